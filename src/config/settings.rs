@@ -1,0 +1,163 @@
+//! What the settings mean: checked, typed values with every default filled in. How they were typed is `raw.rs`'s business.
+//!
+//! Each field names its config key; flags and variables follow from the table in `table.rs`.
+
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
+
+use serde::Serialize;
+
+use super::Secret;
+
+/// Everything `tailbone server …` needs to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// `components`
+    pub components: BTreeSet<Component>,
+    pub log: Log,
+    pub keys: Keys,
+    pub server: Server,
+    pub admin: Admin,
+}
+
+/// A part of the program that can be switched on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Component {
+    Admin,
+    Issuer,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// `log.level`
+    pub level: LogLevel,
+    /// `log.format`
+    pub format: LogFormat,
+    /// `log.no_color`
+    pub no_color: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Console,
+    Json,
+}
+
+/// Signing keys and where their public halves are published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keys {
+    /// `keys.dir`
+    pub dir: PathBuf,
+    /// `keys.issuer`: the `iss` claim; left out of tokens when empty.
+    pub issuer: String,
+    /// `keys.expiry`: life of a token, whole seconds.
+    pub expiry: Duration,
+    /// `key.prefix`: first part of a new key's id.
+    pub prefix: String,
+    /// `keys.algorithm` and, for RSA, `keys.size`: what a new key is.
+    pub spec: KeySpec,
+    /// `keys.rotateEvery`: age at which the signing key gets a successor; off when absent.
+    pub rotate_every: Option<Duration>,
+    /// `keys.cacheTime`: how long verifiers may keep the JWKS; a new key waits this long before it signs.
+    pub cache_time: Duration,
+    /// `keys.skew`: how far verifiers' clocks may be off.
+    pub skew: Duration,
+    pub publish: Publish,
+}
+
+/// Where the JWKS is published for verifiers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Publish {
+    /// `keys.jwksFile`; the default is `jwks.json` in `keys.dir`.
+    File { path: PathBuf },
+    /// `keys.bucket`, `keys.keyPath`, `keys.s3.endpoint`, `keys.s3.pathStyle`
+    S3 {
+        bucket: String,
+        key_path: String,
+        endpoint: Option<String>,
+        path_style: bool,
+    },
+}
+
+/// What kind of key pair to make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KeySpec {
+    /// RS256 with a modulus of 2048, 3072 or 4096 bits.
+    Rs256 { bits: u32 },
+    /// ES256 (P-256).
+    Es256,
+    /// EdDSA (Ed25519).
+    EdDsa,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// `server.port`
+    pub port: u16,
+    /// `server.binding`
+    pub binding: Binding,
+    /// `server.grace`: time given to open requests on a stop.
+    pub grace: Duration,
+    pub tailscale: Tailscale,
+}
+
+/// Which tailnet address a listener takes. No listener ever takes a host address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Binding {
+    /// Every tailnet address of the node (`auto`, or empty).
+    Auto,
+    /// One tailnet address.
+    Addr(IpAddr),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tailscale {
+    /// `server.tailscale.authkey`; needed only where there is no state yet.
+    pub authkey: Option<Secret>,
+    /// `server.tailscale.dir`
+    pub dir: PathBuf,
+    /// `server.tailscale.hostname`
+    pub hostname: String,
+    /// `server.tailscale.controlUrl`
+    pub control_url: Option<String>,
+    /// `server.tailscale.ephemeral`
+    pub ephemeral: bool,
+    /// `server.tailscale.tags`
+    pub tags: Vec<String>,
+    /// `server.tailscale.joinTimeout`
+    pub join_timeout: Duration,
+    /// `server.tailscale.joinRetry`
+    pub join_retry: Duration,
+    /// `server.tailscale.uploadLogs`
+    pub upload_logs: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// `admin.port`
+    pub port: u16,
+    /// `admin.binding`
+    pub binding: Binding,
+    /// `admin.authorization`
+    pub authorization: Authorization,
+    /// `admin.socket`: the local admin socket; the default is `admin.sock` in `server.tailscale.dir`.
+    pub socket: PathBuf,
+}
+
+/// Who may administer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Authorization {
+    /// The node's owner, the local socket, or a grant.
+    Grant,
+    /// Whoever reaches the port, as the original had it.
+    Open,
+}

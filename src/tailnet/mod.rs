@@ -1,0 +1,43 @@
+//! The tailnet as the rest of the program sees it: a [`Node`] that joins, tells who a peer is, and hands over connections.
+//!
+//! Invariants
+//! - A connection and the address of its peer arrive together ([`Listener::accept`]); nothing is looked up by descriptor.
+//! - [`Node::generation`] grows whenever an answer of [`Node::whois`] may have changed; reading it costs no call.
+//! - Every wait ends when its future is dropped or the node is closed; closing is idempotent and bounded.
+//!
+//! `ffi.rs` is the fence to Go and holds the unsafe code; `embedded.rs` is the real node, `fake.rs` one on loopback TCP for
+//! fast tests. Both pass the same test list. Who may do what is not decided here: see `identity`.
+
+mod error;
+mod listener;
+mod status;
+mod stream;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+
+pub use error::Error;
+pub use listener::{ListenAddr, Listener, Peer, Via};
+pub use status::{BackendState, Status, WhoIs, WhoIsNode, WhoIsUser};
+pub use stream::Stream;
+
+/// A node of a tailnet. Two implementations: the embedded tsnet node and the fake.
+pub trait Node: Send + Sync + std::fmt::Debug + 'static {
+    /// Grows with every change of the network map; a cached [`WhoIs`] is good while it stands still.
+    fn generation(&self) -> u64;
+    /// The newest picture of the node's own state. The first value is there from the start.
+    fn watch(&self) -> watch::Receiver<Arc<Status>>;
+    /// Who is behind this tailnet address.
+    fn whois(&self, peer: SocketAddr) -> BoxFuture<'_, Result<WhoIs, Error>>;
+    /// Listens on the tailnet only. `addr` as in [`ListenAddr`].
+    fn listen(&self, addr: ListenAddr) -> BoxFuture<'_, Result<Listener, Error>>;
+    /// Opens a TCP connection over the tailnet (`host:port`, MagicDNS names included).
+    fn dial<'a>(&'a self, addr: &'a str, timeout: Duration)
+    -> BoxFuture<'a, Result<Stream, Error>>;
+    /// Forgets this node on the control server (what an ephemeral node does on a clean stop).
+    fn logout(&self, timeout: Duration) -> BoxFuture<'_, Result<(), Error>>;
+    /// Ends everything: listeners, streams, waits. Idempotent, at most 6 s.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}

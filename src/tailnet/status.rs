@@ -1,0 +1,97 @@
+//! What the node says about itself and about others. Decoded from the JSON that crosses the fence.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use serde::Deserialize;
+
+/// The node's own state at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    pub generation: u64,
+    pub state: BackendState,
+    /// Where a person has to log in, while `NeedsLogin`.
+    pub auth_url: String,
+    /// The last words of the control server about this node; empty when it has none.
+    pub error: String,
+    /// Stable node id.
+    pub id: String,
+    /// MagicDNS name without the final dot.
+    pub name: String,
+    pub hostname: String,
+    pub addresses: Vec<IpAddr>,
+    /// MagicDNS suffix of the tailnet.
+    pub tailnet: String,
+    #[serde(deserialize_with = "moment")]
+    pub key_expiry: Option<jiff::Timestamp>,
+    pub expired: bool,
+    pub tags: Vec<String>,
+    /// Login of the node's owner; empty for a tagged node.
+    pub owner: String,
+    pub health: Vec<String>,
+    /// Whether the control server is being listened to right now.
+    pub in_map_poll: bool,
+    /// Why the last contact with the control server failed; empty when it did not.
+    pub control_error: String,
+}
+
+/// The words of Tailscale's backend for its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub enum BackendState {
+    #[default]
+    NoState,
+    InUseOtherUser,
+    NeedsLogin,
+    NeedsMachineAuth,
+    Stopped,
+    Starting,
+    Running,
+}
+
+/// Who is behind an address.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct WhoIs {
+    pub node: WhoIsNode,
+    pub user: WhoIsUser,
+    /// Grants (app capabilities) of this peer towards us.
+    #[serde(default)]
+    pub caps: BTreeMap<String, Vec<serde_json::Value>>,
+    /// Neither shared into the tailnet nor from another one.
+    pub same_tailnet: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct WhoIsNode {
+    /// Stable node id.
+    pub id: String,
+    /// MagicDNS name without the final dot.
+    pub name: String,
+    pub hostname: String,
+    pub addresses: Vec<IpAddr>,
+    pub tags: Vec<String>,
+    #[serde(deserialize_with = "moment")]
+    pub key_expiry: Option<jiff::Timestamp>,
+    pub expired: bool,
+    /// Shared into this tailnet by someone.
+    pub sharer: bool,
+    pub user_id: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct WhoIsUser {
+    pub id: i64,
+    pub login: String,
+    pub display_name: String,
+    pub picture: String,
+}
+
+/// RFC 3339, or nothing where the string is empty.
+fn moment<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<jiff::Timestamp>, D::Error> {
+    let text = String::deserialize(d)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(serde::de::Error::custom)
+}
