@@ -1,1 +1,10 @@
-//! (being written)
+//! HTTP as all components share it: serving a listener ([`serve`]), the layers around each router ([`layers`]), and the one
+//! place where an error becomes a status ([`error`]).
+//!
+//! Left to the components: their routes, and which of their errors is which [`error::Kind`].
+
+pub mod error;
+pub mod layers;
+pub mod serve;
+
+pub use error::Error;

@@ -1,1 +1,15 @@
-//! (being written)
+//! Who calls. The network says it (WhoIs); this module turns its words into a [`Caller`] or a [`Refusal`], and nothing else
+//! in the program decides about identity.
+//!
+//! Invariants
+//! - Denied wherever identity is in doubt: node not running, WhoIs failed, unknown peer, expired node, another tailnet.
+//! - A caller is known per connection and kept only while the network map stands still ([`Connection::caller`]).
+//! - A Funnel peer is a variant of its own and is never looked up: its address means nothing on the tailnet.
+//!
+//! What a known caller may do is left to the components; [`Caller::grants`] hands them the tailnet policy's own words.
+
+mod caller;
+mod connection;
+
+pub use caller::{Caller, Machine, Refusal, User};
+pub use connection::Connection;

@@ -1,0 +1,32 @@
+# Shared by the scripts beside it: where things are cached, how steps are told, how a missing thing is named.
+# Sourced, never run.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cache=${TAILBONE_CACHE:-${XDG_CACHE_HOME:-${HOME:?HOME or TAILBONE_CACHE must be set}/.cache}/tailbone}
+tools=$cache/bin
+venv=$cache/venv
+export PATH="$tools:$PATH"
+
+# Versions of what the tests stand on. A change here is the whole upgrade.
+versitygw_version=v1.8.0
+pyjwt_version=2.15.1
+cryptography_version=50.0.2
+grpcio_version=1.85.1
+cargo_deny_version=0.20.2
+
+say() { printf '\n\033[1m==> %s\033[0m\n' "$*" >&2; }
+note() { printf '    %s\n' "$*" >&2; }
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# Runs a step, telling its name first and its time afterwards.
+step() {
+  local name=$1 started=$SECONDS
+  shift
+  say "$name"
+  "$@" || die "step failed: $name"
+  note "$name: $((SECONDS - started)) s"
+}

@@ -1,0 +1,180 @@
+//! The one error map: what went wrong ([`Kind`]) decides the status; the answer is JSON and names a stable code.
+//!
+//! ```json
+//! {"error": "unknown_peer", "error_description": "…", "request_id": "…"}
+//! ```
+//!
+//! The shape is RFC 6749's (`error`, `error_description`) with the request's id, which the log and audit lines of the same
+//! request carry. The cause is for the log alone and never leaves the process.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderValue, StatusCode, header};
+use serde::Serialize;
+
+/// Who is to blame, and for what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The request makes no sense.
+    BadRequest,
+    /// A bug or a broken machine of ours.
+    Internal,
+    /// Known, and refused.
+    Forbidden,
+    /// The route exists for another method.
+    MethodNotAllowed {
+        allow: &'static str,
+    },
+    NotFound,
+    /// The request took too long to arrive or to be answered.
+    Timeout,
+    TooLarge,
+    /// We cannot tell who calls.
+    Unauthorized,
+    /// Trouble of ours that may pass.
+    Unavailable {
+        retry_after: Duration,
+    },
+}
+
+impl Kind {
+    fn status(self) -> StatusCode {
+        match self {
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::Timeout => StatusCode::REQUEST_TIMEOUT,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+/// An error on its way to the caller.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct Error {
+    pub kind: Kind,
+    /// Stable, for programs.
+    pub code: &'static str,
+    /// For people: what is wrong and what to do; no path, no inner error.
+    pub message: String,
+    #[source]
+    pub cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    pub fn new(kind: Kind, code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            code,
+            message: message.into(),
+            cause: None,
+        }
+    }
+
+    pub fn because(mut self, cause: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.cause = Some(Arc::new(cause));
+        self
+    }
+
+    pub fn not_found() -> Self {
+        Self::new(Kind::NotFound, "not_found", "no such path here")
+    }
+
+    pub fn method_not_allowed(allow: &'static str) -> Self {
+        Self::new(
+            Kind::MethodNotAllowed { allow },
+            "method_not_allowed",
+            format!("use {allow}"),
+        )
+    }
+
+    /// The answer, with the id under which the log knows the request.
+    pub fn answer(&self, request_id: &str) -> Response {
+        let body = Body {
+            error: self.code,
+            error_description: &self.message,
+            request_id,
+        };
+        let mut response = (self.kind.status(), Json(body)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        match self.kind {
+            Kind::MethodNotAllowed { allow } => {
+                headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+            }
+            Kind::Unavailable { retry_after } => {
+                headers.insert(
+                    header::RETRY_AFTER,
+                    HeaderValue::from(retry_after.as_secs().max(1)),
+                );
+            }
+            // RFC 9110 wants a challenge with each 401. Ours cannot be met by a header: identity is the connection.
+            Kind::Unauthorized => {
+                headers.insert(
+                    header::WWW_AUTHENTICATE,
+                    HeaderValue::from_static("Tailnet"),
+                );
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    error: &'a str,
+    error_description: &'a str,
+    request_id: &'a str,
+}
+
+/// Parks the error in the response; [`super::layers`] writes the answer, since only there the request's id is known.
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let mut response = self.kind.status().into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_names_the_allowed_method_and_never_the_cause() {
+        let error =
+            Error::method_not_allowed("POST").because(std::io::Error::other("/secret/path"));
+        let response = error.answer("r-1");
+        assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(response.headers()[header::ALLOW], "POST");
+        let body = futures_util::FutureExt::now_or_never(http_body_util::BodyExt::collect(
+            response.into_body(),
+        ));
+        let text = String::from_utf8(body.unwrap().unwrap().to_bytes().to_vec()).unwrap();
+        assert_eq!(
+            text,
+            r#"{"error":"method_not_allowed","error_description":"use POST","request_id":"r-1"}"#
+        );
+    }
+
+    #[test]
+    fn trouble_of_ours_says_when_to_come_back() {
+        let kind = Kind::Unavailable {
+            retry_after: Duration::from_millis(200),
+        };
+        assert_eq!(
+            Error::new(kind, "x", "y").answer("r").headers()[header::RETRY_AFTER],
+            "1"
+        );
+    }
+}

@@ -1,0 +1,141 @@
+//! What surrounds every router, from the outside in:
+//!
+//! 1. `request`: gives the request an id and a span, writes the answer of a parked [`Error`], logs its cause. Outermost,
+//!    so that every answer has its id, those of the layers below too.
+//! 2. catch-panic: a panic in a handler is a 500 of this request, not the end of the connection's task.
+//! 3. concurrency limit with load shed: above the bound a request is refused at once instead of waiting in memory.
+//! 4. timeout: the longest that a handler may take.
+//! 5. body limit: no route takes a large body.
+//!
+//! Limits of the connection (header size, header time) belong to [`super::serve`].
+
+use std::{any::Any, convert::Infallible, time::Duration};
+
+use axum::{
+    BoxError, Router,
+    extract::{DefaultBodyLimit, Request},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+};
+use http::{HeaderName, HeaderValue, StatusCode};
+use tower::{
+    ServiceBuilder, limit::ConcurrencyLimitLayer, load_shed::LoadShedLayer, timeout::TimeoutLayer,
+};
+use tower_http::{catch_panic::CatchPanicLayer, limit::RequestBodyLimitLayer};
+use tracing::Instrument;
+
+use super::{Error, error::Kind};
+use crate::telemetry::log::chain;
+
+pub const REQUEST_TIME: Duration = Duration::from_secs(30);
+pub const BODY_BYTES: usize = 64 << 10;
+/// Requests in hand at once, over all connections of a listener.
+pub const REQUESTS: usize = 4096;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The id under which log, audit and answer know a request.
+#[derive(Debug, Clone)]
+pub struct RequestId(pub String);
+
+/// Wraps a component's routes. Its name becomes the span's.
+pub fn wrap(router: Router, component: &'static str) -> Router {
+    let bounded = ServiceBuilder::new()
+        .layer(axum::error_handling::HandleErrorLayer::new(limit_error))
+        .layer(LoadShedLayer::new())
+        .layer(ConcurrencyLimitLayer::new(REQUESTS))
+        .layer(TimeoutLayer::new(REQUEST_TIME));
+    router
+        .fallback(|| async { Error::not_found() })
+        .layer(DefaultBodyLimit::disable())
+        .layer(RequestBodyLimitLayer::new(BODY_BYTES))
+        .layer(bounded)
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn(move |request: Request, next: Next| {
+            request_scope(component, request, next)
+        }))
+}
+
+/// An id of our own for each request: one from outside could be made to collide or to carry anything into the log.
+async fn request_scope(
+    component: &'static str,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Infallible> {
+    let id = uuid::Uuid::now_v7().simple().to_string();
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let span = tracing::info_span!("request", component, request_id = %id);
+    let response = next.run(request).instrument(span.clone()).await;
+    let _entered = span.enter();
+    let mut response = answer(response, &id);
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    Ok(response)
+}
+
+fn answer(mut response: Response, id: &str) -> Response {
+    if let Some(error) = response.extensions_mut().remove::<Error>() {
+        match (&error.kind, &error.cause) {
+            (Kind::Internal | Kind::Unavailable { .. }, Some(cause)) => {
+                tracing::error!(target: "server", code = error.code, error = chain(cause.as_ref()), "request failed");
+            }
+            (Kind::Internal | Kind::Unavailable { .. }, None) => {
+                tracing::error!(target: "server", code = error.code, "request failed: {}", error.message);
+            }
+            _ => {
+                tracing::debug!(target: "server", code = error.code, "request refused: {}", error.message)
+            }
+        }
+        return error.answer(id);
+    }
+    // Refusals of layers that know nothing of `Error`.
+    match response.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => Error::new(
+            Kind::TooLarge,
+            "body_too_large",
+            format!("a body may have {BODY_BYTES} bytes at most"),
+        )
+        .answer(id),
+        _ => response,
+    }
+}
+
+async fn limit_error(error: BoxError) -> Error {
+    if error.is::<tower::timeout::error::Elapsed>() {
+        return Error::new(
+            Kind::Timeout,
+            "timeout",
+            format!("not done within {REQUEST_TIME:?}"),
+        );
+    }
+    if error.is::<tower::load_shed::error::Overloaded>() {
+        let kind = Kind::Unavailable {
+            retry_after: Duration::from_secs(1),
+        };
+        return Error::new(kind, "overloaded", "too many requests at once; try again");
+    }
+    Error::new(
+        Kind::Internal,
+        "internal",
+        "unexpected failure; the log has the cause under this id",
+    )
+    .because(std::io::Error::other(error.to_string()))
+}
+
+fn panicked(cause: Box<dyn Any + Send>) -> Response {
+    let words = cause
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| cause.downcast_ref::<&str>().copied())
+        .unwrap_or("no words");
+    Error::new(
+        Kind::Internal,
+        "internal",
+        "unexpected failure; the log has the cause under this id",
+    )
+    .because(std::io::Error::other(format!(
+        "a handler panicked: {words}"
+    )))
+    .into_response()
+}

@@ -1,0 +1,230 @@
+//! The caller as the rest of the program sees it, and every reason for not knowing one.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use crate::{
+    http::{self, error::Kind},
+    tailnet::{self, BackendState, WhoIs},
+};
+
+/// Who calls.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Caller {
+    /// Somebody on the internet, through Funnel. Nothing is known but the address.
+    Funnel(SocketAddr),
+    /// A tagged node: it acts for itself and has no user.
+    Machine(Machine),
+    /// A person, on one of their own nodes.
+    User(User),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct User {
+    /// The user's number on the control server: stays when the login is renamed.
+    pub id: i64,
+    pub login: String,
+    pub display_name: String,
+    /// Stable id of the node that the user calls from.
+    pub node_id: String,
+    grants: Grants,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Machine {
+    /// Stable node id.
+    pub id: String,
+    /// MagicDNS name, or the host name where the tailnet has no MagicDNS.
+    pub name: String,
+    pub tags: Vec<String>,
+    /// What the control server says of the profile that all tagged nodes share.
+    pub login: String,
+    pub display_name: String,
+    grants: Grants,
+}
+
+/// Shared, since a caller is cloned for each request of its connection.
+type Grants = Arc<BTreeMap<String, Vec<serde_json::Value>>>;
+
+/// Tailscale's own words for the profile of tagged nodes; not every control server sends them.
+const TAGGED_LOGIN: &str = "tagged-devices";
+const TAGGED_NAME: &str = "Tagged Devices";
+
+impl Caller {
+    /// Reads WhoIs' answer. Tags decide what is a machine: the profile of a tagged node belongs to nobody.
+    pub fn from_whois(whois: WhoIs) -> Result<Self, Refusal> {
+        let WhoIs {
+            node,
+            user,
+            caps: grants,
+            same_tailnet,
+        } = whois;
+        if !same_tailnet {
+            return Err(Refusal::ForeignTailnet { login: user.login });
+        }
+        if node.expired {
+            return Err(Refusal::NodeExpired { node: node.name });
+        }
+        if node.tags.is_empty() {
+            if user.login.is_empty() {
+                return Err(Refusal::UnknownPeer);
+            }
+            return Ok(Self::User(User {
+                id: user.id,
+                login: user.login,
+                display_name: user.display_name,
+                node_id: node.id,
+                grants: Arc::new(grants),
+            }));
+        }
+        let or = |text: String, default: &str| {
+            if text.is_empty() {
+                default.to_owned()
+            } else {
+                text
+            }
+        };
+        Ok(Self::Machine(Machine {
+            id: node.id,
+            name: if node.name.is_empty() {
+                node.hostname
+            } else {
+                node.name
+            },
+            tags: node.tags,
+            login: or(user.login, TAGGED_LOGIN),
+            display_name: or(user.display_name, TAGGED_NAME),
+            grants: Arc::new(grants),
+        }))
+    }
+
+    /// The values that the tailnet's policy grants this caller towards us under `capability`.
+    pub fn grants(&self, capability: &str) -> &[serde_json::Value] {
+        let grants = match self {
+            Self::Funnel(_) => return &[],
+            Self::Machine(machine) => &machine.grants,
+            Self::User(user) => &user.grants,
+        };
+        grants.get(capability).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// How logs and audit lines name a caller.
+impl std::fmt::Display for Caller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Funnel(addr) => write!(f, "funnel:{addr}"),
+            Self::Machine(machine) => write!(f, "node:{}", machine.name),
+            Self::User(user) => write!(f, "user:{}", user.login),
+        }
+    }
+}
+
+/// Why there is no caller.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Refusal {
+    #[error("{login} belongs to another tailnet")]
+    ForeignTailnet { login: String },
+    #[error("callers from the internet have no identity here")]
+    Funnel,
+    #[error("the node {node} has an expired key: log in again on it (`tailscale login`)")]
+    NodeExpired { node: String },
+    #[error("the server's own node is not on the tailnet ({state:?})")]
+    NotRunning { state: BackendState },
+    #[error("the tailnet knows no node at the caller's address")]
+    UnknownPeer,
+    #[error("the tailnet could not say who calls")]
+    WhoIsFailed(#[source] Arc<tailnet::Error>),
+}
+
+impl Refusal {
+    /// Stable, for programs, logs and metrics.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::ForeignTailnet { .. } => "foreign_tailnet",
+            Self::Funnel => "funnel",
+            Self::NodeExpired { .. } => "node_expired",
+            Self::NotRunning { .. } => "node_not_running",
+            Self::UnknownPeer => "unknown_peer",
+            Self::WhoIsFailed(_) => "whois_failed",
+        }
+    }
+}
+
+/// 503 for trouble of ours, 401 for unknown, 403 for known and refused.
+impl From<Refusal> for http::Error {
+    fn from(refusal: Refusal) -> Self {
+        let kind = match &refusal {
+            Refusal::ForeignTailnet { .. } | Refusal::Funnel | Refusal::NodeExpired { .. } => {
+                Kind::Forbidden
+            }
+            Refusal::UnknownPeer => Kind::Unauthorized,
+            Refusal::NotRunning { .. } | Refusal::WhoIsFailed(_) => Kind::Unavailable {
+                retry_after: Duration::from_secs(5),
+            },
+        };
+        let error = Self::new(kind, refusal.code(), refusal.to_string());
+        match refusal {
+            Refusal::WhoIsFailed(cause) => error.because(cause),
+            _ => error,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tailnet::{WhoIsNode, WhoIsUser};
+
+    fn whois() -> WhoIs {
+        WhoIs {
+            node: WhoIsNode {
+                id: "n1".into(),
+                name: "laptop.example.ts.net".into(),
+                ..WhoIsNode::default()
+            },
+            user: WhoIsUser {
+                id: 7,
+                login: "alice@example.com".into(),
+                display_name: "Alice".into(),
+                ..WhoIsUser::default()
+            },
+            caps: BTreeMap::from([(
+                "tailbone.dev/cap/admin".into(),
+                vec![serde_json::json!({"methods": ["list"]})],
+            )]),
+            same_tailnet: true,
+        }
+    }
+
+    #[test]
+    fn a_node_without_tags_is_its_user() {
+        let caller = Caller::from_whois(whois()).unwrap();
+        assert_eq!(caller.to_string(), "user:alice@example.com");
+        assert_eq!(caller.grants("tailbone.dev/cap/admin").len(), 1);
+        assert!(caller.grants("tailbone.dev/cap/gate").is_empty());
+    }
+
+    #[test]
+    fn tags_make_a_machine_even_when_a_user_is_told() {
+        let mut whois = whois();
+        whois.node.tags = vec!["tag:ci".into()];
+        let Caller::Machine(machine) = Caller::from_whois(whois).unwrap() else {
+            panic!("not a machine")
+        };
+        assert_eq!(machine.tags, ["tag:ci"]);
+    }
+
+    #[test]
+    fn doubt_is_refused() {
+        let refused = |change: fn(&mut WhoIs)| {
+            let mut whois = whois();
+            change(&mut whois);
+            Caller::from_whois(whois)
+                .map(|c| c.to_string())
+                .map_err(|r| r.code())
+        };
+        assert_eq!(refused(|w| w.same_tailnet = false), Err("foreign_tailnet"));
+        assert_eq!(refused(|w| w.node.expired = true), Err("node_expired"));
+        assert_eq!(refused(|w| w.user.login.clear()), Err("unknown_peer"));
+    }
+}

@@ -1,0 +1,97 @@
+//! What is known of one connection: its peer, and who that is for as long as the network map stands still.
+
+use std::sync::Arc;
+
+use ::http::request::Parts;
+use arc_swap::ArcSwapOption;
+use axum::extract::FromRequestParts;
+
+use super::{Caller, Refusal};
+use crate::{
+    http::{self, error::Kind},
+    tailnet::{self, BackendState, Node, Peer, Via},
+};
+
+/// One connection from the tailnet. Part of every request's extensions; handlers take a [`Caller`] instead.
+#[derive(Debug)]
+pub struct Connection {
+    node: Arc<dyn Node>,
+    peer: Peer,
+    known: ArcSwapOption<Known>,
+}
+
+/// An answer and the generation of the network map that it was true in.
+#[derive(Debug)]
+struct Known {
+    generation: u64,
+    caller: Caller,
+}
+
+impl Connection {
+    pub fn new(node: Arc<dyn Node>, peer: Peer) -> Self {
+        Self {
+            node,
+            peer,
+            known: ArcSwapOption::empty(),
+        }
+    }
+
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// Who calls, right now. Without a change of the network map this costs two atomic reads.
+    pub async fn caller(&self) -> Result<Caller, Refusal> {
+        if self.peer.via == Via::Funnel {
+            return Ok(Caller::Funnel(self.peer.addr));
+        }
+        // Read before asking: an answer that is newer than its generation only costs one more question later.
+        let generation = self.node.generation();
+        if let Some(known) = self
+            .known
+            .load()
+            .as_ref()
+            .filter(|known| known.generation == generation)
+        {
+            return Ok(known.caller.clone());
+        }
+        let state = self.node.watch().borrow().state;
+        if state != BackendState::Running {
+            return Err(Refusal::NotRunning { state });
+        }
+        let whois = self
+            .node
+            .whois(self.peer.addr)
+            .await
+            .map_err(|error| match error {
+                tailnet::Error::NotFound => Refusal::UnknownPeer,
+                other => Refusal::WhoIsFailed(Arc::new(other)),
+            })?;
+        let caller = Caller::from_whois(whois)?;
+        self.known.store(Some(Arc::new(Known {
+            generation,
+            caller: caller.clone(),
+        })));
+        Ok(caller)
+    }
+}
+
+/// Handlers see who calls, never an address or a header. Funnel callers have no identity, so a route that takes a `Caller`
+/// refuses them; one that serves the internet takes the [`Connection`] itself.
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = http::Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        let Some(connection) = parts.extensions.get::<Arc<Connection>>().cloned() else {
+            return Err(http::Error::new(
+                Kind::Internal,
+                "internal",
+                "this listener does not tell who calls",
+            ));
+        };
+        match connection.caller().await? {
+            Caller::Funnel(_) => Err(Refusal::Funnel.into()),
+            caller => Ok(caller),
+        }
+    }
+}

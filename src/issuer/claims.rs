@@ -1,0 +1,91 @@
+//! What a token says: the claims of the contract in their order, then ours. A pure function of caller, rules and time.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::identity::Caller;
+
+/// What holds for every token.
+#[derive(Debug, Clone)]
+pub struct TokenRules {
+    /// `iss`; left out when empty.
+    pub issuer: String,
+    /// `exp` − `iat`.
+    pub expiry: Duration,
+    /// How far `nbf` lies before `iat`, for verifiers whose clock is behind.
+    pub skew: Duration,
+}
+
+/// RFC 7519 claims of an issued token. `iss` to `display_name` mean what they always meant; the others are additions.
+#[derive(Debug, Serialize)]
+pub struct Claims<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    iss: &'a str,
+    exp: i64,
+    nbf: i64,
+    iat: i64,
+    user: &'a str,
+    display_name: &'a str,
+    /// `user-<id>` or `node-<stable id>`: survives renamed logins, and a node can never be taken for a user.
+    sub: String,
+    jti: String,
+    /// Machines only.
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    tags: &'a [String],
+    /// Machines only: MagicDNS name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<&'a str>,
+}
+
+impl<'a> Claims<'a> {
+    /// `None` for a Funnel caller, who has no identity to vouch for.
+    pub fn new(
+        caller: &'a Caller,
+        rules: &'a TokenRules,
+        now: Timestamp,
+        id: Uuid,
+    ) -> Option<Self> {
+        let iat = now.as_second();
+        let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+        let (user, display_name, sub, tags, node) = match caller {
+            Caller::Funnel(_) => return None,
+            Caller::Machine(m) => (
+                &m.login,
+                &m.display_name,
+                format!("node-{}", m.id),
+                m.tags.as_slice(),
+                Some(m.name.as_str()),
+            ),
+            Caller::User(u) => (
+                &u.login,
+                &u.display_name,
+                format!("user-{}", u.id),
+                &[][..],
+                None,
+            ),
+        };
+        Some(Self {
+            iss: &rules.issuer,
+            exp: iat.saturating_add(seconds(rules.expiry)),
+            nbf: iat.saturating_sub(seconds(rules.skew)),
+            iat,
+            user,
+            display_name,
+            sub,
+            jti: id.simple().to_string(),
+            tags,
+            node,
+        })
+    }
+
+    pub fn jti(&self) -> &str {
+        &self.jti
+    }
+
+    pub fn subject(&self) -> &str {
+        &self.sub
+    }
+}

@@ -1,0 +1,103 @@
+//! Signals, in a process that a Go runtime lives in.
+//!
+//! Go's threads exist before `main` and do not inherit our mask, so a signalfd would miss what is delivered to one of them;
+//! and Go demands an alternate stack of every handler (`SA_ONSTACK`), which tokio's own do not use. So: handlers of our own,
+//! installed once, that do nothing but write the signal's number into a pipe, which a task reads.
+//!
+//! One of the two files in `src/` that hold unsafe code.
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    sync::atomic::{AtomicI32, Ordering},
+};
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use tokio::io::unix::AsyncFd;
+
+/// A signal that the daemon acts on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// Reload settings and keys.
+    Hangup,
+    /// End: Ctrl-C.
+    Interrupt,
+    /// End: the supervisor's.
+    Terminate,
+}
+
+impl Signal {
+    const ALL: [(Self, libc::c_int); 3] =
+        [(Self::Hangup, libc::SIGHUP), (Self::Interrupt, libc::SIGINT), (Self::Terminate, libc::SIGTERM)];
+}
+
+/// The signals of this process, in the order of their arrival.
+#[derive(Debug)]
+pub struct Signals {
+    pipe: AsyncFd<OwnedFd>,
+}
+
+/// Where the handler writes. -1 until installed; the descriptor then stays open for the life of the process.
+static PIPE: AtomicI32 = AtomicI32::new(-1);
+
+impl Signals {
+    /// Takes over the signals of the process. Needs a tokio runtime; once per process.
+    pub fn install() -> io::Result<Self> {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let pipe = AsyncFd::new(read)?;
+        if PIPE.compare_exchange(-1, write.as_raw_fd(), Ordering::SeqCst, Ordering::SeqCst).is_err() {
+            return Err(io::Error::other("signals are taken already"));
+        }
+        // The handler may run as long as the process does, and so must the descriptor live.
+        std::mem::forget(write);
+        for (_, number) in Signal::ALL {
+            handle(number)?;
+        }
+        Ok(Self { pipe })
+    }
+
+    /// The next signal.
+    pub async fn next(&mut self) -> io::Result<Signal> {
+        loop {
+            let mut ready = self.pipe.readable().await?;
+            let mut byte = [0u8; 1];
+            match ready.try_io(|pipe| Ok(rustix::io::read(pipe.get_ref(), &mut byte)?)) {
+                Ok(Err(error)) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                Ok(Ok(1)) => {
+                    if let Some((signal, _)) = Signal::ALL.into_iter().find(|(_, n)| *n == libc::c_int::from(byte[0])) {
+                        return Ok(signal);
+                    }
+                }
+                // Interrupted, or not ready after all.
+                _ => {}
+            }
+        }
+    }
+}
+
+fn handle(number: libc::c_int) -> io::Result<()> {
+    // SAFETY: an all-zero sigaction is a valid value of that plain C struct; it is ours and lives on this stack.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = on_signal as extern "C" fn(libc::c_int) as usize;
+    // Go's rule for foreign handlers; and system calls that can be restarted are.
+    action.sa_flags = libc::SA_ONSTACK | libc::SA_RESTART;
+    // SAFETY: both pointers are to `action`, initialised above and alive over the calls; no old action is asked for.
+    // The handler is async-signal-safe on any thread: see `on_signal`.
+    let failed = unsafe { libc::sigemptyset(&raw mut action.sa_mask) != 0 || libc::sigaction(number, &raw const action, std::ptr::null_mut()) != 0 };
+    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Runs on whatever thread the kernel picks, Go's too: only an atomic read, `write`, and errno put back as it was.
+/// A full pipe loses the signal, after thousands that wait already.
+extern "C" fn on_signal(number: libc::c_int) {
+    let fd = PIPE.load(Ordering::Relaxed);
+    let Ok(byte) = u8::try_from(number) else { return };
+    // SAFETY: errno is this thread's own; `byte` lives over the call and one byte of it is written; `fd` is never closed.
+    unsafe {
+        let errno = libc::__errno_location();
+        let before = *errno;
+        libc::write(fd, (&raw const byte).cast(), 1);
+        *errno = before;
+    }
+}

@@ -1,0 +1,304 @@
+//! Log lines on standard output, in the two shapes that the original had, each with its time.
+//!
+//! - console: `2026-11-22T08:15:04.120Z INF issuer issued token kid=… user=…`
+//! - json: one object a line with `time`, `level`, `component`, `message`, the fields, and `error` for errors.
+//!
+//! The component is the event's target: its own word (`target: "issuer"`), or the module's name below the crate.
+//! Fields of the spans around an event (the request id) are part of its line. Lines of libraries pass from `warn` on.
+
+use std::{
+    fmt::Write as _,
+    io::{IsTerminal, Write as _},
+};
+
+use serde_json::{Map, Value};
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+};
+use tracing_subscriber::{
+    Layer,
+    layer::{Context, SubscriberExt},
+    registry::LookupSpan,
+    util::SubscriberInitExt,
+};
+
+use crate::config::{Log, LogFormat, LogLevel};
+
+/// Targets of our own that are not module paths.
+const OWN_TARGETS: [&str; 8] = [
+    "admin",
+    "audit",
+    "housekeeper",
+    "issuer",
+    "keys",
+    "server",
+    "ts",
+    "tsnet",
+];
+
+/// Starts logging for the whole process. A second call changes nothing.
+pub fn init(settings: &Log) {
+    let layer = Lines {
+        level: level(settings.level),
+        format: settings.format,
+        color: !settings.no_color && std::io::stdout().is_terminal(),
+    };
+    // Fails only when a subscriber is already there, which is then the one to use.
+    let _ = tracing_subscriber::registry().with(layer).try_init();
+}
+
+fn level(level: LogLevel) -> Level {
+    match level {
+        LogLevel::Error => Level::ERROR,
+        LogLevel::Warn => Level::WARN,
+        LogLevel::Info => Level::INFO,
+        LogLevel::Debug => Level::DEBUG,
+        LogLevel::Trace => Level::TRACE,
+    }
+}
+
+struct Lines {
+    level: Level,
+    format: LogFormat,
+    color: bool,
+}
+
+impl<S> Layer<S> for Lines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    fn enabled(&self, meta: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        let most = if component(meta.target()).is_some() {
+            self.level
+        } else {
+            self.level.min(Level::WARN)
+        };
+        *meta.level() <= most
+    }
+
+    fn on_new_span(&self, attributes: &span::Attributes<'_>, id: &span::Id, ctx: Context<'_, S>) {
+        if let Some(span) = ctx.span(id) {
+            let mut fields = Fields::default();
+            attributes.record(&mut fields);
+            span.extensions_mut().insert(fields);
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, ctx: Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        for span in ctx.event_scope(event).into_iter().flatten() {
+            if let Some(outer) = span.extensions().get::<Fields>() {
+                fields.0.extend(outer.0.iter().cloned());
+            }
+        }
+        let target = event.metadata().target();
+        let line = Line {
+            time: jiff::Timestamp::now(),
+            level: *event.metadata().level(),
+            component: component(target).unwrap_or(target),
+            fields,
+        };
+        let mut text = match self.format {
+            LogFormat::Json => line.json(),
+            LogFormat::Console => line.console(self.color),
+        };
+        text.push('\n');
+        // There is nowhere left to say that standard output is gone.
+        let _ = std::io::stdout().lock().write_all(text.as_bytes());
+    }
+}
+
+/// The component a target stands for, or `None` for a library's.
+fn component(target: &str) -> Option<&str> {
+    if OWN_TARGETS.contains(&target) {
+        return Some(target);
+    }
+    let below = target.strip_prefix("tailbone")?;
+    let module = below.strip_prefix("::").unwrap_or("server");
+    Some(module.split("::").next().unwrap_or(module))
+}
+
+struct Line<'a> {
+    time: jiff::Timestamp,
+    level: Level,
+    component: &'a str,
+    fields: Fields,
+}
+
+impl Line<'_> {
+    fn json(mut self) -> String {
+        let message = self.fields.take("message");
+        let mut object = Map::new();
+        object.insert("time".into(), format!("{:.3}", self.time).into());
+        object.insert("level".into(), self.level.as_str().to_lowercase().into());
+        object.insert("component".into(), self.component.into());
+        for (name, value) in self.fields.0 {
+            object.entry(name).or_insert(value);
+        }
+        object.insert("message".into(), message.unwrap_or_default());
+        Value::Object(object).to_string()
+    }
+
+    fn console(mut self, color: bool) -> String {
+        let message = self.fields.take("message").unwrap_or_default();
+        let (word, code) = match self.level {
+            Level::ERROR => ("ERR", 31),
+            Level::WARN => ("WRN", 33),
+            Level::INFO => ("INF", 32),
+            Level::DEBUG => ("DBG", 36),
+            Level::TRACE => ("TRC", 35),
+        };
+        let mut text = format!("{:.3} ", self.time);
+        // Writing to a String cannot fail.
+        let _ = if color {
+            write!(text, "\x1b[{code}m{word}\x1b[0m")
+        } else {
+            write!(text, "{word}")
+        };
+        let _ = write!(text, " {} {}", self.component, one_line(&plain(&message)));
+        for (name, value) in &self.fields.0 {
+            let _ = write!(text, " {name}={}", quoted(&plain(value)));
+        }
+        text
+    }
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// A message of the node may hold anything; it stays on its line.
+fn one_line(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+/// Quoted where a reader (or a terminal) could take it for something else.
+fn quoted(text: &str) -> String {
+    let safe = !text.is_empty()
+        && text
+            .chars()
+            .all(|c| c.is_ascii_graphic() && !matches!(c, '"' | '='));
+    if safe {
+        text.into()
+    } else {
+        format!("{text:?}")
+    }
+}
+
+/// Fields in the order in which they were recorded.
+#[derive(Default)]
+struct Fields(Vec<(String, Value)>);
+
+impl Fields {
+    fn take(&mut self, name: &str) -> Option<Value> {
+        let at = self.0.iter().position(|(n, _)| n == name)?;
+        Some(self.0.remove(at).1)
+    }
+
+    fn put(&mut self, field: &Field, value: impl Into<Value>) {
+        self.0.push((field.name().into(), value.into()));
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.put(field, format!("{value:?}"));
+    }
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, value);
+    }
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, value);
+    }
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, value);
+    }
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, value);
+    }
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field, value);
+    }
+    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
+        self.put(field, chain(value));
+    }
+}
+
+/// An error with all its causes in one line.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let words = cause.to_string();
+        // Some errors already carry their cause's words in their own.
+        if !text.contains(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(fields: &[(&str, Value)]) -> Line<'static> {
+        Line {
+            time: "2026-11-22T08:15:04.1204Z".parse().unwrap(),
+            level: Level::INFO,
+            component: "issuer",
+            fields: Fields(
+                fields
+                    .iter()
+                    .map(|(n, v)| ((*n).into(), v.clone()))
+                    .collect(),
+            ),
+        }
+    }
+
+    #[test]
+    fn json_has_time_and_the_originals_names() {
+        let text = line(&[("message", "issued token".into()), ("kid", "tb-1".into())]).json();
+        assert_eq!(
+            serde_json::from_str::<Value>(&text).unwrap(),
+            serde_json::json!({"time": "2026-11-22T08:15:04.120Z", "level": "info", "component": "issuer", "kid": "tb-1", "message": "issued token"})
+        );
+    }
+
+    #[test]
+    fn a_field_cannot_replace_level_or_time() {
+        let text = line(&[("message", "x".into()), ("level", "forged".into())]).json();
+        assert!(text.contains(r#""level":"info""#), "{text}");
+    }
+
+    #[test]
+    fn console_quotes_what_could_forge_a_line() {
+        let text = line(&[
+            ("message", "m".into()),
+            ("user", "a\nb c".into()),
+            ("kid", "tb-1".into()),
+        ])
+        .console(false);
+        assert_eq!(
+            text,
+            r#"2026-11-22T08:15:04.120Z INF issuer m user="a\nb c" kid=tb-1"#
+        );
+    }
+
+    #[test]
+    fn components_are_own_words_or_modules() {
+        assert_eq!(component("issuer"), Some("issuer"));
+        assert_eq!(component("tailbone::keys::store"), Some("keys"));
+        assert_eq!(component("hyper::proto"), None);
+    }
+}
