@@ -1,6 +1,6 @@
 //! tailbone: identity services on a Tailscale network, from a node inside the process.
 //!
-//! Arrows point down: [`cli`] and [`server`] -> the components ([`issuer`], [`admin`]) -> [`jwks`], [`keys`], [`identity`]
+//! Arrows point down: [`cli`] and [`server`] -> the components (issuer, [`admin`]) -> [`jwks`], [`keys`], [`identity`]
 //! -> [`tailnet`], [`http`], [`telemetry`], [`config`]. Components never import each other. `ARCHITECTURE.md` is the map.
 
 pub mod admin;
@@ -8,9 +8,9 @@ pub mod cli;
 pub mod config;
 pub mod http;
 pub mod identity;
-pub mod issuer;
 pub mod jwks;
 pub mod keys;
 pub mod server;
+pub mod signals;
 pub mod tailnet;
 pub mod telemetry;

@@ -9,12 +9,12 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::AsRawFd,
     sync::atomic::{AtomicI32, Ordering},
 };
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use tokio::io::unix::AsyncFd;
+use tokio::{io::AsyncReadExt, net::unix::pipe::Receiver};
 
 /// A signal that the daemon acts on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,14 +28,17 @@ pub enum Signal {
 }
 
 impl Signal {
-    const ALL: [(Self, libc::c_int); 3] =
-        [(Self::Hangup, libc::SIGHUP), (Self::Interrupt, libc::SIGINT), (Self::Terminate, libc::SIGTERM)];
+    const ALL: [(Self, libc::c_int); 3] = [
+        (Self::Hangup, libc::SIGHUP),
+        (Self::Interrupt, libc::SIGINT),
+        (Self::Terminate, libc::SIGTERM),
+    ];
 }
 
 /// The signals of this process, in the order of their arrival.
 #[derive(Debug)]
 pub struct Signals {
-    pipe: AsyncFd<OwnedFd>,
+    pipe: Receiver,
 }
 
 /// Where the handler writes. -1 until installed; the descriptor then stays open for the life of the process.
@@ -45,8 +48,11 @@ impl Signals {
     /// Takes over the signals of the process. Needs a tokio runtime; once per process.
     pub fn install() -> io::Result<Self> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        let pipe = AsyncFd::new(read)?;
-        if PIPE.compare_exchange(-1, write.as_raw_fd(), Ordering::SeqCst, Ordering::SeqCst).is_err() {
+        let pipe = Receiver::from_owned_fd(read)?;
+        if PIPE
+            .compare_exchange(-1, write.as_raw_fd(), Ordering::SeqCst, Ordering::SeqCst)
+            .is_err()
+        {
             return Err(io::Error::other("signals are taken already"));
         }
         // The handler may run as long as the process does, and so must the descriptor live.
@@ -60,17 +66,9 @@ impl Signals {
     /// The next signal.
     pub async fn next(&mut self) -> io::Result<Signal> {
         loop {
-            let mut ready = self.pipe.readable().await?;
-            let mut byte = [0u8; 1];
-            match ready.try_io(|pipe| Ok(rustix::io::read(pipe.get_ref(), &mut byte)?)) {
-                Ok(Err(error)) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-                Ok(Ok(1)) => {
-                    if let Some((signal, _)) = Signal::ALL.into_iter().find(|(_, n)| *n == libc::c_int::from(byte[0])) {
-                        return Ok(signal);
-                    }
-                }
-                // Interrupted, or not ready after all.
-                _ => {}
+            let number = libc::c_int::from(self.pipe.read_u8().await?);
+            if let Some((signal, _)) = Signal::ALL.into_iter().find(|(_, known)| *known == number) {
+                return Ok(signal);
             }
         }
     }
@@ -84,15 +82,24 @@ fn handle(number: libc::c_int) -> io::Result<()> {
     action.sa_flags = libc::SA_ONSTACK | libc::SA_RESTART;
     // SAFETY: both pointers are to `action`, initialised above and alive over the calls; no old action is asked for.
     // The handler is async-signal-safe on any thread: see `on_signal`.
-    let failed = unsafe { libc::sigemptyset(&raw mut action.sa_mask) != 0 || libc::sigaction(number, &raw const action, std::ptr::null_mut()) != 0 };
-    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let failed = unsafe {
+        libc::sigemptyset(&raw mut action.sa_mask) != 0
+            || libc::sigaction(number, &raw const action, std::ptr::null_mut()) != 0
+    };
+    if failed {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Runs on whatever thread the kernel picks, Go's too: only an atomic read, `write`, and errno put back as it was.
 /// A full pipe loses the signal, after thousands that wait already.
 extern "C" fn on_signal(number: libc::c_int) {
     let fd = PIPE.load(Ordering::Relaxed);
-    let Ok(byte) = u8::try_from(number) else { return };
+    let Ok(byte) = u8::try_from(number) else {
+        return;
+    };
     // SAFETY: errno is this thread's own; `byte` lives over the call and one byte of it is written; `fd` is never closed.
     unsafe {
         let errno = libc::__errno_location();
