@@ -13,6 +13,7 @@
 #![allow(unsafe_code)]
 
 use std::{
+    io,
     ops::Deref,
     os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd},
     sync::{
@@ -22,8 +23,12 @@ use std::{
 };
 
 use libtailscale_sys as sys;
+use tokio::io::{Interest, unix::AsyncFd};
 
 use super::Error;
+
+/// Length of the head of each message about a connection.
+pub(super) const HEAD: usize = size_of::<sys::tailscale_conn_head>();
 
 /// A node on the Go side. Number and generation counter; not closed by dropping, since that can take seconds.
 pub(super) struct Handle {
@@ -197,6 +202,13 @@ impl Drop for Buf {
             unsafe { sys::tailscale_buf_free(&raw mut self.0) }
         }
     }
+}
+
+/// Waits of the reactor for a descriptor to become readable.
+pub(super) fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the `OwnedFd` is open, moves in, always tells the same number, and is closed only after it was taken out of the
+    // reactor, by the drop of the `AsyncFd`.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
 /// What a code of the C ABI means.

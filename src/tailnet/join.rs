@@ -710,9 +710,9 @@ mod tests {
     async fn a_node_that_runs_is_joined() {
         let script = Script::new([Ok(at(BackendState::Running))]);
         let (outcome, told) = script.join(plan(true)).await;
-        outcome.unwrap();
+        let _node = outcome.unwrap();
         assert_eq!(told, ["running"]);
-        script.assert_all_closed(0);
+        script.assert_all_closed(1);
     }
 
     #[tokio::test]

@@ -22,8 +22,8 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{Error, Peer, Via, ffi};
 
-/// Length of `tailscale_conn_head`.
-const HEAD: usize = 40;
+/// Length of the head of each message.
+const HEAD: usize = ffi::HEAD;
 const VERSION: u8 = 1;
 const ACCEPTED: u8 = 0;
 const FUNNELLED: u8 = 1;
@@ -68,7 +68,7 @@ impl From<Broken> for Error {
 impl Channel {
     pub(super) fn new(fd: OwnedFd) -> Result<Self, Error> {
         rustix::io::ioctl_fionbio(&fd, true).map_err(io::Error::from)?;
-        Ok(Self(AsyncFd::register_with_interest(fd, Interest::READABLE)?))
+        Ok(Self(ffi::readable(fd)?))
     }
 
     /// The next connection; `None` when the other side is gone.
