@@ -128,7 +128,7 @@ func (d *devnet) addPeer(ctx context.Context, spec peerSpec) (*peerRecord, error
 	d.mu.Lock()
 	if d.closed || d.starting[spec.Name] || d.peers[spec.Name] != nil {
 		d.mu.Unlock()
-		return nil, fmt.Errorf("there is a peer %s already", spec.Name)
+		return nil, bad("there is a peer %s already", spec.Name)
 	}
 	d.starting[spec.Name] = true
 	d.mu.Unlock()

@@ -49,6 +49,7 @@ type tailnet struct {
 	lastUser  tailcfg.UserID
 	lastGrant int
 	nextWake  *time.Timer // fires at the next key expiry, see touch
+	paused    bool        // nobody is reaped, see pauseReaping
 	closed    bool
 }
 
@@ -333,7 +334,7 @@ func (t *tailnet) went(n *node) {
 }
 
 func (t *tailnet) watchEphemeral(n *node) {
-	if !n.ephemeral || n.streams > 0 {
+	if !n.ephemeral || n.streams > 0 || t.paused {
 		return
 	}
 	if n.reaper != nil {
@@ -356,14 +357,13 @@ func (t *tailnet) watchEphemeral(n *node) {
 func (t *tailnet) pauseReaping(pause bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.paused = pause
 	for _, n := range t.nodes {
 		if n.reaper != nil {
 			n.reaper.Stop()
 			n.reaper = nil
 		}
-		if !pause {
-			t.watchEphemeral(n)
-		}
+		t.watchEphemeral(n)
 	}
 }
 
