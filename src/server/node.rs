@@ -36,7 +36,8 @@ pub async fn joined(settings: &Tailscale, log: &Log) -> Result<Arc<dyn Node>, Jo
 fn config(settings: &Tailscale, log: &Log) -> Config {
     Config {
         hostname: settings.hostname.clone(),
-        dir: settings.dir.clone(),
+        // The node wants to know where its state is whatever becomes of the working directory.
+        dir: std::path::absolute(&settings.dir).unwrap_or_else(|_| settings.dir.clone()),
         auth_key: settings.authkey.clone(),
         control_url: settings.control_url.clone(),
         ephemeral: settings.ephemeral,
