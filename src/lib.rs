@@ -14,3 +14,4 @@ pub mod keys;
 pub mod server;
 pub mod tailnet;
 pub mod telemetry;
+pub mod version;
