@@ -57,24 +57,25 @@ impl PartialEq for Row {
     }
 }
 
+/// Settings with where they came from and what is odd about them, or everything that is wrong.
+pub type Loaded<T> = Result<(T, Origins, Vec<Warning>), Mistakes>;
+
 /// Loads the settings of `tailbone server …`.
-pub fn load(raw: &Raw, purpose: Purpose) -> Result<(Settings, Origins, Vec<Warning>), Mistakes> {
+pub fn load(raw: &Raw, purpose: Purpose) -> Loaded<Settings> {
     let mut reader = Reader::new(raw);
     let settings = reader.server(purpose);
     reader.done(settings)
 }
 
 /// Loads the settings of `tailbone keys …`. Mistakes in settings that only a server reads do not stop it.
-pub fn load_client(raw: &Raw) -> Result<(ClientSettings, Origins, Vec<Warning>), Mistakes> {
+pub fn load_client(raw: &Raw) -> Loaded<ClientSettings> {
     let mut reader = Reader::new(raw);
     let settings = reader.client();
     reader.done(settings)
 }
 
 /// Loads everything there is, for `tailbone config …`.
-pub fn load_all(
-    raw: &Raw,
-) -> Result<((Settings, ClientSettings), Origins, Vec<Warning>), Mistakes> {
+pub fn load_all(raw: &Raw) -> Loaded<(Settings, ClientSettings)> {
     let mut reader = Reader::new(raw);
     let server = reader.server(Purpose::Start);
     let client = reader.client();
@@ -82,7 +83,7 @@ pub fn load_all(
 }
 
 /// How results are printed, for a command that needs no other setting.
-pub fn load_output(raw: &Raw) -> Result<(OutputFormat, Origins, Vec<Warning>), Mistakes> {
+pub fn load_output(raw: &Raw) -> Loaded<OutputFormat> {
     let mut reader = Reader::new(raw);
     let format = reader.output();
     reader.done(format)
@@ -129,7 +130,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn done<T>(mut self, settings: Option<T>) -> Result<(T, Origins, Vec<Warning>), Mistakes> {
+    fn done<T>(mut self, settings: Option<T>) -> Loaded<T> {
         // A row that two loads have in common is told once.
         distinct(&mut self.mistakes);
         distinct(&mut self.warnings);

@@ -164,7 +164,7 @@ rows! {
         .flag("key-size", Scope::Server)
         .short("size", 's', Scope::Make)
         .default("2048")
-        .help("Bits of a new RSA key");
+        .help("Bits of a new RSA key: 2048, 3072 or 4096");
     KEYS_ROTATE_EVERY = row("keys.rotateEvery", Kind::Duration { least: MINUTE, most: Duration::from_secs(366 * 24 * 3600), off: true })
         .flag("rotate-every", Scope::Server)
         .default("off")
