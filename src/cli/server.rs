@@ -46,9 +46,8 @@ pub(super) fn run(
         }
         Some(("housekeeping", matches)) => {
             let raw = args::raw(matches, &[Scope::Root, Scope::Server], environment);
-            let (settings, _) = console.told(config::load(&raw, Purpose::Housekeeping))?;
-            let (format, _) =
-                config::load_output(&raw).map(|(format, origins, _)| (format, origins))?;
+            let ((settings, format), _) =
+                console.told(config::load_with_output(&raw, Purpose::Housekeeping))?;
             housekeeping(settings, matches.get_flag("dry-run"), format, console)
         }
         _ => super::help(Some("server"), console),
