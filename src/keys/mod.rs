@@ -10,11 +10,13 @@ pub mod disk;
 mod history;
 mod id;
 mod jwk;
+pub mod rotation;
 mod signer;
 mod store;
 
 pub use history::{History, HistoryError, Publication};
 pub use id::{InvalidKeyId, KeyId};
+pub use rotation::{NoSigner, Policy, State};
 pub use jwk::{Algorithm, JwkError, PrivateJwk, PublicJwk, PublicParts};
 pub use signer::{SignError, Signer, SigningPool};
 pub use store::{Contents, Fingerprint, KeyStore, Skipped, StoreError, StoredKey};
