@@ -169,6 +169,8 @@ pub enum Action {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NoSigner {
+    #[error("the keys have not been looked at yet")]
+    NotLoaded,
     #[error("there is no signing key yet; make one with `tailbone keys generate`")]
     NoKeys,
     #[error("none of the key files can be used; `tailbone keys list` says why")]

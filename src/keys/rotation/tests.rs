@@ -186,7 +186,9 @@ fn d16_a_successor_waits_then_signs_and_the_old_key_rests_then_goes() {
     store.tick(&mut document, true, &policy(), QUIET, at(2361));
     assert!(!store.records[0].private_file, "the private half of a retired key goes at once");
     let gone = gone_from(&store.records[0].history, &policy()).unwrap();
-    assert!(gone >= at(2360 + 1200 + 360) && gone <= at(2360 + 600 + 1200 + 360), "{gone}");
+    let last = store.records[0].history.may_sign_until.unwrap();
+    assert!(last >= at(2360) && last <= at(2360 + 600), "{last}");
+    assert_eq!(gone, last + SignedDuration::from_secs(1200 + 360));
     store.tick(&mut document, true, &policy(), QUIET, gone - SignedDuration::from_secs(1));
     assert!(document.as_ref().unwrap().contains(&first));
     store.tick(&mut document, true, &policy(), QUIET, gone);
@@ -257,6 +259,8 @@ fn an_old_directory_works_at_once_and_a_server_deletes_nothing_of_it() {
     let keys: Vec<_> = [1000, 2000, 3000].map(|created| store.add(at(created), true)).into();
     let lost = store.add(at(4000), true);
     let mut document = Some(keys.clone());
+    let unseen = store.tick(&mut document, false, &policy(), FIRST, at(4001));
+    assert!(matches!(unseen.signer, Err(NoSigner::Unpublished { .. })), "nobody knows yet which of them are published");
     for now in [4001, 5000, 100_000_000] {
         let decision = store.tick(&mut document, true, &policy(), FIRST, at(now));
         assert_eq!(decision.signer, Ok(keys[2].clone()), "the newest that is published, not {lost}");
