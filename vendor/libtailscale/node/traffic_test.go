@@ -265,7 +265,7 @@ func TestTrafficEndsAsItShould(t *testing.T) {
 
 func (c *caller) count(n *int) { *n, _ = unix.IoctlGetInt(c.fd, unix.TIOCINQ) }
 
-func waitFor(t *testing.T, what string, ok func() bool) {
+func waitFor(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if ok() {
