@@ -21,6 +21,7 @@ macro_rules! alone {
     };
 }
 
+mod server;
 mod tailnet;
 
 use std::{future::Future, process::Command};
