@@ -84,9 +84,9 @@ struct Told {
 impl Told {
     fn tell(&mut self, report: &Report) {
         for done in &report.done {
-            let kid = done.kid.as_ref().map_or("", |kid| kid.as_str());
+            let kid = done.kid.as_ref().map(|kid| kid.as_str());
             match &done.outcome {
-                Outcome::Done => audit!(Decision::Allowed, "key change", change = done.action, kid = kid, place = report.place),
+                Outcome::Done => audit!(Decision::Allowed, "key change", change = done.action, kid, place = report.place),
                 Outcome::Failed(reason) => {
                     tracing::warn!(target: "keys", change = done.action, kid, reason, "a change of the keys failed; it is tried again");
                 }
