@@ -240,9 +240,9 @@ func TestTwoNodesAndWatchers(t *testing.T) {
 		a.node().changed()
 		time.Sleep(watchPause)
 	}
-	a.node().signals.setError("")
+	a.node().signals.setError("the last")
 	a.node().changed()
-	a.awaitPicture("the last change", func(p picture) bool { return p.Error == "" })
+	a.awaitPicture("the last change", func(p picture) bool { return p.Error == "the last" })
 	var st picture
 	raw, err := a.node().Status()
 	if err != nil {

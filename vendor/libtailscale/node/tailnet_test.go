@@ -16,6 +16,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,7 +37,7 @@ func TestMain(m *testing.M) {
 }
 
 type tailnet struct {
-	t       *testing.T
+	t       testing.TB
 	control *testcontrol.Server
 	url     string
 	front   *front
@@ -70,7 +71,7 @@ func (f *front) vanish() {
 	f.conns = nil
 }
 
-func newTailnet(t *testing.T, change ...func(*testcontrol.Server)) *tailnet {
+func newTailnet(t testing.TB, change ...func(*testcontrol.Server)) *tailnet {
 	t.Helper()
 	d := derpserver.New(key.NewNode(), tslogger.Discard)
 	derp := httptest.NewServer(derpserver.Handler(d))
@@ -110,7 +111,7 @@ func newTailnet(t *testing.T, change ...func(*testcontrol.Server)) *tailnet {
 
 // member is a node under test with what its caller would keep.
 type member struct {
-	t      *testing.T
+	t      testing.TB
 	handle uint64
 	gen    *uint64
 	watch  int
@@ -213,6 +214,9 @@ func (m *member) next(within time.Duration) (picture, bool) {
 
 func (m *member) awaitPicture(what string, ok func(picture) bool) picture {
 	m.t.Helper()
+	if m.last.State != "" && ok(m.last) {
+		return m.last
+	}
 	end := time.Now().Add(15 * time.Second)
 	for time.Now().Before(end) {
 		if p, got := m.next(time.Until(end)); got && ok(p) {
@@ -261,10 +265,11 @@ func (m *member) dial(addr string) *caller {
 
 // caller is the caller's end of a connection, with its head.
 type caller struct {
-	t           *testing.T
+	t           testing.TB
 	fd          int
 	kind        byte
 	peer, local netip.AddrPort
+	closed      atomic.Bool
 }
 
 type failed struct {
@@ -272,7 +277,7 @@ type failed struct {
 	words string
 }
 
-func receiveAny(t *testing.T, fd int, within time.Duration) (*caller, *failed) {
+func receiveAny(t testing.TB, fd int, within time.Duration) (*caller, *failed) {
 	t.Helper()
 	if !readyToRead(fd, within) {
 		t.Fatal("no message in time")
@@ -299,12 +304,12 @@ func receiveAny(t *testing.T, fd int, within time.Duration) (*caller, *failed) {
 	addr := func(a, p int) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom16([16]byte(msg[a:a+16])).Unmap(), binary.NativeEndian.Uint16(msg[p:]))
 	}
-	c := &caller{t, fds[0], msg[1], addr(8, 4), addr(24, 6)}
+	c := &caller{t: t, fd: fds[0], kind: msg[1], peer: addr(8, 4), local: addr(24, 6)}
 	t.Cleanup(c.close)
 	return c, nil
 }
 
-func receive(t *testing.T, fd int) *caller {
+func receive(t testing.TB, fd int) *caller {
 	t.Helper()
 	c, f := receiveAny(t, fd, 15*time.Second)
 	if f != nil {
@@ -314,14 +319,19 @@ func receive(t *testing.T, fd int) *caller {
 }
 
 func (c *caller) close() {
-	if c.fd >= 0 {
+	if !c.closed.Swap(true) {
 		unix.Close(c.fd)
-		c.fd = -1
 	}
 }
 
 func (c *caller) write(b []byte) {
 	c.t.Helper()
+	if err := c.tryWrite(b); err != nil {
+		c.t.Errorf("write: %v", err)
+	}
+}
+
+func (c *caller) tryWrite(b []byte) error {
 	for len(b) > 0 {
 		n, err := unix.SendmsgN(c.fd, b, nil, nil, unix.MSG_NOSIGNAL)
 		if err == unix.EAGAIN {
@@ -329,11 +339,11 @@ func (c *caller) write(b []byte) {
 			continue
 		}
 		if err != nil {
-			c.t.Errorf("write: %v", err)
-			return
+			return err
 		}
 		b = b[n:]
 	}
+	return nil
 }
 
 // read gives what is there, io.EOF at an end, errReset at an abnormal one, as the Rust side tells them apart.
@@ -381,14 +391,14 @@ func readyToRead(fd int, within time.Duration) bool {
 
 // logReader reads a node's log lines, as the Rust side would.
 type logReader struct {
-	t    *testing.T
+	t    testing.TB
 	w    int
 	mu   sync.Mutex
 	all  strings.Builder
 	done chan struct{}
 }
 
-func newLogReader(t *testing.T) *logReader {
+func newLogReader(t testing.TB) *logReader {
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		t.Fatal(err)
@@ -421,7 +431,7 @@ func (l *logReader) text() string {
 }
 
 // steady remembers how many goroutines and descriptors there are, and gives a check that no more are left.
-func steady(t *testing.T) func() {
+func steady(t testing.TB) func() {
 	t.Helper()
 	count := func() (int, int) {
 		fds, _ := os.ReadDir("/proc/self/fd")
@@ -452,3 +462,6 @@ func openFiles() string {
 	}
 	return sb.String()
 }
+
+// raceEnabled says whether the race detector is on, which makes everything larger.
+var raceEnabled bool
