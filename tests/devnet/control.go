@@ -8,7 +8,7 @@
 // left us both: two lists of nodes that must agree. So only the pieces below
 // it are used: Noise, its HTTP upgrade, HTTP/2 and the message types.
 //
-// Routes: GET /key, POST /ts2021 (upgrade), GET /a/{login}; inside Noise POST
+// Routes: GET /key, POST /ts2021 (upgrade), GET /a/{login}, those of oauth.go; inside Noise POST
 // /machine/register, /machine/map, /machine/set-dns and a few that only need a
 // polite answer. Everything else is 404, never a panic.
 package main
@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -59,6 +60,7 @@ func newControl(ctx context.Context, net *tailnet, d *door, relays *tailcfg.DERP
 	mux.HandleFunc("GET /key", c.serveKey)
 	mux.HandleFunc("/ts2021", c.serveUpgrade)
 	mux.HandleFunc("GET /a/{id}", c.serveLogin)
+	c.oauthRoutes(mux)
 	c.outer = d.gate(mux)
 	return c
 }
@@ -147,7 +149,7 @@ func (c *control) serveMap(w http.ResponseWriter, r *http.Request, machine key.M
 	}
 	if !req.Stream && !req.ReadOnly {
 		n.cap = req.Version
-		n.ends = req.Endpoints
+		n.ends = onLoopback(req.Endpoints)
 		n.disco = req.DiscoKey
 		c.net.heard(n, req.Hostinfo)
 		c.net.touch()
@@ -173,6 +175,21 @@ func (c *control) serveMap(w http.ResponseWriter, r *http.Request, machine key.M
 	}
 }
 
+// onLoopback keeps traffic off the machine's other addresses, where it could
+// meet a firewall. Nodes know their loopback address from the relay's STUN.
+func onLoopback(ends []netip.AddrPort) []netip.AddrPort {
+	var local []netip.AddrPort
+	for _, e := range ends {
+		if e.Addr().IsLoopback() {
+			local = append(local, e)
+		}
+	}
+	if local == nil {
+		return ends
+	}
+	return local
+}
+
 // stream tells the node of every change until it goes, is deleted, changes its
 // key, or the control server is made to fail.
 func (c *control) stream(ctx context.Context, out *mapWriter, n *node, nodeKey key.NodePublic) {
@@ -189,10 +206,8 @@ func (c *control) stream(ctx context.Context, out *mapWriter, n *node, nodeKey k
 		if m == nil {
 			return
 		}
-		if m.Node != nil || !isEmpty(m) {
-			if !c.door.passable(ctx) || out.send(m) != nil {
-				return
-			}
+		if !isEmpty(m) && (!c.door.passable(ctx) || out.send(m) != nil) {
+			return
 		}
 		select {
 		case <-changed:

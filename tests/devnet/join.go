@@ -174,6 +174,7 @@ func (t *tailnet) enter(machine key.MachinePublic, req *tailcfg.RegisterRequest,
 		n := t.admit(machine, req, k.login, tags, k.preauthorized)
 		n.keyID, n.proxied = k.id, k.proxied
 		n.ephemeral = k.ephemeral || req.Ephemeral
+		t.watchEphemeral(n) // in case it never polls
 		t.touch()
 		return t.welcome(n)
 	case !t.config.RequireAuth:

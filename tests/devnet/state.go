@@ -42,6 +42,8 @@ type tailnet struct {
 	users   map[tailcfg.UserID]*user
 	keys    map[string]*authKey
 	logins  []*pendingLogin
+	clients []*oauthClient
+	tokens  map[string]*oauthClient
 	grants  []*grant
 	config  config
 
@@ -49,6 +51,7 @@ type tailnet struct {
 	lastUser  tailcfg.UserID
 	lastGrant int
 	nextWake  *time.Timer // fires at the next key expiry, see touch
+	paused    bool        // nobody is reaped, see pauseReaping
 	closed    bool
 }
 
@@ -113,6 +116,7 @@ func newTailnet(suffix, owner string, ephemeralGrace time.Duration) *tailnet {
 		nodes:   map[tailcfg.NodeID]*node{},
 		users:   map[tailcfg.UserID]*user{},
 		keys:    map[string]*authKey{},
+		tokens:  map[string]*oauthClient{},
 		config:  config{RequireAuth: true, EphemeralGraceMS: ephemeralGrace.Milliseconds()},
 	}
 	t.users[taggedUser] = &user{id: taggedUser, login: "tagged-devices", display: "Tagged Devices"}
@@ -333,7 +337,7 @@ func (t *tailnet) went(n *node) {
 }
 
 func (t *tailnet) watchEphemeral(n *node) {
-	if !n.ephemeral || n.streams > 0 {
+	if !n.ephemeral || n.streams > 0 || t.paused {
 		return
 	}
 	if n.reaper != nil {
@@ -356,14 +360,13 @@ func (t *tailnet) watchEphemeral(n *node) {
 func (t *tailnet) pauseReaping(pause bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.paused = pause
 	for _, n := range t.nodes {
 		if n.reaper != nil {
 			n.reaper.Stop()
 			n.reaper = nil
 		}
-		if !pause {
-			t.watchEphemeral(n)
-		}
+		t.watchEphemeral(n)
 	}
 }
 
