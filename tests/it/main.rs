@@ -3,3 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)]
 
 mod jwks;
+mod keys;
+mod keys_fixture;
+mod keys_crash;
