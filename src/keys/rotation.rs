@@ -354,12 +354,19 @@ fn due(
         }
         _ => {}
     }
+    let over = gone_from(history, policy).is_some_and(|gone| gone <= now);
     if state == State::Withdrawn {
         let long_ago = history.at(place).absent.is_some_and(|absent| later(absent, policy.withdrawn_grace) <= now);
         let used_elsewhere = history.places.iter().any(|(other, publication)| {
             other != place && publication.published.is_some() && publication.absent.is_none()
         });
-        if leave.clean && long_ago && !used_elsewhere && matches!(seen, Seen::Document { empty: false, .. }) {
+        if !matches!(seen, Seen::Document { empty: false, .. }) {
+            return;
+        }
+        if over && !record.superseded_before_us() {
+            // An expiry that was cut between the document and the files.
+            actions.push(Action::Expire(kid()));
+        } else if leave.clean && long_ago && !used_elsewhere {
             actions.push(Action::DeleteWithdrawn(kid()));
         }
         return;
@@ -380,7 +387,6 @@ fn due(
         if record.private_file {
             actions.push(Action::DeletePrivate(kid()));
         }
-        let over = gone_from(history, policy).is_some_and(|gone| gone <= now);
         if over && matches!(seen, Seen::Document { empty: false, .. }) {
             actions.push(Action::Expire(kid()));
         }

@@ -103,15 +103,20 @@ fn prepare(folder: &Path) {
 
 fn every_step(operation: &str, prepare: impl Fn(&Path)) {
     assert!(OPERATIONS.contains(&operation));
-    let prepared = tempfile::tempdir().unwrap();
-    prepare(prepared.path());
+    let (whole, prepared) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // Always the same path, or the document would be at a new place, where everything has to be published anew.
+    let folder = whole.path().join("case");
+    fs::create_dir(&folder).unwrap();
+    prepare(&folder);
+    copy(&folder, prepared.path());
     let mut step = 0;
     loop {
-        let folder = tempfile::tempdir().unwrap();
-        copy(prepared.path(), folder.path());
+        fs::remove_dir_all(&folder).unwrap();
+        fs::create_dir(&folder).unwrap();
+        copy(prepared.path(), &folder);
         let status = Command::new(std::env::current_exe().unwrap())
             .args(["keys_crash::victim", "--exact", "--ignored"])
-            .env("TAILBONE_TEST_CRASH_FOLDER", folder.path())
+            .env("TAILBONE_TEST_CRASH_FOLDER", &folder)
             .env("TAILBONE_TEST_CRASH_OPERATION", operation)
             .env("TAILBONE_TEST_CRASH_STEP", step.to_string())
             .stdout(Stdio::null())
@@ -128,7 +133,7 @@ fn every_step(operation: &str, prepare: impl Fn(&Path)) {
                 false
             }
         };
-        recovers(folder.path(), operation, step);
+        recovers(&folder, operation, step);
         if finished {
             assert!(step >= 8, "{operation} has {step} steps? then nothing was killed");
             return;
