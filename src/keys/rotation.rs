@@ -309,8 +309,11 @@ fn choose<'a>(ours: &[&'a Record], place: &str, seen: &Seen, policy: &Policy, no
 
 /// Newer wins; a date in the future loses; of two made in one second the first by name, as the original had it.
 fn rank<'a>(record: &'a Record, policy: &Policy, now: Timestamp) -> (bool, Timestamp, Reverse<&'a KeyId>) {
-    let created = record.history.created;
-    (created <= later(now, policy.skew), created, Reverse(&record.kid))
+    (!is_future(&record.history, policy, now), record.history.created, Reverse(&record.kid))
+}
+
+fn is_future(history: &History, policy: &Policy, now: Timestamp) -> bool {
+    history.created > later(now, policy.skew)
 }
 
 #[allow(clippy::too_many_arguments, reason = "one call; a struct would only rename them")]
@@ -378,7 +381,9 @@ fn due(
                 actions.push(Action::Arm(kid()));
             }
         } else if matches!(state, State::Active | State::Published)
-            && (history.created, Reverse(&record.kid)) < (signer.history.created, Reverse(&signer.kid))
+            && rank(record, policy, now) < rank(signer, policy, now)
+            // Why an old file is dated in the future nobody knows; it does not win, but it is not given up either.
+            && !(history.inherited && is_future(history, policy, now))
         {
             actions.push(Action::Retire(kid()));
         }
@@ -414,7 +419,7 @@ fn generate_due(
     let successor = ours
         .iter()
         .filter(hopeful)
-        .any(|record| record.history.created > signer.history.created);
+        .any(|record| rank(record, policy, now) > rank(signer, policy, now));
     let old = |every| later(signer.history.created, every) <= now;
     !successor && policy.rotate_every.is_some_and(old)
 }

@@ -6,3 +6,4 @@ mod jwks;
 mod keys;
 mod keys_fixture;
 mod keys_crash;
+mod keys_rotation;
