@@ -23,7 +23,8 @@ use s3::{BUCKET, KEY_PATH, S3Server, publisher_at, publisher_with};
 use tailbone::{
     config::KeySpec,
     jwks::{
-        Document, Etag, FilePublisher, Found, PublishError, Publisher, UpdateError, Versioned, life::KeyLife, update,
+        Document, Etag, FilePublisher, Found, PublishError, Publisher, UpdateError, Versioned,
+        life::KeyLife, update,
     },
     keys::{KeyStore, Policy, disk::Probe},
 };
@@ -49,12 +50,25 @@ async fn a_file_is_a_place_of_publication() {
         put: Box::new(move |bytes| fs::write(&put, bytes).unwrap()),
         backups: Box::new(move || {
             let entries = fs::read_dir(kept.parent().unwrap()).unwrap().flatten();
-            entries.map(|entry| entry.file_name().into_string().unwrap()).filter(|name| name.contains(".bak-")).collect()
+            entries
+                .map(|entry| entry.file_name().into_string().unwrap())
+                .filter(|name| name.contains(".bak-"))
+                .collect()
         }),
     })
     .await;
-    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
-    assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(
+        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o644
+    );
+    assert_eq!(
+        fs::metadata(path.parent().unwrap())
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777,
+        0o700
+    );
 }
 
 #[tokio::test]
@@ -65,7 +79,12 @@ async fn a_bucket_is_a_place_of_publication() {
         publisher: Arc::new(server.publisher()),
         bytes: Box::new(move || read.object()),
         put: Box::new(move |bytes| put_raw(&put, bytes)),
-        backups: Box::new(move || kept.objects().into_iter().filter(|name| name.contains(".bak-")).collect()),
+        backups: Box::new(move || {
+            kept.objects()
+                .into_iter()
+                .filter(|name| name.contains(".bak-"))
+                .collect()
+        }),
     })
     .await;
 }
@@ -76,14 +95,24 @@ fn put_raw(server: &S3Server, bytes: &[u8]) {
     let addr = server.addr;
     // The list's callbacks are not async; a runtime of its own on a thread of its own is.
     std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(async {
             let config = aws_sdk_s3::config::Builder::from(&s3::config(Duration::from_secs(5)))
                 .force_path_style(true)
                 .endpoint_url(format!("http://{addr}"))
                 .build();
             let client = aws_sdk_s3::Client::from_conf(config);
-            client.put_object().bucket(BUCKET).key(KEY_PATH).body(bytes.into()).send().await.unwrap();
+            client
+                .put_object()
+                .bucket(BUCKET)
+                .key(KEY_PATH)
+                .body(bytes.into())
+                .send()
+                .await
+                .unwrap();
         });
     })
     .join()
@@ -93,7 +122,12 @@ fn put_raw(server: &S3Server, bytes: &[u8]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d02_a_storm_of_changes_loses_none_in_a_file() {
     let folder = tempfile::tempdir().unwrap();
-    storm(Arc::new(FilePublisher::new(folder.path().join("jwks.json"))), 8, 50).await;
+    storm(
+        Arc::new(FilePublisher::new(folder.path().join("jwks.json"))),
+        8,
+        50,
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -107,14 +141,31 @@ async fn what_is_put_into_a_bucket_says_what_it_is() {
     let server = S3Server::start();
     let proxy = FaultProxy::start(server.addr).await;
     let publisher = publisher_at(proxy.addr);
-    update(&publisher, now(), |document, _| document.add(&key("tb-1")).map(drop)).await.unwrap();
+    update(&publisher, now(), |document, _| {
+        document.add(&key("tb-1")).map(drop)
+    })
+    .await
+    .unwrap();
     let requests = proxy.requests();
-    let put = requests.iter().find(|head| head.starts_with("PUT ")).unwrap().to_ascii_lowercase();
+    let put = requests
+        .iter()
+        .find(|head| head.starts_with("PUT "))
+        .unwrap()
+        .to_ascii_lowercase();
     assert!(put.contains("content-type: application/json\r\n"), "{put}");
-    assert!(put.contains("cache-control: public, max-age=300\r\n"), "{put}");
+    assert!(
+        put.contains("cache-control: public, max-age=300\r\n"),
+        "{put}"
+    );
     assert!(put.contains("if-none-match: *\r\n"), "{put}");
-    assert!(!put.contains("x-amz-acl") && !put.contains("checksum"), "{put}");
-    assert!(requests.last().unwrap().starts_with("GET "), "it is read back");
+    assert!(
+        !put.contains("x-amz-acl") && !put.contains("checksum"),
+        "{put}"
+    );
+    assert!(
+        requests.last().unwrap().starts_with("GET "),
+        "it is read back"
+    );
 }
 
 /// Each way in which a read can fail, with what the error must be.
@@ -122,9 +173,19 @@ async fn what_is_put_into_a_bucket_says_what_it_is() {
 async fn d01_read_error_is_never_an_empty_set() {
     let server = S3Server::start();
     let proxy = FaultProxy::start(server.addr).await;
-    let publisher = Arc::new(publisher_with(proxy.addr, BUCKET, Duration::from_millis(250)));
+    let publisher = Arc::new(publisher_with(
+        proxy.addr,
+        BUCKET,
+        Duration::from_millis(250),
+    ));
     let folder = tempfile::tempdir().unwrap();
-    let life = KeyLife::with(KeyStore::new(folder.path()), publisher.clone(), policy(), "tb", KeySpec::Es256);
+    let life = KeyLife::with(
+        KeyStore::new(folder.path()),
+        publisher.clone(),
+        policy(),
+        "tb",
+        KeySpec::Es256,
+    );
     life.start(now()).await.unwrap();
     let signer = life.ring().signer().unwrap();
     let object = server.object().unwrap();
@@ -138,14 +199,33 @@ async fn d01_read_error_is_never_an_empty_set() {
         ("403", Fault::code(403, "AccessDenied"), denied),
         ("403 without a word", Fault::status(403), denied),
         ("404 without a word", Fault::status(404), unavailable),
-        ("404 of a web server", Fault::Answer { status: 404, body: b"<html>nginx</html>".to_vec() }, unavailable),
+        (
+            "404 of a web server",
+            Fault::Answer {
+                status: 404,
+                body: b"<html>nginx</html>".to_vec(),
+            },
+            unavailable,
+        ),
         ("500", Fault::code(500, "InternalError"), unavailable),
         ("503", Fault::code(503, "SlowDown"), unavailable),
-        ("slow", Fault::Delay(Duration::from_millis(400)), unavailable),
+        (
+            "slow",
+            Fault::Delay(Duration::from_millis(400)),
+            unavailable,
+        ),
         ("truncated", Fault::Truncate, unavailable),
-        ("clobbered", Fault::Replace(b"<html>maintenance</html>".to_vec()), unreadable),
+        (
+            "clobbered",
+            Fault::Replace(b"<html>maintenance</html>".to_vec()),
+            unreadable,
+        ),
         ("emptied to nothing", Fault::Replace(Vec::new()), unreadable),
-        ("cut short", Fault::Replace(br#"{"keys":[{"kty":"#.to_vec()), unreadable),
+        (
+            "cut short",
+            Fault::Replace(br#"{"keys":[{"kty":"#.to_vec()),
+            unreadable,
+        ),
         ("50 MiB", Fault::Announce(50 * 1024 * 1024), unreadable),
     ];
     for (name, fault, expected) in cases {
@@ -157,8 +237,14 @@ async fn d01_read_error_is_never_an_empty_set() {
         let report = life.sync(now()).await.unwrap();
         assert!(report.document_trouble.is_some(), "{name}: {report:?}");
         let report = life.housekeeping(Default::default(), now()).await.unwrap();
-        assert!(report.document_trouble.is_some() && report.done.is_empty(), "{name}: {report:?}");
-        assert!(life.remove(signer.kid().as_str(), now()).await.is_err(), "{name}");
+        assert!(
+            report.document_trouble.is_some() && report.done.is_empty(),
+            "{name}: {report:?}"
+        );
+        assert!(
+            life.remove(signer.kid().as_str(), now()).await.is_err(),
+            "{name}"
+        );
         // Everything is as it was, and tokens go on being signed.
         proxy.heal();
         assert_eq!(server.object().unwrap(), object, "{name}");
@@ -166,7 +252,11 @@ async fn d01_read_error_is_never_an_empty_set() {
         assert_eq!(life.ring().signer().unwrap().kid(), signer.kid(), "{name}");
     }
     let report = life.sync(now()).await.unwrap();
-    assert_eq!((report.document_trouble, report.done), (None, vec![]), "and when it is over nothing is left to mend");
+    assert_eq!(
+        (report.document_trouble, report.done),
+        (None, vec![]),
+        "and when it is over nothing is left to mend"
+    );
 }
 
 #[tokio::test]
@@ -175,8 +265,15 @@ async fn a_bucket_that_is_not_there_is_not_an_empty_one() {
     let publisher = publisher_with(server.addr, "no-such-bucket", Duration::from_secs(5));
     let error = publisher.read().await.unwrap_err();
     assert!(matches!(error, PublishError::NotFound { .. }), "{error:?}");
-    let gone = publisher_with("127.0.0.1:1".parse().unwrap(), BUCKET, Duration::from_secs(1));
-    assert!(matches!(gone.read().await, Err(PublishError::Unavailable { .. })));
+    let gone = publisher_with(
+        "127.0.0.1:1".parse().unwrap(),
+        BUCKET,
+        Duration::from_secs(1),
+    );
+    assert!(matches!(
+        gone.read().await,
+        Err(PublishError::Unavailable { .. })
+    ));
 }
 
 #[tokio::test]
@@ -185,10 +282,21 @@ async fn a_write_whose_answer_is_lost_is_found_and_not_done_twice() {
     let proxy = FaultProxy::start(server.addr).await;
     let publisher = publisher_at(proxy.addr);
     proxy.once("PUT", Fault::DropAfter);
-    let updated = update(&publisher, now(), |document, _| document.add(&key("tb-1")).map(drop)).await.unwrap();
+    let updated = update(&publisher, now(), |document, _| {
+        document.add(&key("tb-1")).map(drop)
+    })
+    .await
+    .unwrap();
     assert_eq!(updated.lost_writes, 0);
     assert_eq!(updated.document.document, document(&["tb-1"]));
-    assert_eq!(proxy.requests().iter().filter(|head| head.starts_with("PUT ")).count(), 1);
+    assert_eq!(
+        proxy
+            .requests()
+            .iter()
+            .filter(|head| head.starts_with("PUT "))
+            .count(),
+        1
+    );
 }
 
 #[tokio::test]
@@ -197,10 +305,18 @@ async fn a_stale_read_ends_in_a_conflict_not_in_a_lost_change() {
     let proxy = FaultProxy::start(server.addr).await;
     let publisher = publisher_at(proxy.addr);
     for kid in ["tb-1", "tb-2", "tb-3"] {
-        update(&publisher, now(), |document, _| document.add(&key(kid)).map(drop)).await.unwrap();
+        update(&publisher, now(), |document, _| {
+            document.add(&key(kid)).map(drop)
+        })
+        .await
+        .unwrap();
     }
     proxy.once("GET", Fault::Stale);
-    update(&publisher, now(), |document, _| document.add(&key("tb-4")).map(drop)).await.unwrap();
+    update(&publisher, now(), |document, _| {
+        document.add(&key("tb-4")).map(drop)
+    })
+    .await
+    .unwrap();
     let read = publisher.read().await.unwrap().unwrap();
     assert_eq!(read.document, document(&["tb-1", "tb-2", "tb-3", "tb-4"]));
 }
@@ -212,11 +328,28 @@ async fn a_place_that_is_down_ends_an_update_in_time() {
     let publisher = publisher_with(proxy.addr, BUCKET, Duration::from_millis(200));
     let start = Instant::now();
     proxy.always("PUT", Fault::status(500));
-    let error = update(&publisher, now(), |document, _| document.add(&key("tb-1")).map(drop)).await.unwrap_err();
-    assert!(matches!(error, UpdateError::Publish(PublishError::Unavailable { .. })), "{error:?}");
+    let error = update(&publisher, now(), |document, _| {
+        document.add(&key("tb-1")).map(drop)
+    })
+    .await
+    .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            UpdateError::Publish(PublishError::Unavailable { .. })
+        ),
+        "{error:?}"
+    );
     proxy.always("PUT", Fault::code(403, "AccessDenied"));
-    let error = update(&publisher, now(), |document, _| document.add(&key("tb-1")).map(drop)).await.unwrap_err();
-    assert!(matches!(error, UpdateError::Publish(PublishError::Denied { .. })), "{error:?}");
+    let error = update(&publisher, now(), |document, _| {
+        document.add(&key("tb-1")).map(drop)
+    })
+    .await
+    .unwrap_err();
+    assert!(
+        matches!(error, UpdateError::Publish(PublishError::Denied { .. })),
+        "{error:?}"
+    );
     assert!(start.elapsed() < Duration::from_secs(5));
     assert_eq!(server.object(), None);
 }
@@ -226,7 +359,10 @@ async fn a_copy_that_may_not_be_kept_does_not_stop_a_removal() {
     let server = S3Server::start();
     let proxy = FaultProxy::start(server.addr).await;
     let publisher = publisher_at(proxy.addr);
-    publisher.write(&document(&["tb-1", "tb-2"]), None).await.unwrap();
+    publisher
+        .write(&document(&["tb-1", "tb-2"]), None)
+        .await
+        .unwrap();
     proxy.once("PUT", Fault::code(403, "AccessDenied"));
     let updated = update(&publisher, now(), |document, _| {
         document.remove("tb-1");
@@ -234,8 +370,14 @@ async fn a_copy_that_may_not_be_kept_does_not_stop_a_removal() {
     })
     .await
     .unwrap();
-    assert!(matches!(updated.backup, Some(Err(PublishError::Denied { .. }))));
-    assert_eq!(publisher.read().await.unwrap().unwrap().document, document(&["tb-2"]));
+    assert!(matches!(
+        updated.backup,
+        Some(Err(PublishError::Denied { .. }))
+    ));
+    assert_eq!(
+        publisher.read().await.unwrap().unwrap().document,
+        document(&["tb-2"])
+    );
 }
 
 /// A server that says yes to everything, whatever the conditions; and a second writer who does not look.
@@ -252,7 +394,13 @@ impl Publisher for Careless {
 
     fn read(&self) -> BoxFuture<'_, Result<Option<Versioned>, PublishError>> {
         let document = self.document.lock().unwrap().clone();
-        async { Ok(Some(Versioned { document, etag: Etag("same".into()) })) }.boxed()
+        async {
+            Ok(Some(Versioned {
+                document,
+                etag: Etag("same".into()),
+            }))
+        }
+        .boxed()
     }
 
     fn write<'a>(
@@ -270,27 +418,48 @@ impl Publisher for Careless {
         async { Ok(Etag("same".into())) }.boxed()
     }
 
-    fn keep<'a>(&'a self, _: &'a Document, _: Timestamp) -> BoxFuture<'a, Result<String, PublishError>> {
+    fn keep<'a>(
+        &'a self,
+        _: &'a Document,
+        _: Timestamp,
+    ) -> BoxFuture<'a, Result<String, PublishError>> {
         async { Ok(String::new()) }.boxed()
     }
 }
 
 #[tokio::test]
 async fn d02_a_place_that_ignores_conditions_is_noticed_and_the_change_made_again() {
-    let place = Careless { document: Mutex::default(), overwrites: Mutex::new(2) };
-    let updated = update(&place, now(), |document, _| document.add(&key("tb-1")).map(drop)).await.unwrap();
+    let place = Careless {
+        document: Mutex::default(),
+        overwrites: Mutex::new(2),
+    };
+    let updated = update(&place, now(), |document, _| {
+        document.add(&key("tb-1")).map(drop)
+    })
+    .await
+    .unwrap();
     assert_eq!(updated.lost_writes, 2);
     assert_eq!(updated.document.document, document(&["tb-other", "tb-1"]));
     // One that never keeps anything is told as such.
-    let place = Careless { document: Mutex::default(), overwrites: Mutex::new(u32::MAX) };
-    let error = update(&place, now(), |document, _| document.add(&key("tb-1")).map(drop)).await.unwrap_err();
+    let place = Careless {
+        document: Mutex::default(),
+        overwrites: Mutex::new(u32::MAX),
+    };
+    let error = update(&place, now(), |document, _| {
+        document.add(&key("tb-1")).map(drop)
+    })
+    .await
+    .unwrap_err();
     assert!(error.to_string().contains("keeps overwriting"), "{error}");
 }
 
 #[tokio::test]
 async fn a_change_that_refuses_writes_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let publisher = FilePublisher::with_probe(folder.path().join("jwks.json"), Probe::new(|_, _| panic!("a write")));
+    let publisher = FilePublisher::with_probe(
+        folder.path().join("jwks.json"),
+        Probe::new(|_, _| panic!("a write")),
+    );
     let refused = update(&publisher, now(), |_, found| {
         assert_eq!(found, Found::Missing);
         Err("no")
@@ -304,7 +473,13 @@ async fn files_keep_the_ten_newest_copies() {
     let folder = tempfile::tempdir().unwrap();
     let publisher = FilePublisher::new(folder.path().join("jwks.json"));
     for n in 0..13 {
-        publisher.keep(&Document::default(), now() + jiff::SignedDuration::from_secs(n)).await.unwrap();
+        publisher
+            .keep(
+                &Document::default(),
+                now() + jiff::SignedDuration::from_secs(n),
+            )
+            .await
+            .unwrap();
     }
     let copies = names(folder.path());
     assert_eq!(copies.len(), 10);
@@ -313,7 +488,9 @@ async fn files_keep_the_ten_newest_copies() {
 
 fn names(folder: &std::path::Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap().flatten();
-    let mut names: Vec<_> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }

@@ -12,7 +12,10 @@ use std::{
 };
 
 use tailbone::{
-    jwks::{Document, life::{Housekeeping, KeyLife}},
+    jwks::{
+        Document,
+        life::{Housekeeping, KeyLife},
+    },
     keys::{KeyStore, State, disk::Probe},
 };
 
@@ -30,12 +33,16 @@ fn victim() {
         return;
     };
     let operation = std::env::var("TAILBONE_TEST_CRASH_OPERATION").unwrap();
-    let last: u32 = std::env::var("TAILBONE_TEST_CRASH_STEP").unwrap().parse().unwrap();
+    let last: u32 = std::env::var("TAILBONE_TEST_CRASH_STEP")
+        .unwrap()
+        .parse()
+        .unwrap();
     let folder = Path::new(&folder);
     let steps = AtomicU32::new(0);
     let probe = Probe::new(move |_, _| {
         if steps.fetch_add(1, Ordering::SeqCst) == last {
-            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
+                .unwrap();
         }
     });
     let life = with_probe(&folder.join("keys"), &folder.join("jwks.json"), &probe);
@@ -51,7 +58,11 @@ fn victim() {
                 let victim = fs::read_to_string(folder.join("victim")).unwrap();
                 drop(life.remove(&victim, at(THEN)).await.unwrap());
             }
-            "housekeeping" => drop(life.housekeeping(Housekeeping::default(), at(THEN)).await.unwrap()),
+            "housekeeping" => drop(
+                life.housekeeping(Housekeeping::default(), at(THEN))
+                    .await
+                    .unwrap(),
+            ),
             other => panic!("{other}?"),
         }
     });
@@ -92,11 +103,19 @@ fn prepare(folder: &Path) {
         life.start(at(0)).await.unwrap();
         life.generate(None, at(1000)).await.unwrap();
         life.sync(at(2000)).await.unwrap();
-        fs::write(folder.join("victim"), life.ring().signer().unwrap().kid().as_str()).unwrap();
+        fs::write(
+            folder.join("victim"),
+            life.ring().signer().unwrap().kid().as_str(),
+        )
+        .unwrap();
         life.generate(None, at(2001)).await.unwrap();
     });
-    let mut document: serde_json::Value = serde_json::from_slice(&fs::read(&jwks).unwrap()).unwrap();
-    document["keys"].as_array_mut().unwrap().insert(0, serde_json::json!({"kid": "stranger", "kty": "oct"}));
+    let mut document: serde_json::Value =
+        serde_json::from_slice(&fs::read(&jwks).unwrap()).unwrap();
+    document["keys"]
+        .as_array_mut()
+        .unwrap()
+        .insert(0, serde_json::json!({"kid": "stranger", "kty": "oct"}));
     fs::write(&jwks, document.to_string()).unwrap();
     assert_eq!(kids(&jwks).len(), 4);
 }
@@ -135,7 +154,10 @@ fn every_step(operation: &str, prepare: impl Fn(&Path)) {
         };
         recovers(&folder, operation, step);
         if finished {
-            assert!(step >= 8, "{operation} has {step} steps? then nothing was killed");
+            assert!(
+                step >= 8,
+                "{operation} has {step} steps? then nothing was killed"
+            );
             return;
         }
         step += 1;
@@ -147,26 +169,40 @@ fn recovers(folder: &Path, operation: &str, step: u32) {
     let (keys, jwks) = (folder.join("keys"), folder.join("jwks.json"));
     runtime().block_on(async {
         // What verifiers read is whole at this very moment.
-        let before = fs::read(&jwks).ok().map(|bytes| Document::parse(&bytes).unwrap_or_else(|error| panic!("{told}: {error}")));
+        let before = fs::read(&jwks)
+            .ok()
+            .map(|bytes| Document::parse(&bytes).unwrap_or_else(|error| panic!("{told}: {error}")));
         let life = life(&keys, &jwks);
         // Temporary files count as stale once they are a minute old by the clock of the file system.
         let report = life.start(at(THEN + 1)).await.unwrap();
-        assert!(!report.failed() && report.skipped.is_empty(), "{told}: {report:?}");
-        let signer = life.ring().signer().unwrap_or_else(|reason| panic!("{told}: {reason}: {report:?}"));
+        assert!(
+            !report.failed() && report.skipped.is_empty(),
+            "{told}: {report:?}"
+        );
+        let signer = life
+            .ring()
+            .signer()
+            .unwrap_or_else(|reason| panic!("{told}: {reason}: {report:?}"));
         let published = kids(&jwks);
         assert!(published.contains(&signer.kid().to_string()), "{told}");
         if operation != "start" {
             assert!(published.contains(&"stranger".to_owned()), "{told}");
         }
         if let Ok(kid) = fs::read_to_string(folder.join("acknowledged")) {
-            assert!(published.contains(&kid), "{told}: what was acknowledged is there");
+            assert!(
+                published.contains(&kid),
+                "{told}: what was acknowledged is there"
+            );
         }
         // A removal that had begun to show is finished, one that had not may be asked for again.
         if let (Some(before), Ok(victim)) = (&before, fs::read_to_string(folder.join("victim")))
             && operation == "remove"
         {
             if before.find(&victim).is_none() {
-                assert!(!published.contains(&victim), "{told}: it does not come back");
+                assert!(
+                    !published.contains(&victim),
+                    "{told}: it does not come back"
+                );
             }
             if published.contains(&victim) {
                 life.remove(&victim, at(THEN + 2)).await.unwrap();
@@ -175,7 +211,11 @@ fn recovers(folder: &Path, operation: &str, step: u32) {
         }
         // All at rest: no file without its key, no key without its files, nothing left to do.
         let report = life.sync(at(THEN + 3)).await.unwrap();
-        assert_eq!((report.done.len(), report.failed()), (0, false), "{told}: {report:?}");
+        assert_eq!(
+            (report.done.len(), report.failed()),
+            (0, false),
+            "{told}: {report:?}"
+        );
         for key in &report.keys {
             let file = |kind: &str| keys.join(format!("{}.{kind}", key.kid)).exists();
             let expected = match key.state {
@@ -184,12 +224,21 @@ fn recovers(folder: &Path, operation: &str, step: u32) {
                 None => (false, false, false),
                 other => panic!("{told}: {other:?}"),
             };
-            assert_eq!((file("private.jwk"), file("public.jwk"), file("state.json")), expected, "{told}: {key:?}");
+            assert_eq!(
+                (file("private.jwk"), file("public.jwk"), file("state.json")),
+                expected,
+                "{told}: {key:?}"
+            );
             assert!(key.published, "{told}: {key:?}");
         }
-        let stems: Vec<_> = names(&keys).into_iter().filter(|name| !name.starts_with('.')).collect();
+        let stems: Vec<_> = names(&keys)
+            .into_iter()
+            .filter(|name| !name.starts_with('.'))
+            .collect();
         assert!(
-            stems.iter().all(|name| report.keys.iter().any(|key| name.starts_with(&key.kid))),
+            stems
+                .iter()
+                .all(|name| report.keys.iter().any(|key| name.starts_with(&key.kid))),
             "{told}: {stems:?}"
         );
         // And the next key can be made as if nothing had been.
@@ -204,7 +253,11 @@ fn swept(keys: &Path, jwks: &Path, told: &str) {
     let store = KeyStore::new(keys);
     store.sweep(jiff::Timestamp::now()).unwrap();
     store.sweep(far).unwrap();
-    assert!(!names(keys).iter().any(|name| name.starts_with(".tmp-")), "{told}: {:?}", names(keys));
+    assert!(
+        !names(keys).iter().any(|name| name.starts_with(".tmp-")),
+        "{told}: {:?}",
+        names(keys)
+    );
     let _: &KeyLife = &life(keys, jwks);
 }
 
@@ -221,5 +274,8 @@ fn copy(from: &Path, to: &Path) {
 }
 
 fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
 }

@@ -40,8 +40,17 @@ struct World {
 }
 
 fn replica(directory: &Path, jwks: &Path, rotate_every: Option<u64>) -> KeyLife {
-    let policy = Policy { rotate_every: rotate_every.map(Duration::from_secs), ..policy() };
-    KeyLife::with(KeyStore::new(directory), Arc::new(FilePublisher::new(jwks)), policy, "tb", KeySpec::EdDsa)
+    let policy = Policy {
+        rotate_every: rotate_every.map(Duration::from_secs),
+        ..policy()
+    };
+    KeyLife::with(
+        KeyStore::new(directory),
+        Arc::new(FilePublisher::new(jwks)),
+        policy,
+        "tb",
+        KeySpec::EdDsa,
+    )
 }
 
 impl World {
@@ -52,9 +61,19 @@ impl World {
         }
         let set: JwkSet = serde_json::from_slice(&std::fs::read(&jwks).unwrap()).unwrap();
         // Their copies run out at different times.
-        let verifiers =
-            (0..4).map(|n| Verifier { set: set.clone(), fetched: at(0) - SignedDuration::from_secs(n * 70), seen: 0 });
-        Self { verifiers: verifiers.collect(), jwks, replicas, tokens: Vec::new(), checks: 0, refused: 0 }
+        let verifiers = (0..4).map(|n| Verifier {
+            set: set.clone(),
+            fetched: at(0) - SignedDuration::from_secs(n * 70),
+            seen: 0,
+        });
+        Self {
+            verifiers: verifiers.collect(),
+            jwks,
+            replicas,
+            tokens: Vec::new(),
+            checks: 0,
+            refused: 0,
+        }
     }
 
     /// One step of the world: servers look, tokens are issued, everybody verifies.
@@ -65,7 +84,9 @@ impl World {
                 self.refused += 1;
                 continue;
             };
-            let jwt = signer.sign(format!(r#"{{"iat":{}}}"#, now.as_second()).as_bytes()).unwrap();
+            let jwt = signer
+                .sign(format!(r#"{{"iat":{}}}"#, now.as_second()).as_bytes())
+                .unwrap();
             self.tokens.push(Token {
                 jwt,
                 kid: signer.kid().to_string(),
@@ -78,7 +99,11 @@ impl World {
                 verifier.fetched = now;
             }
             for token in self.tokens.iter().filter(|token| token.ends > now) {
-                assert!(verifier.set.find(&token.kid).is_some(), "at {now} a verifier does not know {}", token.kid);
+                assert!(
+                    verifier.set.find(&token.kid).is_some(),
+                    "at {now} a verifier does not know {}",
+                    token.kid
+                );
                 self.checks += 1;
             }
             for token in &self.tokens[verifier.seen..] {
@@ -104,7 +129,11 @@ impl World {
 async fn d16_verifiers_never_meet_an_unknown_key_while_keys_rotate() {
     let folder = tempfile::tempdir().unwrap();
     let jwks = folder.path().join("jwks.json");
-    let mut world = World::new(folder.path(), vec![replica(&folder.path().join("a"), &jwks, Some(3600))]).await;
+    let mut world = World::new(
+        folder.path(),
+        vec![replica(&folder.path().join("a"), &jwks, Some(3600))],
+    )
+    .await;
     for step in 0..6 * 3600 / STEP {
         world.step(at(step * STEP)).await;
     }
@@ -138,7 +167,11 @@ async fn d16_the_same_over_restarts_and_rotations_by_hand() {
 async fn d16_the_same_over_two_replicas_with_directories_of_their_own() {
     let folder = tempfile::tempdir().unwrap();
     let jwks = folder.path().join("jwks.json");
-    let mut world = World::new(folder.path(), vec![replica(&folder.path().join("a"), &jwks, Some(2400))]).await;
+    let mut world = World::new(
+        folder.path(),
+        vec![replica(&folder.path().join("a"), &jwks, Some(2400))],
+    )
+    .await;
     for step in 0..4 * 3600 / STEP {
         let now = at(step * STEP);
         if step == 100 {
@@ -154,19 +187,33 @@ async fn d16_the_same_over_two_replicas_with_directories_of_their_own() {
         }
         world.step(now).await;
     }
-    assert_eq!(i64::try_from(world.refused).unwrap(), (300 + 60) / STEP, "it refused while it waited, no longer");
+    assert_eq!(
+        i64::try_from(world.refused).unwrap(),
+        (300 + 60) / STEP,
+        "it refused while it waited, no longer"
+    );
     assert!(world.keys_used() >= 8, "{}", world.keys_used());
 }
 
 #[tokio::test]
 async fn d16_the_same_over_two_replicas_that_share_a_directory() {
     let folder = tempfile::tempdir().unwrap();
-    let (directory, jwks) = (folder.path().join("shared"), folder.path().join("jwks.json"));
-    let both = vec![replica(&directory, &jwks, Some(2400)), replica(&directory, &jwks, Some(2400))];
+    let (directory, jwks) = (
+        folder.path().join("shared"),
+        folder.path().join("jwks.json"),
+    );
+    let both = vec![
+        replica(&directory, &jwks, Some(2400)),
+        replica(&directory, &jwks, Some(2400)),
+    ];
     let mut world = World::new(folder.path(), both).await;
     for step in 0..4 * 3600 / STEP {
         world.step(at(step * STEP)).await;
-        let signers: Vec<_> = world.replicas.iter().map(|life| life.ring().signer().unwrap().kid().clone()).collect();
+        let signers: Vec<_> = world
+            .replicas
+            .iter()
+            .map(|life| life.ring().signer().unwrap().kid().clone())
+            .collect();
         if signers[0] != signers[1] {
             // Whoever looked first has already gone over; the other follows with its next look.
             world.replicas[0].poll(at(step * STEP)).await.unwrap();
@@ -175,7 +222,10 @@ async fn d16_the_same_over_two_replicas_that_share_a_directory() {
     }
     assert_eq!(world.refused, 0);
     let used = world.keys_used();
-    assert!((5..=8).contains(&used), "one successor at a time, not one of each: {used}");
+    assert!(
+        (5..=8).contains(&used),
+        "one successor at a time, not one of each: {used}"
+    );
 }
 
 #[tokio::test]

@@ -35,12 +35,20 @@ pub(crate) enum Fault {
 
 impl Fault {
     pub(crate) fn status(status: u16) -> Self {
-        Self::Answer { status, body: Vec::new() }
+        Self::Answer {
+            status,
+            body: Vec::new(),
+        }
     }
 
     pub(crate) fn code(status: u16, code: &str) -> Self {
-        let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>x</Message></Error>");
-        Self::Answer { status, body: body.into_bytes() }
+        let body = format!(
+            "<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>x</Message></Error>"
+        );
+        Self::Answer {
+            status,
+            body: body.into_bytes(),
+        }
     }
 }
 
@@ -109,16 +117,25 @@ impl Drop for FaultProxy {
     }
 }
 
-async fn serve(mut client: TcpStream, upstream: SocketAddr, state: &Mutex<State>) -> std::io::Result<()> {
+async fn serve(
+    mut client: TcpStream,
+    upstream: SocketAddr,
+    state: &Mutex<State>,
+) -> std::io::Result<()> {
     let request = read_message(&mut client).await?;
-    let head = String::from_utf8_lossy(&request[..head_length(&request).unwrap_or(request.len())]).into_owned();
+    let head = String::from_utf8_lossy(&request[..head_length(&request).unwrap_or(request.len())])
+        .into_owned();
     let method = head.split(' ').next().unwrap_or_default().to_owned();
     let fault = {
         let mut state = state.lock().unwrap();
         state.requests.push(head.clone());
         match state.next.iter().position(|(wanted, _)| *wanted == method) {
             Some(position) => state.next.remove(position).map(|(_, fault)| fault),
-            None => state.always.clone().filter(|(wanted, _)| *wanted == method).map(|(_, fault)| fault),
+            None => state
+                .always
+                .clone()
+                .filter(|(wanted, _)| *wanted == method)
+                .map(|(_, fault)| fault),
         }
     };
     match &fault {
@@ -132,7 +149,9 @@ async fn serve(mut client: TcpStream, upstream: SocketAddr, state: &Mutex<State>
             return client.shutdown().await;
         }
         Some(Fault::Announce(length)) => {
-            let head = format!("HTTP/1.1 200 OK\r\nETag: \"x\"\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{{");
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nETag: \"x\"\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{{"
+            );
             client.write_all(head.as_bytes()).await?;
             // Goes on sending for as long as somebody listens.
             let blanks = [b' '; 65536];
@@ -165,7 +184,10 @@ async fn serve(mut client: TcpStream, upstream: SocketAddr, state: &Mutex<State>
 
 async fn pass_on(request: &[u8], upstream: SocketAddr) -> std::io::Result<Vec<u8>> {
     let mut server = TcpStream::connect(upstream).await?;
-    let first = request.windows(2).position(|pair| pair == b"\r\n").unwrap_or(0);
+    let first = request
+        .windows(2)
+        .position(|pair| pair == b"\r\n")
+        .unwrap_or(0);
     server.write_all(&request[..first]).await?;
     server.write_all(b"\r\nConnection: close").await?;
     server.write_all(&request[first..]).await?;
@@ -192,7 +214,10 @@ async fn read_message(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
 }
 
 fn head_length(message: &[u8]) -> Option<usize> {
-    message.windows(4).position(|four| four == b"\r\n\r\n").map(|position| position + 4)
+    message
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .map(|position| position + 4)
 }
 
 fn content_length(head: &[u8]) -> usize {
@@ -211,7 +236,12 @@ fn with_body(head: &[u8], body: &[u8]) -> Vec<u8> {
         .lines()
         .filter(|line| !line.to_ascii_lowercase().starts_with("content-length:"))
         .collect();
-    let mut answer = format!("{}\r\nContent-Length: {}\r\n\r\n", kept.join("\r\n"), body.len()).into_bytes();
+    let mut answer = format!(
+        "{}\r\nContent-Length: {}\r\n\r\n",
+        kept.join("\r\n"),
+        body.len()
+    )
+    .into_bytes();
     answer.extend_from_slice(body);
     answer
 }

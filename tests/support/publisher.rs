@@ -12,17 +12,20 @@ use tailbone::{
 pub(crate) struct Place {
     pub(crate) publisher: Arc<dyn Publisher>,
     pub(crate) bytes: Box<dyn Fn() -> Option<Vec<u8>>>,
-    pub(crate) put: Box<dyn Fn(&[u8])>,
+    pub(crate) put: Box<Put>,
     /// Names of kept copies.
     pub(crate) backups: Box<dyn Fn() -> Vec<String>>,
 }
+
+type Put = dyn Fn(&[u8]);
 
 pub(crate) fn now() -> Timestamp {
     Timestamp::from_second(1_750_000_000).unwrap()
 }
 
 pub(crate) fn key(kid: &str) -> PublicJwk {
-    let json = format!(r#"{{"alg":"ES256","crv":"P-256","kid":"{kid}","kty":"EC","x":"AA","y":"AQ"}}"#);
+    let json =
+        format!(r#"{{"alg":"ES256","crv":"P-256","kid":"{kid}","kty":"EC","x":"AA","y":"AQ"}}"#);
     PublicJwk::from_json(json.as_bytes()).unwrap()
 }
 
@@ -56,11 +59,17 @@ async fn missing_is_neither_empty_nor_unreadable(place: &Place) {
 async fn a_write_wants_what_it_replaces(place: &Place) {
     let publisher = &place.publisher;
     let conflict = |result: Result<Etag, PublishError>| {
-        assert!(matches!(result, Err(PublishError::Conflict { .. })), "{result:?}");
+        assert!(
+            matches!(result, Err(PublishError::Conflict { .. })),
+            "{result:?}"
+        );
     };
     let old = publisher.read().await.unwrap().unwrap().etag;
     conflict(publisher.write(&document(&["tb-1"]), None).await);
-    let new = publisher.write(&document(&["tb-1"]), Some(&old)).await.unwrap();
+    let new = publisher
+        .write(&document(&["tb-1"]), Some(&old))
+        .await
+        .unwrap();
     conflict(publisher.write(&document(&["tb-2"]), Some(&old)).await);
     let read = publisher.read().await.unwrap().unwrap();
     assert_eq!((read.etag, read.document), (new, document(&["tb-1"])));
@@ -68,26 +77,40 @@ async fn a_write_wants_what_it_replaces(place: &Place) {
 
 async fn what_cannot_be_read_is_left_alone(place: &Place) {
     let half = br#"{"keys":[{"kid":"tb-1"#;
-    let cases: [(&[u8], fn(&Unreadable) -> bool); 4] = [
+    type Expected = fn(&Unreadable) -> bool;
+    let cases: [(&[u8], Expected); 4] = [
         (b"", |e| matches!(e, Unreadable::NotJson(_))),
         (half, |e| matches!(e, Unreadable::NotJson(_))),
         (br#"{"keys":"none"}"#, |e| matches!(e, Unreadable::Keys)),
-        (&[b' '; 1024 * 1024 + 1], |e| matches!(e, Unreadable::TooLarge)),
+        (&[b' '; 1024 * 1024 + 1], |e| {
+            matches!(e, Unreadable::TooLarge)
+        }),
     ];
     for (bytes, expected) in cases {
         (place.put)(bytes);
         let error = place.publisher.read().await.unwrap_err();
-        assert!(matches!(&error, PublishError::Unreadable { reason, .. } if expected(reason)), "{error:?}");
-        let added = update(&*place.publisher, now(), |document, _| document.add(&key("tb-9")).map(drop)).await;
+        assert!(
+            matches!(&error, PublishError::Unreadable { reason, .. } if expected(reason)),
+            "{error:?}"
+        );
+        let added = update(&*place.publisher, now(), |document, _| {
+            document.add(&key("tb-9")).map(drop)
+        })
+        .await;
         assert!(added.is_err());
         assert_eq!((place.bytes)().unwrap(), bytes, "nothing was overwritten");
     }
 }
 
 async fn foreign_content_survives(place: &Place) {
-    let foreign = br#"{"keys":[{"kid":"theirs","kty":"oct","odd":[1,{"b":null}]},{"kty":"RSA"}],"note":"x"}"#;
+    let foreign =
+        br#"{"keys":[{"kid":"theirs","kty":"oct","odd":[1,{"b":null}]},{"kty":"RSA"}],"note":"x"}"#;
     (place.put)(foreign);
-    let updated = update(&*place.publisher, now(), |document, _| document.add(&key("tb-1")).map(drop)).await.unwrap();
+    let updated = update(&*place.publisher, now(), |document, _| {
+        document.add(&key("tb-1")).map(drop)
+    })
+    .await
+    .unwrap();
     assert!(updated.changed && updated.backup.is_none() && updated.lost_writes == 0);
     assert_eq!(
         String::from_utf8((place.bytes)().unwrap()).unwrap(),
@@ -96,7 +119,11 @@ async fn foreign_content_survives(place: &Place) {
             r#"{"alg":"ES256","crv":"P-256","kid":"tb-1","kty":"EC","x":"AA","y":"AQ"}],"note":"x"}"#
         )
     );
-    let again = update(&*place.publisher, now(), |document, _| document.add(&key("tb-1")).map(drop)).await.unwrap();
+    let again = update(&*place.publisher, now(), |document, _| {
+        document.add(&key("tb-1")).map(drop)
+    })
+    .await
+    .unwrap();
     assert!(!again.changed, "what is there is not written again");
 }
 
@@ -110,7 +137,10 @@ async fn a_removal_keeps_a_copy(place: &Place) {
     .unwrap();
     assert!(updated.backup.unwrap().is_ok());
     assert_eq!((place.backups)().len(), before + 1);
-    assert_eq!((place.bytes)().unwrap(), br#"{"keys":[{"kid":"theirs","kty":"oct","odd":[1,{"b":null}]},{"kty":"RSA"}],"note":"x"}"#);
+    assert_eq!(
+        (place.bytes)().unwrap(),
+        br#"{"keys":[{"kid":"theirs","kty":"oct","odd":[1,{"b":null}]},{"kty":"RSA"}],"note":"x"}"#
+    );
 }
 
 /// `writers` at once, each making `changes` changes: adding keys, and taking half of its own out again. Nothing is lost.

@@ -33,7 +33,10 @@ impl S3Server {
         std::fs::create_dir(root.path().join(BUCKET)).unwrap();
         // Another process may take the port between our look and the server's start.
         for _ in 0..5 {
-            let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            let addr = TcpListener::bind("127.0.0.1:0")
+                .unwrap()
+                .local_addr()
+                .unwrap();
             let mut child = Command::new(&program)
                 .args(["--access", ACCESS, "--secret", SECRET, "--quiet"])
                 .args(["--port", &addr.to_string(), "posix"])
@@ -61,7 +64,9 @@ impl S3Server {
     pub(crate) fn objects(&self) -> Vec<String> {
         let folder = self.root.path().join(BUCKET).join(".well-known");
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        let mut names: Vec<_> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     }
@@ -110,8 +115,14 @@ pub(crate) fn config(patience: Duration) -> SdkConfig {
     SdkConfig::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::from_static("us-east-1"))
-        .credentials_provider(SharedCredentialsProvider::new(Credentials::new(ACCESS, SECRET, None, None, "test")))
-        .timeout_config(TimeoutConfig::builder().operation_attempt_timeout(patience).build())
+        .credentials_provider(SharedCredentialsProvider::new(Credentials::new(
+            ACCESS, SECRET, None, None, "test",
+        )))
+        .timeout_config(
+            TimeoutConfig::builder()
+                .operation_attempt_timeout(patience)
+                .build(),
+        )
         .build()
 }
 
@@ -124,7 +135,10 @@ fn program() -> PathBuf {
         .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
         .unwrap_or_default();
     let path = cache.join("tailbone/bin/versitygw");
-    assert!(path.exists(), "no versitygw for the S3 tests: run scripts/setup, or set TAILBONE_VERSITYGW to its path");
+    assert!(
+        path.exists(),
+        "no versitygw for the S3 tests: run scripts/setup, or set TAILBONE_VERSITYGW to its path"
+    );
     path
 }
 
