@@ -178,22 +178,12 @@ impl TokenEndpoint {
         grant: &Grant,
         style: Style,
     ) -> Result<AccessToken, ExchangeError> {
-        let mut form = form_urlencoded::Serializer::new(String::new());
-        form.append_pair("grant_type", "client_credentials");
-        form.append_pair("scope", &grant.scopes.join(" "));
-        if !grant.tags.is_empty() {
-            form.append_pair("tags", &grant.tags.join(" "));
-        }
-        if style == Style::Form {
-            form.append_pair("client_id", &credentials.id);
-            form.append_pair("client_secret", credentials.secret.reveal());
-        }
         let mut request = self
             .http
             .post(self.url.clone())
             .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
             .header(header::ACCEPT, "application/json")
-            .body(form.finish());
+            .body(form(credentials, grant, style));
         if style == Style::Basic {
             request = request.header(header::AUTHORIZATION, basic(credentials)?);
         }
@@ -251,6 +241,20 @@ impl TokenEndpoint {
             cache.insert(key, known);
         }
     }
+}
+
+fn form(credentials: &Credentials, grant: &Grant, style: Style) -> String {
+    let mut form = form_urlencoded::Serializer::new(String::new());
+    form.append_pair("grant_type", "client_credentials");
+    form.append_pair("scope", &grant.scopes.join(" "));
+    if !grant.tags.is_empty() {
+        form.append_pair("tags", &grant.tags.join(" "));
+    }
+    if style == Style::Form {
+        form.append_pair("client_id", &credentials.id);
+        form.append_pair("client_secret", credentials.secret.reveal());
+    }
+    form.finish()
 }
 
 /// Both halves are form-encoded before base64 (RFC 6749, 2.3.1).

@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use jsonwebtoken::Algorithm;
 use serde_json::Value;
 
+pub(super) use file::is_loopback;
 pub use file::{LoadError, Loaded, Mistake, load};
 
 use super::{
@@ -173,6 +174,11 @@ impl Reason {
             Self::Scope(_) => "scope",
             Self::Tag(_) => "tag",
         }
+    }
+
+    /// Whether the signature was not known to be good yet: whoever asked may be anybody.
+    pub fn is_before_trust(&self) -> bool {
+        self.stage() <= Self::Signature.stage()
     }
 
     /// How far the token came: the variant's place, whatever it carries.
