@@ -5,7 +5,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use ::http::{
@@ -26,7 +26,7 @@ use url::form_urlencoded;
 use super::{Error, Granted, Refused, State as Exchange, policy, verify::Token};
 use crate::{
     audit,
-    http::{self, layers::BODY_BYTES, tls::Remote},
+    http::{layers::BODY_BYTES, tls::Remote},
     identity::Connection,
     telemetry::audit::Decision,
 };

@@ -18,7 +18,11 @@ use toml::{Table, Value};
 use url::Url;
 
 use super::{Audience, Condition, Pattern, Policy};
-use crate::{config::Secret, jwks::fetch::Source, sts::config::Credentials};
+use crate::{
+    config::{Secret, duration},
+    jwks::fetch::Source,
+    sts::config::Credentials,
+};
 
 /// The policies, and what people should know about them.
 #[derive(Debug, Clone, Default)]
@@ -608,14 +612,6 @@ pub(in crate::sts) fn is_loopback(url: &Url) -> bool {
 }
 
 fn duration(text: &str) -> Option<Duration> {
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        _ => return None,
-    };
-    Some(Duration::from_secs(
-        number.parse::<u64>().ok()?.checked_mul(seconds)?,
-    ))
+    let read = duration::parse(text).ok()?;
+    (!read.negative).then_some(read.size)
 }
