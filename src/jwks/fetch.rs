@@ -112,7 +112,14 @@ struct View {
 #[derive(Debug, Default)]
 struct Ask {
     nudge: Notify,
-    last: Mutex<Option<Instant>>,
+    last: Mutex<Option<Asked>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    at: Instant,
+    /// [`View::ended`] as it was then: while it stands still the answer is on its way.
+    ended: u64,
 }
 
 /// How a source stands, for readiness and status.
@@ -200,8 +207,9 @@ impl Fetcher {
             return Ok(set.clone());
         }
         // A fetch that is under way answers everybody; asking for another is what the cool-down limits.
-        let coming =
-            seen.fetching || seen.ended == 0 || ask.fetch(now, self.fetch.rules.cool_down);
+        let coming = seen.fetching
+            || seen.ended == 0
+            || ask.fetch(seen.ended, now, self.fetch.rules.cool_down);
         if coming {
             // The task bounds a fetch; the limit here is for a runtime that is too busy to run it.
             let limit = self.fetch.rules.time + Duration::from_secs(1);
@@ -230,20 +238,19 @@ impl Fetcher {
 }
 
 impl Ask {
-    /// Asks the task for a fetch, unless one was asked for a short while ago.
-    fn fetch(&self, now: Instant, cool_down: Duration) -> bool {
+    /// Whether a fetch is coming: one that was asked for already, or now, unless the last was asked for a short while ago.
+    fn fetch(&self, ended: u64, now: Instant, cool_down: Duration) -> bool {
         let mut last = lock(&self.last);
-        if !cooled_down(*last, now, cool_down) {
-            return false;
+        match *last {
+            Some(asked) if asked.ended == ended => true,
+            Some(asked) if now.saturating_duration_since(asked.at) < cool_down => false,
+            _ => {
+                *last = Some(Asked { at: now, ended });
+                self.nudge.notify_one();
+                true
+            }
         }
-        *last = Some(now);
-        self.nudge.notify_one();
-        true
     }
-}
-
-fn cooled_down(last: Option<Instant>, now: Instant, cool_down: Duration) -> bool {
-    last.is_none_or(|last| now.saturating_duration_since(last) >= cool_down)
 }
 
 /// The task of one source.
@@ -701,11 +708,12 @@ mod tests {
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
         assert_eq!(back_off(u32::MAX, retry).as_secs(), 60);
 
-        let now = Instant::now();
+        let (ask, now) = (Ask::default(), Instant::now());
         let minute = Duration::from_secs(60);
-        assert!(cooled_down(None, now, minute));
-        assert!(!cooled_down(Some(now), now + minute / 2, minute));
-        assert!(cooled_down(Some(now), now + minute, minute));
+        assert!(ask.fetch(1, now, minute));
+        assert!(ask.fetch(1, now, minute), "the one that is coming serves all");
+        assert!(!ask.fetch(2, now + minute / 2, minute));
+        assert!(ask.fetch(2, now + minute, minute));
     }
 
     #[test]
