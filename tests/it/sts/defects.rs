@@ -282,7 +282,7 @@ async fn t13_every_decision_is_written_down_and_no_token_is() {
         assert!(!answer.header("x-request-id").is_empty());
     }
     assert_eq!(unauthorized.header("www-authenticate"), "Bearer");
-    let health = Answer::of(reqwest::Client::new().get(format!("{}_healthz", running.url))).await;
+    let health = Answer::of(running.http.get(format!("{}_healthz", running.url))).await;
     assert_eq!((health.status.as_u16(), health.json()), (200, json!({"ok": true, "ready": true})));
 }
 
@@ -342,6 +342,6 @@ async fn t16_the_trial_issuers_tokens_expire_and_name_their_key() {
     let policy = format!("issuer = \"{base}\"\nalgorithm = \"RS256\"\naudience = \"us\"\nsubject = \"me\"\nallowed_scopes = [\"acls\"]");
     let running = world.file("p.toml", &policy).run().await;
     assert_eq!(running.ask(&token, &["acls"]).await.status, 200);
-    let fresh = reqwest::get(format!("{base}/token?sub=you")).await.unwrap().text().await.unwrap();
+    let fresh = running.http.get(format!("{base}/token?sub=you")).send().await.unwrap().text().await.unwrap();
     assert_eq!(running.ask(&fresh, &["acls"]).await.plain(), (403, "subject mismatch\n"));
 }

@@ -14,7 +14,7 @@ mod wire;
 
 use std::{
     path::Path,
-    sync::{Arc, OnceLock},
+    sync::{Arc, LazyLock, OnceLock},
     time::Duration,
 };
 
@@ -70,6 +70,8 @@ struct Running {
     world: World,
     sts: Option<Sts>,
     url: String,
+    /// One a world: shared by all, it would share connections between tests' runtimes, which end apart.
+    http: reqwest::Client,
     _server: Server,
 }
 
@@ -79,6 +81,7 @@ impl World {
     }
 
     fn with(issuer: JwksServer, tokens: TokenEndpoint) -> Self {
+        LazyLock::force(&AWAKE);
         let dir = tempfile::tempdir().unwrap();
         let credentials = Credentials::both(ID, Some(Secret::new(SECRET))).unwrap();
         let mut settings = Settings::new(dir.path().to_owned(), credentials).unwrap();
@@ -137,6 +140,7 @@ impl World {
             world: self,
             sts: Some(sts),
             url,
+            http: reqwest::Client::new(),
             _server: server,
         }
     }
@@ -200,8 +204,7 @@ impl Answer {
 
 impl Running {
     fn post(&self) -> reqwest::RequestBuilder {
-        // One client for all would share connections between tests' runtimes, which end apart.
-        reqwest::Client::new().post(&self.url)
+        self.http.post(&self.url)
     }
 
     async fn ask(&self, token: &str, scopes: &[&str]) -> Answer {
@@ -236,6 +239,15 @@ async fn eventually(holds: impl Fn() -> bool) {
 fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap()
 }
+
+/// Keeps every log line enabled from before the first one: a line whose place is passed first while nobody listens anywhere can
+/// else be lost to a test that begins to listen at that moment.
+static AWAKE: LazyLock<tracing::Dispatch> = LazyLock::new(|| {
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_writer(std::io::sink);
+    tracing::Dispatch::new(subscriber.finish())
+});
 
 /// Lines that were logged on this thread while it lived.
 struct Lines {

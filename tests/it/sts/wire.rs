@@ -67,7 +67,7 @@ fn forged(token: &str) -> String {
 #[tokio::test]
 async fn any_path_and_post_alone() {
     let running = World::new().await.policy("p.toml", &["acls"], "").run().await;
-    let client = reqwest::Client::new();
+    let client = running.http.clone();
     for path in ["", "token", "a/b/c", "_healthz"] {
         let request = client.post(format!("{}{path}", running.url));
         let answer = Answer::of(request.body("x")).await;
