@@ -4,6 +4,7 @@
 //! result and nothing else; a token from the command line is never repeated.
 
 use std::{
+    ffi::OsString,
     io::{self, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
@@ -11,17 +12,22 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, Subcommand};
+use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand};
 use jiff::Timestamp;
 use url::Url;
 
+use super::{
+    console::Console,
+    exit::{self, Failure},
+};
 use crate::{
-    config::{Secret, duration},
+    config::{Environment, Secret, duration},
     http::{
         layers,
         serve::{Limits, serve},
         tls::{PlainListener, Remote},
     },
+    signals::{Signal, Signals},
     sts::{
         client::{self, Answer, Ask, ClientError, TokenSource},
         policy::{self, Examined, LoadError},
@@ -44,10 +50,10 @@ pub enum Sts {
 
 #[derive(Debug, Args)]
 pub struct Exchange {
-    /// Address of the exchange [TB_STS_SERVER, TAILSTS_SERVER; default http://localhost:8080]
+    /// Address of the exchange [TAILSTS_SERVER; default http://localhost:8080]
     #[arg(long, short, short_aliases = ['u', 'a'], aliases = ["s", "url", "u", "addr", "a"])]
     server: Option<String>,
-    /// The OIDC token; better in a variable or a file, since others may see the command line [TB_STS_TOKEN, OIDC_TOKEN]
+    /// The OIDC token; better in a variable or a file, since others may see the command line [OIDC_TOKEN]
     #[arg(long, short, alias = "t", hide_default_value = true)]
     token: Option<String>,
     /// File with the OIDC token; - is standard input
@@ -56,7 +62,7 @@ pub struct Exchange {
     /// Name of the variable with the OIDC token, as a GitLab job's id_tokens define it
     #[arg(long, conflicts_with_all = ["token", "token_file"])]
     token_variable: Option<String>,
-    /// Scopes by commas or blanks; may be repeated [TB_STS_SCOPES, SCOPES; default acls]
+    /// Scopes by commas or blanks; may be repeated [SCOPES; default acls]
     #[arg(long, alias = "scope")]
     scopes: Vec<String>,
     /// Tags by commas or blanks; without any, all that the policy has
@@ -143,16 +149,49 @@ pub enum StsCommandError {
     Refused,
 }
 
-/// A variable of the environment; tests bring their own.
-pub type Variables<'a> = &'a (dyn Fn(&str) -> Option<String> + Sync);
+pub(super) fn command() -> Command {
+    let group = Command::new("sts").about("Swap OIDC tokens for access tokens of Tailscale's API");
+    Sts::augment_subcommands(group).subcommand_required(false)
+}
+
+pub(super) fn run(
+    matches: &ArgMatches,
+    environment: &Environment,
+    console: &mut Console<'_>,
+) -> Result<(), Failure> {
+    if matches.subcommand().is_none() {
+        return super::help(Some("sts"), console);
+    }
+    let command = Sts::from_arg_matches(matches)
+        .map_err(|error| Failure::with_code(exit::USAGE, error.to_string()))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::failed)?;
+    let outcome = runtime.block_on(async {
+        // Only what would run for ever asks for signals: the others die of them as any program does.
+        let stop = async {
+            let Ok(mut signals) = Signals::install() else {
+                return std::future::pending().await;
+            };
+            while let Ok(Signal::Hangup) = signals.next().await {}
+        };
+        command.run(environment, &mut *console.out, stop).await
+    });
+    outcome.map_err(|error| match error {
+        StsCommandError::Usage(sentence) => Failure::with_code(exit::USAGE, sentence),
+        StsCommandError::Io(error) => Failure::output(error),
+        other => Failure::failed(other),
+    })
+}
 
 impl Sts {
     /// Does the command. `stop` ends one that would run for ever.
-    pub async fn run(
+    pub async fn run<W: Write + ?Sized>(
         self,
-        variables: Variables<'_>,
-        out: &mut (dyn Write + Send),
-        stop: impl Future<Output = ()> + Send,
+        variables: &Environment,
+        out: &mut W,
+        stop: impl Future<Output = ()>,
     ) -> Result<(), StsCommandError> {
         match self {
             Self::Exchange(exchange) => {
@@ -168,11 +207,11 @@ impl Sts {
 }
 
 impl Exchange {
-    fn ask(self, variables: Variables<'_>) -> Result<Ask, StsCommandError> {
+    fn ask(self, variables: &Environment) -> Result<Ask, StsCommandError> {
         let server = self
             .server
             .clone()
-            .or_else(|| first(variables, &["TB_STS_SERVER", "TAILSTS_SERVER"]))
+            .or_else(|| first(variables, &["TAILSTS_SERVER"]))
             .unwrap_or_else(|| "http://localhost:8080".to_owned());
         let server = Url::parse(&server)
             .ok()
@@ -180,7 +219,7 @@ impl Exchange {
             .ok_or_else(|| usage(format!("--server {server}: neither an http nor an https address")))?;
         let mut scopes = words(&self.scopes);
         if scopes.is_empty() {
-            scopes = words(&Vec::from_iter(first(variables, &["TB_STS_SCOPES", "SCOPES"])));
+            scopes = words(&Vec::from_iter(first(variables, &["SCOPES"])));
         }
         if scopes.is_empty() {
             scopes = vec!["acls".to_owned()];
@@ -194,7 +233,7 @@ impl Exchange {
     }
 
     /// The nearest wins: what was typed, what a variable says, what the job's own system offers.
-    fn source(&self, server: &Url, variables: Variables<'_>) -> Result<TokenSource, StsCommandError> {
+    fn source(&self, server: &Url, variables: &Environment) -> Result<TokenSource, StsCommandError> {
         if let Some(token) = &self.token {
             return Ok(TokenSource::Text(Secret::new(token)));
         }
@@ -206,7 +245,7 @@ impl Exchange {
             let token = token.ok_or_else(|| usage(format!("the variable {name} is not set")))?;
             return Ok(TokenSource::Text(Secret::new(token)));
         }
-        if let Some(token) = first(variables, &["TB_STS_TOKEN", "OIDC_TOKEN", "TAILBONE_ID_TOKEN"]) {
+        if let Some(token) = first(variables, &["OIDC_TOKEN", "TAILBONE_ID_TOKEN"]) {
             return Ok(TokenSource::Text(Secret::new(token)));
         }
         let url = first(variables, &["ACTIONS_ID_TOKEN_REQUEST_URL"]);
@@ -232,7 +271,7 @@ impl Exchange {
     }
 }
 
-fn print(answer: &Answer, json: bool, out: &mut dyn Write) -> io::Result<()> {
+fn print<W: Write + ?Sized>(answer: &Answer, json: bool, out: &mut W) -> io::Result<()> {
     let token = answer.access_token.reveal();
     if !json {
         return writeln!(out, "{token}");
@@ -248,7 +287,7 @@ fn print(answer: &Answer, json: bool, out: &mut dyn Write) -> io::Result<()> {
 }
 
 impl Check {
-    fn run(self, variables: Variables<'_>, out: &mut dyn Write) -> Result<(), StsCommandError> {
+    fn run<W: Write + ?Sized>(self, variables: &Environment, out: &mut W) -> Result<(), StsCommandError> {
         let loaded = policy::load(&directory(self.policies_dir, variables), self.strict)?;
         for warning in &loaded.warnings {
             writeln!(out, "warning: {warning}")?;
@@ -259,11 +298,11 @@ impl Check {
 }
 
 impl Explain {
-    fn run(
+    fn run<W: Write + ?Sized>(
         self,
-        variables: Variables<'_>,
+        variables: &Environment,
         now: Timestamp,
-        out: &mut dyn Write,
+        out: &mut W,
     ) -> Result<(), StsCommandError> {
         let loaded = policy::load(&directory(self.policies_dir, variables), false)?;
         let text = if self.token_file.as_os_str() == "-" {
@@ -292,11 +331,11 @@ impl Explain {
 }
 
 impl Trial {
-    async fn run(
+    async fn run<W: Write + ?Sized>(
         self,
-        variables: Variables<'_>,
-        out: &mut (dyn Write + Send),
-        stop: impl Future<Output = ()> + Send,
+        variables: &Environment,
+        out: &mut W,
+        stop: impl Future<Output = ()>,
     ) -> Result<(), StsCommandError> {
         let port = match (self.port, first(variables, &["PORT"])) {
             (Some(port), _) => port,
@@ -339,16 +378,15 @@ impl Trial {
     }
 }
 
-fn directory(flag: Option<PathBuf>, variables: Variables<'_>) -> PathBuf {
+fn directory(flag: Option<PathBuf>, variables: &Environment) -> PathBuf {
     flag.or_else(|| first(variables, &["TB_STS_POLICIESDIR", "POLICIES_DIR"]).map(PathBuf::from))
         .unwrap_or_else(|| PathBuf::from("policies"))
 }
 
 /// The first of these variables that is set; an empty one counts as unset.
-fn first(variables: Variables<'_>, names: &[&str]) -> Option<String> {
-    names
-        .iter()
-        .find_map(|name| variables(name).filter(|value| !value.is_empty()))
+fn first(variables: &Environment, names: &[&str]) -> Option<String> {
+    let found = names.iter().find_map(|name| variables.text(name));
+    found.map(str::to_owned)
 }
 
 fn words(texts: &[String]) -> Vec<String> {
@@ -375,25 +413,32 @@ fn go_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// TailSTS took long flags with one dash too (`-url …`). Puts the second dash before those of `exchange`, so that its scripts go on
-/// working; everything else stays as it is.
-pub fn with_two_dashes(arguments: impl IntoIterator<Item = String>) -> Vec<String> {
+/// TailSTS took long flags with one dash too (`-url …`). Puts the second dash before those of `sts exchange`, so that its scripts
+/// go on working; every other command line stays as it is.
+pub(super) fn with_two_dashes(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     const LONG: [&str; 6] = ["server", "url", "addr", "token", "scopes", "scope"];
+    let mut arguments: Vec<_> = arguments.into_iter().collect();
+    let ours = arguments
+        .windows(2)
+        .any(|pair| pair[0] == "sts" && pair[1] == "exchange");
+    if !ours {
+        return arguments;
+    }
+    for argument in &mut arguments {
+        let Some(text) = argument.to_str() else {
+            continue;
+        };
+        let name = text.split('=').next().unwrap_or_default();
+        if name.strip_prefix('-').is_some_and(|name| LONG.contains(&name)) {
+            *argument = format!("-{text}").into();
+        }
+    }
     arguments
-        .into_iter()
-        .map(|argument| {
-            let name = argument.split('=').next().unwrap_or_default();
-            match name.strip_prefix('-') {
-                Some(name) if LONG.contains(&name) => format!("-{argument}"),
-                _ => argument,
-            }
-        })
-        .collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::{FromArgMatches, Parser};
+    use clap::Parser;
 
     use super::*;
 
@@ -404,15 +449,12 @@ mod tests {
     }
 
     fn ask(line: &str, variables: &[(&str, &str)]) -> Result<Ask, StsCommandError> {
-        let arguments = with_two_dashes(line.split(' ').map(str::to_owned));
+        let words = ["tailbone"].into_iter().chain(line.split(' '));
+        let arguments = with_two_dashes(words.map(OsString::from)).split_off(1);
         let Sts::Exchange(exchange) = Line::try_parse_from(arguments).unwrap().sts else {
             panic!("not exchange")
         };
-        let of = |name: &str| {
-            let found = variables.iter().find(|(known, _)| *known == name);
-            found.map(|(_, value)| (*value).to_owned())
-        };
-        exchange.ask(&of)
+        exchange.ask(&variables.iter().copied().collect())
     }
 
     #[test]

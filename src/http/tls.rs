@@ -291,7 +291,7 @@ async fn look(files: Arc<CertificateFiles>) {
             }
             Ok(false) => {}
             Err(error) => {
-                let error = crate::telemetry::log::chain(&error);
+                let error = crate::telemetry::chain(&error);
                 tracing::error!(target: "server", error, "certificate not read anew; the old one stays in use");
             }
         }

@@ -7,9 +7,10 @@ use axum::{
     Json, Router,
     extract::State,
     response::{IntoResponse, Response},
-    routing::{any, get, post},
+    routing::{get, post},
 };
 use jiff::Timestamp;
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::{Claims, TokenRules};
@@ -17,27 +18,35 @@ use crate::{
     audit,
     http::{Error, error::Kind},
     identity::{Caller, Refusal},
-    keys::{self, KeyRing},
+    jwks::life::KeyLife,
+    keys::{NoSigner, SignError, SigningPool},
     telemetry::audit::Decision,
+    version,
 };
 
 /// What the routes need.
 #[derive(Debug, Clone)]
 pub struct Issuer {
     pub rules: Arc<TokenRules>,
-    pub keys: Arc<KeyRing>,
+    pub keys: KeyLife,
+    pub signing: Arc<SigningPool>,
+    /// How long verifiers may keep the published keys.
+    pub cache_time: Duration,
 }
 
 pub fn router(issuer: Issuer) -> Router {
-    let only = |allow: &'static str| any(move || async move { Error::method_not_allowed(allow) });
     Router::new()
-        .route("/issue", post(issue).fallback_service(only("POST")))
+        .route("/issue", post(issue).fallback(|| only("POST")))
         .route(
             "/.well-known/jwks.json",
-            get(jwks).fallback_service(only("GET, HEAD")),
+            get(jwks).fallback(|| only("GET, HEAD")),
         )
-        .route("/_healthz", get(health).fallback_service(only("GET, HEAD")))
+        .route("/_healthz", get(health).fallback(|| only("GET, HEAD")))
         .with_state(issuer)
+}
+
+async fn only(allow: &'static str) -> Error {
+    Error::method_not_allowed(allow)
 }
 
 async fn issue(
@@ -49,39 +58,109 @@ async fn issue(
             Decision::Refused,
             "issue",
             reason = error.code,
-            cause = error.message
+            detail = error.message
         );
     })?;
-    match token(&issuer, &caller).await {
-        Ok(token) => {
-            let no_store = [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
-            Ok((no_store, Json(Answer { token })).into_response())
-        }
-        Err(error) => {
-            audit!(Decision::Refused, "issue", caller = %caller, reason = error.code);
-            Err(error)
-        }
-    }
+    let token = token(&issuer, &caller).await.inspect_err(|error| {
+        audit!(Decision::Refused, "issue", caller = %caller, reason = error.code);
+    })?;
+    // RFC 6749, 5.1: an answer that holds a token is kept by nobody on the way.
+    let no_store = [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+    Ok((no_store, Json(Answer { token })).into_response())
 }
 
-#[derive(serde::Serialize)]
+#[derive(Serialize)]
 struct Answer {
     token: String,
 }
 
 async fn token(issuer: &Issuer, caller: &Caller) -> Result<String, Error> {
-    let signer = issuer.keys.signer(Timestamp::now()).map_err(no_key)?;
+    let signer = issuer.keys.ring().signer().map_err(no_key)?;
     let claims = Claims::new(caller, &issuer.rules, Timestamp::now(), Uuid::new_v4())
         .ok_or(Refusal::Funnel)?;
-    let bytes = serde_json::to_vec(&claims).map_err(internal)?;
-    let token = signer.sign(&bytes).await.map_err(signing)?;
+    let bytes = serde_json::to_vec(&claims).map_err(not_signed)?;
+    let token = issuer.signing.sign(&signer, bytes)
+        .await
+        .map_err(|error| match error {
+            SignError::Overloaded => overloaded(),
+            other => not_signed(other),
+        })?;
     audit!(
         Decision::Allowed,
         "issued token",
         caller = %caller,
         sub = claims.subject(),
-        kid = signer.kid(),
+        kid = signer.kid().as_str(),
         jti = claims.jti()
     );
     Ok(token)
+}
+
+fn no_key(cause: NoSigner) -> Error {
+    let kind = Kind::Unavailable {
+        retry_after: Duration::from_secs(10),
+    };
+    Error::new(
+        kind,
+        "no_signing_key",
+        "this server has no key that it may sign with; its operator sees why in the log",
+    )
+    .because(cause)
+}
+
+fn overloaded() -> Error {
+    let kind = Kind::Unavailable {
+        retry_after: Duration::from_secs(1),
+    };
+    Error::new(
+        kind,
+        "overloaded",
+        "more tokens are asked for than this server can sign; try again",
+    )
+}
+
+fn not_signed(cause: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(
+        Kind::Internal,
+        "signing_failed",
+        "the token could not be signed; the log has the cause under this id",
+    )
+    .because(cause)
+}
+
+/// The published document as last read, the keys of other servers included: what verifiers read elsewhere, read here.
+async fn jwks(State(issuer): State<Issuer>, request: HeaderMap) -> Result<Response, Error> {
+    let Some(published) = issuer.keys.document() else {
+        let kind = Kind::Unavailable { retry_after: Duration::from_secs(10) };
+        return Err(Error::new(kind, "no_jwks", "the published keys could not be read yet; the operator sees why in the log"));
+    };
+    let etag = format!("\"{}\"", published.etag.0.trim_matches('"'));
+    let unchanged = request.get_all(header::IF_NONE_MATCH).iter().any(|known| known.as_bytes() == etag.as_bytes());
+    let headers = [
+        (header::CONTENT_TYPE, "application/json".to_owned()),
+        (header::CACHE_CONTROL, format!("public, max-age={}", issuer.cache_time.as_secs())),
+        (header::ETAG, etag),
+        // Public keys are for everybody; a verifier in a browser is a verifier too.
+        (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*".to_owned()),
+    ];
+    if unchanged {
+        return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
+    }
+    Ok((headers, published.document.to_bytes()).into_response())
+}
+
+/// That the process answers, and which one it is. Readiness is another question.
+async fn health() -> Json<Health> {
+    Json(Health {
+        commit: version::COMMIT,
+        ok: true,
+        version: version::VERSION,
+    })
+}
+
+#[derive(Serialize)]
+struct Health {
+    commit: &'static str,
+    ok: bool,
+    version: &'static str,
 }

@@ -284,7 +284,7 @@ async fn keep(fetch: Fetch, source: Source, state: watch::Sender<View>, ask: Arc
                 tracing::warn!(
                     target: "jwks",
                     source = %source,
-                    error = crate::telemetry::log::chain(&problem),
+                    error = crate::telemetry::chain(&problem),
                     retry_s = again.as_secs(),
                     "keys not fetched; the last good ones stay in use"
                 );

@@ -312,7 +312,7 @@ async fn answer(state: &Exchange, dialect: Dialect, asked: &Asked, peer: Option<
                 Decision::Refused,
                 "exchange",
                 reason = error.code(),
-                cause = crate::telemetry::log::chain(&error),
+                cause = crate::telemetry::chain(&error),
                 issuer = issuer,
                 subject = subject,
                 verified = verified,
@@ -369,7 +369,7 @@ fn refusal(dialect: Dialect, error: Error) -> Response {
     }
     let (status, text) = error.plain();
     if status.is_server_error() {
-        tracing::error!(target: "sts", code = error.code(), error = crate::telemetry::log::chain(&error), "exchange failed");
+        tracing::error!(target: "sts", code = error.code(), error = crate::telemetry::chain(&error), "exchange failed");
     }
     let mut response = plain(status, text);
     let headers = response.headers_mut();

@@ -7,5 +7,13 @@
     clippy::cast_possible_truncation
 )]
 
+// Every test binary compiles all of it and uses a part.
+#[allow(dead_code, unreachable_pub)]
+#[path = "../support/mod.rs"]
+mod support;
+
 mod architecture;
+mod config;
+mod issuer;
 mod sts;
+mod tailnet;

@@ -1,7 +1,7 @@
 //! `tailbone sts …` against running servers.
 
 use clap::Parser;
-use tailbone::cli::sts::{StsCommandError, with_two_dashes};
+use tailbone::{cli::sts::StsCommandError, config::Environment};
 use tokio::sync::oneshot;
 
 use super::*;
@@ -13,14 +13,10 @@ struct Line {
 }
 
 async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Result<String, StsCommandError> {
-    let line = ["sts"].iter().chain(arguments).map(|word| (*word).to_owned());
-    let line = Line::try_parse_from(with_two_dashes(line)).unwrap();
+    let line = Line::try_parse_from(["sts"].iter().chain(arguments)).unwrap();
+    let variables: Environment = variables.iter().copied().collect();
     let mut out = Vec::new();
-    let of = |name: &str| {
-        let found = variables.iter().find(|(known, _)| *known == name);
-        found.map(|(_, value)| (*value).to_owned())
-    };
-    line.sts.run(&of, &mut out, std::future::pending()).await?;
+    line.sts.run(&variables, &mut out, std::future::pending()).await?;
     Ok(String::from_utf8(out).unwrap())
 }
 
@@ -37,12 +33,9 @@ pub(super) async fn trial(arguments: &[&str], variables: &'static [(&str, &str)]
     let out = Shared::default();
     let mut writer = out.clone();
     tokio::spawn(async move {
-        let of = |name: &str| {
-            let found = variables.iter().find(|(known, _)| *known == name);
-            found.map(|(_, value)| (*value).to_owned())
-        };
+        let variables: Environment = variables.iter().copied().collect();
         let stopped = async { drop(stopped.await) };
-        line.sts.run(&of, &mut writer, stopped).await.unwrap();
+        line.sts.run(&variables, &mut writer, stopped).await.unwrap();
     });
     eventually(|| out.0.lock().unwrap().ends_with(b"\n")).await;
     let token = String::from_utf8(out.0.lock().unwrap().clone()).unwrap().trim().to_owned();
@@ -78,7 +71,7 @@ async fn tokens_come_from_variables_files_and_github() {
     assert_eq!(exchange(&running.url, &["--token-file", file.to_str().unwrap()]).await.unwrap(), wanted);
     let named = [("MY_JOB", token.as_str())];
     let server = running.url.as_str();
-    assert_eq!(run(&["exchange", "-server", server, "--token-variable", "MY_JOB"], &named).await.unwrap(), wanted);
+    assert_eq!(run(&["exchange", "--server", server, "--token-variable", "MY_JOB"], &named).await.unwrap(), wanted);
 
     let json = exchange(&running.url, &["--token", &token, "--scopes", "acls routes", "--json"]).await.unwrap();
     let json: Value = serde_json::from_str(&json).unwrap();

@@ -1,10 +1,5 @@
 //! The exchange, whole: a real listener, real keys, an issuer's server and a token endpoint on the loopback.
 
-#[path = "../../support/jwks_server.rs"]
-mod jwks_server;
-#[path = "../../support/token_endpoint.rs"]
-mod token_endpoint;
-
 mod client;
 mod defects;
 mod dialects;
@@ -35,7 +30,7 @@ use tailbone::{
     },
 };
 
-use self::{
+use crate::support::{
     jwks_server::{Behaviour, JwksServer, signer},
     token_endpoint::{ID, SECRET, TokenEndpoint, Trouble},
 };
