@@ -15,4 +15,5 @@ mod keys;
 mod keys_crash;
 mod keys_fixture;
 mod keys_rotation;
+mod sts;
 mod tailnet;
