@@ -63,7 +63,9 @@ pub struct TlsFiles {
 /// What is wrong with settings that are sound one by one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
-    #[error("sts.clientId is set without sts.clientSecret, or the other way round; both are needed")]
+    #[error(
+        "sts.clientId is set without sts.clientSecret, or the other way round; both are needed"
+    )]
     HalfCredentials,
     #[error("sts.host.cert is set without sts.host.key, or the other way round; both are needed")]
     HalfTls,
@@ -79,7 +81,10 @@ pub enum SettingsError {
 
 impl Settings {
     /// The defaults, with these policies and this client.
-    pub fn new(policies_dir: PathBuf, credentials: Option<Credentials>) -> Result<Self, SettingsError> {
+    pub fn new(
+        policies_dir: PathBuf,
+        credentials: Option<Credentials>,
+    ) -> Result<Self, SettingsError> {
         Ok(Self {
             port: PORT,
             binding: Binding::Auto,
@@ -154,10 +159,17 @@ mod tests {
         assert!(HostListener::checked(Some(local), None, None, false).is_ok());
         assert!(HostListener::checked(Some(public), None, None, true).is_ok());
         assert!(HostListener::checked(Some(public), file(), file(), false).is_ok());
-        let wrong = |listen, cert, key| HostListener::checked(listen, cert, key, false).unwrap_err();
-        assert_eq!(wrong(Some(public), None, None), SettingsError::Plain(public));
+        let wrong =
+            |listen, cert, key| HostListener::checked(listen, cert, key, false).unwrap_err();
+        assert_eq!(
+            wrong(Some(public), None, None),
+            SettingsError::Plain(public)
+        );
         assert_eq!(wrong(Some(public), file(), None), SettingsError::HalfTls);
-        assert_eq!(wrong(None, file(), file()), SettingsError::TlsWithoutListener);
+        assert_eq!(
+            wrong(None, file(), file()),
+            SettingsError::TlsWithoutListener
+        );
     }
 
     #[test]
