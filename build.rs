@@ -37,11 +37,17 @@ fn grpc() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let descriptors = protox::compile(["proto/admin.proto"], ["proto"])?;
-    fs::write(out.join("admin_descriptors.bin"), descriptors.encode_to_vec())?;
+    fs::write(
+        out.join("admin_descriptors.bin"),
+        descriptors.encode_to_vec(),
+    )?;
     let mut paths = Vec::new();
     for file in &descriptors.file {
         for service in &file.service {
-            let methods = service.method.iter().map(|method| format!("/{}.{}/{}", file.package(), service.name(), method.name()));
+            let methods = service
+                .method
+                .iter()
+                .map(|method| format!("/{}.{}/{}", file.package(), service.name(), method.name()));
             paths.extend(methods);
         }
     }

@@ -37,17 +37,32 @@ pub enum Right {
 
 /// The one table of methods.
 pub const METHODS: &[(&str, Access)] = &[
-    ("/proto.AdminService/GenerateNewKeys", Access::Right(Right::Generate)),
+    (
+        "/proto.AdminService/GenerateNewKeys",
+        Access::Right(Right::Generate),
+    ),
     ("/proto.AdminService/ListKeys", Access::Right(Right::List)),
-    ("/proto.AdminService/RemoveKey", Access::Right(Right::Remove)),
-    ("/proto.AdminService/RotateKeys", Access::Right(Right::Rotate)),
+    (
+        "/proto.AdminService/RemoveKey",
+        Access::Right(Right::Remove),
+    ),
+    (
+        "/proto.AdminService/RotateKeys",
+        Access::Right(Right::Rotate),
+    ),
     // Who may see the keys may see how the server does.
     ("/proto.AdminService/Status", Access::Right(Right::List)),
     ("/grpc.health.v1.Health/Check", Access::Everybody),
     ("/grpc.health.v1.Health/Watch", Access::Everybody),
     // The schema is in the public repository.
-    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Access::Everybody),
-    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Access::Everybody),
+    (
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        Access::Everybody,
+    ),
+    (
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        Access::Everybody,
+    ),
 ];
 
 /// Methods that `proto/admin.proto` declares.
@@ -57,7 +72,10 @@ pub const DECLARED: &[&str] = include!(concat!(env!("OUT_DIR"), "/admin_methods.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Requester {
     /// A process on this machine, by the kernel's word for its user.
-    Local { uid: u32, pid: Option<i32> },
+    Local {
+        uid: u32,
+        pid: Option<i32>,
+    },
     Tailnet(Caller),
 }
 
@@ -90,7 +108,10 @@ pub enum Rule {
 
 /// What the table says of a path.
 pub fn access(path: &str) -> Option<Access> {
-    METHODS.iter().find(|(method, _)| *method == path).map(|(_, access)| *access)
+    METHODS
+        .iter()
+        .find(|(method, _)| *method == path)
+        .map(|(_, access)| *access)
 }
 
 pub fn authorize(right: Right, requester: &Requester, rules: &Rules) -> Decision {
@@ -100,7 +121,9 @@ pub fn authorize(right: Right, requester: &Requester, rules: &Rules) -> Decision
     };
     match rule {
         Some(rule) => Decision::Allowed { rule },
-        None => Decision::Denied { words: missing(right, requester, rules) },
+        None => Decision::Denied {
+            words: missing(right, requester, rules),
+        },
     }
 }
 
@@ -116,11 +139,17 @@ fn tailnet(right: Right, caller: &Caller, rules: &Rules) -> Option<Rule> {
     match caller {
         // Nobody on the internet administers anything.
         Caller::Funnel(_) => return None,
-        Caller::User(user) if !rules.owner.is_empty() && user.login == rules.owner => return Some(Rule::Owner),
+        Caller::User(user) if !rules.owner.is_empty() && user.login == rules.owner => {
+            return Some(Rule::Owner);
+        }
         // A machine acts for itself, whoever its owner was before it was tagged.
         Caller::Machine(_) | Caller::User(_) => {}
     }
-    if caller.grants(CAPABILITY).iter().any(|value| grants(value, right)) {
+    if caller
+        .grants(CAPABILITY)
+        .iter()
+        .any(|value| grants(value, right))
+    {
         return Some(Rule::Grant);
     }
     open(rules)
@@ -138,7 +167,12 @@ struct Grant {
 }
 
 fn grants(value: &serde_json::Value, right: Right) -> bool {
-    Grant::deserialize(value).is_ok_and(|grant| grant.methods.iter().any(|method| method == "*" || method == right.as_str()))
+    Grant::deserialize(value).is_ok_and(|grant| {
+        grant
+            .methods
+            .iter()
+            .any(|method| method == "*" || method == right.as_str())
+    })
 }
 
 fn missing(right: Right, requester: &Requester, rules: &Rules) -> String {
@@ -147,9 +181,15 @@ fn missing(right: Right, requester: &Requester, rules: &Rules) -> String {
             "the local admin socket is for the user that runs the server (uid {}) and root, not for uid {uid}",
             rules.own_uid
         ),
-        Requester::Tailnet(Caller::Funnel(_)) => "the admin API is not for callers from the internet".to_owned(),
+        Requester::Tailnet(Caller::Funnel(_)) => {
+            "the admin API is not for callers from the internet".to_owned()
+        }
         Requester::Tailnet(caller) => {
-            let owner = if rules.owner.is_empty() { "" } else { ", and is not the owner of the server's node" };
+            let owner = if rules.owner.is_empty() {
+                ""
+            } else {
+                ", and is not the owner of the server's node"
+            };
             format!(
                 "{caller} lacks the grant \"{CAPABILITY}\" with {{\"methods\":[\"{}\"]}} towards this server{owner}",
                 right.as_str()
@@ -184,7 +224,10 @@ impl Rule {
 impl std::fmt::Display for Requester {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Local { uid, pid: Some(pid) } => write!(f, "local:uid={uid},pid={pid}"),
+            Self::Local {
+                uid,
+                pid: Some(pid),
+            } => write!(f, "local:uid={uid},pid={pid}"),
             Self::Local { uid, pid: None } => write!(f, "local:uid={uid}"),
             Self::Tailnet(caller) => caller.fmt(f),
         }

@@ -19,8 +19,9 @@ use tonic::{
 
 use super::{
     proto::{
-        GenerateNewKeysRequest, GenerateNewKeysResponse, Key, ListKeysRequest, RemoveKeyRequest, RotateKeysRequest,
-        RotateKeysResponse, StatusRequest, StatusResponse, admin_service_client::AdminServiceClient,
+        GenerateNewKeysRequest, GenerateNewKeysResponse, Key, ListKeysRequest, RemoveKeyRequest,
+        RotateKeysRequest, RotateKeysResponse, StatusRequest, StatusResponse,
+        admin_service_client::AdminServiceClient,
     },
     socket,
 };
@@ -53,29 +54,47 @@ impl Client {
         Self { target, timeout }
     }
 
-    pub async fn generate(&self, size: i32, algorithm: String) -> Result<GenerateNewKeysResponse, CallError> {
+    pub async fn generate(
+        &self,
+        size: i32,
+        algorithm: String,
+    ) -> Result<GenerateNewKeysResponse, CallError> {
         let request = GenerateNewKeysRequest { size, algorithm };
-        self.call(async |mut api, timeout| api.generate_new_keys(within(request, timeout)).await).await
+        self.call(async |mut api, timeout| api.generate_new_keys(within(request, timeout)).await)
+            .await
     }
 
     pub async fn list(&self) -> Result<Vec<Key>, CallError> {
-        let answer = self.call(async |mut api, timeout| api.list_keys(within(ListKeysRequest {}, timeout)).await).await?;
+        let answer = self
+            .call(async |mut api, timeout| api.list_keys(within(ListKeysRequest {}, timeout)).await)
+            .await?;
         Ok(answer.keys)
     }
 
     pub async fn remove(&self, key_id: String, force: bool) -> Result<Vec<Key>, CallError> {
-        let request = RemoveKeyRequest { key_id, force: Some(force) };
-        let answer = self.call(async |mut api, timeout| api.remove_key(within(request, timeout)).await).await?;
+        let request = RemoveKeyRequest {
+            key_id,
+            force: Some(force),
+        };
+        let answer = self
+            .call(async |mut api, timeout| api.remove_key(within(request, timeout)).await)
+            .await?;
         Ok(answer.keys)
     }
 
-    pub async fn rotate(&self, size: i32, algorithm: String) -> Result<RotateKeysResponse, CallError> {
+    pub async fn rotate(
+        &self,
+        size: i32,
+        algorithm: String,
+    ) -> Result<RotateKeysResponse, CallError> {
         let request = RotateKeysRequest { size, algorithm };
-        self.call(async |mut api, timeout| api.rotate_keys(within(request, timeout)).await).await
+        self.call(async |mut api, timeout| api.rotate_keys(within(request, timeout)).await)
+            .await
     }
 
     pub async fn status(&self) -> Result<StatusResponse, CallError> {
-        self.call(async |mut api, timeout| api.status(within(StatusRequest {}, timeout)).await).await
+        self.call(async |mut api, timeout| api.status(within(StatusRequest {}, timeout)).await)
+            .await
     }
 
     /// Connects and calls, both within the time.
@@ -115,19 +134,29 @@ impl Target {
                     Ok(IpAddr::V6(ip)) => format!("[{ip}]:{port}"),
                     _ => format!("{host}:{port}"),
                 };
-                let endpoint = Endpoint::from_shared(format!("http://{authority}"))
-                    .map_err(|error| CallError { code: Code::InvalidArgument, words: chain(&error) })?;
+                let endpoint =
+                    Endpoint::from_shared(format!("http://{authority}")).map_err(|error| {
+                        CallError {
+                            code: Code::InvalidArgument,
+                            words: chain(&error),
+                        }
+                    })?;
                 endpoint.connect().await.map_err(|error| CallError {
                     code: Code::Unavailable,
                     words: format!("{authority} cannot be reached: {}", reason(&error)),
                 })
             }
             Self::Socket(path) => {
-                let unreachable = |words| CallError { code: Code::Unavailable, words };
+                let unreachable = |words| CallError {
+                    code: Code::Unavailable,
+                    words,
+                };
                 let stream = open(path).await.map_err(unreachable)?;
                 let mut stream = Some(TokioIo::new(stream));
                 let once = tower::service_fn(move |_| {
-                    let stream = stream.take().ok_or_else(|| io::Error::other("the connection is used up"));
+                    let stream = stream
+                        .take()
+                        .ok_or_else(|| io::Error::other("the connection is used up"));
                     std::future::ready(stream)
                 });
                 // The name is for the request's authority alone.
@@ -172,7 +201,10 @@ fn reason(error: &dyn std::error::Error) -> String {
 
 impl From<Status> for CallError {
     fn from(status: Status) -> Self {
-        Self { code: status.code(), words: status.message().to_owned() }
+        Self {
+            code: status.code(),
+            words: status.message().to_owned(),
+        }
     }
 }
 

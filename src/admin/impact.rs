@@ -9,10 +9,16 @@ pub fn impact(keys: &[Key], kid: &str) -> Impact {
     let key = keys.iter().find(|key| key.key_id == kid);
     Impact {
         signing: key.is_some_and(|key| key.signs_since != 0),
-        last: key.as_ref().is_some_and(active) && !keys.iter().any(|other| other.key_id != kid && active(&other)),
+        last: key.as_ref().is_some_and(active)
+            && !keys
+                .iter()
+                .any(|other| other.key_id != kid && active(&other)),
         // Servers from before tell no state.
         tokens_may_be_valid: key.is_some_and(|key| {
-            key.state.is_empty() || [State::Active, State::Retired].iter().any(|state| key.state == state.as_str())
+            key.state.is_empty()
+                || [State::Active, State::Retired]
+                    .iter()
+                    .any(|state| key.state == state.as_str())
         }),
     }
 }
@@ -29,7 +35,9 @@ pub fn consequences(kid: &str, impact: Impact) -> Vec<String> {
         (false, false) => {}
     }
     if impact.tokens_may_be_valid {
-        sentences.push(format!("tokens signed with {kid} that are still valid can no longer be verified"));
+        sentences.push(format!(
+            "tokens signed with {kid} that are still valid can no longer be verified"
+        ));
     }
     sentences
 }

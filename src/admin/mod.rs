@@ -26,14 +26,23 @@ mod socket;
 mod status;
 
 /// Code made from `proto/admin.proto`.
-#[allow(missing_debug_implementations, unreachable_pub, clippy::all, clippy::pedantic)]
+#[allow(
+    missing_debug_implementations,
+    unreachable_pub,
+    clippy::all,
+    clippy::pedantic
+)]
 pub mod proto {
     tonic::include_proto!("proto");
 
-    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/admin_descriptors.bin"));
+    pub const DESCRIPTORS: &[u8] =
+        include_bytes!(concat!(env!("OUT_DIR"), "/admin_descriptors.bin"));
 }
 
-pub use authorize::{Access, CAPABILITY, DECLARED, Decision, METHODS, Requester, Right, Rule, Rules, access, authorize};
+pub use authorize::{
+    Access, CAPABILITY, DECLARED, Decision, METHODS, Requester, Right, Rule, Rules, access,
+    authorize,
+};
 pub use client::{CallError, Client, Target};
 pub use impact::{consequences, impact};
 pub use service::{Admin, OwnNode, key, router};

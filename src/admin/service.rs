@@ -19,8 +19,9 @@ use super::{
     authorize::{Access, DECLARED, Decision, Requester, Rule, Rules, access, authorize},
     impact::consequences,
     proto::{
-        self, GenerateNewKeysRequest, GenerateNewKeysResponse, Key, ListKeysRequest, ListKeysResponse, RemoveKeyRequest,
-        RemoveKeyResponse, RotateKeysRequest, RotateKeysResponse, StatusRequest, StatusResponse,
+        self, GenerateNewKeysRequest, GenerateNewKeysResponse, Key, ListKeysRequest,
+        ListKeysResponse, RemoveKeyRequest, RemoveKeyResponse, RotateKeysRequest,
+        RotateKeysResponse, StatusRequest, StatusResponse,
         admin_service_server::{AdminService, AdminServiceServer},
     },
     status::{self, Doing},
@@ -73,7 +74,10 @@ impl OwnNode {
     }
 
     fn status(&self) -> Arc<tailnet::Status> {
-        self.0.get().map(|node| node.watch().borrow().clone()).unwrap_or_default()
+        self.0
+            .get()
+            .map(|node| node.watch().borrow().clone())
+            .unwrap_or_default()
     }
 }
 
@@ -96,7 +100,9 @@ pub fn router(admin: Admin) -> Result<Router, tonic_reflection::server::Error> {
         .add_service(descriptors().build_v1()?)
         // What grpcurl and older tools ask.
         .add_service(descriptors().build_v1alpha()?);
-    Ok(routes.into_axum_router().layer(middleware::from_fn_with_state(admin, door)))
+    Ok(routes
+        .into_axum_router()
+        .layer(middleware::from_fn_with_state(admin, door)))
 }
 
 /// A call that was let in.
@@ -107,7 +113,11 @@ struct Admission {
     rule: Rule,
 }
 
-async fn door(AxumState(admin): AxumState<Admin>, request: HttpRequest, next: Next) -> HttpResponse {
+async fn door(
+    AxumState(admin): AxumState<Admin>,
+    request: HttpRequest,
+    next: Next,
+) -> HttpResponse {
     let (mut head, body) = request.into_parts();
     match admin.admit(&head).await {
         Ok(admission) => {
@@ -132,7 +142,13 @@ impl Admin {
         };
         let method = method_of(path);
         let requester = self.requester(head).await.inspect_err(|error| {
-            audit!(Audited::Refused, "admin", method, reason = error.code, detail = error.message);
+            audit!(
+                Audited::Refused,
+                "admin",
+                method,
+                reason = error.code,
+                detail = error.message
+            );
         })?;
         let rules = Rules {
             mode: self.mode,
@@ -140,7 +156,11 @@ impl Admin {
             owner: self.node.status().owner.clone(),
         };
         match authorize(right, &requester, &rules) {
-            Decision::Allowed { rule } => Ok(Some(Admission { method, requester, rule })),
+            Decision::Allowed { rule } => Ok(Some(Admission {
+                method,
+                requester,
+                rule,
+            })),
             Decision::Denied { words } => {
                 audit!(Audited::Refused, "admin", method, caller = %requester, reason = "no_grant", right = right.as_str());
                 Err(Error::new(Kind::Forbidden, "no_grant", words))
@@ -154,7 +174,11 @@ impl Admin {
             return Ok(local.clone());
         }
         let Some(connection) = head.extensions.get::<Arc<Connection>>() else {
-            return Err(Error::new(Kind::Internal, "internal", "this listener does not tell who calls"));
+            return Err(Error::new(
+                Kind::Internal,
+                "internal",
+                "this listener does not tell who calls",
+            ));
         };
         Ok(Requester::Tailnet(connection.caller().await?))
     }
@@ -162,14 +186,22 @@ impl Admin {
     async fn generate(&self, size: i32, algorithm: &str) -> Result<Key, Error> {
         let spec = spec(size, algorithm, self.spec)?;
         let _one = self.changes.lock().await;
-        let made = self.keys.generate(spec, Timestamp::now()).await.map_err(|error| status::failed(Doing::Generate, &error))?;
+        let made = self
+            .keys
+            .generate(spec, Timestamp::now())
+            .await
+            .map_err(|error| status::failed(Doing::Generate, &error))?;
         made.report.audit();
         tracing::info!(target: "admin", kid = made.key.kid, algorithm = made.key.algorithm, "generated new key pair");
         Ok(self.key(&made.key))
     }
 
     async fn list(&self) -> Result<Vec<Key>, Error> {
-        let report = self.keys.list(Timestamp::now()).await.map_err(|error| status::failed(Doing::List, &error))?;
+        let report = self
+            .keys
+            .list(Timestamp::now())
+            .await
+            .map_err(|error| status::failed(Doing::List, &error))?;
         if let Some(error) = report.unread {
             return Err(status::unread(error));
         }
@@ -178,25 +210,41 @@ impl Admin {
 
     async fn remove(&self, kid: &str, force: Option<bool>) -> Result<Vec<Key>, Error> {
         if kid.is_empty() || kid.len() > KID_BYTES {
-            return Err(Error::new(Kind::BadRequest, "bad_key_id", format!("a key id has 1 to {KID_BYTES} bytes")));
+            return Err(Error::new(
+                Kind::BadRequest,
+                "bad_key_id",
+                format!("a key id has 1 to {KID_BYTES} bytes"),
+            ));
         }
         let _one = self.changes.lock().await;
         // A client from before asked its person and cannot say so.
         if force == Some(false) {
             let failed = |error: LifeError| status::failed(Doing::Remove, &error);
-            self.keys.sync(Timestamp::now()).await.map_err(failed)?.audit();
+            self.keys
+                .sync(Timestamp::now())
+                .await
+                .map_err(failed)?
+                .audit();
             let impact = self.keys.impact(kid);
             if impact.signing || impact.last {
                 let words = consequences(kid, impact).join("; ");
-                return Err(Error::new(Kind::Precondition, "breaks", format!("{words}. Nothing was changed; force removes it all the same")));
+                return Err(Error::new(
+                    Kind::Precondition,
+                    "breaks",
+                    format!("{words}. Nothing was changed; force removes it all the same"),
+                ));
             }
         }
-        let removed = self.keys.remove(kid, Timestamp::now()).await.map_err(|error| {
-            if let LifeError::NotFound(_) = error {
-                tracing::warn!(target: "admin", kid, "key not found in JWKS");
-            }
-            status::failed(Doing::Remove, &error)
-        })?;
+        let removed = self
+            .keys
+            .remove(kid, Timestamp::now())
+            .await
+            .map_err(|error| {
+                if let LifeError::NotFound(_) = error {
+                    tracing::warn!(target: "admin", kid, "key not found in JWKS");
+                }
+                status::failed(Doing::Remove, &error)
+            })?;
         removed.report.audit();
         tracing::info!(target: "admin", kid, remaining_keys = removed.remaining.len(), "removed key from JWKS");
         Ok(removed.remaining.iter().map(|key| self.key(key)).collect())
@@ -205,7 +253,11 @@ impl Admin {
     async fn rotate(&self, size: i32, algorithm: &str) -> Result<RotateKeysResponse, Error> {
         let spec = spec(size, algorithm, self.spec)?;
         let _one = self.changes.lock().await;
-        let made = self.keys.rotate(spec, Timestamp::now()).await.map_err(|error| status::failed(Doing::Rotate, &error))?;
+        let made = self
+            .keys
+            .rotate(spec, Timestamp::now())
+            .await
+            .map_err(|error| status::failed(Doing::Rotate, &error))?;
         made.report.audit();
         if made.was_there {
             tracing::info!(target: "admin", kid = made.key.kid, "a successor is waiting already");
@@ -227,8 +279,16 @@ impl Admin {
             node_state: format!("{:?}", node.state),
             node_name: node.name.clone(),
             addresses: node.addresses.iter().map(ToString::to_string).collect(),
-            signing_key: snapshot.signing().map(|(kid, _)| kid.to_string()).unwrap_or_default(),
-            signing_trouble: snapshot.signer.as_ref().err().map(ToString::to_string).unwrap_or_default(),
+            signing_key: snapshot
+                .signing()
+                .map(|(kid, _)| kid.to_string())
+                .unwrap_or_default(),
+            signing_trouble: snapshot
+                .signer
+                .as_ref()
+                .err()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             jwks_read_at: seconds(snapshot.document_read),
             jwks_trouble: snapshot.trouble.join("; "),
         }
@@ -236,7 +296,10 @@ impl Admin {
 
     fn key(&self, view: &KeyView) -> Key {
         let document = self.keys.document();
-        key(view, document.as_deref().map(|versioned| &versioned.document))
+        key(
+            view,
+            document.as_deref().map(|versioned| &versioned.document),
+        )
     }
 
     /// Runs a call to its end, whatever its client does meanwhile, and writes its audit line.
@@ -250,7 +313,11 @@ impl Admin {
         let whole = async move {
             let outcome = call.await;
             let kid = kid.or_else(|| outcome.as_ref().ok().and_then(made));
-            let Admission { method, requester, rule } = admission;
+            let Admission {
+                method,
+                requester,
+                rule,
+            } = admission;
             audit!(
                 Audited::Allowed,
                 "admin",
@@ -267,7 +334,12 @@ impl Admin {
             Ok(Err(error)) => Err(error.grpc()),
             Err(error) => {
                 tracing::error!(target: "admin", %error, "an admin call ended unexpectedly");
-                Err(Error::new(Kind::Internal, "internal", "unexpected failure; the log has the cause under this id").grpc())
+                Err(Error::new(
+                    Kind::Internal,
+                    "internal",
+                    "unexpected failure; the log has the cause under this id",
+                )
+                .grpc())
             }
         }
     }
@@ -281,35 +353,63 @@ impl AdminService for Admin {
     ) -> Result<Response<GenerateNewKeysResponse>, Status> {
         let (admission, GenerateNewKeysRequest { size, algorithm }) = admitted(request)?;
         let admin = self.clone();
-        let call = async move { Ok(GenerateNewKeysResponse { key: Some(admin.generate(size, &algorithm).await?) }) };
-        self.finish(admission, None, |made| id(made.key.as_ref()), call).await
+        let call = async move {
+            Ok(GenerateNewKeysResponse {
+                key: Some(admin.generate(size, &algorithm).await?),
+            })
+        };
+        self.finish(admission, None, |made| id(made.key.as_ref()), call)
+            .await
     }
 
-    async fn list_keys(&self, request: Request<ListKeysRequest>) -> Result<Response<ListKeysResponse>, Status> {
+    async fn list_keys(
+        &self,
+        request: Request<ListKeysRequest>,
+    ) -> Result<Response<ListKeysResponse>, Status> {
         let (admission, ListKeysRequest {}) = admitted(request)?;
         let admin = self.clone();
-        self.finish(admission, None, |_| None, async move { Ok(ListKeysResponse { keys: admin.list().await? }) }).await
+        self.finish(admission, None, |_| None, async move {
+            Ok(ListKeysResponse {
+                keys: admin.list().await?,
+            })
+        })
+        .await
     }
 
-    async fn remove_key(&self, request: Request<RemoveKeyRequest>) -> Result<Response<RemoveKeyResponse>, Status> {
+    async fn remove_key(
+        &self,
+        request: Request<RemoveKeyRequest>,
+    ) -> Result<Response<RemoveKeyResponse>, Status> {
         let (admission, RemoveKeyRequest { key_id, force }) = admitted(request)?;
         let admin = self.clone();
         let kid = key_id.chars().take(KID_BYTES).collect();
-        let call = async move { Ok(RemoveKeyResponse { keys: admin.remove(&key_id, force).await? }) };
+        let call = async move {
+            Ok(RemoveKeyResponse {
+                keys: admin.remove(&key_id, force).await?,
+            })
+        };
         self.finish(admission, Some(kid), |_| None, call).await
     }
 
-    async fn rotate_keys(&self, request: Request<RotateKeysRequest>) -> Result<Response<RotateKeysResponse>, Status> {
+    async fn rotate_keys(
+        &self,
+        request: Request<RotateKeysRequest>,
+    ) -> Result<Response<RotateKeysResponse>, Status> {
         let (admission, RotateKeysRequest { size, algorithm }) = admitted(request)?;
         let admin = self.clone();
         let call = async move { admin.rotate(size, &algorithm).await };
-        self.finish(admission, None, |made| id(made.key.as_ref()), call).await
+        self.finish(admission, None, |made| id(made.key.as_ref()), call)
+            .await
     }
 
-    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+    async fn status(
+        &self,
+        request: Request<StatusRequest>,
+    ) -> Result<Response<StatusResponse>, Status> {
         let (admission, StatusRequest {}) = admitted(request)?;
         let answer = Self::status(self);
-        self.finish(admission, None, |_| None, async move { Ok(answer) }).await
+        self.finish(admission, None, |_| None, async move { Ok(answer) })
+            .await
     }
 }
 
@@ -325,9 +425,17 @@ fn admitted<T>(request: Request<T>) -> Result<(Admission, T), Status> {
 fn not_in_the_table(path: &str) -> Error {
     if DECLARED.contains(&path) {
         tracing::error!(target: "admin", path, "BUG: a method without a row in the table of rights was called, and refused");
-        return Error::new(Kind::Internal, "internal", format!("a bug of this server: nothing says who may call {path}"));
+        return Error::new(
+            Kind::Internal,
+            "internal",
+            format!("a bug of this server: nothing says who may call {path}"),
+        );
     }
-    Error::new(Kind::Unimplemented, "no_such_method", "there is no such method here")
+    Error::new(
+        Kind::Unimplemented,
+        "no_such_method",
+        "there is no such method here",
+    )
 }
 
 /// The last part of a path of the table, which is static.
@@ -349,7 +457,11 @@ fn spec(size: i32, algorithm: &str, setting: KeySpec) -> Result<Option<KeySpec>,
     let bits = match u32::try_from(size) {
         Ok(0) => None,
         Ok(bits) if SIZES.contains(&bits) => Some(bits),
-        _ => return refused(format!("a key of {size} bits is not made; RS256 keys have 2048, 3072 or 4096")),
+        _ => {
+            return refused(format!(
+                "a key of {size} bits is not made; RS256 keys have 2048, 3072 or 4096"
+            ));
+        }
     };
     let of_setting = match setting {
         KeySpec::Rs256 { bits } => Some(bits),
@@ -380,16 +492,27 @@ pub fn key(view: &KeyView, document: Option<&Document>) -> Key {
         key_id: view.kid.clone(),
         algorithm: view.algorithm.clone(),
         created_at: seconds(view.created),
-        state: view.state.map(|state| state.to_string()).unwrap_or_default(),
-        signs_since: if view.signing { seconds(view.signs_since) } else { 0 },
+        state: view
+            .state
+            .map(|state| state.to_string())
+            .unwrap_or_default(),
+        signs_since: if view.signing {
+            seconds(view.signs_since)
+        } else {
+            0
+        },
         published: view.published,
-        size: document.and_then(|document| document.find(&view.kid)).map_or(0, modulus_bits),
+        size: document
+            .and_then(|document| document.find(&view.kid))
+            .map_or(0, modulus_bits),
     }
 }
 
 fn modulus_bits(jwk: &serde_json::Value) -> i32 {
     let member = |name| jwk.get(name).and_then(serde_json::Value::as_str);
-    let modulus = member("n").filter(|_| member("kty") == Some("RSA")).and_then(|n| URL_SAFE_NO_PAD.decode(n).ok());
+    let modulus = member("n")
+        .filter(|_| member("kty") == Some("RSA"))
+        .and_then(|n| URL_SAFE_NO_PAD.decode(n).ok());
     let Some(modulus) = modulus else {
         return 0;
     };

@@ -43,7 +43,9 @@ pub enum SocketError {
          admin.socket"
     )]
     Live { path: PathBuf },
-    #[error("the local admin socket cannot be made at {path}: a file that is no socket is there, and is left alone")]
+    #[error(
+        "the local admin socket cannot be made at {path}: a file that is no socket is there, and is left alone"
+    )]
     NotASocket { path: PathBuf },
     #[error("the directory of the local admin socket cannot be written")]
     Directory(#[source] DiskError),
@@ -67,9 +69,17 @@ impl Socket {
     /// Listens at `path`; wants a tokio runtime around it.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
         fits(path)?;
-        let at = |source| SocketError::Io { path: path.to_path_buf(), source };
-        let live = || SocketError::Live { path: path.to_path_buf() };
-        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+        let at = |source| SocketError::Io {
+            path: path.to_path_buf(),
+            source,
+        };
+        let live = || SocketError::Live {
+            path: path.to_path_buf(),
+        };
+        if let Some(directory) = path
+            .parent()
+            .filter(|directory| !directory.as_os_str().is_empty())
+        {
             disk::make_directory(directory).map_err(SocketError::Directory)?;
         }
         let lock = Lock::take(&lock_path(path)).map_err(|error| match error {
@@ -84,7 +94,11 @@ impl Socket {
                 }
                 fs::remove_file(path).map_err(at)?;
             }
-            Ok(_) => return Err(SocketError::NotASocket { path: path.to_path_buf() }),
+            Ok(_) => {
+                return Err(SocketError::NotASocket {
+                    path: path.to_path_buf(),
+                });
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(at(error)),
         }
@@ -93,7 +107,12 @@ impl Socket {
             .and_then(|()| fs::symlink_metadata(path))
             .map_err(at)?
             .ino();
-        Ok(Self { listener, path: path.to_path_buf(), inode, _lock: lock })
+        Ok(Self {
+            listener,
+            path: path.to_path_buf(),
+            inode,
+            _lock: lock,
+        })
     }
 
     pub fn path(&self) -> &Path {
@@ -109,8 +128,21 @@ impl Accept for Socket {
         let mut pause = PAUSE;
         loop {
             // Without credentials there is nobody to serve; the next one may have them.
-            match self.listener.accept().await.and_then(|(stream, _)| Ok((stream.peer_cred()?, stream))) {
-                Ok((peer, stream)) => return Ok((stream, Requester::Local { uid: peer.uid(), pid: peer.pid() })),
+            match self
+                .listener
+                .accept()
+                .await
+                .and_then(|(stream, _)| Ok((stream.peer_cred()?, stream)))
+            {
+                Ok((peer, stream)) => {
+                    return Ok((
+                        stream,
+                        Requester::Local {
+                            uid: peer.uid(),
+                            pid: peer.pid(),
+                        },
+                    ));
+                }
                 Err(error) => {
                     tracing::warn!(target: "admin", %error, pause = ?pause, "accepting on the local admin socket failed, trying again");
                     tokio::time::sleep(pause).await;
@@ -133,7 +165,10 @@ impl Drop for Socket {
 pub(super) fn fits(path: &Path) -> Result<(), SocketError> {
     let length = path.as_os_str().as_bytes().len();
     if length > LONGEST_PATH {
-        return Err(SocketError::TooLong { path: path.to_path_buf(), length });
+        return Err(SocketError::TooLong {
+            path: path.to_path_buf(),
+            length,
+        });
     }
     Ok(())
 }
@@ -162,7 +197,13 @@ mod tests {
         let client = UnixStream::connect(&path);
         let (client, accepted) = tokio::join!(client, socket.accept());
         let own = rustix::process::geteuid().as_raw();
-        assert_eq!(accepted.unwrap().1, Requester::Local { uid: own, pid: Some(std::process::id().cast_signed()) });
+        assert_eq!(
+            accepted.unwrap().1,
+            Requester::Local {
+                uid: own,
+                pid: Some(std::process::id().cast_signed())
+            }
+        );
         drop((client, socket));
         assert!(!path.exists());
     }
@@ -174,7 +215,12 @@ mod tests {
         let first = Socket::bind(&path).unwrap();
         let error = Socket::bind(&path).unwrap_err();
         assert!(matches!(error, SocketError::Live { .. }));
-        assert!(error.to_string().contains("another tailbone server has the local admin socket"), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains("another tailbone server has the local admin socket"),
+            "{error}"
+        );
         UnixStream::connect(&path).await.unwrap();
         drop(first);
         Socket::bind(&path).unwrap();
@@ -215,16 +261,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("admin.sock");
         fs::write(&path, "mine").unwrap();
-        assert!(matches!(Socket::bind(&path), Err(SocketError::NotASocket { .. })));
+        assert!(matches!(
+            Socket::bind(&path),
+            Err(SocketError::NotASocket { .. })
+        ));
         assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
     }
 
     #[tokio::test]
     async fn a_path_too_long_names_the_setting_and_both_lengths() {
         let dir = tempfile::tempdir().unwrap();
-        let whole = |length: usize| dir.path().join("x".repeat(length - dir.path().as_os_str().len() - 1));
+        let whole = |length: usize| {
+            dir.path()
+                .join("x".repeat(length - dir.path().as_os_str().len() - 1))
+        };
         Socket::bind(&whole(LONGEST_PATH)).unwrap();
-        let words = Socket::bind(&whole(LONGEST_PATH + 1)).unwrap_err().to_string();
+        let words = Socket::bind(&whole(LONGEST_PATH + 1))
+            .unwrap_err()
+            .to_string();
         for part in ["108 bytes", "107", "admin.socket", "TB_ADMIN_SOCKET"] {
             assert!(words.contains(part), "{part}: {words}");
         }

@@ -8,10 +8,7 @@ use std::time::Duration;
 use crate::{
     http::{Error, error::Kind},
     jwks::{PublishError, life::LifeError},
-    keys::{
-        StoreError,
-        disk::DiskError,
-    },
+    keys::{StoreError, disk::DiskError},
 };
 
 /// What was being done.
@@ -45,7 +42,9 @@ fn kind(error: &LifeError) -> (Kind, &'static str) {
         // Not the caller's permission but ours: nobody is helped by a PermissionDenied here.
         LifeError::Publish(PublishError::Denied { .. }) => (Kind::Precondition, "jwks_denied"),
         LifeError::Publish(PublishError::NotFound { .. }) => (Kind::Precondition, "jwks_no_place"),
-        LifeError::Publish(PublishError::Unreadable { .. }) => (Kind::Precondition, "jwks_unreadable"),
+        LifeError::Publish(PublishError::Unreadable { .. }) => {
+            (Kind::Precondition, "jwks_unreadable")
+        }
         LifeError::Publish(PublishError::Unavailable { .. }) => (later, "jwks_unavailable"),
         LifeError::ReadOnly | LifeError::Store(StoreError::Disk(DiskError::ReadOnly { .. })) => {
             (Kind::Precondition, "keys_read_only")
@@ -93,29 +92,67 @@ mod tests {
     fn d26_codes_tell_not_found_from_an_outage_and_the_words_are_the_old_ones() {
         let place = || "s3://b/k".to_owned();
         let publish = |error| LifeError::Publish(error);
-        let unavailable = || publish(PublishError::Unavailable { place: place(), detail: "timed out".into() });
+        let unavailable = || {
+            publish(PublishError::Unavailable {
+                place: place(),
+                detail: "timed out".into(),
+            })
+        };
         assert_eq!(
             told(Doing::Remove, &LifeError::NotFound("tb-1".into())),
-            (Code::NotFound, "failed to remove key from JWKS: key tb-1 not found".into())
+            (
+                Code::NotFound,
+                "failed to remove key from JWKS: key tb-1 not found".into()
+            )
         );
         assert_eq!(
             told(Doing::Remove, &unavailable()),
-            (Code::Unavailable, "failed to upload updated JWKS: s3://b/k: not reachable: timed out".into())
+            (
+                Code::Unavailable,
+                "failed to upload updated JWKS: s3://b/k: not reachable: timed out".into()
+            )
         );
         assert_eq!(
             told(Doing::Generate, &unavailable()),
-            (Code::Unavailable, "failed to upload key to S3: s3://b/k: not reachable: timed out".into())
+            (
+                Code::Unavailable,
+                "failed to upload key to S3: s3://b/k: not reachable: timed out".into()
+            )
         );
         assert_eq!(
             told(Doing::List, &unavailable()),
-            (Code::Unavailable, "failed to download JWKS: s3://b/k: not reachable: timed out".into())
+            (
+                Code::Unavailable,
+                "failed to download JWKS: s3://b/k: not reachable: timed out".into()
+            )
         );
         let code = |error: PublishError| told(Doing::Generate, &publish(error)).0;
-        assert_eq!(code(PublishError::Conflict { place: place() }), Code::Aborted);
-        assert_eq!(code(PublishError::Denied { place: place(), hint: String::new() }), Code::FailedPrecondition);
-        assert_eq!(code(PublishError::NotFound { place: place(), detail: String::new() }), Code::FailedPrecondition);
-        assert_eq!(told(Doing::Generate, &LifeError::ReadOnly).0, Code::FailedPrecondition);
-        assert_eq!(told(Doing::Rotate, &LifeError::Interrupted("x".into())).0, Code::Internal);
+        assert_eq!(
+            code(PublishError::Conflict { place: place() }),
+            Code::Aborted
+        );
+        assert_eq!(
+            code(PublishError::Denied {
+                place: place(),
+                hint: String::new()
+            }),
+            Code::FailedPrecondition
+        );
+        assert_eq!(
+            code(PublishError::NotFound {
+                place: place(),
+                detail: String::new()
+            }),
+            Code::FailedPrecondition
+        );
+        assert_eq!(
+            told(Doing::Generate, &LifeError::ReadOnly).0,
+            Code::FailedPrecondition
+        );
+        assert_eq!(
+            told(Doing::Rotate, &LifeError::Interrupted("x".into())).0,
+            Code::Internal
+        );
     }
 
     #[test]

@@ -80,24 +80,42 @@ pub(super) fn run(
     }
     let raw = args::raw(matches, &scopes, environment);
     let (settings, _) = console.told(config::load_client(&raw))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::failed)?;
     let keys = if matches.get_flag("local") {
         // Where the keys are published is a setting of the server; what was said above is not said again.
         let (server, ..) = config::load(&raw, Purpose::Housekeeping)?;
-        Keys::Local { life: runtime.block_on(KeyLife::open(&server.keys)), spec: server.keys.spec }
+        Keys::Local {
+            life: runtime.block_on(KeyLife::open(&server.keys)),
+            spec: server.keys.spec,
+        }
     } else {
         let target = if settings.host.is_empty() {
             Target::Socket(settings.socket.clone())
         } else {
-            Target::Host { host: settings.host.clone(), port: settings.port }
+            Target::Host {
+                host: settings.host.clone(),
+                port: settings.port,
+            }
         };
         Keys::Server(Client::new(target, settings.timeout))
     };
-    let mut command = Invocation { keys, settings, runtime };
+    let mut command = Invocation {
+        keys,
+        settings,
+        runtime,
+    };
     match name {
         "generate" => command.generate(console),
         "list" => command.list(console),
-        "remove" => command.remove(matches.get_one::<String>("keyID").map_or("", String::as_str), console),
+        "remove" => command.remove(
+            matches
+                .get_one::<String>("keyID")
+                .map_or("", String::as_str),
+            console,
+        ),
         _ => command.rotate(console),
     }
 }
@@ -105,7 +123,10 @@ pub(super) fn run(
 /// Whose keys.
 enum Keys {
     /// Those of this directory, by ourselves.
-    Local { life: KeyLife, spec: config::KeySpec },
+    Local {
+        life: KeyLife,
+        spec: config::KeySpec,
+    },
     /// Those of a running server.
     Server(Client),
 }
@@ -138,13 +159,24 @@ impl Invocation {
         });
         let (key, report) = made.map_err(|error| prefixed("failed to generate keys", error))?;
         tell(report.as_ref(), console);
-        show_generated(console, self.settings.output, &key.unwrap_or_default().into())
+        show_generated(
+            console,
+            self.settings.output,
+            &key.unwrap_or_default().into(),
+        )
     }
 
     fn list(&mut self, console: &mut Console<'_>) -> Result<(), Failure> {
-        let listed = self.listed().inspect_err(|_| console.say("Failed to list keys"))?;
+        let listed = self
+            .listed()
+            .inspect_err(|_| console.say("Failed to list keys"))?;
         tell(listed.1.as_ref(), console);
-        show_listed(console, self.settings.output, &shapes(listed.0), Timestamp::now())
+        show_listed(
+            console,
+            self.settings.output,
+            &shapes(listed.0),
+            Timestamp::now(),
+        )
     }
 
     /// Says what removing breaks, asks, and does it. What was said and answered is what the server is allowed to break.
@@ -157,7 +189,10 @@ impl Invocation {
             Err(_) if yes => None,
             Err(error) => return Err(failed(error)),
         };
-        for sentence in impact.map(|impact| admin::consequences(kid, impact)).unwrap_or_default() {
+        for sentence in impact
+            .map(|impact| admin::consequences(kid, impact))
+            .unwrap_or_default()
+        {
             console.say(&format!("Warning: {sentence}"));
         }
         prompt::confirm(console, &format!("Remove key {kid}?"), yes)?;
@@ -166,13 +201,22 @@ impl Invocation {
             Keys::Server(client) => Ok((client.remove(kid.to_owned(), force).await?, None)),
             Keys::Local { life, .. } => {
                 let removed = life.remove(kid, Timestamp::now()).await?;
-                let remaining = removed.remaining.iter().map(|key| of_directory(life, key)).collect();
+                let remaining = removed
+                    .remaining
+                    .iter()
+                    .map(|key| of_directory(life, key))
+                    .collect();
                 Ok((remaining, Some(removed.report)))
             }
         });
         let (remaining, report) = removed.map_err(failed)?;
         tell(report.as_ref(), console);
-        show_remaining(console, self.settings.output, &shapes(remaining), Timestamp::now())
+        show_remaining(
+            console,
+            self.settings.output,
+            &shapes(remaining),
+            Timestamp::now(),
+        )
     }
 
     fn rotate(&mut self, console: &mut Console<'_>) -> Result<(), Failure> {
@@ -184,13 +228,23 @@ impl Invocation {
             }
             Keys::Local { life, spec } => {
                 let made = life.rotate(Some(*spec), Timestamp::now()).await?;
-                let from = made.key.signs_since.map(Timestamp::as_second).unwrap_or_default();
+                let from = made
+                    .key
+                    .signs_since
+                    .map(Timestamp::as_second)
+                    .unwrap_or_default();
                 Ok((Some(of_directory(life, &made.key)), from, Some(made.report)))
             }
         });
-        let (key, signs_from, report) = made.map_err(|error| prefixed("failed to rotate keys", error))?;
+        let (key, signs_from, report) =
+            made.map_err(|error| prefixed("failed to rotate keys", error))?;
         tell(report.as_ref(), console);
-        show_rotated(console, self.settings.output, &key.unwrap_or_default().into(), signs_from)
+        show_rotated(
+            console,
+            self.settings.output,
+            &key.unwrap_or_default().into(),
+            signs_from,
+        )
     }
 
     fn impact(&mut self, kid: &str) -> Result<Impact, KeysError> {
@@ -204,11 +258,21 @@ impl Invocation {
 
     /// What was typed for a new key; nothing leaves it to the server.
     fn wanted(&self) -> (i32, String) {
-        let size = self.settings.key_size.and_then(|bits| i32::try_from(bits).ok()).unwrap_or_default();
-        (size, self.settings.key_algorithm.clone().unwrap_or_default())
+        let size = self
+            .settings
+            .key_size
+            .and_then(|bits| i32::try_from(bits).ok())
+            .unwrap_or_default();
+        (
+            size,
+            self.settings.key_algorithm.clone().unwrap_or_default(),
+        )
     }
 
-    fn wait<T>(&self, work: impl AsyncFnOnce(&Keys) -> Result<T, KeysError>) -> Result<T, KeysError> {
+    fn wait<T>(
+        &self,
+        work: impl AsyncFnOnce(&Keys) -> Result<T, KeysError>,
+    ) -> Result<T, KeysError> {
         self.runtime.block_on(work(&self.keys))
     }
 }
@@ -218,14 +282,24 @@ async fn list(keys: &Keys) -> Result<(Vec<proto::Key>, Option<Report>), KeysErro
         Keys::Server(client) => Ok((client.list().await?, None)),
         Keys::Local { life, .. } => {
             let report = life.list(Timestamp::now()).await?;
-            Ok((report.keys.iter().map(|key| of_directory(life, key)).collect(), Some(report)))
+            Ok((
+                report
+                    .keys
+                    .iter()
+                    .map(|key| of_directory(life, key))
+                    .collect(),
+                Some(report),
+            ))
         }
     }
 }
 
 fn of_directory(life: &KeyLife, key: &crate::keys::KeyView) -> proto::Key {
     let document = life.document();
-    admin::key(key, document.as_deref().map(|versioned| &versioned.document))
+    admin::key(
+        key,
+        document.as_deref().map(|versioned| &versioned.document),
+    )
 }
 
 /// What a server would write into its log.
@@ -233,8 +307,17 @@ fn tell(report: Option<&Report>, console: &mut Console<'_>) {
     let Some(report) = report else {
         return;
     };
-    let skipped = report.skipped.iter().map(|file| format!("{} is not used: {}", file.path.display(), file.reason));
-    for words in report.document_trouble.iter().chain(&report.trouble).cloned().chain(skipped) {
+    let skipped = report
+        .skipped
+        .iter()
+        .map(|file| format!("{} is not used: {}", file.path.display(), file.reason));
+    for words in report
+        .document_trouble
+        .iter()
+        .chain(&report.trouble)
+        .cloned()
+        .chain(skipped)
+    {
         console.say(&format!("Warning: {words}"));
     }
 }
@@ -355,13 +438,21 @@ impl Output for Generated<'_> {
         }
         let mut table = Table::new(["KeyId", "Algorithm", "State", "Signs from"]);
         let from = local_time(*signs_from, &TimeZone::system());
-        table.row([key.key_id.clone(), key.algorithm.clone(), key.state.clone(), from]);
+        table.row([
+            key.key_id.clone(),
+            key.algorithm.clone(),
+            key.state.clone(),
+            from,
+        ]);
         table
     }
 
     fn yaml(&self) -> impl Serialize {
         let [Answer { key, signs_from }] = &self.0;
-        [YamlAnswer { key: key.yaml(), signsfrom: *signs_from }]
+        [YamlAnswer {
+            key: key.yaml(),
+            signsfrom: *signs_from,
+        }]
     }
 }
 
@@ -379,7 +470,13 @@ impl Output for Listed<'_> {
     fn table(&self) -> Table {
         let keys = self.keys.unwrap_or_default();
         let zone = TimeZone::system();
-        let old = |key: &Key| [key.key_id.clone(), key.algorithm.clone(), local_time(key.created_at, &zone)];
+        let old = |key: &Key| {
+            [
+                key.key_id.clone(),
+                key.algorithm.clone(),
+                local_time(key.created_at, &zone),
+            ]
+        };
         if !keys.iter().any(Key::is_known_well) {
             let mut table = Table::new(["KeyId", "Algorithm", "Created"]);
             for key in keys {
@@ -387,13 +484,37 @@ impl Output for Listed<'_> {
             }
             return table;
         }
-        let mut table = Table::new(["KeyId", "Algorithm", "Created", "State", "Age", "Signs since", "Published"]);
+        let mut table = Table::new([
+            "KeyId",
+            "Algorithm",
+            "Created",
+            "State",
+            "Age",
+            "Signs since",
+            "Published",
+        ]);
         for key in keys {
             let [id, algorithm, created] = old(key);
-            let since = if key.signs_since == 0 { "-".to_owned() } else { local_time(key.signs_since, &zone) };
-            let state = if key.state.is_empty() { "of another server".to_owned() } else { key.state.clone() };
+            let since = if key.signs_since == 0 {
+                "-".to_owned()
+            } else {
+                local_time(key.signs_since, &zone)
+            };
+            let state = if key.state.is_empty() {
+                "of another server".to_owned()
+            } else {
+                key.state.clone()
+            };
             let published = if key.published { "yes" } else { "no" };
-            table.row([id, algorithm, created, state, age(key.created_at, self.now), since, published.to_owned()]);
+            table.row([
+                id,
+                algorithm,
+                created,
+                state,
+                age(key.created_at, self.now),
+                since,
+                published.to_owned(),
+            ]);
         }
         table
     }
@@ -453,10 +574,16 @@ pub fn show_remaining(
 
 /// In the two largest units, as people say it; nothing where the id tells no time.
 fn age(created: i64, now: Timestamp) -> String {
-    let Some(created) = Timestamp::from_second(created).ok().filter(|created| created.as_second() != 0) else {
+    let Some(created) = Timestamp::from_second(created)
+        .ok()
+        .filter(|created| created.as_second() != 0)
+    else {
         return "-".to_owned();
     };
-    let seconds = now.duration_since(created).max(SignedDuration::ZERO).as_secs();
+    let seconds = now
+        .duration_since(created)
+        .max(SignedDuration::ZERO)
+        .as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{seconds}s"),
@@ -581,10 +708,35 @@ mod tests {
         };
         let show = |format| shown(|console| show_listed(console, format, &keys, now())).0;
         let table = show(OutputFormat::Text);
-        let header: Vec<_> = table.lines().next().unwrap_or_default().split_whitespace().collect();
-        assert_eq!(header, ["KeyId", "Algorithm", "Created", "State", "Age", "Signs", "since", "Published"]);
-        let row: Vec<_> = table.lines().nth(1).unwrap_or_default().split_whitespace().collect();
-        assert_eq!((row[0], row[1], row[3], row[4], row[6]), ("tb-1740172800", "RS256", "active", "3d4h", "yes"));
+        let header: Vec<_> = table
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .collect();
+        assert_eq!(
+            header,
+            [
+                "KeyId",
+                "Algorithm",
+                "Created",
+                "State",
+                "Age",
+                "Signs",
+                "since",
+                "Published"
+            ]
+        );
+        let row: Vec<_> = table
+            .lines()
+            .nth(1)
+            .unwrap_or_default()
+            .split_whitespace()
+            .collect();
+        assert_eq!(
+            (row[0], row[1], row[3], row[4], row[6]),
+            ("tb-1740172800", "RS256", "active", "3d4h", "yes")
+        );
         assert!(show(OutputFormat::Json).contains(
             "\"created_at\": 1740172800,\n    \"state\": \"active\",\n    \"signs_since\": 1740446345,\n    \"published\": true,\n    \"size\": 2048\n"
         ));

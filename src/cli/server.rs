@@ -78,16 +78,29 @@ fn housekeeping(
     } else {
         telemetry::log::init_beside_result(&settings.log);
     }
-    let report = server::housekeeping(settings, dry_run).map_err(|error| Failure::with_code(error.exit_code(), error))?;
-    let skipped = report.skipped.iter().map(|file| format!("{} is not used: {}", file.path.display(), file.reason));
-    for words in report.document_trouble.iter().chain(&report.trouble).chain(&report.no_signer).cloned().chain(skipped) {
+    let report = server::housekeeping(settings, dry_run)
+        .map_err(|error| Failure::with_code(error.exit_code(), error))?;
+    let skipped = report
+        .skipped
+        .iter()
+        .map(|file| format!("{} is not used: {}", file.path.display(), file.reason));
+    for words in report
+        .document_trouble
+        .iter()
+        .chain(&report.trouble)
+        .chain(&report.no_signer)
+        .cloned()
+        .chain(skipped)
+    {
         console.say(&format!("Warning: {words}"));
     }
     output::print(console, format, &Pass(&report))?;
     if server::succeeded(&report) {
         Ok(())
     } else {
-        Err(Failure::failed("housekeeping could not do everything that was due; nothing was deleted in doubt"))
+        Err(Failure::failed(
+            "housekeeping could not do everything that was due; nothing was deleted in doubt",
+        ))
     }
 }
 
@@ -109,7 +122,15 @@ impl Output for Pass<'_> {
             table.row([done.action, kid, outcome, reason].map(str::to_owned));
         }
         if self.0.done.is_empty() {
-            table.row(["nothing", "-", if self.0.dry_run { "planned" } else { "done" }, "-"].map(str::to_owned));
+            table.row(
+                [
+                    "nothing",
+                    "-",
+                    if self.0.dry_run { "planned" } else { "done" },
+                    "-",
+                ]
+                .map(str::to_owned),
+            );
         }
         table
     }

@@ -20,8 +20,14 @@ use serde::Serialize;
 /// Who is to blame, and for what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
+    /// A service that we depend on failed or refused us.
+    BadGateway,
     /// The request makes no sense.
     BadRequest,
+    /// The route takes a bearer token, and this one is worth nothing.
+    BearerInvalid,
+    /// The route takes a bearer token, and there is none.
+    BearerMissing,
     /// Somebody else's change came in between: the same request may succeed next time.
     Conflict,
     /// A bug or a broken machine of ours.
@@ -51,7 +57,9 @@ pub enum Kind {
 impl Kind {
     fn status(self) -> StatusCode {
         match self {
+            Self::BadGateway => StatusCode::BAD_GATEWAY,
             Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::BearerInvalid | Self::BearerMissing => StatusCode::UNAUTHORIZED,
             Self::Conflict => StatusCode::CONFLICT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Forbidden => StatusCode::FORBIDDEN,
@@ -68,7 +76,12 @@ impl Kind {
 
     fn grpc(self) -> tonic::Code {
         match self {
+            // What is behind us failed; the caller can do nothing but come again.
+            Self::BadGateway | Self::Unavailable { .. } => tonic::Code::Unavailable,
             Self::BadRequest => tonic::Code::InvalidArgument,
+            Self::BearerInvalid | Self::BearerMissing | Self::Unauthorized => {
+                tonic::Code::Unauthenticated
+            }
             Self::Conflict => tonic::Code::Aborted,
             Self::Internal => tonic::Code::Internal,
             Self::Forbidden => tonic::Code::PermissionDenied,
@@ -77,8 +90,6 @@ impl Kind {
             Self::Precondition => tonic::Code::FailedPrecondition,
             Self::Timeout => tonic::Code::DeadlineExceeded,
             Self::TooLarge => tonic::Code::ResourceExhausted,
-            Self::Unauthorized => tonic::Code::Unauthenticated,
-            Self::Unavailable { .. } => tonic::Code::Unavailable,
         }
     }
 }
@@ -126,7 +137,10 @@ impl Error {
     /// The status for a gRPC client. It carries the stable code too; the id is added where it is known.
     pub fn grpc(&self) -> tonic::Status {
         let mut metadata = tonic::metadata::MetadataMap::new();
-        metadata.insert("tb-error", tonic::metadata::MetadataValue::from_static(self.code));
+        metadata.insert(
+            "tb-error",
+            tonic::metadata::MetadataValue::from_static(self.code),
+        );
         tonic::Status::with_metadata(self.kind.grpc(), &self.message, metadata)
     }
 
@@ -148,6 +162,16 @@ impl Error {
                 headers.insert(
                     header::RETRY_AFTER,
                     HeaderValue::from(retry_after.as_secs().max(1)),
+                );
+            }
+            // RFC 6750, 3.1: without credentials the challenge carries no error.
+            Kind::BearerMissing => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            Kind::BearerInvalid => {
+                headers.insert(
+                    header::WWW_AUTHENTICATE,
+                    HeaderValue::from_static("Bearer error=\"invalid_token\""),
                 );
             }
             // RFC 9110 wants a challenge with each 401. Ours cannot be met by a header: identity is the connection.

@@ -17,7 +17,11 @@ use crate::{
 };
 
 /// The routes for the tailnet and the socket alike.
-pub(super) fn routes(settings: &Settings, keys: &KeyLife, node: &OwnNode) -> Result<Router, StartError> {
+pub(super) fn routes(
+    settings: &Settings,
+    keys: &KeyLife,
+    node: &OwnNode,
+) -> Result<Router, StartError> {
     let admin = Admin {
         keys: keys.clone(),
         spec: settings.keys.spec,
@@ -26,7 +30,9 @@ pub(super) fn routes(settings: &Settings, keys: &KeyLife, node: &OwnNode) -> Res
         changes: Arc::default(),
     };
     let router = router(admin).map_err(|error| StartError::Runtime(io::Error::other(error)))?;
-    if settings.admin.authorization == Authorization::Open && settings.components.contains(&Component::Admin) {
+    if settings.admin.authorization == Authorization::Open
+        && settings.components.contains(&Component::Admin)
+    {
         tracing::warn!(
             target: "admin",
             "admin.authorization is open: every user and machine of the tailnet that reaches the admin port can make and remove signing keys"
@@ -48,7 +54,13 @@ pub(super) fn local(settings: &Settings, router: Router) -> Result<Option<Server
                 known.insert(requester);
                 known
             };
-            Ok(Some(serve("admin socket", socket, router, Limits::default(), identify)))
+            Ok(Some(serve(
+                "admin socket",
+                socket,
+                router,
+                Limits::default(),
+                identify,
+            )))
         }
         Err(error @ SocketError::Live { .. }) => Err(error.into()),
         Err(error) => {

@@ -14,7 +14,15 @@ use crate::{
 pub fn housekeeping(settings: &Settings, dry_run: bool) -> Result<Report, StartError> {
     runtime()?.block_on(async {
         let keys = KeyLife::open(&settings.keys).await;
-        let report = keys.housekeeping(Housekeeping { dry_run, first_key: false }, Timestamp::now()).await?;
+        let report = keys
+            .housekeeping(
+                Housekeeping {
+                    dry_run,
+                    first_key: false,
+                },
+                Timestamp::now(),
+            )
+            .await?;
         report.audit();
         let local = report.keys.iter().filter(|key| key.state.is_some()).count();
         let remote = report.keys.iter().filter(|key| key.published).count();

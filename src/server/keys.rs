@@ -70,7 +70,11 @@ async fn keep(life: KeyLife, look: Arc<Notify>) {
 }
 
 fn signing(report: &Report) -> &str {
-    report.keys.iter().find(|key| key.signing).map_or("", |key| &key.kid)
+    report
+        .keys
+        .iter()
+        .find(|key| key.signing)
+        .map_or("", |key| &key.kid)
 }
 
 /// What was said last, so that lasting trouble is one line and not one a minute.
@@ -82,8 +86,17 @@ struct Told {
 impl Told {
     fn tell(&mut self, report: &Report) {
         report.audit();
-        let skipped = report.skipped.iter().map(|file| format!("{} is not used: {}", file.path.display(), file.reason));
-        let trouble = report.document_trouble.iter().chain(&report.trouble).chain(&report.no_signer).cloned().chain(skipped);
+        let skipped = report
+            .skipped
+            .iter()
+            .map(|file| format!("{} is not used: {}", file.path.display(), file.reason));
+        let trouble = report
+            .document_trouble
+            .iter()
+            .chain(&report.trouble)
+            .chain(&report.no_signer)
+            .cloned()
+            .chain(skipped);
         self.trouble(trouble.collect());
     }
 

@@ -176,13 +176,8 @@ impl Daemon {
             known.insert(Arc::new(Connection::new(node.clone(), peer)));
             known
         };
-        self.servers.push(serve(
-            what,
-            listener,
-            router,
-            Limits::default(),
-            identify,
-        ));
+        self.servers
+            .push(serve(what, listener, router, Limits::default(), identify));
         tracing::info!(target: "server", component = what, binding = %addr, port, "listening");
         Ok(())
     }

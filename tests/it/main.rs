@@ -14,4 +14,11 @@ mod support;
 
 mod architecture;
 mod config;
+mod issuer;
+mod jwks;
+mod keys;
+mod keys_crash;
+mod keys_fixture;
+mod keys_rotation;
+mod sts;
 mod tailnet;

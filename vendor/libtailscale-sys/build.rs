@@ -46,7 +46,8 @@ fn run() -> Result<(), String> {
     }
     let gomod = read(&module.join("go.mod"))?;
     let tags = tags(&read(&module.join("tags.txt"))?);
-    println!("cargo:tsnet_version={}", tsnet_version(&gomod)?);
+    let tsnet = tsnet_version(&gomod)?;
+    println!("cargo:tsnet_version={tsnet}");
     println!("cargo:tags={}", tags.join(","));
 
     if env::var_os("DOCS_RS").is_some() {
@@ -64,7 +65,7 @@ fn run() -> Result<(), String> {
         None => {
             let go = Go::find(&gomod)?;
             println!("cargo:go_version={}", go.version);
-            go.build(&module, &target, &tags, &out)?
+            go.build(&module, &target, &tags, tsnet, &out)?
         }
     };
     let dir = archive.parent().expect("the archive lies in a directory");
@@ -197,6 +198,7 @@ impl Go {
         module: &Path,
         target: &Target,
         tags: &[String],
+        tsnet: &str,
         out: &Path,
     ) -> Result<PathBuf, String> {
         let archive = out.join("libtailscale.a");
@@ -220,7 +222,7 @@ impl Go {
                 "-mod=readonly",
                 "-buildvcs=false",
             ])
-            .args(["-ldflags", "-s -w"])
+            .args(["-ldflags", &format!("-s -w {}", stamps(tsnet))])
             .args(["-tags", &tags.join(",")])
             .arg("-o")
             .arg(&archive)
@@ -325,6 +327,13 @@ fn tsnet_version(gomod: &str) -> Result<&str, String> {
         .nth(1)
         .and_then(|v| v.strip_prefix('v'))
         .ok_or_else(|| "the Go module's go.mod does not require tailscale.com".to_owned())
+}
+
+/// What the node tells the control server of its version. Without a stamp it would say that its build information is
+/// missing, since it is built as a part of another module.
+fn stamps(tsnet: &str) -> String {
+    let of = "-X tailscale.com/version";
+    format!("{of}.shortStamp={tsnet} {of}.longStamp={tsnet}-tailbone")
 }
 
 /// The numbers of a version, so that 1.26.10 is more than 1.26.9.
