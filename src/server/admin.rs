@@ -48,7 +48,7 @@ pub(super) fn routes(
 pub(super) fn local(settings: &Settings, router: Router) -> Result<Option<Server>, StartError> {
     match Socket::bind(&settings.admin.socket) {
         Ok(socket) => {
-            tracing::info!(target: "server", component = "admin", socket = %settings.admin.socket.display(), "listening");
+            tracing::info!(target: "server", socket = %settings.admin.socket.display(), "local admin socket open");
             let identify = |requester| {
                 let mut known = Extensions::new();
                 known.insert(requester);
