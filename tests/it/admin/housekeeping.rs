@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{cli::Shell, published};
+use super::{
+    cli::{OLD, Shell, grow_older},
+    published,
+};
 
 /// A key directory with one published key.
 struct Place {
@@ -132,29 +135,10 @@ async fn a_dry_run_tells_and_changes_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rotation_happens_only_where_it_is_set() {
     let place = Place::new().await;
-    let old = published(&place.keys()).remove(0);
-    // As if it had been made long ago: the name tells the time, to the Go program and to us.
-    let older = "tb-1740172800";
-    for entry in std::fs::read_dir(place.keys()).unwrap().flatten() {
-        let name = entry.file_name().into_string().unwrap();
-        if name.contains(&old) && name.ends_with(".jwk") {
-            let text = std::fs::read_to_string(entry.path()).unwrap();
-            std::fs::write(
-                place.keys().join(name.replace(&old, older)),
-                text.replace(&old, older),
-            )
-            .unwrap();
-        }
-        if name.contains(&old) {
-            std::fs::remove_file(entry.path()).unwrap();
-        }
-    }
-    let document = std::fs::read_to_string(place.document()).unwrap();
-    std::fs::write(place.document(), document.replace(&old, older)).unwrap();
-
+    grow_older(&place.keys());
     let (code, _, err) = place.pass("").await;
     assert_eq!(code, 0, "{err}");
-    assert_eq!(published(&place.keys()), [older], "rotation is off");
+    assert_eq!(published(&place.keys()), [OLD], "rotation is off");
     let (code, out, err) = place.pass(" --rotate-every 24h --dry-run").await;
     assert_eq!(code, 0, "{err}");
     assert!(out.contains("generate") && out.contains("planned"), "{out}");
