@@ -39,7 +39,9 @@ impl Place {
 
     async fn pass(&self, more: &str) -> (u8, String, String) {
         self.shell
-            .raw(&format!("server housekeeping --key-algorithm ES256{more}"))
+            .raw(&format!(
+                "server housekeeping --log-level error --key-algorithm ES256{more}"
+            ))
             .await
     }
 }
@@ -158,7 +160,7 @@ async fn rotation_happens_only_where_it_is_set() {
 async fn a_place_that_nobody_started_yet_is_told_and_left_alone() {
     let dir = TempDir::new().unwrap();
     let shell = Shell::with(&[("TB_KEYS_DIR", &dir.path().join("keys"))]);
-    let (code, _, err) = shell.raw("server housekeeping").await;
+    let (code, _, err) = shell.raw("server housekeeping --log-level error").await;
     assert_eq!(code, 1);
     assert!(err.contains("there is no JWKS yet"), "{err}");
     assert!(!dir.path().join("keys/jwks.json").exists());
