@@ -267,6 +267,7 @@ func (n *Node) startServer() (err *Error) {
 
 	n.srv.Dir = n.cfg.Dir
 	n.srv.Store = st
+	n.srv.Port = keptPort(st)
 	n.srv.Hostname = n.cfg.Hostname
 	n.srv.Ephemeral = n.cfg.Ephemeral
 	n.srv.ControlURL = n.cfg.ControlURL
@@ -299,6 +300,7 @@ func (n *Node) startServer() (err *Error) {
 	if n.lb.Load() == nil {
 		return fail(Internal, "tsnet started without telling us its backend")
 	}
+	n.keepPort()
 	return nil
 }
 
