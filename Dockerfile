@@ -2,14 +2,14 @@
 # The image: one glibc binary, CA certificates, no shell, no root. How to run it: docs/running/container.md.
 #
 #   docker buildx build --platform linux/amd64,linux/arm64 --build-arg VERSION=… --build-arg GIT_COMMIT=… .
-#   docker build --target prebuilt --build-arg BINARY=path/in/context .      with a binary that was built before
+#   docker build --target prebuilt --file Dockerfile DIR      with the binary that lies as `tailbone` in DIR
 #
 # The build runs on the builder's own architecture and compiles across, since Rust and Go under emulation take an hour.
 # Every base image is an argument, so that a mirror or a local image can stand in. No musl image can: Go's static archive
 # does not work there. Builder and runtime belong to one Debian release, since glibc only works forwards.
 
-ARG RUST_IMAGE=docker.io/library/rust:1.95-bookworm
-ARG GO_IMAGE=docker.io/library/golang:1.26-bookworm
+ARG RUST_IMAGE=docker.io/library/rust:1.95.0-bookworm
+ARG GO_IMAGE=docker.io/library/golang:1.26.8-bookworm
 ARG DEBIAN_IMAGE=docker.io/library/debian:bookworm-slim
 ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot
 
@@ -55,8 +55,7 @@ CMD ["server", "start"]
 # ---------------------------------------------------------------------------------------------------------------------
 # The image around a binary that was built before: by the release workflow, by scripts/container-test.
 FROM runtime AS prebuilt
-ARG BINARY=tailbone
-COPY --chmod=0755 ${BINARY} /usr/local/bin/tailbone
+COPY --chmod=0755 tailbone /usr/local/bin/tailbone
 
 # ---------------------------------------------------------------------------------------------------------------------
 FROM --platform=$BUILDPLATFORM ${GO_IMAGE} AS go
