@@ -2,7 +2,7 @@
 # The image: one glibc binary, CA certificates, no shell, no root. How to run it: docs/running/container.md.
 #
 #   docker buildx build --platform linux/amd64,linux/arm64 --build-arg VERSION=… --build-arg GIT_COMMIT=… .
-#   docker build --target prebuilt --file Dockerfile DIR      with the binary that lies as `tailbone` in DIR
+#   docker buildx build --target prebuilt --file Dockerfile DIR    around DIR/tailbone-amd64 and DIR/tailbone-arm64
 #
 # The build runs on the builder's own architecture and compiles across, since Rust and Go under emulation take an hour.
 # Every base image is an argument, so that a mirror or a local image can stand in. No musl image can: Go's static archive
@@ -55,7 +55,8 @@ CMD ["server", "start"]
 # ---------------------------------------------------------------------------------------------------------------------
 # The image around a binary that was built before: by the release workflow, by scripts/container-test.
 FROM runtime AS prebuilt
-COPY --chmod=0755 tailbone /usr/local/bin/tailbone
+ARG TARGETARCH
+COPY --chmod=0755 tailbone-${TARGETARCH} /usr/local/bin/tailbone
 
 # ---------------------------------------------------------------------------------------------------------------------
 FROM --platform=$BUILDPLATFORM ${GO_IMAGE} AS go
