@@ -4,7 +4,7 @@
 //! together with a wrong variable. As in the Go program: a flag given twice counts the second time, `-p80`, `-p=80` and `-p 80` are
 //! the same, a switch takes `--switch=false`, and a value may begin with a dash.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::Path};
 
 use clap::{
     Arg, ArgAction, ArgMatches,
@@ -31,7 +31,8 @@ pub(super) fn config() -> Arg {
         .long("config")
         .value_name("PATH")
         .display_order(table::ALL.len())
-        .value_parser(clap::value_parser!(PathBuf))
+        // Not a path to clap, which refuses an empty one; empty counts as not given.
+        .value_parser(clap::value_parser!(OsString))
         .allow_hyphen_values(true)
         .value_hint(clap::ValueHint::FilePath)
         .help("Config file (.toml, .yaml, .json) [default: .tailbone.json, .toml, .yaml or .yml in the home directory]")
@@ -40,13 +41,9 @@ pub(super) fn config() -> Arg {
 /// What was typed for a command that takes the flags of `scopes`.
 pub(super) fn raw(matches: &ArgMatches, scopes: &[Scope], environment: &Environment) -> Raw {
     let config = matches
-        .get_one::<PathBuf>("config")
-        .filter(|path| !path.as_os_str().is_empty());
-    Raw::collect(
-        given(matches, scopes),
-        environment,
-        config.map(PathBuf::as_path),
-    )
+        .get_one::<OsString>("config")
+        .filter(|path| !path.is_empty());
+    Raw::collect(given(matches, scopes), environment, config.map(Path::new))
 }
 
 pub(super) fn given(matches: &ArgMatches, scopes: &[Scope]) -> Flags {
@@ -80,7 +77,8 @@ fn arg(row: &'static Row, flag: &Flag) -> Arg {
     let arg = Arg::new(row.key)
         .long(flag.long)
         .display_order(place.unwrap_or(table::ALL.len()))
-        .help(help(row))
+        .help(help(row, flag))
+        .long_help(long_help(row, flag))
         .global(matches!(
             flag.scope,
             Scope::Keys | Scope::Root | Scope::Server
@@ -113,14 +111,27 @@ fn arg(row: &'static Row, flag: &Flag) -> Arg {
     }
 }
 
-fn help(row: &Row) -> String {
+fn help(row: &Row, flag: &Flag) -> String {
     let default = match row.default {
+        // Where it is not typed, it is not sent, and the server's own setting counts.
+        _ if flag.scope == Scope::Make => " [default: the server's setting]".into(),
         Default::Derived(words) => format!(" [default: {words}]"),
         Default::Empty | Default::Text("") => String::new(),
         Default::Text(_) if matches!(row.kind, Kind::Bool) => String::new(),
         Default::Text(text) => format!(" [default: {text}]"),
     };
     format!("{}{default} [env: {}]", row.help, row.variable())
+}
+
+/// Also what may be typed, where clap does not list it by itself.
+fn long_help(row: &Row, flag: &Flag) -> String {
+    let bounds = match row.kind {
+        Kind::Binding | Kind::Duration { .. } | Kind::Port | Kind::Url => {
+            format!("; {}", row.kind.words())
+        }
+        _ => String::new(),
+    };
+    format!("{} [key: {}{bounds}]", help(row, flag), row.key)
 }
 
 fn value_name(kind: Kind) -> &'static str {

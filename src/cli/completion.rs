@@ -8,11 +8,7 @@ use super::{console::Console, exit::Failure};
 pub(super) fn command() -> Command {
     Command::new("completion")
         .about("Print the completion script for a shell")
-        .arg(
-            Arg::new("shell")
-                .required(true)
-                .value_parser(value_parser!(Shell)),
-        )
+        .arg(Arg::new("shell").value_parser(value_parser!(Shell)))
         .arg(
             // The Go program's scripts could leave descriptions out; whoever asked for that still gets a script.
             Arg::new("no-descriptions")

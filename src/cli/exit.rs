@@ -5,13 +5,12 @@
 //! | 0 | done; also when the reader of our output went away |
 //! | 1 | failed |
 //! | 2 | the command line was not understood, or a question was not answered with yes |
+//! | 10–17 | the node did not join the tailnet; the table is in [`crate::tailnet::join`] |
 //! | 64 | a setting is wrong (`EX_USAGE` of sysexits.h) |
-//!
-//! A part of the program may have codes of its own above 64; it documents them, and hands them over with [`Failure::with_code`].
 
 use std::{error::Error, io};
 
-use crate::config::Mistakes;
+use crate::{config::Mistakes, telemetry};
 
 pub const DONE: u8 = 0;
 pub const FAILED: u8 = 1;
@@ -61,20 +60,8 @@ impl Failure {
 
     /// The whole chain of causes in one line; nothing where there is nothing to say.
     pub fn message(&self) -> Option<String> {
-        let top: &(dyn Error + 'static) = self.error.as_deref()?;
-        let mut message = top.to_string();
-        let mut said = message.clone();
-        let mut cause = top.source();
-        while let Some(error) = cause {
-            let words = error.to_string();
-            // Some errors of others repeat their cause in their own words.
-            if !said.contains(&words) {
-                message = format!("{message}: {words}");
-            }
-            said = words;
-            cause = error.source();
-        }
-        Some(message)
+        let error: &(dyn Error + 'static) = self.error.as_deref()?;
+        Some(telemetry::chain(error))
     }
 }
 

@@ -121,7 +121,10 @@ fn help(group: Option<&str>, console: &mut Console<'_>) -> Result<(), Failure> {
         None => Some(&mut root),
     };
     match command {
-        Some(command) => console.print(&command.render_help().to_string()),
+        Some(command) => console.print(&format!(
+            "{}\n",
+            command.render_help().to_string().trim_end()
+        )),
         None => Ok(()),
     }
 }
@@ -130,7 +133,9 @@ fn help(group: Option<&str>, console: &mut Console<'_>) -> Result<(), Failure> {
 fn not_a_command(error: &clap::Error, console: &mut Console<'_>) -> Result<(), Failure> {
     let text = error.render().to_string();
     match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => console.print(&text),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            console.print(&format!("{}\n", text.trim_end()))
+        }
         _ => {
             let text = text.trim_end();
             let text = text.strip_prefix("error: ").unwrap_or(text);

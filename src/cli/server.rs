@@ -3,7 +3,10 @@
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::{args, console::Console, exit::Failure};
-use crate::config::{self, Environment, OutputFormat, Purpose, Settings, table::Scope};
+use crate::{
+    config::{self, Environment, OutputFormat, Purpose, Settings, table::Scope},
+    server, telemetry,
+};
 
 pub(super) fn command() -> Command {
     Command::new("server")
@@ -39,24 +42,21 @@ pub(super) fn run(
                 environment,
             );
             let (settings, _) = console.told(config::load(&raw, Purpose::Start))?;
-            start(settings)
+            start(&settings)
         }
         Some(("housekeeping", matches)) => {
             let raw = args::raw(matches, &[Scope::Root, Scope::Server], environment);
-            let (settings, _) = console.told(config::load(&raw, Purpose::Housekeeping))?;
-            let (format, _) =
-                config::load_output(&raw).map(|(format, origins, _)| (format, origins))?;
+            let ((settings, format), _) =
+                console.told(config::load_with_output(&raw, Purpose::Housekeeping))?;
             housekeeping(settings, matches.get_flag("dry-run"), format, console)
         }
         _ => super::help(Some("server"), console),
     }
 }
 
-// PLACEHOLDER: becomes `crate::server::start(settings)`.
-fn start(_settings: Settings) -> Result<(), Failure> {
-    Err(Failure::failed(
-        "server start is not wired to the server yet",
-    ))
+fn start(settings: &Settings) -> Result<(), Failure> {
+    telemetry::log::init(&settings.log);
+    server::start(settings).map_err(|error| Failure::with_code(error.exit_code(), error))
 }
 
 // PLACEHOLDER: becomes `crate::server::housekeeping(…)`; its summary is printed with `output::print`.

@@ -82,6 +82,14 @@ pub fn load_all(raw: &Raw) -> Loaded<(Settings, ClientSettings)> {
     reader.done(server.zip(client))
 }
 
+/// Loads the settings of a `tailbone server …` command that prints a result.
+pub fn load_with_output(raw: &Raw, purpose: Purpose) -> Loaded<(Settings, OutputFormat)> {
+    let mut reader = Reader::new(raw);
+    let settings = reader.server(purpose);
+    let format = reader.output();
+    reader.done(settings.zip(format))
+}
+
 /// How results are printed, for a command that needs no other setting.
 pub fn load_output(raw: &Raw) -> Loaded<OutputFormat> {
     let mut reader = Reader::new(raw);
@@ -602,7 +610,7 @@ impl<'a> Reader<'a> {
                 let secret = Some(secret).filter(|secret| !secret.reveal().is_empty());
                 self.entries.push(Entry {
                     row,
-                    value: if secret.is_some() { "(hidden)" } else { "" }.into(),
+                    value: if secret.is_some() { HIDDEN } else { "" }.into(),
                     origin: typed.origin,
                 });
                 Some(secret)
@@ -733,7 +741,7 @@ fn boolean(typed: &str, _: &Origin) -> Result<Reading<bool>, String> {
     Ok(Reading::new(value, value))
 }
 
-/// An integer as the Go program read it: `80`, `0x50`, `0o120`, `0b1010000`, `0120` (octal), `8_0` only with a prefix, `80.0`.
+/// An integer as the Go program read it: `80`, `0x50`, `0o120`, `0b1010000`, `0120` (octal), `8_0`, `80.0`.
 fn integer(typed: &str) -> Option<i64> {
     let text = typed.trim();
     let text = match text.split_once('.') {
@@ -831,18 +839,24 @@ fn binding(typed: &str, _: &Origin) -> Result<Reading<Binding>, String> {
 }
 
 fn bounded(kind: Kind, typed: &str, origin: &Origin) -> Result<Reading<Duration>, String> {
-    let (least, most, off) = match kind {
-        Kind::Duration { least, most, off } => (least, most, off),
-        _ => (Duration::ZERO, Duration::MAX, false),
+    let (least, most, off, bare) = match kind {
+        Kind::Duration {
+            least,
+            most,
+            off,
+            bare,
+        } => (least, most, off, bare),
+        _ => (Duration::ZERO, Duration::MAX, false, false),
     };
     let text = typed.trim();
     if off && text.eq_ignore_ascii_case("off") {
         return Ok(Reading::new(Duration::ZERO, "off"));
     }
-    // The Go program's flags refused a bare number; in variables and files it meant nanoseconds.
+    // The Go program's flags refused a bare number; in variables and files it meant nanoseconds. Nobody wrote one for a setting
+    // that program did not have, so there it is refused everywhere.
     let bare = match origin {
         Origin::Flag(_) => None,
-        _ if text == "0" => None,
+        _ if text == "0" || !bare => None,
         _ => duration::parse_bare(text),
     };
     let bare_number = bare.is_some();
@@ -1012,7 +1026,14 @@ fn secret_file(path: &Path) -> Result<Secret, String> {
     Ok(Secret::new(text))
 }
 
+/// What stands for a secret where settings are shown.
+const HIDDEN: &str = "(hidden)";
+
 fn whole_secret(secret: &Secret) -> Result<(), String> {
+    if secret.reveal() == HIDDEN {
+        // Copied from `config show`: the control server would only say that the key is wrong.
+        return Err("is the mark of a hidden secret, not a secret".into());
+    }
     if secret.reveal().len() > LONGEST {
         return Err(format!("longer than {LONGEST} bytes"));
     }

@@ -13,7 +13,9 @@ mod secret;
 mod settings;
 pub mod table;
 
-pub use load::{Entry, Loaded, Origins, Purpose, load, load_all, load_client, load_output};
+pub use load::{
+    Entry, Loaded, Origins, Purpose, load, load_all, load_client, load_output, load_with_output,
+};
 pub use raw::{Environment, Flags, Raw, Typed, Value};
 pub use report::{Mistake, Mistakes, Origin, Remark, Warning};
 pub use secret::Secret;

@@ -33,7 +33,10 @@ pub struct Issuer {
 pub fn router(issuer: Issuer) -> Router {
     Router::new()
         .route("/issue", post(issue).fallback(|| only("POST")))
-        .route("/.well-known/jwks.json", get(jwks).fallback(|| only("GET, HEAD")))
+        .route(
+            "/.well-known/jwks.json",
+            get(jwks).fallback(|| only("GET, HEAD")),
+        )
         .route("/_healthz", get(health).fallback(|| only("GET, HEAD")))
         .with_state(issuer)
 }
@@ -42,9 +45,17 @@ async fn only(allow: &'static str) -> Error {
     Error::method_not_allowed(allow)
 }
 
-async fn issue(State(issuer): State<Issuer>, caller: Result<Caller, Error>) -> Result<Response, Error> {
+async fn issue(
+    State(issuer): State<Issuer>,
+    caller: Result<Caller, Error>,
+) -> Result<Response, Error> {
     let caller = caller.inspect_err(|error| {
-        audit!(Decision::Refused, "issue", reason = error.code, detail = error.message);
+        audit!(
+            Decision::Refused,
+            "issue",
+            reason = error.code,
+            detail = error.message
+        );
     })?;
     let token = token(&issuer, &caller).await.inspect_err(|error| {
         audit!(Decision::Refused, "issue", caller = %caller, reason = error.code);
@@ -61,12 +72,17 @@ struct Answer {
 
 async fn token(issuer: &Issuer, caller: &Caller) -> Result<String, Error> {
     let signer = issuer.keys.signer().map_err(no_key)?;
-    let claims = Claims::new(caller, &issuer.rules, Timestamp::now(), Uuid::new_v4()).ok_or(Refusal::Funnel)?;
+    let claims = Claims::new(caller, &issuer.rules, Timestamp::now(), Uuid::new_v4())
+        .ok_or(Refusal::Funnel)?;
     let bytes = serde_json::to_vec(&claims).map_err(not_signed)?;
-    let token = issuer.keys.sign(&signer, bytes).await.map_err(|error| match error {
-        SignError::Overloaded => overloaded(),
-        other => not_signed(other),
-    })?;
+    let token = issuer
+        .keys
+        .sign(&signer, bytes)
+        .await
+        .map_err(|error| match error {
+            SignError::Overloaded => overloaded(),
+            other => not_signed(other),
+        })?;
     audit!(
         Decision::Allowed,
         "issued token",
@@ -79,17 +95,35 @@ async fn token(issuer: &Issuer, caller: &Caller) -> Result<String, Error> {
 }
 
 fn no_key(cause: NoSigner) -> Error {
-    let kind = Kind::Unavailable { retry_after: Duration::from_secs(10) };
-    Error::new(kind, "no_signing_key", "this server has no key that it may sign with; its operator sees why in the log").because(cause)
+    let kind = Kind::Unavailable {
+        retry_after: Duration::from_secs(10),
+    };
+    Error::new(
+        kind,
+        "no_signing_key",
+        "this server has no key that it may sign with; its operator sees why in the log",
+    )
+    .because(cause)
 }
 
 fn overloaded() -> Error {
-    let kind = Kind::Unavailable { retry_after: Duration::from_secs(1) };
-    Error::new(kind, "overloaded", "more tokens are asked for than this server can sign; try again")
+    let kind = Kind::Unavailable {
+        retry_after: Duration::from_secs(1),
+    };
+    Error::new(
+        kind,
+        "overloaded",
+        "more tokens are asked for than this server can sign; try again",
+    )
 }
 
 fn not_signed(cause: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(Kind::Internal, "signing_failed", "the token could not be signed; the log has the cause under this id").because(cause)
+    Error::new(
+        Kind::Internal,
+        "signing_failed",
+        "the token could not be signed; the log has the cause under this id",
+    )
+    .because(cause)
 }
 
 async fn jwks(State(issuer): State<Issuer>, request: HeaderMap) -> Response {
@@ -98,7 +132,11 @@ async fn jwks(State(issuer): State<Issuer>, request: HeaderMap) -> Response {
 
 /// That the process answers, and which one it is. Readiness is another question.
 async fn health() -> Json<Health> {
-    Json(Health { commit: version::COMMIT, ok: true, version: version::VERSION })
+    Json(Health {
+        commit: version::COMMIT,
+        ok: true,
+        version: version::VERSION,
+    })
 }
 
 #[derive(Serialize)]

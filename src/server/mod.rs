@@ -98,35 +98,68 @@ struct Daemon {
 
 impl Daemon {
     async fn start(settings: &Settings) -> Result<Self, StartError> {
-        let (node, keys) = tokio::join!(node::joined(&settings.server.tailscale, &settings.log), keys(settings));
+        let (node, keys) = tokio::join!(
+            node::joined(&settings.server.tailscale, &settings.log),
+            keys(settings)
+        );
         let node = node?;
         let keys = keys?;
         let follow = tokio::spawn(node::follow(node.clone()));
-        let mut daemon = Self { node, keys, servers: Vec::new(), follow };
+        let mut daemon = Self {
+            node,
+            keys,
+            servers: Vec::new(),
+            follow,
+        };
         if settings.components.contains(&Component::Issuer) {
             let rules = TokenRules {
                 issuer: settings.keys.issuer.clone(),
                 expiry: settings.keys.expiry,
                 skew: settings.keys.skew,
             };
-            let router = issuer::router(Issuer { rules: Arc::new(rules), keys: daemon.keys.clone() });
-            daemon.serve("issuer", settings.server.binding, settings.server.port, router).await?;
+            let router = issuer::router(Issuer {
+                rules: Arc::new(rules),
+                keys: daemon.keys.clone(),
+            });
+            daemon
+                .serve(
+                    "issuer",
+                    settings.server.binding,
+                    settings.server.port,
+                    router,
+                )
+                .await?;
         }
         Ok(daemon)
     }
 
     /// Puts a component on the tailnet.
-    async fn serve(&mut self, what: &'static str, binding: Binding, port: u16, router: Router) -> Result<(), StartError> {
+    async fn serve(
+        &mut self,
+        what: &'static str,
+        binding: Binding,
+        port: u16,
+        router: Router,
+    ) -> Result<(), StartError> {
         let addr = node::listen_addr(binding, port);
-        let listener =
-            self.node.listen(addr).await.map_err(|source| StartError::Listen { what, addr, source })?;
+        let listener = self
+            .node
+            .listen(addr)
+            .await
+            .map_err(|source| StartError::Listen { what, addr, source })?;
         let node = self.node.clone();
         let identify = move |peer| {
             let mut known = Extensions::new();
             known.insert(Arc::new(Connection::new(node.clone(), peer)));
             known
         };
-        self.servers.push(serve(what, listener, layers::wrap(router, what), Limits::default(), identify));
+        self.servers.push(serve(
+            what,
+            listener,
+            layers::wrap(router, what),
+            Limits::default(),
+            identify,
+        ));
         tracing::info!(target: "server", component = what, binding = %addr, port, "listening");
         Ok(())
     }
@@ -138,7 +171,12 @@ impl Daemon {
         }
         let ends = self.servers.iter_mut().map(|server| {
             let what = server.name();
-            Box::pin(async move { StartError::ListenerDied { what, source: server.failed().await } })
+            Box::pin(async move {
+                StartError::ListenerDied {
+                    what,
+                    source: server.failed().await,
+                }
+            })
         });
         select_all(ends).await.0
     }
@@ -158,8 +196,8 @@ impl Daemon {
         {
             tracing::warn!(target: "ts", %error, "the ephemeral node could not log out; the control server forgets it later");
         }
-        self.node.close().await;
         self.follow.abort();
+        self.node.close().await;
         tracing::info!(target: "server", "stopped");
     }
 }
@@ -175,7 +213,10 @@ async fn keys(settings: &Settings) -> Result<Arc<KeyRing>, StartError> {
         None => {
             let spec = settings.keys.spec;
             let kid = keys::KeyId::generate(&settings.keys.prefix, now).unwrap();
-            let k = tokio::task::spawn_blocking(move || keys::PrivateJwk::generate(kid, spec).unwrap()).await.unwrap();
+            let k =
+                tokio::task::spawn_blocking(move || keys::PrivateJwk::generate(kid, spec).unwrap())
+                    .await
+                    .unwrap();
             store.add(&k, &keys::History::new(now)).unwrap();
             k
         }

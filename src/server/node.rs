@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Joins the tailnet, or says why it did not.
-pub async fn joined(settings: &Tailscale, log: &Log) -> Result<Arc<dyn Node>, JoinError> {
+pub(super) async fn joined(settings: &Tailscale, log: &Log) -> Result<Arc<dyn Node>, JoinError> {
     let config = config(settings, log);
     let plan = Plan::new(settings.join_retry, settings.join_timeout, config.has_key());
     let make = || async { Ok(Arc::new(EmbeddedNode::start(&config).await?) as Arc<dyn Node>) };
@@ -22,7 +22,9 @@ pub async fn joined(settings: &Tailscale, log: &Log) -> Result<Arc<dyn Node>, Jo
     let status = node.watch().borrow().clone();
     let addresses: Vec<_> = status.addresses.iter().map(ToString::to_string).collect();
     tracing::info!(target: "ts", ip = addresses.join(","), name = status.name, "Tailscale server started");
-    if status.hostname != settings.hostname || !status.name.starts_with(&format!("{}.", settings.hostname)) {
+    if status.hostname != settings.hostname
+        || !status.name.starts_with(&format!("{}.", settings.hostname))
+    {
         tracing::warn!(
             target: "ts",
             wanted = settings.hostname,
@@ -59,19 +61,19 @@ fn told(progress: Progress<'_>) {
         Progress::StartFailed { error, pause } => {
             tracing::warn!(target: "ts", %error, pause = ?pause, "the node would not start; trying again");
         }
-        _ => {}
     }
 }
 
 fn state_line(state: &JoinState) {
     match state {
-        JoinState::Running | JoinState::Starting => tracing::info!(target: "ts", state = state.code(), "{state}"),
+        JoinState::Starting => tracing::debug!(target: "ts", state = state.code(), "{state}"),
+        JoinState::Running => tracing::info!(target: "ts", state = state.code(), "{state}"),
         _ => tracing::warn!(target: "ts", state = state.code(), "{state}"),
     }
 }
 
 /// Tells each later change of the node's state, until the node is closed. Callers are refused meanwhile by `identity`.
-pub async fn follow(node: Arc<dyn Node>) {
+pub(super) async fn follow(node: Arc<dyn Node>) {
     let mut watch = node.watch();
     let mut told = JoinState::Running;
     while watch.changed().await.is_ok() {
@@ -84,7 +86,7 @@ pub async fn follow(node: Arc<dyn Node>) {
     }
 }
 
-pub fn listen_addr(binding: Binding, port: u16) -> ListenAddr {
+pub(super) fn listen_addr(binding: Binding, port: u16) -> ListenAddr {
     match binding {
         Binding::Auto => ListenAddr::Port(port),
         Binding::Addr(ip) => ListenAddr::Addr(ip, port),
