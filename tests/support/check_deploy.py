@@ -97,7 +97,7 @@ def compose(path):
 def known():
     """The variables of the settings, from the one table of them."""
     names = set()
-    for key, kind in re.findall(r'\brow\(\s*"([^"]+)",\s*Kind::(\w+)', (root / "src/config/table.rs").read_text()):
+    for key, kind in re.findall(r'\brow\(\s*"([^"]+)",\s*(?:Kind::)?(\w+)', (root / "src/config/table.rs").read_text()):
         name = "TB_" + re.sub(r"[.-]", "_", key).upper()
         names |= {name, f"{name}_FILE"} if kind == "Secret" else {name}
     return names
