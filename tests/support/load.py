@@ -2,6 +2,8 @@
 
     load.py PROXY HOST WORKERS        POST http://HOST/issue until SIGTERM, then one line of JSON
 
+"flowing" on standard error tells that the load is under way.
+
 answered  a whole response came, whatever its status (`statuses` counts them)
 refused   no connection: the server no longer (or not yet) listens, nothing was sent
 cut       the connection stood, and no whole response came: what a graceful stop must not do
@@ -16,7 +18,9 @@ import sys
 import threading
 import time
 
-PATIENCE = 20
+# More than the five seconds after which WireGuard repeats a first packet that was lost.
+PATIENCE = 10
+FLOWING = 50
 
 
 def main():
@@ -55,6 +59,8 @@ class State:
                 status = self.request()
                 with self.lock:
                     self.counts["answered"] += 1
+                    if self.counts["answered"] == FLOWING:
+                        print("flowing", file=sys.stderr, flush=True)
                     self.count("statuses", status)
                     if self.marked and began < self.marked < time.monotonic():
                         self.counts["spanning"] += 1
