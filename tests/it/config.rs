@@ -730,7 +730,7 @@ proptest! {
     #[test]
     fn no_value_makes_the_loader_panic_and_no_message_moves_the_cursor(
         row in proptest::sample::select(table::ALL),
-        value in any::<String>(),
+        value in prop_oneof![any::<String>(), any::<String>().prop_map(|text| format!("file:{text}"))],
     ) {
         let environment: Environment = [(row.variable(), value.replace('\0', ""))].into_iter().collect();
         if let Err(mistakes) = config::load_all(&Raw::collect(Flags::default(), &environment, None)) {

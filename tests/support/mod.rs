@@ -1,6 +1,7 @@
 //! What the test binaries share: a tailnet on loopback, test lists, and waiting without guessing how long.
 
 pub mod devnet;
+pub mod http;
 pub mod node_contract;
 pub mod world;
 
