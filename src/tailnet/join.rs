@@ -11,6 +11,7 @@
 //! | `NoNetwork`      | `no-network`     | 15        | the control server, when it can be reached again    |
 //! | `Stopped`        | `stopped`        | 16        | a new node on the same state                        |
 //! | (start failed)   | `start-failed`   | 17        | a new node on the same state                        |
+//! | `Deleted`        | `deleted`        | 18        | a new node on the same state, if it has a key       |
 //!
 //! Invariants
 //! - [`classify`] is a pure function of what the node says, whether it has a key, and the time.
@@ -37,21 +38,17 @@ const PATIENCE: Duration = Duration::from_secs(3);
 #[non_exhaustive]
 pub enum JoinState {
     /// The control server refuses what we log in with.
-    BadKey {
-        words: String,
-    },
-    /// The node's key has expired.
+    BadKey { words: String },
+    /// The control server does not know the node any more.
+    Deleted,
+    /// The key of a node that was running has expired. (One that starts with an expired key is asked to log in.)
     Expired,
     /// An admin has to approve the node.
     NeedsApproval,
     /// A person has to log the node in.
-    NeedsLogin {
-        url: String,
-    },
+    NeedsLogin { url: String },
     /// The control server cannot be reached, or has trouble of its own.
-    NoNetwork {
-        words: String,
-    },
+    NoNetwork { words: String },
     Running,
     Starting,
     /// Switched off, or closed.
@@ -63,6 +60,7 @@ impl JoinState {
     pub fn code(&self) -> &'static str {
         match self {
             Self::BadKey { .. } => "bad-key",
+            Self::Deleted => "deleted",
             Self::Expired => "expired",
             Self::NeedsApproval => "needs-approval",
             Self::NeedsLogin { .. } => "needs-login",
@@ -84,6 +82,7 @@ impl JoinState {
             Self::BadKey { .. } => 14,
             Self::NoNetwork { .. } => 15,
             Self::Stopped => 16,
+            Self::Deleted => 18,
         }
     }
 }
@@ -97,6 +96,10 @@ impl fmt::Display for JoinState {
                 "the control server refuses the auth key or what it is to allow: {words}. Make a new key (not used up, not \
                  expired, of this tailnet, with these tags) and set it as server.tailscale.authkey"
             ),
+            Self::Deleted => f.write_str(
+                "the control server does not know this node any more: it was deleted. Start it again with an auth key to join as a \
+                 new node",
+            ),
             Self::Expired => f.write_str(
                 "this node's key has expired. Extend it or switch its expiry off in the admin console, or set a new \
                  server.tailscale.authkey and start again",
@@ -106,8 +109,8 @@ impl fmt::Display for JoinState {
             ),
             Self::NeedsLogin { url } => write!(
                 f,
-                "this node has to be logged in by a person, as it has no auth key and no earlier state. login URL: {url} (or set \
-                 server.tailscale.authkey)"
+                "this node has to be logged in by a person: it has no auth key, and no earlier state with a key that is still good. \
+                 login URL: {url} (or set server.tailscale.authkey)"
             ),
             Self::NoNetwork { words } => write!(
                 f,
@@ -130,8 +133,9 @@ impl fmt::Display for JoinState {
 pub fn classify(status: &Status, has_key: bool, now: Timestamp) -> JoinState {
     let expired = status.expired || status.key_expiry.is_some_and(|end| end <= now);
     match status.state {
-        BackendState::Running if !expired => JoinState::Running,
-        BackendState::Running => JoinState::Expired,
+        BackendState::Running if expired => JoinState::Expired,
+        BackendState::Running if forgotten(status) => JoinState::Deleted,
+        BackendState::Running => JoinState::Running,
         BackendState::Stopped | BackendState::InUseOtherUser => JoinState::Stopped,
         BackendState::NeedsMachineAuth => JoinState::NeedsApproval,
         BackendState::NoState | BackendState::NeedsLogin | BackendState::Starting => {
@@ -141,6 +145,8 @@ pub fn classify(status: &Status, has_key: bool, now: Timestamp) -> JoinState {
                 }
             } else if expired {
                 JoinState::Expired
+            } else if forgotten(status) {
+                JoinState::Deleted
             } else if status.state == BackendState::NeedsLogin && !status.auth_url.is_empty() {
                 JoinState::NeedsLogin {
                     url: status.auth_url.clone(),
@@ -180,6 +186,11 @@ fn refusal(status: &Status) -> Option<&str> {
         }
         _ => None,
     }
+}
+
+/// Whether the control server refuses to talk with a node that it knew. The node itself goes on with its last map for ever.
+fn forgotten(status: &Status) -> bool {
+    !status.in_map_poll && status.control_error.contains("PollNetMap: initial fetch failed 404")
 }
 
 /// How to join.
@@ -374,12 +385,12 @@ where
             match state {
                 JoinState::Running => return End::Joined,
                 JoinState::BadKey { .. } => return End::Refused(state),
-                JoinState::NoNetwork { .. } | JoinState::Stopped => {
+                JoinState::Deleted | JoinState::NoNetwork { .. } | JoinState::Stopped => {
                     let now = Instant::now();
                     patience.get_or_insert_with(|| {
                         now + jittered(match state {
-                            JoinState::Stopped => self.plan.retry,
-                            _ => self.plan.patience,
+                            JoinState::NoNetwork { .. } => self.plan.patience,
+                            _ => self.plan.retry,
                         })
                     });
                 }
@@ -489,11 +500,7 @@ mod tests {
             (BackendState::Running, "running"),
         ] {
             for has_key in [true, false] {
-                assert_eq!(
-                    classify(&at(state), has_key, now()).code(),
-                    meaning,
-                    "{state:?}"
-                );
+                assert_eq!(classify(&at(state), has_key, now()).code(), meaning, "{state:?}");
             }
         }
     }
@@ -510,10 +517,7 @@ mod tests {
         // Without a key there is none that could be bad.
         assert_eq!(classify(&refused, false, now()).code(), "no-network");
         // Joined nodes have no use for a key.
-        let joined = Status {
-            state: BackendState::Running,
-            ..refused
-        };
+        let joined = Status { state: BackendState::Running, ..refused };
         assert_eq!(classify(&joined, true, now()), JoinState::Running);
     }
 
@@ -534,21 +538,14 @@ mod tests {
                 ..at(BackendState::NeedsLogin)
             };
             assert_eq!(classify(&status, true, now()).code(), code, "{words}");
-            assert_eq!(
-                classify(&status, false, now()).code(),
-                "no-network",
-                "{words}"
-            );
+            assert_eq!(classify(&status, false, now()).code(), "no-network", "{words}");
         }
     }
 
     #[test]
     fn a_secret_that_cannot_be_traded() {
         for (words, code) in [
-            (
-                "getting an access token: oauth2: \"invalid_client\"",
-                "bad-key",
-            ),
+            ("getting an access token: oauth2: \"invalid_client\"", "bad-key"),
             ("dial tcp: lookup api: no such host", "no-network"),
         ] {
             let status = Status {
@@ -562,19 +559,13 @@ mod tests {
     #[test]
     fn a_url_without_a_key_needs_a_person() {
         let url = "https://login/a/1".to_owned();
-        assert_eq!(
-            classify(&login_url(), false, now()),
-            JoinState::NeedsLogin { url }
-        );
+        assert_eq!(classify(&login_url(), false, now()), JoinState::NeedsLogin { url });
         assert_eq!(classify(&login_url(), true, now()).code(), "needs-login");
     }
 
     #[test]
     fn expiry_is_seen_by_mark_and_by_clock() {
-        let marked = Status {
-            expired: true,
-            ..login_url()
-        };
+        let marked = Status { expired: true, ..login_url() };
         assert_eq!(classify(&marked, false, now()), JoinState::Expired);
         let running = Status {
             key_expiry: Some(now()),
@@ -583,6 +574,24 @@ mod tests {
         assert_eq!(classify(&running, false, now()), JoinState::Expired);
         let before = now() - Duration::from_secs(1);
         assert_eq!(classify(&running, false, before), JoinState::Running);
+    }
+
+    #[test]
+    fn a_node_that_control_forgot_is_deleted_not_running() {
+        let deleted = Status {
+            control_error: "PollNetMap: initial fetch failed 404: node not found".into(),
+            ..at(BackendState::Running)
+        };
+        assert_eq!(classify(&deleted, true, now()), JoinState::Deleted);
+        // Old words of a contact that works again.
+        let polling = Status { in_map_poll: true, ..deleted.clone() };
+        assert_eq!(classify(&polling, true, now()), JoinState::Running);
+        // Trouble of the control server is no reason to stop.
+        let trouble = Status {
+            control_error: "PollNetMap: initial fetch failed 500: oops".into(),
+            ..deleted
+        };
+        assert_eq!(classify(&trouble, true, now()), JoinState::Running);
     }
 
     fn any_status() -> impl Strategy<Value = Status> {
@@ -597,25 +606,17 @@ mod tests {
         ];
         let words = prop_oneof![Just(String::new()), "\\PC*", "register request: http \\PC*"];
         let expiry = proptest::option::of(-10i64..10);
-        (
-            states,
-            words.clone(),
-            words.clone(),
-            words,
-            any::<bool>(),
-            expiry,
+        (states, words.clone(), words.clone(), words, any::<bool>(), expiry).prop_map(
+            |(state, auth_url, error, control_error, expired, expiry)| Status {
+                state,
+                auth_url,
+                error,
+                control_error,
+                expired,
+                key_expiry: expiry.map(|s| now() + jiff::SignedDuration::from_secs(s)),
+                ..Status::default()
+            },
         )
-            .prop_map(
-                |(state, auth_url, error, control_error, expired, expiry)| Status {
-                    state,
-                    auth_url,
-                    error,
-                    control_error,
-                    expired,
-                    key_expiry: expiry.map(|s| now() + jiff::SignedDuration::from_secs(s)),
-                    ..Status::default()
-                },
-            )
     }
 
     proptest! {
@@ -652,6 +653,7 @@ mod tests {
         let words = || "w".to_owned();
         let all = [
             JoinState::BadKey { words: words() },
+            JoinState::Deleted,
             JoinState::Expired,
             JoinState::NeedsApproval,
             JoinState::NeedsLogin { url: words() },
@@ -663,11 +665,7 @@ mod tests {
         let codes: std::collections::BTreeSet<_> = all.iter().map(JoinState::code).collect();
         let exits: std::collections::BTreeSet<_> = all.iter().map(JoinState::exit_code).collect();
         assert_eq!((codes.len(), exits.len()), (all.len(), all.len()));
-        assert!(
-            exits
-                .iter()
-                .all(|code| *code == 0 || (10..=16).contains(code))
-        );
+        assert!(exits.iter().all(|code| *code == 0 || (10..=18).contains(code) && *code != 17));
     }
 
     #[test]
@@ -724,16 +722,12 @@ mod tests {
 
         async fn join(&self, plan: Plan) -> (Result<Arc<dyn Node>, JoinError>, Vec<String>) {
             let mut told = Vec::new();
-            let outcome = join(
-                || self.make(),
-                plan,
-                |progress| {
-                    told.push(match progress {
-                        Progress::State(state) => state.code().into(),
-                        Progress::StartFailed { error, .. } => error.to_string(),
-                    });
-                },
-            )
+            let outcome = join(|| self.make(), plan, |progress| {
+                told.push(match progress {
+                    Progress::State(state) => state.code().into(),
+                    Progress::StartFailed { error, .. } => error.to_string(),
+                });
+            })
             .await;
             (outcome, told)
         }
@@ -766,10 +760,7 @@ mod tests {
         ]);
         let (outcome, told) = script.join(plan(true)).await;
         let _node = outcome.unwrap();
-        assert_eq!(
-            told,
-            ["the node would not start: no state", "disk", "running"]
-        );
+        assert_eq!(told, ["the node would not start: no state", "disk", "running"]);
     }
 
     #[tokio::test]
@@ -799,12 +790,7 @@ mod tests {
         };
         let script = Script::new([Ok(refused)]);
         let began = Instant::now();
-        let (outcome, _) = script
-            .join(Plan {
-                timeout: 3600_000 * MS,
-                ..plan(true)
-            })
-            .await;
+        let (outcome, _) = script.join(Plan { timeout: 3600_000 * MS, ..plan(true) }).await;
         let error = outcome.unwrap_err();
         assert!(began.elapsed() < 1000 * MS);
         assert_eq!((error.code(), error.exit_code()), ("bad-key", 14));
@@ -855,10 +841,7 @@ mod tests {
         };
         let ((outcome, told), ()) = tokio::join!(script.join(plan(false)), steps);
         let _node = outcome.unwrap();
-        assert_eq!(
-            told,
-            ["needs-login", "needs-approval", "starting", "running"]
-        );
+        assert_eq!(told, ["needs-login", "needs-approval", "starting", "running"]);
     }
 
     #[tokio::test]
@@ -866,36 +849,13 @@ mod tests {
         for (step, code, exit) in [
             (Ok(at(BackendState::NoState)), "starting", 10),
             (Ok(at(BackendState::NeedsMachineAuth)), "needs-approval", 12),
-            (
-                Ok(Status {
-                    expired: true,
-                    ..at(BackendState::NeedsLogin)
-                }),
-                "expired",
-                13,
-            ),
-            (
-                Ok(Status {
-                    control_error: "refused".into(),
-                    ..at(BackendState::NoState)
-                }),
-                "no-network",
-                15,
-            ),
+            (Ok(Status { expired: true, ..at(BackendState::NeedsLogin) }), "expired", 13),
+            (Ok(Status { control_error: "refused".into(), ..at(BackendState::NoState) }), "no-network", 15),
             (Ok(at(BackendState::Stopped)), "stopped", 16),
-            (
-                Err(Error::Start("half-written state".into())),
-                "start-failed",
-                17,
-            ),
+            (Err(Error::Start("half-written state".into())), "start-failed", 17),
         ] {
             let script = Script::new([step]);
-            let (outcome, _) = script
-                .join(Plan {
-                    timeout: 40 * MS,
-                    ..plan(true)
-                })
-                .await;
+            let (outcome, _) = script.join(Plan { timeout: 40 * MS, ..plan(true) }).await;
             let error = outcome.unwrap_err();
             assert_eq!((error.code(), error.exit_code()), (code, exit), "{error}");
             script.assert_all_closed(0);
