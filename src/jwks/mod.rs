@@ -15,5 +15,7 @@ mod s3;
 
 pub use document::{Document, KidTaken, LARGEST, Unreadable};
 pub use file::FilePublisher;
-pub use publisher::{Etag, Found, PublishError, Publisher, UpdateError, Updated, Versioned, update};
+pub use publisher::{
+    Etag, Found, PublishError, Publisher, UpdateError, Updated, Versioned, update,
+};
 pub use s3::{S3Publisher, S3Settings};

@@ -44,9 +44,14 @@ fn alone(path: &str, body: impl Future<Output = ()>) {
         .env(ALONE, name)
         .output()
         .unwrap();
-    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    let said =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     print!("{}", said.concat());
-    assert!(output.status.success(), "{name} in a process of its own: {}", output.status);
+    assert!(
+        output.status.success(),
+        "{name} in a process of its own: {}",
+        output.status
+    );
     // A name that matches nothing would succeed as well.
     assert!(said.concat().contains("1 passed"), "{name} was not run");
 }

@@ -5,7 +5,10 @@ mod limits;
 mod load;
 mod signals;
 
-use std::{fmt, fs, time::{Duration, Instant}};
+use std::{
+    fmt, fs,
+    time::{Duration, Instant},
+};
 
 use tailbone::tailnet::runtime_stats;
 

@@ -32,7 +32,10 @@ fn count_signal(signal: libc::c_int) {
         action.sa_sigaction = count as extern "C" fn(libc::c_int) as libc::sighandler_t;
         action.sa_flags = libc::SA_ONSTACK | libc::SA_RESTART;
         libc::sigemptyset(&raw mut action.sa_mask);
-        assert_eq!(libc::sigaction(signal, &raw const action, std::ptr::null_mut()), 0);
+        assert_eq!(
+            libc::sigaction(signal, &raw const action, std::ptr::null_mut()),
+            0
+        );
     }
 }
 
