@@ -1,6 +1,6 @@
 //! tailbone: identity services on a Tailscale network, from a node inside the process.
 //!
-//! Arrows point down: [`cli`] and [`server`] -> the components (issuer, [`admin`]) -> [`jwks`], [`keys`], [`identity`]
+//! Arrows point down: [`cli`] and [`server`] -> the components (issuer, [`admin`], [`sts`]) -> [`jwks`], [`keys`], [`identity`]
 //! -> [`tailnet`], [`http`], [`telemetry`], [`config`]. Components never import each other. `ARCHITECTURE.md` is the map.
 
 pub mod admin;
@@ -13,6 +13,7 @@ pub mod jwks;
 pub mod keys;
 pub mod server;
 pub mod signals;
+pub mod sts;
 pub mod tailnet;
 pub mod telemetry;
 pub mod version;

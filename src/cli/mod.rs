@@ -14,6 +14,7 @@ mod man;
 pub mod output;
 pub mod prompt;
 mod server;
+pub mod sts;
 mod version;
 
 use std::{
@@ -50,6 +51,7 @@ pub fn execute(
     environment: &Environment,
     console: &mut Console<'_>,
 ) -> u8 {
+    let arguments = sts::with_two_dashes(arguments);
     let result = match command().try_get_matches_from(arguments) {
         Ok(matches) => dispatch(&matches, environment, console),
         Err(error) => not_a_command(&error, console),
@@ -90,6 +92,7 @@ pub fn command() -> Command {
         .args(args::of(Scope::Root))
         .subcommand(server::command())
         .subcommand(keys::command())
+        .subcommand(sts::command())
         .subcommand(config::command())
         .subcommand(version::command())
         .subcommand(completion::command())
@@ -104,6 +107,7 @@ fn dispatch(
     match matches.subcommand() {
         Some(("server", matches)) => server::run(matches, environment, console),
         Some(("keys", matches)) => keys::run(matches, environment, console),
+        Some(("sts", matches)) => sts::run(matches, environment, console),
         Some(("config", matches)) => config::run(matches, environment, console),
         Some(("version", matches)) => version::run(matches, console),
         Some(("completion", matches)) => completion::run(matches, console),

@@ -77,10 +77,10 @@ async fn request_scope(
 fn answer(mut response: Response, id: &str) -> Response {
     if let Some(error) = response.extensions_mut().remove::<Error>() {
         match (&error.kind, &error.cause) {
-            (Kind::Internal | Kind::Unavailable { .. }, Some(cause)) => {
+            (Kind::BadGateway | Kind::Internal | Kind::Unavailable { .. }, Some(cause)) => {
                 tracing::error!(target: "server", code = error.code, error = chain(cause.as_ref()), "request failed");
             }
-            (Kind::Internal | Kind::Unavailable { .. }, None) => {
+            (Kind::BadGateway | Kind::Internal | Kind::Unavailable { .. }, None) => {
                 tracing::error!(target: "server", code = error.code, "request failed: {}", error.message);
             }
             _ => {

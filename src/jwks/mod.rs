@@ -4,10 +4,12 @@
 //!   `housekeeping`; `ring()` for signing; `document()` is what `/.well-known/jwks.json` hands out (`.document.to_bytes()`).
 //! - [`Document`]: parse, change, write; foreign content survives.
 //! - [`Publisher`]: [`FilePublisher`], [`S3Publisher`]; [`update`] changes a document without losing anyone's change.
+//! - [`fetch`]: the same from the other side, other issuers' keys for whoever verifies their tokens.
 //!
 //! `jwks` uses `keys`, never the other way.
 
 mod document;
+pub mod fetch;
 mod file;
 pub mod life;
 mod publisher;

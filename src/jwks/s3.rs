@@ -27,7 +27,6 @@ use super::{Document, Etag, PublishError, Publisher, Unreadable, Versioned, docu
 
 const CONNECT: Duration = Duration::from_secs(3);
 const ATTEMPT: Duration = Duration::from_secs(6);
-const OPERATION: Duration = Duration::from_secs(10);
 
 /// Where the object is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +52,8 @@ struct Inner {
     client: Client,
     settings: S3Settings,
     place: String,
+    /// How long one try of one request may take, its body included.
+    patience: Duration,
 }
 
 impl S3Publisher {
@@ -62,8 +63,12 @@ impl S3Publisher {
         Self::with_config(&shared, settings)
     }
 
-    /// With a configuration made elsewhere.
+    /// With a configuration made elsewhere. Its time for one attempt, if it sets one, is kept.
     pub fn with_config(shared: &aws_config::SdkConfig, settings: &S3Settings) -> Self {
+        let patience = shared
+            .timeout_config()
+            .and_then(TimeoutConfig::operation_attempt_timeout)
+            .unwrap_or(ATTEMPT);
         let mut config = aws_sdk_s3::config::Builder::from(shared)
             .force_path_style(settings.path_style)
             // Many that speak S3 do not know the newer checksums; TLS and the read-back guard the bytes.
@@ -73,8 +78,8 @@ impl S3Publisher {
             .timeout_config(
                 TimeoutConfig::builder()
                     .connect_timeout(CONNECT)
-                    .operation_attempt_timeout(ATTEMPT)
-                    .operation_timeout(OPERATION)
+                    .operation_attempt_timeout(patience)
+                    .operation_timeout(patience * 2)
                     .build(),
             )
             .retry_config(RetryConfig::standard().with_max_attempts(2));
@@ -95,6 +100,7 @@ impl S3Publisher {
                 client: Client::from_conf(config.build()),
                 place: format!("s3://{}/{}{at}", settings.bucket, settings.key_path),
                 settings: settings.clone(),
+                patience,
             }),
         }
     }
@@ -180,7 +186,7 @@ impl Inner {
             }
             Ok(bytes)
         };
-        let bytes = tokio::time::timeout(ATTEMPT, body)
+        let bytes = tokio::time::timeout(self.patience, body)
             .await
             .map_err(|_| self.unavailable("the answer did not end in time"))??;
         if object

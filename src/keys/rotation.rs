@@ -350,14 +350,27 @@ fn rank<'a>(
     policy: &Policy,
     now: Timestamp,
 ) -> (bool, Timestamp, Reverse<&'a KeyId>) {
+<<<<<<< HEAD
     let created = record.history.created;
     (
         created <= later(now, policy.skew),
         created,
+=======
+    (
+        !is_future(&record.history, policy, now),
+        record.history.created,
+>>>>>>> main
         Reverse(&record.kid),
     )
 }
 
+<<<<<<< HEAD
+=======
+fn is_future(history: &History, policy: &Policy, now: Timestamp) -> bool {
+    history.created > later(now, policy.skew)
+}
+
+>>>>>>> main
 #[allow(
     clippy::too_many_arguments,
     reason = "one call; a struct would only rename them"
@@ -406,6 +419,7 @@ fn due(
         }
         _ => {}
     }
+    let over = gone_from(history, policy).is_some_and(|gone| gone <= now);
     if state == State::Withdrawn {
         let long_ago = history
             .at(place)
@@ -414,11 +428,21 @@ fn due(
         let used_elsewhere = history.places.iter().any(|(other, publication)| {
             other != place && publication.published.is_some() && publication.absent.is_none()
         });
+<<<<<<< HEAD
         if leave.clean
             && long_ago
             && !used_elsewhere
             && matches!(seen, Seen::Document { empty: false, .. })
         {
+=======
+        if !matches!(seen, Seen::Document { empty: false, .. }) {
+            return;
+        }
+        if over && !record.superseded_before_us() {
+            // An expiry that was cut between the document and the files.
+            actions.push(Action::Expire(kid()));
+        } else if leave.clean && long_ago && !used_elsewhere {
+>>>>>>> main
             actions.push(Action::DeleteWithdrawn(kid()));
         }
         return;
@@ -432,8 +456,14 @@ fn due(
                 actions.push(Action::Arm(kid()));
             }
         } else if matches!(state, State::Active | State::Published)
+<<<<<<< HEAD
             && (history.created, Reverse(&record.kid))
                 < (signer.history.created, Reverse(&signer.kid))
+=======
+            && rank(record, policy, now) < rank(signer, policy, now)
+            // Why an old file is dated in the future nobody knows; it does not win, but it is not given up either.
+            && !(history.inherited && is_future(history, policy, now))
+>>>>>>> main
         {
             actions.push(Action::Retire(kid()));
         }
@@ -442,7 +472,6 @@ fn due(
         if record.private_file {
             actions.push(Action::DeletePrivate(kid()));
         }
-        let over = gone_from(history, policy).is_some_and(|gone| gone <= now);
         if over && matches!(seen, Seen::Document { empty: false, .. }) {
             actions.push(Action::Expire(kid()));
         }
@@ -475,7 +504,7 @@ fn generate_due(
     let successor = ours
         .iter()
         .filter(hopeful)
-        .any(|record| record.history.created > signer.history.created);
+        .any(|record| rank(record, policy, now) > rank(signer, policy, now));
     let old = |every| later(signer.history.created, every) <= now;
     !successor && policy.rotate_every.is_some_and(old)
 }

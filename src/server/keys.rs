@@ -88,13 +88,17 @@ struct Told {
 impl Told {
     fn tell(&mut self, report: &Report) {
         for done in &report.done {
-            let kid = done.kid.as_ref().map_or("", |kid| kid.as_str());
+            let kid = done.kid.as_ref().map(|kid| kid.as_str());
             match &done.outcome {
                 Outcome::Done => audit!(
                     Decision::Allowed,
                     "key change",
                     change = done.action,
+<<<<<<< HEAD
                     kid = kid,
+=======
+                    kid,
+>>>>>>> main
                     place = report.place
                 ),
                 Outcome::Failed(reason) => {

@@ -27,13 +27,15 @@ use tracing_subscriber::{
 use crate::config::{Log, LogFormat, LogLevel};
 
 /// Targets of our own that are not module paths.
-const OWN_TARGETS: [&str; 8] = [
+const OWN_TARGETS: [&str; 10] = [
     "admin",
     "audit",
     "housekeeper",
     "issuer",
+    "jwks",
     "keys",
     "server",
+    "sts",
     "ts",
     "tsnet",
 ];

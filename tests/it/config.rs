@@ -1569,8 +1569,9 @@ fn no_secret_is_ever_shown() {
         &["config", "show", "--origin"],
         &["config", "show", "-o", "json"],
         &["config", "show", "-o", "yaml", "--origin"],
-        &["server", "start"],
-        &["server", "housekeeping"],
+        // With a mistake beside the secret: nothing is to be started here.
+        &["server", "start", "--port", "abc"],
+        &["server", "housekeeping", "--dir", ""],
         &["keys", "list"],
     ] {
         for (name, text) in &files {

@@ -2,7 +2,9 @@
 
 pub mod devnet;
 pub mod http;
+pub mod jwks_server;
 pub mod node_contract;
+pub mod token_endpoint;
 pub mod world;
 
 use std::{

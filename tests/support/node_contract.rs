@@ -14,7 +14,7 @@ use futures_util::future::join_all;
 use tailbone::tailnet::{
     BackendState, CLOSE_WITHIN, Error, ListenAddr, Listener, Node, Peer, Stream, Via,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 use super::{
     eventually, patience, soon,
@@ -606,10 +606,9 @@ pub async fn interleaved(
                 tokio::spawn(async move {
                     let who = server.whois(peer.addr).await?;
                     let question = stream.read_u64().await?;
-                    let answer = format!("{question} {} {}", who.node.id, peer.addr.ip());
+                    let answer = format!("{question} {} {}\n", who.node.id, peer.addr.ip());
                     stream.write_all(answer.as_bytes()).await?;
-                    stream.shutdown().await?;
-                    // To the end, so that nothing is reset.
+                    // The caller closes first, see below.
                     rest(&mut stream).await?;
                     Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
                 });
@@ -627,19 +626,21 @@ pub async fn interleaved(
             let caller = &callers[number % callers.len()];
             let is = Arc::clone(&caller.watch().borrow());
             let answer = async {
-                let mut stream = caller.dial(&addr, patience()).await?;
+                let mut stream = BufReader::new(caller.dial(&addr, patience()).await?);
                 stream.write_u64(number as u64).await?;
-                let answer = rest(&mut stream).await?;
+                let mut answer = String::new();
+                stream.read_line(&mut answer).await?;
+                // Whoever closes first keeps the port pair for a minute. The caller's stack then knows not to use it again; a
+                // server's stack (gVisor without a listening endpoint) would swallow the first packets of its next use.
                 stream.shutdown().await?;
-                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(
-                    String::from_utf8_lossy(&answer).into_owned(),
-                )
+                stream.read_to_end(&mut Vec::new()).await?;
+                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(answer)
             };
             let answer = soon("an answer", answer).await.unwrap();
             let ours = is
                 .addresses
                 .iter()
-                .map(|ip| format!("{number} {} {ip}", is.id));
+                .map(|ip| format!("{number} {} {ip}\n", is.id));
             if !ours.into_iter().any(|ours| ours == answer) {
                 eprintln!("connection {number} of {is:?} was answered {answer:?}");
                 mixed_up += 1;

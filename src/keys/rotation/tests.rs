@@ -253,6 +253,43 @@ fn d16_a_key_dated_in_the_future_does_not_win_but_serves_where_it_is_the_only_on
         Some(State::Active),
         "and is not thrown away for it"
     );
+<<<<<<< HEAD
+=======
+}
+
+#[test]
+fn after_a_clock_set_back_a_new_key_still_takes_over() {
+    let (mut store, mut document) = (Store::default(), None);
+    let old = store.add(at(100_000), false);
+    store.tick(&mut document, true, &policy(), QUIET, at(100_000));
+    let new = store.add(at(1000), false);
+    for now in [1000, 1359] {
+        assert_eq!(
+            store
+                .tick(&mut document, true, &policy(), QUIET, at(now))
+                .signer,
+            Ok(old.clone())
+        );
+    }
+    assert_eq!(
+        store
+            .tick(&mut document, true, &policy(), QUIET, at(1360))
+            .signer,
+        Ok(new.clone())
+    );
+    store.tick(&mut document, true, &policy(), QUIET, at(1361));
+    // Also when the clock is right again.
+    assert_eq!(
+        store
+            .tick(&mut document, true, &policy(), QUIET, at(100_001))
+            .signer,
+        Ok(new)
+    );
+    assert!(
+        document.unwrap().contains(&old),
+        "its tokens may be valid until 101 800 and more"
+    );
+>>>>>>> main
 }
 
 #[test]

@@ -79,7 +79,8 @@ alone! {
                 // Given up while it starts.
                 let config = config(&devnet, state.path(), "joining", "");
                 let start = EmbeddedNode::start(&config);
-                assert!(tokio::time::timeout(Duration::from_micros(500), start).await.is_err());
+                // It may be quicker than that; then it is a node that is dropped.
+                let _ = tokio::time::timeout(Duration::from_millis(1), start).await;
             }
             match before {
                 // Dropped nodes close by themselves.

@@ -42,7 +42,7 @@ alone! {
         soon("the first", ask()).await.unwrap();
 
         let usual = getrlimit(Resource::Nofile);
-        let few = Rlimit { current: Some(Held::now().await.fds as u64 + 30), ..usual.clone() };
+        let few = Rlimit { current: Some(Held::now().await.fds as u64 + 30), ..usual };
         setrlimit(Resource::Nofile, few).unwrap();
         // All are held at once: there cannot be enough for them.
         let many = join_all((0..60).map(|_| tokio::time::timeout(Duration::from_secs(4), ask()))).await;

@@ -3,6 +3,7 @@
 mod leaks;
 mod limits;
 mod load;
+mod log;
 mod signals;
 
 use std::{
@@ -17,6 +18,7 @@ use tailbone::tailnet::runtime_stats;
 struct Held {
     fds: usize,
     threads: usize,
+    /// Without those that stand for our call threads: Go counts each thread of ours that has ever called it, as long as it lives.
     goroutines: u64,
     conns: u64,
     nodes: u64,
@@ -28,7 +30,7 @@ impl Held {
         Self {
             fds: fs::read_dir("/proc/self/fd").unwrap().count(),
             threads: fs::read_dir("/proc/self/task").unwrap().count(),
-            goroutines: stats.goroutines,
+            goroutines: stats.goroutines.saturating_sub(call_threads()),
             conns: stats.conns,
             nodes: stats.nodes,
         }
@@ -53,6 +55,16 @@ impl Held {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+}
+
+fn call_threads() -> u64 {
+    fs::read_dir("/proc/self/task")
+        .unwrap()
+        .filter(|task| {
+            let name = task.as_ref().unwrap().path().join("comm");
+            fs::read_to_string(name).is_ok_and(|name| name.starts_with("tailnet-go-"))
+        })
+        .count() as u64
 }
 
 impl fmt::Display for Held {
