@@ -350,27 +350,17 @@ fn rank<'a>(
     policy: &Policy,
     now: Timestamp,
 ) -> (bool, Timestamp, Reverse<&'a KeyId>) {
-<<<<<<< HEAD
-    let created = record.history.created;
-    (
-        created <= later(now, policy.skew),
-        created,
-=======
     (
         !is_future(&record.history, policy, now),
         record.history.created,
->>>>>>> main
         Reverse(&record.kid),
     )
 }
 
-<<<<<<< HEAD
-=======
 fn is_future(history: &History, policy: &Policy, now: Timestamp) -> bool {
     history.created > later(now, policy.skew)
 }
 
->>>>>>> main
 #[allow(
     clippy::too_many_arguments,
     reason = "one call; a struct would only rename them"
@@ -428,13 +418,6 @@ fn due(
         let used_elsewhere = history.places.iter().any(|(other, publication)| {
             other != place && publication.published.is_some() && publication.absent.is_none()
         });
-<<<<<<< HEAD
-        if leave.clean
-            && long_ago
-            && !used_elsewhere
-            && matches!(seen, Seen::Document { empty: false, .. })
-        {
-=======
         if !matches!(seen, Seen::Document { empty: false, .. }) {
             return;
         }
@@ -442,7 +425,6 @@ fn due(
             // An expiry that was cut between the document and the files.
             actions.push(Action::Expire(kid()));
         } else if leave.clean && long_ago && !used_elsewhere {
->>>>>>> main
             actions.push(Action::DeleteWithdrawn(kid()));
         }
         return;
@@ -456,14 +438,9 @@ fn due(
                 actions.push(Action::Arm(kid()));
             }
         } else if matches!(state, State::Active | State::Published)
-<<<<<<< HEAD
-            && (history.created, Reverse(&record.kid))
-                < (signer.history.created, Reverse(&signer.kid))
-=======
             && rank(record, policy, now) < rank(signer, policy, now)
             // Why an old file is dated in the future nobody knows; it does not win, but it is not given up either.
             && !(history.inherited && is_future(history, policy, now))
->>>>>>> main
         {
             actions.push(Action::Retire(kid()));
         }

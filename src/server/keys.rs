@@ -94,11 +94,7 @@ impl Told {
                     Decision::Allowed,
                     "key change",
                     change = done.action,
-<<<<<<< HEAD
-                    kid = kid,
-=======
                     kid,
->>>>>>> main
                     place = report.place
                 ),
                 Outcome::Failed(reason) => {

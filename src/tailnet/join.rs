@@ -843,11 +843,7 @@ mod tests {
         let began = Instant::now();
         let (outcome, _) = script
             .join(Plan {
-<<<<<<< HEAD
-                timeout: 3600_000 * MS,
-=======
                 timeout: 3_600_000 * MS,
->>>>>>> main
                 ..plan(true)
             })
             .await;

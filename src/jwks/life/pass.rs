@@ -692,17 +692,10 @@ fn seen(contents: &Contents, document: &Document) -> Seen {
             .map(|key| key.kid().clone())
             .collect(),
         others: document.keys().iter().any(|value| {
-<<<<<<< HEAD
-            !value
-                .get("kid")
-                .and_then(serde_json::Value::as_str)
-                .is_some_and(|kid| ours(kid).is_some())
-=======
             value
                 .get("kid")
                 .and_then(serde_json::Value::as_str)
                 .is_none_or(|kid| ours(kid).is_none())
->>>>>>> main
         }),
         empty: document.is_empty(),
     }

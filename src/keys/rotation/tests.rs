@@ -253,8 +253,6 @@ fn d16_a_key_dated_in_the_future_does_not_win_but_serves_where_it_is_the_only_on
         Some(State::Active),
         "and is not thrown away for it"
     );
-<<<<<<< HEAD
-=======
 }
 
 #[test]
@@ -289,7 +287,6 @@ fn after_a_clock_set_back_a_new_key_still_takes_over() {
         document.unwrap().contains(&old),
         "its tokens may be valid until 101 800 and more"
     );
->>>>>>> main
 }
 
 #[test]
