@@ -4,6 +4,8 @@
 //! value in silence, this either takes it with a warning or refuses it with a sentence; `docs/compatibility.md` lists which.
 //! Nothing is opened here but the file that holds a secret: whether a directory or a bucket exists is the components' business.
 
+mod sts;
+
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
@@ -149,6 +151,7 @@ impl<'a> Reader<'a> {
         let tailscale = self.tailscale(purpose);
         let state = tailscale.as_ref().map(|tailscale| tailscale.dir.clone());
         let admin = self.admin(state.as_deref());
+        let sts = self.sts();
         let settings = Settings {
             components: components?,
             log: log?,
@@ -160,6 +163,7 @@ impl<'a> Reader<'a> {
                 tailscale: tailscale?,
             },
             admin: admin?,
+            sts: sts?,
         };
         self.compare_listeners(&settings);
         Some(settings)
@@ -206,17 +210,20 @@ impl<'a> Reader<'a> {
             match word.to_ascii_lowercase().as_str() {
                 "admin" => Ok("admin"),
                 "issuer" => Ok("issuer"),
-                lower => Err(match suggestion(lower, ["admin", "issuer"].into_iter()) {
-                    Some(meant) => format!("no component {lower}; did you mean {meant}?"),
-                    None => format!("no component {lower}; there are issuer and admin"),
-                }),
+                "sts" => Ok("sts"),
+                lower => Err(
+                    match suggestion(lower, ["admin", "issuer", "sts"].into_iter()) {
+                        Some(meant) => format!("no component {lower}; did you mean {meant}?"),
+                        None => format!("no component {lower}; there are issuer, admin and sts"),
+                    },
+                ),
             }
         })?;
         if words.is_empty() {
             self.mistake(
                 &table::COMPONENTS,
                 None,
-                "no component, so nothing would run: name issuer, admin or both".into(),
+                "no component, so nothing would run: name issuer, admin or sts".into(),
             );
             return None;
         }
@@ -225,6 +232,7 @@ impl<'a> Reader<'a> {
                 .into_iter()
                 .map(|word| match word {
                     "admin" => Component::Admin,
+                    "sts" => Component::Sts,
                     _ => Component::Issuer,
                 })
                 .collect(),
@@ -245,6 +253,10 @@ impl<'a> Reader<'a> {
             },
             format: match format? {
                 "json" => LogFormat::Json,
+                // TailSTS's switch holds where our setting was not typed.
+                _ if self.raw.json_logging && self.raw.typed(&table::LOG_FORMAT).is_none() => {
+                    LogFormat::Json
+                }
                 _ => LogFormat::Console,
             },
             no_color: no_color?,
