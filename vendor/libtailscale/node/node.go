@@ -299,7 +299,7 @@ func (n *Node) startServer() (err *Error) {
 	if n.lb.Load() == nil {
 		return fail(Internal, "tsnet started without telling us its backend")
 	}
-	return nil
+	return shortenLastStates(n.srv.Sys())
 }
 
 // hasLogin says whether the state holds a node key: then no auth key is needed.
@@ -382,6 +382,7 @@ func (n *Node) close(starting bool) *Error {
 		defer close(done)
 		if starting {
 			<-n.started
+			n.splice.drain()
 			n.stopServer()
 		}
 		n.splice.closeAll() // what a flow in flight may have added meanwhile
