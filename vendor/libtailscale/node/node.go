@@ -18,6 +18,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -237,6 +238,7 @@ func (n *Node) start() {
 func (n *Node) startServer() (err *Error) {
 	defer func() {
 		if p := recover(); p != nil {
+			n.log.printf(lvError, "tsnet panicked while starting: %v\n%s", p, debug.Stack())
 			err = fail(Panic, "tsnet panicked while starting: %v", p)
 		}
 	}()
@@ -412,7 +414,7 @@ func (n *Node) close(starting bool) *Error {
 func (n *Node) stopServer() {
 	defer func() {
 		if p := recover(); p != nil {
-			n.log.printf(lvError, "tsnet panicked while stopping: %v", p)
+			n.log.printf(lvError, "tsnet panicked while stopping: %v\n%s", p, debug.Stack())
 		}
 	}()
 	if n.startErr != nil && n.srv.Sys() == nil {
