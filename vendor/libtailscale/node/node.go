@@ -18,6 +18,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -237,6 +238,7 @@ func (n *Node) start() {
 func (n *Node) startServer() (err *Error) {
 	defer func() {
 		if p := recover(); p != nil {
+			n.log.printf(lvError, "tsnet panicked while starting: %v\n%s", p, debug.Stack())
 			err = fail(Panic, "tsnet panicked while starting: %v", p)
 		}
 	}()
@@ -301,7 +303,7 @@ func (n *Node) startServer() (err *Error) {
 		return fail(Internal, "tsnet started without telling us its backend")
 	}
 	n.keepPort()
-	return nil
+	return shortenLastStates(n.srv.Sys())
 }
 
 // hasLogin says whether the state holds a node key: then no auth key is needed.
@@ -384,6 +386,7 @@ func (n *Node) close(starting bool) *Error {
 		defer close(done)
 		if starting {
 			<-n.started
+			n.splice.drain()
 			n.stopServer()
 		}
 		n.splice.closeAll() // what a flow in flight may have added meanwhile
@@ -413,7 +416,7 @@ func (n *Node) close(starting bool) *Error {
 func (n *Node) stopServer() {
 	defer func() {
 		if p := recover(); p != nil {
-			n.log.printf(lvError, "tsnet panicked while stopping: %v", p)
+			n.log.printf(lvError, "tsnet panicked while stopping: %v\n%s", p, debug.Stack())
 		}
 	}()
 	if n.startErr != nil && n.srv.Sys() == nil {
