@@ -1,15 +1,17 @@
 //! tailbone: identity services on a Tailscale network, from a node inside the process.
 //!
-//! Arrows point down: [`cli`] and [`server`] -> the components (issuer, [`admin`]) -> [`jwks`], [`keys`], [`identity`]
+//! Arrows point down: [`cli`] and [`server`] -> the components (issuer, [`admin`], [`gate`]) -> [`policy`], [`jwks`], [`keys`], [`identity`]
 //! -> [`tailnet`], [`http`], [`telemetry`], [`config`]. Components never import each other. `ARCHITECTURE.md` is the map.
 
 pub mod admin;
 pub mod cli;
 pub mod config;
+pub mod gate;
 pub mod http;
 pub mod identity;
 pub mod jwks;
 pub mod keys;
+pub mod policy;
 pub mod server;
 pub mod signals;
 pub mod tailnet;
