@@ -1,6 +1,6 @@
 //! What the settings mean: checked, typed values with every default filled in. How they were typed is `raw.rs`'s business.
 //!
-//! Each field names its config key; flags and variables follow from the table in `table.rs`.
+//! Each field names its config key; flags, variables and defaults follow from the table in `table.rs`.
 
 use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
 
@@ -160,4 +160,35 @@ pub enum Authorization {
     Grant,
     /// Whoever reaches the port, as the original had it.
     Open,
+}
+
+/// Everything `tailbone keys …` needs to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientSettings {
+    /// `admin.client.host`: a name or an address without brackets; empty means the local socket.
+    pub host: String,
+    /// `admin.client.port`
+    pub port: u16,
+    /// `admin.client.timeout`: for one call.
+    pub timeout: Duration,
+    /// `output`
+    pub output: OutputFormat,
+    /// `no-confirmation`
+    pub no_confirmation: bool,
+    /// `admin.socket`: the local admin socket of a server with these settings; there may be none.
+    pub socket: PathBuf,
+    /// `keys.dir`, for `--local`.
+    pub keys_dir: PathBuf,
+    /// `keys.size`, where it was typed: else the server decides.
+    pub key_size: Option<u32>,
+    /// `keys.algorithm` in its proper spelling, where it was typed: else the server decides.
+    pub key_algorithm: Option<String>,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputFormat {
+    Json,
+    Text,
+    Yaml,
 }

@@ -31,3 +31,9 @@ pub enum Error {
     #[error("{0}")]
     Internal(String),
 }
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(error.to_string())
+    }
+}

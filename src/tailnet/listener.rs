@@ -1,6 +1,30 @@
 //! Where connections from the tailnet arrive, each with its peer.
+//!
+//! Invariants
+//! - [`Listener::accept`] fails only when nothing more will ever come; what passes (no free descriptor) is logged and retried
+//!   inside, with a pause that grows.
+//! - Dropping a listener frees its port; closing the node ends it.
+//! - The node lives at least as long as its listeners, unless it is closed.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    fmt,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{extract::connect_info::Connected, serve::IncomingStream};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Error, Stream,
+    fake::FakeListener,
+    wire::{Arrival, Broken, Channel},
+};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// What to listen on. Never a host address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,6 +33,24 @@ pub enum ListenAddr {
     Port(u16),
     /// A port on one tailnet address.
     Addr(IpAddr, u16),
+}
+
+impl ListenAddr {
+    pub fn port(self) -> u16 {
+        match self {
+            Self::Port(port) | Self::Addr(_, port) => port,
+        }
+    }
+}
+
+/// As Go reads it: `:80`, `100.64.0.1:80`, `[fd7a::1]:80`.
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Port(port) => write!(f, ":{port}"),
+            Self::Addr(ip, port) => SocketAddr::new(ip, port).fmt(f),
+        }
+    }
 }
 
 /// Who is at the other end of a connection, as the node told it together with the connection.
@@ -29,6 +71,144 @@ pub enum Via {
     Funnel,
 }
 
-/// (the fence is being written)
+/// Where connections from the tailnet arrive.
 #[derive(Debug)]
-pub struct Listener {}
+pub struct Listener {
+    source: Source,
+    addr: ListenAddr,
+    /// Cancelled when the node is closed.
+    ended: CancellationToken,
+    pause: Duration,
+    /// The last failure that looked as if it would pass: the reason, should the end follow.
+    failure: Option<Error>,
+}
+
+#[derive(Debug)]
+pub(super) enum Source {
+    Embedded {
+        channel: Channel,
+        node: Arc<super::embedded::Inner>,
+    },
+    Fake(FakeListener),
+    Dead,
+}
+
+/// What one look at the source gave.
+enum Next {
+    Connection(Stream, Peer),
+    /// No connection this time, but maybe the next.
+    Passing(Error),
+    End(Error),
+}
+
+impl Listener {
+    pub(super) fn new(source: Source, addr: ListenAddr, ended: CancellationToken) -> Self {
+        Self {
+            source,
+            addr,
+            ended,
+            pause: FIRST_PAUSE,
+            failure: None,
+        }
+    }
+
+    /// The next connection. An error is the end of the listener. Dropping the future loses no connection.
+    pub async fn accept(&mut self) -> Result<(Stream, Peer), Error> {
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = self.ended.cancelled() => Next::End(Error::Closed),
+                next = self.source.next() => next,
+            };
+            match next {
+                Next::Connection(stream, peer) => {
+                    self.pause = FIRST_PAUSE;
+                    self.failure = None;
+                    return Ok((stream, peer));
+                }
+                Next::End(error) => {
+                    self.source = Source::Dead;
+                    return Err(self.failure.take().unwrap_or(error));
+                }
+                Next::Passing(error) => {
+                    tracing::warn!(%error, addr = %self.addr, pause = ?self.pause, "accept failed, trying again");
+                    self.failure = Some(error);
+                    let pause = self.pause;
+                    self.pause = (pause * 2).min(LONGEST_PAUSE);
+                    tokio::select! {
+                        () = self.ended.cancelled() => {}
+                        () = tokio::time::sleep(pause) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    pub fn local_addr(&self) -> ListenAddr {
+        self.addr
+    }
+}
+
+impl Source {
+    async fn next(&mut self) -> Next {
+        match self {
+            Self::Dead => Next::End(Error::Closed),
+            Self::Embedded { channel, node } => match channel.connection().await {
+                Ok(Some(Arrival::Connection { socket, peer })) => {
+                    match Stream::pair(socket, Arc::clone(node) as _) {
+                        Ok(stream) => Next::Connection(stream, peer),
+                        Err(error) => Next::Passing(error.into()),
+                    }
+                }
+                // Go says what went wrong; if that was the end, it closes the channel next.
+                Ok(Some(Arrival::Failure(error))) => Next::Passing(error),
+                Ok(None) => Next::End(Error::Closed),
+                Err(lost @ Broken::Lost) => Next::Passing(lost.into()),
+                Err(broken) => Next::End(broken.into()),
+            },
+            Self::Fake(listener) => match listener.accept().await {
+                Ok((stream, peer)) => Next::Connection(stream, peer),
+                Err(error) => Next::Passing(error),
+            },
+        }
+    }
+}
+
+/// For `axum::serve`. A listener that has ended says so once in the log and then never yields again: whoever must act on the end
+/// calls [`Listener::accept`] itself.
+impl axum::serve::Listener for Listener {
+    type Io = Stream;
+    type Addr = Peer;
+
+    async fn accept(&mut self) -> (Stream, Peer) {
+        match Self::accept(self).await {
+            Ok(connection) => connection,
+            Err(error) => {
+                if !matches!(error, Error::Closed) {
+                    tracing::error!(%error, addr = %self.addr, "listener ended");
+                }
+                std::future::pending().await
+            }
+        }
+    }
+
+    /// Nobody is the peer of a listener: both addresses are our own.
+    fn local_addr(&self) -> io::Result<Peer> {
+        let own = match self.addr {
+            ListenAddr::Port(port) => SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port),
+            ListenAddr::Addr(ip, port) => SocketAddr::new(ip, port),
+        };
+        Ok(Peer {
+            addr: own,
+            local: own,
+            via: Via::Tailnet,
+        })
+    }
+}
+
+/// Makes `ConnectInfo<Peer>` work in handlers.
+impl Connected<IncomingStream<'_, Listener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Listener>) -> Self {
+        *stream.remote_addr()
+    }
+}

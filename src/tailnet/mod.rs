@@ -5,19 +5,34 @@
 //! - [`Node::generation`] grows whenever an answer of [`Node::whois`] may have changed; reading it costs no call.
 //! - Every wait ends when its future is dropped or the node is closed; closing is idempotent and bounded.
 //!
-//! `ffi.rs` is the fence to Go and holds the unsafe code; `embedded.rs` is the real node, `fake.rs` one on loopback TCP for
-//! fast tests. Both pass the same test list. Who may do what is not decided here: see `identity`.
+//! `ffi.rs` is the fence to Go and holds the unsafe code, `calls.rs` the threads that go through it, `wire.rs` what comes back on
+//! descriptors; `embedded.rs` is the real node, `fake.rs` one on loopback TCP for fast tests. Both pass the same test list.
+//! `join.rs` brings a node onto the tailnet. Who may do what is not decided here: see `identity`.
 
+mod calls;
+mod config;
+mod embedded;
 mod error;
+#[doc(hidden)]
+pub mod fake;
+mod ffi;
+pub mod join;
 mod listener;
+mod log;
 mod status;
 mod stream;
+mod wire;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
+pub use config::{Config, LogLevel, Store};
+pub use embedded::{
+    CLOSE_WITHIN, EmbeddedNode, EngineVersion, RuntimeLimits, RuntimeStats, engine_version,
+    limit_runtime, runtime_stats,
+};
 pub use error::Error;
 pub use listener::{ListenAddr, Listener, Peer, Via};
 pub use status::{BackendState, Status, WhoIs, WhoIsNode, WhoIsUser};
@@ -27,7 +42,7 @@ pub use stream::Stream;
 pub trait Node: Send + Sync + std::fmt::Debug + 'static {
     /// Grows with every change of the network map; a cached [`WhoIs`] is good while it stands still.
     fn generation(&self) -> u64;
-    /// The newest picture of the node's own state. The first value is there from the start.
+    /// The newest picture of the node's own state. The first value is there from the start; the last one is `Stopped`.
     fn watch(&self) -> watch::Receiver<Arc<Status>>;
     /// Who is behind this tailnet address.
     fn whois(&self, peer: SocketAddr) -> BoxFuture<'_, Result<WhoIs, Error>>;

@@ -1,5 +1,247 @@
 //! One connection over the tailnet.
+//!
+//! Invariants
+//! - Half close works both ways: `shutdown` ends our direction only, and reading goes on until the peer ends its own.
+//! - A peer that resets is an error ([`io::ErrorKind::ConnectionReset`]), never mistaken for its orderly end.
+//! - The node lives at least as long as its streams, unless it is closed: then they end.
 
-/// (the fence is being written)
-#[derive(Debug)]
-pub struct Stream {}
+use std::{
+    any::Any,
+    fmt,
+    future::Future,
+    io::{self, IoSlice},
+    os::fd::{AsFd, OwnedFd},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, UnixStream},
+};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+/// Bytes to and from a peer.
+pub struct Stream {
+    kind: Kind,
+    /// Keeps the node alive.
+    _owner: Arc<dyn Any + Send + Sync>,
+}
+
+enum Kind {
+    /// The embedded node: one end of a socket pair, whose other end Go copies to and from the tailnet.
+    Pair {
+        socket: UnixStream,
+        /// Whether we have ended our direction.
+        shut: bool,
+    },
+    /// The fake node.
+    Tcp(Box<Tcp>),
+}
+
+struct Tcp {
+    socket: TcpStream,
+    /// The end of the node, seen by each direction's own task.
+    reader_ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    writer_ended: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl Stream {
+    pub(super) fn pair(socket: OwnedFd, owner: Arc<dyn Any + Send + Sync>) -> io::Result<Self> {
+        let socket = std::os::unix::net::UnixStream::from(socket);
+        socket.set_nonblocking(true)?;
+        Ok(Self {
+            kind: Kind::Pair {
+                socket: UnixStream::from_std(socket)?,
+                shut: false,
+            },
+            _owner: owner,
+        })
+    }
+
+    pub(super) fn tcp(
+        socket: TcpStream,
+        ended: &CancellationToken,
+        owner: Arc<dyn Any + Send + Sync>,
+    ) -> io::Result<Self> {
+        socket.set_nodelay(true)?;
+        Ok(Self {
+            kind: Kind::Tcp(Box::new(Tcp {
+                socket,
+                reader_ended: Box::pin(ended.clone().cancelled_owned()),
+                writer_ended: Box::pin(ended.clone().cancelled_owned()),
+            })),
+            _owner: owner,
+        })
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.kind {
+            Kind::Pair { socket, shut } => {
+                let before = buf.filled().len();
+                let room = buf.remaining() > 0;
+                ready!(Pin::new(&mut *socket).poll_read(cx, buf))?;
+                let end = room && buf.filled().len() == before;
+                // The peer's orderly end closes one direction, and ours is still open. A socket that hung up both ways without
+                // our doing is how Go tells that the connection broke.
+                if end && !*shut && hung_up(socket)? {
+                    return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+                }
+                Poll::Ready(Ok(()))
+            }
+            Kind::Tcp(tcp) => {
+                if tcp.reader_ended.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+                }
+                Pin::new(&mut tcp.socket).poll_read(cx, buf)
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.kind.writer(cx)?.poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.kind.writer(cx)?.poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Neither kind holds anything back.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Kind::Pair { shut, .. } = &mut self.kind {
+            *shut = true;
+        }
+        let shutdown = ready!(self.kind.writer(cx)?.poll_shutdown(cx));
+        // A peer that is gone already needs no telling.
+        Poll::Ready(match shutdown {
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            other => other,
+        })
+    }
+}
+
+impl Kind {
+    fn writer(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> io::Result<Pin<&mut (dyn AsyncWrite + Unpin)>> {
+        match self {
+            Self::Pair { socket, .. } => Ok(Pin::new(socket)),
+            Self::Tcp(tcp) => {
+                if tcp.writer_ended.as_mut().poll(cx).is_ready() {
+                    return Err(io::ErrorKind::ConnectionReset.into());
+                }
+                Ok(Pin::new(&mut tcp.socket))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            Kind::Pair { socket, .. } => f.debug_tuple("Stream").field(socket).finish(),
+            Kind::Tcp(tcp) => f.debug_tuple("Stream").field(&tcp.socket).finish(),
+        }
+    }
+}
+
+/// Whether both directions of the socket are closed.
+fn hung_up(socket: impl AsFd) -> io::Result<bool> {
+    let at_once = Timespec::default();
+    let mut fds = [PollFd::new(&socket, PollFlags::empty())];
+    loop {
+        match rustix::event::poll(&mut fds, Some(&at_once)) {
+            Ok(_) => break,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let [fd] = fds;
+    Ok(fd.revents().contains(PollFlags::HUP))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::Shutdown, os::unix::net::UnixStream as Other};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    fn pair() -> (Stream, Other) {
+        let (ours, theirs) = Other::pair().unwrap();
+        (Stream::pair(ours.into(), Arc::new(())).unwrap(), theirs)
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_ends_its_direction_is_a_clean_end() {
+        let (mut stream, theirs) = pair();
+        theirs.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+        // And ours still works.
+        stream.write_all(b"still here").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let told = std::io::read_to_string(&theirs).unwrap();
+        assert_eq!(told, "still here");
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_closes_both_ways_is_a_reset() {
+        let (mut stream, mut theirs) = pair();
+        std::io::Write::write_all(&mut theirs, b"last words").unwrap();
+        drop(theirs);
+        let mut told = [0; 10];
+        stream.read_exact(&mut told).await.unwrap();
+        assert_eq!(&told, b"last words");
+        for _ in 0..2 {
+            let error = stream.read(&mut told).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        }
+        // Reading nothing says nothing about the end.
+        assert_eq!(stream.read(&mut []).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn after_our_own_end_a_closed_socket_is_a_clean_end() {
+        let (mut stream, theirs) = pair();
+        stream.shutdown().await.unwrap();
+        drop(theirs);
+        assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+        stream.shutdown().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn writing_to_a_closed_socket_is_an_error() {
+        let (mut stream, theirs) = pair();
+        drop(theirs);
+        let error = stream.write(b"x").await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+}

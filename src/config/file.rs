@@ -1,0 +1,364 @@
+//! Config files: which one is read, and its text as a flat list of keys.
+//!
+//! TOML, YAML and JSON go through one shape, so that they mean the same. Invariants: capitals in keys do not matter; a key may be
+//! nested or written with dots; no message quotes a line of the file, because that line may hold the auth key.
+//! What a key means is left to `raw.rs` and `load.rs`.
+
+use std::{
+    ffi::OsStr,
+    fmt,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, SeqAccess, Visitor},
+};
+
+use super::{
+    raw::Value,
+    report::{Origin, Remark},
+};
+
+/// What the Go program looked for in the home directory, in its order.
+const EXTENSIONS: [(&str, Option<Format>); 12] = [
+    ("json", Some(Format::Json)),
+    ("toml", Some(Format::Toml)),
+    ("yaml", Some(Format::Yaml)),
+    ("yml", Some(Format::Yaml)),
+    ("properties", None),
+    ("props", None),
+    ("prop", None),
+    ("hcl", None),
+    ("tfvars", None),
+    ("dotenv", None),
+    ("env", None),
+    ("ini", None),
+];
+
+/// A config file of this size is somebody's mistake.
+const LARGEST: u64 = 1024 * 1024;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    Json,
+    Toml,
+    Yaml,
+}
+
+/// A file that is to be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) path: PathBuf,
+    pub(super) format: Format,
+}
+
+/// One setting of a file: the key as written there, its value if it has one, its place.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Item {
+    pub(super) key: String,
+    pub(super) value: Value,
+}
+
+/// The file named by `--config`, else the first one in the home directory, else none.
+pub(super) fn locate(
+    config: Option<&Path>,
+    home: Option<&OsStr>,
+    warnings: &mut Vec<Remark>,
+) -> Result<Option<Found>, Remark> {
+    if let Some(path) = config {
+        let extension = path
+            .extension()
+            .map(|extension| extension.to_string_lossy().to_ascii_lowercase());
+        let format = EXTENSIONS
+            .iter()
+            .find(|(known, _)| extension.as_deref() == Some(known))
+            .and_then(|(_, format)| *format);
+        return match format {
+            Some(format) => Ok(Some(Found {
+                path: path.to_owned(),
+                format,
+            })),
+            None => Err(Remark {
+                origin: Origin::Flag("--config".into()),
+                value: Some(path.display().to_string()),
+                sentence: "not a config file that can be read: its name must end in .toml, .yaml (.yml) or .json".into(),
+            }),
+        };
+    }
+    let Some(home) = home.filter(|home| !home.is_empty()) else {
+        return Ok(None);
+    };
+    for (extension, format) in EXTENSIONS {
+        let path = Path::new(home).join(format!(".tailbone.{extension}"));
+        if !path.is_file() {
+            continue;
+        }
+        match format {
+            Some(format) => return Ok(Some(Found { path, format })),
+            None => {
+                // The original read it; whoever has only this one must hear that it no longer counts.
+                warnings.push(Remark {
+                    origin: Origin::File { path, key: None },
+                    value: None,
+                    sentence: "is not read: a config file is .tailbone.json, .toml, .yaml or .yml"
+                        .into(),
+                });
+                return Ok(None);
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Every setting of a file that has a value.
+pub(super) fn read(found: &Found) -> Result<Vec<Item>, Remark> {
+    let broken = |sentence: String| Remark {
+        origin: Origin::File {
+            path: found.path.clone(),
+            key: None,
+        },
+        value: None,
+        sentence,
+    };
+    let mut bytes = Vec::new();
+    std::fs::File::open(&found.path)
+        .and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
+        .map_err(|error| broken(format!("cannot be read: {error}")))?;
+    if bytes.len() as u64 > LARGEST {
+        return Err(broken("is larger than 1 MiB".into()));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| broken("is not text in UTF-8".into()))?;
+    parse(text.strip_prefix('\u{feff}').unwrap_or(&text), found.format).map_err(broken)
+}
+
+fn parse(text: &str, format: Format) -> Result<Vec<Item>, String> {
+    let tree = match format {
+        Format::Json => serde_json::from_str(text).map_err(|error| {
+            format!(
+                "is not JSON (line {}, column {})",
+                error.line(),
+                error.column()
+            )
+        }),
+        Format::Toml => toml::from_str(text).map_err(|error| {
+            let line = error
+                .span()
+                .map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+            match line {
+                Some(line) => format!("is not TOML (line {line}): {}", error.message()),
+                None => format!("is not TOML: {}", error.message()),
+            }
+        }),
+        Format::Yaml => yaml_serde::from_str(text).map_err(|error| match error.location() {
+            Some(place) => format!(
+                "is not YAML (line {}, column {})",
+                place.line(),
+                place.column()
+            ),
+            None => "is not YAML".into(),
+        }),
+    }?;
+    let mut items = Vec::new();
+    match tree {
+        Tree::Table(entries) => flatten("", entries, &mut items)?,
+        Tree::Nothing => {}
+        Tree::List(_) | Tree::Scalar(_) => {
+            return Err("holds no settings: its top must be a table of keys".into());
+        }
+    }
+    Ok(items)
+}
+
+fn flatten(group: &str, entries: Vec<(String, Tree)>, items: &mut Vec<Item>) -> Result<(), String> {
+    for (name, tree) in entries {
+        let key = if group.is_empty() {
+            name
+        } else {
+            format!("{group}.{name}")
+        };
+        match tree {
+            // Written down without a value: unset, as in the original.
+            Tree::Nothing => {}
+            Tree::Table(entries) => flatten(&key, entries, items)?,
+            Tree::Scalar(text) => items.push(Item {
+                key,
+                value: Value::Text(text),
+            }),
+            Tree::List(trees) => {
+                let mut list = Vec::new();
+                for tree in trees {
+                    match tree {
+                        Tree::Scalar(text) => list.push(text),
+                        Tree::List(_) | Tree::Nothing | Tree::Table(_) => {
+                            return Err(format!("{key} is not a list of plain values"));
+                        }
+                    }
+                }
+                items.push(Item {
+                    key,
+                    value: Value::List(list),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the three formats have in common.
+enum Tree {
+    List(Vec<Tree>),
+    Nothing,
+    Scalar(String),
+    Table(Vec<(String, Tree)>),
+}
+
+impl<'de> Deserialize<'de> for Tree {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TreeVisitor)
+    }
+}
+
+struct TreeVisitor;
+
+impl<'de> Visitor<'de> for TreeVisitor {
+    type Value = Tree;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a table, a list or a plain value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Tree, E> {
+        Ok(Tree::Scalar(value.to_string()))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Tree, E> {
+        Ok(Tree::Scalar(value.to_string()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Tree, E> {
+        Ok(Tree::Scalar(value.to_string()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Tree, E> {
+        Ok(Tree::Scalar(value.to_string()))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Tree, E> {
+        Ok(Tree::Scalar(value.to_owned()))
+    }
+
+    fn visit_unit<E>(self) -> Result<Tree, E> {
+        Ok(Tree::Nothing)
+    }
+
+    fn visit_none<E>(self) -> Result<Tree, E> {
+        Ok(Tree::Nothing)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Tree, D::Error> {
+        Tree::deserialize(deserializer)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Tree, A::Error> {
+        let mut trees = Vec::new();
+        while let Some(tree) = list.next_element()? {
+            trees.push(tree);
+        }
+        Ok(Tree::List(trees))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Tree, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(Name(name)) = map.next_key()? {
+            entries.push((name, map.next_value()?));
+        }
+        Ok(Tree::Table(entries))
+    }
+}
+
+/// A key: YAML has keys that are no strings.
+struct Name(String);
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Tree::deserialize(deserializer)? {
+            Tree::Scalar(text) => Ok(Self(text)),
+            Tree::List(_) | Tree::Nothing | Tree::Table(_) => {
+                Err(serde::de::Error::custom("a key that is not a word"))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flat(text: &str, format: Format) -> Vec<(String, Value)> {
+        parse(text, format)
+            .expect(text)
+            .into_iter()
+            .map(|item| (item.key, item.value))
+            .collect()
+    }
+
+    #[test]
+    fn the_three_formats_mean_the_same() {
+        let toml = flat(
+            "components = ['issuer', 'admin']\n[server]\nport = 8080\n[server.tailscale]\nephemeral = true\nhostname = 'x'",
+            Format::Toml,
+        );
+        let yaml = flat(
+            "components: [issuer, admin]\nserver:\n  port: 8080\n  tailscale:\n    ephemeral: true\n    hostname: x\n    authkey:\n",
+            Format::Yaml,
+        );
+        let json = flat(
+            r#"{"components":["issuer","admin"],"server":{"port":8080,"tailscale.ephemeral":true,"tailscale":{"hostname":"x","authkey":null}}}"#,
+            Format::Json,
+        );
+        assert_eq!(toml, yaml);
+        assert_eq!(toml, json);
+        assert_eq!(toml.len(), 4);
+    }
+
+    #[test]
+    fn an_empty_file_has_no_settings() {
+        assert_eq!(flat("", Format::Toml), []);
+        assert_eq!(flat("", Format::Yaml), []);
+        assert_eq!(flat("{}", Format::Json), []);
+        assert!(parse("", Format::Json).is_err());
+    }
+
+    #[test]
+    fn a_broken_file_is_told_without_its_lines() {
+        for (text, format) in [
+            (
+                "[server.tailscale]\nauthkey = tskey-auth-secret\n",
+                Format::Toml,
+            ),
+            (
+                "[server.tailscale]\nauthkey = \"tskey-auth-secret\n",
+                Format::Toml,
+            ),
+            (
+                "server:\n  tailscale:\n    authkey: *tskey-auth-secret\n",
+                Format::Yaml,
+            ),
+            ("server:\n  authkey: \"tskey-auth-secret\n", Format::Yaml),
+            ("server: !tskey-auth-secret {a: [}\n", Format::Yaml),
+            (
+                "{\"server\": {\"authkey\": tskey-auth-secret}}",
+                Format::Json,
+            ),
+            ("{\"tskey-auth-secret\"}", Format::Json),
+            ("tskey-auth-secret", Format::Yaml),
+            ("[1, 2]", Format::Json),
+            ("keys: [[tskey-auth-secret]]", Format::Yaml),
+        ] {
+            let error = parse(text, format).err().expect(text);
+            assert!(!error.contains("tskey"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,458 @@
+//! Every setting once: its key, the flags that carry it, its default, its kind with bounds, and its help.
+//!
+//! The command line's flags, the names of the variables, `config show`, `config check` and `docs/settings.md` are made from this
+//! table, so they cannot disagree. What a text means is decided in `load.rs`; here is only what may be typed where.
+
+use std::time::Duration;
+
+/// One setting.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// Name in a config file; nesting is written with dots.
+    pub key: &'static str,
+    pub kind: Kind,
+    pub default: Default,
+    pub help: &'static str,
+    pub example: &'static str,
+    flags: [Option<Flag>; 2],
+}
+
+/// A flag that carries a setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flag {
+    pub long: &'static str,
+    pub short: Option<char>,
+    pub scope: Scope,
+}
+
+/// The commands that take a flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// `keys …`, also before the last word.
+    Keys,
+    /// `keys generate` and `keys rotate`.
+    Make,
+    /// `keys remove`.
+    Remove,
+    /// Every command.
+    Root,
+    /// `server …`, also before the last word.
+    Server,
+    /// `server start`.
+    Start,
+}
+
+/// What may be typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Binding,
+    Bool,
+    /// A Go duration within bounds, both included; with `off`, also `off` and `0`.
+    Duration {
+        least: Duration,
+        most: Duration,
+        off: bool,
+    },
+    Path,
+    Port,
+    Secret,
+    Size(&'static [u32]),
+    Text,
+    Url,
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// Words from this list, or any where it is empty; by commas or blanks.
+    Words(&'static [&'static str]),
+}
+
+/// What holds where nothing was typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Default {
+    /// Made from another setting; the words say how.
+    Derived(&'static str),
+    Empty,
+    Text(&'static str),
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Sizes of an RSA modulus that are made.
+pub const SIZES: &[u32] = &[2048, 3072, 4096];
+
+/// Longest value of any setting, in bytes.
+pub const LONGEST: usize = 4096;
+
+macro_rules! rows {
+    ($($name:ident = $row:expr;)*) => {
+        $(pub static $name: Row = $row;)*
+
+        /// The whole table, in the order in which it is shown.
+        pub static ALL: &[&Row] = &[$(&$name),*];
+    };
+}
+
+rows! {
+    COMPONENTS = row("components", Kind::Words(&["issuer", "admin"]))
+        .flag("components", Scope::Start)
+        .default("issuer,admin")
+        .help("Parts of the program to run, by commas or blanks");
+    OUTPUT = row("output", Kind::Word(&["text", "table", "json", "yaml", "yml"]))
+        .short("output", 'o', Scope::Root)
+        .default("text")
+        .help("How results are printed; text and table are the same");
+    NO_CONFIRMATION = row("no-confirmation", Kind::Bool)
+        .short("yes", 'y', Scope::Remove)
+        .default("false")
+        .help("Do not ask before a key is removed");
+
+    LOG_LEVEL = row("log.level", Kind::Word(&["trace", "debug", "info", "warn", "error"]))
+        .flag("log-level", Scope::Server)
+        .default("info")
+        .help("Least level that is logged");
+    LOG_FORMAT = row("log.format", Kind::Word(&["console", "json"]))
+        .flag("log-format", Scope::Server)
+        .default("console")
+        .help("Form of the log lines");
+    LOG_NO_COLOR = row("log.no_color", Kind::Bool)
+        .flag("no-color", Scope::Server)
+        .default("false")
+        .help("No colours in console log lines; a non-empty NO_COLOR does the same");
+
+    KEYS_DIR = row("keys.dir", Kind::Path)
+        .flag("dir", Scope::Server)
+        .flag("dir", Scope::Keys)
+        .default("keys")
+        .help("Directory of the signing keys");
+    KEYS_BUCKET = row("keys.bucket", Kind::Text)
+        .flag("bucket", Scope::Server)
+        .default("")
+        .example("acme-jwks")
+        .help("S3 bucket where the JWKS is published; without one it is a file");
+    KEYS_KEY_PATH = row("keys.keyPath", Kind::Text)
+        .flag("key-path", Scope::Server)
+        .default(".well-known/jwks.json")
+        .help("Name of the JWKS object in the bucket");
+    KEYS_S3_ENDPOINT = row("keys.s3.endpoint", Kind::Url)
+        .flag("s3-endpoint", Scope::Server)
+        .example("https://s3.example.com")
+        .help("Address of an S3-compatible store; without it the AWS rules hold");
+    KEYS_S3_PATH_STYLE = row("keys.s3.pathStyle", Kind::Bool)
+        .flag("s3-path-style", Scope::Server)
+        .default("false")
+        .help("Put the bucket into the path instead of the host name");
+    KEYS_JWKS_FILE = row("keys.jwksFile", Kind::Path)
+        .flag("jwks-file", Scope::Server)
+        .derived("jwks.json in keys.dir, unless there is a bucket")
+        .example("/srv/www/jwks.json")
+        .help("File where the JWKS is published");
+    KEYS_ISSUER = row("keys.issuer", Kind::Text)
+        .flag("issuer", Scope::Start)
+        .default("tailbone")
+        .help("The iss claim; left out of tokens when empty");
+    KEYS_EXPIRY = row("keys.expiry", Kind::Duration { least: Duration::from_secs(1), most: Duration::from_secs(30 * 24 * 3600), off: false })
+        .flag("expiry", Scope::Server)
+        .default("20m")
+        .help("Life of a token, in whole seconds");
+    KEYS_ALGORITHM = row("keys.algorithm", Kind::Word(&["RS256", "ES256", "EdDSA"]))
+        .flag("key-algorithm", Scope::Server)
+        .flag("algorithm", Scope::Make)
+        .default("RS256")
+        .help("Algorithm of new keys");
+    KEYS_SIZE = row("keys.size", Kind::Size(SIZES))
+        .flag("key-size", Scope::Server)
+        .short("size", 's', Scope::Make)
+        .default("2048")
+        .help("Bits of a new RSA key");
+    KEYS_ROTATE_EVERY = row("keys.rotateEvery", Kind::Duration { least: MINUTE, most: Duration::from_secs(366 * 24 * 3600), off: true })
+        .flag("rotate-every", Scope::Server)
+        .default("off")
+        .example("720h")
+        .help("Age at which the signing key gets a successor");
+    KEYS_CACHE_TIME = row("keys.cacheTime", Kind::Duration { least: Duration::ZERO, most: DAY, off: false })
+        .flag("cache-time", Scope::Server)
+        .default("5m")
+        .help("How long verifiers may keep the JWKS; a new key waits this long before it signs");
+    KEYS_SKEW = row("keys.skew", Kind::Duration { least: Duration::ZERO, most: HOUR, off: false })
+        .flag("clock-skew", Scope::Server)
+        .default("1m")
+        .help("How far verifiers' clocks may be off");
+    KEY_PREFIX = row("key.prefix", Kind::Text)
+        .flag("key-prefix", Scope::Server)
+        .default("tb")
+        .help("First part of a new key's id: letters, digits, _ and .");
+
+    SERVER_PORT = row("server.port", Kind::Port)
+        .short("port", 'p', Scope::Start)
+        .default("80")
+        .help("Port of the issuer on the tailnet");
+    SERVER_BINDING = row("server.binding", Kind::Binding)
+        .short("binding", 'b', Scope::Start)
+        .default("auto")
+        .help("Tailnet address of the issuer; auto takes all of the node's");
+    SERVER_GRACE = row("server.grace", Kind::Duration { least: Duration::ZERO, most: HOUR, off: false })
+        .flag("grace", Scope::Start)
+        .default("10s")
+        .help("Time given to open requests on a stop");
+    TS_AUTHKEY = row("server.tailscale.authkey", Kind::Secret)
+        .flag("ts-authkey", Scope::Start)
+        .example("file:/run/secrets/authkey")
+        .help("Auth key for the first join, or file:PATH of a file that holds it");
+    TS_CONTROL_URL = row("server.tailscale.controlUrl", Kind::Url)
+        .flag("ts-control-url", Scope::Start)
+        .example("https://headscale.example.com")
+        .help("Control server; without it Tailscale's own");
+    TS_HOSTNAME = row("server.tailscale.hostname", Kind::Text)
+        .flag("ts-hostname", Scope::Start)
+        .default("tailbone")
+        .help("Name of the node on the tailnet");
+    TS_DIR = row("server.tailscale.dir", Kind::Path)
+        .flag("ts-dir", Scope::Start)
+        .default(".tsnet")
+        .help("Directory of the node's state");
+    TS_EPHEMERAL = row("server.tailscale.ephemeral", Kind::Bool)
+        .flag("ts-ephemeral", Scope::Start)
+        .default("false")
+        .help("Let the control server forget the node when it goes away");
+    TS_TAGS = row("server.tailscale.tags", Kind::Words(&[]))
+        .flag("ts-tags", Scope::Start)
+        .example("tag:tailbone")
+        .help("Tags the node asks for, by commas or blanks");
+    TS_JOIN_TIMEOUT = row("server.tailscale.joinTimeout", Kind::Duration { least: Duration::from_millis(100), most: DAY, off: false })
+        .flag("ts-join-timeout", Scope::Start)
+        .default("60s")
+        .help("Time given to the join before it is a failure");
+    TS_JOIN_RETRY = row("server.tailscale.joinRetry", Kind::Duration { least: Duration::from_millis(10), most: HOUR, off: false })
+        .flag("ts-join-retry", Scope::Start)
+        .default("1s")
+        .help("Wait between two attempts to join");
+    TS_UPLOAD_LOGS = row("server.tailscale.uploadLogs", Kind::Bool)
+        .flag("ts-upload-logs", Scope::Start)
+        .default("false")
+        .help("Send the node's own log to Tailscale");
+
+    ADMIN_PORT = row("admin.port", Kind::Port)
+        .flag("admin-port", Scope::Start)
+        .default("50051")
+        .help("Port of the admin API on the tailnet");
+    ADMIN_BINDING = row("admin.binding", Kind::Binding)
+        .flag("admin-binding", Scope::Start)
+        .default("auto")
+        .help("Tailnet address of the admin API; auto takes all of the node's");
+    ADMIN_AUTHORIZATION = row("admin.authorization", Kind::Word(&["grant", "open"]))
+        .flag("admin-authorization", Scope::Start)
+        .default("grant")
+        .help("Who may administer: owner, local socket or grant; or whoever reaches the port");
+    ADMIN_SOCKET = row("admin.socket", Kind::Path)
+        .flag("admin-socket", Scope::Start)
+        .flag("admin-socket", Scope::Keys)
+        .derived("admin.sock in server.tailscale.dir")
+        .example("/run/tailbone/admin.sock")
+        .help("Local admin socket");
+    CLIENT_HOST = row("admin.client.host", Kind::Text)
+        .flag("host", Scope::Keys)
+        .default("")
+        .example("tailbone")
+        .help("Server to administer; without one the local admin socket");
+    CLIENT_PORT = row("admin.client.port", Kind::Port)
+        .flag("port", Scope::Keys)
+        .default("50051")
+        .help("Port of that server's admin API");
+    CLIENT_TIMEOUT = row("admin.client.timeout", Kind::Duration { least: Duration::from_millis(100), most: HOUR, off: false })
+        .flag("timeout", Scope::Keys)
+        .default("30s")
+        .help("Time given to one call of the admin API");
+}
+
+const fn row(key: &'static str, kind: Kind) -> Row {
+    Row {
+        key,
+        kind,
+        default: Default::Empty,
+        help: "",
+        example: "",
+        flags: [None, None],
+    }
+}
+
+impl Row {
+    const fn flag(self, long: &'static str, scope: Scope) -> Self {
+        self.with(Flag {
+            long,
+            short: None,
+            scope,
+        })
+    }
+
+    const fn short(self, long: &'static str, short: char, scope: Scope) -> Self {
+        self.with(Flag {
+            long,
+            short: Some(short),
+            scope,
+        })
+    }
+
+    const fn with(mut self, flag: Flag) -> Self {
+        if self.flags[0].is_none() {
+            self.flags[0] = Some(flag);
+        } else {
+            self.flags[1] = Some(flag);
+        }
+        self
+    }
+
+    const fn default(mut self, text: &'static str) -> Self {
+        self.default = Default::Text(text);
+        self
+    }
+
+    const fn derived(mut self, words: &'static str) -> Self {
+        self.default = Default::Derived(words);
+        self
+    }
+
+    const fn example(mut self, text: &'static str) -> Self {
+        self.example = text;
+        self
+    }
+
+    const fn help(mut self, words: &'static str) -> Self {
+        self.help = words;
+        self
+    }
+
+    pub fn flags(&self) -> impl Iterator<Item = &Flag> {
+        self.flags.iter().flatten()
+    }
+
+    /// The flag for a command that takes the flags of `scopes`.
+    pub fn flag_in(&self, scopes: &[Scope]) -> Option<&Flag> {
+        self.flags().find(|flag| scopes.contains(&flag.scope))
+    }
+
+    /// `TB_` and the key in capitals, with `_` for what a variable's name cannot hold.
+    pub fn variable(&self) -> String {
+        variable(self.key)
+    }
+
+    /// The variable that names a file with the value: secrets only.
+    pub fn file_variable(&self) -> Option<String> {
+        matches!(self.kind, Kind::Secret).then(|| format!("{}_FILE", self.variable()))
+    }
+}
+
+/// The variable of a key, or of a group of keys.
+pub fn variable(key: &str) -> String {
+    format!("TB_{}", key.to_ascii_uppercase().replace(['.', '-'], "_"))
+}
+
+/// The setting of a key as it may stand in a file: capitals do not matter.
+pub fn find(key: &str) -> Option<&'static Row> {
+    ALL.iter()
+        .copied()
+        .find(|row| row.key.eq_ignore_ascii_case(key))
+}
+
+/// Every group of settings: `server`, `server.tailscale`, ...
+pub fn groups() -> Vec<&'static str> {
+    let mut groups: Vec<_> = ALL
+        .iter()
+        .flat_map(|row| row.key.match_indices('.').map(|(at, _)| &row.key[..at]))
+        .collect();
+    groups.sort_unstable();
+    groups.dedup();
+    groups
+}
+
+impl Kind {
+    /// What may be typed, for help and for error sentences.
+    pub fn words(&self) -> String {
+        match self {
+            Self::Binding => "auto or an IP address".into(),
+            Self::Bool => "true or false".into(),
+            Self::Duration { least, most, off } => {
+                let bounds = format!(
+                    "{} to {}",
+                    super::duration::show(*least),
+                    super::duration::show(*most)
+                );
+                if *off {
+                    format!("duration, off or {bounds}")
+                } else {
+                    format!("duration, {bounds}")
+                }
+            }
+            Self::Path => "path".into(),
+            Self::Port => "port, 1-65535".into(),
+            Self::Secret => "secret".into(),
+            Self::Size(sizes) => sizes
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", "),
+            Self::Text => "text".into(),
+            Self::Url => "http or https address".into(),
+            Self::Word(words) => words.join(", "),
+            Self::Words([]) => "list".into(),
+            Self::Words(words) => format!("list of {}", words.join(", ")),
+        }
+    }
+}
+
+/// The table as a page: `docs/settings.md`.
+pub fn page() -> String {
+    let mut page = String::from(
+        "# Settings\n\n\
+         Made from `src/config/table.rs`; a test fails when this page is stale.\n\n\
+         Flags win over variables, variables over the config file, the file over defaults. An empty variable counts as unset.\n\
+         Durations are written as in Go (`90s`, `1h30m`). `docs/compatibility.md` tells what differs from the Go program.\n\n\
+         | Key | Variable | Flag | Default | What may be typed | Meaning |\n\
+         |---|---|---|---|---|---|\n",
+    );
+    for row in ALL {
+        let flags = row
+            .flags()
+            .map(|flag| match flag.short {
+                Some(short) => format!("`-{short}`, `--{}` ({})", flag.long, flag.scope.words()),
+                None => format!("`--{}` ({})", flag.long, flag.scope.words()),
+            })
+            .collect::<Vec<_>>()
+            .join("<br>");
+        let mut variables = format!("`{}`", row.variable());
+        if let Some(file) = row.file_variable() {
+            variables += &format!("<br>`{file}`");
+        }
+        let default = match row.default {
+            Default::Derived(words) => words.to_owned(),
+            Default::Empty | Default::Text("") => "empty".into(),
+            Default::Text(text) => format!("`{text}`"),
+        };
+        let example = if row.example.is_empty() {
+            String::new()
+        } else {
+            format!(" Example: `{}`.", row.example)
+        };
+        page += &format!(
+            "| `{}` | {variables} | {flags} | {default} | {} | {}.{example} |\n",
+            row.key,
+            row.kind.words(),
+            row.help,
+        );
+    }
+    page
+}
+
+impl Scope {
+    /// The commands, for the page.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Keys => "keys",
+            Self::Make => "keys generate, keys rotate",
+            Self::Remove => "keys remove",
+            Self::Root => "all commands",
+            Self::Server => "server",
+            Self::Start => "server start",
+        }
+    }
+}

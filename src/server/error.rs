@@ -1,0 +1,27 @@
+//! Why the daemon ended otherwise than asked to, and with which exit code.
+
+use crate::tailnet::{self, join::JoinError};
+
+/// A failed start, or a daemon that could not go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    #[error("cannot start the runtime or take the signals: {0}")]
+    Runtime(#[source] std::io::Error),
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    #[error("cannot listen for {what} on the tailnet at {addr}")]
+    Listen { what: &'static str, addr: tailnet::ListenAddr, source: tailnet::Error },
+    #[error("the {what} listener failed")]
+    ListenerDied { what: &'static str, source: std::io::Error },
+}
+
+impl StartError {
+    /// Joining has its own codes (see `tailnet::join`); everything else is 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Join(error) => error.exit_code(),
+            _ => 1,
+        }
+    }
+}

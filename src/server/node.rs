@@ -1,0 +1,100 @@
+//! From settings to a joined node, with a line in the log for each change of its state.
+
+use std::{io, sync::Arc};
+
+use jiff::Timestamp;
+
+use crate::{
+    config::{Binding, Log, LogLevel, Tailscale},
+    http::serve::Accept,
+    tailnet::{
+        self, Config, EmbeddedNode, ListenAddr, Listener, Node, Peer, Stream,
+        join::{JoinError, JoinState, Plan, Progress, classify, join},
+    },
+};
+
+/// Joins the tailnet, or says why it did not.
+pub async fn joined(settings: &Tailscale, log: &Log) -> Result<Arc<dyn Node>, JoinError> {
+    let config = config(settings, log);
+    let plan = Plan::new(settings.join_retry, settings.join_timeout, config.has_key());
+    let make = || async { Ok(Arc::new(EmbeddedNode::start(&config).await?) as Arc<dyn Node>) };
+    let node = join(make, plan, told).await?;
+    let status = node.watch().borrow().clone();
+    let addresses: Vec<_> = status.addresses.iter().map(ToString::to_string).collect();
+    tracing::info!(target: "ts", ip = addresses.join(","), name = status.name, "Tailscale server started");
+    if status.hostname != settings.hostname || !status.name.starts_with(&format!("{}.", settings.hostname)) {
+        tracing::warn!(
+            target: "ts",
+            wanted = settings.hostname,
+            name = status.name,
+            "the tailnet knows this node under another name: the wanted one is taken by another node"
+        );
+    }
+    Ok(node)
+}
+
+fn config(settings: &Tailscale, log: &Log) -> Config {
+    Config {
+        hostname: settings.hostname.clone(),
+        dir: settings.dir.clone(),
+        auth_key: settings.authkey.clone(),
+        control_url: settings.control_url.clone(),
+        ephemeral: settings.ephemeral,
+        tags: settings.tags.clone(),
+        upload_logs: settings.upload_logs,
+        log_level: match log.level {
+            LogLevel::Trace => tailnet::LogLevel::Trace,
+            LogLevel::Debug => tailnet::LogLevel::Debug,
+            // The node's own lines say little to people who run it; what matters comes as a state.
+            LogLevel::Info | LogLevel::Warn | LogLevel::Error => tailnet::LogLevel::Warn,
+        },
+        ..Config::default()
+    }
+}
+
+fn told(progress: Progress<'_>) {
+    match progress {
+        Progress::State(state) => state_line(state),
+        Progress::StartFailed { error, pause } => {
+            tracing::warn!(target: "ts", %error, pause = ?pause, "the node would not start; trying again");
+        }
+        _ => {}
+    }
+}
+
+fn state_line(state: &JoinState) {
+    match state {
+        JoinState::Running | JoinState::Starting => tracing::info!(target: "ts", state = state.code(), "{state}"),
+        _ => tracing::warn!(target: "ts", state = state.code(), "{state}"),
+    }
+}
+
+/// Tells each later change of the node's state, until the node is closed. Callers are refused meanwhile by `identity`.
+pub async fn follow(node: Arc<dyn Node>) {
+    let mut watch = node.watch();
+    let mut told = JoinState::Running;
+    while watch.changed().await.is_ok() {
+        let status = watch.borrow_and_update().clone();
+        let state = classify(&status, false, Timestamp::now());
+        if state != told {
+            state_line(&state);
+            told = state;
+        }
+    }
+}
+
+pub fn listen_addr(binding: Binding, port: u16) -> ListenAddr {
+    match binding {
+        Binding::Auto => ListenAddr::Port(port),
+        Binding::Addr(ip) => ListenAddr::Addr(ip, port),
+    }
+}
+
+impl Accept for Listener {
+    type Io = Stream;
+    type Addr = Peer;
+
+    async fn accept(&mut self) -> io::Result<(Stream, Peer)> {
+        Self::accept(self).await.map_err(io::Error::other)
+    }
+}

@@ -1,0 +1,216 @@
+//! The threads that call into Go.
+//!
+//! Invariants
+//! - Go is entered from these threads alone: few, named, started when first needed, never ended. (A thread that has called
+//!   into Go carries state of Go's; tokio's own threads come and go.)
+//! - A panic in the work becomes an [`Error::Internal`] of that call; the thread goes on.
+//! - Calls that answer at once never wait behind calls that may take seconds: each kind has its own [`Lane`].
+//! - Work whose caller has gone is skipped, unless it was given with [`Lane::detach`].
+
+use std::{
+    any::Any,
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use tokio::sync::oneshot;
+
+use super::Error;
+
+/// Calls that do no more than look something up or make a descriptor.
+pub(super) static QUICK: Lane = Lane::new(3);
+/// Calls that may take seconds: start, logout, close. Wide, so that many nodes can be closed within one bound.
+pub(super) static SLOW: Lane = Lane::new(12);
+
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A queue and the threads that serve it.
+pub(super) struct Lane {
+    width: usize,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+}
+
+struct Queue {
+    jobs: VecDeque<Job>,
+    threads: usize,
+    idle: usize,
+}
+
+impl Lane {
+    const fn new(width: usize) -> Self {
+        Self {
+            width,
+            queue: Mutex::new(Queue {
+                jobs: VecDeque::new(),
+                threads: 0,
+                idle: 0,
+            }),
+            wake: Condvar::new(),
+        }
+    }
+
+    /// Does the work on one of the lane's threads. Dropping the future drops the answer, and the work too if it has not begun.
+    pub(super) async fn run<T, F>(&'static self, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> Result<T, Error> + Send + 'static,
+    {
+        let (answer, waiting) = oneshot::channel();
+        self.submit(Box::new(move || {
+            if !answer.is_closed() {
+                // Nobody waits any more: the answer closes what it holds by being dropped, here.
+                drop(answer.send(caught(work)));
+            }
+        }))?;
+        waiting
+            .await
+            .unwrap_or_else(|_| Err(Error::Internal("a call into the node was lost".into())))
+    }
+
+    /// Does the work whether or not anybody waits for it.
+    pub(super) fn detach<F>(&'static self, work: F)
+    where
+        F: FnOnce() -> Result<(), Error> + Send + 'static,
+    {
+        let outcome = self.submit(Box::new(|| {
+            if let Err(error) = caught(work) {
+                tracing::warn!(%error, "a call into the node failed");
+            }
+        }));
+        if let Err(error) = outcome {
+            tracing::error!(%error, "a call into the node could not be made");
+        }
+    }
+
+    fn submit(&'static self, job: Job) -> Result<(), Error> {
+        let mut queue = self.lock();
+        queue.jobs.push_back(job);
+        if queue.jobs.len() > queue.idle && queue.threads < self.width {
+            let number = THREADS.fetch_add(1, Ordering::Relaxed);
+            let spawned = thread::Builder::new()
+                .name(format!("tailnet-go-{number}"))
+                .spawn(|| self.serve());
+            match spawned {
+                Ok(_) => queue.threads += 1,
+                // Those that are there will come to it.
+                Err(_) if queue.threads > 0 => {}
+                Err(error) => {
+                    queue.jobs.pop_back();
+                    return Err(Error::Io(format!("no thread for calls into the node: {error}")));
+                }
+            }
+        }
+        drop(queue);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    fn serve(&self) {
+        let mut queue = self.lock();
+        loop {
+            if let Some(job) = queue.jobs.pop_front() {
+                drop(queue);
+                job();
+                queue = self.lock();
+            } else {
+                queue.idle += 1;
+                queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue.idle -= 1;
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        // No job runs under the lock, so whoever poisoned it left the queue whole.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs the work; a panic becomes an error.
+fn caught<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(Error::Internal(format!("panic: {}", words(panic.as_ref())))))
+}
+
+fn words(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(no words)")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{Arc, mpsc},
+        time::Duration,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_and_the_thread_goes_on() {
+        static LANE: Lane = Lane::new(1);
+        let panicked = LANE.run(|| -> Result<(), Error> { panic!("on purpose {}", 7) }).await;
+        assert!(
+            matches!(&panicked, Err(Error::Internal(words)) if words == "panic: on purpose 7"),
+            "{panicked:?}"
+        );
+        let name = LANE.run(|| Ok(thread::current().name().map(str::to_owned))).await.unwrap();
+        assert!(name.unwrap().starts_with("tailnet-go-"));
+        assert_eq!(LANE.lock().threads, 1);
+    }
+
+    #[tokio::test]
+    async fn work_without_a_waiter_is_skipped_unless_detached() {
+        static LANE: Lane = Lane::new(1);
+        let (release, held) = mpsc::channel::<()>();
+        LANE.detach(move || {
+            held.recv().ok();
+            Ok(())
+        });
+        let ran = Arc::new(AtomicUsize::new(0));
+        let skipped = {
+            let ran = Arc::clone(&ran);
+            LANE.run(move || {
+                ran.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            })
+        };
+        assert!(tokio::time::timeout(Duration::from_millis(20), skipped).await.is_err());
+        {
+            let ran = Arc::clone(&ran);
+            LANE.detach(move || {
+                ran.fetch_add(10, Ordering::SeqCst);
+                Ok(())
+            });
+        }
+        release.send(()).unwrap();
+        LANE.run(|| Ok(())).await.unwrap();
+        assert_eq!(ran.load(Ordering::SeqCst), 10);
+    }
+
+    #[tokio::test]
+    async fn a_lane_is_no_wider_than_it_says() {
+        static LANE: Lane = Lane::new(2);
+        let all = (0..50).map(|_| {
+            LANE.run(|| {
+                thread::sleep(Duration::from_millis(1));
+                Ok(())
+            })
+        });
+        for done in futures_util::future::join_all(all).await {
+            done.unwrap();
+        }
+        assert_eq!(LANE.lock().threads, 2);
+    }
+}

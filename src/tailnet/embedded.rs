@@ -1,0 +1,336 @@
+//! The real node: tsnet inside this process.
+//!
+//! Invariants
+//! - Every wait on the Go side is a descriptor of ours ([`Channel`]); dropping it cancels the wait.
+//! - Closing first ends all our own waits, at once and whatever Go does, then lets Go close on a call thread, and waits for it
+//!   [`CLOSE_WITHIN`] at most. It happens once; every caller waits for the same close.
+//! - The last owner of [`Inner`] (node, listener or stream) closes without waiting.
+//! - A node that is closed, or that we can no longer watch, is never `Running`.
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use rustix::pipe::{PipeFlags, pipe_with};
+use serde::Deserialize;
+use tokio::{net::unix::pipe, sync::watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    BackendState, Config, Error, ListenAddr, Listener, Node, Status, Stream, WhoIs,
+    calls::{QUICK, SLOW},
+    ffi::{self, Handle},
+    listener::Source,
+    log,
+    wire::{Arrival, Channel},
+};
+
+/// The longest that [`Node::close`] takes. Go's own bound is 5.5 s.
+pub const CLOSE_WITHIN: Duration = Duration::from_secs(6);
+
+/// More than the kernel's default for one message, so a picture of the state always fits.
+const PICTURE: usize = 256 * 1024;
+
+/// How much longer than Go we wait for the outcome of a dial.
+const DIAL_SLACK: Duration = Duration::from_secs(2);
+
+/// A tsnet node in this process.
+#[derive(Debug)]
+pub struct EmbeddedNode(Arc<Inner>);
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    handle: Arc<Handle>,
+    generation: Arc<AtomicU64>,
+    status: Arc<watch::Sender<Arc<Status>>>,
+    /// Cancelled when closing begins.
+    ended: CancellationToken,
+    closing: AtomicBool,
+    /// Whether Go has finished closing.
+    closed: watch::Sender<bool>,
+}
+
+impl EmbeddedNode {
+    /// Makes a node and starts it. It is not joined yet when this returns: follow [`Node::watch`], or use `join`.
+    ///
+    /// A failure is final for this attempt; a new one may use the same state directory.
+    pub async fn start(config: &Config) -> Result<Self, Error> {
+        let settings = config.json()?;
+        let (log_end, log_start) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
+        let log_end = log_receiver(log_end)?;
+        let generation = Arc::new(AtomicU64::new(0));
+
+        let counter = Arc::clone(&generation);
+        // Whoever drops the node on the way, by a failure or by giving up waiting, closes it.
+        let opened = SLOW.run(move || {
+            let handle = Handle::open(&settings, Arc::clone(&counter), Some(log_start))?;
+            let inner = Inner::new(handle, counter);
+            inner.handle.start()?;
+            let pictures = inner.handle.watch()?;
+            Ok((inner, pictures))
+        });
+        tokio::spawn(log::pump(log_end, config.hostname.clone()));
+        let (inner, pictures) = opened.await?;
+
+        tokio::spawn(follow(
+            Channel::new(pictures)?,
+            Arc::clone(&inner.status),
+            inner.ended.clone(),
+        ));
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// The node's own state together with its peers, as JSON for people (`status`, `bugreport`).
+    pub async fn picture(&self) -> Result<serde_json::Value, Error> {
+        let handle = self.0.open()?;
+        QUICK
+            .run(move || decode(&handle.status()?, "status"))
+            .await
+    }
+}
+
+impl Node for EmbeddedNode {
+    fn generation(&self) -> u64 {
+        self.0.generation.load(Ordering::Acquire)
+    }
+
+    fn watch(&self) -> watch::Receiver<Arc<Status>> {
+        self.0.status.subscribe()
+    }
+
+    fn whois(&self, peer: SocketAddr) -> BoxFuture<'_, Result<WhoIs, Error>> {
+        Box::pin(async move {
+            let handle = self.0.open()?;
+            let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port()).to_string();
+            QUICK
+                .run(move || decode(&handle.whois(peer.as_bytes())?, "WhoIs"))
+                .await
+        })
+    }
+
+    fn listen(&self, addr: ListenAddr) -> BoxFuture<'_, Result<Listener, Error>> {
+        Box::pin(async move {
+            let handle = self.0.open()?;
+            let text = addr.to_string();
+            let connections = QUICK.run(move || handle.listen(&text)).await?;
+            let source = Source::Embedded {
+                channel: Channel::new(connections)?,
+                node: Arc::clone(&self.0),
+            };
+            Ok(Listener::new(source, addr, self.0.ended.clone()))
+        })
+    }
+
+    fn dial<'a>(
+        &'a self,
+        addr: &'a str,
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<Stream, Error>> {
+        Box::pin(async move {
+            let handle = self.0.open()?;
+            let text = addr.to_owned();
+            let timeout_ms = milliseconds(timeout);
+            let outcome = async {
+                let outcome = QUICK.run(move || handle.dial(&text, timeout_ms)).await?;
+                match Channel::new(outcome)?.connection().await? {
+                    Some(Arrival::Connection { socket, .. }) => {
+                        Ok(Stream::pair(socket, Arc::clone(&self.0) as _)?)
+                    }
+                    Some(Arrival::Failure(error)) => Err(error),
+                    None => Err(Error::Canceled),
+                }
+            };
+            tokio::select! {
+                biased;
+                () = self.0.ended.cancelled() => Err(Error::Closed),
+                outcome = outcome => outcome,
+                () = tokio::time::sleep(timeout.saturating_add(DIAL_SLACK)) => {
+                    Err(Error::Timeout(format!("dialling {addr}")))
+                }
+            }
+        })
+    }
+
+    fn logout(&self, timeout: Duration) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            let handle = self.0.open()?;
+            let timeout_ms = milliseconds(timeout);
+            SLOW.run(move || handle.logout(timeout_ms)).await
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.0.begin_close();
+            let mut closed = self.0.closed.subscribe();
+            let wait = closed.wait_for(|closed| *closed);
+            if tokio::time::timeout(CLOSE_WITHIN, wait).await.is_err() {
+                tracing::error!(bound = ?CLOSE_WITHIN, "the node did not close in time; what it still holds is lost");
+            }
+        })
+    }
+}
+
+impl Inner {
+    fn new(handle: Handle, generation: Arc<AtomicU64>) -> Self {
+        Self {
+            handle: Arc::new(handle),
+            generation,
+            status: Arc::new(watch::Sender::default()),
+            ended: CancellationToken::new(),
+            closing: AtomicBool::new(false),
+            closed: watch::Sender::new(false),
+        }
+    }
+
+    /// The handle, while the node is not being closed.
+    fn open(&self) -> Result<Arc<Handle>, Error> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        Ok(Arc::clone(&self.handle))
+    }
+
+    fn begin_close(&self) {
+        if self.closing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.ended.cancel();
+        self.status.send_modify(stop);
+        // What was known of others is worth nothing from here on.
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        let handle = Arc::clone(&self.handle);
+        let closed = self.closed.clone();
+        SLOW.detach(move || {
+            let outcome = handle.close();
+            closed.send_replace(true);
+            outcome
+        });
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.begin_close();
+    }
+}
+
+/// Keeps the newest picture until the node ends.
+async fn follow(
+    pictures: Channel,
+    status: Arc<watch::Sender<Arc<Status>>>,
+    ended: CancellationToken,
+) {
+    let outcome = tokio::select! {
+        biased;
+        () = ended.cancelled() => return,
+        outcome = receive(&pictures, &status, &ended) => outcome,
+    };
+    // A node that we cannot see must not be taken for one that runs.
+    status.send_modify(|last| {
+        stop(last);
+        if let Err(error) = &outcome {
+            Arc::make_mut(last).error = error.to_string();
+        }
+    });
+    if let Err(error) = outcome {
+        tracing::error!(%error, "lost sight of the node's state");
+    }
+}
+
+async fn receive(
+    pictures: &Channel,
+    status: &watch::Sender<Arc<Status>>,
+    ended: &CancellationToken,
+) -> Result<(), Error> {
+    let mut text = vec![0; PICTURE];
+    while let Some(length) = pictures.text(&mut text).await? {
+        let picture: Status = decode(text.get(..length).unwrap_or_default(), "state")?;
+        status.send_if_modified(|last| {
+            // Closing says `Stopped` under the same lock, after it has cancelled; nothing may follow that.
+            if ended.is_cancelled() {
+                return false;
+            }
+            *last = Arc::new(picture);
+            true
+        });
+    }
+    Ok(())
+}
+
+fn stop(last: &mut Arc<Status>) {
+    Arc::make_mut(last).state = BackendState::Stopped;
+}
+
+fn decode<T: for<'de> Deserialize<'de>>(json: &[u8], what: &str) -> Result<T, Error> {
+    serde_json::from_slice(json)
+        .map_err(|error| Error::Internal(format!("{what} as the node tells it: {error}")))
+}
+
+fn log_receiver(end: OwnedFd) -> io::Result<pipe::Receiver> {
+    rustix::io::ioctl_fionbio(&end, true)?;
+    pipe::Receiver::from_owned_fd(end)
+}
+
+fn milliseconds(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// What is inside: for `version` and `bugreport`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct EngineVersion {
+    pub tsnet: String,
+    pub go: String,
+    #[serde(default)]
+    pub tags: Vec<String>,
+}
+
+/// Counts of the Go runtime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct RuntimeStats {
+    pub goroutines: u64,
+    pub heap_bytes: u64,
+    pub sys_bytes: u64,
+    pub gc_cycles: u64,
+    pub threads: u64,
+    pub nodes: u64,
+    pub conns: u64,
+}
+
+/// Limits of the Go runtime, for the whole process. What is absent stays as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct RuntimeLimits {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gc_percent: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_procs: Option<u32>,
+}
+
+pub async fn engine_version() -> Result<EngineVersion, Error> {
+    QUICK.run(|| decode(&ffi::version()?, "version")).await
+}
+
+pub async fn runtime_stats() -> Result<RuntimeStats, Error> {
+    QUICK.run(|| decode(&ffi::runtime_stats()?, "statistics")).await
+}
+
+/// Sets the limits; the answer is what is in force.
+pub async fn limit_runtime(limits: RuntimeLimits) -> Result<serde_json::Value, Error> {
+    QUICK
+        .run(move || {
+            let json = serde_json::to_vec(&limits).map_err(|e| Error::Internal(e.to_string()))?;
+            decode(&ffi::limit_runtime(&json)?, "limits")
+        })
+        .await
+}

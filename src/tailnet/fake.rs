@@ -1,0 +1,561 @@
+//! A tailnet without Tailscale: nodes on loopback TCP with the identities they are given, for tests that want to be fast.
+//!
+//! It keeps the promises of [`Node`] and passes the same test list as the embedded node (`tests/support/node_contract.rs`), so a
+//! component tested on it meets the same behaviour on a real tailnet.
+//!
+//! How it works: node number N has the tailnet address `100.64.x.y` and dials from the loopback address `127.64.x.y` (`x.y` = N),
+//! so a listener knows its caller by the source address alone. A client that is not ours can act as a node too: it binds
+//! [`FakeNode::source`] and connects to [`FakeNode::host_addr`]. Callers from `127.65.0.0/16` come through Funnel.
+//!
+//! Always compiled but hidden, not behind a feature or `cfg(test)`: the test binaries use the library as everybody else does, and
+//! a feature would build and link it, with the Go archive, a second time. Nothing outside of tests may name this module.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU16, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::watch,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    BackendState, Error, ListenAddr, Listener, Node, Peer, Status, Stream, Via, WhoIs, WhoIsNode,
+    WhoIsUser, listener::Source,
+};
+
+const SUFFIX: &str = "fake-tailnet.ts.net";
+const TAGGED: i64 = 1;
+
+/// A tailnet: what its nodes know of each other.
+#[derive(Debug, Clone, Default)]
+pub struct FakeTailnet(Arc<Net>);
+
+/// Who a node is, as others see it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Identity {
+    /// Nobody's when there are tags.
+    pub login: String,
+    pub display_name: String,
+    /// Stays when the login is renamed.
+    pub user_id: i64,
+    pub tags: Vec<String>,
+    pub key_expiry: Option<jiff::Timestamp>,
+    pub expired: bool,
+    /// Shared into the tailnet by someone.
+    pub sharer: bool,
+    pub same_tailnet: bool,
+    /// Grants towards every other node.
+    pub caps: BTreeMap<String, Vec<serde_json::Value>>,
+}
+
+impl Identity {
+    pub fn user(login: &str) -> Self {
+        Self {
+            login: login.into(),
+            display_name: login.split('@').next().unwrap_or(login).into(),
+            // Equal logins are one user.
+            user_id: login
+                .bytes()
+                .fold(1000, |id, byte| (id * 31 + i64::from(byte)) % 1_000_000_007),
+            tags: Vec::new(),
+            key_expiry: None,
+            expired: false,
+            sharer: false,
+            same_tailnet: true,
+            caps: BTreeMap::new(),
+        }
+    }
+
+    pub fn tagged<'a>(tags: impl IntoIterator<Item = &'a str>) -> Self {
+        Self {
+            tags: tags.into_iter().map(Into::into).collect(),
+            ..Self::user("")
+        }
+    }
+
+    #[must_use]
+    pub fn cap(mut self, name: &str, value: serde_json::Value) -> Self {
+        self.caps.entry(name.into()).or_default().push(value);
+        self
+    }
+}
+
+#[derive(Debug, Default)]
+struct Net {
+    nodes: Mutex<BTreeMap<String, Entry>>,
+    numbers: AtomicU16,
+}
+
+#[derive(Debug)]
+struct Entry {
+    number: u16,
+    identity: Identity,
+    node: Weak<Inner>,
+    /// What is listened on, and where on this host.
+    ports: BTreeMap<u16, SocketAddr>,
+}
+
+impl FakeTailnet {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A node that is `Running` from the start. A second one of the same name takes the first one's place.
+    pub fn join(&self, host: &str, identity: Identity) -> FakeNode {
+        let inner = {
+            let mut nodes = self.0.lock();
+            let number = match nodes.get(host) {
+                Some(known) => known.number,
+                None => self.0.numbers.fetch_add(1, Ordering::Relaxed) + 1,
+            };
+            let inner = Arc::new(Inner {
+                net: self.clone(),
+                host: host.into(),
+                number,
+                generation: AtomicU64::new(1),
+                status: watch::Sender::new(Arc::new(status(host, number, &identity))),
+                ended: CancellationToken::new(),
+            });
+            let entry = Entry {
+                number,
+                identity,
+                node: Arc::downgrade(&inner),
+                ports: BTreeMap::new(),
+            };
+            nodes.insert(host.into(), entry);
+            inner
+        };
+        self.tell();
+        FakeNode(inner)
+    }
+
+    /// Changes who a node is; all nodes hear of it. `false` when there is none of that name.
+    pub fn update(&self, host: &str, change: impl FnOnce(&mut Identity)) -> bool {
+        let node = {
+            let mut nodes = self.0.lock();
+            let Some(entry) = nodes.get_mut(host) else {
+                return false;
+            };
+            change(&mut entry.identity);
+            (entry.node.upgrade(), entry.identity.clone())
+        };
+        if let (Some(inner), identity) = node {
+            inner.status.send_modify(|last| {
+                let last = Arc::make_mut(last);
+                last.tags.clone_from(&identity.tags);
+                last.owner = owner(&identity);
+                last.key_expiry = identity.key_expiry;
+                last.expired = identity.expired;
+                match (identity.expired, last.state) {
+                    (true, BackendState::Running) => last.state = BackendState::NeedsLogin,
+                    (false, BackendState::NeedsLogin) => last.state = BackendState::Running,
+                    _ => {}
+                }
+            });
+        }
+        self.tell();
+        true
+    }
+
+    /// The node's key expires.
+    pub fn expire(&self, host: &str) -> bool {
+        self.update(host, |identity| identity.expired = true)
+    }
+
+    /// The control server forgets the node. The node itself has to log in again.
+    pub fn remove(&self, host: &str) -> bool {
+        let Some(entry) = self.0.lock().remove(host) else {
+            return false;
+        };
+        if let Some(inner) = entry.node.upgrade() {
+            inner.status.send_modify(|last| {
+                if !inner.ended.is_cancelled() {
+                    Arc::make_mut(last).state = BackendState::NeedsLogin;
+                }
+            });
+        }
+        self.tell();
+        true
+    }
+
+    /// The network map has changed for everybody.
+    fn tell(&self) {
+        // Upgraded outside of the lock: dropping what may be the last owner takes it again.
+        let all: Vec<Weak<Inner>> = self.0.lock().values().map(|e| e.node.clone()).collect();
+        for inner in all.iter().filter_map(Weak::upgrade) {
+            inner.bump();
+        }
+    }
+}
+
+impl Net {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A node of a [`FakeTailnet`].
+#[derive(Debug, Clone)]
+pub struct FakeNode(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    net: FakeTailnet,
+    host: String,
+    number: u16,
+    generation: AtomicU64,
+    status: watch::Sender<Arc<Status>>,
+    ended: CancellationToken,
+}
+
+impl FakeNode {
+    /// The tailnet address.
+    pub fn ip(&self) -> IpAddr {
+        tailnet_ip(self.0.number)
+    }
+
+    /// The loopback address that this node's connections come from, for clients that are not ours.
+    pub fn source(&self) -> IpAddr {
+        host_ip(self.0.number)
+    }
+
+    /// Where on this host a port of this node is listened on.
+    pub fn host_addr(&self, port: u16) -> Option<SocketAddr> {
+        self.entry(|entry| entry.ports.get(&port).copied())
+            .flatten()
+    }
+
+    /// A caller from the internet, through Funnel.
+    pub async fn dial_as_funnel(&self, port: u16) -> Result<Stream, Error> {
+        let to = self
+            .host_addr(port)
+            .ok_or_else(|| Error::Refused(format!("nobody listens on {port}")))?;
+        let socket = connect(Ipv4Addr::new(127, 65, 0, 9).into(), to).await?;
+        Ok(Stream::tcp(
+            socket,
+            &CancellationToken::new(),
+            Arc::new(()),
+        )?)
+    }
+
+    /// Changes what the node says of itself.
+    pub fn set_status(&self, change: impl FnOnce(&mut Status)) {
+        self.0.status.send_modify(|last| {
+            let last = Arc::make_mut(last);
+            change(last);
+            if self.0.ended.is_cancelled() {
+                last.state = BackendState::Stopped;
+            }
+        });
+        self.0.bump();
+    }
+
+    fn entry<T>(&self, look: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+        self.0.entry(look)
+    }
+
+    fn running(&self) -> Result<(), Error> {
+        if self.0.ended.is_cancelled() {
+            return Err(Error::Closed);
+        }
+        match self.0.status.borrow().state {
+            BackendState::Running => Ok(()),
+            other => Err(Error::State(format!("the node is {other:?}, not Running"))),
+        }
+    }
+
+    async fn connect(&self, addr: &str) -> Result<Stream, Error> {
+        let to = {
+            let (host, port) = addr
+                .rsplit_once(':')
+                .and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)))
+                .filter(|(host, port)| !host.is_empty() && *port > 0)
+                .ok_or_else(|| Error::Invalid(format!("{addr:?} is not host:port")))?;
+            let nodes = self.0.net.0.lock();
+            let entry = match host.parse::<IpAddr>() {
+                Ok(ip) => nodes.values().find(|e| tailnet_ip(e.number) == ip),
+                Err(_) => {
+                    let short = host
+                        .strip_suffix(SUFFIX)
+                        .and_then(|h| h.strip_suffix('.'))
+                        .unwrap_or(host);
+                    nodes.get(short)
+                }
+            };
+            let entry =
+                entry.ok_or_else(|| Error::Unreachable(format!("no node is called {host:?}")))?;
+            entry
+                .ports
+                .get(&port)
+                .copied()
+                .ok_or_else(|| Error::Refused(format!("{addr} refused the connection")))?
+        };
+        let socket = connect(self.source(), to).await?;
+        Ok(Stream::tcp(
+            socket,
+            &self.0.ended,
+            Arc::clone(&self.0) as _,
+        )?)
+    }
+}
+
+impl Node for FakeNode {
+    fn generation(&self) -> u64 {
+        self.0.generation.load(Ordering::Acquire)
+    }
+
+    fn watch(&self) -> watch::Receiver<Arc<Status>> {
+        self.0.status.subscribe()
+    }
+
+    fn whois(&self, peer: SocketAddr) -> BoxFuture<'_, Result<WhoIs, Error>> {
+        Box::pin(async move {
+            if self.0.ended.is_cancelled() {
+                return Err(Error::Closed);
+            }
+            let ip = peer.ip().to_canonical();
+            let nodes = self.0.net.0.lock();
+            nodes
+                .iter()
+                .find(|(_, entry)| tailnet_ip(entry.number) == ip)
+                .map(|(host, entry)| whois(host, entry))
+                .ok_or(Error::NotFound)
+        })
+    }
+
+    fn listen(&self, addr: ListenAddr) -> BoxFuture<'_, Result<Listener, Error>> {
+        Box::pin(async move {
+            if self.0.ended.is_cancelled() {
+                return Err(Error::Closed);
+            }
+            let port = addr.port();
+            if port == 0 {
+                return Err(Error::Invalid(format!("{addr}: port 0 is not allowed")));
+            }
+            if let ListenAddr::Addr(ip, _) = addr
+                && ip != self.ip()
+            {
+                return Err(Error::Invalid(format!("{ip} is not an address of this node")));
+            }
+            let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+            let at = socket.local_addr()?;
+            self.entry(|entry| {
+                if entry.ports.contains_key(&port) {
+                    return Err(Error::InUse(format!("port {port} is already listened on")));
+                }
+                entry.ports.insert(port, at);
+                Ok(())
+            })
+            .unwrap_or_else(|| Err(Error::State("the node is not on the tailnet".into())))?;
+            let listener = FakeListener {
+                socket,
+                local: SocketAddr::new(self.ip(), port),
+                node: Arc::clone(&self.0),
+            };
+            Ok(Listener::new(
+                Source::Fake(listener),
+                addr,
+                self.0.ended.clone(),
+            ))
+        })
+    }
+
+    fn dial<'a>(
+        &'a self,
+        addr: &'a str,
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<Stream, Error>> {
+        Box::pin(async move {
+            self.running()?;
+            tokio::select! {
+                () = self.0.ended.cancelled() => Err(Error::Closed),
+                stream = self.connect(addr) => stream,
+                () = tokio::time::sleep(timeout) => Err(Error::Timeout(format!("dialling {addr}"))),
+            }
+        })
+    }
+
+    fn logout(&self, _timeout: Duration) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            if self.0.ended.is_cancelled() {
+                return Err(Error::Closed);
+            }
+            self.0.net.remove(&self.0.host);
+            Ok(())
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move { self.0.close() })
+    }
+}
+
+impl Inner {
+    fn bump(&self) {
+        let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1;
+        self.status
+            .send_modify(|last| Arc::make_mut(last).generation = generation);
+    }
+
+    /// What the tailnet knows of this very node, unless another one has taken its place.
+    fn entry<T>(&self, look: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+        let mut nodes = self.net.0.lock();
+        let entry = nodes.get_mut(&self.host)?;
+        std::ptr::eq(entry.node.as_ptr(), self).then(|| look(entry))
+    }
+
+    fn close(&self) {
+        if self.ended.is_cancelled() {
+            return;
+        }
+        self.ended.cancel();
+        self.status
+            .send_modify(|last| Arc::make_mut(last).state = BackendState::Stopped);
+        self.bump();
+        self.entry(|entry| entry.ports.clear());
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// A port of a fake node.
+#[derive(Debug)]
+pub(super) struct FakeListener {
+    socket: TcpListener,
+    local: SocketAddr,
+    node: Arc<Inner>,
+}
+
+impl FakeListener {
+    pub(super) async fn accept(&self) -> Result<(Stream, Peer), Error> {
+        let (socket, from) = self.socket.accept().await?;
+        let (ip, via) = caller(from.ip());
+        let peer = Peer {
+            addr: SocketAddr::new(ip, from.port()),
+            local: self.local,
+            via,
+        };
+        let owner = Arc::clone(&self.node) as _;
+        Ok((Stream::tcp(socket, &self.node.ended, owner)?, peer))
+    }
+}
+
+impl Drop for FakeListener {
+    fn drop(&mut self) {
+        self.node
+            .entry(|entry| entry.ports.remove(&self.local.port()));
+    }
+}
+
+async fn connect(from: IpAddr, to: SocketAddr) -> Result<tokio::net::TcpStream, Error> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::new(from, 0))?;
+    socket.connect(to).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => Error::Refused(error.to_string()),
+        _ => Error::Io(error.to_string()),
+    })
+}
+
+/// Whom a source address on this host stands for.
+fn caller(ip: IpAddr) -> (IpAddr, Via) {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => match v4.octets() {
+            [127, 64, x, y] => (Ipv4Addr::new(100, 64, x, y).into(), Via::Tailnet),
+            [127, 65, _, y] => (Ipv4Addr::new(203, 0, 113, y).into(), Via::Funnel),
+            _ => (v4.into(), Via::Tailnet),
+        },
+        v6 => (v6, Via::Tailnet),
+    }
+}
+
+fn tailnet_ip(number: u16) -> IpAddr {
+    let [x, y] = number.to_be_bytes();
+    Ipv4Addr::new(100, 64, x, y).into()
+}
+
+fn host_ip(number: u16) -> IpAddr {
+    let [x, y] = number.to_be_bytes();
+    Ipv4Addr::new(127, 64, x, y).into()
+}
+
+fn owner(identity: &Identity) -> String {
+    if identity.tags.is_empty() {
+        identity.login.clone()
+    } else {
+        String::new()
+    }
+}
+
+fn status(host: &str, number: u16, identity: &Identity) -> Status {
+    Status {
+        generation: 1,
+        state: if identity.expired {
+            BackendState::NeedsLogin
+        } else {
+            BackendState::Running
+        },
+        id: stable_id(number),
+        name: format!("{host}.{SUFFIX}"),
+        hostname: host.into(),
+        addresses: vec![tailnet_ip(number)],
+        tailnet: SUFFIX.into(),
+        key_expiry: identity.key_expiry,
+        expired: identity.expired,
+        tags: identity.tags.clone(),
+        owner: owner(identity),
+        in_map_poll: true,
+        ..Status::default()
+    }
+}
+
+fn whois(host: &str, entry: &Entry) -> WhoIs {
+    let identity = &entry.identity;
+    let user = if identity.tags.is_empty() {
+        WhoIsUser {
+            id: identity.user_id,
+            login: identity.login.clone(),
+            display_name: identity.display_name.clone(),
+            picture: String::new(),
+        }
+    } else {
+        WhoIsUser {
+            id: TAGGED,
+            login: "tagged-devices".into(),
+            display_name: "Tagged Devices".into(),
+            picture: String::new(),
+        }
+    };
+    WhoIs {
+        node: WhoIsNode {
+            id: stable_id(entry.number),
+            name: format!("{host}.{SUFFIX}"),
+            hostname: host.into(),
+            addresses: vec![tailnet_ip(entry.number)],
+            tags: identity.tags.clone(),
+            key_expiry: identity.key_expiry,
+            expired: identity.expired,
+            sharer: identity.sharer,
+            user_id: user.id,
+        },
+        user,
+        caps: identity.caps.clone(),
+        same_tailnet: identity.same_tailnet,
+    }
+}
+
+fn stable_id(number: u16) -> String {
+    format!("nFAKE{number:04}CNTRL")
+}

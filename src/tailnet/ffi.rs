@@ -1,0 +1,355 @@
+//! The fence: every call into the Go archive, and all unsafe code of `tailnet`.
+//!
+//! Invariants
+//! - A call's outcome is its code and its own words; the code becomes an [`Error`] in [`error`] and nowhere else.
+//! - Memory that Go gives away is a [`Buf`] and is freed by its one `Drop`.
+//! - A descriptor that crosses is an `OwnedFd` before anything else happens.
+//! - The generation counter is our memory, written by Go until `tailscale_close` has returned: a [`Handle`] keeps it alive
+//!   until then, and for ever where closing failed.
+//!
+//! Which thread may block in here, and what the answers mean, is left to `calls.rs` and `embedded.rs`.
+
+// The one file of this module that talks to C: nothing else can turn Go's pointers and descriptors into owned Rust values.
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    ops::Deref,
+    os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use libtailscale_sys as sys;
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::Error;
+
+/// Length of the head of each message about a connection.
+pub(super) const HEAD: usize = size_of::<sys::tailscale_conn_head>();
+
+/// A node on the Go side. Number and generation counter; not closed by dropping, since that can take seconds.
+pub(super) struct Handle {
+    node: u64,
+    /// `None` only while dropping.
+    generation: Option<Arc<AtomicU64>>,
+    closed: AtomicBool,
+}
+
+impl Handle {
+    /// `tailscale_new`. Go owns `log` from here on, also when it refuses the settings.
+    pub(super) fn open(
+        settings: &[u8],
+        generation: Arc<AtomicU64>,
+        log: Option<OwnedFd>,
+    ) -> Result<Self, Error> {
+        let log: RawFd = log.map_or(-1, IntoRawFd::into_raw_fd);
+        // Made first, so that the counter outlives the call whatever its outcome.
+        let mut handle = Self {
+            node: 0,
+            generation: Some(generation),
+            closed: AtomicBool::new(false),
+        };
+        let counter = handle
+            .generation
+            .as_ref()
+            .map_or(std::ptr::null_mut(), |g| g.as_ptr());
+        // SAFETY: `settings` is borrowed for the call with its length; the counter is owned by `handle`, which keeps it until
+        // close has returned, and is only touched atomically on both sides; `log` was given up by `into_raw_fd` above; `node`
+        // and `out` are locals of this thread.
+        let outcome = call(|out| unsafe {
+            sys::tailscale_new(
+                settings.as_ptr(),
+                settings.len(),
+                counter,
+                log,
+                &raw mut handle.node,
+                out,
+            )
+        });
+        if let Err(error) = outcome {
+            // No node was made, so nobody writes to the counter. A panic may have left one behind: then it must stay.
+            let panicked = matches!(error, Error::Panic(_));
+            handle.closed.store(!panicked, Ordering::Release);
+            return Err(error);
+        }
+        Ok(handle)
+    }
+
+    /// Local work only; a failure is final for this node.
+    pub(super) fn start(&self) -> Result<(), Error> {
+        // SAFETY: a number and a local out-pointer; Go keeps neither.
+        call(|out| unsafe { sys::tailscale_start(self.node, out) }).map(drop)
+    }
+
+    /// A descriptor on which pictures of the node's state arrive.
+    pub(super) fn watch(&self) -> Result<OwnedFd, Error> {
+        // SAFETY: a number and local out-pointers, used by this thread during the call alone.
+        descriptor(|fd, out| unsafe { sys::tailscale_watch(self.node, fd, out) })
+    }
+
+    /// A descriptor on which connections arrive.
+    pub(super) fn listen(&self, addr: &str) -> Result<OwnedFd, Error> {
+        // SAFETY: `addr` is borrowed for the call with its length; local out-pointers.
+        descriptor(|fd, out| unsafe {
+            sys::tailscale_listen(self.node, addr.as_ptr(), addr.len(), fd, out)
+        })
+    }
+
+    /// A descriptor on which the one connection, or why there is none, arrives.
+    pub(super) fn dial(&self, addr: &str, timeout_ms: i64) -> Result<OwnedFd, Error> {
+        // SAFETY: `addr` is borrowed for the call with its length; local out-pointers.
+        descriptor(|fd, out| unsafe {
+            sys::tailscale_dial(self.node, addr.as_ptr(), addr.len(), timeout_ms, fd, out)
+        })
+    }
+
+    pub(super) fn whois(&self, addr: &[u8]) -> Result<Buf, Error> {
+        // SAFETY: `addr` is borrowed for the call with its length; a local out-pointer.
+        call(|out| unsafe { sys::tailscale_whois(self.node, addr.as_ptr(), addr.len(), out) })
+    }
+
+    pub(super) fn status(&self) -> Result<Buf, Error> {
+        // SAFETY: a number and a local out-pointer; Go keeps neither.
+        call(|out| unsafe { sys::tailscale_status(self.node, out) })
+    }
+
+    pub(super) fn logout(&self, timeout_ms: i64) -> Result<(), Error> {
+        // SAFETY: a number and a local out-pointer; Go keeps neither.
+        call(|out| unsafe { sys::tailscale_logout(self.node, timeout_ms, out) }).map(drop)
+    }
+
+    /// Blocks for as long as Go takes (5.5 s at most).
+    pub(super) fn close(&self) -> Result<(), Error> {
+        // SAFETY: a number and a local out-pointer. The counter is still owned by `self`.
+        call(|out| unsafe { sys::tailscale_close(self.node, out) })?;
+        // Only a close that returned well promises that Go writes no more.
+        self.closed.store(true, Ordering::Release);
+        Ok(())
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if !self.closed.load(Ordering::Acquire) {
+            // Go may still write to the counter: eight bytes lost for ever are better than eight bytes written after their end.
+            std::mem::forget(self.generation.take());
+        }
+    }
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Handle").field(&self.node).finish()
+    }
+}
+
+/// Versions of tsnet and Go, and the build tags, as JSON.
+pub(super) fn version() -> Result<Buf, Error> {
+    // SAFETY: a local out-pointer.
+    call(|out| unsafe { sys::tailscale_version(out) })
+}
+
+/// Limits of the Go runtime; JSON in, JSON out.
+pub(super) fn limit_runtime(limits: &[u8]) -> Result<Buf, Error> {
+    // SAFETY: `limits` is borrowed for the call with its length; a local out-pointer.
+    call(|out| unsafe { sys::tailscale_runtime_set(limits.as_ptr(), limits.len(), out) })
+}
+
+/// Counts of the Go runtime as JSON.
+pub(super) fn runtime_stats() -> Result<Buf, Error> {
+    // SAFETY: a local out-pointer.
+    call(|out| unsafe { sys::tailscale_runtime_stats(out) })
+}
+
+/// Panics inside Go on purpose.
+#[cfg(test)]
+pub(super) fn panic_in_go() -> Result<(), Error> {
+    // SAFETY: a local out-pointer.
+    call(|out| unsafe { sys::tailscale_test_panic(out) }).map(drop)
+}
+
+/// Bytes that Go allocated and gave to us.
+pub(super) struct Buf(sys::tailscale_buf);
+
+impl Buf {
+    const fn empty() -> Self {
+        Self(sys::tailscale_buf {
+            data: std::ptr::null_mut(),
+            len: 0,
+        })
+    }
+}
+
+impl Deref for Buf {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        if self.0.data.is_null() {
+            return &[];
+        }
+        // SAFETY: Go gave us `len` bytes at `data`, which live until our `Drop` and are changed by nobody.
+        unsafe { std::slice::from_raw_parts(self.0.data, self.0.len) }
+    }
+}
+
+impl Drop for Buf {
+    fn drop(&mut self) {
+        if !self.0.data.is_null() {
+            // SAFETY: owned by us alone, and freed here alone; the call may come from any thread.
+            unsafe { sys::tailscale_buf_free(&raw mut self.0) }
+        }
+    }
+}
+
+/// Waits of the reactor for a descriptor to become readable.
+pub(super) fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the `OwnedFd` is open, moves in, always tells the same number, and is closed only after it was taken out of the
+    // reactor, by the drop of the `AsyncFd`.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+}
+
+/// What a code of the C ABI means.
+pub(super) fn error(code: i64, words: &[u8]) -> Error {
+    let words = String::from_utf8_lossy(words).into_owned();
+    match code {
+        code::INVALID => Error::Invalid(words),
+        code::CLOSED => Error::Closed,
+        code::STATE => Error::State(words),
+        code::NOT_FOUND => Error::NotFound,
+        code::IN_USE => Error::InUse(words),
+        code::TIMEOUT => Error::Timeout(words),
+        code::CANCELED => Error::Canceled,
+        code::REFUSED => Error::Refused(words),
+        code::UNREACHABLE => Error::Unreachable(words),
+        code::IO => Error::Io(words),
+        code::START => Error::Start(words),
+        code::PANIC => Error::Panic(words),
+        code::INTERNAL => Error::Internal(words),
+        other => Error::Internal(format!("unknown code {other} from the node: {words}")),
+    }
+}
+
+/// Makes a call that answers with bytes.
+fn call(go: impl FnOnce(*mut sys::tailscale_buf) -> i32) -> Result<Buf, Error> {
+    let mut out = Buf::empty();
+    match i64::from(go(&raw mut out.0)) {
+        code::OK => Ok(out),
+        other => Err(error(other, &out)),
+    }
+}
+
+/// Makes a call that answers with a descriptor.
+fn descriptor(
+    go: impl FnOnce(*mut i32, *mut sys::tailscale_buf) -> i32,
+) -> Result<OwnedFd, Error> {
+    let mut fd: RawFd = -1;
+    let outcome = call(|out| go(&raw mut fd, out));
+    let fd = owned(fd);
+    outcome?;
+    fd.ok_or_else(|| Error::Internal("the node answered well but gave no descriptor".into()))
+}
+
+fn owned(fd: RawFd) -> Option<OwnedFd> {
+    // SAFETY: Go gave this descriptor to us by the contract of the ABI and has forgotten it; nobody else closes it.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The codes of the header, widened so that whatever integer type bindgen picks for them fits.
+#[allow(clippy::unnecessary_cast)]
+mod code {
+    use super::sys;
+
+    pub(super) const OK: i64 = sys::TAILSCALE_OK as i64;
+    pub(super) const INVALID: i64 = sys::TAILSCALE_INVALID as i64;
+    pub(super) const CLOSED: i64 = sys::TAILSCALE_CLOSED as i64;
+    pub(super) const STATE: i64 = sys::TAILSCALE_STATE as i64;
+    pub(super) const NOT_FOUND: i64 = sys::TAILSCALE_NOT_FOUND as i64;
+    pub(super) const IN_USE: i64 = sys::TAILSCALE_IN_USE as i64;
+    pub(super) const TIMEOUT: i64 = sys::TAILSCALE_TIMEOUT as i64;
+    pub(super) const CANCELED: i64 = sys::TAILSCALE_CANCELED as i64;
+    pub(super) const REFUSED: i64 = sys::TAILSCALE_REFUSED as i64;
+    pub(super) const UNREACHABLE: i64 = sys::TAILSCALE_UNREACHABLE as i64;
+    pub(super) const IO: i64 = sys::TAILSCALE_IO as i64;
+    pub(super) const START: i64 = sys::TAILSCALE_START as i64;
+    pub(super) const PANIC: i64 = sys::TAILSCALE_PANIC as i64;
+    pub(super) const INTERNAL: i64 = sys::TAILSCALE_INTERNAL as i64;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(settings: &[u8]) -> Result<Handle, Error> {
+        Handle::open(settings, Arc::new(AtomicU64::new(0)), None)
+    }
+
+    fn settings(member: &str, value: &str) -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut all = serde_json::json!({ "dir": dir.path(), "hostname": "fence", "netns": false });
+        all[member] = serde_json::json!(value);
+        serde_json::to_vec(&all).unwrap()
+    }
+
+    #[test]
+    fn a_panic_in_go_is_an_error_with_its_words() {
+        assert!(matches!(panic_in_go(), Err(Error::Panic(words)) if !words.is_empty()));
+        // And the process goes on.
+        assert!(!version().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_setting_with_nul_is_refused() {
+        for member in ["hostname", "auth_key", "control_url", "dir"] {
+            let refused = open(&settings(member, "a\0b"));
+            assert!(matches!(refused, Err(Error::Invalid(_))), "{member}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn an_over_long_setting_is_refused() {
+        for member in ["hostname", "auth_key", "control_url", "dir"] {
+            let refused = open(&settings(member, &"a".repeat(100_000)));
+            assert!(matches!(refused, Err(Error::Invalid(_))), "{member}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn settings_that_are_not_utf8_are_refused() {
+        let mut bytes = settings("hostname", "nodeXname");
+        let at = bytes.iter().position(|b| *b == b'X').unwrap();
+        bytes[at] = 0xff;
+        let refused = open(&bytes);
+        assert!(matches!(refused, Err(Error::Invalid(_))), "{refused:?}");
+    }
+
+    #[test]
+    fn empty_and_foreign_settings_are_refused() {
+        for bytes in [&b""[..], b"[]", b"{\"no_such_member\":1}", b"{"] {
+            let refused = open(bytes);
+            assert!(matches!(refused, Err(Error::Invalid(_))), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_that_are_not_addresses_are_refused() {
+        let handle = open(&settings("hostname", "addresses")).unwrap();
+        for addr in [&b""[..], b"\xff\xfe", b"100.64.0.1\0:80", b"nonsense"] {
+            let refused = handle.whois(addr).map(|_| ());
+            assert!(
+                matches!(refused, Err(Error::Invalid(_) | Error::State(_))),
+                "{addr:?}: {refused:?}"
+            );
+        }
+        handle.close().unwrap();
+        handle.close().unwrap();
+        assert!(matches!(handle.status().map(|_| ()), Err(Error::Closed)));
+    }
+
+    #[test]
+    fn a_code_that_we_do_not_know_is_told() {
+        assert!(matches!(error(4711, b"x"), Error::Internal(words) if words.contains("4711")));
+    }
+}

@@ -1,0 +1,843 @@
+//! Joining the tailnet, as a state machine that people and scripts can follow.
+//!
+//! | State            | Code             | Exit code | Left by                                             |
+//! |------------------|------------------|-----------|-----------------------------------------------------|
+//! | `Running`        | `running`        | 0         |                                                     |
+//! | `Starting`       | `starting`       | 10        | the control server's answer                         |
+//! | `NeedsLogin`     | `needs-login`    | 11        | a person, at the URL                                |
+//! | `NeedsApproval`  | `needs-approval` | 12        | an admin of the tailnet                             |
+//! | `Expired`        | `expired`        | 13        | an admin, or a new auth key                         |
+//! | `BadKey`         | `bad-key`        | 14        | nothing but another key: joining ends at once       |
+//! | `NoNetwork`      | `no-network`     | 15        | the control server, when it can be reached again    |
+//! | `Stopped`        | `stopped`        | 16        | a new node on the same state                        |
+//! | (start failed)   | `start-failed`   | 17        | a new node on the same state                        |
+//!
+//! Invariants
+//! - [`classify`] is a pure function of what the node says, whether it has a key, and the time.
+//! - A failed start is final inside tsnet, so another try is another node on the same state directory, never before the one
+//!   before it is closed.
+//! - [`join`] ends within its time-out (plus the bound of closing), says where it got stuck, and leaves no node behind, also when
+//!   its future is dropped.
+//!
+//! What to do with a node that was joined and later leaves `Running` is left to the server; it follows the same [`classify`].
+
+use std::{fmt, future::Future, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+
+use super::{BackendState, Error, Node, Status};
+
+/// How long a node that cannot reach its control server is left to try by itself. It does so with the same new key; a node built
+/// anew takes another one, so a control server that has seen a single-use auth key but whose answer was lost would refuse it.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How far a node is with joining the tailnet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum JoinState {
+    /// The control server refuses what we log in with.
+    BadKey { words: String },
+    /// The node's key has expired.
+    Expired,
+    /// An admin has to approve the node.
+    NeedsApproval,
+    /// A person has to log the node in.
+    NeedsLogin { url: String },
+    /// The control server cannot be reached, or has trouble of its own.
+    NoNetwork { words: String },
+    Running,
+    Starting,
+    /// Switched off, or closed.
+    Stopped,
+}
+
+impl JoinState {
+    /// Stable name for logs, metrics and scripts.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::BadKey { .. } => "bad-key",
+            Self::Expired => "expired",
+            Self::NeedsApproval => "needs-approval",
+            Self::NeedsLogin { .. } => "needs-login",
+            Self::NoNetwork { .. } => "no-network",
+            Self::Running => "running",
+            Self::Starting => "starting",
+            Self::Stopped => "stopped",
+        }
+    }
+
+    /// What the process ends with if it could get no further.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Running => 0,
+            Self::Starting => 10,
+            Self::NeedsLogin { .. } => 11,
+            Self::NeedsApproval => 12,
+            Self::Expired => 13,
+            Self::BadKey { .. } => 14,
+            Self::NoNetwork { .. } => 15,
+            Self::Stopped => 16,
+        }
+    }
+}
+
+/// What is the matter, why, and what to do.
+impl fmt::Display for JoinState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadKey { words } => write!(
+                f,
+                "the control server refuses the auth key or what it is to allow: {words}. Make a new key (not used up, not \
+                 expired, of this tailnet, with these tags) and set it as server.tailscale.authkey"
+            ),
+            Self::Expired => f.write_str(
+                "this node's key has expired. Extend it or switch its expiry off in the admin console, or set a new \
+                 server.tailscale.authkey and start again",
+            ),
+            Self::NeedsApproval => f.write_str(
+                "this node waits to be approved. An admin of the tailnet has to approve it in the admin console",
+            ),
+            Self::NeedsLogin { url } => write!(
+                f,
+                "this node has to be logged in by a person, as it has no auth key and no earlier state. login URL: {url} (or set \
+                 server.tailscale.authkey)"
+            ),
+            Self::NoNetwork { words } => write!(
+                f,
+                "the control server cannot be reached: {words}. Check the network, DNS, a proxy or firewall in between, and \
+                 server.tailscale.controlUrl"
+            ),
+            Self::Running => f.write_str("the node is on the tailnet"),
+            Self::Starting => f.write_str(
+                "the node is starting and waits for the control server. If this lasts, check the network and \
+                 server.tailscale.controlUrl",
+            ),
+            Self::Stopped => f.write_str(
+                "the node is stopped: it was closed or switched off. Start it again",
+            ),
+        }
+    }
+}
+
+/// What the node's picture of itself means. `has_key`: whether it was given something to log in with.
+pub fn classify(status: &Status, has_key: bool, now: Timestamp) -> JoinState {
+    let expired = status.expired || status.key_expiry.is_some_and(|end| end <= now);
+    match status.state {
+        BackendState::Running if !expired => JoinState::Running,
+        BackendState::Running => JoinState::Expired,
+        BackendState::Stopped | BackendState::InUseOtherUser => JoinState::Stopped,
+        BackendState::NeedsMachineAuth => JoinState::NeedsApproval,
+        BackendState::NoState | BackendState::NeedsLogin | BackendState::Starting => {
+            if has_key && let Some(words) = refusal(status) {
+                JoinState::BadKey {
+                    words: words.into(),
+                }
+            } else if expired {
+                JoinState::Expired
+            } else if status.state == BackendState::NeedsLogin && !status.auth_url.is_empty() {
+                JoinState::NeedsLogin {
+                    url: status.auth_url.clone(),
+                }
+            } else if !status.control_error.is_empty() {
+                JoinState::NoNetwork {
+                    words: status.control_error.clone(),
+                }
+            } else if !status.error.is_empty() {
+                // Starting goes on in the background where a secret is traded for a key first; this is how its failure shows.
+                JoinState::NoNetwork {
+                    words: status.error.clone(),
+                }
+            } else {
+                JoinState::Starting
+            }
+        }
+    }
+}
+
+/// The words with which somebody who was reached refused our key. Trouble on the way is not a refusal.
+fn refusal(status: &Status) -> Option<&str> {
+    match status.state {
+        // Control's own words for the user; it was asked with the key.
+        BackendState::NeedsLogin if !status.error.is_empty() => Some(&status.error),
+        BackendState::NoState if !status.error.is_empty() && !status.control_error.is_empty() => {
+            Some(&status.error)
+        }
+        // Trading a secret for a key: the token endpoint answered.
+        BackendState::NoState if status.error.contains("oauth2: ") => Some(&status.error),
+        // Some control servers refuse with a status instead of words.
+        BackendState::NeedsLogin | BackendState::NoState => {
+            let (_, answer) = status.control_error.split_once("register request: http ")?;
+            let code: u16 = answer.get(..3)?.parse().ok()?;
+            let passing = matches!(code, 408 | 425 | 429);
+            ((400..500).contains(&code) && !passing).then_some(&status.control_error)
+        }
+        _ => None,
+    }
+}
+
+/// How to join.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// Between a failed start and the next (give or take a fifth).
+    pub retry: Duration,
+    /// How long a node without network is left to itself before it is built anew.
+    pub patience: Duration,
+    pub timeout: Duration,
+    /// Whether the node is given something to log in with.
+    pub has_key: bool,
+}
+
+impl Plan {
+    pub fn new(retry: Duration, timeout: Duration, has_key: bool) -> Self {
+        Self {
+            retry,
+            patience: retry.max(PATIENCE),
+            timeout,
+            has_key,
+        }
+    }
+}
+
+/// News while joining.
+#[derive(Debug)]
+pub enum Progress<'a> {
+    /// Told once for each change.
+    State(&'a JoinState),
+    /// A node would not start; the next try comes after the pause.
+    StartFailed { error: &'a Error, pause: Duration },
+}
+
+/// Why there is no node.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// Waiting longer would not help.
+    #[error("{0}")]
+    Refused(JoinState),
+    /// The settings are not what they must be; trying again would not help.
+    #[error("the node's settings are wrong: {0}")]
+    Settings(Error),
+    #[error("the node did not join the tailnet within {}: {last}", whole(*.after))]
+    TimedOut { last: Stuck, after: Duration },
+}
+
+/// How far it got.
+#[derive(Debug, thiserror::Error)]
+pub enum Stuck {
+    #[error("{0}")]
+    State(JoinState),
+    #[error(
+        "{0}. Check that the state directory can be written and belongs to this node; a damaged one can be moved away and the \
+         node joined anew"
+    )]
+    StartFailed(Error),
+}
+
+impl JoinError {
+    /// Stable name for logs and scripts.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Refused(state)
+            | Self::TimedOut {
+                last: Stuck::State(state),
+                ..
+            } => state.code(),
+            Self::Settings(_) => "bad-settings",
+            Self::TimedOut {
+                last: Stuck::StartFailed(_),
+                ..
+            } => "start-failed",
+        }
+    }
+
+    /// What the process ends with; the table is at the top of this module.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Refused(state)
+            | Self::TimedOut {
+                last: Stuck::State(state),
+                ..
+            } => state.exit_code(),
+            // As for every other mistake in the settings.
+            Self::Settings(_) => 64,
+            Self::TimedOut {
+                last: Stuck::StartFailed(_),
+                ..
+            } => 17,
+        }
+    }
+}
+
+/// Makes nodes until one is `Running`. Dropping the future closes what there is.
+pub async fn join<F, Fut>(
+    make: F,
+    plan: Plan,
+    report: impl FnMut(Progress<'_>),
+) -> Result<Arc<dyn Node>, JoinError>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<Arc<dyn Node>, Error>>,
+{
+    let mut attempts = Attempts {
+        make,
+        plan,
+        report,
+        last: Stuck::State(JoinState::Starting),
+        told: None,
+        node: None,
+    };
+    // A time-out beyond what the clock can hold is none.
+    let deadline = Instant::now()
+        .checked_add(plan.timeout)
+        .unwrap_or_else(|| Instant::now() + Duration::from_secs(u32::MAX.into()));
+    let outcome = timeout_at(deadline, attempts.run()).await;
+    if let Ok(Ok(node)) = outcome {
+        return Ok(node);
+    }
+    attempts.close().await;
+    match outcome {
+        Ok(outcome) => outcome,
+        Err(_) => Err(JoinError::TimedOut {
+            last: attempts.last,
+            after: plan.timeout,
+        }),
+    }
+}
+
+struct Attempts<F, R> {
+    make: F,
+    plan: Plan,
+    report: R,
+    last: Stuck,
+    told: Option<JoinState>,
+    /// Held here and not in a future, so that a time-out can still close it.
+    node: Option<Arc<dyn Node>>,
+}
+
+/// How following a node ended.
+enum End {
+    Joined,
+    Refused(JoinState),
+    /// Another node may fare better.
+    Failed,
+}
+
+impl<F, Fut, R> Attempts<F, R>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<Arc<dyn Node>, Error>>,
+    R: FnMut(Progress<'_>),
+{
+    async fn run(&mut self) -> Result<Arc<dyn Node>, JoinError> {
+        loop {
+            let node = match (self.make)().await {
+                Ok(node) => node,
+                Err(error @ Error::Invalid(_)) => return Err(JoinError::Settings(error)),
+                Err(error) => {
+                    let pause = jittered(self.plan.retry);
+                    (self.report)(Progress::StartFailed {
+                        error: &error,
+                        pause,
+                    });
+                    self.last = Stuck::StartFailed(error);
+                    sleep(pause).await;
+                    continue;
+                }
+            };
+            self.node = Some(Arc::clone(&node));
+            match self.follow(&*node).await {
+                End::Joined => {
+                    self.node = None;
+                    return Ok(node);
+                }
+                End::Refused(state) => return Err(JoinError::Refused(state)),
+                End::Failed => self.close().await,
+            }
+        }
+    }
+
+    async fn follow(&mut self, node: &dyn Node) -> End {
+        let mut watch = node.watch();
+        // When patience with a state that the node may not leave by itself ends.
+        let mut patience: Option<Instant> = None;
+        loop {
+            let status = Arc::clone(&watch.borrow_and_update());
+            let state = classify(&status, self.plan.has_key, Timestamp::now());
+            self.tell(&state);
+            match state {
+                JoinState::Running => return End::Joined,
+                JoinState::BadKey { .. } => return End::Refused(state),
+                JoinState::NoNetwork { .. } | JoinState::Stopped => {
+                    let now = Instant::now();
+                    patience.get_or_insert_with(|| {
+                        now + jittered(match state {
+                            JoinState::Stopped => self.plan.retry,
+                            _ => self.plan.patience,
+                        })
+                    });
+                }
+                _ => patience = None,
+            }
+            let changed = async {
+                match patience {
+                    Some(end) => tokio::select! {
+                        changed = watch.changed() => changed.is_ok(),
+                        () = sleep_until(end) => false,
+                    },
+                    None => watch.changed().await.is_ok(),
+                }
+            };
+            if !changed.await {
+                return End::Failed;
+            }
+        }
+    }
+
+    fn tell(&mut self, state: &JoinState) {
+        if self.told.as_ref() != Some(state) {
+            (self.report)(Progress::State(state));
+            self.told = Some(state.clone());
+        }
+        // The first moments of a new node say nothing about why the one before it failed.
+        if *state != JoinState::Starting || matches!(self.last, Stuck::StartFailed(_)) {
+            self.last = Stuck::State(state.clone());
+        }
+    }
+
+    async fn close(&mut self) {
+        // Stays in its place while it closes: a time-out in between closes it again, which waits for the same close.
+        if let Some(node) = &self.node {
+            node.close().await;
+            self.node = None;
+        }
+    }
+}
+
+/// Give or take a fifth, so that many nodes which lost the same control server do not come back in step.
+fn jittered(pause: Duration) -> Duration {
+    let mut byte = [0];
+    // Without random bytes there is no jitter, which is no harm.
+    if rustix::rand::getrandom(&mut byte, rustix::rand::GetRandomFlags::NONBLOCK).is_err() {
+        return pause;
+    }
+    let [byte] = byte;
+    pause.mul_f64(0.8 + 0.4 * f64::from(byte) / 255.0)
+}
+
+/// `1m5s`, as people write it in the settings.
+fn whole(time: Duration) -> String {
+    let millis = time.as_millis();
+    if millis < 1000 {
+        return format!("{millis}ms");
+    }
+    match (time.as_secs() / 60, time.as_secs() % 60) {
+        (0, seconds) => format!("{seconds}s"),
+        (minutes, 0) => format!("{minutes}m"),
+        (minutes, seconds) => format!("{minutes}m{seconds}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::VecDeque,
+        sync::{
+            Mutex,
+            atomic::{AtomicUsize, Ordering},
+        },
+    };
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tailnet::fake::{FakeNode, FakeTailnet, Identity};
+
+    fn now() -> Timestamp {
+        "2030-01-01T00:00:00Z".parse().unwrap()
+    }
+
+    fn at(state: BackendState) -> Status {
+        Status {
+            state,
+            ..Status::default()
+        }
+    }
+
+    fn login_url() -> Status {
+        Status {
+            auth_url: "https://login/a/1".into(),
+            ..at(BackendState::NeedsLogin)
+        }
+    }
+
+    #[test]
+    fn each_backend_state_alone() {
+        for (state, meaning) in [
+            (BackendState::NoState, "starting"),
+            (BackendState::InUseOtherUser, "stopped"),
+            (BackendState::NeedsLogin, "starting"),
+            (BackendState::NeedsMachineAuth, "needs-approval"),
+            (BackendState::Stopped, "stopped"),
+            (BackendState::Starting, "starting"),
+            (BackendState::Running, "running"),
+        ] {
+            for has_key in [true, false] {
+                assert_eq!(classify(&at(state), has_key, now()).code(), meaning, "{state:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn control_that_refuses_the_key_is_a_bad_key() {
+        let refused = Status {
+            error: "invalid key: not found".into(),
+            control_error: "invalid key: not found".into(),
+            ..at(BackendState::NeedsLogin)
+        };
+        let words = "invalid key: not found".to_owned();
+        assert_eq!(classify(&refused, true, now()), JoinState::BadKey { words });
+        // Without a key there is none that could be bad.
+        assert_eq!(classify(&refused, false, now()).code(), "no-network");
+        // Joined nodes have no use for a key.
+        let joined = Status { state: BackendState::Running, ..refused };
+        assert_eq!(classify(&joined, true, now()), JoinState::Running);
+    }
+
+    #[test]
+    fn a_refusal_by_status_is_a_bad_key_but_trouble_is_not() {
+        for (words, code) in [
+            ("register request: http 401: unauthorized", "bad-key"),
+            ("register request: http 403: no", "bad-key"),
+            ("register request: http 408: later", "no-network"),
+            ("register request: http 429: slow down", "no-network"),
+            ("register request: http 500: oops", "no-network"),
+            ("register request: http 4", "no-network"),
+            ("register request: http \u{20ac}\u{20ac}", "no-network"),
+            ("dial tcp 127.0.0.1:1: connection refused", "no-network"),
+        ] {
+            let status = Status {
+                control_error: words.into(),
+                ..at(BackendState::NeedsLogin)
+            };
+            assert_eq!(classify(&status, true, now()).code(), code, "{words}");
+            assert_eq!(classify(&status, false, now()).code(), "no-network", "{words}");
+        }
+    }
+
+    #[test]
+    fn a_secret_that_cannot_be_traded() {
+        for (words, code) in [
+            ("getting an access token: oauth2: \"invalid_client\"", "bad-key"),
+            ("dial tcp: lookup api: no such host", "no-network"),
+        ] {
+            let status = Status {
+                error: words.into(),
+                ..at(BackendState::NoState)
+            };
+            assert_eq!(classify(&status, true, now()).code(), code);
+        }
+    }
+
+    #[test]
+    fn a_url_without_a_key_needs_a_person() {
+        let url = "https://login/a/1".to_owned();
+        assert_eq!(classify(&login_url(), false, now()), JoinState::NeedsLogin { url });
+        assert_eq!(classify(&login_url(), true, now()).code(), "needs-login");
+    }
+
+    #[test]
+    fn expiry_is_seen_by_mark_and_by_clock() {
+        let marked = Status { expired: true, ..login_url() };
+        assert_eq!(classify(&marked, false, now()), JoinState::Expired);
+        let running = Status {
+            key_expiry: Some(now()),
+            ..at(BackendState::Running)
+        };
+        assert_eq!(classify(&running, false, now()), JoinState::Expired);
+        let before = now() - Duration::from_secs(1);
+        assert_eq!(classify(&running, false, before), JoinState::Running);
+    }
+
+    fn any_status() -> impl Strategy<Value = Status> {
+        let states = prop_oneof![
+            Just(BackendState::NoState),
+            Just(BackendState::InUseOtherUser),
+            Just(BackendState::NeedsLogin),
+            Just(BackendState::NeedsMachineAuth),
+            Just(BackendState::Stopped),
+            Just(BackendState::Starting),
+            Just(BackendState::Running),
+        ];
+        let words = prop_oneof![Just(String::new()), "\\PC*", "register request: http \\PC*"];
+        let expiry = proptest::option::of(-10i64..10);
+        (states, words.clone(), words.clone(), words, any::<bool>(), expiry).prop_map(
+            |(state, auth_url, error, control_error, expired, expiry)| Status {
+                state,
+                auth_url,
+                error,
+                control_error,
+                expired,
+                key_expiry: expiry.map(|s| now() + jiff::SignedDuration::from_secs(s)),
+                ..Status::default()
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_but_a_running_node_with_a_living_key_is_running(status in any_status(), has_key: bool) {
+            let state = classify(&status, has_key, now());
+            let running = status.state == BackendState::Running
+                && !status.expired
+                && status.key_expiry.is_none_or(|end| end > now());
+            prop_assert_eq!(state == JoinState::Running, running);
+        }
+
+        #[test]
+        fn a_bad_key_takes_a_key(status in any_status()) {
+            let state = classify(&status, false, now());
+            prop_assert_ne!(state.code(), "bad-key");
+        }
+
+        #[test]
+        fn the_same_in_gives_the_same_out(status in any_status(), has_key: bool) {
+            prop_assert_eq!(classify(&status, has_key, now()), classify(&status.clone(), has_key, now()));
+        }
+
+        #[test]
+        fn jitter_stays_within_a_fifth(millis in 0u64..1_000_000) {
+            let pause = Duration::from_millis(millis);
+            let jittered = jittered(pause);
+            prop_assert!(jittered >= pause.mul_f64(0.799) && jittered <= pause.mul_f64(1.201));
+        }
+    }
+
+    #[test]
+    fn codes_and_exit_codes_are_distinct() {
+        let words = || "w".to_owned();
+        let all = [
+            JoinState::BadKey { words: words() },
+            JoinState::Expired,
+            JoinState::NeedsApproval,
+            JoinState::NeedsLogin { url: words() },
+            JoinState::NoNetwork { words: words() },
+            JoinState::Running,
+            JoinState::Starting,
+            JoinState::Stopped,
+        ];
+        let codes: std::collections::BTreeSet<_> = all.iter().map(JoinState::code).collect();
+        let exits: std::collections::BTreeSet<_> = all.iter().map(JoinState::exit_code).collect();
+        assert_eq!((codes.len(), exits.len()), (all.len(), all.len()));
+        assert!(exits.iter().all(|code| *code == 0 || (10..=16).contains(code)));
+    }
+
+    #[test]
+    fn times_as_people_write_them() {
+        for (millis, text) in [(1, "1ms"), (1000, "1s"), (60_000, "1m"), (65_400, "1m5s")] {
+            assert_eq!(whole(Duration::from_millis(millis)), text);
+        }
+    }
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn plan(has_key: bool) -> Plan {
+        Plan {
+            retry: 5 * MS,
+            patience: 5 * MS,
+            timeout: 200 * MS,
+            has_key,
+        }
+    }
+
+    /// One fake node for each step; what a step says is what its node says from the start.
+    struct Script {
+        net: FakeTailnet,
+        steps: Mutex<VecDeque<Result<Status, Error>>>,
+        made: AtomicUsize,
+        nodes: Mutex<Vec<FakeNode>>,
+    }
+
+    impl Script {
+        fn new(steps: impl IntoIterator<Item = Result<Status, Error>>) -> Self {
+            Self {
+                net: FakeTailnet::new(),
+                steps: Mutex::new(steps.into_iter().collect()),
+                made: AtomicUsize::new(0),
+                nodes: Mutex::default(),
+            }
+        }
+
+        /// The last step is repeated.
+        async fn make(&self) -> Result<Arc<dyn Node>, Error> {
+            self.made.fetch_add(1, Ordering::SeqCst);
+            let mut steps = self.steps.lock().unwrap();
+            let step = match steps.len() {
+                1 => steps[0].clone(),
+                _ => steps.pop_front().unwrap(),
+            };
+            let node = self.net.join("script", Identity::user("a@example.com"));
+            node.set_status(|s| s.state = BackendState::NoState);
+            let step = step?;
+            node.set_status(|s| *s = step);
+            self.nodes.lock().unwrap().push(node.clone());
+            Ok(Arc::new(node))
+        }
+
+        async fn join(&self, plan: Plan) -> (Result<Arc<dyn Node>, JoinError>, Vec<String>) {
+            let mut told = Vec::new();
+            let outcome = join(|| self.make(), plan, |progress| {
+                told.push(match progress {
+                    Progress::State(state) => state.code().into(),
+                    Progress::StartFailed { error, .. } => error.to_string(),
+                });
+            })
+            .await;
+            (outcome, told)
+        }
+
+        fn assert_all_closed(&self, but: usize) {
+            let nodes = self.nodes.lock().unwrap();
+            let open = nodes
+                .iter()
+                .filter(|n| n.watch().borrow().state != BackendState::Stopped)
+                .count();
+            assert_eq!(open, but);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_runs_is_joined() {
+        let script = Script::new([Ok(at(BackendState::Running))]);
+        let (outcome, told) = script.join(plan(true)).await;
+        let _node = outcome.unwrap();
+        assert_eq!(told, ["running"]);
+        script.assert_all_closed(1);
+    }
+
+    #[tokio::test]
+    async fn failed_starts_are_tried_again_and_told() {
+        let script = Script::new([
+            Err(Error::Start("no state".into())),
+            Err(Error::Io("disk".into())),
+            Ok(at(BackendState::Running)),
+        ]);
+        let (outcome, told) = script.join(plan(true)).await;
+        let _node = outcome.unwrap();
+        assert_eq!(told, ["the node would not start: no state", "disk", "running"]);
+    }
+
+    #[tokio::test]
+    async fn without_network_the_node_is_built_anew() {
+        let no_network = Status {
+            control_error: "dial tcp: refused".into(),
+            ..at(BackendState::NoState)
+        };
+        let script = Script::new([
+            Ok(no_network.clone()),
+            Ok(no_network),
+            Ok(at(BackendState::Stopped)),
+            Ok(at(BackendState::Running)),
+        ]);
+        let (outcome, told) = script.join(plan(true)).await;
+        let _node = outcome.unwrap();
+        assert_eq!(told, ["no-network", "stopped", "running"]);
+        assert_eq!(script.made.load(Ordering::SeqCst), 4);
+        script.assert_all_closed(1);
+    }
+
+    #[tokio::test]
+    async fn a_bad_key_ends_it_at_once() {
+        let refused = Status {
+            error: "key expired".into(),
+            ..at(BackendState::NeedsLogin)
+        };
+        let script = Script::new([Ok(refused)]);
+        let began = Instant::now();
+        let (outcome, _) = script.join(Plan { timeout: 3600_000 * MS, ..plan(true) }).await;
+        let error = outcome.unwrap_err();
+        assert!(began.elapsed() < 1000 * MS);
+        assert_eq!((error.code(), error.exit_code()), ("bad-key", 14));
+        assert!(error.to_string().contains("key expired"), "{error}");
+        script.assert_all_closed(0);
+    }
+
+    #[tokio::test]
+    async fn wrong_settings_end_it_at_once() {
+        let script = Script::new([Err(Error::Invalid("hostname: too long".into()))]);
+        let (outcome, _) = script.join(plan(true)).await;
+        let error = outcome.unwrap_err();
+        assert_eq!((error.code(), error.exit_code()), ("bad-settings", 64));
+        assert_eq!(script.made.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_login_is_waited_for_with_one_node() {
+        let script = Script::new([Ok(login_url())]);
+        let (outcome, told) = script.join(plan(false)).await;
+        let error = outcome.unwrap_err();
+        assert_eq!((error.code(), error.exit_code()), ("needs-login", 11));
+        assert!(error.to_string().contains("https://login/a/1"), "{error}");
+        assert!(error.to_string().contains("within 200ms"), "{error}");
+        assert_eq!(told, ["needs-login"]);
+        assert_eq!(script.made.load(Ordering::SeqCst), 1);
+        script.assert_all_closed(0);
+    }
+
+    #[tokio::test]
+    async fn states_are_left_when_their_cause_goes() {
+        let script = Script::new([Ok(login_url())]);
+        let steps = async {
+            let node = loop {
+                if let Some(node) = script.nodes.lock().unwrap().first().cloned() {
+                    break node;
+                }
+                sleep(MS).await;
+            };
+            for state in [
+                BackendState::NeedsMachineAuth,
+                BackendState::Starting,
+                BackendState::Running,
+            ] {
+                sleep(10 * MS).await;
+                node.set_status(|s| *s = at(state));
+            }
+        };
+        let ((outcome, told), ()) = tokio::join!(script.join(plan(false)), steps);
+        let _node = outcome.unwrap();
+        assert_eq!(told, ["needs-login", "needs-approval", "starting", "running"]);
+    }
+
+    #[tokio::test]
+    async fn the_time_out_tells_the_last_state() {
+        for (step, code, exit) in [
+            (Ok(at(BackendState::NoState)), "starting", 10),
+            (Ok(at(BackendState::NeedsMachineAuth)), "needs-approval", 12),
+            (Ok(Status { expired: true, ..at(BackendState::NeedsLogin) }), "expired", 13),
+            (Ok(Status { control_error: "refused".into(), ..at(BackendState::NoState) }), "no-network", 15),
+            (Ok(at(BackendState::Stopped)), "stopped", 16),
+            (Err(Error::Start("half-written state".into())), "start-failed", 17),
+        ] {
+            let script = Script::new([step]);
+            let (outcome, _) = script.join(Plan { timeout: 40 * MS, ..plan(true) }).await;
+            let error = outcome.unwrap_err();
+            assert_eq!((error.code(), error.exit_code()), (code, exit), "{error}");
+            script.assert_all_closed(0);
+        }
+    }
+
+    #[tokio::test]
+    async fn dropping_closes_the_node() {
+        let script = Script::new([Ok(login_url())]);
+        {
+            let joining = join(|| script.make(), plan(false), |_| {});
+            assert!(tokio::time::timeout(20 * MS, joining).await.is_err());
+        }
+        let nodes = std::mem::take(&mut *script.nodes.lock().unwrap());
+        assert_eq!(nodes.len(), 1);
+        let watch = nodes[0].watch();
+        // The script's own handle was the last one.
+        drop(nodes);
+        assert_eq!(watch.borrow().state, BackendState::Stopped);
+    }
+}

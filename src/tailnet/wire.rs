@@ -1,0 +1,348 @@
+//! Messages that arrive from the Go side on a descriptor: connections with their peers, and texts.
+//!
+//! Invariants
+//! - One message is one `recvmsg`; the descriptor of a connection and the address of its peer come out of the same call.
+//! - What is cut short, too long, of another version or kind, or carries the wrong number of descriptors is an error. Nothing is
+//!   guessed, and descriptors that came along are closed.
+//! - Interrupted calls are repeated here; waiting is the reactor's work, no thread is parked.
+//!
+//! What a failure means for a listener or a dial is decided there.
+
+use std::{
+    io::{self, IoSliceMut},
+    mem::MaybeUninit,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    os::fd::OwnedFd,
+};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg,
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::{Error, Peer, Via, ffi};
+
+/// Length of the head of each message.
+const HEAD: usize = ffi::HEAD;
+const VERSION: u8 = 1;
+const ACCEPTED: u8 = 0;
+const FUNNELLED: u8 = 1;
+const DIALLED: u8 = 2;
+const FAILURE: u8 = 255;
+
+/// Room for the words of a failure.
+const WORDS: usize = 4096;
+
+/// Our end of a message socket.
+#[derive(Debug)]
+pub(super) struct Channel(AsyncFd<OwnedFd>);
+
+/// A connection, or why there is none.
+#[derive(Debug)]
+pub(super) enum Arrival {
+    Connection { socket: OwnedFd, peer: Peer },
+    Failure(Error),
+}
+
+/// The channel did not do what the ABI promises.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Broken {
+    #[error("a message that is not ours: {0}")]
+    Foreign(String),
+    #[error("receiving from the node: {0}")]
+    Io(#[from] io::Error),
+    /// The kernel dropped the connection that the message carried.
+    #[error("a connection was lost: this process has no free descriptor")]
+    Lost,
+}
+
+impl From<Broken> for Error {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Foreign(_) => Self::Internal(broken.to_string()),
+            Broken::Io(_) | Broken::Lost => Self::Io(broken.to_string()),
+        }
+    }
+}
+
+impl Channel {
+    pub(super) fn new(fd: OwnedFd) -> Result<Self, Error> {
+        rustix::io::ioctl_fionbio(&fd, true).map_err(io::Error::from)?;
+        Ok(Self(ffi::readable(fd)?))
+    }
+
+    /// The next connection; `None` when the other side is gone.
+    pub(super) async fn connection(&self) -> Result<Option<Arrival>, Broken> {
+        self.0
+            .async_io(Interest::READABLE, |fd| match receive_connection(fd) {
+                // The reactor waits on this one, so it must stay an `io::Error`.
+                Err(Broken::Io(error)) => Err(error),
+                other => Ok(other),
+            })
+            .await?
+    }
+
+    /// The next text, its length in `text`; `None` when the other side is gone.
+    pub(super) async fn text(&self, text: &mut [u8]) -> Result<Option<usize>, Broken> {
+        let (length, flags) = self
+            .0
+            .async_io(Interest::READABLE, |fd| {
+                let message = repeat(|| {
+                    recvmsg(
+                        fd,
+                        &mut [IoSliceMut::new(text)],
+                        &mut RecvAncillaryBuffer::default(),
+                        RecvFlags::CMSG_CLOEXEC,
+                    )
+                })?;
+                Ok((message.bytes, message.flags))
+            })
+            .await?;
+        if flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+            return Err(Broken::Foreign(format!("longer than {} bytes, or not a text", text.len())));
+        }
+        Ok((length > 0).then_some(length))
+    }
+}
+
+fn receive_connection(fd: &OwnedFd) -> Result<Option<Arrival>, Broken> {
+    let mut bytes = [0; HEAD + WORDS];
+    // Room for more than the one that is right, so that more than one is seen and not silently dropped by the kernel.
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let message = repeat(|| {
+        recvmsg(
+            fd,
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        )
+    })?;
+    let mut sockets: Vec<OwnedFd> = control
+        .drain()
+        .filter_map(|part| match part {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+
+    if message.flags.contains(ReturnFlags::CTRUNC) && sockets.is_empty() {
+        return Err(Broken::Lost);
+    }
+    if message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        return Err(Broken::Foreign(format!("cut after {} bytes", message.bytes)));
+    }
+    let Some(message) = bytes.get(..message.bytes) else {
+        return Err(Broken::Foreign("longer than its buffer".into()));
+    };
+    if message.is_empty() {
+        return Ok(None);
+    }
+    let socket = match (sockets.len(), sockets.pop()) {
+        (1, socket) => socket,
+        (0, _) => None,
+        (more, _) => return Err(Broken::Foreign(format!("{more} descriptors"))),
+    };
+    parse(message, socket).map(Some)
+}
+
+/// What a whole message says.
+fn parse(message: &[u8], socket: Option<OwnedFd>) -> Result<Arrival, Broken> {
+    let Some((head, words)) = message.split_first_chunk::<HEAD>() else {
+        return Err(Broken::Foreign(format!("{} bytes are no head", message.len())));
+    };
+    let [version, kind, code0, code1, peer0, peer1, local0, local1, addrs @ ..] = *head;
+    if version != VERSION {
+        return Err(Broken::Foreign(format!("version {version}")));
+    }
+    let via = match kind {
+        ACCEPTED | DIALLED => Via::Tailnet,
+        FUNNELLED => Via::Funnel,
+        FAILURE => {
+            let code = u16::from_ne_bytes([code0, code1]);
+            return match socket {
+                Some(_) => Err(Broken::Foreign("a failure with a descriptor".into())),
+                None => Ok(Arrival::Failure(ffi::error(code.into(), words))),
+            };
+        }
+        other => return Err(Broken::Foreign(format!("kind {other}"))),
+    };
+    let (Some(socket), true) = (socket, words.is_empty()) else {
+        return Err(Broken::Foreign(format!(
+            "a connection of {} bytes, or without its descriptor",
+            message.len()
+        )));
+    };
+    let (peer, local) = addrs.split_at(16);
+    Ok(Arrival::Connection {
+        socket,
+        peer: Peer {
+            addr: address(peer, [peer0, peer1])?,
+            local: address(local, [local0, local1])?,
+            via,
+        },
+    })
+}
+
+/// IPv6, or IPv4 as `::ffff:a.b.c.d`; the port in host order.
+fn address(ip: &[u8], port: [u8; 2]) -> Result<SocketAddr, Broken> {
+    let ip: [u8; 16] = ip
+        .try_into()
+        .map_err(|_| Broken::Foreign("an address of another length".into()))?;
+    Ok(SocketAddr::new(
+        IpAddr::V6(Ipv6Addr::from(ip)).to_canonical(),
+        u16::from_ne_bytes(port),
+    ))
+}
+
+/// Repeats a call that a signal interrupted.
+fn repeat<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return other.map_err(io::Error::from),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::IoSlice, os::fd::AsFd};
+
+    use rustix::net::{
+        AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
+        SocketType, sendmsg, socketpair,
+    };
+
+    use super::*;
+
+    fn pair() -> (Channel, OwnedFd) {
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        (Channel::new(ours).unwrap(), theirs)
+    }
+
+    fn send(to: &OwnedFd, bytes: &[u8], fds: &[&OwnedFd]) {
+        let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+        }
+        sendmsg(to, &[IoSlice::new(bytes)], &mut control, SendFlags::empty()).unwrap();
+    }
+
+    fn head(kind: u8) -> Vec<u8> {
+        let mut head = vec![VERSION, kind];
+        for short in [6u16, 1234, 80] {
+            head.extend(short.to_ne_bytes());
+        }
+        for ip in ["::ffff:100.64.0.7", "fd7a:115c:a1e0::9"] {
+            head.extend(ip.parse::<Ipv6Addr>().unwrap().octets());
+        }
+        assert_eq!(head.len(), HEAD);
+        head
+    }
+
+    fn any_fd() -> OwnedFd {
+        rustix::pipe::pipe().unwrap().0
+    }
+
+    #[tokio::test]
+    async fn a_connection_comes_with_its_peer() {
+        let (channel, theirs) = pair();
+        send(&theirs, &head(ACCEPTED), &[&any_fd()]);
+        send(&theirs, &head(FUNNELLED), &[&any_fd()]);
+        let Some(Arrival::Connection { socket, peer }) = channel.connection().await.unwrap() else {
+            panic!()
+        };
+        assert_eq!(peer.addr, "100.64.0.7:1234".parse().unwrap());
+        assert_eq!(peer.local, "[fd7a:115c:a1e0::9]:80".parse().unwrap());
+        assert_eq!(peer.via, Via::Tailnet);
+        let flags = rustix::io::fcntl_getfd(&socket).unwrap();
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+        let Some(Arrival::Connection { peer, .. }) = channel.connection().await.unwrap() else {
+            panic!()
+        };
+        assert_eq!(peer.via, Via::Funnel);
+        drop(theirs);
+        assert!(channel.connection().await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_failure_comes_with_its_words() {
+        let (channel, theirs) = pair();
+        let mut message = head(FAILURE);
+        message[2..4].copy_from_slice(&8u16.to_ne_bytes());
+        message.extend(b"nobody listens there");
+        send(&theirs, &message, &[]);
+        let Some(Arrival::Failure(Error::Refused(words))) = channel.connection().await.unwrap()
+        else {
+            panic!()
+        };
+        assert_eq!(words, "nobody listens there");
+    }
+
+    #[tokio::test]
+    async fn foreign_messages_are_errors_and_leave_no_descriptor() {
+        let other_version = {
+            let mut head = head(ACCEPTED);
+            head[0] = 2;
+            head
+        };
+        let too_long = [head(ACCEPTED), vec![0]].concat();
+        let way_too_long = [head(FAILURE), vec![0; WORDS + 1]].concat();
+        let (fd, gone) = rustix::pipe::pipe().unwrap();
+        let cases: Vec<(&str, Vec<u8>, Vec<&OwnedFd>)> = vec![
+            ("short", head(ACCEPTED)[..39].to_vec(), vec![&fd]),
+            ("version", other_version, vec![&fd]),
+            ("kind", head(77), vec![&fd]),
+            ("no descriptor", head(ACCEPTED), vec![]),
+            ("two descriptors", head(ACCEPTED), vec![&fd, &fd]),
+            ("six descriptors", head(ACCEPTED), vec![&fd; 6]),
+            ("trailing byte", too_long, vec![&fd]),
+            ("failure with descriptor", head(FAILURE), vec![&fd]),
+            ("cut", way_too_long, vec![]),
+        ];
+        for (name, bytes, fds) in cases {
+            let (channel, theirs) = pair();
+            send(&theirs, &bytes, &fds);
+            let outcome = channel.connection().await;
+            assert!(matches!(outcome, Err(Broken::Foreign(_))), "{name}: {outcome:?}");
+        }
+        // The reading end was only ever held by `fd` if nothing above leaked: closing it must close the pipe.
+        drop(fd);
+        let written = rustix::io::write(&gone, b"x");
+        assert_eq!(written, Err(rustix::io::Errno::PIPE));
+    }
+
+    #[tokio::test]
+    async fn a_text_is_whole_or_an_error() {
+        let (channel, theirs) = pair();
+        let mut text = [0; 8];
+        send(&theirs, b"12345678", &[]);
+        assert_eq!(channel.text(&mut text).await.unwrap(), Some(8));
+        send(&theirs, b"123456789", &[]);
+        assert!(matches!(channel.text(&mut text).await, Err(Broken::Foreign(_))));
+        send(&theirs, b"1", &[&any_fd()]);
+        assert!(matches!(channel.text(&mut text).await, Err(Broken::Foreign(_))));
+        drop(theirs);
+        assert_eq!(channel.text(&mut text).await.unwrap(), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_the_parser_fall_over(bytes: Vec<u8>, with_fd: bool) {
+            let outcome = parse(&bytes, with_fd.then(any_fd));
+            if bytes.len() < HEAD {
+                proptest::prop_assert!(outcome.is_err());
+            }
+        }
+    }
+}

@@ -1,0 +1,593 @@
+// The test API: what a person would do in the admin console, and what a bad
+// day would do to the control server. README.md lists it.
+//
+// Invariants: plain JSON; an unknown name is 404, a body that cannot be meant
+// is 400, both with one sentence in {"error"}; a change is in force when the
+// answer comes (connected nodes see it within a few milliseconds).
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"tailscale.com/tailcfg"
+	"tailscale.com/util/dnsname"
+)
+
+// failure is an error with its HTTP status.
+type failure struct {
+	status int
+	words  string
+}
+
+func (f failure) Error() string { return f.words }
+
+func bad(format string, a ...any) error { return failure{400, fmt.Sprintf(format, a...)} }
+func missing(kind, ref string) error {
+	return failure{404, fmt.Sprintf("there is no %s %q", kind, ref)}
+}
+
+// route is a handler that returns what to answer; nil means {}.
+type route func(r *http.Request) (any, error)
+
+func (d *devnet) routes() http.Handler {
+	mux := http.NewServeMux()
+	for pattern, h := range map[string]route{
+		"GET /healthz": func(*http.Request) (any, error) { return map[string]string{"status": "ok"}, nil },
+		"GET /ready":   func(*http.Request) (any, error) { return d.ready(), nil },
+
+		"GET /nodes":                d.listNodes,
+		"GET /nodes/{node}":         d.onNode(func(n *node, _ *http.Request) (any, error) { return d.net.record(n), nil }),
+		"POST /nodes/{node}/login":  d.onNode(d.setLogin),
+		"POST /nodes/{node}/tags":   d.onNode(d.setTags),
+		"POST /nodes/{node}/expire": d.onNode(d.expire),
+		"POST /nodes/{node}/unexpire": d.onNode(func(n *node, _ *http.Request) (any, error) {
+			n.expiry = time.Time{}
+			if len(n.tags) == 0 {
+				n.expiry = time.Now().UTC().Truncate(time.Second).Add(keyLife)
+			}
+			return d.net.record(n), nil
+		}),
+		"POST /nodes/{node}/approve": d.onNode(func(n *node, _ *http.Request) (any, error) {
+			n.approved = true
+			return d.net.record(n), nil
+		}),
+		"POST /nodes/{node}/share":          d.onNode(d.share),
+		"DELETE /nodes/{node}":              d.onNode(func(n *node, _ *http.Request) (any, error) { d.net.deleteNode(n); return nil, nil }),
+		"POST /nodes/{node}/complete-login": d.completeLogin,
+
+		"GET /logins":                  d.listLogins,
+		"POST /logins/{node}/complete": d.completeLogin,
+
+		"GET /keys":         d.listKeys,
+		"POST /keys":        d.makeKey,
+		"DELETE /keys/{id}": d.revokeKey,
+
+		"GET /grants":         d.listGrants,
+		"POST /grants":        d.addGrant,
+		"DELETE /grants":      d.dropGrants,
+		"DELETE /grants/{id}": d.dropGrants,
+
+		"GET /config":  func(*http.Request) (any, error) { return d.locked(func() (any, error) { return d.net.config, nil }) },
+		"POST /config": d.setConfig,
+
+		"GET /control":  func(*http.Request) (any, error) { return d.door.current(), nil },
+		"POST /control": d.setControl,
+
+		"POST /peers":             d.postPeer,
+		"DELETE /peers/{name}":    d.deletePeer,
+		"POST /peers/{name}/ping": d.pingFrom,
+	} {
+		mux.HandleFunc(pattern, answer(h))
+	}
+	mux.HandleFunc("/", answer(func(r *http.Request) (any, error) {
+		return nil, failure{404, fmt.Sprintf("there is no operation %s %s", r.Method, r.URL.Path)}
+	}))
+	return mux
+}
+
+func answer(h route) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		v, err := h(r)
+		if err != nil {
+			status := http.StatusInternalServerError
+			var f failure
+			if errors.As(err, &f) {
+				status = f.status
+			}
+			writeJSON(w, status, map[string]string{"error": err.Error()})
+			return
+		}
+		if v == nil {
+			v = struct{}{}
+		}
+		writeJSON(w, http.StatusOK, v)
+	}
+}
+
+// body reads a JSON object; a member that nobody knows is a mistake of the
+// test, so it is told.
+func body(r *http.Request, v any) error {
+	dec := json.NewDecoder(http.MaxBytesReader(nil, r.Body, maxBody))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(v); err != nil && err != io.EOF {
+		return bad("the body is not what %s %s takes: %v", r.Method, r.URL.Path, err)
+	}
+	if dec.More() {
+		return bad("the body holds more than one JSON value")
+	}
+	return nil
+}
+
+func (d *devnet) locked(f func() (any, error)) (any, error) {
+	d.net.mu.Lock()
+	defer d.net.mu.Unlock()
+	return f()
+}
+
+// onNode finds the node, and tells the tailnet afterwards.
+func (d *devnet) onNode(f func(*node, *http.Request) (any, error)) route {
+	return func(r *http.Request) (any, error) {
+		d.net.mu.Lock()
+		defer d.net.mu.Unlock()
+		n := d.net.find(r.PathValue("node"))
+		if n == nil {
+			return nil, missing("node", r.PathValue("node"))
+		}
+		v, err := f(n, r)
+		if err == nil && r.Method != http.MethodGet {
+			d.net.touch()
+		}
+		return v, err
+	}
+}
+
+// nodeRecord is one node as the API shows it.
+type nodeRecord struct {
+	ID          string     `json:"id"`
+	NodeID      int64      `json:"node_id"`
+	Host        string     `json:"host"`
+	Name        string     `json:"name"`
+	IP          string     `json:"ip"`
+	IP6         string     `json:"ip6"`
+	Login       string     `json:"login"`
+	DisplayName string     `json:"display_name"`
+	UserID      int64      `json:"user_id"`
+	Tags        []string   `json:"tags"`
+	Online      bool       `json:"online"`
+	LastSeen    *time.Time `json:"last_seen,omitempty"`
+	Approved    bool       `json:"approved"`
+	Expired     bool       `json:"expired"`
+	KeyExpiry   *time.Time `json:"key_expiry,omitempty"`
+	Ephemeral   bool       `json:"ephemeral"`
+	NodeKey     string     `json:"node_key"`
+	KeyID       string     `json:"key_id,omitempty"`
+	Peer        bool       `json:"peer"`
+	Sharee      bool       `json:"sharee,omitempty"`
+	Sharer      string     `json:"sharer,omitempty"`
+}
+
+func (t *tailnet) record(n *node) nodeRecord {
+	u := t.profileOf(n)
+	r := nodeRecord{
+		ID:          string(n.stable),
+		NodeID:      int64(n.id),
+		Host:        n.host,
+		Name:        n.host + "." + t.suffix,
+		IP:          n.v4.Addr().String(),
+		IP6:         n.v6.Addr().String(),
+		Login:       u.login,
+		DisplayName: u.display,
+		UserID:      int64(u.id),
+		Tags:        append([]string{}, n.tags...),
+		Online:      n.streams > 0,
+		Approved:    n.approved,
+		Expired:     n.expired(time.Now()),
+		Ephemeral:   n.ephemeral,
+		NodeKey:     n.key.String(),
+		KeyID:       n.keyID,
+		Peer:        n.proxied,
+		Sharee:      n.sharee,
+	}
+	if !n.expiry.IsZero() {
+		at := n.expiry
+		r.KeyExpiry = &at
+	}
+	if !n.lastSeen.IsZero() && n.streams == 0 {
+		at := n.lastSeen
+		r.LastSeen = &at
+	}
+	if n.sharer != 0 {
+		r.Sharer = t.users[n.sharer].login
+	}
+	return r
+}
+
+func (d *devnet) listNodes(*http.Request) (any, error) {
+	return d.locked(func() (any, error) {
+		all := []nodeRecord{}
+		for _, n := range d.net.sorted() {
+			all = append(all, d.net.record(n))
+		}
+		return map[string]any{"nodes": all}, nil
+	})
+}
+
+// setLogin renames the node's user, with all its nodes, and keeps the profile
+// id, as a renamed account does. A login that another user has, or "move",
+// gives this node alone to that user.
+func (d *devnet) setLogin(n *node, r *http.Request) (any, error) {
+	var in struct {
+		Login       string `json:"login"`
+		DisplayName string `json:"display_name"`
+		Move        bool   `json:"move"`
+	}
+	if err := body(r, &in); err != nil {
+		return nil, err
+	}
+	if in.Login == "" && in.DisplayName == "" {
+		return nil, bad("give a login, a display_name or both")
+	}
+	if in.Login != "" {
+		if err := checkLogin(in.Login); err != nil {
+			return nil, err
+		}
+	}
+	if len(n.tags) > 0 {
+		return nil, bad("%s has tags, so it has no login; remove them first", n.host)
+	}
+	u := d.net.users[n.user]
+	if in.Login != "" && in.Login != u.login {
+		taken := false
+		for _, o := range d.net.users {
+			taken = taken || o.login == in.Login
+		}
+		if in.Move || taken {
+			u = d.net.userOf(in.Login)
+			n.user = u.id
+		} else {
+			u.login = in.Login
+		}
+	}
+	if in.DisplayName != "" {
+		u.display = in.DisplayName
+	}
+	return d.net.record(n), nil
+}
+
+func (d *devnet) setTags(n *node, r *http.Request) (any, error) {
+	var in struct {
+		Tags *[]string `json:"tags"`
+	}
+	if err := body(r, &in); err != nil {
+		return nil, err
+	}
+	if in.Tags == nil {
+		return nil, bad("give tags, or an empty list to remove them")
+	}
+	if err := checkTags(*in.Tags); err != nil {
+		return nil, err
+	}
+	had := len(n.tags) > 0
+	n.tags = slices.Clone(*in.Tags)
+	switch {
+	case len(n.tags) > 0:
+		n.expiry = time.Time{}
+	case had:
+		n.expiry = time.Now().UTC().Truncate(time.Second).Add(keyLife)
+	}
+	return d.net.record(n), nil
+}
+
+func (d *devnet) expire(n *node, r *http.Request) (any, error) {
+	var in struct {
+		At *time.Time `json:"at"`
+	}
+	if err := body(r, &in); err != nil {
+		return nil, err
+	}
+	n.expiry = time.Now().UTC().Add(-time.Second)
+	if in.At != nil {
+		n.expiry = in.At.UTC()
+	}
+	return d.net.record(n), nil
+}
+
+func (d *devnet) share(n *node, r *http.Request) (any, error) {
+	var in struct {
+		Sharee bool   `json:"sharee"`
+		Sharer string `json:"sharer"`
+	}
+	if err := body(r, &in); err != nil {
+		return nil, err
+	}
+	if in.Sharee && in.Sharer != "" {
+		return nil, bad("give sharee (their machine reaches ours) or sharer (who shared their machine with us), not both")
+	}
+	n.sharee, n.sharer = in.Sharee, 0
+	if in.Sharer != "" {
+		if err := checkLogin(in.Sharer); err != nil {
+			return nil, err
+		}
+		n.sharer = d.net.userOf(in.Sharer).id
+	}
+	return d.net.record(n), nil
+}
+
+type loginRecord struct {
+	ID        string    `json:"id"`
+	URL       string    `json:"url"`
+	Host      string    `json:"host"`
+	Tags      []string  `json:"tags"`
+	NodeKey   string    `json:"node_key"`
+	Created   time.Time `json:"created"`
+	Completed bool      `json:"completed"`
+	Login     string    `json:"login,omitempty"`
+}
+
+func (d *devnet) listLogins(*http.Request) (any, error) {
+	return d.locked(func() (any, error) {
+		all := []loginRecord{}
+		for _, p := range d.net.logins {
+			r := loginRecord{ID: p.id, URL: p.url, Created: p.created, Login: p.login, Completed: p.login != "",
+				NodeKey: p.req.NodeKey.String(), Tags: append([]string{}, wantedTags(p.req)...)}
+			if p.req.Hostinfo != nil {
+				r.Host = p.req.Hostinfo.Hostname
+			}
+			all = append(all, r)
+		}
+		return map[string]any{"logins": all}, nil
+	})
+}
+
+func (d *devnet) completeLogin(r *http.Request) (any, error) {
+	var in struct {
+		Login string `json:"login"`
+	}
+	if err := body(r, &in); err != nil {
+		return nil, err
+	}
+	if in.Login != "" {
+		if err := checkLogin(in.Login); err != nil {
+			return nil, err
+		}
+	}
+	return d.locked(func() (any, error) {
+		ref := r.PathValue("node")
+		p := d.net.findLogin(ref)
+		if p == nil {
+			// A node that has to log in again is known by more names than the
+			// one it waits under.
+			if n := d.net.find(ref); n != nil && n.info != nil {
+				p = d.net.findLogin(n.info.Hostname)
+			}
+		}
+		if p == nil {
+			return nil, missing("pending login of", ref)
+		}
+		if p.login != "" {
+			return nil, bad("the login %s was completed already", p.id)
+		}
+		return d.net.record(d.net.complete(p, in.Login)), nil
+	})
+}
+
+type keyRecord struct {
+	ID            string   `json:"id"`
+	Login         string   `json:"login"`
+	Tags          []string `json:"tags"`
+	Ephemeral     bool     `json:"ephemeral"`
+	Reusable      bool     `json:"reusable"`
+	Preauthorized bool     `json:"preauthorized"`
+	Expired       bool     `json:"expired"`
+	Used          bool     `json:"used"`
+}
+
+func (d *devnet) makeKey(r *http.Request) (any, error) {
+	var in struct {
+		Login         string   `json:"login"`
+		Tags          []string `json:"tags"`
+		Ephemeral     bool     `json:"ephemeral"`
+		Reusable      bool     `json:"reusable"`
+		Preauthorized bool     `json:"preauthorized"`
+		Expired       bool     `json:"expired"`
+	}
+	if err := body(r, &in); err != nil {
+		return nil, err
+	}
+	if in.Login != "" {
+		if err := checkLogin(in.Login); err != nil {
+			return nil, err
+		}
+	}
+	if err := checkTags(in.Tags); err != nil {
+		return nil, err
+	}
+	return d.locked(func() (any, error) {
+		k := d.net.addKey(authKey{login: in.Login, tags: in.Tags, ephemeral: in.Ephemeral, reusable: in.Reusable,
+			preauthorized: in.Preauthorized, expired: in.Expired})
+		return map[string]string{"auth_key": k.text(), "id": k.id}, nil
+	})
+}
+
+func (d *devnet) listKeys(*http.Request) (any, error) {
+	return d.locked(func() (any, error) {
+		all := []keyRecord{}
+		for _, k := range d.net.keys {
+			all = append(all, keyRecord{k.id, k.login, append([]string{}, k.tags...), k.ephemeral, k.reusable, k.preauthorized, k.expired, k.used})
+		}
+		slices.SortFunc(all, func(a, b keyRecord) int { return strings.Compare(a.ID, b.ID) })
+		return map[string]any{"keys": all}, nil
+	})
+}
+
+func (d *devnet) revokeKey(r *http.Request) (any, error) {
+	return d.locked(func() (any, error) {
+		id := r.PathValue("id")
+		if d.net.keys[id] == nil {
+			return nil, missing("key", id)
+		}
+		delete(d.net.keys, id)
+		return nil, nil
+	})
+}
+
+func (d *devnet) addGrant(r *http.Request) (any, error) {
+	g := new(grant)
+	if err := body(r, g); err != nil {
+		return nil, err
+	}
+	if g.Src == "" || g.Dst == "" || len(g.Caps) == 0 {
+		return nil, bad("a grant needs src, dst and caps")
+	}
+	for name := range g.Caps {
+		if !strings.Contains(name, "/") {
+			return nil, bad("%q is no capability name: it must look like example.com/cap/name", name)
+		}
+	}
+	return d.locked(func() (any, error) {
+		for _, ref := range []string{g.Src, g.Dst} {
+			if ref != "*" && !strings.HasPrefix(ref, "tag:") && !strings.Contains(ref, "@") && d.net.find(ref) == nil {
+				return nil, missing("node", ref)
+			}
+		}
+		d.net.lastGrant++
+		g.ID = d.net.lastGrant
+		d.net.grants = append(d.net.grants, g)
+		d.net.touch()
+		return g, nil
+	})
+}
+
+func (d *devnet) listGrants(*http.Request) (any, error) {
+	return d.locked(func() (any, error) {
+		return map[string]any{"grants": append([]*grant{}, d.net.grants...)}, nil
+	})
+}
+
+func (d *devnet) dropGrants(r *http.Request) (any, error) {
+	return d.locked(func() (any, error) {
+		id := r.PathValue("id")
+		before := len(d.net.grants)
+		d.net.grants = slices.DeleteFunc(d.net.grants, func(g *grant) bool { return id == "" || fmt.Sprint(g.ID) == id })
+		if id != "" && len(d.net.grants) == before {
+			return nil, missing("grant", id)
+		}
+		d.net.touch()
+		return nil, nil
+	})
+}
+
+// setConfig changes the switches that are given and leaves the others.
+func (d *devnet) setConfig(r *http.Request) (any, error) {
+	return d.locked(func() (any, error) {
+		in := d.net.config
+		if err := body(r, &in); err != nil {
+			return nil, err
+		}
+		if in.EphemeralGraceMS < 0 {
+			return nil, bad("ephemeral_grace_ms must not be negative")
+		}
+		d.net.config = in
+		return in, nil
+	})
+}
+
+func (d *devnet) setControl(r *http.Request) (any, error) {
+	var in trouble
+	if err := body(r, &in); err != nil {
+		return nil, err
+	}
+	if err := in.check(); err != nil {
+		return nil, bad("%v", err)
+	}
+	// While clients cannot come back, being away is not their fault.
+	d.net.pauseReaping(in.Mode != "ok" && in.Mode != "slow")
+	if err := d.door.set(in); err != nil {
+		return nil, err
+	}
+	return in, nil
+}
+
+func (d *devnet) postPeer(r *http.Request) (any, error) {
+	var in peerSpec
+	if err := body(r, &in); err != nil {
+		return nil, err
+	}
+	if err := in.check(); err != nil {
+		return nil, bad("%v", err)
+	}
+	rec, err := d.addPeer(r.Context(), in)
+	if err != nil {
+		return nil, err
+	}
+	return rec, nil
+}
+
+func (d *devnet) deletePeer(r *http.Request) (any, error) {
+	if name := r.PathValue("name"); !d.removePeer(name) {
+		return nil, missing("peer", name)
+	}
+	return nil, nil
+}
+
+func (d *devnet) pingFrom(r *http.Request) (any, error) {
+	var in struct {
+		To string `json:"to"`
+	}
+	if err := body(r, &in); err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	p := d.peers[r.PathValue("name")]
+	d.mu.Unlock()
+	if p == nil {
+		return nil, missing("peer", r.PathValue("name"))
+	}
+	d.net.mu.Lock()
+	n := d.net.find(in.To)
+	d.net.mu.Unlock()
+	var ip netip.Addr
+	if n == nil {
+		return nil, missing("node", in.To)
+	}
+	ip = n.v4.Addr()
+	ctx, cancel := context.WithTimeout(r.Context(), 10*time.Second)
+	defer cancel()
+	res, err := p.ping(ctx, ip)
+	if err != nil {
+		return nil, failure{http.StatusGatewayTimeout, fmt.Sprintf("%s does not answer: %v", in.To, err)}
+	}
+	return res, nil
+}
+
+func checkHost(name string) error {
+	if err := dnsname.ValidLabel(name); err != nil || name != strings.ToLower(name) {
+		return bad("%q is no host name: lower-case letters, digits and dashes", name)
+	}
+	return nil
+}
+
+func checkLogin(login string) error {
+	if i := strings.IndexByte(login, '@'); i < 1 || i == len(login)-1 || strings.ContainsAny(login, " \t\r\n") {
+		return bad("%q is no login: it must look like alice@example.com", login)
+	}
+	return nil
+}
+
+func checkTags(tags []string) error {
+	for _, t := range tags {
+		if err := tailcfg.CheckTag(t); err != nil {
+			return bad("%q is no tag: %v", t, err)
+		}
+	}
+	return nil
+}

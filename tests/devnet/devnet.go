@@ -1,0 +1,229 @@
+// A whole tailnet on loopback in one value: control server, relay, test API
+// and peers, built and taken down in one place.
+//
+// Invariants: everything listens on 127.0.0.1; close is idempotent, bounded,
+// and leaves no listener and no file.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"tailscale.com/envknob"
+	"tailscale.com/net/netns"
+	"tailscale.com/types/logger"
+)
+
+type options struct {
+	peers          []peerSpec
+	owner          string
+	suffix         string
+	ephemeralGrace time.Duration
+	nodeLogs       io.Writer // nil: none
+}
+
+// ready is the line on stdout.
+type ready struct {
+	ControlURL string                `json:"control_url"`
+	AuthKey    string                `json:"auth_key"`
+	APIURL     string                `json:"api_url"`
+	Owner      string                `json:"owner"`
+	Suffix     string                `json:"magic_dns_suffix"`
+	Peers      map[string]peerRecord `json:"peers"`
+	PID        int                   `json:"pid"`
+}
+
+type devnet struct {
+	net     *tailnet
+	door    *door
+	dir     string
+	api     *http.Server
+	apiURL  string
+	authKey string
+	logf    logger.Logf
+	stop    context.CancelFunc
+
+	mu       sync.Mutex
+	peers    map[string]*peer
+	starting map[string]bool
+	closed   bool
+}
+
+func start(ctx context.Context, o options) (*devnet, error) {
+	// The nodes in this process must not tie sockets to an interface (a slow
+	// probe without privileges) and must not upload logs.
+	netns.SetEnabled(false)
+	envknob.SetNoLogsNoSupport()
+
+	logf := logger.Logf(logger.Discard)
+	if o.nodeLogs != nil {
+		logf = func(format string, a ...any) { fmt.Fprintf(o.nodeLogs, format+"\n", a...) }
+	}
+	living, stop := context.WithCancel(context.Background())
+	d := &devnet{
+		net:      newTailnet(o.suffix, o.owner, o.ephemeralGrace),
+		logf:     logf,
+		stop:     stop,
+		peers:    map[string]*peer{},
+		starting: map[string]bool{},
+	}
+	if err := d.build(ctx, living, o.peers); err != nil {
+		d.close()
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *devnet) build(ctx, living context.Context, specs []peerSpec) (err error) {
+	if d.dir, err = os.MkdirTemp("", "tailbone-devnet-"); err != nil {
+		return fmt.Errorf("no directory for the devnet: %w", err)
+	}
+	relays, err := startRelay(living, d.logf)
+	if err != nil {
+		return err
+	}
+	if d.door, err = newDoor(); err != nil {
+		return err
+	}
+	control := newControl(living, d.net, d.door, relays)
+	if err := d.door.open(control.outer); err != nil {
+		return err
+	}
+
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		return fmt.Errorf("no port for the test API: %w", err)
+	}
+	d.apiURL = "http://" + ln.Addr().String()
+	d.api = &http.Server{Handler: d.routes(), ErrorLog: quiet}
+	go d.api.Serve(ln)
+
+	d.net.mu.Lock()
+	d.authKey = d.net.addKey(authKey{reusable: true, anyTags: true}).text()
+	d.net.mu.Unlock()
+
+	errs := make(chan error, len(specs))
+	for _, s := range specs {
+		go func() {
+			_, err := d.addPeer(ctx, s)
+			errs <- err
+		}()
+	}
+	for range specs {
+		if e := <-errs; e != nil {
+			err = e
+		}
+	}
+	return err
+}
+
+// addPeer joins one more peer and waits until it runs.
+func (d *devnet) addPeer(ctx context.Context, spec peerSpec) (*peerRecord, error) {
+	d.mu.Lock()
+	if d.closed || d.starting[spec.Name] || d.peers[spec.Name] != nil {
+		d.mu.Unlock()
+		return nil, bad("there is a peer %s already", spec.Name)
+	}
+	d.starting[spec.Name] = true
+	d.mu.Unlock()
+
+	d.net.mu.Lock()
+	key := d.net.addKey(authKey{login: spec.Login, tags: spec.Tags, preauthorized: true, proxied: true})
+	d.net.mu.Unlock()
+	p, err := startPeer(ctx, spec, d.dir, "http://"+d.door.addr, key.text(), d.logf)
+
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.starting, spec.Name)
+	if err != nil {
+		return nil, err
+	}
+	if d.closed {
+		go p.close()
+		return nil, fmt.Errorf("the devnet is closing")
+	}
+	d.peers[spec.Name] = p
+	return &p.record, nil
+}
+
+// removePeer stops a peer and deletes its node.
+func (d *devnet) removePeer(name string) bool {
+	d.mu.Lock()
+	p := d.peers[name]
+	delete(d.peers, name)
+	d.mu.Unlock()
+	if p == nil {
+		return false
+	}
+	p.close()
+	d.net.mu.Lock()
+	defer d.net.mu.Unlock()
+	if n := d.net.find(p.record.ID); n != nil {
+		d.net.deleteNode(n)
+	}
+	return true
+}
+
+func (d *devnet) ready() ready {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r := ready{
+		ControlURL: "http://" + d.door.addr,
+		AuthKey:    d.authKey,
+		APIURL:     d.apiURL,
+		Owner:      d.net.owner,
+		Suffix:     d.net.suffix,
+		Peers:      map[string]peerRecord{},
+		PID:        os.Getpid(),
+	}
+	for name, p := range d.peers {
+		r.Peers[name] = p.record
+	}
+	return r
+}
+
+func (d *devnet) close() {
+	d.mu.Lock()
+	peers := d.peers
+	d.peers = map[string]*peer{}
+	was := d.closed
+	d.closed = true
+	d.mu.Unlock()
+	if was {
+		return
+	}
+
+	// tsnet waits up to five seconds for its own parts in bad moments; what
+	// is left of it ends with the process.
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		var all sync.WaitGroup
+		for _, p := range peers {
+			all.Go(p.close)
+		}
+		all.Wait()
+	}()
+	select {
+	case <-gone:
+	case <-time.After(2 * time.Second):
+	}
+
+	d.stop()
+	d.net.close()
+	if d.api != nil {
+		d.api.Close()
+	}
+	if d.door != nil {
+		d.door.close()
+	}
+	if d.dir != "" {
+		os.RemoveAll(d.dir)
+	}
+}

@@ -1,0 +1,319 @@
+// Who may join, and as whom: auth keys, interactive logins, key rotation,
+// logout. The only door through which a node enters the tailnet.
+//
+// Invariants: a node key that is known, unexpired and used by its own machine
+// is let in without asking for anything else, so existing state always wins;
+// a one-time key makes exactly one node. Refusals use the words of the real
+// control server, since clients show and match them.
+package main
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"tailscale.com/tailcfg"
+	"tailscale.com/types/key"
+)
+
+// The words of the real control server, from reports of its users. The client
+// shows them behind "backend error: " or "tsnet.Up: backend: ".
+//
+//   - not shaped like a key at all, or a wrong secret (tailscale/tailscale#6215)
+//   - used up (tailscale/tailscale#9715); the key's id stands where %s is
+//   - expired, revoked or never there (k3s-io/k3s#10729, hass-tailscale/hass-addons#147)
+//   - tags the key's owner may not give (hassio-addons/app-tailscale#642)
+const (
+	refusedUnreadable = "invalid key: unable to validate API key"
+	refusedUsed       = "invalid key: API key %s not valid"
+	refusedUnknown    = "invalid key: API key does not exist"
+	refusedTags       = "requested tags [%s] are invalid or not permitted"
+	// refusedLogin is ours: no report shows what a stale login URL is told.
+	refusedLogin = "login URL is unknown or was used already"
+)
+
+type authKey struct {
+	id            string
+	secret        string
+	login         string
+	tags          []string
+	ephemeral     bool
+	reusable      bool
+	preauthorized bool
+	expired       bool
+	anyTags       bool // the ready line's key: its owner may give every tag
+	used          bool
+	proxied       bool // made for one of devnet's own peers
+}
+
+func (k *authKey) text() string { return "tskey-auth-" + k.id + "-" + k.secret }
+
+func (t *tailnet) addKey(k authKey) *authKey {
+	k.id = "k" + randomText(9) + "CNTRL"
+	k.secret = randomText(20)
+	if k.login == "" {
+		k.login = t.owner
+	}
+	t.keys[k.id] = &k
+	return &k
+}
+
+// pendingLogin is a node that came without a key and waits for a person.
+type pendingLogin struct {
+	id      string
+	url     string
+	created time.Time
+	machine key.MachinePublic
+	req     *tailcfg.RegisterRequest
+	done    chan struct{} // closed once completed
+	login   string        // who completed it, "" while nobody did
+}
+
+// register answers one registration. It blocks only for the follow-up of a
+// login that nobody has completed yet.
+func (t *tailnet) register(ctx context.Context, machine key.MachinePublic, req *tailcfg.RegisterRequest, baseURL string) (*tailcfg.RegisterResponse, error) {
+	if req.Followup != "" {
+		if resp, err := t.awaitLogin(ctx, machine, req); resp != nil || err != nil {
+			return resp, err
+		}
+	}
+
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	now := time.Now()
+	known := t.byKey(req.NodeKey)
+	if known != nil && known.machine != machine {
+		return nil, errors.New("node key belongs to another machine")
+	}
+	if known != nil && !req.Expiry.IsZero() {
+		return t.shorten(known, req.Expiry, now), nil
+	}
+	if known != nil {
+		return t.comeBack(known, req, now), nil
+	}
+	return t.enter(machine, req, baseURL), nil
+}
+
+// awaitLogin waits until the login behind a follow-up is completed. Nil and
+// nil mean: completed, go on with the node key, which is known by now.
+func (t *tailnet) awaitLogin(ctx context.Context, machine key.MachinePublic, req *tailcfg.RegisterRequest) (*tailcfg.RegisterResponse, error) {
+	t.mu.Lock()
+	p := t.findLogin(req.Followup)
+	t.mu.Unlock()
+	if p == nil || p.machine != machine {
+		return &tailcfg.RegisterResponse{Error: refusedLogin}, nil
+	}
+	select {
+	case <-p.done:
+		return nil, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// shorten brings a node's expiry forward; far in the past it is a logout,
+// after which an ephemeral node is gone at once.
+func (t *tailnet) shorten(n *node, to, now time.Time) *tailcfg.RegisterResponse {
+	resp := t.welcome(n)
+	switch {
+	case to.After(now):
+		if n.expiry.IsZero() || to.Before(n.expiry) {
+			n.expiry = to
+		}
+		t.touch()
+	case n.ephemeral:
+		t.deleteNode(n)
+	default:
+		n.expiry = now
+		t.touch()
+	}
+	return resp
+}
+
+// comeBack lets a known node in again, or tells it to make a new node key.
+func (t *tailnet) comeBack(n *node, req *tailcfg.RegisterRequest, now time.Time) *tailcfg.RegisterResponse {
+	if n.expired(now) {
+		return &tailcfg.RegisterResponse{NodeKeyExpired: true, MachineAuthorized: n.approved}
+	}
+	// The real server seems to judge a key that comes along even where none is
+	// needed (tailscale/tailscale#16987); a switch, since it breaks restarts.
+	if t.config.StrictKeys && req.Auth != nil && req.Auth.AuthKey != "" {
+		if k, words := t.readKey(req.Auth.AuthKey); words != "" && (k == nil || n.keyID != k.id) {
+			return &tailcfg.RegisterResponse{Error: words}
+		}
+	}
+	t.heard(n, req.Hostinfo)
+	t.touch()
+	return t.welcome(n)
+}
+
+// enter takes in a node key that nobody has seen: a new machine, or a known
+// one with a new key.
+func (t *tailnet) enter(machine key.MachinePublic, req *tailcfg.RegisterRequest, baseURL string) *tailcfg.RegisterResponse {
+	secret := ""
+	if req.Auth != nil {
+		secret = req.Auth.AuthKey
+	}
+	switch {
+	case secret != "":
+		k, words := t.readKey(secret)
+		if words == "" {
+			words = k.forbids(wantedTags(req))
+		}
+		if words != "" {
+			return &tailcfg.RegisterResponse{Error: words}
+		}
+		k.used = true
+		tags := k.tags
+		if len(tags) == 0 {
+			tags = wantedTags(req)
+		}
+		n := t.admit(machine, req, k.login, tags, k.preauthorized)
+		n.keyID, n.proxied = k.id, k.proxied
+		n.ephemeral = k.ephemeral || req.Ephemeral
+		t.watchEphemeral(n) // in case it never polls
+		t.touch()
+		return t.welcome(n)
+	case !t.config.RequireAuth:
+		n := t.admit(machine, req, t.owner, wantedTags(req), false)
+		t.touch()
+		return t.welcome(n)
+	}
+
+	p := &pendingLogin{
+		id:      strings.ToLower(randomText(12)),
+		created: time.Now().UTC(),
+		machine: machine,
+		req:     req,
+		done:    make(chan struct{}),
+	}
+	p.url = baseURL + "/a/" + p.id
+	t.logins = append(t.logins, p)
+	return &tailcfg.RegisterResponse{AuthURL: p.url}
+}
+
+// admit gives a machine its node: the one it had, if it is still the same
+// identity, else a new one.
+func (t *tailnet) admit(machine key.MachinePublic, req *tailcfg.RegisterRequest, login string, tags []string, preauthorized bool) *node {
+	u := t.userOf(login)
+	n := t.formerNode(machine, req.OldNodeKey, u.id, len(tags) > 0)
+	if n == nil {
+		n = t.addNode(machine, req.NodeKey, req.Hostinfo)
+		n.approved = preauthorized || !t.config.RequireApproval
+	} else {
+		n.key = req.NodeKey
+		n.disco = key.DiscoPublic{}
+		t.heard(n, req.Hostinfo)
+	}
+	n.cap = req.Version
+	n.user = u.id
+	n.tags = slices.Clone(tags)
+	n.ephemeral = req.Ephemeral
+	n.expiry = time.Time{}
+	if len(tags) == 0 {
+		n.expiry = time.Now().UTC().Truncate(time.Second).Add(keyLife)
+	}
+	return n
+}
+
+// formerNode is the node a machine had before: named by the key it replaces,
+// or the same user's (or tagged) node on the same machine after a logout.
+func (t *tailnet) formerNode(machine key.MachinePublic, oldKey key.NodePublic, u tailcfg.UserID, tagged bool) *node {
+	if n := t.byKey(oldKey); n != nil && n.machine == machine {
+		return n
+	}
+	for _, n := range t.nodes {
+		if n.machine == machine && tagged == (len(n.tags) > 0) && (tagged || n.user == u) {
+			return n
+		}
+	}
+	return nil
+}
+
+func (t *tailnet) welcome(n *node) *tailcfg.RegisterResponse {
+	u := t.profileOf(n)
+	return &tailcfg.RegisterResponse{
+		User:              tailcfg.User{ID: u.id, DisplayName: u.display},
+		Login:             tailcfg.Login{ID: tailcfg.LoginID(u.id), Provider: "devnet", LoginName: u.login, DisplayName: u.display},
+		MachineAuthorized: n.approved,
+	}
+}
+
+// complete ends a pending login as if a person had gone through its URL.
+func (t *tailnet) complete(p *pendingLogin, login string) *node {
+	if login == "" {
+		login = t.owner
+	}
+	p.login = login
+	n := t.admit(p.machine, p.req, login, wantedTags(p.req), false)
+	t.logins = slices.DeleteFunc(t.logins, func(o *pendingLogin) bool {
+		// A machine that asked several times is done with all of them; those
+		// who wait on the older ones find their node key unknown and ask anew.
+		return o != p && o.machine == p.machine && o.login == ""
+	})
+	close(p.done)
+	t.touch()
+	return n
+}
+
+// findLogin accepts a login's id, its URL, or the host name that waits (the
+// newest, if it asked several times).
+func (t *tailnet) findLogin(ref string) *pendingLogin {
+	for _, p := range slices.Backward(t.logins) {
+		if ref == p.id || ref == p.url {
+			return p
+		}
+		if p.login == "" && p.req.Hostinfo != nil && strings.EqualFold(ref, p.req.Hostinfo.Hostname) {
+			return p
+		}
+	}
+	return nil
+}
+
+// readKey finds the key behind its text, with the words of the refusal if it
+// cannot be used.
+func (t *tailnet) readKey(text string) (k *authKey, refusal string) {
+	id, secret, ok := strings.Cut(strings.TrimPrefix(text, "tskey-auth-"), "-")
+	if !ok || !strings.HasPrefix(text, "tskey-auth-") {
+		return nil, refusedUnreadable
+	}
+	k = t.keys[id]
+	switch {
+	case k == nil:
+		return nil, refusedUnknown
+	case k.secret != secret:
+		return nil, refusedUnreadable
+	case k.expired:
+		return k, refusedUnknown
+	case k.used && !k.reusable:
+		return k, strings.Replace(refusedUsed, "%s", k.id, 1)
+	}
+	return k, ""
+}
+
+// forbids gives the words of refusal if the key may not give these tags.
+func (k *authKey) forbids(tags []string) string {
+	if k.anyTags {
+		return ""
+	}
+	var bad []string
+	for _, tag := range tags {
+		if !slices.Contains(k.tags, tag) {
+			bad = append(bad, tag)
+		}
+	}
+	if bad == nil {
+		return ""
+	}
+	return strings.Replace(refusedTags, "%s", strings.Join(bad, " "), 1)
+}
+
+func wantedTags(req *tailcfg.RegisterRequest) []string {
+	if req.Hostinfo == nil {
+		return nil
+	}
+	return req.Hostinfo.RequestTags
+}

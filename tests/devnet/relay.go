@@ -1,0 +1,111 @@
+// DERP and STUN on loopback, so that nodes find each other and learn their
+// endpoints without leaving the machine.
+//
+// Invariants: both bind 127.0.0.1 only; the relay's certificate is made at
+// start and clients are told not to check it, so nothing has to be set in
+// their environment.
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"math/big"
+	"net"
+	"net/http"
+	"time"
+
+	"tailscale.com/derp/derpserver"
+	"tailscale.com/net/stun"
+	"tailscale.com/tailcfg"
+	"tailscale.com/types/key"
+	"tailscale.com/types/logger"
+)
+
+// startRelay serves DERP and STUN until ctx ends.
+func startRelay(ctx context.Context, logf logger.Logf) (*tailcfg.DERPMap, error) {
+	cert, err := relayCert()
+	if err != nil {
+		return nil, fmt.Errorf("relay certificate: %w", err)
+	}
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("relay: %w", err)
+	}
+	udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		ln.Close()
+		return nil, fmt.Errorf("stun: %w", err)
+	}
+
+	relay := derpserver.New(key.NewNode(), logf)
+	mux := http.NewServeMux()
+	mux.Handle("/derp", derpserver.Handler(relay))
+	mux.HandleFunc("/derp/", derpserver.ProbeHandler)
+	mux.HandleFunc("/generate_204", derpserver.ServeNoContent)
+	server := &http.Server{
+		Handler:  mux,
+		ErrorLog: quiet,
+		// DERP takes the connection over, which HTTP/2 does not allow.
+		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
+	}
+	go server.Serve(tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}}))
+	go answerSTUN(udp)
+	context.AfterFunc(ctx, func() {
+		server.Close()
+		relay.Close()
+		udp.Close()
+	})
+
+	return &tailcfg.DERPMap{Regions: map[int]*tailcfg.DERPRegion{1: {
+		RegionID:   1,
+		RegionCode: "devnet",
+		RegionName: "devnet (loopback)",
+		Nodes: []*tailcfg.DERPNode{{
+			Name:             "1a",
+			RegionID:         1,
+			HostName:         "127.0.0.1",
+			IPv4:             "127.0.0.1",
+			IPv6:             "none", // else every probe of the network waits for it
+			STUNPort:         udp.LocalAddr().(*net.UDPAddr).Port,
+			STUNTestIP:       "127.0.0.1",
+			DERPPort:         ln.Addr().(*net.TCPAddr).Port,
+			InsecureForTests: true,
+		}},
+	}}}, nil
+}
+
+func answerSTUN(udp *net.UDPConn) {
+	buf := make([]byte, 2048)
+	for {
+		n, from, err := udp.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			return // closed
+		}
+		if tx, err := stun.ParseBindingRequest(buf[:n]); err == nil {
+			udp.WriteToUDPAddrPort(stun.Response(tx, from), from)
+		}
+	}
+}
+
+func relayCert() (tls.Certificate, error) {
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	t := &x509.Certificate{
+		SerialNumber: big.NewInt(1),
+		NotBefore:    time.Now().Add(-time.Hour),
+		NotAfter:     time.Now().Add(365 * 24 * time.Hour),
+		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, t, t, k.Public(), k)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: k}, nil
+}

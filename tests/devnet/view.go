@@ -1,0 +1,234 @@
+// What one node is told of the tailnet, and how to tell it only what changed.
+//
+// Invariants: a view is a pure function of the tailnet, the node and the time;
+// a node that is not approved sees nobody and is seen by nobody. The first
+// message of a stream is complete, later ones carry whole peers that changed,
+// the ids of those that went, and any other part that differs.
+package main
+
+import (
+	"encoding/json"
+	"net/netip"
+	"time"
+
+	"tailscale.com/tailcfg"
+)
+
+// foreignSuffix is where the machines of other tailnets live.
+const foreignSuffix = "elsewhere.ts.net"
+
+// view is everything a node may know.
+type view struct {
+	self     *tailcfg.Node
+	peers    []*tailcfg.Node // by id
+	profiles []tailcfg.UserProfile
+	filter   []tailcfg.FilterRule
+	dns      *tailcfg.DNSConfig
+}
+
+func (t *tailnet) viewOf(n *node, now time.Time) *view {
+	v := &view{self: t.describe(n, now)}
+	v.self.CapMap = selfCaps()
+	online := true
+	v.self.Online = &online
+
+	users := map[tailcfg.UserID]bool{v.self.User: true}
+	for _, p := range t.sorted() {
+		if p == n || !p.approved || !n.approved {
+			continue
+		}
+		d := t.describe(p, now)
+		t.disguise(p, d)
+		v.peers = append(v.peers, d)
+		users[d.User] = true
+		if d.Sharer != 0 {
+			users[d.Sharer] = true
+		}
+	}
+	for id := taggedUser; id <= t.lastUser; id++ {
+		if u := t.users[id]; users[id] && u != nil {
+			v.profiles = append(v.profiles, tailcfg.UserProfile{ID: u.id, LoginName: u.login, DisplayName: u.display})
+		}
+	}
+	v.filter = t.filterFor(n)
+	v.dns = &tailcfg.DNSConfig{
+		Proxied:     true, // MagicDNS on; there is no resolver for anything else
+		Domains:     []string{t.suffix},
+		CertDomains: []string{n.host + "." + t.suffix},
+	}
+	return v
+}
+
+func (t *tailnet) describe(n *node, now time.Time) *tailcfg.Node {
+	online := n.streams > 0
+	addrs := []netip.Prefix{n.v4, n.v6}
+	d := &tailcfg.Node{
+		ID:                n.id,
+		StableID:          n.stable,
+		Name:              n.host + "." + t.suffix + ".",
+		User:              t.profileOf(n).id,
+		Key:               n.key,
+		KeyExpiry:         n.expiry,
+		Machine:           n.machine,
+		DiscoKey:          n.disco,
+		Addresses:         addrs,
+		AllowedIPs:        addrs,
+		Endpoints:         n.ends,
+		HomeDERP:          n.derp,
+		Hostinfo:          n.info.View(),
+		Created:           n.created,
+		Cap:               n.cap,
+		Tags:              n.tags,
+		Online:            &online,
+		MachineAuthorized: n.approved,
+	}
+	if !online && !n.lastSeen.IsZero() {
+		seen := n.lastSeen
+		d.LastSeen = &seen
+	}
+	if n.expired(now) {
+		d.Expired = true
+		// As the real server does: nobody is told how to reach it.
+		d.Endpoints, d.HomeDERP = nil, 0
+	}
+	return d
+}
+
+// disguise shows a shared node to the others as a real tailnet would. A sharee
+// is another tailnet's machine that may reach a node shared with its user: the
+// real server hides its name. A node shared in keeps its foreign name and says
+// who shared it.
+func (t *tailnet) disguise(n *node, d *tailcfg.Node) {
+	switch {
+	case n.sharee:
+		const hidden = "device-of-shared-to-user"
+		info := n.info.Clone()
+		info.ShareeNode = true
+		info.Hostname = hidden
+		d.Hostinfo = info.View()
+		d.Name = hidden + "."
+	case n.sharer != 0:
+		d.Name = n.host + "." + foreignSuffix + "."
+		d.Sharer = n.sharer
+	}
+}
+
+// selfCaps are what an owner could have switched on for every node: HTTPS
+// certificates and Funnel, so that listeners which need them start.
+func selfCaps() tailcfg.NodeCapMap {
+	return tailcfg.NodeCapMap{
+		tailcfg.CapabilityHTTPS:                                 nil,
+		tailcfg.NodeAttrFunnel:                                  nil,
+		tailcfg.CapabilityFunnelPorts + "?ports=443,8443,10000": nil,
+		// There is no router to ask for a port on loopback.
+		tailcfg.NodeAttrDisableUPnP: nil,
+	}
+}
+
+// filterFor lets everybody reach everybody and adds the grants towards n.
+func (t *tailnet) filterFor(n *node) []tailcfg.FilterRule {
+	rules := []tailcfg.FilterRule{{
+		SrcIPs:   []string{"*"},
+		DstPorts: []tailcfg.NetPortRange{{IP: "*", Ports: tailcfg.PortRangeAny}},
+	}}
+	for _, g := range t.grants {
+		if !t.matches(g.Dst, n) {
+			continue
+		}
+		caps := tailcfg.PeerCapMap{}
+		for name, values := range g.Caps {
+			raw := make([]tailcfg.RawMessage, len(values))
+			for i, v := range values {
+				raw[i] = tailcfg.RawMessage(v)
+			}
+			caps[tailcfg.PeerCapability(name)] = raw
+		}
+		var from []string
+		for _, p := range t.sorted() {
+			if t.matches(g.Src, p) {
+				from = append(from, p.v4.String(), p.v6.String())
+			}
+		}
+		if from == nil {
+			continue
+		}
+		rules = append(rules, tailcfg.FilterRule{
+			SrcIPs:   from,
+			CapGrant: []tailcfg.CapGrant{{Dsts: []netip.Prefix{n.v4, n.v6}, CapMap: caps}},
+		})
+	}
+	return rules
+}
+
+// told remembers what a stream has said, as JSON: what is equal there is equal
+// to the client.
+type told struct {
+	peers    map[tailcfg.NodeID]string
+	profiles map[tailcfg.UserID]string
+	self     string
+	filter   string
+	dns      string
+}
+
+// next makes the message that brings a client from what it was told to v, or
+// nil if that is nothing.
+func (h *told) next(v *view) *tailcfg.MapResponse {
+	m := new(tailcfg.MapResponse)
+	first := h.peers == nil
+	if first {
+		h.peers = map[tailcfg.NodeID]string{}
+		h.profiles = map[tailcfg.UserID]string{}
+	}
+	news := first
+
+	if replace(&h.self, v.self) {
+		m.Node, news = v.self, true
+	}
+	if replace(&h.filter, v.filter) {
+		m.PacketFilters, news = map[string][]tailcfg.FilterRule{"base": v.filter}, true
+	}
+	if replace(&h.dns, v.dns) {
+		m.DNSConfig, news = v.dns, true
+	}
+	for _, p := range v.profiles {
+		if old := h.profiles[p.ID]; replace(&old, p) {
+			h.profiles[p.ID] = old
+			m.UserProfiles, news = append(m.UserProfiles, p), true
+		}
+	}
+
+	here := map[tailcfg.NodeID]bool{}
+	for _, p := range v.peers {
+		here[p.ID] = true
+		if old := h.peers[p.ID]; replace(&old, p) {
+			h.peers[p.ID] = old
+			m.PeersChanged, news = append(m.PeersChanged, p), true
+		}
+	}
+	for id := range h.peers {
+		if !here[id] {
+			delete(h.peers, id)
+			m.PeersRemoved, news = append(m.PeersRemoved, id), true
+		}
+	}
+	if first {
+		m.Peers, m.PeersChanged = m.PeersChanged, nil
+	}
+	if !news {
+		return nil
+	}
+	return m
+}
+
+// replace stores v's JSON and reports whether it is new.
+func replace(old *string, v any) bool {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // our own types; cannot fail
+	}
+	if string(b) == *old {
+		return false
+	}
+	*old = string(b)
+	return true
+}

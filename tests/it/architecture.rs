@@ -1,0 +1,172 @@
+//! The rule of the house that arrows point down, held by reading the imports.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// From the bottom up. A module may import those of lower rows, and of its own row where `true` says so.
+const ROWS: &[(&[&str], bool)] = &[
+    (&["config", "signals"], false),
+    (&["telemetry"], false),
+    (&["http", "tailnet"], false),
+    (&["identity", "keys"], false),
+    (&["jwks", "policy"], false),
+    (&["admin", "gate", "issuer", "sts"], false),
+    (&["server"], false),
+    (&["cli"], false),
+];
+
+#[test]
+fn arrows_point_down() {
+    let mut wrong = Vec::new();
+    for module in modules() {
+        let row = row(&module)
+            .unwrap_or_else(|| panic!("src/{module} has no row in tests/it/architecture.rs"));
+        for (file, import) in imports(&module) {
+            if import == module {
+                continue;
+            }
+            let Some(other) = self::row(&import) else {
+                continue;
+            };
+            let sideways = other == row && !ROWS[row].1;
+            if other > row || sideways {
+                wrong.push(format!("{} imports crate::{import}", file.display()));
+            }
+        }
+    }
+    assert_eq!(wrong, Vec::<String>::new());
+}
+
+#[test]
+fn the_reader_sees_imports_at_all() {
+    let seen: BTreeSet<_> = imports("identity")
+        .into_iter()
+        .map(|(_, import)| import)
+        .collect();
+    assert!(
+        seen.contains("tailnet") && seen.contains("http"),
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn unsafe_code_is_in_the_fence_alone() {
+    let allowed = ["src/signals.rs", "src/tailnet/ffi.rs"];
+    let wrong: Vec<_> = sources(Path::new("src"))
+        .into_iter()
+        .filter(|file| !allowed.iter().any(|a| file == Path::new(a)))
+        .filter(|file| {
+            fs::read_to_string(file).unwrap().lines().any(|line| {
+                let code = line.split("//").next().unwrap();
+                code.contains("unsafe {")
+                    || code.contains("unsafe fn")
+                    || code.contains("unsafe impl")
+            })
+        })
+        .collect();
+    assert_eq!(wrong, Vec::<PathBuf>::new());
+}
+
+fn row(module: &str) -> Option<usize> {
+    ROWS.iter()
+        .position(|(modules, _)| modules.contains(&module))
+}
+
+fn modules() -> BTreeSet<String> {
+    fs::read_dir("src")
+        .unwrap()
+        .map(|entry| {
+            entry
+                .unwrap()
+                .path()
+                .file_stem()
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned()
+        })
+        .filter(|name| name != "main" && name != "lib")
+        .collect()
+}
+
+/// Each `crate::x` and each `use crate::{x, y}` of a module's files.
+fn imports(module: &str) -> Vec<(PathBuf, String)> {
+    let folder = Path::new("src").join(module);
+    let mut files = sources(&folder);
+    let single = folder.with_extension("rs");
+    files.extend(single.exists().then_some(single));
+    files
+        .into_iter()
+        .flat_map(|file| {
+            in_file(&file)
+                .into_iter()
+                .map(move |import| (file.clone(), import))
+        })
+        .collect()
+}
+
+fn in_file(file: &Path) -> BTreeSet<String> {
+    let text: String = fs::read_to_string(file)
+        .unwrap()
+        .lines()
+        .filter(|l| !l.trim_start().starts_with("//"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    let mut found = BTreeSet::new();
+    for (at, _) in text.match_indices("crate::") {
+        let rest = &text[at + "crate::".len()..];
+        match rest.strip_prefix('{') {
+            None => found.extend(word(rest)),
+            Some(group) => found.extend(top_level(group)),
+        }
+    }
+    found
+}
+
+/// The first words of `a::{b}, c, d::e}`.
+fn top_level(group: &str) -> Vec<String> {
+    let (mut depth, mut start, mut words) = (0, 0, Vec::new());
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            ',' if depth == 0 => {
+                words.extend(word(group[start..at].trim()));
+                start = at + 1;
+            }
+            '}' if depth == 0 => {
+                words.extend(word(group[start..at].trim()));
+                break;
+            }
+            '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    words
+}
+
+fn word(text: &str) -> Option<String> {
+    let word: String = text
+        .chars()
+        .take_while(|c| c.is_alphanumeric() || *c == '_')
+        .collect();
+    (!word.is_empty()).then_some(word)
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    let mut files = Vec::new();
+    for path in entries.map(|entry| entry.unwrap().path()) {
+        if path.is_dir() {
+            files.extend(sources(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    files
+}

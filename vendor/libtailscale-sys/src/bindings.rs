@@ -1,0 +1,86 @@
+// Made from tailscale.h by scripts/bindings. Do not edit.
+
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct tailscale_buf {
+    pub data: *mut u8,
+    pub len: usize,
+}
+impl Default for tailscale_buf {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+pub type tailscale_bytes = *const u8;
+pub const TAILSCALE_OK: tailscale_code = 0;
+pub const TAILSCALE_INVALID: tailscale_code = 1;
+pub const TAILSCALE_CLOSED: tailscale_code = 2;
+pub const TAILSCALE_STATE: tailscale_code = 3;
+pub const TAILSCALE_NOT_FOUND: tailscale_code = 4;
+pub const TAILSCALE_IN_USE: tailscale_code = 5;
+pub const TAILSCALE_TIMEOUT: tailscale_code = 6;
+pub const TAILSCALE_CANCELED: tailscale_code = 7;
+pub const TAILSCALE_REFUSED: tailscale_code = 8;
+pub const TAILSCALE_UNREACHABLE: tailscale_code = 9;
+pub const TAILSCALE_IO: tailscale_code = 10;
+pub const TAILSCALE_START: tailscale_code = 11;
+pub const TAILSCALE_PANIC: tailscale_code = 12;
+pub const TAILSCALE_INTERNAL: tailscale_code = 13;
+pub type tailscale_code = i32;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct tailscale_conn_head {
+    pub version: u8,
+    pub kind: u8,
+    pub code: u16,
+    pub peer_port: u16,
+    pub local_port: u16,
+    pub peer_addr: [u8; 16usize],
+    pub local_addr: [u8; 16usize],
+}
+unsafe extern "C" {
+    pub fn tailscale_version(out: *mut tailscale_buf) -> i32;
+    pub fn tailscale_runtime_set(json: tailscale_bytes, len: usize, out: *mut tailscale_buf)
+    -> i32;
+    pub fn tailscale_runtime_stats(out: *mut tailscale_buf) -> i32;
+    pub fn tailscale_new(
+        json: tailscale_bytes,
+        len: usize,
+        generation: *mut u64,
+        log_fd: i32,
+        node: *mut u64,
+        out: *mut tailscale_buf,
+    ) -> i32;
+    pub fn tailscale_start(node: u64, out: *mut tailscale_buf) -> i32;
+    pub fn tailscale_watch(node: u64, fd: *mut i32, out: *mut tailscale_buf) -> i32;
+    pub fn tailscale_status(node: u64, out: *mut tailscale_buf) -> i32;
+    pub fn tailscale_whois(
+        node: u64,
+        addr: tailscale_bytes,
+        len: usize,
+        out: *mut tailscale_buf,
+    ) -> i32;
+    pub fn tailscale_listen(
+        node: u64,
+        addr: tailscale_bytes,
+        len: usize,
+        fd: *mut i32,
+        out: *mut tailscale_buf,
+    ) -> i32;
+    pub fn tailscale_dial(
+        node: u64,
+        addr: tailscale_bytes,
+        len: usize,
+        timeout_ms: i64,
+        fd: *mut i32,
+        out: *mut tailscale_buf,
+    ) -> i32;
+    pub fn tailscale_logout(node: u64, timeout_ms: i64, out: *mut tailscale_buf) -> i32;
+    pub fn tailscale_close(node: u64, out: *mut tailscale_buf) -> i32;
+    pub fn tailscale_buf_free(buf: *mut tailscale_buf);
+    pub fn tailscale_test_panic(out: *mut tailscale_buf) -> i32;
+}

@@ -1,0 +1,82 @@
+// How we get at the backend inside tsnet: as one of its extensions.
+//
+// tsnet keeps its LocalBackend private, and its LocalAPI would put an in-memory HTTP exchange and JSON in front of each
+// WhoIs. But every LocalBackend hands itself to each registered extension when it is made, and an extension may hook
+// into its notifications. So we register one extension for the process; it finds its node by the state store, which we
+// gave to tsnet ourselves.
+//
+// The hook runs under the backend's lock, after the change that it tells of and before anybody can ask again, and unlike
+// a bus watcher it cannot fall behind and be cut off. It must not call back into the backend.
+
+package node
+
+import (
+	"fmt"
+	"sync"
+
+	"tailscale.com/ipn"
+	"tailscale.com/ipn/ipnext"
+	"tailscale.com/ipn/ipnlocal"
+	tslogger "tailscale.com/types/logger"
+)
+
+const extensionName = "tailbone"
+
+var byStore sync.Map // ipn.StateStore -> *Node
+
+func register(st ipn.StateStore, n *Node) { byStore.Store(st, n) }
+func unregister(st ipn.StateStore)        { byStore.Delete(st) }
+
+func init() { ipnext.RegisterExtension(extensionName, attach) }
+
+func attach(_ tslogger.Logf, sb ipnext.SafeBackend) (ipnext.Extension, error) {
+	n, ok := byStore.Load(sb.Sys().StateStore.Get())
+	if !ok {
+		return nil, ipnext.SkipExtension // not one of ours
+	}
+	lb, ok := sb.(*ipnlocal.LocalBackend)
+	if !ok {
+		return nil, fmt.Errorf("the backend is a %T", sb)
+	}
+	n.(*Node).lb.Store(lb)
+	return &extension{n.(*Node)}, nil
+}
+
+type extension struct{ node *Node }
+
+func (e *extension) Name() string    { return extensionName }
+func (e *extension) Shutdown() error { return nil }
+
+func (e *extension) Init(h ipnext.Host) error {
+	h.Hooks().MutateNotifyLocked.Add(e.node.notified)
+	return nil
+}
+
+// notified sees every notification of the backend. It changes none.
+func (n *Node) notified(nt *ipn.Notify) {
+	if nt.ErrMessage != nil {
+		n.signals.setError(*nt.ErrMessage)
+	}
+	if nt.LoginFinished != nil || nt.State != nil && *nt.State == ipn.Running {
+		n.signals.setError("")
+		n.signals.setControl("")
+	}
+	if mayChangeIdentity(nt) {
+		n.gen.bump()
+	}
+	if nt.State != nil && *nt.State == ipn.Running || nt.SelfChange != nil || len(nt.PeersChanged) > 0 || len(nt.PeerChangedPatch) > 0 {
+		n.greet.poke()
+	}
+	n.changed()
+}
+
+// mayChangeIdentity says whether an answer of WhoIs may differ after this notification. Known not to matter: counters,
+// health, and the narrow patches of a peer (online, last seen, home relay, endpoints: see ipn.Notify). Everything
+// else counts, also what a later tsnet may add, and the empty notification of a map without a self node.
+func mayChangeIdentity(nt *ipn.Notify) bool {
+	loud := nt.State != nil || nt.SelfChange != nil || nt.NetMap != nil || nt.Prefs != nil || nt.LoginFinished != nil ||
+		nt.ErrMessage != nil || len(nt.PeersChanged) > 0 || len(nt.PeersRemoved) > 0 || len(nt.UserProfiles) > 0
+	quiet := nt.Engine != nil || nt.Health != nil || len(nt.PeerChangedPatch) > 0 || len(nt.PeerState) > 0 ||
+		nt.SuggestedExitNode != nil || nt.ClientVersion != nil
+	return loud || !quiet
+}

@@ -1,0 +1,238 @@
+// The configuration of a node: strict parsing and bounds.
+//
+// Invariants: nothing is ever cut, guessed or silently ignored. An unknown member, a member given twice, a string with
+// NUL or other control characters, text that is not UTF-8 or longer than its bound is refused with words that name the
+// member (never its value, it may be a secret). Defaults live with the caller; here an absent member is its zero value.
+
+package node
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"tailscale.com/ipn"
+	"tailscale.com/tailcfg"
+)
+
+// Config is what tailscale_new takes, see tailscale.h.
+type Config struct {
+	Dir          string   `json:"dir"`
+	Hostname     string   `json:"hostname"`
+	AuthKey      string   `json:"auth_key"`
+	ClientSecret string   `json:"client_secret"`
+	ClientID     string   `json:"client_id"`
+	IDToken      string   `json:"id_token"`
+	Audience     string   `json:"audience"`
+	ControlURL   string   `json:"control_url"`
+	Ephemeral    bool     `json:"ephemeral"`
+	Tags         []string `json:"tags"`
+	Store        string   `json:"store"`
+	LogLevel     string   `json:"log_level"`
+	UploadLogs   bool     `json:"upload_logs"`
+	Netns        bool     `json:"netns"`
+	GreetMax     int      `json:"greet_max"`
+
+	level level
+}
+
+const (
+	maxConfig   = 128 << 10
+	maxPath     = 4000 // PATH_MAX less what tsnet appends
+	maxSecret   = 4 << 10
+	maxIDToken  = 32 << 10
+	maxURL      = 2 << 10
+	maxTags     = 64
+	maxTag      = 200
+	maxGreeting = 10_000
+)
+
+// ParseConfig reads the JSON of tailscale_new.
+func ParseConfig(raw []byte) (*Config, *Error) {
+	var c Config
+	if err := decodeStrict(raw, maxConfig, &c); err != nil {
+		return nil, err
+	}
+	for _, s := range []struct {
+		name string
+		val  string
+		max  int
+	}{
+		{"dir", c.Dir, maxPath},
+		{"hostname", c.Hostname, 63},
+		{"auth_key", c.AuthKey, maxSecret},
+		{"client_secret", c.ClientSecret, maxSecret},
+		{"client_id", c.ClientID, maxSecret},
+		{"id_token", c.IDToken, maxIDToken},
+		{"audience", c.Audience, maxSecret},
+		{"control_url", c.ControlURL, maxURL},
+		{"store", c.Store, 260},
+		{"log_level", c.LogLevel, 8},
+	} {
+		if err := checkText(s.name, s.val, s.max); err != nil {
+			return nil, err
+		}
+	}
+	if len(c.Tags) > maxTags {
+		return nil, fail(Invalid, "tags: %d given, at most %d are allowed", len(c.Tags), maxTags)
+	}
+	for _, t := range c.Tags {
+		if err := checkText("tags", t, maxTag); err != nil {
+			return nil, err
+		}
+		if err := tailcfg.CheckTag(t); err != nil {
+			return nil, fail(Invalid, "tags: %q: %v (a tag looks like \"tag:name\")", t, err)
+		}
+	}
+	if strings.ContainsFunc(c.Hostname, func(r rune) bool { return unicode.IsSpace(r) || r > unicode.MaxASCII || r == '/' }) {
+		return nil, fail(Invalid, "hostname: only ASCII letters, digits, '-', '_' and '.' are allowed")
+	}
+	switch {
+	case c.Store == "":
+	case c.Store == "mem:":
+		if !c.Ephemeral {
+			return nil, fail(Invalid, "store: \"mem:\" forgets the node's key at exit, so it needs \"ephemeral\": true")
+		}
+	case strings.HasPrefix(c.Store, "kube:") && len(c.Store) > len("kube:"):
+	default:
+		return nil, fail(Invalid, "store: must be \"\", \"mem:\" or \"kube:NAME\"")
+	}
+	if c.Dir == "" && c.Store == "" {
+		return nil, fail(Invalid, "dir: missing; the node keeps its identity there")
+	}
+	if c.Dir != "" && !filepath.IsAbs(c.Dir) {
+		return nil, fail(Invalid, "dir: must be an absolute path")
+	}
+	// The environment must not decide which control server is used: tsnet reads TS_CONTROL_URL when this is empty.
+	if c.ControlURL == "" {
+		c.ControlURL = ipn.DefaultControlURL
+	}
+	u, err := url.Parse(c.ControlURL)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+		return nil, fail(Invalid, "control_url: must be an http or https URL")
+	}
+	if u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return nil, fail(Invalid, "control_url: must not have a user, a query or a fragment")
+	}
+	if c.level, err = parseLevel(c.LogLevel); err != nil {
+		return nil, fail(Invalid, "log_level: %v", err)
+	}
+	if c.GreetMax < 0 || c.GreetMax > maxGreeting {
+		return nil, fail(Invalid, "greet_max: must be between 0 and %d", maxGreeting)
+	}
+	if c.IDToken != "" && c.Audience != "" {
+		return nil, fail(Invalid, "id_token and audience: only one of them may be given")
+	}
+	if (c.IDToken != "" || c.Audience != "") && c.ClientID == "" {
+		return nil, fail(Invalid, "client_id: missing; id_token and audience are used only with it")
+	}
+	return &c, nil
+}
+
+// usesExchange says whether starting first has to trade a client secret or an ID token for an auth key over the network.
+func (c *Config) usesExchange() bool {
+	return c.AuthKey == "" && (c.ClientSecret != "" || c.ClientID != "") || strings.HasPrefix(c.AuthKey, "tskey-client-")
+}
+
+func checkText(name, s string, max int) *Error {
+	if len(s) > max {
+		return fail(Invalid, "%s: %d bytes, at most %d are allowed", name, len(s), max)
+	}
+	if strings.ContainsRune(s, 0) {
+		return fail(Invalid, "%s: contains a NUL character", name)
+	}
+	if strings.ContainsFunc(s, unicode.IsControl) {
+		return fail(Invalid, "%s: contains a control character", name)
+	}
+	return nil
+}
+
+// decodeStrict decodes one JSON object into the struct pointed to by into. encoding/json alone would match names
+// without regard to case, take the last of two equal names and replace broken UTF-8; all three are refused here.
+func decodeStrict(raw []byte, max int, into any) *Error {
+	if len(raw) > max {
+		return fail(Invalid, "the configuration is %d bytes long, at most %d are allowed", len(raw), max)
+	}
+	if !utf8.Valid(raw) {
+		return fail(Invalid, "the configuration is not valid UTF-8")
+	}
+	known, err := json.Marshal(into)
+	if err != nil {
+		return fail(Internal, "%v", err)
+	}
+	var names map[string]json.RawMessage
+	if err := json.Unmarshal(known, &names); err != nil {
+		return fail(Internal, "%v", err)
+	}
+	d := json.NewDecoder(bytes.NewReader(raw))
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return fail(Invalid, "the configuration is not a JSON object")
+	}
+	var seen []string
+	for d.More() {
+		t, err := d.Token()
+		name, ok := t.(string)
+		if err != nil || !ok {
+			return fail(Invalid, "the configuration is not valid JSON: %v", err)
+		}
+		if _, ok := names[name]; !ok {
+			return fail(Invalid, "unknown member %q", clip(name, 64))
+		}
+		if slices.Contains(seen, name) {
+			return fail(Invalid, "member %q is given twice", name)
+		}
+		seen = append(seen, name)
+		var skip json.RawMessage
+		if err := d.Decode(&skip); err != nil {
+			return fail(Invalid, "the configuration is not valid JSON: %v", err)
+		}
+		if bytes.Equal(skip, []byte("null")) {
+			return fail(Invalid, "member %q is null; leave it out instead", name)
+		}
+	}
+	if _, err := d.Token(); err != nil {
+		return fail(Invalid, "the configuration is not valid JSON: %v", err)
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return fail(Invalid, "there is something after the configuration's closing brace")
+	}
+	if err := json.Unmarshal(raw, into); err != nil {
+		// The error of encoding/json may quote a value; name only the member and the type it should have.
+		if t, ok := err.(*json.UnmarshalTypeError); ok {
+			return fail(Invalid, "member %q must be of type %s", t.Field, jsonType(t))
+		}
+		return fail(Invalid, "the configuration is not valid JSON")
+	}
+	return nil
+}
+
+func jsonType(t *json.UnmarshalTypeError) string {
+	switch k := t.Type.Kind().String(); k {
+	case "bool":
+		return "boolean"
+	case "slice":
+		return "array of strings"
+	case "int", "int64", "uint64":
+		return "whole number"
+	default:
+		return k
+	}
+}
+
+// clip shortens text that is only shown.
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return fmt.Sprintf("%s… (%d bytes)", s[:n], len(s))
+}

@@ -1,0 +1,222 @@
+// Listeners on the tailnet: each is a descriptor on which connections arrive.
+//
+// We do not use tsnet's own listeners but its hook for flows that nobody listens for: it tells both addresses of a flow,
+// lets us refuse one before its handshake, and needs no goroutine per listener.
+//
+// Invariants
+//   - The most specific listener gets a connection: one for the address before one for the port.
+//   - At most maxPending connections of a listener wait for the caller (and what its socket holds, about ten more);
+//     further ones are refused with a reset.
+//   - A connection for which there are no descriptors is refused, after a short pause so that a storm of them does not
+//     burn the processor; the listener goes on.
+//   - Closing the descriptor closes the listener and frees what was not taken.
+
+package node
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const maxPending = 64
+
+type ports struct {
+	mu  sync.Mutex
+	all map[netip.AddrPort]*listener // the address is the zero one for all of the node's own
+}
+
+type listener struct {
+	node    *Node
+	at      netip.AddrPort
+	end     ours
+	pending atomic.Int32
+}
+
+// Listen opens a listener on addr, which is ":port" or "ip:port".
+func (n *Node) Listen(addr []byte) (int, *Error) {
+	at, err := parseListen(addr)
+	if err != nil {
+		return -1, err
+	}
+	lb, err := n.backend()
+	if err != nil {
+		return -1, err
+	}
+	if at.Addr().IsValid() {
+		if nm := lb.NetMapNoPeers(); nm != nil && nm.GetAddresses().Len() > 0 {
+			ip4, ip6 := n.srv.TailscaleIPs()
+			if at.Addr() != ip4 && at.Addr() != ip6 {
+				return -1, fail(Invalid, "%v is not an address of this node (it has %v and %v)", at.Addr(), ip4, ip6)
+			}
+		}
+	}
+	end, theirs, perr := pair(unix.SOCK_SEQPACKET)
+	if perr != nil {
+		return -1, ioFail("making the listener's sockets", perr)
+	}
+	l := &listener{node: n, at: at, end: end}
+	if err := n.ports.add(l); err != nil {
+		end.f.Close()
+		unix.Close(theirs)
+		return -1, err
+	}
+	if !n.spawn(l.awaitClose) {
+		n.ports.remove(l)
+		end.f.Close()
+		unix.Close(theirs)
+		return -1, errClosed
+	}
+	return theirs, nil
+}
+
+func parseListen(addr []byte) (netip.AddrPort, *Error) {
+	bad := func(why string) (netip.AddrPort, *Error) {
+		return netip.AddrPort{}, fail(Invalid, "cannot listen on %q: %s", clip(string(addr), 100), why)
+	}
+	if len(addr) > maxAddr {
+		return bad("too long")
+	}
+	s := string(addr)
+	var ip netip.Addr
+	if len(s) > 0 && s[0] == ':' {
+		s = "0.0.0.0" + s
+	}
+	ap, err := netip.ParseAddrPort(s)
+	if err != nil {
+		return bad("must be \":port\" or \"address:port\", numbers only")
+	}
+	if ip = ap.Addr().Unmap(); ip.Zone() != "" {
+		return bad("tailnet addresses have no zone")
+	}
+	if ap.Port() == 0 {
+		return bad("port 0 is not allowed, choose one")
+	}
+	if ip.IsUnspecified() {
+		ip = netip.Addr{}
+	}
+	return netip.AddrPortFrom(ip, ap.Port()), nil
+}
+
+func (p *ports) add(l *listener) *Error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.all[l.at] != nil {
+		return fail(InUse, "port %d is already listened on by this node", l.at.Port())
+	}
+	if p.all == nil {
+		p.all = make(map[netip.AddrPort]*listener)
+	}
+	p.all[l.at] = l
+	return nil
+}
+
+func (p *ports) remove(l *listener) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.all[l.at] == l {
+		delete(p.all, l.at)
+	}
+}
+
+// closeAll tells each listener's caller that the node is closed, and closes them.
+func (p *ports) closeAll() {
+	p.mu.Lock()
+	all := p.all
+	p.all = nil
+	p.mu.Unlock()
+	for _, l := range all {
+		l.end.trySend(failureMessage(errClosed))
+		l.end.f.Close()
+	}
+}
+
+// awaitClose frees the listener when the caller closes its descriptor.
+func (l *listener) awaitClose() {
+	l.end.gone()
+	l.node.ports.remove(l)
+	l.end.f.Close()
+}
+
+// flow is tsnet's question for each new flow to a port it does not serve itself. tsnet's lock is held.
+func (p *ports) flow(n *Node) func(src, dst netip.AddrPort) (func(net.Conn), bool) {
+	return func(src, dst netip.AddrPort) (func(net.Conn), bool) {
+		p.mu.Lock()
+		l := p.all[dst]
+		if l == nil {
+			l = p.all[netip.AddrPortFrom(netip.Addr{}, dst.Port())]
+		}
+		p.mu.Unlock()
+		if l == nil {
+			return nil, false
+		}
+		if !l.at.Addr().IsValid() {
+			if ip4, ip6 := n.srv.TailscaleIPs(); dst.Addr() != ip4 && dst.Addr() != ip6 {
+				return nil, false
+			}
+		}
+		if l.pending.Load() >= maxPending {
+			n.log.rarely(lvWarn, "connections to port %d are refused: %d wait to be taken", dst.Port(), maxPending)
+			return nil, true // a reset
+		}
+		return func(c net.Conn) { l.deliver(c, src, dst) }, true
+	}
+}
+
+// deliver hands an accepted connection to the caller, waiting for it to take those before.
+func (l *listener) deliver(c net.Conn, src, dst netip.AddrPort) {
+	waiting := l.pending.Add(1)
+	defer l.pending.Add(-1)
+	if waiting > maxPending {
+		c.Close()
+		return
+	}
+	nc, ok := c.(netConn)
+	if !ok {
+		l.node.log.rarely(lvError, "a connection is a %T, which cannot be half closed", c)
+		c.Close()
+		return
+	}
+	u, theirs, err := pair(unix.SOCK_STREAM)
+	if err != nil {
+		l.refuse(c, err)
+		return
+	}
+	if err := handOver(l.end, connHead(kindAccepted, src, dst), theirs); err != nil {
+		u.f.Close()
+		l.refuse(c, err)
+		return
+	}
+	if !l.node.splice.start(nc, u) {
+		u.f.Close()
+		c.Close()
+	}
+}
+
+// refuse closes a connection that could not be delivered.
+func (l *listener) refuse(c net.Conn, err error) {
+	if scarce(err) {
+		l.node.log.rarely(lvWarn, "a connection to port %d is refused: %v (raise the limit of open files)", l.at.Port(), err)
+		// The connection stays counted as pending meanwhile: with none free, the next ones are reset at once.
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-l.node.ctx.Done():
+		}
+	}
+	c.Close()
+}
+
+// scarce says whether err means that this process or machine is out of descriptors.
+func scarce(err error) bool {
+	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ETOOMANYREFS, unix.ENOBUFS, unix.ENOMEM} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,167 @@
+// Log lines of a node, one JSON object a line, to a descriptor that the caller gave us.
+//
+// Invariants: writing never blocks the node; what does not fit is dropped and counted, and the next line that gets
+// through carries the count. A line is never longer than what a pipe takes in one piece, so lines never mix.
+// What the lines mean beyond their level is not our business, except for two that tsnet offers no other signal for
+// (see signals.go).
+
+package node
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+type level int8
+
+const (
+	lvTrace level = iota
+	lvDebug
+	lvInfo
+	lvWarn
+	lvError
+	lvOff
+)
+
+var levelNames = [...]string{"trace", "debug", "info", "warn", "error", "off"}
+
+func (l level) String() string { return levelNames[l] }
+
+func parseLevel(s string) (level, error) {
+	if s == "" {
+		return lvInfo, nil
+	}
+	for i, n := range levelNames {
+		if s == n {
+			return level(i), nil
+		}
+	}
+	return lvOff, fmt.Errorf("must be one of %s", strings.Join(levelNames[:], ", "))
+}
+
+// maxLine is PIPE_BUF: up to here the kernel writes all or nothing.
+const maxLine = 4096
+
+type logger struct {
+	min level
+
+	mu      sync.Mutex
+	fd      int // -1 when there is none or it is closed
+	dropped uint64
+	last    map[string]time.Time // of rarely
+}
+
+func newLogger(fd int, min level) *logger {
+	if fd >= 0 {
+		// A blocking write would stop the network map from moving while the reader sleeps.
+		if err := unix.SetNonblock(fd, true); err != nil {
+			unix.Close(fd)
+			fd = -1
+		}
+	}
+	if fd < 0 {
+		min = lvOff
+	}
+	return &logger{min: min, fd: fd}
+}
+
+func (l *logger) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fd >= 0 {
+		unix.Close(l.fd)
+		l.fd = -1
+	}
+}
+
+func (l *logger) enabled(lv level) bool { return lv >= l.min && l.min != lvOff }
+
+func (l *logger) printf(lv level, format string, args ...any) {
+	if l.enabled(lv) {
+		l.print(lv, fmt.Sprintf(format, args...))
+	}
+}
+
+// rarely is printf at most once in ten seconds for each format: for things that a peer can cause again and again.
+func (l *logger) rarely(lv level, format string, args ...any) {
+	if !l.enabled(lv) {
+		return
+	}
+	now := time.Now()
+	l.mu.Lock()
+	if l.last == nil {
+		l.last = make(map[string]time.Time)
+	}
+	wait := now.Sub(l.last[format]) < 10*time.Second
+	if !wait {
+		l.last[format] = now
+	}
+	l.mu.Unlock()
+	if !wait {
+		l.printf(lv, format, args...)
+	}
+}
+
+func (l *logger) print(lv level, msg string) {
+	msg = strings.TrimRight(msg, "\n")
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fd < 0 {
+		return
+	}
+	line := l.render(lv, msg)
+	for len(line) > maxLine {
+		// Escapes may have made it longer than the text is; halving ends after a few rounds.
+		msg = clip(msg, min(len(msg)/2, maxLine*3/4))
+		line = l.render(lv, msg)
+	}
+	for {
+		n, err := unix.Write(l.fd, line)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n != len(line) {
+			l.dropped++
+		} else {
+			l.dropped = 0
+		}
+		return
+	}
+}
+
+func (l *logger) render(lv level, msg string) []byte {
+	b, _ := json.Marshal(struct {
+		Level   string `json:"level"`
+		Msg     string `json:"msg"`
+		Dropped uint64 `json:"dropped,omitempty"`
+	}{lv.String(), msg, l.dropped})
+	return append(b, '\n')
+}
+
+// backend takes the lines of tsnet's inside. They are written for its developers: the plain ones are our debug, those
+// it marks as verbose our trace.
+func (l *logger) backend(format string, args ...any) {
+	lv := lvDebug
+	switch {
+	case strings.HasPrefix(format, "[v"):
+		lv = lvTrace
+	case strings.Contains(format, "[unexpected]"):
+		lv = lvWarn
+	}
+	l.printf(lv, format, args...)
+}
+
+// user takes the few lines tsnet means for its user. The one with the login link also says to set TS_AUTHKEY, which is
+// not how our users give a key; they get the link from the watch.
+func (l *logger) user(format string, args ...any) {
+	lv := lvInfo
+	if strings.HasPrefix(format, "To start this tsnet server") || strings.HasPrefix(format, "AuthLoop") {
+		lv = lvDebug
+	}
+	l.printf(lv, format, args...)
+}

@@ -1,0 +1,419 @@
+// The life of a node: new, start, close; and the table of all nodes of the process.
+//
+// Invariants
+//   - A handle is never given twice; a closed node is not in the table any more.
+//   - Start is sticky: after a failed one the node can only be closed (so it is inside tsnet).
+//   - Close works in every state, from any goroutine, as often as wanted, within closeLimit. Afterwards the caller's
+//     generation counter is not touched and no descriptor of the node is open. If tsnet itself has not come to an end by
+//     then (it cannot be told to stop while it trades a client secret over the network) it is told so, and the rest is
+//     torn down in the background as soon as it can be.
+//   - Whatever runs for a node runs through n.spawn, so that close can wait for it.
+//
+// What the rest of the package leaves to this file: the order of starting and stopping.
+
+package node
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"tailscale.com/envknob"
+	"tailscale.com/ipn"
+	"tailscale.com/ipn/ipnauth"
+	"tailscale.com/ipn/ipnlocal"
+	"tailscale.com/ipn/store"
+	"tailscale.com/logtail"
+	"tailscale.com/net/netns"
+	"tailscale.com/tsnet"
+)
+
+const closeLimit = 5200 * time.Millisecond // the ABI promises 5.5 s
+
+// Node is one tailnet node.
+type Node struct {
+	cfg     *Config
+	log     *logger
+	gen     generation
+	ctx     context.Context // ends when close begins
+	cancel  context.CancelFunc
+	tempDir string // to be removed at close
+
+	srv     tsnet.Server
+	store   ipn.StateStore
+	lb      atomic.Pointer[ipnlocal.LocalBackend] // set while srv starts, see attach.go
+	filter  chan struct{}                         // kicked when the packet filter may have changed
+	started chan struct{}                         // closed when srv.Start has returned
+
+	mu       sync.Mutex
+	starting bool
+	startErr *Error
+	closing  bool
+	closed   chan struct{}
+	closeErr *Error
+	running  sync.WaitGroup
+	watchers map[chan struct{}]struct{}
+	signals  signals
+
+	ports  ports
+	splice splices
+	greet  greeter
+}
+
+var table struct {
+	mu    sync.Mutex
+	next  uint64
+	nodes map[uint64]*Node
+
+	// What tsnet keeps for the whole process. All nodes that live at a time must agree.
+	netns      bool
+	logsOffFor bool // once off, logtail cannot be switched on again
+}
+
+// Find gives the node of a handle.
+func Find(handle uint64) (*Node, *Error) {
+	table.mu.Lock()
+	defer table.mu.Unlock()
+	if n := table.nodes[handle]; n != nil {
+		return n, nil
+	}
+	return nil, errClosed
+}
+
+// New makes a node. generation may be nil; logFD is owned by New in every case, also when it fails.
+func New(raw []byte, gen *uint64, logFD int) (handle uint64, err *Error) {
+	if logFD >= 0 {
+		if _, ferr := unix.FcntlInt(uintptr(logFD), unix.F_GETFD, 0); ferr != nil {
+			return 0, fail(Invalid, "log_fd: %d is not an open descriptor", logFD)
+		}
+		unix.CloseOnExec(logFD)
+	}
+	defer func() {
+		if err != nil && logFD >= 0 {
+			unix.Close(logFD)
+		}
+	}()
+	cfg, err := ParseConfig(raw)
+	if err != nil {
+		return 0, err
+	}
+	table.mu.Lock()
+	defer table.mu.Unlock()
+	if err := claimProcess(cfg); err != nil {
+		return 0, err
+	}
+	n := &Node{
+		cfg:      cfg,
+		filter:   make(chan struct{}, 1),
+		started:  make(chan struct{}),
+		closed:   make(chan struct{}),
+		watchers: make(map[chan struct{}]struct{}),
+	}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	n.gen.counter = gen
+	n.greet.wake = make(chan struct{}, 1)
+	n.log = newLogger(logFD, cfg.level)
+	table.next++
+	if table.nodes == nil {
+		table.nodes = make(map[uint64]*Node)
+	}
+	table.nodes[table.next] = n
+	return table.next, nil
+}
+
+// Discard closes a log descriptor that New never saw.
+func Discard(logFD int) {
+	if logFD >= 0 {
+		unix.Close(logFD)
+	}
+}
+
+// claimProcess sets what tsnet has only once for a process. table.mu is held.
+func claimProcess(cfg *Config) *Error {
+	if len(table.nodes) > 0 && table.netns != cfg.Netns {
+		return fail(Invalid, "netns: another node of this process has it set to %v, and it holds for the whole process", table.netns)
+	}
+	if cfg.UploadLogs && table.logsOffFor {
+		return fail(Invalid, "upload_logs: an earlier node of this process switched it off, which lasts until the process ends")
+	}
+	table.netns = cfg.Netns
+	netns.SetEnabled(cfg.Netns)
+	if !cfg.UploadLogs && !table.logsOffFor {
+		table.logsOffFor = true
+		// The first keeps everything that is logged out of the upload buffer. The second tells the control server that
+		// there are no logs, and stops network flow logs. It adds one variable to the environment (not a second time),
+		// so it must come before other threads of the process go on changing it.
+		logtail.Disable()
+		if !envknob.NoLogsNoSupport() {
+			envknob.SetNoLogsNoSupport()
+		}
+	}
+	return nil
+}
+
+// spawn runs f on a goroutine that close waits for; not once close has begun.
+func (n *Node) spawn(f func()) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closing {
+		return false
+	}
+	n.running.Add(1)
+	go func() {
+		defer n.running.Done()
+		f()
+	}()
+	return true
+}
+
+// backend gives the LocalBackend of a started node.
+func (n *Node) backend() (*ipnlocal.LocalBackend, *Error) {
+	if n.ctx.Err() != nil {
+		return nil, errClosed
+	}
+	if lb := n.lb.Load(); lb != nil {
+		return lb, nil
+	}
+	return nil, errNotStarted
+}
+
+// Start brings the node up as far as this machine can: state, sockets, engine. Joining the tailnet then goes on by
+// itself and shows in the watch. Where starting needs the network (a client secret or an ID token is traded for an auth
+// key, state in Kubernetes) it goes on in the background as well, and a failure shows in the watch's error.
+func (n *Node) Start() *Error {
+	n.mu.Lock()
+	if n.closing {
+		n.mu.Unlock()
+		return errClosed
+	}
+	first := !n.starting
+	n.starting = true
+	n.mu.Unlock()
+	if first {
+		go n.start()
+	}
+	if n.cfg.usesExchange() || len(n.cfg.Store) > len("kube:") {
+		select {
+		case <-n.started:
+		default:
+			return nil
+		}
+	}
+	select {
+	case <-n.started:
+	case <-n.ctx.Done():
+		return fail(Canceled, "the node was closed while it started")
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.startErr
+}
+
+func (n *Node) start() {
+	err := n.startServer()
+	n.mu.Lock()
+	n.startErr = err
+	n.mu.Unlock()
+	if err != nil {
+		n.signals.setError(err.Words)
+		n.log.printf(lvError, "the node would not start: %s", err.Words)
+	}
+	close(n.started)
+	n.changed()
+	if err == nil {
+		n.spawn(n.followFilter)
+		n.spawn(n.splice.sweep(n.ctx))
+		if n.cfg.GreetMax > 0 {
+			n.spawn(n.greetPeers)
+		}
+	}
+}
+
+func (n *Node) startServer() (err *Error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fail(Panic, "tsnet panicked while starting: %v", p)
+		}
+	}()
+	if n.cfg.Dir == "" {
+		dir, err := os.MkdirTemp("", "tailbone-node-")
+		if err != nil {
+			return ioFail("making a temporary directory for the node", err)
+		}
+		n.tempDir, n.cfg.Dir = dir, dir
+	}
+	if err := os.MkdirAll(n.cfg.Dir, 0o700); err != nil {
+		return ioFail("making the state directory", err)
+	}
+	where := n.cfg.Store
+	if where == "" {
+		where = filepath.Join(n.cfg.Dir, "tailscaled.state")
+	}
+	st, serr := store.New(n.log.backend, where)
+	if serr != nil {
+		return fail(IO, "opening the node's state: %v", serr)
+	}
+	// Always our own store: tsnet would choose the same one, but by the store attach.go recognises the node.
+	n.store = st
+	register(st, n)
+
+	n.srv.Dir = n.cfg.Dir
+	n.srv.Store = st
+	n.srv.Hostname = n.cfg.Hostname
+	n.srv.Ephemeral = n.cfg.Ephemeral
+	n.srv.ControlURL = n.cfg.ControlURL
+	n.srv.AdvertiseTags = n.cfg.Tags
+	n.srv.AuthKey = n.cfg.AuthKey
+	n.srv.Logf = n.backendLine
+	n.srv.UserLogf = n.log.user
+	if n.cfg.usesExchange() && hasLogin(st) {
+		// tsnet would trade the secret for a key at each start, only to ignore the key: existing state wins.
+		n.srv.AuthKey = ""
+	} else {
+		n.srv.ClientSecret = n.cfg.ClientSecret
+		n.srv.ClientID = n.cfg.ClientID
+		n.srv.IDToken = n.cfg.IDToken
+		n.srv.Audience = n.cfg.Audience
+	}
+	// tsnet falls back to its own variables for each of these that is empty. It cannot be told not to, and unsetting
+	// them here would change the environment of the whole process under other threads' feet. So say it.
+	if n.srv.AuthKey == "" {
+		for _, v := range []string{"TS_AUTHKEY", "TS_AUTH_KEY", "TS_CLIENT_SECRET", "TS_CLIENT_ID", "TS_ID_TOKEN", "TS_AUDIENCE"} {
+			if os.Getenv(v) != "" {
+				n.log.printf(lvWarn, "%s is set in the environment; the node uses it where the configuration gives nothing", v)
+			}
+		}
+	}
+	n.srv.RegisterFallbackTCPHandler(n.ports.flow(n))
+	if err := n.srv.Start(); err != nil {
+		return fail(Start, "%v", err)
+	}
+	if n.lb.Load() == nil {
+		return fail(Internal, "tsnet started without telling us its backend")
+	}
+	return nil
+}
+
+// hasLogin says whether the state holds a node key: then no auth key is needed.
+func hasLogin(st ipn.StateStore) bool {
+	id, err := st.ReadState(ipn.CurrentProfileStateKey)
+	if err != nil || len(id) == 0 {
+		return false
+	}
+	raw, err := st.ReadState(ipn.StateKey(id))
+	if err != nil {
+		return false
+	}
+	prefs := ipn.NewPrefs()
+	if err := ipn.PrefsFromBytes(raw, prefs); err != nil {
+		return false
+	}
+	return !prefs.LoggedOut && prefs.Persist != nil && !prefs.Persist.PrivateNodeKey.IsZero()
+}
+
+// Logout gives the node's identity back to the control server and forgets it here.
+func (n *Node) Logout(timeout time.Duration) *Error {
+	lb, err := n.backend()
+	if err != nil {
+		return err
+	}
+	if timeout <= 0 {
+		return fail(Invalid, "timeout_ms: must be between 1 and a day")
+	}
+	ctx, cancel := context.WithTimeout(n.ctx, timeout)
+	defer cancel()
+	if err := lb.Logout(ctx, ipnauth.Self); err != nil {
+		if n.ctx.Err() != nil {
+			return errClosed
+		}
+		if code, ok := contextCode(errors.Join(err, ctx.Err())); ok {
+			return fail(code, "logging out: the control server did not answer in time")
+		}
+		return fail(Internal, "logging out: %v", err)
+	}
+	return nil
+}
+
+// Close ends the node. See the invariants at the top.
+func Close(handle uint64) *Error {
+	table.mu.Lock()
+	n := table.nodes[handle]
+	known := n != nil || handle != 0 && handle <= table.next
+	table.mu.Unlock()
+	if n == nil {
+		if known {
+			return nil // closed before: idempotent
+		}
+		return errClosed
+	}
+	n.mu.Lock()
+	if n.closing {
+		n.mu.Unlock()
+		<-n.closed
+		return n.closeErr
+	}
+	n.closing = true
+	starting := n.starting
+	n.mu.Unlock()
+
+	n.closeErr = n.close(starting)
+
+	table.mu.Lock()
+	delete(table.nodes, handle)
+	table.mu.Unlock()
+	close(n.closed)
+	return n.closeErr
+}
+
+func (n *Node) close(starting bool) *Error {
+	n.cancel()
+	n.ports.closeAll()
+	n.splice.closeAll()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if starting {
+			<-n.started
+			n.stopServer()
+		}
+		n.splice.closeAll() // what a flow in flight may have added meanwhile
+		n.running.Wait()
+		n.splice.wait()
+		if n.store != nil {
+			unregister(n.store)
+		}
+		if n.tempDir != "" {
+			os.RemoveAll(n.tempDir)
+		}
+	}()
+	limit := time.NewTimer(closeLimit)
+	defer limit.Stop()
+	var err *Error
+	select {
+	case <-done:
+	case <-limit.C:
+		err = fail(Timeout, "the node did not stop within %v; what is left of it stops in the background", closeLimit)
+		n.log.printf(lvWarn, "%s", err.Words)
+	}
+	n.gen.stop()
+	n.log.close()
+	return err
+}
+
+func (n *Node) stopServer() {
+	defer func() {
+		if p := recover(); p != nil {
+			n.log.printf(lvError, "tsnet panicked while stopping: %v", p)
+		}
+	}()
+	if n.startErr != nil && n.srv.Sys() == nil {
+		return // tsnet was not reached, or gave up before it built anything
+	}
+	// Also after a failed start: tsnet then takes down most of what it had built, but not its netstack and its bus.
+	n.srv.Close()
+}

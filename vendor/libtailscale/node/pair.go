@@ -1,0 +1,82 @@
+// Unix socket pairs: the only thing that crosses to the caller besides bytes and numbers.
+//
+// Invariants: both ends are close-on-exec and non-blocking from birth. Our end is an *os.File in Go's poller, so a
+// goroutine that waits on it costs no thread and wakes when it is closed. Sends never raise SIGPIPE.
+
+package node
+
+import (
+	"errors"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// ours is our end of a pair.
+type ours struct {
+	f  *os.File
+	rc syscall.RawConn
+}
+
+// pair makes a socket pair of kind unix.SOCK_STREAM or unix.SOCK_SEQPACKET and gives our end and the other's descriptor.
+func pair(kind int) (ours, int, error) {
+	p, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return ours{}, -1, err
+	}
+	f := os.NewFile(uintptr(p[0]), "tailnet")
+	rc, err := f.SyscallConn()
+	if err != nil {
+		f.Close()
+		unix.Close(p[1])
+		return ours{}, -1, err
+	}
+	return ours{f, rc}, p[1], nil
+}
+
+// send sends one message, waiting for room. rights is the encoded control message, or nil.
+func (o ours) send(msg, rights []byte) error {
+	var err error
+	werr := o.rc.Write(func(fd uintptr) bool {
+		_, err = sendmsg(int(fd), msg, rights)
+		return err != unix.EAGAIN
+	})
+	return errors.Join(werr, err)
+}
+
+// trySend is send that gives up at once when there is no room.
+func (o ours) trySend(msg []byte) {
+	o.rc.Control(func(fd uintptr) { sendmsg(int(fd), msg, nil) })
+}
+
+func sendmsg(fd int, msg, rights []byte) (int, error) {
+	for {
+		n, err := unix.SendmsgN(fd, msg, rights, nil, unix.MSG_NOSIGNAL)
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
+}
+
+// gone waits until the other end is closed, or ours is. Whatever the other end sends meanwhile is thrown away.
+func (o ours) gone() {
+	var b [64]byte
+	for {
+		n, err := o.f.Read(b[:])
+		if n == 0 || err != nil {
+			return
+		}
+	}
+}
+
+// hungUp says whether the other end is fully closed, or both directions are shut.
+func hungUp(fd uintptr) bool {
+	p := []unix.PollFd{{Fd: int32(fd)}}
+	for {
+		_, err := unix.Poll(p, 0)
+		if err != unix.EINTR {
+			return err == nil && p[0].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0
+		}
+	}
+}

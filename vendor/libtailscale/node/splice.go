@@ -1,0 +1,300 @@
+// The byte pump between a connection of the netstack and a unix socket whose other end the caller holds.
+//
+// Invariants
+//   - Half close works both ways: end of stream from the network shuts our writing side, end of stream from the caller
+//     closes the writing side towards the network. The other direction goes on.
+//   - An abnormal end from the network (reset, timeout) closes the unix socket without shutting it first, so the caller
+//     can tell it from an end of stream while its own writing side is open.
+//   - A full close by the caller ends both directions also when the network is silent. What the caller had written is
+//     still sent, then FIN, as the kernel would do.
+//   - Nothing is kept in memory for a connection that is idle but two goroutines, a small buffer and the sockets.
+//   - Two goroutines per connection, ended both when the connection ends; the last one frees everything.
+//   - A peer that stops reading cannot hold a connection that the caller has closed for more than about a minute (sweep).
+
+package node
+
+import (
+	"context"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	idleBuffer = 2 << 10  // what waits for the network; one read takes most requests
+	bulkBuffer = 64 << 10 // taken from the pool while data flows
+
+	sweepEvery   = 15 * time.Second
+	sweepStrikes = 4
+)
+
+var bulk = sync.Pool{New: func() any { b := make([]byte, bulkBuffer); return &b }}
+
+// live counts the connections of all nodes.
+var live atomic.Int64
+
+// netConn is what we need of a netstack connection.
+type netConn interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// splices are the connections of one node.
+type splices struct {
+	mu     sync.Mutex
+	closed bool
+	all    map[*splice]struct{}
+	ended  sync.WaitGroup
+}
+
+type splice struct {
+	set  *splices
+	net  netConn
+	unix ours
+
+	// The callbacks for the poller, made once, with what they work on. in belongs to the goroutine from unix to net,
+	// out to the other one.
+	in  inward
+	out outward
+
+	halves   atomic.Int32  // directions still running
+	netEOF   atomic.Bool   // the network's end of stream was passed on
+	writing  atomic.Uint64 // odd while a write to the network is under way
+	lastSeen uint64        // the above, at the last sweep; belongs to sweep
+	strikes  int           // belongs to sweep
+}
+
+type inward struct {
+	read func(fd uintptr) bool
+	hup  func(fd uintptr) bool
+	buf  *[]byte
+	n    int
+	err  error
+}
+
+type outward struct {
+	write func(fd uintptr) bool
+	rest  []byte
+	err   error
+}
+
+// start begins to pump. On false the node is closing and the caller must close both ends itself.
+func (set *splices) start(c netConn, u ours) bool {
+	s := &splice{set: set, net: c, unix: u}
+	s.in.read, s.in.hup, s.out.write = s.readable, hungUp, s.writable
+	s.halves.Store(2)
+	set.mu.Lock()
+	if set.closed {
+		set.mu.Unlock()
+		return false
+	}
+	if set.all == nil {
+		set.all = make(map[*splice]struct{})
+	}
+	set.all[s] = struct{}{}
+	set.ended.Add(1)
+	set.mu.Unlock()
+	live.Add(1)
+	go s.toCaller()
+	go s.toNetwork()
+	return true
+}
+
+// closeAll aborts all connections and refuses new ones.
+func (set *splices) closeAll() {
+	set.mu.Lock()
+	set.closed = true
+	all := make([]*splice, 0, len(set.all))
+	for s := range set.all {
+		all = append(all, s)
+	}
+	set.mu.Unlock()
+	for _, s := range all {
+		s.abort()
+	}
+}
+
+func (set *splices) wait() { set.ended.Wait() }
+
+// abort ends both directions now. The unix socket is not shut first, see the invariants.
+func (s *splice) abort() {
+	s.unix.f.Close()
+	s.net.Close()
+}
+
+func (s *splice) half() {
+	if s.halves.Add(-1) > 0 {
+		return
+	}
+	s.abort() // both are done: only frees
+	s.set.mu.Lock()
+	delete(s.set.all, s)
+	s.set.mu.Unlock()
+	live.Add(-1)
+	s.set.ended.Done()
+}
+
+// toCaller pumps from the network to the caller.
+func (s *splice) toCaller() {
+	defer s.half()
+	small := make([]byte, idleBuffer)
+	for {
+		n, err := s.net.Read(small)
+		if n > 0 && !s.give(small[:n]) {
+			break
+		}
+		if err == nil && n == len(small) {
+			err = s.bulkToCaller()
+		}
+		if err == io.EOF {
+			s.netEOF.Store(true)
+			// With both directions at their end this also wakes toNetwork out of its wait.
+			s.unix.rc.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_WR) })
+			return
+		}
+		if err != nil {
+			break
+		}
+	}
+	s.abort()
+}
+
+// bulkToCaller goes on with a large buffer as long as it pays.
+func (s *splice) bulkToCaller() error {
+	b := bulk.Get().(*[]byte)
+	defer bulk.Put(b)
+	for {
+		n, err := s.net.Read(*b)
+		if n > 0 && !s.give((*b)[:n]) {
+			return io.ErrClosedPipe
+		}
+		if err != nil {
+			return err
+		}
+		if n < bulkBuffer/8 {
+			return nil
+		}
+	}
+}
+
+// give writes all of p to the caller.
+func (s *splice) give(p []byte) bool {
+	s.out.rest, s.out.err = p, nil
+	err := s.unix.rc.Write(s.out.write)
+	s.out.rest = nil
+	return err == nil && s.out.err == nil
+}
+
+func (s *splice) writable(fd uintptr) bool {
+	for len(s.out.rest) > 0 {
+		n, err := sendmsg(int(fd), s.out.rest, nil)
+		if err == unix.EAGAIN {
+			return false
+		}
+		if err != nil {
+			s.out.err = err
+			return true
+		}
+		s.out.rest = s.out.rest[n:]
+	}
+	return true
+}
+
+// toNetwork pumps from the caller to the network.
+func (s *splice) toNetwork() {
+	defer s.half()
+	for {
+		if s.unix.rc.Read(s.in.read) != nil {
+			break // our end was closed
+		}
+		if s.in.err != nil {
+			break // the caller closed without reading all: a reset, as the kernel would make of it
+		}
+		if s.in.n == 0 {
+			bulk.Put(s.in.buf)
+			if s.net.CloseWrite() != nil {
+				break
+			}
+			// The caller may still read, for hours. But once it has closed its end for good, or the network's end of
+			// stream was passed on, nothing is left to do.
+			s.unix.rc.Read(s.in.hup)
+			if s.netEOF.Load() {
+				return
+			}
+			break
+		}
+		s.writing.Add(1)
+		_, err := s.net.Write((*s.in.buf)[:s.in.n])
+		s.writing.Add(1)
+		bulk.Put(s.in.buf)
+		if err != nil {
+			break
+		}
+	}
+	s.abort()
+}
+
+// readable reads when there is something. The buffer is taken only then, so a silent connection holds none.
+func (s *splice) readable(fd uintptr) bool {
+	b := bulk.Get().(*[]byte)
+	for {
+		n, err := unix.Read(int(fd), *b)
+		switch err {
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			bulk.Put(b)
+			return false
+		case nil:
+			s.in.buf, s.in.n, s.in.err = b, n, nil
+		default:
+			bulk.Put(b)
+			s.in.buf, s.in.n, s.in.err = nil, 0, err
+		}
+		return true
+	}
+}
+
+// sweep looks now and then for writes to the network that do not move although the caller is gone, and ends them.
+func (set *splices) sweep(ctx context.Context) func() {
+	return func() {
+		tick := time.NewTicker(sweepEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				set.sweepOnce()
+			}
+		}
+	}
+}
+
+func (set *splices) sweepOnce() {
+	set.mu.Lock()
+	var stuck []*splice
+	for s := range set.all {
+		w := s.writing.Load()
+		if w%2 == 1 && w == s.lastSeen {
+			stuck = append(stuck, s)
+		} else {
+			s.strikes = 0
+		}
+		s.lastSeen = w
+	}
+	set.mu.Unlock()
+	for _, s := range stuck {
+		gone := false
+		s.unix.rc.Control(func(fd uintptr) { gone = hungUp(fd) })
+		if !gone {
+			s.strikes = 0
+		} else if s.strikes++; s.strikes >= sweepStrikes {
+			s.abort()
+		}
+	}
+}

@@ -1,0 +1,221 @@
+// What the node is: the whole picture, on demand and as a stream of the newest.
+//
+// Invariants: a watcher gets the first picture at once, then one after each change, at most one in watchPause, and never
+// the same twice. A watcher that does not read holds up nobody: the backend only pokes, and pictures that could not be
+// sent are never made. The generation in a picture is not newer than what the picture shows.
+
+package node
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"tailscale.com/ipn"
+	"tailscale.com/ipn/ipnstate"
+)
+
+const watchPause = 20 * time.Millisecond
+
+type picture struct {
+	Generation   uint64       `json:"generation"`
+	State        string       `json:"state"`
+	AuthURL      string       `json:"auth_url"`
+	Error        string       `json:"error"`
+	ID           string       `json:"id"`
+	Name         string       `json:"name"`
+	Hostname     string       `json:"hostname"`
+	Addresses    []netip.Addr `json:"addresses"`
+	Tailnet      string       `json:"tailnet"`
+	KeyExpiry    string       `json:"key_expiry"`
+	Expired      bool         `json:"expired"`
+	Tags         []string     `json:"tags"`
+	Owner        string       `json:"owner"`
+	Health       []string     `json:"health"`
+	InMapPoll    bool         `json:"in_map_poll"`
+	ControlError string       `json:"control_error"`
+	Peers        []peer       `json:"peers,omitzero"`
+}
+
+type peer struct {
+	ID        string       `json:"id"`
+	Name      string       `json:"name"`
+	Addresses []netip.Addr `json:"addresses"`
+	Online    bool         `json:"online"`
+	Active    bool         `json:"active"`
+	Tags      []string     `json:"tags"`
+	Login     string       `json:"login"`
+}
+
+// Status gives the picture with the peers.
+func (n *Node) Status() ([]byte, *Error) {
+	if n.ctx.Err() != nil {
+		return nil, errClosed
+	}
+	b, err := json.Marshal(n.picture(true))
+	if err != nil {
+		return nil, fail(Internal, "%v", err)
+	}
+	return b, nil
+}
+
+func (n *Node) picture(withPeers bool) *picture {
+	p := &picture{Generation: n.gen.now(), State: ipn.NoState.String()}
+	p.Error, p.ControlError = n.signals.get()
+	p.Addresses, p.Tags, p.Health = []netip.Addr{}, []string{}, []string{}
+	if withPeers {
+		p.Peers = []peer{}
+	}
+	lb := n.lb.Load()
+	if lb == nil {
+		return p
+	}
+	var st *ipnstate.Status
+	if withPeers {
+		st = lb.Status()
+	} else {
+		st = lb.StatusWithoutPeers()
+	}
+	p.State = st.BackendState
+	p.AuthURL = st.AuthURL
+	p.InMapPoll = lb.HealthTracker().GetInPollNetMap()
+	if p.InMapPoll {
+		p.ControlError = ""
+	}
+	p.Health = append(p.Health, st.Health...)
+	p.Addresses = append(p.Addresses, st.TailscaleIPs...)
+	if st.CurrentTailnet != nil {
+		p.Tailnet = st.CurrentTailnet.MagicDNSSuffix
+	}
+	if self := st.Self; self != nil {
+		p.ID = string(self.ID)
+		p.Name = fqdn(self.DNSName)
+		p.Hostname = self.HostName
+		if self.Tags != nil {
+			p.Tags = self.Tags.AppendTo(p.Tags)
+		}
+		if self.KeyExpiry != nil {
+			p.KeyExpiry, p.Expired = expiry(*self.KeyExpiry, self.Expired)
+		}
+		if u, ok := lb.UserProfile(self.UserID); ok && len(p.Tags) == 0 {
+			p.Owner = u.LoginName()
+		}
+	}
+	for _, ps := range st.Peer {
+		pe := peer{
+			ID: string(ps.ID), Name: fqdn(ps.DNSName), Addresses: ps.TailscaleIPs,
+			Online: ps.Online, Active: ps.Active, Tags: []string{}, Login: st.User[ps.UserID].LoginName,
+		}
+		if pe.Addresses == nil {
+			pe.Addresses = []netip.Addr{}
+		}
+		if ps.Tags != nil {
+			pe.Tags = ps.Tags.AppendTo(pe.Tags)
+		}
+		p.Peers = append(p.Peers, pe)
+	}
+	slices.SortFunc(p.Peers, func(a, b peer) int { return strings.Compare(a.Name+a.ID, b.Name+b.ID) })
+	return p
+}
+
+func fqdn(name string) string { return strings.TrimSuffix(name, ".") }
+
+// expiry tells a key's end and whether it has passed. tsnet marks an expired peer only some seconds later, so the clock
+// is asked as well.
+func expiry(t time.Time, marked bool) (string, bool) {
+	if t.IsZero() {
+		return "", marked
+	}
+	return t.UTC().Format(time.RFC3339), marked || !t.After(time.Now())
+}
+
+// changed wakes the watchers. It never blocks; the backend's lock may be held.
+func (n *Node) changed() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for w := range n.watchers {
+		select {
+		case w <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Watch gives a descriptor on which pictures arrive until it is closed.
+func (n *Node) Watch() (int, *Error) {
+	end, theirs, err := pair(unix.SOCK_SEQPACKET)
+	if err != nil {
+		return -1, ioFail("making the watch's sockets", err)
+	}
+	poke := make(chan struct{}, 1)
+	gone := make(chan struct{})
+	n.mu.Lock()
+	n.watchers[poke] = struct{}{}
+	n.mu.Unlock()
+	ok := n.spawn(func() {
+		defer func() {
+			n.mu.Lock()
+			delete(n.watchers, poke)
+			n.mu.Unlock()
+		}()
+		n.sendPictures(end, poke, gone)
+	}) && n.spawn(func() {
+		end.gone()
+		close(gone)
+		end.f.Close()
+	})
+	if !ok {
+		n.mu.Lock()
+		delete(n.watchers, poke)
+		n.mu.Unlock()
+		end.f.Close()
+		unix.Close(theirs)
+		return -1, errClosed
+	}
+	return theirs, nil
+}
+
+func (n *Node) sendPictures(end ours, poke, gone chan struct{}) {
+	defer end.f.Close() // also ends the goroutine that waits for the other end
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() { // a send that waits for room must not keep close waiting
+		select {
+		case <-n.ctx.Done():
+			end.f.Close()
+		case <-stop:
+		}
+	}()
+	var last []byte
+	for {
+		msg, err := json.Marshal(n.picture(false))
+		if err != nil {
+			n.log.printf(lvError, "the node's status cannot be written: %v", err)
+			return
+		}
+		if !bytes.Equal(msg, last) {
+			if end.send(msg, nil) != nil {
+				return
+			}
+			last = msg
+		}
+		select {
+		case <-poke:
+		case <-gone:
+			return
+		case <-n.ctx.Done():
+			return
+		}
+		select {
+		case <-time.After(watchPause):
+		case <-gone:
+			return
+		case <-n.ctx.Done():
+			return
+		}
+	}
+}
