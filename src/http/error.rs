@@ -19,6 +19,8 @@ use serde::Serialize;
 /// Who is to blame, and for what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
+    /// A server behind us cannot be reached, or does not speak HTTP.
+    BadGateway,
     /// The request makes no sense.
     BadRequest,
     /// A bug or a broken machine of ours.
@@ -44,6 +46,7 @@ pub enum Kind {
 impl Kind {
     fn status(self) -> StatusCode {
         match self {
+            Self::BadGateway => StatusCode::BAD_GATEWAY,
             Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Forbidden => StatusCode::FORBIDDEN,
