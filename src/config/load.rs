@@ -21,8 +21,9 @@ use super::{
     report::{Mistakes, Origin, Remark, Warning},
     secret::Secret,
     settings::{
-        Admin, Authorization, Binding, ClientSettings, Component, KeySpec, Keys, Log, LogFormat,
-        LogLevel, OutputFormat, Publish, Server, Settings, Tailscale,
+        Admin, Authorization, Binding, ClientSettings, Component, Gate, GateAuth, GateToken,
+        KeySpec, Keys, Log, LogFormat, LogLevel, OutputFormat, Publish, Server, Settings,
+        Tailscale, Upstream,
     },
     table::{self, Default, Kind, LONGEST, Row},
 };
@@ -162,6 +163,7 @@ impl<'a> Reader<'a> {
         let tailscale = self.tailscale(purpose);
         let state = tailscale.as_ref().map(|tailscale| tailscale.dir.clone());
         let admin = self.admin(state.as_deref());
+        let gate = self.gate();
         let settings = Settings {
             components: components?,
             log: log?,
@@ -173,6 +175,7 @@ impl<'a> Reader<'a> {
                 tailscale: tailscale?,
             },
             admin: admin?,
+            gate: gate?,
         };
         self.compare_listeners(&settings);
         Some(settings)
@@ -218,18 +221,21 @@ impl<'a> Reader<'a> {
         let words = self.words(&table::COMPONENTS, |word| {
             match word.to_ascii_lowercase().as_str() {
                 "admin" => Ok("admin"),
+                "gate" => Ok("gate"),
                 "issuer" => Ok("issuer"),
-                lower => Err(match suggestion(lower, ["admin", "issuer"].into_iter()) {
-                    Some(meant) => format!("no component {lower}; did you mean {meant}?"),
-                    None => format!("no component {lower}; there are issuer and admin"),
-                }),
+                lower => Err(
+                    match suggestion(lower, ["admin", "gate", "issuer"].into_iter()) {
+                        Some(meant) => format!("no component {lower}; did you mean {meant}?"),
+                        None => format!("no component {lower}; there are issuer, admin and gate"),
+                    },
+                ),
             }
         })?;
         if words.is_empty() {
             self.mistake(
                 &table::COMPONENTS,
                 None,
-                "no component, so nothing would run: name issuer, admin or both".into(),
+                "no component, so nothing would run: name one of issuer, admin and gate".into(),
             );
             return None;
         }
@@ -238,6 +244,7 @@ impl<'a> Reader<'a> {
                 .into_iter()
                 .map(|word| match word {
                     "admin" => Component::Admin,
+                    "gate" => Component::Gate,
                     _ => Component::Issuer,
                 })
                 .collect(),
@@ -418,6 +425,84 @@ impl<'a> Reader<'a> {
                 _ => Authorization::Grant,
             },
             socket: socket?,
+        })
+    }
+
+    fn gate(&mut self) -> Option<Gate> {
+        let port = self.port(&table::GATE_PORT);
+        let binding = self.binding(&table::GATE_BINDING);
+        let upstreams = self.words(&table::GATE_UPSTREAM, upstream);
+        let policy = self.optional_path(&table::GATE_POLICY);
+        let capability = self.read(&table::GATE_CAPABILITY, text);
+        let expected_tailnet = self.optional_text(&table::GATE_EXPECTED_TAILNET);
+        let forward_capabilities =
+            self.words(
+                &table::GATE_FORWARD_CAPABILITIES,
+                |word| Ok(word.to_owned()),
+            );
+        let token = self.bool(&table::GATE_TOKEN);
+        let audience = self.optional_text(&table::GATE_TOKEN_AUDIENCE);
+        let life = self.whole_seconds(&table::GATE_TOKEN_EXPIRY);
+        let recheck = self.duration(&table::GATE_RECHECK);
+        let auth = self.gate_auth();
+        let token = match token? {
+            true => Some(GateToken {
+                audience: audience?,
+                life: life?,
+            }),
+            false => None,
+        };
+        Some(Gate {
+            port: port?,
+            binding: binding?,
+            upstreams: upstreams?,
+            policy: policy?,
+            capability: capability?,
+            expected_tailnet: expected_tailnet?,
+            forward_capabilities: forward_capabilities?,
+            token,
+            recheck: recheck?,
+            auth: auth?,
+        })
+    }
+
+    fn gate_auth(&mut self) -> Option<GateAuth> {
+        let port = self.port(&table::GATE_AUTH_PORT);
+        let proxies = self.words(&table::GATE_AUTH_PROXIES, proxy);
+        let socket = self.optional_path(&table::GATE_AUTH_SOCKET);
+        let socket_mode = self.read(&table::GATE_AUTH_SOCKET_MODE, socket_mode);
+        let client_header = self.optional_text(&table::GATE_AUTH_CLIENT_HEADER);
+        let redirect = self.url(&table::GATE_AUTH_REDIRECT);
+        Some(GateAuth {
+            port: port?,
+            proxies: proxies?,
+            socket: socket?,
+            socket_mode: socket_mode?,
+            client_header: client_header?,
+            redirect: redirect?,
+        })
+    }
+
+    fn optional_path(&mut self, row: &'static Row) -> Option<Option<PathBuf>> {
+        self.read(row, |typed, origin| {
+            let Reading {
+                meaning,
+                plain,
+                odd,
+            } = text(typed, origin)?;
+            let path = (!meaning.is_empty()).then(|| PathBuf::from(meaning));
+            Ok(Reading::new(path, plain).odd(odd))
+        })
+    }
+
+    fn optional_text(&mut self, row: &'static Row) -> Option<Option<String>> {
+        self.read(row, |typed, origin| {
+            let Reading {
+                meaning,
+                plain,
+                odd,
+            } = text(typed, origin)?;
+            Ok(Reading::new(Some(meaning).filter(|text| !text.is_empty()), plain).odd(odd))
         })
     }
 
@@ -712,6 +797,55 @@ fn fit(text: &str) -> Result<(), String> {
 fn text(typed: &str, _: &Origin) -> Result<Reading<String>, String> {
     let text = typed.trim_end_matches(['\r', '\n']);
     Ok(Reading::new(text.to_owned(), text))
+}
+
+/// `[host][/path]=http://host:port`, with `h2c` for HTTP/2 without TLS. What host and path may be is the gate's business.
+fn upstream(word: &str) -> Result<Upstream, String> {
+    let (place, url) = match word.split_once('=') {
+        Some((place, url)) => (place, url),
+        None => ("", word),
+    };
+    let (address, h2c) = match (url.strip_prefix("http://"), url.strip_prefix("h2c://")) {
+        (Some(address), _) => (address, false),
+        (_, Some(address)) => (address, true),
+        _ => {
+            return Err(
+                "not http://host:port or h2c://host:port, after host, /path or both and =".into(),
+            );
+        }
+    };
+    let address = address.strip_suffix('/').unwrap_or(address);
+    if address.is_empty() || address.contains(['/', '?', '#', '@']) {
+        return Err("an upstream's address is host:port, without path and user".into());
+    }
+    let (host, path) = match place.find('/') {
+        Some(at) => place.split_at(at),
+        None => (place, ""),
+    };
+    Ok(Upstream {
+        host: host.to_owned(),
+        path: path.to_owned(),
+        address: address.to_owned(),
+        h2c,
+    })
+}
+
+/// A proxy is named by what only it has.
+fn proxy(word: &str) -> Result<String, String> {
+    let fits = word.starts_with("tag:") || word.contains('@') && !word.contains('*');
+    if fits {
+        Ok(word.to_owned())
+    } else {
+        Err("a proxy is named by its tag (tag:name) or its user's login".into())
+    }
+}
+
+fn socket_mode(typed: &str, _: &Origin) -> Result<Reading<u32>, String> {
+    let mode = u32::from_str_radix(typed.trim(), 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .ok_or("not a file mode in octal, such as 0660")?;
+    Ok(Reading::new(mode, format!("{mode:04o}")))
 }
 
 fn path(typed: &str, origin: &Origin) -> Result<Reading<PathBuf>, String> {

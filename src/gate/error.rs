@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     http::{self, error::Kind},
     identity::Refusal,
-    policy::{self, RuleId, WhatError},
+    policy::{self, WhatError},
 };
 
 /// Why a gate cannot be built.
@@ -17,9 +17,7 @@ pub enum BuildError {
     DoubleUpstream(String),
     #[error("gate.token is on, but there is no key to sign with")]
     NoSigner,
-    #[error(
-        "the gate has nothing to do: set gate.upstream, gate.auth.proxies or gate.auth.socket"
-    )]
+    #[error("the gate has nothing to do: set gate.upstream, gate.auth.proxies or gate.auth.socket")]
     NothingToDo,
     #[error("gate.policy: {0}")]
     Policy(#[from] policy::LoadError),
@@ -36,7 +34,7 @@ pub enum BuildError {
 pub(super) enum Denied {
     /// There is no identity to decide about.
     Identity(Refusal),
-    Policy(RuleId),
+    Policy,
     WrongTailnet,
 }
 
@@ -44,7 +42,7 @@ impl Denied {
     pub(super) fn code(&self) -> &'static str {
         match self {
             Self::Identity(refusal) => refusal.code(),
-            Self::Policy(_) => "denied_by_policy",
+            Self::Policy => "denied_by_policy",
             Self::WrongTailnet => "wrong_tailnet",
         }
     }
@@ -56,7 +54,9 @@ impl From<Denied> for http::Error {
         match denied {
             Denied::Identity(refusal) => refusal.into(),
             // Which rule it was is for the operator, who finds it in the audit line.
-            Denied::Policy(_) => Self::new(Kind::Forbidden, code, "the policy does not let you in here"),
+            Denied::Policy => {
+                Self::new(Kind::Forbidden, code, "the policy does not let you in here")
+            }
             Denied::WrongTailnet => {
                 Self::new(Kind::Forbidden, code, "this service is for another tailnet")
             }
@@ -126,5 +126,10 @@ pub(super) fn no_token(error: super::SignError) -> http::Error {
     let kind = Kind::Unavailable {
         retry_after: Duration::from_secs(5),
     };
-    http::Error::new(kind, "no_token", "the token for the backend could not be made").because(error)
+    http::Error::new(
+        kind,
+        "no_token",
+        "the token for the backend could not be made",
+    )
+    .because(error)
 }

@@ -83,11 +83,7 @@ impl Guard {
     }
 
     /// Whether somebody who was let through still is. Says nothing in the audit log as long as the answer is yes.
-    pub(super) fn still_admits(
-        &self,
-        caller: Result<Arc<Visitor>, Refusal>,
-        what: &What,
-    ) -> bool {
+    pub(super) fn still_admits(&self, caller: Result<Arc<Visitor>, Refusal>, what: &What) -> bool {
         let kept = self.decide(caller.clone(), what, None).0.is_ok();
         kept || self.admit(caller, what, None).is_ok()
     }
@@ -102,9 +98,7 @@ impl Guard {
         let caller = caller.map_err(Denied::Identity).and_then(|visitor| {
             let wanted = [self.expected_tailnet.as_deref(), expected];
             let fits = |wanted: &str| same_tailnet(wanted, visitor.tailnet());
-            if visitor.foreign() && self.expected_tailnet.is_some()
-                || !wanted.into_iter().flatten().all(fits)
-            {
+            if !wanted.into_iter().flatten().all(fits) {
                 return Err(Denied::WrongTailnet);
             }
             Ok(visitor)
@@ -124,7 +118,7 @@ impl Guard {
             // Why there is no identity says more than that nobody without one gets in.
             (_, Err(denied)) => Err(denied),
             (Effect::Allow, Ok(visitor)) => Ok(Admitted::Identified(visitor)),
-            (Effect::Deny, Ok(_)) => Err(Denied::Policy(decision.rule.clone())),
+            (Effect::Deny, Ok(_)) => Err(Denied::Policy),
         };
         (answer, decision.rule)
     }

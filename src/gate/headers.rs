@@ -47,8 +47,21 @@ pub(super) fn identity(
 ) -> Vec<(HeaderName, HeaderValue)> {
     let empty = || HeaderValue::from_static("");
     let mut headers: Vec<_> = [
-        USER, LOGIN, NAME, PICTURE, TAILNET, USER_LOGIN, USER_NAME, USER_PICTURE, INFO,
-        CAPABILITIES, FUNNEL, NODE_ID, NODE_NAME, TAGS, TOKEN,
+        USER,
+        LOGIN,
+        NAME,
+        PICTURE,
+        TAILNET,
+        USER_LOGIN,
+        USER_NAME,
+        USER_PICTURE,
+        INFO,
+        CAPABILITIES,
+        FUNNEL,
+        NODE_ID,
+        NODE_NAME,
+        TAGS,
+        TOKEN,
     ]
     .map(|name| (name, empty()))
     .into();
@@ -182,7 +195,11 @@ const CLAIMS: [&str; 33] = [
 ];
 
 /// Headers by which some frameworks take another method than the request's.
-const METHODS: [&str; 3] = ["x-http-method", "x-http-method-override", "x-method-override"];
+const METHODS: [&str; 3] = [
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+];
 
 /// Removes everything by which a client could pass for somebody. Names are compared as careless backends do: whatever is neither
 /// letter nor digit is the same to them.
@@ -193,13 +210,20 @@ pub(super) fn strip(headers: &mut HeaderMap, methods_too: bool) {
             let plain: String = name
                 .as_str()
                 .chars()
-                .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+                .map(|c| {
+                    if c.is_ascii_alphanumeric() {
+                        c.to_ascii_lowercase()
+                    } else {
+                        '-'
+                    }
+                })
                 .collect();
             let plain = plain.trim_start_matches('-');
             let plain = plain.strip_prefix("http-").unwrap_or(plain);
-            CLAIMS.iter().any(|claim| {
-                plain == *claim || (claim.ends_with('-') && plain.starts_with(claim))
-            }) || (methods_too && METHODS.contains(&plain))
+            CLAIMS
+                .iter()
+                .any(|claim| plain == *claim || (claim.ends_with('-') && plain.starts_with(claim)))
+                || (methods_too && METHODS.contains(&plain))
         })
         .cloned()
         .collect();
@@ -270,7 +294,10 @@ pub(super) fn forwarded(
         IpAddr::V6(v6) => format!("\"[{v6}]\""),
     };
     let host_text = host.to_str().unwrap_or_default();
-    put(header::FORWARDED, &format!("for={node};host=\"{host_text}\";proto={proto}"));
+    put(
+        header::FORWARDED,
+        &format!("for={node};host=\"{host_text}\";proto={proto}"),
+    );
     headers.insert(FORWARDED_HOST, host.clone());
 }
 
@@ -303,8 +330,18 @@ mod tests {
             headers.append(&name, HeaderValue::from_static("spoof"));
             headers.append(&name, HeaderValue::from_static("twice"));
         }
-        for name in ["accept", "cookie", "authorization", "x-userland", "tailscales", "x-http-method-override"] {
-            headers.insert(HeaderName::from_static(name), HeaderValue::from_static("stays"));
+        for name in [
+            "accept",
+            "cookie",
+            "authorization",
+            "x-userland",
+            "tailscales",
+            "x-http-method-override",
+        ] {
+            headers.insert(
+                HeaderName::from_static(name),
+                HeaderValue::from_static("stays"),
+            );
         }
         strip(&mut headers, false);
         assert_eq!(headers.len(), 6, "{headers:?}");
@@ -339,7 +376,10 @@ mod tests {
         assert_eq!(encoded("Zoë =?_"), "=?utf-8?q?Zo=C3=AB_=3D=3F=5F?=");
         let long = encoded(&"é".repeat(30));
         let words: Vec<_> = long.to_str().unwrap().split(' ').collect();
-        assert!(words.len() > 2 && words.iter().all(|word| word.len() <= 75), "{words:?}");
+        assert!(
+            words.len() > 2 && words.iter().all(|word| word.len() <= 75),
+            "{words:?}"
+        );
         assert_eq!(raw("a\r\nX: y"), "");
     }
 }

@@ -131,6 +131,3 @@ impl Gate {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -12,8 +12,7 @@ use super::Admitted;
 use crate::{config, identity::Caller};
 
 /// Signs claims (a JSON object) and answers the token.
-pub type Sign =
-    Arc<dyn Fn(Vec<u8>) -> BoxFuture<'static, Result<String, SignError>> + Send + Sync>;
+pub type Sign = Arc<dyn Fn(Vec<u8>) -> BoxFuture<'static, Result<String, SignError>> + Send + Sync>;
 
 /// Why no token could be made.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +80,8 @@ impl Tokens {
             return Ok(None);
         };
         let token = (self.sign)(claims).await?;
-        let mut value = HeaderValue::try_from(token).map_err(|error| SignError(error.to_string()))?;
+        let mut value =
+            HeaderValue::try_from(token).map_err(|error| SignError(error.to_string()))?;
         value.set_sensitive(true);
         Ok(Some(value))
     }
@@ -98,7 +98,9 @@ impl Tokens {
         let aud = self.audience.as_deref().unwrap_or(host);
         if aud.is_empty() {
             // A token for nobody in particular would be one for everybody.
-            return Err(SignError("the request names no host, and gate.tokenAudience is not set".into()));
+            return Err(SignError(
+                "the request names no host, and gate.tokenAudience is not set".into(),
+            ));
         }
         let (sub, login, name, tags) = match visitor.even_foreign() {
             Caller::User(user) => (
@@ -107,9 +109,12 @@ impl Tokens {
                 Some(user.display_name.as_str()),
                 &[][..],
             ),
-            Caller::Machine(machine) => {
-                (format!("node-{}", machine.id), None, None, machine.tags.as_slice())
-            }
+            Caller::Machine(machine) => (
+                format!("node-{}", machine.id),
+                None,
+                None,
+                machine.tags.as_slice(),
+            ),
             Caller::Funnel(_) => return Ok(None),
         };
         let iat = now.as_second();

@@ -47,14 +47,17 @@ impl Document {
         if bytes.len() > LARGEST {
             return Err(Unreadable::TooLarge);
         }
-        let value: Value = serde_json::from_slice(bytes)
-            .map_err(|error| Unreadable::NotJson(format!("line {}, column {}", error.line(), error.column())))?;
+        let value: Value = serde_json::from_slice(bytes).map_err(|error| {
+            Unreadable::NotJson(format!("line {}, column {}", error.line(), error.column()))
+        })?;
         let Value::Object(mut others) = value else {
             return Err(Unreadable::NotObject);
         };
         match others.remove("keys") {
             None => Err(Unreadable::NoKeys),
-            Some(Value::Array(keys)) if keys.iter().all(Value::is_object) => Ok(Self { keys, others }),
+            Some(Value::Array(keys)) if keys.iter().all(Value::is_object) => {
+                Ok(Self { keys, others })
+            }
             Some(_) => Err(Unreadable::Keys),
         }
     }
@@ -87,7 +90,8 @@ impl Document {
 
     /// Whether this very key (not only its id) is in the document.
     pub fn holds(&self, key: &PublicJwk) -> bool {
-        self.find(key.kid.as_str()).is_some_and(|value| key.same_key(value))
+        self.find(key.kid.as_str())
+            .is_some_and(|value| key.same_key(value))
     }
 
     /// Puts a key at the end; one that is there stays where and as it is. Tells whether anything changed.
@@ -121,7 +125,12 @@ fn sorted(value: Value) -> Value {
         Value::Object(members) => {
             let mut members: Vec<_> = members.into_iter().collect();
             members.sort_by(|a, b| a.0.cmp(&b.0));
-            Value::Object(members.into_iter().map(|(name, value)| (name, sorted(value))).collect())
+            Value::Object(
+                members
+                    .into_iter()
+                    .map(|(name, value)| (name, sorted(value)))
+                    .collect(),
+            )
         }
         plain => plain,
     }
@@ -132,7 +141,9 @@ mod tests {
     use super::*;
 
     fn key(kid: &str) -> PublicJwk {
-        let json = format!(r#"{{"alg":"ES256","crv":"P-256","kid":"{kid}","kty":"EC","x":"AA","y":"AQ"}}"#);
+        let json = format!(
+            r#"{{"alg":"ES256","crv":"P-256","kid":"{kid}","kty":"EC","x":"AA","y":"AQ"}}"#
+        );
         PublicJwk::from_json(json.as_bytes()).unwrap()
     }
 
@@ -141,7 +152,9 @@ mod tests {
         let cases: [(&[u8], fn(&Unreadable) -> bool); 9] = [
             (b"", |e| matches!(e, Unreadable::NotJson(_))),
             (b"<html>502</html>", |e| matches!(e, Unreadable::NotJson(_))),
-            (br#"{"keys":[{"kid":"a""#, |e| matches!(e, Unreadable::NotJson(_))),
+            (br#"{"keys":[{"kid":"a""#, |e| {
+                matches!(e, Unreadable::NotJson(_))
+            }),
             (b"[]", |e| matches!(e, Unreadable::NotObject)),
             (b"null", |e| matches!(e, Unreadable::NotObject)),
             (b"{}", |e| matches!(e, Unreadable::NoKeys)),
@@ -151,7 +164,11 @@ mod tests {
         ];
         for (bytes, expected) in cases {
             let error = Document::parse(bytes).unwrap_err();
-            assert!(expected(&error), "{:?}: {error:?}", String::from_utf8_lossy(bytes));
+            assert!(
+                expected(&error),
+                "{:?}: {error:?}",
+                String::from_utf8_lossy(bytes)
+            );
         }
         let huge = vec![b' '; LARGEST + 1];
         assert_eq!(Document::parse(&huge), Err(Unreadable::TooLarge));
@@ -163,7 +180,10 @@ mod tests {
         let foreign = r#"{"issuer":"x","keys":[{"kid":"no time","kty":"oct","x-odd":{"b":[1.5],"a":null}},{"kty":"RSA"}]}"#;
         let mut document = Document::parse(foreign.as_bytes()).unwrap();
         assert!(document.add(&key("tb-1")).unwrap());
-        assert!(!document.add(&key("tb-1")).unwrap(), "adding twice changes nothing");
+        assert!(
+            !document.add(&key("tb-1")).unwrap(),
+            "adding twice changes nothing"
+        );
         assert_eq!(
             String::from_utf8(document.to_bytes()).unwrap(),
             concat!(
@@ -178,8 +198,10 @@ mod tests {
 
     #[test]
     fn d08_a_taken_id_is_refused_not_overwritten() {
-        let mut document =
-            Document::parse(br#"{"keys":[{"crv":"P-256","kid":"tb-1","kty":"EC","x":"BB","y":"AQ"}]}"#).unwrap();
+        let mut document = Document::parse(
+            br#"{"keys":[{"crv":"P-256","kid":"tb-1","kty":"EC","x":"BB","y":"AQ"}]}"#,
+        )
+        .unwrap();
         assert!(document.add(&key("tb-1")).is_err());
         assert!(!document.holds(&key("tb-1")));
     }

@@ -49,7 +49,13 @@ impl FilePublisher {
     pub fn with_probe(path: impl Into<PathBuf>, probe: Probe) -> Self {
         let path = path.into();
         let whole = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
-        Self { inner: Arc::new(Inner { place: format!("file:{}", whole.display()), path, probe }) }
+        Self {
+            inner: Arc::new(Inner {
+                place: format!("file:{}", whole.display()),
+                path,
+                probe,
+            }),
+        }
     }
 
     /// Runs `work` where blocking is allowed.
@@ -59,9 +65,14 @@ impl FilePublisher {
     ) -> Result<T, PublishError> {
         let inner = self.inner.clone();
         let place = self.inner.place.clone();
-        tokio::task::spawn_blocking(move || work(&inner)).await.unwrap_or_else(|error| {
-            Err(PublishError::Unavailable { place, detail: error.to_string() })
-        })
+        tokio::task::spawn_blocking(move || work(&inner))
+            .await
+            .unwrap_or_else(|error| {
+                Err(PublishError::Unavailable {
+                    place,
+                    detail: error.to_string(),
+                })
+            })
     }
 }
 
@@ -109,7 +120,11 @@ impl Publisher for FilePublisher {
         .boxed()
     }
 
-    fn keep<'a>(&'a self, document: &'a Document, now: Timestamp) -> BoxFuture<'a, Result<String, PublishError>> {
+    fn keep<'a>(
+        &'a self,
+        document: &'a Document,
+        now: Timestamp,
+    ) -> BoxFuture<'a, Result<String, PublishError>> {
         let bytes = document.to_bytes();
         self.blocking(move |inner| inner.keep(&bytes, now)).boxed()
     }
@@ -121,13 +136,18 @@ impl Inner {
             return Ok(None);
         };
         let document = Document::parse(&bytes).map_err(|reason| self.unreadable(reason))?;
-        Ok(Some(Versioned { document, etag: etag(&bytes) }))
+        Ok(Some(Versioned {
+            document,
+            etag: etag(&bytes),
+        }))
     }
 
     fn bytes(&self) -> Result<Option<Vec<u8>>, PublishError> {
         disk::read(&self.path, LARGEST as u64).map_err(|error| match error {
             DiskError::TooLarge { .. } => self.unreadable(Unreadable::TooLarge),
-            DiskError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => self.denied(""),
+            DiskError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                self.denied("")
+            }
             other => self.unavailable(&other),
         })
     }
@@ -145,7 +165,9 @@ impl Inner {
     fn swap(&self, bytes: &[u8], expected: Option<&Etag>) -> Result<Etag, PublishError> {
         let found = self.bytes()?.map(|bytes| etag(&bytes));
         if found.as_ref() != expected {
-            return Err(PublishError::Conflict { place: self.place.clone() });
+            return Err(PublishError::Conflict {
+                place: self.place.clone(),
+            });
         }
         // World-readable: it is public, and a web server of another user may hand it out.
         disk::write(&self.path, bytes, 0o644, &self.probe).map_err(|error| self.writing(error))?;
@@ -163,16 +185,28 @@ impl Inner {
 
     /// Keeps the newest backups. One that cannot be deleted is in nobody's way.
     fn forget_oldest(&self, stem: &Path) {
-        let (Some(directory), Some(stem)) = (stem.parent(), stem.file_name().and_then(|name| name.to_str())) else {
+        let (Some(directory), Some(stem)) = (
+            stem.parent(),
+            stem.file_name().and_then(|name| name.to_str()),
+        ) else {
             return;
         };
-        let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+        let directory = if directory.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            directory
+        };
         let Ok(entries) = fs::read_dir(directory) else {
             return;
         };
         let mut backups: Vec<_> = entries
             .flatten()
-            .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(stem)))
+            .filter(|entry| {
+                entry
+                    .file_name()
+                    .to_str()
+                    .is_some_and(|name| name.starts_with(stem))
+            })
             .map(|entry| entry.path())
             .collect();
         backups.sort();
@@ -193,21 +227,32 @@ impl Inner {
 
     fn writing(&self, error: DiskError) -> PublishError {
         match error {
-            DiskError::ReadOnly { .. } => self.denied(": it, or its directory, is read-only for this user"),
+            DiskError::ReadOnly { .. } => {
+                self.denied(": it, or its directory, is read-only for this user")
+            }
             other => self.unavailable(&other),
         }
     }
 
     fn denied(&self, hint: &str) -> PublishError {
-        PublishError::Denied { place: self.place.clone(), hint: hint.to_owned() }
+        PublishError::Denied {
+            place: self.place.clone(),
+            hint: hint.to_owned(),
+        }
     }
 
     fn unreadable(&self, reason: Unreadable) -> PublishError {
-        PublishError::Unreadable { place: self.place.clone(), reason }
+        PublishError::Unreadable {
+            place: self.place.clone(),
+            reason,
+        }
     }
 
     fn unavailable(&self, error: &DiskError) -> PublishError {
-        PublishError::Unavailable { place: self.place.clone(), detail: error.to_string() }
+        PublishError::Unavailable {
+            place: self.place.clone(),
+            detail: error.to_string(),
+        }
     }
 }
 

@@ -11,4 +11,6 @@ mod publisher;
 
 pub use document::{Document, KidTaken, LARGEST, Unreadable};
 pub use file::FilePublisher;
-pub use publisher::{Etag, Found, PublishError, Publisher, UpdateError, Updated, Versioned, update};
+pub use publisher::{
+    Etag, Found, PublishError, Publisher, UpdateError, Updated, Versioned, update,
+};

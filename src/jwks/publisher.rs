@@ -65,7 +65,11 @@ pub trait Publisher: Send + Sync + fmt::Debug + 'static {
     ) -> BoxFuture<'a, Result<Etag, PublishError>>;
 
     /// Keeps a copy of a document about to lose keys. Returns where.
-    fn keep<'a>(&'a self, document: &'a Document, now: Timestamp) -> BoxFuture<'a, Result<String, PublishError>>;
+    fn keep<'a>(
+        &'a self,
+        document: &'a Document,
+        now: Timestamp,
+    ) -> BoxFuture<'a, Result<String, PublishError>>;
 }
 
 /// What an update did.
@@ -101,7 +105,10 @@ pub async fn update<E>(
 ) -> Result<Updated, UpdateError<E>> {
     let mut pause = Pause::new();
     let mut result = Updated {
-        document: Versioned { document: Document::default(), etag: Etag("".into()) },
+        document: Versioned {
+            document: Document::default(),
+            etag: Etag("".into()),
+        },
         changed: false,
         backup: None,
         lost_writes: 0,
@@ -119,8 +126,15 @@ pub async fn update<E>(
             }
             Err(error) => return Err(error.into()),
         };
-        let found = if before.is_some() { Found::Present } else { Found::Missing };
-        let mut after = before.as_ref().map(|before| before.document.clone()).unwrap_or_default();
+        let found = if before.is_some() {
+            Found::Present
+        } else {
+            Found::Missing
+        };
+        let mut after = before
+            .as_ref()
+            .map(|before| before.document.clone())
+            .unwrap_or_default();
         change(&mut after, found).map_err(UpdateError::Change)?;
         if let Some(before) = &before
             && before.document == after
@@ -138,7 +152,10 @@ pub async fn update<E>(
         {
             result.backup = Some(publisher.keep(&before.document, now).await);
         }
-        match publisher.write(&after, before.as_ref().map(|before| &before.etag)).await {
+        match publisher
+            .write(&after, before.as_ref().map(|before| &before.etag))
+            .await
+        {
             Ok(_) => {
                 wrote = true;
                 last_error = None;
@@ -159,9 +176,12 @@ pub async fn update<E>(
         }
         pause.wait().await;
     }
-    Err(UpdateError::Publish(last_error.unwrap_or_else(|| PublishError::Unavailable {
-        place: publisher.place().to_owned(),
-        detail: "what is written there is not found again: something else keeps overwriting it".to_owned(),
+    Err(UpdateError::Publish(last_error.unwrap_or_else(|| {
+        PublishError::Unavailable {
+            place: publisher.place().to_owned(),
+            detail: "what is written there is not found again: something else keeps overwriting it"
+                .to_owned(),
+        }
     })))
 }
 
@@ -180,7 +200,10 @@ struct Pause {
 
 impl Pause {
     fn new() -> Self {
-        Self { next: FIRST_PAUSE, unavailable: 0 }
+        Self {
+            next: FIRST_PAUSE,
+            unavailable: 0,
+        }
     }
 
     fn unavailable(&mut self) {

@@ -55,7 +55,10 @@ impl DiskError {
 
 /// Reads fail for other reasons than writes: "not allowed" is then just that.
 fn reading(path: &Path) -> impl FnOnce(io::Error) -> DiskError {
-    move |source| DiskError::Io { path: path.to_path_buf(), source }
+    move |source| DiskError::Io {
+        path: path.to_path_buf(),
+        source,
+    }
 }
 
 /// The steps of a write, in order, as a [`Probe`] sees them.
@@ -91,7 +94,11 @@ impl Probe {
 
 impl std::fmt::Debug for Probe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.is_some() { "Probe(set)" } else { "Probe(none)" })
+        f.write_str(if self.0.is_some() {
+            "Probe(set)"
+        } else {
+            "Probe(none)"
+        })
     }
 }
 
@@ -153,9 +160,14 @@ pub fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, DiskError> {
         return Err(reading(path)(io::Error::other("not an ordinary file")));
     }
     let mut bytes = Vec::with_capacity(usize::try_from(metadata.len().min(limit)).unwrap_or(0) + 1);
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(reading(path))?;
+    file.take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(reading(path))?;
     if bytes.len() as u64 > limit {
-        return Err(DiskError::TooLarge { path: path.to_path_buf(), limit });
+        return Err(DiskError::TooLarge {
+            path: path.to_path_buf(),
+            limit,
+        });
     }
     Ok(Some(bytes))
 }
@@ -191,7 +203,9 @@ impl Lock {
             .map_err(DiskError::at(path))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Self { _file: file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(DiskError::Locked { path: path.to_path_buf() }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(DiskError::Locked {
+                path: path.to_path_buf(),
+            }),
             Err(errno) => Err(DiskError::at(path)(errno.into())),
         }
     }

@@ -69,7 +69,10 @@ impl History {
 
     /// A key found without a state file.
     pub fn inherited(created: Timestamp) -> Self {
-        Self { inherited: true, ..Self::new(created) }
+        Self {
+            inherited: true,
+            ..Self::new(created)
+        }
     }
 
     pub fn at(&self, place: &str) -> Publication {
@@ -229,8 +232,14 @@ mod tests {
 
     #[test]
     fn damage_and_newer_formats_are_errors() {
-        assert!(matches!(History::from_file(b""), Err(HistoryError::Json(_))));
-        assert!(matches!(History::from_file(b"{}"), Err(HistoryError::Json(_))));
+        assert!(matches!(
+            History::from_file(b""),
+            Err(HistoryError::Json(_))
+        ));
+        assert!(matches!(
+            History::from_file(b"{}"),
+            Err(HistoryError::Json(_))
+        ));
         assert!(matches!(
             History::from_file(br#"{"version":2,"whatever":true}"#),
             Err(HistoryError::Version(2))

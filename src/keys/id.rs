@@ -162,7 +162,16 @@ mod tests {
     #[test]
     fn d22_ids_with_path_parts_are_refused() {
         for bad in [
-            "", "..", ".", ".lock", "../../etc/passwd", "a/b", "a\\b", "a\0b", "a\nb", "/abs",
+            "",
+            "..",
+            ".",
+            ".lock",
+            "../../etc/passwd",
+            "a/b",
+            "a\\b",
+            "a\0b",
+            "a\nb",
+            "/abs",
         ] {
             assert!(bad.parse::<KeyId>().is_err(), "{bad:?}");
         }

@@ -16,7 +16,10 @@ use aws_lc_rs::{
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _},
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use der::{Decode as _, Reader as _, SliceReader, asn1::{AnyRef, OctetStringRef}};
+use der::{
+    Decode as _, Reader as _, SliceReader,
+    asn1::{AnyRef, OctetStringRef},
+};
 use pkcs1::RsaPrivateKeyRef;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
@@ -148,9 +151,20 @@ pub struct PrivateJwk {
 
 #[derive(Zeroize, ZeroizeOnDrop)]
 enum PrivateParts {
-    Ec { d: String },
-    Ed25519 { d: String },
-    Rsa { d: String, p: String, q: String, dp: String, dq: String, qi: String },
+    Ec {
+        d: String,
+    },
+    Ed25519 {
+        d: String,
+    },
+    Rsa {
+        d: String,
+        p: String,
+        q: String,
+        dp: String,
+        dq: String,
+        qi: String,
+    },
 }
 
 /// A key pair in the form that signs.
@@ -168,17 +182,25 @@ impl PrivateJwk {
         match spec {
             KeySpec::EdDsa => {
                 let pair = Ed25519KeyPair::generate().map_err(failed)?;
-                let seed = pair.seed().and_then(|seed| seed.as_be_bytes()).map_err(failed)?;
+                let seed = pair
+                    .seed()
+                    .and_then(|seed| seed.as_be_bytes())
+                    .map_err(failed)?;
                 Ok(Self {
-                    parts: PrivateParts::Ed25519 { d: text(seed.as_ref()) },
+                    parts: PrivateParts::Ed25519 {
+                        d: text(seed.as_ref()),
+                    },
                     public: PublicJwk {
                         kid,
-                        parts: PublicParts::Ed25519 { x: text(pair.public_key().as_ref()) },
+                        parts: PublicParts::Ed25519 {
+                            x: text(pair.public_key().as_ref()),
+                        },
                     },
                 })
             }
             KeySpec::Es256 => {
-                let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).map_err(failed)?;
+                let pair =
+                    EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).map_err(failed)?;
                 let d: EcPrivateKeyBin<'_> = pair.private_key().as_be_bytes().map_err(failed)?;
                 // An uncompressed point: 04, x, y.
                 let (x, y) = pair
@@ -188,8 +210,16 @@ impl PrivateJwk {
                     .and_then(|(_, point)| point.split_at_checked(32))
                     .ok_or(JwkError::NotGenerated)?;
                 Ok(Self {
-                    parts: PrivateParts::Ec { d: text(d.as_ref()) },
-                    public: PublicJwk { kid, parts: PublicParts::Ec { x: text(x), y: text(y) } },
+                    parts: PrivateParts::Ec {
+                        d: text(d.as_ref()),
+                    },
+                    public: PublicJwk {
+                        kid,
+                        parts: PublicParts::Ec {
+                            x: text(x),
+                            y: text(y),
+                        },
+                    },
                 })
             }
             KeySpec::Rs256 { bits } => {
@@ -229,11 +259,18 @@ impl PrivateJwk {
         let mut raw = RawJwk::parse(json)?;
         let public = raw.public(Some(name))?;
         let take = |member: &mut Option<String>, name| {
-            member.take().filter(|text| !text.is_empty()).ok_or(JwkError::Missing(name))
+            member
+                .take()
+                .filter(|text| !text.is_empty())
+                .ok_or(JwkError::Missing(name))
         };
         let parts = match public.parts {
-            PublicParts::Ec { .. } => PrivateParts::Ec { d: take(&mut raw.d, "d")? },
-            PublicParts::Ed25519 { .. } => PrivateParts::Ed25519 { d: take(&mut raw.d, "d")? },
+            PublicParts::Ec { .. } => PrivateParts::Ec {
+                d: take(&mut raw.d, "d")?,
+            },
+            PublicParts::Ed25519 { .. } => PrivateParts::Ed25519 {
+                d: take(&mut raw.d, "d")?,
+            },
             PublicParts::Rsa { .. } => PrivateParts::Rsa {
                 d: take(&mut raw.d, "d")?,
                 p: take(&mut raw.p, "p")?,
@@ -256,13 +293,37 @@ impl PrivateJwk {
     pub fn to_file(&self) -> Zeroizing<Vec<u8>> {
         // Field order is the members' order on disk: alphabetical.
         #[derive(Serialize)]
-        struct Ec<'a> { alg: &'a str, crv: &'a str, d: &'a str, kid: &'a str, kty: &'a str, x: &'a str, y: &'a str }
+        struct Ec<'a> {
+            alg: &'a str,
+            crv: &'a str,
+            d: &'a str,
+            kid: &'a str,
+            kty: &'a str,
+            x: &'a str,
+            y: &'a str,
+        }
         #[derive(Serialize)]
-        struct Okp<'a> { alg: &'a str, crv: &'a str, d: &'a str, kid: &'a str, kty: &'a str, x: &'a str }
+        struct Okp<'a> {
+            alg: &'a str,
+            crv: &'a str,
+            d: &'a str,
+            kid: &'a str,
+            kty: &'a str,
+            x: &'a str,
+        }
         #[derive(Serialize)]
         struct Rsa<'a> {
-            alg: &'a str, d: &'a str, dp: &'a str, dq: &'a str, e: &'a str, kid: &'a str,
-            kty: &'a str, n: &'a str, p: &'a str, q: &'a str, qi: &'a str,
+            alg: &'a str,
+            d: &'a str,
+            dp: &'a str,
+            dq: &'a str,
+            e: &'a str,
+            kid: &'a str,
+            kty: &'a str,
+            n: &'a str,
+            p: &'a str,
+            q: &'a str,
+            qi: &'a str,
         }
         let alg = self.public.algorithm().as_str();
         let kid = self.public.kid.as_str();
@@ -271,18 +332,55 @@ impl PrivateJwk {
         let written = match (&self.public.parts, &self.parts) {
             (PublicParts::Ec { x, y }, PrivateParts::Ec { d }) => serde_json::to_writer_pretty(
                 &mut *file,
-                &Ec { alg, crv: "P-256", d, kid, kty: "EC", x, y },
+                &Ec {
+                    alg,
+                    crv: "P-256",
+                    d,
+                    kid,
+                    kty: "EC",
+                    x,
+                    y,
+                },
             ),
-            (PublicParts::Ed25519 { x }, PrivateParts::Ed25519 { d }) => serde_json::to_writer_pretty(
-                &mut *file,
-                &Okp { alg, crv: "Ed25519", d, kid, kty: "OKP", x },
-            ),
-            (PublicParts::Rsa { e, n }, PrivateParts::Rsa { d, p, q, dp, dq, qi }) => {
+            (PublicParts::Ed25519 { x }, PrivateParts::Ed25519 { d }) => {
                 serde_json::to_writer_pretty(
                     &mut *file,
-                    &Rsa { alg, d, dp, dq, e, kid, kty: "RSA", n, p, q, qi },
+                    &Okp {
+                        alg,
+                        crv: "Ed25519",
+                        d,
+                        kid,
+                        kty: "OKP",
+                        x,
+                    },
                 )
             }
+            (
+                PublicParts::Rsa { e, n },
+                PrivateParts::Rsa {
+                    d,
+                    p,
+                    q,
+                    dp,
+                    dq,
+                    qi,
+                },
+            ) => serde_json::to_writer_pretty(
+                &mut *file,
+                &Rsa {
+                    alg,
+                    d,
+                    dp,
+                    dq,
+                    e,
+                    kid,
+                    kty: "RSA",
+                    n,
+                    p,
+                    q,
+                    qi,
+                },
+            ),
             _ => Ok(()),
         };
         debug_assert!(written.is_ok() && !file.is_empty());
@@ -312,7 +410,17 @@ impl PrivateJwk {
                 .map(KeyPair::Ed25519)
                 .map_err(|rejected| JwkError::Inconsistent(rejected.reason()))
             }
-            (PublicParts::Rsa { e, n }, PrivateParts::Rsa { d, p, q, dp, dq, qi }) => {
+            (
+                PublicParts::Rsa { e, n },
+                PrivateParts::Rsa {
+                    d,
+                    p,
+                    q,
+                    dp,
+                    dq,
+                    qi,
+                },
+            ) => {
                 let modulus = integer(n, "n")?;
                 let bits = modulus.first().map_or(0, |first| {
                     modulus.len() * 8 - first.leading_zeros() as usize
@@ -321,7 +429,10 @@ impl PrivateJwk {
                     return Err(JwkError::Size(bits));
                 }
                 RsaKeyPair::from_components(&KeyPairComponents {
-                    public_key: PublicKeyComponents { n: modulus.as_slice(), e: integer(e, "e")?.as_slice() },
+                    public_key: PublicKeyComponents {
+                        n: modulus.as_slice(),
+                        e: integer(e, "e")?.as_slice(),
+                    },
                     d: integer(d, "d")?.as_slice(),
                     p: integer(p, "p")?.as_slice(),
                     q: integer(q, "q")?.as_slice(),
@@ -339,7 +450,9 @@ impl PrivateJwk {
 
 impl fmt::Debug for PrivateJwk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PrivateJwk").field("public", &self.public).finish_non_exhaustive()
+        f.debug_struct("PrivateJwk")
+            .field("public", &self.public)
+            .finish_non_exhaustive()
     }
 }
 
@@ -381,13 +494,24 @@ impl RawJwk {
             (None, None) => return Err(JwkError::Missing("kid")),
         };
         let have = |member: &Option<String>, name| {
-            member.clone().filter(|text| !text.is_empty()).ok_or(JwkError::Missing(name))
+            member
+                .clone()
+                .filter(|text| !text.is_empty())
+                .ok_or(JwkError::Missing(name))
         };
         let kty = self.kty.as_deref().ok_or(JwkError::Missing("kty"))?;
         let parts = match (kty, self.crv.as_deref()) {
-            ("EC", Some("P-256")) => PublicParts::Ec { x: have(&self.x, "x")?, y: have(&self.y, "y")? },
-            ("OKP", Some("Ed25519")) => PublicParts::Ed25519 { x: have(&self.x, "x")? },
-            ("RSA", _) => PublicParts::Rsa { e: have(&self.e, "e")?, n: have(&self.n, "n")? },
+            ("EC", Some("P-256")) => PublicParts::Ec {
+                x: have(&self.x, "x")?,
+                y: have(&self.y, "y")?,
+            },
+            ("OKP", Some("Ed25519")) => PublicParts::Ed25519 {
+                x: have(&self.x, "x")?,
+            },
+            ("RSA", _) => PublicParts::Rsa {
+                e: have(&self.e, "e")?,
+                n: have(&self.n, "n")?,
+            },
             (kty, Some(crv)) => return Err(JwkError::Kind(format!("{kty} {crv}"))),
             (kty, None) => return Err(JwkError::Kind(kty.to_owned())),
         };
@@ -397,14 +521,24 @@ impl RawJwk {
             Some(alg) if alg == key.algorithm().as_str() => Ok(key),
             // RFC 9864's name for the same thing.
             Some("Ed25519") if key.algorithm() == Algorithm::EdDsa => Ok(key),
-            Some(alg) => Err(JwkError::Algorithm { alg: alg.to_owned(), kty: kty.to_owned() }),
+            Some(alg) => Err(JwkError::Algorithm {
+                alg: alg.to_owned(),
+                kty: kty.to_owned(),
+            }),
         }
     }
 }
 
 impl Drop for RawJwk {
     fn drop(&mut self) {
-        for member in [&mut self.d, &mut self.dp, &mut self.dq, &mut self.p, &mut self.q, &mut self.qi] {
+        for member in [
+            &mut self.d,
+            &mut self.dp,
+            &mut self.dq,
+            &mut self.p,
+            &mut self.q,
+            &mut self.qi,
+        ] {
             member.zeroize();
         }
     }
@@ -429,14 +563,22 @@ impl Rejected for aws_lc_rs::error::KeyRejected {
 
 /// A number of any width, without leading zeros.
 fn integer(text: &str, member: &'static str) -> Result<Zeroizing<Vec<u8>>, JwkError> {
-    let bytes = Zeroizing::new(URL_SAFE_NO_PAD.decode(text).map_err(|_| JwkError::Encoding(member))?);
+    let bytes = Zeroizing::new(
+        URL_SAFE_NO_PAD
+            .decode(text)
+            .map_err(|_| JwkError::Encoding(member))?,
+    );
     let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
     Ok(Zeroizing::new(bytes[zeros..].to_vec()))
 }
 
 /// A value of exactly `N` bytes.
 fn fixed<const N: usize>(text: &str, member: &'static str) -> Result<Zeroizing<[u8; N]>, JwkError> {
-    let bytes = Zeroizing::new(URL_SAFE_NO_PAD.decode(text).map_err(|_| JwkError::Encoding(member))?);
+    let bytes = Zeroizing::new(
+        URL_SAFE_NO_PAD
+            .decode(text)
+            .map_err(|_| JwkError::Encoding(member))?,
+    );
     <[u8; N]>::try_from(bytes.as_slice())
         .map(Zeroizing::new)
         .map_err(|_| JwkError::Encoding(member))

@@ -20,10 +20,7 @@ use aws_lc_rs::{rand::SystemRandom, signature::RSA_PKCS1_SHA256};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use tokio::sync::oneshot;
 
-use super::{
-    Algorithm, JwkError, KeyId, PrivateJwk, PublicJwk,
-    jwk::KeyPair,
-};
+use super::{Algorithm, JwkError, KeyId, PrivateJwk, PublicJwk, jwk::KeyPair};
 
 /// Why no token came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -49,10 +46,17 @@ impl Signer {
     pub fn new(key: &PrivateJwk) -> Result<Self, JwkError> {
         let public = key.public().clone();
         let kid = serde_json::Value::from(public.kid.as_str());
-        let header = format!(r#"{{"alg":"{}","kid":{kid},"typ":"JWT"}}"#, public.algorithm());
+        let header = format!(
+            r#"{{"alg":"{}","kid":{kid},"typ":"JWT"}}"#,
+            public.algorithm()
+        );
         let mut head = URL_SAFE_NO_PAD.encode(header);
         head.push('.');
-        Ok(Self { pair: key.pair()?, head, public })
+        Ok(Self {
+            pair: key.pair()?,
+            head,
+            public,
+        })
     }
 
     pub fn kid(&self) -> &KeyId {
@@ -80,15 +84,21 @@ impl Signer {
         let message = token.as_bytes();
         let signature = match &self.pair {
             KeyPair::Ec(pair) => URL_SAFE_NO_PAD.encode(
-                pair.sign(&SystemRandom::new(), message).map_err(|_| SignError::Crypto)?,
+                pair.sign(&SystemRandom::new(), message)
+                    .map_err(|_| SignError::Crypto)?,
             ),
-            KeyPair::Ed25519(pair) => URL_SAFE_NO_PAD.encode(
-                pair.try_sign(message).map_err(|_| SignError::Crypto)?,
-            ),
+            KeyPair::Ed25519(pair) => {
+                URL_SAFE_NO_PAD.encode(pair.try_sign(message).map_err(|_| SignError::Crypto)?)
+            }
             KeyPair::Rsa(pair) => {
                 let mut signature = vec![0; pair.public_modulus_len()];
-                pair.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message, &mut signature)
-                    .map_err(|_| SignError::Crypto)?;
+                pair.sign(
+                    &RSA_PKCS1_SHA256,
+                    &SystemRandom::new(),
+                    message,
+                    &mut signature,
+                )
+                .map_err(|_| SignError::Crypto)?;
                 URL_SAFE_NO_PAD.encode(signature)
             }
         };
@@ -100,7 +110,9 @@ impl Signer {
 
 impl fmt::Debug for Signer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Signer").field("public", &self.public).finish_non_exhaustive()
+        f.debug_struct("Signer")
+            .field("public", &self.public)
+            .finish_non_exhaustive()
     }
 }
 
@@ -137,14 +149,19 @@ impl SigningPool {
     /// `threads` threads and room for `room` waiting tokens.
     pub fn with(threads: usize, room: usize) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
-            queue: Mutex::new(Queue { jobs: VecDeque::new(), closed: false }),
+            queue: Mutex::new(Queue {
+                jobs: VecDeque::new(),
+                closed: false,
+            }),
             work: Condvar::new(),
             room,
         });
         let threads = (0..threads)
             .map(|n| {
                 let shared = shared.clone();
-                thread::Builder::new().name(format!("tb-sign-{n}")).spawn(move || shared.serve())
+                thread::Builder::new()
+                    .name(format!("tb-sign-{n}"))
+                    .spawn(move || shared.serve())
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { shared, threads })
@@ -164,7 +181,11 @@ impl SigningPool {
             if queue.jobs.len() >= self.shared.room {
                 return Err(SignError::Overloaded);
             }
-            queue.jobs.push_back(Job { signer: signer.clone(), claims, reply });
+            queue.jobs.push_back(Job {
+                signer: signer.clone(),
+                claims,
+                reply,
+            });
         }
         self.shared.work.notify_one();
         answer.await.unwrap_or(Err(SignError::Closed))
@@ -188,7 +209,9 @@ impl Drop for SigningPool {
 
 impl fmt::Debug for SigningPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SigningPool").field("threads", &self.threads.len()).finish_non_exhaustive()
+        f.debug_struct("SigningPool")
+            .field("threads", &self.threads.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -214,7 +237,10 @@ impl Shared {
             if queue.closed {
                 return None;
             }
-            queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = self
+                .work
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 }

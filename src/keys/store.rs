@@ -70,7 +70,9 @@ pub struct StoredKey {
 impl StoredKey {
     /// The `kid` of tokens and documents. A key of which only facts are left goes by the name of its files.
     pub fn kid(&self) -> &KeyId {
-        self.public.as_ref().map_or(&self.name, |public| &public.kid)
+        self.public
+            .as_ref()
+            .map_or(&self.name, |public| &public.kid)
     }
 }
 
@@ -97,7 +99,10 @@ pub enum StoreError {
 
 impl KeyStore {
     pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into(), probe: Probe::default() }
+        Self {
+            directory: directory.into(),
+            probe: Probe::default(),
+        }
     }
 
     /// Tells `probe` of each step of each write; for tests that end the process in the middle.
@@ -145,7 +150,9 @@ impl KeyStore {
             let path = self.directory.join(&name);
             let kinds = [PRIVATE, PUBLIC, STATE];
             let Some((stem, kind)) = name.to_str().and_then(|name| {
-                kinds.iter().find_map(|kind| name.strip_suffix(kind).map(|stem| (stem, *kind)))
+                kinds
+                    .iter()
+                    .find_map(|kind| name.strip_suffix(kind).map(|stem| (stem, *kind)))
             }) else {
                 continue;
             };
@@ -158,14 +165,19 @@ impl KeyStore {
                         _ => files.state = true,
                     }
                 }
-                Ok(_) => contents.skip(path, "its name tells no time of creation (<prefix>-<unix seconds>)"),
+                Ok(_) => contents.skip(
+                    path,
+                    "its name tells no time of creation (<prefix>-<unix seconds>)",
+                ),
                 Err(error) => contents.skip(path, error),
             }
         }
         for (name, files) in files {
             self.load_key(name, files, &mut contents);
         }
-        contents.keys.sort_by(|a, b| (a.history.created, &a.name).cmp(&(b.history.created, &b.name)));
+        contents
+            .keys
+            .sort_by(|a, b| (a.history.created, &a.name).cmp(&(b.history.created, &b.name)));
         Ok(contents)
     }
 
@@ -173,16 +185,31 @@ impl KeyStore {
     pub fn add(&self, key: &PrivateJwk, history: &History) -> Result<(), StoreError> {
         let name = &key.public().kid;
         self.write_history(name, history)?;
-        disk::write(&self.path(name, PRIVATE), &key.to_file(), 0o600, &self.probe)?;
+        disk::write(
+            &self.path(name, PRIVATE),
+            &key.to_file(),
+            0o600,
+            &self.probe,
+        )?;
         self.write_public(name, key.public())
     }
 
     pub fn write_public(&self, name: &KeyId, key: &PublicJwk) -> Result<(), StoreError> {
-        Ok(disk::write(&self.path(name, PUBLIC), &key.to_file(), 0o644, &self.probe)?)
+        Ok(disk::write(
+            &self.path(name, PUBLIC),
+            &key.to_file(),
+            0o644,
+            &self.probe,
+        )?)
     }
 
     pub fn write_history(&self, name: &KeyId, history: &History) -> Result<(), StoreError> {
-        Ok(disk::write(&self.path(name, STATE), &history.to_file(), 0o600, &self.probe)?)
+        Ok(disk::write(
+            &self.path(name, STATE),
+            &history.to_file(),
+            0o600,
+            &self.probe,
+        )?)
     }
 
     /// Deletes the private half. Tells whether there was one.
@@ -201,13 +228,19 @@ impl KeyStore {
     /// Deletes what writers that died left behind. Call with the lock held.
     pub fn sweep(&self, now: Timestamp) -> Result<(), StoreError> {
         for name in self.names()? {
-            if !name.to_str().is_some_and(|name| name.starts_with(disk::TEMPORARY)) {
+            if !name
+                .to_str()
+                .is_some_and(|name| name.starts_with(disk::TEMPORARY))
+            {
                 continue;
             }
             let path = self.directory.join(&name);
-            let modified = fs::metadata(&path).ok().and_then(|metadata| Timestamp::from_second(metadata.mtime()).ok());
+            let modified = fs::metadata(&path)
+                .ok()
+                .and_then(|metadata| Timestamp::from_second(metadata.mtime()).ok());
             // A file dated in the future is as stale as one of the past: its writer's clock was set back.
-            if modified.is_some_and(|modified| now.duration_since(modified).unsigned_abs() > STALE) {
+            if modified.is_some_and(|modified| now.duration_since(modified).unsigned_abs() > STALE)
+            {
                 disk::delete(&path, &self.probe)?;
             }
         }
@@ -223,7 +256,10 @@ impl KeyStore {
                 Ok(None) => {}
                 Err(reason) => {
                     // Without its facts the key might be one that was removed: better not to touch it at all.
-                    contents.skip(self.path(&name, STATE), format!("{reason}; the key {name} is not used"));
+                    contents.skip(
+                        self.path(&name, STATE),
+                        format!("{reason}; the key {name} is not used"),
+                    );
                     return;
                 }
             }
@@ -231,11 +267,14 @@ impl KeyStore {
         let mut private = None;
         if files.private {
             let path = self.path(&name, PRIVATE);
-            match self.take(&name, PRIVATE, |json| Ok(PrivateJwk::from_file(json, &name)?)) {
+            match self.take(&name, PRIVATE, |json| {
+                Ok(PrivateJwk::from_file(json, &name)?)
+            }) {
                 Ok(key) => private = key,
                 Err(reason) => contents.skip(path.clone(), reason),
             }
-            if fs::metadata(&path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0) {
+            if fs::metadata(&path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0)
+            {
                 contents.exposed.push(path);
             }
         }
@@ -247,8 +286,14 @@ impl KeyStore {
             }
         }
         if let Some(private) = &private {
-            if public.as_ref().is_some_and(|public| public != private.public()) {
-                contents.skip(self.path(&name, PUBLIC), "it does not belong to the private key of that name");
+            if public
+                .as_ref()
+                .is_some_and(|public| public != private.public())
+            {
+                contents.skip(
+                    self.path(&name, PUBLIC),
+                    "it does not belong to the private key of that name",
+                );
             }
             // What the private half says is what it signs with.
             public = Some(private.public().clone());
@@ -256,9 +301,21 @@ impl KeyStore {
         if public.is_none() && !files.state {
             return;
         }
-        let key = StoredKey { name, public, private, history, known: files.state, private_file: files.private, public_file: files.public };
+        let key = StoredKey {
+            name,
+            public,
+            private,
+            history,
+            known: files.state,
+            private_file: files.private,
+            public_file: files.public,
+        };
         if let Some(other) = contents.keys.iter().find(|other| other.kid() == key.kid()) {
-            let reason = format!("key id {} is already taken by the files of {}", key.kid(), other.name);
+            let reason = format!(
+                "key id {} is already taken by the files of {}",
+                key.kid(),
+                other.name
+            );
             contents.skip(self.path(&key.name, PRIVATE), reason);
             return;
         }
@@ -284,7 +341,10 @@ impl KeyStore {
 
     /// All entries, sorted.
     fn names(&self) -> Result<Vec<std::ffi::OsString>, StoreError> {
-        let unreadable = |source| StoreError::Unreadable { path: self.directory.clone(), source };
+        let unreadable = |source| StoreError::Unreadable {
+            path: self.directory.clone(),
+            source,
+        };
         let entries = match fs::read_dir(&self.directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -301,7 +361,10 @@ impl KeyStore {
 
 impl Contents {
     fn skip(&mut self, path: PathBuf, reason: impl std::fmt::Display) {
-        self.skipped.push(Skipped { path, reason: reason.to_string() });
+        self.skipped.push(Skipped {
+            path,
+            reason: reason.to_string(),
+        });
     }
 }
 

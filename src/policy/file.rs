@@ -172,27 +172,28 @@ impl Reader<'_> {
         for (name, members) in table {
             let field = format!("groups.{}", name.get_ref());
             let words = self.words(members, &field);
-            let members = words.into_iter().filter_map(|(span, word)| {
-                match Selector::parse(&word) {
-                    Ok(Selector::User(_) | Selector::Domain(_) | Selector::Tag(_)) => {
-                        Selector::parse(&word).ok()
-                    }
-                    Ok(_) => {
-                        self.mistake(
+            let members =
+                words
+                    .into_iter()
+                    .filter_map(|(span, word)| match Selector::parse(&word) {
+                        Ok(Selector::User(_) | Selector::Domain(_) | Selector::Tag(_)) => {
+                            Selector::parse(&word).ok()
+                        }
+                        Ok(_) => {
+                            self.mistake(
                             &span,
                             &field,
                             format!(
                                 "{word:?} cannot be a member: groups hold users, *@domain and tags"
                             ),
                         );
-                        None
-                    }
-                    Err(message) => {
-                        self.mistake(&span, &field, message);
-                        None
-                    }
-                }
-            });
+                            None
+                        }
+                        Err(message) => {
+                            self.mistake(&span, &field, message);
+                            None
+                        }
+                    });
             let members = members.collect();
             groups.insert(name.get_ref().to_string(), members);
         }

@@ -11,9 +11,16 @@ pub enum StartError {
     #[error(transparent)]
     Join(#[from] JoinError),
     #[error("cannot listen for {what} on the tailnet at {addr}")]
-    Listen { what: &'static str, addr: tailnet::ListenAddr, source: tailnet::Error },
+    Listen {
+        what: &'static str,
+        addr: tailnet::ListenAddr,
+        source: tailnet::Error,
+    },
     #[error("the {what} listener failed")]
-    ListenerDied { what: &'static str, source: std::io::Error },
+    ListenerDied {
+        what: &'static str,
+        source: std::io::Error,
+    },
 }
 
 impl StartError {

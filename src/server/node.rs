@@ -22,7 +22,9 @@ pub async fn joined(settings: &Tailscale, log: &Log) -> Result<Arc<dyn Node>, Jo
     let status = node.watch().borrow().clone();
     let addresses: Vec<_> = status.addresses.iter().map(ToString::to_string).collect();
     tracing::info!(target: "ts", ip = addresses.join(","), name = status.name, "Tailscale server started");
-    if status.hostname != settings.hostname || !status.name.starts_with(&format!("{}.", settings.hostname)) {
+    if status.hostname != settings.hostname
+        || !status.name.starts_with(&format!("{}.", settings.hostname))
+    {
         tracing::warn!(
             target: "ts",
             wanted = settings.hostname,
@@ -64,7 +66,9 @@ fn told(progress: Progress<'_>) {
 
 fn state_line(state: &JoinState) {
     match state {
-        JoinState::Running | JoinState::Starting => tracing::info!(target: "ts", state = state.code(), "{state}"),
+        JoinState::Running | JoinState::Starting => {
+            tracing::info!(target: "ts", state = state.code(), "{state}")
+        }
         _ => tracing::warn!(target: "ts", state = state.code(), "{state}"),
     }
 }

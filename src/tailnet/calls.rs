@@ -104,7 +104,9 @@ impl Lane {
                 Err(_) if queue.threads > 0 => {}
                 Err(error) => {
                     queue.jobs.pop_back();
-                    return Err(Error::Io(format!("no thread for calls into the node: {error}")));
+                    return Err(Error::Io(format!(
+                        "no thread for calls into the node: {error}"
+                    )));
                 }
             }
         }
@@ -122,7 +124,10 @@ impl Lane {
                 queue = self.lock();
             } else {
                 queue.idle += 1;
-                queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue = self
+                    .wake
+                    .wait(queue)
+                    .unwrap_or_else(PoisonError::into_inner);
                 queue.idle -= 1;
             }
         }
@@ -160,12 +165,17 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_an_error_and_the_thread_goes_on() {
         static LANE: Lane = Lane::new(1);
-        let panicked = LANE.run(|| -> Result<(), Error> { panic!("on purpose {}", 7) }).await;
+        let panicked = LANE
+            .run(|| -> Result<(), Error> { panic!("on purpose {}", 7) })
+            .await;
         assert!(
             matches!(&panicked, Err(Error::Internal(words)) if words == "panic: on purpose 7"),
             "{panicked:?}"
         );
-        let name = LANE.run(|| Ok(thread::current().name().map(str::to_owned))).await.unwrap();
+        let name = LANE
+            .run(|| Ok(thread::current().name().map(str::to_owned)))
+            .await
+            .unwrap();
         assert!(name.unwrap().starts_with("tailnet-go-"));
         assert_eq!(LANE.lock().threads, 1);
     }
@@ -186,7 +196,11 @@ mod tests {
                 Ok(())
             })
         };
-        assert!(tokio::time::timeout(Duration::from_millis(20), skipped).await.is_err());
+        assert!(
+            tokio::time::timeout(Duration::from_millis(20), skipped)
+                .await
+                .is_err()
+        );
         {
             let ran = Arc::clone(&ran);
             LANE.detach(move || {

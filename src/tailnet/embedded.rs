@@ -91,9 +91,7 @@ impl EmbeddedNode {
     /// The node's own state together with its peers, as JSON for people (`status`, `bugreport`).
     pub async fn picture(&self) -> Result<serde_json::Value, Error> {
         let handle = self.0.open()?;
-        QUICK
-            .run(move || decode(&handle.status()?, "status"))
-            .await
+        QUICK.run(move || decode(&handle.status()?, "status")).await
     }
 }
 
@@ -322,7 +320,9 @@ pub async fn engine_version() -> Result<EngineVersion, Error> {
 }
 
 pub async fn runtime_stats() -> Result<RuntimeStats, Error> {
-    QUICK.run(|| decode(&ffi::runtime_stats()?, "statistics")).await
+    QUICK
+        .run(|| decode(&ffi::runtime_stats()?, "statistics"))
+        .await
 }
 
 /// Sets the limits; the answer is what is in force.

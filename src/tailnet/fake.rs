@@ -344,7 +344,9 @@ impl Node for FakeNode {
             if let ListenAddr::Addr(ip, _) = addr
                 && ip != self.ip()
             {
-                return Err(Error::Invalid(format!("{ip} is not an address of this node")));
+                return Err(Error::Invalid(format!(
+                    "{ip} is not an address of this node"
+                )));
             }
             let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
             let at = socket.local_addr()?;
@@ -463,10 +465,13 @@ impl Drop for FakeListener {
 async fn connect(from: IpAddr, to: SocketAddr) -> Result<tokio::net::TcpStream, Error> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::new(from, 0))?;
-    socket.connect(to).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::ConnectionRefused => Error::Refused(error.to_string()),
-        _ => Error::Io(error.to_string()),
-    })
+    socket
+        .connect(to)
+        .await
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::ConnectionRefused => Error::Refused(error.to_string()),
+            _ => Error::Io(error.to_string()),
+        })
 }
 
 /// Whom a source address on this host stands for.

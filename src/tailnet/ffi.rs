@@ -242,9 +242,7 @@ fn call(go: impl FnOnce(*mut sys::tailscale_buf) -> i32) -> Result<Buf, Error> {
 }
 
 /// Makes a call that answers with a descriptor.
-fn descriptor(
-    go: impl FnOnce(*mut i32, *mut sys::tailscale_buf) -> i32,
-) -> Result<OwnedFd, Error> {
+fn descriptor(go: impl FnOnce(*mut i32, *mut sys::tailscale_buf) -> i32) -> Result<OwnedFd, Error> {
     let mut fd: RawFd = -1;
     let outcome = call(|out| go(&raw mut fd, out));
     let fd = owned(fd);
@@ -304,7 +302,10 @@ mod tests {
     fn a_setting_with_nul_is_refused() {
         for member in ["hostname", "auth_key", "control_url", "dir"] {
             let refused = open(&settings(member, "a\0b"));
-            assert!(matches!(refused, Err(Error::Invalid(_))), "{member}: {refused:?}");
+            assert!(
+                matches!(refused, Err(Error::Invalid(_))),
+                "{member}: {refused:?}"
+            );
         }
     }
 
@@ -312,7 +313,10 @@ mod tests {
     fn an_over_long_setting_is_refused() {
         for member in ["hostname", "auth_key", "control_url", "dir"] {
             let refused = open(&settings(member, &"a".repeat(100_000)));
-            assert!(matches!(refused, Err(Error::Invalid(_))), "{member}: {refused:?}");
+            assert!(
+                matches!(refused, Err(Error::Invalid(_))),
+                "{member}: {refused:?}"
+            );
         }
     }
 

@@ -37,15 +37,21 @@ const PATIENCE: Duration = Duration::from_secs(3);
 #[non_exhaustive]
 pub enum JoinState {
     /// The control server refuses what we log in with.
-    BadKey { words: String },
+    BadKey {
+        words: String,
+    },
     /// The node's key has expired.
     Expired,
     /// An admin has to approve the node.
     NeedsApproval,
     /// A person has to log the node in.
-    NeedsLogin { url: String },
+    NeedsLogin {
+        url: String,
+    },
     /// The control server cannot be reached, or has trouble of its own.
-    NoNetwork { words: String },
+    NoNetwork {
+        words: String,
+    },
     Running,
     Starting,
     /// Switched off, or closed.
@@ -483,7 +489,11 @@ mod tests {
             (BackendState::Running, "running"),
         ] {
             for has_key in [true, false] {
-                assert_eq!(classify(&at(state), has_key, now()).code(), meaning, "{state:?}");
+                assert_eq!(
+                    classify(&at(state), has_key, now()).code(),
+                    meaning,
+                    "{state:?}"
+                );
             }
         }
     }
@@ -500,7 +510,10 @@ mod tests {
         // Without a key there is none that could be bad.
         assert_eq!(classify(&refused, false, now()).code(), "no-network");
         // Joined nodes have no use for a key.
-        let joined = Status { state: BackendState::Running, ..refused };
+        let joined = Status {
+            state: BackendState::Running,
+            ..refused
+        };
         assert_eq!(classify(&joined, true, now()), JoinState::Running);
     }
 
@@ -521,14 +534,21 @@ mod tests {
                 ..at(BackendState::NeedsLogin)
             };
             assert_eq!(classify(&status, true, now()).code(), code, "{words}");
-            assert_eq!(classify(&status, false, now()).code(), "no-network", "{words}");
+            assert_eq!(
+                classify(&status, false, now()).code(),
+                "no-network",
+                "{words}"
+            );
         }
     }
 
     #[test]
     fn a_secret_that_cannot_be_traded() {
         for (words, code) in [
-            ("getting an access token: oauth2: \"invalid_client\"", "bad-key"),
+            (
+                "getting an access token: oauth2: \"invalid_client\"",
+                "bad-key",
+            ),
             ("dial tcp: lookup api: no such host", "no-network"),
         ] {
             let status = Status {
@@ -542,13 +562,19 @@ mod tests {
     #[test]
     fn a_url_without_a_key_needs_a_person() {
         let url = "https://login/a/1".to_owned();
-        assert_eq!(classify(&login_url(), false, now()), JoinState::NeedsLogin { url });
+        assert_eq!(
+            classify(&login_url(), false, now()),
+            JoinState::NeedsLogin { url }
+        );
         assert_eq!(classify(&login_url(), true, now()).code(), "needs-login");
     }
 
     #[test]
     fn expiry_is_seen_by_mark_and_by_clock() {
-        let marked = Status { expired: true, ..login_url() };
+        let marked = Status {
+            expired: true,
+            ..login_url()
+        };
         assert_eq!(classify(&marked, false, now()), JoinState::Expired);
         let running = Status {
             key_expiry: Some(now()),
@@ -571,17 +597,25 @@ mod tests {
         ];
         let words = prop_oneof![Just(String::new()), "\\PC*", "register request: http \\PC*"];
         let expiry = proptest::option::of(-10i64..10);
-        (states, words.clone(), words.clone(), words, any::<bool>(), expiry).prop_map(
-            |(state, auth_url, error, control_error, expired, expiry)| Status {
-                state,
-                auth_url,
-                error,
-                control_error,
-                expired,
-                key_expiry: expiry.map(|s| now() + jiff::SignedDuration::from_secs(s)),
-                ..Status::default()
-            },
+        (
+            states,
+            words.clone(),
+            words.clone(),
+            words,
+            any::<bool>(),
+            expiry,
         )
+            .prop_map(
+                |(state, auth_url, error, control_error, expired, expiry)| Status {
+                    state,
+                    auth_url,
+                    error,
+                    control_error,
+                    expired,
+                    key_expiry: expiry.map(|s| now() + jiff::SignedDuration::from_secs(s)),
+                    ..Status::default()
+                },
+            )
     }
 
     proptest! {
@@ -629,7 +663,11 @@ mod tests {
         let codes: std::collections::BTreeSet<_> = all.iter().map(JoinState::code).collect();
         let exits: std::collections::BTreeSet<_> = all.iter().map(JoinState::exit_code).collect();
         assert_eq!((codes.len(), exits.len()), (all.len(), all.len()));
-        assert!(exits.iter().all(|code| *code == 0 || (10..=16).contains(code)));
+        assert!(
+            exits
+                .iter()
+                .all(|code| *code == 0 || (10..=16).contains(code))
+        );
     }
 
     #[test]
@@ -686,12 +724,16 @@ mod tests {
 
         async fn join(&self, plan: Plan) -> (Result<Arc<dyn Node>, JoinError>, Vec<String>) {
             let mut told = Vec::new();
-            let outcome = join(|| self.make(), plan, |progress| {
-                told.push(match progress {
-                    Progress::State(state) => state.code().into(),
-                    Progress::StartFailed { error, .. } => error.to_string(),
-                });
-            })
+            let outcome = join(
+                || self.make(),
+                plan,
+                |progress| {
+                    told.push(match progress {
+                        Progress::State(state) => state.code().into(),
+                        Progress::StartFailed { error, .. } => error.to_string(),
+                    });
+                },
+            )
             .await;
             (outcome, told)
         }
@@ -724,7 +766,10 @@ mod tests {
         ]);
         let (outcome, told) = script.join(plan(true)).await;
         let _node = outcome.unwrap();
-        assert_eq!(told, ["the node would not start: no state", "disk", "running"]);
+        assert_eq!(
+            told,
+            ["the node would not start: no state", "disk", "running"]
+        );
     }
 
     #[tokio::test]
@@ -754,7 +799,12 @@ mod tests {
         };
         let script = Script::new([Ok(refused)]);
         let began = Instant::now();
-        let (outcome, _) = script.join(Plan { timeout: 3600_000 * MS, ..plan(true) }).await;
+        let (outcome, _) = script
+            .join(Plan {
+                timeout: 3600_000 * MS,
+                ..plan(true)
+            })
+            .await;
         let error = outcome.unwrap_err();
         assert!(began.elapsed() < 1000 * MS);
         assert_eq!((error.code(), error.exit_code()), ("bad-key", 14));
@@ -805,7 +855,10 @@ mod tests {
         };
         let ((outcome, told), ()) = tokio::join!(script.join(plan(false)), steps);
         let _node = outcome.unwrap();
-        assert_eq!(told, ["needs-login", "needs-approval", "starting", "running"]);
+        assert_eq!(
+            told,
+            ["needs-login", "needs-approval", "starting", "running"]
+        );
     }
 
     #[tokio::test]
@@ -813,13 +866,36 @@ mod tests {
         for (step, code, exit) in [
             (Ok(at(BackendState::NoState)), "starting", 10),
             (Ok(at(BackendState::NeedsMachineAuth)), "needs-approval", 12),
-            (Ok(Status { expired: true, ..at(BackendState::NeedsLogin) }), "expired", 13),
-            (Ok(Status { control_error: "refused".into(), ..at(BackendState::NoState) }), "no-network", 15),
+            (
+                Ok(Status {
+                    expired: true,
+                    ..at(BackendState::NeedsLogin)
+                }),
+                "expired",
+                13,
+            ),
+            (
+                Ok(Status {
+                    control_error: "refused".into(),
+                    ..at(BackendState::NoState)
+                }),
+                "no-network",
+                15,
+            ),
             (Ok(at(BackendState::Stopped)), "stopped", 16),
-            (Err(Error::Start("half-written state".into())), "start-failed", 17),
+            (
+                Err(Error::Start("half-written state".into())),
+                "start-failed",
+                17,
+            ),
         ] {
             let script = Script::new([step]);
-            let (outcome, _) = script.join(Plan { timeout: 40 * MS, ..plan(true) }).await;
+            let (outcome, _) = script
+                .join(Plan {
+                    timeout: 40 * MS,
+                    ..plan(true)
+                })
+                .await;
             let error = outcome.unwrap_err();
             assert_eq!((error.code(), error.exit_code()), (code, exit), "{error}");
             script.assert_all_closed(0);

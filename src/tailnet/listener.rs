@@ -7,8 +7,7 @@
 //! - The node lives at least as long as its listeners, unless it is closed.
 
 use std::{
-    fmt,
-    io,
+    fmt, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,

@@ -4,9 +4,7 @@
 //! told as it is; what a person must see (the login URL) is never below `info`.
 
 use serde::Deserialize;
-use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader},
-};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 
 /// Longer lines are cut in pieces of this size.
 const LONGEST: u64 = 64 * 1024;
@@ -27,7 +25,11 @@ pub(super) async fn pump(pipe: impl AsyncRead + Unpin, node: String) {
     let mut bytes = Vec::new();
     loop {
         bytes.clear();
-        match (&mut pipe).take(LONGEST).read_until(b'\n', &mut bytes).await {
+        match (&mut pipe)
+            .take(LONGEST)
+            .read_until(b'\n', &mut bytes)
+            .await
+        {
             Ok(0) => return,
             Ok(_) => tell(&line(&bytes), &node),
             Err(error) => {

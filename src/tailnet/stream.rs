@@ -147,10 +147,7 @@ impl AsyncWrite for Stream {
 }
 
 impl Kind {
-    fn writer(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> io::Result<Pin<&mut (dyn AsyncWrite + Unpin)>> {
+    fn writer(&mut self, cx: &mut Context<'_>) -> io::Result<Pin<&mut (dyn AsyncWrite + Unpin)>> {
         match self {
             Self::Pair { socket, .. } => Ok(Pin::new(socket)),
             Self::Tcp(tcp) => {

@@ -15,9 +15,7 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg,
-};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{Error, Peer, Via, ffi};
@@ -99,7 +97,10 @@ impl Channel {
             })
             .await?;
         if flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-            return Err(Broken::Foreign(format!("longer than {} bytes, or not a text", text.len())));
+            return Err(Broken::Foreign(format!(
+                "longer than {} bytes, or not a text",
+                text.len()
+            )));
         }
         Ok((length > 0).then_some(length))
     }
@@ -130,8 +131,14 @@ fn receive_connection(fd: &OwnedFd) -> Result<Option<Arrival>, Broken> {
     if message.flags.contains(ReturnFlags::CTRUNC) && sockets.is_empty() {
         return Err(Broken::Lost);
     }
-    if message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-        return Err(Broken::Foreign(format!("cut after {} bytes", message.bytes)));
+    if message
+        .flags
+        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+    {
+        return Err(Broken::Foreign(format!(
+            "cut after {} bytes",
+            message.bytes
+        )));
     }
     let Some(message) = bytes.get(..message.bytes) else {
         return Err(Broken::Foreign("longer than its buffer".into()));
@@ -150,9 +157,22 @@ fn receive_connection(fd: &OwnedFd) -> Result<Option<Arrival>, Broken> {
 /// What a whole message says.
 fn parse(message: &[u8], socket: Option<OwnedFd>) -> Result<Arrival, Broken> {
     let Some((head, words)) = message.split_first_chunk::<HEAD>() else {
-        return Err(Broken::Foreign(format!("{} bytes are no head", message.len())));
+        return Err(Broken::Foreign(format!(
+            "{} bytes are no head",
+            message.len()
+        )));
     };
-    let [version, kind, code0, code1, peer0, peer1, local0, local1, addrs @ ..] = *head;
+    let [
+        version,
+        kind,
+        code0,
+        code1,
+        peer0,
+        peer1,
+        local0,
+        local1,
+        addrs @ ..,
+    ] = *head;
     if version != VERSION {
         return Err(Broken::Foreign(format!("version {version}")));
     }
@@ -314,7 +334,10 @@ mod tests {
             let (channel, theirs) = pair();
             send(&theirs, &bytes, &fds);
             let outcome = channel.connection().await;
-            assert!(matches!(outcome, Err(Broken::Foreign(_))), "{name}: {outcome:?}");
+            assert!(
+                matches!(outcome, Err(Broken::Foreign(_))),
+                "{name}: {outcome:?}"
+            );
         }
         // The reading end was only ever held by `fd` if nothing above leaked: closing it must close the pipe.
         drop(fd);
@@ -329,9 +352,15 @@ mod tests {
         send(&theirs, b"12345678", &[]);
         assert_eq!(channel.text(&mut text).await.unwrap(), Some(8));
         send(&theirs, b"123456789", &[]);
-        assert!(matches!(channel.text(&mut text).await, Err(Broken::Foreign(_))));
+        assert!(matches!(
+            channel.text(&mut text).await,
+            Err(Broken::Foreign(_))
+        ));
         send(&theirs, b"1", &[&any_fd()]);
-        assert!(matches!(channel.text(&mut text).await, Err(Broken::Foreign(_))));
+        assert!(matches!(
+            channel.text(&mut text).await,
+            Err(Broken::Foreign(_))
+        ));
         drop(theirs);
         assert_eq!(channel.text(&mut text).await.unwrap(), None);
     }
