@@ -1,1 +1,145 @@
-//! (being written)
+//! The command line: one file per noun.
+//!
+//! Flags come from the table of settings (`args.rs`), exit codes are in `exit.rs`, results are printed by `output.rs`, questions
+//! asked by `prompt.rs`. Invariants: a result goes to stdout and everything else to stderr; an error is printed once, as
+//! `Error: …`. What a command does is left to the component behind it.
+
+mod args;
+mod completion;
+mod config;
+pub mod console;
+pub mod exit;
+pub mod keys;
+mod man;
+pub mod output;
+pub mod prompt;
+mod server;
+mod version;
+
+use std::{
+    ffi::OsString,
+    io::{self, BufRead},
+    process::ExitCode,
+};
+
+use clap::{Arg, ArgAction, ArgMatches, Command, error::ErrorKind};
+
+use self::{console::Console, exit::Failure};
+use crate::config::{Environment, table::Scope};
+
+/// The program: runs the command line of this process.
+pub fn run() -> ExitCode {
+    let mut out = io::stdout();
+    let mut err = io::stderr();
+    let mut stdin = io::stdin().lock();
+    let mut console = Console {
+        out: &mut out,
+        err: &mut err,
+        person: console::person_is_there().then_some(&mut stdin as &mut dyn BufRead),
+    };
+    ExitCode::from(execute(
+        std::env::args_os(),
+        &Environment::of_process(),
+        &mut console,
+    ))
+}
+
+/// Runs one command line and answers its exit code.
+pub fn execute(
+    arguments: impl IntoIterator<Item = OsString>,
+    environment: &Environment,
+    console: &mut Console<'_>,
+) -> u8 {
+    let result = match command().try_get_matches_from(arguments) {
+        Ok(matches) => dispatch(&matches, environment, console),
+        Err(error) => not_a_command(&error, console),
+    };
+    match result {
+        Ok(()) => exit::DONE,
+        Err(failure) => {
+            if let Some(message) = failure.message() {
+                console.say(&format!("Error: {message}"));
+            }
+            failure.code()
+        }
+    }
+}
+
+/// The whole command line. Help, completions and man pages are made from it.
+pub fn command() -> Command {
+    Command::new("tailbone")
+        .bin_name("tailbone")
+        .about("Identity services on a Tailscale network: signed JWTs for whoever calls")
+        // The Go program's words: `tailbone version 0.2.0-1a2b3c`.
+        .version(concat!(
+            "version ",
+            env!("TAILBONE_VERSION"),
+            "-",
+            env!("TAILBONE_COMMIT")
+        ))
+        .disable_version_flag(true)
+        .args_override_self(true)
+        .arg(
+            Arg::new("version")
+                .short('v')
+                .long("version")
+                .action(ArgAction::Version)
+                .help("Print version and commit"),
+        )
+        .arg(args::config().global(true))
+        .args(args::of(Scope::Root))
+        .subcommand(server::command())
+        .subcommand(keys::command())
+        .subcommand(config::command())
+        .subcommand(version::command())
+        .subcommand(completion::command())
+        .subcommand(man::command())
+}
+
+fn dispatch(
+    matches: &ArgMatches,
+    environment: &Environment,
+    console: &mut Console<'_>,
+) -> Result<(), Failure> {
+    match matches.subcommand() {
+        Some(("server", matches)) => server::run(matches, environment, console),
+        Some(("keys", matches)) => keys::run(matches, environment, console),
+        Some(("config", matches)) => config::run(matches, environment, console),
+        Some(("version", matches)) => version::run(matches, console),
+        Some(("completion", matches)) => completion::run(matches, console),
+        Some(("man", matches)) => man::run(matches),
+        _ => help(None, console),
+    }
+}
+
+/// A group of commands without one of them: its help, as in the Go program.
+fn help(group: Option<&str>, console: &mut Console<'_>) -> Result<(), Failure> {
+    let mut root = command();
+    root.build();
+    let command = match group {
+        Some(name) => root.find_subcommand_mut(name),
+        None => Some(&mut root),
+    };
+    match command {
+        Some(command) => console.print(&format!(
+            "{}\n",
+            command.render_help().to_string().trim_end()
+        )),
+        None => Ok(()),
+    }
+}
+
+/// What clap answers by itself: help and version are results, anything else is a mistake in the command line.
+fn not_a_command(error: &clap::Error, console: &mut Console<'_>) -> Result<(), Failure> {
+    let text = error.render().to_string();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            console.print(&format!("{}\n", text.trim_end()))
+        }
+        _ => {
+            let text = text.trim_end();
+            let text = text.strip_prefix("error: ").unwrap_or(text);
+            Err(Failure::with_code(exit::USAGE, text))
+        }
+    }
+}

@@ -241,6 +241,14 @@ impl<'de> Visitor<'de> for TreeVisitor {
         Ok(Tree::Scalar(value.to_string()))
     }
 
+    fn visit_i128<E>(self, value: i128) -> Result<Tree, E> {
+        Ok(Tree::Scalar(value.to_string()))
+    }
+
+    fn visit_u128<E>(self, value: u128) -> Result<Tree, E> {
+        Ok(Tree::Scalar(value.to_string()))
+    }
+
     fn visit_f64<E>(self, value: f64) -> Result<Tree, E> {
         Ok(Tree::Scalar(value.to_string()))
     }
@@ -273,6 +281,13 @@ impl<'de> Visitor<'de> for TreeVisitor {
         let mut entries = Vec::new();
         while let Some(Name(name)) = map.next_key()? {
             entries.push((name, map.next_value()?));
+        }
+        // The TOML reader hands a date over as a table with one key of its own. No setting is a date; as a text it gets the
+        // message of the setting it was typed for.
+        if let [(name, Tree::Scalar(date))] = entries.as_slice()
+            && name.starts_with("$__toml_private")
+        {
+            return Ok(Tree::Scalar(date.clone()));
         }
         Ok(Tree::Table(entries))
     }
@@ -321,6 +336,23 @@ mod tests {
         assert_eq!(toml, yaml);
         assert_eq!(toml, json);
         assert_eq!(toml.len(), 4);
+    }
+
+    #[test]
+    fn odd_values_are_texts_for_the_loader_to_judge() {
+        let one = |text, format| flat(text, format).remove(0).1;
+        assert_eq!(one("a = 2026-01-02", Format::Toml), "2026-01-02".into());
+        assert_eq!(one("a = 80.0", Format::Toml), "80".into());
+        for format in [Format::Yaml, Format::Json] {
+            let text = match format {
+                Format::Yaml => "a: 99999999999999999999",
+                _ => r#"{"a": 99999999999999999999}"#,
+            };
+            assert!(
+                matches!(one(text, format), Value::Text(text) if text.starts_with('9') || text.starts_with('1'))
+            );
+        }
+        assert_eq!(flat("80: x", Format::Yaml)[0].0, "80");
     }
 
     #[test]

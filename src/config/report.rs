@@ -54,17 +54,18 @@ impl fmt::Display for Remark {
         match &self.origin {
             Origin::Default => f.write_str("default")?,
             Origin::File { path, key } => {
-                write!(f, "{}", path.display())?;
+                f.write_str(&printable(&path.to_string_lossy()))?;
                 if let Some(key) = key {
-                    write!(f, ": {}", printable(key))?;
+                    write!(f, ": {}", short(key))?;
                 }
             }
-            Origin::Flag(name) | Origin::Variable(name) => f.write_str(&printable(name))?,
+            Origin::Flag(name) | Origin::Variable(name) => f.write_str(&short(name))?,
         }
         if let Some(value) = &self.value {
-            write!(f, "={}", printable(value))?;
+            write!(f, "={}", short(value))?;
         }
-        write!(f, ": {}", self.sentence)
+        // It may quote a path or a name.
+        write!(f, ": {}", printable(&self.sentence))
     }
 }
 
@@ -93,24 +94,26 @@ impl fmt::Display for Mistakes {
     }
 }
 
-/// A value as it may stand in a message: short, and without anything that moves a terminal's cursor.
-fn printable(text: &str) -> String {
+/// A value as it may stand in a message.
+fn short(text: &str) -> String {
     const MOST: usize = 80;
-    let mut short: String = text
-        .chars()
-        .take(MOST)
-        .flat_map(|c| -> Box<dyn Iterator<Item = char>> {
-            if c.is_control() {
-                Box::new(c.escape_default())
-            } else {
-                Box::new(std::iter::once(c))
-            }
-        })
-        .collect();
-    if text.chars().nth(MOST).is_some() {
-        short.push('…');
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", printable(&text[..end])),
+        None => printable(text),
     }
-    short
+}
+
+/// Without anything that moves a terminal's cursor or makes a second line.
+fn printable(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            safe.extend(c.escape_default());
+        } else {
+            safe.push(c);
+        }
+    }
+    safe
 }
 
 #[cfg(test)]
@@ -131,5 +134,14 @@ mod tests {
         );
         assert!(text.ends_with("x…: not a port"), "{text}");
         assert!(text.len() < 130, "{text}");
+        let remark = Remark {
+            origin: Origin::File {
+                path: "/a\nb".into(),
+                key: None,
+            },
+            value: None,
+            sentence: "file \u{1b}[2J is empty".into(),
+        };
+        assert_eq!(remark.to_string(), "/a\\nb: file \\u{1b}[2J is empty");
     }
 }

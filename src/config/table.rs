@@ -49,11 +49,14 @@ pub enum Scope {
 pub enum Kind {
     Binding,
     Bool,
-    /// A Go duration within bounds, both included; with `off`, also `off` and `0`.
+    /// A Go duration within bounds, both included.
     Duration {
         least: Duration,
         most: Duration,
+        /// Also `off` and `0`, which mean the same.
         off: bool,
+        /// The Go program had this setting, and took a number without a unit for nanoseconds.
+        bare: bool,
     },
     Path,
     Port,
@@ -79,6 +82,8 @@ pub enum Default {
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
+const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
+const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Sizes of an RSA modulus that are made.
 pub const SIZES: &[u32] = &[2048, 3072, 4096];
@@ -153,7 +158,7 @@ rows! {
         .flag("issuer", Scope::Start)
         .default("tailbone")
         .help("The iss claim; left out of tokens when empty");
-    KEYS_EXPIRY = row("keys.expiry", Kind::Duration { least: Duration::from_secs(1), most: Duration::from_secs(30 * 24 * 3600), off: false })
+    KEYS_EXPIRY = row("keys.expiry", old_duration(Duration::from_secs(1), MONTH))
         .flag("expiry", Scope::Server)
         .default("20m")
         .help("Life of a token, in whole seconds");
@@ -166,24 +171,24 @@ rows! {
         .flag("key-size", Scope::Server)
         .short("size", 's', Scope::Make)
         .default("2048")
-        .help("Bits of a new RSA key");
-    KEYS_ROTATE_EVERY = row("keys.rotateEvery", Kind::Duration { least: MINUTE, most: Duration::from_secs(366 * 24 * 3600), off: true })
+        .help("Bits of a new RSA key: 2048, 3072 or 4096");
+    KEYS_ROTATE_EVERY = row("keys.rotateEvery", duration_or_off(MINUTE, YEAR))
         .flag("rotate-every", Scope::Server)
         .default("off")
         .example("720h")
         .help("Age at which the signing key gets a successor");
-    KEYS_CACHE_TIME = row("keys.cacheTime", Kind::Duration { least: Duration::ZERO, most: DAY, off: false })
+    KEYS_CACHE_TIME = row("keys.cacheTime", duration(Duration::ZERO, DAY))
         .flag("cache-time", Scope::Server)
         .default("5m")
         .help("How long verifiers may keep the JWKS; a new key waits this long before it signs");
-    KEYS_SKEW = row("keys.skew", Kind::Duration { least: Duration::ZERO, most: HOUR, off: false })
+    KEYS_SKEW = row("keys.skew", duration(Duration::ZERO, HOUR))
         .flag("clock-skew", Scope::Server)
         .default("1m")
         .help("How far verifiers' clocks may be off");
     KEY_PREFIX = row("key.prefix", Kind::Text)
         .flag("key-prefix", Scope::Server)
         .default("tb")
-        .help("First part of a new key's id: letters, digits, _ and .");
+        .help("First part of a new key's id: letters, digits, underscore, dot");
 
     SERVER_PORT = row("server.port", Kind::Port)
         .short("port", 'p', Scope::Start)
@@ -193,7 +198,7 @@ rows! {
         .short("binding", 'b', Scope::Start)
         .default("auto")
         .help("Tailnet address of the issuer; auto takes all of the node's");
-    SERVER_GRACE = row("server.grace", Kind::Duration { least: Duration::ZERO, most: HOUR, off: false })
+    SERVER_GRACE = row("server.grace", duration(Duration::ZERO, HOUR))
         .flag("grace", Scope::Start)
         .default("10s")
         .help("Time given to open requests on a stop");
@@ -221,11 +226,11 @@ rows! {
         .flag("ts-tags", Scope::Start)
         .example("tag:tailbone")
         .help("Tags the node asks for, by commas or blanks");
-    TS_JOIN_TIMEOUT = row("server.tailscale.joinTimeout", Kind::Duration { least: Duration::from_millis(100), most: DAY, off: false })
+    TS_JOIN_TIMEOUT = row("server.tailscale.joinTimeout", old_duration(Duration::from_millis(100), DAY))
         .flag("ts-join-timeout", Scope::Start)
         .default("60s")
         .help("Time given to the join before it is a failure");
-    TS_JOIN_RETRY = row("server.tailscale.joinRetry", Kind::Duration { least: Duration::from_millis(10), most: HOUR, off: false })
+    TS_JOIN_RETRY = row("server.tailscale.joinRetry", old_duration(Duration::from_millis(10), HOUR))
         .flag("ts-join-retry", Scope::Start)
         .default("1s")
         .help("Wait between two attempts to join");
@@ -261,7 +266,7 @@ rows! {
         .flag("port", Scope::Keys)
         .default("50051")
         .help("Port of that server's admin API");
-    CLIENT_TIMEOUT = row("admin.client.timeout", Kind::Duration { least: Duration::from_millis(100), most: HOUR, off: false })
+    CLIENT_TIMEOUT = row("admin.client.timeout", duration(Duration::from_millis(100), HOUR))
         .flag("timeout", Scope::Keys)
         .default("30s")
         .help("Time given to one call of the admin API");
@@ -305,11 +310,11 @@ rows! {
         .flag("gate-token-audience", Scope::Start)
         .default("")
         .help("The aud claim of that token; the host that was asked for when empty");
-    GATE_TOKEN_EXPIRY = row("gate.tokenExpiry", Kind::Duration { least: Duration::from_secs(1), most: HOUR, off: false })
+    GATE_TOKEN_EXPIRY = row("gate.tokenExpiry", duration(Duration::from_secs(1), HOUR))
         .flag("gate-token-expiry", Scope::Start)
         .default("1m")
         .help("Life of that token, in whole seconds");
-    GATE_RECHECK = row("gate.recheck", Kind::Duration { least: Duration::from_millis(10), most: HOUR, off: false })
+    GATE_RECHECK = row("gate.recheck", duration(Duration::from_millis(10), HOUR))
         .flag("gate-recheck", Scope::Start)
         .default("10s")
         .help("How often the caller of an open WebSocket is looked at again");
@@ -338,6 +343,34 @@ rows! {
         .flag("gate-auth-redirect", Scope::Start)
         .example("https://join.example.com/")
         .help("Page to which browsers without identity are sent instead of a 401");
+}
+
+/// A duration of a setting that the Go program had, too.
+const fn old_duration(least: Duration, most: Duration) -> Kind {
+    Kind::Duration {
+        least,
+        most,
+        off: false,
+        bare: true,
+    }
+}
+
+const fn duration(least: Duration, most: Duration) -> Kind {
+    Kind::Duration {
+        least,
+        most,
+        off: false,
+        bare: false,
+    }
+}
+
+const fn duration_or_off(least: Duration, most: Duration) -> Kind {
+    Kind::Duration {
+        least,
+        most,
+        off: true,
+        bare: false,
+    }
 }
 
 const fn row(key: &'static str, kind: Kind) -> Row {
@@ -446,7 +479,9 @@ impl Kind {
         match self {
             Self::Binding => "auto or an IP address".into(),
             Self::Bool => "true or false".into(),
-            Self::Duration { least, most, off } => {
+            Self::Duration {
+                least, most, off, ..
+            } => {
                 let bounds = format!(
                     "{} to {}",
                     super::duration::show(*least),

@@ -28,7 +28,7 @@ use tower_http::{catch_panic::CatchPanicLayer, limit::RequestBodyLimitLayer};
 use tracing::Instrument;
 
 use super::{Error, error::Kind};
-use crate::telemetry::log::chain;
+use crate::telemetry::chain;
 
 pub const REQUEST_TIME: Duration = Duration::from_secs(30);
 pub const BODY_BYTES: usize = 64 << 10;

@@ -2,14 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use ::http::{HeaderMap, HeaderValue, StatusCode, header};
+use ::http::{HeaderMap, HeaderValue, header};
 use axum::{
     Json, Router,
     extract::State,
     response::{IntoResponse, Response},
-    routing::{any, get, post},
+    routing::{get, post},
 };
 use jiff::Timestamp;
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::{Claims, TokenRules};
@@ -17,8 +18,9 @@ use crate::{
     audit,
     http::{Error, error::Kind},
     identity::{Caller, Refusal},
-    keys::{self, KeyRing},
+    keys::{KeyRing, NoSigner, SignError},
     telemetry::audit::Decision,
+    version,
 };
 
 /// What the routes need.
@@ -29,15 +31,18 @@ pub struct Issuer {
 }
 
 pub fn router(issuer: Issuer) -> Router {
-    let only = |allow: &'static str| any(move || async move { Error::method_not_allowed(allow) });
     Router::new()
-        .route("/issue", post(issue).fallback_service(only("POST")))
+        .route("/issue", post(issue).fallback(|| only("POST")))
         .route(
             "/.well-known/jwks.json",
-            get(jwks).fallback_service(only("GET, HEAD")),
+            get(jwks).fallback(|| only("GET, HEAD")),
         )
-        .route("/_healthz", get(health).fallback_service(only("GET, HEAD")))
+        .route("/_healthz", get(health).fallback(|| only("GET, HEAD")))
         .with_state(issuer)
+}
+
+async fn only(allow: &'static str) -> Error {
+    Error::method_not_allowed(allow)
 }
 
 async fn issue(
@@ -49,39 +54,94 @@ async fn issue(
             Decision::Refused,
             "issue",
             reason = error.code,
-            cause = error.message
+            detail = error.message
         );
     })?;
-    match token(&issuer, &caller).await {
-        Ok(token) => {
-            let no_store = [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
-            Ok((no_store, Json(Answer { token })).into_response())
-        }
-        Err(error) => {
-            audit!(Decision::Refused, "issue", caller = %caller, reason = error.code);
-            Err(error)
-        }
-    }
+    let token = token(&issuer, &caller).await.inspect_err(|error| {
+        audit!(Decision::Refused, "issue", caller = %caller, reason = error.code);
+    })?;
+    // RFC 6749, 5.1: an answer that holds a token is kept by nobody on the way.
+    let no_store = [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+    Ok((no_store, Json(Answer { token })).into_response())
 }
 
-#[derive(serde::Serialize)]
+#[derive(Serialize)]
 struct Answer {
     token: String,
 }
 
 async fn token(issuer: &Issuer, caller: &Caller) -> Result<String, Error> {
-    let signer = issuer.keys.signer(Timestamp::now()).map_err(no_key)?;
+    let signer = issuer.keys.signer().map_err(no_key)?;
     let claims = Claims::new(caller, &issuer.rules, Timestamp::now(), Uuid::new_v4())
         .ok_or(Refusal::Funnel)?;
-    let bytes = serde_json::to_vec(&claims).map_err(internal)?;
-    let token = signer.sign(&bytes).await.map_err(signing)?;
+    let bytes = serde_json::to_vec(&claims).map_err(not_signed)?;
+    let token = issuer
+        .keys
+        .sign(&signer, bytes)
+        .await
+        .map_err(|error| match error {
+            SignError::Overloaded => overloaded(),
+            other => not_signed(other),
+        })?;
     audit!(
         Decision::Allowed,
         "issued token",
         caller = %caller,
         sub = claims.subject(),
-        kid = signer.kid(),
+        kid = signer.kid().as_str(),
         jti = claims.jti()
     );
     Ok(token)
+}
+
+fn no_key(cause: NoSigner) -> Error {
+    let kind = Kind::Unavailable {
+        retry_after: Duration::from_secs(10),
+    };
+    Error::new(
+        kind,
+        "no_signing_key",
+        "this server has no key that it may sign with; its operator sees why in the log",
+    )
+    .because(cause)
+}
+
+fn overloaded() -> Error {
+    let kind = Kind::Unavailable {
+        retry_after: Duration::from_secs(1),
+    };
+    Error::new(
+        kind,
+        "overloaded",
+        "more tokens are asked for than this server can sign; try again",
+    )
+}
+
+fn not_signed(cause: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(
+        Kind::Internal,
+        "signing_failed",
+        "the token could not be signed; the log has the cause under this id",
+    )
+    .because(cause)
+}
+
+async fn jwks(State(issuer): State<Issuer>, request: HeaderMap) -> Response {
+    issuer.keys.document().as_ref().clone().into_response()
+}
+
+/// That the process answers, and which one it is. Readiness is another question.
+async fn health() -> Json<Health> {
+    Json(Health {
+        commit: version::COMMIT,
+        ok: true,
+        version: version::VERSION,
+    })
+}
+
+#[derive(Serialize)]
+struct Health {
+    commit: &'static str,
+    ok: bool,
+    version: &'static str,
 }

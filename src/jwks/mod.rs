@@ -1,16 +1,19 @@
 //! The published half of the keys: the JWKS document, the places it is published at, and the life of keys in it.
 //!
+//! - [`life::KeyLife`]: what servers and operators use: `start`, `poll`/`sync`, `generate`, `list`, `remove`, `rotate`,
+//!   `housekeeping`; `ring()` for signing; `document()` is what `/.well-known/jwks.json` hands out (`.document.to_bytes()`).
 //! - [`Document`]: parse, change, write; foreign content survives.
-//! - [`Publisher`]: [`FilePublisher`]; [`update`] changes a document without losing anyone's change.
+//! - [`Publisher`]: [`FilePublisher`], [`S3Publisher`]; [`update`] changes a document without losing anyone's change.
 //!
 //! `jwks` uses `keys`, never the other way.
 
 mod document;
 mod file;
+pub mod life;
 mod publisher;
+mod s3;
 
 pub use document::{Document, KidTaken, LARGEST, Unreadable};
 pub use file::FilePublisher;
-pub use publisher::{
-    Etag, Found, PublishError, Publisher, UpdateError, Updated, Versioned, update,
-};
+pub use publisher::{Etag, Found, PublishError, Publisher, UpdateError, Updated, Versioned, update};
+pub use s3::{S3Publisher, S3Settings};

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Joins the tailnet, or says why it did not.
-pub async fn joined(settings: &Tailscale, log: &Log) -> Result<Arc<dyn Node>, JoinError> {
+pub(super) async fn joined(settings: &Tailscale, log: &Log) -> Result<Arc<dyn Node>, JoinError> {
     let config = config(settings, log);
     let plan = Plan::new(settings.join_retry, settings.join_timeout, config.has_key());
     let make = || async { Ok(Arc::new(EmbeddedNode::start(&config).await?) as Arc<dyn Node>) };
@@ -38,7 +38,8 @@ pub async fn joined(settings: &Tailscale, log: &Log) -> Result<Arc<dyn Node>, Jo
 fn config(settings: &Tailscale, log: &Log) -> Config {
     Config {
         hostname: settings.hostname.clone(),
-        dir: settings.dir.clone(),
+        // The node wants to know where its state is whatever becomes of the working directory.
+        dir: std::path::absolute(&settings.dir).unwrap_or_else(|_| settings.dir.clone()),
         auth_key: settings.authkey.clone(),
         control_url: settings.control_url.clone(),
         ephemeral: settings.ephemeral,
@@ -60,21 +61,19 @@ fn told(progress: Progress<'_>) {
         Progress::StartFailed { error, pause } => {
             tracing::warn!(target: "ts", %error, pause = ?pause, "the node would not start; trying again");
         }
-        _ => {}
     }
 }
 
 fn state_line(state: &JoinState) {
     match state {
-        JoinState::Running | JoinState::Starting => {
-            tracing::info!(target: "ts", state = state.code(), "{state}")
-        }
+        JoinState::Starting => tracing::debug!(target: "ts", state = state.code(), "{state}"),
+        JoinState::Running => tracing::info!(target: "ts", state = state.code(), "{state}"),
         _ => tracing::warn!(target: "ts", state = state.code(), "{state}"),
     }
 }
 
 /// Tells each later change of the node's state, until the node is closed. Callers are refused meanwhile by `identity`.
-pub async fn follow(node: Arc<dyn Node>) {
+pub(super) async fn follow(node: Arc<dyn Node>) {
     let mut watch = node.watch();
     let mut told = JoinState::Running;
     while watch.changed().await.is_ok() {
@@ -87,7 +86,7 @@ pub async fn follow(node: Arc<dyn Node>) {
     }
 }
 
-pub fn listen_addr(binding: Binding, port: u16) -> ListenAddr {
+pub(super) fn listen_addr(binding: Binding, port: u16) -> ListenAddr {
     match binding {
         Binding::Auto => ListenAddr::Port(port),
         Binding::Addr(ip) => ListenAddr::Addr(ip, port),

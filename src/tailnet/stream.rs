@@ -43,6 +43,8 @@ enum Kind {
 
 struct Tcp {
     socket: TcpStream,
+    /// The kernel tells a reset once, to whoever asks first; the other direction must not take the silence for an orderly end.
+    broken: bool,
     /// The end of the node, seen by each direction's own task.
     reader_ended: Pin<Box<WaitForCancellationFutureOwned>>,
     writer_ended: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -70,6 +72,7 @@ impl Stream {
         Ok(Self {
             kind: Kind::Tcp(Box::new(Tcp {
                 socket,
+                broken: false,
                 reader_ended: Box::pin(ended.clone().cancelled_owned()),
                 writer_ended: Box::pin(ended.clone().cancelled_owned()),
             })),
@@ -101,7 +104,15 @@ impl AsyncRead for Stream {
                 if tcp.reader_ended.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
                 }
-                Pin::new(&mut tcp.socket).poll_read(cx, buf)
+                let before = buf.filled().len();
+                let room = buf.remaining() > 0;
+                let read = ready!(Pin::new(&mut tcp.socket).poll_read(cx, buf));
+                tcp.broken |= read.is_err();
+                let end = room && read.is_ok() && buf.filled().len() == before;
+                if end && tcp.broken {
+                    return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+                }
+                Poll::Ready(read)
             }
         }
     }
@@ -113,7 +124,9 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.kind.writer(cx)?.poll_write(cx, buf)
+        let written = self.kind.writer(cx)?.poll_write(cx, buf);
+        self.kind.note(&written);
+        written
     }
 
     fn poll_write_vectored(
@@ -121,7 +134,9 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.kind.writer(cx)?.poll_write_vectored(cx, bufs)
+        let written = self.kind.writer(cx)?.poll_write_vectored(cx, bufs);
+        self.kind.note(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -156,6 +171,12 @@ impl Kind {
                 }
                 Ok(Pin::new(&mut tcp.socket))
             }
+        }
+    }
+
+    fn note(&mut self, written: &Poll<io::Result<usize>>) {
+        if let (Self::Tcp(tcp), Poll::Ready(Err(_))) = (self, written) {
+            tcp.broken = true;
         }
     }
 }

@@ -71,6 +71,8 @@ func (d *devnet) routes() http.Handler {
 		"POST /keys":        d.makeKey,
 		"DELETE /keys/{id}": d.revokeKey,
 
+		"POST /oauth-clients": d.makeClient,
+
 		"GET /grants":         d.listGrants,
 		"POST /grants":        d.addGrant,
 		"DELETE /grants":      d.dropGrants,
@@ -437,6 +439,32 @@ func (d *devnet) revokeKey(r *http.Request) (any, error) {
 		}
 		delete(d.net.keys, id)
 		return nil, nil
+	})
+}
+
+// makeClient makes an OAuth client, or a federated identity if the ID token is
+// given that will be shown.
+func (d *devnet) makeClient(r *http.Request) (any, error) {
+	var in struct {
+		Tags []string `json:"tags"`
+		JWT  string   `json:"jwt"`
+	}
+	if err := body(r, &in); err != nil {
+		return nil, err
+	}
+	if len(in.Tags) == 0 {
+		return nil, bad("a client needs tags: only tagged nodes come without a person")
+	}
+	if err := checkTags(in.Tags); err != nil {
+		return nil, err
+	}
+	return d.locked(func() (any, error) {
+		c := d.net.addClient(in.Tags, in.JWT)
+		out := map[string]string{"client_id": c.id, "base_url": "http://" + d.door.addr}
+		if c.secret != "" {
+			out["client_secret"] = c.secret
+		}
+		return out, nil
 	})
 }
 

@@ -8,7 +8,7 @@
 // left us both: two lists of nodes that must agree. So only the pieces below
 // it are used: Noise, its HTTP upgrade, HTTP/2 and the message types.
 //
-// Routes: GET /key, POST /ts2021 (upgrade), GET /a/{login}; inside Noise POST
+// Routes: GET /key, POST /ts2021 (upgrade), GET /a/{login}, those of oauth.go; inside Noise POST
 // /machine/register, /machine/map, /machine/set-dns and a few that only need a
 // polite answer. Everything else is 404, never a panic.
 package main
@@ -60,6 +60,7 @@ func newControl(ctx context.Context, net *tailnet, d *door, relays *tailcfg.DERP
 	mux.HandleFunc("GET /key", c.serveKey)
 	mux.HandleFunc("/ts2021", c.serveUpgrade)
 	mux.HandleFunc("GET /a/{id}", c.serveLogin)
+	c.oauthRoutes(mux)
 	c.outer = d.gate(mux)
 	return c
 }

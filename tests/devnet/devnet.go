@@ -25,6 +25,7 @@ type options struct {
 	owner          string
 	suffix         string
 	ephemeralGrace time.Duration
+	dir            string    // where to make the devnet's directory; empty: as the system has it
 	nodeLogs       io.Writer // nil: none
 }
 
@@ -73,15 +74,15 @@ func start(ctx context.Context, o options) (*devnet, error) {
 		peers:    map[string]*peer{},
 		starting: map[string]bool{},
 	}
-	if err := d.build(ctx, living, o.peers); err != nil {
+	if err := d.build(ctx, living, o); err != nil {
 		d.close()
 		return nil, err
 	}
 	return d, nil
 }
 
-func (d *devnet) build(ctx, living context.Context, specs []peerSpec) (err error) {
-	if d.dir, err = os.MkdirTemp("", "tailbone-devnet-"); err != nil {
+func (d *devnet) build(ctx, living context.Context, o options) (err error) {
+	if d.dir, err = os.MkdirTemp(o.dir, "tailbone-devnet-"); err != nil {
 		return fmt.Errorf("no directory for the devnet: %w", err)
 	}
 	relays, err := startRelay(living, d.logf)
@@ -108,14 +109,14 @@ func (d *devnet) build(ctx, living context.Context, specs []peerSpec) (err error
 	d.authKey = d.net.addKey(authKey{reusable: true, anyTags: true}).text()
 	d.net.mu.Unlock()
 
-	errs := make(chan error, len(specs))
-	for _, s := range specs {
+	errs := make(chan error, len(o.peers))
+	for _, s := range o.peers {
 		go func() {
 			_, err := d.addPeer(ctx, s)
 			errs <- err
 		}()
 	}
-	for range specs {
+	for range o.peers {
 		if e := <-errs; e != nil {
 			err = e
 		}

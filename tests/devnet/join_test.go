@@ -9,7 +9,10 @@ import (
 	"time"
 
 	"tailscale.com/client/tailscale/apitype"
+	_ "tailscale.com/feature/identityfederation"
+	_ "tailscale.com/feature/oauthkey"
 	"tailscale.com/ipn"
+	"tailscale.com/tsnet"
 )
 
 func TestKeys(t *testing.T) {
@@ -60,6 +63,40 @@ func TestKeys(t *testing.T) {
 				t.Errorf("the node is %+v", n)
 			}
 		})
+	}
+}
+
+func TestOAuthClientAndFederatedIdentity(t *testing.T) {
+	d := startDevnet(t)
+	secret := call[map[string]string](t, d, "POST", "/oauth-clients", m{"tags": []string{"tag:ci"}})
+	fed := call[map[string]string](t, d, "POST", "/oauth-clients", m{"tags": []string{"tag:job"}, "jwt": "an.id.token"})
+	withSecret := func(host string, tags ...string) *tsnet.Server {
+		s := newNode(t, d, host, secret["client_secret"]+"?ephemeral=false&baseURL="+secret["base_url"])
+		s.AdvertiseTags = tags
+		return s
+	}
+	up(t, withSecret("ci", "tag:ci"))
+	if n := nodeOf(t, d, "ci"); len(n.Tags) != 1 || n.Tags[0] != "tag:ci" || n.Ephemeral {
+		t.Errorf("the node is %+v", n)
+	}
+	if err := join(t, withSecret("root", "tag:root")); err == nil || !strings.Contains(err.Error(), "requested tags [tag:root] are invalid or not permitted") {
+		t.Errorf("with tags of others: %v", err)
+	}
+	wrong := newNode(t, d, "wrong", secret["client_secret"]+"x?baseURL="+secret["base_url"])
+	wrong.AdvertiseTags = []string{"tag:ci"}
+	if err := join(t, wrong); err == nil || !strings.Contains(err.Error(), "401") {
+		t.Errorf("with a wrong secret: %v", err)
+	}
+
+	for jwt, welcome := range map[string]bool{"an.id.token": true, "another.id.token": false} {
+		s := newNode(t, d, "job", "")
+		s.ClientID, s.IDToken, s.AdvertiseTags = fed["client_id"], jwt, []string{"tag:job"}
+		if err := join(t, s); (err == nil) != welcome {
+			t.Errorf("federated with %s: %v", jwt, err)
+		}
+	}
+	if n := nodeOf(t, d, "job"); len(n.Tags) != 1 || n.Tags[0] != "tag:job" || !n.Ephemeral {
+		t.Errorf("the node is %+v", n)
 	}
 }
 

@@ -116,7 +116,8 @@ func startPeer(ctx context.Context, spec peerSpec, dir, controlURL, authKey stri
 		}
 	}
 	socks := &socks5.Server{Logf: logger.Discard, Dialer: func(_ context.Context, network, addr string) (net.Conn, error) {
-		// Not the proxy's context: it would outlive neither peer nor devnet.
+		// The proxy's own patience is 5 s, which is just what WireGuard takes to
+		// try again after a lost first packet.
 		dialing, cancel := context.WithTimeout(living, 30*time.Second)
 		defer cancel()
 		return node.Dial(dialing, network, addr)

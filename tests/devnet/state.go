@@ -42,6 +42,8 @@ type tailnet struct {
 	users   map[tailcfg.UserID]*user
 	keys    map[string]*authKey
 	logins  []*pendingLogin
+	clients []*oauthClient
+	tokens  map[string]*oauthClient
 	grants  []*grant
 	config  config
 
@@ -114,6 +116,7 @@ func newTailnet(suffix, owner string, ephemeralGrace time.Duration) *tailnet {
 		nodes:   map[tailcfg.NodeID]*node{},
 		users:   map[tailcfg.UserID]*user{},
 		keys:    map[string]*authKey{},
+		tokens:  map[string]*oauthClient{},
 		config:  config{RequireAuth: true, EphemeralGraceMS: ephemeralGrace.Milliseconds()},
 	}
 	t.users[taggedUser] = &user{id: taggedUser, login: "tagged-devices", display: "Tagged Devices"}

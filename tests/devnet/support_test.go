@@ -32,8 +32,7 @@ const (
 
 func startDevnet(t *testing.T, peers ...string) *devnet {
 	t.Helper()
-	t.Setenv("TMPDIR", t.TempDir())
-	o := options{owner: owner, suffix: suffix, ephemeralGrace: 300 * time.Millisecond}
+	o := options{owner: owner, suffix: suffix, ephemeralGrace: 300 * time.Millisecond, dir: t.TempDir()}
 	for _, p := range peers {
 		spec, err := parsePeer(p)
 		if err != nil {

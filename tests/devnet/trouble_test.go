@@ -30,6 +30,7 @@ func get(d *devnet, patience time.Duration) (int, error) {
 }
 
 func TestControlTroubles(t *testing.T) {
+	t.Parallel() // with the next: both wait for clients to try again
 	d := startDevnet(t, "alice=alice@example.com")
 	s := up(t, newNode(t, d, "tailbone", d.authKey))
 	alice := d.ready().Peers["alice"].IP
@@ -118,6 +119,7 @@ func TestControlTroubles(t *testing.T) {
 }
 
 func TestEphemeralOutlivesTrouble(t *testing.T) {
+	t.Parallel()
 	d := startDevnet(t)
 	s := newNode(t, d, "brief", d.authKey)
 	s.Ephemeral = true
@@ -222,6 +224,7 @@ func TestAPIRefusals(t *testing.T) {
 		{"POST", "/nodes/alice/expire", `{"at":"tomorrow"}`, 400, "at"},
 		{"POST", "/nodes/alice/share", `{"sharee":true,"sharer":"b@example.com"}`, 400, "not both"},
 		{"POST", "/keys", `{"tags":["x"]}`, 400, "tag"},
+		{"POST", "/oauth-clients", `{}`, 400, "tags"},
 		{"POST", "/grants", `{"src":"*","dst":"*"}`, 400, "caps"},
 		{"POST", "/grants", `{"src":"bob","dst":"*","caps":{"a/b":[]}}`, 404, "bob"},
 		{"POST", "/grants", `{"src":"*","dst":"*","caps":{"ab":[]}}`, 400, "ab"},

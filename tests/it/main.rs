@@ -7,4 +7,11 @@
     clippy::cast_possible_truncation
 )]
 
+// Every test binary compiles all of it and uses a part.
+#[allow(dead_code, unreachable_pub)]
+#[path = "../support/mod.rs"]
+mod support;
+
 mod architecture;
+mod config;
+mod tailnet;

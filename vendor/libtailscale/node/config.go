@@ -2,7 +2,8 @@
 //
 // Invariants: nothing is ever cut, guessed or silently ignored. An unknown member, a member given twice, a string with
 // NUL or other control characters, text that is not UTF-8 or longer than its bound is refused with words that name the
-// member (never its value, it may be a secret). Defaults live with the caller; here an absent member is its zero value.
+// member (never its value, it may be a secret). Defaults live with the caller; here a member that is
+// absent or null is its zero value.
 
 package node
 
@@ -192,9 +193,6 @@ func decodeStrict(raw []byte, max int, into any) *Error {
 		var skip json.RawMessage
 		if err := d.Decode(&skip); err != nil {
 			return fail(Invalid, "the configuration is not valid JSON: %v", err)
-		}
-		if bytes.Equal(skip, []byte("null")) {
-			return fail(Invalid, "member %q is null; leave it out instead", name)
 		}
 	}
 	if _, err := d.Token(); err != nil {

@@ -5,8 +5,8 @@
 //
 // Invariants
 //   - The most specific listener gets a connection: one for the address before one for the port.
-//   - At most maxPending connections of a listener wait for the caller (and what its socket holds, about ten more);
-//     further ones are refused with a reset.
+//   - At most maxPending connections of a listener wait for the caller, and what its socket holds (queueBytes, some
+//     forty); further ones are refused with a reset.
 //   - A connection for which there are no descriptors is refused, after a short pause so that a storm of them does not
 //     burn the processor; the listener goes on.
 //   - Closing the descriptor closes the listener and frees what was not taken.
@@ -24,7 +24,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const maxPending = 64
+const (
+	maxPending = 64
+	queueBytes = 16 << 10 // the kernel doubles it, and counts about 770 bytes for a message
+)
 
 type ports struct {
 	mu  sync.Mutex
@@ -60,6 +63,7 @@ func (n *Node) Listen(addr []byte) (int, *Error) {
 	if perr != nil {
 		return -1, ioFail("making the listener's sockets", perr)
 	}
+	end.rc.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, queueBytes) })
 	l := &listener{node: n, at: at, end: end}
 	if err := n.ports.add(l); err != nil {
 		end.f.Close()

@@ -148,7 +148,7 @@ func (l *logger) render(lv level, msg string) []byte {
 func (l *logger) backend(format string, args ...any) {
 	lv := lvDebug
 	switch {
-	case strings.HasPrefix(format, "[v"):
+	case strings.Contains(format[:min(len(format), 24)], "[v"): // perhaps after a prefix such as "control: "
 		lv = lvTrace
 	case strings.Contains(format, "[unexpected]"):
 		lv = lvWarn

@@ -1,0 +1,68 @@
+//! Stamps what `tailbone version` tells: version, commit, and the versions of Go and tsnet inside.
+//!
+//! Never fails for lack of Git. `TAILBONE_VERSION` and `TAILBONE_COMMIT` win over what is found, for builds without `.git`.
+
+use std::{env, path::Path, process::Command};
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    stamp(
+        "TAILBONE_VERSION",
+        given("TAILBONE_VERSION").or_else(|| env::var("CARGO_PKG_VERSION").ok()),
+    );
+    stamp("TAILBONE_COMMIT", given("TAILBONE_COMMIT").or_else(commit));
+    // Exported by the crate that builds the Go archive (`links = "tailscale"`).
+    stamp(
+        "TAILBONE_GO_VERSION",
+        env::var("DEP_TAILSCALE_GO_VERSION").ok(),
+    );
+    stamp(
+        "TAILBONE_TSNET_VERSION",
+        env::var("DEP_TAILSCALE_TSNET_VERSION").ok(),
+    );
+}
+
+fn stamp(name: &str, value: Option<String>) {
+    // A line end would let a value write further instructions to Cargo.
+    let value = value
+        .map(|value| value.trim().replace(['\r', '\n'], " "))
+        .filter(|value| !value.is_empty())
+        .unwrap_or_else(|| "unknown".into());
+    println!("cargo::rustc-env={name}={value}");
+}
+
+fn given(name: &str) -> Option<String> {
+    println!("cargo::rerun-if-env-changed={name}");
+    env::var(name).ok().filter(|value| !value.trim().is_empty())
+}
+
+/// The commit of this very repository: a source tree unpacked inside another one must not take that one's commit.
+fn commit() -> Option<String> {
+    let root = env::var("CARGO_MANIFEST_DIR").ok()?;
+    let top = git(&["rev-parse", "--show-toplevel"])?;
+    if Path::new(&top).canonicalize().ok()? != Path::new(&root).canonicalize().ok()? {
+        return None;
+    }
+    for name in ["HEAD", "packed-refs"] {
+        rerun_on(name);
+    }
+    if let Some(branch) = git(&["symbolic-ref", "--quiet", "HEAD"]) {
+        rerun_on(&branch);
+    }
+    git(&["rev-parse", "--short=12", "HEAD"])
+}
+
+/// Only for files that exist: Cargo would run this script each time over one that does not.
+fn rerun_on(name: &str) {
+    if let Some(path) = git(&["rev-parse", "--git-path", name])
+        && Path::new(&path).exists()
+    {
+        println!("cargo::rerun-if-changed={path}");
+    }
+}
+
+fn git(arguments: &[&str]) -> Option<String> {
+    let output = Command::new("git").args(arguments).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    Some(text.trim().to_owned()).filter(|text| output.status.success() && !text.is_empty())
+}

@@ -1,0 +1,177 @@
+//! Flags made from the table of settings, and what was given of them.
+//!
+//! clap only splits the command line; every value stays text until `config::load` makes sense of it, so that a wrong flag is told
+//! together with a wrong variable. As in the Go program: a flag given twice counts the second time, `-p80`, `-p=80` and `-p 80` are
+//! the same, a switch takes `--switch=false`, and a value may begin with a dash.
+
+use std::{ffi::OsString, path::Path};
+
+use clap::{
+    Arg, ArgAction, ArgMatches,
+    builder::{PossibleValue, TypedValueParser, ValueParser},
+    parser::ValueSource,
+};
+
+use crate::config::{
+    Environment, Flags, Raw, Value,
+    table::{self, Default, Flag, Kind, Row, Scope},
+};
+
+/// The flags of one scope.
+pub(super) fn of(scope: Scope) -> impl Iterator<Item = Arg> {
+    table::ALL.iter().filter_map(move |row| {
+        let flag = row.flag_in(&[scope])?;
+        Some(arg(row, flag))
+    })
+}
+
+/// `--config`, which is no setting: it says where settings are.
+pub(super) fn config() -> Arg {
+    Arg::new("config")
+        .long("config")
+        .value_name("PATH")
+        .display_order(table::ALL.len())
+        // Not a path to clap, which refuses an empty one; empty counts as not given.
+        .value_parser(clap::value_parser!(OsString))
+        .allow_hyphen_values(true)
+        .value_hint(clap::ValueHint::FilePath)
+        .help("Config file (.toml, .yaml, .json) [default: .tailbone.json, .toml, .yaml or .yml in the home directory]")
+}
+
+/// What was typed for a command that takes the flags of `scopes`.
+pub(super) fn raw(matches: &ArgMatches, scopes: &[Scope], environment: &Environment) -> Raw {
+    let config = matches
+        .get_one::<OsString>("config")
+        .filter(|path| !path.is_empty());
+    Raw::collect(given(matches, scopes), environment, config.map(Path::new))
+}
+
+pub(super) fn given(matches: &ArgMatches, scopes: &[Scope]) -> Flags {
+    let mut flags = Flags::default();
+    for row in table::ALL {
+        let Some(flag) = row.flag_in(scopes) else {
+            continue;
+        };
+        if matches.value_source(row.key) != Some(ValueSource::CommandLine) {
+            continue;
+        }
+        let mut texts: Vec<String> = matches
+            .get_many::<String>(row.key)
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
+        let value = if matches!(row.kind, Kind::Words(_)) {
+            Value::List(texts)
+        } else {
+            Value::Text(texts.pop().unwrap_or_default())
+        };
+        flags.give(row, format!("--{}", flag.long), value);
+    }
+    flags
+}
+
+fn arg(row: &'static Row, flag: &Flag) -> Arg {
+    // Help shows a command's flags in the order of the table, whichever level they are defined at.
+    let place = table::ALL.iter().position(|other| other.key == row.key);
+    let arg = Arg::new(row.key)
+        .long(flag.long)
+        .display_order(place.unwrap_or(table::ALL.len()))
+        .help(help(row, flag))
+        .long_help(long_help(row, flag))
+        .global(matches!(
+            flag.scope,
+            Scope::Keys | Scope::Root | Scope::Server
+        ));
+    let arg = match flag.short {
+        Some(short) => arg.short(short),
+        None => arg,
+    };
+    match row.kind {
+        Kind::Bool => arg
+            .action(ArgAction::Set)
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .value_name(value_name(row.kind))
+            .value_parser(ValueParser::string()),
+        kind => arg
+            .action(if matches!(kind, Kind::Words(_)) {
+                ArgAction::Append
+            } else {
+                ArgAction::Set
+            })
+            .allow_hyphen_values(true)
+            .value_name(value_name(kind))
+            .value_hint(match kind {
+                Kind::Path => clap::ValueHint::AnyPath,
+                _ => clap::ValueHint::Unknown,
+            })
+            .value_parser(Words(kind)),
+    }
+}
+
+fn help(row: &Row, flag: &Flag) -> String {
+    let default = match row.default {
+        // Where it is not typed, it is not sent, and the server's own setting counts.
+        _ if flag.scope == Scope::Make => " [default: the server's setting]".into(),
+        Default::Derived(words) => format!(" [default: {words}]"),
+        Default::Empty | Default::Text("") => String::new(),
+        Default::Text(_) if matches!(row.kind, Kind::Bool) => String::new(),
+        Default::Text(text) => format!(" [default: {text}]"),
+    };
+    format!("{}{default} [env: {}]", row.help, row.variable())
+}
+
+/// Also what may be typed, where clap does not list it by itself.
+fn long_help(row: &Row, flag: &Flag) -> String {
+    let bounds = match row.kind {
+        Kind::Binding | Kind::Duration { .. } | Kind::Port | Kind::Url => {
+            format!("; {}", row.kind.words())
+        }
+        _ => String::new(),
+    };
+    format!("{} [key: {}{bounds}]", help(row, flag), row.key)
+}
+
+fn value_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Binding => "ADDRESS",
+        Kind::Bool => "BOOL",
+        Kind::Duration { .. } => "DURATION",
+        Kind::Path => "PATH",
+        Kind::Port => "PORT",
+        Kind::Secret => "SECRET",
+        Kind::Size(_) => "BITS",
+        Kind::Text => "TEXT",
+        Kind::Url => "URL",
+        Kind::Word(_) => "WORD",
+        Kind::Words(_) => "LIST",
+    }
+}
+
+/// Offers a setting's words to completion and help without insisting on them: insisting is the loader's business.
+#[derive(Clone)]
+struct Words(Kind);
+
+impl TypedValueParser for Words {
+    type Value = String;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&Arg>,
+        value: &std::ffi::OsStr,
+    ) -> Result<String, clap::Error> {
+        clap::builder::StringValueParser::new().parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        match self.0 {
+            Kind::Word(words) | Kind::Words(words @ [_, ..]) => {
+                Some(Box::new(words.iter().map(PossibleValue::new)))
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! `tailbone config check` and `tailbone config show`: what the settings are and where they come from. Nothing is changed.
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use serde::Serialize;
+use serde_json::{Map, Value as Json, json};
+
+use super::{
+    args,
+    console::Console,
+    exit::Failure,
+    output::{self, Output, Table},
+};
+use crate::config::{self, Entry, Environment, table::Scope};
+
+/// Both take the flags of `server start`, so that a whole command line can be checked.
+const SCOPES: &[Scope] = &[Scope::Root, Scope::Server, Scope::Start];
+
+pub(super) fn command() -> Command {
+    let flags = || {
+        args::of(Scope::Server)
+            .chain(args::of(Scope::Start))
+            .map(|arg| arg.global(false))
+    };
+    Command::new("config")
+        .about("Check and show the settings; takes the flags of server start")
+        .subcommand(
+            Command::new("check")
+                .about("Load all settings and tell every mistake; changes nothing")
+                .args(flags()),
+        )
+        .subcommand(
+            Command::new("show")
+                .about("Show all settings as they would hold; secrets are hidden")
+                .arg(
+                    Arg::new("origin")
+                        .long("origin")
+                        .action(ArgAction::SetTrue)
+                        .help("Tell where each value was typed"),
+                )
+                .args(flags()),
+        )
+}
+
+pub(super) fn run(
+    matches: &ArgMatches,
+    environment: &Environment,
+    console: &mut Console<'_>,
+) -> Result<(), Failure> {
+    match matches.subcommand() {
+        Some(("check", matches)) => {
+            let raw = args::raw(matches, SCOPES, environment);
+            console.told(config::load_all(&raw))?;
+            console.say("The settings are fine");
+            Ok(())
+        }
+        Some(("show", matches)) => {
+            let raw = args::raw(matches, SCOPES, environment);
+            let ((_, client), origins) = console.told(config::load_all(&raw))?;
+            if matches.get_flag("origin") {
+                output::print(console, client.output, &WithOrigin(&origins.entries))
+            } else {
+                output::print(console, client.output, &Plain(&origins.entries))
+            }
+        }
+        _ => super::help(Some("config"), console),
+    }
+}
+
+/// The values, nested as in a config file.
+struct Plain<'a>(&'a [Entry]);
+
+impl Output for Plain<'_> {
+    fn table(&self) -> Table {
+        let mut table = Table::new(["Setting", "Value"]);
+        for entry in self.0 {
+            table.row([entry.row.key.to_owned(), cell(&entry.value)]);
+        }
+        table
+    }
+}
+
+impl Serialize for Plain<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut top = Map::new();
+        for entry in self.0 {
+            let mut group = &mut top;
+            let mut names = entry.row.key.split('.').peekable();
+            while let Some(name) = names.next() {
+                if names.peek().is_none() {
+                    group.insert(name.to_owned(), entry.value.clone());
+                    break;
+                }
+                let next = group.entry(name).or_insert_with(|| json!({}));
+                let Json::Object(next) = next else {
+                    return Err(serde::ser::Error::custom("a setting that is also a group"));
+                };
+                group = next;
+            }
+        }
+        top.serialize(serializer)
+    }
+}
+
+/// The values with their origins: a list.
+struct WithOrigin<'a>(&'a [Entry]);
+
+impl Output for WithOrigin<'_> {
+    fn table(&self) -> Table {
+        let mut table = Table::new(["Setting", "Value", "Origin"]);
+        for entry in self.0 {
+            table.row([
+                entry.row.key.to_owned(),
+                cell(&entry.value),
+                entry.origin.to_string(),
+            ]);
+        }
+        table
+    }
+}
+
+impl Serialize for WithOrigin<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Line<'a> {
+            key: &'a str,
+            value: &'a Json,
+            origin: String,
+        }
+        serializer.collect_seq(self.0.iter().map(|entry| Line {
+            key: entry.row.key,
+            value: &entry.value,
+            origin: entry.origin.to_string(),
+        }))
+    }
+}
+
+fn cell(value: &Json) -> String {
+    match value {
+        Json::Array(list) => list.iter().map(cell).collect::<Vec<_>>().join(","),
+        Json::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,106 @@
+//! How a command ends: its exit code and its one message.
+//!
+//! | Code | Meaning |
+//! |---|---|
+//! | 0 | done; also when the reader of our output went away |
+//! | 1 | failed |
+//! | 2 | the command line was not understood, or a question was not answered with yes |
+//! | 10–17 | the node did not join the tailnet; the table is in [`crate::tailnet::join`] |
+//! | 64 | a setting is wrong (`EX_USAGE` of sysexits.h) |
+
+use std::{error::Error, io};
+
+use crate::{config::Mistakes, telemetry};
+
+pub const DONE: u8 = 0;
+pub const FAILED: u8 = 1;
+pub const USAGE: u8 = 2;
+pub const SETTINGS: u8 = 64;
+
+/// Why a command did not do what it was asked to do.
+#[derive(Debug)]
+pub struct Failure {
+    code: u8,
+    /// Absent where everything was said already, or nobody listens.
+    error: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl Failure {
+    /// It was tried, and failed.
+    pub fn failed(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::with_code(FAILED, error)
+    }
+
+    /// It was not tried, for want of a yes.
+    pub fn refused(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::with_code(USAGE, error)
+    }
+
+    pub fn with_code(code: u8, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self {
+            code,
+            error: Some(error.into()),
+        }
+    }
+
+    /// Our own output could not be written. `tailbone … | head` closes the pipe, and that is no failure.
+    pub fn output(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Self {
+                code: DONE,
+                error: None,
+            };
+        }
+        Self::failed(error)
+    }
+
+    pub fn code(&self) -> u8 {
+        self.code
+    }
+
+    /// The whole chain of causes in one line; nothing where there is nothing to say.
+    pub fn message(&self) -> Option<String> {
+        let error: &(dyn Error + 'static) = self.error.as_deref()?;
+        Some(telemetry::chain(error))
+    }
+}
+
+impl From<Mistakes> for Failure {
+    fn from(mistakes: Mistakes) -> Self {
+        Self::with_code(SETTINGS, mistakes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("reading the key")]
+    struct Outer(#[source] Middle);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("opening: {0}")]
+    struct Middle(#[source] io::Error);
+
+    #[test]
+    fn the_chain_is_one_line_and_repeats_nothing() {
+        let cause = io::Error::new(io::ErrorKind::NotFound, "no such file");
+        assert_eq!(
+            Failure::failed(Outer(Middle(cause))).message().as_deref(),
+            Some("reading the key: opening: no such file")
+        );
+    }
+
+    #[test]
+    fn only_a_closed_pipe_of_our_own_is_success() {
+        let closed = || io::Error::from(io::ErrorKind::BrokenPipe);
+        assert_eq!(Failure::output(closed()).code(), DONE);
+        assert_eq!(Failure::output(closed()).message(), None);
+        assert_eq!(Failure::failed(closed()).code(), FAILED);
+        assert_eq!(
+            Failure::output(io::Error::other("disk full")).code(),
+            FAILED
+        );
+    }
+}

@@ -1,0 +1,175 @@
+//! The life of this directory's keys at their place of publication: looks, and what people and cron jobs ask for.
+//!
+//! It stands in `jwks` because it needs both halves: `keys` must not know of publishing, and components must not each do it.
+//!
+//! Invariants
+//! - One pass at a time per directory: tasks queue here, processes at the directory's lock.
+//! - A pass only gathers facts and carries out what `keys::rotation` says is due; it decides nothing itself.
+//! - What is written precedes what depends on it: facts before the signer is used, the document before files are deleted.
+//!   Each order is safe to be cut anywhere (`docs/design/key-life.md`).
+//! - Files that are skipped, and documents that cannot be read, end nothing: signing goes on with what was last known.
+
+mod error;
+mod operations;
+mod pass;
+
+use std::{
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::Mutex;
+
+use super::{FilePublisher, Publisher, S3Publisher, S3Settings, Versioned};
+use crate::{
+    config::{self, KeySpec, Publish},
+    keys::{Fingerprint, KeyStore, Policy, Ring, Signer, disk::Lock},
+};
+
+pub use error::LifeError;
+pub use operations::{Housekeeping, Impact, Made, Removed};
+pub use pass::{Done, Outcome, Report};
+
+/// How long one process waits for another that has the directory.
+const LOCK_PATIENCE: Duration = Duration::from_secs(15);
+const LOCK_LOOK: Duration = Duration::from_millis(20);
+
+/// Longest time between two looks at the document.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// Keys of one directory at one place of publication. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct KeyLife {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: KeyStore,
+    publisher: Arc<dyn Publisher>,
+    policy: Policy,
+    prefix: String,
+    spec: KeySpec,
+    ring: Ring,
+    document: ArcSwapOption<Versioned>,
+    memory: Mutex<Memory>,
+}
+
+/// What one pass leaves for the next.
+#[derive(Debug, Default)]
+struct Memory {
+    signer: Option<Arc<Signer>>,
+    fingerprint: Option<Fingerprint>,
+    next_look: Option<Timestamp>,
+    document_read: Option<Timestamp>,
+}
+
+impl KeyLife {
+    /// As the settings say. Reads nothing yet.
+    pub async fn open(keys: &config::Keys) -> Self {
+        let publisher: Arc<dyn Publisher> = match &keys.publish {
+            Publish::File { path } => Arc::new(FilePublisher::new(path)),
+            Publish::S3 { bucket, key_path, endpoint, path_style } => Arc::new(
+                S3Publisher::connect(&S3Settings {
+                    bucket: bucket.clone(),
+                    key_path: key_path.clone(),
+                    endpoint: endpoint.clone(),
+                    path_style: *path_style,
+                    cache_time: keys.cache_time,
+                })
+                .await,
+            ),
+        };
+        Self::with(KeyStore::new(&keys.dir), publisher, Policy::from(keys), &keys.prefix, keys.spec)
+    }
+
+    pub fn with(
+        store: KeyStore,
+        publisher: Arc<dyn Publisher>,
+        policy: Policy,
+        prefix: &str,
+        spec: KeySpec,
+    ) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                store,
+                publisher,
+                policy,
+                prefix: prefix.to_owned(),
+                spec,
+                ring: Ring::default(),
+                document: ArcSwapOption::empty(),
+                memory: Mutex::default(),
+            }),
+        }
+    }
+
+    /// What this server signs with.
+    pub fn ring(&self) -> &Ring {
+        &self.inner.ring
+    }
+
+    /// The document as last read, other servers' keys included: what `/.well-known/jwks.json` hands out.
+    pub fn document(&self) -> Option<Arc<Versioned>> {
+        self.inner.document.load_full()
+    }
+
+    /// Where the document is published, for people.
+    pub fn place(&self) -> &str {
+        self.inner.publisher.place()
+    }
+
+    pub fn policy(&self) -> &Policy {
+        &self.inner.policy
+    }
+
+    /// What a server does every second or so: a look at the directory's entries, and a pass if they changed or a look at
+    /// the document is due. `None`: nothing was due.
+    pub async fn poll(&self, now: Timestamp) -> Result<Option<Report>, LifeError> {
+        let due = {
+            let memory = self.inner.memory.lock().await;
+            let changed = self.disk(KeyStore::fingerprint).await? != memory.fingerprint.clone().unwrap_or_default();
+            // A clock set back must not put the next look off.
+            let far = |next: Timestamp| next.duration_since(now) > SignedDuration::from_secs(3600);
+            changed || memory.next_look.is_none_or(|next| next <= now || far(next))
+        };
+        if due { self.sync(now).await.map(Some) } else { Ok(None) }
+    }
+
+    /// Runs `work` on the directory where blocking is allowed.
+    async fn disk<T: Send + 'static, E: Into<LifeError> + Send + 'static>(
+        &self,
+        work: impl FnOnce(&KeyStore) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, LifeError> {
+        let store = self.inner.store.clone();
+        match tokio::task::spawn_blocking(move || work(&store)).await {
+            Ok(result) => result.map_err(Into::into),
+            Err(error) => Err(LifeError::Interrupted(error.to_string())),
+        }
+    }
+
+    /// The directory's lock; `None` where the directory cannot be written, so that nobody else changes it either.
+    async fn lock_directory(&self) -> Result<Option<Lock>, LifeError> {
+        use crate::keys::{StoreError, disk::DiskError};
+        let mut waited = Duration::ZERO;
+        loop {
+            let taken = self.disk(|store| store.create().and_then(|()| store.lock())).await;
+            match taken {
+                Ok(lock) => return Ok(Some(lock)),
+                Err(LifeError::Store(StoreError::Disk(DiskError::ReadOnly { .. }))) => return Ok(None),
+                Err(LifeError::Store(StoreError::Disk(DiskError::Locked { .. }))) if waited < LOCK_PATIENCE => {
+                    tokio::time::sleep(LOCK_LOOK).await;
+                    waited += LOCK_LOOK;
+                }
+                Err(other) => return Err(other),
+            }
+        }
+    }
+
+    fn next_look(&self, now: Timestamp) -> Timestamp {
+        let every = (self.inner.policy.cache_time / 4).clamp(Duration::from_secs(1), LOOK);
+        SignedDuration::try_from(every).ok().and_then(|every| now.checked_add(every).ok()).unwrap_or(now)
+    }
+}

@@ -1,0 +1,235 @@
+//! The document as an object in a bucket of S3, or of something that speaks S3.
+//!
+//! Invariants
+//! - Writes carry `If-Match` or `If-None-Match: *`; the SDK's own retries are off for them, since a write repeated blindly after it
+//!   took effect looks like somebody else's.
+//! - Only `NoSuchKey` means that there is no document. Any other 404, and every other failure, is an error.
+//! - No more than [`LARGEST`] bytes are read, and every request ends in time.
+//! - Credentials, region and endpoint come from where every AWS program takes them; none of them is ever shown.
+
+use std::{sync::Arc, time::Duration};
+
+use aws_config::{
+    BehaviorVersion, retry::RetryConfig, stalled_stream_protection::StalledStreamProtectionConfig, timeout::TimeoutConfig,
+};
+use aws_sdk_s3::{
+    Client,
+    config::{RequestChecksumCalculation, ResponseChecksumValidation},
+    error::{ProvideErrorMetadata, SdkError},
+    operation::{get_object::GetObjectError, put_object::builders::PutObjectFluentBuilder},
+    primitives::ByteStream,
+};
+use futures_util::{FutureExt as _, future::BoxFuture};
+use jiff::Timestamp;
+
+use super::{Document, Etag, PublishError, Publisher, Unreadable, Versioned, document::LARGEST};
+
+const CONNECT: Duration = Duration::from_secs(3);
+const ATTEMPT: Duration = Duration::from_secs(6);
+const OPERATION: Duration = Duration::from_secs(10);
+
+/// Where the object is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct S3Settings {
+    pub bucket: String,
+    pub key_path: String,
+    /// Another service than AWS, e.g. `https://s3.example.com`.
+    pub endpoint: Option<String>,
+    /// The bucket in the path instead of the host name.
+    pub path_style: bool,
+    /// Told to verifiers in `Cache-Control`.
+    pub cache_time: Duration,
+}
+
+/// Publishes into a bucket.
+#[derive(Debug, Clone)]
+pub struct S3Publisher {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    client: Client,
+    settings: S3Settings,
+    place: String,
+}
+
+impl S3Publisher {
+    /// With credentials and region from the environment, profile files or the instance. Makes no request.
+    pub async fn connect(settings: &S3Settings) -> Self {
+        let shared = aws_config::defaults(BehaviorVersion::latest()).load().await;
+        Self::with_config(&shared, settings)
+    }
+
+    /// With a configuration made elsewhere.
+    pub fn with_config(shared: &aws_config::SdkConfig, settings: &S3Settings) -> Self {
+        let mut config = aws_sdk_s3::config::Builder::from(shared)
+            .force_path_style(settings.path_style)
+            // Many that speak S3 do not know the newer checksums; TLS and the read-back guard the bytes.
+            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+            .timeout_config(
+                TimeoutConfig::builder()
+                    .connect_timeout(CONNECT)
+                    .operation_attempt_timeout(ATTEMPT)
+                    .operation_timeout(OPERATION)
+                    .build(),
+            )
+            .retry_config(RetryConfig::standard().with_max_attempts(2));
+        if let Some(endpoint) = &settings.endpoint {
+            config = config.endpoint_url(endpoint);
+        }
+        if shared.region().is_none() {
+            // Every S3 request is signed for a region. Services other than AWS take any.
+            config = config.region(aws_sdk_s3::config::Region::from_static("us-east-1"));
+        }
+        let at = settings.endpoint.as_deref().map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
+        Self {
+            inner: Arc::new(Inner {
+                client: Client::from_conf(config.build()),
+                place: format!("s3://{}/{}{at}", settings.bucket, settings.key_path),
+                settings: settings.clone(),
+            }),
+        }
+    }
+}
+
+impl Publisher for S3Publisher {
+    fn place(&self) -> &str {
+        &self.inner.place
+    }
+
+    fn read(&self) -> BoxFuture<'_, Result<Option<Versioned>, PublishError>> {
+        self.inner.read().boxed()
+    }
+
+    fn write<'a>(
+        &'a self,
+        document: &'a Document,
+        expected: Option<&'a Etag>,
+    ) -> BoxFuture<'a, Result<Etag, PublishError>> {
+        async move {
+            let put = self.inner.put(&self.inner.settings.key_path, document);
+            let put = match expected {
+                Some(etag) => put.if_match(&*etag.0),
+                None => put.if_none_match("*"),
+            };
+            self.inner.send(put).await
+        }
+        .boxed()
+    }
+
+    fn keep<'a>(&'a self, document: &'a Document, now: Timestamp) -> BoxFuture<'a, Result<String, PublishError>> {
+        async move {
+            let time = now.strftime("%Y%m%dT%H%M%S%.9fZ");
+            let path = format!("{}.bak-{time}", self.inner.settings.key_path);
+            self.inner.send(self.inner.put(&path, document)).await?;
+            Ok(format!("s3://{}/{path}", self.inner.settings.bucket))
+        }
+        .boxed()
+    }
+}
+
+impl Inner {
+    async fn read(&self) -> Result<Option<Versioned>, PublishError> {
+        let answer = self
+            .client
+            .get_object()
+            .bucket(&self.settings.bucket)
+            .key(&self.settings.key_path)
+            .send()
+            .await;
+        let mut object = match answer {
+            Ok(object) => object,
+            Err(error) => {
+                if error.as_service_error().is_some_and(GetObjectError::is_no_such_key) {
+                    return Ok(None);
+                }
+                return Err(self.failed(&error, true));
+            }
+        };
+        let too_large = || self.unreadable(Unreadable::TooLarge);
+        if object.content_length.is_some_and(|length| usize::try_from(length).is_ok_and(|length| length > LARGEST)) {
+            return Err(too_large());
+        }
+        let body = async {
+            let mut bytes = Vec::new();
+            while let Some(part) = object.body.next().await {
+                let part = part.map_err(|error| self.unavailable(&format!("the answer broke off: {error}")))?;
+                bytes.extend_from_slice(&part);
+                if bytes.len() > LARGEST {
+                    return Err(too_large());
+                }
+            }
+            Ok(bytes)
+        };
+        let bytes = tokio::time::timeout(ATTEMPT, body)
+            .await
+            .map_err(|_| self.unavailable("the answer did not end in time"))??;
+        if object.content_length.is_some_and(|length| usize::try_from(length) != Ok(bytes.len())) {
+            return Err(self.unavailable("the answer broke off"));
+        }
+        let document = Document::parse(&bytes).map_err(|reason| self.unreadable(reason))?;
+        // Without an ETag there is no compare-and-swap, and every write would be a gamble.
+        let etag = object.e_tag.ok_or_else(|| self.unavailable("the answer has no ETag"))?;
+        Ok(Some(Versioned { document, etag: Etag(etag.into()) }))
+    }
+
+    fn put(&self, path: &str, document: &Document) -> PutObjectFluentBuilder {
+        self.client
+            .put_object()
+            .bucket(&self.settings.bucket)
+            .key(path)
+            .body(ByteStream::from(document.to_bytes()))
+            .content_type("application/json")
+            .cache_control(format!("public, max-age={}", self.settings.cache_time.as_secs()))
+    }
+
+    async fn send(&self, put: PutObjectFluentBuilder) -> Result<Etag, PublishError> {
+        let once = aws_sdk_s3::config::Builder::new().retry_config(RetryConfig::disabled());
+        match put.customize().config_override(once).send().await {
+            Ok(answer) => Ok(Etag(answer.e_tag.unwrap_or_default().into())),
+            Err(error) => Err(self.failed(&error, false)),
+        }
+    }
+
+    /// What a failure means. `reading`: a refusal may then hide that there is nothing.
+    fn failed<E: ProvideErrorMetadata + std::error::Error + 'static>(
+        &self,
+        error: &SdkError<E>,
+        reading: bool,
+    ) -> PublishError {
+        let status = error.raw_response().map_or(0, |answer| answer.status().as_u16());
+        let code = error.as_service_error().and_then(ProvideErrorMetadata::code).unwrap_or_default();
+        let place = self.place.clone();
+        match (status, code) {
+            (_, "NoSuchBucket") => PublishError::NotFound { place, detail: "no such bucket".to_owned() },
+            // Somebody deleted what we were about to replace.
+            (404, "NoSuchKey") if !reading => PublishError::Conflict { place },
+            (409 | 412, _) => PublishError::Conflict { place },
+            (401 | 403, _) => PublishError::Denied {
+                place,
+                hint: match (code, reading) {
+                    ("" | "AccessDenied", true) => {
+                        " (AccessDenied; where the object does not exist yet, S3 says so only to those who may s3:ListBucket)"
+                            .to_owned()
+                    }
+                    ("", false) => String::new(),
+                    (code, _) => format!(" ({code})"),
+                },
+            },
+            (0, _) => self.unavailable(&aws_sdk_s3::error::DisplayErrorContext(error).to_string()),
+            (status, "") => self.unavailable(&format!("it answered {status}")),
+            (status, code) => self.unavailable(&format!("it answered {status} {code}")),
+        }
+    }
+
+    fn unreadable(&self, reason: Unreadable) -> PublishError {
+        PublishError::Unreadable { place: self.place.clone(), reason }
+    }
+
+    fn unavailable(&self, detail: &str) -> PublishError {
+        PublishError::Unavailable { place: self.place.clone(), detail: detail.to_owned() }
+    }
+}

@@ -1,0 +1,445 @@
+//! Which key signs and what is to be done: a pure function of facts, what the document holds, policy and now.
+//!
+//! Invariants (the property tests below)
+//! - A key that signs has been read back from where verifiers read, is not known to have left there, is not retired, and its
+//!   waiting time (cache time + skew) is over; only the very first key does not wait.
+//! - While a token may be valid its key is published, unless an operator removed it. A clock set back does not shorten that.
+//! - A key that was published and left the document is never published again.
+//! - Keys dated in the future sign only where no other can.
+//! - Nothing is taken out or deleted on the word of a document that is missing, empty or could not be read.
+//!
+//! This file alone decides. `jwks::life` gathers the facts and carries the actions out; it has no opinions.
+
+use std::{
+    cmp::Reverse,
+    collections::BTreeSet,
+    time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{History, KeyId};
+use crate::config;
+
+/// How far ahead it is written down that a key may sign. Bounds what a clock set back can do, and how long another process
+/// may go on with a retired key.
+const LEASE: Duration = Duration::from_secs(600);
+
+/// The operator's settings that rule a key's life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// Life of a token.
+    pub token_life: Duration,
+    /// How long verifiers may keep a document.
+    pub cache_time: Duration,
+    /// How far clocks may be apart.
+    pub skew: Duration,
+    /// Age at which the signing key gets a successor.
+    pub rotate_every: Option<Duration>,
+    /// How long the files of a withdrawn key stay before housekeeping deletes them.
+    pub withdrawn_grace: Duration,
+}
+
+impl From<&config::Keys> for Policy {
+    fn from(keys: &config::Keys) -> Self {
+        Self {
+            token_life: keys.expiry,
+            cache_time: keys.cache_time,
+            skew: keys.skew,
+            rotate_every: keys.rotate_every,
+            withdrawn_grace: Duration::from_secs(24 * 60 * 60),
+        }
+    }
+}
+
+impl Policy {
+    /// From publishing to signing: every verifier has looked again by then.
+    fn wait(&self) -> Duration {
+        self.cache_time.saturating_add(self.skew)
+    }
+}
+
+/// What a pass may do beyond keeping things right.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Leave {
+    /// Make a key if none can sign, now or later (at a server's start).
+    pub first_key: bool,
+    /// Delete withdrawn keys, and clear away what was inherited and is superseded (housekeeping).
+    pub clean: bool,
+}
+
+/// One key as the rules see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    pub kid: KeyId,
+    pub history: History,
+    /// The private half is here and fit to sign.
+    pub can_sign: bool,
+    /// There is a private file, fit or not.
+    pub private_file: bool,
+    pub public_file: bool,
+    /// The public half is known.
+    pub public: bool,
+    /// There is a state file.
+    pub known: bool,
+}
+
+impl Record {
+    /// Whether the key is this directory's to care for: a public half alone, without facts, is somebody's copy.
+    fn ours(&self) -> bool {
+        self.known || self.private_file
+    }
+
+    /// Superseded before this program came: nothing of ours ever depended on it.
+    fn superseded_before_us(&self) -> bool {
+        self.history.inherited && self.history.activated.is_none()
+    }
+}
+
+/// What was found at the place of publication.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    Document {
+        /// Ids of the keys of ours it holds, with our key behind the id.
+        holds: BTreeSet<KeyId>,
+        /// It holds keys that are not in this directory.
+        others: bool,
+        empty: bool,
+    },
+    /// It is certain that there is no document.
+    Missing,
+    /// It could not be read, or not as a JWKS.
+    Unknown,
+}
+
+/// A key's state, derived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Pending,
+    Published,
+    Active,
+    Retired,
+    Withdrawn,
+    Removing,
+}
+
+impl State {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Published => "published",
+            Self::Active => "active",
+            Self::Retired => "retired",
+            Self::Withdrawn => "withdrawn",
+            Self::Removing => "removing",
+        }
+    }
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Something that is due. Carried out in this order.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    /// Write the public file that a crash left unwritten.
+    MendPublic(KeyId),
+    /// Take a key out of the document, if it is there, and delete its files: a removal or a generate that was broken off.
+    FinishRemoval(KeyId),
+    /// Put the public half into the document.
+    Publish(KeyId),
+    /// Write down that the key signs: before it does, and again before the last entry runs out.
+    Arm(KeyId),
+    /// Write down that the key signs no more.
+    Retire(KeyId),
+    DeletePrivate(KeyId),
+    /// The last token of a retired key is over: out of the document, and delete its files.
+    Expire(KeyId),
+    /// Delete the files of a key that left the document long ago.
+    DeleteWithdrawn(KeyId),
+    /// Make a new key.
+    Generate,
+}
+
+/// Why no key signs.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NoSigner {
+    #[error("the keys have not been looked at yet")]
+    NotLoaded,
+    #[error("there is no signing key yet; make one with `tailbone keys generate`")]
+    NoKeys,
+    #[error("none of the key files can be used; `tailbone keys list` says why")]
+    Unusable,
+    #[error("key {kid} is not published yet")]
+    Unpublished { kid: KeyId },
+    #[error("key {kid} is published and signs from {from}, when every verifier's copy of the JWKS has run out")]
+    Waiting { kid: KeyId, from: Timestamp },
+    #[error("key {kid} is no longer in the published JWKS; make a new one with `tailbone keys generate`")]
+    Withdrawn { kid: KeyId },
+}
+
+/// The outcome.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// The key that signs from now on, once its `Arm`, if any, is carried out.
+    pub signer: Result<KeyId, NoSigner>,
+    pub actions: Vec<Action>,
+}
+
+/// Takes what was seen at `place` into the facts. Call before [`decide`].
+pub fn observe(records: &mut [Record], place: &str, seen: &Seen, now: Timestamp) {
+    let Seen::Document { holds, others, .. } = seen else {
+        return;
+    };
+    for record in records.iter_mut().filter(|record| record.ours()) {
+        let Record { kid, history, .. } = record;
+        let mut publication = history.at(place);
+        if holds.contains(kid) {
+            publication.absent = None;
+            if publication.published.is_none() {
+                // What the original published has been there since it was made.
+                let since = if history.inherited { history.created.min(now) } else { now };
+                publication.published = Some(since);
+                publication.alone = !others;
+            }
+        } else if publication.published.is_some() || history.inherited {
+            publication.absent.get_or_insert(now);
+        }
+        if publication != history.at(place) {
+            *history.at_mut(place) = publication;
+        }
+    }
+}
+
+/// Which key signs, and what is due.
+pub fn decide(records: &[Record], place: &str, seen: &Seen, policy: &Policy, leave: Leave, now: Timestamp) -> Decision {
+    let ours: Vec<&Record> = records.iter().filter(|record| record.ours()).collect();
+    let signer = choose(&ours, place, seen, policy, now);
+    let mut actions = Vec::new();
+    for record in &ours {
+        due(record, signer, place, seen, policy, leave, now, &mut actions);
+    }
+    if generate_due(&ours, signer, place, seen, policy, leave, now) {
+        actions.push(Action::Generate);
+    }
+    actions.sort();
+    Decision {
+        signer: match signer {
+            Some(signer) => Ok(signer.kid.clone()),
+            None => Err(why_none(records, &ours, place, policy)),
+        },
+        actions,
+    }
+}
+
+/// The state of a key at `place`. `signs`: it is what [`decide`] chose.
+pub fn state(record: &Record, place: &str) -> State {
+    let history = &record.history;
+    let publication = history.at(place);
+    if history.removing.is_some() {
+        State::Removing
+    } else if publication.absent.is_some() {
+        State::Withdrawn
+    } else if history.retired.is_some() {
+        State::Retired
+    } else if publication.published.is_none() {
+        State::Pending
+    } else if history.activated.is_some() {
+        State::Active
+    } else {
+        State::Published
+    }
+}
+
+/// When a published key begins to sign, unless it is needed before.
+pub fn signs_from(history: &History, place: &str, policy: &Policy) -> Option<Timestamp> {
+    history.at(place).published.map(|published| later(published, policy.wait()))
+}
+
+/// When a retired key may leave the document: every token it signed is over, on every clock, in every cache.
+pub fn gone_from(history: &History, policy: &Policy) -> Option<Timestamp> {
+    let retired = history.retired?;
+    let last = history.may_sign_until.map_or(retired, |until| until.max(retired));
+    let life = history.longest_life.max(policy.token_life);
+    Some(later(last, life.saturating_add(policy.wait())))
+}
+
+/// Writes into the facts that the key signs.
+pub fn arm(history: &mut History, policy: &Policy, now: Timestamp) {
+    history.activated.get_or_insert(now);
+    let until = later(now, LEASE);
+    history.may_sign_until = Some(history.may_sign_until.map_or(until, |before| before.max(until)));
+    history.longest_life = history.longest_life.max(policy.token_life);
+}
+
+/// Writes into the facts that the key signs no more.
+pub fn retire(history: &mut History, now: Timestamp) {
+    history.retired.get_or_insert(now);
+}
+
+fn choose<'a>(ours: &[&'a Record], place: &str, seen: &Seen, policy: &Policy, now: Timestamp) -> Option<&'a Record> {
+    let candidates: Vec<&Record> = ours
+        .iter()
+        .copied()
+        .filter(|record| {
+            record.can_sign && matches!(state(record, place), State::Published | State::Active)
+        })
+        .collect();
+    let in_use = |record: &&&Record| record.history.activated.is_some() || record.history.inherited;
+    let waited = |record: &&&Record| {
+        signs_from(&record.history, place, policy).is_some_and(|from| from <= now)
+    };
+    let confirmed = |record: &&&Record| {
+        matches!(seen, Seen::Document { holds, .. } if holds.contains(&record.kid))
+    };
+    let alone = |record: &&&Record| record.history.at(place).alone;
+    let newest = |fit: &dyn Fn(&&&Record) -> bool| {
+        candidates.iter().filter(|record| fit(record)).max_by_key(|record| rank(record, policy, now)).copied()
+    };
+    // A change of signer wants a fresh look at the document; without one it happens only where nothing else can sign.
+    newest(&|record| in_use(record) || (waited(record) && confirmed(record)))
+        .or_else(|| newest(&waited))
+        .or_else(|| newest(&alone))
+}
+
+/// Newer wins; a date in the future loses; of two made in one second the first by name, as the original had it.
+fn rank<'a>(record: &'a Record, policy: &Policy, now: Timestamp) -> (bool, Timestamp, Reverse<&'a KeyId>) {
+    let created = record.history.created;
+    (created <= later(now, policy.skew), created, Reverse(&record.kid))
+}
+
+#[allow(clippy::too_many_arguments, reason = "one call; a struct would only rename them")]
+fn due(
+    record: &Record,
+    signer: Option<&Record>,
+    place: &str,
+    seen: &Seen,
+    policy: &Policy,
+    leave: Leave,
+    now: Timestamp,
+    actions: &mut Vec<Action>,
+) {
+    let Record { kid, history, .. } = record;
+    let kid = || kid.clone();
+    let state = state(record, place);
+    let seen_at_all = *seen != Seen::Unknown;
+    if state == State::Removing {
+        if seen_at_all {
+            actions.push(Action::FinishRemoval(kid()));
+        }
+        return;
+    }
+    // A generate that ended before the private half was written, or whose files somebody deleted by hand.
+    if history.retired.is_none() && history.activated.is_none() && !record.private_file && !history.inherited {
+        if seen_at_all {
+            actions.push(Action::FinishRemoval(kid()));
+        }
+        return;
+    }
+    if record.can_sign && !record.public_file {
+        actions.push(Action::MendPublic(kid()));
+    }
+    match seen {
+        Seen::Document { .. } if state == State::Pending && record.can_sign => {
+            actions.push(Action::Publish(kid()));
+        }
+        // Whoever lost the document, nobody removed a key by it.
+        Seen::Missing if state != State::Withdrawn && record.public => {
+            actions.push(Action::Publish(kid()));
+        }
+        _ => {}
+    }
+    if state == State::Withdrawn {
+        let long_ago = history.at(place).absent.is_some_and(|absent| later(absent, policy.withdrawn_grace) <= now);
+        let used_elsewhere = history.places.iter().any(|(other, publication)| {
+            other != place && publication.published.is_some() && publication.absent.is_none()
+        });
+        if leave.clean && long_ago && !used_elsewhere && matches!(seen, Seen::Document { empty: false, .. }) {
+            actions.push(Action::DeleteWithdrawn(kid()));
+        }
+        return;
+    }
+    if let Some(signer) = signer {
+        if std::ptr::eq(signer, record) {
+            let renew = history.may_sign_until.is_none_or(|until| until < later(now, LEASE / 2));
+            if history.activated.is_none() || renew || history.longest_life < policy.token_life {
+                actions.push(Action::Arm(kid()));
+            }
+        } else if matches!(state, State::Active | State::Published)
+            && (history.created, Reverse(&record.kid)) < (signer.history.created, Reverse(&signer.kid))
+        {
+            actions.push(Action::Retire(kid()));
+        }
+    }
+    if state == State::Retired && (leave.clean || !record.superseded_before_us()) {
+        if record.private_file {
+            actions.push(Action::DeletePrivate(kid()));
+        }
+        let over = gone_from(history, policy).is_some_and(|gone| gone <= now);
+        if over && matches!(seen, Seen::Document { empty: false, .. }) {
+            actions.push(Action::Expire(kid()));
+        }
+    }
+}
+
+fn generate_due(
+    ours: &[&Record],
+    signer: Option<&Record>,
+    place: &str,
+    seen: &Seen,
+    policy: &Policy,
+    leave: Leave,
+    now: Timestamp,
+) -> bool {
+    if *seen == Seen::Unknown {
+        return false;
+    }
+    let hopeful = |record: &&&Record| {
+        record.can_sign && matches!(state(record, place), State::Pending | State::Published | State::Active)
+    };
+    let Some(signer) = signer else {
+        return (leave.first_key || policy.rotate_every.is_some()) && !ours.iter().any(|record| hopeful(&record));
+    };
+    let successor = ours
+        .iter()
+        .filter(hopeful)
+        .any(|record| record.history.created > signer.history.created);
+    let old = |every| later(signer.history.created, every) <= now;
+    !successor && policy.rotate_every.is_some_and(old)
+}
+
+fn why_none(records: &[Record], ours: &[&Record], place: &str, policy: &Policy) -> NoSigner {
+    let newest = |wanted: State| {
+        ours.iter()
+            .filter(|record| record.can_sign && state(record, place) == wanted)
+            .max_by_key(|record| record.history.created)
+    };
+    if let Some(record) = newest(State::Published) {
+        let from = signs_from(&record.history, place, policy).unwrap_or(record.history.created);
+        NoSigner::Waiting { kid: record.kid.clone(), from }
+    } else if let Some(record) = newest(State::Pending) {
+        NoSigner::Unpublished { kid: record.kid.clone() }
+    } else if let Some(record) = newest(State::Withdrawn) {
+        NoSigner::Withdrawn { kid: record.kid.clone() }
+    } else if records.iter().any(|record| record.private_file && !record.can_sign) {
+        NoSigner::Unusable
+    } else {
+        NoSigner::NoKeys
+    }
+}
+
+/// `time` + `span`, at most the end of time.
+fn later(time: Timestamp, span: Duration) -> Timestamp {
+    SignedDuration::try_from(span)
+        .ok()
+        .and_then(|span| time.checked_add(span).ok())
+        .unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,1890 @@
+//! Settings from the outside: the contract's names, precedence, quirks, mistakes and secrets, through the command line itself.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on may panic, and so may what it calls"
+)]
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    io::{Read, Write},
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use proptest::prelude::*;
+use serde_json::{Value as Json, json};
+use tailbone::{
+    cli::{self, console::Console},
+    config::{
+        self, Authorization, Binding, ClientSettings, Component, Environment, Flags, KeySpec,
+        LogFormat, LogLevel, Mistakes, Origin, OutputFormat, Publish, Purpose, Raw, Settings,
+        Value, table,
+    },
+};
+use tempfile::TempDir;
+
+// ---- how the tests call the program
+
+/// What a command line did.
+struct Ran {
+    code: u8,
+    out: String,
+    err: String,
+}
+
+fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
+    let environment: Environment = variables.iter().copied().collect();
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let code = cli::execute(
+        std::iter::once("tailbone")
+            .chain(arguments.iter().copied())
+            .map(OsString::from),
+        &environment,
+        &mut Console {
+            out: &mut out,
+            err: &mut err,
+            person: None,
+        },
+    );
+    Ran {
+        code,
+        out: String::from_utf8(out).unwrap(),
+        err: String::from_utf8(err).unwrap(),
+    }
+}
+
+/// `config show --origin` as a map from key to value and origin.
+fn show(arguments: &[&str], variables: &[(&str, &str)]) -> BTreeMap<String, (Json, String)> {
+    let mut all = vec!["config", "show", "--origin", "-o", "json"];
+    all.extend(arguments);
+    let ran = run(&all, variables);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let lines: Vec<Json> = serde_json::from_str(&ran.out).unwrap();
+    lines
+        .into_iter()
+        .map(|line| {
+            (
+                line["key"].as_str().unwrap().to_owned(),
+                (
+                    line["value"].clone(),
+                    line["origin"].as_str().unwrap().to_owned(),
+                ),
+            )
+        })
+        .collect()
+}
+
+fn raw(variables: &[(&str, &str)]) -> Raw {
+    Raw::collect(Flags::default(), &variables.iter().copied().collect(), None)
+}
+
+fn load(variables: &[(&str, &str)]) -> Result<Settings, Mistakes> {
+    config::load(&raw(variables), Purpose::Start).map(|(settings, _, _)| settings)
+}
+
+fn client(variables: &[(&str, &str)]) -> ClientSettings {
+    config::load_client(&raw(variables)).unwrap().0
+}
+
+/// The warnings and mistakes over some variables.
+fn remarks(variables: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
+    let told = |list: &[config::Remark]| list.iter().map(ToString::to_string).collect();
+    match config::load_all(&raw(variables)) {
+        Ok((_, _, warnings)) => (told(&warnings), Vec::new()),
+        Err(mistakes) => (told(&mistakes.warnings), told(&mistakes.mistakes)),
+    }
+}
+
+fn warning(name: &str, value: &str) -> String {
+    let (warnings, mistakes) = remarks(&[(name, value)]);
+    assert_eq!(mistakes, [""; 0]);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    warnings.into_iter().next().unwrap()
+}
+
+fn mistake(name: &str, value: &str) -> String {
+    let (_, mistakes) = remarks(&[(name, value)]);
+    assert_eq!(mistakes.len(), 1, "{name}={value}: {mistakes:?}");
+    mistakes.into_iter().next().unwrap()
+}
+
+fn file(name: &str, text: &str) -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    (directory, path)
+}
+
+fn with_file(name: &str, text: &str, arguments: &[&str]) -> Ran {
+    let (_directory, path) = file(name, text);
+    let mut all = arguments.to_vec();
+    all.extend(["--config", path.to_str().unwrap()]);
+    let mut ran = run(&all, &[]);
+    ran.err = ran.err.replace(path.to_str().unwrap(), "PATH");
+    ran.out = ran.out.replace(path.to_str().unwrap(), "PATH");
+    ran
+}
+
+// ---- names, defaults, precedence
+
+/// A row of the contract, written down independently of the program's own table.
+struct Row {
+    flag: &'static str,
+    key: &'static str,
+    variable: &'static str,
+    default: Json,
+    /// Three other values: for the flag, the variable and the file.
+    others: [&'static str; 3],
+}
+
+fn contract() -> Vec<Row> {
+    let row = |flag, key, variable, default, others| Row {
+        flag,
+        key,
+        variable,
+        default,
+        others,
+    };
+    vec![
+        row(
+            "--log-level",
+            "log.level",
+            "TB_LOG_LEVEL",
+            json!("info"),
+            ["warn", "error", "debug"],
+        ),
+        row(
+            "--log-format",
+            "log.format",
+            "TB_LOG_FORMAT",
+            json!("console"),
+            ["json", "console", "json"],
+        ),
+        row(
+            "--dir",
+            "keys.dir",
+            "TB_KEYS_DIR",
+            json!("keys"),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--bucket",
+            "keys.bucket",
+            "TB_KEYS_BUCKET",
+            json!(""),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--key-path",
+            "keys.keyPath",
+            "TB_KEYS_KEYPATH",
+            json!(".well-known/jwks.json"),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--port",
+            "server.port",
+            "TB_SERVER_PORT",
+            json!(80),
+            ["81", "82", "83"],
+        ),
+        row(
+            "-p",
+            "server.port",
+            "TB_SERVER_PORT",
+            json!(80),
+            ["81", "82", "83"],
+        ),
+        row(
+            "--binding",
+            "server.binding",
+            "TB_SERVER_BINDING",
+            json!("auto"),
+            ["100.64.0.1", "100.64.0.2", "fd7a::1"],
+        ),
+        row(
+            "-b",
+            "server.binding",
+            "TB_SERVER_BINDING",
+            json!("auto"),
+            ["100.64.0.1", "100.64.0.2", "fd7a::1"],
+        ),
+        row(
+            "--ts-join-timeout",
+            "server.tailscale.joinTimeout",
+            "TB_SERVER_TAILSCALE_JOINTIMEOUT",
+            json!("1m"),
+            ["2m", "3m", "4m"],
+        ),
+        row(
+            "--ts-join-retry",
+            "server.tailscale.joinRetry",
+            "TB_SERVER_TAILSCALE_JOINRETRY",
+            json!("1s"),
+            ["2s", "3s", "4s"],
+        ),
+        row(
+            "--ts-dir",
+            "server.tailscale.dir",
+            "TB_SERVER_TAILSCALE_DIR",
+            json!(".tsnet"),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--ts-hostname",
+            "server.tailscale.hostname",
+            "TB_SERVER_TAILSCALE_HOSTNAME",
+            json!("tailbone"),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--issuer",
+            "keys.issuer",
+            "TB_KEYS_ISSUER",
+            json!("tailbone"),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--expiry",
+            "keys.expiry",
+            "TB_KEYS_EXPIRY",
+            json!("20m"),
+            ["1m", "2m", "3m"],
+        ),
+        row(
+            "--admin-binding",
+            "admin.binding",
+            "TB_ADMIN_BINDING",
+            json!("auto"),
+            ["100.64.0.1", "100.64.0.2", "fd7a::1"],
+        ),
+        row(
+            "--admin-port",
+            "admin.port",
+            "TB_ADMIN_PORT",
+            json!(50051),
+            ["1", "2", "3"],
+        ),
+        row(
+            "--components",
+            "components",
+            "TB_COMPONENTS",
+            json!(["issuer", "admin"]),
+            ["admin", "issuer", "admin,issuer"],
+        ),
+        row(
+            "--output",
+            "output",
+            "TB_OUTPUT",
+            json!("text"),
+            ["json", "yaml", "yml"],
+        ),
+        row(
+            "-o",
+            "output",
+            "TB_OUTPUT",
+            json!("text"),
+            ["json", "yaml", "yml"],
+        ),
+        // Without a flag in the original; they have one now, of names of our own.
+        row(
+            "--key-prefix",
+            "key.prefix",
+            "TB_KEY_PREFIX",
+            json!("tb"),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--no-color",
+            "log.no_color",
+            "TB_LOG_NO_COLOR",
+            json!(false),
+            ["true", "false", "true"],
+        ),
+        row(
+            "--key-size",
+            "keys.size",
+            "TB_KEYS_SIZE",
+            json!(2048),
+            ["3072", "4096", "2048"],
+        ),
+        // New ones.
+        row(
+            "--ts-control-url",
+            "server.tailscale.controlUrl",
+            "TB_SERVER_TAILSCALE_CONTROLURL",
+            json!(""),
+            ["http://a", "http://b", "http://c"],
+        ),
+        row(
+            "--ts-ephemeral",
+            "server.tailscale.ephemeral",
+            "TB_SERVER_TAILSCALE_EPHEMERAL",
+            json!(false),
+            ["true", "false", "true"],
+        ),
+        row(
+            "--ts-tags",
+            "server.tailscale.tags",
+            "TB_SERVER_TAILSCALE_TAGS",
+            json!([]),
+            ["tag:a", "tag:b", "tag:c"],
+        ),
+        row(
+            "--ts-upload-logs",
+            "server.tailscale.uploadLogs",
+            "TB_SERVER_TAILSCALE_UPLOADLOGS",
+            json!(false),
+            ["true", "false", "true"],
+        ),
+        row(
+            "--grace",
+            "server.grace",
+            "TB_SERVER_GRACE",
+            json!("10s"),
+            ["1s", "2s", "3s"],
+        ),
+        row(
+            "--key-algorithm",
+            "keys.algorithm",
+            "TB_KEYS_ALGORITHM",
+            json!("RS256"),
+            ["ES256", "EdDSA", "RS256"],
+        ),
+        row(
+            "--rotate-every",
+            "keys.rotateEvery",
+            "TB_KEYS_ROTATEEVERY",
+            json!("off"),
+            ["1h", "2h", "3h"],
+        ),
+        row(
+            "--cache-time",
+            "keys.cacheTime",
+            "TB_KEYS_CACHETIME",
+            json!("5m"),
+            ["1m", "2m", "3m"],
+        ),
+        row(
+            "--clock-skew",
+            "keys.skew",
+            "TB_KEYS_SKEW",
+            json!("1m"),
+            ["2m", "3m", "4m"],
+        ),
+        row(
+            "--jwks-file",
+            "keys.jwksFile",
+            "TB_KEYS_JWKSFILE",
+            json!("keys/jwks.json"),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--s3-endpoint",
+            "keys.s3.endpoint",
+            "TB_KEYS_S3_ENDPOINT",
+            json!(""),
+            ["http://a", "http://b", "http://c"],
+        ),
+        row(
+            "--s3-path-style",
+            "keys.s3.pathStyle",
+            "TB_KEYS_S3_PATHSTYLE",
+            json!(false),
+            ["true", "false", "true"],
+        ),
+        row(
+            "--admin-authorization",
+            "admin.authorization",
+            "TB_ADMIN_AUTHORIZATION",
+            json!("grant"),
+            ["open", "grant", "open"],
+        ),
+        row(
+            "--admin-socket",
+            "admin.socket",
+            "TB_ADMIN_SOCKET",
+            json!(".tsnet/admin.sock"),
+            ["a", "b", "c"],
+        ),
+    ]
+}
+
+/// What `config show` prints for a typed value.
+fn shown(row: &Row, typed: &str) -> Json {
+    match &row.default {
+        Json::Array(_) => typed.split(',').collect(),
+        Json::Bool(_) => json!(typed == "true"),
+        Json::Number(_) => json!(typed.parse::<u32>().unwrap()),
+        _ => json!(typed),
+    }
+}
+
+#[test]
+fn every_row_of_the_contract_flag_over_variable_over_file_over_default() {
+    for row in contract() {
+        if row.key == "output" {
+            continue; // It shapes the very answer; see `output_follows_the_same_order`.
+        }
+        let [by_flag, by_variable, by_file] = row.others;
+        let (name, last) = row.key.rsplit_once('.').unwrap_or(("", row.key));
+        let header = if name.is_empty() {
+            String::new()
+        } else {
+            format!("[{name}]\n")
+        };
+        let (_directory, path) = file("tailbone.toml", &format!("{header}{last} = '{by_file}'\n"));
+        let path = path.to_str().unwrap();
+        let flag = if row.flag.starts_with("--") {
+            format!("{}={by_flag}", row.flag)
+        } else {
+            format!("{}{by_flag}", row.flag)
+        };
+        let variable = [(row.variable, by_variable)];
+        let origin_of_flag = match row.flag {
+            "-p" => "flag --port".to_owned(),
+            "-b" => "flag --binding".to_owned(),
+            long => format!("flag {long}"),
+        };
+
+        assert_eq!(
+            show(&[], &[])[row.key],
+            (row.default.clone(), "default".into()),
+            "{}",
+            row.key
+        );
+        assert_eq!(
+            show(&["--config", path], &[])[row.key],
+            (shown(&row, by_file), format!("file {path}: {}", row.key))
+        );
+        assert_eq!(
+            show(&["--config", path], &variable)[row.key],
+            (
+                shown(&row, by_variable),
+                format!("variable {}", row.variable)
+            )
+        );
+        assert_eq!(
+            show(&["--config", path, &flag], &variable)[row.key],
+            (shown(&row, by_flag), origin_of_flag)
+        );
+        // An empty variable counts as unset.
+        assert_eq!(
+            show(&["--config", path], &[(row.variable, "")])[row.key].0,
+            shown(&row, by_file)
+        );
+    }
+}
+
+#[test]
+fn the_contract_names_every_row_of_the_table() {
+    let mut known: Vec<String> = contract().iter().map(|row| row.key.to_owned()).collect();
+    // Tested apart: a secret, and what only `keys …` takes.
+    known.extend(
+        [
+            "server.tailscale.authkey",
+            "no-confirmation",
+            "admin.client.host",
+            "admin.client.port",
+            "admin.client.timeout",
+        ]
+        .map(str::to_owned),
+    );
+    for row in table::ALL {
+        assert!(
+            known.iter().any(|key| key == row.key),
+            "{} has no test",
+            row.key
+        );
+    }
+    assert_eq!(show(&[], &[]).len(), table::ALL.len());
+}
+
+#[test]
+fn output_follows_the_same_order() {
+    let text = "output: yaml\n";
+    assert!(
+        with_file("t.yaml", text, &["config", "show"])
+            .out
+            .starts_with("admin:\n")
+    );
+    let (_directory, path) = file("t.yaml", text);
+    let path = path.to_str().unwrap();
+    let variable = [("TB_OUTPUT", "json")];
+    assert!(
+        run(&["config", "show", "--config", path], &variable)
+            .out
+            .starts_with("{\n")
+    );
+    assert!(
+        run(&["config", "show", "--config", path, "-otable"], &variable)
+            .out
+            .starts_with(" Setting ")
+    );
+    assert!(
+        run(&["-o", "text", "config", "show"], &variable)
+            .out
+            .starts_with(" Setting ")
+    );
+}
+
+#[test]
+fn the_client_has_its_own_settings() {
+    let defaults = client(&[]);
+    assert_eq!(defaults.host, "");
+    assert_eq!(defaults.port, 50051);
+    assert_eq!(defaults.timeout, Duration::from_secs(30));
+    assert_eq!(defaults.output, OutputFormat::Text);
+    assert!(!defaults.no_confirmation);
+    assert_eq!(defaults.socket, Path::new(".tsnet/admin.sock"));
+    assert_eq!((defaults.key_size, defaults.key_algorithm), (None, None));
+
+    let typed = client(&[
+        ("TB_ADMIN_CLIENT_HOST", "[fd7a::1]"),
+        ("TB_ADMIN_CLIENT_PORT", "1234"),
+        ("TB_NO_CONFIRMATION", "1"),
+        ("TB_OUTPUT", "yml"),
+        ("TB_SERVER_TAILSCALE_DIR", "/state"),
+        ("TB_KEYS_SIZE", "4096"),
+        ("TB_KEYS_ALGORITHM", "eddsa"),
+        // What only a server reads does not stop the client.
+        ("TB_SERVER_PORT", "abc"),
+    ]);
+    assert_eq!(typed.host, "fd7a::1");
+    assert_eq!(typed.port, 1234);
+    assert!(typed.no_confirmation);
+    assert_eq!(typed.output, OutputFormat::Yaml);
+    assert_eq!(typed.socket, Path::new("/state/admin.sock"));
+    assert_eq!(typed.key_size, Some(4096));
+    assert_eq!(typed.key_algorithm.as_deref(), Some("EdDSA"));
+}
+
+#[test]
+fn port_is_the_issuers_for_server_and_the_admins_for_keys() {
+    let server = run(&["server", "start", "--port", "abc"], &[]);
+    assert!(
+        server.err.contains("--port=abc: not a port"),
+        "{}",
+        server.err
+    );
+    assert_eq!(
+        show(&["--port", "81"], &[])["admin.client.port"].0,
+        json!(50051)
+    );
+    for arguments in [
+        ["keys", "--port", "abc", "list"],
+        ["keys", "list", "--port", "abc"],
+        ["key", "ls", "--port", "abc"],
+    ] {
+        let ran = run(&arguments, &[("TB_SERVER_PORT", "also wrong")]);
+        assert_eq!(
+            (ran.code, ran.err.as_str()),
+            (64, "Error: --port=abc: not a port (1-65535)\n")
+        );
+    }
+}
+
+#[test]
+fn flags_may_stand_before_the_last_word_and_twice() {
+    let ran = run(
+        &[
+            "server",
+            "--dir",
+            "",
+            "start",
+            "--expiry=1h",
+            "--expiry",
+            "x",
+        ],
+        &[],
+    );
+    assert_eq!(ran.code, 64);
+    assert!(ran.err.contains("--dir=: an empty path"), "{}", ran.err);
+    assert!(
+        ran.err.contains("--expiry=x: not a duration"),
+        "{}",
+        ran.err
+    );
+    let shown = show(
+        &[
+            "--port=1",
+            "-p=2",
+            "-p3",
+            "--no-color=false",
+            "--ts-ephemeral",
+        ],
+        &[],
+    );
+    assert_eq!(shown["server.port"].0, json!(3));
+    assert_eq!(shown["log.no_color"].0, json!(false));
+    assert_eq!(shown["server.tailscale.ephemeral"].0, json!(true));
+    let shown = show(&["--components", "issuer", "--components", "admin"], &[]);
+    assert_eq!(shown["components"].0, json!(["issuer", "admin"]));
+}
+
+#[test]
+fn defaults_mean_what_the_contract_says() {
+    let settings = load(&[]).unwrap();
+    assert_eq!(
+        settings.components,
+        [Component::Admin, Component::Issuer].into()
+    );
+    assert_eq!(settings.log.level, LogLevel::Info);
+    assert_eq!(settings.log.format, LogFormat::Console);
+    assert_eq!(settings.keys.expiry, Duration::from_secs(1200));
+    assert_eq!(settings.keys.spec, KeySpec::Rs256 { bits: 2048 });
+    assert_eq!(settings.keys.rotate_every, None);
+    assert_eq!(
+        settings.keys.publish,
+        Publish::File {
+            path: "keys/jwks.json".into()
+        }
+    );
+    assert_eq!(settings.server.binding, Binding::Auto);
+    assert_eq!(settings.server.grace, Duration::from_secs(10));
+    assert_eq!(settings.server.tailscale.authkey, None);
+    assert_eq!(settings.server.tailscale.control_url, None);
+    assert!(!settings.server.tailscale.ephemeral && !settings.server.tailscale.upload_logs);
+    assert_eq!(settings.admin.authorization, Authorization::Grant);
+    assert_eq!(settings.admin.socket, Path::new(".tsnet/admin.sock"));
+}
+
+/// The rows that take any short word, so that a random value is a right one.
+fn any_row() -> impl Strategy<Value = &'static table::Row> {
+    let rows: Vec<_> = table::ALL
+        .iter()
+        .copied()
+        .filter(|row| {
+            matches!(
+                row.kind,
+                table::Kind::Path | table::Kind::Port | table::Kind::Duration { .. }
+            )
+        })
+        .collect();
+    proptest::sample::select(rows)
+}
+
+fn any_value(row: &table::Row, seed: u16) -> String {
+    match row.kind {
+        table::Kind::Port => (1000 + seed % 40_000).to_string(),
+        table::Kind::Duration { .. } => format!("{}m", 6 + seed % 50),
+        _ => format!("path-{seed}"),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_strongest_layer_wins(
+        row in any_row(),
+        by_flag in proptest::option::of(any::<u16>()),
+        by_variable in proptest::option::of(any::<u16>()),
+        by_file in proptest::option::of(any::<u16>()),
+        capitals in any::<bool>(),
+    ) {
+        let [by_flag, by_variable, by_file] = [by_flag, by_variable, by_file].map(|seed| seed.map(|seed| any_value(row, seed)));
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("settings.json");
+        let mut nested = by_file.as_ref().map_or(json!({}), |value| json!(value));
+        if by_file.is_some() {
+            for name in row.key.rsplit('.') {
+                let name = if capitals { name.to_uppercase() } else { name.to_owned() };
+                nested = json!({ name: nested });
+            }
+        }
+        std::fs::write(&path, nested.to_string()).unwrap();
+        let mut flags = Flags::default();
+        if let Some(value) = &by_flag {
+            flags.give(row, "--flag", Value::Text(value.clone()));
+        }
+        let environment: Environment = by_variable.iter().map(|value| (row.variable(), value)).collect();
+        let (_, origins, warnings) = config::load_all(&Raw::collect(flags, &environment, Some(&path)))
+            .map_err(|mistakes| TestCaseError::fail(mistakes.to_string()))?;
+
+        let expected = match (by_flag, by_variable, by_file) {
+            (Some(value), _, _) => Some((value, Origin::Flag("--flag".into()))),
+            (None, Some(value), _) => Some((value, Origin::Variable(row.variable()))),
+            (None, None, Some(value)) => {
+                let key = if capitals { row.key.to_uppercase() } else { row.key.to_owned() };
+                Some((value, Origin::File { path, key: Some(key) }))
+            }
+            (None, None, None) => None,
+        };
+        let entry = origins.entries.iter().find(|entry| entry.row.key == row.key).unwrap();
+        match expected {
+            Some((value, origin)) => {
+                prop_assert_eq!(&entry.origin, &origin);
+                let text = entry.value.as_str().map_or_else(|| entry.value.to_string(), str::to_owned);
+                prop_assert_eq!(text, value);
+            }
+            None => prop_assert_eq!(&entry.origin, &Origin::Default),
+        }
+        prop_assert!(warnings.is_empty(), "{:?}", warnings);
+    }
+
+    #[test]
+    fn no_value_makes_the_loader_panic_and_no_message_moves_the_cursor(
+        row in proptest::sample::select(table::ALL),
+        value in prop_oneof![any::<String>(), any::<String>().prop_map(|text| format!("file:{text}"))],
+    ) {
+        let environment: Environment = [(row.variable(), value.replace('\0', ""))].into_iter().collect();
+        if let Err(mistakes) = config::load_all(&Raw::collect(Flags::default(), &environment, None)) {
+            for line in mistakes.to_string().lines() {
+                prop_assert!(!line.chars().any(char::is_control), "{line:?}");
+            }
+        }
+    }
+}
+
+// ---- files
+
+#[test]
+fn the_home_directory_is_searched_in_the_contracts_order() {
+    let home = tempfile::tempdir().unwrap();
+    let at = home.path().to_str().unwrap();
+    let found = || {
+        let ran = run(&["config", "show", "-o", "json"], &[("HOME", at)]);
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        let shown: Json = serde_json::from_str(&ran.out).unwrap();
+        (
+            shown["keys"]["issuer"].as_str().unwrap().to_owned(),
+            ran.err.replace(at, "HOME"),
+        )
+    };
+    assert_eq!(found(), ("tailbone".into(), String::new()));
+    // Each one wins over those written before it.
+    for (name, text) in [
+        (".tailbone.yml", "keys: {issuer: yml}"),
+        (".tailbone.yaml", "keys: {issuer: yaml}"),
+        (".tailbone.toml", "[keys]\nissuer = 'toml'"),
+        (".tailbone.json", r#"{"keys": {"issuer": "json"}}"#),
+    ] {
+        std::fs::write(home.path().join(name), text).unwrap();
+        let extension = name.rsplit('.').next().unwrap();
+        assert_eq!(
+            found(),
+            (
+                extension.to_owned(),
+                format!("Using config file: HOME/{name}\n")
+            )
+        );
+    }
+}
+
+#[test]
+fn a_file_that_is_no_longer_read_is_told() {
+    let home = tempfile::tempdir().unwrap();
+    std::fs::write(home.path().join(".tailbone.ini"), "[keys]\nissuer=x").unwrap();
+    let at = home.path().to_str().unwrap();
+    let ran = run(&["config", "check"], &[("HOME", at)]);
+    assert_eq!(ran.code, 0);
+    assert_eq!(
+        ran.err.replace(at, "HOME"),
+        "Warning: HOME/.tailbone.ini: is not read: a config file is .tailbone.json, .toml, .yaml or .yml\nThe settings are fine\n"
+    );
+    // Neither the bare name nor the working directory counts, and a home is not needed.
+    std::fs::write(home.path().join(".tailbone"), "x").unwrap();
+    assert_eq!(
+        run(&["config", "check"], &[]).err,
+        "The settings are fine\n"
+    );
+}
+
+#[test]
+fn keys_of_a_file_know_no_capitals_and_may_be_dotted() {
+    let text = "[SERVER.TailScale]\nJoinTIMEOUT = '5s'\nhostname = 'x'\n[keys]\n'S3.pathstyle' = true\nBUCKET = 'b'\n";
+    let ran = with_file("t.toml", text, &["config", "show", "-o", "json"]);
+    let shown: Json = serde_json::from_str(&ran.out).expect(&ran.err);
+    assert_eq!(shown["server"]["tailscale"]["joinTimeout"], "5s");
+    assert_eq!(shown["keys"]["s3"]["pathStyle"], true);
+}
+
+#[test]
+fn a_named_file_that_is_missing_broken_or_of_another_kind_is_a_mistake() {
+    let missing = run(
+        &["config", "check", "--config", "/nowhere/tailbone.toml"],
+        &[],
+    );
+    assert_eq!(missing.code, 64);
+    assert_eq!(
+        missing.err,
+        "Error: /nowhere/tailbone.toml: cannot be read: No such file or directory (os error 2)\n"
+    );
+    for (name, text) in [
+        ("t.toml", "a = b = c"),
+        ("t.json", "{"),
+        ("t.yaml", "a: [}"),
+        ("t.YML", "- 1"),
+    ] {
+        let ran = with_file(name, text, &["config", "check"]);
+        assert_eq!(ran.code, 64, "{name}");
+        assert!(ran.err.starts_with("Error: PATH: "), "{}", ran.err);
+    }
+    for name in [
+        "t.properties",
+        "t.props",
+        "t.prop",
+        "t.hcl",
+        "t.tfvars",
+        "t.dotenv",
+        "t.env",
+        "t.ini",
+        "t",
+        "t.txt",
+    ] {
+        let ran = with_file(name, "", &["config", "check"]);
+        assert_eq!(ran.code, 64, "{name}");
+        assert_eq!(
+            ran.err,
+            "Error: --config=PATH: not a config file that can be read: its name must end in .toml, .yaml (.yml) or .json\n"
+        );
+    }
+    // Not UTF-8, too large, a directory.
+    let (_directory, path) = file("t.toml", "");
+    std::fs::write(&path, b"issuer = '\xff'").unwrap();
+    assert!(
+        run(
+            &["config", "check", "--config", path.to_str().unwrap()],
+            &[]
+        )
+        .err
+        .contains("UTF-8")
+    );
+    std::fs::write(&path, " ".repeat(2 << 20)).unwrap();
+    assert!(
+        run(
+            &["config", "check", "--config", path.to_str().unwrap()],
+            &[]
+        )
+        .err
+        .contains("1 MiB")
+    );
+    let directory = path.parent().unwrap().join("d.toml");
+    std::fs::create_dir(&directory).unwrap();
+    assert_eq!(
+        run(
+            &["config", "check", "--config", directory.to_str().unwrap()],
+            &[]
+        )
+        .code,
+        64
+    );
+    // An empty name is no name.
+    assert_eq!(run(&["config", "check", "--config", ""], &[]).code, 0);
+}
+
+#[test]
+fn a_broken_file_in_the_home_directory_is_a_mistake_too() {
+    let home = tempfile::tempdir().unwrap();
+    std::fs::write(home.path().join(".tailbone.toml"), "[keys").unwrap();
+    let ran = run(
+        &["keys", "list"],
+        &[("HOME", home.path().to_str().unwrap())],
+    );
+    assert_eq!(ran.code, 64);
+    assert!(ran.err.contains("is not TOML (line 1)"), "{}", ran.err);
+}
+
+#[test]
+fn what_config_show_prints_can_be_used_as_a_config_file() {
+    let variables = [
+        ("TB_COMPONENTS", "issuer"),
+        ("TB_KEYS_EXPIRY", "1h30m"),
+        ("TB_KEYS_BUCKET", "b"),
+        ("TB_SERVER_TAILSCALE_TAGS", "tag:a,tag:b"),
+        ("TB_ADMIN_SOCKET", "/run/x.sock"),
+        ("TB_KEYS_ROTATEEVERY", "720h"),
+    ];
+    for format in ["yaml", "json"] {
+        // With a bucket there is no file, so `keys.jwksFile` must not be in it.
+        let shown = run(&["config", "show", "-o", format], &variables).out;
+        let (_directory, path) = file(&format!("t.{format}"), &shown);
+        let again = Raw::collect(Flags::default(), &Environment::default(), Some(&path));
+        let (settings, _, warnings) = config::load(&again, Purpose::Start).unwrap();
+        assert_eq!(settings, load(&variables).unwrap());
+        assert_eq!(warnings, []);
+    }
+}
+
+// ---- quirks of the original: honoured with a warning, or refused with a sentence
+
+#[test]
+fn components_by_commas_blanks_or_both() {
+    for text in [
+        "issuer admin",
+        "issuer,admin",
+        " admin , issuer ",
+        "Issuer\tADMIN",
+    ] {
+        let components = load(&[("TB_COMPONENTS", text)]).unwrap().components;
+        assert_eq!(components.len(), 2, "{text:?}");
+    }
+    assert_eq!(
+        load(&[("TB_COMPONENTS", "admin")]).unwrap().components,
+        [Component::Admin].into()
+    );
+    assert_eq!(
+        mistake("TB_COMPONENTS", "issuer,amdin"),
+        "TB_COMPONENTS=amdin: no component amdin; did you mean admin?"
+    );
+    assert!(mistake("TB_COMPONENTS", " , ").contains("nothing would run"));
+    let list = with_file(
+        "t.toml",
+        "components = ['admin']",
+        &["config", "show", "-o", "json"],
+    );
+    assert!(
+        list.out.contains("\"components\": [\n    \"admin\"\n  ]"),
+        "{}",
+        list.out
+    );
+}
+
+#[test]
+fn a_bare_number_is_nanoseconds_with_a_warning_and_within_the_bounds() {
+    assert_eq!(
+        warning("TB_KEYS_EXPIRY", "1200000000000"),
+        "TB_KEYS_EXPIRY=1200000000000: a number without a unit is nanoseconds: taken as 20m; write 20m"
+    );
+    assert_eq!(
+        mistake("TB_KEYS_EXPIRY", "1200"),
+        "TB_KEYS_EXPIRY=1200: a number without a unit is nanoseconds (1us200ns); out of bounds; it may be 1s to 720h"
+    );
+    let ran = with_file(
+        "t.json",
+        r#"{"server":{"tailscale":{"joinTimeout":60000000000}}}"#,
+        &["config", "check"],
+    );
+    assert_eq!(ran.code, 0);
+    assert!(ran.err.contains("taken as 1m"), "{}", ran.err);
+    // The original had no such setting, so nobody wrote a number for it.
+    assert_eq!(
+        mistake("TB_SERVER_GRACE", "10"),
+        "TB_SERVER_GRACE=10: a number without a unit; write for example 90s, 20m or 1h30m"
+    );
+    // Flags of the original refused it, and so do ours.
+    let ran = run(&["config", "check", "--expiry", "1200000000000"], &[]);
+    assert!(
+        ran.err
+            .contains("--expiry=1200000000000: a number without a unit"),
+        "{}",
+        ran.err
+    );
+    assert_eq!(ran.code, 64);
+}
+
+#[test]
+fn durations_are_bounded() {
+    for (name, value) in [
+        ("TB_KEYS_EXPIRY", "0"),
+        ("TB_KEYS_EXPIRY", "999ms"),
+        ("TB_KEYS_EXPIRY", "-20m"),
+        ("TB_KEYS_EXPIRY", "721h"),
+        ("TB_KEYS_EXPIRY", "300000000h"),
+        ("TB_KEYS_EXPIRY", "tomorrow"),
+        ("TB_SERVER_TAILSCALE_JOINTIMEOUT", "0"),
+        ("TB_SERVER_TAILSCALE_JOINTIMEOUT", "25h"),
+        ("TB_SERVER_TAILSCALE_JOINRETRY", "0s"),
+        ("TB_SERVER_TAILSCALE_JOINRETRY", "-1s"),
+        ("TB_KEYS_ROTATEEVERY", "1s"),
+        ("TB_KEYS_CACHETIME", "25h"),
+        ("TB_KEYS_SKEW", "-1s"),
+        ("TB_SERVER_GRACE", "2h"),
+        ("TB_ADMIN_CLIENT_TIMEOUT", "0"),
+    ] {
+        assert!(mistake(name, value).starts_with(&format!("{name}={value}: ")));
+    }
+    assert_eq!(
+        load(&[("TB_SERVER_GRACE", "0")]).unwrap().server.grace,
+        Duration::ZERO
+    );
+    assert_eq!(
+        load(&[("TB_KEYS_ROTATEEVERY", "0")])
+            .unwrap()
+            .keys
+            .rotate_every,
+        None
+    );
+    assert_eq!(
+        load(&[("TB_KEYS_ROTATEEVERY", "OFF")])
+            .unwrap()
+            .keys
+            .rotate_every,
+        None
+    );
+    assert_eq!(
+        load(&[("TB_KEYS_EXPIRY", "20m\n")]).unwrap().keys.expiry,
+        Duration::from_secs(1200)
+    );
+    assert!(warning("TB_KEYS_EXPIRY", "90500ms").contains("taken as 1m30s"));
+    assert!(mistake("TB_KEYS_ROTATEEVERY", "5m").contains("keys.cacheTime"));
+}
+
+#[test]
+fn integers_are_read_as_go_reads_them() {
+    for (text, port) in [
+        ("80", 80),
+        ("+80", 80),
+        (" 80\n", 80),
+        ("80.0", 80),
+        ("0x50", 80),
+        ("0X1F90", 8080),
+        ("0o120", 80),
+        ("0b1010000", 80),
+        ("0x_5_0", 80),
+        ("8_0", 80),
+    ] {
+        assert_eq!(
+            load(&[("TB_SERVER_PORT", text)]).map(|settings| settings.server.port),
+            Ok(port),
+            "{text}"
+        );
+    }
+    assert_eq!(
+        warning("TB_SERVER_PORT", "0120"),
+        "TB_SERVER_PORT=0120: the leading 0 makes it octal: taken as 80"
+    );
+    for text in [
+        "abc",
+        "0",
+        "-1",
+        "65536",
+        "080",
+        "0x",
+        "0x5__0",
+        "_80",
+        "80_",
+        "80.5",
+        "8e1",
+        "99999999999999999999",
+        "８０",
+    ] {
+        assert_eq!(
+            mistake("TB_SERVER_PORT", text),
+            format!("TB_SERVER_PORT={text}: not a port (1-65535)")
+        );
+    }
+    for text in ["1024", "2047", "8192", "abc", "-2048"] {
+        assert!(
+            mistake("TB_KEYS_SIZE", text).ends_with("2048, 3072 or 4096"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_kubernetes_service_link_is_recognised() {
+    assert!(mistake("TB_SERVER_PORT", "tcp://10.0.0.1:80").contains("enableServiceLinks"));
+}
+
+#[test]
+fn log_words_that_are_not_known_fall_back_with_a_warning() {
+    assert_eq!(
+        warning("TB_LOG_LEVEL", "debgu"),
+        "TB_LOG_LEVEL=debgu: not one of trace, debug, info, warn, error; did you mean debug?; taken as info"
+    );
+    assert!(warning("TB_LOG_FORMAT", "logfmt").ends_with("taken as console"));
+    assert!(warning("TB_OUTPUT", "wide").ends_with("taken as text"));
+    assert_eq!(
+        load(&[("TB_LOG_LEVEL", "loud")]).unwrap().log.level,
+        LogLevel::Info
+    );
+    assert_eq!(
+        load(&[("TB_LOG_LEVEL", "DEBUG")]).unwrap().log.level,
+        LogLevel::Debug
+    );
+    assert_eq!(
+        load(&[("TB_LOG_FORMAT", "JSON")]).unwrap().log.format,
+        LogFormat::Json
+    );
+    // Words that decide about safety or keys do not fall back.
+    assert!(mistake("TB_ADMIN_AUTHORIZATION", "opne").contains("did you mean open?"));
+    assert!(mistake("TB_KEYS_ALGORITHM", "HS256").contains("RS256, ES256, EdDSA"));
+}
+
+#[test]
+fn switches_take_gos_words() {
+    for (text, value) in [
+        ("1", true),
+        ("t", true),
+        ("TRUE", true),
+        ("0", false),
+        ("False", false),
+    ] {
+        assert_eq!(
+            load(&[("TB_LOG_NO_COLOR", text)]).unwrap().log.no_color,
+            value,
+            "{text}"
+        );
+    }
+    assert!(mistake("TB_NO_CONFIRMATION", "yes").ends_with("not true or false"));
+}
+
+#[test]
+fn no_color_holds_where_the_setting_is_not_typed() {
+    assert!(load(&[("NO_COLOR", "1")]).unwrap().log.no_color);
+    assert!(!load(&[("NO_COLOR", "")]).unwrap().log.no_color);
+    assert!(
+        !load(&[("NO_COLOR", "1"), ("TB_LOG_NO_COLOR", "false")])
+            .unwrap()
+            .log
+            .no_color
+    );
+    assert_eq!(
+        show(&[], &[("NO_COLOR", "x")])["log.no_color"].1,
+        "variable NO_COLOR"
+    );
+}
+
+#[test]
+fn variables_of_a_group_hide_nothing() {
+    for (name, group) in [
+        ("TB_SERVER", "server"),
+        ("TB_KEYS", "keys"),
+        ("TB_ADMIN", "admin"),
+        ("TB_LOG", "log"),
+        ("TB_KEY", "key"),
+        ("TB_SERVER_TAILSCALE", "server.tailscale"),
+    ] {
+        assert!(
+            warning(name, "x")
+                .starts_with(&format!("{name}: names the group {group}, not a setting"))
+        );
+        assert_eq!(load(&[(name, "x")]), load(&[]));
+    }
+}
+
+#[test]
+fn unknown_variables_are_warned_about_and_unknown_keys_refused() {
+    assert_eq!(
+        warning("TB_KEYS_KEY_PATH", "x"),
+        "TB_KEYS_KEY_PATH: no such setting, not read; did you mean TB_KEYS_KEYPATH?"
+    );
+    assert_eq!(
+        warning("TB_CONFIG", "x"),
+        "TB_CONFIG: not read; name the config file with --config"
+    );
+    assert_eq!(
+        remarks(&[("TB_NONSENSE", ""), ("tb_server_port", "x"), ("TBX", "x")]),
+        (vec![], vec![])
+    );
+    let ran = with_file(
+        "t.toml",
+        "server = 5\nkyes = 1\n[keys]\nkey-path = 'x'\nissuer = ['a']\n[server2]\nport = 1\n",
+        &["config", "check"],
+    );
+    insta::assert_snapshot!(ran.err);
+    assert_eq!(ran.code, 64);
+    let twice = with_file(
+        "t.json",
+        r#"{"keys":{"issuer":"a","Issuer":"b"}}"#,
+        &["config", "check"],
+    );
+    assert!(
+        twice
+            .err
+            .contains("PATH: keys.Issuer: set twice in this file"),
+        "{}",
+        twice.err
+    );
+}
+
+#[test]
+fn bindings() {
+    for text in ["auto", "AUTO", " "] {
+        assert_eq!(
+            load(&[("TB_SERVER_BINDING", text)]).unwrap().server.binding,
+            Binding::Auto
+        );
+    }
+    let ran = run(&["config", "check", "--binding", ""], &[]);
+    assert_eq!(ran.err, "The settings are fine\n");
+    for text in ["100.64.0.7", "fd7a:115c:a1e0::7", "[fd7a:115c:a1e0::7]"] {
+        let binding = load(&[("TB_ADMIN_BINDING", text)]).unwrap().admin.binding;
+        assert_eq!(
+            binding,
+            Binding::Addr(text.trim_matches(['[', ']']).parse().unwrap())
+        );
+    }
+    for text in ["0.0.0.0", "::", "[::]"] {
+        assert!(warning("TB_SERVER_BINDING", text).contains("taken as auto"));
+        assert_eq!(
+            load(&[("TB_SERVER_BINDING", text)]).unwrap().server.binding,
+            Binding::Auto
+        );
+    }
+    for text in [
+        "localhost",
+        "tailbone.example.ts.net",
+        "100.64.0.7:80",
+        "eth0",
+    ] {
+        assert!(mistake("TB_SERVER_BINDING", text).contains("a host name cannot be bound"));
+    }
+}
+
+#[test]
+fn two_listeners_need_two_ports() {
+    let both = [("TB_SERVER_PORT", "50051")];
+    assert_eq!(
+        remarks(&both).1,
+        [
+            "TB_SERVER_PORT=50051: admin.port (default) is the same: issuer and admin API need two ports"
+        ]
+    );
+    assert!(load(&[both[0], ("TB_COMPONENTS", "issuer")]).is_ok());
+    assert!(
+        load(&[
+            both[0],
+            ("TB_SERVER_BINDING", "100.64.0.1"),
+            ("TB_ADMIN_BINDING", "fd7a::1")
+        ])
+        .is_ok()
+    );
+}
+
+#[test]
+fn d11_a_prefix_that_breaks_key_ids_is_refused() {
+    assert!(mistake("TB_KEY_PREFIX", "my-keys").contains("cannot be read back"));
+    for text in ["a b", "ä", "a/b", &"x".repeat(65)] {
+        assert!(
+            mistake("TB_KEY_PREFIX", text).contains("not a prefix"),
+            "{text}"
+        );
+    }
+    assert!(
+        run(&["config", "check", "--key-prefix", ""], &[])
+            .err
+            .contains("not a prefix")
+    );
+    assert_eq!(
+        load(&[("TB_KEY_PREFIX", "Team_1.eu")]).unwrap().keys.prefix,
+        "Team_1.eu"
+    );
+}
+
+#[test]
+fn where_the_jwks_is_published() {
+    assert_eq!(
+        load(&[
+            ("TB_KEYS_BUCKET", "b"),
+            ("TB_KEYS_S3_ENDPOINT", "https://s3.example.com"),
+            ("TB_KEYS_S3_PATHSTYLE", "true")
+        ])
+        .unwrap()
+        .keys
+        .publish,
+        Publish::S3 {
+            bucket: "b".into(),
+            key_path: ".well-known/jwks.json".into(),
+            endpoint: Some("https://s3.example.com".into()),
+            path_style: true
+        }
+    );
+    assert_eq!(
+        load(&[("TB_KEYS_DIR", "/k")]).unwrap().keys.publish,
+        Publish::File {
+            path: "/k/jwks.json".into()
+        }
+    );
+    assert_eq!(
+        show(&["--key-path", "", "--bucket", "b"], &[])["keys.keyPath"].0,
+        json!(".well-known/jwks.json")
+    );
+    let (_, mistakes) = remarks(&[("TB_KEYS_BUCKET", "b"), ("TB_KEYS_JWKSFILE", "/f")]);
+    assert_eq!(
+        mistakes,
+        [
+            "TB_KEYS_JWKSFILE: keys.bucket (variable TB_KEYS_BUCKET) is set too: the JWKS is published in one place"
+        ]
+    );
+    assert!(warning("TB_KEYS_S3_ENDPOINT", "http://x").contains("no effect without keys.bucket"));
+    assert!(mistake("TB_KEYS_BUCKET", "s3://b/x").contains("the name alone"));
+}
+
+#[test]
+fn addresses_hosts_and_tags() {
+    for text in [
+        "headscale.example.com",
+        "ftp://x",
+        "https://",
+        "http://a b",
+        "https:///x",
+    ] {
+        assert!(
+            mistake("TB_SERVER_TAILSCALE_CONTROLURL", text).contains("not an address"),
+            "{text}"
+        );
+    }
+    assert!(mistake("TB_SERVER_TAILSCALE_CONTROLURL", "https://me:pw@x").contains("password"));
+    for text in ["http://x", "a/b", "a b"] {
+        assert!(
+            mistake("TB_ADMIN_CLIENT_HOST", text).contains("not a host name"),
+            "{text}"
+        );
+    }
+    assert!(mistake("TB_ADMIN_CLIENT_HOST", "tailbone:50051").contains("admin.client.port"));
+    assert_eq!(
+        client(&[("TB_ADMIN_CLIENT_HOST", "fd7a::1")]).host,
+        "fd7a::1"
+    );
+    assert_eq!(
+        load(&[("TB_SERVER_TAILSCALE_TAGS", "tag:a tag:b-2")])
+            .unwrap()
+            .server
+            .tailscale
+            .tags,
+        ["tag:a", "tag:b-2"]
+    );
+    assert!(mistake("TB_SERVER_TAILSCALE_TAGS", "server").contains("did you mean tag:server?"));
+    for text in ["tag:", "tag:1", "tag:a_b"] {
+        assert!(
+            mistake("TB_SERVER_TAILSCALE_TAGS", text).contains("not a tag"),
+            "{text}"
+        );
+    }
+    assert!(warning("TB_SERVER_TAILSCALE_HOSTNAME", "my_host").contains("another name"));
+    assert!(mistake("TB_SERVER_TAILSCALE_HOSTNAME", &"x".repeat(64)).contains("63 bytes"));
+}
+
+#[test]
+fn values_that_would_be_cut_are_refused() {
+    for row in table::ALL {
+        let (_, mistakes) = remarks(&[(&row.variable(), &"x".repeat(5000))]);
+        assert_eq!(
+            mistakes.len(),
+            usize::from(!matches!(row.key, "")),
+            "{}: {mistakes:?}",
+            row.key
+        );
+    }
+    let ran = with_file(
+        "t.json",
+        r#"{"keys":{"issuer":"a\u0000b","dir":"c\nd"},"server":{"tailscale":{"hostname":"x\u001b"}}}"#,
+        &["config", "check"],
+    );
+    assert_eq!(
+        ran.err.matches("control character").count(),
+        3,
+        "{}",
+        ran.err
+    );
+    assert!(mistake("TB_ADMIN_SOCKET", &"x".repeat(108)).contains("107 bytes"));
+    assert!(load(&[("TB_ADMIN_SOCKET", &"x".repeat(107))]).is_ok());
+    let environment: Environment = [("TB_KEYS_ISSUER", OsString::from_vec(b"a\xff".to_vec()))]
+        .into_iter()
+        .collect();
+    let mistakes = config::load(
+        &Raw::collect(Flags::default(), &environment, None),
+        Purpose::Start,
+    )
+    .unwrap_err();
+    assert_eq!(mistakes.to_string(), "TB_KEYS_ISSUER: not text in UTF-8");
+}
+
+// ---- D19: every mistake at once
+
+#[test]
+fn d19_every_mistake_is_told_at_once_with_its_origin() {
+    let (_directory, path) = file(
+        "tailbone.yaml",
+        "server:\n  prot: 8080\n  tailscale:\n    joinRetry: -1s\nkeys:\n  expiry: soon\nadmin: 1\n",
+    );
+    let ran = run(
+        &[
+            "config",
+            "check",
+            "--config",
+            path.to_str().unwrap(),
+            "--port",
+            "0",
+            "--components",
+            "issuer,admn",
+            "--ts-authkey",
+            "tskey-secret",
+        ],
+        &[
+            ("TB_SERVER_GRACE", "10"),
+            ("TB_KEYS_SIZE", "1024"),
+            ("TB_SERVER_PORT", "not looked at, the flag wins"),
+            ("TB_ADMIN_CLIENT_PORT", "-1"),
+            ("TB_LOG_LEVEL", "verbose"),
+            ("TB_KEYS_KEY_PATH", "x"),
+        ],
+    );
+    assert_eq!((ran.code, ran.out.as_str()), (64, ""));
+    insta::assert_snapshot!(
+        ran.err
+            .replace(path.to_str().unwrap(), "/etc/tailbone.yaml")
+    );
+}
+
+#[test]
+fn config_check_says_that_all_is_fine_and_changes_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let before = std::fs::read_dir(home.path()).unwrap().count();
+    let ran = run(
+        &[
+            "config",
+            "check",
+            "--dir",
+            home.path().join("keys").to_str().unwrap(),
+        ],
+        &[],
+    );
+    assert_eq!(
+        (ran.code, ran.out.as_str(), ran.err.as_str()),
+        (0, "", "The settings are fine\n")
+    );
+    assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), before);
+}
+
+#[test]
+fn config_show_as_table() {
+    let ran = run(
+        &["config", "show", "--origin", "--ts-hostname", "corner"],
+        &[
+            ("TB_SERVER_TAILSCALE_AUTHKEY", "tskey-secret"),
+            ("TB_SERVER_PORT", "0x1F90"),
+        ],
+    );
+    let lines: Vec<_> = ran.out.lines().map(str::trim_end).collect();
+    insta::assert_snapshot!(lines.join("\n"));
+}
+
+#[test]
+fn config_show_as_yaml() {
+    insta::assert_snapshot!(run(&["config", "show", "-o", "yaml"], &[]).out);
+}
+
+// ---- secrets
+
+#[test]
+fn an_auth_key_may_come_from_a_file() {
+    let (_directory, path) = file("authkey", "tskey-from-file\r\n");
+    let path = path.to_str().unwrap();
+    let by_prefix = format!("file:{path}");
+    let key = |variables: &[(&str, &str)]| {
+        load(variables)
+            .unwrap()
+            .server
+            .tailscale
+            .authkey
+            .map(|key| key.reveal().to_owned())
+    };
+    let expected = Some("tskey-from-file".to_owned());
+    assert_eq!(key(&[("TB_SERVER_TAILSCALE_AUTHKEY_FILE", path)]), expected);
+    assert_eq!(
+        key(&[("TB_SERVER_TAILSCALE_AUTHKEY", &by_prefix)]),
+        expected
+    );
+    assert_eq!(
+        key(&[("TB_SERVER_TAILSCALE_AUTHKEY", "tskey-plain\n")]),
+        Some("tskey-plain".into())
+    );
+    assert_eq!(key(&[("TB_SERVER_TAILSCALE_AUTHKEY_FILE", "")]), None);
+    let shown = show(
+        &["--ts-authkey", &by_prefix],
+        &[("TB_SERVER_TAILSCALE_AUTHKEY", "tskey-plain")],
+    );
+    assert_eq!(
+        shown["server.tailscale.authkey"],
+        (json!("(hidden)"), "flag --ts-authkey".into())
+    );
+    // Nothing but the file's name is on the command line, so there is nothing to warn about.
+    assert_eq!(
+        run(&["config", "check", "--ts-authkey", &by_prefix], &[]).err,
+        "The settings are fine\n"
+    );
+    let shown = show(&[], &[("TB_SERVER_TAILSCALE_AUTHKEY_FILE", path)]);
+    assert_eq!(
+        shown["server.tailscale.authkey"].1,
+        "variable TB_SERVER_TAILSCALE_AUTHKEY_FILE"
+    );
+
+    let both = [
+        ("TB_SERVER_TAILSCALE_AUTHKEY_FILE", path),
+        ("TB_SERVER_TAILSCALE_AUTHKEY", "tskey-x"),
+    ];
+    assert_eq!(
+        remarks(&both).1,
+        [
+            "TB_SERVER_TAILSCALE_AUTHKEY: TB_SERVER_TAILSCALE_AUTHKEY_FILE is set too: keep one of the two"
+        ]
+    );
+}
+
+#[test]
+fn housekeeping_needs_no_auth_key() {
+    let variables = raw(&[("TB_SERVER_TAILSCALE_AUTHKEY_FILE", "/nowhere")]);
+    assert!(config::load(&variables, Purpose::Start).is_err());
+    let settings = config::load(&variables, Purpose::Housekeeping).unwrap().0;
+    assert_eq!(settings.server.tailscale.authkey, None);
+}
+
+#[test]
+fn no_secret_is_ever_shown() {
+    const SECRET: &str = "tskey-auth-hush";
+    let home = tempfile::tempdir().unwrap();
+    let broken = home.path().join("broken");
+    std::fs::write(&broken, format!("{SECRET} and more\n{SECRET}")).unwrap();
+    let files = [
+        (
+            "t.toml",
+            format!("[server.tailscale]\nauthkey = '{SECRET}'\n[server]\nport = 0\n"),
+        ),
+        (
+            "t.toml",
+            format!("[server.tailscale]\nauthkey = {SECRET}\n"),
+        ),
+        (
+            "t.toml",
+            format!("[server.tailscale]\nauthkey = ['{SECRET}']\n"),
+        ),
+        (
+            "t.yaml",
+            format!("server: {{tailscale: {{authkey: \"{SECRET} x\"}}}}\n"),
+        ),
+        (
+            "t.yaml",
+            format!("server: {{tailscale: {{authkey: *{SECRET}}}}}\n"),
+        ),
+        (
+            "t.json",
+            format!("{{\"server\":{{\"tailscale\":{{\"authkey\":\"{SECRET}\\u0000\"}}}}}}"),
+        ),
+        (
+            "t.json",
+            format!("{{\"server\":{{\"tailscale\":{{\"authkey\":{SECRET}}}}}}}"),
+        ),
+    ];
+    let mut said = String::new();
+    for arguments in [
+        &["config", "check"][..],
+        &["config", "show", "--origin"],
+        &["config", "show", "-o", "json"],
+        &["config", "show", "-o", "yaml", "--origin"],
+        &["server", "start"],
+        &["server", "housekeeping"],
+        &["keys", "list"],
+    ] {
+        for (name, text) in &files {
+            let ran = with_file(name, text, arguments);
+            said += &(ran.out + &ran.err);
+        }
+        let variables = [
+            ("TB_SERVER_TAILSCALE_AUTHKEY", SECRET.to_owned()),
+            ("TB_SERVER_TAILSCALE_AUTHKEY", format!("{SECRET} x")),
+            ("TB_SERVER_TAILSCALE_AUTHKEY", format!("{SECRET}\u{1b}")),
+            ("TB_SERVER_TAILSCALE_AUTHKEY", SECRET.repeat(1000)),
+            (
+                "TB_SERVER_TAILSCALE_AUTHKEY_FILE",
+                broken.to_str().unwrap().to_owned(),
+            ),
+            // A misspelt name does not show what it held.
+            ("TB_SERVER_TAILSCALE_AUTH_KEY", SECRET.to_owned()),
+        ];
+        for (name, value) in &variables {
+            let ran = run(arguments, &[(name, value), ("TB_KEYS_SIZE", "1")]);
+            said += &(ran.out + &ran.err);
+            let ran = run(arguments, &[(name, value)]);
+            said += &(ran.out + &ran.err);
+        }
+    }
+    for value in [SECRET, "tskey-auth-hush x", ""] {
+        let ran = run(
+            &["config", "check", "--ts-authkey", value, "--port", "x"],
+            &[],
+        );
+        said += &(ran.out + &ran.err);
+    }
+    let (settings, origins, _) = config::load(
+        &raw(&[("TB_SERVER_TAILSCALE_AUTHKEY", SECRET)]),
+        Purpose::Start,
+    )
+    .unwrap();
+    said += &format!(
+        "{settings:?} {origins:?} {:?}",
+        raw(&[("TB_SERVER_TAILSCALE_AUTHKEY", SECRET)])
+    );
+    assert!(!said.contains("hush"), "{said}");
+    // The messages that must have been there instead.
+    for words in [
+        "(hidden)",
+        "holds blanks, line ends or control characters",
+        "longer than 4096 bytes",
+        "everybody on this machine can read it",
+        "one value, not a list",
+        "is not TOML (line 2)",
+        "is not JSON (line 1",
+        "did you mean TB_SERVER_TAILSCALE_AUTHKEY?",
+    ] {
+        assert!(said.contains(words), "{words}");
+    }
+    assert!(mistake("TB_SERVER_TAILSCALE_AUTHKEY", "(hidden)").contains("not a secret"));
+}
+
+// ---- the command line itself
+
+#[test]
+fn help_of_every_command() {
+    fn walk(command: &mut clap::Command, path: &str, pages: &mut String) {
+        let page = command.clone().term_width(100).render_long_help();
+        *pages += &format!("==== {path}\n{page}\n");
+        let names: Vec<String> = command
+            .get_subcommands()
+            .map(|command| command.get_name().to_owned())
+            .filter(|name| name != "help")
+            .collect();
+        for name in names {
+            let command = command.find_subcommand_mut(&name).unwrap();
+            walk(command, &format!("{path} {name}"), pages);
+        }
+    }
+    let mut command = cli::command().term_width(100);
+    command.build();
+    let mut pages = String::new();
+    walk(&mut command, "tailbone", &mut pages);
+    let lines: Vec<_> = pages.lines().map(str::trim_end).collect();
+    insta::assert_snapshot!(lines.join("\n"));
+}
+
+#[test]
+fn the_frame_is_sound() {
+    cli::command().debug_assert();
+    let mut keys = std::collections::BTreeSet::new();
+    let mut variables = std::collections::BTreeSet::new();
+    for row in table::ALL {
+        assert!(
+            keys.insert(row.key.to_ascii_lowercase()),
+            "{} twice",
+            row.key
+        );
+        assert!(variables.insert(row.variable()), "{} twice", row.variable());
+        assert!(row.flags().next().is_some(), "{} has no flag", row.key);
+        assert!(
+            !row.help.is_empty() && !row.help.ends_with('.'),
+            "{}",
+            row.key
+        );
+    }
+    for group in table::groups() {
+        assert!(
+            table::find(group).is_none(),
+            "{group} is a setting and a group"
+        );
+    }
+}
+
+#[test]
+fn a_group_without_a_command_prints_its_help() {
+    for (arguments, usage) in [
+        (
+            &["completion"][..],
+            "Usage: tailbone completion [OPTIONS] [shell]",
+        ),
+        (&[], "Usage: tailbone [OPTIONS] [COMMAND]"),
+        (&["server"], "Usage: tailbone server [OPTIONS] [COMMAND]"),
+        (&["keys"], "Usage: tailbone keys [OPTIONS] [COMMAND]"),
+        (&["key"], "Usage: tailbone keys [OPTIONS] [COMMAND]"),
+        (&["config"], "Usage: tailbone config [OPTIONS] [COMMAND]"),
+        (
+            &["help", "server", "start"],
+            "Usage: tailbone server start [OPTIONS]",
+        ),
+        (
+            &["keys", "remove", "-h"],
+            "Usage: tailbone keys remove [OPTIONS] <keyID>",
+        ),
+    ] {
+        let ran = run(arguments, &[]);
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{arguments:?}");
+        assert!(ran.out.contains(usage), "{}", ran.out);
+    }
+}
+
+#[test]
+fn a_command_line_that_is_not_understood_ends_with_2() {
+    for arguments in [
+        &["srever"][..],
+        &["server", "start", "--bucket"],
+        &["server", "start", "--buckte", "x"],
+        &["keys", "remove"],
+        &["keys", "remove", "a", "b"],
+        &["keys", "list", "--yes"],
+        &["server", "housekeeping", "--port", "1"],
+        &["completion", "tcsh"],
+    ] {
+        let ran = run(arguments, &[]);
+        assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{arguments:?}");
+        assert!(ran.err.starts_with("Error: "), "{}", ran.err);
+        assert_eq!(
+            ran.err.to_lowercase().matches("error:").count(),
+            1,
+            "{}",
+            ran.err
+        );
+    }
+}
+
+#[test]
+fn d9_the_size_reaches_the_request() {
+    let ran = run(&["keys", "generate", "-s", "1024"], &[]);
+    assert_eq!(ran.code, 64);
+    assert!(
+        ran.err.contains("--size=1024: not the size of an RSA key"),
+        "{}",
+        ran.err
+    );
+    let mut flags = Flags::default();
+    flags.give(&table::KEYS_SIZE, "--size", "4096".into());
+    let environment = [("TB_KEYS_SIZE", "3072")].into_iter().collect();
+    let (settings, _, _) = config::load_client(&Raw::collect(flags, &environment, None)).unwrap();
+    assert_eq!(settings.key_size, Some(4096));
+}
+
+#[test]
+fn d26_a_removal_that_nobody_can_confirm_is_refused() {
+    let ran = run(&["keys", "remove", "tb-1"], &[]);
+    assert_eq!((ran.code, ran.out.as_str()), (2, ""));
+    assert!(ran.err.contains("say --yes"), "{}", ran.err);
+    // Said beforehand, in any of three ways, it is not asked.
+    for (arguments, variables) in [
+        (&["keys", "remove", "tb-1", "-y"][..], &[][..]),
+        (
+            &["keys", "remove", "tb-1"],
+            &[("TB_NO_CONFIRMATION", "true")],
+        ),
+        (
+            &["keys", "--timeout", "100ms", "remove", "--yes", "tb-1"],
+            &[],
+        ),
+    ] {
+        let ran = run(arguments, variables);
+        assert!(!ran.err.contains("say --yes"), "{}", ran.err);
+    }
+}
+
+#[test]
+fn version_has_the_two_lines_and_more_in_json() {
+    let (version, commit) = (tailbone::version::VERSION, tailbone::version::COMMIT);
+    // A variable or a broken file does not keep anybody from learning the version.
+    let variables = [("TB_OUTPUT", "json"), ("HOME", "/nowhere")];
+    assert_eq!(
+        run(&["version"], &variables).out,
+        format!("Version {version}\nCommit {commit}\n")
+    );
+    for flag in ["--version", "-v"] {
+        assert_eq!(
+            run(&[flag], &[]).out,
+            format!("tailbone version {version}-{commit}\n")
+        );
+    }
+    let all: Json = serde_json::from_str(&run(&["version", "-ojson"], &[]).out).unwrap();
+    assert_eq!(all["version"], version);
+    assert!(all["go"].is_string() && all["tsnet"].is_string());
+}
+
+#[test]
+fn completions_and_man_pages_know_every_flag() {
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let ran = run(&["completion", shell, "--no-descriptions"], &[]);
+        assert_eq!(ran.code, 0);
+        for row in table::ALL {
+            for flag in row.flags() {
+                assert!(ran.out.contains(flag.long), "{shell}: {}", flag.long);
+            }
+        }
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let pages = directory.path().join("man1");
+    assert_eq!(run(&["man", pages.to_str().unwrap()], &[]).code, 0);
+    let page = std::fs::read_to_string(pages.join("tailbone-server-start.1")).unwrap();
+    assert!(page.contains("TB_SERVER_TAILSCALE_CONTROLURL"));
+    assert!(pages.join("tailbone-keys-remove.1").is_file() && pages.join("tailbone.1").is_file());
+}
+
+// ---- the real binary
+
+fn binary() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tailbone"));
+    command.env_clear().stdin(Stdio::null());
+    command
+}
+
+#[test]
+fn the_binary_prints_an_error_once_and_ends_with_its_code() {
+    let output = binary()
+        .args(["config", "check"])
+        .env("TB_SERVER_PORT", "abc")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "Error: TB_SERVER_PORT=abc: not a port (1-65535)\n"
+    );
+}
+
+#[test]
+fn a_closed_pipe_is_success() {
+    for arguments in [&["completion", "zsh"][..], &["--help"], &["config", "show"]] {
+        let mut child = binary()
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let mut said = String::new();
+        child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut said)
+            .unwrap();
+        assert_eq!(
+            (child.wait().unwrap().code(), said.as_str()),
+            (Some(0), ""),
+            "{arguments:?}"
+        );
+    }
+}
+
+#[test]
+fn an_answer_that_comes_through_a_pipe_is_no_person() {
+    let mut child = binary()
+        .args(["keys", "remove", "tb-1"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It may end before it reads.
+    let _ = child.stdin.take().unwrap().write_all(b"y\n");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--yes"));
+}
+
+// ---- the page
+
+#[test]
+fn the_page_of_settings_is_fresh() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/settings.md");
+    let page = table::page();
+    if std::env::var_os("TAILBONE_UPDATE_DOCS").is_some() {
+        std::fs::write(&path, &page).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        written == page,
+        "docs/settings.md is stale: run this test with TAILBONE_UPDATE_DOCS=1"
+    );
+}

@@ -1,0 +1,210 @@
+//! A tailnet on loopback (`scripts/devnet`) as a value: started by [`Devnet::start`], gone when dropped.
+//!
+//! `TAILBONE_DEVNET_BIN` names another program to start. Each call of the test API has a function here; all panic with the
+//! server's own words when it refuses.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// A running devnet.
+#[derive(Debug)]
+pub struct Devnet {
+    pub ready: Ready,
+    http: OnceLock<reqwest::Client>,
+    child: Child,
+}
+
+/// The line it prints when it is ready.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Ready {
+    pub control_url: String,
+    pub auth_key: String,
+    pub api_url: String,
+    #[serde(default)]
+    pub peers: std::collections::BTreeMap<String, PeerRecord>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct PeerRecord {
+    pub ip: String,
+    pub proxy: String,
+}
+
+/// What a new auth key is to allow.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub struct Key {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub login: String,
+    pub tags: Vec<String>,
+    pub ephemeral: bool,
+    pub reusable: bool,
+    pub preauthorized: bool,
+    pub expired: bool,
+}
+
+impl Devnet {
+    /// A tailnet of its own, for tests that change what all nodes share (trouble of the control server, approval).
+    pub fn start() -> Self {
+        Self::with_peers(&[])
+    }
+
+    /// Each peer as `NAME=LOGIN` or `NAME=tag:X`.
+    pub fn with_peers(peers: &[&str]) -> Self {
+        let mut command = Command::new(program());
+        for peer in peers {
+            command.args(["--peer", peer]);
+        }
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            // Its progress would hang in the middle of other tests' output; it is shown when it fails.
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap_or_else(|e| panic!("starting {}: {e}", program().display()));
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let ready = serde_json::from_str(&line)
+            .unwrap_or_else(|e| panic!("devnet said {line:?} instead of what it offers: {e}"));
+        Self {
+            ready,
+            http: OnceLock::new(),
+            child,
+        }
+    }
+
+    /// One for all tests of this process that only use nodes of their own. It ends with the process.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Devnet> = OnceLock::new();
+        SHARED.get_or_init(Self::start)
+    }
+
+    pub async fn key(&self, key: &Key) -> String {
+        let made = self.post("/keys", json!(key)).await;
+        made["auth_key"].as_str().unwrap().to_owned()
+    }
+
+    /// Renames the node's user, for all its nodes.
+    pub async fn rename_login(&self, node: &str, login: &str) {
+        self.post(&format!("/nodes/{node}/login"), json!({ "login": login }))
+            .await;
+    }
+
+    pub async fn set_tags(&self, node: &str, tags: &[&str]) {
+        self.post(&format!("/nodes/{node}/tags"), json!({ "tags": tags }))
+            .await;
+    }
+
+    pub async fn expire(&self, node: &str) {
+        self.post(&format!("/nodes/{node}/expire"), json!({})).await;
+    }
+
+    pub async fn unexpire(&self, node: &str) {
+        self.post(&format!("/nodes/{node}/unexpire"), json!({}))
+            .await;
+    }
+
+    pub async fn approve(&self, node: &str) {
+        self.post(&format!("/nodes/{node}/approve"), json!({}))
+            .await;
+    }
+
+    pub async fn delete_node(&self, node: &str) {
+        self.call(reqwest::Method::DELETE, &format!("/nodes/{node}"), None)
+            .await;
+    }
+
+    pub async fn nodes(&self) -> Vec<Value> {
+        let all = self.call(reqwest::Method::GET, "/nodes", None).await;
+        all["nodes"].as_array().unwrap().clone()
+    }
+
+    /// Logs a waiting node in, as a person would at its URL.
+    pub async fn complete_login(&self, host: &str, login: &str) {
+        self.post(
+            &format!("/logins/{host}/complete"),
+            json!({ "login": login }),
+        )
+        .await;
+    }
+
+    pub async fn grant(&self, src: &str, dst: &str, cap: &str, value: Value) {
+        let caps = json!({ cap: [value] });
+        self.post("/grants", json!({ "src": src, "dst": dst, "caps": caps }))
+            .await;
+    }
+
+    /// Switches of the tailnet: `require_approval`, `require_auth`, …
+    pub async fn configure(&self, switches: Value) {
+        self.post("/config", switches).await;
+    }
+
+    /// Trouble of the control server: `{"mode":"ok|hold|fail|slow|down", …}`.
+    pub async fn control(&self, trouble: Value) {
+        self.post("/control", trouble).await;
+    }
+
+    async fn post(&self, path: &str, body: Value) -> Value {
+        self.call(reqwest::Method::POST, path, Some(body)).await
+    }
+
+    async fn call(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> Value {
+        // A client belongs to the runtime that first used it, and a shared devnet serves tests with a runtime each: no reuse of
+        // connections.
+        let http = self.http.get_or_init(|| {
+            reqwest::Client::builder()
+                .pool_max_idle_per_host(0)
+                .no_proxy()
+                .build()
+                .unwrap()
+        });
+        let mut request = http.request(method.clone(), format!("{}{path}", self.ready.api_url));
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let response = request
+            .send()
+            .await
+            .unwrap_or_else(|e| panic!("devnet {method} {path}: {e}"));
+        let status = response.status();
+        let text = response.text().await.unwrap();
+        assert!(
+            status.is_success(),
+            "devnet {method} {path}: {status}: {text}"
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+}
+
+impl Drop for Devnet {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        // It is our child and not waited for yet, so the number is still its own.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(5) {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn program() -> PathBuf {
+    std::env::var_os("TAILBONE_DEVNET_BIN").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/devnet")),
+        PathBuf::from,
+    )
+}

@@ -1,0 +1,47 @@
+//! What the test binaries share: a tailnet on loopback, test lists, and waiting without guessing how long.
+
+pub mod devnet;
+pub mod node_contract;
+pub mod world;
+
+use std::{
+    fmt::Debug,
+    future::Future,
+    time::{Duration, Instant},
+};
+
+/// How long a test waits for what must come. Longer than anything takes; `TAILBONE_TEST_PATIENCE` (seconds) stretches it.
+pub fn patience() -> Duration {
+    let seconds = std::env::var("TAILBONE_TEST_PATIENCE")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(20);
+    Duration::from_secs(seconds)
+}
+
+/// Waits for a future that must end.
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(patience(), future).await {
+        Ok(value) => value,
+        Err(_) => panic!("{what}: nothing within {:?}", patience()),
+    }
+}
+
+/// Looks again and again until `look` gives what is wanted.
+pub async fn eventually<T, F, Fut>(what: &str, mut look: F) -> T
+where
+    T: Debug,
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, String>>,
+{
+    let began = Instant::now();
+    loop {
+        match look().await {
+            Ok(value) => return value,
+            Err(last) if began.elapsed() > patience() => {
+                panic!("{what}: not within {:?}, last: {last}", patience())
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//go:build race
+
+package node
+
+func init() { raceEnabled = true }

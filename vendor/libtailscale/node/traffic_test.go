@@ -1,0 +1,558 @@
+package node
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"tailscale.com/ipn"
+	"tailscale.com/tailcfg"
+	"tailscale.com/types/key"
+)
+
+func TestListenAndDial(t *testing.T) {
+	tn := newTailnet(t)
+	check := steady(t)
+	a, b := tn.join("server"), tn.join("client")
+	b.awaitPeer("server")
+	any := a.listen(":80")
+	one := a.listen(fmt.Sprintf("%v:81", a.ip(4)))
+	specific := a.listen(fmt.Sprintf("[%v]:80", a.ip(6)))
+	for _, addr := range []string{":80", fmt.Sprintf("%v:81", a.ip(4))} {
+		if _, err := a.node().Listen([]byte(addr)); err == nil || err.Code != InUse {
+			t.Errorf("second listener on %s: %v", addr, err)
+		}
+	}
+	if _, err := a.node().Listen([]byte("100.99.99.99:80")); err == nil || err.Code != Invalid {
+		t.Errorf("listener on a foreign address: %v", err)
+	}
+
+	for _, try := range []struct {
+		to string
+		on int
+		ip netip.Addr
+	}{
+		{fmt.Sprintf("%v:80", a.ip(4)), any, a.ip(4)},
+		{fmt.Sprintf("[%v]:80", a.ip(6)), specific, a.ip(6)},
+		{fmt.Sprintf("%v:81", a.ip(4)), one, a.ip(4)},
+		{"server:80", any, a.ip(4)},
+		{"SERVER.loop.ts.net.:80", any, a.ip(4)},
+	} {
+		out := b.dial(try.to)
+		in := receive(t, try.on)
+		if in.kind != kindAccepted || out.kind != kindDialled {
+			t.Errorf("%s: kinds %d, %d", try.to, in.kind, out.kind)
+		}
+		from := b.ip(4)
+		if try.ip.Is6() {
+			from = b.ip(6)
+		}
+		if in.peer.Addr() != from || in.local.Addr() != try.ip || in.peer != out.local || in.local != out.peer {
+			t.Errorf("%s: accepted %v -> %v, dialled %v -> %v", try.to, in.peer, in.local, out.local, out.peer)
+		}
+		out.write([]byte("ping"))
+		buf := make([]byte, 10)
+		if n, err := in.read(buf, 5*time.Second); err != nil || string(buf[:n]) != "ping" {
+			t.Errorf("%s: %q, %v", try.to, buf[:n], err)
+		}
+		out.close()
+		if n, err := in.read(buf, 5*time.Second); err != io.EOF {
+			t.Errorf("%s: after a close the other side reads %d, %v", try.to, n, err)
+		}
+		in.close()
+	}
+
+	// The specific one goes; the general one takes over. A closed port refuses.
+	unix.Close(specific)
+	unix.Close(one)
+	waitFor(t, "both listeners to go", func() bool {
+		p := &a.node().ports
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return len(p.all) == 1
+	})
+	out := b.dial(fmt.Sprintf("[%v]:80", a.ip(6)))
+	receive(t, any).close()
+	out.close()
+	fd, err := b.node().Dial([]byte(fmt.Sprintf("%v:81", a.ip(4))), 5*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, f := receiveAny(t, fd, 6*time.Second); f == nil || f.code != Refused {
+		t.Errorf("a closed port: %+v", f)
+	}
+	unix.Close(fd)
+	for _, to := range []string{"100.99.99.99:80", "127.0.0.1:80", "nobody:80", "server.example.com:80", "[fe80::1]:80"} {
+		fd, err := b.node().Dial([]byte(to), 5*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, f := receiveAny(t, fd, 6*time.Second); f == nil || f.code != Unreachable {
+			t.Errorf("%s: %+v", to, f)
+		}
+		unix.Close(fd)
+	}
+	if _, err := b.node().Dial([]byte("server:80"), 0); err == nil || err.Code != Invalid {
+		t.Errorf("no timeout: %v", err)
+	}
+
+	// A dial that is closed before it has an answer ends.
+	fd, err = b.node().Dial([]byte("server:80"), time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(fd)
+
+	// Closing the node tells its listeners.
+	a.close()
+	if c, f := receiveAny(t, any, 5*time.Second); c == nil && f.code != Closed {
+		t.Errorf("the listener of a closed node: %+v", f)
+	}
+	unix.Close(any)
+	b.close()
+	check()
+}
+
+// The whole way: caller, pump, netstack, WireGuard, netstack, pump, caller.
+func TestTrafficEndsAsItShould(t *testing.T) {
+	tn := newTailnet(t)
+	check := steady(t)
+	a, b := tn.join("server"), tn.join("client")
+	b.awaitPeer("server")
+	ln := a.listen(":80")
+	to := fmt.Sprintf("%v:80", a.ip(4))
+	connect := func() (out, in *caller) { return b.dial(to), receive(t, ln) }
+
+	t.Run("half closes", func(t *testing.T) {
+		out, in := connect()
+		out.write([]byte("question"))
+		out.shutdown()
+		if got, err := in.readAll(5 * time.Second); err != io.EOF || string(got) != "question" {
+			t.Errorf("%q, %v", got, err)
+		}
+		in.write([]byte("answer"))
+		in.shutdown()
+		got := make([]byte, 20)
+		if n, err := out.read(got, 5*time.Second); err != nil || string(got[:n]) != "answer" {
+			t.Errorf("%q, %v", got[:n], err)
+		}
+		waitFor(t, "the connection to go", func() bool { return live.Load() == 0 })
+		out.close()
+		in.close()
+	})
+
+	t.Run("reset", func(t *testing.T) {
+		out, in := connect()
+		var writing sync.WaitGroup
+		writing.Go(func() { out.tryWrite(make([]byte, 32<<20)) }) // more than all buffers hold
+		waitFor(t, "the buffers to fill", func() bool {
+			var n int
+			in.count(&n)
+			return n > 100_000
+		})
+		time.Sleep(100 * time.Millisecond)
+		in.close() // with words unread: a reset
+		if got, err := out.readAll(10 * time.Second); err != unix.ECONNRESET {
+			t.Errorf("the other side reads %d bytes and %v", len(got), err)
+		}
+		writing.Wait()
+		out.close()
+		waitFor(t, "the connection to go", func() bool { return live.Load() == 0 })
+	})
+
+	t.Run("full close with an idle remote", func(t *testing.T) {
+		out, in := connect()
+		out.shutdown()
+		time.Sleep(50 * time.Millisecond)
+		out.close()
+		waitFor(t, "the client's half to go", func() bool { return firstOf(&b.node().splice) == nil })
+		if _, err := in.read(make([]byte, 1), 5*time.Second); err != io.EOF {
+			t.Errorf("the server reads %v", err)
+		}
+		in.close()
+		waitFor(t, "the connection to go", func() bool { return live.Load() == 0 })
+	})
+
+	t.Run("16 MiB echo", func(t *testing.T) {
+		out, in := connect()
+		data := make([]byte, 16<<20)
+		rand.New(rand.NewSource(1)).Read(data)
+		want := sha256.Sum256(data)
+		var writing sync.WaitGroup
+		writing.Go(func() {
+			buf := make([]byte, 64<<10)
+			for {
+				n, err := in.read(buf, 10*time.Second)
+				if err != nil {
+					break
+				}
+				in.write(buf[:n])
+			}
+			in.shutdown()
+		})
+		writing.Go(func() {
+			out.write(data)
+			out.shutdown()
+		})
+		h := sha256.New()
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := out.read(buf, 10*time.Second)
+			h.Write(buf[:n])
+			if err != nil {
+				break
+			}
+		}
+		if !bytes.Equal(h.Sum(nil), want[:]) {
+			t.Error("the echo differs")
+		}
+		writing.Wait()
+		out.close()
+		in.close()
+	})
+
+	t.Run("not taken", func(t *testing.T) {
+		// Nobody takes: a bounded number waits, the rest is refused, and closing the listener frees all.
+		lazy := a.listen(":82")
+		var fds []int
+		for range 200 {
+			fd, err := b.node().Dial([]byte(fmt.Sprintf("%v:82", a.ip(4))), 10*time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fds = append(fds, fd)
+		}
+		refused := 0
+		for _, fd := range fds {
+			if c, f := receiveAny(t, fd, 12*time.Second); f == nil {
+				c.close()
+			} else if f.code == Refused {
+				refused++
+			} else {
+				t.Errorf("dial: %+v", f)
+			}
+			unix.Close(fd)
+		}
+		p := &a.node().ports
+		p.mu.Lock()
+		waiting := p.all[netip.AddrPortFrom(netip.Addr{}, 82)].pending.Load()
+		p.mu.Unlock()
+		if waiting == 0 || waiting > maxPending || refused == 0 {
+			t.Errorf("%d wait, %d were refused", waiting, refused)
+		}
+		unix.Close(lazy)
+		waitFor(t, "all to be freed", func() bool { return live.Load() == 0 })
+	})
+
+	unix.Close(ln)
+	a.close()
+	b.close()
+	check()
+}
+
+func (c *caller) count(n *int) { *n, _ = unix.IoctlGetInt(c.fd, unix.TIOCINQ) }
+
+func waitFor(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	t.Fatalf("waited in vain for %s", what)
+}
+
+func (m *member) awaitPeer(name string) {
+	m.t.Helper()
+	waitFor(m.t, "the peer "+name, func() bool {
+		raw, _ := m.node().Status()
+		return strings.Contains(string(raw), `"`+name+".loop.ts.net")
+	})
+}
+
+// Closing while connections come in.
+func TestCloseDuringAccept(t *testing.T) {
+	tn := newTailnet(t)
+	check := steady(t)
+	a, b := tn.join("server"), tn.join("client")
+	b.awaitPeer("server")
+	ln := a.listen(":80")
+	b.dial(fmt.Sprintf("%v:80", a.ip(4))).close()
+	stop := make(chan struct{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if fd, err := b.node().Dial([]byte(fmt.Sprintf("%v:80", a.ip(4))), time.Second); err == nil {
+				unix.Close(fd)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	time.Sleep(50 * time.Millisecond)
+	a.close()
+	close(stop)
+	<-done
+	unix.Close(ln)
+	b.close()
+	check()
+}
+
+// With no descriptors left connections are refused, said once, and taken again afterwards.
+func TestOutOfDescriptors(t *testing.T) {
+	tn := newTailnet(t)
+	a, b := tn.join("server"), tn.join("client")
+	b.awaitPeer("server")
+	ln := a.listen(":80")
+	to := fmt.Sprintf("%v:80", a.ip(4))
+	b.dial(to).close()
+	receive(t, ln).close()
+	waitFor(t, "the connection to go", func() bool { return live.Load() == 0 })
+
+	// The dial makes its pairs before; the accepting side finds none left.
+	fd, err := b.node().Dial([]byte(to), 5*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var old unix.Rlimit
+	unix.Getrlimit(unix.RLIMIT_NOFILE, &old)
+	unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: old.Max})
+	waitFor(t, "a refusal in the log", func() bool { return strings.Contains(a.log.text(), "raise the limit of open files") })
+	unix.Setrlimit(unix.RLIMIT_NOFILE, &old)
+	unix.Close(fd)
+
+	out := b.dial(to)
+	in := receive(t, ln)
+	out.write([]byte("x"))
+	if _, err := in.read(make([]byte, 1), 5*time.Second); err != nil {
+		t.Errorf("after the shortage: %v", err)
+	}
+	unix.Close(ln)
+}
+
+func (m *member) whois(addr string) (whois, *Error) {
+	var w whois
+	raw, err := m.node().WhoIs([]byte(addr))
+	if err == nil {
+		if jerr := json.Unmarshal(raw, &w); jerr != nil {
+			m.t.Fatalf("%s: %v", raw, jerr)
+		}
+	}
+	return w, err
+}
+
+func TestWhoIs(t *testing.T) {
+	tn := newTailnet(t)
+	tn.control.SetGlobalAppCaps(tailcfg.PeerCapMap{"example.com/cap/admin": {`{"level":3}`, `"x"`}})
+	a, b := tn.join("server"), tn.join("client")
+	a.awaitPeer("client")
+	for _, addr := range []string{b.ip(4).String(), b.ip(4).String() + ":12345", b.ip(6).String(), fmt.Sprintf("[%v]:1", b.ip(6)), "::ffff:" + b.ip(4).String()} {
+		w, err := a.whois(addr)
+		if err != nil {
+			t.Fatalf("%s: %v", addr, err)
+		}
+		if w.Node.Name != "client.loop.ts.net" || w.Node.ID != b.last.ID || w.Node.Hostname != "client" || len(w.Node.Addresses) != 2 ||
+			w.User.Login != b.last.Owner || w.User.Login == "" || w.User.ID != w.Node.UserID || !w.SameTailnet || w.Node.Sharer || w.Node.Expired {
+			t.Errorf("%s: %+v", addr, w)
+		}
+		if got := fmt.Sprintf("%s", w.Caps["example.com/cap/admin"]); got != `[{"level":3} "x"]` {
+			t.Errorf("%s: caps %s", addr, got)
+		}
+	}
+	for _, addr := range []string{"100.99.1.2", "8.8.8.8:53", "127.0.0.1:80", "fd7a::9", "[fd7a:115c:a1e0::99]:80"} {
+		if w, err := a.whois(addr); err == nil || err.Code != NotFound {
+			t.Errorf("%s: %+v, %v", addr, w, err)
+		}
+	}
+	for _, addr := range []string{"", "client", "100.64.0.1:", "100.64.0.1:99999", "fe80::1%eth0", "100.64.0.1\x00", strings.Repeat("1", 1000)} {
+		if _, err := a.whois(addr); err == nil || err.Code != Invalid {
+			t.Errorf("%.20q: %v", addr, err)
+		}
+	}
+}
+
+func TestRawValuesThatAreNotJSON(t *testing.T) {
+	if got := rawValues([]tailcfg.RawMessage{`{"a":1}`, `{"a":`, `[]`}); len(got) != 2 {
+		t.Errorf("%s", got)
+	}
+}
+
+// Whatever can alter an answer of WhoIs must move the generation, after the answer has changed.
+func TestGeneration(t *testing.T) {
+	tn := newTailnet(t)
+	a, b := tn.join("server"), tn.join("client")
+	a.awaitPeer("client")
+	peer := func() *tailcfg.Node { return tn.control.Node(nodeKey(b)) }
+	quiet(t, a)
+
+	// send gives the server a map response of its own, as the incremental kinds are not made by the test server.
+	send := func(mr *tailcfg.MapResponse) {
+		t.Helper()
+		if !tn.control.AddRawMapResponse(nodeKey(a), mr) {
+			t.Fatal("no poll to answer")
+		}
+	}
+	loginOf := func(login string) []tailcfg.UserProfile {
+		return []tailcfg.UserProfile{{ID: peer().User, LoginName: login, DisplayName: login}}
+	}
+	withCap := func(name tailcfg.PeerCapability) map[string][]tailcfg.FilterRule {
+		return map[string][]tailcfg.FilterRule{"grant": {{
+			SrcIPs:   []string{"*"},
+			CapGrant: []tailcfg.CapGrant{{Dsts: []netip.Prefix{netip.PrefixFrom(a.ip(4), 32)}, CapMap: tailcfg.PeerCapMap{name: {`true`}}}},
+		}}}
+	}
+	clone := func(f func(*tailcfg.Node)) []*tailcfg.Node {
+		n := peer().Clone()
+		f(n)
+		return []*tailcfg.Node{n}
+	}
+	for _, step := range []struct {
+		what string
+		mr   *tailcfg.MapResponse
+		want func(whois, *Error) bool
+	}{
+		{"a user profile alone", &tailcfg.MapResponse{UserProfiles: loginOf("renamed@example.com")},
+			func(w whois, err *Error) bool { return w.User.Login == "renamed@example.com" }},
+		{"a packet filter alone", &tailcfg.MapResponse{PacketFilters: withCap("example.com/cap/one")},
+			func(w whois, err *Error) bool { return w.Caps["example.com/cap/one"] != nil }},
+		{"another packet filter alone", &tailcfg.MapResponse{PacketFilters: withCap("example.com/cap/two")},
+			func(w whois, err *Error) bool {
+				return w.Caps["example.com/cap/one"] == nil && w.Caps["example.com/cap/two"] != nil
+			}},
+		{"a changed peer", &tailcfg.MapResponse{PeersChanged: clone(func(n *tailcfg.Node) { n.Tags = []string{"tag:ci"} })},
+			func(w whois, err *Error) bool { return len(w.Node.Tags) == 1 }},
+		{"a peer's key expiry by patch", &tailcfg.MapResponse{PeersChangedPatch: []*tailcfg.PeerChange{{NodeID: peer().ID, KeyExpiry: ptr(time.Date(2001, 1, 1, 0, 0, 0, 0, time.UTC))}}},
+			func(w whois, err *Error) bool { return w.Node.Expired && strings.HasPrefix(w.Node.KeyExpiry, "2001") }},
+		{"a removed peer", &tailcfg.MapResponse{PeersRemoved: []tailcfg.NodeID{peer().ID}},
+			func(w whois, err *Error) bool { return err != nil && err.Code == NotFound }},
+		{"a peer that is back", &tailcfg.MapResponse{PeersChanged: clone(func(*tailcfg.Node) {})},
+			func(w whois, err *Error) bool { return err == nil && len(w.Node.Tags) == 0 }},
+	} {
+		before := atomic.LoadUint64(a.gen)
+		addr := b.ip(4).String()
+		if w, err := a.whois(addr); step.want(w, err) {
+			t.Fatalf("%s: already so", step.what)
+		}
+		send(step.mr)
+		// What a caller does: keep the answer until the number moves, then ask anew. It must end up with the new one
+		// by this alone, whatever the number of moves.
+		seen := before
+		good := false
+		end := time.Now().Add(5 * time.Second)
+		for !good && time.Now().Before(end) {
+			if now := atomic.LoadUint64(a.gen); now != seen {
+				seen = now
+				w, err := a.whois(addr)
+				good = step.want(w, err)
+			}
+		}
+		if !good {
+			w, err := a.whois(addr)
+			t.Errorf("%s: the generation went %d -> %d; asking now gives the new answer: %v", step.what, before, seen, step.want(w, err))
+		}
+		quiet(t, a)
+	}
+
+	// What does not matter to WhoIs must not move it, or a large tailnet would keep every cache cold.
+	before := atomic.LoadUint64(a.gen)
+	send(&tailcfg.MapResponse{PeersChangedPatch: []*tailcfg.PeerChange{{NodeID: peer().ID, Online: ptr(false)}}})
+	waitFor(t, "the patch", func() bool {
+		raw, _ := a.node().Status()
+		return strings.Contains(string(raw), `"online":false`)
+	})
+	if now := atomic.LoadUint64(a.gen); now != before {
+		t.Errorf("going offline moved the generation %d -> %d", before, now)
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
+
+// quiet waits until a node's generation rests, so that a test sees only what it does itself.
+func quiet(t *testing.T, m *member) {
+	t.Helper()
+	last, since := atomic.LoadUint64(m.gen), time.Now()
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if now := atomic.LoadUint64(m.gen); now != last {
+			last, since = now, time.Now()
+		}
+		if time.Since(since) > 150*time.Millisecond {
+			return
+		}
+	}
+	t.Fatal("the generation never rests")
+}
+
+func nodeKey(m *member) key.NodePublic { return m.node().lb.Load().NodeKey() }
+
+// The filter is followed through a log line of tsnet. Should it change, the look each second must still do.
+func TestPacketFilterWithoutItsLogLine(t *testing.T) {
+	tn := newTailnet(t)
+	m := tn.join("server")
+	quiet(t, m)
+	n := m.node()
+	before := atomic.LoadUint64(m.gen)
+	engine := n.lb.Load().Sys().Engine.Get()
+	f := *engine.GetFilter()
+	engine.SetFilter(&f)
+	waitFor(t, "the look each second", func() bool { return atomic.LoadUint64(m.gen) != before })
+}
+
+// The lines that signals.go listens to must come, in the words it knows; else only the slower ways would be left.
+func TestFilterLogLineIsKnown(t *testing.T) {
+	tn := newTailnet(t)
+	m := tn.join("server")
+	if !strings.Contains(m.log.text(), "[v1] netmap packet filter: ") {
+		t.Error("tsnet no longer announces packet filters as signals.go expects")
+	}
+}
+
+func TestMayChangeIdentity(t *testing.T) {
+	for what, c := range map[string]struct {
+		n    ipn.Notify
+		want bool
+	}{
+		"nothing":           {ipn.Notify{}, true},
+		"a patch":           {ipn.Notify{PeerChangedPatch: []*tailcfg.PeerChange{{}}}, false},
+		"a patch and more":  {ipn.Notify{PeerChangedPatch: []*tailcfg.PeerChange{{}}, PeersRemoved: []tailcfg.NodeID{1}}, true},
+		"engine statistics": {ipn.Notify{Engine: &ipn.EngineStatus{}}, false},
+		"a state":           {ipn.Notify{State: ptr(ipn.Stopped)}, true},
+	} {
+		if got := mayChangeIdentity(&c.n); got != c.want {
+			t.Errorf("%s: %v", what, got)
+		}
+	}
+}
+
+// The greeting reaches a peer that nobody has talked to yet.
+func TestGreeting(t *testing.T) {
+	tn := newTailnet(t)
+	a := tn.join("first")
+	b := tn.join("second", func(c *Config) { c.GreetMax = 10 })
+	b.awaitPeer("first")
+	waitFor(t, "a session made by the greeting", func() bool {
+		var st picture
+		raw, _ := a.node().Status()
+		json.Unmarshal(raw, &st)
+		for _, p := range st.Peers {
+			if p.Name == "second.loop.ts.net" && p.Active {
+				return true
+			}
+		}
+		return false
+	})
+}
