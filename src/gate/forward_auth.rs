@@ -19,6 +19,7 @@ use axum::{
     Router,
     extract::{Request, State},
     response::{IntoResponse, Response},
+    routing::any,
 };
 use jiff::Timestamp;
 
@@ -118,7 +119,11 @@ impl ForwardAuth {
 }
 
 pub(super) fn router(auth: Arc<ForwardAuth>) -> Router {
-    Router::new().fallback(answer).with_state(auth)
+    // Not as the fallback: that is the layers' own, for what no component serves.
+    Router::new()
+        .route("/", any(answer))
+        .route("/{*path}", any(answer))
+        .with_state(auth)
 }
 
 async fn answer(State(auth): State<Arc<ForwardAuth>>, request: Request) -> Response {

@@ -158,7 +158,7 @@ fn encoded(text: &str) -> HeaderValue {
 
 /// Names (and beginnings that end with `-`) that some backend takes for identity, or for what a proxy says of the request. A
 /// client that sends one wants to be taken for somebody.
-const CLAIMS: [&str; 33] = [
+const CLAIMS: [&str; 34] = [
     "cf-connecting-ip",
     "client-ip",
     "fastly-client-ip",
@@ -174,6 +174,7 @@ const CLAIMS: [&str; 33] = [
     "remote-user",
     "tailbone-",
     "tailscale-",
+    "trailer",
     "true-client-ip",
     "x-auth-request-",
     "x-authenticated-",
@@ -262,7 +263,6 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         header::PROXY_AUTHORIZATION,
         HeaderName::from_static("http2-settings"),
         header::TE,
-        header::TRAILER,
         header::TRANSFER_ENCODING,
         header::UPGRADE,
     ] {

@@ -1,7 +1,7 @@
 //! The reverse proxy: a local service on the tailnet, with the caller's identity in its headers.
 //!
 //! A request goes: what it asks for -> who calls -> policy -> upstream by host and path -> headers (connection's own off, claims
-//! off, ours on) -> upstream. Bodies and trailers stream both ways as they come. A WebSocket becomes a tunnel once the upstream
+//! off, ours on) -> upstream. Bodies stream both ways as they come; trailers pass on the way back alone. A WebSocket becomes a tunnel once the upstream
 //! agrees; it is looked at again every few seconds and ends when its caller is no longer let through.
 //!
 //! What is not done, on purpose: `CONNECT` and `TRACE` (the second would show a caller what we tell the upstream), upgrades to
@@ -16,7 +16,12 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::{
+    body::Frame,
+    upgrade::{OnUpgrade, Upgraded},
+};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -197,6 +202,12 @@ impl ReverseProxy {
         };
         parts.extensions.clear();
 
+        // Trailers of a request are headers that nobody stripped.
+        let body = Body::new(body.map_frame(|frame| {
+            frame
+                .into_data()
+                .map_or_else(|_| Frame::data(Bytes::new()), Frame::data)
+        }));
         let client = if upstream.h2c { &self.h2c } else { &self.http1 };
         let mut answer = client
             .request(Request::from_parts(parts, body))

@@ -14,4 +14,5 @@ mod support;
 
 mod architecture;
 mod config;
+mod gate;
 mod tailnet;

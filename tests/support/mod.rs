@@ -1,7 +1,9 @@
 //! What the test binaries share: a tailnet on loopback, test lists, and waiting without guessing how long.
 
+pub mod backend;
 pub mod devnet;
 pub mod node_contract;
+pub mod proxies;
 pub mod world;
 
 use std::{
