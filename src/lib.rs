@@ -1,7 +1,7 @@
 //! tailbone: identity services on a Tailscale network, from a node inside the process.
 //!
-//! Arrows point down: [`cli`] and [`server`] -> the components (issuer, [`admin`], [`gate`]) -> [`policy`], [`jwks`], [`keys`], [`identity`]
-//! -> [`tailnet`], [`http`], [`telemetry`], [`config`]. Components never import each other. `ARCHITECTURE.md` is the map.
+//! Arrows point down: [`cli`] and [`server`] -> the components (issuer, [`admin`], [`gate`], [`sts`]) -> [`policy`], [`jwks`], [`keys`],
+//! [`identity`] -> [`tailnet`], [`http`], [`telemetry`], [`config`]. Components never import each other. `ARCHITECTURE.md` is the map.
 
 pub mod admin;
 pub mod cli;
@@ -15,6 +15,7 @@ pub mod keys;
 pub mod policy;
 pub mod server;
 pub mod signals;
+pub mod sts;
 pub mod tailnet;
 pub mod telemetry;
 pub mod version;

@@ -12,8 +12,10 @@ pub mod exit;
 pub mod keys;
 mod man;
 pub mod output;
+mod policy;
 pub mod prompt;
 mod server;
+pub mod sts;
 mod version;
 
 use std::{
@@ -50,6 +52,7 @@ pub fn execute(
     environment: &Environment,
     console: &mut Console<'_>,
 ) -> u8 {
+    let arguments = sts::with_two_dashes(arguments);
     let result = match command().try_get_matches_from(arguments) {
         Ok(matches) => dispatch(&matches, environment, console),
         Err(error) => not_a_command(&error, console),
@@ -90,6 +93,8 @@ pub fn command() -> Command {
         .args(args::of(Scope::Root))
         .subcommand(server::command())
         .subcommand(keys::command())
+        .subcommand(sts::command())
+        .subcommand(policy::command())
         .subcommand(config::command())
         .subcommand(version::command())
         .subcommand(completion::command())
@@ -104,6 +109,8 @@ fn dispatch(
     match matches.subcommand() {
         Some(("server", matches)) => server::run(matches, environment, console),
         Some(("keys", matches)) => keys::run(matches, environment, console),
+        Some(("sts", matches)) => sts::run(matches, environment, console),
+        Some(("policy", matches)) => policy::run(matches, environment, console),
         Some(("config", matches)) => config::run(matches, environment, console),
         Some(("version", matches)) => version::run(matches, console),
         Some(("completion", matches)) => completion::run(matches, console),

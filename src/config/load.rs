@@ -77,6 +77,16 @@ pub fn load_client(raw: &Raw) -> Loaded<ClientSettings> {
     reader.done(settings)
 }
 
+/// Loads what `tailbone policy …` reads: the file of rules, the capability of grants, and how results are printed.
+pub fn load_policy(raw: &Raw) -> Loaded<(Option<PathBuf>, String, OutputFormat)> {
+    let mut reader = Reader::new(raw);
+    let file = reader.optional_path(&table::GATE_POLICY);
+    let capability = reader.read(&table::GATE_CAPABILITY, text);
+    let format = reader.output();
+    let settings = file.zip(capability).zip(format);
+    reader.done(settings.map(|((file, capability), format)| (file, capability, format)))
+}
+
 /// Loads everything there is, for `tailbone config …`.
 pub fn load_all(raw: &Raw) -> Loaded<(Settings, ClientSettings)> {
     let mut reader = Reader::new(raw);

@@ -64,11 +64,16 @@ impl Environment {
     }
 
     /// The value of a variable; an empty one counts as unset.
-    fn value(&self, name: &str) -> Option<&OsStr> {
+    pub fn value(&self, name: &str) -> Option<&OsStr> {
         self.0
             .get(OsStr::new(name))
             .map(OsString::as_os_str)
             .filter(|value| !value.is_empty())
+    }
+
+    /// The same as text; bytes that are none count as unset.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.value(name)?.to_str()
     }
 }
 

@@ -19,10 +19,14 @@ use serde::Serialize;
 /// Who is to blame, and for what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A server behind us cannot be reached, or does not speak HTTP.
+    /// A service that we depend on failed or refused us.
     BadGateway,
     /// The request makes no sense.
     BadRequest,
+    /// The route takes a bearer token, and this one is worth nothing.
+    BearerInvalid,
+    /// The route takes a bearer token, and there is none.
+    BearerMissing,
     /// A bug or a broken machine of ours.
     Internal,
     /// Known, and refused.
@@ -48,6 +52,7 @@ impl Kind {
         match self {
             Self::BadGateway => StatusCode::BAD_GATEWAY,
             Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::BearerInvalid | Self::BearerMissing => StatusCode::UNAUTHORIZED,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
@@ -118,6 +123,19 @@ impl Error {
                 headers.insert(
                     header::RETRY_AFTER,
                     HeaderValue::from(retry_after.as_secs().max(1)),
+                );
+            }
+            // RFC 6750, 3.1: without credentials the challenge carries no error.
+            Kind::BearerMissing => {
+                headers.insert(
+                    header::WWW_AUTHENTICATE,
+                    HeaderValue::from_static("Bearer"),
+                );
+            }
+            Kind::BearerInvalid => {
+                headers.insert(
+                    header::WWW_AUTHENTICATE,
+                    HeaderValue::from_static("Bearer error=\"invalid_token\""),
                 );
             }
             // RFC 9110 wants a challenge with each 401. Ours cannot be met by a header: identity is the connection.

@@ -1,4 +1,4 @@
-//! HTTP as all components share it: serving a listener ([`serve`]), the layers around each router ([`layers`]), and the one
+//! HTTP as all components share it: serving a listener ([`serve`], on a host address with [`tls`]), the layers around each router ([`layers`]), and the one
 //! place where an error becomes a status ([`error`]).
 //!
 //! Left to the components: their routes, and which of their errors is which [`error::Kind`].
@@ -6,5 +6,6 @@
 pub mod error;
 pub mod layers;
 pub mod serve;
+pub mod tls;
 
 pub use error::Error;

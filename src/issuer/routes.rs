@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use ::http::{HeaderMap, HeaderValue, header};
+use ::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::{
     Json, Router,
     extract::State,
@@ -18,7 +18,8 @@ use crate::{
     audit,
     http::{Error, error::Kind},
     identity::{Caller, Refusal},
-    keys::{KeyRing, NoSigner, SignError},
+    jwks::life::KeyLife,
+    keys::{NoSigner, SignError, SigningPool},
     telemetry::audit::Decision,
     version,
 };
@@ -27,7 +28,10 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Issuer {
     pub rules: Arc<TokenRules>,
-    pub keys: Arc<KeyRing>,
+    pub keys: KeyLife,
+    pub signing: Arc<SigningPool>,
+    /// How long verifiers may keep the published keys.
+    pub cache_time: Duration,
 }
 
 pub fn router(issuer: Issuer) -> Router {
@@ -71,13 +75,11 @@ struct Answer {
 }
 
 async fn token(issuer: &Issuer, caller: &Caller) -> Result<String, Error> {
-    let signer = issuer.keys.signer().map_err(no_key)?;
+    let signer = issuer.keys.ring().signer().map_err(no_key)?;
     let claims = Claims::new(caller, &issuer.rules, Timestamp::now(), Uuid::new_v4())
         .ok_or(Refusal::Funnel)?;
     let bytes = serde_json::to_vec(&claims).map_err(not_signed)?;
-    let token = issuer
-        .keys
-        .sign(&signer, bytes)
+    let token = issuer.signing.sign(&signer, bytes)
         .await
         .map_err(|error| match error {
             SignError::Overloaded => overloaded(),
@@ -126,8 +128,25 @@ fn not_signed(cause: impl std::error::Error + Send + Sync + 'static) -> Error {
     .because(cause)
 }
 
-async fn jwks(State(issuer): State<Issuer>, request: HeaderMap) -> Response {
-    issuer.keys.document().as_ref().clone().into_response()
+/// The published document as last read, the keys of other servers included: what verifiers read elsewhere, read here.
+async fn jwks(State(issuer): State<Issuer>, request: HeaderMap) -> Result<Response, Error> {
+    let Some(published) = issuer.keys.document() else {
+        let kind = Kind::Unavailable { retry_after: Duration::from_secs(10) };
+        return Err(Error::new(kind, "no_jwks", "the published keys could not be read yet; the operator sees why in the log"));
+    };
+    let etag = format!("\"{}\"", published.etag.0.trim_matches('"'));
+    let unchanged = request.get_all(header::IF_NONE_MATCH).iter().any(|known| known.as_bytes() == etag.as_bytes());
+    let headers = [
+        (header::CONTENT_TYPE, "application/json".to_owned()),
+        (header::CACHE_CONTROL, format!("public, max-age={}", issuer.cache_time.as_secs())),
+        (header::ETAG, etag),
+        // Public keys are for everybody; a verifier in a browser is a verifier too.
+        (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*".to_owned()),
+    ];
+    if unchanged {
+        return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
+    }
+    Ok((headers, published.document.to_bytes()).into_response())
 }
 
 /// That the process answers, and which one it is. Readiness is another question.

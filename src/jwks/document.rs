@@ -149,7 +149,8 @@ mod tests {
 
     #[test]
     fn d01_what_is_not_a_jwks_is_never_an_empty_one() {
-        let cases: [(&[u8], fn(&Unreadable) -> bool); 9] = [
+        type Expected = fn(&Unreadable) -> bool;
+        let cases: [(&[u8], Expected); 9] = [
             (b"", |e| matches!(e, Unreadable::NotJson(_))),
             (b"<html>502</html>", |e| matches!(e, Unreadable::NotJson(_))),
             (br#"{"keys":[{"kid":"a""#, |e| {

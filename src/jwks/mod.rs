@@ -4,10 +4,12 @@
 //!   `housekeeping`; `ring()` for signing; `document()` is what `/.well-known/jwks.json` hands out (`.document.to_bytes()`).
 //! - [`Document`]: parse, change, write; foreign content survives.
 //! - [`Publisher`]: [`FilePublisher`], [`S3Publisher`]; [`update`] changes a document without losing anyone's change.
+//! - [`fetch`]: the same from the other side, other issuers' keys for whoever verifies their tokens.
 //!
 //! `jwks` uses `keys`, never the other way.
 
 mod document;
+pub mod fetch;
 mod file;
 pub mod life;
 mod publisher;
@@ -15,5 +17,7 @@ mod s3;
 
 pub use document::{Document, KidTaken, LARGEST, Unreadable};
 pub use file::FilePublisher;
-pub use publisher::{Etag, Found, PublishError, Publisher, UpdateError, Updated, Versioned, update};
+pub use publisher::{
+    Etag, Found, PublishError, Publisher, UpdateError, Updated, Versioned, update,
+};
 pub use s3::{S3Publisher, S3Settings};

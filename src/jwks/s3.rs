@@ -10,7 +10,8 @@
 use std::{sync::Arc, time::Duration};
 
 use aws_config::{
-    BehaviorVersion, retry::RetryConfig, stalled_stream_protection::StalledStreamProtectionConfig, timeout::TimeoutConfig,
+    BehaviorVersion, retry::RetryConfig, stalled_stream_protection::StalledStreamProtectionConfig,
+    timeout::TimeoutConfig,
 };
 use aws_sdk_s3::{
     Client,
@@ -26,7 +27,6 @@ use super::{Document, Etag, PublishError, Publisher, Unreadable, Versioned, docu
 
 const CONNECT: Duration = Duration::from_secs(3);
 const ATTEMPT: Duration = Duration::from_secs(6);
-const OPERATION: Duration = Duration::from_secs(10);
 
 /// Where the object is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +52,8 @@ struct Inner {
     client: Client,
     settings: S3Settings,
     place: String,
+    /// How long one try of one request may take, its body included.
+    patience: Duration,
 }
 
 impl S3Publisher {
@@ -61,8 +63,12 @@ impl S3Publisher {
         Self::with_config(&shared, settings)
     }
 
-    /// With a configuration made elsewhere.
+    /// With a configuration made elsewhere. Its time for one attempt, if it sets one, is kept.
     pub fn with_config(shared: &aws_config::SdkConfig, settings: &S3Settings) -> Self {
+        let patience = shared
+            .timeout_config()
+            .and_then(TimeoutConfig::operation_attempt_timeout)
+            .unwrap_or(ATTEMPT);
         let mut config = aws_sdk_s3::config::Builder::from(shared)
             .force_path_style(settings.path_style)
             // Many that speak S3 do not know the newer checksums; TLS and the read-back guard the bytes.
@@ -72,8 +78,8 @@ impl S3Publisher {
             .timeout_config(
                 TimeoutConfig::builder()
                     .connect_timeout(CONNECT)
-                    .operation_attempt_timeout(ATTEMPT)
-                    .operation_timeout(OPERATION)
+                    .operation_attempt_timeout(patience)
+                    .operation_timeout(patience * 2)
                     .build(),
             )
             .retry_config(RetryConfig::standard().with_max_attempts(2));
@@ -84,12 +90,17 @@ impl S3Publisher {
             // Every S3 request is signed for a region. Services other than AWS take any.
             config = config.region(aws_sdk_s3::config::Region::from_static("us-east-1"));
         }
-        let at = settings.endpoint.as_deref().map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
+        let at = settings
+            .endpoint
+            .as_deref()
+            .map(|endpoint| format!(" at {endpoint}"))
+            .unwrap_or_default();
         Self {
             inner: Arc::new(Inner {
                 client: Client::from_conf(config.build()),
                 place: format!("s3://{}/{}{at}", settings.bucket, settings.key_path),
                 settings: settings.clone(),
+                patience,
             }),
         }
     }
@@ -120,7 +131,11 @@ impl Publisher for S3Publisher {
         .boxed()
     }
 
-    fn keep<'a>(&'a self, document: &'a Document, now: Timestamp) -> BoxFuture<'a, Result<String, PublishError>> {
+    fn keep<'a>(
+        &'a self,
+        document: &'a Document,
+        now: Timestamp,
+    ) -> BoxFuture<'a, Result<String, PublishError>> {
         async move {
             let time = now.strftime("%Y%m%dT%H%M%S%.9fZ");
             let path = format!("{}.bak-{time}", self.inner.settings.key_path);
@@ -143,20 +158,27 @@ impl Inner {
         let mut object = match answer {
             Ok(object) => object,
             Err(error) => {
-                if error.as_service_error().is_some_and(GetObjectError::is_no_such_key) {
+                if error
+                    .as_service_error()
+                    .is_some_and(GetObjectError::is_no_such_key)
+                {
                     return Ok(None);
                 }
                 return Err(self.failed(&error, true));
             }
         };
         let too_large = || self.unreadable(Unreadable::TooLarge);
-        if object.content_length.is_some_and(|length| usize::try_from(length).is_ok_and(|length| length > LARGEST)) {
+        if object
+            .content_length
+            .is_some_and(|length| usize::try_from(length).is_ok_and(|length| length > LARGEST))
+        {
             return Err(too_large());
         }
         let body = async {
             let mut bytes = Vec::new();
             while let Some(part) = object.body.next().await {
-                let part = part.map_err(|error| self.unavailable(&format!("the answer broke off: {error}")))?;
+                let part = part
+                    .map_err(|error| self.unavailable(&format!("the answer broke off: {error}")))?;
                 bytes.extend_from_slice(&part);
                 if bytes.len() > LARGEST {
                     return Err(too_large());
@@ -164,16 +186,24 @@ impl Inner {
             }
             Ok(bytes)
         };
-        let bytes = tokio::time::timeout(ATTEMPT, body)
+        let bytes = tokio::time::timeout(self.patience, body)
             .await
             .map_err(|_| self.unavailable("the answer did not end in time"))??;
-        if object.content_length.is_some_and(|length| usize::try_from(length) != Ok(bytes.len())) {
+        if object
+            .content_length
+            .is_some_and(|length| usize::try_from(length) != Ok(bytes.len()))
+        {
             return Err(self.unavailable("the answer broke off"));
         }
         let document = Document::parse(&bytes).map_err(|reason| self.unreadable(reason))?;
         // Without an ETag there is no compare-and-swap, and every write would be a gamble.
-        let etag = object.e_tag.ok_or_else(|| self.unavailable("the answer has no ETag"))?;
-        Ok(Some(Versioned { document, etag: Etag(etag.into()) }))
+        let etag = object
+            .e_tag
+            .ok_or_else(|| self.unavailable("the answer has no ETag"))?;
+        Ok(Some(Versioned {
+            document,
+            etag: Etag(etag.into()),
+        }))
     }
 
     fn put(&self, path: &str, document: &Document) -> PutObjectFluentBuilder {
@@ -183,7 +213,10 @@ impl Inner {
             .key(path)
             .body(ByteStream::from(document.to_bytes()))
             .content_type("application/json")
-            .cache_control(format!("public, max-age={}", self.settings.cache_time.as_secs()))
+            .cache_control(format!(
+                "public, max-age={}",
+                self.settings.cache_time.as_secs()
+            ))
     }
 
     async fn send(&self, put: PutObjectFluentBuilder) -> Result<Etag, PublishError> {
@@ -200,8 +233,13 @@ impl Inner {
         error: &SdkError<E>,
         reading: bool,
     ) -> PublishError {
-        let status = error.raw_response().map_or(0, |answer| answer.status().as_u16());
-        let code = error.as_service_error().and_then(ProvideErrorMetadata::code).unwrap_or_default();
+        let status = error
+            .raw_response()
+            .map_or(0, |answer| answer.status().as_u16());
+        let code = error
+            .as_service_error()
+            .and_then(ProvideErrorMetadata::code)
+            .unwrap_or_default();
         let place = self.place.clone();
         match (status, code) {
             (_, "NoSuchBucket") => PublishError::NotFound { place, detail: "no such bucket".to_owned() },
@@ -226,10 +264,16 @@ impl Inner {
     }
 
     fn unreadable(&self, reason: Unreadable) -> PublishError {
-        PublishError::Unreadable { place: self.place.clone(), reason }
+        PublishError::Unreadable {
+            place: self.place.clone(),
+            reason,
+        }
     }
 
     fn unavailable(&self, detail: &str) -> PublishError {
-        PublishError::Unavailable { place: self.place.clone(), detail: detail.to_owned() }
+        PublishError::Unavailable {
+            place: self.place.clone(),
+            detail: detail.to_owned(),
+        }
     }
 }

@@ -78,7 +78,9 @@ pub enum Step {
 
 /// Told of each step before the next one. The default does nothing; a test ends the process in it.
 #[derive(Clone, Default)]
-pub struct Probe(Option<Arc<dyn Fn(Step, &Path) + Send + Sync>>);
+pub struct Probe(Option<Arc<Told>>);
+
+type Told = dyn Fn(Step, &Path) + Send + Sync;
 
 impl Probe {
     pub fn new(told: impl Fn(Step, &Path) + Send + Sync + 'static) -> Self {

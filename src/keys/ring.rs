@@ -59,7 +59,10 @@ pub struct KeyView {
 }
 
 #[allow(clippy::ref_option, reason = "the shape serde asks for")]
-fn seconds<S: serde::Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+fn seconds<S: serde::Serializer>(
+    time: &Option<Timestamp>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     time.map(Timestamp::as_second).serialize(serializer)
 }
 
@@ -100,6 +103,9 @@ impl Ring {
 impl Snapshot {
     /// The id and kind of the signing key, for status pages.
     pub fn signing(&self) -> Option<(&KeyId, Algorithm)> {
-        self.signer.as_ref().ok().map(|signer| (signer.kid(), signer.algorithm()))
+        self.signer
+            .as_ref()
+            .ok()
+            .map(|signer| (signer.kid(), signer.algorithm()))
     }
 }

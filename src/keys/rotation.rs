@@ -10,11 +10,7 @@
 //!
 //! This file alone decides. `jwks::life` gathers the facts and carries the actions out; it has no opinions.
 
-use std::{
-    cmp::Reverse,
-    collections::BTreeSet,
-    time::Duration,
-};
+use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -177,9 +173,13 @@ pub enum NoSigner {
     Unusable,
     #[error("key {kid} is not published yet")]
     Unpublished { kid: KeyId },
-    #[error("key {kid} is published and signs from {from}, when every verifier's copy of the JWKS has run out")]
+    #[error(
+        "key {kid} is published and signs from {from}, when every verifier's copy of the JWKS has run out"
+    )]
     Waiting { kid: KeyId, from: Timestamp },
-    #[error("key {kid} is no longer in the published JWKS; make a new one with `tailbone keys generate`")]
+    #[error(
+        "key {kid} is no longer in the published JWKS; make a new one with `tailbone keys generate`"
+    )]
     Withdrawn { kid: KeyId },
 }
 
@@ -203,7 +203,11 @@ pub fn observe(records: &mut [Record], place: &str, seen: &Seen, now: Timestamp)
             publication.absent = None;
             if publication.published.is_none() {
                 // What the original published has been there since it was made.
-                let since = if history.inherited { history.created.min(now) } else { now };
+                let since = if history.inherited {
+                    history.created.min(now)
+                } else {
+                    now
+                };
                 publication.published = Some(since);
                 publication.alone = !others;
             }
@@ -217,12 +221,28 @@ pub fn observe(records: &mut [Record], place: &str, seen: &Seen, now: Timestamp)
 }
 
 /// Which key signs, and what is due.
-pub fn decide(records: &[Record], place: &str, seen: &Seen, policy: &Policy, leave: Leave, now: Timestamp) -> Decision {
+pub fn decide(
+    records: &[Record],
+    place: &str,
+    seen: &Seen,
+    policy: &Policy,
+    leave: Leave,
+    now: Timestamp,
+) -> Decision {
     let ours: Vec<&Record> = records.iter().filter(|record| record.ours()).collect();
     let signer = choose(&ours, place, seen, policy, now);
     let mut actions = Vec::new();
     for record in &ours {
-        due(record, signer, place, seen, policy, leave, now, &mut actions);
+        due(
+            record,
+            signer,
+            place,
+            seen,
+            policy,
+            leave,
+            now,
+            &mut actions,
+        );
     }
     if generate_due(&ours, signer, place, seen, policy, leave, now) {
         actions.push(Action::Generate);
@@ -258,13 +278,18 @@ pub fn state(record: &Record, place: &str) -> State {
 
 /// When a published key begins to sign, unless it is needed before.
 pub fn signs_from(history: &History, place: &str, policy: &Policy) -> Option<Timestamp> {
-    history.at(place).published.map(|published| later(published, policy.wait()))
+    history
+        .at(place)
+        .published
+        .map(|published| later(published, policy.wait()))
 }
 
 /// When a retired key may leave the document: every token it signed is over, on every clock, in every cache.
 pub fn gone_from(history: &History, policy: &Policy) -> Option<Timestamp> {
     let retired = history.retired?;
-    let last = history.may_sign_until.map_or(retired, |until| until.max(retired));
+    let last = history
+        .may_sign_until
+        .map_or(retired, |until| until.max(retired));
     let life = history.longest_life.max(policy.token_life);
     Some(later(last, life.saturating_add(policy.wait())))
 }
@@ -273,7 +298,11 @@ pub fn gone_from(history: &History, policy: &Policy) -> Option<Timestamp> {
 pub fn arm(history: &mut History, policy: &Policy, now: Timestamp) {
     history.activated.get_or_insert(now);
     let until = later(now, LEASE);
-    history.may_sign_until = Some(history.may_sign_until.map_or(until, |before| before.max(until)));
+    history.may_sign_until = Some(
+        history
+            .may_sign_until
+            .map_or(until, |before| before.max(until)),
+    );
     history.longest_life = history.longest_life.max(policy.token_life);
 }
 
@@ -282,7 +311,13 @@ pub fn retire(history: &mut History, now: Timestamp) {
     history.retired.get_or_insert(now);
 }
 
-fn choose<'a>(ours: &[&'a Record], place: &str, seen: &Seen, policy: &Policy, now: Timestamp) -> Option<&'a Record> {
+fn choose<'a>(
+    ours: &[&'a Record],
+    place: &str,
+    seen: &Seen,
+    policy: &Policy,
+    now: Timestamp,
+) -> Option<&'a Record> {
     let candidates: Vec<&Record> = ours
         .iter()
         .copied()
@@ -294,12 +329,14 @@ fn choose<'a>(ours: &[&'a Record], place: &str, seen: &Seen, policy: &Policy, no
     let waited = |record: &&&Record| {
         signs_from(&record.history, place, policy).is_some_and(|from| from <= now)
     };
-    let confirmed = |record: &&&Record| {
-        matches!(seen, Seen::Document { holds, .. } if holds.contains(&record.kid))
-    };
+    let confirmed = |record: &&&Record| matches!(seen, Seen::Document { holds, .. } if holds.contains(&record.kid));
     let alone = |record: &&&Record| record.history.at(place).alone;
     let newest = |fit: &dyn Fn(&&&Record) -> bool| {
-        candidates.iter().filter(|record| fit(record)).max_by_key(|record| rank(record, policy, now)).copied()
+        candidates
+            .iter()
+            .filter(|record| fit(record))
+            .max_by_key(|record| rank(record, policy, now))
+            .copied()
     };
     // A change of signer wants a fresh look at the document; without one it happens only where nothing else can sign.
     newest(&|record| in_use(record) || (waited(record) && confirmed(record)))
@@ -308,12 +345,26 @@ fn choose<'a>(ours: &[&'a Record], place: &str, seen: &Seen, policy: &Policy, no
 }
 
 /// Newer wins; a date in the future loses; of two made in one second the first by name, as the original had it.
-fn rank<'a>(record: &'a Record, policy: &Policy, now: Timestamp) -> (bool, Timestamp, Reverse<&'a KeyId>) {
-    let created = record.history.created;
-    (created <= later(now, policy.skew), created, Reverse(&record.kid))
+fn rank<'a>(
+    record: &'a Record,
+    policy: &Policy,
+    now: Timestamp,
+) -> (bool, Timestamp, Reverse<&'a KeyId>) {
+    (
+        !is_future(&record.history, policy, now),
+        record.history.created,
+        Reverse(&record.kid),
+    )
 }
 
-#[allow(clippy::too_many_arguments, reason = "one call; a struct would only rename them")]
+fn is_future(history: &History, policy: &Policy, now: Timestamp) -> bool {
+    history.created > later(now, policy.skew)
+}
+
+#[allow(
+    clippy::too_many_arguments,
+    reason = "one call; a struct would only rename them"
+)]
 fn due(
     record: &Record,
     signer: Option<&Record>,
@@ -335,7 +386,11 @@ fn due(
         return;
     }
     // A generate that ended before the private half was written, or whose files somebody deleted by hand.
-    if history.retired.is_none() && history.activated.is_none() && !record.private_file && !history.inherited {
+    if history.retired.is_none()
+        && history.activated.is_none()
+        && !record.private_file
+        && !history.inherited
+    {
         if seen_at_all {
             actions.push(Action::FinishRemoval(kid()));
         }
@@ -354,24 +409,38 @@ fn due(
         }
         _ => {}
     }
+    let over = gone_from(history, policy).is_some_and(|gone| gone <= now);
     if state == State::Withdrawn {
-        let long_ago = history.at(place).absent.is_some_and(|absent| later(absent, policy.withdrawn_grace) <= now);
+        let long_ago = history
+            .at(place)
+            .absent
+            .is_some_and(|absent| later(absent, policy.withdrawn_grace) <= now);
         let used_elsewhere = history.places.iter().any(|(other, publication)| {
             other != place && publication.published.is_some() && publication.absent.is_none()
         });
-        if leave.clean && long_ago && !used_elsewhere && matches!(seen, Seen::Document { empty: false, .. }) {
+        if !matches!(seen, Seen::Document { empty: false, .. }) {
+            return;
+        }
+        if over && !record.superseded_before_us() {
+            // An expiry that was cut between the document and the files.
+            actions.push(Action::Expire(kid()));
+        } else if leave.clean && long_ago && !used_elsewhere {
             actions.push(Action::DeleteWithdrawn(kid()));
         }
         return;
     }
     if let Some(signer) = signer {
         if std::ptr::eq(signer, record) {
-            let renew = history.may_sign_until.is_none_or(|until| until < later(now, LEASE / 2));
+            let renew = history
+                .may_sign_until
+                .is_none_or(|until| until < later(now, LEASE / 2));
             if history.activated.is_none() || renew || history.longest_life < policy.token_life {
                 actions.push(Action::Arm(kid()));
             }
         } else if matches!(state, State::Active | State::Published)
-            && (history.created, Reverse(&record.kid)) < (signer.history.created, Reverse(&signer.kid))
+            && rank(record, policy, now) < rank(signer, policy, now)
+            // Why an old file is dated in the future nobody knows; it does not win, but it is not given up either.
+            && !(history.inherited && is_future(history, policy, now))
         {
             actions.push(Action::Retire(kid()));
         }
@@ -380,7 +449,6 @@ fn due(
         if record.private_file {
             actions.push(Action::DeletePrivate(kid()));
         }
-        let over = gone_from(history, policy).is_some_and(|gone| gone <= now);
         if over && matches!(seen, Seen::Document { empty: false, .. }) {
             actions.push(Action::Expire(kid()));
         }
@@ -400,15 +468,20 @@ fn generate_due(
         return false;
     }
     let hopeful = |record: &&&Record| {
-        record.can_sign && matches!(state(record, place), State::Pending | State::Published | State::Active)
+        record.can_sign
+            && matches!(
+                state(record, place),
+                State::Pending | State::Published | State::Active
+            )
     };
     let Some(signer) = signer else {
-        return (leave.first_key || policy.rotate_every.is_some()) && !ours.iter().any(|record| hopeful(&record));
+        return (leave.first_key || policy.rotate_every.is_some())
+            && !ours.iter().any(|record| hopeful(&record));
     };
     let successor = ours
         .iter()
         .filter(hopeful)
-        .any(|record| record.history.created > signer.history.created);
+        .any(|record| rank(record, policy, now) > rank(signer, policy, now));
     let old = |every| later(signer.history.created, every) <= now;
     !successor && policy.rotate_every.is_some_and(old)
 }
@@ -421,12 +494,22 @@ fn why_none(records: &[Record], ours: &[&Record], place: &str, policy: &Policy) 
     };
     if let Some(record) = newest(State::Published) {
         let from = signs_from(&record.history, place, policy).unwrap_or(record.history.created);
-        NoSigner::Waiting { kid: record.kid.clone(), from }
+        NoSigner::Waiting {
+            kid: record.kid.clone(),
+            from,
+        }
     } else if let Some(record) = newest(State::Pending) {
-        NoSigner::Unpublished { kid: record.kid.clone() }
+        NoSigner::Unpublished {
+            kid: record.kid.clone(),
+        }
     } else if let Some(record) = newest(State::Withdrawn) {
-        NoSigner::Withdrawn { kid: record.kid.clone() }
-    } else if records.iter().any(|record| record.private_file && !record.can_sign) {
+        NoSigner::Withdrawn {
+            kid: record.kid.clone(),
+        }
+    } else if records
+        .iter()
+        .any(|record| record.private_file && !record.can_sign)
+    {
         NoSigner::Unusable
     } else {
         NoSigner::NoKeys

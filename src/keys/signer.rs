@@ -257,7 +257,11 @@ mod tests {
     fn rsa() -> &'static PrivateJwk {
         static KEY: OnceLock<PrivateJwk> = OnceLock::new();
         KEY.get_or_init(|| {
-            PrivateJwk::generate("tb-1740172800".parse().unwrap(), KeySpec::Rs256 { bits: 2048 }).unwrap()
+            PrivateJwk::generate(
+                "tb-1740172800".parse().unwrap(),
+                KeySpec::Rs256 { bits: 2048 },
+            )
+            .unwrap()
         })
     }
 
@@ -271,9 +275,13 @@ mod tests {
         let mut rules = Validation::new(public.algorithm().as_str().parse().unwrap());
         rules.required_spec_claims.clear();
         rules.validate_exp = false;
-        jsonwebtoken::decode::<serde_json::Value>(token, &DecodingKey::from_jwk(&jwk).unwrap(), &rules)
-            .unwrap()
-            .claims
+        jsonwebtoken::decode::<serde_json::Value>(
+            token,
+            &DecodingKey::from_jwk(&jwk).unwrap(),
+            &rules,
+        )
+        .unwrap()
+        .claims
     }
 
     #[test]
@@ -282,11 +290,16 @@ mod tests {
             let signer = Signer::new(key).unwrap();
             let token = signer.sign(br#"{"iss":"tailbone"}"#).unwrap();
             assert_eq!(verify(&token, key.public())["iss"], "tailbone");
-            let header = URL_SAFE_NO_PAD.decode(token.split('.').next().unwrap()).unwrap();
+            let header = URL_SAFE_NO_PAD
+                .decode(token.split('.').next().unwrap())
+                .unwrap();
             let kid = serde_json::to_string(key.public().kid.as_str()).unwrap();
             assert_eq!(
                 String::from_utf8(header).unwrap(),
-                format!(r#"{{"alg":"{}","kid":{kid},"typ":"JWT"}}"#, key.public().algorithm())
+                format!(
+                    r#"{{"alg":"{}","kid":{kid},"typ":"JWT"}}"#,
+                    key.public().algorithm()
+                )
             );
         }
     }
@@ -296,18 +309,34 @@ mod tests {
         let members = |json: &[u8]| {
             let text = std::str::from_utf8(json).unwrap().to_owned();
             text.lines()
-                .filter_map(|line| line.strip_prefix("  \"")?.split('"').next().map(str::to_owned))
+                .filter_map(|line| {
+                    line.strip_prefix("  \"")?
+                        .split('"')
+                        .next()
+                        .map(str::to_owned)
+                })
                 .collect::<Vec<_>>()
         };
         let name = rsa().public().kid.clone();
         let file = rsa().to_file();
-        assert_eq!(members(&file), ["alg", "d", "dp", "dq", "e", "kid", "kty", "n", "p", "q", "qi"]);
-        assert_eq!(members(&rsa().public().to_file()), ["alg", "e", "kid", "kty", "n"]);
+        assert_eq!(
+            members(&file),
+            [
+                "alg", "d", "dp", "dq", "e", "kid", "kty", "n", "p", "q", "qi"
+            ]
+        );
+        assert_eq!(
+            members(&rsa().public().to_file()),
+            ["alg", "e", "kid", "kty", "n"]
+        );
         for key in [rsa(), &generate(KeySpec::Es256), &generate(KeySpec::EdDsa)] {
             let again = PrivateJwk::from_file(&key.to_file(), &name).unwrap();
             assert_eq!(again.public(), key.public());
             assert_eq!(again.to_file(), key.to_file());
-            assert_eq!(&PublicJwk::from_json(&key.public().to_file()).unwrap(), key.public());
+            assert_eq!(
+                &PublicJwk::from_json(&key.public().to_file()).unwrap(),
+                key.public()
+            );
             let token = Signer::new(&again).unwrap().sign(b"{}").unwrap();
             verify(&token, key.public());
         }
@@ -316,9 +345,19 @@ mod tests {
     #[test]
     fn keys_of_the_wrong_kind_or_size_are_refused_in_words_without_secrets() {
         let name = rsa().public().kid.clone();
-        let refused = |json: &str| PrivateJwk::from_file(json.as_bytes(), &name).unwrap_err().to_string();
+        let refused = |json: &str| {
+            PrivateJwk::from_file(json.as_bytes(), &name)
+                .unwrap_err()
+                .to_string()
+        };
         let text = String::from_utf8(rsa().to_file().to_vec()).unwrap();
-        let d = text.split("\"d\": \"").nth(1).unwrap().split('"').next().unwrap();
+        let d = text
+            .split("\"d\": \"")
+            .nth(1)
+            .unwrap()
+            .split('"')
+            .next()
+            .unwrap();
         let broken = [
             refused(&text.replace("\"RS256\"", "\"RS512\"")),
             refused(&text.replace("\"RSA\"", "\"oct\"")),
@@ -327,10 +366,20 @@ mod tests {
             refused(&text.replace(d, &d.replace('A', "B"))),
             refused(&text[..text.len() / 2]),
             refused(&text.replace("tb-1740172800", "../../tb-1740172800")),
-            refused(&text.replace(&text.split("\"n\": \"").nth(1).unwrap()[..300], "AQAB\",\"z\":\"")),
+            refused(&text.replace(
+                &text.split("\"n\": \"").nth(1).unwrap()[..300],
+                "AQAB\",\"z\":\"",
+            )),
         ];
         for (message, words) in broken.iter().zip([
-            "RS512", "oct", "`dp` is missing", "`d` is not base64url", "contradict", "ends early", "path separator", "bits",
+            "RS512",
+            "oct",
+            "`dp` is missing",
+            "`d` is not base64url",
+            "contradict",
+            "ends early",
+            "path separator",
+            "bits",
         ]) {
             assert!(message.contains(words), "{message} should say {words}");
             assert!(!message.contains(&d[..20]), "{message}");
@@ -352,16 +401,23 @@ mod tests {
     async fn the_pool_signs_sheds_and_ends() {
         let signer = Arc::new(Signer::new(rsa()).unwrap());
         let pool = SigningPool::with(1, 2).unwrap();
-        let tokens = futures_util::future::join_all((0..50).map(|_| pool.sign(&signer, b"{}".to_vec()))).await;
+        let tokens =
+            futures_util::future::join_all((0..50).map(|_| pool.sign(&signer, b"{}".to_vec())))
+                .await;
         let signed = tokens.iter().flatten().count();
         assert!(signed >= 2, "the queue holds two");
-        assert!(tokens.contains(&Err(SignError::Overloaded)), "50 at once do not fit");
+        assert!(
+            tokens.contains(&Err(SignError::Overloaded)),
+            "50 at once do not fit"
+        );
         for token in tokens.iter().flatten() {
             verify(token, signer.public());
         }
         // Quick keys need no thread and are never shed.
         let quick = Arc::new(Signer::new(&generate(KeySpec::EdDsa)).unwrap());
-        let tokens = futures_util::future::join_all((0..50).map(|_| pool.sign(&quick, b"{}".to_vec()))).await;
+        let tokens =
+            futures_util::future::join_all((0..50).map(|_| pool.sign(&quick, b"{}".to_vec())))
+                .await;
         assert!(tokens.iter().all(Result::is_ok));
         drop(pool);
 

@@ -1,6 +1,9 @@
 //! Why the daemon ended otherwise than asked to, and with which exit code.
 
-use crate::tailnet::{self, join::JoinError};
+use crate::{
+    jwks::life::LifeError,
+    tailnet::{self, join::JoinError},
+};
 
 /// A failed start, or a daemon that could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -8,6 +11,8 @@ use crate::tailnet::{self, join::JoinError};
 pub enum StartError {
     #[error("cannot start the runtime or take the signals: {0}")]
     Runtime(#[source] std::io::Error),
+    #[error("the signing keys cannot be loaded")]
+    Keys(#[from] LifeError),
     #[error(transparent)]
     Join(#[from] JoinError),
     #[error("cannot listen for {what} on the tailnet at {addr}")]

@@ -10,6 +10,7 @@
 //! Left to others: joining ([`crate::tailnet::join`]), serving ([`crate::http::serve`]), which key signs ([`crate::jwks`]).
 
 mod error;
+mod keys;
 mod node;
 
 use std::{io, sync::Arc, time::Duration};
@@ -20,6 +21,7 @@ use futures_util::future::select_all;
 use tokio::task::JoinHandle;
 
 pub use error::StartError;
+use keys::Keeper;
 
 use crate::{
     config::{Binding, Component, Settings},
@@ -29,7 +31,8 @@ use crate::{
     },
     identity::Connection,
     issuer::{self, Issuer, TokenRules},
-    keys::KeyRing,
+    jwks::life::KeyLife,
+    keys::SigningPool,
     signals::{Signal, Signals},
     tailnet::Node,
     version,
@@ -62,9 +65,9 @@ async fn run(settings: &Settings) -> Result<(), StartError> {
             return Ok(());
         }
     };
-    let keys = daemon.keys.clone();
+    let keeper = Keeper::start(daemon.keys.clone());
     let outcome = tokio::select! {
-        signal = stop_signal(&mut signals, || keys.look()) => {
+        signal = stop_signal(&mut signals, || keeper.look()) => {
             signal.map(|signal| tracing::info!(target: "server", ?signal, "shutting down listeners")).map_err(StartError::Runtime)
         }
         died = daemon.listener_died() => Err(died),
@@ -91,7 +94,7 @@ async fn stop_signal(signals: &mut Signals, reload: impl Fn()) -> io::Result<Sig
 /// Everything that runs.
 struct Daemon {
     node: Arc<dyn Node>,
-    keys: Arc<KeyRing>,
+    keys: KeyLife,
     servers: Vec<Server>,
     follow: JoinHandle<()>,
 }
@@ -100,7 +103,7 @@ impl Daemon {
     async fn start(settings: &Settings) -> Result<Self, StartError> {
         let (node, keys) = tokio::join!(
             node::joined(&settings.server.tailscale, &settings.log),
-            keys(settings)
+            keys::open(settings)
         );
         let node = node?;
         let keys = keys?;
@@ -120,6 +123,8 @@ impl Daemon {
             let router = issuer::router(Issuer {
                 rules: Arc::new(rules),
                 keys: daemon.keys.clone(),
+                signing: Arc::new(SigningPool::new().map_err(StartError::Runtime)?),
+                cache_time: settings.keys.cache_time,
             });
             daemon
                 .serve(
@@ -200,32 +205,4 @@ impl Daemon {
         self.node.close().await;
         tracing::info!(target: "server", "stopped");
     }
-}
-
-async fn keys(settings: &Settings) -> Result<Arc<KeyRing>, StartError> {
-    use crate::{jwks, keys};
-    let store = keys::KeyStore::new(&settings.keys.dir);
-    store.create().unwrap();
-    let contents = store.load().unwrap();
-    let now = jiff::Timestamp::now();
-    let key = match contents.keys.into_iter().find_map(|k| k.private) {
-        Some(k) => k,
-        None => {
-            let spec = settings.keys.spec;
-            let kid = keys::KeyId::generate(&settings.keys.prefix, now).unwrap();
-            let k =
-                tokio::task::spawn_blocking(move || keys::PrivateJwk::generate(kid, spec).unwrap())
-                    .await
-                    .unwrap();
-            store.add(&k, &keys::History::new(now)).unwrap();
-            k
-        }
-    };
-    let mut doc = jwks::Document::default();
-    doc.add(key.public()).unwrap();
-    Ok(Arc::new(KeyRing {
-        current: Some(Arc::new(keys::Signer::new(&key).unwrap())).into(),
-        pool: keys::SigningPool::new().unwrap(),
-        document: arc_swap::ArcSwap::from_pointee(doc.to_bytes()),
-    }))
 }

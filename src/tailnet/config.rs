@@ -6,7 +6,7 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::Error;
-use crate::config::Secret;
+use crate::config::{self, Secret};
 
 /// Settings of an embedded node.
 #[derive(Debug, Clone)]
@@ -84,6 +84,22 @@ pub enum LogLevel {
     Off,
 }
 
+/// What the settings say; everything else as it is by default.
+impl From<&config::Tailscale> for Config {
+    fn from(settings: &config::Tailscale) -> Self {
+        Self {
+            hostname: settings.hostname.clone(),
+            dir: settings.dir.clone(),
+            auth_key: settings.authkey.clone(),
+            control_url: settings.control_url.clone(),
+            ephemeral: settings.ephemeral,
+            tags: settings.tags.clone(),
+            upload_logs: settings.upload_logs,
+            ..Self::default()
+        }
+    }
+}
+
 impl Config {
     /// Whether the node can join without a person.
     pub fn has_key(&self) -> bool {
@@ -92,7 +108,12 @@ impl Config {
 
     /// As it crosses the fence. Holds secrets: wiped when dropped.
     pub(super) fn json(&self) -> Result<Zeroizing<Vec<u8>>, Error> {
-        let Some(dir) = self.dir.to_str() else {
+        // Go wants it absolute, and our own working directory is what a relative one refers to.
+        let dir = match std::path::absolute(&self.dir) {
+            Ok(dir) => dir,
+            Err(_) => self.dir.clone(),
+        };
+        let Some(dir) = dir.to_str() else {
             return Err(Error::Invalid(format!(
                 "the state directory {} is not UTF-8",
                 self.dir.display()
@@ -163,6 +184,17 @@ mod tests {
             ..Config::default()
         };
         assert!(matches!(config.json(), Err(Error::Invalid(_))));
+    }
+
+    #[test]
+    fn a_relative_directory_is_ours_not_gos() {
+        let config = Config {
+            dir: PathBuf::from("state"),
+            ..Config::default()
+        };
+        let json: serde_json::Value = serde_json::from_slice(&config.json().unwrap()).unwrap();
+        let here = std::env::current_dir().unwrap().join("state");
+        assert_eq!(json["dir"], here.to_str().unwrap());
     }
 
     #[test]

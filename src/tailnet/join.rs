@@ -11,6 +11,7 @@
 //! | `NoNetwork`      | `no-network`     | 15        | the control server, when it can be reached again    |
 //! | `Stopped`        | `stopped`        | 16        | a new node on the same state                        |
 //! | (start failed)   | `start-failed`   | 17        | a new node on the same state                        |
+//! | `Deleted`        | `deleted`        | 18        | a new node on the same state, if it has a key       |
 //!
 //! Invariants
 //! - [`classify`] is a pure function of what the node says, whether it has a key, and the time.
@@ -40,7 +41,9 @@ pub enum JoinState {
     BadKey {
         words: String,
     },
-    /// The node's key has expired.
+    /// The control server does not know the node any more.
+    Deleted,
+    /// The key of a node that was running has expired. (One that starts with an expired key is asked to log in.)
     Expired,
     /// An admin has to approve the node.
     NeedsApproval,
@@ -63,6 +66,7 @@ impl JoinState {
     pub fn code(&self) -> &'static str {
         match self {
             Self::BadKey { .. } => "bad-key",
+            Self::Deleted => "deleted",
             Self::Expired => "expired",
             Self::NeedsApproval => "needs-approval",
             Self::NeedsLogin { .. } => "needs-login",
@@ -84,6 +88,7 @@ impl JoinState {
             Self::BadKey { .. } => 14,
             Self::NoNetwork { .. } => 15,
             Self::Stopped => 16,
+            Self::Deleted => 18,
         }
     }
 }
@@ -97,6 +102,10 @@ impl fmt::Display for JoinState {
                 "the control server refuses the auth key or what it is to allow: {words}. Make a new key (not used up, not \
                  expired, of this tailnet, with these tags) and set it as server.tailscale.authkey"
             ),
+            Self::Deleted => f.write_str(
+                "the control server does not know this node any more: it was deleted. Start it again with an auth key to join as a \
+                 new node",
+            ),
             Self::Expired => f.write_str(
                 "this node's key has expired. Extend it or switch its expiry off in the admin console, or set a new \
                  server.tailscale.authkey and start again",
@@ -106,8 +115,8 @@ impl fmt::Display for JoinState {
             ),
             Self::NeedsLogin { url } => write!(
                 f,
-                "this node has to be logged in by a person, as it has no auth key and no earlier state. login URL: {url} (or set \
-                 server.tailscale.authkey)"
+                "this node has to be logged in by a person: it has no auth key, and no earlier state with a key that is still good. \
+                 login URL: {url} (or set server.tailscale.authkey)"
             ),
             Self::NoNetwork { words } => write!(
                 f,
@@ -130,8 +139,9 @@ impl fmt::Display for JoinState {
 pub fn classify(status: &Status, has_key: bool, now: Timestamp) -> JoinState {
     let expired = status.expired || status.key_expiry.is_some_and(|end| end <= now);
     match status.state {
-        BackendState::Running if !expired => JoinState::Running,
-        BackendState::Running => JoinState::Expired,
+        BackendState::Running if expired => JoinState::Expired,
+        BackendState::Running if forgotten(status) => JoinState::Deleted,
+        BackendState::Running => JoinState::Running,
         BackendState::Stopped | BackendState::InUseOtherUser => JoinState::Stopped,
         BackendState::NeedsMachineAuth => JoinState::NeedsApproval,
         BackendState::NoState | BackendState::NeedsLogin | BackendState::Starting => {
@@ -141,6 +151,8 @@ pub fn classify(status: &Status, has_key: bool, now: Timestamp) -> JoinState {
                 }
             } else if expired {
                 JoinState::Expired
+            } else if forgotten(status) {
+                JoinState::Deleted
             } else if status.state == BackendState::NeedsLogin && !status.auth_url.is_empty() {
                 JoinState::NeedsLogin {
                     url: status.auth_url.clone(),
@@ -180,6 +192,14 @@ fn refusal(status: &Status) -> Option<&str> {
         }
         _ => None,
     }
+}
+
+/// Whether the control server refuses to talk with a node that it knew. The node itself goes on with its last map for ever.
+fn forgotten(status: &Status) -> bool {
+    !status.in_map_poll
+        && status
+            .control_error
+            .contains("PollNetMap: initial fetch failed 404")
 }
 
 /// How to join.
@@ -374,12 +394,12 @@ where
             match state {
                 JoinState::Running => return End::Joined,
                 JoinState::BadKey { .. } => return End::Refused(state),
-                JoinState::NoNetwork { .. } | JoinState::Stopped => {
+                JoinState::Deleted | JoinState::NoNetwork { .. } | JoinState::Stopped => {
                     let now = Instant::now();
                     patience.get_or_insert_with(|| {
                         now + jittered(match state {
-                            JoinState::Stopped => self.plan.retry,
-                            _ => self.plan.patience,
+                            JoinState::NoNetwork { .. } => self.plan.patience,
+                            _ => self.plan.retry,
                         })
                     });
                 }
@@ -585,6 +605,27 @@ mod tests {
         assert_eq!(classify(&running, false, before), JoinState::Running);
     }
 
+    #[test]
+    fn a_node_that_control_forgot_is_deleted_not_running() {
+        let deleted = Status {
+            control_error: "PollNetMap: initial fetch failed 404: node not found".into(),
+            ..at(BackendState::Running)
+        };
+        assert_eq!(classify(&deleted, true, now()), JoinState::Deleted);
+        // Old words of a contact that works again.
+        let polling = Status {
+            in_map_poll: true,
+            ..deleted.clone()
+        };
+        assert_eq!(classify(&polling, true, now()), JoinState::Running);
+        // Trouble of the control server is no reason to stop.
+        let trouble = Status {
+            control_error: "PollNetMap: initial fetch failed 500: oops".into(),
+            ..deleted
+        };
+        assert_eq!(classify(&trouble, true, now()), JoinState::Running);
+    }
+
     fn any_status() -> impl Strategy<Value = Status> {
         let states = prop_oneof![
             Just(BackendState::NoState),
@@ -652,6 +693,7 @@ mod tests {
         let words = || "w".to_owned();
         let all = [
             JoinState::BadKey { words: words() },
+            JoinState::Deleted,
             JoinState::Expired,
             JoinState::NeedsApproval,
             JoinState::NeedsLogin { url: words() },
@@ -666,7 +708,7 @@ mod tests {
         assert!(
             exits
                 .iter()
-                .all(|code| *code == 0 || (10..=16).contains(code))
+                .all(|code| *code == 0 || (10..=18).contains(code) && *code != 17)
         );
     }
 
@@ -801,7 +843,7 @@ mod tests {
         let began = Instant::now();
         let (outcome, _) = script
             .join(Plan {
-                timeout: 3600_000 * MS,
+                timeout: 3_600_000 * MS,
                 ..plan(true)
             })
             .await;

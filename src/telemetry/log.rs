@@ -27,14 +27,16 @@ use tracing_subscriber::{
 use crate::config::{Log, LogFormat, LogLevel};
 
 /// Targets of our own that are not module paths.
-const OWN_TARGETS: [&str; 9] = [
+const OWN_TARGETS: [&str; 11] = [
     "admin",
     "audit",
     "gate",
     "housekeeper",
     "issuer",
+    "jwks",
     "keys",
     "server",
+    "sts",
     "ts",
     "tsnet",
 ];

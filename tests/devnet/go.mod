@@ -4,7 +4,6 @@ go 1.26.6
 
 require (
 	golang.org/x/net v0.56.0
-	golang.org/x/sys v0.47.0
 	tailscale.com v1.102.5
 )
 
@@ -61,6 +60,7 @@ require (
 	golang.org/x/exp v0.0.0-20260410095643-746e56fc9e2f // indirect
 	golang.org/x/oauth2 v0.36.0 // indirect
 	golang.org/x/sync v0.22.0 // indirect
+	golang.org/x/sys v0.47.0 // indirect
 	golang.org/x/term v0.45.0 // indirect
 	golang.org/x/text v0.40.0 // indirect
 	golang.org/x/time v0.15.0 // indirect

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -98,8 +99,21 @@ func TestControlTroubles(t *testing.T) {
 		t.Errorf("slow: %d %v after %v, want 200 after 200 ms", status, err, time.Since(began))
 	}
 	follows(rename())
+	do(t, d, "POST", "/control", m{"mode": "ok"})
 
+	standing, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer standing.Close()
+	if status, err := get(d, time.Second); status != 200 { // accepted after standing, so that is accepted
+		t.Errorf("before down: %d %v", status, err)
+	}
 	do(t, d, "POST", "/control", m{"mode": "down"})
+	standing.SetReadDeadline(time.Now().Add(soon))
+	if _, err := standing.Read(make([]byte, 1)); err == nil || os.IsTimeout(err) {
+		t.Errorf("down: a standing connection is not cut (%v)", err)
+	}
 	if _, err := get(d, time.Second); err == nil || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("down: %v, want connection refused", err)
 	}

@@ -1,11 +1,6 @@
 //! All tests that may share a process, in one binary: each further one would link the Go archive once more.
 // Tests say what they expect by failing; the lints that keep the daemon from panicking do not help here.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::cast_possible_truncation
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)]
 
 // Every test binary compiles all of it and uses a part.
 #[allow(dead_code, unreachable_pub)]
@@ -15,4 +10,11 @@ mod support;
 mod architecture;
 mod config;
 mod gate;
+mod issuer;
+mod jwks;
+mod keys;
+mod keys_crash;
+mod keys_fixture;
+mod keys_rotation;
+mod sts;
 mod tailnet;

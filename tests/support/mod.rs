@@ -2,8 +2,11 @@
 
 pub mod backend;
 pub mod devnet;
+pub mod http;
+pub mod jwks_server;
 pub mod node_contract;
 pub mod proxies;
+pub mod token_endpoint;
 pub mod world;
 
 use std::{
@@ -30,12 +33,7 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// Looks again and again until `look` gives what is wanted.
-pub async fn eventually<T, F, Fut>(what: &str, mut look: F) -> T
-where
-    T: Debug,
-    F: FnMut() -> Fut,
-    Fut: Future<Output = Result<T, String>>,
-{
+pub async fn eventually<T: Debug>(what: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
     let began = Instant::now();
     loop {
         match look().await {

@@ -11,8 +11,10 @@ use std::{
 
 use axum::{Router, extract::ConnectInfo, routing::get};
 use futures_util::future::join_all;
-use tailbone::tailnet::{BackendState, CLOSE_WITHIN, Error, ListenAddr, Listener, Node, Peer, Stream, Via};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tailbone::tailnet::{
+    BackendState, CLOSE_WITHIN, Error, ListenAddr, Listener, Node, Peer, Stream, Via,
+};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 use super::{
     eventually, patience, soon,
@@ -67,10 +69,18 @@ pub async fn a_connection_comes_with_its_peer(world: &impl World) {
     let mut listener = server.listen(ListenAddr::Port(80)).await.unwrap();
     assert_eq!(listener.local_addr(), ListenAddr::Port(80));
 
-    for host in [server_is.addresses[0].to_string(), server_is.hostname.clone(), server_is.name.clone()] {
-        let (mut theirs, (mut ours, peer)) = connect(&*caller, &format!("{host}:80"), &mut listener).await;
+    for host in [
+        server_is.addresses[0].to_string(),
+        server_is.hostname.clone(),
+        server_is.name.clone(),
+    ] {
+        let (mut theirs, (mut ours, peer)) =
+            connect(&*caller, &format!("{host}:80"), &mut listener).await;
         assert_eq!(peer.via, Via::Tailnet);
-        assert!(caller_is.addresses.contains(&peer.addr.ip()), "{peer:?} is not {caller_is:?}");
+        assert!(
+            caller_is.addresses.contains(&peer.addr.ip()),
+            "{peer:?} is not {caller_is:?}"
+        );
         assert_ne!(peer.addr.port(), 0);
         assert_eq!(peer.local.port(), 80);
         assert!(server_is.addresses.contains(&peer.local.ip()), "{peer:?}");
@@ -96,7 +106,10 @@ pub async fn a_tagged_node_has_tags_and_no_login(world: &impl World) {
     let server = world.node("server", ALICE).await;
     let robot = world.node("robot", ROBOT).await;
     let robot_is = running(&*robot).await;
-    assert_eq!((robot_is.tags.as_slice(), robot_is.owner.as_str()), (&["tag:robot".to_owned()][..], ""));
+    assert_eq!(
+        (robot_is.tags.as_slice(), robot_is.owner.as_str()),
+        (&["tag:robot".to_owned()][..], "")
+    );
     let peer = SocketAddr::new(robot_is.addresses[0], 1);
     let who = eventually("the server knows the robot", || async {
         server.whois(peer).await.map_err(|e| e.to_string())
@@ -115,38 +128,71 @@ pub async fn a_grant_is_told_with_the_peer(world: &impl World) {
     assert!(!server.whois(peer).await.unwrap().caps.contains_key(cap));
 
     let value = serde_json::json!({ "roles": ["admin"], "n": 12_345_678_901_i64 });
-    world.grant(&caller_is, &server_is, cap, value.clone()).await;
+    world
+        .grant(&caller_is, &server_is, cap, value.clone())
+        .await;
     moved(&*server, before).await;
     eventually("the grant is told", || async {
         let who = server.whois(peer).await.unwrap();
         let values = who.caps.get(cap).cloned().unwrap_or_default();
-        (values == [value.clone()]).then_some(()).ok_or(format!("{:?}", who.caps))
+        (values == [value.clone()])
+            .then_some(())
+            .ok_or(format!("{:?}", who.caps))
     })
     .await;
 }
 
 pub async fn unknown_addresses_are_not_found(world: &impl World) {
     let server = world.node("server", ALICE).await;
-    for addr in ["100.64.250.250:1", "192.0.2.1:80", "[2001:db8::1]:80", "127.0.0.1:22", "[::ffff:192.0.2.1]:1"] {
+    for addr in [
+        "100.64.250.250:1",
+        "192.0.2.1:80",
+        "[2001:db8::1]:80",
+        "127.0.0.1:22",
+        "[::ffff:192.0.2.1]:1",
+    ] {
         let unknown = server.whois(addr.parse().unwrap()).await;
-        assert!(matches!(unknown, Err(Error::NotFound)), "{addr}: {unknown:?}");
+        assert!(
+            matches!(unknown, Err(Error::NotFound)),
+            "{addr}: {unknown:?}"
+        );
     }
     // IPv4 in IPv6 clothes is the same node.
     let own = running(&*server).await;
-    let std::net::IpAddr::V4(own_ip) = own.addresses[0] else { panic!("{own:?}") };
+    let std::net::IpAddr::V4(own_ip) = own.addresses[0] else {
+        panic!("{own:?}")
+    };
     let mapped = SocketAddr::new(own_ip.to_ipv6_mapped().into(), 1);
     assert_eq!(server.whois(mapped).await.unwrap().node.id, own.id);
 }
 
 pub async fn addresses_that_are_none_are_refused(world: &impl World) {
     let server = world.node("server", ALICE).await;
-    for addr in [ListenAddr::Port(0), ListenAddr::Addr("192.0.2.1".parse().unwrap(), 80), ListenAddr::Addr("127.0.0.1".parse().unwrap(), 80)] {
+    for addr in [
+        ListenAddr::Port(0),
+        ListenAddr::Addr("192.0.2.1".parse().unwrap(), 80),
+        ListenAddr::Addr("127.0.0.1".parse().unwrap(), 80),
+    ] {
         let refused = server.listen(addr).await;
-        assert!(matches!(refused, Err(Error::Invalid(_))), "{addr}: {refused:?}");
+        assert!(
+            matches!(refused, Err(Error::Invalid(_))),
+            "{addr}: {refused:?}"
+        );
     }
-    for addr in ["", "nonsense", ":80", "host:", "host:0", "host:70000", "a\0b:80"] {
+    for addr in [
+        "",
+        "nonsense",
+        ":80",
+        "host:",
+        "host:0",
+        "host:70000",
+        "a\0b:80",
+    ] {
         let refused = server.dial(addr, patience()).await;
-        assert!(matches!(refused, Err(Error::Invalid(_) | Error::Unreachable(_))), "{addr:?}: {refused:?}");
+        assert!(
+            matches!(refused, Err(Error::Invalid(_) | Error::Unreachable(_))),
+            "{addr:?}: {refused:?}"
+        );
     }
 }
 
@@ -157,7 +203,10 @@ pub async fn dialling_what_is_not_there(world: &impl World) {
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
     for addr in ["no-such-host:80", "100.64.250.250:80"] {
         let unreachable = soon("dial", caller.dial(addr, patience())).await;
-        assert!(matches!(unreachable, Err(Error::Unreachable(_))), "{addr}: {unreachable:?}");
+        assert!(
+            matches!(unreachable, Err(Error::Unreachable(_))),
+            "{addr}: {unreachable:?}"
+        );
     }
 }
 
@@ -173,7 +222,10 @@ pub async fn a_port_is_taken_once_and_freed(world: &impl World) {
 
     drop(listener);
     let mut listener = eventually("the port is free again", || async {
-        server.listen(ListenAddr::Addr(ip, 80)).await.map_err(|e| e.to_string())
+        server
+            .listen(ListenAddr::Addr(ip, 80))
+            .await
+            .map_err(|e| e.to_string())
     })
     .await;
     connect(&*caller, &format!("{ip}:80"), &mut listener).await;
@@ -186,7 +238,11 @@ pub async fn half_close_works_both_ways(world: &impl World) {
 
     for caller_first in [true, false] {
         let (theirs, (ours, _)) = connect(&*caller, &addr, &mut listener).await;
-        let (mut first, mut second) = if caller_first { (theirs, ours) } else { (ours, theirs) };
+        let (mut first, mut second) = if caller_first {
+            (theirs, ours)
+        } else {
+            (ours, theirs)
+        };
         first.write_all(b"question").await.unwrap();
         first.shutdown().await.unwrap();
         assert_eq!(rest(&mut second).await.unwrap(), b"question");
@@ -205,7 +261,9 @@ pub async fn vectored_writes_arrive_in_order(world: &impl World) {
     let mut listener = server.listen(ListenAddr::Port(80)).await.unwrap();
     let (mut theirs, (mut ours, _)) = connect(&*caller, &addr, &mut listener).await;
     assert!(tokio::io::AsyncWrite::is_write_vectored(&theirs));
-    let parts: Vec<Vec<u8>> = (0..16_u8).map(|i| vec![i; 1 + usize::from(i) * 100]).collect();
+    let parts: Vec<Vec<u8>> = (0..16_u8)
+        .map(|i| vec![i; 1 + usize::from(i) * 100])
+        .collect();
     let slices: Vec<IoSlice<'_>> = parts.iter().map(|p| IoSlice::new(p)).collect();
     let whole = parts.concat();
     let sent = theirs.write_vectored(&slices).await.unwrap();
@@ -278,7 +336,10 @@ pub async fn a_reset_is_seen(world: &impl World) {
     drop(theirs);
     let error = soon("the writer's end", writing).await.unwrap();
     assert!(
-        matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
+        matches!(
+            error.kind(),
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+        ),
         "{error:?}"
     );
     let read = soon("the reader's end", reading).await.unwrap();
@@ -307,14 +368,17 @@ pub async fn a_slow_peer_blocks_nobody(world: &impl World) {
     let mut listener = server.listen(ListenAddr::Port(80)).await.unwrap();
     let serving = tokio::spawn(async move {
         loop {
-            let Ok((stream, _)) = listener.accept().await else { return };
+            let Ok((stream, _)) = listener.accept().await else {
+                return;
+            };
             tokio::spawn(echo(stream));
         }
     });
     let mut deaf = dial(&*slow, &addr).await;
     let flood = tokio::spawn(async move {
         // Fills every buffer on the way and back, then waits for good.
-        let _ = tokio::time::timeout(Duration::from_secs(3), deaf.write_all(&vec![1; 32 << 20])).await;
+        let _ =
+            tokio::time::timeout(Duration::from_secs(3), deaf.write_all(&vec![1; 32 << 20])).await;
         deaf
     });
     let mut trickle = dial(&*slow, &addr).await;
@@ -375,7 +439,9 @@ pub async fn identity_changes_are_seen(world: &impl World) {
     let before = server.generation();
     world.set_tags(&caller_is, &["tag:new", "tag:other"]).await;
     sees(&server, before, peer, "the tags", |who| {
-        who.is_ok_and(|who| who.node.tags == ["tag:new", "tag:other"] && who.user.login == "tagged-devices")
+        who.is_ok_and(|who| {
+            who.node.tags == ["tag:new", "tag:other"] && who.user.login == "tagged-devices"
+        })
     })
     .await;
     theirs.write_all(b"b").await.unwrap();
@@ -403,13 +469,18 @@ pub async fn a_listener_serves_axum(world: &impl World) {
     let listener = server.listen(ListenAddr::Port(80)).await.unwrap();
     let app = Router::new().route(
         "/",
-        get(|ConnectInfo(peer): ConnectInfo<Peer>| async move { format!("{} {:?}", peer.addr.ip(), peer.via) }),
+        get(|ConnectInfo(peer): ConnectInfo<Peer>| async move {
+            format!("{} {:?}", peer.addr.ip(), peer.via)
+        }),
     );
     let serving = tokio::spawn(async move {
         axum::serve(listener, app.into_make_service_with_connect_info::<Peer>()).await
     });
     let mut stream = dial(&*caller, &addr).await;
-    stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
     let answer = String::from_utf8(rest(&mut stream).await.unwrap()).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     let expected = format!("{} Tailnet", caller_is.addresses[0]);
@@ -438,7 +509,8 @@ pub async fn close_ends_everything(world: &impl World) {
         let first = listener.accept().await.map(|_| ());
         (first, listener.accept().await.map(|_| ()))
     });
-    let reading = tokio::spawn(async move { (ours.read(&mut [0; 8]).await, ours.write_all(b"x").await) });
+    let reading =
+        tokio::spawn(async move { (ours.read(&mut [0; 8]).await, ours.write_all(b"x").await) });
     // As deep in their waits as they get.
     tokio::time::sleep(Duration::from_millis(20)).await;
     let began = Instant::now();
@@ -446,7 +518,10 @@ pub async fn close_ends_everything(world: &impl World) {
     assert!(began.elapsed() < CLOSE_WITHIN, "{:?}", began.elapsed());
 
     let accepted = soon("accept", accepting).await.unwrap();
-    assert!(matches!(accepted, (Err(Error::Closed), Err(Error::Closed))), "{accepted:?}");
+    assert!(
+        matches!(accepted, (Err(Error::Closed), Err(Error::Closed))),
+        "{accepted:?}"
+    );
     let (read, written) = soon("read", reading).await.unwrap();
     assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset);
     assert!(written.is_err());
@@ -457,9 +532,18 @@ pub async fn close_ends_everything(world: &impl World) {
     assert_eq!(watch.borrow().state, BackendState::Stopped);
     assert_ne!(server.generation(), generation);
     assert!(matches!(server.whois(peer.addr).await, Err(Error::Closed)));
-    assert!(matches!(server.listen(ListenAddr::Port(80)).await, Err(Error::Closed)));
-    assert!(matches!(server.dial(&addr, patience()).await, Err(Error::Closed)));
-    assert!(matches!(server.logout(patience()).await, Err(Error::Closed)));
+    assert!(matches!(
+        server.listen(ListenAddr::Port(80)).await,
+        Err(Error::Closed)
+    ));
+    assert!(matches!(
+        server.dial(&addr, patience()).await,
+        Err(Error::Closed)
+    ));
+    assert!(matches!(
+        server.logout(patience()).await,
+        Err(Error::Closed)
+    ));
 }
 
 pub async fn the_last_owner_closes(world: &impl World) {
@@ -486,7 +570,10 @@ pub async fn logging_out_leaves_the_tailnet(world: &impl World) {
     let before = server.generation();
     assert!(server.whois(peer).await.is_ok());
     soon("logout", caller.logout(patience())).await.unwrap();
-    reaches(&*caller, "logged out", |status| status.state != BackendState::Running).await;
+    reaches(&*caller, "logged out", |status| {
+        status.state != BackendState::Running
+    })
+    .await;
     moved(&*server, before).await;
     eventually("the server knows", || async {
         match server.whois(peer).await {
@@ -500,22 +587,28 @@ pub async fn logging_out_leaves_the_tailnet(world: &impl World) {
 
 /// `count` connections to `server` from all callers at once, each answered with what WhoIs says of its peer. How many got
 /// another answer than their own identity.
-pub async fn interleaved(server: &Arc<dyn Node>, callers: &[Arc<dyn Node>], count: usize, at_once: usize) -> usize {
+pub async fn interleaved(
+    server: &Arc<dyn Node>,
+    callers: &[Arc<dyn Node>],
+    count: usize,
+    at_once: usize,
+) -> usize {
     let addr = at(&**server, 8080).await;
     let mut listener = server.listen(ListenAddr::Port(8080)).await.unwrap();
     let answering = {
         let server = Arc::clone(server);
         tokio::spawn(async move {
             loop {
-                let Ok((mut stream, peer)) = listener.accept().await else { return };
+                let Ok((mut stream, peer)) = listener.accept().await else {
+                    return;
+                };
                 let server = Arc::clone(&server);
                 tokio::spawn(async move {
                     let who = server.whois(peer.addr).await?;
                     let question = stream.read_u64().await?;
-                    let answer = format!("{question} {} {}", who.node.id, peer.addr.ip());
+                    let answer = format!("{question} {} {}\n", who.node.id, peer.addr.ip());
                     stream.write_all(answer.as_bytes()).await?;
-                    stream.shutdown().await?;
-                    // To the end, so that nothing is reset.
+                    // The caller closes first, see below.
                     rest(&mut stream).await?;
                     Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
                 });
@@ -533,14 +626,21 @@ pub async fn interleaved(server: &Arc<dyn Node>, callers: &[Arc<dyn Node>], coun
             let caller = &callers[number % callers.len()];
             let is = Arc::clone(&caller.watch().borrow());
             let answer = async {
-                let mut stream = caller.dial(&addr, patience()).await?;
+                let mut stream = BufReader::new(caller.dial(&addr, patience()).await?);
                 stream.write_u64(number as u64).await?;
-                let answer = rest(&mut stream).await?;
+                let mut answer = String::new();
+                stream.read_line(&mut answer).await?;
+                // Whoever closes first keeps the port pair for a minute. The caller's stack then knows not to use it again; a
+                // server's stack (gVisor without a listening endpoint) would swallow the first packets of its next use.
                 stream.shutdown().await?;
-                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(String::from_utf8_lossy(&answer).into_owned())
+                stream.read_to_end(&mut Vec::new()).await?;
+                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(answer)
             };
             let answer = soon("an answer", answer).await.unwrap();
-            let ours = is.addresses.iter().map(|ip| format!("{number} {} {ip}", is.id));
+            let ours = is
+                .addresses
+                .iter()
+                .map(|ip| format!("{number} {} {ip}\n", is.id));
             if !ours.into_iter().any(|ours| ours == answer) {
                 eprintln!("connection {number} of {is:?} was answered {answer:?}");
                 mixed_up += 1;
@@ -558,12 +658,18 @@ async fn pair(world: &impl World) -> (Arc<dyn Node>, Arc<dyn Node>) {
     let ip = running(&*caller).await.addresses[0];
     // Both have joined; now they have to hear of each other.
     eventually("the nodes know each other", || async {
-        server.whois(SocketAddr::new(ip, 1)).await.map_err(|e| e.to_string())
+        server
+            .whois(SocketAddr::new(ip, 1))
+            .await
+            .map_err(|e| e.to_string())
     })
     .await;
     let ip = running(&*server).await.addresses[0];
     eventually("the nodes know each other", || async {
-        caller.whois(SocketAddr::new(ip, 1)).await.map_err(|e| e.to_string())
+        caller
+            .whois(SocketAddr::new(ip, 1))
+            .await
+            .map_err(|e| e.to_string())
     })
     .await;
     (server, caller)
@@ -577,7 +683,11 @@ async fn dial(caller: &dyn Node, addr: &str) -> Stream {
     soon("dial", caller.dial(addr, patience())).await.unwrap()
 }
 
-async fn connect(caller: &dyn Node, addr: &str, listener: &mut Listener) -> (Stream, (Stream, Peer)) {
+async fn connect(
+    caller: &dyn Node,
+    addr: &str,
+    listener: &mut Listener,
+) -> (Stream, (Stream, Peer)) {
     let (dialled, accepted) = tokio::join!(
         soon("dial", caller.dial(addr, patience())),
         soon("accept", listener.accept()),
@@ -655,7 +765,8 @@ impl Sum {
     fn add(&mut self, bytes: &[u8]) {
         self.length += bytes.len();
         for byte in bytes {
-            self.hash = (self.hash.rotate_left(5) ^ u64::from(*byte)).wrapping_mul(0x517c_c1b7_2722_0a95);
+            self.hash =
+                (self.hash.rotate_left(5) ^ u64::from(*byte)).wrapping_mul(0x517c_c1b7_2722_0a95);
         }
     }
 }

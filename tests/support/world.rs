@@ -65,7 +65,10 @@ impl World for FakeWorld {
     }
 
     async fn rename_login(&self, node: &Status, login: &str) {
-        assert!(self.net.update(&node.hostname, |id| id.login = login.into()));
+        assert!(
+            self.net
+                .update(&node.hostname, |id| id.login = login.into())
+        );
     }
 
     async fn set_tags(&self, node: &Status, tags: &[&str]) {
@@ -151,9 +154,7 @@ impl World for EmbeddedWorld {
     }
 
     async fn rename_login(&self, node: &Status, login: &str) {
-        self.devnet
-            .rename_login(&node.id, &self.login(login))
-            .await;
+        self.devnet.rename_login(&node.id, &self.login(login)).await;
     }
 
     async fn set_tags(&self, node: &Status, tags: &[&str]) {
@@ -182,12 +183,7 @@ impl World for EmbeddedWorld {
     }
 }
 
-pub fn config(
-    devnet: &Devnet,
-    state: &std::path::Path,
-    host: &str,
-    auth_key: &str,
-) -> Config {
+pub fn config(devnet: &Devnet, state: &std::path::Path, host: &str, auth_key: &str) -> Config {
     Config {
         hostname: host.into(),
         dir: state.join(host),

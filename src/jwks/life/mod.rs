@@ -13,10 +13,7 @@ mod error;
 mod operations;
 mod pass;
 
-use std::{
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use jiff::{SignedDuration, Timestamp};
@@ -71,7 +68,12 @@ impl KeyLife {
     pub async fn open(keys: &config::Keys) -> Self {
         let publisher: Arc<dyn Publisher> = match &keys.publish {
             Publish::File { path } => Arc::new(FilePublisher::new(path)),
-            Publish::S3 { bucket, key_path, endpoint, path_style } => Arc::new(
+            Publish::S3 {
+                bucket,
+                key_path,
+                endpoint,
+                path_style,
+            } => Arc::new(
                 S3Publisher::connect(&S3Settings {
                     bucket: bucket.clone(),
                     key_path: key_path.clone(),
@@ -82,7 +84,13 @@ impl KeyLife {
                 .await,
             ),
         };
-        Self::with(KeyStore::new(&keys.dir), publisher, Policy::from(keys), &keys.prefix, keys.spec)
+        Self::with(
+            KeyStore::new(&keys.dir),
+            publisher,
+            Policy::from(keys),
+            &keys.prefix,
+            keys.spec,
+        )
     }
 
     pub fn with(
@@ -130,12 +138,17 @@ impl KeyLife {
     pub async fn poll(&self, now: Timestamp) -> Result<Option<Report>, LifeError> {
         let due = {
             let memory = self.inner.memory.lock().await;
-            let changed = self.disk(KeyStore::fingerprint).await? != memory.fingerprint.clone().unwrap_or_default();
+            let changed = self.disk(KeyStore::fingerprint).await?
+                != memory.fingerprint.clone().unwrap_or_default();
             // A clock set back must not put the next look off.
             let far = |next: Timestamp| next.duration_since(now) > SignedDuration::from_secs(3600);
             changed || memory.next_look.is_none_or(|next| next <= now || far(next))
         };
-        if due { self.sync(now).await.map(Some) } else { Ok(None) }
+        if due {
+            self.sync(now).await.map(Some)
+        } else {
+            Ok(None)
+        }
     }
 
     /// Runs `work` on the directory where blocking is allowed.
@@ -155,11 +168,17 @@ impl KeyLife {
         use crate::keys::{StoreError, disk::DiskError};
         let mut waited = Duration::ZERO;
         loop {
-            let taken = self.disk(|store| store.create().and_then(|()| store.lock())).await;
+            let taken = self
+                .disk(|store| store.create().and_then(|()| store.lock()))
+                .await;
             match taken {
                 Ok(lock) => return Ok(Some(lock)),
-                Err(LifeError::Store(StoreError::Disk(DiskError::ReadOnly { .. }))) => return Ok(None),
-                Err(LifeError::Store(StoreError::Disk(DiskError::Locked { .. }))) if waited < LOCK_PATIENCE => {
+                Err(LifeError::Store(StoreError::Disk(DiskError::ReadOnly { .. }))) => {
+                    return Ok(None);
+                }
+                Err(LifeError::Store(StoreError::Disk(DiskError::Locked { .. })))
+                    if waited < LOCK_PATIENCE =>
+                {
                     tokio::time::sleep(LOCK_LOOK).await;
                     waited += LOCK_LOOK;
                 }
@@ -170,6 +189,9 @@ impl KeyLife {
 
     fn next_look(&self, now: Timestamp) -> Timestamp {
         let every = (self.inner.policy.cache_time / 4).clamp(Duration::from_secs(1), LOOK);
-        SignedDuration::try_from(every).ok().and_then(|every| now.checked_add(every).ok()).unwrap_or(now)
+        SignedDuration::try_from(every)
+            .ok()
+            .and_then(|every| now.checked_add(every).ok())
+            .unwrap_or(now)
     }
 }

@@ -74,24 +74,39 @@ impl KeyLife {
             self.take_back(&public.kid, &error, now).await?;
             return Err(error);
         }
-        let report = self.pass(&mut memory, true, Leave::default(), false, now).await?;
+        let report = self
+            .pass(&mut memory, true, Leave::default(), false, now)
+            .await?;
         drop(lock);
         let key = find(&report, public.kid.as_str())?;
-        Ok(Made { key, was_there: false, report })
+        Ok(Made {
+            key,
+            was_there: false,
+            report,
+        })
     }
 
     /// Every key of the document and the directory, as they stand; changes nothing, nor does it wait for anybody.
     pub async fn list(&self, now: Timestamp) -> Result<Report, LifeError> {
         let mut memory = self.inner.memory.lock().await;
-        self.pass(&mut memory, true, Leave::default(), true, now).await
+        self.pass(&mut memory, true, Leave::default(), true, now)
+            .await
     }
 
     /// Gives the signing key a successor, unless one is waiting already.
     pub async fn rotate(&self, spec: Option<KeySpec>, now: Timestamp) -> Result<Made, LifeError> {
         let report = self.sync(now).await?;
-        let waiting = report.keys.iter().rev().find(|key| key.state == Some(State::Published));
+        let waiting = report
+            .keys
+            .iter()
+            .rev()
+            .find(|key| key.state == Some(State::Published));
         match waiting.cloned() {
-            Some(key) => Ok(Made { key, was_there: true, report }),
+            Some(key) => Ok(Made {
+                key,
+                was_there: true,
+                report,
+            }),
             None => self.generate(spec, now).await,
         }
     }
@@ -103,7 +118,11 @@ impl KeyLife {
         let key = snapshot.keys.iter().find(|key| key.kid == kid);
         Impact {
             signing: key.is_some_and(|key| key.signing),
-            last: key.as_ref().is_some_and(able) && !snapshot.keys.iter().any(|other| other.kid != kid && able(&other)),
+            last: key.as_ref().is_some_and(able)
+                && !snapshot
+                    .keys
+                    .iter()
+                    .any(|other| other.kid != kid && able(&other)),
             // Another server's key: who knows.
             tokens_may_be_valid: key.is_some_and(|key| {
                 matches!(key.state, None | Some(State::Active | State::Retired))
@@ -128,7 +147,8 @@ impl KeyLife {
         if let Some((name, history)) = &local {
             let (name, mut history) = (name.clone(), history.clone());
             history.removing = Some(now);
-            self.disk(move |store| store.write_history(&name, &history)).await?;
+            self.disk(move |store| store.write_history(&name, &history))
+                .await?;
         }
         let mut was_there = false;
         let updated = update(&*self.inner.publisher, now, |document, _| {
@@ -146,7 +166,8 @@ impl KeyLife {
             Err(error) => {
                 // Told as failed, so it must not happen later. If it happened after all, the next look finds it absent.
                 if let Some((name, history)) = local {
-                    self.disk(move |store| store.write_history(&name, &history)).await?;
+                    self.disk(move |store| store.write_history(&name, &history))
+                        .await?;
                 }
                 return Err(error);
             }
@@ -154,16 +175,30 @@ impl KeyLife {
         if let Some((name, _)) = local {
             self.disk(move |store| store.delete(&name)).await?;
         }
-        let mut report = self.pass(&mut memory, lock.is_some(), Leave::default(), false, now).await?;
+        let mut report = self
+            .pass(&mut memory, lock.is_some(), Leave::default(), false, now)
+            .await?;
         updated.tell(&mut report);
         drop(lock);
-        let remaining = report.keys.iter().filter(|key| key.published).cloned().collect();
+        let remaining = report
+            .keys
+            .iter()
+            .filter(|key| key.published)
+            .cloned()
+            .collect();
         Ok(Removed { remaining, report })
     }
 
     /// One pass with leave to clean up: keys withdrawn long ago, and what was superseded before this program came.
-    pub async fn housekeeping(&self, options: Housekeeping, now: Timestamp) -> Result<Report, LifeError> {
-        let leave = Leave { first_key: options.first_key, clean: true };
+    pub async fn housekeeping(
+        &self,
+        options: Housekeeping,
+        now: Timestamp,
+    ) -> Result<Report, LifeError> {
+        let leave = Leave {
+            first_key: options.first_key,
+            clean: true,
+        };
         if options.dry_run {
             let mut memory = self.inner.memory.lock().await;
             return self.pass(&mut memory, true, leave, true, now).await;
@@ -172,7 +207,12 @@ impl KeyLife {
     }
 
     /// After a generate whose publishing failed.
-    async fn take_back(&self, kid: &crate::keys::KeyId, error: &LifeError, now: Timestamp) -> Result<(), LifeError> {
+    async fn take_back(
+        &self,
+        kid: &crate::keys::KeyId,
+        error: &LifeError,
+        now: Timestamp,
+    ) -> Result<(), LifeError> {
         let name = kid.clone();
         let perhaps_published = unavailable(error);
         let created = kid.created().unwrap_or(now);

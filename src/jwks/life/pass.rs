@@ -9,7 +9,8 @@ use super::{KeyLife, LifeError, Memory};
 use crate::{
     jwks::{Document, Found, PublishError, Updated, Versioned, update},
     keys::{
-        Contents, History, KeyId, KeyView, NoSigner, PrivateJwk, PublicJwk, Signer, Skipped, Snapshot, State, StoredKey,
+        Contents, History, KeyId, KeyView, NoSigner, PrivateJwk, PublicJwk, Signer, Skipped,
+        Snapshot, State, StoredKey,
         rotation::{self, Action, Leave, Record, Seen},
     },
 };
@@ -71,13 +72,28 @@ impl KeyLife {
 
     /// As [`Self::sync`], making a key if there is none that can sign. What a server does once at its start.
     pub async fn start(&self, now: Timestamp) -> Result<Report, LifeError> {
-        self.run(Leave { first_key: true, clean: false }, false, now).await
+        self.run(
+            Leave {
+                first_key: true,
+                clean: false,
+            },
+            false,
+            now,
+        )
+        .await
     }
 
-    pub(super) async fn run(&self, leave: Leave, dry_run: bool, now: Timestamp) -> Result<Report, LifeError> {
+    pub(super) async fn run(
+        &self,
+        leave: Leave,
+        dry_run: bool,
+        now: Timestamp,
+    ) -> Result<Report, LifeError> {
         let mut memory = self.inner.memory.lock().await;
         let lock = self.lock_directory().await?;
-        let report = self.pass(&mut memory, lock.is_some(), leave, dry_run, now).await;
+        let report = self
+            .pass(&mut memory, lock.is_some(), leave, dry_run, now)
+            .await;
         drop(lock);
         report
     }
@@ -116,29 +132,44 @@ impl KeyLife {
         let mut decision = self.decide(&look, leave, now);
         for _ in 0..ROUNDS {
             if dry_run {
-                report.done = decision.actions.iter().map(|action| told(action, Outcome::Planned)).collect();
+                report.done = decision
+                    .actions
+                    .iter()
+                    .map(|action| told(action, Outcome::Planned))
+                    .collect();
                 break;
             }
             self.remember(&look, writable, &mut report).await;
             let due: Vec<Action> = decision
                 .actions
                 .iter()
-                .filter(|action| !failed.contains(action) && (writable || matches!(action, Action::Publish(_))))
+                .filter(|action| {
+                    !failed.contains(action) && (writable || matches!(action, Action::Publish(_)))
+                })
                 .cloned()
                 .collect();
             if due.is_empty() {
                 break;
             }
-            self.carry_out(&mut look, due, &mut failed, &mut report, now).await;
+            self.carry_out(&mut look, due, &mut failed, &mut report, now)
+                .await;
             self.look_again(&mut look, now).await?;
             decision = self.decide(&look, leave, now);
         }
-        self.finish(memory, look, decision.signer, dry_run, &mut report, now).await;
+        self.finish(memory, look, decision.signer, dry_run, &mut report, now)
+            .await;
         Ok(report)
     }
 
     fn decide(&self, look: &Look, leave: Leave, now: Timestamp) -> rotation::Decision {
-        rotation::decide(&look.records, self.place(), &look.seen, &self.inner.policy, leave, now)
+        rotation::decide(
+            &look.records,
+            self.place(),
+            &look.seen,
+            &self.inner.policy,
+            leave,
+            now,
+        )
     }
 
     async fn look(&self, now: Timestamp, report: &mut Report) -> Result<Look, LifeError> {
@@ -165,15 +196,23 @@ impl KeyLife {
                 (None, Seen::Unknown)
             }
         };
-        let mut look = Look { contents, records, document, seen };
+        let mut look = Look {
+            contents,
+            records,
+            document,
+            seen,
+        };
         rotation::observe(&mut look.records, self.place(), &look.seen, now);
         Ok(look)
     }
 
     /// The directory anew, the document as the last change left it.
     async fn look_again(&self, look: &mut Look, now: Timestamp) -> Result<(), LifeError> {
-        let facts: Vec<(KeyId, History)> =
-            look.records.iter().map(|record| (record.kid.clone(), record.history.clone())).collect();
+        let facts: Vec<(KeyId, History)> = look
+            .records
+            .iter()
+            .map(|record| (record.kid.clone(), record.history.clone()))
+            .collect();
         look.contents = self.disk(|store| store.load()).await?;
         look.records = records(&look.contents);
         // Facts that could not be written (a full or read-only disk) hold for this pass all the same.
@@ -194,7 +233,10 @@ impl KeyLife {
             let publication = key.history.at(self.place());
             publication.published.is_some()
                 && publication.absent.is_none()
-                && key.public.as_ref().is_some_and(|public| !document.holds(public))
+                && key
+                    .public
+                    .as_ref()
+                    .is_some_and(|public| !document.holds(public))
         })
     }
 
@@ -209,7 +251,10 @@ impl KeyLife {
                 continue;
             }
             let (name, history) = (key.name.clone(), record.history.clone());
-            if let Err(error) = self.disk(move |store| store.write_history(&name, &history)).await {
+            if let Err(error) = self
+                .disk(move |store| store.write_history(&name, &history))
+                .await
+            {
                 report.complain(error.to_string());
             }
         }
@@ -233,7 +278,11 @@ impl KeyLife {
         if !publish.is_empty() {
             self.publish(look, &publish, failed, report, now).await;
             // Whatever else is due was decided without these: decide again.
-            if look.document.is_some() && !publish.iter().all(|kid| failed.contains(&Action::Publish(kid.clone()))) {
+            if look.document.is_some()
+                && !publish
+                    .iter()
+                    .all(|kid| failed.contains(&Action::Publish(kid.clone())))
+            {
                 return;
             }
         }
@@ -249,7 +298,9 @@ impl KeyLife {
                 }
             };
             // Renewals are no news.
-            if !(matches!(&action, Action::Arm(kid) if look.is_armed(kid)) && outcome == Outcome::Done) {
+            if !(matches!(&action, Action::Arm(kid) if look.is_armed(kid))
+                && outcome == Outcome::Done)
+            {
                 report.done.push(told(&action, outcome));
             }
             if let Action::Arm(kid) = &action
@@ -271,7 +322,14 @@ impl KeyLife {
     ) {
         let keys: Vec<PublicJwk> = kids
             .iter()
-            .filter_map(|kid| look.contents.keys.iter().find(|key| key.kid() == kid)?.public.clone())
+            .filter_map(|kid| {
+                look.contents
+                    .keys
+                    .iter()
+                    .find(|key| key.kid() == kid)?
+                    .public
+                    .clone()
+            })
             .collect();
         let last = self.document();
         let mut taken: BTreeSet<KeyId> = BTreeSet::new();
@@ -294,11 +352,15 @@ impl KeyLife {
                 for kid in kids {
                     let outcome = if taken.contains(kid) {
                         failed.insert(Action::Publish(kid.clone()));
-                        Outcome::Failed(LifeError::KidTaken(crate::jwks::KidTaken(kid.clone())).to_string())
+                        Outcome::Failed(
+                            LifeError::KidTaken(crate::jwks::KidTaken(kid.clone())).to_string(),
+                        )
                     } else {
                         Outcome::Done
                     };
-                    report.done.push(told(&Action::Publish(kid.clone()), outcome));
+                    report
+                        .done
+                        .push(told(&Action::Publish(kid.clone()), outcome));
                 }
                 report.document_trouble = None;
                 look.take(updated, report);
@@ -306,19 +368,29 @@ impl KeyLife {
             Err(error) => {
                 for kid in kids {
                     let action = Action::Publish(kid.clone());
-                    report.done.push(told(&action, Outcome::Failed(error.to_string())));
+                    report
+                        .done
+                        .push(told(&action, Outcome::Failed(error.to_string())));
                     failed.insert(action);
                 }
             }
         }
     }
 
-    async fn act(&self, look: &mut Look, action: &Action, report: &mut Report, now: Timestamp) -> Result<(), LifeError> {
+    async fn act(
+        &self,
+        look: &mut Look,
+        action: &Action,
+        report: &mut Report,
+        now: Timestamp,
+    ) -> Result<(), LifeError> {
         let key = |kid: &KeyId| -> Result<(KeyId, History, Option<PublicJwk>), LifeError> {
             let record = look.records.iter().find(|record| record.kid == *kid);
             let key = look.contents.keys.iter().find(|key| key.kid() == kid);
             match (record, key) {
-                (Some(record), Some(key)) => Ok((key.name.clone(), record.history.clone(), key.public.clone())),
+                (Some(record), Some(key)) => {
+                    Ok((key.name.clone(), record.history.clone(), key.public.clone()))
+                }
                 _ => Err(LifeError::NotFound(kid.to_string())),
             }
         };
@@ -327,18 +399,21 @@ impl KeyLife {
             Action::MendPublic(kid) => {
                 let (name, _, public) = key(kid)?;
                 let public = public.ok_or_else(|| LifeError::NotFound(kid.to_string()))?;
-                self.disk(move |store| store.write_public(&name, &public)).await
+                self.disk(move |store| store.write_public(&name, &public))
+                    .await
             }
             Action::Arm(kid) => {
                 let (name, mut history, _) = key(kid)?;
                 rotation::arm(&mut history, &self.inner.policy, now);
-                self.disk(move |store| store.write_history(&name, &history)).await
+                self.disk(move |store| store.write_history(&name, &history))
+                    .await
             }
             Action::Retire(kid) => {
                 let (name, mut history, _) = key(kid)?;
                 rotation::retire(&mut history, now);
                 let written = history.clone();
-                self.disk(move |store| store.write_history(&name, &written)).await?;
+                self.disk(move |store| store.write_history(&name, &written))
+                    .await?;
                 if let Some(record) = look.records.iter_mut().find(|record| record.kid == *kid) {
                     record.history = history;
                 }
@@ -346,7 +421,9 @@ impl KeyLife {
             }
             Action::DeletePrivate(kid) => {
                 let (name, ..) = key(kid)?;
-                self.disk(move |store| store.delete_private(&name)).await.map(drop)
+                self.disk(move |store| store.delete_private(&name))
+                    .await
+                    .map(drop)
             }
             Action::FinishRemoval(kid) | Action::Expire(kid) => {
                 let (name, ..) = key(kid)?;
@@ -369,7 +446,11 @@ impl KeyLife {
     }
 
     /// Makes a key and writes it down; it is pending then.
-    pub(super) async fn make(&self, spec: crate::config::KeySpec, now: Timestamp) -> Result<PublicJwk, LifeError> {
+    pub(super) async fn make(
+        &self,
+        spec: crate::config::KeySpec,
+        now: Timestamp,
+    ) -> Result<PublicJwk, LifeError> {
         let kid = KeyId::generate(&self.inner.prefix, now)?;
         self.disk(move |store| {
             let key = PrivateJwk::generate(kid, spec)?;
@@ -392,7 +473,12 @@ impl KeyLife {
     ) {
         let mut signer = signer.and_then(|kid| {
             if let Some(same) = memory.signer.as_ref().filter(|same| *same.kid() == kid) {
-                let public = look.contents.keys.iter().find(|key| *key.kid() == kid).and_then(|key| key.public.as_ref());
+                let public = look
+                    .contents
+                    .keys
+                    .iter()
+                    .find(|key| *key.kid() == kid)
+                    .and_then(|key| key.public.as_ref());
                 if public == Some(same.public()) {
                     return Ok(same.clone());
                 }
@@ -408,7 +494,10 @@ impl KeyLife {
         });
         report.skipped.clone_from(&look.contents.skipped);
         for path in &look.contents.exposed {
-            report.complain(format!("{} can be read by others than its owner: chmod 600 it", path.display()));
+            report.complain(format!(
+                "{} can be read by others than its owner: chmod 600 it",
+                path.display()
+            ));
         }
         report.keys = self.views(&look, signer.as_ref().ok().map(|signer| signer.kid()));
         report.no_signer = signer.as_ref().err().map(ToString::to_string);
@@ -441,11 +530,23 @@ impl KeyLife {
     /// The document's keys in its order, then those of the directory that are not in it.
     fn views(&self, look: &Look, signing: Option<&KeyId>) -> Vec<KeyView> {
         let last = self.document();
-        let document = look.document.as_ref().or(last.as_deref()).map(|versioned| &versioned.document);
+        let document = look
+            .document
+            .as_ref()
+            .or(last.as_deref())
+            .map(|versioned| &versioned.document);
         let text = |value: &serde_json::Value, member: &str| {
-            value.get(member).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
+            value
+                .get(member)
+                .and_then(serde_json::Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
         };
-        let ours = |kid: &str| look.records.iter().find(|record| record.kid.as_str() == kid && record_is_ours(record));
+        let ours = |kid: &str| {
+            look.records
+                .iter()
+                .find(|record| record.kid.as_str() == kid && record_is_ours(record))
+        };
         let mut views = Vec::new();
         for value in document.map(Document::keys).unwrap_or_default() {
             let kid = text(value, "kid");
@@ -496,7 +597,9 @@ impl KeyLife {
         let state = rotation::state(record, self.place());
         let signs_since = match state {
             State::Active => record.history.activated,
-            State::Published => rotation::signs_from(&record.history, self.place(), &self.inner.policy),
+            State::Published => {
+                rotation::signs_from(&record.history, self.place(), &self.inner.policy)
+            }
             _ => record.history.activated,
         };
         KeyView {
@@ -519,13 +622,17 @@ impl Report {
 
     /// Whether something that was due could not be done.
     pub fn failed(&self) -> bool {
-        self.done.iter().any(|done| matches!(done.outcome, Outcome::Failed(_)))
+        self.done
+            .iter()
+            .any(|done| matches!(done.outcome, Outcome::Failed(_)))
     }
 }
 
 impl Look {
     fn is_armed(&self, kid: &KeyId) -> bool {
-        self.records.iter().any(|record| record.kid == *kid && record.history.activated.is_some())
+        self.records
+            .iter()
+            .any(|record| record.kid == *kid && record.history.activated.is_some())
     }
 
     /// Takes the document as an update left it.
@@ -540,7 +647,9 @@ impl Updated {
     pub(super) fn tell(&self, report: &mut Report) {
         match &self.backup {
             Some(Ok(place)) => report.backups.push(place.clone()),
-            Some(Err(error)) => report.complain(format!("no copy of the document could be kept: {error}")),
+            Some(Err(error)) => {
+                report.complain(format!("no copy of the document could be kept: {error}"))
+            }
             None => {}
         }
         if self.lost_writes > 0 {
@@ -575,11 +684,18 @@ fn seen(contents: &Contents, document: &Document) -> Seen {
         holds: contents
             .keys
             .iter()
-            .filter(|key| key.public.as_ref().is_some_and(|public| document.holds(public)))
+            .filter(|key| {
+                key.public
+                    .as_ref()
+                    .is_some_and(|public| document.holds(public))
+            })
             .map(|key| key.kid().clone())
             .collect(),
         others: document.keys().iter().any(|value| {
-            !value.get("kid").and_then(serde_json::Value::as_str).is_some_and(|kid| ours(kid).is_some())
+            value
+                .get("kid")
+                .and_then(serde_json::Value::as_str)
+                .is_none_or(|kid| ours(kid).is_none())
         }),
         empty: document.is_empty(),
     }
@@ -597,7 +713,11 @@ fn told(action: &Action, outcome: Outcome) -> Done {
         Action::DeleteWithdrawn(kid) => ("delete", Some(kid)),
         Action::Generate => ("generate", None),
     };
-    Done { action, kid: kid.cloned(), outcome }
+    Done {
+        action,
+        kid: kid.cloned(),
+        outcome,
+    }
 }
 
 /// Kept for the operations beside this file.

@@ -33,7 +33,11 @@ struct Store {
 impl Store {
     fn add(&mut self, created: Timestamp, inherited: bool) -> KeyId {
         let kid = KeyId::generate("tb", created).unwrap();
-        let history = if inherited { History::inherited(created) } else { History::new(created) };
+        let history = if inherited {
+            History::inherited(created)
+        } else {
+            History::new(created)
+        };
         self.records.push(Record {
             kid: kid.clone(),
             history,
@@ -67,7 +71,12 @@ impl Store {
         now: Timestamp,
     ) -> Decision {
         let mut decision = self.look(document, reachable, policy, leave, now);
-        if reachable && decision.actions.iter().any(|action| matches!(action, Action::Publish(_))) {
+        if reachable
+            && decision
+                .actions
+                .iter()
+                .any(|action| matches!(action, Action::Publish(_)))
+        {
             let restored = document.get_or_insert_with(|| self.last.clone());
             for action in &decision.actions {
                 if let Action::Publish(kid) = action
@@ -79,7 +88,12 @@ impl Store {
             decision = self.look(document, reachable, policy, leave, now);
         }
         for action in &decision.actions {
-            let position = |kid: &KeyId| self.records.iter().position(|record| record.kid == *kid).unwrap();
+            let position = |kid: &KeyId| {
+                self.records
+                    .iter()
+                    .position(|record| record.kid == *kid)
+                    .unwrap()
+            };
             match action {
                 Action::Publish(_) => unreachable!("published above: {decision:?}"),
                 Action::MendPublic(kid) => {
@@ -133,19 +147,35 @@ impl Store {
         leave: Leave,
         now: Timestamp,
     ) -> Decision {
-        let seen = if reachable { self.seen(document.as_ref()) } else { Seen::Unknown };
+        let seen = if reachable {
+            self.seen(document.as_ref())
+        } else {
+            Seen::Unknown
+        };
         observe(&mut self.records, PLACE, &seen, now);
         decide(&self.records, PLACE, &seen, policy, leave, now)
     }
 
     fn state(&self, kid: &KeyId) -> Option<State> {
-        self.records.iter().find(|record| record.kid == *kid).map(|record| state(record, PLACE))
+        self.records
+            .iter()
+            .find(|record| record.kid == *kid)
+            .map(|record| state(record, PLACE))
     }
 }
 
-const QUIET: Leave = Leave { first_key: false, clean: false };
-const FIRST: Leave = Leave { first_key: true, clean: false };
-const CLEAN: Leave = Leave { first_key: false, clean: true };
+const QUIET: Leave = Leave {
+    first_key: false,
+    clean: false,
+};
+const FIRST: Leave = Leave {
+    first_key: true,
+    clean: false,
+};
+const CLEAN: Leave = Leave {
+    first_key: false,
+    clean: true,
+};
 
 #[test]
 fn d10_an_empty_directory_gets_its_first_key_and_it_signs_at_once() {
@@ -166,7 +196,10 @@ fn d03_a_key_that_could_not_be_published_never_signs() {
     let kid = store.add(at(1000), false);
     for now in [1000, 100_000, 10_000_000] {
         let decision = store.tick(&mut document, false, &policy(), QUIET, at(now));
-        assert_eq!(decision.signer, Err(NoSigner::Unpublished { kid: kid.clone() }));
+        assert_eq!(
+            decision.signer,
+            Err(NoSigner::Unpublished { kid: kid.clone() })
+        );
     }
 }
 
@@ -184,12 +217,21 @@ fn d16_a_successor_waits_then_signs_and_the_old_key_rests_then_goes() {
     assert_eq!(decision.signer, Ok(second.clone()));
     assert_eq!(store.state(&first), Some(State::Retired));
     store.tick(&mut document, true, &policy(), QUIET, at(2361));
-    assert!(!store.records[0].private_file, "the private half of a retired key goes at once");
+    assert!(
+        !store.records[0].private_file,
+        "the private half of a retired key goes at once"
+    );
     let gone = gone_from(&store.records[0].history, &policy()).unwrap();
     let last = store.records[0].history.may_sign_until.unwrap();
     assert!(last >= at(2360) && last <= at(2360 + 600), "{last}");
     assert_eq!(gone, last + SignedDuration::from_secs(1200 + 360));
-    store.tick(&mut document, true, &policy(), QUIET, gone - SignedDuration::from_secs(1));
+    store.tick(
+        &mut document,
+        true,
+        &policy(),
+        QUIET,
+        gone - SignedDuration::from_secs(1),
+    );
     assert!(document.as_ref().unwrap().contains(&first));
     store.tick(&mut document, true, &policy(), QUIET, gone);
     assert_eq!(document, Some(vec![second]));
@@ -206,7 +248,45 @@ fn d16_a_key_dated_in_the_future_does_not_win_but_serves_where_it_is_the_only_on
     document.as_mut().unwrap().push(now_key.clone());
     let decision = store.tick(&mut document, true, &policy(), QUIET, at(1001));
     assert_eq!(decision.signer, Ok(now_key));
-    assert_eq!(store.state(&future), Some(State::Active), "and is not thrown away for it");
+    assert_eq!(
+        store.state(&future),
+        Some(State::Active),
+        "and is not thrown away for it"
+    );
+}
+
+#[test]
+fn after_a_clock_set_back_a_new_key_still_takes_over() {
+    let (mut store, mut document) = (Store::default(), None);
+    let old = store.add(at(100_000), false);
+    store.tick(&mut document, true, &policy(), QUIET, at(100_000));
+    let new = store.add(at(1000), false);
+    for now in [1000, 1359] {
+        assert_eq!(
+            store
+                .tick(&mut document, true, &policy(), QUIET, at(now))
+                .signer,
+            Ok(old.clone())
+        );
+    }
+    assert_eq!(
+        store
+            .tick(&mut document, true, &policy(), QUIET, at(1360))
+            .signer,
+        Ok(new.clone())
+    );
+    store.tick(&mut document, true, &policy(), QUIET, at(1361));
+    // Also when the clock is right again.
+    assert_eq!(
+        store
+            .tick(&mut document, true, &policy(), QUIET, at(100_001))
+            .signer,
+        Ok(new)
+    );
+    assert!(
+        document.unwrap().contains(&old),
+        "its tokens may be valid until 101 800 and more"
+    );
 }
 
 #[test]
@@ -217,15 +297,38 @@ fn d18_a_key_removed_elsewhere_stops_signing_and_is_not_published_again() {
     document = Some(vec![KeyId::generate("other", at(1)).unwrap()]);
     for now in [1001, 50_000] {
         let decision = store.tick(&mut document, true, &policy(), QUIET, at(now));
-        assert_eq!(decision.signer, Err(NoSigner::Withdrawn { kid: kid.clone() }));
+        assert_eq!(
+            decision.signer,
+            Err(NoSigner::Withdrawn { kid: kid.clone() })
+        );
         assert_eq!(decision.actions, []);
     }
     // Housekeeping waits a day, and wants a document with something in it.
-    assert_eq!(store.tick(&mut document, true, &policy(), CLEAN, at(50_000)).actions, []);
+    assert_eq!(
+        store
+            .tick(&mut document, true, &policy(), CLEAN, at(50_000))
+            .actions,
+        []
+    );
     let mut emptied = Some(Vec::new());
-    assert_eq!(store.tick(&mut emptied, true, &policy(), CLEAN, at(100_000)).actions, []);
-    assert_eq!(store.tick(&mut None, true, &policy(), CLEAN, at(100_000)).actions, []);
-    assert_eq!(store.tick(&mut document, false, &policy(), CLEAN, at(100_000)).actions, []);
+    assert_eq!(
+        store
+            .tick(&mut emptied, true, &policy(), CLEAN, at(100_000))
+            .actions,
+        []
+    );
+    assert_eq!(
+        store
+            .tick(&mut None, true, &policy(), CLEAN, at(100_000))
+            .actions,
+        []
+    );
+    assert_eq!(
+        store
+            .tick(&mut document, false, &policy(), CLEAN, at(100_000))
+            .actions,
+        []
+    );
     let decision = store.tick(&mut document, true, &policy(), CLEAN, at(100_000));
     assert_eq!(decision.actions, [Action::DeleteWithdrawn(kid)]);
 }
@@ -236,8 +339,18 @@ fn a_stale_read_stops_a_key_only_while_it_lasts() {
     let kid = store.add(at(1000), false);
     store.tick(&mut document, true, &policy(), QUIET, at(1000));
     let mut stale = Some(vec![]);
-    assert!(store.tick(&mut stale, true, &policy(), QUIET, at(1010)).signer.is_err());
-    assert_eq!(store.tick(&mut document, true, &policy(), QUIET, at(1020)).signer, Ok(kid));
+    assert!(
+        store
+            .tick(&mut stale, true, &policy(), QUIET, at(1010))
+            .signer
+            .is_err()
+    );
+    assert_eq!(
+        store
+            .tick(&mut document, true, &policy(), QUIET, at(1020))
+            .signer,
+        Ok(kid)
+    );
 }
 
 #[test]
@@ -249,21 +362,40 @@ fn a_second_replica_waits_before_its_first_key_signs() {
     let mut two = Store::default();
     let kid = two.add(at(2000), false);
     let decision = two.tick(&mut document, true, &policy(), QUIET, at(2000));
-    assert_eq!(decision.signer, Err(NoSigner::Waiting { kid: kid.clone(), from: at(2360) }));
-    assert_eq!(two.tick(&mut document, true, &policy(), QUIET, at(2360)).signer, Ok(kid));
+    assert_eq!(
+        decision.signer,
+        Err(NoSigner::Waiting {
+            kid: kid.clone(),
+            from: at(2360)
+        })
+    );
+    assert_eq!(
+        two.tick(&mut document, true, &policy(), QUIET, at(2360))
+            .signer,
+        Ok(kid)
+    );
 }
 
 #[test]
 fn an_old_directory_works_at_once_and_a_server_deletes_nothing_of_it() {
     let mut store = Store::default();
-    let keys: Vec<_> = [1000, 2000, 3000].map(|created| store.add(at(created), true)).into();
+    let keys: Vec<_> = [1000, 2000, 3000]
+        .map(|created| store.add(at(created), true))
+        .into();
     let lost = store.add(at(4000), true);
     let mut document = Some(keys.clone());
     let unseen = store.tick(&mut document, false, &policy(), FIRST, at(4001));
-    assert!(matches!(unseen.signer, Err(NoSigner::Unpublished { .. })), "nobody knows yet which of them are published");
+    assert!(
+        matches!(unseen.signer, Err(NoSigner::Unpublished { .. })),
+        "nobody knows yet which of them are published"
+    );
     for now in [4001, 5000, 100_000_000] {
         let decision = store.tick(&mut document, true, &policy(), FIRST, at(now));
-        assert_eq!(decision.signer, Ok(keys[2].clone()), "the newest that is published, not {lost}");
+        assert_eq!(
+            decision.signer,
+            Ok(keys[2].clone()),
+            "the newest that is published, not {lost}"
+        );
         assert_eq!(document.as_ref(), Some(&keys));
         assert!(store.records.iter().all(|record| record.private_file));
     }
@@ -297,7 +429,13 @@ fn an_outage_changes_nothing() {
     for now in [3000, 30_000, 300_000] {
         let decision = store.tick(&mut document, false, &policy(), CLEAN, at(now));
         assert_eq!(decision.signer, Ok(first.clone()));
-        assert!(decision.actions.iter().all(|action| matches!(action, Action::Arm(_))), "{decision:?}");
+        assert!(
+            decision
+                .actions
+                .iter()
+                .all(|action| matches!(action, Action::Arm(_))),
+            "{decision:?}"
+        );
     }
     assert_eq!(document, before);
 }
@@ -306,7 +444,11 @@ fn an_outage_changes_nothing() {
 enum Event {
     Advance(u16),
     SetBack(u16),
-    Tick { store: usize, reachable: bool, clean: bool },
+    Tick {
+        store: usize,
+        reachable: bool,
+        clean: bool,
+    },
     Generate(usize),
     Remove(usize),
     LoseDocument,

@@ -1,10 +1,16 @@
 //! The embedded node on a real control server: what the fake has no part in.
 
-use std::{sync::Arc, time::{Duration, Instant}};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tailbone::{
     config::Secret,
-    tailnet::{BackendState, CLOSE_WITHIN, Config, EmbeddedNode, Error, ListenAddr, Node, engine_version, runtime_stats},
+    tailnet::{
+        BackendState, CLOSE_WITHIN, Config, EmbeddedNode, Error, ListenAddr, Node, engine_version,
+        runtime_stats,
+    },
 };
 
 use crate::support::{
@@ -16,14 +22,23 @@ use crate::support::{
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_on_old_state_needs_no_key_and_keeps_the_name() {
     let world = EmbeddedWorld::new();
-    let key = world.devnet.key(&Key { preauthorized: true, ..Key::default() }).await;
+    let key = world
+        .devnet
+        .key(&Key {
+            preauthorized: true,
+            ..Key::default()
+        })
+        .await;
     let first = world.start(&world.config("restart", &key)).await;
     let was = running(&*first).await;
     first.close().await;
 
     let second = world.start(&world.config("restart", "")).await;
     let is = running(&*second).await;
-    assert_eq!((&is.id, &is.name, &is.addresses), (&was.id, &was.name, &was.addresses));
+    assert_eq!(
+        (&is.id, &is.name, &is.addresses),
+        (&was.id, &was.name, &was.addresses)
+    );
     second.close().await;
 
     // A key that is no good any more does no harm: existing state wins.
@@ -38,9 +53,15 @@ async fn its_own_picture() {
     let node = world.node("picture", Who::User("alice@example.com")).await;
     let is = running(&*node).await;
     assert_eq!(is.hostname, world.host("picture"));
-    assert!(is.name.starts_with(&is.hostname) && is.name.ends_with(&is.tailnet), "{is:?}");
+    assert!(
+        is.name.starts_with(&is.hostname) && is.name.ends_with(&is.tailnet),
+        "{is:?}"
+    );
     assert_eq!(is.owner, world.login("alice@example.com"));
-    assert!(is.in_map_poll && !is.expired && is.key_expiry.is_some(), "{is:?}");
+    assert!(
+        is.in_map_poll && !is.expired && is.key_expiry.is_some(),
+        "{is:?}"
+    );
     assert_eq!(is.addresses.len(), 2);
     assert!(is.generation > 0 && node.generation() >= is.generation);
     assert_eq!((is.error.as_str(), is.control_error.as_str()), ("", ""));
@@ -50,7 +71,13 @@ async fn its_own_picture() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_picture_for_people_has_the_peers() {
     let world = EmbeddedWorld::new();
-    let key = world.devnet.key(&Key { preauthorized: true, ..Key::default() }).await;
+    let key = world
+        .devnet
+        .key(&Key {
+            preauthorized: true,
+            ..Key::default()
+        })
+        .await;
     let node = world.start(&world.config("picture", &key)).await;
     running(&*node).await;
     let picture = node.picture().await.unwrap();
@@ -69,18 +96,32 @@ async fn close_during_join_is_bounded() {
         serde_json::json!({ "mode": "ok" }),
     ] {
         let devnet = Devnet::start();
-        devnet.configure(serde_json::json!({ "require_auth": true })).await;
+        devnet
+            .configure(serde_json::json!({ "require_auth": true }))
+            .await;
         devnet.control(trouble.clone()).await;
         let state = tempfile::tempdir().unwrap();
         for wait in [0, 30, 300] {
             let began = Instant::now();
-            let node = soon("start", EmbeddedNode::start(&config(&devnet, state.path(), "joining", ""))).await.unwrap();
+            let node = soon(
+                "start",
+                EmbeddedNode::start(&config(&devnet, state.path(), "joining", "")),
+            )
+            .await
+            .unwrap();
             let started = began.elapsed();
             tokio::time::sleep(Duration::from_millis(wait)).await;
             let began = Instant::now();
             node.close().await;
-            eprintln!("{trouble}, after {wait} ms: started in {started:?}, closed in {:?}", began.elapsed());
-            assert!(began.elapsed() < CLOSE_WITHIN, "{trouble}: {:?}", began.elapsed());
+            eprintln!(
+                "{trouble}, after {wait} ms: started in {started:?}, closed in {:?}",
+                began.elapsed()
+            );
+            assert!(
+                began.elapsed() < CLOSE_WITHIN,
+                "{trouble}: {:?}",
+                began.elapsed()
+            );
             assert_eq!(node.watch().borrow().state, BackendState::Stopped);
         }
     }
@@ -97,7 +138,11 @@ async fn close_during_dial_ends_it() {
     gone.close().await;
     let dialling = {
         let node = Arc::clone(&node);
-        tokio::spawn(async move { node.dial(&format!("{ip}:80"), Duration::from_secs(60)).await.map(drop) })
+        tokio::spawn(async move {
+            node.dial(&format!("{ip}:80"), Duration::from_secs(60))
+                .await
+                .map(drop)
+        })
     };
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!dialling.is_finished(), "{:?}", dialling.await);
@@ -119,7 +164,11 @@ async fn a_dial_that_is_given_up_or_takes_too_long() {
     let late = node.dial(&addr, Duration::from_millis(200)).await;
     assert!(matches!(late, Err(Error::Timeout(_))), "{late:?}");
     // Given up: nothing to see but that the node is none the worse.
-    let given_up = tokio::time::timeout(Duration::from_millis(50), node.dial(&addr, Duration::from_secs(60))).await;
+    let given_up = tokio::time::timeout(
+        Duration::from_millis(50),
+        node.dial(&addr, Duration::from_secs(60)),
+    )
+    .await;
     assert!(given_up.is_err());
     assert!(node.listen(ListenAddr::Port(80)).await.is_ok());
     world.end().await;
@@ -140,7 +189,10 @@ async fn two_nodes_in_one_process_are_two() {
     a.close().await;
     assert_eq!(b.watch().borrow().state, BackendState::Running);
     let waiting = tokio::time::timeout(Duration::from_millis(50), on_b.accept()).await;
-    assert!(waiting.is_err(), "closing one ended the other's listener: {waiting:?}");
+    assert!(
+        waiting.is_err(),
+        "closing one ended the other's listener: {waiting:?}"
+    );
     world.end().await;
 }
 
@@ -152,23 +204,86 @@ async fn settings_that_are_not_what_they_must_be_are_refused_never_cut() {
     let mut cases: Vec<(&str, Config)> = Vec::new();
     for text in ["a\0b", long.as_str()] {
         cases.extend([
-            ("hostname", Config { hostname: text.into(), ..good() }),
-            ("dir", Config { dir: format!("/tmp/{text}").into(), ..good() }),
-            ("auth key", Config { auth_key: Some(Secret::new(text)), ..good() }),
-            ("control URL", Config { control_url: Some(format!("http://127.0.0.1:1/{text}")), ..good() }),
-            ("tag", Config { tags: vec![format!("tag:{text}")], ..good() }),
-            ("client id", Config { client_id: Some(text.into()), ..good() }),
-            ("client secret", Config { client_secret: Some(Secret::new(text)), ..good() }),
+            (
+                "hostname",
+                Config {
+                    hostname: text.into(),
+                    ..good()
+                },
+            ),
+            (
+                "dir",
+                Config {
+                    dir: format!("/tmp/{text}").into(),
+                    ..good()
+                },
+            ),
+            (
+                "auth key",
+                Config {
+                    auth_key: Some(Secret::new(text)),
+                    ..good()
+                },
+            ),
+            (
+                "control URL",
+                Config {
+                    control_url: Some(format!("http://127.0.0.1:1/{text}")),
+                    ..good()
+                },
+            ),
+            (
+                "tag",
+                Config {
+                    tags: vec![format!("tag:{text}")],
+                    ..good()
+                },
+            ),
+            (
+                "client id",
+                Config {
+                    client_id: Some(text.into()),
+                    ..good()
+                },
+            ),
+            (
+                "client secret",
+                Config {
+                    client_secret: Some(Secret::new(text)),
+                    ..good()
+                },
+            ),
         ]);
     }
     cases.extend([
-        ("tag without its prefix", Config { tags: vec!["robot".into()], ..good() }),
-        ("URL", Config { control_url: Some("ftp://x".into()), ..good() }),
-        ("empty dir", Config { dir: "".into(), ..good() }),
+        (
+            "tag without its prefix",
+            Config {
+                tags: vec!["robot".into()],
+                ..good()
+            },
+        ),
+        (
+            "URL",
+            Config {
+                control_url: Some("ftp://x".into()),
+                ..good()
+            },
+        ),
+        (
+            "empty dir",
+            Config {
+                dir: "".into(),
+                ..good()
+            },
+        ),
     ]);
     for (what, config) in cases {
         let refused = EmbeddedNode::start(&config).await;
-        assert!(matches!(refused, Err(Error::Invalid(_))), "{what}: {refused:?}");
+        assert!(
+            matches!(refused, Err(Error::Invalid(_))),
+            "{what}: {refused:?}"
+        );
         let words = refused.unwrap_err().to_string();
         assert!(words.len() < 1000, "{what}: the words repeat the setting");
     }
@@ -179,13 +294,27 @@ async fn settings_that_are_not_what_they_must_be_are_refused_never_cut() {
 async fn a_state_directory_that_cannot_be_is_a_failed_start() {
     let world = EmbeddedWorld::new();
     let file = tempfile::NamedTempFile::new().unwrap();
-    let refused = EmbeddedNode::start(&Config { dir: file.path().join("below-a-file"), ..world.config("dir", "") }).await;
-    assert!(matches!(refused, Err(Error::Io(_) | Error::Start(_))), "{refused:?}");
+    let refused = EmbeddedNode::start(&Config {
+        dir: file.path().join("below-a-file"),
+        ..world.config("dir", "")
+    })
+    .await;
+    assert!(
+        matches!(refused, Err(Error::Io(_) | Error::Start(_))),
+        "{refused:?}"
+    );
 
     let state = tempfile::tempdir().unwrap();
     std::fs::write(state.path().join("tailscaled.state"), b"{\"half\": ").unwrap();
-    let refused = EmbeddedNode::start(&Config { dir: state.path().into(), ..world.config("half", "") }).await;
-    assert!(matches!(refused, Err(Error::Io(_) | Error::Start(_))), "{refused:?}");
+    let refused = EmbeddedNode::start(&Config {
+        dir: state.path().into(),
+        ..world.config("half", "")
+    })
+    .await;
+    assert!(
+        matches!(refused, Err(Error::Io(_) | Error::Start(_))),
+        "{refused:?}"
+    );
     world.end().await;
 }
 

@@ -251,6 +251,9 @@ func (n *Node) startServer() (err *Error) {
 		return ioFail("making the state directory", err)
 	}
 	where := n.cfg.Store
+	if where != "" && !store.HasKnownProviderPrefix(where) {
+		return fail(Start, "store: this build has no store %q", where)
+	}
 	if where == "" {
 		where = filepath.Join(n.cfg.Dir, "tailscaled.state")
 	}

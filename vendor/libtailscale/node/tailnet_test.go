@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 }
 
 type tailnet struct {
-	t       *testing.T
+	t       testing.TB
 	control *testcontrol.Server
 	url     string
 	front   *front
@@ -71,7 +71,7 @@ func (f *front) vanish() {
 	f.conns = nil
 }
 
-func newTailnet(t *testing.T, change ...func(*testcontrol.Server)) *tailnet {
+func newTailnet(t testing.TB, change ...func(*testcontrol.Server)) *tailnet {
 	t.Helper()
 	d := derpserver.New(key.NewNode(), tslogger.Discard)
 	derp := httptest.NewServer(derpserver.Handler(d))
@@ -111,7 +111,7 @@ func newTailnet(t *testing.T, change ...func(*testcontrol.Server)) *tailnet {
 
 // member is a node under test with what its caller would keep.
 type member struct {
-	t      *testing.T
+	t      testing.TB
 	handle uint64
 	gen    *uint64
 	watch  int
@@ -265,7 +265,7 @@ func (m *member) dial(addr string) *caller {
 
 // caller is the caller's end of a connection, with its head.
 type caller struct {
-	t           *testing.T
+	t           testing.TB
 	fd          int
 	kind        byte
 	peer, local netip.AddrPort
@@ -277,7 +277,7 @@ type failed struct {
 	words string
 }
 
-func receiveAny(t *testing.T, fd int, within time.Duration) (*caller, *failed) {
+func receiveAny(t testing.TB, fd int, within time.Duration) (*caller, *failed) {
 	t.Helper()
 	if !readyToRead(fd, within) {
 		t.Fatal("no message in time")
@@ -309,7 +309,7 @@ func receiveAny(t *testing.T, fd int, within time.Duration) (*caller, *failed) {
 	return c, nil
 }
 
-func receive(t *testing.T, fd int) *caller {
+func receive(t testing.TB, fd int) *caller {
 	t.Helper()
 	c, f := receiveAny(t, fd, 15*time.Second)
 	if f != nil {
@@ -391,14 +391,14 @@ func readyToRead(fd int, within time.Duration) bool {
 
 // logReader reads a node's log lines, as the Rust side would.
 type logReader struct {
-	t    *testing.T
+	t    testing.TB
 	w    int
 	mu   sync.Mutex
 	all  strings.Builder
 	done chan struct{}
 }
 
-func newLogReader(t *testing.T) *logReader {
+func newLogReader(t testing.TB) *logReader {
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		t.Fatal(err)
@@ -431,7 +431,7 @@ func (l *logReader) text() string {
 }
 
 // steady remembers how many goroutines and descriptors there are, and gives a check that no more are left.
-func steady(t *testing.T) func() {
+func steady(t testing.TB) func() {
 	t.Helper()
 	count := func() (int, int) {
 		fds, _ := os.ReadDir("/proc/self/fd")

@@ -1,0 +1,299 @@
+//! A listener on a host address, with TLS, for callers that are on no tailnet. Only where a setting names the address.
+//!
+//! Invariants
+//! - A handshake is a task of its own with a time limit, and their number is bounded: a peer that says nothing delays nobody.
+//! - Certificate and key are read together and belong together; when the files change they are read anew, and while what they
+//!   hold is broken the last good pair stays in use.
+//! - TLS 1.2 and 1.3 by aws-lc; HTTP/2 is offered.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use http::Extensions;
+use rustls::{
+    ServerConfig,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject},
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::{JoinHandle, JoinSet},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use super::serve::Accept;
+
+/// The peer of a host listener: an address, which is no identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Remote(pub SocketAddr);
+
+impl Remote {
+    /// What each request of the connection carries, for [`super::serve::serve`].
+    pub fn identify(addr: SocketAddr) -> Extensions {
+        let mut extensions = Extensions::new();
+        extensions.insert(Self(addr));
+        extensions
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("{}: no certificate or key in PEM form", path.display())]
+    Pem {
+        path: PathBuf,
+        #[source]
+        cause: pem::Error,
+    },
+    #[error("{}: cannot be read", path.display())]
+    File {
+        path: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
+    #[error("{}: no certificate", .0.display())]
+    NoCertificate(PathBuf),
+    #[error("certificate and key do not belong together, or are of a kind that is not supported")]
+    Pair(#[source] rustls::Error),
+    #[error("{0} cannot be listened on")]
+    Listen(SocketAddr, #[source] io::Error),
+}
+
+/// A certificate chain and its key, from two PEM files.
+#[derive(Debug)]
+pub struct CertificateFiles {
+    cert: PathBuf,
+    key: PathBuf,
+    pair: ArcSwap<CertifiedKey>,
+    seen: ArcSwap<Option<[Stamp; 2]>>,
+}
+
+/// What tells one version of a file from the next without reading it.
+type Stamp = (SystemTime, u64);
+
+impl CertificateFiles {
+    pub fn open(cert: PathBuf, key: PathBuf) -> Result<Self, TlsError> {
+        // Taken before reading: a change in between is then seen as one.
+        let seen = stamps(&cert, &key);
+        let pair = read(&cert, &key)?;
+        Ok(Self {
+            cert,
+            key,
+            pair: ArcSwap::from_pointee(pair),
+            seen: ArcSwap::from_pointee(seen),
+        })
+    }
+
+    /// Reads the files anew if they have changed, and says whether it did. On an error the old pair stays, and the files are
+    /// looked at again next time: renewal may have been caught between its two files.
+    pub fn reload(&self) -> Result<bool, TlsError> {
+        let now = stamps(&self.cert, &self.key);
+        if now.is_some() && now == **self.seen.load() {
+            return Ok(false);
+        }
+        self.pair
+            .store(Arc::new(read(&self.cert, &self.key)?));
+        self.seen.store(Arc::new(now));
+        Ok(true)
+    }
+}
+
+impl ResolvesServerCert for CertificateFiles {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.pair.load_full())
+    }
+}
+
+fn stamps(cert: &PathBuf, key: &PathBuf) -> Option<[Stamp; 2]> {
+    let stamp = |path: &PathBuf| {
+        let meta = fs::metadata(path).ok()?;
+        Some((meta.modified().ok()?, meta.len()))
+    };
+    Some([stamp(cert)?, stamp(key)?])
+}
+
+fn read(cert: &PathBuf, key: &PathBuf) -> Result<CertifiedKey, TlsError> {
+    let text = |path: &PathBuf| {
+        fs::read(path).map_err(|cause| TlsError::File {
+            path: path.clone(),
+            cause,
+        })
+    };
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&text(cert)?)
+        .collect::<Result<_, _>>()
+        .map_err(|cause| TlsError::Pem {
+            path: cert.clone(),
+            cause,
+        })?;
+    if chain.is_empty() {
+        return Err(TlsError::NoCertificate(cert.clone()));
+    }
+    let private = PrivateKeyDer::from_pem_slice(&text(key)?).map_err(|cause| TlsError::Pem {
+        path: key.clone(),
+        cause,
+    })?;
+    CertifiedKey::from_der(chain, private, &aws_lc_rs::default_provider()).map_err(TlsError::Pair)
+}
+
+/// Accepts TLS connections on a host address.
+#[derive(Debug)]
+pub struct TlsListener {
+    tcp: TcpListener,
+    acceptor: Acceptor,
+    handshakes: JoinSet<Option<(TlsStream<TcpStream>, SocketAddr)>>,
+    watch: JoinHandle<()>,
+}
+
+#[derive(Clone)]
+struct Acceptor(TlsAcceptor);
+
+impl std::fmt::Debug for Acceptor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Acceptor")
+    }
+}
+
+const HANDSHAKES: usize = 512;
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+impl TlsListener {
+    pub async fn bind(addr: SocketAddr, files: Arc<CertificateFiles>) -> Result<Self, TlsError> {
+        let mut config =
+            ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .map_err(TlsError::Pair)?
+                .with_no_client_auth()
+                .with_cert_resolver(files.clone());
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let tcp = TcpListener::bind(addr)
+            .await
+            .map_err(|cause| TlsError::Listen(addr, cause))?;
+        Ok(Self {
+            tcp,
+            acceptor: Acceptor(Arc::new(config).into()),
+            handshakes: JoinSet::new(),
+            watch: tokio::spawn(look(files)),
+        })
+    }
+
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.tcp.local_addr()
+    }
+
+    fn shake(&mut self, tcp: TcpStream, addr: SocketAddr) {
+        let handshake = self.acceptor.0.accept(tcp);
+        self.handshakes.spawn(async move {
+            match tokio::time::timeout(HANDSHAKE_TIME, handshake).await {
+                Ok(Ok(stream)) => Some((stream, addr)),
+                Ok(Err(error)) => {
+                    tracing::debug!(target: "server", peer = %addr, %error, "TLS handshake failed");
+                    None
+                }
+                Err(_) => None,
+            }
+        });
+    }
+}
+
+impl Drop for TlsListener {
+    fn drop(&mut self) {
+        self.watch.abort();
+    }
+}
+
+impl Accept for TlsListener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    /// Nothing is lost when this future is dropped: handshakes under way belong to the listener.
+    async fn accept(&mut self) -> io::Result<(Self::Io, SocketAddr)> {
+        loop {
+            let room = self.handshakes.len() < HANDSHAKES;
+            tokio::select! {
+                accepted = accept_tcp(&self.tcp), if room => {
+                    let (tcp, addr) = accepted?;
+                    self.shake(tcp, addr);
+                }
+                Some(done) = self.handshakes.join_next() => {
+                    if let Ok(Some(connection)) = done {
+                        return Ok(connection);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A host address without TLS: loopback, or behind a proxy that ends TLS.
+#[derive(Debug)]
+pub struct PlainListener(pub TcpListener);
+
+impl Accept for PlainListener {
+    type Io = TcpStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        accept_tcp(&self.0).await
+    }
+}
+
+/// A connection that died in the queue and a want of descriptors both pass; neither may end the listener.
+async fn accept_tcp(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let mut pause = Duration::from_millis(5);
+    loop {
+        match listener.accept().await {
+            Ok((tcp, addr)) => {
+                // Small answers must not wait for an acknowledgement; a refusal here only costs time.
+                let _ = tcp.set_nodelay(true);
+                return Ok((tcp, addr));
+            }
+            Err(error) if is_of_the_connection(&error) => {}
+            Err(error) if is_passing(&error) => {
+                tracing::warn!(target: "server", %error, "cannot accept; trying again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(1));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn is_of_the_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::*;
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | ConnectionRefused | Interrupted
+    )
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    let passing = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    error
+        .raw_os_error()
+        .is_some_and(|code| passing.contains(&code))
+}
+
+async fn look(files: Arc<CertificateFiles>) {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        // Two small files, and seldom: not worth a thread of their own.
+        match files.reload() {
+            Ok(true) => {
+                tracing::info!(target: "server", cert = %files.cert.display(), "certificate read anew");
+            }
+            Ok(false) => {}
+            Err(error) => {
+                let error = crate::telemetry::chain(&error);
+                tracing::error!(target: "server", error, "certificate not read anew; the old one stays in use");
+            }
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! The caller's side: finds the job's own token, shows it to an exchange, and returns the access token.
+//!
+//! Invariants: neither token is in any error or log line; the token goes to the named server alone (redirects are not followed).
+//! How flags and variables name the parts is left to the command line.
+
+use std::{io::Read, path::PathBuf, time::Duration};
+
+use ::http::{StatusCode, header};
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use crate::config::Secret;
+
+/// Where the job's token is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenSource {
+    /// A file; `-` is standard input.
+    File(PathBuf),
+    /// GitHub Actions' token endpoint, open to jobs with `permissions: id-token: write`.
+    GitHub {
+        url: String,
+        request_token: Secret,
+        audience: String,
+    },
+    Text(Secret),
+}
+
+/// What is asked of which exchange.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    pub server: Url,
+    pub token: TokenSource,
+    pub scopes: Vec<String>,
+    pub tags: Vec<String>,
+}
+
+/// The access token as the exchange told it.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub access_token: Secret,
+    pub expires_in: Option<u64>,
+    pub scope: Option<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("the token file {path} cannot be read")]
+    File {
+        path: String,
+        #[source]
+        cause: std::io::Error,
+    },
+    #[error("the token is empty")]
+    EmptyToken,
+    #[error("GitHub gave no token")]
+    GitHub(#[source] reqwest::Error),
+    #[error("GitHub gave no token: {0}")]
+    GitHubAnswer(String),
+    #[error("the exchange at {server} cannot be reached")]
+    Unreachable {
+        server: String,
+        #[source]
+        cause: reqwest::Error,
+    },
+    #[error("the exchange refused: {status}: {words}")]
+    Refused { status: StatusCode, words: String },
+    #[error("the exchange's answer holds no access token")]
+    Nonsense,
+}
+
+const TIME: Duration = Duration::from_secs(60);
+
+/// Asks once.
+pub async fn exchange(ask: Ask) -> Result<Answer, ClientError> {
+    let server = ask.server.to_string();
+    let unreachable = |cause: reqwest::Error| ClientError::Unreachable {
+        server: server.clone(),
+        cause: cause.without_url(),
+    };
+    let http = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(TIME)
+        .user_agent(concat!("tailbone/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(unreachable)?;
+    let token = token(ask.token, &http).await?;
+    let response = http
+        .post(ask.server)
+        .bearer_auth(token.reveal())
+        // An exchange of the original kind does not read this header and answers with text.
+        .header(header::ACCEPT, "application/json, text/plain;q=0.5")
+        .json(&Body {
+            scopes: &ask.scopes,
+            tags: &ask.tags,
+        })
+        .send()
+        .await
+        .map_err(unreachable)?;
+    let status = response.status();
+    let body = response.text().await.map_err(unreachable)?;
+    if status != StatusCode::OK {
+        return Err(ClientError::Refused {
+            status,
+            words: words(&body),
+        });
+    }
+    answer(&body).ok_or(ClientError::Nonsense)
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    scopes: &'a [String],
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    tags: &'a [String],
+}
+
+async fn token(source: TokenSource, http: &reqwest::Client) -> Result<Secret, ClientError> {
+    let text = match source {
+        TokenSource::Text(token) => token,
+        TokenSource::File(path) => Secret::new(file(&path).map_err(|cause| ClientError::File {
+            path: path.display().to_string(),
+            cause,
+        })?),
+        TokenSource::GitHub {
+            url,
+            request_token,
+            audience,
+        } => github(http, &url, &request_token, &audience).await?,
+    };
+    match text.reveal().trim() {
+        "" => Err(ClientError::EmptyToken),
+        trimmed => Ok(Secret::new(trimmed)),
+    }
+}
+
+fn file(path: &std::path::Path) -> std::io::Result<String> {
+    const MOST: u64 = 1 << 20;
+    let mut text = String::new();
+    if path.as_os_str() == "-" {
+        std::io::stdin().take(MOST).read_to_string(&mut text)?;
+    } else {
+        std::fs::File::open(path)?
+            .take(MOST)
+            .read_to_string(&mut text)?;
+    }
+    Ok(text)
+}
+
+async fn github(
+    http: &reqwest::Client,
+    url: &str,
+    request_token: &Secret,
+    audience: &str,
+) -> Result<Secret, ClientError> {
+    #[derive(Deserialize)]
+    struct Found {
+        value: String,
+    }
+
+    let mut url = Url::parse(url).map_err(|_| {
+        ClientError::GitHubAnswer("ACTIONS_ID_TOKEN_REQUEST_URL is no address".to_owned())
+    })?;
+    url.query_pairs_mut().append_pair("audience", audience);
+    let broken = |cause: reqwest::Error| ClientError::GitHub(cause.without_url());
+    let response = http
+        .get(url)
+        .bearer_auth(request_token.reveal())
+        .header(header::ACCEPT, "application/json")
+        .send()
+        .await
+        .map_err(broken)?;
+    if response.status() != StatusCode::OK {
+        return Err(ClientError::GitHubAnswer(response.status().to_string()));
+    }
+    let found: Found = response.json().await.map_err(broken)?;
+    Ok(Secret::new(found.value))
+}
+
+fn answer(body: &str) -> Option<Answer> {
+    #[derive(Deserialize)]
+    struct Json {
+        #[serde(alias = "token")]
+        access_token: String,
+        expires_in: Option<u64>,
+        scope: Option<String>,
+    }
+
+    let json = match serde_json::from_str::<Json>(body) {
+        Ok(json) => json,
+        Err(_) => Json {
+            access_token: body.trim().to_owned(),
+            expires_in: None,
+            scope: None,
+        },
+    };
+    let token = json.access_token;
+    let sound = !token.is_empty() && token.bytes().all(|c| c.is_ascii_graphic());
+    // A page or an object in place of the token must not end up in somebody's script as one.
+    (sound && !token.starts_with(['<', '{'])).then_some(Answer {
+        access_token: Secret::new(token),
+        expires_in: json.expires_in,
+        scope: json.scope,
+    })
+}
+
+/// What the exchange said, fit for a terminal.
+fn words(body: &str) -> String {
+    #[derive(Deserialize)]
+    struct Json {
+        error: String,
+        error_description: Option<String>,
+        request_id: Option<String>,
+    }
+
+    let text = match serde_json::from_str::<Json>(body) {
+        Ok(json) => {
+            let mut text = json.error;
+            if let Some(description) = json.error_description {
+                text = format!("{text}: {description}");
+            }
+            if let Some(id) = json.request_id {
+                text = format!("{text} (request {id})");
+            }
+            text
+        }
+        Err(_) => body.trim().to_owned(),
+    };
+    super::shown(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_of_every_age_are_read() {
+        let token = |body| answer(body).map(|answer| answer.access_token.reveal().to_owned());
+        assert_eq!(token("tskey-api-x").as_deref(), Some("tskey-api-x"));
+        assert_eq!(token(r#"{"token":"a"}"#).as_deref(), Some("a"));
+        assert_eq!(token(r#"{"access_token":"a","expires_in":3600}"#).as_deref(), Some("a"));
+        for odd in ["", "<html>", "two words", r#"{"access_token":""}"#, r#"{"x":1}"#] {
+            assert_eq!(token(odd), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn refusals_are_told_in_the_servers_words() {
+        assert_eq!(words("subject mismatch\n"), "subject mismatch");
+        assert_eq!(
+            words(r#"{"error":"invalid_scope","error_description":"no","request_id":"r1"}"#),
+            "invalid_scope: no (request r1)"
+        );
+    }
+}

@@ -1,0 +1,464 @@
+//! The call to Tailscale's token endpoint: client credentials for the scopes and tags of one request.
+//!
+//! Invariants
+//! - A request's scopes and tags are arguments from its policy to the form that is sent; nothing that two requests share ever
+//!   holds them. The cache's key is all that decides about a grant.
+//! - The client's secret goes to the endpoint alone: redirects are not followed, and no error carries an answer's body.
+//! - Nobody waits for long: each call has a time limit, their number at once is bounded, and after a 429 nobody calls for the
+//!   client until its `Retry-After` has passed.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use ::http::{HeaderMap, StatusCode, header};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde::Deserialize;
+use tokio::sync::Semaphore;
+use url::{Url, form_urlencoded};
+
+use super::config::Credentials;
+use crate::config::Secret;
+
+/// What one request is to get.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Grant {
+    pub policy: String,
+    pub scopes: Vec<String>,
+    pub tags: Vec<String>,
+}
+
+/// What the endpoint gave.
+#[derive(Debug, Clone)]
+pub struct AccessToken {
+    pub token: Secret,
+    /// Left of its life.
+    pub expires_in: Option<Duration>,
+}
+
+/// Why the endpoint gave nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ExchangeError {
+    #[error("the client may not have what was asked for: {0}")]
+    GrantRefused(String),
+    #[error("the client was refused: {0}")]
+    ClientRefused(String),
+    #[error("too many calls; again in {0:?}")]
+    Throttled(Duration),
+    #[error("too many calls are under way")]
+    Busy,
+    #[error("no answer within {0:?}")]
+    TooSlow(Duration),
+    #[error("the endpoint cannot be reached")]
+    Unreachable(#[source] reqwest::Error),
+    #[error("the endpoint answered {0}")]
+    Status(StatusCode),
+    #[error("the endpoint's answer makes no sense: {0}")]
+    Nonsense(&'static str),
+}
+
+/// Where access tokens come from.
+#[derive(Debug)]
+pub struct TokenEndpoint {
+    http: reqwest::Client,
+    url: Url,
+    timeout: Duration,
+    cache_time: Duration,
+    calls: Semaphore,
+    /// By client id.
+    clients: Mutex<HashMap<String, Client>>,
+    cache: Mutex<HashMap<(String, Grant), Cached>>,
+}
+
+/// What is known of a client's dealings with the endpoint; never what was asked for.
+#[derive(Debug, Default, Clone, Copy)]
+struct Client {
+    style: Option<Style>,
+    quiet_until: Option<Instant>,
+}
+
+/// How a client shows its secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Style {
+    Basic,
+    Form,
+}
+
+#[derive(Debug)]
+struct Cached {
+    token: Secret,
+    /// When it is given to nobody any more.
+    fresh_until: Instant,
+    expires: Instant,
+}
+
+const CALLS: usize = 64;
+const BODY_BYTES: usize = 1 << 20;
+const CACHED: usize = 1024;
+/// A cached token lives at least this much longer when it is given away.
+const LEAST_LEFT: Duration = Duration::from_secs(60);
+const MOST_QUIET: Duration = Duration::from_secs(300);
+
+impl TokenEndpoint {
+    pub fn new(url: Url, timeout: Duration, cache_time: Duration) -> Result<Self, reqwest::Error> {
+        let http = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(timeout)
+            .user_agent(concat!("tailbone/", env!("CARGO_PKG_VERSION")))
+            .build()?;
+        Ok(Self {
+            http,
+            url,
+            timeout,
+            cache_time,
+            calls: Semaphore::new(CALLS),
+            clients: Mutex::default(),
+            cache: Mutex::default(),
+        })
+    }
+
+    /// A token for exactly this grant.
+    pub async fn token(
+        &self,
+        credentials: &Credentials,
+        grant: &Grant,
+        now: Instant,
+    ) -> Result<AccessToken, ExchangeError> {
+        let key = (credentials.id.clone(), grant.clone());
+        if let Some(known) = self.cached(&key, now) {
+            return Ok(known);
+        }
+        let client = self.client(&credentials.id);
+        if let Some(until) = client.quiet_until.filter(|until| *until > now) {
+            return Err(ExchangeError::Throttled(until - now));
+        }
+        let _slot = tokio::time::timeout(self.timeout, self.calls.acquire())
+            .await
+            .map_err(|_| ExchangeError::Busy)?
+            .map_err(|_| ExchangeError::Busy)?;
+        let token = match client.style {
+            Some(style) => self.call(credentials, grant, style).await,
+            None => self.first_call(credentials, grant).await,
+        };
+        if let Err(ExchangeError::Throttled(wait)) = &token {
+            let until = now + (*wait).min(MOST_QUIET);
+            self.remember(&credentials.id, |client| client.quiet_until = Some(until));
+        }
+        let token = token?;
+        self.cache(key, &token, now);
+        Ok(token)
+    }
+
+    /// Forgets cached tokens, so that a changed policy counts at once.
+    pub fn forget(&self) {
+        lock(&self.cache).clear();
+    }
+
+    /// Endpoints differ in how a client may show its secret. The second way is tried only where the first may have been the reason.
+    async fn first_call(
+        &self,
+        credentials: &Credentials,
+        grant: &Grant,
+    ) -> Result<AccessToken, ExchangeError> {
+        let (token, style) = match self.call(credentials, grant, Style::Basic).await {
+            Err(ExchangeError::ClientRefused(_)) => {
+                (self.call(credentials, grant, Style::Form).await?, Style::Form)
+            }
+            other => (other?, Style::Basic),
+        };
+        self.remember(&credentials.id, |client| client.style = Some(style));
+        Ok(token)
+    }
+
+    async fn call(
+        &self,
+        credentials: &Credentials,
+        grant: &Grant,
+        style: Style,
+    ) -> Result<AccessToken, ExchangeError> {
+        let mut request = self
+            .http
+            .post(self.url.clone())
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .header(header::ACCEPT, "application/json")
+            .body(form(credentials, grant, style));
+        if style == Style::Basic {
+            request = request.header(header::AUTHORIZATION, basic(credentials)?);
+        }
+        let answer = async {
+            let response = request.send().await?;
+            let (status, headers) = (response.status(), response.headers().clone());
+            Ok((status, headers, body(response).await?))
+        };
+        let (status, headers, body) = answer.await.map_err(|error| self.broken(error))?;
+        let body = body.ok_or(ExchangeError::Nonsense("it is larger than 1 MiB"))?;
+        understood(status, &headers, &body)
+    }
+
+    fn broken(&self, error: reqwest::Error) -> ExchangeError {
+        if error.is_timeout() {
+            ExchangeError::TooSlow(self.timeout)
+        } else {
+            ExchangeError::Unreachable(error.without_url())
+        }
+    }
+
+    fn client(&self, id: &str) -> Client {
+        lock(&self.clients).get(id).copied().unwrap_or_default()
+    }
+
+    fn remember(&self, id: &str, change: impl FnOnce(&mut Client)) {
+        change(lock(&self.clients).entry(id.to_owned()).or_default());
+    }
+
+    fn cached(&self, key: &(String, Grant), now: Instant) -> Option<AccessToken> {
+        let cache = lock(&self.cache);
+        let known = cache.get(key).filter(|known| now < known.fresh_until)?;
+        Some(AccessToken {
+            token: known.token.clone(),
+            expires_in: Some(known.expires.saturating_duration_since(now)),
+        })
+    }
+
+    fn cache(&self, key: (String, Grant), token: &AccessToken, now: Instant) {
+        let Some(life) = token.expires_in else { return };
+        let keep = self.cache_time.min(life.saturating_sub(LEAST_LEFT));
+        if keep.is_zero() {
+            return;
+        }
+        let mut cache = lock(&self.cache);
+        if cache.len() >= CACHED {
+            cache.retain(|_, known| now < known.fresh_until);
+        }
+        if cache.len() < CACHED {
+            let known = Cached {
+                token: token.token.clone(),
+                fresh_until: now + keep,
+                expires: now + life,
+            };
+            cache.insert(key, known);
+        }
+    }
+}
+
+fn form(credentials: &Credentials, grant: &Grant, style: Style) -> String {
+    let mut form = form_urlencoded::Serializer::new(String::new());
+    form.append_pair("grant_type", "client_credentials");
+    form.append_pair("scope", &grant.scopes.join(" "));
+    if !grant.tags.is_empty() {
+        form.append_pair("tags", &grant.tags.join(" "));
+    }
+    if style == Style::Form {
+        form.append_pair("client_id", &credentials.id);
+        form.append_pair("client_secret", credentials.secret.reveal());
+    }
+    form.finish()
+}
+
+/// Both halves are form-encoded before base64 (RFC 6749, 2.3.1).
+fn basic(credentials: &Credentials) -> Result<header::HeaderValue, ExchangeError> {
+    let encoded = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+    let pair = format!(
+        "{}:{}",
+        encoded(&credentials.id),
+        encoded(credentials.secret.reveal())
+    );
+    let mut value = header::HeaderValue::try_from(format!("Basic {}", STANDARD.encode(pair)))
+        .map_err(|_| ExchangeError::Nonsense("the client does not fit into a header"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// `None` where it is too large.
+async fn body(mut response: reqwest::Response) -> Result<Option<Vec<u8>>, reqwest::Error> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        if body.len() + chunk.len() > BODY_BYTES {
+            return Ok(None);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Some(body))
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Answer {
+    access_token: Option<String>,
+    token_type: Option<String>,
+    expires_in: Option<serde_json::Value>,
+    error: Option<String>,
+    error_description: Option<String>,
+}
+
+fn understood(
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<AccessToken, ExchangeError> {
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        return Err(ExchangeError::Throttled(retry_after(headers)));
+    }
+    let answer = answer(headers, body);
+    if let Some(error) = answer.as_ref().and_then(|answer| answer.error.as_deref()) {
+        let words = answer.as_ref().and_then(|answer| answer.error_description.as_deref());
+        return Err(refused(status, error, words));
+    }
+    if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN) {
+        // Without an error code of its own, the answer leaves open whether the way of showing the secret was wrong.
+        return Err(ExchangeError::ClientRefused(status.to_string()));
+    }
+    if !status.is_success() {
+        return Err(ExchangeError::Status(status));
+    }
+    let answer = answer.ok_or(ExchangeError::Nonsense("it is neither JSON nor a form"))?;
+    let bearer = (answer.token_type.as_deref()).is_none_or(|kind| kind.eq_ignore_ascii_case("bearer"));
+    if !bearer {
+        return Err(ExchangeError::Nonsense("the token is no bearer token"));
+    }
+    let token = answer
+        .access_token
+        .filter(|token| !token.is_empty() && token.bytes().all(|c| c.is_ascii_graphic()))
+        .ok_or(ExchangeError::Nonsense("it has no access_token"))?;
+    Ok(AccessToken {
+        token: Secret::new(token),
+        expires_in: answer.expires_in.as_ref().and_then(seconds),
+    })
+}
+
+fn answer(headers: &HeaderMap, body: &[u8]) -> Option<Answer> {
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok())
+        .unwrap_or_default()
+        .to_ascii_lowercase();
+    if let Ok(answer) = serde_json::from_slice(body) {
+        return Some(answer);
+    }
+    let form = kind.starts_with("text/plain") || kind.starts_with("application/x-www-form-urlencoded");
+    if !form {
+        return None;
+    }
+    let mut answer = Answer::default();
+    for (name, value) in form_urlencoded::parse(body) {
+        let value = value.into_owned();
+        match name.as_ref() {
+            "access_token" => answer.access_token = Some(value),
+            "token_type" => answer.token_type = Some(value),
+            "expires_in" => answer.expires_in = Some(value.into()),
+            "error" => answer.error = Some(value),
+            _ => {}
+        }
+    }
+    Some(answer)
+}
+
+/// Which of the standard's codes blames whom. The description goes to the log, cut short and without control characters.
+fn refused(status: StatusCode, error: &str, description: Option<&str>) -> ExchangeError {
+    let words: String = format!("{error}: {}", description.unwrap_or("no description"))
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(300)
+        .collect();
+    match error {
+        "invalid_scope" | "invalid_target" | "access_denied" => ExchangeError::GrantRefused(words),
+        "invalid_client" | "unauthorized_client" | "invalid_request" => {
+            ExchangeError::ClientRefused(words)
+        }
+        _ if status.is_server_error() => ExchangeError::Status(status),
+        _ => ExchangeError::ClientRefused(words),
+    }
+}
+
+/// A number, or a text with one.
+fn seconds(value: &serde_json::Value) -> Option<Duration> {
+    let seconds = match value {
+        serde_json::Value::Number(number) => number.as_u64()?,
+        serde_json::Value::String(text) => text.trim().parse().ok()?,
+        _ => return None,
+    };
+    // A year is longer than any token lives, and no sum with it overflows.
+    Some(Duration::from_secs(seconds.min(365 * 24 * 3600)))
+}
+
+fn retry_after(headers: &HeaderMap) -> Duration {
+    let text = headers
+        .get(header::RETRY_AFTER)
+        .and_then(|value| value.to_str().ok());
+    let seconds = text.and_then(|text| text.trim().parse().ok());
+    Duration::from_secs(seconds.unwrap_or(5_u64).clamp(1, 3600))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing behind these locks can be left half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(status: u16, kind: &'static str, body: &str) -> Result<AccessToken, ExchangeError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+        understood(StatusCode::from_u16(status).unwrap(), &headers, body.as_bytes())
+    }
+
+    #[test]
+    fn answers_of_all_kinds_are_understood() {
+        let json = answered(200, "application/json", r#"{"access_token":"t","token_type":"Bearer","expires_in":"3600"}"#).unwrap();
+        assert_eq!((json.token.reveal(), json.expires_in), ("t", Some(Duration::from_secs(3600))));
+        let form = answered(200, "text/plain", "access_token=t&expires_in=60").unwrap();
+        assert_eq!((form.token.reveal(), form.expires_in), ("t", Some(Duration::from_secs(60))));
+    }
+
+    #[test]
+    fn refusals_blame_the_right_side() {
+        let code = |status, body: &str| answered(status, "application/json", body).unwrap_err();
+        assert!(matches!(code(400, r#"{"error":"invalid_scope"}"#), ExchangeError::GrantRefused(_)));
+        assert!(matches!(code(400, r#"{"error":"invalid_target"}"#), ExchangeError::GrantRefused(_)));
+        assert!(matches!(code(401, r#"{"error":"invalid_client"}"#), ExchangeError::ClientRefused(_)));
+        assert!(matches!(code(200, r#"{"error":"invalid_scope","access_token":"t"}"#), ExchangeError::GrantRefused(_)));
+        assert!(matches!(code(401, "{}"), ExchangeError::ClientRefused(_)));
+        assert!(matches!(code(500, r#"{"error":"server_error"}"#), ExchangeError::Status(_)));
+        assert!(matches!(code(200, r#"{"access_token":""}"#), ExchangeError::Nonsense(_)));
+        assert!(matches!(code(200, r#"{"access_token":"a\nb"}"#), ExchangeError::Nonsense(_)));
+        assert!(matches!(code(302, ""), ExchangeError::Status(_)));
+    }
+
+    #[test]
+    fn basic_credentials_are_form_encoded_first() {
+        let credentials = Credentials { id: "a b".into(), secret: Secret::new("s:%+") };
+        let value = basic(&credentials).unwrap();
+        let pair = STANDARD.decode(value.to_str().unwrap().strip_prefix("Basic ").unwrap()).unwrap();
+        assert_eq!(pair, b"a+b:s%3A%25%2B");
+    }
+
+    #[test]
+    fn a_cached_token_is_of_one_grant_and_never_nearly_expired() {
+        let endpoint = |cache| {
+            let url = Url::parse("http://localhost/").unwrap();
+            TokenEndpoint::new(url, Duration::from_secs(1), Duration::from_secs(cache)).unwrap()
+        };
+        let grant = |scope: &str| (String::from("id"), Grant { policy: "p".into(), scopes: vec![scope.into()], tags: vec![] });
+        let token = |life| AccessToken { token: Secret::new("t"), expires_in: Some(Duration::from_secs(life)) };
+        let now = Instant::now();
+        let after = |seconds| now + Duration::from_secs(seconds);
+
+        let cached = endpoint(300);
+        cached.cache(grant("a"), &token(3600), now);
+        assert_eq!(cached.cached(&grant("a"), after(299)).unwrap().expires_in, Some(Duration::from_secs(3301)));
+        assert!(cached.cached(&grant("a"), after(300)).is_none());
+        assert!(cached.cached(&grant("b"), now).is_none());
+        cached.cache(grant("b"), &token(90), now);
+        assert!(cached.cached(&grant("b"), after(29)).is_some());
+        assert!(cached.cached(&grant("b"), after(30)).is_none());
+        cached.forget();
+        assert!(cached.cached(&grant("a"), now).is_none());
+
+        let off = endpoint(0);
+        off.cache(grant("a"), &token(3600), now);
+        assert!(off.cached(&grant("a"), now).is_none());
+    }
+}

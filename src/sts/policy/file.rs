@@ -1,0 +1,617 @@
+//! Reads policy files: one TOML document is one policy.
+//!
+//! Which entries of the directory are policies: files named `….toml` or without any dot, in the order of their names. Hidden
+//! entries, editors' backups, directories and `….example.toml` are none; another ending is left out with a warning. A link counts
+//! as what it leads to, so a mounted Kubernetes volume works.
+//!
+//! Invariants
+//! - All mistakes of all files are told at once, each with its file and field. One mistake and nothing is loaded.
+//! - What the rules forbid is never loaded; [`Policy`] values exist only for files that passed all of them.
+//! - Files of every earlier form load: field names in any case, one `algorithm` in any case, an array of issuers, scopes as a
+//!   table of `read` and `write`.
+
+use std::{fmt, io, path::Path, time::Duration};
+
+use jsonwebtoken::Algorithm;
+use serde_json::Value as Json;
+use toml::{Table, Value};
+use url::Url;
+
+use super::{Audience, Condition, Pattern, Policy};
+use crate::{
+    config::{Secret, duration},
+    jwks::fetch::Source,
+    sts::config::Credentials,
+};
+
+/// The policies, and what people should know about them.
+#[derive(Debug, Clone, Default)]
+pub struct Loaded {
+    pub policies: Vec<Policy>,
+    pub warnings: Vec<Mistake>,
+}
+
+/// One sentence about one field of one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    pub file: String,
+    pub field: Option<String>,
+    pub sentence: String,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.field {
+            Some(field) => write!(f, "{}: {field}: {}", self.file, self.sentence),
+            None => write!(f, "{}: {}", self.file, self.sentence),
+        }
+    }
+}
+
+/// Why there are no policies.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("failed to read directory {directory}")]
+    Directory {
+        directory: String,
+        #[source]
+        cause: io::Error,
+    },
+    #[error("no policies found in directory {0}")]
+    Empty(String),
+    #[error("{}", told(.0))]
+    Mistakes(Vec<Mistake>),
+}
+
+fn told(mistakes: &[Mistake]) -> String {
+    let mut text = format!("{} mistakes in the policies", mistakes.len());
+    if let [_] = mistakes {
+        text = "a mistake in the policies".to_owned();
+    }
+    for mistake in mistakes {
+        text.push_str("\n  ");
+        text.push_str(&mistake.to_string());
+    }
+    text
+}
+
+const MOST_BYTES: u64 = 1 << 20;
+
+/// Loads every policy of a directory. With `strict`, what would be a warning is a mistake.
+pub fn load(directory: &Path, strict: bool) -> Result<Loaded, LoadError> {
+    let unreadable = |cause| LoadError::Directory {
+        directory: directory.display().to_string(),
+        cause,
+    };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(unreadable)? {
+        names.push(entry.map_err(unreadable)?.file_name());
+    }
+    names.sort();
+
+    let mut notes = Notes::default();
+    let mut left_out = Vec::new();
+    let mut policies = Vec::new();
+    for name in names {
+        let path = directory.join(&name);
+        let name = name.to_string_lossy().into_owned();
+        match kind(&name) {
+            Entry::Policy if path.is_dir() => {}
+            Entry::Policy => {
+                let mut file = Reader::new(&name);
+                policies.extend(file.read(&path));
+                notes.append(file.notes);
+            }
+            Entry::Odd if path.is_file() => left_out.push(note(
+                &name,
+                None,
+                "left out: only files named ….toml or without a dot are policies",
+            )),
+            Entry::Odd | Entry::Nothing => {}
+        }
+    }
+    if strict {
+        notes.mistakes.append(&mut notes.warnings);
+    }
+    if !notes.mistakes.is_empty() {
+        return Err(LoadError::Mistakes(notes.mistakes));
+    }
+    if policies.is_empty() {
+        return Err(LoadError::Empty(directory.display().to_string()));
+    }
+    notes.warnings.append(&mut left_out);
+    Ok(Loaded {
+        policies,
+        warnings: notes.warnings,
+    })
+}
+
+enum Entry {
+    Nothing,
+    Odd,
+    Policy,
+}
+
+fn kind(name: &str) -> Entry {
+    let lower = name.to_ascii_lowercase();
+    let backup = [".bak", ".orig", ".rej", ".swp", ".swo", ".tmp", "~"];
+    if lower.starts_with(['.', '#']) || backup.iter().any(|end| lower.ends_with(end)) {
+        Entry::Nothing
+    } else if lower.ends_with(".example.toml") {
+        Entry::Odd
+    } else if lower.ends_with(".toml") || !lower.contains('.') {
+        Entry::Policy
+    } else {
+        Entry::Odd
+    }
+}
+
+#[derive(Debug, Default)]
+struct Notes {
+    mistakes: Vec<Mistake>,
+    warnings: Vec<Mistake>,
+}
+
+impl Notes {
+    fn warn(&mut self, file: &str, field: Option<&str>, sentence: impl Into<String>) {
+        self.warnings.push(note(file, field, sentence));
+    }
+
+    fn append(&mut self, mut other: Self) {
+        self.mistakes.append(&mut other.mistakes);
+        self.warnings.append(&mut other.warnings);
+    }
+}
+
+fn note(file: &str, field: Option<&str>, sentence: impl Into<String>) -> Mistake {
+    Mistake {
+        file: file.to_owned(),
+        field: field.map(str::to_owned),
+        sentence: sentence.into(),
+    }
+}
+
+const FIELDS: [&str; 14] = [
+    "issuer",
+    "algorithm",
+    "algorithms",
+    "subject",
+    "audience",
+    "jwks_url",
+    "allowed_scopes",
+    "claims",
+    "max_token_age",
+    "require_exp",
+    "tags",
+    "client_id",
+    "client_secret_file",
+    "description",
+];
+
+/// Reads one file. A reading method answers `None` when it has noted a mistake, and reading goes on.
+struct Reader<'a> {
+    file: &'a str,
+    fields: Table,
+    notes: Notes,
+}
+
+impl<'a> Reader<'a> {
+    fn new(file: &'a str) -> Self {
+        Self {
+            file,
+            fields: Table::new(),
+            notes: Notes::default(),
+        }
+    }
+
+    fn read(&mut self, path: &Path) -> Option<Policy> {
+        let text = match text(path) {
+            Ok(text) => text,
+            Err(cause) => return self.wrong(None, format!("failed to read file: {cause}")),
+        };
+        let table: Table = match text.parse() {
+            Ok(table) => table,
+            Err(cause) => {
+                let sentence = format!("failed to unmarshal TOML: {}", toml_words(&cause));
+                return self.wrong(None, sentence);
+            }
+        };
+        for (name, value) in table {
+            let lower = name.to_ascii_lowercase();
+            if !FIELDS.contains(&lower.as_str()) {
+                let sentence = match nearest(&lower) {
+                    Some(meant) => format!("unknown field; did you mean {meant}?"),
+                    None => "unknown field".to_owned(),
+                };
+                let _: Option<()> = self.wrong(Some(&name), sentence);
+            } else if self.fields.insert(lower, value).is_some() {
+                let _: Option<()> = self.wrong(Some(&name), "stands twice");
+            }
+        }
+        self.policy(path.parent().unwrap_or(Path::new(".")))
+    }
+
+    fn policy(&mut self, directory: &Path) -> Option<Policy> {
+        let issuers = self.issuers();
+        let algorithms = self.algorithms();
+        let subject = self.subject();
+        let audience = self.audience();
+        let source = self.source(issuers.as_deref());
+        let scopes = self.scopes();
+        let conditions = self.conditions();
+        let max_age = self.max_age();
+        let require_exp = self.require_exp();
+        let tags = self.tags();
+        let credentials = self.credentials(directory);
+        let policy = Policy {
+            name: self.file.to_owned(),
+            issuers: issuers?,
+            algorithms: algorithms?,
+            subject: subject?,
+            audience: audience?,
+            source: source?,
+            scopes: scopes?,
+            conditions: conditions?,
+            max_age: max_age?,
+            require_exp: require_exp?,
+            tags: tags?,
+            credentials: credentials?,
+        };
+        let narrows_subject =
+            policy.subject.is_some() || policy.conditions.iter().any(|one| !one.wanted.is_empty());
+        if !narrows_subject {
+            self.warn(
+                "subject",
+                "any token of this issuer is accepted: neither a subject nor claims are asked for",
+            );
+        }
+        self.notes.mistakes.is_empty().then_some(policy)
+    }
+
+    fn issuers(&mut self) -> Option<Vec<String>> {
+        let issuers = match self.fields.get("issuer") {
+            None => return self.wrong(Some("issuer"), "no issuer"),
+            Some(_) => self.texts("issuer")?,
+        };
+        if issuers.is_empty() || issuers.iter().any(String::is_empty) {
+            return self.wrong(Some("issuer"), "no issuer");
+        }
+        Some(issuers)
+    }
+
+    fn algorithms(&mut self) -> Option<Vec<Algorithm>> {
+        let field = match (
+            self.fields.contains_key("algorithm"),
+            self.fields.contains_key("algorithms"),
+        ) {
+            (true, true) => {
+                return self.wrong(Some("algorithms"), "stands beside algorithm; keep one of both");
+            }
+            (true, false) => "algorithm",
+            (false, true) => "algorithms",
+            (false, false) => {
+                return self.wrong(
+                    Some("algorithm"),
+                    "unsupported algorithm: none is named; write for example \"RS256\"",
+                );
+            }
+        };
+        let names = self.texts(field)?;
+        let mut algorithms = Vec::new();
+        let mut sound = true;
+        for name in &names {
+            match algorithm(name) {
+                Some(algorithm) => algorithms.push(algorithm),
+                None => {
+                    sound = false;
+                    let known = "RS256/384/512, PS256/384/512, ES256/384 or EdDSA";
+                    let _: Option<()> = self.wrong(
+                        Some(field),
+                        format!("unsupported algorithm {name:?}; it may be {known}"),
+                    );
+                }
+            }
+        }
+        if names.is_empty() {
+            return self.wrong(Some(field), "unsupported algorithm: the list is empty");
+        }
+        sound.then_some(algorithms)
+    }
+
+    fn subject(&mut self) -> Option<Option<String>> {
+        self.text("subject")
+    }
+
+    fn audience(&mut self) -> Option<Audience> {
+        match self.fields.get("audience") {
+            None => {
+                self.warn(
+                    "audience",
+                    "tokens made for any service are accepted: name ours, or say audience = \"any\"",
+                );
+                Some(Audience::Any)
+            }
+            Some(Value::String(any)) if any == "any" => Some(Audience::Any),
+            Some(_) => {
+                let audiences = self.texts("audience")?;
+                if audiences.is_empty() || audiences.iter().any(String::is_empty) {
+                    return self.wrong(Some("audience"), "an audience must not be empty");
+                }
+                if audiences.iter().any(|audience| audience == "any") {
+                    return self.wrong(Some("audience"), "\"any\" does not go into a list");
+                }
+                Some(Audience::OneOf(audiences))
+            }
+        }
+    }
+
+    fn source(&mut self, issuers: Option<&[String]>) -> Option<Source> {
+        let Some(url) = self.text("jwks_url")? else {
+            return match issuers? {
+                [issuer] => {
+                    self.address("issuer", issuer, "no JWKS URL, and the issuer is no address whose OpenID configuration could name one")?;
+                    Some(Source::Discovery {
+                        issuer: issuer.clone(),
+                    })
+                }
+                _ => self.wrong(
+                    Some("jwks_url"),
+                    "no JWKS URL: it is needed where there are several issuers",
+                ),
+            };
+        };
+        if url.is_empty() {
+            return self.wrong(Some("jwks_url"), "no JWKS URL");
+        }
+        self.address("jwks_url", &url, "unparsable JWKS URL")?;
+        Some(Source::Jwks { url })
+    }
+
+    /// An address to fetch keys from; without TLS only on this machine, else with a warning.
+    fn address(&mut self, field: &str, text: &str, sentence: &str) -> Option<()> {
+        let url = Url::parse(text)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+        let Some(url) = url else {
+            return self.wrong(Some(field), sentence);
+        };
+        if url.scheme() == "http" && !is_loopback(&url) {
+            self.warn(
+                field,
+                "keys are fetched without TLS: whoever is on the way can forge tokens",
+            );
+        }
+        Some(())
+    }
+
+    fn scopes(&mut self) -> Option<Vec<String>> {
+        const FIELD: &str = "allowed_scopes";
+        let scopes = match self.fields.get(FIELD) {
+            None => return self.wrong(Some(FIELD), "no scopes"),
+            Some(Value::Table(table)) => match access_table(table) {
+                Ok(scopes) => scopes,
+                Err(sentence) => return self.wrong(Some(FIELD), sentence),
+            },
+            Some(_) => self.texts(FIELD)?,
+        };
+        if scopes.is_empty() {
+            return self.wrong(Some(FIELD), "no scopes");
+        }
+        // Scopes travel in one text with blanks between: a blank inside would smuggle in another.
+        if let Some(odd) = scopes.iter().find(|scope| !is_scope(scope)) {
+            let sentence = format!("{odd:?} is not a scope: letters, digits and signs without blanks");
+            return self.wrong(Some(FIELD), sentence);
+        }
+        Some(scopes)
+    }
+
+    fn conditions(&mut self) -> Option<Vec<Condition>> {
+        let table = match self.fields.get("claims") {
+            None => return Some(Vec::new()),
+            Some(Value::Table(table)) => table.clone(),
+            Some(_) => return self.wrong(Some("claims"), "not a table"),
+        };
+        let mut conditions = Vec::new();
+        let mut sound = true;
+        for (claim, wanted) in table {
+            match patterns(&wanted) {
+                Ok(wanted) => conditions.push(Condition { claim, wanted }),
+                Err(sentence) => {
+                    sound = false;
+                    let _: Option<()> = self.wrong(Some(&format!("claims.{claim}")), sentence);
+                }
+            }
+        }
+        sound.then_some(conditions)
+    }
+
+    fn max_age(&mut self) -> Option<Option<Duration>> {
+        let Some(text) = self.text("max_token_age")? else {
+            return Some(None);
+        };
+        match duration(&text) {
+            Some(age) if !age.is_zero() => Some(Some(age)),
+            _ => self.wrong(
+                Some("max_token_age"),
+                "not a duration such as 90s, 10m or 1h",
+            ),
+        }
+    }
+
+    fn require_exp(&mut self) -> Option<bool> {
+        match self.fields.get("require_exp") {
+            None => Some(true),
+            Some(Value::Boolean(required)) => Some(*required),
+            Some(_) => self.wrong(Some("require_exp"), "neither true nor false"),
+        }
+    }
+
+    fn tags(&mut self) -> Option<Vec<String>> {
+        if !self.fields.contains_key("tags") {
+            return Some(Vec::new());
+        }
+        let tags = self.texts("tags")?;
+        if let Some(odd) = tags.iter().find(|tag| !is_tag(tag)) {
+            let sentence = format!("{odd:?} is not a tag such as tag:ci");
+            return self.wrong(Some("tags"), sentence);
+        }
+        Some(tags)
+    }
+
+    fn credentials(&mut self, directory: &Path) -> Option<Option<Credentials>> {
+        let id = self.text("client_id")?;
+        let file = self.text("client_secret_file")?;
+        let (id, file) = match (id, file) {
+            (None, None) => return Some(None),
+            (Some(id), Some(file)) if !id.is_empty() => (id, file),
+            (Some(_), Some(_)) => return self.wrong(Some("client_id"), "empty"),
+            (Some(_), None) => {
+                return self.wrong(Some("client_secret_file"), "needed beside client_id");
+            }
+            (None, Some(_)) => {
+                return self.wrong(Some("client_id"), "needed beside client_secret_file");
+            }
+        };
+        match text(&directory.join(file)) {
+            Ok(secret) if !secret.trim().is_empty() => Some(Some(Credentials {
+                id,
+                secret: Secret::new(secret.trim()),
+            })),
+            Ok(_) => self.wrong(Some("client_secret_file"), "the file is empty"),
+            Err(cause) => self.wrong(
+                Some("client_secret_file"),
+                format!("failed to read file: {cause}"),
+            ),
+        }
+    }
+
+    /// `Some(None)` where the field is absent.
+    fn text(&mut self, field: &str) -> Option<Option<String>> {
+        match self.fields.get(field) {
+            None => Some(None),
+            Some(Value::String(text)) => Some(Some(text.clone())),
+            Some(_) => self.wrong(Some(field), "not a text"),
+        }
+    }
+
+    /// A text or a list of texts.
+    fn texts(&mut self, field: &str) -> Option<Vec<String>> {
+        let texts = match self.fields.get(field) {
+            Some(Value::String(one)) => Some(vec![one.clone()]),
+            Some(Value::Array(many)) => many
+                .iter()
+                .map(|one| one.as_str().map(str::to_owned))
+                .collect(),
+            _ => None,
+        };
+        match texts {
+            Some(texts) => Some(texts),
+            None => self.wrong(Some(field), "neither a text nor a list of texts"),
+        }
+    }
+
+    fn wrong<T>(&mut self, field: Option<&str>, sentence: impl Into<String>) -> Option<T> {
+        self.notes.mistakes.push(note(self.file, field, sentence));
+        None
+    }
+
+    fn warn(&mut self, field: &str, sentence: &str) {
+        self.notes.warn(self.file, Some(field), sentence);
+    }
+}
+
+fn text(path: &Path) -> io::Result<String> {
+    use io::Read;
+    let mut text = String::new();
+    let file = std::fs::File::open(path)?;
+    file.take(MOST_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MOST_BYTES {
+        return Err(io::Error::other("larger than 1 MiB"));
+    }
+    Ok(text)
+}
+
+/// The parser's own words without the quoted line: a mistyped line may hold what should not be in a log.
+fn toml_words(error: &toml::de::Error) -> String {
+    error.message().to_owned()
+}
+
+fn nearest(name: &str) -> Option<&'static str> {
+    FIELDS
+        .into_iter()
+        .map(|field| (strsim::damerau_levenshtein(field, name), field))
+        .min()
+        .filter(|(distance, _)| *distance <= 3)
+        .map(|(_, field)| field)
+}
+
+fn algorithm(name: &str) -> Option<Algorithm> {
+    let algorithm = match name.to_ascii_uppercase().as_str() {
+        "EDDSA" | "ED25519" => Algorithm::EdDSA,
+        // With a shared secret, whoever can verify can also sign.
+        symmetric if symmetric.starts_with("HS") => return None,
+        upper => upper.parse().ok()?,
+    };
+    Some(algorithm)
+}
+
+/// The oldest form: a scope's access, where writing covers reading.
+fn access_table(table: &Table) -> Result<Vec<String>, String> {
+    let mut scopes = Vec::new();
+    for (scope, access) in table {
+        let access = access.as_str().map(str::to_ascii_lowercase);
+        match access.as_deref() {
+            Some("read") => scopes.push(format!("{scope}:read")),
+            Some("write") => scopes.extend([scope.clone(), format!("{scope}:read")]),
+            _ => return Err(format!("{scope}: neither \"read\" nor \"write\"")),
+        }
+    }
+    Ok(scopes)
+}
+
+fn patterns(wanted: &Value) -> Result<Vec<Pattern>, String> {
+    match wanted {
+        Value::Array(list) if list.is_empty() => Err("an empty list is never met".to_owned()),
+        Value::Array(list) => list.iter().map(pattern).collect(),
+        one => Ok(vec![pattern(one)?]),
+    }
+}
+
+fn pattern(wanted: &Value) -> Result<Pattern, String> {
+    match wanted {
+        Value::String(text) => Ok(Pattern::Exact(Json::from(text.as_str()))),
+        Value::Boolean(yes) => Ok(Pattern::Exact(Json::from(*yes))),
+        Value::Integer(number) => Ok(Pattern::Exact(Json::from(*number))),
+        Value::Table(table) => match (table.get("glob"), table.len()) {
+            (Some(Value::String(glob)), 1) => Ok(Pattern::Glob(glob.clone())),
+            _ => Err("a table here is { glob = \"…\" }".to_owned()),
+        },
+        _ => Err("not a text, number, truth value, { glob = \"…\" }, or a list of them".to_owned()),
+    }
+}
+
+fn is_scope(scope: &str) -> bool {
+    let fits = |c: u8| matches!(c, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
+    !scope.is_empty() && scope.bytes().all(fits)
+}
+
+fn is_tag(tag: &str) -> bool {
+    tag.strip_prefix("tag:").is_some_and(|name| {
+        name.starts_with(|c: char| c.is_ascii_alphabetic())
+            && name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
+    })
+}
+
+pub(in crate::sts) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost",
+        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    }
+}
+
+fn duration(text: &str) -> Option<Duration> {
+    let read = duration::parse(text).ok()?;
+    (!read.negative).then_some(read.size)
+}

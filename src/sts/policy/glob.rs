@@ -1,0 +1,114 @@
+//! Patterns for claims, as cloud policies have them: `*` stands for any characters (none and slashes included), `?` for one,
+//! and a backslash takes the next character literally.
+
+/// Whether the whole of `text` meets `pattern`. Linear in memory, at worst the product of both lengths in time: no pattern makes
+/// it explode.
+pub(super) fn matches(pattern: &str, text: &str) -> bool {
+    let pattern = pieces(pattern);
+    let text: Vec<char> = text.chars().collect();
+    let (mut at, mut read) = (0, 0);
+    // Where to go on when a guess was wrong: behind the last star, with one more character given to it.
+    let mut again: Option<(usize, usize)> = None;
+    while read < text.len() {
+        match pattern.get(at) {
+            Some(Piece::Any) => {
+                again = Some((at + 1, read));
+                at += 1;
+            }
+            Some(piece) if piece.takes(text[read]) => {
+                at += 1;
+                read += 1;
+            }
+            _ => match again {
+                Some((behind, from)) => {
+                    again = Some((behind, from + 1));
+                    at = behind;
+                    read = from + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[at..].iter().all(|piece| *piece == Piece::Any)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Piece {
+    Any,
+    Literal(char),
+    One,
+}
+
+impl Piece {
+    fn takes(self, c: char) -> bool {
+        match self {
+            Self::Any => false,
+            Self::Literal(wanted) => wanted == c,
+            Self::One => true,
+        }
+    }
+}
+
+fn pieces(pattern: &str) -> Vec<Piece> {
+    let mut chars = pattern.chars();
+    let mut pieces = Vec::new();
+    while let Some(c) = chars.next() {
+        pieces.push(match c {
+            '*' => Piece::Any,
+            '?' => Piece::One,
+            '\\' => Piece::Literal(chars.next().unwrap_or('\\')),
+            c => Piece::Literal(c),
+        });
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn stars_questions_and_escapes() {
+        assert!(matches("repo:acme/*", "repo:acme/infra:ref:refs/heads/main"));
+        assert!(!matches("repo:acme/*", "repo:acme-evil/infra"));
+        assert!(matches("*", ""));
+        assert!(matches("v?", "v1"));
+        assert!(!matches("v?", "v"));
+        assert!(matches(r"a\*b", "a*b"));
+        assert!(!matches(r"a\*b", "axb"));
+        assert!(!matches("", "x"));
+    }
+
+    #[test]
+    fn a_hostile_pattern_is_answered_soon() {
+        assert!(!matches(&"*a".repeat(200), &"a".repeat(199)));
+        assert!(!matches(&format!("{}b", "*a".repeat(50)), &"a".repeat(5000)));
+    }
+
+    fn slow(pattern: &[Piece], text: &[char]) -> bool {
+        match (pattern.split_first(), text.split_first()) {
+            (None, None) => true,
+            (None, Some(_)) => false,
+            (Some((Piece::Any, rest)), _) => {
+                slow(rest, text) || text.split_first().is_some_and(|(_, text)| slow(pattern, text))
+            }
+            (Some((piece, rest)), Some((c, text))) => piece.takes(*c) && slow(rest, text),
+            (Some(_), None) => false,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_the_definition(pattern in "[ab*?\\\\]{0,8}", text in "[ab*]{0,8}") {
+            let chars: Vec<char> = text.chars().collect();
+            prop_assert_eq!(matches(&pattern, &text), slow(&pieces(&pattern), &chars));
+        }
+
+        #[test]
+        fn plain_text_meets_itself_alone(text in "[a-z:/]{0,12}", other in "[a-z:/]{0,12}") {
+            prop_assert_eq!(matches(&text, &other), text == other);
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! The issuer's routes as a caller on a tailnet sees them, on the fake node: who gets a token, what it says, who is refused.
+
+use std::{sync::Arc, time::Duration};
+
+use ::http::Extensions;
+use jiff::Timestamp;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk::JwkSet};
+use serde_json::{Value, json};
+use tailbone::{
+    config::KeySpec,
+    http::{
+        layers,
+        serve::{Accept, Limits, Server, serve},
+    },
+    identity::Connection as Identified,
+    issuer::{Issuer, TokenRules, router},
+    jwks::{FilePublisher, life::KeyLife},
+    keys::{KeyStore, Policy, SigningPool},
+    tailnet::{
+        BackendState, ListenAddr, Node,
+        fake::{FakeNode, FakeTailnet, Identity},
+    },
+};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::{
+    http::{Connection, request},
+    soon,
+};
+
+const EXPIRY: Duration = Duration::from_secs(20 * 60);
+const SKEW: Duration = Duration::from_secs(60);
+
+/// A server on a tailnet of its own.
+struct World {
+    net: FakeTailnet,
+    node: FakeNode,
+    keys: KeyLife,
+    _dir: TempDir,
+    server: Server,
+}
+
+impl World {
+    async fn new() -> Self {
+        let world = Self::without_key().await;
+        world.keys.start(Timestamp::now()).await.expect("a first key");
+        world
+    }
+
+    async fn without_key() -> Self {
+        Self::with_limits(Limits::default()).await
+    }
+
+    async fn with_limits(limits: Limits) -> Self {
+        let dir = TempDir::new().unwrap();
+        let policy = Policy {
+            token_life: EXPIRY,
+            cache_time: Duration::from_secs(300),
+            skew: SKEW,
+            rotate_every: None,
+            withdrawn_grace: Duration::from_secs(86_400),
+        };
+        let store = KeyStore::new(dir.path().join("keys"));
+        let publisher = Arc::new(FilePublisher::new(dir.path().join("jwks.json")));
+        let keys = KeyLife::with(store, publisher, policy, "tb", KeySpec::Es256);
+        let net = FakeTailnet::new();
+        let node = net.join("tailbone", Identity::user("owner@example.com"));
+        let routes = router(Issuer {
+            rules: Arc::new(TokenRules { issuer: "tailbone".into(), expiry: EXPIRY, skew: SKEW }),
+            keys: keys.clone(),
+            signing: Arc::new(SigningPool::new().unwrap()),
+            cache_time: Duration::from_secs(300),
+        });
+        let listener = node.listen(ListenAddr::Port(80)).await.unwrap();
+        let ours: Arc<dyn Node> = Arc::new(node.clone());
+        let identify = move |peer| {
+            let mut known = Extensions::new();
+            known.insert(Arc::new(Identified::new(ours.clone(), peer)));
+            known
+        };
+        let server = serve("issuer", listener, layers::wrap(routes, "issuer"), limits, identify);
+        Self { net, node, keys, _dir: dir, server }
+    }
+
+    fn peer(&self, host: &str, identity: Identity) -> FakeNode {
+        self.net.join(host, identity)
+    }
+
+    async fn call(&self, peer: &FakeNode) -> Connection {
+        Connection::over(peer.dial("tailbone:80", Duration::from_secs(5)).await.unwrap()).await
+    }
+
+    async fn alice(&self) -> Connection {
+        let alice = self.peer("laptop", Identity::user("alice@example.com"));
+        self.call(&alice).await
+    }
+}
+
+/// Claims of a token that verifies against the published keys, read by a library that is not ours.
+async fn verified(connection: &mut Connection) -> Value {
+    let answer = connection.post("/issue").await;
+    assert_eq!(answer.status(), 200, "{answer:?}");
+    let token = answer.json()["token"].as_str().expect("a token").to_owned();
+    let set: JwkSet = serde_json::from_value(connection.get("/.well-known/jwks.json").await.json()).unwrap();
+    let kid = jsonwebtoken::decode_header(&token).unwrap().kid.expect("a kid");
+    let key = DecodingKey::from_jwk(set.find(&kid).expect("the key is published")).unwrap();
+    let mut rules = Validation::new(Algorithm::ES256);
+    rules.validate_nbf = true;
+    rules.leeway = 0;
+    rules.validate_aud = false;
+    jsonwebtoken::decode::<Value>(&token, &key, &rules).expect("it verifies").claims
+}
+
+#[tokio::test]
+async fn a_user_gets_the_claims_of_the_contract_and_a_stable_subject() {
+    let world = World::new().await;
+    let claims = verified(&mut world.alice().await).await;
+    let iat = claims["iat"].as_i64().unwrap();
+    let now = Timestamp::now().as_second();
+    assert!((now - 5..=now).contains(&iat), "{iat} against {now}");
+    assert_eq!(claims["exp"].as_i64().unwrap() - iat, 20 * 60);
+    assert_eq!(claims["user"], "alice@example.com");
+    assert_eq!(claims["display_name"], "alice");
+    assert_eq!(claims["iss"], "tailbone");
+    let sub = claims["sub"].as_str().unwrap();
+    assert!(sub.strip_prefix("user-").is_some_and(|id| id.parse::<i64>().is_ok()), "{sub}");
+    assert!(claims.get("tags").is_none() && claims.get("node").is_none());
+    assert_eq!(claims["jti"].as_str().unwrap().len(), 32);
+}
+
+#[tokio::test]
+async fn the_answer_is_json_that_nobody_keeps() {
+    let world = World::new().await;
+    let answer = world.alice().await.post("/issue").await;
+    assert_eq!(answer.header("content-type"), "application/json");
+    assert_eq!(answer.header("cache-control"), "no-store");
+    assert_eq!(answer.json().as_object().unwrap().len(), 1, "token and nothing else");
+}
+
+#[tokio::test]
+async fn d06_a_machine_is_told_from_all_others() {
+    let world = World::new().await;
+    let one = world.peer("ci-1", Identity::tagged(["tag:ci"]));
+    let two = world.peer("ci-2", Identity::tagged(["tag:ci", "tag:prod"]));
+    let one = verified(&mut world.call(&one).await).await;
+    let two = verified(&mut world.call(&two).await).await;
+    // What it always said.
+    assert_eq!(one["user"], "tagged-devices");
+    assert_eq!(one["display_name"], "Tagged Devices");
+    // What it says now.
+    assert_eq!(one["tags"], json!(["tag:ci"]));
+    assert_eq!(two["tags"], json!(["tag:ci", "tag:prod"]));
+    assert_ne!(one["sub"], two["sub"]);
+    assert!(one["sub"].as_str().unwrap().starts_with("node-"));
+    assert!(one["node"].as_str().unwrap().starts_with("ci-1"), "{}", one["node"]);
+}
+
+#[tokio::test]
+async fn d06_whoever_is_in_doubt_gets_no_token() {
+    let world = World::new().await;
+    let foreign = Identity { same_tailnet: false, ..Identity::user("eve@elsewhere.example") };
+    let foreign = world.peer("foreign", foreign);
+    let answer = world.call(&foreign).await.post("/issue").await;
+    assert_eq!(answer.refusal(), (403, "foreign_tailnet".to_owned()));
+    assert_eq!(answer.header("cache-control"), "no-store");
+
+    let expired = world.peer("old", Identity::user("bob@example.com"));
+    let mut connection = world.call(&expired).await;
+    world.net.expire("old");
+    assert_eq!(connection.post("/issue").await.refusal(), (403, "node_expired".to_owned()));
+}
+
+#[tokio::test]
+async fn d20_an_unknown_peer_is_401_and_a_node_that_is_down_503() {
+    let world = World::new().await;
+    let ghost = world.peer("ghost", Identity::user("ghost@example.com"));
+    let mut connection = world.call(&ghost).await;
+    world.net.remove("ghost");
+    let answer = connection.post("/issue").await;
+    assert_eq!(answer.refusal(), (401, "unknown_peer".to_owned()));
+    assert_ne!(answer.header("www-authenticate"), "");
+
+    let mut alice = world.alice().await;
+    world.node.set_status(|status| status.state = BackendState::NeedsLogin);
+    let answer = alice.post("/issue").await;
+    assert_eq!(answer.refusal(), (503, "node_not_running".to_owned()));
+    assert_ne!(answer.header("retry-after"), "");
+}
+
+#[tokio::test]
+async fn a_funnel_caller_has_no_identity_here() {
+    let world = World::new().await;
+    let stream = world.node.dial_as_funnel(80).await.unwrap();
+    let answer = Connection::over(stream).await.post("/issue").await;
+    assert_eq!(answer.refusal(), (403, "funnel".to_owned()));
+}
+
+#[tokio::test]
+async fn a_change_of_identity_is_seen_by_the_next_request_of_a_kept_connection() {
+    let world = World::new().await;
+    let mut connection = world.alice().await;
+    let before = verified(&mut connection).await;
+
+    world.net.update("laptop", |identity| identity.login = "alice.smith@example.com".into());
+    let renamed = verified(&mut connection).await;
+    assert_eq!(renamed["user"], "alice.smith@example.com");
+    assert_eq!(renamed["sub"], before["sub"], "a renamed user is the same subject");
+
+    world.net.update("laptop", |identity| identity.tags = vec!["tag:kiosk".into()]);
+    assert_eq!(verified(&mut connection).await["tags"], json!(["tag:kiosk"]));
+
+    world.net.expire("laptop");
+    assert_eq!(connection.post("/issue").await.refusal(), (403, "node_expired".to_owned()));
+
+    world.net.remove("laptop");
+    assert_eq!(connection.post("/issue").await.refusal(), (401, "unknown_peer".to_owned()));
+}
+
+#[tokio::test]
+async fn without_a_key_the_answer_is_503_and_the_first_key_ends_it() {
+    let world = World::without_key().await;
+    let mut alice = world.alice().await;
+    assert_eq!(alice.post("/issue").await.refusal(), (503, "no_signing_key".to_owned()));
+    assert_eq!(alice.get("/.well-known/jwks.json").await.refusal(), (503, "no_jwks".to_owned()));
+    world.keys.start(Timestamp::now()).await.unwrap();
+    verified(&mut alice).await;
+}
+
+#[tokio::test]
+async fn d16_a_token_is_good_for_a_verifier_whose_clock_is_behind() {
+    let world = World::new().await;
+    let claims = verified(&mut world.alice().await).await;
+    assert_eq!(claims["iat"].as_i64().unwrap() - claims["nbf"].as_i64().unwrap(), 60);
+}
+
+#[tokio::test]
+async fn d20_a_wrong_method_names_the_right_one_and_wrong_paths_are_404() {
+    let world = World::new().await;
+    let mut alice = world.alice().await;
+    let answer = alice.get("/issue").await;
+    assert_eq!(answer.refusal(), (405, "method_not_allowed".to_owned()));
+    assert_eq!(answer.header("allow"), "POST");
+    assert_eq!(alice.post("/_healthz").await.refusal().0, 405);
+    assert_eq!(alice.get("/issue/").await.refusal(), (404, "not_found".to_owned()));
+    assert_eq!(alice.get("/").await.refusal().0, 404);
+}
+
+#[tokio::test]
+async fn d20_an_error_of_ours_never_shows_a_path() {
+    let world = World::new().await;
+    let mut alice = world.alice().await;
+    std::fs::remove_dir_all(world._dir.path()).unwrap();
+    // Signing goes on with what was loaded; the caller learns nothing of directories in any case.
+    let answer = alice.post("/issue").await;
+    let text = String::from_utf8_lossy(answer.0.body()).into_owned();
+    assert!(!text.contains(world._dir.path().to_str().unwrap()), "{text}");
+}
+
+#[tokio::test]
+async fn d21_the_published_keys_are_served_with_what_caches_need() {
+    let world = World::new().await;
+    let mut alice = world.alice().await;
+    let answer = alice.get("/.well-known/jwks.json").await;
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.header("content-type"), "application/json");
+    assert_eq!(answer.header("cache-control"), "public, max-age=300");
+    let key = &answer.json()["keys"][0];
+    assert_eq!(key["kty"], "EC");
+    assert!(key.get("d").is_none(), "the private half is nobody's business");
+
+    let etag = answer.header("etag").to_owned();
+    let mut again = request("GET", "/.well-known/jwks.json");
+    again.headers_mut().insert("if-none-match", etag.parse().unwrap());
+    let answer = alice.send(again).await;
+    assert_eq!((answer.status(), answer.0.body().len()), (304, 0));
+    let answer = alice.send(request("HEAD", "/.well-known/jwks.json")).await;
+    assert_eq!((answer.status(), answer.0.body().len()), (200, 0));
+}
+
+#[tokio::test]
+async fn health_says_what_the_original_said() {
+    let world = World::without_key().await;
+    let answer = world.alice().await.get("/_healthz").await;
+    assert_eq!(answer.status(), 200);
+    let text = String::from_utf8(answer.0.body().to_vec()).unwrap();
+    assert!(text.starts_with(r#"{"commit":""#) && text.contains(r#"","ok":true,"version":""#), "{text}");
+}
+
+#[tokio::test]
+async fn d14_a_peer_that_does_not_finish_its_request_is_let_go_and_blocks_nobody() {
+    let world = World::with_limits(Limits { header_time: Duration::from_millis(200), ..Limits::default() }).await;
+    world.keys.start(Timestamp::now()).await.unwrap();
+    let slow = world.peer("slow", Identity::user("slow@example.com"));
+    let mut stuck = Vec::new();
+    for _ in 0..20 {
+        let mut stream = slow.dial("tailbone:80", Duration::from_secs(5)).await.unwrap();
+        stream.write_all(b"POST /issue HTTP/1.1\r\nHo").await.unwrap();
+        stuck.push(stream);
+    }
+    verified(&mut world.alice().await).await;
+    for mut stream in stuck {
+        let mut rest = Vec::new();
+        // The end may be an error: the server does not wait for the rest of the head.
+        let _ = soon("the server lets go", stream.read_to_end(&mut rest)).await;
+        assert!(!String::from_utf8_lossy(&rest).contains("200 OK"));
+    }
+}
+
+#[tokio::test]
+async fn d14_large_heads_and_bodies_are_refused() {
+    let world = World::new().await;
+    let mut alice = world.alice().await;
+    let mut large = request("POST", "/issue");
+    large.headers_mut().insert("x-filler", "a".repeat(40 << 10).parse().unwrap());
+    assert_eq!(alice.send(large).await.status(), 431);
+    let mut body = request("POST", "/issue");
+    *body.body_mut() = vec![b'x'; 70 << 10].into();
+    assert_eq!(world.alice().await.send(body).await.status(), 413);
+}
+
+#[tokio::test]
+async fn d13_a_stop_lets_open_requests_finish_and_then_says_so() {
+    use tailbone::http::serve::Stopped;
+    let world = World::new().await;
+    let mut busy = world.alice().await;
+    verified(&mut busy).await;
+    assert_eq!(soon("the stop", world.server.stop(Duration::from_secs(5))).await, Stopped::Drained);
+}
+
+/// A listener that dies.
+struct Dying;
+
+impl Accept for Dying {
+    type Io = tailbone::tailnet::Stream;
+    type Addr = ();
+    async fn accept(&mut self) -> std::io::Result<(Self::Io, ())> {
+        Err(std::io::Error::other("the node is gone"))
+    }
+}
+
+#[tokio::test]
+async fn d13_a_listener_that_dies_is_not_silent() {
+    let mut server = serve("x", Dying, axum::Router::new(), Limits::default(), |()| Extensions::new());
+    assert_eq!(soon("the end", server.failed()).await.to_string(), "the node is gone");
+}

@@ -1,0 +1,281 @@
+//! `kill -9` between any two steps of any write, then a start: nothing that was acknowledged is lost, nothing half done stays.
+//!
+//! The writes go through `keys::disk`, which tells a probe of each step. The process that is killed is this test program itself,
+//! started again for one ignored test; its probe counts and sends SIGKILL at the wanted step.
+
+use std::{
+    fs,
+    os::unix::process::ExitStatusExt as _,
+    path::Path,
+    process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use tailbone::{
+    jwks::{
+        Document,
+        life::{Housekeeping, KeyLife},
+    },
+    keys::{KeyStore, State, disk::Probe},
+};
+
+use crate::keys::{at, kids, life, names, with_probe};
+
+const OPERATIONS: [&str; 5] = ["start", "generate", "rotate", "remove", "housekeeping"];
+/// When the operation happens: the successor of the prepared directory is due, and the key before it may go.
+const THEN: i64 = 1_000_000;
+
+/// Not a test: what the tests below start and kill.
+#[test]
+#[ignore = "started by the other tests of this file"]
+fn victim() {
+    let Ok(folder) = std::env::var("TAILBONE_TEST_CRASH_FOLDER") else {
+        return;
+    };
+    let operation = std::env::var("TAILBONE_TEST_CRASH_OPERATION").unwrap();
+    let last: u32 = std::env::var("TAILBONE_TEST_CRASH_STEP")
+        .unwrap()
+        .parse()
+        .unwrap();
+    let folder = Path::new(&folder);
+    let steps = AtomicU32::new(0);
+    let probe = Probe::new(move |_, _| {
+        if steps.fetch_add(1, Ordering::SeqCst) == last {
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
+                .unwrap();
+        }
+    });
+    let life = with_probe(&folder.join("keys"), &folder.join("jwks.json"), &probe);
+    runtime().block_on(async {
+        match &*operation {
+            "start" => drop(life.start(at(THEN)).await.unwrap()),
+            "generate" => {
+                let made = life.generate(None, at(THEN)).await.unwrap();
+                fs::write(folder.join("acknowledged"), made.key.kid).unwrap();
+            }
+            "rotate" => drop(life.rotate(None, at(THEN)).await.unwrap()),
+            "remove" => {
+                let victim = fs::read_to_string(folder.join("victim")).unwrap();
+                drop(life.remove(&victim, at(THEN)).await.unwrap());
+            }
+            "housekeeping" => drop(
+                life.housekeeping(Housekeeping::default(), at(THEN))
+                    .await
+                    .unwrap(),
+            ),
+            other => panic!("{other}?"),
+        }
+    });
+}
+
+#[test]
+fn killed_at_any_step_of_a_first_start() {
+    every_step("start", |_| {});
+}
+
+#[test]
+fn killed_at_any_step_of_generate() {
+    every_step("generate", prepare);
+}
+
+#[test]
+fn killed_at_any_step_of_rotate() {
+    every_step("rotate", prepare);
+}
+
+#[test]
+fn killed_at_any_step_of_remove() {
+    every_step("remove", prepare);
+}
+
+#[test]
+fn killed_at_any_step_of_housekeeping() {
+    every_step("housekeeping", prepare);
+}
+
+/// A directory with a retired key whose time is over, a signing key, and a successor that is due; and a stranger's key in the
+/// document.
+fn prepare(folder: &Path) {
+    let jwks = folder.join("jwks.json");
+    let keys = folder.join("keys");
+    let life = life(&keys, &jwks);
+    runtime().block_on(async {
+        life.start(at(0)).await.unwrap();
+        life.generate(None, at(1000)).await.unwrap();
+        life.sync(at(2000)).await.unwrap();
+        fs::write(
+            folder.join("victim"),
+            life.ring().signer().unwrap().kid().as_str(),
+        )
+        .unwrap();
+        life.generate(None, at(2001)).await.unwrap();
+    });
+    let mut document: serde_json::Value =
+        serde_json::from_slice(&fs::read(&jwks).unwrap()).unwrap();
+    document["keys"]
+        .as_array_mut()
+        .unwrap()
+        .insert(0, serde_json::json!({"kid": "stranger", "kty": "oct"}));
+    fs::write(&jwks, document.to_string()).unwrap();
+    assert_eq!(kids(&jwks).len(), 4);
+}
+
+fn every_step(operation: &str, prepare: impl Fn(&Path)) {
+    assert!(OPERATIONS.contains(&operation));
+    let (whole, prepared) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // Always the same path, or the document would be at a new place, where everything has to be published anew.
+    let folder = whole.path().join("case");
+    fs::create_dir(&folder).unwrap();
+    prepare(&folder);
+    copy(&folder, prepared.path());
+    let mut step = 0;
+    loop {
+        fs::remove_dir_all(&folder).unwrap();
+        fs::create_dir(&folder).unwrap();
+        copy(prepared.path(), &folder);
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["keys_crash::victim", "--exact", "--ignored"])
+            .env("TAILBONE_TEST_CRASH_FOLDER", &folder)
+            .env("TAILBONE_TEST_CRASH_OPERATION", operation)
+            .env("TAILBONE_TEST_CRASH_STEP", step.to_string())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
+        let finished = match status.signal() {
+            None => {
+                assert!(status.success(), "{operation} failed by itself");
+                true
+            }
+            Some(signal) => {
+                assert_eq!(signal, 9);
+                false
+            }
+        };
+        recovers(&folder, operation, step);
+        if finished {
+            assert!(
+                step >= 8,
+                "{operation} has {step} steps? then nothing was killed"
+            );
+            return;
+        }
+        step += 1;
+    }
+}
+
+fn recovers(folder: &Path, operation: &str, step: u32) {
+    let told = format!("{operation} killed at step {step}");
+    let (keys, jwks) = (folder.join("keys"), folder.join("jwks.json"));
+    runtime().block_on(async {
+        // What verifiers read is whole at this very moment.
+        let before = fs::read(&jwks)
+            .ok()
+            .map(|bytes| Document::parse(&bytes).unwrap_or_else(|error| panic!("{told}: {error}")));
+        let life = life(&keys, &jwks);
+        // Temporary files count as stale once they are a minute old by the clock of the file system.
+        let report = life.start(at(THEN + 1)).await.unwrap();
+        assert!(
+            !report.failed() && report.skipped.is_empty(),
+            "{told}: {report:?}"
+        );
+        let signer = life
+            .ring()
+            .signer()
+            .unwrap_or_else(|reason| panic!("{told}: {reason}: {report:?}"));
+        let published = kids(&jwks);
+        assert!(published.contains(&signer.kid().to_string()), "{told}");
+        if operation != "start" {
+            assert!(published.contains(&"stranger".to_owned()), "{told}");
+        }
+        if let Ok(kid) = fs::read_to_string(folder.join("acknowledged")) {
+            assert!(
+                published.contains(&kid),
+                "{told}: what was acknowledged is there"
+            );
+        }
+        // A removal that had begun to show is finished, one that had not may be asked for again.
+        if let (Some(before), Ok(victim)) = (&before, fs::read_to_string(folder.join("victim")))
+            && operation == "remove"
+        {
+            if before.find(&victim).is_none() {
+                assert!(
+                    !published.contains(&victim),
+                    "{told}: it does not come back"
+                );
+            }
+            if published.contains(&victim) {
+                life.remove(&victim, at(THEN + 2)).await.unwrap();
+            }
+            assert!(!kids(&jwks).contains(&victim));
+        }
+        // All at rest: no file without its key, no key without its files, nothing left to do.
+        let report = life.sync(at(THEN + 3)).await.unwrap();
+        assert_eq!(
+            (report.done.len(), report.failed()),
+            (0, false),
+            "{told}: {report:?}"
+        );
+        for key in &report.keys {
+            let file = |kind: &str| keys.join(format!("{}.{kind}", key.kid)).exists();
+            let expected = match key.state {
+                Some(State::Active | State::Published) => (true, true, true),
+                Some(State::Retired) => (false, true, true),
+                None => (false, false, false),
+                other => panic!("{told}: {other:?}"),
+            };
+            assert_eq!(
+                (file("private.jwk"), file("public.jwk"), file("state.json")),
+                expected,
+                "{told}: {key:?}"
+            );
+            assert!(key.published, "{told}: {key:?}");
+        }
+        let stems: Vec<_> = names(&keys)
+            .into_iter()
+            .filter(|name| !name.starts_with('.'))
+            .collect();
+        assert!(
+            stems
+                .iter()
+                .all(|name| report.keys.iter().any(|key| name.starts_with(&key.kid))),
+            "{told}: {stems:?}"
+        );
+        // And the next key can be made as if nothing had been.
+        life.generate(None, at(THEN + 4)).await.unwrap();
+    });
+    swept(&keys, &jwks, &told);
+}
+
+/// What a killed writer left goes once it is a minute old.
+fn swept(keys: &Path, jwks: &Path, told: &str) {
+    let far = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(120);
+    let store = KeyStore::new(keys);
+    store.sweep(jiff::Timestamp::now()).unwrap();
+    store.sweep(far).unwrap();
+    assert!(
+        !names(keys).iter().any(|name| name.starts_with(".tmp-")),
+        "{told}: {:?}",
+        names(keys)
+    );
+    let _: &KeyLife = &life(keys, jwks);
+}
+
+fn copy(from: &Path, to: &Path) {
+    for name in names(from) {
+        let (from, to) = (from.join(&name), to.join(&name));
+        if from.is_dir() {
+            fs::create_dir(&to).unwrap();
+            copy(&from, &to);
+        } else {
+            fs::copy(from, to).unwrap();
+        }
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}

@@ -1,0 +1,252 @@
+//! Hours of rotation while verifiers with five-minute copies of the JWKS check every token all the time. Time is injected.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use jsonwebtoken::{DecodingKey, Validation, jwk::JwkSet};
+use tailbone::{
+    config::KeySpec,
+    jwks::{FilePublisher, life::KeyLife},
+    keys::{KeyStore, Policy},
+};
+
+use crate::keys::{at, kids, policy};
+
+const STEP: i64 = 15;
+const CACHE: i64 = 300;
+const LIFE: i64 = 1200;
+
+/// Somebody else's service: fetches the document when its copy has run out, never because of an unknown key.
+struct Verifier {
+    set: JwkSet,
+    fetched: Timestamp,
+    seen: usize,
+}
+
+struct Token {
+    jwt: String,
+    kid: String,
+    ends: Timestamp,
+}
+
+/// Servers, verifiers, and every token so far.
+struct World {
+    jwks: std::path::PathBuf,
+    replicas: Vec<KeyLife>,
+    verifiers: Vec<Verifier>,
+    tokens: Vec<Token>,
+    checks: usize,
+    refused: usize,
+}
+
+fn replica(directory: &Path, jwks: &Path, rotate_every: Option<u64>) -> KeyLife {
+    let policy = Policy {
+        rotate_every: rotate_every.map(Duration::from_secs),
+        ..policy()
+    };
+    KeyLife::with(
+        KeyStore::new(directory),
+        Arc::new(FilePublisher::new(jwks)),
+        policy,
+        "tb",
+        KeySpec::EdDsa,
+    )
+}
+
+impl World {
+    async fn new(folder: &Path, replicas: Vec<KeyLife>) -> Self {
+        let jwks = folder.join("jwks.json");
+        for life in &replicas {
+            life.start(at(0)).await.unwrap();
+        }
+        let set: JwkSet = serde_json::from_slice(&std::fs::read(&jwks).unwrap()).unwrap();
+        // Their copies run out at different times.
+        let verifiers = (0..4).map(|n| Verifier {
+            set: set.clone(),
+            fetched: at(0) - SignedDuration::from_secs(n * 70),
+            seen: 0,
+        });
+        Self {
+            verifiers: verifiers.collect(),
+            jwks,
+            replicas,
+            tokens: Vec::new(),
+            checks: 0,
+            refused: 0,
+        }
+    }
+
+    /// One step of the world: servers look, tokens are issued, everybody verifies.
+    async fn step(&mut self, now: Timestamp) {
+        for life in &self.replicas {
+            life.poll(now).await.unwrap();
+            let Ok(signer) = life.ring().signer() else {
+                self.refused += 1;
+                continue;
+            };
+            let jwt = signer
+                .sign(format!(r#"{{"iat":{}}}"#, now.as_second()).as_bytes())
+                .unwrap();
+            self.tokens.push(Token {
+                jwt,
+                kid: signer.kid().to_string(),
+                ends: now + SignedDuration::from_secs(LIFE),
+            });
+        }
+        for verifier in &mut self.verifiers {
+            if now.duration_since(verifier.fetched) >= SignedDuration::from_secs(CACHE) {
+                verifier.set = serde_json::from_slice(&std::fs::read(&self.jwks).unwrap()).unwrap();
+                verifier.fetched = now;
+            }
+            for token in self.tokens.iter().filter(|token| token.ends > now) {
+                assert!(
+                    verifier.set.find(&token.kid).is_some(),
+                    "at {now} a verifier does not know {}",
+                    token.kid
+                );
+                self.checks += 1;
+            }
+            for token in &self.tokens[verifier.seen..] {
+                let key = DecodingKey::from_jwk(verifier.set.find(&token.kid).unwrap()).unwrap();
+                let mut rules = Validation::new(jsonwebtoken::Algorithm::EdDSA);
+                rules.required_spec_claims.clear();
+                rules.validate_exp = false;
+                jsonwebtoken::decode::<serde_json::Value>(&token.jwt, &key, &rules).unwrap();
+            }
+            verifier.seen = self.tokens.len();
+        }
+    }
+
+    fn keys_used(&self) -> usize {
+        let mut kids: Vec<_> = self.tokens.iter().map(|token| &token.kid).collect();
+        kids.sort();
+        kids.dedup();
+        kids.len()
+    }
+}
+
+#[tokio::test]
+async fn d16_verifiers_never_meet_an_unknown_key_while_keys_rotate() {
+    let folder = tempfile::tempdir().unwrap();
+    let jwks = folder.path().join("jwks.json");
+    let mut world = World::new(
+        folder.path(),
+        vec![replica(&folder.path().join("a"), &jwks, Some(3600))],
+    )
+    .await;
+    for step in 0..6 * 3600 / STEP {
+        world.step(at(step * STEP)).await;
+    }
+    assert_eq!(world.refused, 0);
+    assert!(world.keys_used() >= 5, "{}", world.keys_used());
+    assert!(kids(&jwks).len() <= 3, "old keys go: {:?}", kids(&jwks));
+    assert!(world.checks > 100_000);
+}
+
+#[tokio::test]
+async fn d16_the_same_over_restarts_and_rotations_by_hand() {
+    let folder = tempfile::tempdir().unwrap();
+    let (directory, jwks) = (folder.path().join("a"), folder.path().join("jwks.json"));
+    let mut world = World::new(folder.path(), vec![replica(&directory, &jwks, None)]).await;
+    for step in 0..4 * 3600 / STEP {
+        let now = at(step * STEP);
+        if step % 7 == 3 {
+            world.replicas[0] = replica(&directory, &jwks, None);
+            world.replicas[0].start(now).await.unwrap();
+        }
+        if step % 150 == 20 {
+            world.replicas[0].rotate(None, now).await.unwrap();
+        }
+        world.step(now).await;
+    }
+    assert_eq!(world.refused, 0);
+    assert!(world.keys_used() >= 6, "{}", world.keys_used());
+}
+
+#[tokio::test]
+async fn d16_the_same_over_two_replicas_with_directories_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let jwks = folder.path().join("jwks.json");
+    let mut world = World::new(
+        folder.path(),
+        vec![replica(&folder.path().join("a"), &jwks, Some(2400))],
+    )
+    .await;
+    for step in 0..4 * 3600 / STEP {
+        let now = at(step * STEP);
+        if step == 100 {
+            // The second joins while the first is at work: it waits until verifiers can know its key.
+            let second = replica(&folder.path().join("b"), &jwks, Some(3000));
+            second.start(now).await.unwrap();
+            assert!(second.ring().signer().is_err());
+            world.replicas.push(second);
+        }
+        if step == 400 {
+            world.replicas[1] = replica(&folder.path().join("b"), &jwks, Some(3000));
+            world.replicas[1].start(now).await.unwrap();
+        }
+        world.step(now).await;
+    }
+    assert_eq!(
+        i64::try_from(world.refused).unwrap(),
+        (300 + 60) / STEP,
+        "it refused while it waited, no longer"
+    );
+    assert!(world.keys_used() >= 8, "{}", world.keys_used());
+}
+
+#[tokio::test]
+async fn d16_the_same_over_two_replicas_that_share_a_directory() {
+    let folder = tempfile::tempdir().unwrap();
+    let (directory, jwks) = (
+        folder.path().join("shared"),
+        folder.path().join("jwks.json"),
+    );
+    let both = vec![
+        replica(&directory, &jwks, Some(2400)),
+        replica(&directory, &jwks, Some(2400)),
+    ];
+    let mut world = World::new(folder.path(), both).await;
+    for step in 0..4 * 3600 / STEP {
+        world.step(at(step * STEP)).await;
+        let signers: Vec<_> = world
+            .replicas
+            .iter()
+            .map(|life| life.ring().signer().unwrap().kid().clone())
+            .collect();
+        if signers[0] != signers[1] {
+            // Whoever looked first has already gone over; the other follows with its next look.
+            world.replicas[0].poll(at(step * STEP)).await.unwrap();
+            world.replicas[1].poll(at(step * STEP)).await.unwrap();
+        }
+    }
+    assert_eq!(world.refused, 0);
+    let used = world.keys_used();
+    assert!(
+        (5..=8).contains(&used),
+        "one successor at a time, not one of each: {used}"
+    );
+}
+
+#[tokio::test]
+async fn d16_a_clock_set_back_loses_no_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let (directory, jwks) = (folder.path().join("a"), folder.path().join("jwks.json"));
+    let life = replica(&directory, &jwks, None);
+    life.start(at(100_000)).await.unwrap();
+    life.sync(at(100_500)).await.unwrap();
+    let old = life.ring().signer().unwrap().kid().to_string();
+    // A token of now ends at 101 700. The clock goes back a day, the server restarts, the key is rotated away.
+    let life = replica(&directory, &jwks, None);
+    life.start(at(14_100)).await.unwrap();
+    assert_eq!(life.ring().signer().unwrap().kid().as_str(), old);
+    life.rotate(None, at(14_200)).await.unwrap();
+    life.sync(at(15_000)).await.unwrap();
+    assert_ne!(life.ring().signer().unwrap().kid().as_str(), old);
+    for now in [20_000, 100_400, 101_700] {
+        life.sync(at(now)).await.unwrap();
+        assert!(kids(&jwks).contains(&old), "at {now}");
+    }
+    life.sync(at(100_500 + 600 + 1200 + 360)).await.unwrap();
+    assert!(!kids(&jwks).contains(&old));
+}

@@ -1,0 +1,291 @@
+//! The exchange, whole: a real listener, real keys, an issuer's server and a token endpoint on the loopback.
+
+mod client;
+mod defects;
+mod dialects;
+mod fetching;
+mod tls;
+mod wire;
+
+use std::{
+    path::Path,
+    sync::{Arc, LazyLock, OnceLock},
+    time::Duration,
+};
+
+use http::{HeaderMap, StatusCode};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tailbone::{
+    config::{KeySpec, Secret},
+    http::{
+        layers,
+        serve::{Limits, Server, serve},
+        tls::{PlainListener, Remote},
+    },
+    keys::Signer,
+    sts::{
+        self, Sts,
+        config::{Credentials, Settings, token_url},
+    },
+};
+
+use crate::support::{
+    jwks_server::{Behaviour, JwksServer, signer},
+    token_endpoint::{ID, SECRET, TokenEndpoint, Trouble},
+};
+
+/// A key that many tests share: making one takes a moment.
+fn rsa() -> &'static Signer {
+    static KEY: OnceLock<Signer> = OnceLock::new();
+    KEY.get_or_init(|| signer("rsa-1", KeySpec::Rs256 { bits: 2048 }))
+}
+
+/// One that no issuer publishes at first.
+fn stranger() -> &'static Signer {
+    static KEY: OnceLock<Signer> = OnceLock::new();
+    KEY.get_or_init(|| signer("stranger", KeySpec::Rs256 { bits: 2048 }))
+}
+
+fn ec() -> &'static Signer {
+    static KEY: OnceLock<Signer> = OnceLock::new();
+    KEY.get_or_init(|| signer("ec-1", KeySpec::Es256))
+}
+
+/// An exchange with everything around it.
+struct World {
+    issuer: JwksServer,
+    tokens: TokenEndpoint,
+    dir: tempfile::TempDir,
+    settings: Settings,
+}
+
+/// A world whose exchange runs.
+struct Running {
+    world: World,
+    sts: Option<Sts>,
+    url: String,
+    /// One a world: shared by all, it would share connections between tests' runtimes, which end apart.
+    http: reqwest::Client,
+    _server: Server,
+}
+
+impl World {
+    async fn new() -> Self {
+        Self::with(JwksServer::of(&[rsa(), ec()]).await, TokenEndpoint::start().await)
+    }
+
+    fn with(issuer: JwksServer, tokens: TokenEndpoint) -> Self {
+        LazyLock::force(&AWAKE);
+        let dir = tempfile::tempdir().unwrap();
+        let credentials = Credentials::both(ID, Some(Secret::new(SECRET))).unwrap();
+        let mut settings = Settings::new(dir.path().to_owned(), credentials).unwrap();
+        settings.token_url = token_url(&tokens.url).unwrap();
+        settings.jwks.time = Duration::from_millis(500);
+        Self {
+            issuer,
+            tokens,
+            dir,
+            settings,
+        }
+    }
+
+    /// Writes a policy of the issuer: the original's fields with these lines in addition.
+    fn policy(self, name: &str, scopes: &[&str], lines: &str) -> Self {
+        let url = self.issuer.jwks_url();
+        self.policy_of(name, &url, scopes, lines)
+    }
+
+    fn policy_of(self, name: &str, jwks_url: &str, scopes: &[&str], lines: &str) -> Self {
+        let algorithm = if lines.contains("algorithms") {
+            ""
+        } else {
+            "algorithm = \"RS256\""
+        };
+        let text = format!(
+            "issuer = \"{}\"\n{algorithm}\njwks_url = \"{jwks_url}\"\nallowed_scopes = {}\n{lines}\n",
+            self.issuer.url,
+            json!(scopes)
+        );
+        self.file(name, &text)
+    }
+
+    fn file(self, name: &str, text: &str) -> Self {
+        std::fs::write(self.dir.path().join(name), text).unwrap();
+        self
+    }
+
+    fn set(mut self, change: impl FnOnce(&mut Settings)) -> Self {
+        change(&mut self.settings);
+        self
+    }
+
+    async fn run(self) -> Running {
+        let sts = Sts::start(&self.settings).unwrap();
+        let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", tcp.local_addr().unwrap());
+        let server = serve(
+            "sts",
+            PlainListener(tcp),
+            layers::wrap(sts::router(sts.state()), "sts"),
+            Limits::default(),
+            Remote::identify,
+        );
+        Running {
+            world: self,
+            sts: Some(sts),
+            url,
+            http: reqwest::Client::new(),
+            _server: server,
+        }
+    }
+
+    /// The claims of a good token.
+    fn claims(&self) -> Value {
+        let now = Timestamp::now().as_second();
+        json!({"iss": self.issuer.url, "sub": "test", "aud": "us", "iat": now, "exp": now + 300})
+    }
+
+    fn token(&self, change: impl FnOnce(&mut Value)) -> String {
+        let mut claims = self.claims();
+        change(&mut claims);
+        sign(rsa(), &claims)
+    }
+}
+
+impl std::ops::Deref for Running {
+    type Target = World;
+
+    fn deref(&self) -> &World {
+        &self.world
+    }
+}
+
+fn sign(signer: &Signer, claims: &Value) -> String {
+    signer.sign(claims.to_string().as_bytes()).unwrap()
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: String,
+}
+
+impl Answer {
+    async fn of(request: reqwest::RequestBuilder) -> Self {
+        let response = request.send().await.unwrap();
+        Self {
+            status: response.status(),
+            headers: response.headers().clone(),
+            body: response.text().await.unwrap(),
+        }
+    }
+
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("{self:?}"))
+    }
+
+    /// Status and body, as the contract's table has them.
+    fn plain(&self) -> (u16, &str) {
+        (self.status.as_u16(), &self.body)
+    }
+}
+
+impl Running {
+    fn post(&self) -> reqwest::RequestBuilder {
+        self.http.post(&self.url)
+    }
+
+    async fn ask(&self, token: &str, scopes: &[&str]) -> Answer {
+        Answer::of(self.post().bearer_auth(token).json(&json!({"scopes": scopes}))).await
+    }
+
+    async fn ask_json(&self, token: &str, scopes: &[&str]) -> Answer {
+        let request = self.post().bearer_auth(token).json(&json!({"scopes": scopes}));
+        Answer::of(request.header("accept", "application/json")).await
+    }
+
+    fn sts(&self) -> &Sts {
+        self.sts.as_ref().unwrap()
+    }
+
+    /// Waits until `holds`, for what happens in the background.
+    async fn until(&self, holds: impl Fn(&Self) -> bool) {
+        eventually(|| holds(self)).await;
+    }
+}
+
+async fn eventually(holds: impl Fn() -> bool) {
+    for _ in 0..500 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it did not happen within 5 s");
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap()
+}
+
+/// Keeps every log line enabled from before the first one: a line whose place is passed first while nobody listens anywhere can
+/// else be lost to a test that begins to listen at that moment.
+static AWAKE: LazyLock<tracing::Dispatch> = LazyLock::new(|| {
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_writer(std::io::sink);
+    tracing::Dispatch::new(subscriber.finish())
+});
+
+/// Lines that were logged on this thread while it lived.
+struct Lines {
+    text: Arc<std::sync::Mutex<Vec<u8>>>,
+    _guard: tracing::subscriber::DefaultGuard,
+}
+
+impl Lines {
+    fn listen() -> Self {
+        let text = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let writer = Writer(text.clone());
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        Self {
+            text,
+            _guard: tracing::subscriber::set_default(subscriber),
+        }
+    }
+
+    fn all(&self) -> String {
+        String::from_utf8(self.text.lock().unwrap().clone()).unwrap()
+    }
+
+    fn audit(&self) -> Vec<String> {
+        let all = self.all();
+        let audit = all.lines().filter(|line| line.contains(" audit: "));
+        audit.map(str::to_owned).collect()
+    }
+}
+
+#[derive(Clone)]
+struct Writer(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Writer {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,90 @@
+//! The host listener with TLS. The certificates in `tests/support/tls` are for `localhost`, made for these tests alone.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
+use tailbone::http::tls::{CertificateFiles, TlsError, TlsListener};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use super::*;
+
+const SUPPORT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/tls");
+
+fn path(name: &str) -> PathBuf {
+    Path::new(SUPPORT).join(name)
+}
+
+pub(super) async fn bind(addr: SocketAddr) -> Result<TlsListener, TlsError> {
+    let files = CertificateFiles::open(path("first.crt"), path("first.key"))?;
+    TlsListener::bind(addr, Arc::new(files)).await
+}
+
+/// Shakes hands trusting one certificate alone, and posts once.
+async fn post(addr: SocketAddr, trusted: &str) -> std::io::Result<String> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(path(trusted)).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions().unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let tcp = TcpStream::connect(addr).await?;
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut tls = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
+    tls.write_all(b"POST / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await?;
+    let mut text = String::new();
+    tls.read_to_string(&mut text).await?;
+    Ok(text)
+}
+
+#[tokio::test]
+async fn certificates_are_read_anew_and_a_silent_peer_delays_nobody() {
+    let world = World::new().await.policy("p.toml", &["acls"], "");
+    let dir = tempfile::tempdir().unwrap();
+    let (cert, key) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
+    let put = |name: &str| {
+        std::fs::copy(path(&format!("{name}.crt")), &cert).unwrap();
+        std::fs::copy(path(&format!("{name}.key")), &key).unwrap();
+    };
+    put("first");
+    let files = Arc::new(CertificateFiles::open(cert.clone(), key.clone()).unwrap());
+    let listener = TlsListener::bind("127.0.0.1:0".parse().unwrap(), files.clone()).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let sts = Sts::start(&world.settings).unwrap();
+    let _server = serve("sts", listener, layers::wrap(sts::router(sts.state()), "sts"), Limits::default(), Remote::identify);
+
+    // These never say a word.
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        silent.push(TcpStream::connect(addr).await.unwrap());
+    }
+    let answer = post(addr, "first.crt").await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 401 ") && answer.contains("missing Authorization header"), "{answer}");
+    assert!(post(addr, "second.crt").await.is_err());
+
+    assert!(!files.reload().unwrap(), "nothing changed");
+    put("second");
+    // The two may have the same length and, on a coarse clock, the same time; what the file system says is not under test.
+    std::fs::File::open(&key).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    assert!(files.reload().unwrap());
+    post(addr, "second.crt").await.unwrap();
+
+    std::fs::copy(path("first.crt"), &cert).unwrap();
+    std::fs::File::open(&cert).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    assert!(matches!(files.reload(), Err(TlsError::Pair(_))), "a key of another certificate");
+    post(addr, "second.crt").await.unwrap();
+}
+
+#[test]
+fn broken_files_are_told_by_name() {
+    let told = |cert: &str, key: &str| CertificateFiles::open(path(cert), path(key)).unwrap_err().to_string();
+    assert!(told("none.crt", "first.key").contains("none.crt: cannot be read"));
+    assert!(told("first.key", "first.key").contains("first.key: no certificate"));
+    assert!(told("first.crt", "second.crt").contains("second.crt: no certificate or key"));
+}

@@ -1,0 +1,152 @@
+//! A node that is gone leaves nothing behind.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tailbone::tailnet::{EmbeddedNode, Error, ListenAddr, Node};
+
+use super::Held;
+use crate::support::{
+    devnet::Devnet,
+    node_contract::interleaved,
+    world::{EmbeddedWorld, Who, World, config, running},
+};
+
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// One life of two nodes with all that can hang on them: connections of which some are still open, listeners, an accept, a dial
+/// that waits.
+async fn life() {
+    let world = EmbeddedWorld::new();
+    let server = world.node("server", Who::User("alice@example.com")).await;
+    let caller = world.node("caller", Who::User("bob@example.com")).await;
+    assert_eq!(interleaved(&server, &[Arc::clone(&caller)], 20, 4).await, 0);
+
+    let ip = running(&*server).await.addresses[0];
+    let mut listener = server.listen(ListenAddr::Port(80)).await.unwrap();
+    let addr = format!("{ip}:80");
+    let (dialled, accepted) = tokio::join!(caller.dial(&addr, PATIENCE), listener.accept());
+    let _open = (dialled.unwrap(), accepted.unwrap());
+    // Connected, but never accepted.
+    let _waiting = caller.dial(&addr, PATIENCE).await.unwrap();
+    let accepting = tokio::spawn(async move {
+        let _first = listener.accept().await;
+        listener.accept().await.map(drop)
+    });
+    let dialling = {
+        let server = Arc::clone(&server);
+        tokio::spawn(async move { server.dial("100.64.0.99:1", PATIENCE).await.map(drop) })
+    };
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let began = Instant::now();
+    world.end().await;
+    eprintln!("two busy nodes closed in {:?}", began.elapsed());
+    assert!(matches!(accepting.await.unwrap(), Err(Error::Closed)));
+    assert!(dialling.await.unwrap().is_err());
+}
+
+alone! {
+    async fn closing_gives_everything_back() {
+        life().await;
+        let before = Held::back_to(Held { goroutines: 200, ..Held::now().await }, PATIENCE).await;
+        assert_eq!((before.nodes, before.conns), (0, 0));
+        for _ in 0..5 {
+            life().await;
+            Held::back_to(before, PATIENCE).await;
+        }
+    }
+}
+
+alone! {
+    /// In each state of joining, by closing and by dropping.
+    async fn ending_while_joining_gives_everything_back() {
+        let mut before = None;
+        for _ in 0..3 {
+            for (require_auth, mode) in [(true, "ok"), (false, "hold"), (false, "down"), (false, "ok")] {
+                let devnet = Devnet::start();
+                devnet.configure(serde_json::json!({ "require_auth": require_auth })).await;
+                devnet.control(serde_json::json!({ "mode": mode })).await;
+                let state = tempfile::tempdir().unwrap();
+                for (close, wait) in [(true, 0), (false, 0), (true, 100), (false, 100)] {
+                    let node = EmbeddedNode::start(&config(&devnet, state.path(), "joining", "")).await.unwrap();
+                    tokio::time::sleep(Duration::from_millis(wait)).await;
+                    if close {
+                        node.close().await;
+                    }
+                }
+                // Given up while it starts.
+                let config = config(&devnet, state.path(), "joining", "");
+                let start = EmbeddedNode::start(&config);
+                // It may be quicker than that; then it is a node that is dropped.
+                let _ = tokio::time::timeout(Duration::from_millis(1), start).await;
+            }
+            match before {
+                // Dropped nodes close by themselves.
+                None => {
+                    let stopped = Held { goroutines: 60, nodes: 0, ..Held::now().await };
+                    before = Some(Held::back_to(stopped, PATIENCE).await);
+                }
+                Some(before) => {
+                    Held::back_to(before, PATIENCE).await;
+                }
+            }
+        }
+    }
+}
+
+alone! {
+    async fn refused_settings_and_failed_starts_give_everything_back() {
+        let world = EmbeddedWorld::new();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut before = None;
+        for round in 0..30 {
+            let mut refused = world.config("refused", "");
+            refused.hostname = "a\0b".into();
+            assert!(matches!(EmbeddedNode::start(&refused).await, Err(Error::Invalid(_))));
+            let mut failing = world.config("failing", "");
+            failing.dir = file.path().join("below-a-file");
+            assert!(EmbeddedNode::start(&failing).await.is_err());
+            if round == 4 {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                before = Some(Held::now().await);
+            }
+        }
+        Held::back_to(before.unwrap(), PATIENCE).await;
+    }
+}
+
+alone! {
+    /// The runtime ends first, then the last handle: no panic, and the node is closed all the same.
+    async fn a_node_may_outlive_its_runtime() {
+        let devnet = Devnet::start();
+        let state = tempfile::tempdir().unwrap();
+        let config = config(&devnet, state.path(), "orphan", "");
+        let node = tokio::task::spawn_blocking(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(EmbeddedNode::start(&config)).unwrap()
+        })
+        .await
+        .unwrap();
+        assert_eq!(tailbone::tailnet::runtime_stats().await.unwrap().nodes, 1);
+        drop(node);
+        let stopped = Held { goroutines: 60, nodes: 0, ..Held::now().await };
+        Held::back_to(stopped, PATIENCE).await;
+    }
+}
+
+alone! {
+    async fn the_generation_stands_still_after_closing() {
+        let world = EmbeddedWorld::new();
+        let node = world.node("still", Who::User("alice@example.com")).await;
+        node.close().await;
+        let after = node.generation();
+        // The tailnet goes on changing.
+        let other = world.node("other", Who::User("bob@example.com")).await;
+        world.set_tags(&*running(&*other).await, &["tag:changed"]).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(node.generation(), after);
+        world.end().await;
+    }
+}

@@ -1,0 +1,66 @@
+//! What the node logs arrives as events, and no secret with it.
+
+use std::{
+    io,
+    sync::{Arc, Mutex},
+};
+
+use tailbone::tailnet::{LogLevel, Node};
+
+use crate::support::{
+    devnet::Key,
+    eventually,
+    world::{EmbeddedWorld, World, running},
+};
+
+#[derive(Clone, Default)]
+struct Captured(Arc<Mutex<Vec<u8>>>);
+
+impl Captured {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl io::Write for Captured {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+alone! {
+    async fn lines_of_the_node_are_events_without_secrets() {
+        let captured = Captured::default();
+        let writer = captured.clone();
+        tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_max_level(tracing::Level::TRACE)
+            .with_writer(move || writer.clone())
+            .init();
+        let world = EmbeddedWorld::new();
+        let key = world.devnet.key(&Key { preauthorized: true, ..Key::default() }).await;
+        let mut config = world.config("chatty", &key);
+        config.log_level = LogLevel::Trace;
+        let node = world.start(&config).await;
+        running(&*node).await;
+        node.close().await;
+
+        for level in ["INFO tsnet", "DEBUG tsnet", "TRACE tsnet"] {
+            eventually(level, || async {
+                captured.text().contains(level).then_some(()).ok_or_else(|| captured.text())
+            })
+            .await;
+        }
+        let text = captured.text();
+        assert!(text.contains(&world.host("chatty")), "{text}");
+        let (_, secret) = key.rsplit_once('-').unwrap();
+        assert!(!text.contains(secret), "the log shows the auth key");
+        assert!(!text.contains("privkey:"), "the log shows a private key");
+        world.end().await;
+    }
+}

@@ -1,0 +1,71 @@
+//! A small HTTP client over any stream, for tests that must say over which connection a request goes.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{Request, Response, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::soon;
+
+/// One connection, kept alive.
+pub struct Connection {
+    sender: http1::SendRequest<Full<Bytes>>,
+}
+
+impl Connection {
+    pub async fn over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S) -> Self {
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("an HTTP connection");
+        tokio::spawn(connection);
+        Self { sender }
+    }
+
+    pub async fn send(&mut self, request: Request<Full<Bytes>>) -> Answer {
+        let response = soon("an answer", self.sender.send_request(request)).await.expect("an answer");
+        let (head, body) = response.into_parts();
+        let body = soon("the answer's body", body.collect()).await.expect("a body").to_bytes();
+        Answer(Response::from_parts(head, body))
+    }
+
+    pub async fn get(&mut self, path: &str) -> Answer {
+        self.send(request("GET", path)).await
+    }
+
+    pub async fn post(&mut self, path: &str) -> Answer {
+        self.send(request("POST", path)).await
+    }
+}
+
+pub fn request(method: &str, path: &str) -> Request<Full<Bytes>> {
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "tailbone")
+        .body(Full::default())
+        .expect("a request")
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub struct Answer(pub Response<Bytes>);
+
+impl Answer {
+    pub fn status(&self) -> u16 {
+        self.0.status().as_u16()
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.0.headers().get(name).map_or("", |value| value.to_str().expect("text"))
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(self.0.body()).unwrap_or_else(|error| panic!("{error}: {:?}", self.0.body()))
+    }
+
+    /// Status and stable code of a refusal.
+    pub fn refusal(&self) -> (u16, String) {
+        let body = self.json();
+        assert_eq!(body["request_id"], self.header("x-request-id"), "the answer and its header name one request");
+        (self.status(), body["error"].as_str().expect("a code").to_owned())
+    }
+}

@@ -1,0 +1,186 @@
+//! What every place of publication must do, whichever it is.
+
+use std::{convert::Infallible, sync::Arc};
+
+use jiff::Timestamp;
+use tailbone::{
+    jwks::{Document, Etag, PublishError, Publisher, Unreadable, update},
+    keys::PublicJwk,
+};
+
+/// A fresh place, and a way to its bytes past the publisher.
+pub(crate) struct Place {
+    pub(crate) publisher: Arc<dyn Publisher>,
+    pub(crate) bytes: Box<dyn Fn() -> Option<Vec<u8>>>,
+    pub(crate) put: Box<Put>,
+    /// Names of kept copies.
+    pub(crate) backups: Box<dyn Fn() -> Vec<String>>,
+}
+
+type Put = dyn Fn(&[u8]);
+
+pub(crate) fn now() -> Timestamp {
+    Timestamp::from_second(1_750_000_000).unwrap()
+}
+
+pub(crate) fn key(kid: &str) -> PublicJwk {
+    let json =
+        format!(r#"{{"alg":"ES256","crv":"P-256","kid":"{kid}","kty":"EC","x":"AA","y":"AQ"}}"#);
+    PublicJwk::from_json(json.as_bytes()).unwrap()
+}
+
+pub(crate) fn document(kids: &[&str]) -> Document {
+    let mut document = Document::default();
+    for kid in kids {
+        document.add(&key(kid)).unwrap();
+    }
+    document
+}
+
+/// The whole list but the storm.
+pub(crate) async fn behaves(place: &Place) {
+    missing_is_neither_empty_nor_unreadable(place).await;
+    a_write_wants_what_it_replaces(place).await;
+    what_cannot_be_read_is_left_alone(place).await;
+    foreign_content_survives(place).await;
+    a_removal_keeps_a_copy(place).await;
+}
+
+async fn missing_is_neither_empty_nor_unreadable(place: &Place) {
+    let publisher = &place.publisher;
+    assert_eq!(publisher.read().await.unwrap(), None);
+    let etag = publisher.write(&Document::default(), None).await.unwrap();
+    let read = publisher.read().await.unwrap().unwrap();
+    assert!(read.document.is_empty());
+    assert_eq!(read.etag, etag);
+    assert_eq!((place.bytes)().unwrap(), br#"{"keys":[]}"#);
+}
+
+async fn a_write_wants_what_it_replaces(place: &Place) {
+    let publisher = &place.publisher;
+    let conflict = |result: Result<Etag, PublishError>| {
+        assert!(
+            matches!(result, Err(PublishError::Conflict { .. })),
+            "{result:?}"
+        );
+    };
+    let old = publisher.read().await.unwrap().unwrap().etag;
+    conflict(publisher.write(&document(&["tb-1"]), None).await);
+    let new = publisher
+        .write(&document(&["tb-1"]), Some(&old))
+        .await
+        .unwrap();
+    conflict(publisher.write(&document(&["tb-2"]), Some(&old)).await);
+    let read = publisher.read().await.unwrap().unwrap();
+    assert_eq!((read.etag, read.document), (new, document(&["tb-1"])));
+}
+
+async fn what_cannot_be_read_is_left_alone(place: &Place) {
+    let half = br#"{"keys":[{"kid":"tb-1"#;
+    type Expected = fn(&Unreadable) -> bool;
+    let cases: [(&[u8], Expected); 4] = [
+        (b"", |e| matches!(e, Unreadable::NotJson(_))),
+        (half, |e| matches!(e, Unreadable::NotJson(_))),
+        (br#"{"keys":"none"}"#, |e| matches!(e, Unreadable::Keys)),
+        (&[b' '; 1024 * 1024 + 1], |e| {
+            matches!(e, Unreadable::TooLarge)
+        }),
+    ];
+    for (bytes, expected) in cases {
+        (place.put)(bytes);
+        let error = place.publisher.read().await.unwrap_err();
+        assert!(
+            matches!(&error, PublishError::Unreadable { reason, .. } if expected(reason)),
+            "{error:?}"
+        );
+        let added = update(&*place.publisher, now(), |document, _| {
+            document.add(&key("tb-9")).map(drop)
+        })
+        .await;
+        assert!(added.is_err());
+        assert_eq!((place.bytes)().unwrap(), bytes, "nothing was overwritten");
+    }
+}
+
+async fn foreign_content_survives(place: &Place) {
+    let foreign =
+        br#"{"keys":[{"kid":"theirs","kty":"oct","odd":[1,{"b":null}]},{"kty":"RSA"}],"note":"x"}"#;
+    (place.put)(foreign);
+    let updated = update(&*place.publisher, now(), |document, _| {
+        document.add(&key("tb-1")).map(drop)
+    })
+    .await
+    .unwrap();
+    assert!(updated.changed && updated.backup.is_none() && updated.lost_writes == 0);
+    assert_eq!(
+        String::from_utf8((place.bytes)().unwrap()).unwrap(),
+        concat!(
+            r#"{"keys":[{"kid":"theirs","kty":"oct","odd":[1,{"b":null}]},{"kty":"RSA"},"#,
+            r#"{"alg":"ES256","crv":"P-256","kid":"tb-1","kty":"EC","x":"AA","y":"AQ"}],"note":"x"}"#
+        )
+    );
+    let again = update(&*place.publisher, now(), |document, _| {
+        document.add(&key("tb-1")).map(drop)
+    })
+    .await
+    .unwrap();
+    assert!(!again.changed, "what is there is not written again");
+}
+
+async fn a_removal_keeps_a_copy(place: &Place) {
+    let before = (place.backups)().len();
+    let updated = update(&*place.publisher, now(), |document, _| {
+        document.remove("tb-1");
+        Ok::<_, Infallible>(())
+    })
+    .await
+    .unwrap();
+    assert!(updated.backup.unwrap().is_ok());
+    assert_eq!((place.backups)().len(), before + 1);
+    assert_eq!(
+        (place.bytes)().unwrap(),
+        br#"{"keys":[{"kid":"theirs","kty":"oct","odd":[1,{"b":null}]},{"kty":"RSA"}],"note":"x"}"#
+    );
+}
+
+/// `writers` at once, each making `changes` changes: adding keys, and taking half of its own out again. Nothing is lost.
+pub(crate) async fn storm(publisher: Arc<dyn Publisher>, writers: usize, changes: usize) {
+    let tasks: Vec<_> = (0..writers)
+        .map(|writer| {
+            let publisher = publisher.clone();
+            tokio::spawn(async move {
+                for change in 0..changes {
+                    // Three keys come, then the second of them goes.
+                    let (kid, add) = match change % 4 {
+                        3 => (format!("tb-{writer}-{}", change - 2), false),
+                        _ => (format!("tb-{writer}-{change}"), true),
+                    };
+                    let key = key(&kid);
+                    update(&*publisher, now(), |document, _| {
+                        if add {
+                            document.add(&key).unwrap();
+                        } else {
+                            document.remove(&kid);
+                        }
+                        Ok::<_, Infallible>(())
+                    })
+                    .await
+                    .unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let document = publisher.read().await.unwrap().unwrap().document;
+    let mut expected: Vec<String> = (0..writers)
+        .flat_map(|writer| (0..changes).map(move |change| (writer, change)))
+        .filter(|(_, change)| change % 4 != 3 && !(change % 4 == 1 && change + 2 < changes))
+        .map(|(writer, change)| format!("tb-{writer}-{change}"))
+        .collect();
+    expected.sort();
+    let mut found: Vec<String> = document.kids().map(str::to_owned).collect();
+    found.sort();
+    assert_eq!(found, expected);
+}

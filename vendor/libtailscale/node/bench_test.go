@@ -1,0 +1,53 @@
+package node
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// BenchmarkIdleConnections tells what an idle connection costs, netstack and pump together, each end counted as one.
+// go test -run '^$' -bench Idle -benchtime 1x ./node
+func BenchmarkIdleConnections(b *testing.B) {
+	tn := newTailnet(b)
+	server, client := tn.join("server"), tn.join("client")
+	client.awaitPeer("server")
+	ln := server.listen(":80")
+	to := fmt.Sprintf("%v:80", server.ip(4))
+	pairUp := func() {
+		out, in := client.dial(to), receive(b, ln)
+		out.write([]byte("GET / HTTP/1.1\r\n\r\n"))
+		in.read(make([]byte, 100), time.Second)
+		in.write([]byte("HTTP/1.1 200 OK\r\n\r\n"))
+		out.read(make([]byte, 100), time.Second)
+	}
+	for range 50 {
+		pairUp()
+	}
+	measure := func() (heap, stack int64, goroutines int) {
+		for range 3 {
+			runtime.GC()
+		}
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc), int64(m.StackInuse), runtime.NumGoroutine()
+	}
+	const n = 1000
+	for b.Loop() {
+		h0, s0, g0 := measure()
+		for range n {
+			pairUp()
+		}
+		time.Sleep(time.Second)
+		h1, s1, g1 := measure()
+		b.ReportMetric(float64(h1-h0)/(2*n), "heap-B/conn")
+		b.ReportMetric(float64(s1-s0)/(2*n), "stack-B/conn")
+		b.ReportMetric(float64(g1-g0)/(2*n), "goroutines/conn")
+	}
+	unix.Close(ln)
+	server.close()
+	client.close()
+}
