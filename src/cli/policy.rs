@@ -30,36 +30,60 @@ pub(super) fn command() -> Command {
     Command::new("policy")
         .about("Check the gate's rules and try them out")
         .args(args::of(Scope::Policy).map(|arg| arg.global(true)))
-        .subcommand(
-            Command::new("check").about("Load the file of rules and tell every mistake"),
-        )
+        .subcommand(Command::new("check").about("Load the file of rules and tell every mistake"))
         .subcommand(
             Command::new("test")
                 .about("Say which rule decides about a request, and why")
                 .arg(text("as", "LOGIN", "The caller is this user"))
                 .arg(
-                    text("node", "TAG", "The caller is a machine with this tag; again for more")
-                        .action(ArgAction::Append),
+                    text(
+                        "node",
+                        "TAG",
+                        "The caller is a machine with this tag; again for more",
+                    )
+                    .action(ArgAction::Append),
                 )
                 .arg(flag("funnel", "The caller is somebody on the internet"))
-                .arg(flag("unknown", "The caller is nobody whom the tailnet knows"))
+                .arg(flag(
+                    "unknown",
+                    "The caller is nobody whom the tailnet knows",
+                ))
                 .group(
                     ArgGroup::new("who")
                         .args(["as", "node", "funnel", "unknown"])
                         .required(true),
                 )
                 .arg(flag("foreign", "The caller is of another tailnet"))
-                .arg(text("tailnet", "SUFFIX", "MagicDNS suffix of the caller's tailnet"))
+                .arg(text(
+                    "tailnet",
+                    "SUFFIX",
+                    "MagicDNS suffix of the caller's tailnet",
+                ))
                 .arg(
-                    text("grant", "CAPABILITY=JSON", "A grant of the caller; again for more")
-                        .action(ArgAction::Append),
+                    text(
+                        "grant",
+                        "CAPABILITY=JSON",
+                        "A grant of the caller; again for more",
+                    )
+                    .action(ArgAction::Append),
                 )
-                .arg(text("host", "HOST", "What is asked for; a rule about hosts is in doubt without"))
+                .arg(text(
+                    "host",
+                    "HOST",
+                    "What is asked for; a rule about hosts is in doubt without",
+                ))
                 .arg(text("path", "PATH", "The same for the path"))
-                .arg(text("method", "METHOD", "The same for the method [default: GET]"))
+                .arg(text(
+                    "method",
+                    "METHOD",
+                    "The same for the method [default: GET]",
+                ))
                 .arg(
-                    text("expect", "DECISION", "Fail unless this is decided")
-                        .value_parser(["allow", "anonymous", "deny"]),
+                    text("expect", "DECISION", "Fail unless this is decided").value_parser([
+                        "allow",
+                        "anonymous",
+                        "deny",
+                    ]),
                 ),
         )
 }
@@ -134,7 +158,13 @@ fn visitor(matches: &ArgMatches) -> Result<Option<Visitor>, String> {
         .get_many::<String>("node")
         .into_iter()
         .flatten()
-        .map(|tag| if tag.starts_with("tag:") { tag.clone() } else { format!("tag:{tag}") })
+        .map(|tag| {
+            if tag.starts_with("tag:") {
+                tag.clone()
+            } else {
+                format!("tag:{tag}")
+            }
+        })
         .collect();
     if login.is_none() && tags.is_empty() {
         return Ok(None);

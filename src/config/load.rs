@@ -16,8 +16,8 @@ use super::{
     duration,
     meaning::{
         HIDDEN, Reading, binding, boolean, bounded, bucket, fit, host, hostname, known_word, path,
-        port, prefix, proxy, secret_file, size, socket_mode, strange_word, tag, text, upstream, url,
-        whole_secret,
+        port, prefix, proxy, secret_file, size, socket_mode, strange_word, tag, text, upstream,
+        url, whole_secret,
     },
     raw::{Raw, Typed, Value, suggestion},
     report::{Mistakes, Origin, Remark, Warning},

@@ -58,10 +58,18 @@ async fn answer(request: Request) -> Response {
             let first = futures_util::stream::once(async { Bytes::from("data: hello\n\n") });
             let rest = request.into_body().into_data_stream().flat_map(|chunk| {
                 let bytes = chunk.unwrap_or_default();
-                futures_util::stream::iter(bytes.into_iter().map(|b| Bytes::from(format!("data: {b}\n\n"))))
+                futures_util::stream::iter(
+                    bytes
+                        .into_iter()
+                        .map(|b| Bytes::from(format!("data: {b}\n\n"))),
+                )
             });
             let events = first.chain(rest).map(Ok::<_, std::io::Error>);
-            ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(events)).into_response()
+            (
+                [(header::CONTENT_TYPE, "text/event-stream")],
+                Body::from_stream(events),
+            )
+                .into_response()
         }
         "/ws" => websocket(request),
         "/trailers" => {
@@ -94,7 +102,9 @@ async fn echo(request: Request) -> Response {
         .map(|(name, value)| json!([name.as_str(), String::from_utf8_lossy(value.as_bytes())]))
         .collect();
     let collected = body.collect().await.unwrap_or_default();
-    let trailers = collected.trailers().is_some_and(|trailers| !trailers.is_empty());
+    let trailers = collected
+        .trailers()
+        .is_some_and(|trailers| !trailers.is_empty());
     let body = collected.to_bytes();
     axum::Json(json!({
         "method": parts.method.as_str(),
@@ -121,7 +131,10 @@ fn websocket(mut request: Request) -> Response {
     });
     (
         StatusCode::SWITCHING_PROTOCOLS,
-        [(header::CONNECTION, "upgrade"), (header::UPGRADE, "websocket")],
+        [
+            (header::CONNECTION, "upgrade"),
+            (header::UPGRADE, "websocket"),
+        ],
     )
         .into_response()
 }
@@ -212,7 +225,12 @@ pub async fn raw(from: IpAddr, to: SocketAddr, bytes: &[u8]) -> Answer {
     let read = stream.read_to_end(&mut answer);
     tokio::time::timeout(Duration::from_secs(10), read)
         .await
-        .unwrap_or_else(|_| panic!("no end of the answer to {:?}", String::from_utf8_lossy(bytes)))
+        .unwrap_or_else(|_| {
+            panic!(
+                "no end of the answer to {:?}",
+                String::from_utf8_lossy(bytes)
+            )
+        })
         .ok();
     Answer::parse(&answer)
 }

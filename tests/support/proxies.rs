@@ -20,7 +20,11 @@ impl Proxy {
     pub async fn nginx(dir: &Path, port: u16, server: &str) -> Self {
         let shown = dir.display();
         // As root nginx would give its workers to another user, who could not open the socket.
-        let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
+        let user = if rustix::process::geteuid().is_root() {
+            "user root;"
+        } else {
+            ""
+        };
         let config = format!(
             "daemon off; worker_processes 1; pid {shown}/nginx.pid; error_log stderr warn; {user}\n\
              events {{}}\n\
@@ -33,7 +37,13 @@ impl Proxy {
         let file = dir.join("nginx.conf");
         fs::write(&file, config).unwrap();
         let mut command = Command::new("nginx");
-        command.arg("-e").arg("stderr").arg("-p").arg(dir).arg("-c").arg(file);
+        command
+            .arg("-e")
+            .arg("stderr")
+            .arg("-p")
+            .arg(dir)
+            .arg("-c")
+            .arg(file);
         Self::start("nginx", command, dir, port).await
     }
 
@@ -42,8 +52,13 @@ impl Proxy {
         let config = format!("{{\n\tadmin off\n\tauto_https off\n}}\n{site}\n");
         fs::write(&file, config).unwrap();
         let mut command = Command::new("caddy");
-        command.env("HOME", dir).env("XDG_DATA_HOME", dir).env("XDG_CONFIG_HOME", dir);
-        command.args(["run", "--adapter", "caddyfile", "--config"]).arg(file);
+        command
+            .env("HOME", dir)
+            .env("XDG_DATA_HOME", dir)
+            .env("XDG_CONFIG_HOME", dir);
+        command
+            .args(["run", "--adapter", "caddyfile", "--config"])
+            .arg(file);
         Self::start("caddy", command, dir, port).await
     }
 
@@ -64,9 +79,9 @@ impl Proxy {
             .stdin(Stdio::null())
             .stdout(fs::File::create(&log).unwrap())
             .stderr(fs::File::options().append(true).open(&log).unwrap());
-        let child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{name} cannot be started ({error}): run scripts/setup --tests"));
+        let child = command.spawn().unwrap_or_else(|error| {
+            panic!("{name} cannot be started ({error}): run scripts/setup --tests")
+        });
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut proxy = Self { addr, child };
         eventually(name, || {

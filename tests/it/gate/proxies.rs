@@ -38,7 +38,9 @@ async fn nginx_with_auth_request() {
     let mut copied = String::new();
     for name in IDENTITY {
         let variable = name.to_ascii_lowercase().replace('-', "_");
-        copied += &format!("auth_request_set $g_{variable} $upstream_http_{variable};\nproxy_set_header {name} $g_{variable};\n");
+        copied += &format!(
+            "auth_request_set $g_{variable} $upstream_http_{variable};\nproxy_set_header {name} $g_{variable};\n"
+        );
     }
     let server = format!(
         "underscores_in_headers off;\n\
@@ -81,9 +83,9 @@ async fn caddy_with_forward_auth() {
         "http://:{port} {{\n\
          \tbind 127.0.0.1\n\
          \troute {{\n\
-         \t\trequest_header -Tailscale-*\n\
-         \t\trequest_header -Tailscale_*\n\
-         \t\trequest_header -Tailbone-Token\n\
+         \t\trequest_header -Tailscale*\n\
+         \t\trequest_header -Tailbone*\n\
+         \t\trequest_header Connection (?i)tail(scale|bone)[^,]* close\n\
          \t\tforward_auth unix/{socket} {{\n\
          \t\t\turi /auth/forwarded\n\
          \t\t\theader_up X-Forwarded-For {{remote_host}}\n\
@@ -104,7 +106,10 @@ async fn caddy_with_forward_auth() {
 async fn haproxy_with_the_script_that_is_delivered() {
     let world = World::start(POLICY).await;
     let port = free_port();
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/haproxy/tailbone-auth.lua");
+    let script = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/deploy/haproxy/tailbone-auth.lua"
+    );
     let config = format!(
         "global\n  setenv TAILBONE_GATE_SOCKET {socket}\n  lua-load-per-thread {script}\n\
          defaults\n  mode http\n  timeout connect 5s\n  timeout client 30s\n  timeout server 30s\n\
@@ -155,8 +160,34 @@ async fn behaves(world: &World, proxy: &Proxy, unknown: Unknown) {
         ("alice", &["-d", "body", "/x"], 200),
         ("bob", &["/x"], 200),
         ("bob", &["-d", "body", "/x"], 403),
-        ("bob", &["-d", "body", "-H", "X-Original-Method: GET", "-H", "X-Forwarded-Method: GET", "/x"], 403),
-        ("bob", &["/admin", "-H", "X-Original-URI: /x", "-H", "X-Forwarded-Uri: /x", "-H", "X-Original-URL: /x", "-H", "Original-URI: /x"], 403),
+        (
+            "bob",
+            &[
+                "-d",
+                "body",
+                "-H",
+                "X-Original-Method: GET",
+                "-H",
+                "X-Forwarded-Method: GET",
+                "/x",
+            ],
+            403,
+        ),
+        (
+            "bob",
+            &[
+                "/admin",
+                "-H",
+                "X-Original-URI: /x",
+                "-H",
+                "X-Forwarded-Uri: /x",
+                "-H",
+                "X-Original-URL: /x",
+                "-H",
+                "Original-URI: /x",
+            ],
+            403,
+        ),
         ("sharee", &["/x"], 403),
         ("sharee", &["/public/x"], 200),
     ] {
@@ -164,11 +195,25 @@ async fn behaves(world: &World, proxy: &Proxy, unknown: Unknown) {
         assert_eq!(answer.status, status, "{peer} {arguments:?}: {answer:?}");
     }
     let body = curl(world, proxy, "alice", &["-d", "the body", "/x"]).await;
-    assert_eq!(body.json()["body"], "the body", "the question took nothing of it");
+    assert_eq!(
+        body.json()["body"],
+        "the body",
+        "the question took nothing of it"
+    );
     // Somebody whom the tailnet does not know: the host itself.
-    let stranger = raw([127, 0, 0, 1].into(), proxy.addr, &request("GET /x", &["Host: app"])).await;
+    let stranger = raw(
+        [127, 0, 0, 1].into(),
+        proxy.addr,
+        &request("GET /x", &["Host: app"]),
+    )
+    .await;
     assert_eq!(stranger.status, 401);
-    let probe = raw([127, 0, 0, 1].into(), proxy.addr, &request("GET /public", &["Host: app"])).await;
+    let probe = raw(
+        [127, 0, 0, 1].into(),
+        proxy.addr,
+        &request("GET /public", &["Host: app"]),
+    )
+    .await;
     assert_eq!(probe.status, 200);
 
     // Spoofing: a client's own words about who it is, or about where it is.
@@ -178,15 +223,27 @@ async fn behaves(world: &World, proxy: &Proxy, unknown: Unknown) {
     for name in IDENTITY {
         let lower = name.to_ascii_lowercase();
         tricks.push(vec![format!("{name}: SPOOF")]);
-        tricks.push(vec![format!("{lower}: SPOOF"), format!("{}: SPOOF", name.to_ascii_uppercase())]);
+        tricks.push(vec![
+            format!("{lower}: SPOOF"),
+            format!("{}: SPOOF", name.to_ascii_uppercase()),
+        ]);
         tricks.push(vec![format!("{}: SPOOF", name.replace('-', "_"))]);
-        tricks.push(vec![format!("{name}: SPOOF"), format!("Connection: close, {name}")]);
+        tricks.push(vec![
+            format!("{name}: SPOOF"),
+            format!("Connection: close, {name}"),
+        ]);
     }
     for address in [&alice, &tailnet_ip] {
         for header in ["X-Forwarded-For", "Remote-Addr", "X-Real-IP", "Client-IP"] {
             tricks.push(vec![format!("{header}: {address}")]);
-            tricks.push(vec![format!("{header}: {address}"), format!("{header}: {address}")]);
-            tricks.push(vec![format!("{header}: {address}"), format!("Connection: close, {header}")]);
+            tricks.push(vec![
+                format!("{header}: {address}"),
+                format!("{header}: {address}"),
+            ]);
+            tricks.push(vec![
+                format!("{header}: {address}"),
+                format!("Connection: close, {header}"),
+            ]);
         }
         tricks.push(vec![format!("Forwarded: for={address}")]);
         tricks.push(vec![format!("X-Forwarded-For: {address}, {address}")]);
@@ -196,7 +253,12 @@ async fn behaves(world: &World, proxy: &Proxy, unknown: Unknown) {
         let mut headers = vec!["Host: app.example.com"];
         headers.extend(trick.iter().map(String::as_str));
         // bob may be here, as bob; the host's own address is nobody, and may see what is public.
-        let bob = raw(world.source("bob"), proxy.addr, &request("GET /x", &headers)).await;
+        let bob = raw(
+            world.source("bob"),
+            proxy.addr,
+            &request("GET /x", &headers),
+        )
+        .await;
         // A proxy may refuse what it finds odd.
         if bob.status == 200 {
             let seen = bob.all_seen();
@@ -207,15 +269,28 @@ async fn behaves(world: &World, proxy: &Proxy, unknown: Unknown) {
         } else if bob.status != 400 && bob.status != 403 {
             passed.push(format!("bob {trick:?}: {}", bob.status));
         }
-        let nobody = raw([127, 0, 0, 1].into(), proxy.addr, &request("GET /x", &headers)).await;
+        let nobody = raw(
+            [127, 0, 0, 1].into(),
+            proxy.addr,
+            &request("GET /x", &headers),
+        )
+        .await;
         if nobody.status == 200 {
             passed.push(format!("nobody {trick:?}"));
         }
-        let public = raw([127, 0, 0, 1].into(), proxy.addr, &request("GET /public", &headers)).await;
+        let public = raw(
+            [127, 0, 0, 1].into(),
+            proxy.addr,
+            &request("GET /public", &headers),
+        )
+        .await;
         if public.status == 200 {
             let claims = |name: &str| name.replace('_', "-").starts_with("tailscale-");
             let seen = public.all_seen();
-            if seen.iter().any(|(name, value)| claims(name) && !value.is_empty()) {
+            if seen
+                .iter()
+                .any(|(name, value)| claims(name) && !value.is_empty())
+            {
                 passed.push(format!("public {trick:?}: {seen:?}"));
             }
         }
@@ -227,7 +302,15 @@ async fn behaves(world: &World, proxy: &Proxy, unknown: Unknown) {
 async fn curl(world: &World, proxy: &Proxy, peer: &str, arguments: &[&str]) -> Answer {
     let mut command = Command::new("curl");
     command
-        .args(["--silent", "--show-error", "--include", "--max-time", "20", "--noproxy", "*"])
+        .args([
+            "--silent",
+            "--show-error",
+            "--include",
+            "--max-time",
+            "20",
+            "--noproxy",
+            "*",
+        ])
         .args(["-H", "Host: app.example.com", "-H", "Expect:"])
         .arg("--interface")
         .arg(world.source(peer).to_string())
@@ -239,7 +322,14 @@ async fn curl(world: &World, proxy: &Proxy, peer: &str, arguments: &[&str]) -> A
             command.arg(argument);
         }
     }
-    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().expect("curl is not installed: run scripts/setup --tests");
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = tokio::task::spawn_blocking(move || command.output())
+        .await
+        .unwrap()
+        .expect("curl is not installed: run scripts/setup --tests");
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Answer::parse(&output.stdout)
 }

@@ -89,11 +89,23 @@ impl World {
         let mut foreign = Identity::user("eve@other.org");
         foreign.same_tailnet = false;
         let peers = BTreeMap::from([
-            ("alice", tailnet.join("alice", Identity::user("alice@example.com"))),
-            ("bob", tailnet.join("bob", Identity::user("bob@example.com"))),
-            ("robot", tailnet.join("robot", Identity::tagged(["tag:ci", "tag:prod"]))),
+            (
+                "alice",
+                tailnet.join("alice", Identity::user("alice@example.com")),
+            ),
+            (
+                "bob",
+                tailnet.join("bob", Identity::user("bob@example.com")),
+            ),
+            (
+                "robot",
+                tailnet.join("robot", Identity::tagged(["tag:ci", "tag:prod"])),
+            ),
             ("sharee", tailnet.join("sharee", foreign)),
-            ("proxy", tailnet.join("proxy", Identity::tagged(["tag:proxy"]))),
+            (
+                "proxy",
+                tailnet.join("proxy", Identity::tagged(["tag:proxy"])),
+            ),
         ]);
         let mut settings = config::Gate {
             port: PROXY_PORT,
@@ -134,12 +146,16 @@ impl World {
             dir,
         };
         if let Some(router) = world.gate.proxy_router() {
-            world.serve(PROXY_PORT, layers::wrap_streaming(router, "gate")).await;
+            world
+                .serve(PROXY_PORT, layers::wrap_streaming(router, "gate"))
+                .await;
         }
         let router = layers::wrap(world.gate.auth_router().unwrap(), "gate");
         world.serve(AUTH_PORT, router.clone()).await;
         let listener = Socket::bind(&world.socket, 0o600).unwrap();
-        let local = serve("gate-local", listener, router, Limits::default(), |()| local_proxy());
+        let local = serve("gate-local", listener, router, Limits::default(), |()| {
+            local_proxy()
+        });
         world.servers.push(local);
         world
     }
@@ -147,11 +163,17 @@ impl World {
     async fn serve(&mut self, port: u16, router: Router) {
         let listener = OnTailnet(self.node.listen(ListenAddr::Port(port)).await.unwrap());
         let node = self.trouble.clone();
-        let server = serve("gate", listener, router, Limits::default(), move |peer: Peer| {
-            let mut extensions = http::Extensions::new();
-            extensions.insert(Arc::new(Connection::new(node.clone(), peer)));
-            extensions
-        });
+        let server = serve(
+            "gate",
+            listener,
+            router,
+            Limits::default(),
+            move |peer: Peer| {
+                let mut extensions = http::Extensions::new();
+                extensions.insert(Arc::new(Connection::new(node.clone(), peer)));
+                extensions
+            },
+        );
         self.servers.push(server);
     }
 
@@ -208,12 +230,18 @@ impl World {
         let mut all = vec!["Host: app.example.com"];
         all.extend(headers);
         let to = self.node.host_addr(AUTH_PORT).unwrap();
-        raw(self.source(peer), to, &request(&format!("GET {path}"), &all)).await
+        raw(
+            self.source(peer),
+            to,
+            &request(&format!("GET {path}"), &all),
+        )
+        .await
     }
 
     /// A request to the reverse proxy.
     pub(super) async fn get(&self, peer: &str, path: &str) -> Answer {
-        self.send(peer, &format!("GET {path}"), &["Host: app.example.com"]).await
+        self.send(peer, &format!("GET {path}"), &["Host: app.example.com"])
+            .await
     }
 
     pub(super) async fn send(&self, peer: &str, line: &str, headers: &[&str]) -> Answer {
