@@ -113,7 +113,7 @@ pub(super) fn run(
     test(matches, &rules, format, console)
 }
 
-fn rules(file: Option<PathBuf>, capability: &str) -> Result<Rules, Failure> {
+pub(super) fn rules(file: Option<PathBuf>, capability: &str) -> Result<Rules, Failure> {
     match Store::open(file.as_deref(), capability) {
         Ok(store) => Ok(store.rules().as_ref().clone()),
         Err(error @ LoadError::Mistakes { .. }) => {

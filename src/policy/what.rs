@@ -438,7 +438,7 @@ mod tests {
         ] {
             assert_eq!(Path::parse(raw), Err(WhatError::BadPath), "{raw}");
         }
-        let nested = format!("/{}2e", "%25".repeat(1) + &"25".repeat(80));
+        let nested = format!("/{}2e", "%25".to_owned() + &"25".repeat(80));
         assert_eq!(Path::parse(&nested), Err(WhatError::AmbiguousPath));
         assert_eq!(
             Path::parse(&format!("/{}", "a".repeat(PATH_BYTES))),

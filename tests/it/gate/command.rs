@@ -172,4 +172,28 @@ fn mistakes_are_told_all_at_once() {
         2,
         "nobody named"
     );
+
+    // Whoever checks the settings means the rules too.
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("policy.toml");
+    fs::write(&file, "[[rule]]\n").unwrap();
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let mut console = Console {
+        out: &mut out,
+        err: &mut err,
+        person: None,
+    };
+    let all = [
+        "tailbone",
+        "config",
+        "check",
+        "--gate-policy",
+        file.to_str().unwrap(),
+    ];
+    let code = cli::execute(
+        all.map(OsString::from),
+        &Environment::default(),
+        &mut console,
+    );
+    assert_eq!(code, 64, "{}", String::from_utf8_lossy(&err));
 }
