@@ -7,6 +7,9 @@
 //! 4. timeout: the longest that a handler may take.
 //! 5. body limit: no route takes a large body.
 //!
+//! What stands before a server of somebody else ([`wrap_streaming`]) lets bodies of any size and length in time pass, and leaves
+//! that server's answers alone; 4 and 5 are not for it.
+//!
 //! Limits of the connection (header size, header time) belong to [`super::serve`].
 
 use std::{any::Any, convert::Infallible, time::Duration};
@@ -52,13 +55,36 @@ pub fn wrap(router: Router, component: &'static str) -> Router {
         .layer(bounded)
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn(move |request: Request, next: Next| {
-            request_scope(component, request, next)
+            request_scope(component, Answers::Ours, request, next)
         }))
+}
+
+/// Wraps routes that hand requests on, with bodies that may take as long as they like.
+pub fn wrap_streaming(router: Router, component: &'static str) -> Router {
+    let bounded = ServiceBuilder::new()
+        .layer(axum::error_handling::HandleErrorLayer::new(limit_error))
+        .layer(LoadShedLayer::new())
+        .layer(ConcurrencyLimitLayer::new(REQUESTS));
+    router
+        .layer(DefaultBodyLimit::disable())
+        .layer(bounded)
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn(move |request: Request, next: Next| {
+            request_scope(component, Answers::OfOthers, request, next)
+        }))
+}
+
+/// Whose answers go through a layer: a bare status of ours may be given our words, one of others is what it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answers {
+    OfOthers,
+    Ours,
 }
 
 /// An id of our own for each request: one from outside could be made to collide or to carry anything into the log.
 async fn request_scope(
     component: &'static str,
+    answers: Answers,
     mut request: Request,
     next: Next,
 ) -> Result<Response, Infallible> {
@@ -67,14 +93,14 @@ async fn request_scope(
     let span = tracing::info_span!("request", component, request_id = %id);
     let response = next.run(request).instrument(span.clone()).await;
     let _entered = span.enter();
-    let mut response = answer(response, &id);
+    let mut response = answer(response, answers, &id);
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     Ok(response)
 }
 
-fn answer(mut response: Response, id: &str) -> Response {
+fn answer(mut response: Response, answers: Answers, id: &str) -> Response {
     if let Some(error) = response.extensions_mut().remove::<Error>() {
         match (&error.kind, &error.cause) {
             (Kind::BadGateway | Kind::Internal | Kind::Unavailable { .. }, Some(cause)) => {
@@ -91,7 +117,7 @@ fn answer(mut response: Response, id: &str) -> Response {
     }
     // Refusals of layers that know nothing of `Error`.
     match response.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => Error::new(
+        StatusCode::PAYLOAD_TOO_LARGE if answers == Answers::Ours => Error::new(
             Kind::TooLarge,
             "body_too_large",
             format!("a body may have {BODY_BYTES} bytes at most"),
