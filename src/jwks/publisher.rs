@@ -11,7 +11,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 
-use super::{Document, Unreadable};
+use super::{Document, Unreadable, document::LARGEST};
 
 /// Tries of one update. With the pauses below that is about a minute of bad luck, or eight writers in a storm.
 const TRIES: u32 = 60;
@@ -142,6 +142,13 @@ pub async fn update<E>(
             result.document = before.clone();
             result.changed = wrote;
             return Ok(result);
+        }
+        if after.to_bytes().len() > LARGEST {
+            // What we would not read we do not write.
+            return Err(UpdateError::Publish(PublishError::Unreadable {
+                place: publisher.place().to_owned(),
+                reason: Unreadable::TooLarge,
+            }));
         }
         if wrote {
             result.lost_writes += 1;

@@ -743,6 +743,17 @@ async fn one_stale_read_does_not_stop_a_key() {
 }
 
 #[tokio::test]
+async fn d15_signing_reads_nothing_from_the_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let (directory, jwks) = old_directory(folder.path());
+    let life = life(&directory, &jwks);
+    life.start(at(0)).await.unwrap();
+    fs::remove_dir_all(&directory).unwrap();
+    let token = life.ring().current_signer().unwrap().sign(b"{}").unwrap();
+    verify(&token, JWKS.as_bytes());
+}
+
+#[tokio::test]
 async fn d16_rotate_makes_one_successor_not_two() {
     let folder = tempfile::tempdir().unwrap();
     let (directory, jwks) = (folder.path().join("keys"), folder.path().join("jwks.json"));

@@ -86,7 +86,7 @@ impl KeyLife {
         })
     }
 
-    /// Every key of the document and the directory, as they stand; changes nothing, nor does it wait for anybody.
+    /// Every key of the document and the directory, as they stand; changes nothing.
     pub async fn list(&self, now: Timestamp) -> Result<Report, LifeError> {
         let mut memory = self.inner.memory.lock().await;
         self.pass(&mut memory, true, Leave::default(), true, now)
