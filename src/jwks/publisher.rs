@@ -75,8 +75,8 @@ pub trait Publisher: Send + Sync + fmt::Debug + 'static {
 /// What an update did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Updated {
-    /// The document as last read, the change in it.
-    pub document: Versioned,
+    /// The document as last read, the change in it; `None` if there is none and the change wants none.
+    pub document: Option<Versioned>,
     /// Whether there was anything to change.
     pub changed: bool,
     /// Where the document was kept before keys were taken out, or why it could not be.
@@ -105,10 +105,7 @@ pub async fn update<E>(
 ) -> Result<Updated, UpdateError<E>> {
     let mut pause = Pause::new();
     let mut result = Updated {
-        document: Versioned {
-            document: Document::default(),
-            etag: Etag("".into()),
-        },
+        document: None,
         changed: false,
         backup: None,
         lost_writes: 0,
@@ -139,7 +136,12 @@ pub async fn update<E>(
         if let Some(before) = &before
             && before.document == after
         {
-            result.document = before.clone();
+            result.document = Some(before.clone());
+            result.changed = wrote;
+            return Ok(result);
+        }
+        if before.is_none() && after == Document::default() {
+            // Nothing there, and nothing to put there: an empty document would tell more than is known.
             result.changed = wrote;
             return Ok(result);
         }
