@@ -118,6 +118,10 @@ pub async fn update<E>(
             Ok(before) => before,
             Err(error @ PublishError::Unavailable { .. }) if wrote || last_error.is_some() => {
                 last_error = Some(error);
+                pause.unavailable();
+                if pause.exhausted() {
+                    break;
+                }
                 pause.wait().await;
                 continue;
             }
