@@ -229,7 +229,9 @@ impl<'a> Reader<'a> {
                 lower => Err(
                     match suggestion(lower, ["admin", "gate", "issuer", "sts"].into_iter()) {
                         Some(meant) => format!("no component {lower}; did you mean {meant}?"),
-                        None => format!("no component {lower}; there are issuer, admin, gate and sts"),
+                        None => {
+                            format!("no component {lower}; there are issuer, admin, gate and sts")
+                        }
                     },
                 ),
             }
@@ -238,7 +240,8 @@ impl<'a> Reader<'a> {
             self.mistake(
                 &table::COMPONENTS,
                 None,
-                "no component, so nothing would run: name one of issuer, admin, gate and sts".into(),
+                "no component, so nothing would run: name one of issuer, admin, gate and sts"
+                    .into(),
             );
             return None;
         }
