@@ -416,11 +416,9 @@ pub(super) fn secret_file(path: &Path) -> Result<Secret, String> {
         ));
     }
     let text = std::str::from_utf8(&bytes).map_err(|_| trouble(&"not text in UTF-8"))?;
-    let text = text.trim_end_matches(['\r', '\n']);
-    if text.is_empty() {
-        return Err(format!("file {} is empty", path.display()));
-    }
-    Ok(Secret::new(text))
+    // An empty one is a secret that is not set: what is left of an auth key after the first join, when a credential or a mount
+    // has to stay.
+    Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
 }
 
 /// What stands for a secret where settings are shown.

@@ -1742,6 +1742,16 @@ fn an_auth_key_may_come_from_a_file() {
 }
 
 #[test]
+fn an_empty_secret_file_is_a_secret_that_is_not_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("authkey");
+    std::fs::write(&path, "\n").unwrap();
+    let variables = raw(&[("TB_SERVER_TAILSCALE_AUTHKEY_FILE", path.to_str().unwrap())]);
+    let settings = config::load(&variables, Purpose::Start).unwrap().0;
+    assert_eq!(settings.server.tailscale.authkey, None);
+}
+
+#[test]
 fn housekeeping_needs_no_auth_key() {
     let variables = raw(&[("TB_SERVER_TAILSCALE_AUTHKEY_FILE", "/nowhere")]);
     assert!(config::load(&variables, Purpose::Start).is_err());
