@@ -216,7 +216,11 @@ impl Exchange {
         let server = Url::parse(&server)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-            .ok_or_else(|| usage(format!("--server {server}: neither an http nor an https address")))?;
+            .ok_or_else(|| {
+                usage(format!(
+                    "--server {server}: neither an http nor an https address"
+                ))
+            })?;
         let mut scopes = words(&self.scopes);
         if scopes.is_empty() {
             scopes = words(&Vec::from_iter(first(variables, &["SCOPES"])));
@@ -233,7 +237,11 @@ impl Exchange {
     }
 
     /// The nearest wins: what was typed, what a variable says, what the job's own system offers.
-    fn source(&self, server: &Url, variables: &Environment) -> Result<TokenSource, StsCommandError> {
+    fn source(
+        &self,
+        server: &Url,
+        variables: &Environment,
+    ) -> Result<TokenSource, StsCommandError> {
         if let Some(token) = &self.token {
             return Ok(TokenSource::Text(Secret::new(token)));
         }
@@ -287,7 +295,11 @@ fn print<W: Write + ?Sized>(answer: &Answer, json: bool, out: &mut W) -> io::Res
 }
 
 impl Check {
-    fn run<W: Write + ?Sized>(self, variables: &Environment, out: &mut W) -> Result<(), StsCommandError> {
+    fn run<W: Write + ?Sized>(
+        self,
+        variables: &Environment,
+        out: &mut W,
+    ) -> Result<(), StsCommandError> {
         let loaded = policy::load(&directory(self.policies_dir, variables), self.strict)?;
         for warning in &loaded.warnings {
             writeln!(out, "warning: {warning}")?;
@@ -429,7 +441,10 @@ pub(super) fn with_two_dashes(arguments: impl IntoIterator<Item = OsString>) -> 
             continue;
         };
         let name = text.split('=').next().unwrap_or_default();
-        if name.strip_prefix('-').is_some_and(|name| LONG.contains(&name)) {
+        if name
+            .strip_prefix('-')
+            .is_some_and(|name| LONG.contains(&name))
+        {
             *argument = format!("-{text}").into();
         }
     }
@@ -459,13 +474,24 @@ mod tests {
 
     #[test]
     fn the_originals_flags_and_variables_work() {
-        for flag in ["--server", "-server", "--s", "-s", "--url", "-url", "--u", "-u", "--addr", "-addr", "--a", "-a"] {
-            let ask = ask(&format!("sts exchange {flag} https://x.example -t tok --scope a,b"), &[]).unwrap();
+        for flag in [
+            "--server", "-server", "--s", "-s", "--url", "-url", "--u", "-u", "--addr", "-addr",
+            "--a", "-a",
+        ] {
+            let ask = ask(
+                &format!("sts exchange {flag} https://x.example -t tok --scope a,b"),
+                &[],
+            )
+            .unwrap();
             assert_eq!(ask.server.as_str(), "https://x.example/", "{flag}");
             assert_eq!(ask.scopes, ["a", "b"]);
             assert_eq!(ask.token, TokenSource::Text(Secret::new("tok")));
         }
-        let variables = [("TAILSTS_SERVER", "http://y:1"), ("OIDC_TOKEN", "v"), ("SCOPES", "c d")];
+        let variables = [
+            ("TAILSTS_SERVER", "http://y:1"),
+            ("OIDC_TOKEN", "v"),
+            ("SCOPES", "c d"),
+        ];
         let from_variables = ask("sts exchange", &variables).unwrap();
         assert_eq!(from_variables.server.as_str(), "http://y:1/");
         assert_eq!(from_variables.scopes, ["c", "d"]);
@@ -504,6 +530,8 @@ mod tests {
     fn the_command_is_well_formed() {
         use clap::CommandFactory;
         Line::command().debug_assert();
-        assert!(Line::from_arg_matches(&Line::command().get_matches_from(["sts", "check"])).is_ok());
+        assert!(
+            Line::from_arg_matches(&Line::command().get_matches_from(["sts", "check"])).is_ok()
+        );
     }
 }

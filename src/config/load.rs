@@ -4,6 +4,8 @@
 //! value in silence, this either takes it with a warning or refuses it with a sentence; `docs/compatibility.md` lists which.
 //! Nothing is opened here but the file that holds a secret: whether a directory or a bucket exists is the components' business.
 
+mod sts;
+
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
@@ -162,6 +164,7 @@ impl<'a> Reader<'a> {
         let state = tailscale.as_ref().map(|tailscale| tailscale.dir.clone());
         let admin = self.admin(state.as_deref());
         let gate = self.gate();
+        let sts = self.sts();
         let settings = Settings {
             components: components?,
             log: log?,
@@ -174,6 +177,7 @@ impl<'a> Reader<'a> {
             },
             admin: admin?,
             gate: gate?,
+            sts: sts?,
         };
         self.compare_listeners(&settings);
         Some(settings)
@@ -221,10 +225,13 @@ impl<'a> Reader<'a> {
                 "admin" => Ok("admin"),
                 "gate" => Ok("gate"),
                 "issuer" => Ok("issuer"),
+                "sts" => Ok("sts"),
                 lower => Err(
-                    match suggestion(lower, ["admin", "gate", "issuer"].into_iter()) {
+                    match suggestion(lower, ["admin", "gate", "issuer", "sts"].into_iter()) {
                         Some(meant) => format!("no component {lower}; did you mean {meant}?"),
-                        None => format!("no component {lower}; there are issuer, admin and gate"),
+                        None => {
+                            format!("no component {lower}; there are issuer, admin, gate and sts")
+                        }
                     },
                 ),
             }
@@ -233,7 +240,7 @@ impl<'a> Reader<'a> {
             self.mistake(
                 &table::COMPONENTS,
                 None,
-                "no component, so nothing would run: name one of issuer, admin and gate".into(),
+                "no component, so nothing would run: name issuer, admin, gate or sts".into(),
             );
             return None;
         }
@@ -243,6 +250,7 @@ impl<'a> Reader<'a> {
                 .map(|word| match word {
                     "admin" => Component::Admin,
                     "gate" => Component::Gate,
+                    "sts" => Component::Sts,
                     _ => Component::Issuer,
                 })
                 .collect(),
@@ -263,6 +271,10 @@ impl<'a> Reader<'a> {
             },
             format: match format? {
                 "json" => LogFormat::Json,
+                // TailSTS's switch holds where our setting was not typed.
+                _ if self.raw.json_logging && self.raw.typed(&table::LOG_FORMAT).is_none() => {
+                    LogFormat::Json
+                }
                 _ => LogFormat::Console,
             },
             no_color: no_color?,

@@ -2,7 +2,12 @@
 //!
 //! Each field names its config key; flags, variables and defaults follow from the table in `table.rs`.
 
-use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use serde::Serialize;
 
@@ -18,6 +23,7 @@ pub struct Settings {
     pub server: Server,
     pub admin: Admin,
     pub gate: Gate,
+    pub sts: StsSettings,
 }
 
 /// A part of the program that can be switched on.
@@ -27,6 +33,7 @@ pub enum Component {
     Admin,
     Gate,
     Issuer,
+    Sts,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -274,4 +281,39 @@ pub enum OutputFormat {
     Json,
     Text,
     Yaml,
+}
+
+/// The token exchange, each value sound by itself; `sts::config` makes one of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StsSettings {
+    /// `sts.port`
+    pub port: u16,
+    /// `sts.binding`
+    pub binding: Binding,
+    /// `sts.policiesDir`
+    pub policies_dir: PathBuf,
+    /// `sts.strict`
+    pub strict: bool,
+    /// `sts.clientId`; empty where every policy brings its own.
+    pub client_id: String,
+    /// `sts.clientSecret`
+    pub client_secret: Option<Secret>,
+    /// `sts.tokenUrl`
+    pub token_url: String,
+    /// `sts.timeout`
+    pub timeout: Duration,
+    /// `sts.cacheTime`; off at zero.
+    pub cache_time: Duration,
+    /// `sts.leeway`
+    pub leeway: Duration,
+    /// `sts.jwks.coolDown`
+    pub jwks_cool_down: Duration,
+    /// `sts.host.listen`
+    pub host_listen: Option<SocketAddr>,
+    /// `sts.host.cert`
+    pub host_cert: Option<PathBuf>,
+    /// `sts.host.key`
+    pub host_key: Option<PathBuf>,
+    /// `sts.host.plain`
+    pub host_plain: bool,
 }

@@ -15,6 +15,8 @@ pub struct Row {
     pub help: &'static str,
     pub example: &'static str,
     flags: [Option<Flag>; 2],
+    /// A variable of another program that the setting took over; it counts only where the `sts` component runs.
+    pub alias: Option<&'static str>,
 }
 
 /// A flag that carries a setting.
@@ -101,7 +103,7 @@ macro_rules! rows {
 }
 
 rows! {
-    COMPONENTS = row("components", Kind::Words(&["issuer", "admin", "gate"]))
+    COMPONENTS = row("components", Kind::Words(&["issuer", "admin", "gate", "sts"]))
         .flag("components", Scope::Start)
         .default("issuer,admin")
         .help("Parts of the program to run, by commas or blanks");
@@ -273,7 +275,7 @@ rows! {
 
     GATE_PORT = row("gate.port", Kind::Port)
         .flag("gate-port", Scope::Start)
-        .default("8080")
+        .default("8082")
         .help("Port of the gate's reverse proxy on the tailnet");
     GATE_BINDING = row("gate.binding", Kind::Binding)
         .flag("gate-binding", Scope::Start)
@@ -320,7 +322,7 @@ rows! {
         .help("How often the caller of an open WebSocket is looked at again");
     GATE_AUTH_PORT = row("gate.auth.port", Kind::Port)
         .flag("gate-auth-port", Scope::Start)
-        .default("8081")
+        .default("8083")
         .help("Port of forward-auth on the tailnet, where gate.auth.proxies names somebody");
     GATE_AUTH_PROXIES = row("gate.auth.proxies", Kind::Words(&[]))
         .flag("gate-auth-proxies", Scope::Start)
@@ -343,6 +345,73 @@ rows! {
         .flag("gate-auth-redirect", Scope::Start)
         .example("https://join.example.com/")
         .help("Page to which browsers without identity are sent instead of a 401");
+
+    STS_PORT = row("sts.port", Kind::Port)
+        .flag("sts-port", Scope::Start)
+        .alias("PORT")
+        .default("8080")
+        .help("Port of the token exchange on the tailnet");
+    STS_BINDING = row("sts.binding", Kind::Binding)
+        .flag("sts-binding", Scope::Start)
+        .default("auto")
+        .help("Tailnet address of the token exchange; auto takes all of the node's");
+    STS_POLICIES_DIR = row("sts.policiesDir", Kind::Path)
+        .flag("sts-policies-dir", Scope::Start)
+        .alias("POLICIES_DIR")
+        .default("policies")
+        .help("Directory of the exchange's policies");
+    STS_STRICT = row("sts.strict", Kind::Bool)
+        .flag("sts-strict", Scope::Start)
+        .default("false")
+        .help("Refuse policies that would load with a warning, such as those without an audience");
+    STS_CLIENT_ID = row("sts.clientId", Kind::Text)
+        .flag("sts-client-id", Scope::Start)
+        .alias("TS_CLIENT_ID")
+        .example("k123456CNTRL")
+        .help("OAuth client of Tailscale's API; a policy may bring its own");
+    STS_CLIENT_SECRET = row("sts.clientSecret", Kind::Secret)
+        .flag("sts-client-secret", Scope::Start)
+        .alias("TS_CLIENT_SECRET")
+        .example("file:/run/secrets/client")
+        .help("Secret of that client");
+    STS_TOKEN_URL = row("sts.tokenUrl", Kind::Url)
+        .flag("sts-token-url", Scope::Start)
+        .alias("TS_TOKEN_URL")
+        .default("https://api.tailscale.com/api/v2/oauth/token")
+        .help("Token endpoint of Tailscale's API");
+    STS_TIMEOUT = row("sts.timeout", duration(Duration::from_millis(100), HOUR))
+        .flag("sts-timeout", Scope::Start)
+        .default("10s")
+        .help("Time given to one call of the token endpoint");
+    STS_CACHE_TIME = row("sts.cacheTime", duration_or_off(Duration::from_secs(1), HOUR))
+        .flag("sts-cache-time", Scope::Start)
+        .default("off")
+        .example("5m")
+        .help("How long an access token is given to further callers with the same policy, scopes and tags");
+    STS_LEEWAY = row("sts.leeway", duration(Duration::ZERO, HOUR))
+        .flag("sts-leeway", Scope::Start)
+        .default("0s")
+        .help("How far issuers' clocks may be off");
+    STS_JWKS_COOL_DOWN = row("sts.jwks.coolDown", duration(Duration::from_secs(1), HOUR))
+        .flag("sts-jwks-cool-down", Scope::Start)
+        .default("1m")
+        .help("Least time between two fetches of an issuer's keys that unknown keys cause");
+    STS_HOST_LISTEN = row("sts.host.listen", Kind::Text)
+        .flag("sts-host-listen", Scope::Start)
+        .example("0.0.0.0:8443")
+        .help("Host address where the exchange listens too, for callers outside the tailnet; none without it");
+    STS_HOST_CERT = row("sts.host.cert", Kind::Text)
+        .flag("sts-host-cert", Scope::Start)
+        .example("/etc/tls/tls.crt")
+        .help("Certificate chain of that listener (PEM); read anew when it changes");
+    STS_HOST_KEY = row("sts.host.key", Kind::Text)
+        .flag("sts-host-key", Scope::Start)
+        .example("/etc/tls/tls.key")
+        .help("File with the key of that certificate (PEM)");
+    STS_HOST_PLAIN = row("sts.host.plain", Kind::Bool)
+        .flag("sts-host-plain", Scope::Start)
+        .default("false")
+        .help("That listener has no TLS, because a proxy in front ends it");
 }
 
 /// A duration of a setting that the Go program had, too.
@@ -381,6 +450,7 @@ const fn row(key: &'static str, kind: Kind) -> Row {
         help: "",
         example: "",
         flags: [None, None],
+        alias: None,
     }
 }
 
@@ -417,6 +487,11 @@ impl Row {
 
     const fn derived(mut self, words: &'static str) -> Self {
         self.default = Default::Derived(words);
+        self
+    }
+
+    const fn alias(mut self, variable: &'static str) -> Self {
+        self.alias = Some(variable);
         self
     }
 

@@ -127,10 +127,7 @@ impl Error {
             }
             // RFC 6750, 3.1: without credentials the challenge carries no error.
             Kind::BearerMissing => {
-                headers.insert(
-                    header::WWW_AUTHENTICATE,
-                    HeaderValue::from_static("Bearer"),
-                );
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             Kind::BearerInvalid => {
                 headers.insert(

@@ -98,8 +98,7 @@ impl CertificateFiles {
         if now.is_some() && now == **self.seen.load() {
             return Ok(false);
         }
-        self.pair
-            .store(Arc::new(read(&self.cert, &self.key)?));
+        self.pair.store(Arc::new(read(&self.cert, &self.key)?));
         self.seen.store(Arc::new(now));
         Ok(true)
     }

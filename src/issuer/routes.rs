@@ -79,7 +79,9 @@ async fn token(issuer: &Issuer, caller: &Caller) -> Result<String, Error> {
     let claims = Claims::new(caller, &issuer.rules, Timestamp::now(), Uuid::new_v4())
         .ok_or(Refusal::Funnel)?;
     let bytes = serde_json::to_vec(&claims).map_err(not_signed)?;
-    let token = issuer.signing.sign(&signer, bytes)
+    let token = issuer
+        .signing
+        .sign(&signer, bytes)
         .await
         .map_err(|error| match error {
             SignError::Overloaded => overloaded(),
@@ -131,14 +133,26 @@ fn not_signed(cause: impl std::error::Error + Send + Sync + 'static) -> Error {
 /// The published document as last read, the keys of other servers included: what verifiers read elsewhere, read here.
 async fn jwks(State(issuer): State<Issuer>, request: HeaderMap) -> Result<Response, Error> {
     let Some(published) = issuer.keys.document() else {
-        let kind = Kind::Unavailable { retry_after: Duration::from_secs(10) };
-        return Err(Error::new(kind, "no_jwks", "the published keys could not be read yet; the operator sees why in the log"));
+        let kind = Kind::Unavailable {
+            retry_after: Duration::from_secs(10),
+        };
+        return Err(Error::new(
+            kind,
+            "no_jwks",
+            "the published keys could not be read yet; the operator sees why in the log",
+        ));
     };
     let etag = format!("\"{}\"", published.etag.0.trim_matches('"'));
-    let unchanged = request.get_all(header::IF_NONE_MATCH).iter().any(|known| known.as_bytes() == etag.as_bytes());
+    let unchanged = request
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .any(|known| known.as_bytes() == etag.as_bytes());
     let headers = [
         (header::CONTENT_TYPE, "application/json".to_owned()),
-        (header::CACHE_CONTROL, format!("public, max-age={}", issuer.cache_time.as_secs())),
+        (
+            header::CACHE_CONTROL,
+            format!("public, max-age={}", issuer.cache_time.as_secs()),
+        ),
         (header::ETAG, etag),
         // Public keys are for everybody; a verifier in a browser is a verifier too.
         (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*".to_owned()),

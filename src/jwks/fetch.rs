@@ -176,12 +176,8 @@ impl Fetcher {
             watched.entry(source.clone()).or_insert_with(|| {
                 let (state, view) = watch::channel(View::default());
                 let ask = Arc::new(Ask::default());
-                let task = tokio::spawn(keep(
-                    self.fetch.clone(),
-                    source.clone(),
-                    state,
-                    ask.clone(),
-                ));
+                let task =
+                    tokio::spawn(keep(self.fetch.clone(), source.clone(), state, ask.clone()));
                 Watched { view, ask, task }
             });
         }
@@ -213,7 +209,8 @@ impl Fetcher {
         if coming {
             // The task bounds a fetch; the limit here is for a runtime that is too busy to run it.
             let limit = self.fetch.rules.time + Duration::from_secs(1);
-            let _ = tokio::time::timeout(limit, view.wait_for(|view| view.ended > seen.ended)).await;
+            let _ =
+                tokio::time::timeout(limit, view.wait_for(|view| view.ended > seen.ended)).await;
         }
         let newest = view.borrow().clone();
         newest
@@ -359,7 +356,10 @@ impl Fetch {
             Source::Discovery { issuer } => self.discover(issuer).await?,
             Source::Jwks { url } => address(url)?,
         };
-        let mut request = self.client.get(url).header(header::ACCEPT, "application/json");
+        let mut request = self
+            .client
+            .get(url)
+            .header(header::ACCEPT, "application/json");
         if let Some(etag) = etag {
             request = request.header(header::IF_NONE_MATCH, etag);
         }
@@ -389,7 +389,10 @@ impl Fetch {
         }
 
         let path = "/.well-known/openid-configuration";
-        let url = address(&format!("{}{path}", issuer.strip_suffix('/').unwrap_or(issuer)))?;
+        let url = address(&format!(
+            "{}{path}",
+            issuer.strip_suffix('/').unwrap_or(issuer)
+        ))?;
         let response = self.client.get(url.clone()).send().await;
         let body = self.body(response.map_err(request_error)?).await?;
         let found: Configuration =
@@ -585,7 +588,9 @@ impl Jwk {
         }
         let (mut algorithms, key) = self.material()?;
         if let Some(alg) = &self.alg {
-            algorithms.retain(|algorithm| alg == name(*algorithm) || (alg == "Ed25519" && *algorithm == Algorithm::EdDSA));
+            algorithms.retain(|algorithm| {
+                alg == name(*algorithm) || (alg == "Ed25519" && *algorithm == Algorithm::EdDSA)
+            });
         }
         (!algorithms.is_empty()).then_some(PublicKey {
             kid: self.kid,
@@ -711,7 +716,10 @@ mod tests {
         let (ask, now) = (Ask::default(), Instant::now());
         let minute = Duration::from_secs(60);
         assert!(ask.fetch(1, now, minute));
-        assert!(ask.fetch(1, now, minute), "the one that is coming serves all");
+        assert!(
+            ask.fetch(1, now, minute),
+            "the one that is coming serves all"
+        );
         assert!(!ask.fetch(2, now + minute / 2, minute));
         assert!(ask.fetch(2, now + minute, minute));
     }

@@ -72,7 +72,11 @@ async fn keep(life: KeyLife, look: Arc<Notify>) {
 }
 
 fn signing(report: &Report) -> &str {
-    report.keys.iter().find(|key| key.signing).map_or("", |key| &key.kid)
+    report
+        .keys
+        .iter()
+        .find(|key| key.signing)
+        .map_or("", |key| &key.kid)
 }
 
 /// What was said last, so that lasting trouble is one line and not one a minute.
@@ -86,7 +90,13 @@ impl Told {
         for done in &report.done {
             let kid = done.kid.as_ref().map(|kid| kid.as_str());
             match &done.outcome {
-                Outcome::Done => audit!(Decision::Allowed, "key change", change = done.action, kid, place = report.place),
+                Outcome::Done => audit!(
+                    Decision::Allowed,
+                    "key change",
+                    change = done.action,
+                    kid,
+                    place = report.place
+                ),
                 Outcome::Failed(reason) => {
                     tracing::warn!(target: "keys", change = done.action, kid, reason, "a change of the keys failed; it is tried again");
                 }
@@ -96,8 +106,17 @@ impl Told {
         for backup in &report.backups {
             tracing::info!(target: "keys", backup, "the JWKS was kept before keys were taken out");
         }
-        let skipped = report.skipped.iter().map(|file| format!("{} is not used: {}", file.path.display(), file.reason));
-        let trouble = report.document_trouble.iter().chain(&report.trouble).chain(&report.no_signer).cloned().chain(skipped);
+        let skipped = report
+            .skipped
+            .iter()
+            .map(|file| format!("{} is not used: {}", file.path.display(), file.reason));
+        let trouble = report
+            .document_trouble
+            .iter()
+            .chain(&report.trouble)
+            .chain(&report.no_signer)
+            .cloned()
+            .chain(skipped);
         self.trouble(trouble.collect());
     }
 

@@ -237,8 +237,17 @@ mod tests {
         let token = |body| answer(body).map(|answer| answer.access_token.reveal().to_owned());
         assert_eq!(token("tskey-api-x").as_deref(), Some("tskey-api-x"));
         assert_eq!(token(r#"{"token":"a"}"#).as_deref(), Some("a"));
-        assert_eq!(token(r#"{"access_token":"a","expires_in":3600}"#).as_deref(), Some("a"));
-        for odd in ["", "<html>", "two words", r#"{"access_token":""}"#, r#"{"x":1}"#] {
+        assert_eq!(
+            token(r#"{"access_token":"a","expires_in":3600}"#).as_deref(),
+            Some("a")
+        );
+        for odd in [
+            "",
+            "<html>",
+            "two words",
+            r#"{"access_token":""}"#,
+            r#"{"x":1}"#,
+        ] {
             assert_eq!(token(odd), None, "{odd}");
         }
     }

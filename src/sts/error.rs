@@ -7,11 +7,7 @@ use std::time::Duration;
 
 use ::http::StatusCode;
 
-use super::{
-    exchange::ExchangeError,
-    policy::Reason,
-    verify::Unreadable,
-};
+use super::{exchange::ExchangeError, policy::Reason, verify::Unreadable};
 use crate::http::{self, error::Kind};
 
 #[derive(Debug, thiserror::Error)]
@@ -67,9 +63,7 @@ impl Error {
         match self {
             Self::NoHeader => (UNAUTHORIZED, "missing Authorization header"),
             Self::OddHeader => (UNAUTHORIZED, "invalid Authorization header"),
-            Self::OddBody(_) | Self::OtherTarget(_) => {
-                (StatusCode::BAD_REQUEST, "invalid request")
-            }
+            Self::OddBody(_) | Self::OtherTarget(_) => (StatusCode::BAD_REQUEST, "invalid request"),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "request too large"),
             Self::NoScopes => (StatusCode::BAD_REQUEST, "missing scopes"),
             Self::Unreadable(_) => (UNAUTHORIZED, "invalid token"),

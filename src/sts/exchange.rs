@@ -163,9 +163,10 @@ impl TokenEndpoint {
         grant: &Grant,
     ) -> Result<AccessToken, ExchangeError> {
         let (token, style) = match self.call(credentials, grant, Style::Basic).await {
-            Err(ExchangeError::ClientRefused(_)) => {
-                (self.call(credentials, grant, Style::Form).await?, Style::Form)
-            }
+            Err(ExchangeError::ClientRefused(_)) => (
+                self.call(credentials, grant, Style::Form).await?,
+                Style::Form,
+            ),
             other => (other?, Style::Basic),
         };
         self.remember(&credentials.id, |client| client.style = Some(style));
@@ -302,10 +303,15 @@ fn understood(
     }
     let answer = answer(headers, body);
     if let Some(error) = answer.as_ref().and_then(|answer| answer.error.as_deref()) {
-        let words = answer.as_ref().and_then(|answer| answer.error_description.as_deref());
+        let words = answer
+            .as_ref()
+            .and_then(|answer| answer.error_description.as_deref());
         return Err(refused(status, error, words));
     }
-    if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN) {
+    if matches!(
+        status,
+        StatusCode::UNAUTHORIZED | StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN
+    ) {
         // Without an error code of its own, the answer leaves open whether the way of showing the secret was wrong.
         return Err(ExchangeError::ClientRefused(status.to_string()));
     }
@@ -313,7 +319,8 @@ fn understood(
         return Err(ExchangeError::Status(status));
     }
     let answer = answer.ok_or(ExchangeError::Nonsense("it is neither JSON nor a form"))?;
-    let bearer = (answer.token_type.as_deref()).is_none_or(|kind| kind.eq_ignore_ascii_case("bearer"));
+    let bearer =
+        (answer.token_type.as_deref()).is_none_or(|kind| kind.eq_ignore_ascii_case("bearer"));
     if !bearer {
         return Err(ExchangeError::Nonsense("the token is no bearer token"));
     }
@@ -336,7 +343,8 @@ fn answer(headers: &HeaderMap, body: &[u8]) -> Option<Answer> {
     if let Ok(answer) = serde_json::from_slice(body) {
         return Some(answer);
     }
-    let form = kind.starts_with("text/plain") || kind.starts_with("application/x-www-form-urlencoded");
+    let form =
+        kind.starts_with("text/plain") || kind.starts_with("application/x-www-form-urlencoded");
     if !form {
         return None;
     }
@@ -402,36 +410,77 @@ mod tests {
     fn answered(status: u16, kind: &'static str, body: &str) -> Result<AccessToken, ExchangeError> {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
-        understood(StatusCode::from_u16(status).unwrap(), &headers, body.as_bytes())
+        understood(
+            StatusCode::from_u16(status).unwrap(),
+            &headers,
+            body.as_bytes(),
+        )
     }
 
     #[test]
     fn answers_of_all_kinds_are_understood() {
-        let json = answered(200, "application/json", r#"{"access_token":"t","token_type":"Bearer","expires_in":"3600"}"#).unwrap();
-        assert_eq!((json.token.reveal(), json.expires_in), ("t", Some(Duration::from_secs(3600))));
+        let json = answered(
+            200,
+            "application/json",
+            r#"{"access_token":"t","token_type":"Bearer","expires_in":"3600"}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            (json.token.reveal(), json.expires_in),
+            ("t", Some(Duration::from_secs(3600)))
+        );
         let form = answered(200, "text/plain", "access_token=t&expires_in=60").unwrap();
-        assert_eq!((form.token.reveal(), form.expires_in), ("t", Some(Duration::from_secs(60))));
+        assert_eq!(
+            (form.token.reveal(), form.expires_in),
+            ("t", Some(Duration::from_secs(60)))
+        );
     }
 
     #[test]
     fn refusals_blame_the_right_side() {
         let code = |status, body: &str| answered(status, "application/json", body).unwrap_err();
-        assert!(matches!(code(400, r#"{"error":"invalid_scope"}"#), ExchangeError::GrantRefused(_)));
-        assert!(matches!(code(400, r#"{"error":"invalid_target"}"#), ExchangeError::GrantRefused(_)));
-        assert!(matches!(code(401, r#"{"error":"invalid_client"}"#), ExchangeError::ClientRefused(_)));
-        assert!(matches!(code(200, r#"{"error":"invalid_scope","access_token":"t"}"#), ExchangeError::GrantRefused(_)));
+        assert!(matches!(
+            code(400, r#"{"error":"invalid_scope"}"#),
+            ExchangeError::GrantRefused(_)
+        ));
+        assert!(matches!(
+            code(400, r#"{"error":"invalid_target"}"#),
+            ExchangeError::GrantRefused(_)
+        ));
+        assert!(matches!(
+            code(401, r#"{"error":"invalid_client"}"#),
+            ExchangeError::ClientRefused(_)
+        ));
+        assert!(matches!(
+            code(200, r#"{"error":"invalid_scope","access_token":"t"}"#),
+            ExchangeError::GrantRefused(_)
+        ));
         assert!(matches!(code(401, "{}"), ExchangeError::ClientRefused(_)));
-        assert!(matches!(code(500, r#"{"error":"server_error"}"#), ExchangeError::Status(_)));
-        assert!(matches!(code(200, r#"{"access_token":""}"#), ExchangeError::Nonsense(_)));
-        assert!(matches!(code(200, r#"{"access_token":"a\nb"}"#), ExchangeError::Nonsense(_)));
+        assert!(matches!(
+            code(500, r#"{"error":"server_error"}"#),
+            ExchangeError::Status(_)
+        ));
+        assert!(matches!(
+            code(200, r#"{"access_token":""}"#),
+            ExchangeError::Nonsense(_)
+        ));
+        assert!(matches!(
+            code(200, r#"{"access_token":"a\nb"}"#),
+            ExchangeError::Nonsense(_)
+        ));
         assert!(matches!(code(302, ""), ExchangeError::Status(_)));
     }
 
     #[test]
     fn basic_credentials_are_form_encoded_first() {
-        let credentials = Credentials { id: "a b".into(), secret: Secret::new("s:%+") };
+        let credentials = Credentials {
+            id: "a b".into(),
+            secret: Secret::new("s:%+"),
+        };
         let value = basic(&credentials).unwrap();
-        let pair = STANDARD.decode(value.to_str().unwrap().strip_prefix("Basic ").unwrap()).unwrap();
+        let pair = STANDARD
+            .decode(value.to_str().unwrap().strip_prefix("Basic ").unwrap())
+            .unwrap();
         assert_eq!(pair, b"a+b:s%3A%25%2B");
     }
 
@@ -441,14 +490,29 @@ mod tests {
             let url = Url::parse("http://localhost/").unwrap();
             TokenEndpoint::new(url, Duration::from_secs(1), Duration::from_secs(cache)).unwrap()
         };
-        let grant = |scope: &str| (String::from("id"), Grant { policy: "p".into(), scopes: vec![scope.into()], tags: vec![] });
-        let token = |life| AccessToken { token: Secret::new("t"), expires_in: Some(Duration::from_secs(life)) };
+        let grant = |scope: &str| {
+            (
+                String::from("id"),
+                Grant {
+                    policy: "p".into(),
+                    scopes: vec![scope.into()],
+                    tags: vec![],
+                },
+            )
+        };
+        let token = |life| AccessToken {
+            token: Secret::new("t"),
+            expires_in: Some(Duration::from_secs(life)),
+        };
         let now = Instant::now();
         let after = |seconds| now + Duration::from_secs(seconds);
 
         let cached = endpoint(300);
         cached.cache(grant("a"), &token(3600), now);
-        assert_eq!(cached.cached(&grant("a"), after(299)).unwrap().expires_in, Some(Duration::from_secs(3301)));
+        assert_eq!(
+            cached.cached(&grant("a"), after(299)).unwrap().expires_in,
+            Some(Duration::from_secs(3301))
+        );
         assert!(cached.cached(&grant("a"), after(300)).is_none());
         assert!(cached.cached(&grant("b"), now).is_none());
         cached.cache(grant("b"), &token(90), now);

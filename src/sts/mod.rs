@@ -158,7 +158,10 @@ impl State {
             tracing::warn!(target: "sts", "policy {warning}");
         }
         tracing::info!(target: "sts", count = policies.len(), "policies loaded");
-        let sources = policies.iter().map(|policy| policy.source.clone()).collect();
+        let sources = policies
+            .iter()
+            .map(|policy| policy.source.clone())
+            .collect();
         self.policies.store(Arc::new(policies));
         self.endpoint.forget();
         self.keys.watch(&sources);

@@ -3,14 +3,9 @@
 //! The plain dialect is TailSTS's to the byte, its order of checks included: what is wrong with the header outranks the body, and
 //! what is wrong with the body outranks the token.
 
-use std::{
-    sync::Arc,
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
-use ::http::{
-    Extensions, HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts,
-};
+use ::http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
 use axum::{
     Json, Router,
     body::Body,
@@ -117,7 +112,10 @@ async fn read(parts: &Parts, body: Body) -> (Dialect, Result<Asked, Error>) {
         Ok(token) => token,
         Err(error) => return (dialect, Err(error)),
     };
-    (dialect, whole(body).await.and_then(|body| json(token, &body)))
+    (
+        dialect,
+        whole(body).await.and_then(|body| json(token, &body)),
+    )
 }
 
 fn bearer(headers: &HeaderMap, dialect: Dialect) -> Result<String, Error> {
@@ -219,7 +217,11 @@ impl Form {
             .ok_or(Error::OddBody("subject_token is missing"))?;
         match self.one("subject_token_type")? {
             Some(JWT | ID_TOKEN) => {}
-            Some(_) => return Err(Error::OddBody("subject_token_type is neither jwt nor id_token")),
+            Some(_) => {
+                return Err(Error::OddBody(
+                    "subject_token_type is neither jwt nor id_token",
+                ));
+            }
             None => return Err(Error::OddBody("subject_token_type is missing")),
         }
         if self.one("actor_token")?.is_some() {
@@ -260,7 +262,12 @@ impl Form {
     }
 }
 
-async fn answer(state: &Exchange, dialect: Dialect, asked: &Asked, peer: Option<String>) -> Response {
+async fn answer(
+    state: &Exchange,
+    dialect: Dialect,
+    asked: &Asked,
+    peer: Option<String>,
+) -> Response {
     let scopes = super::shown(&asked.scopes.join(" "));
     let token = match Token::read(&asked.token) {
         Ok(token) => token,
@@ -378,7 +385,10 @@ fn refusal(dialect: Dialect, error: Error) -> Response {
             Error::NoHeader | Error::OddHeader => "Bearer",
             _ => "Bearer error=\"invalid_token\"",
         };
-        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        headers.insert(
+            header::WWW_AUTHENTICATE,
+            HeaderValue::from_static(challenge),
+        );
     }
     if let Some(wait) = error.retry_after() {
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
@@ -403,9 +413,14 @@ fn no_store(headers: &mut HeaderMap) {
 }
 
 fn is_form(headers: &HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok());
     kind.and_then(|kind| kind.split(';').next())
-        .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded"))
+        .is_some_and(|kind| {
+            kind.trim()
+                .eq_ignore_ascii_case("application/x-www-form-urlencoded")
+        })
 }
 
 /// Whether JSON is named in `Accept`, and not behind text.

@@ -63,7 +63,12 @@ impl TrialIssuer {
         self.token_for(&self.settings.subject, &self.settings.audience, now)
     }
 
-    fn token_for(&self, subject: &str, audience: &str, now: Timestamp) -> Result<String, SignError> {
+    fn token_for(
+        &self,
+        subject: &str,
+        audience: &str,
+        now: Timestamp,
+    ) -> Result<String, SignError> {
         let now = now.as_second();
         let life = i64::try_from(self.settings.life.as_secs()).unwrap_or(i64::MAX);
         let mut claims = json!({

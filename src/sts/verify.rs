@@ -131,7 +131,11 @@ impl Token {
             jsonwebtoken::crypto::verify(&self.signature, message, &key.key, algorithm)
                 .unwrap_or(false)
         });
-        if good { Signature::Good } else { Signature::Bad }
+        if good {
+            Signature::Good
+        } else {
+            Signature::Bad
+        }
     }
 }
 
@@ -207,7 +211,9 @@ impl Claims {
 
 fn object(part: &str) -> Option<Map<String, Value>> {
     let bytes = URL_SAFE_NO_PAD.decode(part).ok()?;
-    serde_json::from_slice::<Distinct>(&bytes).ok().map(|map| map.0)
+    serde_json::from_slice::<Distinct>(&bytes)
+        .ok()
+        .map(|map| map.0)
 }
 
 /// A JSON object whose names differ.

@@ -412,10 +412,112 @@ fn contract() -> Vec<Row> {
             ["a", "b", "c"],
         ),
         row(
+            "--sts-port",
+            "sts.port",
+            "TB_STS_PORT",
+            json!(8080),
+            ["1", "2", "3"],
+        ),
+        row(
+            "--sts-binding",
+            "sts.binding",
+            "TB_STS_BINDING",
+            json!("auto"),
+            ["100.64.0.1", "100.64.0.2", "fd7a::1"],
+        ),
+        row(
+            "--sts-policies-dir",
+            "sts.policiesDir",
+            "TB_STS_POLICIESDIR",
+            json!("policies"),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--sts-strict",
+            "sts.strict",
+            "TB_STS_STRICT",
+            json!(false),
+            ["true", "false", "true"],
+        ),
+        row(
+            "--sts-client-id",
+            "sts.clientId",
+            "TB_STS_CLIENTID",
+            json!(""),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--sts-token-url",
+            "sts.tokenUrl",
+            "TB_STS_TOKENURL",
+            json!("https://api.tailscale.com/api/v2/oauth/token"),
+            [
+                "https://a.example/t",
+                "https://b.example/t",
+                "http://c.example/t",
+            ],
+        ),
+        row(
+            "--sts-timeout",
+            "sts.timeout",
+            "TB_STS_TIMEOUT",
+            json!("10s"),
+            ["1s", "2s", "3s"],
+        ),
+        row(
+            "--sts-cache-time",
+            "sts.cacheTime",
+            "TB_STS_CACHETIME",
+            json!("off"),
+            ["1s", "2s", "3s"],
+        ),
+        row(
+            "--sts-leeway",
+            "sts.leeway",
+            "TB_STS_LEEWAY",
+            json!("0s"),
+            ["1s", "2s", "3s"],
+        ),
+        row(
+            "--sts-jwks-cool-down",
+            "sts.jwks.coolDown",
+            "TB_STS_JWKS_COOLDOWN",
+            json!("1m"),
+            ["2s", "3s", "4s"],
+        ),
+        row(
+            "--sts-host-listen",
+            "sts.host.listen",
+            "TB_STS_HOST_LISTEN",
+            json!(""),
+            ["127.0.0.1:1", "[::1]:2", "0.0.0.0:3"],
+        ),
+        row(
+            "--sts-host-cert",
+            "sts.host.cert",
+            "TB_STS_HOST_CERT",
+            json!(""),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--sts-host-key",
+            "sts.host.key",
+            "TB_STS_HOST_KEY",
+            json!(""),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--sts-host-plain",
+            "sts.host.plain",
+            "TB_STS_HOST_PLAIN",
+            json!(false),
+            ["true", "false", "true"],
+        ),
+        row(
             "--gate-port",
             "gate.port",
             "TB_GATE_PORT",
-            json!(8080),
+            json!(8082),
             ["1", "2", "3"],
         ),
         row(
@@ -492,7 +594,7 @@ fn contract() -> Vec<Row> {
             "--gate-auth-port",
             "gate.auth.port",
             "TB_GATE_AUTH_PORT",
-            json!(8081),
+            json!(8083),
             ["1", "2", "3"],
         ),
         row(
@@ -606,6 +708,7 @@ fn the_contract_names_every_row_of_the_table() {
     known.extend(
         [
             "server.tailscale.authkey",
+            "sts.clientSecret",
             "no-confirmation",
             "admin.client.host",
             "admin.client.port",
@@ -1688,8 +1791,9 @@ fn no_secret_is_ever_shown() {
         &["config", "show", "--origin"],
         &["config", "show", "-o", "json"],
         &["config", "show", "-o", "yaml", "--origin"],
-        &["server", "start"],
-        &["server", "housekeeping"],
+        // With a mistake beside the secret: nothing is to be started here.
+        &["server", "start", "--port", "abc"],
+        &["server", "housekeeping", "--dir", ""],
         &["keys", "list"],
     ] {
         for (name, text) in &files {
@@ -2006,4 +2110,35 @@ fn the_page_of_settings_is_fresh() {
         written == page,
         "docs/settings.md is stale: run this test with TAILBONE_UPDATE_DOCS=1"
     );
+}
+
+// ---- the exchange
+
+#[test]
+fn the_exchange_takes_over_tailsts_variables_where_it_runs() {
+    let variables = [
+        ("PORT", "9000"),
+        ("POLICIES_DIR", "/policies"),
+        ("TS_CLIENT_ID", "id"),
+        ("TS_CLIENT_SECRET", "tskey-client-x"),
+        ("TS_TOKEN_URL", "http://localhost:1/token"),
+        ("JSON_LOGGING", "true"),
+        ("TB_SERVER_TAILSCALE_AUTHKEY", "k"),
+    ];
+    let with =
+        |more: &[(&'static str, &'static str)]| load(&[&variables[..], more].concat()).unwrap();
+    let on = with(&[("TB_COMPONENTS", "admin,sts")]);
+    assert_eq!((on.sts.port, on.sts.client_id.as_str()), (9000, "id"));
+    assert_eq!(on.sts.policies_dir, Path::new("/policies"));
+    assert_eq!(
+        on.sts.client_secret.as_ref().unwrap().reveal(),
+        "tskey-client-x"
+    );
+    assert_eq!(on.sts.token_url, "http://localhost:1/token");
+    assert_eq!(on.log.format, LogFormat::Json);
+    let own = with(&[("TB_COMPONENTS", "sts"), ("TB_STS_PORT", "9001")]);
+    assert_eq!(own.sts.port, 9001, "our own name wins");
+    let off = with(&[("TB_COMPONENTS", "issuer")]);
+    assert_eq!((off.sts.port, off.sts.client_secret), (8080, None));
+    assert_eq!(off.log.format, LogFormat::Console);
 }

@@ -44,7 +44,11 @@ struct World {
 impl World {
     async fn new() -> Self {
         let world = Self::without_key().await;
-        world.keys.start(Timestamp::now()).await.expect("a first key");
+        world
+            .keys
+            .start(Timestamp::now())
+            .await
+            .expect("a first key");
         world
     }
 
@@ -67,7 +71,11 @@ impl World {
         let net = FakeTailnet::new();
         let node = net.join("tailbone", Identity::user("owner@example.com"));
         let routes = router(Issuer {
-            rules: Arc::new(TokenRules { issuer: "tailbone".into(), expiry: EXPIRY, skew: SKEW }),
+            rules: Arc::new(TokenRules {
+                issuer: "tailbone".into(),
+                expiry: EXPIRY,
+                skew: SKEW,
+            }),
             keys: keys.clone(),
             signing: Arc::new(SigningPool::new().unwrap()),
             cache_time: Duration::from_secs(300),
@@ -79,8 +87,20 @@ impl World {
             known.insert(Arc::new(Identified::new(ours.clone(), peer)));
             known
         };
-        let server = serve("issuer", listener, layers::wrap(routes, "issuer"), limits, identify);
-        Self { net, node, keys, _dir: dir, server }
+        let server = serve(
+            "issuer",
+            listener,
+            layers::wrap(routes, "issuer"),
+            limits,
+            identify,
+        );
+        Self {
+            net,
+            node,
+            keys,
+            _dir: dir,
+            server,
+        }
     }
 
     fn peer(&self, host: &str, identity: Identity) -> FakeNode {
@@ -88,7 +108,12 @@ impl World {
     }
 
     async fn call(&self, peer: &FakeNode) -> Connection {
-        Connection::over(peer.dial("tailbone:80", Duration::from_secs(5)).await.unwrap()).await
+        Connection::over(
+            peer.dial("tailbone:80", Duration::from_secs(5))
+                .await
+                .unwrap(),
+        )
+        .await
     }
 
     async fn alice(&self) -> Connection {
@@ -102,14 +127,20 @@ async fn verified(connection: &mut Connection) -> Value {
     let answer = connection.post("/issue").await;
     assert_eq!(answer.status(), 200, "{answer:?}");
     let token = answer.json()["token"].as_str().expect("a token").to_owned();
-    let set: JwkSet = serde_json::from_value(connection.get("/.well-known/jwks.json").await.json()).unwrap();
-    let kid = jsonwebtoken::decode_header(&token).unwrap().kid.expect("a kid");
+    let set: JwkSet =
+        serde_json::from_value(connection.get("/.well-known/jwks.json").await.json()).unwrap();
+    let kid = jsonwebtoken::decode_header(&token)
+        .unwrap()
+        .kid
+        .expect("a kid");
     let key = DecodingKey::from_jwk(set.find(&kid).expect("the key is published")).unwrap();
     let mut rules = Validation::new(Algorithm::ES256);
     rules.validate_nbf = true;
     rules.leeway = 0;
     rules.validate_aud = false;
-    jsonwebtoken::decode::<Value>(&token, &key, &rules).expect("it verifies").claims
+    jsonwebtoken::decode::<Value>(&token, &key, &rules)
+        .expect("it verifies")
+        .claims
 }
 
 #[tokio::test]
@@ -124,7 +155,11 @@ async fn a_user_gets_the_claims_of_the_contract_and_a_stable_subject() {
     assert_eq!(claims["display_name"], "alice");
     assert_eq!(claims["iss"], "tailbone");
     let sub = claims["sub"].as_str().unwrap();
-    assert!(sub.strip_prefix("user-").is_some_and(|id| id.parse::<i64>().is_ok()), "{sub}");
+    assert!(
+        sub.strip_prefix("user-")
+            .is_some_and(|id| id.parse::<i64>().is_ok()),
+        "{sub}"
+    );
     assert!(claims.get("tags").is_none() && claims.get("node").is_none());
     assert_eq!(claims["jti"].as_str().unwrap().len(), 32);
 }
@@ -135,7 +170,11 @@ async fn the_answer_is_json_that_nobody_keeps() {
     let answer = world.alice().await.post("/issue").await;
     assert_eq!(answer.header("content-type"), "application/json");
     assert_eq!(answer.header("cache-control"), "no-store");
-    assert_eq!(answer.json().as_object().unwrap().len(), 1, "token and nothing else");
+    assert_eq!(
+        answer.json().as_object().unwrap().len(),
+        1,
+        "token and nothing else"
+    );
 }
 
 #[tokio::test]
@@ -153,13 +192,20 @@ async fn d06_a_machine_is_told_from_all_others() {
     assert_eq!(two["tags"], json!(["tag:ci", "tag:prod"]));
     assert_ne!(one["sub"], two["sub"]);
     assert!(one["sub"].as_str().unwrap().starts_with("node-"));
-    assert!(one["node"].as_str().unwrap().starts_with("ci-1"), "{}", one["node"]);
+    assert!(
+        one["node"].as_str().unwrap().starts_with("ci-1"),
+        "{}",
+        one["node"]
+    );
 }
 
 #[tokio::test]
 async fn d06_whoever_is_in_doubt_gets_no_token() {
     let world = World::new().await;
-    let foreign = Identity { same_tailnet: false, ..Identity::user("eve@elsewhere.example") };
+    let foreign = Identity {
+        same_tailnet: false,
+        ..Identity::user("eve@elsewhere.example")
+    };
     let foreign = world.peer("foreign", foreign);
     let answer = world.call(&foreign).await.post("/issue").await;
     assert_eq!(answer.refusal(), (403, "foreign_tailnet".to_owned()));
@@ -168,7 +214,10 @@ async fn d06_whoever_is_in_doubt_gets_no_token() {
     let expired = world.peer("old", Identity::user("bob@example.com"));
     let mut connection = world.call(&expired).await;
     world.net.expire("old");
-    assert_eq!(connection.post("/issue").await.refusal(), (403, "node_expired".to_owned()));
+    assert_eq!(
+        connection.post("/issue").await.refusal(),
+        (403, "node_expired".to_owned())
+    );
 }
 
 #[tokio::test]
@@ -182,7 +231,9 @@ async fn d20_an_unknown_peer_is_401_and_a_node_that_is_down_503() {
     assert_ne!(answer.header("www-authenticate"), "");
 
     let mut alice = world.alice().await;
-    world.node.set_status(|status| status.state = BackendState::NeedsLogin);
+    world
+        .node
+        .set_status(|status| status.state = BackendState::NeedsLogin);
     let answer = alice.post("/issue").await;
     assert_eq!(answer.refusal(), (503, "node_not_running".to_owned()));
     assert_ne!(answer.header("retry-after"), "");
@@ -202,27 +253,49 @@ async fn a_change_of_identity_is_seen_by_the_next_request_of_a_kept_connection()
     let mut connection = world.alice().await;
     let before = verified(&mut connection).await;
 
-    world.net.update("laptop", |identity| identity.login = "alice.smith@example.com".into());
+    world.net.update("laptop", |identity| {
+        identity.login = "alice.smith@example.com".into()
+    });
     let renamed = verified(&mut connection).await;
     assert_eq!(renamed["user"], "alice.smith@example.com");
-    assert_eq!(renamed["sub"], before["sub"], "a renamed user is the same subject");
+    assert_eq!(
+        renamed["sub"], before["sub"],
+        "a renamed user is the same subject"
+    );
 
-    world.net.update("laptop", |identity| identity.tags = vec!["tag:kiosk".into()]);
-    assert_eq!(verified(&mut connection).await["tags"], json!(["tag:kiosk"]));
+    world.net.update("laptop", |identity| {
+        identity.tags = vec!["tag:kiosk".into()]
+    });
+    assert_eq!(
+        verified(&mut connection).await["tags"],
+        json!(["tag:kiosk"])
+    );
 
     world.net.expire("laptop");
-    assert_eq!(connection.post("/issue").await.refusal(), (403, "node_expired".to_owned()));
+    assert_eq!(
+        connection.post("/issue").await.refusal(),
+        (403, "node_expired".to_owned())
+    );
 
     world.net.remove("laptop");
-    assert_eq!(connection.post("/issue").await.refusal(), (401, "unknown_peer".to_owned()));
+    assert_eq!(
+        connection.post("/issue").await.refusal(),
+        (401, "unknown_peer".to_owned())
+    );
 }
 
 #[tokio::test]
 async fn without_a_key_the_answer_is_503_and_the_first_key_ends_it() {
     let world = World::without_key().await;
     let mut alice = world.alice().await;
-    assert_eq!(alice.post("/issue").await.refusal(), (503, "no_signing_key".to_owned()));
-    assert_eq!(alice.get("/.well-known/jwks.json").await.refusal(), (503, "no_jwks".to_owned()));
+    assert_eq!(
+        alice.post("/issue").await.refusal(),
+        (503, "no_signing_key".to_owned())
+    );
+    assert_eq!(
+        alice.get("/.well-known/jwks.json").await.refusal(),
+        (503, "no_jwks".to_owned())
+    );
     world.keys.start(Timestamp::now()).await.unwrap();
     verified(&mut alice).await;
 }
@@ -231,7 +304,10 @@ async fn without_a_key_the_answer_is_503_and_the_first_key_ends_it() {
 async fn d16_a_token_is_good_for_a_verifier_whose_clock_is_behind() {
     let world = World::new().await;
     let claims = verified(&mut world.alice().await).await;
-    assert_eq!(claims["iat"].as_i64().unwrap() - claims["nbf"].as_i64().unwrap(), 60);
+    assert_eq!(
+        claims["iat"].as_i64().unwrap() - claims["nbf"].as_i64().unwrap(),
+        60
+    );
 }
 
 #[tokio::test]
@@ -242,7 +318,10 @@ async fn d20_a_wrong_method_names_the_right_one_and_wrong_paths_are_404() {
     assert_eq!(answer.refusal(), (405, "method_not_allowed".to_owned()));
     assert_eq!(answer.header("allow"), "POST");
     assert_eq!(alice.post("/_healthz").await.refusal().0, 405);
-    assert_eq!(alice.get("/issue/").await.refusal(), (404, "not_found".to_owned()));
+    assert_eq!(
+        alice.get("/issue/").await.refusal(),
+        (404, "not_found".to_owned())
+    );
     assert_eq!(alice.get("/").await.refusal().0, 404);
 }
 
@@ -254,7 +333,10 @@ async fn d20_an_error_of_ours_never_shows_a_path() {
     // Signing goes on with what was loaded; the caller learns nothing of directories in any case.
     let answer = alice.post("/issue").await;
     let text = String::from_utf8_lossy(answer.0.body()).into_owned();
-    assert!(!text.contains(world._dir.path().to_str().unwrap()), "{text}");
+    assert!(
+        !text.contains(world._dir.path().to_str().unwrap()),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -267,11 +349,16 @@ async fn d21_the_published_keys_are_served_with_what_caches_need() {
     assert_eq!(answer.header("cache-control"), "public, max-age=300");
     let key = &answer.json()["keys"][0];
     assert_eq!(key["kty"], "EC");
-    assert!(key.get("d").is_none(), "the private half is nobody's business");
+    assert!(
+        key.get("d").is_none(),
+        "the private half is nobody's business"
+    );
 
     let etag = answer.header("etag").to_owned();
     let mut again = request("GET", "/.well-known/jwks.json");
-    again.headers_mut().insert("if-none-match", etag.parse().unwrap());
+    again
+        .headers_mut()
+        .insert("if-none-match", etag.parse().unwrap());
     let answer = alice.send(again).await;
     assert_eq!((answer.status(), answer.0.body().len()), (304, 0));
     let answer = alice.send(request("HEAD", "/.well-known/jwks.json")).await;
@@ -284,18 +371,31 @@ async fn health_says_what_the_original_said() {
     let answer = world.alice().await.get("/_healthz").await;
     assert_eq!(answer.status(), 200);
     let text = String::from_utf8(answer.0.body().to_vec()).unwrap();
-    assert!(text.starts_with(r#"{"commit":""#) && text.contains(r#"","ok":true,"version":""#), "{text}");
+    assert!(
+        text.starts_with(r#"{"commit":""#) && text.contains(r#"","ok":true,"version":""#),
+        "{text}"
+    );
 }
 
 #[tokio::test]
 async fn d14_a_peer_that_does_not_finish_its_request_is_let_go_and_blocks_nobody() {
-    let world = World::with_limits(Limits { header_time: Duration::from_millis(200), ..Limits::default() }).await;
+    let world = World::with_limits(Limits {
+        header_time: Duration::from_millis(200),
+        ..Limits::default()
+    })
+    .await;
     world.keys.start(Timestamp::now()).await.unwrap();
     let slow = world.peer("slow", Identity::user("slow@example.com"));
     let mut stuck = Vec::new();
     for _ in 0..20 {
-        let mut stream = slow.dial("tailbone:80", Duration::from_secs(5)).await.unwrap();
-        stream.write_all(b"POST /issue HTTP/1.1\r\nHo").await.unwrap();
+        let mut stream = slow
+            .dial("tailbone:80", Duration::from_secs(5))
+            .await
+            .unwrap();
+        stream
+            .write_all(b"POST /issue HTTP/1.1\r\nHo")
+            .await
+            .unwrap();
         stuck.push(stream);
     }
     verified(&mut world.alice().await).await;
@@ -312,7 +412,9 @@ async fn d14_large_heads_and_bodies_are_refused() {
     let world = World::new().await;
     let mut alice = world.alice().await;
     let mut large = request("POST", "/issue");
-    large.headers_mut().insert("x-filler", "a".repeat(40 << 10).parse().unwrap());
+    large
+        .headers_mut()
+        .insert("x-filler", "a".repeat(40 << 10).parse().unwrap());
     assert_eq!(alice.send(large).await.status(), 431);
     let mut body = request("POST", "/issue");
     *body.body_mut() = vec![b'x'; 70 << 10].into();
@@ -325,7 +427,10 @@ async fn d13_a_stop_lets_open_requests_finish_and_then_says_so() {
     let world = World::new().await;
     let mut busy = world.alice().await;
     verified(&mut busy).await;
-    assert_eq!(soon("the stop", world.server.stop(Duration::from_secs(5))).await, Stopped::Drained);
+    assert_eq!(
+        soon("the stop", world.server.stop(Duration::from_secs(5))).await,
+        Stopped::Drained
+    );
 }
 
 /// A listener that dies.
@@ -341,6 +446,11 @@ impl Accept for Dying {
 
 #[tokio::test]
 async fn d13_a_listener_that_dies_is_not_silent() {
-    let mut server = serve("x", Dying, axum::Router::new(), Limits::default(), |()| Extensions::new());
-    assert_eq!(soon("the end", server.failed()).await.to_string(), "the node is gone");
+    let mut server = serve("x", Dying, axum::Router::new(), Limits::default(), |()| {
+        Extensions::new()
+    });
+    assert_eq!(
+        soon("the end", server.failed()).await.to_string(),
+        "the node is gone"
+    );
 }

@@ -35,10 +35,21 @@ struct Daemon {
 impl Daemon {
     fn start(folder: &Path, devnet: &Devnet, host: &str, key: Option<&str>, more: &[&str]) -> Self {
         let log = folder.join("log");
-        let output = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        let output = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tailbone"));
         command
-            .args(["server", "start", "--components", "issuer", "--ts-hostname", host])
+            .args([
+                "server",
+                "start",
+                "--components",
+                "issuer",
+                "--ts-hostname",
+                host,
+            ])
             .args(more)
             .current_dir(folder)
             .env_clear()
@@ -49,7 +60,10 @@ impl Daemon {
         if let Some(key) = key {
             command.env("TB_SERVER_TAILSCALE_AUTHKEY", key);
         }
-        Self { child: command.spawn().unwrap(), log }
+        Self {
+            child: command.spawn().unwrap(),
+            log,
+        }
     }
 
     fn said(&self) -> String {
@@ -59,8 +73,13 @@ impl Daemon {
     async fn listening(&mut self, times: usize) {
         eventually("the server listens", async || {
             let said = self.said();
-            assert!(self.child.try_wait().unwrap().is_none(), "the server ended:\n{said}");
-            (said.matches("listening").count() >= times).then_some(()).ok_or(said)
+            assert!(
+                self.child.try_wait().unwrap().is_none(),
+                "the server ended:\n{said}"
+            );
+            (said.matches("listening").count() >= times)
+                .then_some(())
+                .ok_or(said)
         })
         .await;
     }
@@ -78,7 +97,11 @@ impl Daemon {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            assert!(began.elapsed() < patience(), "it does not end:\n{}", self.said());
+            assert!(
+                began.elapsed() < patience(),
+                "it does not end:\n{}",
+                self.said()
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -97,7 +120,12 @@ impl Drop for Daemon {
 }
 
 async fn call(node: &dyn Node, host: &str) -> Connection {
-    let stream = soon("a connection", node.dial(&format!("{host}:80"), Duration::from_secs(10))).await.unwrap();
+    let stream = soon(
+        "a connection",
+        node.dial(&format!("{host}:80"), Duration::from_secs(10)),
+    )
+    .await
+    .unwrap();
     Connection::over(stream).await
 }
 
@@ -155,13 +183,24 @@ fn host_listeners(pid: u32) -> Vec<String> {
     let sockets: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()
         .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
-        .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
+        .filter_map(|link| {
+            Some(
+                link.to_str()?
+                    .strip_prefix("socket:[")?
+                    .strip_suffix(']')?
+                    .to_owned(),
+            )
+        })
         .collect();
     assert!(!sockets.is_empty(), "a node has sockets at least");
     let mut found = Vec::new();
     for table in ["tcp", "tcp6"] {
         let text = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap();
-        for fields in text.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>()) {
+        for fields in text
+            .lines()
+            .skip(1)
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        {
             // Columns of proc_pid_net(5): 1 is the local address, 3 the state (0A: LISTEN), 9 the inode.
             if fields[3] == "0A" && sockets.iter().any(|inode| inode == fields[9]) {
                 found.push(fields[1].to_owned());
@@ -262,7 +301,12 @@ fn d23_the_program_knows_its_version_and_commit() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut said)
+        .unwrap();
     assert!(child.wait().unwrap().success());
     let lines: Vec<_> = said.lines().collect();
     assert_eq!(lines[0], concat!("Version ", env!("CARGO_PKG_VERSION")));

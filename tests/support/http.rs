@@ -15,15 +15,22 @@ pub struct Connection {
 
 impl Connection {
     pub async fn over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S) -> Self {
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("an HTTP connection");
+        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .expect("an HTTP connection");
         tokio::spawn(connection);
         Self { sender }
     }
 
     pub async fn send(&mut self, request: Request<Full<Bytes>>) -> Answer {
-        let response = soon("an answer", self.sender.send_request(request)).await.expect("an answer");
+        let response = soon("an answer", self.sender.send_request(request))
+            .await
+            .expect("an answer");
         let (head, body) = response.into_parts();
-        let body = soon("the answer's body", body.collect()).await.expect("a body").to_bytes();
+        let body = soon("the answer's body", body.collect())
+            .await
+            .expect("a body")
+            .to_bytes();
         Answer(Response::from_parts(head, body))
     }
 
@@ -55,17 +62,28 @@ impl Answer {
     }
 
     pub fn header(&self, name: &str) -> &str {
-        self.0.headers().get(name).map_or("", |value| value.to_str().expect("text"))
+        self.0
+            .headers()
+            .get(name)
+            .map_or("", |value| value.to_str().expect("text"))
     }
 
     pub fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(self.0.body()).unwrap_or_else(|error| panic!("{error}: {:?}", self.0.body()))
+        serde_json::from_slice(self.0.body())
+            .unwrap_or_else(|error| panic!("{error}: {:?}", self.0.body()))
     }
 
     /// Status and stable code of a refusal.
     pub fn refusal(&self) -> (u16, String) {
         let body = self.json();
-        assert_eq!(body["request_id"], self.header("x-request-id"), "the answer and its header name one request");
-        (self.status(), body["error"].as_str().expect("a code").to_owned())
+        assert_eq!(
+            body["request_id"],
+            self.header("x-request-id"),
+            "the answer and its header name one request"
+        );
+        (
+            self.status(),
+            body["error"].as_str().expect("a code").to_owned(),
+        )
     }
 }

@@ -143,9 +143,7 @@ async fn keys(State(state): State<Arc<Shared>>, headers: HeaderMap) -> Response 
             let chunks = std::iter::repeat_n(chunk, 1 << 14).map(Ok::<_, std::io::Error>);
             Body::from_stream(tokio_stream::iter(chunks)).into_response()
         }
-        Behaviour::Redirect(to) => {
-            (StatusCode::FOUND, [(header::LOCATION, to)]).into_response()
-        }
+        Behaviour::Redirect(to) => (StatusCode::FOUND, [(header::LOCATION, to)]).into_response(),
         Behaviour::Status(status) => StatusCode::from_u16(status).unwrap().into_response(),
         Behaviour::Text(text) => text.into_response(),
     }

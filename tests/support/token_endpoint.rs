@@ -165,7 +165,8 @@ async fn token(
         tokio::task::yield_now().await;
     }
     let token = TokenEndpoint::token_for(scopes, seen.value("tags").unwrap_or_default());
-    let answer = json!({"access_token": token, "token_type": "Bearer", "expires_in": 3600, "scope": scopes});
+    let answer =
+        json!({"access_token": token, "token_type": "Bearer", "expires_in": 3600, "scope": scopes});
     ([(header::CACHE_CONTROL, "no-store")], Json(answer)).into_response()
 }
 
@@ -180,7 +181,9 @@ fn unbasic(value: &str) -> Option<(String, String)> {
     let (id, secret) = pair.split_once(':')?;
     let decoded = |text: &str| -> String {
         let parsed = form_urlencoded::parse(text.as_bytes()).next();
-        parsed.map(|(name, _)| name.into_owned()).unwrap_or_default()
+        parsed
+            .map(|(name, _)| name.into_owned())
+            .unwrap_or_default()
     };
     Some((decoded(id), decoded(secret)))
 }

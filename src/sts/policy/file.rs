@@ -285,7 +285,10 @@ impl<'a> Reader<'a> {
             self.fields.contains_key("algorithms"),
         ) {
             (true, true) => {
-                return self.wrong(Some("algorithms"), "stands beside algorithm; keep one of both");
+                return self.wrong(
+                    Some("algorithms"),
+                    "stands beside algorithm; keep one of both",
+                );
             }
             (true, false) => "algorithm",
             (false, true) => "algorithms",
@@ -399,7 +402,8 @@ impl<'a> Reader<'a> {
         }
         // Scopes travel in one text with blanks between: a blank inside would smuggle in another.
         if let Some(odd) = scopes.iter().find(|scope| !is_scope(scope)) {
-            let sentence = format!("{odd:?} is not a scope: letters, digits and signs without blanks");
+            let sentence =
+                format!("{odd:?} is not a scope: letters, digits and signs without blanks");
             return self.wrong(Some(FIELD), sentence);
         }
         Some(scopes)

@@ -71,7 +71,10 @@ mod tests {
 
     #[test]
     fn stars_questions_and_escapes() {
-        assert!(matches("repo:acme/*", "repo:acme/infra:ref:refs/heads/main"));
+        assert!(matches(
+            "repo:acme/*",
+            "repo:acme/infra:ref:refs/heads/main"
+        ));
         assert!(!matches("repo:acme/*", "repo:acme-evil/infra"));
         assert!(matches("*", ""));
         assert!(matches("v?", "v1"));
@@ -84,7 +87,10 @@ mod tests {
     #[test]
     fn a_hostile_pattern_is_answered_soon() {
         assert!(!matches(&"*a".repeat(200), &"a".repeat(199)));
-        assert!(!matches(&format!("{}b", "*a".repeat(50)), &"a".repeat(5000)));
+        assert!(!matches(
+            &format!("{}b", "*a".repeat(50)),
+            &"a".repeat(5000)
+        ));
     }
 
     fn slow(pattern: &[Piece], text: &[char]) -> bool {
@@ -92,7 +98,10 @@ mod tests {
             (None, None) => true,
             (None, Some(_)) => false,
             (Some((Piece::Any, rest)), _) => {
-                slow(rest, text) || text.split_first().is_some_and(|(_, text)| slow(pattern, text))
+                slow(rest, text)
+                    || text
+                        .split_first()
+                        .is_some_and(|(_, text)| slow(pattern, text))
             }
             (Some((piece, rest)), Some((c, text))) => piece.takes(*c) && slow(rest, text),
             (Some(_), None) => false,

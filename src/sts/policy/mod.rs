@@ -277,12 +277,7 @@ impl Policy {
         self.judge_request(request)
     }
 
-    fn judge_times(
-        &self,
-        claims: &Claims,
-        now: Timestamp,
-        leeway: Duration,
-    ) -> Result<(), Reason> {
+    fn judge_times(&self, claims: &Claims, now: Timestamp, leeway: Duration) -> Result<(), Reason> {
         // Well below a microsecond off for centuries, and the claims are numbers of the same kind.
         let now = now.as_nanosecond() as f64 / 1e9;
         let leeway = leeway.as_secs_f64();
@@ -321,7 +316,11 @@ impl Policy {
         {
             return Err(Reason::Audience);
         }
-        if self.subject.as_ref().is_some_and(|wanted| wanted != subject) {
+        if self
+            .subject
+            .as_ref()
+            .is_some_and(|wanted| wanted != subject)
+        {
             return Err(Reason::Subject);
         }
         match self.conditions.iter().find(|one| !one.holds(claims)) {
@@ -365,7 +364,9 @@ impl Condition {
     fn takes(&self, value: &Value) -> bool {
         self.wanted.iter().any(|pattern| match pattern {
             Pattern::Exact(wanted) => wanted == value,
-            Pattern::Glob(pattern) => value.as_str().is_some_and(|text| glob::matches(pattern, text)),
+            Pattern::Glob(pattern) => value
+                .as_str()
+                .is_some_and(|text| glob::matches(pattern, text)),
         })
     }
 }
@@ -376,7 +377,12 @@ impl fmt::Display for Decision<'_> {
         match &self.outcome {
             Outcome::Allowed(policy) => write!(f, "allowed by {}", policy.name)?,
             Outcome::Refused(Some(policy), reason) => {
-                write!(f, "refused by {}: {reason} ({})", policy.name, reason.code())?;
+                write!(
+                    f,
+                    "refused by {}: {reason} ({})",
+                    policy.name,
+                    reason.code()
+                )?;
             }
             Outcome::Refused(None, reason) => write!(f, "refused: {reason} ({})", reason.code())?,
         }

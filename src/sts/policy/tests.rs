@@ -38,7 +38,12 @@ fn policy(name: &str) -> Policy {
 fn token(claims: &Value) -> Token {
     let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
     let head = part(r#"{"alg":"RS256","kid":"k"}"#);
-    Token::read(&format!("{head}.{}.{}", part(&claims.to_string()), part("s"))).unwrap()
+    Token::read(&format!(
+        "{head}.{}.{}",
+        part(&claims.to_string()),
+        part("s")
+    ))
+    .unwrap()
 }
 
 fn claims() -> Value {
@@ -107,7 +112,10 @@ fn each_rule_refuses_with_its_own_reason() {
         verdict(&policies, &claims, &["acls"]).map_err(|reason| reason.code())
     };
     assert_eq!(changed("x", json!(1)), Ok("p".into()));
-    assert_eq!(changed("iss", json!("https://CI.example")), Err("no_policy"));
+    assert_eq!(
+        changed("iss", json!("https://CI.example")),
+        Err("no_policy")
+    );
     assert_eq!(changed("iss", Value::Null), Err("no_policy"));
     assert_eq!(changed("exp", json!(NOW)), Err("expired"));
     assert_eq!(changed("exp", json!(NOW + 1)), Ok("p".into()));
@@ -157,7 +165,10 @@ fn subjects_are_compared_as_the_original_did() {
     assert!(!of(Some(""), &claims()));
     assert!(of(Some(""), &with("sub", Value::Null)));
     assert!(of(Some(""), &with("sub", json!(""))));
-    assert!(!of(Some("repo:acme/*"), &claims()), "a subject is no pattern");
+    assert!(
+        !of(Some("repo:acme/*"), &claims()),
+        "a subject is no pattern"
+    );
 }
 
 #[test]
@@ -171,8 +182,14 @@ fn the_narrowest_policy_grants_and_two_are_never_added_up() {
         ..policy("z-other")
     };
     let policies = [wide, policy("m-narrow"), other];
-    assert_eq!(verdict(&policies, &claims(), &["acls"]), Ok("m-narrow".into()));
-    assert_eq!(verdict(&policies, &claims(), &["acls", "routes"]), Ok("a-wide".into()));
+    assert_eq!(
+        verdict(&policies, &claims(), &["acls"]),
+        Ok("m-narrow".into())
+    );
+    assert_eq!(
+        verdict(&policies, &claims(), &["acls", "routes"]),
+        Ok("a-wide".into())
+    );
     assert!(verdict(&policies, &claims(), &["acls", "dns"]).is_err());
 }
 
@@ -299,7 +316,12 @@ acls = "read"
 
 #[test]
 fn files_of_every_age_load_unchanged() {
-    let loaded = load_files(&[("a-go.toml", GO_NOW), ("b-early", GO_FIRST), ("c-rust.toml", RUST)]).unwrap();
+    let loaded = load_files(&[
+        ("a-go.toml", GO_NOW),
+        ("b-early", GO_FIRST),
+        ("c-rust.toml", RUST),
+    ])
+    .unwrap();
     let [now, first, rust] = loaded.policies.as_slice() else {
         panic!("{:?}", loaded.policies)
     };
@@ -311,9 +333,20 @@ fn files_of_every_age_load_unchanged() {
     assert_eq!(rust.algorithms, [Algorithm::RS512]);
     assert_eq!(rust.scopes, ["acls:read", "devices", "devices:read"]);
     let warnings: Vec<_> = loaded.warnings.iter().map(ToString::to_string).collect();
-    assert!(warnings.iter().any(|w| w.starts_with("a-go.toml: audience: ")), "{warnings:?}");
-    assert!(warnings.iter().any(|w| w.starts_with("b-early: subject: ")), "{warnings:?}");
-    assert!(!warnings.iter().any(|w| w.contains("without TLS")), "loopback needs none: {warnings:?}");
+    assert!(
+        warnings
+            .iter()
+            .any(|w| w.starts_with("a-go.toml: audience: ")),
+        "{warnings:?}"
+    );
+    assert!(
+        warnings.iter().any(|w| w.starts_with("b-early: subject: ")),
+        "{warnings:?}"
+    );
+    assert!(
+        !warnings.iter().any(|w| w.contains("without TLS")),
+        "loopback needs none: {warnings:?}"
+    );
 }
 
 #[test]
@@ -334,29 +367,56 @@ run_attempt = [1, 2]
 ref = { glob = "refs/heads/*" }
 "/kubernetes.io/namespace" = ["a", { glob = "b-*" }]
 "#;
-    let loaded = load_dir(&[("p.toml", text), ("secret.txt", "x"), ("secret", "tskey-client-s\n")], false);
+    let loaded = load_dir(
+        &[
+            ("p.toml", text),
+            ("secret.txt", "x"),
+            ("secret", "tskey-client-s\n"),
+        ],
+        false,
+    );
     // The secret's file lies among the policies and has no ending, so it is taken for one; its text is not repeated.
     let told = mistakes(loaded).join("\n");
-    assert!(told.starts_with("secret: failed to unmarshal TOML") && !told.contains("tskey"), "{told}");
+    assert!(
+        told.starts_with("secret: failed to unmarshal TOML") && !told.contains("tskey"),
+        "{told}"
+    );
 
     let text = text.replace("\"secret\"", "\".secret\"");
     let loaded = load_dir(&[("p.toml", &text), (".secret", "tskey-client-s\n")], true).unwrap();
     let policy = &loaded.policies[0];
-    assert_eq!(policy.source, Source::Discovery { issuer: policy.issuers[0].clone() });
+    assert_eq!(
+        policy.source,
+        Source::Discovery {
+            issuer: policy.issuers[0].clone()
+        }
+    );
     assert_eq!(policy.algorithms.len(), 4);
     assert_eq!(policy.max_age, Some(Duration::from_secs(600)));
     assert_eq!(policy.conditions.len(), 4);
-    assert_eq!(policy.credentials.as_ref().unwrap().secret.reveal(), "tskey-client-s");
+    assert_eq!(
+        policy.credentials.as_ref().unwrap().secret.reveal(),
+        "tskey-client-s"
+    );
     assert!(!format!("{policy:?}").contains("tskey"));
 }
 
 #[test]
 fn all_mistakes_of_all_files_are_told_at_once() {
     let told = mistakes(load_files(&[
-        ("a.toml", "issuer = \"\"\nalgorithm = \"HS256\"\njwks_url = \"\"\nallowed_scopes = []"),
-        ("b.toml", "issuer = 7\nalgorithm = \"none\"\nallowed_scope = [\"acls\"]\nsubject = [\"x\"]"),
+        (
+            "a.toml",
+            "issuer = \"\"\nalgorithm = \"HS256\"\njwks_url = \"\"\nallowed_scopes = []",
+        ),
+        (
+            "b.toml",
+            "issuer = 7\nalgorithm = \"none\"\nallowed_scope = [\"acls\"]\nsubject = [\"x\"]",
+        ),
         ("c.toml", "issuer = "),
-        ("d.toml", "issuer = \"i\"\nISSUER = \"j\"\nalgorithm = \"RS256\"\njwks_url = \"ftp://x\"\nallowed_scopes = [\"acls all\"]\ntags = [\"ci\"]\naudience = []\nmax_token_age = \"soon\"\nrequire_exp = 1\nclient_id = \"x\"\n[claims]\na = []\nb = { like = \"x\" }\nc = 1.5"),
+        (
+            "d.toml",
+            "issuer = \"i\"\nISSUER = \"j\"\nalgorithm = \"RS256\"\njwks_url = \"ftp://x\"\nallowed_scopes = [\"acls all\"]\ntags = [\"ci\"]\naudience = []\nmax_token_age = \"soon\"\nrequire_exp = 1\nclient_id = \"x\"\n[claims]\na = []\nb = { like = \"x\" }\nc = 1.5",
+        ),
     ]));
     let starts = [
         "a.toml: issuer: no issuer",
@@ -385,7 +445,10 @@ fn all_mistakes_of_all_files_are_told_at_once() {
         assert!(found, "{start}\n{told:#?}");
     }
     // Which of both spellings is called the second is the parser's choice.
-    assert!(told.iter().any(|line| line.contains("stands twice")), "{told:#?}");
+    assert!(
+        told.iter().any(|line| line.contains("stands twice")),
+        "{told:#?}"
+    );
 }
 
 #[test]
@@ -397,7 +460,12 @@ fn strict_takes_warnings_for_mistakes() {
 
 #[test]
 fn a_directory_without_policies_is_told() {
-    assert!(load_files(&[]).unwrap_err().to_string().starts_with("no policies found in directory"));
+    assert!(
+        load_files(&[])
+            .unwrap_err()
+            .to_string()
+            .starts_with("no policies found in directory")
+    );
     let missing = load(Path::new("/nonexistent/policies"), false).unwrap_err();
     assert!(missing.to_string().starts_with("failed to read directory"));
 }

@@ -16,17 +16,26 @@ async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Result<String, S
     let line = Line::try_parse_from(["sts"].iter().chain(arguments)).unwrap();
     let variables: Environment = variables.iter().copied().collect();
     let mut out = Vec::new();
-    line.sts.run(&variables, &mut out, std::future::pending()).await?;
+    line.sts
+        .run(&variables, &mut out, std::future::pending())
+        .await?;
     Ok(String::from_utf8(out).unwrap())
 }
 
 pub(super) async fn exchange(server: &str, more: &[&str]) -> Result<String, StsCommandError> {
-    let arguments: Vec<_> = ["exchange", "--server", server].iter().chain(more).copied().collect();
+    let arguments: Vec<_> = ["exchange", "--server", server]
+        .iter()
+        .chain(more)
+        .copied()
+        .collect();
     run(&arguments, &[]).await
 }
 
 /// Starts a trial issuer; returns its token and address. It ends when the last value is dropped.
-pub(super) async fn trial(arguments: &[&str], variables: &'static [(&str, &str)]) -> (String, String, oneshot::Sender<()>) {
+pub(super) async fn trial(
+    arguments: &[&str],
+    variables: &'static [(&str, &str)],
+) -> (String, String, oneshot::Sender<()>) {
     let line = ["sts", "serve-trial-issuer"].iter().chain(arguments);
     let line = Line::try_parse_from(line).unwrap();
     let (stop, stopped) = oneshot::channel();
@@ -35,10 +44,16 @@ pub(super) async fn trial(arguments: &[&str], variables: &'static [(&str, &str)]
     tokio::spawn(async move {
         let variables: Environment = variables.iter().copied().collect();
         let stopped = async { drop(stopped.await) };
-        line.sts.run(&variables, &mut writer, stopped).await.unwrap();
+        line.sts
+            .run(&variables, &mut writer, stopped)
+            .await
+            .unwrap();
     });
     eventually(|| out.0.lock().unwrap().ends_with(b"\n")).await;
-    let token = String::from_utf8(out.0.lock().unwrap().clone()).unwrap().trim().to_owned();
+    let token = String::from_utf8(out.0.lock().unwrap().clone())
+        .unwrap()
+        .trim()
+        .to_owned();
     let read = sts::verify::Token::read(&token).unwrap();
     let base = read.claims.text("iss").unwrap().to_owned();
     (token, base, stop)
@@ -60,28 +75,76 @@ impl std::io::Write for Shared {
 
 #[tokio::test]
 async fn tokens_come_from_variables_files_and_github() {
-    let running = World::new().await.policy("p.toml", &["acls", "routes"], "audience = \"us\"").run().await;
+    let running = World::new()
+        .await
+        .policy("p.toml", &["acls", "routes"], "audience = \"us\"")
+        .run()
+        .await;
     let token = running.token(|_| {});
     let wanted = TokenEndpoint::token_for("acls", "") + "\n";
 
-    let variables = [("TAILSTS_SERVER", running.url.as_str()), ("OIDC_TOKEN", &token), ("SCOPES", "acls")];
+    let variables = [
+        ("TAILSTS_SERVER", running.url.as_str()),
+        ("OIDC_TOKEN", &token),
+        ("SCOPES", "acls"),
+    ];
     assert_eq!(run(&["exchange"], &variables).await.unwrap(), wanted);
     let file = running.dir.path().join(".token");
     std::fs::write(&file, format!("{token}\n")).unwrap();
-    assert_eq!(exchange(&running.url, &["--token-file", file.to_str().unwrap()]).await.unwrap(), wanted);
+    assert_eq!(
+        exchange(&running.url, &["--token-file", file.to_str().unwrap()])
+            .await
+            .unwrap(),
+        wanted
+    );
     let named = [("MY_JOB", token.as_str())];
     let server = running.url.as_str();
-    assert_eq!(run(&["exchange", "--server", server, "--token-variable", "MY_JOB"], &named).await.unwrap(), wanted);
+    assert_eq!(
+        run(
+            &["exchange", "--server", server, "--token-variable", "MY_JOB"],
+            &named
+        )
+        .await
+        .unwrap(),
+        wanted
+    );
 
-    let json = exchange(&running.url, &["--token", &token, "--scopes", "acls routes", "--json"]).await.unwrap();
+    let json = exchange(
+        &running.url,
+        &["--token", &token, "--scopes", "acls routes", "--json"],
+    )
+    .await
+    .unwrap();
     let json: Value = serde_json::from_str(&json).unwrap();
-    assert_eq!((json["expires_in"].as_u64(), json["scope"].as_str()), (Some(3600), Some("acls routes")));
+    assert_eq!(
+        (json["expires_in"].as_u64(), json["scope"].as_str()),
+        (Some(3600), Some("acls routes"))
+    );
 
     let github = GitHub::start(token).await;
-    let variables = [("ACTIONS_ID_TOKEN_REQUEST_URL", github.url.as_str()), ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "runner")];
-    assert_eq!(run(&["exchange", "--server", server, "--audience", "us"], &variables).await.unwrap(), wanted);
-    let refused = run(&["exchange", "--server", server, "--audience", "them"], &variables).await.unwrap_err();
-    assert!(refused.to_string().contains("GitHub gave no token: 400"), "{refused}");
+    let variables = [
+        ("ACTIONS_ID_TOKEN_REQUEST_URL", github.url.as_str()),
+        ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "runner"),
+    ];
+    assert_eq!(
+        run(
+            &["exchange", "--server", server, "--audience", "us"],
+            &variables
+        )
+        .await
+        .unwrap(),
+        wanted
+    );
+    let refused = run(
+        &["exchange", "--server", server, "--audience", "them"],
+        &variables,
+    )
+    .await
+    .unwrap_err();
+    assert!(
+        refused.to_string().contains("GitHub gave no token: 400"),
+        "{refused}"
+    );
 }
 
 /// GitHub's endpoint: the request token as bearer, the audience beside the query that is there already.
@@ -93,27 +156,54 @@ struct GitHub {
 impl GitHub {
     async fn start(token: String) -> Self {
         use axum::{Json, Router, extract::Query, routing::get};
-        let handler = async move |Query(query): Query<std::collections::BTreeMap<String, String>>, headers: HeaderMap| {
-            let right = query.get("api-version").is_some_and(|v| v == "2.0")
-                && query.get("audience").is_some_and(|v| v == "us")
-                && headers["authorization"] == "Bearer runner";
-            if right { Ok(Json(json!({"value": token, "count": 1}))) } else { Err(StatusCode::BAD_REQUEST) }
-        };
+        let handler =
+            async move |Query(query): Query<std::collections::BTreeMap<String, String>>,
+                        headers: HeaderMap| {
+                let right = query.get("api-version").is_some_and(|v| v == "2.0")
+                    && query.get("audience").is_some_and(|v| v == "us")
+                    && headers["authorization"] == "Bearer runner";
+                if right {
+                    Ok(Json(json!({"value": token, "count": 1})))
+                } else {
+                    Err(StatusCode::BAD_REQUEST)
+                }
+            };
         let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/token?api-version=2.0", tcp.local_addr().unwrap());
         let router = Router::new().route("/token", get(handler));
-        Self { url, _server: serve("github", PlainListener(tcp), router, Limits::default(), Remote::identify) }
+        Self {
+            url,
+            _server: serve(
+                "github",
+                PlainListener(tcp),
+                router,
+                Limits::default(),
+                Remote::identify,
+            ),
+        }
     }
 }
 
 #[tokio::test]
 async fn refusals_are_told_without_the_token() {
-    let running = World::new().await.policy("p.toml", &["acls"], "").run().await;
+    let running = World::new()
+        .await
+        .policy("p.toml", &["acls"], "")
+        .run()
+        .await;
     let token = running.token(|_| {});
-    let refused = exchange(&running.url, &["--token", &token, "--scopes", "all"]).await.unwrap_err().to_string();
-    assert!(refused.contains("403") && refused.contains("invalid_scope"), "{refused}");
+    let refused = exchange(&running.url, &["--token", &token, "--scopes", "all"])
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("403") && refused.contains("invalid_scope"),
+        "{refused}"
+    );
     assert!(!refused.contains(&token));
-    let gone = exchange("http://127.0.0.1:1", &["--token", &token]).await.unwrap_err();
+    let gone = exchange("http://127.0.0.1:1", &["--token", &token])
+        .await
+        .unwrap_err();
     assert!(gone.to_string().contains("cannot be reached"), "{gone}");
     let none = exchange(&running.url, &[]).await.unwrap_err();
     assert!(matches!(none, StsCommandError::Usage(_)));
@@ -121,16 +211,39 @@ async fn refusals_are_told_without_the_token() {
 
 #[tokio::test]
 async fn policies_are_checked_and_explained() {
-    let world = World::new().await.policy("p.toml", &["acls"], "subject = \"test\"").policy("q.toml", &["routes"], "subject = \"q\"");
+    let world = World::new()
+        .await
+        .policy("p.toml", &["acls"], "subject = \"test\"")
+        .policy("q.toml", &["routes"], "subject = \"q\"");
     let dir = world.dir.path().to_str().unwrap();
     let checked = run(&["check", "--policies-dir", dir], &[]).await.unwrap();
-    assert!(checked.contains("warning: p.toml: audience") && checked.ends_with("2 policies, no mistakes\n"), "{checked}");
-    assert!(run(&["check", "--strict"], &[("POLICIES_DIR", dir)]).await.is_err());
+    assert!(
+        checked.contains("warning: p.toml: audience")
+            && checked.ends_with("2 policies, no mistakes\n"),
+        "{checked}"
+    );
+    assert!(
+        run(&["check", "--strict"], &[("POLICIES_DIR", dir)])
+            .await
+            .is_err()
+    );
 
     let file = world.dir.path().join(".token");
     std::fs::write(&file, world.token(|_| {})).unwrap();
-    let explain = ["explain", "--policies-dir", dir, "--token-file", file.to_str().unwrap(), "--scopes"];
+    let explain = [
+        "explain",
+        "--policies-dir",
+        dir,
+        "--token-file",
+        file.to_str().unwrap(),
+        "--scopes",
+    ];
     let allowed = run(&[&explain[..], &["acls"]].concat(), &[]).await.unwrap();
-    assert!(allowed.starts_with("allowed by p.toml\n  p.toml: allows\n  q.toml: the subject differs (subject)"), "{allowed}");
+    assert!(
+        allowed.starts_with(
+            "allowed by p.toml\n  p.toml: allows\n  q.toml: the subject differs (subject)"
+        ),
+        "{allowed}"
+    );
     assert!(run(&[&explain[..], &["dns"]].concat(), &[]).await.is_err());
 }

@@ -12,76 +12,133 @@ async fn an_issuer_that_hangs_delays_nobody_else() {
         "issuer = \"{}\"\nalgorithm = \"RS256\"\njwks_url = \"{hanging_jwks}\"\nallowed_scopes = [\"acls\"]",
         hanging.url
     );
-    let world = World::new().await.policy("p.toml", &["acls"], "").file("a-hanging.toml", &other);
+    let world = World::new()
+        .await
+        .policy("p.toml", &["acls"], "")
+        .file("a-hanging.toml", &other);
     let started = std::time::Instant::now();
     let running = world.run().await;
     let good = running.token(|_| {});
     assert_eq!(running.ask(&good, &["acls"]).await.status, 200);
-    assert!(started.elapsed() < Duration::from_millis(450), "the other issuer's time-out was waited for");
+    assert!(
+        started.elapsed() < Duration::from_millis(450),
+        "the other issuer's time-out was waited for"
+    );
 
     let stuck = running.token(|c| c["iss"] = hanging.url.as_str().into());
     let answer = running.ask(&stuck, &["acls"]).await;
     assert_eq!(answer.plain(), (401, "cannot handle this token\n"));
     assert_eq!(answer.header("retry-after"), "5");
     let answer = running.ask_json(&stuck, &["acls"]).await;
-    assert_eq!((answer.status.as_u16(), answer.json()["error"].as_str()), (503, Some("temporarily_unavailable")));
+    assert_eq!(
+        (answer.status.as_u16(), answer.json()["error"].as_str()),
+        (503, Some("temporarily_unavailable"))
+    );
     let readiness = running.sts().readiness();
-    assert!(readiness.ready, "one issuer in trouble does not make all unready: {readiness:?}");
+    assert!(
+        readiness.ready,
+        "one issuer in trouble does not make all unready: {readiness:?}"
+    );
 }
 
 #[tokio::test]
 async fn bad_answers_never_replace_a_good_set() {
     let elsewhere = JwksServer::of(&[rsa()]).await;
-    let running = World::new().await.policy("p.toml", &["acls"], "")
+    let running = World::new()
+        .await
+        .policy("p.toml", &["acls"], "")
         .set(|settings| settings.jwks.cool_down = Duration::ZERO)
-        .run().await;
+        .run()
+        .await;
     let good = running.token(|_| {});
     let unknown = sign(stranger(), &running.claims());
     assert_eq!(running.ask(&good, &["acls"]).await.status, 200);
     let troubles = [
-        Behaviour::Status(500), Behaviour::Text("<html>"), Behaviour::Text("{}"), Behaviour::Text(r#"{"keys":[{"kty":"oct"}]}"#),
-        Behaviour::Huge, Behaviour::Hang, Behaviour::Redirect(elsewhere.jwks_url()),
+        Behaviour::Status(500),
+        Behaviour::Text("<html>"),
+        Behaviour::Text("{}"),
+        Behaviour::Text(r#"{"keys":[{"kty":"oct"}]}"#),
+        Behaviour::Huge,
+        Behaviour::Hang,
+        Behaviour::Redirect(elsewhere.jwks_url()),
     ];
     for trouble in troubles {
         running.issuer.behave(trouble.clone());
         let before = running.issuer.hits();
         // An unknown key asks for a fetch, which fails.
-        assert_eq!(running.ask(&unknown, &["acls"]).await.plain(), (401, "cannot handle this token\n"));
-        assert!(running.issuer.hits() > before, "{trouble:?} was not fetched");
-        running.until(|r| r.sts().readiness().sources[0].problem.is_some()).await;
-        assert_eq!(running.ask(&good, &["acls"]).await.status, 200, "{trouble:?}");
+        assert_eq!(
+            running.ask(&unknown, &["acls"]).await.plain(),
+            (401, "cannot handle this token\n")
+        );
+        assert!(
+            running.issuer.hits() > before,
+            "{trouble:?} was not fetched"
+        );
+        running
+            .until(|r| r.sts().readiness().sources[0].problem.is_some())
+            .await;
+        assert_eq!(
+            running.ask(&good, &["acls"]).await.status,
+            200,
+            "{trouble:?}"
+        );
         running.issuer.behave(Behaviour::keys(&[rsa()]));
         running.ask(&unknown, &["acls"]).await;
-        running.until(|r| r.sts().readiness().sources[0].problem.is_none()).await;
+        running
+            .until(|r| r.sts().readiness().sources[0].problem.is_none())
+            .await;
     }
-    assert_eq!(elsewhere.hits(), 0, "the redirect was followed to another host");
+    assert_eq!(
+        elsewhere.hits(),
+        0,
+        "the redirect was followed to another host"
+    );
 }
 
 #[tokio::test]
 async fn bad_first_answers_leave_the_start_alone() {
-    for trouble in [Behaviour::Huge, Behaviour::Text("nonsense"), Behaviour::Status(404)] {
-        let running = World::with(JwksServer::start(trouble.clone()).await, TokenEndpoint::start().await)
-            .policy("p.toml", &["acls"], "")
-            .set(|settings| {
-                settings.jwks.cool_down = MINUTE;
-                settings.jwks.retry = (Duration::from_millis(100), MINUTE);
-            })
-            .run().await;
+    for trouble in [
+        Behaviour::Huge,
+        Behaviour::Text("nonsense"),
+        Behaviour::Status(404),
+    ] {
+        let running = World::with(
+            JwksServer::start(trouble.clone()).await,
+            TokenEndpoint::start().await,
+        )
+        .policy("p.toml", &["acls"], "")
+        .set(|settings| {
+            settings.jwks.cool_down = MINUTE;
+            settings.jwks.retry = (Duration::from_millis(100), MINUTE);
+        })
+        .run()
+        .await;
         let good = running.token(|_| {});
-        assert_eq!(running.ask(&good, &["acls"]).await.status, 401, "{trouble:?}");
+        assert_eq!(
+            running.ask(&good, &["acls"]).await.status,
+            401,
+            "{trouble:?}"
+        );
         assert!(!running.sts().readiness().ready, "{trouble:?}");
         running.issuer.behave(Behaviour::keys(&[rsa()]));
         // The task tries again by itself.
         running.until(|r| r.sts().readiness().ready).await;
-        assert_eq!(running.ask(&good, &["acls"]).await.status, 200, "{trouble:?}");
+        assert_eq!(
+            running.ask(&good, &["acls"]).await.status,
+            200,
+            "{trouble:?}"
+        );
     }
 }
 
 #[tokio::test]
 async fn a_new_key_is_found_at_once_and_a_gone_one_is_forgotten() {
-    let running = World::new().await.policy("p.toml", &["acls"], "")
+    let running = World::new()
+        .await
+        .policy("p.toml", &["acls"], "")
         .set(|settings| settings.jwks.cool_down = MINUTE)
-        .run().await;
+        .run()
+        .await;
     let old = running.token(|_| {});
     assert_eq!(running.ask(&old, &["acls"]).await.status, 200);
     let next = stranger();
@@ -91,36 +148,68 @@ async fn a_new_key_is_found_at_once_and_a_gone_one_is_forgotten() {
     let (a, b) = tokio::join!(running.ask(&new, &["acls"]), running.ask(&new, &["acls"]));
     assert_eq!((a.status.as_u16(), b.status.as_u16()), (200, 200));
     assert_eq!(running.issuer.hits(), 2, "both wait for one fetch");
-    assert_eq!(running.ask(&old, &["acls"]).await.plain(), (401, "cannot handle this token\n"));
+    assert_eq!(
+        running.ask(&old, &["acls"]).await.plain(),
+        (401, "cannot handle this token\n")
+    );
 }
 
 #[tokio::test]
 async fn tokens_without_a_key_id_are_tried_with_every_fitting_key() {
-    let running = World::new().await.policy("p.toml", &["acls"], "").run().await;
+    let running = World::new()
+        .await
+        .policy("p.toml", &["acls"], "")
+        .run()
+        .await;
     let decoy = stranger();
     let key = rsa();
     running.issuer.behave(Behaviour::keys(&[decoy, ec(), key]));
     // Taken apart and signed again without the header's kid.
     let nameless = nameless(&running.claims());
-    let unnamed: Vec<_> = [decoy, key].iter().map(|s| {
-        let mut jwk = s.public().to_value();
-        jwk.as_object_mut().unwrap().remove("kid");
-        jwk
-    }).chain([nameless.1]).collect();
+    let unnamed: Vec<_> = [decoy, key]
+        .iter()
+        .map(|s| {
+            let mut jwk = s.public().to_value();
+            jwk.as_object_mut().unwrap().remove("kid");
+            jwk
+        })
+        .chain([nameless.1])
+        .collect();
     running.issuer.behave(Behaviour::Keys(unnamed));
     assert_eq!(running.ask(&nameless.0, &["acls"]).await.status, 200);
 }
 
 /// A token whose header has no `kid`, and its key.
 fn nameless(claims: &Value) -> (String, Value) {
-    use aws_lc_rs::{rand::SystemRandom, rsa::KeySize, signature::{KeyPair, RSA_PKCS1_SHA256, RsaKeyPair}};
+    use aws_lc_rs::{
+        rand::SystemRandom,
+        rsa::KeySize,
+        signature::{KeyPair, RSA_PKCS1_SHA256, RsaKeyPair},
+    };
     use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
     let pair = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
-    let message = format!("{}.{}", BASE64.encode(r#"{"alg":"RS256"}"#), BASE64.encode(claims.to_string()));
+    let message = format!(
+        "{}.{}",
+        BASE64.encode(r#"{"alg":"RS256"}"#),
+        BASE64.encode(claims.to_string())
+    );
     let mut signature = vec![0; pair.public_modulus_len()];
-    pair.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message.as_bytes(), &mut signature).unwrap();
-    let n = BASE64.encode(pair.public_key().modulus().big_endian_without_leading_zero());
-    (format!("{message}.{}", BASE64.encode(signature)), json!({"kty": "RSA", "n": n, "e": "AQAB"}))
+    pair.sign(
+        &RSA_PKCS1_SHA256,
+        &SystemRandom::new(),
+        message.as_bytes(),
+        &mut signature,
+    )
+    .unwrap();
+    let n = BASE64.encode(
+        pair.public_key()
+            .modulus()
+            .big_endian_without_leading_zero(),
+    );
+    (
+        format!("{message}.{}", BASE64.encode(signature)),
+        json!({"kty": "RSA", "n": n, "e": "AQAB"}),
+    )
 }
 
 #[tokio::test]
@@ -128,28 +217,52 @@ async fn discovery_finds_the_keys_of_the_very_issuer() {
     let world = World::new().await;
     let keys = world.issuer.jwks_url();
     let issuer = world.issuer.url.clone();
-    let policy = format!("issuer = \"{issuer}\"\nalgorithms = [\"RS256\", \"ES256\"]\naudience = \"us\"\nsubject = \"test\"\nallowed_scopes = [\"acls\"]");
-    let world = world.file("p.toml", &policy).set(|settings| settings.jwks.cool_down = Duration::ZERO);
-    world.issuer.configure(json!({"issuer": "https://evil.example", "jwks_uri": keys}));
+    let policy = format!(
+        "issuer = \"{issuer}\"\nalgorithms = [\"RS256\", \"ES256\"]\naudience = \"us\"\nsubject = \"test\"\nallowed_scopes = [\"acls\"]"
+    );
+    let world = world
+        .file("p.toml", &policy)
+        .set(|settings| settings.jwks.cool_down = Duration::ZERO);
+    world
+        .issuer
+        .configure(json!({"issuer": "https://evil.example", "jwks_uri": keys}));
     let running = world.run().await;
     let good = sign(ec(), &running.claims());
     assert_eq!(running.ask(&good, &["acls"]).await.status, 401);
-    let problem = running.sts().readiness().sources[0].problem.clone().unwrap();
+    let problem = running.sts().readiness().sources[0]
+        .problem
+        .clone()
+        .unwrap();
     assert!(problem.contains("evil.example"), "{problem}");
-    assert_eq!(running.issuer.hits(), 0, "another issuer's keys were fetched");
+    assert_eq!(
+        running.issuer.hits(),
+        0,
+        "another issuer's keys were fetched"
+    );
 
-    running.issuer.configure(json!({"issuer": issuer, "jwks_uri": keys}));
+    running
+        .issuer
+        .configure(json!({"issuer": issuer, "jwks_uri": keys}));
     assert_eq!(running.ask(&good, &["acls"]).await.status, 200);
 }
 
 #[tokio::test]
 async fn an_unchanged_set_is_not_sent_again() {
-    let running = World::new().await.policy("p.toml", &["acls"], "")
+    let running = World::new()
+        .await
+        .policy("p.toml", &["acls"], "")
         .set(|settings| settings.jwks.cool_down = Duration::ZERO)
-        .run().await;
+        .run()
+        .await;
     let unknown = sign(stranger(), &running.claims());
-    assert_eq!(running.ask(&running.token(|_| {}), &["acls"]).await.status, 200);
+    assert_eq!(
+        running.ask(&running.token(|_| {}), &["acls"]).await.status,
+        200
+    );
     assert_eq!(running.ask(&unknown, &["acls"]).await.status, 401);
     assert_eq!(running.issuer.not_modified(), 1);
-    assert_eq!(running.ask(&running.token(|_| {}), &["acls"]).await.status, 200);
+    assert_eq!(
+        running.ask(&running.token(|_| {}), &["acls"]).await.status,
+        200
+    );
 }

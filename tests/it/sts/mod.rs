@@ -72,7 +72,10 @@ struct Running {
 
 impl World {
     async fn new() -> Self {
-        Self::with(JwksServer::of(&[rsa(), ec()]).await, TokenEndpoint::start().await)
+        Self::with(
+            JwksServer::of(&[rsa(), ec()]).await,
+            TokenEndpoint::start().await,
+        )
     }
 
     fn with(issuer: JwksServer, tokens: TokenEndpoint) -> Self {
@@ -184,7 +187,9 @@ impl Answer {
     }
 
     fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap())
     }
 
     fn json(&self) -> Value {
@@ -203,11 +208,19 @@ impl Running {
     }
 
     async fn ask(&self, token: &str, scopes: &[&str]) -> Answer {
-        Answer::of(self.post().bearer_auth(token).json(&json!({"scopes": scopes}))).await
+        Answer::of(
+            self.post()
+                .bearer_auth(token)
+                .json(&json!({"scopes": scopes})),
+        )
+        .await
     }
 
     async fn ask_json(&self, token: &str, scopes: &[&str]) -> Answer {
-        let request = self.post().bearer_auth(token).json(&json!({"scopes": scopes}));
+        let request = self
+            .post()
+            .bearer_auth(token)
+            .json(&json!({"scopes": scopes}));
         Answer::of(request.header("accept", "application/json")).await
     }
 

@@ -28,16 +28,24 @@ pub(super) async fn bind(addr: SocketAddr) -> Result<TlsListener, TlsError> {
 /// Shakes hands trusting one certificate alone, and posts once.
 async fn post(addr: SocketAddr, trusted: &str) -> std::io::Result<String> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(path(trusted)).unwrap()).unwrap();
+    roots
+        .add(CertificateDer::from_pem_file(path(trusted)).unwrap())
+        .unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions().unwrap()
+        .with_safe_default_protocol_versions()
+        .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
     let tcp = TcpStream::connect(addr).await?;
     let name = ServerName::try_from("localhost").unwrap();
-    let mut tls = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
-    tls.write_all(b"POST / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await?;
+    let mut tls = tokio_rustls::TlsConnector::from(Arc::new(config))
+        .connect(name, tcp)
+        .await?;
+    tls.write_all(
+        b"POST / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+    )
+    .await?;
     let mut text = String::new();
     tls.read_to_string(&mut text).await?;
     Ok(text)
@@ -54,10 +62,18 @@ async fn certificates_are_read_anew_and_a_silent_peer_delays_nobody() {
     };
     put("first");
     let files = Arc::new(CertificateFiles::open(cert.clone(), key.clone()).unwrap());
-    let listener = TlsListener::bind("127.0.0.1:0".parse().unwrap(), files.clone()).await.unwrap();
+    let listener = TlsListener::bind("127.0.0.1:0".parse().unwrap(), files.clone())
+        .await
+        .unwrap();
     let addr = listener.local_addr().unwrap();
     let sts = Sts::start(&world.settings).unwrap();
-    let _server = serve("sts", listener, layers::wrap(sts::router(sts.state()), "sts"), Limits::default(), Remote::identify);
+    let _server = serve(
+        "sts",
+        listener,
+        layers::wrap(sts::router(sts.state()), "sts"),
+        Limits::default(),
+        Remote::identify,
+    );
 
     // These never say a word.
     let mut silent = Vec::new();
@@ -65,25 +81,41 @@ async fn certificates_are_read_anew_and_a_silent_peer_delays_nobody() {
         silent.push(TcpStream::connect(addr).await.unwrap());
     }
     let answer = post(addr, "first.crt").await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 401 ") && answer.contains("missing Authorization header"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 401 ") && answer.contains("missing Authorization header"),
+        "{answer}"
+    );
     assert!(post(addr, "second.crt").await.is_err());
 
     assert!(!files.reload().unwrap(), "nothing changed");
     put("second");
     // The two may have the same length and, on a coarse clock, the same time; what the file system says is not under test.
-    std::fs::File::open(&key).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    std::fs::File::open(&key)
+        .unwrap()
+        .set_modified(std::time::SystemTime::UNIX_EPOCH)
+        .unwrap();
     assert!(files.reload().unwrap());
     post(addr, "second.crt").await.unwrap();
 
     std::fs::copy(path("first.crt"), &cert).unwrap();
-    std::fs::File::open(&cert).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
-    assert!(matches!(files.reload(), Err(TlsError::Pair(_))), "a key of another certificate");
+    std::fs::File::open(&cert)
+        .unwrap()
+        .set_modified(std::time::SystemTime::UNIX_EPOCH)
+        .unwrap();
+    assert!(
+        matches!(files.reload(), Err(TlsError::Pair(_))),
+        "a key of another certificate"
+    );
     post(addr, "second.crt").await.unwrap();
 }
 
 #[test]
 fn broken_files_are_told_by_name() {
-    let told = |cert: &str, key: &str| CertificateFiles::open(path(cert), path(key)).unwrap_err().to_string();
+    let told = |cert: &str, key: &str| {
+        CertificateFiles::open(path(cert), path(key))
+            .unwrap_err()
+            .to_string()
+    };
     assert!(told("none.crt", "first.key").contains("none.crt: cannot be read"));
     assert!(told("first.key", "first.key").contains("first.key: no certificate"));
     assert!(told("first.crt", "second.crt").contains("second.crt: no certificate or key"));
