@@ -240,8 +240,7 @@ impl<'a> Reader<'a> {
             self.mistake(
                 &table::COMPONENTS,
                 None,
-                "no component, so nothing would run: name one of issuer, admin, gate and sts"
-                    .into(),
+                "no component, so nothing would run: name issuer, admin, gate or sts".into(),
             );
             return None;
         }

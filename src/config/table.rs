@@ -273,6 +273,79 @@ rows! {
         .default("30s")
         .help("Time given to one call of the admin API");
 
+    GATE_PORT = row("gate.port", Kind::Port)
+        .flag("gate-port", Scope::Start)
+        .default("8082")
+        .help("Port of the gate's reverse proxy on the tailnet");
+    GATE_BINDING = row("gate.binding", Kind::Binding)
+        .flag("gate-binding", Scope::Start)
+        .default("auto")
+        .help("Tailnet address of the gate; auto takes all of the node's");
+    GATE_UPSTREAM = row("gate.upstream", Kind::Words(&[]))
+        .flag("gate-upstream", Scope::Start)
+        .example("http://127.0.0.1:3000")
+        .help("Services behind the reverse proxy: http:// or h2c:// address, after host, path or both and = where there are several");
+    GATE_POLICY = row("gate.policy", Kind::Path)
+        .flag("gate-policy", Scope::Start)
+        .flag("policy", Scope::Policy)
+        .example("/etc/tailbone/policy.toml")
+        .help("File of rules that say who may do what; without one, grants of the tailnet decide alone");
+    GATE_CAPABILITY = row("gate.capability", Kind::Text)
+        .flag("gate-capability", Scope::Start)
+        .flag("capability", Scope::Policy)
+        .default("tailbone.dev/cap/gate")
+        .help("Capability of the grants that are asked before the file");
+    GATE_EXPECTED_TAILNET = row("gate.expectedTailnet", Kind::Text)
+        .flag("gate-expected-tailnet", Scope::Start)
+        .default("")
+        .example("tailnet-x.ts.net")
+        .help("MagicDNS suffix that callers must have");
+    GATE_FORWARD_CAPABILITIES = row("gate.forwardCapabilities", Kind::Words(&[]))
+        .flag("gate-forward-capabilities", Scope::Start)
+        .example("example.com/cap/wiki")
+        .help("Capabilities whose values backends are told, in Tailscale-App-Capabilities");
+    GATE_TOKEN = row("gate.token", Kind::Bool)
+        .flag("gate-token", Scope::Start)
+        .default("false")
+        .help("Give backends a signed JWT about the caller, in Tailbone-Token");
+    GATE_TOKEN_AUDIENCE = row("gate.tokenAudience", Kind::Text)
+        .flag("gate-token-audience", Scope::Start)
+        .default("")
+        .help("The aud claim of that token; the host that was asked for when empty");
+    GATE_TOKEN_EXPIRY = row("gate.tokenExpiry", duration(Duration::from_secs(1), HOUR))
+        .flag("gate-token-expiry", Scope::Start)
+        .default("1m")
+        .help("Life of that token, in whole seconds");
+    GATE_RECHECK = row("gate.recheck", duration(Duration::from_millis(10), HOUR))
+        .flag("gate-recheck", Scope::Start)
+        .default("10s")
+        .help("How often the caller of an open WebSocket is looked at again");
+    GATE_AUTH_PORT = row("gate.auth.port", Kind::Port)
+        .flag("gate-auth-port", Scope::Start)
+        .default("8083")
+        .help("Port of forward-auth on the tailnet, where gate.auth.proxies names somebody");
+    GATE_AUTH_PROXIES = row("gate.auth.proxies", Kind::Words(&[]))
+        .flag("gate-auth-proxies", Scope::Start)
+        .example("tag:proxy")
+        .help("Proxies on the tailnet that may ask about others, by tag or login");
+    GATE_AUTH_SOCKET = row("gate.auth.socket", Kind::Path)
+        .flag("gate-auth-socket", Scope::Start)
+        .example("/run/tailbone/gate.sock")
+        .help("Unix socket for proxies on this machine; whoever can open it may ask about others");
+    GATE_AUTH_SOCKET_MODE = row("gate.auth.socketMode", Kind::Text)
+        .flag("gate-auth-socket-mode", Scope::Start)
+        .default("0660")
+        .help("File mode of that socket, in octal");
+    GATE_AUTH_CLIENT_HEADER = row("gate.auth.clientHeader", Kind::Text)
+        .flag("gate-auth-client-header", Scope::Start)
+        .default("")
+        .example("X-Real-IP")
+        .help("Header in which proxies tell the client's address; Remote-Addr or X-Forwarded-For, by route, when empty");
+    GATE_AUTH_REDIRECT = row("gate.auth.redirect", Kind::Url)
+        .flag("gate-auth-redirect", Scope::Start)
+        .example("https://join.example.com/")
+        .help("Page to which browsers without identity are sent instead of a 401");
+
     STS_PORT = row("sts.port", Kind::Port)
         .flag("sts-port", Scope::Start)
         .alias("PORT")
@@ -339,78 +412,6 @@ rows! {
         .flag("sts-host-plain", Scope::Start)
         .default("false")
         .help("That listener has no TLS, because a proxy in front ends it");
-    GATE_PORT = row("gate.port", Kind::Port)
-        .flag("gate-port", Scope::Start)
-        .default("8080")
-        .help("Port of the gate's reverse proxy on the tailnet");
-    GATE_BINDING = row("gate.binding", Kind::Binding)
-        .flag("gate-binding", Scope::Start)
-        .default("auto")
-        .help("Tailnet address of the gate; auto takes all of the node's");
-    GATE_UPSTREAM = row("gate.upstream", Kind::Words(&[]))
-        .flag("gate-upstream", Scope::Start)
-        .example("http://127.0.0.1:3000")
-        .help("Services behind the reverse proxy: http:// or h2c:// address, after host, path or both and = where there are several");
-    GATE_POLICY = row("gate.policy", Kind::Path)
-        .flag("gate-policy", Scope::Start)
-        .flag("policy", Scope::Policy)
-        .example("/etc/tailbone/policy.toml")
-        .help("File of rules that say who may do what; without one, grants of the tailnet decide alone");
-    GATE_CAPABILITY = row("gate.capability", Kind::Text)
-        .flag("gate-capability", Scope::Start)
-        .flag("capability", Scope::Policy)
-        .default("tailbone.dev/cap/gate")
-        .help("Capability of the grants that are asked before the file");
-    GATE_EXPECTED_TAILNET = row("gate.expectedTailnet", Kind::Text)
-        .flag("gate-expected-tailnet", Scope::Start)
-        .default("")
-        .example("tailnet-x.ts.net")
-        .help("MagicDNS suffix that callers must have");
-    GATE_FORWARD_CAPABILITIES = row("gate.forwardCapabilities", Kind::Words(&[]))
-        .flag("gate-forward-capabilities", Scope::Start)
-        .example("example.com/cap/wiki")
-        .help("Capabilities whose values backends are told, in Tailscale-App-Capabilities");
-    GATE_TOKEN = row("gate.token", Kind::Bool)
-        .flag("gate-token", Scope::Start)
-        .default("false")
-        .help("Give backends a signed JWT about the caller, in Tailbone-Token");
-    GATE_TOKEN_AUDIENCE = row("gate.tokenAudience", Kind::Text)
-        .flag("gate-token-audience", Scope::Start)
-        .default("")
-        .help("The aud claim of that token; the host that was asked for when empty");
-    GATE_TOKEN_EXPIRY = row("gate.tokenExpiry", duration(Duration::from_secs(1), HOUR))
-        .flag("gate-token-expiry", Scope::Start)
-        .default("1m")
-        .help("Life of that token, in whole seconds");
-    GATE_RECHECK = row("gate.recheck", duration(Duration::from_millis(10), HOUR))
-        .flag("gate-recheck", Scope::Start)
-        .default("10s")
-        .help("How often the caller of an open WebSocket is looked at again");
-    GATE_AUTH_PORT = row("gate.auth.port", Kind::Port)
-        .flag("gate-auth-port", Scope::Start)
-        .default("8081")
-        .help("Port of forward-auth on the tailnet, where gate.auth.proxies names somebody");
-    GATE_AUTH_PROXIES = row("gate.auth.proxies", Kind::Words(&[]))
-        .flag("gate-auth-proxies", Scope::Start)
-        .example("tag:proxy")
-        .help("Proxies on the tailnet that may ask about others, by tag or login");
-    GATE_AUTH_SOCKET = row("gate.auth.socket", Kind::Path)
-        .flag("gate-auth-socket", Scope::Start)
-        .example("/run/tailbone/gate.sock")
-        .help("Unix socket for proxies on this machine; whoever can open it may ask about others");
-    GATE_AUTH_SOCKET_MODE = row("gate.auth.socketMode", Kind::Text)
-        .flag("gate-auth-socket-mode", Scope::Start)
-        .default("0660")
-        .help("File mode of that socket, in octal");
-    GATE_AUTH_CLIENT_HEADER = row("gate.auth.clientHeader", Kind::Text)
-        .flag("gate-auth-client-header", Scope::Start)
-        .default("")
-        .example("X-Real-IP")
-        .help("Header in which proxies tell the client's address; Remote-Addr or X-Forwarded-For, by route, when empty");
-    GATE_AUTH_REDIRECT = row("gate.auth.redirect", Kind::Url)
-        .flag("gate-auth-redirect", Scope::Start)
-        .example("https://join.example.com/")
-        .help("Page to which browsers without identity are sent instead of a 401");
 }
 
 /// A duration of a setting that the Go program had, too.

@@ -412,125 +412,6 @@ fn contract() -> Vec<Row> {
             ["a", "b", "c"],
         ),
         row(
-            "--gate-port",
-            "gate.port",
-            "TB_GATE_PORT",
-            json!(8080),
-            ["1", "2", "3"],
-        ),
-        row(
-            "--gate-binding",
-            "gate.binding",
-            "TB_GATE_BINDING",
-            json!("auto"),
-            ["100.64.0.1", "100.64.0.2", "100.64.0.3"],
-        ),
-        row(
-            "--gate-upstream",
-            "gate.upstream",
-            "TB_GATE_UPSTREAM",
-            json!([]),
-            ["http://a:1", "x.example.com/y=h2c://b:2", "/z=http://c:3"],
-        ),
-        row(
-            "--gate-policy",
-            "gate.policy",
-            "TB_GATE_POLICY",
-            json!(""),
-            ["a", "b", "c"],
-        ),
-        row(
-            "--gate-capability",
-            "gate.capability",
-            "TB_GATE_CAPABILITY",
-            json!("tailbone.dev/cap/gate"),
-            ["a", "b", "c"],
-        ),
-        row(
-            "--gate-expected-tailnet",
-            "gate.expectedTailnet",
-            "TB_GATE_EXPECTEDTAILNET",
-            json!(""),
-            ["a", "b", "c"],
-        ),
-        row(
-            "--gate-forward-capabilities",
-            "gate.forwardCapabilities",
-            "TB_GATE_FORWARDCAPABILITIES",
-            json!([]),
-            ["a", "b", "c"],
-        ),
-        row(
-            "--gate-token",
-            "gate.token",
-            "TB_GATE_TOKEN",
-            json!(false),
-            ["true", "false", "true"],
-        ),
-        row(
-            "--gate-token-audience",
-            "gate.tokenAudience",
-            "TB_GATE_TOKENAUDIENCE",
-            json!(""),
-            ["a", "b", "c"],
-        ),
-        row(
-            "--gate-token-expiry",
-            "gate.tokenExpiry",
-            "TB_GATE_TOKENEXPIRY",
-            json!("1m"),
-            ["2s", "3s", "4s"],
-        ),
-        row(
-            "--gate-recheck",
-            "gate.recheck",
-            "TB_GATE_RECHECK",
-            json!("10s"),
-            ["2s", "3s", "4s"],
-        ),
-        row(
-            "--gate-auth-port",
-            "gate.auth.port",
-            "TB_GATE_AUTH_PORT",
-            json!(8081),
-            ["1", "2", "3"],
-        ),
-        row(
-            "--gate-auth-proxies",
-            "gate.auth.proxies",
-            "TB_GATE_AUTH_PROXIES",
-            json!([]),
-            ["tag:a", "b@x.y", "tag:c"],
-        ),
-        row(
-            "--gate-auth-socket",
-            "gate.auth.socket",
-            "TB_GATE_AUTH_SOCKET",
-            json!(""),
-            ["a", "b", "c"],
-        ),
-        row(
-            "--gate-auth-socket-mode",
-            "gate.auth.socketMode",
-            "TB_GATE_AUTH_SOCKETMODE",
-            json!("0660"),
-            ["0600", "0666", "0640"],
-        ),
-        row(
-            "--gate-auth-client-header",
-            "gate.auth.clientHeader",
-            "TB_GATE_AUTH_CLIENTHEADER",
-            json!(""),
-            ["a", "b", "c"],
-        ),
-        row(
-            "--gate-auth-redirect",
-            "gate.auth.redirect",
-            "TB_GATE_AUTH_REDIRECT",
-            json!(""),
-            ["http://a", "https://b/c", "http://c"],
-        ),
-        row(
             "--sts-port",
             "sts.port",
             "TB_STS_PORT",
@@ -631,6 +512,125 @@ fn contract() -> Vec<Row> {
             "TB_STS_HOST_PLAIN",
             json!(false),
             ["true", "false", "true"],
+        ),
+        row(
+            "--gate-port",
+            "gate.port",
+            "TB_GATE_PORT",
+            json!(8082),
+            ["1", "2", "3"],
+        ),
+        row(
+            "--gate-binding",
+            "gate.binding",
+            "TB_GATE_BINDING",
+            json!("auto"),
+            ["100.64.0.1", "100.64.0.2", "100.64.0.3"],
+        ),
+        row(
+            "--gate-upstream",
+            "gate.upstream",
+            "TB_GATE_UPSTREAM",
+            json!([]),
+            ["http://a:1", "x.example.com/y=h2c://b:2", "/z=http://c:3"],
+        ),
+        row(
+            "--gate-policy",
+            "gate.policy",
+            "TB_GATE_POLICY",
+            json!(""),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--gate-capability",
+            "gate.capability",
+            "TB_GATE_CAPABILITY",
+            json!("tailbone.dev/cap/gate"),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--gate-expected-tailnet",
+            "gate.expectedTailnet",
+            "TB_GATE_EXPECTEDTAILNET",
+            json!(""),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--gate-forward-capabilities",
+            "gate.forwardCapabilities",
+            "TB_GATE_FORWARDCAPABILITIES",
+            json!([]),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--gate-token",
+            "gate.token",
+            "TB_GATE_TOKEN",
+            json!(false),
+            ["true", "false", "true"],
+        ),
+        row(
+            "--gate-token-audience",
+            "gate.tokenAudience",
+            "TB_GATE_TOKENAUDIENCE",
+            json!(""),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--gate-token-expiry",
+            "gate.tokenExpiry",
+            "TB_GATE_TOKENEXPIRY",
+            json!("1m"),
+            ["2s", "3s", "4s"],
+        ),
+        row(
+            "--gate-recheck",
+            "gate.recheck",
+            "TB_GATE_RECHECK",
+            json!("10s"),
+            ["2s", "3s", "4s"],
+        ),
+        row(
+            "--gate-auth-port",
+            "gate.auth.port",
+            "TB_GATE_AUTH_PORT",
+            json!(8083),
+            ["1", "2", "3"],
+        ),
+        row(
+            "--gate-auth-proxies",
+            "gate.auth.proxies",
+            "TB_GATE_AUTH_PROXIES",
+            json!([]),
+            ["tag:a", "b@x.y", "tag:c"],
+        ),
+        row(
+            "--gate-auth-socket",
+            "gate.auth.socket",
+            "TB_GATE_AUTH_SOCKET",
+            json!(""),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--gate-auth-socket-mode",
+            "gate.auth.socketMode",
+            "TB_GATE_AUTH_SOCKETMODE",
+            json!("0660"),
+            ["0600", "0666", "0640"],
+        ),
+        row(
+            "--gate-auth-client-header",
+            "gate.auth.clientHeader",
+            "TB_GATE_AUTH_CLIENTHEADER",
+            json!(""),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--gate-auth-redirect",
+            "gate.auth.redirect",
+            "TB_GATE_AUTH_REDIRECT",
+            json!(""),
+            ["http://a", "https://b/c", "http://c"],
         ),
     ]
 }
@@ -1739,16 +1739,6 @@ fn an_auth_key_may_come_from_a_file() {
             "TB_SERVER_TAILSCALE_AUTHKEY: TB_SERVER_TAILSCALE_AUTHKEY_FILE is set too: keep one of the two"
         ]
     );
-}
-
-#[test]
-fn an_empty_secret_file_is_a_secret_that_is_not_set() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("authkey");
-    std::fs::write(&path, "\n").unwrap();
-    let variables = raw(&[("TB_SERVER_TAILSCALE_AUTHKEY_FILE", path.to_str().unwrap())]);
-    let settings = config::load(&variables, Purpose::Start).unwrap().0;
-    assert_eq!(settings.server.tailscale.authkey, None);
 }
 
 #[test]
