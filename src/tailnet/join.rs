@@ -144,7 +144,10 @@ pub fn classify(status: &Status, has_key: bool, now: Timestamp) -> JoinState {
         BackendState::Running => JoinState::Running,
         BackendState::Stopped | BackendState::InUseOtherUser => JoinState::Stopped,
         BackendState::NeedsMachineAuth => JoinState::NeedsApproval,
-        BackendState::NoState | BackendState::NeedsLogin | BackendState::Starting => {
+        BackendState::NoState
+        | BackendState::NeedsLogin
+        | BackendState::Starting
+        | BackendState::Unknown => {
             if has_key && let Some(words) = refusal(status) {
                 JoinState::BadKey {
                     words: one_line(words),
@@ -534,6 +537,7 @@ mod tests {
             (BackendState::Stopped, "stopped"),
             (BackendState::Starting, "starting"),
             (BackendState::Running, "running"),
+            (BackendState::Unknown, "starting"),
         ] {
             for has_key in [true, false] {
                 assert_eq!(
@@ -671,6 +675,7 @@ mod tests {
             Just(BackendState::Stopped),
             Just(BackendState::Starting),
             Just(BackendState::Running),
+            Just(BackendState::Unknown),
         ];
         let words = prop_oneof![Just(String::new()), "\\PC*", "register request: http \\PC*"];
         let expiry = proptest::option::of(-10i64..10);
