@@ -11,7 +11,7 @@ use futures_util::{FutureExt, future::select_all};
 
 use super::{StartError, node};
 use crate::{
-    config::{Binding, Component, Settings},
+    config::{Admin, Binding, Component, Settings},
     gate::{self, Gate},
     http::{
         layers,
@@ -35,31 +35,37 @@ pub(super) struct Components {
 }
 
 impl Components {
-    /// Builds and begins to serve. `keys` are there where a component that is switched on needs them ([`needs_keys`]).
+    /// Builds and begins to serve. `keys` are loaded where a component that is switched on needs them ([`needs_keys`]); the local
+    /// admin socket is served already.
     pub(super) async fn start(
         settings: &Settings,
         node: &Arc<dyn Node>,
-        keys: Option<&KeyLife>,
+        keys: &KeyLife,
+        administration: Router,
+        socket: Option<Server>,
     ) -> Result<Self, StartError> {
         let mut parts = Self {
-            servers: Vec::new(),
+            servers: socket.into_iter().collect(),
             gate: None,
             sts: None,
             certificate: None,
         };
         let on = |component| settings.components.contains(&component);
-        let signing = match keys {
-            Some(keys) => Some(Signing {
-                keys: keys.clone(),
-                pool: Arc::new(SigningPool::new().map_err(StartError::Runtime)?),
-            }),
-            None => None,
+        let signing = Signing {
+            keys: keys.clone(),
+            pool: Arc::new(SigningPool::new().map_err(StartError::Runtime)?),
         };
-        if let (true, Some(signing)) = (on(Component::Issuer), &signing) {
-            parts.issuer(settings, node, signing).await?;
+        if on(Component::Issuer) {
+            parts.issuer(settings, node, &signing).await?;
+        }
+        if on(Component::Admin) {
+            let Admin { binding, port, .. } = settings.admin;
+            parts
+                .on_tailnet("admin", node, binding, port, administration)
+                .await?;
         }
         if on(Component::Gate) {
-            parts.gate(settings, node, signing.as_ref()).await?;
+            parts.gate(settings, node, &signing).await?;
         }
         if on(Component::Sts) {
             parts.sts(settings, node).await?;
@@ -94,10 +100,10 @@ impl Components {
         &mut self,
         settings: &Settings,
         node: &Arc<dyn Node>,
-        signing: Option<&Signing>,
+        signing: &Signing,
     ) -> Result<(), StartError> {
         let set = &settings.gate;
-        let sign = signing.map(Signing::for_gate);
+        let sign = set.token.is_some().then(|| signing.for_gate());
         let gate = Gate::build(set, &settings.keys.issuer, node.clone(), sign)?;
         if let Some(routes) = gate.proxy_router() {
             let routes = layers::wrap_streaming(routes, "gate");
@@ -119,7 +125,7 @@ impl Components {
             if let Some(path) = &set.auth.socket {
                 let listener =
                     gate::Socket::bind(path, set.auth.socket_mode).map_err(|source| {
-                        StartError::Socket {
+                        StartError::GateSocket {
                             path: path.clone(),
                             source,
                         }

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use crate::{
+    admin::SocketError,
     gate,
     http::tls::TlsError,
     jwks::life::LifeError,
@@ -23,8 +24,8 @@ pub enum StartError {
         addr: SocketAddr,
         source: std::io::Error,
     },
-    #[error("the socket {} cannot be made", path.display())]
-    Socket {
+    #[error("the gate's socket {} cannot be made", path.display())]
+    GateSocket {
         path: PathBuf,
         source: std::io::Error,
     },
@@ -38,6 +39,8 @@ pub enum StartError {
     Keys(#[from] LifeError),
     #[error(transparent)]
     Join(#[from] JoinError),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     #[error("cannot listen for {what} on the tailnet at {addr}")]
     Listen {
         what: &'static str,

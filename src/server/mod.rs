@@ -2,15 +2,18 @@
 //! component.
 //!
 //! Order of the start: signals, then node and keys side by side (joining waits for the network, a first key for the processor),
-//! then listeners, then "listening" in the log. A listener exists only once what it serves is ready.
+//! then listeners, then "listening" in the log. A listener exists only once what it serves is ready; the local admin socket needs
+//! the keys alone, so it is there while the node still joins.
 //!
 //! Order of the end: listeners stop accepting, open requests get the grace time, the keys' task ends, the node logs out if it is
 //! ephemeral and closes. A second signal ends the process at once.
 //!
 //! Left to others: joining ([`crate::tailnet::join`]), serving ([`crate::http::serve`]), which key signs ([`crate::jwks`]).
 
+mod admin;
 mod components;
 mod error;
+mod housekeeping;
 mod keys;
 mod node;
 
@@ -19,11 +22,12 @@ use std::{io, sync::Arc, time::Duration};
 use tokio::{task::JoinHandle, time::MissedTickBehavior};
 
 pub use error::StartError;
+pub use housekeeping::{housekeeping, succeeded};
 
 use self::{components::Components, keys::Keeper};
 use crate::{
+    admin::OwnNode,
     config::Settings,
-    jwks::life::KeyLife,
     signals::{Signal, Signals},
     tailnet::Node,
     version,
@@ -89,16 +93,27 @@ struct Daemon {
 
 impl Daemon {
     async fn start(settings: &Settings) -> Result<Self, StartError> {
-        let (node, keys) = tokio::join!(
-            node::joined(&settings.server.tailscale, &settings.log),
-            keys_if_needed(settings)
-        );
-        let (node, keys) = (node?, keys?);
-        let components = Components::start(settings, &node, keys.as_ref()).await?;
+        let own = OwnNode::default();
+        let signs = components::needs_keys(settings);
+        // A start without keys is none, so their failure ends the join at once.
+        let (node, (keys, administration, socket)) = tokio::try_join!(
+            async {
+                let node = node::joined(&settings.server.tailscale, &settings.log).await?;
+                own.joined(node.clone());
+                Ok::<_, StartError>(node)
+            },
+            async {
+                let keys = keys::open(settings, signs).await?;
+                let administration = admin::routes(settings, &keys, &own)?;
+                let socket = admin::local(settings, administration.clone())?;
+                Ok((keys, administration, socket))
+            }
+        )?;
+        let components = Components::start(settings, &node, &keys, administration, socket).await?;
         let follow = tokio::spawn(node::follow(node.clone()));
         Ok(Self {
             node,
-            keeper: keys.map(Keeper::start),
+            keeper: signs.then(|| Keeper::start(keys)),
             components,
             follow,
         })
@@ -142,11 +157,4 @@ impl Daemon {
         self.node.close().await;
         tracing::info!(target: "server", "stopped");
     }
-}
-
-async fn keys_if_needed(settings: &Settings) -> Result<Option<KeyLife>, StartError> {
-    if !components::needs_keys(settings) {
-        return Ok(None);
-    }
-    Ok(Some(keys::open(settings).await?))
 }
