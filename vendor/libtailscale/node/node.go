@@ -18,6 +18,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -237,6 +238,7 @@ func (n *Node) start() {
 func (n *Node) startServer() (err *Error) {
 	defer func() {
 		if p := recover(); p != nil {
+			n.log.printf(lvError, "tsnet panicked while starting: %v\n%s", p, debug.Stack())
 			err = fail(Panic, "tsnet panicked while starting: %v", p)
 		}
 	}()
@@ -299,7 +301,7 @@ func (n *Node) startServer() (err *Error) {
 	if n.lb.Load() == nil {
 		return fail(Internal, "tsnet started without telling us its backend")
 	}
-	return nil
+	return shortenLastStates(n.srv.Sys())
 }
 
 // hasLogin says whether the state holds a node key: then no auth key is needed.
@@ -382,6 +384,7 @@ func (n *Node) close(starting bool) *Error {
 		defer close(done)
 		if starting {
 			<-n.started
+			n.splice.drain()
 			n.stopServer()
 		}
 		n.splice.closeAll() // what a flow in flight may have added meanwhile
@@ -411,11 +414,25 @@ func (n *Node) close(starting bool) *Error {
 func (n *Node) stopServer() {
 	defer func() {
 		if p := recover(); p != nil {
-			n.log.printf(lvError, "tsnet panicked while stopping: %v", p)
+			n.log.printf(lvError, "tsnet panicked while stopping: %v\n%s", p, debug.Stack())
 		}
 	}()
 	if n.startErr != nil && n.srv.Sys() == nil {
 		return // tsnet was not reached, or gave up before it built anything
+	}
+	// The control client goes first. tsnet closes the engine while network maps may still wait to be delivered, and the
+	// second one that a closed engine gets makes it panic on a goroutine of its own, which ends the process
+	// (1.102.5, magicsock: SetFilter with no self node). An ephemeral node must log out before; tsnet would do it
+	// itself, but needs the control client for it.
+	if lb := n.lb.Load(); lb != nil {
+		if n.cfg.Ephemeral {
+			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+			if err := lb.Logout(ctx, ipnauth.Self); err != nil {
+				n.log.printf(lvWarn, "the ephemeral node could not log out: %v", err)
+			}
+			cancel()
+		}
+		lb.DisconnectControl()
 	}
 	// Also after a failed start: tsnet then takes down most of what it had built, but not its netstack and its bus.
 	n.srv.Close()
