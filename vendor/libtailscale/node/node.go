@@ -422,6 +422,20 @@ func (n *Node) stopServer() {
 	if n.startErr != nil && n.srv.Sys() == nil {
 		return // tsnet was not reached, or gave up before it built anything
 	}
+	// The control client goes first. tsnet closes the engine while network maps may still wait to be delivered, and the
+	// second one that a closed engine gets makes it panic on a goroutine of its own, which ends the process
+	// (1.102.5, magicsock: SetFilter with no self node). An ephemeral node must log out before; tsnet would do it
+	// itself, but needs the control client for it.
+	if lb := n.lb.Load(); lb != nil {
+		if n.cfg.Ephemeral {
+			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+			if err := lb.Logout(ctx, ipnauth.Self); err != nil {
+				n.log.printf(lvWarn, "the ephemeral node could not log out: %v", err)
+			}
+			cancel()
+		}
+		lb.DisconnectControl()
+	}
 	// Also after a failed start: tsnet then takes down most of what it had built, but not its netstack and its bus.
 	n.srv.Close()
 }
