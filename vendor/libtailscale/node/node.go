@@ -18,6 +18,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -237,6 +238,7 @@ func (n *Node) start() {
 func (n *Node) startServer() (err *Error) {
 	defer func() {
 		if p := recover(); p != nil {
+			n.log.printf(lvError, "tsnet panicked while starting: %v\n%s", p, debug.Stack())
 			err = fail(Panic, "tsnet panicked while starting: %v", p)
 		}
 	}()
@@ -267,6 +269,7 @@ func (n *Node) startServer() (err *Error) {
 
 	n.srv.Dir = n.cfg.Dir
 	n.srv.Store = st
+	n.srv.Port = keptPort(st)
 	n.srv.Hostname = n.cfg.Hostname
 	n.srv.Ephemeral = n.cfg.Ephemeral
 	n.srv.ControlURL = n.cfg.ControlURL
@@ -299,7 +302,8 @@ func (n *Node) startServer() (err *Error) {
 	if n.lb.Load() == nil {
 		return fail(Internal, "tsnet started without telling us its backend")
 	}
-	return nil
+	n.keepPort()
+	return shortenLastStates(n.srv.Sys())
 }
 
 // hasLogin says whether the state holds a node key: then no auth key is needed.
@@ -382,6 +386,7 @@ func (n *Node) close(starting bool) *Error {
 		defer close(done)
 		if starting {
 			<-n.started
+			n.splice.drain()
 			n.stopServer()
 		}
 		n.splice.closeAll() // what a flow in flight may have added meanwhile
@@ -411,7 +416,7 @@ func (n *Node) close(starting bool) *Error {
 func (n *Node) stopServer() {
 	defer func() {
 		if p := recover(); p != nil {
-			n.log.printf(lvError, "tsnet panicked while stopping: %v", p)
+			n.log.printf(lvError, "tsnet panicked while stopping: %v\n%s", p, debug.Stack())
 		}
 	}()
 	if n.startErr != nil && n.srv.Sys() == nil {

@@ -598,3 +598,39 @@ func TestGreeting(t *testing.T) {
 		return false
 	})
 }
+
+// More open connections than the netstack's queue has room for resets (see netstack.go).
+func TestCloseWithManyConnections(t *testing.T) {
+	tn := newTailnet(t)
+	check := steady(t)
+	a, b := tn.join("server"), tn.join("client")
+	b.awaitPeer("server")
+	ln := a.listen(":80")
+	var theirs sync.WaitGroup
+	var ends []*caller
+	for range 700 {
+		out, in := b.dial(fmt.Sprintf("%v:80", a.ip(4))), receive(t, ln)
+		ends = append(ends, in)
+		theirs.Go(func() { // a client that closes when its server does
+			out.readAll(30 * time.Second)
+			out.close()
+		})
+	}
+	began := time.Now()
+	if err := Close(a.handle); err != nil {
+		t.Errorf("close: %v", err)
+	}
+	t.Logf("closing with %d connections took %v", len(ends), time.Since(began))
+	for _, c := range ends {
+		if _, err := c.read(make([]byte, 1), time.Second); err != unix.ECONNRESET {
+			t.Errorf("an open connection of a closed node reads %v", err)
+		}
+		c.close()
+	}
+	theirs.Wait()
+	if err := Close(b.handle); err != nil {
+		t.Errorf("close of the client: %v", err)
+	}
+	unix.Close(ln)
+	check()
+}
