@@ -284,6 +284,45 @@ func (m *member) awaitPeer(name string) {
 }
 
 // Closing while connections come in.
+// What a graceful stop stands on: no new flow, and every one that stands is still delivered.
+func TestListenerShutForWriting(t *testing.T) {
+	tn := newTailnet(t)
+	check := steady(t)
+	a, b := tn.join("server"), tn.join("client")
+	b.awaitPeer("server")
+	to := fmt.Sprintf("%v:80", a.ip(4))
+	ln := a.listen(":80")
+	standing := []*caller{b.dial(to), b.dial(to)}
+	if err := unix.Shutdown(ln, unix.SHUT_WR); err != nil {
+		t.Fatal(err)
+	}
+	for _, out := range standing {
+		in := receive(t, ln)
+		out.write([]byte("ping"))
+		buf := make([]byte, 10)
+		if n, err := in.read(buf, 5*time.Second); err != nil || string(buf[:n]) != "ping" {
+			t.Errorf("a connection from before: %q, %v", buf[:n], err)
+		}
+		in.close()
+		out.close()
+	}
+	if _, f := receiveAny(t, ln, 5*time.Second); f == nil || !strings.HasPrefix(f.words, "end of messages") {
+		t.Errorf("the listener did not end: %+v", f)
+	}
+	fd, err := b.node().Dial([]byte(to), 5*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, f := receiveAny(t, fd, 6*time.Second); f == nil || f.code != Refused {
+		t.Errorf("a new flow: %+v", f)
+	}
+	unix.Close(fd)
+	unix.Close(ln)
+	a.close()
+	b.close()
+	check()
+}
+
 func TestCloseDuringAccept(t *testing.T) {
 	tn := newTailnet(t)
 	check := steady(t)
