@@ -516,12 +516,18 @@ func TestPacketFilterWithoutItsLogLine(t *testing.T) {
 	waitFor(t, "the look each second", func() bool { return atomic.LoadUint64(m.gen) != before })
 }
 
-// The lines that signals.go listens to must come, in the words it knows; else only the slower ways would be left.
-func TestFilterLogLineIsKnown(t *testing.T) {
+// The line that signals.go listens to must come, in the words it knows, and wake; else only the look each second is left.
+func TestFilterLogLine(t *testing.T) {
 	tn := newTailnet(t)
 	m := tn.join("server")
 	if !strings.Contains(m.log.text(), "[v1] netmap packet filter: ") {
 		t.Error("tsnet no longer announces packet filters as signals.go expects")
+	}
+	n := &Node{filter: make(chan struct{}, 1), log: newLogger(-1, lvOff)}
+	n.backendLine("[v1] netmap packet filter: %v filters", 2)
+	n.backendLine("[v1] netmap packet filter: %v filters", 2) // must not block
+	if len(n.filter) != 1 {
+		t.Error("the line wakes nobody")
 	}
 }
 
