@@ -8,6 +8,8 @@
 package node
 
 import (
+	"expvar"
+	"strconv"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -23,6 +25,8 @@ const (
 
 	// Fewer endpoints than this can be reset at once. Half the queue: other packets need room, too.
 	fewEnough = 256
+
+	drainLimit = 3500 * time.Millisecond
 )
 
 func shortenLastStates(sys *tsd.System) *Error {
@@ -40,25 +44,29 @@ func shortenLastStates(sys *tsd.System) *Error {
 	return nil
 }
 
-// endedNow counts the connections that ended lately: their endpoints may still be there. set.mu is held.
-func (set *splices) endedNow(now time.Time) {
-	if now.Sub(set.window) > 2*lastStates {
-		set.before, set.lately, set.window = 0, 0, now
-	} else if now.Sub(set.window) > lastStates {
-		set.before, set.lately, set.window = set.lately, 0, now
+// drain waits, if there are many endpoints, until so few are left that they can all be reset at once; not for ever, as
+// those whose peers do not answer stay. All connections have been closed. The count is the netstack's own; should a
+// later one not have it, nothing is waited for and close keeps its limit all the same.
+func drain(sys *tsd.System) {
+	ns, ok := sys.Netstack.Get().(*netstack.Impl)
+	if !ok {
+		return
 	}
-	set.lately++
+	for end := time.Now().Add(drainLimit); endpoints(ns) > fewEnough && time.Now().Before(end); {
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
-// drain waits, if there are many endpoints, until those whose peers answer are gone. All connections are closed.
-func (set *splices) drain() {
-	set.mu.Lock()
-	many := len(set.all)
-	if time.Since(set.window) <= 2*lastStates {
-		many += set.before + set.lately
+// endpoints counts those that would be reset, also in their last states.
+func endpoints(ns *netstack.Impl) int {
+	vars, ok := ns.ExpVar().(interface{ Get(string) expvar.Var })
+	if !ok {
+		return 0
 	}
-	set.mu.Unlock()
-	if many > fewEnough {
-		time.Sleep(lastStates + 300*time.Millisecond)
+	v := vars.Get("gauge_tcp_current_connected")
+	if v == nil {
+		return 0
 	}
+	n, _ := strconv.Atoi(v.String())
+	return n
 }

@@ -379,14 +379,13 @@ func Close(handle uint64) *Error {
 
 func (n *Node) close(starting bool) *Error {
 	n.cancel()
-	n.ports.closeAll()
-	n.splice.closeAll()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		n.ports.closeAll()
+		n.splice.closeAll()
 		if starting {
 			<-n.started
-			n.splice.drain()
 			n.stopServer()
 		}
 		n.splice.closeAll() // what a flow in flight may have added meanwhile
@@ -421,6 +420,9 @@ func (n *Node) stopServer() {
 	}()
 	if n.startErr != nil && n.srv.Sys() == nil {
 		return // tsnet was not reached, or gave up before it built anything
+	}
+	if sys := n.srv.Sys(); n.startErr == nil {
+		drain(sys)
 	}
 	// The control client goes first. tsnet closes the engine while network maps may still wait to be delivered, and the
 	// second one that a closed engine gets makes it panic on a goroutine of its own, which ends the process

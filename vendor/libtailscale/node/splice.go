@@ -49,9 +49,6 @@ type splices struct {
 	closed bool
 	all    map[*splice]struct{}
 	ended  sync.WaitGroup
-
-	window         time.Time // see endedNow
-	lately, before int
 }
 
 type splice struct {
@@ -136,7 +133,6 @@ func (s *splice) half() {
 	s.abort() // both are done: only frees
 	s.set.mu.Lock()
 	delete(s.set.all, s)
-	s.set.endedNow(time.Now())
 	s.set.mu.Unlock()
 	live.Add(-1)
 	s.set.ended.Done()

@@ -18,6 +18,7 @@ import (
 	"tailscale.com/ipn"
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/key"
+	"tailscale.com/wgengine/netstack"
 )
 
 func TestListenAndDial(t *testing.T) {
@@ -554,12 +555,18 @@ func TestPacketFilterWithoutItsLogLine(t *testing.T) {
 	waitFor(t, "the look each second", func() bool { return atomic.LoadUint64(m.gen) != before })
 }
 
-// The lines that signals.go listens to must come, in the words it knows; else only the slower ways would be left.
-func TestFilterLogLineIsKnown(t *testing.T) {
+// The line that signals.go listens to must come, in the words it knows, and wake; else only the look each second is left.
+func TestFilterLogLine(t *testing.T) {
 	tn := newTailnet(t)
 	m := tn.join("server")
 	if !strings.Contains(m.log.text(), "[v1] netmap packet filter: ") {
 		t.Error("tsnet no longer announces packet filters as signals.go expects")
+	}
+	n := &Node{filter: make(chan struct{}, 1), log: newLogger(-1, lvOff)}
+	n.backendLine("[v1] netmap packet filter: %v filters", 2)
+	n.backendLine("[v1] netmap packet filter: %v filters", 2) // must not block
+	if len(n.filter) != 1 {
+		t.Error("the line wakes nobody")
 	}
 }
 
@@ -606,15 +613,37 @@ func TestCloseWithManyConnections(t *testing.T) {
 	a, b := tn.join("server"), tn.join("client")
 	b.awaitPeer("server")
 	ln := a.listen(":80")
-	var theirs sync.WaitGroup
+	many := 700
+	if raceEnabled {
+		many = fewEnough + 50 // enough to go the same way; more takes the detector too long
+	}
 	var ends []*caller
-	for range 700 {
+	var clients []unix.PollFd
+	for range many {
 		out, in := b.dial(fmt.Sprintf("%v:80", a.ip(4))), receive(t, ln)
 		ends = append(ends, in)
-		theirs.Go(func() { // a client that closes when its server does
-			out.readAll(30 * time.Second)
-			out.close()
-		})
+		out.closed.Store(true) // is closed below
+		clients = append(clients, unix.PollFd{Fd: int32(out.fd), Events: unix.POLLIN})
+	}
+	var theirs sync.WaitGroup
+	theirs.Go(func() { // clients that close when their server does
+		for open := len(clients); open > 0; {
+			if n, err := unix.Poll(clients, 10_000); n == 0 || err != nil && err != unix.EINTR {
+				t.Errorf("%d clients see nothing (%v)", open, err)
+				return
+			}
+			for i, c := range clients {
+				if c.Fd >= 0 && c.Revents != 0 {
+					unix.Close(int(c.Fd))
+					clients[i].Fd = -1
+					open--
+				}
+			}
+		}
+	})
+	ns := a.node().srv.Sys().Netstack.Get().(*netstack.Impl)
+	if got := endpoints(ns); got < len(ends) {
+		t.Fatalf("the netstack counts %d endpoints: drain would wait for nothing", got)
 	}
 	began := time.Now()
 	if err := Close(a.handle); err != nil {
@@ -631,6 +660,8 @@ func TestCloseWithManyConnections(t *testing.T) {
 	if err := Close(b.handle); err != nil {
 		t.Errorf("close of the client: %v", err)
 	}
+	a.close() // the rest of what the test holds
+	b.close()
 	unix.Close(ln)
 	check()
 }
