@@ -27,13 +27,13 @@ use crate::support::{
 };
 
 /// `tailbone server start` in a folder of its own, with no variables but ours.
-struct Daemon {
+pub(super) struct Daemon {
     child: Child,
     log: PathBuf,
 }
 
 impl Daemon {
-    fn start(folder: &Path, devnet: &Devnet, host: &str, key: Option<&str>, more: &[&str]) -> Self {
+    pub(super) fn start(folder: &Path, devnet: &Devnet, host: &str, key: Option<&str>, more: &[&str]) -> Self {
         let log = folder.join("log");
         let output = fs::OpenOptions::new()
             .create(true)
@@ -66,11 +66,11 @@ impl Daemon {
         }
     }
 
-    fn said(&self) -> String {
+    pub(super) fn said(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    async fn listening(&mut self, times: usize) {
+    pub(super) async fn listening(&mut self, times: usize) {
         eventually("the server listens", async || {
             let said = self.said();
             assert!(
@@ -84,14 +84,14 @@ impl Daemon {
         .await;
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(super) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
         // The child is ours and not yet waited for, so the number is still its own.
         kill_process(pid, signal).unwrap();
     }
 
     /// The end, which must come.
-    fn ended(&mut self) -> ExitStatus {
+    pub(super) fn ended(&mut self) -> ExitStatus {
         let began = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -106,7 +106,7 @@ impl Daemon {
         }
     }
 
-    fn stopped(&mut self) -> ExitStatus {
+    pub(super) fn stopped(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
         self.ended()
     }

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{cli::Shell, published};
+use super::{
+    cli::{OLD, Shell, grow_older},
+    published,
+};
 
 /// A key directory with one published key.
 struct Place {
@@ -36,7 +39,9 @@ impl Place {
 
     async fn pass(&self, more: &str) -> (u8, String, String) {
         self.shell
-            .raw(&format!("server housekeeping --key-algorithm ES256{more}"))
+            .raw(&format!(
+                "server housekeeping --log-level error --key-algorithm ES256{more}"
+            ))
             .await
     }
 }
@@ -132,29 +137,10 @@ async fn a_dry_run_tells_and_changes_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rotation_happens_only_where_it_is_set() {
     let place = Place::new().await;
-    let old = published(&place.keys()).remove(0);
-    // As if it had been made long ago: the name tells the time, to the Go program and to us.
-    let older = "tb-1740172800";
-    for entry in std::fs::read_dir(place.keys()).unwrap().flatten() {
-        let name = entry.file_name().into_string().unwrap();
-        if name.contains(&old) && name.ends_with(".jwk") {
-            let text = std::fs::read_to_string(entry.path()).unwrap();
-            std::fs::write(
-                place.keys().join(name.replace(&old, older)),
-                text.replace(&old, older),
-            )
-            .unwrap();
-        }
-        if name.contains(&old) {
-            std::fs::remove_file(entry.path()).unwrap();
-        }
-    }
-    let document = std::fs::read_to_string(place.document()).unwrap();
-    std::fs::write(place.document(), document.replace(&old, older)).unwrap();
-
+    grow_older(&place.keys());
     let (code, _, err) = place.pass("").await;
     assert_eq!(code, 0, "{err}");
-    assert_eq!(published(&place.keys()), [older], "rotation is off");
+    assert_eq!(published(&place.keys()), [OLD], "rotation is off");
     let (code, out, err) = place.pass(" --rotate-every 24h --dry-run").await;
     assert_eq!(code, 0, "{err}");
     assert!(out.contains("generate") && out.contains("planned"), "{out}");
@@ -174,7 +160,7 @@ async fn rotation_happens_only_where_it_is_set() {
 async fn a_place_that_nobody_started_yet_is_told_and_left_alone() {
     let dir = TempDir::new().unwrap();
     let shell = Shell::with(&[("TB_KEYS_DIR", &dir.path().join("keys"))]);
-    let (code, _, err) = shell.raw("server housekeeping").await;
+    let (code, _, err) = shell.raw("server housekeeping --log-level error").await;
     assert_eq!(code, 1);
     assert!(err.contains("there is no JWKS yet"), "{err}");
     assert!(!dir.path().join("keys/jwks.json").exists());

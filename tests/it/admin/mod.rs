@@ -74,7 +74,10 @@ impl World {
     async fn at(dir: TempDir, mode: Authorization, publisher: Arc<dyn Publisher>) -> Self {
         let store = KeyStore::new(dir.path().join("keys"));
         let keys = KeyLife::with(store, publisher, policy(), "tb", KeySpec::Es256);
-        keys.start(Timestamp::now()).await.expect("a first key");
+        // Of two keys made in one second the order is by chance; the first is to be the older one.
+        let before = Timestamp::now() - Duration::from_secs(10);
+        keys.start(before).await.expect("a first key");
+        keys.sync(Timestamp::now()).await.expect("a look");
         let net = FakeTailnet::new();
         let node = net.join("tailbone", Identity::user("owner@example.com"));
         let own = OwnNode::default();
