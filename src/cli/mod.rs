@@ -12,6 +12,7 @@ pub mod exit;
 pub mod keys;
 mod man;
 pub mod output;
+mod policy;
 pub mod prompt;
 mod server;
 pub mod sts;
@@ -93,6 +94,7 @@ pub fn command() -> Command {
         .subcommand(server::command())
         .subcommand(keys::command())
         .subcommand(sts::command())
+        .subcommand(policy::command())
         .subcommand(config::command())
         .subcommand(version::command())
         .subcommand(completion::command())
@@ -108,6 +110,7 @@ fn dispatch(
         Some(("server", matches)) => server::run(matches, environment, console),
         Some(("keys", matches)) => keys::run(matches, environment, console),
         Some(("sts", matches)) => sts::run(matches, environment, console),
+        Some(("policy", matches)) => policy::run(matches, environment, console),
         Some(("config", matches)) => config::run(matches, environment, console),
         Some(("version", matches)) => version::run(matches, console),
         Some(("completion", matches)) => completion::run(matches, console),

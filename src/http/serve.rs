@@ -3,27 +3,38 @@
 //! Invariants
 //! - A connection costs bounded memory: header bytes, header time and the number of connections are limited.
 //! - A slow peer holds up nobody: each connection is a task of its own, and accepting never waits for one.
+//! - A stop cuts no request within the grace time: also those are answered whose connection stands, but waits to be accepted or
+//!   has not carried its first request yet.
 //! - After [`Server::stop`] no connection of this listener is left.
 //! - A listener that dies ends the server with its error; it is never silently deaf.
 //!
 //! The tailnet, a unix socket and the tests' TCP are served alike ([`Accept`]). What the routes know of the peer is put into
 //! each request's extensions by the caller's `identify`.
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{Router, body::Body};
 use http::{Extensions, Request};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::conn::auto,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot},
     task::JoinHandle,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 /// A source of connections. Passing troubles are retried inside; an error means that the listener is dead.
@@ -31,7 +42,16 @@ pub trait Accept: Send + 'static {
     type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
     type Addr: Send;
     fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Io, Self::Addr)>> + Send;
+
+    /// Refuses what comes from now on. Whether what stands already is still to be had from `accept`, up to an error.
+    fn refuse(&mut self) -> bool {
+        false
+    }
 }
+
+/// How long after a stop a connection may take to send its first request. Somebody who connected just before needs about one
+/// round trip; who sends nothing is not waited for.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// Bounds of a listener's connections.
 #[derive(Debug, Clone, Copy)]
@@ -127,7 +147,8 @@ where
     let slots = Arc::new(Semaphore::new(limits.connections));
     let connections = Connections {
         builder: builder(limits),
-        open: GracefulShutdown::new(),
+        open: TaskTracker::new(),
+        stop: CancellationToken::new(),
         cut: CancellationToken::new(),
     };
     let end = loop {
@@ -149,10 +170,29 @@ where
             }
         }
     };
-    drop(listener);
     let grace = *end.as_ref().unwrap_or(&Duration::ZERO);
-    let stopped = connections.end(grace).await;
-    end.map(|_| stopped)
+    let drained = tokio::time::timeout(grace, async {
+        connections.stop.cancel();
+        if end.is_ok() && listener.refuse() {
+            // Beyond the limit of connections there is no answer to be had, as there was none before.
+            while let (Ok((io, addr)), Ok(slot)) =
+                (listener.accept().await, slots.clone().try_acquire_owned())
+            {
+                connections.spawn(io, identify(addr), router.clone(), slot);
+            }
+        }
+        drop(listener);
+        connections.open.close();
+        connections.open.wait().await;
+    })
+    .await;
+    connections.cut.cancel();
+    connections.open.close();
+    connections.open.wait().await;
+    end.map(|_| match drained {
+        Ok(()) => Stopped::Drained,
+        Err(_) => Stopped::Cut,
+    })
 }
 
 fn builder(limits: Limits) -> auto::Builder<TokioExecutor> {
@@ -172,8 +212,34 @@ fn builder(limits: Limits) -> auto::Builder<TokioExecutor> {
 
 struct Connections {
     builder: auto::Builder<TokioExecutor>,
-    open: GracefulShutdown,
+    open: TaskTracker,
+    /// Asks each connection to end after the request that it is at.
+    stop: CancellationToken,
+    /// Ends them all.
     cut: CancellationToken,
+}
+
+/// Whether a connection has carried a request.
+#[derive(Default)]
+struct Begun {
+    seen: AtomicBool,
+    told: Notify,
+}
+
+impl Begun {
+    fn tell(&self) {
+        // Relaxed: nothing but the flag itself is read by it. Looked at first, so that the warm path writes nothing.
+        if !self.seen.load(Ordering::Relaxed) {
+            self.seen.store(true, Ordering::Relaxed);
+            self.told.notify_one();
+        }
+    }
+
+    async fn wait(&self) {
+        if !self.seen.load(Ordering::Relaxed) {
+            self.told.notified().await;
+        }
+    }
 }
 
 impl Connections {
@@ -181,37 +247,43 @@ impl Connections {
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let service = service_fn(move |request: Request<Incoming>| {
-            let mut request = request.map(Body::new);
-            request.extensions_mut().extend(known.clone());
-            router.clone().oneshot(request)
-        });
+        let begun = Arc::new(Begun::default());
+        let service = {
+            let begun = Arc::clone(&begun);
+            service_fn(move |request: Request<Incoming>| {
+                begun.tell();
+                let mut request = request.map(Body::new);
+                request.extensions_mut().extend(known.clone());
+                router.clone().oneshot(request)
+            })
+        };
         let connection = self
             .builder
             .serve_connection_with_upgrades(TokioIo::new(io), service)
             .into_owned();
-        let connection = self.open.watch(connection);
-        let cut = self.cut.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                ended = connection => if let Err(error) = ended {
-                    tracing::debug!(target: "server", error, "connection ended early");
-                },
-                () = cut.cancelled() => {}
+        let (stop, cut) = (self.stop.clone(), self.cut.clone());
+        self.open.spawn(async move {
+            let mut connection = pin!(connection);
+            // hyper ends a connection at once on which it has read nothing yet, with its first request maybe under way.
+            let asked = async {
+                stop.cancelled().await;
+                let _ = tokio::time::timeout(FIRST_REQUEST, begun.wait()).await;
+            };
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = cut.cancelled() => Ok(()),
+                () = asked => {
+                    connection.as_mut().graceful_shutdown();
+                    tokio::select! {
+                        ended = connection => ended,
+                        () = cut.cancelled() => Ok(()),
+                    }
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(target: "server", error, "connection ended early");
             }
             drop(slot);
         });
-    }
-
-    async fn end(self, grace: Duration) -> Stopped {
-        let drained = tokio::time::timeout(grace, self.open.shutdown())
-            .await
-            .is_ok();
-        self.cut.cancel();
-        if drained {
-            Stopped::Drained
-        } else {
-            Stopped::Cut
-        }
     }
 }

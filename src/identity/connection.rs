@@ -6,10 +6,10 @@ use ::http::request::Parts;
 use arc_swap::ArcSwapOption;
 use axum::extract::FromRequestParts;
 
-use super::{Caller, Refusal};
+use super::{Caller, Refusal, Visitor, directory::ask};
 use crate::{
     http::{self, error::Kind},
-    tailnet::{self, BackendState, Node, Peer, Via},
+    tailnet::{Node, Peer, Via},
 };
 
 /// One connection from the tailnet. Part of every request's extensions; handlers take a [`Caller`] instead.
@@ -24,7 +24,7 @@ pub struct Connection {
 #[derive(Debug)]
 struct Known {
     generation: u64,
-    caller: Caller,
+    visitor: Arc<Visitor>,
 }
 
 impl Connection {
@@ -40,10 +40,19 @@ impl Connection {
         self.peer
     }
 
-    /// Who calls, right now. Without a change of the network map this costs two atomic reads.
+    /// Who calls, right now. Callers from another tailnet are refused.
     pub async fn caller(&self) -> Result<Caller, Refusal> {
         if self.peer.via == Via::Funnel {
             return Ok(Caller::Funnel(self.peer.addr));
+        }
+        self.visitor().await?.caller().cloned()
+    }
+
+    /// Who calls, right now, from whatever tailnet; callers from the internet are refused. Without a change of the network
+    /// map this costs two atomic reads.
+    pub async fn visitor(&self) -> Result<Arc<Visitor>, Refusal> {
+        if self.peer.via == Via::Funnel {
+            return Err(Refusal::Funnel);
         }
         // Read before asking: an answer that is newer than its generation only costs one more question later.
         let generation = self.node.generation();
@@ -53,26 +62,14 @@ impl Connection {
             .as_ref()
             .filter(|known| known.generation == generation)
         {
-            return Ok(known.caller.clone());
+            return Ok(known.visitor.clone());
         }
-        let state = self.node.watch().borrow().state;
-        if state != BackendState::Running {
-            return Err(Refusal::NotRunning { state });
-        }
-        let whois = self
-            .node
-            .whois(self.peer.addr)
-            .await
-            .map_err(|error| match error {
-                tailnet::Error::NotFound => Refusal::UnknownPeer,
-                other => Refusal::WhoIsFailed(Arc::new(other)),
-            })?;
-        let caller = Caller::from_whois(whois)?;
+        let visitor = Arc::new(ask(self.node.as_ref(), self.peer.addr).await?);
         self.known.store(Some(Arc::new(Known {
             generation,
-            caller: caller.clone(),
+            visitor: visitor.clone(),
         })));
-        Ok(caller)
+        Ok(visitor)
     }
 }
 

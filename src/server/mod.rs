@@ -11,6 +11,7 @@
 //! Left to others: joining ([`crate::tailnet::join`]), serving ([`crate::http::serve`]), which key signs ([`crate::jwks`]).
 
 mod admin;
+mod components;
 mod error;
 mod housekeeping;
 mod keys;
@@ -18,26 +19,15 @@ mod node;
 
 use std::{io, sync::Arc, time::Duration};
 
-use ::http::Extensions;
-use axum::Router;
-use futures_util::future::select_all;
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::MissedTickBehavior};
 
 pub use error::StartError;
 pub use housekeeping::{housekeeping, succeeded};
-use keys::Keeper;
 
+use self::{components::Components, keys::Keeper};
 use crate::{
     admin::OwnNode,
-    config::{Admin, Binding, Component, Settings},
-    http::{
-        layers,
-        serve::{Limits, Server, Stopped, serve},
-    },
-    identity::Connection,
-    issuer::{self, Issuer, TokenRules},
-    jwks::life::KeyLife,
-    keys::SigningPool,
+    config::Settings,
     signals::{Signal, Signals},
     tailnet::Node,
     version,
@@ -45,6 +35,9 @@ use crate::{
 
 /// How long an ephemeral node may take to say goodbye to the control server.
 const LOGOUT: Duration = Duration::from_secs(3);
+
+/// Between two looks at files that may change while the server runs: policies, certificates.
+const TICK: Duration = Duration::from_secs(5);
 
 /// `tailbone server start`: returns when asked to stop, or when it cannot go on.
 pub fn start(settings: &Settings) -> Result<(), StartError> {
@@ -70,13 +63,7 @@ async fn run(settings: &Settings) -> Result<(), StartError> {
             return Ok(());
         }
     };
-    let keeper = Keeper::start(daemon.keys.clone());
-    let outcome = tokio::select! {
-        signal = stop_signal(&mut signals, || keeper.look()) => {
-            signal.map(|signal| tracing::info!(target: "server", ?signal, "shutting down listeners")).map_err(StartError::Runtime)
-        }
-        died = daemon.listener_died() => Err(died),
-    };
+    let outcome = daemon.until(&mut signals).await;
     tokio::select! {
         () = daemon.stop(settings) => {}
         _ = stop_signal(&mut signals, || {}) => {
@@ -99,14 +86,15 @@ async fn stop_signal(signals: &mut Signals, reload: impl Fn()) -> io::Result<Sig
 /// Everything that runs.
 struct Daemon {
     node: Arc<dyn Node>,
-    keys: KeyLife,
-    servers: Vec<Server>,
+    keeper: Option<Keeper>,
+    components: Components,
     follow: JoinHandle<()>,
 }
 
 impl Daemon {
     async fn start(settings: &Settings) -> Result<Self, StartError> {
         let own = OwnNode::default();
+        let signs = components::needs_keys(settings);
         // A start without keys is none, so their failure ends the join at once.
         let (node, (keys, administration, socket)) = tokio::try_join!(
             async {
@@ -115,99 +103,50 @@ impl Daemon {
                 Ok::<_, StartError>(node)
             },
             async {
-                let keys = keys::open(settings).await?;
+                let keys = keys::open(settings, signs).await?;
                 let administration = admin::routes(settings, &keys, &own)?;
                 let socket = admin::local(settings, administration.clone())?;
                 Ok((keys, administration, socket))
             }
         )?;
+        let components = Components::start(settings, &node, &keys, administration, socket).await?;
         let follow = tokio::spawn(node::follow(node.clone()));
-        let mut daemon = Self {
+        Ok(Self {
             node,
-            keys,
-            servers: socket.into_iter().collect(),
+            keeper: signs.then(|| Keeper::start(keys)),
+            components,
             follow,
-        };
-        if settings.components.contains(&Component::Issuer) {
-            let rules = TokenRules {
-                issuer: settings.keys.issuer.clone(),
-                expiry: settings.keys.expiry,
-                skew: settings.keys.skew,
-            };
-            let router = issuer::router(Issuer {
-                rules: Arc::new(rules),
-                keys: daemon.keys.clone(),
-                signing: Arc::new(SigningPool::new().map_err(StartError::Runtime)?),
-                cache_time: settings.keys.cache_time,
-            });
-            daemon
-                .serve(
-                    "issuer",
-                    settings.server.binding,
-                    settings.server.port,
-                    layers::wrap(router, "issuer"),
-                )
-                .await?;
-        }
-        if settings.components.contains(&Component::Admin) {
-            let Admin { binding, port, .. } = settings.admin;
-            daemon.serve("admin", binding, port, administration).await?;
-        }
-        Ok(daemon)
+        })
     }
 
-    /// Puts a component's routes, with the layers around them, on the tailnet.
-    async fn serve(
-        &mut self,
-        what: &'static str,
-        binding: Binding,
-        port: u16,
-        router: Router,
-    ) -> Result<(), StartError> {
-        let addr = node::listen_addr(binding, port);
-        let listener = self
-            .node
-            .listen(addr)
-            .await
-            .map_err(|source| StartError::Listen { what, addr, source })?;
-        let node = self.node.clone();
-        let identify = move |peer| {
-            let mut known = Extensions::new();
-            known.insert(Arc::new(Connection::new(node.clone(), peer)));
-            known
-        };
-        self.servers
-            .push(serve(what, listener, router, Limits::default(), identify));
-        tracing::info!(target: "server", component = what, binding = %addr, port, "listening");
-        Ok(())
+    /// Runs until a signal says stop, or a listener has died.
+    async fn until(&mut self, signals: &mut Signals) -> Result<(), StartError> {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                signal = signals.next() => match signal.map_err(StartError::Runtime)? {
+                    Signal::Hangup => self.reload(),
+                    signal => {
+                        tracing::info!(target: "server", ?signal, "shutting down listeners");
+                        return Ok(());
+                    }
+                },
+                died = self.components.listener_died() => return Err(died),
+                _ = ticks.tick() => self.components.tick(),
+            }
+        }
     }
 
-    /// Waits until a listener ends that was not asked to.
-    async fn listener_died(&mut self) -> StartError {
-        if self.servers.is_empty() {
-            return std::future::pending().await;
+    fn reload(&self) {
+        if let Some(keeper) = &self.keeper {
+            keeper.look();
         }
-        let ends = self.servers.iter_mut().map(|server| {
-            let what = server.name();
-            Box::pin(async move {
-                StartError::ListenerDied {
-                    what,
-                    source: server.failed().await,
-                }
-            })
-        });
-        select_all(ends).await.0
+        self.components.reload();
     }
 
     async fn stop(&mut self, settings: &Settings) {
-        let grace = settings.server.grace;
-        let stops = self.servers.drain(..).map(|server| async move {
-            let what = server.name();
-            if server.stop(grace).await == Stopped::Cut {
-                tracing::warn!(target: "server", listener = what, ?grace, "requests were cut: the grace time is over");
-            }
-        });
-        futures_util::future::join_all(stops).await;
+        self.components.stop(settings.server.grace).await;
         tracing::info!(target: "server", "shutting down Tailscale server");
         if settings.server.tailscale.ephemeral
             && let Err(error) = self.node.logout(LOGOUT).await

@@ -433,6 +433,22 @@ async fn d13_a_stop_lets_open_requests_finish_and_then_says_so() {
     );
 }
 
+#[tokio::test]
+async fn d13_a_connection_that_stands_when_the_stop_comes_still_gets_its_answer() {
+    use tailbone::http::serve::Stopped;
+    let world = World::new().await;
+    let mut fresh = world.alice().await;
+    let (server, keys) = (world.server, world.keys);
+    let stop = tokio::spawn(async move { server.stop(Duration::from_secs(5)).await });
+    // The stop first, the request afterwards.
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(fresh.post("/issue").await.status(), 200);
+    assert_eq!(soon("the stop", stop).await.unwrap(), Stopped::Drained);
+    drop(keys);
+}
+
 /// A listener that dies.
 struct Dying;
 

@@ -743,6 +743,49 @@ async fn one_stale_read_does_not_stop_a_key() {
 }
 
 #[tokio::test]
+async fn a_lost_document_is_put_back_before_anything_else_is_asked_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (directory, jwks) = old_directory(folder.path());
+    life(&directory, &jwks).start(at(0)).await.unwrap();
+    // A command line that has never read the document.
+    fs::remove_file(&jwks).unwrap();
+    let made = life(&directory, &jwks)
+        .generate(None, at(10))
+        .await
+        .unwrap();
+    assert_eq!(kids(&jwks), [OLD_KID, NEW_KID, &made.key.kid]);
+    fs::remove_file(&jwks).unwrap();
+    let removed = life(&directory, &jwks)
+        .remove(OLD_KID, at(20))
+        .await
+        .unwrap();
+    assert_eq!(removed.remaining.len(), 2);
+    assert_eq!(kids(&jwks), [NEW_KID, &made.key.kid]);
+    // And where there was nothing, a removal makes nothing.
+    let empty = tempfile::tempdir().unwrap();
+    let nothing = empty.path().join("jwks.json");
+    let refused = life(&empty.path().join("keys"), &nothing)
+        .remove("tb-1", at(0))
+        .await;
+    assert!(
+        matches!(refused, Err(LifeError::NotFound(_))),
+        "{refused:?}"
+    );
+    assert!(!nothing.exists());
+}
+
+#[tokio::test]
+async fn d15_signing_reads_nothing_from_the_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let (directory, jwks) = old_directory(folder.path());
+    let life = life(&directory, &jwks);
+    life.start(at(0)).await.unwrap();
+    fs::remove_dir_all(&directory).unwrap();
+    let token = life.ring().current_signer().unwrap().sign(b"{}").unwrap();
+    verify(&token, JWKS.as_bytes());
+}
+
+#[tokio::test]
 async fn d16_rotate_makes_one_successor_not_two() {
     let folder = tempfile::tempdir().unwrap();
     let (directory, jwks) = (folder.path().join("keys"), folder.path().join("jwks.json"));

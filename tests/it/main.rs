@@ -15,6 +15,7 @@ mod support;
 mod admin;
 mod architecture;
 mod config;
+mod gate;
 mod issuer;
 mod jwks;
 mod keys;

@@ -669,8 +669,11 @@ impl Look {
     /// Takes the document as an update left it.
     fn take(&mut self, updated: Updated, report: &mut Report) {
         updated.tell(report);
-        self.seen = seen(&self.contents, &updated.document.document);
-        self.document = Some(updated.document);
+        self.seen = match &updated.document {
+            Some(versioned) => seen(&self.contents, &versioned.document),
+            None => Seen::Missing,
+        };
+        self.document = updated.document;
     }
 }
 
