@@ -327,6 +327,9 @@ impl Admin {
                 kid,
                 outcome = outcome.as_ref().err().map_or("done", |error| error.code)
             );
+            if let Err(error) = &outcome {
+                tracing::warn!(target: "admin", method, code = error.code, "{}", error.message);
+            }
             outcome
         };
         match tokio::spawn(whole.in_current_span()).await {
