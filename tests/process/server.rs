@@ -33,7 +33,13 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    pub(super) fn start(folder: &Path, devnet: &Devnet, host: &str, key: Option<&str>, more: &[&str]) -> Self {
+    pub(super) fn start(
+        folder: &Path,
+        devnet: &Devnet,
+        host: &str,
+        key: Option<&str>,
+        more: &[&str],
+    ) -> Self {
         let log = folder.join("log");
         let output = fs::OpenOptions::new()
             .create(true)
