@@ -56,7 +56,7 @@ async fn a_key_is_made_listed_and_removed() {
 
     assert_eq!(
         remove(&mut api, &made.key_id, None).await.unwrap(),
-        [first.key_id.clone()]
+        std::slice::from_ref(&first.key_id)
     );
     assert_eq!(world.published(), [first.key_id]);
 }
@@ -104,7 +104,7 @@ async fn d18_the_signing_key_goes_only_where_that_is_known_and_wanted() {
     ] {
         assert!(refused.message().contains(words), "{words}: {refused:?}");
     }
-    assert_eq!(world.published(), [signing.clone()]);
+    assert_eq!(world.published(), std::slice::from_ref(&signing));
     // One that does not sign goes without further words.
     let other = generate(&mut api).await.key_id;
     remove(&mut api, &other, Some(false)).await.unwrap();

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use futures_util::future::join_all;
 use tailbone::{
-    admin::proto::RemoveKeyRequest,
+    admin::proto::{RemoveKeyRequest, RotateKeysRequest},
     config::Authorization,
     jwks::{FilePublisher, Publisher},
 };
@@ -81,4 +81,20 @@ async fn two_admins_on_two_servers_with_one_bucket_lose_nothing() {
         World::at(TempDir::new().unwrap(), Authorization::Grant, publisher).await
     };
     nothing_is_lost(&[&world().await, &world().await]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rotations_at_once_make_one_successor() {
+    let world = World::new().await;
+    let admins: Vec<_> = join_all((0..6).map(|_| world.local())).await;
+    let rotate = async |mut api: Api| {
+        let answer = api.rotate_keys(RotateKeysRequest::default()).await;
+        answer.unwrap().into_inner().key.unwrap().key_id
+    };
+    let made: BTreeSet<_> = soon("rotations", join_all(admins.into_iter().map(rotate)))
+        .await
+        .into_iter()
+        .collect();
+    assert_eq!(made.len(), 1, "{made:?}");
+    assert_eq!(world.published().len(), 2);
 }
