@@ -5,7 +5,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${TAILBONE_CACHE:-${XDG_CACHE_HOME:-${HOME:?HOME or TAILBONE_CACHE must be set}/.cache}/tailbone}
 tools=$cache/bin
 venv=$cache/venv
-export PATH="$tools:$PATH"
+# Servers of Debian packages are in /usr/sbin, which not everybody's PATH has.
+export PATH="$tools:$PATH:/usr/sbin:/sbin"
 
 # Versions of what the tests stand on. A change here is the whole upgrade.
 versitygw_version=v1.8.0

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use crate::{
     http::{self, error::Kind},
-    tailnet::{self, BackendState, WhoIs},
+    tailnet::{self, WhoIs},
 };
 
 /// Who calls.
@@ -146,8 +146,8 @@ pub enum Refusal {
     Funnel,
     #[error("the node {node} has an expired key: log in again on it (`tailscale login`)")]
     NodeExpired { node: String },
-    #[error("the server's own node is not on the tailnet ({state:?})")]
-    NotRunning { state: BackendState },
+    #[error("the server's own node is not on the tailnet ({state})")]
+    NotRunning { state: &'static str },
     #[error("the tailnet knows no node at the caller's address")]
     UnknownPeer,
     #[error("the tailnet could not say who calls")]

@@ -6,7 +6,10 @@ use ::http::request::Parts;
 use arc_swap::ArcSwapOption;
 use axum::extract::FromRequestParts;
 
-use super::{Caller, Refusal, Visitor, directory::ask};
+use super::{
+    Caller, Refusal, Visitor,
+    directory::{ask, running},
+};
 use crate::{
     http::{self, error::Kind},
     tailnet::{Node, Peer, Via},
@@ -49,11 +52,12 @@ impl Connection {
     }
 
     /// Who calls, right now, from whatever tailnet; callers from the internet are refused. Without a change of the network
-    /// map this costs two atomic reads.
+    /// map this asks nobody.
     pub async fn visitor(&self) -> Result<Arc<Visitor>, Refusal> {
         if self.peer.via == Via::Funnel {
             return Err(Refusal::Funnel);
         }
+        running(self.node.as_ref())?;
         // Read before asking: an answer that is newer than its generation only costs one more question later.
         let generation = self.node.generation();
         if let Some(known) = self

@@ -7,8 +7,13 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
+
 use super::{Refusal, Visitor};
-use crate::tailnet::{self, BackendState, Node};
+use crate::tailnet::{
+    self, Node,
+    join::{JoinState, classify},
+};
 
 /// The longest that the node may take to tell who somebody is.
 const WHOIS_TIME: Duration = Duration::from_secs(5);
@@ -75,7 +80,6 @@ impl Directory {
 
 /// Asks the node itself.
 pub(super) async fn ask(node: &dyn Node, peer: SocketAddr) -> Result<Visitor, Refusal> {
-    running(node)?;
     // A peer may appear as an IPv4 address inside IPv6, which the network map does not know.
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     let answer = tokio::time::timeout(WHOIS_TIME, node.whois(peer)).await;
@@ -94,11 +98,13 @@ pub(super) async fn ask(node: &dyn Node, peer: SocketAddr) -> Result<Visitor, Re
     Visitor::from_whois(whois, &own)
 }
 
-fn running(node: &dyn Node) -> Result<(), Refusal> {
-    let state = node.watch().borrow().state;
-    if state == BackendState::Running {
-        Ok(())
-    } else {
-        Err(Refusal::NotRunning { state })
+/// Whether what our node says of others can be believed: it is on the tailnet, its key is good, and the control server knows it.
+/// Asked for each request, since the network map does not change when our own node loses its place in it.
+pub(super) fn running(node: &dyn Node) -> Result<(), Refusal> {
+    match classify(&node.watch().borrow(), false, Timestamp::now()) {
+        JoinState::Running => Ok(()),
+        state => Err(Refusal::NotRunning {
+            state: state.code(),
+        }),
     }
 }

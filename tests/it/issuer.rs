@@ -231,6 +231,7 @@ async fn d20_an_unknown_peer_is_401_and_a_node_that_is_down_503() {
     assert_ne!(answer.header("www-authenticate"), "");
 
     let mut alice = world.alice().await;
+    verified(&mut alice).await;
     world
         .node
         .set_status(|status| status.state = BackendState::NeedsLogin);
