@@ -321,6 +321,20 @@ async fn d08_keys_made_in_one_second_on_two_replicas_are_all_there() {
 }
 
 #[tokio::test]
+async fn d08_of_two_keys_made_in_one_second_the_later_one_takes_over() {
+    // By name the later one is the lesser about half of the time, so a few tries see both cases.
+    for _ in 0..8 {
+        let folder = tempfile::tempdir().unwrap();
+        let life = life(&folder.path().join("keys"), &folder.path().join("jwks.json"));
+        life.start(at(0)).await.unwrap();
+        let in_a_moment = at(0) + jiff::SignedDuration::from_millis(300);
+        let later = life.generate(None, in_a_moment).await.unwrap().key.kid;
+        life.sync(at(1000)).await.unwrap();
+        assert_eq!(life.ring().signer().unwrap().kid().as_str(), later);
+    }
+}
+
+#[tokio::test]
 async fn d07_housekeeping_deletes_nothing_on_a_missing_emptied_or_clobbered_document() {
     let folder = tempfile::tempdir().unwrap();
     let (directory, jwks) = (folder.path().join("keys"), folder.path().join("jwks.json"));

@@ -462,9 +462,8 @@ impl KeyLife {
         let kid = KeyId::generate(&self.inner.prefix, now)?;
         self.disk(move |store| {
             let key = PrivateJwk::generate(kid, spec)?;
-            // As the id tells it, or facts and file name would disagree by a fraction of a second.
-            let created = key.public().kid.created().unwrap_or(now);
-            store.add(&key, &History::new(created))?;
+            // To the fraction of a second, which the id does not tell: of two keys made in one second the later one is the newer.
+            store.add(&key, &History::new(now))?;
             Ok::<_, LifeError>(key.public().clone())
         })
         .await
