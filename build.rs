@@ -1,10 +1,18 @@
-//! Stamps what `tailbone version` tells: version, commit, and the versions of Go and tsnet inside.
+//! Stamps what `tailbone version` tells (version, commit, the versions of Go and tsnet inside), and makes the gRPC code.
 //!
 //! Never fails for lack of Git. `TAILBONE_VERSION` and `TAILBONE_COMMIT` win over what is found, for builds without `.git`.
 
-use std::{env, path::Path, process::Command};
+use std::{
+    env,
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-fn main() {
+use protox::prost::Message as _;
+
+fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
     stamp(
         "TAILBONE_VERSION",
@@ -20,6 +28,32 @@ fn main() {
         "TAILBONE_TSNET_VERSION",
         env::var("DEP_TAILSCALE_TSNET_VERSION").ok(),
     );
+    grpc()
+}
+
+/// The admin API: server and client from `proto/admin.proto` without a protoc, its descriptors for reflection, and the path of
+/// each of its methods, which `src/admin/authorize.rs` is held against.
+fn grpc() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=proto");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let descriptors = protox::compile(["proto/admin.proto"], ["proto"])?;
+    fs::write(
+        out.join("admin_descriptors.bin"),
+        descriptors.encode_to_vec(),
+    )?;
+    let mut paths = Vec::new();
+    for file in &descriptors.file {
+        for service in &file.service {
+            let methods = service
+                .method
+                .iter()
+                .map(|method| format!("/{}.{}/{}", file.package(), service.name(), method.name()));
+            paths.extend(methods);
+        }
+    }
+    fs::write(out.join("admin_methods.rs"), format!("&{paths:?}"))?;
+    tonic_prost_build::configure().compile_fds(descriptors)?;
+    Ok(())
 }
 
 fn stamp(name: &str, value: Option<String>) {

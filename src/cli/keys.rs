@@ -1,9 +1,10 @@
 //! `tailbone keys …`: signing keys of a running server, or of a directory with `--local`.
 //!
-//! Here are the commands and the shapes of what they print; the calls to the server are left to the admin client.
+//! Here are the commands, the question before a removal, and the shapes of what is printed. The calls are left to `admin::Client`;
+//! `--local` does the same through `jwks::life`, without a server.
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 use serde::Serialize;
 
 use super::{
@@ -13,7 +14,11 @@ use super::{
     output::{self, Output, Table},
     prompt,
 };
-use crate::config::{self, ClientSettings, Environment, OutputFormat, table::Scope};
+use crate::{
+    admin::{self, CallError, Client, Target, proto},
+    config::{self, ClientSettings, Environment, OutputFormat, Purpose, table::Scope},
+    jwks::life::{Impact, KeyLife, LifeError, Report},
+};
 
 pub(super) fn command() -> Command {
     Command::new("keys")
@@ -23,18 +28,14 @@ pub(super) fn command() -> Command {
         .subcommand(
             Command::new("generate")
                 .about("Make a signing key and publish its public half")
-                .args(args::of(Scope::Make)),
+                .args(args::of(Scope::Make))
+                .arg(local()),
         )
         .subcommand(
             Command::new("list")
                 .visible_alias("ls")
                 .about("List the published keys")
-                .arg(
-                    Arg::new("local")
-                        .long("local")
-                        .action(ArgAction::SetTrue)
-                        .help("Read the key directory instead of asking a server"),
-                ),
+                .arg(local()),
         )
         .subcommand(
             Command::new("remove")
@@ -45,13 +46,22 @@ pub(super) fn command() -> Command {
                         .required(true)
                         .value_name("keyID")
                         .help("Id of the key, as listed"),
-                ),
+                )
+                .arg(local()),
         )
         .subcommand(
             Command::new("rotate")
                 .about("Make the successor of the signing key; it signs once verifiers know it")
-                .args(args::of(Scope::Make)),
+                .args(args::of(Scope::Make))
+                .arg(local()),
         )
+}
+
+fn local() -> Arg {
+    Arg::new("local")
+        .long("local")
+        .action(ArgAction::SetTrue)
+        .help("Work on the key directory and the published JWKS themselves instead of asking a server")
 }
 
 pub(super) fn run(
@@ -70,56 +80,254 @@ pub(super) fn run(
     }
     let raw = args::raw(matches, &scopes, environment);
     let (settings, _) = console.told(config::load_client(&raw))?;
-    match name {
-        "generate" => generate(&settings, console),
-        "list" => list(&settings, matches.get_flag("local"), console),
-        "remove" => {
-            let id = matches
-                .get_one::<String>("keyID")
-                .map_or("", String::as_str);
-            prompt::confirm(
-                console,
-                &format!("Remove key {id}?"),
-                settings.no_confirmation,
-            )?;
-            remove(&settings, id, console)
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::failed)?;
+    let keys = if matches.get_flag("local") {
+        // Where the keys are published is a setting of the server; what was said above is not said again.
+        let (server, ..) = config::load(&raw, Purpose::Housekeeping)?;
+        Keys::Local {
+            life: runtime.block_on(KeyLife::open(&server.keys)),
+            spec: server.keys.spec,
         }
-        _ => rotate(&settings, console),
+    } else {
+        let target = if settings.host.is_empty() {
+            Target::Socket(settings.socket.clone())
+        } else {
+            Target::Host {
+                host: settings.host.clone(),
+                port: settings.port,
+            }
+        };
+        Keys::Server(Client::new(target, settings.timeout))
+    };
+    let mut command = Invocation {
+        keys,
+        settings,
+        runtime,
+    };
+    match name {
+        "generate" => command.generate(console),
+        "list" => command.list(console),
+        "remove" => command.remove(
+            matches
+                .get_one::<String>("keyID")
+                .map_or("", String::as_str),
+            console,
+        ),
+        _ => command.rotate(console),
     }
 }
 
-// PLACEHOLDER: the next four become calls of the admin API; their results are printed with the functions below.
-
-fn generate(_settings: &ClientSettings, _console: &mut Console<'_>) -> Result<(), Failure> {
-    Err(Failure::failed(
-        "keys generate is not wired to the admin API yet",
-    ))
+/// Whose keys.
+enum Keys {
+    /// Those of this directory, by ourselves.
+    Local {
+        life: KeyLife,
+        spec: config::KeySpec,
+    },
+    /// Those of a running server.
+    Server(Client),
 }
 
-fn list(
-    _settings: &ClientSettings,
-    _local: bool,
-    _console: &mut Console<'_>,
-) -> Result<(), Failure> {
-    Err(Failure::failed(
-        "keys list is not wired to the admin API yet",
-    ))
+/// Why the keys were not listed or changed.
+#[derive(Debug, thiserror::Error)]
+enum KeysError {
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error(transparent)]
+    Life(#[from] LifeError),
 }
 
-fn remove(
-    _settings: &ClientSettings,
-    _id: &str,
-    _console: &mut Console<'_>,
-) -> Result<(), Failure> {
-    Err(Failure::failed(
-        "keys remove is not wired to the admin API yet",
-    ))
+/// One command, ready to go.
+struct Invocation {
+    keys: Keys,
+    settings: ClientSettings,
+    runtime: tokio::runtime::Runtime,
 }
 
-fn rotate(_settings: &ClientSettings, _console: &mut Console<'_>) -> Result<(), Failure> {
-    Err(Failure::failed(
-        "keys rotate is not wired to the admin API yet",
-    ))
+impl Invocation {
+    fn generate(&mut self, console: &mut Console<'_>) -> Result<(), Failure> {
+        let (size, algorithm) = self.wanted();
+        let made = self.wait(async |keys| match keys {
+            Keys::Server(client) => Ok((client.generate(size, algorithm).await?.key, None)),
+            Keys::Local { life, spec } => {
+                let made = life.generate(Some(*spec), Timestamp::now()).await?;
+                Ok((Some(of_directory(life, &made.key)), Some(made.report)))
+            }
+        });
+        let (key, report) = made.map_err(|error| prefixed("failed to generate keys", error))?;
+        tell(report.as_ref(), console);
+        show_generated(
+            console,
+            self.settings.output,
+            &key.unwrap_or_default().into(),
+        )
+    }
+
+    fn list(&mut self, console: &mut Console<'_>) -> Result<(), Failure> {
+        let listed = self
+            .listed()
+            .inspect_err(|_| console.say("Failed to list keys"))?;
+        tell(listed.1.as_ref(), console);
+        show_listed(
+            console,
+            self.settings.output,
+            &shapes(listed.0),
+            Timestamp::now(),
+        )
+    }
+
+    /// Says what removing breaks, asks, and does it. What was said and answered is what the server is allowed to break.
+    fn remove(&mut self, kid: &str, console: &mut Console<'_>) -> Result<(), Failure> {
+        let failed = |error| prefixed("failed to remove key", error);
+        let yes = self.settings.no_confirmation;
+        // A list that cannot be had is not a reason to refuse somebody who said yes beforehand.
+        let impact = match self.impact(kid) {
+            Ok(impact) => Some(impact),
+            Err(_) if yes => None,
+            Err(error) => return Err(failed(error)),
+        };
+        for sentence in impact
+            .map(|impact| admin::consequences(kid, impact))
+            .unwrap_or_default()
+        {
+            console.say(&format!("Warning: {sentence}"));
+        }
+        prompt::confirm(console, &format!("Remove key {kid}?"), yes)?;
+        let force = yes || impact.is_some_and(|impact| impact.signing || impact.last);
+        let removed = self.wait(async |keys| match keys {
+            Keys::Server(client) => Ok((client.remove(kid.to_owned(), force).await?, None)),
+            Keys::Local { life, .. } => {
+                let removed = life.remove(kid, Timestamp::now()).await?;
+                let remaining = removed
+                    .remaining
+                    .iter()
+                    .map(|key| of_directory(life, key))
+                    .collect();
+                Ok((remaining, Some(removed.report)))
+            }
+        });
+        let (remaining, report) = removed.map_err(failed)?;
+        tell(report.as_ref(), console);
+        show_remaining(
+            console,
+            self.settings.output,
+            &shapes(remaining),
+            Timestamp::now(),
+        )
+    }
+
+    fn rotate(&mut self, console: &mut Console<'_>) -> Result<(), Failure> {
+        let (size, algorithm) = self.wanted();
+        let made = self.wait(async |keys| match keys {
+            Keys::Server(client) => {
+                let answer = client.rotate(size, algorithm).await?;
+                Ok((answer.key, answer.signs_from, None))
+            }
+            Keys::Local { life, spec } => {
+                let made = life.rotate(Some(*spec), Timestamp::now()).await?;
+                let from = made
+                    .key
+                    .signs_since
+                    .map(Timestamp::as_second)
+                    .unwrap_or_default();
+                Ok((Some(of_directory(life, &made.key)), from, Some(made.report)))
+            }
+        });
+        let (key, signs_from, report) =
+            made.map_err(|error| prefixed("failed to rotate keys", error))?;
+        tell(report.as_ref(), console);
+        show_rotated(
+            console,
+            self.settings.output,
+            &key.unwrap_or_default().into(),
+            signs_from,
+        )
+    }
+
+    fn impact(&mut self, kid: &str) -> Result<Impact, KeysError> {
+        let (keys, _) = self.wait(list)?;
+        Ok(admin::impact(&keys, kid))
+    }
+
+    fn listed(&mut self) -> Result<(Vec<proto::Key>, Option<Report>), Failure> {
+        self.wait(list).map_err(Failure::failed)
+    }
+
+    /// What was typed for a new key; nothing leaves it to the server.
+    fn wanted(&self) -> (i32, String) {
+        let size = self
+            .settings
+            .key_size
+            .and_then(|bits| i32::try_from(bits).ok())
+            .unwrap_or_default();
+        (
+            size,
+            self.settings.key_algorithm.clone().unwrap_or_default(),
+        )
+    }
+
+    fn wait<T>(
+        &self,
+        work: impl AsyncFnOnce(&Keys) -> Result<T, KeysError>,
+    ) -> Result<T, KeysError> {
+        self.runtime.block_on(work(&self.keys))
+    }
+}
+
+async fn list(keys: &Keys) -> Result<(Vec<proto::Key>, Option<Report>), KeysError> {
+    match keys {
+        Keys::Server(client) => Ok((client.list().await?, None)),
+        Keys::Local { life, .. } => {
+            let report = life.list(Timestamp::now()).await?;
+            Ok((
+                report
+                    .keys
+                    .iter()
+                    .map(|key| of_directory(life, key))
+                    .collect(),
+                Some(report),
+            ))
+        }
+    }
+}
+
+fn of_directory(life: &KeyLife, key: &crate::keys::KeyView) -> proto::Key {
+    let document = life.document();
+    admin::key(
+        key,
+        document.as_deref().map(|versioned| &versioned.document),
+    )
+}
+
+/// What a server would write into its log.
+fn tell(report: Option<&Report>, console: &mut Console<'_>) {
+    let Some(report) = report else {
+        return;
+    };
+    let skipped = report
+        .skipped
+        .iter()
+        .map(|file| format!("{} is not used: {}", file.path.display(), file.reason));
+    for words in report
+        .document_trouble
+        .iter()
+        .chain(&report.trouble)
+        .cloned()
+        .chain(skipped)
+    {
+        console.say(&format!("Warning: {words}"));
+    }
+}
+
+fn prefixed(what: &str, error: KeysError) -> Failure {
+    Failure::failed(format!("{what}: {error}"))
+}
+
+fn shapes(keys: Vec<proto::Key>) -> Vec<Key> {
+    keys.into_iter().map(Key::from).collect()
 }
 
 /// A key as the admin API tells it. In JSON, fields without a value are left out, as Go's `omitempty` does.
@@ -132,14 +340,32 @@ pub struct Key {
     /// Unix seconds.
     #[serde(skip_serializing_if = "is_zero")]
     pub created_at: i64,
+    /// Empty for a key of another server. This and what follows is empty from servers of before.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub state: String,
+    /// Unix seconds; 0 where the server does not sign with it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub signs_since: i64,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub published: bool,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub size: i64,
 }
 
-/// The same in YAML: names in small letters without underscores, and nothing is left out.
+/// The same in YAML: names in small letters without underscores. The members that the Go program had are always there.
 #[derive(Debug, Serialize)]
 struct YamlKey<'a> {
     keyid: &'a str,
     algorithm: &'a str,
     createdat: i64,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    state: &'a str,
+    #[serde(skip_serializing_if = "is_zero")]
+    signssince: i64,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    published: bool,
+    #[serde(skip_serializing_if = "is_zero")]
+    size: i64,
 }
 
 impl Key {
@@ -148,6 +374,29 @@ impl Key {
             keyid: &self.key_id,
             algorithm: &self.algorithm,
             createdat: self.created_at,
+            state: &self.state,
+            signssince: self.signs_since,
+            published: self.published,
+            size: self.size,
+        }
+    }
+
+    /// Whether a server told it that knows more than the Go program did.
+    fn is_known_well(&self) -> bool {
+        self.published || !self.state.is_empty()
+    }
+}
+
+impl From<proto::Key> for Key {
+    fn from(key: proto::Key) -> Self {
+        Self {
+            key_id: key.key_id,
+            algorithm: key.algorithm,
+            created_at: key.created_at,
+            state: key.state,
+            signs_since: key.signs_since,
+            published: key.published,
+            size: key.size.into(),
         }
     }
 }
@@ -167,47 +416,111 @@ struct Generated<'a>([Answer<'a>; 1]);
 #[derive(Debug, Serialize)]
 struct Answer<'a> {
     key: &'a Key,
+    /// `rotate` only.
+    #[serde(skip_serializing_if = "is_zero")]
+    signs_from: i64,
 }
 
 #[derive(Debug, Serialize)]
 struct YamlAnswer<'a> {
     key: YamlKey<'a>,
+    #[serde(skip_serializing_if = "is_zero")]
+    signsfrom: i64,
 }
 
 impl Output for Generated<'_> {
     fn table(&self) -> Table {
-        let mut table = Table::new(["KeyId", "Algorithm"]);
-        let [Answer { key }] = &self.0;
-        table.row([key.key_id.clone(), key.algorithm.clone()]);
+        let [Answer { key, signs_from }] = &self.0;
+        if *signs_from == 0 {
+            let mut table = Table::new(["KeyId", "Algorithm"]);
+            table.row([key.key_id.clone(), key.algorithm.clone()]);
+            return table;
+        }
+        let mut table = Table::new(["KeyId", "Algorithm", "State", "Signs from"]);
+        let from = local_time(*signs_from, &TimeZone::system());
+        table.row([
+            key.key_id.clone(),
+            key.algorithm.clone(),
+            key.state.clone(),
+            from,
+        ]);
         table
     }
 
     fn yaml(&self) -> impl Serialize {
-        let [Answer { key }] = &self.0;
-        [YamlAnswer { key: key.yaml() }]
+        let [Answer { key, signs_from }] = &self.0;
+        [YamlAnswer {
+            key: key.yaml(),
+            signsfrom: *signs_from,
+        }]
     }
 }
 
 /// What `list` and `remove` print. No keys are `null` in JSON: a nil slice of the Go program.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
-struct Listed<'a>(Option<&'a [Key]>);
+struct Listed<'a> {
+    keys: Option<&'a [Key]>,
+    #[serde(skip)]
+    now: Timestamp,
+}
 
 impl Output for Listed<'_> {
+    /// The old columns first, for scripts that count; a server of before has no others.
     fn table(&self) -> Table {
-        let mut table = Table::new(["KeyId", "Algorithm", "Created"]);
-        for key in self.0.unwrap_or_default() {
-            table.row([
+        let keys = self.keys.unwrap_or_default();
+        let zone = TimeZone::system();
+        let old = |key: &Key| {
+            [
                 key.key_id.clone(),
                 key.algorithm.clone(),
-                local_time(key.created_at, &TimeZone::system()),
+                local_time(key.created_at, &zone),
+            ]
+        };
+        if !keys.iter().any(Key::is_known_well) {
+            let mut table = Table::new(["KeyId", "Algorithm", "Created"]);
+            for key in keys {
+                table.row(old(key));
+            }
+            return table;
+        }
+        let mut table = Table::new([
+            "KeyId",
+            "Algorithm",
+            "Created",
+            "State",
+            "Age",
+            "Signs since",
+            "Published",
+        ]);
+        for key in keys {
+            let [id, algorithm, created] = old(key);
+            let since = if key.signs_since == 0 {
+                "-".to_owned()
+            } else {
+                local_time(key.signs_since, &zone)
+            };
+            let state = if key.state.is_empty() {
+                "of another server".to_owned()
+            } else {
+                key.state.clone()
+            };
+            let published = if key.published { "yes" } else { "no" };
+            table.row([
+                id,
+                algorithm,
+                created,
+                state,
+                age(key.created_at, self.now),
+                since,
+                published.to_owned(),
             ]);
         }
         table
     }
 
     fn yaml(&self) -> impl Serialize {
-        self.0
+        self.keys
             .unwrap_or_default()
             .iter()
             .map(Key::yaml)
@@ -221,7 +534,17 @@ pub fn show_generated(
     format: OutputFormat,
     key: &Key,
 ) -> Result<(), Failure> {
-    output::print(console, format, &Generated([Answer { key }]))
+    show_rotated(console, format, key, 0)
+}
+
+/// Prints the successor, and the time (Unix seconds) from which it signs.
+pub fn show_rotated(
+    console: &mut Console<'_>,
+    format: OutputFormat,
+    key: &Key,
+    signs_from: i64,
+) -> Result<(), Failure> {
+    output::print(console, format, &Generated([Answer { key, signs_from }]))
 }
 
 /// Prints the keys there are. None at all is no failure, and nothing goes to stdout.
@@ -229,12 +552,13 @@ pub fn show_listed(
     console: &mut Console<'_>,
     format: OutputFormat,
     keys: &[Key],
+    now: Timestamp,
 ) -> Result<(), Failure> {
     if keys.is_empty() {
         console.say("No keys found");
         return Ok(());
     }
-    show_remaining(console, format, keys)
+    show_remaining(console, format, keys, now)
 }
 
 /// Prints the keys that are left after a removal.
@@ -242,9 +566,31 @@ pub fn show_remaining(
     console: &mut Console<'_>,
     format: OutputFormat,
     keys: &[Key],
+    now: Timestamp,
 ) -> Result<(), Failure> {
     let keys = Some(keys).filter(|keys| !keys.is_empty());
-    output::print(console, format, &Listed(keys))
+    output::print(console, format, &Listed { keys, now })
+}
+
+/// In the two largest units, as people say it; nothing where the id tells no time.
+fn age(created: i64, now: Timestamp) -> String {
+    let Some(created) = Timestamp::from_second(created)
+        .ok()
+        .filter(|created| created.as_second() != 0)
+    else {
+        return "-".to_owned();
+    };
+    let seconds = now
+        .duration_since(created)
+        .max(SignedDuration::ZERO)
+        .as_secs();
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m{}s", seconds % 60),
+        (0, ..) => format!("{hours}h{}m", minutes % 60),
+        _ => format!("{days}d{}h", hours % 24),
+    }
 }
 
 /// RFC 3339 as Go writes it: `Z` where the zone is UTC.
@@ -266,12 +612,19 @@ fn local_time(seconds: i64, zone: &TimeZone) -> String {
 mod tests {
     use super::*;
 
+    const NOW: i64 = 1_740_172_800 + 3 * 86_400 + 4 * 3600 + 5;
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(NOW).expect("a time")
+    }
+
     fn keys() -> Vec<Key> {
         vec![
             Key {
                 key_id: "tb-1740172800".into(),
                 algorithm: "RS256".into(),
                 created_at: 1_740_172_800,
+                ..Key::default()
             },
             Key {
                 key_id: "foreign".into(),
@@ -315,7 +668,7 @@ mod tests {
     #[test]
     fn list_prints_the_contracts_shapes() {
         let keys = keys();
-        let show = |format| shown(|console| show_listed(console, format, &keys)).0;
+        let show = |format| shown(|console| show_listed(console, format, &keys, now())).0;
         assert!(show(OutputFormat::Text).starts_with(" KeyId          Algorithm  Created"));
         assert_eq!(
             show(OutputFormat::Json),
@@ -330,17 +683,76 @@ mod tests {
     #[test]
     fn no_keys_are_told_apart_from_none_left() {
         assert_eq!(
-            shown(|console| show_listed(console, OutputFormat::Json, &[])),
+            shown(|console| show_listed(console, OutputFormat::Json, &[], now())),
             (String::new(), "No keys found\n".into())
         );
         assert_eq!(
-            shown(|console| show_remaining(console, OutputFormat::Json, &[])).0,
+            shown(|console| show_remaining(console, OutputFormat::Json, &[], now())).0,
             "null"
         );
         assert_eq!(
-            shown(|console| show_remaining(console, OutputFormat::Yaml, &[])).0,
+            shown(|console| show_remaining(console, OutputFormat::Yaml, &[], now())).0,
             "[]\n"
         );
+    }
+
+    #[test]
+    fn more_is_told_after_the_old_columns_and_members() {
+        let mut keys = keys();
+        keys[0] = Key {
+            state: "active".into(),
+            signs_since: NOW - 60,
+            published: true,
+            size: 2048,
+            ..keys[0].clone()
+        };
+        let show = |format| shown(|console| show_listed(console, format, &keys, now())).0;
+        let table = show(OutputFormat::Text);
+        let header: Vec<_> = table
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .collect();
+        assert_eq!(
+            header,
+            [
+                "KeyId",
+                "Algorithm",
+                "Created",
+                "State",
+                "Age",
+                "Signs",
+                "since",
+                "Published"
+            ]
+        );
+        let row: Vec<_> = table
+            .lines()
+            .nth(1)
+            .unwrap_or_default()
+            .split_whitespace()
+            .collect();
+        assert_eq!(
+            (row[0], row[1], row[3], row[4], row[6]),
+            ("tb-1740172800", "RS256", "active", "3d4h", "yes")
+        );
+        assert!(show(OutputFormat::Json).contains(
+            "\"created_at\": 1740172800,\n    \"state\": \"active\",\n    \"signs_since\": 1740446345,\n    \"published\": true,\n    \"size\": 2048\n"
+        ));
+        assert!(show(OutputFormat::Yaml).starts_with(
+            "- keyid: tb-1740172800\n  algorithm: RS256\n  createdat: 1740172800\n  state: active\n  signssince: 1740446345\n  published: true\n  size: 2048\n"
+        ));
+    }
+
+    #[test]
+    fn an_age_has_two_units_and_is_never_negative() {
+        let old = |seconds| age(NOW - seconds, now());
+        assert_eq!(
+            [old(-5), old(0), old(59), old(61), old(3_661), old(90_061)],
+            ["0s", "0s", "59s", "1m1s", "1h1m", "1d1h"]
+        );
+        assert_eq!(age(0, now()), "-");
     }
 
     #[test]

@@ -1,10 +1,17 @@
 //! `tailbone server start` and `tailbone server housekeeping`.
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use serde::Serialize;
 
-use super::{args, console::Console, exit::Failure};
+use super::{
+    args,
+    console::Console,
+    exit::Failure,
+    output::{self, Output, Table},
+};
 use crate::{
     config::{self, Environment, OutputFormat, Purpose, Settings, table::Scope},
+    jwks::life::{Outcome, Report},
     server, telemetry,
 };
 
@@ -48,7 +55,7 @@ pub(super) fn run(
             let raw = args::raw(matches, &[Scope::Root, Scope::Server], environment);
             let ((settings, format), _) =
                 console.told(config::load_with_output(&raw, Purpose::Housekeeping))?;
-            housekeeping(settings, matches.get_flag("dry-run"), format, console)
+            housekeeping(&settings, matches.get_flag("dry-run"), format, console)
         }
         _ => super::help(Some("server"), console),
     }
@@ -59,14 +66,72 @@ fn start(settings: &Settings) -> Result<(), Failure> {
     server::start(settings).map_err(|error| Failure::with_code(error.exit_code(), error))
 }
 
-// PLACEHOLDER: becomes `crate::server::housekeeping(…)`; its summary is printed with `output::print`.
+/// Log lines go where the Go program's went, to stdout, unless a result for programs goes there.
 fn housekeeping(
-    _settings: Settings,
-    _dry_run: bool,
-    _format: OutputFormat,
-    _console: &mut Console<'_>,
+    settings: &Settings,
+    dry_run: bool,
+    format: OutputFormat,
+    console: &mut Console<'_>,
 ) -> Result<(), Failure> {
-    Err(Failure::failed(
-        "server housekeeping is not wired to the server yet",
-    ))
+    if format == OutputFormat::Text {
+        telemetry::log::init(&settings.log);
+    } else {
+        telemetry::log::init_beside_result(&settings.log);
+    }
+    let report = server::housekeeping(settings, dry_run)
+        .map_err(|error| Failure::with_code(error.exit_code(), error))?;
+    let skipped = report
+        .skipped
+        .iter()
+        .map(|file| format!("{} is not used: {}", file.path.display(), file.reason));
+    for words in report
+        .document_trouble
+        .iter()
+        .chain(&report.trouble)
+        .chain(&report.no_signer)
+        .cloned()
+        .chain(skipped)
+    {
+        console.say(&format!("Warning: {words}"));
+    }
+    output::print(console, format, &Pass(&report))?;
+    if server::succeeded(&report) {
+        Ok(())
+    } else {
+        Err(Failure::failed(
+            "housekeeping could not do everything that was due; nothing was deleted in doubt",
+        ))
+    }
+}
+
+/// What a pass did.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Pass<'a>(&'a Report);
+
+impl Output for Pass<'_> {
+    fn table(&self) -> Table {
+        let mut table = Table::new(["Action", "KeyId", "Outcome", "Reason"]);
+        for done in &self.0.done {
+            let kid = done.kid.as_ref().map_or("-", |kid| kid.as_str());
+            let (outcome, reason) = match &done.outcome {
+                Outcome::Done => ("done", "-"),
+                Outcome::Failed(reason) => ("failed", reason.as_str()),
+                Outcome::Planned => ("planned", "-"),
+            };
+            table.row([done.action, kid, outcome, reason].map(str::to_owned));
+        }
+        if self.0.done.is_empty() {
+            table.row(
+                [
+                    "nothing",
+                    "-",
+                    if self.0.dry_run { "planned" } else { "done" },
+                    "-",
+                ]
+                .map(str::to_owned),
+            );
+        }
+        table
+    }
 }

@@ -1,11 +1,12 @@
-//! The one error map: what went wrong ([`Kind`]) decides the status; the answer is JSON and names a stable code.
+//! The one error map: what went wrong ([`Kind`]) decides the status, of HTTP and of gRPC; the answer is JSON, or a gRPC status,
+//! and names a stable code.
 //!
 //! ```json
 //! {"error": "unknown_peer", "error_description": "…", "request_id": "…"}
 //! ```
 //!
 //! The shape is RFC 6749's (`error`, `error_description`) with the request's id, which the log and audit lines of the same
-//! request carry. The cause is for the log alone and never leaves the process.
+//! request carry. gRPC has the same three as `tb-error`, `grpc-message` and `x-request-id`. The cause is for the log alone and never leaves the process.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,6 +28,8 @@ pub enum Kind {
     BearerInvalid,
     /// The route takes a bearer token, and there is none.
     BearerMissing,
+    /// Somebody else's change came in between: the same request may succeed next time.
+    Conflict,
     /// A bug or a broken machine of ours.
     Internal,
     /// Known, and refused.
@@ -36,6 +39,8 @@ pub enum Kind {
         allow: &'static str,
     },
     NotFound,
+    /// The request makes sense, but not as things stand; repeating it does not help.
+    Precondition,
     /// The request took too long to arrive or to be answered.
     Timeout,
     TooLarge,
@@ -45,6 +50,8 @@ pub enum Kind {
     Unavailable {
         retry_after: Duration,
     },
+    /// There is no such method.
+    Unimplemented,
 }
 
 impl Kind {
@@ -53,14 +60,36 @@ impl Kind {
             Self::BadGateway => StatusCode::BAD_GATEWAY,
             Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::BearerInvalid | Self::BearerMissing => StatusCode::UNAUTHORIZED,
+            Self::Conflict => StatusCode::CONFLICT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotFound => StatusCode::NOT_FOUND,
+            Self::Precondition => StatusCode::PRECONDITION_FAILED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unimplemented => StatusCode::NOT_IMPLEMENTED,
+        }
+    }
+
+    fn grpc(self) -> tonic::Code {
+        match self {
+            // What is behind us failed; the caller can do nothing but come again.
+            Self::BadGateway | Self::Unavailable { .. } => tonic::Code::Unavailable,
+            Self::BadRequest => tonic::Code::InvalidArgument,
+            Self::BearerInvalid | Self::BearerMissing | Self::Unauthorized => {
+                tonic::Code::Unauthenticated
+            }
+            Self::Conflict => tonic::Code::Aborted,
+            Self::Internal => tonic::Code::Internal,
+            Self::Forbidden => tonic::Code::PermissionDenied,
+            Self::MethodNotAllowed { .. } | Self::Unimplemented => tonic::Code::Unimplemented,
+            Self::NotFound => tonic::Code::NotFound,
+            Self::Precondition => tonic::Code::FailedPrecondition,
+            Self::Timeout => tonic::Code::DeadlineExceeded,
+            Self::TooLarge => tonic::Code::ResourceExhausted,
         }
     }
 }
@@ -103,6 +132,16 @@ impl Error {
             "method_not_allowed",
             format!("use {allow}"),
         )
+    }
+
+    /// The status for a gRPC client. It carries the stable code too; the id is added where it is known.
+    pub fn grpc(&self) -> tonic::Status {
+        let mut metadata = tonic::metadata::MetadataMap::new();
+        metadata.insert(
+            "tb-error",
+            tonic::metadata::MetadataValue::from_static(self.code),
+        );
+        tonic::Status::with_metadata(self.kind.grpc(), &self.message, metadata)
     }
 
     /// The answer, with the id under which the log knows the request.

@@ -7,6 +7,8 @@
 //! 4. timeout: the longest that a handler may take.
 //! 5. body limit: no route takes a large body.
 //!
+//! gRPC ([`wrap_grpc`]) has the same, with its own way to say no and more time: its calls wait for others' changes.
+//!
 //! Limits of the connection (header size, header time) belong to [`super::serve`].
 
 use std::{any::Any, convert::Infallible, time::Duration};
@@ -28,6 +30,8 @@ use super::{Error, error::Kind};
 use crate::telemetry::chain;
 
 pub const REQUEST_TIME: Duration = Duration::from_secs(30);
+/// The same for gRPC. Longer than a key change waits for whoever has the key directory and for the place of publication.
+pub const CALL_TIME: Duration = Duration::from_secs(120);
 pub const BODY_BYTES: usize = 64 << 10;
 /// Requests in hand at once, over all connections of a listener.
 pub const REQUESTS: usize = 4096;
@@ -40,25 +44,44 @@ pub struct RequestId(pub String);
 
 /// Wraps a component's routes. Its name becomes the span's.
 pub fn wrap(router: Router, component: &'static str) -> Router {
+    let router = router.fallback(|| async { Error::not_found() });
+    layered(router, component, Answers::Ours, REQUEST_TIME)
+}
+
+/// Wraps gRPC services.
+pub fn wrap_grpc(router: Router, component: &'static str) -> Router {
+    layered(router, component, Answers::Grpc, CALL_TIME)
+}
+
+/// How a refusal is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answers {
+    Grpc,
+    Ours,
+}
+
+fn layered(router: Router, component: &'static str, answers: Answers, time: Duration) -> Router {
     let bounded = ServiceBuilder::new()
-        .layer(axum::error_handling::HandleErrorLayer::new(limit_error))
+        .layer(axum::error_handling::HandleErrorLayer::new(
+            move |error| async move { limit_error(error, time) },
+        ))
         .layer(LoadShedLayer::new())
         .layer(ConcurrencyLimitLayer::new(REQUESTS))
-        .layer(TimeoutLayer::new(REQUEST_TIME));
+        .layer(TimeoutLayer::new(time));
     router
-        .fallback(|| async { Error::not_found() })
         .layer(DefaultBodyLimit::disable())
         .layer(RequestBodyLimitLayer::new(BODY_BYTES))
         .layer(bounded)
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn(move |request: Request, next: Next| {
-            request_scope(component, request, next)
+            request_scope(component, answers, request, next)
         }))
 }
 
 /// An id of our own for each request: one from outside could be made to collide or to carry anything into the log.
 async fn request_scope(
     component: &'static str,
+    answers: Answers,
     mut request: Request,
     next: Next,
 ) -> Result<Response, Infallible> {
@@ -67,14 +90,18 @@ async fn request_scope(
     let span = tracing::info_span!("request", component, request_id = %id);
     let response = next.run(request).instrument(span.clone()).await;
     let _entered = span.enter();
-    let mut response = answer(response, &id);
+    let mut response = answer(response, answers, &id);
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     Ok(response)
 }
 
-fn answer(mut response: Response, id: &str) -> Response {
+fn answer(mut response: Response, answers: Answers, id: &str) -> Response {
+    let answer = |error: &Error| match answers {
+        Answers::Grpc => error.grpc().into_http(),
+        Answers::Ours => error.answer(id),
+    };
     if let Some(error) = response.extensions_mut().remove::<Error>() {
         match (&error.kind, &error.cause) {
             (Kind::BadGateway | Kind::Internal | Kind::Unavailable { .. }, Some(cause)) => {
@@ -87,26 +114,25 @@ fn answer(mut response: Response, id: &str) -> Response {
                 tracing::debug!(target: "server", code = error.code, "request refused: {}", error.message)
             }
         }
-        return error.answer(id);
+        return answer(&error);
     }
     // Refusals of layers that know nothing of `Error`.
     match response.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => Error::new(
+        StatusCode::PAYLOAD_TOO_LARGE => answer(&Error::new(
             Kind::TooLarge,
             "body_too_large",
             format!("a body may have {BODY_BYTES} bytes at most"),
-        )
-        .answer(id),
+        )),
         _ => response,
     }
 }
 
-async fn limit_error(error: BoxError) -> Error {
+fn limit_error(error: BoxError, time: Duration) -> Error {
     if error.is::<tower::timeout::error::Elapsed>() {
         return Error::new(
             Kind::Timeout,
             "timeout",
-            format!("not done within {REQUEST_TIME:?}"),
+            format!("not done within {time:?}"),
         );
     }
     if error.is::<tower::load_shed::error::Overloaded>() {

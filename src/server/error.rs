@@ -1,6 +1,7 @@
 //! Why the daemon ended otherwise than asked to, and with which exit code.
 
 use crate::{
+    admin::SocketError,
     jwks::life::LifeError,
     tailnet::{self, join::JoinError},
 };
@@ -15,6 +16,8 @@ pub enum StartError {
     Keys(#[from] LifeError),
     #[error(transparent)]
     Join(#[from] JoinError),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     #[error("cannot listen for {what} on the tailnet at {addr}")]
     Listen {
         what: &'static str,

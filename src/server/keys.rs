@@ -6,10 +6,8 @@ use jiff::Timestamp;
 use tokio::{sync::Notify, task::JoinHandle, time::MissedTickBehavior};
 
 use crate::{
-    audit,
     config::Settings,
-    jwks::life::{KeyLife, LifeError, Outcome, Report},
-    telemetry::audit::Decision,
+    jwks::life::{KeyLife, LifeError, Report},
 };
 
 /// Between two looks at the key directory. The document is looked at less often; `KeyLife::poll` knows when.
@@ -87,25 +85,7 @@ struct Told {
 
 impl Told {
     fn tell(&mut self, report: &Report) {
-        for done in &report.done {
-            let kid = done.kid.as_ref().map(|kid| kid.as_str());
-            match &done.outcome {
-                Outcome::Done => audit!(
-                    Decision::Allowed,
-                    "key change",
-                    change = done.action,
-                    kid,
-                    place = report.place
-                ),
-                Outcome::Failed(reason) => {
-                    tracing::warn!(target: "keys", change = done.action, kid, reason, "a change of the keys failed; it is tried again");
-                }
-                Outcome::Planned => {}
-            }
-        }
-        for backup in &report.backups {
-            tracing::info!(target: "keys", backup, "the JWKS was kept before keys were taken out");
-        }
+        report.audit();
         let skipped = report
             .skipped
             .iter()

@@ -2,14 +2,17 @@
 //! component.
 //!
 //! Order of the start: signals, then node and keys side by side (joining waits for the network, a first key for the processor),
-//! then listeners, then "listening" in the log. A listener exists only once what it serves is ready.
+//! then listeners, then "listening" in the log. A listener exists only once what it serves is ready; the local admin socket needs
+//! the keys alone, so it is there while the node still joins.
 //!
 //! Order of the end: listeners stop accepting, open requests get the grace time, the keys' task ends, the node logs out if it is
 //! ephemeral and closes. A second signal ends the process at once.
 //!
 //! Left to others: joining ([`crate::tailnet::join`]), serving ([`crate::http::serve`]), which key signs ([`crate::jwks`]).
 
+mod admin;
 mod error;
+mod housekeeping;
 mod keys;
 mod node;
 
@@ -21,10 +24,12 @@ use futures_util::future::select_all;
 use tokio::task::JoinHandle;
 
 pub use error::StartError;
+pub use housekeeping::{housekeeping, succeeded};
 use keys::Keeper;
 
 use crate::{
-    config::{Binding, Component, Settings},
+    admin::OwnNode,
+    config::{Admin, Binding, Component, Settings},
     http::{
         layers,
         serve::{Limits, Server, Stopped, serve},
@@ -101,17 +106,26 @@ struct Daemon {
 
 impl Daemon {
     async fn start(settings: &Settings) -> Result<Self, StartError> {
-        let (node, keys) = tokio::join!(
-            node::joined(&settings.server.tailscale, &settings.log),
-            keys::open(settings)
-        );
-        let node = node?;
-        let keys = keys?;
+        let own = OwnNode::default();
+        // A start without keys is none, so their failure ends the join at once.
+        let (node, (keys, administration, socket)) = tokio::try_join!(
+            async {
+                let node = node::joined(&settings.server.tailscale, &settings.log).await?;
+                own.joined(node.clone());
+                Ok::<_, StartError>(node)
+            },
+            async {
+                let keys = keys::open(settings).await?;
+                let administration = admin::routes(settings, &keys, &own)?;
+                let socket = admin::local(settings, administration.clone())?;
+                Ok((keys, administration, socket))
+            }
+        )?;
         let follow = tokio::spawn(node::follow(node.clone()));
         let mut daemon = Self {
             node,
             keys,
-            servers: Vec::new(),
+            servers: socket.into_iter().collect(),
             follow,
         };
         if settings.components.contains(&Component::Issuer) {
@@ -131,14 +145,18 @@ impl Daemon {
                     "issuer",
                     settings.server.binding,
                     settings.server.port,
-                    router,
+                    layers::wrap(router, "issuer"),
                 )
                 .await?;
+        }
+        if settings.components.contains(&Component::Admin) {
+            let Admin { binding, port, .. } = settings.admin;
+            daemon.serve("admin", binding, port, administration).await?;
         }
         Ok(daemon)
     }
 
-    /// Puts a component on the tailnet.
+    /// Puts a component's routes, with the layers around them, on the tailnet.
     async fn serve(
         &mut self,
         what: &'static str,
@@ -158,13 +176,8 @@ impl Daemon {
             known.insert(Arc::new(Connection::new(node.clone(), peer)));
             known
         };
-        self.servers.push(serve(
-            what,
-            listener,
-            layers::wrap(router, what),
-            Limits::default(),
-            identify,
-        ));
+        self.servers
+            .push(serve(what, listener, router, Limits::default(), identify));
         tracing::info!(target: "server", component = what, binding = %addr, port, "listening");
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Log lines on standard output, in the two shapes that the original had, each with its time.
+//! Log lines on standard output (standard error where a result goes there), in the two shapes that the original had, each with its time.
 //!
 //! - console: `2026-11-22T08:15:04.120Z INF issuer issued token kid=… user=…`
 //! - json: one object a line with `time`, `level`, `component`, `message`, the fields, and `error` for errors.
@@ -42,10 +42,26 @@ const OWN_TARGETS: [&str; 10] = [
 
 /// Starts logging for the whole process. A second call changes nothing.
 pub fn init(settings: &Log) {
+    start(settings, Stream::Out, std::io::stdout().is_terminal());
+}
+
+/// The same on standard error, for a command whose standard output is a result for programs.
+pub fn init_beside_result(settings: &Log) {
+    start(settings, Stream::Err, std::io::stderr().is_terminal());
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Stream {
+    Err,
+    Out,
+}
+
+fn start(settings: &Log, stream: Stream, terminal: bool) {
     let layer = Lines {
         level: level(settings.level),
         format: settings.format,
-        color: !settings.no_color && std::io::stdout().is_terminal(),
+        color: !settings.no_color && terminal,
+        stream,
     };
     // Fails only when a subscriber is already there, which is then the one to use.
     let _ = tracing_subscriber::registry().with(layer).try_init();
@@ -65,6 +81,7 @@ struct Lines {
     level: Level,
     format: LogFormat,
     color: bool,
+    stream: Stream,
 }
 
 impl<S> Layer<S> for Lines
@@ -108,8 +125,11 @@ where
             LogFormat::Console => line.console(self.color),
         };
         text.push('\n');
-        // There is nowhere left to say that standard output is gone.
-        let _ = std::io::stdout().lock().write_all(text.as_bytes());
+        // There is nowhere left to say that the stream is gone.
+        let _ = match self.stream {
+            Stream::Err => std::io::stderr().lock().write_all(text.as_bytes()),
+            Stream::Out => std::io::stdout().lock().write_all(text.as_bytes()),
+        };
     }
 }
 

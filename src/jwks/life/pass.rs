@@ -7,12 +7,14 @@ use serde::Serialize;
 
 use super::{KeyLife, LifeError, Memory};
 use crate::{
+    audit,
     jwks::{Document, Found, PublishError, Updated, Versioned, update},
     keys::{
         Contents, History, KeyId, KeyView, NoSigner, PrivateJwk, PublicJwk, Signer, Skipped,
         Snapshot, State, StoredKey,
         rotation::{self, Action, Leave, Record, Seen},
     },
+    telemetry::audit::Decision,
 };
 
 /// Rounds of one pass: generate, publish, activate, retire, and one to see that nothing is left.
@@ -26,6 +28,9 @@ pub struct Report {
     pub dry_run: bool,
     /// Why the document could not be read, or that there is none.
     pub document_trouble: Option<String>,
+    /// The same for programs, where there may be a document and it could not be read.
+    #[serde(skip)]
+    pub unread: Option<PublishError>,
     pub done: Vec<Done>,
     /// Where the document was kept before keys were taken out.
     pub backups: Vec<String>,
@@ -111,6 +116,7 @@ impl KeyLife {
             place: self.place().to_owned(),
             dry_run,
             document_trouble: None,
+            unread: None,
             done: Vec::new(),
             backups: Vec::new(),
             trouble: Vec::new(),
@@ -193,6 +199,7 @@ impl KeyLife {
             }
             Err(error) => {
                 report.document_trouble = Some(error.to_string());
+                report.unread = Some(error);
                 (None, Seen::Unknown)
             }
         };
@@ -363,6 +370,7 @@ impl KeyLife {
                         .push(told(&Action::Publish(kid.clone()), outcome));
                 }
                 report.document_trouble = None;
+                report.unread = None;
                 look.take(updated, report);
             }
             Err(error) => {
@@ -617,6 +625,29 @@ impl Report {
     pub(super) fn complain(&mut self, trouble: String) {
         if !self.trouble.contains(&trouble) {
             self.trouble.push(trouble);
+        }
+    }
+
+    /// Writes an audit line for each change that was made, and a log line for each that failed.
+    pub fn audit(&self) {
+        for done in &self.done {
+            let kid = done.kid.as_ref().map(|kid| kid.as_str());
+            match &done.outcome {
+                Outcome::Done => audit!(
+                    Decision::Allowed,
+                    "key change",
+                    change = done.action,
+                    kid,
+                    place = self.place
+                ),
+                Outcome::Failed(reason) => {
+                    tracing::warn!(target: "keys", change = done.action, kid, reason, "a change of the keys failed; it is tried again");
+                }
+                Outcome::Planned => {}
+            }
+        }
+        for backup in &self.backups {
+            tracing::info!(target: "keys", backup, "the JWKS was kept before keys were taken out");
         }
     }
 

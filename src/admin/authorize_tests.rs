@@ -1,0 +1,277 @@
+//! Every combination of right, requester and mode, against a table that was written down by hand.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::tailnet::{WhoIs, WhoIsNode, WhoIsUser};
+
+const RIGHTS: [Right; 4] = [Right::Generate, Right::List, Right::Remove, Right::Rotate];
+const OWN_UID: u32 = 1000;
+
+fn caller(login: &str, tags: &[&str], grants: &[Value]) -> Requester {
+    let whois = WhoIs {
+        node: WhoIsNode {
+            id: "n1".into(),
+            name: "laptop.example.ts.net".into(),
+            tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
+            ..WhoIsNode::default()
+        },
+        user: WhoIsUser {
+            id: 7,
+            login: login.into(),
+            ..WhoIsUser::default()
+        },
+        caps: BTreeMap::from([(CAPABILITY.to_owned(), grants.to_vec())]),
+        same_tailnet: true,
+    };
+    Requester::Tailnet(Caller::from_whois(whois).unwrap())
+}
+
+fn user(grants: &[Value]) -> Requester {
+    caller("bob@example.com", &[], grants)
+}
+
+fn machine(grants: &[Value]) -> Requester {
+    caller("alice@example.com", &["tag:ci"], grants)
+}
+
+fn rules(mode: Authorization, owner: &str) -> Rules {
+    Rules {
+        mode,
+        own_uid: OWN_UID,
+        owner: owner.into(),
+    }
+}
+
+/// The rights that the mode `grant` leaves, by the first rule that holds.
+fn table() -> Vec<(&'static str, Requester, Vec<(Right, Rule)>)> {
+    let all = |rule| RIGHTS.map(|right| (right, rule)).to_vec();
+    let only = |right| vec![(right, Rule::Grant)];
+    vec![
+        (
+            "own user at the socket",
+            Requester::Local {
+                uid: OWN_UID,
+                pid: Some(1),
+            },
+            all(Rule::LocalSocket),
+        ),
+        (
+            "root at the socket",
+            Requester::Local { uid: 0, pid: None },
+            all(Rule::LocalSocket),
+        ),
+        (
+            "another user at the socket",
+            Requester::Local {
+                uid: 1001,
+                pid: None,
+            },
+            vec![],
+        ),
+        (
+            "the owner",
+            caller("alice@example.com", &[], &[]),
+            all(Rule::Owner),
+        ),
+        (
+            "the owner's login in capitals",
+            caller("Alice@example.com", &[], &[]),
+            vec![],
+        ),
+        ("a user", user(&[]), vec![]),
+        ("a machine", machine(&[]), vec![]),
+        (
+            "the internet",
+            Requester::Tailnet(Caller::Funnel(SocketAddr::from(([203, 0, 113, 9], 4)))),
+            vec![],
+        ),
+        (
+            "list",
+            user(&[json!({"methods": ["list"]})]),
+            only(Right::List),
+        ),
+        (
+            "generate",
+            user(&[json!({"methods": ["generate"]})]),
+            only(Right::Generate),
+        ),
+        (
+            "remove",
+            machine(&[json!({"methods": ["remove"]})]),
+            only(Right::Remove),
+        ),
+        (
+            "rotate",
+            machine(&[json!({"methods": ["rotate"]})]),
+            only(Right::Rotate),
+        ),
+        (
+            "a star",
+            user(&[json!({"methods": ["*"]})]),
+            all(Rule::Grant),
+        ),
+        (
+            "a star for a machine",
+            machine(&[json!({"methods": ["*"]})]),
+            all(Rule::Grant),
+        ),
+        (
+            "two values",
+            user(&[
+                json!({"methods": ["list"]}),
+                json!({"methods": ["rotate", "fly"]}),
+            ]),
+            vec![(Right::List, Rule::Grant), (Right::Rotate, Rule::Grant)],
+        ),
+        ("no methods", user(&[json!({"methods": []})]), vec![]),
+        ("an empty value", user(&[json!({})]), vec![]),
+        (
+            "a word for a list",
+            user(&[json!({"methods": "*"})]),
+            vec![],
+        ),
+        (
+            "a list with a number",
+            user(&[json!({"methods": ["*", 1]})]),
+            vec![],
+        ),
+        (
+            "a member we do not know",
+            user(&[json!({"methods": ["*"], "keys": ["tb-1"]})]),
+            vec![],
+        ),
+        ("another name", user(&[json!({"method": ["*"]})]), vec![]),
+        ("a bare list", user(&[json!(["*"])]), vec![]),
+        ("a bare word", user(&[json!("*")]), vec![]),
+        ("true", user(&[json!(true)]), vec![]),
+        ("null", user(&[json!(null)]), vec![]),
+        (
+            "capitals",
+            user(&[json!({"methods": ["List", "LIST"]})]),
+            vec![],
+        ),
+        (
+            "a pattern",
+            user(&[json!({"methods": ["l*", "**", ""]})]),
+            vec![],
+        ),
+    ]
+}
+
+#[test]
+fn every_combination_with_grants() {
+    for (name, requester, allowed) in table() {
+        for right in RIGHTS {
+            let decision = authorize(
+                right,
+                &requester,
+                &rules(Authorization::Grant, "alice@example.com"),
+            );
+            match allowed.iter().find(|(of, _)| *of == right) {
+                Some((_, rule)) => assert_eq!(
+                    decision,
+                    Decision::Allowed { rule: *rule },
+                    "{name}: {right:?}"
+                ),
+                None => assert!(
+                    matches!(decision, Decision::Denied { .. }),
+                    "{name}: {right:?}: {decision:?}"
+                ),
+            }
+        }
+    }
+}
+
+#[test]
+fn open_lets_in_whoever_is_known_and_says_so() {
+    for (name, requester, allowed) in table() {
+        for right in RIGHTS {
+            let decision = authorize(
+                right,
+                &requester,
+                &rules(Authorization::Open, "alice@example.com"),
+            );
+            if matches!(requester, Requester::Tailnet(Caller::Funnel(_))) {
+                assert!(matches!(decision, Decision::Denied { .. }), "{name}");
+                continue;
+            }
+            let rule = allowed
+                .iter()
+                .find(|(of, _)| *of == right)
+                .map_or(Rule::Open, |(_, rule)| *rule);
+            assert_eq!(decision, Decision::Allowed { rule }, "{name}: {right:?}");
+        }
+    }
+}
+
+#[test]
+fn a_tagged_node_has_no_owner() {
+    let nobody = Rules {
+        owner: String::new(),
+        ..rules(Authorization::Grant, "")
+    };
+    for (name, requester, allowed) in table() {
+        for right in RIGHTS {
+            let by_owner = allowed.iter().any(|(_, rule)| *rule == Rule::Owner);
+            let decision = authorize(right, &requester, &nobody);
+            assert_eq!(
+                matches!(decision, Decision::Allowed { .. }),
+                !by_owner && allowed.iter().any(|(of, _)| *of == right),
+                "{name}"
+            );
+        }
+    }
+    // Nor is a machine whose shared profile carries the owner's login the owner.
+    let denied = authorize(
+        Right::List,
+        &machine(&[]),
+        &rules(Authorization::Grant, "alice@example.com"),
+    );
+    assert!(matches!(denied, Decision::Denied { .. }));
+}
+
+#[test]
+fn a_refusal_names_the_grant_that_is_missing() {
+    let words = |requester: &Requester, owner: &str| match authorize(
+        Right::Remove,
+        requester,
+        &rules(Authorization::Grant, owner),
+    ) {
+        Decision::Denied { words } => words,
+        allowed => panic!("{allowed:?}"),
+    };
+    assert_eq!(
+        words(&user(&[json!({"methods": ["list"]})]), "alice@example.com"),
+        "user:bob@example.com lacks the grant \"tailbone.dev/cap/admin\" with {\"methods\":[\"remove\"]} towards this server, \
+         and is not the owner of the server's node"
+    );
+    assert_eq!(
+        words(&machine(&[]), ""),
+        "node:laptop.example.ts.net lacks the grant \"tailbone.dev/cap/admin\" with {\"methods\":[\"remove\"]} towards this server"
+    );
+    assert_eq!(
+        words(&Requester::Local { uid: 7, pid: None }, ""),
+        "the local admin socket is for the user that runs the server (uid 1000) and root, not for uid 7"
+    );
+}
+
+#[test]
+fn every_declared_method_is_in_the_table_once() {
+    for path in DECLARED {
+        assert_eq!(
+            METHODS.iter().filter(|(method, _)| method == path).count(),
+            1,
+            "{path}"
+        );
+        assert!(
+            matches!(access(path), Some(Access::Right(_))),
+            "{path} changes or tells something, so it needs a right"
+        );
+    }
+    assert_eq!(DECLARED.len(), 5);
+    assert_eq!(access("/proto.AdminService/FormatDisk"), None);
+    assert_eq!(access("/proto.AdminService/ListKeys/"), None);
+}

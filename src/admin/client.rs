@@ -1,0 +1,218 @@
+//! Calls of the admin API, for the command line: over the local admin socket, or over the network to `host:port`.
+//!
+//! Invariant: every call has a deadline, connecting included. The network is the machine's own: whoever names a host on the tailnet
+//! needs this machine to be on it.
+
+use std::{
+    fmt, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::{
+    Code, Request, Response, Status,
+    transport::{Channel, Endpoint},
+};
+
+use super::{
+    proto::{
+        GenerateNewKeysRequest, GenerateNewKeysResponse, Key, ListKeysRequest, RemoveKeyRequest,
+        RotateKeysRequest, RotateKeysResponse, StatusRequest, StatusResponse,
+        admin_service_client::AdminServiceClient,
+    },
+    socket,
+};
+use crate::telemetry::chain;
+
+/// Where the server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    Host { host: String, port: u16 },
+    Socket(PathBuf),
+}
+
+/// A call that failed, in the words of Go's gRPC, which scripts look for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("rpc error: code = {code:?} desc = {words}")]
+pub struct CallError {
+    pub code: Code,
+    pub words: String,
+}
+
+/// A server to call.
+#[derive(Debug, Clone)]
+pub struct Client {
+    target: Target,
+    timeout: Duration,
+}
+
+impl Client {
+    pub fn new(target: Target, timeout: Duration) -> Self {
+        Self { target, timeout }
+    }
+
+    pub async fn generate(
+        &self,
+        size: i32,
+        algorithm: String,
+    ) -> Result<GenerateNewKeysResponse, CallError> {
+        let request = GenerateNewKeysRequest { size, algorithm };
+        self.call(async |mut api, timeout| api.generate_new_keys(within(request, timeout)).await)
+            .await
+    }
+
+    pub async fn list(&self) -> Result<Vec<Key>, CallError> {
+        let answer = self
+            .call(async |mut api, timeout| api.list_keys(within(ListKeysRequest {}, timeout)).await)
+            .await?;
+        Ok(answer.keys)
+    }
+
+    pub async fn remove(&self, key_id: String, force: bool) -> Result<Vec<Key>, CallError> {
+        let request = RemoveKeyRequest {
+            key_id,
+            force: Some(force),
+        };
+        let answer = self
+            .call(async |mut api, timeout| api.remove_key(within(request, timeout)).await)
+            .await?;
+        Ok(answer.keys)
+    }
+
+    pub async fn rotate(
+        &self,
+        size: i32,
+        algorithm: String,
+    ) -> Result<RotateKeysResponse, CallError> {
+        let request = RotateKeysRequest { size, algorithm };
+        self.call(async |mut api, timeout| api.rotate_keys(within(request, timeout)).await)
+            .await
+    }
+
+    pub async fn status(&self) -> Result<StatusResponse, CallError> {
+        self.call(async |mut api, timeout| api.status(within(StatusRequest {}, timeout)).await)
+            .await
+    }
+
+    /// Connects and calls, both within the time.
+    async fn call<T>(
+        &self,
+        call: impl AsyncFnOnce(AdminServiceClient<Channel>, Duration) -> Result<Response<T>, Status>,
+    ) -> Result<T, CallError> {
+        let whole = async {
+            let api = AdminServiceClient::new(self.target.connect().await?);
+            Ok(call(api, self.timeout).await?.into_inner())
+        };
+        tokio::time::timeout(self.timeout, whole).await.unwrap_or_else(|_| {
+            Err(CallError {
+                code: Code::DeadlineExceeded,
+                words: format!(
+                    "no answer from {} within {}; a change may have been made all the same: look with `tailbone keys list`",
+                    self.target,
+                    crate::config::duration::show(self.timeout)
+                ),
+            })
+        })
+    }
+}
+
+/// The server is told how long we wait.
+fn within<T>(message: T, timeout: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(timeout);
+    request
+}
+
+impl Target {
+    async fn connect(&self) -> Result<Channel, CallError> {
+        match self {
+            Self::Host { host, port } => {
+                let authority = match host.parse() {
+                    Ok(IpAddr::V6(ip)) => format!("[{ip}]:{port}"),
+                    _ => format!("{host}:{port}"),
+                };
+                let endpoint =
+                    Endpoint::from_shared(format!("http://{authority}")).map_err(|error| {
+                        CallError {
+                            code: Code::InvalidArgument,
+                            words: chain(&error),
+                        }
+                    })?;
+                endpoint.connect().await.map_err(|error| CallError {
+                    code: Code::Unavailable,
+                    words: format!("{authority} cannot be reached: {}", reason(&error)),
+                })
+            }
+            Self::Socket(path) => {
+                let unreachable = |words| CallError {
+                    code: Code::Unavailable,
+                    words,
+                };
+                let stream = open(path).await.map_err(unreachable)?;
+                let mut stream = Some(TokioIo::new(stream));
+                let once = tower::service_fn(move |_| {
+                    let stream = stream
+                        .take()
+                        .ok_or_else(|| io::Error::other("the connection is used up"));
+                    std::future::ready(stream)
+                });
+                // The name is for the request's authority alone.
+                Endpoint::from_static("http://localhost")
+                    .connect_with_connector(once)
+                    .await
+                    .map_err(|error| unreachable(format!("{self}: {}", reason(&error))))
+            }
+        }
+    }
+}
+
+/// Connects to the local socket, or says what is wrong and what to do.
+async fn open(path: &Path) -> Result<UnixStream, String> {
+    socket::fits(path).map_err(|error| error.to_string())?;
+    UnixStream::connect(path).await.map_err(|error| {
+        let shown = path.display();
+        let elsewhere = "name a server with --host (admin.client.host, TB_ADMIN_CLIENT_HOST), or work on the key directory with --local";
+        match error.kind() {
+            io::ErrorKind::NotFound => format!(
+                "there is no local admin socket at {shown}: start a server with this configuration (`tailbone server start`), {elsewhere}"
+            ),
+            io::ErrorKind::ConnectionRefused => format!(
+                "nobody answers at the local admin socket {shown}: its server is gone; start it again, {elsewhere}"
+            ),
+            io::ErrorKind::PermissionDenied => format!(
+                "the local admin socket {shown} is for the user that runs the server and root: become one of them, {elsewhere}"
+            ),
+            _ => format!("the local admin socket {shown}: {error}"),
+        }
+    })
+}
+
+/// The innermost cause: what is around it says "transport error".
+fn reason(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+impl From<Status> for CallError {
+    fn from(status: Status) -> Self {
+        Self {
+            code: status.code(),
+            words: status.message().to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host { host, port } => write!(f, "{host}:{port}"),
+            Self::Socket(path) => write!(f, "{}", path.display()),
+        }
+    }
+}

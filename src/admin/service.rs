@@ -1,0 +1,526 @@
+//! The methods over [`KeyLife`], and the door before them.
+
+use std::sync::{Arc, OnceLock};
+
+use ::http::request::Parts;
+use axum::{
+    Router,
+    extract::{Request as HttpRequest, State as AxumState},
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response as HttpResponse},
+};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use jiff::Timestamp;
+use tokio::sync::Mutex;
+use tonic::{Request, Response, Status, service::Routes};
+use tracing::Instrument as _;
+
+use super::{
+    authorize::{Access, DECLARED, Decision, Requester, Rule, Rules, access, authorize},
+    impact::consequences,
+    proto::{
+        self, GenerateNewKeysRequest, GenerateNewKeysResponse, Key, ListKeysRequest,
+        ListKeysResponse, RemoveKeyRequest, RemoveKeyResponse, RotateKeysRequest,
+        RotateKeysResponse, StatusRequest, StatusResponse,
+        admin_service_server::{AdminService, AdminServiceServer},
+    },
+    status::{self, Doing},
+};
+use crate::{
+    audit,
+    config::{Authorization, KeySpec},
+    http::{Error, error::Kind},
+    identity::Connection,
+    jwks::{
+        Document,
+        life::{KeyLife, LifeError},
+    },
+    keys::KeyView,
+    tailnet::{self, Node},
+    telemetry::audit::Decision as Audited,
+    version,
+};
+
+/// A request holds an id and a number.
+const REQUEST_BYTES: usize = 16 << 10;
+/// What clients take by default, and more keys than anybody has.
+const RESPONSE_BYTES: usize = 4 << 20;
+/// Longest id that is looked for.
+const KID_BYTES: usize = 512;
+
+/// Sizes of an RSA modulus that are made.
+const SIZES: &[u32] = crate::config::table::SIZES;
+
+/// What the methods need. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    pub keys: KeyLife,
+    /// What a new key is where the request does not say.
+    pub spec: KeySpec,
+    pub mode: Authorization,
+    pub node: OwnNode,
+    /// One change at a time: what was looked at before it still holds then.
+    pub changes: Arc<Mutex<()>>,
+}
+
+/// The server's node, once it has joined. The local socket is served before.
+#[derive(Debug, Clone, Default)]
+pub struct OwnNode(Arc<OnceLock<Arc<dyn Node>>>);
+
+impl OwnNode {
+    /// Told once; a second node changes nothing.
+    pub fn joined(&self, node: Arc<dyn Node>) {
+        let _ = self.0.set(node);
+    }
+
+    fn status(&self) -> Arc<tailnet::Status> {
+        self.0
+            .get()
+            .map(|node| node.watch().borrow().clone())
+            .unwrap_or_default()
+    }
+}
+
+/// The services with the door before them. Wants `http::layers::wrap_grpc` around it, and on each request either a [`Requester`] or an
+/// `Arc<Connection>` among the extensions.
+pub fn router(admin: Admin) -> Result<Router, tonic_reflection::server::Error> {
+    let service = AdminServiceServer::new(admin.clone())
+        .max_decoding_message_size(REQUEST_BYTES)
+        .max_encoding_message_size(RESPONSE_BYTES);
+    let (reporter, health) = tonic_health::server::health_reporter();
+    // Nothing waits here: the reporter's table is new and nobody else has it.
+    tokio::spawn(async move { reporter.set_serving::<AdminServiceServer<Admin>>().await });
+    let descriptors = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let routes = Routes::new(service)
+        .add_service(health)
+        .add_service(descriptors().build_v1()?)
+        // What grpcurl and older tools ask.
+        .add_service(descriptors().build_v1alpha()?);
+    Ok(routes
+        .into_axum_router()
+        .layer(middleware::from_fn_with_state(admin, door)))
+}
+
+/// A call that was let in.
+#[derive(Debug, Clone)]
+struct Admission {
+    method: &'static str,
+    requester: Requester,
+    rule: Rule,
+}
+
+async fn door(
+    AxumState(admin): AxumState<Admin>,
+    request: HttpRequest,
+    next: Next,
+) -> HttpResponse {
+    let (mut head, body) = request.into_parts();
+    match admin.admit(&head).await {
+        Ok(admission) => {
+            if let Some(admission) = admission {
+                head.extensions.insert(admission);
+            }
+            next.run(HttpRequest::from_parts(head, body)).await
+        }
+        Err(error) => error.into_response(),
+    }
+}
+
+impl Admin {
+    /// Decides on a call. `None`: it is for everybody, and no administration.
+    async fn admit(&self, head: &Parts) -> Result<Option<Admission>, Error> {
+        let path = head.uri.path();
+        let Some(access) = access(path) else {
+            return Err(not_in_the_table(path));
+        };
+        let Access::Right(right) = access else {
+            return Ok(None);
+        };
+        let method = method_of(path);
+        let requester = self.requester(head).await.inspect_err(|error| {
+            audit!(
+                Audited::Refused,
+                "admin",
+                method,
+                reason = error.code,
+                detail = error.message
+            );
+        })?;
+        let rules = Rules {
+            mode: self.mode,
+            own_uid: rustix::process::geteuid().as_raw(),
+            owner: self.node.status().owner.clone(),
+        };
+        match authorize(right, &requester, &rules) {
+            Decision::Allowed { rule } => Ok(Some(Admission {
+                method,
+                requester,
+                rule,
+            })),
+            Decision::Denied { words } => {
+                audit!(Audited::Refused, "admin", method, caller = %requester, reason = "no_grant", right = right.as_str());
+                Err(Error::new(Kind::Forbidden, "no_grant", words))
+            }
+        }
+    }
+
+    /// Who asks: the kernel's word at the socket, the tailnet's elsewhere.
+    async fn requester(&self, head: &Parts) -> Result<Requester, Error> {
+        if let Some(local) = head.extensions.get::<Requester>() {
+            return Ok(local.clone());
+        }
+        let Some(connection) = head.extensions.get::<Arc<Connection>>() else {
+            return Err(Error::new(
+                Kind::Internal,
+                "internal",
+                "this listener does not tell who calls",
+            ));
+        };
+        Ok(Requester::Tailnet(connection.caller().await?))
+    }
+
+    async fn generate(&self, size: i32, algorithm: &str) -> Result<Key, Error> {
+        let spec = spec(size, algorithm, self.spec)?;
+        let _one = self.changes.lock().await;
+        let made = self
+            .keys
+            .generate(spec, Timestamp::now())
+            .await
+            .map_err(|error| status::failed(Doing::Generate, &error))?;
+        made.report.audit();
+        tracing::info!(target: "admin", kid = made.key.kid, algorithm = made.key.algorithm, "generated new key pair");
+        Ok(self.key(&made.key))
+    }
+
+    async fn list(&self) -> Result<Vec<Key>, Error> {
+        let report = self
+            .keys
+            .list(Timestamp::now())
+            .await
+            .map_err(|error| status::failed(Doing::List, &error))?;
+        if let Some(error) = report.unread {
+            return Err(status::unread(error));
+        }
+        Ok(report.keys.iter().map(|key| self.key(key)).collect())
+    }
+
+    async fn remove(&self, kid: &str, force: Option<bool>) -> Result<Vec<Key>, Error> {
+        if kid.is_empty() || kid.len() > KID_BYTES {
+            return Err(Error::new(
+                Kind::BadRequest,
+                "bad_key_id",
+                format!("a key id has 1 to {KID_BYTES} bytes"),
+            ));
+        }
+        let _one = self.changes.lock().await;
+        // A client from before asked its person and cannot say so.
+        if force == Some(false) {
+            let failed = |error: LifeError| status::failed(Doing::Remove, &error);
+            self.keys
+                .sync(Timestamp::now())
+                .await
+                .map_err(failed)?
+                .audit();
+            let impact = self.keys.impact(kid);
+            if impact.signing || impact.last {
+                let words = consequences(kid, impact).join("; ");
+                return Err(Error::new(
+                    Kind::Precondition,
+                    "breaks",
+                    format!("{words}. Nothing was changed; force removes it all the same"),
+                ));
+            }
+        }
+        let removed = self
+            .keys
+            .remove(kid, Timestamp::now())
+            .await
+            .map_err(|error| {
+                if let LifeError::NotFound(_) = error {
+                    tracing::warn!(target: "admin", kid, "key not found in JWKS");
+                }
+                status::failed(Doing::Remove, &error)
+            })?;
+        removed.report.audit();
+        tracing::info!(target: "admin", kid, remaining_keys = removed.remaining.len(), "removed key from JWKS");
+        Ok(removed.remaining.iter().map(|key| self.key(key)).collect())
+    }
+
+    async fn rotate(&self, size: i32, algorithm: &str) -> Result<RotateKeysResponse, Error> {
+        let spec = spec(size, algorithm, self.spec)?;
+        let _one = self.changes.lock().await;
+        let made = self
+            .keys
+            .rotate(spec, Timestamp::now())
+            .await
+            .map_err(|error| status::failed(Doing::Rotate, &error))?;
+        made.report.audit();
+        if made.was_there {
+            tracing::info!(target: "admin", kid = made.key.kid, "a successor is waiting already");
+        } else {
+            tracing::info!(target: "admin", kid = made.key.kid, algorithm = made.key.algorithm, "generated new key pair");
+        }
+        Ok(RotateKeysResponse {
+            key: Some(self.key(&made.key)),
+            signs_from: seconds(made.key.signs_since),
+        })
+    }
+
+    fn status(&self) -> StatusResponse {
+        let node = self.node.status();
+        let snapshot = self.keys.ring().snapshot();
+        StatusResponse {
+            version: version::VERSION.to_owned(),
+            commit: version::COMMIT.to_owned(),
+            node_state: format!("{:?}", node.state),
+            node_name: node.name.clone(),
+            addresses: node.addresses.iter().map(ToString::to_string).collect(),
+            signing_key: snapshot
+                .signing()
+                .map(|(kid, _)| kid.to_string())
+                .unwrap_or_default(),
+            signing_trouble: snapshot
+                .signer
+                .as_ref()
+                .err()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            jwks_read_at: seconds(snapshot.document_read),
+            jwks_trouble: snapshot.trouble.join("; "),
+        }
+    }
+
+    fn key(&self, view: &KeyView) -> Key {
+        let document = self.keys.document();
+        key(
+            view,
+            document.as_deref().map(|versioned| &versioned.document),
+        )
+    }
+
+    /// Runs a call to its end, whatever its client does meanwhile, and writes its audit line.
+    async fn finish<T: Send + 'static>(
+        &self,
+        admission: Admission,
+        kid: Option<String>,
+        made: impl FnOnce(&T) -> Option<String> + Send + 'static,
+        call: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<Response<T>, Status> {
+        let whole = async move {
+            let outcome = call.await;
+            let kid = kid.or_else(|| outcome.as_ref().ok().and_then(made));
+            let Admission {
+                method,
+                requester,
+                rule,
+            } = admission;
+            audit!(
+                Audited::Allowed,
+                "admin",
+                method,
+                caller = %requester,
+                rule = rule.as_str(),
+                kid,
+                outcome = outcome.as_ref().err().map_or("done", |error| error.code)
+            );
+            outcome
+        };
+        match tokio::spawn(whole.in_current_span()).await {
+            Ok(Ok(answer)) => Ok(Response::new(answer)),
+            Ok(Err(error)) => Err(error.grpc()),
+            Err(error) => {
+                tracing::error!(target: "admin", %error, "an admin call ended unexpectedly");
+                Err(Error::new(
+                    Kind::Internal,
+                    "internal",
+                    "unexpected failure; the log has the cause under this id",
+                )
+                .grpc())
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl AdminService for Admin {
+    async fn generate_new_keys(
+        &self,
+        request: Request<GenerateNewKeysRequest>,
+    ) -> Result<Response<GenerateNewKeysResponse>, Status> {
+        let (admission, GenerateNewKeysRequest { size, algorithm }) = admitted(request)?;
+        let admin = self.clone();
+        let call = async move {
+            Ok(GenerateNewKeysResponse {
+                key: Some(admin.generate(size, &algorithm).await?),
+            })
+        };
+        self.finish(admission, None, |made| id(made.key.as_ref()), call)
+            .await
+    }
+
+    async fn list_keys(
+        &self,
+        request: Request<ListKeysRequest>,
+    ) -> Result<Response<ListKeysResponse>, Status> {
+        let (admission, ListKeysRequest {}) = admitted(request)?;
+        let admin = self.clone();
+        self.finish(admission, None, |_| None, async move {
+            Ok(ListKeysResponse {
+                keys: admin.list().await?,
+            })
+        })
+        .await
+    }
+
+    async fn remove_key(
+        &self,
+        request: Request<RemoveKeyRequest>,
+    ) -> Result<Response<RemoveKeyResponse>, Status> {
+        let (admission, RemoveKeyRequest { key_id, force }) = admitted(request)?;
+        let admin = self.clone();
+        let kid = key_id.chars().take(KID_BYTES).collect();
+        let call = async move {
+            Ok(RemoveKeyResponse {
+                keys: admin.remove(&key_id, force).await?,
+            })
+        };
+        self.finish(admission, Some(kid), |_| None, call).await
+    }
+
+    async fn rotate_keys(
+        &self,
+        request: Request<RotateKeysRequest>,
+    ) -> Result<Response<RotateKeysResponse>, Status> {
+        let (admission, RotateKeysRequest { size, algorithm }) = admitted(request)?;
+        let admin = self.clone();
+        let call = async move { admin.rotate(size, &algorithm).await };
+        self.finish(admission, None, |made| id(made.key.as_ref()), call)
+            .await
+    }
+
+    async fn status(
+        &self,
+        request: Request<StatusRequest>,
+    ) -> Result<Response<StatusResponse>, Status> {
+        let (admission, StatusRequest {}) = admitted(request)?;
+        let answer = Self::status(self);
+        self.finish(admission, None, |_| None, async move { Ok(answer) })
+            .await
+    }
+}
+
+/// A method behind the door gets here only with an admission; without one the door is missing.
+fn admitted<T>(request: Request<T>) -> Result<(Admission, T), Status> {
+    let (_, mut extensions, message) = request.into_parts();
+    match extensions.remove::<Admission>() {
+        Some(admission) => Ok((admission, message)),
+        None => Err(Error::new(Kind::Internal, "internal", "nobody decided on this call").grpc()),
+    }
+}
+
+fn not_in_the_table(path: &str) -> Error {
+    if DECLARED.contains(&path) {
+        tracing::error!(target: "admin", path, "BUG: a method without a row in the table of rights was called, and refused");
+        return Error::new(
+            Kind::Internal,
+            "internal",
+            format!("a bug of this server: nothing says who may call {path}"),
+        );
+    }
+    Error::new(
+        Kind::Unimplemented,
+        "no_such_method",
+        "there is no such method here",
+    )
+}
+
+/// The last part of a path of the table, which is static.
+fn method_of(path: &str) -> &'static str {
+    super::authorize::METHODS
+        .iter()
+        .find(|(method, _)| *method == path)
+        .and_then(|(method, _)| method.rsplit('/').next())
+        .unwrap_or_default()
+}
+
+fn id(key: Option<&Key>) -> Option<String> {
+    key.map(|key| key.key_id.clone())
+}
+
+/// What a request wants made; `None` leaves it to the setting.
+fn spec(size: i32, algorithm: &str, setting: KeySpec) -> Result<Option<KeySpec>, Error> {
+    let refused = |words: String| Err(Error::new(Kind::BadRequest, "bad_key_spec", words));
+    let bits = match u32::try_from(size) {
+        Ok(0) => None,
+        Ok(bits) if SIZES.contains(&bits) => Some(bits),
+        _ => {
+            return refused(format!(
+                "a key of {size} bits is not made; RS256 keys have 2048, 3072 or 4096"
+            ));
+        }
+    };
+    let of_setting = match setting {
+        KeySpec::Rs256 { bits } => Some(bits),
+        KeySpec::EdDsa | KeySpec::Es256 => None,
+    };
+    let other = match algorithm {
+        "" if bits.is_none() => return Ok(None),
+        "" if of_setting.is_none() => {
+            return refused("a size is for RS256 alone, and this server's setting is another algorithm: name RS256 too".to_owned());
+        }
+        "" | "RS256" => {
+            let bits = bits.or(of_setting).unwrap_or(SIZES[0]);
+            return Ok(Some(KeySpec::Rs256 { bits }));
+        }
+        "ES256" => KeySpec::Es256,
+        "EdDSA" => KeySpec::EdDsa,
+        _ => return refused("no such algorithm here; there are RS256, ES256 and EdDSA".to_owned()),
+    };
+    match bits {
+        None => Ok(Some(other)),
+        Some(_) => refused(format!("a size is for RS256 alone, not for {algorithm}")),
+    }
+}
+
+/// A key as it goes over the wire. The document tells the size.
+pub fn key(view: &KeyView, document: Option<&Document>) -> Key {
+    Key {
+        key_id: view.kid.clone(),
+        algorithm: view.algorithm.clone(),
+        created_at: seconds(view.created),
+        state: view
+            .state
+            .map(|state| state.to_string())
+            .unwrap_or_default(),
+        signs_since: if view.signing {
+            seconds(view.signs_since)
+        } else {
+            0
+        },
+        published: view.published,
+        size: document
+            .and_then(|document| document.find(&view.kid))
+            .map_or(0, modulus_bits),
+    }
+}
+
+fn modulus_bits(jwk: &serde_json::Value) -> i32 {
+    let member = |name| jwk.get(name).and_then(serde_json::Value::as_str);
+    let modulus = member("n")
+        .filter(|_| member("kty") == Some("RSA"))
+        .and_then(|n| URL_SAFE_NO_PAD.decode(n).ok());
+    let Some(modulus) = modulus else {
+        return 0;
+    };
+    let zeros = modulus.iter().take_while(|byte| **byte == 0).count();
+    let first = modulus.get(zeros).map_or(0, |byte| byte.leading_zeros());
+    i32::try_from((modulus.len() - zeros) * 8).map_or(0, |bits| bits.saturating_sub_unsigned(first))
+}
+
+fn seconds(time: Option<Timestamp>) -> i64 {
+    time.map(Timestamp::as_second).unwrap_or_default()
+}

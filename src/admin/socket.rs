@@ -1,0 +1,286 @@
+//! The local admin socket: whoever the kernel says is our own user, or root, may administer through it.
+//!
+//! Invariants
+//! - Mode 0600, in a directory that is made with 0700 where it is missing. The mode is a courtesy: `authorize` looks at the peer's
+//!   credentials, so that no moment of a wider mode lets anybody in.
+//! - Only one process has a path. It holds an `flock` beside it for as long as it lives, so a file left by a dead process is told
+//!   from a live one without asking it.
+//! - The file goes away with its owner, and nobody else's does.
+
+use std::{
+    fs, io,
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::net::{UnixListener, UnixStream};
+
+use super::authorize::Requester;
+use crate::{
+    http::serve::Accept,
+    keys::disk::{self, DiskError, Lock},
+};
+
+/// What `sun_path` holds, less the NUL at its end.
+pub const LONGEST_PATH: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
+
+/// Wait after a failed accept; it grows up to the second one.
+const PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SocketError {
+    #[error("the local admin socket {path} cannot be made")]
+    Io { path: PathBuf, source: io::Error },
+    #[error(
+        "another tailbone server has the local admin socket {path}: stop it, or give this one its own server.tailscale.dir or \
+         admin.socket"
+    )]
+    Live { path: PathBuf },
+    #[error(
+        "the local admin socket cannot be made at {path}: a file that is no socket is there, and is left alone"
+    )]
+    NotASocket { path: PathBuf },
+    #[error("the directory of the local admin socket cannot be written")]
+    Directory(#[source] DiskError),
+    #[error(
+        "the path of the local admin socket is {length} bytes long and the system takes {LONGEST_PATH}: set admin.socket \
+         (--admin-socket, TB_ADMIN_SOCKET) to a shorter one than {path}"
+    )]
+    TooLong { path: PathBuf, length: usize },
+}
+
+/// The listening socket.
+#[derive(Debug)]
+pub struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+    inode: u64,
+    _lock: Lock,
+}
+
+impl Socket {
+    /// Listens at `path`; wants a tokio runtime around it.
+    pub fn bind(path: &Path) -> Result<Self, SocketError> {
+        fits(path)?;
+        let at = |source| SocketError::Io {
+            path: path.to_path_buf(),
+            source,
+        };
+        let live = || SocketError::Live {
+            path: path.to_path_buf(),
+        };
+        if let Some(directory) = path
+            .parent()
+            .filter(|directory| !directory.as_os_str().is_empty())
+        {
+            disk::make_directory(directory).map_err(SocketError::Directory)?;
+        }
+        let lock = Lock::take(&lock_path(path)).map_err(|error| match error {
+            DiskError::Locked { .. } => live(),
+            other => SocketError::Directory(other),
+        })?;
+        match fs::symlink_metadata(path) {
+            Ok(file) if file.file_type().is_socket() => {
+                // Ours to replace: nobody has the lock. Unless somebody listens there who knows of no lock.
+                if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                    return Err(live());
+                }
+                fs::remove_file(path).map_err(at)?;
+            }
+            Ok(_) => {
+                return Err(SocketError::NotASocket {
+                    path: path.to_path_buf(),
+                });
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(at(error)),
+        }
+        let listener = UnixListener::bind(path).map_err(at)?;
+        let inode = fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+            .and_then(|()| fs::symlink_metadata(path))
+            .map_err(at)?
+            .ino();
+        Ok(Self {
+            listener,
+            path: path.to_path_buf(),
+            inode,
+            _lock: lock,
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Accept for Socket {
+    type Io = UnixStream;
+    type Addr = Requester;
+
+    async fn accept(&mut self) -> io::Result<(UnixStream, Requester)> {
+        let mut pause = PAUSE;
+        loop {
+            // Without credentials there is nobody to serve; the next one may have them.
+            match self
+                .listener
+                .accept()
+                .await
+                .and_then(|(stream, _)| Ok((stream.peer_cred()?, stream)))
+            {
+                Ok((peer, stream)) => {
+                    return Ok((
+                        stream,
+                        Requester::Local {
+                            uid: peer.uid(),
+                            pid: peer.pid(),
+                        },
+                    ));
+                }
+                Err(error) => {
+                    tracing::warn!(target: "admin", %error, pause = ?pause, "accepting on the local admin socket failed, trying again");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Also asked by clients: connecting to a long path fails in the kernel with words that help nobody.
+pub(super) fn fits(path: &Path) -> Result<(), SocketError> {
+    let length = path.as_os_str().as_bytes().len();
+    if length > LONGEST_PATH {
+        return Err(SocketError::TooLong {
+            path: path.to_path_buf(),
+            length,
+        });
+    }
+    Ok(())
+}
+
+fn lock_path(path: &Path) -> PathBuf {
+    let mut whole = path.as_os_str().to_owned();
+    whole.push(".lock");
+    whole.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[tokio::test]
+    async fn it_is_private_and_goes_away_with_its_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state").join("admin.sock");
+        let mut socket = Socket::bind(&path).unwrap();
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+
+        let client = UnixStream::connect(&path);
+        let (client, accepted) = tokio::join!(client, socket.accept());
+        let own = rustix::process::geteuid().as_raw();
+        assert_eq!(
+            accepted.unwrap().1,
+            Requester::Local {
+                uid: own,
+                pid: Some(std::process::id().cast_signed())
+            }
+        );
+        drop((client, socket));
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_live_one_is_refused_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        let first = Socket::bind(&path).unwrap();
+        let error = Socket::bind(&path).unwrap_err();
+        assert!(matches!(error, SocketError::Live { .. }));
+        assert!(
+            error
+                .to_string()
+                .contains("another tailbone server has the local admin socket"),
+            "{error}"
+        );
+        UnixStream::connect(&path).await.unwrap();
+        drop(first);
+        Socket::bind(&path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_that_listens_without_the_lock_is_live_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        let _other = UnixListener::bind(&path).unwrap();
+        assert!(matches!(Socket::bind(&path), Err(SocketError::Live { .. })));
+        assert!(path.exists());
+    }
+
+    #[tokio::test]
+    async fn what_a_dead_process_left_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "left behind");
+        let _socket = Socket::bind(&path).unwrap();
+        UnixStream::connect(&path).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_successor_keeps_its_file_when_the_predecessor_ends_late() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        let first = Socket::bind(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let _successor = UnixListener::bind(&path).unwrap();
+        drop(first);
+        assert!(path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_file_of_somebody_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        fs::write(&path, "mine").unwrap();
+        assert!(matches!(
+            Socket::bind(&path),
+            Err(SocketError::NotASocket { .. })
+        ));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+    }
+
+    #[tokio::test]
+    async fn a_path_too_long_names_the_setting_and_both_lengths() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = |length: usize| {
+            dir.path()
+                .join("x".repeat(length - dir.path().as_os_str().len() - 1))
+        };
+        Socket::bind(&whole(LONGEST_PATH)).unwrap();
+        let words = Socket::bind(&whole(LONGEST_PATH + 1))
+            .unwrap_err()
+            .to_string();
+        for part in ["108 bytes", "107", "admin.socket", "TB_ADMIN_SOCKET"] {
+            assert!(words.contains(part), "{part}: {words}");
+        }
+    }
+}

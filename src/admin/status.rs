@@ -1,0 +1,163 @@
+//! What goes wrong with keys, as the caller is told it. The kind decides the code (`crate::http::error`); the words are those of the
+//! Go program where it had any, since scripts look for them.
+//!
+//! Callers here are trusted with the server, so the words may name places and files.
+
+use std::time::Duration;
+
+use crate::{
+    http::{Error, error::Kind},
+    jwks::{PublishError, life::LifeError},
+    keys::{StoreError, disk::DiskError},
+};
+
+/// What was being done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Doing {
+    Generate,
+    List,
+    Remove,
+    Rotate,
+}
+
+/// When a passing trouble is worth another try.
+const SOON: Duration = Duration::from_secs(5);
+
+pub(super) fn failed(doing: Doing, error: &LifeError) -> Error {
+    let (kind, code) = kind(error);
+    Error::new(kind, code, format!("{}{error}", prefix(doing, error)))
+}
+
+/// The document could not be read for a list.
+pub(super) fn unread(error: PublishError) -> Error {
+    failed(Doing::List, &LifeError::Publish(error))
+}
+
+fn kind(error: &LifeError) -> (Kind, &'static str) {
+    let later = Kind::Unavailable { retry_after: SOON };
+    match error {
+        LifeError::NotFound(_) => (Kind::NotFound, "key_not_found"),
+        LifeError::KidTaken(_) => (Kind::Conflict, "key_id_taken"),
+        LifeError::Publish(PublishError::Conflict { .. }) => (Kind::Conflict, "jwks_conflict"),
+        // Not the caller's permission but ours: nobody is helped by a PermissionDenied here.
+        LifeError::Publish(PublishError::Denied { .. }) => (Kind::Precondition, "jwks_denied"),
+        LifeError::Publish(PublishError::NotFound { .. }) => (Kind::Precondition, "jwks_no_place"),
+        LifeError::Publish(PublishError::Unreadable { .. }) => {
+            (Kind::Precondition, "jwks_unreadable")
+        }
+        LifeError::Publish(PublishError::Unavailable { .. }) => (later, "jwks_unavailable"),
+        LifeError::ReadOnly | LifeError::Store(StoreError::Disk(DiskError::ReadOnly { .. })) => {
+            (Kind::Precondition, "keys_read_only")
+        }
+        LifeError::Store(StoreError::Disk(DiskError::Locked { .. })) => (later, "keys_locked"),
+        LifeError::Store(StoreError::Disk(DiskError::NoSpace { .. })) => (later, "keys_no_space"),
+        _ => (Kind::Internal, "internal"),
+    }
+}
+
+fn prefix(doing: Doing, error: &LifeError) -> &'static str {
+    match (doing, error) {
+        (Doing::List, _) => "failed to download JWKS: ",
+        (Doing::Remove, LifeError::NotFound(_)) => "failed to remove key from JWKS: ",
+        (Doing::Remove, LifeError::Publish(_)) => "failed to upload updated JWKS: ",
+        (Doing::Remove, _) => "failed to remove key from local storage: ",
+        (_, LifeError::Publish(error)) if in_s3(error) => "failed to upload key to S3: ",
+        (_, LifeError::Publish(_)) => "failed to upload key: ",
+        (Doing::Generate | Doing::Rotate, _) => "failed to save key: ",
+    }
+}
+
+fn in_s3(error: &PublishError) -> bool {
+    match error {
+        PublishError::Conflict { place }
+        | PublishError::Denied { place, .. }
+        | PublishError::NotFound { place, .. }
+        | PublishError::Unavailable { place, .. }
+        | PublishError::Unreadable { place, .. } => place.starts_with("s3:"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+
+    fn told(doing: Doing, error: &LifeError) -> (Code, String) {
+        let status = failed(doing, error).grpc();
+        (status.code(), status.message().to_owned())
+    }
+
+    #[test]
+    fn d26_codes_tell_not_found_from_an_outage_and_the_words_are_the_old_ones() {
+        let place = || "s3://b/k".to_owned();
+        let publish = |error| LifeError::Publish(error);
+        let unavailable = || {
+            publish(PublishError::Unavailable {
+                place: place(),
+                detail: "timed out".into(),
+            })
+        };
+        assert_eq!(
+            told(Doing::Remove, &LifeError::NotFound("tb-1".into())),
+            (
+                Code::NotFound,
+                "failed to remove key from JWKS: key tb-1 not found".into()
+            )
+        );
+        assert_eq!(
+            told(Doing::Remove, &unavailable()),
+            (
+                Code::Unavailable,
+                "failed to upload updated JWKS: s3://b/k: not reachable: timed out".into()
+            )
+        );
+        assert_eq!(
+            told(Doing::Generate, &unavailable()),
+            (
+                Code::Unavailable,
+                "failed to upload key to S3: s3://b/k: not reachable: timed out".into()
+            )
+        );
+        assert_eq!(
+            told(Doing::List, &unavailable()),
+            (
+                Code::Unavailable,
+                "failed to download JWKS: s3://b/k: not reachable: timed out".into()
+            )
+        );
+        let code = |error: PublishError| told(Doing::Generate, &publish(error)).0;
+        assert_eq!(
+            code(PublishError::Conflict { place: place() }),
+            Code::Aborted
+        );
+        assert_eq!(
+            code(PublishError::Denied {
+                place: place(),
+                hint: String::new()
+            }),
+            Code::FailedPrecondition
+        );
+        assert_eq!(
+            code(PublishError::NotFound {
+                place: place(),
+                detail: String::new()
+            }),
+            Code::FailedPrecondition
+        );
+        assert_eq!(
+            told(Doing::Generate, &LifeError::ReadOnly).0,
+            Code::FailedPrecondition
+        );
+        assert_eq!(
+            told(Doing::Rotate, &LifeError::Interrupted("x".into())).0,
+            Code::Internal
+        );
+    }
+
+    #[test]
+    fn the_code_for_programs_travels_beside_the_words() {
+        let status = failed(Doing::Remove, &LifeError::NotFound("tb-1".into())).grpc();
+        assert_eq!(status.metadata().get("tb-error").unwrap(), "key_not_found");
+    }
+}

@@ -1,0 +1,71 @@
+//! The admin API in this process: the local socket, served from the moment the keys are open, and the warnings that belong to it.
+
+use std::{io, sync::Arc};
+
+use ::http::Extensions;
+use axum::Router;
+
+use super::StartError;
+use crate::{
+    admin::{Admin, OwnNode, Socket, SocketError, router},
+    config::{Authorization, Component, Settings},
+    http::{
+        layers,
+        serve::{Limits, Server, serve},
+    },
+    jwks::life::KeyLife,
+};
+
+/// The routes for the tailnet and the socket alike.
+pub(super) fn routes(
+    settings: &Settings,
+    keys: &KeyLife,
+    node: &OwnNode,
+) -> Result<Router, StartError> {
+    let admin = Admin {
+        keys: keys.clone(),
+        spec: settings.keys.spec,
+        mode: settings.admin.authorization,
+        node: node.clone(),
+        changes: Arc::default(),
+    };
+    let router = router(admin).map_err(|error| StartError::Runtime(io::Error::other(error)))?;
+    if settings.admin.authorization == Authorization::Open
+        && settings.components.contains(&Component::Admin)
+    {
+        tracing::warn!(
+            target: "admin",
+            "admin.authorization is open: every user and machine of the tailnet that reaches the admin port can make and remove signing keys"
+        );
+    }
+    Ok(layers::wrap_grpc(router, "admin"))
+}
+
+/// Serves the local socket, whichever components are on: it is how the machine's operator sees and mends things.
+///
+/// A socket that cannot be made ends the start only when another server has it: two servers on one state directory ruin it. Else
+/// tokens are worth more than the socket, and the log says what is missing.
+pub(super) fn local(settings: &Settings, router: Router) -> Result<Option<Server>, StartError> {
+    match Socket::bind(&settings.admin.socket) {
+        Ok(socket) => {
+            tracing::info!(target: "server", component = "admin", socket = %settings.admin.socket.display(), "listening");
+            let identify = |requester| {
+                let mut known = Extensions::new();
+                known.insert(requester);
+                known
+            };
+            Ok(Some(serve(
+                "admin socket",
+                socket,
+                router,
+                Limits::default(),
+                identify,
+            )))
+        }
+        Err(error @ SocketError::Live { .. }) => Err(error.into()),
+        Err(error) => {
+            tracing::warn!(target: "admin", error = crate::telemetry::chain(&error), "there is no local admin socket");
+            Ok(None)
+        }
+    }
+}

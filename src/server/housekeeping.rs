@@ -1,0 +1,44 @@
+//! `tailbone server housekeeping`: one pass over the keys, without a node.
+
+use jiff::Timestamp;
+
+use super::{StartError, runtime};
+use crate::{
+    config::Settings,
+    jwks::life::{Housekeeping, KeyLife, Report},
+};
+
+/// Makes the pass, or with `dry_run` tells what it would do. What changed is audited; the report is the caller's to print.
+///
+/// It makes no first key: where there is none, nobody has started a server yet, and a cron job is no reason to.
+pub fn housekeeping(settings: &Settings, dry_run: bool) -> Result<Report, StartError> {
+    runtime()?.block_on(async {
+        let keys = KeyLife::open(&settings.keys).await;
+        let report = keys
+            .housekeeping(
+                Housekeeping {
+                    dry_run,
+                    first_key: false,
+                },
+                Timestamp::now(),
+            )
+            .await?;
+        report.audit();
+        let local = report.keys.iter().filter(|key| key.state.is_some()).count();
+        let remote = report.keys.iter().filter(|key| key.published).count();
+        tracing::info!(
+            target: "housekeeper",
+            place = report.place,
+            local_jwks = local,
+            remote_jwks = remote,
+            changes = report.done.len(),
+            "housekeeping done"
+        );
+        Ok(report)
+    })
+}
+
+/// Whether the pass did what it is for: everything that was due, on a document it could read.
+pub fn succeeded(report: &Report) -> bool {
+    !report.failed() && report.document_trouble.is_none()
+}
