@@ -97,6 +97,10 @@ impl Accept for Listener {
     type Io = Stream;
     type Addr = Peer;
 
+    fn peer(peer: &Peer) -> Option<std::net::IpAddr> {
+        Some(peer.addr.ip())
+    }
+
     async fn accept(&mut self) -> io::Result<(Stream, Peer)> {
         Self::accept(self).await.map_err(io::Error::other)
     }
