@@ -1,6 +1,6 @@
 //! tailbone: identity services on a Tailscale network, from a node inside the process.
 //!
-//! Arrows point down: [`cli`] and [`server`] -> the components (issuer, [`admin`], [`sts`]) -> [`jwks`], [`keys`], [`identity`]
+//! Arrows point down: [`cli`] and [`server`] -> the components (issuer, [`admin`], [`metrics`], [`sts`]) -> [`jwks`], [`keys`], [`identity`]
 //! -> [`tailnet`], [`http`], [`telemetry`], [`config`]. Components never import each other. `ARCHITECTURE.md` is the map.
 
 pub mod admin;
@@ -11,6 +11,7 @@ pub mod identity;
 pub mod issuer;
 pub mod jwks;
 pub mod keys;
+pub mod metrics;
 pub mod server;
 pub mod signals;
 pub mod sts;

@@ -19,8 +19,9 @@ use tonic::{
 
 use super::{
     proto::{
-        GenerateNewKeysRequest, GenerateNewKeysResponse, Key, ListKeysRequest, RemoveKeyRequest,
-        RotateKeysRequest, RotateKeysResponse, StatusRequest, StatusResponse,
+        GenerateNewKeysRequest, GenerateNewKeysResponse, Key, ListKeysRequest, RecentLogRequest,
+        RemoveKeyRequest, RotateKeysRequest, RotateKeysResponse, StatusRequest, StatusResponse,
+        WhoIsRequest, WhoIsResponse,
         admin_service_client::AdminServiceClient,
     },
     socket,
@@ -95,6 +96,21 @@ impl Client {
     pub async fn status(&self) -> Result<StatusResponse, CallError> {
         self.call(async |mut api, timeout| api.status(within(StatusRequest {}, timeout)).await)
             .await
+    }
+
+    pub async fn who_is(&self, address: String) -> Result<WhoIsResponse, CallError> {
+        let request = WhoIsRequest { address };
+        self.call(async |mut api, timeout| api.who_is(within(request, timeout)).await)
+            .await
+    }
+
+    pub async fn recent_log(&self) -> Result<Vec<String>, CallError> {
+        let answer = self
+            .call(async |mut api, timeout| {
+                api.recent_log(within(RecentLogRequest {}, timeout)).await
+            })
+            .await?;
+        Ok(answer.lines)
     }
 
     /// Connects and calls, both within the time.

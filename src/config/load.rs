@@ -15,15 +15,15 @@ use serde_json::Value as Json;
 use super::{
     duration,
     meaning::{
-        HIDDEN, Reading, binding, boolean, bounded, bucket, fit, host, hostname, known_word, path,
+        HIDDEN, Reading, binding, boolean, bounded, bucket, count, fit, host, hostname, known_word, path,
         port, prefix, secret_file, size, strange_word, tag, text, url, whole_secret,
     },
     raw::{Raw, Typed, Value, suggestion},
     report::{Mistakes, Origin, Remark, Warning},
     secret::Secret,
     settings::{
-        Admin, Authorization, Binding, ClientSettings, Component, KeySpec, Keys, Log, LogFormat,
-        LogLevel, OutputFormat, Publish, Server, Settings, Tailscale,
+        Admin, Authorization, Binding, ClientSettings, Component, KeySpec, Keys, Limits, Log,
+        LogFormat, LogLevel, Metrics, OutputFormat, Publish, Server, Settings, Tailscale,
     },
     table::{self, Default, Row},
 };
@@ -98,6 +98,18 @@ pub fn load_output(raw: &Raw) -> Loaded<OutputFormat> {
     reader.done(format)
 }
 
+/// Whether two listeners of one port would meet.
+fn overlap(one: Binding, other: Binding) -> bool {
+    match (one, other) {
+        (Binding::Addr(one), Binding::Addr(other)) => one == other,
+        // All of the node's addresses are not the machine's own.
+        (Binding::Addr(one), Binding::Auto) | (Binding::Auto, Binding::Addr(one)) => {
+            !one.is_loopback()
+        }
+        (Binding::Auto, Binding::Auto) => true,
+    }
+}
+
 /// Reads rows and keeps what there is to tell about them. A reading method answers `None` when it has noted a mistake.
 struct Reader<'a> {
     raw: &'a Raw,
@@ -146,9 +158,11 @@ impl<'a> Reader<'a> {
         let port = self.port(&table::SERVER_PORT);
         let binding = self.binding(&table::SERVER_BINDING);
         let grace = self.duration(&table::SERVER_GRACE);
+        let limits = self.limits();
         let tailscale = self.tailscale(purpose);
         let state = tailscale.as_ref().map(|tailscale| tailscale.dir.clone());
         let admin = self.admin(state.as_deref());
+        let metrics = self.metrics();
         let settings = Settings {
             components: components?,
             log: log?,
@@ -157,9 +171,11 @@ impl<'a> Reader<'a> {
                 port: port?,
                 binding: binding?,
                 grace: grace?,
+                limits: limits?,
                 tailscale: tailscale?,
             },
             admin: admin?,
+            metrics: metrics?,
         };
         self.compare_listeners(&settings);
         Some(settings)
@@ -206,9 +222,10 @@ impl<'a> Reader<'a> {
             match word.to_ascii_lowercase().as_str() {
                 "admin" => Ok("admin"),
                 "issuer" => Ok("issuer"),
-                lower => Err(match suggestion(lower, ["admin", "issuer"].into_iter()) {
+                "metrics" => Ok("metrics"),
+                lower => Err(match suggestion(lower, ["admin", "issuer", "metrics"].into_iter()) {
                     Some(meant) => format!("no component {lower}; did you mean {meant}?"),
-                    None => format!("no component {lower}; there are issuer and admin"),
+                    None => format!("no component {lower}; there are issuer, admin and metrics"),
                 }),
             }
         })?;
@@ -216,7 +233,7 @@ impl<'a> Reader<'a> {
             self.mistake(
                 &table::COMPONENTS,
                 None,
-                "no component, so nothing would run: name issuer, admin or both".into(),
+                "no component, so nothing would run: name issuer, admin, metrics or several".into(),
             );
             return None;
         }
@@ -225,6 +242,7 @@ impl<'a> Reader<'a> {
                 .into_iter()
                 .map(|word| match word {
                     "admin" => Component::Admin,
+                    "metrics" => Component::Metrics,
                     _ => Component::Issuer,
                 })
                 .collect(),
@@ -408,6 +426,37 @@ impl<'a> Reader<'a> {
         })
     }
 
+    fn metrics(&mut self) -> Option<Metrics> {
+        let port = self.port(&table::METRICS_PORT);
+        let binding = self.binding(&table::METRICS_BINDING);
+        Some(Metrics {
+            port: port?,
+            binding: binding?,
+        })
+    }
+
+    fn limits(&mut self) -> Option<Limits> {
+        let connections = self.count(&table::LIMIT_CONNECTIONS);
+        let connections_per_peer = self.count(&table::LIMIT_CONNECTIONS_PER_PEER);
+        let request_rate = self.count(&table::LIMIT_REQUEST_RATE);
+        let request_burst = self.count(&table::LIMIT_REQUEST_BURST);
+        let header_time = self.duration(&table::LIMIT_HEADER_TIME);
+        let write_time = self.duration(&table::LIMIT_WRITE_TIME);
+        Some(Limits {
+            connections: connections?,
+            connections_per_peer: connections_per_peer?,
+            request_rate: request_rate?,
+            request_burst: request_burst?,
+            header_time: header_time?,
+            write_time: write_time?,
+        })
+    }
+
+    fn count(&mut self, row: &'static Row) -> Option<u32> {
+        let kind = row.kind;
+        self.read(row, |typed, _| count(kind, typed))
+    }
+
     fn socket(&mut self, state: Option<&Path>) -> Option<PathBuf> {
         let row = &table::ADMIN_SOCKET;
         if self.raw.typed(row).is_none() {
@@ -424,30 +473,45 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// Each two components that are on want two ports, unless they are at different addresses.
     fn compare_listeners(&mut self, settings: &Settings) {
-        let both = settings.components.contains(&Component::Issuer)
-            && settings.components.contains(&Component::Admin);
-        let overlap = match (settings.server.binding, settings.admin.binding) {
-            (Binding::Addr(one), Binding::Addr(other)) => one == other,
-            (Binding::Auto, _) | (_, Binding::Auto) => true,
-        };
-        if both && overlap && settings.server.port == settings.admin.port {
-            let origin = |row| {
-                self.raw
-                    .typed(row)
-                    .map_or(Origin::Default, |typed: &Typed| typed.origin.clone())
-            };
-            let (server, admin) = (origin(&table::SERVER_PORT), origin(&table::ADMIN_PORT));
-            let (row, other) = if server == Origin::Default {
-                (&table::ADMIN_PORT, format!("server.port ({server})"))
-            } else {
-                (&table::SERVER_PORT, format!("admin.port ({admin})"))
-            };
-            self.mistake(
-                row,
-                Some(settings.server.port.to_string()),
-                format!("{other} is the same: issuer and admin API need two ports"),
-            );
+        let Settings {
+            server,
+            admin,
+            metrics,
+            ..
+        } = settings;
+        let all = [
+            (Component::Issuer, "issuer", &table::SERVER_PORT, server.port, server.binding),
+            (Component::Admin, "admin API", &table::ADMIN_PORT, admin.port, admin.binding),
+            (Component::Metrics, "metrics", &table::METRICS_PORT, metrics.port, metrics.binding),
+        ];
+        let on: Vec<_> = all
+            .into_iter()
+            .filter(|(component, ..)| settings.components.contains(component))
+            .collect();
+        for (at, (_, one, row, port, binding)) in on.iter().enumerate() {
+            for (_, other, other_row, other_port, other_binding) in on.iter().skip(at + 1) {
+                if port != other_port || !overlap(*binding, *other_binding) {
+                    continue;
+                }
+                let origin = |row| {
+                    self.raw
+                        .typed(row)
+                        .map_or(Origin::Default, |typed: &Typed| typed.origin.clone())
+                };
+                let (first, second) = (origin(row), origin(other_row));
+                let (told, named) = if first == Origin::Default {
+                    (other_row, format!("{} ({first})", row.key))
+                } else {
+                    (row, format!("{} ({second})", other_row.key))
+                };
+                self.mistake(
+                    told,
+                    Some(port.to_string()),
+                    format!("{named} is the same: {one} and {other} need two ports"),
+                );
+            }
         }
     }
 

@@ -17,6 +17,7 @@ pub struct Settings {
     pub keys: Keys,
     pub server: Server,
     pub admin: Admin,
+    pub metrics: Metrics,
 }
 
 /// A part of the program that can be switched on.
@@ -25,6 +26,7 @@ pub struct Settings {
 pub enum Component {
     Admin,
     Issuer,
+    Metrics,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,7 +109,25 @@ pub struct Server {
     pub binding: Binding,
     /// `server.grace`: time given to open requests on a stop.
     pub grace: Duration,
+    pub limits: Limits,
     pub tailscale: Tailscale,
+}
+
+/// Bounds of every listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// `server.limits.connections`
+    pub connections: u32,
+    /// `server.limits.connectionsPerPeer`
+    pub connections_per_peer: u32,
+    /// `server.limits.requestRate`: a second; 0 is no limit.
+    pub request_rate: u32,
+    /// `server.limits.requestBurst`
+    pub request_burst: u32,
+    /// `server.limits.headerTime`
+    pub header_time: Duration,
+    /// `server.limits.writeTime`
+    pub write_time: Duration,
 }
 
 /// Which tailnet address a listener takes. No listener ever takes a host address.
@@ -151,6 +171,14 @@ pub struct Admin {
     pub authorization: Authorization,
     /// `admin.socket`: the local admin socket; the default is `admin.sock` in `server.tailscale.dir`.
     pub socket: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metrics {
+    /// `metrics.port`
+    pub port: u16,
+    /// `metrics.binding`: a loopback address is the machine's own, anything else the tailnet's.
+    pub binding: Binding,
 }
 
 /// Who may administer.

@@ -16,7 +16,7 @@ use std::{
     net::IpAddr,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Waker},
@@ -158,6 +158,34 @@ impl Load {
             // Also looked at again after a while: the limit may have been raised.
             let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
         }
+    }
+}
+
+/// What is listened on, for whoever shows it. Clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct Listeners(Arc<RwLock<Vec<Listening>>>);
+
+/// One listener.
+#[derive(Debug, Clone)]
+pub struct Listening {
+    pub name: &'static str,
+    pub addr: String,
+    pub load: Load,
+}
+
+impl Listeners {
+    pub fn add(&self, listening: Listening) {
+        self.0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(listening);
+    }
+
+    pub fn all(&self) -> Vec<Listening> {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 

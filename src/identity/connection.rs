@@ -10,6 +10,7 @@ use super::{Caller, Refusal};
 use crate::{
     http::{self, error::Kind},
     tailnet::{self, BackendState, Node, Peer, Via},
+    telemetry::meter::Meter,
 };
 
 /// One connection from the tailnet. Part of every request's extensions; handlers take a [`Caller`] instead.
@@ -18,6 +19,7 @@ pub struct Connection {
     node: Arc<dyn Node>,
     peer: Peer,
     known: ArcSwapOption<Known>,
+    meter: Meter,
 }
 
 /// An answer and the generation of the network map that it was true in.
@@ -33,7 +35,15 @@ impl Connection {
             node,
             peer,
             known: ArcSwapOption::empty(),
+            meter: Meter::default(),
         }
+    }
+
+    /// Counts its questions there.
+    #[must_use]
+    pub fn counted(mut self, meter: Meter) -> Self {
+        self.meter = meter;
+        self
     }
 
     pub fn peer(&self) -> Peer {
@@ -53,12 +63,24 @@ impl Connection {
             .as_ref()
             .filter(|known| known.generation == generation)
         {
+            self.meter.whois_kept();
             return Ok(known.caller.clone());
         }
         let state = self.node.watch().borrow().state;
         if state != BackendState::Running {
             return Err(Refusal::NotRunning { state });
         }
+        let caller = self.ask().await;
+        self.meter.whois_asked(caller.is_ok());
+        let caller = caller?;
+        self.known.store(Some(Arc::new(Known {
+            generation,
+            caller: caller.clone(),
+        })));
+        Ok(caller)
+    }
+
+    async fn ask(&self) -> Result<Caller, Refusal> {
         let whois = self
             .node
             .whois(self.peer.addr)
@@ -67,12 +89,7 @@ impl Connection {
                 tailnet::Error::NotFound => Refusal::UnknownPeer,
                 other => Refusal::WhoIsFailed(Arc::new(other)),
             })?;
-        let caller = Caller::from_whois(whois)?;
-        self.known.store(Some(Arc::new(Known {
-            generation,
-            caller: caller.clone(),
-        })));
-        Ok(caller)
+        Caller::from_whois(whois)
     }
 }
 

@@ -24,6 +24,12 @@ pub enum StartError {
         addr: tailnet::ListenAddr,
         source: tailnet::Error,
     },
+    #[error("cannot listen for {what} at {addr}")]
+    Bind {
+        what: &'static str,
+        addr: std::net::SocketAddr,
+        source: std::io::Error,
+    },
     #[error("the {what} listener failed")]
     ListenerDied {
         what: &'static str,

@@ -22,6 +22,8 @@ struct Counts {
     signing: Histogram,
     whois: Family<Answer, Counter>,
     reloads: Family<Answer, Counter>,
+    jwks: Family<Answer, Counter>,
+    changes: Family<Change, Counter>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -33,6 +35,12 @@ struct Outcome {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Answer {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Change {
+    change: &'static str,
     result: &'static str,
 }
 
@@ -48,6 +56,8 @@ impl Default for Meter {
             signing: Histogram::new(SIGNING),
             whois: Family::default(),
             reloads: Family::default(),
+            jwks: Family::default(),
+            changes: Family::default(),
         }))
     }
 }
@@ -92,6 +102,20 @@ impl Meter {
         self.0.reloads.get_or_create(&Answer { result }).inc();
     }
 
+    pub fn jwks_looked(&self, readable: bool) {
+        let result = if readable { "done" } else { "failed" };
+        self.0.jwks.get_or_create(&Answer { result }).inc();
+    }
+
+    /// `change`: the key life's own word for it.
+    pub fn key_changed(&self, change: &'static str, done: bool) {
+        let result = if done { "done" } else { "failed" };
+        self.0
+            .changes
+            .get_or_create(&Change { change, result })
+            .inc();
+    }
+
     /// Puts the counts where they are asked for.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
@@ -113,6 +137,16 @@ impl Meter {
             "reloads",
             "Reloads of the settings on a hang-up signal",
             self.0.reloads.clone(),
+        );
+        registry.register(
+            "jwks_looks",
+            "Looks at the published document, by whether it could be read",
+            self.0.jwks.clone(),
+        );
+        registry.register(
+            "key_changes",
+            "Changes of keys and of the published document (publish, activate, retire, …), by result",
+            self.0.changes.clone(),
         );
     }
 }

@@ -15,7 +15,7 @@ mod pass;
 
 use std::{sync::Arc, time::Duration};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Mutex;
 
@@ -46,7 +46,7 @@ pub struct KeyLife {
 struct Inner {
     store: KeyStore,
     publisher: Arc<dyn Publisher>,
-    policy: Policy,
+    policy: ArcSwap<Policy>,
     prefix: String,
     spec: KeySpec,
     ring: Ring,
@@ -104,7 +104,7 @@ impl KeyLife {
             inner: Arc::new(Inner {
                 store,
                 publisher,
-                policy,
+                policy: ArcSwap::from_pointee(policy),
                 prefix: prefix.to_owned(),
                 spec,
                 ring: Ring::default(),
@@ -129,8 +129,18 @@ impl KeyLife {
         self.inner.publisher.place()
     }
 
-    pub fn policy(&self) -> &Policy {
-        &self.inner.policy
+    pub fn policy(&self) -> Arc<Policy> {
+        self.inner.policy.load_full()
+    }
+
+    /// Exchanges the policy of the running server; the next pass decides by it. How long tokens live is never taken back: those that
+    /// were issued under the longer life still want their keys published.
+    pub fn set_policy(&self, policy: Policy) {
+        let token_life = policy.token_life.max(self.policy().token_life);
+        self.inner.policy.store(Arc::new(Policy {
+            token_life,
+            ..policy
+        }));
     }
 
     /// What a server does every second or so: a look at the directory's entries, and a pass if they changed or a look at
@@ -188,7 +198,7 @@ impl KeyLife {
     }
 
     fn next_look(&self, now: Timestamp) -> Timestamp {
-        let every = (self.inner.policy.cache_time / 4).clamp(Duration::from_secs(1), LOOK);
+        let every = (self.policy().cache_time / 4).clamp(Duration::from_secs(1), LOOK);
         SignedDuration::try_from(every)
             .ok()
             .and_then(|every| now.checked_add(every).ok())
