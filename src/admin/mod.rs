@@ -47,5 +47,5 @@ pub use authorize::{
 };
 pub use client::{CallError, Client, Target};
 pub use impact::{consequences, impact};
-pub use service::{Admin, OwnNode, key, router};
+pub use service::{Admin, Membership, OwnNode, key, router};
 pub use socket::{LONGEST_PATH, Socket, SocketError};

@@ -75,22 +75,37 @@ pub struct Admin {
     pub changes: Arc<Mutex<()>>,
 }
 
-/// The server around the methods: its node once it has joined, how far it is with that before, what it listens on, whether it is
-/// ready. The local socket is served before there is a node. Clones are one.
+/// The server around the methods. The local socket is served before there is a node. Clones are one.
 #[derive(Debug, Clone, Default)]
 pub struct OwnNode {
-    node: Arc<OnceLock<Arc<dyn Node>>>,
-    joining: Arc<ArcSwapOption<JoinState>>,
+    pub membership: Membership,
     pub readiness: Readiness,
     pub listeners: Listeners,
+}
+
+/// The server's node once it has joined, and how far it is with that before. Clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct Membership {
+    node: Arc<OnceLock<Arc<dyn Node>>>,
+    joining: Arc<ArcSwapOption<JoinState>>,
 }
 
 impl OwnNode {
     /// Told once; a second node changes nothing.
     pub fn joined(&self, node: Arc<dyn Node>) {
-        let _ = self.node.set(node);
+        let _ = self.membership.node.set(node);
     }
 
+    fn status(&self) -> Arc<tailnet::Status> {
+        self.membership
+            .node
+            .get()
+            .map(|node| node.watch().borrow().clone())
+            .unwrap_or_default()
+    }
+}
+
+impl Membership {
     /// How far joining is, until there is a node.
     pub fn joining(&self, state: JoinState) {
         self.joining.store(Some(Arc::new(state)));
@@ -103,13 +118,6 @@ impl OwnNode {
             (None, Some(state)) => JoinState::clone(&state),
             (None, None) => JoinState::Starting,
         }
-    }
-
-    fn status(&self) -> Arc<tailnet::Status> {
-        self.node
-            .get()
-            .map(|node| node.watch().borrow().clone())
-            .unwrap_or_default()
     }
 }
 
@@ -305,7 +313,7 @@ impl Admin {
     fn status(&self) -> StatusResponse {
         let now = Timestamp::now();
         let node = self.node.status();
-        let join = self.node.state(now);
+        let join = self.node.membership.state(now);
         let latches = self.node.readiness.look(now);
         let snapshot = self.keys.ring().snapshot();
         StatusResponse {
@@ -377,7 +385,7 @@ impl Admin {
                 "not an address, nor an address and a port",
             );
         };
-        let Some(node) = self.node.node.get() else {
+        let Some(node) = self.node.membership.node.get() else {
             return refused(
                 Kind::Precondition,
                 "node_not_running",

@@ -5,17 +5,23 @@
 //! `Error: …`. What a command does is left to the component behind it.
 
 mod args;
+mod ask;
+mod bugreport;
 mod completion;
 mod config;
 pub mod console;
+pub mod doctor;
 pub mod exit;
 pub mod keys;
 mod man;
 pub mod output;
 pub mod prompt;
 mod server;
+pub mod status;
 pub mod sts;
 mod version;
+mod wait;
+mod whois;
 
 use std::{
     ffi::OsString,
@@ -92,6 +98,11 @@ pub fn command() -> Command {
         .args(args::of(Scope::Root))
         .subcommand(server::command())
         .subcommand(keys::command())
+        .subcommand(status::command())
+        .subcommand(whois::command())
+        .subcommand(wait::command())
+        .subcommand(doctor::command())
+        .subcommand(bugreport::command())
         .subcommand(sts::command())
         .subcommand(config::command())
         .subcommand(version::command())
@@ -107,6 +118,11 @@ fn dispatch(
     match matches.subcommand() {
         Some(("server", matches)) => server::run(matches, environment, console),
         Some(("keys", matches)) => keys::run(matches, environment, console),
+        Some(("status", matches)) => status::run(matches, environment, console),
+        Some(("whois", matches)) => whois::run(matches, environment, console),
+        Some(("wait", matches)) => wait::run(matches, environment, console),
+        Some(("doctor", matches)) => doctor::run(matches, environment, console),
+        Some(("bugreport", matches)) => bugreport::run(matches, environment, console),
         Some(("sts", matches)) => sts::run(matches, environment, console),
         Some(("config", matches)) => config::run(matches, environment, console),
         Some(("version", matches)) => version::run(matches, console),

@@ -29,9 +29,10 @@ pub(super) fn hang(own: &OwnNode, keys: &KeyLife) {
 
 /// The first two, which are there before the keys are.
 pub(super) fn first(own: &OwnNode) -> Switch {
-    let this = own.clone();
+    // Not all of `own`: it holds the latches, and would hold itself.
+    let membership = own.membership.clone();
     own.readiness
-        .latch("node-running", move |now| on_the_tailnet(&this.state(now)));
+        .latch("node-running", move |now| on_the_tailnet(&membership.state(now)));
     let listeners = own
         .readiness
         .switch("listeners-up", "the server does not listen yet, or no longer");

@@ -165,7 +165,7 @@ impl Daemon {
         let up = latches::first(&own);
         let news = |state: JoinState| {
             supervisor.status(state.code());
-            own.joining(state);
+            own.membership.joining(state);
         };
         // A start without keys is none, so their failure ends the join at once.
         let (node, (keys, administration, socket)) = tokio::try_join!(

@@ -14,6 +14,7 @@ mod support;
 
 mod architecture;
 mod config;
+mod inside;
 mod issuer;
 mod jwks;
 mod keys;

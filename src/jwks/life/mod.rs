@@ -63,30 +63,34 @@ struct Memory {
     document_read: Option<Timestamp>,
 }
 
+/// Where the settings want the document published.
+pub async fn publisher(keys: &config::Keys) -> Arc<dyn Publisher> {
+    match &keys.publish {
+        Publish::File { path } => Arc::new(FilePublisher::new(path)),
+        Publish::S3 {
+            bucket,
+            key_path,
+            endpoint,
+            path_style,
+        } => Arc::new(
+            S3Publisher::connect(&S3Settings {
+                bucket: bucket.clone(),
+                key_path: key_path.clone(),
+                endpoint: endpoint.clone(),
+                path_style: *path_style,
+                cache_time: keys.cache_time,
+            })
+            .await,
+        ),
+    }
+}
+
 impl KeyLife {
     /// As the settings say. Reads nothing yet.
     pub async fn open(keys: &config::Keys) -> Self {
-        let publisher: Arc<dyn Publisher> = match &keys.publish {
-            Publish::File { path } => Arc::new(FilePublisher::new(path)),
-            Publish::S3 {
-                bucket,
-                key_path,
-                endpoint,
-                path_style,
-            } => Arc::new(
-                S3Publisher::connect(&S3Settings {
-                    bucket: bucket.clone(),
-                    key_path: key_path.clone(),
-                    endpoint: endpoint.clone(),
-                    path_style: *path_style,
-                    cache_time: keys.cache_time,
-                })
-                .await,
-            ),
-        };
         Self::with(
             KeyStore::new(&keys.dir),
-            publisher,
+            publisher(keys).await,
             Policy::from(keys),
             &keys.prefix,
             keys.spec,
