@@ -19,8 +19,10 @@ use tokio::{
 pub(super) struct Patient<I> {
     io: I,
     time: Duration,
-    /// Runs while a write waits; any progress ends it.
+    /// Runs while a write or a flush waits.
     waiting: Option<Pin<Box<Sleep>>>,
+    /// It is a write that waits: only a write that gets on ends it, for a flush of what was written before may well be done.
+    write: bool,
 }
 
 impl<I> Patient<I> {
@@ -29,15 +31,25 @@ impl<I> Patient<I> {
             io,
             time,
             waiting: None,
+            write: false,
         }
     }
 
     /// The outcome of a write, or its end if it waits too long.
-    fn judge<T>(&mut self, outcome: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+    fn judge<T>(
+        &mut self,
+        outcome: Poll<io::Result<T>>,
+        write: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
         if outcome.is_ready() {
-            self.waiting = None;
+            if write || !self.write {
+                self.waiting = None;
+                self.write = false;
+            }
             return outcome;
         }
+        self.write |= write;
         let time = self.time;
         let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(time)));
         ready!(waiting.as_mut().poll(cx));
@@ -65,7 +77,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Patient<I> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.judge(outcome, cx)
+        self.judge(outcome, true, cx)
     }
 
     fn poll_write_vectored(
@@ -74,7 +86,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Patient<I> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.judge(outcome, cx)
+        self.judge(outcome, true, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -83,12 +95,12 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Patient<I> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.io).poll_flush(cx);
-        self.judge(outcome, cx)
+        self.judge(outcome, false, cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.io).poll_shutdown(cx);
-        self.judge(outcome, cx)
+        self.judge(outcome, false, cx)
     }
 }
 

@@ -148,16 +148,20 @@ impl Load {
     }
 
     /// Waits for room. One task asks per server, so what is free stays free until it is taken.
-    async fn slot(&self, limits: &LiveLimits) -> Slot {
+    async fn room(&self, limits: &LiveLimits) {
         loop {
             let closed = self.0.closed.notified();
             if self.open() < limits.now().connections {
-                self.0.open.fetch_add(1, Ordering::AcqRel);
-                return Slot(self.clone());
+                return;
             }
             // Also looked at again after a while: the limit may have been raised.
             let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
         }
+    }
+
+    fn take(&self) -> Slot {
+        self.0.open.fetch_add(1, Ordering::AcqRel);
+        Slot(self.clone())
     }
 }
 
@@ -290,18 +294,20 @@ where
 {
     let end = loop {
         let accepted = async {
-            // The slot comes first: a connection that cannot be served yet is better left with the node.
-            let slot = connections.load.slot(&connections.limits).await;
-            let (io, addr) = listener.accept().await?;
-            io::Result::Ok((io, addr, slot))
+            // Room comes first: a connection that cannot be served yet is better left with the node.
+            connections.load.room(&connections.limits).await;
+            listener.accept().await
         };
         tokio::select! {
             grace = &mut stopped => break Ok(grace.unwrap_or_default()),
             accepted = accepted => match accepted {
-                Ok((io, addr, slot)) => {
+                Ok((io, addr)) => {
                     let peer = L::peer(&addr);
                     match connections.admit(peer) {
-                        Ok(held) => connections.spawn(io, identify(addr), held, slot),
+                        Ok(held) => {
+                            let slot = connections.load.take();
+                            connections.spawn(io, identify(addr), held, slot);
+                        }
                         Err(Full) => turn_away(io),
                     }
                 }

@@ -194,7 +194,7 @@ async fn a_peer_with_too_many_connections_gets_503_and_others_are_served() {
     // What is given back can be had again.
     drop(first);
     crate::support::eventually("room", async || match server.load().open() {
-        2 => Ok(()),
+        1 => Ok(()),
         open => Err(open.to_string()),
     })
     .await;
