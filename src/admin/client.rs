@@ -21,8 +21,7 @@ use super::{
     proto::{
         GenerateNewKeysRequest, GenerateNewKeysResponse, Key, ListKeysRequest, RecentLogRequest,
         RemoveKeyRequest, RotateKeysRequest, RotateKeysResponse, StatusRequest, StatusResponse,
-        WhoIsRequest, WhoIsResponse,
-        admin_service_client::AdminServiceClient,
+        WhoIsRequest, WhoIsResponse, admin_service_client::AdminServiceClient,
     },
     socket,
 };

@@ -157,6 +157,9 @@ mod tests {
             without_login(line),
             "WRN ts needs a login URL: (hidden) state=needs-login"
         );
-        assert_eq!(without_login("see https://x.example"), "see https://x.example");
+        assert_eq!(
+            without_login("see https://x.example"),
+            "see https://x.example"
+        );
     }
 }

@@ -133,10 +133,7 @@ async fn examine(settings: &Settings, server: &Client, write: bool) -> Checks {
             "auth-key-shape",
             Box::pin(async { auth_key(&settings.server.tailscale) }),
         ),
-        (
-            "control-reachable",
-            Box::pin(async { reachable(&control) }),
-        ),
+        ("control-reachable", Box::pin(async { reachable(&control) })),
         ("clock-skew", Box::pin(async { skew(&control) })),
         ("join-state", Box::pin(async move { join_state(status) })),
         (
@@ -309,7 +306,10 @@ fn skew(control: &Control) -> Found {
     let apart = ours
         .duration_since(*theirs)
         .unwrap_or_else(|behind| behind.duration());
-    let words = format!("the clock is {} s off the control server's", apart.as_secs());
+    let words = format!(
+        "the clock is {} s off the control server's",
+        apart.as_secs()
+    );
     if apart > SKEW_FAIL {
         fail(format!(
             "{words}: tokens are refused as not yet valid or expired. Set the clock (NTP)"
@@ -345,9 +345,7 @@ fn key_expiry(status: &Asked, now: Timestamp) -> Found {
     let left = status.node_key_expiry - now.as_second();
     match status.node_key_expiry {
         0 => ok("the node's key does not expire"),
-        _ if left <= 0 => {
-            fail("the node's key has expired: extend it in the admin console")
-        }
+        _ if left <= 0 => fail("the node's key has expired: extend it in the admin console"),
         _ if left < EXPIRY_WARN => warn(format!(
             "the node's key expires in {} days: extend it in the admin console, switch its expiry off, or give the node a tag",
             left / 86_400
@@ -410,7 +408,10 @@ async fn jwks_public(settings: &Settings) -> Found {
 
 fn jwks(bytes: &[u8], place: &str) -> Found {
     let document: Option<serde_json::Value> = serde_json::from_slice(bytes).ok();
-    match document.as_ref().and_then(|document| document["keys"].as_array()) {
+    match document
+        .as_ref()
+        .and_then(|document| document["keys"].as_array())
+    {
         None => fail(format!(
             "{place} holds no JWKS. It is left alone: move it away and the server publishes anew"
         )),

@@ -240,7 +240,10 @@ impl Output for Status {
         }
         row("JWKS", self.jwks.place.clone());
         row("JWKS read", self.jwks.read_at.clone().unwrap_or_default());
-        row("JWKS trouble", self.jwks.trouble.clone().unwrap_or_default());
+        row(
+            "JWKS trouble",
+            self.jwks.trouble.clone().unwrap_or_default(),
+        );
         for listener in &self.listeners {
             row(
                 "listens",

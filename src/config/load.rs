@@ -15,8 +15,8 @@ use serde_json::Value as Json;
 use super::{
     duration,
     meaning::{
-        HIDDEN, Reading, binding, boolean, bounded, bucket, count, fit, host, hostname, known_word, path,
-        port, prefix, secret_file, size, strange_word, tag, text, url, whole_secret,
+        HIDDEN, Reading, binding, boolean, bounded, bucket, count, fit, host, hostname, known_word,
+        path, port, prefix, secret_file, size, strange_word, tag, text, url, whole_secret,
     },
     raw::{Raw, Typed, Value, suggestion},
     report::{Mistakes, Origin, Remark, Warning},
@@ -223,10 +223,14 @@ impl<'a> Reader<'a> {
                 "admin" => Ok("admin"),
                 "issuer" => Ok("issuer"),
                 "metrics" => Ok("metrics"),
-                lower => Err(match suggestion(lower, ["admin", "issuer", "metrics"].into_iter()) {
-                    Some(meant) => format!("no component {lower}; did you mean {meant}?"),
-                    None => format!("no component {lower}; there are issuer, admin and metrics"),
-                }),
+                lower => Err(
+                    match suggestion(lower, ["admin", "issuer", "metrics"].into_iter()) {
+                        Some(meant) => format!("no component {lower}; did you mean {meant}?"),
+                        None => {
+                            format!("no component {lower}; there are issuer, admin and metrics")
+                        }
+                    },
+                ),
             }
         })?;
         if words.is_empty() {
@@ -482,9 +486,27 @@ impl<'a> Reader<'a> {
             ..
         } = settings;
         let all = [
-            (Component::Issuer, "issuer", &table::SERVER_PORT, server.port, server.binding),
-            (Component::Admin, "admin API", &table::ADMIN_PORT, admin.port, admin.binding),
-            (Component::Metrics, "metrics", &table::METRICS_PORT, metrics.port, metrics.binding),
+            (
+                Component::Issuer,
+                "issuer",
+                &table::SERVER_PORT,
+                server.port,
+                server.binding,
+            ),
+            (
+                Component::Admin,
+                "admin API",
+                &table::ADMIN_PORT,
+                admin.port,
+                admin.binding,
+            ),
+            (
+                Component::Metrics,
+                "metrics",
+                &table::METRICS_PORT,
+                metrics.port,
+                metrics.binding,
+            ),
         ];
         let on: Vec<_> = all
             .into_iter()

@@ -183,7 +183,10 @@ mod tests {
             held.account().take(10, 10, at).unwrap();
         }
         assert!(peers.len() <= 2 * SWEEP, "{}", peers.len());
-        assert!(peers.connect(ip(0), 1, now).is_none(), "who is there stays counted");
+        assert!(
+            peers.connect(ip(0), 1, now).is_none(),
+            "who is there stays counted"
+        );
         drop(stays);
     }
 }

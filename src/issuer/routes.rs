@@ -85,8 +85,8 @@ struct Answer {
 async fn token(issuer: &Issuer, caller: &Caller) -> Result<String, Error> {
     let signer = issuer.keys.ring().signer().map_err(no_key)?;
     let rules = issuer.rules.load_full();
-    let claims = Claims::new(caller, &rules, Timestamp::now(), Uuid::new_v4())
-        .ok_or(Refusal::Funnel)?;
+    let claims =
+        Claims::new(caller, &rules, Timestamp::now(), Uuid::new_v4()).ok_or(Refusal::Funnel)?;
     let bytes = serde_json::to_vec(&claims).map_err(not_signed)?;
     let began = Instant::now();
     let token = issuer

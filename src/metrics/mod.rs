@@ -123,7 +123,11 @@ impl Metrics {
             held.get_or_create(&[("latch", latch.name)])
                 .set(i64::from(!latch.ready));
         }
-        registry.register("latch_held", "1 while the latch keeps the server from being ready", held);
+        registry.register(
+            "latch_held",
+            "1 while the latch keeps the server from being ready",
+            held,
+        );
     }
 
     fn node(&self, registry: &mut Registry, now: Timestamp) {
@@ -212,11 +216,27 @@ impl Metrics {
 
 fn go(registry: &mut Registry, runtime: RuntimeStats) {
     let all = [
-        ("go_goroutines", "Goroutines of the node", runtime.goroutines),
-        ("go_heap_bytes", "Heap of the node in use", runtime.heap_bytes),
-        ("go_sys_bytes", "Memory that Go has from the system", runtime.sys_bytes),
+        (
+            "go_goroutines",
+            "Goroutines of the node",
+            runtime.goroutines,
+        ),
+        (
+            "go_heap_bytes",
+            "Heap of the node in use",
+            runtime.heap_bytes,
+        ),
+        (
+            "go_sys_bytes",
+            "Memory that Go has from the system",
+            runtime.sys_bytes,
+        ),
         ("go_threads", "Threads that Go has made", runtime.threads),
-        ("node_connections", "Connections between node and program", runtime.conns),
+        (
+            "node_connections",
+            "Connections between node and program",
+            runtime.conns,
+        ),
     ];
     for (name, help, value) in all {
         one(registry, name, help, number(value));
@@ -239,7 +259,12 @@ fn process(registry: &mut Registry) {
     }
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     if let Some(most) = limit.current {
-        one(registry, "process_max_fds", "Most open descriptors", number(most));
+        one(
+            registry,
+            "process_max_fds",
+            "Most open descriptors",
+            number(most),
+        );
     }
     let pages = std::fs::read_to_string("/proc/self/statm")
         .ok()

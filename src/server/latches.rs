@@ -31,11 +31,13 @@ pub(super) fn hang(own: &OwnNode, keys: &KeyLife) {
 pub(super) fn first(own: &OwnNode) -> Switch {
     // Not all of `own`: it holds the latches, and would hold itself.
     let membership = own.membership.clone();
-    own.readiness
-        .latch("node-running", move |now| on_the_tailnet(&membership.state(now)));
-    let listeners = own
-        .readiness
-        .switch("listeners-up", "the server does not listen yet, or no longer");
+    own.readiness.latch("node-running", move |now| {
+        on_the_tailnet(&membership.state(now))
+    });
+    let listeners = own.readiness.switch(
+        "listeners-up",
+        "the server does not listen yet, or no longer",
+    );
     own.readiness
         .latch("key-signs", |_| Err("no key is loaded yet".to_owned()));
     listeners

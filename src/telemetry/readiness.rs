@@ -83,9 +83,7 @@ pub fn all(latches: &[Latch]) -> bool {
 
 impl std::fmt::Debug for Readiness {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list()
-            .entries(self.look(Timestamp::now()))
-            .finish()
+        f.debug_list().entries(self.look(Timestamp::now())).finish()
     }
 }
 

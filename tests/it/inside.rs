@@ -56,7 +56,13 @@ impl World {
             known.insert(Arc::new(connection));
             known
         };
-        serve("test", listener, layers::wrap(router, "test"), limits, identify)
+        serve(
+            "test",
+            listener,
+            layers::wrap(router, "test"),
+            limits,
+            identify,
+        )
     }
 
     fn peer(&self, host: &str) -> FakeNode {
@@ -104,7 +110,12 @@ async fn readyz_follows_its_latches_and_livez_does_not() {
     });
     let listeners = readiness.switch("listeners-up", "not yet");
     let _server = world
-        .serve(80, health::router(readiness), Limits::default(), Meter::default())
+        .serve(
+            80,
+            health::router(readiness),
+            Limits::default(),
+            Meter::default(),
+        )
         .await;
     let alice = world.peer("alice");
     let mut alice = call(&alice, 80).await;
@@ -124,7 +135,10 @@ async fn readyz_follows_its_latches_and_livez_does_not() {
     assert_eq!(answer.status(), 503);
     let latch = &answer.json()["latches"][0];
     assert_eq!(latch["name"], "node-running");
-    assert!(latch["reason"].as_str().unwrap().contains("approve"), "{latch}");
+    assert!(
+        latch["reason"].as_str().unwrap().contains("approve"),
+        "{latch}"
+    );
     assert_eq!(alice.get("/livez").await.status(), 200);
     world
         .node
@@ -187,7 +201,10 @@ async fn a_peer_with_too_many_connections_gets_503_and_others_are_served() {
     // It may be cut rather than ended: nobody reads what it sends.
     let _ = soon("the end", third.read_to_end(&mut said)).await;
     let said = String::from_utf8(said).unwrap();
-    assert!(said.starts_with("HTTP/1.1 503 ") && said.contains("retry-after: 1"), "{said}");
+    assert!(
+        said.starts_with("HTTP/1.1 503 ") && said.contains("retry-after: 1"),
+        "{said}"
+    );
     assert_eq!(server.load().refused(), 1);
     assert_eq!(call(&modest, 80).await.get("/").await.status(), 200);
 
@@ -306,7 +323,11 @@ async fn metrics_tell_what_was_counted_and_what_is() {
 
     let answer = call(&alice, 9090).await.get("/metrics").await;
     assert_eq!(answer.status(), 200);
-    assert!(answer.header("content-type").starts_with("application/openmetrics-text"));
+    assert!(
+        answer
+            .header("content-type")
+            .starts_with("application/openmetrics-text")
+    );
     let text = String::from_utf8(answer.0.body().to_vec()).unwrap();
     for line in [
         r#"tailbone_tokens_total{component="issuer",result="issued",reason=""} 1"#,
@@ -394,7 +415,10 @@ async fn status_and_whois_at_the_local_socket() {
 
     let alice = world.peer("alice");
     let known = client.who_is(alice.ip().to_string()).await.unwrap();
-    assert_eq!((known.kind.as_str(), known.login.as_str()), ("user", "alice@example.com"));
+    assert_eq!(
+        (known.kind.as_str(), known.login.as_str()),
+        ("user", "alice@example.com")
+    );
     assert_eq!(known.refusal, "");
     world.net.expire("alice");
     let known = client.who_is(format!("{}:443", alice.ip())).await.unwrap();

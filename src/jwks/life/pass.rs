@@ -605,9 +605,7 @@ impl KeyLife {
         let state = rotation::state(record, self.place());
         let signs_since = match state {
             State::Active => record.history.activated,
-            State::Published => {
-                rotation::signs_from(&record.history, self.place(), &self.policy())
-            }
+            State::Published => rotation::signs_from(&record.history, self.place(), &self.policy()),
             _ => record.history.activated,
         };
         KeyView {
