@@ -14,10 +14,11 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 type Look = dyn Fn(Timestamp) -> Result<(), String> + Send + Sync;
+type Named = (&'static str, Arc<Look>);
 
 /// All latches of a server. Cheap to clone; clones are one.
 #[derive(Clone, Default)]
-pub struct Readiness(Arc<RwLock<Vec<(&'static str, Arc<Look>)>>>);
+pub struct Readiness(Arc<RwLock<Vec<Named>>>);
 
 /// One latch at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
