@@ -340,7 +340,7 @@ fn builder(limits: Limits) -> auto::Builder<TokioExecutor> {
 struct Full;
 
 const TURNED_AWAY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
-    content-type: application/json\r\ncache-control: no-store\r\ncontent-length: 90\r\n\r\n\
+    content-type: application/json\r\ncache-control: no-store\r\ncontent-length: 91\r\n\r\n\
     {\"error\":\"too_many_connections\",\"error_description\":\"one peer may not have that many more\"}";
 
 /// One try to say why, without waiting: whoever is turned away costs no task and no memory.

@@ -301,7 +301,7 @@ fn contract() -> Vec<Row> {
             "--limit-header-time",
             "server.limits.headerTime",
             "TB_SERVER_LIMITS_HEADERTIME",
-            json!("1m0s"),
+            json!("1m"),
             ["1s", "2s", "3s"],
         ),
         row(
