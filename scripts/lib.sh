@@ -5,7 +5,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${TAILBONE_CACHE:-${XDG_CACHE_HOME:-${HOME:?HOME or TAILBONE_CACHE must be set}/.cache}/tailbone}
 tools=$cache/bin
 venv=$cache/venv
-export PATH="$tools:$PATH"
+# Servers of Debian packages are in /usr/sbin, which not everybody's PATH has.
+export PATH="$tools:$PATH:/usr/sbin:/sbin"
 
 # Versions of what the tests stand on. A change here is the whole upgrade.
 versitygw_version=v1.8.0
@@ -13,6 +14,9 @@ pyjwt_version=2.15.1
 cryptography_version=50.0.2
 grpcio_version=1.85.1
 cargo_deny_version=0.20.2
+kubernetes_validate_version=1.37.0
+pyyaml_version=6.0.3
+actionlint_version=v1.7.12
 
 say() { printf '\n\033[1m==> %s\033[0m\n' "$*" >&2; }
 note() { printf '    %s\n' "$*" >&2; }

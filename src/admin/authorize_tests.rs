@@ -45,8 +45,11 @@ fn rules(mode: Authorization, owner: &str) -> Rules {
     }
 }
 
+/// A name, who asks, and what they may by which rule.
+type Row = (&'static str, Requester, Vec<(Right, Rule)>);
+
 /// The rights that the mode `grant` leaves, by the first rule that holds.
-fn table() -> Vec<(&'static str, Requester, Vec<(Right, Rule)>)> {
+fn table() -> Vec<Row> {
     let all = |rule| RIGHTS.map(|right| (right, rule)).to_vec();
     let only = |right| vec![(right, Rule::Grant)];
     vec![

@@ -13,7 +13,7 @@ use std::{
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::{
-    Code, Request, Response, Status,
+    Code, Response, Status,
     transport::{Channel, Endpoint},
 };
 
@@ -60,13 +60,13 @@ impl Client {
         algorithm: String,
     ) -> Result<GenerateNewKeysResponse, CallError> {
         let request = GenerateNewKeysRequest { size, algorithm };
-        self.call(async |mut api, timeout| api.generate_new_keys(within(request, timeout)).await)
+        self.call(async |mut api| api.generate_new_keys(request).await)
             .await
     }
 
     pub async fn list(&self) -> Result<Vec<Key>, CallError> {
         let answer = self
-            .call(async |mut api, timeout| api.list_keys(within(ListKeysRequest {}, timeout)).await)
+            .call(async |mut api| api.list_keys(ListKeysRequest {}).await)
             .await?;
         Ok(answer.keys)
     }
@@ -77,7 +77,7 @@ impl Client {
             force: Some(force),
         };
         let answer = self
-            .call(async |mut api, timeout| api.remove_key(within(request, timeout)).await)
+            .call(async |mut api| api.remove_key(request).await)
             .await?;
         Ok(answer.keys)
     }
@@ -88,38 +88,35 @@ impl Client {
         algorithm: String,
     ) -> Result<RotateKeysResponse, CallError> {
         let request = RotateKeysRequest { size, algorithm };
-        self.call(async |mut api, timeout| api.rotate_keys(within(request, timeout)).await)
+        self.call(async |mut api| api.rotate_keys(request).await)
             .await
     }
 
     pub async fn status(&self) -> Result<StatusResponse, CallError> {
-        self.call(async |mut api, timeout| api.status(within(StatusRequest {}, timeout)).await)
+        self.call(async |mut api| api.status(StatusRequest {}).await)
             .await
     }
 
     pub async fn who_is(&self, address: String) -> Result<WhoIsResponse, CallError> {
         let request = WhoIsRequest { address };
-        self.call(async |mut api, timeout| api.who_is(within(request, timeout)).await)
-            .await
+        self.call(async |mut api| api.who_is(request).await).await
     }
 
     pub async fn recent_log(&self) -> Result<Vec<String>, CallError> {
         let answer = self
-            .call(async |mut api, timeout| {
-                api.recent_log(within(RecentLogRequest {}, timeout)).await
-            })
+            .call(async |mut api| api.recent_log(RecentLogRequest {}).await)
             .await?;
         Ok(answer.lines)
     }
 
-    /// Connects and calls, both within the time.
+    /// Connects and calls, both within the time. The request's own deadline is not used: tonic would tell its end as `Cancelled`.
     async fn call<T>(
         &self,
-        call: impl AsyncFnOnce(AdminServiceClient<Channel>, Duration) -> Result<Response<T>, Status>,
+        call: impl AsyncFnOnce(AdminServiceClient<Channel>) -> Result<Response<T>, Status>,
     ) -> Result<T, CallError> {
         let whole = async {
             let api = AdminServiceClient::new(self.target.connect().await?);
-            Ok(call(api, self.timeout).await?.into_inner())
+            Ok(call(api).await?.into_inner())
         };
         tokio::time::timeout(self.timeout, whole).await.unwrap_or_else(|_| {
             Err(CallError {
@@ -132,13 +129,6 @@ impl Client {
             })
         })
     }
-}
-
-/// The server is told how long we wait.
-fn within<T>(message: T, timeout: Duration) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(timeout);
-    request
 }
 
 impl Target {

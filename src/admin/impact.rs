@@ -28,7 +28,7 @@ pub fn consequences(kid: &str, impact: Impact) -> Vec<String> {
     let mut sentences = Vec::new();
     match (impact.signing, impact.last) {
         (true, true) => sentences.push(format!(
-            "{kid} is the key this server signs with, and it has no other that could: it issues no token until there is a new one"
+            "{kid} is the key this server signs with, and no other is ready: until one is, it issues no tokens, or tokens that verifiers do not know yet"
         )),
         (true, false) => sentences.push(format!("{kid} is the key this server signs with; another one takes over at once")),
         (false, true) => sentences.push(format!("{kid} is the last key this server could sign with")),

@@ -175,7 +175,7 @@ impl Admin {
     async fn admit(&self, head: &Parts) -> Result<Option<Admission>, Error> {
         let path = head.uri.path();
         let Some(access) = access(path) else {
-            return Err(not_in_the_table(path));
+            return Err(not_in_the_table(path, DECLARED));
         };
         let Access::Right(right) = access else {
             return Ok(None);
@@ -465,6 +465,9 @@ impl Admin {
                 kid,
                 outcome = outcome.as_ref().err().map_or("done", |error| error.code)
             );
+            if let Err(error) = &outcome {
+                tracing::warn!(target: "admin", method, code = error.code, "{}", error.message);
+            }
             outcome
         };
         match tokio::spawn(whole.in_current_span()).await {
@@ -594,8 +597,8 @@ fn admitted<T>(request: Request<T>) -> Result<(Admission, T), Status> {
     }
 }
 
-fn not_in_the_table(path: &str) -> Error {
-    if DECLARED.contains(&path) {
+fn not_in_the_table(path: &str, declared: &[&str]) -> Error {
+    if declared.contains(&path) {
         tracing::error!(target: "admin", path, "BUG: a method without a row in the table of rights was called, and refused");
         return Error::new(
             Kind::Internal,
@@ -695,4 +698,90 @@ fn modulus_bits(jwk: &serde_json::Value) -> i32 {
 
 fn seconds(time: Option<Timestamp>) -> i64 {
     time.map(Timestamp::as_second).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+
+    #[test]
+    fn a_method_of_ours_without_a_row_is_refused_as_our_bug() {
+        let code = |declared: &[&str]| {
+            not_in_the_table("/proto.AdminService/New", declared)
+                .grpc()
+                .code()
+        };
+        assert_eq!(code(&["/proto.AdminService/New"]), Code::Internal);
+        assert_eq!(code(DECLARED), Code::Unimplemented);
+    }
+
+    #[test]
+    fn a_call_that_did_not_come_through_the_door_is_refused() {
+        let refused = admitted(Request::new(ListKeysRequest {}))
+            .map(drop)
+            .unwrap_err();
+        assert_eq!(refused.code(), Code::Internal);
+    }
+
+    #[test]
+    fn d09_size_and_algorithm_are_the_requests_within_bounds() {
+        let rs256 = KeySpec::Rs256 { bits: 3072 };
+        let of = |size, algorithm, setting| {
+            spec(size, algorithm, setting).map_err(|error| error.grpc().code())
+        };
+        assert_eq!(of(0, "", rs256), Ok(None));
+        assert_eq!(of(4096, "", rs256), Ok(Some(KeySpec::Rs256 { bits: 4096 })));
+        assert_eq!(of(0, "RS256", rs256), Ok(Some(rs256)));
+        assert_eq!(
+            of(0, "RS256", KeySpec::EdDsa),
+            Ok(Some(KeySpec::Rs256 { bits: 2048 }))
+        );
+        assert_eq!(
+            of(2048, "RS256", KeySpec::Es256),
+            Ok(Some(KeySpec::Rs256 { bits: 2048 }))
+        );
+        assert_eq!(of(0, "ES256", rs256), Ok(Some(KeySpec::Es256)));
+        assert_eq!(of(0, "EdDSA", rs256), Ok(Some(KeySpec::EdDsa)));
+        for (size, algorithm, setting) in [
+            (1024, "", rs256),
+            (2047, "RS256", rs256),
+            (16384, "", rs256),
+            (-2048, "", rs256),
+            (i32::MIN, "", rs256),
+            (2048, "", KeySpec::Es256),
+            (2048, "ES256", rs256),
+            (256, "EdDSA", rs256),
+            (0, "HS256", rs256),
+            (0, "rs256", rs256),
+            (0, "none", rs256),
+        ] {
+            assert_eq!(
+                of(size, algorithm, setting),
+                Err(Code::InvalidArgument),
+                "{size} {algorithm:?} {setting:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_modulus_is_measured_in_bits() {
+        let bits = |n: &[u8]| {
+            modulus_bits(&serde_json::json!({"kty": "RSA", "n": URL_SAFE_NO_PAD.encode(n)}))
+        };
+        assert_eq!(bits(&[0x80, 0]), 16);
+        assert_eq!(bits(&[0, 0x80, 0]), 16);
+        assert_eq!(bits(&[0x01, 0]), 9);
+        assert_eq!(bits(&[0, 0]), 0);
+        assert_eq!(bits(&[]), 0);
+        assert_eq!(
+            modulus_bits(&serde_json::json!({"kty": "EC", "n": "gAA"})),
+            0
+        );
+        assert_eq!(
+            modulus_bits(&serde_json::json!({"kty": "RSA", "n": "!"})),
+            0
+        );
+    }
 }

@@ -222,6 +222,9 @@ mod tests {
             "{error}"
         );
         UnixStream::connect(&path).await.unwrap();
+        // Deleting the file under it changes nothing about who has the place.
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(Socket::bind(&path), Err(SocketError::Live { .. })));
         drop(first);
         Socket::bind(&path).unwrap();
     }

@@ -49,7 +49,11 @@ pub(super) fn run(
     match matches.subcommand() {
         Some(("check", matches)) => {
             let raw = args::raw(matches, SCOPES, environment);
-            console.told(config::load_all(&raw))?;
+            let ((settings, _), _) = console.told(config::load_all(&raw))?;
+            // The gate's rules are a file of their own; whoever checks the settings means it too.
+            if let Some(file) = settings.gate.policy {
+                super::policy::rules(Some(file), &settings.gate.capability)?;
+            }
             console.say("The settings are fine");
             Ok(())
         }

@@ -183,10 +183,11 @@ impl Invocation {
     fn remove(&mut self, kid: &str, console: &mut Console<'_>) -> Result<(), Failure> {
         let failed = |error| prefixed("failed to remove key", error);
         let yes = self.settings.no_confirmation;
-        // A list that cannot be had is not a reason to refuse somebody who said yes beforehand.
+        // A list that cannot be had is not a reason to refuse somebody who said yes beforehand; and without a yes or anybody to
+        // give it, that is what is wrong first.
         let impact = match self.impact(kid) {
             Ok(impact) => Some(impact),
-            Err(_) if yes => None,
+            Err(_) if yes || console.person.is_none() => None,
             Err(error) => return Err(failed(error)),
         };
         for sentence in impact

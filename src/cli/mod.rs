@@ -15,6 +15,7 @@ pub mod exit;
 pub mod keys;
 mod man;
 pub mod output;
+mod policy;
 pub mod prompt;
 mod server;
 pub mod status;
@@ -104,6 +105,7 @@ pub fn command() -> Command {
         .subcommand(doctor::command())
         .subcommand(bugreport::command())
         .subcommand(sts::command())
+        .subcommand(policy::command())
         .subcommand(config::command())
         .subcommand(version::command())
         .subcommand(completion::command())
@@ -124,6 +126,7 @@ fn dispatch(
         Some(("doctor", matches)) => doctor::run(matches, environment, console),
         Some(("bugreport", matches)) => bugreport::run(matches, environment, console),
         Some(("sts", matches)) => sts::run(matches, environment, console),
+        Some(("policy", matches)) => policy::run(matches, environment, console),
         Some(("config", matches)) => config::run(matches, environment, console),
         Some(("version", matches)) => version::run(matches, console),
         Some(("completion", matches)) => completion::run(matches, console),

@@ -113,7 +113,7 @@ pub struct Trial {
     /// Address to listen on; whoever reaches it can make tokens
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     listen: IpAddr,
-    /// The iss claim [ISSUER; default http://localhost:<port>]
+    /// The iss claim [ISSUER; default the port on localhost]
     #[arg(long)]
     issuer: Option<String>,
     /// The sub claim [SUBJECT; default test]

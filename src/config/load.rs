@@ -4,6 +4,8 @@
 //! value in silence, this either takes it with a warning or refuses it with a sentence; `docs/compatibility.md` lists which.
 //! Nothing is opened here but the file that holds a secret: whether a directory or a bucket exists is the components' business.
 
+mod sts;
+
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
@@ -16,14 +18,16 @@ use super::{
     duration,
     meaning::{
         HIDDEN, Reading, binding, boolean, bounded, bucket, count, fit, host, hostname, known_word,
-        path, port, prefix, secret_file, size, strange_word, tag, text, url, whole_secret,
+        path, port, prefix, proxy, secret_file, size, socket_mode, strange_word, tag, text,
+        upstream, url, whole_secret,
     },
     raw::{Raw, Typed, Value, suggestion},
     report::{Mistakes, Origin, Remark, Warning},
     secret::Secret,
     settings::{
-        Admin, Authorization, Binding, ClientSettings, Component, KeySpec, Keys, Limits, Log,
-        LogFormat, LogLevel, Metrics, OutputFormat, Publish, Server, Settings, Tailscale,
+        Admin, Authorization, Binding, ClientSettings, Component, Gate, GateAuth, GateToken,
+        KeySpec, Keys, Limits, Log, LogFormat, LogLevel, Metrics, OutputFormat, Publish, Server,
+        Settings, Tailscale,
     },
     table::{self, Default, Row},
 };
@@ -73,6 +77,16 @@ pub fn load_client(raw: &Raw) -> Loaded<ClientSettings> {
     let mut reader = Reader::new(raw);
     let settings = reader.client();
     reader.done(settings)
+}
+
+/// Loads what `tailbone policy …` reads: the file of rules, the capability of grants, and how results are printed.
+pub fn load_policy(raw: &Raw) -> Loaded<(Option<PathBuf>, String, OutputFormat)> {
+    let mut reader = Reader::new(raw);
+    let file = reader.optional_path(&table::GATE_POLICY);
+    let capability = reader.read(&table::GATE_CAPABILITY, text);
+    let format = reader.output();
+    let settings = file.zip(capability).zip(format);
+    reader.done(settings.map(|((file, capability), format)| (file, capability, format)))
 }
 
 /// Loads everything there is, for `tailbone config …`.
@@ -163,6 +177,8 @@ impl<'a> Reader<'a> {
         let state = tailscale.as_ref().map(|tailscale| tailscale.dir.clone());
         let admin = self.admin(state.as_deref());
         let metrics = self.metrics();
+        let gate = self.gate();
+        let sts = self.sts();
         let settings = Settings {
             components: components?,
             log: log?,
@@ -176,6 +192,8 @@ impl<'a> Reader<'a> {
             },
             admin: admin?,
             metrics: metrics?,
+            gate: gate?,
+            sts: sts?,
         };
         self.compare_listeners(&settings);
         Some(settings)
@@ -221,13 +239,15 @@ impl<'a> Reader<'a> {
         let words = self.words(&table::COMPONENTS, |word| {
             match word.to_ascii_lowercase().as_str() {
                 "admin" => Ok("admin"),
+                "gate" => Ok("gate"),
                 "issuer" => Ok("issuer"),
                 "metrics" => Ok("metrics"),
+                "sts" => Ok("sts"),
                 lower => Err(
-                    match suggestion(lower, ["admin", "issuer", "metrics"].into_iter()) {
+                    match suggestion(lower, ["admin", "gate", "issuer", "metrics", "sts"].into_iter()) {
                         Some(meant) => format!("no component {lower}; did you mean {meant}?"),
                         None => {
-                            format!("no component {lower}; there are issuer, admin and metrics")
+                            format!("no component {lower}; there are issuer, admin, gate, sts and metrics")
                         }
                     },
                 ),
@@ -237,7 +257,8 @@ impl<'a> Reader<'a> {
             self.mistake(
                 &table::COMPONENTS,
                 None,
-                "no component, so nothing would run: name issuer, admin, metrics or several".into(),
+                "no component, so nothing would run: name issuer, admin, gate, sts or metrics"
+                    .into(),
             );
             return None;
         }
@@ -247,6 +268,8 @@ impl<'a> Reader<'a> {
                 .map(|word| match word {
                     "admin" => Component::Admin,
                     "metrics" => Component::Metrics,
+                    "gate" => Component::Gate,
+                    "sts" => Component::Sts,
                     _ => Component::Issuer,
                 })
                 .collect(),
@@ -267,6 +290,10 @@ impl<'a> Reader<'a> {
             },
             format: match format? {
                 "json" => LogFormat::Json,
+                // TailSTS's switch holds where our setting was not typed.
+                _ if self.raw.json_logging && self.raw.typed(&table::LOG_FORMAT).is_none() => {
+                    LogFormat::Json
+                }
                 _ => LogFormat::Console,
             },
             no_color: no_color?,
@@ -459,6 +486,84 @@ impl<'a> Reader<'a> {
     fn count(&mut self, row: &'static Row) -> Option<u32> {
         let kind = row.kind;
         self.read(row, |typed, _| count(kind, typed))
+    }
+
+    fn gate(&mut self) -> Option<Gate> {
+        let port = self.port(&table::GATE_PORT);
+        let binding = self.binding(&table::GATE_BINDING);
+        let upstreams = self.words(&table::GATE_UPSTREAM, upstream);
+        let policy = self.optional_path(&table::GATE_POLICY);
+        let capability = self.read(&table::GATE_CAPABILITY, text);
+        let expected_tailnet = self.optional_text(&table::GATE_EXPECTED_TAILNET);
+        let forward_capabilities =
+            self.words(
+                &table::GATE_FORWARD_CAPABILITIES,
+                |word| Ok(word.to_owned()),
+            );
+        let token = self.bool(&table::GATE_TOKEN);
+        let audience = self.optional_text(&table::GATE_TOKEN_AUDIENCE);
+        let life = self.whole_seconds(&table::GATE_TOKEN_EXPIRY);
+        let recheck = self.duration(&table::GATE_RECHECK);
+        let auth = self.gate_auth();
+        let token = match token? {
+            true => Some(GateToken {
+                audience: audience?,
+                life: life?,
+            }),
+            false => None,
+        };
+        Some(Gate {
+            port: port?,
+            binding: binding?,
+            upstreams: upstreams?,
+            policy: policy?,
+            capability: capability?,
+            expected_tailnet: expected_tailnet?,
+            forward_capabilities: forward_capabilities?,
+            token,
+            recheck: recheck?,
+            auth: auth?,
+        })
+    }
+
+    fn gate_auth(&mut self) -> Option<GateAuth> {
+        let port = self.port(&table::GATE_AUTH_PORT);
+        let proxies = self.words(&table::GATE_AUTH_PROXIES, proxy);
+        let socket = self.optional_path(&table::GATE_AUTH_SOCKET);
+        let socket_mode = self.read(&table::GATE_AUTH_SOCKET_MODE, socket_mode);
+        let client_header = self.optional_text(&table::GATE_AUTH_CLIENT_HEADER);
+        let redirect = self.url(&table::GATE_AUTH_REDIRECT);
+        Some(GateAuth {
+            port: port?,
+            proxies: proxies?,
+            socket: socket?,
+            socket_mode: socket_mode?,
+            client_header: client_header?,
+            redirect: redirect?,
+        })
+    }
+
+    fn optional_path(&mut self, row: &'static Row) -> Option<Option<PathBuf>> {
+        self.read(row, |typed, origin| {
+            let Reading {
+                meaning,
+                plain,
+                odd,
+            } = text(typed, origin)?;
+            let path = (!meaning.is_empty()).then(|| PathBuf::from(meaning));
+            Ok(Reading::new(path, plain).odd(odd))
+        })
+    }
+
+    fn optional_text(&mut self, row: &'static Row) -> Option<Option<String>> {
+        self.read(row, |typed, origin| {
+            let Reading {
+                meaning,
+                plain,
+                odd,
+            } = text(typed, origin)?;
+            Ok(Reading::new(Some(meaning).filter(|text| !text.is_empty()), plain).odd(odd))
+        })
     }
 
     fn socket(&mut self, state: Option<&Path>) -> Option<PathBuf> {

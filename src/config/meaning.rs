@@ -19,7 +19,7 @@ use super::{
     raw::suggestion,
     report::Origin,
     secret::Secret,
-    settings::Binding,
+    settings::{Binding, Upstream},
     table::{self, Kind, LONGEST, Row},
 };
 
@@ -65,6 +65,55 @@ pub(super) fn fit(text: &str) -> Result<(), String> {
 pub(super) fn text(typed: &str, _: &Origin) -> Result<Reading<String>, String> {
     let text = typed.trim_end_matches(['\r', '\n']);
     Ok(Reading::new(text.to_owned(), text))
+}
+
+/// `[host][/path]=http://host:port`, with `h2c` for HTTP/2 without TLS. What host and path may be is the gate's business.
+pub(super) fn upstream(word: &str) -> Result<Upstream, String> {
+    let (place, url) = match word.split_once('=') {
+        Some((place, url)) => (place, url),
+        None => ("", word),
+    };
+    let (address, h2c) = match (url.strip_prefix("http://"), url.strip_prefix("h2c://")) {
+        (Some(address), _) => (address, false),
+        (_, Some(address)) => (address, true),
+        _ => {
+            return Err(
+                "not http://host:port or h2c://host:port, after host, /path or both and =".into(),
+            );
+        }
+    };
+    let address = address.strip_suffix('/').unwrap_or(address);
+    if address.is_empty() || address.contains(['/', '?', '#', '@']) {
+        return Err("an upstream's address is host:port, without path and user".into());
+    }
+    let (host, path) = match place.find('/') {
+        Some(at) => place.split_at(at),
+        None => (place, ""),
+    };
+    Ok(Upstream {
+        host: host.to_owned(),
+        path: path.to_owned(),
+        address: address.to_owned(),
+        h2c,
+    })
+}
+
+/// A proxy is named by what only it has.
+pub(super) fn proxy(word: &str) -> Result<String, String> {
+    let fits = word.starts_with("tag:") || word.contains('@') && !word.contains('*');
+    if fits {
+        Ok(word.to_owned())
+    } else {
+        Err("a proxy is named by its tag (tag:name) or its user's login".into())
+    }
+}
+
+pub(super) fn socket_mode(typed: &str, _: &Origin) -> Result<Reading<u32>, String> {
+    let mode = u32::from_str_radix(typed.trim(), 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .ok_or("not a file mode in octal, such as 0660")?;
+    Ok(Reading::new(mode, format!("{mode:04o}")))
 }
 
 pub(super) fn path(typed: &str, origin: &Origin) -> Result<Reading<PathBuf>, String> {
@@ -383,11 +432,9 @@ pub(super) fn secret_file(path: &Path) -> Result<Secret, String> {
         ));
     }
     let text = std::str::from_utf8(&bytes).map_err(|_| trouble(&"not text in UTF-8"))?;
-    let text = text.trim_end_matches(['\r', '\n']);
-    if text.is_empty() {
-        return Err(format!("file {} is empty", path.display()));
-    }
-    Ok(Secret::new(text))
+    // An empty one is a secret that is not set: what is left of an auth key after the first join, when a credential or a mount
+    // has to stay.
+    Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
 }
 
 /// What stands for a secret where settings are shown.

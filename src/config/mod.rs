@@ -15,7 +15,8 @@ mod settings;
 pub mod table;
 
 pub use load::{
-    Entry, Loaded, Origins, Purpose, load, load_all, load_client, load_output, load_with_output,
+    Entry, Loaded, Origins, Purpose, load, load_all, load_client, load_output, load_policy,
+    load_with_output,
 };
 pub use raw::{Environment, Flags, Raw, Typed, Value};
 pub use report::{Mistake, Mistakes, Origin, Remark, Warning};

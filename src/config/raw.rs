@@ -125,6 +125,7 @@ pub struct Raw {
     variables: BTreeMap<&'static str, Typed>,
     file: BTreeMap<&'static str, Typed>,
     pub(super) no_color: bool,
+    pub(super) json_logging: bool,
     pub(super) path: Option<PathBuf>,
     pub(super) mistakes: Vec<Remark>,
     pub(super) warnings: Vec<Remark>,
@@ -165,7 +166,38 @@ impl Raw {
             Ok(None) => {}
             Err(mistake) => raw.mistakes.push(mistake),
         }
+        raw.take_aliases(environment);
         raw
+    }
+
+    /// TailSTS's variables, for those who swap it for our `sts` component. Their names are so common (`PORT`) that they mean nothing
+    /// where that component does not run.
+    fn take_aliases(&mut self, environment: &Environment) {
+        let components = self.typed(&table::COMPONENTS).map(|typed| &typed.value);
+        let runs = |text: &String| {
+            text.split(|c: char| c == ',' || c.is_whitespace())
+                .any(|word| word.eq_ignore_ascii_case("sts"))
+        };
+        let sts = match components {
+            Some(Value::Text(text)) => runs(text),
+            Some(Value::List(texts)) => texts.iter().any(runs),
+            None => false,
+        };
+        if !sts {
+            return;
+        }
+        let json = environment.text("JSON_LOGGING");
+        self.json_logging =
+            json.is_some_and(|word| matches!(word, "1" | "t" | "T" | "true" | "TRUE" | "True"));
+        for row in table::ALL {
+            let Some(name) = row.alias else { continue };
+            if let Some(text) = environment.text(name) {
+                self.variables.entry(row.key).or_insert_with(|| Typed {
+                    value: Value::Text(text.to_owned()),
+                    origin: Origin::Variable(name.to_owned()),
+                });
+            }
+        }
     }
 
     /// What was typed for a setting, from the strongest layer that has it.

@@ -2,7 +2,12 @@
 //!
 //! Each field names its config key; flags, variables and defaults follow from the table in `table.rs`.
 
-use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use serde::Serialize;
 
@@ -18,6 +23,8 @@ pub struct Settings {
     pub server: Server,
     pub admin: Admin,
     pub metrics: Metrics,
+    pub gate: Gate,
+    pub sts: StsSettings,
 }
 
 /// A part of the program that can be switched on.
@@ -25,8 +32,10 @@ pub struct Settings {
 #[serde(rename_all = "lowercase")]
 pub enum Component {
     Admin,
+    Gate,
     Issuer,
     Metrics,
+    Sts,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,6 +199,87 @@ pub enum Authorization {
     Open,
 }
 
+/// Identity in front of HTTP services.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gate {
+    /// `gate.port`: of the reverse proxy on the tailnet.
+    pub port: u16,
+    /// `gate.binding`: for both of the gate's ports.
+    pub binding: Binding,
+    /// `gate.upstream`: the services behind the reverse proxy.
+    pub upstreams: Vec<Upstream>,
+    /// `gate.policy`: the file of local rules; without one, grants decide alone.
+    pub policy: Option<PathBuf>,
+    /// `gate.capability`: the grants that speak of us; none are asked for when empty.
+    pub capability: String,
+    /// `gate.expectedTailnet`: MagicDNS suffix that callers must have.
+    pub expected_tailnet: Option<String>,
+    /// `gate.forwardCapabilities`: grants that backends are told.
+    pub forward_capabilities: Vec<String>,
+    /// `gate.token`: whether backends get a token.
+    pub token: Option<GateToken>,
+    /// `gate.recheck`: how often an open WebSocket's caller is looked at again.
+    pub recheck: Duration,
+    pub auth: GateAuth,
+}
+
+/// A service behind the reverse proxy: `[host][/path=]http://address`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    /// Empty for every host.
+    pub host: String,
+    /// Empty for every path.
+    pub path: String,
+    /// `host:port`
+    pub address: String,
+    /// HTTP/2 without TLS.
+    pub h2c: bool,
+}
+
+impl std::fmt::Display for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            host,
+            path,
+            address,
+            h2c,
+        } = self;
+        let equals = if host.is_empty() && path.is_empty() {
+            ""
+        } else {
+            "="
+        };
+        let scheme = if *h2c { "h2c" } else { "http" };
+        write!(f, "{host}{path}{equals}{scheme}://{address}")
+    }
+}
+
+/// A token for backends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GateToken {
+    /// `gate.tokenAudience`; the host that was asked for when empty.
+    pub audience: Option<String>,
+    /// `gate.tokenExpiry`
+    pub life: Duration,
+}
+
+/// Forward-auth.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GateAuth {
+    /// `gate.auth.port`: on the tailnet, where `proxies` names somebody.
+    pub port: u16,
+    /// `gate.auth.proxies`: who may ask about others, by tag or login.
+    pub proxies: Vec<String>,
+    /// `gate.auth.socket`: for proxies on this machine; whoever can open it is trusted.
+    pub socket: Option<PathBuf>,
+    /// `gate.auth.socketMode`
+    pub socket_mode: u32,
+    /// `gate.auth.clientHeader`: the header with the client's address; each route has its own when empty.
+    pub client_header: Option<String>,
+    /// `gate.auth.redirect`: where browsers without identity are sent.
+    pub redirect: Option<String>,
+}
+
 /// Everything `tailbone keys …` needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientSettings {
@@ -219,4 +309,39 @@ pub enum OutputFormat {
     Json,
     Text,
     Yaml,
+}
+
+/// The token exchange, each value sound by itself; `sts::config` makes one of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StsSettings {
+    /// `sts.port`
+    pub port: u16,
+    /// `sts.binding`
+    pub binding: Binding,
+    /// `sts.policiesDir`
+    pub policies_dir: PathBuf,
+    /// `sts.strict`
+    pub strict: bool,
+    /// `sts.clientId`; empty where every policy brings its own.
+    pub client_id: String,
+    /// `sts.clientSecret`
+    pub client_secret: Option<Secret>,
+    /// `sts.tokenUrl`
+    pub token_url: String,
+    /// `sts.timeout`
+    pub timeout: Duration,
+    /// `sts.cacheTime`; off at zero.
+    pub cache_time: Duration,
+    /// `sts.leeway`
+    pub leeway: Duration,
+    /// `sts.jwks.coolDown`
+    pub jwks_cool_down: Duration,
+    /// `sts.host.listen`
+    pub host_listen: Option<SocketAddr>,
+    /// `sts.host.cert`
+    pub host_cert: Option<PathBuf>,
+    /// `sts.host.key`
+    pub host_key: Option<PathBuf>,
+    /// `sts.host.plain`
+    pub host_plain: bool,
 }

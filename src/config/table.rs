@@ -15,6 +15,8 @@ pub struct Row {
     pub help: &'static str,
     pub example: &'static str,
     flags: [Option<Flag>; 2],
+    /// A variable of another program that the setting took over; it counts only where the `sts` component runs.
+    pub alias: Option<&'static str>,
 }
 
 /// A flag that carries a setting.
@@ -32,6 +34,8 @@ pub enum Scope {
     Keys,
     /// `keys generate` and `keys rotate`.
     Make,
+    /// `policy …`.
+    Policy,
     /// `keys remove`.
     Remove,
     /// Every command.
@@ -104,7 +108,7 @@ macro_rules! rows {
 }
 
 rows! {
-    COMPONENTS = row("components", Kind::Words(&["issuer", "admin", "metrics"]))
+    COMPONENTS = row("components", Kind::Words(&["issuer", "admin", "gate", "sts", "metrics"]))
         .flag("components", Scope::Start)
         .default("issuer,admin")
         .help("Parts of the program to run, by commas or blanks");
@@ -306,6 +310,146 @@ rows! {
         .flag("timeout", Scope::Keys)
         .default("30s")
         .help("Time given to one call of the admin API");
+
+    GATE_PORT = row("gate.port", Kind::Port)
+        .flag("gate-port", Scope::Start)
+        .default("8082")
+        .help("Port of the gate's reverse proxy on the tailnet");
+    GATE_BINDING = row("gate.binding", Kind::Binding)
+        .flag("gate-binding", Scope::Start)
+        .default("auto")
+        .help("Tailnet address of the gate; auto takes all of the node's");
+    GATE_UPSTREAM = row("gate.upstream", Kind::Words(&[]))
+        .flag("gate-upstream", Scope::Start)
+        .example("http://127.0.0.1:3000")
+        .help("Services behind the reverse proxy: http:// or h2c:// address, after host, path or both and = where there are several");
+    GATE_POLICY = row("gate.policy", Kind::Path)
+        .flag("gate-policy", Scope::Start)
+        .flag("policy", Scope::Policy)
+        .example("/etc/tailbone/policy.toml")
+        .help("File of rules that say who may do what; without one, grants of the tailnet decide alone");
+    GATE_CAPABILITY = row("gate.capability", Kind::Text)
+        .flag("gate-capability", Scope::Start)
+        .flag("capability", Scope::Policy)
+        .default("tailbone.dev/cap/gate")
+        .help("Capability of the grants that are asked before the file");
+    GATE_EXPECTED_TAILNET = row("gate.expectedTailnet", Kind::Text)
+        .flag("gate-expected-tailnet", Scope::Start)
+        .default("")
+        .example("tailnet-x.ts.net")
+        .help("MagicDNS suffix that callers must have");
+    GATE_FORWARD_CAPABILITIES = row("gate.forwardCapabilities", Kind::Words(&[]))
+        .flag("gate-forward-capabilities", Scope::Start)
+        .example("example.com/cap/wiki")
+        .help("Capabilities whose values backends are told, in Tailscale-App-Capabilities");
+    GATE_TOKEN = row("gate.token", Kind::Bool)
+        .flag("gate-token", Scope::Start)
+        .default("false")
+        .help("Give backends a signed JWT about the caller, in Tailbone-Token");
+    GATE_TOKEN_AUDIENCE = row("gate.tokenAudience", Kind::Text)
+        .flag("gate-token-audience", Scope::Start)
+        .default("")
+        .help("The aud claim of that token; the host that was asked for when empty");
+    GATE_TOKEN_EXPIRY = row("gate.tokenExpiry", duration(Duration::from_secs(1), HOUR))
+        .flag("gate-token-expiry", Scope::Start)
+        .default("1m")
+        .help("Life of that token, in whole seconds");
+    GATE_RECHECK = row("gate.recheck", duration(Duration::from_millis(10), HOUR))
+        .flag("gate-recheck", Scope::Start)
+        .default("10s")
+        .help("How often the caller of an open WebSocket is looked at again");
+    GATE_AUTH_PORT = row("gate.auth.port", Kind::Port)
+        .flag("gate-auth-port", Scope::Start)
+        .default("8083")
+        .help("Port of forward-auth on the tailnet, where gate.auth.proxies names somebody");
+    GATE_AUTH_PROXIES = row("gate.auth.proxies", Kind::Words(&[]))
+        .flag("gate-auth-proxies", Scope::Start)
+        .example("tag:proxy")
+        .help("Proxies on the tailnet that may ask about others, by tag or login");
+    GATE_AUTH_SOCKET = row("gate.auth.socket", Kind::Path)
+        .flag("gate-auth-socket", Scope::Start)
+        .example("/run/tailbone/gate.sock")
+        .help("Unix socket for proxies on this machine; whoever can open it may ask about others");
+    GATE_AUTH_SOCKET_MODE = row("gate.auth.socketMode", Kind::Text)
+        .flag("gate-auth-socket-mode", Scope::Start)
+        .default("0660")
+        .help("File mode of that socket, in octal");
+    GATE_AUTH_CLIENT_HEADER = row("gate.auth.clientHeader", Kind::Text)
+        .flag("gate-auth-client-header", Scope::Start)
+        .default("")
+        .example("X-Real-IP")
+        .help("Header in which proxies tell the client's address; Remote-Addr or X-Forwarded-For, by route, when empty");
+    GATE_AUTH_REDIRECT = row("gate.auth.redirect", Kind::Url)
+        .flag("gate-auth-redirect", Scope::Start)
+        .example("https://join.example.com/")
+        .help("Page to which browsers without identity are sent instead of a 401");
+
+    STS_PORT = row("sts.port", Kind::Port)
+        .flag("sts-port", Scope::Start)
+        .alias("PORT")
+        .default("8080")
+        .help("Port of the token exchange on the tailnet");
+    STS_BINDING = row("sts.binding", Kind::Binding)
+        .flag("sts-binding", Scope::Start)
+        .default("auto")
+        .help("Tailnet address of the token exchange; auto takes all of the node's");
+    STS_POLICIES_DIR = row("sts.policiesDir", Kind::Path)
+        .flag("sts-policies-dir", Scope::Start)
+        .alias("POLICIES_DIR")
+        .default("policies")
+        .help("Directory of the exchange's policies");
+    STS_STRICT = row("sts.strict", Kind::Bool)
+        .flag("sts-strict", Scope::Start)
+        .default("false")
+        .help("Refuse policies that would load with a warning, such as those without an audience");
+    STS_CLIENT_ID = row("sts.clientId", Kind::Text)
+        .flag("sts-client-id", Scope::Start)
+        .alias("TS_CLIENT_ID")
+        .example("k123456CNTRL")
+        .help("OAuth client of Tailscale's API; a policy may bring its own");
+    STS_CLIENT_SECRET = row("sts.clientSecret", Kind::Secret)
+        .flag("sts-client-secret", Scope::Start)
+        .alias("TS_CLIENT_SECRET")
+        .example("file:/run/secrets/client")
+        .help("Secret of that client");
+    STS_TOKEN_URL = row("sts.tokenUrl", Kind::Url)
+        .flag("sts-token-url", Scope::Start)
+        .alias("TS_TOKEN_URL")
+        .default("https://api.tailscale.com/api/v2/oauth/token")
+        .help("Token endpoint of Tailscale's API");
+    STS_TIMEOUT = row("sts.timeout", duration(Duration::from_millis(100), HOUR))
+        .flag("sts-timeout", Scope::Start)
+        .default("10s")
+        .help("Time given to one call of the token endpoint");
+    STS_CACHE_TIME = row("sts.cacheTime", duration_or_off(Duration::from_secs(1), HOUR))
+        .flag("sts-cache-time", Scope::Start)
+        .default("off")
+        .example("5m")
+        .help("How long an access token is given to further callers with the same policy, scopes and tags");
+    STS_LEEWAY = row("sts.leeway", duration(Duration::ZERO, HOUR))
+        .flag("sts-leeway", Scope::Start)
+        .default("0s")
+        .help("How far issuers' clocks may be off");
+    STS_JWKS_COOL_DOWN = row("sts.jwks.coolDown", duration(Duration::from_secs(1), HOUR))
+        .flag("sts-jwks-cool-down", Scope::Start)
+        .default("1m")
+        .help("Least time between two fetches of an issuer's keys that unknown keys cause");
+    STS_HOST_LISTEN = row("sts.host.listen", Kind::Text)
+        .flag("sts-host-listen", Scope::Start)
+        .example("0.0.0.0:8443")
+        .help("Host address where the exchange listens too, for callers outside the tailnet; none without it");
+    STS_HOST_CERT = row("sts.host.cert", Kind::Text)
+        .flag("sts-host-cert", Scope::Start)
+        .example("/etc/tls/tls.crt")
+        .help("Certificate chain of that listener (PEM); read anew when it changes");
+    STS_HOST_KEY = row("sts.host.key", Kind::Text)
+        .flag("sts-host-key", Scope::Start)
+        .example("/etc/tls/tls.key")
+        .help("File with the key of that certificate (PEM)");
+    STS_HOST_PLAIN = row("sts.host.plain", Kind::Bool)
+        .flag("sts-host-plain", Scope::Start)
+        .default("false")
+        .help("That listener has no TLS, because a proxy in front ends it");
 }
 
 /// A duration of a setting that the Go program had, too.
@@ -348,6 +492,7 @@ const fn row(key: &'static str, kind: Kind) -> Row {
         help: "",
         example: "",
         flags: [None, None],
+        alias: None,
     }
 }
 
@@ -384,6 +529,11 @@ impl Row {
 
     const fn derived(mut self, words: &'static str) -> Self {
         self.default = Default::Derived(words);
+        self
+    }
+
+    const fn alias(mut self, variable: &'static str) -> Self {
+        self.alias = Some(variable);
         self
     }
 
@@ -527,6 +677,7 @@ impl Scope {
         match self {
             Self::Keys => "keys",
             Self::Make => "keys generate, keys rotate",
+            Self::Policy => "policy",
             Self::Remove => "keys remove",
             Self::Root => "all commands",
             Self::Server => "server",

@@ -7,6 +7,8 @@
 //! 4. timeout: the longest that a handler may take.
 //! 5. body limit: no route takes a large body.
 //!
+//! What stands before a server of somebody else ([`wrap_streaming`]) lets bodies of any size and length in time pass, and leaves
+//! that server's answers alone; 4 and 5 are not for it.
 //! gRPC ([`wrap_grpc`]) has the same, with its own way to say no and more time: its calls wait for others' changes.
 //!
 //! Limits of the connection (number, header size, times) belong to [`super::serve`].
@@ -19,6 +21,7 @@ use std::{
 
 use axum::{
     BoxError, Router,
+    error_handling::HandleErrorLayer,
     extract::{DefaultBodyLimit, Request},
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -49,33 +52,55 @@ pub struct RequestId(pub String);
 /// Wraps a component's routes. Its name becomes the span's.
 pub fn wrap(router: Router, component: &'static str) -> Router {
     let router = router.fallback(|| async { Error::not_found() });
-    layered(router, component, Answers::Ours, REQUEST_TIME)
+    let router = whole(router, REQUEST_TIME);
+    scoped(router, component, Answers::Ours)
 }
 
 /// Wraps gRPC services.
 pub fn wrap_grpc(router: Router, component: &'static str) -> Router {
-    layered(router, component, Answers::Grpc, CALL_TIME)
+    scoped(whole(router, CALL_TIME), component, Answers::Grpc)
 }
 
-/// How a refusal is written.
+/// Wraps routes that hand requests on, with bodies that may take as long as they like.
+pub fn wrap_streaming(router: Router, component: &'static str) -> Router {
+    scoped(
+        router.layer(DefaultBodyLimit::disable()),
+        component,
+        Answers::OfOthers,
+    )
+}
+
+/// Whose answers go through a layer, and so how a refusal of ours is written: a bare status of ours may be given our words, one
+/// of others is what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answers {
     Grpc,
+    OfOthers,
     Ours,
 }
 
-fn layered(router: Router, component: &'static str, answers: Answers, time: Duration) -> Router {
-    let bounded = ServiceBuilder::new()
-        .layer(axum::error_handling::HandleErrorLayer::new(
-            move |error| async move { limit_error(error, time) },
-        ))
-        .layer(LoadShedLayer::new())
-        .layer(ConcurrencyLimitLayer::new(REQUESTS))
+/// Bounds for requests that are taken in whole and answered within `time`.
+fn whole(router: Router, time: Duration) -> Router {
+    let timed = ServiceBuilder::new()
+        .layer(HandleErrorLayer::new(move |error| async move {
+            limit_error(error, time)
+        }))
         .layer(TimeoutLayer::new(time));
     router
         .layer(DefaultBodyLimit::disable())
         .layer(RequestBodyLimitLayer::new(BODY_BYTES))
-        .layer(bounded)
+        .layer(timed)
+}
+
+fn scoped(router: Router, component: &'static str, answers: Answers) -> Router {
+    let shed = ServiceBuilder::new()
+        .layer(HandleErrorLayer::new(|error| async move {
+            limit_error(error, REQUEST_TIME)
+        }))
+        .layer(LoadShedLayer::new())
+        .layer(ConcurrencyLimitLayer::new(REQUESTS));
+    router
+        .layer(shed)
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn(move |request: Request, next: Next| {
             request_scope(component, answers, request, next)
@@ -111,7 +136,7 @@ async fn request_scope(
 fn answer(mut response: Response, answers: Answers, id: &str) -> Response {
     let answer = |error: &Error| match answers {
         Answers::Grpc => error.grpc().into_http(),
-        Answers::Ours => error.answer(id),
+        Answers::OfOthers | Answers::Ours => error.answer(id),
     };
     if let Some(error) = response.extensions_mut().remove::<Error>() {
         match (&error.kind, &error.cause) {
@@ -129,7 +154,7 @@ fn answer(mut response: Response, answers: Answers, id: &str) -> Response {
     }
     // Refusals of layers that know nothing of `Error`.
     match response.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => answer(&Error::new(
+        StatusCode::PAYLOAD_TOO_LARGE if answers != Answers::OfOthers => answer(&Error::new(
             Kind::TooLarge,
             "body_too_large",
             format!("a body may have {BODY_BYTES} bytes at most"),

@@ -4,6 +4,8 @@
 //! - A connection costs bounded memory: header bytes, times and the number of connections, in all and per peer, are limited.
 //! - Limits may change while the server runs; connections keep the times that they began with.
 //! - A slow peer holds up nobody: each connection is a task of its own, and accepting never waits for one.
+//! - A stop cuts no request within the grace time: also those are answered whose connection stands, but waits to be accepted or
+//!   has not carried its first request yet.
 //! - After [`Server::stop`] no connection of this listener is left.
 //! - A listener that dies ends the server with its error; it is never silently deaf.
 //!
@@ -14,10 +16,10 @@ use std::{
     future::Future,
     io,
     net::IpAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Waker},
     time::{Duration, Instant},
@@ -29,14 +31,14 @@ use http::{Extensions, Request};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::conn::auto,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{Notify, oneshot},
     task::JoinHandle,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 use super::{
@@ -54,7 +56,16 @@ pub trait Accept: Send + 'static {
     fn peer(_: &Self::Addr) -> Option<IpAddr> {
         None
     }
+
+    /// Refuses what comes from now on. Whether what stands already is still to be had from `accept`, up to an error.
+    fn refuse(&mut self) -> bool {
+        false
+    }
 }
+
+/// How long after a stop a connection may take to send its first request. Somebody who connected just before needs about one
+/// round trip; who sends nothing is not waited for.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// Bounds of a listener's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -241,7 +252,8 @@ where
         limits: limits.into(),
         load: load.clone(),
         peers: Arc::default(),
-        open: GracefulShutdown::new(),
+        open: TaskTracker::new(),
+        stop: CancellationToken::new(),
         cut: CancellationToken::new(),
     };
     let task = tokio::spawn(accept_loop(listener, connections, identify, stopped));
@@ -301,24 +313,35 @@ where
         tokio::select! {
             grace = &mut stopped => break Ok(grace.unwrap_or_default()),
             accepted = accepted => match accepted {
-                Ok((io, addr)) => {
-                    let peer = L::peer(&addr);
-                    match connections.admit(peer) {
-                        Ok(held) => {
-                            let slot = connections.load.take();
-                            connections.spawn(io, identify(addr), held, slot);
-                        }
-                        Err(Full) => turn_away(io),
-                    }
-                }
+                Ok((io, addr)) => connections.begin(io, L::peer(&addr), identify(addr)),
                 Err(error) => break Err(error),
             }
         }
     };
-    drop(listener);
     let grace = *end.as_ref().unwrap_or(&Duration::ZERO);
-    let stopped = connections.end(grace).await;
-    end.map(|_| stopped)
+    let drained = tokio::time::timeout(grace, async {
+        connections.stop.cancel();
+        if end.is_ok() && listener.refuse() {
+            // Beyond the limit of connections there is no answer to be had, as there was none before.
+            while connections.load.open() < connections.limits.now().connections {
+                let Ok((io, addr)) = listener.accept().await else {
+                    break;
+                };
+                connections.begin(io, L::peer(&addr), identify(addr));
+            }
+        }
+        drop(listener);
+        connections.open.close();
+        connections.open.wait().await;
+    })
+    .await;
+    connections.cut.cancel();
+    connections.open.close();
+    connections.open.wait().await;
+    end.map(|_| match drained {
+        Ok(()) => Stopped::Drained,
+        Err(_) => Stopped::Cut,
+    })
 }
 
 fn builder(limits: Limits) -> auto::Builder<TokioExecutor> {
@@ -355,8 +378,34 @@ struct Connections {
     limits: LiveLimits,
     load: Load,
     peers: Arc<Peers>,
-    open: GracefulShutdown,
+    open: TaskTracker,
+    /// Asks each connection to end after the request that it is at.
+    stop: CancellationToken,
+    /// Ends them all.
     cut: CancellationToken,
+}
+
+/// Whether a connection has carried a request.
+#[derive(Default)]
+struct Begun {
+    seen: AtomicBool,
+    told: Notify,
+}
+
+impl Begun {
+    fn tell(&self) {
+        // Relaxed: nothing but the flag itself is read by it. Looked at first, so that the warm path writes nothing.
+        if !self.seen.load(Ordering::Relaxed) {
+            self.seen.store(true, Ordering::Relaxed);
+            self.told.notify_one();
+        }
+    }
+
+    async fn wait(&self) {
+        if !self.seen.load(Ordering::Relaxed) {
+            self.told.notified().await;
+        }
+    }
 }
 
 impl Connections {
@@ -379,6 +428,17 @@ impl Connections {
         }
     }
 
+    /// Serves a connection, if its peer may have one more.
+    fn begin<I>(&self, io: I, peer: Option<IpAddr>, known: Extensions)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        match self.admit(peer) {
+            Ok(held) => self.spawn(io, known, held, self.load.take()),
+            Err(Full) => turn_away(io),
+        }
+    }
+
     fn spawn<I>(&self, io: I, mut known: Extensions, held: Option<Held>, slot: Slot)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -389,12 +449,17 @@ impl Connections {
                 limits: self.limits.clone(),
             });
         }
+        let begun = Arc::new(Begun::default());
         let router = self.router.clone();
-        let service = service_fn(move |request: Request<Incoming>| {
-            let mut request = request.map(Body::new);
-            request.extensions_mut().extend(known.clone());
-            router.clone().oneshot(request)
-        });
+        let service = {
+            let begun = Arc::clone(&begun);
+            service_fn(move |request: Request<Incoming>| {
+                begun.tell();
+                let mut request = request.map(Body::new);
+                request.extensions_mut().extend(known.clone());
+                router.clone().oneshot(request)
+            })
+        };
         let limits = self.limits.now();
         let connection = builder(limits)
             .serve_connection_with_upgrades(
@@ -402,29 +467,30 @@ impl Connections {
                 service,
             )
             .into_owned();
-        let connection = self.open.watch(connection);
-        let cut = self.cut.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                ended = connection => if let Err(error) = ended {
-                    tracing::debug!(target: "server", error, "connection ended early");
-                },
-                () = cut.cancelled() => {}
+        let (stop, cut) = (self.stop.clone(), self.cut.clone());
+        self.open.spawn(async move {
+            let mut connection = pin!(connection);
+            // hyper ends a connection at once on which it has read nothing yet, with its first request maybe under way.
+            let asked = async {
+                stop.cancelled().await;
+                let _ = tokio::time::timeout(FIRST_REQUEST, begun.wait()).await;
+            };
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = cut.cancelled() => Ok(()),
+                () = asked => {
+                    connection.as_mut().graceful_shutdown();
+                    tokio::select! {
+                        ended = connection => ended,
+                        () = cut.cancelled() => Ok(()),
+                    }
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(target: "server", error, "connection ended early");
             }
             drop((slot, held));
         });
-    }
-
-    async fn end(self, grace: Duration) -> Stopped {
-        let drained = tokio::time::timeout(grace, self.open.shutdown())
-            .await
-            .is_ok();
-        self.cut.cancel();
-        if drained {
-            Stopped::Drained
-        } else {
-            Stopped::Cut
-        }
     }
 }
 

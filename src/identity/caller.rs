@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use crate::{
     http::{self, error::Kind},
-    tailnet::{self, BackendState, WhoIs},
+    tailnet::{self, WhoIs},
 };
 
 /// Who calls.
@@ -50,17 +50,24 @@ const TAGGED_LOGIN: &str = "tagged-devices";
 const TAGGED_NAME: &str = "Tagged Devices";
 
 impl Caller {
-    /// Reads WhoIs' answer. Tags decide what is a machine: the profile of a tagged node belongs to nobody.
+    /// Reads WhoIs' answer. Callers from another tailnet are refused; see [`super::Visitor`] for them.
     pub fn from_whois(whois: WhoIs) -> Result<Self, Refusal> {
+        if !whois.same_tailnet {
+            return Err(Refusal::ForeignTailnet {
+                login: whois.user.login,
+            });
+        }
+        Self::of_any_tailnet(whois)
+    }
+
+    /// Tags decide what is a machine: the profile of a tagged node belongs to nobody.
+    pub(super) fn of_any_tailnet(whois: WhoIs) -> Result<Self, Refusal> {
         let WhoIs {
             node,
             user,
             caps: grants,
-            same_tailnet,
+            ..
         } = whois;
-        if !same_tailnet {
-            return Err(Refusal::ForeignTailnet { login: user.login });
-        }
         if node.expired {
             return Err(Refusal::NodeExpired { node: node.name });
         }
@@ -99,12 +106,23 @@ impl Caller {
 
     /// The values that the tailnet's policy grants this caller towards us under `capability`.
     pub fn grants(&self, capability: &str) -> &[serde_json::Value] {
-        let grants = match self {
-            Self::Funnel(_) => return &[],
-            Self::Machine(machine) => &machine.grants,
-            Self::User(user) => &user.grants,
-        };
-        grants.get(capability).map_or(&[], Vec::as_slice)
+        self.all_grants()
+            .and_then(|grants| grants.get(capability))
+            .map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether the capability is granted at all: it may be, without any value.
+    pub fn has_capability(&self, capability: &str) -> bool {
+        self.all_grants()
+            .is_some_and(|grants| grants.contains_key(capability))
+    }
+
+    fn all_grants(&self) -> Option<&Grants> {
+        match self {
+            Self::Funnel(_) => None,
+            Self::Machine(machine) => Some(&machine.grants),
+            Self::User(user) => Some(&user.grants),
+        }
     }
 }
 
@@ -128,8 +146,8 @@ pub enum Refusal {
     Funnel,
     #[error("the node {node} has an expired key: log in again on it (`tailscale login`)")]
     NodeExpired { node: String },
-    #[error("the server's own node is not on the tailnet ({state:?})")]
-    NotRunning { state: BackendState },
+    #[error("the server's own node is not on the tailnet ({state})")]
+    NotRunning { state: &'static str },
     #[error("the tailnet knows no node at the caller's address")]
     UnknownPeer,
     #[error("the tailnet could not say who calls")]

@@ -6,10 +6,13 @@ use ::http::request::Parts;
 use arc_swap::ArcSwapOption;
 use axum::extract::FromRequestParts;
 
-use super::{Caller, Refusal};
+use super::{
+    Caller, Refusal, Visitor,
+    directory::{ask, running},
+};
 use crate::{
     http::{self, error::Kind},
-    tailnet::{self, BackendState, Node, Peer, Via},
+    tailnet::{Node, Peer, Via},
     telemetry::meter::Meter,
 };
 
@@ -26,7 +29,7 @@ pub struct Connection {
 #[derive(Debug)]
 struct Known {
     generation: u64,
-    caller: Caller,
+    visitor: Arc<Visitor>,
 }
 
 impl Connection {
@@ -50,11 +53,21 @@ impl Connection {
         self.peer
     }
 
-    /// Who calls, right now. Without a change of the network map this costs two atomic reads.
+    /// Who calls, right now. Callers from another tailnet are refused.
     pub async fn caller(&self) -> Result<Caller, Refusal> {
         if self.peer.via == Via::Funnel {
             return Ok(Caller::Funnel(self.peer.addr));
         }
+        self.visitor().await?.caller().cloned()
+    }
+
+    /// Who calls, right now, from whatever tailnet; callers from the internet are refused. Without a change of the network
+    /// map this asks nobody.
+    pub async fn visitor(&self) -> Result<Arc<Visitor>, Refusal> {
+        if self.peer.via == Via::Funnel {
+            return Err(Refusal::Funnel);
+        }
+        running(self.node.as_ref())?;
         // Read before asking: an answer that is newer than its generation only costs one more question later.
         let generation = self.node.generation();
         if let Some(known) = self
@@ -64,32 +77,16 @@ impl Connection {
             .filter(|known| known.generation == generation)
         {
             self.meter.whois_kept();
-            return Ok(known.caller.clone());
+            return Ok(known.visitor.clone());
         }
-        let state = self.node.watch().borrow().state;
-        if state != BackendState::Running {
-            return Err(Refusal::NotRunning { state });
-        }
-        let caller = self.ask().await;
-        self.meter.whois_asked(caller.is_ok());
-        let caller = caller?;
+        let visitor = ask(self.node.as_ref(), self.peer.addr).await;
+        self.meter.whois_asked(visitor.is_ok());
+        let visitor = Arc::new(visitor?);
         self.known.store(Some(Arc::new(Known {
             generation,
-            caller: caller.clone(),
+            visitor: visitor.clone(),
         })));
-        Ok(caller)
-    }
-
-    async fn ask(&self) -> Result<Caller, Refusal> {
-        let whois = self
-            .node
-            .whois(self.peer.addr)
-            .await
-            .map_err(|error| match error {
-                tailnet::Error::NotFound => Refusal::UnknownPeer,
-                other => Refusal::WhoIsFailed(Arc::new(other)),
-            })?;
-        Caller::from_whois(whois)
+        Ok(visitor)
     }
 }
 

@@ -6,10 +6,17 @@
 //! - A caller is known per connection and kept only while the network map stands still ([`Connection::caller`]).
 //! - A Funnel peer is a variant of its own and is never looked up: its address means nothing on the tailnet.
 //!
+//! - Whoever wants callers of other tailnets has to say so: they come as a [`Visitor`], from [`Connection::visitor`].
+//! - An address that a trusted proxy tells is looked up in the [`Directory`], never taken for a connection.
+//!
 //! What a known caller may do is left to the components; [`Caller::grants`] hands them the tailnet policy's own words.
 
 mod caller;
 mod connection;
+mod directory;
+mod visitor;
 
 pub use caller::{Caller, Machine, Refusal, User};
 pub use connection::Connection;
+pub use directory::Directory;
+pub use visitor::Visitor;

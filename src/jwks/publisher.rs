@@ -11,7 +11,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 
-use super::{Document, Unreadable};
+use super::{Document, Unreadable, document::LARGEST};
 
 /// Tries of one update. With the pauses below that is about a minute of bad luck, or eight writers in a storm.
 const TRIES: u32 = 60;
@@ -75,8 +75,8 @@ pub trait Publisher: Send + Sync + fmt::Debug + 'static {
 /// What an update did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Updated {
-    /// The document as last read, the change in it.
-    pub document: Versioned,
+    /// The document as last read, the change in it; `None` if there is none and the change wants none.
+    pub document: Option<Versioned>,
     /// Whether there was anything to change.
     pub changed: bool,
     /// Where the document was kept before keys were taken out, or why it could not be.
@@ -105,10 +105,7 @@ pub async fn update<E>(
 ) -> Result<Updated, UpdateError<E>> {
     let mut pause = Pause::new();
     let mut result = Updated {
-        document: Versioned {
-            document: Document::default(),
-            etag: Etag("".into()),
-        },
+        document: None,
         changed: false,
         backup: None,
         lost_writes: 0,
@@ -121,6 +118,10 @@ pub async fn update<E>(
             Ok(before) => before,
             Err(error @ PublishError::Unavailable { .. }) if wrote || last_error.is_some() => {
                 last_error = Some(error);
+                pause.unavailable();
+                if pause.exhausted() {
+                    break;
+                }
                 pause.wait().await;
                 continue;
             }
@@ -139,9 +140,21 @@ pub async fn update<E>(
         if let Some(before) = &before
             && before.document == after
         {
-            result.document = before.clone();
+            result.document = Some(before.clone());
             result.changed = wrote;
             return Ok(result);
+        }
+        if before.is_none() && after == Document::default() {
+            // Nothing there, and nothing to put there: an empty document would tell more than is known.
+            result.changed = wrote;
+            return Ok(result);
+        }
+        if after.to_bytes().len() > LARGEST {
+            // What we would not read we do not write.
+            return Err(UpdateError::Publish(PublishError::Unreadable {
+                place: publisher.place().to_owned(),
+                reason: Unreadable::TooLarge,
+            }));
         }
         if wrote {
             result.lost_writes += 1;

@@ -2,7 +2,7 @@
 //!
 //! For issuing, three things are enough:
 //!
-//! ```ignore
+//! ```text
 //! let life = jwks::life::KeyLife::open(&settings.keys).await;
 //! life.start(now).await?;                          // makes and publishes the first key
 //! // every second: life.poll(now).await

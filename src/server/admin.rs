@@ -52,7 +52,7 @@ pub(super) fn local(
 ) -> Result<Option<Server>, StartError> {
     match Socket::bind(&settings.admin.socket) {
         Ok(socket) => {
-            tracing::info!(target: "server", component = "admin", socket = %settings.admin.socket.display(), "listening");
+            tracing::info!(target: "server", socket = %settings.admin.socket.display(), "local admin socket open");
             let identify = |requester| {
                 let mut known = Extensions::new();
                 known.insert(requester);

@@ -1,8 +1,13 @@
 //! Why the daemon ended otherwise than asked to, and with which exit code.
 
+use std::{net::SocketAddr, path::PathBuf};
+
 use crate::{
     admin::SocketError,
+    gate,
+    http::tls::TlsError,
     jwks::life::LifeError,
+    sts,
     tailnet::{self, join::JoinError},
 };
 
@@ -12,6 +17,24 @@ use crate::{
 pub enum StartError {
     #[error("cannot start the runtime or take the signals: {0}")]
     Runtime(#[source] std::io::Error),
+    #[error("the gate cannot be built")]
+    Gate(#[from] gate::BuildError),
+    #[error("cannot listen at the host address {addr}")]
+    Host {
+        addr: SocketAddr,
+        source: std::io::Error,
+    },
+    #[error("the gate's socket {} cannot be made", path.display())]
+    GateSocket {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("the token exchange cannot be started")]
+    Sts(#[from] sts::StartError),
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    StsSettings(Vec<sts::config::SettingsError>),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error("the signing keys cannot be loaded")]
     Keys(#[from] LifeError),
     #[error(transparent)]
@@ -23,12 +46,6 @@ pub enum StartError {
         what: &'static str,
         addr: tailnet::ListenAddr,
         source: tailnet::Error,
-    },
-    #[error("cannot listen for {what} at {addr}")]
-    Bind {
-        what: &'static str,
-        addr: std::net::SocketAddr,
-        source: std::io::Error,
     },
     #[error("the {what} listener failed")]
     ListenerDied {
@@ -42,6 +59,7 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Join(error) => error.exit_code(),
+            Self::StsSettings(_) => 64,
             _ => 1,
         }
     }

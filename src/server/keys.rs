@@ -22,9 +22,12 @@ pub(super) struct Keeper {
     task: JoinHandle<()>,
 }
 
-/// Opens the keys as the settings say, and makes the first one where there is none.
-pub(super) async fn open(settings: &Settings) -> Result<KeyLife, LifeError> {
+/// Opens the keys as the settings say. Where something `signs`, they are loaded, and the first one is made where there is none.
+pub(super) async fn open(settings: &Settings, signs: bool) -> Result<KeyLife, LifeError> {
     let life = KeyLife::open(&settings.keys).await;
+    if !signs {
+        return Ok(life);
+    }
     let report = life.start(Timestamp::now()).await?;
     let mut told = Told::default();
     told.tell(&report);

@@ -27,8 +27,8 @@ pub(super) fn hang(own: &OwnNode, keys: &KeyLife) {
     });
 }
 
-/// The first two, which are there before the keys are.
-pub(super) fn first(own: &OwnNode) -> Switch {
+/// Those that are there before the keys are.
+pub(super) fn first(own: &OwnNode, signs: bool) -> Switch {
     // Not all of `own`: it holds the latches, and would hold itself.
     let membership = own.membership.clone();
     own.readiness.latch("node-running", move |now| {
@@ -38,8 +38,10 @@ pub(super) fn first(own: &OwnNode) -> Switch {
         "listeners-up",
         "the server does not listen yet, or no longer",
     );
-    own.readiness
-        .latch("key-signs", |_| Err("no key is loaded yet".to_owned()));
+    if signs {
+        own.readiness
+            .latch("key-signs", |_| Err("no key is loaded yet".to_owned()));
+    }
     listeners
 }
 

@@ -135,6 +135,8 @@ fn left(now: &Settings, new: &Settings) -> Vec<&'static str> {
         ),
         ("admin", now.admin != new.admin),
         ("metrics", now.metrics != new.metrics),
+        ("gate", now.gate != new.gate),
+        ("sts", now.sts != new.sts),
     ];
     all.into_iter()
         .filter(|(_, differs)| *differs)

@@ -11,6 +11,7 @@
 //! Left to others: joining ([`crate::tailnet::join`]), serving ([`crate::http::serve`]), which key signs ([`crate::jwks`]).
 
 mod admin;
+mod components;
 mod error;
 mod housekeeping;
 mod keys;
@@ -19,32 +20,23 @@ mod live;
 mod node;
 mod notify;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
-use ::http::Extensions;
-use axum::Router;
-use futures_util::future::select_all;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{task::JoinHandle, time::MissedTickBehavior};
 
 pub use error::StartError;
 pub use housekeeping::{housekeeping, succeeded};
-use keys::Keeper;
-use live::Live;
-use notify::Supervisor;
 
+use self::{
+    components::{Components, Shared},
+    keys::Keeper,
+    live::Live,
+    notify::Supervisor,
+};
 use crate::{
     admin::OwnNode,
-    config::{self, Admin, Binding, Component, Settings},
-    http::{
-        health, layers,
-        serve::{Listening, LiveLimits, Server, Stopped, serve},
-        tls::PlainListener,
-    },
-    identity::Connection,
-    issuer::{self, Issuer},
+    config::Settings,
     jwks::life::KeyLife,
-    keys::SigningPool,
-    metrics::{self, Metrics},
     signals::{Signal, Signals},
     tailnet::{Node, join::JoinState},
     telemetry::{meter::Meter, readiness::Switch},
@@ -54,13 +46,16 @@ use crate::{
 /// How long an ephemeral node may take to say goodbye to the control server.
 const LOGOUT: Duration = Duration::from_secs(3);
 
-/// `tailbone server start`: returns when asked to stop, or when it cannot go on. `reload` loads the settings once more, or says why it
+/// Between two looks at files that may change while the server runs: policies, certificates.
+const TICK: Duration = Duration::from_secs(5);
+
+/// `tailbone server start`: returns when asked to stop, or when it cannot go on. `load` loads the settings once more, or says why it
 /// cannot.
 pub fn start(
     settings: &Settings,
-    reload: impl Fn() -> Result<Settings, String>,
+    load: impl Fn() -> Result<Settings, String>,
 ) -> Result<(), StartError> {
-    runtime()?.block_on(run(settings, reload))
+    runtime()?.block_on(run(settings, load))
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, StartError> {
@@ -73,41 +68,24 @@ fn runtime() -> Result<tokio::runtime::Runtime, StartError> {
 
 async fn run(
     settings: &Settings,
-    reload: impl Fn() -> Result<Settings, String>,
+    load: impl Fn() -> Result<Settings, String>,
 ) -> Result<(), StartError> {
     tracing::info!(target: "server", version = version::VERSION, commit = version::COMMIT, "starting tailbone server");
     let supervisor = Supervisor::of_process();
     let mut signals = Signals::install().map_err(StartError::Runtime)?;
-    let mut live = Live::new(settings);
-    let meter = Meter::default();
     let mut daemon = tokio::select! {
-        daemon = Daemon::start(settings, &live, &meter, &supervisor) => daemon?,
+        daemon = Daemon::start(settings, supervisor) => daemon?,
         signal = stop_signal(&mut signals, || {}) => {
             let signal = signal.map_err(StartError::Runtime)?;
             tracing::info!(target: "server", ?signal, "stopped before the start was done");
             return Ok(());
         }
     };
-    let keeper = Keeper::start(daemon.keys.clone(), meter.clone());
-    supervisor.ready();
-    let keys = daemon.keys.clone();
-    let reload = || {
-        supervisor.reloading();
-        keeper.look();
-        let new = reload();
-        meter.reloaded(new.is_ok());
-        reloaded(&mut live, new, &keys);
-        supervisor.ready();
-    };
-    let outcome = tokio::select! {
-        signal = stop_signal(&mut signals, reload) => {
-            signal.map(|signal| tracing::info!(target: "server", ?signal, "shutting down listeners")).map_err(StartError::Runtime)
-        }
-        died = daemon.listener_died() => Err(died),
-    };
-    supervisor.stopping();
+    daemon.supervisor.ready();
+    let outcome = daemon.until(&mut signals, load).await;
+    daemon.supervisor.stopping();
     tokio::select! {
-        () = daemon.stop(live.settings()) => {}
+        () = daemon.stop() => {}
         _ = stop_signal(&mut signals, || {}) => {
             tracing::warn!(target: "server", "a second signal: ending at once");
         }
@@ -115,24 +93,8 @@ async fn run(
     outcome
 }
 
-/// Exchanges what can be exchanged, and says what cannot.
-fn reloaded(live: &mut Live, new: Result<Settings, String>, keys: &KeyLife) {
-    let new = match new {
-        Ok(new) => new,
-        Err(error) => {
-            tracing::error!(target: "server", error, "settings not reloaded; the old ones stay in force");
-            return;
-        }
-    };
-    let exchanged = live.exchange(&new, keys);
-    tracing::info!(target: "server", changed = exchanged.done.join(", "), "settings and keys reloaded");
-    if !exchanged.left.is_empty() {
-        tracing::warn!(target: "server", settings = exchanged.left.join(", "), "changed settings that need a restart");
-    }
-}
-
 /// Waits for a signal to end; on a hang-up `reload` is called and the waiting goes on.
-async fn stop_signal(signals: &mut Signals, mut reload: impl FnMut()) -> io::Result<Signal> {
+async fn stop_signal(signals: &mut Signals, reload: impl Fn()) -> io::Result<Signal> {
     loop {
         match signals.next().await? {
             Signal::Hangup => reload(),
@@ -145,24 +107,23 @@ async fn stop_signal(signals: &mut Signals, mut reload: impl FnMut()) -> io::Res
 struct Daemon {
     node: Arc<dyn Node>,
     keys: KeyLife,
-    servers: Vec<Server>,
+    keeper: Option<Keeper>,
+    components: Components,
     follow: JoinHandle<()>,
-    own: OwnNode,
-    limits: LiveLimits,
+    live: Live,
     meter: Meter,
     /// Held by the server's end.
     up: Switch,
+    supervisor: Supervisor,
 }
 
 impl Daemon {
-    async fn start(
-        settings: &Settings,
-        live: &Live,
-        meter: &Meter,
-        supervisor: &Supervisor,
-    ) -> Result<Self, StartError> {
+    async fn start(settings: &Settings, supervisor: Supervisor) -> Result<Self, StartError> {
         let own = OwnNode::default();
-        let up = latches::first(&own);
+        let live = Live::new(settings);
+        let meter = Meter::default();
+        let signs = components::needs_keys(settings);
+        let up = latches::first(&own, signs);
         let news = |state: JoinState| {
             supervisor.status(state.code());
             own.membership.joining(state);
@@ -175,153 +136,90 @@ impl Daemon {
                 Ok::<_, StartError>(node)
             },
             async {
-                let keys = keys::open(settings).await?;
-                latches::hang(&own, &keys);
+                let keys = keys::open(settings, signs).await?;
+                if signs {
+                    latches::hang(&own, &keys);
+                }
                 let administration = admin::routes(settings, &keys, &own)?;
                 let socket = admin::local(settings, administration.clone(), &own.listeners)?;
                 Ok((keys, administration, socket))
             }
         )?;
-        let follow = tokio::spawn(node::follow(node.clone()));
-        let mut daemon = Self {
-            node,
-            keys,
-            servers: socket.into_iter().collect(),
-            follow,
-            own,
+        let shared = Shared {
+            node: node.clone(),
+            keys: keys.clone(),
+            rules: live.rules.clone(),
             limits: live.limits.clone(),
             meter: meter.clone(),
+            readiness: own.readiness.clone(),
+            listeners: own.listeners.clone(),
+        };
+        let components = Components::start(settings, shared, administration, socket).await?;
+        let follow = tokio::spawn(node::follow(node.clone()));
+        up.release();
+        Ok(Self {
+            node,
+            keeper: signs.then(|| Keeper::start(keys.clone(), meter.clone())),
+            keys,
+            components,
+            follow,
+            live,
+            meter,
             up,
-        };
-        if settings.components.contains(&Component::Issuer) {
-            let router = issuer::router(Issuer {
-                rules: live.rules.clone(),
-                keys: daemon.keys.clone(),
-                signing: Arc::new(SigningPool::new().map_err(StartError::Runtime)?),
-                cache_time: settings.keys.cache_time,
-                meter: meter.clone(),
-            })
-            .merge(health::router(daemon.own.readiness.clone()));
-            daemon
-                .serve(
-                    "issuer",
-                    settings.server.binding,
-                    settings.server.port,
-                    layers::wrap(router, "issuer"),
-                )
-                .await?;
-        }
-        if settings.components.contains(&Component::Admin) {
-            let Admin { binding, port, .. } = settings.admin;
-            daemon.serve("admin", binding, port, administration).await?;
-        }
-        if settings.components.contains(&Component::Metrics) {
-            daemon.serve_metrics(settings.metrics).await?;
-        }
-        daemon.up.release();
-        Ok(daemon)
+            supervisor,
+        })
     }
 
-    /// On the tailnet; on the machine's own loopback only where its address is typed out.
-    async fn serve_metrics(&mut self, settings: config::Metrics) -> Result<(), StartError> {
-        let router = metrics::router(Metrics {
-            meter: self.meter.clone(),
-            node: self.node.clone(),
-            keys: self.keys.clone(),
-            readiness: self.own.readiness.clone(),
-            listeners: self.own.listeners.clone(),
-        });
-        let router = layers::wrap(router, "metrics");
-        let config::Metrics { port, binding } = settings;
-        let Binding::Addr(ip) = binding else {
-            return self.serve("metrics", binding, port, router).await;
-        };
-        if !ip.is_loopback() {
-            return self.serve("metrics", binding, port, router).await;
-        }
-        let addr = SocketAddr::new(ip, port);
-        let listener = TcpListener::bind(addr)
-            .await
-            .map_err(|source| StartError::Bind {
-                what: "metrics",
-                addr,
-                source,
-            })?;
-        let server = serve(
-            "metrics",
-            PlainListener(listener),
-            router,
-            self.limits.clone(),
-            |_| Extensions::new(),
-        );
-        self.listening(server, addr.to_string());
-        Ok(())
-    }
-
-    /// Puts a component's routes, with the layers around them, on the tailnet.
-    async fn serve(
+    /// Runs until a signal says stop, or a listener has died.
+    async fn until(
         &mut self,
-        what: &'static str,
-        binding: Binding,
-        port: u16,
-        router: Router,
+        signals: &mut Signals,
+        load: impl Fn() -> Result<Settings, String>,
     ) -> Result<(), StartError> {
-        let addr = node::listen_addr(binding, port);
-        let listener = self
-            .node
-            .listen(addr)
-            .await
-            .map_err(|source| StartError::Listen { what, addr, source })?;
-        let node = self.node.clone();
-        let meter = self.meter.clone();
-        let identify = move |peer| {
-            let mut known = Extensions::new();
-            let connection = Connection::new(node.clone(), peer).counted(meter.clone());
-            known.insert(Arc::new(connection));
-            known
-        };
-        let server = serve(what, listener, router, self.limits.clone(), identify);
-        self.listening(server, addr.to_string());
-        Ok(())
-    }
-
-    fn listening(&mut self, server: Server, addr: String) {
-        tracing::info!(target: "server", component = server.name(), binding = %addr, "listening");
-        self.own.listeners.add(Listening {
-            name: server.name(),
-            addr,
-            load: server.load(),
-        });
-        self.servers.push(server);
-    }
-
-    /// Waits until a listener ends that was not asked to.
-    async fn listener_died(&mut self) -> StartError {
-        if self.servers.is_empty() {
-            return std::future::pending().await;
-        }
-        let ends = self.servers.iter_mut().map(|server| {
-            let what = server.name();
-            Box::pin(async move {
-                StartError::ListenerDied {
-                    what,
-                    source: server.failed().await,
-                }
-            })
-        });
-        select_all(ends).await.0
-    }
-
-    async fn stop(&mut self, settings: &Settings) {
-        let grace = settings.server.grace;
-        self.up.hold();
-        let stops = self.servers.drain(..).map(|server| async move {
-            let what = server.name();
-            if server.stop(grace).await == Stopped::Cut {
-                tracing::warn!(target: "server", listener = what, ?grace, "requests were cut: the grace time is over");
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                signal = signals.next() => match signal.map_err(StartError::Runtime)? {
+                    Signal::Hangup => self.reload(load()),
+                    signal => {
+                        tracing::info!(target: "server", ?signal, "shutting down listeners");
+                        return Ok(());
+                    }
+                },
+                died = self.components.listener_died() => return Err(died),
+                _ = ticks.tick() => self.components.tick(),
             }
-        });
-        futures_util::future::join_all(stops).await;
+        }
+    }
+
+    /// Exchanges what can be exchanged, says what cannot, and looks at all files anew.
+    fn reload(&mut self, new: Result<Settings, String>) {
+        self.supervisor.reloading();
+        if let Some(keeper) = &self.keeper {
+            keeper.look();
+        }
+        self.components.reload();
+        self.meter.reloaded(new.is_ok());
+        match new {
+            Err(error) => {
+                tracing::error!(target: "server", error, "settings not reloaded; the old ones stay in force");
+            }
+            Ok(new) => {
+                let exchanged = self.live.exchange(&new, &self.keys);
+                tracing::info!(target: "server", changed = exchanged.done.join(", "), "settings and keys reloaded");
+                if !exchanged.left.is_empty() {
+                    tracing::warn!(target: "server", settings = exchanged.left.join(", "), "changed settings that need a restart");
+                }
+            }
+        }
+        self.supervisor.ready();
+    }
+
+    async fn stop(&mut self) {
+        self.up.hold();
+        let settings = self.live.settings();
+        self.components.stop(settings.server.grace).await;
         tracing::info!(target: "server", "shutting down Tailscale server");
         if settings.server.tailscale.ephemeral
             && let Err(error) = self.node.logout(LOGOUT).await

@@ -114,4 +114,8 @@ impl Accept for Listener {
     async fn accept(&mut self) -> io::Result<(Stream, Peer)> {
         Self::accept(self).await.map_err(io::Error::other)
     }
+
+    fn refuse(&mut self) -> bool {
+        Self::refuse(self)
+    }
 }

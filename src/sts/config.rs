@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use url::Url;
 
 use crate::{
-    config::{Binding, Secret},
+    config::{Binding, Secret, StsSettings},
     jwks::fetch,
 };
 
@@ -80,6 +80,41 @@ pub enum SettingsError {
 }
 
 impl Settings {
+    /// What was set, made one. Every misfit is told, not only the first.
+    pub fn of(set: &StsSettings) -> Result<Self, Vec<SettingsError>> {
+        let mut misfits = Vec::new();
+        let credentials = Credentials::both(&set.client_id, set.client_secret.clone());
+        let host = HostListener::checked(
+            set.host_listen,
+            set.host_cert.clone(),
+            set.host_key.clone(),
+            set.host_plain,
+        );
+        let token_url = token_url(&set.token_url);
+        let credentials = credentials.map_err(|misfit| misfits.push(misfit));
+        let host = host.map_err(|misfit| misfits.push(misfit));
+        let token_url = token_url.map_err(|misfit| misfits.push(misfit));
+        let (Ok(credentials), Ok(host), Ok(token_url)) = (credentials, host, token_url) else {
+            return Err(misfits);
+        };
+        Ok(Self {
+            port: set.port,
+            binding: set.binding,
+            host,
+            policies_dir: set.policies_dir.clone(),
+            strict: set.strict,
+            credentials,
+            token_url,
+            timeout: set.timeout,
+            cache_time: set.cache_time,
+            leeway: set.leeway,
+            jwks: fetch::Rules {
+                cool_down: set.jwks_cool_down,
+                ..fetch::Rules::default()
+            },
+        })
+    }
+
     /// The defaults, with these policies and this client.
     pub fn new(
         policies_dir: PathBuf,

@@ -112,8 +112,8 @@ impl fmt::Display for JoinState {
         match self {
             Self::BadKey { words } => write!(
                 f,
-                "the control server refuses the auth key or what it is to allow: {words}. Make a new key (not used up, not \
-                 expired, of this tailnet, with these tags) and set it as server.tailscale.authkey"
+                "the control server refuses the auth key or what it is to allow: {words}. Make a new key or secret (not used up, \
+                 not expired, of this tailnet, with these tags) and set it, for example as server.tailscale.authkey"
             ),
             Self::Deleted => f.write_str(
                 "the control server does not know this node any more: it was deleted. Start it again with an auth key to join as a \
@@ -157,10 +157,13 @@ pub fn classify(status: &Status, has_key: bool, now: Timestamp) -> JoinState {
         BackendState::Running => JoinState::Running,
         BackendState::Stopped | BackendState::InUseOtherUser => JoinState::Stopped,
         BackendState::NeedsMachineAuth => JoinState::NeedsApproval,
-        BackendState::NoState | BackendState::NeedsLogin | BackendState::Starting => {
+        BackendState::NoState
+        | BackendState::NeedsLogin
+        | BackendState::Starting
+        | BackendState::Unknown => {
             if has_key && let Some(words) = refusal(status) {
                 JoinState::BadKey {
-                    words: words.into(),
+                    words: one_line(words),
                 }
             } else if expired {
                 JoinState::Expired
@@ -172,12 +175,12 @@ pub fn classify(status: &Status, has_key: bool, now: Timestamp) -> JoinState {
                 }
             } else if !status.control_error.is_empty() {
                 JoinState::NoNetwork {
-                    words: status.control_error.clone(),
+                    words: one_line(&status.control_error),
                 }
             } else if !status.error.is_empty() {
                 // Starting goes on in the background where a secret is traded for a key first; this is how its failure shows.
                 JoinState::NoNetwork {
-                    words: status.error.clone(),
+                    words: one_line(&status.error),
                 }
             } else {
                 JoinState::Starting
@@ -188,23 +191,50 @@ pub fn classify(status: &Status, has_key: bool, now: Timestamp) -> JoinState {
 
 /// The words with which somebody who was reached refused our key. Trouble on the way is not a refusal.
 fn refusal(status: &Status) -> Option<&str> {
+    let (error, control_error) = (status.error.as_str(), status.control_error.as_str());
     match status.state {
         // Control's own words for the user; it was asked with the key.
-        BackendState::NeedsLogin if !status.error.is_empty() => Some(&status.error),
-        BackendState::NoState if !status.error.is_empty() && !status.control_error.is_empty() => {
-            Some(&status.error)
+        BackendState::NeedsLogin if !error.is_empty() => Some(error),
+        BackendState::NoState if !error.is_empty() && !control_error.is_empty() => Some(error),
+        // A secret or an outside token is traded for a key first, and the other side said no.
+        BackendState::NoState if !error.is_empty() => {
+            let no = TRADE_REFUSED.iter().any(|code| error.contains(code))
+                || TRADE_STATUS.iter().any(|before| refuses(error, before));
+            no.then_some(error)
         }
-        // Trading a secret for a key: the token endpoint answered.
-        BackendState::NoState if status.error.contains("oauth2: ") => Some(&status.error),
         // Some control servers refuse with a status instead of words.
         BackendState::NeedsLogin | BackendState::NoState => {
-            let (_, answer) = status.control_error.split_once("register request: http ")?;
-            let code: u16 = answer.get(..3)?.parse().ok()?;
-            let passing = matches!(code, 408 | 425 | 429);
-            ((400..500).contains(&code) && !passing).then_some(&status.control_error)
+            refuses(control_error, "register request: http ").then_some(control_error)
         }
         _ => None,
     }
+}
+
+/// Error codes of RFC 6749, section 5.2, as Go's OAuth library tells them.
+const TRADE_REFUSED: [&str; 3] = [
+    "oauth2: \"invalid_",
+    "oauth2: \"unauthorized_",
+    "oauth2: \"access_denied",
+];
+
+/// What stands before an HTTP status where trading fails.
+const TRADE_STATUS: [&str; 3] = [
+    "oauth2: cannot fetch token: ",
+    "token exchange failed with status ",
+    "Status: ",
+];
+
+/// Whether the words tell an HTTP status, after what stands before it, that trying again does not change.
+fn refuses(words: &str, before: &str) -> bool {
+    let status = words
+        .split_once(before)
+        .and_then(|(_, answer)| answer.get(..3)?.parse::<u16>().ok());
+    status.is_some_and(|code| (400..500).contains(&code) && !matches!(code, 408 | 425 | 429))
+}
+
+/// Other people's words on one line.
+fn one_line(words: &str) -> String {
+    words.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Whether the control server refuses to talk with a node that it knew. The node itself goes on with its last map for ever.
@@ -520,6 +550,7 @@ mod tests {
             (BackendState::Stopped, "stopped"),
             (BackendState::Starting, "starting"),
             (BackendState::Running, "running"),
+            (BackendState::Unknown, "starting"),
         ] {
             for has_key in [true, false] {
                 assert_eq!(
@@ -578,8 +609,17 @@ mod tests {
     #[test]
     fn a_secret_that_cannot_be_traded() {
         for (words, code) in [
+            ("x: oauth2: \"invalid_client\"", "bad-key"),
+            ("x: oauth2: \"temporarily_unavailable\"", "no-network"),
+            ("x: oauth2: cannot fetch token: 401 Unauthorized", "bad-key"),
             (
-                "getting an access token: oauth2: \"invalid_client\"",
+                "x: oauth2: cannot fetch token: 502 Bad Gateway",
+                "no-network",
+            ),
+            ("token exchange failed with status 403: no", "bad-key"),
+            ("token exchange failed with status 429: slow", "no-network"),
+            (
+                "creating authkey: Status: 403, Message: \"tags\"",
                 "bad-key",
             ),
             ("dial tcp: lookup api: no such host", "no-network"),
@@ -648,6 +688,7 @@ mod tests {
             Just(BackendState::Stopped),
             Just(BackendState::Starting),
             Just(BackendState::Running),
+            Just(BackendState::Unknown),
         ];
         let words = prop_oneof![Just(String::new()), "\\PC*", "register request: http \\PC*"];
         let expiry = proptest::option::of(-10i64..10);

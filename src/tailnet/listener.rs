@@ -4,6 +4,7 @@
 //! - [`Listener::accept`] fails only when nothing more will ever come; what passes (no free descriptor) is logged and retried
 //!   inside, with a pause that grows.
 //! - Dropping a listener frees its port; closing the node ends it.
+//! - After [`Listener::refuse`] new flows are reset, and `accept` still yields the connections that stand, then ends.
 //! - The node lives at least as long as its listeners, unless it is closed.
 
 use std::{
@@ -140,6 +141,14 @@ impl Listener {
                     }
                 }
             }
+        }
+    }
+
+    /// Takes no further flows. False where nothing that stands can be told from what comes: then just drop the listener.
+    pub fn refuse(&mut self) -> bool {
+        match &self.source {
+            Source::Embedded { channel, .. } => channel.say_last(),
+            Source::Fake(_) | Source::Dead => false,
         }
     }
 

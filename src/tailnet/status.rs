@@ -46,6 +46,9 @@ pub enum BackendState {
     Stopped,
     Starting,
     Running,
+    /// One that a newer backend may have.
+    #[serde(other)]
+    Unknown,
 }
 
 /// Who is behind an address.
@@ -94,4 +97,34 @@ fn moment<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<jiff::Timesta
         return Ok(None);
     }
     text.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_is_read_as_it_comes() {
+        let json = r#"{"generation":7,"state":"Running","auth_url":"","error":"","id":"n1","name":"a.b.ts.net","hostname":"a",
+            "addresses":["100.64.0.1","fd7a::1"],"tailnet":"b.ts.net","key_expiry":"2030-01-02T03:04:05Z","expired":false,
+            "tags":[],"owner":"a@b.c","health":[],"in_map_poll":true,"control_error":""}"#;
+        let status: Status = serde_json::from_str(json).unwrap();
+        assert_eq!(status.state, BackendState::Running);
+        assert_eq!(status.addresses.len(), 2);
+        let expiry = "2030-01-02T03:04:05Z".parse().unwrap();
+        assert_eq!(status.key_expiry, Some(expiry));
+    }
+
+    #[test]
+    fn what_is_new_does_no_harm_and_is_not_running() {
+        let json = r#"{"state":"Meditating","key_expiry":"","news":[1]}"#;
+        let status: Status = serde_json::from_str(json).unwrap();
+        assert_eq!(status.state, BackendState::Unknown);
+        assert_eq!(status.key_expiry, None);
+    }
+
+    #[test]
+    fn a_moment_that_is_none_is_an_error() {
+        assert!(serde_json::from_str::<Status>(r#"{"key_expiry":"tomorrow"}"#).is_err());
+    }
 }

@@ -80,6 +80,11 @@ impl Channel {
             .await?
     }
 
+    /// Shuts our direction, on which nothing is ever said: the Go side takes it for "no more". False if that failed.
+    pub(super) fn say_last(&self) -> bool {
+        rustix::net::shutdown(self.0.get_ref(), rustix::net::Shutdown::Write).is_ok()
+    }
+
     /// The next text, its length in `text`; `None` when the other side is gone.
     pub(super) async fn text(&self, text: &mut [u8]) -> Result<Option<usize>, Broken> {
         let (length, flags) = self

@@ -32,9 +32,10 @@ use tracing_subscriber::{
 use crate::config::{Log, LogFormat, LogLevel};
 
 /// Targets of our own that are not module paths.
-const OWN_TARGETS: [&str; 11] = [
+const OWN_TARGETS: [&str; 12] = [
     "admin",
     "audit",
+    "gate",
     "housekeeper",
     "issuer",
     "jwks",

@@ -70,6 +70,35 @@ fn unsafe_code_is_in_the_fence_alone() {
     assert_eq!(wrong, Vec::<PathBuf>::new());
 }
 
+/// The original had a private key of its own lying about in its tree. Test keys are made by the tests, or say that they are.
+#[test]
+fn d25_no_private_key_lies_in_the_tree() {
+    let listed = std::process::Command::new("git")
+        .args(["ls-files", "-z"])
+        .output()
+        .unwrap();
+    let files = String::from_utf8(listed.stdout).unwrap();
+    let marks = [
+        concat!("PRIVATE", " KEY-----"),
+        concat!(r#""d""#, ":"),
+        concat!(r#""d""#, " :"),
+    ];
+    let named = ["tests/it/keys_fixture.rs", "tests/it/keys_small_rsa.jwk"];
+    let allowed = |file: &str| file.starts_with("tests/support/tls/") || named.contains(&file);
+    let wrong: Vec<_> = files
+        .split('\0')
+        .filter(|file| !file.is_empty() && !allowed(file))
+        .filter(|file| {
+            fs::read(file).is_ok_and(|bytes| {
+                let text = String::from_utf8_lossy(&bytes);
+                marks.iter().any(|mark| text.contains(mark))
+            })
+        })
+        .collect();
+    assert!(!files.is_empty(), "git lists nothing");
+    assert_eq!(wrong, Vec::<&str>::new());
+}
+
 fn row(module: &str) -> Option<usize> {
     ROWS.iter()
         .position(|(modules, _)| modules.contains(&module))

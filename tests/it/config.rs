@@ -467,6 +467,227 @@ fn contract() -> Vec<Row> {
             json!(".tsnet/admin.sock"),
             ["a", "b", "c"],
         ),
+        row(
+            "--sts-port",
+            "sts.port",
+            "TB_STS_PORT",
+            json!(8080),
+            ["1", "2", "3"],
+        ),
+        row(
+            "--sts-binding",
+            "sts.binding",
+            "TB_STS_BINDING",
+            json!("auto"),
+            ["100.64.0.1", "100.64.0.2", "fd7a::1"],
+        ),
+        row(
+            "--sts-policies-dir",
+            "sts.policiesDir",
+            "TB_STS_POLICIESDIR",
+            json!("policies"),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--sts-strict",
+            "sts.strict",
+            "TB_STS_STRICT",
+            json!(false),
+            ["true", "false", "true"],
+        ),
+        row(
+            "--sts-client-id",
+            "sts.clientId",
+            "TB_STS_CLIENTID",
+            json!(""),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--sts-token-url",
+            "sts.tokenUrl",
+            "TB_STS_TOKENURL",
+            json!("https://api.tailscale.com/api/v2/oauth/token"),
+            [
+                "https://a.example/t",
+                "https://b.example/t",
+                "http://c.example/t",
+            ],
+        ),
+        row(
+            "--sts-timeout",
+            "sts.timeout",
+            "TB_STS_TIMEOUT",
+            json!("10s"),
+            ["1s", "2s", "3s"],
+        ),
+        row(
+            "--sts-cache-time",
+            "sts.cacheTime",
+            "TB_STS_CACHETIME",
+            json!("off"),
+            ["1s", "2s", "3s"],
+        ),
+        row(
+            "--sts-leeway",
+            "sts.leeway",
+            "TB_STS_LEEWAY",
+            json!("0s"),
+            ["1s", "2s", "3s"],
+        ),
+        row(
+            "--sts-jwks-cool-down",
+            "sts.jwks.coolDown",
+            "TB_STS_JWKS_COOLDOWN",
+            json!("1m"),
+            ["2s", "3s", "4s"],
+        ),
+        row(
+            "--sts-host-listen",
+            "sts.host.listen",
+            "TB_STS_HOST_LISTEN",
+            json!(""),
+            ["127.0.0.1:1", "[::1]:2", "0.0.0.0:3"],
+        ),
+        row(
+            "--sts-host-cert",
+            "sts.host.cert",
+            "TB_STS_HOST_CERT",
+            json!(""),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--sts-host-key",
+            "sts.host.key",
+            "TB_STS_HOST_KEY",
+            json!(""),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--sts-host-plain",
+            "sts.host.plain",
+            "TB_STS_HOST_PLAIN",
+            json!(false),
+            ["true", "false", "true"],
+        ),
+        row(
+            "--gate-port",
+            "gate.port",
+            "TB_GATE_PORT",
+            json!(8082),
+            ["1", "2", "3"],
+        ),
+        row(
+            "--gate-binding",
+            "gate.binding",
+            "TB_GATE_BINDING",
+            json!("auto"),
+            ["100.64.0.1", "100.64.0.2", "100.64.0.3"],
+        ),
+        row(
+            "--gate-upstream",
+            "gate.upstream",
+            "TB_GATE_UPSTREAM",
+            json!([]),
+            ["http://a:1", "x.example.com/y=h2c://b:2", "/z=http://c:3"],
+        ),
+        row(
+            "--gate-policy",
+            "gate.policy",
+            "TB_GATE_POLICY",
+            json!(""),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--gate-capability",
+            "gate.capability",
+            "TB_GATE_CAPABILITY",
+            json!("tailbone.dev/cap/gate"),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--gate-expected-tailnet",
+            "gate.expectedTailnet",
+            "TB_GATE_EXPECTEDTAILNET",
+            json!(""),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--gate-forward-capabilities",
+            "gate.forwardCapabilities",
+            "TB_GATE_FORWARDCAPABILITIES",
+            json!([]),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--gate-token",
+            "gate.token",
+            "TB_GATE_TOKEN",
+            json!(false),
+            ["true", "false", "true"],
+        ),
+        row(
+            "--gate-token-audience",
+            "gate.tokenAudience",
+            "TB_GATE_TOKENAUDIENCE",
+            json!(""),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--gate-token-expiry",
+            "gate.tokenExpiry",
+            "TB_GATE_TOKENEXPIRY",
+            json!("1m"),
+            ["2s", "3s", "4s"],
+        ),
+        row(
+            "--gate-recheck",
+            "gate.recheck",
+            "TB_GATE_RECHECK",
+            json!("10s"),
+            ["2s", "3s", "4s"],
+        ),
+        row(
+            "--gate-auth-port",
+            "gate.auth.port",
+            "TB_GATE_AUTH_PORT",
+            json!(8083),
+            ["1", "2", "3"],
+        ),
+        row(
+            "--gate-auth-proxies",
+            "gate.auth.proxies",
+            "TB_GATE_AUTH_PROXIES",
+            json!([]),
+            ["tag:a", "b@x.y", "tag:c"],
+        ),
+        row(
+            "--gate-auth-socket",
+            "gate.auth.socket",
+            "TB_GATE_AUTH_SOCKET",
+            json!(""),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--gate-auth-socket-mode",
+            "gate.auth.socketMode",
+            "TB_GATE_AUTH_SOCKETMODE",
+            json!("0660"),
+            ["0600", "0666", "0640"],
+        ),
+        row(
+            "--gate-auth-client-header",
+            "gate.auth.clientHeader",
+            "TB_GATE_AUTH_CLIENTHEADER",
+            json!(""),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--gate-auth-redirect",
+            "gate.auth.redirect",
+            "TB_GATE_AUTH_REDIRECT",
+            json!(""),
+            ["http://a", "https://b/c", "http://c"],
+        ),
     ]
 }
 
@@ -543,6 +764,7 @@ fn the_contract_names_every_row_of_the_table() {
     known.extend(
         [
             "server.tailscale.authkey",
+            "sts.clientSecret",
             "no-confirmation",
             "admin.client.host",
             "admin.client.port",
@@ -1982,4 +2204,35 @@ fn metrics_on_loopback_may_have_a_port_of_the_tailnet() {
     } = check("--metrics-binding=auto");
     assert_eq!(code, 64);
     assert!(said.contains("issuer and metrics need two ports"), "{said}");
+}
+
+// ---- the exchange
+
+#[test]
+fn the_exchange_takes_over_tailsts_variables_where_it_runs() {
+    let variables = [
+        ("PORT", "9000"),
+        ("POLICIES_DIR", "/policies"),
+        ("TS_CLIENT_ID", "id"),
+        ("TS_CLIENT_SECRET", "tskey-client-x"),
+        ("TS_TOKEN_URL", "http://localhost:1/token"),
+        ("JSON_LOGGING", "true"),
+        ("TB_SERVER_TAILSCALE_AUTHKEY", "k"),
+    ];
+    let with =
+        |more: &[(&'static str, &'static str)]| load(&[&variables[..], more].concat()).unwrap();
+    let on = with(&[("TB_COMPONENTS", "admin,sts")]);
+    assert_eq!((on.sts.port, on.sts.client_id.as_str()), (9000, "id"));
+    assert_eq!(on.sts.policies_dir, Path::new("/policies"));
+    assert_eq!(
+        on.sts.client_secret.as_ref().unwrap().reveal(),
+        "tskey-client-x"
+    );
+    assert_eq!(on.sts.token_url, "http://localhost:1/token");
+    assert_eq!(on.log.format, LogFormat::Json);
+    let own = with(&[("TB_COMPONENTS", "sts"), ("TB_STS_PORT", "9001")]);
+    assert_eq!(own.sts.port, 9001, "our own name wins");
+    let off = with(&[("TB_COMPONENTS", "issuer")]);
+    assert_eq!((off.sts.port, off.sts.client_secret), (8080, None));
+    assert_eq!(off.log.format, LogFormat::Console);
 }

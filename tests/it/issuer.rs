@@ -234,6 +234,7 @@ async fn d20_an_unknown_peer_is_401_and_a_node_that_is_down_503() {
     assert_ne!(answer.header("www-authenticate"), "");
 
     let mut alice = world.alice().await;
+    verified(&mut alice).await;
     world
         .node
         .set_status(|status| status.state = BackendState::NeedsLogin);
@@ -434,6 +435,22 @@ async fn d13_a_stop_lets_open_requests_finish_and_then_says_so() {
         soon("the stop", world.server.stop(Duration::from_secs(5))).await,
         Stopped::Drained
     );
+}
+
+#[tokio::test]
+async fn d13_a_connection_that_stands_when_the_stop_comes_still_gets_its_answer() {
+    use tailbone::http::serve::Stopped;
+    let world = World::new().await;
+    let mut fresh = world.alice().await;
+    let (server, keys) = (world.server, world.keys);
+    let stop = tokio::spawn(async move { server.stop(Duration::from_secs(5)).await });
+    // The stop first, the request afterwards.
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(fresh.post("/issue").await.status(), 200);
+    assert_eq!(soon("the stop", stop).await.unwrap(), Stopped::Drained);
+    drop(keys);
 }
 
 /// A listener that dies.

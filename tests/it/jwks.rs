@@ -288,7 +288,7 @@ async fn a_write_whose_answer_is_lost_is_found_and_not_done_twice() {
     .await
     .unwrap();
     assert_eq!(updated.lost_writes, 0);
-    assert_eq!(updated.document.document, document(&["tb-1"]));
+    assert_eq!(updated.document.unwrap().document, document(&["tb-1"]));
     assert_eq!(
         proxy
             .requests()
@@ -439,7 +439,10 @@ async fn d02_a_place_that_ignores_conditions_is_noticed_and_the_change_made_agai
     .await
     .unwrap();
     assert_eq!(updated.lost_writes, 2);
-    assert_eq!(updated.document.document, document(&["tb-other", "tb-1"]));
+    assert_eq!(
+        updated.document.unwrap().document,
+        document(&["tb-other", "tb-1"])
+    );
     // One that never keeps anything is told as such.
     let place = Careless {
         document: Mutex::default(),

@@ -12,8 +12,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod admin;
 mod architecture;
 mod config;
+mod gate;
 mod inside;
 mod issuer;
 mod jwks;

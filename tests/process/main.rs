@@ -21,6 +21,7 @@ macro_rules! alone {
     };
 }
 
+mod admin;
 mod inside;
 mod server;
 mod tailnet;

@@ -27,13 +27,19 @@ use crate::support::{
 };
 
 /// `tailbone server start` in a folder of its own, with no variables but ours.
-struct Daemon {
+pub(super) struct Daemon {
     child: Child,
     log: PathBuf,
 }
 
 impl Daemon {
-    fn start(folder: &Path, devnet: &Devnet, host: &str, key: Option<&str>, more: &[&str]) -> Self {
+    pub(super) fn start(
+        folder: &Path,
+        devnet: &Devnet,
+        host: &str,
+        key: Option<&str>,
+        more: &[&str],
+    ) -> Self {
         let log = folder.join("log");
         let output = fs::OpenOptions::new()
             .create(true)
@@ -66,11 +72,11 @@ impl Daemon {
         }
     }
 
-    fn said(&self) -> String {
+    pub(super) fn said(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    async fn listening(&mut self, times: usize) {
+    pub(super) async fn listening(&mut self, times: usize) {
         eventually("the server listens", async || {
             let said = self.said();
             assert!(
@@ -84,14 +90,14 @@ impl Daemon {
         .await;
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(super) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
         // The child is ours and not yet waited for, so the number is still its own.
         kill_process(pid, signal).unwrap();
     }
 
     /// The end, which must come.
-    fn ended(&mut self) -> ExitStatus {
+    pub(super) fn ended(&mut self) -> ExitStatus {
         let began = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -106,7 +112,7 @@ impl Daemon {
         }
     }
 
-    fn stopped(&mut self) -> ExitStatus {
+    pub(super) fn stopped(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
         self.ended()
     }
@@ -168,13 +174,46 @@ alone! {
         let said = daemon.said();
         assert_eq!(addresses(&said)[0], addresses(&said)[1]);
         assert!(!said.contains("under another name"), "{said}");
+    }
+}
 
-        // D4: neither the tokens nor a piece of their signatures is in the log; the audit line has their ids.
-        for token in [&first, &second] {
-            assert!(!said.contains(token.rsplit('.').next().unwrap()), "a token is in the log");
+alone! {
+    async fn d04_d24_the_log_has_time_one_spelling_and_never_a_token() {
+        let world = EmbeddedWorld::new();
+        let folder = TempDir::new().unwrap();
+        let host = world.host("tailbone");
+        let key = world.devnet.key(&Key { preauthorized: true, ..Key::default() }).await;
+        let alice = world.node("alice", Who::User("alice@example.com")).await;
+        let more = ["--log-format", "json", "--log-level", "trace"];
+        let mut daemon = Daemon::start(folder.path(), world.devnet, &host, Some(&key), &more);
+        daemon.listening(1).await;
+        let tokens = [token(&*alice, &host).await, token(&*alice, &host).await];
+        assert_eq!(daemon.stopped().code(), Some(0));
+
+        let said = daemon.said();
+        for token in &tokens {
+            for part in token.split('.').skip(1) {
+                assert!(!said.contains(part), "a part of a token is in the log");
+            }
         }
-        assert_eq!(said.matches("issued token").count(), 2, "{said}");
         assert!(!said.contains(&key), "the auth key is in the log");
+        let lines: Vec<serde_json::Value> =
+            said.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect();
+        for line in &lines {
+            assert!(line["time"].as_str().is_some_and(|time| time.parse::<jiff::Timestamp>().is_ok()), "{line}");
+            assert!(line["level"].is_string() && line["component"].is_string() && line["message"].is_string(), "{line}");
+            for spelling in ["key_id", "keyID", "keyid", "key"] {
+                assert!(line.get(spelling).is_none(), "a key id is spelled `kid`: {line}");
+            }
+        }
+        let issued: Vec<_> = lines.iter().filter(|line| line["message"] == "issued token").collect();
+        assert_eq!(issued.len(), 2, "one line for one token");
+        for line in issued {
+            assert_eq!(line["component"], "audit");
+            for field in ["caller", "kid", "jti", "sub", "request_id", "decision"] {
+                assert!(line[field].is_string(), "{field} is missing: {line}");
+            }
+        }
     }
 }
 

@@ -93,6 +93,19 @@ impl Devnet {
         made["auth_key"].as_str().unwrap().to_owned()
     }
 
+    /// A client that trades its secret (or, with `jwt`, that ID token) for auth keys with these tags: its id, and its secret as the
+    /// node takes it.
+    pub async fn oauth_client(&self, tags: &[&str], jwt: Option<&str>) -> (String, String) {
+        let mut client = json!({ "tags": tags });
+        if let Some(jwt) = jwt {
+            client["jwt"] = json!(jwt);
+        }
+        let made = self.post("/oauth-clients", client).await;
+        let text = |name: &str| made[name].as_str().unwrap_or_default().to_owned();
+        let secret = format!("{}?baseURL={}", text("client_secret"), text("base_url"));
+        (text("client_id"), secret)
+    }
+
     /// Renames the node's user, for all its nodes.
     pub async fn rename_login(&self, node: &str, login: &str) {
         self.post(&format!("/nodes/{node}/login"), json!({ "login": login }))

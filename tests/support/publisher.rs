@@ -37,6 +37,20 @@ pub(crate) fn document(kids: &[&str]) -> Document {
     document
 }
 
+async fn a_document_does_not_grow_beyond_what_is_read(place: &Place) {
+    let mut full = document(&["tb-1"]).to_bytes();
+    let end = full.len() - 1;
+    let note = format!(r#","note":"{}""#, "x".repeat(1024 * 1024 - full.len() - 30));
+    full.splice(end..end, note.into_bytes());
+    (place.put)(&full);
+    let added = update(&*place.publisher, now(), |document, _| {
+        document.add(&key("tb-2")).map(drop)
+    })
+    .await;
+    assert!(added.unwrap_err().to_string().contains("larger than"));
+    assert_eq!((place.bytes)().unwrap(), full);
+}
+
 /// The whole list but the storm.
 pub(crate) async fn behaves(place: &Place) {
     missing_is_neither_empty_nor_unreadable(place).await;
@@ -44,6 +58,7 @@ pub(crate) async fn behaves(place: &Place) {
     what_cannot_be_read_is_left_alone(place).await;
     foreign_content_survives(place).await;
     a_removal_keeps_a_copy(place).await;
+    a_document_does_not_grow_beyond_what_is_read(place).await;
 }
 
 async fn missing_is_neither_empty_nor_unreadable(place: &Place) {

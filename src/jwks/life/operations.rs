@@ -60,6 +60,9 @@ impl KeyLife {
         let lock = self.lock_directory().await?.ok_or(LifeError::ReadOnly)?;
         // Before anything is made: is there a document we can work with?
         self.inner.publisher.read().await?;
+        // A lost document is put back first, or the new key would stand there alone.
+        self.pass(&mut memory, true, Leave::default(), false, now)
+            .await?;
         let public = self.make(spec.unwrap_or(self.inner.spec), now).await?;
         let last = self.document();
         let published = update(&*self.inner.publisher, now, |document, found| {
@@ -86,7 +89,7 @@ impl KeyLife {
         })
     }
 
-    /// Every key of the document and the directory, as they stand; changes nothing, nor does it wait for anybody.
+    /// Every key of the document and the directory, as they stand; changes nothing.
     pub async fn list(&self, now: Timestamp) -> Result<Report, LifeError> {
         let mut memory = self.inner.memory.lock().await;
         self.pass(&mut memory, true, Leave::default(), true, now)
@@ -135,6 +138,10 @@ impl KeyLife {
     pub async fn remove(&self, kid: &str, now: Timestamp) -> Result<Removed, LifeError> {
         let mut memory = self.inner.memory.lock().await;
         let lock = self.lock_directory().await?;
+        self.inner.publisher.read().await?;
+        // A lost document is put back first, or what is left of it after a removal would be all there is.
+        self.pass(&mut memory, lock.is_some(), Leave::default(), false, now)
+            .await?;
         let contents = self.disk(|store| store.load()).await?;
         let local = contents
             .keys

@@ -462,9 +462,8 @@ impl KeyLife {
         let kid = KeyId::generate(&self.inner.prefix, now)?;
         self.disk(move |store| {
             let key = PrivateJwk::generate(kid, spec)?;
-            // As the id tells it, or facts and file name would disagree by a fraction of a second.
-            let created = key.public().kid.created().unwrap_or(now);
-            store.add(&key, &History::new(created))?;
+            // To the fraction of a second, which the id does not tell: of two keys made in one second the later one is the newer.
+            store.add(&key, &History::new(now))?;
             Ok::<_, LifeError>(key.public().clone())
         })
         .await
@@ -667,8 +666,11 @@ impl Look {
     /// Takes the document as an update left it.
     fn take(&mut self, updated: Updated, report: &mut Report) {
         updated.tell(report);
-        self.seen = seen(&self.contents, &updated.document.document);
-        self.document = Some(updated.document);
+        self.seen = match &updated.document {
+            Some(versioned) => seen(&self.contents, &versioned.document),
+            None => Seen::Missing,
+        };
+        self.document = updated.document;
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
 };
 
 use serde_json::json;
+use tailbone::config::Secret;
 use tailbone::tailnet::{
     BackendState, CLOSE_WITHIN, Config, EmbeddedNode, Node,
     join::{JoinError, JoinState, Plan, Progress, classify, join},
@@ -343,4 +344,57 @@ async fn dropping_the_wait_closes_the_node() {
     )
     .await
     .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_an_oauth_secret_it_runs() {
+    let (devnet, state) = place();
+    let (_, secret) = devnet.oauth_client(&["tag:made"], None).await;
+    let with = |secret: &str| Config {
+        client_secret: Some(Secret::new(secret)),
+        tags: vec!["tag:made".into()],
+        ..config(&devnet, state.path(), "joiner", "")
+    };
+    let wrong = secret.replacen("?baseURL", "x?baseURL", 1);
+    let error = joins(&with(&wrong), LONG, &Told::default())
+        .await
+        .err()
+        .unwrap();
+    eprintln!("a wrong secret: {error}");
+    assert_eq!(
+        (error.code(), error.exit_code()),
+        ("bad-key", 14),
+        "{error}"
+    );
+
+    let node = joins(&with(&secret), LONG, &Told::default()).await.unwrap();
+    assert_eq!(node.watch().borrow().tags, ["tag:made"]);
+    node.close().await;
+    // Existing state needs no secret, good or bad.
+    let node = joins(&with(&wrong), LONG, &Told::default()).await.unwrap();
+    node.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_federated_identity_it_runs() {
+    let (devnet, state) = place();
+    let (id, _) = devnet.oauth_client(&["tag:made"], Some("a.b.c")).await;
+    let with = |token: &str| Config {
+        client_id: Some(id.clone()),
+        id_token: Some(Secret::new(token)),
+        tags: vec!["tag:made".into()],
+        ..config(&devnet, state.path(), "joiner", "")
+    };
+    let error = joins(&with("x.y.z"), LONG, &Told::default())
+        .await
+        .err()
+        .unwrap();
+    eprintln!("a wrong token: {error}");
+    assert_eq!(
+        (error.code(), error.exit_code()),
+        ("bad-key", 14),
+        "{error}"
+    );
+    let node = joins(&with("a.b.c"), LONG, &Told::default()).await.unwrap();
+    node.close().await;
 }

@@ -2,10 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
+use tailbone::tailnet::ListenAddr;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use super::Held;
 use crate::support::{
     node_contract::interleaved,
-    world::{EmbeddedWorld, Who, World},
+    soon,
+    world::{EmbeddedWorld, Who, World, running},
 };
 
 alone! {
@@ -29,6 +34,42 @@ alone! {
         eprintln!("10000 connections, each answered by WhoIs, in {took:?}; {mixed_up} mixed up");
         assert_eq!(mixed_up, 0);
         Held::back_to(before, Duration::from_secs(30)).await;
+        world.end().await;
+    }
+}
+
+alone! {
+    /// A server that closes first keeps each pair of ports for a while, and its stack swallows whoever comes with the same pair
+    /// again. Callers choose ports at random, so in 3000 connections some do.
+    async fn a_server_that_closes_first_answers_everybody() {
+        let world = EmbeddedWorld::new();
+        let server = world.node("server", Who::User("alice@example.com")).await;
+        let caller = world.node("caller", Who::User("bob@example.com")).await;
+        let addr = format!("{}:80", running(&*server).await.addresses[0]);
+        let mut listener = server.listen(ListenAddr::Port(80)).await.unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    stream.write_all(b"bye").await.unwrap();
+                    stream.shutdown().await.unwrap();
+                    let _ = stream.read_to_end(&mut Vec::new()).await;
+                });
+            }
+        });
+        let slowest = join_all((0..16).map(|_| async {
+            let mut slowest = Duration::ZERO;
+            for _ in 0..3_000 / 16 {
+                let began = Instant::now();
+                let mut said = Vec::new();
+                let mut stream = soon("dial", caller.dial(&addr, Duration::from_secs(30))).await.unwrap();
+                soon("an answer", stream.read_to_end(&mut said)).await.unwrap();
+                assert_eq!(said, b"bye");
+                slowest = slowest.max(began.elapsed());
+            }
+            slowest
+        }))
+        .await;
+        eprintln!("the slowest of 3000 took {:?}", slowest.iter().max().unwrap());
         world.end().await;
     }
 }

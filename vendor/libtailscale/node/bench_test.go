@@ -17,12 +17,14 @@ func BenchmarkIdleConnections(b *testing.B) {
 	client.awaitPeer("server")
 	ln := server.listen(":80")
 	to := fmt.Sprintf("%v:80", server.ip(4))
+	var ends []*caller
 	pairUp := func() {
 		out, in := client.dial(to), receive(b, ln)
 		out.write([]byte("GET / HTTP/1.1\r\n\r\n"))
 		in.read(make([]byte, 100), time.Second)
 		in.write([]byte("HTTP/1.1 200 OK\r\n\r\n"))
 		out.read(make([]byte, 100), time.Second)
+		ends = append(ends, out, in)
 	}
 	for range 50 {
 		pairUp()
@@ -48,6 +50,10 @@ func BenchmarkIdleConnections(b *testing.B) {
 		b.ReportMetric(float64(g1-g0)/(2*n), "goroutines/conn")
 	}
 	unix.Close(ln)
+	for _, c := range ends {
+		c.close()
+	}
+	waitFor(b, "the connections to end", func() bool { return live.Load() == 0 })
 	server.close()
 	client.close()
 }

@@ -9,6 +9,8 @@
 //     forty); further ones are refused with a reset.
 //   - A connection for which there are no descriptors is refused, after a short pause so that a storm of them does not
 //     burn the processor; the listener goes on.
+//   - Shutting the descriptor for writing refuses new flows; those whose handshake is under way or done still arrive, then
+//     the descriptor ends.
 //   - Closing the descriptor closes the listener and frees what was not taken.
 
 package node
@@ -27,6 +29,10 @@ import (
 const (
 	maxPending = 64
 	queueBytes = 16 << 10 // the kernel doubles it, and counts about 770 bytes for a message
+
+	// A handshake that was begun before the listener stopped may take this long to end. Those that fail are never told to
+	// us, so that there is no waiting without a bound.
+	lastHandshake = 500 * time.Millisecond
 )
 
 type ports struct {
@@ -39,6 +45,7 @@ type listener struct {
 	at      netip.AddrPort
 	end     ours
 	pending atomic.Int32
+	shaking atomic.Int32 // flows taken whose connection has not come yet; too many, where handshakes failed
 }
 
 // Listen opens a listener on addr, which is ":port" or "ip:port".
@@ -144,7 +151,30 @@ func (p *ports) closeAll() {
 func (l *listener) awaitClose() {
 	l.end.gone()
 	l.node.ports.remove(l)
+	l.awaitLast()
 	l.end.f.Close()
+}
+
+// awaitLast waits for the connections that were under way when the caller said that it wants no more.
+func (l *listener) awaitLast() {
+	last := time.Now().Add(lastHandshake)
+	for !l.closed() {
+		if l.pending.Load() == 0 && (l.shaking.Load() <= 0 || time.Now().After(last)) {
+			return
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-l.node.ctx.Done():
+			return
+		}
+	}
+}
+
+// closed says whether the caller's end is gone, rather than shut for writing.
+func (l *listener) closed() bool {
+	gone := true
+	l.end.rc.Control(func(fd uintptr) { gone = hungUp(fd) })
+	return gone
 }
 
 // flow is tsnet's question for each new flow to a port it does not serve itself. tsnet's lock is held.
@@ -168,7 +198,11 @@ func (p *ports) flow(n *Node) func(src, dst netip.AddrPort) (func(net.Conn), boo
 			n.log.rarely(lvWarn, "connections to port %d are refused: %d wait to be taken", dst.Port(), maxPending)
 			return nil, true // a reset
 		}
-		return func(c net.Conn) { l.deliver(c, src, dst) }, true
+		l.shaking.Add(1)
+		return func(c net.Conn) {
+			defer l.shaking.Add(-1)
+			l.deliver(c, src, dst)
+		}, true
 	}
 }
 

@@ -108,7 +108,7 @@ func (l *logger) rarely(lv level, format string, args ...any) {
 }
 
 func (l *logger) print(lv level, msg string) {
-	msg = strings.TrimRight(msg, "\n")
+	msg = clip(strings.TrimRight(msg, "\n"), maxLine)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.fd < 0 {

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -237,6 +238,7 @@ func (n *Node) start() {
 func (n *Node) startServer() (err *Error) {
 	defer func() {
 		if p := recover(); p != nil {
+			n.log.printf(lvError, "tsnet panicked while starting: %v\n%s", p, debug.Stack())
 			err = fail(Panic, "tsnet panicked while starting: %v", p)
 		}
 	}()
@@ -301,7 +303,7 @@ func (n *Node) startServer() (err *Error) {
 		return fail(Internal, "tsnet started without telling us its backend")
 	}
 	n.keepPort()
-	return nil
+	return shortenLastStates(n.srv.Sys())
 }
 
 // hasLogin says whether the state holds a node key: then no auth key is needed.
@@ -377,11 +379,11 @@ func Close(handle uint64) *Error {
 
 func (n *Node) close(starting bool) *Error {
 	n.cancel()
-	n.ports.closeAll()
-	n.splice.closeAll()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		n.ports.closeAll()
+		n.splice.closeAll()
 		if starting {
 			<-n.started
 			n.stopServer()
@@ -413,11 +415,28 @@ func (n *Node) close(starting bool) *Error {
 func (n *Node) stopServer() {
 	defer func() {
 		if p := recover(); p != nil {
-			n.log.printf(lvError, "tsnet panicked while stopping: %v", p)
+			n.log.printf(lvError, "tsnet panicked while stopping: %v\n%s", p, debug.Stack())
 		}
 	}()
 	if n.startErr != nil && n.srv.Sys() == nil {
 		return // tsnet was not reached, or gave up before it built anything
+	}
+	if sys := n.srv.Sys(); n.startErr == nil {
+		drain(sys)
+	}
+	// The control client goes first. tsnet closes the engine while network maps may still wait to be delivered, and the
+	// second one that a closed engine gets makes it panic on a goroutine of its own, which ends the process
+	// (1.102.5, magicsock: SetFilter with no self node). An ephemeral node must log out before; tsnet would do it
+	// itself, but needs the control client for it.
+	if lb := n.lb.Load(); lb != nil {
+		if n.cfg.Ephemeral {
+			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+			if err := lb.Logout(ctx, ipnauth.Self); err != nil {
+				n.log.printf(lvWarn, "the ephemeral node could not log out: %v", err)
+			}
+			cancel()
+		}
+		lb.DisconnectControl()
 	}
 	// Also after a failed start: tsnet then takes down most of what it had built, but not its netstack and its bus.
 	n.srv.Close()

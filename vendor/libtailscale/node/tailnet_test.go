@@ -187,6 +187,9 @@ func (m *member) close() {
 	if d := time.Since(began); d > 2*time.Second {
 		m.t.Errorf("close took %v", d)
 	}
+	if i := strings.Index(m.log.text(), "panicked"); i >= 0 {
+		m.t.Errorf("a panic was swallowed: %s", clip(strings.ReplaceAll(m.log.text()[i:], "\\n", "\n"), 3000))
+	}
 	if m.watch >= 0 {
 		unix.Close(m.watch)
 		m.watch = -1

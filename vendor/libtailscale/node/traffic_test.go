@@ -18,6 +18,7 @@ import (
 	"tailscale.com/ipn"
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/key"
+	"tailscale.com/wgengine/netstack"
 )
 
 func TestListenAndDial(t *testing.T) {
@@ -284,6 +285,45 @@ func (m *member) awaitPeer(name string) {
 }
 
 // Closing while connections come in.
+// What a graceful stop stands on: no new flow, and every one that stands is still delivered.
+func TestListenerShutForWriting(t *testing.T) {
+	tn := newTailnet(t)
+	check := steady(t)
+	a, b := tn.join("server"), tn.join("client")
+	b.awaitPeer("server")
+	to := fmt.Sprintf("%v:80", a.ip(4))
+	ln := a.listen(":80")
+	standing := []*caller{b.dial(to), b.dial(to)}
+	if err := unix.Shutdown(ln, unix.SHUT_WR); err != nil {
+		t.Fatal(err)
+	}
+	for _, out := range standing {
+		in := receive(t, ln)
+		out.write([]byte("ping"))
+		buf := make([]byte, 10)
+		if n, err := in.read(buf, 5*time.Second); err != nil || string(buf[:n]) != "ping" {
+			t.Errorf("a connection from before: %q, %v", buf[:n], err)
+		}
+		in.close()
+		out.close()
+	}
+	if _, f := receiveAny(t, ln, 5*time.Second); f == nil || !strings.HasPrefix(f.words, "end of messages") {
+		t.Errorf("the listener did not end: %+v", f)
+	}
+	fd, err := b.node().Dial([]byte(to), 5*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, f := receiveAny(t, fd, 6*time.Second); f == nil || f.code != Refused {
+		t.Errorf("a new flow: %+v", f)
+	}
+	unix.Close(fd)
+	unix.Close(ln)
+	a.close()
+	b.close()
+	check()
+}
+
 func TestCloseDuringAccept(t *testing.T) {
 	tn := newTailnet(t)
 	check := steady(t)
@@ -515,12 +555,18 @@ func TestPacketFilterWithoutItsLogLine(t *testing.T) {
 	waitFor(t, "the look each second", func() bool { return atomic.LoadUint64(m.gen) != before })
 }
 
-// The lines that signals.go listens to must come, in the words it knows; else only the slower ways would be left.
-func TestFilterLogLineIsKnown(t *testing.T) {
+// The line that signals.go listens to must come, in the words it knows, and wake; else only the look each second is left.
+func TestFilterLogLine(t *testing.T) {
 	tn := newTailnet(t)
 	m := tn.join("server")
 	if !strings.Contains(m.log.text(), "[v1] netmap packet filter: ") {
 		t.Error("tsnet no longer announces packet filters as signals.go expects")
+	}
+	n := &Node{filter: make(chan struct{}, 1), log: newLogger(-1, lvOff)}
+	n.backendLine("[v1] netmap packet filter: %v filters", 2)
+	n.backendLine("[v1] netmap packet filter: %v filters", 2) // must not block
+	if len(n.filter) != 1 {
+		t.Error("the line wakes nobody")
 	}
 }
 
@@ -558,4 +604,64 @@ func TestGreeting(t *testing.T) {
 		}
 		return false
 	})
+}
+
+// More open connections than the netstack's queue has room for resets (see netstack.go).
+func TestCloseWithManyConnections(t *testing.T) {
+	tn := newTailnet(t)
+	check := steady(t)
+	a, b := tn.join("server"), tn.join("client")
+	b.awaitPeer("server")
+	ln := a.listen(":80")
+	many := 700
+	if raceEnabled {
+		many = fewEnough + 50 // enough to go the same way; more takes the detector too long
+	}
+	var ends []*caller
+	var clients []unix.PollFd
+	for range many {
+		out, in := b.dial(fmt.Sprintf("%v:80", a.ip(4))), receive(t, ln)
+		ends = append(ends, in)
+		out.closed.Store(true) // is closed below
+		clients = append(clients, unix.PollFd{Fd: int32(out.fd), Events: unix.POLLIN})
+	}
+	var theirs sync.WaitGroup
+	theirs.Go(func() { // clients that close when their server does
+		for open := len(clients); open > 0; {
+			if n, err := unix.Poll(clients, 10_000); n == 0 || err != nil && err != unix.EINTR {
+				t.Errorf("%d clients see nothing (%v)", open, err)
+				return
+			}
+			for i, c := range clients {
+				if c.Fd >= 0 && c.Revents != 0 {
+					unix.Close(int(c.Fd))
+					clients[i].Fd = -1
+					open--
+				}
+			}
+		}
+	})
+	ns := a.node().srv.Sys().Netstack.Get().(*netstack.Impl)
+	if got := endpoints(ns); got < len(ends) {
+		t.Fatalf("the netstack counts %d endpoints: drain would wait for nothing", got)
+	}
+	began := time.Now()
+	if err := Close(a.handle); err != nil {
+		t.Errorf("close: %v", err)
+	}
+	t.Logf("closing with %d connections took %v", len(ends), time.Since(began))
+	for _, c := range ends {
+		if _, err := c.read(make([]byte, 1), time.Second); err != unix.ECONNRESET {
+			t.Errorf("an open connection of a closed node reads %v", err)
+		}
+		c.close()
+	}
+	theirs.Wait()
+	if err := Close(b.handle); err != nil {
+		t.Errorf("close of the client: %v", err)
+	}
+	a.close() // the rest of what the test holds
+	b.close()
+	unix.Close(ln)
+	check()
 }

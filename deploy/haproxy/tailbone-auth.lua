@@ -1,0 +1,74 @@
+-- Forward-auth for HAProxy 2.6 and newer: asks tailbone's gate about each request and passes on what it says.
+--
+--   global
+--     setenv TAILBONE_GATE_SOCKET /run/tailbone/gate.sock
+--     lua-load-per-thread /etc/haproxy/tailbone-auth.lua
+--   frontend web
+--     http-request lua.tailbone-auth
+--     http-request return status %[var(txn.tailbone_status)] ...   (see docs/gate.md)
+--
+-- Afterwards txn.tailbone_allowed is true or false and txn.tailbone_status the gate's status. Identity headers of the client are
+-- removed before anything else, so whatever happens here, none of them reaches the backend.
+
+-- Arguments of lua-load are for newer versions only.
+local socket = os.getenv("TAILBONE_GATE_SOCKET") or "/run/tailbone/gate.sock"
+
+local identity = {
+  "tailscale-user", "tailscale-login", "tailscale-name", "tailscale-profile-picture", "tailscale-tailnet",
+  "tailscale-user-login", "tailscale-user-name", "tailscale-user-profile-pic", "tailscale-headers-info",
+  "tailscale-app-capabilities", "tailscale-funnel-request", "tailscale-node-id", "tailscale-node-name",
+  "tailscale-tags", "tailbone-token",
+}
+
+-- Backends that know of CGI take `_` and `-` for the same.
+local function claims(name)
+  local plain = name:lower():gsub("[^%w]", "-")
+  return plain:match("^tailscale%-") or plain:match("^tailbone%-")
+end
+
+core.register_action("tailbone-auth", { "http-req" }, function(txn)
+  local wanted = { accept = true, upgrade = true, ["sec-fetch-mode"] = true, ["x-requested-with"] = true }
+  local host
+  local ask = {}
+  for name, values in pairs(txn.http:req_get_headers()) do
+    if claims(name) then
+      txn.http:req_del_header(name)
+    elseif name == "host" then
+      host = values[0]
+    elseif wanted[name] then
+      ask[name] = { values[0] }
+    end
+  end
+  txn:set_var("txn.tailbone_allowed", false)
+  txn:set_var("txn.tailbone_status", 503)
+
+  ask["host"] = { "tailbone" }
+  ask["x-forwarded-for"] = { txn.f:src() }
+  ask["x-forwarded-host"] = { host or "" }
+  ask["x-forwarded-method"] = { txn.f:method() }
+  ask["x-forwarded-uri"] = { txn.f:pathq() }
+  ask["x-forwarded-proto"] = { txn.f:ssl_fc() == 1 and "https" or "http" }
+  local answer = core.httpclient():get{
+    url = "http://tailbone/auth/forwarded",
+    dst = "unix@" .. socket,
+    headers = ask,
+    timeout = 10000,
+  }
+  if not answer or not answer.status or answer.status == 0 then
+    return
+  end
+  txn:set_var("txn.tailbone_status", answer.status)
+  if answer.headers and answer.headers["location"] then
+    txn:set_var("txn.tailbone_location", answer.headers["location"][0])
+  end
+  if answer.status ~= 200 then
+    return
+  end
+  for _, name in ipairs(identity) do
+    local value = answer.headers[name] and answer.headers[name][0]
+    if value and value ~= "" then
+      txn.http:req_set_header(name, value)
+    end
+  end
+  txn:set_var("txn.tailbone_allowed", true)
+end, 0)

@@ -1,0 +1,135 @@
+//! What can be wrong with a gate's settings, and why it lets somebody not through.
+
+use std::time::Duration;
+
+use crate::{
+    http::{self, error::Kind},
+    identity::Refusal,
+    policy::{self, WhatError},
+};
+
+/// Why a gate cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    #[error("gate.auth.clientHeader: {0:?} is no header name")]
+    ClientHeader(String),
+    #[error("gate.upstream: two upstreams for the same host and path ({0})")]
+    DoubleUpstream(String),
+    #[error("gate.token is on, but there is no key to sign with")]
+    NoSigner,
+    #[error("the gate has nothing to do: set gate.upstream, gate.auth.proxies or gate.auth.socket")]
+    NothingToDo,
+    #[error("gate.policy: {0}")]
+    Policy(#[from] policy::LoadError),
+    #[error("gate.auth.proxies: {0}")]
+    Proxies(String),
+    #[error("gate.auth.redirect: {0:?} is no http or https address")]
+    Redirect(String),
+    #[error("gate.upstream: {0}")]
+    Upstream(String),
+}
+
+/// Why a request is not let through.
+#[derive(Debug, Clone)]
+pub(super) enum Denied {
+    /// There is no identity to decide about.
+    Identity(Refusal),
+    Policy,
+    WrongTailnet,
+}
+
+impl Denied {
+    pub(super) fn code(&self) -> &'static str {
+        match self {
+            Self::Identity(refusal) => refusal.code(),
+            Self::Policy => "denied_by_policy",
+            Self::WrongTailnet => "wrong_tailnet",
+        }
+    }
+}
+
+impl From<Denied> for http::Error {
+    fn from(denied: Denied) -> Self {
+        let code = denied.code();
+        match denied {
+            Denied::Identity(refusal) => refusal.into(),
+            // Which rule it was is for the operator, who finds it in the audit line.
+            Denied::Policy => {
+                Self::new(Kind::Forbidden, code, "the policy does not let you in here")
+            }
+            Denied::WrongTailnet => {
+                Self::new(Kind::Forbidden, code, "this service is for another tailnet")
+            }
+        }
+    }
+}
+
+/// What is wrong with a request before any rule is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Malformed {
+    AmbiguousHeader,
+    AmbiguousHost,
+    BadHeader,
+    ClientAddressInvalid,
+    ClientAddressMissing,
+    ClientIsProxy,
+    What(WhatError),
+}
+
+impl From<Malformed> for http::Error {
+    fn from(malformed: Malformed) -> Self {
+        let (kind, code, message) = match malformed {
+            Malformed::AmbiguousHeader => (
+                Kind::BadRequest,
+                "ambiguous_header",
+                "a header that says what is asked for is there twice".into(),
+            ),
+            Malformed::AmbiguousHost => (
+                Kind::BadRequest,
+                "ambiguous_host",
+                "the request names no host, or more than one".into(),
+            ),
+            Malformed::BadHeader => (
+                Kind::BadRequest,
+                "bad_header",
+                "a header has a value that cannot be read".into(),
+            ),
+            Malformed::ClientAddressInvalid => (
+                Kind::Unauthorized,
+                "invalid_client_address",
+                "the client address that the proxy tells is no IP address".into(),
+            ),
+            Malformed::ClientAddressMissing => (
+                Kind::BadRequest,
+                "missing_client_address",
+                "the proxy does not tell the client's address: set the header that gate.auth.clientHeader names".into(),
+            ),
+            Malformed::ClientIsProxy => (
+                Kind::Unauthorized,
+                "client_is_proxy",
+                "the client address is the proxy's own: make the proxy tell the address that it sees".into(),
+            ),
+            Malformed::What(what) => (Kind::BadRequest, "bad_request_target", what.to_string()),
+        };
+        Self::new(kind, code, message)
+    }
+}
+
+impl From<WhatError> for Malformed {
+    fn from(error: WhatError) -> Self {
+        Self::What(error)
+    }
+}
+
+/// A token for the backend was asked for and could not be made: better no answer than one without.
+pub(super) fn no_token(error: super::SignError) -> http::Error {
+    let kind = Kind::Unavailable {
+        retry_after: Duration::from_secs(5),
+    };
+    http::Error::new(
+        kind,
+        "no_token",
+        "the token for the backend could not be made",
+    )
+    .because(error)
+}

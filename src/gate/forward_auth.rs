@@ -1,0 +1,671 @@
+//! Forward-auth: a proxy asks about a request that it holds, and passes it on or not by our status.
+//!
+//! 1. The proxy itself is identified: by its connection (tailnet identity, against `gate.auth.proxies`) or by having come over our
+//!    own unix socket. Nothing that it says is read before that.
+//! 2. Its words are read by the convention of the route. What is there twice is refused: one of the two is the client's.
+//! 3. The client's address is looked up, and the policy decides.
+//!
+//! Every answer that lets through carries all identity headers, empty ones too, so that the proxy overwrites what the client sent.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use ::http::{
+    Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, request::Parts,
+};
+use axum::{
+    Router,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+    routing::any,
+};
+use jiff::Timestamp;
+
+use super::{
+    BuildError,
+    error::{Denied, Malformed, no_token},
+    guard::Guard,
+    headers,
+    token::Tokens,
+};
+use crate::{
+    audit, config,
+    http::{self, error::Kind},
+    identity::{Connection, Directory, Refusal},
+    policy::{Host, Path, Selector, What, caller_word},
+    telemetry::audit::Decision,
+};
+
+/// In a request's extensions: it came over the gate's own unix socket, so a local proxy sent it.
+#[derive(Debug, Clone, Copy)]
+pub struct LocalProxy;
+
+/// What every request of the gate's unix socket carries.
+pub fn local_proxy() -> Extensions {
+    let mut extensions = Extensions::new();
+    extensions.insert(LocalProxy);
+    extensions
+}
+
+const NGINX_ADDR: HeaderName = HeaderName::from_static("remote-addr");
+const EXPECTED_TAILNET: HeaderName = HeaderName::from_static("expected-tailnet");
+
+/// Marks the address to come back to, so that a login page that sends people back unknown does not do so for ever.
+const MARK: &str = "tailbone_gate=1";
+
+pub(super) struct ForwardAuth {
+    guard: Arc<Guard>,
+    directory: Directory,
+    proxies: Vec<Selector>,
+    client_header: Option<HeaderName>,
+    redirect: Option<Redirect>,
+    capabilities: Vec<String>,
+    tokens: Option<Arc<Tokens>>,
+}
+
+impl std::fmt::Debug for ForwardAuth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ForwardAuth")
+            .field("proxies", &self.proxies)
+            .field("client_header", &self.client_header)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ForwardAuth {
+    pub(super) fn new(
+        guard: Arc<Guard>,
+        directory: Directory,
+        settings: &config::Gate,
+        tokens: Option<Arc<Tokens>>,
+    ) -> Result<Self, BuildError> {
+        let auth = &settings.auth;
+        let mut proxies = Vec::new();
+        for word in &auth.proxies {
+            match Selector::parse(word) {
+                Ok(selector @ (Selector::User(_) | Selector::Tag(_))) => proxies.push(selector),
+                Ok(_) => {
+                    let words = format!("{word:?} is too wide: name each proxy by its tag or user");
+                    return Err(BuildError::Proxies(words));
+                }
+                Err(words) => return Err(BuildError::Proxies(words)),
+            }
+        }
+        let client_header = match &auth.client_header {
+            None => None,
+            Some(name) => Some(
+                HeaderName::try_from(name.as_str())
+                    .map_err(|_| BuildError::ClientHeader(name.clone()))?,
+            ),
+        };
+        let redirect = match &auth.redirect {
+            None => None,
+            Some(url) => {
+                Some(Redirect::parse(url).ok_or_else(|| BuildError::Redirect(url.clone()))?)
+            }
+        };
+        Ok(Self {
+            guard,
+            directory,
+            proxies,
+            client_header,
+            redirect,
+            capabilities: settings.forward_capabilities.clone(),
+            tokens,
+        })
+    }
+}
+
+pub(super) fn router(auth: Arc<ForwardAuth>) -> Router {
+    // Not as the fallback: that is the layers' own, for what no component serves.
+    Router::new()
+        .route("/", any(answer))
+        .route("/{*path}", any(answer))
+        .with_state(auth)
+}
+
+async fn answer(State(auth): State<Arc<ForwardAuth>>, request: Request) -> Response {
+    let (parts, _) = request.into_parts();
+    match auth.ask(&parts).await {
+        Ok(response) => response,
+        Err(error) => error.into_response(),
+    }
+}
+
+impl ForwardAuth {
+    async fn ask(&self, parts: &Parts) -> Result<Response, http::Error> {
+        let proxy = self.proxy(parts).await?;
+        let convention = Convention::of(parts.uri.path());
+        let asked = convention.read(parts, self.client_header.as_ref())?;
+        let caller = match self.directory.visitor(asked.client).await {
+            Ok(visitor) if proxy.is(visitor.node_id()) => {
+                return Err(Malformed::ClientIsProxy.into());
+            }
+            Ok(_) if self.directory.is_own(asked.client) => {
+                return Err(Malformed::ClientIsProxy.into());
+            }
+            other => other,
+        };
+        let admitted =
+            match self
+                .guard
+                .admit(caller, &asked.what, asked.expected_tailnet.as_deref())
+            {
+                Ok(admitted) => admitted,
+                Err(denied) => {
+                    let redirect = self
+                        .redirect
+                        .as_ref()
+                        .filter(|_| matches!(denied, Denied::Identity(Refusal::UnknownPeer)));
+                    let to =
+                        redirect.and_then(|redirect| redirect.for_browser(&asked, &parts.headers));
+                    return match to {
+                        Some(location) => {
+                            Ok((StatusCode::FOUND, [(header::LOCATION, location)]).into_response())
+                        }
+                        None => Err(denied.into()),
+                    };
+                }
+            };
+        let mut response = convention.yes().into_response();
+        for (name, value) in headers::identity(&admitted, &self.capabilities) {
+            response.headers_mut().insert(name, value);
+        }
+        if let Some(tokens) = &self.tokens {
+            let host = asked.what.host.as_ref().map_or("", Host::as_str);
+            let token = tokens.token(&admitted, host, Timestamp::now()).await;
+            if let Some(token) = token.map_err(no_token)? {
+                response.headers_mut().insert(headers::TOKEN, token);
+            }
+        }
+        let no_store = HeaderValue::from_static("no-store");
+        response
+            .headers_mut()
+            .insert(header::CACHE_CONTROL, no_store);
+        Ok(response)
+    }
+
+    /// Who asks, if they may.
+    async fn proxy(&self, parts: &Parts) -> Result<Proxy, http::Error> {
+        if parts.extensions.get::<LocalProxy>().is_some() {
+            return Ok(Proxy::Local);
+        }
+        let connection = parts
+            .extensions
+            .get::<Arc<Connection>>()
+            .ok_or_else(nobody_told)?;
+        let visitor = connection.visitor().await?;
+        let trusted = visitor
+            .caller()
+            .is_ok_and(|caller| self.proxies.iter().any(|proxy| proxy.is(caller)));
+        if trusted {
+            return Ok(Proxy::Node(visitor.node_id().to_owned()));
+        }
+        let caller = caller_word(&visitor);
+        audit!(
+            Decision::Refused,
+            "gate",
+            caller,
+            reason = "untrusted_proxy"
+        );
+        Err(http::Error::new(
+            Kind::Forbidden,
+            "untrusted_proxy",
+            "only the proxies that gate.auth.proxies names may ask about others",
+        ))
+    }
+}
+
+pub(super) fn nobody_told() -> http::Error {
+    http::Error::new(
+        Kind::Internal,
+        "internal",
+        "this listener does not tell who calls",
+    )
+}
+
+/// A proxy that may ask.
+enum Proxy {
+    Local,
+    /// By its stable node id.
+    Node(String),
+}
+
+impl Proxy {
+    /// A client that is the proxy itself would make everybody behind it the same caller.
+    fn is(&self, node_id: &str) -> bool {
+        matches!(self, Self::Node(id) if id == node_id)
+    }
+}
+
+/// How a proxy tells what it was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Convention<'a> {
+    /// By the request itself, below a prefix.
+    Envoy {
+        target: &'a str,
+    },
+    Forwarded,
+    Nginx,
+}
+
+/// What the proxy told.
+struct Asked {
+    client: IpAddr,
+    what: What,
+    expected_tailnet: Option<String>,
+    /// The address in the browser, where all its parts were told: scheme, host with port, target.
+    url: Option<(String, String, String)>,
+    /// Whether a redirect would reach the browser.
+    redirects: bool,
+}
+
+impl<'a> Convention<'a> {
+    fn of(path: &'a str) -> Self {
+        if let Some(target) = path.strip_prefix("/auth/envoy")
+            && (target.is_empty() || target.starts_with('/'))
+        {
+            return Self::Envoy { target };
+        }
+        if path == "/auth/forwarded" {
+            return Self::Forwarded;
+        }
+        Self::Nginx
+    }
+
+    /// Envoy takes nothing but 200 for a yes; nginx-auth said 204.
+    fn yes(self) -> StatusCode {
+        match self {
+            Self::Nginx => StatusCode::NO_CONTENT,
+            Self::Envoy { .. } | Self::Forwarded => StatusCode::OK,
+        }
+    }
+
+    fn read(self, parts: &Parts, client_header: Option<&HeaderName>) -> Result<Asked, Malformed> {
+        let headers = &parts.headers;
+        let usual = match self {
+            Self::Nginx => &NGINX_ADDR,
+            Self::Envoy { .. } | Self::Forwarded => &headers::FORWARDED_FOR,
+        };
+        let client = client(headers, client_header.unwrap_or(usual))?;
+        let (host, target, method) = match self {
+            Self::Envoy { target } => {
+                let target = if target.is_empty() { "/" } else { target };
+                let query = parts.uri.query().map(|query| format!("?{query}"));
+                let target = format!("{target}{}", query.unwrap_or_default());
+                (own_host(parts)?, Some(target), Some(parts.method.clone()))
+            }
+            Self::Forwarded => (
+                single(headers, "x-forwarded-host")?.map(str::to_owned),
+                single(headers, "x-forwarded-uri")?.map(str::to_owned),
+                method(single(headers, "x-forwarded-method")?)?,
+            ),
+            Self::Nginx => (
+                own_host(parts)?,
+                agreed(
+                    headers,
+                    ["x-original-uri", "original-uri", "x-original-url"],
+                )?,
+                method(single(headers, "x-original-method")?)?,
+            ),
+        };
+        let target = target.map(|target| origin_form(&target).to_owned());
+        let path = match &target {
+            None => None,
+            Some(target) => {
+                let path = target.split(['?', '#']).next().unwrap_or_default();
+                Some(Path::parse(path)?)
+            }
+        };
+        let expected_tailnet = match self {
+            Self::Nginx => single(headers, EXPECTED_TAILNET.as_str())?
+                .filter(|tailnet| !tailnet.is_empty())
+                .map(str::to_owned),
+            _ => None,
+        };
+        let proto = single(headers, headers::FORWARDED_PROTO.as_str())?
+            .filter(|proto| matches!(*proto, "http" | "https"))
+            .map(str::to_owned);
+        let url = match (proto, &host, target) {
+            (Some(proto), Some(host), Some(target)) => Some((proto, host.clone(), target)),
+            _ => None,
+        };
+        let host = match host {
+            None => None,
+            Some(host) => Some(Host::parse(&host)?),
+        };
+        Ok(Asked {
+            client,
+            what: What { host, path, method },
+            expected_tailnet,
+            url,
+            redirects: self != Self::Nginx,
+        })
+    }
+}
+
+/// The host of the request that the proxy sends us.
+fn own_host(parts: &Parts) -> Result<Option<String>, Malformed> {
+    match (parts.uri.authority(), single(&parts.headers, "host")?) {
+        (Some(authority), _) => Ok(Some(authority.as_str().to_owned())),
+        (None, host) => Ok(host.map(str::to_owned)),
+    }
+}
+
+/// nginx has no fixed word for the target; where several are there, all must say the same.
+fn agreed(headers: &HeaderMap, names: [&str; 3]) -> Result<Option<String>, Malformed> {
+    let mut agreed: Option<&str> = None;
+    for name in names {
+        let Some(target) = single(headers, name)?.map(origin_form) else {
+            continue;
+        };
+        match agreed {
+            Some(before) if before != target => return Err(Malformed::AmbiguousHeader),
+            _ => agreed = Some(target),
+        }
+    }
+    Ok(agreed.map(str::to_owned))
+}
+
+/// The target without scheme and host, where it has them.
+fn origin_form(target: &str) -> &str {
+    let rest = target
+        .strip_prefix("http://")
+        .or_else(|| target.strip_prefix("https://"));
+    match rest {
+        None => target,
+        Some(rest) => rest.find('/').and_then(|at| rest.get(at..)).unwrap_or("/"),
+    }
+}
+
+fn method(text: Option<&str>) -> Result<Option<Method>, Malformed> {
+    text.filter(|text| !text.is_empty())
+        .map(|text| Method::from_bytes(text.as_bytes()).map_err(|_| Malformed::BadHeader))
+        .transpose()
+}
+
+/// A header that may be there once. An empty one tells nothing.
+fn single<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, Malformed> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next();
+    if values.next().is_some() {
+        return Err(Malformed::AmbiguousHeader);
+    }
+    let text = first
+        .map(|value| value.to_str().map_err(|_| Malformed::BadHeader))
+        .transpose()?;
+    Ok(text.filter(|text| !text.is_empty()))
+}
+
+/// The client's address. Of a list (`X-Forwarded-For`, `Forwarded`) the last entry counts: the proxy that we trust added it, and
+/// everything before may be the client's own invention.
+fn client(headers: &HeaderMap, name: &HeaderName) -> Result<IpAddr, Malformed> {
+    let lists = *name == headers::FORWARDED_FOR || *name == header::FORWARDED;
+    let text = if lists {
+        headers
+            .get_all(name)
+            .iter()
+            .next_back()
+            .map(|value| value.to_str().map_err(|_| Malformed::ClientAddressInvalid))
+            .transpose()?
+    } else {
+        single(headers, name.as_str())?
+    };
+    let text = text.ok_or(Malformed::ClientAddressMissing)?;
+    let last = if lists {
+        text.rsplit(',').next().unwrap_or_default().trim()
+    } else {
+        text.trim()
+    };
+    let last = if *name == header::FORWARDED {
+        forwarded_for(last).ok_or(Malformed::ClientAddressInvalid)?
+    } else {
+        last
+    };
+    address(last).ok_or(Malformed::ClientAddressInvalid)
+}
+
+/// The `for` of one element of `Forwarded`.
+fn forwarded_for(element: &str) -> Option<&str> {
+    element.split(';').find_map(|pair| {
+        let (name, value) = pair.split_once('=')?;
+        let value = value.trim();
+        let value = value
+            .strip_prefix('"')
+            .and_then(|value| value.strip_suffix('"'))
+            .unwrap_or(value);
+        name.trim().eq_ignore_ascii_case("for").then_some(value)
+    })
+}
+
+/// With or without port and brackets.
+fn address(text: &str) -> Option<IpAddr> {
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'))
+        .unwrap_or(text);
+    bare.parse::<IpAddr>()
+        .or_else(|_| text.parse::<SocketAddr>().map(|addr| addr.ip()))
+        .ok()
+        .map(|ip| ip.to_canonical())
+}
+
+/// Where people without identity are sent, if they are people: a login page, or words about how to join the tailnet.
+#[derive(Debug, Clone)]
+struct Redirect {
+    url: String,
+    host: Host,
+    path: String,
+}
+
+impl Redirect {
+    fn parse(url: &str) -> Option<Self> {
+        let uri: Uri = url.parse().ok()?;
+        let scheme = uri.scheme_str()?;
+        let authority = uri.authority()?.as_str();
+        (matches!(scheme, "http" | "https") && !authority.contains('@')).then_some(())?;
+        Some(Self {
+            url: url.to_owned(),
+            host: Host::parse(authority).ok()?,
+            path: uri.path().to_owned(),
+        })
+    }
+
+    /// Only for a browser that opens a page: a program would take the page for its answer.
+    fn for_browser(&self, asked: &Asked, headers: &HeaderMap) -> Option<HeaderValue> {
+        let (proto, host, target) = asked.url.as_ref()?;
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let safe = matches!(asked.what.method, Some(Method::GET | Method::HEAD));
+        let html =
+            text("accept").is_some_and(|accept| accept.to_ascii_lowercase().contains("text/html"));
+        let script = text("x-requested-with").is_some()
+            || text("upgrade").is_some()
+            || text("sec-fetch-mode").is_some_and(|mode| mode != "navigate");
+        if !asked.redirects || !safe || !html || script {
+            return None;
+        }
+        let query = target.split_once('?').map_or("", |(_, query)| query);
+        let back = query.split('&').any(|pair| pair == MARK);
+        let path = target.split(['?', '#']).next().unwrap_or_default();
+        let there = asked.what.host.as_ref() == Some(&self.host) && path.starts_with(&self.path);
+        if back || there {
+            return None;
+        }
+        let join = if target.contains('?') { '&' } else { '?' };
+        let back = format!("{proto}://{host}{target}{join}{MARK}");
+        let join = if self.url.contains('?') { '&' } else { '?' };
+        HeaderValue::try_from(format!("{}{join}rd={}", self.url, escaped(&back))).ok()
+    }
+}
+
+/// Everything but unreserved characters as `%xx`.
+fn escaped(text: &str) -> String {
+    text.bytes()
+        .map(|b| {
+            if b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~') {
+                char::from(b).to_string()
+            } else {
+                format!("%{b:02X}")
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(list: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in list {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn the_last_address_of_a_chain_is_the_one_the_proxy_saw() {
+        let told = |name: HeaderName, list: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for value in list {
+                headers.append(&name, HeaderValue::from_static(value));
+            }
+            client(&headers, &name).map(|ip| ip.to_string())
+        };
+        let chain = |list| told(headers::FORWARDED_FOR, list);
+        assert_eq!(
+            chain(&["100.64.0.1, 100.64.0.2"]).as_deref(),
+            Ok("100.64.0.2")
+        );
+        assert_eq!(
+            chain(&["100.64.0.1", "100.64.0.2"]).as_deref(),
+            Ok("100.64.0.2")
+        );
+        assert_eq!(
+            chain(&["100.64.0.1,"]),
+            Err(Malformed::ClientAddressInvalid)
+        );
+        assert_eq!(
+            chain(&["100.64.0.1, unknown"]),
+            Err(Malformed::ClientAddressInvalid)
+        );
+        assert_eq!(chain(&[]), Err(Malformed::ClientAddressMissing));
+        let standard = |list| told(header::FORWARDED, list);
+        assert_eq!(
+            standard(&["for=100.64.0.1;proto=http, For=\"[fd7a::1]:80\""]).as_deref(),
+            Ok("fd7a::1")
+        );
+        assert_eq!(
+            standard(&["for=100.64.0.1, proto=http"]),
+            Err(Malformed::ClientAddressInvalid)
+        );
+        let one = |list| told(NGINX_ADDR, list);
+        assert_eq!(one(&["::ffff:100.64.0.1"]).as_deref(), Ok("100.64.0.1"));
+        assert_eq!(
+            one(&["100.64.0.1", "100.64.0.2"]),
+            Err(Malformed::AmbiguousHeader)
+        );
+        assert_eq!(
+            one(&["100.64.0.1, 100.64.0.2"]),
+            Err(Malformed::ClientAddressInvalid)
+        );
+        assert_eq!(one(&["unix:"]), Err(Malformed::ClientAddressInvalid));
+    }
+
+    #[test]
+    fn targets_that_disagree_are_refused() {
+        let names = ["x-original-uri", "original-uri", "x-original-url"];
+        let agreed = |list: &[(&'static str, &'static str)]| agreed(&headers(list), names);
+        assert_eq!(agreed(&[]), Ok(None));
+        assert_eq!(
+            agreed(&[
+                ("x-original-url", "https://a.b/x?y"),
+                ("original-uri", "/x?y")
+            ]),
+            Ok(Some("/x?y".into()))
+        );
+        assert_eq!(
+            agreed(&[("x-original-uri", "/public"), ("original-uri", "/admin")]),
+            Err(Malformed::AmbiguousHeader)
+        );
+    }
+
+    #[test]
+    fn an_envoy_prefix_is_a_whole_segment() {
+        assert_eq!(
+            Convention::of("/auth/envoy/a/../b"),
+            Convention::Envoy { target: "/a/../b" }
+        );
+        assert_eq!(Convention::of("/auth/envoyx"), Convention::Nginx);
+        assert_eq!(Convention::of("/auth/forwarded"), Convention::Forwarded);
+        assert_eq!(Convention::of("/auth/forwarded/x"), Convention::Nginx);
+    }
+
+    fn asked(host: &str, target: &str, method: Method) -> Asked {
+        Asked {
+            client: [100, 64, 0, 1].into(),
+            what: What {
+                host: Some(Host::parse(host).unwrap()),
+                path: None,
+                method: Some(method),
+            },
+            expected_tailnet: None,
+            url: Some(("https".into(), host.into(), target.into())),
+            redirects: true,
+        }
+    }
+
+    #[test]
+    fn only_a_browser_that_opens_a_page_is_redirected_and_only_once() {
+        let redirect = Redirect::parse("https://join.example.com/start").unwrap();
+        let page = [("accept", "text/html,*/*")];
+        let to = |asked: &Asked, list: &[(&'static str, &'static str)]| {
+            redirect
+                .for_browser(asked, &headers(list))
+                .map(|value| value.to_str().unwrap().to_owned())
+        };
+        assert_eq!(
+            to(&asked("app.example.com", "/x?y=1", Method::GET), &page).as_deref(),
+            Some(
+                "https://join.example.com/start?rd=https%3A%2F%2Fapp.example.com%2Fx%3Fy%3D1%26tailbone_gate%3D1"
+            )
+        );
+        for (asked, list) in [
+            (asked("app.example.com", "/x", Method::POST), &page[..]),
+            (
+                asked("app.example.com", "/x", Method::GET),
+                &[("accept", "*/*")],
+            ),
+            (
+                asked("app.example.com", "/x", Method::GET),
+                &[("accept", "application/json")],
+            ),
+            (
+                asked("app.example.com", "/x", Method::GET),
+                &[("accept", "text/html"), ("sec-fetch-mode", "cors")],
+            ),
+            (
+                asked("app.example.com", "/x", Method::GET),
+                &[
+                    ("accept", "text/html"),
+                    ("x-requested-with", "XMLHttpRequest"),
+                ],
+            ),
+            (
+                asked("app.example.com", "/x?a=b&tailbone_gate=1", Method::GET),
+                &page,
+            ),
+            (
+                asked("join.example.com", "/start/again", Method::GET),
+                &page,
+            ),
+        ] {
+            assert_eq!(to(&asked, list), None);
+        }
+        assert!(Redirect::parse("javascript:alert(1)").is_none());
+        assert!(Redirect::parse("//evil.example.com").is_none());
+        assert!(Redirect::parse("https://a@b.example.com/").is_none());
+    }
+}

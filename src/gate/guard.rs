@@ -1,0 +1,125 @@
+//! The decision, without HTTP: caller and request in, admission or denial out, and an audit line either way.
+
+use std::sync::Arc;
+
+use super::error::Denied;
+use crate::{
+    audit,
+    identity::{Refusal, Visitor},
+    policy::{self, Effect, RuleId, What, Who, caller_word, same_tailnet},
+    telemetry::audit::Decision,
+};
+
+/// Who was let through. As an axum extractor (see [`super::GateLayer`]) it is what the layer found.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Admitted {
+    /// By an anonymous rule: nothing is told about the caller, not even that they have an identity.
+    Anonymous {
+        /// From the internet.
+        funnel: bool,
+    },
+    Identified(Arc<Visitor>),
+}
+
+impl Admitted {
+    /// The caller's identity, if the rule was to tell it.
+    pub fn visitor(&self) -> Option<&Visitor> {
+        match self {
+            Self::Anonymous { .. } => None,
+            Self::Identified(visitor) => Some(visitor),
+        }
+    }
+}
+
+/// The rules, and what holds before them.
+#[derive(Debug)]
+pub(super) struct Guard {
+    policy: Arc<policy::Store>,
+    expected_tailnet: Option<String>,
+}
+
+impl Guard {
+    pub(super) fn new(policy: Arc<policy::Store>, expected_tailnet: Option<String>) -> Self {
+        Self {
+            policy,
+            expected_tailnet,
+        }
+    }
+
+    pub(super) fn policy(&self) -> &policy::Store {
+        &self.policy
+    }
+
+    /// Decides. `expected` is a tailnet that the asking proxy wants on top of the setting's.
+    pub(super) fn admit(
+        &self,
+        caller: Result<Arc<Visitor>, Refusal>,
+        what: &What,
+        expected: Option<&str>,
+    ) -> Result<Admitted, Denied> {
+        let word = match &caller {
+            Ok(visitor) => caller_word(visitor),
+            Err(refusal) => refusal.code().to_owned(),
+        };
+        let (answer, rule) = self.decide(caller, what, expected);
+        let host = what.host.as_ref().map_or("", |host| host.as_str());
+        let path = what
+            .path
+            .as_ref()
+            .map(|path| path.first_segment())
+            .unwrap_or_default();
+        match &answer {
+            Ok(Admitted::Identified(_)) => {
+                audit!(Decision::Allowed, "gate", caller = word, rule = %rule, host, path);
+            }
+            Ok(Admitted::Anonymous { .. }) => {
+                audit!(Decision::Allowed, "gate", caller = word, anonymous = true, rule = %rule, host, path);
+            }
+            Err(denied) => {
+                audit!(Decision::Refused, "gate", caller = word, reason = denied.code(), rule = %rule, host, path);
+            }
+        }
+        answer
+    }
+
+    /// Whether somebody who was let through still is. Says nothing in the audit log as long as the answer is yes.
+    pub(super) fn still_admits(&self, caller: Result<Arc<Visitor>, Refusal>, what: &What) -> bool {
+        let kept = self.decide(caller.clone(), what, None).0.is_ok();
+        kept || self.admit(caller, what, None).is_ok()
+    }
+
+    fn decide(
+        &self,
+        caller: Result<Arc<Visitor>, Refusal>,
+        what: &What,
+        expected: Option<&str>,
+    ) -> (Result<Admitted, Denied>, RuleId) {
+        let rules = self.policy.rules();
+        let caller = caller.map_err(Denied::Identity).and_then(|visitor| {
+            let wanted = [self.expected_tailnet.as_deref(), expected];
+            let fits = |wanted: &str| same_tailnet(wanted, visitor.tailnet());
+            if !wanted.into_iter().flatten().all(fits) {
+                return Err(Denied::WrongTailnet);
+            }
+            Ok(visitor)
+        });
+        let who = match &caller {
+            Ok(visitor) => Who::Known(visitor),
+            Err(Denied::Identity(Refusal::Funnel)) => Who::Funnel,
+            Err(Denied::Identity(Refusal::NotRunning { .. } | Refusal::WhoIsFailed(_))) => {
+                Who::Doubt
+            }
+            Err(_) => Who::Nobody,
+        };
+        let funnel = matches!(who, Who::Funnel);
+        let decision = rules.decide(who, what);
+        let answer = match (decision.effect, caller) {
+            (Effect::Anonymous, _) => Ok(Admitted::Anonymous { funnel }),
+            // Why there is no identity says more than that nobody without one gets in.
+            (_, Err(denied)) => Err(denied),
+            (Effect::Allow, Ok(visitor)) => Ok(Admitted::Identified(visitor)),
+            (Effect::Deny, Ok(_)) => Err(Denied::Policy),
+        };
+        (answer, decision.rule)
+    }
+}

@@ -1,0 +1,385 @@
+//! The headers by which a backend learns who calls, in the two conventions that are about, and how those from outside are kept
+//! out.
+//!
+//! | Header | Convention |
+//! |---|---|
+//! | `Tailscale-User`, `-Login`, `-Name`, `-Profile-Picture`, `-Tailnet` | nginx-auth |
+//! | `Tailscale-User-Login`, `-User-Name`, `-User-Profile-Pic`, `-Headers-Info`, `-App-Capabilities`, `-Funnel-Request` | `tailscale serve` |
+//! | `Tailscale-Node-Id`, `-Node-Name`, `-Tags` | ours: for machines, which have no user |
+//! | `Tailbone-Token` | ours: a short JWT, if asked for |
+
+use std::{fmt::Write as _, net::IpAddr};
+
+use ::http::{HeaderMap, HeaderName, HeaderValue, header};
+use serde_json::{Map, Value};
+
+use super::Admitted;
+use crate::identity::Caller;
+
+pub(super) const TOKEN: HeaderName = HeaderName::from_static("tailbone-token");
+pub(super) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(super) const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub(super) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+const USER: HeaderName = HeaderName::from_static("tailscale-user");
+const LOGIN: HeaderName = HeaderName::from_static("tailscale-login");
+const NAME: HeaderName = HeaderName::from_static("tailscale-name");
+const PICTURE: HeaderName = HeaderName::from_static("tailscale-profile-picture");
+const TAILNET: HeaderName = HeaderName::from_static("tailscale-tailnet");
+const USER_LOGIN: HeaderName = HeaderName::from_static("tailscale-user-login");
+const USER_NAME: HeaderName = HeaderName::from_static("tailscale-user-name");
+const USER_PICTURE: HeaderName = HeaderName::from_static("tailscale-user-profile-pic");
+const INFO: HeaderName = HeaderName::from_static("tailscale-headers-info");
+const CAPABILITIES: HeaderName = HeaderName::from_static("tailscale-app-capabilities");
+const FUNNEL: HeaderName = HeaderName::from_static("tailscale-funnel-request");
+const NODE_ID: HeaderName = HeaderName::from_static("tailscale-node-id");
+const NODE_NAME: HeaderName = HeaderName::from_static("tailscale-node-name");
+const TAGS: HeaderName = HeaderName::from_static("tailscale-tags");
+
+/// Where `tailscale serve` explains its headers.
+const INFO_TEXT: &str = "https://tailscale.com/s/serve-headers";
+
+/// Every header that tells who calls; the value is empty where there is nothing to tell. In an answer to a proxy all are set: an
+/// absent one would let the client's own through where the proxy copies what it finds.
+pub(super) fn identity(
+    admitted: &Admitted,
+    capabilities: &[String],
+) -> Vec<(HeaderName, HeaderValue)> {
+    let empty = || HeaderValue::from_static("");
+    let mut headers: Vec<_> = [
+        USER,
+        LOGIN,
+        NAME,
+        PICTURE,
+        TAILNET,
+        USER_LOGIN,
+        USER_NAME,
+        USER_PICTURE,
+        INFO,
+        CAPABILITIES,
+        FUNNEL,
+        NODE_ID,
+        NODE_NAME,
+        TAGS,
+        TOKEN,
+    ]
+    .map(|name| (name, empty()))
+    .into();
+    let mut set = |name: HeaderName, value: HeaderValue| {
+        if let Some(slot) = headers.iter_mut().find(|(known, _)| *known == name) {
+            slot.1 = value;
+        }
+    };
+    match admitted {
+        Admitted::Anonymous { funnel } => {
+            if *funnel {
+                set(FUNNEL, HeaderValue::from_static("?1"));
+            }
+        }
+        Admitted::Identified(visitor) => {
+            set(TAILNET, raw(visitor.tailnet()));
+            set(NODE_ID, raw(visitor.node_id()));
+            set(NODE_NAME, raw(visitor.node_name()));
+            let granted = granted(visitor.even_foreign(), capabilities);
+            if !granted.is_empty() {
+                set(CAPABILITIES, encoded(&Value::Object(granted).to_string()));
+            }
+            match visitor.even_foreign() {
+                Caller::User(user) => {
+                    let local = user.login.split('@').next().unwrap_or_default();
+                    set(USER, raw(&user.login));
+                    set(LOGIN, raw(local));
+                    set(NAME, raw(&user.display_name));
+                    set(PICTURE, raw(visitor.picture()));
+                    set(USER_LOGIN, encoded(&user.login));
+                    set(USER_NAME, encoded(&user.display_name));
+                    set(USER_PICTURE, raw(visitor.picture()));
+                    set(INFO, HeaderValue::from_static(INFO_TEXT));
+                }
+                Caller::Machine(machine) => set(TAGS, raw(&machine.tags.join(","))),
+                Caller::Funnel(_) => {}
+            }
+        }
+    }
+    headers
+}
+
+/// The same for a request on its way to a backend, from which everything like it was stripped before.
+pub(super) fn tell(headers: &mut HeaderMap, admitted: &Admitted, capabilities: &[String]) {
+    for (name, value) in identity(admitted, capabilities) {
+        if !value.is_empty() {
+            headers.insert(name, value);
+        }
+    }
+}
+
+fn granted(caller: &Caller, capabilities: &[String]) -> Map<String, Value> {
+    capabilities
+        .iter()
+        .filter(|name| caller.has_capability(name))
+        .map(|name| (name.clone(), caller.grants(name).into()))
+        .collect()
+}
+
+/// As it is, in UTF-8; empty where it cannot stand in a header.
+fn raw(text: &str) -> HeaderValue {
+    HeaderValue::from_bytes(text.as_bytes()).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// As RFC 2047 has it (Q encoding) where it is not plain ASCII.
+fn encoded(text: &str) -> HeaderValue {
+    if text.bytes().all(|b| matches!(b, b' '..=b'~')) {
+        return raw(text);
+    }
+    const OPEN: &str = "=?utf-8?q?";
+    // A word may have 75 characters; a character of the text stays in one word.
+    const ROOM: usize = 75 - OPEN.len() - 2;
+    let mut words = vec![String::new()];
+    for c in text.chars() {
+        let mut piece = String::new();
+        match c {
+            ' ' => piece.push('_'),
+            '!'..='~' if !matches!(c, '=' | '?' | '_') => piece.push(c),
+            _ => {
+                for byte in c.encode_utf8(&mut [0; 4]).bytes() {
+                    // Writing to a String cannot fail.
+                    let _ = write!(piece, "={byte:02X}");
+                }
+            }
+        }
+        match words.last_mut() {
+            Some(word) if word.len() + piece.len() <= ROOM => word.push_str(&piece),
+            _ => words.push(piece),
+        }
+    }
+    let words: Vec<_> = words.iter().map(|word| format!("{OPEN}{word}?=")).collect();
+    raw(&words.join(" "))
+}
+
+/// Names (and beginnings that end with `-`) that some backend takes for identity, or for what a proxy says of the request. A
+/// client that sends one wants to be taken for somebody.
+const CLAIMS: [&str; 34] = [
+    "cf-connecting-ip",
+    "client-ip",
+    "fastly-client-ip",
+    "forwarded",
+    "forwarded-for",
+    "proxy-user",
+    "remote-addr",
+    "remote-email",
+    "remote-groups",
+    "remote-login",
+    "remote-name",
+    "remote-port",
+    "remote-user",
+    "tailbone-",
+    "tailscale-",
+    "trailer",
+    "true-client-ip",
+    "x-auth-request-",
+    "x-authenticated-",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-forwarded",
+    "x-forwarded-",
+    "x-goog-authenticated-user-",
+    "x-original-",
+    "x-proxy-user",
+    "x-real-ip",
+    "x-remote-",
+    "x-rewrite-url",
+    "x-tailscale-",
+    "x-token-subject",
+    "x-user",
+    "x-webauth-",
+    "x-ms-client-principal",
+];
+
+/// Headers by which some frameworks take another method than the request's.
+const METHODS: [&str; 3] = [
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+];
+
+/// Removes everything by which a client could pass for somebody. Names are compared as careless backends do: whatever is neither
+/// letter nor digit is the same to them.
+pub(super) fn strip(headers: &mut HeaderMap, methods_too: bool) {
+    let claims: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| {
+            let plain: String = name
+                .as_str()
+                .chars()
+                .map(|c| {
+                    if c.is_ascii_alphanumeric() {
+                        c.to_ascii_lowercase()
+                    } else {
+                        '-'
+                    }
+                })
+                .collect();
+            let plain = plain.trim_start_matches('-');
+            let plain = plain.strip_prefix("http-").unwrap_or(plain);
+            CLAIMS
+                .iter()
+                .any(|claim| plain == *claim || (claim.ends_with('-') && plain.starts_with(claim)))
+                || (methods_too && METHODS.contains(&plain))
+        })
+        .cloned()
+        .collect();
+    for name in claims {
+        headers.remove(name);
+    }
+}
+
+/// Headers of one connection, which say nothing to the next (RFC 9110, 7.6.1), and those that `Connection` names. `TE: trailers`
+/// stays: gRPC wants it.
+pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+        .collect();
+    let trailers = headers
+        .get_all(header::TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"));
+    for name in named {
+        // Named there, they would lose the body its length or the request its host.
+        if name != header::CONTENT_LENGTH && name != header::HOST {
+            headers.remove(name);
+        }
+    }
+    for name in [
+        header::CONNECTION,
+        HeaderName::from_static("keep-alive"),
+        HeaderName::from_static("proxy-connection"),
+        header::PROXY_AUTHENTICATE,
+        header::PROXY_AUTHORIZATION,
+        HeaderName::from_static("http2-settings"),
+        header::TE,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+    ] {
+        headers.remove(name);
+    }
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Who is asked for and by which way, as the two conventions have it (RFC 7239 and its elders).
+pub(super) fn forwarded(
+    headers: &mut HeaderMap,
+    client: IpAddr,
+    host: &HeaderValue,
+    proto: &'static str,
+) {
+    let mut put = |name: HeaderName, text: &str| {
+        if let Ok(value) = HeaderValue::from_str(text) {
+            headers.insert(name, value);
+        }
+    };
+    let client = client.to_canonical();
+    put(FORWARDED_FOR, &client.to_string());
+    put(HeaderName::from_static("x-real-ip"), &client.to_string());
+    put(FORWARDED_PROTO, proto);
+    let node = match client {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => format!("\"[{v6}]\""),
+    };
+    let host_text = host.to_str().unwrap_or_default();
+    put(
+        header::FORWARDED,
+        &format!("for={node};host=\"{host_text}\";proto={proto}"),
+    );
+    headers.insert(FORWARDED_HOST, host.clone());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_looks_like_a_claim_is_stripped() {
+        let mut headers = HeaderMap::new();
+        for name in [
+            "tailscale-user",
+            "TAILSCALE-USER-LOGIN",
+            "tailscale_user_login",
+            "Tailscale.User.Login",
+            "tailscale-anything",
+            "http_tailscale_user",
+            "_tailscale-user",
+            "x-webauth-user",
+            "x_webauth_user",
+            "remote-user",
+            "remote_user",
+            "x-forwarded-for",
+            "x_forwarded_for",
+            "forwarded",
+            "x-original-url",
+            "tailbone-token",
+        ] {
+            let name = HeaderName::try_from(name).unwrap();
+            headers.append(&name, HeaderValue::from_static("spoof"));
+            headers.append(&name, HeaderValue::from_static("twice"));
+        }
+        for name in [
+            "accept",
+            "cookie",
+            "authorization",
+            "x-userland",
+            "tailscales",
+            "x-http-method-override",
+        ] {
+            headers.insert(
+                HeaderName::from_static(name),
+                HeaderValue::from_static("stays"),
+            );
+        }
+        strip(&mut headers, false);
+        assert_eq!(headers.len(), 6, "{headers:?}");
+        strip(&mut headers, true);
+        assert_eq!(headers.len(), 5, "{headers:?}");
+    }
+
+    #[test]
+    fn connection_names_more_headers_to_remove() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "close, X-One"),
+            ("connection", "tailscale-user"),
+            ("connection", "content-length"),
+            ("content-length", "3"),
+            ("x-one", "1"),
+            ("tailscale-user", "x"),
+            ("te", "gzip, trailers"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "x"),
+        ] {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers.len(), 2, "{headers:?}");
+        assert_eq!(headers[header::TE], "trailers");
+    }
+
+    #[test]
+    fn names_beyond_ascii_are_words_of_rfc_2047() {
+        assert_eq!(encoded("Alice Smith"), "Alice Smith");
+        assert_eq!(encoded("Zoë =?_"), "=?utf-8?q?Zo=C3=AB_=3D=3F=5F?=");
+        let long = encoded(&"é".repeat(30));
+        let words: Vec<_> = long.to_str().unwrap().split(' ').collect();
+        assert!(
+            words.len() > 2 && words.iter().all(|word| word.len() <= 75),
+            "{words:?}"
+        );
+        assert_eq!(raw("a\r\nX: y"), "");
+    }
+}

@@ -1,0 +1,342 @@
+//! The reverse proxy: a local service on the tailnet, with the caller's identity in its headers.
+//!
+//! A request goes: what it asks for -> who calls -> policy -> upstream by host and path -> headers (connection's own off, claims
+//! off, ours on) -> upstream. Bodies stream both ways as they come; trailers pass on the way back alone. A WebSocket becomes a tunnel once the upstream
+//! agrees; it is looked at again every few seconds and ends when its caller is no longer let through.
+//!
+//! What is not done, on purpose: `CONNECT` and `TRACE` (the second would show a caller what we tell the upstream), upgrades to
+//! anything but WebSocket (`h2c` would be a way around the policy), rewriting of paths or bodies, TLS to upstreams.
+
+use std::{sync::Arc, time::Duration};
+
+use ::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header};
+use axum::{
+    Router,
+    body::Body,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::{
+    body::Frame,
+    upgrade::{OnUpgrade, Upgraded},
+};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+};
+use jiff::Timestamp;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    BuildError,
+    error::{Malformed, no_token},
+    forward_auth::nobody_told,
+    guard::Guard,
+    headers, layer,
+    routes::{Routes, Upstream},
+    token::Tokens,
+};
+use crate::{
+    config,
+    http::{self, error::Kind, layers::RequestId},
+    identity::Connection,
+    policy::{Host, What},
+};
+
+/// For the connection to an upstream, which is near.
+const CONNECT_TIME: Duration = Duration::from_secs(5);
+/// How long an idle connection to an upstream is kept.
+const IDLE_TIME: Duration = Duration::from_secs(60);
+const IDLE_CONNECTIONS: usize = 64;
+
+pub(super) struct ReverseProxy {
+    guard: Arc<Guard>,
+    routes: Routes,
+    http1: Client<HttpConnector, Body>,
+    h2c: Client<HttpConnector, Body>,
+    capabilities: Vec<String>,
+    tokens: Option<Arc<Tokens>>,
+    tunnels: TaskTracker,
+    ended: CancellationToken,
+    recheck: Duration,
+}
+
+impl std::fmt::Debug for ReverseProxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReverseProxy")
+            .field("routes", &self.routes)
+            .field("tunnels", &self.tunnels.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl ReverseProxy {
+    pub(super) fn new(
+        guard: Arc<Guard>,
+        settings: &config::Gate,
+        tokens: Option<Arc<Tokens>>,
+    ) -> Result<Self, BuildError> {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(CONNECT_TIME));
+        connector.set_nodelay(true);
+        let client = |h2c: bool| {
+            Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE_TIME)
+                .pool_max_idle_per_host(IDLE_CONNECTIONS)
+                .http2_only(h2c)
+                .set_host(false)
+                .build(connector.clone())
+        };
+        Ok(Self {
+            guard,
+            routes: Routes::new(&settings.upstreams)?,
+            http1: client(false),
+            h2c: client(true),
+            capabilities: settings.forward_capabilities.clone(),
+            tokens,
+            tunnels: TaskTracker::new(),
+            ended: CancellationToken::new(),
+            recheck: settings.recheck,
+        })
+    }
+
+    /// Ends all tunnels and waits until they have ended.
+    pub(super) async fn close(&self) {
+        self.ended.cancel();
+        self.tunnels.close();
+        self.tunnels.wait().await;
+    }
+}
+
+impl Drop for ReverseProxy {
+    fn drop(&mut self) {
+        self.ended.cancel();
+    }
+}
+
+pub(super) fn router(proxy: Arc<ReverseProxy>) -> Router {
+    Router::new().fallback(handle).with_state(proxy)
+}
+
+async fn handle(State(proxy): State<Arc<ReverseProxy>>, request: Request<Body>) -> Response {
+    match proxy.pass(request).await {
+        Ok(response) => response,
+        Err(error) => error.into_response(),
+    }
+}
+
+impl ReverseProxy {
+    async fn pass(&self, mut request: Request<Body>) -> Result<Response, http::Error> {
+        if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+            return Err(http::Error::method_not_allowed(
+                "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
+            ));
+        }
+        let connection = request
+            .extensions()
+            .get::<Arc<Connection>>()
+            .cloned()
+            .ok_or_else(nobody_told)?;
+        let wants_tunnel = is_websocket(&request);
+        let client_side = wants_tunnel.then(|| hyper::upgrade::on(&mut request));
+        let (mut parts, body) = request.into_parts();
+        let what = layer::what(&parts)?;
+        let admitted = self.guard.admit(connection.visitor().await, &what, None)?;
+        let upstream = self.upstream(&what)?;
+
+        let host = host_header(&parts)?;
+        headers::strip_hop_by_hop(&mut parts.headers);
+        headers::strip(
+            &mut parts.headers,
+            self.guard.policy().rules().name_methods(),
+        );
+        headers::tell(&mut parts.headers, &admitted, &self.capabilities);
+        headers::forwarded(
+            &mut parts.headers,
+            connection.peer().addr.ip(),
+            &host,
+            "http",
+        );
+        if let Some(tokens) = &self.tokens {
+            let name = what.host.as_ref().map_or("", Host::as_str);
+            let token = tokens.token(&admitted, name, Timestamp::now()).await;
+            if let Some(token) = token.map_err(no_token)? {
+                parts.headers.insert(headers::TOKEN, token);
+            }
+        }
+        if let Some(id) = parts.extensions.get::<RequestId>()
+            && let Ok(id) = HeaderValue::from_str(&id.0)
+        {
+            parts.headers.insert("x-request-id", id);
+        }
+        if wants_tunnel {
+            parts
+                .headers
+                .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            parts
+                .headers
+                .insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        }
+        // HTTP/2 has the host in its pseudo-header, which names the upstream; X-Forwarded-Host has what the caller named.
+        if upstream.h2c {
+            parts.headers.remove(header::HOST);
+        } else {
+            parts.headers.insert(header::HOST, host);
+        }
+        parts.uri = upstream.uri(&parts.uri).map_err(|error| {
+            http::Error::new(
+                Kind::BadRequest,
+                "bad_request_target",
+                "the target cannot be passed on",
+            )
+            .because(error)
+        })?;
+        parts.version = if upstream.h2c {
+            Version::HTTP_2
+        } else {
+            Version::HTTP_11
+        };
+        parts.extensions.clear();
+
+        // Trailers of a request are headers that nobody stripped.
+        let body = Body::new(body.map_frame(|frame| {
+            frame
+                .into_data()
+                .map_or_else(|_| Frame::data(Bytes::new()), Frame::data)
+        }));
+        let client = if upstream.h2c { &self.h2c } else { &self.http1 };
+        let mut answer = client
+            .request(Request::from_parts(parts, body))
+            .await
+            .map_err(|error| {
+                tracing::debug!(target: "gate", upstream = upstream.address(), "upstream failed");
+                bad_upstream(
+                    "upstream_failed",
+                    "the service behind this gate does not answer",
+                )
+                .because(error)
+            })?;
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let agreed = is_websocket_answer(answer.headers());
+            let Some(client_side) = client_side.filter(|_| agreed) else {
+                return Err(bad_upstream(
+                    "upstream_switched",
+                    "the service behind this gate switched to a protocol that nobody asked for",
+                ));
+            };
+            let tunnel = Tunnel {
+                guard: self.guard.clone(),
+                connection,
+                what,
+                recheck: self.recheck,
+                ended: self.ended.clone(),
+            };
+            let upstream_side = hyper::upgrade::on(&mut answer);
+            self.tunnels.spawn(tunnel.run(client_side, upstream_side));
+            headers::strip_hop_by_hop(answer.headers_mut());
+            let head = answer.headers_mut();
+            head.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            head.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+            return Ok(answer.map(|_| Body::empty()));
+        }
+        headers::strip_hop_by_hop(answer.headers_mut());
+        Ok(answer.map(Body::new))
+    }
+
+    fn upstream(&self, what: &What) -> Result<&Upstream, http::Error> {
+        let (Some(host), Some(path)) = (&what.host, &what.path) else {
+            return Err(http::Error::not_found());
+        };
+        match self.routes.choose(host, path)? {
+            Some(upstream) => Ok(upstream),
+            None => Err(http::Error::new(
+                Kind::NotFound,
+                "no_upstream",
+                "no service stands behind this host and path",
+            )),
+        }
+    }
+}
+
+fn bad_upstream(code: &'static str, message: &str) -> http::Error {
+    http::Error::new(Kind::BadGateway, code, message)
+}
+
+/// The host as the caller named it, port included.
+fn host_header(parts: &::http::request::Parts) -> Result<HeaderValue, Malformed> {
+    match (parts.headers.get(header::HOST), parts.uri.authority()) {
+        (Some(host), _) => Ok(host.clone()),
+        (None, Some(authority)) => {
+            HeaderValue::from_str(authority.as_str()).map_err(|_| Malformed::AmbiguousHost)
+        }
+        (None, None) => Err(Malformed::AmbiguousHost),
+    }
+}
+
+/// Asks for a WebSocket as RFC 6455 has it, and for nothing else besides.
+fn is_websocket(request: &Request<Body>) -> bool {
+    request.version() == Version::HTTP_11
+        && *request.method() == Method::GET
+        && is_websocket_answer(request.headers())
+}
+
+fn is_websocket_answer(headers: &HeaderMap) -> bool {
+    let upgrades = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|option| option.trim().eq_ignore_ascii_case("upgrade"));
+    let mut to = headers.get_all(header::UPGRADE).iter();
+    let websocket = to
+        .next()
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    upgrades && websocket && to.next().is_none()
+}
+
+/// Bytes both ways, for as long as the caller is let through.
+struct Tunnel {
+    guard: Arc<Guard>,
+    connection: Arc<Connection>,
+    what: What,
+    recheck: Duration,
+    ended: CancellationToken,
+}
+
+impl Tunnel {
+    async fn run(self, client_side: OnUpgrade, upstream_side: OnUpgrade) {
+        let copy = async {
+            match tokio::try_join!(client_side, upstream_side) {
+                Ok((client, upstream)) => copy(client, upstream).await,
+                Err(error) => tracing::debug!(target: "gate", %error, "a tunnel was not opened"),
+            }
+        };
+        tokio::select! {
+            () = copy => {}
+            () = self.ended.cancelled() => {}
+            () = self.no_longer_admitted() => {}
+        }
+    }
+
+    async fn no_longer_admitted(&self) {
+        loop {
+            tokio::time::sleep(self.recheck).await;
+            let caller = self.connection.visitor().await;
+            if !self.guard.still_admits(caller, &self.what) {
+                return;
+            }
+        }
+    }
+}
+
+async fn copy(client: Upgraded, upstream: Upgraded) {
+    let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+    // Either side going away is how a tunnel ends.
+    if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut upstream).await {
+        tracing::debug!(target: "gate", %error, "a tunnel ended");
+    }
+}

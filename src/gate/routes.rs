@@ -1,0 +1,162 @@
+//! Which upstream gets a request: the one whose host is nearest, and among those the longest path.
+
+use ::http::{Uri, uri::Authority};
+
+use super::{BuildError, error::Malformed};
+use crate::{
+    config,
+    policy::{Host, HostPattern, Path, PathPrefix},
+};
+
+/// One server behind us.
+#[derive(Debug, Clone)]
+pub(super) struct Upstream {
+    host: Option<HostPattern>,
+    prefix: PathPrefix,
+    authority: Authority,
+    /// HTTP/2 without TLS, spoken at once.
+    pub(super) h2c: bool,
+}
+
+impl Upstream {
+    /// For log lines and errors of ours; never told to a caller.
+    pub(super) fn address(&self) -> &str {
+        self.authority.as_str()
+    }
+
+    /// The same target, at the upstream.
+    pub(super) fn uri(&self, uri: &Uri) -> Result<Uri, ::http::Error> {
+        let target = uri.path_and_query().map_or("/", |target| target.as_str());
+        Uri::builder()
+            .scheme("http")
+            .authority(self.authority.clone())
+            .path_and_query(target)
+            .build()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Routes(Vec<Upstream>);
+
+impl Routes {
+    pub(super) fn new(settings: &[config::Upstream]) -> Result<Self, BuildError> {
+        let mut upstreams: Vec<Upstream> = Vec::new();
+        for config::Upstream {
+            host,
+            path,
+            address,
+            h2c,
+        } in settings
+        {
+            let host = match host.as_str() {
+                "" => None,
+                host => Some(HostPattern::parse(host).map_err(BuildError::Upstream)?),
+            };
+            let path = if path.is_empty() { "/" } else { path };
+            let upstream = Upstream {
+                host,
+                prefix: PathPrefix::parse(path).map_err(BuildError::Upstream)?,
+                authority: address
+                    .parse()
+                    .map_err(|_| BuildError::Upstream(format!("{address:?} is no host:port")))?,
+                h2c: *h2c,
+            };
+            let twin =
+                |other: &&Upstream| other.host == upstream.host && other.prefix == upstream.prefix;
+            if upstreams.iter().find(twin).is_some() {
+                return Err(BuildError::DoubleUpstream(upstream.authority.to_string()));
+            }
+            upstreams.push(upstream);
+        }
+        upstreams.sort_by_key(|upstream| {
+            let host = match &upstream.host {
+                Some(HostPattern::Exactly(_)) => (0, 0),
+                Some(HostPattern::Below(suffix)) => (1, usize::MAX - suffix.len()),
+                None => (2, 0),
+            };
+            (host, usize::MAX - upstream.prefix.len())
+        });
+        Ok(Self(upstreams))
+    }
+
+    /// A path that could be meant for two upstreams goes to neither.
+    pub(super) fn choose(&self, host: &Host, path: &Path) -> Result<Option<&Upstream>, Malformed> {
+        let here = |upstream: &&Upstream| match &upstream.host {
+            Some(pattern) => pattern.is(host),
+            None => true,
+        };
+        let chosen = path.choose(|holds| {
+            self.0
+                .iter()
+                .filter(here)
+                .find(|upstream| holds(&upstream.prefix))
+        })?;
+        Ok(chosen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn routes(list: &[(&str, &str, &str)]) -> Routes {
+        let settings: Vec<_> = list
+            .iter()
+            .map(|(host, path, address)| config::Upstream {
+                host: (*host).into(),
+                path: (*path).into(),
+                address: (*address).into(),
+                h2c: false,
+            })
+            .collect();
+        Routes::new(&settings).unwrap()
+    }
+
+    #[test]
+    fn the_nearest_host_and_the_longest_path_win() {
+        let routes = routes(&[
+            ("", "", "default:1"),
+            ("", "/api", "api:1"),
+            ("", "/api/v2", "v2:1"),
+            ("*.example.com", "", "below:1"),
+            ("wiki.example.com", "/", "wiki:1"),
+            ("wiki.example.com", "/api", "wikiapi:1"),
+        ]);
+        let chosen = |host, path| {
+            routes
+                .choose(&Host::parse(host).unwrap(), &Path::parse(path).unwrap())
+                .map(|upstream| upstream.map(|u| u.address().to_owned()).unwrap_or_default())
+        };
+        assert_eq!(chosen("x", "/").as_deref(), Ok("default:1"));
+        assert_eq!(chosen("x", "/api/v2/y").as_deref(), Ok("v2:1"));
+        assert_eq!(chosen("x", "/apiv2").as_deref(), Ok("default:1"));
+        assert_eq!(chosen("a.example.com", "/api").as_deref(), Ok("below:1"));
+        assert_eq!(
+            chosen("wiki.example.com", "/api/x").as_deref(),
+            Ok("wikiapi:1")
+        );
+        assert_eq!(chosen("x", "/api%20x").as_deref(), Ok("default:1"));
+        assert!(
+            chosen("x", "/api/../y").is_err(),
+            "two upstreams could be meant"
+        );
+    }
+
+    #[test]
+    fn two_for_the_same_are_a_mistake() {
+        let twice = config::Upstream {
+            host: String::new(),
+            path: "/a/".into(),
+            address: "x:1".into(),
+            h2c: false,
+        };
+        let other = config::Upstream {
+            path: "/a".into(),
+            ..twice.clone()
+        };
+        assert!(matches!(
+            Routes::new(&[twice, other]),
+            Err(BuildError::DoubleUpstream(_))
+        ));
+    }
+}

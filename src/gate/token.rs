@@ -1,0 +1,139 @@
+//! A short JWT for the backend: what it says of the caller. Signing is somebody else's: a [`Sign`] is handed in.
+
+use std::sync::Arc;
+
+use ::http::HeaderValue;
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::Admitted;
+use crate::{config, identity::Caller};
+
+/// Signs claims (a JSON object) and answers the token.
+pub type Sign = Arc<dyn Fn(Vec<u8>) -> BoxFuture<'static, Result<String, SignError>> + Send + Sync>;
+
+/// Why no token could be made.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct SignError(pub String);
+
+/// Makes tokens for backends.
+pub(super) struct Tokens {
+    issuer: String,
+    audience: Option<String>,
+    life: i64,
+    sign: Sign,
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokens")
+            .field("audience", &self.audience)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Serialize)]
+struct Claims<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    iss: &'a str,
+    sub: String,
+    aud: &'a str,
+    iat: i64,
+    nbf: i64,
+    exp: i64,
+    jti: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    login: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    tags: &'a [String],
+    node: &'a str,
+    tailnet: &'a str,
+}
+
+/// A backend's clock may be behind ours.
+const SKEW: i64 = 30;
+
+impl Tokens {
+    pub(super) fn new(issuer: &str, settings: &config::GateToken, sign: Sign) -> Self {
+        Self {
+            issuer: issuer.to_owned(),
+            audience: settings.audience.clone(),
+            life: i64::try_from(settings.life.as_secs()).unwrap_or(60),
+            sign,
+        }
+    }
+
+    /// A token for whoever was let through with identity; nothing for others. `host` is whom the token is for, where the setting
+    /// does not say.
+    pub(super) async fn token(
+        &self,
+        admitted: &Admitted,
+        host: &str,
+        now: Timestamp,
+    ) -> Result<Option<HeaderValue>, SignError> {
+        let Some(claims) = self.claims(admitted, host, now)? else {
+            return Ok(None);
+        };
+        let token = (self.sign)(claims).await?;
+        let mut value =
+            HeaderValue::try_from(token).map_err(|error| SignError(error.to_string()))?;
+        value.set_sensitive(true);
+        Ok(Some(value))
+    }
+
+    fn claims(
+        &self,
+        admitted: &Admitted,
+        host: &str,
+        now: Timestamp,
+    ) -> Result<Option<Vec<u8>>, SignError> {
+        let Some(visitor) = admitted.visitor() else {
+            return Ok(None);
+        };
+        let aud = self.audience.as_deref().unwrap_or(host);
+        if aud.is_empty() {
+            // A token for nobody in particular would be one for everybody.
+            return Err(SignError(
+                "the request names no host, and gate.tokenAudience is not set".into(),
+            ));
+        }
+        let (sub, login, name, tags) = match visitor.even_foreign() {
+            Caller::User(user) => (
+                format!("user-{}", user.id),
+                Some(user.login.as_str()),
+                Some(user.display_name.as_str()),
+                &[][..],
+            ),
+            Caller::Machine(machine) => (
+                format!("node-{}", machine.id),
+                None,
+                None,
+                machine.tags.as_slice(),
+            ),
+            Caller::Funnel(_) => return Ok(None),
+        };
+        let iat = now.as_second();
+        let claims = Claims {
+            iss: &self.issuer,
+            sub,
+            aud,
+            iat,
+            nbf: iat.saturating_sub(SKEW),
+            exp: iat.saturating_add(self.life),
+            jti: Uuid::new_v4().simple().to_string(),
+            login,
+            name,
+            tags,
+            node: visitor.node_name(),
+            tailnet: visitor.tailnet(),
+        };
+        serde_json::to_vec(&claims)
+            .map(Some)
+            .map_err(|error| SignError(error.to_string()))
+    }
+}

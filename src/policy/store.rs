@@ -1,0 +1,210 @@
+//! The rules in force, and how new ones take their place while requests are being decided.
+//!
+//! A file that cannot be read, or has mistakes, changes nothing: the rules before it stay. Nothing here waits or watches on
+//! its own; the caller's clock drives [`Store::tick`], and a HUP calls [`Store::reload`].
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use arc_swap::ArcSwap;
+
+use super::{Mistakes, Rules};
+
+/// Nobody writes so many rules by hand; what is larger is some other file.
+const FILE_BYTES: u64 = 1 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("{}: {source}", path.display())]
+    File { path: PathBuf, source: io::Error },
+    #[error("{}: mistakes in the policy:\n{source}", path.display())]
+    Mistakes { path: PathBuf, source: Mistakes },
+    #[error("{}: larger than {FILE_BYTES} bytes", path.display())]
+    TooLarge { path: PathBuf },
+}
+
+/// What a look at the file led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    Loaded,
+    Unchanged,
+}
+
+/// Where the rules come from and which are in force.
+#[derive(Debug)]
+pub struct Store {
+    path: Option<PathBuf>,
+    capability: String,
+    rules: ArcSwap<Rules>,
+    /// As of the last look. Also keeps two reloads from overtaking each other.
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    mark: Option<Mark>,
+    text: String,
+}
+
+/// Tells a changed file from the same one. The inode catches a file that was swapped within the clock's grain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mark {
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+}
+
+impl Store {
+    /// Loads the rules for the first time; without a file, the grants of the tailnet decide alone.
+    pub fn open(path: Option<&Path>, capability: &str) -> Result<Self, LoadError> {
+        let store = Self {
+            path: path.map(Path::to_path_buf),
+            capability: capability.to_owned(),
+            rules: ArcSwap::from_pointee(Rules::grants_only(capability)),
+            seen: Mutex::default(),
+        };
+        store.reload()?;
+        Ok(store)
+    }
+
+    /// Rules that are already there, without a file behind them.
+    pub fn fixed(rules: Rules) -> Self {
+        Self {
+            path: None,
+            capability: String::new(),
+            rules: ArcSwap::from_pointee(rules),
+            seen: Mutex::default(),
+        }
+    }
+
+    pub fn rules(&self) -> Arc<Rules> {
+        self.rules.load_full()
+    }
+
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Reads, checks and swaps.
+    pub fn reload(&self) -> Result<Change, LoadError> {
+        self.look(true)
+    }
+
+    /// Reads the file if it is another than at the last look. A file with mistakes is told once, not at each tick.
+    pub fn tick(&self) -> Result<Change, LoadError> {
+        self.look(false)
+    }
+
+    fn look(&self, even_if_unmarked: bool) -> Result<Change, LoadError> {
+        let Some(path) = &self.path else {
+            return Ok(Change::Unchanged);
+        };
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = |source| LoadError::File {
+            path: path.clone(),
+            source,
+        };
+        let mark = match mark(path) {
+            Ok(mark) => mark,
+            Err(_) if !even_if_unmarked && seen.mark.is_none() => return Ok(Change::Unchanged),
+            Err(error) => {
+                seen.mark = None;
+                return Err(failed(error));
+            }
+        };
+        if !even_if_unmarked && seen.mark == Some(mark) {
+            return Ok(Change::Unchanged);
+        }
+        seen.mark = Some(mark);
+        if mark.length > FILE_BYTES {
+            return Err(LoadError::TooLarge { path: path.clone() });
+        }
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) => {
+                // The file is there and may be readable at the next tick.
+                seen.mark = None;
+                return Err(failed(error));
+            }
+        };
+        let rules =
+            Rules::parse(&text, &self.capability).map_err(|source| LoadError::Mistakes {
+                path: path.clone(),
+                source,
+            })?;
+        if text == seen.text && !text.is_empty() {
+            return Ok(Change::Unchanged);
+        }
+        seen.text = text;
+        self.rules.store(Arc::new(rules));
+        Ok(Change::Loaded)
+    }
+}
+
+fn mark(path: &Path) -> io::Result<Mark> {
+    let file = fs::metadata(path)?;
+    Ok(Mark {
+        inode: file.ino(),
+        length: file.len(),
+        modified: (file.mtime(), file.mtime_nsec()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALLOW: &str = "[[rule]]\ndecision = \"allow\"\n";
+
+    #[test]
+    fn a_change_is_loaded_once_and_a_broken_one_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("policy.toml");
+        fs::write(&path, ALLOW).unwrap();
+        let store = Store::open(Some(&path), "").unwrap();
+        let first = store.rules();
+        assert_eq!(store.tick().unwrap(), Change::Unchanged);
+
+        fs::write(&path, "[[rule]]\ndecision = \"alow\"\n").unwrap();
+        assert!(matches!(store.tick(), Err(LoadError::Mistakes { .. })));
+        assert_eq!(store.rules(), first, "the rules before it stay");
+        assert_eq!(store.tick().unwrap(), Change::Unchanged, "told once");
+
+        fs::write(&path, "[[rule]]\ndecision = \"deny\"\n").unwrap();
+        assert_eq!(store.tick().unwrap(), Change::Loaded);
+        assert_ne!(store.rules(), first);
+
+        fs::remove_file(&path).unwrap();
+        let denies = store.rules();
+        assert!(matches!(store.tick(), Err(LoadError::File { .. })));
+        assert_eq!(store.tick().unwrap(), Change::Unchanged, "told once");
+        assert_eq!(store.rules(), denies);
+        fs::write(&path, ALLOW).unwrap();
+        assert_eq!(store.tick().unwrap(), Change::Loaded);
+        assert_eq!(store.rules(), first);
+    }
+
+    #[test]
+    fn a_file_that_is_swapped_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("policy.toml");
+        fs::write(&path, ALLOW).unwrap();
+        let store = Store::open(Some(&path), "").unwrap();
+        let new = dir.path().join("new");
+        fs::write(&new, "[[rule]]\ndecision = \"deny\" \n").unwrap();
+        fs::rename(&new, &path).unwrap();
+        assert_eq!(store.tick().unwrap(), Change::Loaded);
+    }
+
+    #[test]
+    fn a_missing_file_is_an_error_at_the_start() {
+        assert!(matches!(
+            Store::open(Some(Path::new("/nowhere/policy.toml")), ""),
+            Err(LoadError::File { .. })
+        ));
+    }
+}

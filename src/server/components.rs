@@ -1,0 +1,375 @@
+//! The components that are switched on, each built with its listeners. One that is not switched on has no routes, no listener and
+//! no task.
+//!
+//! What they share (node, keys) is handed in; they never see each other.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use ::http::Extensions;
+use arc_swap::ArcSwap;
+use axum::Router;
+use futures_util::{FutureExt, future::select_all};
+
+use super::{StartError, node};
+use crate::{
+    config::{self, Admin, Binding, Component, Settings},
+    gate::{self, Gate},
+    http::{
+        health, layers,
+        serve::{Accept, Listeners, Listening, LiveLimits, Server, Stopped, serve},
+        tls::{CertificateFiles, PlainListener, Remote, TlsListener},
+    },
+    identity::Connection,
+    issuer::{self, Issuer, TokenRules},
+    jwks::life::KeyLife,
+    keys::SigningPool,
+    metrics::{self, Metrics},
+    sts::{self, Sts, config::HostListener},
+    tailnet::Node,
+    telemetry::{meter::Meter, readiness::Readiness},
+};
+
+/// What components share with each other and with the server around them.
+pub(super) struct Shared {
+    pub(super) node: Arc<dyn Node>,
+    pub(super) keys: KeyLife,
+    pub(super) rules: Arc<ArcSwap<TokenRules>>,
+    pub(super) limits: LiveLimits,
+    pub(super) meter: Meter,
+    pub(super) readiness: Readiness,
+    pub(super) listeners: Listeners,
+}
+
+/// What runs.
+pub(super) struct Components {
+    shared: Shared,
+    servers: Vec<Server>,
+    gate: Option<Gate>,
+    sts: Option<Sts>,
+    certificate: Option<Arc<CertificateFiles>>,
+}
+
+impl Components {
+    /// Builds and begins to serve. `keys` are loaded where a component that is switched on needs them ([`needs_keys`]); the local
+    /// admin socket is served already.
+    pub(super) async fn start(
+        settings: &Settings,
+        shared: Shared,
+        administration: Router,
+        socket: Option<Server>,
+    ) -> Result<Self, StartError> {
+        let signing = Signing {
+            keys: shared.keys.clone(),
+            pool: Arc::new(SigningPool::new().map_err(StartError::Runtime)?),
+        };
+        let node = &shared.node.clone();
+        let mut parts = Self {
+            shared,
+            servers: socket.into_iter().collect(),
+            gate: None,
+            sts: None,
+            certificate: None,
+        };
+        let on = |component| settings.components.contains(&component);
+        if on(Component::Issuer) {
+            parts.issuer(settings, node, &signing).await?;
+        }
+        if on(Component::Admin) {
+            let Admin { binding, port, .. } = settings.admin;
+            parts
+                .on_tailnet("admin", node, binding, port, administration)
+                .await?;
+        }
+        if on(Component::Gate) {
+            parts.gate(settings, node, &signing).await?;
+        }
+        if on(Component::Sts) {
+            parts.sts(settings, node).await?;
+        }
+        if on(Component::Metrics) {
+            parts.metrics(settings.metrics, node).await?;
+        }
+        Ok(parts)
+    }
+
+    async fn issuer(
+        &mut self,
+        settings: &Settings,
+        node: &Arc<dyn Node>,
+        signing: &Signing,
+    ) -> Result<(), StartError> {
+        let routes = issuer::router(Issuer {
+            rules: self.shared.rules.clone(),
+            keys: signing.keys.clone(),
+            signing: signing.pool.clone(),
+            cache_time: settings.keys.cache_time,
+            meter: self.shared.meter.clone(),
+        })
+        .merge(health::router(self.shared.readiness.clone()));
+        let routes = layers::wrap(routes, "issuer");
+        let server = &settings.server;
+        self.on_tailnet("issuer", node, server.binding, server.port, routes)
+            .await
+    }
+
+    async fn gate(
+        &mut self,
+        settings: &Settings,
+        node: &Arc<dyn Node>,
+        signing: &Signing,
+    ) -> Result<(), StartError> {
+        let set = &settings.gate;
+        let sign = set.token.is_some().then(|| signing.for_gate());
+        let gate = Gate::build(set, &settings.keys.issuer, node.clone(), sign)?;
+        if let Some(routes) = gate.proxy_router() {
+            let routes = layers::wrap_streaming(routes, "gate");
+            self.on_tailnet("gate", node, set.binding, set.port, routes)
+                .await?;
+        }
+        if let Some(routes) = gate.auth_router() {
+            let routes = layers::wrap(routes, "gate");
+            if !set.auth.proxies.is_empty() {
+                self.on_tailnet(
+                    "gate auth",
+                    node,
+                    set.binding,
+                    set.auth.port,
+                    routes.clone(),
+                )
+                .await?;
+            }
+            if let Some(path) = &set.auth.socket {
+                let listener =
+                    gate::Socket::bind(path, set.auth.socket_mode).map_err(|source| {
+                        StartError::GateSocket {
+                            path: path.clone(),
+                            source,
+                        }
+                    })?;
+                let addr = path.display().to_string();
+                self.serve("gate auth", addr, listener, routes, |_| gate::local_proxy());
+                tracing::info!(target: "server", component = "gate auth", socket = %path.display(), "listening");
+            }
+        }
+        self.gate = Some(gate);
+        Ok(())
+    }
+
+    async fn sts(&mut self, settings: &Settings, node: &Arc<dyn Node>) -> Result<(), StartError> {
+        let set = sts::config::Settings::of(&settings.sts).map_err(StartError::StsSettings)?;
+        let sts = Sts::start(&set)?;
+        let routes = layers::wrap(sts::router(sts.state()), "sts");
+        self.on_tailnet("sts", node, set.binding, set.port, routes.clone())
+            .await?;
+        if let Some(host) = set.host {
+            let HostListener { addr, tls } = host;
+            match tls {
+                Some(sts::config::TlsFiles { cert, key }) => {
+                    let files = Arc::new(CertificateFiles::open(cert, key)?);
+                    self.certificate = Some(files.clone());
+                    let listener = TlsListener::bind(addr, files).await?;
+                    self.serve(
+                        "sts host",
+                        addr.to_string(),
+                        listener,
+                        routes,
+                        Remote::identify,
+                    );
+                }
+                None => {
+                    let listener = tokio::net::TcpListener::bind(addr)
+                        .await
+                        .map_err(|source| StartError::Host { addr, source })?;
+                    self.serve(
+                        "sts host",
+                        addr.to_string(),
+                        PlainListener(listener),
+                        routes,
+                        Remote::identify,
+                    );
+                }
+            }
+            tracing::warn!(target: "server", component = "sts", %addr, "listening at a host address, as set");
+        }
+        self.sts = Some(sts);
+        Ok(())
+    }
+
+    /// On the tailnet; on the machine's own loopback only where its address is typed out.
+    async fn metrics(
+        &mut self,
+        set: config::Metrics,
+        node: &Arc<dyn Node>,
+    ) -> Result<(), StartError> {
+        let routes = metrics::router(Metrics {
+            meter: self.shared.meter.clone(),
+            node: node.clone(),
+            keys: self.shared.keys.clone(),
+            readiness: self.shared.readiness.clone(),
+            listeners: self.shared.listeners.clone(),
+        });
+        let routes = layers::wrap(routes, "metrics");
+        match set.binding {
+            Binding::Addr(ip) if ip.is_loopback() => {
+                let addr = SocketAddr::new(ip, set.port);
+                let listener = tokio::net::TcpListener::bind(addr)
+                    .await
+                    .map_err(|source| StartError::Host { addr, source })?;
+                let listener = PlainListener(listener);
+                self.serve("metrics", addr.to_string(), listener, routes, |_| {
+                    Extensions::new()
+                });
+                tracing::info!(target: "server", component = "metrics", %addr, "listening");
+                Ok(())
+            }
+            binding => {
+                self.on_tailnet("metrics", node, binding, set.port, routes)
+                    .await
+            }
+        }
+    }
+
+    async fn on_tailnet(
+        &mut self,
+        what: &'static str,
+        node: &Arc<dyn Node>,
+        binding: Binding,
+        port: u16,
+        routes: Router,
+    ) -> Result<(), StartError> {
+        let addr = node::listen_addr(binding, port);
+        let listener = node
+            .listen(addr)
+            .await
+            .map_err(|source| StartError::Listen { what, addr, source })?;
+        let node = node.clone();
+        let meter = self.shared.meter.clone();
+        self.serve(what, addr.to_string(), listener, routes, move |peer| {
+            let mut known = Extensions::new();
+            let connection = Connection::new(node.clone(), peer).counted(meter.clone());
+            known.insert(Arc::new(connection));
+            known
+        });
+        tracing::info!(target: "server", component = what, binding = %addr, port, "listening");
+        Ok(())
+    }
+
+    fn serve<L: Accept>(
+        &mut self,
+        what: &'static str,
+        addr: String,
+        listener: L,
+        routes: Router,
+        identify: impl Fn(L::Addr) -> Extensions + Send + Sync + 'static,
+    ) {
+        let server = serve(what, listener, routes, self.shared.limits.clone(), identify);
+        self.shared.listeners.add(Listening {
+            name: what,
+            addr,
+            load: server.load(),
+        });
+        self.servers.push(server);
+    }
+
+    /// What files say anew: policies and certificates that have changed.
+    pub(super) fn tick(&self) {
+        if let Some(gate) = &self.gate
+            && let Err(error) = gate.tick()
+        {
+            tracing::warn!(target: "gate", error = &error as &dyn std::error::Error, "the policy file has mistakes; the one before stays");
+        }
+        if let Some(files) = &self.certificate {
+            match files.reload() {
+                Ok(false) => {}
+                Ok(true) => tracing::info!(target: "sts", "the certificate was read anew"),
+                Err(error) => {
+                    tracing::warn!(target: "sts", error = &error as &dyn std::error::Error, "the certificate cannot be read; the one before stays");
+                }
+            }
+        }
+    }
+
+    /// As on a hang-up signal: everything that can be read anew, whether it has changed or not.
+    pub(super) fn reload(&self) {
+        if let Some(gate) = &self.gate {
+            match gate.reload() {
+                Ok(_) => tracing::info!(target: "gate", "policy read anew"),
+                Err(error) => {
+                    tracing::warn!(target: "gate", error = &error as &dyn std::error::Error, "the policy file has mistakes; the one before stays");
+                }
+            }
+        }
+        if let Some(sts) = &self.sts
+            && let Err(error) = sts.reload()
+        {
+            tracing::warn!(target: "sts", error = &error as &dyn std::error::Error, "the policies have mistakes; those before stay");
+        }
+        self.tick();
+    }
+
+    /// Waits until a listener ends that was not asked to.
+    pub(super) async fn listener_died(&mut self) -> StartError {
+        if self.servers.is_empty() {
+            return std::future::pending().await;
+        }
+        let ends = self.servers.iter_mut().map(|server| {
+            async {
+                let what = server.name();
+                let source = server.failed().await;
+                StartError::ListenerDied { what, source }
+            }
+            .boxed()
+        });
+        select_all(ends).await.0
+    }
+
+    /// Stops accepting, lets open requests finish within `grace`, and says what was cut.
+    pub(super) async fn stop(&mut self, grace: Duration) {
+        let stops = self.servers.drain(..).map(|server| async move {
+            let what = server.name();
+            if server.stop(grace).await == Stopped::Cut {
+                tracing::warn!(target: "server", listener = what, ?grace, "requests were cut: the grace time is over");
+            }
+        });
+        futures_util::future::join_all(stops).await;
+        if let Some(gate) = &self.gate {
+            gate.close().await;
+        }
+        if let Some(sts) = self.sts.take() {
+            sts.stop();
+        }
+    }
+}
+
+/// Whether a component that is switched on signs anything, so that there must be keys.
+pub(super) fn needs_keys(settings: &Settings) -> bool {
+    let on = |component| settings.components.contains(&component);
+    on(Component::Issuer)
+        || on(Component::Admin)
+        || (on(Component::Gate) && settings.gate.token.is_some())
+}
+
+/// Keys, and the threads that sign with them.
+struct Signing {
+    keys: KeyLife,
+    pool: Arc<SigningPool>,
+}
+
+impl Signing {
+    /// The gate signs with whatever key the issuer would.
+    fn for_gate(&self) -> gate::Sign {
+        let (ring, pool) = (self.keys.ring().clone(), self.pool.clone());
+        Arc::new(move |claims| {
+            let (ring, pool) = (ring.clone(), pool.clone());
+            async move {
+                let signer = ring
+                    .signer()
+                    .map_err(|why| gate::SignError(why.to_string()))?;
+                pool.sign(&signer, claims)
+                    .await
+                    .map_err(|why| gate::SignError(why.to_string()))
+            }
+            .boxed()
+        })
+    }
+}

@@ -1,0 +1,333 @@
+//! Who may do what, on the wire; the table of all combinations is tested where it is decided.
+
+use std::sync::{Arc, Mutex};
+
+use serde_json::json;
+use tailbone::{
+    admin::proto::{
+        GenerateNewKeysRequest, ListKeysRequest, RemoveKeyRequest, RotateKeysRequest,
+        StatusRequest, admin_service_client::AdminServiceClient,
+    },
+    config::Authorization,
+    tailnet::{BackendState, fake::Identity},
+};
+use tonic::{Code, Status};
+use tracing_subscriber::layer::SubscriberExt as _;
+
+use super::{Api, CAPABILITY, World, list, over};
+use crate::support::soon;
+
+const METHODS: [&str; 5] = ["generate", "list", "remove", "rotate", "status"];
+
+/// Calls a method with a request that would change something if it were let in.
+async fn call(api: &mut Api, method: &str, kid: &str) -> Result<(), Status> {
+    match method {
+        "generate" => api
+            .generate_new_keys(GenerateNewKeysRequest::default())
+            .await
+            .map(drop),
+        "list" => api.list_keys(ListKeysRequest {}).await.map(drop),
+        "remove" => {
+            let request = RemoveKeyRequest {
+                key_id: kid.into(),
+                force: None,
+            };
+            api.remove_key(request).await.map(drop)
+        }
+        "rotate" => api
+            .rotate_keys(RotateKeysRequest::default())
+            .await
+            .map(drop),
+        _ => api.status(StatusRequest {}).await.map(drop),
+    }
+}
+
+/// What each method answers to a caller, by the order of [`METHODS`].
+async fn codes(world: &World, api: &mut Api) -> Vec<Code> {
+    let mut codes = Vec::new();
+    for method in METHODS {
+        let kid = world.published().last().cloned().unwrap_or_default();
+        let answer = soon(method, call(api, method, &kid)).await;
+        codes.push(answer.err().map_or(Code::Ok, |status| status.code()));
+    }
+    codes
+}
+
+fn admin(methods: &[&str]) -> serde_json::Value {
+    json!({ "methods": methods })
+}
+
+#[tokio::test]
+async fn d05_without_a_right_every_method_is_refused_and_nothing_changes() {
+    let world = World::new().await;
+    let before = world.published();
+    let callers = [
+        Identity::user("bob@example.com"),
+        Identity::tagged(["tag:ci"]),
+        Identity::user("bob@example.com").cap("example.com/cap/other", admin(&["*"])),
+        Identity::user("bob@example.com").cap(CAPABILITY, json!({"methods": "*"})),
+    ];
+    for (number, identity) in callers.into_iter().enumerate() {
+        let mut api = world.caller(&format!("n{number}"), identity).await;
+        assert_eq!(
+            codes(&world, &mut api).await,
+            [Code::PermissionDenied; 5],
+            "{number}"
+        );
+    }
+    assert_eq!(world.published(), before);
+}
+
+#[tokio::test]
+async fn d05_a_refusal_names_the_grant_and_carries_code_and_id() {
+    let world = World::new().await;
+    let mut bob = world
+        .caller("laptop", Identity::user("bob@example.com"))
+        .await;
+    let status = call(&mut bob, "remove", "tb-1").await.unwrap_err();
+    assert_eq!(
+        status.message(),
+        "user:bob@example.com lacks the grant \"tailbone.dev/cap/admin\" with {\"methods\":[\"remove\"]} \
+         towards this server, and is not the owner of the server's node"
+    );
+    assert_eq!(status.metadata().get("tb-error").unwrap(), "no_grant");
+    assert_eq!(status.metadata().get("x-request-id").unwrap().len(), 32);
+}
+
+#[tokio::test]
+async fn owner_socket_and_grants_open_what_they_should() {
+    use Code::{Ok, PermissionDenied as No};
+    let world = World::new().await;
+    assert_eq!(codes(&world, &mut world.owner().await).await, [Ok; 5]);
+    assert_eq!(codes(&world, &mut world.local().await).await, [Ok; 5]);
+    // In the order of METHODS; status goes with list.
+    for (grant, wanted) in [
+        ("generate", [Ok, No, No, No, No]),
+        ("list", [No, Ok, No, No, Ok]),
+        ("remove", [No, No, Ok, No, No]),
+        ("rotate", [No, No, No, Ok, No]),
+        ("*", [Ok; 5]),
+    ] {
+        for (number, identity) in [
+            Identity::user("bob@example.com"),
+            Identity::tagged(["tag:ci"]),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let host = format!("{}{number}", if grant == "*" { "all" } else { grant });
+            let mut api = world
+                .caller(&host, identity.cap(CAPABILITY, admin(&[grant])))
+                .await;
+            assert_eq!(codes(&world, &mut api).await, wanted, "{grant} {number}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_grant_counts_from_the_moment_it_is_given_and_no_longer() {
+    let world = World::new().await;
+    let mut bob = world
+        .caller("laptop", Identity::user("bob@example.com"))
+        .await;
+    let denied = |status: Result<(), Status>| status.unwrap_err().code() == Code::PermissionDenied;
+    assert!(denied(call(&mut bob, "list", "").await));
+    world.net.update("laptop", |identity| {
+        identity
+            .caps
+            .insert(CAPABILITY.into(), vec![admin(&["list"])]);
+    });
+    call(&mut bob, "list", "").await.unwrap();
+    world.net.update("laptop", |identity| identity.caps.clear());
+    assert!(denied(call(&mut bob, "list", "").await));
+}
+
+#[tokio::test]
+async fn an_owner_who_tags_the_node_away_loses_it() {
+    let world = World::new().await;
+    let mut owner = world.owner().await;
+    call(&mut owner, "list", "").await.unwrap();
+    world.net.update("tailbone", |identity| {
+        identity.tags = vec!["tag:tailbone".into()]
+    });
+    let status = call(&mut owner, "list", "").await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied);
+    assert!(!status.message().contains("owner of"), "{status:?}");
+}
+
+#[tokio::test]
+async fn doubt_about_who_calls_is_a_refusal_also_in_mode_open() {
+    for mode in [Authorization::Grant, Authorization::Open] {
+        let world = World::with(mode).await;
+        let stranger = |change: fn(&mut Identity)| {
+            let mut identity = Identity::user("owner@example.com").cap(CAPABILITY, admin(&["*"]));
+            change(&mut identity);
+            identity
+        };
+        let mut foreign = world
+            .caller("foreign", stranger(|id| id.same_tailnet = false))
+            .await;
+        assert_eq!(
+            codes(&world, &mut foreign).await,
+            [Code::PermissionDenied; 5]
+        );
+        let mut expired = world.caller("expired", stranger(|_| {})).await;
+        world.net.update("expired", |id| id.expired = true);
+        assert_eq!(
+            codes(&world, &mut expired).await,
+            [Code::PermissionDenied; 5]
+        );
+
+        let mut forgotten = world.caller("forgotten", stranger(|_| {})).await;
+        world.net.remove("forgotten");
+        assert_eq!(
+            codes(&world, &mut forgotten).await,
+            [Code::Unauthenticated; 5]
+        );
+
+        let funnel = world.node.dial_as_funnel(super::PORT).await.unwrap();
+        let mut funnel = AdminServiceClient::new(over(funnel).await);
+        assert_eq!(
+            codes(&world, &mut funnel).await,
+            [Code::PermissionDenied; 5]
+        );
+
+        let mut owner = world.owner().await;
+        world
+            .node
+            .set_status(|status| status.state = BackendState::NeedsLogin);
+        assert_eq!(codes(&world, &mut owner).await, [Code::Unavailable; 5]);
+        // The machine's own operator needs no tailnet.
+        list(&mut world.local().await).await;
+    }
+}
+
+#[tokio::test]
+async fn open_lets_every_known_caller_in() {
+    let world = World::with(Authorization::Open).await;
+    for (host, identity) in [
+        ("laptop", Identity::user("bob@example.com")),
+        ("runner", Identity::tagged(["tag:ci"])),
+    ] {
+        let mut api = world.caller(host, identity).await;
+        assert_eq!(codes(&world, &mut api).await, [Code::Ok; 5]);
+    }
+}
+
+/// Lines of one test: its server runs on its own thread.
+#[derive(Debug, Clone, Default)]
+struct Lines(Arc<Mutex<Vec<String>>>);
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Lines {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        struct Text(String);
+        impl tracing::field::Visit for Text {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0 += &format!(" {}={value:?}", field.name());
+            }
+        }
+        let mut text = Text(event.metadata().target().to_owned());
+        event.record(&mut text);
+        self.0.lock().unwrap().push(text.0);
+    }
+}
+
+impl Lines {
+    fn of(&self, target: &str) -> Vec<String> {
+        let lines = self.0.lock().unwrap();
+        let wanted = lines
+            .iter()
+            .filter(|line| line.starts_with(&format!("{target} ")));
+        wanted.cloned().collect()
+    }
+}
+
+#[tokio::test]
+async fn d05_each_call_is_one_audit_line_and_no_line_holds_a_secret() {
+    // With a single subscriber in the process, tracing asks the thread that meets a line first whether anybody wants it, and that
+    // may be another test's.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
+    let lines = Lines::default();
+    let _guard =
+        tracing::subscriber::set_default(tracing_subscriber::registry().with(lines.clone()));
+    let world = World::new().await;
+    let mut owner = world.owner().await;
+    let made = super::generate(&mut owner).await.key_id;
+    call(&mut owner, "list", "").await.unwrap();
+    call(&mut owner, "remove", "tb-0\nnobody")
+        .await
+        .unwrap_err();
+    call(&mut owner, "remove", &made).await.unwrap();
+    let private: Vec<String> = std::fs::read_dir(world.keys_dir())
+        .unwrap()
+        .flatten()
+        .filter(|entry| {
+            entry
+                .file_name()
+                .to_string_lossy()
+                .ends_with(".private.jwk")
+        })
+        .map(|entry| {
+            let jwk: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(entry.path()).unwrap()).unwrap();
+            jwk["d"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    let mut bob = world
+        .caller("laptop", Identity::user("bob@example.com"))
+        .await;
+    call(&mut bob, "rotate", "").await.unwrap_err();
+
+    let audit: Vec<_> = lines
+        .of("audit")
+        .into_iter()
+        .filter(|line| line.contains("message=admin"))
+        .collect();
+    let wanted: [&[&str]; 5] = [
+        &[
+            "\"allowed\"",
+            "\"GenerateNewKeys\"",
+            "user:owner@example.com",
+            "\"owner\"",
+            &made,
+            "\"done\"",
+        ],
+        &["\"allowed\"", "\"ListKeys\"", "\"done\""],
+        &[
+            "\"allowed\"",
+            "\"RemoveKey\"",
+            "tb-0\\nnobody",
+            "\"key_not_found\"",
+        ],
+        &["\"allowed\"", "\"RemoveKey\"", &made, "\"done\""],
+        &[
+            "\"refused\"",
+            "\"RotateKeys\"",
+            "user:bob@example.com",
+            "\"no_grant\"",
+        ],
+    ];
+    assert_eq!(audit.len(), wanted.len(), "{audit:#?}");
+    for (line, parts) in audit.iter().zip(wanted) {
+        for part in parts {
+            assert!(line.contains(part), "{part} in {line}");
+        }
+    }
+    assert!(!private.is_empty());
+    for line in lines.0.lock().unwrap().iter() {
+        assert!(
+            !private.iter().any(|secret| line.contains(secret)),
+            "{line}"
+        );
+    }
+    // What people look for in the log.
+    let told = lines.of("admin").join("\n");
+    for words in [
+        "generated new key pair",
+        "removed key from JWKS",
+        "key not found in JWKS",
+        "failed to remove key from JWKS: key tb-0",
+    ] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+}

@@ -1,0 +1,211 @@
+//! The admin API as its callers see it: over a fake tailnet and at the local socket, by our client and by one that knows the Go
+//! program's messages alone.
+
+mod authorization;
+mod cli;
+mod housekeeping;
+mod methods;
+mod old_client;
+mod together;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use ::http::Extensions;
+use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
+use tailbone::{
+    admin::{
+        Admin, OwnNode, Socket,
+        proto::{
+            GenerateNewKeysRequest, Key, ListKeysRequest, admin_service_client::AdminServiceClient,
+        },
+        router,
+    },
+    config::{Authorization, KeySpec},
+    http::{
+        layers,
+        serve::{Limits, Server, serve},
+    },
+    identity::Connection as Identified,
+    jwks::{FilePublisher, Publisher, life::KeyLife},
+    keys::{KeyStore, Policy},
+    tailnet::{
+        ListenAddr, Node,
+        fake::{FakeNode, FakeTailnet, Identity},
+    },
+};
+use tempfile::TempDir;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::support::soon;
+
+const CAPABILITY: &str = "tailbone.dev/cap/admin";
+const PORT: u16 = 50051;
+const CACHE_TIME: Duration = Duration::from_secs(300);
+const SKEW: Duration = Duration::from_secs(60);
+
+type Api = AdminServiceClient<Channel>;
+
+/// A server on a tailnet of its own, owned by `owner@example.com`, with its socket and one key.
+struct World {
+    net: FakeTailnet,
+    node: FakeNode,
+    keys: KeyLife,
+    dir: TempDir,
+    /// Held: dropping one stops its server.
+    _servers: [Server; 2],
+}
+
+impl World {
+    async fn new() -> Self {
+        Self::with(Authorization::Grant).await
+    }
+
+    async fn with(mode: Authorization) -> Self {
+        let dir = TempDir::new().unwrap();
+        let publisher = FilePublisher::new(dir.path().join("keys").join("jwks.json"));
+        Self::at(dir, mode, Arc::new(publisher)).await
+    }
+
+    async fn at(dir: TempDir, mode: Authorization, publisher: Arc<dyn Publisher>) -> Self {
+        let store = KeyStore::new(dir.path().join("keys"));
+        let keys = KeyLife::with(store, publisher, policy(), "tb", KeySpec::Es256);
+        // Of two keys made in one second the order is by chance; the first is to be the older one.
+        let before = Timestamp::now() - Duration::from_secs(10);
+        keys.start(before).await.expect("a first key");
+        keys.sync(Timestamp::now()).await.expect("a look");
+        let net = FakeTailnet::new();
+        let node = net.join("tailbone", Identity::user("owner@example.com"));
+        let own = OwnNode::default();
+        own.joined(Arc::new(node.clone()));
+        let admin = Admin {
+            keys: keys.clone(),
+            spec: KeySpec::Es256,
+            mode,
+            node: own,
+            changes: Arc::default(),
+        };
+        let routes = layers::wrap_grpc(router(admin).unwrap(), "admin");
+        let listener = node.listen(ListenAddr::Port(PORT)).await.unwrap();
+        let ours: Arc<dyn Node> = Arc::new(node.clone());
+        let identify = move |peer| {
+            let mut known = Extensions::new();
+            known.insert(Arc::new(Identified::new(ours.clone(), peer)));
+            known
+        };
+        let tailnet = serve(
+            "admin",
+            listener,
+            routes.clone(),
+            Limits::default(),
+            identify,
+        );
+        let socket = Socket::bind(&dir.path().join("admin.sock")).unwrap();
+        let identify = |requester| {
+            let mut known = Extensions::new();
+            known.insert(requester);
+            known
+        };
+        let local = serve("admin socket", socket, routes, Limits::default(), identify);
+        Self {
+            net,
+            node,
+            keys,
+            dir,
+            _servers: [tailnet, local],
+        }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("admin.sock")
+    }
+
+    fn keys_dir(&self) -> PathBuf {
+        self.dir.path().join("keys")
+    }
+
+    async fn local(&self) -> Api {
+        let path = self.socket();
+        let stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+        AdminServiceClient::new(over(stream).await)
+    }
+
+    /// A client on a node of its own.
+    async fn caller(&self, host: &str, identity: Identity) -> Api {
+        AdminServiceClient::new(self.channel(&self.net.join(host, identity)).await)
+    }
+
+    async fn channel(&self, node: &FakeNode) -> Channel {
+        let stream = node
+            .dial(&format!("tailbone:{PORT}"), Duration::from_secs(5))
+            .await
+            .unwrap();
+        over(stream).await
+    }
+
+    async fn owner(&self) -> Api {
+        self.caller("desk", Identity::user("owner@example.com"))
+            .await
+    }
+
+    /// Ids in the document, as it lies there.
+    fn published(&self) -> Vec<String> {
+        published(&self.keys_dir())
+    }
+}
+
+fn policy() -> Policy {
+    Policy {
+        token_life: Duration::from_secs(20 * 60),
+        cache_time: CACHE_TIME,
+        skew: SKEW,
+        rotate_every: None,
+        withdrawn_grace: Duration::from_secs(86_400),
+    }
+}
+
+fn published(keys_dir: &Path) -> Vec<String> {
+    let document: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(keys_dir.join("jwks.json")).unwrap()).unwrap();
+    let keys = document["keys"].as_array().unwrap();
+    keys.iter()
+        .map(|key| key["kid"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+/// A channel over one stream, which lives as long as it is used.
+async fn over<S>(stream: S) -> Channel
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let mut stream = Some(TokioIo::new(stream));
+    let once = tower::service_fn(move |_| {
+        let stream = stream.take().ok_or(std::io::ErrorKind::NotConnected);
+        std::future::ready(stream.map_err(std::io::Error::from))
+    });
+    soon(
+        "a connection",
+        Endpoint::from_static("http://tailbone").connect_with_connector(once),
+    )
+    .await
+    .unwrap()
+}
+
+async fn generate(api: &mut Api) -> Key {
+    let answer = soon(
+        "a key",
+        api.generate_new_keys(GenerateNewKeysRequest::default()),
+    )
+    .await
+    .unwrap();
+    answer.into_inner().key.unwrap()
+}
+
+async fn list(api: &mut Api) -> Vec<Key> {
+    let answer = soon("a list", api.list_keys(ListKeysRequest {})).await;
+    answer.unwrap().into_inner().keys
+}

@@ -1,0 +1,143 @@
+//! A client in another language, made from the contract's table alone.
+
+use std::{
+    env,
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tailbone::tailnet::{
+    Node as _,
+    fake::{FakeNode, Identity},
+};
+use tokio::net::TcpListener;
+
+use super::{PORT, World};
+use crate::support::soon;
+
+/// The Python that `scripts/setup` prepares.
+fn python() -> PathBuf {
+    let cache = env::var_os("TAILBONE_CACHE").map(PathBuf::from);
+    let xdg = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let cache = cache.or_else(|| Some(xdg.or_else(home)?.join("tailbone")));
+    let python = cache.unwrap_or_default().join("venv/bin/python");
+    assert!(
+        python.exists(),
+        "no {} for the old client: run scripts/setup",
+        python.display()
+    );
+    python
+}
+
+/// Runs the client and reads its lines.
+async fn run(target: &str) -> Vec<Value> {
+    let mut command = Command::new(python());
+    command
+        .arg("tests/support/old_client.py")
+        .arg(target)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    let output = tokio::task::spawn_blocking(move || command.output());
+    let output = soon("the client", output).await.unwrap().unwrap();
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// A loopback port that leads to the admin API as `node` reaches it.
+async fn through(node: FakeNode) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let to = format!("tailbone:{PORT}");
+            let mut far = node.dial(&to, Duration::from_secs(5)).await.unwrap();
+            tokio::spawn(async move {
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    addr
+}
+
+fn does_everything(world: &World, before: &[String], lines: &[Value]) {
+    let ids = |line: &Value| -> Vec<String> {
+        let keys = line["keys"]
+            .as_array()
+            .unwrap_or_else(|| panic!("{lines:#?}"));
+        keys.iter()
+            .map(|key| key["key_id"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let [list, generate, again, remove, gone, last] = lines else {
+        panic!("{lines:#?}")
+    };
+    assert_eq!(ids(list), before);
+    let made = ids(generate);
+    assert_eq!(generate["keys"][0]["algorithm"], "ES256");
+    assert!(generate["keys"][0]["created_at"].as_i64().unwrap() > 1_700_000_000);
+    assert_eq!(ids(again), [before, &made].concat());
+    assert_eq!(ids(remove), before);
+    assert_eq!(gone["code"], "NOT_FOUND");
+    assert_eq!(
+        gone["details"],
+        json!(format!(
+            "failed to remove key from JWKS: key {} not found",
+            made[0]
+        ))
+    );
+    assert_eq!(ids(last), before);
+    assert_eq!(world.published(), before);
+    for key in lines
+        .iter()
+        .filter_map(|line| line["keys"].as_array())
+        .flatten()
+    {
+        let unknown: Vec<_> = key["unknown"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|n| n.as_i64().unwrap())
+            .collect();
+        assert!(
+            unknown.iter().all(|number| (5..=8).contains(number)),
+            "{key}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_client_generates_lists_and_removes() {
+    let world = World::new().await;
+    let before = world.published();
+    let owner = world.net.join("desk", Identity::user("owner@example.com"));
+    let lines = run(&through(owner).await).await;
+    does_everything(&world, &before, &lines);
+    let lines = run(&format!("unix:{}", world.socket().display())).await;
+    does_everything(&world, &before, &lines);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d05_an_old_client_without_a_right_changes_nothing_and_reads_why() {
+    let world = World::new().await;
+    let before = world.published();
+    let bob = world.net.join("laptop", Identity::user("bob@example.com"));
+    let lines = run(&through(bob).await).await;
+    assert_eq!(lines.len(), 6);
+    for line in lines {
+        assert_eq!(line["code"], "PERMISSION_DENIED", "{line}");
+        assert!(
+            line["details"]
+                .as_str()
+                .unwrap()
+                .contains("tailbone.dev/cap/admin"),
+            "{line}"
+        );
+    }
+    assert_eq!(world.published(), before);
+}

@@ -1,0 +1,199 @@
+//! `tailbone policy …`: which rule decides, and why, without a node.
+
+use std::{ffi::OsString, fs};
+
+use tailbone::{
+    cli::{self, console::Console},
+    config::Environment,
+};
+
+const POLICY: &str = "[groups]\nstaff = [\"alice@example.com\", \"tag:ci\"]\n\n\
+    [[rule]]\nname = \"no-admin\"\ndecision = \"deny\"\npaths = [\"/admin\"]\n\n\
+    [[rule]]\nname = \"probe\"\ndecision = \"anonymous\"\npaths = [\"/healthz\"]\n\n\
+    [[rule]]\nname = \"staff\"\ndecision = \"allow\"\nwho = [\"group:staff\"]\nhosts = [\"wiki.example.com\"]\n";
+
+fn policy(text: &str, arguments: &[&str]) -> (u8, String, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("policy.toml");
+    fs::write(&file, text).unwrap();
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let all = ["tailbone", "policy"]
+        .into_iter()
+        .chain(arguments.iter().copied());
+    let flags = ["--policy", file.to_str().unwrap()];
+    let code = cli::execute(
+        all.chain(flags).map(OsString::from),
+        &Environment::default(),
+        &mut Console {
+            out: &mut out,
+            err: &mut err,
+            person: None,
+        },
+    );
+    (
+        code,
+        String::from_utf8(out).unwrap(),
+        String::from_utf8(err).unwrap(),
+    )
+}
+
+#[test]
+fn the_rule_that_decides_is_told_with_its_line() {
+    for (arguments, first) in [
+        (
+            &[
+                "--as",
+                "alice@example.com",
+                "--host",
+                "wiki.example.com",
+                "--path",
+                "/x?y",
+            ][..],
+            "allow: rule:staff (line 14): matches",
+        ),
+        (
+            &[
+                "--as",
+                "bob@example.com",
+                "--host",
+                "wiki.example.com",
+                "--path",
+                "/x",
+            ],
+            "deny: end: no rule matches, and the end of the list denies",
+        ),
+        (
+            &["--node", "ci", "--host", "wiki.example.com", "--path", "/x"],
+            "allow: rule:staff (line 14): matches",
+        ),
+        (
+            &[
+                "--node",
+                "tag:ci",
+                "--host",
+                "wiki.example.com",
+                "--path",
+                "/a/../admin",
+            ],
+            "deny: rule:no-admin (line 4): the path can be read as one that it is about and as one that it is not",
+        ),
+        (
+            &["--unknown", "--path", "/healthz"],
+            "anonymous: rule:probe (line 9): matches",
+        ),
+        (
+            &[
+                "--as",
+                "bob@example.com",
+                "--grant",
+                "tailbone.dev/cap/gate={}",
+            ],
+            "allow: grant:1: matches",
+        ),
+        (
+            &["--as", "bob@example.com", "--foreign", "--path", "/x"],
+            "deny: end: no rule matches, and the end of the list denies",
+        ),
+        (
+            &["--as", "alice@example.com"],
+            "deny: rule:no-admin (line 4): the proxy did not tell the path",
+        ),
+    ] {
+        let mut all = vec!["test"];
+        all.extend(arguments);
+        let (code, out, err) = policy(POLICY, &all);
+        assert_eq!(
+            (code, out.lines().next()),
+            (0, Some(first)),
+            "{arguments:?} {err}"
+        );
+    }
+}
+
+#[test]
+fn every_rule_that_was_looked_at_is_told_as_json() {
+    let (_, out, _) = policy(
+        POLICY,
+        &[
+            "test",
+            "--as",
+            "alice@example.com",
+            "--host",
+            "other",
+            "--path",
+            "/",
+            "-o",
+            "json",
+        ],
+    );
+    let told: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(told["decision"], "deny");
+    assert_eq!(told["rules"].as_array().unwrap().len(), 3);
+    assert_eq!(told["rules"][2]["why"], "another host");
+}
+
+#[test]
+fn an_expectation_that_fails_is_a_failure() {
+    let ask = |expected| {
+        policy(
+            POLICY,
+            &[
+                "test",
+                "--unknown",
+                "--path",
+                "/healthz",
+                "--expect",
+                expected,
+            ],
+        )
+        .0
+    };
+    assert_eq!((ask("anonymous"), ask("allow")), (0, 1));
+}
+
+#[test]
+fn mistakes_are_told_all_at_once() {
+    let (code, _, err) = policy(
+        "[[rule]]\ndecision = \"alow\"\npath = [\"/\"]\n",
+        &["check"],
+    );
+    assert_eq!(code, 64);
+    assert!(
+        err.contains("line 2: rule[1].decision") && err.contains("line 3: rule[1].path"),
+        "{err}"
+    );
+    assert_eq!(policy(POLICY, &["check"]).0, 0);
+    assert_eq!(
+        policy(POLICY, &["test", "--as", "a@b.c", "--grant", "x"]).0,
+        2
+    );
+    assert_eq!(
+        policy(POLICY, &["test", "--path", "/"]).0,
+        2,
+        "nobody named"
+    );
+
+    // Whoever checks the settings means the rules too.
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("policy.toml");
+    fs::write(&file, "[[rule]]\n").unwrap();
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let mut console = Console {
+        out: &mut out,
+        err: &mut err,
+        person: None,
+    };
+    let all = [
+        "tailbone",
+        "config",
+        "check",
+        "--gate-policy",
+        file.to_str().unwrap(),
+    ];
+    let code = cli::execute(
+        all.map(OsString::from),
+        &Environment::default(),
+        &mut console,
+    );
+    assert_eq!(code, 64, "{}", String::from_utf8_lossy(&err));
+}

@@ -1,0 +1,544 @@
+//! The reverse proxy: what reaches the backend, what comes back, and what never does.
+
+use std::{net::SocketAddr, time::Duration};
+
+use http_body_util::BodyExt;
+use tailbone::{config, gate::BuildError, gate::Gate};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+
+use super::world::{ALLOW_OWN, World, upstream};
+use crate::support::{
+    backend::{Answer, Backend},
+    soon,
+};
+
+#[tokio::test]
+async fn a_backend_learns_who_calls_and_by_which_way() {
+    let world = World::start(ALLOW_OWN).await;
+    let answer = world
+        .send(
+            "alice",
+            "GET /a/%20b?x=%2F&y",
+            &["Host: app.example.com:8080"],
+        )
+        .await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(
+        answer.json()["target"],
+        "/a/%20b?x=%2F&y",
+        "passed on as it came"
+    );
+    let ip = world.ip("alice").to_string();
+    for (header, value) in [
+        ("host", "app.example.com:8080"),
+        ("tailscale-user", "alice@example.com"),
+        ("tailscale-user-login", "alice@example.com"),
+        ("x-forwarded-for", &ip),
+        ("x-real-ip", &ip),
+        ("x-forwarded-host", "app.example.com:8080"),
+        ("x-forwarded-proto", "http"),
+        (
+            "forwarded",
+            &format!("for={ip};host=\"app.example.com:8080\";proto=http"),
+        ),
+    ] {
+        assert_eq!(answer.seen(header), [value], "{header}");
+    }
+    assert_eq!(answer.seen("x-request-id"), [answer.header("x-request-id")]);
+    assert!(answer.seen("connection").is_empty());
+}
+
+#[tokio::test]
+async fn a_machine_is_told_by_its_tags_and_never_by_a_user() {
+    let world = World::start(ALLOW_OWN).await;
+    let answer = world
+        .send(
+            "robot",
+            "GET /",
+            &["Host: x", "Tailscale-User: alice@example.com"],
+        )
+        .await;
+    assert_eq!(answer.seen("tailscale-tags"), ["tag:ci,tag:prod"]);
+    assert!(
+        answer.seen("tailscale-user").is_empty() && answer.seen("tailscale-user-login").is_empty()
+    );
+}
+
+#[tokio::test]
+async fn capabilities_are_told_where_configured() {
+    let world = World::with(ALLOW_OWN, |gate| {
+        gate.forward_capabilities = vec!["example.com/cap/wiki".into()];
+    })
+    .await;
+    world.tailnet.update("alice", |identity| {
+        *identity = identity
+            .clone()
+            .cap(
+                "example.com/cap/wiki",
+                serde_json::json!({"role": "reader"}),
+            )
+            .cap("example.com/cap/secret", serde_json::json!({}));
+    });
+    let answer = world.get("alice", "/").await;
+    assert_eq!(
+        answer.seen("tailscale-app-capabilities"),
+        [r#"{"example.com/cap/wiki":[{"role":"reader"}]}"#]
+    );
+}
+
+/// Every way that is known of to be taken for somebody else. `SPOOF` must never reach the backend.
+const SPOOFS: &[&[&str]] = &[
+    &["Tailscale-User: SPOOF"],
+    &["Tailscale-User: SPOOF", "Tailscale-User: SPOOF2"],
+    &["tAiLsCaLe-UsEr-LoGiN: SPOOF"],
+    &["TAILSCALE-USER-NAME: SPOOF"],
+    &["Tailscale_User: SPOOF"],
+    &["Tailscale_User_Login: SPOOF"],
+    &["tailscale-user_login: SPOOF"],
+    &["Tailscale.User.Login: SPOOF"],
+    &["HTTP_TAILSCALE_USER_LOGIN: SPOOF"],
+    &["Tailscale-Tags: SPOOF"],
+    &["Tailscale-App-Capabilities: {\"SPOOF\":[]}"],
+    &["Tailscale-Headers-Info: SPOOF"],
+    &["Tailscale-Funnel-Request: SPOOF"],
+    &["Tailscale-Whatever-Comes-Next: SPOOF"],
+    &["Tailbone-Token: SPOOF"],
+    &["X-Webauth-User: SPOOF"],
+    &["X_Webauth_User: SPOOF"],
+    &["Remote-User: SPOOF"],
+    &["Remote_User: SPOOF"],
+    &["X-Remote-User: SPOOF"],
+    &["X-Forwarded-User: SPOOF"],
+    &["X-Auth-Request-Email: SPOOF"],
+    &["X-Forwarded-For: SPOOF"],
+    &["X-Forwarded-For: 10.0.0.1", "X-Forwarded-For: SPOOF"],
+    &["X_Forwarded_For: SPOOF"],
+    &["X-Forwarded-Host: SPOOF", "X-Forwarded-Proto: SPOOF"],
+    &["Forwarded: for=SPOOF;host=SPOOF"],
+    &["Forwarded: for=1.1.1.1, for=\"SPOOF\";by=SPOOF"],
+    &["X-Real-IP: SPOOF"],
+    &["True-Client-IP: SPOOF"],
+    &["X-Original-URL: /SPOOF"],
+    &["X-Rewrite-URL: /SPOOF"],
+    &["Connection: close, Tailscale-User", "Tailscale-User: SPOOF"],
+    &["Connection: Tailscale-User-Login, X-Forwarded-For"],
+    &["Keep-Alive: Tailscale-User", "Proxy-Connection: SPOOF"],
+    &["Tailscale-User: =?utf-8?q?SPOOF?="],
+    &["Tailscale-User:\tSPOOF"],
+    &["Transfer-Encoding: chunked", "Trailer: Tailscale-User"],
+    &["TE: SPOOF, trailers"],
+    &["Upgrade: SPOOF", "Connection: upgrade"],
+    &[
+        "Upgrade: h2c",
+        "HTTP2-Settings: SPOOF",
+        "Connection: upgrade, http2-settings",
+    ],
+];
+
+#[tokio::test]
+async fn no_header_from_outside_makes_anybody_somebody_else() {
+    let world = World::start(ALLOW_OWN).await;
+    for (peer, login) in [("alice", Some("alice@example.com")), ("robot", None)] {
+        for spoof in SPOOFS {
+            let mut headers = vec!["Host: app.example.com"];
+            headers.extend(*spoof);
+            let chunked = spoof
+                .iter()
+                .any(|header| header.starts_with("Transfer-Encoding"));
+            let mut bytes = crate::support::backend::request("GET /", &headers);
+            if chunked {
+                bytes.extend(b"0\r\nTailscale-User: SPOOF\r\n\r\n");
+            }
+            let answer =
+                crate::support::backend::raw(world.source(peer), world.proxy_addr(), &bytes).await;
+            assert_eq!(answer.status, 200, "{spoof:?}: {answer:?}");
+            for (name, value) in answer.all_seen() {
+                assert!(
+                    !value.contains("SPOOF") && !name.contains("spoof"),
+                    "{spoof:?}: {name}: {value}"
+                );
+            }
+            let seen = answer.seen("tailscale-user");
+            assert_eq!(seen.first().map(String::as_str), login, "{spoof:?}");
+            assert_eq!(
+                answer
+                    .seen("tailscale-user-login")
+                    .first()
+                    .map(String::as_str),
+                login,
+                "{spoof:?}"
+            );
+            assert_eq!(
+                answer.seen("x-forwarded-for"),
+                [world.ip(peer).to_string()],
+                "{spoof:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn requests_that_can_be_read_in_two_ways_are_refused() {
+    let world = World::start(
+        "[[rule]]\ndecision = \"deny\"\npaths = [\"/admin\"]\n[[rule]]\ndecision = \"allow\"\n",
+    )
+    .await;
+    for (line, headers, status) in [
+        ("GET /", &["Host: a", "Host: b"][..], 400),
+        ("GET /", &[], 400),
+        ("GET http://a.example.com/", &["Host: b.example.com"], 400),
+        ("GET /%00", &["Host: a"], 400),
+        ("GET /", &["Host: a/b"], 400),
+        ("GET /x/../admin", &["Host: a"], 403),
+        ("GET //admin", &["Host: a"], 403),
+        ("GET /x%2f..%2fadmin", &["Host: a"], 403),
+        ("GET /%61dmin/x", &["Host: a"], 403),
+        ("GET /ADMIN", &["Host: a"], 403),
+        ("TRACE /", &["Host: a"], 405),
+        ("CONNECT a:80", &["Host: a:80"], 405),
+    ] {
+        let answer = world.send("alice", line, headers).await;
+        assert_eq!(answer.status, status, "{line} {headers:?}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_method_cannot_be_replaced_where_rules_speak_of_methods() {
+    let world = World::start("[[rule]]\ndecision = \"allow\"\nmethods = [\"POST\"]\n").await;
+    let answer = world
+        .send(
+            "alice",
+            "POST /",
+            &[
+                "Host: a",
+                "Content-Length: 0",
+                "X-HTTP-Method-Override: DELETE",
+                "X_HTTP_Method: DELETE",
+            ],
+        )
+        .await;
+    assert_eq!(answer.status, 200);
+    assert!(answer.all_seen().iter().all(|(_, value)| value != "DELETE"));
+    assert_eq!(
+        world.send("alice", "DELETE /", &["Host: a"]).await.status,
+        403
+    );
+}
+
+#[tokio::test]
+async fn several_upstreams_by_host_and_path() {
+    let other = Backend::start().await;
+    let addr = other.addr;
+    let world = World::with(ALLOW_OWN, |gate| {
+        gate.upstreams.push(upstream("wiki.example.com", "", addr));
+        gate.upstreams.push(upstream("", "/hidden", addr));
+    })
+    .await;
+    // Told apart by what only the first backend does not have: it is stopped.
+    let first = world.get("alice", "/").await;
+    assert_eq!(first.status, 200);
+    drop(other);
+    let wiki = world
+        .send("alice", "GET /", &["Host: WIKI.example.com."])
+        .await;
+    assert_eq!(wiki.status, 502);
+    assert_eq!(world.get("alice", "/hidden/x").await.status, 502);
+    assert_eq!(world.get("alice", "/hiddenx").await.status, 200);
+    assert_eq!(world.get("alice", "/hidden/../x").await.status, 400);
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_down_is_502_with_an_id() {
+    let world = World::with(ALLOW_OWN, |gate| {
+        gate.upstreams = vec![upstream("", "", SocketAddr::from(([127, 0, 0, 1], 1)))];
+    })
+    .await;
+    let answer = world.get("alice", "/").await;
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (502, "upstream_failed")
+    );
+    let id = answer.json()["request_id"].as_str().unwrap().to_owned();
+    assert!(!id.is_empty() && answer.header("x-request-id") == id);
+    assert!(
+        !answer.body.contains("127.0.0.1"),
+        "where the upstream is, is nobody's business"
+    );
+    assert_eq!(
+        world.get("sharee", "/").await.status,
+        403,
+        "the policy comes first"
+    );
+}
+
+#[tokio::test]
+async fn an_upstream_that_speaks_no_http_is_502() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.write_all(b"SSH-2.0-nonsense\r\n").await;
+        }
+    });
+    let world = World::with(ALLOW_OWN, |gate| {
+        gate.upstreams = vec![upstream("", "", addr)]
+    })
+    .await;
+    assert_eq!(world.get("alice", "/").await.status, 502);
+}
+
+#[tokio::test]
+async fn answers_of_the_upstream_are_its_own_but_for_its_connection() {
+    let world = World::start(ALLOW_OWN).await;
+    let answer = world.get("alice", "/hop").await;
+    assert_eq!(answer.header("x-kept"), "1");
+    assert_eq!(
+        (answer.header("x-secret"), answer.header("keep-alive")),
+        ("", "")
+    );
+    let answer = world.get("alice", "/413").await;
+    assert_eq!(answer.status, 413);
+    assert!(answer.body.contains("the upstream's own words"));
+}
+
+#[tokio::test]
+async fn bodies_of_any_size_pass() {
+    let world = World::start(ALLOW_OWN).await;
+    let size = 3 << 20;
+    let mut bytes = crate::support::backend::request(
+        "POST /",
+        &["Host: x", &format!("Content-Length: {size}")],
+    );
+    bytes.extend(std::iter::repeat_n(b'x', size));
+    let answer =
+        crate::support::backend::raw(world.source("alice"), world.proxy_addr(), &bytes).await;
+    assert_eq!(answer.status, 200);
+    assert!(answer.body.len() > size);
+}
+
+#[tokio::test]
+async fn events_come_while_the_request_is_still_being_sent() {
+    let world = World::start(ALLOW_OWN).await;
+    let mut stream = world.connect("alice").await;
+    stream
+        .write_all(b"POST /sse HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .await
+        .unwrap();
+    read_until(&mut stream, "data: hello\n\n").await;
+    for letter in *b"ab" {
+        stream
+            .write_all(&[b"1\r\n", &[letter][..], b"\r\n"].concat())
+            .await
+            .unwrap();
+        read_until(&mut stream, &format!("data: {letter}\n\n")).await;
+    }
+}
+
+#[tokio::test]
+async fn trailers_pass() {
+    let world = World::start(ALLOW_OWN).await;
+    let answer = world
+        .send("alice", "GET /trailers", &["Host: x", "TE: trailers"])
+        .await;
+    assert_eq!(answer.status, 200);
+    assert!(answer.body.contains("body"), "{answer:?}");
+}
+
+const UPGRADE: &[u8] = b"GET /ws HTTP/1.1\r\nHost: app.example.com\r\nConnection: Upgrade, Tailscale-User\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n";
+
+#[tokio::test]
+async fn a_websocket_becomes_a_tunnel() {
+    let world = World::start(ALLOW_OWN).await;
+    let mut stream = world.connect("alice").await;
+    stream.write_all(UPGRADE).await.unwrap();
+    let head = read_until(&mut stream, "\r\n\r\n").await;
+    assert_eq!(Answer::parse(head.as_bytes()).status, 101);
+    for word in ["one", "two"] {
+        stream.write_all(word.as_bytes()).await.unwrap();
+        read_until(&mut stream, word).await;
+    }
+    // A tunnel outlives its request, not the gate.
+    world.stop().await;
+    ends(&mut stream).await;
+}
+
+#[tokio::test]
+async fn a_tunnel_ends_when_its_caller_is_no_longer_let_through() {
+    let world =
+        World::start("[[rule]]\ndecision = \"allow\"\nwho = [\"alice@example.com\"]\n").await;
+    let mut stream = world.connect("alice").await;
+    stream.write_all(UPGRADE).await.unwrap();
+    read_until(&mut stream, "\r\n\r\n").await;
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    stream.write_all(b"still").await.unwrap();
+    read_until(&mut stream, "still").await;
+    world.tailnet.update("alice", |identity| {
+        identity.login = "mallory@example.com".into()
+    });
+    ends(&mut stream).await;
+}
+
+#[tokio::test]
+async fn nothing_but_a_websocket_is_switched_to() {
+    let world = World::start(ALLOW_OWN).await;
+    // The backend would switch to anything; it is never asked.
+    for upgrade in [
+        "Upgrade: h2c",
+        "Upgrade: websocket\r\nUpgrade: h2c",
+        "Upgrade: foo",
+    ] {
+        let answer = world
+            .send(
+                "alice",
+                "GET /ws",
+                &["Host: x", "Connection: upgrade", upgrade],
+            )
+            .await;
+        assert_eq!(
+            answer.status, 502,
+            "{upgrade}: switched unasked, {answer:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn http2_upstreams_are_spoken_to_at_once_and_trailers_pass() {
+    let world = World::with(ALLOW_OWN, |gate| gate.upstreams[0].h2c = true).await;
+    let answer = world.get("alice", "/x").await;
+    assert_eq!(answer.json()["version"], "HTTP/2.0");
+    assert_eq!(answer.seen("tailscale-user"), ["alice@example.com"]);
+    assert_eq!(answer.seen("x-forwarded-host"), ["app.example.com"]);
+    // As gRPC does it: HTTP/2 all the way, with trailers on the way back. Those of a request stay behind.
+    let io = hyper_util::rt::TokioIo::new(world.connect("alice").await);
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io)
+            .await
+            .unwrap();
+    let driver = tokio::spawn(connection);
+    let mut spoof = http::HeaderMap::new();
+    spoof.insert("tailscale-user", http::HeaderValue::from_static("SPOOF"));
+    for (path, expected) in [("/trailers", Some("0")), ("/x", None)] {
+        let trailers = Box::pin(std::future::ready(Some(Ok(spoof.clone()))));
+        let body = http_body_util::Full::new(bytes::Bytes::from("x")).with_trailers(trailers);
+        let request = http::Request::post(format!("http://app.example.com{path}"))
+            .body(body)
+            .unwrap();
+        let answer = sender
+            .send_request(request)
+            .await
+            .unwrap()
+            .into_body()
+            .collect()
+            .await
+            .unwrap();
+        let status = answer
+            .trailers()
+            .and_then(|trailers| trailers.get("grpc-status"))
+            .cloned();
+        assert_eq!(
+            status.as_ref().and_then(|value| value.to_str().ok()),
+            expected
+        );
+        if expected.is_none() {
+            let told: serde_json::Value = serde_json::from_slice(&answer.to_bytes()).unwrap();
+            assert_eq!(
+                (&told["trailers"], &told["body"]),
+                (&false.into(), &"x".into())
+            );
+        }
+    }
+    driver.abort();
+}
+
+#[tokio::test]
+async fn a_gate_that_cannot_work_is_not_built() {
+    let world = World::start(ALLOW_OWN).await;
+    let settings = |change: fn(&mut config::Gate)| {
+        let mut gate = config::Gate {
+            port: 1,
+            binding: config::Binding::Auto,
+            upstreams: vec![upstream("", "", SocketAddr::from(([127, 0, 0, 1], 1)))],
+            policy: None,
+            capability: "x".into(),
+            expected_tailnet: None,
+            forward_capabilities: Vec::new(),
+            token: None,
+            recheck: Duration::from_secs(1),
+            auth: config::GateAuth {
+                port: 2,
+                proxies: Vec::new(),
+                socket: None,
+                socket_mode: 0o600,
+                client_header: None,
+                redirect: None,
+            },
+        };
+        change(&mut gate);
+        Gate::build(&gate, "x", world.trouble.clone(), None).map(|_| ())
+    };
+    assert!(settings(|_| {}).is_ok());
+    assert!(matches!(
+        settings(|g| g.upstreams.clear()),
+        Err(BuildError::NothingToDo)
+    ));
+    assert!(matches!(
+        settings(|g| g.upstreams[0].address = "a b".into()),
+        Err(BuildError::Upstream(_))
+    ));
+    assert!(matches!(
+        settings(|g| g.upstreams[0].path = "/a/../b".into()),
+        Err(BuildError::Upstream(_))
+    ));
+    assert!(matches!(
+        settings(|g| g.auth.proxies = vec!["*".into()]),
+        Err(BuildError::Proxies(_))
+    ));
+    assert!(matches!(
+        settings(|g| {
+            g.auth.proxies = vec!["tag:x".into()];
+            g.auth.client_header = Some("a b".into());
+        }),
+        Err(BuildError::ClientHeader(_))
+    ));
+    assert!(matches!(
+        settings(|g| g.policy = Some("/nowhere".into())),
+        Err(BuildError::Policy(_))
+    ));
+    let token = |g: &mut config::Gate| {
+        g.token = Some(config::GateToken {
+            audience: None,
+            life: Duration::from_secs(1),
+        });
+    };
+    assert!(matches!(settings(token), Err(BuildError::NoSigner)));
+}
+
+async fn read_until(stream: &mut tokio::net::TcpStream, end: &str) -> String {
+    let mut seen = Vec::new();
+    soon(end, async {
+        while !seen
+            .windows(end.len())
+            .any(|window| window == end.as_bytes())
+        {
+            let mut buffer = [0; 512];
+            let read = stream.read(&mut buffer).await.unwrap();
+            assert!(
+                read > 0,
+                "ended before {end:?}: {:?}",
+                String::from_utf8_lossy(&seen)
+            );
+            seen.extend(&buffer[..read]);
+        }
+    })
+    .await;
+    String::from_utf8(seen).unwrap()
+}
+
+async fn ends(stream: &mut tokio::net::TcpStream) {
+    let mut rest = Vec::new();
+    // A reset is an end too.
+    let _ = soon("the end of the tunnel", stream.read_to_end(&mut rest)).await;
+}

@@ -1,0 +1,407 @@
+//! A tailnet with a gate on it: alice, bob, a machine, somebody from another tailnet, a proxy, and a backend behind the gate.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::Router;
+use futures_util::future::BoxFuture;
+use tailbone::{
+    config,
+    gate::{Gate, Sign, Socket, local_proxy},
+    http::{
+        layers,
+        serve::{Accept, Limits, Server, serve},
+    },
+    identity::Connection,
+    policy::CAPABILITY,
+    tailnet::{
+        Error, ListenAddr, Listener, Node, Peer, Status, Stream, WhoIs,
+        fake::{FakeNode, FakeTailnet, Identity},
+    },
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpStream, UnixStream},
+    sync::watch,
+};
+
+use crate::support::backend::{Answer, Backend, connect, raw, request};
+
+pub(super) const ALLOW_OWN: &str = "[[rule]]\nname = \"own\"\ndecision = \"allow\"\n";
+/// A source address that the fake takes for the internet.
+pub(super) const FUNNEL: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 65, 0, 9));
+
+const PROXY_PORT: u16 = 8080;
+const AUTH_PORT: u16 = 8081;
+const OWN_PORT: u16 = 9000;
+
+pub(super) struct World {
+    pub(super) tailnet: FakeTailnet,
+    pub(super) node: FakeNode,
+    pub(super) trouble: Arc<Troubled>,
+    pub(super) gate: Gate,
+    pub(super) backend: Backend,
+    pub(super) socket: PathBuf,
+    pub(super) policy_file: PathBuf,
+    peers: BTreeMap<&'static str, FakeNode>,
+    servers: Vec<Server>,
+    pub(super) dir: tempfile::TempDir,
+}
+
+impl World {
+    pub(super) async fn start(policy: &str) -> Self {
+        Self::with(policy, |_| {}).await
+    }
+
+    pub(super) async fn with(policy: &str, change: impl FnOnce(&mut config::Gate)) -> Self {
+        Self::build(policy, change, None).await
+    }
+
+    pub(super) async fn signing(policy: &str, sign: Sign) -> Self {
+        let token = config::GateToken {
+            audience: None,
+            life: Duration::from_secs(60),
+        };
+        Self::build(policy, |gate| gate.token = Some(token), Some(sign)).await
+    }
+
+    async fn build(
+        policy: &str,
+        change: impl FnOnce(&mut config::Gate),
+        sign: Option<Sign>,
+    ) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let policy_file = dir.path().join("policy.toml");
+        fs::write(&policy_file, policy).unwrap();
+        let socket = dir.path().join("gate.sock");
+        let backend = Backend::start().await;
+        let tailnet = FakeTailnet::new();
+        let node = tailnet.join("tailbone", Identity::tagged(["tag:tailbone"]));
+        let mut foreign = Identity::user("eve@other.org");
+        foreign.same_tailnet = false;
+        let peers = BTreeMap::from([
+            (
+                "alice",
+                tailnet.join("alice", Identity::user("alice@example.com")),
+            ),
+            (
+                "bob",
+                tailnet.join("bob", Identity::user("bob@example.com")),
+            ),
+            (
+                "robot",
+                tailnet.join("robot", Identity::tagged(["tag:ci", "tag:prod"])),
+            ),
+            ("sharee", tailnet.join("sharee", foreign)),
+            (
+                "proxy",
+                tailnet.join("proxy", Identity::tagged(["tag:proxy"])),
+            ),
+        ]);
+        let mut settings = config::Gate {
+            port: PROXY_PORT,
+            binding: config::Binding::Auto,
+            upstreams: vec![upstream("", "", backend.addr)],
+            policy: Some(policy_file.clone()),
+            capability: CAPABILITY.into(),
+            expected_tailnet: None,
+            forward_capabilities: Vec::new(),
+            token: None,
+            recheck: Duration::from_millis(20),
+            auth: config::GateAuth {
+                port: AUTH_PORT,
+                proxies: vec!["tag:proxy".into()],
+                socket: Some(socket.clone()),
+                socket_mode: 0o600,
+                client_header: None,
+                redirect: None,
+            },
+        };
+        change(&mut settings);
+        let trouble = Arc::new(Troubled {
+            node: node.clone(),
+            trouble: Mutex::new(Trouble::None),
+            asked: AtomicUsize::new(0),
+        });
+        let gate = Gate::build(&settings, "tailbone", trouble.clone(), sign).unwrap();
+        let mut world = Self {
+            tailnet,
+            node,
+            trouble,
+            gate,
+            backend,
+            socket,
+            policy_file,
+            peers,
+            servers: Vec::new(),
+            dir,
+        };
+        if let Some(router) = world.gate.proxy_router() {
+            world
+                .serve(PROXY_PORT, layers::wrap_streaming(router, "gate"))
+                .await;
+        }
+        let router = layers::wrap(world.gate.auth_router().unwrap(), "gate");
+        world.serve(AUTH_PORT, router.clone()).await;
+        let listener = Socket::bind(&world.socket, 0o600).unwrap();
+        let local = serve("gate-local", listener, router, Limits::default(), |()| {
+            local_proxy()
+        });
+        world.servers.push(local);
+        world
+    }
+
+    async fn serve(&mut self, port: u16, router: Router) {
+        let listener = OnTailnet(self.node.listen(ListenAddr::Port(port)).await.unwrap());
+        let node = self.trouble.clone();
+        let server = serve(
+            "gate",
+            listener,
+            router,
+            Limits::default(),
+            move |peer: Peer| {
+                let mut extensions = http::Extensions::new();
+                extensions.insert(Arc::new(Connection::new(node.clone(), peer)));
+                extensions
+            },
+        );
+        self.servers.push(server);
+    }
+
+    /// Stops everything, as a server would.
+    pub(super) async fn stop(mut self) {
+        for server in self.servers.drain(..) {
+            server.stop(Duration::from_secs(1)).await;
+        }
+        self.gate.close().await;
+    }
+
+    /// Puts other rules in force.
+    pub(super) fn policy(&self, text: &str) {
+        fs::write(&self.policy_file, text).unwrap();
+        self.gate.reload().unwrap();
+    }
+
+    pub(super) fn ip(&self, peer: &str) -> IpAddr {
+        self.peers.get(peer).unwrap_or(&self.node).ip()
+    }
+
+    /// The address of this host from which a peer's connections come.
+    pub(super) fn source(&self, peer: &str) -> IpAddr {
+        self.peers[peer].source()
+    }
+
+    pub(super) fn proxy_addr(&self) -> SocketAddr {
+        self.node.host_addr(PROXY_PORT).unwrap()
+    }
+
+    /// Asks over the local socket about a request for `/`, which the headers may say otherwise.
+    pub(super) async fn ask(&self, path: &str, headers: &[&str]) -> Answer {
+        let mut all = vec!["Host: app.example.com"];
+        all.extend(headers);
+        self.ask_bare(&format!("GET {path}"), &all).await
+    }
+
+    /// Asks about a peer, by the convention of nginx-auth.
+    pub(super) async fn ask_about(&self, peer: &str) -> Answer {
+        let addr = format!("Remote-Addr: {}", self.ip(peer));
+        self.ask("/", &[&addr, "Remote-Port: 1234"]).await
+    }
+
+    pub(super) async fn ask_bare(&self, line: &str, headers: &[&str]) -> Answer {
+        let mut stream = UnixStream::connect(&self.socket).await.unwrap();
+        stream.write_all(&request(line, headers)).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        Answer::parse(&answer)
+    }
+
+    /// Asks over the tailnet, as one of the peers.
+    pub(super) async fn ask_as(&self, peer: &str, path: &str, headers: &[&str]) -> Answer {
+        let mut all = vec!["Host: app.example.com"];
+        all.extend(headers);
+        let to = self.node.host_addr(AUTH_PORT).unwrap();
+        raw(
+            self.source(peer),
+            to,
+            &request(&format!("GET {path}"), &all),
+        )
+        .await
+    }
+
+    /// A request to the reverse proxy.
+    pub(super) async fn get(&self, peer: &str, path: &str) -> Answer {
+        self.send(peer, &format!("GET {path}"), &["Host: app.example.com"])
+            .await
+    }
+
+    pub(super) async fn send(&self, peer: &str, line: &str, headers: &[&str]) -> Answer {
+        self.send_from(self.source_of(peer), line, headers).await
+    }
+
+    pub(super) async fn send_from(&self, from: IpAddr, line: &str, headers: &[&str]) -> Answer {
+        raw(from, self.proxy_addr(), &request(line, headers)).await
+    }
+
+    pub(super) async fn connect(&self, peer: &str) -> TcpStream {
+        connect(self.source_of(peer), self.proxy_addr()).await
+    }
+
+    pub(super) async fn keep_alive(&self, peer: &str) -> Open {
+        Open(self.connect(peer).await)
+    }
+
+    /// Serves a router of one's own on the tailnet and lets a peer get `/`.
+    pub(super) async fn serve_own(mut self, app: Router, peer: &str) -> Answer {
+        self.serve(OWN_PORT, layers::wrap(app, "own")).await;
+        let to = self.node.host_addr(OWN_PORT).unwrap();
+        raw(self.source(peer), to, &request("GET /", &["Host: own"])).await
+    }
+
+    fn source_of(&self, peer: &str) -> IpAddr {
+        self.peers[peer].source()
+    }
+}
+
+pub(super) fn upstream(host: &str, path: &str, addr: SocketAddr) -> config::Upstream {
+    config::Upstream {
+        host: host.into(),
+        path: path.into(),
+        address: addr.to_string(),
+        h2c: false,
+    }
+}
+
+/// A connection that stays open.
+pub(super) struct Open(TcpStream);
+
+impl Open {
+    /// The status of one more request; its body is read and thrown away.
+    pub(super) async fn get(&mut self, path: &str) -> u16 {
+        let text = format!("GET {path} HTTP/1.1\r\nHost: app.example.com\r\n\r\n");
+        self.0.write_all(text.as_bytes()).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(self.0.read_u8().await.unwrap());
+        }
+        let answer = Answer::parse(&head);
+        let mut body = vec![0; answer.header("content-length").parse().unwrap()];
+        self.0.read_exact(&mut body).await.unwrap();
+        answer.status
+    }
+}
+
+struct OnTailnet(Listener);
+
+impl Accept for OnTailnet {
+    type Io = Stream;
+    type Addr = Peer;
+
+    async fn accept(&mut self) -> std::io::Result<(Stream, Peer)> {
+        self.0.accept().await.map_err(std::io::Error::other)
+    }
+}
+
+/// What is wrong with WhoIs.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Trouble {
+    None,
+    /// It knows nothing of the node but that it is there.
+    Bare,
+    Login(&'static str),
+    Name(&'static str),
+    WhoIsFails,
+    WhoIsHangs,
+}
+
+/// The fake node, with troubles, and by its callers' loopback addresses too: a proxy on this host sees those.
+#[derive(Debug)]
+pub(super) struct Troubled {
+    node: FakeNode,
+    trouble: Mutex<Trouble>,
+    asked: AtomicUsize,
+}
+
+impl Troubled {
+    pub(super) fn set(&self, trouble: Trouble) {
+        *self.trouble.lock().unwrap() = trouble;
+        self.node.set_status(|_| {});
+    }
+
+    /// How often WhoIs was asked.
+    pub(super) fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
+
+impl Node for Troubled {
+    fn generation(&self) -> u64 {
+        self.node.generation()
+    }
+
+    fn watch(&self) -> watch::Receiver<Arc<Status>> {
+        self.node.watch()
+    }
+
+    fn whois(&self, peer: SocketAddr) -> BoxFuture<'_, Result<WhoIs, Error>> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let trouble = *self.trouble.lock().unwrap();
+        let ip = match peer.ip() {
+            IpAddr::V4(v4) if v4.octets()[..2] == [127, 64] => {
+                let [_, _, x, y] = v4.octets();
+                Ipv4Addr::new(100, 64, x, y).into()
+            }
+            other => other,
+        };
+        Box::pin(async move {
+            let whois = self.node.whois(SocketAddr::new(ip, peer.port()));
+            match trouble {
+                Trouble::WhoIsFails => return Err(Error::Internal("inner words".into())),
+                Trouble::WhoIsHangs => std::future::pending().await,
+                _ => {}
+            }
+            let mut whois = whois.await?;
+            match trouble {
+                Trouble::Bare => {
+                    whois.node.name.clear();
+                    whois.node.hostname.clear();
+                    whois.node.addresses.clear();
+                    whois.user.display_name.clear();
+                }
+                Trouble::Login(login) => whois.user.login = login.into(),
+                Trouble::Name(name) => whois.node.name = name.into(),
+                _ => {}
+            }
+            Ok(whois)
+        })
+    }
+
+    fn listen(&self, addr: ListenAddr) -> BoxFuture<'_, Result<Listener, Error>> {
+        self.node.listen(addr)
+    }
+
+    fn dial<'a>(
+        &'a self,
+        addr: &'a str,
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<Stream, Error>> {
+        self.node.dial(addr, timeout)
+    }
+
+    fn logout(&self, timeout: Duration) -> BoxFuture<'_, Result<(), Error>> {
+        self.node.logout(timeout)
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.node.close()
+    }
+}

@@ -1,0 +1,126 @@
+"""Checks what deploy/, docs/running/ and the Dockerfile hold that a machine can check; prints what is wrong, exits 1 then.
+
+Kubernetes objects against Kubernetes' own schemas, and against the fence that we promise (restricted pod security and more);
+compose files for the same fence; each TB_ variable anywhere against the table of settings; each base image for a pin.
+"""
+
+import pathlib
+import re
+import sys
+
+import kubernetes_validate
+import yaml
+
+root = pathlib.Path(__file__).resolve().parents[2]
+wrong = []
+
+
+def must(condition, where, what):
+    if not condition:
+        wrong.append(f"{where}: {what}")
+
+
+def main():
+    objects = kubernetes(root / "deploy/kubernetes")
+    must({"Deployment", "CronJob", "NetworkPolicy", "PersistentVolumeClaim"} <= {o["kind"] for o in objects}, "deploy/kubernetes", "an object is missing")
+    compose(root / "deploy/compose/compose.yaml")
+    variables()
+    base_images()
+    if wrong:
+        sys.exit("\n".join(wrong))
+    print(f"{len(objects)} Kubernetes objects, {known_count()} known variables")
+
+
+def kubernetes(directory):
+    objects = []
+    for path in sorted(directory.glob("*.yaml")):
+        if path.name == "kustomization.yaml":
+            kustomization(path)
+            continue
+        for thing in yaml.safe_load_all(path.read_text()):
+            try:
+                kubernetes_validate.validate(thing, kubernetes_validate.latest_version(), strict=True)
+            except kubernetes_validate.ValidationError as error:
+                wrong.append(f"{path.name}: {error.message}")
+            objects.append(thing)
+            if thing["kind"] == "Deployment":
+                must(thing["spec"]["replicas"] == 1 and thing["spec"]["strategy"] == {"type": "Recreate"}, path.name, "two pods could share one identity")
+                must(thing["spec"]["selector"]["matchLabels"] == thing["spec"]["template"]["metadata"]["labels"], path.name, "the selector does not match the pods")
+                pod(path.name, thing["spec"]["template"]["spec"], ["server", "start"])
+            elif thing["kind"] == "CronJob":
+                must(thing["spec"]["concurrencyPolicy"] == "Forbid", path.name, "two passes could run at once")
+                pod(path.name, thing["spec"]["jobTemplate"]["spec"]["template"]["spec"], ["server", "housekeeping"])
+            must(thing["kind"] not in ("Service", "Role", "RoleBinding", "ClusterRole", "Secret"), path.name, f"{thing['kind']}: nothing of tailbone needs one")
+    return objects
+
+
+def kustomization(path):
+    listed = yaml.safe_load(path.read_text())["resources"]
+    there = sorted(p.name for p in path.parent.glob("*.yaml") if p != path)
+    must(sorted(listed) == there, path.name, f"lists {sorted(listed)}, there are {there}")
+
+
+def pod(where, spec, args):
+    must(spec.get("automountServiceAccountToken") is False, where, "the pod gets a token for Kubernetes")
+    must(not any(spec.get(name) for name in ("hostNetwork", "hostPID", "hostIPC")), where, "the pod shares a namespace with its host")
+    context = spec["securityContext"]
+    must(context.get("runAsNonRoot") is True and context.get("runAsUser") == 65532 and context.get("fsGroup") == 65532, where, "not the image's user")
+    must(context.get("seccompProfile") == {"type": "RuntimeDefault"}, where, "no seccomp profile")
+    must(not any("hostPath" in volume for volume in spec["volumes"]), where, "a directory of the host is mounted")
+    for container in spec["containers"]:
+        fence = container["securityContext"]
+        must(fence.get("allowPrivilegeEscalation") is False, where, "privileges can be gained")
+        must(fence.get("capabilities") == {"drop": ["ALL"]}, where, "capabilities are left")
+        must(fence.get("readOnlyRootFilesystem") is True, where, "the root can be written")
+        must("memory" in container["resources"].get("limits", {}), where, "no memory limit")
+        must(container["args"] == args and "command" not in container, where, f"does not run {args}")
+        must([m["mountPath"] for m in container["volumeMounts"]] == ["/var/lib/tailbone"], where, "keys and state are not in the volume")
+        for entry in container["env"]:
+            must(not ("AUTHKEY" in entry["name"] and "value" in entry), where, "a key is written into a manifest")
+
+
+def compose(path):
+    document = yaml.safe_load(path.read_text())
+    must(set(document) <= {"name", "services", "volumes"}, path.name, f"unknown part among {sorted(document)}")
+    must({"tailbone", "housekeeping"} == set(document["services"]), path.name, "server and housekeeping are expected")
+    for name, service in document["services"].items():
+        where = f"{path.name}, {name}"
+        must(service.get("read_only") is True, where, "the root can be written")
+        must(service.get("cap_drop") == ["ALL"] and "cap_add" not in service, where, "capabilities are left")
+        must(service.get("security_opt") == ["no-new-privileges:true"], where, "privileges can be gained")
+        must(service.get("user") == "65532:65532" and "mem_limit" in service, where, "user or memory limit")
+        must(not {"ports", "network_mode", "privileged", "pid", "devices"} & set(service), where, "more than it needs")
+        volume, mount = service["volumes"][0].split(":")
+        must(volume in document["volumes"] and mount == "/var/lib/tailbone", where, "keys and state are not in the volume")
+
+
+def known():
+    """The variables of the settings, from the one table of them."""
+    names = set()
+    for key, kind in re.findall(r'\brow\(\s*"([^"]+)",\s*(?:Kind::)?(\w+)', (root / "src/config/table.rs").read_text()):
+        name = "TB_" + re.sub(r"[.-]", "_", key).upper()
+        names |= {name, f"{name}_FILE"} if kind == "Secret" else {name}
+    return names
+
+
+def known_count():
+    return len(known())
+
+
+def variables():
+    names = known()
+    must(len(names) > 20, "src/config/table.rs", "the settings could not be read from it")
+    places = [root / "Dockerfile", root / "README.md", *(root / "docs/running").glob("*.md"), *(p for p in (root / "deploy").rglob("*") if p.is_file())]
+    for path in places:
+        for name in sorted(set(re.findall(r"\bTB_[A-Z0-9_]+", path.read_text()))):
+            # TB_KEYS_… in a text means all that begin so.
+            found = any(known.startswith(name) for known in names) if name.endswith("_") else name in names
+            must(found, path.relative_to(root), f"{name} is no setting")
+
+
+def base_images():
+    for name, image in re.findall(r"^ARG (\w+_IMAGE)=(\S+)$", (root / "Dockerfile").read_text(), re.M):
+        must(":" in image.rsplit("/", 1)[-1] and not image.endswith(":latest"), "Dockerfile", f"{name} is not pinned")
+
+
+main()
