@@ -361,6 +361,30 @@ async fn metrics_tell_what_was_counted_and_what_is() {
         assert!(text.contains(name), "{name} is not in\n{text}");
     }
     assert!(!text.contains("alice"), "a caller is a label:\n{text}");
+
+    // Alerts and dashboard ask for nothing that does not exist. Counters that nothing has counted yet have no line but a description.
+    for file in [
+        "deploy/prometheus/tailbone.rules.yml",
+        "deploy/grafana/tailbone.json",
+    ] {
+        let asked = std::fs::read_to_string(file).unwrap();
+        let mut names = 0;
+        for name in asked
+            .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .filter(|word| word.starts_with("tailbone_") || word.starts_with("process_"))
+        {
+            let family = name.trim_end_matches("_bucket").trim_end_matches("_total");
+            assert!(
+                text.contains(&format!("# TYPE {family} ")),
+                "{file} asks for {name}, which is not in\n{text}"
+            );
+            names += 1;
+        }
+        assert!(names > 10, "{file}: {names}");
+        if file.ends_with(".json") {
+            serde_json::from_str::<serde_json::Value>(&asked).unwrap();
+        }
+    }
 }
 
 #[tokio::test]
