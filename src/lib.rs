@@ -1,6 +1,6 @@
 //! tailbone: identity services on a Tailscale network, from a node inside the process.
 //!
-//! Arrows point down: [`cli`] and [`server`] -> the components (issuer, [`admin`], [`gate`], [`sts`]) -> [`policy`], [`jwks`], [`keys`],
+//! Arrows point down: [`cli`] and [`server`] -> the components (issuer, [`admin`], [`gate`], [`metrics`], [`sts`]) -> [`policy`], [`jwks`], [`keys`],
 //! [`identity`] -> [`tailnet`], [`http`], [`telemetry`], [`config`]. Components never import each other. `ARCHITECTURE.md` is the map.
 
 pub mod admin;
@@ -12,6 +12,7 @@ pub mod identity;
 pub mod issuer;
 pub mod jwks;
 pub mod keys;
+pub mod metrics;
 pub mod policy;
 pub mod server;
 pub mod signals;

@@ -52,6 +52,10 @@ pub const METHODS: &[(&str, Access)] = &[
     ),
     // Who may see the keys may see how the server does.
     ("/proto.AdminService/Status", Access::Right(Right::List)),
+    // … and who its callers are: the audit lines tell the same.
+    ("/proto.AdminService/WhoIs", Access::Right(Right::List)),
+    // The method itself also insists on the local socket.
+    ("/proto.AdminService/RecentLog", Access::Right(Right::List)),
     ("/grpc.health.v1.Health/Check", Access::Everybody),
     ("/grpc.health.v1.Health/Watch", Access::Everybody),
     // The schema is in the public repository.

@@ -274,7 +274,7 @@ fn every_declared_method_is_in_the_table_once() {
             "{path} changes or tells something, so it needs a right"
         );
     }
-    assert_eq!(DECLARED.len(), 5);
+    assert_eq!(DECLARED.len(), 7);
     assert_eq!(access("/proto.AdminService/FormatDisk"), None);
     assert_eq!(access("/proto.AdminService/ListKeys/"), None);
 }

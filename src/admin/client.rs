@@ -19,9 +19,9 @@ use tonic::{
 
 use super::{
     proto::{
-        GenerateNewKeysRequest, GenerateNewKeysResponse, Key, ListKeysRequest, RemoveKeyRequest,
-        RotateKeysRequest, RotateKeysResponse, StatusRequest, StatusResponse,
-        admin_service_client::AdminServiceClient,
+        GenerateNewKeysRequest, GenerateNewKeysResponse, Key, ListKeysRequest, RecentLogRequest,
+        RemoveKeyRequest, RotateKeysRequest, RotateKeysResponse, StatusRequest, StatusResponse,
+        WhoIsRequest, WhoIsResponse, admin_service_client::AdminServiceClient,
     },
     socket,
 };
@@ -95,6 +95,18 @@ impl Client {
     pub async fn status(&self) -> Result<StatusResponse, CallError> {
         self.call(async |mut api| api.status(StatusRequest {}).await)
             .await
+    }
+
+    pub async fn who_is(&self, address: String) -> Result<WhoIsResponse, CallError> {
+        let request = WhoIsRequest { address };
+        self.call(async |mut api| api.who_is(request).await).await
+    }
+
+    pub async fn recent_log(&self) -> Result<Vec<String>, CallError> {
+        let answer = self
+            .call(async |mut api| api.recent_log(RecentLogRequest {}).await)
+            .await?;
+        Ok(answer.lines)
     }
 
     /// Connects and calls, both within the time. The request's own deadline is not used: tonic would tell its end as `Cancelled`.

@@ -8,6 +8,8 @@
 //! | `/proto.AdminService/RemoveKey` | `remove` | takes a key out of the document and its files off this server |
 //! | `/proto.AdminService/RotateKeys` | `rotate` | gives the signing key a successor |
 //! | `/proto.AdminService/Status` | `list` | node, signing key, trouble with the document |
+//! | `/proto.AdminService/WhoIs` | `list` | who is behind a tailnet address, and what that caller would be to us |
+//! | `/proto.AdminService/RecentLog` | `list`, and the local socket | the last lines of the log |
 //! | `/grpc.health.v1.Health/*`, `/grpc.reflection.*` | | for everybody |
 //!
 //! Invariants
@@ -45,5 +47,5 @@ pub use authorize::{
 };
 pub use client::{CallError, Client, Target};
 pub use impact::{consequences, impact};
-pub use service::{Admin, OwnNode, key, router};
+pub use service::{Admin, Membership, OwnNode, key, router};
 pub use socket::{LONGEST_PATH, Socket, SocketError};

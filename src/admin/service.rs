@@ -1,8 +1,12 @@
 //! The methods over [`KeyLife`], and the door before them.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
 
 use ::http::request::Parts;
+use arc_swap::ArcSwapOption;
 use axum::{
     Router,
     extract::{Request as HttpRequest, State as AxumState},
@@ -20,8 +24,9 @@ use super::{
     impact::consequences,
     proto::{
         self, GenerateNewKeysRequest, GenerateNewKeysResponse, Key, ListKeysRequest,
-        ListKeysResponse, RemoveKeyRequest, RemoveKeyResponse, RotateKeysRequest,
-        RotateKeysResponse, StatusRequest, StatusResponse,
+        ListKeysResponse, RecentLogRequest, RecentLogResponse, RemoveKeyRequest, RemoveKeyResponse,
+        RotateKeysRequest, RotateKeysResponse, StatusRequest, StatusResponse, WhoIsRequest,
+        WhoIsResponse,
         admin_service_server::{AdminService, AdminServiceServer},
     },
     status::{self, Doing},
@@ -29,15 +34,22 @@ use super::{
 use crate::{
     audit,
     config::{Authorization, KeySpec},
-    http::{Error, error::Kind},
-    identity::Connection,
+    http::{Error, error::Kind, serve::Listeners},
+    identity::{Caller, Connection},
     jwks::{
         Document,
         life::{KeyLife, LifeError},
     },
     keys::KeyView,
-    tailnet::{self, Node},
-    telemetry::audit::Decision as Audited,
+    tailnet::{
+        self, Node,
+        join::{JoinState, classify},
+    },
+    telemetry::{
+        self,
+        audit::Decision as Audited,
+        readiness::{self, Readiness},
+    },
     version,
 };
 
@@ -63,21 +75,49 @@ pub struct Admin {
     pub changes: Arc<Mutex<()>>,
 }
 
-/// The server's node, once it has joined. The local socket is served before.
+/// The server around the methods. The local socket is served before there is a node. Clones are one.
 #[derive(Debug, Clone, Default)]
-pub struct OwnNode(Arc<OnceLock<Arc<dyn Node>>>);
+pub struct OwnNode {
+    pub membership: Membership,
+    pub readiness: Readiness,
+    pub listeners: Listeners,
+}
+
+/// The server's node once it has joined, and how far it is with that before. Clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct Membership {
+    node: Arc<OnceLock<Arc<dyn Node>>>,
+    joining: Arc<ArcSwapOption<JoinState>>,
+}
 
 impl OwnNode {
     /// Told once; a second node changes nothing.
     pub fn joined(&self, node: Arc<dyn Node>) {
-        let _ = self.0.set(node);
+        let _ = self.membership.node.set(node);
     }
 
     fn status(&self) -> Arc<tailnet::Status> {
-        self.0
+        self.membership
+            .node
             .get()
             .map(|node| node.watch().borrow().clone())
             .unwrap_or_default()
+    }
+}
+
+impl Membership {
+    /// How far joining is, until there is a node.
+    pub fn joining(&self, state: JoinState) {
+        self.joining.store(Some(Arc::new(state)));
+    }
+
+    /// How far the node is with being on the tailnet.
+    pub fn state(&self, now: Timestamp) -> JoinState {
+        match (self.node.get(), self.joining.load_full()) {
+            (Some(node), _) => classify(&node.watch().borrow(), false, now),
+            (None, Some(state)) => JoinState::clone(&state),
+            (None, None) => JoinState::Starting,
+        }
     }
 }
 
@@ -271,7 +311,10 @@ impl Admin {
     }
 
     fn status(&self) -> StatusResponse {
+        let now = Timestamp::now();
         let node = self.node.status();
+        let join = self.node.membership.state(now);
+        let latches = self.node.readiness.look(now);
         let snapshot = self.keys.ring().snapshot();
         StatusResponse {
             version: version::VERSION.to_owned(),
@@ -291,7 +334,102 @@ impl Admin {
                 .unwrap_or_default(),
             jwks_read_at: seconds(snapshot.document_read),
             jwks_trouble: snapshot.trouble.join("; "),
+            ready: readiness::all(&latches),
+            latches: latches
+                .into_iter()
+                .map(|latch| proto::Latch {
+                    name: latch.name.to_owned(),
+                    ready: latch.ready,
+                    reason: latch.reason,
+                })
+                .collect(),
+            join_state: join.code().to_owned(),
+            join_words: join.to_string(),
+            login_url: match &join {
+                JoinState::NeedsLogin { url } => url.clone(),
+                _ => String::new(),
+            },
+            node_key_expiry: seconds(node.key_expiry),
+            tailnet: node.tailnet.clone(),
+            owner: node.owner.clone(),
+            tags: node.tags.clone(),
+            listeners: self
+                .node
+                .listeners
+                .all()
+                .into_iter()
+                .map(|listening| proto::Listener {
+                    name: listening.name.to_owned(),
+                    address: listening.addr,
+                    connections: listening.load.open() as u64,
+                })
+                .collect(),
+            keys: snapshot.keys.iter().map(|key| self.key(key)).collect(),
+            jwks_place: self.keys.place().to_owned(),
+            health: node.health.clone(),
         }
+    }
+
+    /// What a caller at this address would be to us.
+    async fn who(&self, address: &str) -> Result<WhoIsResponse, Error> {
+        let refused = |kind, code, words: &str| Err(Error::new(kind, code, words));
+        // Port 0 belongs to nobody: asked for the address alone, the node answers for whatever port.
+        let Some(peer) = address
+            .parse::<SocketAddr>()
+            .ok()
+            .or_else(|| Some(SocketAddr::new(address.parse().ok()?, 0)))
+        else {
+            return refused(
+                Kind::BadRequest,
+                "bad_address",
+                "not an address, nor an address and a port",
+            );
+        };
+        let Some(node) = self.node.membership.node.get() else {
+            return refused(
+                Kind::Precondition,
+                "node_not_running",
+                "this server's node has not joined the tailnet yet",
+            );
+        };
+        let whois = match node.whois(peer).await {
+            Ok(whois) => whois,
+            Err(tailnet::Error::NotFound) => {
+                return refused(
+                    Kind::NotFound,
+                    "unknown_peer",
+                    "the tailnet knows no node at this address",
+                );
+            }
+            Err(error) => {
+                return Err(Error::new(
+                    Kind::Precondition,
+                    "whois_failed",
+                    format!("the node could not say: {error}"),
+                ));
+            }
+        };
+        let refusal = Caller::from_whois(whois.clone()).err();
+        Ok(WhoIsResponse {
+            kind: if whois.node.tags.is_empty() {
+                "user".to_owned()
+            } else {
+                "machine".to_owned()
+            },
+            login: whois.user.login,
+            display_name: whois.user.display_name,
+            node_name: whois.node.name,
+            node_id: whois.node.id,
+            tags: whois.node.tags,
+            grants_json: serde_json::to_string(&whois.caps).unwrap_or_default(),
+            refusal: refusal
+                .as_ref()
+                .map(|refusal| refusal.code().to_owned())
+                .unwrap_or_default(),
+            refusal_words: refusal
+                .map(|refusal| refusal.to_string())
+                .unwrap_or_default(),
+        })
     }
 
     fn key(&self, view: &KeyView) -> Key {
@@ -413,6 +551,40 @@ impl AdminService for Admin {
         let answer = Self::status(self);
         self.finish(admission, None, |_| None, async move { Ok(answer) })
             .await
+    }
+
+    async fn who_is(
+        &self,
+        request: Request<WhoIsRequest>,
+    ) -> Result<Response<WhoIsResponse>, Status> {
+        let (admission, WhoIsRequest { address }) = admitted(request)?;
+        let admin = self.clone();
+        self.finish(admission, None, |_| None, async move {
+            admin.who(&address).await
+        })
+        .await
+    }
+
+    async fn recent_log(
+        &self,
+        request: Request<RecentLogRequest>,
+    ) -> Result<Response<RecentLogResponse>, Status> {
+        let (admission, RecentLogRequest {}) = admitted(request)?;
+        let local = matches!(admission.requester, Requester::Local { .. });
+        self.finish(admission, None, |_| None, async move {
+            if !local {
+                // It names every caller: more than a grant to list keys is meant to show.
+                return Err(Error::new(
+                    Kind::Forbidden,
+                    "local_only",
+                    "the log is shown at the local admin socket alone",
+                ));
+            }
+            Ok(RecentLogResponse {
+                lines: telemetry::log::recent(),
+            })
+        })
+        .await
     }
 }
 

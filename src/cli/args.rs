@@ -126,7 +126,7 @@ fn help(row: &Row, flag: &Flag) -> String {
 /// Also what may be typed, where clap does not list it by itself.
 fn long_help(row: &Row, flag: &Flag) -> String {
     let bounds = match row.kind {
-        Kind::Binding | Kind::Duration { .. } | Kind::Port | Kind::Url => {
+        Kind::Binding | Kind::Count { .. } | Kind::Duration { .. } | Kind::Port | Kind::Url => {
             format!("; {}", row.kind.words())
         }
         _ => String::new(),
@@ -138,6 +138,7 @@ fn value_name(kind: Kind) -> &'static str {
     match kind {
         Kind::Binding => "ADDRESS",
         Kind::Bool => "BOOL",
+        Kind::Count { .. } => "NUMBER",
         Kind::Duration { .. } => "DURATION",
         Kind::Path => "PATH",
         Kind::Port => "PORT",

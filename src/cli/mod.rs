@@ -5,9 +5,12 @@
 //! `Error: …`. What a command does is left to the component behind it.
 
 mod args;
+mod ask;
+mod bugreport;
 mod completion;
 mod config;
 pub mod console;
+pub mod doctor;
 pub mod exit;
 pub mod keys;
 mod man;
@@ -15,8 +18,11 @@ pub mod output;
 mod policy;
 pub mod prompt;
 mod server;
+pub mod status;
 pub mod sts;
 mod version;
+mod wait;
+mod whois;
 
 use std::{
     ffi::OsString,
@@ -93,6 +99,11 @@ pub fn command() -> Command {
         .args(args::of(Scope::Root))
         .subcommand(server::command())
         .subcommand(keys::command())
+        .subcommand(status::command())
+        .subcommand(whois::command())
+        .subcommand(wait::command())
+        .subcommand(doctor::command())
+        .subcommand(bugreport::command())
         .subcommand(sts::command())
         .subcommand(policy::command())
         .subcommand(config::command())
@@ -109,6 +120,11 @@ fn dispatch(
     match matches.subcommand() {
         Some(("server", matches)) => server::run(matches, environment, console),
         Some(("keys", matches)) => keys::run(matches, environment, console),
+        Some(("status", matches)) => status::run(matches, environment, console),
+        Some(("whois", matches)) => whois::run(matches, environment, console),
+        Some(("wait", matches)) => wait::run(matches, environment, console),
+        Some(("doctor", matches)) => doctor::run(matches, environment, console),
+        Some(("bugreport", matches)) => bugreport::run(matches, environment, console),
         Some(("sts", matches)) => sts::run(matches, environment, console),
         Some(("policy", matches)) => policy::run(matches, environment, console),
         Some(("config", matches)) => config::run(matches, environment, console),

@@ -49,7 +49,7 @@ pub(super) fn run(
                 environment,
             );
             let (settings, _) = console.told(config::load(&raw, Purpose::Start))?;
-            start(&settings)
+            start(&settings, || load_again(matches, environment))
         }
         Some(("housekeeping", matches)) => {
             let raw = args::raw(matches, &[Scope::Root, Scope::Server], environment);
@@ -61,9 +61,21 @@ pub(super) fn run(
     }
 }
 
-fn start(settings: &Settings) -> Result<(), Failure> {
+fn start(
+    settings: &Settings,
+    reload: impl Fn() -> Result<Settings, String>,
+) -> Result<(), Failure> {
     telemetry::log::init(&settings.log);
-    server::start(settings).map_err(|error| Failure::with_code(error.exit_code(), error))
+    server::start(settings, reload).map_err(|error| Failure::with_code(error.exit_code(), error))
+}
+
+/// The same command line and variables over what the config file and the files of secrets hold now.
+fn load_again(matches: &ArgMatches, environment: &Environment) -> Result<Settings, String> {
+    let scopes = &[Scope::Root, Scope::Server, Scope::Start];
+    let raw = args::raw(matches, scopes, environment);
+    config::load(&raw, Purpose::Start)
+        .map(|(settings, ..)| settings)
+        .map_err(|mistakes| mistakes.to_string())
 }
 
 /// Log lines go where the Go program's went, to stdout, unless a result for programs goes there.

@@ -17,17 +17,17 @@ use serde_json::Value as Json;
 use super::{
     duration,
     meaning::{
-        HIDDEN, Reading, binding, boolean, bounded, bucket, fit, host, hostname, known_word, path,
-        port, prefix, proxy, secret_file, size, socket_mode, strange_word, tag, text, upstream,
-        url, whole_secret,
+        HIDDEN, Reading, binding, boolean, bounded, bucket, count, fit, host, hostname, known_word,
+        path, port, prefix, proxy, secret_file, size, socket_mode, strange_word, tag, text,
+        upstream, url, whole_secret,
     },
     raw::{Raw, Typed, Value, suggestion},
     report::{Mistakes, Origin, Remark, Warning},
     secret::Secret,
     settings::{
         Admin, Authorization, Binding, ClientSettings, Component, Gate, GateAuth, GateToken,
-        KeySpec, Keys, Log, LogFormat, LogLevel, OutputFormat, Publish, Server, Settings,
-        Tailscale,
+        KeySpec, Keys, Limits, Log, LogFormat, LogLevel, Metrics, OutputFormat, Publish, Server,
+        Settings, Tailscale,
     },
     table::{self, Default, Row},
 };
@@ -112,6 +112,18 @@ pub fn load_output(raw: &Raw) -> Loaded<OutputFormat> {
     reader.done(format)
 }
 
+/// Whether two listeners of one port would meet.
+fn overlap(one: Binding, other: Binding) -> bool {
+    match (one, other) {
+        (Binding::Addr(one), Binding::Addr(other)) => one == other,
+        // All of the node's addresses are not the machine's own.
+        (Binding::Addr(one), Binding::Auto) | (Binding::Auto, Binding::Addr(one)) => {
+            !one.is_loopback()
+        }
+        (Binding::Auto, Binding::Auto) => true,
+    }
+}
+
 /// Reads rows and keeps what there is to tell about them. A reading method answers `None` when it has noted a mistake.
 struct Reader<'a> {
     raw: &'a Raw,
@@ -160,9 +172,11 @@ impl<'a> Reader<'a> {
         let port = self.port(&table::SERVER_PORT);
         let binding = self.binding(&table::SERVER_BINDING);
         let grace = self.duration(&table::SERVER_GRACE);
+        let limits = self.limits();
         let tailscale = self.tailscale(purpose);
         let state = tailscale.as_ref().map(|tailscale| tailscale.dir.clone());
         let admin = self.admin(state.as_deref());
+        let metrics = self.metrics();
         let gate = self.gate();
         let sts = self.sts();
         let settings = Settings {
@@ -173,9 +187,11 @@ impl<'a> Reader<'a> {
                 port: port?,
                 binding: binding?,
                 grace: grace?,
+                limits: limits?,
                 tailscale: tailscale?,
             },
             admin: admin?,
+            metrics: metrics?,
             gate: gate?,
             sts: sts?,
         };
@@ -225,12 +241,13 @@ impl<'a> Reader<'a> {
                 "admin" => Ok("admin"),
                 "gate" => Ok("gate"),
                 "issuer" => Ok("issuer"),
+                "metrics" => Ok("metrics"),
                 "sts" => Ok("sts"),
                 lower => Err(
-                    match suggestion(lower, ["admin", "gate", "issuer", "sts"].into_iter()) {
+                    match suggestion(lower, ["admin", "gate", "issuer", "metrics", "sts"].into_iter()) {
                         Some(meant) => format!("no component {lower}; did you mean {meant}?"),
                         None => {
-                            format!("no component {lower}; there are issuer, admin, gate and sts")
+                            format!("no component {lower}; there are issuer, admin, gate, sts and metrics")
                         }
                     },
                 ),
@@ -240,7 +257,8 @@ impl<'a> Reader<'a> {
             self.mistake(
                 &table::COMPONENTS,
                 None,
-                "no component, so nothing would run: name issuer, admin, gate or sts".into(),
+                "no component, so nothing would run: name issuer, admin, gate, sts or metrics"
+                    .into(),
             );
             return None;
         }
@@ -249,6 +267,7 @@ impl<'a> Reader<'a> {
                 .into_iter()
                 .map(|word| match word {
                     "admin" => Component::Admin,
+                    "metrics" => Component::Metrics,
                     "gate" => Component::Gate,
                     "sts" => Component::Sts,
                     _ => Component::Issuer,
@@ -438,6 +457,37 @@ impl<'a> Reader<'a> {
         })
     }
 
+    fn metrics(&mut self) -> Option<Metrics> {
+        let port = self.port(&table::METRICS_PORT);
+        let binding = self.binding(&table::METRICS_BINDING);
+        Some(Metrics {
+            port: port?,
+            binding: binding?,
+        })
+    }
+
+    fn limits(&mut self) -> Option<Limits> {
+        let connections = self.count(&table::LIMIT_CONNECTIONS);
+        let connections_per_peer = self.count(&table::LIMIT_CONNECTIONS_PER_PEER);
+        let request_rate = self.count(&table::LIMIT_REQUEST_RATE);
+        let request_burst = self.count(&table::LIMIT_REQUEST_BURST);
+        let header_time = self.duration(&table::LIMIT_HEADER_TIME);
+        let write_time = self.duration(&table::LIMIT_WRITE_TIME);
+        Some(Limits {
+            connections: connections?,
+            connections_per_peer: connections_per_peer?,
+            request_rate: request_rate?,
+            request_burst: request_burst?,
+            header_time: header_time?,
+            write_time: write_time?,
+        })
+    }
+
+    fn count(&mut self, row: &'static Row) -> Option<u32> {
+        let kind = row.kind;
+        self.read(row, |typed, _| count(kind, typed))
+    }
+
     fn gate(&mut self) -> Option<Gate> {
         let port = self.port(&table::GATE_PORT);
         let binding = self.binding(&table::GATE_BINDING);
@@ -532,30 +582,63 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// Each two components that are on want two ports, unless they are at different addresses.
     fn compare_listeners(&mut self, settings: &Settings) {
-        let both = settings.components.contains(&Component::Issuer)
-            && settings.components.contains(&Component::Admin);
-        let overlap = match (settings.server.binding, settings.admin.binding) {
-            (Binding::Addr(one), Binding::Addr(other)) => one == other,
-            (Binding::Auto, _) | (_, Binding::Auto) => true,
-        };
-        if both && overlap && settings.server.port == settings.admin.port {
-            let origin = |row| {
-                self.raw
-                    .typed(row)
-                    .map_or(Origin::Default, |typed: &Typed| typed.origin.clone())
-            };
-            let (server, admin) = (origin(&table::SERVER_PORT), origin(&table::ADMIN_PORT));
-            let (row, other) = if server == Origin::Default {
-                (&table::ADMIN_PORT, format!("server.port ({server})"))
-            } else {
-                (&table::SERVER_PORT, format!("admin.port ({admin})"))
-            };
-            self.mistake(
-                row,
-                Some(settings.server.port.to_string()),
-                format!("{other} is the same: issuer and admin API need two ports"),
-            );
+        let Settings {
+            server,
+            admin,
+            metrics,
+            ..
+        } = settings;
+        let all = [
+            (
+                Component::Issuer,
+                "issuer",
+                &table::SERVER_PORT,
+                server.port,
+                server.binding,
+            ),
+            (
+                Component::Admin,
+                "admin API",
+                &table::ADMIN_PORT,
+                admin.port,
+                admin.binding,
+            ),
+            (
+                Component::Metrics,
+                "metrics",
+                &table::METRICS_PORT,
+                metrics.port,
+                metrics.binding,
+            ),
+        ];
+        let on: Vec<_> = all
+            .into_iter()
+            .filter(|(component, ..)| settings.components.contains(component))
+            .collect();
+        for (at, (_, one, row, port, binding)) in on.iter().enumerate() {
+            for (_, other, other_row, other_port, other_binding) in on.iter().skip(at + 1) {
+                if port != other_port || !overlap(*binding, *other_binding) {
+                    continue;
+                }
+                let origin = |row| {
+                    self.raw
+                        .typed(row)
+                        .map_or(Origin::Default, |typed: &Typed| typed.origin.clone())
+                };
+                let (first, second) = (origin(row), origin(other_row));
+                let (told, named) = if first == Origin::Default {
+                    (other_row, format!("{} ({first})", row.key))
+                } else {
+                    (row, format!("{} ({second})", other_row.key))
+                };
+                self.mistake(
+                    told,
+                    Some(port.to_string()),
+                    format!("{named} is the same: {one} and {other} need two ports"),
+                );
+            }
         }
     }
 

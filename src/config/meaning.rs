@@ -231,6 +231,22 @@ pub(super) fn binding(typed: &str, _: &Origin) -> Result<Reading<Binding>, Strin
     Ok(Reading::new(Binding::Addr(address), address.to_string()))
 }
 
+pub(super) fn count(kind: Kind, typed: &str) -> Result<Reading<u32>, String> {
+    let Kind::Count { least, most } = kind else {
+        return Err("not a number".into());
+    };
+    let bounds = format!("it may be {least} to {most}");
+    let number: i64 = typed
+        .trim()
+        .parse()
+        .map_err(|_| format!("not a whole number; {bounds}"))?;
+    u32::try_from(number)
+        .ok()
+        .filter(|number| (least..=most).contains(number))
+        .map(|number| Reading::new(number, number))
+        .ok_or_else(|| format!("out of bounds; {bounds}"))
+}
+
 pub(super) fn bounded(
     kind: Kind,
     typed: &str,

@@ -22,6 +22,7 @@ pub struct Settings {
     pub keys: Keys,
     pub server: Server,
     pub admin: Admin,
+    pub metrics: Metrics,
     pub gate: Gate,
     pub sts: StsSettings,
 }
@@ -33,6 +34,7 @@ pub enum Component {
     Admin,
     Gate,
     Issuer,
+    Metrics,
     Sts,
 }
 
@@ -116,7 +118,25 @@ pub struct Server {
     pub binding: Binding,
     /// `server.grace`: time given to open requests on a stop.
     pub grace: Duration,
+    pub limits: Limits,
     pub tailscale: Tailscale,
+}
+
+/// Bounds of every listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// `server.limits.connections`
+    pub connections: u32,
+    /// `server.limits.connectionsPerPeer`
+    pub connections_per_peer: u32,
+    /// `server.limits.requestRate`: a second; 0 is no limit.
+    pub request_rate: u32,
+    /// `server.limits.requestBurst`
+    pub request_burst: u32,
+    /// `server.limits.headerTime`
+    pub header_time: Duration,
+    /// `server.limits.writeTime`
+    pub write_time: Duration,
 }
 
 /// Which tailnet address a listener takes. No listener ever takes a host address.
@@ -160,6 +180,14 @@ pub struct Admin {
     pub authorization: Authorization,
     /// `admin.socket`: the local admin socket; the default is `admin.sock` in `server.tailscale.dir`.
     pub socket: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metrics {
+    /// `metrics.port`
+    pub port: u16,
+    /// `metrics.binding`: a loopback address is the machine's own, anything else the tailnet's.
+    pub binding: Binding,
 }
 
 /// Who may administer.

@@ -51,6 +51,11 @@ pub enum Scope {
 pub enum Kind {
     Binding,
     Bool,
+    /// A whole number within bounds, both included.
+    Count {
+        least: u32,
+        most: u32,
+    },
     /// A Go duration within bounds, both included.
     Duration {
         least: Duration,
@@ -103,7 +108,7 @@ macro_rules! rows {
 }
 
 rows! {
-    COMPONENTS = row("components", Kind::Words(&["issuer", "admin", "gate", "sts"]))
+    COMPONENTS = row("components", Kind::Words(&["issuer", "admin", "gate", "sts", "metrics"]))
         .flag("components", Scope::Start)
         .default("issuer,admin")
         .help("Parts of the program to run, by commas or blanks");
@@ -204,6 +209,30 @@ rows! {
         .flag("grace", Scope::Start)
         .default("10s")
         .help("Time given to open requests on a stop");
+    LIMIT_CONNECTIONS = row("server.limits.connections", count(1, 1_000_000))
+        .flag("limit-connections", Scope::Start)
+        .default("16384")
+        .help("Connections of one listener at once; further ones wait");
+    LIMIT_CONNECTIONS_PER_PEER = row("server.limits.connectionsPerPeer", count(1, 1_000_000))
+        .flag("limit-connections-per-peer", Scope::Start)
+        .default("1024")
+        .help("Connections of one peer to one listener; further ones get 503");
+    LIMIT_REQUEST_RATE = row("server.limits.requestRate", count(0, 1_000_000))
+        .flag("limit-request-rate", Scope::Start)
+        .default("1000")
+        .help("Requests a second of one peer in the long run, then 429; 0 is no limit");
+    LIMIT_REQUEST_BURST = row("server.limits.requestBurst", count(1, 1_000_000))
+        .flag("limit-request-burst", Scope::Start)
+        .default("5000")
+        .help("Requests of one peer at once before the rate counts");
+    LIMIT_HEADER_TIME = row("server.limits.headerTime", duration(Duration::from_millis(100), HOUR))
+        .flag("limit-header-time", Scope::Start)
+        .default("60s")
+        .help("Time for the head of a request, and so for a connection without one");
+    LIMIT_WRITE_TIME = row("server.limits.writeTime", duration(Duration::from_millis(100), HOUR))
+        .flag("limit-write-time", Scope::Start)
+        .default("30s")
+        .help("The longest that an answer waits for its reader");
     TS_AUTHKEY = row("server.tailscale.authkey", Kind::Secret)
         .flag("ts-authkey", Scope::Start)
         .example("file:/run/secrets/authkey")
@@ -259,6 +288,15 @@ rows! {
         .derived("admin.sock in server.tailscale.dir")
         .example("/run/tailbone/admin.sock")
         .help("Local admin socket");
+    METRICS_PORT = row("metrics.port", Kind::Port)
+        .flag("metrics-port", Scope::Start)
+        .default("9090")
+        .help("Port of the metrics");
+    METRICS_BINDING = row("metrics.binding", Kind::Binding)
+        .flag("metrics-binding", Scope::Start)
+        .default("auto")
+        .example("127.0.0.1")
+        .help("Tailnet address of the metrics; auto takes all of the node's, a loopback address the machine's own");
     CLIENT_HOST = row("admin.client.host", Kind::Text)
         .flag("host", Scope::Keys)
         .default("")
@@ -424,6 +462,10 @@ const fn old_duration(least: Duration, most: Duration) -> Kind {
     }
 }
 
+const fn count(least: u32, most: u32) -> Kind {
+    Kind::Count { least, most }
+}
+
 const fn duration(least: Duration, most: Duration) -> Kind {
     Kind::Duration {
         least,
@@ -554,6 +596,7 @@ impl Kind {
         match self {
             Self::Binding => "auto or an IP address".into(),
             Self::Bool => "true or false".into(),
+            Self::Count { least, most } => format!("number, {least} to {most}"),
             Self::Duration {
                 least, most, off, ..
             } => {

@@ -44,6 +44,10 @@ pub enum Kind {
     /// The request took too long to arrive or to be answered.
     Timeout,
     TooLarge,
+    /// This caller asks more often than it may.
+    TooManyRequests {
+        retry_after: Duration,
+    },
     /// We cannot tell who calls.
     Unauthorized,
     /// Trouble of ours that may pass.
@@ -68,6 +72,7 @@ impl Kind {
             Self::Precondition => StatusCode::PRECONDITION_FAILED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooManyRequests { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Unimplemented => StatusCode::NOT_IMPLEMENTED,
@@ -89,7 +94,7 @@ impl Kind {
             Self::NotFound => tonic::Code::NotFound,
             Self::Precondition => tonic::Code::FailedPrecondition,
             Self::Timeout => tonic::Code::DeadlineExceeded,
-            Self::TooLarge => tonic::Code::ResourceExhausted,
+            Self::TooLarge | Self::TooManyRequests { .. } => tonic::Code::ResourceExhausted,
         }
     }
 }
@@ -158,7 +163,7 @@ impl Error {
             Kind::MethodNotAllowed { allow } => {
                 headers.insert(header::ALLOW, HeaderValue::from_static(allow));
             }
-            Kind::Unavailable { retry_after } => {
+            Kind::TooManyRequests { retry_after } | Kind::Unavailable { retry_after } => {
                 headers.insert(
                     header::RETRY_AFTER,
                     HeaderValue::from(retry_after.as_secs().max(1)),
@@ -233,5 +238,15 @@ mod tests {
             Error::new(kind, "x", "y").answer("r").headers()[header::RETRY_AFTER],
             "1"
         );
+    }
+
+    #[test]
+    fn too_often_says_when_to_come_back_too() {
+        let kind = Kind::TooManyRequests {
+            retry_after: Duration::from_secs(3),
+        };
+        let answer = Error::new(kind, "x", "y").answer("r");
+        assert_eq!(answer.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(answer.headers()[header::RETRY_AFTER], "3");
     }
 }

@@ -1,7 +1,7 @@
 //! What surrounds every router, from the outside in:
 //!
 //! 1. `request`: gives the request an id and a span, writes the answer of a parked [`Error`], logs its cause. Outermost,
-//!    so that every answer has its id, those of the layers below too.
+//!    so that every answer has its id, those of the layers below too. Here also a peer that asks too often is refused.
 //! 2. catch-panic: a panic in a handler is a 500 of this request, not the end of the connection's task.
 //! 3. concurrency limit with load shed: above the bound a request is refused at once instead of waiting in memory.
 //! 4. timeout: the longest that a handler may take.
@@ -11,9 +11,13 @@
 //! that server's answers alone; 4 and 5 are not for it.
 //! gRPC ([`wrap_grpc`]) has the same, with its own way to say no and more time: its calls wait for others' changes.
 //!
-//! Limits of the connection (header size, header time) belong to [`super::serve`].
+//! Limits of the connection (number, header size, times) belong to [`super::serve`].
 
-use std::{any::Any, convert::Infallible, time::Duration};
+use std::{
+    any::Any,
+    convert::Infallible,
+    time::{Duration, Instant},
+};
 
 use axum::{
     BoxError, Router,
@@ -29,7 +33,7 @@ use tower::{
 use tower_http::{catch_panic::CatchPanicLayer, limit::RequestBodyLimitLayer};
 use tracing::Instrument;
 
-use super::{Error, error::Kind};
+use super::{Error, error::Kind, serve::Pace};
 use crate::telemetry::chain;
 
 pub const REQUEST_TIME: Duration = Duration::from_secs(30);
@@ -113,7 +117,14 @@ async fn request_scope(
     let id = uuid::Uuid::now_v7().simple().to_string();
     request.extensions_mut().insert(RequestId(id.clone()));
     let span = tracing::info_span!("request", component, request_id = %id);
-    let response = next.run(request).instrument(span.clone()).await;
+    let paid = request
+        .extensions()
+        .get::<Pace>()
+        .map_or(Ok(()), |pace| pace.take(Instant::now()));
+    let response = match paid {
+        Ok(()) => next.run(request).instrument(span.clone()).await,
+        Err(retry_after) => too_often(retry_after).into_response(),
+    };
     let _entered = span.enter();
     let mut response = answer(response, answers, &id);
     if let Ok(value) = HeaderValue::from_str(&id) {
@@ -150,6 +161,19 @@ fn answer(mut response: Response, answers: Answers, id: &str) -> Response {
         )),
         _ => response,
     }
+}
+
+fn too_often(retry_after: Duration) -> Error {
+    // Rounded up: who comes back at the told second must not be refused again for the rest of it.
+    let seconds = retry_after.as_secs_f64().ceil().max(1.0);
+    let kind = Kind::TooManyRequests {
+        retry_after: Duration::from_secs_f64(seconds),
+    };
+    Error::new(
+        kind,
+        "too_many_requests",
+        "more requests than one caller may make; come back after the time in Retry-After",
+    )
 }
 
 fn limit_error(error: BoxError, time: Duration) -> Error {

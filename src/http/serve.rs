@@ -1,7 +1,8 @@
 //! Serves a router on a listener until told to stop, then lets open requests finish within a grace time.
 //!
 //! Invariants
-//! - A connection costs bounded memory: header bytes, header time and the number of connections are limited.
+//! - A connection costs bounded memory: header bytes, times and the number of connections, in all and per peer, are limited.
+//! - Limits may change while the server runs; connections keep the times that they began with.
 //! - A slow peer holds up nobody: each connection is a task of its own, and accepting never waits for one.
 //! - A stop cuts no request within the grace time: also those are answered whose connection stands, but waits to be accepted or
 //!   has not carried its first request yet.
@@ -14,14 +15,17 @@
 use std::{
     future::Future,
     io,
-    pin::pin,
+    net::IpAddr,
+    pin::{Pin, pin},
     sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
+    task::{Context, Waker},
+    time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use axum::{Router, body::Body};
 use http::{Extensions, Request};
 use hyper::{body::Incoming, service::service_fn};
@@ -31,17 +35,27 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot},
+    sync::{Notify, oneshot},
     task::JoinHandle,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
+
+use super::{
+    patience::Patient,
+    peers::{Account, Held, Peers},
+};
 
 /// A source of connections. Passing troubles are retried inside; an error means that the listener is dead.
 pub trait Accept: Send + 'static {
     type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
     type Addr: Send;
     fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Io, Self::Addr)>> + Send;
+
+    /// Whose share of the listener a connection takes. `None`: no peer is told from another.
+    fn peer(_: &Self::Addr) -> Option<IpAddr> {
+        None
+    }
 
     /// Refuses what comes from now on. Whether what stands already is still to be had from `accept`, up to an error.
     fn refuse(&mut self) -> bool {
@@ -54,23 +68,150 @@ pub trait Accept: Send + 'static {
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// Bounds of a listener's connections.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Connections at once; further ones wait in the listener's queue.
     pub connections: usize,
+    /// Connections of one peer at once; further ones get 503 and are closed.
+    pub connections_per_peer: usize,
     /// Bytes of a request's head.
     pub header_bytes: usize,
     /// For the whole head of a request, and so the longest idle time between two.
     pub header_time: Duration,
+    /// The longest that an answer waits for its reader.
+    pub write_time: Duration,
+    /// Requests a second of one peer in the long run; 0 is no limit.
+    pub request_rate: u32,
+    /// Requests of one peer at once, beyond which the rate counts.
+    pub request_burst: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 16_384,
+            connections_per_peer: 1024,
             header_bytes: 16 << 10,
             header_time: Duration::from_secs(60),
+            write_time: Duration::from_secs(30),
+            request_rate: 1000,
+            request_burst: 5000,
         }
+    }
+}
+
+/// Limits that may change while they are in force. Clones are one.
+#[derive(Debug, Clone)]
+pub struct LiveLimits(Arc<ArcSwap<Limits>>);
+
+impl From<Limits> for LiveLimits {
+    fn from(limits: Limits) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(limits)))
+    }
+}
+
+impl LiveLimits {
+    pub fn now(&self) -> Limits {
+        **self.0.load()
+    }
+
+    pub fn set(&self, limits: Limits) {
+        self.0.store(Arc::new(limits));
+    }
+}
+
+/// A peer's pace, part of its requests' extensions: [`super::layers`] asks it before anything is done.
+#[derive(Debug, Clone)]
+pub(super) struct Pace {
+    account: Arc<Account>,
+    limits: LiveLimits,
+}
+
+impl Pace {
+    /// `Err`: when to come back.
+    pub(super) fn take(&self, now: Instant) -> Result<(), Duration> {
+        let limits = self.limits.now();
+        self.account
+            .take(limits.request_rate, limits.request_burst, now)
+    }
+}
+
+/// How busy a server is, for metrics.
+#[derive(Debug, Clone, Default)]
+pub struct Load(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    open: AtomicUsize,
+    refused: AtomicU64,
+    closed: Notify,
+}
+
+impl Load {
+    /// Connections now.
+    pub fn open(&self) -> usize {
+        self.0.open.load(Ordering::Acquire)
+    }
+
+    /// Connections turned away since the start, for their peer had enough.
+    pub fn refused(&self) -> u64 {
+        self.0.refused.load(Ordering::Relaxed)
+    }
+
+    /// Waits for room. One task asks per server, so what is free stays free until it is taken.
+    async fn room(&self, limits: &LiveLimits) {
+        loop {
+            let closed = self.0.closed.notified();
+            if self.open() < limits.now().connections {
+                return;
+            }
+            // Also looked at again after a while: the limit may have been raised.
+            let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
+        }
+    }
+
+    fn take(&self) -> Slot {
+        self.0.open.fetch_add(1, Ordering::AcqRel);
+        Slot(self.clone())
+    }
+}
+
+/// What is listened on, for whoever shows it. Clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct Listeners(Arc<RwLock<Vec<Listening>>>);
+
+/// One listener.
+#[derive(Debug, Clone)]
+pub struct Listening {
+    pub name: &'static str,
+    pub addr: String,
+    pub load: Load,
+}
+
+impl Listeners {
+    pub fn add(&self, listening: Listening) {
+        self.0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(listening);
+    }
+
+    pub fn all(&self) -> Vec<Listening> {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// A connection that counts, until dropped.
+#[derive(Debug)]
+struct Slot(Load);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.0.open.fetch_sub(1, Ordering::AcqRel);
+        self.0.0.closed.notify_one();
     }
 }
 
@@ -78,6 +219,7 @@ impl Default for Limits {
 #[derive(Debug)]
 pub struct Server {
     name: &'static str,
+    load: Load,
     stop: oneshot::Sender<Duration>,
     task: JoinHandle<io::Result<Stopped>>,
 }
@@ -96,7 +238,7 @@ pub fn serve<L, F>(
     name: &'static str,
     listener: L,
     router: Router,
-    limits: Limits,
+    limits: impl Into<LiveLimits>,
     identify: F,
 ) -> Server
 where
@@ -104,13 +246,32 @@ where
     F: Fn(L::Addr) -> Extensions + Send + Sync + 'static,
 {
     let (stop, stopped) = oneshot::channel();
-    let task = tokio::spawn(accept_loop(listener, router, limits, identify, stopped));
-    Server { name, stop, task }
+    let load = Load::default();
+    let connections = Connections {
+        router,
+        limits: limits.into(),
+        load: load.clone(),
+        peers: Arc::default(),
+        open: TaskTracker::new(),
+        stop: CancellationToken::new(),
+        cut: CancellationToken::new(),
+    };
+    let task = tokio::spawn(accept_loop(listener, connections, identify, stopped));
+    Server {
+        name,
+        load,
+        stop,
+        task,
+    }
 }
 
 impl Server {
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    pub fn load(&self) -> Load {
+        self.load.clone()
     }
 
     /// Waits until the server has ended without having been asked to, and says why.
@@ -135,8 +296,7 @@ impl Server {
 
 async fn accept_loop<L, F>(
     mut listener: L,
-    router: Router,
-    limits: Limits,
+    connections: Connections,
     identify: F,
     mut stopped: oneshot::Receiver<Duration>,
 ) -> io::Result<Stopped>
@@ -144,28 +304,16 @@ where
     L: Accept,
     F: Fn(L::Addr) -> Extensions + Send + Sync + 'static,
 {
-    let slots = Arc::new(Semaphore::new(limits.connections));
-    let connections = Connections {
-        builder: builder(limits),
-        open: TaskTracker::new(),
-        stop: CancellationToken::new(),
-        cut: CancellationToken::new(),
-    };
     let end = loop {
         let accepted = async {
-            // The slot comes first: a connection that cannot be served yet is better left with the node.
-            let slot = slots
-                .clone()
-                .acquire_owned()
-                .await
-                .map_err(io::Error::other)?;
-            let (io, addr) = listener.accept().await?;
-            io::Result::Ok((io, addr, slot))
+            // Room comes first: a connection that cannot be served yet is better left with the node.
+            connections.load.room(&connections.limits).await;
+            listener.accept().await
         };
         tokio::select! {
             grace = &mut stopped => break Ok(grace.unwrap_or_default()),
             accepted = accepted => match accepted {
-                Ok((io, addr, slot)) => connections.spawn(io, identify(addr), router.clone(), slot),
+                Ok((io, addr)) => connections.begin(io, L::peer(&addr), identify(addr)),
                 Err(error) => break Err(error),
             }
         }
@@ -175,10 +323,11 @@ where
         connections.stop.cancel();
         if end.is_ok() && listener.refuse() {
             // Beyond the limit of connections there is no answer to be had, as there was none before.
-            while let (Ok((io, addr)), Ok(slot)) =
-                (listener.accept().await, slots.clone().try_acquire_owned())
-            {
-                connections.spawn(io, identify(addr), router.clone(), slot);
+            while connections.load.open() < connections.limits.now().connections {
+                let Ok((io, addr)) = listener.accept().await else {
+                    break;
+                };
+                connections.begin(io, L::peer(&addr), identify(addr));
             }
         }
         drop(listener);
@@ -210,8 +359,25 @@ fn builder(limits: Limits) -> auto::Builder<TokioExecutor> {
     builder
 }
 
+/// A peer that has as many connections as it may have.
+struct Full;
+
+const TURNED_AWAY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
+    content-type: application/json\r\ncache-control: no-store\r\ncontent-length: 91\r\n\r\n\
+    {\"error\":\"too_many_connections\",\"error_description\":\"one peer may not have that many more\"}";
+
+/// One try to say why, without waiting: whoever is turned away costs no task and no memory.
+fn turn_away<I: AsyncWrite + Unpin>(mut io: I) {
+    let mut cx = Context::from_waker(Waker::noop());
+    let _ = Pin::new(&mut io).poll_write(&mut cx, TURNED_AWAY);
+    let _ = Pin::new(&mut io).poll_shutdown(&mut cx);
+}
+
 struct Connections {
-    builder: auto::Builder<TokioExecutor>,
+    router: Router,
+    limits: LiveLimits,
+    load: Load,
+    peers: Arc<Peers>,
     open: TaskTracker,
     /// Asks each connection to end after the request that it is at.
     stop: CancellationToken,
@@ -243,11 +409,48 @@ impl Begun {
 }
 
 impl Connections {
-    fn spawn<I>(&self, io: I, known: Extensions, router: Router, slot: OwnedSemaphorePermit)
+    /// Takes a peer's share, where there is a peer.
+    fn admit(&self, peer: Option<IpAddr>) -> Result<Option<Held>, Full> {
+        let Some(peer) = peer else {
+            return Ok(None);
+        };
+        let most = self.limits.now().connections_per_peer;
+        match self.peers.connect(peer, most, Instant::now()) {
+            Some(held) => Ok(Some(held)),
+            None => {
+                // The first, then ever fewer: a flood of connections must not become one of log lines.
+                let before = self.load.0.refused.fetch_add(1, Ordering::Relaxed);
+                if (before + 1).is_power_of_two() {
+                    tracing::warn!(target: "server", %peer, most, so_far = before + 1, "connections turned away: a peer has as many as it may have");
+                }
+                Err(Full)
+            }
+        }
+    }
+
+    /// Serves a connection, if its peer may have one more.
+    fn begin<I>(&self, io: I, peer: Option<IpAddr>, known: Extensions)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        match self.admit(peer) {
+            Ok(held) => self.spawn(io, known, held, self.load.take()),
+            Err(Full) => turn_away(io),
+        }
+    }
+
+    fn spawn<I>(&self, io: I, mut known: Extensions, held: Option<Held>, slot: Slot)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        if let Some(held) = &held {
+            known.insert(Pace {
+                account: held.account(),
+                limits: self.limits.clone(),
+            });
+        }
         let begun = Arc::new(Begun::default());
+        let router = self.router.clone();
         let service = {
             let begun = Arc::clone(&begun);
             service_fn(move |request: Request<Incoming>| {
@@ -257,9 +460,12 @@ impl Connections {
                 router.clone().oneshot(request)
             })
         };
-        let connection = self
-            .builder
-            .serve_connection_with_upgrades(TokioIo::new(io), service)
+        let limits = self.limits.now();
+        let connection = builder(limits)
+            .serve_connection_with_upgrades(
+                TokioIo::new(Patient::new(io, limits.write_time)),
+                service,
+            )
             .into_owned();
         let (stop, cut) = (self.stop.clone(), self.cut.clone());
         self.open.spawn(async move {
@@ -283,7 +489,25 @@ impl Connections {
             if let Err(error) = ended {
                 tracing::debug!(target: "server", error, "connection ended early");
             }
-            drop(slot);
+            drop((slot, held));
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_to_those_turned_away_is_whole() {
+        let text = std::str::from_utf8(TURNED_AWAY).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(
+            head.contains(&format!("content-length: {}", body.len())),
+            "{}",
+            body.len()
+        );
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(body["error"], "too_many_connections");
     }
 }

@@ -212,6 +212,10 @@ impl Accept for TlsListener {
     type Io = TlsStream<TcpStream>;
     type Addr = SocketAddr;
 
+    fn peer(addr: &SocketAddr) -> Option<std::net::IpAddr> {
+        Some(addr.ip())
+    }
+
     /// Nothing is lost when this future is dropped: handshakes under way belong to the listener.
     async fn accept(&mut self) -> io::Result<(Self::Io, SocketAddr)> {
         loop {
@@ -238,6 +242,10 @@ pub struct PlainListener(pub TcpListener);
 impl Accept for PlainListener {
     type Io = TcpStream;
     type Addr = SocketAddr;
+
+    fn peer(addr: &SocketAddr) -> Option<std::net::IpAddr> {
+        Some(addr.ip())
+    }
 
     async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
         accept_tcp(&self.0).await

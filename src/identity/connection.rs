@@ -13,6 +13,7 @@ use super::{
 use crate::{
     http::{self, error::Kind},
     tailnet::{Node, Peer, Via},
+    telemetry::meter::Meter,
 };
 
 /// One connection from the tailnet. Part of every request's extensions; handlers take a [`Caller`] instead.
@@ -21,6 +22,7 @@ pub struct Connection {
     node: Arc<dyn Node>,
     peer: Peer,
     known: ArcSwapOption<Known>,
+    meter: Meter,
 }
 
 /// An answer and the generation of the network map that it was true in.
@@ -36,7 +38,15 @@ impl Connection {
             node,
             peer,
             known: ArcSwapOption::empty(),
+            meter: Meter::default(),
         }
+    }
+
+    /// Counts its questions there.
+    #[must_use]
+    pub fn counted(mut self, meter: Meter) -> Self {
+        self.meter = meter;
+        self
     }
 
     pub fn peer(&self) -> Peer {
@@ -66,9 +76,12 @@ impl Connection {
             .as_ref()
             .filter(|known| known.generation == generation)
         {
+            self.meter.whois_kept();
             return Ok(known.visitor.clone());
         }
-        let visitor = Arc::new(ask(self.node.as_ref(), self.peer.addr).await?);
+        let visitor = ask(self.node.as_ref(), self.peer.addr).await;
+        self.meter.whois_asked(visitor.is_ok());
+        let visitor = Arc::new(visitor?);
         self.known.store(Some(Arc::new(Known {
             generation,
             visitor: visitor.clone(),

@@ -1,8 +1,12 @@
 //! The issuer's routes: thin; they bring together caller, claims and key.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ::http::{HeaderMap, HeaderValue, StatusCode, header};
+use arc_swap::ArcSwap;
 use axum::{
     Json, Router,
     extract::State,
@@ -20,18 +24,20 @@ use crate::{
     identity::{Caller, Refusal},
     jwks::life::KeyLife,
     keys::{NoSigner, SignError, SigningPool},
-    telemetry::audit::Decision,
+    telemetry::{audit::Decision, meter::Meter},
     version,
 };
 
 /// What the routes need.
 #[derive(Debug, Clone)]
 pub struct Issuer {
-    pub rules: Arc<TokenRules>,
+    /// May be exchanged while the server runs.
+    pub rules: Arc<ArcSwap<TokenRules>>,
     pub keys: KeyLife,
     pub signing: Arc<SigningPool>,
     /// How long verifiers may keep the published keys.
     pub cache_time: Duration,
+    pub meter: Meter,
 }
 
 pub fn router(issuer: Issuer) -> Router {
@@ -54,6 +60,7 @@ async fn issue(
     caller: Result<Caller, Error>,
 ) -> Result<Response, Error> {
     let caller = caller.inspect_err(|error| {
+        issuer.meter.token_refused("issuer", error.code);
         audit!(
             Decision::Refused,
             "issue",
@@ -62,6 +69,7 @@ async fn issue(
         );
     })?;
     let token = token(&issuer, &caller).await.inspect_err(|error| {
+        issuer.meter.token_refused("issuer", error.code);
         audit!(Decision::Refused, "issue", caller = %caller, reason = error.code);
     })?;
     // RFC 6749, 5.1: an answer that holds a token is kept by nobody on the way.
@@ -76,9 +84,11 @@ struct Answer {
 
 async fn token(issuer: &Issuer, caller: &Caller) -> Result<String, Error> {
     let signer = issuer.keys.ring().signer().map_err(no_key)?;
-    let claims = Claims::new(caller, &issuer.rules, Timestamp::now(), Uuid::new_v4())
-        .ok_or(Refusal::Funnel)?;
+    let rules = issuer.rules.load_full();
+    let claims =
+        Claims::new(caller, &rules, Timestamp::now(), Uuid::new_v4()).ok_or(Refusal::Funnel)?;
     let bytes = serde_json::to_vec(&claims).map_err(not_signed)?;
+    let began = Instant::now();
     let token = issuer
         .signing
         .sign(&signer, bytes)
@@ -87,6 +97,7 @@ async fn token(issuer: &Issuer, caller: &Caller) -> Result<String, Error> {
             SignError::Overloaded => overloaded(),
             other => not_signed(other),
         })?;
+    issuer.meter.token_issued("issuer", began.elapsed());
     audit!(
         Decision::Allowed,
         "issued token",

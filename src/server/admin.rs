@@ -11,7 +11,7 @@ use crate::{
     config::{Authorization, Component, Settings},
     http::{
         layers,
-        serve::{Limits, Server, serve},
+        serve::{Limits, Listeners, Listening, Server, serve},
     },
     jwks::life::KeyLife,
 };
@@ -45,7 +45,11 @@ pub(super) fn routes(
 ///
 /// A socket that cannot be made ends the start only when another server has it: two servers on one state directory ruin it. Else
 /// tokens are worth more than the socket, and the log says what is missing.
-pub(super) fn local(settings: &Settings, router: Router) -> Result<Option<Server>, StartError> {
+pub(super) fn local(
+    settings: &Settings,
+    router: Router,
+    listeners: &Listeners,
+) -> Result<Option<Server>, StartError> {
     match Socket::bind(&settings.admin.socket) {
         Ok(socket) => {
             tracing::info!(target: "server", socket = %settings.admin.socket.display(), "local admin socket open");
@@ -54,13 +58,13 @@ pub(super) fn local(settings: &Settings, router: Router) -> Result<Option<Server
                 known.insert(requester);
                 known
             };
-            Ok(Some(serve(
-                "admin socket",
-                socket,
-                router,
-                Limits::default(),
-                identify,
-            )))
+            let server = serve("admin socket", socket, router, Limits::default(), identify);
+            listeners.add(Listening {
+                name: server.name(),
+                addr: settings.admin.socket.display().to_string(),
+                load: server.load(),
+            });
+            Ok(Some(server))
         }
         Err(error @ SocketError::Live { .. }) => Err(error.into()),
         Err(error) => {

@@ -3,31 +3,46 @@
 //!
 //! What they share (node, keys) is handed in; they never see each other.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use ::http::Extensions;
+use arc_swap::ArcSwap;
 use axum::Router;
 use futures_util::{FutureExt, future::select_all};
 
 use super::{StartError, node};
 use crate::{
-    config::{Admin, Binding, Component, Settings},
+    config::{self, Admin, Binding, Component, Settings},
     gate::{self, Gate},
     http::{
-        layers,
-        serve::{Accept, Limits, Server, Stopped, serve},
+        health, layers,
+        serve::{Accept, Listeners, Listening, LiveLimits, Server, Stopped, serve},
         tls::{CertificateFiles, PlainListener, Remote, TlsListener},
     },
     identity::Connection,
     issuer::{self, Issuer, TokenRules},
     jwks::life::KeyLife,
     keys::SigningPool,
+    metrics::{self, Metrics},
     sts::{self, Sts, config::HostListener},
     tailnet::Node,
+    telemetry::{meter::Meter, readiness::Readiness},
 };
+
+/// What components share with each other and with the server around them.
+pub(super) struct Shared {
+    pub(super) node: Arc<dyn Node>,
+    pub(super) keys: KeyLife,
+    pub(super) rules: Arc<ArcSwap<TokenRules>>,
+    pub(super) limits: LiveLimits,
+    pub(super) meter: Meter,
+    pub(super) readiness: Readiness,
+    pub(super) listeners: Listeners,
+}
 
 /// What runs.
 pub(super) struct Components {
+    shared: Shared,
     servers: Vec<Server>,
     gate: Option<Gate>,
     sts: Option<Sts>,
@@ -39,22 +54,23 @@ impl Components {
     /// admin socket is served already.
     pub(super) async fn start(
         settings: &Settings,
-        node: &Arc<dyn Node>,
-        keys: &KeyLife,
+        shared: Shared,
         administration: Router,
         socket: Option<Server>,
     ) -> Result<Self, StartError> {
+        let signing = Signing {
+            keys: shared.keys.clone(),
+            pool: Arc::new(SigningPool::new().map_err(StartError::Runtime)?),
+        };
+        let node = &shared.node.clone();
         let mut parts = Self {
+            shared,
             servers: socket.into_iter().collect(),
             gate: None,
             sts: None,
             certificate: None,
         };
         let on = |component| settings.components.contains(&component);
-        let signing = Signing {
-            keys: keys.clone(),
-            pool: Arc::new(SigningPool::new().map_err(StartError::Runtime)?),
-        };
         if on(Component::Issuer) {
             parts.issuer(settings, node, &signing).await?;
         }
@@ -70,6 +86,9 @@ impl Components {
         if on(Component::Sts) {
             parts.sts(settings, node).await?;
         }
+        if on(Component::Metrics) {
+            parts.metrics(settings.metrics, node).await?;
+        }
         Ok(parts)
     }
 
@@ -79,17 +98,14 @@ impl Components {
         node: &Arc<dyn Node>,
         signing: &Signing,
     ) -> Result<(), StartError> {
-        let rules = TokenRules {
-            issuer: settings.keys.issuer.clone(),
-            expiry: settings.keys.expiry,
-            skew: settings.keys.skew,
-        };
         let routes = issuer::router(Issuer {
-            rules: Arc::new(rules),
+            rules: self.shared.rules.clone(),
             keys: signing.keys.clone(),
             signing: signing.pool.clone(),
             cache_time: settings.keys.cache_time,
-        });
+            meter: self.shared.meter.clone(),
+        })
+        .merge(health::router(self.shared.readiness.clone()));
         let routes = layers::wrap(routes, "issuer");
         let server = &settings.server;
         self.on_tailnet("issuer", node, server.binding, server.port, routes)
@@ -130,7 +146,8 @@ impl Components {
                             source,
                         }
                     })?;
-                self.serve("gate auth", listener, routes, |_| gate::local_proxy());
+                let addr = path.display().to_string();
+                self.serve("gate auth", addr, listener, routes, |_| gate::local_proxy());
                 tracing::info!(target: "server", component = "gate auth", socket = %path.display(), "listening");
             }
         }
@@ -151,7 +168,13 @@ impl Components {
                     let files = Arc::new(CertificateFiles::open(cert, key)?);
                     self.certificate = Some(files.clone());
                     let listener = TlsListener::bind(addr, files).await?;
-                    self.serve("sts host", listener, routes, Remote::identify);
+                    self.serve(
+                        "sts host",
+                        addr.to_string(),
+                        listener,
+                        routes,
+                        Remote::identify,
+                    );
                 }
                 None => {
                     let listener = tokio::net::TcpListener::bind(addr)
@@ -159,6 +182,7 @@ impl Components {
                         .map_err(|source| StartError::Host { addr, source })?;
                     self.serve(
                         "sts host",
+                        addr.to_string(),
                         PlainListener(listener),
                         routes,
                         Remote::identify,
@@ -169,6 +193,40 @@ impl Components {
         }
         self.sts = Some(sts);
         Ok(())
+    }
+
+    /// On the tailnet; on the machine's own loopback only where its address is typed out.
+    async fn metrics(
+        &mut self,
+        set: config::Metrics,
+        node: &Arc<dyn Node>,
+    ) -> Result<(), StartError> {
+        let routes = metrics::router(Metrics {
+            meter: self.shared.meter.clone(),
+            node: node.clone(),
+            keys: self.shared.keys.clone(),
+            readiness: self.shared.readiness.clone(),
+            listeners: self.shared.listeners.clone(),
+        });
+        let routes = layers::wrap(routes, "metrics");
+        match set.binding {
+            Binding::Addr(ip) if ip.is_loopback() => {
+                let addr = SocketAddr::new(ip, set.port);
+                let listener = tokio::net::TcpListener::bind(addr)
+                    .await
+                    .map_err(|source| StartError::Host { addr, source })?;
+                let listener = PlainListener(listener);
+                self.serve("metrics", addr.to_string(), listener, routes, |_| {
+                    Extensions::new()
+                });
+                tracing::info!(target: "server", component = "metrics", %addr, "listening");
+                Ok(())
+            }
+            binding => {
+                self.on_tailnet("metrics", node, binding, set.port, routes)
+                    .await
+            }
+        }
     }
 
     async fn on_tailnet(
@@ -185,9 +243,11 @@ impl Components {
             .await
             .map_err(|source| StartError::Listen { what, addr, source })?;
         let node = node.clone();
-        self.serve(what, listener, routes, move |peer| {
+        let meter = self.shared.meter.clone();
+        self.serve(what, addr.to_string(), listener, routes, move |peer| {
             let mut known = Extensions::new();
-            known.insert(Arc::new(Connection::new(node.clone(), peer)));
+            let connection = Connection::new(node.clone(), peer).counted(meter.clone());
+            known.insert(Arc::new(connection));
             known
         });
         tracing::info!(target: "server", component = what, binding = %addr, port, "listening");
@@ -197,12 +257,18 @@ impl Components {
     fn serve<L: Accept>(
         &mut self,
         what: &'static str,
+        addr: String,
         listener: L,
         routes: Router,
         identify: impl Fn(L::Addr) -> Extensions + Send + Sync + 'static,
     ) {
-        self.servers
-            .push(serve(what, listener, routes, Limits::default(), identify));
+        let server = serve(what, listener, routes, self.shared.limits.clone(), identify);
+        self.shared.listeners.add(Listening {
+            name: what,
+            addr,
+            load: server.load(),
+        });
+        self.servers.push(server);
     }
 
     /// What files say anew: policies and certificates that have changed.

@@ -7,7 +7,8 @@ use tokio::{sync::Notify, task::JoinHandle, time::MissedTickBehavior};
 
 use crate::{
     config::Settings,
-    jwks::life::{KeyLife, LifeError, Report},
+    jwks::life::{KeyLife, LifeError, Outcome, Report},
+    telemetry::meter::Meter,
 };
 
 /// Between two looks at the key directory. The document is looked at less often; `KeyLife::poll` knows when.
@@ -37,9 +38,9 @@ pub(super) async fn open(settings: &Settings, signs: bool) -> Result<KeyLife, Li
 }
 
 impl Keeper {
-    pub(super) fn start(life: KeyLife) -> Self {
+    pub(super) fn start(life: KeyLife, meter: Meter) -> Self {
         let look = Arc::new(Notify::new());
-        let task = tokio::spawn(keep(life, look.clone()));
+        let task = tokio::spawn(keep(life, look.clone(), meter));
         Self { look, task }
     }
 
@@ -55,7 +56,7 @@ impl Drop for Keeper {
     }
 }
 
-async fn keep(life: KeyLife, look: Arc<Notify>) {
+async fn keep(life: KeyLife, look: Arc<Notify>, meter: Meter) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told = Told::default();
@@ -64,6 +65,16 @@ async fn keep(life: KeyLife, look: Arc<Notify>) {
             _ = ticks.tick() => life.poll(Timestamp::now()).await.transpose(),
             () = look.notified() => Some(life.sync(Timestamp::now()).await),
         };
+        match &outcome {
+            Some(Ok(report)) => {
+                meter.jwks_looked(report.document_trouble.is_none());
+                for done in &report.done {
+                    meter.key_changed(done.action, matches!(done.outcome, Outcome::Done));
+                }
+            }
+            Some(Err(_)) => meter.jwks_looked(false),
+            None => {}
+        }
         match outcome {
             None => {}
             Some(Ok(report)) => told.tell(&report),

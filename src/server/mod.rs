@@ -15,7 +15,10 @@ mod components;
 mod error;
 mod housekeeping;
 mod keys;
+mod latches;
+mod live;
 mod node;
+mod notify;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -24,12 +27,19 @@ use tokio::{task::JoinHandle, time::MissedTickBehavior};
 pub use error::StartError;
 pub use housekeeping::{housekeeping, succeeded};
 
-use self::{components::Components, keys::Keeper};
+use self::{
+    components::{Components, Shared},
+    keys::Keeper,
+    live::Live,
+    notify::Supervisor,
+};
 use crate::{
     admin::OwnNode,
     config::Settings,
+    jwks::life::KeyLife,
     signals::{Signal, Signals},
-    tailnet::Node,
+    tailnet::{Node, join::JoinState},
+    telemetry::{meter::Meter, readiness::Switch},
     version,
 };
 
@@ -39,9 +49,13 @@ const LOGOUT: Duration = Duration::from_secs(3);
 /// Between two looks at files that may change while the server runs: policies, certificates.
 const TICK: Duration = Duration::from_secs(5);
 
-/// `tailbone server start`: returns when asked to stop, or when it cannot go on.
-pub fn start(settings: &Settings) -> Result<(), StartError> {
-    runtime()?.block_on(run(settings))
+/// `tailbone server start`: returns when asked to stop, or when it cannot go on. `load` loads the settings once more, or says why it
+/// cannot.
+pub fn start(
+    settings: &Settings,
+    load: impl Fn() -> Result<Settings, String>,
+) -> Result<(), StartError> {
+    runtime()?.block_on(run(settings, load))
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, StartError> {
@@ -52,20 +66,26 @@ fn runtime() -> Result<tokio::runtime::Runtime, StartError> {
         .map_err(StartError::Runtime)
 }
 
-async fn run(settings: &Settings) -> Result<(), StartError> {
+async fn run(
+    settings: &Settings,
+    load: impl Fn() -> Result<Settings, String>,
+) -> Result<(), StartError> {
     tracing::info!(target: "server", version = version::VERSION, commit = version::COMMIT, "starting tailbone server");
+    let supervisor = Supervisor::of_process();
     let mut signals = Signals::install().map_err(StartError::Runtime)?;
     let mut daemon = tokio::select! {
-        daemon = Daemon::start(settings) => daemon?,
+        daemon = Daemon::start(settings, supervisor) => daemon?,
         signal = stop_signal(&mut signals, || {}) => {
             let signal = signal.map_err(StartError::Runtime)?;
             tracing::info!(target: "server", ?signal, "stopped before the start was done");
             return Ok(());
         }
     };
-    let outcome = daemon.until(&mut signals).await;
+    daemon.supervisor.ready();
+    let outcome = daemon.until(&mut signals, load).await;
+    daemon.supervisor.stopping();
     tokio::select! {
-        () = daemon.stop(settings) => {}
+        () = daemon.stop() => {}
         _ = stop_signal(&mut signals, || {}) => {
             tracing::warn!(target: "server", "a second signal: ending at once");
         }
@@ -86,47 +106,82 @@ async fn stop_signal(signals: &mut Signals, reload: impl Fn()) -> io::Result<Sig
 /// Everything that runs.
 struct Daemon {
     node: Arc<dyn Node>,
+    keys: KeyLife,
     keeper: Option<Keeper>,
     components: Components,
     follow: JoinHandle<()>,
+    live: Live,
+    meter: Meter,
+    /// Held by the server's end.
+    up: Switch,
+    supervisor: Supervisor,
 }
 
 impl Daemon {
-    async fn start(settings: &Settings) -> Result<Self, StartError> {
+    async fn start(settings: &Settings, supervisor: Supervisor) -> Result<Self, StartError> {
         let own = OwnNode::default();
+        let live = Live::new(settings);
+        let meter = Meter::default();
         let signs = components::needs_keys(settings);
+        let up = latches::first(&own, signs);
+        let news = |state: JoinState| {
+            supervisor.status(state.code());
+            own.membership.joining(state);
+        };
         // A start without keys is none, so their failure ends the join at once.
         let (node, (keys, administration, socket)) = tokio::try_join!(
             async {
-                let node = node::joined(&settings.server.tailscale, &settings.log).await?;
+                let node = node::joined(&settings.server.tailscale, &settings.log, news).await?;
                 own.joined(node.clone());
                 Ok::<_, StartError>(node)
             },
             async {
                 let keys = keys::open(settings, signs).await?;
+                if signs {
+                    latches::hang(&own, &keys);
+                }
                 let administration = admin::routes(settings, &keys, &own)?;
-                let socket = admin::local(settings, administration.clone())?;
+                let socket = admin::local(settings, administration.clone(), &own.listeners)?;
                 Ok((keys, administration, socket))
             }
         )?;
-        let components = Components::start(settings, &node, &keys, administration, socket).await?;
+        let shared = Shared {
+            node: node.clone(),
+            keys: keys.clone(),
+            rules: live.rules.clone(),
+            limits: live.limits.clone(),
+            meter: meter.clone(),
+            readiness: own.readiness.clone(),
+            listeners: own.listeners.clone(),
+        };
+        let components = Components::start(settings, shared, administration, socket).await?;
         let follow = tokio::spawn(node::follow(node.clone()));
+        up.release();
         Ok(Self {
             node,
-            keeper: signs.then(|| Keeper::start(keys)),
+            keeper: signs.then(|| Keeper::start(keys.clone(), meter.clone())),
+            keys,
             components,
             follow,
+            live,
+            meter,
+            up,
+            supervisor,
         })
     }
 
     /// Runs until a signal says stop, or a listener has died.
-    async fn until(&mut self, signals: &mut Signals) -> Result<(), StartError> {
+    async fn until(
+        &mut self,
+        signals: &mut Signals,
+        load: impl Fn() -> Result<Settings, String>,
+    ) -> Result<(), StartError> {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 signal = signals.next() => match signal.map_err(StartError::Runtime)? {
-                    Signal::Hangup => self.reload(),
+                    Signal::Hangup => self.reload(load()),
                     signal => {
                         tracing::info!(target: "server", ?signal, "shutting down listeners");
                         return Ok(());
@@ -138,14 +193,32 @@ impl Daemon {
         }
     }
 
-    fn reload(&self) {
+    /// Exchanges what can be exchanged, says what cannot, and looks at all files anew.
+    fn reload(&mut self, new: Result<Settings, String>) {
+        self.supervisor.reloading();
         if let Some(keeper) = &self.keeper {
             keeper.look();
         }
         self.components.reload();
+        self.meter.reloaded(new.is_ok());
+        match new {
+            Err(error) => {
+                tracing::error!(target: "server", error, "settings not reloaded; the old ones stay in force");
+            }
+            Ok(new) => {
+                let exchanged = self.live.exchange(&new, &self.keys);
+                tracing::info!(target: "server", changed = exchanged.done.join(", "), "settings and keys reloaded");
+                if !exchanged.left.is_empty() {
+                    tracing::warn!(target: "server", settings = exchanged.left.join(", "), "changed settings that need a restart");
+                }
+            }
+        }
+        self.supervisor.ready();
     }
 
-    async fn stop(&mut self, settings: &Settings) {
+    async fn stop(&mut self) {
+        self.up.hold();
+        let settings = self.live.settings();
         self.components.stop(settings.server.grace).await;
         tracing::info!(target: "server", "shutting down Tailscale server");
         if settings.server.tailscale.ephemeral

@@ -14,11 +14,21 @@ use crate::{
 };
 
 /// Joins the tailnet, or says why it did not.
-pub(super) async fn joined(settings: &Tailscale, log: &Log) -> Result<Arc<dyn Node>, JoinError> {
+pub(super) async fn joined(
+    settings: &Tailscale,
+    log: &Log,
+    news: impl Fn(JoinState),
+) -> Result<Arc<dyn Node>, JoinError> {
     let config = config(settings, log);
     let plan = Plan::new(settings.join_retry, settings.join_timeout, config.has_key());
     let make = || async { Ok(Arc::new(EmbeddedNode::start(&config).await?) as Arc<dyn Node>) };
-    let node = join(make, plan, told).await?;
+    let node = join(make, plan, |progress| {
+        if let Progress::State(state) = &progress {
+            news(JoinState::clone(state));
+        }
+        told(progress);
+    })
+    .await?;
     let status = node.watch().borrow().clone();
     let addresses: Vec<_> = status.addresses.iter().map(ToString::to_string).collect();
     tracing::info!(target: "ts", ip = addresses.join(","), name = status.name, "Tailscale server started");
@@ -96,6 +106,10 @@ pub(super) fn listen_addr(binding: Binding, port: u16) -> ListenAddr {
 impl Accept for Listener {
     type Io = Stream;
     type Addr = Peer;
+
+    fn peer(peer: &Peer) -> Option<std::net::IpAddr> {
+        Some(peer.addr.ip())
+    }
 
     async fn accept(&mut self) -> io::Result<(Stream, Peer)> {
         Self::accept(self).await.map_err(io::Error::other)

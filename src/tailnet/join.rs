@@ -62,6 +62,19 @@ pub enum JoinState {
 }
 
 impl JoinState {
+    /// Every name that [`Self::code`] gives.
+    pub const CODES: [&str; 9] = [
+        "bad-key",
+        "deleted",
+        "expired",
+        "needs-approval",
+        "needs-login",
+        "no-network",
+        "running",
+        "starting",
+        "stopped",
+    ];
+
     /// Stable name for logs, metrics and scripts.
     pub fn code(&self) -> &'static str {
         match self {

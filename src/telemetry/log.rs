@@ -7,8 +7,13 @@
 //! Fields of the spans around an event (the request id) are part of its line. Lines of libraries pass from `warn` on.
 
 use std::{
+    collections::VecDeque,
     fmt::Write as _,
     io::{IsTerminal, Write as _},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
 };
 
 use serde_json::{Map, Value};
@@ -27,7 +32,7 @@ use tracing_subscriber::{
 use crate::config::{Log, LogFormat, LogLevel};
 
 /// Targets of our own that are not module paths.
-const OWN_TARGETS: [&str; 11] = [
+const OWN_TARGETS: [&str; 12] = [
     "admin",
     "audit",
     "gate",
@@ -35,11 +40,44 @@ const OWN_TARGETS: [&str; 11] = [
     "issuer",
     "jwks",
     "keys",
+    "metrics",
     "server",
     "sts",
     "ts",
     "tsnet",
 ];
+
+/// Lines that are kept for whoever asks what happened last.
+const RECENT: usize = 200;
+/// Bytes that are kept of one line.
+const RECENT_BYTES: usize = 1024;
+
+/// The least level that is logged; of the process, since a subscriber is.
+static LEVEL: AtomicU8 = AtomicU8::new(LogLevel::Info as u8);
+static LAST: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
+
+/// Changes the level of the running process.
+pub fn set_level(to: LogLevel) {
+    LEVEL.store(to as u8, Ordering::Relaxed);
+    // What was decided for each place in the code is decided anew.
+    tracing::callsite::rebuild_interest_cache();
+}
+
+/// The last lines, oldest first.
+pub fn recent() -> Vec<String> {
+    let last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    last.iter().cloned().collect()
+}
+
+fn keep(line: &str) {
+    let end = line.floor_char_boundary(RECENT_BYTES);
+    let kept = line.get(..end).unwrap_or_default();
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if last.len() >= RECENT {
+        last.pop_front();
+    }
+    last.push_back(kept.to_owned());
+}
 
 /// Starts logging for the whole process. A second call changes nothing.
 pub fn init(settings: &Log) {
@@ -58,8 +96,8 @@ enum Stream {
 }
 
 fn start(settings: &Log, stream: Stream, terminal: bool) {
+    set_level(settings.level);
     let layer = Lines {
-        level: level(settings.level),
         format: settings.format,
         color: !settings.no_color && terminal,
         stream,
@@ -68,18 +106,21 @@ fn start(settings: &Log, stream: Stream, terminal: bool) {
     let _ = tracing_subscriber::registry().with(layer).try_init();
 }
 
-fn level(level: LogLevel) -> Level {
-    match level {
-        LogLevel::Error => Level::ERROR,
-        LogLevel::Warn => Level::WARN,
-        LogLevel::Info => Level::INFO,
-        LogLevel::Debug => Level::DEBUG,
-        LogLevel::Trace => Level::TRACE,
-    }
+fn level(number: u8) -> Level {
+    const NAMED: [(LogLevel, Level); 5] = [
+        (LogLevel::Error, Level::ERROR),
+        (LogLevel::Warn, Level::WARN),
+        (LogLevel::Info, Level::INFO),
+        (LogLevel::Debug, Level::DEBUG),
+        (LogLevel::Trace, Level::TRACE),
+    ];
+    NAMED
+        .into_iter()
+        .find(|(named, _)| *named as u8 == number)
+        .map_or(Level::INFO, |(_, level)| level)
 }
 
 struct Lines {
-    level: Level,
     format: LogFormat,
     color: bool,
     stream: Stream,
@@ -90,10 +131,11 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
     fn enabled(&self, meta: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        let level = level(LEVEL.load(Ordering::Relaxed));
         let most = if component(meta.target()).is_some() {
-            self.level
+            level
         } else {
-            self.level.min(Level::WARN)
+            level.min(Level::WARN)
         };
         *meta.level() <= most
     }
@@ -125,6 +167,7 @@ where
             LogFormat::Json => line.json(),
             LogFormat::Console => line.console(self.color),
         };
+        keep(&text);
         text.push('\n');
         // There is nowhere left to say that the stream is gone.
         let _ = match self.stream {

@@ -1,9 +1,12 @@
-//! What the program tells about itself: log lines ([`log`]) and audit lines ([`audit`]).
+//! What the program tells about itself: log lines ([`log`]), audit lines ([`audit`]), counts ([`meter`]), and whether it is ready
+//! ([`readiness`]).
 //!
 //! Invariant: no token, key or secret ever enters an event. Fields that name a key are always spelled `kid`.
 
 pub mod audit;
 pub mod log;
+pub mod meter;
+pub mod readiness;
 
 /// An error with all its causes in one line.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {

@@ -13,7 +13,7 @@ const ROWS: &[(&[&str], bool)] = &[
     (&["http", "tailnet"], false),
     (&["identity", "keys"], false),
     (&["jwks", "policy"], false),
-    (&["admin", "gate", "issuer", "sts"], false),
+    (&["admin", "gate", "issuer", "metrics", "sts"], false),
     (&["server"], false),
     (&["cli"], false),
 ];

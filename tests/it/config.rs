@@ -270,6 +270,62 @@ fn contract() -> Vec<Row> {
             ["1", "2", "3"],
         ),
         row(
+            "--limit-connections",
+            "server.limits.connections",
+            "TB_SERVER_LIMITS_CONNECTIONS",
+            json!(16384),
+            ["1", "2", "3"],
+        ),
+        row(
+            "--limit-connections-per-peer",
+            "server.limits.connectionsPerPeer",
+            "TB_SERVER_LIMITS_CONNECTIONSPERPEER",
+            json!(1024),
+            ["1", "2", "3"],
+        ),
+        row(
+            "--limit-request-rate",
+            "server.limits.requestRate",
+            "TB_SERVER_LIMITS_REQUESTRATE",
+            json!(1000),
+            ["0", "2", "3"],
+        ),
+        row(
+            "--limit-request-burst",
+            "server.limits.requestBurst",
+            "TB_SERVER_LIMITS_REQUESTBURST",
+            json!(5000),
+            ["1", "2", "3"],
+        ),
+        row(
+            "--limit-header-time",
+            "server.limits.headerTime",
+            "TB_SERVER_LIMITS_HEADERTIME",
+            json!("1m"),
+            ["1s", "2s", "3s"],
+        ),
+        row(
+            "--limit-write-time",
+            "server.limits.writeTime",
+            "TB_SERVER_LIMITS_WRITETIME",
+            json!("30s"),
+            ["1s", "2s", "3s"],
+        ),
+        row(
+            "--metrics-port",
+            "metrics.port",
+            "TB_METRICS_PORT",
+            json!(9090),
+            ["1", "2", "3"],
+        ),
+        row(
+            "--metrics-binding",
+            "metrics.binding",
+            "TB_METRICS_BINDING",
+            json!("auto"),
+            ["100.64.0.1", "127.0.0.1", "fd7a::1"],
+        ),
+        row(
             "--components",
             "components",
             "TB_COMPONENTS",
@@ -2110,6 +2166,44 @@ fn the_page_of_settings_is_fresh() {
         written == page,
         "docs/settings.md is stale: run this test with TAILBONE_UPDATE_DOCS=1"
     );
+}
+
+#[test]
+fn counts_are_whole_numbers_within_bounds() {
+    for (typed, sentence) in [
+        ("abc", "not a whole number; it may be 1 to 1000000"),
+        ("1.5", "not a whole number; it may be 1 to 1000000"),
+        ("0", "out of bounds; it may be 1 to 1000000"),
+        ("-1", "out of bounds; it may be 1 to 1000000"),
+        ("1000001", "out of bounds; it may be 1 to 1000000"),
+    ] {
+        let flag = format!("--limit-connections={typed}");
+        let Ran {
+            code, err: said, ..
+        } = run(&["config", "check", &flag], &[]);
+        assert_eq!(code, 64, "{typed}");
+        assert!(said.contains(sentence), "{typed}: {said}");
+    }
+}
+
+#[test]
+fn metrics_on_loopback_may_have_a_port_of_the_tailnet() {
+    let check = |binding: &str| {
+        let all = [
+            "config",
+            "check",
+            "--components=issuer,metrics",
+            "--metrics-port=80",
+            binding,
+        ];
+        run(&all, &[])
+    };
+    assert_eq!(check("--metrics-binding=127.0.0.1").code, 0);
+    let Ran {
+        code, err: said, ..
+    } = check("--metrics-binding=auto");
+    assert_eq!(code, 64);
+    assert!(said.contains("issuer and metrics need two ports"), "{said}");
 }
 
 // ---- the exchange

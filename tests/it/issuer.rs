@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use ::http::Extensions;
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk::JwkSet};
 use serde_json::{Value, json};
@@ -20,6 +21,7 @@ use tailbone::{
         BackendState, ListenAddr, Node,
         fake::{FakeNode, FakeTailnet, Identity},
     },
+    telemetry::meter::Meter,
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -71,14 +73,15 @@ impl World {
         let net = FakeTailnet::new();
         let node = net.join("tailbone", Identity::user("owner@example.com"));
         let routes = router(Issuer {
-            rules: Arc::new(TokenRules {
+            rules: Arc::new(ArcSwap::from_pointee(TokenRules {
                 issuer: "tailbone".into(),
                 expiry: EXPIRY,
                 skew: SKEW,
-            }),
+            })),
             keys: keys.clone(),
             signing: Arc::new(SigningPool::new().unwrap()),
             cache_time: Duration::from_secs(300),
+            meter: Meter::default(),
         });
         let listener = node.listen(ListenAddr::Port(80)).await.unwrap();
         let ours: Arc<dyn Node> = Arc::new(node.clone());

@@ -16,6 +16,7 @@ mod admin;
 mod architecture;
 mod config;
 mod gate;
+mod inside;
 mod issuer;
 mod jwks;
 mod keys;

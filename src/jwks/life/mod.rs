@@ -15,7 +15,7 @@ mod pass;
 
 use std::{sync::Arc, time::Duration};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Mutex;
 
@@ -46,7 +46,7 @@ pub struct KeyLife {
 struct Inner {
     store: KeyStore,
     publisher: Arc<dyn Publisher>,
-    policy: Policy,
+    policy: ArcSwap<Policy>,
     prefix: String,
     spec: KeySpec,
     ring: Ring,
@@ -63,30 +63,34 @@ struct Memory {
     document_read: Option<Timestamp>,
 }
 
+/// Where the settings want the document published.
+pub async fn publisher(keys: &config::Keys) -> Arc<dyn Publisher> {
+    match &keys.publish {
+        Publish::File { path } => Arc::new(FilePublisher::new(path)),
+        Publish::S3 {
+            bucket,
+            key_path,
+            endpoint,
+            path_style,
+        } => Arc::new(
+            S3Publisher::connect(&S3Settings {
+                bucket: bucket.clone(),
+                key_path: key_path.clone(),
+                endpoint: endpoint.clone(),
+                path_style: *path_style,
+                cache_time: keys.cache_time,
+            })
+            .await,
+        ),
+    }
+}
+
 impl KeyLife {
     /// As the settings say. Reads nothing yet.
     pub async fn open(keys: &config::Keys) -> Self {
-        let publisher: Arc<dyn Publisher> = match &keys.publish {
-            Publish::File { path } => Arc::new(FilePublisher::new(path)),
-            Publish::S3 {
-                bucket,
-                key_path,
-                endpoint,
-                path_style,
-            } => Arc::new(
-                S3Publisher::connect(&S3Settings {
-                    bucket: bucket.clone(),
-                    key_path: key_path.clone(),
-                    endpoint: endpoint.clone(),
-                    path_style: *path_style,
-                    cache_time: keys.cache_time,
-                })
-                .await,
-            ),
-        };
         Self::with(
             KeyStore::new(&keys.dir),
-            publisher,
+            publisher(keys).await,
             Policy::from(keys),
             &keys.prefix,
             keys.spec,
@@ -104,7 +108,7 @@ impl KeyLife {
             inner: Arc::new(Inner {
                 store,
                 publisher,
-                policy,
+                policy: ArcSwap::from_pointee(policy),
                 prefix: prefix.to_owned(),
                 spec,
                 ring: Ring::default(),
@@ -129,8 +133,18 @@ impl KeyLife {
         self.inner.publisher.place()
     }
 
-    pub fn policy(&self) -> &Policy {
-        &self.inner.policy
+    pub fn policy(&self) -> Arc<Policy> {
+        self.inner.policy.load_full()
+    }
+
+    /// Exchanges the policy of the running server; the next pass decides by it. How long tokens live is never taken back: those that
+    /// were issued under the longer life still want their keys published.
+    pub fn set_policy(&self, policy: Policy) {
+        let token_life = policy.token_life.max(self.policy().token_life);
+        self.inner.policy.store(Arc::new(Policy {
+            token_life,
+            ..policy
+        }));
     }
 
     /// What a server does every second or so: a look at the directory's entries, and a pass if they changed or a look at
@@ -188,7 +202,7 @@ impl KeyLife {
     }
 
     fn next_look(&self, now: Timestamp) -> Timestamp {
-        let every = (self.inner.policy.cache_time / 4).clamp(Duration::from_secs(1), LOOK);
+        let every = (self.policy().cache_time / 4).clamp(Duration::from_secs(1), LOOK);
         SignedDuration::try_from(every)
             .ok()
             .and_then(|every| now.checked_add(every).ok())

@@ -172,7 +172,7 @@ impl KeyLife {
             &look.records,
             self.place(),
             &look.seen,
-            &self.inner.policy,
+            &self.policy(),
             leave,
             now,
         )
@@ -314,7 +314,7 @@ impl KeyLife {
                 && let Some(record) = look.records.iter_mut().find(|record| record.kid == *kid)
             {
                 // Written or not: this pass goes on with it. A disk that is full must not stop the tokens.
-                rotation::arm(&mut record.history, &self.inner.policy, now);
+                rotation::arm(&mut record.history, &self.policy(), now);
             }
         }
     }
@@ -412,7 +412,7 @@ impl KeyLife {
             }
             Action::Arm(kid) => {
                 let (name, mut history, _) = key(kid)?;
-                rotation::arm(&mut history, &self.inner.policy, now);
+                rotation::arm(&mut history, &self.policy(), now);
                 self.disk(move |store| store.write_history(&name, &history))
                     .await
             }
@@ -604,16 +604,14 @@ impl KeyLife {
         let state = rotation::state(record, self.place());
         let signs_since = match state {
             State::Active => record.history.activated,
-            State::Published => {
-                rotation::signs_from(&record.history, self.place(), &self.inner.policy)
-            }
+            State::Published => rotation::signs_from(&record.history, self.place(), &self.policy()),
             _ => record.history.activated,
         };
         KeyView {
             state: Some(state),
             signing: signing == Some(&record.kid),
             signs_since,
-            gone_from: rotation::gone_from(&record.history, &self.inner.policy),
+            gone_from: rotation::gone_from(&record.history, &self.policy()),
             ..view
         }
     }

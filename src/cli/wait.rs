@@ -1,0 +1,58 @@
+//! `tailbone wait --ready`: for scripts that start a server and want it to serve before they go on.
+
+use std::time::{Duration, Instant};
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use super::{args, ask::Asking, ask::target, console::Console, exit::Failure, status};
+use crate::{
+    admin::Client,
+    config::{Environment, duration, table::Scope},
+};
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(200);
+
+pub(super) fn command() -> Command {
+    Command::new("wait")
+        .about("Wait until a server is ready; --timeout bounds the whole wait")
+        .args(args::of(Scope::Keys))
+        .arg(
+            Arg::new("ready")
+                .long("ready")
+                .action(ArgAction::SetTrue)
+                .help("Wait for readiness, the only thing there is to wait for"),
+        )
+}
+
+pub(super) fn run(
+    matches: &ArgMatches,
+    environment: &Environment,
+    console: &mut Console<'_>,
+) -> Result<(), Failure> {
+    let asking = Asking::new(matches, environment, console)?;
+    let whole = asking.settings.timeout;
+    let target = target(&asking.settings);
+    let last = asking.runtime.block_on(async {
+        let began = Instant::now();
+        loop {
+            let left = whole.saturating_sub(began.elapsed());
+            let last = match Client::new(target.clone(), left).status().await {
+                Ok(status) if status.ready => return None,
+                Ok(status) => status::held(&status),
+                Err(error) => error.words,
+            };
+            if left <= PAUSE {
+                return Some(last);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    });
+    match last {
+        None => Ok(()),
+        Some(last) => Err(Failure::failed(format!(
+            "not ready within {}: {last}",
+            duration::show(whole)
+        ))),
+    }
+}

@@ -1,0 +1,78 @@
+//! Health for probes, on whichever listener wants it.
+//!
+//! | Route | Answer |
+//! |---|---|
+//! | `GET /livez` | 200: the process answers; nothing else is looked at |
+//! | `GET /readyz` | 200, or 503 with `Retry-After` and the names of the latches that are held |
+//! | `GET /readyz?verbose` | the same with every latch and the reason of each held one |
+//!
+//! Not ready is a state and no failure of the request, so it is no [`super::Error`] and makes no line in the log at each probe.
+
+use axum::{
+    Json, Router,
+    extract::{RawQuery, State},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use http::{HeaderValue, StatusCode, header};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::Error;
+use crate::telemetry::readiness::{Latch, Readiness, all};
+
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+pub fn router(readiness: Readiness) -> Router {
+    Router::new()
+        .route("/livez", get(live).fallback(only))
+        .route("/readyz", get(ready).fallback(only))
+        .with_state(readiness)
+}
+
+async fn only() -> Error {
+    Error::method_not_allowed("GET, HEAD")
+}
+
+async fn live() -> Json<Live> {
+    Json(Live { live: true })
+}
+
+#[derive(Serialize)]
+struct Live {
+    live: bool,
+}
+
+async fn ready(State(readiness): State<Readiness>, RawQuery(query): RawQuery) -> Response {
+    let verbose = query
+        .as_deref()
+        .unwrap_or_default()
+        .split('&')
+        .any(|word| word == "verbose" || word.starts_with("verbose="));
+    let latches = readiness.look(Timestamp::now());
+    let body = Ready {
+        ready: all(&latches),
+        held: latches
+            .iter()
+            .filter(|latch| !latch.ready)
+            .map(|latch| latch.name)
+            .collect(),
+        latches: if verbose { &latches } else { &[] },
+    };
+    let mut response = Json(&body).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if !body.ready {
+        headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    }
+    response
+}
+
+#[derive(Serialize)]
+struct Ready<'a> {
+    ready: bool,
+    held: Vec<&'static str>,
+    #[serde(skip_serializing_if = "<[Latch]>::is_empty")]
+    latches: &'a [Latch],
+}

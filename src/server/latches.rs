@@ -1,0 +1,94 @@
+//! What this server needs to be ready, each a latch with its reason: on the tailnet, a key that signs, a published document that
+//! was read lately, listeners.
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::{
+    admin::OwnNode, jwks::life::KeyLife, tailnet::join::JoinState, telemetry::readiness::Switch,
+};
+
+/// Looks are taken twice a minute at least; whoever has seen none for this long is cut off from where verifiers read.
+const READ_WITHIN: SignedDuration = SignedDuration::from_mins(15);
+
+/// Adds all latches; the hand on `listeners-up` is the caller's.
+pub(super) fn hang(own: &OwnNode, keys: &KeyLife) {
+    let readiness = &own.readiness;
+    let life = keys.clone();
+    readiness.latch("key-signs", move |_| {
+        let snapshot = life.ring().snapshot();
+        match &snapshot.signer {
+            Ok(_) => Ok(()),
+            Err(reason) => Err(reason.to_string()),
+        }
+    });
+    let life = keys.clone();
+    readiness.latch("jwks-read", move |now| {
+        read_lately(life.ring().snapshot().document_read, now)
+    });
+}
+
+/// Those that are there before the keys are.
+pub(super) fn first(own: &OwnNode, signs: bool) -> Switch {
+    // Not all of `own`: it holds the latches, and would hold itself.
+    let membership = own.membership.clone();
+    own.readiness.latch("node-running", move |now| {
+        on_the_tailnet(&membership.state(now))
+    });
+    let listeners = own.readiness.switch(
+        "listeners-up",
+        "the server does not listen yet, or no longer",
+    );
+    if signs {
+        own.readiness
+            .latch("key-signs", |_| Err("no key is loaded yet".to_owned()));
+    }
+    listeners
+}
+
+fn on_the_tailnet(state: &JoinState) -> Result<(), String> {
+    match state {
+        JoinState::Running => Ok(()),
+        // Whoever opens the URL owns the node: it is for the operator, in the log and at the local socket.
+        JoinState::NeedsLogin { .. } => {
+            Err("a person has to log the node in; `tailbone status` shows where".to_owned())
+        }
+        other => Err(other.to_string()),
+    }
+}
+
+fn read_lately(read: Option<Timestamp>, now: Timestamp) -> Result<(), String> {
+    match read {
+        None => Err("the published document was never read".to_owned()),
+        Some(read) if now.duration_since(read) > READ_WITHIN => Err(format!(
+            "the published document was last read {} minutes ago",
+            now.duration_since(read).as_mins()
+        )),
+        Some(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_that_was_not_read_for_long_holds_the_latch() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        assert!(read_lately(None, at(0)).is_err());
+        assert!(read_lately(Some(at(1000)), at(1000 + 15 * 60)).is_ok());
+        assert_eq!(
+            read_lately(Some(at(1000)), at(1000 + 16 * 60)),
+            Err("the published document was last read 16 minutes ago".to_owned())
+        );
+        // A clock set back makes nothing older.
+        assert!(read_lately(Some(at(100_000)), at(1000)).is_ok());
+    }
+
+    #[test]
+    fn the_login_address_is_not_for_everybody() {
+        let state = JoinState::NeedsLogin {
+            url: "https://login.example/secret".into(),
+        };
+        assert!(!on_the_tailnet(&state).unwrap_err().contains("secret"));
+    }
+}

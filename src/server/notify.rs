@@ -1,0 +1,111 @@
+//! Telling a supervisor how the start goes: systemd's datagrams, where it asks for them by `NOTIFY_SOCKET`.
+//!
+//! Nobody is waited for: a supervisor that does not read its socket is no reason not to serve.
+
+use std::{
+    ffi::{OsStr, OsString},
+    io,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            ffi::OsStrExt,
+            net::{SocketAddr, UnixDatagram},
+        },
+    },
+};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// The supervisor, if there is one.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Supervisor {
+    socket: Option<OsString>,
+}
+
+impl Supervisor {
+    /// The one that started this process.
+    pub(super) fn of_process() -> Self {
+        Self {
+            socket: std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()),
+        }
+    }
+
+    pub(super) fn ready(&self) {
+        self.tell("READY=1\nSTATUS=serving");
+    }
+
+    /// Its clock tells the supervisor which reload this is the answer to.
+    pub(super) fn reloading(&self) {
+        let now = clock_gettime(ClockId::Monotonic);
+        let micros = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec) / 1000;
+        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+    }
+
+    pub(super) fn stopping(&self) {
+        self.tell("STOPPING=1\nSTATUS=stopping");
+    }
+
+    pub(super) fn status(&self, words: &str) {
+        let words: String = words.chars().filter(|c| !c.is_control()).collect();
+        self.tell(&format!("STATUS={words}"));
+    }
+
+    fn tell(&self, message: &str) {
+        let Some(socket) = &self.socket else {
+            return;
+        };
+        if let Err(error) = send(socket, message.as_bytes()) {
+            tracing::debug!(target: "server", %error, "the supervisor could not be told");
+        }
+    }
+}
+
+fn send(socket: &OsStr, message: &[u8]) -> io::Result<()> {
+    // A path, or with @ a name that is in no file system.
+    let addr = match socket.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(socket)?,
+    };
+    let ours = UnixDatagram::unbound()?;
+    ours.set_nonblocking(true)?;
+    ours.send_to_addr(message, &addr).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_supervisor_hears_of_start_reload_and_stop() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("notify");
+        let theirs = UnixDatagram::bind(&path).unwrap();
+        let supervisor = Supervisor {
+            socket: Some(path.into()),
+        };
+        let heard = || {
+            let mut text = [0; 200];
+            let length = theirs.recv(&mut text).unwrap();
+            String::from_utf8(text[..length].to_vec()).unwrap()
+        };
+        supervisor.ready();
+        assert!(heard().starts_with("READY=1\n"));
+        supervisor.reloading();
+        let said = heard();
+        let micros = said.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
+        assert!(micros.parse::<u64>().unwrap() > 0);
+        supervisor.stopping();
+        assert!(heard().starts_with("STOPPING=1\n"));
+        supervisor.status("a\nREADY=1");
+        assert_eq!(heard(), "STATUS=aREADY=1");
+    }
+
+    #[test]
+    fn without_a_supervisor_or_with_a_dead_one_nothing_happens() {
+        Supervisor::default().ready();
+        Supervisor {
+            socket: Some("/nonexistent/notify".into()),
+        }
+        .ready();
+    }
+}

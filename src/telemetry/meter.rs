@@ -1,0 +1,152 @@
+//! What the parts count as they work. Counting is a few atomic additions, whether or not anybody asks for the numbers; the component
+//! `metrics` is what makes them public.
+//!
+//! Invariant: every label's values come from the program's own words (components, results, reason codes), never from a caller, so
+//! the number of series is bounded.
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    registry::Registry,
+};
+
+/// Clones are one.
+#[derive(Debug, Clone)]
+pub struct Meter(Arc<Counts>);
+
+#[derive(Debug)]
+struct Counts {
+    tokens: Family<Outcome, Counter>,
+    signing: Histogram,
+    whois: Family<Answer, Counter>,
+    reloads: Family<Answer, Counter>,
+    jwks: Family<Answer, Counter>,
+    changes: Family<Change, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    component: &'static str,
+    result: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answer {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Change {
+    change: &'static str,
+    result: &'static str,
+}
+
+/// From a tenth of a millisecond (EdDSA, idle) to what the overload bound lets wait.
+const SIGNING: [f64; 12] = [
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5,
+];
+
+impl Default for Meter {
+    fn default() -> Self {
+        Self(Arc::new(Counts {
+            tokens: Family::default(),
+            signing: Histogram::new(SIGNING),
+            whois: Family::default(),
+            reloads: Family::default(),
+            jwks: Family::default(),
+            changes: Family::default(),
+        }))
+    }
+}
+
+impl Meter {
+    pub fn token_issued(&self, component: &'static str, signing: Duration) {
+        self.0.signing.observe(signing.as_secs_f64());
+        self.token(component, "issued", "");
+    }
+
+    /// `reason`: the stable code of the refusal.
+    pub fn token_refused(&self, component: &'static str, reason: &'static str) {
+        self.token(component, "refused", reason);
+    }
+
+    fn token(&self, component: &'static str, result: &'static str, reason: &'static str) {
+        self.0
+            .tokens
+            .get_or_create(&Outcome {
+                component,
+                result,
+                reason,
+            })
+            .inc();
+    }
+
+    /// The caller was known from before.
+    pub fn whois_kept(&self) {
+        self.whois("kept");
+    }
+
+    pub fn whois_asked(&self, known: bool) {
+        self.whois(if known { "known" } else { "refused" });
+    }
+
+    fn whois(&self, result: &'static str) {
+        self.0.whois.get_or_create(&Answer { result }).inc();
+    }
+
+    pub fn reloaded(&self, done: bool) {
+        let result = if done { "done" } else { "failed" };
+        self.0.reloads.get_or_create(&Answer { result }).inc();
+    }
+
+    pub fn jwks_looked(&self, readable: bool) {
+        let result = if readable { "done" } else { "failed" };
+        self.0.jwks.get_or_create(&Answer { result }).inc();
+    }
+
+    /// `change`: the key life's own word for it.
+    pub fn key_changed(&self, change: &'static str, done: bool) {
+        let result = if done { "done" } else { "failed" };
+        self.0
+            .changes
+            .get_or_create(&Change { change, result })
+            .inc();
+    }
+
+    /// Puts the counts where they are asked for.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "tokens",
+            "Tokens issued and refused, by component, result and reason code",
+            self.0.tokens.clone(),
+        );
+        registry.register(
+            "signing_seconds",
+            "Time from the claims to the signed token, waiting for a signing thread included",
+            self.0.signing.clone(),
+        );
+        registry.register(
+            "whois",
+            "Questions for who calls: known and refused were asked of the node, kept were answered by the connection",
+            self.0.whois.clone(),
+        );
+        registry.register(
+            "reloads",
+            "Reloads of the settings on a hang-up signal",
+            self.0.reloads.clone(),
+        );
+        registry.register(
+            "jwks_looks",
+            "Looks at the published document, by whether it could be read",
+            self.0.jwks.clone(),
+        );
+        registry.register(
+            "key_changes",
+            "Changes of keys and of the published document (publish, activate, retire, …), by result",
+            self.0.changes.clone(),
+        );
+    }
+}

@@ -1,0 +1,147 @@
+//! Whether this server does what it is for, and which part keeps it from that.
+//!
+//! Each part adds a latch: a name and a look at its own state. Ready means that no latch is held. A latch is looked at when somebody
+//! asks, so its answer is never older than the question; a look must be cheap and must not wait.
+//!
+//! Words of a latch are shown to whoever reaches the port: they name no path, no address of a login and no secret.
+
+use std::sync::{
+    Arc, PoisonError, RwLock,
+    atomic::{AtomicBool, Ordering},
+};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+type Look = dyn Fn(Timestamp) -> Result<(), String> + Send + Sync;
+type Named = (&'static str, Arc<Look>);
+
+/// All latches of a server. Cheap to clone; clones are one.
+#[derive(Clone, Default)]
+pub struct Readiness(Arc<RwLock<Vec<Named>>>);
+
+/// One latch at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Latch {
+    pub name: &'static str,
+    pub ready: bool,
+    /// Why it is held; empty when it is not.
+    pub reason: String,
+}
+
+impl Readiness {
+    /// Adds a latch, or replaces the one of that name.
+    pub fn latch(
+        &self,
+        name: &'static str,
+        look: impl Fn(Timestamp) -> Result<(), String> + Send + Sync + 'static,
+    ) {
+        let mut latches = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        latches.retain(|(known, _)| *known != name);
+        latches.push((name, Arc::new(look)));
+    }
+
+    /// Adds a latch that its holder drops and takes by hand. Held at first.
+    pub fn switch(&self, name: &'static str, reason: &'static str) -> Switch {
+        let open = Arc::new(AtomicBool::new(false));
+        let switch = Switch(open.clone());
+        self.latch(name, move |_| {
+            if open.load(Ordering::Acquire) {
+                Ok(())
+            } else {
+                Err(reason.to_owned())
+            }
+        });
+        switch
+    }
+
+    /// Every latch, in the order in which they were added.
+    pub fn look(&self, now: Timestamp) -> Vec<Latch> {
+        // Looked at outside of the lock: a look is somebody else's code.
+        let latches = self
+            .0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        latches
+            .into_iter()
+            .map(|(name, look)| {
+                let outcome = look(now);
+                Latch {
+                    name,
+                    ready: outcome.is_ok(),
+                    reason: outcome.err().unwrap_or_default(),
+                }
+            })
+            .collect()
+    }
+}
+
+/// Ready: there are latches, and none is held. A server that has not said yet what it needs is not ready.
+pub fn all(latches: &[Latch]) -> bool {
+    !latches.is_empty() && latches.iter().all(|latch| latch.ready)
+}
+
+impl std::fmt::Debug for Readiness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.look(Timestamp::now())).finish()
+    }
+}
+
+/// The hand on a latch.
+#[derive(Debug, Clone)]
+pub struct Switch(Arc<AtomicBool>);
+
+impl Switch {
+    pub fn release(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    pub fn hold(&self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_ready_before_saying_what_it_takes() {
+        assert!(!all(&Readiness::default().look(Timestamp::UNIX_EPOCH)));
+    }
+
+    #[test]
+    fn one_held_latch_is_enough_and_tells_why() {
+        let readiness = Readiness::default();
+        let listeners = readiness.switch("listeners", "not listening yet");
+        readiness.latch("late", |now| {
+            (now.as_second() < 10)
+                .then_some(())
+                .ok_or_else(|| "too late".to_owned())
+        });
+        let at = |second| readiness.look(Timestamp::from_second(second).unwrap());
+        assert!(!all(&at(0)));
+        assert_eq!(at(0)[0].reason, "not listening yet");
+        listeners.release();
+        assert!(all(&at(9)), "{:?}", at(9));
+        assert_eq!(
+            at(10)[1],
+            Latch {
+                name: "late",
+                ready: false,
+                reason: "too late".into()
+            }
+        );
+        listeners.hold();
+        assert!(!all(&at(0)));
+    }
+
+    #[test]
+    fn a_latch_of_the_same_name_takes_the_place() {
+        let readiness = Readiness::default();
+        readiness.latch("x", |_| Err("old".into()));
+        readiness.latch("x", |_| Ok(()));
+        assert!(all(&readiness.look(Timestamp::UNIX_EPOCH)));
+    }
+}

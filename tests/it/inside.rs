@@ -1,0 +1,455 @@
+//! Looking into a server and the bounds around it, on the fake node: readiness, metrics, limits, the admin API's new methods.
+
+use std::{sync::Arc, time::Duration};
+
+use ::http::Extensions;
+use axum::{Router, routing::get};
+use jiff::Timestamp;
+use tailbone::{
+    admin::{Admin, Client, OwnNode, Socket, Target},
+    config::{Authorization, KeySpec},
+    http::{
+        health, layers,
+        serve::{Limits, Listening, LiveLimits, Server, serve},
+    },
+    identity::{Caller, Connection as Identified},
+    jwks::{FilePublisher, life::KeyLife},
+    keys::{KeyStore, Policy},
+    metrics::{self, Metrics},
+    tailnet::{
+        BackendState, ListenAddr, Node,
+        fake::{FakeNode, FakeTailnet, Identity},
+        join::{JoinState, classify},
+    },
+    telemetry::{meter::Meter, readiness::Readiness},
+};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::{http::Connection, soon};
+
+/// A node and peers.
+struct World {
+    net: FakeTailnet,
+    node: FakeNode,
+}
+
+impl World {
+    fn new() -> Self {
+        let net = FakeTailnet::new();
+        let node = net.join("tailbone", Identity::user("owner@example.com"));
+        Self { net, node }
+    }
+
+    async fn serve(
+        &self,
+        port: u16,
+        router: Router,
+        limits: impl Into<LiveLimits>,
+        meter: Meter,
+    ) -> Server {
+        let listener = self.node.listen(ListenAddr::Port(port)).await.unwrap();
+        let ours: Arc<dyn Node> = Arc::new(self.node.clone());
+        let identify = move |peer| {
+            let mut known = Extensions::new();
+            let connection = Identified::new(ours.clone(), peer).counted(meter.clone());
+            known.insert(Arc::new(connection));
+            known
+        };
+        serve(
+            "test",
+            listener,
+            layers::wrap(router, "test"),
+            limits,
+            identify,
+        )
+    }
+
+    fn peer(&self, host: &str) -> FakeNode {
+        self.net
+            .join(host, Identity::user(&format!("{host}@example.com")))
+    }
+}
+
+async fn call(peer: &FakeNode, port: u16) -> Connection {
+    let addr = format!("tailbone:{port}");
+    Connection::over(peer.dial(&addr, Duration::from_secs(5)).await.unwrap()).await
+}
+
+fn who() -> Router {
+    Router::new().route("/", get(|caller: Caller| async move { caller.to_string() }))
+}
+
+fn keys(dir: &TempDir) -> KeyLife {
+    let policy = Policy {
+        token_life: Duration::from_secs(1200),
+        cache_time: Duration::from_secs(300),
+        skew: Duration::from_secs(60),
+        rotate_every: None,
+        withdrawn_grace: Duration::from_secs(86_400),
+    };
+    KeyLife::with(
+        KeyStore::new(dir.path().join("keys")),
+        Arc::new(FilePublisher::new(dir.path().join("jwks.json"))),
+        policy,
+        "tb",
+        KeySpec::Es256,
+    )
+}
+
+#[tokio::test]
+async fn readyz_follows_its_latches_and_livez_does_not() {
+    let world = World::new();
+    let readiness = Readiness::default();
+    let node = world.node.clone();
+    readiness.latch("node-running", move |now| {
+        match classify(&node.watch().borrow(), false, now) {
+            JoinState::Running => Ok(()),
+            other => Err(other.to_string()),
+        }
+    });
+    let listeners = readiness.switch("listeners-up", "not yet");
+    let _server = world
+        .serve(
+            80,
+            health::router(readiness),
+            Limits::default(),
+            Meter::default(),
+        )
+        .await;
+    let alice = world.peer("alice");
+    let mut alice = call(&alice, 80).await;
+
+    let answer = alice.get("/readyz").await;
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.header("retry-after"), "1");
+    assert_eq!(answer.json()["held"], serde_json::json!(["listeners-up"]));
+    assert!(answer.json().get("latches").is_none());
+    listeners.release();
+    assert_eq!(alice.get("/readyz").await.status(), 200);
+
+    world
+        .node
+        .set_status(|status| status.state = BackendState::NeedsMachineAuth);
+    let answer = alice.get("/readyz?verbose").await;
+    assert_eq!(answer.status(), 503);
+    let latch = &answer.json()["latches"][0];
+    assert_eq!(latch["name"], "node-running");
+    assert!(
+        latch["reason"].as_str().unwrap().contains("approve"),
+        "{latch}"
+    );
+    assert_eq!(alice.get("/livez").await.status(), 200);
+    world
+        .node
+        .set_status(|status| status.state = BackendState::Running);
+    assert_eq!(alice.get("/readyz?verbose=1").await.status(), 200);
+    assert_eq!(alice.post("/readyz").await.refusal().0, 405);
+}
+
+#[tokio::test]
+async fn a_peer_that_asks_too_often_gets_429_and_others_are_served() {
+    let world = World::new();
+    let limits = LiveLimits::from(Limits {
+        request_rate: 1,
+        request_burst: 3,
+        ..Limits::default()
+    });
+    let _server = world
+        .serve(80, who(), limits.clone(), Meter::default())
+        .await;
+    let (greedy, modest) = (world.peer("greedy"), world.peer("modest"));
+    for _ in 0..3 {
+        // A new connection each: the account is the peer's.
+        assert_eq!(call(&greedy, 80).await.get("/").await.status(), 200);
+    }
+    let answer = call(&greedy, 80).await.get("/").await;
+    assert_eq!(answer.refusal(), (429, "too_many_requests".to_owned()));
+    assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
+    assert_eq!(call(&modest, 80).await.get("/").await.status(), 200);
+
+    // Limits hold from the moment they are set, also on connections that are open.
+    let mut open = call(&greedy, 80).await;
+    limits.set(Limits {
+        request_rate: 0,
+        ..Limits::default()
+    });
+    for _ in 0..10 {
+        assert_eq!(open.get("/").await.status(), 200);
+    }
+}
+
+#[tokio::test]
+async fn a_peer_with_too_many_connections_gets_503_and_others_are_served() {
+    let world = World::new();
+    let limits = Limits {
+        connections_per_peer: 2,
+        ..Limits::default()
+    };
+    let server = world.serve(80, who(), limits, Meter::default()).await;
+    let (greedy, modest) = (world.peer("greedy"), world.peer("modest"));
+    let mut first = call(&greedy, 80).await;
+    let mut second = call(&greedy, 80).await;
+    assert_eq!(first.get("/").await.status(), 200);
+    assert_eq!(second.get("/").await.status(), 200);
+
+    let mut third = greedy
+        .dial("tailbone:80", Duration::from_secs(5))
+        .await
+        .unwrap();
+    let mut said = Vec::new();
+    // It may be cut rather than ended: nobody reads what it sends.
+    let _ = soon("the end", third.read_to_end(&mut said)).await;
+    let said = String::from_utf8(said).unwrap();
+    assert!(
+        said.starts_with("HTTP/1.1 503 ") && said.contains("retry-after: 1"),
+        "{said}"
+    );
+    assert_eq!(server.load().refused(), 1);
+    assert_eq!(call(&modest, 80).await.get("/").await.status(), 200);
+
+    // What is given back can be had again.
+    drop(first);
+    crate::support::eventually("room", async || match server.load().open() {
+        1 => Ok(()),
+        open => Err(open.to_string()),
+    })
+    .await;
+    assert_eq!(call(&greedy, 80).await.get("/").await.status(), 200);
+}
+
+#[tokio::test]
+async fn d14_a_thousand_slow_connections_hold_up_nobody() {
+    let world = World::new();
+    let limits = Limits {
+        header_time: Duration::from_secs(300),
+        ..Limits::default()
+    };
+    let server = world.serve(80, who(), limits, Meter::default()).await;
+    let slow: Vec<_> = (0..4).map(|at| world.peer(&format!("slow{at}"))).collect();
+    let mut stuck = Vec::new();
+    for at in 0..1000 {
+        let mut stream = slow[at % slow.len()]
+            .dial("tailbone:80", Duration::from_secs(20))
+            .await
+            .unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHo").await.unwrap();
+        stuck.push(stream);
+    }
+    crate::support::eventually("all are held", async || match server.load().open() {
+        1000 => Ok(()),
+        open => Err(open.to_string()),
+    })
+    .await;
+    let alice = world.peer("alice");
+    let mut kept = call(&alice, 80).await;
+    for _ in 0..20 {
+        assert_eq!(kept.get("/").await.status(), 200);
+        assert_eq!(call(&alice, 80).await.get("/").await.status(), 200);
+    }
+    // None of them was let go for it.
+    assert!(server.load().open() >= 1001, "{}", server.load().open());
+    drop(stuck);
+}
+
+#[tokio::test]
+async fn whoever_does_not_fetch_the_answer_is_let_go() {
+    let world = World::new();
+    let limits = Limits {
+        write_time: Duration::from_millis(200),
+        ..Limits::default()
+    };
+    let large = Router::new().route("/", get(|| async { vec![b'x'; 64 << 20] }));
+    let server = world.serve(80, large, limits, Meter::default()).await;
+    let peer = world.peer("lazy");
+    let mut stream = peer
+        .dial("tailbone:80", Duration::from_secs(5))
+        .await
+        .unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    crate::support::eventually("it comes", async || match server.load().open() {
+        1 => Ok(()),
+        open => Err(open.to_string()),
+    })
+    .await;
+    crate::support::eventually("it is let go", async || match server.load().open() {
+        0 => Ok(()),
+        open => Err(open.to_string()),
+    })
+    .await;
+    drop(stream);
+}
+
+#[tokio::test]
+async fn metrics_tell_what_was_counted_and_what_is() {
+    let dir = TempDir::new().unwrap();
+    let world = World::new();
+    let keys = keys(&dir);
+    keys.start(Timestamp::now()).await.unwrap();
+    let meter = Meter::default();
+    let own = OwnNode::default();
+    own.readiness.switch("listeners-up", "not yet").release();
+    let issuer = world
+        .serve(80, who(), Limits::default(), meter.clone())
+        .await;
+    own.listeners.add(Listening {
+        name: issuer.name(),
+        addr: ":80".into(),
+        load: issuer.load(),
+    });
+    let router = metrics::router(Metrics {
+        meter: meter.clone(),
+        node: Arc::new(world.node.clone()),
+        keys,
+        readiness: own.readiness.clone(),
+        listeners: own.listeners.clone(),
+    });
+    let _metrics = world
+        .serve(9090, router, Limits::default(), Meter::default())
+        .await;
+    let alice = world.peer("alice");
+    let mut caller = call(&alice, 80).await;
+    for _ in 0..3 {
+        assert_eq!(caller.get("/").await.status(), 200);
+    }
+    meter.token_issued("issuer", Duration::from_millis(3));
+    meter.token_refused("issuer", "funnel");
+    world.node.set_status(|status| {
+        status.key_expiry = Some(Timestamp::from_second(4_000_000_000).unwrap());
+    });
+
+    let answer = call(&alice, 9090).await.get("/metrics").await;
+    assert_eq!(answer.status(), 200);
+    assert!(
+        answer
+            .header("content-type")
+            .starts_with("application/openmetrics-text")
+    );
+    let text = String::from_utf8(answer.0.body().to_vec()).unwrap();
+    for line in [
+        r#"tailbone_tokens_total{component="issuer",result="issued",reason=""} 1"#,
+        r#"tailbone_tokens_total{component="issuer",result="refused",reason="funnel"} 1"#,
+        "tailbone_signing_seconds_count 1",
+        r#"tailbone_signing_seconds_bucket{le="0.005"} 1"#,
+        r#"tailbone_whois_total{result="known"} 1"#,
+        r#"tailbone_whois_total{result="kept"} 2"#,
+        r#"tailbone_join_state{state="running"} 1"#,
+        r#"tailbone_join_state{state="expired"} 0"#,
+        "tailbone_node_key_expiry_timestamp_seconds 4000000000.0",
+        r#"tailbone_keys{state="active"} 1"#,
+        "tailbone_signing 1.0",
+        "tailbone_ready 1.0",
+        r#"tailbone_latch_held{latch="listeners-up"} 0"#,
+        r#"tailbone_connections{listener="test"} 1"#,
+        "tailbone_jwks_trouble 0.0",
+        "# EOF",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    for name in [
+        "process_open_fds ",
+        "process_resident_memory_bytes ",
+        "tailbone_signing_key_age_seconds ",
+        "tailbone_jwks_read_timestamp_seconds ",
+        "tailbone_go_goroutines ",
+        "tailbone_go_heap_bytes ",
+        "tailbone_build_info{",
+    ] {
+        assert!(text.contains(name), "{name} is not in\n{text}");
+    }
+    assert!(!text.contains("alice"), "a caller is a label:\n{text}");
+
+    // Alerts and dashboard ask for nothing that does not exist. Counters that nothing has counted yet have no line but a description.
+    for file in [
+        "deploy/prometheus/tailbone.rules.yml",
+        "deploy/grafana/tailbone.json",
+    ] {
+        let asked = std::fs::read_to_string(file).unwrap();
+        let mut names = 0;
+        for name in asked
+            .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .filter(|word| word.starts_with("tailbone_") || word.starts_with("process_"))
+        {
+            let family = name.trim_end_matches("_bucket").trim_end_matches("_total");
+            assert!(
+                text.contains(&format!("# TYPE {family} ")),
+                "{file} asks for {name}, which is not in\n{text}"
+            );
+            names += 1;
+        }
+        assert!(names > 10, "{file}: {names}");
+        if file.ends_with(".json") {
+            serde_json::from_str::<serde_json::Value>(&asked).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn status_and_whois_at_the_local_socket() {
+    let dir = TempDir::new().unwrap();
+    let world = World::new();
+    let keys = keys(&dir);
+    let own = OwnNode::default();
+    let up = own.readiness.switch("listeners-up", "not yet");
+    let admin = Admin {
+        keys: keys.clone(),
+        spec: KeySpec::Es256,
+        mode: Authorization::Grant,
+        node: own.clone(),
+        changes: Arc::default(),
+    };
+    let path = dir.path().join("admin.sock");
+    let router = layers::wrap_grpc(tailbone::admin::router(admin).unwrap(), "admin");
+    let _server = serve(
+        "admin socket",
+        Socket::bind(&path).unwrap(),
+        router,
+        Limits::default(),
+        |requester| {
+            let mut known = Extensions::new();
+            known.insert(requester);
+            known
+        },
+    );
+    let client = Client::new(Target::Socket(path), Duration::from_secs(10));
+
+    // While joining: the socket is there, and says where to log in.
+    own.membership.joining(JoinState::NeedsLogin {
+        url: "https://login.example/a".into(),
+    });
+    let status = client.status().await.unwrap();
+    assert!(!status.ready);
+    assert_eq!(status.join_state, "needs-login");
+    assert_eq!(status.login_url, "https://login.example/a");
+    assert_eq!(status.latches[0].reason, "not yet");
+    let words = client.who_is("100.64.0.1".into()).await.unwrap_err().words;
+    assert!(words.contains("not joined"), "{words}");
+
+    own.joined(Arc::new(world.node.clone()));
+    keys.start(Timestamp::now()).await.unwrap();
+    up.release();
+    let status = client.status().await.unwrap();
+    assert!(status.ready, "{status:?}");
+    assert_eq!(status.join_state, "running");
+    assert_eq!(status.keys.len(), 1);
+    assert!(status.jwks_read_at > 0 && status.node_key_expiry == 0);
+
+    let alice = world.peer("alice");
+    let known = client.who_is(alice.ip().to_string()).await.unwrap();
+    assert_eq!(
+        (known.kind.as_str(), known.login.as_str()),
+        ("user", "alice@example.com")
+    );
+    assert_eq!(known.refusal, "");
+    world.net.expire("alice");
+    let known = client.who_is(format!("{}:443", alice.ip())).await.unwrap();
+    assert_eq!(known.refusal, "node_expired");
+    let unknown = client.who_is("100.99.99.99".into()).await.unwrap_err();
+    assert_eq!(unknown.code, tonic::Code::NotFound);
+    let nonsense = client.who_is("alice".into()).await.unwrap_err();
+    assert_eq!(nonsense.code, tonic::Code::InvalidArgument);
+    client.recent_log().await.unwrap();
+}
