@@ -325,7 +325,10 @@ async fn d08_of_two_keys_made_in_one_second_the_later_one_takes_over() {
     // By name the later one is the lesser about half of the time, so a few tries see both cases.
     for _ in 0..8 {
         let folder = tempfile::tempdir().unwrap();
-        let life = life(&folder.path().join("keys"), &folder.path().join("jwks.json"));
+        let life = life(
+            &folder.path().join("keys"),
+            &folder.path().join("jwks.json"),
+        );
         life.start(at(0)).await.unwrap();
         let in_a_moment = at(0) + jiff::SignedDuration::from_millis(300);
         let later = life.generate(None, in_a_moment).await.unwrap().key.kid;

@@ -201,13 +201,12 @@ pub async fn dialling_what_is_not_there(world: &impl World) {
     let ip = running(&*server).await.addresses[0];
     let refused = soon("dial", caller.dial(&format!("{ip}:81"), patience())).await;
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
-    for addr in ["no-such-host:80", "100.64.250.250:80"] {
-        let unreachable = soon("dial", caller.dial(addr, patience())).await;
-        assert!(
-            matches!(unreachable, Err(Error::Unreachable(_))),
-            "{addr}: {unreachable:?}"
-        );
-    }
+    // An address and no name: a name that the tailnet does not know would be asked of the machine's own resolver.
+    let unreachable = soon("dial", caller.dial("100.64.250.250:80", patience())).await;
+    assert!(
+        matches!(unreachable, Err(Error::Unreachable(_))),
+        "{unreachable:?}"
+    );
 }
 
 pub async fn a_port_is_taken_once_and_freed(world: &impl World) {

@@ -36,7 +36,7 @@ impl Held {
         }
     }
 
-    /// Waits until no more is held than `before`. Threads are Go's to keep: it may have made a few more while busy, and never
+    /// Waits until no more is held than `before`, give or take [`UNSURE`]. Threads are Go's to keep: it may have made a few more while busy, and never
     /// ends one. More than a few would be ours.
     async fn back_to(before: Self, patience: Duration) -> Self {
         let began = Instant::now();
@@ -44,7 +44,7 @@ impl Held {
             let now = Self::now().await;
             let back = now.fds <= before.fds
                 && now.threads <= before.threads + 6
-                && now.goroutines <= before.goroutines
+                && now.goroutines <= before.goroutines + UNSURE
                 && now.conns <= before.conns
                 && now.nodes <= before.nodes;
             if back {
@@ -56,6 +56,10 @@ impl Held {
         }
     }
 }
+
+/// A call thread counts as a goroutine only once it has made a call, so what is subtracted may be too much by those that were made
+/// but not used. What leaks does so with each round of a test, and there are more rounds than this.
+const UNSURE: u64 = 3;
 
 fn call_threads() -> u64 {
     fs::read_dir("/proc/self/task")
