@@ -124,7 +124,8 @@ mod tests {
         });
         stream.write_all(&[0; 64]).await.unwrap();
         let _theirs = reader.await.unwrap();
-        let error = stream.write_all(&[0; 64]).await.unwrap_err();
+        let stuck = tokio::time::timeout(Duration::from_secs(20), stream.write_all(&[0; 64]));
+        let error = stuck.await.expect("let go in time").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }
