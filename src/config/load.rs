@@ -26,8 +26,8 @@ use super::{
     secret::Secret,
     settings::{
         Admin, Authorization, Binding, ClientSettings, Component, Gate, GateAuth, GateToken,
-        KeySpec, Keys, Limits, Log, LogFormat, LogLevel, Metrics, OutputFormat, Publish, Server,
-        Settings, Tailscale,
+        KeySpec, Keys, Limits, Log, LogFormat, LogLevel, Metrics, NodeState, OutputFormat, Publish,
+        Server, Settings, Tailscale,
     },
     table::{self, Default, Row},
 };
@@ -416,10 +416,17 @@ impl<'a> Reader<'a> {
     }
 
     fn tailscale(&mut self, purpose: Purpose) -> Option<Tailscale> {
-        let authkey = match purpose {
+        // Housekeeping joins nothing, so a secret that it may not even read is no mistake of its own.
+        let mut secret = |row| match purpose {
             Purpose::Housekeeping => Some(None),
-            Purpose::Start => self.secret(&table::TS_AUTHKEY),
+            Purpose::Start => self.secret(row),
         };
+        let authkey = secret(&table::TS_AUTHKEY);
+        let client_secret = secret(&table::TS_CLIENT_SECRET);
+        let id_token = secret(&table::TS_ID_TOKEN);
+        let client_id = self.optional_text(&table::TS_CLIENT_ID);
+        let audience = self.optional_text(&table::TS_AUDIENCE);
+        let state = self.node_state();
         let dir = self.path(&table::TS_DIR);
         let hostname = self.read(&table::TS_HOSTNAME, hostname);
         let control_url = self.url(&table::TS_CONTROL_URL);
@@ -428,8 +435,22 @@ impl<'a> Reader<'a> {
         let join_timeout = self.duration(&table::TS_JOIN_TIMEOUT);
         let join_retry = self.duration(&table::TS_JOIN_RETRY);
         let upload_logs = self.bool(&table::TS_UPLOAD_LOGS);
+        if state == Some(NodeState::Memory) && ephemeral == Some(false) {
+            self.mistake(
+                &table::TS_STATE,
+                Some("mem".into()),
+                "a node that forgets itself must be ephemeral: set server.tailscale.ephemeral"
+                    .into(),
+            );
+            return None;
+        }
         Some(Tailscale {
             authkey: authkey?,
+            state: state?,
+            client_secret: client_secret?,
+            client_id: client_id?,
+            id_token: id_token?,
+            audience: audience?,
             dir: dir?,
             hostname: hostname?,
             control_url: control_url?,
@@ -438,6 +459,25 @@ impl<'a> Reader<'a> {
             join_timeout: join_timeout?,
             join_retry: join_retry?,
             upload_logs: upload_logs?,
+        })
+    }
+
+    fn node_state(&mut self) -> Option<NodeState> {
+        self.read(&table::TS_STATE, |typed, origin| {
+            let Reading {
+                meaning,
+                plain,
+                odd,
+            } = text(typed, origin)?;
+            let state = match meaning.as_str() {
+                "dir" => NodeState::Dir,
+                "mem" => NodeState::Memory,
+                other => match other.strip_prefix("kube:") {
+                    Some(name) if !name.is_empty() => NodeState::Kube(name.to_owned()),
+                    _ => return Err("no place for state; there are dir, mem and kube:NAME".into()),
+                },
+            };
+            Ok(Reading::new(state, plain).odd(odd))
         })
     }
 

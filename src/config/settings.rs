@@ -158,6 +158,16 @@ pub struct Tailscale {
     pub hostname: String,
     /// `server.tailscale.controlUrl`
     pub control_url: Option<String>,
+    /// `server.tailscale.state`
+    pub state: NodeState,
+    /// `server.tailscale.clientSecret`
+    pub client_secret: Option<Secret>,
+    /// `server.tailscale.clientId`
+    pub client_id: Option<String>,
+    /// `server.tailscale.idToken`
+    pub id_token: Option<Secret>,
+    /// `server.tailscale.audience`
+    pub audience: Option<String>,
     /// `server.tailscale.ephemeral`
     pub ephemeral: bool,
     /// `server.tailscale.tags`
@@ -168,6 +178,17 @@ pub struct Tailscale {
     pub join_retry: Duration,
     /// `server.tailscale.uploadLogs`
     pub upload_logs: bool,
+}
+
+/// Where the node keeps its identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodeState {
+    /// Files in `server.tailscale.dir`.
+    Dir,
+    /// A Kubernetes secret of this name.
+    Kube(String),
+    /// Nowhere: gone with the process.
+    Memory,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -249,6 +249,28 @@ rows! {
         .flag("ts-dir", Scope::Start)
         .default(".tsnet")
         .help("Directory of the node's state");
+    TS_STATE = row("server.tailscale.state", Kind::Text)
+        .flag("ts-state", Scope::Start)
+        .default("dir")
+        .example("kube:tailbone-state")
+        .help("Where the node's state is kept: dir, mem (gone with the process, ephemeral nodes only), or kube:NAME of a Kubernetes secret");
+    TS_CLIENT_SECRET = row("server.tailscale.clientSecret", Kind::Secret)
+        .flag("ts-client-secret", Scope::Start)
+        .example("file:/run/secrets/client")
+        .help("OAuth client secret to join with instead of an auth key; needs tags");
+    TS_CLIENT_ID = row("server.tailscale.clientId", Kind::Text)
+        .flag("ts-client-id", Scope::Start)
+        .default("")
+        .example("k123456CNTRL")
+        .help("Client of a federated identity to join with, with an ID token or an audience; needs tags");
+    TS_ID_TOKEN = row("server.tailscale.idToken", Kind::Secret)
+        .flag("ts-id-token", Scope::Start)
+        .example("file:/run/secrets/id-token")
+        .help("ID token of that identity, or file:PATH of a file that holds it");
+    TS_AUDIENCE = row("server.tailscale.audience", Kind::Text)
+        .flag("ts-audience", Scope::Start)
+        .default("")
+        .help("Audience to ask the cloud's own token endpoint for, instead of an ID token");
     TS_EPHEMERAL = row("server.tailscale.ephemeral", Kind::Bool)
         .flag("ts-ephemeral", Scope::Start)
         .default("false")

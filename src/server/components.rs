@@ -191,6 +191,14 @@ impl Components {
             }
             tracing::warn!(target: "server", component = "sts", %addr, "listening at a host address, as set");
         }
+        let state = sts.state();
+        self.shared.readiness.latch("sts-issuers", move |_| {
+            if state.readiness().ready {
+                Ok(())
+            } else {
+                Err("no issuer of the exchange's policies has given its keys yet".to_owned())
+            }
+        });
         self.sts = Some(sts);
         Ok(())
     }

@@ -47,21 +47,13 @@ pub(super) async fn joined(
 
 fn config(settings: &Tailscale, log: &Log) -> Config {
     Config {
-        hostname: settings.hostname.clone(),
-        // The node wants to know where its state is whatever becomes of the working directory.
-        dir: std::path::absolute(&settings.dir).unwrap_or_else(|_| settings.dir.clone()),
-        auth_key: settings.authkey.clone(),
-        control_url: settings.control_url.clone(),
-        ephemeral: settings.ephemeral,
-        tags: settings.tags.clone(),
-        upload_logs: settings.upload_logs,
         log_level: match log.level {
             LogLevel::Trace => tailnet::LogLevel::Trace,
             LogLevel::Debug => tailnet::LogLevel::Debug,
             // The node's own lines say little to people who run it; what matters comes as a state.
             LogLevel::Info | LogLevel::Warn | LogLevel::Error => tailnet::LogLevel::Warn,
         },
-        ..Config::default()
+        ..Config::from(settings)
     }
 }
 

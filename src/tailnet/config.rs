@@ -94,6 +94,15 @@ impl From<&config::Tailscale> for Config {
             control_url: settings.control_url.clone(),
             ephemeral: settings.ephemeral,
             tags: settings.tags.clone(),
+            store: match &settings.state {
+                config::NodeState::Dir => Store::Dir,
+                config::NodeState::Kube(name) => Store::Kube(name.clone()),
+                config::NodeState::Memory => Store::Memory,
+            },
+            client_secret: settings.client_secret.clone(),
+            client_id: settings.client_id.clone(),
+            id_token: settings.id_token.clone(),
+            audience: settings.audience.clone(),
             upload_logs: settings.upload_logs,
             ..Self::default()
         }

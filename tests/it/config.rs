@@ -384,6 +384,27 @@ fn contract() -> Vec<Row> {
             ["true", "false", "true"],
         ),
         row(
+            "--ts-state",
+            "server.tailscale.state",
+            "TB_SERVER_TAILSCALE_STATE",
+            json!("dir"),
+            ["kube:a", "kube:b", "kube:c"],
+        ),
+        row(
+            "--ts-client-id",
+            "server.tailscale.clientId",
+            "TB_SERVER_TAILSCALE_CLIENTID",
+            json!(""),
+            ["a", "b", "c"],
+        ),
+        row(
+            "--ts-audience",
+            "server.tailscale.audience",
+            "TB_SERVER_TAILSCALE_AUDIENCE",
+            json!(""),
+            ["a", "b", "c"],
+        ),
+        row(
             "--ts-tags",
             "server.tailscale.tags",
             "TB_SERVER_TAILSCALE_TAGS",
@@ -764,6 +785,8 @@ fn the_contract_names_every_row_of_the_table() {
     known.extend(
         [
             "server.tailscale.authkey",
+            "server.tailscale.clientSecret",
+            "server.tailscale.idToken",
             "sts.clientSecret",
             "no-confirmation",
             "admin.client.host",
@@ -2166,6 +2189,60 @@ fn the_page_of_settings_is_fresh() {
         written == page,
         "docs/settings.md is stale: run this test with TAILBONE_UPDATE_DOCS=1"
     );
+}
+
+#[test]
+fn what_the_node_joins_with_may_be_a_client_instead_of_a_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "a.b.c\n").unwrap();
+    let file = file.to_str().unwrap();
+    let settings = load(&[
+        ("TB_SERVER_TAILSCALE_CLIENTSECRET", "tskey-client-hush"),
+        ("TB_SERVER_TAILSCALE_CLIENTID", "id"),
+        ("TB_SERVER_TAILSCALE_IDTOKEN_FILE", file),
+        ("TB_SERVER_TAILSCALE_AUDIENCE", "aud"),
+        ("TB_SERVER_TAILSCALE_TAGS", "tag:a"),
+    ])
+    .unwrap();
+    let tailscale = settings.server.tailscale;
+    let revealed =
+        |secret: &Option<tailbone::config::Secret>| secret.as_ref().unwrap().reveal().to_owned();
+    assert_eq!(revealed(&tailscale.client_secret), "tskey-client-hush");
+    assert_eq!(revealed(&tailscale.id_token), "a.b.c");
+    assert_eq!(tailscale.client_id.as_deref(), Some("id"));
+    assert_eq!(tailscale.audience.as_deref(), Some("aud"));
+    let shown = show(
+        &[],
+        &[("TB_SERVER_TAILSCALE_CLIENTSECRET", "tskey-client-hush")],
+    );
+    assert_eq!(shown["server.tailscale.clientSecret"].0, json!("(hidden)"));
+}
+
+#[test]
+fn where_the_node_keeps_its_state() {
+    let state = |word: &str, more: &[(&'static str, &'static str)]| {
+        let mut variables = vec![("TB_SERVER_TAILSCALE_STATE", word)];
+        variables.extend(more);
+        run(&["config", "check"], &variables)
+    };
+    assert_eq!(state("kube:tailbone-state", &[]).code, 0);
+    assert_eq!(
+        state("mem", &[("TB_SERVER_TAILSCALE_EPHEMERAL", "true")]).code,
+        0
+    );
+    let ran = state("mem", &[]);
+    assert_eq!(ran.code, 64);
+    assert!(ran.err.contains("must be ephemeral"), "{}", ran.err);
+    for word in ["kube:", "arn:aws:ssm", "memory"] {
+        let ran = state(word, &[]);
+        assert_eq!(ran.code, 64, "{word}");
+        assert!(
+            ran.err.contains("there are dir, mem and kube:NAME"),
+            "{}",
+            ran.err
+        );
+    }
 }
 
 #[test]

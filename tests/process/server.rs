@@ -267,6 +267,24 @@ alone! {
 }
 
 alone! {
+    async fn an_oauth_secret_and_state_in_memory_are_enough() {
+        let world = EmbeddedWorld::new();
+        let folder = TempDir::new().unwrap();
+        let host = world.host("tailbone");
+        let (_, secret) = world.devnet.oauth_client(&["tag:made"], None).await;
+        let alice = world.node("alice", Who::User("alice@example.com")).await;
+        let more =
+            ["--ts-client-secret", &secret, "--ts-tags", "tag:made", "--ts-state", "mem", "--ts-ephemeral"];
+        let mut daemon = Daemon::start(folder.path(), world.devnet, &host, None, &more);
+        daemon.listening(1).await;
+        token(&*alice, &host).await;
+        assert!(!folder.path().join(".tsnet/tailscaled.state").exists(), "state on disk");
+        assert_eq!(daemon.stopped().code(), Some(0), "{}", daemon.said());
+        assert!(!daemon.said().contains(secret.split('?').next().unwrap()), "the secret is told: {}", daemon.said());
+    }
+}
+
+alone! {
     async fn a_stop_before_the_node_has_joined_ends_at_once() {
         let folder = TempDir::new().unwrap();
         let mut daemon =
