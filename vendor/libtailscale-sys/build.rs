@@ -13,7 +13,15 @@ use std::{
 };
 
 /// Each variable that changes what is built, besides cargo's own.
-const VARIABLES: [&str; 7] = ["GO", "TAILBONE_GO_ARCHIVE", "DOCS_RS", "GOCACHE", "GOFLAGS", "GOARM", "GOAMD64"];
+const VARIABLES: [&str; 7] = [
+    "GO",
+    "TAILBONE_GO_ARCHIVE",
+    "DOCS_RS",
+    "GOCACHE",
+    "GOFLAGS",
+    "GOARM",
+    "GOAMD64",
+];
 
 fn main() {
     for name in VARIABLES {
@@ -27,9 +35,12 @@ fn main() {
 
 fn run() -> Result<(), String> {
     let module = PathBuf::from(cargo("CARGO_MANIFEST_DIR")?).join("../libtailscale");
-    let module = module
-        .canonicalize()
-        .map_err(|e| format!("the Go module beside this crate ({}) cannot be read: {e}", module.display()))?;
+    let module = module.canonicalize().map_err(|e| {
+        format!(
+            "the Go module beside this crate ({}) cannot be read: {e}",
+            module.display()
+        )
+    })?;
     for input in inputs(&module)? {
         println!("cargo:rerun-if-changed={}", input.display());
     }
@@ -86,7 +97,11 @@ impl Target {
             "linux" => "linux",
             "macos" => "darwin",
             "freebsd" => "freebsd",
-            other => return Err(format!("{triple}: the node is not built for {other} (linux, macos and freebsd are known)")),
+            other => {
+                return Err(format!(
+                    "{triple}: the node is not built for {other} (linux, macos and freebsd are known)"
+                ));
+            }
         };
         let little = env::var("CARGO_CFG_TARGET_ENDIAN").as_deref() != Ok("big");
         let arch = match cargo("CARGO_CFG_TARGET_ARCH")?.as_str() {
@@ -106,13 +121,14 @@ impl Target {
     /// GOARM for 32-bit ARM: what the triple promises, unless the user says otherwise.
     fn arm(&self) -> Option<String> {
         (self.arch == "arm").then(|| {
-            let by_triple = if self.triple.starts_with("armv7") || self.triple.starts_with("thumbv7") {
-                "7"
-            } else if self.triple.contains("hf") {
-                "6"
-            } else {
-                "5"
-            };
+            let by_triple =
+                if self.triple.starts_with("armv7") || self.triple.starts_with("thumbv7") {
+                    "7"
+                } else if self.triple.contains("hf") {
+                    "6"
+                } else {
+                    "5"
+                };
             env::var("GOARM").unwrap_or_else(|_| by_triple.to_owned())
         })
     }
@@ -161,7 +177,11 @@ impl Go {
             })?;
         let version = String::from_utf8_lossy(&said.stdout).trim().to_owned();
         if !said.status.success() || !version.starts_with("go") {
-            return Err(format!("`{} env GOVERSION` did not tell a version: {}", program.display(), String::from_utf8_lossy(&said.stderr)));
+            return Err(format!(
+                "`{} env GOVERSION` did not tell a version: {}",
+                program.display(),
+                String::from_utf8_lossy(&said.stderr)
+            ));
         }
         if numbers(&version) < numbers(&needed) {
             return Err(format!(
@@ -173,14 +193,35 @@ impl Go {
         Ok(Self { program, version })
     }
 
-    fn build(&self, module: &Path, target: &Target, tags: &[String], tsnet: &str, out: &Path) -> Result<PathBuf, String> {
+    fn build(
+        &self,
+        module: &Path,
+        target: &Target,
+        tags: &[String],
+        tsnet: &str,
+        out: &Path,
+    ) -> Result<PathBuf, String> {
         let archive = out.join("libtailscale.a");
-        let compiler = cc::Build::new().cargo_metadata(false).cargo_warnings(false).opt_level(2).try_get_compiler().map_err(|e| {
-            format!("a C compiler for {} is needed to build the tailnet node: {e}", target.triple)
-        })?;
+        let compiler = cc::Build::new()
+            .cargo_metadata(false)
+            .cargo_warnings(false)
+            .opt_level(2)
+            .try_get_compiler()
+            .map_err(|e| {
+                format!(
+                    "a C compiler for {} is needed to build the tailnet node: {e}",
+                    target.triple
+                )
+            })?;
         let mut go = Command::new(&self.program);
         go.current_dir(module)
-            .args(["build", "-buildmode=c-archive", "-trimpath", "-mod=readonly", "-buildvcs=false"])
+            .args([
+                "build",
+                "-buildmode=c-archive",
+                "-trimpath",
+                "-mod=readonly",
+                "-buildvcs=false",
+            ])
             .args(["-ldflags", &format!("-s -w {}", stamps(tsnet))])
             .args(["-tags", &tags.join(",")])
             .arg("-o")
@@ -198,15 +239,23 @@ impl Go {
         if env::var_os("GOCACHE").is_none() && !self.cache_is_writable() {
             go.env("GOCACHE", out.join("go-cache"));
         }
-        let status = go.status().map_err(|e| format!("`{}` cannot be run: {e}", self.program.display()))?;
+        let status = go
+            .status()
+            .map_err(|e| format!("`{}` cannot be run: {e}", self.program.display()))?;
         if !status.success() {
-            return Err(format!("Go could not build the tailnet node ({status}); its messages are above"));
+            return Err(format!(
+                "Go could not build the tailnet node ({status}); its messages are above"
+            ));
         }
         Ok(archive)
     }
 
     fn cache_is_writable(&self) -> bool {
-        let Ok(said) = Command::new(&self.program).args(["env", "GOCACHE"]).env("GOTOOLCHAIN", "local").output() else {
+        let Ok(said) = Command::new(&self.program)
+            .args(["env", "GOCACHE"])
+            .env("GOTOOLCHAIN", "local")
+            .output()
+        else {
             return false;
         };
         let dir = PathBuf::from(String::from_utf8_lossy(&said.stdout).trim());
@@ -220,9 +269,13 @@ impl Go {
 /// A prebuilt archive, put where the linker finds it under the name it expects.
 fn prebuilt(path: &Path, out: &Path) -> Result<PathBuf, String> {
     println!("cargo:rerun-if-changed={}", path.display());
-    let head = fs::read(path).map_err(|e| format!("TAILBONE_GO_ARCHIVE={}: {e}", path.display()))?;
+    let head =
+        fs::read(path).map_err(|e| format!("TAILBONE_GO_ARCHIVE={}: {e}", path.display()))?;
     if !head.starts_with(b"!<arch>\n") {
-        return Err(format!("TAILBONE_GO_ARCHIVE={}: not a static library", path.display()));
+        return Err(format!(
+            "TAILBONE_GO_ARCHIVE={}: not a static library",
+            path.display()
+        ));
     }
     let archive = out.join("libtailscale.a");
     fs::write(&archive, head).map_err(|e| format!("{}: {e}", archive.display()))?;
@@ -236,8 +289,13 @@ fn inputs(module: &Path) -> Result<Vec<PathBuf>, String> {
     while let Some(folder) = folders.pop() {
         let entries = fs::read_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         for entry in entries {
-            let path = entry.map_err(|e| format!("{}: {e}", folder.display()))?.path();
-            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            let path = entry
+                .map_err(|e| format!("{}: {e}", folder.display()))?
+                .path();
+            let name = path
+                .file_name()
+                .and_then(|n| n.to_str())
+                .unwrap_or_default();
             if path.is_dir() {
                 if !name.starts_with('.') && name != "testdata" {
                     folders.push(path);

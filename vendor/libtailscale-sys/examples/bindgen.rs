@@ -24,5 +24,11 @@ fn main() {
         .generate()
         .expect("tailscale.h can be read");
     // C makes an enum without negative members unsigned, but the calls return int32_t.
-    print!("{}", bindings.to_string().replace("pub type tailscale_code = u32;", "pub type tailscale_code = i32;"));
+    print!(
+        "{}",
+        bindings.to_string().replace(
+            "pub type tailscale_code = u32;",
+            "pub type tailscale_code = i32;"
+        )
+    );
 }
