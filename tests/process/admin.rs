@@ -98,7 +98,7 @@ alone! {
         let key = world.devnet.key(&key).await;
         let desk = world.node("desk", Who::User("owner@example.com")).await;
         let laptop = world.node("laptop", Who::User("bob@example.com")).await;
-        let more = ["--components", "admin"];
+        let more = ["--components", "issuer,admin"];
         let mut daemon = Daemon::start(folder.path(), world.devnet, &host, Some(&key), &more);
         daemon.listening(2).await;
 

@@ -22,6 +22,7 @@ macro_rules! alone {
 }
 
 mod admin;
+mod gate;
 mod inside;
 mod server;
 mod tailnet;

@@ -15,7 +15,7 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use tailbone::tailnet::Node;
+use tailbone::tailnet::{Node, Stream};
 use tempfile::TempDir;
 
 use crate::support::{
@@ -48,17 +48,12 @@ impl Daemon {
             .unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tailbone"));
         command
-            .args([
-                "server",
-                "start",
-                "--components",
-                "issuer",
-                "--ts-hostname",
-                host,
-            ])
+            .args(["server", "start", "--ts-hostname", host])
             .args(more)
             .current_dir(folder)
             .env_clear()
+            // A flag of a test's own wins.
+            .env("TB_COMPONENTS", "issuer")
             .env("TB_SERVER_TAILSCALE_CONTROLURL", &devnet.ready.control_url)
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
@@ -125,14 +120,14 @@ impl Drop for Daemon {
     }
 }
 
+pub(super) async fn dialled(node: &dyn Node, addr: &str) -> Stream {
+    soon("a connection", node.dial(addr, Duration::from_secs(10)))
+        .await
+        .unwrap()
+}
+
 async fn call(node: &dyn Node, host: &str) -> Connection {
-    let stream = soon(
-        "a connection",
-        node.dial(&format!("{host}:80"), Duration::from_secs(10)),
-    )
-    .await
-    .unwrap();
-    Connection::over(stream).await
+    Connection::over(dialled(node, &format!("{host}:80")).await).await
 }
 
 async fn token(node: &dyn Node, host: &str) -> String {
