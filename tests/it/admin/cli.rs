@@ -130,10 +130,12 @@ fn masked(text: &str) -> String {
             let bare = word.trim_end_matches(',');
             let tail = &word[bare.len()..];
             let digits = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
-            let is_age = ["s", "m"].iter().any(|unit| {
-                bare.strip_suffix(unit)
-                    .is_some_and(|rest| rest.split('m').all(digits))
-            });
+            const UNITS: [char; 4] = ['d', 'h', 'm', 's'];
+            // `3s`, `2m30s`, `638d12h`: numbers, each with its unit.
+            let is_age = bare.ends_with(UNITS)
+                && bare
+                    .split_inclusive(UNITS)
+                    .all(|part| digits(part.trim_end_matches(UNITS)));
             words.push(
                 if bare.len() >= 20 && bare.as_bytes()[4] == b'-' && bare.as_bytes()[10] == b'T' {
                     format!("<time>{tail}")
