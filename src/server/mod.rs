@@ -38,13 +38,17 @@ use crate::{
     config::Settings,
     jwks::life::KeyLife,
     signals::{Signal, Signals},
-    tailnet::{Node, join::JoinState},
+    tailnet::{Node, join::JoinState, runtime_stats},
     telemetry::{meter::Meter, readiness::Switch},
     version,
 };
 
 /// How long an ephemeral node may take to say goodbye to the control server.
 const LOGOUT: Duration = Duration::from_secs(3);
+
+/// How long the node's pumps may take for what was answered last, and its TCP to send that.
+const PUMPING: Duration = Duration::from_secs(1);
+const SENDING: Duration = Duration::from_millis(100);
 
 /// Between two looks at files that may change while the server runs: policies, certificates.
 const TICK: Duration = Duration::from_secs(5);
@@ -220,6 +224,7 @@ impl Daemon {
         self.up.hold();
         let settings = self.live.settings();
         self.components.stop(settings.server.grace).await;
+        answers_have_left().await;
         tracing::info!(target: "server", "shutting down Tailscale server");
         if settings.server.tailscale.ephemeral
             && let Err(error) = self.node.logout(LOGOUT).await
@@ -230,4 +235,17 @@ impl Daemon {
         self.node.close().await;
         tracing::info!(target: "server", "stopped");
     }
+}
+
+/// Waits until what was answered is on its way. A finished answer is in the hands of the node's pumps, then of its own TCP, and
+/// closing the node takes both down with whatever they hold.
+async fn answers_have_left() {
+    let pumped = async {
+        while runtime_stats().await.is_ok_and(|stats| stats.conns > 0) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // Connections that a peer keeps open without reading are not waited for longer.
+    let _ = tokio::time::timeout(PUMPING, pumped).await;
+    tokio::time::sleep(SENDING).await;
 }
