@@ -5,8 +5,8 @@
 //! then listeners, then "listening" in the log. A listener exists only once what it serves is ready; the local admin socket needs
 //! the keys alone, so it is there while the node still joins.
 //!
-//! Order of the end: listeners stop accepting, open requests get the grace time, the keys' task ends, the node logs out if it is
-//! ephemeral and closes. A second signal ends the process at once.
+//! Order of the end: listeners stop accepting, open requests get the grace time, their answers leave the machine, the node logs out
+//! if it is ephemeral and closes. A second signal ends the process at once.
 //!
 //! Left to others: joining ([`crate::tailnet::join`]), serving ([`crate::http::serve`]), which key signs ([`crate::jwks`]).
 
@@ -79,7 +79,7 @@ async fn run(
     let mut signals = Signals::install().map_err(StartError::Runtime)?;
     let mut daemon = tokio::select! {
         daemon = Daemon::start(settings, supervisor) => daemon?,
-        signal = stop_signal(&mut signals, || {}) => {
+        signal = stop_signal(&mut signals) => {
             let signal = signal.map_err(StartError::Runtime)?;
             tracing::info!(target: "server", ?signal, "stopped before the start was done");
             return Ok(());
@@ -90,18 +90,18 @@ async fn run(
     daemon.supervisor.stopping();
     tokio::select! {
         () = daemon.stop() => {}
-        _ = stop_signal(&mut signals, || {}) => {
+        _ = stop_signal(&mut signals) => {
             tracing::warn!(target: "server", "a second signal: ending at once");
         }
     }
     outcome
 }
 
-/// Waits for a signal to end; on a hang-up `reload` is called and the waiting goes on.
-async fn stop_signal(signals: &mut Signals, reload: impl Fn()) -> io::Result<Signal> {
+/// Waits for a signal to end. Outside of [`Daemon::until`] there is nothing to reload, so a hang-up is let pass.
+async fn stop_signal(signals: &mut Signals) -> io::Result<Signal> {
     loop {
         match signals.next().await? {
-            Signal::Hangup => reload(),
+            Signal::Hangup => {}
             signal => return Ok(signal),
         }
     }
