@@ -16,6 +16,7 @@ grpcio_version=1.85.1
 cargo_deny_version=0.20.2
 kubernetes_validate_version=1.37.0
 pyyaml_version=6.0.3
+envoy_version=1.36.4
 actionlint_version=v1.7.12
 
 say() { printf '\n\033[1m==> %s\033[0m\n' "$*" >&2; }

@@ -5,7 +5,7 @@
 --     lua-load-per-thread /etc/haproxy/tailbone-auth.lua
 --   frontend web
 --     http-request lua.tailbone-auth
---     http-request return status %[var(txn.tailbone_status)] ...   (see docs/gate.md)
+--     …   (the rest is in haproxy.cfg beside this file)
 --
 -- Afterwards txn.tailbone_allowed is true or false and txn.tailbone_status the gate's status. Identity headers of the client are
 -- removed before anything else, so whatever happens here, none of them reaches the backend.

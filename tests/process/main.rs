@@ -1,6 +1,7 @@
 //! Tests that need a process for themselves: they count its descriptors and threads, change its limits or its signal handlers.
 //!
-//! [`alone!`] makes a test that starts this very program again for its body and shows what that says.
+//! [`alone!`] makes a test that starts this very program again for its body and shows what that says; [`own_network!`] does so in a
+//! network of its own.
 
 // A test says what is wrong by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -16,12 +17,30 @@ macro_rules! alone {
         $(#[$meta])*
         #[test]
         fn $name() {
-            $crate::alone(concat!(module_path!(), "::", stringify!($name)), async $body);
+            let again = std::process::Command::new(std::env::current_exe().unwrap());
+            $crate::alone(concat!(module_path!(), "::", stringify!($name)), again, async $body);
+        }
+    };
+}
+
+/// The same, in a network of its own where the addresses of a tailnet are the machine's, as on a host whose tailscaled has a TUN
+/// device: programs may listen at them and call from them. Nobody else is in that network.
+macro_rules! own_network {
+    ($(#[$meta:meta])* async fn $name:ident() $body:block) => {
+        $(#[$meta])*
+        #[test]
+        fn $name() {
+            let path = concat!(module_path!(), "::", stringify!($name));
+            match $crate::in_own_network() {
+                Ok(again) => $crate::alone(path, again, async $body),
+                Err(why) => println!("{path} NOT RUN: no network of one's own here: {why}"),
+            }
         }
     };
 }
 
 mod admin;
+mod front_proxies;
 mod gate;
 mod inside;
 mod server;
@@ -31,7 +50,29 @@ use std::{future::Future, process::Command};
 
 const ALONE: &str = "TAILBONE_TEST_ALONE";
 
-fn alone(path: &str, body: impl Future<Output = ()>) {
+/// This program again, in another network namespace: a user namespace makes that possible without being root.
+fn in_own_network() -> Result<Command, String> {
+    let namespace = || {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--net", "sh", "-c"]);
+        command
+    };
+    let tried = namespace().arg(NETWORK).output();
+    let tried = tried.map_err(|error| format!("unshare: {error}"))?;
+    if !tried.status.success() {
+        return Err(String::from_utf8_lossy(&tried.stderr).trim().to_owned());
+    }
+    let mut again = namespace();
+    again
+        .arg(format!("{NETWORK} && exec \"$0\" \"$@\""))
+        .arg(std::env::current_exe().unwrap());
+    Ok(again)
+}
+
+const NETWORK: &str = "ip link set lo up && ip addr add 100.64.0.0/10 dev lo";
+
+/// `again` starts this program, to which the test's name is added.
+fn alone(path: &str, mut again: Command, body: impl Future<Output = ()>) {
     let (_, name) = path.split_once("::").unwrap();
     if std::env::var(ALONE).as_deref() == Ok(name) {
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -42,7 +83,7 @@ fn alone(path: &str, body: impl Future<Output = ()>) {
         runtime.block_on(body);
         return;
     }
-    let output = Command::new(std::env::current_exe().unwrap())
+    let output = again
         .args([name, "--exact", "--nocapture", "--test-threads=1"])
         .env(ALONE, name)
         .output()

@@ -150,6 +150,12 @@ impl Devnet {
         .await;
     }
 
+    /// Opens the session between a peer and a node: a caller whose first packet is lost waits 5 s.
+    pub async fn ping(&self, peer: &str, to: &str) {
+        self.post(&format!("/peers/{peer}/ping"), json!({ "to": to }))
+            .await;
+    }
+
     pub async fn grant(&self, src: &str, dst: &str, cap: &str, value: Value) {
         let caps = json!({ cap: [value] });
         self.post("/grants", json!({ "src": src, "dst": dst, "caps": caps }))

@@ -6,7 +6,9 @@ pub mod http;
 pub mod jwks_server;
 pub mod node_contract;
 pub mod proxies;
+pub mod spoof;
 pub mod token_endpoint;
+pub mod tools;
 pub mod world;
 
 use std::{

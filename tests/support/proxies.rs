@@ -1,4 +1,5 @@
-//! Real proxies from Debian's packages, each on a port of its own, with a configuration in a folder of the test.
+//! Real proxies, as the recipes in `deploy/` have them: what an operator would change is changed, and nothing else. Envoy comes as a
+//! Python package, the others are Debian's.
 
 use std::{
     fs,
@@ -8,7 +9,23 @@ use std::{
     time::Duration,
 };
 
-use super::eventually;
+use super::{eventually, tools};
+
+/// Where a proxy stands, and between what.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    pub listen: SocketAddr,
+    pub gate: Gate<'a>,
+    pub backend: SocketAddr,
+}
+
+/// Where it asks.
+#[derive(Debug, Clone, Copy)]
+pub enum Gate<'a> {
+    Socket(&'a Path),
+    /// Over the network; not for HAProxy, whose script knows the socket alone.
+    At(SocketAddr),
+}
 
 /// A running proxy. Ends when dropped.
 pub struct Proxy {
@@ -17,16 +34,31 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    pub async fn nginx(dir: &Path, port: u16, server: &str) -> Self {
+    pub async fn named(name: &str, dir: &Path, place: Place<'_>) -> Self {
+        match name {
+            "nginx" => Self::nginx(dir, place).await,
+            "caddy" => Self::caddy(dir, place).await,
+            "haproxy" => Self::haproxy(dir, place).await,
+            "envoy" => Self::envoy(dir, place).await,
+            other => panic!("no proxy {other}"),
+        }
+    }
+
+    async fn nginx(dir: &Path, place: Place<'_>) -> Self {
         let shown = dir.display();
-        // As root nginx would give its workers to another user, who could not open the socket.
-        let user = if rustix::process::geteuid().is_root() {
-            "user root;"
-        } else {
-            ""
+        let gate = match place.gate {
+            Gate::Socket(path) => format!("unix:{}:", path.display()),
+            Gate::At(addr) => addr.to_string(),
         };
+        let changes = [
+            ("listen 80;", format!("listen {};", place.listen)),
+            ("unix:/run/tailbone/gate.sock:", gate),
+            ("127.0.0.1:3000", place.backend.to_string()),
+        ];
+        let server = recipe("nginx/tailbone-gate.conf", &changes);
+        // One process of our own user: if that is root, another's could not open the socket.
         let config = format!(
-            "daemon off; worker_processes 1; pid {shown}/nginx.pid; error_log stderr warn; {user}\n\
+            "daemon off; master_process off; pid {shown}/nginx.pid; error_log stderr warn; user root;\n\
              events {{}}\n\
              http {{\n\
              access_log off;\n\
@@ -44,13 +76,30 @@ impl Proxy {
             .arg(dir)
             .arg("-c")
             .arg(file);
-        Self::start("nginx", command, dir, port).await
+        Self::start("nginx", command, dir, place.listen).await
     }
 
-    pub async fn caddy(dir: &Path, port: u16, site: &str) -> Self {
+    async fn caddy(dir: &Path, place: Place<'_>) -> Self {
         let file = dir.join("Caddyfile");
-        let config = format!("{{\n\tadmin off\n\tauto_https off\n}}\n{site}\n");
-        fs::write(&file, config).unwrap();
+        let (ip, port) = (place.listen.ip(), place.listen.port());
+        let gate = match place.gate {
+            Gate::Socket(path) => format!("unix/{}", path.display()),
+            Gate::At(addr) => addr.to_string(),
+        };
+        let changes = [
+            (
+                "wiki.example.com {\n",
+                format!("http://:{port} {{\n\tbind {ip}\n"),
+            ),
+            ("unix//run/tailbone/gate.sock", gate),
+            ("127.0.0.1:3000", place.backend.to_string()),
+        ];
+        let site = recipe("caddy/Caddyfile", &changes);
+        fs::write(
+            &file,
+            format!("{{\n\tadmin off\n\tauto_https off\n}}\n{site}\n"),
+        )
+        .unwrap();
         let mut command = Command::new("caddy");
         command
             .env("HOME", dir)
@@ -59,18 +108,65 @@ impl Proxy {
         command
             .args(["run", "--adapter", "caddyfile", "--config"])
             .arg(file);
-        Self::start("caddy", command, dir, port).await
+        Self::start("caddy", command, dir, place.listen).await
     }
 
-    pub async fn haproxy(dir: &Path, port: u16, config: &str) -> Self {
+    async fn haproxy(dir: &Path, place: Place<'_>) -> Self {
         let file = dir.join("haproxy.cfg");
-        fs::write(&file, config).unwrap();
+        let script = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/deploy/haproxy/tailbone-auth.lua"
+        );
+        let Gate::Socket(socket) = place.gate else {
+            panic!("HAProxy asks at the socket alone")
+        };
+        let changes = [
+            ("bind :80\n", format!("bind {}\n", place.listen)),
+            ("/etc/haproxy/tailbone-auth.lua", script.to_owned()),
+            ("/run/tailbone/gate.sock", socket.display().to_string()),
+            ("127.0.0.1:3000", place.backend.to_string()),
+        ];
+        fs::write(&file, recipe("haproxy/haproxy.cfg", &changes)).unwrap();
         let mut command = Command::new("haproxy");
         command.arg("-db").arg("-f").arg(file);
-        Self::start("haproxy", command, dir, port).await
+        Self::start("haproxy", command, dir, place.listen).await
     }
 
-    async fn start(name: &str, mut command: Command, dir: &Path, port: u16) -> Self {
+    async fn envoy(dir: &Path, place: Place<'_>) -> Self {
+        let file = dir.join("envoy.yaml");
+        let endpoint =
+            |addr: SocketAddr| format!("{{ address: {}, port_value: {} }}", addr.ip(), addr.port());
+        let gate = match place.gate {
+            Gate::Socket(path) => format!("pipe: {{ path: {} }}", path.display()),
+            Gate::At(addr) => format!("socket_address: {}", endpoint(addr)),
+        };
+        let changes = [
+            (
+                "{ address: 0.0.0.0, port_value: 80 }",
+                endpoint(place.listen),
+            ),
+            (
+                "{ address: 127.0.0.1, port_value: 3000 }",
+                endpoint(place.backend),
+            ),
+            ("pipe: { path: /run/tailbone/gate.sock }", gate),
+        ];
+        fs::write(&file, recipe("envoy/envoy.yaml", &changes)).unwrap();
+        let mut command = Command::new(tools::venv("bin/envoy"));
+        command
+            .args([
+                "--use-dynamic-base-id",
+                "--concurrency",
+                "1",
+                "--log-level",
+                "warn",
+                "-c",
+            ])
+            .arg(file);
+        Self::start("envoy", command, dir, place.listen).await
+    }
+
+    async fn start(name: &str, mut command: Command, dir: &Path, addr: SocketAddr) -> Self {
         // Debian keeps servers where the path of a plain user does not lead.
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
@@ -82,7 +178,6 @@ impl Proxy {
         let child = command.spawn().unwrap_or_else(|error| {
             panic!("{name} cannot be started ({error}): run scripts/setup --tests")
         });
-        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut proxy = Self { addr, child };
         eventually(name, || {
             let ended = proxy.child.try_wait().unwrap();
@@ -100,9 +195,29 @@ impl Proxy {
     }
 }
 
+/// A file of `deploy/` with our own places in it.
+fn recipe(file: &str, changes: &[(&str, String)]) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("deploy")
+        .join(file);
+    // What explains the recipe names the same things.
+    let mut text: String = fs::read_to_string(path)
+        .unwrap()
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    for (delivered, changed) in changes {
+        let times = text.matches(delivered).count();
+        assert_eq!(times, 1, "{file} does not have {delivered:?} once");
+        text = text.replace(delivered, changed);
+    }
+    text
+}
+
 impl Drop for Proxy {
     fn drop(&mut self) {
-        // nginx and HAProxy have workers, which a kill would leave behind.
+        // HAProxy has workers, which a kill would leave behind.
         if let Some(pid) = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap()) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
@@ -117,8 +232,8 @@ impl Drop for Proxy {
     }
 }
 
-/// A port that nobody listened on a moment ago.
-pub fn free_port() -> u16 {
+/// An address of loopback where nobody listened a moment ago.
+pub fn free_addr() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
+    listener.local_addr().unwrap()
 }

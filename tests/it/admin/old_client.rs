@@ -1,8 +1,6 @@
 //! A client in another language, made from the contract's table alone.
 
 use std::{
-    env,
-    path::PathBuf,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -15,26 +13,11 @@ use tailbone::tailnet::{
 use tokio::net::TcpListener;
 
 use super::{PORT, World};
-use crate::support::soon;
-
-/// The Python that `scripts/setup` prepares.
-fn python() -> PathBuf {
-    let cache = env::var_os("TAILBONE_CACHE").map(PathBuf::from);
-    let xdg = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let cache = cache.or_else(|| Some(xdg.or_else(home)?.join("tailbone")));
-    let python = cache.unwrap_or_default().join("venv/bin/python");
-    assert!(
-        python.exists(),
-        "no {} for the old client: run scripts/setup",
-        python.display()
-    );
-    python
-}
+use crate::support::{soon, tools};
 
 /// Runs the client and reads its lines.
 async fn run(target: &str) -> Vec<Value> {
-    let mut command = Command::new(python());
+    let mut command = Command::new(tools::venv("bin/python"));
     command
         .arg("tests/support/old_client.py")
         .arg(target)

@@ -1,0 +1,18 @@
+//! What `scripts/setup` prepares for the tests, and where.
+
+use std::{env, path::PathBuf};
+
+/// A file of the Python environment.
+pub fn venv(file: &str) -> PathBuf {
+    let cache = env::var_os("TAILBONE_CACHE").map(PathBuf::from);
+    let xdg = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let cache = cache.or_else(|| Some(xdg.or_else(home)?.join("tailbone")));
+    let path = cache.unwrap_or_default().join("venv").join(file);
+    assert!(
+        path.exists(),
+        "there is no {}: run scripts/setup --tests",
+        path.display()
+    );
+    path
+}
