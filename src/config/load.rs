@@ -4,6 +4,7 @@
 //! value in silence, this either takes it with a warning or refuses it with a sentence; `docs/compatibility.md` lists which.
 //! Nothing is opened here but the file that holds a secret: whether a directory or a bucket exists is the components' business.
 
+mod listeners;
 mod sts;
 
 use std::{
@@ -110,18 +111,6 @@ pub fn load_output(raw: &Raw) -> Loaded<OutputFormat> {
     let mut reader = Reader::new(raw);
     let format = reader.output();
     reader.done(format)
-}
-
-/// Whether two listeners of one port would meet.
-fn overlap(one: Binding, other: Binding) -> bool {
-    match (one, other) {
-        (Binding::Addr(one), Binding::Addr(other)) => one == other,
-        // All of the node's addresses are not the machine's own.
-        (Binding::Addr(one), Binding::Auto) | (Binding::Auto, Binding::Addr(one)) => {
-            !one.is_loopback()
-        }
-        (Binding::Auto, Binding::Auto) => true,
-    }
 }
 
 /// Reads rows and keeps what there is to tell about them. A reading method answers `None` when it has noted a mistake.
@@ -622,44 +611,12 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Each two components that are on want two ports, unless they are at different addresses.
+    /// Each two listeners that there are want two ports, unless they are at different addresses.
     fn compare_listeners(&mut self, settings: &Settings) {
-        let Settings {
-            server,
-            admin,
-            metrics,
-            ..
-        } = settings;
-        let all = [
-            (
-                Component::Issuer,
-                "issuer",
-                &table::SERVER_PORT,
-                server.port,
-                server.binding,
-            ),
-            (
-                Component::Admin,
-                "admin API",
-                &table::ADMIN_PORT,
-                admin.port,
-                admin.binding,
-            ),
-            (
-                Component::Metrics,
-                "metrics",
-                &table::METRICS_PORT,
-                metrics.port,
-                metrics.binding,
-            ),
-        ];
-        let on: Vec<_> = all
-            .into_iter()
-            .filter(|(component, ..)| settings.components.contains(component))
-            .collect();
-        for (at, (_, one, row, port, binding)) in on.iter().enumerate() {
-            for (_, other, other_row, other_port, other_binding) in on.iter().skip(at + 1) {
-                if port != other_port || !overlap(*binding, *other_binding) {
+        let listeners = listeners::listeners(settings);
+        for (at, one) in listeners.iter().enumerate() {
+            for other in listeners.iter().skip(at + 1) {
+                if one.port != other.port || !one.place.overlaps(other.place) {
                     continue;
                 }
                 let origin = |row| {
@@ -667,16 +624,19 @@ impl<'a> Reader<'a> {
                         .typed(row)
                         .map_or(Origin::Default, |typed: &Typed| typed.origin.clone())
                 };
-                let (first, second) = (origin(row), origin(other_row));
+                let (first, second) = (origin(one.row), origin(other.row));
                 let (told, named) = if first == Origin::Default {
-                    (other_row, format!("{} ({first})", row.key))
+                    (other.row, format!("{} ({first})", one.row.key))
                 } else {
-                    (row, format!("{} ({second})", other_row.key))
+                    (one.row, format!("{} ({second})", other.row.key))
                 };
                 self.mistake(
                     told,
-                    Some(port.to_string()),
-                    format!("{named} is the same: {one} and {other} need two ports"),
+                    Some(one.port.to_string()),
+                    format!(
+                        "{named} is the same: {} and {} need two ports",
+                        one.name, other.name
+                    ),
                 );
             }
         }

@@ -1530,6 +1530,72 @@ fn bindings() {
 }
 
 #[test]
+fn gate_and_exchange_need_ports_of_their_own_too() {
+    let told = |more: &[&str]| {
+        let mut all = vec!["config", "check"];
+        all.extend(more);
+        let Ran {
+            code, err: said, ..
+        } = run(&all, &[]);
+        (code, said)
+    };
+    let gate = "--components=issuer,gate,sts";
+    let upstream = "--gate-upstream=http://127.0.0.1:3000";
+    let proxies = "--gate-auth-proxies=tag:web";
+    for (more, words) in [
+        (
+            &[upstream, "--gate-port=80"][..],
+            "issuer and gate need two ports",
+        ),
+        (
+            &[upstream, proxies, "--gate-auth-port=8082"],
+            "gate and the gate's forward-auth need two ports",
+        ),
+        (
+            &[proxies, "--gate-auth-port=8080"],
+            "the gate's forward-auth and sts need two ports",
+        ),
+        (&["--sts-port=80"], "issuer and sts need two ports"),
+        (
+            &[
+                "--components=metrics,sts",
+                "--metrics-binding=127.0.0.1",
+                "--sts-host-listen=0.0.0.0:9090",
+            ],
+            "metrics and sts at the host need two ports",
+        ),
+    ] {
+        let mut arguments = vec![gate];
+        // The last one of a kind counts.
+        if more[0].starts_with("--components") {
+            arguments.clear();
+        }
+        arguments.extend(more);
+        let (code, said) = told(&arguments);
+        assert_eq!(code, 64, "{more:?}: {said}");
+        assert!(said.contains(words), "{more:?}: {said}");
+    }
+    for fine in [
+        // What does not listen has no port.
+        &[gate, upstream, "--gate-auth-port=8082"][..],
+        &[gate, proxies, "--gate-port=80"],
+        &["--components=issuer,gate", upstream, "--sts-port=80"],
+        // The machine's own addresses are not the node's.
+        &[gate, upstream, "--sts-host-listen=127.0.0.1:8082"],
+        &[
+            gate,
+            upstream,
+            "--gate-port=80",
+            "--gate-binding=100.64.0.9",
+            "--binding=100.64.0.8",
+        ],
+    ] {
+        let (code, said) = told(fine);
+        assert_eq!(code, 0, "{fine:?}: {said}");
+    }
+}
+
+#[test]
 fn two_listeners_need_two_ports() {
     let both = [("TB_SERVER_PORT", "50051")];
     assert_eq!(
