@@ -7,7 +7,7 @@ use crate::{
     audit,
     identity::{Refusal, Visitor},
     policy::{self, Effect, RuleId, What, Who, caller_word, same_tailnet},
-    telemetry::audit::Decision,
+    telemetry::{audit::Decision, meter::Meter},
 };
 
 /// Who was let through. As an axum extractor (see [`super::GateLayer`]) it is what the layer found.
@@ -36,6 +36,7 @@ impl Admitted {
 pub(super) struct Guard {
     policy: Arc<policy::Store>,
     expected_tailnet: Option<String>,
+    meter: Meter,
 }
 
 impl Guard {
@@ -43,7 +44,18 @@ impl Guard {
         Self {
             policy,
             expected_tailnet,
+            meter: Meter::default(),
         }
+    }
+
+    /// Decisions count in `meter` from here on.
+    pub(super) fn counted(mut self, meter: Meter) -> Self {
+        self.meter = meter;
+        self
+    }
+
+    pub(super) fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     pub(super) fn policy(&self) -> &policy::Store {
@@ -68,6 +80,12 @@ impl Guard {
             .as_ref()
             .map(|path| path.first_segment())
             .unwrap_or_default();
+        let (result, reason) = match &answer {
+            Ok(Admitted::Identified(_)) => ("allowed", ""),
+            Ok(Admitted::Anonymous { .. }) => ("anonymous", ""),
+            Err(denied) => ("refused", denied.code()),
+        };
+        self.meter.decided(result, reason, rule.kind());
         match &answer {
             Ok(Admitted::Identified(_)) => {
                 audit!(Decision::Allowed, "gate", caller = word, rule = %rule, host, path);

@@ -47,12 +47,14 @@ use crate::{
     identity::Directory,
     policy::{self, Change},
     tailnet::Node,
+    telemetry::meter::Meter,
 };
 
 /// A built gate.
 #[derive(Debug, Clone)]
 pub struct Gate {
     guard: Arc<Guard>,
+    capabilities: Vec<String>,
     auth: Option<Arc<ForwardAuth>>,
     proxy: Option<Arc<ReverseProxy>>,
 }
@@ -64,15 +66,14 @@ impl Gate {
         issuer: &str,
         node: Arc<dyn Node>,
         sign: Option<Sign>,
+        meter: Meter,
     ) -> Result<Self, BuildError> {
         let store = policy::Store::open(settings.policy.as_deref(), &settings.capability)?;
         if settings.policy.is_none() {
             tracing::warn!(target: "gate", capability = settings.capability, "no gate.policy: only callers with a grant are let through");
         }
-        let guard = Arc::new(Guard::new(
-            Arc::new(store),
-            settings.expected_tailnet.clone(),
-        ));
+        let guard = Guard::new(Arc::new(store), settings.expected_tailnet.clone());
+        let guard = Arc::new(guard.counted(meter));
         let tokens = match (&settings.token, sign) {
             (None, _) => None,
             (Some(token), Some(sign)) => Some(Arc::new(Tokens::new(issuer, token, sign))),
@@ -94,7 +95,12 @@ impl Gate {
         if auth.is_none() && proxy.is_none() {
             return Err(BuildError::NothingToDo);
         }
-        Ok(Self { guard, auth, proxy })
+        Ok(Self {
+            guard,
+            capabilities: settings.forward_capabilities.clone(),
+            auth,
+            proxy,
+        })
     }
 
     /// The reverse proxy, where there is an upstream. Wrap it with [`crate::http::layers::wrap_streaming`]; requests carry an
@@ -109,9 +115,9 @@ impl Gate {
         self.auth.clone().map(forward_auth::router)
     }
 
-    /// The same rules around a service of one's own.
+    /// The same rules around a service of one's own, which is told the same.
     pub fn layer(&self) -> GateLayer {
-        GateLayer::of(self.guard.clone())
+        GateLayer::of(self.guard.clone()).forward_capabilities(self.capabilities.iter().cloned())
     }
 
     /// Reads the policy again. With mistakes in it, the one before stays.

@@ -19,7 +19,7 @@ use axum::{
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::{
-    body::Frame,
+    body::{Frame, Incoming},
     upgrade::{OnUpgrade, Upgraded},
 };
 use hyper_util::{
@@ -208,18 +208,14 @@ impl ReverseProxy {
                 .into_data()
                 .map_or_else(|_| Frame::data(Bytes::new()), Frame::data)
         }));
-        let client = if upstream.h2c { &self.h2c } else { &self.http1 };
-        let mut answer = client
-            .request(Request::from_parts(parts, body))
-            .await
-            .map_err(|error| {
-                tracing::debug!(target: "gate", upstream = upstream.address(), "upstream failed");
-                bad_upstream(
-                    "upstream_failed",
-                    "the service behind this gate does not answer",
-                )
-                .because(error)
-            })?;
+        let answer = self
+            .answer(upstream, Request::from_parts(parts, body))
+            .await;
+        self.guard.meter().upstream(match &answer {
+            Ok(_) => "answered",
+            Err(error) => error.code,
+        });
+        let mut answer = answer?;
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             let agreed = is_websocket_answer(answer.headers());
             let Some(client_side) = client_side.filter(|_| agreed) else {
@@ -245,6 +241,22 @@ impl ReverseProxy {
         }
         headers::strip_hop_by_hop(answer.headers_mut());
         Ok(answer.map(Body::new))
+    }
+
+    async fn answer(
+        &self,
+        upstream: &Upstream,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, http::Error> {
+        let client = if upstream.h2c { &self.h2c } else { &self.http1 };
+        client.request(request).await.map_err(|error| {
+            tracing::debug!(target: "gate", upstream = upstream.address(), "upstream failed");
+            bad_upstream(
+                "upstream_failed",
+                "the service behind this gate does not answer",
+            )
+            .because(error)
+        })
     }
 
     fn upstream(&self, what: &What) -> Result<&Upstream, http::Error> {

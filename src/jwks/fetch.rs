@@ -30,6 +30,8 @@ use tokio::{
 };
 use url::Url;
 
+use crate::telemetry::meter::Meter;
+
 /// Where an issuer's keys are found.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
@@ -163,9 +165,20 @@ impl Fetcher {
             .user_agent(concat!("tailbone/", env!("CARGO_PKG_VERSION")))
             .build()?;
         Ok(Self {
-            fetch: Fetch { client, rules },
+            fetch: Fetch {
+                client,
+                rules,
+                meter: Meter::default(),
+            },
             watched: Mutex::default(),
         })
+    }
+
+    /// Fetches count in `meter`, those of sources that are watched from here on.
+    #[must_use]
+    pub fn counted(mut self, meter: Meter) -> Self {
+        self.fetch.meter = meter;
+        self
     }
 
     /// Watches exactly these sources: starts what is new, stops what is gone. Needs a running tokio runtime.
@@ -257,6 +270,11 @@ async fn keep(fetch: Fetch, source: Source, state: watch::Sender<View>, ask: Arc
     loop {
         state.send_modify(|view| view.fetching = true);
         let outcome = fetch.set(&source, etag.as_deref()).await;
+        fetch.meter.issuer_keys_fetched(match &outcome {
+            Ok(Fetched { set: Some(_), .. }) => "new",
+            Ok(_) => "unchanged",
+            Err(_) => "failed",
+        });
         let wait = match outcome {
             Ok(fetched) => {
                 failures = 0;
@@ -331,6 +349,7 @@ pub enum FetchError {
 struct Fetch {
     client: reqwest::Client,
     rules: Rules,
+    meter: Meter,
 }
 
 struct Fetched {

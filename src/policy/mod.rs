@@ -78,6 +78,16 @@ pub enum RuleId {
     Local { name: String, line: usize },
 }
 
+impl RuleId {
+    /// For counting: which of a caller's grants it was is not told.
+    pub fn kind(&self) -> String {
+        match self {
+            Self::Grant(_) => "grant".to_owned(),
+            Self::End | Self::Local { .. } => self.to_string(),
+        }
+    }
+}
+
 impl fmt::Display for RuleId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -120,7 +120,8 @@ impl Components {
     ) -> Result<(), StartError> {
         let set = &settings.gate;
         let sign = set.token.is_some().then(|| signing.for_gate());
-        let gate = Gate::build(set, &settings.keys.issuer, node.clone(), sign)?;
+        let meter = self.shared.meter.clone();
+        let gate = Gate::build(set, &settings.keys.issuer, node.clone(), sign, meter)?;
         if let Some(routes) = gate.proxy_router() {
             let routes = layers::wrap_streaming(routes, "gate");
             self.on_tailnet("gate", node, set.binding, set.port, routes)
@@ -157,7 +158,7 @@ impl Components {
 
     async fn sts(&mut self, settings: &Settings, node: &Arc<dyn Node>) -> Result<(), StartError> {
         let set = sts::config::Settings::of(&settings.sts).map_err(StartError::StsSettings)?;
-        let sts = Sts::start(&set)?;
+        let sts = Sts::start(&set, self.shared.meter.clone())?;
         let routes = layers::wrap(sts::router(sts.state()), "sts");
         self.on_tailnet("sts", node, set.binding, set.port, routes.clone())
             .await?;

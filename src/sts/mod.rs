@@ -46,7 +46,10 @@ use self::{
     policy::{Examined, LoadError, Loaded, Outcome, Policy, Request},
     verify::{Signature, Token},
 };
-use crate::jwks::fetch::{Fetcher, Source, SourceState};
+use crate::{
+    jwks::fetch::{Fetcher, Source, SourceState},
+    telemetry::meter::Meter,
+};
 
 /// The running exchange. Its background tasks end when it is stopped or dropped.
 #[derive(Debug)]
@@ -64,6 +67,7 @@ pub struct State {
     leeway: Duration,
     keys: Fetcher,
     endpoint: TokenEndpoint,
+    meter: Meter,
 }
 
 /// Why the exchange did not start, or kept its old policies.
@@ -97,19 +101,20 @@ pub struct Granted {
 
 impl Sts {
     /// Reads the policies and begins to fetch the issuers' keys. Needs a running tokio runtime.
-    pub fn start(settings: &Settings) -> Result<Self, StartError> {
+    pub fn start(settings: &Settings, meter: Meter) -> Result<Self, StartError> {
         let state = State {
             policies: ArcSwap::default(),
             policies_dir: settings.policies_dir.clone(),
             strict: settings.strict,
             credentials: settings.credentials.clone(),
             leeway: settings.leeway,
-            keys: Fetcher::new(settings.jwks)?,
+            keys: Fetcher::new(settings.jwks)?.counted(meter.clone()),
             endpoint: TokenEndpoint::new(
                 settings.token_url.clone(),
                 settings.timeout,
                 settings.cache_time,
             )?,
+            meter,
         };
         if settings.token_url.scheme() == "http" && !policy::is_loopback(&settings.token_url) {
             tracing::warn!(target: "sts", "sts.tokenUrl has no TLS: the client's secret can be read on the way");

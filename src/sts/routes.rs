@@ -59,6 +59,7 @@ async fn exchange(State(state): State<Arc<Exchange>>, request: Request) -> Respo
     let asked = match asked {
         Ok(asked) => asked,
         Err(error) => {
+            state.meter.exchange_refused("", error.code());
             audit!(
                 Decision::Refused,
                 "exchange",
@@ -273,6 +274,7 @@ async fn answer(
         Ok(token) => token,
         Err(error) => {
             let error = Error::from(error);
+            state.meter.exchange_refused("", error.code());
             audit!(
                 Decision::Refused,
                 "exchange",
@@ -295,6 +297,7 @@ async fn answer(
         .await;
     match outcome {
         Ok(granted) => {
+            state.meter.exchanged(&granted.grant.policy);
             audit!(
                 Decision::Allowed,
                 "exchange",
@@ -314,6 +317,8 @@ async fn answer(
             policy,
             verified,
         }) => {
+            let concerned = policy.as_deref().unwrap_or_default();
+            state.meter.exchange_refused(concerned, error.code());
             // Until the signature was good, issuer and subject are what somebody claims.
             audit!(
                 Decision::Refused,

@@ -1,8 +1,8 @@
 //! What the parts count as they work. Counting is a few atomic additions, whether or not anybody asks for the numbers; the component
 //! `metrics` is what makes them public.
 //!
-//! Invariant: every label's values come from the program's own words (components, results, reason codes), never from a caller, so
-//! the number of series is bounded.
+//! Invariant: every label's values come from the program's own words (components, results, reason codes) or from the operator's
+//! files (names of rules and policies), never from a caller, so the number of series is bounded.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,6 +24,10 @@ struct Counts {
     reloads: Family<Answer, Counter>,
     jwks: Family<Answer, Counter>,
     changes: Family<Change, Counter>,
+    decisions: Family<Ruling, Counter>,
+    upstreams: Family<Answer, Counter>,
+    exchanges: Family<Exchange, Counter>,
+    issuers: Family<Answer, Counter>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -44,6 +48,20 @@ struct Change {
     result: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ruling {
+    result: &'static str,
+    reason: &'static str,
+    rule: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Exchange {
+    policy: String,
+    result: &'static str,
+    reason: &'static str,
+}
+
 /// From a tenth of a millisecond (EdDSA, idle) to what the overload bound lets wait.
 const SIGNING: [f64; 12] = [
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5,
@@ -58,6 +76,10 @@ impl Default for Meter {
             reloads: Family::default(),
             jwks: Family::default(),
             changes: Family::default(),
+            decisions: Family::default(),
+            upstreams: Family::default(),
+            exchanges: Family::default(),
+            issuers: Family::default(),
         }))
     }
 }
@@ -116,6 +138,45 @@ impl Meter {
             .inc();
     }
 
+    /// One decision of the gate. `reason`: the code of the refusal, empty where there is none; `rule`: its name in the operator's file.
+    pub fn decided(&self, result: &'static str, reason: &'static str, rule: String) {
+        let ruling = Ruling {
+            result,
+            reason,
+            rule,
+        };
+        self.0.decisions.get_or_create(&ruling).inc();
+    }
+
+    /// `result`: `answered`, or the code of what went wrong behind the gate.
+    pub fn upstream(&self, result: &'static str) {
+        self.0.upstreams.get_or_create(&Answer { result }).inc();
+    }
+
+    /// `policy`: empty where none was concerned.
+    pub fn exchanged(&self, policy: &str) {
+        self.exchange(policy, "granted", "");
+    }
+
+    pub fn exchange_refused(&self, policy: &str, reason: &'static str) {
+        self.exchange(policy, "refused", reason);
+    }
+
+    fn exchange(&self, policy: &str, result: &'static str, reason: &'static str) {
+        let policy = policy.to_owned();
+        let exchange = Exchange {
+            policy,
+            result,
+            reason,
+        };
+        self.0.exchanges.get_or_create(&exchange).inc();
+    }
+
+    /// A look at an outside issuer's keys: `new`, `unchanged` or `failed`.
+    pub fn issuer_keys_fetched(&self, result: &'static str) {
+        self.0.issuers.get_or_create(&Answer { result }).inc();
+    }
+
     /// Puts the counts where they are asked for.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
@@ -147,6 +208,26 @@ impl Meter {
             "key_changes",
             "Changes of keys and of the published document (publish, activate, retire, …), by result",
             self.0.changes.clone(),
+        );
+        registry.register(
+            "gate_decisions",
+            "Decisions of the gate, by result, reason code and rule",
+            self.0.decisions.clone(),
+        );
+        registry.register(
+            "gate_upstreams",
+            "Requests that the gate passed to a service behind it: answered, or the code of what went wrong",
+            self.0.upstreams.clone(),
+        );
+        registry.register(
+            "sts_exchanges",
+            "Exchanges of outside tokens, by policy, result and reason code",
+            self.0.exchanges.clone(),
+        );
+        registry.register(
+            "sts_key_fetches",
+            "Fetches of outside issuers' keys, by what came of them",
+            self.0.issuers.clone(),
         );
     }
 }

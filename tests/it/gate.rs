@@ -15,7 +15,7 @@ use tailbone::{
 };
 
 use self::world::{ALLOW_OWN, Trouble, World};
-use crate::support::backend::Answer;
+use crate::support::{backend::Answer, counts::counts};
 
 #[tokio::test]
 async fn w01_a_client_address_that_is_none_is_401() {
@@ -704,6 +704,48 @@ async fn a_backend_gets_a_token_if_asked() {
     let answer = world.get("alice", "/").await;
     assert_eq!(refused(&answer), (503, "no_token".into()));
     assert!(!answer.body.contains("inner words"));
+}
+
+#[tokio::test]
+async fn decisions_and_what_comes_back_are_counted() {
+    let world = World::start(
+        "[[rule]]\nname = \"public\"\ndecision = \"anonymous\"\npaths = [\"/public\"]\n\
+         [[rule]]\nname = \"staff\"\ndecision = \"allow\"\nwho = [\"alice@example.com\"]\n",
+    )
+    .await;
+    world.tailnet.update("robot", |identity| {
+        let grant = serde_json::json!({ "paths": ["/x"] });
+        identity
+            .caps
+            .entry(CAPABILITY.into())
+            .or_default()
+            .push(grant);
+    });
+    for (peer, path, status) in [
+        ("alice", "/", 200),
+        ("alice", "/public", 200),
+        ("robot", "/x", 200),
+        ("bob", "/", 403),
+    ] {
+        assert_eq!(world.get(peer, path).await.status, status, "{peer} {path}");
+    }
+    assert_eq!(world.ask_about("alice").await.status, 204);
+    let unknown = world.ask("/", &["Remote-Addr: 100.99.0.1"]).await;
+    assert_eq!(unknown.status, 401);
+    assert_eq!(
+        counts(&world.meter, "gate_decisions_total"),
+        [
+            r#"gate_decisions_total{result="allowed",reason="",rule="grant"} 1"#,
+            r#"gate_decisions_total{result="allowed",reason="",rule="rule:staff"} 2"#,
+            r#"gate_decisions_total{result="anonymous",reason="",rule="rule:public"} 1"#,
+            r#"gate_decisions_total{result="refused",reason="denied_by_policy",rule="end"} 1"#,
+            r#"gate_decisions_total{result="refused",reason="unknown_peer",rule="end"} 1"#,
+        ]
+    );
+    assert_eq!(
+        counts(&world.meter, "gate_upstreams_total"),
+        [r#"gate_upstreams_total{result="answered"} 3"#]
+    );
 }
 
 #[tokio::test]

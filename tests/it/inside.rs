@@ -319,6 +319,10 @@ async fn metrics_tell_what_was_counted_and_what_is() {
     meter.token_refused("issuer", "funnel");
     // What nothing has counted yet has no line at all.
     meter.key_changed("publish", true);
+    meter.decided("refused", "denied_by_policy", "end".into());
+    meter.upstream("answered");
+    meter.exchanged("deploy.toml");
+    meter.issuer_keys_fetched("new");
     world.node.set_status(|status| {
         status.key_expiry = Some(Timestamp::from_second(4_000_000_000).unwrap());
     });
@@ -334,6 +338,10 @@ async fn metrics_tell_what_was_counted_and_what_is() {
     for line in [
         r#"tailbone_tokens_total{component="issuer",result="issued",reason=""} 1"#,
         r#"tailbone_tokens_total{component="issuer",result="refused",reason="funnel"} 1"#,
+        r#"tailbone_gate_decisions_total{result="refused",reason="denied_by_policy",rule="end"} 1"#,
+        r#"tailbone_gate_upstreams_total{result="answered"} 1"#,
+        r#"tailbone_sts_exchanges_total{policy="deploy.toml",result="granted",reason=""} 1"#,
+        r#"tailbone_sts_key_fetches_total{result="new"} 1"#,
         "tailbone_signing_seconds_count 1",
         r#"tailbone_signing_seconds_bucket{le="0.005"} 1"#,
         r#"tailbone_whois_total{result="known"} 1"#,

@@ -1,6 +1,7 @@
 //! What the test binaries share: a tailnet on loopback, test lists, and waiting without guessing how long.
 
 pub mod backend;
+pub mod counts;
 pub mod devnet;
 pub mod http;
 pub mod jwks_server;

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use http_body_util::BodyExt;
-use tailbone::{config, gate::BuildError, gate::Gate};
+use tailbone::{config, gate::BuildError, gate::Gate, telemetry::meter::Meter};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -477,7 +477,7 @@ async fn a_gate_that_cannot_work_is_not_built() {
             },
         };
         change(&mut gate);
-        Gate::build(&gate, "x", world.trouble.clone(), None).map(|_| ())
+        Gate::build(&gate, "x", world.trouble.clone(), None, Meter::default()).map(|_| ())
     };
     assert!(settings(|_| {}).is_ok());
     assert!(matches!(

@@ -27,6 +27,7 @@ use tailbone::{
         Error, ListenAddr, Listener, Node, Peer, Status, Stream, WhoIs,
         fake::{FakeNode, FakeTailnet, Identity},
     },
+    telemetry::meter::Meter,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -49,6 +50,7 @@ pub(super) struct World {
     pub(super) node: FakeNode,
     pub(super) trouble: Arc<Troubled>,
     pub(super) gate: Gate,
+    pub(super) meter: Meter,
     pub(super) backend: Backend,
     pub(super) socket: PathBuf,
     pub(super) policy_file: PathBuf,
@@ -132,12 +134,15 @@ impl World {
             trouble: Mutex::new(Trouble::None),
             asked: AtomicUsize::new(0),
         });
-        let gate = Gate::build(&settings, "tailbone", trouble.clone(), sign).unwrap();
+        let meter = Meter::default();
+        let gate =
+            Gate::build(&settings, "tailbone", trouble.clone(), sign, meter.clone()).unwrap();
         let mut world = Self {
             tailnet,
             node,
             trouble,
             gate,
+            meter,
             backend,
             socket,
             policy_file,

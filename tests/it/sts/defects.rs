@@ -1,13 +1,16 @@
 //! The original's defects T1 to T16, one test each: what went wrong there cannot go wrong here.
 
 use super::*;
+use crate::support::counts::counts;
 
 #[tokio::test]
 async fn t01_validation_is_enforced() {
     let world = World::new().await
         .file("a.toml", "issuer = \"\"\nalgorithm = \"HS256\"\njwks_url = \"/jwks\"\nallowed_scopes = []")
         .file("b.toml", "issuer = \"https://x.example\"\nalgorithm = \"RS256\"\njwks_url = \"https://x.example/k\"\nallowed_scopes = [\"acls\"]\nscope = 1");
-    let told = Sts::start(&world.settings).unwrap_err().to_string();
+    let told = Sts::start(&world.settings, Meter::default())
+        .unwrap_err()
+        .to_string();
     for part in [
         "5 mistakes",
         "a.toml: issuer: no issuer",
@@ -128,7 +131,7 @@ async fn t04_the_audience_is_checked() {
     let mut strict = old.world.settings.clone();
     strict.strict = true;
     assert!(
-        Sts::start(&strict)
+        Sts::start(&strict, Meter::default())
             .unwrap_err()
             .to_string()
             .contains("p.toml: audience")
@@ -324,7 +327,7 @@ async fn t11_only_policies_are_policies() {
         warnings.contains(&"policy.example.toml") && warnings.contains(&"README.md"),
         "{warnings:?}"
     );
-    Sts::start(&world.settings).unwrap();
+    Sts::start(&world.settings, Meter::default()).unwrap();
 }
 
 #[tokio::test]
@@ -474,6 +477,15 @@ async fn t13_every_decision_is_written_down_and_no_token_is() {
         assert!(!all.contains(secret), "{secret} was logged");
     }
 
+    assert_eq!(
+        counts(&running.meter, "sts_exchanges_total"),
+        [
+            r#"sts_exchanges_total{policy="",result="refused",reason="no_authorization"} 1"#,
+            r#"sts_exchanges_total{policy="p.toml",result="granted",reason=""} 1"#,
+            r#"sts_exchanges_total{policy="p.toml",result="refused",reason="subject"} 1"#,
+            r#"sts_exchanges_total{policy="p.toml",result="refused",reason="upstream_refused_client"} 1"#,
+        ]
+    );
     for answer in [&granted, &refused, &unauthorized] {
         assert_eq!(answer.header("cache-control"), "no-store");
         assert!(!answer.header("x-request-id").is_empty());
@@ -492,7 +504,9 @@ async fn t14_credentials_are_needed_at_the_start_and_may_lie_in_files() {
         .await
         .policy("p.toml", &["acls"], "")
         .set(|settings| settings.credentials = None);
-    let told = Sts::start(&world.settings).unwrap_err().to_string();
+    let told = Sts::start(&world.settings, Meter::default())
+        .unwrap_err()
+        .to_string();
     assert!(
         told.contains("sts.clientId") && told.contains("p.toml"),
         "{told}"

@@ -1,6 +1,7 @@
 //! Issuers' servers that are slow, huge, wrong, rotating, redirecting.
 
 use super::*;
+use crate::support::counts::counts;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -88,6 +89,8 @@ async fn bad_answers_never_replace_a_good_set() {
             .until(|r| r.sts().readiness().sources[0].problem.is_none())
             .await;
     }
+    let counted = counts(&running.meter, "sts_key_fetches_total{result=\"failed\"}");
+    assert_eq!(counted.len(), 1, "failed fetches are counted");
     assert_eq!(
         elsewhere.hits(),
         0,
@@ -261,6 +264,13 @@ async fn an_unchanged_set_is_not_sent_again() {
     );
     assert_eq!(running.ask(&unknown, &["acls"]).await.status, 401);
     assert_eq!(running.issuer.not_modified(), 1);
+    assert_eq!(
+        counts(&running.meter, "sts_key_fetches_total"),
+        [
+            r#"sts_key_fetches_total{result="new"} 1"#,
+            r#"sts_key_fetches_total{result="unchanged"} 1"#,
+        ]
+    );
     assert_eq!(
         running.ask(&running.token(|_| {}), &["acls"]).await.status,
         200

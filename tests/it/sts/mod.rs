@@ -28,6 +28,7 @@ use tailbone::{
         self, Sts,
         config::{Credentials, Settings, token_url},
     },
+    telemetry::meter::Meter,
 };
 
 use crate::support::{
@@ -58,6 +59,7 @@ struct World {
     tokens: TokenEndpoint,
     dir: tempfile::TempDir,
     settings: Settings,
+    meter: Meter,
 }
 
 /// A world whose exchange runs.
@@ -90,6 +92,7 @@ impl World {
             tokens,
             dir,
             settings,
+            meter: Meter::default(),
         }
     }
 
@@ -124,7 +127,7 @@ impl World {
     }
 
     async fn run(self) -> Running {
-        let sts = Sts::start(&self.settings).unwrap();
+        let sts = Sts::start(&self.settings, self.meter.clone()).unwrap();
         let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", tcp.local_addr().unwrap());
         let server = serve(
