@@ -521,6 +521,8 @@ impl<'a> Reader<'a> {
         let port = self.port(&table::GATE_PORT);
         let binding = self.binding(&table::GATE_BINDING);
         let upstreams = self.words(&table::GATE_UPSTREAM, upstream);
+        let upstream_timeout = self.duration(&table::GATE_UPSTREAM_TIMEOUT);
+        let upstream_ca = self.optional_path(&table::GATE_UPSTREAM_CA);
         let policy = self.optional_path(&table::GATE_POLICY);
         let capability = self.read(&table::GATE_CAPABILITY, text);
         let expected_tailnet = self.optional_text(&table::GATE_EXPECTED_TAILNET);
@@ -545,6 +547,8 @@ impl<'a> Reader<'a> {
             port: port?,
             binding: binding?,
             upstreams: upstreams?,
+            upstream_timeout: upstream_timeout?,
+            upstream_ca: upstream_ca?,
             policy: policy?,
             capability: capability?,
             expected_tailnet: expected_tailnet?,

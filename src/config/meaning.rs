@@ -19,7 +19,7 @@ use super::{
     raw::suggestion,
     report::Origin,
     secret::Secret,
-    settings::{Binding, Upstream},
+    settings::{Binding, Upstream, UpstreamScheme},
     table::{self, Kind, LONGEST, Row},
 };
 
@@ -67,20 +67,21 @@ pub(super) fn text(typed: &str, _: &Origin) -> Result<Reading<String>, String> {
     Ok(Reading::new(text.to_owned(), text))
 }
 
-/// `[host][/path]=http://host:port`, with `h2c` for HTTP/2 without TLS. What host and path may be is the gate's business.
+/// `[host][/path]=scheme://host:port`. What host and path may be is the gate's business.
 pub(super) fn upstream(word: &str) -> Result<Upstream, String> {
     let (place, url) = match word.split_once('=') {
         Some((place, url)) => (place, url),
         None => ("", word),
     };
-    let (address, h2c) = match (url.strip_prefix("http://"), url.strip_prefix("h2c://")) {
-        (Some(address), _) => (address, false),
-        (_, Some(address)) => (address, true),
-        _ => {
-            return Err(
-                "not http://host:port or h2c://host:port, after host, /path or both and =".into(),
-            );
-        }
+    let known = url.split_once("://").and_then(|(scheme, address)| {
+        let named = |known: &UpstreamScheme| known.as_str() == scheme;
+        Some((UpstreamScheme::ALL.into_iter().find(named)?, address))
+    });
+    let Some((scheme, address)) = known else {
+        return Err(
+            "not scheme://host:port with http, https, h2c or h2, after host, /path or both and ="
+                .into(),
+        );
     };
     let address = address.strip_suffix('/').unwrap_or(address);
     if address.is_empty() || address.contains(['/', '?', '#', '@']) {
@@ -94,7 +95,7 @@ pub(super) fn upstream(word: &str) -> Result<Upstream, String> {
         host: host.to_owned(),
         path: path.to_owned(),
         address: address.to_owned(),
-        h2c,
+        scheme,
     })
 }
 

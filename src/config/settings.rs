@@ -229,6 +229,10 @@ pub struct Gate {
     pub binding: Binding,
     /// `gate.upstream`: the services behind the reverse proxy.
     pub upstreams: Vec<Upstream>,
+    /// `gate.upstreamTimeout`: for the beginning of a service's answer; none at zero.
+    pub upstream_timeout: Duration,
+    /// `gate.upstreamCa`: whose certificates services may have, instead of those that the system trusts.
+    pub upstream_ca: Option<PathBuf>,
     /// `gate.policy`: the file of local rules; without one, grants decide alone.
     pub policy: Option<PathBuf>,
     /// `gate.capability`: the grants that speak of us; none are asked for when empty.
@@ -244,7 +248,7 @@ pub struct Gate {
     pub auth: GateAuth,
 }
 
-/// A service behind the reverse proxy: `[host][/path=]http://address`.
+/// A service behind the reverse proxy: `[host][/path=]scheme://address`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upstream {
     /// Empty for every host.
@@ -253,8 +257,39 @@ pub struct Upstream {
     pub path: String,
     /// `host:port`
     pub address: String,
-    /// HTTP/2 without TLS.
-    pub h2c: bool,
+    pub scheme: UpstreamScheme,
+}
+
+/// How a service behind the reverse proxy is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpstreamScheme {
+    Http,
+    /// HTTP/2 without TLS, spoken at once.
+    H2c,
+    Https,
+    /// HTTP/2 with TLS.
+    H2,
+}
+
+impl UpstreamScheme {
+    pub const ALL: [Self; 4] = [Self::Http, Self::H2c, Self::Https, Self::H2];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::H2c => "h2c",
+            Self::Https => "https",
+            Self::H2 => "h2",
+        }
+    }
+
+    pub fn tls(self) -> bool {
+        matches!(self, Self::Https | Self::H2)
+    }
+
+    pub fn http2(self) -> bool {
+        matches!(self, Self::H2c | Self::H2)
+    }
 }
 
 impl std::fmt::Display for Upstream {
@@ -263,14 +298,14 @@ impl std::fmt::Display for Upstream {
             host,
             path,
             address,
-            h2c,
+            scheme,
         } = self;
         let equals = if host.is_empty() && path.is_empty() {
             ""
         } else {
             "="
         };
-        let scheme = if *h2c { "h2c" } else { "http" };
+        let scheme = scheme.as_str();
         write!(f, "{host}{path}{equals}{scheme}://{address}")
     }
 }

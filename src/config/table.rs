@@ -344,7 +344,15 @@ rows! {
     GATE_UPSTREAM = row("gate.upstream", Kind::Words(&[]))
         .flag("gate-upstream", Scope::Start)
         .example("http://127.0.0.1:3000")
-        .help("Services behind the reverse proxy: http:// or h2c:// address, after host, path or both and = where there are several");
+        .help("Services behind the reverse proxy: http, https, h2c or h2 (HTTP/2 with TLS) and address, after host, path or both and = where there are several");
+    GATE_UPSTREAM_TIMEOUT = row("gate.upstreamTimeout", duration_or_off(Duration::from_millis(10), DAY))
+        .flag("gate-upstream-timeout", Scope::Start)
+        .default("5m")
+        .help("Time given to a service until its answer begins, or off; for uploads the clock begins anew with each part");
+    GATE_UPSTREAM_CA = row("gate.upstreamCa", Kind::Path)
+        .flag("gate-upstream-ca", Scope::Start)
+        .example("/etc/tailbone/upstream-ca.pem")
+        .help("PEM file of those who may have signed the certificates of https and h2 services; without one, whom the system trusts");
     GATE_POLICY = row("gate.policy", Kind::Path)
         .flag("gate-policy", Scope::Start)
         .flag("policy", Scope::Policy)

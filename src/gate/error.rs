@@ -27,6 +27,8 @@ pub enum BuildError {
     Redirect(String),
     #[error("gate.upstream: {0}")]
     Upstream(String),
+    #[error("TLS to the services behind the gate: {0}")]
+    UpstreamTls(String),
 }
 
 /// Why a request is not let through.

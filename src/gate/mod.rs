@@ -29,6 +29,7 @@ mod proxy;
 mod routes;
 mod socket;
 mod token;
+mod upstreams;
 
 use std::sync::Arc;
 

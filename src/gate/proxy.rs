@@ -5,7 +5,7 @@
 //! agrees; it is looked at again every few seconds and ends when its caller is no longer let through.
 //!
 //! What is not done, on purpose: `CONNECT` and `TRACE` (the second would show a caller what we tell the upstream), upgrades to
-//! anything but WebSocket (`h2c` would be a way around the policy), rewriting of paths or bodies, TLS to upstreams.
+//! anything but WebSocket (`h2c` would be a way around the policy), rewriting of paths or bodies.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,16 +16,8 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use bytes::Bytes;
-use http_body_util::BodyExt;
-use hyper::{
-    body::{Frame, Incoming},
-    upgrade::{OnUpgrade, Upgraded},
-};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -37,6 +29,7 @@ use super::{
     headers, layer,
     routes::{Routes, Upstream},
     token::Tokens,
+    upstreams::Upstreams,
 };
 use crate::{
     config,
@@ -45,17 +38,10 @@ use crate::{
     policy::{Host, What},
 };
 
-/// For the connection to an upstream, which is near.
-const CONNECT_TIME: Duration = Duration::from_secs(5);
-/// How long an idle connection to an upstream is kept.
-const IDLE_TIME: Duration = Duration::from_secs(60);
-const IDLE_CONNECTIONS: usize = 64;
-
 pub(super) struct ReverseProxy {
     guard: Arc<Guard>,
     routes: Routes,
-    http1: Client<HttpConnector, Body>,
-    h2c: Client<HttpConnector, Body>,
+    upstreams: Upstreams,
     capabilities: Vec<String>,
     tokens: Option<Arc<Tokens>>,
     tunnels: TaskTracker,
@@ -78,24 +64,10 @@ impl ReverseProxy {
         settings: &config::Gate,
         tokens: Option<Arc<Tokens>>,
     ) -> Result<Self, BuildError> {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT_TIME));
-        connector.set_nodelay(true);
-        let client = |h2c: bool| {
-            Client::builder(TokioExecutor::new())
-                .pool_timer(TokioTimer::new())
-                .timer(TokioTimer::new())
-                .pool_idle_timeout(IDLE_TIME)
-                .pool_max_idle_per_host(IDLE_CONNECTIONS)
-                .http2_only(h2c)
-                .set_host(false)
-                .build(connector.clone())
-        };
         Ok(Self {
             guard,
             routes: Routes::new(&settings.upstreams)?,
-            http1: client(false),
-            h2c: client(true),
+            upstreams: Upstreams::new(settings)?,
             capabilities: settings.forward_capabilities.clone(),
             tokens,
             tunnels: TaskTracker::new(),
@@ -182,7 +154,7 @@ impl ReverseProxy {
                 .insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         }
         // HTTP/2 has the host in its pseudo-header, which names the upstream; X-Forwarded-Host has what the caller named.
-        if upstream.h2c {
+        if upstream.scheme.http2() {
             parts.headers.remove(header::HOST);
         } else {
             parts.headers.insert(header::HOST, host);
@@ -195,22 +167,15 @@ impl ReverseProxy {
             )
             .because(error)
         })?;
-        parts.version = if upstream.h2c {
+        parts.version = if upstream.scheme.http2() {
             Version::HTTP_2
         } else {
             Version::HTTP_11
         };
         parts.extensions.clear();
 
-        // Trailers of a request are headers that nobody stripped.
-        let body = Body::new(body.map_frame(|frame| {
-            frame
-                .into_data()
-                .map_or_else(|_| Frame::data(Bytes::new()), Frame::data)
-        }));
-        let answer = self
-            .answer(upstream, Request::from_parts(parts, body))
-            .await;
+        let request = Request::from_parts(parts, body);
+        let answer = self.upstreams.answer(upstream, request).await;
         self.guard.meter().upstream(match &answer {
             Ok(_) => "answered",
             Err(error) => error.code,
@@ -241,22 +206,6 @@ impl ReverseProxy {
         }
         headers::strip_hop_by_hop(answer.headers_mut());
         Ok(answer.map(Body::new))
-    }
-
-    async fn answer(
-        &self,
-        upstream: &Upstream,
-        request: Request<Body>,
-    ) -> Result<Response<Incoming>, http::Error> {
-        let client = if upstream.h2c { &self.h2c } else { &self.http1 };
-        client.request(request).await.map_err(|error| {
-            tracing::debug!(target: "gate", upstream = upstream.address(), "upstream failed");
-            bad_upstream(
-                "upstream_failed",
-                "the service behind this gate does not answer",
-            )
-            .because(error)
-        })
     }
 
     fn upstream(&self, what: &What) -> Result<&Upstream, http::Error> {

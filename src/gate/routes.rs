@@ -4,7 +4,7 @@ use ::http::{Uri, uri::Authority};
 
 use super::{BuildError, error::Malformed};
 use crate::{
-    config,
+    config::{self, UpstreamScheme},
     policy::{Host, HostPattern, Path, PathPrefix},
 };
 
@@ -14,8 +14,7 @@ pub(super) struct Upstream {
     host: Option<HostPattern>,
     prefix: PathPrefix,
     authority: Authority,
-    /// HTTP/2 without TLS, spoken at once.
-    pub(super) h2c: bool,
+    pub(super) scheme: UpstreamScheme,
 }
 
 impl Upstream {
@@ -28,7 +27,7 @@ impl Upstream {
     pub(super) fn uri(&self, uri: &Uri) -> Result<Uri, ::http::Error> {
         let target = uri.path_and_query().map_or("/", |target| target.as_str());
         Uri::builder()
-            .scheme("http")
+            .scheme(if self.scheme.tls() { "https" } else { "http" })
             .authority(self.authority.clone())
             .path_and_query(target)
             .build()
@@ -45,7 +44,7 @@ impl Routes {
             host,
             path,
             address,
-            h2c,
+            scheme,
         } in settings
         {
             let host = match host.as_str() {
@@ -59,7 +58,7 @@ impl Routes {
                 authority: address
                     .parse()
                     .map_err(|_| BuildError::Upstream(format!("{address:?} is no host:port")))?,
-                h2c: *h2c,
+                scheme: *scheme,
             };
             let twin =
                 |other: &&Upstream| other.host == upstream.host && other.prefix == upstream.prefix;
@@ -106,7 +105,7 @@ mod tests {
                 host: (*host).into(),
                 path: (*path).into(),
                 address: (*address).into(),
-                h2c: false,
+                scheme: UpstreamScheme::Http,
             })
             .collect();
         Routes::new(&settings).unwrap()
@@ -148,7 +147,7 @@ mod tests {
             host: String::new(),
             path: "/a/".into(),
             address: "x:1".into(),
-            h2c: false,
+            scheme: UpstreamScheme::Http,
         };
         let other = config::Upstream {
             path: "/a".into(),

@@ -32,6 +32,8 @@ pub enum Kind {
     Conflict,
     /// A bug or a broken machine of ours.
     Internal,
+    /// A service that we depend on took too long.
+    GatewayTimeout,
     /// Known, and refused.
     Forbidden,
     /// The route exists for another method.
@@ -66,6 +68,7 @@ impl Kind {
             Self::BearerInvalid | Self::BearerMissing => StatusCode::UNAUTHORIZED,
             Self::Conflict => StatusCode::CONFLICT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::GatewayTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotFound => StatusCode::NOT_FOUND,
@@ -93,7 +96,7 @@ impl Kind {
             Self::MethodNotAllowed { .. } | Self::Unimplemented => tonic::Code::Unimplemented,
             Self::NotFound => tonic::Code::NotFound,
             Self::Precondition => tonic::Code::FailedPrecondition,
-            Self::Timeout => tonic::Code::DeadlineExceeded,
+            Self::GatewayTimeout | Self::Timeout => tonic::Code::DeadlineExceeded,
             Self::TooLarge | Self::TooManyRequests { .. } => tonic::Code::ResourceExhausted,
         }
     }

@@ -609,7 +609,21 @@ fn contract() -> Vec<Row> {
             "gate.upstream",
             "TB_GATE_UPSTREAM",
             json!([]),
-            ["http://a:1", "x.example.com/y=h2c://b:2", "/z=http://c:3"],
+            ["http://a:1", "x.example.com/y=h2c://b:2", "/z=https://c:3"],
+        ),
+        row(
+            "--gate-upstream-timeout",
+            "gate.upstreamTimeout",
+            "TB_GATE_UPSTREAMTIMEOUT",
+            json!("5m"),
+            ["1m", "30s", "off"],
+        ),
+        row(
+            "--gate-upstream-ca",
+            "gate.upstreamCa",
+            "TB_GATE_UPSTREAMCA",
+            json!(""),
+            ["/a/ca.pem", "/b/ca.pem", "/c/ca.pem"],
         ),
         row(
             "--gate-policy",

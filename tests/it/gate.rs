@@ -4,6 +4,7 @@
 mod command;
 mod proxies;
 mod reverse;
+mod upstreams;
 mod world;
 
 use std::{net::IpAddr, sync::Arc};

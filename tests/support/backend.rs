@@ -2,6 +2,8 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,6 +17,10 @@ use futures_util::StreamExt;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use tailbone::http::{
+    serve::{Limits, Server, serve},
+    tls::{CertificateFiles, Remote, TlsListener},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpSocket, TcpStream},
@@ -25,6 +31,7 @@ use tokio::{
 pub struct Backend {
     pub addr: SocketAddr,
     task: JoinHandle<()>,
+    _server: Option<Server>,
 }
 
 impl Backend {
@@ -42,8 +49,38 @@ impl Backend {
         let task = tokio::spawn(async move {
             axum::serve(listener, app).await.unwrap();
         });
-        Self { addr, task }
+        Self {
+            addr,
+            task,
+            _server: None,
+        }
     }
+
+    /// The same with TLS, as `localhost`, with a certificate of `tests/support/tls`.
+    pub async fn start_tls(certificate: &str) -> Self {
+        let file = |kind: &str| certificate_file(&format!("{certificate}.{kind}"));
+        let files = CertificateFiles::open(file("crt"), file("key")).unwrap();
+        let listener = TlsListener::bind("127.0.0.1:0".parse().unwrap(), Arc::new(files));
+        let listener = listener.await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let app = Router::new().fallback(answer);
+        let server = serve(
+            "backend",
+            listener,
+            app,
+            Limits::default(),
+            Remote::identify,
+        );
+        Self {
+            addr,
+            task: tokio::spawn(async {}),
+            _server: Some(server),
+        }
+    }
+}
+
+pub fn certificate_file(name: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/tls")).join(name)
 }
 
 impl Drop for Backend {

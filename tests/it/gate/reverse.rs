@@ -347,7 +347,7 @@ async fn trailers_pass() {
     assert!(answer.body.contains("body"), "{answer:?}");
 }
 
-const UPGRADE: &[u8] = b"GET /ws HTTP/1.1\r\nHost: app.example.com\r\nConnection: Upgrade, Tailscale-User\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n";
+pub(super) const UPGRADE: &[u8] = b"GET /ws HTTP/1.1\r\nHost: app.example.com\r\nConnection: Upgrade, Tailscale-User\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n";
 
 #[tokio::test]
 async fn a_websocket_becomes_a_tunnel() {
@@ -406,7 +406,10 @@ async fn nothing_but_a_websocket_is_switched_to() {
 
 #[tokio::test]
 async fn http2_upstreams_are_spoken_to_at_once_and_trailers_pass() {
-    let world = World::with(ALLOW_OWN, |gate| gate.upstreams[0].h2c = true).await;
+    let world = World::with(ALLOW_OWN, |gate| {
+        gate.upstreams[0].scheme = config::UpstreamScheme::H2c
+    })
+    .await;
     let answer = world.get("alice", "/x").await;
     assert_eq!(answer.json()["version"], "HTTP/2.0");
     assert_eq!(answer.seen("tailscale-user"), ["alice@example.com"]);
@@ -461,6 +464,8 @@ async fn a_gate_that_cannot_work_is_not_built() {
             port: 1,
             binding: config::Binding::Auto,
             upstreams: vec![upstream("", "", SocketAddr::from(([127, 0, 0, 1], 1)))],
+            upstream_timeout: Duration::ZERO,
+            upstream_ca: None,
             policy: None,
             capability: "x".into(),
             expected_tailnet: None,
@@ -503,6 +508,17 @@ async fn a_gate_that_cannot_work_is_not_built() {
         }),
         Err(BuildError::ClientHeader(_))
     ));
+    let no_ca = [
+        settings(|g| g.upstream_ca = Some("/nowhere".into())),
+        settings(|g| g.upstream_ca = Some("Cargo.toml".into())),
+    ];
+    for (told, file) in no_ca.into_iter().zip(["/nowhere", "Cargo.toml"]) {
+        let told = told.unwrap_err().to_string();
+        assert!(
+            told.contains(&format!("gate.upstreamCa={file}: ")),
+            "{told}"
+        );
+    }
     assert!(matches!(
         settings(|g| g.policy = Some("/nowhere".into())),
         Err(BuildError::Policy(_))
@@ -516,7 +532,7 @@ async fn a_gate_that_cannot_work_is_not_built() {
     assert!(matches!(settings(token), Err(BuildError::NoSigner)));
 }
 
-async fn read_until(stream: &mut tokio::net::TcpStream, end: &str) -> String {
+pub(super) async fn read_until(stream: &mut tokio::net::TcpStream, end: &str) -> String {
     let mut seen = Vec::new();
     soon(end, async {
         while !seen

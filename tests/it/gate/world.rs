@@ -113,6 +113,8 @@ impl World {
             port: PROXY_PORT,
             binding: config::Binding::Auto,
             upstreams: vec![upstream("", "", backend.addr)],
+            upstream_timeout: Duration::ZERO,
+            upstream_ca: None,
             policy: Some(policy_file.clone()),
             capability: CAPABILITY.into(),
             expected_tailnet: None,
@@ -282,7 +284,7 @@ pub(super) fn upstream(host: &str, path: &str, addr: SocketAddr) -> config::Upst
         host: host.into(),
         path: path.into(),
         address: addr.to_string(),
-        h2c: false,
+        scheme: config::UpstreamScheme::Http,
     }
 }
 

@@ -1,0 +1,185 @@
+//! Speaking to the services behind the reverse proxy: connections, TLS, and how long an answer may be waited for.
+//!
+//! HTTP/1.1 and HTTP/2 have a client each, since which of the two a service speaks is set and not negotiated: a WebSocket needs the
+//! first, gRPC the second. A certificate is checked against the name in the service's address, always.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use ::http::{Request, Response};
+use axum::body::Body;
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::{Frame, Incoming};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, pem::PemObject},
+};
+
+use super::{BuildError, routes::Upstream};
+use crate::{
+    config,
+    http::{self, error::Kind},
+};
+
+/// For the connection to a service, which is near.
+const CONNECT_TIME: Duration = Duration::from_secs(5);
+/// How long an idle connection to a service is kept.
+const IDLE_TIME: Duration = Duration::from_secs(60);
+const IDLE_CONNECTIONS: usize = 64;
+
+type Way = Client<HttpsConnector<HttpConnector>, Body>;
+
+pub(super) struct Upstreams {
+    http1: Way,
+    http2: Way,
+    /// None at zero.
+    timeout: Duration,
+}
+
+impl Upstreams {
+    pub(super) fn new(settings: &config::Gate) -> Result<Self, BuildError> {
+        let mut upstreams = settings.upstreams.iter();
+        let trusted = match &settings.upstream_ca {
+            Some(file) => read(file)?,
+            // Where nothing has TLS, it does not matter what the system has.
+            None if upstreams.any(|upstream| upstream.scheme.tls()) => system()?,
+            None => RootCertStore::empty(),
+        };
+        let tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| BuildError::UpstreamTls(error.to_string()))?
+            .with_root_certificates(trusted)
+            .with_no_client_auth();
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(CONNECT_TIME));
+        connector.set_nodelay(true);
+        connector.enforce_http(false);
+        let builder = || {
+            HttpsConnectorBuilder::new()
+                .with_tls_config(tls.clone())
+                .https_or_http()
+        };
+        let http1 = builder().enable_http1().wrap_connector(connector.clone());
+        let http2 = builder().enable_http2().wrap_connector(connector);
+        Ok(Self {
+            http1: client(http1, false),
+            http2: client(http2, true),
+            timeout: settings.upstream_timeout,
+        })
+    }
+
+    pub(super) async fn answer(
+        &self,
+        upstream: &Upstream,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, http::Error> {
+        let client = if upstream.scheme.http2() {
+            &self.http2
+        } else {
+            &self.http1
+        };
+        let (request, taken) = counted(request);
+        let answer = self.in_time(client.request(request), &taken).await;
+        let told = match answer {
+            Some(Ok(answer)) => return Ok(answer),
+            Some(Err(error)) => http::Error::new(
+                Kind::BadGateway,
+                "upstream_failed",
+                "the service behind this gate does not answer",
+            )
+            .because(error),
+            None => http::Error::new(
+                Kind::GatewayTimeout,
+                "upstream_timeout",
+                "the service behind this gate took too long to answer",
+            ),
+        };
+        tracing::debug!(target: "gate", upstream = upstream.address(), code = told.code, "upstream failed");
+        Err(told)
+    }
+
+    /// As long as parts of the request are taken, no time is lost: an upload may take longer than an answer.
+    async fn in_time<T>(&self, answer: impl Future<Output = T>, taken: &AtomicU64) -> Option<T> {
+        if self.timeout.is_zero() {
+            return Some(answer.await);
+        }
+        let mut answer = std::pin::pin!(answer);
+        loop {
+            let before = taken.load(Ordering::Relaxed);
+            match tokio::time::timeout(self.timeout, &mut answer).await {
+                Ok(answer) => return Some(answer),
+                Err(_) if taken.load(Ordering::Relaxed) == before => return None,
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+fn client(connector: HttpsConnector<HttpConnector>, http2: bool) -> Way {
+    Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_TIME)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .http2_only(http2)
+        .set_host(false)
+        .build(connector)
+}
+
+/// The request, with a count of the parts of its body that were taken. Its trailers stay behind: they are headers that nobody
+/// stripped.
+fn counted(request: Request<Body>) -> (Request<Body>, Arc<AtomicU64>) {
+    let taken = Arc::new(AtomicU64::new(0));
+    let count = taken.clone();
+    let request = request.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            count.fetch_add(1, Ordering::Relaxed);
+            frame
+                .into_data()
+                .map_or_else(|_| Frame::data(Bytes::new()), Frame::data)
+        }))
+    });
+    (request, taken)
+}
+
+fn system() -> Result<RootCertStore, BuildError> {
+    let mut trusted = RootCertStore::empty();
+    // One that cannot be read is one more who is not trusted.
+    trusted.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if trusted.is_empty() {
+        let words = "the system trusts nobody: install its certificates (Debian: ca-certificates) or set gate.upstreamCa";
+        return Err(BuildError::UpstreamTls(words.into()));
+    }
+    Ok(trusted)
+}
+
+fn read(file: &Path) -> Result<RootCertStore, BuildError> {
+    let wrong = |words: String| {
+        BuildError::UpstreamTls(format!("gate.upstreamCa={}: {words}", file.display()))
+    };
+    let mut trusted = RootCertStore::empty();
+    let certificates =
+        CertificateDer::pem_file_iter(file).map_err(|error| wrong(error.to_string()))?;
+    for certificate in certificates {
+        let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
+        let added = trusted.add(certificate);
+        added.map_err(|error| wrong(error.to_string()))?;
+    }
+    if trusted.is_empty() {
+        return Err(wrong("there is no certificate in it".into()));
+    }
+    Ok(trusted)
+}
