@@ -167,7 +167,8 @@ impl<'a> Reader<'a> {
         let admin = self.admin(state.as_deref());
         let metrics = self.metrics();
         let gate = self.gate();
-        let sts = self.sts();
+        let exchanges = |components: &BTreeSet<Component>| components.contains(&Component::Sts);
+        let sts = self.sts(components.as_ref().is_some_and(exchanges));
         let settings = Settings {
             components: components?,
             log: log?,

@@ -10,6 +10,7 @@ use std::{
 };
 
 use serde::Serialize;
+use url::Url;
 
 use super::Secret;
 
@@ -367,7 +368,7 @@ pub enum OutputFormat {
     Yaml,
 }
 
-/// The token exchange, each value sound by itself; `sts::config` makes one of them.
+/// The token exchange. What belongs together fits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StsSettings {
     /// `sts.port`
@@ -378,12 +379,10 @@ pub struct StsSettings {
     pub policies_dir: PathBuf,
     /// `sts.strict`
     pub strict: bool,
-    /// `sts.clientId`; empty where every policy brings its own.
-    pub client_id: String,
-    /// `sts.clientSecret`
-    pub client_secret: Option<Secret>,
+    /// `sts.clientId` and `sts.clientSecret`; absent where every policy brings its own.
+    pub credentials: Option<Credentials>,
     /// `sts.tokenUrl`
-    pub token_url: String,
+    pub token_url: Url,
     /// `sts.timeout`
     pub timeout: Duration,
     /// `sts.cacheTime`; off at zero.
@@ -392,12 +391,28 @@ pub struct StsSettings {
     pub leeway: Duration,
     /// `sts.jwks.coolDown`
     pub jwks_cool_down: Duration,
+    /// `sts.host.*`: a host address too, for callers that are on no tailnet; none unless set.
+    pub host: Option<HostListener>,
+}
+
+/// An OAuth client of Tailscale's API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    pub id: String,
+    pub secret: Secret,
+}
+
+/// A listener outside the tailnet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostListener {
     /// `sts.host.listen`
-    pub host_listen: Option<SocketAddr>,
-    /// `sts.host.cert`
-    pub host_cert: Option<PathBuf>,
-    /// `sts.host.key`
-    pub host_key: Option<PathBuf>,
-    /// `sts.host.plain`
-    pub host_plain: bool,
+    pub addr: SocketAddr,
+    /// `sts.host.cert` and `sts.host.key`; absent only on the loopback, or where `sts.host.plain` says that somebody else ends TLS.
+    pub tls: Option<TlsFiles>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    pub cert: PathBuf,
+    pub key: PathBuf,
 }

@@ -61,6 +61,14 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Trouble of ours or of what is behind us, which the log has to tell: no caller can help it.
+    pub(super) fn is_ours(self) -> bool {
+        matches!(
+            self,
+            Self::BadGateway | Self::GatewayTimeout | Self::Internal | Self::Unavailable { .. }
+        )
+    }
+
     fn status(self) -> StatusCode {
         match self {
             Self::BadGateway => StatusCode::BAD_GATEWAY,

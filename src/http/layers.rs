@@ -56,6 +56,13 @@ pub fn wrap(router: Router, component: &'static str) -> Router {
     scoped(router, component, Answers::Ours)
 }
 
+/// Wraps routes that read no more of a body than they may and say so in words of their own.
+pub fn wrap_worded(router: Router, component: &'static str) -> Router {
+    let router = router.fallback(|| async { Error::not_found() });
+    let router = timed(router.layer(DefaultBodyLimit::disable()), REQUEST_TIME);
+    scoped(router, component, Answers::OfOthers)
+}
+
 /// Wraps gRPC services.
 pub fn wrap_grpc(router: Router, component: &'static str) -> Router {
     scoped(whole(router, CALL_TIME), component, Answers::Grpc)
@@ -71,7 +78,7 @@ pub fn wrap_streaming(router: Router, component: &'static str) -> Router {
 }
 
 /// Whose answers go through a layer, and so how a refusal of ours is written: a bare status of ours may be given our words, one
-/// of others is what it is.
+/// of others, or with words of its own, is what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answers {
     Grpc,
@@ -81,15 +88,19 @@ enum Answers {
 
 /// Bounds for requests that are taken in whole and answered within `time`.
 fn whole(router: Router, time: Duration) -> Router {
-    let timed = ServiceBuilder::new()
+    let router = router
+        .layer(DefaultBodyLimit::disable())
+        .layer(RequestBodyLimitLayer::new(BODY_BYTES));
+    timed(router, time)
+}
+
+fn timed(router: Router, time: Duration) -> Router {
+    let limit = ServiceBuilder::new()
         .layer(HandleErrorLayer::new(move |error| async move {
             limit_error(error, time)
         }))
         .layer(TimeoutLayer::new(time));
-    router
-        .layer(DefaultBodyLimit::disable())
-        .layer(RequestBodyLimitLayer::new(BODY_BYTES))
-        .layer(timed)
+    router.layer(limit)
 }
 
 fn scoped(router: Router, component: &'static str, answers: Answers) -> Router {
@@ -140,10 +151,10 @@ fn answer(mut response: Response, answers: Answers, id: &str) -> Response {
     };
     if let Some(error) = response.extensions_mut().remove::<Error>() {
         match (&error.kind, &error.cause) {
-            (Kind::BadGateway | Kind::Internal | Kind::Unavailable { .. }, Some(cause)) => {
+            (kind, Some(cause)) if kind.is_ours() => {
                 tracing::error!(target: "server", code = error.code, error = chain(cause.as_ref()), "request failed");
             }
-            (Kind::BadGateway | Kind::Internal | Kind::Unavailable { .. }, None) => {
+            (kind, None) if kind.is_ours() => {
                 tracing::error!(target: "server", code = error.code, "request failed: {}", error.message);
             }
             _ => {

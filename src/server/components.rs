@@ -157,9 +157,9 @@ impl Components {
     }
 
     async fn sts(&mut self, settings: &Settings, node: &Arc<dyn Node>) -> Result<(), StartError> {
-        let set = sts::config::Settings::of(&settings.sts).map_err(StartError::StsSettings)?;
+        let set = sts::config::Settings::of(&settings.sts);
         let sts = Sts::start(&set, self.shared.meter.clone())?;
-        let routes = layers::wrap(sts::router(sts.state()), "sts");
+        let routes = layers::wrap_worded(sts::router(sts.state()), "sts");
         self.on_tailnet("sts", node, set.binding, set.port, routes.clone())
             .await?;
         if let Some(host) = set.host {

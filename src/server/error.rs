@@ -31,8 +31,6 @@ pub enum StartError {
     },
     #[error("the token exchange cannot be started")]
     Sts(#[from] sts::StartError),
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-    StsSettings(Vec<sts::config::SettingsError>),
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error("the signing keys cannot be loaded")]
@@ -59,7 +57,6 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Join(error) => error.exit_code(),
-            Self::StsSettings(_) => 64,
             _ => 1,
         }
     }

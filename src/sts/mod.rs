@@ -14,7 +14,7 @@
 //! - Each exchange and each refusal is one audit line with issuer, subject, policy, scopes and reason. No token is ever written.
 //! - An issuer whose keys cannot be fetched delays nobody but its own callers, and those for a bounded time.
 //!
-//! Left to others: listeners and the layers around the routes, fetching keys ([`crate::jwks::fetch`]), how settings are typed.
+//! Left to others: listeners and the layers around the routes ([`crate::http::layers::wrap_worded`]), fetching keys ([`crate::jwks::fetch`]), how settings are typed.
 //! The caller is known by its token alone: who calls on the tailnet is only written down, since jobs call from outside too.
 
 pub mod client;

@@ -1544,6 +1544,89 @@ fn bindings() {
 }
 
 #[test]
+fn misfits_of_the_exchange_are_told_with_all_other_mistakes() {
+    let wrong = [
+        "config",
+        "check",
+        "--port=abc",
+        "--sts-client-id=k1",
+        "--sts-host-listen=0.0.0.0:8443",
+        "--sts-token-url=",
+    ];
+    let with = |component: &'static str| {
+        let mut all = wrong.to_vec();
+        all.push(component);
+        let Ran {
+            code, err: said, ..
+        } = run(&all, &[]);
+        assert_eq!(code, 64, "{said}");
+        said
+    };
+    let said = with("--components=issuer,sts");
+    for line in [
+        "--port=abc: ",
+        "--sts-client-id: sts.clientSecret is missing",
+        "--sts-host-listen=0.0.0.0:8443: outside the loopback tokens need TLS",
+        "--sts-token-url",
+    ] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+    // Where nothing is exchanged, half a client stops nobody.
+    let said = with("--components=issuer");
+    assert!(
+        !said.contains("clientSecret") && !said.contains("need TLS"),
+        "{said}"
+    );
+
+    let load = |variables: &[(&str, &str)]| {
+        let mut all = vec![("TB_COMPONENTS", "sts")];
+        all.extend(variables);
+        remarks(&all).1
+    };
+    for (variables, words) in [
+        (
+            &[("TB_STS_CLIENTSECRET", "tskey-client-x")][..],
+            "TB_STS_CLIENTSECRET: sts.clientId is missing: an OAuth client is both",
+        ),
+        (
+            &[
+                ("TB_STS_HOST_CERT", "a.crt"),
+                ("TB_STS_HOST_LISTEN", "1.2.3.4:1"),
+            ],
+            "TB_STS_HOST_CERT: sts.host.cert and sts.host.key are both needed",
+        ),
+        (
+            &[("TB_STS_HOST_KEY", "a.key")],
+            "TB_STS_HOST_KEY: sts.host.cert and sts.host.key are both needed",
+        ),
+        (
+            &[("TB_STS_HOST_CERT", "a.crt"), ("TB_STS_HOST_KEY", "a.key")],
+            "TB_STS_HOST_CERT: means nothing without sts.host.listen",
+        ),
+    ] {
+        assert_eq!(load(variables), [words]);
+    }
+    for fine in [
+        &[("TB_STS_HOST_LISTEN", "127.0.0.1:8443")][..],
+        &[
+            ("TB_STS_HOST_LISTEN", "0.0.0.0:8443"),
+            ("TB_STS_HOST_PLAIN", "true"),
+        ],
+        &[
+            ("TB_STS_HOST_LISTEN", "0.0.0.0:8443"),
+            ("TB_STS_HOST_CERT", "a.crt"),
+            ("TB_STS_HOST_KEY", "a.key"),
+        ],
+        &[
+            ("TB_STS_CLIENTID", "k1"),
+            ("TB_STS_CLIENTSECRET", "tskey-client-x"),
+        ],
+    ] {
+        assert_eq!(load(fine), [""; 0], "{fine:?}");
+    }
+}
+
+#[test]
 fn gate_and_exchange_need_ports_of_their_own_too() {
     let told = |more: &[&str]| {
         let mut all = vec!["config", "check"];
@@ -1575,6 +1658,7 @@ fn gate_and_exchange_need_ports_of_their_own_too() {
                 "--components=metrics,sts",
                 "--metrics-binding=127.0.0.1",
                 "--sts-host-listen=0.0.0.0:9090",
+                "--sts-host-plain=true",
             ],
             "metrics and sts at the host need two ports",
         ),
@@ -2379,17 +2463,18 @@ fn the_exchange_takes_over_tailsts_variables_where_it_runs() {
     let with =
         |more: &[(&'static str, &'static str)]| load(&[&variables[..], more].concat()).unwrap();
     let on = with(&[("TB_COMPONENTS", "admin,sts")]);
-    assert_eq!((on.sts.port, on.sts.client_id.as_str()), (9000, "id"));
+    assert_eq!(on.sts.port, 9000);
     assert_eq!(on.sts.policies_dir, Path::new("/policies"));
+    let client = on.sts.credentials.unwrap();
     assert_eq!(
-        on.sts.client_secret.as_ref().unwrap().reveal(),
-        "tskey-client-x"
+        (client.id.as_str(), client.secret.reveal()),
+        ("id", "tskey-client-x")
     );
-    assert_eq!(on.sts.token_url, "http://localhost:1/token");
+    assert_eq!(on.sts.token_url.as_str(), "http://localhost:1/token");
     assert_eq!(on.log.format, LogFormat::Json);
     let own = with(&[("TB_COMPONENTS", "sts"), ("TB_STS_PORT", "9001")]);
     assert_eq!(own.sts.port, 9001, "our own name wins");
     let off = with(&[("TB_COMPONENTS", "issuer")]);
-    assert_eq!((off.sts.port, off.sts.client_secret), (8080, None));
+    assert_eq!((off.sts.port, off.sts.credentials), (8080, None));
     assert_eq!(off.log.format, LogFormat::Console);
 }

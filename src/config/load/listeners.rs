@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::config::{
-    Binding, Component, Settings,
+    Binding, Component, HostListener, Settings,
     table::{self, Row},
 };
 
@@ -107,7 +107,7 @@ pub(super) fn listeners(settings: &Settings) -> Vec<Listener> {
         sts.port,
         tailnet(sts.binding),
     );
-    if let Some(addr) = sts.host_listen {
+    if let Some(HostListener { addr, .. }) = sts.host {
         add(
             on(Component::Sts),
             "sts at the host",

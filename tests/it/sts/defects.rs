@@ -237,8 +237,20 @@ async fn t08_bodies_and_times_have_bounds() {
         .await;
     let good = running.token(|_| {});
     let large = format!("{{\"scopes\": [\"{}\"]}}", "x".repeat(1 << 20));
-    let large = Answer::of(running.post().bearer_auth(&good).body(large)).await;
-    assert_eq!(large.status, 413);
+    let asked = || running.post().bearer_auth(&good).body(large.clone());
+    let plain = Answer::of(asked()).await;
+    assert_eq!(plain.plain(), (413, "request too large\n"));
+    let json = Answer::of(asked().header("accept", "application/json")).await;
+    assert_eq!(
+        (json.status.as_u16(), &json.json()["error"]),
+        (413, &json!("invalid_request"))
+    );
+    // Without a length told before.
+    let part = hyper::body::Frame::data(bytes::Bytes::from(large.clone()));
+    let parts = futures_util::stream::iter([Ok::<_, std::io::Error>(part)]);
+    let unsized_body = reqwest::Body::wrap(http_body_util::StreamBody::new(parts));
+    let streamed = Answer::of(running.post().bearer_auth(&good).body(unsized_body)).await;
+    assert_eq!(streamed.plain(), (413, "request too large\n"));
 
     running.tokens.trouble(Trouble::Hang);
     let started = std::time::Instant::now();

@@ -26,7 +26,7 @@ use tailbone::{
     keys::Signer,
     sts::{
         self, Sts,
-        config::{Credentials, Settings, token_url},
+        config::{Credentials, Settings},
     },
     telemetry::meter::Meter,
 };
@@ -83,9 +83,12 @@ impl World {
     fn with(issuer: JwksServer, tokens: TokenEndpoint) -> Self {
         LazyLock::force(&AWAKE);
         let dir = tempfile::tempdir().unwrap();
-        let credentials = Credentials::both(ID, Some(Secret::new(SECRET))).unwrap();
+        let credentials = Some(Credentials {
+            id: ID.into(),
+            secret: Secret::new(SECRET),
+        });
         let mut settings = Settings::new(dir.path().to_owned(), credentials).unwrap();
-        settings.token_url = token_url(&tokens.url).unwrap();
+        settings.token_url = tokens.url.parse().unwrap();
         settings.jwks.time = Duration::from_millis(500);
         Self {
             issuer,
@@ -133,7 +136,7 @@ impl World {
         let server = serve(
             "sts",
             PlainListener(tcp),
-            layers::wrap(sts::router(sts.state()), "sts"),
+            layers::wrap_worded(sts::router(sts.state()), "sts"),
             Limits::default(),
             Remote::identify,
         );

@@ -70,7 +70,7 @@ async fn certificates_are_read_anew_and_a_silent_peer_delays_nobody() {
     let _server = serve(
         "sts",
         listener,
-        layers::wrap(sts::router(sts.state()), "sts"),
+        layers::wrap_worded(sts::router(sts.state()), "sts"),
         Limits::default(),
         Remote::identify,
     );
