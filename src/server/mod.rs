@@ -133,20 +133,20 @@ impl Daemon {
             own.membership.joining(state);
         };
         // A start without keys is none, so their failure ends the join at once.
-        let (node, (keys, administration, socket)) = tokio::try_join!(
+        let (node, (keys, told, administration, socket)) = tokio::try_join!(
             async {
                 let node = node::joined(&settings.server.tailscale, &settings.log, news).await?;
                 own.joined(node.clone());
                 Ok::<_, StartError>(node)
             },
             async {
-                let keys = keys::open(settings, signs).await?;
+                let (keys, told) = keys::open(&settings.keys, signs).await?;
                 if signs {
                     latches::hang(&own, &keys);
                 }
                 let administration = admin::routes(settings, &keys, &own)?;
                 let socket = admin::local(settings, administration.clone(), &own.listeners)?;
-                Ok((keys, administration, socket))
+                Ok((keys, told, administration, socket))
             }
         )?;
         let shared = Shared {
@@ -163,7 +163,7 @@ impl Daemon {
         up.release();
         Ok(Self {
             node,
-            keeper: signs.then(|| Keeper::start(keys.clone(), meter.clone())),
+            keeper: signs.then(|| Keeper::start(keys.clone(), told, meter.clone())),
             keys,
             components,
             follow,
