@@ -119,14 +119,23 @@ impl Metrics {
             flag(readiness::all(&latches)),
         );
         let held = Family::<Labels, Gauge>::default();
+        let degraded = Family::<Labels, Gauge>::default();
         for latch in &latches {
-            held.get_or_create(&[("latch", latch.name)])
-                .set(i64::from(!latch.ready));
+            let label = [("latch", latch.name)];
+            held.get_or_create(&label).set(i64::from(!latch.ready));
+            degraded
+                .get_or_create(&label)
+                .set(i64::from(latch.degraded));
         }
         registry.register(
             "latch_held",
             "1 while the latch keeps the server from being ready",
             held,
+        );
+        registry.register(
+            "latch_degraded",
+            "1 while something is wrong with what the latch looks at, though the server is ready",
+            degraded,
         );
     }
 
