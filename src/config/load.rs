@@ -4,6 +4,7 @@
 //! value in silence, this either takes it with a warning or refuses it with a sentence; `docs/compatibility.md` lists which.
 //! Nothing is opened here but the file that holds a secret: whether a directory or a bucket exists is the components' business.
 
+mod otlp;
 mod sts;
 
 use std::{
@@ -174,6 +175,7 @@ impl<'a> Reader<'a> {
         let grace = self.duration(&table::SERVER_GRACE);
         let limits = self.limits();
         let tailscale = self.tailscale(purpose);
+        let otlp = self.otlp(purpose);
         let state = tailscale.as_ref().map(|tailscale| tailscale.dir.clone());
         let admin = self.admin(state.as_deref());
         let metrics = self.metrics();
@@ -189,6 +191,7 @@ impl<'a> Reader<'a> {
                 grace: grace?,
                 limits: limits?,
                 tailscale: tailscale?,
+                otlp: otlp?,
             },
             admin: admin?,
             metrics: metrics?,
@@ -814,7 +817,9 @@ impl<'a> Reader<'a> {
                 Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
             }
         };
-        match read.and_then(|secret| whole_secret(&secret).map(|()| secret)) {
+        // Headers hold schemes and names besides secrets, and so blanks.
+        let blanks = row.key == table::OTLP_HEADERS.key;
+        match read.and_then(|secret| whole_secret(&secret, blanks).map(|()| secret)) {
             Ok(secret) => {
                 let secret = Some(secret).filter(|secret| !secret.reveal().is_empty());
                 self.entries.push(Entry {
