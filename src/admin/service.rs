@@ -341,6 +341,7 @@ impl Admin {
                     name: latch.name.to_owned(),
                     ready: latch.ready,
                     reason: latch.reason,
+                    degraded: latch.degraded,
                 })
                 .collect(),
             join_state: join.code().to_owned(),

@@ -373,7 +373,10 @@ async fn whois(status: &Asked, server: &Client) -> Found {
 fn readiness(status: &Asked) -> Found {
     match status {
         Err(_) => skip("no running server to ask"),
-        Ok(status) if status.ready => ok("the server is ready"),
+        Ok(status) if status.ready => match super::status::degraded(status) {
+            none if none.is_empty() => ok("the server is ready"),
+            degraded => warn(format!("the server is ready, but degraded: {degraded}")),
+        },
         Ok(status) => fail(super::status::held(status)),
     }
 }

@@ -65,7 +65,6 @@ fn start(
     settings: &Settings,
     reload: impl Fn() -> Result<Settings, String>,
 ) -> Result<(), Failure> {
-    telemetry::log::init(&settings.log);
     server::start(settings, reload).map_err(|error| Failure::with_code(error.exit_code(), error))
 }
 
@@ -86,7 +85,7 @@ fn housekeeping(
     console: &mut Console<'_>,
 ) -> Result<(), Failure> {
     if format == OutputFormat::Text {
-        telemetry::log::init(&settings.log);
+        telemetry::log::init(&settings.log, None);
     } else {
         telemetry::log::init_beside_result(&settings.log);
     }

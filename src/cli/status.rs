@@ -12,7 +12,7 @@ use super::{
     output::{self, Output, Table},
 };
 use crate::{
-    admin::proto::StatusResponse,
+    admin::proto::{self, StatusResponse},
     config::{Environment, table::Scope},
 };
 
@@ -50,13 +50,20 @@ pub(super) fn run(
 
 /// Every latch that is held, in one line.
 pub(super) fn held(status: &StatusResponse) -> String {
-    let held: Vec<_> = status
-        .latches
-        .iter()
-        .filter(|latch| !latch.ready)
+    told(status, |latch| !latch.ready)
+}
+
+/// Every latch that is degraded, in one line.
+pub(super) fn degraded(status: &StatusResponse) -> String {
+    told(status, |latch| latch.degraded)
+}
+
+fn told(status: &StatusResponse, wanted: fn(&proto::Latch) -> bool) -> String {
+    let latches = status.latches.iter().filter(|latch| wanted(latch));
+    let told: Vec<_> = latches
         .map(|latch| format!("{}: {}", latch.name, latch.reason))
         .collect();
-    held.join("; ")
+    told.join("; ")
 }
 
 /// What is printed. Times are RFC 3339, and absent where there is none.
@@ -78,6 +85,7 @@ pub struct Status {
 struct Latch {
     name: String,
     ready: bool,
+    degraded: bool,
     #[serde(skip_serializing_if = "String::is_empty")]
     reason: String,
 }
@@ -132,6 +140,7 @@ impl From<StatusResponse> for Status {
                 .map(|latch| Latch {
                     name: latch.name,
                     ready: latch.ready,
+                    degraded: latch.degraded,
                     reason: latch.reason,
                 })
                 .collect(),
@@ -202,8 +211,18 @@ impl Output for Status {
                 table.row([what.to_owned(), is]);
             }
         };
-        row("ready", if self.ready { "yes" } else { "no" }.to_owned());
-        for latch in self.latches.iter().filter(|latch| !latch.ready) {
+        let degraded = self.latches.iter().any(|latch| latch.degraded);
+        let ready = match (self.ready, degraded) {
+            (true, false) => "yes",
+            (true, true) => "yes, degraded",
+            (false, _) => "no",
+        };
+        row("ready", ready.to_owned());
+        for latch in self
+            .latches
+            .iter()
+            .filter(|latch| !latch.ready || latch.degraded)
+        {
             row(&latch.name, latch.reason.clone());
         }
         row("node", self.node.state.clone());
@@ -261,7 +280,6 @@ impl Output for Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::proto;
 
     #[test]
     fn the_table_says_why_and_what_to_do_and_json_has_no_zeros_for_nothing() {
@@ -273,6 +291,7 @@ mod tests {
                 name: "node-running".into(),
                 ready: false,
                 reason: "because".into(),
+                ..proto::Latch::default()
             }],
             ..StatusResponse::default()
         });
@@ -280,6 +299,21 @@ mod tests {
         for words in ["because", "a person has to log in", "needs-login"] {
             assert!(table.contains(words), "{table}");
         }
+        let degraded = Status::from(StatusResponse {
+            ready: true,
+            latches: vec![proto::Latch {
+                name: "jwks-read".into(),
+                ready: true,
+                reason: "long ago".into(),
+                degraded: true,
+            }],
+            ..StatusResponse::default()
+        });
+        let table = degraded.table().to_string();
+        assert!(
+            table.contains("yes, degraded") && table.contains("long ago"),
+            "{table}"
+        );
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!(json["jwks"]["read_at"], serde_json::Value::Null);
         assert_eq!(json["node"]["login_url"], "https://login.example/x");

@@ -5,6 +5,7 @@
 //! Nothing is opened here but the file that holds a secret: whether a directory or a bucket exists is the components' business.
 
 mod listeners;
+mod otlp;
 mod sts;
 
 use std::{
@@ -163,6 +164,7 @@ impl<'a> Reader<'a> {
         let grace = self.duration(&table::SERVER_GRACE);
         let limits = self.limits();
         let tailscale = self.tailscale(purpose);
+        let otlp = self.otlp(purpose);
         let state = tailscale.as_ref().map(|tailscale| tailscale.dir.clone());
         let admin = self.admin(state.as_deref());
         let metrics = self.metrics();
@@ -179,6 +181,7 @@ impl<'a> Reader<'a> {
                 grace: grace?,
                 limits: limits?,
                 tailscale: tailscale?,
+                otlp: otlp?,
             },
             admin: admin?,
             metrics: metrics?,
@@ -779,7 +782,9 @@ impl<'a> Reader<'a> {
                 Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
             }
         };
-        match read.and_then(|secret| whole_secret(&secret).map(|()| secret)) {
+        // Headers hold schemes and names besides secrets, and so blanks.
+        let blanks = row.key == table::OTLP_HEADERS.key;
+        match read.and_then(|secret| whole_secret(&secret, blanks).map(|()| secret)) {
             Ok(secret) => {
                 let secret = Some(secret).filter(|secret| !secret.reveal().is_empty());
                 self.entries.push(Entry {

@@ -441,7 +441,8 @@ pub(super) fn secret_file(path: &Path) -> Result<Secret, String> {
 /// What stands for a secret where settings are shown.
 pub(super) const HIDDEN: &str = "(hidden)";
 
-pub(super) fn whole_secret(secret: &Secret) -> Result<(), String> {
+/// `blanks`: whether there may be any.
+pub(super) fn whole_secret(secret: &Secret, blanks: bool) -> Result<(), String> {
     if secret.reveal() == HIDDEN {
         // Copied from `config show`: the control server would only say that the key is wrong.
         return Err("is the mark of a hidden secret, not a secret".into());
@@ -451,7 +452,7 @@ pub(super) fn whole_secret(secret: &Secret) -> Result<(), String> {
     }
     if secret
         .reveal()
-        .contains(|c: char| c.is_control() || c.is_whitespace())
+        .contains(|c: char| c.is_control() || c.is_whitespace() && !(blanks && c == ' '))
     {
         return Err("holds blanks, line ends or control characters".into());
     }

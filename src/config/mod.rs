@@ -8,6 +8,7 @@ pub mod duration;
 mod file;
 mod load;
 mod meaning;
+mod otel;
 mod raw;
 mod report;
 mod secret;

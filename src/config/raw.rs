@@ -171,8 +171,9 @@ impl Raw {
     }
 
     /// TailSTS's variables, for those who swap it for our `sts` component. Their names are so common (`PORT`) that they mean nothing
-    /// where that component does not run.
+    /// where that component does not run. And OpenTelemetry's ([`super::otel`]).
     fn take_aliases(&mut self, environment: &Environment) {
+        self.take_otel(environment);
         let components = self.typed(&table::COMPONENTS).map(|typed| &typed.value);
         let runs = |text: &String| {
             text.split(|c: char| c == ',' || c.is_whitespace())
@@ -189,14 +190,20 @@ impl Raw {
         let json = environment.text("JSON_LOGGING");
         self.json_logging =
             json.is_some_and(|word| matches!(word, "1" | "t" | "T" | "true" | "TRUE" | "True"));
-        for row in table::ALL {
-            let Some(name) = row.alias else { continue };
-            if let Some(text) = environment.text(name) {
-                self.variables.entry(row.key).or_insert_with(|| Typed {
-                    value: Value::Text(text.to_owned()),
-                    origin: Origin::Variable(name.to_owned()),
-                });
-            }
+        for row in table::ALL.iter().filter(|row| row.key.starts_with("sts.")) {
+            self.take_alias(row, environment);
+        }
+    }
+
+    pub(super) fn take_alias(&mut self, row: &'static Row, environment: &Environment) {
+        let typed = row
+            .alias
+            .and_then(|name| Some((name, environment.text(name)?)));
+        if let Some((name, text)) = typed {
+            self.variables.entry(row.key).or_insert_with(|| Typed {
+                value: Value::Text(text.to_owned()),
+                origin: Origin::Variable(name.to_owned()),
+            });
         }
     }
 

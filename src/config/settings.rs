@@ -121,6 +121,19 @@ pub struct Server {
     pub grace: Duration,
     pub limits: Limits,
     pub tailscale: Tailscale,
+    /// `server.telemetry.otlp.endpoint`; nothing is exported when absent.
+    pub otlp: Option<Otlp>,
+}
+
+/// Where traces and metrics are sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Otlp {
+    /// `server.telemetry.otlp.endpoint`: without the path of a signal.
+    pub endpoint: String,
+    /// `server.telemetry.otlp.headers`: names are sound, and so are values.
+    pub headers: Vec<(String, Secret)>,
+    /// `server.telemetry.otlp.interval`
+    pub interval: Duration,
 }
 
 /// Bounds of every listener.

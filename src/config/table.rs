@@ -15,7 +15,7 @@ pub struct Row {
     pub help: &'static str,
     pub example: &'static str,
     flags: [Option<Flag>; 2],
-    /// A variable of another program that the setting took over; it counts only where the `sts` component runs.
+    /// A variable of another program that the setting took over; those of settings of `sts` count only where that component runs.
     pub alias: Option<&'static str>,
 }
 
@@ -233,6 +233,20 @@ rows! {
         .flag("limit-write-time", Scope::Start)
         .default("30s")
         .help("The longest that an answer waits for its reader");
+    OTLP_ENDPOINT = row("server.telemetry.otlp.endpoint", Kind::Url)
+        .flag("otlp-endpoint", Scope::Start)
+        .alias("OTEL_EXPORTER_OTLP_ENDPOINT")
+        .example("http://127.0.0.1:4318")
+        .help("Collector that traces and metrics are sent to (OTLP, http/protobuf); none without it. OTEL_EXPORTER_OTLP_ENDPOINT does the same");
+    OTLP_HEADERS = row("server.telemetry.otlp.headers", Kind::Secret)
+        .flag("otlp-headers", Scope::Start)
+        .alias("OTEL_EXPORTER_OTLP_HEADERS")
+        .example("file:/run/secrets/otlp-headers")
+        .help("Headers for the collector, name=value by commas, or file:PATH of a file that holds them. OTEL_EXPORTER_OTLP_HEADERS does the same");
+    OTLP_INTERVAL = row("server.telemetry.otlp.interval", duration(Duration::from_millis(100), HOUR))
+        .flag("otlp-interval", Scope::Start)
+        .default("1m")
+        .help("Time between two exports of the metrics");
     TS_AUTHKEY = row("server.tailscale.authkey", Kind::Secret)
         .flag("ts-authkey", Scope::Start)
         .example("file:/run/secrets/authkey")

@@ -3,8 +3,8 @@
 //! | Route | Answer |
 //! |---|---|
 //! | `GET /livez` | 200: the process answers; nothing else is looked at |
-//! | `GET /readyz` | 200, or 503 with `Retry-After` and the names of the latches that are held |
-//! | `GET /readyz?verbose` | the same with every latch and the reason of each held one |
+//! | `GET /readyz` | 200, or 503 with `Retry-After`; the names of the latches that are held, and of those that are degraded |
+//! | `GET /readyz?verbose` | the same with every latch and the reason of each that is not in order |
 //!
 //! Not ready is a state and no failure of the request, so it is no [`super::Error`] and makes no line in the log at each probe.
 
@@ -50,13 +50,14 @@ async fn ready(State(readiness): State<Readiness>, RawQuery(query): RawQuery) ->
         .split('&')
         .any(|word| word == "verbose" || word.starts_with("verbose="));
     let latches = readiness.look(Timestamp::now());
+    let names = |wanted: fn(&Latch) -> bool| {
+        let found = latches.iter().filter(|latch| wanted(latch));
+        found.map(|latch| latch.name).collect()
+    };
     let body = Ready {
         ready: all(&latches),
-        held: latches
-            .iter()
-            .filter(|latch| !latch.ready)
-            .map(|latch| latch.name)
-            .collect(),
+        held: names(|latch| !latch.ready),
+        degraded: names(|latch| latch.degraded),
         latches: if verbose { &latches } else { &[] },
     };
     let mut response = Json(&body).into_response();
@@ -73,6 +74,7 @@ async fn ready(State(readiness): State<Readiness>, RawQuery(query): RawQuery) ->
 struct Ready<'a> {
     ready: bool,
     held: Vec<&'static str>,
+    degraded: Vec<&'static str>,
     #[serde(skip_serializing_if = "<[Latch]>::is_empty")]
     latches: &'a [Latch],
 }

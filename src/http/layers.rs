@@ -22,7 +22,7 @@ use std::{
 use axum::{
     BoxError, Router,
     error_handling::HandleErrorLayer,
-    extract::{DefaultBodyLimit, Request},
+    extract::{DefaultBodyLimit, MatchedPath, Request},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
@@ -34,7 +34,10 @@ use tower_http::{catch_panic::CatchPanicLayer, limit::RequestBodyLimitLayer};
 use tracing::Instrument;
 
 use super::{Error, error::Kind, serve::Pace};
-use crate::telemetry::chain;
+use crate::telemetry::{
+    chain,
+    trace::{self, Neighbour},
+};
 
 pub const REQUEST_TIME: Duration = Duration::from_secs(30);
 /// The same for gRPC. Longer than a key change waits for whoever has the key directory and for the place of publication.
@@ -127,7 +130,15 @@ async fn request_scope(
 ) -> Result<Response, Infallible> {
     let id = uuid::Uuid::now_v7().simple().to_string();
     request.extensions_mut().insert(RequestId(id.clone()));
-    let span = tracing::info_span!("request", component, request_id = %id);
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let span = trace::request(
+        component,
+        &id,
+        request.method(),
+        route.as_ref().map(MatchedPath::as_str),
+        request.headers(),
+        request.extensions().get::<Neighbour>().is_some(),
+    );
     let paid = request
         .extensions()
         .get::<Pace>()
@@ -141,6 +152,7 @@ async fn request_scope(
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
+    trace::answered(&span, response.status());
     Ok(response)
 }
 

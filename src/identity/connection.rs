@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ::http::request::Parts;
 use arc_swap::ArcSwapOption;
 use axum::extract::FromRequestParts;
+use tracing::Instrument;
 
 use super::{
     Caller, Refusal, Visitor,
@@ -13,7 +14,7 @@ use super::{
 use crate::{
     http::{self, error::Kind},
     tailnet::{Node, Peer, Via},
-    telemetry::meter::Meter,
+    telemetry::{meter::Meter, trace},
 };
 
 /// One connection from the tailnet. Part of every request's extensions; handlers take a [`Caller`] instead.
@@ -56,6 +57,7 @@ impl Connection {
     /// Who calls, right now. Callers from another tailnet are refused.
     pub async fn caller(&self) -> Result<Caller, Refusal> {
         if self.peer.via == Via::Funnel {
+            trace::caller("funnel");
             return Ok(Caller::Funnel(self.peer.addr));
         }
         self.visitor().await?.caller().cloned()
@@ -77,11 +79,15 @@ impl Connection {
             .filter(|known| known.generation == generation)
         {
             self.meter.whois_kept();
+            trace::caller(known.visitor.kind());
             return Ok(known.visitor.clone());
         }
-        let visitor = ask(self.node.as_ref(), self.peer.addr).await;
+        let visitor = ask(self.node.as_ref(), self.peer.addr)
+            .instrument(tracing::debug_span!("whois"))
+            .await;
         self.meter.whois_asked(visitor.is_ok());
         let visitor = Arc::new(visitor?);
+        trace::caller(visitor.kind());
         self.known.store(Some(Arc::new(Known {
             generation,
             visitor: visitor.clone(),

@@ -68,6 +68,16 @@ impl Visitor {
         self.foreign
     }
 
+    /// What sort of caller this is, for those who must not tell more.
+    pub fn kind(&self) -> &'static str {
+        match &self.caller {
+            _ if self.foreign => "foreign",
+            Caller::Funnel(_) => "funnel",
+            Caller::Machine(_) => "machine",
+            Caller::User(_) => "user",
+        }
+    }
+
     /// MagicDNS suffix of the caller's tailnet; empty where it is not known.
     pub fn tailnet(&self) -> &str {
         &self.tailnet

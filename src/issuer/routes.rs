@@ -15,6 +15,7 @@ use axum::{
 };
 use jiff::Timestamp;
 use serde::Serialize;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use super::{Claims, TokenRules};
@@ -92,6 +93,7 @@ async fn token(issuer: &Issuer, caller: &Caller) -> Result<String, Error> {
     let token = issuer
         .signing
         .sign(&signer, bytes)
+        .instrument(tracing::debug_span!("sign"))
         .await
         .map_err(|error| match error {
             SignError::Overloaded => overloaded(),

@@ -10,6 +10,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
+use tracing::Instrument;
 
 use super::{Document, Unreadable, document::LARGEST};
 
@@ -167,6 +168,7 @@ pub async fn update<E>(
         }
         match publisher
             .write(&after, before.as_ref().map(|before| &before.etag))
+            .instrument(tracing::debug_span!("publish"))
             .await
         {
             Ok(_) => {

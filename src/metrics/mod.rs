@@ -67,10 +67,8 @@ pub fn router(metrics: Metrics) -> Router {
 }
 
 async fn scrape(State(metrics): State<Metrics>) -> Result<Response, Error> {
-    // Without it the rest is still worth having.
-    let runtime = tailnet::runtime_stats().await.ok();
-    let text = metrics
-        .text(runtime, Timestamp::now())
+    let mut text = String::new();
+    text::encode(&mut text, &metrics.registry().await)
         .map_err(|cause| Error::new(Kind::Internal, "internal", "no metrics").because(cause))?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
 }
@@ -79,11 +77,14 @@ type Labels = [(&'static str, &'static str); 1];
 type Number = Gauge<f64, AtomicU64>;
 
 impl Metrics {
-    fn text(
-        &self,
-        runtime: Option<RuntimeStats>,
-        now: Timestamp,
-    ) -> Result<String, std::fmt::Error> {
+    /// Everything as it is now. Whoever else shows numbers shows these.
+    pub async fn registry(&self) -> Registry {
+        // Without it the rest is still worth having.
+        let runtime = tailnet::runtime_stats().await.ok();
+        self.at(runtime, Timestamp::now())
+    }
+
+    fn at(&self, runtime: Option<RuntimeStats>, now: Timestamp) -> Registry {
         let mut root = Registry::default();
         process(&mut root);
         let registry = root.sub_registry_with_prefix("tailbone");
@@ -105,9 +106,7 @@ impl Metrics {
         if let Some(runtime) = runtime {
             go(registry, runtime);
         }
-        let mut text = String::new();
-        text::encode(&mut text, &root)?;
-        Ok(text)
+        root
     }
 
     fn readiness(&self, registry: &mut Registry, now: Timestamp) {
@@ -119,14 +118,23 @@ impl Metrics {
             flag(readiness::all(&latches)),
         );
         let held = Family::<Labels, Gauge>::default();
+        let degraded = Family::<Labels, Gauge>::default();
         for latch in &latches {
-            held.get_or_create(&[("latch", latch.name)])
-                .set(i64::from(!latch.ready));
+            let label = [("latch", latch.name)];
+            held.get_or_create(&label).set(i64::from(!latch.ready));
+            degraded
+                .get_or_create(&label)
+                .set(i64::from(latch.degraded));
         }
         registry.register(
             "latch_held",
             "1 while the latch keeps the server from being ready",
             held,
+        );
+        registry.register(
+            "latch_degraded",
+            "1 while something is wrong with what the latch looks at, though the server is ready",
+            degraded,
         );
     }
 

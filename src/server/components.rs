@@ -25,8 +25,8 @@ use crate::{
     keys::SigningPool,
     metrics::{self, Metrics},
     sts::{self, Sts, config::HostListener},
-    tailnet::Node,
-    telemetry::{meter::Meter, readiness::Readiness},
+    tailnet::{Node, Via},
+    telemetry::{meter::Meter, readiness::Readiness, trace::Neighbour},
 };
 
 /// What components share with each other and with the server around them.
@@ -38,6 +38,19 @@ pub(super) struct Shared {
     pub(super) meter: Meter,
     pub(super) readiness: Readiness,
     pub(super) listeners: Listeners,
+}
+
+impl Shared {
+    /// All numbers there are, whether or not a listener shows them.
+    pub(super) fn metrics(&self) -> Metrics {
+        Metrics {
+            meter: self.meter.clone(),
+            node: self.node.clone(),
+            keys: self.keys.clone(),
+            readiness: self.readiness.clone(),
+            listeners: self.listeners.clone(),
+        }
+    }
 }
 
 /// What runs.
@@ -210,13 +223,7 @@ impl Components {
         set: config::Metrics,
         node: &Arc<dyn Node>,
     ) -> Result<(), StartError> {
-        let routes = metrics::router(Metrics {
-            meter: self.shared.meter.clone(),
-            node: node.clone(),
-            keys: self.shared.keys.clone(),
-            readiness: self.shared.readiness.clone(),
-            listeners: self.shared.listeners.clone(),
-        });
+        let routes = metrics::router(self.shared.metrics());
         let routes = layers::wrap(routes, "metrics");
         match set.binding {
             Binding::Addr(ip) if ip.is_loopback() => {
@@ -255,6 +262,9 @@ impl Components {
         let meter = self.shared.meter.clone();
         self.serve(what, addr.to_string(), listener, routes, move |peer| {
             let mut known = Extensions::new();
+            if peer.via == Via::Tailnet {
+                known.insert(Neighbour);
+            }
             let connection = Connection::new(node.clone(), peer).counted(meter.clone());
             known.insert(Arc::new(connection));
             known

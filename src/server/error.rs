@@ -9,6 +9,7 @@ use crate::{
     jwks::life::LifeError,
     sts,
     tailnet::{self, join::JoinError},
+    telemetry::otlp::NoCollector,
 };
 
 /// A failed start, or a daemon that could not go on.
@@ -17,6 +18,8 @@ use crate::{
 pub enum StartError {
     #[error("cannot start the runtime or take the signals: {0}")]
     Runtime(#[source] std::io::Error),
+    #[error("traces and metrics cannot be exported (server.telemetry.otlp)")]
+    Otlp(#[from] NoCollector),
     #[error("the gate cannot be built")]
     Gate(#[from] gate::BuildError),
     #[error("cannot listen at the host address {addr}")]

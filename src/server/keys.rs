@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio::{sync::Notify, task::JoinHandle, time::MissedTickBehavior};
 
 use crate::{
-    config::Settings,
+    config,
     jwks::life::{KeyLife, LifeError, Outcome, Report},
     telemetry::meter::Meter,
 };
@@ -23,24 +23,25 @@ pub(super) struct Keeper {
 }
 
 /// Opens the keys as the settings say. Where something `signs`, they are loaded, and the first one is made where there is none.
-pub(super) async fn open(settings: &Settings, signs: bool) -> Result<KeyLife, LifeError> {
-    let life = KeyLife::open(&settings.keys).await;
+pub(super) async fn open(keys: &config::Keys, signs: bool) -> Result<(KeyLife, Told), LifeError> {
+    let life = KeyLife::open(keys).await;
+    let mut told = Told::default();
     if !signs {
-        return Ok(life);
+        return Ok((life, told));
     }
     let report = life.start(Timestamp::now()).await?;
-    let mut told = Told::default();
     told.tell(&report);
     if report.no_signer.is_none() {
         tracing::info!(target: "keys", place = report.place, kid = signing(&report), "keys loaded");
     }
-    Ok(life)
+    Ok((life, told))
 }
 
 impl Keeper {
-    pub(super) fn start(life: KeyLife, meter: Meter) -> Self {
+    /// `told`: what [`open`] has said already.
+    pub(super) fn start(life: KeyLife, told: Told, meter: Meter) -> Self {
         let look = Arc::new(Notify::new());
-        let task = tokio::spawn(keep(life, look.clone(), meter));
+        let task = tokio::spawn(keep(life, told, look.clone(), meter));
         Self { look, task }
     }
 
@@ -56,10 +57,9 @@ impl Drop for Keeper {
     }
 }
 
-async fn keep(life: KeyLife, look: Arc<Notify>, meter: Meter) {
+async fn keep(life: KeyLife, mut told: Told, look: Arc<Notify>, meter: Meter) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut told = Told::default();
     loop {
         let outcome = tokio::select! {
             _ = ticks.tick() => life.poll(Timestamp::now()).await.transpose(),
@@ -91,9 +91,10 @@ fn signing(report: &Report) -> &str {
         .map_or("", |key| &key.kid)
 }
 
-/// What was said last, so that lasting trouble is one line and not one a minute.
+/// What was said last, so that lasting trouble is one line and not one a minute. One for the life of the server: what was said at
+/// the start is not news to the keeper.
 #[derive(Debug, Default)]
-struct Told {
+pub(super) struct Told {
     trouble: Vec<String>,
 }
 
@@ -122,5 +123,98 @@ impl Told {
             tracing::info!(target: "keys", "the trouble with the keys is over");
         }
         self.trouble = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tracing_subscriber::{Layer, layer::SubscriberExt};
+
+    use super::*;
+    use crate::config::{KeySpec, Publish};
+
+    /// The words of every event.
+    #[derive(Clone, Default)]
+    struct Heard(Arc<Mutex<Vec<String>>>);
+
+    impl<S: tracing::Subscriber> Layer<S> for Heard {
+        fn on_event(
+            &self,
+            event: &tracing::Event<'_>,
+            _: tracing_subscriber::layer::Context<'_, S>,
+        ) {
+            struct Message(String);
+            impl tracing::field::Visit for Message {
+                fn record_debug(
+                    &mut self,
+                    field: &tracing::field::Field,
+                    value: &dyn std::fmt::Debug,
+                ) {
+                    if field.name() == "message" {
+                        self.0 = format!("{value:?}");
+                    }
+                }
+            }
+            let mut message = Message(String::new());
+            event.record(&mut message);
+            self.0.lock().unwrap().push(message.0);
+        }
+    }
+
+    impl Heard {
+        fn times(&self, words: &str) -> usize {
+            let heard = self.0.lock().unwrap();
+            heard.iter().filter(|line| line.contains(words)).count()
+        }
+
+        async fn hears(&self, words: &str) {
+            let heard = async {
+                while self.times(words) == 0 {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            let heard = tokio::time::timeout(Duration::from_secs(20), heard).await;
+            assert!(heard.is_ok(), "{words}: only {:?}", self.0.lock().unwrap());
+        }
+    }
+
+    #[tokio::test]
+    async fn trouble_at_the_start_is_said_once_and_its_end_too() {
+        let heard = Heard::default();
+        let _here =
+            tracing::subscriber::set_default(tracing_subscriber::registry().with(heard.clone()));
+        let dir = tempfile::TempDir::new().unwrap();
+        let keys = config::Keys {
+            dir: dir.path().to_owned(),
+            issuer: String::new(),
+            expiry: Duration::from_secs(60),
+            prefix: "tb".to_owned(),
+            spec: KeySpec::Es256,
+            rotate_every: None,
+            cache_time: Duration::from_secs(300),
+            skew: Duration::ZERO,
+            publish: Publish::File {
+                path: dir.path().join("jwks.json"),
+            },
+        };
+        let broken = dir.path().join("tb-1740172800.private.jwk");
+        std::fs::write(&broken, "no key").unwrap();
+
+        let (life, told) = open(&keys, true).await.unwrap();
+        assert_eq!(heard.times("is not used"), 1);
+        let keeper = Keeper::start(life.clone(), told, Meter::default());
+        // A look of the keeper with the trouble still there is over once a second broken file is told of.
+        std::fs::write(dir.path().join("tb-1740172801.private.jwk"), "no key").unwrap();
+        keeper.look();
+        heard.hears("tb-1740172801.private.jwk is not used").await;
+        assert_eq!(heard.times("tb-1740172800.private.jwk is not used"), 1);
+
+        std::fs::remove_file(&broken).unwrap();
+        std::fs::remove_file(dir.path().join("tb-1740172801.private.jwk")).unwrap();
+        keeper.look();
+        heard.hears("the trouble with the keys is over").await;
+        assert_eq!(heard.times("the trouble with the keys is over"), 1);
     }
 }

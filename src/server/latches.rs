@@ -1,10 +1,17 @@
 //! What this server needs to be ready, each a latch with its reason: on the tailnet, a key that signs, a published document that
-//! was read lately, listeners.
+//! was read, listeners.
+//!
+//! A document that was read once and cannot be read any more degrades: tokens go on under the keys that verifiers know, and every
+//! replica reads the same place, so holding the latch would take all of them away at once for a fault that none of them has. One
+//! that was never read since the start holds: settings or credentials may be wrong, and a rollout has to stop at that.
 
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    admin::OwnNode, jwks::life::KeyLife, tailnet::join::JoinState, telemetry::readiness::Switch,
+    admin::OwnNode,
+    jwks::life::KeyLife,
+    tailnet::join::JoinState,
+    telemetry::readiness::{State, Switch},
 };
 
 /// Looks are taken twice a minute at least; whoever has seen none for this long is cut off from where verifiers read.
@@ -56,14 +63,15 @@ fn on_the_tailnet(state: &JoinState) -> Result<(), String> {
     }
 }
 
-fn read_lately(read: Option<Timestamp>, now: Timestamp) -> Result<(), String> {
+fn read_lately(read: Option<Timestamp>, now: Timestamp) -> State {
     match read {
-        None => Err("the published document was never read".to_owned()),
-        Some(read) if now.duration_since(read) > READ_WITHIN => Err(format!(
-            "the published document was last read {} minutes ago",
+        None => State::Held("the published document was never read".to_owned()),
+        Some(read) if now.duration_since(read) > READ_WITHIN => State::Degraded(format!(
+            "the published document was last read {} minutes ago; tokens go on under the keys that were published then, and no key \
+             is rotated",
             now.duration_since(read).as_mins()
         )),
-        Some(_) => Ok(()),
+        Some(_) => State::Released,
     }
 }
 
@@ -72,16 +80,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_document_that_was_not_read_for_long_holds_the_latch() {
+    fn a_document_that_was_never_read_holds_and_one_not_read_for_long_degrades() {
         let at = |second| Timestamp::from_second(second).unwrap();
-        assert!(read_lately(None, at(0)).is_err());
-        assert!(read_lately(Some(at(1000)), at(1000 + 15 * 60)).is_ok());
+        assert!(matches!(read_lately(None, at(0)), State::Held(_)));
         assert_eq!(
-            read_lately(Some(at(1000)), at(1000 + 16 * 60)),
-            Err("the published document was last read 16 minutes ago".to_owned())
+            read_lately(Some(at(1000)), at(1000 + 15 * 60)),
+            State::Released
         );
+        let State::Degraded(reason) = read_lately(Some(at(1000)), at(1000 + 16 * 60)) else {
+            panic!("not degraded");
+        };
+        assert!(reason.contains("last read 16 minutes ago"), "{reason}");
         // A clock set back makes nothing older.
-        assert!(read_lately(Some(at(100_000)), at(1000)).is_ok());
+        assert_eq!(read_lately(Some(at(100_000)), at(1000)), State::Released);
     }
 
     #[test]

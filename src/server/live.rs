@@ -133,6 +133,7 @@ fn left(now: &Settings, new: &Settings) -> Vec<&'static str> {
                 || ours.tags != theirs.tags
                 || ours.upload_logs != theirs.upload_logs,
         ),
+        ("server.telemetry", now.server.otlp != new.server.otlp),
         ("admin", now.admin != new.admin),
         ("metrics", now.metrics != new.metrics),
         ("gate", now.gate != new.gate),

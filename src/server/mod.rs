@@ -1,11 +1,11 @@
 //! The composition root of `tailbone server …`: what is built in which order, and how it ends. The only place that names every
 //! component.
 //!
-//! Order of the start: signals, then node and keys side by side (joining waits for the network, a first key for the processor),
+//! Order of the start: log and export of telemetry, signals, then node and keys side by side (joining waits for the network, a first key for the processor),
 //! then listeners, then "listening" in the log. A listener exists only once what it serves is ready; the local admin socket needs
 //! the keys alone, so it is there while the node still joins.
 //!
-//! Order of the end: listeners stop accepting, open requests get the grace time, their answers leave the machine, the node logs out
+//! Order of the end: listeners stop accepting, open requests get the grace time, their answers and the last telemetry leave the machine, the node logs out
 //! if it is ephemeral and closes. A second signal ends the process at once.
 //!
 //! Left to others: joining ([`crate::tailnet::join`]), serving ([`crate::http::serve`]), which key signs ([`crate::jwks`]).
@@ -20,7 +20,11 @@ mod live;
 mod node;
 mod notify;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{task::JoinHandle, time::MissedTickBehavior};
 
@@ -39,7 +43,7 @@ use crate::{
     jwks::life::KeyLife,
     signals::{Signal, Signals},
     tailnet::{Node, join::JoinState, runtime_stats},
-    telemetry::{meter::Meter, readiness::Switch},
+    telemetry::{self, meter::Meter, otlp::Otlp, readiness::Switch},
     version,
 };
 
@@ -49,6 +53,9 @@ const LOGOUT: Duration = Duration::from_secs(3);
 /// How long the node's pumps may take for what was answered last, and its TCP to send that.
 const PUMPING: Duration = Duration::from_secs(1);
 const SENDING: Duration = Duration::from_millis(100);
+
+/// How long the collector may take for the last traces and metrics, also where the requests needed all of the grace time.
+const LEAST_FLUSH: Duration = Duration::from_millis(500);
 
 /// Between two looks at files that may change while the server runs: policies, certificates.
 const TICK: Duration = Duration::from_secs(5);
@@ -74,11 +81,13 @@ async fn run(
     settings: &Settings,
     load: impl Fn() -> Result<Settings, String>,
 ) -> Result<(), StartError> {
+    let otlp = settings.server.otlp.as_ref().map(Otlp::start).transpose()?;
+    telemetry::log::init(&settings.log, otlp.as_ref());
     tracing::info!(target: "server", version = version::VERSION, commit = version::COMMIT, "starting tailbone server");
     let supervisor = Supervisor::of_process();
     let mut signals = Signals::install().map_err(StartError::Runtime)?;
     let mut daemon = tokio::select! {
-        daemon = Daemon::start(settings, supervisor) => daemon?,
+        daemon = Daemon::start(settings, supervisor, otlp) => daemon?,
         signal = stop_signal(&mut signals) => {
             let signal = signal.map_err(StartError::Runtime)?;
             tracing::info!(target: "server", ?signal, "stopped before the start was done");
@@ -116,13 +125,18 @@ struct Daemon {
     follow: JoinHandle<()>,
     live: Live,
     meter: Meter,
+    otlp: Option<Otlp>,
     /// Held by the server's end.
     up: Switch,
     supervisor: Supervisor,
 }
 
 impl Daemon {
-    async fn start(settings: &Settings, supervisor: Supervisor) -> Result<Self, StartError> {
+    async fn start(
+        settings: &Settings,
+        supervisor: Supervisor,
+        mut otlp: Option<Otlp>,
+    ) -> Result<Self, StartError> {
         let own = OwnNode::default();
         let live = Live::new(settings);
         let meter = Meter::default();
@@ -133,20 +147,20 @@ impl Daemon {
             own.membership.joining(state);
         };
         // A start without keys is none, so their failure ends the join at once.
-        let (node, (keys, administration, socket)) = tokio::try_join!(
+        let (node, (keys, told, administration, socket)) = tokio::try_join!(
             async {
                 let node = node::joined(&settings.server.tailscale, &settings.log, news).await?;
                 own.joined(node.clone());
                 Ok::<_, StartError>(node)
             },
             async {
-                let keys = keys::open(settings, signs).await?;
+                let (keys, told) = keys::open(&settings.keys, signs).await?;
                 if signs {
                     latches::hang(&own, &keys);
                 }
                 let administration = admin::routes(settings, &keys, &own)?;
                 let socket = admin::local(settings, administration.clone(), &own.listeners)?;
-                Ok((keys, administration, socket))
+                Ok((keys, told, administration, socket))
             }
         )?;
         let shared = Shared {
@@ -158,17 +172,25 @@ impl Daemon {
             readiness: own.readiness.clone(),
             listeners: own.listeners.clone(),
         };
+        if let Some(otlp) = &mut otlp {
+            let metrics = shared.metrics();
+            otlp.measure(move || {
+                let metrics = metrics.clone();
+                async move { metrics.registry().await }
+            });
+        }
         let components = Components::start(settings, shared, administration, socket).await?;
         let follow = tokio::spawn(node::follow(node.clone()));
         up.release();
         Ok(Self {
             node,
-            keeper: signs.then(|| Keeper::start(keys.clone(), meter.clone())),
+            keeper: signs.then(|| Keeper::start(keys.clone(), told, meter.clone())),
             keys,
             components,
             follow,
             live,
             meter,
+            otlp,
             up,
             supervisor,
         })
@@ -223,8 +245,16 @@ impl Daemon {
     async fn stop(&mut self) {
         self.up.hold();
         let settings = self.live.settings();
+        let began = Instant::now();
         self.components.stop(settings.server.grace).await;
-        answers_have_left().await;
+        // What the requests have left of their time is the collector's, beside all the rest.
+        let left = settings.server.grace.saturating_sub(began.elapsed());
+        let flushed = async {
+            if let Some(otlp) = &mut self.otlp {
+                otlp.stop(left.max(LEAST_FLUSH)).await;
+            }
+        };
+        tokio::join!(flushed, answers_have_left());
         tracing::info!(target: "server", "shutting down Tailscale server");
         if settings.server.tailscale.ephemeral
             && let Err(error) = self.node.logout(LOGOUT).await

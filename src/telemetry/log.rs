@@ -24,11 +24,13 @@ use tracing::{
 };
 use tracing_subscriber::{
     Layer,
+    filter::filter_fn,
     layer::{Context, SubscriberExt},
     registry::LookupSpan,
     util::SubscriberInitExt,
 };
 
+use super::otlp::Otlp;
 use crate::config::{Log, LogFormat, LogLevel};
 
 /// Targets of our own that are not module paths.
@@ -79,14 +81,14 @@ fn keep(line: &str) {
     last.push_back(kept.to_owned());
 }
 
-/// Starts logging for the whole process. A second call changes nothing.
-pub fn init(settings: &Log) {
-    start(settings, Stream::Out, std::io::stdout().is_terminal());
+/// Starts logging for the whole process. A second call changes nothing. Where there is an `otlp`, it gets the spans.
+pub fn init(settings: &Log, otlp: Option<&Otlp>) {
+    start(settings, Stream::Out, std::io::stdout().is_terminal(), otlp);
 }
 
 /// The same on standard error, for a command whose standard output is a result for programs.
 pub fn init_beside_result(settings: &Log) {
-    start(settings, Stream::Err, std::io::stderr().is_terminal());
+    start(settings, Stream::Err, std::io::stderr().is_terminal(), None);
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -95,15 +97,38 @@ enum Stream {
     Out,
 }
 
-fn start(settings: &Log, stream: Stream, terminal: bool) {
+fn start(settings: &Log, stream: Stream, terminal: bool, otlp: Option<&Otlp>) {
     set_level(settings.level);
-    let layer = Lines {
+    let lines = Lines {
         format: settings.format,
         color: !settings.no_color && terminal,
         stream,
     };
     // Fails only when a subscriber is already there, which is then the one to use.
-    let _ = tracing_subscriber::registry().with(layer).try_init();
+    let _ = match otlp {
+        None => tracing_subscriber::registry().with(lines).try_init(),
+        // Each with a filter of its own: what is not logged may still be a span, and the other way round.
+        Some(otlp) => tracing_subscriber::registry()
+            .with(otlp.layer())
+            .with(lines.with_filter(filter_fn(logged)))
+            .try_init(),
+    };
+}
+
+/// Whether events and spans of this kind are logged.
+fn logged(meta: &Metadata<'_>) -> bool {
+    let level = level(LEVEL.load(Ordering::Relaxed));
+    let most = if is_ours(meta) {
+        level
+    } else {
+        level.min(Level::WARN)
+    };
+    *meta.level() <= most
+}
+
+/// Whether this is the program's own, and no library's.
+pub(super) fn is_ours(meta: &Metadata<'_>) -> bool {
+    component(meta.target()).is_some()
 }
 
 fn level(number: u8) -> Level {
@@ -131,13 +156,7 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
     fn enabled(&self, meta: &Metadata<'_>, _: Context<'_, S>) -> bool {
-        let level = level(LEVEL.load(Ordering::Relaxed));
-        let most = if component(meta.target()).is_some() {
-            level
-        } else {
-            level.min(Level::WARN)
-        };
-        *meta.level() <= most
+        logged(meta)
     }
 
     fn on_new_span(&self, attributes: &span::Attributes<'_>, id: &span::Id, ctx: Context<'_, S>) {

@@ -1,12 +1,14 @@
-//! What the program tells about itself: log lines ([`log`]), audit lines ([`audit`]), counts ([`meter`]), and whether it is ready
-//! ([`readiness`]).
+//! What the program tells about itself: log lines ([`log`]), audit lines ([`audit`]), counts ([`meter`]), spans ([`trace`]), whether it
+//! is ready ([`readiness`]), and the way of spans and counts to a collector ([`otlp`]).
 //!
 //! Invariant: no token, key or secret ever enters an event. Fields that name a key are always spelled `kid`.
 
 pub mod audit;
 pub mod log;
 pub mod meter;
+pub mod otlp;
 pub mod readiness;
+pub mod trace;
 
 /// An error with all its causes in one line.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {

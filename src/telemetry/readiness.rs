@@ -1,7 +1,10 @@
 //! Whether this server does what it is for, and which part keeps it from that.
 //!
-//! Each part adds a latch: a name and a look at its own state. Ready means that no latch is held. A latch is looked at when somebody
-//! asks, so its answer is never older than the question; a look must be cheap and must not wait.
+//! Each part adds a latch: a name and a look at its own state. Ready means that no latch is held. A latch may also be degraded: something
+//! is wrong that an operator has to see, but the server still does what it is for, and taking it out of service would only make it
+//! worse (all replicas share a bucket, so they would all go at once).
+//!
+//! A latch is looked at when somebody asks, so its answer is never older than the question; a look must be cheap and must not wait.
 //!
 //! Words of a latch are shown to whoever reaches the port: they name no path, no address of a login and no secret.
 
@@ -13,7 +16,23 @@ use std::sync::{
 use jiff::Timestamp;
 use serde::Serialize;
 
-type Look = dyn Fn(Timestamp) -> Result<(), String> + Send + Sync;
+/// What a look finds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    Released,
+    /// Wrong, and no reason to take the server out of service. Why.
+    Degraded(String),
+    /// The server cannot do what it is for. Why.
+    Held(String),
+}
+
+impl From<Result<(), String>> for State {
+    fn from(outcome: Result<(), String>) -> Self {
+        outcome.map_or_else(Self::Held, |()| Self::Released)
+    }
+}
+
+type Look = dyn Fn(Timestamp) -> State + Send + Sync;
 type Named = (&'static str, Arc<Look>);
 
 /// All latches of a server. Cheap to clone; clones are one.
@@ -25,17 +44,20 @@ pub struct Readiness(Arc<RwLock<Vec<Named>>>);
 pub struct Latch {
     pub name: &'static str,
     pub ready: bool,
-    /// Why it is held; empty when it is not.
+    /// Wrong, although the server is ready as far as this latch is concerned.
+    pub degraded: bool,
+    /// Why it is held or degraded; else empty.
     pub reason: String,
 }
 
 impl Readiness {
     /// Adds a latch, or replaces the one of that name.
-    pub fn latch(
+    pub fn latch<S: Into<State>>(
         &self,
         name: &'static str,
-        look: impl Fn(Timestamp) -> Result<(), String> + Send + Sync + 'static,
+        look: impl Fn(Timestamp) -> S + Send + Sync + 'static,
     ) {
+        let look = move |now| look(now).into();
         let mut latches = self.0.write().unwrap_or_else(PoisonError::into_inner);
         latches.retain(|(known, _)| *known != name);
         latches.push((name, Arc::new(look)));
@@ -66,11 +88,16 @@ impl Readiness {
         latches
             .into_iter()
             .map(|(name, look)| {
-                let outcome = look(now);
+                let (ready, degraded, reason) = match look(now) {
+                    State::Released => (true, false, String::new()),
+                    State::Degraded(reason) => (true, true, reason),
+                    State::Held(reason) => (false, false, reason),
+                };
                 Latch {
                     name,
-                    ready: outcome.is_ok(),
-                    reason: outcome.err().unwrap_or_default(),
+                    ready,
+                    degraded,
+                    reason,
                 }
             })
             .collect()
@@ -130,6 +157,7 @@ mod tests {
             Latch {
                 name: "late",
                 ready: false,
+                degraded: false,
                 reason: "too late".into()
             }
         );
@@ -138,10 +166,22 @@ mod tests {
     }
 
     #[test]
+    fn a_degraded_latch_is_told_and_leaves_the_server_ready() {
+        let readiness = Readiness::default();
+        readiness.latch("jwks", |_| State::Degraded("old".into()));
+        let latches = readiness.look(Timestamp::UNIX_EPOCH);
+        assert!(all(&latches));
+        assert!(
+            latches[0].degraded && latches[0].reason == "old",
+            "{latches:?}"
+        );
+    }
+
+    #[test]
     fn a_latch_of_the_same_name_takes_the_place() {
         let readiness = Readiness::default();
-        readiness.latch("x", |_| Err("old".into()));
-        readiness.latch("x", |_| Ok(()));
+        readiness.latch("x", |_| State::Held("old".into()));
+        readiness.latch("x", |_| State::Released);
         assert!(all(&readiness.look(Timestamp::UNIX_EPOCH)));
     }
 }

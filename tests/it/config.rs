@@ -5,6 +5,8 @@
     reason = "a test that cannot go on may panic, and so may what it calls"
 )]
 
+mod otlp;
+
 use std::{
     collections::BTreeMap,
     ffi::OsString,
@@ -309,6 +311,20 @@ fn contract() -> Vec<Row> {
             "server.limits.writeTime",
             "TB_SERVER_LIMITS_WRITETIME",
             json!("30s"),
+            ["1s", "2s", "3s"],
+        ),
+        row(
+            "--otlp-endpoint",
+            "server.telemetry.otlp.endpoint",
+            "TB_SERVER_TELEMETRY_OTLP_ENDPOINT",
+            json!(""),
+            ["http://a:4318", "https://b", "http://c/otlp"],
+        ),
+        row(
+            "--otlp-interval",
+            "server.telemetry.otlp.interval",
+            "TB_SERVER_TELEMETRY_OTLP_INTERVAL",
+            json!("1m"),
             ["1s", "2s", "3s"],
         ),
         row(
@@ -801,6 +817,7 @@ fn the_contract_names_every_row_of_the_table() {
             "server.tailscale.authkey",
             "server.tailscale.clientSecret",
             "server.tailscale.idToken",
+            "server.telemetry.otlp.headers",
             "sts.clientSecret",
             "no-confirmation",
             "admin.client.host",

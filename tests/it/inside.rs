@@ -1,6 +1,12 @@
 //! Looking into a server and the bounds around it, on the fake node: readiness, metrics, limits, the admin API's new methods.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use ::http::Extensions;
 use axum::{Router, routing::get};
@@ -21,7 +27,10 @@ use tailbone::{
         fake::{FakeNode, FakeTailnet, Identity},
         join::{JoinState, classify},
     },
-    telemetry::{meter::Meter, readiness::Readiness},
+    telemetry::{
+        meter::Meter,
+        readiness::{Readiness, State},
+    },
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -109,6 +118,15 @@ async fn readyz_follows_its_latches_and_livez_does_not() {
         }
     });
     let listeners = readiness.switch("listeners-up", "not yet");
+    let outage = Arc::new(AtomicBool::new(false));
+    let bucket = outage.clone();
+    readiness.latch("jwks-read", move |_| {
+        if bucket.load(Ordering::Relaxed) {
+            State::Degraded("read 20 minutes ago".into())
+        } else {
+            State::Released
+        }
+    });
     let _server = world
         .serve(
             80,
@@ -127,6 +145,21 @@ async fn readyz_follows_its_latches_and_livez_does_not() {
     assert!(answer.json().get("latches").is_none());
     listeners.release();
     assert_eq!(alice.get("/readyz").await.status(), 200);
+
+    // What is degraded is told and takes nobody out of service.
+    outage.store(true, Ordering::Relaxed);
+    let answer = alice.get("/readyz?verbose").await;
+    assert_eq!(answer.status(), 200);
+    let json = answer.json();
+    assert_eq!(
+        (&json["ready"], &json["held"], &json["degraded"]),
+        (
+            &true.into(),
+            &serde_json::json!([]),
+            &serde_json::json!(["jwks-read"])
+        )
+    );
+    assert_eq!(json["latches"][2]["reason"], "read 20 minutes ago");
 
     world
         .node
@@ -353,6 +386,7 @@ async fn metrics_tell_what_was_counted_and_what_is() {
         "tailbone_signing 1.0",
         "tailbone_ready 1.0",
         r#"tailbone_latch_held{latch="listeners-up"} 0"#,
+        r#"tailbone_latch_degraded{latch="listeners-up"} 0"#,
         r#"tailbone_connections{listener="test"} 1"#,
         "tailbone_jwks_trouble 0.0",
         "# EOF",

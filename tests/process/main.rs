@@ -43,6 +43,7 @@ mod admin;
 mod front_proxies;
 mod gate;
 mod inside;
+mod otlp;
 mod server;
 mod tailnet;
 

@@ -1,0 +1,203 @@
+//! Spans of requests, as an exporter of traces sees them. Log lines know the same spans by their id alone.
+//!
+//! What a span tells is recorded after it was made: log lines show only what a span began with. Nobody listens where nothing is
+//! exported, and then nothing is recorded ([`exported`]).
+//!
+//! Invariant: a span holds words of ours (route, status, kind of caller) and the request's id; never a path, a header, a name of
+//! anybody or a token.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use http::{HeaderMap, Method, StatusCode};
+use opentelemetry::{
+    propagation::{Extractor, TextMapPropagator},
+    trace::TraceContextExt as _,
+};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use tracing::{Span, field::Empty};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+static EXPORTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether spans go anywhere.
+fn exported() -> bool {
+    // Relaxed: set once, before there are requests, and nothing else is read by it.
+    EXPORTED.load(Ordering::Relaxed)
+}
+
+pub(super) fn export() {
+    EXPORTED.store(true, Ordering::Relaxed);
+}
+
+/// The request comes from a node of the tailnet: part of such requests' extensions.
+#[derive(Debug, Clone, Copy)]
+pub struct Neighbour;
+
+/// The span of a request. A trace that a neighbour has begun goes on in it; to one of a stranger it has a link at most, since
+/// whoever names the trace also says whether it is kept.
+pub fn request(
+    component: &'static str,
+    id: &str,
+    method: &Method,
+    route: Option<&str>,
+    headers: &HeaderMap,
+    neighbour: bool,
+) -> Span {
+    let span = tracing::info_span!(
+        "request",
+        component,
+        request_id = %id,
+        otel.name = Empty,
+        otel.kind = Empty,
+        otel.status_code = Empty,
+        http.request.method = Empty,
+        http.route = Empty,
+        http.response.status_code = Empty,
+        caller.kind = Empty,
+    );
+    if !exported() || span.is_disabled() {
+        return span;
+    }
+    let context = TraceContextPropagator::new().extract(&Headers(headers));
+    let remote = context.span().span_context().clone();
+    if remote.is_valid() {
+        if neighbour {
+            // Fails only for a span that has begun.
+            let _ = span.set_parent(context);
+        } else {
+            span.add_link(remote);
+        }
+    }
+    let method = known(method);
+    match route {
+        Some(route) => {
+            span.record("otel.name", format!("{method} {route}"));
+            span.record("http.route", route);
+        }
+        None => {
+            span.record("otel.name", method);
+        }
+    }
+    span.record("otel.kind", "server");
+    span.record("http.request.method", method);
+    span
+}
+
+/// What the request of this span was answered with.
+pub fn answered(span: &Span, status: StatusCode) {
+    if !exported() {
+        return;
+    }
+    span.record("http.response.status_code", i64::from(status.as_u16()));
+    if status.is_server_error() {
+        span.record("otel.status_code", "ERROR");
+    }
+}
+
+/// Who makes the request that is being handled: a kind, no name.
+pub fn caller(kind: &'static str) {
+    if exported() {
+        Span::current().record("caller.kind", kind);
+    }
+}
+
+/// As the conventions have it: methods that nobody knows are one.
+fn known(method: &Method) -> &'static str {
+    const KNOWN: [Method; 9] = [
+        Method::GET,
+        Method::HEAD,
+        Method::POST,
+        Method::PUT,
+        Method::DELETE,
+        Method::CONNECT,
+        Method::OPTIONS,
+        Method::TRACE,
+        Method::PATCH,
+    ];
+    const NAMES: [&str; 9] = [
+        "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
+    ];
+    KNOWN
+        .iter()
+        .position(|known| known == method)
+        .and_then(|at| NAMES.get(at).copied())
+        .unwrap_or("_OTHER")
+}
+
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(http::HeaderName::as_str).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use opentelemetry::trace::TracerProvider as _;
+    use opentelemetry_sdk::{
+        error::OTelSdkResult,
+        trace::{SdkTracerProvider, SpanData, SpanExporter},
+    };
+    use tracing_subscriber::layer::SubscriberExt;
+
+    use super::*;
+
+    #[derive(Debug, Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<SpanData>>>);
+
+    impl SpanExporter for Kept {
+        async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+            self.0.lock().unwrap().extend(batch);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_neighbours_trace_goes_on_and_a_strangers_is_linked() {
+        let kept = Kept::default();
+        let provider = SdkTracerProvider::builder()
+            .with_simple_exporter(kept.clone())
+            .build();
+        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
+        let _here = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
+        export();
+        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+        let mut headers = HeaderMap::new();
+        let value = format!("00-{trace}-00f067aa0ba902b7-01");
+        headers.insert("traceparent", value.parse().unwrap());
+        let made = |headers: &HeaderMap, neighbour, method: &Method, status| {
+            let span = request("issuer", "1", method, Some("/issue"), headers, neighbour);
+            answered(&span, status);
+            drop(span);
+            kept.0.lock().unwrap().pop().unwrap()
+        };
+
+        let span = made(&headers, true, &Method::POST, StatusCode::OK);
+        assert_eq!(span.span_context.trace_id().to_string(), trace);
+        assert_eq!(span.parent_span_id.to_string(), "00f067aa0ba902b7");
+        assert_eq!(span.name, "POST /issue");
+
+        let method = Method::from_bytes(b"BREW").unwrap();
+        let span = made(&headers, false, &method, StatusCode::BAD_GATEWAY);
+        assert_ne!(span.span_context.trace_id().to_string(), trace);
+        let linked = span.links.links[0].span_context.trace_id();
+        assert_eq!(linked.to_string(), trace);
+        assert_eq!(span.name, "_OTHER /issue");
+        assert!(
+            matches!(span.status, opentelemetry::trace::Status::Error { .. }),
+            "{span:?}"
+        );
+
+        headers.insert("traceparent", "00-nonsense".parse().unwrap());
+        let span = made(&headers, true, &Method::GET, StatusCode::OK);
+        assert_eq!(span.parent_span_id, opentelemetry::trace::SpanId::INVALID);
+        assert!(span.links.links.is_empty());
+    }
+}

@@ -1,0 +1,116 @@
+//! The export over OTLP: our settings, and OpenTelemetry's variables below them.
+
+use serde_json::json;
+
+use super::{file, load, mistake, remarks, run, show, with_file};
+
+const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+const HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
+
+#[test]
+fn nothing_is_exported_unless_asked_for() {
+    assert_eq!(load(&[]).unwrap().server.otlp, None);
+    // Headers alone ask for nothing.
+    assert_eq!(load(&[(HEADERS, "a=b")]).unwrap().server.otlp, None);
+}
+
+#[test]
+fn opentelemetrys_variables_hold_where_ours_were_not_typed() {
+    let both = [(ENDPOINT, "http://theirs:4318"), (HEADERS, "a=1,B=x%20y")];
+    let otlp = load(&both).unwrap().server.otlp.unwrap();
+    assert_eq!(otlp.endpoint, "http://theirs:4318");
+    let headers: Vec<_> = otlp
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.reveal()))
+        .collect();
+    assert_eq!(headers, [("a", "1"), ("b", "x y")]);
+    assert_eq!(
+        show(&[], &both)["server.telemetry.otlp.endpoint"],
+        (json!("http://theirs:4318"), format!("variable {ENDPOINT}"))
+    );
+    assert_eq!(
+        show(&[], &both)["server.telemetry.otlp.headers"].0,
+        json!("(hidden)")
+    );
+
+    let ours = ("TB_SERVER_TELEMETRY_OTLP_ENDPOINT", "http://ours:4318");
+    let otlp = load(&[both[0], ours]).unwrap().server.otlp.unwrap();
+    assert_eq!(otlp.endpoint, "http://ours:4318");
+    let (_directory, path) = file(
+        "t.toml",
+        "[server.telemetry.otlp]\nendpoint = 'http://file:4318'\n",
+    );
+    let shown = show(&["--config", path.to_str().unwrap()], &both);
+    assert_eq!(
+        shown["server.telemetry.otlp.endpoint"].0,
+        json!("http://file:4318")
+    );
+}
+
+#[test]
+fn variables_that_are_not_for_us_warn_and_stop_nothing() {
+    for (variables, words) in [
+        (vec![(ENDPOINT, "collector:4317")], "not an address"),
+        (vec![(ENDPOINT, "http://u:hush@c:4318")], "name or password"),
+        (
+            vec![
+                (ENDPOINT, "http://c:4317"),
+                ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+            ],
+            "only http/protobuf is spoken here",
+        ),
+    ] {
+        let (warnings, mistakes) = remarks(&variables);
+        assert_eq!(mistakes, [""; 0]);
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(
+            warnings[0].contains(words) && !warnings[0].contains("hush"),
+            "{warnings:?}"
+        );
+        assert_eq!(load(&variables).unwrap().server.otlp, None);
+    }
+    let odd = [(ENDPOINT, "http://c:4318"), (HEADERS, "hush")];
+    let (warnings, mistakes) = remarks(&odd);
+    assert_eq!(mistakes, [""; 0]);
+    assert!(
+        warnings[0].contains("pair 1 is not name=value") && !warnings[0].contains("hush"),
+        "{warnings:?}"
+    );
+    assert!(load(&odd).unwrap().server.otlp.unwrap().headers.is_empty());
+    let off = [(ENDPOINT, "http://c:4318"), ("OTEL_SDK_DISABLED", "true")];
+    assert_eq!(load(&off).unwrap().server.otlp, None);
+}
+
+#[test]
+fn headers_are_a_secret_and_what_was_typed_for_us_must_be_right() {
+    let told = mistake("TB_SERVER_TELEMETRY_OTLP_HEADERS", "hush");
+    assert!(
+        told.contains("pair 1 is not name=value") && !told.contains("hush"),
+        "{told}"
+    );
+    let told = mistake("TB_SERVER_TELEMETRY_OTLP_ENDPOINT", "c:4317");
+    assert!(told.contains("not an address"), "{told}");
+    let (_directory, path) = file("headers", "authorization=Bearer key\n");
+    let variables = [
+        (
+            "TB_SERVER_TELEMETRY_OTLP_HEADERS_FILE",
+            path.to_str().unwrap(),
+        ),
+        ("TB_SERVER_TELEMETRY_OTLP_ENDPOINT", "http://c:4318"),
+    ];
+    let otlp = load(&variables).unwrap().server.otlp.unwrap();
+    assert_eq!(otlp.headers[0].1.reveal(), "Bearer key");
+    let ran = with_file(
+        "t.toml",
+        "[server.telemetry.otlp]\nheaders = 'a=hush'\n",
+        &["config", "show"],
+    );
+    assert!(ran.code == 0 && !ran.out.contains("hush"), "{}", ran.out);
+    let shown = run(&["config", "check", "--otlp-headers", "a=hush"], &[]);
+    assert!(
+        shown.err.contains("list of processes") && !shown.err.contains("hush"),
+        "{}",
+        shown.err
+    );
+}
