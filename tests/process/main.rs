@@ -24,6 +24,7 @@ macro_rules! alone {
 mod admin;
 mod gate;
 mod inside;
+mod memory;
 mod server;
 mod tailnet;
 
