@@ -220,7 +220,9 @@ impl Admin {
                 "this listener does not tell who calls",
             ));
         };
-        Ok(Requester::Tailnet(connection.caller().await?))
+        let caller = connection.caller().await?;
+        connection.pace()?;
+        Ok(Requester::Tailnet(caller))
     }
 
     async fn generate(&self, size: i32, algorithm: &str) -> Result<Key, Error> {

@@ -126,7 +126,12 @@ fn help(row: &Row, flag: &Flag) -> String {
 /// Also what may be typed, where clap does not list it by itself.
 fn long_help(row: &Row, flag: &Flag) -> String {
     let bounds = match row.kind {
-        Kind::Binding | Kind::Count { .. } | Kind::Duration { .. } | Kind::Port | Kind::Url => {
+        Kind::Binding
+        | Kind::Count { .. }
+        | Kind::Duration { .. }
+        | Kind::Memory { .. }
+        | Kind::Port
+        | Kind::Url => {
             format!("; {}", row.kind.words())
         }
         _ => String::new(),
@@ -140,6 +145,7 @@ fn value_name(kind: Kind) -> &'static str {
         Kind::Bool => "BOOL",
         Kind::Count { .. } => "NUMBER",
         Kind::Duration { .. } => "DURATION",
+        Kind::Memory { .. } => "BYTES",
         Kind::Path => "PATH",
         Kind::Port => "PORT",
         Kind::Secret => "SECRET",

@@ -20,7 +20,7 @@ use super::{
     duration,
     meaning::{
         HIDDEN, Reading, binding, boolean, bounded, bucket, count, fit, host, hostname, known_word,
-        path, port, prefix, proxy, secret_file, size, socket_mode, strange_word, tag, text,
+        memory, path, port, prefix, proxy, secret_file, size, socket_mode, strange_word, tag, text,
         upstream, url, whole_secret,
     },
     raw::{Raw, Typed, Value, suggestion},
@@ -163,6 +163,9 @@ impl<'a> Reader<'a> {
         let binding = self.binding(&table::SERVER_BINDING);
         let grace = self.duration(&table::SERVER_GRACE);
         let limits = self.limits();
+        let memory = self.read(&table::LIMIT_MEMORY, |typed, _| {
+            memory(table::LIMIT_MEMORY.kind, typed)
+        });
         let tailscale = self.tailscale(purpose);
         let otlp = self.otlp(purpose);
         let state = tailscale.as_ref().map(|tailscale| tailscale.dir.clone());
@@ -180,6 +183,7 @@ impl<'a> Reader<'a> {
                 binding: binding?,
                 grace: grace?,
                 limits: limits?,
+                memory: memory?,
                 tailscale: tailscale?,
                 otlp: otlp?,
             },
@@ -502,16 +506,32 @@ impl<'a> Reader<'a> {
     fn limits(&mut self) -> Option<Limits> {
         let connections = self.count(&table::LIMIT_CONNECTIONS);
         let connections_per_peer = self.count(&table::LIMIT_CONNECTIONS_PER_PEER);
+        let requests = self.count(&table::LIMIT_REQUESTS);
         let request_rate = self.count(&table::LIMIT_REQUEST_RATE);
         let request_burst = self.count(&table::LIMIT_REQUEST_BURST);
+        let caller_rate = self.count(&table::LIMIT_CALLER_RATE);
+        let caller_burst = self.count(&table::LIMIT_CALLER_BURST);
+        let header_bytes = self.count(&table::LIMIT_HEADER_BYTES);
+        let body_bytes = self.count(&table::LIMIT_BODY_BYTES);
         let header_time = self.duration(&table::LIMIT_HEADER_TIME);
+        let idle_time = self.duration(&table::LIMIT_IDLE_TIME);
+        let request_time = self.duration(&table::LIMIT_REQUEST_TIME);
+        let call_time = self.duration(&table::LIMIT_CALL_TIME);
         let write_time = self.duration(&table::LIMIT_WRITE_TIME);
         Some(Limits {
             connections: connections?,
             connections_per_peer: connections_per_peer?,
+            requests: requests?,
             request_rate: request_rate?,
             request_burst: request_burst?,
+            caller_rate: caller_rate?,
+            caller_burst: caller_burst?,
+            header_bytes: header_bytes?,
+            body_bytes: body_bytes?,
             header_time: header_time?,
+            idle_time: idle_time?,
+            request_time: request_time?,
+            call_time: call_time?,
             write_time: write_time?,
         })
     }

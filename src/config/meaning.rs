@@ -19,7 +19,7 @@ use super::{
     raw::suggestion,
     report::Origin,
     secret::Secret,
-    settings::{Binding, Upstream, UpstreamScheme},
+    settings::{Binding, Memory, Upstream, UpstreamScheme},
     table::{self, Kind, LONGEST, Row},
 };
 
@@ -246,6 +246,42 @@ pub(super) fn count(kind: Kind, typed: &str) -> Result<Reading<u32>, String> {
         .filter(|number| (least..=most).contains(number))
         .map(|number| Reading::new(number, number))
         .ok_or_else(|| format!("out of bounds; {bounds}"))
+}
+
+/// Bytes as `GOMEMLIMIT` takes them, so that a value can be moved from there.
+pub(super) fn memory(kind: Kind, typed: &str) -> Result<Reading<Memory>, String> {
+    let Kind::Memory { least } = kind else {
+        return Err("not an amount of memory".into());
+    };
+    let text = typed.trim();
+    if text.eq_ignore_ascii_case("auto") || text.is_empty() {
+        return Ok(Reading::new(Memory::Auto, "auto"));
+    }
+    if text.eq_ignore_ascii_case("off") {
+        return Ok(Reading::new(Memory::Off, "off"));
+    }
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text.get(digits.len()..) {
+        Some("" | "B") => 0,
+        Some("KiB") => 10,
+        Some("MiB") => 20,
+        Some("GiB") => 30,
+        Some("TiB") => 40,
+        _ => return Err("not auto, off, or a whole number with B, KiB, MiB, GiB or TiB".into()),
+    };
+    let bytes = digits
+        .parse()
+        .ok()
+        .and_then(|number: u64| number.checked_mul(1 << shift))
+        .filter(|bytes| i64::try_from(*bytes).is_ok())
+        .ok_or("not auto, off, or a whole number with B, KiB, MiB, GiB or TiB")?;
+    if bytes < least {
+        return Err(format!(
+            "too little for a node, which needs {} MiB",
+            least >> 20
+        ));
+    }
+    Ok(Reading::new(Memory::Bytes(bytes), text))
 }
 
 pub(super) fn bounded(

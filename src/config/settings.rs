@@ -120,6 +120,8 @@ pub struct Server {
     /// `server.grace`: time given to open requests on a stop.
     pub grace: Duration,
     pub limits: Limits,
+    /// `server.limits.memory`
+    pub memory: Memory,
     pub tailscale: Tailscale,
     /// `server.telemetry.otlp.endpoint`; nothing is exported when absent.
     pub otlp: Option<Otlp>,
@@ -143,14 +145,39 @@ pub struct Limits {
     pub connections: u32,
     /// `server.limits.connectionsPerPeer`
     pub connections_per_peer: u32,
+    /// `server.limits.requests`
+    pub requests: u32,
     /// `server.limits.requestRate`: a second; 0 is no limit.
     pub request_rate: u32,
     /// `server.limits.requestBurst`
     pub request_burst: u32,
+    /// `server.limits.callerRate`: a second; 0 is no limit.
+    pub caller_rate: u32,
+    /// `server.limits.callerBurst`
+    pub caller_burst: u32,
+    /// `server.limits.headerBytes`
+    pub header_bytes: u32,
+    /// `server.limits.bodyBytes`
+    pub body_bytes: u32,
     /// `server.limits.headerTime`
     pub header_time: Duration,
+    /// `server.limits.idleTime`
+    pub idle_time: Duration,
+    /// `server.limits.requestTime`
+    pub request_time: Duration,
+    /// `server.limits.callTime`
+    pub call_time: Duration,
     /// `server.limits.writeTime`
     pub write_time: Duration,
+}
+
+/// How much memory the node inside may take before it collects rather than grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// What `GOMEMLIMIT` says, else a share of what the cgroup gives.
+    Auto,
+    Bytes(u64),
+    Off,
 }
 
 /// Which tailnet address a listener takes. No listener ever takes a host address.

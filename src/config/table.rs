@@ -65,6 +65,10 @@ pub enum Kind {
         /// The Go program had this setting, and took a number without a unit for nanoseconds.
         bare: bool,
     },
+    /// `auto`, `off`, or bytes as the Go runtime reads them: `B`, `KiB`, `MiB`, `GiB` and `TiB` after a whole number.
+    Memory {
+        least: u64,
+    },
     Path,
     Port,
     Secret,
@@ -217,6 +221,10 @@ rows! {
         .flag("limit-connections-per-peer", Scope::Start)
         .default("1024")
         .help("Connections of one peer to one listener; further ones get 503");
+    LIMIT_REQUESTS = row("server.limits.requests", count(1, 1_000_000))
+        .flag("limit-requests", Scope::Start)
+        .default("4096")
+        .help("Requests in hand of one listener at once; further ones get 503");
     LIMIT_REQUEST_RATE = row("server.limits.requestRate", count(0, 1_000_000))
         .flag("limit-request-rate", Scope::Start)
         .default("1000")
@@ -225,10 +233,38 @@ rows! {
         .flag("limit-request-burst", Scope::Start)
         .default("5000")
         .help("Requests of one peer at once before the rate counts");
+    LIMIT_CALLER_RATE = row("server.limits.callerRate", count(0, 1_000_000))
+        .flag("limit-caller-rate", Scope::Start)
+        .default("2000")
+        .help("Requests a second of one caller (a user with all devices, or a tagged machine), then 429; 0 is no limit");
+    LIMIT_CALLER_BURST = row("server.limits.callerBurst", count(1, 1_000_000))
+        .flag("limit-caller-burst", Scope::Start)
+        .default("10000")
+        .help("Requests of one caller at once before that rate counts");
+    LIMIT_HEADER_BYTES = row("server.limits.headerBytes", count(8 << 10, 1 << 20))
+        .flag("limit-header-bytes", Scope::Start)
+        .default("16384")
+        .help("Bytes of a request's head; a longer one gets 431");
+    LIMIT_BODY_BYTES = row("server.limits.bodyBytes", count(1 << 10, 64 << 20))
+        .flag("limit-body-bytes", Scope::Start)
+        .default("65536")
+        .help("Bytes of a request's body, but for what passes through the gate; a longer one gets 413");
     LIMIT_HEADER_TIME = row("server.limits.headerTime", duration(Duration::from_millis(100), HOUR))
         .flag("limit-header-time", Scope::Start)
         .default("60s")
-        .help("Time for the head of a request, and so for a connection without one");
+        .help("Time for the head of a request, and for the first one of a connection");
+    LIMIT_IDLE_TIME = row("server.limits.idleTime", duration(Duration::from_millis(100), HOUR))
+        .flag("limit-idle-time", Scope::Start)
+        .default("60s")
+        .help("Silence between two requests of a connection; over HTTP/2 the time after which a ping asks whether somebody is there");
+    LIMIT_REQUEST_TIME = row("server.limits.requestTime", duration(Duration::from_millis(100), HOUR))
+        .flag("limit-request-time", Scope::Start)
+        .default("30s")
+        .help("Time for answering a request, its body included, but for what passes through the gate; then 408");
+    LIMIT_CALL_TIME = row("server.limits.callTime", duration(Duration::from_secs(1), HOUR))
+        .flag("limit-call-time", Scope::Start)
+        .default("2m")
+        .help("The same for a call of the admin API, which may wait for key changes of others");
     LIMIT_WRITE_TIME = row("server.limits.writeTime", duration(Duration::from_millis(100), HOUR))
         .flag("limit-write-time", Scope::Start)
         .default("30s")
@@ -247,6 +283,11 @@ rows! {
         .flag("otlp-interval", Scope::Start)
         .default("1m")
         .help("Time between two exports of the metrics");
+    LIMIT_MEMORY = row("server.limits.memory", Kind::Memory { least: 32 << 20 })
+        .flag("limit-memory", Scope::Start)
+        .default("auto")
+        .example("192MiB")
+        .help("Memory of the node inside (Go), above which it collects rather than grows: auto is GOMEMLIMIT, else three quarters of the cgroup's limit");
     TS_AUTHKEY = row("server.tailscale.authkey", Kind::Secret)
         .flag("ts-authkey", Scope::Start)
         .example("file:/run/secrets/authkey")
@@ -654,6 +695,9 @@ impl Kind {
                 } else {
                     format!("duration, {bounds}")
                 }
+            }
+            Self::Memory { least } => {
+                format!("auto, off, or bytes such as {}MiB and more", least >> 20)
             }
             Self::Path => "path".into(),
             Self::Port => "port, 1-65535".into(),

@@ -144,6 +144,7 @@ impl GateLayer {
             .ok_or_else(nobody_told)?;
         let what = what(parts)?;
         let caller = connection.visitor().await;
+        connection.pace()?;
         let admitted = self.guard.admit(caller, &what, None)?;
         headers::strip(
             &mut parts.headers,

@@ -117,7 +117,9 @@ impl ReverseProxy {
         let client_side = wants_tunnel.then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
         let what = layer::what(&parts)?;
-        let admitted = self.guard.admit(connection.visitor().await, &what, None)?;
+        let caller = connection.visitor().await;
+        connection.pace()?;
+        let admitted = self.guard.admit(caller, &what, None)?;
         let upstream = self.upstream(&what)?;
 
         let host = host_header(&parts)?;

@@ -1,17 +1,17 @@
 //! What surrounds every router, from the outside in:
 //!
 //! 1. `request`: gives the request an id and a span, writes the answer of a parked [`Error`], logs its cause. Outermost,
-//!    so that every answer has its id, those of the layers below too. Here also a peer that asks too often is refused.
+//!    so that every answer has its id, those of the layers below too. Here also a peer that asks too often is refused (429), and
+//!    whoever asks when as many requests are in hand as may be (503): at once, instead of waiting in memory.
 //! 2. catch-panic: a panic in a handler is a 500 of this request, not the end of the connection's task.
-//! 3. concurrency limit with load shed: above the bound a request is refused at once instead of waiting in memory.
-//! 4. timeout: the longest that a handler may take.
-//! 5. body limit: no route takes a large body.
+//! 3. time and body: the longest that a handler may take (408), the longest body (413).
 //!
 //! What stands before a server of somebody else ([`wrap_streaming`]) lets bodies of any size and length in time pass, and leaves
-//! that server's answers alone; 4 and 5 are not for it.
+//! that server's answers alone; 3 is not for it.
 //! gRPC ([`wrap_grpc`]) has the same, with its own way to say no and more time: its calls wait for others' changes.
 //!
-//! Limits of the connection (number, header size, times) belong to [`super::serve`].
+//! How much is how much comes with each request from its listener ([`super::serve::Limits`]), so it may change while requests
+//! run. Limits of the connection (number, header size, times) belong to [`super::serve`], those per caller to [`crate::identity`].
 
 use std::{
     any::Any,
@@ -20,31 +20,27 @@ use std::{
 };
 
 use axum::{
-    BoxError, Router,
-    error_handling::HandleErrorLayer,
+    Router,
+    body::{Body, HttpBody as _},
     extract::{DefaultBodyLimit, MatchedPath, Request},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
-use http::{HeaderName, HeaderValue, StatusCode};
-use tower::{
-    ServiceBuilder, limit::ConcurrencyLimitLayer, load_shed::LoadShedLayer, timeout::TimeoutLayer,
-};
-use tower_http::{catch_panic::CatchPanicLayer, limit::RequestBodyLimitLayer};
+use http::{Extensions, HeaderName, HeaderValue, StatusCode};
+use http_body_util::Limited;
+use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 
-use super::{Error, error::Kind, serve::Pace};
+use super::{
+    Error,
+    error::Kind,
+    pace::too_often,
+    serve::{Bounds, InHand, Limits},
+};
 use crate::telemetry::{
     chain,
     trace::{self, Neighbour},
 };
-
-pub const REQUEST_TIME: Duration = Duration::from_secs(30);
-/// The same for gRPC. Longer than a key change waits for whoever has the key directory and for the place of publication.
-pub const CALL_TIME: Duration = Duration::from_secs(120);
-pub const BODY_BYTES: usize = 64 << 10;
-/// Requests in hand at once, over all connections of a listener.
-pub const REQUESTS: usize = 4096;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -55,20 +51,23 @@ pub struct RequestId(pub String);
 /// Wraps a component's routes. Its name becomes the span's.
 pub fn wrap(router: Router, component: &'static str) -> Router {
     let router = router.fallback(|| async { Error::not_found() });
-    let router = whole(router, REQUEST_TIME);
+    let router = whole(router, |limits| limits.request_time);
     scoped(router, component, Answers::Ours)
 }
 
 /// Wraps routes that read no more of a body than they may and say so in words of their own.
 pub fn wrap_worded(router: Router, component: &'static str) -> Router {
     let router = router.fallback(|| async { Error::not_found() });
-    let router = timed(router.layer(DefaultBodyLimit::disable()), REQUEST_TIME);
+    let router = timed(router.layer(DefaultBodyLimit::disable()), |limits| {
+        limits.request_time
+    });
     scoped(router, component, Answers::OfOthers)
 }
 
 /// Wraps gRPC services.
 pub fn wrap_grpc(router: Router, component: &'static str) -> Router {
-    scoped(whole(router, CALL_TIME), component, Answers::Grpc)
+    let router = whole(router, |limits| limits.call_time);
+    scoped(router, component, Answers::Grpc)
 }
 
 /// Wraps routes that hand requests on, with bodies that may take as long as they like.
@@ -89,32 +88,52 @@ enum Answers {
     Ours,
 }
 
-/// Bounds for requests that are taken in whole and answered within `time`.
-fn whole(router: Router, time: Duration) -> Router {
+/// Bounds for requests that are taken in whole and answered within a time.
+fn whole(router: Router, time: fn(&Limits) -> Duration) -> Router {
     let router = router
         .layer(DefaultBodyLimit::disable())
-        .layer(RequestBodyLimitLayer::new(BODY_BYTES));
+        .layer(middleware::from_fn(of_a_size));
     timed(router, time)
 }
 
-fn timed(router: Router, time: Duration) -> Router {
-    let limit = ServiceBuilder::new()
-        .layer(HandleErrorLayer::new(move |error| async move {
-            limit_error(error, time)
-        }))
-        .layer(TimeoutLayer::new(time));
-    router.layer(limit)
+async fn of_a_size(request: Request, next: Next) -> Response {
+    let most = limits(request.extensions()).body_bytes;
+    // Who says so beforehand is not waited for; who does not is cut where it is too much.
+    if request.body().size_hint().lower() > most as u64 {
+        return too_large(most).into_response();
+    }
+    let request = request.map(|body| Body::new(Limited::new(body, most)));
+    next.run(request).await
+}
+
+fn timed(router: Router, time: fn(&Limits) -> Duration) -> Router {
+    router.layer(middleware::from_fn(move |request: Request, next: Next| {
+        within(time, request, next)
+    }))
+}
+
+async fn within(time: fn(&Limits) -> Duration, request: Request, next: Next) -> Response {
+    let time = time(&limits(request.extensions()));
+    match tokio::time::timeout(time, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Error::new(
+            Kind::Timeout,
+            "timeout",
+            format!("not done within {time:?}"),
+        )
+        .into_response(),
+    }
+}
+
+/// Those of the listener; the defaults where a router is used without one.
+fn limits(extensions: &Extensions) -> Limits {
+    extensions
+        .get::<Bounds>()
+        .map_or_else(Limits::default, Bounds::limits)
 }
 
 fn scoped(router: Router, component: &'static str, answers: Answers) -> Router {
-    let shed = ServiceBuilder::new()
-        .layer(HandleErrorLayer::new(|error| async move {
-            limit_error(error, REQUEST_TIME)
-        }))
-        .layer(LoadShedLayer::new())
-        .layer(ConcurrencyLimitLayer::new(REQUESTS));
     router
-        .layer(shed)
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn(move |request: Request, next: Next| {
             request_scope(component, answers, request, next)
@@ -139,16 +158,13 @@ async fn request_scope(
         request.headers(),
         request.extensions().get::<Neighbour>().is_some(),
     );
-    let paid = request
-        .extensions()
-        .get::<Pace>()
-        .map_or(Ok(()), |pace| pace.take(Instant::now()));
-    let response = match paid {
-        Ok(()) => next.run(request).instrument(span.clone()).await,
-        Err(retry_after) => too_often(retry_after).into_response(),
+    let limits = limits(request.extensions());
+    let response = match admit(request.extensions(), &limits) {
+        Ok(_in_hand) => next.run(request).instrument(span.clone()).await,
+        Err(error) => error.into_response(),
     };
     let _entered = span.enter();
-    let mut response = answer(response, answers, &id);
+    let mut response = answer(response, answers, &limits, &id);
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
@@ -156,7 +172,21 @@ async fn request_scope(
     Ok(response)
 }
 
-fn answer(mut response: Response, answers: Answers, id: &str) -> Response {
+/// Whether the peer may ask now, and there is room for what it asks.
+fn admit(extensions: &Extensions, limits: &Limits) -> Result<Option<InHand>, Error> {
+    let Some(bounds) = extensions.get::<Bounds>() else {
+        return Ok(None);
+    };
+    bounds.pace(limits, Instant::now()).map_err(too_often)?;
+    bounds.take(limits).map(Some).ok_or_else(|| {
+        let kind = Kind::Unavailable {
+            retry_after: Duration::from_secs(1),
+        };
+        Error::new(kind, "overloaded", "too many requests at once; try again")
+    })
+}
+
+fn answer(mut response: Response, answers: Answers, limits: &Limits, id: &str) -> Response {
     let answer = |error: &Error| match answers {
         Answers::Grpc => error.grpc().into_http(),
         Answers::OfOthers | Answers::Ours => error.answer(id),
@@ -175,50 +205,21 @@ fn answer(mut response: Response, answers: Answers, id: &str) -> Response {
         }
         return answer(&error);
     }
-    // Refusals of layers that know nothing of `Error`.
+    // Refusals of extractors that know nothing of `Error`.
     match response.status() {
-        StatusCode::PAYLOAD_TOO_LARGE if answers != Answers::OfOthers => answer(&Error::new(
-            Kind::TooLarge,
-            "body_too_large",
-            format!("a body may have {BODY_BYTES} bytes at most"),
-        )),
+        StatusCode::PAYLOAD_TOO_LARGE if answers != Answers::OfOthers => {
+            answer(&too_large(limits.body_bytes))
+        }
         _ => response,
     }
 }
 
-fn too_often(retry_after: Duration) -> Error {
-    // Rounded up: who comes back at the told second must not be refused again for the rest of it.
-    let seconds = retry_after.as_secs_f64().ceil().max(1.0);
-    let kind = Kind::TooManyRequests {
-        retry_after: Duration::from_secs_f64(seconds),
-    };
+fn too_large(most: usize) -> Error {
     Error::new(
-        kind,
-        "too_many_requests",
-        "more requests than one caller may make; come back after the time in Retry-After",
+        Kind::TooLarge,
+        "body_too_large",
+        format!("a body may have {most} bytes at most"),
     )
-}
-
-fn limit_error(error: BoxError, time: Duration) -> Error {
-    if error.is::<tower::timeout::error::Elapsed>() {
-        return Error::new(
-            Kind::Timeout,
-            "timeout",
-            format!("not done within {time:?}"),
-        );
-    }
-    if error.is::<tower::load_shed::error::Overloaded>() {
-        let kind = Kind::Unavailable {
-            retry_after: Duration::from_secs(1),
-        };
-        return Error::new(kind, "overloaded", "too many requests at once; try again");
-    }
-    Error::new(
-        Kind::Internal,
-        "internal",
-        "unexpected failure; the log has the cause under this id",
-    )
-    .because(std::io::Error::other(error.to_string()))
 }
 
 fn panicked(cause: Box<dyn Any + Send>) -> Response {

@@ -1,11 +1,12 @@
 //! HTTP as all components share it: serving a listener ([`serve`], on a host address with [`tls`]), the layers around each router ([`layers`]), and the one
-//! place where an error becomes a status ([`error`]); health for probes ([`health`]).
+//! place where an error becomes a status ([`error`]); how often somebody may ask ([`pace`]); health for probes ([`health`]).
 //!
 //! Left to the components: their routes, and which of their errors is which [`error::Kind`].
 
 pub mod error;
 pub mod health;
 pub mod layers;
+pub mod pace;
 mod patience;
 mod peers;
 pub mod serve;

@@ -1,35 +1,281 @@
-//! A stream whose writes do not wait for ever: a peer that stops reading is let go.
+//! A stream that does not wait for ever: a peer that does not send its request, says nothing between two, or does not read its
+//! answer is let go.
 //!
-//! hyper bounds the time of a request's head, the layers that of its handling; what is left is an answer that nobody fetches.
+//! Invariants
+//! - While a request is in hand nothing is asked of the reading side: how long a request may take is the layers' business.
+//! - A head has one bound from its first byte on (the first head of a connection from the connection's beginning), however slowly
+//!   its bytes drip; the silence before it has another.
+//! - An HTTP/2 connection and one that was given away for something else than HTTP have no such bounds here: hyper asks the first
+//!   whether it lives, the second belongs to whoever took it.
 
 use std::{
     future::Future,
     io,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use axum::body::HttpBody;
+use hyper::body::{Frame, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Sleep, sleep},
+    sync::Notify,
+    time::{Instant, Sleep, sleep, sleep_until},
 };
+
+/// What tells an HTTP/2 connection from its first bytes on; no method of HTTP/1 begins so.
+const PREFACE: &[u8] = b"PRI ";
+
+/// The longest that each wait may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    pub(super) header: Duration,
+    pub(super) idle: Duration,
+    pub(super) write: Duration,
+}
+
+/// The requests of one connection, as its stream must know them.
+#[derive(Debug)]
+pub(super) struct Requests {
+    /// When the connection began.
+    start: Instant,
+    begun: AtomicU64,
+    open: AtomicUsize,
+    /// When the last one ended, in milliseconds from the start.
+    ended: AtomicU64,
+    given_away: AtomicBool,
+    first: Notify,
+}
+
+impl Requests {
+    pub(super) fn new(start: Instant) -> Arc<Self> {
+        Arc::new(Self {
+            start,
+            begun: AtomicU64::new(0),
+            open: AtomicUsize::new(0),
+            ended: AtomicU64::new(0),
+            given_away: AtomicBool::new(false),
+            first: Notify::new(),
+        })
+    }
+
+    /// One more, in hand until the answer's body has ended.
+    pub(super) fn begin(self: &Arc<Self>) -> Open {
+        self.open.fetch_add(1, Ordering::AcqRel);
+        if self.begun.fetch_add(1, Ordering::AcqRel) == 0 {
+            self.first.notify_one();
+        }
+        Open(self.clone())
+    }
+
+    fn end(&self, now: Instant) {
+        let ended = now.saturating_duration_since(self.start).as_millis();
+        let ended = u64::try_from(ended).unwrap_or(u64::MAX);
+        self.ended.store(ended, Ordering::Release);
+        self.open.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn ended(&self) -> Instant {
+        self.start + Duration::from_millis(self.ended.load(Ordering::Acquire))
+    }
+
+    /// Waits for the first one.
+    pub(super) async fn first(&self) {
+        if self.begun.load(Ordering::Acquire) == 0 {
+            self.first.notified().await;
+        }
+    }
+
+    /// From here on the connection carries something else.
+    pub(super) fn give_away(&self) {
+        self.given_away.store(true, Ordering::Release);
+    }
+}
+
+/// A request in hand, until dropped.
+#[derive(Debug)]
+pub(super) struct Open(Arc<Requests>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.end(Instant::now());
+    }
+}
+
+/// An answer's body that keeps its request in hand.
+#[derive(Debug)]
+pub(super) struct Answering<B> {
+    body: B,
+    _open: Open,
+}
+
+impl<B> Answering<B> {
+    pub(super) fn new(body: B, open: Open) -> Self {
+        Self { body, _open: open }
+    }
+}
+
+impl<B: HttpBody + Unpin> HttpBody for Answering<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Patient<I> {
     io: I,
-    time: Duration,
+    times: Times,
+    requests: Arc<Requests>,
+    reading: Reading,
     /// Runs while a write or a flush waits.
     waiting: Option<Pin<Box<Sleep>>>,
     /// It is a write that waits: only a write that gets on ends it, for a flush of what was written before may well be done.
     write: bool,
 }
 
+/// Where the reading side stands.
+#[derive(Debug)]
+struct Reading {
+    protocol: Protocol,
+    /// Requests that had begun when this wait began.
+    begun: u64,
+    /// Whether a head has begun, or the connection only just has; else it is the silence between two.
+    head: bool,
+    deadline: Instant,
+    /// Runs until the deadline of this wait, or of an earlier one: most waits end long before, and moving a timer costs.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    Forever,
+    /// A request is in hand; look again later.
+    InHand,
+    Until(Instant),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    /// As many bytes of the preface as have come.
+    Unknown(usize),
+    Http1,
+    Http2,
+}
+
+impl Protocol {
+    fn after(self, bytes: &[u8]) -> Self {
+        let Self::Unknown(seen) = self else {
+            return self;
+        };
+        let open = &PREFACE[seen..];
+        let length = open.len().min(bytes.len());
+        if open[..length] != bytes[..length] {
+            Self::Http1
+        } else if length == open.len() {
+            Self::Http2
+        } else {
+            Self::Unknown(seen + length)
+        }
+    }
+}
+
+impl Reading {
+    fn new(times: &Times, now: Instant) -> Self {
+        Self {
+            protocol: Protocol::Unknown(0),
+            begun: 0,
+            head: true,
+            deadline: now + times.header,
+            timer: None,
+        }
+    }
+
+    fn heard(&mut self, bytes: &[u8], times: &Times, requests: &Requests, now: Instant) {
+        self.protocol = self.protocol.after(bytes);
+        let waited = !self.head && requests.begun.load(Ordering::Acquire) == self.begun;
+        if waited && !bytes.is_empty() {
+            self.head = true;
+            self.deadline = now + times.header;
+        }
+    }
+
+    /// How long the peer is waited for, as things stand.
+    fn wait(&mut self, times: &Times, requests: &Requests) -> Wait {
+        if self.protocol == Protocol::Http2 || requests.given_away.load(Ordering::Acquire) {
+            return Wait::Forever;
+        }
+        if requests.open.load(Ordering::Acquire) > 0 {
+            return Wait::InHand;
+        }
+        let begun = requests.begun.load(Ordering::Acquire);
+        if begun != self.begun {
+            self.begun = begun;
+            self.head = false;
+            self.deadline = requests.ended() + times.idle;
+        }
+        Wait::Until(self.deadline)
+    }
+
+    /// Ready when the peer has been waited for long enough.
+    fn poll_late(
+        &mut self,
+        cx: &mut Context<'_>,
+        times: &Times,
+        requests: &Requests,
+    ) -> Poll<io::Error> {
+        let deadline = match self.wait(times, requests) {
+            Wait::Forever => return Poll::Pending,
+            // Nobody wakes us when it has been answered: hyper has looked for more already, and waits.
+            Wait::InHand => Instant::now() + times.idle,
+            Wait::Until(deadline) => deadline,
+        };
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if timer.deadline() > deadline {
+            timer.as_mut().reset(deadline);
+        }
+        ready!(timer.as_mut().poll(cx));
+        while Instant::now() < deadline {
+            timer.as_mut().reset(deadline);
+            ready!(timer.as_mut().poll(cx));
+        }
+        let words = if self.head {
+            "the head of a request took too long"
+        } else {
+            "no further request came"
+        };
+        Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, words))
+    }
+}
+
 impl<I> Patient<I> {
-    pub(super) fn new(io: I, time: Duration) -> Self {
+    pub(super) fn new(io: I, times: Times, requests: Arc<Requests>) -> Self {
+        let reading = Reading::new(&times, requests.start);
         Self {
             io,
-            time,
+            times,
+            requests,
+            reading,
             waiting: None,
             write: false,
         }
@@ -50,7 +296,7 @@ impl<I> Patient<I> {
             return outcome;
         }
         self.write |= write;
-        let time = self.time;
+        let time = self.times.write;
         let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(time)));
         ready!(waiting.as_mut().poll(cx));
         Poll::Ready(Err(io::Error::new(
@@ -66,7 +312,20 @@ impl<I: AsyncRead + Unpin> AsyncRead for Patient<I> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let this = &mut *self;
+        match Pin::new(&mut this.io).poll_read(cx, buf) {
+            Poll::Pending => this
+                .reading
+                .poll_late(cx, &this.times, &this.requests)
+                .map(Err),
+            outcome => {
+                let heard = buf.filled().get(before..).unwrap_or_default();
+                this.reading
+                    .heard(heard, &this.times, &this.requests, Instant::now());
+                outcome
+            }
+        }
     }
 }
 
@@ -110,10 +369,107 @@ mod tests {
 
     use super::*;
 
+    const TIMES: Times = Times {
+        header: Duration::from_secs(1),
+        idle: Duration::from_secs(5),
+        write: Duration::from_millis(200),
+    };
+
+    #[test]
+    fn silence_and_a_slow_head_have_bounds_of_their_own() {
+        let start = Instant::now();
+        let at = |second| start + Duration::from_secs(second);
+        let requests = Requests::new(start);
+        let mut reading = Reading::new(&TIMES, start);
+        // The first head: from the beginning on, and no drop of it buys time.
+        for second in 0..3 {
+            assert_eq!(reading.wait(&TIMES, &requests), Wait::Until(at(1)));
+            reading.heard(b"x", &TIMES, &requests, at(second));
+        }
+        // In hand, nobody is hurried; then it is silence.
+        let open = requests.begin();
+        assert_eq!(reading.wait(&TIMES, &requests), Wait::InHand);
+        std::mem::forget(open);
+        requests.end(at(100));
+        for second in 101..103 {
+            assert_eq!(reading.wait(&TIMES, &requests), Wait::Until(at(105)));
+            // An end of file is no byte of a head.
+            reading.heard(b"", &TIMES, &requests, at(second));
+        }
+        // The next head, from its first byte.
+        for second in 104..107 {
+            reading.heard(b"G", &TIMES, &requests, at(second));
+            assert_eq!(reading.wait(&TIMES, &requests), Wait::Until(at(105)));
+        }
+        // A request that begins and ends between two looks is followed by silence too.
+        std::mem::forget(requests.begin());
+        requests.end(at(200));
+        assert_eq!(reading.wait(&TIMES, &requests), Wait::Until(at(205)));
+    }
+
+    #[test]
+    fn http2_and_what_was_given_away_are_left_alone() {
+        let now = Instant::now();
+        let requests = Requests::new(now);
+        let mut reading = Reading::new(&TIMES, now);
+        reading.heard(b"PR", &TIMES, &requests, now);
+        assert!(matches!(reading.wait(&TIMES, &requests), Wait::Until(_)));
+        reading.heard(b"I * HTTP/2.0", &TIMES, &requests, now);
+        assert_eq!(reading.wait(&TIMES, &requests), Wait::Forever);
+
+        let mut reading = Reading::new(&TIMES, now);
+        drop(requests.begin());
+        assert!(matches!(reading.wait(&TIMES, &requests), Wait::Until(_)));
+        requests.give_away();
+        assert_eq!(reading.wait(&TIMES, &requests), Wait::Forever);
+    }
+
+    #[tokio::test]
+    async fn a_wait_ends_at_its_deadline_though_an_older_timer_runs() {
+        let times = Times {
+            header: Duration::from_secs(1),
+            idle: Duration::from_millis(50),
+            ..TIMES
+        };
+        let (ours, mut theirs) = tokio::io::duplex(100);
+        let requests = Requests::new(Instant::now());
+        let mut stream = Patient::new(ours, times, requests.clone());
+        let mut piece = [0; 1];
+        let first = tokio::time::timeout(Duration::from_millis(5), stream.read(&mut piece)).await;
+        assert!(first.is_err(), "{first:?}");
+        drop(requests.begin());
+        let began = Instant::now();
+        let error = stream.read(&mut piece).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() < times.header, "{:?}", began.elapsed());
+        // And a later deadline than the timer's is waited for.
+        theirs.write_all(b"G").await.unwrap();
+        assert_eq!(stream.read(&mut piece).await.unwrap(), 1);
+        let began = Instant::now();
+        stream.read(&mut piece).await.unwrap_err();
+        assert!(
+            began.elapsed() >= times.header - Duration::from_millis(100),
+            "{:?}",
+            began.elapsed()
+        );
+    }
+
+    #[test]
+    fn the_preface_is_known_in_pieces_and_never_guessed() {
+        let unknown = Protocol::Unknown(0);
+        assert_eq!(
+            unknown.after(b"P").after(b"RI").after(b" *"),
+            Protocol::Http2
+        );
+        assert_eq!(unknown.after(b"POST / HTTP/1.1"), Protocol::Http1);
+        assert_eq!(unknown.after(b"PRI").after(b"NT /"), Protocol::Http1);
+        assert_eq!(unknown.after(b""), unknown);
+    }
+
     #[tokio::test]
     async fn who_does_not_read_is_let_go_and_who_reads_slowly_is_not() {
         let (ours, mut theirs) = tokio::io::duplex(16);
-        let mut stream = Patient::new(ours, Duration::from_millis(200));
+        let mut stream = Patient::new(ours, TIMES, Requests::new(Instant::now()));
         let reader = tokio::spawn(async move {
             let mut piece = [0; 16];
             for _ in 0..4 {

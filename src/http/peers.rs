@@ -3,7 +3,6 @@
 //! Invariants
 //! - A peer is an address; all its connections share one account, which outlives them until it is as good as new.
 //! - Accounts cost bounded memory: those that are as good as new are swept out whenever their number has doubled.
-//! - Time is an argument of [`Account::take`]; the rule itself never looks at a clock.
 
 use std::{
     collections::HashMap,
@@ -12,8 +11,10 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
+
+use super::pace::Bucket;
 
 /// Fewer accounts than this are not worth sweeping.
 const SWEEP: usize = 1024;
@@ -31,8 +32,7 @@ struct Table {
 #[derive(Debug, Default)]
 pub(super) struct Account {
     connections: AtomicUsize,
-    /// Up to when the peer's requests so far are paid for by the time that passes (a token bucket, turned around).
-    paid_until: Mutex<Option<Instant>>,
+    bucket: Bucket,
 }
 
 impl Peers {
@@ -75,77 +75,23 @@ impl Drop for Held {
 }
 
 impl Account {
-    /// One request: `rate` a second for ever, `burst` of them at once. `Err`: when to come back.
-    pub(super) fn take(&self, rate: u32, burst: u32, now: Instant) -> Result<(), Duration> {
-        if rate == 0 {
-            return Ok(());
-        }
-        let one = Duration::from_secs(1) / rate;
-        let mut paid = self
-            .paid_until
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let next = paid.filter(|until| *until > now).unwrap_or(now) + one;
-        let ahead = next - now;
-        let allowed = one.saturating_mul(burst.max(1));
-        if ahead > allowed {
-            return Err(ahead - allowed);
-        }
-        *paid = Some(next);
-        Ok(())
+    pub(super) fn bucket(&self) -> &Bucket {
+        &self.bucket
     }
 
     fn as_new(&self, now: Instant) -> bool {
-        self.connections.load(Ordering::Acquire) == 0
-            && self
-                .paid_until
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .is_none_or(|until| until <= now)
+        self.connections.load(Ordering::Acquire) == 0 && self.bucket.as_new(now)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn ip(last: u32) -> IpAddr {
         std::net::Ipv4Addr::from(0x6440_0000 + last).into()
-    }
-
-    #[test]
-    fn a_burst_at_once_then_the_rate() {
-        let account = Account::default();
-        let now = Instant::now();
-        for request in 0..10 {
-            assert_eq!(account.take(5, 10, now), Ok(()), "request {request}");
-        }
-        assert_eq!(account.take(5, 10, now), Err(Duration::from_millis(200)));
-        let later = now + Duration::from_millis(200);
-        assert_eq!(account.take(5, 10, later), Ok(()));
-        assert!(account.take(5, 10, later).is_err());
-        // What was refused costs nothing.
-        assert_eq!(
-            account.take(5, 10, later + Duration::from_millis(200)),
-            Ok(())
-        );
-    }
-
-    #[test]
-    fn a_long_pause_saves_up_no_more_than_the_burst() {
-        let account = Account::default();
-        let now = Instant::now();
-        account.take(5, 2, now).unwrap();
-        let later = now + Duration::from_secs(3600);
-        assert!(account.take(5, 2, later).is_ok() && account.take(5, 2, later).is_ok());
-        assert!(account.take(5, 2, later).is_err());
-    }
-
-    #[test]
-    fn no_rate_is_no_limit() {
-        let account = Account::default();
-        let now = Instant::now();
-        assert!((0..10_000).all(|_| account.take(0, 0, now).is_ok()));
     }
 
     #[test]
@@ -166,10 +112,10 @@ mod tests {
         let now = Instant::now();
         for _ in 0..3 {
             let held = peers.connect(ip(1), 1, now).unwrap();
-            held.account().take(1, 3, now).unwrap();
+            held.account().bucket().take(1, 3, now).unwrap();
         }
         let held = peers.connect(ip(1), 1, now).unwrap();
-        assert!(held.account().take(1, 3, now).is_err());
+        assert!(held.account().bucket().take(1, 3, now).is_err());
     }
 
     #[test]
@@ -180,7 +126,7 @@ mod tests {
         for peer in 1..100_000 {
             let at = now + Duration::from_millis(peer.into());
             let held = peers.connect(ip(peer), 1, at).unwrap();
-            held.account().take(10, 10, at).unwrap();
+            held.account().bucket().take(10, 10, at).unwrap();
         }
         assert!(peers.len() <= 2 * SWEEP, "{}", peers.len());
         assert!(

@@ -13,13 +13,14 @@
 //! each request's extensions by the caller's `identify`.
 
 use std::{
+    convert::Infallible,
     future::Future,
     io,
     net::IpAddr,
     pin::{Pin, pin},
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Waker},
     time::{Duration, Instant},
@@ -27,7 +28,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use axum::{Router, body::Body};
-use http::{Extensions, Request};
+use http::{Extensions, Request, StatusCode};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -42,7 +43,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 use super::{
-    patience::Patient,
+    patience::{Answering, Patient, Requests, Times},
     peers::{Account, Held, Peers},
 };
 
@@ -74,16 +75,30 @@ pub struct Limits {
     pub connections: usize,
     /// Connections of one peer at once; further ones get 503 and are closed.
     pub connections_per_peer: usize,
+    /// Requests in hand at once, over all connections; further ones get 503.
+    pub requests: usize,
     /// Bytes of a request's head.
     pub header_bytes: usize,
-    /// For the whole head of a request, and so the longest idle time between two.
+    /// Bytes of a body that is taken in whole.
+    pub body_bytes: usize,
+    /// For the whole head of a request, and for the first one to come.
     pub header_time: Duration,
+    /// The longest silence between two requests.
+    pub idle_time: Duration,
+    /// For the answer to a request that is taken in whole.
+    pub request_time: Duration,
+    /// The same for gRPC. Longer than a key change waits for whoever has the key directory and for the place of publication.
+    pub call_time: Duration,
     /// The longest that an answer waits for its reader.
     pub write_time: Duration,
     /// Requests a second of one peer in the long run; 0 is no limit.
     pub request_rate: u32,
     /// Requests of one peer at once, beyond which the rate counts.
     pub request_burst: u32,
+    /// Requests a second of one caller, whatever the number of their nodes; 0 is no limit.
+    pub caller_rate: u32,
+    /// Requests of one caller at once, beyond which the rate counts.
+    pub caller_burst: u32,
 }
 
 impl Default for Limits {
@@ -91,11 +106,19 @@ impl Default for Limits {
         Self {
             connections: 16_384,
             connections_per_peer: 1024,
+            requests: 4096,
             header_bytes: 16 << 10,
+            body_bytes: 64 << 10,
             header_time: Duration::from_secs(60),
+            idle_time: Duration::from_secs(60),
+            request_time: Duration::from_secs(30),
+            call_time: Duration::from_secs(120),
             write_time: Duration::from_secs(30),
             request_rate: 1000,
             request_burst: 5000,
+            // A person may have a few nodes that are busy.
+            caller_rate: 2000,
+            caller_burst: 10_000,
         }
     }
 }
@@ -120,19 +143,45 @@ impl LiveLimits {
     }
 }
 
-/// A peer's pace, part of its requests' extensions: [`super::layers`] asks it before anything is done.
+/// What bounds the requests of a connection, part of their extensions: [`super::layers`] asks it.
 #[derive(Debug, Clone)]
-pub(super) struct Pace {
-    account: Arc<Account>,
+pub(super) struct Bounds {
+    /// Absent where no peer is told from another.
+    account: Option<Arc<Account>>,
     limits: LiveLimits,
+    load: Load,
 }
 
-impl Pace {
-    /// `Err`: when to come back.
-    pub(super) fn take(&self, now: Instant) -> Result<(), Duration> {
-        let limits = self.limits.now();
-        self.account
-            .take(limits.request_rate, limits.request_burst, now)
+impl Bounds {
+    pub(super) fn limits(&self) -> Limits {
+        self.limits.now()
+    }
+
+    /// One request of the peer. `Err`: when to come back.
+    pub(super) fn pace(&self, limits: &Limits, now: Instant) -> Result<(), Duration> {
+        match &self.account {
+            Some(account) => account
+                .bucket()
+                .take(limits.request_rate, limits.request_burst, now),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a request in hand, if there is room for it.
+    pub(super) fn take(&self, limits: &Limits) -> Option<InHand> {
+        let held = InHand(self.load.clone());
+        let before = self.load.0.in_hand.fetch_add(1, Ordering::AcqRel);
+        (before < limits.requests).then_some(held)
+    }
+}
+
+/// A request that counts, until dropped.
+#[derive(Debug)]
+pub(super) struct InHand(Load);
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.0.0.in_hand.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -143,6 +192,7 @@ pub struct Load(Arc<Counts>);
 #[derive(Debug, Default)]
 struct Counts {
     open: AtomicUsize,
+    in_hand: AtomicUsize,
     refused: AtomicU64,
     closed: Notify,
 }
@@ -349,12 +399,13 @@ fn builder(limits: Limits) -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_time)
+        // `Patient` tells silence from a head that is under way.
+        .header_read_timeout(None)
         .max_buf_size(limits.header_bytes);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .keep_alive_interval(limits.header_time)
+        .keep_alive_interval(limits.idle_time)
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX));
     builder
 }
@@ -383,29 +434,6 @@ struct Connections {
     stop: CancellationToken,
     /// Ends them all.
     cut: CancellationToken,
-}
-
-/// Whether a connection has carried a request.
-#[derive(Default)]
-struct Begun {
-    seen: AtomicBool,
-    told: Notify,
-}
-
-impl Begun {
-    fn tell(&self) {
-        // Relaxed: nothing but the flag itself is read by it. Looked at first, so that the warm path writes nothing.
-        if !self.seen.load(Ordering::Relaxed) {
-            self.seen.store(true, Ordering::Relaxed);
-            self.told.notify_one();
-        }
-    }
-
-    async fn wait(&self) {
-        if !self.seen.load(Ordering::Relaxed) {
-            self.told.notified().await;
-        }
-    }
 }
 
 impl Connections {
@@ -443,29 +471,39 @@ impl Connections {
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        if let Some(held) = &held {
-            known.insert(Pace {
-                account: held.account(),
-                limits: self.limits.clone(),
-            });
-        }
-        let begun = Arc::new(Begun::default());
+        known.insert(Bounds {
+            account: held.as_ref().map(Held::account),
+            limits: self.limits.clone(),
+            load: self.load.clone(),
+        });
+        let requests = Requests::new(Instant::now().into());
         let router = self.router.clone();
         let service = {
-            let begun = Arc::clone(&begun);
+            let requests = requests.clone();
             service_fn(move |request: Request<Incoming>| {
-                begun.tell();
+                let open = requests.begin();
                 let mut request = request.map(Body::new);
                 request.extensions_mut().extend(known.clone());
-                router.clone().oneshot(request)
+                let answer = router.clone().oneshot(request);
+                let requests = requests.clone();
+                async move {
+                    let answer = answer.await?;
+                    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+                        requests.give_away();
+                    }
+                    Ok::<_, Infallible>(answer.map(|body| Answering::new(body, open)))
+                }
             })
         };
         let limits = self.limits.now();
+        let times = Times {
+            header: limits.header_time,
+            idle: limits.idle_time,
+            write: limits.write_time,
+        };
+        let io = TokioIo::new(Patient::new(io, times, requests.clone()));
         let connection = builder(limits)
-            .serve_connection_with_upgrades(
-                TokioIo::new(Patient::new(io, limits.write_time)),
-                service,
-            )
+            .serve_connection_with_upgrades(io, service)
             .into_owned();
         let (stop, cut) = (self.stop.clone(), self.cut.clone());
         self.open.spawn(async move {
@@ -473,7 +511,7 @@ impl Connections {
             // hyper ends a connection at once on which it has read nothing yet, with its first request maybe under way.
             let asked = async {
                 stop.cancelled().await;
-                let _ = tokio::time::timeout(FIRST_REQUEST, begun.wait()).await;
+                let _ = tokio::time::timeout(FIRST_REQUEST, requests.first()).await;
             };
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,

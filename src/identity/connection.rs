@@ -1,6 +1,6 @@
 //! What is known of one connection: its peer, and who that is for as long as the network map stands still.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use ::http::request::Parts;
 use arc_swap::ArcSwapOption;
@@ -8,7 +8,8 @@ use axum::extract::FromRequestParts;
 use tracing::Instrument;
 
 use super::{
-    Caller, Refusal, Visitor,
+    Caller, Callers, Refusal, Visitor,
+    callers::Allowance,
     directory::{ask, running},
 };
 use crate::{
@@ -24,6 +25,7 @@ pub struct Connection {
     peer: Peer,
     known: ArcSwapOption<Known>,
     meter: Meter,
+    callers: Option<Callers>,
 }
 
 /// An answer and the generation of the network map that it was true in.
@@ -31,6 +33,7 @@ pub struct Connection {
 struct Known {
     generation: u64,
     visitor: Arc<Visitor>,
+    allowance: Option<Allowance>,
 }
 
 impl Connection {
@@ -40,6 +43,7 @@ impl Connection {
             peer,
             known: ArcSwapOption::empty(),
             meter: Meter::default(),
+            callers: None,
         }
     }
 
@@ -47,6 +51,13 @@ impl Connection {
     #[must_use]
     pub fn counted(mut self, meter: Meter) -> Self {
         self.meter = meter;
+        self
+    }
+
+    /// Bounds what its caller may ask, together with all their other connections there.
+    #[must_use]
+    pub fn paced(mut self, callers: Callers) -> Self {
+        self.callers = Some(callers);
         self
     }
 
@@ -88,11 +99,25 @@ impl Connection {
         self.meter.whois_asked(visitor.is_ok());
         let visitor = Arc::new(visitor?);
         trace::caller(visitor.kind());
+        let allowance = self
+            .callers
+            .as_ref()
+            .and_then(|callers| callers.allowance(&visitor, Instant::now()));
         self.known.store(Some(Arc::new(Known {
             generation,
             visitor: visitor.clone(),
+            allowance,
         })));
         Ok(visitor)
+    }
+
+    /// One more request of whoever was last found to call ([`Self::caller`], [`Self::visitor`]). `Err` is the answer to a caller
+    /// that asks too often. To be called once for each request, by whoever asks for its caller.
+    pub fn pace(&self) -> Result<(), http::Error> {
+        match self.known.load().as_ref().map(|known| &known.allowance) {
+            Some(Some(allowance)) => allowance.take(Instant::now()),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -111,7 +136,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
         };
         match connection.caller().await? {
             Caller::Funnel(_) => Err(Refusal::Funnel.into()),
-            caller => Ok(caller),
+            caller => {
+                connection.pace()?;
+                Ok(caller)
+            }
         }
     }
 }

@@ -249,6 +249,14 @@ fn go(registry: &mut Registry, runtime: RuntimeStats) {
     for (name, help, value) in all {
         one(registry, name, help, number(value));
     }
+    if let Some(limit) = runtime.memory_limit {
+        one(
+            registry,
+            "go_memory_limit_bytes",
+            "Memory of the node above which it collects rather than grows",
+            number(limit),
+        );
+    }
     registry.register(
         "go_gc_cycles",
         "Garbage collections of the node",

@@ -11,7 +11,7 @@ use crate::{
     config::{Authorization, Component, Settings},
     http::{
         layers,
-        serve::{Limits, Listeners, Listening, Server, serve},
+        serve::{Listeners, Listening, LiveLimits, Server, serve},
     },
     jwks::life::KeyLife,
 };
@@ -48,6 +48,7 @@ pub(super) fn routes(
 pub(super) fn local(
     settings: &Settings,
     router: Router,
+    limits: LiveLimits,
     listeners: &Listeners,
 ) -> Result<Option<Server>, StartError> {
     match Socket::bind(&settings.admin.socket) {
@@ -58,7 +59,7 @@ pub(super) fn local(
                 known.insert(requester);
                 known
             };
-            let server = serve("admin socket", socket, router, Limits::default(), identify);
+            let server = serve("admin socket", socket, router, limits, identify);
             listeners.add(Listening {
                 name: server.name(),
                 addr: settings.admin.socket.display().to_string(),

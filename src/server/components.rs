@@ -19,7 +19,7 @@ use crate::{
         serve::{Accept, Listeners, Listening, LiveLimits, Server, Stopped, serve},
         tls::{CertificateFiles, PlainListener, Remote, TlsListener},
     },
-    identity::Connection,
+    identity::{Callers, Connection},
     issuer::{self, Issuer, TokenRules},
     jwks::life::KeyLife,
     keys::SigningPool,
@@ -35,6 +35,7 @@ pub(super) struct Shared {
     pub(super) keys: KeyLife,
     pub(super) rules: Arc<ArcSwap<TokenRules>>,
     pub(super) limits: LiveLimits,
+    pub(super) callers: Callers,
     pub(super) meter: Meter,
     pub(super) readiness: Readiness,
     pub(super) listeners: Listeners,
@@ -260,12 +261,15 @@ impl Components {
             .map_err(|source| StartError::Listen { what, addr, source })?;
         let node = node.clone();
         let meter = self.shared.meter.clone();
+        let callers = self.shared.callers.clone();
         self.serve(what, addr.to_string(), listener, routes, move |peer| {
             let mut known = Extensions::new();
             if peer.via == Via::Tailnet {
                 known.insert(Neighbour);
             }
-            let connection = Connection::new(node.clone(), peer).counted(meter.clone());
+            let connection = Connection::new(node.clone(), peer)
+                .counted(meter.clone())
+                .paced(callers.clone());
             known.insert(Arc::new(connection));
             known
         });

@@ -123,6 +123,10 @@ fn left(now: &Settings, new: &Settings) -> Vec<&'static str> {
             "server.port or server.binding",
             now.server.port != new.server.port || now.server.binding != new.server.binding,
         ),
+        (
+            "server.limits.memory",
+            now.server.memory != new.server.memory,
+        ),
         // Joining is over: how long it may take, and with which key, matters at the next start alone.
         (
             "server.tailscale",
@@ -162,11 +166,18 @@ fn limits(settings: &config::Limits) -> Limits {
     Limits {
         connections,
         connections_per_peer: settings.connections_per_peer as usize,
+        requests: settings.requests as usize,
+        header_bytes: settings.header_bytes as usize,
+        body_bytes: settings.body_bytes as usize,
         header_time: settings.header_time,
+        idle_time: settings.idle_time,
+        request_time: settings.request_time,
+        call_time: settings.call_time,
         write_time: settings.write_time,
         request_rate: settings.request_rate,
         request_burst: settings.request_burst,
-        ..Limits::default()
+        caller_rate: settings.caller_rate,
+        caller_burst: settings.caller_burst,
     }
 }
 

@@ -17,6 +17,7 @@ mod housekeeping;
 mod keys;
 mod latches;
 mod live;
+mod memory;
 mod node;
 mod notify;
 
@@ -40,6 +41,7 @@ use self::{
 use crate::{
     admin::OwnNode,
     config::Settings,
+    identity::Callers,
     jwks::life::KeyLife,
     signals::{Signal, Signals},
     tailnet::{Node, join::JoinState, runtime_stats},
@@ -142,6 +144,7 @@ impl Daemon {
         let meter = Meter::default();
         let signs = components::needs_keys(settings);
         let up = latches::first(&own, signs);
+        memory::limit(settings.server.memory).await;
         let news = |state: JoinState| {
             supervisor.status(state.code());
             own.membership.joining(state);
@@ -159,7 +162,12 @@ impl Daemon {
                     latches::hang(&own, &keys);
                 }
                 let administration = admin::routes(settings, &keys, &own)?;
-                let socket = admin::local(settings, administration.clone(), &own.listeners)?;
+                let socket = admin::local(
+                    settings,
+                    administration.clone(),
+                    live.limits.clone(),
+                    &own.listeners,
+                )?;
                 Ok((keys, told, administration, socket))
             }
         )?;
@@ -168,6 +176,7 @@ impl Daemon {
             keys: keys.clone(),
             rules: live.rules.clone(),
             limits: live.limits.clone(),
+            callers: Callers::new(live.limits.clone()),
             meter: meter.clone(),
             readiness: own.readiness.clone(),
             listeners: own.listeners.clone(),

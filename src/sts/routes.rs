@@ -19,12 +19,7 @@ use serde_json::{Map, Value};
 use url::form_urlencoded;
 
 use super::{Error, Granted, Refused, State as Exchange, policy, verify::Token};
-use crate::{
-    audit,
-    http::{layers::BODY_BYTES, tls::Remote},
-    identity::Connection,
-    telemetry::audit::Decision,
-};
+use crate::{audit, http::tls::Remote, identity::Connection, telemetry::audit::Decision};
 
 const GRANT: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
@@ -137,7 +132,8 @@ fn bearer(headers: &HeaderMap, dialect: Dialect) -> Result<String, Error> {
 }
 
 async fn whole(body: Body) -> Result<Vec<u8>, Error> {
-    match axum::body::to_bytes(body, BODY_BYTES).await {
+    // `http::layers` bounds it.
+    match axum::body::to_bytes(body, usize::MAX).await {
         Ok(body) => Ok(body.into()),
         Err(error) if is_too_large(&error) => Err(Error::TooLarge),
         Err(_) => Err(Error::OddBody("it broke off")),

@@ -302,10 +302,13 @@ pub struct RuntimeStats {
     pub threads: u64,
     pub nodes: u64,
     pub conns: u64,
+    /// Absent where there is none.
+    pub memory_limit: Option<u64>,
 }
 
-/// Limits of the Go runtime, for the whole process. What is absent stays as it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+/// Limits of the Go runtime, for the whole process. What is absent stays as it is; in an answer it is a limit that there is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize)]
+#[serde(default)]
 pub struct RuntimeLimits {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_limit: Option<u64>,
@@ -326,7 +329,7 @@ pub async fn runtime_stats() -> Result<RuntimeStats, Error> {
 }
 
 /// Sets the limits; the answer is what is in force.
-pub async fn limit_runtime(limits: RuntimeLimits) -> Result<serde_json::Value, Error> {
+pub async fn limit_runtime(limits: RuntimeLimits) -> Result<RuntimeLimits, Error> {
     QUICK
         .run(move || {
             let json = serde_json::to_vec(&limits).map_err(|e| Error::Internal(e.to_string()))?;

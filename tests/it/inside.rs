@@ -18,7 +18,7 @@ use tailbone::{
         health, layers,
         serve::{Limits, Listening, LiveLimits, Server, serve},
     },
-    identity::{Caller, Connection as Identified},
+    identity::{Caller, Callers, Connection as Identified},
     jwks::{FilePublisher, life::KeyLife},
     keys::{KeyStore, Policy},
     metrics::{self, Metrics},
@@ -38,31 +38,59 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::support::{http::Connection, soon};
 
 /// A node and peers.
-struct World {
-    net: FakeTailnet,
+pub(crate) struct World {
+    pub(crate) net: FakeTailnet,
     node: FakeNode,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let net = FakeTailnet::new();
         let node = net.join("tailbone", Identity::user("owner@example.com"));
         Self { net, node }
     }
 
-    async fn serve(
+    pub(crate) async fn serve(
         &self,
         port: u16,
         router: Router,
         limits: impl Into<LiveLimits>,
         meter: Meter,
     ) -> Server {
+        let limits = limits.into();
+        let callers = Callers::new(limits.clone());
+        self.serve_with(port, router, limits, move |connection| {
+            connection.counted(meter.clone()).paced(callers.clone())
+        })
+        .await
+    }
+
+    /// With these callers, who may be known at another listener too.
+    pub(crate) async fn serve_paced(
+        &self,
+        port: u16,
+        router: Router,
+        limits: Limits,
+        callers: Callers,
+    ) -> Server {
+        self.serve_with(port, router, limits.into(), move |connection| {
+            connection.paced(callers.clone())
+        })
+        .await
+    }
+
+    async fn serve_with(
+        &self,
+        port: u16,
+        router: Router,
+        limits: LiveLimits,
+        change: impl Fn(Identified) -> Identified + Send + Sync + 'static,
+    ) -> Server {
         let listener = self.node.listen(ListenAddr::Port(port)).await.unwrap();
         let ours: Arc<dyn Node> = Arc::new(self.node.clone());
         let identify = move |peer| {
             let mut known = Extensions::new();
-            let connection = Identified::new(ours.clone(), peer).counted(meter.clone());
-            known.insert(Arc::new(connection));
+            known.insert(Arc::new(change(Identified::new(ours.clone(), peer))));
             known
         };
         serve(
@@ -74,18 +102,18 @@ impl World {
         )
     }
 
-    fn peer(&self, host: &str) -> FakeNode {
+    pub(crate) fn peer(&self, host: &str) -> FakeNode {
         self.net
             .join(host, Identity::user(&format!("{host}@example.com")))
     }
 }
 
-async fn call(peer: &FakeNode, port: u16) -> Connection {
+pub(crate) async fn call(peer: &FakeNode, port: u16) -> Connection {
     let addr = format!("tailbone:{port}");
     Connection::over(peer.dial(&addr, Duration::from_secs(5)).await.unwrap()).await
 }
 
-fn who() -> Router {
+pub(crate) fn who() -> Router {
     Router::new().route("/", get(|caller: Caller| async move { caller.to_string() }))
 }
 

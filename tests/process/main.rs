@@ -44,6 +44,7 @@ mod front_proxies;
 mod gate;
 mod inside;
 mod otlp;
+mod memory;
 mod server;
 mod tailnet;
 

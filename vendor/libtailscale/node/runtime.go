@@ -117,6 +117,7 @@ func RuntimeStats() ([]byte, *Error) {
 		{Name: "/memory/classes/total:bytes"},
 		{Name: "/gc/cycles/total:gc-cycles"},
 		{Name: "/sched/threads/total:threads"},
+		{Name: "/gc/gomemlimit:bytes"},
 	}
 	metrics.Read(s)
 	num := func(i int) uint64 {
@@ -128,6 +129,10 @@ func RuntimeStats() ([]byte, *Error) {
 	table.mu.Lock()
 	nodes := len(table.nodes)
 	table.mu.Unlock()
+	var limit *uint64
+	if l := num(5); l != math.MaxInt64 {
+		limit = &l
+	}
 	return encode(struct {
 		Goroutines uint64 `json:"goroutines"`
 		Heap       uint64 `json:"heap_bytes"`
@@ -136,7 +141,9 @@ func RuntimeStats() ([]byte, *Error) {
 		Threads    uint64 `json:"threads"`
 		Nodes      int    `json:"nodes"`
 		Conns      int64  `json:"conns"`
-	}{num(0), num(1), num(2), num(3), num(4), nodes, live.Load()})
+		// Absent where there is none.
+		MemoryLimit *uint64 `json:"memory_limit,omitempty"`
+	}{num(0), num(1), num(2), num(3), num(4), nodes, live.Load(), limit})
 }
 
 func encode(v any) ([]byte, *Error) {

@@ -1,0 +1,110 @@
+//! How often somebody may ask: a token bucket, turned around.
+//!
+//! Invariants
+//! - A bucket is one instant: up to when the requests so far are paid for by the time that passes. It costs the same whatever the
+//!   rate, and one that lies in the past is as good as new and may be forgotten.
+//! - Time is an argument; the rule itself never looks at a clock, and a monotonic one is meant: no step of the machine's date
+//!   gives or takes a request.
+//!
+//! Whose bucket it is decides who keeps it: a peer's address in `peers.rs`, an identity in [`crate::identity`].
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::{Error, error::Kind};
+
+#[derive(Debug, Default)]
+pub struct Bucket(Mutex<Option<Instant>>);
+
+impl Bucket {
+    /// One request: `rate` a second for ever, `burst` of them at once; a rate of 0 is no limit. `Err`: when to come back.
+    pub fn take(&self, rate: u32, burst: u32, now: Instant) -> Result<(), Duration> {
+        if rate == 0 {
+            return Ok(());
+        }
+        let one = Duration::from_secs(1) / rate;
+        let mut paid = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = paid.filter(|until| *until > now).unwrap_or(now) + one;
+        let ahead = next - now;
+        let allowed = one.saturating_mul(burst.max(1));
+        if ahead > allowed {
+            return Err(ahead - allowed);
+        }
+        *paid = Some(next);
+        Ok(())
+    }
+
+    /// Whether forgetting it gives nothing away.
+    pub fn as_new(&self, now: Instant) -> bool {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_none_or(|until| until <= now)
+    }
+}
+
+/// The answer to whoever asks too often.
+pub fn too_often(retry_after: Duration) -> Error {
+    // Rounded up: who comes back at the told second must not be refused again for the rest of it.
+    let seconds = retry_after.as_secs_f64().ceil().max(1.0);
+    let kind = Kind::TooManyRequests {
+        retry_after: Duration::from_secs_f64(seconds),
+    };
+    Error::new(
+        kind,
+        "too_many_requests",
+        "more requests than one caller may make; come back after the time in Retry-After",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_at_once_then_the_rate() {
+        let bucket = Bucket::default();
+        let now = Instant::now();
+        for request in 0..10 {
+            assert_eq!(bucket.take(5, 10, now), Ok(()), "request {request}");
+        }
+        assert_eq!(bucket.take(5, 10, now), Err(Duration::from_millis(200)));
+        let later = now + Duration::from_millis(200);
+        assert_eq!(bucket.take(5, 10, later), Ok(()));
+        assert!(bucket.take(5, 10, later).is_err());
+        // What was refused costs nothing.
+        assert_eq!(
+            bucket.take(5, 10, later + Duration::from_millis(200)),
+            Ok(())
+        );
+    }
+
+    #[test]
+    fn a_long_pause_saves_up_no_more_than_the_burst() {
+        let bucket = Bucket::default();
+        let now = Instant::now();
+        bucket.take(5, 2, now).unwrap();
+        let later = now + Duration::from_secs(3600);
+        assert!(bucket.take(5, 2, later).is_ok() && bucket.take(5, 2, later).is_ok());
+        assert!(bucket.take(5, 2, later).is_err());
+    }
+
+    #[test]
+    fn no_rate_is_no_limit() {
+        let bucket = Bucket::default();
+        let now = Instant::now();
+        assert!((0..10_000).all(|_| bucket.take(0, 0, now).is_ok()));
+    }
+
+    #[test]
+    fn only_what_is_paid_for_is_as_new() {
+        let bucket = Bucket::default();
+        let now = Instant::now();
+        assert!(bucket.as_new(now));
+        bucket.take(2, 2, now).unwrap();
+        assert!(!bucket.as_new(now));
+        assert!(bucket.as_new(now + Duration::from_millis(500)));
+    }
+}

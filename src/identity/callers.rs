@@ -1,0 +1,187 @@
+//! What one caller may ask over time, on however many nodes, connections and listeners: a user is one caller with all their
+//! devices, a tagged machine is its node.
+//!
+//! Invariants
+//! - All connections of a caller share one bucket, and it outlives them until it is as good as new.
+//! - Buckets cost bounded memory: those that nobody holds and that are as good as new are swept out whenever their number has
+//!   doubled.
+//! - The table is asked when a connection learns who its caller is, which is not for each request; a request costs the bucket.
+//!
+//! Whoever has no identity (the internet, unknown peers) is bounded by address alone, in [`crate::http::serve`].
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use super::{Caller, Visitor};
+use crate::http::{self, pace, pace::Bucket, serve::LiveLimits};
+
+/// Fewer buckets than this are not worth sweeping.
+const SWEEP: usize = 1024;
+
+/// The callers of a server. Clones are one.
+#[derive(Debug, Clone)]
+pub struct Callers {
+    limits: LiveLimits,
+    table: Arc<Mutex<Table>>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    buckets: HashMap<Key, Arc<Bucket>>,
+    sweep_at: usize,
+}
+
+/// Names and logins change, these do not.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Key {
+    Node(String),
+    User(i64),
+}
+
+/// One caller's bucket with what fills it.
+#[derive(Debug)]
+pub(super) struct Allowance {
+    bucket: Arc<Bucket>,
+    limits: LiveLimits,
+}
+
+impl Callers {
+    pub fn new(limits: impl Into<LiveLimits>) -> Self {
+        Self {
+            limits: limits.into(),
+            table: Arc::default(),
+        }
+    }
+
+    pub(super) fn allowance(&self, visitor: &Visitor, now: Instant) -> Option<Allowance> {
+        let key = match visitor.even_foreign() {
+            Caller::Funnel(_) => return None,
+            Caller::Machine(machine) => Key::Node(machine.id.clone()),
+            Caller::User(user) => Key::User(user.id),
+        };
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if table.buckets.len() >= table.sweep_at.max(SWEEP) {
+            // Held by a connection alone is not forgotten: the next one would get another.
+            table
+                .buckets
+                .retain(|_, bucket| Arc::strong_count(bucket) > 1 || !bucket.as_new(now));
+            table.sweep_at = table.buckets.len() * 2;
+        }
+        Some(Allowance {
+            bucket: table.buckets.entry(key).or_default().clone(),
+            limits: self.limits.clone(),
+        })
+    }
+
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.table.lock().unwrap().buckets.len()
+    }
+}
+
+impl Allowance {
+    /// One more request. `Err`: the answer that says when to come back.
+    pub(super) fn take(&self, now: Instant) -> Result<(), http::Error> {
+        let limits = self.limits.now();
+        self.bucket
+            .take(limits.caller_rate, limits.caller_burst, now)
+            .map_err(pace::too_often)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, time::Duration};
+
+    use super::*;
+    use crate::{
+        http::{error::Kind, serve::Limits},
+        tailnet::{WhoIs, WhoIsNode, WhoIsUser},
+    };
+
+    fn callers(rate: u32, burst: u32) -> Callers {
+        Callers::new(Limits {
+            caller_rate: rate,
+            caller_burst: burst,
+            ..Limits::default()
+        })
+    }
+
+    fn visitor(user: i64, node: &str, tags: &[&str]) -> Visitor {
+        let whois = WhoIs {
+            node: WhoIsNode {
+                id: node.into(),
+                name: format!("{node}.example.ts.net"),
+                tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
+                ..WhoIsNode::default()
+            },
+            user: WhoIsUser {
+                id: user,
+                login: format!("{user}@example.com"),
+                ..WhoIsUser::default()
+            },
+            caps: BTreeMap::new(),
+            same_tailnet: true,
+        };
+        Visitor::from_whois(whois, "example.ts.net").unwrap()
+    }
+
+    #[test]
+    fn a_user_is_one_caller_on_all_devices_and_a_machine_is_its_node() {
+        let callers = callers(1, 2);
+        let now = Instant::now();
+        let of = |visitor: &Visitor| callers.allowance(visitor, now).unwrap();
+        let (laptop, phone) = (
+            of(&visitor(7, "laptop", &[])),
+            of(&visitor(7, "phone", &[])),
+        );
+        assert!(laptop.take(now).is_ok() && phone.take(now).is_ok());
+        let error = laptop.take(now).unwrap_err();
+        assert_eq!(error.code, "too_many_requests");
+        assert_eq!(
+            error.kind,
+            Kind::TooManyRequests {
+                retry_after: Duration::from_secs(1)
+            }
+        );
+        assert!(phone.take(now).is_err());
+        assert!(of(&visitor(8, "other", &[])).take(now).is_ok());
+        // Tagged nodes share a profile, and nothing else.
+        let (one, two) = (
+            of(&visitor(9, "ci-1", &["tag:ci"])),
+            of(&visitor(9, "ci-2", &["tag:ci"])),
+        );
+        assert!((0..2).all(|_| one.take(now).is_ok()));
+        assert!(one.take(now).is_err() && two.take(now).is_ok());
+    }
+
+    #[test]
+    fn a_new_connection_gets_no_new_bucket() {
+        let callers = callers(1, 2);
+        let now = Instant::now();
+        let caller = visitor(7, "laptop", &[]);
+        for _ in 0..2 {
+            callers.allowance(&caller, now).unwrap().take(now).unwrap();
+        }
+        assert!(callers.allowance(&caller, now).unwrap().take(now).is_err());
+    }
+
+    #[test]
+    fn callers_that_left_do_not_pile_up_and_those_that_are_there_stay() {
+        let callers = callers(10, 10);
+        let now = Instant::now();
+        let stays = callers.allowance(&visitor(0, "stays", &[]), now).unwrap();
+        for user in 1..100_000 {
+            let at = now + Duration::from_millis(user);
+            let allowance = callers.allowance(&visitor(user.cast_signed(), "n", &[]), at);
+            allowance.unwrap().take(at).unwrap();
+        }
+        assert!(callers.len() <= 2 * SWEEP, "{}", callers.len());
+        let late = now + Duration::from_secs(100);
+        let again = callers.allowance(&visitor(0, "stays", &[]), late).unwrap();
+        assert!(Arc::ptr_eq(&stays.bucket, &again.bucket));
+    }
+}

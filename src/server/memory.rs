@@ -1,0 +1,280 @@
+//! The memory of the node inside: told to Go's runtime before the node starts, from the setting, `GOMEMLIMIT` or the cgroup.
+//!
+//! Without a limit Go lets its heap grow to twice of what it needs before it collects, and a container that is killed for it has
+//! done nothing wrong. The limit is soft: Go collects more as it comes near, and goes beyond it rather than fail.
+//!
+//! Invariants
+//! - What an operator said holds: the setting over `GOMEMLIMIT` over the cgroup.
+//! - A share of the cgroup is left to the Rust half and the kernel's buffers, which Go neither sees nor counts.
+//! - A limit that cannot be found or set is no reason not to serve.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    config::Memory,
+    tailnet::{self, RuntimeLimits, limit_runtime},
+};
+
+/// What is not Go's at least: binary and libraries that were written to, tokio, keys, buffers of connections. A daemon at rest
+/// has about half of it.
+const RUST: u64 = 32 << 20;
+
+/// The least that Go takes as a limit.
+const LEAST: u64 = 16 << 20;
+
+/// More than any machine has is a cgroup's way to say that there is none.
+const NO_LIMIT: u64 = 1 << 60;
+
+/// Where a limit came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Cgroup,
+    Environment,
+    Nowhere,
+    Setting,
+}
+
+/// Tells the runtime, and the log.
+pub(super) async fn limit(setting: Memory) {
+    let (bytes, source) = decide(
+        setting,
+        env::var_os("GOMEMLIMIT").is_some_and(|text| !text.is_empty()),
+        || cgroup_limit(Path::new("/")),
+    );
+    match tell(bytes).await {
+        Ok(Some(bytes)) => {
+            tracing::info!(target: "server", bytes, from = source.name(), "memory of the node limited");
+        }
+        Ok(None) => {
+            tracing::debug!(target: "server", from = source.name(), "memory of the node not limited");
+        }
+        Err(error) => {
+            tracing::warn!(target: "server", %error, "memory of the node not limited");
+        }
+    }
+}
+
+/// The answer is what is in force.
+async fn tell(bytes: Option<u64>) -> Result<Option<u64>, tailnet::Error> {
+    let limits = RuntimeLimits {
+        memory_limit: bytes,
+        ..RuntimeLimits::default()
+    };
+    Ok(limit_runtime(limits).await?.memory_limit)
+}
+
+/// `None` leaves the runtime as it is: it has read `GOMEMLIMIT` by itself.
+fn decide(
+    setting: Memory,
+    variable: bool,
+    cgroup: impl FnOnce() -> Option<u64>,
+) -> (Option<u64>, Source) {
+    match setting {
+        Memory::Bytes(bytes) => (Some(bytes), Source::Setting),
+        // Go's own word for no limit.
+        Memory::Off => (Some(i64::MAX.cast_unsigned()), Source::Setting),
+        Memory::Auto if variable => (None, Source::Environment),
+        Memory::Auto => match cgroup() {
+            Some(limit) => (Some(share(limit)), Source::Cgroup),
+            None => (None, Source::Nowhere),
+        },
+    }
+}
+
+/// Three quarters: connections cost memory on both sides of the fence, more of it on Go's, where TCP and WireGuard are. In a small
+/// cgroup the Rust half has its least first, but never more than half.
+fn share(limit: u64) -> u64 {
+    let rust = (limit / 4).max(RUST).min(limit / 2);
+    (limit - rust).max(LEAST)
+}
+
+/// The least limit of the process's cgroup and those around it, of version 2 or 1, as far as they can be seen. In a container
+/// only the innermost can, and it is at the top of what is mounted.
+fn cgroup_limit(root: &Path) -> Option<u64> {
+    let text = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
+    text.lines().filter_map(|line| hierarchy(root, line)).min()
+}
+
+/// One line: `id:controllers:path`.
+fn hierarchy(root: &Path, line: &str) -> Option<u64> {
+    let mut parts = line.splitn(3, ':');
+    let (id, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+    let (mount, files): (_, &[_]) = if id == "0" && controllers.is_empty() {
+        ("sys/fs/cgroup", &["memory.max", "memory.high"])
+    } else if controllers.split(',').any(|name| name == "memory") {
+        ("sys/fs/cgroup/memory", &["memory.limit_in_bytes"])
+    } else {
+        return None;
+    };
+    let mount = root.join(mount);
+    // A path that leads out of what this process may see (`/../..`) says nothing about what is mounted here.
+    let inner: PathBuf = path
+        .split('/')
+        .filter(|name| !name.is_empty())
+        .take_while(|name| *name != "..")
+        .collect();
+    inner
+        .ancestors()
+        .flat_map(|inner| {
+            let place = mount.join(inner);
+            files.iter().map(move |file| place.join(file))
+        })
+        .filter_map(|file| bytes(&fs::read_to_string(file).ok()?))
+        .min()
+}
+
+/// `max` is no limit in version 2, in version 1 it is a number beyond all bounds.
+fn bytes(text: &str) -> Option<u64> {
+    text.trim().parse().ok().filter(|bytes| *bytes < NO_LIMIT)
+}
+
+impl Source {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Cgroup => "cgroup",
+            Self::Environment => "GOMEMLIMIT",
+            Self::Nowhere => "no cgroup with a limit",
+            Self::Setting => "server.limits.memory",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// Path and text of each.
+    type Files<'a> = &'a [(&'a str, &'a str)];
+
+    /// A machine with these files.
+    fn machine(files: Files<'_>) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn the_limit_of_each_kind_of_cgroup_is_found() {
+        let cases: &[(&str, Files<'_>, Option<u64>)] = &[
+            (
+                "version 2 in a container: the path is the top",
+                &[
+                    ("proc/self/cgroup", "0::/\n"),
+                    ("sys/fs/cgroup/memory.max", "268435456\n"),
+                ],
+                Some(256 * MIB),
+            ),
+            (
+                "version 2 in a service: the least of those around counts",
+                &[
+                    ("proc/self/cgroup", "0::/system.slice/tailbone.service\n"),
+                    (
+                        "sys/fs/cgroup/system.slice/tailbone.service/memory.max",
+                        "max\n",
+                    ),
+                    (
+                        "sys/fs/cgroup/system.slice/tailbone.service/memory.high",
+                        "201326592\n",
+                    ),
+                    ("sys/fs/cgroup/system.slice/memory.max", "536870912\n"),
+                ],
+                Some(192 * MIB),
+            ),
+            (
+                "version 2 without a limit",
+                &[
+                    ("proc/self/cgroup", "0::/user.slice\n"),
+                    ("sys/fs/cgroup/user.slice/memory.max", "max\n"),
+                ],
+                None,
+            ),
+            (
+                "version 1, where the path is the host's and not mounted",
+                &[
+                    (
+                        "proc/self/cgroup",
+                        "11:cpu,cpuacct:/x\n4:memory:/docker/abc\n0::/docker/abc\n",
+                    ),
+                    ("sys/fs/cgroup/memory/memory.limit_in_bytes", "134217728\n"),
+                ],
+                Some(128 * MIB),
+            ),
+            (
+                "version 1 without a limit",
+                &[
+                    ("proc/self/cgroup", "4:memory:/\n"),
+                    (
+                        "sys/fs/cgroup/memory/memory.limit_in_bytes",
+                        "9223372036854771712\n",
+                    ),
+                ],
+                None,
+            ),
+            (
+                "a path out of sight",
+                &[
+                    ("proc/self/cgroup", "0::/../../other\n"),
+                    ("sys/fs/cgroup/memory.max", "67108864\n"),
+                ],
+                Some(64 * MIB),
+            ),
+            ("no cgroups at all", &[], None),
+            (
+                "nonsense",
+                &[
+                    ("proc/self/cgroup", "memory\n:::\n0::/\n"),
+                    ("sys/fs/cgroup/memory.max", "much\n"),
+                ],
+                None,
+            ),
+        ];
+        for (what, files, limit) in cases {
+            assert_eq!(cgroup_limit(machine(files).path()), *limit, "{what}");
+        }
+    }
+
+    #[test]
+    fn what_the_operator_said_holds() {
+        let cgroup = || Some(256 * MIB);
+        let never = || -> Option<u64> { panic!("nobody asked for the cgroup") };
+        assert_eq!(
+            decide(Memory::Bytes(64 * MIB), true, never),
+            (Some(64 * MIB), Source::Setting)
+        );
+        assert_eq!(
+            decide(Memory::Auto, true, never),
+            (None, Source::Environment)
+        );
+        assert_eq!(
+            decide(Memory::Auto, false, cgroup),
+            (Some(192 * MIB), Source::Cgroup)
+        );
+        assert_eq!(
+            decide(Memory::Auto, false, || None),
+            (None, Source::Nowhere)
+        );
+    }
+
+    #[test]
+    fn a_small_cgroup_leaves_both_halves_something() {
+        for (limit, go) in [
+            (1024, 768),
+            (128, 96),
+            (96, 64),
+            (64, 32),
+            (40, 20),
+            (20, 16),
+        ] {
+            assert_eq!(share(limit * MIB), go * MIB, "{limit} MiB");
+        }
+    }
+}
