@@ -19,6 +19,7 @@ mod latches;
 mod live;
 mod node;
 mod notify;
+mod screen;
 
 use std::{
     io,

@@ -27,6 +27,7 @@ mod inside;
 mod otlp;
 mod server;
 mod tailnet;
+mod terminal;
 
 use std::{future::Future, process::Command};
 
