@@ -20,6 +20,7 @@ mod live;
 mod memory;
 mod node;
 mod notify;
+mod screen;
 
 use std::{
     io,

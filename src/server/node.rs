@@ -4,12 +4,13 @@ use std::{io, sync::Arc};
 
 use jiff::Timestamp;
 
+use super::screen::Screen;
 use crate::{
     config::{Binding, Log, LogLevel, Tailscale},
     http::serve::Accept,
     tailnet::{
         self, Config, EmbeddedNode, ListenAddr, Listener, Node, Peer, Stream,
-        join::{JoinError, JoinState, Plan, Progress, classify, join},
+        join::{JoinError, JoinState, NEEDS_LOGIN, Plan, Progress, classify, join},
     },
 };
 
@@ -22,13 +23,15 @@ pub(super) async fn joined(
     let config = config(settings, log);
     let plan = Plan::new(settings.join_retry, settings.join_timeout, config.has_key());
     let make = || async { Ok(Arc::new(EmbeddedNode::start(&config).await?) as Arc<dyn Node>) };
+    let screen = Screen::of_process(log);
     let node = join(make, plan, |progress| {
         if let Progress::State(state) = &progress {
             news(JoinState::clone(state));
         }
-        told(progress);
+        told(progress, screen.as_ref());
     })
     .await?;
+    drop(screen);
     let status = node.watch().borrow().clone();
     let addresses: Vec<_> = status.addresses.iter().map(ToString::to_string).collect();
     tracing::info!(target: "ts", ip = addresses.join(","), name = status.name, "Tailscale server started");
@@ -57,9 +60,20 @@ fn config(settings: &Tailscale, log: &Log) -> Config {
     }
 }
 
-fn told(progress: Progress<'_>) {
+fn told(progress: Progress<'_>, screen: Option<&Screen>) {
     match progress {
-        Progress::State(state) => state_line(state),
+        Progress::State(state) => {
+            let below = screen.is_some_and(Screen::tells_the_address);
+            match state {
+                JoinState::NeedsLogin { .. } if below => {
+                    tracing::warn!(target: "ts", state = state.code(), "{NEEDS_LOGIN} Where is told below (or set server.tailscale.authkey)");
+                }
+                _ => state_line(state),
+            }
+            if let Some(screen) = screen {
+                screen.state(state);
+            }
+        }
         Progress::StartFailed { error, pause } => {
             tracing::warn!(target: "ts", %error, pause = ?pause, "the node would not start; trying again");
         }

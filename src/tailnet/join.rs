@@ -33,6 +33,10 @@ use super::{BackendState, Error, Node, Status};
 /// anew takes another one, so a control server that has seen a single-use auth key but whose answer was lost would refuse it.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// Why a person has to log a node in, for those who tell elsewhere where.
+pub const NEEDS_LOGIN: &str = "this node has to be logged in by a person: it has no auth key, and no earlier state with a key that \
+     is still good.";
+
 /// How far a node is with joining the tailnet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -128,8 +132,7 @@ impl fmt::Display for JoinState {
             ),
             Self::NeedsLogin { url } => write!(
                 f,
-                "this node has to be logged in by a person: it has no auth key, and no earlier state with a key that is still good. \
-                 login URL: {url} (or set server.tailscale.authkey)"
+                "{NEEDS_LOGIN} login URL: {url} (or set server.tailscale.authkey)"
             ),
             Self::NoNetwork { words } => write!(
                 f,

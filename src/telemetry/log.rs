@@ -30,7 +30,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use super::otlp::Otlp;
+use super::{foot, otlp::Otlp};
 use crate::config::{Log, LogFormat, LogLevel};
 
 /// Targets of our own that are not module paths.
@@ -189,10 +189,10 @@ where
         keep(&text);
         text.push('\n');
         // There is nowhere left to say that the stream is gone.
-        let _ = match self.stream {
+        let _ = foot::above(|| match self.stream {
             Stream::Err => std::io::stderr().lock().write_all(text.as_bytes()),
             Stream::Out => std::io::stdout().lock().write_all(text.as_bytes()),
-        };
+        });
     }
 }
 

@@ -1,9 +1,10 @@
-//! What the program tells about itself: log lines ([`log`]), audit lines ([`audit`]), counts ([`meter`]), spans ([`trace`]), whether it
+//! What the program tells about itself: log lines ([`log`], above a terminal's [`foot`]), audit lines ([`audit`]), counts ([`meter`]), spans ([`trace`]), whether it
 //! is ready ([`readiness`]), and the way of spans and counts to a collector ([`otlp`]).
 //!
 //! Invariant: no token, key or secret ever enters an event. Fields that name a key are always spelled `kid`.
 
 pub mod audit;
+pub mod foot;
 pub mod log;
 pub mod meter;
 pub mod otlp;

@@ -47,6 +47,7 @@ mod otlp;
 mod memory;
 mod server;
 mod tailnet;
+mod terminal;
 
 use std::{future::Future, process::Command};
 

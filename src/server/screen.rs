@@ -1,0 +1,165 @@
+//! Joining as a person at a terminal sees it: a spinner with the state, and the place to log in as an address and as a QR code.
+//!
+//! It is on standard error, beside the log. Where that is no terminal, or one that cannot go back in its line (`TERM=dumb`), there is
+//! none of it and the log alone tells.
+
+use std::{
+    io::{IsTerminal, Write as _},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use qrcode::{EcLevel, QrCode, render::unicode::Dense1x2};
+use tokio::{task::JoinHandle, time::MissedTickBehavior};
+
+use crate::{config::Log, tailnet::join::JoinState, telemetry::foot};
+
+/// A join that is done sooner needs no spinner.
+const AFTER: Duration = Duration::from_millis(200);
+const FRAME: Duration = Duration::from_millis(100);
+const FRAMES: [char; 10] = ['⠋', '⠙', '⠹', '⠸', '⠼', '⠴', '⠦', '⠧', '⠇', '⠏'];
+
+/// What a terminal has that does not tell.
+const COLUMNS: usize = 80;
+
+/// The terminal while the node joins. Dropping it takes the spinner away.
+#[derive(Debug)]
+pub(super) struct Screen {
+    color: bool,
+    /// Whether the log's lines go to a terminal too.
+    log: bool,
+    words: Arc<Mutex<&'static str>>,
+    spinner: JoinHandle<()>,
+}
+
+impl Screen {
+    /// That of the process, if there is one.
+    pub(super) fn of_process(settings: &Log) -> Option<Self> {
+        let able = std::env::var_os("TERM").is_some_and(|term| !term.is_empty() && term != "dumb");
+        if !able || !std::io::stderr().is_terminal() {
+            return None;
+        }
+        let color = !settings.no_color;
+        let words = Arc::new(Mutex::new(waiting_for(&JoinState::Starting)));
+        Some(Self {
+            color,
+            log: std::io::stdout().is_terminal(),
+            spinner: tokio::spawn(spin(words.clone(), color)),
+            words,
+        })
+    }
+
+    /// Whether the log need not say where to log in: it would stand there twice.
+    pub(super) fn tells_the_address(&self) -> bool {
+        self.log
+    }
+
+    /// The state that the node is in from now on.
+    pub(super) fn state(&self, state: &JoinState) {
+        *self.words.lock().unwrap_or_else(PoisonError::into_inner) = waiting_for(state);
+        if let JoinState::NeedsLogin { url } = state {
+            let block = login(url, columns(), self.color);
+            foot::above(|| {
+                // There is nowhere to say that the terminal is gone.
+                let _ = std::io::stderr().lock().write_all(block.as_bytes());
+            });
+        }
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        self.spinner.abort();
+        // Under the words' lock no frame is drawn after this.
+        let mut words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
+        *words = "";
+        foot::clear();
+    }
+}
+
+async fn spin(words: Arc<Mutex<&'static str>>, color: bool) {
+    let began = Instant::now();
+    tokio::time::sleep(AFTER).await;
+    let mut ticks = tokio::time::interval(FRAME);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for frame in FRAMES.into_iter().cycle() {
+        ticks.tick().await;
+        let words = words.lock().unwrap_or_else(PoisonError::into_inner);
+        if words.is_empty() {
+            return;
+        }
+        let seconds = began.elapsed().as_secs();
+        let text = format!("{frame} joining the tailnet: {words} ({seconds} s)");
+        // One column stays free: some terminals wrap when the last one is written.
+        let text: String = text.chars().take(columns().saturating_sub(1)).collect();
+        match text.strip_prefix(frame) {
+            Some(rest) if color => foot::set(&format!("\x1b[36m{frame}\x1b[0m{rest}")),
+            _ => foot::set(&text),
+        }
+    }
+}
+
+/// In few words: the log has all of them.
+fn waiting_for(state: &JoinState) -> &'static str {
+    match state {
+        JoinState::NeedsApproval => "waiting for an admin's approval",
+        JoinState::NeedsLogin { .. } => "waiting for the login",
+        JoinState::NoNetwork { .. } => "the control server cannot be reached, trying on",
+        JoinState::Running => "joined",
+        JoinState::Starting => "waiting for the control server",
+        _ => "trying again",
+    }
+}
+
+/// The address on a line of its own, to be copied, and a code where it fits.
+fn login(url: &str, columns: usize, color: bool) -> String {
+    let mut block = format!("\nTo log this node in, open\n\n    {url}\n\n");
+    let code = code(url).filter(|rows| rows.iter().all(|row| row.chars().count() < columns));
+    if let Some(rows) = code {
+        block.push_str("or scan\n\n");
+        for row in rows {
+            // White on black whatever the terminal's colours are: readers want to know what is dark.
+            if color {
+                block.push_str(&format!("\x1b[97;40m{row}\x1b[0m\n"));
+            } else {
+                block.push_str(&row);
+                block.push('\n');
+            }
+        }
+        block.push('\n');
+    }
+    block
+}
+
+/// Two modules a character, those that are light drawn: most terminals are dark.
+fn code(url: &str) -> Option<Vec<String>> {
+    let code = QrCode::with_error_correction_level(url, EcLevel::L).ok()?;
+    let image = code
+        .render::<Dense1x2>()
+        .dark_color(Dense1x2::Light)
+        .light_color(Dense1x2::Dark)
+        .build();
+    Some(image.lines().map(str::to_owned).collect())
+}
+
+fn columns() -> usize {
+    rustix::termios::tcgetwinsize(std::io::stderr())
+        .map(|size| usize::from(size.ws_col))
+        .ok()
+        .filter(|columns| *columns > 0)
+        .unwrap_or(COLUMNS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_narrow_terminal_gets_the_address_alone() {
+        let url = "https://login.example.com/a/1234567890ab";
+        let wide = login(url, 80, false);
+        assert!(wide.contains('█') && !wide.contains('\x1b'), "{wide}");
+        let narrow = login(url, 30, true);
+        assert!(narrow.contains(url) && !narrow.contains('█'), "{narrow}");
+    }
+}

@@ -1,0 +1,279 @@
+//! Logging a node in at a terminal: what is on the screen, and that a telephone could read it. The terminal is a pseudo-terminal of
+//! the kernel, its screen a terminal emulator's.
+
+use std::{
+    fs::File,
+    io::Read,
+    os::fd::OwnedFd,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+};
+
+use rustix::{
+    fs::{Mode, OFlags, open},
+    pipe::{PipeFlags, pipe_with},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{Winsize, tcsetwinsize},
+};
+use tempfile::TempDir;
+
+use crate::support::{eventually, world::EmbeddedWorld};
+
+/// Higher than what is written in a test, so that nothing scrolls away; wider than any line.
+const ROWS: u16 = 300;
+const COLUMNS: u16 = 500;
+
+/// `tailbone server start` without a key, at a terminal.
+struct Session {
+    child: Child,
+    host: String,
+    written: Arc<Mutex<Vec<u8>>>,
+    _folder: TempDir,
+}
+
+impl Session {
+    fn start(world: &EmbeddedWorld, more: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::over(terminal(), world, more, variables)
+    }
+
+    /// At something else: our end and the program's.
+    fn over(
+        (ours, theirs): (OwnedFd, OwnedFd),
+        world: &EmbeddedWorld,
+        more: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Self {
+        let folder = TempDir::new().unwrap();
+        let host = world.host("tailbone");
+        let child = Command::new(env!("CARGO_BIN_EXE_tailbone"))
+            .args(["server", "start", "--components", "issuer"])
+            .args(["--key-algorithm", "ES256", "--ts-hostname", &host])
+            .args(more)
+            .current_dir(folder.path())
+            .env_clear()
+            .env(
+                "TB_SERVER_TAILSCALE_CONTROLURL",
+                &world.devnet.ready.control_url,
+            )
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(theirs.try_clone().unwrap())
+            .stderr(theirs)
+            .spawn()
+            .unwrap();
+        let written = Arc::<Mutex<Vec<u8>>>::default();
+        let reader = written.clone();
+        std::thread::spawn(move || {
+            let mut terminal = File::from(ours);
+            let mut piece = [0; 4096];
+            // An error is how the end of the other side is told.
+            while let Ok(length) = terminal.read(&mut piece) {
+                reader.lock().unwrap().extend(&piece[..length]);
+            }
+        });
+        Self {
+            child,
+            host,
+            written,
+            _folder: folder,
+        }
+    }
+
+    /// Everything that was written, with what steers the terminal.
+    fn raw(&self) -> String {
+        String::from_utf8_lossy(&self.written.lock().unwrap()).into_owned()
+    }
+
+    fn screen(&self) -> Screen {
+        // A pipe has no terminal's driver that would make a line end of a newline.
+        let written = self.raw().replace('\n', "\r\n");
+        let mut parser =
+            vt100::Parser::new(ROWS.try_into().unwrap(), COLUMNS.try_into().unwrap(), 0);
+        parser.process(written.as_bytes());
+        let screen = parser.screen();
+        Screen(
+            screen
+                .rows(0, COLUMNS)
+                .map(|row| row.trim_end().to_owned())
+                .collect(),
+        )
+    }
+
+    async fn shows(&self, what: &str) -> Screen {
+        eventually(what, async || {
+            let screen = self.screen();
+            let found = screen.0.iter().any(|row| row.contains(what));
+            found.then_some(screen).ok_or_else(|| self.raw())
+        })
+        .await
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn terminal() -> (OwnedFd, OwnedFd) {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&ours).unwrap();
+    unlockpt(&ours).unwrap();
+    let name = ptsname(&ours, Vec::new()).unwrap();
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let theirs = open(name.as_c_str(), flags, Mode::empty()).unwrap();
+    let size = Winsize {
+        ws_row: ROWS,
+        ws_col: COLUMNS,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    tcsetwinsize(&theirs, size).unwrap();
+    (ours, theirs)
+}
+
+/// The rows of a screen.
+#[derive(Debug)]
+struct Screen(Vec<String>);
+
+impl Screen {
+    /// The addresses that stand alone on a line.
+    fn addresses(&self) -> Vec<&str> {
+        let rows = self.0.iter().map(|row| row.trim());
+        rows.filter(|row| row.starts_with("http") && !row.contains(' '))
+            .collect()
+    }
+
+    /// What a reader makes of the code, which is drawn by its light modules.
+    fn scanned(&self) -> Option<String> {
+        let rows: Vec<Vec<char>> = self
+            .0
+            .iter()
+            .filter(|row| row.contains('█') && row.chars().all(|c| " █▀▄".contains(c)))
+            .map(|row| row.chars().collect())
+            .collect();
+        let (width, height) = (rows.iter().map(Vec::len).max()?, rows.len() * 2);
+        let dark = |x: usize, y: usize| {
+            let drawn = rows[y / 2].get(x).copied().unwrap_or(' ');
+            let light = match drawn {
+                '█' => true,
+                '▀' => y.is_multiple_of(2),
+                '▄' => !y.is_multiple_of(2),
+                _ => false,
+            };
+            !light
+        };
+        // Readers want more than a point for each module.
+        const POINTS: usize = 4;
+        let mut picture =
+            rqrr::PreparedImage::prepare_from_bitmap(width * POINTS, height * POINTS, |x, y| {
+                dark(x / POINTS, y / POINTS)
+            });
+        let grids = picture.detect_grids();
+        Some(grids.first()?.decode().ok()?.1)
+    }
+}
+
+/// Bytes that steer the terminal, by the letter that they end with.
+fn sequences(raw: &str) -> Vec<char> {
+    raw.split('\x1b')
+        .skip(1)
+        .filter_map(|text| {
+            text.strip_prefix('[')?
+                .chars()
+                .find(char::is_ascii_alphabetic)
+        })
+        .collect()
+}
+
+alone! {
+    async fn a_person_at_a_terminal_gets_the_address_once_and_as_a_code() {
+        let world = EmbeddedWorld::new();
+        let session = Session::start(&world, &[], &[("TERM", "xterm")]);
+        let screen = session.shows("waiting for the login").await;
+        let addresses = screen.addresses();
+        assert_eq!(addresses.len(), 1, "{}", session.raw());
+        let address = addresses[0].to_owned();
+        assert_eq!(screen.scanned(), Some(address.clone()), "{}", session.raw());
+
+        world.devnet.complete_login(&session.host, "alice@example.com").await;
+        session.shows("listening").await;
+        assert_eq!(session.raw().matches(&address).count(), 1, "{}", session.raw());
+        assert!(session.raw().contains("needs-login"), "the log tells the state too: {}", session.raw());
+    }
+}
+
+alone! {
+    async fn no_line_of_the_log_is_torn_by_the_spinner_and_nothing_of_it_is_left() {
+        let world = EmbeddedWorld::new();
+        // The node tells much here, some of it while the spinner turns.
+        let session = Session::start(&world, &["--log-level", "debug"], &[("TERM", "xterm")]);
+        session.shows("waiting for the login").await;
+        world.devnet.complete_login(&session.host, "alice@example.com").await;
+        let screen = session.shows("listening").await;
+        let raw = session.raw();
+        let began = screen.0.iter().position(|row| row.contains("starting tailbone server")).unwrap();
+        let (mut lines, mut code) = (0, 0);
+        for row in screen.0.iter().skip(began).filter(|row| !row.is_empty()) {
+            let time = row.split(' ').next().unwrap();
+            if time.parse::<jiff::Timestamp>().is_ok() {
+                let begins = ["Z DBG ", "Z INF ", "Z WRN "].map(|mark| row.matches(mark).count());
+                assert_eq!(begins.iter().sum::<usize>(), 1, "two lines in one: {row}");
+                lines += 1;
+            } else if row.chars().all(|c| " █▀▄".contains(c)) {
+                code += 1;
+            } else {
+                let told = ["To log this node in, open", "or scan"];
+                let known = told.contains(&row.trim()) || screen.addresses().contains(&row.trim());
+                assert!(known, "{row:?} is left on the screen");
+            }
+        }
+        assert!(lines > 20 && code > 15, "{lines} lines, {code} rows of a code: {raw}");
+        assert_eq!(lines, raw.matches("Z \x1b[").count(), "a line was lost: {raw}");
+        let turning = &raw[raw.find("joining the tailnet").unwrap()..raw.rfind("joining the tailnet").unwrap()];
+        assert!(turning.matches("DBG").count() > 3, "nothing was logged meanwhile: {raw}");
+    }
+}
+
+alone! {
+    async fn without_colours_the_code_is_there_and_no_colour_is() {
+        let world = EmbeddedWorld::new();
+        let session = Session::start(&world, &[], &[("TERM", "xterm"), ("NO_COLOR", "1")]);
+        let screen = session.shows("waiting for the login").await;
+        assert_eq!(screen.scanned().as_deref(), Some(screen.addresses()[0]), "{}", session.raw());
+        let sequences = sequences(&session.raw());
+        assert!(!sequences.is_empty() && !sequences.contains(&'m'), "{sequences:?}");
+    }
+}
+
+alone! {
+    async fn a_dumb_terminal_gets_the_logs_line_alone() {
+        let world = EmbeddedWorld::new();
+        log_alone(&world, &Session::start(&world, &["--no-color"], &[("TERM", "dumb")])).await;
+    }
+}
+
+alone! {
+    async fn what_is_no_terminal_gets_the_logs_line_alone() {
+        let world = EmbeddedWorld::new();
+        let pipe = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        log_alone(&world, &Session::over(pipe, &world, &[], &[("TERM", "xterm")])).await;
+    }
+}
+
+async fn log_alone(world: &EmbeddedWorld, session: &Session) {
+    session.shows("login URL: http").await;
+    world
+        .devnet
+        .complete_login(&session.host, "alice@example.com")
+        .await;
+    let screen = session.shows("listening").await;
+    let raw = session.raw();
+    assert!(
+        !raw.contains('\x1b') && !raw.contains('█') && !raw.contains("joining the"),
+        "{raw}"
+    );
+    assert_eq!(raw.matches("login URL: ").count(), 1, "{raw}");
+    assert!(screen.addresses().is_empty(), "{raw}");
+}
