@@ -35,7 +35,7 @@ use crate::{
     audit,
     config::{Authorization, KeySpec},
     http::{Error, error::Kind, serve::Listeners},
-    identity::{Caller, Connection},
+    identity::{Caller, Connection, Visitor},
     jwks::{
         Document,
         life::{KeyLife, LifeError},
@@ -413,6 +413,8 @@ impl Admin {
             }
         };
         let refusal = Caller::from_whois(whois.clone()).err();
+        let own = node.watch().borrow().tailnet.clone();
+        let visitor = Visitor::from_whois(whois.clone(), &own).ok();
         Ok(WhoIsResponse {
             kind: if whois.node.tags.is_empty() {
                 "user".to_owned()
@@ -432,6 +434,7 @@ impl Admin {
             refusal_words: refusal
                 .map(|refusal| refusal.to_string())
                 .unwrap_or_default(),
+            tailnet: visitor.map_or_else(String::new, |visitor| visitor.tailnet().to_owned()),
         })
     }
 

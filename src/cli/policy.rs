@@ -1,6 +1,7 @@
 //! `tailbone policy test` and `tailbone policy check`: what the gate's rules would say, without a node and without a request.
 //!
-//! The caller is made up from the command line; grants too, since those of the tailnet are known to a running node alone.
+//! The caller is made up from the command line, grants included; or it is a live address, and the running server at the local admin
+//! socket says who that is and what the tailnet grants them. The rules are those of the file either way, in force or not yet.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -8,13 +9,14 @@ use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};
 use serde::Serialize;
 
 use super::{
-    args,
+    args, ask,
     console::Console,
     exit::{Failure, USAGE},
     output::{self, Output, Table},
 };
 use crate::{
-    config::{self, Environment, OutputFormat, table::Scope},
+    admin::{Client, Target},
+    config::{self, ClientSettings, Environment, OutputFormat, table::Scope},
     identity::Visitor,
     policy::{Decision, Host, LoadError, Path, RuleId, Rules, Step, Store, What, Who},
     tailnet::{WhoIs, WhoIsNode, WhoIsUser},
@@ -43,6 +45,11 @@ pub(super) fn command() -> Command {
                     )
                     .action(ArgAction::Append),
                 )
+                .arg(text(
+                    "address",
+                    "ADDRESS",
+                    "The caller is whoever has this tailnet address, as the running server knows them",
+                ))
                 .arg(flag("funnel", "The caller is somebody on the internet"))
                 .arg(flag(
                     "unknown",
@@ -50,7 +57,7 @@ pub(super) fn command() -> Command {
                 ))
                 .group(
                     ArgGroup::new("who")
-                        .args(["as", "node", "funnel", "unknown"])
+                        .args(["as", "node", "address", "funnel", "unknown"])
                         .required(true),
                 )
                 .arg(flag("foreign", "The caller is of another tailnet"))
@@ -110,7 +117,16 @@ pub(super) fn run(
         console.say("The policy is fine");
         return Ok(());
     }
-    test(matches, &rules, format, console)
+    let mistake = |words: String| Failure::with_code(USAGE, words);
+    let visitor = match matches.get_one::<String>("address") {
+        Some(address) => {
+            let (settings, _) = console.told(config::load_client(&raw))?;
+            live(address, settings)?
+        }
+        None => visitor(matches).map_err(mistake)?,
+    };
+    let what = what(matches).map_err(mistake)?;
+    test(matches, &rules, visitor.as_ref(), &what, format, console)
 }
 
 pub(super) fn rules(file: Option<PathBuf>, capability: &str) -> Result<Rules, Failure> {
@@ -126,18 +142,17 @@ pub(super) fn rules(file: Option<PathBuf>, capability: &str) -> Result<Rules, Fa
 fn test(
     matches: &ArgMatches,
     rules: &Rules,
+    visitor: Option<&Visitor>,
+    what: &What,
     format: OutputFormat,
     console: &mut Console<'_>,
 ) -> Result<(), Failure> {
-    let mistake = |words: String| Failure::with_code(USAGE, words);
-    let visitor = visitor(matches).map_err(mistake)?;
-    let who = match &visitor {
+    let who = match visitor {
         Some(visitor) => Who::Known(visitor),
         None if matches.get_flag("funnel") => Who::Funnel,
         None => Who::Nobody,
     };
-    let what = what(matches).map_err(mistake)?;
-    let (steps, decision) = rules.explain(who, &what);
+    let (steps, decision) = rules.explain(who, what);
     let answer = Explained::new(&steps, &decision);
     if format == OutputFormat::Text {
         console.print(&format!("{}: {}\n", answer.decision, answer.why))?;
@@ -150,6 +165,32 @@ fn test(
         ))),
         _ => Ok(()),
     }
+}
+
+/// Who has the address, by the running server; nobody where the tailnet knows no such node or no longer vouches for it.
+fn live(address: &str, settings: ClientSettings) -> Result<Option<Visitor>, Failure> {
+    let client = Client::new(Target::Socket(settings.socket), settings.timeout);
+    let answer = match ask::runtime()?.block_on(client.who_is(address.to_owned())) {
+        Err(error) if error.code == tonic::Code::NotFound => return Ok(None),
+        answer => answer.map_err(Failure::failed)?,
+    };
+    let whois = WhoIs {
+        node: WhoIsNode {
+            id: answer.node_id,
+            name: answer.node_name,
+            tags: answer.tags,
+            expired: answer.refusal == "node_expired",
+            ..WhoIsNode::default()
+        },
+        user: WhoIsUser {
+            login: answer.login,
+            display_name: answer.display_name,
+            ..WhoIsUser::default()
+        },
+        caps: serde_json::from_str(&answer.grants_json).map_err(Failure::failed)?,
+        same_tailnet: answer.refusal != "foreign_tailnet",
+    };
+    Ok(Visitor::from_whois(whois, &answer.tailnet).ok())
 }
 
 fn visitor(matches: &ArgMatches) -> Result<Option<Visitor>, String> {

@@ -362,6 +362,7 @@ rows! {
     ADMIN_SOCKET = row("admin.socket", Kind::Path)
         .flag("admin-socket", Scope::Start)
         .flag("admin-socket", Scope::Keys)
+        .flag("admin-socket", Scope::Policy)
         .derived("admin.sock in server.tailscale.dir")
         .example("/run/tailbone/admin.sock")
         .help("Local admin socket");

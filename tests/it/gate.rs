@@ -2,6 +2,10 @@
 //! `docs/compatibility/gate.md` says what is done differently and why.
 
 mod command;
+/// What is given to people as an example has to work.
+#[allow(dead_code, unreachable_pub)]
+#[path = "../../examples/whoami.rs"]
+mod example;
 mod proxies;
 mod reverse;
 mod upstreams;
@@ -215,7 +219,7 @@ async fn w11_a_handler_finds_the_whole_identity_in_the_request() {
     let app = axum::Router::new()
         .route("/", axum::routing::get(whoami))
         .layer(GateLayer::new(rules));
-    let answer = world.serve_own(app, "alice").await;
+    let answer = world.serve_own(app, "alice", "/").await;
     assert_eq!(
         answer.body,
         "alice@example.com alice.fake-tailnet.ts.net fake-tailnet.ts.net nFAKE0002CNTRL"
@@ -237,10 +241,41 @@ async fn whoami(caller: Admitted) -> String {
 }
 
 #[tokio::test]
+async fn the_example_knows_who_calls() {
+    let app = || example::app().unwrap();
+    for (peer, path, status, body) in [
+        (
+            "alice",
+            "/",
+            200,
+            "user:alice@example.com at alice.fake-tailnet.ts.net\n",
+        ),
+        ("alice", "/tags", 200, "alice@example.com has no tags\n"),
+        ("robot", "/tags", 200, "tag:ci,tag:prod\n"),
+        ("sharee", "/healthz", 200, "fine\n"),
+    ] {
+        let answer = World::start(ALLOW_OWN)
+            .await
+            .serve_own(app(), peer, path)
+            .await;
+        assert_eq!(
+            (answer.status, answer.body.as_str()),
+            (status, body),
+            "{peer} {path}"
+        );
+    }
+    let answer = World::start(ALLOW_OWN)
+        .await
+        .serve_own(app(), "sharee", "/")
+        .await;
+    assert_eq!(refused(&answer), (403, "denied_by_policy".into()));
+}
+
+#[tokio::test]
 async fn w12_a_handler_without_the_layer_answers_401() {
     let world = World::start(ALLOW_OWN).await;
     let app = axum::Router::new().route("/", axum::routing::get(whoami));
-    let answer = world.serve_own(app, "alice").await;
+    let answer = world.serve_own(app, "alice", "/").await;
     assert_eq!(refused(&answer), (401, "not_a_tailnet_caller".into()));
 }
 

@@ -13,7 +13,8 @@ use axum::{Router, routing::get};
 use jiff::Timestamp;
 use tailbone::{
     admin::{Admin, Client, OwnNode, Socket, Target},
-    config::{Authorization, KeySpec},
+    cli::{self, console::Console},
+    config::{Authorization, Environment, KeySpec},
     http::{
         health, layers,
         serve::{Limits, Listening, LiveLimits, Server, serve},
@@ -459,25 +460,20 @@ async fn metrics_tell_what_was_counted_and_what_is() {
     }
 }
 
-#[tokio::test]
-async fn status_and_whois_at_the_local_socket() {
-    let dir = TempDir::new().unwrap();
-    let world = World::new();
-    let keys = keys(&dir);
-    let own = OwnNode::default();
-    let up = own.readiness.switch("listeners-up", "not yet");
+/// Administration at a local socket.
+fn administration(path: &std::path::Path, keys: KeyLife, node: OwnNode) -> Server {
     let admin = Admin {
-        keys: keys.clone(),
+        keys,
         spec: KeySpec::Es256,
         mode: Authorization::Grant,
-        node: own.clone(),
+        node,
         changes: Arc::default(),
     };
-    let path = dir.path().join("admin.sock");
     let router = layers::wrap_grpc(tailbone::admin::router(admin).unwrap(), "admin");
-    let _server = serve(
+    let socket = Socket::bind(path).unwrap();
+    serve(
         "admin socket",
-        Socket::bind(&path).unwrap(),
+        socket,
         router,
         Limits::default(),
         |requester| {
@@ -485,7 +481,104 @@ async fn status_and_whois_at_the_local_socket() {
             known.insert(requester);
             known
         },
+    )
+}
+
+#[tokio::test]
+async fn a_policy_is_tried_with_a_live_caller() {
+    let dir = TempDir::new().unwrap();
+    let world = World::new();
+    let own = OwnNode::default();
+    own.joined(Arc::new(world.node.clone()));
+    let socket = dir.path().join("admin.sock");
+    let _server = administration(&socket, keys(&dir), own);
+    let alice = world.peer("alice");
+    let robot = world.net.join("robot", Identity::tagged(["tag:ci"]));
+    let mut foreign = Identity::user("eve@other.org");
+    foreign.same_tailnet = false;
+    let eve = world.net.join("eve", foreign);
+    world.net.update("alice", |identity| {
+        let grant = serde_json::json!({ "paths": ["/docs"] });
+        let capability = tailbone::policy::CAPABILITY.to_owned();
+        identity.caps.entry(capability).or_default().push(grant);
+    });
+    let policy = dir.path().join("policy.toml");
+    std::fs::write(
+        &policy,
+        "[[rule]]\nname = \"ci\"\ndecision = \"allow\"\nwho = [\"tag:ci\"]\n\
+         [[rule]]\nname = \"guests\"\ndecision = \"allow\"\nforeign = true\nwho = [\"eve@other.org\"]\npaths = [\"/docs\"]\n",
+    )
+    .unwrap();
+    let test = async |address: String, path: &str| {
+        let arguments = [
+            "tailbone",
+            "policy",
+            "test",
+            "--policy",
+            policy.to_str().unwrap(),
+            "--admin-socket",
+            socket.to_str().unwrap(),
+            "--address",
+            &address,
+            "--path",
+            path,
+        ]
+        .map(std::ffi::OsString::from);
+        let run = move || {
+            let (mut out, mut err) = (Vec::new(), Vec::new());
+            let mut console = Console {
+                out: &mut out,
+                err: &mut err,
+                person: None,
+            };
+            let code = cli::execute(arguments.into_iter(), &Environment::default(), &mut console);
+            let said = String::from_utf8([out, err].concat()).unwrap();
+            (code, said.lines().next().unwrap_or_default().to_owned())
+        };
+        tokio::task::spawn_blocking(run).await.unwrap()
+    };
+    for (address, path, first) in [
+        (alice.ip().to_string(), "/docs/x", "allow: grant:1: "),
+        (alice.ip().to_string(), "/x", "deny: end: "),
+        (
+            format!("{}:4711", robot.ip()),
+            "/x",
+            "allow: rule:ci (line 1): ",
+        ),
+        (
+            eve.ip().to_string(),
+            "/docs",
+            "allow: rule:guests (line 5): ",
+        ),
+        (eve.ip().to_string(), "/x", "deny: end: "),
+        ("100.99.99.99".into(), "/docs", "deny: end: "),
+    ] {
+        let (code, said) = test(address.clone(), path).await;
+        assert!(
+            code == 0 && said.starts_with(first),
+            "{address} {path}: {code} {said}"
+        );
+    }
+    // One that the tailnet no longer vouches for is nobody, whatever it was granted.
+    world.net.expire("alice");
+    let (_, said) = test(alice.ip().to_string(), "/docs/x").await;
+    assert!(said.starts_with("deny: end: "), "{said}");
+    let (code, said) = test("alice".into(), "/docs").await;
+    assert!(
+        code != 0 && said.contains("not an address"),
+        "{code} {said}"
     );
+}
+
+#[tokio::test]
+async fn status_and_whois_at_the_local_socket() {
+    let dir = TempDir::new().unwrap();
+    let world = World::new();
+    let keys = keys(&dir);
+    let own = OwnNode::default();
+    let up = own.readiness.switch("listeners-up", "not yet");
+    let path = dir.path().join("admin.sock");
+    let _server = administration(&path, keys.clone(), own.clone());
     let client = Client::new(Target::Socket(path), Duration::from_secs(10));
 
     // While joining: the socket is there, and says where to log in.
@@ -515,7 +608,10 @@ async fn status_and_whois_at_the_local_socket() {
         (known.kind.as_str(), known.login.as_str()),
         ("user", "alice@example.com")
     );
-    assert_eq!(known.refusal, "");
+    assert_eq!(
+        (known.refusal.as_str(), known.tailnet.as_str()),
+        ("", "fake-tailnet.ts.net")
+    );
     world.net.expire("alice");
     let known = client.who_is(format!("{}:443", alice.ip())).await.unwrap();
     assert_eq!(known.refusal, "node_expired");

@@ -87,6 +87,19 @@ async fn capabilities_are_told_where_configured() {
         answer.seen("tailscale-app-capabilities"),
         [r#"{"example.com/cap/wiki":[{"role":"reader"}]}"#]
     );
+    // The gate's layer around a service of one's own tells the same.
+    let told = async |headers: http::HeaderMap| {
+        let told = headers.get("tailscale-app-capabilities");
+        told.map_or("nothing".into(), |value| value.to_str().unwrap().to_owned())
+    };
+    let app = axum::Router::new()
+        .route("/", axum::routing::get(told))
+        .layer(world.gate.layer());
+    let answer = world.serve_own(app, "alice", "/").await;
+    assert_eq!(
+        answer.body,
+        r#"{"example.com/cap/wiki":[{"role":"reader"}]}"#
+    );
 }
 
 /// Every way that is known of to be taken for somebody else. `SPOOF` must never reach the backend.

@@ -267,11 +267,16 @@ impl World {
         Open(self.connect(peer).await)
     }
 
-    /// Serves a router of one's own on the tailnet and lets a peer get `/`.
-    pub(super) async fn serve_own(mut self, app: Router, peer: &str) -> Answer {
+    /// Serves a router of one's own on the tailnet and lets a peer get a path of it.
+    pub(super) async fn serve_own(mut self, app: Router, peer: &str, path: &str) -> Answer {
         self.serve(OWN_PORT, layers::wrap(app, "own")).await;
         let to = self.node.host_addr(OWN_PORT).unwrap();
-        raw(self.source(peer), to, &request("GET /", &["Host: own"])).await
+        raw(
+            self.source(peer),
+            to,
+            &request(&format!("GET {path}"), &["Host: own"]),
+        )
+        .await
     }
 
     fn source_of(&self, peer: &str) -> IpAddr {

@@ -1,0 +1,91 @@
+//! A web service that is a machine of the tailnet and knows who calls.
+//!
+//! ```text
+//! TS_AUTHKEY=tskey-auth-… cargo run --example whoami     # a key is needed once; the state is kept in ./whoami-state
+//! curl http://whoami/                                    # from any machine of the tailnet
+//! ```
+//!
+//! `TS_CONTROL_URL` names another control server.
+
+use std::{error::Error, sync::Arc};
+
+use axum::{Router, routing::get};
+use http::Extensions;
+use tailbone::{
+    config::Secret,
+    gate::{Admitted, GateLayer},
+    http::{
+        layers,
+        serve::{Limits, serve},
+    },
+    identity::{Caller, Connection},
+    policy::{CAPABILITY, Mistakes, Rules},
+    tailnet::{BackendState, Config, EmbeddedNode, ListenAddr, Node},
+};
+
+const RULES: &str = r#"
+[[rule]]
+name = "probe"
+decision = "anonymous"
+paths = ["/healthz"]
+
+[[rule]]
+name = "people and machines of our tailnet"
+decision = "allow"
+"#;
+
+/// The service. What the layer lets through has an `Admitted`.
+pub fn app() -> Result<Router, Mistakes> {
+    let gate = GateLayer::new(Rules::parse(RULES, CAPABILITY)?);
+    Ok(Router::new()
+        .route("/", get(hello))
+        .route("/tags", get(tags))
+        .route("/healthz", get(async || "fine\n"))
+        .layer(gate))
+}
+
+/// Whoever was let through, foreigners and anonymous callers included if the rules say so.
+async fn hello(admitted: Admitted) -> String {
+    match admitted.visitor() {
+        Some(visitor) => format!("{} at {}\n", visitor.even_foreign(), visitor.node_name()),
+        None => "somebody\n".to_owned(),
+    }
+}
+
+/// A caller of our own tailnet; others are refused before the handler runs.
+async fn tags(caller: Caller) -> String {
+    match caller {
+        Caller::Machine(machine) => machine.tags.join(",") + "\n",
+        Caller::User(user) => format!("{} has no tags\n", user.login),
+        // They have no identity, so there is no such caller behind the layer.
+        Caller::Funnel(_) => String::new(),
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let node: Arc<dyn Node> = Arc::new(
+        EmbeddedNode::start(&Config {
+            hostname: "whoami".into(),
+            dir: "whoami-state".into(),
+            auth_key: std::env::var("TS_AUTHKEY").ok().map(Secret::new),
+            control_url: std::env::var("TS_CONTROL_URL").ok(),
+            ..Config::default()
+        })
+        .await?,
+    );
+    let running = |status: &Arc<_>| -> bool {
+        let status: &tailbone::tailnet::Status = status;
+        status.state == BackendState::Running
+    };
+    node.watch().wait_for(running).await?;
+    let listener = node.listen(ListenAddr::Port(80)).await?;
+    let routes = layers::wrap(app()?, "whoami");
+    let mut server = serve("whoami", listener, routes, Limits::default(), move |peer| {
+        let mut known = Extensions::new();
+        known.insert(Arc::new(Connection::new(node.clone(), peer)));
+        known
+    });
+    println!("listening on the tailnet, port 80");
+    Err(server.failed().await.into())
+}
