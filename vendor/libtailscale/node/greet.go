@@ -1,11 +1,14 @@
-// Greeting: one small packet to each online peer as soon as the node is up.
+// Greeting: one small packet to each peer that was online before us, as soon as the node is up.
 //
 // A peer that sends us its first packet before our endpoints have reached it, or with the session of our previous life,
 // loses that packet and tries again after five seconds. A ping from our side sets up the session first. It costs one
 // packet each way; nobody has to answer.
 //
-// Invariants: at most greet_max peers, once each (again only if a peer came online anew, and only in the first
-// seconds), greetPause apart and greetAtOnce at a time; those seen last come first.
+// Only those are greeted who were online in the first network map: the one who comes later greets. Two nodes that start
+// together would otherwise greet each other, and WireGuard handshakes that cross leave each side with a session that the
+// other does not have: everything sent is lost until, 15 s later, silence makes one of them start anew.
+//
+// Invariants: at most greet_max peers, once each, greetPause apart and greetAtOnce at a time; those seen last come first.
 
 package node
 
@@ -17,15 +20,14 @@ import (
 	"time"
 
 	"tailscale.com/ipn"
-	"tailscale.com/ipn/ipnlocal"
 	"tailscale.com/tailcfg"
+	"tailscale.com/types/netmap"
 )
 
 const (
 	greetPause  = 10 * time.Millisecond
 	greetAtOnce = 32
-	greetWait   = 3 * time.Second  // for one answer
-	greetPhase  = 20 * time.Second // how long after the start new peers are greeted
+	greetWait   = 3 * time.Second // for one answer
 )
 
 type greeter struct{ wake chan struct{} }
@@ -44,48 +46,36 @@ func (n *Node) greetPeers() {
 	if err != nil {
 		return
 	}
-	for lb.State() != ipn.Running {
+	var before []greetPeer
+	for seen := false; !seen || lb.State() != ipn.Running; {
+		if nm := lb.NetMapWithPeers(); nm != nil && !seen {
+			before, seen = greetable(nm), true
+			continue
+		}
 		select {
 		case <-n.greet.wake:
 		case <-n.ctx.Done():
 			return
 		}
 	}
-	ctx, cancel := context.WithTimeout(n.ctx, greetPhase)
-	defer cancel()
-	greeted := make(map[tailcfg.NodeID]bool) // false: was offline when last looked at, greet when it comes back
 	slots := make(chan struct{}, greetAtOnce)
-	left := n.cfg.GreetMax
-	for left > 0 {
-		for _, p := range greetable(lb, greeted) {
-			if left == 0 {
-				return
-			}
-			select {
-			case slots <- struct{}{}:
-			case <-ctx.Done():
-				return
-			}
-			left--
-			greeted[p.id] = true
-			ip := p.ip
-			if !n.spawn(func() {
-				defer func() { <-slots }()
-				c, cancel := context.WithTimeout(n.ctx, greetWait)
-				defer cancel()
-				lb.Ping(c, ip, tailcfg.PingTSMP, 0)
-			}) {
-				return
-			}
-			select {
-			case <-time.After(greetPause):
-			case <-ctx.Done():
-				return
-			}
+	for _, p := range before[:min(len(before), n.cfg.GreetMax)] {
+		select {
+		case slots <- struct{}{}:
+		case <-n.ctx.Done():
+			return
+		}
+		if !n.spawn(func() {
+			defer func() { <-slots }()
+			c, cancel := context.WithTimeout(n.ctx, greetWait)
+			defer cancel()
+			lb.Ping(c, p.ip, tailcfg.PingTSMP, 0)
+		}) {
+			return
 		}
 		select {
-		case <-n.greet.wake:
-		case <-ctx.Done():
+		case <-time.After(greetPause):
+		case <-n.ctx.Done():
 			return
 		}
 	}
@@ -98,21 +88,16 @@ type greetPeer struct {
 	seen   time.Time
 }
 
-// greetable gives the peers to greet now, best first, and forgets those that went offline.
-func greetable(lb *ipnlocal.LocalBackend, greeted map[tailcfg.NodeID]bool) []greetPeer {
-	nm := lb.NetMapWithPeers()
-	if nm == nil {
-		return nil
-	}
+// greetable gives the peers to greet, best first.
+func greetable(nm *netmap.NetworkMap) []greetPeer {
 	var out []greetPeer
 	for _, p := range nm.Peers {
 		// Without a word on it the peer may be online; control servers other than Tailscale's do not always say.
 		online, known := p.Online().GetOk()
 		if known && !online {
-			delete(greeted, p.ID())
 			continue
 		}
-		if greeted[p.ID()] || p.Expired() || p.IsJailed() || p.IsWireGuardOnly() || p.UnsignedPeerAPIOnly() || p.Addresses().Len() == 0 {
+		if p.Expired() || p.IsJailed() || p.IsWireGuardOnly() || p.UnsignedPeerAPIOnly() || p.Addresses().Len() == 0 {
 			continue
 		}
 		seen := p.Created()

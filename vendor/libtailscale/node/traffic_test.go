@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,6 +19,7 @@ import (
 	"tailscale.com/ipn"
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/key"
+	"tailscale.com/types/netmap"
 	"tailscale.com/wgengine/netstack"
 )
 
@@ -604,6 +606,23 @@ func TestGreeting(t *testing.T) {
 		}
 		return false
 	})
+}
+
+// Who was not online in the first network map greets us, not we it (see greet.go).
+func TestGreetingIsForThoseWhoCameBefore(t *testing.T) {
+	online, offline := true, false
+	peer := func(id tailcfg.NodeID, online *bool) tailcfg.NodeView {
+		ip := netip.AddrFrom4([4]byte{100, 64, 0, byte(id)})
+		return (&tailcfg.Node{ID: id, Online: online, Addresses: []netip.Prefix{netip.PrefixFrom(ip, 32)}}).View()
+	}
+	nm := &netmap.NetworkMap{Peers: []tailcfg.NodeView{peer(1, &offline), peer(2, nil), peer(3, &online)}}
+	var ids []tailcfg.NodeID
+	for _, p := range greetable(nm) {
+		ids = append(ids, p.id)
+	}
+	if !slices.Equal(ids, []tailcfg.NodeID{3, 2}) {
+		t.Errorf("greeted would be %v", ids)
+	}
 }
 
 // More open connections than the netstack's queue has room for resets (see netstack.go).
