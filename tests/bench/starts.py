@@ -1,10 +1,10 @@
 """How long a start takes: process start to "listening", and to the first answer that a caller on the tailnet gets.
 
-    starts.py BINARY DEVNET_JSON [--runs 20] [--uid 65532] [--warm]
+    starts.py BINARY DEVNET_JSON [--runs 20] [--uid 65532] [--warm | --killed]
 
-Each run is a fresh host name on an empty state folder (cold), or a second start on the folder of the first (--warm). The caller is
-a devnet peer, asked through its SOCKS5 proxy; it begins to call only after the server has said "listening". Prints one JSON object;
-times are milliseconds.
+Each run is a fresh host name on an empty state folder (cold), or a second start on the folder of the first, ended by TERM (--warm) or
+KILL (--killed), under a caller who has an open session with the first. The caller is the devnet peer "alice", asked through its SOCKS5
+proxy; it begins to call only after the server has said "listening". Prints one JSON object; times are milliseconds.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 
 
 def main():
@@ -27,33 +28,41 @@ def main():
     parser.add_argument("devnet")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--uid", type=int)
-    parser.add_argument("--warm", action="store_true")
+    parser.add_argument("--warm", dest="state", action="store_const", const="warm", default="cold")
+    parser.add_argument("--killed", dest="state", action="store_const", const="killed")
     options = parser.parse_args()
-    devnet = json.loads(options.devnet)
-    runs = [one(options, devnet, number) for number in range(options.runs)]
+    print(json.dumps(measure(options.binary, json.loads(options.devnet), options.runs, options.uid, options.state)))
+
+
+def measure(binary, devnet, count, uid, state):
+    runs = [one(binary, devnet, number, uid, state) for number in range(count)]
     rows = {name: sorted(run[name] for run in runs) for name in ("listening_ms", "first_answer_ms", "rss_idle_kib")}
-    print(json.dumps({"uid": options.uid or os.getuid(), "state": "warm" if options.warm else "cold", "runs": runs}
-                     | {name: spread(values) for name, values in rows.items()}))
+    return ({"uid": os.getuid() if uid is None else uid, "state": state, "runs": runs}
+            | {name: spread(values) for name, values in rows.items()})
 
 
 def spread(values):
-    return {"median": statistics.median(values), "min": values[0], "max": values[-1], "p95": values[int(len(values) * 0.95) - 1]}
+    # 19 of 20 are at or below the p95.
+    return {"median": statistics.median(values), "min": values[0], "max": values[-1],
+            "p95": values[max(0, int(len(values) * 0.95) - 1)]}
 
 
-def one(options, devnet, number):
+def one(binary, devnet, number, uid, state):
     folder = tempfile.mkdtemp(prefix="tailbone-start.")
-    if options.uid is not None:
-        os.chown(folder, options.uid, options.uid)
-    host = f"start-{os.getpid()}-{number}"
+    if uid is not None:
+        os.chown(folder, uid, uid)
+    host = f"start-{os.getpid()}-{state}-{uid}-{number}".lower()
     try:
-        if options.warm:
-            start(options, devnet, folder, host)
-        return start(options, devnet, folder, host)
+        if state != "cold":
+            start(binary, devnet, folder, host, uid, signal.SIGKILL if state == "killed" else signal.SIGTERM)
+        return start(binary, devnet, folder, host, uid, signal.SIGTERM)
     finally:
         shutil.rmtree(folder)
+        # The tailnet of the next run is as small as that of this one.
+        urllib.request.urlopen(urllib.request.Request(f"{devnet['api_url']}/nodes/{host}", method="DELETE"), timeout=20).close()
 
 
-def start(options, devnet, folder, host):
+def start(binary, devnet, folder, host, uid, ending):
     environment = {
         "TB_SERVER_TAILSCALE_AUTHKEY": devnet["auth_key"],
         "TB_SERVER_TAILSCALE_CONTROLURL": devnet["control_url"],
@@ -61,8 +70,8 @@ def start(options, devnet, folder, host):
         "TB_COMPONENTS": "issuer",
     }
     began = time.monotonic()
-    server = subprocess.Popen([options.binary, "server", "start"], cwd=folder, env=environment, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True, user=options.uid, group=options.uid)
+    server = subprocess.Popen([binary, "server", "start"], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, user=uid, group=uid)
     try:
         said = []
         for line in server.stdout:
@@ -80,7 +89,7 @@ def start(options, devnet, folder, host):
         return {"listening_ms": round((listening - began) * 1000, 1), "first_answer_ms": round((answered - began) * 1000, 1),
                 "rss_idle_kib": rss(server.pid)}
     finally:
-        server.send_signal(signal.SIGTERM)
+        server.send_signal(ending)
         server.wait(20)
         server.stdout.close()
 

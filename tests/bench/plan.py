@@ -1,0 +1,286 @@
+"""What is measured, as a list of experiments. Each has a name, and is run once per round, all in turn: what changes in the
+machine meanwhile then changes all of them alike.
+
+Names: load/TARGET/CELL, idle/TARGET, keys/N, rules/N, policies/N, slow/TARGET, sign, start/STATE/UID, size.
+"""
+
+import json
+import os
+import subprocess
+import time
+
+import starts
+from world import Failed, descriptors
+
+# The length of most answers of /issue.
+LONG = 600
+
+# Connections, keep-alive, who calls.
+CELLS = {
+    "c1": (1, True, "one"),
+    "c8": (8, True, "one"),
+    "c64": (64, True, "one"),
+    "new8": (8, False, "one"),
+    "many64": (64, True, "many"),
+}
+
+# In the order of the table.
+FLOORS = ["floor", "floor-short", "floor-whois"]
+ISSUERS = {"rs256": "RS256", "es256": "ES256", "eddsa": "EdDSA"}
+TARGETS = [*FLOORS, "constant", *ISSUERS, "gate", "proxy", "sts"]
+# Where it matters who calls: the constant asks nobody, and the exchange is told.
+WITH_MANY = ["floor", "floor-whois", *ISSUERS, "gate"]
+
+IDLE = [100, 1_000, 10_000]
+SLOW = 1_000
+
+
+class Experiment:
+    def __init__(self, name, run, once=False):
+        self.name, self.run, self.once = name, run, once
+
+
+def experiments(world, options):
+    plan = Plan(world, options)
+    found = [Experiment("size", plan.size, once=True), Experiment("sign", plan.sign)]
+    for cell in CELLS:
+        for target in [*TARGETS, *plan.before]:
+            if cell != "many64" or target in WITH_MANY:
+                found.append(Experiment(f"load/{target}/{cell}", lambda target=target, cell=cell: plan.load(target, cell)))
+    for target in ("floor", "es256"):
+        found.append(Experiment(f"slow/{target}", lambda target=target: plan.slow(target)))
+    for count in (1, 1_000):
+        found.append(Experiment(f"keys/{count}", lambda count=count: plan.keys(count)))
+        found.append(Experiment(f"rules/{count}", lambda count=count: plan.rules(count)))
+        found.append(Experiment(f"policies/{count}", lambda count=count: plan.policies(count)))
+    for target in ("floor", "es256"):
+        found.append(Experiment(f"idle/{target}", lambda target=target: plan.idle(target)))
+    for state in ("cold", "warm", "killed"):
+        found.append(Experiment(f"start/{state}/own", lambda state=state: plan.start(state, None), once=True))
+        if os.getuid() == 0:
+            found.append(Experiment(f"start/{state}/65532", lambda state=state: plan.start(state, 65532), once=True))
+    return found
+
+
+class Plan:
+    def __init__(self, world, options):
+        self.world, self.options = world, options
+        # The program before a change, beside the one after it.
+        self.before = [f"before-{name}" for name in ("constant", *ISSUERS)] if options.before else []
+
+    def measure(self, load, server, request, conns, keep_alive=True):
+        """A run. Another one if somebody else was at work, and then the quieter of the two."""
+        times = {"warm_up": self.options.warm_up, "measure": self.options.measure}
+        result = load.run(server, request, conns, keep_alive, **times)
+        if result["foreign_cores"] > self.options.foreign:
+            again = load.run(server, request, conns, keep_alive, **times)
+            result = min(result, again, key=lambda one: one["foreign_cores"]) | {"repeated": True}
+        if not result["requests"]:
+            raise Failed(f"no answer from {server.name}: {result}")
+        return result | {"noisy": result["foreign_cores"] > self.options.foreign}
+
+    def load(self, target, cell):
+        conns, keep_alive, who = CELLS[cell]
+        server, request = self.target(target)
+        return self.measure(self.world.load(who), server, request, conns, keep_alive)
+
+    def target(self, name):
+        """The server of that name, running, and what is asked of it."""
+        world = self.world
+        if name == "floor":
+            return self.constant(world.floor("floor"), LONG)
+        if name == "floor-short":
+            # As long as the program's own constant.
+            return self.constant(world.floor("floor"), self.constant_length())
+        if name == "floor-whois":
+            return self.constant(world.floor("floor-whois", whois=True), LONG)
+        binary = self.options.before if name.startswith("before-") else None
+        kind = name.removeprefix("before-")
+        if kind == "constant":
+            server = world.tailbone(name, {"TB_KEYS_ALGORITHM": "ES256"}, binary)
+            return server, get(server, 80, "/_healthz")
+        if kind in ISSUERS:
+            server = world.tailbone(name, {"TB_KEYS_ALGORITHM": ISSUERS[kind]}, binary)
+            return server, issue(server)
+        if kind in ("gate", "proxy"):
+            server = self.gate("gate", 1)
+            return server, (decision(server, world) if kind == "gate" else get(server, 8082, f"/{LONG}"))
+        server = self.exchange("sts", 1)
+        return server, exchange(server, world)
+
+    def constant(self, server, length):
+        return server, get(server, 80, f"/{length}")
+
+    def constant_length(self):
+        server, request = self.target("constant")
+        return self.world.load("one").run(server, request, 1, warm_up=0, measure=0.1)["bytes"]
+
+    def gate(self, name, rules):
+        world = self.world
+
+        def prepare(folder):
+            nobody = [rule(f"nobody-{n}", f"nobody-{n}@example.com") for n in range(rules - 1)]
+            (folder / "policy.toml").write_text("".join([*nobody, rule("all", "*")]))
+
+        callers = world.load("one").callers + world.load("many").callers
+        return world.tailbone(name, {
+            "TB_COMPONENTS": "gate",
+            "TB_GATE_UPSTREAM": world.stub()["url"],
+            "TB_GATE_POLICY": "policy.toml",
+            "TB_GATE_AUTH_PROXIES": ",".join(caller["login"] for caller in callers),
+        }, prepare=prepare)
+
+    def exchange(self, name, policies):
+        world = self.world
+        stub = world.stub()["url"]
+
+        def prepare(folder):
+            (folder / "policies").mkdir()
+            for number in range(policies):
+                # The one that fits is the last in their order.
+                subject = "bench" if number == policies - 1 else f"nobody-{number}"
+                (folder / f"policies/{number:04}.toml").write_text(
+                    f'issuer = "{stub}"\nalgorithm = "RS256"\naudience = "bench"\nsubject = "{subject}"\n'
+                    f'jwks_url = "{stub}/jwks"\nallowed_scopes = ["acls"]\n')
+
+        return world.tailbone(name, {
+            "TB_COMPONENTS": "sts",
+            "TB_STS_CLIENTID": "bench",
+            "TB_STS_CLIENTSECRET": "tskey-client-bench",
+            "TB_STS_TOKENURL": f"{stub}/token",
+        }, prepare=prepare)
+
+    def keys(self, count):
+        def prepare(folder):
+            subprocess.run([self.options.sign, "--write-keys", folder / "keys", str(count)], check=True)
+
+        server = self.world.tailbone(self.world.fresh(f"keys-{count}"), {"TB_KEYS_ALGORITHM": "ES256"}, prepare=prepare)
+        return self.grown(server, issue(server))
+
+    def rules(self, count):
+        server = self.gate(self.world.fresh(f"rules-{count}"), count)
+        return self.grown(server, decision(server, self.world))
+
+    def policies(self, count):
+        server = self.exchange(self.world.fresh(f"policies-{count}"), count)
+        return self.grown(server, exchange(server, self.world))
+
+    def grown(self, server, request):
+        """What a server is like that has just started, and then its pace."""
+        load = self.world.load("one")
+        try:
+            load.reach(server, request)
+            rss = load.usage(server)["rss_kib"]
+            return self.measure(load, server, request, 8) | {"listening_s": server.listening, "rss_before_kib": rss}
+        finally:
+            self.world.stop(server)
+
+    def slow(self, target):
+        """The pace of some callers without and with a crowd of others that never finish their requests."""
+        server, request = self.target(target)
+        load, crowd = self.world.load("one"), self.world.load("many")
+        crowd.reach(server, request)
+        alone = self.measure(load, server, request, 8)
+        standing = crowd.order(op="trickle", request=request, conns=SLOW)["open"]
+        try:
+            beside = self.measure(load, server, request, 8)
+        finally:
+            crowd.order(op="release")
+        return {"alone": alone, "beside": beside, "slow": standing}
+
+    def idle(self, target):
+        """Memory: with nothing to do, then with ever more connections on which nothing happens after a first request."""
+        load, name = self.world.load("many"), self.world.fresh(f"idle-{target}")
+        if target == "floor":
+            server, request = self.constant(self.world.floor(name), LONG)
+        else:
+            server = self.world.tailbone(name, {"TB_KEYS_ALGORITHM": ISSUERS[target]})
+            request = issue(server)
+        try:
+            load.reach(server, request)
+            time.sleep(self.options.settle)
+            steps = [{"conns": 0} | load.usage(server)]
+            held = 0
+            for wanted in IDLE:
+                wanted = min(wanted, descriptors())
+                result = load.order(op="hold", request=request, conns=wanted - held)
+                held += result["open"]
+                steps.append({"conns": held} | self.settled(load, server))
+            return {"steps": steps}
+        finally:
+            load.order(op="release")
+            self.world.stop(server)
+
+    def settled(self, load, server):
+        """Usage once memory has stopped moving, or after some seconds anyway."""
+        before = load.usage(server)
+        for _ in range(10):
+            time.sleep(0.5)
+            now = load.usage(server)
+            if abs(now["rss_kib"] - before["rss_kib"]) < before["rss_kib"] / 200:
+                return now
+            before = now
+        return before
+
+    def start(self, state, uid):
+        return starts.measure(self.world.programs["tailbone"], self.world.devnet, self.options.starts, uid, state)
+
+    def sign(self):
+        own = subprocess.run([self.options.sign, "--seconds", str(self.options.sign_time)], check=True, capture_output=True)
+        return {"own": json.loads(own.stdout), "openssl": openssl(self.options.sign_time)}
+
+    def size(self):
+        programs = self.world.programs
+        return {name: os.path.getsize(programs[name]) for name in ("tailbone", "bench")}
+
+
+def rule(name, who):
+    return f'[[rule]]\nname = "{name}"\ndecision = "allow"\nwho = ["{who}"]\n'
+
+
+def get(server, port, path):
+    return {"addr": f"{server.ip}:{port}", "method": "GET", "path": path, "expect": 200}
+
+
+def issue(server):
+    return {"addr": f"{server.ip}:80", "method": "POST", "path": "/issue", "expect": 200}
+
+
+def decision(server, world):
+    """The caller as a trusted proxy that asks about somebody else."""
+    about = world.load("one").callers[0]["ip"]
+    headers = {"Remote-Addr": about, "X-Original-URI": "/a/page", "X-Original-Method": "GET", "Host": "wiki.example.com"}
+    return {"addr": f"{server.ip}:8083", "method": "GET", "path": "/auth/nginx", "headers": headers, "expect": 204}
+
+
+def exchange(server, world):
+    headers = {"Authorization": f"Bearer {world.stub()['jwt']}", "Content-Type": "application/json"}
+    return {"addr": f"{server.ip}:8080", "method": "POST", "path": "/", "headers": headers, "body": '{"scopes":["acls"]}',
+            "expect": 200}
+
+
+def openssl(seconds):
+    """Signatures a second of processor time, as `openssl speed` counts them: one process, and one per core."""
+    names = {"rsa2048": "RS256", "ecdsap256": "ES256", "ed25519": "EdDSA"}
+    cores = len(os.sched_getaffinity(0))
+    rates = {}
+    for name, algorithm in names.items():
+        rates[algorithm] = {
+            "one": openssl_rate(name, seconds, []),
+            "all": openssl_rate(name, seconds, ["-multi", str(cores)]),
+        }
+    return rates
+
+
+def openssl_rate(name, seconds, arguments):
+    try:
+        done = subprocess.run(["openssl", "speed", "-mr", "-seconds", str(max(1, round(seconds))), *arguments, name],
+                              check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    # "+F2:2:2048:signatures:verifications", F4 for ECDSA, F6 for EdDSA. With -multi the children's lines come first, each after
+    # other words, and the sum last.
+    for line in reversed(done.stdout.splitlines()):
+        if line.startswith(("+F2:", "+F4:", "+F6:")):
+            return float(line.split(":")[-2])
+    return None

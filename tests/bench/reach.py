@@ -1,0 +1,56 @@
+"""What the program has set itself, and whether this run has it. Nothing here is typed in from a result."""
+
+from results import (cpu_us, fastest_sign_us, idle_kib, median, p50, peak_mb, per_second)
+
+
+class Aim:
+    def __init__(self, what, wanted, bound, at_least, values, unit="×"):
+        self.what, self.wanted, self.bound, self.at_least, self.values, self.unit = what, wanted, bound, at_least, values, unit
+
+    @property
+    def met(self):
+        """None where the experiment was not run."""
+        if not self.values:
+            return None
+        value = median(self.values)
+        return value >= self.bound if self.at_least else value <= self.bound
+
+
+def at_least(what, bound, values):
+    return Aim(what, f"≥ {bound}", bound, True, values)
+
+
+def at_most(what, bound, values, unit="×"):
+    return Aim(what, f"≤ {bound}" + ("" if unit == "×" else f" {unit}"), bound, False, values, unit)
+
+
+def aims(runs):
+    yield from (at_least(f"constant, requests/s at {cell[1:]} connections, of the floor's", 1.0,
+                         runs.ratios(f"load/constant/{cell}", f"load/floor-short/{cell}", per_second))
+                for cell in ("c8", "c64"))
+    yield at_most("constant, p50 at 1 connection, of the floor's", 1.1,
+                  runs.ratios("load/constant/c1", "load/floor-short/c1", p50))
+    yield from (at_most(f"RS256 token at {cell[1:]} connections, server CPU, of fastest signature + floor", 1.1, rs256(runs, cell))
+                for cell in ("c8", "c64"))
+    yield from (at_least(f"ES256 token, requests/s at {cell[1:]} connections, of the floor's", 0.9,
+                         runs.ratios(f"load/es256/{cell}", f"load/floor/{cell}", per_second))
+                for cell in ("c8", "c64"))
+    yield at_most("memory, idle", 40, runs.values("idle/es256", lambda result: result["steps"][0]["rss_kib"] / 1024), "MB")
+    yield from (at_most(f"memory at 64 busy connections ({name}), of the floor's", 1.0,
+                        runs.ratios(f"load/{name.lower()}/c64", "load/floor/c64", peak_mb))
+                for name in ("RS256", "ES256"))
+    yield at_most("memory per idle connection, of the floor's", 1.5, runs.ratios("idle/es256", "idle/floor", idle_kib))
+    states = {"cold": "empty state", "warm": "kept state, ended by TERM", "killed": "kept state, ended by KILL"}
+    for state, words in states.items():
+        for uid in ("own", "65532"):
+            for kind, name, bound in (("listening", "listening_ms", 200), ("first answer", "first_answer_ms", 300)):
+                yield at_most(f"start to {kind}, 19 of 20, {words}" + (", uid 65532" if uid == "65532" else ""), bound,
+                              runs.values(f"start/{state}/{uid}", lambda result, name=name: result[name]["p95"]), "ms")
+    yield at_most("size of the binary, stripped", 30, runs.values("size", lambda result: result["tailbone"] / 2**20), "MB")
+
+
+def rs256(runs, cell):
+    """What a token costs the server, of what it must cost: the signature of the fastest library at hand, and the network."""
+    signs, floors, tokens = runs.rounds("sign"), runs.rounds(f"load/floor/{cell}"), runs.rounds(f"load/rs256/{cell}")
+    return [cpu_us(tokens[number]) / (fastest_sign_us(signs[number], "RS256") + cpu_us(floors[number]))
+            for number in sorted(signs.keys() & floors.keys() & tokens.keys())]

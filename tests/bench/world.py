@@ -1,0 +1,202 @@
+"""The processes of a run: a tailnet on loopback, servers on it, callers, and what stands behind the servers.
+
+Each is started when first asked for and ended with the world. A process that ends before its time ends the run, with its log.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MANY = 16
+
+# Listeners under measurement: no pace for a peer, and idle connections outlive the look at them.
+LIMITS = {"TB_SERVER_LIMITS_REQUESTRATE": "0", "TB_SERVER_LIMITS_HEADERTIME": "10m"}
+
+
+class Failed(Exception):
+    """The run cannot go on."""
+
+
+class World:
+    def __init__(self, programs):
+        self.programs = programs
+        self.work = pathlib.Path(tempfile.mkdtemp(prefix="tailbone-bench."))
+        self.processes, self.servers, self.loads = {}, {}, {}
+        self.numbers = 0
+
+    def __enter__(self):
+        # The tailnet's owner is nobody that calls.
+        self.devnet = self.json_process("devnet", [ROOT / "scripts/devnet", "--with-stdin", "--peer", "alice=alice@example.com"])
+        return self
+
+    def __exit__(self, *_):
+        # The devnet last: nodes say goodbye to it.
+        for process in reversed(self.processes.values()):
+            end(process)
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def load(self, name):
+        """Callers: "one" of them, or "many"."""
+        if name not in self.loads:
+            count = {"one": 1, "many": MANY}[name]
+            arguments = ["load", "--control", self.devnet["control_url"], "--api", self.devnet["api_url"],
+                         "--peers", str(count), "--name", f"caller-{name}"]
+            self.loads[name] = Load(self, f"load-{name}", arguments)
+        return self.loads[name]
+
+    def stub(self):
+        if "stub" not in self.processes:
+            self.stub_says = self.json_process("stub", [self.programs["bench"], "stub"])
+        return self.stub_says
+
+    def floor(self, name, whois=False):
+        if name not in self.servers:
+            command = [self.programs["bench"], "floor", "--control", self.devnet["control_url"],
+                       "--key", self.devnet["auth_key"], "--hostname", name] + ["--whois"] * whois
+            said = self.json_process(name, command)
+            self.servers[name] = Server(name, self.processes[name], said["ip"], None)
+        return self.servers[name]
+
+    def tailbone(self, name, environment, binary=None, prepare=None):
+        """The program under test, in a folder of its own that `prepare` may fill."""
+        if name not in self.servers:
+            folder = self.work / name
+            folder.mkdir()
+            if prepare:
+                prepare(folder)
+            environment = LIMITS | {
+                "TB_SERVER_TAILSCALE_AUTHKEY": self.devnet["auth_key"],
+                "TB_SERVER_TAILSCALE_CONTROLURL": self.devnet["control_url"],
+                "TB_SERVER_TAILSCALE_HOSTNAME": name,
+            } | environment
+            log = folder / "log"
+            began = time.monotonic()
+            self.processes[name] = subprocess.Popen(
+                # It has no stdin to watch, so the kernel ends it should this process be killed.
+                ["setpriv", "--pdeathsig", "TERM", binary or self.programs["tailbone"], "server", "start"],
+                cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log.open("wb"), stderr=subprocess.STDOUT)
+            said = wait_for_line(self.processes[name], log, b" listening ")
+            listening = time.monotonic() - began
+            self.servers[name] = Server(name, self.processes[name], self.node(name)["ip"], listening)
+            if not said:
+                raise Failed(f"{name} ended:\n{log.read_text()}")
+        return self.servers[name]
+
+    def fresh(self, name):
+        """A name that no node has had yet."""
+        self.numbers += 1
+        return f"{name}-{self.numbers}"
+
+    def stop(self, server):
+        end(self.processes.pop(server.name))
+        del self.servers[server.name]
+        self.api("DELETE", f"/nodes/{server.name}")
+
+    def node(self, name):
+        return self.api("GET", f"/nodes/{name}")
+
+    def api(self, method, path):
+        request = urllib.request.Request(self.devnet["api_url"] + path, method=method)
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return json.load(answer)
+
+    def json_process(self, name, command):
+        """Starts what says one line of JSON when it is ready."""
+        log = self.work / f"{name}.log"
+        process = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   stderr=log.open("wb"), text=True)
+        self.processes[name] = process
+        line = process.stdout.readline()
+        if not line:
+            raise Failed(f"{name} did not start:\n{log.read_text()}")
+        return json.loads(line)
+
+    def watch(self, server, load):
+        """Everything of ours that runs, so that what is left over is somebody else's."""
+        pids = {name: process.pid for name, process in self.processes.items()
+                if name not in (server.name, load.name)}
+        return pids | {"server": server.pid}
+
+
+class Server:
+    def __init__(self, name, process, ip, listening):
+        self.name, self.pid, self.ip, self.listening = name, process.pid, ip, listening
+        self.reached = set()
+
+
+class Load:
+    """Callers in a process of their own, ordered about by lines of JSON."""
+
+    def __init__(self, world, name, arguments):
+        self.world, self.name = world, name
+        self.callers = world.json_process(name, [world.programs["bench"], *arguments])["callers"]
+        self.process = world.processes[name]
+
+    def order(self, **order):
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise Failed(f"{self.name} ended:\n{(self.world.work / (self.name + '.log')).read_text()}")
+        result = json.loads(line)
+        if "error" in result:
+            raise Failed(f"{self.name}, {order['op']}: {result['error']}")
+        return result
+
+    def run(self, server, request, conns, keep_alive=True, warm_up=0.5, measure=2.5):
+        self.reach(server, request)
+        return self.order(op="run", request=request, conns=conns, keep_alive=keep_alive, warm_up=warm_up,
+                          measure=measure, watch=self.world.watch(server, self))
+
+    def reach(self, server, request):
+        """A direct way and an answer from each node, before anything is measured."""
+        if self.name in server.reached:
+            return
+        give_up = time.monotonic() + 30
+        while not self.order(op="paths", request=request)["direct"]:
+            if time.monotonic() > give_up:
+                raise Failed(f"{self.name} has no direct way to {server.name}")
+        opened = self.order(op="hold", request=request, conns=len(self.callers))
+        self.order(op="release")
+        if opened["open"] != len(self.callers):
+            raise Failed(f"{self.name} gets no answer from {server.name}: {opened}")
+        server.reached.add(self.name)
+
+    def usage(self, server):
+        return self.order(op="usage", watch={"server": server.pid})["server"]
+
+
+def wait_for_line(process, log, words):
+    while process.poll() is None:
+        if words in log.read_bytes():
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def end(process):
+    if process.poll() is None:
+        if process.stdin:
+            process.stdin.close()
+        else:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    if process.stdout:
+        process.stdout.close()
+
+
+def descriptors():
+    """How many connections a server can hold whose each costs two descriptors, with room for everything else."""
+    import resource
+    return (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 200) // 2
