@@ -682,6 +682,32 @@ async fn a_change_in_the_directory_is_seen_without_a_restart() {
 }
 
 #[tokio::test]
+async fn a_first_key_that_the_start_could_not_make_is_made_later_and_no_other() {
+    let server = S3Server::start();
+    let proxy = FaultProxy::start(server.addr).await;
+    let folder = tempfile::tempdir().unwrap();
+    let publisher = publisher_with(proxy.addr, BUCKET, Duration::from_millis(300));
+    let life = KeyLife::with(
+        KeyStore::new(folder.path()),
+        Arc::new(publisher),
+        policy(),
+        "tb",
+        KeySpec::Es256,
+    );
+    proxy.always("GET", Fault::status(500));
+    life.start(at(0)).await.unwrap();
+    life.sync(at(100)).await.unwrap();
+    assert!(life.ring().signer().is_err());
+    proxy.heal();
+    life.sync(at(200)).await.unwrap();
+    let kid = life.ring().signer().unwrap().kid().clone();
+    // Whoever removes the last key wants none.
+    life.remove(kid.as_str(), at(300)).await.unwrap();
+    life.sync(at(400)).await.unwrap();
+    assert!(life.ring().signer().is_err());
+}
+
+#[tokio::test]
 async fn s3_down_signing_goes_on_with_what_was_last_published() {
     let server = S3Server::start();
     let proxy = FaultProxy::start(server.addr).await;

@@ -21,15 +21,25 @@ use crate::support::{
     world::{EmbeddedWorld, Who, World},
 };
 
-struct Daemon {
-    child: Child,
+pub(super) struct Daemon {
+    pub(super) child: Child,
     folder: PathBuf,
     control: String,
 }
 
 impl Daemon {
-    /// With the settings of `tailbone.toml` in the folder, no HOME, at most `descriptors` of them.
-    async fn start(folder: &Path, devnet: &Devnet, descriptors: Option<u32>) -> Self {
+    /// With the settings of `tailbone.toml` in the folder, no HOME; the shell does `before` first.
+    pub(super) async fn start(folder: &Path, devnet: &Devnet, before: &str) -> Self {
+        Self::start_under(&[], folder, devnet, before).await
+    }
+
+    /// The same under a program that starts another in surroundings of its own.
+    pub(super) async fn start_under(
+        wrapper: &[&str],
+        folder: &Path,
+        devnet: &Devnet,
+        before: &str,
+    ) -> Self {
         let key = devnet
             .key(&Key {
                 preauthorized: true,
@@ -37,13 +47,15 @@ impl Daemon {
             })
             .await;
         let output = fs::File::create(folder.join("log")).unwrap();
-        let limit = descriptors.map_or(String::new(), |most| format!("ulimit -n {most}; "));
-        let child = Command::new("/bin/sh")
-            .args(["-c", &format!("{limit}exec \"$0\" \"$@\"")])
+        let script = format!("{before}\nexec \"$0\" \"$@\"");
+        let line = [wrapper, &["/bin/sh", "-e", "-c", &script]].concat();
+        let child = Command::new(line[0])
+            .args(&line[1..])
             .arg(env!("CARGO_BIN_EXE_tailbone"))
             .args(["server", "start", "--config", "tailbone.toml"])
             .current_dir(folder)
             .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("TB_SERVER_TAILSCALE_CONTROLURL", &devnet.ready.control_url)
             .env("TB_SERVER_TAILSCALE_AUTHKEY", key)
             .env("NOTIFY_SOCKET", folder.join("notify"))
@@ -52,22 +64,36 @@ impl Daemon {
             .stderr(output)
             .spawn()
             .unwrap();
-        Self {
+        let daemon = Self {
             child,
             folder: folder.to_owned(),
             control: devnet.ready.control_url.clone(),
-        }
+        };
+        // Before that it may not be where its mounts are.
+        eventually("it begins", async || {
+            let said = daemon.said();
+            said.contains("starting").then_some(()).ok_or(said)
+        })
+        .await;
+        daemon
     }
 
-    fn said(&self) -> String {
+    /// A place below the folder as the server sees it: it may have mounts of its own.
+    pub(super) fn seen(&self, place: &str) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.child.id()));
+        root.join(self.folder.strip_prefix("/").unwrap())
+            .join(place)
+    }
+
+    pub(super) fn said(&self) -> String {
         fs::read_to_string(self.folder.join("log")).unwrap()
     }
 
     /// Another command, as a health check has it: no home, nothing but the folder.
-    fn ask(&self, arguments: &[&str]) -> Output {
+    pub(super) fn ask(&self, arguments: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_tailbone"))
             .args(arguments)
-            .current_dir(&self.folder)
+            .current_dir(self.seen(""))
             .env_clear()
             .env("TB_SERVER_TAILSCALE_CONTROLURL", &self.control)
             .stdin(Stdio::null())
@@ -75,13 +101,13 @@ impl Daemon {
             .unwrap()
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(super) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
         // The child is ours and not yet waited for, so the number is still its own.
         kill_process(pid, signal).unwrap();
     }
 
-    fn settings(&self, text: &str) {
+    pub(super) fn settings(&self, text: &str) {
         fs::write(self.folder.join("tailbone.toml"), text).unwrap();
     }
 }
@@ -93,14 +119,14 @@ impl Drop for Daemon {
     }
 }
 
-fn settings(host: &str, expiry: &str) -> String {
+pub(super) fn settings(host: &str, expiry: &str) -> String {
     format!(
         "components = \"issuer,metrics\"\n[keys]\nexpiry = \"{expiry}\"\nalgorithm = \"ES256\"\n\
          [server.tailscale]\nhostname = \"{host}\"\n"
     )
 }
 
-async fn ready(daemon: &Daemon) {
+pub(super) async fn ready(daemon: &Daemon) {
     let output = daemon.ask(&["wait", "--ready", "--timeout", "20s"]);
     assert!(
         output.status.success(),
@@ -110,7 +136,7 @@ async fn ready(daemon: &Daemon) {
     );
 }
 
-async fn call(node: &dyn Node, host: &str, port: u16) -> Connection {
+pub(super) async fn call(node: &dyn Node, host: &str, port: u16) -> Connection {
     let addr = format!("{host}:{port}");
     let stream = soon("a connection", node.dial(&addr, Duration::from_secs(10)))
         .await
@@ -139,7 +165,7 @@ alone! {
         let supervisor = UnixDatagram::bind(folder.path().join("notify")).unwrap();
         supervisor.set_nonblocking(true).unwrap();
         fs::write(folder.path().join("tailbone.toml"), settings(&host, "20m")).unwrap();
-        let daemon = Daemon::start(folder.path(), world.devnet, None).await;
+        let daemon = Daemon::start(folder.path(), world.devnet, "").await;
         ready(&daemon).await;
         assert!(daemon.ask(&["status", "--check"]).status.success());
         let status: Value = serde_json::from_slice(&daemon.ask(&["status", "-o", "json"]).stdout).unwrap();
@@ -209,7 +235,7 @@ alone! {
         let folder = TempDir::new().unwrap();
         fs::write(folder.path().join("tailbone.toml"), settings("tailbone", "20m")).unwrap();
         devnet.control(json!({"mode": "hold"})).await;
-        let daemon = Daemon::start(folder.path(), &devnet, None).await;
+        let daemon = Daemon::start(folder.path(), &devnet, "").await;
         // The socket is there while the node joins.
         eventually("the socket answers", async || {
             let output = daemon.ask(&["status", "-o", "json"]);
@@ -247,7 +273,7 @@ alone! {
         let folder = TempDir::new().unwrap();
         let host = world.host("tailbone");
         fs::write(folder.path().join("tailbone.toml"), settings(&host, "20m")).unwrap();
-        let daemon = Daemon::start(folder.path(), world.devnet, Some(256)).await;
+        let daemon = Daemon::start(folder.path(), world.devnet, "ulimit -n 256").await;
         ready(&daemon).await;
         assert!(daemon.said().contains("may not have more descriptors"), "{}", daemon.said());
         let alice = world.node("alice", Who::User("alice@example.com")).await;

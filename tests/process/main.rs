@@ -41,6 +41,7 @@ macro_rules! own_network {
 
 mod admin;
 mod front_proxies;
+mod disk;
 mod gate;
 mod inside;
 mod memory;

@@ -61,6 +61,8 @@ struct Memory {
     fingerprint: Option<Fingerprint>,
     next_look: Option<Timestamp>,
     document_read: Option<Timestamp>,
+    /// A start had leave to make the first key and could not: the disk was full, or the document out of reach.
+    first_key_owed: bool,
 }
 
 /// Where the settings want the document published.

@@ -75,7 +75,8 @@ impl KeyLife {
         self.run(Leave::default(), false, now).await
     }
 
-    /// As [`Self::sync`], making a key if there is none that can sign. What a server does once at its start.
+    /// As [`Self::sync`], making a key if there is none that can sign; what cannot be made now is made by a later pass. What a
+    /// server does once at its start.
     pub async fn start(&self, now: Timestamp) -> Result<Report, LifeError> {
         self.run(
             Leave {
@@ -96,6 +97,10 @@ impl KeyLife {
     ) -> Result<Report, LifeError> {
         let mut memory = self.inner.memory.lock().await;
         let lock = self.lock_directory().await?;
+        let leave = Leave {
+            first_key: leave.first_key || memory.first_key_owed,
+            ..leave
+        };
         let report = self
             .pass(&mut memory, lock.is_some(), leave, dry_run, now)
             .await;
@@ -161,6 +166,10 @@ impl KeyLife {
                 .await;
             self.look_again(&mut look, now).await?;
             decision = self.decide(&look, leave, now);
+        }
+        if !dry_run {
+            let none = matches!(decision.signer, Err(NoSigner::NoKeys));
+            memory.first_key_owed = leave.first_key && none;
         }
         self.finish(memory, look, decision.signer, dry_run, &mut report, now)
             .await;

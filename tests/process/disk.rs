@@ -1,0 +1,183 @@
+//! Disks that are full or read-only, at the start and while the server runs: tokens do not need a disk, changes of keys do, and
+//! whoever has to know is told.
+//!
+//! The disks are small ones in memory, mounted for the server alone; where that is not allowed the tests say so and do nothing.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use tailbone::tailnet::Node;
+use tempfile::TempDir;
+
+use super::inside::{Daemon, call, ready, settings};
+use crate::support::{
+    eventually, patience,
+    world::{EmbeddedWorld, Who, World},
+};
+
+const UNSHARE: &[&str] = &["unshare", "--mount"];
+
+/// Whether mounts may be made here; says so where not.
+fn can_mount() -> bool {
+    let tried = Command::new("unshare")
+        .args(["--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"])
+        .stdin(Stdio::null())
+        .output();
+    let why = match tried {
+        Ok(output) if output.status.success() => return true,
+        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+        Err(error) => error.to_string(),
+    };
+    eprintln!("left out, disks cannot be mounted here: {why}");
+    false
+}
+
+fn mount(place: &str, size: &str) -> String {
+    format!("mkdir -p {place} && mount -t tmpfs -o mode=700,size={size} tmpfs {place}")
+}
+
+const FILL: &str = "dd if=/dev/zero bs=4k 2>/dev/null";
+
+async fn issue(node: &dyn Node, host: &str) -> u16 {
+    call(node, host, 80).await.post("/issue").await.status()
+}
+
+/// To the last byte.
+fn fill(place: &Path) {
+    use std::io::Write as _;
+    let mut file = fs::File::create(place.join("filler")).unwrap();
+    for size in [4096, 1] {
+        while file.write_all(&vec![b'x'; size]).is_ok() {}
+    }
+}
+
+fn empty(place: &Path) {
+    fs::remove_file(place.join("filler")).unwrap();
+}
+
+fn remount(daemon: &Daemon, how: &str, place: &str) {
+    let output = Command::new("nsenter")
+        .args(["--mount", "--target", &daemon.child.id().to_string()])
+        .args(["mount", "-o", &format!("remount,{how}")])
+        .arg(daemon_path(daemon, place))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+fn daemon_path(daemon: &Daemon, place: &str) -> String {
+    let seen = daemon.seen(place);
+    let root = format!("/proc/{}/root", daemon.child.id());
+    seen.to_str()
+        .unwrap()
+        .strip_prefix(&root)
+        .unwrap()
+        .to_owned()
+}
+
+alone! {
+    async fn a_state_directory_that_cannot_be_written_ends_the_start_with_its_code() {
+        if !can_mount() {
+            return;
+        }
+        let world = EmbeddedWorld::new();
+        for (what, change, words) in [
+            ("full", format!("{FILL} of=.tsnet/filler || true"), "no space left on device"),
+            ("read-only", "mount -o remount,ro .tsnet".to_owned(), "read-only file system"),
+        ] {
+            let folder = TempDir::new().unwrap();
+            let text = settings(&world.host(what), "20m") + "joinTimeout = \"2s\"\n";
+            fs::write(folder.path().join("tailbone.toml"), text).unwrap();
+            let before = format!("{}\n{change}", mount(".tsnet", "64k"));
+            let mut daemon = Daemon::start_under(UNSHARE, folder.path(), world.devnet, &before).await;
+            let status = eventually("the end", async || {
+                daemon.child.try_wait().unwrap().ok_or_else(|| daemon.said())
+            }).await;
+            let said = daemon.said();
+            assert_eq!(status.code(), Some(17), "{what}: {said}");
+            let last = said.lines().last().unwrap();
+            assert!(last.starts_with("Error: ") && last.contains(words), "{said}");
+            assert!(last.contains("Check that the state directory can be written"), "{said}");
+        }
+    }
+}
+
+alone! {
+    async fn a_full_or_read_only_disk_stops_key_changes_and_no_tokens() {
+        if !can_mount() {
+            return;
+        }
+        let world = EmbeddedWorld::new();
+        let folder = TempDir::new().unwrap();
+        let host = world.host("tailbone");
+        fs::write(folder.path().join("tailbone.toml"), settings(&host, "20m")).unwrap();
+        let before = format!("{}\n{}", mount("keys", "128k"), mount(".tsnet", "512k"));
+        let daemon = Daemon::start_under(UNSHARE, folder.path(), world.devnet, &before).await;
+        ready(&daemon).await;
+        let alice = world.node("alice", Who::User("alice@example.com")).await;
+        assert_eq!(issue(&*alice, &host).await, 200);
+        let published = || fs::read_to_string(daemon.seen("keys/jwks.json")).unwrap();
+        let document = published();
+        let (keys, state) = (daemon.seen("keys"), daemon.seen(".tsnet"));
+
+        let refused = async |words: &str| {
+            let rotated = daemon.ask(&["keys", "rotate"]);
+            let said = String::from_utf8_lossy(&rotated.stderr).into_owned();
+            assert_eq!(rotated.status.code(), Some(1), "{rotated:?}");
+            assert!(said.contains(words), "{said}");
+            assert_eq!(issue(&*alice, &host).await, 200);
+            assert!(daemon.ask(&["status", "--check"]).status.success(), "{}", daemon.said());
+            assert_eq!(published(), document, "what verifiers read is whole");
+        };
+        fill(&keys);
+        fill(&state);
+        refused("no space left").await;
+        // A network map that changes while the node cannot write what it learns.
+        let bob = world.node("bob", Who::User("bob@example.com")).await;
+        assert_eq!(issue(&*bob, &host).await, 200);
+        empty(&keys);
+        empty(&state);
+
+        // The node's own cannot be: it holds a file there open.
+        remount(&daemon, "ro", "keys");
+        refused("cannot be written").await;
+        remount(&daemon, "rw", "keys");
+        let rotated = daemon.ask(&["keys", "rotate"]);
+        assert!(rotated.status.success(), "{rotated:?}\n{}", daemon.said());
+        assert_ne!(published(), document);
+        assert_eq!(issue(&*alice, &host).await, 200);
+    }
+}
+
+alone! {
+    async fn a_start_on_a_full_key_directory_waits_for_room() {
+        if !can_mount() {
+            return;
+        }
+        let world = EmbeddedWorld::new();
+        let folder = TempDir::new().unwrap();
+        let host = world.host("tailbone");
+        // A short cache time makes looks frequent.
+        let text = settings(&host, "20m").replace("[keys]", "[keys]\ncacheTime = \"4s\"");
+        fs::write(folder.path().join("tailbone.toml"), text).unwrap();
+        let before = format!("{}\n{FILL} of=keys/filler || true", mount("keys", "64k"));
+        let mut daemon = Daemon::start_under(UNSHARE, folder.path(), world.devnet, &before).await;
+        eventually("it listens", async || {
+            let said = daemon.said();
+            assert!(daemon.child.try_wait().unwrap().is_none(), "{said}");
+            said.contains("listening").then_some(()).ok_or(said)
+        }).await;
+        assert!(daemon.said().contains("no space left"), "{}", daemon.said());
+        let alice = world.node("alice", Who::User("alice@example.com")).await;
+        assert_eq!(issue(&*alice, &host).await, 503);
+        let check = daemon.ask(&["status", "--check"]);
+        assert!(String::from_utf8_lossy(&check.stderr).contains("key-signs"), "{check:?}");
+        empty(&daemon.seen("keys"));
+        let waited = daemon.ask(&["wait", "--ready", "--timeout", &format!("{}s", patience().as_secs())]);
+        assert!(waited.status.success(), "{waited:?}\n{}", daemon.said());
+        assert_eq!(issue(&*alice, &host).await, 200);
+    }
+}
