@@ -55,12 +55,13 @@ pub fn wrap(router: Router, component: &'static str) -> Router {
     scoped(router, component, Answers::Ours)
 }
 
-/// Wraps routes that read no more of a body than they may and say so in words of their own.
+/// Wraps routes that say in words of their own that a body is too large: they see it break off.
 pub fn wrap_worded(router: Router, component: &'static str) -> Router {
-    let router = router.fallback(|| async { Error::not_found() });
-    let router = timed(router.layer(DefaultBodyLimit::disable()), |limits| {
-        limits.request_time
-    });
+    let router = router
+        .fallback(|| async { Error::not_found() })
+        .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn(cut));
+    let router = timed(router, |limits| limits.request_time);
     scoped(router, component, Answers::OfOthers)
 }
 
@@ -102,8 +103,13 @@ async fn of_a_size(request: Request, next: Next) -> Response {
     if request.body().size_hint().lower() > most as u64 {
         return too_large(most).into_response();
     }
-    let request = request.map(|body| Body::new(Limited::new(body, most)));
-    next.run(request).await
+    cut(request, next).await
+}
+
+async fn cut(request: Request, next: Next) -> Response {
+    let most = limits(request.extensions()).body_bytes;
+    next.run(request.map(|body| Body::new(Limited::new(body, most))))
+        .await
 }
 
 fn timed(router: Router, time: fn(&Limits) -> Duration) -> Router {

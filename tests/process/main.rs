@@ -40,8 +40,8 @@ macro_rules! own_network {
 }
 
 mod admin;
-mod front_proxies;
 mod disk;
+mod front_proxies;
 mod gate;
 mod inside;
 mod memory;
