@@ -14,7 +14,7 @@ pub struct Row {
     pub default: Default,
     pub help: &'static str,
     pub example: &'static str,
-    flags: [Option<Flag>; 2],
+    flags: [Option<Flag>; 3],
     /// A variable of another program that the setting took over; those of settings of `sts` count only where that component runs.
     pub alias: Option<&'static str>,
 }
@@ -577,7 +577,7 @@ const fn row(key: &'static str, kind: Kind) -> Row {
         default: Default::Empty,
         help: "",
         example: "",
-        flags: [None, None],
+        flags: [None, None, None],
         alias: None,
     }
 }
@@ -600,11 +600,12 @@ impl Row {
     }
 
     const fn with(mut self, flag: Flag) -> Self {
-        if self.flags[0].is_none() {
-            self.flags[0] = Some(flag);
-        } else {
-            self.flags[1] = Some(flag);
+        let mut free = 0;
+        while self.flags[free].is_some() {
+            // Past the last place this is an error of the build, and no flag takes another's place.
+            free += 1;
         }
+        self.flags[free] = Some(flag);
         self
     }
 
