@@ -18,7 +18,7 @@ import time
 
 import plan
 import report
-from world import ROOT, World
+from world import ROOT, Failed, World
 
 
 def main():
@@ -29,6 +29,20 @@ def main():
     folder.mkdir(parents=True)
     programs = {"tailbone": options.binary, "bench": options.bench}
     write(folder / "machine.json", machine(options))
+    try:
+        measure(options, folder, programs)
+    except Failed as failure:
+        sys.exit(f"error: {failure}")
+    write(folder / "took.json", {"seconds": round(time.monotonic() - began)})
+    note(f"raw results: {folder}")
+    runs = report.Runs(folder)
+    print(report.text(runs))
+    if options.publish:
+        report.publish(runs, ROOT)
+
+
+def measure(options, folder, programs):
+    began = time.monotonic()
     with World(programs) as world:
         wanted = [one for one in plan.experiments(world, options) if re.search(options.only, one.name)]
         if not wanted:
@@ -41,12 +55,6 @@ def main():
                 result = one.run()
                 write(folder / f"{one.name.replace('/', '.')}.{number}.json",
                       {"name": one.name, "round": number, "result": result})
-    write(folder / "took.json", {"seconds": round(time.monotonic() - began)})
-    note(f"raw results: {folder}")
-    runs = report.Runs(folder)
-    print(report.text(runs))
-    if options.publish:
-        report.publish(runs, ROOT)
 
 
 def arguments():

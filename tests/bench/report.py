@@ -137,6 +137,8 @@ def growth(runs):
             name = f"{kind}/{count}"
             if runs.rounds(name):
                 start = spread(runs.values(name, lambda result: result["listening_s"] * 1000))
+                if kind == "keys":
+                    start += "; taking over: " + spread(runs.values(name, lambda result: result["first_listening_s"] * 1000))
                 memory = spread(runs.values(name, lambda result: result["rss_before_kib"] / 1024))
                 rows.append([words if count == 1 else "", str(count), start, memory,
                              *(spread(runs.values(name, of)) for of in (per_second, p50, cpu_us))])

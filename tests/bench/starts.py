@@ -9,6 +9,7 @@ proxy; it begins to call only after the server has said "listening". Prints one 
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -44,7 +45,7 @@ def measure(binary, devnet, count, uid, state):
 def spread(values):
     # 19 of 20 are at or below the p95.
     return {"median": statistics.median(values), "min": values[0], "max": values[-1],
-            "p95": values[max(0, int(len(values) * 0.95) - 1)]}
+            "p95": values[math.ceil(len(values) * 0.95) - 1]}
 
 
 def one(binary, devnet, number, uid, state):
@@ -54,15 +55,15 @@ def one(binary, devnet, number, uid, state):
     host = f"start-{os.getpid()}-{state}-{uid}-{number}".lower()
     try:
         if state != "cold":
-            start(binary, devnet, folder, host, uid, signal.SIGKILL if state == "killed" else signal.SIGTERM)
-        return start(binary, devnet, folder, host, uid, signal.SIGTERM)
+            start(binary, devnet, folder, host, uid, signal.SIGKILL if state == "killed" else signal.SIGTERM, settle=0)
+        return start(binary, devnet, folder, host, uid, signal.SIGTERM, settle=1)
     finally:
         shutil.rmtree(folder)
         # The tailnet of the next run is as small as that of this one.
         urllib.request.urlopen(urllib.request.Request(f"{devnet['api_url']}/nodes/{host}", method="DELETE"), timeout=20).close()
 
 
-def start(binary, devnet, folder, host, uid, ending):
+def start(binary, devnet, folder, host, uid, ending, settle):
     environment = {
         "TB_SERVER_TAILSCALE_AUTHKEY": devnet["auth_key"],
         "TB_SERVER_TAILSCALE_CONTROLURL": devnet["control_url"],
@@ -85,7 +86,7 @@ def start(binary, devnet, folder, host, uid, ending):
         answered = time.monotonic()
         if b" 200 " not in answer.split(b"\r\n", 1)[0]:
             sys.exit(f"not a token: {answer!r}")
-        time.sleep(1)
+        time.sleep(settle)
         return {"listening_ms": round((listening - began) * 1000, 1), "first_answer_ms": round((answered - began) * 1000, 1),
                 "rss_idle_kib": rss(server.pid)}
     finally:

@@ -6,6 +6,7 @@ Each is started when first asked for and ended with the world. A process that en
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -65,12 +66,13 @@ class World:
         return self.servers[name]
 
     def tailbone(self, name, environment, binary=None, prepare=None):
-        """The program under test, in a folder of its own that `prepare` may fill."""
+        """The program under test, in a folder of its own that `prepare` may fill. One that ran before finds its folder again."""
         if name not in self.servers:
             folder = self.work / name
-            folder.mkdir()
-            if prepare:
-                prepare(folder)
+            if not folder.exists():
+                folder.mkdir()
+                if prepare:
+                    prepare(folder)
             environment = LIMITS | {
                 "TB_SERVER_TAILSCALE_AUTHKEY": self.devnet["auth_key"],
                 "TB_SERVER_TAILSCALE_CONTROLURL": self.devnet["control_url"],
@@ -84,9 +86,9 @@ class World:
                 cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log.open("wb"), stderr=subprocess.STDOUT)
             said = wait_for_line(self.processes[name], log, b" listening ")
             listening = time.monotonic() - began
-            self.servers[name] = Server(name, self.processes[name], self.node(name)["ip"], listening)
             if not said:
                 raise Failed(f"{name} ended:\n{log.read_text()}")
+            self.servers[name] = Server(name, self.processes[name], self.node(name)["ip"], listening)
         return self.servers[name]
 
     def fresh(self, name):
@@ -97,6 +99,10 @@ class World:
     def stop(self, server):
         end(self.processes.pop(server.name))
         del self.servers[server.name]
+
+    def forget(self, server):
+        """Stops it and takes its node off the tailnet, which is then as small as it was."""
+        self.stop(server)
         self.api("DELETE", f"/nodes/{server.name}")
 
     def node(self, name):
@@ -110,8 +116,9 @@ class World:
     def json_process(self, name, command):
         """Starts what says one line of JSON when it is ready."""
         log = self.work / f"{name}.log"
+        # What it leaves behind, should it be killed, goes with the world.
         process = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                   stderr=log.open("wb"), text=True)
+                                   stderr=log.open("wb"), text=True, env=os.environ | {"TMPDIR": str(self.work)})
         self.processes[name] = process
         line = process.stdout.readline()
         if not line:
@@ -196,7 +203,6 @@ def end(process):
         process.stdout.close()
 
 
-def descriptors():
-    """How many connections a server can hold whose each costs two descriptors, with room for everything else."""
-    import resource
-    return (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 200) // 2
+def most_connections():
+    """How many connections the program takes with the descriptors that it may have (src/server/live.rs), and a few less."""
+    return (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 100) // 4 - 32
