@@ -1,7 +1,7 @@
 //! Spans of requests, as an exporter of traces sees them. Log lines know the same spans by their id alone.
 //!
 //! What a span tells is recorded after it was made: log lines show only what a span began with. Nobody listens where nothing is
-//! exported, and then nothing is recorded ([`exported`]).
+//! exported, and then nothing is recorded (`exported`).
 //!
 //! Invariant: a span holds words of ours (route, status, kind of caller) and the request's id; never a path, a header, a name of
 //! anybody or a token.
