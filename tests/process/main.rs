@@ -47,8 +47,10 @@ mod inside;
 mod memory;
 mod otlp;
 mod server;
+mod soak;
 mod tailnet;
 mod terminal;
+mod trouble;
 
 use std::{future::Future, process::Command};
 

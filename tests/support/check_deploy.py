@@ -23,6 +23,7 @@ def must(condition, where, what):
 def main():
     objects = kubernetes(root / "deploy/kubernetes")
     must({"Deployment", "CronJob", "NetworkPolicy", "PersistentVolumeClaim"} <= {o["kind"] for o in objects}, "deploy/kubernetes", "an object is missing")
+    objects += state_in_secret(root / "deploy/kubernetes/state-in-secret")
     compose(root / "deploy/compose/compose.yaml")
     variables()
     base_images()
@@ -37,11 +38,7 @@ def kubernetes(directory):
         if path.name == "kustomization.yaml":
             kustomization(path)
             continue
-        for thing in yaml.safe_load_all(path.read_text()):
-            try:
-                kubernetes_validate.validate(thing, kubernetes_validate.latest_version(), strict=True)
-            except kubernetes_validate.ValidationError as error:
-                wrong.append(f"{path.name}: {error.message}")
+        for thing in valid(path):
             objects.append(thing)
             if thing["kind"] == "Deployment":
                 must(thing["spec"]["replicas"] == 1 and thing["spec"]["strategy"] == {"type": "Recreate"}, path.name, "two pods could share one identity")
@@ -51,6 +48,35 @@ def kubernetes(directory):
                 must(thing["spec"]["concurrencyPolicy"] == "Forbid", path.name, "two passes could run at once")
                 pod(path.name, thing["spec"]["jobTemplate"]["spec"]["template"]["spec"], ["server", "housekeeping"])
             must(thing["kind"] not in ("Service", "Role", "RoleBinding", "ClusterRole", "Secret"), path.name, f"{thing['kind']}: nothing of tailbone needs one")
+    return objects
+
+
+def valid(path):
+    for thing in yaml.safe_load_all(path.read_text()):
+        try:
+            kubernetes_validate.validate(thing, kubernetes_validate.latest_version(), strict=True)
+        except kubernetes_validate.ValidationError as error:
+            wrong.append(f"{path.name}: {error.message}")
+        yield thing
+
+
+def state_in_secret(directory):
+    """The variant with a right: for one secret by its name, and none to make or list any."""
+    path = directory / "secret.yaml"
+    objects = list(valid(path))
+    kinds = {thing["kind"]: thing for thing in objects}
+    must(set(kinds) == {"Secret", "Role", "RoleBinding"}, path.name, f"has {sorted(kinds)}")
+    name = kinds["Secret"]["metadata"]["name"]
+    must("data" not in kinds["Secret"] and "stringData" not in kinds["Secret"], path.name, "applying it would overwrite the state")
+    expected = [{"apiGroups": [""], "resources": ["secrets"], "resourceNames": [name], "verbs": ["get", "update", "patch"]}]
+    must(kinds["Role"]["rules"] == expected, path.name, "other rights than the store asks for")
+    must(kinds["RoleBinding"]["roleRef"]["name"] == kinds["Role"]["metadata"]["name"], path.name, "the binding is of another role")
+    changes = yaml.safe_load((directory / "kustomization.yaml").read_text())
+    must(changes["resources"] == ["../", path.name], directory.name, "not the base and the secret")
+    patch = {change["path"]: change["value"] for change in yaml.safe_load(changes["patches"][0]["patch"])}
+    must(patch["/spec/template/spec/automountServiceAccountToken"] is True, directory.name, "the pod has no token to reach the secret with")
+    state = {"name": "TB_SERVER_TAILSCALE_STATE", "value": f"kube:{name}"}
+    must(patch["/spec/template/spec/containers/0/env/-"] == state, directory.name, "the server does not look for its state there")
     return objects
 
 

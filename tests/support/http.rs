@@ -23,6 +23,10 @@ impl Connection {
     }
 
     pub async fn send(&mut self, request: Request<Full<Bytes>>) -> Answer {
+        // The connection's task may not have come to it since the answer before.
+        soon("a connection", self.sender.ready())
+            .await
+            .expect("a connection that is open");
         let response = soon("an answer", self.sender.send_request(request))
             .await
             .expect("an answer");

@@ -1,0 +1,153 @@
+//! A control server in trouble, as callers and readiness see it: who is on the tailnet stays there and is served, who joins does
+//! so when the trouble is over, and what changed meanwhile is known afterwards.
+//!
+//! The trouble lasts some seconds; `TAILBONE_TEST_TROUBLE` (seconds) makes it as long as one wants.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use tailbone::tailnet::{EmbeddedNode, Node};
+use tempfile::TempDir;
+
+use super::inside::{Daemon, call, ready, settings};
+use crate::support::{
+    devnet::{Devnet, Key},
+    eventually,
+    world::{config, running},
+};
+
+fn trouble() -> Duration {
+    let seconds = std::env::var("TAILBONE_TEST_TROUBLE")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(6);
+    Duration::from_secs(seconds)
+}
+
+fn kinds() -> [(&'static str, Value); 4] {
+    [
+        ("down", json!({"mode": "down"})),
+        ("fail", json!({"mode": "fail", "status": 500})),
+        ("slow", json!({"mode": "slow", "delay_ms": 3000})),
+        ("hold", json!({"mode": "hold"})),
+    ]
+}
+
+/// A node of a person on this devnet.
+async fn peer(devnet: &Devnet, folder: &TempDir, host: &str) -> EmbeddedNode {
+    let login = format!("{host}@example.com");
+    let key = Key {
+        login,
+        preauthorized: true,
+        ..Key::default()
+    };
+    let key = devnet.key(&key).await;
+    let node = EmbeddedNode::start(&config(devnet, folder.path(), host, &key))
+        .await
+        .unwrap();
+    running(&node).await;
+    node
+}
+
+async fn while_in_trouble(what: &str, how: Value) {
+    let devnet = Devnet::start();
+    let folder = TempDir::new().unwrap();
+    fs::write(
+        folder.path().join("tailbone.toml"),
+        settings("tailbone", "20m"),
+    )
+    .unwrap();
+    let daemon = Daemon::start(folder.path(), &devnet, "").await;
+    ready(&daemon).await;
+    let alice = peer(&devnet, &folder, "alice").await;
+    let mut kept = call(&alice, "tailbone", 80).await;
+    assert_eq!(kept.post("/issue").await.status(), 200);
+
+    devnet.control(how).await;
+    let began = Instant::now();
+    let mut asked = 0;
+    while began.elapsed() < trouble() {
+        let mut new = call(&alice, "tailbone", 80).await;
+        for connection in [&mut kept, &mut new] {
+            assert_eq!(connection.post("/issue").await.status(), 200, "{what}");
+            let answer = connection.get("/readyz?verbose").await;
+            assert_eq!(answer.status(), 200, "{what}: {:?}", answer.json());
+            asked += 1;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(asked > 10, "{what}: {asked}");
+    assert!(daemon.ask(&["status", "--check"]).status.success());
+
+    // Back: news arrive again, such as somebody who is new.
+    devnet.control(json!({"mode": "ok"})).await;
+    let bob = peer(&devnet, &folder, "bob").await;
+    eventually("a token for somebody new", async || {
+        let dialled = bob.dial("tailbone:80", Duration::from_secs(5)).await;
+        let stream = dialled.map_err(|error| error.to_string())?;
+        let mut connection = crate::support::http::Connection::over(stream).await;
+        match connection.post("/issue").await.status() {
+            200 => Ok(()),
+            other => Err(format!("{other}")),
+        }
+    })
+    .await;
+    let answer = kept.get("/readyz?verbose").await;
+    assert_eq!(answer.status(), 200, "{what}: {:?}", answer.json());
+    alice.close().await;
+    bob.close().await;
+}
+
+alone! {
+    async fn whoever_is_on_the_tailnet_is_served_while_the_control_server_is_in_trouble() {
+        join_all(kinds().map(|(what, how)| while_in_trouble(what, how))).await;
+    }
+}
+
+async fn join_in_trouble(what: &str, how: Value) {
+    let devnet = Devnet::start();
+    let folder = TempDir::new().unwrap();
+    fs::write(
+        folder.path().join("tailbone.toml"),
+        settings("tailbone", "20m") + "joinTimeout = \"1h\"\n",
+    )
+    .unwrap();
+    devnet.control(how).await;
+    let mut daemon = Daemon::start(folder.path(), &devnet, "").await;
+    let check = eventually("the socket tells why", async || {
+        let check = daemon.ask(&["status", "--check"]);
+        let said = String::from_utf8_lossy(&check.stderr).into_owned();
+        (said.contains("node-running: ") && said.contains("listeners-up: "))
+            .then_some(check)
+            .ok_or(said)
+    })
+    .await;
+    assert_eq!(check.status.code(), Some(1), "{what}");
+    let began = Instant::now();
+    while began.elapsed() < trouble() / 2 {
+        assert!(
+            daemon.child.try_wait().unwrap().is_none(),
+            "{what}: {}",
+            daemon.said()
+        );
+        assert_eq!(
+            daemon.ask(&["status", "--check"]).status.code(),
+            Some(1),
+            "{what}"
+        );
+    }
+    devnet.control(json!({"mode": "ok"})).await;
+    ready(&daemon).await;
+}
+
+alone! {
+    async fn a_join_waits_for_the_control_server_and_then_goes_on_by_itself() {
+        // A slow one lets nodes join, only later.
+        let all = kinds().into_iter().filter(|(what, _)| *what != "slow");
+        join_all(all.map(|(what, how)| join_in_trouble(what, how))).await;
+    }
+}
