@@ -2,6 +2,7 @@ package node
 
 import (
 	"encoding/json"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -10,7 +11,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"tailscale.com/tailcfg"
 	"tailscale.com/tstest/integration/testcontrol"
+	"tailscale.com/types/key"
+	"tailscale.com/wgengine/filter"
 )
 
 func TestJoinAndRestart(t *testing.T) {
@@ -160,6 +164,19 @@ func TestCloseDuringJoin(t *testing.T) {
 		<-done
 	}
 	check()
+}
+
+// A first network map that was on its way when the node was closed during its join: what the backend does with it at the
+// end, once the engine is closed.
+func TestFirstMapAfterClose(t *testing.T) {
+	tn := newTailnet(t, func(c *testcontrol.Server) { c.RequireAuthKey = "right" })
+	m := tn.make(tn.config("late"))
+	m.await("NeedsLogin")
+	magic := m.node().lb.Load().MagicConn()
+	m.close()
+	self := (&tailcfg.Node{ID: 1, Key: key.NewNode().Public(), Addresses: []netip.Prefix{netip.MustParsePrefix("100.64.0.9/32")}}).View()
+	magic.SetNetworkMap(self, nil)
+	magic.SetFilter(filter.NewAllowAllForTest(t.Logf))
 }
 
 func TestFailedStart(t *testing.T) {

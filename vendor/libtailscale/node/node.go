@@ -31,6 +31,7 @@ import (
 	"tailscale.com/ipn/store"
 	"tailscale.com/logtail"
 	"tailscale.com/net/netns"
+	"tailscale.com/tailcfg"
 	"tailscale.com/tsnet"
 )
 
@@ -424,10 +425,8 @@ func (n *Node) stopServer() {
 	if sys := n.srv.Sys(); n.startErr == nil {
 		drain(sys)
 	}
-	// The control client goes first. tsnet closes the engine while network maps may still wait to be delivered, and the
-	// second one that a closed engine gets makes it panic on a goroutine of its own, which ends the process
-	// (1.102.5, magicsock: SetFilter with no self node). An ephemeral node must log out before; tsnet would do it
-	// itself, but needs the control client for it.
+	// The control client goes first, so that no network map reaches an engine that is closed. An ephemeral node must log
+	// out before; tsnet would do it itself, but needs the control client for it.
 	if lb := n.lb.Load(); lb != nil {
 		if n.cfg.Ephemeral {
 			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
@@ -437,7 +436,18 @@ func (n *Node) stopServer() {
 			cancel()
 		}
 		lb.DisconnectControl()
+		selfForLateMap(lb)
 	}
 	// Also after a failed start: tsnet then takes down most of what it had built, but not its netstack and its bus.
 	n.srv.Close()
+}
+
+// selfForLateMap is for the one network map that may be on its way through the backend when the control client ends: the
+// client does not wait for it (1.102.5: Auto.Shutdown waits on a queue that it has shut before). Where it is the first
+// one, and the engine is closed by then, magicsock takes no self node from it, but a filter, looks at the self node for
+// it and panics on a goroutine of its own, which ends the process. So it gets a self node, of which nothing is true.
+func selfForLateMap(lb *ipnlocal.LocalBackend) {
+	if lb.NetMapNoPeers() == nil {
+		lb.MagicConn().SetNetworkMap((&tailcfg.Node{}).View(), nil)
+	}
 }
