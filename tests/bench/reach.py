@@ -46,7 +46,7 @@ def aims(runs):
             for kind, name, bound in (("listening", "listening_ms", 200), ("first answer", "first_answer_ms", 300)):
                 yield at_most(f"start to {kind}, 19 of 20, {words}" + (", uid 65532" if uid == "65532" else ""), bound,
                               runs.values(f"start/{state}/{uid}", lambda result, name=name: result[name]["p95"]), "ms")
-    yield at_most("size of the binary, stripped", 30, runs.values("size", lambda result: result["tailbone"] / 2**20), "MB")
+    yield at_most("size of the binary, stripped", 30, runs.values("size", lambda result: result["tailbone"] / 1e6), "MB")
 
 
 def rs256(runs, cell):

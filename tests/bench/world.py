@@ -17,8 +17,8 @@ import urllib.request
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MANY = 16
 
-# Listeners under measurement: no pace for a peer, and idle connections outlive the look at them.
-LIMITS = {"TB_SERVER_LIMITS_REQUESTRATE": "0", "TB_SERVER_LIMITS_HEADERTIME": "10m"}
+# Listeners under measurement: no pace for a peer or caller, and idle connections outlive the look at them.
+LIMITS = {"TB_SERVER_LIMITS_REQUESTRATE": "0", "TB_SERVER_LIMITS_CALLERRATE": "0", "TB_SERVER_LIMITS_HEADERTIME": "10m"}
 
 
 class Failed(Exception):
