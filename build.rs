@@ -28,7 +28,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         "TAILBONE_TSNET_VERSION",
         env::var("DEP_TAILSCALE_TSNET_VERSION").ok(),
     );
+    link();
     grpc()
+}
+
+/// Go's type tables are 150 000 addresses that are relative to where the program lies. Packed, they are a thirtieth; glibc has been
+/// able to unpack them since 2.36, and a linker that cannot pack them says so and goes on.
+fn link() {
+    if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
+        println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+    }
 }
 
 /// The admin API: server and client from `proto/admin.proto` without a protoc, its descriptors for reflection, and the path of

@@ -44,6 +44,7 @@ mod disk;
 mod front_proxies;
 mod gate;
 mod inside;
+mod join;
 mod memory;
 mod otlp;
 mod server;

@@ -1,0 +1,48 @@
+//! Joining by what only an environment of its own can show.
+
+use std::{
+    collections::HashMap,
+    fs,
+    sync::{Arc, Mutex},
+};
+
+use axum::{Json, Router, extract::Query, http::HeaderMap, routing::get};
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::inside::{Daemon, ready};
+use crate::support::devnet::Devnet;
+
+const SETTINGS: &str = "components = \"issuer\"\n[server.tailscale]\nhostname = \"runner\"\ntags = \"tag:made\"\n\
+    clientId = \"CLIENT\"\naudience = \"tailnet.example.com\"\n";
+
+alone! {
+    /// As a job of GitHub Actions: no key and no token, but an address that gives one for an audience.
+    async fn an_audience_is_taken_to_the_platform_for_the_token_to_join_with() {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let platform = Router::new().route("/token", get({
+            let asked = asked.clone();
+            async move |Query(query): Query<HashMap<String, String>>, headers: HeaderMap| {
+                let bearer = headers["authorization"].to_str().unwrap().to_ascii_lowercase();
+                asked.lock().unwrap().push((query["audience"].clone(), bearer));
+                Json(json!({"value": "a.b.c"}))
+            }
+        }));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, platform).await });
+
+        let devnet = Devnet::start();
+        let folder = TempDir::new().unwrap();
+        let (client, _) = devnet.oauth_client(&["tag:made"], Some("a.b.c")).await;
+        fs::write(folder.path().join("tailbone.toml"), SETTINGS.replace("CLIENT", &client)).unwrap();
+        let environment = format!(
+            "unset TB_SERVER_TAILSCALE_AUTHKEY\nexport ACTIONS_ID_TOKEN_REQUEST_TOKEN=sesame \
+             ACTIONS_ID_TOKEN_REQUEST_URL='http://{address}/token?v=2'"
+        );
+        let daemon = Daemon::start(folder.path(), &devnet, &environment).await;
+        ready(&daemon).await;
+        let asked = asked.lock().unwrap().clone();
+        assert_eq!(asked, [("tailnet.example.com".to_owned(), "bearer sesame".to_owned())]);
+    }
+}
