@@ -21,6 +21,7 @@ use crate::{
         s3::{BUCKET, S3Server, publisher_at, publisher_with},
     },
     keys_fixture::{JWKS, NEW_KID, NEW_PRIVATE, NEW_PUBLIC, OLD_KID, OLD_PRIVATE, OLD_PUBLIC},
+    support::eventually,
 };
 
 pub(crate) fn at(seconds: i64) -> Timestamp {
@@ -262,18 +263,15 @@ async fn d03_a_key_that_could_not_be_published_leaves_nothing_that_signs() {
         Err(NoSigner::Unpublished { .. })
     ));
     proxy.heal();
-    life.sync(at(1)).await.unwrap();
+    one_key_is_left(&life, at(1)).await;
     let first = life.ring().signer().unwrap();
-    assert_eq!(life.list(at(1)).await.unwrap().keys.len(), 1);
 
     // An operator's key is taken back, whatever went wrong.
     for fault in [Fault::code(403, "AccessDenied"), Fault::status(500)] {
         proxy.always("PUT", fault);
         life.generate(None, at(2)).await.unwrap_err();
         proxy.heal();
-        life.sync(at(3)).await.unwrap();
-        let report = life.list(at(3)).await.unwrap();
-        assert_eq!(report.keys.len(), 1, "{report:?}");
+        one_key_is_left(&life, at(3)).await;
         assert_eq!(
             names(folder.path()).len(),
             4,
@@ -289,8 +287,7 @@ async fn d03_a_key_that_could_not_be_published_leaves_nothing_that_signs() {
     }
     life.generate(None, at(4)).await.unwrap_err();
     proxy.heal();
-    life.sync(at(5)).await.unwrap();
-    assert_eq!(life.list(at(5)).await.unwrap().keys.len(), 1);
+    one_key_is_left(&life, at(5)).await;
     assert_eq!(
         Document::parse(&server.object().unwrap())
             .unwrap()
@@ -299,6 +296,19 @@ async fn d03_a_key_that_could_not_be_published_leaves_nothing_that_signs() {
         1
     );
     assert_eq!(life.ring().signer().unwrap().kid(), first.kid());
+}
+
+/// After a pass or some: on a busy machine one may run out of its 300 ms, or come before a write that was given up has taken effect.
+async fn one_key_is_left(life: &KeyLife, now: Timestamp) {
+    eventually("one key", async || {
+        let pass = life.sync(now).await.unwrap();
+        let report = life.list(now).await.unwrap();
+        let reached = !pass.failed() && pass.trouble.is_empty();
+        (reached && report.keys.len() == 1)
+            .then_some(())
+            .ok_or(format!("{pass:?} {report:?}"))
+    })
+    .await;
 }
 
 #[tokio::test]
