@@ -49,7 +49,7 @@ pub fn router(issuer: Issuer) -> Router {
             get(jwks).fallback(|| only("GET, HEAD")),
         )
         .route("/_healthz", get(health).fallback(|| only("GET, HEAD")))
-        .with_state(issuer)
+        .with_state(Arc::new(issuer))
 }
 
 async fn only(allow: &'static str) -> Error {
@@ -57,7 +57,7 @@ async fn only(allow: &'static str) -> Error {
 }
 
 async fn issue(
-    State(issuer): State<Issuer>,
+    State(issuer): State<Arc<Issuer>>,
     caller: Result<Caller, Error>,
 ) -> Result<Response, Error> {
     let caller = caller.inspect_err(|error| {
@@ -144,7 +144,7 @@ fn not_signed(cause: impl std::error::Error + Send + Sync + 'static) -> Error {
 }
 
 /// The published document as last read, the keys of other servers included: what verifiers read elsewhere, read here.
-async fn jwks(State(issuer): State<Issuer>, request: HeaderMap) -> Result<Response, Error> {
+async fn jwks(State(issuer): State<Arc<Issuer>>, request: HeaderMap) -> Result<Response, Error> {
     let Some(published) = issuer.keys.document() else {
         let kind = Kind::Unavailable {
             retry_after: Duration::from_secs(10),
