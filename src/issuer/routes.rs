@@ -24,7 +24,7 @@ use crate::{
     http::{Error, error::Kind},
     identity::{Caller, Refusal},
     jwks::life::KeyLife,
-    keys::{NoSigner, SignError, SigningPool},
+    keys::{NoSigner, SignError, SigningQueue},
     telemetry::{audit::Decision, meter::Meter},
     version,
 };
@@ -35,7 +35,7 @@ pub struct Issuer {
     /// May be exchanged while the server runs.
     pub rules: Arc<ArcSwap<TokenRules>>,
     pub keys: KeyLife,
-    pub signing: Arc<SigningPool>,
+    pub signing: Arc<SigningQueue>,
     /// How long verifiers may keep the published keys.
     pub cache_time: Duration,
     pub meter: Meter,
@@ -92,7 +92,7 @@ async fn token(issuer: &Issuer, caller: &Caller) -> Result<String, Error> {
     let began = Instant::now();
     let token = issuer
         .signing
-        .sign(&signer, bytes)
+        .sign(&signer, &bytes)
         .instrument(tracing::debug_span!("sign"))
         .await
         .map_err(|error| match error {
