@@ -9,6 +9,7 @@ use ::http::{HeaderMap, HeaderValue, StatusCode, header};
 use arc_swap::ArcSwap;
 use axum::{
     Json, Router,
+    body::Body,
     extract::State,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -73,22 +74,29 @@ async fn issue(
         issuer.meter.token_refused("issuer", error.code);
         audit!(Decision::Refused, "issue", caller = %caller, reason = error.code);
     })?;
-    // RFC 6749, 5.1: an answer that holds a token is kept by nobody on the way.
-    let no_store = [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
-    Ok((no_store, Json(Answer { token })).into_response())
+    let headers = [
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        ),
+        // RFC 6749, 5.1: an answer that holds a token is kept by nobody on the way.
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ];
+    // Nothing in a token wants an escape: it is base64url and dots.
+    let answer = ["{\"token\":\"", &token, "\"}"].concat();
+    Ok((headers, Body::from(answer)).into_response())
 }
 
-#[derive(Serialize)]
-struct Answer {
-    token: String,
-}
+/// Most claims have no more bytes than this; more of them cost a copy.
+const CLAIMS: usize = 512;
 
 async fn token(issuer: &Issuer, caller: &Caller) -> Result<String, Error> {
     let signer = issuer.keys.ring().signer().map_err(no_key)?;
     let rules = issuer.rules.load_full();
     let claims =
         Claims::new(caller, &rules, Timestamp::now(), Uuid::new_v4()).ok_or(Refusal::Funnel)?;
-    let bytes = serde_json::to_vec(&claims).map_err(not_signed)?;
+    let mut bytes = Vec::with_capacity(CLAIMS);
+    serde_json::to_writer(&mut bytes, &claims).map_err(not_signed)?;
     let began = Instant::now();
     let token = issuer
         .signing
