@@ -16,6 +16,8 @@
 use std::{
     any::Any,
     convert::Infallible,
+    future::Future,
+    panic::AssertUnwindSafe,
     time::{Duration, Instant},
 };
 
@@ -23,12 +25,13 @@ use axum::{
     Router,
     body::{Body, HttpBody as _},
     extract::{DefaultBodyLimit, MatchedPath, Request},
-    middleware::{self, Next},
     response::{IntoResponse, Response},
+    routing::Route,
 };
+use futures_util::FutureExt;
 use http::{Extensions, HeaderName, HeaderValue, StatusCode};
 use http_body_util::Limited;
-use tower_http::catch_panic::CatchPanicLayer;
+use tower::{ServiceExt, layer::layer_fn, service_fn};
 use tracing::Instrument;
 
 use super::{
@@ -44,40 +47,68 @@ use crate::telemetry::{
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The id under which log, audit and answer know a request.
+/// The id under which log, audit and answer know a request: one of our own, since one from outside could be made to collide or to
+/// carry anything into the log.
 #[derive(Debug, Clone)]
 pub struct RequestId(pub String);
 
 /// Wraps a component's routes. Its name becomes the span's.
 pub fn wrap(router: Router, component: &'static str) -> Router {
-    let router = router.fallback(|| async { Error::not_found() });
-    let router = whole(router, |limits| limits.request_time);
-    scoped(router, component, Answers::Ours)
+    let around = Around {
+        component,
+        answers: Answers::Ours,
+        time: Some(|limits| limits.request_time),
+        body: Bodies::OfASize,
+    };
+    around.layer(with_fallback(router))
 }
 
 /// Wraps routes that say in words of their own that a body is too large: they see it break off.
 pub fn wrap_worded(router: Router, component: &'static str) -> Router {
-    let router = router
-        .fallback(|| async { Error::not_found() })
-        .layer(DefaultBodyLimit::disable())
-        .layer(middleware::from_fn(cut));
-    let router = timed(router, |limits| limits.request_time);
-    scoped(router, component, Answers::OfOthers)
+    let around = Around {
+        component,
+        answers: Answers::OfOthers,
+        time: Some(|limits| limits.request_time),
+        body: Bodies::Cut,
+    };
+    around.layer(with_fallback(router))
 }
 
 /// Wraps gRPC services.
 pub fn wrap_grpc(router: Router, component: &'static str) -> Router {
-    let router = whole(router, |limits| limits.call_time);
-    scoped(router, component, Answers::Grpc)
+    let around = Around {
+        component,
+        answers: Answers::Grpc,
+        time: Some(|limits| limits.call_time),
+        body: Bodies::OfASize,
+    };
+    around.layer(router)
 }
 
 /// Wraps routes that hand requests on, with bodies that may take as long as they like.
 pub fn wrap_streaming(router: Router, component: &'static str) -> Router {
-    scoped(
-        router.layer(DefaultBodyLimit::disable()),
+    let around = Around {
         component,
-        Answers::OfOthers,
-    )
+        answers: Answers::OfOthers,
+        time: None,
+        body: Bodies::Any,
+    };
+    around.layer(router)
+}
+
+fn with_fallback(router: Router) -> Router {
+    router.fallback(|| async { Error::not_found() })
+}
+
+/// What is around the routes of a component. All of it is one layer: each one of axum's is a service in a box of its own, which is
+/// cloned for each request with all that it holds.
+#[derive(Debug, Clone, Copy)]
+struct Around {
+    component: &'static str,
+    answers: Answers,
+    /// The longest that a handler may take, if there is one.
+    time: Option<fn(&Limits) -> Duration>,
+    body: Bodies,
 }
 
 /// Whose answers go through a layer, and so how a refusal of ours is written: a bare status of ours may be given our words, one
@@ -89,45 +120,86 @@ enum Answers {
     Ours,
 }
 
-/// Bounds for requests that are taken in whole and answered within a time.
-fn whole(router: Router, time: fn(&Limits) -> Duration) -> Router {
-    let router = router
-        .layer(DefaultBodyLimit::disable())
-        .layer(middleware::from_fn(of_a_size));
-    timed(router, time)
+/// What becomes of bodies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bodies {
+    Any,
+    /// They break off where they are too long.
+    Cut,
+    /// The same, and who says beforehand that one is too long is not waited for.
+    OfASize,
 }
 
-async fn of_a_size(request: Request, next: Next) -> Response {
-    let most = limits(request.extensions()).body_bytes;
-    // Who says so beforehand is not waited for; who does not is cut where it is too much.
-    if request.body().size_hint().lower() > most as u64 {
-        return too_large(most).into_response();
+impl Around {
+    fn layer(self, router: Router) -> Router {
+        router.layer(layer_fn(move |route: Route| {
+            service_fn(move |request| self.request(request, route.clone()))
+        }))
     }
-    cut(request, next).await
-}
 
-async fn cut(request: Request, next: Next) -> Response {
-    let most = limits(request.extensions()).body_bytes;
-    next.run(request.map(|body| Body::new(Limited::new(body, most))))
-        .await
-}
+    async fn request(self, mut request: Request, route: Route) -> Result<Response, Infallible> {
+        let id = uuid::Uuid::now_v7().simple().to_string();
+        request.extensions_mut().insert(RequestId(id.clone()));
+        let span = trace::request(
+            self.component,
+            &id,
+            request.method(),
+            request
+                .extensions()
+                .get::<MatchedPath>()
+                .map(MatchedPath::as_str),
+            request.headers(),
+            request.extensions().get::<Neighbour>().is_some(),
+        );
+        let limits = limits(request.extensions());
+        let response = match admit(request.extensions(), &limits) {
+            Ok(_in_hand) => {
+                let answer = self.within(&limits, self.whole(&limits, request, route));
+                AssertUnwindSafe(answer)
+                    .catch_unwind()
+                    .instrument(span.clone())
+                    .await
+                    .unwrap_or_else(|cause| panicked(cause).into_response())
+            }
+            Err(error) => error.into_response(),
+        };
+        let _entered = span.enter();
+        let mut response = answer(response, self.answers, &limits, &id);
+        if let Ok(value) = HeaderValue::from_str(&id) {
+            response.headers_mut().insert(REQUEST_ID, value);
+        }
+        trace::answered(&span, response.status());
+        Ok(response)
+    }
 
-fn timed(router: Router, time: fn(&Limits) -> Duration) -> Router {
-    router.layer(middleware::from_fn(move |request: Request, next: Next| {
-        within(time, request, next)
-    }))
-}
+    /// The answer, or that it took too long.
+    async fn within(self, limits: &Limits, answer: impl Future<Output = Response>) -> Response {
+        let Some(time) = self.time.map(|time| time(limits)) else {
+            return answer.await;
+        };
+        tokio::time::timeout(time, answer)
+            .await
+            .unwrap_or_else(|_| {
+                let words = format!("not done within {time:?}");
+                Error::new(Kind::Timeout, "timeout", words).into_response()
+            })
+    }
 
-async fn within(time: fn(&Limits) -> Duration, request: Request, next: Next) -> Response {
-    let time = time(&limits(request.extensions()));
-    match tokio::time::timeout(time, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => Error::new(
-            Kind::Timeout,
-            "timeout",
-            format!("not done within {time:?}"),
-        )
-        .into_response(),
+    /// The answer to a request with no more of a body than it may have.
+    async fn whole(self, limits: &Limits, mut request: Request, route: Route) -> Response {
+        let most = limits.body_bytes;
+        let length = request.body().size_hint();
+        if self.body == Bodies::OfASize && length.lower() > most as u64 {
+            return too_large(most).into_response();
+        }
+        if !request.body().is_end_stream() {
+            // axum's own bound is another.
+            DefaultBodyLimit::disable().apply(&mut request);
+            if self.body != Bodies::Any {
+                request = request.map(|body| Body::new(Limited::new(body, most)));
+            }
+        }
+        route.oneshot(request).await.into_response()
     }
 }
 
@@ -136,46 +208,6 @@ fn limits(extensions: &Extensions) -> Limits {
     extensions
         .get::<Bounds>()
         .map_or_else(Limits::default, Bounds::limits)
-}
-
-fn scoped(router: Router, component: &'static str, answers: Answers) -> Router {
-    router
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(middleware::from_fn(move |request: Request, next: Next| {
-            request_scope(component, answers, request, next)
-        }))
-}
-
-/// An id of our own for each request: one from outside could be made to collide or to carry anything into the log.
-async fn request_scope(
-    component: &'static str,
-    answers: Answers,
-    mut request: Request,
-    next: Next,
-) -> Result<Response, Infallible> {
-    let id = uuid::Uuid::now_v7().simple().to_string();
-    request.extensions_mut().insert(RequestId(id.clone()));
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    let span = trace::request(
-        component,
-        &id,
-        request.method(),
-        route.as_ref().map(MatchedPath::as_str),
-        request.headers(),
-        request.extensions().get::<Neighbour>().is_some(),
-    );
-    let limits = limits(request.extensions());
-    let response = match admit(request.extensions(), &limits) {
-        Ok(_in_hand) => next.run(request).instrument(span.clone()).await,
-        Err(error) => error.into_response(),
-    };
-    let _entered = span.enter();
-    let mut response = answer(response, answers, &limits, &id);
-    if let Ok(value) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert(REQUEST_ID, value);
-    }
-    trace::answered(&span, response.status());
-    Ok(response)
 }
 
 /// Whether the peer may ask now, and there is room for what it asks.
@@ -228,7 +260,7 @@ fn too_large(most: usize) -> Error {
     )
 }
 
-fn panicked(cause: Box<dyn Any + Send>) -> Response {
+fn panicked(cause: Box<dyn Any + Send>) -> Error {
     let words = cause
         .downcast_ref::<String>()
         .map(String::as_str)
@@ -242,5 +274,4 @@ fn panicked(cause: Box<dyn Any + Send>) -> Response {
     .because(std::io::Error::other(format!(
         "a handler panicked: {words}"
     )))
-    .into_response()
 }

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Instant};
 use ::http::request::Parts;
 use arc_swap::ArcSwapOption;
 use axum::extract::FromRequestParts;
+use tokio::sync::watch;
 use tracing::Instrument;
 
 use super::{
@@ -14,7 +15,7 @@ use super::{
 };
 use crate::{
     http::{self, error::Kind},
-    tailnet::{Node, Peer, Via},
+    tailnet::{Node, Peer, Status, Via},
     telemetry::{meter::Meter, trace},
 };
 
@@ -22,6 +23,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Connection {
     node: Arc<dyn Node>,
+    /// The node's picture of itself: looked at for each request.
+    status: watch::Receiver<Arc<Status>>,
     peer: Peer,
     known: ArcSwapOption<Known>,
     meter: Meter,
@@ -39,6 +42,7 @@ struct Known {
 impl Connection {
     pub fn new(node: Arc<dyn Node>, peer: Peer) -> Self {
         Self {
+            status: node.watch(),
             node,
             peer,
             known: ArcSwapOption::empty(),
@@ -80,7 +84,7 @@ impl Connection {
         if self.peer.via == Via::Funnel {
             return Err(Refusal::Funnel);
         }
-        running(self.node.as_ref())?;
+        running(&self.status.borrow())?;
         // Read before asking: an answer that is newer than its generation only costs one more question later.
         let generation = self.node.generation();
         if let Some(known) = self

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 
 use super::{Refusal, Visitor};
 use crate::tailnet::{
-    self, Node,
+    self, Node, Status,
     join::{JoinState, classify},
 };
 
@@ -51,7 +51,7 @@ impl Directory {
     /// Who calls from there. The port says nothing on a tailnet.
     pub async fn visitor(&self, addr: IpAddr) -> Result<Arc<Visitor>, Refusal> {
         let addr = addr.to_canonical();
-        running(self.node.as_ref())?;
+        running(&self.node.watch().borrow())?;
         // Read before asking, as for a connection.
         let generation = self.node.generation();
         if let Some(visitor) = self.kept(generation, addr) {
@@ -100,8 +100,8 @@ pub(super) async fn ask(node: &dyn Node, peer: SocketAddr) -> Result<Visitor, Re
 
 /// Whether what our node says of others can be believed: it is on the tailnet, its key is good, and the control server knows it.
 /// Asked for each request, since the network map does not change when our own node loses its place in it.
-pub(super) fn running(node: &dyn Node) -> Result<(), Refusal> {
-    match classify(&node.watch().borrow(), false, Timestamp::now()) {
+pub(super) fn running(status: &Status) -> Result<(), Refusal> {
+    match classify(status, false, Timestamp::now()) {
         JoinState::Running => Ok(()),
         state => Err(Refusal::NotRunning {
             state: state.code(),

@@ -7,11 +7,11 @@
 //! life.start(now).await?;                          // makes and publishes the first key
 //! // every second: life.poll(now).await
 //! let signer = life.ring().signer()?;              // or why there is none: NoSigner
-//! let jwt = pool.sign(&signer, claims_json).await?; // SigningPool::new(), one per process
+//! let jwt = queue.sign(&signer, claims_json).await?; // SigningQueue::new(), one per process
 //! ```
 //!
 //! - [`KeyId`]: names, safe as file names; [`PrivateJwk`], [`PublicJwk`]: the two halves and their written form.
-//! - [`Signer`]: a key prepared once; [`SigningPool`]: RSA off the async workers; [`Ring`]: what signs now, without locks.
+//! - [`Signer`]: a key prepared once; [`SigningQueue`]: RSA in turn; [`Ring`]: what signs now, without locks.
 //! - [`KeyStore`]: the directory; [`History`]: facts of a key's life; [`rotation`]: the rules, a pure function of them.
 //! - [`disk`]: atomic files and locks.
 //!
@@ -31,5 +31,5 @@ pub use id::{InvalidKeyId, KeyId};
 pub use jwk::{Algorithm, JwkError, PrivateJwk, PublicJwk, PublicParts};
 pub use ring::{KeyView, Ring, Snapshot};
 pub use rotation::{NoSigner, Policy, State};
-pub use signer::{SignError, Signer, SigningPool};
+pub use signer::{SignError, Signer, SigningQueue};
 pub use store::{Contents, Fingerprint, KeyStore, Skipped, StoreError, StoredKey};

@@ -1,24 +1,24 @@
-//! Signing: a key prepared once, and the threads that keep RSA off the async workers.
+//! Signing: a key prepared once, and the queue that keeps RSA from holding up everything else.
 //!
 //! Invariants
 //! - A [`Signer`] parses nothing when it signs: key and header are ready. It holds the only copy of the private key in use.
 //! - The header is `{"alg","kid","typ":"JWT"}`, in this order.
-//! - [`SigningPool::sign`] never waits for room: a full queue is an error at once ([`SignError::Overloaded`]), and work whose
+//! - [`SigningQueue::sign`] never waits for room: a full queue is an error at once ([`SignError::Overloaded`]), and work whose
 //!   caller has gone is not done.
+//! - Between two slow signatures an async worker serves whatever else is ready, so nobody waits for more than one of them.
 //!
 //! Whether a signer may be used now is not decided here: see `rotation.rs` and `ring.rs`.
 
 use std::{
-    collections::VecDeque,
     fmt,
     num::NonZero,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    thread::{self, JoinHandle},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
 };
 
 use aws_lc_rs::{rand::SystemRandom, signature::RSA_PKCS1_SHA256};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use tokio::sync::oneshot;
+use tokio::sync::Semaphore;
 
 use super::{Algorithm, JwkError, KeyId, PrivateJwk, PublicJwk, jwk::KeyPair};
 
@@ -26,8 +26,6 @@ use super::{Algorithm, JwkError, KeyId, PrivateJwk, PublicJwk, jwk::KeyPair};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SignError {
-    #[error("the signing threads have ended")]
-    Closed,
     #[error("the crypto library refused to sign")]
     Crypto,
     #[error("more tokens are asked for than this machine can sign")]
@@ -71,7 +69,7 @@ impl Signer {
         &self.public
     }
 
-    /// Whether signing takes long enough (about a millisecond) to belong on a [`SigningPool`].
+    /// Whether signing takes long enough (about a millisecond) to belong in a [`SigningQueue`].
     pub fn is_slow(&self) -> bool {
         matches!(self.pair, KeyPair::Rsa(_))
     }
@@ -116,140 +114,77 @@ impl fmt::Debug for Signer {
     }
 }
 
-/// A few threads that sign, with a queue that has an end. Dropping it ends the threads; what still waits gets `Closed`.
-pub struct SigningPool {
-    shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-struct Shared {
-    queue: Mutex<Queue>,
-    work: Condvar,
+/// Turns at signing with slow keys, on the async workers themselves, and a queue for them that has an end. A hop to a thread and
+/// back would cost a third of a signature.
+#[derive(Debug)]
+pub struct SigningQueue {
+    turns: Semaphore,
+    /// Tokens that wait for their turn or have it.
+    held: AtomicUsize,
     room: usize,
 }
 
-struct Queue {
-    jobs: VecDeque<Job>,
-    closed: bool,
-}
-
-struct Job {
-    signer: Arc<Signer>,
-    claims: Vec<u8>,
-    reply: oneshot::Sender<Result<String, SignError>>,
-}
-
-impl SigningPool {
-    /// One thread per core, and room for a second's worth of tokens each.
-    pub fn new() -> std::io::Result<Self> {
+impl SigningQueue {
+    /// A turn per core, and room for a second's worth of tokens each.
+    pub fn new() -> Self {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
         Self::with(cores, cores * 1024)
     }
 
-    /// `threads` threads and room for `room` waiting tokens.
-    pub fn with(threads: usize, room: usize) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared {
-            queue: Mutex::new(Queue {
-                jobs: VecDeque::new(),
-                closed: false,
-            }),
-            work: Condvar::new(),
+    /// `turns` signatures at a time, and room for `room` tokens in all.
+    pub fn with(turns: usize, room: usize) -> Self {
+        Self {
+            turns: Semaphore::new(turns),
+            held: AtomicUsize::new(0),
             room,
-        });
-        let threads = (0..threads)
-            .map(|n| {
-                let shared = shared.clone();
-                thread::Builder::new()
-                    .name(format!("tb-sign-{n}"))
-                    .spawn(move || shared.serve())
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Self { shared, threads })
+        }
     }
 
-    /// Signs `claims`: slow keys on the pool's threads, fast ones here and now.
-    pub async fn sign(&self, signer: &Arc<Signer>, claims: Vec<u8>) -> Result<String, SignError> {
+    /// Signs `claims`: with slow keys in turn, with fast ones here and now.
+    pub async fn sign(&self, signer: &Signer, claims: &[u8]) -> Result<String, SignError> {
         if !signer.is_slow() {
-            return signer.sign(&claims);
+            return signer.sign(claims);
         }
-        let (reply, answer) = oneshot::channel();
-        {
-            let mut queue = self.shared.lock();
-            if queue.closed {
-                return Err(SignError::Closed);
-            }
-            if queue.jobs.len() >= self.shared.room {
-                return Err(SignError::Overloaded);
-            }
-            queue.jobs.push_back(Job {
-                signer: signer.clone(),
-                claims,
-                reply,
-            });
+        let _place = self.place()?;
+        let _turn = self.turns.acquire().await.ok();
+        // The worker first does what else there is, and looks for what has come since: a signature never follows another at once.
+        tokio::task::yield_now().await;
+        signer.sign(claims)
+    }
+
+    fn place(&self) -> Result<Place<'_>, SignError> {
+        let place = Place(&self.held);
+        let before = self.held.fetch_add(1, Ordering::AcqRel);
+        if before < self.room {
+            Ok(place)
+        } else {
+            Err(SignError::Overloaded)
         }
-        self.shared.work.notify_one();
-        answer.await.unwrap_or(Err(SignError::Closed))
     }
 }
 
-impl Drop for SigningPool {
+impl Default for SigningQueue {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A place in the queue, until dropped.
+struct Place<'a>(&'a AtomicUsize);
+
+impl Drop for Place<'_> {
     fn drop(&mut self) {
-        {
-            let mut queue = self.shared.lock();
-            queue.closed = true;
-            queue.jobs.clear();
-        }
-        self.shared.work.notify_all();
-        for thread in self.threads.drain(..) {
-            // A thread that panicked has already said so; each other one ends after at most one signature.
-            let _ = thread.join();
-        }
-    }
-}
-
-impl fmt::Debug for SigningPool {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SigningPool")
-            .field("threads", &self.threads.len())
-            .finish_non_exhaustive()
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn serve(&self) {
-        while let Some(job) = self.next() {
-            if !job.reply.is_closed() {
-                let _ = job.reply.send(job.signer.sign(&job.claims));
-            }
-        }
-    }
-
-    fn next(&self) -> Option<Job> {
-        let mut queue = self.lock();
-        loop {
-            if let Some(job) = queue.jobs.pop_front() {
-                return Some(job);
-            }
-            if queue.closed {
-                return None;
-            }
-            queue = self
-                .work
-                .wait(queue)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::OnceLock;
+    use std::sync::{Arc, OnceLock};
 
+    use futures_util::future::join_all;
     use jsonwebtoken::{DecodingKey, Validation, jwk::Jwk};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
     use crate::config::KeySpec;
@@ -398,34 +333,64 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_pool_signs_sheds_and_ends() {
-        let signer = Arc::new(Signer::new(rsa()).unwrap());
-        let pool = SigningPool::with(1, 2).unwrap();
-        let tokens =
-            futures_util::future::join_all((0..50).map(|_| pool.sign(&signer, b"{}".to_vec())))
-                .await;
-        let signed = tokens.iter().flatten().count();
-        assert!(signed >= 2, "the queue holds two");
-        assert!(
-            tokens.contains(&Err(SignError::Overloaded)),
-            "50 at once do not fit"
-        );
-        for token in tokens.iter().flatten() {
-            verify(token, signer.public());
+    async fn the_queue_signs_and_sheds() {
+        let signer = Signer::new(rsa()).unwrap();
+        let queue = SigningQueue::with(1, 2);
+        let tokens = join_all((0..50).map(|_| queue.sign(&signer, b"{}"))).await;
+        let (signed, shed): (Vec<_>, Vec<_>) = tokens.into_iter().partition(Result::is_ok);
+        assert_eq!(signed.len(), 2, "the queue holds two");
+        assert!(shed.contains(&Err(SignError::Overloaded)));
+        for token in signed {
+            verify(&token.unwrap(), signer.public());
         }
-        // Quick keys need no thread and are never shed.
-        let quick = Arc::new(Signer::new(&generate(KeySpec::EdDsa)).unwrap());
-        let tokens =
-            futures_util::future::join_all((0..50).map(|_| pool.sign(&quick, b"{}".to_vec())))
-                .await;
+        // Quick keys need no turn and are never shed.
+        let quick = Signer::new(&generate(KeySpec::EdDsa)).unwrap();
+        let tokens = join_all((0..50).map(|_| queue.sign(&quick, b"{}"))).await;
         assert!(tokens.iter().all(Result::is_ok));
-        drop(pool);
+    }
 
-        let none = SigningPool::with(0, 8).unwrap();
-        let waiting = none.sign(&signer, b"{}".to_vec());
-        let mut waiting = std::pin::pin!(waiting);
-        assert!(futures_util::poll!(&mut waiting).is_pending());
-        none.shared.lock().jobs.clear();
-        assert_eq!(waiting.await, Err(SignError::Closed));
+    #[tokio::test]
+    async fn who_has_gone_leaves_place_and_turn_to_others() {
+        let signer = Signer::new(rsa()).unwrap();
+        let queue = SigningQueue::with(1, 2);
+        let mut gone: Vec<_> = (0..2)
+            .map(|_| Box::pin(queue.sign(&signer, b"{}")))
+            .collect();
+        for one in &mut gone {
+            assert!(futures_util::poll!(one).is_pending());
+        }
+        let refused = queue.sign(&signer, b"{}").await;
+        assert_eq!(refused, Err(SignError::Overloaded));
+        drop(gone);
+        assert!(queue.sign(&signer, b"{}").await.is_ok());
+    }
+
+    /// One worker, a queue full of signatures, and somebody on a socket who wants none.
+    #[tokio::test]
+    async fn others_are_served_between_two_signatures() {
+        const SIGNATURES: usize = 64;
+        let signer = Arc::new(Signer::new(rsa()).unwrap());
+        let queue = Arc::new(SigningQueue::with(2, SIGNATURES));
+        let done = Arc::new(AtomicUsize::new(0));
+        for _ in 0..SIGNATURES {
+            let (signer, queue, done) = (signer.clone(), queue.clone(), done.clone());
+            tokio::spawn(async move {
+                queue.sign(&signer, b"{}").await.unwrap();
+                done.fetch_add(1, Ordering::Relaxed);
+            });
+        }
+        let (mut near, mut far) = tokio::net::UnixStream::pair().unwrap();
+        tokio::spawn(async move {
+            let mut byte = [0];
+            while far.read_exact(&mut byte).await.is_ok() {
+                far.write_all(&byte).await.unwrap();
+            }
+        });
+        for _ in 0..8 {
+            near.write_all(b"x").await.unwrap();
+            near.read_exact(&mut [0]).await.unwrap();
+        }
+        let done = done.load(Ordering::Relaxed);
+        assert!((1..SIGNATURES).contains(&done), "{done} signed meanwhile");
     }
 }

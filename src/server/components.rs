@@ -22,7 +22,7 @@ use crate::{
     identity::{Callers, Connection},
     issuer::{self, Issuer, TokenRules},
     jwks::life::KeyLife,
-    keys::SigningPool,
+    keys::SigningQueue,
     metrics::{self, Metrics},
     sts::{self, Sts, config::HostListener},
     tailnet::{Node, Via},
@@ -74,7 +74,7 @@ impl Components {
     ) -> Result<Self, StartError> {
         let signing = Signing {
             keys: shared.keys.clone(),
-            pool: Arc::new(SigningPool::new().map_err(StartError::Runtime)?),
+            queue: Arc::default(),
         };
         let node = &shared.node.clone();
         let mut parts = Self {
@@ -115,7 +115,7 @@ impl Components {
         let routes = issuer::router(Issuer {
             rules: self.shared.rules.clone(),
             keys: signing.keys.clone(),
-            signing: signing.pool.clone(),
+            signing: signing.queue.clone(),
             cache_time: settings.keys.cache_time,
             meter: self.shared.meter.clone(),
         })
@@ -372,23 +372,24 @@ pub(super) fn needs_keys(settings: &Settings) -> bool {
         || (on(Component::Gate) && settings.gate.token.is_some())
 }
 
-/// Keys, and the threads that sign with them.
+/// Keys, and the queue of those who want to sign with them.
 struct Signing {
     keys: KeyLife,
-    pool: Arc<SigningPool>,
+    queue: Arc<SigningQueue>,
 }
 
 impl Signing {
     /// The gate signs with whatever key the issuer would.
     fn for_gate(&self) -> gate::Sign {
-        let (ring, pool) = (self.keys.ring().clone(), self.pool.clone());
+        let (ring, queue) = (self.keys.ring().clone(), self.queue.clone());
         Arc::new(move |claims| {
-            let (ring, pool) = (ring.clone(), pool.clone());
+            let (ring, queue) = (ring.clone(), queue.clone());
             async move {
                 let signer = ring
                     .signer()
                     .map_err(|why| gate::SignError(why.to_string()))?;
-                pool.sign(&signer, claims)
+                queue
+                    .sign(&signer, &claims)
                     .await
                     .map_err(|why| gate::SignError(why.to_string()))
             }

@@ -7,6 +7,7 @@
 //! Fields of the spans around an event (the request id) are part of its line. Lines of libraries pass from `warn` on.
 
 use std::{
+    borrow::Cow,
     collections::VecDeque,
     fmt::Write as _,
     io::{IsTerminal, Write as _},
@@ -54,6 +55,10 @@ const RECENT: usize = 200;
 /// Bytes that are kept of one line.
 const RECENT_BYTES: usize = 1024;
 
+/// Most lines have no more bytes and fields than this; one that has more costs a copy.
+const LINE: usize = 320;
+const FIELDS: usize = 12;
+
 /// The least level that is logged; of the process, since a subscriber is.
 static LEVEL: AtomicU8 = AtomicU8::new(LogLevel::Info as u8);
 static LAST: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
@@ -75,10 +80,13 @@ fn keep(line: &str) {
     let end = line.floor_char_boundary(RECENT_BYTES);
     let kept = line.get(..end).unwrap_or_default();
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    if last.len() >= RECENT {
-        last.pop_front();
-    }
-    last.push_back(kept.to_owned());
+    let mut place = match last.len() {
+        RECENT.. => last.pop_front().unwrap_or_default(),
+        _ => String::new(),
+    };
+    place.clear();
+    place.push_str(kept);
+    last.push_back(place);
 }
 
 /// Starts logging for the whole process. A second call changes nothing. Where there is an `otlp`, it gets the spans.
@@ -168,7 +176,7 @@ where
     }
 
     fn on_event(&self, event: &Event<'_>, ctx: Context<'_, S>) {
-        let mut fields = Fields::default();
+        let mut fields = Fields(Vec::with_capacity(FIELDS));
         event.record(&mut fields);
         for span in ctx.event_scope(event).into_iter().flatten() {
             if let Some(outer) = span.extensions().get::<Fields>() {
@@ -236,60 +244,61 @@ impl Line<'_> {
             Level::DEBUG => ("DBG", 36),
             Level::TRACE => ("TRC", 35),
         };
-        let mut text = format!("{:.3} ", self.time);
+        let mut text = String::with_capacity(LINE);
         // Writing to a String cannot fail.
+        let _ = write!(text, "{:.3} ", self.time);
         let _ = if color {
             write!(text, "\x1b[{code}m{word}\x1b[0m")
         } else {
             write!(text, "{word}")
         };
-        let _ = write!(text, " {} {}", self.component, one_line(&plain(&message)));
+        let _ = write!(text, " {} ", self.component);
+        // A message of the node may hold anything; it stays on its line.
+        text.extend(
+            plain(&message)
+                .chars()
+                .map(|c| if c.is_control() { ' ' } else { c }),
+        );
         for (name, value) in &self.fields.0 {
-            let _ = write!(text, " {name}={}", quoted(&plain(value)));
+            text.extend([" ", name, "="]);
+            let value = plain(value);
+            if is_safe(&value) {
+                text.push_str(&value);
+            } else {
+                let _ = write!(text, "{value:?}");
+            }
         }
         text
     }
 }
 
-fn plain(value: &Value) -> String {
+fn plain(value: &Value) -> Cow<'_, str> {
     match value {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
+        Value::String(text) => text.into(),
+        other => other.to_string().into(),
     }
 }
 
-/// A message of the node may hold anything; it stays on its line.
-fn one_line(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
-}
-
-/// Quoted where a reader (or a terminal) could take it for something else.
-fn quoted(text: &str) -> String {
-    let safe = !text.is_empty()
+/// Whether no reader (and no terminal) could take it for something else.
+fn is_safe(text: &str) -> bool {
+    !text.is_empty()
         && text
-            .chars()
-            .all(|c| c.is_ascii_graphic() && !matches!(c, '"' | '='));
-    if safe {
-        text.into()
-    } else {
-        format!("{text:?}")
-    }
+            .bytes()
+            .all(|c| c.is_ascii_graphic() && !matches!(c, b'"' | b'='))
 }
 
 /// Fields in the order in which they were recorded.
 #[derive(Default)]
-struct Fields(Vec<(String, Value)>);
+struct Fields(Vec<(&'static str, Value)>);
 
 impl Fields {
     fn take(&mut self, name: &str) -> Option<Value> {
-        let at = self.0.iter().position(|(n, _)| n == name)?;
+        let at = self.0.iter().position(|(n, _)| *n == name)?;
         Some(self.0.remove(at).1)
     }
 
     fn put(&mut self, field: &Field, value: impl Into<Value>) {
-        self.0.push((field.name().into(), value.into()));
+        self.0.push((field.name(), value.into()));
     }
 }
 
@@ -321,17 +330,12 @@ impl Visit for Fields {
 mod tests {
     use super::*;
 
-    fn line(fields: &[(&str, Value)]) -> Line<'static> {
+    fn line(fields: &[(&'static str, Value)]) -> Line<'static> {
         Line {
             time: "2026-11-22T08:15:04.1204Z".parse().unwrap(),
             level: Level::INFO,
             component: "issuer",
-            fields: Fields(
-                fields
-                    .iter()
-                    .map(|(n, v)| ((*n).into(), v.clone()))
-                    .collect(),
-            ),
+            fields: Fields(fields.iter().map(|(n, v)| (*n, v.clone())).collect()),
         }
     }
 

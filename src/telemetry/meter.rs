@@ -186,7 +186,7 @@ impl Meter {
         );
         registry.register(
             "signing_seconds",
-            "Time from the claims to the signed token, waiting for a signing thread included",
+            "Time from the claims to the signed token, waiting for a turn included",
             self.0.signing.clone(),
         );
         registry.register(

@@ -16,7 +16,7 @@ use tailbone::{
     identity::Connection as Identified,
     issuer::{Issuer, TokenRules, router},
     jwks::{FilePublisher, life::KeyLife},
-    keys::{KeyStore, Policy, SigningPool},
+    keys::{KeyStore, Policy},
     tailnet::{
         BackendState, ListenAddr, Node,
         fake::{FakeNode, FakeTailnet, Identity},
@@ -79,7 +79,7 @@ impl World {
                 skew: SKEW,
             })),
             keys: keys.clone(),
-            signing: Arc::new(SigningPool::new().unwrap()),
+            signing: Arc::default(),
             cache_time: Duration::from_secs(300),
             meter: Meter::default(),
         });

@@ -11,7 +11,7 @@ use tailbone::{
         life::{Housekeeping, KeyLife, LifeError, Outcome, Report},
     },
     keys::{
-        KeyStore, KeyView, NoSigner, Policy, PrivateJwk, Signer, SigningPool, State, disk::Probe,
+        KeyStore, KeyView, NoSigner, Policy, PrivateJwk, Signer, SigningQueue, State, disk::Probe,
     },
 };
 
@@ -862,7 +862,7 @@ async fn d21_what_is_published_verifies_what_is_signed() {
     let folder = tempfile::tempdir().unwrap();
     let (directory, jwks) = (folder.path().join("keys"), folder.path().join("jwks.json"));
     let life = life(&directory, &jwks);
-    let pool = SigningPool::with(1, 16).unwrap();
+    let queue = SigningQueue::with(1, 16);
     for (n, spec) in [
         KeySpec::Rs256 { bits: 2048 },
         KeySpec::Es256,
@@ -878,7 +878,7 @@ async fn d21_what_is_published_verifies_what_is_signed() {
         life.sync(at(n as i64 * 1000 + 500)).await.unwrap();
         let signer = life.ring().signer().unwrap();
         assert_eq!(signer.kid().as_str(), made.key.kid);
-        let token = pool.sign(&signer, br#"{"n":1}"#.to_vec()).await.unwrap();
+        let token = queue.sign(&signer, br#"{"n":1}"#).await.unwrap();
         assert_eq!(
             verify(&token, &life.document().unwrap().document.to_bytes())["n"],
             1
