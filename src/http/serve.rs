@@ -28,6 +28,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use axum::{Router, body::Body};
+use futures_util::future::BoxFuture;
 use http::{Extensions, Request, StatusCode};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -58,11 +59,19 @@ pub trait Accept: Send + 'static {
         None
     }
 
+    /// Where else than in a task of its own a connection may be served.
+    fn home(_: &Self::Io) -> Option<Place> {
+        None
+    }
+
     /// Refuses what comes from now on. Whether what stands already is still to be had from `accept`, up to an error.
     fn refuse(&mut self) -> bool {
         false
     }
 }
+
+/// Makes of what serves a connection a task that is also polled elsewhere.
+pub type Place = Box<dyn FnOnce(BoxFuture<'static, ()>) -> BoxFuture<'static, ()> + Send>;
 
 /// How long after a stop a connection may take to send its first request. Somebody who connected just before needs about one
 /// round trip; who sends nothing is not waited for.
@@ -363,7 +372,7 @@ where
         tokio::select! {
             grace = &mut stopped => break Ok(grace.unwrap_or_default()),
             accepted = accepted => match accepted {
-                Ok((io, addr)) => connections.begin(io, L::peer(&addr), identify(addr)),
+                Ok((io, addr)) => connections.begin::<L>(io, L::peer(&addr), identify(addr)),
                 Err(error) => break Err(error),
             }
         }
@@ -377,7 +386,7 @@ where
                 let Ok((io, addr)) = listener.accept().await else {
                     break;
                 };
-                connections.begin(io, L::peer(&addr), identify(addr));
+                connections.begin::<L>(io, L::peer(&addr), identify(addr));
             }
         }
         drop(listener);
@@ -457,18 +466,21 @@ impl Connections {
     }
 
     /// Serves a connection, if its peer may have one more.
-    fn begin<I>(&self, io: I, peer: Option<IpAddr>, known: Extensions)
-    where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    fn begin<L: Accept>(&self, io: L::Io, peer: Option<IpAddr>, known: Extensions) {
         match self.admit(peer) {
-            Ok(held) => self.spawn(io, known, held, self.load.take()),
+            Ok(held) => self.spawn(L::home(&io), io, known, held, self.load.take()),
             Err(Full) => turn_away(io),
         }
     }
 
-    fn spawn<I>(&self, io: I, mut known: Extensions, held: Option<Held>, slot: Slot)
-    where
+    fn spawn<I>(
+        &self,
+        home: Option<Place>,
+        io: I,
+        mut known: Extensions,
+        held: Option<Held>,
+        slot: Slot,
+    ) where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         known.insert(Bounds {
@@ -506,7 +518,7 @@ impl Connections {
             .serve_connection_with_upgrades(io, service)
             .into_owned();
         let (stop, cut) = (self.stop.clone(), self.cut.clone());
-        self.open.spawn(async move {
+        let serving = async move {
             let mut connection = pin!(connection);
             // hyper ends a connection at once on which it has read nothing yet, with its first request maybe under way.
             let asked = async {
@@ -528,7 +540,11 @@ impl Connections {
                 tracing::debug!(target: "server", error, "connection ended early");
             }
             drop((slot, held));
-        });
+        };
+        match home {
+            Some(home) => self.open.spawn(home(Box::pin(serving))),
+            None => self.open.spawn(serving),
+        };
     }
 }
 

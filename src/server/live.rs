@@ -22,7 +22,8 @@ use crate::{
 
 /// Descriptors that are not connections: node, keys, sockets, log.
 const OWN_DESCRIPTORS: u64 = 100;
-/// A connection from the tailnet has both ends of a socket pair in this process; and there is more than one listener.
+/// A connection from the tailnet has none, but the one to an upstream that it may need has, as have those of the exchange's
+/// callers; and there is more than one listener.
 const DESCRIPTORS_EACH: u64 = 4;
 
 /// The parts that read their settings anew.

@@ -121,6 +121,11 @@ impl Accept for Listener {
         Self::accept(self).await.map_err(io::Error::other)
     }
 
+    fn home(stream: &Stream) -> Option<crate::http::serve::Place> {
+        let home = stream.home()?;
+        Some(Box::new(home))
+    }
+
     fn refuse(&mut self) -> bool {
         Self::refuse(self)
     }

@@ -71,6 +71,7 @@ impl EmbeddedNode {
         let counter = Arc::clone(&generation);
         // Whoever drops the node on the way, by a failure or by giving up waiting, closes it.
         let opened = SLOW.run(move || {
+            ffi::set_program()?;
             let handle = Handle::open(&settings, Arc::clone(&counter), Some(log_start))?;
             let inner = Inner::new(handle, counter);
             inner.handle.start()?;
@@ -139,8 +140,11 @@ impl Node for EmbeddedNode {
             let outcome = async {
                 let outcome = QUICK.run(move || handle.dial(&text, timeout_ms)).await?;
                 match Channel::new(outcome)?.connection().await? {
-                    Some(Arrival::Connection { socket, .. }) => {
+                    Some(Arrival::Dialled { socket }) => {
                         Ok(Stream::pair(socket, Arc::clone(&self.0) as _)?)
+                    }
+                    Some(Arrival::Accepted { .. }) => {
+                        Err(Error::Internal("a dial told of an accept".into()))
                     }
                     Some(Arrival::Failure(error)) => Err(error),
                     None => Err(Error::Canceled),

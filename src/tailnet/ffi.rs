@@ -4,6 +4,8 @@
 //! - A call's outcome is its code and its own words; the code becomes an [`Error`] in [`error`] and nowhere else.
 //! - Memory that Go gives away is a [`Buf`] and is freed by its one `Drop`.
 //! - A descriptor that crosses is an `OwnedFd` before anything else happens.
+//! - Go calls back into [`program`] alone: bytes are lent for such a call, a connection is borrowed from Go's own share of it, and
+//!   no panic leaves.
 //! - The generation counter is our memory, written by Go until `tailscale_close` has returned: a [`Handle`] keeps it alive
 //!   until then, and for ever where closing failed.
 //!
@@ -25,7 +27,7 @@ use std::{
 use libtailscale_sys as sys;
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::Error;
+use super::{Error, direct};
 
 /// Length of the head of each message about a connection.
 pub(super) const HEAD: usize = size_of::<sys::tailscale_conn_head>();
@@ -143,6 +145,117 @@ impl Drop for Handle {
 impl std::fmt::Debug for Handle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Handle").field(&self.node).finish()
+    }
+}
+
+/// Tells Go whom to give accepted connections to; once for the process.
+pub(super) fn set_program() -> Result<(), Error> {
+    static SET: std::sync::Mutex<bool> = std::sync::Mutex::new(false);
+    let mut set = SET
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    if *set {
+        return Ok(());
+    }
+    let (woken, wake) = rustix::pipe::pipe_with(
+        rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK,
+    )
+    .map_err(io::Error::from)?;
+    direct::KICKS.by(wake);
+    let mut program = sys::tailscale_program {
+        open: Some(program::open),
+        turn: Some(program::turn),
+        free: Some(program::free),
+        kicked: Some(program::kicked),
+    };
+    // SAFETY: a struct of this thread that is copied during the call, and local out-pointers; the descriptor was given up.
+    call(|out| unsafe { sys::tailscale_set_program(&raw mut program, woken.into_raw_fd(), out) })?;
+    *set = true;
+    Ok(())
+}
+
+/// What Go calls, from threads of its own.
+mod program {
+    use std::{
+        panic::{AssertUnwindSafe, catch_unwind},
+        sync::Arc,
+    };
+
+    use super::{
+        direct::{self, Conn, End, KICKS},
+        sys,
+    };
+
+    pub(super) extern "C" fn open(id: u64) -> usize {
+        Arc::into_raw(direct::open(id)).expose_provenance()
+    }
+
+    pub(super) unsafe extern "C" fn turn(
+        conn: usize,
+        input: *const u8,
+        input_len: usize,
+        end: u32,
+        out: *mut u8,
+        out_len: usize,
+        told: *mut sys::tailscale_told,
+    ) {
+        // SAFETY: Go has it from `open` and has not freed it.
+        let conn: &Conn = unsafe { &*std::ptr::with_exposed_provenance(conn) };
+        let input = match input_len {
+            0 => &[],
+            // SAFETY: lent by Go for the call, with its length.
+            n => unsafe { std::slice::from_raw_parts(input, n) },
+        };
+        let out = match out_len {
+            0 => &mut [],
+            // SAFETY: lent by Go for the call, with its length; nobody else writes or reads it meanwhile.
+            n => unsafe { std::slice::from_raw_parts_mut(out, n) },
+        };
+        let end = match end {
+            0 => End::Open,
+            1 => End::Ended,
+            _ => End::Broken,
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(|| conn.turn(input, end, out)));
+        let answer = match outcome {
+            Ok(told) => sys::tailscale_told {
+                out: number(told.out),
+                room: number(told.room),
+                flags: flag(told.more, sys::TAILSCALE_TELLS_MORE)
+                    | flag(told.shut, sys::TAILSCALE_TELLS_SHUT)
+                    | flag(told.closed, sys::TAILSCALE_TELLS_CLOSED),
+            },
+            // Whatever went wrong, this connection is not served any further.
+            Err(_) => sys::tailscale_told {
+                out: 0,
+                room: 0,
+                flags: flag(true, sys::TAILSCALE_TELLS_CLOSED),
+            },
+        };
+        // SAFETY: lent by Go for the call.
+        unsafe { *told = answer };
+    }
+
+    pub(super) unsafe extern "C" fn free(conn: usize) {
+        // SAFETY: Go had it from `open` and frees it once.
+        let conn: Arc<Conn> = unsafe { Arc::from_raw(std::ptr::with_exposed_provenance(conn)) };
+        let _ = catch_unwind(AssertUnwindSafe(move || conn.freed()));
+    }
+
+    pub(super) unsafe extern "C" fn kicked(ids: *mut u64, cap: usize) -> usize {
+        // SAFETY: lent by Go for the call, with its length.
+        let ids = unsafe { std::slice::from_raw_parts_mut(ids, cap) };
+        KICKS.take(ids)
+    }
+
+    #[allow(clippy::unnecessary_cast)] // The type is whatever bindgen picks.
+    fn flag(set: bool, flag: sys::tailscale_flag) -> u32 {
+        if set { flag as u32 } else { 0 }
+    }
+
+    /// Both buffers are far shorter.
+    fn number(n: usize) -> u32 {
+        u32::try_from(n).unwrap_or(u32::MAX)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Where connections from the tailnet arrive, each with its peer.
 //!
 //! Invariants
-//! - [`Listener::accept`] fails only when nothing more will ever come; what passes (no free descriptor) is logged and retried
+//! - [`Listener::accept`] fails only when nothing more will ever come; what passes is logged and retried
 //!   inside, with a pause that grows.
 //! - Dropping a listener frees its port; closing the node ends it.
 //! - After [`Listener::refuse`] new flows are reset, and `accept` still yields the connections that stand, then ends.
@@ -162,11 +162,13 @@ impl Source {
         match self {
             Self::Dead => Next::End(Error::Closed),
             Self::Embedded { channel, node } => match channel.connection().await {
-                Ok(Some(Arrival::Connection { socket, peer })) => {
-                    match Stream::pair(socket, Arc::clone(node) as _) {
-                        Ok(stream) => Next::Connection(stream, peer),
-                        Err(error) => Next::Passing(error.into()),
-                    }
+                Ok(Some(Arrival::Accepted {
+                    stream: Some(stream),
+                    peer,
+                })) => Next::Connection(Stream::direct(stream, Arc::clone(node) as _), peer),
+                Ok(Some(Arrival::Accepted { stream: None, .. })) => Next::Passing(Error::Canceled),
+                Ok(Some(Arrival::Dialled { .. })) => {
+                    Next::End(Error::Internal("a listener told of a dial".into()))
                 }
                 // Go says what went wrong; if that was the end, it closes the channel next.
                 Ok(Some(Arrival::Failure(error))) => Next::Passing(error),

@@ -6,16 +6,18 @@
 //! - Every wait ends when its future is dropped or the node is closed; closing is idempotent and bounded.
 //!
 //! `ffi.rs` is the fence to Go and holds the unsafe code, `calls.rs` the threads that go through it, `wire.rs` what comes back on
-//! descriptors; `embedded.rs` is the real node, `fake.rs` one on loopback TCP for fast tests. Both pass the same test list.
+//! descriptors, `direct.rs` the bytes of accepted connections, `inline.rs` who serves them where they arrive; `embedded.rs` is the real node, `fake.rs` one on loopback TCP for fast tests. Both pass the same test list.
 //! `join.rs` brings a node onto the tailnet. Who may do what is not decided here: see `identity`.
 
 mod calls;
 mod config;
+mod direct;
 mod embedded;
 mod error;
 #[doc(hidden)]
 pub mod fake;
 mod ffi;
+mod inline;
 pub mod join;
 mod listener;
 mod log;

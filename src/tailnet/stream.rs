@@ -16,6 +16,8 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use super::{direct::Direct, inline::Home};
+use futures_util::future::BoxFuture;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -31,7 +33,9 @@ pub struct Stream {
 }
 
 enum Kind {
-    /// The embedded node: one end of a socket pair, whose other end Go copies to and from the tailnet.
+    /// Accepted by the embedded node.
+    Direct(Direct),
+    /// Dialled by the embedded node: one end of a socket pair, whose other end Go copies to and from the tailnet.
     Pair {
         socket: UnixStream,
         /// Whether we have ended our direction.
@@ -63,6 +67,28 @@ impl Stream {
         })
     }
 
+    pub(super) fn direct(direct: Direct, owner: Arc<dyn Any + Send + Sync>) -> Self {
+        Self {
+            kind: Kind::Direct(direct),
+            _owner: owner,
+        }
+    }
+
+    /// A task for whatever serves this stream, so that it may be polled where bytes arrive. `None` where there is no such place.
+    pub fn home(
+        &self,
+    ) -> Option<impl FnOnce(BoxFuture<'static, ()>) -> BoxFuture<'static, ()> + Send + use<>> {
+        let Kind::Direct(direct) = &self.kind else {
+            return None;
+        };
+        let conn = Arc::clone(direct.conn());
+        Some(move |future| {
+            let home = Home::new(future);
+            conn.serve_inline(home.inline());
+            Box::pin(home) as BoxFuture<'static, ()>
+        })
+    }
+
     pub(super) fn tcp(
         socket: TcpStream,
         ended: &CancellationToken,
@@ -88,6 +114,7 @@ impl AsyncRead for Stream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match &mut self.kind {
+            Kind::Direct(direct) => direct.poll_read(cx, buf),
             Kind::Pair { socket, shut } => {
                 let before = buf.filled().len();
                 let room = buf.remaining() > 0;
@@ -124,6 +151,9 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if let Kind::Direct(direct) = &self.kind {
+            return direct.poll_write(cx, &[IoSlice::new(buf)]);
+        }
         let written = self.kind.writer(cx)?.poll_write(cx, buf);
         self.kind.note(&written);
         written
@@ -134,6 +164,9 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Kind::Direct(direct) = &self.kind {
+            return direct.poll_write(cx, bufs);
+        }
         let written = self.kind.writer(cx)?.poll_write_vectored(cx, bufs);
         self.kind.note(&written);
         written
@@ -149,8 +182,13 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let Kind::Pair { shut, .. } = &mut self.kind {
-            *shut = true;
+        match &mut self.kind {
+            Kind::Direct(direct) => {
+                direct.shutdown();
+                return Poll::Ready(Ok(()));
+            }
+            Kind::Pair { shut, .. } => *shut = true,
+            Kind::Tcp(_) => {}
         }
         let shutdown = ready!(self.kind.writer(cx)?.poll_shutdown(cx));
         // A peer that is gone already needs no telling.
@@ -164,6 +202,7 @@ impl AsyncWrite for Stream {
 impl Kind {
     fn writer(&mut self, cx: &mut Context<'_>) -> io::Result<Pin<&mut (dyn AsyncWrite + Unpin)>> {
         match self {
+            Self::Direct(_) => Err(io::ErrorKind::Unsupported.into()),
             Self::Pair { socket, .. } => Ok(Pin::new(socket)),
             Self::Tcp(tcp) => {
                 if tcp.writer_ended.as_mut().poll(cx).is_ready() {
@@ -184,6 +223,7 @@ impl Kind {
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
+            Kind::Direct(direct) => f.debug_tuple("Stream").field(direct).finish(),
             Kind::Pair { socket, .. } => f.debug_tuple("Stream").field(socket).finish(),
             Kind::Tcp(tcp) => f.debug_tuple("Stream").field(&tcp.socket).finish(),
         }

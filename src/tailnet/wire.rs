@@ -1,7 +1,9 @@
 //! Messages that arrive from the Go side on a descriptor: connections with their peers, and texts.
 //!
 //! Invariants
-//! - One message is one `recvmsg`; the descriptor of a connection and the address of its peer come out of the same call.
+//! - One message is one `recvmsg`; a connection and the address of its peer come out of the same call. An accepted connection is
+//!   a number (`direct.rs`), a dialled one a descriptor.
+//! - Connections that nobody took are closed with their channel.
 //! - What is cut short, too long, of another version or kind, or carries the wrong number of descriptors is an error. Nothing is
 //!   guessed, and descriptors that came along are closed.
 //! - Interrupted calls are repeated here; waiting is the reactor's work, no thread is parked.
@@ -18,7 +20,11 @@ use std::{
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{Error, Peer, Via, ffi};
+use super::{
+    Error, Peer, Via,
+    direct::{self, Direct},
+    ffi,
+};
 
 /// Length of the head of each message.
 const HEAD: usize = ffi::HEAD;
@@ -38,7 +44,15 @@ pub(super) struct Channel(AsyncFd<OwnedFd>);
 /// A connection, or why there is none.
 #[derive(Debug)]
 pub(super) enum Arrival {
-    Connection { socket: OwnedFd, peer: Peer },
+    /// One end of a socket pair.
+    Dialled {
+        socket: OwnedFd,
+    },
+    /// `None`: it has ended already.
+    Accepted {
+        stream: Option<Direct>,
+        peer: Peer,
+    },
     Failure(Error),
 }
 
@@ -108,6 +122,15 @@ impl Channel {
             )));
         }
         Ok((length > 0).then_some(length))
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        // What has come and was not taken: a descriptor would be closed with the socket that it lies in, a number would not.
+        // Nothing comes after the first line, so nothing is missed.
+        let _ = rustix::net::shutdown(self.0.get_ref(), rustix::net::Shutdown::Read);
+        while let Ok(Some(_)) = receive_connection(self.0.get_ref()) {}
     }
 }
 
@@ -182,7 +205,16 @@ fn parse(message: &[u8], socket: Option<OwnedFd>) -> Result<Arrival, Broken> {
         return Err(Broken::Foreign(format!("version {version}")));
     }
     let via = match kind {
-        ACCEPTED | DIALLED => Via::Tailnet,
+        DIALLED => {
+            return match (socket, words.is_empty()) {
+                (Some(socket), true) => Ok(Arrival::Dialled { socket }),
+                _ => Err(Broken::Foreign(format!(
+                    "a connection of {} bytes, or without its descriptor",
+                    message.len()
+                ))),
+            };
+        }
+        ACCEPTED => Via::Tailnet,
         FUNNELLED => Via::Funnel,
         FAILURE => {
             let code = u16::from_ne_bytes([code0, code1]);
@@ -193,15 +225,15 @@ fn parse(message: &[u8], socket: Option<OwnedFd>) -> Result<Arrival, Broken> {
         }
         other => return Err(Broken::Foreign(format!("kind {other}"))),
     };
-    let (Some(socket), true) = (socket, words.is_empty()) else {
+    let (None, Ok(id)) = (socket, words.try_into()) else {
         return Err(Broken::Foreign(format!(
-            "a connection of {} bytes, or without its descriptor",
+            "a connection of {} bytes, or with a descriptor",
             message.len()
         )));
     };
     let (peer, local) = addrs.split_at(16);
-    Ok(Arrival::Connection {
-        socket,
+    Ok(Arrival::Accepted {
+        stream: direct::take(u64::from_ne_bytes(id)),
         peer: Peer {
             addr: address(peer, [peer0, peer1])?,
             local: address(local, [local0, local1])?,
@@ -279,25 +311,62 @@ mod tests {
         rustix::pipe::pipe().unwrap().0
     }
 
+    /// Of connections that Go does not announce in these tests.
+    const ID: u64 = 1 << 60;
+
+    fn accepted(kind: u8, id: u64) -> Vec<u8> {
+        [head(kind), id.to_ne_bytes().to_vec()].concat()
+    }
+
     #[tokio::test]
     async fn a_connection_comes_with_its_peer() {
         let (channel, theirs) = pair();
-        send(&theirs, &head(ACCEPTED), &[&any_fd()]);
-        send(&theirs, &head(FUNNELLED), &[&any_fd()]);
-        let Some(Arrival::Connection { socket, peer }) = channel.connection().await.unwrap() else {
+        let _conns = [direct::open(ID), direct::open(ID + 1)];
+        send(&theirs, &accepted(ACCEPTED, ID), &[]);
+        send(&theirs, &accepted(FUNNELLED, ID + 1), &[]);
+        let Some(Arrival::Accepted { stream, peer }) = channel.connection().await.unwrap() else {
             panic!()
         };
+        assert!(stream.is_some());
         assert_eq!(peer.addr, "100.64.0.7:1234".parse().unwrap());
         assert_eq!(peer.local, "[fd7a:115c:a1e0::9]:80".parse().unwrap());
         assert_eq!(peer.via, Via::Tailnet);
-        let flags = rustix::io::fcntl_getfd(&socket).unwrap();
-        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
-        let Some(Arrival::Connection { peer, .. }) = channel.connection().await.unwrap() else {
+        let Some(Arrival::Accepted { stream, peer }) = channel.connection().await.unwrap() else {
             panic!()
         };
+        assert!(stream.is_some());
         assert_eq!(peer.via, Via::Funnel);
+        // One that was taken already, or has ended meanwhile.
+        send(&theirs, &accepted(ACCEPTED, ID), &[]);
+        let Some(Arrival::Accepted { stream, .. }) = channel.connection().await.unwrap() else {
+            panic!()
+        };
+        assert!(stream.is_none());
         drop(theirs);
         assert!(channel.connection().await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_dialled_connection_is_a_descriptor_that_no_child_gets() {
+        let (channel, theirs) = pair();
+        send(&theirs, &head(DIALLED), &[&any_fd()]);
+        let Some(Arrival::Dialled { socket }) = channel.connection().await.unwrap() else {
+            panic!()
+        };
+        let flags = rustix::io::fcntl_getfd(&socket).unwrap();
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+    }
+
+    #[tokio::test]
+    async fn what_nobody_took_is_closed_with_its_channel() {
+        let (channel, theirs) = pair();
+        let conns = [direct::open(ID + 2), direct::open(ID + 3)];
+        send(&theirs, &accepted(ACCEPTED, ID + 2), &[]);
+        send(&theirs, &accepted(ACCEPTED, ID + 3), &[]);
+        drop(channel);
+        for conn in conns {
+            assert!(conn.turn(b"", direct::End::Open, &mut []).closed);
+        }
     }
 
     #[tokio::test]
@@ -321,17 +390,23 @@ mod tests {
             head[0] = 2;
             head
         };
-        let too_long = [head(ACCEPTED), vec![0]].concat();
+        let too_long = [accepted(ACCEPTED, ID), vec![0]].concat();
         let way_too_long = [head(FAILURE), vec![0; WORDS + 1]].concat();
         let (fd, gone) = rustix::pipe::pipe().unwrap();
         let cases: Vec<(&str, Vec<u8>, Vec<&OwnedFd>)> = vec![
-            ("short", head(ACCEPTED)[..39].to_vec(), vec![&fd]),
+            ("short", head(DIALLED)[..39].to_vec(), vec![&fd]),
             ("version", other_version, vec![&fd]),
             ("kind", head(77), vec![&fd]),
-            ("no descriptor", head(ACCEPTED), vec![]),
-            ("two descriptors", head(ACCEPTED), vec![&fd, &fd]),
-            ("six descriptors", head(ACCEPTED), vec![&fd; 6]),
-            ("trailing byte", too_long, vec![&fd]),
+            ("no descriptor", head(DIALLED), vec![]),
+            ("two descriptors", head(DIALLED), vec![&fd, &fd]),
+            ("six descriptors", head(DIALLED), vec![&fd; 6]),
+            ("no number", head(ACCEPTED), vec![]),
+            (
+                "accepted with descriptor",
+                accepted(ACCEPTED, ID),
+                vec![&fd],
+            ),
+            ("trailing byte", too_long, vec![]),
             ("failure with descriptor", head(FAILURE), vec![&fd]),
             ("cut", way_too_long, vec![]),
         ];

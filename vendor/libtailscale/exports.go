@@ -54,6 +54,18 @@ func missing(what string) *node.Error {
 	return &node.Error{Code: node.Invalid, Words: what + ": a NULL pointer was given for the result"}
 }
 
+//export tailscale_set_program
+func tailscale_set_program(p *C.tailscale_program, kick_fd C.int32_t, out *C.tailscale_buf) C.int32_t {
+	_, err := guard(func() ([]byte, *node.Error) {
+		if p == nil || p.open == nil || p.turn == nil || p.free == nil || p.kicked == nil {
+			node.Discard(int(kick_fd))
+			return nil, &node.Error{Code: node.Invalid, Words: "program: a function is missing"}
+		}
+		return nil, node.SetProgram(&program{*p}, int(kick_fd))
+	})
+	return answer(out, nil, err)
+}
+
 //export tailscale_version
 func tailscale_version(out *C.tailscale_buf) C.int32_t {
 	data, err := guard(node.Version)

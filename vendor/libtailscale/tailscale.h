@@ -14,8 +14,9 @@
  *  - Every exported function recovers from panics: code TAILSCALE_PANIC with the panic's words.
  *  - No call waits for the network. EVERY WAIT IS A DESCRIPTOR: watch, listen and dial return at once with a
  *    SOCK_SEQPACKET unix socket on which messages arrive; closing that descriptor cancels the wait and frees all that
- *    hangs on it on the Go side. These sockets and the connections that arrive on them are close-on-exec (receive with
- *    MSG_CMSG_CLOEXEC) and already non-blocking; O_NONBLOCK of a descriptor that we gave belongs to the receiver.
+ *    hangs on it on the Go side, but for accepted connections (see tailscale_program). These sockets and those of
+ *    dialled connections are close-on-exec (receive with MSG_CMSG_CLOEXEC) and already non-blocking; O_NONBLOCK of a
+ *    descriptor that we gave belongs to the receiver.
  *    Exceptions, bounded by their argument or by this text: tailscale_start (local work only),
  *    tailscale_logout (timeout_ms), tailscale_close (at most 5.5 s).
  *  - A handle is a number that is never reused in a process, and never 0; a closed or unknown one gives TAILSCALE_CLOSED.
@@ -60,15 +61,65 @@ typedef struct {
   uint16_t local_port;
   uint8_t  peer_addr[16];        /* IPv6, IPv4 as ::ffff:a.b.c.d */
   uint8_t  local_addr[16];
-} tailscale_conn_head;           /* kinds 0-2 carry exactly one descriptor (SCM_RIGHTS): a SOCK_STREAM unix socket.
+} tailscale_conn_head;           /* kinds 0 and 1 are followed by the connection's number (uint64_t, see tailscale_program);
+                                    kind 2 carries exactly one descriptor (SCM_RIGHTS): a SOCK_STREAM unix socket.
                                     For Funnel, peer is the real internet source (FunnelConn.Src). */
 
-/* How a connection ends, seen from the caller's unix socket
+/* How a dialled connection ends, seen from the caller's unix socket
  *  - The network's end of stream: read gives 0; the writing side still works.
  *  - An abnormal end (reset, timeout, node closed): read gives 0 (or ECONNRESET) and poll says POLLHUP although the
  *    caller has not shut its own writing side. If it had, the two ends cannot be told apart: POLLHUP is there in both.
  *  - shutdown(SHUT_WR) by the caller becomes FIN; close by the caller becomes FIN after what it had written.
  */
+
+/* Accepted connections have no descriptor: the caller gives functions to which their bytes are brought, once for the
+ * process and before the first tailscale_listen.
+ *
+ * Rules for these functions
+ *  - They are called on threads of Go's, those of one connection never at the same time. They must not throw or unwind, and
+ *    not wait: a thread of Go's waits with them. What they are lent (in, out, told, ids) is theirs for the call alone.
+ *  - open announces a connection by its number, which is never used again. What it gives stands for the connection in all
+ *    calls up to free, which is the last one. The message on the listener's descriptor that carries the number comes after.
+ *  - turn brings what came from the network, at most the room that the turn before told (65536 at first), and takes what is
+ *    to be sent. It comes when something came, when what was taken before is gone and TAILSCALE_TELLS_MORE was told, and after
+ *    a kick.
+ *  - Who has something to say outside of a turn (bytes to send, room again after none, an end) lets kicked tell the
+ *    connection's number and makes kick_fd readable. Kicks for connections that are free already are no mistake.
+ *  - A listener's descriptor may hold connections that nobody took. They are let go by shutting it for reading,
+ *    receiving what is left, and telling TAILSCALE_TELLS_CLOSED for each.
+ *
+ * How a connection ends
+ *  - end is 1 from the network's end of stream on, and nothing is brought any more; sending still works.
+ *  - end is 2 at an abnormal end (reset, timeout, node closed). free follows.
+ *  - TAILSCALE_TELLS_SHUT becomes FIN after what was told to be sent.
+ *  - TAILSCALE_TELLS_CLOSED too, and then the connection is at its end, as it is when it has ended both ways: free follows. A peer
+ *    that does not take what is still to be sent has one minute at a time.
+ */
+enum tailscale_flag {
+  TAILSCALE_TELLS_MORE = 1,            /* there is more to be sent */
+  TAILSCALE_TELLS_SHUT = 2,            /* and nothing after it */
+  TAILSCALE_TELLS_CLOSED = 4         /* nor will anything be read */
+};
+
+typedef struct {
+  uint32_t out;                  /* bytes put into out */
+  uint32_t room;                 /* bytes that the next turn may bring. After 0: kick when there is room */
+  uint32_t flags;                /* of tailscale_flag */
+} tailscale_told;
+
+typedef void (*tailscale_turn)(uintptr_t conn, tailscale_bytes in, size_t in_len, uint32_t end, uint8_t *out, size_t out_cap,
+                               tailscale_told *told);
+
+typedef struct {
+  uintptr_t (*open)(uint64_t id);
+  tailscale_turn turn;
+  void (*free)(uintptr_t conn);
+  size_t (*kicked)(uint64_t *ids, size_t cap);    /* how many were put into ids; asked again if all places were taken */
+} tailscale_program;
+
+/* The struct is copied. kick_fd (the reading end of a pipe) is given away, also when the call fails. TAILSCALE_STATE when
+ * it was called before. */
+int32_t tailscale_set_program(tailscale_program *program, int32_t kick_fd, tailscale_buf *out);
 
 int32_t tailscale_version(tailscale_buf *out);          /* JSON {"tsnet":"1.102.5","go":"go1.26.8","tags":["ts_omit_..."]} */
 

@@ -42,7 +42,42 @@ pub struct tailscale_conn_head {
     pub peer_addr: [u8; 16usize],
     pub local_addr: [u8; 16usize],
 }
+pub const TAILSCALE_TELLS_MORE: tailscale_flag = 1;
+pub const TAILSCALE_TELLS_SHUT: tailscale_flag = 2;
+pub const TAILSCALE_TELLS_CLOSED: tailscale_flag = 4;
+pub type tailscale_flag = u32;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct tailscale_told {
+    pub out: u32,
+    pub room: u32,
+    pub flags: u32,
+}
+pub type tailscale_turn = ::core::option::Option<
+    unsafe extern "C" fn(
+        conn: usize,
+        in_: tailscale_bytes,
+        in_len: usize,
+        end: u32,
+        out: *mut u8,
+        out_cap: usize,
+        told: *mut tailscale_told,
+    ),
+>;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct tailscale_program {
+    pub open: ::core::option::Option<unsafe extern "C" fn(id: u64) -> usize>,
+    pub turn: tailscale_turn,
+    pub free: ::core::option::Option<unsafe extern "C" fn(conn: usize)>,
+    pub kicked: ::core::option::Option<unsafe extern "C" fn(ids: *mut u64, cap: usize) -> usize>,
+}
 unsafe extern "C" {
+    pub fn tailscale_set_program(
+        program: *mut tailscale_program,
+        kick_fd: i32,
+        out: *mut tailscale_buf,
+    ) -> i32;
     pub fn tailscale_version(out: *mut tailscale_buf) -> i32;
     pub fn tailscale_runtime_set(json: tailscale_bytes, len: usize, out: *mut tailscale_buf)
     -> i32;

@@ -1,4 +1,5 @@
-// Giving a connection away: its head and its descriptor in one message, so that nothing has to be looked up later.
+// Giving a connection away: its head and its descriptor, or the number of an accepted one, in one message, so that nothing
+// has to be looked up later.
 //
 // The head is tailscale_conn_head of tailscale.h, byte for byte.
 

@@ -7,16 +7,15 @@
 //   - The most specific listener gets a connection: one for the address before one for the port.
 //   - At most maxPending connections of a listener wait for the caller, and what its socket holds (queueBytes, some
 //     forty); further ones are refused with a reset.
-//   - A connection for which there are no descriptors is refused, after a short pause so that a storm of them does not
-//     burn the processor; the listener goes on.
+//   - An accepted connection needs no descriptor (direct.go).
 //   - Shutting the descriptor for writing refuses new flows; those whose handshake is under way or done still arrive, then
 //     the descriptor ends.
-//   - Closing the descriptor closes the listener and frees what was not taken.
+//   - Closing the descriptor closes the listener. What was not taken the caller frees (tailscale_program in tailscale.h).
 
 package node
 
 import (
-	"errors"
+	"encoding/binary"
 	"net"
 	"net/netip"
 	"sync"
@@ -53,6 +52,9 @@ func (n *Node) Listen(addr []byte) (int, *Error) {
 	at, err := parseListen(addr)
 	if err != nil {
 		return -1, err
+	}
+	if !programSet() {
+		return -1, fail(BadState, "nobody is there to be given connections (tailscale_set_program)")
 	}
 	lb, err := n.backend()
 	if err != nil {
@@ -220,41 +222,13 @@ func (l *listener) deliver(c net.Conn, src, dst netip.AddrPort) {
 		c.Close()
 		return
 	}
-	u, theirs, err := pair(unix.SOCK_STREAM)
-	if err != nil {
-		l.refuse(c, err)
-		return
-	}
-	if err := handOver(l.end, connHead(kindAccepted, src, dst), theirs); err != nil {
-		u.f.Close()
-		l.refuse(c, err)
-		return
-	}
-	if !l.node.splice.start(nc, u) {
-		u.f.Close()
+	d := l.node.splice.direct(nc, l.node.log)
+	if d == nil {
 		c.Close()
+		return
 	}
-}
-
-// refuse closes a connection that could not be delivered.
-func (l *listener) refuse(c net.Conn, err error) {
-	if scarce(err) {
-		l.node.log.rarely(lvWarn, "a connection to port %d is refused: %v (raise the limit of open files)", l.at.Port(), err)
-		// The connection stays counted as pending meanwhile: with none free, the next ones are reset at once.
-		select {
-		case <-time.After(50 * time.Millisecond):
-		case <-l.node.ctx.Done():
-		}
+	head := connHead(kindAccepted, src, dst)
+	if l.end.send(binary.NativeEndian.AppendUint64(head[:], d.id), nil) != nil {
+		d.abort()
 	}
-	c.Close()
-}
-
-// scarce says whether err means that this process or machine is out of descriptors.
-func scarce(err error) bool {
-	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ETOOMANYREFS, unix.ENOBUFS, unix.ENOMEM} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
 }

@@ -1,4 +1,4 @@
-// Unix socket pairs: the only thing that crosses to the caller besides bytes and numbers.
+// Unix socket pairs: all that crosses to the caller besides bytes and numbers.
 //
 // Invariants: both ends are close-on-exec and non-blocking from birth. Our end is an *os.File in Go's poller, so a
 // goroutine that waits on it costs no thread and wakes when it is closed. Sends never raise SIGPIPE.

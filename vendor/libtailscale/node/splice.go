@@ -1,4 +1,5 @@
-// The byte pump between a connection of the netstack and a unix socket whose other end the caller holds.
+// The byte pump between a dialled connection of the netstack and a unix socket whose other end the caller holds; and the
+// set of all connections of a node, of those that were accepted as well (direct.go).
 //
 // Invariants
 //   - Half close works both ways: end of stream from the network shuts our writing side, end of stream from the caller
@@ -45,10 +46,11 @@ type netConn interface {
 
 // splices are the connections of one node.
 type splices struct {
-	mu     sync.Mutex
-	closed bool
-	all    map[*splice]struct{}
-	ended  sync.WaitGroup
+	mu      sync.Mutex
+	closed  bool
+	all     map[*splice]struct{}
+	directs map[*direct]struct{}
+	ended   sync.WaitGroup
 }
 
 type splice struct {
@@ -104,18 +106,26 @@ func (set *splices) start(c netConn, u ours) bool {
 	return true
 }
 
-// closeAll aborts all connections and refuses new ones.
-func (set *splices) closeAll() {
+// closeAll aborts all connections and refuses new ones. It tells how many there were.
+func (set *splices) closeAll() int {
 	set.mu.Lock()
 	set.closed = true
 	all := make([]*splice, 0, len(set.all))
 	for s := range set.all {
 		all = append(all, s)
 	}
+	directs := make([]*direct, 0, len(set.directs))
+	for d := range set.directs {
+		directs = append(directs, d)
+	}
 	set.mu.Unlock()
+	for _, d := range directs {
+		d.abort()
+	}
 	for _, s := range all {
 		s.abort()
 	}
+	return len(all) + len(directs)
 }
 
 func (set *splices) wait() { set.ended.Wait() }

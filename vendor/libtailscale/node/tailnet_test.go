@@ -73,6 +73,7 @@ func (f *front) vanish() {
 
 func newTailnet(t testing.TB, change ...func(*testcontrol.Server)) *tailnet {
 	t.Helper()
+	testing_()
 	d := derpserver.New(key.NewNode(), tslogger.Discard)
 	derp := httptest.NewServer(derpserver.Handler(d))
 	stun, stunStop := stuntest.ServeWithPacketListener(t, nettype.Std{})
@@ -187,8 +188,9 @@ func (m *member) close() {
 	if d := time.Since(began); d > 2*time.Second {
 		m.t.Errorf("close took %v", d)
 	}
-	if i := strings.Index(m.log.text(), "panicked"); i >= 0 {
-		m.t.Errorf("a panic was swallowed: %s", clip(strings.ReplaceAll(m.log.text()[i:], "\\n", "\n"), 3000))
+	said := strings.ReplaceAll(m.log.text(), "panicked: "+onPurpose, "")
+	if i := strings.Index(said, "panicked"); i >= 0 {
+		m.t.Errorf("a panic was swallowed: %s", clip(strings.ReplaceAll(said[i:], "\\n", "\n"), 3000))
 	}
 	if m.watch >= 0 {
 		unix.Close(m.watch)
@@ -269,7 +271,8 @@ func (m *member) dial(addr string) *caller {
 // caller is the caller's end of a connection, with its head.
 type caller struct {
 	t           testing.TB
-	fd          int
+	fd          int    // of a dialled one
+	direct      *taken // an accepted one
 	kind        byte
 	peer, local netip.AddrPort
 	closed      atomic.Bool
@@ -296,6 +299,20 @@ func receiveAny(t testing.TB, fd int, within time.Duration) (*caller, *failed) {
 	if msg[1] == kindFailure {
 		return nil, &failed{Code(binary.NativeEndian.Uint16(msg[2:])), string(msg[headLen:n])}
 	}
+	addr := func(a, p int) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom16([16]byte(msg[a:a+16])).Unmap(), binary.NativeEndian.Uint16(msg[p:]))
+	}
+	c := &caller{t: t, fd: -1, kind: msg[1], peer: addr(8, 4), local: addr(24, 6)}
+	t.Cleanup(c.close)
+	if c.kind == kindAccepted {
+		if oobn != 0 || n != headLen+8 {
+			t.Fatalf("an accepted connection of %d bytes, %d of control messages", n, oobn)
+		}
+		if c.direct = testing_().take(binary.NativeEndian.Uint64(msg[headLen:])); c.direct == nil {
+			c.direct = &taken{p: testing_(), end: Broken, freed: true, changed: make(chan struct{})} // it has ended already
+		}
+		return c, nil
+	}
 	cm, err := unix.ParseSocketControlMessage(oob[:oobn])
 	if err != nil || len(cm) != 1 {
 		t.Fatalf("control messages: %v, %v", cm, err)
@@ -304,11 +321,7 @@ func receiveAny(t testing.TB, fd int, within time.Duration) (*caller, *failed) {
 	if err != nil || len(fds) != 1 {
 		t.Fatalf("rights: %v, %v", fds, err)
 	}
-	addr := func(a, p int) netip.AddrPort {
-		return netip.AddrPortFrom(netip.AddrFrom16([16]byte(msg[a:a+16])).Unmap(), binary.NativeEndian.Uint16(msg[p:]))
-	}
-	c := &caller{t: t, fd: fds[0], kind: msg[1], peer: addr(8, 4), local: addr(24, 6)}
-	t.Cleanup(c.close)
+	c.fd = fds[0]
 	return c, nil
 }
 
@@ -323,6 +336,10 @@ func receive(t testing.TB, fd int) *caller {
 
 func (c *caller) close() {
 	if !c.closed.Swap(true) {
+		if c.direct != nil {
+			c.direct.close()
+			return
+		}
 		unix.Close(c.fd)
 	}
 }
@@ -335,6 +352,9 @@ func (c *caller) write(b []byte) {
 }
 
 func (c *caller) tryWrite(b []byte) error {
+	if c.direct != nil {
+		return c.direct.tryWrite(b)
+	}
 	for len(b) > 0 {
 		n, err := unix.SendmsgN(c.fd, b, nil, nil, unix.MSG_NOSIGNAL)
 		if err == unix.EAGAIN {
@@ -351,6 +371,9 @@ func (c *caller) tryWrite(b []byte) error {
 
 // read gives what is there, io.EOF at an end, errReset at an abnormal one, as the Rust side tells them apart.
 func (c *caller) read(b []byte, within time.Duration) (int, error) {
+	if c.direct != nil {
+		return c.direct.read(b, within)
+	}
 	if !readyToRead(c.fd, within) {
 		return 0, os.ErrDeadlineExceeded
 	}
@@ -378,7 +401,13 @@ func (c *caller) readAll(within time.Duration) ([]byte, error) {
 	}
 }
 
-func (c *caller) shutdown() { unix.Shutdown(c.fd, unix.SHUT_WR) }
+func (c *caller) shutdown() {
+	if c.direct != nil {
+		c.direct.shutdown()
+		return
+	}
+	unix.Shutdown(c.fd, unix.SHUT_WR)
+}
 
 func readyToRead(fd int, within time.Duration) bool {
 	end := time.Now().Add(within)
@@ -438,7 +467,9 @@ func steady(t testing.TB) func() {
 	t.Helper()
 	count := func() (int, int) {
 		fds, _ := os.ReadDir("/proc/self/fd")
-		return runtime.NumGoroutine(), len(fds)
+		ready.mu.Lock()
+		defer ready.mu.Unlock()
+		return runtime.NumGoroutine() - ready.workers, len(fds)
 	}
 	g0, f0 := count()
 	return func() {

@@ -1,0 +1,379 @@
+//! Polls a connection's future where its bytes arrive: on Go's thread, in the turn that brought them.
+//!
+//! Invariants
+//! - The future belongs to a task of tokio (its [`Home`]): it ends, is cancelled and panics as any task does.
+//! - It is polled by one thread at a time. Who finds it taken leaves a mark, and whoever has it polls once more: no wake is lost.
+//! - A turn polls only what has been woken, and a few times at most; what it leaves is done by tokio. How many turns there are at
+//!   a time is Go's to bound: a thread is held for each.
+//! - A panic never leaves a turn; it is the task's.
+
+use std::{
+    any::Any,
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+};
+
+use futures_util::{future::BoxFuture, task::AtomicWaker};
+use tokio::runtime::Handle;
+
+/// How often a turn polls a future that wakes itself.
+const POLLS: usize = 8;
+
+/// Nobody polls, nobody has to.
+const IDLE: u8 = 0;
+/// The home is on its way.
+const WOKEN: u8 = 1;
+const POLLED: u8 = 2;
+/// And woken since.
+const POLLED_AND_WOKEN: u8 = 3;
+const DONE: u8 = 4;
+
+/// What is polled in turns.
+pub(super) struct Inline {
+    state: AtomicU8,
+    future: Mutex<Option<BoxFuture<'static, ()>>>,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    home: AtomicWaker,
+    runtime: Handle,
+}
+
+/// The right to poll, until dropped.
+pub(super) struct Turn<'a>(&'a Arc<Inline>);
+
+/// The task's side.
+pub(super) struct Home(Arc<Inline>);
+
+impl Home {
+    /// Must be called inside a runtime.
+    pub(super) fn new(future: BoxFuture<'static, ()>) -> Self {
+        Self(Arc::new(Inline {
+            state: AtomicU8::new(WOKEN),
+            future: Mutex::new(Some(future)),
+            panic: Mutex::new(None),
+            home: AtomicWaker::new(),
+            runtime: Handle::current(),
+        }))
+    }
+
+    pub(super) fn inline(&self) -> Arc<Inline> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl Inline {
+    /// Takes the future for a turn. `None`: another has it and will see what is woken.
+    pub(super) fn begin(self: &Arc<Self>) -> Option<Turn<'_>> {
+        let mine = self.changed(IDLE, POLLED) || self.changed(WOKEN, POLLED_AND_WOKEN);
+        mine.then_some(Turn(self))
+    }
+
+    /// Polls once; who calls has the right to.
+    fn poll(self: &Arc<Self>) {
+        let waker = Waker::from(Arc::clone(self));
+        let mut cx = Context::from_waker(&waker);
+        let mut place = lock(&self.future);
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            if let Some(future) = place.as_mut()
+                && future.as_mut().poll(&mut cx).is_ready()
+            {
+                *place = None;
+            }
+        }));
+        if let Err(panic) = outcome {
+            *lock(&self.panic) = Some(panic);
+            let broken = place.take();
+            // What is left of it may panic again.
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
+        }
+        if place.is_none() {
+            self.state.store(DONE, Ordering::Release);
+        }
+    }
+
+    fn changed(&self, from: u8, to: u8) -> bool {
+        self.state
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+}
+
+impl Turn<'_> {
+    /// Polls if there was a wake.
+    pub(super) fn run(&mut self) {
+        for _ in 0..POLLS {
+            if !self.0.changed(POLLED_AND_WOKEN, POLLED) {
+                return;
+            }
+            let _runtime = self.0.runtime.enter();
+            self.0.poll();
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if self.0.changed(POLLED, IDLE) {
+            return;
+        }
+        self.0.changed(POLLED_AND_WOKEN, WOKEN);
+        self.0.home.wake();
+    }
+}
+
+impl Wake for Inline {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        loop {
+            let state = self.state.load(Ordering::Acquire);
+            let (next, home) = match state {
+                IDLE => (WOKEN, true),
+                POLLED => (POLLED_AND_WOKEN, false),
+                _ => return,
+            };
+            if self.changed(state, next) {
+                if home {
+                    self.home.wake();
+                }
+                return;
+            }
+        }
+    }
+}
+
+impl Future for Home {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let inline = &self.0;
+        inline.home.register(cx.waker());
+        if inline.changed(WOKEN, POLLED) {
+            inline.poll();
+            if !inline.changed(POLLED, IDLE) && inline.changed(POLLED_AND_WOKEN, WOKEN) {
+                // The others' turn first, as with any task that wakes itself.
+                cx.waker().wake_by_ref();
+            }
+        }
+        if inline.state.load(Ordering::Acquire) != DONE {
+            return Poll::Pending;
+        }
+        if let Some(panic) = lock(&inline.panic).take() {
+            resume_unwind(panic);
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        // Waits for a turn that polls right now.
+        let mut place = lock(&self.0.future);
+        let future = place.take();
+        self.0.state.store(DONE, Ordering::Release);
+        drop(place);
+        drop(future);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{Weak, atomic::AtomicUsize, mpsc::channel},
+        thread::{self, ThreadId},
+        time::Duration,
+    };
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        task::JoinHandle,
+    };
+
+    use super::{
+        super::direct::{Conn, End, tests::connection},
+        *,
+    };
+
+    /// A task with its home, whose connection has been looked for once.
+    async fn serving<F>(
+        future: impl FnOnce(super::super::Stream) -> F,
+    ) -> (Arc<Conn>, JoinHandle<()>)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (conn, stream) = connection();
+        let home = stream.home().unwrap();
+        let task = tokio::spawn(home(Box::pin(future(stream))));
+        while conn
+            .inline()
+            .is_none_or(|i| i.state.load(Ordering::Acquire) != IDLE)
+        {
+            tokio::task::yield_now().await;
+        }
+        (conn, task)
+    }
+
+    /// A turn on a thread of its own, as Go has it.
+    fn turn(conn: &Arc<Conn>, input: &'static [u8]) -> (Vec<u8>, ThreadId) {
+        let conn = Arc::clone(conn);
+        thread::spawn(move || {
+            let mut out = vec![0; 100];
+            let told = conn.turn(input, End::Open, &mut out);
+            out.truncate(told.out);
+            (out, thread::current().id())
+        })
+        .join()
+        .unwrap()
+    }
+
+    async fn echo(mut stream: super::super::Stream, heard: std::sync::mpsc::Sender<ThreadId>) {
+        let mut bytes = [0; 100];
+        while let Ok(n @ 1..) = stream.read(&mut bytes).await {
+            let _ = heard.send(thread::current().id());
+            stream.write_all(bytes.get(..n).unwrap()).await.unwrap();
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_answer_leaves_with_the_turn_that_brought_its_question() {
+        let (told, heard) = channel();
+        let (conn, _task) = serving(|stream| echo(stream, told)).await;
+        for _ in 0..3 {
+            let (out, on) = turn(&conn, b"ping");
+            assert_eq!(out, b"ping");
+            assert_eq!(heard.recv().unwrap(), on);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_turn_has_the_runtime_and_what_wakes_elsewhere_is_done_by_tokio() {
+        let (conn, task) = serving(|mut stream| async move {
+            stream.read_u8().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            stream.write_all(b"late").await.unwrap();
+        })
+        .await;
+        assert_eq!(turn(&conn, b"x").0, b"");
+        task.await.unwrap();
+        assert_eq!(turn(&conn, b"").0, b"late");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_panic_in_a_turn_is_the_tasks() {
+        let (conn, task) = serving(|mut stream| async move {
+            stream.read_u8().await.unwrap();
+            panic!("on purpose");
+        })
+        .await;
+        assert_eq!(turn(&conn, b"x").0, b"");
+        assert!(task.await.unwrap_err().is_panic());
+        // The stream went with it.
+        assert!(conn.turn(b"", End::Open, &mut []).closed);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_future_that_ends_in_a_turn_ends_its_task_and_one_that_is_aborted_is_dropped() {
+        let (conn, task) = serving(|mut stream| async move {
+            stream.read_u8().await.unwrap();
+        })
+        .await;
+        turn(&conn, b"x");
+        task.await.unwrap();
+
+        let held = Arc::new(());
+        let weak: Weak<()> = Arc::downgrade(&held);
+        let (conn, task) = serving(|mut stream| async move {
+            let _held = held;
+            stream.read_u8().await.unwrap();
+        })
+        .await;
+        task.abort();
+        assert!(task.await.unwrap_err().is_cancelled());
+        assert!(weak.upgrade().is_none());
+        assert!(conn.turn(b"x", End::Open, &mut []).closed);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_future_that_never_rests_does_not_hold_the_turn() {
+        let (polls, counted) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (all, in_turn) = (Arc::clone(&polls), Arc::clone(&counted));
+        let (conn, task) = serving(|mut stream| async move {
+            stream.read_u8().await.unwrap();
+            let turns = thread::current().id();
+            std::future::poll_fn(|cx| {
+                all.fetch_add(1, Ordering::SeqCst);
+                if thread::current().id() == turns {
+                    in_turn.fetch_add(1, Ordering::SeqCst);
+                }
+                cx.waker().wake_by_ref();
+                match all.load(Ordering::SeqCst) {
+                    100 => Poll::Ready(()),
+                    _ => Poll::Pending,
+                }
+            })
+            .await;
+        })
+        .await;
+        turn(&conn, b"x");
+        task.await.unwrap();
+        assert_eq!(polls.load(Ordering::SeqCst), 100);
+        assert!(counted.load(Ordering::SeqCst) <= POLLS);
+    }
+
+    /// Turns on one side, wakes from tokio on the other, each polling in the other's way: all that was said must be heard.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_wake_is_lost() {
+        const TURNS: usize = 20_000;
+        let (tick, mut ticks) = tokio::sync::mpsc::unbounded_channel::<()>();
+        let (conn, task) = serving(|mut stream| async move {
+            let (mut heard, mut ticked) = (0, 0);
+            let mut byte = [0; 1];
+            while heard < TURNS || ticked < TURNS {
+                tokio::select! {
+                    read = stream.read(&mut byte), if heard < TURNS => heard += read.unwrap(),
+                    tick = ticks.recv(), if ticked < TURNS => {
+                        tick.unwrap();
+                        ticked += 1;
+                    }
+                }
+            }
+        })
+        .await;
+        let ticking: JoinHandle<()> = tokio::spawn(async move {
+            for n in 0..TURNS {
+                tick.send(()).unwrap();
+                if n % 8 == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        });
+        let turning = thread::spawn(move || {
+            let mut brought = 0;
+            while brought < TURNS {
+                let mut told = conn.turn(b"x", End::Open, &mut [0; 8]);
+                brought += 1;
+                while told.room == 0 && !told.closed {
+                    thread::yield_now();
+                    told = conn.turn(b"", End::Open, &mut []);
+                }
+            }
+        });
+        tokio::time::timeout(Duration::from_secs(20), task)
+            .await
+            .expect("a wake was lost")
+            .unwrap();
+        ticking.await.unwrap();
+        turning.join().unwrap();
+    }
+}

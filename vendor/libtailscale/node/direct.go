@@ -1,0 +1,426 @@
+// Connections from the tailnet, given to the program without a socket between: bytes are copied from the netstack into
+// the program's memory and back, by a goroutine that lives only while there is something to do.
+//
+// Why not a socket pair, as for what we dial (splice.go): a request then costs four system calls and two changes of
+// thread, more than the netstack itself. Here the program works on a request inside the call that brings it, on our
+// thread, and its answer goes out when that call returns.
+//
+// Invariants
+//   - One goroutine at a time works for a connection (state), so its bytes stay in order and its fields need no lock. An
+//     idle connection has none, and no buffer; one whose peer does not read has what is to be sent, and no more.
+//   - Nothing here waits: reads and writes of the netstack answer at once, and its queue tells us when it is worth to try
+//     again. So a peer that does not read holds up nobody, and the other direction goes on.
+//   - No memory crosses to the program but for the time of a call.
+//   - The program says nothing by calling us: it leaves the connection's number in a queue and wakes us (kicks).
+//   - An abnormal end is told as one, an end of stream as one. A close by the program sends what was written, then FIN.
+//   - A peer that stops reading cannot hold a connection that the program has closed for more than closedLimit.
+//   - A panic in here ends the connection, not the process.
+
+package node
+
+import (
+	"bytes"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+// Program is the side of the program, to which accepted connections are given. Its methods are called from any
+// goroutine; those for one connection never at the same time.
+type Program interface {
+	// Open announces a connection. What it gives stands for it in the other calls, until Free.
+	Open(id uint64) (ref uintptr)
+	// Turn brings what came from the network, lets the program work, and takes what is to be sent into out. in is at most
+	// as long as the room that the last turn told.
+	Turn(ref uintptr, in []byte, end End, out []byte, told *Told)
+	// Free ends the connection.
+	Free(ref uintptr)
+	// Kicked takes the numbers of connections that want a turn.
+	Kicked(ids []uint64) int
+}
+
+// End is how far the network's direction has come.
+type End uint32
+
+const (
+	Open   End = iota
+	Ended      // the peer's end of stream
+	Broken     // a reset, a timeout, the end of the node: nothing goes either way any more
+)
+
+// Told is what a turn tells, as tailscale_told of tailscale.h has it.
+type Told struct {
+	Out   uint32 // bytes put into out
+	Room  uint32 // bytes that the next turn may bring; after 0 comes a kick when there is room
+	Flags uint32
+}
+
+const (
+	TellsMore   = 1 << iota // there is more to be sent
+	TellsShut               // and nothing will be sent afterwards
+	TellsClosed             // the program has let go of it, and reads no more either
+)
+
+const (
+	turnBuffer = 64 << 10
+	firstRoom  = turnBuffer
+)
+
+var closedLimit = time.Minute // shorter in a test
+
+// The states of a connection.
+const (
+	idle    = iota
+	working // a goroutine has it
+	again   // and has to look again
+	gone
+)
+
+type direct struct {
+	set  *splices
+	log  *logger
+	id   uint64
+	ref  uintptr
+	net  netConn
+	ep   tcpip.Endpoint
+	wq   *waiter.Queue
+	note waiter.Entry
+
+	state   atomic.Uint32
+	kicked  atomic.Bool
+	aborted atomic.Bool
+
+	// What follows belongs to the goroutine that works.
+	end  End
+	room uint32
+	shut bool   // our end of stream was sent
+	rest []byte // what the netstack would not take yet
+	late *time.Timer
+
+	next *direct // of ready
+}
+
+// buffers are what a goroutine works with.
+type buffers struct {
+	in, out [turnBuffer]byte
+	told    Told
+	writer  tcpip.SliceWriter
+	reader  bytes.Reader
+}
+
+var spare = sync.Pool{New: func() any { return new(buffers) }}
+
+var program struct {
+	Program
+	mu   sync.RWMutex
+	last uint64
+	all  map[uint64]*direct
+}
+
+// SetProgram says who gets the connections, once for the process. kicks becomes readable when Kicked has something to
+// tell; it is given away.
+func SetProgram(p Program, kicks int) *Error {
+	program.mu.Lock()
+	defer program.mu.Unlock()
+	if program.Program != nil {
+		unix.Close(kicks)
+		return fail(BadState, "the program was set before")
+	}
+	if err := unix.SetNonblock(kicks, true); err != nil {
+		unix.Close(kicks)
+		return ioFail("the descriptor for kicks", err)
+	}
+	unix.CloseOnExec(kicks)
+	program.Program = p
+	program.all = make(map[uint64]*direct)
+	go followKicks(os.NewFile(uintptr(kicks), "kicks"), p)
+	return nil
+}
+
+func programSet() bool {
+	program.mu.RLock()
+	defer program.mu.RUnlock()
+	return program.Program != nil
+}
+
+func followKicks(f *os.File, p Program) {
+	var b [64]byte
+	var ids [256]uint64
+	for {
+		if n, err := f.Read(b[:]); n == 0 || err != nil {
+			return
+		}
+		for n := len(ids); n == len(ids); {
+			n = p.Kicked(ids[:])
+			program.mu.RLock()
+			for _, id := range ids[:n] {
+				if d := program.all[id]; d != nil {
+					d.kicked.Store(true)
+					d.schedule()
+				}
+			}
+			program.mu.RUnlock()
+		}
+	}
+}
+
+// direct takes a connection into the set and begins to serve it. Nil: the node is closing, or the connection is of a kind
+// that we do not know.
+func (set *splices) direct(c netConn, log *logger) *direct {
+	ep, wq := inside(c)
+	if ep == nil {
+		log.rarely(lvError, "a connection is a %T, which is not known", c)
+		return nil
+	}
+	d := &direct{set: set, log: log, net: c, ep: ep, wq: wq, room: firstRoom}
+	set.mu.Lock()
+	if set.closed {
+		set.mu.Unlock()
+		return nil
+	}
+	if set.directs == nil {
+		set.directs = make(map[*direct]struct{})
+	}
+	set.directs[d] = struct{}{}
+	set.ended.Add(1)
+	set.mu.Unlock()
+	live.Add(1)
+
+	d.state.Store(working)
+	program.mu.Lock()
+	program.last++
+	d.id = program.last
+	program.all[d.id] = d
+	program.mu.Unlock()
+	d.ref = program.Open(d.id)
+	d.note.Init(d, waiter.ReadableEvents|waiter.WritableEvents|waiter.EventHUp|waiter.EventErr)
+	wq.EventRegister(&d.note)
+	ready.put(d)
+	return d
+}
+
+// NotifyEvent is the netstack's word that something has changed. It holds locks.
+func (d *direct) NotifyEvent(waiter.EventMask) { d.schedule() }
+
+func (d *direct) schedule() {
+	for {
+		switch d.state.Load() {
+		case idle:
+			if d.state.CompareAndSwap(idle, working) {
+				ready.put(d)
+				return
+			}
+		case working:
+			if d.state.CompareAndSwap(working, again) {
+				return
+			}
+		default:
+			return
+		}
+	}
+}
+
+// abort ends both directions now. The netstack is told here and not by who works: when a node is closed, the peer must
+// hear of it before the node is gone.
+func (d *direct) abort() {
+	d.aborted.Store(true)
+	d.net.Close()
+	d.schedule()
+}
+
+// ready are the connections with something to do, and the goroutines that do it: few, and none ends, since the netstack
+// needs more stack than a new goroutine has, and each is a thread while the program works on a request. Those that
+// nobody needs wait.
+var ready queue
+
+type queue struct {
+	mu          sync.Mutex
+	first, last *direct
+	workers     int
+	waiting     int
+	wake        chan struct{}
+}
+
+// mostWorkers bounds the threads that the program may hold.
+const mostWorkers = 64
+
+func (q *queue) put(d *direct) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.first == nil {
+		q.first = d
+	} else {
+		q.last.next = d
+	}
+	q.last = d
+	switch {
+	case q.waiting > 0:
+		q.waiting--
+		q.wake <- struct{}{}
+	case q.workers < min(2*runtime.GOMAXPROCS(0), mostWorkers):
+		if q.wake == nil {
+			q.wake = make(chan struct{}, mostWorkers)
+		}
+		q.workers++
+		go q.work()
+	}
+}
+
+func (q *queue) work() {
+	for {
+		q.mu.Lock()
+		d := q.first
+		if d == nil {
+			q.waiting++
+			q.mu.Unlock()
+			<-q.wake
+			continue
+		}
+		q.first, d.next = d.next, nil
+		q.mu.Unlock()
+		d.work()
+	}
+}
+
+// work does what there is to do for the connection.
+func (d *direct) work() {
+	over := true
+	defer func() {
+		if p := recover(); p != nil {
+			d.log.printf(lvError, "a connection ends: serving it panicked: %v\n%s", p, debug.Stack())
+		}
+		if over {
+			d.free()
+		}
+	}()
+	b := spare.Get().(*buffers)
+	defer spare.Put(b)
+	for {
+		d.state.Store(working)
+		if d.pass(b) {
+			return
+		}
+		if d.state.CompareAndSwap(working, idle) {
+			over = false
+			return
+		}
+	}
+}
+
+// pass brings and takes bytes until there are none. True: the connection is at its end.
+func (d *direct) pass(b *buffers) bool {
+	turn := d.kicked.Swap(false)
+	for {
+		// What waits goes first: nothing more is taken before it is gone.
+		if len(d.rest) > 0 {
+			d.rest = d.send(b, d.rest)
+			turn = turn || len(d.rest) == 0
+		}
+		if d.aborted.Load() {
+			d.end = Broken
+		}
+		n, end := 0, d.end
+		if end == Open && d.room > 0 {
+			n = d.receive(b)
+		}
+		if n == 0 && d.end == end && end != Broken && !turn {
+			return false
+		}
+		out := b.out[:]
+		if len(d.rest) > 0 {
+			out = nil
+		}
+		program.Turn(d.ref, b.in[:n], d.end, out, &b.told)
+		if d.end == Broken {
+			return true
+		}
+		d.room = b.told.Room
+		if b.told.Out > 0 {
+			// A copy, if the netstack does not take all: whoever works next needs the buffer.
+			d.rest = slices.Clone(d.send(b, out[:b.told.Out]))
+		}
+		closed := b.told.Flags&TellsClosed != 0
+		turn = len(d.rest) == 0 && b.told.Flags&TellsMore != 0
+		switch {
+		case d.end == Broken:
+		case len(d.rest) > 0:
+			if closed && d.late == nil {
+				d.late = time.AfterFunc(closedLimit, d.abort)
+			}
+		case turn:
+		case closed:
+			return true
+		case b.told.Flags&TellsShut != 0:
+			if !d.shut && d.net.CloseWrite() != nil {
+				d.end = Broken
+			}
+			d.shut = true
+			if d.end == Ended {
+				return true
+			}
+		}
+	}
+}
+
+// receive reads what is there.
+func (d *direct) receive(b *buffers) int {
+	b.writer = b.in[:min(len(b.in), int(d.room))]
+	got, err := d.ep.Read(&b.writer, tcpip.ReadOptions{})
+	switch err.(type) {
+	case nil:
+		d.ep.ModerateRecvBuf(got.Count)
+		return got.Count
+	case *tcpip.ErrWouldBlock:
+	case *tcpip.ErrClosedForReceive:
+		d.end = Ended
+	default:
+		d.end = Broken
+	}
+	return 0
+}
+
+// send writes as much as the netstack takes, and gives the rest.
+func (d *direct) send(b *buffers, p []byte) []byte {
+	for len(p) > 0 {
+		b.reader.Reset(p)
+		n, err := d.ep.Write(&b.reader, tcpip.WriteOptions{})
+		if p = p[n:]; n > 0 && d.late != nil {
+			d.late.Reset(closedLimit)
+		}
+		switch err.(type) {
+		case nil:
+		case *tcpip.ErrWouldBlock:
+			return p
+		default:
+			d.end = Broken
+			return nil
+		}
+	}
+	return nil
+}
+
+func (d *direct) free() {
+	d.state.Store(gone)
+	if d.late != nil {
+		d.late.Stop()
+	}
+	d.wq.EventUnregister(&d.note)
+	d.net.Close()
+	program.Free(d.ref)
+	program.mu.Lock()
+	delete(program.all, d.id)
+	program.mu.Unlock()
+	d.set.mu.Lock()
+	delete(d.set.directs, d)
+	d.set.mu.Unlock()
+	live.Add(-1)
+	d.set.ended.Done()
+}
