@@ -4,11 +4,15 @@
 // every endpoint, including those that only wait out their last state), the resets go into a queue of 512 packets that
 // nobody empties any more. With more endpoints than that, closing hangs for ever. So closed connections must leave soon,
 // and when a node with many is closed, it waits for them first (drain).
+//
+// What else is on its way ends in queues as well: so a node waits, a moment, until the peers of its connections have heard
+// of their end (awaitHeard). Without it they would learn of it by a timeout of their own.
 
 package node
 
 import (
 	"expvar"
+	"slices"
 	"strconv"
 	"time"
 
@@ -27,6 +31,9 @@ const (
 	fewEnough = 256
 
 	drainLimit = 3500 * time.Millisecond
+
+	heardLimit  = time.Second // a peer that lost a packet gets it again within that; one that is gone is not waited for
+	lastPackets = 50 * time.Millisecond
 )
 
 func shortenLastStates(sys *tsd.System) *Error {
@@ -69,4 +76,24 @@ func endpoints(ns *netstack.Impl) int {
 	}
 	n, _ := strconv.Atoi(v.String())
 	return n
+}
+
+// awaitHeard waits until the peers of closed connections have acknowledged the end. A reset is not acknowledged: it only
+// gets time to leave.
+func awaitHeard(eps []tcpip.Endpoint) {
+	if len(eps) == 0 {
+		return
+	}
+	for end := time.Now().Add(heardLimit); slices.ContainsFunc(eps, unheard) && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond)
+	}
+	time.Sleep(lastPackets)
+}
+
+func unheard(ep tcpip.Endpoint) bool {
+	switch tcp.EndpointState(ep.State()) {
+	case tcp.StateEstablished, tcp.StateCloseWait, tcp.StateFinWait1, tcp.StateClosing, tcp.StateLastAck:
+		return true
+	}
+	return false
 }

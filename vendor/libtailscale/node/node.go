@@ -35,10 +35,7 @@ import (
 	"tailscale.com/tsnet"
 )
 
-const (
-	closeLimit  = 5200 * time.Millisecond // the ABI promises 5.5 s
-	lastPackets = 50 * time.Millisecond
-)
+const closeLimit = 5200 * time.Millisecond // the ABI promises 5.5 s
 
 // Node is one tailnet node.
 type Node struct {
@@ -390,10 +387,7 @@ func (n *Node) close(starting bool) *Error {
 	go func() {
 		defer close(done)
 		n.ports.closeAll()
-		if n.splice.closeAll() > 0 {
-			// What tells the peers is on its way through queues of the node, which end without being emptied.
-			time.Sleep(lastPackets)
-		}
+		awaitHeard(n.splice.closeAll())
 		if starting {
 			<-n.started
 			n.stopServer()

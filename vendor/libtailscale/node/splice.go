@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip"
 )
 
 const (
@@ -106,8 +107,8 @@ func (set *splices) start(c netConn, u ours) bool {
 	return true
 }
 
-// closeAll aborts all connections and refuses new ones. It tells how many there were.
-func (set *splices) closeAll() int {
+// closeAll aborts all connections and refuses new ones. It gives their endpoints.
+func (set *splices) closeAll() []tcpip.Endpoint {
 	set.mu.Lock()
 	set.closed = true
 	all := make([]*splice, 0, len(set.all))
@@ -119,13 +120,18 @@ func (set *splices) closeAll() int {
 		directs = append(directs, d)
 	}
 	set.mu.Unlock()
+	var eps []tcpip.Endpoint
 	for _, d := range directs {
 		d.abort()
+		eps = append(eps, d.ep)
 	}
 	for _, s := range all {
 		s.abort()
+		if ep, _ := inside(s.net); ep != nil {
+			eps = append(eps, ep)
+		}
 	}
-	return len(all) + len(directs)
+	return eps
 }
 
 func (set *splices) wait() { set.ended.Wait() }
