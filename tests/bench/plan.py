@@ -20,7 +20,7 @@ CELLS = {
     "c1": (1, True, "one"),
     "c8": (8, True, "one"),
     "c64": (64, True, "one"),
-    "new8": (8, False, "one"),
+    "new8": (8, False, "new"),
     "many64": (64, True, "many"),
 }
 
@@ -122,7 +122,7 @@ class Plan:
             nobody = [rule(f"nobody-{n}", f"nobody-{n}@example.com") for n in range(rules - 1)]
             (folder / "policy.toml").write_text("".join([*nobody, rule("all", "*")]))
 
-        callers = world.load("one").callers + world.load("many").callers
+        callers = world.load("one").callers + world.load("many").callers + world.load("new").callers
         return world.tailbone(name, {
             "TB_COMPONENTS": "gate",
             "TB_GATE_UPSTREAM": world.stub()["url"],
