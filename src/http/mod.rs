@@ -1,8 +1,10 @@
-//! HTTP as all components share it: serving a listener ([`serve`], on a host address with [`tls`]), the layers around each router ([`layers`]), and the one
-//! place where an error becomes a status ([`error`]); how often somebody may ask ([`pace`]); health for probes ([`health`]).
+//! HTTP as all components share it: serving a listener ([`serve`], on a host address with [`tls`]), the layers around each router
+//! ([`layers`]), and the one place where an error becomes a status ([`error`]); how often somebody may ask ([`pace`]), and what is
+//! kept for each who does ([`accounts`]); health for probes ([`health`]).
 //!
 //! Left to the components: their routes, and which of their errors is which [`error::Kind`].
 
+pub mod accounts;
 pub mod error;
 pub mod health;
 pub mod layers;

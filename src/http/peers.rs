@@ -1,11 +1,10 @@
 //! What one peer may take of a listener: connections at once, and requests over time.
 //!
 //! Invariants
-//! - A peer is an address; all its connections share one account, which outlives them until it is as good as new.
-//! - Accounts cost bounded memory: those that are as good as new are swept out whenever their number has doubled.
+//! - A peer is an address; all its connections share one account, which outlives them until it is as good as new
+//!   (`accounts.rs`).
 
 use std::{
-    collections::HashMap,
     net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError,
@@ -14,19 +13,10 @@ use std::{
     time::Instant,
 };
 
-use super::pace::Bucket;
-
-/// Fewer accounts than this are not worth sweeping.
-const SWEEP: usize = 1024;
+use super::{accounts::Accounts, pace::Bucket};
 
 #[derive(Debug, Default)]
-pub(super) struct Peers(Mutex<Table>);
-
-#[derive(Debug, Default)]
-struct Table {
-    accounts: HashMap<IpAddr, Arc<Account>>,
-    sweep_at: usize,
-}
+pub(super) struct Peers(Mutex<Accounts<IpAddr, Account>>);
 
 /// One peer's.
 #[derive(Debug, Default)]
@@ -38,23 +28,19 @@ pub(super) struct Account {
 impl Peers {
     /// One more connection of `peer`, unless it has `most` already.
     pub(super) fn connect(&self, peer: IpAddr, most: usize, now: Instant) -> Option<Held> {
-        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if table.accounts.len() >= table.sweep_at.max(SWEEP) {
-            table.accounts.retain(|_, account| !account.as_new(now));
-            table.sweep_at = table.accounts.len() * 2;
-        }
-        let account = table.accounts.entry(peer.to_canonical()).or_default();
+        let mut accounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let account = accounts.of(peer.to_canonical(), |account| account.as_new(now));
         // Counted up under the lock alone, so the bound holds.
         if account.connections.load(Ordering::Acquire) >= most {
             return None;
         }
         account.connections.fetch_add(1, Ordering::AcqRel);
-        Some(Held(account.clone()))
+        Some(Held(account))
     }
 
     #[cfg(test)]
     fn len(&self) -> usize {
-        self.0.lock().unwrap().accounts.len()
+        self.0.lock().unwrap().len()
     }
 }
 
@@ -88,7 +74,7 @@ impl Account {
 mod tests {
     use std::time::Duration;
 
-    use super::*;
+    use super::{super::accounts::SWEEP, *};
 
     fn ip(last: u32) -> IpAddr {
         std::net::Ipv4Addr::from(0x6440_0000 + last).into()

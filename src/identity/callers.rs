@@ -2,36 +2,24 @@
 //! devices, a tagged machine is its node.
 //!
 //! Invariants
-//! - All connections of a caller share one bucket, and it outlives them until it is as good as new.
-//! - Buckets cost bounded memory: those that nobody holds and that are as good as new are swept out whenever their number has
-//!   doubled.
+//! - All connections of a caller share one bucket, and it outlives them until it is as good as new ([`crate::http::accounts`]).
 //! - The table is asked when a connection learns who its caller is, which is not for each request; a request costs the bucket.
 //!
 //! Whoever has no identity (the internet, unknown peers) is bounded by address alone, in [`crate::http::serve`].
 
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
 use super::{Caller, Visitor};
-use crate::http::{self, pace, pace::Bucket, serve::LiveLimits};
-
-/// Fewer buckets than this are not worth sweeping.
-const SWEEP: usize = 1024;
+use crate::http::{self, accounts::Accounts, pace, pace::Bucket, serve::LiveLimits};
 
 /// The callers of a server. Clones are one.
 #[derive(Debug, Clone)]
 pub struct Callers {
     limits: LiveLimits,
-    table: Arc<Mutex<Table>>,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    buckets: HashMap<Key, Arc<Bucket>>,
-    sweep_at: usize,
+    buckets: Arc<Mutex<Accounts<Key, Bucket>>>,
 }
 
 /// Names and logins change, these do not.
@@ -52,7 +40,7 @@ impl Callers {
     pub fn new(limits: impl Into<LiveLimits>) -> Self {
         Self {
             limits: limits.into(),
-            table: Arc::default(),
+            buckets: Arc::default(),
         }
     }
 
@@ -62,23 +50,16 @@ impl Callers {
             Caller::Machine(machine) => Key::Node(machine.id.clone()),
             Caller::User(user) => Key::User(user.id),
         };
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if table.buckets.len() >= table.sweep_at.max(SWEEP) {
-            // Held by a connection alone is not forgotten: the next one would get another.
-            table
-                .buckets
-                .retain(|_, bucket| Arc::strong_count(bucket) > 1 || !bucket.as_new(now));
-            table.sweep_at = table.buckets.len() * 2;
-        }
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         Some(Allowance {
-            bucket: table.buckets.entry(key).or_default().clone(),
+            bucket: buckets.of(key, |bucket| bucket.as_new(now)),
             limits: self.limits.clone(),
         })
     }
 
     #[cfg(test)]
     fn len(&self) -> usize {
-        self.table.lock().unwrap().buckets.len()
+        self.buckets.lock().unwrap().len()
     }
 }
 
@@ -98,7 +79,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        http::{error::Kind, serve::Limits},
+        http::{accounts::SWEEP, error::Kind, serve::Limits},
         tailnet::{WhoIs, WhoIsNode, WhoIsUser},
     };
 

@@ -115,7 +115,7 @@ impl fmt::Debug for Signer {
 }
 
 /// Turns at signing with slow keys, on the async workers themselves, and a queue for them that has an end. A hop to a thread and
-/// back would cost a third of a signature.
+/// back costs more (ARCHITECTURE.md).
 #[derive(Debug)]
 pub struct SigningQueue {
     turns: Semaphore,

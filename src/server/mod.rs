@@ -1,12 +1,12 @@
 //! The composition root of `tailbone server …`: what is built in which order, and how it ends. The only place that names every
 //! component.
 //!
-//! Order of the start: log and export of telemetry, signals, then node and keys side by side (joining waits for the network, a first key for the processor),
-//! then listeners, then "listening" in the log. A listener exists only once what it serves is ready; the local admin socket needs
-//! the keys alone, so it is there while the node still joins.
+//! Order of the start: log and export of telemetry, signals, then node and keys side by side (joining waits for the network, a first
+//! key for the processor), then listeners, then "listening" in the log. A listener exists only once what it serves is ready; the
+//! local admin socket needs the keys alone, so it is there while the node still joins.
 //!
-//! Order of the end: listeners stop accepting, open requests get the grace time, their answers and the last telemetry leave the machine, the node logs out
-//! if it is ephemeral and closes. A second signal ends the process at once.
+//! Order of the end: listeners stop accepting, open requests get the grace time, their answers and the last telemetry leave the
+//! machine, the node logs out if it is ephemeral and closes. A second signal ends the process at once.
 //!
 //! Left to others: joining ([`crate::tailnet::join`]), serving ([`crate::http::serve`]), which key signs ([`crate::jwks`]).
 

@@ -78,7 +78,7 @@ struct State {
     kicked: bool,
 }
 
-/// Bytes in order: put at the back, taken from the front.
+/// Bytes in order: put at the back, taken from the front. Empty, it keeps no memory.
 #[derive(Default)]
 struct Buffer {
     bytes: Vec<u8>,

@@ -66,7 +66,7 @@ own_network! {
 
         // The gate, in the real program. It takes the word of whoever opens its socket, and of the host.
         let socket = folder.path().join("gate.sock");
-        let key = devnet.key(&Key { preauthorized: true, ..Key::default() }).await;
+        let key = devnet.ready_key().await;
         let more = [
             "--components", "gate", "--gate-policy", policy.to_str().unwrap(),
             "--gate-auth-socket", socket.to_str().unwrap(), "--gate-auth-proxies", "tag:web",

@@ -9,7 +9,6 @@ use tempfile::TempDir;
 use super::server::{Daemon, dialled};
 use crate::support::{
     backend::Backend,
-    devnet::Key,
     http::{Connection, request},
     world::{EmbeddedWorld, Who, World},
 };
@@ -35,7 +34,7 @@ alone! {
         fs::write(&policy, RULES).unwrap();
         let upstream = format!("http://{}", backend.addr);
         let host = world.host("wiki");
-        let key = world.devnet.key(&Key { preauthorized: true, ..Key::default() }).await;
+        let key = world.devnet.ready_key().await;
         let alice = world.node("alice", Who::User("alice@staff.example.com")).await;
         let robot = world.node("robot", Who::Tag("tag:ci")).await;
         let eve = world.node("eve", Who::User("eve@example.com")).await;

@@ -14,7 +14,7 @@ use tailbone::tailnet::Node;
 use tempfile::TempDir;
 
 use crate::support::{
-    devnet::{Devnet, Key},
+    devnet::Devnet,
     eventually,
     http::Connection,
     soon,
@@ -40,12 +40,7 @@ impl Daemon {
         devnet: &Devnet,
         before: &str,
     ) -> Self {
-        let key = devnet
-            .key(&Key {
-                preauthorized: true,
-                ..Key::default()
-            })
-            .await;
+        let key = devnet.ready_key().await;
         let output = fs::File::create(folder.join("log")).unwrap();
         let script = format!("{before}\nexec \"$0\" \"$@\"");
         let line = [wrapper, &["/bin/sh", "-e", "-c", &script]].concat();

@@ -27,7 +27,6 @@ use tempfile::TempDir;
 
 use super::server::dialled;
 use crate::support::{
-    devnet::Key,
     eventually,
     http::{Answer, Connection, request},
     patience,
@@ -155,13 +154,7 @@ impl Issuer {
     async fn start(world: &EmbeddedWorld, more: &[&str], variables: &[(&str, &str)]) -> Self {
         let folder = TempDir::new().unwrap();
         let host = world.host("tailbone");
-        let key = world
-            .devnet
-            .key(&Key {
-                preauthorized: true,
-                ..Key::default()
-            })
-            .await;
+        let key = world.devnet.ready_key().await;
         let log = fs::File::create(folder.path().join("log")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_tailbone"))
             .args(["server", "start", "--ts-hostname", &host])

@@ -19,7 +19,7 @@ use tailbone::tailnet::{Node, Stream};
 use tempfile::TempDir;
 
 use crate::support::{
-    devnet::{Devnet, Key},
+    devnet::Devnet,
     eventually,
     http::Connection,
     patience, soon,
@@ -145,7 +145,7 @@ alone! {
         let world = EmbeddedWorld::new();
         let folder = TempDir::new().unwrap();
         let host = world.host("tailbone");
-        let key = world.devnet.key(&Key { preauthorized: true, ..Key::default() }).await;
+        let key = world.devnet.ready_key().await;
         let alice = world.node("alice", Who::User("alice@example.com")).await;
 
         let mut daemon = Daemon::start(folder.path(), world.devnet, &host, Some(&key), &[]);
@@ -177,7 +177,7 @@ alone! {
         let world = EmbeddedWorld::new();
         let folder = TempDir::new().unwrap();
         let host = world.host("tailbone");
-        let key = world.devnet.key(&Key { preauthorized: true, ..Key::default() }).await;
+        let key = world.devnet.ready_key().await;
         let alice = world.node("alice", Who::User("alice@example.com")).await;
         let more = ["--log-format", "json", "--log-level", "trace"];
         let mut daemon = Daemon::start(folder.path(), world.devnet, &host, Some(&key), &more);
@@ -301,7 +301,7 @@ alone! {
         let world = EmbeddedWorld::new();
         let folder = TempDir::new().unwrap();
         let host = world.host("tailbone");
-        let key = world.devnet.key(&Key { preauthorized: true, ..Key::default() }).await;
+        let key = world.devnet.ready_key().await;
         let alice = world.node("alice", Who::User("alice@example.com")).await;
         let mut daemon = Daemon::start(folder.path(), world.devnet, &host, Some(&key), &[]);
         daemon.listening(1).await;

@@ -26,11 +26,7 @@ use tailbone::{
 use tempfile::TempDir;
 
 use super::inside::{Daemon, call, ready};
-use crate::support::{
-    devnet::{Devnet, Key},
-    eventually,
-    world::{config, running},
-};
+use crate::support::{devnet::Devnet, eventually, world::person};
 
 /// Of each round.
 const CONNECTIONS: usize = 400;
@@ -136,15 +132,8 @@ alone! {
         fs::write(folder.path().join("tailbone.toml"), SETTINGS).unwrap();
         let daemon = Daemon::start(folder.path(), &devnet, "export GOGC=10").await;
         ready(&daemon).await;
-        let mut peers = Vec::new();
-        for host in ["alice", "bob"] {
-            let key = Key { login: format!("{host}@example.com"), preauthorized: true, ..Key::default() };
-            let key = devnet.key(&key).await;
-            let node = tailbone::tailnet::EmbeddedNode::start(&config(&devnet, folder.path(), host, &key)).await.unwrap();
-            running(&node).await;
-            peers.push(node);
-        }
-        let [alice, bob] = &peers[..] else { unreachable!() };
+        let alice = &person(&devnet, folder.path(), "alice").await;
+        let bob = &person(&devnet, folder.path(), "bob").await;
 
         let mut first = None;
         for round in 0..ROUNDS {
@@ -167,8 +156,7 @@ alone! {
             eprintln!("round {round} in {took:?}: {held:?}");
         }
         assert_eq!(call(alice, "tailbone", 80).await.post("/issue").await.status(), 200);
-        for peer in peers {
-            peer.close().await;
-        }
+        alice.close().await;
+        bob.close().await;
     }
 }

@@ -10,15 +10,11 @@ use std::{
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use tailbone::tailnet::{EmbeddedNode, Node};
+use tailbone::tailnet::Node;
 use tempfile::TempDir;
 
 use super::inside::{Daemon, call, ready, settings};
-use crate::support::{
-    devnet::{Devnet, Key},
-    eventually,
-    world::{config, running},
-};
+use crate::support::{devnet::Devnet, eventually, world::person};
 
 fn trouble() -> Duration {
     let seconds = std::env::var("TAILBONE_TEST_TROUBLE")
@@ -37,22 +33,6 @@ fn kinds() -> [(&'static str, Value); 4] {
     ]
 }
 
-/// A node of a person on this devnet.
-async fn peer(devnet: &Devnet, folder: &TempDir, host: &str) -> EmbeddedNode {
-    let login = format!("{host}@example.com");
-    let key = Key {
-        login,
-        preauthorized: true,
-        ..Key::default()
-    };
-    let key = devnet.key(&key).await;
-    let node = EmbeddedNode::start(&config(devnet, folder.path(), host, &key))
-        .await
-        .unwrap();
-    running(&node).await;
-    node
-}
-
 async fn while_in_trouble(what: &str, how: Value) {
     let devnet = Devnet::start();
     let folder = TempDir::new().unwrap();
@@ -63,7 +43,7 @@ async fn while_in_trouble(what: &str, how: Value) {
     .unwrap();
     let daemon = Daemon::start(folder.path(), &devnet, "").await;
     ready(&daemon).await;
-    let alice = peer(&devnet, &folder, "alice").await;
+    let alice = person(&devnet, folder.path(), "alice").await;
     let mut kept = call(&alice, "tailbone", 80).await;
     assert_eq!(kept.post("/issue").await.status(), 200);
 
@@ -85,7 +65,7 @@ async fn while_in_trouble(what: &str, how: Value) {
 
     // Back: news arrive again, such as somebody who is new.
     devnet.control(json!({"mode": "ok"})).await;
-    let bob = peer(&devnet, &folder, "bob").await;
+    let bob = person(&devnet, folder.path(), "bob").await;
     eventually("a token for somebody new", async || {
         let dialled = bob.dial("tailbone:80", Duration::from_secs(5)).await;
         let stream = dialled.map_err(|error| error.to_string())?;

@@ -88,6 +88,15 @@ impl Devnet {
         SHARED.get_or_init(Self::start)
     }
 
+    /// A key that needs no approval, for a node of whomever the devnet makes up.
+    pub async fn ready_key(&self) -> String {
+        let key = Key {
+            preauthorized: true,
+            ..Key::default()
+        };
+        self.key(&key).await
+    }
+
     pub async fn key(&self, key: &Key) -> String {
         let made = self.post("/keys", json!(key)).await;
         made["auth_key"].as_str().unwrap().to_owned()

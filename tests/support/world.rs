@@ -197,6 +197,21 @@ pub fn config(devnet: &Devnet, state: &std::path::Path, host: &str, auth_key: &s
     }
 }
 
+/// A running node of a person, `HOST@example.com`, on a devnet of one's own.
+pub async fn person(devnet: &Devnet, state: &std::path::Path, host: &str) -> EmbeddedNode {
+    let key = Key {
+        login: format!("{host}@example.com"),
+        preauthorized: true,
+        ..Key::default()
+    };
+    let key = devnet.key(&key).await;
+    let node = EmbeddedNode::start(&config(devnet, state, host, &key))
+        .await
+        .unwrap();
+    running(&node).await;
+    node
+}
+
 /// Waits until the node is on the tailnet.
 pub async fn running(node: &dyn Node) -> Arc<Status> {
     reaches(node, "Running", |status| {

@@ -14,7 +14,7 @@ use tailbone::{
 };
 
 use crate::support::{
-    devnet::{Devnet, Key},
+    devnet::Devnet,
     soon,
     world::{EmbeddedWorld, Who, World, config, reaches, running},
 };
@@ -22,13 +22,7 @@ use crate::support::{
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_on_old_state_needs_no_key_and_keeps_the_name() {
     let world = EmbeddedWorld::new();
-    let key = world
-        .devnet
-        .key(&Key {
-            preauthorized: true,
-            ..Key::default()
-        })
-        .await;
+    let key = world.devnet.ready_key().await;
     let first = world.start(&world.config("restart", &key)).await;
     let was = running(&*first).await;
     first.close().await;
@@ -71,13 +65,7 @@ async fn its_own_picture() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_picture_for_people_has_the_peers() {
     let world = EmbeddedWorld::new();
-    let key = world
-        .devnet
-        .key(&Key {
-            preauthorized: true,
-            ..Key::default()
-        })
-        .await;
+    let key = world.devnet.ready_key().await;
     let node = world.start(&world.config("picture", &key)).await;
     running(&*node).await;
     let picture = node.picture().await.unwrap();

@@ -97,12 +97,7 @@ async fn with_a_key_it_runs() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_keys_are_told_at_once() {
     let (devnet, state) = place();
-    let used = devnet
-        .key(&Key {
-            preauthorized: true,
-            ..Key::default()
-        })
-        .await;
+    let used = devnet.ready_key().await;
     let first = joins(
         &config(&devnet, state.path(), "first", &used),
         LONG,

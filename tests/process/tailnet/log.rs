@@ -8,7 +8,6 @@ use std::{
 use tailbone::tailnet::{LogLevel, Node};
 
 use crate::support::{
-    devnet::Key,
     eventually,
     world::{EmbeddedWorld, World, running},
 };
@@ -43,7 +42,7 @@ alone! {
             .with_writer(move || writer.clone())
             .init();
         let world = EmbeddedWorld::new();
-        let key = world.devnet.key(&Key { preauthorized: true, ..Key::default() }).await;
+        let key = world.devnet.ready_key().await;
         let mut config = world.config("chatty", &key);
         config.log_level = LogLevel::Trace;
         let node = world.start(&config).await;

@@ -69,10 +69,8 @@ const (
 	TellsClosed             // the program has let go of it, and reads no more either
 )
 
-const (
-	turnBuffer = 64 << 10
-	firstRoom  = turnBuffer
-)
+// turnBuffer is what a turn brings and takes at most. The program has room for as much at first.
+const turnBuffer = 64 << 10
 
 var closedLimit = time.Minute // shorter in a test
 
@@ -180,7 +178,7 @@ func (set *splices) direct(c netConn, log *logger) *direct {
 		log.rarely(lvError, "a connection is a %T, which is not known", c)
 		return nil
 	}
-	d := &direct{set: set, log: log, net: c, ep: ep, wq: wq, room: firstRoom}
+	d := &direct{set: set, log: log, net: c, ep: ep, wq: wq, room: turnBuffer}
 	set.mu.Lock()
 	if set.closed {
 		set.mu.Unlock()
