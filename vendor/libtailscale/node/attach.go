@@ -38,6 +38,7 @@ func attach(_ tslogger.Logf, sb ipnext.SafeBackend) (ipnext.Extension, error) {
 	if !ok {
 		return nil, fmt.Errorf("the backend is a %T", sb)
 	}
+	oneFlowAtATime(sb.Sys().Tun.Get()) // the netstack is there already, peers are not
 	n.(*Node).lb.Store(lb)
 	return &extension{n.(*Node)}, nil
 }

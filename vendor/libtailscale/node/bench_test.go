@@ -57,3 +57,40 @@ func BenchmarkIdleConnections(b *testing.B) {
 	server.close()
 	client.close()
 }
+
+// BenchmarkBulk tells how fast many bytes go, in and out of an accepted connection.
+// go test -run '^$' -bench Bulk ./node
+func BenchmarkBulk(b *testing.B) {
+	tn := newTailnet(b)
+	server, client := tn.join("server"), tn.join("client")
+	client.awaitPeer("server")
+	ln := server.listen(":80")
+	to := fmt.Sprintf("%v:80", server.ip(4))
+	out, in := client.dial(to), receive(b, ln)
+	piece := make([]byte, 64<<10)
+	for _, way := range []struct {
+		name     string
+		from, to *caller
+	}{{"in", out, in}, {"out", in, out}} {
+		b.Run(way.name, func(b *testing.B) {
+			b.SetBytes(int64(len(piece)))
+			go func() {
+				for range b.N {
+					way.from.write(piece)
+				}
+			}()
+			got := make([]byte, len(piece))
+			for left := b.N * len(piece); left > 0; {
+				n, err := way.to.read(got, 10*time.Second)
+				if left -= n; err != nil {
+					b.Fatal(left, err)
+				}
+			}
+		})
+	}
+	unix.Close(ln)
+	out.close()
+	in.close()
+	server.close()
+	client.close()
+}
