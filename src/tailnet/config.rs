@@ -34,7 +34,7 @@ pub struct Config {
     pub upload_logs: bool,
     /// Whether sockets are bound to an interface; needs privileges and costs a probe at the start.
     pub netns: bool,
-    /// How many online peers are greeted once the node is up, so that their first packet to us is not lost.
+    /// How many online peers are greeted when the node comes up, so that their first packet to us is not lost.
     pub greet_max: u32,
 }
 

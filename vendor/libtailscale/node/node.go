@@ -65,6 +65,8 @@ type Node struct {
 	ports  ports
 	splice splices
 	greet  greeter
+
+	returns bool // it was on the tailnet before; written by the start
 }
 
 var table struct {
@@ -230,9 +232,7 @@ func (n *Node) start() {
 	if err == nil {
 		n.spawn(n.followFilter)
 		n.spawn(n.splice.sweep(n.ctx))
-		if n.cfg.GreetMax > 0 {
-			n.spawn(n.greetPeers)
-		}
+		n.spawn(n.greetPeers)
 	}
 }
 
@@ -278,7 +278,8 @@ func (n *Node) startServer() (err *Error) {
 	n.srv.AuthKey = n.cfg.AuthKey
 	n.srv.Logf = n.backendLine
 	n.srv.UserLogf = n.log.user
-	if n.cfg.usesExchange() && hasLogin(st) {
+	n.returns = hasLogin(st)
+	if n.returns && n.cfg.usesExchange() {
 		// tsnet would trade the secret for a key at each start, only to ignore the key: existing state wins.
 		n.srv.AuthKey = ""
 	} else {

@@ -81,6 +81,9 @@ func (n *Node) picture(withPeers bool) *picture {
 		st = lb.StatusWithoutPeers()
 	}
 	p.State = st.BackendState
+	if p.State == ipn.Running.String() && !n.greet.done.Load() {
+		p.State = ipn.Starting.String() // greet.go
+	}
 	p.AuthURL = st.AuthURL
 	p.InMapPoll = lb.HealthTracker().GetInPollNetMap()
 	if p.InMapPoll {

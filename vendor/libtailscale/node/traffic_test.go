@@ -633,7 +633,7 @@ func TestMayChangeIdentity(t *testing.T) {
 	}
 }
 
-// The greeting reaches a peer that nobody has talked to yet.
+// The greeting reaches a peer that nobody has talked to yet; while it is under way the node does not say that it runs.
 func TestGreeting(t *testing.T) {
 	tn := newTailnet(t)
 	a := tn.join("first")
@@ -643,13 +643,15 @@ func TestGreeting(t *testing.T) {
 		var st picture
 		raw, _ := a.node().Status()
 		json.Unmarshal(raw, &st)
-		for _, p := range st.Peers {
-			if p.Name == "second.loop.ts.net" && p.Active {
-				return true
-			}
-		}
-		return false
+		return slices.ContainsFunc(st.Peers, func(p peer) bool { return p.Name == "second.loop.ts.net" && p.Active })
 	})
+
+	b.node().greet.done.Store(false)
+	if state := b.node().picture(false).State; state != "Starting" {
+		t.Errorf("%s while it greets", state)
+	}
+	b.node().greeted()
+	b.await("Running")
 }
 
 // Who was not online in the first network map greets us, not we it (see greet.go).
