@@ -232,6 +232,7 @@ func (n *Node) start() {
 	if err == nil {
 		n.spawn(n.followFilter)
 		n.spawn(n.splice.sweep(n.ctx))
+		n.spawn(func() { giveBack(n.ctx) })
 		n.spawn(n.greetPeers)
 	}
 }
