@@ -208,10 +208,10 @@ def page(runs):
     machine = runs.machine
     facts = (f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB, Linux {machine['kernel']}; "
              f"{machine['program']}, {machine['rustc']}, {machine['go']}, {machine['openssl'] or 'no openssl'}")
-    method = (ROOT / "tests/bench/method.md").read_text(encoding="utf-8")
+    method, bounds = ((ROOT / f"tests/bench/{name}.md").read_text(encoding="utf-8") for name in ("method", "bounds"))
     body = "\n\n".join(f"## {title}\n\n{made}" for title, made in tables(runs))
     return (f"# Benchmarks\n\nMade by `scripts/bench --publish`; not to be edited. Measured {machine['when'][:10]} on {facts}, "
-            f"in {runs.took // 60 if runs.took else '?'} minutes.\n\n{method}\n{body}\n")
+            f"in {runs.took // 60 if runs.took else '?'} minutes.\n\n{method}\n{body}\n\n{bounds}")
 
 
 def short(runs):
