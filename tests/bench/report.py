@@ -227,7 +227,7 @@ def short(runs):
     return (f"![Requests a second, as ratios to a Go server on tsnet that answers a constant](docs/benchmarks.svg)\n\n"
             f"{table(['8 connections', 'requests/s', 'p50 ms', 'server CPU µs/request', 'of the floor’s requests/s'], rows)}\n\n"
             f"Server and callers on the same {machine['cores']} cores ({machine['cpu']}); the ratios are what carries over.\n"
-            f"`scripts/bench` measures it again in 15 minutes; everything else it found is in `docs/benchmarks.md`.\n")
+            f"`scripts/bench` measures it again in {runs.took // 60 if runs.took else 'about 20'} minutes; everything else it found is in `docs/benchmarks.md`.\n")
 
 
 if __name__ == "__main__":
