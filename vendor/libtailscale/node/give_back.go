@@ -1,10 +1,11 @@
 // Memory that the Go runtime has done with goes back to the system when the process has become quiet.
 //
-// Left alone, the runtime collects by growth: what a start or a busy hour left behind stays resident until as much again
-// was used, which for an idle server is hours: 84 MB after some seconds of load, in place of 53. A collection at a quiet
-// moment costs some milliseconds of processor time.
+// The runtime collects by growth: what a start or a busy hour has left stays resident until as much again was used, which
+// for an idle server is hours. A collection at a quiet moment costs some milliseconds of processor time.
 //
-// Invariant: what little an idle node allocates never makes a collection; only what giveBackFrom and more has left does.
+// Invariants
+//   - One node of the process does it for all.
+//   - What little an idle node allocates never makes a collection; only what giveBackFrom and more has left does.
 
 package node
 
@@ -12,6 +13,7 @@ import (
 	"context"
 	"runtime/debug"
 	"runtime/metrics"
+	"sync"
 	"time"
 )
 
@@ -21,28 +23,35 @@ const (
 	giveBackFrom  = 1 << 20  // allocated since the last time, it is worth it
 )
 
+// giver is the one.
+var giver sync.Mutex
+
 func giveBack(ctx context.Context) {
 	tick := time.NewTicker(giveBackEvery)
 	defer tick.Stop()
+	mine := false
+	defer func() {
+		if mine {
+			giver.Unlock()
+		}
+	}()
+	allocated := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}} // ever
 	var given, before uint64
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			now := allocated()
-			if now-before < quietBytes && now-given >= giveBackFrom {
-				debug.FreeOSMemory()
-				given = now
-			}
-			before = now
 		}
+		if mine = mine || giver.TryLock(); !mine {
+			continue
+		}
+		metrics.Read(allocated)
+		now := allocated[0].Value.Uint64()
+		if now-before < quietBytes && now-given >= giveBackFrom {
+			debug.FreeOSMemory()
+			given = now
+		}
+		before = now
 	}
-}
-
-// allocated is all that was ever allocated.
-func allocated() uint64 {
-	s := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
-	metrics.Read(s)
-	return s[0].Value.Uint64()
 }

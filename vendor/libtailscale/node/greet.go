@@ -96,9 +96,7 @@ func (n *Node) greetPeers() {
 	if !n.returns {
 		hold = greetHoldNew
 	}
-	for end := time.Now().Add(hold); len(slots) > 0 && time.Now().Before(end); {
-		time.Sleep(time.Millisecond)
-	}
+	within(hold, time.Millisecond, func() bool { return len(slots) == 0 })
 	n.greeted()
 	for _, p := range before[len(first):] {
 		select {

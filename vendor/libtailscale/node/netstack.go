@@ -59,9 +59,7 @@ func drain(sys *tsd.System) {
 	if !ok {
 		return
 	}
-	for end := time.Now().Add(drainLimit); endpoints(ns) > fewEnough && time.Now().Before(end); {
-		time.Sleep(20 * time.Millisecond)
-	}
+	within(drainLimit, 20*time.Millisecond, func() bool { return endpoints(ns) <= fewEnough })
 }
 
 // endpoints counts those that would be reset, also in their last states.
@@ -84,9 +82,7 @@ func awaitHeard(eps []tcpip.Endpoint) {
 	if len(eps) == 0 {
 		return
 	}
-	for end := time.Now().Add(heardLimit); slices.ContainsFunc(eps, unheard) && time.Now().Before(end); {
-		time.Sleep(5 * time.Millisecond)
-	}
+	within(heardLimit, 5*time.Millisecond, func() bool { return !slices.ContainsFunc(eps, unheard) })
 	time.Sleep(lastPackets)
 }
 
