@@ -12,13 +12,17 @@
 use std::{
     fmt,
     num::NonZero,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
 };
 
 use aws_lc_rs::{rand::SystemRandom, signature::RSA_PKCS1_SHA256};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use tokio::sync::Semaphore;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Algorithm, JwkError, KeyId, PrivateJwk, PublicJwk, jwk::KeyPair};
 
@@ -114,8 +118,9 @@ impl fmt::Debug for Signer {
     }
 }
 
-/// Turns at signing with slow keys, on the async workers themselves, and a queue for them that has an end. A hop to a thread and
-/// back costs more (ARCHITECTURE.md).
+/// Turns at signing with slow keys, and a queue for them that has an end. A signature is a task of its own: the thread that serves the
+/// request may be one of Go's, which must not be held, and between two of them an async worker does what else there is. A hop to
+/// threads for signatures alone and back costs more (ARCHITECTURE.md).
 #[derive(Debug)]
 pub struct SigningQueue {
     turns: Semaphore,
@@ -141,15 +146,21 @@ impl SigningQueue {
     }
 
     /// Signs `claims`: with slow keys in turn, with fast ones here and now.
-    pub async fn sign(&self, signer: &Signer, claims: &[u8]) -> Result<String, SignError> {
+    pub async fn sign(&self, signer: &Arc<Signer>, claims: &[u8]) -> Result<String, SignError> {
         if !signer.is_slow() {
             return signer.sign(claims);
         }
         let _place = self.place()?;
         let _turn = self.turns.acquire().await.ok();
-        // The worker first does what else there is, and looks for what has come since: a signature never follows another at once.
-        tokio::task::yield_now().await;
-        signer.sign(claims)
+        let (signer, claims) = (Arc::clone(signer), claims.to_vec());
+        let signing = async move {
+            // The worker first looks for what has come since: a signature never follows another at once.
+            tokio::task::yield_now().await;
+            signer.sign(&claims)
+        };
+        AbortOnDropHandle::new(tokio::spawn(signing))
+            .await
+            .unwrap_or(Err(SignError::Crypto))
     }
 
     fn place(&self) -> Result<Place<'_>, SignError> {
@@ -334,7 +345,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_queue_signs_and_sheds() {
-        let signer = Signer::new(rsa()).unwrap();
+        let signer = Arc::new(Signer::new(rsa()).unwrap());
         let queue = SigningQueue::with(1, 2);
         let tokens = join_all((0..50).map(|_| queue.sign(&signer, b"{}"))).await;
         let (signed, shed): (Vec<_>, Vec<_>) = tokens.into_iter().partition(Result::is_ok);
@@ -344,14 +355,14 @@ mod tests {
             verify(&token.unwrap(), signer.public());
         }
         // Quick keys need no turn and are never shed.
-        let quick = Signer::new(&generate(KeySpec::EdDsa)).unwrap();
+        let quick = Arc::new(Signer::new(&generate(KeySpec::EdDsa)).unwrap());
         let tokens = join_all((0..50).map(|_| queue.sign(&quick, b"{}"))).await;
         assert!(tokens.iter().all(Result::is_ok));
     }
 
     #[tokio::test]
     async fn who_has_gone_leaves_place_and_turn_to_others() {
-        let signer = Signer::new(rsa()).unwrap();
+        let signer = Arc::new(Signer::new(rsa()).unwrap());
         let queue = SigningQueue::with(1, 2);
         let mut gone: Vec<_> = (0..2)
             .map(|_| Box::pin(queue.sign(&signer, b"{}")))

@@ -241,6 +241,11 @@ fn go(registry: &mut Registry, runtime: RuntimeStats) {
         ),
         ("go_threads", "Threads that Go has made", runtime.threads),
         (
+            "go_processors",
+            "Processors that Go uses at a time",
+            runtime.max_procs,
+        ),
+        (
             "node_connections",
             "Connections between node and program",
             runtime.conns,

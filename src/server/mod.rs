@@ -20,6 +20,7 @@ mod live;
 mod memory;
 mod node;
 mod notify;
+mod processors;
 mod screen;
 
 use std::{
@@ -146,6 +147,7 @@ impl Daemon {
         let signs = components::needs_keys(settings);
         let up = latches::first(&own, signs);
         memory::limit(settings.server.memory).await;
+        processors::limit().await;
         let news = |state: JoinState| {
             supervisor.status(state.code());
             own.membership.joining(state);

@@ -304,6 +304,7 @@ pub struct RuntimeStats {
     pub sys_bytes: u64,
     pub gc_cycles: u64,
     pub threads: u64,
+    pub max_procs: u64,
     pub nodes: u64,
     pub conns: u64,
     /// Absent where there is none.

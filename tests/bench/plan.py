@@ -25,9 +25,12 @@ CELLS = {
 }
 
 # In the order of the table.
-FLOORS = ["floor", "floor-short", "floor-whois"]
+FLOORS = ["floor", "floor-short", "floor-short-half", "floor-whois"]
 ISSUERS = {"rs256": "RS256", "es256": "ES256", "eddsa": "EdDSA"}
-TARGETS = [*FLOORS, "constant", *ISSUERS, "gate", "proxy", "sts"]
+TARGETS = [*FLOORS, "constant", "constant-all", *ISSUERS, "gate", "proxy", "sts"]
+# Go on as many processors as it has in the other.
+PROCESSORS = ["floor-short-half", "constant-all"]
+CORES = len(os.sched_getaffinity(0))
 # Where it matters who calls: the constant asks nobody, and the exchange is told.
 WITH_MANY = ["floor", "floor-whois", *ISSUERS, "gate"]
 
@@ -45,7 +48,7 @@ def experiments(world, options):
     found = [Experiment("size", plan.size, once=True), Experiment("sign", plan.sign)]
     for cell in CELLS:
         for target in [*TARGETS, *plan.before]:
-            if cell != "many64" or target in WITH_MANY:
+            if plan.has(target, cell):
                 found.append(Experiment(f"load/{target}/{cell}", lambda target=target, cell=cell: plan.load(target, cell)))
     for target in ("floor", "es256"):
         found.append(Experiment(f"slow/{target}", lambda target=target: plan.slow(target)))
@@ -67,6 +70,9 @@ class Plan:
         self.world, self.options = world, options
         # The program before a change, beside the one after it.
         self.before = [f"before-{name}" for name in ("constant", *ISSUERS)] if options.before else []
+
+    def has(self, target, cell):
+        return {"many64": target in WITH_MANY, "new8": target not in PROCESSORS}.get(cell, True)
 
     def measure(self, load, server, request, conns, keep_alive=True):
         """A run. Another one if somebody else was at work, and then the quieter of the two."""
@@ -92,12 +98,16 @@ class Plan:
         if name == "floor-short":
             # As long as the program's own constant.
             return self.constant(world.floor("floor"), self.constant_length())
+        if name == "floor-short-half":
+            half = {"GOMAXPROCS": str(max(CORES // 2, 1))}
+            return self.constant(world.floor("floor-half", environment=half), self.constant_length())
         if name == "floor-whois":
             return self.constant(world.floor("floor-whois", whois=True), LONG)
         binary = self.options.before if name.startswith("before-") else None
         kind = name.removeprefix("before-")
-        if kind == "constant":
-            server = world.tailbone(name, {"TB_KEYS_ALGORITHM": "ES256"}, binary)
+        if kind in ("constant", "constant-all"):
+            processors = {"GOMAXPROCS": str(CORES)} if kind == "constant-all" else {}
+            server = world.tailbone(name, {"TB_KEYS_ALGORITHM": "ES256"} | processors, binary)
             return server, get(server, 80, "/_healthz")
         if kind in ISSUERS:
             server = world.tailbone(name, {"TB_KEYS_ALGORITHM": ISSUERS[kind]}, binary)

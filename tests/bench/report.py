@@ -16,8 +16,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 NAMES = {
     "floor": f"floor: Go `net/http` on tsnet, a constant of {LONG} bytes",
     "floor-short": "the same, as short as our constant",
+    "floor-short-half": "the same, Go on half of the cores (`GOMAXPROCS`)",
     "floor-whois": "the same, with a WhoIs per request",
     "constant": "our constant (`GET /_healthz`)",
+    "constant-all": "the same, Go on all cores",
     "rs256": "`POST /issue`, RS256",
     "es256": "`POST /issue`, ES256",
     "eddsa": "`POST /issue`, EdDSA",
@@ -73,7 +75,7 @@ def loads(runs):
             if not runs.rounds(name):
                 continue
             values = [spread(runs.values(name, of)) for of in (per_second, p50, p99, cpu_us)]
-            floor = "floor-short" if target.endswith("constant") else "floor"
+            floor = "floor-short" if "constant" in target or "short" in target else "floor"
             ratio = spread(runs.ratios(name, f"load/{floor}/{cell}", per_second))
             counts = [spread(runs.values(name, of), only_median=True) for of in (switches, peak_mb, load_cpu_us)]
             errors = sum(runs.values(name, lambda result: result["errors"]))
@@ -211,7 +213,11 @@ def page(runs):
     method, bounds = ((ROOT / f"tests/bench/{name}.md").read_text(encoding="utf-8") for name in ("method", "bounds"))
     body = "\n\n".join(f"## {title}\n\n{made}" for title, made in tables(runs))
     return (f"# Benchmarks\n\nMade by `scripts/bench --publish`; not to be edited. Measured {machine['when'][:10]} on {facts}, "
-            f"in {runs.took // 60 if runs.took else '?'} minutes.\n\n{method}\n{body}\n\n{bounds}")
+            f"in {minutes(runs)}.\n\n{method}\n{body}\n\n{bounds}")
+
+
+def minutes(runs):
+    return f"{runs.took // 60} minutes" if runs.took else "about 20 minutes"
 
 
 def short(runs):
@@ -227,7 +233,7 @@ def short(runs):
     return (f"![Requests a second, as ratios to a Go server on tsnet that answers a constant](docs/benchmarks.svg)\n\n"
             f"{table(['8 connections', 'requests/s', 'p50 ms', 'server CPU µs/request', 'of the floor’s requests/s'], rows)}\n\n"
             f"Server and callers on the same {machine['cores']} cores ({machine['cpu']}); the ratios are what carries over.\n"
-            f"`scripts/bench` measures it again in {runs.took // 60 if runs.took else 'about 20'} minutes; everything else it found is in `docs/benchmarks.md`.\n")
+            f"`scripts/bench` measures it again in {minutes(runs)}; everything else it found is in `docs/benchmarks.md`.\n")
 
 
 if __name__ == "__main__":

@@ -66,11 +66,11 @@ class World:
             self.stub_says = self.json_process("stub", [self.programs["bench"], "stub"])
         return self.stub_says
 
-    def floor(self, name, whois=False):
+    def floor(self, name, whois=False, environment=None):
         if name not in self.servers:
             command = [self.programs["bench"], "floor", "--control", self.devnet["control_url"],
                        "--key", self.devnet["auth_key"], "--hostname", name] + ["--whois"] * whois
-            said = self.json_process(name, command)
+            said = self.json_process(name, command, environment)
             self.servers[name] = Server(name, self.processes[name], said["ip"], None)
         return self.servers[name]
 
@@ -122,12 +122,12 @@ class World:
         with urllib.request.urlopen(request, timeout=20) as answer:
             return json.load(answer)
 
-    def json_process(self, name, command):
+    def json_process(self, name, command, environment=None):
         """Starts what says one line of JSON when it is ready."""
         log = self.work / f"{name}.log"
         # What it leaves behind, should it be killed, goes with the world.
         process = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                   stderr=log.open("wb"), text=True, env=os.environ | {"TMPDIR": str(self.work)})
+                                   stderr=log.open("wb"), text=True, env=os.environ | {"TMPDIR": str(self.work)} | (environment or {}))
         self.processes[name] = process
         line = process.stdout.readline()
         if not line:

@@ -127,7 +127,7 @@ int32_t tailscale_version(tailscale_buf *out);          /* JSON {"tsnet":"1.102.
  * (memory_limit is null when there is none). */
 int32_t tailscale_runtime_set(tailscale_bytes json, size_t len, tailscale_buf *out);
 
-/* {"goroutines":n,"heap_bytes":n,"sys_bytes":n,"gc_cycles":n,"threads":n,"nodes":n,"conns":n} */
+/* {"goroutines":n,"heap_bytes":n,"sys_bytes":n,"gc_cycles":n,"threads":n,"max_procs":n,"nodes":n,"conns":n} */
 int32_t tailscale_runtime_stats(tailscale_buf *out);
 
 /* Config JSON (unknown members are an error): {"dir" (absolute; may be absent with a store),"hostname","auth_key",

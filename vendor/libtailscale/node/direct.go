@@ -263,7 +263,7 @@ func (q *queue) put(d *direct) {
 	case q.waiting > 0:
 		q.waiting--
 		q.wake <- struct{}{}
-	case q.workers < min(2*runtime.GOMAXPROCS(0), mostWorkers):
+	case q.workers < min(max(2*runtime.GOMAXPROCS(0), 4), mostWorkers):
 		if q.wake == nil {
 			q.wake = make(chan struct{}, mostWorkers)
 		}

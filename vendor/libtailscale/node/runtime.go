@@ -118,6 +118,7 @@ func RuntimeStats() ([]byte, *Error) {
 		{Name: "/gc/cycles/total:gc-cycles"},
 		{Name: "/sched/threads/total:threads"},
 		{Name: "/gc/gomemlimit:bytes"},
+		{Name: "/sched/gomaxprocs:threads"},
 	}
 	metrics.Read(s)
 	num := func(i int) uint64 {
@@ -139,11 +140,12 @@ func RuntimeStats() ([]byte, *Error) {
 		Sys        uint64 `json:"sys_bytes"`
 		GC         uint64 `json:"gc_cycles"`
 		Threads    uint64 `json:"threads"`
+		MaxProcs   uint64 `json:"max_procs"`
 		Nodes      int    `json:"nodes"`
 		Conns      int64  `json:"conns"`
 		// Absent where there is none.
 		MemoryLimit *uint64 `json:"memory_limit,omitempty"`
-	}{num(0), num(1), num(2), num(3), num(4), nodes, live.Load(), limit})
+	}{num(0), num(1), num(2), num(3), num(4), num(6), nodes, live.Load(), limit})
 }
 
 func encode(v any) ([]byte, *Error) {
