@@ -1,7 +1,7 @@
 """What is measured, as a list of experiments. Each has a name, and is run once per round, all in turn: what changes in the
 machine meanwhile then changes all of them alike.
 
-Names: load/TARGET/CELL, idle/TARGET, keys/N, rules/N, policies/N, slow/TARGET, sign, start/STATE/UID, size.
+Names: load/TARGET/CELL, idle/TARGET, after/TARGET, keys/N, rules/N, policies/N, slow/TARGET, sign, start/STATE/UID, size.
 """
 
 import json
@@ -36,6 +36,8 @@ WITH_MANY = ["floor", "floor-whois", *ISSUERS, "gate"]
 
 IDLE = [100, 1_000, 10_000]
 SLOW = 1_000
+# Seconds of quiet.
+AFTER = 3
 
 
 class Experiment:
@@ -58,6 +60,7 @@ def experiments(world, options):
         found.append(Experiment(f"policies/{count}", lambda count=count: plan.policies(count)))
     for target in ("floor", "es256"):
         found.append(Experiment(f"idle/{target}", lambda target=target: plan.idle(target)))
+        found.append(Experiment(f"after/{target}", lambda target=target: plan.after(target)))
     for state in ("cold", "warm", "killed"):
         found.append(Experiment(f"start/{state}/own", lambda state=state: plan.start(state, None), once=True))
         if os.getuid() == 0:
@@ -239,6 +242,14 @@ class Plan:
                 return now
             before = now
         return before
+
+    def after(self, target):
+        """Memory of a server that was busy and has become quiet."""
+        server, request = self.target(target)
+        load = self.world.load("one")
+        busy = self.measure(load, server, request, 64)
+        time.sleep(AFTER)
+        return {"busy": busy, "quiet": load.usage(server)}
 
     def start(self, state, uid):
         return starts.measure(self.world.programs["tailbone"], self.world.devnet, self.options.starts, uid, state)

@@ -8,7 +8,7 @@ import pathlib
 
 import picture
 import reach
-from plan import CELLS, ISSUERS, LONG, SLOW, TARGETS
+from plan import AFTER, CELLS, ISSUERS, LONG, SLOW, TARGETS
 from results import Runs, cpu_us, load_cpu_us, median, p50, p99, peak_mb, per_second, sign_cpu_us, switches
 from world import MANY
 
@@ -55,6 +55,7 @@ def tables(runs):
         ("Start", starts(runs)),
         ("Memory of idle connections", idle(runs)),
         ("Growth", growth(runs)),
+        ("Memory after load", after(runs)),
         ("Slow callers", slow(runs)),
         ("How quiet the machine was", quiet(runs)),
     ]
@@ -129,6 +130,13 @@ def idle(runs):
             each = spread([(step["rss_kib"] - first["rss_kib"]) / step["conns"] for step, first in zip(at, steps[0])]) if conns else ""
             rows.append([NAMES[target] if not conns else "", str(conns), memory, each])
     return table(["", "connections", "RSS MB", "KiB each"], rows)
+
+
+def after(runs):
+    rows = [[NAMES[target], *(spread(runs.values(name, of)) for of in (lambda result: peak_mb(result["busy"]),
+                                                                      lambda result: result["quiet"]["rss_kib"] / 1024))]
+            for target in ("floor", "es256") if runs.rounds(name := f"after/{target}")]
+    return table(["", "RSS MB at 64 connections", f"after {AFTER} s of quiet"], rows)
 
 
 def growth(runs):
