@@ -30,19 +30,23 @@ def main():
     programs = {"tailbone": options.binary, "bench": options.bench}
     write(folder / "machine.json", machine(options))
     try:
-        measure(options, folder, programs)
+        failed = measure(options, folder, programs)
     except Failed as failure:
         sys.exit(f"error: {failure}")
-    write(folder / "took.json", {"seconds": round(time.monotonic() - began)})
+    write(folder / "took.json", {"seconds": round(time.monotonic() - began), "failed": failed})
     note(f"raw results: {folder}")
     runs = report.Runs(folder)
     print(report.text(runs))
     if options.publish:
         report.publish(runs, ROOT)
+    if failed:
+        sys.exit(f"error: not measured: {'; '.join(failed)}")
 
 
 def measure(options, folder, programs):
+    """Tells what could not be measured: the rest is not lost with it."""
     began = time.monotonic()
+    failed = []
     with World(programs) as world:
         wanted = [one for one in plan.experiments(world, options) if re.search(options.only, one.name)]
         if not wanted:
@@ -52,9 +56,15 @@ def measure(options, folder, programs):
                 if number > 1 and one.once:
                     continue
                 note(f"{time.monotonic() - began:4.0f} s  round {number}  {one.name}")
-                result = one.run()
+                try:
+                    result = one.run()
+                except Failed as failure:
+                    failed.append(f"{one.name} of round {number}")
+                    note(f"error: {failure}")
+                    continue
                 write(folder / f"{one.name.replace('/', '.')}.{number}.json",
                       {"name": one.name, "round": number, "result": result})
+    return failed
 
 
 def arguments():

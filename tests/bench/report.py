@@ -178,6 +178,8 @@ def quiet(runs):
     words = (f"{len(all_runs)} measurements; cores used by others: median {median(foreign):.2f}, most {max(foreign):.2f}; "
              f"stolen by the hypervisor: median {median(steal):.2f}, most {max(steal):.2f}. "
              f"{repeated} were repeated because others used more than 0.25 cores")
+    if runs.failed:
+        words = f"Not measured: {', '.join(runs.failed)}. {words}"
     return words + (f"; noisy all the same: {', '.join(noisy)}." if noisy else ", and none was noisy afterwards.")
 
 

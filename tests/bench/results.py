@@ -11,7 +11,8 @@ class Runs:
         self.folder = pathlib.Path(folder)
         self.machine = json.loads((self.folder / "machine.json").read_text(encoding="utf-8"))
         took = self.folder / "took.json"
-        self.took = json.loads(took.read_text(encoding="utf-8"))["seconds"] if took.exists() else None
+        whole = json.loads(took.read_text(encoding="utf-8")) if took.exists() else {}
+        self.took, self.failed = whole.get("seconds"), whole.get("failed", [])
         self.results = {}
         for path in self.folder.glob("*.[0-9]*.json"):
             one = json.loads(path.read_text(encoding="utf-8"))

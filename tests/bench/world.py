@@ -176,9 +176,9 @@ class Load:
         if self.name in server.reached:
             return
         give_up = time.monotonic() + 30
-        while not self.order(op="paths", request=request)["direct"]:
+        while relayed := self.order(op="paths", request=request)["relayed"]:
             if time.monotonic() > give_up:
-                raise Failed(f"{self.name} has no direct way to {server.name}")
+                raise Failed(f"{self.name} has no direct way to {server.name}: {'; '.join(relayed)}")
         opened = self.order(op="hold", request=request, conns=len(self.callers))
         self.order(op="release")
         if opened["open"] != len(self.callers):

@@ -4,7 +4,7 @@
 //	{"op":"hold", …}     opens connections, has one request answered on each, and keeps them open
 //	{"op":"trickle", …}  opens connections whose requests never get finished
 //	{"op":"release"}     closes what is held or trickles
-//	{"op":"paths", …}    whether the way to the server is direct
+//	{"op":"paths", …}    which nodes have no direct way to the server
 //	{"op":"usage", …}    processor time and memory of processes
 package main
 

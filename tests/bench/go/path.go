@@ -3,19 +3,20 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 
 	"tailscale.com/tailcfg"
 )
 
-// paths pings the order's server from every node, and says whether all of them reach it without the relay.
+// paths pings the order's server from every node, and says which of them do not reach it without the relay.
 func (c *callers) paths(o order) (any, error) {
 	addr, err := netip.ParseAddrPort(o.Request.Addr)
 	if err != nil {
 		return nil, err
 	}
-	direct := true
-	for _, n := range c.nodes {
+	relayed := []string{}
+	for number, n := range c.nodes {
 		client, err := n.LocalClient()
 		if err != nil {
 			return nil, err
@@ -23,7 +24,12 @@ func (c *callers) paths(o order) (any, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		answer, err := client.Ping(ctx, addr.Addr(), tailcfg.PingDisco)
 		cancel()
-		direct = direct && err == nil && answer.Err == "" && answer.Endpoint != ""
+		switch {
+		case err != nil:
+			relayed = append(relayed, fmt.Sprintf("%d: %v", number, err))
+		case answer.Endpoint == "":
+			relayed = append(relayed, fmt.Sprintf("%d: %+v", number, *answer))
+		}
 	}
-	return map[string]any{"direct": direct}, nil
+	return map[string]any{"relayed": relayed}, nil
 }

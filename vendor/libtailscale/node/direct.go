@@ -247,8 +247,11 @@ type queue struct {
 	wake        chan struct{}
 }
 
-// mostWorkers bounds the threads that the program may hold.
-const mostWorkers = 64
+// The threads that the program may hold. A few also where Go has one processor: a turn that takes long stops nobody else.
+const (
+	leastWorkers = 4
+	mostWorkers  = 64
+)
 
 func (q *queue) put(d *direct) {
 	q.mu.Lock()
@@ -263,7 +266,7 @@ func (q *queue) put(d *direct) {
 	case q.waiting > 0:
 		q.waiting--
 		q.wake <- struct{}{}
-	case q.workers < min(max(2*runtime.GOMAXPROCS(0), 4), mostWorkers):
+	case q.workers < min(max(2*runtime.GOMAXPROCS(0), leastWorkers), mostWorkers):
 		if q.wake == nil {
 			q.wake = make(chan struct{}, mostWorkers)
 		}
