@@ -147,7 +147,6 @@ impl Daemon {
         let signs = components::needs_keys(settings);
         let up = latches::first(&own, signs);
         memory::limit(settings.server.memory).await;
-        processors::limit().await;
         let news = |state: JoinState| {
             supervisor.status(state.code());
             own.membership.joining(state);
@@ -192,6 +191,7 @@ impl Daemon {
             });
         }
         let components = Components::start(settings, shared, administration, socket).await?;
+        processors::limit().await;
         let follow = tokio::spawn(node::follow(node.clone()));
         up.release();
         Ok(Self {

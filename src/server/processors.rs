@@ -1,4 +1,5 @@
-//! The processors of the node inside: told to Go's runtime before the node starts, half of the machine's unless `GOMAXPROCS` says more.
+//! The processors of the node inside: half of the machine's, unless `GOMAXPROCS` says another number. Told to Go's runtime when the
+//! start is done, which has use for all of them.
 //!
 //! On its way in and out a packet passes through several goroutines, and for each Go wakes a thread if it may use another processor.
 //! Where the processors are few, that costs more than the packet (docs/benchmarks.md). Rust's threads have all cores: signatures,

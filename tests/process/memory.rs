@@ -1,4 +1,4 @@
-//! Memory and processors of the node inside: what its runtime was told, by the setting, the variable, the cgroup or the machine.
+//! The memory of the node inside: what its runtime was told, by the setting, the variable or the cgroup.
 
 use std::{
     fs,
@@ -53,13 +53,13 @@ impl Starting {
         Self { child, folder }
     }
 
-    /// The one line about memory or processors.
-    async fn told(&self, of: &str) -> String {
-        eventually("it tells of its runtime", async || {
+    /// The one line about memory.
+    async fn told(&self) -> String {
+        eventually("it tells of its memory", async || {
             let said = fs::read_to_string(self.folder.path().join("log")).unwrap();
             let line = said
                 .lines()
-                .find(|line| line.contains(&format!("{of} of the node")));
+                .find(|line| line.contains("memory of the node"));
             line.map(str::to_owned).ok_or(said)
         })
         .await
@@ -111,31 +111,20 @@ impl Drop for Cgroup {
 
 alone! {
     async fn the_setting_wins_over_the_variable_and_that_over_the_cgroup() {
-        let said = Starting::new(None, &[("TB_SERVER_LIMITS_MEMORY", "64MiB"), ("GOMEMLIMIT", "80MiB")]).told("memory").await;
+        let said = Starting::new(None, &[("TB_SERVER_LIMITS_MEMORY", "64MiB"), ("GOMEMLIMIT", "80MiB")]).told().await;
         assert!(said.contains(&format!("bytes={}", 64 * MIB)) && said.contains("server.limits.memory"), "{said}");
         let variable = [("GOMEMLIMIT", "80MiB")];
-        let said = Starting::new(None, &variable).told("memory").await;
+        let said = Starting::new(None, &variable).told().await;
         assert!(said.contains(&format!("bytes={}", 80 * MIB)) && said.contains("GOMEMLIMIT"), "{said}");
 
         match Cgroup::new(200 * MIB) {
             Ok(cgroup) => {
-                let said = Starting::new(Some(&cgroup.0), &[]).told("memory").await;
+                let said = Starting::new(Some(&cgroup.0), &[]).told().await;
                 assert!(said.contains(&format!("bytes={}", 150 * MIB)) && said.contains("cgroup"), "{said}");
-                let said = Starting::new(Some(&cgroup.0), &variable).told("memory").await;
+                let said = Starting::new(Some(&cgroup.0), &variable).told().await;
                 assert!(said.contains("GOMEMLIMIT"), "{said}");
             }
             Err(why) => eprintln!("the cgroup's part is left out, none can be made here: {why}"),
         }
-    }
-}
-
-alone! {
-    async fn the_node_has_half_of_the_cores_unless_the_variable_says_otherwise() {
-        let debug = ("TB_LOG_LEVEL", "debug");
-        let half = (std::thread::available_parallelism().unwrap().get() / 2).max(1);
-        let said = Starting::new(None, &[debug]).told("processors").await;
-        assert!(said.contains(&format!("processors={half}")), "{said}");
-        let said = Starting::new(None, &[debug, ("GOMAXPROCS", "3")]).told("processors").await;
-        assert!(said.contains("processors=3") && said.contains("GOMAXPROCS"), "{said}");
     }
 }

@@ -40,6 +40,17 @@ impl Daemon {
         key: Option<&str>,
         more: &[&str],
     ) -> Self {
+        Self::start_with(folder, devnet, host, key, more, &[])
+    }
+
+    fn start_with(
+        folder: &Path,
+        devnet: &Devnet,
+        host: &str,
+        key: Option<&str>,
+        more: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Self {
         let log = folder.join("log");
         let output = fs::OpenOptions::new()
             .create(true)
@@ -55,6 +66,7 @@ impl Daemon {
             // A flag of a test's own wins.
             .env("TB_COMPONENTS", "issuer")
             .env("TB_SERVER_TAILSCALE_CONTROLURL", &devnet.ready.control_url)
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
             .stderr(output);
@@ -208,6 +220,28 @@ alone! {
             for field in ["caller", "kid", "jti", "sub", "request_id", "decision"] {
                 assert!(line[field].is_string(), "{field} is missing: {line}");
             }
+        }
+    }
+}
+
+alone! {
+    async fn the_node_has_half_of_the_cores_unless_the_variable_says_otherwise() {
+        let world = EmbeddedWorld::new();
+        let half = (std::thread::available_parallelism().unwrap().get() / 2).max(1);
+        for (variables, told) in [
+            (&[][..], format!("processors={half}")),
+            (&[("GOMAXPROCS", "3")][..], "processors=3 from=GOMAXPROCS".to_owned()),
+        ] {
+            let folder = TempDir::new().unwrap();
+            let (host, key) = (world.host("tailbone"), world.devnet.ready_key().await);
+            let debug = ["--log-level", "debug"];
+            let mut daemon = Daemon::start_with(folder.path(), world.devnet, &host, Some(&key), &debug, variables);
+            eventually("it tells of its processors", async || {
+                let said = daemon.said();
+                if said.contains(&told) { Ok(()) } else { Err(said) }
+            })
+            .await;
+            assert_eq!(daemon.stopped().code(), Some(0));
         }
     }
 }
