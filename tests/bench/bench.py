@@ -6,7 +6,6 @@ Called by scripts/bench, which builds what is needed.
 import argparse
 import datetime
 import json
-import os
 import pathlib
 import platform
 import re
@@ -101,7 +100,7 @@ def machine(options):
     return {
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cpu": field("/proc/cpuinfo", "model name") or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": plan.CORES,
         "memory_gib": round(int(field("/proc/meminfo", "MemTotal").split()[0]) / 2**20, 1),
         "kernel": platform.release(),
         "rustc": said("rustc", "--version"),
