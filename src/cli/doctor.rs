@@ -457,7 +457,7 @@ async fn bucket_write(settings: &Settings, asked: bool) -> Found {
     if !asked {
         return skip("only with --write");
     }
-    let publisher = publisher(&settings.keys).await;
+    let publisher = publisher(&settings.keys);
     let read = match publisher.read().await {
         Ok(Some(read)) => read,
         Ok(None) => {

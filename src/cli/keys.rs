@@ -88,7 +88,7 @@ pub(super) fn run(
         // Where the keys are published is a setting of the server; what was said above is not said again.
         let (server, ..) = config::load(&raw, Purpose::Housekeeping)?;
         Keys::Local {
-            life: runtime.block_on(KeyLife::open(&server.keys)),
+            life: KeyLife::open(&server.keys),
             spec: server.keys.spec,
         }
     } else {

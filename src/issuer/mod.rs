@@ -8,6 +8,7 @@
 //!
 //! Invariants
 //! - The claims come from the connection's identity alone; body, query and headers of the request are not read.
+//! - A request that comes while a start still makes its first key waits for it.
 //! - On the warm path there is no disk, no lock, no WhoIs and no parsing of keys.
 //! - Each token and each refusal is one audit line with `kid` and `jti`; the token itself is never written anywhere.
 //!

@@ -91,7 +91,8 @@ async fn issue(
 const CLAIMS: usize = 512;
 
 async fn token(issuer: &Issuer, caller: &Caller) -> Result<String, Error> {
-    let signer = issuer.keys.ring().signer().map_err(no_key)?;
+    let ring = issuer.keys.ring().loaded().await;
+    let signer = ring.signer().map_err(no_key)?;
     let rules = issuer.rules.load_full();
     let claims =
         Claims::new(caller, &rules, Timestamp::now(), Uuid::new_v4()).ok_or(Refusal::Funnel)?;
@@ -153,6 +154,7 @@ fn not_signed(cause: impl std::error::Error + Send + Sync + 'static) -> Error {
 
 /// The published document as last read, the keys of other servers included: what verifiers read elsewhere, read here.
 async fn jwks(State(issuer): State<Arc<Issuer>>, request: HeaderMap) -> Result<Response, Error> {
+    issuer.keys.ring().loaded().await;
     let Some(published) = issuer.keys.document() else {
         let kind = Kind::Unavailable {
             retry_after: Duration::from_secs(10),

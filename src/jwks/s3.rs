@@ -22,6 +22,7 @@ use aws_sdk_s3::{
 };
 use futures_util::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
+use tokio::sync::OnceCell;
 
 use super::{Document, Etag, PublishError, Publisher, Unreadable, Versioned, document::LARGEST};
 
@@ -49,22 +50,49 @@ pub struct S3Publisher {
 
 #[derive(Debug)]
 struct Inner {
-    client: Client,
     settings: S3Settings,
     place: String,
+    /// Made for the first request: region and credentials may have to be asked for.
+    service: OnceCell<Service>,
+}
+
+#[derive(Debug)]
+struct Service {
+    client: Client,
     /// How long one try of one request may take, its body included.
     patience: Duration,
 }
 
 impl S3Publisher {
-    /// With credentials and region from the environment, profile files or the instance. Makes no request.
-    pub async fn connect(settings: &S3Settings) -> Self {
-        let shared = aws_config::defaults(BehaviorVersion::latest()).load().await;
-        Self::with_config(&shared, settings)
+    /// With credentials and region from the environment, profile files or the instance. Looks for them when it needs them.
+    pub fn new(settings: &S3Settings) -> Self {
+        Self::of(settings, OnceCell::new())
     }
 
     /// With a configuration made elsewhere. Its time for one attempt, if it sets one, is kept.
     pub fn with_config(shared: &aws_config::SdkConfig, settings: &S3Settings) -> Self {
+        let service = Service::new(shared, settings);
+        Self::of(settings, OnceCell::new_with(Some(service)))
+    }
+
+    fn of(settings: &S3Settings, service: OnceCell<Service>) -> Self {
+        let at = settings
+            .endpoint
+            .as_deref()
+            .map(|endpoint| format!(" at {endpoint}"))
+            .unwrap_or_default();
+        Self {
+            inner: Arc::new(Inner {
+                place: format!("s3://{}/{}{at}", settings.bucket, settings.key_path),
+                settings: settings.clone(),
+                service,
+            }),
+        }
+    }
+}
+
+impl Service {
+    fn new(shared: &aws_config::SdkConfig, settings: &S3Settings) -> Self {
         let patience = shared
             .timeout_config()
             .and_then(TimeoutConfig::operation_attempt_timeout)
@@ -90,18 +118,9 @@ impl S3Publisher {
             // Every S3 request is signed for a region. Services other than AWS take any.
             config = config.region(aws_sdk_s3::config::Region::from_static("us-east-1"));
         }
-        let at = settings
-            .endpoint
-            .as_deref()
-            .map(|endpoint| format!(" at {endpoint}"))
-            .unwrap_or_default();
         Self {
-            inner: Arc::new(Inner {
-                client: Client::from_conf(config.build()),
-                place: format!("s3://{}/{}{at}", settings.bucket, settings.key_path),
-                settings: settings.clone(),
-                patience,
-            }),
+            client: Client::from_conf(config.build()),
+            patience,
         }
     }
 }
@@ -121,12 +140,13 @@ impl Publisher for S3Publisher {
         expected: Option<&'a Etag>,
     ) -> BoxFuture<'a, Result<Etag, PublishError>> {
         async move {
-            let put = self.inner.put(&self.inner.settings.key_path, document);
+            let inner = &self.inner;
+            let put = inner.put(&inner.settings.key_path, document).await;
             let put = match expected {
                 Some(etag) => put.if_match(&*etag.0),
                 None => put.if_none_match("*"),
             };
-            self.inner.send(put).await
+            inner.send(put).await
         }
         .boxed()
     }
@@ -139,7 +159,8 @@ impl Publisher for S3Publisher {
         async move {
             let time = now.strftime("%Y%m%dT%H%M%S%.9fZ");
             let path = format!("{}.bak-{time}", self.inner.settings.key_path);
-            self.inner.send(self.inner.put(&path, document)).await?;
+            let put = self.inner.put(&path, document).await;
+            self.inner.send(put).await?;
             Ok(format!("s3://{}/{path}", self.inner.settings.bucket))
         }
         .boxed()
@@ -147,9 +168,17 @@ impl Publisher for S3Publisher {
 }
 
 impl Inner {
+    async fn service(&self) -> &Service {
+        let connect = async {
+            let shared = aws_config::defaults(BehaviorVersion::latest()).load().await;
+            Service::new(&shared, &self.settings)
+        };
+        self.service.get_or_init(|| connect).await
+    }
+
     async fn read(&self) -> Result<Option<Versioned>, PublishError> {
-        let answer = self
-            .client
+        let Service { client, patience } = self.service().await;
+        let answer = client
             .get_object()
             .bucket(&self.settings.bucket)
             .key(&self.settings.key_path)
@@ -186,7 +215,7 @@ impl Inner {
             }
             Ok(bytes)
         };
-        let bytes = tokio::time::timeout(self.patience, body)
+        let bytes = tokio::time::timeout(*patience, body)
             .await
             .map_err(|_| self.unavailable("the answer did not end in time"))??;
         if object
@@ -206,8 +235,10 @@ impl Inner {
         }))
     }
 
-    fn put(&self, path: &str, document: &Document) -> PutObjectFluentBuilder {
-        self.client
+    async fn put(&self, path: &str, document: &Document) -> PutObjectFluentBuilder {
+        let service = self.service().await;
+        service
+            .client
             .put_object()
             .bucket(&self.settings.bucket)
             .key(path)

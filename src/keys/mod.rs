@@ -3,10 +3,10 @@
 //! For issuing, three things are enough:
 //!
 //! ```text
-//! let life = jwks::life::KeyLife::open(&settings.keys).await;
+//! let life = jwks::life::KeyLife::open(&settings.keys);
 //! life.start(now).await?;                          // makes and publishes the first key
 //! // every second: life.poll(now).await
-//! let signer = life.ring().signer()?;              // or why there is none: NoSigner
+//! let signer = life.ring().loaded().await.signer()?; // or why there is none: NoSigner
 //! let jwt = queue.sign(&signer, claims_json).await?; // SigningQueue::new(), one per process
 //! ```
 //!

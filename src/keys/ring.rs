@@ -3,21 +3,27 @@
 //! Invariants
 //! - Reading it takes no lock, no disk, no parsing: `current_signer` is the warm path of every token.
 //! - A signer is put here only after `rotation.rs` chose it and its facts are written; where there is none the reason is here.
+//! - A server that still makes its first key refuses nobody for it: who wants a token waits a little ([`Ring::loaded`]).
 //!
 //! Who fills it is `jwks::life`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use serde::Serialize;
+use tokio::sync::SetOnce;
 
 use super::{Algorithm, KeyId, NoSigner, Signer, Skipped, State};
+
+/// How long a request waits for the first look: for most first keys, and for a bucket that answers.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The keys as a running server has them. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Ring {
     current: Arc<ArcSwap<Snapshot>>,
+    loaded: Arc<SetOnce<()>>,
 }
 
 /// The picture of one look at directory and document.
@@ -76,11 +82,25 @@ impl Default for Ring {
                 skipped: Vec::new(),
                 document_read: None,
             })),
+            loaded: Arc::default(),
         }
     }
 }
 
 impl Ring {
+    /// This ring, once directory and document have been looked at: at once, but while a server starts. It is not waited for longer
+    /// than 5 seconds; then [`NoSigner::NotLoaded`] is the reason that this ring gives.
+    pub async fn loaded(&self) -> &Self {
+        self.loaded_within(PATIENCE).await
+    }
+
+    async fn loaded_within(&self, patience: Duration) -> &Self {
+        if !self.loaded.initialized() {
+            let _ = tokio::time::timeout(patience, self.loaded.wait()).await;
+        }
+        self
+    }
+
     /// The key to sign with now.
     pub fn current_signer(&self) -> Option<Arc<Signer>> {
         self.current.load().signer.as_ref().ok().cloned()
@@ -97,6 +117,8 @@ impl Ring {
 
     pub fn replace(&self, snapshot: Snapshot) {
         self.current.store(Arc::new(snapshot));
+        // An error says that it is set.
+        let _ = self.loaded.set(());
     }
 }
 
@@ -107,5 +129,28 @@ impl Snapshot {
             .as_ref()
             .ok()
             .map(|signer| (signer.kid(), signer.algorithm()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_first_look_is_waited_for_but_not_for_ever() {
+        let ring = Ring::default();
+        let waited = ring.loaded_within(Duration::from_millis(1)).await.signer();
+        assert_eq!(waited.unwrap_err(), NoSigner::NotLoaded);
+
+        let mut waiting = Box::pin(ring.loaded());
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        ring.replace(Snapshot {
+            signer: Err(NoSigner::NoKeys),
+            keys: Vec::new(),
+            trouble: Vec::new(),
+            skipped: Vec::new(),
+            document_read: None,
+        });
+        assert_eq!(waiting.await.signer().unwrap_err(), NoSigner::NoKeys);
     }
 }

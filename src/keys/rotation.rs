@@ -165,7 +165,7 @@ pub enum Action {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NoSigner {
-    #[error("the keys have not been looked at yet")]
+    #[error("the keys are still being loaded, or the first one made")]
     NotLoaded,
     #[error("there is no signing key yet; make one with `tailbone keys generate`")]
     NoKeys,

@@ -1,4 +1,4 @@
-//! The admin API in this process: the local socket, served from the moment the keys are open, and the warnings that belong to it.
+//! The admin API in this process: the local socket, served from the first moment on, and the warnings that belong to it.
 
 use std::{io, sync::Arc};
 

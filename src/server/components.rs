@@ -64,8 +64,8 @@ pub(super) struct Components {
 }
 
 impl Components {
-    /// Builds and begins to serve. `keys` are loaded where a component that is switched on needs them ([`needs_keys`]); the local
-    /// admin socket is served already.
+    /// Builds and begins to serve. The keys may still be loading, where a component that is switched on needs them ([`needs_keys`]);
+    /// the local admin socket is served already.
     pub(super) async fn start(
         settings: &Settings,
         shared: Shared,
@@ -386,6 +386,8 @@ impl Signing {
             let (ring, queue) = (ring.clone(), queue.clone());
             async move {
                 let signer = ring
+                    .loaded()
+                    .await
                     .signer()
                     .map_err(|why| gate::SignError(why.to_string()))?;
                 queue

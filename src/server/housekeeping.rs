@@ -13,7 +13,7 @@ use crate::{
 /// It makes no first key: where there is none, nobody has started a server yet, and a cron job is no reason to.
 pub fn housekeeping(settings: &Settings, dry_run: bool) -> Result<Report, StartError> {
     runtime()?.block_on(async {
-        let keys = KeyLife::open(&settings.keys).await;
+        let keys = KeyLife::open(&settings.keys);
         let report = keys
             .housekeeping(
                 Housekeeping {

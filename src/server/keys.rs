@@ -6,7 +6,6 @@ use jiff::Timestamp;
 use tokio::{sync::Notify, task::JoinHandle, time::MissedTickBehavior};
 
 use crate::{
-    config,
     jwks::life::{KeyLife, LifeError, Outcome, Report},
     telemetry::meter::Meter,
 };
@@ -22,23 +21,22 @@ pub(super) struct Keeper {
     task: JoinHandle<()>,
 }
 
-/// Opens the keys as the settings say. Where something `signs`, they are loaded, and the first one is made where there is none.
-pub(super) async fn open(keys: &config::Keys, signs: bool) -> Result<(KeyLife, Told), LifeError> {
-    let life = KeyLife::open(keys).await;
+/// Loads the keys where something `signs`, and makes the first one where there is none.
+pub(super) async fn load(life: &KeyLife, signs: bool) -> Result<Told, LifeError> {
     let mut told = Told::default();
     if !signs {
-        return Ok((life, told));
+        return Ok(told);
     }
     let report = life.start(Timestamp::now()).await?;
     told.tell(&report);
     if report.no_signer.is_none() {
         tracing::info!(target: "keys", place = report.place, kid = signing(&report), "keys loaded");
     }
-    Ok((life, told))
+    Ok(told)
 }
 
 impl Keeper {
-    /// `told`: what [`open`] has said already.
+    /// `told`: what [`load`] has said already.
     pub(super) fn start(life: KeyLife, told: Told, meter: Meter) -> Self {
         let look = Arc::new(Notify::new());
         let task = tokio::spawn(keep(life, told, look.clone(), meter));
@@ -133,7 +131,7 @@ mod tests {
     use tracing_subscriber::{Layer, layer::SubscriberExt};
 
     use super::*;
-    use crate::config::{KeySpec, Publish};
+    use crate::config::{self, KeySpec, Publish};
 
     /// The words of every event.
     #[derive(Clone, Default)]
@@ -202,7 +200,8 @@ mod tests {
         let broken = dir.path().join("tb-1740172800.private.jwk");
         std::fs::write(&broken, "no key").unwrap();
 
-        let (life, told) = open(&keys, true).await.unwrap();
+        let life = KeyLife::open(&keys);
+        let told = load(&life, true).await.unwrap();
         assert_eq!(heard.times("is not used"), 1);
         let keeper = Keeper::start(life.clone(), told, Meter::default());
         // A look of the keeper with the trouble still there is over once a second broken file is told of.

@@ -17,37 +17,28 @@ use crate::{
 /// Looks are taken twice a minute at least; whoever has seen none for this long is cut off from where verifiers read.
 const READ_WITHIN: SignedDuration = SignedDuration::from_mins(15);
 
-/// Adds all latches; the hand on `listeners-up` is the caller's.
-pub(super) fn hang(own: &OwnNode, keys: &KeyLife) {
+/// Adds all latches, those of `keys` where something signs with them. The hand on `listeners-up` is the caller's.
+pub(super) fn hang(own: &OwnNode, keys: Option<&KeyLife>) -> Switch {
     let readiness = &own.readiness;
-    let life = keys.clone();
-    readiness.latch("key-signs", move |_| {
-        let snapshot = life.ring().snapshot();
-        match &snapshot.signer {
-            Ok(_) => Ok(()),
-            Err(reason) => Err(reason.to_string()),
-        }
-    });
-    let life = keys.clone();
-    readiness.latch("jwks-read", move |now| {
-        read_lately(life.ring().snapshot().document_read, now)
-    });
-}
-
-/// Those that are there before the keys are.
-pub(super) fn first(own: &OwnNode, signs: bool) -> Switch {
     // Not all of `own`: it holds the latches, and would hold itself.
     let membership = own.membership.clone();
-    own.readiness.latch("node-running", move |now| {
+    readiness.latch("node-running", move |now| {
         on_the_tailnet(&membership.state(now))
     });
-    let listeners = own.readiness.switch(
+    let listeners = readiness.switch(
         "listeners-up",
         "the server does not listen yet, or no longer",
     );
-    if signs {
-        own.readiness
-            .latch("key-signs", |_| Err("no key is loaded yet".to_owned()));
+    if let Some(keys) = keys {
+        let ring = keys.ring().clone();
+        readiness.latch("key-signs", move |_| match ring.signer() {
+            Ok(_) => Ok(()),
+            Err(reason) => Err(reason.to_string()),
+        });
+        let ring = keys.ring().clone();
+        readiness.latch("jwks-read", move |now| {
+            read_lately(ring.snapshot().document_read, now)
+        });
     }
     listeners
 }

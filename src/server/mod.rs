@@ -1,9 +1,10 @@
 //! The composition root of `tailbone server …`: what is built in which order, and how it ends. The only place that names every
 //! component.
 //!
-//! Order of the start: log and export of telemetry, signals, then node and keys side by side (joining waits for the network, a first
-//! key for the processor), then listeners, then "listening" in the log. A listener exists only once what it serves is ready; the
-//! local admin socket needs the keys alone, so it is there while the node still joins.
+//! Order of the start: log and export of telemetry, signals, the local admin socket, then side by side what waits for the network
+//! (the node joins, then its listeners, then "listening" in the log) and what waits for the processor or for storage (the keys).
+//! A first key is luck, and a bucket may be slow: nobody who calls meanwhile is refused for it, what needs the keys waits for them
+//! ([`crate::keys::Ring::loaded`]). The supervisor hears that the server is ready when both are done.
 //!
 //! Order of the end: listeners stop accepting, open requests get the grace time, their answers and the last telemetry leave the
 //! machine, the node logs out if it is ephemeral and closes. A second signal ends the process at once.
@@ -29,6 +30,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::TryFutureExt as _;
 use tokio::{task::JoinHandle, time::MissedTickBehavior};
 
 pub use error::StartError;
@@ -145,55 +147,49 @@ impl Daemon {
         let live = Live::new(settings);
         let meter = Meter::default();
         let signs = components::needs_keys(settings);
-        let up = latches::first(&own, signs);
+        let keys = KeyLife::open(&settings.keys);
+        let up = latches::hang(&own, signs.then_some(&keys));
         memory::limit(settings.server.memory).await;
+        let administration = admin::routes(settings, &keys, &own)?;
+        let socket = admin::local(
+            settings,
+            administration.clone(),
+            live.limits.clone(),
+            &own.listeners,
+        )?;
         let news = |state: JoinState| {
             supervisor.status(state.code());
             own.membership.joining(state);
         };
-        // A start without keys is none, so their failure ends the join at once.
-        let (node, (keys, told, administration, socket)) = tokio::try_join!(
-            async {
-                let node = node::joined(&settings.server.tailscale, &settings.log, news).await?;
-                own.joined(node.clone());
-                Ok::<_, StartError>(node)
-            },
-            async {
-                let (keys, told) = keys::open(&settings.keys, signs).await?;
-                if signs {
-                    latches::hang(&own, &keys);
-                }
-                let administration = admin::routes(settings, &keys, &own)?;
-                let socket = admin::local(
-                    settings,
-                    administration.clone(),
-                    live.limits.clone(),
-                    &own.listeners,
-                )?;
-                Ok((keys, told, administration, socket))
+        let serving = async {
+            let node = node::joined(&settings.server.tailscale, &settings.log, news).await?;
+            own.joined(node.clone());
+            let shared = Shared {
+                node: node.clone(),
+                keys: keys.clone(),
+                rules: live.rules.clone(),
+                limits: live.limits.clone(),
+                callers: Callers::new(live.limits.clone()),
+                meter: meter.clone(),
+                readiness: own.readiness.clone(),
+                listeners: own.listeners.clone(),
+            };
+            if let Some(otlp) = &mut otlp {
+                let metrics = shared.metrics();
+                otlp.measure(move || {
+                    let metrics = metrics.clone();
+                    async move { metrics.registry().await }
+                });
             }
-        )?;
-        let shared = Shared {
-            node: node.clone(),
-            keys: keys.clone(),
-            rules: live.rules.clone(),
-            limits: live.limits.clone(),
-            callers: Callers::new(live.limits.clone()),
-            meter: meter.clone(),
-            readiness: own.readiness.clone(),
-            listeners: own.listeners.clone(),
+            let components = Components::start(settings, shared, administration, socket).await?;
+            up.release();
+            Ok::<_, StartError>((node, components))
         };
-        if let Some(otlp) = &mut otlp {
-            let metrics = shared.metrics();
-            otlp.measure(move || {
-                let metrics = metrics.clone();
-                async move { metrics.registry().await }
-            });
-        }
-        let components = Components::start(settings, shared, administration, socket).await?;
+        // A start without keys is none, so their failure ends it at once.
+        let loading = keys::load(&keys, signs).map_err(StartError::from);
+        let ((node, components), told) = tokio::try_join!(serving, loading)?;
         processors::limit().await;
         let follow = tokio::spawn(node::follow(node.clone()));
-        up.release();
         Ok(Self {
             node,
             keeper: signs.then(|| Keeper::start(keys.clone(), told, meter.clone())),

@@ -291,6 +291,7 @@ async fn a_change_of_identity_is_seen_by_the_next_request_of_a_kept_connection()
 #[tokio::test]
 async fn without_a_key_the_answer_is_503_and_the_first_key_ends_it() {
     let world = World::without_key().await;
+    world.keys.sync(Timestamp::now()).await.unwrap();
     let mut alice = world.alice().await;
     assert_eq!(
         alice.post("/issue").await.refusal(),
@@ -302,6 +303,28 @@ async fn without_a_key_the_answer_is_503_and_the_first_key_ends_it() {
     );
     world.keys.start(Timestamp::now()).await.unwrap();
     verified(&mut alice).await;
+}
+
+/// A server listens before it has its first key.
+#[tokio::test]
+async fn who_calls_while_the_first_key_is_made_waits_for_it() {
+    let world = World::without_key().await;
+    let (mut alice, mut verifier) = (world.alice().await, world.alice().await);
+    // Both are in hand, and nothing answers them.
+    let mut token = Box::pin(alice.post("/issue"));
+    let mut jwks = Box::pin(verifier.get("/.well-known/jwks.json"));
+    let early = futures_util::future::select(&mut token, &mut jwks);
+    let early = tokio::time::timeout(Duration::from_millis(50), early).await;
+    assert!(early.is_err(), "answered without a key");
+
+    world.keys.start(Timestamp::now()).await.unwrap();
+    let (token, jwks) = soon("both answers", futures_util::future::join(token, jwks)).await;
+    assert_eq!(
+        (token.status(), jwks.status()),
+        (200, 200),
+        "{token:?} {jwks:?}"
+    );
+    assert_eq!(jwks.json()["keys"].as_array().unwrap().len(), 1);
 }
 
 #[tokio::test]

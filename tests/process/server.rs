@@ -15,7 +15,10 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use tailbone::tailnet::{Node, Stream};
+use tailbone::{
+    keys::KeyStore,
+    tailnet::{Node, Stream},
+};
 use tempfile::TempDir;
 
 use crate::support::{
@@ -181,6 +184,32 @@ alone! {
         let said = daemon.said();
         assert_eq!(addresses(&said)[0], addresses(&said)[1]);
         assert!(!said.contains("under another name"), "{said}");
+    }
+}
+
+alone! {
+    async fn it_listens_before_it_has_its_keys_and_who_calls_waits_for_them() {
+        let world = EmbeddedWorld::new();
+        let folder = TempDir::new().unwrap();
+        let host = world.host("tailbone");
+        let key = world.devnet.ready_key().await;
+        let alice = world.node("alice", Who::User("alice@example.com")).await;
+        // Another process has the directory; a first key that is long in the making holds up a start in the same place.
+        let store = KeyStore::new(folder.path().join("keys"));
+        store.create().unwrap();
+        let held = store.lock().unwrap();
+
+        let mut daemon = Daemon::start(folder.path(), world.devnet, &host, Some(&key), &[]);
+        daemon.listening(1).await;
+        assert!(!daemon.said().contains("keys loaded"), "{}", daemon.said());
+        let mut caller = call(&*alice, &host).await;
+        let mut asked = Box::pin(caller.post("/issue"));
+        let early = tokio::time::timeout(Duration::from_millis(50), &mut asked).await;
+        assert!(early.is_err(), "{early:?}");
+        drop(held);
+        let answer = soon("a token", asked).await;
+        assert_eq!(answer.status(), 200, "{answer:?}\n{}", daemon.said());
+        assert_eq!(daemon.stopped().code(), Some(0), "{}", daemon.said());
     }
 }
 

@@ -66,7 +66,7 @@ struct Memory {
 }
 
 /// Where the settings want the document published.
-pub async fn publisher(keys: &config::Keys) -> Arc<dyn Publisher> {
+pub fn publisher(keys: &config::Keys) -> Arc<dyn Publisher> {
     match &keys.publish {
         Publish::File { path } => Arc::new(FilePublisher::new(path)),
         Publish::S3 {
@@ -74,25 +74,22 @@ pub async fn publisher(keys: &config::Keys) -> Arc<dyn Publisher> {
             key_path,
             endpoint,
             path_style,
-        } => Arc::new(
-            S3Publisher::connect(&S3Settings {
-                bucket: bucket.clone(),
-                key_path: key_path.clone(),
-                endpoint: endpoint.clone(),
-                path_style: *path_style,
-                cache_time: keys.cache_time,
-            })
-            .await,
-        ),
+        } => Arc::new(S3Publisher::new(&S3Settings {
+            bucket: bucket.clone(),
+            key_path: key_path.clone(),
+            endpoint: endpoint.clone(),
+            path_style: *path_style,
+            cache_time: keys.cache_time,
+        })),
     }
 }
 
 impl KeyLife {
     /// As the settings say. Reads nothing yet.
-    pub async fn open(keys: &config::Keys) -> Self {
+    pub fn open(keys: &config::Keys) -> Self {
         Self::with(
             KeyStore::new(&keys.dir),
-            publisher(keys).await,
+            publisher(keys),
             Policy::from(keys),
             &keys.prefix,
             keys.spec,
