@@ -1,4 +1,4 @@
-//! The memory of the node inside: what its runtime was told, by the setting, the variable or the cgroup.
+//! The runtime of the node inside: what it was told of memory, by the setting, the variable or the cgroup, and how its threads sleep.
 
 use std::{
     fs,
@@ -21,6 +21,25 @@ alone! {
         assert_eq!(runtime_stats().await.unwrap().memory_limit, Some(100 * MIB));
         assert_eq!(limit_runtime(of(i64::MAX.cast_unsigned())).await.unwrap().memory_limit, None);
         assert_eq!(runtime_stats().await.unwrap().memory_limit, None);
+    }
+}
+
+alone! {
+    async fn every_thread_sleeps_in_coarse_steps() {
+        runtime_stats().await.unwrap();
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: only root may read the timer slack of other threads");
+            return;
+        }
+        let mut threads = 0;
+        for task in fs::read_dir("/proc/self/task").unwrap() {
+            let task = task.unwrap().file_name();
+            let slack = Path::new("/proc").join(task).join("timerslack_ns");
+            assert_eq!(fs::read_to_string(slack).unwrap().trim(), "1000000");
+            threads += 1;
+        }
+        // The test's, tokio's, and Go's own.
+        assert!(threads > 4, "{threads} threads");
     }
 }
 
