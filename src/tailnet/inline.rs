@@ -70,7 +70,8 @@ impl Inline {
     /// Takes the future for a turn. `None`: another has it and will see what is woken.
     pub(super) fn begin(self: &Arc<Self>) -> Option<Turn<'_>> {
         let mine = self.changed(IDLE, POLLED) || self.changed(WOKEN, POLLED_AND_WOKEN);
-        mine.then_some(Turn(self))
+        // Not `then_some`: what it would drop gives back a right that is another's.
+        mine.then(|| Turn(self))
     }
 
     /// Polls once; who calls has the right to.
