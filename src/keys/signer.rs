@@ -5,26 +5,29 @@
 //! - The header is `{"alg","kid","typ":"JWT"}`, in this order.
 //! - [`SigningQueue::sign`] never waits for room: a full queue is an error at once ([`SignError::Overloaded`]), and work whose
 //!   caller has gone is not done.
+//! - Tokens may be handed over together, where more callers wait; none waits for longer than a millisecond and one signature.
 //! - Between two slow signatures an async worker serves whatever else is ready, so nobody waits for more than one of them.
 //!
 //! Whether a signer may be used now is not decided here: see `rotation.rs` and `ring.rs`.
 
 use std::{
+    collections::VecDeque,
     fmt,
     num::NonZero,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use aws_lc_rs::{rand::SystemRandom, signature::RSA_PKCS1_SHA256};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use tokio::sync::Semaphore;
-use tokio_util::task::AbortOnDropHandle;
+use tokio::sync::oneshot;
 
 use super::{Algorithm, JwkError, KeyId, PrivateJwk, PublicJwk, jwk::KeyPair};
+use crate::tailnet::together;
 
 /// Why no token came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -118,16 +121,41 @@ impl fmt::Debug for Signer {
     }
 }
 
-/// Turns at signing with slow keys, and a queue for them that has an end. A signature is a task of its own: the thread that serves the
-/// request may be one of Go's, which must not be held, and between two of them an async worker does what else there is. A hop to
-/// threads for signatures alone and back costs more (ARCHITECTURE.md).
+/// Turns at signing with slow keys, and a queue for them that has an end.
+///
+/// Tasks of tokio's sign, as many as there are turns, while there is something to sign: the thread that serves the request may be one
+/// of Go's, which must not be held. (A hop to threads for signatures alone and back costs more, ARCHITECTURE.md.) They hand over
+/// several tokens [`together`] where more callers wait: then requests and answers travel in batches, as they do where nothing is
+/// slow, and not one by one, which costs the network half as much again.
 #[derive(Debug)]
-pub struct SigningQueue {
-    turns: Semaphore,
-    /// Tokens that wait for their turn or have it.
+pub struct SigningQueue(Arc<Queue>);
+
+#[derive(Debug)]
+struct Queue {
+    jobs: Mutex<Jobs>,
+    /// Tokens that wait or are being signed.
     held: AtomicUsize,
     room: usize,
+    turns: usize,
+    patience: Duration,
 }
+
+#[derive(Debug, Default)]
+struct Jobs {
+    waiting: VecDeque<Job>,
+    /// Tasks that sign.
+    signing: usize,
+}
+
+#[derive(Debug)]
+struct Job {
+    signer: Arc<Signer>,
+    claims: Vec<u8>,
+    answer: oneshot::Sender<Result<String, SignError>>,
+}
+
+/// The longest that a signed token waits for others, but for the one that is being signed.
+const PATIENCE: Duration = Duration::from_millis(1);
 
 impl SigningQueue {
     /// A turn per core, and room for a second's worth of tokens each.
@@ -138,11 +166,17 @@ impl SigningQueue {
 
     /// `turns` signatures at a time, and room for `room` tokens in all.
     pub fn with(turns: usize, room: usize) -> Self {
-        Self {
-            turns: Semaphore::new(turns),
+        Self::patient(turns, room, PATIENCE)
+    }
+
+    fn patient(turns: usize, room: usize, patience: Duration) -> Self {
+        Self(Arc::new(Queue {
+            jobs: Mutex::default(),
             held: AtomicUsize::new(0),
             room,
-        }
+            turns,
+            patience,
+        }))
     }
 
     /// Signs `claims`: with slow keys in turn, with fast ones here and now.
@@ -150,19 +184,24 @@ impl SigningQueue {
         if !signer.is_slow() {
             return signer.sign(claims);
         }
-        let _place = self.place()?;
-        let _turn = self.turns.acquire().await.ok();
-        let (signer, claims) = (Arc::clone(signer), claims.to_vec());
-        let signing = async move {
-            // The worker first looks for what has come since: a signature never follows another at once.
-            tokio::task::yield_now().await;
-            signer.sign(&claims)
-        };
-        AbortOnDropHandle::new(tokio::spawn(signing))
-            .await
-            .unwrap_or(Err(SignError::Crypto))
+        let _place = self.0.place()?;
+        let (answer, token) = oneshot::channel();
+        self.0.put(Job {
+            signer: Arc::clone(signer),
+            claims: claims.to_vec(),
+            answer,
+        });
+        token.await.unwrap_or(Err(SignError::Crypto))
     }
+}
 
+impl Default for SigningQueue {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Queue {
     fn place(&self) -> Result<Place<'_>, SignError> {
         let place = Place(&self.held);
         let before = self.held.fetch_add(1, Ordering::AcqRel);
@@ -172,11 +211,78 @@ impl SigningQueue {
             Err(SignError::Overloaded)
         }
     }
+
+    fn put(self: &Arc<Self>, job: Job) {
+        let mut jobs = self.jobs();
+        jobs.waiting.push_back(job);
+        if jobs.signing < self.turns {
+            jobs.signing += 1;
+            drop(jobs);
+            let turn = Turn {
+                queue: Arc::clone(self),
+                over: false,
+            };
+            tokio::spawn(turn.sign());
+        }
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, Jobs> {
+        // Nothing under the lock leaves them half changed.
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-impl Default for SigningQueue {
-    fn default() -> Self {
-        Self::new()
+/// The right to sign, until nothing waits.
+struct Turn {
+    queue: Arc<Queue>,
+    over: bool,
+}
+
+impl Turn {
+    async fn sign(mut self) {
+        while let Some(most) = self.share() {
+            let began = Instant::now();
+            let mut signed = Vec::new();
+            for _ in 0..most {
+                // The worker first looks for what has come since: a signature never follows another at once.
+                tokio::task::yield_now().await;
+                let Some(job) = self.queue.jobs().waiting.pop_front() else {
+                    break;
+                };
+                if !job.answer.is_closed() {
+                    signed.push((job.signer.sign(&job.claims), job.answer));
+                }
+                if began.elapsed() >= self.queue.patience {
+                    break;
+                }
+            }
+            together(|| {
+                for (token, answer) in signed {
+                    // Who has gone meanwhile wants none.
+                    let _ = answer.send(token);
+                }
+            });
+        }
+    }
+
+    /// How many of those that wait to sign now: half of this turn's part, so that the other half is there while answers travel.
+    fn share(&mut self) -> Option<usize> {
+        let mut jobs = self.queue.jobs();
+        let waiting = jobs.waiting.len();
+        if waiting == 0 {
+            // Under the lock: whoever comes next begins a turn.
+            jobs.signing -= 1;
+            self.over = true;
+        }
+        (waiting > 0).then(|| waiting.div_ceil(2 * self.queue.turns))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if !self.over {
+            self.queue.jobs().signing -= 1;
+        }
     }
 }
 
@@ -191,7 +297,10 @@ impl Drop for Place<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, OnceLock};
+    use std::{
+        sync::{Arc, OnceLock},
+        task::Poll,
+    };
 
     use futures_util::future::join_all;
     use jsonwebtoken::{DecodingKey, Validation, jwk::Jwk};
@@ -354,6 +463,15 @@ mod tests {
         for token in signed {
             verify(&token.unwrap(), signer.public());
         }
+        // A turn ends, and another one begins.
+        let again = async {
+            while queue.0.jobs().signing > 0 {
+                tokio::task::yield_now().await;
+            }
+            queue.sign(&signer, b"{}").await
+        };
+        let again = tokio::time::timeout(Duration::from_secs(20), again).await;
+        again.expect("the turn does not end").unwrap();
         // Quick keys need no turn and are never shed.
         let quick = Arc::new(Signer::new(&generate(KeySpec::EdDsa)).unwrap());
         let tokens = join_all((0..50).map(|_| queue.sign(&quick, b"{}"))).await;
@@ -374,6 +492,38 @@ mod tests {
         assert_eq!(refused, Err(SignError::Overloaded));
         drop(gone);
         assert!(queue.sign(&signer, b"{}").await.is_ok());
+    }
+
+    /// By how many tokens are there at once: half of those that wait, but a single one where signing takes long.
+    #[tokio::test]
+    async fn tokens_are_handed_over_together() {
+        let signer = Arc::new(Signer::new(rsa()).unwrap());
+        for (patience, at_once) in [
+            (Duration::from_secs(3600), vec![4, 6, 7, 8]),
+            (Duration::ZERO, (1..=8).collect()),
+        ] {
+            let queue = SigningQueue::patient(1, 8, patience);
+            let mut waiting: Vec<_> = (0..8)
+                .map(|_| Box::pin(queue.sign(&signer, b"{}")))
+                .collect();
+            let (mut done, mut seen) = (0, Vec::new());
+            while done < 8 {
+                let mut left = Vec::new();
+                for mut one in waiting {
+                    match futures_util::poll!(&mut one) {
+                        Poll::Ready(token) => drop(token.unwrap()),
+                        Poll::Pending => left.push(one),
+                    }
+                }
+                if done < 8 - left.len() {
+                    done = 8 - left.len();
+                    seen.push(done);
+                }
+                waiting = left;
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(seen, at_once, "{patience:?}");
+        }
     }
 
     /// One worker, a queue full of signatures, and somebody on a socket who wants none.

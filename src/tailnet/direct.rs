@@ -2,7 +2,8 @@
 //!
 //! Invariants
 //! - Go brings and takes bytes in turns ([`Conn::turn`]), one at a time for a connection; memory is lent for a turn alone.
-//! - Whoever changes what Go must know outside of a turn kicks: once, until the next turn. Kicking never waits.
+//! - Whoever changes what Go must know outside of a turn kicks: once, until the next turn. Kicking never waits. What is done
+//!   [`together`] kicks once for all.
 //! - What is kept is bounded in both directions; a full side waits for the other.
 //! - What came before a reset is still read; then the reset is told, each time.
 //!
@@ -10,6 +11,7 @@
 //! that brought its question, and no thread is woken.
 
 use std::{
+    cell::RefCell,
     collections::HashMap,
     fmt,
     io::{self, IoSlice},
@@ -76,6 +78,8 @@ struct State {
     turning: bool,
     /// Go was kicked and has not come yet.
     kicked: bool,
+    /// Go has let go of it: no turn comes any more.
+    freed: bool,
 }
 
 /// Bytes in order: put at the back, taken from the front. Empty, it keeps no memory.
@@ -121,8 +125,7 @@ impl Conn {
 
     /// Go's turn: `input` has come, `output` is to be filled.
     pub(super) fn turn(&self, input: &[u8], end: End, output: &mut [u8]) -> Told {
-        let mut inline = self.inline.get().and_then(|inline| inline.begin());
-        {
+        let (reader, writer) = {
             let mut state = self.lock();
             state.turning = true;
             state.kicked = false;
@@ -138,10 +141,12 @@ impl Conn {
             } else {
                 None
             };
-            drop(state);
-            wake(reader);
-            wake(writer);
-        }
+            (reader, writer)
+        };
+        // Not before the kick is taken back: whoever was promised this turn by then has marked the future as woken.
+        let mut inline = self.inline.get().and_then(|inline| inline.begin());
+        wake(reader);
+        wake(writer);
         if let Some(inline) = &mut inline {
             inline.run();
         }
@@ -189,10 +194,27 @@ impl Conn {
         opened().remove(&self.id);
         let mut state = self.lock();
         state.broken |= !(state.ended && state.shut);
-        state.kicked = true;
+        state.freed = true;
         let waiting = [state.reader.take(), state.writer.take()];
         drop(state);
         waiting.into_iter().for_each(wake);
+        if let Some(inline) = self.inline.get() {
+            inline.has_no_turns();
+        }
+    }
+
+    /// Promises a turn to who has just been woken. `false`: `inline` is not polled in turns, or none is sure to begin from now on.
+    pub(super) fn promise_turn(&self, inline: &Arc<Inline>) -> bool {
+        let known = self
+            .inline
+            .get()
+            .is_some_and(|one| Arc::ptr_eq(one, inline));
+        let state = self.lock();
+        let promised = known && !state.turning && !state.freed;
+        if promised {
+            self.kick(state);
+        }
+        promised
     }
 
     /// Lets the turns of the connection poll.
@@ -207,13 +229,48 @@ impl Conn {
     }
 
     fn kick(&self, mut state: MutexGuard<'_, State>) {
-        if state.turning || state.kicked {
+        if state.turning || state.kicked || state.freed {
             return;
         }
         state.kicked = true;
         drop(state);
-        KICKS.push(self.id);
+        TOGETHER.with_borrow_mut(|together| match together {
+            Some(ids) => ids.push(self.id),
+            None => KICKS.push(&[self.id]),
+        });
     }
+}
+
+thread_local! {
+    /// Connections that wait for the end of [`together`], where this thread is in it.
+    static TOGETHER: RefCell<Option<Vec<u64>>> = const { RefCell::new(None) };
+}
+
+/// Does `work`. Connections of the node whose answers become ready by it go on in Go's turns, and Go comes once for all of them:
+/// what they have to say leaves the machine together.
+pub fn together<T>(work: impl FnOnce() -> T) -> T {
+    /// Takes the connections also where `work` panics.
+    struct Go;
+
+    impl Drop for Go {
+        fn drop(&mut self) {
+            if let Some(ids) = TOGETHER.take() {
+                KICKS.push(&ids);
+            }
+        }
+    }
+
+    if are_together() {
+        return work();
+    }
+    TOGETHER.set(Some(Vec::new()));
+    let _go = Go;
+    work()
+}
+
+/// Whether this thread is in [`together`].
+pub(super) fn are_together() -> bool {
+    TOGETHER.with_borrow(Option::is_some)
 }
 
 fn wake(waker: Option<Waker>) {
@@ -359,11 +416,11 @@ impl Kicks {
         let _ = self.wake.set(wake);
     }
 
-    fn push(&self, id: u64) {
+    fn push(&self, more: &[u64]) {
         let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
-        ids.push(id);
-        // Go takes all: only the first has to wake it.
-        let first = ids.len() == 1;
+        // Go takes all: only the first have to wake it.
+        let first = ids.is_empty() && !more.is_empty();
+        ids.extend_from_slice(more);
         drop(ids);
         if let (true, Some(wake)) = (first, self.wake.get()) {
             // A full pipe is readable, which is all that is wanted.
@@ -403,7 +460,7 @@ pub(super) mod tests {
     }
 
     /// How often the connection has kicked since it was last asked.
-    fn kicks(conn: &Conn) -> usize {
+    pub(in super::super) fn kicks(conn: &Conn) -> usize {
         let mut ids = KICKS.ids.lock().unwrap();
         let before = ids.len();
         ids.retain(|id| *id != conn.id);
@@ -557,6 +614,40 @@ pub(super) mod tests {
         conn.turn(b"more", End::Open, &mut []);
         assert_eq!(conn.lock().inbound.len(), 0);
         assert_eq!(Arc::strong_count(&conn), 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_said_together_kicks_together() {
+        let ((one, mut ours), (two, mut others)) = (connection(), connection());
+        let held = together(|| {
+            say(&mut ours);
+            say(&mut others);
+            // One in another is no end of it.
+            together(|| ());
+            (kicks(&one), kicks(&two))
+        });
+        assert_eq!(held, (0, 0));
+        assert_eq!((kicks(&one), kicks(&two)), (1, 1));
+        // Also where it panics; and afterwards all is as before.
+        nothing(&one);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            together(|| {
+                say(&mut ours);
+                panic!("on purpose");
+            });
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(kicks(&one), 1);
+        nothing(&one);
+        say(&mut ours);
+        assert_eq!(kicks(&one), 1);
+    }
+
+    fn say(stream: &mut Stream) {
+        let writing = tokio::io::AsyncWriteExt::write_all(stream, b"x");
+        futures_util::FutureExt::now_or_never(writing)
+            .unwrap()
+            .unwrap();
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Invariants
 //! - The future belongs to a task of tokio (its [`Home`]): it ends, is cancelled and panics as any task does.
 //! - It is polled by one thread at a time. Who finds it taken leaves a mark, and whoever has it polls once more: no wake is lost.
+//! - What is woken [`together`](super::together) with others waits for a turn that is promised to it; else tokio polls it.
 //! - A turn polls only what has been woken, and a few times at most; what it leaves is done by tokio. How many turns there are at
 //!   a time is Go's to bound: a thread is held for each.
 //! - A panic never leaves a turn; it is the task's.
@@ -13,7 +14,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU8, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
@@ -22,12 +23,14 @@ use std::{
 use futures_util::{future::BoxFuture, task::AtomicWaker};
 use tokio::runtime::Handle;
 
+use super::direct::{Conn, are_together};
+
 /// How often a turn polls a future that wakes itself.
 const POLLS: usize = 8;
 
 /// Nobody polls, nobody has to.
 const IDLE: u8 = 0;
-/// The home is on its way.
+/// The home is on its way, or a turn.
 const WOKEN: u8 = 1;
 const POLLED: u8 = 2;
 /// And woken since.
@@ -40,6 +43,7 @@ pub(super) struct Inline {
     future: Mutex<Option<BoxFuture<'static, ()>>>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     home: AtomicWaker,
+    conn: Weak<Conn>,
     runtime: Handle,
 }
 
@@ -50,13 +54,14 @@ pub(super) struct Turn<'a>(&'a Arc<Inline>);
 pub(super) struct Home(Arc<Inline>);
 
 impl Home {
-    /// Must be called inside a runtime.
-    pub(super) fn new(future: BoxFuture<'static, ()>) -> Self {
+    /// For the turns of `conn`. Must be called inside a runtime.
+    pub(super) fn new(future: BoxFuture<'static, ()>, conn: Weak<Conn>) -> Self {
         Self(Arc::new(Inline {
             state: AtomicU8::new(WOKEN),
             future: Mutex::new(Some(future)),
             panic: Mutex::new(None),
             home: AtomicWaker::new(),
+            conn,
             runtime: Handle::current(),
         }))
     }
@@ -72,6 +77,19 @@ impl Inline {
         let mine = self.changed(IDLE, POLLED) || self.changed(WOKEN, POLLED_AND_WOKEN);
         // Not `then_some`: what it would drop gives back a right that is another's.
         mine.then(|| Turn(self))
+    }
+
+    /// There are no more turns: what was promised one is tokio's again.
+    pub(super) fn has_no_turns(&self) {
+        self.home.wake();
+    }
+
+    fn promised_a_turn(self: &Arc<Self>) -> bool {
+        are_together()
+            && self
+                .conn
+                .upgrade()
+                .is_some_and(|conn| conn.promise_turn(self))
     }
 
     /// Polls once; who calls has the right to.
@@ -141,7 +159,7 @@ impl Wake for Inline {
                 _ => return,
             };
             if self.changed(state, next) {
-                if home {
+                if home && !self.promised_a_turn() {
                     self.home.wake();
                 }
                 return;
@@ -191,18 +209,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use std::{
-        sync::{Weak, atomic::AtomicUsize, mpsc::channel},
+        sync::{
+            atomic::{AtomicBool, AtomicUsize},
+            mpsc::channel,
+        },
         thread::{self, ThreadId},
         time::Duration,
     };
 
     use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
+        io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
         task::JoinHandle,
     };
 
     use super::{
-        super::direct::{Conn, End, tests::connection},
+        super::{
+            direct::{
+                End,
+                tests::{connection, kicks},
+            },
+            together,
+        },
         *,
     };
 
@@ -268,6 +295,93 @@ mod tests {
         assert_eq!(turn(&conn, b"x").0, b"");
         task.await.unwrap();
         assert_eq!(turn(&conn, b"").0, b"late");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_woken_together_goes_on_in_the_turn_that_it_asks_for() {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let (polled, on) = channel();
+        let (conn, task) = serving(|mut stream| async move {
+            let word: &[u8] = told.await.unwrap();
+            let _ = polled.send(thread::current().id());
+            stream.write_all(word).await.unwrap();
+        })
+        .await;
+        together(|| tell.send(b"word").unwrap());
+        assert_eq!(kicks(&conn), 1);
+        assert!(on.try_recv().is_err(), "polled before its turn");
+        let (out, thread) = turn(&conn, b"");
+        assert_eq!(out, b"word");
+        assert_eq!(on.recv().unwrap(), thread);
+        task.await.unwrap();
+    }
+
+    /// A turn that found the future taken, and is still under way when tokio is done with it, is none that could be promised.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_turn_that_has_begun_is_not_promised() {
+        type Late = Box<dyn FnOnce() + Send>;
+        struct Within(Mutex<Option<Late>>);
+        impl Wake for Within {
+            fn wake(self: Arc<Self>) {
+                let late = lock(&self.0).take();
+                late.into_iter().for_each(|late| late());
+            }
+        }
+        let within = Arc::new(Within(Mutex::new(None)));
+        let (begin, begun) = tokio::sync::oneshot::channel();
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let (hold, held) = channel::<()>();
+        let (release, released) = channel::<()>();
+        let waker = Waker::from(within.clone());
+        let (conn, task) = serving(|mut stream| async move {
+            // Full, so that the turn, which makes room, wakes who waits for it.
+            stream.write_all(&[0; 64 << 10]).await.unwrap();
+            let full = Pin::new(&mut stream)
+                .poll_write(&mut Context::from_waker(&waker), b"x")
+                .is_pending();
+            assert!(full);
+            begun.await.unwrap();
+            hold.send(()).unwrap();
+            released.recv().unwrap();
+            told.await.unwrap();
+        })
+        .await;
+        let inline = Arc::clone(conn.inline().unwrap());
+        *lock(&within.0) = Some(Box::new(move || {
+            assert_eq!(inline.state.load(Ordering::Acquire), POLLED);
+            release.send(()).unwrap();
+            while inline.state.load(Ordering::Acquire) != IDLE {
+                thread::yield_now();
+            }
+            together(|| tell.send(()).unwrap());
+        }));
+        begin.send(()).unwrap();
+        held.recv().unwrap();
+        assert_eq!(turn(&conn, b"").0.len(), 100);
+        let ended = tokio::time::timeout(Duration::from_secs(20), task).await;
+        ended.expect("the promised turn was over").unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn where_no_turn_comes_any_more_tokio_goes_on() {
+        for freed_before in [true, false] {
+            let (tell, told) = tokio::sync::oneshot::channel();
+            let (conn, task) = serving(|stream| async move {
+                told.await.unwrap();
+                drop(stream);
+            })
+            .await;
+            if freed_before {
+                conn.freed();
+            }
+            together(|| tell.send(()).unwrap());
+            assert_eq!(kicks(&conn), usize::from(!freed_before));
+            if !freed_before {
+                conn.freed();
+            }
+            let ended = tokio::time::timeout(Duration::from_secs(20), task).await;
+            ended.expect("a promised turn never came").unwrap();
+        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -353,12 +467,18 @@ mod tests {
         .await;
         let ticking: JoinHandle<()> = tokio::spawn(async move {
             for n in 0..TURNS {
-                tick.send(()).unwrap();
+                if n % 3 == 0 {
+                    together(|| tick.send(()).unwrap());
+                } else {
+                    tick.send(()).unwrap();
+                }
                 if n % 8 == 0 {
                     tokio::task::yield_now().await;
                 }
             }
         });
+        let over = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&over);
         let turning = thread::spawn(move || {
             let mut brought = 0;
             while brought < TURNS {
@@ -369,11 +489,17 @@ mod tests {
                     told = conn.turn(b"", End::Open, &mut []);
                 }
             }
+            // From here on as Go does: turns for those who ask.
+            while !until.load(Ordering::SeqCst) {
+                if kicks(&conn) > 0 {
+                    conn.turn(b"", End::Open, &mut []);
+                }
+                thread::yield_now();
+            }
         });
-        tokio::time::timeout(Duration::from_secs(20), task)
-            .await
-            .expect("a wake was lost")
-            .unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(20), task).await;
+        over.store(true, Ordering::SeqCst);
+        ended.expect("a wake was lost").unwrap();
         ticking.await.unwrap();
         turning.join().unwrap();
     }

@@ -31,6 +31,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 pub use config::{Config, LogLevel, Store};
+pub use direct::together;
 pub use embedded::{
     CLOSE_WITHIN, EmbeddedNode, EngineVersion, RuntimeLimits, RuntimeStats, engine_version,
     limit_runtime, runtime_stats,

@@ -83,7 +83,7 @@ impl Stream {
         };
         let conn = Arc::clone(direct.conn());
         Some(move |future| {
-            let home = Home::new(future);
+            let home = Home::new(future, Arc::downgrade(&conn));
             conn.serve_inline(home.inline());
             Box::pin(home) as BoxFuture<'static, ()>
         })

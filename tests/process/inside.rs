@@ -93,7 +93,7 @@ impl Daemon {
             .env("TB_SERVER_TAILSCALE_CONTROLURL", &self.control)
             .stdin(Stdio::null())
             .output()
-            .unwrap()
+            .unwrap_or_else(|error| panic!("{arguments:?}: {error}\n{}", self.said()))
     }
 
     pub(super) fn signal(&self, signal: Signal) {
