@@ -203,18 +203,19 @@ impl Conn {
         }
     }
 
-    /// Promises a turn to who has just been woken. `false`: `inline` is not polled in turns, or none is sure to begin from now on.
+    /// Promises a turn to who has just been woken [`together`] with others. `false`: it was not, or is not polled in turns, or none is
+    /// sure to begin from now on.
     pub(super) fn promise_turn(&self, inline: &Arc<Inline>) -> bool {
-        let known = self
-            .inline
-            .get()
-            .is_some_and(|one| Arc::ptr_eq(one, inline));
-        let state = self.lock();
-        let promised = known && !state.turning && !state.freed;
-        if promised {
-            self.kick(state);
+        let is_ours = |one| Arc::ptr_eq(one, inline);
+        if !are_together() || !self.inline.get().is_some_and(is_ours) {
+            return false;
         }
-        promised
+        let state = self.lock();
+        if state.turning || state.freed {
+            return false;
+        }
+        self.kick(state);
+        true
     }
 
     /// Lets the turns of the connection poll.
@@ -269,7 +270,7 @@ pub fn together<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// Whether this thread is in [`together`].
-pub(super) fn are_together() -> bool {
+fn are_together() -> bool {
     TOGETHER.with_borrow(Option::is_some)
 }
 

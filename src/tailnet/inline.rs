@@ -14,7 +14,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU8, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
@@ -22,8 +22,6 @@ use std::{
 
 use futures_util::{future::BoxFuture, task::AtomicWaker};
 use tokio::runtime::Handle;
-
-use super::direct::{Conn, are_together};
 
 /// How often a turn polls a future that wakes itself.
 const POLLS: usize = 8;
@@ -37,13 +35,16 @@ const POLLED: u8 = 2;
 const POLLED_AND_WOKEN: u8 = 3;
 const DONE: u8 = 4;
 
+/// Whether what has just been woken is sure of a turn that has not begun.
+type Promise = dyn Fn(&Arc<Inline>) -> bool + Send + Sync;
+
 /// What is polled in turns.
 pub(super) struct Inline {
     state: AtomicU8,
     future: Mutex<Option<BoxFuture<'static, ()>>>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     home: AtomicWaker,
-    conn: Weak<Conn>,
+    promise: Box<Promise>,
     runtime: Handle,
 }
 
@@ -54,14 +55,17 @@ pub(super) struct Turn<'a>(&'a Arc<Inline>);
 pub(super) struct Home(Arc<Inline>);
 
 impl Home {
-    /// For the turns of `conn`. Must be called inside a runtime.
-    pub(super) fn new(future: BoxFuture<'static, ()>, conn: Weak<Conn>) -> Self {
+    /// Must be called inside a runtime.
+    pub(super) fn new(
+        future: BoxFuture<'static, ()>,
+        promise: impl Fn(&Arc<Inline>) -> bool + Send + Sync + 'static,
+    ) -> Self {
         Self(Arc::new(Inline {
             state: AtomicU8::new(WOKEN),
             future: Mutex::new(Some(future)),
             panic: Mutex::new(None),
             home: AtomicWaker::new(),
-            conn,
+            promise: Box::new(promise),
             runtime: Handle::current(),
         }))
     }
@@ -82,14 +86,6 @@ impl Inline {
     /// There are no more turns: what was promised one is tokio's again.
     pub(super) fn has_no_turns(&self) {
         self.home.wake();
-    }
-
-    fn promised_a_turn(self: &Arc<Self>) -> bool {
-        are_together()
-            && self
-                .conn
-                .upgrade()
-                .is_some_and(|conn| conn.promise_turn(self))
     }
 
     /// Polls once; who calls has the right to.
@@ -159,7 +155,7 @@ impl Wake for Inline {
                 _ => return,
             };
             if self.changed(state, next) {
-                if home && !self.promised_a_turn() {
+                if home && !(self.promise)(self) {
                     self.home.wake();
                 }
                 return;
@@ -210,6 +206,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use std::{
         sync::{
+            Weak,
             atomic::{AtomicBool, AtomicUsize},
             mpsc::channel,
         },
@@ -225,7 +222,7 @@ mod tests {
     use super::{
         super::{
             direct::{
-                End,
+                Conn, End,
                 tests::{connection, kicks},
             },
             together,

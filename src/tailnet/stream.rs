@@ -16,7 +16,10 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use super::{direct::Direct, inline::Home};
+use super::{
+    direct::Direct,
+    inline::{Home, Inline},
+};
 use futures_util::future::BoxFuture;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::{
@@ -83,7 +86,13 @@ impl Stream {
         };
         let conn = Arc::clone(direct.conn());
         Some(move |future| {
-            let home = Home::new(future, Arc::downgrade(&conn));
+            let turns = Arc::downgrade(&conn);
+            let promise = move |inline: &Arc<Inline>| {
+                turns
+                    .upgrade()
+                    .is_some_and(|conn| conn.promise_turn(inline))
+            };
+            let home = Home::new(future, promise);
             conn.serve_inline(home.inline());
             Box::pin(home) as BoxFuture<'static, ()>
         })
