@@ -4,7 +4,8 @@
 
 Each run is a fresh host name on an empty state folder (cold), or a second start on the folder of the first, ended by TERM (--warm) or
 KILL (--killed), under a caller who has an open session with the first. The caller is the devnet peer "alice", asked through its SOCKS5
-proxy; it begins to call only after the server has said "listening". Prints one JSON object; times are milliseconds.
+proxy; it begins to call only after the server has said "listening", and calls again where it has not heard of the node yet. Prints one
+JSON object; times are milliseconds.
 """
 
 import argparse
@@ -22,6 +23,11 @@ import tempfile
 import time
 import urllib.request
 
+from world import Failed
+
+# Longest wait for a caller to hear of a new node.
+HEARD = 10
+
 
 def main():
     parser = argparse.ArgumentParser()
@@ -32,7 +38,10 @@ def main():
     parser.add_argument("--warm", dest="state", action="store_const", const="warm", default="cold")
     parser.add_argument("--killed", dest="state", action="store_const", const="killed")
     options = parser.parse_args()
-    print(json.dumps(measure(options.binary, json.loads(options.devnet), options.runs, options.uid, options.state)))
+    try:
+        print(json.dumps(measure(options.binary, json.loads(options.devnet), options.runs, options.uid, options.state)))
+    except Failed as failure:
+        sys.exit(f"error: {failure}")
 
 
 def measure(binary, devnet, count, uid, state):
@@ -80,12 +89,15 @@ def start(binary, devnet, folder, host, uid, ending, settle):
             if " listening " in line:
                 break
         else:
-            sys.exit("the server ended:\n" + "".join(said))
+            raise Failed("the server ended:\n" + "".join(said))
         listening = time.monotonic()
-        answer = post(devnet["peers"]["alice"]["proxy"], host, 80, "/issue")
+        while not (answer := post(devnet["peers"]["alice"]["proxy"], host, 80, "/issue")):
+            if time.monotonic() - listening > HEARD:
+                raise Failed(f"alice cannot dial {host}")
+            time.sleep(0.002)
         answered = time.monotonic()
         if b" 200 " not in answer.split(b"\r\n", 1)[0]:
-            sys.exit(f"not a token: {answer!r}")
+            raise Failed(f"not a token: {answer!r}")
         time.sleep(settle)
         return {"listening_ms": round((listening - began) * 1000, 1), "first_answer_ms": round((answered - began) * 1000, 1),
                 "rss_idle_kib": rss(server.pid)}
@@ -101,7 +113,7 @@ def rss(pid):
 
 
 def post(proxy, host, port, path):
-    """One request through a SOCKS5 proxy that resolves the name (RFC 1928)."""
+    """One request through a SOCKS5 proxy that resolves the name (RFC 1928). None where it cannot dial."""
     where = proxy.split("://")[1].rsplit(":", 1)
     with socket.create_connection((where[0], int(where[1])), timeout=30) as stream:
         stream.sendall(b"\x05\x01\x00")
@@ -110,7 +122,7 @@ def post(proxy, host, port, path):
         stream.sendall(b"\x05\x01\x00\x03" + bytes([len(name)]) + name + struct.pack(">H", port))
         reply = read(stream, 4)
         if reply[1] != 0:
-            sys.exit(f"the proxy says {reply[1]}")
+            return None
         read(stream, {1: 4, 4: 16}[reply[3]] + 2)
         stream.sendall(f"POST {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         answer = b""
@@ -124,7 +136,7 @@ def read(stream, count):
     while len(data) < count:
         chunk = stream.recv(count - len(data))
         if not chunk:
-            sys.exit("the proxy closed")
+            raise Failed("the proxy closed")
         data += chunk
     return data
 
