@@ -214,6 +214,10 @@ impl Queue {
 
     fn put(self: &Arc<Self>, job: Job) {
         let mut jobs = self.jobs();
+        if jobs.waiting.len() >= self.room {
+            // Who has gone has given back the place, and left the job.
+            jobs.waiting.retain(|job| !job.answer.is_closed());
+        }
         jobs.waiting.push_back(job);
         if jobs.signing < self.turns {
             jobs.signing += 1;
@@ -492,6 +496,12 @@ mod tests {
         assert_eq!(refused, Err(SignError::Overloaded));
         drop(gone);
         assert!(queue.sign(&signer, b"{}").await.is_ok());
+        for _ in 0..100 {
+            let gone = Box::pin(queue.sign(&signer, b"{}"));
+            assert!(futures_util::poll!(gone).is_pending());
+        }
+        let kept = queue.0.jobs().waiting.len();
+        assert!(kept <= 2, "{kept} jobs that nobody waits for");
     }
 
     /// By how many tokens are there at once: half of those that wait, but a single one where signing takes long.
