@@ -40,7 +40,7 @@ const TIMER_SLACK: std::num::NonZeroU64 = std::num::NonZeroU64::new(1_000_000).u
 
 /// Go's watchdog (`sysmon`) sleeps 20 µs at a time for a millisecond after the last time that there was something to do, and while
 /// there is. Under some thousand requests a second that is never over, and on few cores each look takes a processor away from a
-/// request: up to three changes of thread for each, a tenth of its processor time (docs/benchmarks.md). With this slack it looks once a
+/// request: up to three changes of thread for each, some percent of its processor time (ARCHITECTURE.md). With this slack it looks once a
 /// millisecond. The timers of Go and tokio count in milliseconds anyway; whatever comes from a socket wakes as before.
 ///
 /// Threads inherit it, so it has to be there before Go's first one: those with a number come before all others (GNU ld, `ctor` order).
