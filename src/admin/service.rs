@@ -13,7 +13,6 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse as _, Response as HttpResponse},
 };
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 use tokio::sync::Mutex;
 use tonic::{Request, Response, Status, service::Routes};
@@ -36,10 +35,7 @@ use crate::{
     config::{Authorization, KeySpec},
     http::{Error, error::Kind, serve::Listeners},
     identity::{Caller, Connection, Visitor},
-    jwks::{
-        Document,
-        life::{KeyLife, LifeError},
-    },
+    jwks::life::{KeyLife, LifeError},
     keys::KeyView,
     tailnet::{
         self, Node,
@@ -235,7 +231,7 @@ impl Admin {
             .map_err(|error| status::failed(Doing::Generate, &error))?;
         made.report.audit();
         tracing::info!(target: "admin", kid = made.key.kid, algorithm = made.key.algorithm, "generated new key pair");
-        Ok(self.key(&made.key))
+        Ok(key(&made.key))
     }
 
     async fn list(&self) -> Result<Vec<Key>, Error> {
@@ -247,7 +243,7 @@ impl Admin {
         if let Some(error) = report.unread {
             return Err(status::unread(error));
         }
-        Ok(report.keys.iter().map(|key| self.key(key)).collect())
+        Ok(report.keys.iter().map(key).collect())
     }
 
     async fn remove(&self, kid: &str, force: Option<bool>) -> Result<Vec<Key>, Error> {
@@ -289,7 +285,7 @@ impl Admin {
             })?;
         removed.report.audit();
         tracing::info!(target: "admin", kid, remaining_keys = removed.remaining.len(), "removed key from JWKS");
-        Ok(removed.remaining.iter().map(|key| self.key(key)).collect())
+        Ok(removed.remaining.iter().map(key).collect())
     }
 
     async fn rotate(&self, size: i32, algorithm: &str) -> Result<RotateKeysResponse, Error> {
@@ -307,7 +303,7 @@ impl Admin {
             tracing::info!(target: "admin", kid = made.key.kid, algorithm = made.key.algorithm, "generated new key pair");
         }
         Ok(RotateKeysResponse {
-            key: Some(self.key(&made.key)),
+            key: Some(key(&made.key)),
             signs_from: seconds(made.key.signs_since),
         })
     }
@@ -367,7 +363,7 @@ impl Admin {
                     connections: listening.load.open() as u64,
                 })
                 .collect(),
-            keys: snapshot.keys.iter().map(|key| self.key(key)).collect(),
+            keys: snapshot.keys.iter().map(key).collect(),
             jwks_place: self.keys.place().to_owned(),
             health: node.health.clone(),
         }
@@ -436,14 +432,6 @@ impl Admin {
                 .unwrap_or_default(),
             tailnet: visitor.map_or_else(String::new, |visitor| visitor.tailnet().to_owned()),
         })
-    }
-
-    fn key(&self, view: &KeyView) -> Key {
-        let document = self.keys.document();
-        key(
-            view,
-            document.as_deref().map(|versioned| &versioned.document),
-        )
     }
 
     /// Runs a call to its end, whatever its client does meanwhile, and writes its audit line.
@@ -667,8 +655,8 @@ fn spec(size: i32, algorithm: &str, setting: KeySpec) -> Result<Option<KeySpec>,
     }
 }
 
-/// A key as it goes over the wire. The document tells the size.
-pub fn key(view: &KeyView, document: Option<&Document>) -> Key {
+/// A key as it goes over the wire.
+pub fn key(view: &KeyView) -> Key {
     Key {
         key_id: view.kid.clone(),
         algorithm: view.algorithm.clone(),
@@ -683,23 +671,8 @@ pub fn key(view: &KeyView, document: Option<&Document>) -> Key {
             0
         },
         published: view.published,
-        size: document
-            .and_then(|document| document.find(&view.kid))
-            .map_or(0, modulus_bits),
+        size: i32::try_from(view.bits).unwrap_or_default(),
     }
-}
-
-fn modulus_bits(jwk: &serde_json::Value) -> i32 {
-    let member = |name| jwk.get(name).and_then(serde_json::Value::as_str);
-    let modulus = member("n")
-        .filter(|_| member("kty") == Some("RSA"))
-        .and_then(|n| URL_SAFE_NO_PAD.decode(n).ok());
-    let Some(modulus) = modulus else {
-        return 0;
-    };
-    let zeros = modulus.iter().take_while(|byte| **byte == 0).count();
-    let first = modulus.get(zeros).map_or(0, |byte| byte.leading_zeros());
-    i32::try_from((modulus.len() - zeros) * 8).map_or(0, |bits| bits.saturating_sub_unsigned(first))
 }
 
 fn seconds(time: Option<Timestamp>) -> i64 {
@@ -769,25 +742,5 @@ mod tests {
                 "{size} {algorithm:?} {setting:?}"
             );
         }
-    }
-
-    #[test]
-    fn a_modulus_is_measured_in_bits() {
-        let bits = |n: &[u8]| {
-            modulus_bits(&serde_json::json!({"kty": "RSA", "n": URL_SAFE_NO_PAD.encode(n)}))
-        };
-        assert_eq!(bits(&[0x80, 0]), 16);
-        assert_eq!(bits(&[0, 0x80, 0]), 16);
-        assert_eq!(bits(&[0x01, 0]), 9);
-        assert_eq!(bits(&[0, 0]), 0);
-        assert_eq!(bits(&[]), 0);
-        assert_eq!(
-            modulus_bits(&serde_json::json!({"kty": "EC", "n": "gAA"})),
-            0
-        );
-        assert_eq!(
-            modulus_bits(&serde_json::json!({"kty": "RSA", "n": "!"})),
-            0
-        );
     }
 }

@@ -154,7 +154,7 @@ impl Invocation {
             Keys::Server(client) => Ok((client.generate(size, algorithm).await?.key, None)),
             Keys::Local { life, spec } => {
                 let made = life.generate(Some(*spec), Timestamp::now()).await?;
-                Ok((Some(of_directory(life, &made.key)), Some(made.report)))
+                Ok((Some(admin::key(&made.key)), Some(made.report)))
             }
         });
         let (key, report) = made.map_err(|error| prefixed("failed to generate keys", error))?;
@@ -202,11 +202,7 @@ impl Invocation {
             Keys::Server(client) => Ok((client.remove(kid.to_owned(), force).await?, None)),
             Keys::Local { life, .. } => {
                 let removed = life.remove(kid, Timestamp::now()).await?;
-                let remaining = removed
-                    .remaining
-                    .iter()
-                    .map(|key| of_directory(life, key))
-                    .collect();
+                let remaining = removed.remaining.iter().map(admin::key).collect();
                 Ok((remaining, Some(removed.report)))
             }
         });
@@ -234,7 +230,7 @@ impl Invocation {
                     .signs_since
                     .map(Timestamp::as_second)
                     .unwrap_or_default();
-                Ok((Some(of_directory(life, &made.key)), from, Some(made.report)))
+                Ok((Some(admin::key(&made.key)), from, Some(made.report)))
             }
         });
         let (key, signs_from, report) =
@@ -283,24 +279,9 @@ async fn list(keys: &Keys) -> Result<(Vec<proto::Key>, Option<Report>), KeysErro
         Keys::Server(client) => Ok((client.list().await?, None)),
         Keys::Local { life, .. } => {
             let report = life.list(Timestamp::now()).await?;
-            Ok((
-                report
-                    .keys
-                    .iter()
-                    .map(|key| of_directory(life, key))
-                    .collect(),
-                Some(report),
-            ))
+            Ok((report.keys.iter().map(admin::key).collect(), Some(report)))
         }
     }
-}
-
-fn of_directory(life: &KeyLife, key: &crate::keys::KeyView) -> proto::Key {
-    let document = life.document();
-    admin::key(
-        key,
-        document.as_deref().map(|versioned| &versioned.document),
-    )
 }
 
 /// What a server would write into its log.

@@ -6,6 +6,7 @@
 //! - What is not a JWKS is [`Unreadable`] and never an empty document; whether there is a document at all is told elsewhere
 //!   (`Option<Versioned>`), so that missing, empty and unreadable stay three things.
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::{Map, Value};
 
 use crate::keys::{KeyId, PublicJwk};
@@ -118,6 +119,20 @@ fn kid(key: &Value) -> Option<&str> {
     key.get("kid").and_then(Value::as_str)
 }
 
+/// Bits of an RSA key's modulus; 0 for other keys.
+pub(super) fn modulus_bits(jwk: &Value) -> u32 {
+    let member = |name| jwk.get(name).and_then(Value::as_str);
+    let modulus = member("n")
+        .filter(|_| member("kty") == Some("RSA"))
+        .and_then(|n| URL_SAFE_NO_PAD.decode(n).ok());
+    let Some(modulus) = modulus else {
+        return 0;
+    };
+    let zeros = modulus.iter().take_while(|byte| **byte == 0).count();
+    let first = modulus.get(zeros).map_or(0, |byte| byte.leading_zeros());
+    u32::try_from((modulus.len() - zeros) * 8).map_or(0, |bits| bits - first)
+}
+
 /// Members in alphabetical order at every depth, whatever order serde_json was built to keep.
 fn sorted(value: Value) -> Value {
     match value {
@@ -205,5 +220,25 @@ mod tests {
         .unwrap();
         assert!(document.add(&key("tb-1")).is_err());
         assert!(!document.holds(&key("tb-1")));
+    }
+
+    #[test]
+    fn a_modulus_is_measured_in_bits() {
+        let bits = |n: &[u8]| {
+            modulus_bits(&serde_json::json!({"kty": "RSA", "n": URL_SAFE_NO_PAD.encode(n)}))
+        };
+        assert_eq!(bits(&[0x80, 0]), 16);
+        assert_eq!(bits(&[0, 0x80, 0]), 16);
+        assert_eq!(bits(&[0x01, 0]), 9);
+        assert_eq!(bits(&[0, 0]), 0);
+        assert_eq!(bits(&[]), 0);
+        assert_eq!(
+            modulus_bits(&serde_json::json!({"kty": "EC", "n": "gAA"})),
+            0
+        );
+        assert_eq!(
+            modulus_bits(&serde_json::json!({"kty": "RSA", "n": "!"})),
+            0
+        );
     }
 }

@@ -47,6 +47,8 @@ pub struct KeyView {
     pub kid: String,
     /// The `alg` of the JWK; empty if it has none.
     pub algorithm: String,
+    /// Of an RSA key's modulus; 0 for other keys.
+    pub bits: u32,
     /// As the id tells it.
     #[serde(serialize_with = "seconds")]
     pub created: Option<Timestamp>,

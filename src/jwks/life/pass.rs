@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{KeyLife, LifeError, Memory};
 use crate::{
     audit,
-    jwks::{Document, Found, PublishError, Updated, Versioned, update},
+    jwks::{Document, Found, PublishError, Updated, Versioned, document::modulus_bits, update},
     keys::{
         Contents, History, KeyId, KeyView, NoSigner, PrivateJwk, PublicJwk, Signer, Skipped,
         Snapshot, State, StoredKey,
@@ -569,6 +569,7 @@ impl KeyLife {
             let created = kid.parse().ok().and_then(|id: KeyId| id.created());
             let view = KeyView {
                 algorithm: text(value, "alg"),
+                bits: modulus_bits(value),
                 created,
                 state: None,
                 published: true,
@@ -586,17 +587,18 @@ impl KeyLife {
             if views.iter().any(|view| view.kid == record.kid.as_str()) {
                 continue;
             }
-            let algorithm = look
+            let public = look
                 .contents
                 .keys
                 .iter()
                 .find(|key| *key.kid() == record.kid)
-                .and_then(|key| key.public.as_ref())
-                .map(|public| public.algorithm().to_string())
-                .unwrap_or_default();
+                .and_then(|key| key.public.as_ref());
             let view = KeyView {
                 kid: record.kid.to_string(),
-                algorithm,
+                algorithm: public
+                    .map(|public| public.algorithm().to_string())
+                    .unwrap_or_default(),
+                bits: public.map_or(0, |public| modulus_bits(&public.to_value())),
                 created: Some(record.history.created),
                 state: None,
                 published: false,

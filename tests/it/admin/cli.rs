@@ -419,6 +419,17 @@ async fn d26_an_unanswered_question_is_exit_code_2() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_size_of_a_key_is_told_without_a_server() {
+    let dir = TempDir::new().unwrap();
+    let shell = Shell::with(&[("TB_KEYS_DIR", &dir.path().join("keys"))]);
+    for command in ["keys generate --local --size 3072", "keys list --local"] {
+        let (code, out, err) = shell.raw(&format!("{command} -o json")).await;
+        assert_eq!(code, 0, "{err}");
+        assert!(out.contains(r#""size": 3072"#), "{command}: {out}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn local_works_on_the_directory_without_a_server() {
     let dir = TempDir::new().unwrap();
     let keys = dir.path().join("keys");
