@@ -3,7 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use tokio::{sync::Notify, task::JoinHandle, time::MissedTickBehavior};
+use tokio::{
+    sync::{Notify, oneshot},
+    task::JoinHandle,
+    time::MissedTickBehavior,
+};
 
 use crate::{
     jwks::life::{KeyLife, LifeError, Outcome, Report},
@@ -13,34 +17,41 @@ use crate::{
 /// Between two looks at the key directory. The document is looked at less often; `KeyLife::poll` knows when.
 const TICK: Duration = Duration::from_secs(1);
 
-/// The running task that keeps the keys in order. Dropping it ends the task between two passes or within one; a pass may be cut
-/// anywhere.
-#[derive(Debug)]
+/// The running task that keeps the keys in order, or none where nothing signs. Dropping it ends the task between two passes or
+/// within one; a pass may be cut anywhere.
+#[derive(Debug, Default)]
 pub(super) struct Keeper {
     look: Arc<Notify>,
-    task: JoinHandle<()>,
-}
-
-/// Loads the keys where something `signs`, and makes the first one where there is none.
-pub(super) async fn load(life: &KeyLife, signs: bool) -> Result<Told, LifeError> {
-    let mut told = Told::default();
-    if !signs {
-        return Ok(told);
-    }
-    let report = life.start(Timestamp::now()).await?;
-    told.tell(&report);
-    if report.no_signer.is_none() {
-        tracing::info!(target: "keys", place = report.place, kid = signing(&report), "keys loaded");
-    }
-    Ok(told)
+    /// How the first pass ended, until somebody has asked.
+    first: Option<oneshot::Receiver<Result<(), LifeError>>>,
+    task: Option<JoinHandle<()>>,
 }
 
 impl Keeper {
-    /// `told`: what [`load`] has said already.
-    pub(super) fn start(life: KeyLife, told: Told, meter: Meter) -> Self {
+    /// Loads the keys, and makes the first one where there is none; then keeps them.
+    pub(super) fn start(life: KeyLife, meter: Meter) -> Self {
         let look = Arc::new(Notify::new());
-        let task = tokio::spawn(keep(life, told, look.clone(), meter));
-        Self { look, task }
+        let (first, heard) = oneshot::channel();
+        Self {
+            task: Some(tokio::spawn(keep(life, first, look.clone(), meter))),
+            look,
+            first: Some(heard),
+        }
+    }
+
+    /// Returns when the keys are loaded, or with what is in the way: then nothing keeps them. May be dropped and asked again.
+    pub(super) async fn loaded(&mut self) -> Result<(), LifeError> {
+        let Some(first) = &mut self.first else {
+            return Ok(());
+        };
+        match first.await {
+            Ok(outcome) => {
+                self.first = None;
+                outcome
+            }
+            // The task was ended by a panic, which ends the process.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Looks at once, as on a hang-up signal.
@@ -51,11 +62,24 @@ impl Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        self.task.abort();
+        if let Some(task) = &self.task {
+            task.abort();
+        }
     }
 }
 
-async fn keep(life: KeyLife, mut told: Told, look: Arc<Notify>, meter: Meter) {
+async fn keep(
+    life: KeyLife,
+    first: oneshot::Sender<Result<(), LifeError>>,
+    look: Arc<Notify>,
+    meter: Meter,
+) {
+    let mut told = Told::default();
+    let loaded = load(&life, &mut told).await;
+    let lost = loaded.is_err();
+    if first.send(loaded).is_err() || lost {
+        return;
+    }
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -81,6 +105,15 @@ async fn keep(life: KeyLife, mut told: Told, look: Arc<Notify>, meter: Meter) {
     }
 }
 
+async fn load(life: &KeyLife, told: &mut Told) -> Result<(), LifeError> {
+    let report = life.start(Timestamp::now()).await?;
+    told.tell(&report);
+    if report.no_signer.is_none() {
+        tracing::info!(target: "keys", place = report.place, kid = signing(&report), "keys loaded");
+    }
+    Ok(())
+}
+
 fn signing(report: &Report) -> &str {
     report
         .keys
@@ -89,10 +122,9 @@ fn signing(report: &Report) -> &str {
         .map_or("", |key| &key.kid)
 }
 
-/// What was said last, so that lasting trouble is one line and not one a minute. One for the life of the server: what was said at
-/// the start is not news to the keeper.
+/// What was said last, so that lasting trouble is one line and not one a minute.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+struct Told {
     trouble: Vec<String>,
 }
 
@@ -201,9 +233,9 @@ mod tests {
         std::fs::write(&broken, "no key").unwrap();
 
         let life = KeyLife::open(&keys);
-        let told = load(&life, true).await.unwrap();
+        let mut keeper = Keeper::start(life, Meter::default());
+        keeper.loaded().await.unwrap();
         assert_eq!(heard.times("is not used"), 1);
-        let keeper = Keeper::start(life.clone(), told, Meter::default());
         // A look of the keeper with the trouble still there is over once a second broken file is told of.
         std::fs::write(dir.path().join("tb-1740172801.private.jwk"), "no key").unwrap();
         keeper.look();

@@ -3,7 +3,7 @@
 //!
 //! Order of the start: log and export of telemetry, signals, the local admin socket, then side by side what waits for the network
 //! (the node joins, then its listeners, then "listening" in the log) and what waits for the processor or for storage (the keys).
-//! A first key is luck, and a bucket may be slow: nobody who calls meanwhile is refused for it, what needs the keys waits for them
+//! A first key is luck, and a bucket may be slow: the server runs without its keys, and who needs them waits
 //! ([`crate::keys::Ring::loaded`]). The supervisor hears that the server is ready when both are done.
 //!
 //! Order of the end: listeners stop accepting, open requests get the grace time, their answers and the last telemetry leave the
@@ -30,7 +30,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::TryFutureExt as _;
 use tokio::{task::JoinHandle, time::MissedTickBehavior};
 
 pub use error::StartError;
@@ -100,7 +99,6 @@ async fn run(
             return Ok(());
         }
     };
-    daemon.supervisor.ready();
     let outcome = daemon.until(&mut signals, load).await;
     daemon.supervisor.stopping();
     tokio::select! {
@@ -126,7 +124,7 @@ async fn stop_signal(signals: &mut Signals) -> io::Result<Signal> {
 struct Daemon {
     node: Arc<dyn Node>,
     keys: KeyLife,
-    keeper: Option<Keeper>,
+    keeper: Keeper,
     components: Components,
     follow: JoinHandle<()>,
     live: Live,
@@ -134,10 +132,13 @@ struct Daemon {
     otlp: Option<Otlp>,
     /// Held by the server's end.
     up: Switch,
+    /// The keys are loaded too, and the supervisor was told.
+    ready: bool,
     supervisor: Supervisor,
 }
 
 impl Daemon {
+    /// Returns when it listens; the keys may still be on their way.
     async fn start(
         settings: &Settings,
         supervisor: Supervisor,
@@ -157,6 +158,11 @@ impl Daemon {
             live.limits.clone(),
             &own.listeners,
         )?;
+        let mut keeper = if signs {
+            Keeper::start(keys.clone(), meter.clone())
+        } else {
+            Keeper::default()
+        };
         let news = |state: JoinState| {
             supervisor.status(state.code());
             own.membership.joining(state);
@@ -185,21 +191,24 @@ impl Daemon {
             up.release();
             Ok::<_, StartError>((node, components))
         };
-        // A start without keys is none, so their failure ends it at once.
-        let loading = keys::load(&keys, signs).map_err(StartError::from);
-        let ((node, components), told) = tokio::try_join!(serving, loading)?;
+        let (node, components) = tokio::select! {
+            served = serving => served?,
+            // A start without keys is none, so their failure ends it at once.
+            Err(failed) = keeper.loaded() => return Err(failed.into()),
+        };
         processors::limit().await;
         let follow = tokio::spawn(node::follow(node.clone()));
         Ok(Self {
             node,
-            keeper: signs.then(|| Keeper::start(keys.clone(), told, meter.clone())),
             keys,
+            keeper,
             components,
             follow,
             live,
             meter,
             otlp,
             up,
+            ready: false,
             supervisor,
         })
     }
@@ -222,6 +231,11 @@ impl Daemon {
                     }
                 },
                 died = self.components.listener_died() => return Err(died),
+                loaded = self.keeper.loaded(), if !self.ready => {
+                    loaded?;
+                    self.ready = true;
+                    self.supervisor.ready();
+                }
                 _ = ticks.tick() => self.components.tick(),
             }
         }
@@ -229,10 +243,10 @@ impl Daemon {
 
     /// Exchanges what can be exchanged, says what cannot, and looks at all files anew.
     fn reload(&mut self, new: Result<Settings, String>) {
-        self.supervisor.reloading();
-        if let Some(keeper) = &self.keeper {
-            keeper.look();
+        if self.ready {
+            self.supervisor.reloading();
         }
+        self.keeper.look();
         self.components.reload();
         self.meter.reloaded(new.is_ok());
         match new {
@@ -247,7 +261,9 @@ impl Daemon {
                 }
             }
         }
-        self.supervisor.ready();
+        if self.ready {
+            self.supervisor.ready();
+        }
     }
 
     async fn stop(&mut self) {

@@ -210,6 +210,25 @@ alone! {
         let answer = soon("a token", asked).await;
         assert_eq!(answer.status(), 200, "{answer:?}\n{}", daemon.said());
         assert_eq!(daemon.stopped().code(), Some(0), "{}", daemon.said());
+
+        // A stop in that time leaves open requests their grace, as ever.
+        let held = store.lock().unwrap();
+        let mut daemon = Daemon::start(folder.path(), world.devnet, &host, None, &[]);
+        daemon.listening(2).await;
+        let mut caller = call(&*alice, &host).await;
+        let mut asked = Box::pin(caller.post("/issue"));
+        let early = tokio::time::timeout(Duration::from_millis(50), &mut asked).await;
+        assert!(early.is_err(), "{early:?}");
+        daemon.signal(Signal::TERM);
+        eventually("it stops", async || {
+            let said = daemon.said();
+            (said.matches("shutting down listeners").count() == 2).then_some(()).ok_or(said)
+        })
+        .await;
+        drop(held);
+        let answer = soon("a token", asked).await;
+        assert_eq!(answer.status(), 200, "{answer:?}\n{}", daemon.said());
+        assert_eq!(daemon.ended().code(), Some(0), "{}", daemon.said());
     }
 }
 
