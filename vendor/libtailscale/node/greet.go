@@ -1,19 +1,20 @@
 // Greeting: one small packet to each peer that was online before us, as soon as the node is up.
 //
-// A peer that sends us its first packet before our endpoints have reached it, or with the session of our previous life,
-// loses that packet and tries again after a second, or after five. A ping from our side sets up the session first. It
-// costs one packet each way; nobody has to answer.
+// To one that was here before, a peer may still send with the session of its previous life: that packet is lost, and the
+// next try comes after a second, or after five. A ping through WireGuard (TSMP) sets up the session anew. It costs one
+// packet each way; nobody has to answer.
 //
-// Only those are greeted who were online in the first network map: the one who comes later greets. Two nodes that start
-// together would otherwise greet each other, and WireGuard handshakes that cross leave each side with a session that the
-// other does not have: everything sent is lost until WireGuard's next try, 5 s later, or until silence makes one of them
-// start anew, after 15 s.
+// To one that is new, a peer cannot send before it has heard of it and knows a way. A ping below WireGuard (disco) is sent
+// until it is answered: then it has, and does. No session is set up, because two that begin one at once lose both:
+// WireGuard handshakes that cross leave each side with a session that the other does not have, and everything sent is lost
+// until WireGuard's next try, 5 s later, or until silence makes one of them start anew, after 15 s.
 //
-// For the same reason the node says that it runs only when the first have answered: who calls it in the moment of the
-// greeting begins a handshake that crosses ours.
+// For the same reason only those are greeted who were online in the first network map (the one who comes later greets),
+// and the node says that it runs only when the first have answered: who calls one that was here before in the moment of
+// the greeting begins a handshake that crosses ours.
 //
 // Invariants
-//   - At most greet_max peers are greeted, once each, those seen last first; greetAtOnce at a time, and after the first of
+//   - At most greet_max peers are greeted, those seen last first; greetAtOnce at a time, and after the first of
 //     them greetPause apart.
 //   - Nothing is held up by peers that do not answer for longer than greetHold.
 
@@ -28,16 +29,16 @@ import (
 	"time"
 
 	"tailscale.com/ipn"
+	"tailscale.com/ipn/ipnlocal"
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/netmap"
 )
 
 const (
-	greetHold    = 70 * time.Millisecond // what the node waits for the first answers before it says that it runs
-	greetHoldNew = 30 * time.Millisecond // for one that was never here: no peer can have a session with it that is lost
-	greetPause   = 10 * time.Millisecond
-	greetAtOnce  = 32
-	greetWait    = 3 * time.Second // for one answer
+	greetHold   = 70 * time.Millisecond // what the node waits for the first answers before it says that it runs
+	greetPause  = 10 * time.Millisecond // to the next peer; and to the second disco ping, then twice that, and so on
+	greetAtOnce = 32
+	greetWait   = 3 * time.Second // for one answer
 )
 
 type greeter struct {
@@ -84,7 +85,11 @@ func (n *Node) greetPeers() {
 			defer func() { <-slots }()
 			c, cancel := context.WithTimeout(n.ctx, greetWait)
 			defer cancel()
-			lb.Ping(c, p.ip, tailcfg.PingTSMP, 0)
+			if n.returns {
+				lb.Ping(c, p.ip, tailcfg.PingTSMP, 0)
+			} else {
+				discoPing(c, lb, p.ip)
+			}
 		})
 	}
 	for _, p := range first {
@@ -92,11 +97,7 @@ func (n *Node) greetPeers() {
 			return
 		}
 	}
-	hold := greetHold
-	if !n.returns {
-		hold = greetHoldNew
-	}
-	within(hold, time.Millisecond, func() bool { return len(slots) == 0 })
+	within(greetHold, time.Millisecond, func() bool { return len(slots) == 0 })
 	n.greeted()
 	for _, p := range before[len(first):] {
 		select {
@@ -107,6 +108,20 @@ func (n *Node) greetPeers() {
 		if !greet(p) {
 			return
 		}
+	}
+}
+
+// discoPing pings until the peer has answered: it drops what comes before its control server has told it of us.
+func discoPing(ctx context.Context, lb *ipnlocal.LocalBackend, ip netip.Addr) {
+	for pause := greetPause; ctx.Err() == nil; pause *= 2 {
+		c, cancel := context.WithTimeout(ctx, pause)
+		answer, err := lb.Ping(c, ip, tailcfg.PingDisco, 0)
+		if err == nil && answer.Err == "" {
+			cancel()
+			return
+		}
+		<-c.Done()
+		cancel()
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	"tailscale.com/ipn"
+	"tailscale.com/ipn/ipnstate"
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/key"
 	"tailscale.com/types/netmap"
@@ -634,17 +635,24 @@ func TestMayChangeIdentity(t *testing.T) {
 }
 
 // The greeting reaches a peer that nobody has talked to yet; while it is under way the node does not say that it runs.
+// A node that comes back sets up sessions; one that is new finds ways and leaves the sessions to its callers.
 func TestGreeting(t *testing.T) {
 	tn := newTailnet(t)
 	a := tn.join("first")
-	b := tn.join("second", func(c *Config) { c.GreetMax = 10 })
-	b.awaitPeer("first")
-	waitFor(t, "a session made by the greeting", func() bool {
-		var st picture
-		raw, _ := a.node().Status()
-		json.Unmarshal(raw, &st)
-		return slices.ContainsFunc(st.Peers, func(p peer) bool { return p.Name == "second.loop.ts.net" && p.Active })
-	})
+	cfg := tn.config("second")
+	cfg.GreetMax = 10
+	b := tn.make(cfg)
+	b.await("Running")
+	waitFor(t, "a way found by the greeting", func() bool { return toPeer(b, "first").CurAddr != "" })
+	time.Sleep(10 * greetPause)
+	if here, there := toPeer(b, "first"), toPeer(a, "second"); !here.LastHandshake.IsZero() || there.Active {
+		t.Errorf("a session with a node that is new: %+v, %+v", here, there)
+	}
+
+	b.close()
+	b = tn.make(cfg)
+	b.await("Running")
+	waitFor(t, "a session made by the greeting", func() bool { return toPeer(a, "second").Active })
 
 	b.node().greet.done.Store(false)
 	if state := b.node().picture(false).State; state != "Starting" {
@@ -652,6 +660,20 @@ func TestGreeting(t *testing.T) {
 	}
 	b.node().greeted()
 	b.await("Running")
+}
+
+// toPeer tells how a member stands with a peer; nothing while it does not know it.
+func toPeer(m *member, name string) ipnstate.PeerStatus {
+	lb, err := m.node().backend()
+	if err != nil {
+		m.t.Fatalf("backend: %v", err)
+	}
+	for _, p := range lb.Status().Peer {
+		if p.DNSName == name+".loop.ts.net." {
+			return *p
+		}
+	}
+	return ipnstate.PeerStatus{}
 }
 
 // Who was not online in the first network map greets us, not we it (see greet.go).
