@@ -88,7 +88,7 @@ func (n *Node) greetPeers() {
 			if n.returns {
 				lb.Ping(c, p.ip, tailcfg.PingTSMP, 0)
 			} else {
-				discoPing(c, lb, p.ip)
+				discoPing(c, lb, p)
 			}
 		})
 	}
@@ -111,18 +111,24 @@ func (n *Node) greetPeers() {
 	}
 }
 
-// discoPing pings until the peer has answered: it drops what comes before its control server has told it of us.
-func discoPing(ctx context.Context, lb *ipnlocal.LocalBackend, ip netip.Addr) {
+// discoPing pings until the peer has answered: it drops what comes before its control server has told it of us. Then it
+// knows where we are, but will have to ask us for the way once more. What it sends meanwhile can come over the relay alone,
+// and only once we have been heard there.
+func discoPing(ctx context.Context, lb *ipnlocal.LocalBackend, p greetPeer) {
 	for pause := greetPause; ctx.Err() == nil; pause *= 2 {
 		c, cancel := context.WithTimeout(ctx, pause)
-		answer, err := lb.Ping(c, ip, tailcfg.PingDisco, 0)
+		answer, err := lb.Ping(c, p.ip, tailcfg.PingDisco, 0)
 		if err == nil && answer.Err == "" {
 			cancel()
-			return
+			break
 		}
 		<-c.Done()
 		cancel()
 	}
+	relays := lb.HealthTracker()
+	within(greetHold, 2*time.Millisecond, func() bool {
+		return p.relay == 0 || ctx.Err() != nil || !relays.GetDERPRegionReceivedTime(p.relay).IsZero()
+	})
 }
 
 func (n *Node) greeted() {
@@ -134,6 +140,7 @@ func (n *Node) greeted() {
 type greetPeer struct {
 	id     tailcfg.NodeID
 	ip     netip.Addr
+	relay  int // its home DERP region
 	online bool
 	seen   time.Time
 }
@@ -154,7 +161,7 @@ func greetable(nm *netmap.NetworkMap) []greetPeer {
 		if t, ok := p.LastSeen().GetOk(); ok {
 			seen = t
 		}
-		out = append(out, greetPeer{p.ID(), p.Addresses().At(0).Addr(), known && online, seen})
+		out = append(out, greetPeer{p.ID(), p.Addresses().At(0).Addr(), p.HomeDERP(), known && online, seen})
 	}
 	slices.SortFunc(out, func(a, b greetPeer) int {
 		if a.online != b.online {
