@@ -5,7 +5,7 @@
 // packet each way; nobody has to answer.
 //
 // To one that is new, a peer cannot send before it has heard of it and knows a way. A ping below WireGuard (disco) is sent
-// until it is answered: then it has, and does. No session is set up, because two that begin one at once lose both:
+// until it is answered, and the relay is waited for. No session is set up, because two that begin one at once lose both:
 // WireGuard handshakes that cross leave each side with a session that the other does not have, and everything sent is lost
 // until WireGuard's next try, 5 s later, or until silence makes one of them start anew, after 15 s.
 //
