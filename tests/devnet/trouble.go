@@ -198,10 +198,11 @@ func (d *door) gate(next http.Handler) http.Handler {
 }
 
 // passable holds a message of a running stream as long as control is held or
-// slow. False: the client is gone.
+// slow. False: the client is gone, or control fails, and the stream must end
+// even if it has not yet seen that it was cut.
 func (d *door) passable(ctx context.Context) bool {
-	_, ok := d.pass(ctx, "/machine/map")
-	return ok
+	status, ok := d.pass(ctx, "/machine/map")
+	return ok && status == 0
 }
 
 // pass waits out the trouble of a path: a status if the request must fail,

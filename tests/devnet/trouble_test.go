@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -28,6 +29,26 @@ func get(d *devnet, patience time.Duration) (int, error) {
 	}
 	res.Body.Close()
 	return res.StatusCode, nil
+}
+
+func TestAStreamSaysNothingWhileControlFails(t *testing.T) {
+	d, err := newDoor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(d.bound)
+	passable := func(how trouble) bool {
+		if err := d.set(how); err != nil {
+			t.Fatal(err)
+		}
+		return d.passable(t.Context())
+	}
+	if !passable(trouble{Mode: "ok"}) || !passable(trouble{Mode: "fail", Status: 503, Path: "/machine/register"}) {
+		t.Error("held up by no trouble of its own")
+	}
+	if passable(trouble{Mode: "fail", Status: 503}) {
+		t.Error("what control fails at is said all the same")
+	}
 }
 
 func TestControlTroubles(t *testing.T) {
