@@ -1,13 +1,13 @@
 //! The keys while the server runs: a look every second, a line in the log for what changed, an audit line for each change.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::{
     sync::{Notify, oneshot},
-    task::JoinHandle,
     time::MissedTickBehavior,
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     jwks::life::{KeyLife, LifeError, Outcome, Report},
@@ -24,7 +24,7 @@ pub(super) struct Keeper {
     look: Arc<Notify>,
     /// How the first pass ended, until somebody has asked.
     first: Option<oneshot::Receiver<Result<(), LifeError>>>,
-    task: Option<JoinHandle<()>>,
+    _task: Option<AbortOnDropHandle<()>>,
 }
 
 impl Keeper {
@@ -32,10 +32,11 @@ impl Keeper {
     pub(super) fn start(life: KeyLife, meter: Meter) -> Self {
         let look = Arc::new(Notify::new());
         let (first, heard) = oneshot::channel();
+        let task = tokio::spawn(keep(life, first, look.clone(), meter));
         Self {
-            task: Some(tokio::spawn(keep(life, first, look.clone(), meter))),
             look,
             first: Some(heard),
+            _task: Some(AbortOnDropHandle::new(task)),
         }
     }
 
@@ -49,22 +50,14 @@ impl Keeper {
                 self.first = None;
                 outcome
             }
-            // The task was ended by a panic, which ends the process.
-            Err(_) => std::future::pending().await,
+            // Only a panic ends the task without a word. It has been told, and counts as if it had happened here.
+            Err(silent) => panic::resume_unwind(Box::new(silent)),
         }
     }
 
     /// Looks at once, as on a hang-up signal.
     pub(super) fn look(&self) {
         self.look.notify_one();
-    }
-}
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        if let Some(task) = &self.task {
-            task.abort();
-        }
     }
 }
 
@@ -77,7 +70,9 @@ async fn keep(
     let mut told = Told::default();
     let loaded = load(&life, &mut told).await;
     let lost = loaded.is_err();
-    if first.send(loaded).is_err() || lost {
+    // Nobody hears it where the keeper is dropped, and then this task ends too.
+    let _ = first.send(loaded);
+    if lost {
         return;
     }
     let mut ticks = tokio::time::interval(TICK);
@@ -208,6 +203,19 @@ mod tests {
             let heard = tokio::time::timeout(Duration::from_secs(20), heard).await;
             assert!(heard.is_ok(), "{words}: only {:?}", self.0.lock().unwrap());
         }
+    }
+
+    #[tokio::test]
+    async fn a_panic_while_loading_is_no_endless_start() {
+        let (first, heard) = oneshot::channel();
+        let mut keeper = Keeper {
+            first: Some(heard),
+            ..Keeper::default()
+        };
+        drop(first);
+        let asked = tokio::spawn(async move { keeper.loaded().await });
+        let ended = tokio::time::timeout(Duration::from_secs(20), asked).await;
+        assert!(ended.unwrap().unwrap_err().is_panic());
     }
 
     #[tokio::test]

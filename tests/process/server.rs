@@ -24,7 +24,7 @@ use tempfile::TempDir;
 use crate::support::{
     devnet::Devnet,
     eventually,
-    http::Connection,
+    http::{Answer, Connection},
     patience, soon,
     world::{EmbeddedWorld, Who, World},
 };
@@ -151,6 +151,15 @@ async fn token(node: &dyn Node, host: &str) -> String {
     answer.json()["token"].as_str().unwrap().to_owned()
 }
 
+/// Somebody who wants a token and does not get it yet.
+async fn waits(node: &dyn Node, host: &str) -> tokio::task::JoinHandle<Answer> {
+    let mut caller = call(node, host).await;
+    let mut asked = tokio::spawn(async move { caller.post("/issue").await });
+    let early = tokio::time::timeout(Duration::from_millis(50), &mut asked).await;
+    assert!(early.is_err(), "{early:?}");
+    asked
+}
+
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
@@ -202,12 +211,9 @@ alone! {
         let mut daemon = Daemon::start(folder.path(), world.devnet, &host, Some(&key), &[]);
         daemon.listening(1).await;
         assert!(!daemon.said().contains("keys loaded"), "{}", daemon.said());
-        let mut caller = call(&*alice, &host).await;
-        let mut asked = Box::pin(caller.post("/issue"));
-        let early = tokio::time::timeout(Duration::from_millis(50), &mut asked).await;
-        assert!(early.is_err(), "{early:?}");
+        let asked = waits(&*alice, &host).await;
         drop(held);
-        let answer = soon("a token", asked).await;
+        let answer = soon("a token", asked).await.unwrap();
         assert_eq!(answer.status(), 200, "{answer:?}\n{}", daemon.said());
         assert_eq!(daemon.stopped().code(), Some(0), "{}", daemon.said());
 
@@ -215,10 +221,7 @@ alone! {
         let held = store.lock().unwrap();
         let mut daemon = Daemon::start(folder.path(), world.devnet, &host, None, &[]);
         daemon.listening(2).await;
-        let mut caller = call(&*alice, &host).await;
-        let mut asked = Box::pin(caller.post("/issue"));
-        let early = tokio::time::timeout(Duration::from_millis(50), &mut asked).await;
-        assert!(early.is_err(), "{early:?}");
+        let asked = waits(&*alice, &host).await;
         daemon.signal(Signal::TERM);
         eventually("it stops", async || {
             let said = daemon.said();
@@ -226,7 +229,7 @@ alone! {
         })
         .await;
         drop(held);
-        let answer = soon("a token", asked).await;
+        let answer = soon("a token", asked).await.unwrap();
         assert_eq!(answer.status(), 200, "{answer:?}\n{}", daemon.said());
         assert_eq!(daemon.ended().code(), Some(0), "{}", daemon.said());
     }

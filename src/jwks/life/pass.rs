@@ -563,21 +563,22 @@ impl KeyLife {
                 .iter()
                 .find(|record| record.kid.as_str() == kid && record_is_ours(record))
         };
+        let view = |jwk: &serde_json::Value, kid, created, published| KeyView {
+            kid,
+            algorithm: text(jwk, "alg"),
+            bits: modulus_bits(jwk),
+            created,
+            state: None,
+            published,
+            signing: false,
+            signs_since: None,
+            gone_from: None,
+        };
         let mut views = Vec::new();
         for value in document.map(Document::keys).unwrap_or_default() {
             let kid = text(value, "kid");
             let created = kid.parse().ok().and_then(|id: KeyId| id.created());
-            let view = KeyView {
-                algorithm: text(value, "alg"),
-                bits: modulus_bits(value),
-                created,
-                state: None,
-                published: true,
-                signing: false,
-                signs_since: None,
-                gone_from: None,
-                kid,
-            };
+            let view = view(value, kid, created, true);
             views.push(match ours(&view.kid) {
                 Some(record) => self.with_facts(view, record, signing),
                 None => view,
@@ -587,25 +588,16 @@ impl KeyLife {
             if views.iter().any(|view| view.kid == record.kid.as_str()) {
                 continue;
             }
-            let public = look
+            let jwk = look
                 .contents
                 .keys
                 .iter()
                 .find(|key| *key.kid() == record.kid)
-                .and_then(|key| key.public.as_ref());
-            let view = KeyView {
-                kid: record.kid.to_string(),
-                algorithm: public
-                    .map(|public| public.algorithm().to_string())
-                    .unwrap_or_default(),
-                bits: public.map_or(0, |public| modulus_bits(&public.to_value())),
-                created: Some(record.history.created),
-                state: None,
-                published: false,
-                signing: false,
-                signs_since: None,
-                gone_from: None,
-            };
+                .and_then(|key| key.public.as_ref())
+                .map(PublicJwk::to_value)
+                .unwrap_or_default();
+            let created = Some(record.history.created);
+            let view = view(&jwk, record.kid.to_string(), created, false);
             views.push(self.with_facts(view, record, signing));
         }
         views
