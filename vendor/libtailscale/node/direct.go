@@ -173,26 +173,29 @@ func followKicks(f *os.File, p Program) {
 // direct takes a connection into the set and begins to serve it. Nil: the node is closing, or the connection is of a kind
 // that we do not know.
 func (set *splices) direct(c netConn, log *logger) *direct {
+	d := newDirect(set, c, log)
+	if d == nil || !set.add(d) {
+		return nil
+	}
+	d.begin()
+	return d
+}
+
+// newDirect makes a connection that nobody else sees yet. It is working, not idle: once it is in the set it may be
+// aborted at any time, and an idle one would then be given a goroutine before the program knows of it.
+func newDirect(set *splices, c netConn, log *logger) *direct {
 	ep, wq := inside(c)
 	if ep == nil {
 		log.rarely(lvError, "a connection is a %T, which is not known", c)
 		return nil
 	}
 	d := &direct{set: set, log: log, net: c, ep: ep, wq: wq, room: turnBuffer}
-	set.mu.Lock()
-	if set.closed {
-		set.mu.Unlock()
-		return nil
-	}
-	if set.directs == nil {
-		set.directs = make(map[*direct]struct{})
-	}
-	set.directs[d] = struct{}{}
-	set.ended.Add(1)
-	set.mu.Unlock()
-	live.Add(1)
-
 	d.state.Store(working)
+	return d
+}
+
+// begin announces a connection of the set to the program and gives it its first turn.
+func (d *direct) begin() {
 	program.mu.Lock()
 	program.last++
 	d.id = program.last
@@ -200,9 +203,24 @@ func (set *splices) direct(c netConn, log *logger) *direct {
 	program.mu.Unlock()
 	d.ref = program.Open(d.id)
 	d.note.Init(d, waiter.ReadableEvents|waiter.WritableEvents|waiter.EventHUp|waiter.EventErr)
-	wq.EventRegister(&d.note)
+	d.wq.EventRegister(&d.note)
 	ready.put(d)
-	return d
+}
+
+// add takes a connection into the set. On false the node is closing.
+func (set *splices) add(d *direct) bool {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	if set.closed {
+		return false
+	}
+	if set.directs == nil {
+		set.directs = make(map[*direct]struct{})
+	}
+	set.directs[d] = struct{}{}
+	set.ended.Add(1)
+	live.Add(1)
+	return true
 }
 
 // NotifyEvent is the netstack's word that something has changed. It holds locks.

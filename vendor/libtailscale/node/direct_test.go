@@ -14,7 +14,13 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/link/loopback"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
 // accepting is a server and a client whose connections it accepts.
@@ -358,5 +364,95 @@ func TestDirectManyAtOnce(t *testing.T) {
 	defer ready.mu.Unlock()
 	if ready.first != nil || ready.workers > mostWorkers {
 		t.Errorf("%d workers, or something left to do", ready.workers)
+	}
+}
+
+// A node that closes while it takes a connection in: the connection is refused, or opened once, told of its end and freed.
+func TestDirectWhileTheNodeCloses(t *testing.T) {
+	p, before := testing_(), live.Load()
+	conns := connectedPairs(t)
+	ended := func(d *direct) {
+		t.Helper()
+		d.set.wait()
+		if s := d.state.Load(); s != gone || d.ref == 0 {
+			t.Fatalf("state %d, ref %d", s, d.ref)
+		}
+	}
+
+	// Before it is in the set, and the steps of taking it in with the close between them.
+	d := newDirect(new(splices), conns(), new(logger))
+	d.set.closeAll()
+	if d.set.add(d) {
+		t.Error("a closed set takes a connection")
+	}
+	d.net.Close()
+	d = newDirect(new(splices), conns(), new(logger))
+	d.set.add(d)
+	d.set.closeAll()
+	ready.mu.Lock()
+	early := ready.first != nil || d.state.Load() != again
+	ready.mu.Unlock()
+	if early {
+		t.Fatal("a connection that the program does not know yet is given a turn")
+	}
+	d.begin()
+	ended(d)
+
+	// And wherever else the close falls.
+	for range 500 {
+		set, in := new(splices), conns()
+		var both sync.WaitGroup
+		both.Go(func() { d = set.direct(in, new(logger)) })
+		both.Go(func() { set.closeAll() })
+		both.Wait()
+		if d != nil {
+			ended(d)
+		}
+		in.Close()
+	}
+	if n := live.Load(); n != before {
+		t.Errorf("%d connections are left", n-before)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.all) > 0 {
+		t.Errorf("%d connections were not freed", len(p.all))
+	}
+}
+
+// connectedPairs gives accepted connections of a netstack without a node. Each one's other end lives until the test ends.
+func connectedPairs(t *testing.T) func() *gonet.TCPConn {
+	s := stack.New(stack.Options{
+		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol},
+		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol},
+	})
+	t.Cleanup(s.Destroy)
+	addr := tcpip.AddrFrom4([4]byte{127, 0, 0, 1})
+	const nic = 1
+	if err := s.CreateNIC(nic, loopback.New()); err != nil {
+		t.Fatal(err)
+	}
+	at := tcpip.ProtocolAddress{Protocol: ipv4.ProtocolNumber, AddressWithPrefix: addr.WithPrefix()}
+	if err := s.AddProtocolAddress(nic, at, stack.AddressProperties{}); err != nil {
+		t.Fatal(err)
+	}
+	s.SetRouteTable([]tcpip.Route{{Destination: header.IPv4EmptySubnet, NIC: nic}})
+	to := tcpip.FullAddress{NIC: nic, Addr: addr, Port: 80}
+	ln, err := gonet.ListenTCP(s, to, ipv4.ProtocolNumber)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	return func() *gonet.TCPConn {
+		out, err := gonet.DialTCP(s, to, ipv4.ProtocolNumber)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { out.Close() })
+		in, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return in.(*gonet.TCPConn)
 	}
 }
