@@ -18,6 +18,7 @@ import (
 	"tailscale.com/ipn/ipnext"
 	"tailscale.com/ipn/ipnlocal"
 	tslogger "tailscale.com/types/logger"
+	"tailscale.com/wgengine/netstack"
 )
 
 const extensionName = "tailbone"
@@ -38,7 +39,14 @@ func attach(_ tslogger.Logf, sb ipnext.SafeBackend) (ipnext.Extension, error) {
 	if !ok {
 		return nil, fmt.Errorf("the backend is a %T", sb)
 	}
-	oneFlowAtATime(sb.Sys().Tun.Get()) // the netstack is there already, peers are not
+	// The netstack is there already, peers are not.
+	ns, ok := sb.Sys().Netstack.Get().(*netstack.Impl)
+	if !ok || !stackKnown {
+		return nil, fmt.Errorf("the node's netstack (%T) is not made as this build expects", sb.Sys().Netstack.Get())
+	}
+	tun := sb.Sys().Tun.Get()
+	oneFlowAtATime(tun)
+	endTimeWaits(tun, ns)
 	n.(*Node).lb.Store(lb)
 	return &extension{n.(*Node)}, nil
 }

@@ -1,0 +1,75 @@
+// New connections from a pair of ports that an old connection still occupies.
+//
+// A connection that the program closes first stays in TIME_WAIT. A new SYN may open it again at once
+// (RFC 1122, 4.2.2.13), as Linux does. gVisor (that of tailscale.com 1.102.5) does so for its own
+// listeners alone, but tsnet accepts by a forwarder: there a SYN of such a pair is dropped until the
+// state ends, or is answered with a reset when it still waits in the old endpoint's queue at that
+// moment. A caller sees a delay of a second or more, or a healthy server that refuses.
+//
+// So when a SYN arrives for an endpoint in TIME_WAIT, that endpoint is ended before the netstack
+// sees the packet. It cannot be an old duplicate from the network: WireGuard delivers none. An
+// endpoint whose last bytes the program has not read yet is left alone.
+
+package node
+
+import (
+	"reflect"
+	"unsafe"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"tailscale.com/net/packet"
+	"tailscale.com/net/tstun"
+	"tailscale.com/types/ipproto"
+	"tailscale.com/wgengine/filter"
+	"tailscale.com/wgengine/netstack"
+	"tailscale.com/wgengine/netstack/gro"
+)
+
+// The only interface of tsnet's netstack.
+const nicID = 1
+
+// The netstack does not give out its stack, so it is taken from its field. Should a later version
+// have another one, no node starts, and a test says so first.
+var stackAt, stackKnown = func() (uintptr, bool) {
+	f, ok := reflect.TypeFor[netstack.Impl]().FieldByName("ipstack")
+	return f.Offset, ok && f.Type == reflect.TypeFor[*stack.Stack]()
+}()
+
+func stackOf(ns *netstack.Impl) *stack.Stack {
+	return *(**stack.Stack)(unsafe.Add(unsafe.Pointer(ns), stackAt))
+}
+
+// endTimeWaits is to be called before the node has peers.
+func endTimeWaits(tun *tstun.Wrapper, ns *netstack.Impl) {
+	next, st := tun.PostFilterPacketInboundFromWireGuard, stackOf(ns)
+	tun.PostFilterPacketInboundFromWireGuard = func(p *packet.Parsed, w *tstun.Wrapper, g *gro.GRO) (filter.Response, *gro.GRO) {
+		if p.IPProto == ipproto.TCP && p.IsTCPSyn() {
+			endTimeWait(st, p)
+		}
+		return next(p, w, g)
+	}
+}
+
+// endTimeWait ends the endpoint that still has the packet's pair of ports.
+func endTimeWait(st *stack.Stack, p *packet.Parsed) {
+	proto := ipv4.ProtocolNumber
+	if p.IPVersion == 6 {
+		proto = ipv6.ProtocolNumber
+	}
+	ep, ok := st.FindTransportEndpoint(proto, tcp.ProtocolNumber, stack.TransportEndpointID{
+		LocalPort:     p.Dst.Port(),
+		LocalAddress:  tcpip.AddrFromSlice(p.Dst.Addr().AsSlice()),
+		RemotePort:    p.Src.Port(),
+		RemoteAddress: tcpip.AddrFromSlice(p.Src.Addr().AsSlice()),
+	}, nicID).(*tcp.Endpoint)
+	if !ok || ep.EndpointState() != tcp.StateTimeWait {
+		return
+	}
+	if unread, err := ep.GetSockOptInt(tcpip.ReceiveQueueSizeOption); err == nil && unread == 0 {
+		ep.Abort()
+	}
+}

@@ -1,0 +1,71 @@
+package node
+
+import (
+	"context"
+	"io"
+	"net/netip"
+	"testing"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"tailscale.com/net/packet"
+	"tailscale.com/types/ipproto"
+	"tailscale.com/wgengine/netstack"
+)
+
+func TestStackIsKnown(t *testing.T) {
+	if !stackKnown {
+		t.Fatal("netstack.Impl has no stack where time_wait.go expects it")
+	}
+}
+
+// A peer that calls again from the port of a connection that the program closed first.
+func TestAPortInTimeWaitIsOpenedAgain(t *testing.T) {
+	s := newAccepting(t)
+	ns := func(m *member) *netstack.Impl { return m.node().lb.Load().Sys().Netstack.Get().(*netstack.Impl) }
+	// Longer than any dial here.
+	long := tcpip.TCPTimeWaitTimeoutOption(time.Hour)
+	if err := ns(s.a).SetTransportProtocolOption(tcp.ProtocolNumber, &long); err != nil {
+		t.Fatal(err)
+	}
+	at := func(m *member, port uint16) tcpip.FullAddress {
+		return tcpip.FullAddress{NIC: nicID, Addr: tcpip.AddrFromSlice(m.ip(4).AsSlice()), Port: port}
+	}
+	for range 3 {
+		ctx, cancel := context.WithTimeout(t.Context(), 12*time.Second)
+		out, err := gonet.DialTCPWithBind(ctx, stackOf(ns(s.b)), at(s.b, 40000), at(s.a, 80), ipv4.ProtocolNumber)
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		in := receive(t, s.ln)
+		ours := s.ours(in)
+		in.shutdown()
+		if _, err := out.Read(make([]byte, 1)); err != io.EOF {
+			t.Fatalf("the caller reads %v", err)
+		}
+		theirs, _ := inside(out)
+		out.Close()
+		s.freed(in)
+		waitFor(t, "the caller's port to be free", func() bool { return tcp.EndpointState(theirs.State()) == tcp.StateClose })
+		waitFor(t, "TIME_WAIT", func() bool { return tcp.EndpointState(ours.ep.State()) == tcp.StateTimeWait })
+	}
+	// A connection that is not at its end does not make room for another one.
+	out, in := s.connect()
+	defer out.close()
+	st, from := stackOf(ns(s.a)), in.peer
+	endTimeWait(st, syn(from, in.local))
+	out.write([]byte("ping"))
+	b := make([]byte, 10)
+	if n, err := in.read(b, 5*time.Second); err != nil || string(b[:n]) != "ping" {
+		t.Errorf("a connection that stands, after a SYN of its ports: %q, %v", b[:n], err)
+	}
+	in.close()
+}
+
+func syn(from, to netip.AddrPort) *packet.Parsed {
+	return &packet.Parsed{IPVersion: 4, IPProto: ipproto.TCP, Src: from, Dst: to, TCPFlags: packet.TCPSyn}
+}
