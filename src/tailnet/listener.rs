@@ -1,8 +1,10 @@
 //! Where connections from the tailnet arrive, each with its peer.
 //!
 //! Invariants
-//! - [`Listener::accept`] fails only when nothing more will ever come; what passes is logged and retried
-//!   inside, with a pause that grows.
+//! - [`Listener::accept`] fails only when nothing more will ever come; a passing failure of the node is
+//!   logged and retried inside, with a pause that grows.
+//! - A connection that its peer reset before it was taken is passed over without a pause or a log line:
+//!   it is no failure of the node, and must not delay the connections behind it.
 //! - Dropping a listener frees its port; closing the node ends it.
 //! - After [`Listener::refuse`] new flows are reset, and `accept` still yields the connections that stand, then ends.
 //! - The node lives at least as long as its listeners, unless it is closed.
@@ -96,6 +98,8 @@ pub(super) enum Source {
 /// What one look at the source gave.
 enum Next {
     Connection(Stream, Peer),
+    /// A connection that has ended before it was taken.
+    Ended,
     /// No connection this time, but maybe the next.
     Passing(Error),
     End(Error),
@@ -126,6 +130,7 @@ impl Listener {
                     self.failure = None;
                     return Ok((stream, peer));
                 }
+                Next::Ended => {}
                 Next::End(error) => {
                     self.source = Source::Dead;
                     return Err(self.failure.take().unwrap_or(error));
@@ -166,7 +171,7 @@ impl Source {
                     stream: Some(stream),
                     peer,
                 })) => Next::Connection(Stream::direct(stream, Arc::clone(node) as _), peer),
-                Ok(Some(Arrival::Accepted { stream: None, .. })) => Next::Passing(Error::Canceled),
+                Ok(Some(Arrival::Accepted { stream: None, .. })) => Next::Ended,
                 Ok(Some(Arrival::Dialled { .. })) => {
                     Next::End(Error::Internal("a listener told of a dial".into()))
                 }

@@ -1,9 +1,10 @@
 """What is measured, as a list of experiments. Each has a name, and is run once per round, all in turn: what changes in the
 machine meanwhile then changes all of them alike.
 
-Names: load/TARGET/CELL, idle/TARGET, after/TARGET, keys/N, rules/N, policies/N, slow/TARGET, sign, start/STATE/UID, size.
+Names: load/TARGET/CELL, idle/TARGET, after/TARGET, keys/N, rules/N, policies/N, slow/TARGET, resets/TARGET, sign, start/STATE/UID, size.
 """
 
+import concurrent.futures
 import json
 import os
 import subprocess
@@ -36,6 +37,7 @@ WITH_MANY = ["floor", "floor-whois", *ISSUERS, "gate"]
 
 IDLE = [100, 1_000, 10_000]
 SLOW = 1_000
+RESETS = ["floor", "floor-whois", "es256", "gate", "sts", "admin"]
 # Seconds of quiet.
 AFTER = 3
 
@@ -54,6 +56,8 @@ def experiments(world, options):
                 found.append(Experiment(f"load/{target}/{cell}", lambda target=target, cell=cell: plan.load(target, cell)))
     for target in ("floor", "es256"):
         found.append(Experiment(f"slow/{target}", lambda target=target: plan.slow(target)))
+    for target in RESETS:
+        found.append(Experiment(f"resets/{target}", lambda target=target: plan.resets(target)))
     for count in (1, 1_000):
         found.append(Experiment(f"keys/{count}", lambda count=count: plan.keys(count)))
         found.append(Experiment(f"rules/{count}", lambda count=count: plan.rules(count)))
@@ -208,6 +212,26 @@ class Plan:
         finally:
             crowd.order(op="release")
         return {"alone": alone, "beside": beside, "slow": standing}
+
+    def resets(self, target):
+        """The pace of a caller that connects anew, without and beside a peer that resets its connections."""
+        if target == "admin":
+            server, _ = self.target("es256")
+            # Only gRPC is served there; to be told so is an answer.
+            request = get(server, 50051, "/") | {"expect": 415}
+        else:
+            server, request = self.target(target)
+        load = self.world.load("new")
+        alone = self.measure(load, server, request, 1, keep_alive=False)
+        during = self.options.warm_up + self.options.measure + 1
+        with concurrent.futures.ThreadPoolExecutor() as other:
+            storm = other.submit(self.world.resets, server, request["addr"], during)
+            # Once, however noisy: the storm would be over at the second time.
+            beside = load.run(server, request, 1, False, self.options.warm_up, self.options.measure)
+            made = storm.result()["reset"]
+        if not beside["requests"]:
+            raise Failed(f"no answer from {server.name} beside {made} resets: {beside}")
+        return {"alone": alone, "beside": beside, "resets_per_second": made / during}
 
     def idle(self, target):
         """Memory: with nothing to do, then with ever more connections on which nothing happens after a first request."""

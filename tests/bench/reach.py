@@ -1,5 +1,6 @@
 """What the program has set itself, and whether this run has it. Nothing here is typed in from a result."""
 
+from plan import RESETS
 from results import (cpu_us, fastest_sign_us, idle_kib, median, p50, peak_mb, per_second)
 
 
@@ -35,6 +36,11 @@ def aims(runs):
     yield from (at_least(f"ES256 token, requests/s at {cell[1:]} connections, of the floor's", 0.9,
                          runs.ratios(f"load/es256/{cell}", f"load/floor/{cell}", per_second))
                 for cell in ("c8", "c64"))
+    for target in RESETS[2:]:
+        name = f"resets/{target}"
+        yield at_least(f"{target} beside a peer that resets its connections, answers/s of the floor + WhoIs beside it", 0.9,
+                       runs.ratios(name, "resets/floor-whois", lambda result: per_second(result["beside"])))
+        yield at_most(f"{target} beside it, failed requests", 0, runs.values(name, lambda result: result["beside"]["errors"]), "")
     yield at_most("memory, idle", 40, runs.values("idle/es256", lambda result: result["steps"][0]["rss_kib"] / 1024), "MB")
     yield from (at_most(f"memory at 64 busy connections ({name}), of the floor's", 1.0,
                         runs.ratios(f"load/{name.lower()}/c64", "load/floor/c64", peak_mb))

@@ -8,7 +8,7 @@ import pathlib
 
 import picture
 import reach
-from plan import AFTER, CELLS, ISSUERS, LONG, SLOW, TARGETS
+from plan import AFTER, CELLS, ISSUERS, LONG, RESETS, SLOW, TARGETS
 from results import Runs, cpu_us, load_cpu_us, median, p50, p99, peak_mb, per_second, sign_cpu_us, switches
 from world import MANY
 
@@ -26,6 +26,7 @@ NAMES = {
     "gate": "gate, forward-auth decision over the tailnet",
     "proxy": f"gate, reverse proxy, {LONG} bytes from a local service",
     "sts": "exchange, RS256 subject token, stub token endpoint",
+    "admin": "admin (a refusal of what is not gRPC)",
 }
 NAMES |= {f"before-{name}": f"before: {NAMES[name]}" for name in ("constant", *ISSUERS)}
 WORDS = {"c1": "1", "c8": "8", "c64": "64", "new8": "8, new each time", "many64": f"64, from {MANY} callers"}
@@ -57,6 +58,7 @@ def tables(runs):
         ("Growth", growth(runs)),
         ("Memory after load", after(runs)),
         ("Slow callers", slow(runs)),
+        ("Connections that are reset", resets(runs)),
         ("How quiet the machine was", quiet(runs)),
     ]
     return [(title, table) for title, table in made if table]
@@ -165,6 +167,20 @@ def slow(runs):
                                           for part in ("alone", "beside")), ratio])
     return table(["", "requests/s at 8 connections, alone", f"beside {SLOW} connections that send a header's line a second",
                   "ratio"], rows)
+
+
+def resets(runs):
+    rows = []
+    for target in RESETS:
+        name = f"resets/{target}"
+        if runs.rounds(name):
+            of = {part: spread(runs.values(name, lambda result, part=part: per_second(result[part]))) for part in ("alone", "beside")}
+            floor = runs.ratios(name, "resets/floor-whois", lambda result: per_second(result["beside"]))
+            failed = str(sum(runs.values(name, lambda result: result["beside"]["errors"])))
+            storm = spread(runs.values(name, lambda result: result["resets_per_second"]))
+            rows.append([NAMES[target], of["alone"], of["beside"], failed, storm, spread(floor)])
+    return table(["", "new connections/s of one caller, alone", "beside the resets", "failed", "resets/s",
+                  "beside them, of the floor + WhoIs"], rows)
 
 
 def quiet(runs):

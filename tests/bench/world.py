@@ -117,8 +117,14 @@ class World:
     def node(self, name):
         return self.api("GET", f"/nodes/{name}")
 
-    def api(self, method, path):
-        request = urllib.request.Request(self.devnet["api_url"] + path, method=method)
+    def resets(self, server, addr, seconds):
+        """Alice opens connections, one after the other, and resets each as soon as it stands."""
+        order = {"to": server.name, "port": int(addr.rpartition(":")[2]), "at_once": 1, "for_ms": round(seconds * 1000)}
+        return self.api("POST", "/peers/alice/resets", order)
+
+    def api(self, method, path, body=None):
+        data = json.dumps(body).encode() if body else None
+        request = urllib.request.Request(self.devnet["api_url"] + path, data, method=method)
         with urllib.request.urlopen(request, timeout=20) as answer:
             return json.load(answer)
 

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -84,9 +83,10 @@ func (d *devnet) routes() http.Handler {
 		"GET /control":  func(*http.Request) (any, error) { return d.door.current(), nil },
 		"POST /control": d.setControl,
 
-		"POST /peers":             d.postPeer,
-		"DELETE /peers/{name}":    d.deletePeer,
-		"POST /peers/{name}/ping": d.pingFrom,
+		"POST /peers":               d.postPeer,
+		"DELETE /peers/{name}":      d.deletePeer,
+		"POST /peers/{name}/ping":   d.pingFrom,
+		"POST /peers/{name}/resets": d.resets,
 	} {
 		mux.HandleFunc(pattern, answer(h))
 	}
@@ -574,20 +574,10 @@ func (d *devnet) pingFrom(r *http.Request) (any, error) {
 	if err := body(r, &in); err != nil {
 		return nil, err
 	}
-	d.mu.Lock()
-	p := d.peers[r.PathValue("name")]
-	d.mu.Unlock()
-	if p == nil {
-		return nil, missing("peer", r.PathValue("name"))
+	p, ip, err := d.fromTo(r.PathValue("name"), in.To)
+	if err != nil {
+		return nil, err
 	}
-	d.net.mu.Lock()
-	n := d.net.find(in.To)
-	d.net.mu.Unlock()
-	var ip netip.Addr
-	if n == nil {
-		return nil, missing("node", in.To)
-	}
-	ip = n.v4.Addr()
 	ctx, cancel := context.WithTimeout(r.Context(), 10*time.Second)
 	defer cancel()
 	res, err := p.ping(ctx, ip)

@@ -47,6 +47,7 @@ mod inside;
 mod join;
 mod memory;
 mod otlp;
+mod resets;
 mod server;
 mod soak;
 mod tailnet;

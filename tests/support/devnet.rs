@@ -165,6 +165,15 @@ impl Devnet {
             .await;
     }
 
+    /// Has a peer open connections to a port of a node and reset each as soon as it stands. Gives how
+    /// many.
+    pub async fn resets(&self, peer: &str, to: &str, port: u16, during: Duration) -> u64 {
+        let during = u64::try_from(during.as_millis()).unwrap();
+        let order = json!({ "to": to, "port": port, "at_once": 8, "for_ms": during });
+        let done = self.post(&format!("/peers/{peer}/resets"), order).await;
+        done["reset"].as_u64().unwrap()
+    }
+
     pub async fn grant(&self, src: &str, dst: &str, cap: &str, value: Value) {
         let caps = json!({ cap: [value] });
         self.post("/grants", json!({ "src": src, "dst": dst, "caps": caps }))

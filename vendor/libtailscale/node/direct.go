@@ -95,6 +95,7 @@ type direct struct {
 	state   atomic.Uint32
 	kicked  atomic.Bool
 	aborted atomic.Bool
+	arrival atomic.Pointer[arrival] // set while it waits to be taken, and after
 
 	// What follows belongs to the goroutine that works.
 	end  End
@@ -428,6 +429,9 @@ func (d *direct) send(b *buffers, p []byte) []byte {
 
 func (d *direct) free() {
 	d.state.Store(gone)
+	if a := d.arrival.Load(); a != nil {
+		a.leave()
+	}
 	if d.late != nil {
 		d.late.Stop()
 	}

@@ -5,8 +5,8 @@
 //
 // Invariants
 //   - The most specific listener gets a connection: one for the address before one for the port.
-//   - At most maxPending connections of a listener wait for the caller, and what its socket holds (queueBytes, some
-//     forty); further ones are refused with a reset.
+//   - Connections that the caller has not taken yet wait in the listener's backlog (backlog.go); those beyond it are
+//     refused with a reset.
 //   - An accepted connection needs no descriptor (direct.go).
 //   - Shutting the descriptor for writing refuses new flows; those whose handshake is under way or done still arrive, then
 //     the descriptor ends.
@@ -26,7 +26,6 @@ import (
 )
 
 const (
-	maxPending = 64
 	queueBytes = 16 << 10 // the kernel doubles it, and counts about 770 bytes for a message
 
 	// A handshake that was begun before the listener stopped may take this long to end. Those that fail are never told to
@@ -43,7 +42,7 @@ type listener struct {
 	node    *Node
 	at      netip.AddrPort
 	end     ours
-	pending atomic.Int32
+	backlog backlog
 	shaking atomic.Int32 // flows taken whose connection has not come yet; too many, where handshakes failed
 }
 
@@ -161,7 +160,7 @@ func (l *listener) awaitClose() {
 func (l *listener) awaitLast() {
 	last := time.Now().Add(lastHandshake)
 	for !l.closed() {
-		if l.pending.Load() == 0 && (l.shaking.Load() <= 0 || time.Now().After(last)) {
+		if l.backlog.empty() && (l.shaking.Load() <= 0 || time.Now().After(last)) {
 			return
 		}
 		select {
@@ -196,8 +195,9 @@ func (p *ports) flow(n *Node) func(src, dst netip.AddrPort) (func(net.Conn), boo
 				return nil, false
 			}
 		}
-		if l.pending.Load() >= maxPending {
-			n.log.rarely(lvWarn, "connections to port %d are refused: %d wait to be taken", dst.Port(), maxPending)
+		if l.backlog.full(src.Addr()) {
+			n.log.rarely(lvWarn, "connections to port %d are refused: too many wait to be taken (%d, or %d of one peer)",
+				dst.Port(), maxPending, maxPendingEach)
 			return nil, true // a reset
 		}
 		l.shaking.Add(1)
@@ -208,14 +208,8 @@ func (p *ports) flow(n *Node) func(src, dst netip.AddrPort) (func(net.Conn), boo
 	}
 }
 
-// deliver hands an accepted connection to the caller, waiting for it to take those before.
+// deliver hands an accepted connection to the caller, after those that came before.
 func (l *listener) deliver(c net.Conn, src, dst netip.AddrPort) {
-	waiting := l.pending.Add(1)
-	defer l.pending.Add(-1)
-	if waiting > maxPending {
-		c.Close()
-		return
-	}
 	nc, ok := c.(netConn)
 	if !ok {
 		l.node.log.rarely(lvError, "a connection is a %T, which cannot be half closed", c)
@@ -228,7 +222,15 @@ func (l *listener) deliver(c net.Conn, src, dst netip.AddrPort) {
 		return
 	}
 	head := connHead(kindAccepted, src, dst)
-	if l.end.send(binary.NativeEndian.AppendUint64(head[:], d.id), nil) != nil {
+	msg := binary.NativeEndian.AppendUint64(head[:], d.id)
+	if !l.backlog.put(&arrival{d: d, from: src.Addr(), msg: msg}, l.announce) {
 		d.abort()
+	}
+}
+
+// announce tells the caller of a connection, waiting for room in the socket.
+func (l *listener) announce(a *arrival) {
+	if l.end.send(a.msg, nil) != nil {
+		a.d.abort()
 	}
 }

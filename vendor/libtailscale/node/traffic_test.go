@@ -231,42 +231,6 @@ func TestTrafficEndsAsItShould(t *testing.T) {
 		in.close()
 	})
 
-	t.Run("not taken", func(t *testing.T) {
-		// Nobody takes: a bounded number waits, the rest is refused, and closing the listener frees all.
-		lazy := a.listen(":82")
-		var fds []int
-		for range 200 {
-			fd, err := b.node().Dial([]byte(fmt.Sprintf("%v:82", a.ip(4))), 10*time.Second)
-			if err != nil {
-				t.Fatal(err)
-			}
-			fds = append(fds, fd)
-		}
-		for _, fd := range fds {
-			if c, f := receiveAny(t, fd, 12*time.Second); f == nil {
-				c.close()
-			} else if f.code != Refused {
-				t.Errorf("dial: %+v", f)
-			}
-			unix.Close(fd)
-		}
-		p := &a.node().ports
-		p.mu.Lock()
-		l := p.all[netip.AddrPortFrom(netip.Addr{}, 82)]
-		p.mu.Unlock()
-		waitFor(t, "the queue to fill", func() bool { return l.pending.Load() >= maxPending })
-		fd, err := b.node().Dial([]byte(fmt.Sprintf("%v:82", a.ip(4))), 10*time.Second)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, f := receiveAny(t, fd, 12*time.Second); f == nil || f.code != Refused {
-			t.Errorf("one too many: %+v", f)
-		}
-		unix.Close(fd)
-		closeListener(lazy)
-		waitFor(t, "all to be freed", func() bool { return live.Load() == 0 })
-	})
-
 	unix.Close(ln)
 	a.close()
 	b.close()

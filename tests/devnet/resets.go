@@ -1,0 +1,108 @@
+// A peer that opens connections and resets each as soon as it stands: what a
+// port scanner does, or a client that aborts.
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"reflect"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+)
+
+// The longest that one call may take.
+const longestResets = time.Minute
+
+// resets answers when the time is over, with what became of the connections.
+func (d *devnet) resets(r *http.Request) (any, error) {
+	var in struct {
+		To     string `json:"to"`
+		Port   uint16 `json:"port"`
+		AtOnce int    `json:"at_once"`
+		ForMS  int    `json:"for_ms"`
+	}
+	if err := body(r, &in); err != nil {
+		return nil, err
+	}
+	duration := time.Duration(in.ForMS) * time.Millisecond
+	if in.Port == 0 || in.AtOnce < 1 || in.AtOnce > 256 || duration <= 0 || duration > longestResets {
+		return nil, bad("resets need a port, at_once from 1 to 256, and for_ms up to %d", longestResets.Milliseconds())
+	}
+	p, ip, err := d.fromTo(r.PathValue("name"), in.To)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), duration)
+	defer cancel()
+	var reset, failed atomic.Int64
+	var all sync.WaitGroup
+	for range in.AtOnce {
+		all.Go(func() {
+			for ctx.Err() == nil {
+				switch err := p.reset(ctx, netip.AddrPortFrom(ip, in.Port)); {
+				case err == nil:
+					reset.Add(1)
+				case ctx.Err() == nil:
+					failed.Add(1)
+				}
+			}
+		})
+	}
+	all.Wait()
+	return map[string]any{"reset": reset.Load(), "failed": failed.Load()}, nil
+}
+
+// fromTo gives a peer and the address of the node that it is to call.
+func (d *devnet) fromTo(from, to string) (*peer, netip.Addr, error) {
+	d.mu.Lock()
+	p := d.peers[from]
+	d.mu.Unlock()
+	if p == nil {
+		return nil, netip.Addr{}, missing("peer", from)
+	}
+	d.net.mu.Lock()
+	defer d.net.mu.Unlock()
+	n := d.net.find(to)
+	if n == nil {
+		return nil, netip.Addr{}, missing("node", to)
+	}
+	return p, n.v4.Addr(), nil
+}
+
+func (p *peer) reset(ctx context.Context, to netip.AddrPort) error {
+	c, err := p.node.Dial(ctx, "tcp", to.String())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	ep, err := endpoint(c)
+	if err != nil {
+		return err
+	}
+	// Closed with this, it sends a reset.
+	ep.SocketOptions().SetLinger(tcpip.LingerOption{Enabled: true})
+	return nil
+}
+
+// endpoint gives what the netstack has behind a connection; its adapter offers
+// no SetLinger.
+func endpoint(c net.Conn) (tcpip.Endpoint, error) {
+	g, ok := c.(*gonet.TCPConn)
+	if !ok {
+		return nil, fmt.Errorf("a connection is a %T", c)
+	}
+	field, ok := reflect.TypeFor[gonet.TCPConn]().FieldByName("ep")
+	if !ok || field.Type != reflect.TypeFor[tcpip.Endpoint]() {
+		return nil, fmt.Errorf("gonet.TCPConn has no endpoint in a field ep")
+	}
+	return *(*tcpip.Endpoint)(unsafe.Add(unsafe.Pointer(g), field.Offset)), nil
+}

@@ -1,0 +1,64 @@
+//! A peer that resets its connections as soon as they stand, beside a caller who must not notice.
+
+use std::time::{Duration, Instant};
+
+use tailbone::tailnet::Node;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::server::Daemon;
+use crate::support::{devnet::Devnet, soon, world::person};
+
+/// The ports of issuer, admin and metrics.
+const PORTS: [u16; 3] = [80, 50051, 9090];
+const STORM: Duration = Duration::from_secs(2);
+
+alone! {
+    async fn connections_that_are_reset_refuse_nobody_else() {
+        let devnet = Devnet::with_peers(&["mallory=mallory@example.com"]);
+        let folders = [TempDir::new().unwrap(), TempDir::new().unwrap()];
+        let key = devnet.ready_key().await;
+        let components = ["--components", "issuer,admin,metrics"];
+        let mut daemon =
+            Daemon::start(folders[0].path(), &devnet, "tailbone", Some(&key), &components);
+        daemon.listening(1).await;
+        let alice = person(&devnet, folders[1].path(), "alice").await;
+        devnet.ping("mallory", "tailbone").await;
+
+        for port in PORTS {
+            let addr = format!("tailbone:{port}");
+            let storm = devnet.resets("mallory", "tailbone", port, STORM);
+            let (reset, answers) = tokio::join!(storm, answered(&alice, &addr, STORM));
+            eprintln!("port {port}: {answers} answers beside {reset} resets");
+            assert!(reset > 100, "the storm on port {port} was {reset} resets");
+            assert!(answers > 20, "{answers} answers on port {port}");
+        }
+        let said = daemon.said();
+        assert!(!said.contains("accept failed"), "{said}");
+        assert_eq!(daemon.stopped().code(), Some(0));
+    }
+}
+
+/// Asks on a new connection each time, and counts. Every one must be answered.
+async fn answered(node: &dyn Node, addr: &str, during: Duration) -> u32 {
+    let began = Instant::now();
+    let mut answers = 0;
+    // At least one after the storm.
+    while began.elapsed() < during + Duration::from_millis(200) {
+        let dialled = soon("a connection", node.dial(addr, Duration::from_secs(10))).await;
+        let mut stream = dialled.unwrap_or_else(|e| panic!("after {answers} answers: {e}"));
+        let request = "GET / HTTP/1.1\r\nHost: tailbone\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        soon("an answer", stream.read_to_end(&mut answer))
+            .await
+            .unwrap();
+        assert!(
+            answer.starts_with(b"HTTP/1.1 "),
+            "{}",
+            answer.escape_ascii()
+        );
+        answers += 1;
+    }
+    answers
+}

@@ -1,0 +1,106 @@
+// Accepted connections that the program has not taken yet.
+//
+// Invariants
+//   - They are sent to the listener's socket in the order in which they came, by one goroutine at a
+//     time. What the socket holds (queueBytes, some forty) counts as taken.
+//   - At most maxPending wait, and at most maxPendingEach from one address: a peer that opens
+//     connections faster than the program takes them is refused before others are.
+//   - A connection that ends while it waits leaves the backlog at once. So connections that are
+//     reset after their handshake take no room from others.
+
+package node
+
+import (
+	"container/list"
+	"net/netip"
+	"sync"
+)
+
+const (
+	maxPending     = 512
+	maxPendingEach = 128
+)
+
+type backlog struct {
+	mu      sync.Mutex
+	waiting list.List // of *arrival
+	each    map[netip.Addr]int
+	sending bool
+}
+
+// arrival is a connection with the message that announces it.
+type arrival struct {
+	d    *direct
+	from netip.Addr
+	msg  []byte
+	in   *backlog
+	at   *list.Element // nil when it does not wait any more
+}
+
+// full says whether a further connection from this address would be refused.
+func (b *backlog) full(from netip.Addr) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.waiting.Len() >= maxPending || b.each[from] >= maxPendingEach
+}
+
+// empty says whether every connection has reached the listener's socket.
+func (b *backlog) empty() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.waiting.Len() == 0 && !b.sending
+}
+
+// put adds a connection and, unless another goroutine does so already, sends all that wait with
+// send. False: there is no room for it.
+func (b *backlog) put(a *arrival, send func(*arrival)) bool {
+	b.mu.Lock()
+	if b.waiting.Len() >= maxPending || b.each[a.from] >= maxPendingEach {
+		b.mu.Unlock()
+		return false
+	}
+	if b.each == nil {
+		b.each = make(map[netip.Addr]int)
+	}
+	a.in, a.at = b, b.waiting.PushBack(a)
+	b.each[a.from]++
+	mine := !b.sending
+	b.sending = true
+	b.mu.Unlock()
+	// Whichever comes second, this or the end of the connection (direct.free), sees the other.
+	a.d.arrival.Store(a)
+	if a.d.state.Load() == gone {
+		a.leave()
+	}
+	for mine {
+		b.mu.Lock()
+		first := b.waiting.Front()
+		if first == nil {
+			b.sending, mine = false, false
+		} else {
+			b.remove(first.Value.(*arrival))
+		}
+		b.mu.Unlock()
+		if mine {
+			send(first.Value.(*arrival))
+		}
+	}
+	return true
+}
+
+// leave takes the connection out, if it still waits.
+func (a *arrival) leave() {
+	a.in.mu.Lock()
+	defer a.in.mu.Unlock()
+	if a.at != nil {
+		a.in.remove(a)
+	}
+}
+
+func (b *backlog) remove(a *arrival) {
+	b.waiting.Remove(a.at)
+	a.at = nil
+	if b.each[a.from]--; b.each[a.from] == 0 {
+		delete(b.each, a.from)
+	}
+}
