@@ -14,6 +14,7 @@
 //!
 //! Invariants
 //! - No method runs that `authorize` did not let in, and each call is one audit line: who, method, kid, decision, rule.
+//! - Only gRPC calls of programs get that far: a web page that its visitor's browser lets send requests here reaches no method.
 //! - What was begun is finished and audited, also when the caller hangs up.
 //! - Names and numbers of `proto/admin.proto` are wire format: clients of the Go program know the first three methods.
 //!

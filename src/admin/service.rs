@@ -33,7 +33,7 @@ use super::{
 use crate::{
     audit,
     config::{Authorization, KeySpec},
-    http::{Error, error::Kind, serve::Listeners},
+    http::{Error, error::Kind, grpc, serve::Listeners},
     identity::{Caller, Connection, Visitor},
     jwks::life::{KeyLife, LifeError},
     keys::KeyView,
@@ -170,6 +170,14 @@ impl Admin {
     /// Decides on a call. `None`: it is for everybody, and no administration.
     async fn admit(&self, head: &Parts) -> Result<Option<Admission>, Error> {
         let path = head.uri.path();
+        grpc::check(head.version, &head.headers).inspect_err(|error| {
+            audit!(
+                Audited::Refused,
+                "admin",
+                method = method_of(path),
+                reason = error.code
+            );
+        })?;
         let Some(access) = access(path) else {
             return Err(not_in_the_table(path, DECLARED));
         };

@@ -58,6 +58,8 @@ pub enum Kind {
     },
     /// There is no such method.
     Unimplemented,
+    /// The body is not of a kind that is taken here.
+    UnsupportedMediaType,
 }
 
 impl Kind {
@@ -87,6 +89,7 @@ impl Kind {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Unimplemented => StatusCode::NOT_IMPLEMENTED,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         }
     }
 
@@ -94,7 +97,7 @@ impl Kind {
         match self {
             // What is behind us failed; the caller can do nothing but come again.
             Self::BadGateway | Self::Unavailable { .. } => tonic::Code::Unavailable,
-            Self::BadRequest => tonic::Code::InvalidArgument,
+            Self::BadRequest | Self::UnsupportedMediaType => tonic::Code::InvalidArgument,
             Self::BearerInvalid | Self::BearerMissing | Self::Unauthorized => {
                 tonic::Code::Unauthenticated
             }

@@ -8,7 +8,8 @@
 //!
 //! What stands before a server of somebody else ([`wrap_streaming`]) lets bodies of any size and length in time pass, and leaves
 //! that server's answers alone; 3 is not for it.
-//! gRPC ([`wrap_grpc`]) has the same, with its own way to say no and more time: its calls wait for others' changes.
+//! gRPC ([`wrap_grpc`]) has the same, with its own way to say no and more time: its calls wait for others' changes. What is no gRPC
+//! call is answered as plain HTTP.
 //!
 //! How much is how much comes with each request from its listener ([`super::serve::Limits`]), so it may change while requests
 //! run. Limits of the connection (number, header size, times) belong to [`super::serve`], those per caller to [`crate::identity`].
@@ -37,6 +38,7 @@ use tracing::Instrument;
 use super::{
     Error,
     error::Kind,
+    grpc,
     pace::too_often,
     serve::{Bounds, InHand, Limits},
 };
@@ -152,6 +154,12 @@ impl Around {
             request.extensions().get::<Neighbour>().is_some(),
         );
         let limits = limits(request.extensions());
+        let answers = match self.answers {
+            Answers::Grpc if grpc::check(request.version(), request.headers()).is_err() => {
+                Answers::Ours
+            }
+            answers => answers,
+        };
         let response = match admit(request.extensions(), &limits) {
             Ok(_in_hand) => {
                 let answer = self.within(&limits, self.whole(&limits, request, route));
@@ -164,7 +172,7 @@ impl Around {
             Err(error) => error.into_response(),
         };
         let _entered = span.enter();
-        let mut response = answer(response, self.answers, &limits, &id);
+        let mut response = answer(response, answers, &limits, &id);
         if let Ok(value) = HeaderValue::from_str(&id) {
             response.headers_mut().insert(REQUEST_ID, value);
         }

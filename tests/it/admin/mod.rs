@@ -6,6 +6,7 @@ mod cli;
 mod housekeeping;
 mod methods;
 mod old_client;
+mod pages;
 mod together;
 
 use std::{
