@@ -15,6 +15,7 @@ use tailbone::{
     config::Secret,
     gate::{Admitted, GateLayer},
     http::{
+        host::{HostRule, NodeNames},
         layers,
         serve::{Limits, serve},
     },
@@ -81,9 +82,15 @@ async fn main() -> Result<(), Box<dyn Error>> {
     node.watch().wait_for(running).await?;
     let listener = node.listen(ListenAddr::Port(80)).await?;
     let routes = layers::wrap(app()?, "whoami");
+    // Who calls us by another name is a web page whose name was made to lead here.
+    let names = NodeNames::default();
+    let status = node.watch().borrow().clone();
+    names.set(&status.name, &status.hostname, &status.addresses);
+    let hosts = HostRule::of_node(names, &[]);
     let mut server = serve("whoami", listener, routes, Limits::default(), move |peer| {
         let mut known = Extensions::new();
         known.insert(Arc::new(Connection::new(node.clone(), peer)));
+        known.insert(hosts.clone());
         known
     });
     println!("listening on the tailnet, port 80");

@@ -20,3 +20,4 @@ pub mod sts;
 pub mod tailnet;
 pub mod telemetry;
 pub mod version;
+pub mod web;

@@ -33,6 +33,7 @@ use super::{
     },
     table::{self, Default, Row},
 };
+use crate::web::{self, Allowed, HostPattern};
 
 /// What the settings are loaded for. It decides what is not needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,6 +162,8 @@ impl<'a> Reader<'a> {
         let keys = self.keys();
         let port = self.port(&table::SERVER_PORT);
         let binding = self.binding(&table::SERVER_BINDING);
+        let allowed_hosts = self.allowed(&table::SERVER_ALLOWED_HOSTS, HostPattern::parse);
+        let allowed_origins = self.allowed(&table::SERVER_ALLOWED_ORIGINS, web::Origin::parse);
         let grace = self.duration(&table::SERVER_GRACE);
         let limits = self.limits();
         let memory = self.read(&table::LIMIT_MEMORY, |typed, _| {
@@ -171,7 +174,7 @@ impl<'a> Reader<'a> {
         let state = tailscale.as_ref().map(|tailscale| tailscale.dir.clone());
         let admin = self.admin(state.as_deref());
         let metrics = self.metrics();
-        let gate = self.gate();
+        let gate = self.gate(keys.as_ref().map(|keys| keys.issuer.as_str()));
         let exchanges = |components: &BTreeSet<Component>| components.contains(&Component::Sts);
         let sts = self.sts(components.as_ref().is_some_and(exchanges));
         let settings = Settings {
@@ -181,6 +184,8 @@ impl<'a> Reader<'a> {
             server: Server {
                 port: port?,
                 binding: binding?,
+                allowed_hosts: allowed_hosts?,
+                allowed_origins: allowed_origins?,
                 grace: grace?,
                 limits: limits?,
                 memory: memory?,
@@ -387,7 +392,7 @@ impl<'a> Reader<'a> {
                 self.path(&table::KEYS_JWKS_FILE)?
             } else {
                 let path = keys_dir?.join("jwks.json");
-                self.derived(&table::KEYS_JWKS_FILE, &path);
+                self.derived(&table::KEYS_JWKS_FILE, &path.display().to_string());
                 path
             };
             return Some(Publish::File { path });
@@ -541,7 +546,7 @@ impl<'a> Reader<'a> {
         self.read(row, |typed, _| count(kind, typed))
     }
 
-    fn gate(&mut self) -> Option<Gate> {
+    fn gate(&mut self, issuer: Option<&str>) -> Option<Gate> {
         let port = self.port(&table::GATE_PORT);
         let binding = self.binding(&table::GATE_BINDING);
         let upstreams = self.words(&table::GATE_UPSTREAM, upstream);
@@ -549,6 +554,7 @@ impl<'a> Reader<'a> {
         let upstream_ca = self.optional_path(&table::GATE_UPSTREAM_CA);
         let policy = self.optional_path(&table::GATE_POLICY);
         let capability = self.read(&table::GATE_CAPABILITY, text);
+        let allowed_origins = self.allowed(&table::GATE_ALLOWED_ORIGINS, web::Origin::parse);
         let expected_tailnet = self.optional_text(&table::GATE_EXPECTED_TAILNET);
         let forward_capabilities =
             self.words(
@@ -556,12 +562,14 @@ impl<'a> Reader<'a> {
                 |word| Ok(word.to_owned()),
             );
         let token = self.bool(&table::GATE_TOKEN);
+        let issuer = self.token_issuer(issuer);
         let audience = self.optional_text(&table::GATE_TOKEN_AUDIENCE);
         let life = self.whole_seconds(&table::GATE_TOKEN_EXPIRY);
         let recheck = self.duration(&table::GATE_RECHECK);
         let auth = self.gate_auth();
         let token = match token? {
             true => Some(GateToken {
+                issuer: issuer?,
                 audience: audience?,
                 life: life?,
             }),
@@ -575,6 +583,7 @@ impl<'a> Reader<'a> {
             upstream_ca: upstream_ca?,
             policy: policy?,
             capability: capability?,
+            allowed_origins: allowed_origins?,
             expected_tailnet: expected_tailnet?,
             forward_capabilities: forward_capabilities?,
             token,
@@ -583,9 +592,32 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// Another than the issuer's, unless somebody means it: whoever reads the issuer's tokens looks at nothing else, often.
+    fn token_issuer(&mut self, issuer: Option<&str>) -> Option<String> {
+        let row = &table::GATE_TOKEN_ISSUER;
+        if self.raw.typed(row).is_none() {
+            let derived = match issuer? {
+                "" => "gate".to_owned(),
+                issuer => format!("{issuer}/gate"),
+            };
+            self.derived(row, &derived);
+            return Some(derived);
+        }
+        let same = "is keys.issuer: whoever takes tokens of the issuer then takes those of the gate too, made for any backend";
+        self.read(row, |typed, origin| {
+            let reading = text(typed, origin)?;
+            if reading.meaning.is_empty() {
+                return Err("an empty iss claim".into());
+            }
+            let odd = (Some(reading.meaning.as_str()) == issuer).then(|| same.to_owned());
+            Ok(reading.odd(odd))
+        })
+    }
+
     fn gate_auth(&mut self) -> Option<GateAuth> {
         let port = self.port(&table::GATE_AUTH_PORT);
         let proxies = self.words(&table::GATE_AUTH_PROXIES, proxy);
+        let user_proxies = self.bool(&table::GATE_AUTH_USER_PROXIES);
         let socket = self.optional_path(&table::GATE_AUTH_SOCKET);
         let socket_mode = self.read(&table::GATE_AUTH_SOCKET_MODE, socket_mode);
         let client_header = self.optional_text(&table::GATE_AUTH_CLIENT_HEADER);
@@ -593,11 +625,21 @@ impl<'a> Reader<'a> {
         Some(GateAuth {
             port: port?,
             proxies: proxies?,
+            user_proxies: user_proxies?,
             socket: socket?,
             socket_mode: socket_mode?,
             client_header: client_header?,
             redirect: redirect?,
         })
+    }
+
+    /// What is allowed; `*` is everything.
+    fn allowed<T: std::fmt::Display>(
+        &mut self,
+        row: &'static Row,
+        one: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<Allowed<T>>> {
+        self.words(row, |word| Allowed::parse(word, &one))
     }
 
     fn optional_path(&mut self, row: &'static Row) -> Option<Option<PathBuf>> {
@@ -627,7 +669,7 @@ impl<'a> Reader<'a> {
         let row = &table::ADMIN_SOCKET;
         if self.raw.typed(row).is_none() {
             let socket = state?.join("admin.sock");
-            self.derived(row, &socket);
+            self.derived(row, &socket.display().to_string());
             return Some(socket);
         }
         self.read(row, |typed, origin| {
@@ -874,10 +916,10 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn derived(&mut self, row: &'static Row, path: &Path) {
+    fn derived(&mut self, row: &'static Row, value: &str) {
         self.entries.push(Entry {
             row,
-            value: path.display().to_string().into(),
+            value: value.into(),
             origin: Origin::Default,
         });
     }

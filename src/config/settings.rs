@@ -13,6 +13,7 @@ use serde::Serialize;
 use url::Url;
 
 use super::Secret;
+use crate::web::{Allowed, HostPattern, Origin};
 
 /// Everything `tailbone server …` needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +118,10 @@ pub struct Server {
     pub port: u16,
     /// `server.binding`
     pub binding: Binding,
+    /// `server.allowedHosts`: names of the listeners besides the node's own.
+    pub allowed_hosts: Vec<Allowed<HostPattern>>,
+    /// `server.allowedOrigins`: whose pages may ask for tokens.
+    pub allowed_origins: Vec<Allowed<Origin>>,
     /// `server.grace`: time given to open requests on a stop.
     pub grace: Duration,
     pub limits: Limits,
@@ -278,6 +283,8 @@ pub struct Gate {
     pub policy: Option<PathBuf>,
     /// `gate.capability`: the grants that speak of us; none are asked for when empty.
     pub capability: String,
+    /// `gate.allowedOrigins`: whose pages may change things and open WebSockets here, besides the site's own.
+    pub allowed_origins: Vec<Allowed<Origin>>,
     /// `gate.expectedTailnet`: MagicDNS suffix that callers must have.
     pub expected_tailnet: Option<String>,
     /// `gate.forwardCapabilities`: grants that backends are told.
@@ -354,6 +361,8 @@ impl std::fmt::Display for Upstream {
 /// A token for backends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GateToken {
+    /// `gate.tokenIssuer`; the issuer's with `/gate` when empty.
+    pub issuer: String,
     /// `gate.tokenAudience`; the host that was asked for when empty.
     pub audience: Option<String>,
     /// `gate.tokenExpiry`
@@ -367,6 +376,8 @@ pub struct GateAuth {
     pub port: u16,
     /// `gate.auth.proxies`: who may ask about others, by tag or login.
     pub proxies: Vec<String>,
+    /// `gate.auth.userProxies`: whether those may be users, whose browsers then may ask too.
+    pub user_proxies: bool,
     /// `gate.auth.socket`: for proxies on this machine; whoever can open it is trusted.
     pub socket: Option<PathBuf>,
     /// `gate.auth.socketMode`

@@ -209,6 +209,14 @@ rows! {
         .short("binding", 'b', Scope::Start)
         .default("auto")
         .help("Tailnet address of the issuer; auto takes all of the node's");
+    SERVER_ALLOWED_HOSTS = row("server.allowedHosts", Kind::Words(&[]))
+        .flag("allowed-hosts", Scope::Start)
+        .example("tailbone.example.com")
+        .help("Names of one's own under which the listeners are called, besides the node's names and addresses; *.name takes all below it, * every host");
+    SERVER_ALLOWED_ORIGINS = row("server.allowedOrigins", Kind::Words(&[]))
+        .flag("allowed-origins", Scope::Start)
+        .example("https://app.example.com")
+        .help("Origins whose web pages may ask for tokens, at the issuer and at the exchange; * is every page");
     SERVER_GRACE = row("server.grace", duration(Duration::ZERO, HOUR))
         .flag("grace", Scope::Start)
         .default("10s")
@@ -419,6 +427,10 @@ rows! {
         .flag("capability", Scope::Policy)
         .default("tailbone.dev/cap/gate")
         .help("Capability of the grants that are asked before the file");
+    GATE_ALLOWED_ORIGINS = row("gate.allowedOrigins", Kind::Words(&[]))
+        .flag("gate-allowed-origins", Scope::Start)
+        .example("https://app.example.com")
+        .help("Origins whose web pages may open WebSockets and send other methods than GET, HEAD and OPTIONS to the services behind the gate, besides each service's own pages; * is every page");
     GATE_EXPECTED_TAILNET = row("gate.expectedTailnet", Kind::Text)
         .flag("gate-expected-tailnet", Scope::Start)
         .default("")
@@ -432,10 +444,15 @@ rows! {
         .flag("gate-token", Scope::Start)
         .default("false")
         .help("Give backends a signed JWT about the caller, in Tailbone-Token");
+    GATE_TOKEN_ISSUER = row("gate.tokenIssuer", Kind::Text)
+        .flag("gate-token-issuer", Scope::Start)
+        .derived("keys.issuer and /gate")
+        .example("tailbone/gate")
+        .help("The iss claim of that token; another than keys.issuer, so that nobody takes it for a token of the issuer");
     GATE_TOKEN_AUDIENCE = row("gate.tokenAudience", Kind::Text)
         .flag("gate-token-audience", Scope::Start)
         .default("")
-        .help("The aud claim of that token; the host that was asked for when empty");
+        .help("The aud claim of that token; the host that was asked for when empty, which every upstream must then name");
     GATE_TOKEN_EXPIRY = row("gate.tokenExpiry", duration(Duration::from_secs(1), HOUR))
         .flag("gate-token-expiry", Scope::Start)
         .default("1m")
@@ -451,7 +468,11 @@ rows! {
     GATE_AUTH_PROXIES = row("gate.auth.proxies", Kind::Words(&[]))
         .flag("gate-auth-proxies", Scope::Start)
         .example("tag:proxy")
-        .help("Proxies on the tailnet that may ask about others, by tag or login");
+        .help("Proxies on the tailnet that may ask about others, by tag; by login only with gate.auth.userProxies");
+    GATE_AUTH_USER_PROXIES = row("gate.auth.userProxies", Kind::Bool)
+        .flag("gate-auth-user-proxies", Scope::Start)
+        .default("false")
+        .help("Take logins in gate.auth.proxies too, although web pages in those users' browsers may then ask about others");
     GATE_AUTH_SOCKET = row("gate.auth.socket", Kind::Path)
         .flag("gate-auth-socket", Scope::Start)
         .example("/run/tailbone/gate.sock")

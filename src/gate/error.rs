@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use crate::{
-    http::{self, error::Kind},
+    http::{self, error::Kind, host::Unclear},
     identity::Refusal,
     policy::{self, WhatError},
+    web::BadHost,
 };
 
 /// Why a gate cannot be built.
@@ -15,6 +16,10 @@ pub enum BuildError {
     ClientHeader(String),
     #[error("gate.upstream: two upstreams for the same host and path ({0})")]
     DoubleUpstream(String),
+    #[error(
+        "gate.tokenAudience: the upstream {0} names no host, so callers could choose for whom its tokens are; set it, or name the host in gate.upstream"
+    )]
+    NoAudience(String),
     #[error("gate.token is on, but there is no key to sign with")]
     NoSigner,
     #[error("the gate has nothing to do: set gate.upstream, gate.auth.proxies or gate.auth.socket")]
@@ -27,6 +32,10 @@ pub enum BuildError {
     Redirect(String),
     #[error("gate.upstream: {0}")]
     Upstream(String),
+    #[error(
+        "gate.auth.proxies: {0} is a user, and any web page that this user visits could ask about others; name the proxy's machine by a tag, or set gate.auth.userProxies"
+    )]
+    UserProxy(String),
     #[error("TLS to the services behind the gate: {0}")]
     UpstreamTls(String),
 }
@@ -34,9 +43,13 @@ pub enum BuildError {
 /// Why a request is not let through.
 #[derive(Debug, Clone)]
 pub(super) enum Denied {
+    /// A page of another origin sent it.
+    ForeignOrigin,
     /// There is no identity to decide about.
     Identity(Refusal),
     Policy,
+    /// It names a host that nothing here is called by; with the answer.
+    UnknownHost(Box<http::Error>),
     WrongTailnet,
 }
 
@@ -44,7 +57,9 @@ impl Denied {
     pub(super) fn code(&self) -> &'static str {
         match self {
             Self::Identity(refusal) => refusal.code(),
+            Self::ForeignOrigin => "foreign_origin",
             Self::Policy => "denied_by_policy",
+            Self::UnknownHost(error) => error.code,
             Self::WrongTailnet => "wrong_tailnet",
         }
     }
@@ -59,6 +74,12 @@ impl From<Denied> for http::Error {
             Denied::Policy => {
                 Self::new(Kind::Forbidden, code, "the policy does not let you in here")
             }
+            Denied::ForeignOrigin => Self::new(
+                Kind::Forbidden,
+                code,
+                "a web page of another origin may not do this here; where it is meant, add its origin to the setting gate.allowedOrigins",
+            ),
+            Denied::UnknownHost(error) => *error,
             Denied::WrongTailnet => {
                 Self::new(Kind::Forbidden, code, "this service is for another tailnet")
             }
@@ -114,6 +135,21 @@ impl From<Malformed> for http::Error {
             Malformed::What(what) => (Kind::BadRequest, "bad_request_target", what.to_string()),
         };
         Self::new(kind, code, message)
+    }
+}
+
+impl From<Unclear> for Malformed {
+    fn from(unclear: Unclear) -> Self {
+        match unclear {
+            Unclear::Ambiguous => Self::AmbiguousHost,
+            Unclear::Bad => Self::What(WhatError::BadHost),
+        }
+    }
+}
+
+impl From<BadHost> for Malformed {
+    fn from(bad: BadHost) -> Self {
+        Self::What(bad.into())
     }
 }
 

@@ -27,15 +27,16 @@ use super::{
     BuildError,
     error::{Denied, Malformed, no_token},
     guard::Guard,
-    headers,
+    headers, layer,
     token::Tokens,
 };
 use crate::{
     audit, config,
-    http::{self, error::Kind},
+    http::{self, error::Kind, origin::Place},
     identity::{Connection, Directory, Refusal},
     policy::{Host, Path, Selector, What, caller_word},
     telemetry::audit::Decision,
+    web::{Allowed, Origin},
 };
 
 /// In a request's extensions: it came over the gate's own unix socket, so a local proxy sent it.
@@ -61,6 +62,7 @@ pub(super) struct ForwardAuth {
     proxies: Vec<Selector>,
     client_header: Option<HeaderName>,
     redirect: Option<Redirect>,
+    origins: Vec<Allowed<Origin>>,
     capabilities: Vec<String>,
     tokens: Option<Arc<Tokens>>,
 }
@@ -85,6 +87,11 @@ impl ForwardAuth {
         let mut proxies = Vec::new();
         for word in &auth.proxies {
             match Selector::parse(word) {
+                // A proxy copies what a browser sends, so nothing in a request tells one from a browser on the user's machine,
+                // whose pages may name any client. Machines with tags have no user who browses.
+                Ok(Selector::User(_)) if !auth.user_proxies => {
+                    return Err(BuildError::UserProxy(word.clone()));
+                }
                 Ok(selector @ (Selector::User(_) | Selector::Tag(_))) => proxies.push(selector),
                 Ok(_) => {
                     let words = format!("{word:?} is too wide: name each proxy by its tag or user");
@@ -112,6 +119,7 @@ impl ForwardAuth {
             proxies,
             client_header,
             redirect,
+            origins: settings.allowed_origins.clone(),
             capabilities: settings.forward_capabilities.clone(),
             tokens,
         })
@@ -148,6 +156,12 @@ impl ForwardAuth {
             }
             other => other,
         };
+        if asked.foreign(parts, &self.origins) {
+            return Err(self
+                .guard
+                .refuse(&caller, &asked.what, Denied::ForeignOrigin)
+                .into());
+        }
         let admitted =
             match self
                 .guard
@@ -255,11 +269,29 @@ enum Convention<'a> {
 struct Asked {
     client: IpAddr,
     what: What,
+    /// Of the host, where the proxy told it.
+    port: Option<u16>,
     expected_tailnet: Option<String>,
     /// The address in the browser, where all its parts were told: scheme, host with port, target.
     url: Option<(String, String, String)>,
     /// Whether a redirect would reach the browser.
     redirects: bool,
+}
+
+impl Asked {
+    /// Whether a page of another origin sent what the proxy holds. It copies the browser's marks; where it does not tell the method,
+    /// that may be any.
+    fn foreign(&self, parts: &Parts, allowed: &[Allowed<Origin>]) -> bool {
+        let Some(host) = &self.what.host else {
+            return false;
+        };
+        let place = Place {
+            host,
+            port: self.port,
+            port_told: false,
+        };
+        layer::is_foreign(parts, self.what.method.as_ref(), place, allowed)
+    }
 }
 
 impl<'a> Convention<'a> {
@@ -332,12 +364,16 @@ impl<'a> Convention<'a> {
             (Some(proto), Some(host), Some(target)) => Some((proto, host.clone(), target)),
             _ => None,
         };
-        let host = match host {
-            None => None,
-            Some(host) => Some(Host::parse(&host)?),
+        let (host, port) = match host {
+            None => (None, None),
+            Some(host) => {
+                let (host, port) = Host::with_port(&host)?;
+                (Some(host), port)
+            }
         };
         Ok(Asked {
             client,
+            port,
             what: What { host, path, method },
             expected_tailnet,
             url,
@@ -606,6 +642,7 @@ mod tests {
     fn asked(host: &str, target: &str, method: Method) -> Asked {
         Asked {
             client: [100, 64, 0, 1].into(),
+            port: None,
             what: What {
                 host: Some(Host::parse(host).unwrap()),
                 path: None,

@@ -6,7 +6,7 @@ use super::error::Denied;
 use crate::{
     audit,
     identity::{Refusal, Visitor},
-    policy::{self, Effect, RuleId, What, Who, caller_word, same_tailnet},
+    policy::{self, Effect, Host, RuleId, What, Who, caller_word, same_tailnet},
     telemetry::{audit::Decision, meter::Meter},
 };
 
@@ -28,6 +28,14 @@ impl Admitted {
             Self::Anonymous { .. } => None,
             Self::Identified(visitor) => Some(visitor),
         }
+    }
+}
+
+/// How the audit log calls a caller.
+fn word(caller: &Result<Arc<Visitor>, Refusal>) -> String {
+    match caller {
+        Ok(visitor) => caller_word(visitor),
+        Err(refusal) => refusal.code().to_owned(),
     }
 }
 
@@ -69,24 +77,47 @@ impl Guard {
         what: &What,
         expected: Option<&str>,
     ) -> Result<Admitted, Denied> {
-        let word = match &caller {
-            Ok(visitor) => caller_word(visitor),
-            Err(refusal) => refusal.code().to_owned(),
-        };
+        let word = word(&caller);
         let (answer, rule) = self.decide(caller, what, expected);
+        self.tell(&word, what, &answer, &rule);
+        answer
+    }
+
+    /// Refuses without asking the rules, and says so where decisions are told.
+    pub(super) fn refuse(
+        &self,
+        caller: &Result<Arc<Visitor>, Refusal>,
+        what: &What,
+        denied: Denied,
+    ) -> Denied {
+        let answer = Err(denied.clone());
+        self.tell(&word(caller), what, &answer, &RuleId::End);
+        denied
+    }
+
+    /// Whether a rule, or a grant of the caller, names the host that is asked for.
+    pub(super) fn name_host(&self, caller: &Result<Arc<Visitor>, Refusal>, host: &Host) -> bool {
+        let who = match caller {
+            Ok(visitor) => Who::Known(visitor),
+            Err(_) => Who::Nobody,
+        };
+        self.policy.rules().name_host(who, host)
+    }
+
+    fn tell(&self, word: &str, what: &What, answer: &Result<Admitted, Denied>, rule: &RuleId) {
         let host = what.host.as_ref().map_or("", |host| host.as_str());
         let path = what
             .path
             .as_ref()
             .map(|path| path.first_segment())
             .unwrap_or_default();
-        let (result, reason) = match &answer {
+        let (result, reason) = match answer {
             Ok(Admitted::Identified(_)) => ("allowed", ""),
             Ok(Admitted::Anonymous { .. }) => ("anonymous", ""),
             Err(denied) => ("refused", denied.code()),
         };
         self.meter.decided(result, reason, rule.kind());
-        match &answer {
+        match answer {
             Ok(Admitted::Identified(_)) => {
                 audit!(Decision::Allowed, "gate", caller = word, rule = %rule, host, path);
             }
@@ -97,7 +128,6 @@ impl Guard {
                 audit!(Decision::Refused, "gate", caller = word, reason = denied.code(), rule = %rule, host, path);
             }
         }
-        answer
     }
 
     /// Whether somebody who was let through still is. Says nothing in the audit log as long as the answer is yes.

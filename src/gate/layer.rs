@@ -26,22 +26,29 @@ use std::{
     task::{Context, Poll},
 };
 
-use ::http::{Request, Response, request::Parts};
+use ::http::{Method, Request, Response, header, request::Parts};
 use axum::{body::Body, extract::FromRequestParts, response::IntoResponse};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tower::{Layer, Service};
 
 use super::{
-    error::Malformed,
+    error::{Denied, Malformed},
     forward_auth::nobody_told,
     guard::{Admitted, Guard},
     headers,
 };
 use crate::{
-    http::{Error, error::Kind, layers::RequestId},
+    http::{
+        Error,
+        error::Kind,
+        host::asked,
+        layers::RequestId,
+        origin::{Place, foreign},
+    },
     identity::Connection,
-    policy::{self, Host, Path, Rules, What},
+    policy::{self, Path, Rules, What},
+    web::{Allowed, Host, Origin},
 };
 
 /// Lets through what the rules let through.
@@ -49,6 +56,7 @@ use crate::{
 pub struct GateLayer {
     guard: Arc<Guard>,
     capabilities: Arc<[String]>,
+    origins: Arc<[Allowed<Origin>]>,
 }
 
 impl GateLayer {
@@ -68,7 +76,15 @@ impl GateLayer {
         Self {
             guard,
             capabilities: Arc::new([]),
+            origins: Arc::new([]),
         }
+    }
+
+    /// Lets web pages of these origins open WebSockets and use other methods than GET, HEAD and OPTIONS, besides the service's own.
+    #[must_use]
+    pub fn allow_origins(mut self, origins: impl IntoIterator<Item = Allowed<Origin>>) -> Self {
+        self.origins = origins.into_iter().collect();
+        self
     }
 
     /// Tells the service these of the caller's capabilities, in `Tailscale-App-Capabilities`.
@@ -143,8 +159,21 @@ impl GateLayer {
             .cloned()
             .ok_or_else(nobody_told)?;
         let what = what(parts)?;
+        let (host, port) = host(parts)?;
+        let place = Place {
+            host: &host,
+            port,
+            port_told: true,
+        };
+        let foreign = is_foreign(parts, what.method.as_ref(), place, &self.origins);
         let caller = connection.visitor().await;
         connection.pace()?;
+        if foreign {
+            return Err(self
+                .guard
+                .refuse(&caller, &what, Denied::ForeignOrigin)
+                .into());
+        }
         let admitted = self.guard.admit(caller, &what, None)?;
         headers::strip(
             &mut parts.headers,
@@ -156,25 +185,29 @@ impl GateLayer {
     }
 }
 
+/// The host that a request to ourselves names, with its port. It must name one: rules and upstreams go by it.
+pub(super) fn host(parts: &Parts) -> Result<(Host, Option<u16>), Malformed> {
+    asked(parts.version, &parts.uri, &parts.headers)?.ok_or(Malformed::AmbiguousHost)
+}
+
+/// Whether a page of another origin sent this, and it is one that may do harm without anybody's reading the answer: anything but
+/// a safe method (RFC 9110, 9.2.1), or a WebSocket, which no other rule of browsers keeps to one origin.
+pub(super) fn is_foreign(
+    parts: &Parts,
+    method: Option<&Method>,
+    place: Place<'_>,
+    allowed: &[Allowed<Origin>],
+) -> bool {
+    let safe = method
+        .is_some_and(|method| matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS));
+    let websocket = parts.headers.contains_key(header::UPGRADE)
+        || parts.headers.contains_key(header::SEC_WEBSOCKET_KEY);
+    (!safe || websocket) && foreign(&parts.headers, place, allowed)
+}
+
 /// What a request that came to ourselves asks for.
 pub(super) fn what(parts: &Parts) -> Result<What, Malformed> {
-    let mut hosts = parts.headers.get_all(::http::header::HOST).iter();
-    let header = hosts.next();
-    if hosts.next().is_some() {
-        return Err(Malformed::AmbiguousHost);
-    }
-    let header = match header {
-        None => None,
-        Some(value) => Some(value.to_str().map_err(|_| Malformed::BadHeader)?),
-    };
-    let authority = parts.uri.authority().map(|authority| authority.as_str());
-    let host = match (authority, header) {
-        (None, None) => return Err(Malformed::AmbiguousHost),
-        (Some(one), Some(other)) if Host::parse(one)? != Host::parse(other)? => {
-            return Err(Malformed::AmbiguousHost);
-        }
-        (Some(host), _) | (None, Some(host)) => Host::parse(host)?,
-    };
+    let (host, _) = host(parts)?;
     Ok(What {
         host: Some(host),
         path: Some(Path::parse(parts.uri.path())?),

@@ -14,6 +14,8 @@
 //! - Identity headers from outside never pass: they are stripped before ours are set, however they are spelled.
 //! - Who calls is the connection's peer, or the address that a proxy tells whom we trust by *its* connection: tailnet identity, or
 //!   our own unix socket. A header alone is never believed.
+//! - A web page of another origin neither opens a WebSocket nor uses another method than GET, HEAD and OPTIONS, and a request whose
+//!   host nothing here is called by reaches nobody (`http::origin`, `http::host`).
 //! - Trouble of ours is 503, an unknown caller 401, a known and unwanted one 403. Only an anonymous rule answers without identity.
 //! - Every decision is an audit line with caller, rule, host and the first part of the path; never queries, cookies or tokens.
 //!
@@ -40,7 +42,7 @@ pub use forward_auth::{LocalProxy, local_proxy};
 pub use guard::Admitted;
 pub use layer::{GateLayer, GateService};
 pub use socket::Socket;
-pub use token::{Sign, SignError};
+pub use token::{Sign, SignError, TOKEN_TYPE};
 
 use self::{forward_auth::ForwardAuth, guard::Guard, proxy::ReverseProxy, token::Tokens};
 use crate::{
@@ -49,6 +51,7 @@ use crate::{
     policy::{self, Change},
     tailnet::Node,
     telemetry::meter::Meter,
+    web::{Allowed, Origin},
 };
 
 /// A built gate.
@@ -56,6 +59,7 @@ use crate::{
 pub struct Gate {
     guard: Arc<Guard>,
     capabilities: Vec<String>,
+    origins: Vec<Allowed<Origin>>,
     auth: Option<Arc<ForwardAuth>>,
     proxy: Option<Arc<ReverseProxy>>,
 }
@@ -64,7 +68,6 @@ impl Gate {
     /// Loads the policy and checks the settings against each other. `sign` is needed where the backend is to get a token.
     pub fn build(
         settings: &config::Gate,
-        issuer: &str,
         node: Arc<dyn Node>,
         sign: Option<Sign>,
         meter: Meter,
@@ -77,9 +80,16 @@ impl Gate {
         let guard = Arc::new(guard.counted(meter));
         let tokens = match (&settings.token, sign) {
             (None, _) => None,
-            (Some(token), Some(sign)) => Some(Arc::new(Tokens::new(issuer, token, sign))),
+            (Some(token), Some(sign)) => Some(Arc::new(Tokens::new(token, sign))),
             (Some(_), None) => return Err(BuildError::NoSigner),
         };
+        let without_host = |upstream: &&config::Upstream| upstream.host.is_empty();
+        if let Some(token) = &settings.token
+            && token.audience.is_none()
+            && let Some(upstream) = settings.upstreams.iter().find(without_host)
+        {
+            return Err(BuildError::NoAudience(upstream.address.clone()));
+        }
         let auth = if settings.auth.proxies.is_empty() && settings.auth.socket.is_none() {
             None
         } else {
@@ -91,6 +101,7 @@ impl Gate {
             None
         } else {
             let proxy = ReverseProxy::new(guard.clone(), settings, tokens)?;
+            proxy.warn();
             Some(Arc::new(proxy))
         };
         if auth.is_none() && proxy.is_none() {
@@ -99,6 +110,7 @@ impl Gate {
         Ok(Self {
             guard,
             capabilities: settings.forward_capabilities.clone(),
+            origins: settings.allowed_origins.clone(),
             auth,
             proxy,
         })
@@ -118,7 +130,9 @@ impl Gate {
 
     /// The same rules around a service of one's own, which is told the same.
     pub fn layer(&self) -> GateLayer {
-        GateLayer::of(self.guard.clone()).forward_capabilities(self.capabilities.iter().cloned())
+        GateLayer::of(self.guard.clone())
+            .forward_capabilities(self.capabilities.iter().cloned())
+            .allow_origins(self.origins.iter().cloned())
     }
 
     /// Reads the policy again. With mistakes in it, the one before stays.

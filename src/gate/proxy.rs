@@ -1,6 +1,6 @@
 //! The reverse proxy: a local service on the tailnet, with the caller's identity in its headers.
 //!
-//! A request goes: what it asks for -> who calls -> policy -> upstream by host and path -> headers (connection's own off, claims
+//! A request goes: what it asks for -> who calls -> whether its host and origin are ours -> policy -> upstream by host and path -> headers (connection's own off, claims
 //! off, ours on) -> upstream. Bodies stream both ways as they come; trailers pass on the way back alone. A WebSocket becomes a tunnel once the upstream
 //! agrees; it is looked at again every few seconds and ends when its caller is no longer let through.
 //!
@@ -23,7 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     BuildError,
-    error::{Malformed, no_token},
+    error::{Denied, Malformed, no_token},
     forward_auth::nobody_told,
     guard::Guard,
     headers, layer,
@@ -33,15 +33,17 @@ use super::{
 };
 use crate::{
     config,
-    http::{self, error::Kind, layers::RequestId},
-    identity::Connection,
+    http::{self, error::Kind, host::HostRule, layers::RequestId, origin::Place},
+    identity::{Connection, Refusal, Visitor},
     policy::{Host, What},
+    web::{Allowed, Origin},
 };
 
 pub(super) struct ReverseProxy {
     guard: Arc<Guard>,
     routes: Routes,
     upstreams: Upstreams,
+    origins: Vec<Allowed<Origin>>,
     capabilities: Vec<String>,
     tokens: Option<Arc<Tokens>>,
     tunnels: TaskTracker,
@@ -68,12 +70,20 @@ impl ReverseProxy {
             guard,
             routes: Routes::new(&settings.upstreams)?,
             upstreams: Upstreams::new(settings)?,
+            origins: settings.allowed_origins.clone(),
             capabilities: settings.forward_capabilities.clone(),
             tokens,
             tunnels: TaskTracker::new(),
             ended: CancellationToken::new(),
             recheck: settings.recheck,
         })
+    }
+
+    /// Says what is open wider than it may be meant.
+    pub(super) fn warn(&self) {
+        for upstream in self.routes.without_host() {
+            tracing::warn!(target: "gate", upstream = upstream.address(), "this upstream names no host, so it is served under every name of this node and of the rules; name its host in gate.upstream");
+        }
     }
 
     /// Ends all tunnels and waits until they have ended.
@@ -119,6 +129,9 @@ impl ReverseProxy {
         let what = layer::what(&parts)?;
         let caller = connection.visitor().await;
         connection.pace()?;
+        if let Some(denied) = self.not_for_us(&parts, &caller)? {
+            return Err(self.guard.refuse(&caller, &what, denied).into());
+        }
         let admitted = self.guard.admit(caller, &what, None)?;
         let upstream = self.upstream(&what)?;
 
@@ -208,6 +221,31 @@ impl ReverseProxy {
         }
         headers::strip_hop_by_hop(answer.headers_mut());
         Ok(answer.map(Body::new))
+    }
+
+    /// Whether the request names a host that nothing here has, or a page of another origin sent it. Names are those of the listener,
+    /// of the upstreams, of the rules and of the caller's grants.
+    fn not_for_us(
+        &self,
+        parts: &::http::request::Parts,
+        caller: &Result<Arc<Visitor>, Refusal>,
+    ) -> Result<Option<Denied>, Malformed> {
+        let (host, port) = layer::host(parts)?;
+        if let Some(rule) = parts.extensions.get::<HostRule>() {
+            let known = rule.holds(&host)
+                || self.routes.name_host(&host)
+                || self.guard.name_host(caller, &host);
+            if !known {
+                return Ok(Some(Denied::UnknownHost(Box::new(rule.refuse(&host)))));
+            }
+        }
+        let place = Place {
+            host: &host,
+            port,
+            port_told: true,
+        };
+        let foreign = layer::is_foreign(parts, Some(&parts.method), place, &self.origins);
+        Ok(foreign.then_some(Denied::ForeignOrigin))
     }
 
     fn upstream(&self, what: &What) -> Result<&Upstream, http::Error> {

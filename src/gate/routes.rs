@@ -78,6 +78,17 @@ impl Routes {
         Ok(Self(upstreams))
     }
 
+    /// Whether an upstream names this host, by itself or by its domain.
+    pub(super) fn name_host(&self, host: &Host) -> bool {
+        let named = |upstream: &Upstream| upstream.host.as_ref().is_some_and(|name| name.is(host));
+        self.0.iter().any(named)
+    }
+
+    /// Those that stand for every host.
+    pub(super) fn without_host(&self) -> impl Iterator<Item = &Upstream> {
+        self.0.iter().filter(|upstream| upstream.host.is_none())
+    }
+
     /// A path that could be meant for two upstreams goes to neither.
     pub(super) fn choose(&self, host: &Host, path: &Path) -> Result<Option<&Upstream>, Malformed> {
         let here = |upstream: &&Upstream| match &upstream.host {

@@ -1,4 +1,8 @@
 //! A short JWT for the backend: what it says of the caller. Signing is somebody else's: a [`Sign`] is handed in.
+//!
+//! The key may be the issuer's, and whoever reads tokens of the issuer must not take ours for one: any backend could then be the
+//! caller elsewhere. So the type and `iss` are our own (RFC 8725, 3.8 and 3.11), and `aud` is one that the operator named: where the
+//! upstream names no host, the caller could choose it.
 
 use std::sync::Arc;
 
@@ -11,8 +15,11 @@ use uuid::Uuid;
 use super::Admitted;
 use crate::{config, identity::Caller};
 
-/// Signs claims (a JSON object) and answers the token.
+/// Signs claims (a JSON object), with [`TOKEN_TYPE`] as the type, and answers the token.
 pub type Sign = Arc<dyn Fn(Vec<u8>) -> BoxFuture<'static, Result<String, SignError>> + Send + Sync>;
+
+/// The `typ` of these tokens.
+pub const TOKEN_TYPE: &str = "gate+jwt";
 
 /// Why no token could be made.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +44,6 @@ impl std::fmt::Debug for Tokens {
 
 #[derive(Serialize)]
 struct Claims<'a> {
-    #[serde(skip_serializing_if = "str::is_empty")]
     iss: &'a str,
     sub: String,
     aud: &'a str,
@@ -59,9 +65,9 @@ struct Claims<'a> {
 const SKEW: i64 = 30;
 
 impl Tokens {
-    pub(super) fn new(issuer: &str, settings: &config::GateToken, sign: Sign) -> Self {
+    pub(super) fn new(settings: &config::GateToken, sign: Sign) -> Self {
         Self {
-            issuer: issuer.to_owned(),
+            issuer: settings.issuer.clone(),
             audience: settings.audience.clone(),
             life: i64::try_from(settings.life.as_secs()).unwrap_or(60),
             sign,

@@ -40,6 +40,8 @@ pub enum Kind {
     MethodNotAllowed {
         allow: &'static str,
     },
+    /// The request is for another server.
+    Misdirected,
     NotFound,
     /// The request makes sense, but not as things stand; repeating it does not help.
     Precondition,
@@ -81,6 +83,7 @@ impl Kind {
             Self::GatewayTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::Precondition => StatusCode::PRECONDITION_FAILED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
@@ -106,7 +109,7 @@ impl Kind {
             Self::Forbidden => tonic::Code::PermissionDenied,
             Self::MethodNotAllowed { .. } | Self::Unimplemented => tonic::Code::Unimplemented,
             Self::NotFound => tonic::Code::NotFound,
-            Self::Precondition => tonic::Code::FailedPrecondition,
+            Self::Misdirected | Self::Precondition => tonic::Code::FailedPrecondition,
             Self::GatewayTimeout | Self::Timeout => tonic::Code::DeadlineExceeded,
             Self::TooLarge | Self::TooManyRequests { .. } => tonic::Code::ResourceExhausted,
         }

@@ -39,6 +39,7 @@ use super::{
     Error,
     error::Kind,
     grpc,
+    host::HostRule,
     pace::too_often,
     serve::{Bounds, InHand, Limits},
 };
@@ -61,6 +62,7 @@ pub fn wrap(router: Router, component: &'static str) -> Router {
         answers: Answers::Ours,
         time: Some(|limits| limits.request_time),
         body: Bodies::OfASize,
+        own_hosts: true,
     };
     around.layer(with_fallback(router))
 }
@@ -72,6 +74,7 @@ pub fn wrap_worded(router: Router, component: &'static str) -> Router {
         answers: Answers::OfOthers,
         time: Some(|limits| limits.request_time),
         body: Bodies::Cut,
+        own_hosts: true,
     };
     around.layer(with_fallback(router))
 }
@@ -83,6 +86,7 @@ pub fn wrap_grpc(router: Router, component: &'static str) -> Router {
         answers: Answers::Grpc,
         time: Some(|limits| limits.call_time),
         body: Bodies::OfASize,
+        own_hosts: true,
     };
     around.layer(router)
 }
@@ -94,6 +98,7 @@ pub fn wrap_streaming(router: Router, component: &'static str) -> Router {
         answers: Answers::OfOthers,
         time: None,
         body: Bodies::Any,
+        own_hosts: false,
     };
     around.layer(router)
 }
@@ -111,6 +116,8 @@ struct Around {
     /// The longest that a handler may take, if there is one.
     time: Option<fn(&Limits) -> Duration>,
     body: Bodies,
+    /// Whether only the listener's own names are hosts.
+    own_hosts: bool,
 }
 
 /// Whose answers go through a layer, and so how a refusal of ours is written: a bare status of ours may be given our words, one
@@ -160,7 +167,9 @@ impl Around {
             }
             answers => answers,
         };
-        let response = match admit(request.extensions(), &limits) {
+        let admitted = admit(request.extensions(), &limits)
+            .and_then(|in_hand| self.is_ours(&request).map(|()| in_hand));
+        let response = match admitted {
             Ok(_in_hand) => {
                 let answer = self.within(&limits, self.whole(&limits, request, route));
                 AssertUnwindSafe(answer)
@@ -178,6 +187,16 @@ impl Around {
         }
         trace::answered(&span, response.status());
         Ok(response)
+    }
+
+    /// Whether the request is for this listener, where that is known.
+    fn is_ours(self, request: &Request) -> Result<(), Error> {
+        match request.extensions().get::<HostRule>() {
+            Some(rule) if self.own_hosts => {
+                rule.check(request.version(), request.uri(), request.headers())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The answer, or that it took too long.

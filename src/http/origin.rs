@@ -3,8 +3,24 @@
 //! Identity by connection knows whose machine calls, and not which program on it: a page of anybody that the user visits can send
 //! requests from there. Browsers mark such requests, and pages cannot take the marks off: `Origin` (Fetch standard, on everything
 //! but plain GET and HEAD, and on every WebSocket) and, towards trustworthy addresses, `Sec-Fetch-*` (Fetch Metadata).
+//!
+//! Two rules: what gives tokens to programs takes no requests of pages at all ([`for_programs`]); what may be a site with pages of
+//! its own takes those alone ([`foreign`]). Both know a list of origins whose pages are meant.
 
-use http::{HeaderMap, header};
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::Request,
+    middleware::{Next, from_fn},
+    response::IntoResponse as _,
+};
+use http::{HeaderMap, HeaderName, Method, header};
+
+use super::{Error, error::Kind};
+use crate::web::{Allowed, Host, Origin};
+
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Whether a browser sent this. Programs send neither of these headers.
 pub fn by_browser(headers: &HeaderMap) -> bool {
@@ -12,4 +28,213 @@ pub fn by_browser(headers: &HeaderMap) -> bool {
         || headers
             .keys()
             .any(|name| name.as_str().starts_with("sec-fetch-"))
+}
+
+/// Whether this may be asked for here: by a program, or by a page of an allowed origin.
+pub fn for_programs(headers: &HeaderMap, allowed: &[Allowed<Origin>]) -> Result<(), Error> {
+    if !by_browser(headers) || is_allowed(headers, allowed) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Forbidden,
+        "browser_request",
+        format!(
+            "this is for programs, and a browser sent it for a page{}; where that is meant, add the page's origin to the setting server.allowedOrigins",
+            of(headers)
+        ),
+    ))
+}
+
+/// Holds [`for_programs`] against every POST to these routes. [`super::layers`] goes around it.
+pub fn wrap(router: Router, allowed: &[Allowed<Origin>]) -> Router {
+    let allowed: Arc<[Allowed<Origin>]> = allowed.into();
+    router.layer(from_fn(move |request: Request, next: Next| {
+        let allowed = allowed.clone();
+        async move {
+            if request.method() == Method::POST
+                && let Err(error) = for_programs(request.headers(), &allowed)
+            {
+                return error.into_response();
+            }
+            next.run(request).await
+        }
+    }))
+}
+
+fn of(headers: &HeaderMap) -> String {
+    match single(headers, &header::ORIGIN) {
+        Some(origin) => format!(" of {}", origin.chars().take(128).collect::<String>()),
+        None => String::new(),
+    }
+}
+
+/// Where a request came to.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    pub host: &'a Host,
+    pub port: Option<u16>,
+    /// Whether the port is the one in the browser: some proxies tell the host alone.
+    pub port_told: bool,
+}
+
+/// Whether a request comes from a page of another origin than the site that it asks.
+pub fn foreign(headers: &HeaderMap, place: Place<'_>, allowed: &[Allowed<Origin>]) -> bool {
+    if !by_browser(headers) || is_allowed(headers, allowed) {
+        return false;
+    }
+    // The browser's own comparison is the better one: it knows what a proxy in between may have changed.
+    if let Some(site) = single(headers, &FETCH_SITE) {
+        return !matches!(site, "same-origin" | "none");
+    }
+    if !headers.contains_key(header::ORIGIN) {
+        return false;
+    }
+    let Some(origin) = single(headers, &header::ORIGIN).and_then(|text| Origin::parse(text).ok())
+    else {
+        return true;
+    };
+    let port = if place.port_told || place.port.is_some() {
+        place.port
+    } else {
+        origin.port()
+    };
+    !origin.is_at(place.host, port)
+}
+
+fn is_allowed(headers: &HeaderMap, allowed: &[Allowed<Origin>]) -> bool {
+    let origin = single(headers, &header::ORIGIN).and_then(|text| Origin::parse(text).ok());
+    allowed
+        .iter()
+        .any(|one| one.holds(|one| origin.as_ref() == Some(one)))
+}
+
+/// The value of a header that is there once.
+fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => value.to_str().ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn headers(list: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in list {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    fn words(list: &[&str]) -> Vec<Allowed<Origin>> {
+        list.iter()
+            .map(|word| Allowed::parse(word, Origin::parse).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn programs_pass_and_pages_only_where_their_origin_is_allowed() {
+        let passes = |list: &[(&'static str, &'static str)], allowed: &[&str]| {
+            for_programs(&headers(list), &words(allowed)).is_ok()
+        };
+        let page = [("origin", "https://app.example.com")];
+        assert!(passes(&[("user-agent", "curl/8")], &[]));
+        assert!(!passes(&page, &[]));
+        assert!(!passes(
+            &page,
+            &["https://other.example.com", "http://app.example.com"]
+        ));
+        assert!(passes(&page, &["https://app.example.com:443"]));
+        assert!(passes(&page, &["*"]));
+        assert!(!passes(&[("origin", "null")], &["https://app.example.com"]));
+        // A page of the same origin, after rebinding: no Origin on a GET, but its mark.
+        for mark in [
+            "sec-fetch-site",
+            "sec-fetch-mode",
+            "sec-fetch-dest",
+            "sec-fetch-user",
+        ] {
+            assert!(
+                !passes(&[(mark, "same-origin")], &["https://app.example.com"]),
+                "{mark}"
+            );
+        }
+        assert!(!passes(
+            &[("origin", "https://app.example.com"), ("origin", "x")],
+            &["https://app.example.com"]
+        ));
+    }
+
+    #[test]
+    fn a_page_asks_its_own_site_alone() {
+        let host = Host::parse("wiki").unwrap();
+        let is = |list: &[(&'static str, &'static str)], allowed: &[&str]| {
+            let place = Place {
+                host: &host,
+                port: Some(8082),
+                port_told: true,
+            };
+            foreign(&headers(list), place, &words(allowed))
+        };
+        assert!(!is(&[], &[]));
+        assert!(!is(&[("origin", "http://wiki:8082")], &[]));
+        for other in [
+            "http://wiki",
+            "http://wiki:3000",
+            "http://evil.example",
+            "null",
+            "",
+            "wiki:8082",
+        ] {
+            assert!(is(&[("origin", other)], &[]), "{other}");
+            assert!(!is(&[("origin", other)], &["*"]), "{other}");
+        }
+        assert!(!is(
+            &[("origin", "http://evil.example")],
+            &["http://evil.example"]
+        ));
+        assert!(!is(&[("origin", "null")], &["null"]));
+        assert!(is(
+            &[
+                ("origin", "http://wiki:8082"),
+                ("origin", "http://wiki:8082")
+            ],
+            &[]
+        ));
+        // What the browser says itself.
+        assert!(!is(
+            &[("origin", "null"), ("sec-fetch-site", "same-origin")],
+            &[]
+        ));
+        assert!(!is(&[("sec-fetch-site", "none")], &[]));
+        assert!(is(
+            &[
+                ("origin", "http://wiki:8082"),
+                ("sec-fetch-site", "cross-site")
+            ],
+            &[]
+        ));
+        assert!(is(&[("sec-fetch-site", "same-site")], &[]));
+    }
+
+    #[test]
+    fn a_port_that_the_proxy_did_not_tell_is_not_compared() {
+        let host = Host::parse("wiki").unwrap();
+        let place = |port, port_told| Place {
+            host: &host,
+            port,
+            port_told,
+        };
+        let page = headers(&[("origin", "https://wiki:8443")]);
+        assert!(!foreign(&page, place(None, false), &[]));
+        assert!(foreign(&page, place(Some(80), false), &[]));
+        assert!(foreign(&page, place(None, true), &[]));
+        let evil = headers(&[("origin", "https://evil.example:8443")]);
+        assert!(foreign(&evil, place(None, false), &[]));
+    }
 }

@@ -22,12 +22,13 @@ use uuid::Uuid;
 use super::{Claims, TokenRules};
 use crate::{
     audit,
-    http::{Error, error::Kind},
+    http::{Error, error::Kind, origin},
     identity::{Caller, Refusal},
     jwks::life::KeyLife,
     keys::{NoSigner, SignError, SigningQueue},
     telemetry::{audit::Decision, meter::Meter},
     version,
+    web::{Allowed, Origin},
 };
 
 /// What the routes need.
@@ -39,6 +40,8 @@ pub struct Issuer {
     pub signing: Arc<SigningQueue>,
     /// How long verifiers may keep the published keys.
     pub cache_time: Duration,
+    /// Whose web pages may ask for tokens.
+    pub origins: Arc<[Allowed<Origin>]>,
     pub meter: Meter,
 }
 
@@ -59,9 +62,12 @@ async fn only(allow: &'static str) -> Error {
 
 async fn issue(
     State(issuer): State<Arc<Issuer>>,
+    request: HeaderMap,
     caller: Result<Caller, Error>,
 ) -> Result<Response, Error> {
-    let caller = caller.inspect_err(|error| {
+    // The caller is known by the connection, and a page of anybody may use its visitor's.
+    let for_programs = origin::for_programs(&request, &issuer.origins);
+    let caller = for_programs.and(caller).inspect_err(|error| {
         issuer.meter.token_refused("issuer", error.code);
         audit!(
             Decision::Refused,
@@ -84,7 +90,14 @@ async fn issue(
     ];
     // Nothing in a token wants an escape: it is base64url and dots.
     let answer = ["{\"token\":\"", &token, "\"}"].concat();
-    Ok((headers, Body::from(answer)).into_response())
+    let mut response = (headers, Body::from(answer)).into_response();
+    // A page that may ask may read the answer.
+    if let Some(origin) = request.get(header::ORIGIN) {
+        let headers = response.headers_mut();
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        headers.insert(header::VARY, HeaderValue::from_static("origin"));
+    }
+    Ok(response)
 }
 
 /// Most claims have no more bytes than this; more of them cost a copy.

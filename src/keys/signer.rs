@@ -2,7 +2,8 @@
 //!
 //! Invariants
 //! - A [`Signer`] parses nothing when it signs: key and header are ready. It holds the only copy of the private key in use.
-//! - The header is `{"alg","kid","typ":"JWT"}`, in this order.
+//! - The header is `{"alg","kid","typ":"JWT"}`, in this order; `typ` is another for tokens that must not pass for the issuer's
+//!   ([`Signer::sign_as`]).
 //! - [`SigningQueue::sign`] never waits for room: a full queue is an error at once ([`SignError::Overloaded`]), and work whose
 //!   caller has gone is not done.
 //! - Tokens may be handed over together, where more callers wait; none waits for longer than a millisecond and one signature.
@@ -50,16 +51,9 @@ pub struct Signer {
 impl Signer {
     pub fn new(key: &PrivateJwk) -> Result<Self, JwkError> {
         let public = key.public().clone();
-        let kid = serde_json::Value::from(public.kid.as_str());
-        let header = format!(
-            r#"{{"alg":"{}","kid":{kid},"typ":"JWT"}}"#,
-            public.algorithm()
-        );
-        let mut head = URL_SAFE_NO_PAD.encode(header);
-        head.push('.');
         Ok(Self {
             pair: key.pair()?,
-            head,
+            head: head(&public, "JWT"),
             public,
         })
     }
@@ -83,8 +77,17 @@ impl Signer {
 
     /// The compact JWS over `claims`, a JSON object.
     pub fn sign(&self, claims: &[u8]) -> Result<String, SignError> {
-        let mut token = String::with_capacity(self.head.len() + (claims.len() + 512) * 4 / 3 + 8);
-        token.push_str(&self.head);
+        self.sign_below(&self.head, claims)
+    }
+
+    /// The same with a type of its own (RFC 8725, 3.11), in letters, digits, `+`, `-` and `.`.
+    pub fn sign_as(&self, typ: &str, claims: &[u8]) -> Result<String, SignError> {
+        self.sign_below(&head(&self.public, typ), claims)
+    }
+
+    fn sign_below(&self, head: &str, claims: &[u8]) -> Result<String, SignError> {
+        let mut token = String::with_capacity(head.len() + (claims.len() + 512) * 4 / 3 + 8);
+        token.push_str(head);
         URL_SAFE_NO_PAD.encode_string(claims, &mut token);
         let message = token.as_bytes();
         let signature = match &self.pair {
@@ -111,6 +114,19 @@ impl Signer {
         token.push_str(&signature);
         Ok(token)
     }
+}
+
+/// The header in base64url with its dot.
+fn head(public: &PublicJwk, typ: &str) -> String {
+    let kid = serde_json::Value::from(public.kid.as_str());
+    let typ = serde_json::Value::from(typ);
+    let header = format!(
+        r#"{{"alg":"{}","kid":{kid},"typ":{typ}}}"#,
+        public.algorithm()
+    );
+    let mut head = URL_SAFE_NO_PAD.encode(header);
+    head.push('.');
+    head
 }
 
 impl fmt::Debug for Signer {
@@ -150,6 +166,7 @@ struct Jobs {
 #[derive(Debug)]
 struct Job {
     signer: Arc<Signer>,
+    typ: Option<&'static str>,
     claims: Vec<u8>,
     answer: oneshot::Sender<Result<String, SignError>>,
 }
@@ -181,17 +198,44 @@ impl SigningQueue {
 
     /// Signs `claims`: with slow keys in turn, with fast ones here and now.
     pub async fn sign(&self, signer: &Arc<Signer>, claims: &[u8]) -> Result<String, SignError> {
+        self.sign_typed(signer, None, claims).await
+    }
+
+    /// The same with a type of its own.
+    pub async fn sign_as(
+        &self,
+        signer: &Arc<Signer>,
+        typ: &'static str,
+        claims: &[u8],
+    ) -> Result<String, SignError> {
+        self.sign_typed(signer, Some(typ), claims).await
+    }
+
+    async fn sign_typed(
+        &self,
+        signer: &Arc<Signer>,
+        typ: Option<&'static str>,
+        claims: &[u8],
+    ) -> Result<String, SignError> {
         if !signer.is_slow() {
-            return signer.sign(claims);
+            return sign(signer, typ, claims);
         }
         let _place = self.0.place()?;
         let (answer, token) = oneshot::channel();
         self.0.put(Job {
             signer: Arc::clone(signer),
+            typ,
             claims: claims.to_vec(),
             answer,
         });
         token.await.unwrap_or(Err(SignError::Crypto))
+    }
+}
+
+fn sign(signer: &Signer, typ: Option<&str>, claims: &[u8]) -> Result<String, SignError> {
+    match typ {
+        Some(typ) => signer.sign_as(typ, claims),
+        None => signer.sign(claims),
     }
 }
 
@@ -254,7 +298,7 @@ impl Turn {
                     break;
                 };
                 if !job.answer.is_closed() {
-                    signed.push((job.signer.sign(&job.claims), job.answer));
+                    signed.push((sign(&job.signer, job.typ, &job.claims), job.answer));
                 }
                 if began.elapsed() >= self.queue.patience {
                     break;

@@ -29,8 +29,9 @@ use toml::{
 use super::{
     Effect, Rule, Selector,
     grant::{self, Condition},
-    what::{HostPattern, PathPrefix, Scope},
+    what::{PathPrefix, Scope},
 };
+use crate::web::HostPattern;
 
 /// One thing wrong with a file.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,9 +12,12 @@ use serde_json::{Map, Value};
 
 use super::{
     Effect, Match, RuleId, Step, What,
-    what::{HostPattern, PathPrefix, Scope},
+    what::{PathPrefix, Scope},
 };
-use crate::identity::{Caller, Visitor};
+use crate::{
+    identity::{Caller, Visitor},
+    web::{Host, HostPattern},
+};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -46,6 +49,14 @@ pub(super) fn steps(visitor: &Visitor, capability: &str, what: &What) -> Vec<Ste
         .collect();
     steps.sort_by_key(|step| step.effect != Effect::Deny);
     steps
+}
+
+/// Whether a grant that can be read names this host.
+pub(super) fn name_host(visitor: &Visitor, capability: &str, host: &Host) -> bool {
+    let values = visitor.even_foreign().grants(capability).iter();
+    values
+        .filter_map(|value| read(value).ok())
+        .any(|(_, scope, _)| scope.names_host(host))
 }
 
 fn step(number: usize, value: &Value, foreign: bool, what: &What) -> Step {

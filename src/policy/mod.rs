@@ -27,7 +27,9 @@ use std::{borrow::Cow, fmt};
 pub use file::{Mistake, Mistakes};
 pub use selector::Selector;
 pub use store::{Change, LoadError, Store};
-pub use what::{Host, HostPattern, Path, PathPrefix, What, WhatError};
+pub use what::{Path, PathPrefix, What, WhatError};
+
+pub use crate::web::{Host, HostPattern};
 
 use crate::identity::{Caller, Visitor};
 
@@ -209,6 +211,15 @@ impl Rules {
     /// Whether any rule speaks of methods: a header that replaces the method would then get around it.
     pub fn name_methods(&self) -> bool {
         self.rules.iter().any(|rule| rule.scope.names_methods())
+    }
+
+    /// Whether a rule or a grant of the caller names this host, by itself or by its domain.
+    pub fn name_host(&self, who: Who<'_>, host: &Host) -> bool {
+        let granted = match (&self.capability, who) {
+            (Some(capability), Who::Known(visitor)) => grant::name_host(visitor, capability, host),
+            _ => false,
+        };
+        granted || self.rules.iter().any(|rule| rule.scope.names_host(host))
     }
 
     fn steps<'a>(&'a self, who: Who<'a>, what: &'a What) -> impl Iterator<Item = Step> + 'a {

@@ -5,11 +5,12 @@
 //! or several times, slashes merged, dots resolved, backslashes turned, parameters cut). A rule that lets through has to
 //! match them all; a rule that denies needs one. What has no end of readings, or hides control characters, is no path.
 
-use std::{collections::VecDeque, net::Ipv6Addr};
+use std::collections::VecDeque;
 
 use ::http::Method;
 
 use super::{Effect, Match};
+use crate::web::{BadHost, Host, HostPattern};
 
 /// What a request asks for. `None` is what the proxy did not tell.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -30,74 +31,9 @@ pub enum WhatError {
     BadHost,
 }
 
-/// A host name or address in its plain form: lower case, without port, brackets and final dot.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Host(String);
-
-impl Host {
-    /// Reads the value of a `Host` header.
-    pub fn parse(text: &str) -> Result<Self, WhatError> {
-        let port_ok =
-            |port: &str| port.is_empty() || port.parse::<u16>().is_ok() && port.len() <= 5;
-        if let Some(rest) = text.strip_prefix('[') {
-            let (address, after) = rest.split_once(']').ok_or(WhatError::BadHost)?;
-            let address: Ipv6Addr = address.parse().map_err(|_| WhatError::BadHost)?;
-            return match after.strip_prefix(':') {
-                Some(port) if port_ok(port) => Ok(Self(address.to_string())),
-                None if after.is_empty() => Ok(Self(address.to_string())),
-                _ => Err(WhatError::BadHost),
-            };
-        }
-        let name = match text.split_once(':') {
-            Some((name, port)) if port_ok(port) => name,
-            Some(_) => return Err(WhatError::BadHost),
-            None => text,
-        };
-        let name = name.strip_suffix('.').unwrap_or(name);
-        let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-        if name.is_empty() || name.starts_with('.') || !name.bytes().all(fits) {
-            return Err(WhatError::BadHost);
-        }
-        Ok(Self(name.to_ascii_lowercase()))
-    }
-
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// A host, or every host below one (`*.example.com`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HostPattern {
-    Below(String),
-    Exactly(Host),
-}
-
-impl HostPattern {
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let bad =
-            || format!("{text:?} is no host: use a name, an address, or *.name, without port");
-        let name = text.strip_prefix("*.").unwrap_or(text);
-        // A port in a rule would never match, since the host is compared without.
-        if name.contains(':') && name.parse::<Ipv6Addr>().is_err() {
-            return Err(bad());
-        }
-        let host = match name.parse::<Ipv6Addr>() {
-            Ok(address) => Host(address.to_string()),
-            Err(_) => Host::parse(name).map_err(|_| bad())?,
-        };
-        Ok(if name.len() == text.len() {
-            Self::Exactly(host)
-        } else {
-            Self::Below(format!(".{}", host.0))
-        })
-    }
-
-    pub fn is(&self, host: &Host) -> bool {
-        match self {
-            Self::Below(suffix) => host.0.len() > suffix.len() && host.0.ends_with(suffix),
-            Self::Exactly(name) => name == host,
-        }
+impl From<BadHost> for WhatError {
+    fn from(_: BadHost) -> Self {
+        Self::BadHost
     }
 }
 
@@ -339,6 +275,11 @@ impl Scope {
             .unwrap_or((Match::No, ""))
     }
 
+    /// Whether it names a host by itself, not by meaning all of them.
+    pub(super) fn names_host(&self, host: &Host) -> bool {
+        self.hosts.iter().any(|pattern| pattern.is(host))
+    }
+
     pub(super) fn names_methods(&self) -> bool {
         !self.methods.is_empty()
     }
@@ -444,30 +385,6 @@ mod tests {
             Path::parse(&format!("/{}", "a".repeat(PATH_BYTES))),
             Err(WhatError::BadPath)
         );
-    }
-
-    #[test]
-    fn hosts_in_their_plain_form() {
-        let plain = |text| Host::parse(text).map(|h| h.0);
-        assert_eq!(
-            plain("App.Example.com.:8080").as_deref(),
-            Ok("app.example.com")
-        );
-        assert_eq!(plain("[FD7A::1]:80").as_deref(), Ok("fd7a::1"));
-        for bad in [
-            "", ".", "a b", "a/b", "a:b", "a@b", "[::1", "[::1]x", "a:80:80", "a\u{e9}",
-        ] {
-            assert_eq!(plain(bad), Err(WhatError::BadHost), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_wildcard_holds_what_is_below_it_alone() {
-        let below = HostPattern::parse("*.Example.com").unwrap();
-        let is = |name| below.is(&Host::parse(name).unwrap());
-        assert!(is("a.example.com") && is("a.b.example.com"));
-        assert!(!is("example.com") && !is("evilexample.com"));
-        assert!(HostPattern::parse("a:80").is_err() && HostPattern::parse("*").is_err());
     }
 
     #[test]

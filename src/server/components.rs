@@ -15,7 +15,9 @@ use crate::{
     config::{self, Admin, Binding, Component, Settings},
     gate::{self, Gate},
     http::{
-        health, layers,
+        health,
+        host::{HostRule, NodeNames},
+        layers, origin,
         serve::{Accept, Listeners, Listening, LiveLimits, Server, Stopped, serve},
         tls::{CertificateFiles, PlainListener, Remote, TlsListener},
     },
@@ -27,6 +29,7 @@ use crate::{
     sts::{self, Sts, config::HostListener},
     tailnet::{Node, Via},
     telemetry::{meter::Meter, readiness::Readiness, trace::Neighbour},
+    web::{Allowed, HostPattern},
 };
 
 /// What components share with each other and with the server around them.
@@ -36,6 +39,7 @@ pub(super) struct Shared {
     pub(super) rules: Arc<ArcSwap<TokenRules>>,
     pub(super) limits: LiveLimits,
     pub(super) callers: Callers,
+    pub(super) names: NodeNames,
     pub(super) meter: Meter,
     pub(super) readiness: Readiness,
     pub(super) listeners: Listeners,
@@ -57,6 +61,8 @@ impl Shared {
 /// What runs.
 pub(super) struct Components {
     shared: Shared,
+    /// Names of one's own, besides the node's.
+    hosts: Vec<Allowed<HostPattern>>,
     servers: Vec<Server>,
     gate: Option<Gate>,
     sts: Option<Sts>,
@@ -79,6 +85,7 @@ impl Components {
         let node = &shared.node.clone();
         let mut parts = Self {
             shared,
+            hosts: settings.server.allowed_hosts.clone(),
             servers: socket.into_iter().collect(),
             gate: None,
             sts: None,
@@ -117,6 +124,7 @@ impl Components {
             keys: signing.keys.clone(),
             signing: signing.queue.clone(),
             cache_time: settings.keys.cache_time,
+            origins: settings.server.allowed_origins.clone().into(),
             meter: self.shared.meter.clone(),
         })
         .merge(health::router(self.shared.readiness.clone()));
@@ -135,7 +143,7 @@ impl Components {
         let set = &settings.gate;
         let sign = set.token.is_some().then(|| signing.for_gate());
         let meter = self.shared.meter.clone();
-        let gate = Gate::build(set, &settings.keys.issuer, node.clone(), sign, meter)?;
+        let gate = Gate::build(set, node.clone(), sign, meter)?;
         if let Some(routes) = gate.proxy_router() {
             let routes = layers::wrap_streaming(routes, "gate");
             self.on_tailnet("gate", node, set.binding, set.port, routes)
@@ -144,12 +152,14 @@ impl Components {
         if let Some(routes) = gate.auth_router() {
             let routes = layers::wrap(routes, "gate");
             if !set.auth.proxies.is_empty() {
-                self.on_tailnet(
+                // Proxies name the host that their client asked for, and who they are is their own connection.
+                self.on_tailnet_for(
                     "gate auth",
                     node,
                     set.binding,
                     set.auth.port,
                     routes.clone(),
+                    None,
                 )
                 .await?;
             }
@@ -173,7 +183,8 @@ impl Components {
     async fn sts(&mut self, settings: &Settings, node: &Arc<dyn Node>) -> Result<(), StartError> {
         let set = sts::config::Settings::of(&settings.sts);
         let sts = Sts::start(&set, self.shared.meter.clone())?;
-        let routes = layers::wrap_worded(sts::router(sts.state()), "sts");
+        let routes = origin::wrap(sts::router(sts.state()), &settings.server.allowed_origins);
+        let routes = layers::wrap_worded(routes, "sts");
         self.on_tailnet("sts", node, set.binding, set.port, routes.clone())
             .await?;
         if let Some(host) = set.host {
@@ -204,6 +215,8 @@ impl Components {
                     );
                 }
             }
+            // No rule about hosts there: the names are those of the proxy or the certificate in front, and the caller's identity is
+            // in its token, not in the connection.
             tracing::warn!(target: "server", component = "sts", %addr, "listening at a host address, as set");
         }
         let state = sts.state();
@@ -233,8 +246,11 @@ impl Components {
                     .await
                     .map_err(|source| StartError::Host { addr, source })?;
                 let listener = PlainListener(listener);
-                self.serve("metrics", addr.to_string(), listener, routes, |_| {
-                    Extensions::new()
+                let hosts = HostRule::of_loopback(&self.hosts);
+                self.serve("metrics", addr.to_string(), listener, routes, move |_| {
+                    let mut known = Extensions::new();
+                    known.insert(hosts.clone());
+                    known
                 });
                 tracing::info!(target: "server", component = "metrics", %addr, "listening");
                 Ok(())
@@ -246,6 +262,7 @@ impl Components {
         }
     }
 
+    /// With the rule that requests must name the node.
     async fn on_tailnet(
         &mut self,
         what: &'static str,
@@ -253,6 +270,20 @@ impl Components {
         binding: Binding,
         port: u16,
         routes: Router,
+    ) -> Result<(), StartError> {
+        let hosts = HostRule::of_node(self.shared.names.clone(), &self.hosts);
+        self.on_tailnet_for(what, node, binding, port, routes, Some(hosts))
+            .await
+    }
+
+    async fn on_tailnet_for(
+        &mut self,
+        what: &'static str,
+        node: &Arc<dyn Node>,
+        binding: Binding,
+        port: u16,
+        routes: Router,
+        hosts: Option<HostRule>,
     ) -> Result<(), StartError> {
         let addr = node::listen_addr(binding, port);
         let listener = node
@@ -271,6 +302,9 @@ impl Components {
                 .counted(meter.clone())
                 .paced(callers.clone());
             known.insert(Arc::new(connection));
+            if let Some(hosts) = &hosts {
+                known.insert(hosts.clone());
+            }
             known
         });
         tracing::info!(target: "server", component = what, binding = %addr, port, "listening");
@@ -391,7 +425,7 @@ impl Signing {
                     .signer()
                     .map_err(|why| gate::SignError(why.to_string()))?;
                 queue
-                    .sign(&signer, &claims)
+                    .sign_as(&signer, gate::TOKEN_TYPE, &claims)
                     .await
                     .map_err(|why| gate::SignError(why.to_string()))
             }

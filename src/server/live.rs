@@ -125,6 +125,11 @@ fn left(now: &Settings, new: &Settings) -> Vec<&'static str> {
             now.server.port != new.server.port || now.server.binding != new.server.binding,
         ),
         (
+            "server.allowedHosts or server.allowedOrigins",
+            now.server.allowed_hosts != new.server.allowed_hosts
+                || now.server.allowed_origins != new.server.allowed_origins,
+        ),
+        (
             "server.limits.memory",
             now.server.memory != new.server.memory,
         ),

@@ -44,6 +44,7 @@ use self::{
 use crate::{
     admin::OwnNode,
     config::Settings,
+    http::host::NodeNames,
     identity::Callers,
     jwks::life::KeyLife,
     signals::{Signal, Signals},
@@ -170,12 +171,15 @@ impl Daemon {
         let serving = async {
             let node = node::joined(&settings.server.tailscale, &settings.log, news).await?;
             own.joined(node.clone());
+            let names = NodeNames::default();
+            node::name(&node, &names);
             let shared = Shared {
                 node: node.clone(),
                 keys: keys.clone(),
                 rules: live.rules.clone(),
                 limits: live.limits.clone(),
                 callers: Callers::new(live.limits.clone()),
+                names: names.clone(),
                 meter: meter.clone(),
                 readiness: own.readiness.clone(),
                 listeners: own.listeners.clone(),
@@ -189,15 +193,15 @@ impl Daemon {
             }
             let components = Components::start(settings, shared, administration, socket).await?;
             up.release();
-            Ok::<_, StartError>((node, components))
+            Ok::<_, StartError>((node, components, names))
         };
-        let (node, components) = tokio::select! {
+        let (node, components, names) = tokio::select! {
             served = serving => served?,
             // A start without keys is none, so their failure ends it at once.
             Err(failed) = keeper.loaded() => return Err(failed.into()),
         };
         processors::limit().await;
-        let follow = tokio::spawn(node::follow(node.clone()));
+        let follow = tokio::spawn(node::follow(node.clone(), names));
         Ok(Self {
             node,
             keys,

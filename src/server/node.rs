@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::screen::Screen;
 use crate::{
     config::{Binding, Log, LogLevel, Tailscale},
-    http::serve::Accept,
+    http::{host::NodeNames, serve::Accept},
     tailnet::{
         self, Config, EmbeddedNode, ListenAddr, Listener, Node, Peer, Stream,
         join::{JoinError, JoinState, NEEDS_LOGIN, Plan, Progress, classify, join},
@@ -88,12 +88,20 @@ fn state_line(state: &JoinState) {
     }
 }
 
-/// Tells each later change of the node's state, until the node is closed. Callers are refused meanwhile by `identity`.
-pub(super) async fn follow(node: Arc<dyn Node>) {
+/// Tells by which names the node is called now.
+pub(super) fn name(node: &Arc<dyn Node>, names: &NodeNames) {
+    let watch = node.watch();
+    let status = watch.borrow();
+    names.set(&status.name, &status.hostname, &status.addresses);
+}
+
+/// Tells each later change of the node's state and names, until the node is closed. Callers are refused meanwhile by `identity`.
+pub(super) async fn follow(node: Arc<dyn Node>, names: NodeNames) {
     let mut watch = node.watch();
     let mut told = JoinState::Running;
     while watch.changed().await.is_ok() {
         let status = watch.borrow_and_update().clone();
+        names.set(&status.name, &status.hostname, &status.addresses);
         let state = classify(&status, false, Timestamp::now());
         if state != told {
             state_line(&state);

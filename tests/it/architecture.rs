@@ -8,6 +8,7 @@ use std::{
 
 /// From the bottom up. A module may import those of lower rows, and of its own row where `true` says so.
 const ROWS: &[(&[&str], bool)] = &[
+    (&["web"], false),
     (&["config", "signals", "version"], false),
     (&["telemetry"], false),
     (&["http", "tailnet"], false),

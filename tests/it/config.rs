@@ -498,6 +498,20 @@ fn contract() -> Vec<Row> {
             ["true", "false", "true"],
         ),
         row(
+            "--allowed-hosts",
+            "server.allowedHosts",
+            "TB_SERVER_ALLOWEDHOSTS",
+            json!([]),
+            ["a.example.com", "*.b.example", "*"],
+        ),
+        row(
+            "--allowed-origins",
+            "server.allowedOrigins",
+            "TB_SERVER_ALLOWEDORIGINS",
+            json!([]),
+            ["https://a.example", "http://b:81", "*"],
+        ),
+        row(
             "--grace",
             "server.grace",
             "TB_SERVER_GRACE",
@@ -719,6 +733,13 @@ fn contract() -> Vec<Row> {
             ["a", "b", "c"],
         ),
         row(
+            "--gate-allowed-origins",
+            "gate.allowedOrigins",
+            "TB_GATE_ALLOWEDORIGINS",
+            json!([]),
+            ["https://a.example", "null", "*"],
+        ),
+        row(
             "--gate-expected-tailnet",
             "gate.expectedTailnet",
             "TB_GATE_EXPECTEDTAILNET",
@@ -738,6 +759,13 @@ fn contract() -> Vec<Row> {
             "TB_GATE_TOKEN",
             json!(false),
             ["true", "false", "true"],
+        ),
+        row(
+            "--gate-token-issuer",
+            "gate.tokenIssuer",
+            "TB_GATE_TOKENISSUER",
+            json!("tailbone/gate"),
+            ["a", "b", "c"],
         ),
         row(
             "--gate-token-audience",
@@ -773,6 +801,13 @@ fn contract() -> Vec<Row> {
             "TB_GATE_AUTH_PROXIES",
             json!([]),
             ["tag:a", "b@x.y", "tag:c"],
+        ),
+        row(
+            "--gate-auth-user-proxies",
+            "gate.auth.userProxies",
+            "TB_GATE_AUTH_USERPROXIES",
+            json!(false),
+            ["true", "false", "true"],
         ),
         row(
             "--gate-auth-socket",
@@ -2557,4 +2592,41 @@ fn the_exchange_takes_over_tailsts_variables_where_it_runs() {
     let off = with(&[("TB_COMPONENTS", "issuer")]);
     assert_eq!((off.sts.port, off.sts.credentials), (8080, None));
     assert_eq!(off.log.format, LogFormat::Console);
+}
+
+#[test]
+fn hosts_and_origins_are_told_apart_from_what_is_neither() {
+    let wrong = |variable: &str, value: &str| {
+        let mistakes = load(&[(variable, value)]).map(|_| ());
+        assert!(mistakes.is_err(), "{variable}={value}");
+    };
+    for host in ["https://a.example.com", "a:80", "a/b", "*.*", "**"] {
+        wrong("TB_SERVER_ALLOWEDHOSTS", host);
+    }
+    for origin in [
+        "a.example.com",
+        "https://a.example.com/",
+        "https://*.example.com",
+        "NULL",
+    ] {
+        wrong("TB_SERVER_ALLOWEDORIGINS", origin);
+        wrong("TB_GATE_ALLOWEDORIGINS", origin);
+    }
+}
+
+#[test]
+fn the_gates_issuer_follows_the_issuers_and_is_another() {
+    let issuer = |variables: &[(&str, &str)]| {
+        let mut all = vec![("TB_GATE_TOKEN", "true")];
+        all.extend(variables);
+        load(&all).unwrap().gate.token.unwrap().issuer
+    };
+    assert_eq!(issuer(&[]), "tailbone/gate");
+    let named = ("TB_KEYS_ISSUER", "https://id.example.com");
+    assert_eq!(issuer(&[named]), "https://id.example.com/gate");
+    assert_eq!(issuer(&[("TB_GATE_TOKENISSUER", "other")]), "other");
+    // As it was; with a warning.
+    let (warnings, mistakes) = remarks(&[("TB_GATE_TOKENISSUER", "tailbone")]);
+    assert!(mistakes.is_empty(), "{mistakes:?}");
+    assert!(warnings.concat().contains("is keys.issuer"), "{warnings:?}");
 }

@@ -6,6 +6,7 @@ mod command;
 #[allow(dead_code, unreachable_pub)]
 #[path = "../../examples/whoami.rs"]
 mod example;
+mod pages;
 mod proxies;
 mod reverse;
 mod upstreams;
@@ -728,7 +729,7 @@ async fn a_backend_gets_a_token_if_asked() {
         .concat();
     for part in [
         "'aud':'app.example.com'",
-        "'iss':'tailbone'",
+        "'iss':'tailbone/gate'",
         "'login':'alice@example.com'",
         "'tailnet':'fake-tailnet.ts.net'",
     ] {

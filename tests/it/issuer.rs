@@ -2,14 +2,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use ::http::Extensions;
+use ::http::{Extensions, Request};
 use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http_body_util::Full;
 use jiff::Timestamp;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk::JwkSet};
 use serde_json::{Value, json};
 use tailbone::{
     config::KeySpec,
     http::{
+        host::{HostRule, NodeNames},
         layers,
         serve::{Accept, Limits, Server, serve},
     },
@@ -22,6 +25,7 @@ use tailbone::{
         fake::{FakeNode, FakeTailnet, Identity},
     },
     telemetry::meter::Meter,
+    web::{Allowed, HostPattern, Origin},
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -38,6 +42,7 @@ const SKEW: Duration = Duration::from_secs(60);
 struct World {
     net: FakeTailnet,
     node: FakeNode,
+    names: NodeNames,
     keys: KeyLife,
     _dir: TempDir,
     server: Server,
@@ -59,6 +64,21 @@ impl World {
     }
 
     async fn with_limits(limits: Limits) -> Self {
+        Self::with(limits, &[], &[]).await
+    }
+
+    /// With hosts and origins as the settings allow them.
+    async fn allowing(hosts: &[&str], origins: &[&str]) -> Self {
+        let world = Self::with(Limits::default(), hosts, origins).await;
+        world
+            .keys
+            .start(Timestamp::now())
+            .await
+            .expect("a first key");
+        world
+    }
+
+    async fn with(limits: Limits, hosts: &[&str], origins: &[&str]) -> Self {
         let dir = TempDir::new().unwrap();
         let policy = Policy {
             token_life: EXPIRY,
@@ -81,13 +101,19 @@ impl World {
             keys: keys.clone(),
             signing: Arc::default(),
             cache_time: Duration::from_secs(300),
+            origins: allowed(origins, Origin::parse).into(),
             meter: Meter::default(),
         });
         let listener = node.listen(ListenAddr::Port(80)).await.unwrap();
         let ours: Arc<dyn Node> = Arc::new(node.clone());
+        let names = NodeNames::default();
+        let status = node.watch().borrow().clone();
+        names.set(&status.name, &status.hostname, &status.addresses);
+        let rule = HostRule::of_node(names.clone(), &allowed(hosts, HostPattern::parse));
         let identify = move |peer| {
             let mut known = Extensions::new();
             known.insert(Arc::new(Identified::new(ours.clone(), peer)));
+            known.insert(rule.clone());
             known
         };
         let server = serve(
@@ -100,6 +126,7 @@ impl World {
         Self {
             net,
             node,
+            names,
             keys,
             _dir: dir,
             server,
@@ -123,6 +150,13 @@ impl World {
         let alice = self.peer("laptop", Identity::user("alice@example.com"));
         self.call(&alice).await
     }
+}
+
+fn allowed<T>(words: &[&str], one: impl Fn(&str) -> Result<T, String>) -> Vec<Allowed<T>> {
+    words
+        .iter()
+        .map(|word| Allowed::parse(word, &one).unwrap())
+        .collect()
 }
 
 /// Claims of a token that verifies against the published keys, read by a library that is not ours.
@@ -241,6 +275,135 @@ async fn d20_an_unknown_peer_is_401_and_a_node_that_is_down_503() {
     let answer = alice.post("/issue").await;
     assert_eq!(answer.refusal(), (503, "node_not_running".to_owned()));
     assert_ne!(answer.header("retry-after"), "");
+}
+
+fn named(host: &str, method: &str, path: &str) -> Request<Full<Bytes>> {
+    let mut request = request(method, path);
+    let host = host.parse().unwrap();
+    request.headers_mut().insert("host", host);
+    request
+}
+
+/// What browsers put on what a page asks for, and pages cannot take off.
+const MARKS: [(&str, &str); 5] = [
+    ("origin", "http://evil.example"),
+    // After rebinding the page is of the same origin.
+    ("origin", "http://tailbone"),
+    ("origin", "null"),
+    ("sec-fetch-site", "cross-site"),
+    ("sec-fetch-site", "same-origin"),
+];
+
+#[tokio::test]
+async fn a_page_gets_no_token() {
+    let world = World::new().await;
+    let mut alice = world.alice().await;
+    for (name, value) in MARKS {
+        let mut page = request("POST", "/issue");
+        page.headers_mut().insert(name, value.parse().unwrap());
+        let answer = alice.send(page).await;
+        assert_eq!(
+            answer.refusal(),
+            (403, "browser_request".to_owned()),
+            "{name}: {value}"
+        );
+        assert_eq!(answer.header("access-control-allow-origin"), "");
+        // The public keys stay public.
+        let mut page = request("GET", "/.well-known/jwks.json");
+        page.headers_mut().insert(name, value.parse().unwrap());
+        let answer = alice.send(page).await;
+        assert_eq!(answer.status(), 200, "{name}: {value}");
+        assert_eq!(answer.header("access-control-allow-origin"), "*");
+    }
+    verified(&mut alice).await;
+}
+
+#[tokio::test]
+async fn a_page_that_is_meant_gets_a_token_and_may_read_it() {
+    let world = World::allowing(&[], &["https://app.example.com"]).await;
+    let mut alice = world.alice().await;
+    let mut page = request("POST", "/issue");
+    let headers = page.headers_mut();
+    headers.insert("origin", "https://app.example.com".parse().unwrap());
+    headers.insert("sec-fetch-site", "cross-site".parse().unwrap());
+    let answer = alice.send(page).await;
+    assert_eq!(answer.status(), 200, "{answer:?}");
+    assert_eq!(
+        answer.header("access-control-allow-origin"),
+        "https://app.example.com"
+    );
+    assert_eq!(answer.header("vary"), "origin");
+    let mut other = request("POST", "/issue");
+    let origin = "http://app.example.com".parse().unwrap();
+    other.headers_mut().insert("origin", origin);
+    assert_eq!(alice.send(other).await.status(), 403);
+}
+
+#[tokio::test]
+async fn only_a_name_of_the_node_is_answered() {
+    let world = World::allowing(&["keys.example.com"], &[]).await;
+    let mut alice = world.alice().await;
+    let status = world.node.watch().borrow().clone();
+    let fqdn = format!("{}.:80", status.name.to_uppercase());
+    let ip = status.addresses[0].to_string();
+    let ours = ["tailbone", &fqdn, &ip, "keys.example.com:8080"];
+    let others = [
+        "evil.example",
+        "evil.example:80",
+        "localhost",
+        "tailbone.evil.example",
+    ];
+    for path in ["/issue", "/.well-known/jwks.json", "/readyz", "/nowhere"] {
+        for host in ours {
+            let method = if path == "/issue" { "POST" } else { "GET" };
+            let answer = alice.send(named(host, method, path)).await;
+            assert_ne!(answer.status(), 421, "{host}{path}: {answer:?}");
+        }
+        for host in others {
+            let answer = alice.send(named(host, "POST", path)).await;
+            let refusal = answer.refusal();
+            assert_eq!(refusal, (421, "unknown_host".to_owned()), "{host}{path}");
+        }
+    }
+    // The name changes while the server runs.
+    world.names.set("tailbone-1.other.ts.net", "tailbone", &[]);
+    let renamed = named("tailbone-1", "POST", "/issue");
+    assert_eq!(alice.send(renamed).await.status(), 200);
+    assert_eq!(alice.post("/issue").await.status(), 421);
+}
+
+#[tokio::test]
+async fn a_caller_without_a_host_is_none_of_a_browser() {
+    let world = World::new().await;
+    let alice = world.peer("laptop", Identity::user("alice@example.com"));
+    for (head, status) in [
+        ("POST /issue HTTP/1.0\r\n\r\n", "200"),
+        (
+            "POST http://tailbone/issue HTTP/1.1\r\nHost: tailbone\r\nConnection: close\r\n\r\n",
+            "200",
+        ),
+        (
+            "POST http://evil.example/issue HTTP/1.1\r\nHost: tailbone\r\nConnection: close\r\n\r\n",
+            "400",
+        ),
+        (
+            "POST http://evil.example/issue HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n",
+            "421",
+        ),
+        ("POST /issue HTTP/1.1\r\nConnection: close\r\n\r\n", "400"),
+        ("POST /issue HTTP/1.0\r\nHost: evil.example\r\n\r\n", "421"),
+    ] {
+        let mut stream = alice
+            .dial("tailbone:80", Duration::from_secs(5))
+            .await
+            .unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        soon("an answer", stream.read_to_string(&mut answer))
+            .await
+            .unwrap();
+        assert_eq!(answer.split(' ').nth(1), Some(status), "{head}: {answer}");
+    }
 }
 
 #[tokio::test]

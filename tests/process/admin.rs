@@ -141,7 +141,7 @@ async fn call(node: &dyn Node, host: &str) -> Result<usize, tonic::Status> {
         let stream = stream.take().ok_or(std::io::ErrorKind::NotConnected);
         std::future::ready(stream.map_err(std::io::Error::from))
     });
-    let endpoint = Endpoint::from_static("http://tailbone");
+    let endpoint = Endpoint::try_from(format!("http://{host}")).unwrap();
     let channel = endpoint.connect_with_connector(once);
     let mut api = AdminServiceClient::new(soon("a channel", channel).await.unwrap());
     let answer = soon("an answer", api.list_keys(ListKeysRequest {})).await?;

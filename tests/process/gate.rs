@@ -1,6 +1,11 @@
 //! The gate in the real program, on a real tailnet: who calls is the node at the other end, whatever the request says.
 
-use std::fs;
+use std::{
+    fs,
+    io::Write as _,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use rustix::process::Signal;
 use tailbone::tailnet::Node;
@@ -10,6 +15,7 @@ use super::server::{Daemon, dialled};
 use crate::support::{
     backend::Backend,
     http::{Connection, request},
+    tools::venv,
     world::{EmbeddedWorld, Who, World},
 };
 
@@ -22,7 +28,9 @@ who = ["*@staff.example.com", "tag:ci"]
 
 /// The gate's default port.
 async fn at_the_gate(node: &dyn Node, host: &str) -> Connection {
-    Connection::over(dialled(node, &format!("{host}:8082")).await).await
+    Connection::over(dialled(node, &format!("{host}:8082")).await)
+        .await
+        .host(host)
 }
 
 alone! {
@@ -77,6 +85,75 @@ alone! {
             }
         })
         .await;
+        assert_eq!(daemon.stopped().code(), Some(0), "{}", daemon.said());
+    }
+}
+
+/// What a verifier of another make says of a token, who takes those of this issuer.
+fn verify(jwks: &Path, issuer: &str, token: &str) -> Result<String, String> {
+    let mut python = Command::new(venv("bin/python"))
+        .args([
+            "tests/support/verify_jwt.py",
+            jwks.to_str().unwrap(),
+            issuer,
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let input = serde_json::json!({ "token": token }).to_string();
+    python
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
+    let output = python.wait_with_output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() {
+        Ok(text(&output.stdout))
+    } else {
+        Err(text(&output.stderr))
+    }
+}
+
+alone! {
+    async fn a_token_for_a_backend_is_none_of_the_issuers() {
+        let world = EmbeddedWorld::new();
+        let folder = TempDir::new().unwrap();
+        let backend = Backend::start().await;
+        let policy = folder.path().join("policy.toml");
+        fs::write(&policy, RULES).unwrap();
+        let host = world.host("wiki");
+        let upstream = format!("{host}=http://{}", backend.addr);
+        let key = world.devnet.ready_key().await;
+        let alice = world.node("alice", Who::User("alice@staff.example.com")).await;
+        let more = [
+            "--components", "issuer,gate", "--gate-upstream", &upstream, "--gate-policy", policy.to_str().unwrap(),
+            "--gate-token",
+        ];
+        let mut daemon = Daemon::start(folder.path(), world.devnet, &host, Some(&key), &more);
+        daemon.listening(2).await;
+
+        let answer = at_the_gate(&*alice, &host).await.get("/page").await;
+        assert_eq!(answer.status(), 200, "{answer:?}");
+        let headers = answer.json()["headers"].as_array().unwrap().clone();
+        let for_backend = headers.iter().find(|pair| pair[0] == "tailbone-token").unwrap();
+        let for_backend = for_backend[1].as_str().unwrap();
+        let issuer = dialled(&*alice, &format!("{host}:80")).await;
+        let mut issuer = Connection::over(issuer).await.host(&host);
+        let issued = issuer.post("/issue").await.json();
+        let jwks = folder.path().join("published.json");
+        fs::write(&jwks, issuer.get("/.well-known/jwks.json").await.0.body()).unwrap();
+
+        verify(&jwks, "tailbone", issued["token"].as_str().unwrap()).expect("a token of the issuer");
+        let refused = verify(&jwks, "tailbone", for_backend).expect_err("a token of the gate");
+        assert!(refused.contains("InvalidIssuerError"), "{refused}");
+        // Its own verifier takes it, and sees what it is.
+        let taken = verify(&jwks, "tailbone/gate", for_backend).unwrap();
+        assert!(taken.contains(r#""typ": "gate+jwt""#), "{taken}");
+        assert!(taken.contains(&format!(r#""aud": "{host}""#)), "{taken}");
         assert_eq!(daemon.stopped().code(), Some(0), "{}", daemon.said());
     }
 }

@@ -136,7 +136,7 @@ pub(super) async fn call(node: &dyn Node, host: &str, port: u16) -> Connection {
     let stream = soon("a connection", node.dial(&addr, Duration::from_secs(10)))
         .await
         .unwrap();
-    Connection::over(stream).await
+    Connection::over(stream).await.host(host)
 }
 
 fn claims(token: &str) -> Value {

@@ -198,7 +198,11 @@ impl Issuer {
             post.headers_mut()
                 .insert("traceparent", trace.parse().unwrap());
         }
-        let answer = Connection::over(stream).await.send(post).await;
+        let answer = Connection::over(stream)
+            .await
+            .host(&self.host)
+            .send(post)
+            .await;
         assert_eq!(answer.status(), 200, "{answer:?}");
         answer
     }

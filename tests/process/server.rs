@@ -142,7 +142,9 @@ pub(super) async fn dialled(node: &dyn Node, addr: &str) -> Stream {
 }
 
 async fn call(node: &dyn Node, host: &str) -> Connection {
-    Connection::over(dialled(node, &format!("{host}:80")).await).await
+    Connection::over(dialled(node, &format!("{host}:80")).await)
+        .await
+        .host(host)
 }
 
 async fn token(node: &dyn Node, host: &str) -> String {

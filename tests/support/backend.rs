@@ -13,6 +13,7 @@ use axum::{
     extract::Request,
     response::{IntoResponse, Response},
 };
+use base64::Engine as _;
 use futures_util::StreamExt;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
@@ -155,6 +156,12 @@ async fn echo(request: Request) -> Response {
 }
 
 fn websocket(mut request: Request) -> Response {
+    // RFC 6455, 4.2.2: without it a browser does not believe that somebody agreed.
+    let key = request.headers().get(header::SEC_WEBSOCKET_KEY);
+    let mut told = key.map_or(&b""[..], HeaderValue::as_bytes).to_vec();
+    told.extend(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, &told);
+    let accept = base64::engine::general_purpose::STANDARD.encode(hash);
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let Ok(upgraded) = upgrade.await else { return };
@@ -171,6 +178,7 @@ fn websocket(mut request: Request) -> Response {
         [
             (header::CONNECTION, "upgrade"),
             (header::UPGRADE, "websocket"),
+            (header::SEC_WEBSOCKET_ACCEPT, accept.as_str()),
         ],
     )
         .into_response()

@@ -2,7 +2,11 @@
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::{Request, Response, client::conn::http1};
+use hyper::{
+    Request, Response,
+    client::conn::http1,
+    header::{HOST, HeaderValue},
+};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -11,6 +15,8 @@ use super::soon;
 /// One connection, kept alive.
 pub struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
+    /// What requests call the server that name no host themselves.
+    host: String,
 }
 
 impl Connection {
@@ -19,10 +25,22 @@ impl Connection {
             .await
             .expect("an HTTP connection");
         tokio::spawn(connection);
-        Self { sender }
+        Self {
+            sender,
+            host: "tailbone".to_owned(),
+        }
     }
 
-    pub async fn send(&mut self, request: Request<Full<Bytes>>) -> Answer {
+    /// Calls the server by another name.
+    #[must_use]
+    pub fn host(mut self, host: &str) -> Self {
+        self.host = host.to_owned();
+        self
+    }
+
+    pub async fn send(&mut self, mut request: Request<Full<Bytes>>) -> Answer {
+        let host = HeaderValue::try_from(&self.host).expect("a host");
+        request.headers_mut().entry(HOST).or_insert(host);
         // The connection's task may not have come to it since the answer before.
         soon("a connection", self.sender.ready())
             .await
@@ -51,7 +69,6 @@ pub fn request(method: &str, path: &str) -> Request<Full<Bytes>> {
     Request::builder()
         .method(method)
         .uri(path)
-        .header("host", "tailbone")
         .body(Full::default())
         .expect("a request")
 }

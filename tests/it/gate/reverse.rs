@@ -481,6 +481,7 @@ async fn a_gate_that_cannot_work_is_not_built() {
             upstream_ca: None,
             policy: None,
             capability: "x".into(),
+            allowed_origins: Vec::new(),
             expected_tailnet: None,
             forward_capabilities: Vec::new(),
             token: None,
@@ -488,6 +489,7 @@ async fn a_gate_that_cannot_work_is_not_built() {
             auth: config::GateAuth {
                 port: 2,
                 proxies: Vec::new(),
+                user_proxies: false,
                 socket: None,
                 socket_mode: 0o600,
                 client_header: None,
@@ -495,7 +497,7 @@ async fn a_gate_that_cannot_work_is_not_built() {
             },
         };
         change(&mut gate);
-        Gate::build(&gate, "x", world.trouble.clone(), None, Meter::default()).map(|_| ())
+        Gate::build(&gate, world.trouble.clone(), None, Meter::default()).map(|_| ())
     };
     assert!(settings(|_| {}).is_ok());
     assert!(matches!(
@@ -538,11 +540,22 @@ async fn a_gate_that_cannot_work_is_not_built() {
     ));
     let token = |g: &mut config::Gate| {
         g.token = Some(config::GateToken {
+            issuer: "x".into(),
             audience: None,
             life: Duration::from_secs(1),
         });
     };
     assert!(matches!(settings(token), Err(BuildError::NoSigner)));
+    // A user's browser may be made to ask as the proxy.
+    assert!(matches!(
+        settings(|g| g.auth.proxies = vec!["alice@example.com".into()]),
+        Err(BuildError::UserProxy(_))
+    ));
+    let meant = settings(|g| {
+        g.auth.proxies = vec!["alice@example.com".into()];
+        g.auth.user_proxies = true;
+    });
+    assert!(meant.is_ok(), "{meant:?}");
 }
 
 pub(super) async fn read_until(stream: &mut tokio::net::TcpStream, end: &str) -> String {

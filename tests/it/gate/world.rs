@@ -18,6 +18,7 @@ use tailbone::{
     config,
     gate::{Gate, Sign, Socket, local_proxy},
     http::{
+        host::{HostRule, NodeNames},
         layers,
         serve::{Accept, Limits, Server, serve},
     },
@@ -28,6 +29,7 @@ use tailbone::{
         fake::{FakeNode, FakeTailnet, Identity},
     },
     telemetry::meter::Meter,
+    web::{Allowed, HostPattern},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -52,10 +54,12 @@ pub(super) struct World {
     pub(super) gate: Gate,
     pub(super) meter: Meter,
     pub(super) backend: Backend,
+    pub(super) settings: config::Gate,
     pub(super) socket: PathBuf,
     pub(super) policy_file: PathBuf,
     peers: BTreeMap<&'static str, FakeNode>,
     servers: Vec<Server>,
+    rule: HostRule,
     pub(super) dir: tempfile::TempDir,
 }
 
@@ -65,21 +69,35 @@ impl World {
     }
 
     pub(super) async fn with(policy: &str, change: impl FnOnce(&mut config::Gate)) -> Self {
-        Self::build(policy, change, None).await
+        Self::build(policy, change, None, &["*"]).await
+    }
+
+    /// Where the reverse proxy takes requests for its own names alone, and for those of upstreams and rules.
+    pub(super) async fn called_by_name(
+        policy: &str,
+        change: impl FnOnce(&mut config::Gate),
+    ) -> Self {
+        Self::build(policy, change, None, &[]).await
     }
 
     pub(super) async fn signing(policy: &str, sign: Sign) -> Self {
         let token = config::GateToken {
+            issuer: "tailbone/gate".into(),
             audience: None,
             life: Duration::from_secs(60),
         };
-        Self::build(policy, |gate| gate.token = Some(token), Some(sign)).await
+        let change = |gate: &mut config::Gate| {
+            gate.token = Some(token);
+            gate.upstreams[0].host = "app.example.com".into();
+        };
+        Self::build(policy, change, Some(sign), &["*"]).await
     }
 
     async fn build(
         policy: &str,
         change: impl FnOnce(&mut config::Gate),
         sign: Option<Sign>,
+        hosts: &[&str],
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let policy_file = dir.path().join("policy.toml");
@@ -117,6 +135,7 @@ impl World {
             upstream_ca: None,
             policy: Some(policy_file.clone()),
             capability: CAPABILITY.into(),
+            allowed_origins: Vec::new(),
             expected_tailnet: None,
             forward_capabilities: Vec::new(),
             token: None,
@@ -124,6 +143,7 @@ impl World {
             auth: config::GateAuth {
                 port: AUTH_PORT,
                 proxies: vec!["tag:proxy".into()],
+                user_proxies: false,
                 socket: Some(socket.clone()),
                 socket_mode: 0o600,
                 client_header: None,
@@ -137,8 +157,15 @@ impl World {
             asked: AtomicUsize::new(0),
         });
         let meter = Meter::default();
-        let gate =
-            Gate::build(&settings, "tailbone", trouble.clone(), sign, meter.clone()).unwrap();
+        let gate = Gate::build(&settings, trouble.clone(), sign, meter.clone()).unwrap();
+        let names = NodeNames::default();
+        let status = node.watch().borrow().clone();
+        names.set(&status.name, &status.hostname, &status.addresses);
+        let hosts: Vec<_> = hosts
+            .iter()
+            .map(|word| Allowed::parse(word, HostPattern::parse).unwrap())
+            .collect();
+        let rule = HostRule::of_node(names, &hosts);
         let mut world = Self {
             tailnet,
             node,
@@ -146,10 +173,12 @@ impl World {
             gate,
             meter,
             backend,
+            settings,
             socket,
             policy_file,
             peers,
             servers: Vec::new(),
+            rule,
             dir,
         };
         if let Some(router) = world.gate.proxy_router() {
@@ -170,6 +199,8 @@ impl World {
     async fn serve(&mut self, port: u16, router: Router) {
         let listener = OnTailnet(self.node.listen(ListenAddr::Port(port)).await.unwrap());
         let node = self.trouble.clone();
+        // As the server has it: forward-auth is told others' hosts.
+        let rule = (port == PROXY_PORT).then(|| self.rule.clone());
         let server = serve(
             "gate",
             listener,
@@ -178,6 +209,9 @@ impl World {
             move |peer: Peer| {
                 let mut extensions = http::Extensions::new();
                 extensions.insert(Arc::new(Connection::new(node.clone(), peer)));
+                if let Some(rule) = rule.clone() {
+                    extensions.insert(rule);
+                }
                 extensions
             },
         );
@@ -265,6 +299,12 @@ impl World {
 
     pub(super) async fn keep_alive(&self, peer: &str) -> Open {
         Open(self.connect(peer).await)
+    }
+
+    /// Serves a router of one's own on the tailnet.
+    pub(super) async fn serve_at(&mut self, app: Router) -> SocketAddr {
+        self.serve(OWN_PORT, layers::wrap(app, "own")).await;
+        self.node.host_addr(OWN_PORT).unwrap()
     }
 
     /// Serves a router of one's own on the tailnet and lets a peer get a path of it.

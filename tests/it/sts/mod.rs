@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tailbone::{
     config::{KeySpec, Secret},
     http::{
-        layers,
+        layers, origin,
         serve::{Limits, Server, serve},
         tls::{PlainListener, Remote},
     },
@@ -29,6 +29,7 @@ use tailbone::{
         config::{Credentials, Settings},
     },
     telemetry::meter::Meter,
+    web::{Allowed, Origin},
 };
 
 use crate::support::{
@@ -133,10 +134,12 @@ impl World {
         let sts = Sts::start(&self.settings, self.meter.clone()).unwrap();
         let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", tcp.local_addr().unwrap());
+        let meant = Allowed::parse("https://app.example.com", Origin::parse).unwrap();
+        let routes = origin::wrap(sts::router(sts.state()), &[meant]);
         let server = serve(
             "sts",
             PlainListener(tcp),
-            layers::wrap_worded(sts::router(sts.state()), "sts"),
+            layers::wrap_worded(routes, "sts"),
             Limits::default(),
             Remote::identify,
         );

@@ -178,3 +178,31 @@ async fn bodies_are_read_as_loosely_as_the_original_did() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_page_exchanges_nothing_unless_its_origin_is_allowed() {
+    let world = World::new()
+        .await
+        .policy("p.toml", &["acls"], "subject = \"test\"");
+    let running = world.run().await;
+    let good = running.token(|_| {});
+    let ask = |name: &str, value: &str| {
+        let request = running.post().bearer_auth(&good).header(name, value);
+        Answer::of(request.body(r#"{"scopes": ["acls"]}"#))
+    };
+    for (name, value) in [
+        ("origin", "https://evil.example"),
+        ("origin", "null"),
+        ("sec-fetch-site", "same-origin"),
+    ] {
+        let answer = ask(name, value).await;
+        assert_eq!(answer.status, 403, "{name}: {value}");
+        assert_eq!(answer.json()["error"], "browser_request");
+    }
+    assert!(running.tokens.seen().is_empty());
+    assert_eq!(ask("origin", "https://app.example.com").await.status, 200);
+    // Whether the exchange is well is for everybody.
+    let health = running.http.get(format!("{}_healthz", running.url));
+    let health = Answer::of(health.header("origin", "https://evil.example"));
+    assert_eq!(health.await.status, 200);
+}
