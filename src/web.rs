@@ -1,4 +1,5 @@
-//! Host names and origins as HTTP and browsers write them. Pure: what may be done with them is decided by others.
+//! Host names and origins as HTTP and browsers write them. Pure: what may be done with them is
+//! decided by others.
 
 use std::{fmt, net::Ipv6Addr};
 

@@ -27,7 +27,11 @@ local function claims(name)
 end
 
 core.register_action("tailbone-auth", { "http-req" }, function(txn)
-  local wanted = { accept = true, upgrade = true, ["sec-fetch-mode"] = true, ["x-requested-with"] = true }
+  -- By the last four the gate tells pages of other origins from the service's own.
+  local wanted = {
+    accept = true, ["sec-fetch-mode"] = true, ["x-requested-with"] = true,
+    origin = true, ["sec-fetch-site"] = true, ["sec-websocket-key"] = true, upgrade = true,
+  }
   local host
   local ask = {}
   for name, values in pairs(txn.http:req_get_headers()) do

@@ -1,16 +1,19 @@
 //! What is a gRPC call, and what only reaches the same path.
 //!
-//! A page in a browser may send a POST with a plain content type to any address that its visitor can reach, and the connection
-//! then tells us that the visitor calls. gRPC's own content type and HTTP/2 without TLS are out of a page's reach, and browsers
-//! mark what a page asks for (`Origin`, `Sec-Fetch-*`) with headers that no page can take off.
+//! A page in a browser may send a POST with a plain content type to any address that its visitor
+//! can reach, and the connection then tells us that the visitor calls. gRPC's own content type and
+//! HTTP/2 without TLS are out of a page's reach, and browsers mark what a page asks for (`Origin`,
+//! `Sec-Fetch-*`) with headers that no page can take off.
 
 use http::{HeaderMap, Version, header};
 
 use super::{Error, error::Kind, origin};
 
-/// Whether a request is a gRPC call of a program. The refusals are plain HTTP: who gets one does not read gRPC's trailers.
+/// Whether a request is a gRPC call of a program. The refusals are plain HTTP: who gets one does
+/// not read gRPC's trailers.
 ///
-/// gRPC over HTTP/2 asks servers to answer 415 where the content type does not begin with `application/grpc`.
+/// gRPC over HTTP/2 asks servers to answer 415 where the content type does not begin with
+/// `application/grpc`.
 pub fn check(version: Version, headers: &HeaderMap) -> Result<(), Error> {
     if version != Version::HTTP_2 || !content_type(headers) {
         return Err(Error::new(
@@ -29,7 +32,8 @@ pub fn check(version: Version, headers: &HeaderMap) -> Result<(), Error> {
     Ok(())
 }
 
-/// `application/grpc`, alone or with a format (`+proto`) or parameters. gRPC-Web is another protocol.
+/// `application/grpc`, alone or with a format (`+proto`) or parameters. gRPC-Web is another
+/// protocol.
 fn content_type(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(header::CONTENT_TYPE).iter();
     let (Some(value), None) = (values.next(), values.next()) else {

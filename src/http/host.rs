@@ -1,17 +1,21 @@
-//! The names of a listener: a request that names another host is refused (421 Misdirected Request, RFC 9110, 7.4 and 15.5.20).
+//! The names of a listener: a request that names another host is refused (421 Misdirected Request,
+//! RFC 9110, 7.4 and 15.5.20).
 //!
-//! Identity by connection believes whoever calls, and a browser can be made to call us for a page of somebody else's: the page's
-//! own name is made to lead to our address (DNS rebinding), and then the page may read our answers. The browser still tells the
-//! name that the page has, in `Host`. So a listener takes requests for its own names alone.
+//! Identity by connection believes whoever calls, and a browser can be made to call us for a page
+//! of somebody else's: the page's own name is made to lead to our address (DNS rebinding), and then
+//! the page may read our answers. The browser still tells the name that the page has, in `Host`. So
+//! a listener takes requests for its own names alone.
 //!
 //! Invariants
-//! - Own names are the node's MagicDNS name, whole and its first label, and its addresses; at a listener on loopback `localhost`
-//!   and the loopback addresses; and what `server.allowedHosts` adds. Case, port, brackets and a final dot do not matter.
-//! - The node's names follow its status. Names that were known stay until others come, and before there are any the answer is
-//!   503: nobody is refused for good, and nobody gets in.
+//! - Own names are the node's MagicDNS name, whole and its first label, and its addresses; at a
+//!   listener on loopback `localhost` and the loopback addresses; and what `server.allowedHosts`
+//!   adds. Case, port, brackets and a final dot do not matter.
+//! - The node's names follow its status. Names that were known stay until others come, and before
+//!   there are any the answer is 503: nobody is refused for good, and nobody gets in.
 //! - A request that names no host passes: HTTP/1.0 has none, and no browser leaves it out.
 //!
-//! Left to others: where the names come from (the composition root), hosts of the gate's upstreams and rules (`gate`).
+//! Left to others: where the names come from (the composition root), hosts of the gate's upstreams
+//! and rules (`gate`).
 
 use std::{
     net::IpAddr,
@@ -48,7 +52,8 @@ impl From<Unclear> for Error {
     }
 }
 
-/// The host that a request names, with its port: in its target (absolute form, `:authority`), in `Host`, or in both alike.
+/// The host that a request names, with its port: in its target (absolute form, `:authority`), in
+/// `Host`, or in both alike.
 pub fn asked(
     version: Version,
     uri: &Uri,
@@ -87,8 +92,8 @@ struct Known {
 }
 
 impl NodeNames {
-    /// What the node says of itself: its MagicDNS name, its host name where it has none, its addresses. What it does not say at
-    /// the moment stays as it was.
+    /// What the node says of itself: its MagicDNS name, its host name where it has none, its
+    /// addresses. What it does not say at the moment stays as it was.
     pub fn set(&self, name: &str, hostname: &str, addresses: &[IpAddr]) {
         let old = self.0.load();
         let name = if name.is_empty() { hostname } else { name };
@@ -119,7 +124,8 @@ enum Own {
     Node(NodeNames),
 }
 
-/// The hosts that a listener takes. Part of the extensions of each request; [`super::layers`] asks it. Clones are one.
+/// The hosts that a listener takes. Part of the extensions of each request; [`super::layers`] asks
+/// it. Clones are one.
 #[derive(Debug, Clone)]
 pub struct HostRule(Arc<Inner>);
 

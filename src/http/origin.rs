@@ -1,11 +1,13 @@
 //! Telling what a web page asks for from what a program asks for.
 //!
-//! Identity by connection knows whose machine calls, and not which program on it: a page of anybody that the user visits can send
-//! requests from there. Browsers mark such requests, and pages cannot take the marks off: `Origin` (Fetch standard, on everything
-//! but plain GET and HEAD, and on every WebSocket) and, towards trustworthy addresses, `Sec-Fetch-*` (Fetch Metadata).
+//! Identity by connection knows whose machine calls, and not which program on it: a page of anybody
+//! that the user visits can send requests from there. Browsers mark such requests, and pages cannot
+//! take the marks off: `Origin` (Fetch standard, on everything but plain GET and HEAD, and on every
+//! WebSocket) and, towards trustworthy addresses, `Sec-Fetch-*` (Fetch Metadata).
 //!
-//! Two rules: what gives tokens to programs takes no requests of pages at all ([`for_programs`]); what may be a site with pages of
-//! its own takes those alone ([`foreign`]). Both know a list of origins whose pages are meant.
+//! Two rules: what gives tokens to programs takes no requests of pages at all ([`for_programs`]);
+//! what may be a site with pages of its own takes those alone ([`foreign`]). Both know a list of
+//! origins whose pages are meant.
 
 use std::sync::Arc;
 
@@ -82,7 +84,8 @@ pub fn foreign(headers: &HeaderMap, place: Place<'_>, allowed: &[Allowed<Origin>
     if !by_browser(headers) || is_allowed(headers, allowed) {
         return false;
     }
-    // The browser's own comparison is the better one: it knows what a proxy in between may have changed.
+    // The browser's own comparison is the better one: it knows what a proxy in between may have
+    // changed.
     if let Some(site) = single(headers, &FETCH_SITE) {
         return !matches!(site, "same-origin" | "none");
     }

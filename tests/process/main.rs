@@ -47,6 +47,7 @@ mod inside;
 mod join;
 mod memory;
 mod otlp;
+mod pages;
 mod resets;
 mod server;
 mod soak;

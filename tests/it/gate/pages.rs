@@ -1,4 +1,5 @@
-//! Web pages: by a name that is not ours (DNS rebinding), and of another origin than the site that they ask.
+//! Web pages: by a name that is not ours (DNS rebinding), and of another origin than the site that
+//! they ask.
 
 use axum::{Router, routing::post};
 use serde_json::json;

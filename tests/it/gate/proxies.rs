@@ -17,6 +17,9 @@ const POLICY: &str = "[[rule]]\nname = \"public\"\ndecision = \"anonymous\"\npat
     [[rule]]\nname = \"readonly\"\ndecision = \"allow\"\nwho = [\"bob@example.com\", \"tag:ci\"]\nmethods = [\"GET\"]\n\
     [[rule]]\nname = \"alice\"\ndecision = \"allow\"\nwho = [\"alice@example.com\"]\n";
 
+const EVIL: &str = "Origin: http://evil.example";
+const OWN: &str = "Origin: http://app.example.com";
+
 #[tokio::test]
 async fn nginx_with_auth_request() {
     behaves("nginx").await;
@@ -99,6 +102,15 @@ async fn behaves(name: &str) {
             ],
             403,
         ),
+        // Pages of another origin, which change nothing and open no WebSocket.
+        ("alice", &["-d", "body", "-H", EVIL, "/x"], 403),
+        (
+            "alice",
+            &["-H", EVIL, "-H", "Sec-WebSocket-Key: x", "/x"],
+            403,
+        ),
+        ("alice", &["-H", EVIL, "/x"], 200),
+        ("alice", &["-d", "body", "-H", OWN, "/x"], 200),
         ("sharee", &["/x"], 403),
         ("sharee", &["/public/x"], 200),
     ] {
