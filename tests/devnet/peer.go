@@ -133,11 +133,26 @@ func (p *peer) close() {
 }
 
 // ping measures the way to an address: through WireGuard to the other node's
-// Tailscale layer, so that a session exists afterwards.
+// Tailscale layer, so that a session exists afterwards. That ping is a single
+// packet which is lost while the peer has not heard how to reach the other, so
+// a way is found first, below WireGuard.
 func (p *peer) ping(ctx context.Context, ip netip.Addr) (map[string]any, error) {
 	lc, err := p.node.LocalClient()
 	if err != nil {
 		return nil, err
+	}
+	for pause := 10 * time.Millisecond; ; pause *= 2 {
+		trying, cancel := context.WithTimeout(ctx, pause)
+		res, err := lc.Ping(trying, ip, tailcfg.PingDisco)
+		if err == nil && res.Err == "" {
+			cancel()
+			break
+		}
+		<-trying.Done()
+		cancel()
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("no way to it was found: %w", ctx.Err())
+		}
 	}
 	res, err := lc.Ping(ctx, ip, tailcfg.PingTSMP)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 
 	"tailscale.com/client/tailscale/apitype"
 	"tailscale.com/ipn"
+	"tailscale.com/types/key"
 )
 
 func jsonInt(i int) string { return fmt.Sprint(i) }
@@ -179,6 +180,41 @@ func TestEphemeralOutlivesTrouble(t *testing.T) {
 	})
 	if after := nodeOf(t, d, "brief").ID; after != before {
 		t.Errorf("came back as %s instead of %s", after, before)
+	}
+}
+
+// A ping that is asked for before the peer has heard how to reach the other
+// node must not be lost.
+func TestPingBeforeTheWayIsKnown(t *testing.T) {
+	d := startDevnet(t, "alice=alice@example.com")
+	up(t, newNode(t, d, "tailbone", d.authKey))
+	n := func() *node { return d.net.find("tailbone") }
+	seen(t, d.peers["alice"].node, nodeOf(t, d, "tailbone").IP, func(w *apitype.WhoIsResponse) bool { return !w.Node.DiscoKey.IsZero() })
+
+	d.net.mu.Lock()
+	known := n().disco
+	n().disco = key.DiscoPublic{}
+	d.net.touch()
+	d.net.mu.Unlock()
+	seen(t, d.peers["alice"].node, nodeOf(t, d, "tailbone").IP, func(w *apitype.WhoIsResponse) bool { return w.Node.DiscoKey.IsZero() })
+
+	answered := make(chan int, 1)
+	go func() {
+		status, _ := request(t, d, "POST", "/peers/alice/ping", m{"to": "tailbone"})
+		answered <- status
+	}()
+	time.Sleep(100 * time.Millisecond) // the ping is on its way to nowhere
+	d.net.mu.Lock()
+	n().disco = known
+	d.net.touch()
+	d.net.mu.Unlock()
+	select {
+	case status := <-answered:
+		if status != http.StatusOK {
+			t.Errorf("status %d", status)
+		}
+	case <-time.After(9 * time.Second):
+		t.Error("no answer")
 	}
 }
 

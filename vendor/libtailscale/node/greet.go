@@ -1,22 +1,23 @@
-// Greeting: one small packet to each peer that was online before us, as soon as the node is up.
+// First contact: a WireGuard session with every peer that may want one, as soon as the node is up.
 //
-// To one that was here before, a peer may still send with the session of its previous life: that packet is lost, and the
-// next try comes after a second, or after five. A ping through WireGuard (TSMP) sets up the session anew. It costs one
-// packet each way; nobody has to answer.
+// A peer that calls before we can answer loses its handshake, and WireGuard tries again only after
+// 5 s. The peer is silent until then, so nothing tells us; but it answers a handshake of ours at
+// once. So we begin one with every peer that is online and that we have no session with.
 //
-// To one that is new, a peer cannot send before it has heard of it and knows a way. A ping below WireGuard (disco) is sent
-// until it is answered, and the relay is waited for. No session is set up, because two that begin one at once lose both:
-// WireGuard handshakes that cross leave each side with a session that the other does not have, and everything sent is lost
-// until WireGuard's next try, 5 s later, or until silence makes one of them start anew, after 15 s.
-//
-// For the same reason only those are greeted who were online in the first network map (the one who comes later greets),
-// and the node says that it runs only when the first have answered: who calls one that was here before in the moment of
-// the greeting begins a handshake that crosses ours.
+// Two handshakes that cross lose both: each side answers the other's, forgets its own, and is left
+// with a session that the other does not have. A second try of ours cannot cross, because the peer
+// has just answered the first one and begins none for 5 s. So a handshake that does not complete
+// is begun anew. docs/design/first-contact.md has the packets.
 //
 // Invariants
-//   - At most greet_max peers are greeted, those seen last first; greetAtOnce at a time, and after the first of
-//     them greetPause apart.
-//   - Nothing is held up by peers that do not answer for longer than greetHold.
+//   - No handshake is begun with a peer that has completed one with us.
+//   - A peer that is new to us first gets time for its own handshake. A peer that knows us from
+//     an earlier run does not: all that it sends with its old session is lost until it has a new one.
+//   - The wait before a new try doubles, so in the end it is longer than any round trip. Of two
+//     nodes that both keep these rules, the one with the lower node key waits half as long.
+//   - At most GreetMax peers are met at the start, those seen last first; greetAtOnce at a time, and
+//     after the first of them greetPause apart.
+//   - The node's start is held up by peers that do not answer for no longer than greetHold.
 
 package node
 
@@ -30,15 +31,22 @@ import (
 
 	"tailscale.com/ipn"
 	"tailscale.com/ipn/ipnlocal"
+	"tailscale.com/ipn/ipnstate"
 	"tailscale.com/tailcfg"
+	"tailscale.com/types/key"
 	"tailscale.com/types/netmap"
+	"tailscale.com/wgengine"
 )
 
 const (
 	greetHold   = 70 * time.Millisecond // what the node waits for the first answers before it says that it runs
 	greetPause  = 10 * time.Millisecond // to the next peer; and to the second disco ping, then twice that, and so on
 	greetAtOnce = 32
-	greetWait   = 3 * time.Second // for one answer
+	greetWait   = 5 * time.Second // for one peer; after that WireGuard itself tries again
+
+	// Both get the time of a round trip on top.
+	ownHandshake = 20 * time.Millisecond  // for the peer's own handshake, before we begin one
+	newHandshake = 100 * time.Millisecond // for a handshake of ours, before the first new try
 )
 
 type greeter struct {
@@ -79,17 +87,17 @@ func (n *Node) greetPeers() {
 	before = before[:min(len(before), n.cfg.GreetMax)]
 	first := before[:min(len(before), greetAtOnce)]
 	slots := make(chan struct{}, greetAtOnce)
+	var waitedFor atomic.Int32
+	waitedFor.Store(int32(len(first)))
 	greet := func(p greetPeer) bool {
-		slots <- struct{}{}
+		select {
+		case slots <- struct{}{}:
+		case <-n.ctx.Done():
+			return false
+		}
 		return n.spawn(func() {
 			defer func() { <-slots }()
-			c, cancel := context.WithTimeout(n.ctx, greetWait)
-			defer cancel()
-			if n.returns {
-				lb.Ping(c, p.ip, tailcfg.PingTSMP, 0)
-			} else {
-				discoPing(c, lb, p)
-			}
+			n.meet(lb, p, func() { waitedFor.Add(-1) })
 		})
 	}
 	for _, p := range first {
@@ -97,7 +105,7 @@ func (n *Node) greetPeers() {
 			return
 		}
 	}
-	within(greetHold, time.Millisecond, func() bool { return len(slots) == 0 })
+	within(greetHold, time.Millisecond, func() bool { return waitedFor.Load() <= 0 })
 	n.greeted()
 	for _, p := range before[len(first):] {
 		select {
@@ -111,15 +119,64 @@ func (n *Node) greetPeers() {
 	}
 }
 
-// discoPing pings until the peer has answered: it drops what comes before its control server has told it of us. Then it
-// knows where we are, but will have to ask us for the way once more. What it sends meanwhile can come over the relay alone,
-// and only once we have been heard there.
-func discoPing(ctx context.Context, lb *ipnlocal.LocalBackend, p greetPeer) {
+// meet returns when there is a session with the peer, or when greetWait is over. It calls ready
+// once the peer can call us without losing its first packet, as far as that can be known.
+func (n *Node) meet(lb *ipnlocal.LocalBackend, p greetPeer, ready func()) {
+	ctx, cancel := context.WithTimeout(n.ctx, greetWait)
+	defer cancel()
+	engine := lb.Sys().Engine.Get()
+	turns := time.Duration(1)
+	if p.key.Less(lb.NodeKey()) {
+		turns = 2
+	}
+	var roundTrip time.Duration
+	if n.returns {
+		defer ready()
+	} else {
+		roundTrip = findWay(ctx, lb, p)
+		ready()
+		if completes(ctx, engine, p.key, turns*(ownHandshake+roundTrip)) {
+			return
+		}
+	}
+	begin := func() { engine.Ping(p.ip, tailcfg.PingTSMP, 0, func(*ipnstate.PingResult) {}) }
+	begin()
+	for wait := turns * (newHandshake + roundTrip); !completes(ctx, engine, p.key, wait) && ctx.Err() == nil; wait *= 2 {
+		engine.ResetDevicePeer(p.key) // else WireGuard would not begin another one for 5 s
+		begin()
+	}
+}
+
+// completes reports whether a handshake with the peer has completed, as soon as one has, or when
+// nothing has come from the peer for as long as quiet.
+func completes(ctx context.Context, engine wgengine.Engine, peer key.NodePublic, quiet time.Duration) bool {
+	var received uint64
+	for end := time.Now().Add(quiet); ctx.Err() == nil && time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+		p, ok := engine.PeerByKey(peer)
+		if !ok {
+			continue
+		}
+		if !p.LastHandshake().IsZero() {
+			return true
+		}
+		if r := p.RxBytes(); r != received {
+			received, end = r, time.Now().Add(quiet)
+		}
+	}
+	return false
+}
+
+// findWay pings below WireGuard (disco) until the peer has answered, and tells how long the answer
+// took. The peer drops what comes before its control server has told it of us. Then it knows where
+// we are, but will have to ask us for the way once more. What it sends meanwhile can come over the
+// relay alone, and only once we have been heard there.
+func findWay(ctx context.Context, lb *ipnlocal.LocalBackend, p greetPeer) (roundTrip time.Duration) {
 	for pause := greetPause; ctx.Err() == nil; pause *= 2 {
 		c, cancel := context.WithTimeout(ctx, pause)
 		answer, err := lb.Ping(c, p.ip, tailcfg.PingDisco, 0)
 		if err == nil && answer.Err == "" {
 			cancel()
+			roundTrip = time.Duration(answer.LatencySeconds * float64(time.Second))
 			break
 		}
 		<-c.Done()
@@ -129,6 +186,7 @@ func discoPing(ctx context.Context, lb *ipnlocal.LocalBackend, p greetPeer) {
 	within(greetHold, 2*time.Millisecond, func() bool {
 		return p.relay == 0 || ctx.Err() != nil || !relays.GetDERPRegionReceivedTime(p.relay).IsZero()
 	})
+	return roundTrip
 }
 
 func (n *Node) greeted() {
@@ -139,6 +197,7 @@ func (n *Node) greeted() {
 
 type greetPeer struct {
 	id     tailcfg.NodeID
+	key    key.NodePublic
 	ip     netip.Addr
 	relay  int // its home DERP region
 	online bool
@@ -161,7 +220,7 @@ func greetable(nm *netmap.NetworkMap) []greetPeer {
 		if t, ok := p.LastSeen().GetOk(); ok {
 			seen = t
 		}
-		out = append(out, greetPeer{p.ID(), p.Addresses().At(0).Addr(), p.HomeDERP(), known && online, seen})
+		out = append(out, greetPeer{p.ID(), p.Key(), p.Addresses().At(0).Addr(), p.HomeDERP(), known && online, seen})
 	}
 	slices.SortFunc(out, func(a, b greetPeer) int {
 		if a.online != b.online {

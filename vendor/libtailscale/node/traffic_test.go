@@ -598,32 +598,102 @@ func TestMayChangeIdentity(t *testing.T) {
 	}
 }
 
-// The greeting reaches a peer that nobody has talked to yet; while it is under way the node does not say that it runs.
-// A node that comes back sets up sessions; one that is new finds ways and leaves the sessions to its callers.
+// The greeting sets up a session with a peer that nobody has talked to yet, for a node that is new and
+// for one that comes back.
 func TestGreeting(t *testing.T) {
 	tn := newTailnet(t)
 	a := tn.join("first")
 	cfg := tn.config("second")
 	cfg.GreetMax = 10
-	b := tn.make(cfg)
-	b.await("Running")
-	waitFor(t, "a way found by the greeting", func() bool { return toPeer(b, "first").CurAddr != "" })
-	time.Sleep(10 * greetPause)
-	if here, there := toPeer(b, "first"), toPeer(a, "second"); !here.LastHandshake.IsZero() || there.Active {
-		t.Errorf("a session with a node that is new: %+v, %+v", here, there)
+	for _, life := range []string{"new", "back"} {
+		b := tn.make(cfg)
+		b.await("Running")
+		waitFor(t, "a session of the node that is "+life, func() bool {
+			return !toPeer(b, "first").LastHandshake.IsZero() && toPeer(a, "second").Active
+		})
+		b.close()
 	}
+}
 
-	b.close()
-	b = tn.make(cfg)
-	b.await("Running")
-	waitFor(t, "a session made by the greeting", func() bool { return toPeer(a, "second").Active })
-
-	b.node().greet.done.Store(false)
-	if state := b.node().picture(false).State; state != "Starting" {
+// While the node greets it does not say that it runs.
+func TestGreetingHoldsTheStart(t *testing.T) {
+	tn := newTailnet(t)
+	m := tn.join("only")
+	m.node().greet.done.Store(false)
+	if state := m.node().picture(false).State; state != "Starting" {
 		t.Errorf("%s while it greets", state)
 	}
-	b.node().greeted()
-	b.await("Running")
+	m.node().greeted()
+	m.await("Running")
+}
+
+// A caller whose handshake was lost is silent for 5 s. We meet it long before that.
+func TestLostHandshakeOfACaller(t *testing.T) {
+	server, caller := twoStrangers(t)
+	server.listen(":80")
+	deaf(server)
+	fd, err := caller.node().Dial([]byte(server.ip(4).String()+":80"), 12*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	waitFor(t, "the caller's handshake", func() bool { return toPeer(caller, "server").TxBytes > 0 })
+	hears(server)
+	began := time.Now()
+	meet(server, "caller")
+	receive(t, fd)
+	if d := time.Since(began); d > 2*time.Second {
+		t.Errorf("the caller got through after %v", d)
+	}
+}
+
+// A handshake of ours that is lost is begun anew, by us and soon.
+func TestLostHandshakeOfOurs(t *testing.T) {
+	server, caller := twoStrangers(t)
+	deaf(caller)
+	server.node().returns = true // begins at once
+	met := make(chan struct{})
+	go func() {
+		defer close(met)
+		meet(server, "caller")
+	}()
+	waitFor(t, "our handshake", func() bool { return toPeer(server, "caller").TxBytes > 0 })
+	hears(caller)
+	began := time.Now()
+	<-met
+	if d := time.Since(began); d > 2*time.Second || toPeer(server, "caller").LastHandshake.IsZero() {
+		t.Errorf("%v later: %+v", d, toPeer(server, "caller"))
+	}
+}
+
+// twoStrangers makes two nodes that know each other and have no session.
+func twoStrangers(t *testing.T) (server, caller *member) {
+	tn := newTailnet(t)
+	server, caller = tn.join("server"), tn.join("caller")
+	for m, name := range map[*member]string{server: "caller", caller: "server"} {
+		waitFor(t, "the other and its relay", func() bool { return toPeer(m, name).Relay != "" })
+	}
+	return server, caller
+}
+
+// deaf makes a node drop the handshakes of its peers; hears undoes that.
+func deaf(m *member) {
+	lb := m.node().lb.Load()
+	lb.MagicConn().SetNetworkMap(lb.NetMapNoPeers().SelfNode, nil)
+}
+
+func hears(m *member) {
+	nm := m.node().lb.Load().NetMapWithPeers()
+	m.node().lb.Load().MagicConn().SetNetworkMap(nm.SelfNode, nm.Peers)
+}
+
+func meet(m *member, name string) {
+	lb := m.node().lb.Load()
+	for _, p := range greetable(lb.NetMapWithPeers()) {
+		if p.key == toPeer(m, name).PublicKey {
+			m.node().meet(lb, p, func() {})
+		}
+	}
 }
 
 // toPeer tells how a member stands with a peer; nothing while it does not know it.
