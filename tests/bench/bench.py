@@ -26,7 +26,7 @@ def main():
     began = time.monotonic()
     folder = pathlib.Path(options.folder)
     folder.mkdir(parents=True)
-    programs = {"tailbone": options.binary, "bench": options.bench}
+    programs = {"tailbone": options.binary, "bench": options.bench, "tailscaled": options.tailscaled}
     write(folder / "machine.json", machine(options))
     try:
         failed = measure(options, folder, programs)
@@ -74,13 +74,13 @@ def arguments():
     parser.add_argument("--before", metavar="BINARY", help="the program before a change, measured beside the one after it")
     parser.add_argument("--folder", required=True, help="where the raw results go; made anew")
     parser.add_argument("--publish", action="store_true", help="write docs/benchmarks.md and README's part of it")
-    for name in ("binary", "bench", "sign"):
+    for name in ("binary", "bench", "sign", "tailscaled"):
         parser.add_argument(f"--{name}", required=True, type=pathlib.Path)
     options = parser.parse_args()
-    options.foreign = 0.25
+    options.foreign, options.contacts = 0.25, 40
     options.warm_up, options.measure, options.starts, options.settle, options.sign_time = 0.5, 2.5, 20, 5, 1.0
     if options.quick:
-        options.warm_up, options.measure, options.starts, options.settle = 0.4, 1.2, 5, 2
+        options.warm_up, options.measure, options.starts, options.settle, options.contacts = 0.4, 1.2, 5, 2, 5
         options.only = options.only or r"^sign$|^size$|^load/(floor(-short)?|constant|rs256|es256|before-.*)/c"
     return options
 

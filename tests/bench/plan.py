@@ -1,7 +1,8 @@
 """What is measured, as a list of experiments. Each has a name, and is run once per round, all in turn: what changes in the
 machine meanwhile then changes all of them alike.
 
-Names: load/TARGET/CELL, idle/TARGET, after/TARGET, keys/N, rules/N, policies/N, slow/TARGET, resets/TARGET, sign, start/STATE/UID, size.
+Names: load/TARGET/CELL, idle/TARGET, after/TARGET, keys/N, rules/N, policies/N, slow/TARGET, resets/TARGET, sign,
+start/STATE/UID, contact/STATE/PEERS, contact/STATE/real, size.
 """
 
 import concurrent.futures
@@ -10,6 +11,7 @@ import os
 import subprocess
 import time
 
+import contact
 import starts
 from world import Failed, most_connections
 
@@ -69,6 +71,12 @@ def experiments(world, options):
         found.append(Experiment(f"start/{state}/own", lambda state=state: plan.start(state, None), once=True))
         if os.getuid() == 0:
             found.append(Experiment(f"start/{state}/65532", lambda state=state: plan.start(state, 65532), once=True))
+    for peers in (1, 30):
+        found.append(Experiment(f"contact/cold/{peers}", lambda peers=peers: plan.contact("cold", peers, 1), once=True))
+    for state in ("warm", "killed"):
+        for peers in (4, 30):
+            found.append(Experiment(f"contact/{state}/{peers}", lambda state=state, peers=peers: plan.contact(state, peers, 4), once=True))
+        found.append(Experiment(f"contact/{state}/real", lambda state=state: plan.contact(state, 0, 1, real=True), once=True))
     return found
 
 
@@ -277,6 +285,11 @@ class Plan:
 
     def start(self, state, uid):
         return starts.measure(self.world.programs["tailbone"], self.world.devnet, self.options.starts, uid, state)
+
+    def contact(self, state, peers, callers, real=False):
+        uid = 65532 if os.getuid() == 0 else None
+        return contact.measure(self.world.programs["tailbone"], self.options.contacts, uid, state, peers, callers,
+                               self.world.programs["tailscaled"] if real else None)
 
     def sign(self):
         own = subprocess.run([self.options.sign, "--seconds", str(self.options.sign_time)], check=True, capture_output=True)

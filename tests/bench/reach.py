@@ -52,7 +52,24 @@ def aims(runs):
             for kind, name, bound in (("listening", "listening_ms", 200), ("first answer", "first_answer_ms", 300)):
                 yield at_most(f"start to {kind}, 19 of 20, {words}" + (", uid 65532" if uid == "65532" else ""), bound,
                               runs.values(f"start/{state}/{uid}", lambda result, name=name: result[name]["p95"]), "ms")
+    for name, words, bound, share in contacts():
+        yield at_most(f"{words}, slowest caller's first token, {share}", bound,
+                      runs.values(f"contact/{name}", lambda result, share=share: result["first_ms"][SHARES[share]]), "ms")
     yield at_most("size of the binary, stripped", 30, runs.values("size", lambda result: result["tailbone"] / 1e6), "MB")
+
+
+SHARES = {"36 of 40": "p90", "38 of 40": "p95", "40 of 40": "max"}
+
+
+def contacts():
+    """Callers that never pause (contact.py): experiment, words, bound in ms, how many starts it is for."""
+    for peers in (1, 30):
+        yield f"cold/{peers}", f"called from before the start, empty state, peers: {peers}", 350, "38 of 40"
+        yield f"cold/{peers}", f"called from before the start, empty state, peers: {peers}", 1200, "40 of 40"
+    for state, words in (("warm", "kept state, ended by TERM"), ("killed", "kept state, ended by KILL")):
+        for peers in (4, 30):
+            yield f"{state}/{peers}", f"four callers, {words}, peers: {peers}", 1200, "40 of 40"
+        yield f"{state}/real", f"a tailscaled calls, {words}", 1200, "36 of 40"
 
 
 def rs256(runs, cell):

@@ -54,6 +54,7 @@ def tables(runs):
         ("Requests", loads(runs)),
         ("Signatures", signs(runs)),
         ("Start", starts(runs)),
+        ("First contact: callers that never pause", first_contact(runs)),
         ("Memory of idle connections", idle(runs)),
         ("Growth", growth(runs)),
         ("Memory after load", after(runs)),
@@ -117,6 +118,20 @@ def starts(runs):
                     f"{result['rss_idle_kib']['median'] / 1024:.1f}"])
     return table(["", "uid", "starts", "listening: median ms (range), 19 of 20", "first token: median ms (range), 19 of 20",
                   "RSS 1 s later, MB"], rows)
+
+
+def first_contact(runs):
+    rows = []
+    for state, words in (("cold", "empty state, called from before the start"), ("warm", "kept state, ended by TERM"),
+                         ("killed", "kept state, ended by KILL")):
+        for who in ("1", "4", "30", "real"):
+            for _, result in sorted(runs.rounds(f"contact/{state}/{who}").items()):
+                first = result["first_ms"]
+                rows.append([words, "tailscaled" if result["tailscaled"] else str(result["peers"]), str(result["callers"]),
+                             str(len(result["runs"])), f"{first['median']:.0f} ({first['min']:.0f}–{first['max']:.0f})",
+                             f"{first['p90']:.0f}", f"{first['p95']:.0f}", f"{result['longest_call_ms']:.0f}"])
+    return table(["", "peers", "callers", "starts", "first token of the slowest caller: median ms (range)", "36 of 40", "38 of 40",
+                  "longest call, ms"], rows)
 
 
 def idle(runs):

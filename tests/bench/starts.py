@@ -73,15 +73,8 @@ def one(binary, devnet, number, uid, state):
 
 
 def start(binary, devnet, folder, host, uid, ending, settle):
-    environment = {
-        "TB_SERVER_TAILSCALE_AUTHKEY": devnet["auth_key"],
-        "TB_SERVER_TAILSCALE_CONTROLURL": devnet["control_url"],
-        "TB_SERVER_TAILSCALE_HOSTNAME": host,
-        "TB_COMPONENTS": "issuer",
-    }
     began = time.monotonic()
-    server = subprocess.Popen([binary, "server", "start"], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, user=uid, group=uid)
+    server = launch(binary, devnet, folder, host, uid, subprocess.PIPE)
     try:
         said = []
         for line in server.stdout:
@@ -102,8 +95,24 @@ def start(binary, devnet, folder, host, uid, ending, settle):
         return {"listening_ms": round((listening - began) * 1000, 1), "first_answer_ms": round((answered - began) * 1000, 1),
                 "rss_idle_kib": rss(server.pid)}
     finally:
-        server.send_signal(ending)
-        server.wait(20)
+        stop(server, ending)
+
+
+def launch(binary, devnet, folder, host, uid, output=subprocess.DEVNULL):
+    environment = {
+        "TB_SERVER_TAILSCALE_AUTHKEY": devnet["auth_key"],
+        "TB_SERVER_TAILSCALE_CONTROLURL": devnet["control_url"],
+        "TB_SERVER_TAILSCALE_HOSTNAME": host,
+        "TB_COMPONENTS": "issuer",
+    }
+    return subprocess.Popen([binary, "server", "start"], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+                            stdout=output, stderr=subprocess.STDOUT, text=True, user=uid, group=uid)
+
+
+def stop(server, ending):
+    server.send_signal(ending)
+    server.wait(20)
+    if server.stdout:
         server.stdout.close()
 
 
@@ -112,33 +121,43 @@ def rss(pid):
         return next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
 
 
-def post(proxy, host, port, path):
-    """One request through a SOCKS5 proxy that resolves the name (RFC 1928). None where it cannot dial."""
+def post(proxy, host, port, path, limit=30):
+    """One request through a SOCKS5 proxy that resolves the name (RFC 1928). None where it cannot dial; TimeoutError after
+    `limit` seconds."""
+    until = time.monotonic() + limit
     where = proxy.split("://")[1].rsplit(":", 1)
-    with socket.create_connection((where[0], int(where[1])), timeout=30) as stream:
+    with socket.create_connection((where[0], int(where[1])), timeout=limit) as stream:
         stream.sendall(b"\x05\x01\x00")
-        read(stream, 2)
+        read(stream, 2, until)
         name = host.encode()
         stream.sendall(b"\x05\x01\x00\x03" + bytes([len(name)]) + name + struct.pack(">H", port))
-        reply = read(stream, 4)
+        reply = read(stream, 4, until)
         if reply[1] != 0:
             return None
-        read(stream, {1: 4, 4: 16}[reply[3]] + 2)
+        read(stream, {1: 4, 4: 16}[reply[3]] + 2, until)
         stream.sendall(f"POST {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         answer = b""
-        while chunk := stream.recv(65536):
+        while chunk := receive(stream, 65536, until):
             answer += chunk
         return answer
 
 
-def read(stream, count):
+def read(stream, count, until):
     data = b""
     while len(data) < count:
-        chunk = stream.recv(count - len(data))
+        chunk = receive(stream, count - len(data), until)
         if not chunk:
             raise Failed("the proxy closed")
         data += chunk
     return data
+
+
+def receive(stream, count, until):
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    stream.settimeout(left)
+    return stream.recv(count)
 
 
 if __name__ == "__main__":

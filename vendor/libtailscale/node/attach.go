@@ -74,7 +74,9 @@ func (n *Node) notified(nt *ipn.Notify) {
 		n.gen.bump()
 	}
 	if nt.State != nil && *nt.State == ipn.Running || nt.SelfChange != nil || len(nt.PeersChanged) > 0 || len(nt.PeerChangedPatch) > 0 {
-		n.greet.poke()
+		if n.cfg.GreetMax > 0 {
+			n.greet.noticed(nt)
+		}
 	}
 	n.changed()
 }

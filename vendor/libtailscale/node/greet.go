@@ -10,13 +10,14 @@
 // is begun anew. docs/design/first-contact.md has the packets.
 //
 // Invariants
-//   - No handshake is begun with a peer that has completed one with us.
+//   - No handshake is begun with a peer that has completed one with us. A peer that restarts (its
+//     disco key is another one) counts as one that has not.
 //   - A peer that is new to us first gets time for its own handshake. A peer that knows us from
 //     an earlier run does not: all that it sends with its old session is lost until it has a new one.
 //   - The wait before a new try doubles, so in the end it is longer than any round trip. Of two
 //     nodes that both keep these rules, the one with the lower node key waits half as long.
-//   - At most GreetMax peers are met at the start, those seen last first; greetAtOnce at a time, and
-//     after the first of them greetPause apart.
+//   - At most GreetMax peers are met within greetMemory, at the start those seen last first;
+//     greetAtOnce at a time, and after the first of them greetPause apart.
 //   - The node's start is held up by peers that do not answer for no longer than greetHold.
 
 package node
@@ -26,6 +27,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,7 +36,7 @@ import (
 	"tailscale.com/ipn/ipnstate"
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/key"
-	"tailscale.com/types/netmap"
+	"tailscale.com/util/mak"
 	"tailscale.com/wgengine"
 )
 
@@ -43,6 +45,7 @@ const (
 	greetPause  = 10 * time.Millisecond // to the next peer; and to the second disco ping, then twice that, and so on
 	greetAtOnce = 32
 	greetWait   = 5 * time.Second // for one peer; after that WireGuard itself tries again
+	greetMemory = 9 * time.Minute // how long WireGuard keeps a peer that nobody talks to
 
 	// Both get the time of a round trip on top.
 	ownHandshake = 20 * time.Millisecond  // for the peer's own handshake, before we begin one
@@ -52,15 +55,40 @@ const (
 type greeter struct {
 	wake chan struct{}
 	done atomic.Bool // or not waited for
+
+	mu      sync.Mutex
+	changed []tailcfg.NodeView // peers as they came in since the last look
+	all     bool               // look at all peers
 }
 
-func (g *greeter) poke() {
-	if g.wake != nil {
-		select {
-		case g.wake <- struct{}{}:
-		default:
-		}
+// noticed takes what a notification of the backend says of peers that may want to be met. It runs
+// under the backend's lock.
+func (g *greeter) noticed(nt *ipn.Notify) {
+	g.mu.Lock()
+	for _, p := range nt.PeersChanged {
+		g.changed = append(g.changed, p.View())
 	}
+	g.all = g.all || nt.SelfChange != nil
+	for _, p := range nt.PeerChangedPatch {
+		g.all = g.all || p.DiscoKey != nil || p.Online != nil && *p.Online
+	}
+	g.mu.Unlock()
+	select {
+	case g.wake <- struct{}{}:
+	default:
+	}
+}
+
+// candidates gives the peers to look at since the last time.
+func (g *greeter) candidates(lb *ipnlocal.LocalBackend) []tailcfg.NodeView {
+	g.mu.Lock()
+	peers, all := g.changed, g.all
+	g.changed, g.all = nil, false
+	g.mu.Unlock()
+	if all {
+		peers = lb.NodeBackend().Peers()
+	}
+	return peers
 }
 
 func (n *Node) greetPeers() {
@@ -72,10 +100,10 @@ func (n *Node) greetPeers() {
 	if err != nil {
 		return
 	}
-	var before []greetPeer
+	var before []tailcfg.NodeView
 	for seen := false; !seen || lb.State() != ipn.Running; {
-		if nm := lb.NetMapWithPeers(); nm != nil && !seen {
-			before, seen = greetable(nm), true
+		if nm := lb.NetMapNoPeers(); nm != nil && !seen {
+			before, seen = lb.NodeBackend().Peers(), true
 			continue
 		}
 		select {
@@ -84,12 +112,14 @@ func (n *Node) greetPeers() {
 			return
 		}
 	}
-	before = before[:min(len(before), n.cfg.GreetMax)]
-	first := before[:min(len(before), greetAtOnce)]
+	known := acquaintances{most: n.cfg.GreetMax}
+	first := known.unmet(greetable(before), time.Now())
+	later := first[min(len(first), greetAtOnce):]
+	first = first[:len(first)-len(later)]
 	slots := make(chan struct{}, greetAtOnce)
 	var waitedFor atomic.Int32
 	waitedFor.Store(int32(len(first)))
-	greet := func(p greetPeer) bool {
+	greet := func(p greetPeer, atOnce bool) bool {
 		select {
 		case slots <- struct{}{}:
 		case <-n.ctx.Done():
@@ -97,31 +127,63 @@ func (n *Node) greetPeers() {
 		}
 		return n.spawn(func() {
 			defer func() { <-slots }()
-			n.meet(lb, p, func() { waitedFor.Add(-1) })
+			n.meet(lb, p, atOnce, func() { waitedFor.Add(-1) })
 		})
 	}
 	for _, p := range first {
-		if !greet(p) {
+		if !greet(p, n.returns) {
 			return
 		}
 	}
 	within(greetHold, time.Millisecond, func() bool { return waitedFor.Load() <= 0 })
 	n.greeted()
-	for _, p := range before[len(first):] {
+	for atOnce := n.returns; ; atOnce = false {
+		for _, p := range later {
+			select {
+			case <-time.After(greetPause):
+			case <-n.ctx.Done():
+				return
+			}
+			if !greet(p, atOnce) {
+				return
+			}
+		}
 		select {
-		case <-time.After(greetPause):
+		case <-n.greet.wake:
 		case <-n.ctx.Done():
 			return
 		}
-		if !greet(p) {
-			return
+		later = known.unmet(greetable(n.greet.candidates(lb)), time.Now())
+	}
+}
+
+// acquaintances remembers who was met, so that nobody is met twice in one life of the peer.
+type acquaintances struct {
+	most  int // within greetMemory
+	disco map[tailcfg.NodeID]key.DiscoPublic
+	when  []time.Time
+}
+
+// unmet picks those who were not met yet, and remembers them as met.
+func (a *acquaintances) unmet(peers []greetPeer, now time.Time) []greetPeer {
+	a.when = slices.DeleteFunc(a.when, func(t time.Time) bool { return now.Sub(t) >= greetMemory })
+	var out []greetPeer
+	for _, p := range peers {
+		if p.disco.IsZero() || a.disco[p.id] == p.disco {
+			continue
+		}
+		mak.Set(&a.disco, p.id, p.disco)
+		if len(a.when) < a.most {
+			a.when = append(a.when, now)
+			out = append(out, p)
 		}
 	}
+	return out
 }
 
 // meet returns when there is a session with the peer, or when greetWait is over. It calls ready
 // once the peer can call us without losing its first packet, as far as that can be known.
-func (n *Node) meet(lb *ipnlocal.LocalBackend, p greetPeer, ready func()) {
+func (n *Node) meet(lb *ipnlocal.LocalBackend, p greetPeer, atOnce bool, ready func()) {
 	ctx, cancel := context.WithTimeout(n.ctx, greetWait)
 	defer cancel()
 	engine := lb.Sys().Engine.Get()
@@ -130,7 +192,7 @@ func (n *Node) meet(lb *ipnlocal.LocalBackend, p greetPeer, ready func()) {
 		turns = 2
 	}
 	var roundTrip time.Duration
-	if n.returns {
+	if atOnce {
 		defer ready()
 	} else {
 		roundTrip = findWay(ctx, lb, p)
@@ -198,6 +260,7 @@ func (n *Node) greeted() {
 type greetPeer struct {
 	id     tailcfg.NodeID
 	key    key.NodePublic
+	disco  key.DiscoPublic
 	ip     netip.Addr
 	relay  int // its home DERP region
 	online bool
@@ -205,9 +268,9 @@ type greetPeer struct {
 }
 
 // greetable gives the peers to greet, best first.
-func greetable(nm *netmap.NetworkMap) []greetPeer {
+func greetable(peers []tailcfg.NodeView) []greetPeer {
 	var out []greetPeer
-	for _, p := range nm.Peers {
+	for _, p := range peers {
 		// Without a word on it the peer may be online; control servers other than Tailscale's do not always say.
 		online, known := p.Online().GetOk()
 		if known && !online {
@@ -220,7 +283,7 @@ func greetable(nm *netmap.NetworkMap) []greetPeer {
 		if t, ok := p.LastSeen().GetOk(); ok {
 			seen = t
 		}
-		out = append(out, greetPeer{p.ID(), p.Key(), p.Addresses().At(0).Addr(), p.HomeDERP(), known && online, seen})
+		out = append(out, greetPeer{p.ID(), p.Key(), p.DiscoKey(), p.Addresses().At(0).Addr(), p.HomeDERP(), known && online, seen})
 	}
 	slices.SortFunc(out, func(a, b greetPeer) int {
 		if a.online != b.online {

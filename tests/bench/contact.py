@@ -1,0 +1,181 @@
+"""First contact: what callers see who dial all the time, from before the server's process starts.
+
+    contact.py BINARY [--runs 40] [--uid 65532] [--state cold | warm | killed] [--peers 1] [--callers 1] [--tailscaled PROGRAM]
+
+Each caller begins 20 ms after the end of its last call, and gives a call up after 3 s. Each run is a
+fresh host name. Cold: the callers begin before the first start on an empty state folder. Warm and
+killed: they call the first process, which is ended by TERM or KILL, and go on while a second one
+starts on its folder. The callers are peers of a devnet with as many peers as asked for or, with
+--tailscaled, a real tailscaled each, in userspace mode, beside them. Prints one JSON object; times
+are milliseconds from the start of the (second) process.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+
+import starts
+from world import ROOT, Failed, end
+
+PAUSE = 0.02
+# A caller that gives up.
+LIMIT = 3
+# A caller that has had no token by then never gets one.
+LONGEST = 20
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("binary")
+    parser.add_argument("--runs", type=int, default=40)
+    parser.add_argument("--uid", type=int)
+    parser.add_argument("--state", choices=("cold", "warm", "killed"), default="cold")
+    parser.add_argument("--peers", type=int, default=1)
+    parser.add_argument("--callers", type=int, default=1)
+    parser.add_argument("--tailscaled", type=pathlib.Path)
+    options = parser.parse_args()
+    try:
+        print(json.dumps(measure(options.binary, options.runs, options.uid, options.state, options.peers, options.callers,
+                                 options.tailscaled)))
+    except Failed as failure:
+        sys.exit(f"error: {failure}")
+
+
+def measure(binary, count, uid, state, peers, callers, tailscaled=None):
+    with contextlib.ExitStack() as stack:
+        tailnet = devnet(stack, max(peers, 0 if tailscaled else callers))
+        if tailscaled:
+            proxies = [real_caller(stack, tailscaled, tailnet, number) for number in range(callers)]
+        else:
+            proxies = [peer["proxy"] for _, peer in sorted(tailnet["peers"].items())][:callers]
+        runs = [one(binary, tailnet, proxies, number, uid, state) for number in range(count)]
+    firsts = sorted(max(run["first_ms"]) for run in runs)
+    return {"uid": os.getuid() if uid is None else uid, "state": state, "peers": peers, "callers": callers,
+            "tailscaled": bool(tailscaled), "runs": runs, "first_ms": spread(firsts),
+            "longest_call_ms": max(run["longest_call_ms"] for run in runs)}
+
+
+def spread(values):
+    """The slowest caller of each run. 38 of 40 are at or below the p95, 36 at or below the p90."""
+    def at(share):
+        return values[math.ceil(len(values) * share) - 1]
+
+    return {"median": statistics.median(values), "min": values[0], "p90": at(0.9), "p95": at(0.95), "max": values[-1]}
+
+
+def devnet(stack, peers):
+    command = [ROOT / "scripts/devnet", "--with-stdin", *(f"--peer=peer{number:02}=user{number:02}@example.com" for number in range(peers))]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    stack.callback(end, process)
+    line = process.stdout.readline()
+    if not line:
+        raise Failed("the test tailnet did not start")
+    return json.loads(line)
+
+
+def real_caller(stack, program, tailnet, number):
+    """A tailscaled without a network device, which gives its SOCKS5 proxy."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="tailbone-caller."))
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    name = f"real{number}"
+    config = folder / "config"
+    config.write_text(json.dumps({"version": "alpha0", "ServerURL": tailnet["control_url"], "AuthKey": tailnet["auth_key"],
+                                  "Hostname": name, "Enabled": True}), encoding="ascii")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    log = (folder / "log").open("wb")
+    process = subprocess.Popen([program, "--tun=userspace-networking", f"--socks5-server=127.0.0.1:{port}", f"--statedir={folder}",
+                                f"--socket={folder}/socket", f"--config={config}", "--port=0", "--no-logs-no-support"],
+                               stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+    stack.callback(end, process)
+    for _ in range(LONGEST * 10):
+        if process.poll() is not None:
+            raise Failed("tailscaled ended:\n" + (folder / "log").read_text(errors="replace")[-2000:])
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{tailnet['api_url']}/nodes/{name}", timeout=20) as node:
+            if json.load(node)["online"]:
+                return f"socks5h://127.0.0.1:{port}"
+        time.sleep(0.1)
+    raise Failed("tailscaled did not join:\n" + (folder / "log").read_text(errors="replace")[-2000:])
+
+
+class Caller:
+    """Calls until it is stopped, and keeps when each call began and ended, and whether it got a token."""
+
+    def __init__(self, proxy, host):
+        self.proxy, self.host = proxy, host
+        self.calls, self.stopped = [], threading.Event()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        while not self.stopped.is_set():
+            began, token = time.monotonic(), False
+            with contextlib.suppress(OSError, Failed):
+                answer = starts.post(self.proxy, self.host, 80, "/issue", LIMIT)
+                token = answer is not None and b" 200 " in answer.split(b"\r\n", 1)[0]
+            self.calls.append((began, time.monotonic(), token))
+            self.stopped.wait(PAUSE)
+
+    def first(self, since):
+        """When the first token came after `since`."""
+        return next((ended for _, ended, token in self.calls if token and ended >= since), None)
+
+    def stop(self):
+        self.stopped.set()
+        self.thread.join(LIMIT + 1)
+
+
+def one(binary, tailnet, proxies, number, uid, state):
+    folder = tempfile.mkdtemp(prefix="tailbone-contact.")
+    if uid is not None:
+        os.chown(folder, uid, uid)
+    host = f"contact-{os.getpid()}-{state}-{number}"
+    callers, server = [], None
+    try:
+        if state == "cold":
+            callers = [Caller(proxy, host) for proxy in proxies]
+        else:
+            server = starts.launch(binary, tailnet, folder, host, uid)
+            callers = [Caller(proxy, host) for proxy in proxies]
+            until_all(callers, 0)
+            starts.stop(server, signal.SIGKILL if state == "killed" else signal.SIGTERM)
+        began = time.monotonic()
+        server = starts.launch(binary, tailnet, folder, host, uid)
+        until_all(callers, began)
+        time.sleep(0.2)
+    finally:
+        for caller in callers:
+            caller.stop()
+        if server:
+            starts.stop(server, signal.SIGTERM)
+        shutil.rmtree(folder)
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(urllib.request.Request(f"{tailnet['api_url']}/nodes/{host}", method="DELETE"), timeout=20).close()
+    longest = max(ended - max(since, began) for caller in callers for since, ended, _ in caller.calls if ended >= began)
+    return {"first_ms": [round((caller.first(began) - began) * 1000, 1) for caller in callers],
+            "longest_call_ms": round(longest * 1000, 1)}
+
+
+def until_all(callers, since):
+    until = time.monotonic() + LONGEST
+    while any(caller.first(since) is None for caller in callers):
+        if time.monotonic() > until:
+            raise Failed("a caller never got a token")
+        time.sleep(0.005)
+
+
+if __name__ == "__main__":
+    main()
