@@ -1,17 +1,17 @@
-# syntax=docker/dockerfile:1
 # The image: one glibc binary, CA certificates, no shell, no root. How to run it: docs/running/container.md.
 #
 #   docker buildx build --platform linux/amd64,linux/arm64 --build-arg VERSION=… --build-arg GIT_COMMIT=… .
 #   docker buildx build --target prebuilt --file Dockerfile DIR    around DIR/tailbone-amd64 and DIR/tailbone-arm64
 #
 # The build runs on the builder's own architecture and compiles across, since Rust and Go under emulation take an hour.
-# Every base image is an argument, so that a mirror or a local image can stand in. No musl image can: Go's static archive
-# does not work there. Builder and runtime belong to one Debian release, since glibc only works forwards.
+# Every base image is an argument, so that a mirror or a local image can stand in, and is named by its
+# digest, since a tag can be moved. No musl image can: Go's static archive does not work there. Builder
+# and runtime belong to one Debian release, since glibc only works forwards.
 
-ARG RUST_IMAGE=docker.io/library/rust:1.95.0-bookworm
-ARG GO_IMAGE=docker.io/library/golang:1.26.8-bookworm
-ARG DEBIAN_IMAGE=docker.io/library/debian:bookworm-slim
-ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot
+ARG RUST_IMAGE=docker.io/library/rust:1.95.0-bookworm@sha256:6258907abe69656e41cd992e0b705cdcfabcbbe3db374f92ed2d47121282d4a1
+ARG GO_IMAGE=docker.io/library/golang:1.26.8-bookworm@sha256:f4191582e1522dfc5980a6bdc0309a756f9697f3e7d0f199c7e26fc82ab324fd
+ARG DEBIAN_IMAGE=docker.io/library/debian:bookworm-slim@sha256:abd67ffcfa541b485a3dff59865ab629aa048a6c613e639d36e7456b0b229241
+ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot@sha256:9dac0a79194e45a7da0158a9c6da57b217585af0786db3845d1f0ec1a0dd182f
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Directories and links, made where there is a shell; the runtime image has none.

@@ -1,7 +1,8 @@
 """Checks what deploy/, docs/running/ and the Dockerfile hold that a machine can check; prints what is wrong, exits 1 then.
 
 Kubernetes objects against Kubernetes' own schemas, and against the fence that we promise (restricted pod security and more);
-compose files for the same fence; each TB_ variable anywhere against the table of settings; each base image for a pin.
+compose files for the same fence; each TB_ variable anywhere against the table of settings; each base image, action and tool
+of a workflow for a name that nobody can move.
 """
 
 import pathlib
@@ -27,6 +28,7 @@ def main():
     compose(root / "deploy/compose/compose.yaml")
     variables()
     base_images()
+    workflows()
     if wrong:
         sys.exit("\n".join(wrong))
     print(f"{len(objects)} Kubernetes objects, {known_count()} known variables")
@@ -146,7 +148,20 @@ def variables():
 
 def base_images():
     for name, image in re.findall(r"^ARG (\w+_IMAGE)=(\S+)$", (root / "Dockerfile").read_text(), re.M):
-        must(":" in image.rsplit("/", 1)[-1] and not image.endswith(":latest"), "Dockerfile", f"{name} is not pinned")
+        must(re.search(r":[^/:@]+@sha256:[0-9a-f]{64}$", image), "Dockerfile", f"{name} has no tag with a digest: {image}")
+
+
+def workflows():
+    """Nothing of others' is run by a name that its owner, or whoever takes it over, can move to something else."""
+    paths = sorted((root / ".github/workflows").glob("*.yml"))
+    must(paths, ".github/workflows", "nothing is there")
+    for path in paths:
+        text, where = path.read_text(), f".github/workflows/{path.name}"
+        for action in re.findall(r"\buses: *(\S+)", text):
+            must(re.search(r"@[0-9a-f]{40}$", action), where, f"{action} is not named by a commit")
+        for image in re.findall(r"\b(?:image|container): *([^\s{]+:[^\s]+)", text):
+            must(re.search(r"@sha256:[0-9a-f]{64}$", image), where, f"{image} is not named by a digest")
+        must("@latest" not in text, where, "@latest is whatever it is that day")
 
 
 main()
