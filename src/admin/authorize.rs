@@ -89,8 +89,9 @@ pub struct Rules {
     pub mode: Authorization,
     /// The user that this process runs as.
     pub own_uid: u32,
-    /// Login of the node's owner; empty for a tagged node, which has none.
-    pub owner: String,
+    /// The node's owner by the control server's number, which stays when a login is renamed and given to somebody else. A tagged node
+    /// has none.
+    pub owner: Option<i64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,7 +144,7 @@ fn tailnet(right: Right, caller: &Caller, rules: &Rules) -> Option<Rule> {
     match caller {
         // Nobody on the internet administers anything.
         Caller::Funnel(_) => return None,
-        Caller::User(user) if !rules.owner.is_empty() && user.login == rules.owner => {
+        Caller::User(user) if rules.owner == Some(user.id) => {
             return Some(Rule::Owner);
         }
         // A machine acts for itself, whoever its owner was before it was tagged.
@@ -189,10 +190,9 @@ fn missing(right: Right, requester: &Requester, rules: &Rules) -> String {
             "the admin API is not for callers from the internet".to_owned()
         }
         Requester::Tailnet(caller) => {
-            let owner = if rules.owner.is_empty() {
-                ""
-            } else {
-                ", and is not the owner of the server's node"
+            let owner = match rules.owner {
+                None => "",
+                Some(_) => ", and is not the owner of the server's node",
             };
             format!(
                 "{caller} lacks the grant \"{CAPABILITY}\" with {{\"methods\":[\"{}\"]}} towards this server{owner}",

@@ -10,7 +10,13 @@ use crate::tailnet::{WhoIs, WhoIsNode, WhoIsUser};
 const RIGHTS: [Right; 4] = [Right::Generate, Right::List, Right::Remove, Right::Rotate];
 const OWN_UID: u32 = 1000;
 
+const OWNER: i64 = 7;
+
 fn caller(login: &str, tags: &[&str], grants: &[Value]) -> Requester {
+    numbered(8, login, tags, grants)
+}
+
+fn numbered(id: i64, login: &str, tags: &[&str], grants: &[Value]) -> Requester {
     let whois = WhoIs {
         node: WhoIsNode {
             id: "n1".into(),
@@ -19,7 +25,7 @@ fn caller(login: &str, tags: &[&str], grants: &[Value]) -> Requester {
             ..WhoIsNode::default()
         },
         user: WhoIsUser {
-            id: 7,
+            id,
             login: login.into(),
             ..WhoIsUser::default()
         },
@@ -34,14 +40,14 @@ fn user(grants: &[Value]) -> Requester {
 }
 
 fn machine(grants: &[Value]) -> Requester {
-    caller("alice@example.com", &["tag:ci"], grants)
+    numbered(OWNER, "alice@example.com", &["tag:ci"], grants)
 }
 
-fn rules(mode: Authorization, owner: &str) -> Rules {
+fn rules(mode: Authorization, owner: Option<i64>) -> Rules {
     Rules {
         mode,
         own_uid: OWN_UID,
-        owner: owner.into(),
+        owner,
     }
 }
 
@@ -76,12 +82,17 @@ fn table() -> Vec<Row> {
         ),
         (
             "the owner",
-            caller("alice@example.com", &[], &[]),
+            numbered(OWNER, "alice@example.com", &[], &[]),
             all(Rule::Owner),
         ),
         (
-            "the owner's login in capitals",
-            caller("Alice@example.com", &[], &[]),
+            "the owner under a new login",
+            numbered(OWNER, "alice.smith@example.com", &[], &[]),
+            all(Rule::Owner),
+        ),
+        (
+            "somebody else who was given the owner's login",
+            caller("alice@example.com", &[], &[]),
             vec![],
         ),
         ("a user", user(&[]), vec![]),
@@ -168,11 +179,7 @@ fn table() -> Vec<Row> {
 fn every_combination_with_grants() {
     for (name, requester, allowed) in table() {
         for right in RIGHTS {
-            let decision = authorize(
-                right,
-                &requester,
-                &rules(Authorization::Grant, "alice@example.com"),
-            );
+            let decision = authorize(right, &requester, &rules(Authorization::Grant, Some(OWNER)));
             match allowed.iter().find(|(of, _)| *of == right) {
                 Some((_, rule)) => assert_eq!(
                     decision,
@@ -192,11 +199,7 @@ fn every_combination_with_grants() {
 fn open_lets_in_whoever_is_known_and_says_so() {
     for (name, requester, allowed) in table() {
         for right in RIGHTS {
-            let decision = authorize(
-                right,
-                &requester,
-                &rules(Authorization::Open, "alice@example.com"),
-            );
+            let decision = authorize(right, &requester, &rules(Authorization::Open, Some(OWNER)));
             if matches!(requester, Requester::Tailnet(Caller::Funnel(_))) {
                 assert!(matches!(decision, Decision::Denied { .. }), "{name}");
                 continue;
@@ -212,10 +215,7 @@ fn open_lets_in_whoever_is_known_and_says_so() {
 
 #[test]
 fn a_tagged_node_has_no_owner() {
-    let nobody = Rules {
-        owner: String::new(),
-        ..rules(Authorization::Grant, "")
-    };
+    let nobody = rules(Authorization::Grant, None);
     for (name, requester, allowed) in table() {
         for right in RIGHTS {
             let by_owner = allowed.iter().any(|(_, rule)| *rule == Rule::Owner);
@@ -231,14 +231,14 @@ fn a_tagged_node_has_no_owner() {
     let denied = authorize(
         Right::List,
         &machine(&[]),
-        &rules(Authorization::Grant, "alice@example.com"),
+        &rules(Authorization::Grant, Some(OWNER)),
     );
     assert!(matches!(denied, Decision::Denied { .. }));
 }
 
 #[test]
 fn a_refusal_names_the_grant_that_is_missing() {
-    let words = |requester: &Requester, owner: &str| match authorize(
+    let words = |requester: &Requester, owner: Option<i64>| match authorize(
         Right::Remove,
         requester,
         &rules(Authorization::Grant, owner),
@@ -247,16 +247,16 @@ fn a_refusal_names_the_grant_that_is_missing() {
         allowed => panic!("{allowed:?}"),
     };
     assert_eq!(
-        words(&user(&[json!({"methods": ["list"]})]), "alice@example.com"),
+        words(&user(&[json!({"methods": ["list"]})]), Some(OWNER)),
         "user:bob@example.com lacks the grant \"tailbone.dev/cap/admin\" with {\"methods\":[\"remove\"]} towards this server, \
          and is not the owner of the server's node"
     );
     assert_eq!(
-        words(&machine(&[]), ""),
+        words(&machine(&[]), None),
         "node:laptop.example.ts.net lacks the grant \"tailbone.dev/cap/admin\" with {\"methods\":[\"remove\"]} towards this server"
     );
     assert_eq!(
-        words(&Requester::Local { uid: 7, pid: None }, ""),
+        words(&Requester::Local { uid: 7, pid: None }, None),
         "the local admin socket is for the user that runs the server (uid 1000) and root, not for uid 7"
     );
 }

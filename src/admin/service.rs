@@ -197,7 +197,7 @@ impl Admin {
         let rules = Rules {
             mode: self.mode,
             own_uid: rustix::process::geteuid().as_raw(),
-            owner: self.node.status().owner.clone(),
+            owner: self.node.status().owner_id,
         };
         match authorize(right, &requester, &rules) {
             Decision::Allowed { rule } => Ok(Some(Admission {

@@ -153,6 +153,7 @@ impl FakeTailnet {
                 let last = Arc::make_mut(last);
                 last.tags.clone_from(&identity.tags);
                 last.owner = owner(&identity);
+                last.owner_id = owner_id(&identity);
                 last.key_expiry = identity.key_expiry;
                 last.expired = identity.expired;
                 match (identity.expired, last.state) {
@@ -496,6 +497,10 @@ fn host_ip(number: u16) -> IpAddr {
     Ipv4Addr::new(127, 64, x, y).into()
 }
 
+fn owner_id(identity: &Identity) -> Option<i64> {
+    identity.tags.is_empty().then_some(identity.user_id)
+}
+
 fn owner(identity: &Identity) -> String {
     if identity.tags.is_empty() {
         identity.login.clone()
@@ -521,6 +526,7 @@ fn status(host: &str, number: u16, identity: &Identity) -> Status {
         expired: identity.expired,
         tags: identity.tags.clone(),
         owner: owner(identity),
+        owner_id: owner_id(identity),
         in_map_poll: true,
         ..Status::default()
     }

@@ -28,6 +28,8 @@ pub struct Status {
     pub tags: Vec<String>,
     /// Login of the node's owner; empty for a tagged node.
     pub owner: String,
+    /// The owner's number on the control server; absent for a tagged node.
+    pub owner_id: Option<i64>,
     pub health: Vec<String>,
     /// Whether the control server is being listened to right now.
     pub in_map_poll: bool,

@@ -88,6 +88,7 @@ pub async fn a_connection_comes_with_its_peer(world: &impl World) {
         let who = server.whois(peer.addr).await.unwrap();
         assert_eq!(who.user.login, world.login("bob@example.com"));
         assert_eq!(who.user.id, who.node.user_id);
+        assert_eq!(caller_is.owner_id, Some(who.user.id));
         assert_eq!(who.node.id, caller_is.id);
         assert_eq!(who.node.name, caller_is.name);
         assert_eq!(who.node.hostname, caller_is.hostname);
@@ -110,6 +111,7 @@ pub async fn a_tagged_node_has_tags_and_no_login(world: &impl World) {
         (robot_is.tags.as_slice(), robot_is.owner.as_str()),
         (&["tag:robot".to_owned()][..], "")
     );
+    assert_eq!(robot_is.owner_id, None);
     let peer = SocketAddr::new(robot_is.addresses[0], 1);
     let who = eventually("the server knows the robot", || async {
         server.whois(peer).await.map_err(|e| e.to_string())

@@ -154,7 +154,7 @@ int32_t tailscale_start(uint64_t node, tailscale_buf *out);
 /* Messages: one JSON object each, the newest whole picture (coalesced; the first comes at once):
  * {"generation":n,"state":"NoState|InUseOtherUser|NeedsLogin|NeedsMachineAuth|Stopped|Starting|Running","auth_url","error" (last ErrMessage
  *  or registration error of control, or why it did not start; "" when none),"id" (stable node id),"name" (FQDN without final dot),"hostname","addresses":["100.64.0.1","fd7a:..."],
- *  "tailnet" (MagicDNS suffix),"key_expiry" (RFC 3339 or ""),"expired":bool,"tags":[...],"owner" (login of the node's owner, "" when tagged),"health":["..."],"in_map_poll":bool,"control_error" (""|words of the last failed contact with control)}
+ *  "tailnet" (MagicDNS suffix),"key_expiry" (RFC 3339 or ""),"expired":bool,"tags":[...],"owner" (login of the node's owner, "" when tagged),"owner_id" (that user's number, null when tagged),"health":["..."],"in_map_poll":bool,"control_error" (""|words of the last failed contact with control)}
  * May be called before tailscale_start. The descriptor reaches its end when the node is closed. */
 int32_t tailscale_watch(uint64_t node, int32_t *fd, tailscale_buf *out);
 

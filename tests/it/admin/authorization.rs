@@ -143,6 +143,21 @@ async fn a_grant_counts_from_the_moment_it_is_given_and_no_longer() {
 }
 
 #[tokio::test]
+async fn the_owner_is_a_user_and_not_a_login() {
+    let world = World::new().await;
+    let mut owner = world.owner().await;
+    world.net.update("desk", |identity| {
+        identity.login = "owner.married@example.com".into();
+    });
+    call(&mut owner, "list", "").await.unwrap();
+    // Somebody new is given the login that has become free.
+    let mut namesake = Identity::user("owner@example.com");
+    namesake.user_id += 1;
+    let mut api = world.caller("laptop", namesake).await;
+    assert_eq!(codes(&world, &mut api).await, [Code::PermissionDenied; 5]);
+}
+
+#[tokio::test]
 async fn an_owner_who_tags_the_node_away_loses_it() {
     let world = World::new().await;
     let mut owner = world.owner().await;

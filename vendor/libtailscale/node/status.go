@@ -35,6 +35,7 @@ type picture struct {
 	Expired      bool         `json:"expired"`
 	Tags         []string     `json:"tags"`
 	Owner        string       `json:"owner"`
+	OwnerID      *int64       `json:"owner_id"`
 	Health       []string     `json:"health"`
 	InMapPoll    bool         `json:"in_map_poll"`
 	ControlError string       `json:"control_error"`
@@ -106,6 +107,8 @@ func (n *Node) picture(withPeers bool) *picture {
 		}
 		if u, ok := lb.UserProfile(self.UserID); ok && len(p.Tags) == 0 {
 			p.Owner = u.LoginName()
+			id := int64(self.UserID)
+			p.OwnerID = &id
 		}
 	}
 	for _, ps := range st.Peer {
