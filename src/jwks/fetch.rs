@@ -341,6 +341,9 @@ pub enum FetchError {
     Plain(String),
     #[error("not an address: {0}")]
     Address(String),
+    /// The address is not told: it would show the password.
+    #[error("the address of the keys has a user or a password in it")]
+    UserInfo,
     #[error(transparent)]
     Set(#[from] SetError),
 }
@@ -444,16 +447,20 @@ impl Fetch {
     }
 }
 
-/// The address is in the source already, and it may carry a password.
+/// The address is in the source already.
 fn request_error(error: reqwest::Error) -> FetchError {
     FetchError::Request(error.without_url())
 }
 
 fn address(text: &str) -> Result<Url, FetchError> {
-    Url::parse(text)
+    let url = Url::parse(text)
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-        .ok_or_else(|| FetchError::Address(text.to_owned()))
+        .ok_or_else(|| FetchError::Address(text.to_owned()))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(FetchError::UserInfo);
+    }
+    Ok(url)
 }
 
 /// How long a set may be kept by its answer's headers, within the bounds.

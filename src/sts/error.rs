@@ -80,9 +80,11 @@ impl Error {
                 | Reason::NoIssueTime
                 | Reason::Audience => (UNAUTHORIZED, "cannot handle this token"),
                 Reason::Subject => (StatusCode::FORBIDDEN, "subject mismatch"),
-                Reason::Claim(_) | Reason::NoScope | Reason::Scope(_) | Reason::Tag(_) => {
-                    (StatusCode::FORBIDDEN, "request denied")
-                }
+                Reason::Claim(_)
+                | Reason::NoScope
+                | Reason::Scope(_)
+                | Reason::Tag(_)
+                | Reason::Untagged(_) => (StatusCode::FORBIDDEN, "request denied"),
             },
             Self::Exchange(_) => (
                 StatusCode::INTERNAL_SERVER_ERROR,
@@ -111,7 +113,7 @@ impl Error {
             Self::Refused(reason) => match reason {
                 Reason::Subject | Reason::Claim(_) => (Kind::Forbidden, "access_denied"),
                 Reason::NoScope | Reason::Scope(_) => (Kind::Forbidden, "invalid_scope"),
-                Reason::Tag(_) => (Kind::Forbidden, "invalid_target"),
+                Reason::Tag(_) | Reason::Untagged(_) => (Kind::Forbidden, "invalid_target"),
                 Reason::NoKeys => self.passing(),
                 _ => (Kind::BearerInvalid, "invalid_token"),
             },
@@ -126,7 +128,9 @@ impl Error {
             Self::Refused(Reason::NoScope | Reason::Scope(_)) => {
                 (Kind::BadRequest, "invalid_scope")
             }
-            Self::Refused(Reason::Tag(_)) => (Kind::BadRequest, "invalid_target"),
+            Self::Refused(Reason::Tag(_) | Reason::Untagged(_)) => {
+                (Kind::BadRequest, "invalid_target")
+            }
             Self::Refused(Reason::NoKeys) => self.passing(),
             Self::NoHeader
             | Self::OddHeader

@@ -17,7 +17,7 @@ use serde_json::Value as Json;
 use toml::{Table, Value};
 use url::Url;
 
-use super::{Audience, Condition, Pattern, Policy};
+use super::{Audience, Condition, Pattern, Policy, gives_tags};
 use crate::{
     config::{Secret, duration},
     jwks::fetch::Source,
@@ -254,9 +254,20 @@ impl<'a> Reader<'a> {
             conditions: conditions?,
             max_age: max_age?,
             require_exp: require_exp?,
-            tags: tags?,
+            any_tags: tags.as_ref()?.is_none(),
+            tags: tags?.unwrap_or_default(),
             credentials: credentials?,
         };
+        if policy.tags.is_empty()
+            && !policy.any_tags
+            && let Some(scope) = policy.scopes.iter().find(|scope| gives_tags(scope))
+        {
+            let sentence = format!(
+                "the scope {scope} is refused to everybody: without tags it would be good for all of the OAuth client's; name \
+                 those that are meant, or say tags = \"any\""
+            );
+            self.warn("tags", &sentence);
+        }
         let narrows_subject =
             policy.subject.is_some() || policy.conditions.iter().any(|one| !one.wanted.is_empty());
         if !narrows_subject {
@@ -378,6 +389,12 @@ impl<'a> Reader<'a> {
         let Some(url) = url else {
             return self.wrong(Some(field), sentence);
         };
+        if !url.username().is_empty() || url.password().is_some() {
+            return self.wrong(
+                Some(field),
+                "a user or a password is in the address: it would be in the log; keys are public and need none",
+            );
+        }
         if url.scheme() == "http" && !is_loopback(&url) {
             self.warn(
                 field,
@@ -450,16 +467,19 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn tags(&mut self) -> Option<Vec<String>> {
-        if !self.fields.contains_key("tags") {
-            return Some(Vec::new());
+    /// `Some(None)` means any.
+    fn tags(&mut self) -> Option<Option<Vec<String>>> {
+        match self.fields.get("tags") {
+            None => return Some(Some(Vec::new())),
+            Some(Value::String(any)) if any == "any" => return Some(None),
+            Some(_) => {}
         }
         let tags = self.texts("tags")?;
         if let Some(odd) = tags.iter().find(|tag| !is_tag(tag)) {
             let sentence = format!("{odd:?} is not a tag such as tag:ci");
             return self.wrong(Some("tags"), sentence);
         }
-        Some(tags)
+        Some(Some(tags))
     }
 
     fn credentials(&mut self, directory: &Path) -> Option<Option<Credentials>> {

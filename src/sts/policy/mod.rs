@@ -49,8 +49,16 @@ pub struct Policy {
     pub require_exp: bool,
     /// `tags`: what nodes and keys made with the access token may carry.
     pub tags: Vec<String>,
+    /// `tags = "any"`: all that the OAuth client may give.
+    pub any_tags: bool,
     /// `client_id` and `client_secret_file`, where they differ from the settings'.
     pub credentials: Option<Credentials>,
+}
+
+/// Whether an access token with this scope can make or change things that carry tags. Asked without tags, Tailscale takes all that the
+/// OAuth client has, so whoever gets such a token could become a machine of any of them.
+fn gives_tags(scope: &str) -> bool {
+    matches!(scope, "all" | "auth_keys" | "devices" | "devices:core")
 }
 
 /// Whom a token must have been made for.
@@ -150,6 +158,8 @@ pub enum Reason {
     Scope(String),
     #[error("the tag {0} is not allowed")]
     Tag(String),
+    #[error("the policy names no tags for the scope {0}")]
+    Untagged(String),
 }
 
 impl Reason {
@@ -173,6 +183,7 @@ impl Reason {
             Self::NoScope => "no_scope",
             Self::Scope(_) => "scope",
             Self::Tag(_) => "tag",
+            Self::Untagged(_) => "untagged",
         }
     }
 
@@ -196,7 +207,7 @@ impl Reason {
             Self::Subject => 9,
             Self::Claim(_) => 10,
             Self::NoScope | Self::Scope(_) => 11,
-            Self::Tag(_) => 12,
+            Self::Tag(_) | Self::Untagged(_) => 12,
         }
     }
 }
@@ -336,10 +347,16 @@ impl Policy {
         if let Some(scope) = (request.scopes.iter()).find(|scope| !self.scopes.contains(scope)) {
             return Err(Reason::Scope(scope.clone()));
         }
+        if self.any_tags {
+            return Ok(());
+        }
         if let Some(tag) = (request.tags.iter()).find(|tag| !self.tags.contains(tag)) {
             return Err(Reason::Tag(tag.clone()));
         }
-        Ok(())
+        match request.scopes.iter().find(|scope| gives_tags(scope)) {
+            Some(scope) if self.tags.is_empty() => Err(Reason::Untagged(scope.clone())),
+            _ => Ok(()),
+        }
     }
 
     /// The tags that a granted request gets.

@@ -31,6 +31,7 @@ fn policy(name: &str) -> Policy {
         max_age: None,
         require_exp: true,
         tags: vec![],
+        any_tags: false,
         credentials: None,
     }
 }
@@ -347,6 +348,104 @@ fn files_of_every_age_load_unchanged() {
         !warnings.iter().any(|w| w.contains("without TLS")),
         "loopback needs none: {warnings:?}"
     );
+}
+
+#[test]
+fn scopes_that_give_tags_are_refused_where_the_policy_names_none() {
+    let asked = |policy: Policy, scope: &str, tags: &[&str]| {
+        let outcome = verdict_of(&[policy], &claims(), &[scope], tags, Signature::Good);
+        outcome.map_err(|reason| reason.code())
+    };
+    for scope in ["all", "auth_keys", "devices", "devices:core"] {
+        let bare = Policy {
+            scopes: vec![scope.into(), "acls".into(), "devices:core:read".into()],
+            ..policy("p")
+        };
+        assert_eq!(asked(bare.clone(), scope, &[]), Err("untagged"), "{scope}");
+        assert_eq!(asked(bare.clone(), "acls", &[]), Ok("p".into()), "{scope}");
+        assert_eq!(
+            asked(bare.clone(), "devices:core:read", &[]),
+            Ok("p".into())
+        );
+        let any = Policy {
+            any_tags: true,
+            ..bare.clone()
+        };
+        assert_eq!(asked(any.clone(), scope, &[]), Ok("p".into()), "{scope}");
+        assert_eq!(asked(any, scope, &["tag:x"]), Ok("p".into()), "{scope}");
+        let named = Policy {
+            tags: vec!["tag:ci".into()],
+            ..bare
+        };
+        assert_eq!(asked(named.clone(), scope, &[]), Ok("p".into()), "{scope}");
+        assert_eq!(asked(named, scope, &["tag:x"]), Err("tag"), "{scope}");
+    }
+}
+
+#[test]
+fn a_policy_whose_scopes_give_tags_and_that_names_none_loads_with_a_warning_or_not_at_all() {
+    let text = |scopes: &str, line: &str| {
+        format!(
+            "issuer = \"https://ci.example\"\nalgorithm = \"RS256\"\nsubject = \"me\"\naudience = \"us\"\n\
+             allowed_scopes = [{scopes}]\n{line}\n"
+        )
+    };
+    let warned = |scopes: &str, line: &str| {
+        let loaded = load_dir(&[("a.toml", &text(scopes, line))], false).unwrap();
+        loaded
+            .warnings
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    let told = warned("\"acls\", \"auth_keys\"", "");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].starts_with("a.toml: tags: the scope auth_keys is refused"),
+        "{told:?}"
+    );
+    assert!(told[0].contains("tags = \"any\""), "{told:?}");
+    assert_eq!(warned("\"auth_keys\"", "tags = [\"tag:ci\"]"), [""; 0]);
+    assert_eq!(warned("\"auth_keys\"", "tags = \"any\""), [""; 0]);
+    assert_eq!(warned("\"acls\", \"devices:read\"", ""), [""; 0]);
+    let strict = mistakes(load_dir(&[("a.toml", &text("\"all\"", ""))], true));
+    assert!(strict[0].starts_with("a.toml: tags: "), "{strict:?}");
+    let any = load_dir(&[("a.toml", &text("\"all\"", "tags = \"any\""))], true).unwrap();
+    assert!(any.policies[0].any_tags && any.policies[0].tags.is_empty());
+    let odd = mistakes(load_dir(
+        &[("a.toml", &text("\"all\"", "tags = [\"any\"]"))],
+        false,
+    ));
+    assert!(odd[0].contains("is not a tag"), "{odd:?}");
+}
+
+#[test]
+fn an_address_of_keys_with_a_password_is_refused_and_not_told() {
+    for (field, line) in [
+        (
+            "jwks_url",
+            "jwks_url = \"https://u:hunter2@keys.example/jwks\"",
+        ),
+        (
+            "jwks_url",
+            "jwks_url = \"https://hunter2@keys.example/jwks\"",
+        ),
+        ("issuer", ""),
+    ] {
+        let issuer = match field {
+            "issuer" => "https://u:hunter2@ci.example",
+            _ => "https://ci.example",
+        };
+        let text = format!(
+            "issuer = \"{issuer}\"\nalgorithm = \"RS256\"\nallowed_scopes = [\"acls\"]\n{line}\n"
+        );
+        let told = mistakes(load_files(&[("a.toml", &text)])).join("\n");
+        assert!(
+            told.contains(&format!("a.toml: {field}: a user or a password")),
+            "{told}"
+        );
+        assert!(!told.contains("hunter2"), "{told}");
+    }
 }
 
 #[test]
