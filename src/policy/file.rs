@@ -177,6 +177,10 @@ impl Reader<'_> {
                 words
                     .into_iter()
                     .filter_map(|(span, word)| match Selector::parse(&word) {
+                        Ok(_) if table.contains_key(word.as_str()) => {
+                            self.mistake(&span, &field, group_or_login(&word));
+                            None
+                        }
                         Ok(Selector::User(_) | Selector::Domain(_) | Selector::Tag(_)) => {
                             Selector::parse(&word).ok()
                         }
@@ -281,6 +285,10 @@ impl Reader<'_> {
                         );
                     }
                 }
+                continue;
+            }
+            if groups.contains_key(&word) {
+                self.mistake(&span, field, group_or_login(&word));
                 continue;
             }
             match Selector::parse(&word) {
@@ -492,6 +500,13 @@ fn kind(node: &Node<'_>) -> &'static str {
         DeValue::Array(_) => "a list",
         DeValue::Table(_) => "a table",
     }
+}
+
+/// A login may be any word, and so may a group's name.
+fn group_or_login(word: &str) -> String {
+    format!(
+        "{word:?} is a group of this file: write \"group:{word}\", or \"{word}@\" for a user with that login"
+    )
 }
 
 /// ` (did you mean …?)`, where something known is near enough to be a slip of the hand.

@@ -15,7 +15,8 @@ pub enum Selector {
     Funnel,
     /// `tag:ci`: machines with this tag, among others.
     Tag(String),
-    /// `alice@example.com`: one user.
+    /// `alice@example.com`: one user. Where logins have no domain (headscale) `alice`, or `alice@` for a login that is also a word
+    /// of ours.
     User(String),
 }
 
@@ -46,9 +47,9 @@ impl Selector {
             Some((user, domain)) if plain(user) && plain(domain) => {
                 Ok(Self::User(word.to_ascii_lowercase()))
             }
-            _ => Err(format!(
-                "{word:?} names nobody: use a login (alice@example.com), *@domain, tag:name, group:name, * or anyone"
-            )),
+            Some((user, "")) if plain(user) => Ok(Self::User(user.to_ascii_lowercase())),
+            None if plain(word) => bare(word),
+            _ => Err(format!("{word:?} {NOBODY}")),
         }
     }
 
@@ -66,6 +67,36 @@ impl Selector {
             _ => false,
         }
     }
+}
+
+const NOBODY: &str = "names nobody: use a login (alice@example.com; alice where logins have no domain), *@domain, tag:name, \
+     group:name, * or anyone";
+
+/// A word without `@` is a login. That nobody has it cannot be seen here, and in a rule that denies it would let everybody through,
+/// so words that were hardly meant as one are refused.
+fn bare(word: &str) -> Result<Selector, String> {
+    let lower = word.to_ascii_lowercase();
+    let meant = if word.parse::<std::net::Ipv4Addr>().is_ok() {
+        "is an address; callers are named by login or tag"
+    } else if lower == "tagged-devices" {
+        "is what all machines with tags are called; name their tags"
+    } else if ["all", "any", "anybody", "everybody", "everyone"].contains(&lower.as_str()) {
+        "is not a word of rules; everybody with an identity is *, and with or without is anyone"
+    } else if ["nobody", "none"].contains(&lower.as_str()) {
+        "is not a word of rules; leave the rule out"
+    } else if let Some(near) = ["anyone", "funnel"]
+        .into_iter()
+        .find(|near| strsim::damerau_levenshtein(near, &lower) <= 1)
+    {
+        return Err(format!(
+            "{word:?} is not a word of rules; did you mean {near:?}? A user with that login is \"{word}@\""
+        ));
+    } else {
+        return Ok(Selector::User(lower));
+    };
+    Err(format!(
+        "{word:?} {meant}. A user with that login is \"{word}@\""
+    ))
 }
 
 fn plain(part: &str) -> bool {

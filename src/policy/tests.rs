@@ -433,11 +433,82 @@ fn explain_tells_every_rule_up_to_the_one_that_decides() {
 }
 
 #[test]
+fn a_login_without_a_domain_is_a_login() {
+    for word in ["alice", "alice@", "Alice"] {
+        let rules = rules(&format!(
+            "[groups]\nstaff = [{word:?}]\n[[rule]]\ndecision = \"allow\"\nwho = [{word:?}]\n\
+             [[rule]]\ndecision = \"anonymous\"\nwho = [\"group:staff\"]\n"
+        ));
+        let told = |login: &str| told(&rules, Who::Known(&user(login)), &get("/"));
+        assert_eq!(told("alice"), "allow rule:1", "{word}");
+        assert_eq!(told("alice@example.com"), "deny end", "{word}");
+        assert_eq!(told("malice"), "deny end", "{word}");
+    }
+    // A login that is a word of rules, or looks like a mistake, with the sign that makes it a login.
+    for login in ["anyone", "funnel", "all", "nobody", "10.0.0.1"] {
+        let rules = rules(&format!(
+            "[[rule]]\ndecision = \"allow\"\nwho = [\"{login}@\"]\n"
+        ));
+        assert_eq!(
+            told(&rules, Who::Known(&user(login)), &get("/")),
+            "allow rule:1"
+        );
+        assert_eq!(
+            told(&rules, Who::Known(&user("bob")), &get("/")),
+            "deny end"
+        );
+        assert_eq!(told(&rules, Who::Funnel, &get("/")), "deny end");
+    }
+    // A machine is none, whatever it is called.
+    let tagged = rules("[[rule]]\ndecision = \"allow\"\nwho = [\"tagged-devices@\"]\n");
+    assert_eq!(
+        told(&tagged, Who::Known(&machine("tag:ci")), &get("/")),
+        "deny end"
+    );
+}
+
+#[test]
+fn words_that_were_hardly_meant_as_a_login_are_refused() {
+    let refused = |word: &str| {
+        let text = format!(
+            "[groups]\nstaff = [\"alice\"]\n[[rule]]\ndecision = \"deny\"\nwho = [{word:?}]\n"
+        );
+        Rules::parse(&text, CAPABILITY)
+            .err()
+            .map(|mistakes| mistakes.to_string())
+    };
+    for (word, advice) in [
+        ("staff", "group:staff"),
+        ("tagged-devices", "name their tags"),
+        ("anyon", "did you mean \"anyone\""),
+        ("Funnel", "did you mean \"funnel\""),
+        ("everyone", "is *"),
+        ("nobody", "nobody@"),
+        ("100.64.0.7", "is an address"),
+        ("fd7a::1", "names nobody"),
+        ("user:alice", "names nobody"),
+        ("autogroup:member", "names nobody"),
+        ("@", "names nobody"),
+        ("@example.com", "names nobody"),
+        ("a/b", "names nobody"),
+        ("al*", "names nobody"),
+        ("", "names nobody"),
+    ] {
+        let told = refused(word).unwrap_or_else(|| panic!("{word:?} is taken"));
+        assert!(told.contains(advice), "{word}: {told}");
+    }
+    assert_eq!(refused("alice"), None);
+    let inside = "[groups]\nstaff = [\"crew\"]\ncrew = [\"alice\"]\n";
+    let told = Rules::parse(inside, CAPABILITY).unwrap_err().to_string();
+    assert!(told.contains("\"crew\" is a group of this file"), "{told}");
+}
+
+#[test]
 fn every_mistake_of_a_file_is_told_at_once_with_its_line() {
     let text = r#"
 versoin = 1
 [groups]
-staff = ["alice"]
+staff = ["*"]
 [[rule]]
 name = "a"
 decision = "alow"
@@ -457,10 +528,10 @@ host = ["x"]
     let mistakes = Rules::parse(text, CAPABILITY).unwrap_err();
     insta::assert_snapshot!(mistakes.to_string(), @r#"
     line 2: versoin: is not known here (did you mean "version"?)
-    line 4: groups.staff: "alice" names nobody: use a login (alice@example.com), *@domain, tag:name, group:name, * or anyone
+    line 4: groups.staff: "*" cannot be a member: groups hold users, *@domain and tags
     line 7: rule[1].decision: "alow" is not allow, deny or anonymous
     line 8: rule[1].who: there is no group "stuff" under [groups] (did you mean "staff"?)
-    line 8: rule[1].who: "nobody" names nobody: use a login (alice@example.com), *@domain, tag:name, group:name, * or anyone
+    line 8: rule[1].who: "nobody" is not a word of rules; leave the rule out. A user with that login is "nobody@"
     line 9: rule[1].paths: "admin" is no path prefix: it starts with /, is written without %, //, . and .., and holds all below it (no *)
     line 9: rule[1].paths: "/x/../y" is no path prefix: it starts with /, is written without %, //, . and .., and holds all below it (no *)
     line 10: rule[2].decision: is missing: allow, deny or anonymous

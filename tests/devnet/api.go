@@ -595,8 +595,8 @@ func checkHost(name string) error {
 }
 
 func checkLogin(login string) error {
-	if i := strings.IndexByte(login, '@'); i < 1 || i == len(login)-1 || strings.ContainsAny(login, " \t\r\n") {
-		return bad("%q is no login: it must look like alice@example.com", login)
+	if login == "" || strings.HasPrefix(login, "@") || strings.HasSuffix(login, "@") || strings.ContainsAny(login, ": \t\r\n") {
+		return bad("%q is no login: it must look like alice@example.com, or alice as on headscale", login)
 	}
 	return nil
 }

@@ -34,6 +34,32 @@ async fn at_the_gate(node: &dyn Node, host: &str) -> Connection {
 }
 
 alone! {
+    async fn a_user_whose_login_has_no_domain_is_named_by_a_rule() {
+        let world = EmbeddedWorld::new();
+        let folder = TempDir::new().unwrap();
+        let backend = Backend::start().await;
+        let policy = folder.path().join("policy.toml");
+        let login = world.login("alice");
+        assert!(!login.contains('@'));
+        fs::write(&policy, format!("[[rule]]\ndecision = \"allow\"\nwho = [\"{login}\"]\n")).unwrap();
+        let upstream = format!("http://{}", backend.addr);
+        let host = world.host("wiki");
+        let key = world.devnet.ready_key().await;
+        let alice = world.node("alice", Who::User("alice")).await;
+        let eve = world.node("eve", Who::User("alice@example.com")).await;
+        let more = [
+            "--components", "gate", "--gate-upstream", &upstream, "--gate-policy", policy.to_str().unwrap(),
+        ];
+        let mut daemon = Daemon::start(folder.path(), world.devnet, &host, Some(&key), &more);
+        daemon.listening(1).await;
+        let answer = at_the_gate(&*alice, &host).await.get("/page").await;
+        assert_eq!(answer.status(), 200, "{answer:?}");
+        assert_eq!(at_the_gate(&*eve, &host).await.get("/page").await.status(), 403);
+        assert_eq!(daemon.stopped().code(), Some(0), "{}", daemon.said());
+    }
+}
+
+alone! {
     async fn peers_of_a_tailnet_are_who_they_are_and_not_who_they_say() {
         let world = EmbeddedWorld::new();
         let folder = TempDir::new().unwrap();
