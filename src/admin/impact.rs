@@ -28,7 +28,7 @@ pub fn consequences(kid: &str, impact: Impact) -> Vec<String> {
     let mut sentences = Vec::new();
     match (impact.signing, impact.last) {
         (true, true) => sentences.push(format!(
-            "{kid} is the key this server signs with, and no other is ready: until one is, it issues no tokens, or tokens that verifiers do not know yet"
+            "{kid} is the key this server signs with, and no other is ready: retired keys have no private half any more, so no tokens are issued until the next `tailbone keys generate`, and at first verifiers may not know that key; `tailbone keys rotate` beforehand leaves no gap"
         )),
         (true, false) => sentences.push(format!("{kid} is the key this server signs with; another one takes over at once")),
         (false, true) => sentences.push(format!("{kid} is the last key this server could sign with")),

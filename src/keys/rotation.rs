@@ -174,7 +174,9 @@ pub enum NoSigner {
     #[error("key {kid} is not published yet")]
     Unpublished { kid: KeyId },
     #[error(
-        "key {kid} is published and signs from {from}, when every verifier's copy of the JWKS has run out"
+        "key {kid} is published and signs from {from}: other servers' keys are in the JWKS, so verifiers may have a copy without this one \
+         for keys.cacheTime + keys.skew. A key directory shared with the other servers, or a key made that long before the start \
+         (`tailbone keys generate --local`), needs no wait"
     )]
     Waiting { kid: KeyId, from: Timestamp },
     #[error(

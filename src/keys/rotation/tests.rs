@@ -369,6 +369,14 @@ fn a_second_replica_waits_before_its_first_key_signs() {
             from: at(2360)
         })
     );
+    let words = decision.signer.unwrap_err().to_string();
+    for part in [
+        "1970-01-01T00:39:20Z",
+        "keys.cacheTime + keys.skew",
+        "keys generate --local",
+    ] {
+        assert!(words.contains(part), "{words}");
+    }
     assert_eq!(
         two.tick(&mut document, true, &policy(), QUIET, at(2360))
             .signer,
