@@ -5,7 +5,7 @@
 //! | 0 | done; also when the reader of our output went away |
 //! | 1 | failed |
 //! | 2 | the command line was not understood, or a question was not answered with yes |
-//! | 10–17 | the node did not join the tailnet; the table is in [`crate::tailnet::join`] |
+//! | 10–20 | the node did not join the tailnet; the table is in [`crate::tailnet::join`] |
 //! | 64 | a setting is wrong (`EX_USAGE` of sysexits.h) |
 
 use std::{error::Error, io};

@@ -436,7 +436,19 @@ impl<'a> Reader<'a> {
         let tags = self.words(&table::TS_TAGS, tag);
         let join_timeout = self.duration(&table::TS_JOIN_TIMEOUT);
         let join_retry = self.duration(&table::TS_JOIN_RETRY);
+        let wait_for_dir = self.bool(&table::TS_WAIT_FOR_DIR);
         let upload_logs = self.bool(&table::TS_UPLOAD_LOGS);
+        let not_read = match purpose {
+            Purpose::Housekeeping => &[][..],
+            Purpose::Start => &self.raw.of_tsnet,
+        };
+        for (name, row) in not_read {
+            self.warnings.push(Remark {
+                origin: Origin::Variable((*name).to_owned()),
+                value: None,
+                sentence: format!("not read; for the node it is {}", row.variable()),
+            });
+        }
         if state == Some(NodeState::Memory) && ephemeral == Some(false) {
             self.mistake(
                 &table::TS_STATE,
@@ -460,6 +472,7 @@ impl<'a> Reader<'a> {
             tags: tags?,
             join_timeout: join_timeout?,
             join_retry: join_retry?,
+            wait_for_dir: wait_for_dir?,
             upload_logs: upload_logs?,
         })
     }

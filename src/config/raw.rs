@@ -118,6 +118,17 @@ impl fmt::Debug for Flags {
     }
 }
 
+/// Variables by which a tsnet program is told how to log in. Two of them are TailSTS's as well, with another meaning.
+static NOT_READ: [(&str, &Row); 5] = [
+    ("TS_AUDIENCE", &table::TS_AUDIENCE),
+    ("TS_CLIENT_ID", &table::TS_CLIENT_ID),
+    ("TS_CLIENT_SECRET", &table::TS_CLIENT_SECRET),
+    ("TS_CONTROL_URL", &table::TS_CONTROL_URL),
+    ("TS_ID_TOKEN", &table::TS_ID_TOKEN),
+];
+
+const OF_TAILSTS: [&str; 2] = ["TS_CLIENT_ID", "TS_CLIENT_SECRET"];
+
 /// The three layers.
 #[derive(Clone, Default)]
 pub struct Raw {
@@ -126,6 +137,8 @@ pub struct Raw {
     file: BTreeMap<&'static str, Typed>,
     pub(super) no_color: bool,
     pub(super) json_logging: bool,
+    /// Variables of tsnet's that are set and not read, each with the setting that stands in its place.
+    pub(super) of_tsnet: Vec<(&'static str, &'static Row)>,
     pub(super) path: Option<PathBuf>,
     pub(super) mistakes: Vec<Remark>,
     pub(super) warnings: Vec<Remark>,
@@ -170,10 +183,19 @@ impl Raw {
         raw
     }
 
-    /// TailSTS's variables, for those who swap it for our `sts` component. Their names are so common (`PORT`) that they mean nothing
+    /// The key by the names that tsnet gives it. TailSTS's variables, for those who swap it for our `sts` component. Their names are so common (`PORT`) that they mean nothing
     /// where that component does not run. And OpenTelemetry's ([`super::otel`]).
     fn take_aliases(&mut self, environment: &Environment) {
         self.take_otel(environment);
+        // What every tsnet program reads, where nothing to log in with was typed for this one.
+        let ours = [
+            &table::TS_AUTHKEY,
+            &table::TS_CLIENT_ID,
+            &table::TS_CLIENT_SECRET,
+        ];
+        if ours.iter().all(|row| self.typed(row).is_none()) {
+            self.take_alias(&table::TS_AUTHKEY, environment);
+        }
         let components = self.typed(&table::COMPONENTS).map(|typed| &typed.value);
         let runs = |text: &String| {
             text.split(|c: char| c == ',' || c.is_whitespace())
@@ -184,6 +206,11 @@ impl Raw {
             Some(Value::List(texts)) => texts.iter().any(runs),
             None => false,
         };
+        self.of_tsnet = NOT_READ
+            .into_iter()
+            .filter(|(name, _)| !(sts && OF_TAILSTS.contains(name)))
+            .filter(|(name, _)| environment.value(name).is_some())
+            .collect();
         if !sts {
             return;
         }
@@ -197,12 +224,13 @@ impl Raw {
 
     pub(super) fn take_alias(&mut self, row: &'static Row, environment: &Environment) {
         let typed = row
-            .alias
-            .and_then(|name| Some((name, environment.text(name)?)));
+            .aliases
+            .iter()
+            .find_map(|name| Some((name, environment.text(name)?)));
         if let Some((name, text)) = typed {
             self.variables.entry(row.key).or_insert_with(|| Typed {
                 value: Value::Text(text.to_owned()),
-                origin: Origin::Variable(name.to_owned()),
+                origin: Origin::Variable((*name).to_owned()),
             });
         }
     }

@@ -222,6 +222,8 @@ pub struct Tailscale {
     pub join_timeout: Duration,
     /// `server.tailscale.joinRetry`
     pub join_retry: Duration,
+    /// `server.tailscale.waitForDir`
+    pub wait_for_dir: bool,
     /// `server.tailscale.uploadLogs`
     pub upload_logs: bool,
 }

@@ -15,8 +15,9 @@ pub struct Row {
     pub help: &'static str,
     pub example: &'static str,
     flags: [Option<Flag>; 3],
-    /// A variable of another program that the setting took over; those of settings of `sts` count only where that component runs.
-    pub alias: Option<&'static str>,
+    /// Variables of other programs that the setting took over, the first that is set counts; those of settings of `sts` count only
+    /// where that component runs.
+    pub aliases: &'static [&'static str],
 }
 
 /// A flag that carries a setting.
@@ -177,7 +178,7 @@ rows! {
         .flag("key-algorithm", Scope::Server)
         .flag("algorithm", Scope::Make)
         .default("RS256")
-        .help("Algorithm of new keys");
+        .help("Algorithm of new keys; a Go server on the same directory signs with RS256 alone");
     KEYS_SIZE = row("keys.size", Kind::Size(SIZES))
         .flag("key-size", Scope::Server)
         .short("size", 's', Scope::Make)
@@ -279,12 +280,12 @@ rows! {
         .help("The longest that an answer waits for its reader");
     OTLP_ENDPOINT = row("server.telemetry.otlp.endpoint", Kind::Url)
         .flag("otlp-endpoint", Scope::Start)
-        .alias("OTEL_EXPORTER_OTLP_ENDPOINT")
+        .aliases(&["OTEL_EXPORTER_OTLP_ENDPOINT"])
         .example("http://127.0.0.1:4318")
         .help("Collector that traces and metrics are sent to (OTLP, http/protobuf); none without it. OTEL_EXPORTER_OTLP_ENDPOINT does the same");
     OTLP_HEADERS = row("server.telemetry.otlp.headers", Kind::Secret)
         .flag("otlp-headers", Scope::Start)
-        .alias("OTEL_EXPORTER_OTLP_HEADERS")
+        .aliases(&["OTEL_EXPORTER_OTLP_HEADERS"])
         .example("file:/run/secrets/otlp-headers")
         .help("Headers for the collector, name=value by commas, or file:PATH of a file that holds them. OTEL_EXPORTER_OTLP_HEADERS does the same");
     OTLP_INTERVAL = row("server.telemetry.otlp.interval", duration(Duration::from_millis(100), HOUR))
@@ -298,8 +299,9 @@ rows! {
         .help("Memory of the node inside (Go), above which it collects rather than grows: auto is GOMEMLIMIT, else three quarters of the cgroup's limit");
     TS_AUTHKEY = row("server.tailscale.authkey", Kind::Secret)
         .flag("ts-authkey", Scope::Start)
+        .aliases(&["TS_AUTHKEY", "TS_AUTH_KEY"])
         .example("file:/run/secrets/authkey")
-        .help("Auth key for the first join, or file:PATH of a file that holds it");
+        .help("Auth key for the first join, or file:PATH of a file that holds it; TS_AUTHKEY means the same where nothing else to log in with is typed");
     TS_CONTROL_URL = row("server.tailscale.controlUrl", Kind::Url)
         .flag("ts-control-url", Scope::Start)
         .example("https://headscale.example.com")
@@ -350,6 +352,10 @@ rows! {
         .flag("ts-join-retry", Scope::Start)
         .default("1s")
         .help("Wait between two attempts to join");
+    TS_WAIT_FOR_DIR = row("server.tailscale.waitForDir", Kind::Bool)
+        .flag("ts-wait-for-dir", Scope::Start)
+        .default("false")
+        .help("Keep trying while the state directory cannot be made or written, for a volume that comes later; otherwise the start ends at once");
     TS_UPLOAD_LOGS = row("server.tailscale.uploadLogs", Kind::Bool)
         .flag("ts-upload-logs", Scope::Start)
         .default("false")
@@ -493,7 +499,7 @@ rows! {
 
     STS_PORT = row("sts.port", Kind::Port)
         .flag("sts-port", Scope::Start)
-        .alias("PORT")
+        .aliases(&["PORT"])
         .default("8080")
         .help("Port of the token exchange on the tailnet");
     STS_BINDING = row("sts.binding", Kind::Binding)
@@ -502,7 +508,7 @@ rows! {
         .help("Tailnet address of the token exchange; auto takes all of the node's");
     STS_POLICIES_DIR = row("sts.policiesDir", Kind::Path)
         .flag("sts-policies-dir", Scope::Start)
-        .alias("POLICIES_DIR")
+        .aliases(&["POLICIES_DIR"])
         .default("policies")
         .help("Directory of the exchange's policies");
     STS_STRICT = row("sts.strict", Kind::Bool)
@@ -511,17 +517,17 @@ rows! {
         .help("Refuse policies that would load with a warning, such as those without an audience");
     STS_CLIENT_ID = row("sts.clientId", Kind::Text)
         .flag("sts-client-id", Scope::Start)
-        .alias("TS_CLIENT_ID")
+        .aliases(&["TS_CLIENT_ID"])
         .example("k123456CNTRL")
         .help("OAuth client of Tailscale's API; a policy may bring its own");
     STS_CLIENT_SECRET = row("sts.clientSecret", Kind::Secret)
         .flag("sts-client-secret", Scope::Start)
-        .alias("TS_CLIENT_SECRET")
+        .aliases(&["TS_CLIENT_SECRET"])
         .example("file:/run/secrets/client")
         .help("Secret of that client");
     STS_TOKEN_URL = row("sts.tokenUrl", Kind::Url)
         .flag("sts-token-url", Scope::Start)
-        .alias("TS_TOKEN_URL")
+        .aliases(&["TS_TOKEN_URL"])
         .default("https://api.tailscale.com/api/v2/oauth/token")
         .help("Token endpoint of Tailscale's API");
     STS_TIMEOUT = row("sts.timeout", duration(Duration::from_millis(100), HOUR))
@@ -599,7 +605,7 @@ const fn row(key: &'static str, kind: Kind) -> Row {
         help: "",
         example: "",
         flags: [None, None, None],
-        alias: None,
+        aliases: &[],
     }
 }
 
@@ -640,8 +646,8 @@ impl Row {
         self
     }
 
-    const fn alias(mut self, variable: &'static str) -> Self {
-        self.alias = Some(variable);
+    const fn aliases(mut self, variables: &'static [&'static str]) -> Self {
+        self.aliases = variables;
         self
     }
 

@@ -145,6 +145,7 @@ impl Daemon {
         supervisor: Supervisor,
         mut otlp: Option<Otlp>,
     ) -> Result<Self, StartError> {
+        node::state_directory(&settings.server.tailscale)?;
         let own = OwnNode::default();
         let live = Live::new(settings);
         let meter = Meter::default();

@@ -1,8 +1,10 @@
-//! From settings to a joined node, with a line in the log for each change of its state.
+//! From settings to a joined node, with a line in the log for each change of its state. What comes again and again while it joins is
+//! told once, and then now and then with how often it came.
 
-use std::{io, sync::Arc};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::screen::Screen;
 use crate::{
@@ -10,9 +12,19 @@ use crate::{
     http::{host::NodeNames, serve::Accept},
     tailnet::{
         self, Config, EmbeddedNode, ListenAddr, Listener, Node, Peer, Stream,
-        join::{JoinError, JoinState, NEEDS_LOGIN, Plan, Progress, classify, join},
+        join::{
+            JoinError, JoinState, NEEDS_LOGIN, Plan, Progress, classify, join, make_state_directory,
+        },
     },
 };
+
+/// Ends a start on a state directory that there will never be.
+pub(super) fn state_directory(settings: &Tailscale) -> Result<(), JoinError> {
+    if settings.wait_for_dir {
+        return Ok(());
+    }
+    make_state_directory(&settings.dir)
+}
 
 /// Joins the tailnet, or says why it did not.
 pub(super) async fn joined(
@@ -24,11 +36,12 @@ pub(super) async fn joined(
     let plan = Plan::new(settings.join_retry, settings.join_timeout, config.has_key());
     let make = || async { Ok(Arc::new(EmbeddedNode::start(&config).await?) as Arc<dyn Node>) };
     let screen = Screen::of_process(log);
+    let mut repeats = Repeats::default();
     let node = join(make, plan, |progress| {
         if let Progress::State(state) = &progress {
             news(JoinState::clone(state));
         }
-        told(progress, screen.as_ref());
+        told(progress, screen.as_ref(), &mut repeats);
     })
     .await?;
     drop(screen);
@@ -60,31 +73,84 @@ fn config(settings: &Tailscale, log: &Log) -> Config {
     }
 }
 
-fn told(progress: Progress<'_>, screen: Option<&Screen>) {
+fn told(progress: Progress<'_>, screen: Option<&Screen>, repeats: &mut Repeats) {
     match progress {
         Progress::State(state) => {
             let below = screen.is_some_and(Screen::tells_the_address);
-            match state {
-                JoinState::NeedsLogin { .. } if below => {
-                    tracing::warn!(target: "ts", state = state.code(), "{NEEDS_LOGIN} Where is told below (or set server.tailscale.authkey)");
+            let times = match state {
+                // An address to log in at is told whenever it is another one.
+                JoinState::NeedsLogin { .. } => Some(None),
+                _ => repeats.told(&state.to_string(), Instant::now()),
+            };
+            if let Some(times) = times {
+                match state {
+                    JoinState::NeedsLogin { .. } if below => {
+                        tracing::warn!(target: "ts", state = state.code(), times, "{NEEDS_LOGIN} Where is told below (or set server.tailscale.authkey)");
+                    }
+                    _ => state_line(state, times),
                 }
-                _ => state_line(state),
             }
             if let Some(screen) = screen {
                 screen.state(state);
             }
         }
         Progress::StartFailed { error, pause } => {
-            tracing::warn!(target: "ts", %error, pause = ?pause, "the node would not start; trying again");
+            if let Some(times) = repeats.told(&error.to_string(), Instant::now()) {
+                tracing::warn!(target: "ts", %error, pause = ?pause, times, "the node would not start; trying again");
+            }
         }
     }
 }
 
-fn state_line(state: &JoinState) {
+fn state_line(state: &JoinState, times: Times) {
     match state {
-        JoinState::Starting => tracing::debug!(target: "ts", state = state.code(), "{state}"),
-        JoinState::Running => tracing::info!(target: "ts", state = state.code(), "{state}"),
-        _ => tracing::warn!(target: "ts", state = state.code(), "{state}"),
+        JoinState::Starting => {
+            tracing::debug!(target: "ts", state = state.code(), times, "{state}")
+        }
+        JoinState::Running => tracing::info!(target: "ts", state = state.code(), times, "{state}"),
+        _ => tracing::warn!(target: "ts", state = state.code(), times, "{state}"),
+    }
+}
+
+/// How often a line came since it was told before; absent where that is once.
+type Times = Option<u64>;
+
+/// Lines that may come again and again. The first is told at once, further ones are counted, and one in [`QUIET`] tells the count.
+#[derive(Default)]
+struct Repeats(BTreeMap<String, Repeated>);
+
+struct Repeated {
+    told: Instant,
+    since: u64,
+}
+
+const QUIET: Duration = Duration::from_secs(30);
+
+/// Different lines that are remembered. There are never so many, unless one of them is different each time.
+const REMEMBERED: usize = 32;
+
+impl Repeats {
+    /// Whether the line is to be told now. Numbers make no difference: an error names another port each time.
+    fn told(&mut self, line: &str, now: Instant) -> Option<Times> {
+        let mut same = line.to_owned();
+        same.retain(|letter| !letter.is_ascii_digit());
+        if let Some(repeated) = self.0.get_mut(&same) {
+            repeated.since += 1;
+            if now.duration_since(repeated.told) < QUIET {
+                return None;
+            }
+            repeated.told = now;
+            return Some(Some(std::mem::take(&mut repeated.since)));
+        }
+        if self.0.len() >= REMEMBERED {
+            self.0.clear();
+        }
+        let first = Repeated {
+            told: now,
+            since: 0,
+        };
+        self.0.insert(same, first);
+        Some(None)
     }
 }
 
@@ -104,7 +170,7 @@ pub(super) async fn follow(node: Arc<dyn Node>, names: NodeNames) {
         names.set(&status.name, &status.hostname, &status.addresses);
         let state = classify(&status, false, Timestamp::now());
         if state != told {
-            state_line(&state);
+            state_line(&state, None);
             told = state;
         }
     }
@@ -136,5 +202,38 @@ impl Accept for Listener {
 
     fn refuse(&mut self) -> bool {
         Self::refuse(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_comes_again_is_told_once_and_then_with_a_count() {
+        let mut repeats = Repeats::default();
+        let began = Instant::now();
+        let line = |port: u64| format!("dial tcp 127.0.0.1:{port}: connection refused");
+        assert_eq!(repeats.told(&line(1), began), Some(None));
+        for tenth in 1..300 {
+            let now = began + Duration::from_millis(100 * tenth);
+            assert_eq!(repeats.told(&line(tenth), now), None, "{tenth}");
+        }
+        assert_eq!(repeats.told("another", began + QUIET / 2), Some(None));
+        assert_eq!(repeats.told(&line(7), began + QUIET), Some(Some(300)));
+        assert_eq!(repeats.told(&line(8), began + QUIET), None);
+        assert_eq!(repeats.told(&line(9), began + 2 * QUIET), Some(Some(2)));
+    }
+
+    #[test]
+    fn lines_that_are_never_the_same_are_not_remembered_for_ever() {
+        let mut repeats = Repeats::default();
+        for length in 1..1000 {
+            assert_eq!(
+                repeats.told(&"x".repeat(length), Instant::now()),
+                Some(None)
+            );
+        }
+        assert!(repeats.0.len() <= REMEMBERED);
     }
 }

@@ -8,7 +8,8 @@
 //!   no panic leaves.
 //! - The generation counter is our memory, written by Go until `tailscale_close` has returned: a [`Handle`] keeps it alive
 //!   until then, and for ever where closing failed.
-//! - What must be so before Go's runtime starts is done before `main` ([`coarse_sleep`]): it starts there too.
+//! - What must be so before Go's runtime starts is done before `main` ([`coarse_sleep`], [`environment_of_go`]): it starts
+//!   there too.
 //!
 //! Which thread may block in here, and what the answers mean, is left to `calls.rs` and `embedded.rs`.
 
@@ -16,6 +17,7 @@
 #![allow(unsafe_code)]
 
 use std::{
+    ffi::{CStr, c_char, c_int},
     io,
     ops::Deref,
     os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd},
@@ -53,6 +55,64 @@ static COARSE_SLEEP: extern "C" fn() = coarse_sleep;
 extern "C" fn coarse_sleep() {
     // Not to have it costs processor time and nothing else.
     let _ = rustix::thread::set_current_timer_slack(Some(TIMER_SLACK));
+}
+
+/// Variables by which tsnet would log in where it is given nothing. They are settings here (`src/config`) or mean something else
+/// (`TS_CLIENT_SECRET` is TailSTS's), so Go may not see them.
+#[cfg(target_os = "linux")]
+const NOT_FOR_GO: [&CStr; 7] = [
+    c"TS_AUDIENCE",
+    c"TS_AUTHKEY",
+    c"TS_AUTH_KEY",
+    c"TS_CLIENT_ID",
+    c"TS_CLIENT_SECRET",
+    c"TS_CONTROL_URL",
+    c"TS_ID_TOKEN",
+];
+
+/// A library gets what `main` does from the C runtime: the kernel's own array of the environment. Go reads that very array, once,
+/// when its runtime starts.
+#[cfg(target_os = "linux")]
+#[used]
+#[unsafe(link_section = ".init_array.00102")]
+static ENVIRONMENT_OF_GO: extern "C" fn(c_int, *const *const c_char, *mut *const c_char) =
+    environment_of_go;
+
+/// Gives the rest of the process an environment with everything in it, and leaves Go the one that lacks [`NOT_FOR_GO`]. tsnet
+/// cannot be told not to look there, and to unset a variable later would change it under other threads' feet.
+#[cfg(target_os = "linux")]
+extern "C" fn environment_of_go(
+    _argc: c_int,
+    _argv: *const *const c_char,
+    kernels: *mut *const c_char,
+) {
+    unsafe extern "C" {
+        static mut environ: *mut *const c_char;
+    }
+    // SAFETY: this runs before `main` and before Go's first thread, so nobody else reads or writes the environment. `kernels` is the
+    // array that the kernel made, it ends with NULL and lives as long as the process, as do its strings. An entry is replaced, none is
+    // removed: Go looks for what lies behind the array. The copy is never freed, and glibc takes any array for `environ`.
+    unsafe {
+        if kernels.is_null() || environ != kernels {
+            return;
+        }
+        let mut all = Vec::new();
+        while !(*kernels.add(all.len())).is_null() {
+            all.push(*kernels.add(all.len()));
+        }
+        for (place, entry) in all.iter().enumerate() {
+            let entry = CStr::from_ptr(*entry).to_bytes();
+            let name = entry.split(|byte| *byte == b'=').next();
+            if NOT_FOR_GO
+                .iter()
+                .any(|hidden| Some(hidden.to_bytes()) == name)
+            {
+                *kernels.add(place) = c"".as_ptr();
+            }
+        }
+        all.push(std::ptr::null());
+        environ = all.leak().as_mut_ptr();
+    }
 }
 
 /// A node on the Go side. Number and generation counter; not closed by dropping, since that can take seconds.

@@ -12,6 +12,8 @@
 //! | `Stopped`        | `stopped`        | 16        | a new node on the same state                        |
 //! | (start failed)   | `start-failed`   | 17        | a new node on the same state                        |
 //! | `Deleted`        | `deleted`        | 18        | a new node on the same state, if it has a key       |
+//! | (no directory)   | `no-state-dir`   | 19        | nothing but another directory: joining ends at once |
+//! | `Refused`        | `refused`        | 20        | an admin of the control server                      |
 //!
 //! Invariants
 //! - [`classify`] is a pure function of what the node says, whether it has a key, and the time.
@@ -22,9 +24,19 @@
 //!
 //! What to do with a node that was joined and later leaves `Running` is left to the server; it follows the same [`classify`].
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    fs::DirBuilder,
+    future::Future,
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
+use rustix::{fs::Access, io::Errno};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::{BackendState, Error, Node, Status};
@@ -59,6 +71,10 @@ pub enum JoinState {
     NoNetwork {
         words: String,
     },
+    /// The control server does not let this node in, and it was given no key that could be to blame.
+    Refused {
+        words: String,
+    },
     Running,
     Starting,
     /// Switched off, or closed.
@@ -67,13 +83,14 @@ pub enum JoinState {
 
 impl JoinState {
     /// Every name that [`Self::code`] gives.
-    pub const CODES: [&str; 9] = [
+    pub const CODES: [&str; 10] = [
         "bad-key",
         "deleted",
         "expired",
         "needs-approval",
         "needs-login",
         "no-network",
+        "refused",
         "running",
         "starting",
         "stopped",
@@ -88,6 +105,7 @@ impl JoinState {
             Self::NeedsApproval => "needs-approval",
             Self::NeedsLogin { .. } => "needs-login",
             Self::NoNetwork { .. } => "no-network",
+            Self::Refused { .. } => "refused",
             Self::Running => "running",
             Self::Starting => "starting",
             Self::Stopped => "stopped",
@@ -106,6 +124,7 @@ impl JoinState {
             Self::NoNetwork { .. } => 15,
             Self::Stopped => 16,
             Self::Deleted => 18,
+            Self::Refused { .. } => 20,
         }
     }
 }
@@ -117,7 +136,8 @@ impl fmt::Display for JoinState {
             Self::BadKey { words } => write!(
                 f,
                 "the control server refuses the auth key or what it is to allow: {words}. Make a new key or secret (not used up, \
-                 not expired, of this tailnet, with these tags) and set it, for example as server.tailscale.authkey"
+                 not expired, of this tailnet, with these tags) and set it, for example as server.tailscale.authkey; a node whose \
+                 state is still good needs none"
             ),
             Self::Deleted => f.write_str(
                 "the control server does not know this node any more: it was deleted. Start it again with an auth key to join as a \
@@ -125,7 +145,8 @@ impl fmt::Display for JoinState {
             ),
             Self::Expired => f.write_str(
                 "this node's key has expired. Extend it or switch its expiry off in the admin console, or set a new \
-                 server.tailscale.authkey and start again",
+                 server.tailscale.authkey and start again. Where the control server takes no new key for the node (headscale), \
+                 delete the node there, or move server.tailscale.dir away, before that start",
             ),
             Self::NeedsApproval => f.write_str(
                 "this node waits to be approved. An admin of the tailnet has to approve it in the admin console",
@@ -138,6 +159,12 @@ impl fmt::Display for JoinState {
                 f,
                 "the control server cannot be reached: {words}. Check the network, DNS, a proxy or firewall in between, and \
                  server.tailscale.controlUrl"
+            ),
+            Self::Refused { words } => write!(
+                f,
+                "the control server was reached and does not let this node in: {words}. Look the node up there (it may have been \
+                 removed or belong to somebody else); to join it as a new node, set server.tailscale.authkey and move \
+                 server.tailscale.dir away"
             ),
             Self::Running => f.write_str("the node is on the tailnet"),
             Self::Starting => f.write_str(
@@ -164,17 +191,24 @@ pub fn classify(status: &Status, has_key: bool, now: Timestamp) -> JoinState {
         | BackendState::NeedsLogin
         | BackendState::Starting
         | BackendState::Unknown => {
-            if has_key && let Some(words) = refusal(status) {
+            let refusal = refusal(status);
+            if has_key && let Some(words) = refusal {
                 JoinState::BadKey {
                     words: one_line(words),
                 }
-            } else if expired {
+            } else if expired || status.control_error.contains(EXPIRED_ANEW) {
                 JoinState::Expired
             } else if forgotten(status) {
                 JoinState::Deleted
             } else if status.state == BackendState::NeedsLogin && !status.auth_url.is_empty() {
                 JoinState::NeedsLogin {
                     url: status.auth_url.clone(),
+                }
+            } else if let Some(words) = refusal
+                && !status.control_error.is_empty()
+            {
+                JoinState::Refused {
+                    words: one_line(words),
                 }
             } else if !status.control_error.is_empty() {
                 JoinState::NoNetwork {
@@ -192,7 +226,11 @@ pub fn classify(status: &Status, has_key: bool, now: Timestamp) -> JoinState {
     }
 }
 
-/// The words with which somebody who was reached refused our key. Trouble on the way is not a refusal.
+/// What tsnet says when it comes with a new node key and is told that this one has expired too. headscale does so: the node is
+/// expired for it, not the key.
+const EXPIRED_ANEW: &str = "server says NodeKeyExpired";
+
+/// The words with which somebody who was reached refused us, or our key. Trouble on the way is not a refusal.
 fn refusal(status: &Status) -> Option<&str> {
     let (error, control_error) = (status.error.as_str(), status.control_error.as_str());
     match status.state {
@@ -290,6 +328,17 @@ pub enum JoinError {
     /// The settings are not what they must be; trying again would not help.
     #[error("the node's settings are wrong: {0}")]
     Settings(Error),
+    /// There is no place for the node's state, and waiting makes none.
+    #[error(
+        "user {user} cannot make or write the state directory {}: {error}. Name another one with server.tailscale.dir or give \
+         that user this one; where a volume comes later, set server.tailscale.waitForDir",
+        dir.display()
+    )]
+    StateDirectory {
+        dir: PathBuf,
+        user: u32,
+        error: io::Error,
+    },
     #[error("the node did not join the tailnet within {}: {last}", whole(*.after))]
     TimedOut { last: Stuck, after: Duration },
 }
@@ -316,6 +365,7 @@ impl JoinError {
                 ..
             } => state.code(),
             Self::Settings(_) => "bad-settings",
+            Self::StateDirectory { .. } => "no-state-dir",
             Self::TimedOut {
                 last: Stuck::StartFailed(_),
                 ..
@@ -333,12 +383,47 @@ impl JoinError {
             } => state.exit_code(),
             // As for every other mistake in the settings.
             Self::Settings(_) => 64,
+            Self::StateDirectory { .. } => 19,
             Self::TimedOut {
                 last: Stuck::StartFailed(_),
                 ..
             } => 17,
         }
     }
+}
+
+/// Makes a node's state directory where it is missing, and looks whether this process may keep files there. What may pass by itself,
+/// such as a full disk, is left to [`join`].
+pub fn make_state_directory(dir: &Path) -> Result<(), JoinError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    let outcome = made.and_then(|()| {
+        rustix::fs::access(dir, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)?;
+        Ok(())
+    });
+    let Err(error) = outcome else {
+        return Ok(());
+    };
+    let lasting = matches!(
+        Errno::from_io_error(&error),
+        Some(
+            Errno::ACCESS
+                | Errno::EXIST
+                | Errno::LOOP
+                | Errno::NAMETOOLONG
+                | Errno::NOENT
+                | Errno::NOTDIR
+                | Errno::PERM
+                | Errno::ROFS
+        )
+    );
+    if !lasting {
+        return Ok(());
+    }
+    Err(JoinError::StateDirectory {
+        dir: dir.to_owned(),
+        user: rustix::process::geteuid().as_raw(),
+        error,
+    })
 }
 
 /// Makes nodes until one is `Running`. Dropping the future closes what there is.
@@ -574,8 +659,12 @@ mod tests {
         };
         let words = "invalid key: not found".to_owned();
         assert_eq!(classify(&refused, true, now()), JoinState::BadKey { words });
-        // Without a key there is none that could be bad.
-        assert_eq!(classify(&refused, false, now()).code(), "no-network");
+        // Without a key there is none that could be bad, and the network is not to blame either.
+        let words = "invalid key: not found".to_owned();
+        assert_eq!(
+            classify(&refused, false, now()),
+            JoinState::Refused { words }
+        );
         // Joined nodes have no use for a key.
         let joined = Status {
             state: BackendState::Running,
@@ -601,11 +690,53 @@ mod tests {
                 ..at(BackendState::NeedsLogin)
             };
             assert_eq!(classify(&status, true, now()).code(), code, "{words}");
-            assert_eq!(
-                classify(&status, false, now()).code(),
-                "no-network",
-                "{words}"
+            let without = match code {
+                "bad-key" => "refused",
+                other => other,
+            };
+            assert_eq!(classify(&status, false, now()).code(), without, "{words}");
+        }
+    }
+
+    #[test]
+    fn a_new_node_key_that_is_told_to_have_expired_is_an_expired_node() {
+        let status = Status {
+            control_error: "weird: regen=true but server says NodeKeyExpired: nodekey:6f0c1b4e"
+                .into(),
+            ..at(BackendState::NeedsLogin)
+        };
+        for has_key in [true, false] {
+            let state = classify(&status, has_key, now());
+            assert_eq!(state, JoinState::Expired);
+            assert!(
+                state.to_string().contains("server.tailscale.dir"),
+                "{state}"
             );
+        }
+    }
+
+    #[test]
+    fn a_state_directory_is_made_or_refused_for_good() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = place.path().join("a/b");
+        make_state_directory(&dir).unwrap();
+        assert!(dir.is_dir());
+        make_state_directory(&dir).unwrap();
+
+        let file = place.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        for bad in [
+            Path::new("/proc/1/nope"),
+            Path::new("/proc/self/fd/nope/deeper"),
+            &file,
+            &file.join("below"),
+            &place.path().join("x".repeat(300)),
+        ] {
+            let error = make_state_directory(bad).unwrap_err();
+            assert_eq!((error.code(), error.exit_code()), ("no-state-dir", 19));
+            let words = error.to_string();
+            assert!(words.contains(bad.to_str().unwrap()), "{words}");
+            assert!(words.contains("server.tailscale.waitForDir"), "{words}");
         }
     }
 
@@ -755,6 +886,7 @@ mod tests {
             JoinState::NeedsApproval,
             JoinState::NeedsLogin { url: words() },
             JoinState::NoNetwork { words: words() },
+            JoinState::Refused { words: words() },
             JoinState::Running,
             JoinState::Starting,
             JoinState::Stopped,
@@ -765,7 +897,7 @@ mod tests {
         assert!(
             exits
                 .iter()
-                .all(|code| *code == 0 || (10..=18).contains(code) && *code != 17)
+                .all(|code| *code == 0 || (10..=20).contains(code) && ![17, 19].contains(code))
         );
     }
 

@@ -153,6 +153,9 @@ func (t *tailnet) comeBack(n *node, req *tailcfg.RegisterRequest, now time.Time)
 // enter takes in a node key that nobody has seen: a new machine, or a known
 // one with a new key.
 func (t *tailnet) enter(machine key.MachinePublic, req *tailcfg.RegisterRequest, baseURL string) *tailcfg.RegisterResponse {
+	if old := t.byKey(req.OldNodeKey); t.config.KeepExpired && old != nil && old.machine == machine && old.expired(time.Now()) {
+		return &tailcfg.RegisterResponse{NodeKeyExpired: true, MachineAuthorized: old.approved}
+	}
 	secret := ""
 	if req.Auth != nil {
 		secret = req.Auth.AuthKey

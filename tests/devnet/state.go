@@ -60,6 +60,7 @@ type config struct {
 	RequireApproval  bool  `json:"require_approval"`
 	RequireAuth      bool  `json:"require_auth"`
 	StrictKeys       bool  `json:"strict_keys"`
+	KeepExpired      bool  `json:"keep_expired"`
 	EphemeralGraceMS int64 `json:"ephemeral_grace_ms"`
 }
 

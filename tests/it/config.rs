@@ -491,6 +491,13 @@ fn contract() -> Vec<Row> {
             ["tag:a", "tag:b", "tag:c"],
         ),
         row(
+            "--ts-wait-for-dir",
+            "server.tailscale.waitForDir",
+            "TB_SERVER_TAILSCALE_WAITFORDIR",
+            json!(false),
+            ["true", "false", "true"],
+        ),
+        row(
             "--ts-upload-logs",
             "server.tailscale.uploadLogs",
             "TB_SERVER_TAILSCALE_UPLOADLOGS",
@@ -2560,6 +2567,54 @@ fn metrics_on_loopback_may_have_a_port_of_the_tailnet() {
     } = check("--metrics-binding=auto");
     assert_eq!(code, 64);
     assert!(said.contains("issuer and metrics need two ports"), "{said}");
+}
+
+#[test]
+fn tsnets_name_of_the_auth_key_is_read_where_nothing_of_ours_is_typed() {
+    let authkey = |variables: &[(&'static str, &'static str)]| {
+        let authkey = load(variables).unwrap().server.tailscale.authkey;
+        authkey.map(|key| key.reveal().to_owned())
+    };
+    let both = [("TS_AUTHKEY", "first"), ("TS_AUTH_KEY", "second")];
+    assert_eq!(authkey(&both[..1]).as_deref(), Some("first"));
+    assert_eq!(authkey(&both[1..]).as_deref(), Some("second"));
+    assert_eq!(authkey(&both).as_deref(), Some("first"));
+    for (ours, wanted) in [
+        (("TB_SERVER_TAILSCALE_AUTHKEY", "ours"), Some("ours")),
+        (("TB_SERVER_TAILSCALE_CLIENTSECRET", "ours"), None),
+        (("TB_SERVER_TAILSCALE_CLIENTID", "ours"), None),
+    ] {
+        let variables = [&both[..], &[ours]].concat();
+        assert_eq!(authkey(&variables).as_deref(), wanted, "{ours:?}");
+    }
+}
+
+#[test]
+fn tsnets_other_variables_are_not_read_and_that_is_told() {
+    for (variable, ours) in [
+        ("TS_AUDIENCE", "TB_SERVER_TAILSCALE_AUDIENCE"),
+        ("TS_CLIENT_ID", "TB_SERVER_TAILSCALE_CLIENTID"),
+        ("TS_CLIENT_SECRET", "TB_SERVER_TAILSCALE_CLIENTSECRET"),
+        ("TS_CONTROL_URL", "TB_SERVER_TAILSCALE_CONTROLURL"),
+        ("TS_ID_TOKEN", "TB_SERVER_TAILSCALE_IDTOKEN"),
+    ] {
+        let value = "http://value.example.com";
+        let Ran { code, err, .. } = run(&["config", "check"], &[(variable, value)]);
+        assert_eq!(code, 0, "{err}");
+        assert!(
+            err.contains(&format!("{variable}: not read; for the node it is {ours}")),
+            "{err}"
+        );
+        assert!(!err.contains(value), "it may be a secret: {err}");
+    }
+    // TailSTS's are read where its component runs.
+    let both = [
+        ("TS_CLIENT_ID", "id"),
+        ("TS_CLIENT_SECRET", "secret"),
+        ("TB_COMPONENTS", "sts"),
+    ];
+    let said = run(&["config", "check"], &both).err;
+    assert!(!said.contains("not read"), "{said}");
 }
 
 // ---- the exchange

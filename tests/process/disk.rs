@@ -84,9 +84,21 @@ alone! {
             return;
         }
         let world = EmbeddedWorld::new();
-        for (what, change, words) in [
-            ("full", format!("{FILL} of=.tsnet/filler || true"), "no space left on device"),
-            ("read-only", "mount -o remount,ro .tsnet".to_owned(), "read-only file system"),
+        for (what, change, code, words, advice) in [
+            (
+                "full",
+                format!("{FILL} of=.tsnet/filler || true"),
+                17,
+                "no space left on device",
+                "Check that the state directory can be written",
+            ),
+            (
+                "read-only",
+                "mount -o remount,ro .tsnet".to_owned(),
+                19,
+                "Read-only file system",
+                "server.tailscale.waitForDir",
+            ),
         ] {
             let folder = TempDir::new().unwrap();
             let text = settings(&world.host(what), "20m") + "joinTimeout = \"2s\"\n";
@@ -97,10 +109,10 @@ alone! {
                 daemon.child.try_wait().unwrap().ok_or_else(|| daemon.said())
             }).await;
             let said = daemon.said();
-            assert_eq!(status.code(), Some(17), "{what}: {said}");
+            assert_eq!(status.code(), Some(code), "{what}: {said}");
             let last = said.lines().last().unwrap();
             assert!(last.starts_with("Error: ") && last.contains(words), "{said}");
-            assert!(last.contains("Check that the state directory can be written"), "{said}");
+            assert!(last.contains(advice), "{said}");
         }
     }
 }

@@ -232,6 +232,48 @@ async fn a_control_server_that_says_nothing() {
     joined.unwrap().close().await;
 }
 
+/// As headscale does: the node has expired, whatever key it comes with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_expired_node_that_may_bring_no_new_key_is_told_as_expired() {
+    let (devnet, state) = place();
+    devnet.configure(json!({ "keep_expired": true })).await;
+    let with = with_key(&devnet, state.path());
+    let node = joins(&with, LONG, &Told::default()).await.unwrap();
+    node.close().await;
+    devnet.expire("joiner").await;
+    let without = config(&devnet, state.path(), "joiner", "");
+    for config in [&without, &with] {
+        let told = Told::default();
+        let error = joins(config, 2 * SHORT, &told).await.err().unwrap();
+        assert_eq!(
+            (error.code(), error.exit_code()),
+            ("expired", 13),
+            "{error}"
+        );
+        assert!(!told.codes().contains(&"no-network"), "{:?}", told.codes());
+    }
+    devnet.unexpire("joiner").await;
+    let node = joins(&without, LONG, &Told::default()).await.unwrap();
+    node.close().await;
+}
+
+/// The network is not to blame where the control server answers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_control_server_that_does_not_let_a_node_in_is_not_told_as_out_of_reach() {
+    let (devnet, state) = place();
+    let refusing = json!({ "mode": "fail", "status": 403, "path": "/machine/register" });
+    devnet.control(refusing).await;
+    let without = config(&devnet, state.path(), "joiner", "");
+    let told = Told::default();
+    let error = joins(&without, SHORT, &told).await.err().unwrap();
+    assert_eq!(
+        (error.code(), error.exit_code()),
+        ("refused", 20),
+        "{error}"
+    );
+    assert!(!told.codes().contains(&"no-network"), "{:?}", told.codes());
+}
+
 /// The control server tells a node that comes with an expired key to log in anew; extending the key helps the next start.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_expired_key_at_the_start_asks_for_a_login() {

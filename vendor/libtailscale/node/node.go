@@ -225,7 +225,7 @@ func (n *Node) start() {
 	n.mu.Unlock()
 	if err != nil {
 		n.signals.setError(err.Words)
-		n.log.printf(lvError, "the node would not start: %s", err.Words)
+		n.log.printf(lvDebug, "the node would not start: %s", err.Words) // who started it tells it
 	}
 	close(n.started)
 	n.changed()
