@@ -304,3 +304,32 @@ alone! {
         assert_eq!(daemon.stopped().code(), Some(0), "{}", daemon.said());
     }
 }
+
+alone! {
+    async fn metrics_on_loopback_are_for_loopback_names_alone() {
+        let world = EmbeddedWorld::new();
+        let folder = TempDir::new().unwrap();
+        let key = world.devnet.ready_key().await;
+        let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port().to_string();
+        let more = [
+            "--components", "issuer,metrics", "--metrics-binding", "127.0.0.1", "--metrics-port", &port,
+            "--allowed-hosts", "metrics.example.com",
+        ];
+        let mut daemon = Daemon::start(folder.path(), world.devnet, &world.host("numbers"), Some(&key), &more);
+        daemon.listening(2).await;
+        for (host, status) in [
+            ("localhost", 200),
+            ("127.0.0.1", 200),
+            ("metrics.example.com", 200),
+            ("evil.example", 421),
+            // The node's name leads to the tailnet.
+            ("numbers", 421),
+        ] {
+            let stream = TcpStream::connect(format!("127.0.0.1:{port}")).await.unwrap();
+            let host = format!("{host}:{port}");
+            let answer = Connection::over(stream).await.host(&host).get("/metrics").await;
+            assert_eq!(answer.status(), status, "{host}");
+        }
+        assert_eq!(daemon.stopped().code(), Some(0), "{}", daemon.said());
+    }
+}
