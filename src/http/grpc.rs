@@ -5,7 +5,7 @@
 //! HTTP/2 without TLS are out of a page's reach, and browsers mark what a page asks for (`Origin`,
 //! `Sec-Fetch-*`) with headers that no page can take off.
 
-use http::{HeaderMap, Version, header};
+use http::{HeaderMap, HeaderName, Version, header};
 
 use super::{Error, error::Kind, origin};
 
@@ -22,7 +22,9 @@ pub fn check(version: Version, headers: &HeaderMap) -> Result<(), Error> {
             "only gRPC calls are taken here: HTTP/2 with content-type application/grpc",
         ));
     }
-    if origin::by_browser(headers) {
+    // Nobody who speaks gRPC sends any of them.
+    let fetched = |name: &HeaderName| name.as_str().starts_with("sec-fetch-");
+    if origin::by_browser(headers) || headers.keys().any(fetched) {
         return Err(Error::new(
             Kind::Forbidden,
             "browser_request",

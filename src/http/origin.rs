@@ -3,7 +3,7 @@
 //! Identity by connection knows whose machine calls, and not which program on it: a page of anybody
 //! that the user visits can send requests from there. Browsers mark such requests, and pages cannot
 //! take the marks off: `Origin` (Fetch standard, on everything but plain GET and HEAD, and on every
-//! WebSocket) and, towards trustworthy addresses, `Sec-Fetch-*` (Fetch Metadata).
+//! WebSocket) and, towards trustworthy addresses, `Sec-Fetch-Site` (Fetch Metadata).
 //!
 //! Two rules: what gives tokens to programs takes no requests of pages at all ([`for_programs`]);
 //! what may be a site with pages of its own takes those alone ([`foreign`]). Both know a list of
@@ -24,12 +24,10 @@ use crate::web::{Allowed, Host, Origin};
 
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Whether a browser sent this. Programs send neither of these headers.
+/// Whether a browser sent this for a page. Programs send neither of these headers; `Sec-Fetch-Mode`
+/// alone is no sign, since the `fetch` of Node.js sends it.
 pub fn by_browser(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::ORIGIN)
-        || headers
-            .keys()
-            .any(|name| name.as_str().starts_with("sec-fetch-"))
+    headers.contains_key(header::ORIGIN) || headers.contains_key(FETCH_SITE)
 }
 
 /// Whether this may be asked for here: by a program, or by a page of an allowed origin.
@@ -156,17 +154,15 @@ mod tests {
         assert!(passes(&page, &["*"]));
         assert!(!passes(&[("origin", "null")], &["https://app.example.com"]));
         // A page of the same origin, after rebinding: no Origin on a GET, but its mark.
-        for mark in [
-            "sec-fetch-site",
-            "sec-fetch-mode",
-            "sec-fetch-dest",
-            "sec-fetch-user",
-        ] {
-            assert!(
-                !passes(&[(mark, "same-origin")], &["https://app.example.com"]),
-                "{mark}"
-            );
+        for site in ["same-origin", "none"] {
+            let rebound = [("sec-fetch-site", site), ("sec-fetch-mode", "cors")];
+            assert!(!passes(&rebound, &["https://app.example.com"]), "{site}");
         }
+        // A program in JavaScript.
+        assert!(passes(
+            &[("sec-fetch-mode", "cors"), ("user-agent", "node")],
+            &[]
+        ));
         assert!(!passes(
             &[("origin", "https://app.example.com"), ("origin", "x")],
             &["https://app.example.com"]

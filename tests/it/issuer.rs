@@ -319,6 +319,18 @@ async fn a_page_gets_no_token() {
 }
 
 #[tokio::test]
+async fn the_fetch_of_a_program_is_none_of_a_page() {
+    let world = World::new().await;
+    let mut program = request("POST", "/issue");
+    // As Node.js sends it.
+    for (name, value) in [("sec-fetch-mode", "cors"), ("user-agent", "node")] {
+        program.headers_mut().insert(name, value.parse().unwrap());
+    }
+    let answer = world.alice().await.send(program).await;
+    assert_eq!(answer.status(), 200, "{answer:?}");
+}
+
+#[tokio::test]
 async fn a_page_that_is_meant_gets_a_token_and_may_read_it() {
     let world = World::allowing(&[], &["https://app.example.com"]).await;
     let mut alice = world.alice().await;
