@@ -36,7 +36,7 @@ impl Host {
         };
         let name = name.strip_suffix('.').unwrap_or(name);
         let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-        if name.is_empty() || name.starts_with('.') || !name.bytes().all(fits) {
+        if name.split('.').any(str::is_empty) || !name.bytes().all(fits) {
             return Err(BadHost);
         }
         Ok((Self(name.to_ascii_lowercase()), port))
@@ -231,8 +231,8 @@ mod tests {
         assert_eq!(plain("[FD7A::1]:80"), is("fd7a::1", Some(80)));
         assert_eq!(plain("[fd7a:0::1]"), is("fd7a::1", None));
         for bad in [
-            "", ".", "a b", "a/b", "a:b", "a@b", "[::1", "[::1]x", "a:80:80", "a:+80", "a:70000",
-            "a\u{e9}",
+            "", ".", "a..", "a..b", "a b", "a/b", "a:b", "a@b", "[::1", "[::1]x", "a:80:80",
+            "a:+80", "a:70000", "a\u{e9}",
         ] {
             assert_eq!(plain(bad), Err(BadHost), "{bad}");
         }

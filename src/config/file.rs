@@ -133,7 +133,7 @@ pub(super) fn read(found: &Found) -> Result<Vec<Item>, Remark> {
     parse(text.strip_prefix('\u{feff}').unwrap_or(&text), found.format).map_err(broken)
 }
 
-fn parse(text: &str, format: Format) -> Result<Vec<Item>, String> {
+pub(super) fn parse(text: &str, format: Format) -> Result<Vec<Item>, String> {
     let tree = match format {
         Format::Json => serde_json::from_str(text).map_err(|error| {
             format!(

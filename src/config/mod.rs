@@ -6,6 +6,8 @@
 
 pub mod duration;
 mod file;
+#[doc(hidden)]
+pub mod fuzzing;
 mod load;
 mod meaning;
 mod otel;
@@ -20,6 +22,6 @@ pub use load::{
     load_with_output,
 };
 pub use raw::{Environment, Flags, Raw, Typed, Value};
-pub use report::{Mistake, Mistakes, Origin, Remark, Warning};
+pub use report::{Mistake, Mistakes, Origin, Remark, Warning, printable};
 pub use secret::Secret;
 pub use settings::*;

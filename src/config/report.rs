@@ -104,7 +104,7 @@ fn short(text: &str) -> String {
 }
 
 /// Without anything that moves a terminal's cursor or makes a second line.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control() {

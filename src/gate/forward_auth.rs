@@ -256,7 +256,7 @@ impl Proxy {
 
 /// How a proxy tells what it was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Convention<'a> {
+pub(super) enum Convention<'a> {
     /// By the request itself, below a prefix.
     Envoy {
         target: &'a str,
@@ -266,14 +266,14 @@ enum Convention<'a> {
 }
 
 /// What the proxy told.
-struct Asked {
-    client: IpAddr,
-    what: What,
+pub(super) struct Asked {
+    pub(super) client: IpAddr,
+    pub(super) what: What,
     /// Of the host, where the proxy told it.
     port: Option<u16>,
     expected_tailnet: Option<String>,
     /// The address in the browser, where all its parts were told: scheme, host with port, target.
-    url: Option<(String, String, String)>,
+    pub(super) url: Option<(String, String, String)>,
     /// Whether a redirect would reach the browser.
     redirects: bool,
 }
@@ -295,7 +295,7 @@ impl Asked {
 }
 
 impl<'a> Convention<'a> {
-    fn of(path: &'a str) -> Self {
+    pub(super) fn of(path: &'a str) -> Self {
         if let Some(target) = path.strip_prefix("/auth/envoy")
             && (target.is_empty() || target.starts_with('/'))
         {
@@ -315,7 +315,11 @@ impl<'a> Convention<'a> {
         }
     }
 
-    fn read(self, parts: &Parts, client_header: Option<&HeaderName>) -> Result<Asked, Malformed> {
+    pub(super) fn read(
+        self,
+        parts: &Parts,
+        client_header: Option<&HeaderName>,
+    ) -> Result<Asked, Malformed> {
         let headers = &parts.headers;
         let usual = match self {
             Self::Nginx => &NGINX_ADDR,
@@ -490,14 +494,14 @@ fn address(text: &str) -> Option<IpAddr> {
 
 /// Where people without identity are sent, if they are people: a login page, or words about how to join the tailnet.
 #[derive(Debug, Clone)]
-struct Redirect {
+pub(super) struct Redirect {
     url: String,
     host: Host,
     path: String,
 }
 
 impl Redirect {
-    fn parse(url: &str) -> Option<Self> {
+    pub(super) fn parse(url: &str) -> Option<Self> {
         let uri: Uri = url.parse().ok()?;
         let scheme = uri.scheme_str()?;
         let authority = uri.authority()?.as_str();
@@ -510,7 +514,7 @@ impl Redirect {
     }
 
     /// Only for a browser that opens a page: a program would take the page for its answer.
-    fn for_browser(&self, asked: &Asked, headers: &HeaderMap) -> Option<HeaderValue> {
+    pub(super) fn for_browser(&self, asked: &Asked, headers: &HeaderMap) -> Option<HeaderValue> {
         let (proto, host, target) = asked.url.as_ref()?;
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let safe = matches!(asked.what.method, Some(Method::GET | Method::HEAD));
@@ -531,8 +535,14 @@ impl Redirect {
         }
         let join = if target.contains('?') { '&' } else { '?' };
         let back = format!("{proto}://{host}{target}{join}{MARK}");
-        let join = if self.url.contains('?') { '&' } else { '?' };
-        HeaderValue::try_from(format!("{}{join}rd={}", self.url, escaped(&back))).ok()
+        // A browser does not tell the page what stands behind a #, so that stays the end.
+        let (page, fragment) = match self.url.find('#') {
+            Some(at) => self.url.split_at(at),
+            None => (self.url.as_str(), ""),
+        };
+        let join = if page.contains('?') { '&' } else { '?' };
+        let back = escaped(&back);
+        HeaderValue::try_from(format!("{page}{join}rd={back}{fragment}")).ok()
     }
 }
 
@@ -701,6 +711,12 @@ mod tests {
         ] {
             assert_eq!(to(&asked, list), None);
         }
+        let fragment = Redirect::parse("https://join.example.com/#start").unwrap();
+        let asked = asked("app.example.com", "/", Method::GET);
+        assert_eq!(
+            fragment.for_browser(&asked, &headers(&page)).unwrap(),
+            "https://join.example.com/?rd=https%3A%2F%2Fapp.example.com%2F%3Ftailbone_gate%3D1#start"
+        );
         assert!(Redirect::parse("javascript:alert(1)").is_none());
         assert!(Redirect::parse("//evil.example.com").is_none());
         assert!(Redirect::parse("https://a@b.example.com/").is_none());

@@ -24,6 +24,8 @@
 
 mod error;
 mod forward_auth;
+#[doc(hidden)]
+pub mod fuzzing;
 mod guard;
 mod headers;
 mod layer;

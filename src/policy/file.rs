@@ -31,7 +31,7 @@ use super::{
     grant::{self, Condition},
     what::{PathPrefix, Scope},
 };
-use crate::web::HostPattern;
+use crate::{config::printable, web::HostPattern};
 
 /// One thing wrong with a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,10 +49,12 @@ impl fmt::Display for Mistake {
             field,
             message,
         } = self;
+        let message = printable(message);
         if field.is_empty() {
             write!(f, "line {line}: {message}")
         } else {
-            write!(f, "line {line}: {field}: {message}")
+            // It may hold a key of the file, which may hold anything.
+            write!(f, "line {line}: {}: {message}", printable(field))
         }
     }
 }

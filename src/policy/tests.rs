@@ -504,6 +504,17 @@ fn words_that_were_hardly_meant_as_a_login_are_refused() {
 }
 
 #[test]
+fn a_mistake_is_one_line_whatever_the_keys_of_the_file_are_called() {
+    let text = "[groups]\n\"a\\nb\\u001b[2J\" = [7]\n\"c\\nd\" = 1\n";
+    let mistakes = Rules::parse(text, CAPABILITY).unwrap_err();
+    assert_eq!(mistakes.0.len(), 2);
+    for mistake in mistakes.0 {
+        let told = mistake.to_string();
+        assert!(!told.chars().any(char::is_control), "{told:?}");
+    }
+}
+
+#[test]
 fn every_mistake_of_a_file_is_told_at_once_with_its_line() {
     let text = r#"
 versoin = 1

@@ -203,10 +203,17 @@ impl Claims {
         let first = self.0.get(&parts.next()?)?;
         parts.try_fold(first, |value, part| match value {
             Value::Object(map) => map.get(&part),
-            Value::Array(list) => list.get(part.parse::<usize>().ok()?),
+            Value::Array(list) => list.get(index(&part)?),
             _ => None,
         })
     }
+}
+
+/// An element's number as RFC 6901 writes it: digits alone, without zeros in front.
+fn index(part: &str) -> Option<usize> {
+    let digits = part.bytes().all(|b| b.is_ascii_digit());
+    let plain = digits && (part == "0" || !part.starts_with('0'));
+    part.parse().ok().filter(|_| plain)
 }
 
 fn object(part: &str) -> Option<Map<String, Value>> {
@@ -285,6 +292,8 @@ mod tests {
         assert_eq!(claims.at("/kubernetes.io/namespace"), Some(&"ci".into()));
         assert_eq!(claims.at("/kubernetes.io/list/1"), Some(&2.into()));
         assert_eq!(claims.at("/kubernetes.io/none"), None);
+        assert_eq!(claims.at("/kubernetes.io/list/01"), None);
+        assert_eq!(claims.at("/kubernetes.io/list/+1"), None);
         assert_eq!(claims.audiences(), None);
     }
 }

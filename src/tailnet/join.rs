@@ -202,7 +202,7 @@ pub fn classify(status: &Status, has_key: bool, now: Timestamp) -> JoinState {
                 JoinState::Deleted
             } else if status.state == BackendState::NeedsLogin && !status.auth_url.is_empty() {
                 JoinState::NeedsLogin {
-                    url: status.auth_url.clone(),
+                    url: one_line(&status.auth_url),
                 }
             } else if let Some(words) = refusal
                 && !status.control_error.is_empty()
@@ -275,7 +275,11 @@ fn refuses(words: &str, before: &str) -> bool {
 
 /// Other people's words on one line.
 fn one_line(words: &str) -> String {
-    words.split_whitespace().collect::<Vec<_>>().join(" ")
+    words
+        .split(|c: char| c.is_whitespace() || c.is_control())
+        .filter(|word| !word.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Whether the control server refuses to talk with a node that it knew. The node itself goes on with its last map for ever.
@@ -646,6 +650,31 @@ mod tests {
                     meaning,
                     "{state:?}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn words_of_the_control_server_move_no_cursor() {
+        let hostile = "a\u{1b}[2J\nb".to_owned();
+        for status in [
+            Status {
+                auth_url: hostile.clone(),
+                ..at(BackendState::NeedsLogin)
+            },
+            Status {
+                control_error: hostile.clone(),
+                ..at(BackendState::Starting)
+            },
+            Status {
+                error: hostile,
+                ..at(BackendState::NeedsLogin)
+            },
+        ] {
+            for has_key in [true, false] {
+                let told = classify(&status, has_key, now()).to_string();
+                assert!(told.contains("a [2J b"), "{told:?}");
+                assert!(!told.chars().any(char::is_control), "{told:?}");
             }
         }
     }

@@ -17,6 +17,8 @@ mod error;
 #[doc(hidden)]
 pub mod fake;
 mod ffi;
+#[doc(hidden)]
+pub mod fuzzing;
 mod inline;
 pub mod join;
 mod listener;

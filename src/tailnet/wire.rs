@@ -183,7 +183,7 @@ fn receive_connection(fd: &OwnedFd) -> Result<Option<Arrival>, Broken> {
 }
 
 /// What a whole message says.
-fn parse(message: &[u8], socket: Option<OwnedFd>) -> Result<Arrival, Broken> {
+pub(super) fn parse(message: &[u8], socket: Option<OwnedFd>) -> Result<Arrival, Broken> {
     let Some((head, words)) = message.split_first_chunk::<HEAD>() else {
         return Err(Broken::Foreign(format!(
             "{} bytes are no head",

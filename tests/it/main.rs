@@ -15,6 +15,7 @@ mod support;
 mod admin;
 mod architecture;
 mod config;
+mod fuzz;
 mod gate;
 mod inside;
 mod issuer;

@@ -19,7 +19,7 @@ use url::Url;
 
 use super::{Audience, Condition, Pattern, Policy, gives_tags};
 use crate::{
-    config::{Secret, duration},
+    config::{Secret, duration, printable},
     jwks::fetch::Source,
     sts::config::Credentials,
 };
@@ -41,10 +41,12 @@ pub struct Mistake {
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.field {
-            Some(field) => write!(f, "{}: {field}: {}", self.file, self.sentence),
-            None => write!(f, "{}: {}", self.file, self.sentence),
+        f.write_str(&printable(&self.file))?;
+        if let Some(field) = &self.field {
+            // It may be a key of the file, which may hold anything.
+            write!(f, ": {}", printable(field))?;
         }
+        write!(f, ": {}", printable(&self.sentence))
     }
 }
 
@@ -126,6 +128,18 @@ pub fn load(directory: &Path, strict: bool) -> Result<Loaded, LoadError> {
     })
 }
 
+/// Reads the text of one file.
+pub(super) fn parse(name: &str, text: &str, directory: &Path) -> Result<Loaded, Vec<Mistake>> {
+    let mut reader = Reader::new(name);
+    match reader.parse(text, directory) {
+        Some(policy) => Ok(Loaded {
+            policies: vec![policy],
+            warnings: reader.notes.warnings,
+        }),
+        None => Err(reader.notes.mistakes),
+    }
+}
+
 enum Entry {
     Nothing,
     Odd,
@@ -205,10 +219,14 @@ impl<'a> Reader<'a> {
     }
 
     fn read(&mut self, path: &Path) -> Option<Policy> {
-        let text = match text(path) {
-            Ok(text) => text,
-            Err(cause) => return self.wrong(None, format!("failed to read file: {cause}")),
-        };
+        match text(path) {
+            Ok(text) => self.parse(&text, path.parent().unwrap_or(Path::new("."))),
+            Err(cause) => self.wrong(None, format!("failed to read file: {cause}")),
+        }
+    }
+
+    /// Other files that the text names are looked for in `directory`.
+    fn parse(&mut self, text: &str, directory: &Path) -> Option<Policy> {
         let table: Table = match text.parse() {
             Ok(table) => table,
             Err(cause) => {
@@ -228,7 +246,7 @@ impl<'a> Reader<'a> {
                 let _: Option<()> = self.wrong(Some(&name), "stands twice");
             }
         }
-        self.policy(path.parent().unwrap_or(Path::new(".")))
+        self.policy(directory)
     }
 
     fn policy(&mut self, directory: &Path) -> Option<Policy> {

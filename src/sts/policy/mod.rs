@@ -7,6 +7,8 @@
 //! - Time is an argument.
 
 mod file;
+#[doc(hidden)]
+pub mod fuzzing;
 mod glob;
 
 use std::{fmt, time::Duration};

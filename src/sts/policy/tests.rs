@@ -501,6 +501,14 @@ ref = { glob = "refs/heads/*" }
 }
 
 #[test]
+fn a_mistake_is_one_line_whatever_the_keys_of_the_file_are_called() {
+    let text = "\"a\\nb\" = 1\nissuer = \"\\u001b[2J\"\n[claims]\n\"c\\td\" = []\n";
+    for told in mistakes(load_files(&[("a.toml", text)])) {
+        assert!(!told.chars().any(char::is_control), "{told:?}");
+    }
+}
+
+#[test]
 fn all_mistakes_of_all_files_are_told_at_once() {
     let told = mistakes(load_files(&[
         (

@@ -1,0 +1,61 @@
+//! The gate's readers of what others write, for tests/fuzz. Not part of the crate's interface.
+
+use std::net::IpAddr;
+
+use ::http::{HeaderMap, HeaderName, HeaderValue, request::Parts};
+
+use super::{
+    Admitted,
+    forward_auth::{Convention, Redirect},
+    headers, layer,
+};
+use crate::policy::What;
+
+/// What a proxy asked about.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Question {
+    pub client: IpAddr,
+    pub what: What,
+    /// Where a browser would be sent, given the setting `gate.auth.redirect`.
+    pub redirect: Option<HeaderValue>,
+    /// Scheme, host with port, target.
+    pub url: Option<(String, String, String)>,
+}
+
+/// Reads a request of a trusted proxy.
+pub fn question(
+    parts: &Parts,
+    client_header: Option<&HeaderName>,
+    redirect: Option<&str>,
+) -> Option<Question> {
+    let asked = Convention::of(parts.uri.path())
+        .read(parts, client_header)
+        .ok()?;
+    let redirect = redirect
+        .and_then(Redirect::parse)
+        .and_then(|redirect| redirect.for_browser(&asked, &parts.headers));
+    Some(Question {
+        client: asked.client,
+        what: asked.what,
+        redirect,
+        url: asked.url,
+    })
+}
+
+/// Reads a request to the reverse proxy or the layer.
+pub fn direct_question(parts: &Parts) -> Option<What> {
+    layer::what(parts).ok()
+}
+
+/// The headers of a request on its way to a backend.
+pub fn pass_on(headers: &mut HeaderMap, admitted: &Admitted, client: IpAddr, host: &HeaderValue) {
+    headers::strip_hop_by_hop(headers);
+    headers::strip(headers, true);
+    headers::tell(headers, admitted, &[]);
+    headers::forwarded(headers, client, host, "http");
+}
+
+/// Every header by which the gate names a caller.
+pub fn identity(admitted: &Admitted) -> Vec<(HeaderName, HeaderValue)> {
+    headers::identity(admitted, &[])
+}

@@ -1,0 +1,26 @@
+//! The readers of what crosses the fence, for tests/fuzz. Not part of the crate's interface.
+
+use std::os::fd::OwnedFd;
+
+use super::{
+    Error, Peer,
+    wire::{self, Arrival},
+};
+
+/// What a message of a listener or a dial says.
+#[derive(Debug)]
+pub enum Message {
+    /// With its peer, and whether the connection was known and is now taken.
+    Accepted(Peer, bool),
+    Dialled,
+    Failure(Error),
+}
+
+/// Reads one message, with the descriptor that came along.
+pub fn message(bytes: &[u8], descriptor: Option<OwnedFd>) -> Option<Message> {
+    Some(match wire::parse(bytes, descriptor).ok()? {
+        Arrival::Accepted { stream, peer } => Message::Accepted(peer, stream.is_some()),
+        Arrival::Dialled { .. } => Message::Dialled,
+        Arrival::Failure(error) => Message::Failure(error),
+    })
+}

@@ -1,0 +1,110 @@
+//! Files of private keys. Input: the kind of key (`ec`, `ed` or `rsa`) in the first line, behind it
+//! a JSON object of members to replace in a good file, `null` to take one out.
+
+use std::{collections::BTreeMap, sync::LazyLock};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde_json::{Map, Value};
+use tailbone::{
+    config::KeySpec,
+    keys::{KeyId, PrivateJwk},
+};
+
+const PRIVATE: [&str; 6] = ["d", "p", "q", "dp", "dq", "qi"];
+
+type Members = Map<String, Value>;
+
+static FILES: LazyLock<BTreeMap<&str, Members>> = LazyLock::new(|| {
+    [
+        ("ec", KeySpec::Es256),
+        ("ed", KeySpec::EdDsa),
+        ("rsa", KeySpec::Rs256 { bits: 2048 }),
+    ]
+    .map(|(kind, spec)| {
+        let key = PrivateJwk::generate("tb-1".parse().unwrap(), spec).unwrap();
+        (kind, serde_json::from_slice(&key.to_file()).unwrap())
+    })
+    .into()
+});
+
+pub(super) fn run(data: &[u8]) {
+    let name: KeyId = "from-the-file-name".parse().unwrap();
+    if let Err(error) = PrivateJwk::from_file(data, &name) {
+        super::assert_one_line(&error.to_string());
+    }
+    let Some((kind, patch)) = super::text(data).and_then(|text| text.split_once('\n')) else {
+        return;
+    };
+    let (Some(good), Ok(patch)) = (FILES.get(kind), serde_json::from_str::<Members>(patch)) else {
+        return;
+    };
+    let mut members = good.clone();
+    for (name, value) in patch {
+        match value {
+            Value::Null => members.remove(&name),
+            value => members.insert(name, value),
+        };
+    }
+    let file = serde_json::to_vec(&members).unwrap();
+    match PrivateJwk::from_file(&file, &name) {
+        Ok(key) => {
+            same_numbers(good, &members);
+            let written = key.to_file();
+            let again = PrivateJwk::from_file(&written, &name).unwrap();
+            assert_eq!(again.public(), key.public());
+            assert_eq!(again.to_file(), written);
+            let public = key.public().to_value();
+            assert!(PRIVATE.iter().all(|name| public.get(*name).is_none()));
+            let kid = key.public().kid.as_str();
+            assert!(!kid.contains(['/', '\\']) && !kid.starts_with('.'));
+            quotes_nothing(&members, &format!("{key:?}"));
+        }
+        Err(error) => {
+            super::assert_one_line(&error.to_string());
+            quotes_nothing(&members, &format!("{error} {error:?}"));
+            let kid = members.get("kid");
+            let same = |name: &&String| good.get(*name) == members.get(*name) || *name == "kid";
+            let harmless = kid.is_none_or(|kid| kid == "tb-1" || kid == "");
+            assert!(
+                !good.keys().all(|name| same(&name)) || !harmless || !unread(&members),
+                "a good key is refused: {error}"
+            );
+        }
+    }
+}
+
+/// Nobody finds another key that fits by chance: what is taken is the good one, perhaps with zeros
+/// before a number.
+fn same_numbers(good: &Members, taken: &Members) {
+    for name in PRIVATE.into_iter().chain(["e", "n", "x", "y"]) {
+        let number = |members: &Members| {
+            let text = members.get(name)?.as_str()?;
+            let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+            let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+            Some(bytes[zeros..].to_vec())
+        };
+        if good.contains_key(name) {
+            assert_eq!(number(good), number(taken), "{name} was changed and taken");
+        }
+    }
+}
+
+/// Members that are not the good file's own say nothing as long as they are texts.
+fn unread(members: &Members) -> bool {
+    members.values().all(Value::is_string)
+}
+
+/// No message and no `Debug` shows a private part.
+fn quotes_nothing(members: &Members, shown: &str) {
+    for name in PRIVATE {
+        let Some(secret) = members.get(name).and_then(Value::as_str) else {
+            continue;
+        };
+        let elsewhere = members.iter().any(|(other, value)| {
+            !PRIVATE.contains(&other.as_str()) && value.to_string().contains(secret)
+        });
+        if secret.len() >= 12 && !elsewhere {
+            assert!(!shown.contains(secret), "{name} is shown: {shown}");
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Paths of the gate. Input: a prefix that a rule names, and in the second line the path of a
+//! request.
+//!
+//! What is let through for a prefix must lie below it for every server that could stand behind us;
+//! what a rule denies must be denied as soon as one server would find it below the prefix.
+
+use tailbone::policy::{CAPABILITY, Effect, Path, PathPrefix, Rules, What, Who};
+
+pub(super) fn run(data: &[u8]) {
+    let Some((prefix, sent)) = super::text(data).and_then(|text| text.split_once('\n')) else {
+        return;
+    };
+    let Ok(path) = Path::parse(sent) else {
+        return;
+    };
+    super::assert_one_line(&path.first_segment());
+    if prefix.contains('\'') || PathPrefix::parse(prefix).is_err() {
+        return;
+    }
+    let rules = |text: String| Rules::parse(&text, CAPABILITY).unwrap();
+    let only_below = rules(format!(
+        "[[rule]]\ndecision = 'anonymous'\npaths = ['{prefix}']\n"
+    ));
+    let all_but_below = rules(format!(
+        "[[rule]]\ndecision = 'deny'\npaths = ['{prefix}']\n[[rule]]\ndecision = 'anonymous'\n"
+    ));
+    let what = What {
+        path: Some(path),
+        ..What::default()
+    };
+    let passes = |rules: &Rules| rules.decide(Who::Nobody, &what).effect == Effect::Anonymous;
+    let (allowed, not_denied) = (passes(&only_below), passes(&all_but_below));
+    assert!(!(allowed && not_denied), "both below and not below");
+    for server in SERVERS {
+        let found = server.serves(sent.as_bytes());
+        let below = below(prefix.as_bytes(), &found, server.ignores_case);
+        let found = String::from_utf8_lossy(&found);
+        if allowed {
+            assert!(
+                below,
+                "{sent} passes as below {prefix}; {}: {found}",
+                server.name
+            );
+        }
+        if not_denied {
+            assert!(
+                !below,
+                "{sent} passes as not below {prefix}; {}: {found}",
+                server.name
+            );
+        }
+    }
+}
+
+fn below(prefix: &[u8], path: &[u8], ignore_case: bool) -> bool {
+    let prefix = prefix.strip_suffix(b"/").unwrap_or(prefix);
+    let Some((head, rest)) = path.split_at_checked(prefix.len()) else {
+        return false;
+    };
+    let same = if ignore_case {
+        head.eq_ignore_ascii_case(prefix)
+    } else {
+        head == prefix
+    };
+    same && (rest.is_empty() || rest.starts_with(b"/"))
+}
+
+type Step = fn(&[u8]) -> Vec<u8>;
+
+/// What a kind of server does with a path before it looks for a file or a handler.
+struct Server {
+    name: &'static str,
+    steps: &'static [Step],
+    ignores_case: bool,
+}
+
+const fn server(name: &'static str, steps: &'static [Step]) -> Server {
+    Server {
+        name,
+        steps,
+        ignores_case: false,
+    }
+}
+
+impl Server {
+    fn serves(&self, path: &[u8]) -> Vec<u8> {
+        self.steps
+            .iter()
+            .fold(path.to_vec(), |path, step| step(&path))
+    }
+}
+
+const SERVERS: &[Server] = &[
+    server("takes it as it is", &[]),
+    server("nginx", &[decode, merge, dots]),
+    server("Apache", &[dots, decode, merge, dots]),
+    server("a Go mux", &[decode, merge, dots]),
+    server("Tomcat", &[parameters, decode, backslashes, merge, dots]),
+    server("Jetty", &[parameters, dots, decode]),
+    server("a servlet that cuts late", &[decode, parameters, dots]),
+    server("a URL library", &[backslashes, encoded_dots, decode]),
+    server("decodes after resolving", &[merge, dots, decode]),
+    server("decodes twice", &[decode, dots, decode, dots]),
+    server(
+        "decodes in front and behind",
+        &[decode, decode, merge, dots],
+    ),
+    server("looks for a query late", &[decode, query, dots]),
+    Server {
+        name: "a file system without case",
+        steps: &[decode, backslashes, merge, dots],
+        ignores_case: true,
+    },
+];
+
+fn hex(digits: &[u8]) -> Option<u8> {
+    let digits = std::str::from_utf8(digits).ok()?;
+    if !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    u8::from_str_radix(digits, 16).ok()
+}
+
+fn decode(path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut at = 0;
+    while at < path.len() {
+        match path.get(at + 1..at + 3).and_then(hex) {
+            Some(byte) if path[at] == b'%' => {
+                out.push(byte);
+                at += 3;
+            }
+            _ => {
+                out.push(path[at]);
+                at += 1;
+            }
+        }
+    }
+    out
+}
+
+fn merge(path: &[u8]) -> Vec<u8> {
+    let mut out: Vec<u8> = Vec::new();
+    for byte in path {
+        if !(*byte == b'/' && out.last() == Some(&b'/')) {
+            out.push(*byte);
+        }
+    }
+    out
+}
+
+fn backslashes(path: &[u8]) -> Vec<u8> {
+    let turned = |byte: &u8| if *byte == b'\\' { b'/' } else { *byte };
+    path.iter().map(turned).collect()
+}
+
+fn parameters(path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut cut = false;
+    for byte in path {
+        match byte {
+            b'/' => cut = false,
+            b';' => cut = true,
+            _ => {}
+        }
+        if !cut {
+            out.push(*byte);
+        }
+    }
+    out
+}
+
+fn query(path: &[u8]) -> Vec<u8> {
+    let end = path.iter().position(|byte| matches!(byte, b'?' | b'#'));
+    path[..end.unwrap_or(path.len())].to_vec()
+}
+
+/// RFC 3986, 5.2.4.
+fn dots(path: &[u8]) -> Vec<u8> {
+    resolved(path, |segment| match segment {
+        b"." => 1,
+        b".." => 2,
+        _ => 0,
+    })
+}
+
+/// As WHATWG's URL standard has it: an encoded dot is a dot.
+fn encoded_dots(path: &[u8]) -> Vec<u8> {
+    resolved(path, |segment| {
+        match segment.to_ascii_lowercase().as_slice() {
+            b"." | b"%2e" => 1,
+            b".." | b".%2e" | b"%2e." | b"%2e%2e" => 2,
+            _ => 0,
+        }
+    })
+}
+
+fn resolved(path: &[u8], kind: impl Fn(&[u8]) -> u8) -> Vec<u8> {
+    let mut kept: Vec<&[u8]> = Vec::new();
+    let segments: Vec<&[u8]> = path.split(|byte| *byte == b'/').skip(1).collect();
+    for (at, segment) in segments.iter().enumerate() {
+        let last = at + 1 == segments.len();
+        match kind(segment) {
+            0 => {
+                kept.push(segment);
+                continue;
+            }
+            2 => drop(kept.pop()),
+            _ => {}
+        }
+        if last {
+            kept.push(b"");
+        }
+    }
+    let mut out = Vec::new();
+    for segment in kept {
+        out.push(b'/');
+        out.extend_from_slice(segment);
+    }
+    if out.is_empty() {
+        out.push(b'/');
+    }
+    out
+}

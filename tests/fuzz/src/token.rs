@@ -1,0 +1,191 @@
+//! Tokens of outside issuers. Input: header, payload and a change to the text, each in a line; the
+//! first two are signed here with a key that the verifier trusts. The same input is also read as it
+//! is, as a token that nobody signed.
+
+use std::{fmt, sync::LazyLock};
+
+use aws_lc_rs::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
+};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
+use serde_json::{Value, json};
+use tailbone::{
+    jwks::fetch::KeySet,
+    sts::verify::{Signature, Token, When},
+};
+
+const KID: &str = "k1";
+
+struct Issuer {
+    key: EcdsaKeyPair,
+    set: KeySet,
+}
+
+static ISSUER: LazyLock<Issuer> = LazyLock::new(|| {
+    let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+    let (x, y) = key.public_key().as_ref()[1..].split_at(32);
+    let part = |bytes| URL_SAFE_NO_PAD.encode(bytes);
+    let document = json!({"keys": [
+        {"kty": "EC", "crv": "P-256", "kid": KID, "x": part(x), "y": part(y)},
+    ]});
+    Issuer {
+        key,
+        set: KeySet::parse(document.to_string().as_bytes()).unwrap(),
+    }
+});
+
+pub(super) fn run(data: &[u8]) {
+    let Some(input) = super::text(data) else {
+        return;
+    };
+    if let Ok(token) = Token::read(input) {
+        agrees(&token, input, "");
+        assert_ne!(
+            token.signature(&ISSUER.set),
+            Signature::Good,
+            "nobody signed it"
+        );
+    }
+    let mut lines = input.split('\n');
+    if let (Some(header), Some(payload)) = (lines.next(), lines.next()) {
+        signed(header, payload, lines.next().unwrap_or_default());
+    }
+}
+
+fn signed(header: &str, payload: &str, change: &str) {
+    let message = format!(
+        "{}.{}",
+        URL_SAFE_NO_PAD.encode(header),
+        URL_SAFE_NO_PAD.encode(payload)
+    );
+    let signature = ISSUER
+        .key
+        .sign(&SystemRandom::new(), message.as_bytes())
+        .unwrap();
+    let text = format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature));
+
+    let told: Option<Value> = serde_json::from_str(header).ok();
+    let told = told.filter(|_| distinct(header) && distinct(payload));
+    let member = |name: &str| told.as_ref().and_then(|header| header.get(name));
+    let known_key = member("kid").is_none_or(|kid| kid == KID);
+    let good = member("alg").is_some_and(|alg| alg == "ES256")
+        && member("crit").is_none()
+        && known_key
+        && serde_json::from_str::<Value>(payload).is_ok_and(|payload| payload.is_object());
+    match Token::read(&text) {
+        Ok(token) => {
+            agrees(&token, &text, change);
+            let found = token.signature(&ISSUER.set);
+            assert_eq!(
+                found == Signature::Good,
+                good,
+                "{found:?} for {header} {payload}"
+            );
+        }
+        Err(error) => assert!(!good, "{error} for {header} {payload}"),
+    }
+    if let Some(changed) = changed(&text, change)
+        && let Ok(token) = Token::read(&changed)
+    {
+        assert_ne!(
+            token.signature(&ISSUER.set),
+            Signature::Good,
+            "{changed} passes for {text}"
+        );
+    }
+}
+
+/// The text with one character put, taken or replaced, as the change says: `put 3 A`, `take 3`,
+/// `set 3 A`.
+fn changed(text: &str, change: &str) -> Option<String> {
+    let mut words = change.split(' ');
+    let (what, at) = (words.next()?, words.next()?.parse::<usize>().ok()?);
+    let with = words.next().and_then(|word| word.chars().next());
+    let at = at % text.len();
+    let mut changed = text.to_owned();
+    match what {
+        "put" => changed.insert(at, with?),
+        "take" => drop(changed.remove(at)),
+        "set" => changed.replace_range(at..=at, with?.encode_utf8(&mut [0; 4])),
+        _ => return None,
+    }
+    (changed != text).then_some(changed)
+}
+
+/// What the token says is what its payload says to a reader of JSON that knows nothing of tokens.
+fn agrees(token: &Token, text: &str, pointer: &str) {
+    let payload = text.split('.').nth(1).unwrap();
+    let payload = URL_SAFE_NO_PAD.decode(payload).unwrap();
+    assert!(
+        distinct(std::str::from_utf8(&payload).unwrap()),
+        "a claim stands twice"
+    );
+    let whole: Value = serde_json::from_slice(&payload).unwrap();
+    for (name, value) in whole.as_object().unwrap() {
+        if !name.starts_with('/') {
+            assert_eq!(token.claims.at(name), Some(value));
+        }
+        assert_eq!(token.claims.text(name), value.as_str());
+        let when = match value.as_f64() {
+            Some(seconds) => When::At(seconds),
+            None => When::Odd,
+        };
+        assert_eq!(token.claims.when(name), when);
+    }
+    if pointer.starts_with('/') {
+        assert_eq!(
+            token.claims.at(pointer),
+            whole.pointer(pointer),
+            "{pointer}"
+        );
+    }
+    let audiences = match &whole["aud"] {
+        Value::Null if whole.get("aud").is_none() => Some(Vec::new()),
+        Value::String(one) => Some(vec![one.as_str()]),
+        Value::Array(many) => many.iter().map(Value::as_str).collect(),
+        _ => None,
+    };
+    assert_eq!(token.claims.audiences(), audiences);
+    let shown = format!("{token:?}");
+    let signature = text.rsplit('.').next().unwrap();
+    assert!(signature.len() < 32 || !shown.contains(signature));
+}
+
+/// Whether an object names none of its members twice, at its first level.
+fn distinct(object: &str) -> bool {
+    struct Names(bool);
+
+    impl<'de> Deserialize<'de> for Names {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            struct Seen;
+
+            impl<'de> Visitor<'de> for Seen {
+                type Value = Names;
+
+                fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    f.write_str("an object")
+                }
+
+                fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Names, A::Error> {
+                    let mut names = Vec::new();
+                    while let Some((name, _)) = map.next_entry::<String, IgnoredAny>()? {
+                        names.push(name);
+                    }
+                    let all = names.len();
+                    names.sort();
+                    names.dedup();
+                    Ok(Names(names.len() == all))
+                }
+            }
+
+            deserializer.deserialize_map(Seen)
+        }
+    }
+
+    serde_json::from_str::<Names>(object).is_ok_and(|names| names.0)
+}
