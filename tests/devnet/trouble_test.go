@@ -188,15 +188,23 @@ func TestEphemeralOutlivesTrouble(t *testing.T) {
 func TestPingBeforeTheWayIsKnown(t *testing.T) {
 	d := startDevnet(t, "alice=alice@example.com")
 	up(t, newNode(t, d, "tailbone", d.authKey))
-	n := func() *node { return d.net.find("tailbone") }
-	seen(t, d.peers["alice"].node, nodeOf(t, d, "tailbone").IP, func(w *apitype.WhoIsResponse) bool { return !w.Node.DiscoKey.IsZero() })
+	alice, ip := d.peers["alice"].node, nodeOf(t, d, "tailbone").IP
+	seen(t, alice, ip, func(w *apitype.WhoIsResponse) bool { return !w.Node.DiscoKey.IsZero() })
 
-	d.net.mu.Lock()
-	known := n().disco
-	n().disco = key.DiscoPublic{}
-	d.net.touch()
-	d.net.mu.Unlock()
-	seen(t, d.peers["alice"].node, nodeOf(t, d, "tailbone").IP, func(w *apitype.WhoIsResponse) bool { return w.Node.DiscoKey.IsZero() })
+	// The node may say its disco key once more, so it is taken away until alice has seen it.
+	var known key.DiscoPublic
+	say := func(k key.DiscoPublic) {
+		d.net.mu.Lock()
+		defer d.net.mu.Unlock()
+		if n := d.net.find("tailbone"); n.disco != k {
+			known, n.disco = n.disco, k
+			d.net.touch()
+		}
+	}
+	seen(t, alice, ip, func(w *apitype.WhoIsResponse) bool {
+		say(key.DiscoPublic{})
+		return w.Node.DiscoKey.IsZero()
+	})
 
 	answered := make(chan int, 1)
 	go func() {
@@ -204,10 +212,7 @@ func TestPingBeforeTheWayIsKnown(t *testing.T) {
 		answered <- status
 	}()
 	time.Sleep(100 * time.Millisecond) // the ping is on its way to nowhere
-	d.net.mu.Lock()
-	n().disco = known
-	d.net.touch()
-	d.net.mu.Unlock()
+	say(known)
 	select {
 	case status := <-answered:
 		if status != http.StatusOK {
