@@ -164,6 +164,8 @@ pub(super) fn name(node: &Arc<dyn Node>, names: &NodeNames) {
 /// Tells each later change of the node's state and names, until the node is closed. Callers are refused meanwhile by `identity`.
 pub(super) async fn follow(node: Arc<dyn Node>, names: NodeNames) {
     let mut watch = node.watch();
+    // What came between the start's look and now.
+    name(&node, &names);
     let mut told = JoinState::Running;
     while watch.changed().await.is_ok() {
         let status = watch.borrow_and_update().clone();
@@ -208,6 +210,34 @@ impl Accept for Listener {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        http::host::HostRule,
+        tailnet::fake::{FakeTailnet, Identity},
+        web::Host,
+    };
+
+    #[tokio::test]
+    async fn a_node_that_is_renamed_is_called_by_its_new_name() {
+        let net = FakeTailnet::new();
+        let fake = net.join("tailbone", Identity::user("owner@example.com"));
+        let node: Arc<dyn Node> = Arc::new(fake.clone());
+        let names = NodeNames::default();
+        name(&node, &names);
+        let rule = HostRule::of_node(names.clone(), &[]);
+        let holds = |host: &str| rule.holds(&Host::parse(host).unwrap());
+        assert!(holds("tailbone"));
+        let following = tokio::spawn(follow(node, names));
+        tokio::task::yield_now().await;
+        fake.set_status(|status| status.name = "tailbone-1.other.ts.net".to_owned());
+        let renamed = async {
+            while !holds("tailbone-1") {
+                tokio::task::yield_now().await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(20), renamed).await;
+        assert!(waited.is_ok() && !holds("tailbone"));
+        following.abort();
+    }
 
     #[test]
     fn a_line_that_comes_again_is_told_once_and_then_with_a_count() {
