@@ -77,6 +77,15 @@ func (d *devnet) routes() http.Handler {
 		"DELETE /grants":      d.dropGrants,
 		"DELETE /grants/{id}": d.dropGrants,
 
+		"GET /access": func(*http.Request) (any, error) {
+			return d.locked(func() (any, error) { return map[string]any{"rules": d.net.access}, nil })
+		},
+		"POST /access": d.setAccess,
+		"DELETE /access": func(*http.Request) (any, error) {
+			return d.locked(func() (any, error) { d.net.access = nil; d.net.touch(); return nil, nil })
+		},
+		"POST /crowd": d.postCrowd,
+
 		"GET /config":  func(*http.Request) (any, error) { return d.locked(func() (any, error) { return d.net.config, nil }) },
 		"POST /config": d.setConfig,
 
@@ -483,8 +492,8 @@ func (d *devnet) addGrant(r *http.Request) (any, error) {
 	}
 	return d.locked(func() (any, error) {
 		for _, ref := range []string{g.Src, g.Dst} {
-			if ref != "*" && !strings.HasPrefix(ref, "tag:") && !strings.Contains(ref, "@") && d.net.find(ref) == nil {
-				return nil, missing("node", ref)
+			if err := d.checkRef(ref); err != nil {
+				return nil, err
 			}
 		}
 		d.net.lastGrant++
@@ -512,6 +521,42 @@ func (d *devnet) dropGrants(r *http.Request) (any, error) {
 		d.net.touch()
 		return nil, nil
 	})
+}
+
+// setAccess replaces the rules that say who reaches which ports of whom.
+func (d *devnet) setAccess(r *http.Request) (any, error) {
+	in := struct {
+		Rules []accessRule `json:"rules"`
+	}{}
+	if err := body(r, &in); err != nil {
+		return nil, err
+	}
+	if in.Rules == nil {
+		return nil, bad("rules are missing; an empty list lets nobody reach anybody")
+	}
+	return d.locked(func() (any, error) {
+		for _, a := range in.Rules {
+			if _, err := parsePorts(a.Ports); err != nil {
+				return nil, bad("%v", err)
+			}
+			for _, ref := range []string{a.Src, a.Dst} {
+				if err := d.checkRef(ref); err != nil {
+					return nil, err
+				}
+			}
+		}
+		d.net.access = in.Rules
+		d.net.touch()
+		return in, nil
+	})
+}
+
+// checkRef says whether src or dst of a rule can mean a node.
+func (d *devnet) checkRef(ref string) error {
+	if ref != "*" && !strings.HasPrefix(ref, "tag:") && !strings.Contains(ref, "@") && d.net.find(ref) == nil {
+		return missing("node", ref)
+	}
+	return nil
 }
 
 // setConfig changes the switches that are given and leaves the others.

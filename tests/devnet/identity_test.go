@@ -4,6 +4,8 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +13,8 @@ import (
 	"tailscale.com/client/tailscale/apitype"
 	"tailscale.com/ipn"
 	"tailscale.com/tailcfg"
+	"tailscale.com/tsnet"
+	"tailscale.com/wgengine/filter"
 )
 
 func TestUserAndTaggedPeers(t *testing.T) {
@@ -214,4 +218,67 @@ func TestShared(t *testing.T) {
 	})
 	do(t, d, "POST", "/nodes/alice/share", m{})
 	seen(t, s, ip, ours)
+}
+
+// Rules of access are the nodes' packet filters: they hold for new connections
+// alone.
+func TestAccess(t *testing.T) {
+	d := startDevnet(t, "alice=alice@example.com")
+	s := up(t, newNode(t, d, "tailbone", d.authKey))
+	ip := d.ready().Peers["alice"].IP
+	seen(t, s, ip, func(*apitype.WhoIsResponse) bool { return true })
+	var own [2]netip.Addr
+	own[0], own[1] = s.TailscaleIPs()
+	peer := netip.MustParseAddr(ip)
+	reaches := func(port uint16) bool {
+		f := s.Sys().Engine.Get().GetFilter()
+		return f.CheckTCP(peer, own[0], port) == filter.Accept
+	}
+	are := func(want map[uint16]bool) {
+		t.Helper()
+		within(t, soon, func() string {
+			for port, open := range want {
+				if reaches(port) != open {
+					return fmt.Sprintf("port %d open: %v", port, !open)
+				}
+			}
+			return ""
+		})
+	}
+	are(map[uint16]bool{80: true, 81: true})
+	do(t, d, "POST", "/access", m{"rules": []any{m{"src": "alice", "dst": "tailbone", "ports": "80,8000-8010"}}})
+	are(map[uint16]bool{80: true, 81: false, 7999: false, 8000: true, 8010: true, 8011: false})
+	do(t, d, "POST", "/access", m{"rules": []any{m{"src": "tag:other", "dst": "*", "ports": "*"}, m{"src": "alice@example.com", "dst": "alice", "ports": "*"}}})
+	are(map[uint16]bool{80: false, 81: false})
+	do(t, d, "POST", "/access", m{"rules": []any{m{"src": "*", "dst": "*", "ports": "81"}}})
+	are(map[uint16]bool{80: false, 81: true})
+	do(t, d, "POST", "/access", m{"rules": []any{}})
+	are(map[uint16]bool{80: false, 81: false})
+	do(t, d, "DELETE", "/access", nil)
+	are(map[uint16]bool{80: true, 81: true})
+	for _, in := range []any{nil, m{"rules": []any{m{"src": "nobody", "dst": "*", "ports": "*"}}}, m{"rules": []any{m{"src": "*", "dst": "*", "ports": "0"}}},
+		m{"rules": []any{m{"src": "*", "dst": "*", "ports": "90-80"}}}} {
+		if status, out := request(t, d, "POST", "/access", in); status != 400 && status != 404 {
+			t.Errorf("%v: %d %s", in, status, out)
+		}
+	}
+}
+
+// Invented peers are known to whoever joins, and stay while others come and go.
+func TestCrowd(t *testing.T) {
+	d := startDevnet(t, "alice=alice@example.com")
+	s := up(t, newNode(t, d, "tailbone", d.authKey))
+	do(t, d, "POST", "/crowd", m{"count": 3})
+	seen(t, s, "100.127.0.2", func(w *apitype.WhoIsResponse) bool { return w.UserProfile.LoginName == "invented-2@example.com" })
+	do(t, d, "POST", "/crowd", m{"count": 300})
+	late := up(t, newNode(t, d, "late", d.authKey))
+	for _, s := range []*tsnet.Server{s, late} {
+		seen(t, s, "100.127.1.43", func(w *apitype.WhoIsResponse) bool { return w.UserProfile.LoginName == "invented-299@example.com" })
+		seen(t, s, d.ready().Peers["alice"].IP, func(w *apitype.WhoIsResponse) bool { return w.UserProfile.LoginName == "alice@example.com" })
+	}
+	do(t, d, "DELETE", "/nodes/late", nil)
+	seen(t, s, "100.127.0.0", func(w *apitype.WhoIsResponse) bool { return w.Node.Name == "invented-0."+suffix+"." })
+	if status, out := request(t, d, "POST", "/crowd", m{"count": 299}); status != 400 {
+		t.Errorf("a smaller crowd: %d %s", status, out)
+	}
 }

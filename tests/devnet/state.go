@@ -45,6 +45,8 @@ type tailnet struct {
 	clients []*oauthClient
 	tokens  map[string]*oauthClient
 	grants  []*grant
+	access  []accessRule // nil: everybody reaches everybody
+	crowd   crowd
 	config  config
 
 	lastNode  tailcfg.NodeID
@@ -53,6 +55,7 @@ type tailnet struct {
 	nextWake  *time.Timer // fires at the next key expiry, see touch
 	paused    bool        // nobody is reaped, see pauseReaping
 	closed    bool
+	born      time.Time
 }
 
 // config holds the switches of POST /config.
@@ -109,6 +112,14 @@ type grant struct {
 	Caps map[string][]json.RawMessage `json:"caps"`
 }
 
+// accessRule lets src open connections to ports of dst. Both are kept as
+// written, like a grant's.
+type accessRule struct {
+	Src   string `json:"src"`
+	Dst   string `json:"dst"`
+	Ports string `json:"ports"` // as in a policy file: "80,443", "8000-8100" or "*"
+}
+
 func newTailnet(suffix, owner string, ephemeralGrace time.Duration) *tailnet {
 	t := &tailnet{
 		suffix:  strings.Trim(suffix, "."),
@@ -116,6 +127,7 @@ func newTailnet(suffix, owner string, ephemeralGrace time.Duration) *tailnet {
 		changed: make(chan struct{}),
 		nodes:   map[tailcfg.NodeID]*node{},
 		users:   map[tailcfg.UserID]*user{},
+		born:    time.Now().UTC().Truncate(time.Second),
 		keys:    map[string]*authKey{},
 		tokens:  map[string]*oauthClient{},
 		config:  config{RequireAuth: true, EphemeralGraceMS: ephemeralGrace.Milliseconds()},

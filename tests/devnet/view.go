@@ -8,7 +8,10 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
+	"strconv"
+	"strings"
 	"time"
 
 	"tailscale.com/tailcfg"
@@ -24,6 +27,7 @@ type view struct {
 	profiles []tailcfg.UserProfile
 	filter   []tailcfg.FilterRule
 	dns      *tailcfg.DNSConfig
+	crowd    *crowd // nil for those who do not see it
 }
 
 func (t *tailnet) viewOf(n *node, now time.Time) *view {
@@ -51,6 +55,9 @@ func (t *tailnet) viewOf(n *node, now time.Time) *view {
 		}
 	}
 	v.filter = t.filterFor(n)
+	if t.users[n.user].login == t.owner {
+		v.crowd = &t.crowd
+	}
 	v.dns = &tailcfg.DNSConfig{
 		Proxied:     true, // MagicDNS on; there is no resolver for anything else
 		Domains:     []string{t.suffix},
@@ -125,12 +132,10 @@ func selfCaps() tailcfg.NodeCapMap {
 	}
 }
 
-// filterFor lets everybody reach everybody and adds the grants towards n.
+// filterFor lets everybody reach everybody, or whom the access rules let reach
+// n, and adds the grants towards n.
 func (t *tailnet) filterFor(n *node) []tailcfg.FilterRule {
-	rules := []tailcfg.FilterRule{{
-		SrcIPs:   []string{"*"},
-		DstPorts: []tailcfg.NetPortRange{{IP: "*", Ports: tailcfg.PortRangeAny}},
-	}}
+	rules := t.accessTo(n)
 	for _, g := range t.grants {
 		if !t.matches(g.Dst, n) {
 			continue
@@ -143,12 +148,7 @@ func (t *tailnet) filterFor(n *node) []tailcfg.FilterRule {
 			}
 			caps[tailcfg.PeerCapability(name)] = raw
 		}
-		var from []string
-		for _, p := range t.sorted() {
-			if t.matches(g.Src, p) {
-				from = append(from, p.v4.String(), p.v6.String())
-			}
-		}
+		from := t.addressesOf(g.Src)
 		if from == nil {
 			continue
 		}
@@ -160,6 +160,65 @@ func (t *tailnet) filterFor(n *node) []tailcfg.FilterRule {
 	return rules
 }
 
+func (t *tailnet) accessTo(n *node) []tailcfg.FilterRule {
+	if t.access == nil {
+		return []tailcfg.FilterRule{{
+			SrcIPs:   []string{"*"},
+			DstPorts: []tailcfg.NetPortRange{{IP: "*", Ports: tailcfg.PortRangeAny}},
+		}}
+	}
+	rules := []tailcfg.FilterRule{}
+	for _, a := range t.access {
+		from := t.addressesOf(a.Src)
+		ports, err := parsePorts(a.Ports)
+		if from == nil || err != nil || !t.matches(a.Dst, n) {
+			continue
+		}
+		var to []tailcfg.NetPortRange
+		for _, own := range []netip.Prefix{n.v4, n.v6} {
+			for _, p := range ports {
+				to = append(to, tailcfg.NetPortRange{IP: own.String(), Ports: p})
+			}
+		}
+		rules = append(rules, tailcfg.FilterRule{SrcIPs: from, DstPorts: to})
+	}
+	return rules
+}
+
+// addressesOf lists the nodes that src means, nil if it means none.
+func (t *tailnet) addressesOf(src string) []string {
+	if src == "*" {
+		return []string{"*"}
+	}
+	var all []string
+	for _, p := range t.sorted() {
+		if t.matches(src, p) {
+			all = append(all, p.v4.String(), p.v6.String())
+		}
+	}
+	return all
+}
+
+func parsePorts(s string) ([]tailcfg.PortRange, error) {
+	if s == "*" {
+		return []tailcfg.PortRange{tailcfg.PortRangeAny}, nil
+	}
+	var all []tailcfg.PortRange
+	for _, part := range strings.Split(s, ",") {
+		first, last, ranged := strings.Cut(part, "-")
+		if !ranged {
+			last = first
+		}
+		from, err1 := strconv.ParseUint(first, 10, 16)
+		to, err2 := strconv.ParseUint(last, 10, 16)
+		if err1 != nil || err2 != nil || from == 0 || to < from {
+			return nil, fmt.Errorf("%q are no ports: it must look like 80,443, 8000-8100 or *", s)
+		}
+		all = append(all, tailcfg.PortRange{First: uint16(from), Last: uint16(to)})
+	}
+	return all, nil
+}
+
 // told remembers what a stream has said, as JSON: what is equal there is equal
 // to the client.
 type told struct {
@@ -168,6 +227,7 @@ type told struct {
 	self     string
 	filter   string
 	dns      string
+	crowd    int // how many of it
 }
 
 // next makes the message that brings a client from what it was told to v, or
@@ -210,6 +270,11 @@ func (h *told) next(v *view) *tailcfg.MapResponse {
 			delete(h.peers, id)
 			m.PeersRemoved, news = append(m.PeersRemoved, id), true
 		}
+	}
+	if c := v.crowd; c != nil && len(c.peers) > h.crowd {
+		m.PeersChanged = append(m.PeersChanged, c.peers[h.crowd:]...)
+		m.UserProfiles = append(m.UserProfiles, c.users[h.crowd:]...)
+		h.crowd, news = len(c.peers), true
 	}
 	if first {
 		m.Peers, m.PeersChanged = m.PeersChanged, nil
