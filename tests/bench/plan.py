@@ -1,8 +1,8 @@
 """What is measured, as a list of experiments. Each has a name, and is run once per round, all in turn: what changes in the
 machine meanwhile then changes all of them alike.
 
-Names: load/TARGET/CELL, idle/TARGET, after/TARGET, keys/N, rules/N, policies/N, slow/TARGET, resets/TARGET, sign,
-start/STATE/UID, contact/STATE/PEERS, contact/STATE/real, size.
+Names: load/TARGET/CELL, idle/TARGET, after/TARGET, keys/N, rules/N, policies/N, slow/TARGET, resets/TARGET, peers/N,
+sign, start/STATE/UID, contact/STATE/PEERS, contact/STATE/real, size.
 """
 
 import concurrent.futures
@@ -13,7 +13,7 @@ import time
 
 import contact
 import starts
-from world import Failed, most_connections
+from world import Failed, World, most_connections
 
 # The length of most answers of /issue.
 LONG = 600
@@ -36,6 +36,10 @@ PROCESSORS = ["floor-short-half", "constant-all"]
 CORES = len(os.sched_getaffinity(0))
 # Where it matters who calls: the constant asks nobody, and the exchange is told.
 WITH_MANY = ["floor", "floor-whois", *ISSUERS, "gate"]
+
+# Invented peers of the tailnet, and what is measured there with a new connection for each request.
+PEERS = [0, 1_000, 10_000]
+AMONG_PEERS = ["floor", "floor-whois", "constant", "es256", "gate"]
 
 IDLE = [100, 1_000, 10_000]
 SLOW = 1_000
@@ -64,6 +68,7 @@ def experiments(world, options):
         found.append(Experiment(f"keys/{count}", lambda count=count: plan.keys(count)))
         found.append(Experiment(f"rules/{count}", lambda count=count: plan.rules(count)))
         found.append(Experiment(f"policies/{count}", lambda count=count: plan.policies(count)))
+    found += [Experiment(f"peers/{count}", lambda count=count: plan.peers(count)) for count in PEERS]
     for target in ("floor", "es256"):
         found.append(Experiment(f"idle/{target}", lambda target=target: plan.idle(target)))
         found.append(Experiment(f"after/{target}", lambda target=target: plan.after(target)))
@@ -240,6 +245,24 @@ class Plan:
         if not beside["requests"]:
             raise Failed(f"no answer from {server.name} beside {made} resets: {beside}")
         return {"alone": alone, "beside": beside, "resets_per_second": made / during}
+
+    def peers(self, count):
+        """Servers in a tailnet of that size: their start, their memory when they know it and answer, and their pace. A tailnet of
+        its own, since what a server knows of its peers stays with it."""
+        with World(self.world.programs, peers=count) as world:
+            there = Plan(world, self.options)
+            result = {}
+            for target in AMONG_PEERS:
+                began = time.monotonic()
+                server, request = there.target(target)
+                ready = time.monotonic() - began
+                load = world.load("new")
+                load.reach(server, request)
+                rss = load.usage(server)["rss_kib"]
+                result[target] = {"ready_s": ready, "rss_kib": rss} | there.measure(load, server, request, 8, keep_alive=False)
+                # Alone with its callers, like all the others.
+                world.stop(server)
+            return result
 
     def idle(self, target):
         """Memory: with nothing to do, then with ever more connections on which nothing happens after a first request."""

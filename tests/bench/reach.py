@@ -41,6 +41,12 @@ def aims(runs):
         yield at_least(f"{target} beside a peer that resets its connections, answers/s of the floor + WhoIs beside it", 0.9,
                        runs.ratios(name, "resets/floor-whois", lambda result: per_second(result["beside"])))
         yield at_most(f"{target} beside it, failed requests", 0, runs.values(name, lambda result: result["beside"]["errors"]), "")
+    for name, target in (("ES256 token", "es256"), ("gate decision", "gate")):
+        for words, other, bound in (("our constant's", "constant", 0.9), ("the floor's with WhoIs", "floor-whois", 1.2)):
+            yield at_least(f"{name}, requests/s at 8 connections, new each time, of {words}", bound,
+                           runs.ratios(f"load/{target}/new8", f"load/{other}/new8", per_second))
+        yield from (at_least(f"the same, {count} peers in the tailnet, of that with few", 0.9, among_peers(runs, count, target))
+                    for count in (1_000, 10_000))
     yield at_most("memory, idle", 40, runs.values("idle/es256", lambda result: result["steps"][0]["rss_kib"] / 1024), "MB")
     yield from (at_most(f"memory at 64 busy connections ({name}), of the floor's", 1.0,
                         runs.ratios(f"load/{name.lower()}/c64", "load/floor/c64", peak_mb))
@@ -70,6 +76,12 @@ def contacts():
         for peers in (4, 30):
             yield f"{state}/{peers}", f"four callers, {words}, peers: {peers}", 1200, "40 of 40"
         yield f"{state}/real", f"a tailscaled calls, {words}", 1200, "36 of 40"
+
+
+def among_peers(runs, count, target):
+    """The pace in a large tailnet, of that in a small one."""
+    few, many = runs.rounds("peers/0"), runs.rounds(f"peers/{count}")
+    return [per_second(many[number][target]) / per_second(few[number][target]) for number in sorted(few.keys() & many.keys())]
 
 
 def rs256(runs, cell):

@@ -8,7 +8,7 @@ import pathlib
 
 import picture
 import reach
-from plan import AFTER, CELLS, ISSUERS, LONG, RESETS, SLOW, TARGETS
+from plan import AFTER, AMONG_PEERS, CELLS, ISSUERS, LONG, PEERS, RESETS, SLOW, TARGETS
 from results import Runs, cpu_us, load_cpu_us, median, p50, p99, peak_mb, per_second, sign_cpu_us, switches
 from world import MANY
 
@@ -57,6 +57,7 @@ def tables(runs):
         ("First contact: callers that never pause", first_contact(runs)),
         ("Memory of idle connections", idle(runs)),
         ("Growth", growth(runs)),
+        ("Size of the tailnet", peers(runs)),
         ("Memory after load", after(runs)),
         ("Slow callers", slow(runs)),
         ("Connections that are reset", resets(runs)),
@@ -170,6 +171,21 @@ def growth(runs):
                 rows.append([words if count == 1 else "", str(count), start, memory,
                              *(spread(runs.values(name, of)) for of in (per_second, p50, cpu_us))])
     return table(["", "", "ms to listening", "RSS MB", "requests/s at 8 connections", "p50 ms", "server CPU µs/request"], rows)
+
+
+def peers(runs):
+    rows = []
+    for target in AMONG_PEERS:
+        for count in PEERS:
+            name = f"peers/{count}"
+            if runs.rounds(name):
+                def values(of, name=name, target=target):
+                    return spread(runs.values(name, lambda result: of(result[target])))
+
+                rows.append([NAMES[target] if count == PEERS[0] else "", str(count), values(lambda one: one["ready_s"] * 1000),
+                             values(lambda one: one["rss_kib"] / 1024), values(per_second), values(p50), values(cpu_us)])
+    return table(["", "invented peers", "ms to ready", "RSS MB", "requests/s at 8 connections, new each time", "p50 ms",
+                  "server CPU µs/request"], rows)
 
 
 def slow(runs):

@@ -34,7 +34,7 @@ class Runs:
         """Every single measurement of requests."""
         for name, rounds in self.results.items():
             for result in rounds.values():
-                for one in (result, *(result.get(part) for part in ("alone", "beside") if part in result)):
+                for one in (result, *(part for part in result.values() if isinstance(part, dict))):
                     if "per_second" in one:
                         yield name, one
 

@@ -26,8 +26,8 @@ class Failed(Exception):
 
 
 class World:
-    def __init__(self, programs):
-        self.programs = programs
+    def __init__(self, programs, peers=0):
+        self.programs, self.peers = programs, peers
         self.work = pathlib.Path(tempfile.mkdtemp(prefix="tailbone-bench."))
         self.processes, self.servers, self.loads = {}, {}, {}
         self.numbers = 0
@@ -35,6 +35,8 @@ class World:
     def __enter__(self):
         # The tailnet's owner is nobody that calls.
         self.devnet = self.json_process("devnet", [ROOT / "scripts/devnet", "--with-stdin", "--peer", "alice=alice@example.com"])
+        if self.peers:
+            self.api("POST", "/crowd", {"count": self.peers})
         return self
 
     def __exit__(self, *_):
