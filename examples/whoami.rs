@@ -10,7 +10,6 @@
 use std::{error::Error, sync::Arc};
 
 use axum::{Router, routing::get};
-use http::Extensions;
 use tailbone::{
     config::Secret,
     gate::{Admitted, GateLayer},
@@ -19,7 +18,7 @@ use tailbone::{
         layers,
         serve::{Limits, serve},
     },
-    identity::{Caller, Connection},
+    identity::{Caller, Directory},
     policy::{CAPABILITY, Mistakes, Rules},
     tailnet::{BackendState, Config, EmbeddedNode, ListenAddr, Node},
 };
@@ -87,9 +86,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let status = node.watch().borrow().clone();
     names.set(&status.name, &status.hostname, &status.addresses);
     let hosts = HostRule::of_node(names, &[]);
+    let directory = Directory::new(node);
     let mut server = serve("whoami", listener, routes, Limits::default(), move |peer| {
-        let mut known = Extensions::new();
-        known.insert(Arc::new(Connection::new(node.clone(), peer)));
+        let mut known = directory.identify(peer);
         known.insert(hosts.clone());
         known
     });

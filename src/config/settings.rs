@@ -293,7 +293,7 @@ pub struct Gate {
     pub forward_capabilities: Vec<String>,
     /// `gate.token`: whether backends get a token.
     pub token: Option<GateToken>,
-    /// `gate.recheck`: how often an open WebSocket's caller is looked at again.
+    /// `gate.recheck`: how often open streams and WebSockets are decided about again when nothing has changed.
     pub recheck: Duration,
     pub auth: GateAuth,
 }

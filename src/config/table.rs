@@ -466,7 +466,7 @@ rows! {
     GATE_RECHECK = row("gate.recheck", duration(Duration::from_millis(10), HOUR))
         .flag("gate-recheck", Scope::Start)
         .default("10s")
-        .help("How often the caller of an open WebSocket is looked at again");
+        .help("How often open streams and WebSockets are decided about again when nothing has changed");
     GATE_AUTH_PORT = row("gate.auth.port", Kind::Port)
         .flag("gate-auth-port", Scope::Start)
         .default("8083")

@@ -131,9 +131,15 @@ impl Guard {
     }
 
     /// Whether somebody who was let through still is. Says nothing in the audit log as long as the answer is yes.
-    pub(super) fn still_admits(&self, caller: Result<Arc<Visitor>, Refusal>, what: &What) -> bool {
-        let kept = self.decide(caller.clone(), what, None).0.is_ok();
-        kept || self.admit(caller, what, None).is_ok()
+    pub(super) fn still_admits(
+        &self,
+        caller: Result<Arc<Visitor>, Refusal>,
+        what: &What,
+    ) -> Result<(), Denied> {
+        if self.decide(caller.clone(), what, None).0.is_ok() {
+            return Ok(());
+        }
+        self.admit(caller, what, None).map(drop)
     }
 
     fn decide(
@@ -142,6 +148,11 @@ impl Guard {
         what: &What,
         expected: Option<&str>,
     ) -> (Result<Admitted, Denied>, RuleId) {
+        if let Err(refusal) = &caller
+            && refusal.ends_connection()
+        {
+            return (Err(Denied::Identity(refusal.clone())), RuleId::End);
+        }
         let rules = self.policy.rules();
         let caller = caller.map_err(Denied::Identity).and_then(|visitor| {
             let wanted = [self.expected_tailnet.as_deref(), expected];

@@ -37,6 +37,7 @@ use super::{
     forward_auth::nobody_told,
     guard::{Admitted, Guard},
     headers,
+    recheck::{self, Recheck, Watched},
 };
 use crate::{
     http::{
@@ -137,9 +138,9 @@ where
         Box::pin(async move {
             let (mut parts, body) = request.into_parts();
             match gate.admit(&mut parts).await {
-                Ok(()) => {
+                Ok(recheck) => {
                     let answer = inner.call(Request::from_parts(parts, body)).await?;
-                    Ok(answer.map(Body::new))
+                    Ok(answer.map(|body| Watched::new(body, recheck)))
                 }
                 // Below `http::layers` the error is written there, with the request's id; alone it has to do with one of its own.
                 Err(error) if parts.extensions.get::<RequestId>().is_some() => {
@@ -152,13 +153,15 @@ where
 }
 
 impl GateLayer {
-    async fn admit(&self, parts: &mut Parts) -> Result<(), Error> {
+    async fn admit(&self, parts: &mut Parts) -> Result<Arc<Recheck>, Error> {
         let connection = parts
             .extensions
             .get::<Arc<Connection>>()
             .cloned()
             .ok_or_else(nobody_told)?;
         let what = what(parts)?;
+        let recheck = Recheck::new(self.guard.clone(), connection.clone(), what, recheck::EVERY);
+        let what = recheck.what();
         let (host, port) = host(parts)?;
         let place = Place {
             host: &host,
@@ -171,17 +174,17 @@ impl GateLayer {
         if foreign {
             return Err(self
                 .guard
-                .refuse(&caller, &what, Denied::ForeignOrigin)
+                .refuse(&caller, what, Denied::ForeignOrigin)
                 .into());
         }
-        let admitted = self.guard.admit(caller, &what, None)?;
+        let admitted = self.guard.admit(caller, what, None)?;
         headers::strip(
             &mut parts.headers,
             self.guard.policy().rules().name_methods(),
         );
         headers::tell(&mut parts.headers, &admitted, &self.capabilities);
         parts.extensions.insert(admitted);
-        Ok(())
+        Ok(recheck)
     }
 }
 

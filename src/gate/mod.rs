@@ -30,6 +30,7 @@ mod guard;
 mod headers;
 mod layer;
 mod proxy;
+mod recheck;
 mod routes;
 mod socket;
 mod token;
@@ -51,7 +52,6 @@ use crate::{
     config,
     identity::Directory,
     policy::{self, Change},
-    tailnet::Node,
     telemetry::meter::Meter,
     web::{Allowed, Origin},
 };
@@ -70,7 +70,7 @@ impl Gate {
     /// Loads the policy and checks the settings against each other. `sign` is needed where the backend is to get a token.
     pub fn build(
         settings: &config::Gate,
-        node: Arc<dyn Node>,
+        directory: Directory,
         sign: Option<Sign>,
         meter: Meter,
     ) -> Result<Self, BuildError> {
@@ -95,7 +95,6 @@ impl Gate {
         let auth = if settings.auth.proxies.is_empty() && settings.auth.socket.is_none() {
             None
         } else {
-            let directory = Directory::new(node);
             let auth = ForwardAuth::new(guard.clone(), directory, settings, tokens.clone())?;
             Some(Arc::new(auth))
         };

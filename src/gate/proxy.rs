@@ -2,12 +2,12 @@
 //!
 //! A request goes: what it asks for -> who calls -> whether its host and origin are ours -> policy -> upstream by host and path -> headers (connection's own off, claims
 //! off, ours on) -> upstream. Bodies stream both ways as they come; trailers pass on the way back alone. A WebSocket becomes a tunnel once the upstream
-//! agrees; it is looked at again every few seconds and ends when its caller is no longer let through.
+//! agrees. Whatever goes on ends when its caller is no longer let through (`recheck.rs`).
 //!
 //! What is not done, on purpose: `CONNECT` and `TRACE` (the second would show a caller what we tell the upstream), upgrades to
 //! anything but WebSocket (`h2c` would be a way around the policy), rewriting of paths or bodies.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use ::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header};
 use axum::{
@@ -27,6 +27,7 @@ use super::{
     forward_auth::nobody_told,
     guard::Guard,
     headers, layer,
+    recheck::{Recheck, Watched},
     routes::{Routes, Upstream},
     token::Tokens,
     upstreams::Upstreams,
@@ -127,13 +128,15 @@ impl ReverseProxy {
         let client_side = wants_tunnel.then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
         let what = layer::what(&parts)?;
+        let recheck = Recheck::new(self.guard.clone(), connection.clone(), what, self.recheck);
+        let what = recheck.what();
         let caller = connection.visitor().await;
         connection.pace()?;
         if let Some(denied) = self.not_for_us(&parts, &caller)? {
-            return Err(self.guard.refuse(&caller, &what, denied).into());
+            return Err(self.guard.refuse(&caller, what, denied).into());
         }
-        let admitted = self.guard.admit(caller, &what, None)?;
-        let upstream = self.upstream(&what)?;
+        let admitted = self.guard.admit(caller, what, None)?;
+        let upstream = self.upstream(what)?;
 
         let host = host_header(&parts)?;
         headers::strip_hop_by_hop(&mut parts.headers);
@@ -190,7 +193,14 @@ impl ReverseProxy {
         parts.extensions.clear();
 
         let request = Request::from_parts(parts, body);
-        let answer = self.upstreams.answer(upstream, request).await;
+        let answer = {
+            let mut denied = pin!(recheck.denied());
+            tokio::select! {
+                biased;
+                answer = self.upstreams.answer(upstream, request) => answer,
+                denied = denied.as_mut() => Err(denied.into()),
+            }
+        };
         self.guard.meter().upstream(match &answer {
             Ok(_) => "answered",
             Err(error) => error.code,
@@ -205,10 +215,7 @@ impl ReverseProxy {
                 ));
             };
             let tunnel = Tunnel {
-                guard: self.guard.clone(),
-                connection,
-                what,
-                recheck: self.recheck,
+                recheck,
                 ended: self.ended.clone(),
             };
             let upstream_side = hyper::upgrade::on(&mut answer);
@@ -220,7 +227,7 @@ impl ReverseProxy {
             return Ok(answer.map(|_| Body::empty()));
         }
         headers::strip_hop_by_hop(answer.headers_mut());
-        Ok(answer.map(Body::new))
+        Ok(answer.map(|body| Watched::new(body, recheck)))
     }
 
     /// Whether the request names a host that nothing here has, or a page of another origin sent it. Names are those of the listener,
@@ -301,10 +308,7 @@ fn is_websocket_answer(headers: &HeaderMap) -> bool {
 
 /// Bytes both ways, for as long as the caller is let through.
 struct Tunnel {
-    guard: Arc<Guard>,
-    connection: Arc<Connection>,
-    what: What,
-    recheck: Duration,
+    recheck: Arc<Recheck>,
     ended: CancellationToken,
 }
 
@@ -319,17 +323,7 @@ impl Tunnel {
         tokio::select! {
             () = copy => {}
             () = self.ended.cancelled() => {}
-            () = self.no_longer_admitted() => {}
-        }
-    }
-
-    async fn no_longer_admitted(&self) {
-        loop {
-            tokio::time::sleep(self.recheck).await;
-            let caller = self.connection.visitor().await;
-            if !self.guard.still_admits(caller, &self.what) {
-                return;
-            }
+            _ = self.recheck.denied() => {}
         }
     }
 }

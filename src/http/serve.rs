@@ -7,6 +7,7 @@
 //! - A stop cuts no request within the grace time: also those are answered whose connection stands, but waits to be accepted or
 //!   has not carried its first request yet.
 //! - After [`Server::stop`] no connection of this listener is left.
+//! - A connection whose peer may no longer have it ([`Standing`]) ends at once, with whatever it carries.
 //! - A listener that dies ends the server with its error; it is never silently deaf.
 //!
 //! The tailnet, a unix socket and the tests' TCP are served alike ([`Accept`]). What the routes know of the peer is put into
@@ -72,6 +73,12 @@ pub trait Accept: Send + 'static {
 
 /// Makes of what serves a connection a task that is also polled elsewhere.
 pub type Place = Box<dyn FnOnce(BoxFuture<'static, ()>) -> BoxFuture<'static, ()> + Send>;
+
+/// A connection's right to go on, where it can lose it. Among the extensions that `identify` makes, as `Arc<dyn Standing>`.
+pub trait Standing: Send + Sync + 'static {
+    /// Ends, with the reason, when the connection must.
+    fn lost(&self) -> BoxFuture<'_, &'static str>;
+}
 
 /// How long after a stop a connection may take to send its first request. Somebody who connected just before needs about one
 /// round trip; who sends nothing is not waited for.
@@ -488,6 +495,7 @@ impl Connections {
             limits: self.limits.clone(),
             load: self.load.clone(),
         });
+        let standing = known.get::<Arc<dyn Standing>>().cloned();
         let requests = Requests::new(Instant::now().into());
         let router = self.router.clone();
         let service = {
@@ -525,14 +533,27 @@ impl Connections {
                 stop.cancelled().await;
                 let _ = tokio::time::timeout(FIRST_REQUEST, requests.first()).await;
             };
+            let lost = async {
+                let why = match &standing {
+                    Some(standing) => standing.lost().await,
+                    None => std::future::pending().await,
+                };
+                tracing::debug!(target: "server", why, "a connection is ended: its peer may no longer have it");
+            };
+            let mut over = pin!(async {
+                tokio::select! {
+                    () = cut.cancelled() => {}
+                    () = lost => {}
+                }
+            });
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,
-                () = cut.cancelled() => Ok(()),
+                () = over.as_mut() => Ok(()),
                 () = asked => {
                     connection.as_mut().graceful_shutdown();
                     tokio::select! {
                         ended = connection => ended,
-                        () = cut.cancelled() => Ok(()),
+                        () = over => Ok(()),
                     }
                 }
             };

@@ -144,10 +144,14 @@ pub enum Refusal {
     ForeignTailnet { login: String },
     #[error("callers from the internet have no identity here")]
     Funnel,
+    #[error("the tailnet's policy no longer lets this node connect here")]
+    NoNetworkAccess,
     #[error("the node {node} has an expired key: log in again on it (`tailscale login`)")]
     NodeExpired { node: String },
     #[error("the server's own node is not on the tailnet ({state})")]
     NotRunning { state: &'static str },
+    #[error("the caller's address now belongs to another node: connect again")]
+    OtherNode,
     #[error("the tailnet knows no node at the caller's address")]
     UnknownPeer,
     #[error("the tailnet could not say who calls")]
@@ -155,13 +159,20 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Whether this says that the connection itself may not go on. No rule of ours can let it.
+    pub fn ends_connection(&self) -> bool {
+        matches!(self, Self::NoNetworkAccess | Self::OtherNode)
+    }
+
     /// Stable, for programs, logs and metrics.
     pub fn code(&self) -> &'static str {
         match self {
             Self::ForeignTailnet { .. } => "foreign_tailnet",
             Self::Funnel => "funnel",
+            Self::NoNetworkAccess => "no_network_access",
             Self::NodeExpired { .. } => "node_expired",
             Self::NotRunning { .. } => "node_not_running",
+            Self::OtherNode => "other_node",
             Self::UnknownPeer => "unknown_peer",
             Self::WhoIsFailed(_) => "whois_failed",
         }
@@ -172,10 +183,11 @@ impl Refusal {
 impl From<Refusal> for http::Error {
     fn from(refusal: Refusal) -> Self {
         let kind = match &refusal {
-            Refusal::ForeignTailnet { .. } | Refusal::Funnel | Refusal::NodeExpired { .. } => {
-                Kind::Forbidden
-            }
-            Refusal::UnknownPeer => Kind::Unauthorized,
+            Refusal::ForeignTailnet { .. }
+            | Refusal::Funnel
+            | Refusal::NoNetworkAccess
+            | Refusal::NodeExpired { .. } => Kind::Forbidden,
+            Refusal::OtherNode | Refusal::UnknownPeer => Kind::Unauthorized,
             Refusal::NotRunning { .. } | Refusal::WhoIsFailed(_) => Kind::Unavailable {
                 retry_after: Duration::from_secs(5),
             },

@@ -1,68 +1,55 @@
-//! What is known of one connection: its peer, and who that is for as long as the network map stands still.
+//! One connection: its peer, who that is right now, and whether it may go on.
+//!
+//! Invariants
+//! - A connection stays with the node that it began with. Should its address become another node's, it ends.
+//! - It also ends when the tailnet's policy no longer lets the peer connect, whether or not a request is under way.
+//! - No identity outlives the key of the peer's node: its expiry is compared with the clock for each request.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    pin::pin,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use ::http::request::Parts;
-use arc_swap::ArcSwapOption;
 use axum::extract::FromRequestParts;
-use tokio::sync::watch;
-use tracing::Instrument;
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 
-use super::{
-    Caller, Callers, Refusal, Visitor,
-    callers::Allowance,
-    directory::{ask, running},
-};
+use super::{Caller, Directory, Refusal, Visitor, directory::Entry};
 use crate::{
-    http::{self, error::Kind},
-    tailnet::{Node, Peer, Status, Via},
-    telemetry::{meter::Meter, trace},
+    http::{self, error::Kind, serve::Standing},
+    tailnet::{Peer, Via},
+    telemetry::trace,
 };
 
 /// One connection from the tailnet. Part of every request's extensions; handlers take a [`Caller`] instead.
 #[derive(Debug)]
 pub struct Connection {
-    node: Arc<dyn Node>,
-    /// The node's picture of itself: looked at for each request.
-    status: watch::Receiver<Arc<Status>>,
     peer: Peer,
-    known: ArcSwapOption<Known>,
-    meter: Meter,
-    callers: Option<Callers>,
-}
-
-/// An answer and the generation of the network map that it was true in.
-#[derive(Debug)]
-struct Known {
-    generation: u64,
-    visitor: Arc<Visitor>,
-    allowance: Option<Allowance>,
+    /// `None` for callers from the internet, who are nobody's.
+    entry: Option<Arc<Entry>>,
+    /// As it was when the connection was first seen to be somebody's.
+    first: OnceLock<Arc<Visitor>>,
+    directory: Directory,
 }
 
 impl Connection {
-    pub fn new(node: Arc<dyn Node>, peer: Peer) -> Self {
-        Self {
-            status: node.watch(),
-            node,
-            peer,
-            known: ArcSwapOption::empty(),
-            meter: Meter::default(),
-            callers: None,
+    pub(super) fn new(directory: Directory, peer: Peer) -> Self {
+        let entry =
+            (peer.via == Via::Tailnet).then(|| directory.entry(peer.addr.ip(), Some(peer.local)));
+        let first = OnceLock::new();
+        if let Some(known) = entry.as_ref().and_then(|entry| entry.fresh())
+            && let Ok(visitor) = &known.answer
+        {
+            let _ = first.set(visitor.clone());
         }
-    }
-
-    /// Counts its questions there.
-    #[must_use]
-    pub fn counted(mut self, meter: Meter) -> Self {
-        self.meter = meter;
-        self
-    }
-
-    /// Bounds what its caller may ask, together with all their other connections there.
-    #[must_use]
-    pub fn paced(mut self, callers: Callers) -> Self {
-        self.callers = Some(callers);
-        self
+        Self {
+            peer,
+            entry,
+            first,
+            directory,
+        }
     }
 
     pub fn peer(&self) -> Peer {
@@ -71,7 +58,7 @@ impl Connection {
 
     /// Who calls, right now. Callers from another tailnet are refused.
     pub async fn caller(&self) -> Result<Caller, Refusal> {
-        if self.peer.via == Via::Funnel {
+        if self.entry.is_none() {
             trace::caller("funnel");
             return Ok(Caller::Funnel(self.peer.addr));
         }
@@ -81,47 +68,83 @@ impl Connection {
     /// Who calls, right now, from whatever tailnet; callers from the internet are refused. Without a change of the network
     /// map this asks nobody.
     pub async fn visitor(&self) -> Result<Arc<Visitor>, Refusal> {
-        if self.peer.via == Via::Funnel {
+        self.visitor_at(Timestamp::now()).await
+    }
+
+    /// Who calls at that time.
+    pub async fn visitor_at(&self, now: Timestamp) -> Result<Arc<Visitor>, Refusal> {
+        let Some(entry) = &self.entry else {
             return Err(Refusal::Funnel);
+        };
+        let known = entry.known(now).await?;
+        let visitor = known.answer.as_ref().map_err(Refusal::clone)?;
+        if self.first.get_or_init(|| visitor.clone()).node_id() != visitor.node_id() {
+            return Err(Refusal::OtherNode);
         }
-        running(&self.status.borrow())?;
-        // Read before asking: an answer that is newer than its generation only costs one more question later.
-        let generation = self.node.generation();
-        if let Some(known) = self
-            .known
-            .load()
-            .as_ref()
-            .filter(|known| known.generation == generation)
-        {
-            self.meter.whois_kept();
-            trace::caller(known.visitor.kind());
-            return Ok(known.visitor.clone());
-        }
-        let visitor = ask(self.node.as_ref(), self.peer.addr)
-            .instrument(tracing::debug_span!("whois"))
-            .await;
-        self.meter.whois_asked(visitor.is_ok());
-        let visitor = Arc::new(visitor?);
+        visitor.at(now)?;
         trace::caller(visitor.kind());
-        let allowance = self
-            .callers
-            .as_ref()
-            .and_then(|callers| callers.allowance(&visitor, Instant::now()));
-        self.known.store(Some(Arc::new(Known {
-            generation,
-            visitor: visitor.clone(),
-            allowance,
-        })));
-        Ok(visitor)
+        Ok(visitor.clone())
     }
 
     /// One more request of whoever was last found to call ([`Self::caller`], [`Self::visitor`]). `Err` is the answer to a caller
     /// that asks too often. To be called once for each request, by whoever asks for its caller.
     pub fn pace(&self) -> Result<(), http::Error> {
-        match self.known.load().as_ref().map(|known| &known.allowance) {
+        let known = self.entry.as_ref().and_then(|entry| entry.last());
+        match known.as_ref().map(|known| &known.allowance) {
             Some(Some(allowance)) => allowance.take(Instant::now()),
             _ => Ok(()),
         }
+    }
+
+    /// Ends when what [`Self::visitor`] says may have changed. To be made before asking.
+    pub fn changed(&self) -> impl Future<Output = ()> + Send + '_ {
+        // Made here and not in the future, which would only begin to listen when first polled.
+        let changed = self.entry.as_ref().map(|entry| entry.changed());
+        async move {
+            match changed {
+                Some(changed) => changed.await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// When the key of the caller's node expires, as far as is known.
+    pub fn key_expiry(&self) -> Option<Timestamp> {
+        let known = self.entry.as_ref()?.last()?;
+        known.answer.as_ref().ok()?.key_expiry()
+    }
+
+    /// Of the network map. While it stands, so does what [`Self::visitor`] says, but for keys that expire.
+    pub fn generation(&self) -> u64 {
+        self.directory.generation()
+    }
+
+    /// Why the connection must end, if it must.
+    fn over(&self, entry: &Entry) -> Option<Refusal> {
+        let known = entry.last()?;
+        match (&known.answer, self.first.get()) {
+            (Err(refusal), _) if refusal.ends_connection() => Some(refusal.clone()),
+            (Ok(now), Some(first)) if now.node_id() != first.node_id() => Some(Refusal::OtherNode),
+            _ => None,
+        }
+    }
+}
+
+impl Standing for Connection {
+    fn lost(&self) -> BoxFuture<'_, &'static str> {
+        Box::pin(async move {
+            let Some(entry) = &self.entry else {
+                return std::future::pending().await;
+            };
+            loop {
+                let mut changed = pin!(entry.changed());
+                changed.as_mut().enable();
+                if let Some(refusal) = self.over(entry) {
+                    return refusal.code();
+                }
+                changed.await;
+            }
+        })
     }
 }
 

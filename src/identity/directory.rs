@@ -1,107 +1,377 @@
-//! Who is behind a tailnet address, for addresses that a trusted proxy tells instead of a connection.
+//! Who is behind each address of the tailnet that calls: one table for all connections, and for addresses that a trusted proxy
+//! tells.
+//!
+//! Invariants
+//! - An answer holds for one generation of the network map. The generation is read before the node is asked: an answer that is
+//!   newer than its generation only costs one more question later.
+//! - Whoever asks for the same address at the same time shares one question.
+//! - At a new generation the entries of open connections are asked for again although nobody calls, so that those who wait for a
+//!   change ([`Entry::changed`]) learn of it at once. This takes half of one task's time at most.
+//! - Bounded: an entry that no connection holds is forgotten at the next generation, and before that when there are too many.
+//!
+//! That the node could not answer is not kept.
 
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::{Duration, Instant},
 };
 
+use ::http::Extensions;
+use arc_swap::ArcSwapOption;
+use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
+use tokio::sync::{Notify, futures::Notified, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::Instrument;
 
-use super::{Refusal, Visitor};
-use crate::tailnet::{
-    self, Node, Status,
-    join::{JoinState, classify},
+use super::{Callers, Connection, Refusal, Visitor, callers::Allowance};
+use crate::{
+    http::serve::Standing,
+    tailnet::{
+        self, Node, Peer, Status,
+        join::{JoinState, classify},
+    },
+    telemetry::meter::Meter,
 };
 
-/// The longest that the node may take to tell who somebody is.
+/// The longest that the node may take to tell who somebody is, waiting for one's turn included.
 const WHOIS_TIME: Duration = Duration::from_secs(5);
-/// Addresses kept at once. A tailnet rarely has more callers of one service; where it has, the rest is asked for again.
-const KNOWN: usize = 4096;
+/// Entries without a connection that are kept at once. A tailnet rarely has more callers; the rest is asked for again.
+const KEPT: usize = 4096;
+/// Questions at a time when a new generation is looked through.
+const QUESTIONS: usize = 2;
+/// The longest pause after a generation was looked through.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Looks callers up by address and keeps the answers while the network map stands still.
+/// Clones are one.
+#[derive(Debug, Clone)]
+pub struct Directory(Arc<Inner>);
+
 #[derive(Debug)]
-pub struct Directory {
-    node: Arc<dyn Node>,
-    known: Mutex<Known>,
+struct Inner {
+    shared: Shared,
+    entries: Mutex<Entries>,
+    /// Ends the task that follows the network map.
+    _following: DropGuard,
 }
 
-/// All answers are of one generation of the network map.
+/// What every entry needs to ask.
+#[derive(Debug, Clone)]
+struct Shared {
+    node: Arc<dyn Node>,
+    /// The node's picture of itself: looked at for each request.
+    status: watch::Receiver<Arc<Status>>,
+    meter: Meter,
+    callers: Option<Callers>,
+}
+
 #[derive(Debug, Default)]
-struct Known {
+struct Entries {
+    all: HashMap<Key, Arc<Entry>>,
+    sweep_at: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    peer: IpAddr,
+    /// Our address that the peer is connected to. `None`: an address that a proxy told, which is connected to that proxy.
+    local: Option<SocketAddr>,
+}
+
+/// What is known of one peer at one address of ours.
+#[derive(Debug)]
+pub(super) struct Entry {
+    key: Key,
+    shared: Shared,
+    known: ArcSwapOption<Known>,
+    /// Held by whoever asks the node.
+    asking: tokio::sync::Mutex<()>,
+    changed: Notify,
+}
+
+/// An answer, and the generation of the network map that it was true in.
+#[derive(Debug)]
+pub(super) struct Known {
     generation: u64,
-    visitors: HashMap<IpAddr, Arc<Visitor>>,
+    pub(super) answer: Result<Arc<Visitor>, Refusal>,
+    pub(super) allowance: Option<Allowance>,
 }
 
 impl Directory {
+    /// Needs a tokio runtime: a task follows the network map until the last clone and the last connection are gone.
     pub fn new(node: Arc<dyn Node>) -> Self {
-        Self {
-            node,
-            known: Mutex::default(),
-        }
+        Self::with(node, Meter::default(), None)
+    }
+
+    /// Counts questions in `meter`, and bounds what a caller may ask over all connections ([`Connection::pace`]).
+    pub fn with(node: Arc<dyn Node>, meter: Meter, callers: Option<Callers>) -> Self {
+        let status = node.watch();
+        let generation = node.generation();
+        let ended = CancellationToken::new();
+        let inner = Arc::new(Inner {
+            shared: Shared {
+                node,
+                status: status.clone(),
+                meter,
+                callers,
+            },
+            entries: Mutex::default(),
+            _following: ended.clone().drop_guard(),
+        });
+        tokio::spawn(follow(Arc::downgrade(&inner), generation, status, ended));
+        Self(inner)
+    }
+
+    /// Somebody who has connected.
+    pub fn connection(&self, peer: Peer) -> Arc<Connection> {
+        Arc::new(Connection::new(self.clone(), peer))
+    }
+
+    /// What each request of a connection carries: the connection, and that it can lose its right to go on.
+    pub fn identify(&self, peer: Peer) -> Extensions {
+        let connection = self.connection(peer);
+        let mut known = Extensions::new();
+        known.insert(Arc::clone(&connection) as Arc<dyn Standing>);
+        known.insert(connection);
+        known
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.0.shared.node.generation()
     }
 
     /// Whether this is an address of our own node.
     pub fn is_own(&self, addr: IpAddr) -> bool {
         let addr = addr.to_canonical();
-        self.node.watch().borrow().addresses.contains(&addr)
+        self.0.shared.status.borrow().addresses.contains(&addr)
     }
 
-    /// Who calls from there. The port says nothing on a tailnet.
+    /// Who calls from there, by the word of a proxy that is trusted. The port says nothing on a tailnet.
     pub async fn visitor(&self, addr: IpAddr) -> Result<Arc<Visitor>, Refusal> {
-        let addr = addr.to_canonical();
-        running(&self.node.watch().borrow())?;
-        // Read before asking, as for a connection.
-        let generation = self.node.generation();
-        if let Some(visitor) = self.kept(generation, addr) {
-            return Ok(visitor);
-        }
-        let visitor = Arc::new(ask(self.node.as_ref(), SocketAddr::new(addr, 0)).await?);
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.generation == generation {
-            if known.visitors.len() >= KNOWN {
-                known.visitors.clear();
-            }
-            known.visitors.insert(addr, visitor.clone());
-        }
+        let now = Timestamp::now();
+        let known = self.entry(addr, None).known(now).await?;
+        let visitor = known.answer.clone()?;
+        visitor.at(now)?;
         Ok(visitor)
     }
 
-    fn kept(&self, generation: u64, addr: IpAddr) -> Option<Arc<Visitor>> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.generation != generation {
-            known.visitors.clear();
-            known.generation = generation;
+    pub(super) fn entry(&self, peer: IpAddr, local: Option<SocketAddr>) -> Arc<Entry> {
+        // A peer may appear as an IPv4 address inside IPv6, which the network map does not know.
+        let key = Key {
+            peer: peer.to_canonical(),
+            local,
+        };
+        let mut entries = self.0.lock();
+        if let Some(entry) = entries.all.get(&key) {
+            // A peer that connects has just passed the packet filter. That it may not is then an older answer, or one that a
+            // question anew will give again; those who hold it end by it.
+            if !entry.ends_connections() {
+                return entry.clone();
+            }
         }
-        known.visitors.get(&addr).cloned()
+        entries.make_room();
+        let entry = Arc::new(Entry {
+            key,
+            shared: self.0.shared.clone(),
+            known: ArcSwapOption::empty(),
+            asking: tokio::sync::Mutex::default(),
+            changed: Notify::new(),
+        });
+        entries.all.insert(key, entry.clone());
+        entry
+    }
+
+    /// How many entries there are.
+    #[doc(hidden)]
+    pub fn len(&self) -> usize {
+        self.0.lock().all.len()
+    }
+
+    #[doc(hidden)]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 
-/// Asks the node itself.
-pub(super) async fn ask(node: &dyn Node, peer: SocketAddr) -> Result<Visitor, Refusal> {
-    // A peer may appear as an IPv4 address inside IPv6, which the network map does not know.
-    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-    let answer = tokio::time::timeout(WHOIS_TIME, node.whois(peer)).await;
-    let whois = match answer {
-        Ok(Ok(whois)) => whois,
-        Ok(Err(tailnet::Error::NotFound)) => return Err(Refusal::UnknownPeer),
-        Ok(Err(error)) => return Err(Refusal::WhoIsFailed(Arc::new(error))),
-        Err(_) => {
-            let words = format!("no answer within {WHOIS_TIME:?}");
-            return Err(Refusal::WhoIsFailed(Arc::new(tailnet::Error::Timeout(
-                words,
-            ))));
+impl Inner {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entries {
+    fn make_room(&mut self) {
+        if self.all.len() >= self.sweep_at.max(KEPT) {
+            self.forget_unheld();
+            self.sweep_at = self.all.len() * 2;
         }
-    };
-    let own = node.watch().borrow().tailnet.clone();
-    Visitor::from_whois(whois, &own)
+    }
+
+    /// An entry that somebody holds stays: a second one beside it would be asked for twice.
+    fn forget_unheld(&mut self) {
+        self.all.retain(|_, entry| Arc::strong_count(entry) > 1);
+    }
+}
+
+/// Asks again for whoever is connected whenever the network map has changed.
+async fn follow(
+    directory: Weak<Inner>,
+    mut seen: u64,
+    mut status: watch::Receiver<Arc<Status>>,
+    ended: CancellationToken,
+) {
+    let mut again = false;
+    loop {
+        let Some(inner) = directory.upgrade() else {
+            return;
+        };
+        let generation = inner.shared.node.generation();
+        if again || seen != generation {
+            seen = generation;
+            let began = Instant::now();
+            let held: Vec<_> = {
+                let mut entries = inner.lock();
+                entries.forget_unheld();
+                entries.all.values().cloned().collect()
+            };
+            // Where nothing is known of some, the next round begins without a change of the map.
+            again = stream::iter(held)
+                .map(|entry| async move { entry.known(Timestamp::now()).await.err() })
+                .buffer_unordered(QUESTIONS)
+                .any(async |error| matches!(error, Some(Refusal::WhoIsFailed(_))))
+                .await;
+            drop(inner);
+            let pause = if again {
+                LONGEST_PAUSE
+            } else {
+                began.elapsed().min(LONGEST_PAUSE)
+            };
+            tokio::select! {
+                () = ended.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            if again {
+                continue;
+            }
+        } else {
+            drop(inner);
+        }
+        tokio::select! {
+            () = ended.cancelled() => return,
+            changed = status.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+impl Entry {
+    /// What is known now; the node is asked only if the network map has changed since the last answer.
+    pub(super) async fn known(&self, now: Timestamp) -> Result<Arc<Known>, Refusal> {
+        running(&self.shared.status.borrow(), now)?;
+        if let Some(known) = self.fresh() {
+            self.shared.meter.whois_kept();
+            return Ok(known);
+        }
+        let asked = async {
+            let _turn = self.asking.lock().await;
+            match self.fresh() {
+                Some(known) => {
+                    self.shared.meter.whois_kept();
+                    Ok(known)
+                }
+                None => self.ask().await,
+            }
+        };
+        tokio::time::timeout(WHOIS_TIME, asked)
+            .await
+            .unwrap_or_else(|_| {
+                let words = format!("no answer within {WHOIS_TIME:?}");
+                Err(failed(tailnet::Error::Timeout(words)))
+            })
+            .inspect_err(|_| self.shared.meter.whois_asked(false))
+    }
+
+    /// The last answer, whether or not it still holds.
+    pub(super) fn last(&self) -> Option<Arc<Known>> {
+        self.known.load_full()
+    }
+
+    fn ends_connections(&self) -> bool {
+        let known = self.known.load();
+        let answer = known.as_ref().map(|known| &known.answer);
+        matches!(answer, Some(Err(refusal)) if refusal.ends_connection())
+    }
+
+    /// The answer of this very generation.
+    pub(super) fn fresh(&self) -> Option<Arc<Known>> {
+        let generation = self.shared.node.generation();
+        self.last().filter(|known| known.generation == generation)
+    }
+
+    /// Ends when another answer has come than that before. To be made before one looks at the answer.
+    pub(super) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+
+    async fn ask(&self) -> Result<Arc<Known>, Refusal> {
+        let Shared {
+            node,
+            status,
+            meter,
+            callers,
+        } = &self.shared;
+        let generation = node.generation();
+        let peer = SocketAddr::new(self.key.peer, 0);
+        let question = match self.key.local {
+            Some(local) => node.whois_at(peer, local),
+            None => node.whois(peer),
+        };
+        let answer = match question.instrument(tracing::debug_span!("whois")).await {
+            Ok(whois) => {
+                let own = status.borrow().tailnet.clone();
+                Visitor::from_whois(whois, &own).map(Arc::new)
+            }
+            Err(tailnet::Error::NotFound) => Err(Refusal::UnknownPeer),
+            Err(tailnet::Error::Forbidden(_)) => Err(Refusal::NoNetworkAccess),
+            Err(error) => return Err(failed(error)),
+        };
+        let allowance = match (&answer, callers) {
+            (Ok(visitor), Some(callers)) => callers.allowance(visitor, Instant::now()),
+            _ => None,
+        };
+        meter.whois_asked(answer.is_ok());
+        let known = Arc::new(Known {
+            generation,
+            answer,
+            allowance,
+        });
+        let before = self.known.swap(Some(known.clone()));
+        if before.is_none_or(|before| !before.same(&known)) {
+            self.changed.notify_waiters();
+        }
+        Ok(known)
+    }
+}
+
+impl Known {
+    fn same(&self, other: &Self) -> bool {
+        match (&self.answer, &other.answer) {
+            (Ok(one), Ok(other)) => one == other,
+            (Err(one), Err(other)) => one.code() == other.code(),
+            _ => false,
+        }
+    }
+}
+
+fn failed(error: tailnet::Error) -> Refusal {
+    Refusal::WhoIsFailed(Arc::new(error))
 }
 
 /// Whether what our node says of others can be believed: it is on the tailnet, its key is good, and the control server knows it.
 /// Asked for each request, since the network map does not change when our own node loses its place in it.
-pub(super) fn running(status: &Status) -> Result<(), Refusal> {
-    match classify(status, false, Timestamp::now()) {
+fn running(status: &Status, now: Timestamp) -> Result<(), Refusal> {
+    match classify(status, false, now) {
         JoinState::Running => Ok(()),
         state => Err(Refusal::NotRunning {
             state: state.code(),

@@ -3,7 +3,8 @@
 //!
 //! Invariants
 //! - Denied wherever identity is in doubt: node not running, WhoIs failed, unknown peer, expired node, another tailnet.
-//! - A caller is known per connection and kept only while the network map stands still ([`Connection::caller`]).
+//! - Who is behind an address is kept for all connections together, and only while the network map stands still ([`Directory`]).
+//! - Whoever may no longer connect has no connection: it ends with what it carries ([`Connection`]).
 //! - A Funnel peer is a variant of its own and is never looked up: its address means nothing on the tailnet.
 //!
 //! - Whoever wants callers of other tailnets has to say so: they come as a [`Visitor`], from [`Connection::visitor`].

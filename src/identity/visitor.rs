@@ -1,5 +1,7 @@
 //! A caller together with the tailnet that they come from, which may be another than ours.
 
+use jiff::Timestamp;
+
 use super::{Caller, Refusal};
 use crate::tailnet::WhoIs;
 
@@ -13,6 +15,7 @@ pub struct Visitor {
     tailnet: String,
     node_id: String,
     node_name: String,
+    key_expiry: Option<Timestamp>,
     picture: String,
 }
 
@@ -35,6 +38,7 @@ impl Visitor {
         } else {
             name
         };
+        let key_expiry = whois.node.key_expiry;
         let picture = whois.user.picture.clone();
         Ok(Self {
             caller: Caller::of_any_tailnet(whois)?,
@@ -42,8 +46,24 @@ impl Visitor {
             tailnet,
             node_id,
             node_name,
+            key_expiry,
             picture,
         })
+    }
+
+    /// `Err` from the moment on at which the node's key expires. The node marks a peer as expired some seconds late.
+    pub fn at(&self, now: Timestamp) -> Result<(), Refusal> {
+        match self.key_expiry {
+            Some(expiry) if expiry <= now => Err(Refusal::NodeExpired {
+                node: self.node_name.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// When the key of the caller's node expires, if ever.
+    pub fn key_expiry(&self) -> Option<Timestamp> {
+        self.key_expiry
     }
 
     /// The caller, if they are of our tailnet.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use tokio::sync::{Notify, futures::Notified};
 
 use super::{Mistakes, Rules};
 
@@ -40,6 +41,7 @@ pub struct Store {
     path: Option<PathBuf>,
     capability: String,
     rules: ArcSwap<Rules>,
+    changed: Notify,
     /// As of the last look. Also keeps two reloads from overtaking each other.
     seen: Mutex<Seen>,
 }
@@ -65,6 +67,7 @@ impl Store {
             path: path.map(Path::to_path_buf),
             capability: capability.to_owned(),
             rules: ArcSwap::from_pointee(Rules::grants_only(capability)),
+            changed: Notify::new(),
             seen: Mutex::default(),
         };
         store.reload()?;
@@ -77,12 +80,18 @@ impl Store {
             path: None,
             capability: String::new(),
             rules: ArcSwap::from_pointee(rules),
+            changed: Notify::new(),
             seen: Mutex::default(),
         }
     }
 
     pub fn rules(&self) -> Arc<Rules> {
         self.rules.load_full()
+    }
+
+    /// Ends when other rules are in force than at this call.
+    pub fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
     }
 
     pub fn path(&self) -> Option<&Path> {
@@ -141,6 +150,7 @@ impl Store {
         }
         seen.text = text;
         self.rules.store(Arc::new(rules));
+        self.changed.notify_waiters();
         Ok(Change::Loaded)
     }
 }

@@ -21,7 +21,7 @@ use crate::{
         serve::{Accept, Listeners, Listening, LiveLimits, Server, Stopped, serve},
         tls::{CertificateFiles, PlainListener, Remote, TlsListener},
     },
-    identity::{Callers, Connection},
+    identity::Directory,
     issuer::{self, Issuer, TokenRules},
     jwks::life::KeyLife,
     keys::SigningQueue,
@@ -38,7 +38,7 @@ pub(super) struct Shared {
     pub(super) keys: KeyLife,
     pub(super) rules: Arc<ArcSwap<TokenRules>>,
     pub(super) limits: LiveLimits,
-    pub(super) callers: Callers,
+    pub(super) directory: Directory,
     pub(super) names: NodeNames,
     pub(super) meter: Meter,
     pub(super) readiness: Readiness,
@@ -143,7 +143,8 @@ impl Components {
         let set = &settings.gate;
         let sign = set.token.is_some().then(|| signing.for_gate());
         let meter = self.shared.meter.clone();
-        let gate = Gate::build(set, node.clone(), sign, meter)?;
+        let directory = self.shared.directory.clone();
+        let gate = Gate::build(set, directory, sign, meter)?;
         if let Some(routes) = gate.proxy_router() {
             let routes = layers::wrap_streaming(routes, "gate");
             self.on_tailnet("gate", node, set.binding, set.port, routes)
@@ -290,18 +291,12 @@ impl Components {
             .listen(addr)
             .await
             .map_err(|source| StartError::Listen { what, addr, source })?;
-        let node = node.clone();
-        let meter = self.shared.meter.clone();
-        let callers = self.shared.callers.clone();
+        let directory = self.shared.directory.clone();
         self.serve(what, addr.to_string(), listener, routes, move |peer| {
-            let mut known = Extensions::new();
+            let mut known = directory.identify(peer);
             if peer.via == Via::Tailnet {
                 known.insert(Neighbour);
             }
-            let connection = Connection::new(node.clone(), peer)
-                .counted(meter.clone())
-                .paced(callers.clone());
-            known.insert(Arc::new(connection));
             if let Some(hosts) = &hosts {
                 known.insert(hosts.clone());
             }

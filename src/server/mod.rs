@@ -45,7 +45,7 @@ use crate::{
     admin::OwnNode,
     config::Settings,
     http::host::NodeNames,
-    identity::Callers,
+    identity::{Callers, Directory},
     jwks::life::KeyLife,
     signals::{Signal, Signals},
     tailnet::{Node, join::JoinState, runtime_stats},
@@ -174,12 +174,13 @@ impl Daemon {
             own.joined(node.clone());
             let names = NodeNames::default();
             node::name(&node, &names);
+            let callers = Callers::new(live.limits.clone());
             let shared = Shared {
                 node: node.clone(),
                 keys: keys.clone(),
                 rules: live.rules.clone(),
                 limits: live.limits.clone(),
-                callers: Callers::new(live.limits.clone()),
+                directory: Directory::with(node.clone(), meter.clone(), Some(callers)),
                 names: names.clone(),
                 meter: meter.clone(),
                 readiness: own.readiness.clone(),

@@ -108,9 +108,22 @@ impl Node for EmbeddedNode {
     fn whois(&self, peer: SocketAddr) -> BoxFuture<'_, Result<WhoIs, Error>> {
         Box::pin(async move {
             let handle = self.0.open()?;
-            let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port()).to_string();
+            let peer = peer.ip().to_canonical().to_string();
             QUICK
-                .run(move || decode(&handle.whois(peer.as_bytes())?, "WhoIs"))
+                .run(move || decode(&handle.whois(peer.as_bytes(), b"")?, "WhoIs"))
+                .await
+        })
+    }
+
+    fn whois_at(&self, peer: SocketAddr, local: SocketAddr) -> BoxFuture<'_, Result<WhoIs, Error>> {
+        Box::pin(async move {
+            let handle = self.0.open()?;
+            let (peer, local) = (peer.ip().to_canonical().to_string(), local.to_string());
+            QUICK
+                .run(move || {
+                    let answer = handle.whois(peer.as_bytes(), local.as_bytes())?;
+                    decode(&answer, "WhoIs")
+                })
                 .await
         })
     }

@@ -30,6 +30,9 @@ pub enum Error {
     Panic(String),
     #[error("{0}")]
     Internal(String),
+    /// The tailnet's policy does not let a peer reach an address of ours.
+    #[error("{0}")]
+    Forbidden(String),
 }
 
 impl From<std::io::Error> for Error {

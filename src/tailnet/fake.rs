@@ -53,6 +53,8 @@ pub struct Identity {
     /// Shared into the tailnet by someone.
     pub sharer: bool,
     pub same_tailnet: bool,
+    /// Ports of every other node that the packet filter keeps it from.
+    pub closed_ports: Vec<u16>,
     /// Grants towards every other node.
     pub caps: BTreeMap<String, Vec<serde_json::Value>>,
 }
@@ -71,6 +73,7 @@ impl Identity {
             expired: false,
             sharer: false,
             same_tailnet: true,
+            closed_ports: Vec::new(),
             caps: BTreeMap::new(),
         }
     }
@@ -274,6 +277,7 @@ impl FakeNode {
         }
     }
 
+    /// As from a packet filter, a closed port gives no answer at all.
     async fn connect(&self, addr: &str) -> Result<Stream, Error> {
         let to = {
             let (host, port) = addr
@@ -281,6 +285,12 @@ impl FakeNode {
                 .and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)))
                 .filter(|(host, port)| !host.is_empty() && *port > 0)
                 .ok_or_else(|| Error::Invalid(format!("{addr:?} is not host:port")))?;
+            if self
+                .entry(|own| own.identity.closed_ports.contains(&port))
+                .unwrap_or_default()
+            {
+                return std::future::pending().await;
+            }
             let nodes = self.0.net.0.lock();
             let entry = match host.parse::<IpAddr>() {
                 Ok(ip) => nodes.values().find(|e| tailnet_ip(e.number) == ip),
@@ -330,6 +340,22 @@ impl Node for FakeNode {
                 .find(|(_, entry)| tailnet_ip(entry.number) == ip)
                 .map(|(host, entry)| whois(host, entry))
                 .ok_or(Error::NotFound)
+        })
+    }
+
+    fn whois_at(&self, peer: SocketAddr, local: SocketAddr) -> BoxFuture<'_, Result<WhoIs, Error>> {
+        Box::pin(async move {
+            let whois = self.whois(peer).await?;
+            let ip = peer.ip().to_canonical();
+            let nodes = self.0.net.0.lock();
+            let closed = nodes
+                .values()
+                .find(|entry| tailnet_ip(entry.number) == ip)
+                .is_some_and(|entry| entry.identity.closed_ports.contains(&local.port()));
+            if closed {
+                return Err(Error::Forbidden(format!("{ip} may not reach {local}")));
+            }
+            Ok(whois)
         })
     }
 

@@ -191,9 +191,19 @@ impl Handle {
         })
     }
 
-    pub(super) fn whois(&self, addr: &[u8]) -> Result<Buf, Error> {
-        // SAFETY: `addr` is borrowed for the call with its length; a local out-pointer.
-        call(|out| unsafe { sys::tailscale_whois(self.node, addr.as_ptr(), addr.len(), out) })
+    /// `local` may be empty.
+    pub(super) fn whois(&self, addr: &[u8], local: &[u8]) -> Result<Buf, Error> {
+        // SAFETY: both addresses are borrowed for the call with their lengths; a local out-pointer.
+        call(|out| unsafe {
+            sys::tailscale_whois(
+                self.node,
+                addr.as_ptr(),
+                addr.len(),
+                local.as_ptr(),
+                local.len(),
+                out,
+            )
+        })
     }
 
     pub(super) fn status(&self) -> Result<Buf, Error> {
@@ -424,6 +434,7 @@ pub(super) fn error(code: i64, words: &[u8]) -> Error {
         code::START => Error::Start(words),
         code::PANIC => Error::Panic(words),
         code::INTERNAL => Error::Internal(words),
+        code::FORBIDDEN => Error::Forbidden(words),
         other => Error::Internal(format!("unknown code {other} from the node: {words}")),
     }
 }
@@ -470,6 +481,7 @@ mod code {
     pub(super) const START: i64 = sys::TAILSCALE_START as i64;
     pub(super) const PANIC: i64 = sys::TAILSCALE_PANIC as i64;
     pub(super) const INTERNAL: i64 = sys::TAILSCALE_INTERNAL as i64;
+    pub(super) const FORBIDDEN: i64 = sys::TAILSCALE_FORBIDDEN as i64;
 }
 
 #[cfg(test)]
@@ -537,7 +549,7 @@ mod tests {
     fn addresses_that_are_not_addresses_are_refused() {
         let handle = open(&settings("hostname", "addresses")).unwrap();
         for addr in [&b""[..], b"\xff\xfe", b"100.64.0.1\0:80", b"nonsense"] {
-            let refused = handle.whois(addr).map(|_| ());
+            let refused = handle.whois(addr, b"").map(|_| ());
             assert!(
                 matches!(refused, Err(Error::Invalid(_) | Error::State(_))),
                 "{addr:?}: {refused:?}"

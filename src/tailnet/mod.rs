@@ -51,6 +51,9 @@ pub trait Node: Send + Sync + std::fmt::Debug + 'static {
     fn watch(&self) -> watch::Receiver<Arc<Status>>;
     /// Who is behind this tailnet address.
     fn whois(&self, peer: SocketAddr) -> BoxFuture<'_, Result<WhoIs, Error>>;
+    /// The same, for a peer that is connected to `local`, an address of ours. [`Error::Forbidden`] where the packet filter would
+    /// not let it connect now: the node itself asks the filter for the first packet of a connection alone.
+    fn whois_at(&self, peer: SocketAddr, local: SocketAddr) -> BoxFuture<'_, Result<WhoIs, Error>>;
     /// Listens on the tailnet only. `addr` as in [`ListenAddr`].
     fn listen(&self, addr: ListenAddr) -> BoxFuture<'_, Result<Listener, Error>>;
     /// Opens a TCP connection over the tailnet (`host:port`, MagicDNS names included).

@@ -19,7 +19,7 @@ use tailbone::{
         health, layers,
         serve::{Limits, Listening, LiveLimits, Server, serve},
     },
-    identity::{Caller, Callers, Connection as Identified},
+    identity::{Caller, Callers, Directory},
     jwks::{FilePublisher, life::KeyLife},
     keys::{KeyStore, Policy},
     metrics::{self, Metrics},
@@ -60,10 +60,7 @@ impl World {
     ) -> Server {
         let limits = limits.into();
         let callers = Callers::new(limits.clone());
-        self.serve_with(port, router, limits, move |connection| {
-            connection.counted(meter.clone()).paced(callers.clone())
-        })
-        .await
+        self.serve_with(port, router, limits, meter, callers).await
     }
 
     /// With these callers, who may be known at another listener too.
@@ -74,10 +71,8 @@ impl World {
         limits: Limits,
         callers: Callers,
     ) -> Server {
-        self.serve_with(port, router, limits.into(), move |connection| {
-            connection.paced(callers.clone())
-        })
-        .await
+        self.serve_with(port, router, limits.into(), Meter::default(), callers)
+            .await
     }
 
     async fn serve_with(
@@ -85,15 +80,12 @@ impl World {
         port: u16,
         router: Router,
         limits: LiveLimits,
-        change: impl Fn(Identified) -> Identified + Send + Sync + 'static,
+        meter: Meter,
+        callers: Callers,
     ) -> Server {
         let listener = self.node.listen(ListenAddr::Port(port)).await.unwrap();
-        let ours: Arc<dyn Node> = Arc::new(self.node.clone());
-        let identify = move |peer| {
-            let mut known = Extensions::new();
-            known.insert(Arc::new(change(Identified::new(ours.clone(), peer))));
-            known
-        };
+        let directory = Directory::with(Arc::new(self.node.clone()), meter, Some(callers));
+        let identify = move |peer| directory.identify(peer);
         serve(
             "test",
             listener,
@@ -373,6 +365,10 @@ async fn metrics_tell_what_was_counted_and_what_is() {
         .serve(9090, router, Limits::default(), Meter::default())
         .await;
     let alice = world.peer("alice");
+    // A change of the network map would be one more question about who is connected.
+    world.node.set_status(|status| {
+        status.key_expiry = Some(Timestamp::from_second(4_000_000_000).unwrap());
+    });
     let mut caller = call(&alice, 80).await;
     for _ in 0..3 {
         assert_eq!(caller.get("/").await.status(), 200);
@@ -385,9 +381,6 @@ async fn metrics_tell_what_was_counted_and_what_is() {
     meter.upstream("answered");
     meter.exchanged("deploy.toml");
     meter.issuer_keys_fetched("new");
-    world.node.set_status(|status| {
-        status.key_expiry = Some(Timestamp::from_second(4_000_000_000).unwrap());
-    });
 
     let answer = call(&alice, 9090).await.get("/metrics").await;
     assert_eq!(answer.status(), 200);

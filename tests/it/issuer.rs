@@ -16,7 +16,7 @@ use tailbone::{
         layers,
         serve::{Accept, Limits, Server, serve},
     },
-    identity::Connection as Identified,
+    identity::Directory,
     issuer::{Issuer, TokenRules, router},
     jwks::{FilePublisher, life::KeyLife},
     keys::{KeyStore, Policy},
@@ -105,14 +105,13 @@ impl World {
             meter: Meter::default(),
         });
         let listener = node.listen(ListenAddr::Port(80)).await.unwrap();
-        let ours: Arc<dyn Node> = Arc::new(node.clone());
+        let directory = Directory::new(Arc::new(node.clone()));
         let names = NodeNames::default();
         let status = node.watch().borrow().clone();
         names.set(&status.name, &status.hostname, &status.addresses);
         let rule = HostRule::of_node(names.clone(), &allowed(hosts, HostPattern::parse));
         let identify = move |peer| {
-            let mut known = Extensions::new();
-            known.insert(Arc::new(Identified::new(ours.clone(), peer)));
+            let mut known = directory.identify(peer);
             known.insert(rule.clone());
             known
         };

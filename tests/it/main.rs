@@ -17,6 +17,7 @@ mod architecture;
 mod config;
 mod fuzz;
 mod gate;
+mod identity;
 mod inside;
 mod issuer;
 mod jwks;

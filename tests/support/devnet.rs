@@ -180,6 +180,15 @@ impl Devnet {
             .await;
     }
 
+    /// Replaces the rules of who reaches which ports of whom, each as (src, dst, ports).
+    pub async fn access(&self, rules: &[(&str, &str, &str)]) {
+        let rules: Vec<_> = rules
+            .iter()
+            .map(|(src, dst, ports)| json!({ "src": src, "dst": dst, "ports": ports }))
+            .collect();
+        self.post("/access", json!({ "rules": rules })).await;
+    }
+
     /// Switches of the tailnet: `require_approval`, `require_auth`, …
     pub async fn configure(&self, switches: Value) {
         self.post("/config", switches).await;

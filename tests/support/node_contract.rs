@@ -11,8 +11,9 @@ use std::{
 
 use axum::{Router, extract::ConnectInfo, routing::get};
 use futures_util::future::join_all;
-use tailbone::tailnet::{
-    BackendState, CLOSE_WITHIN, Error, ListenAddr, Listener, Node, Peer, Stream, Via,
+use tailbone::{
+    identity::Directory,
+    tailnet::{BackendState, CLOSE_WITHIN, Error, ListenAddr, Listener, Node, Peer, Stream, Via},
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
@@ -589,8 +590,8 @@ pub async fn logging_out_leaves_the_tailnet(world: &impl World) {
     .await;
 }
 
-/// `count` connections to `server` from all callers at once, each answered with what WhoIs says of its peer. How many got
-/// another answer than their own identity.
+/// `count` connections to `server` from all callers at once, each answered with what the program's table says of its peer. How
+/// many got another answer than their own identity.
 pub async fn interleaved(
     server: &Arc<dyn Node>,
     callers: &[Arc<dyn Node>],
@@ -600,17 +601,17 @@ pub async fn interleaved(
     let addr = at(&**server, 8080).await;
     let mut listener = server.listen(ListenAddr::Port(8080)).await.unwrap();
     let answering = {
-        let server = Arc::clone(server);
+        let directory = Directory::new(Arc::clone(server));
         tokio::spawn(async move {
             loop {
                 let Ok((mut stream, peer)) = listener.accept().await else {
                     return;
                 };
-                let server = Arc::clone(&server);
+                let connection = directory.connection(peer);
                 tokio::spawn(async move {
-                    let who = server.whois(peer.addr).await?;
+                    let who = connection.visitor().await?;
                     let question = stream.read_u64().await?;
-                    let answer = format!("{question} {} {}\n", who.node.id, peer.addr.ip());
+                    let answer = format!("{question} {} {}\n", who.node_id(), peer.addr.ip());
                     stream.write_all(answer.as_bytes()).await?;
                     // The caller closes first, see below.
                     rest(&mut stream).await?;

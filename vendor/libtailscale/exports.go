@@ -166,17 +166,21 @@ func tailscale_status(handle C.uint64_t, out *C.tailscale_buf) C.int32_t {
 }
 
 //export tailscale_whois
-func tailscale_whois(handle C.uint64_t, addr C.tailscale_bytes, len C.size_t, out *C.tailscale_buf) C.int32_t {
+func tailscale_whois(handle C.uint64_t, addr C.tailscale_bytes, len C.size_t, local C.tailscale_bytes, localLen C.size_t, out *C.tailscale_buf) C.int32_t {
 	data, err := guard(func() ([]byte, *node.Error) {
 		n, err := node.Find(uint64(handle))
 		if err != nil {
 			return nil, err
 		}
-		in, err := input(addr, len)
+		peer, err := input(addr, len)
 		if err != nil {
 			return nil, err
 		}
-		return n.WhoIs(in)
+		own, err := input(local, localLen)
+		if err != nil {
+			return nil, err
+		}
+		return n.WhoIs(peer, own)
 	})
 	return answer(out, data, err)
 }

@@ -49,7 +49,8 @@ enum tailscale_code {            /* int32_t on the wire */
   TAILSCALE_IO = 10,             /* files, sockets, descriptors of this machine */
   TAILSCALE_START = 11,          /* tsnet would not start; words say why. Sticky: close and make a new node */
   TAILSCALE_PANIC = 12,
-  TAILSCALE_INTERNAL = 13
+  TAILSCALE_INTERNAL = 13,
+  TAILSCALE_FORBIDDEN = 14       /* WhoIs: the peer may not reach the local address */
 };
 
 /* Head of every message on a listener's or dial's descriptor. Host byte order. 40 bytes. */
@@ -161,10 +162,12 @@ int32_t tailscale_watch(uint64_t node, int32_t *fd, tailscale_buf *out);
 /* The same object, plus "peers":[{id,name,addresses,online,active,tags,login}] */
 int32_t tailscale_status(uint64_t node, tailscale_buf *out);
 
-/* addr "100.64.0.7:1234" or "[fd7a::1]:1234" or without port (and then without brackets). JSON out:
+/* addr "100.64.0.7:1234" or "[fd7a::1]:1234" or without port (and then without brackets). local is empty, or the address
+ * and port of this node that the peer is connected to: TAILSCALE_FORBIDDEN then tells that the packet filter would not let
+ * the peer connect to it now. JSON out:
  * {"node":{"id","name","hostname","addresses":[],"tags":[],"key_expiry","expired":bool,"sharer":bool,"user_id":n},
  *  "user":{"id":n,"login","display_name","picture"},"caps":{"cap/name":[raw values...]},"same_tailnet":bool (no foreign MagicDNS suffix, not a sharee)} */
-int32_t tailscale_whois(uint64_t node, tailscale_bytes addr, size_t len, tailscale_buf *out);
+int32_t tailscale_whois(uint64_t node, tailscale_bytes addr, size_t len, tailscale_bytes local, size_t local_len, tailscale_buf *out);
 
 /* addr ":80", "100.64.0.1:80", "[fd7a::1]:80"; network is tcp on the tailnet only. Port 0 is refused. The node must be
  * started, it need not be running yet. */

@@ -346,3 +346,26 @@ async fn d05_each_call_is_one_audit_line_and_no_line_holds_a_secret() {
         assert!(told.contains(words), "{words}: {told}");
     }
 }
+
+/// A stream asks for nothing more, so only the end of its connection can end it.
+#[tokio::test]
+async fn a_watch_ends_when_the_tailnet_no_longer_lets_its_caller_connect() {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+    let world = World::new().await;
+    let node = world
+        .net
+        .join("laptop", Identity::user("alice@example.com"));
+    let mut health = HealthClient::new(world.channel(&node).await);
+    let watch = health.watch(HealthCheckRequest::default()).await.unwrap();
+    let mut watch = watch.into_inner();
+    soon("the first word", watch.message())
+        .await
+        .unwrap()
+        .unwrap();
+    world.net.update("laptop", |identity| {
+        identity.closed_ports = vec![super::PORT]
+    });
+    let end = soon("the end of the watch", watch.message()).await;
+    assert!(!matches!(end, Ok(Some(_))), "{end:?}");
+}

@@ -31,7 +31,7 @@ use tailbone::{
         layers,
         serve::{Limits, Server, serve},
     },
-    identity::Connection as Identified,
+    identity::Directory,
     jwks::{FilePublisher, Publisher, life::KeyLife},
     keys::{KeyStore, Policy},
     tailnet::{
@@ -92,12 +92,8 @@ impl World {
         };
         let routes = layers::wrap_grpc(router(admin).unwrap(), "admin");
         let listener = node.listen(ListenAddr::Port(PORT)).await.unwrap();
-        let ours: Arc<dyn Node> = Arc::new(node.clone());
-        let identify = move |peer| {
-            let mut known = Extensions::new();
-            known.insert(Arc::new(Identified::new(ours.clone(), peer)));
-            known
-        };
+        let directory = Directory::new(Arc::new(node.clone()));
+        let identify = move |peer| directory.identify(peer);
         let tailnet = serve(
             "admin",
             listener,

@@ -5,6 +5,7 @@ use axum::{Router, routing::post};
 use serde_json::json;
 use tailbone::{
     gate::{BuildError, Gate, GateLayer},
+    identity::Directory,
     policy::{CAPABILITY, Rules},
     telemetry::meter::Meter,
     web::{Allowed, Origin},
@@ -268,8 +269,8 @@ async fn tokens_are_for_a_host_that_the_operator_named() {
             audience: audience.map(str::to_owned),
             life: std::time::Duration::from_secs(60),
         });
-        let node = world.trouble.clone();
-        Gate::build(&settings, node, Some(sign.clone()), Meter::default()).map(|_| ())
+        let directory = Directory::new(world.trouble.clone());
+        Gate::build(&settings, directory, Some(sign.clone()), Meter::default()).map(|_| ())
     };
     assert!(matches!(build("", None), Err(BuildError::NoAudience(_))));
     assert!(build("", Some("wiki")).is_ok());

@@ -3,13 +3,15 @@
 use std::{net::SocketAddr, time::Duration};
 
 use http_body_util::BodyExt;
-use tailbone::{config, gate::BuildError, gate::Gate, telemetry::meter::Meter};
+use tailbone::{
+    config, gate::BuildError, gate::Gate, identity::Directory, telemetry::meter::Meter,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
 };
 
-use super::world::{ALLOW_OWN, World, upstream};
+use super::world::{ALLOW_OWN, PROXY_PORT, World, upstream};
 use crate::support::{
     backend::{Answer, Backend},
     soon,
@@ -497,7 +499,8 @@ async fn a_gate_that_cannot_work_is_not_built() {
             },
         };
         change(&mut gate);
-        Gate::build(&gate, world.trouble.clone(), None, Meter::default()).map(|_| ())
+        let directory = Directory::new(world.trouble.clone());
+        Gate::build(&gate, directory, None, Meter::default()).map(|_| ())
     };
     assert!(settings(|_| {}).is_ok());
     assert!(matches!(
@@ -583,4 +586,108 @@ async fn ends(stream: &mut tokio::net::TcpStream) {
     let mut rest = Vec::new();
     // A reset is an end too.
     let _ = soon("the end of the tunnel", stream.read_to_end(&mut rest)).await;
+}
+
+/// What goes on for a caller, each begun with a first piece of it.
+async fn begun(world: &World) -> Vec<(&'static str, TcpStream)> {
+    let mut all = Vec::new();
+    for (what, request, until) in [
+        ("a WebSocket", UPGRADE, "\r\n\r\n"),
+        // The backend sends an event for each byte of an upload that never ends.
+        (
+            "events",
+            &b"POST /sse HTTP/1.1\r\nhost: app.example.com\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n"[..],
+            "data: 120",
+        ),
+        // The backend answers when it has all, which it never gets.
+        (
+            "an upload",
+            &b"POST /x HTTP/1.1\r\nhost: app.example.com\r\ncontent-length: 9\r\n\r\nx"[..],
+            "",
+        ),
+    ] {
+        let mut stream = world.connect("alice").await;
+        stream.write_all(request).await.unwrap();
+        if !until.is_empty() {
+            read_until(&mut stream, until).await;
+        }
+        all.push((what, stream));
+    }
+    // The upload is under way as well.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    all
+}
+
+/// Each ends soon, long before anybody would look on their own account, and nothing more of an answer comes.
+async fn all_end(streams: Vec<(&'static str, TcpStream)>) {
+    for (what, mut stream) in streams {
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(3), stream.read_to_end(&mut rest));
+        let ended = ended.await.unwrap_or_else(|_| panic!("{what} goes on"));
+        let rest = String::from_utf8_lossy(&rest);
+        assert!(
+            ended.is_err()
+                || rest.is_empty()
+                || what == "an upload" && rest.starts_with("HTTP/1.1 403 "),
+            "{what}: {rest:?}"
+        );
+    }
+}
+
+async fn seldom_looked_at(policy: &str) -> World {
+    World::with(policy, |gate| gate.recheck = Duration::from_secs(3600)).await
+}
+
+const ALICE_ALONE: &str = "[[rule]]\ndecision = \"allow\"\nwho = [\"alice@example.com\"]\n";
+
+#[tokio::test]
+async fn what_goes_on_ends_when_the_policy_changes() {
+    let world = seldom_looked_at(ALICE_ALONE).await;
+    let streams = begun(&world).await;
+    // Another rule that lets her through changes nothing.
+    world.policy(&format!("{ALICE_ALONE}\n# more\n"));
+    let mut events = world.connect("alice").await;
+    events
+        .write_all(b"POST /sse HTTP/1.1\r\nhost: app.example.com\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n")
+        .await
+        .unwrap();
+    read_until(&mut events, "data: 120").await;
+    world.policy(&format!("{ALICE_ALONE}\n# still more\n"));
+    events.write_all(b"1\r\ny\r\n").await.unwrap();
+    read_until(&mut events, "data: 121").await;
+    world.policy("[[rule]]\ndecision = \"allow\"\nwho = [\"bob@example.com\"]\n");
+    all_end(streams).await;
+    all_end(vec![("events", events)]).await;
+}
+
+#[tokio::test]
+async fn what_goes_on_ends_when_the_tailnet_changes_who_calls() {
+    let world = seldom_looked_at(ALICE_ALONE).await;
+    let streams = begun(&world).await;
+    world.tailnet.update("alice", |identity| {
+        identity.login = "mallory@example.com".into()
+    });
+    all_end(streams).await;
+}
+
+#[tokio::test]
+async fn what_goes_on_ends_when_the_network_access_does_whatever_the_rules_say() {
+    let world = seldom_looked_at("[[rule]]\ndecision = \"anonymous\"\n").await;
+    let streams = begun(&world).await;
+    world
+        .tailnet
+        .update("alice", |identity| identity.closed_ports = vec![PROXY_PORT]);
+    all_end(streams).await;
+}
+
+#[tokio::test]
+async fn what_goes_on_ends_with_the_key_of_the_callers_node() {
+    let world = seldom_looked_at(ALICE_ALONE).await;
+    let expiry = jiff::Timestamp::now() + Duration::from_millis(1500);
+    world
+        .tailnet
+        .update("alice", |identity| identity.key_expiry = Some(expiry));
+    let streams = begun(&world).await;
+    all_end(streams).await;
+    assert!(jiff::Timestamp::now() >= expiry);
 }

@@ -22,7 +22,7 @@ use tailbone::{
         layers,
         serve::{Accept, Limits, Server, serve},
     },
-    identity::Connection,
+    identity::Directory,
     policy::CAPABILITY,
     tailnet::{
         Error, ListenAddr, Listener, Node, Peer, Status, Stream, WhoIs,
@@ -43,7 +43,7 @@ pub(super) const ALLOW_OWN: &str = "[[rule]]\nname = \"own\"\ndecision = \"allow
 /// A source address that the fake takes for the internet.
 pub(super) const FUNNEL: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 65, 0, 9));
 
-const PROXY_PORT: u16 = 8080;
+pub(super) const PROXY_PORT: u16 = 8080;
 const AUTH_PORT: u16 = 8081;
 const OWN_PORT: u16 = 9000;
 
@@ -51,6 +51,7 @@ pub(super) struct World {
     pub(super) tailnet: FakeTailnet,
     pub(super) node: FakeNode,
     pub(super) trouble: Arc<Troubled>,
+    directory: Directory,
     pub(super) gate: Gate,
     pub(super) meter: Meter,
     pub(super) backend: Backend,
@@ -157,7 +158,8 @@ impl World {
             asked: AtomicUsize::new(0),
         });
         let meter = Meter::default();
-        let gate = Gate::build(&settings, trouble.clone(), sign, meter.clone()).unwrap();
+        let directory = Directory::new(trouble.clone());
+        let gate = Gate::build(&settings, directory.clone(), sign, meter.clone()).unwrap();
         let names = NodeNames::default();
         let status = node.watch().borrow().clone();
         names.set(&status.name, &status.hostname, &status.addresses);
@@ -170,6 +172,7 @@ impl World {
             tailnet,
             node,
             trouble,
+            directory,
             gate,
             meter,
             backend,
@@ -198,7 +201,7 @@ impl World {
 
     async fn serve(&mut self, port: u16, router: Router) {
         let listener = OnTailnet(self.node.listen(ListenAddr::Port(port)).await.unwrap());
-        let node = self.trouble.clone();
+        let directory = self.directory.clone();
         // As the server has it: forward-auth is told others' hosts.
         let rule = (port == PROXY_PORT).then(|| self.rule.clone());
         let server = serve(
@@ -207,8 +210,7 @@ impl World {
             router,
             Limits::default(),
             move |peer: Peer| {
-                let mut extensions = http::Extensions::new();
-                extensions.insert(Arc::new(Connection::new(node.clone(), peer)));
+                let mut extensions = directory.identify(peer);
                 if let Some(rule) = rule.clone() {
                     extensions.insert(rule);
                 }
@@ -434,6 +436,15 @@ impl Node for Troubled {
                 _ => {}
             }
             Ok(whois)
+        })
+    }
+
+    fn whois_at(&self, peer: SocketAddr, local: SocketAddr) -> BoxFuture<'_, Result<WhoIs, Error>> {
+        let allowed = self.node.whois_at(peer, local);
+        let whois = self.whois(peer);
+        Box::pin(async move {
+            let whois = whois.await?;
+            allowed.await.map(|_| whois)
         })
     }
 

@@ -5,18 +5,26 @@ use std::{
     time::{Duration, Instant},
 };
 
+use axum::{Router, body::Body, routing::get};
+use futures_util::StreamExt;
 use tailbone::{
     config::Secret,
+    http::{
+        layers,
+        serve::{Limits, serve},
+    },
+    identity::{Caller, Directory},
     tailnet::{
-        BackendState, CLOSE_WITHIN, Config, EmbeddedNode, Error, ListenAddr, Node, engine_version,
-        runtime_stats,
+        BackendState, CLOSE_WITHIN, Config, EmbeddedNode, Error, ListenAddr, Node, Stream,
+        engine_version, runtime_stats,
     },
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{
     devnet::Devnet,
     soon,
-    world::{EmbeddedWorld, Who, World, config, reaches, running},
+    world::{EmbeddedWorld, Who, World, config, person, reaches, running},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -312,4 +320,88 @@ async fn what_is_inside_is_told() {
     assert!(version.tsnet.starts_with("1."), "{version:?}");
     assert!(version.go.starts_with("go1."), "{version:?}");
     assert!(runtime_stats().await.unwrap().goroutines > 0);
+}
+
+/// The packet filter of a real node holds for the first packet of a connection alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kept_connection_ends_when_its_port_is_taken_out_of_the_filter() {
+    let devnet = Devnet::start();
+    let state = tempfile::tempdir().unwrap();
+    let server = Arc::new(person(&devnet, state.path(), "server").await);
+    let caller = person(&devnet, state.path(), "caller").await;
+    let ip = running(&*server).await.addresses[0];
+    let directory = Directory::new(server.clone());
+    let routes = Router::new()
+        .route("/", get(|caller: Caller| async move { caller.to_string() }))
+        .route(
+            "/endless",
+            get(|caller: Caller| async move {
+                let first =
+                    futures_util::stream::iter([Ok::<_, std::io::Error>(caller.to_string())]);
+                Body::from_stream(first.chain(futures_util::stream::pending()))
+            }),
+        );
+    let mut servers = Vec::new();
+    for port in [80, 81] {
+        let listener = server.listen(ListenAddr::Port(port)).await.unwrap();
+        let (routes, directory) = (routes.clone(), directory.clone());
+        let routes = layers::wrap_streaming(routes, "test");
+        servers.push(serve(
+            "test",
+            listener,
+            routes,
+            Limits::default(),
+            move |peer| directory.identify(peer),
+        ));
+    }
+    let ask = async |stream: &mut Stream, path: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: server\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        while !text.contains("user:caller@example.com") {
+            let mut bytes = [0; 1024];
+            let read = soon("an answer", stream.read(&mut bytes)).await.unwrap();
+            assert_ne!(read, 0, "{path} ended after {text:?}");
+            text.push_str(&String::from_utf8_lossy(&bytes[..read]));
+        }
+    };
+    let connect = async |port: u16| {
+        let addr = format!("{ip}:{port}");
+        let stream = caller.dial(&addr, Duration::from_secs(20)).await;
+        stream.unwrap()
+    };
+    let (mut kept, mut endless, mut other) =
+        (connect(80).await, connect(80).await, connect(81).await);
+    ask(&mut kept, "/").await;
+    ask(&mut endless, "/endless").await;
+    ask(&mut other, "/").await;
+
+    let began = Instant::now();
+    devnet.access(&[("caller", "server", "81")]).await;
+    for (what, stream) in [
+        ("the kept connection", &mut kept),
+        ("the stream", &mut endless),
+    ] {
+        let mut rest = Vec::new();
+        // Nobody asks for anything on it. A reset is an end, too.
+        let _ = soon(what, stream.read_to_end(&mut rest)).await;
+        assert_eq!(String::from_utf8_lossy(&rest), "", "{what}");
+        eprintln!("{what} ended after {:?}", began.elapsed());
+    }
+    assert!(
+        began.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        began.elapsed()
+    );
+    ask(&mut other, "/").await;
+    let refused = caller
+        .dial(&format!("{ip}:80"), Duration::from_secs(1))
+        .await;
+    assert!(matches!(refused, Err(Error::Timeout(_))), "{refused:?}");
+
+    devnet.access(&[("*", "*", "*")]).await;
+    let mut again = connect(80).await;
+    ask(&mut again, "/").await;
+    caller.close().await;
+    server.close().await;
 }

@@ -14,7 +14,8 @@ use crate::support::{
 };
 
 alone! {
-    /// Opened and closed from several peers, interleaved: each is answered with its own peer's identity, and nothing stays behind.
+    /// Opened and closed from several peers, interleaved, while the identity of one of them changes: each is answered with its own
+    /// peer's identity, and nothing stays behind.
     async fn ten_thousand_connections() {
         let world = EmbeddedWorld::new();
         let server = world.node("server", Who::User("alice@example.com")).await;
@@ -29,9 +30,19 @@ alone! {
         let before = Held::now().await;
 
         let began = Instant::now();
-        let mixed_up = interleaved(&server, &callers, 10_000, 48).await;
+        let bob = running(&*callers[1]).await;
+        let renaming = async {
+            for number in 0.. {
+                world.rename_login(&bob, &format!("bob-{number}@example.com")).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let mixed_up = tokio::select! {
+            mixed_up = interleaved(&server, &callers, 10_000, 48) => mixed_up,
+            () = renaming => unreachable!(),
+        };
         let took = began.elapsed();
-        eprintln!("10000 connections, each answered by WhoIs, in {took:?}; {mixed_up} mixed up");
+        eprintln!("10000 connections, each answered with its identity, in {took:?}; {mixed_up} mixed up");
         assert_eq!(mixed_up, 0);
         Held::back_to(before, Duration::from_secs(30)).await;
         world.end().await;

@@ -30,6 +30,7 @@ pub const TAILSCALE_IO: tailscale_code = 10;
 pub const TAILSCALE_START: tailscale_code = 11;
 pub const TAILSCALE_PANIC: tailscale_code = 12;
 pub const TAILSCALE_INTERNAL: tailscale_code = 13;
+pub const TAILSCALE_FORBIDDEN: tailscale_code = 14;
 pub type tailscale_code = i32;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -97,6 +98,8 @@ unsafe extern "C" {
         node: u64,
         addr: tailscale_bytes,
         len: usize,
+        local: tailscale_bytes,
+        local_len: usize,
         out: *mut tailscale_buf,
     ) -> i32;
     pub fn tailscale_listen(

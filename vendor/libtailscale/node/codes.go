@@ -29,6 +29,7 @@ const (
 	Start
 	Panic
 	Internal
+	Forbidden
 )
 
 // Error is a code with its words.

@@ -109,7 +109,7 @@ func TestCloseTwiceAndTogether(t *testing.T) {
 		"start":  n.Start(),
 		"logout": n.Logout(time.Second),
 		"status": second(n.Status()),
-		"whois":  second(n.WhoIs([]byte("100.64.0.1"))),
+		"whois":  second(n.WhoIs([]byte("100.64.0.1"), nil)),
 		"watch":  second(n.Watch()),
 		"listen": second(n.Listen([]byte(":80"))),
 		"dial":   second(n.Dial([]byte("100.64.0.1:80"), time.Second)),
@@ -132,7 +132,7 @@ func TestBeforeStart(t *testing.T) {
 	n := m.node()
 	for what, err := range map[string]*Error{
 		"logout": n.Logout(time.Second),
-		"whois":  second(n.WhoIs([]byte("100.64.0.1"))),
+		"whois":  second(n.WhoIs([]byte("100.64.0.1"), nil)),
 		"listen": second(n.Listen([]byte(":80"))),
 		"dial":   second(n.Dial([]byte("100.64.0.1:80"), time.Second)),
 	} {

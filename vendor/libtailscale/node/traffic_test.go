@@ -398,9 +398,11 @@ func TestOutOfDescriptors(t *testing.T) {
 	unix.Close(ln)
 }
 
-func (m *member) whois(addr string) (whois, *Error) {
+func (m *member) whois(addr string) (whois, *Error) { return m.whoisTo(addr, "") }
+
+func (m *member) whoisTo(addr, local string) (whois, *Error) {
 	var w whois
-	raw, err := m.node().WhoIs([]byte(addr))
+	raw, err := m.node().WhoIs([]byte(addr), []byte(local))
 	if err == nil {
 		if jerr := json.Unmarshal(raw, &w); jerr != nil {
 			m.t.Fatalf("%s: %v", raw, jerr)
@@ -436,6 +438,57 @@ func TestWhoIs(t *testing.T) {
 		if _, err := a.whois(addr); err == nil || err.Code != Invalid {
 			t.Errorf("%.20q: %v", addr, err)
 		}
+	}
+}
+
+// The packet filter's answer for an open connection is the one that a new connection would get.
+func TestWhoIsAsksThePacketFilter(t *testing.T) {
+	tn := newTailnet(t)
+	a, b := tn.join("server"), tn.join("client")
+	a.awaitPeer("client")
+	own4, own6 := netip.AddrPortFrom(a.ip(4), 80).String(), netip.AddrPortFrom(a.ip(6), 80).String()
+	from4, from6 := b.ip(4).String(), b.ip(6).String()
+	for _, local := range []string{own4, "[::ffff:" + a.ip(4).String() + "]:80"} {
+		if w, err := a.whoisTo(from4, local); err != nil || w.Node.ID != b.last.ID {
+			t.Errorf("%s where everything is open: %+v, %v", local, w, err)
+		}
+	}
+	if _, err := a.whoisTo(from6, own6); err != nil {
+		t.Errorf("%s where everything is open: %v", own6, err)
+	}
+	for _, local := range []string{"100.64.0.1", ":80", "100.64.0.1:0", "server:80", "[fe80::1%eth0]:80", strings.Repeat("1", 1000)} {
+		if _, err := a.whoisTo(from4, local); err == nil || err.Code != Invalid {
+			t.Errorf("local %.20q: %v", local, err)
+		}
+	}
+
+	// Another port of ours and another peer's address stay open, this port does not.
+	rule := func(src string, port uint16) tailcfg.FilterRule {
+		return tailcfg.FilterRule{SrcIPs: []string{src}, DstPorts: []tailcfg.NetPortRange{{IP: "*", Ports: tailcfg.PortRange{First: port, Last: port}}}}
+	}
+	before := atomic.LoadUint64(a.gen)
+	mr := &tailcfg.MapResponse{PacketFilters: map[string][]tailcfg.FilterRule{"*": nil, "base": {rule("*", 81), rule(from6, 80)}}}
+	if !tn.control.AddRawMapResponse(nodeKey(a), mr) {
+		t.Fatal("no poll to answer")
+	}
+	waitFor(t, "the filter", func() bool { _, err := a.whoisTo(from4, own4); return err != nil })
+	if now := atomic.LoadUint64(a.gen); now == before {
+		waitFor(t, "the generation", func() bool { return atomic.LoadUint64(a.gen) != before })
+	}
+	if _, err := a.whoisTo(from4, own4); err.Code != Forbidden || !strings.Contains(err.Words, "client.loop.ts.net") {
+		t.Errorf("a port that was closed: %v", err)
+	}
+	if _, err := a.whoisTo(from4, netip.AddrPortFrom(a.ip(4), 81).String()); err != nil {
+		t.Errorf("a port that is open: %v", err)
+	}
+	if _, err := a.whoisTo(from6, own6); err != nil {
+		t.Errorf("an address that is let through: %v", err)
+	}
+	if _, err := a.whoisTo("100.99.1.2", own4); err == nil || err.Code != NotFound {
+		t.Errorf("nobody's address: %v", err)
+	}
+	if w, err := a.whois(from4); err != nil || w.Node.ID != b.last.ID {
+		t.Errorf("the identity alone: %+v, %v", w, err)
 	}
 }
 

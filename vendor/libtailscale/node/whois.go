@@ -1,7 +1,10 @@
-// Who is behind an address of the tailnet.
+// Who is behind an address of the tailnet, and whether it may reach one of our own.
 //
-// Straight from the backend in this process: two locks and one encoding, no LocalAPI. Only the address counts; tsnet's
-// table of proxied local ports is never asked, so a port cannot make one peer look like another.
+// Straight from the backend in this process: two locks and one encoding, no LocalAPI. Only the peer's address counts;
+// tsnet's table of proxied local ports is never asked, so a port cannot make one peer look like another.
+//
+// tsnet asks the packet filter for the first packet of a connection alone. Whoever keeps connections asks again here when
+// the generation moves, and gets the answer that a new connection would get.
 
 package node
 
@@ -10,7 +13,9 @@ import (
 	"net/netip"
 	"strings"
 
+	"tailscale.com/ipn/ipnlocal"
 	"tailscale.com/tailcfg"
+	"tailscale.com/wgengine/filter"
 )
 
 const maxAddr = 300
@@ -41,30 +46,29 @@ type whoisUser struct {
 	Picture     string `json:"picture"`
 }
 
-// WhoIs answers for an address with or without port.
-func (n *Node) WhoIs(addr []byte) ([]byte, *Error) {
+// WhoIs answers for a peer's address, with or without port. Where local, an address of ours with a port, is not empty, a peer
+// that the packet filter keeps from opening a TCP connection to it is Forbidden.
+func (n *Node) WhoIs(addr, local []byte) ([]byte, *Error) {
 	lb, err := n.backend()
 	if err != nil {
 		return nil, err
 	}
-	if len(addr) > maxAddr {
-		return nil, fail(Invalid, "the address is %d bytes long", len(addr))
+	ip, err := parseIP(addr)
+	if err != nil {
+		return nil, err
 	}
-	ip, perr := netip.ParseAddr(string(addr))
-	if perr != nil {
-		ap, perr := netip.ParseAddrPort(string(addr))
-		if perr != nil {
-			return nil, fail(Invalid, "%q is not an IP address, with or without port", addr)
+	var to netip.AddrPort
+	if len(local) > 0 {
+		if to, err = parseLocal(local); err != nil {
+			return nil, err
 		}
-		ip = ap.Addr()
 	}
-	if ip.Zone() != "" {
-		return nil, fail(Invalid, "%q: tailnet addresses have no zone", addr)
-	}
-	ip = ip.Unmap()
 	nv, up, ok := lb.WhoIs("tcp", netip.AddrPortFrom(ip, 0))
 	if !ok {
 		return nil, fail(NotFound, "no node of the tailnet has the address %v", ip)
+	}
+	if to.IsValid() && !mayReach(lb, nv, ip, to) {
+		return nil, fail(Forbidden, "the tailnet's policy does not let %s (%v) reach %v", fqdn(nv.Name()), ip, to)
 	}
 	w := whois{
 		Node: whoisNode{
@@ -93,6 +97,46 @@ func (n *Node) WhoIs(addr []byte) ([]byte, *Error) {
 		return nil, fail(Internal, "%v", merr)
 	}
 	return b, nil
+}
+
+// mayReach says whether the packet filter would let a new TCP connection through. A jailed peer may answer us, and never
+// call.
+func mayReach(lb *ipnlocal.LocalBackend, peer tailcfg.NodeView, from netip.Addr, to netip.AddrPort) bool {
+	if peer.IsJailed() {
+		return false
+	}
+	f := lb.Sys().Engine.Get().GetFilter()
+	return f != nil && f.CheckTCP(from, to.Addr(), to.Port()) == filter.Accept
+}
+
+// parseIP reads a tailnet address and forgets the port that may follow it.
+func parseIP(addr []byte) (netip.Addr, *Error) {
+	if len(addr) > maxAddr {
+		return netip.Addr{}, fail(Invalid, "the address is %d bytes long", len(addr))
+	}
+	ip, err := netip.ParseAddr(string(addr))
+	if err != nil {
+		ap, err := netip.ParseAddrPort(string(addr))
+		if err != nil {
+			return netip.Addr{}, fail(Invalid, "%q is not an IP address, with or without port", addr)
+		}
+		ip = ap.Addr()
+	}
+	if ip.Zone() != "" {
+		return netip.Addr{}, fail(Invalid, "%q: tailnet addresses have no zone", addr)
+	}
+	return ip.Unmap(), nil
+}
+
+func parseLocal(addr []byte) (netip.AddrPort, *Error) {
+	if len(addr) > maxAddr {
+		return netip.AddrPort{}, fail(Invalid, "the local address is %d bytes long", len(addr))
+	}
+	ap, err := netip.ParseAddrPort(string(addr))
+	if err != nil || ap.Port() == 0 || ap.Addr().Zone() != "" {
+		return netip.AddrPort{}, fail(Invalid, "%q is not an IP address with a port", addr)
+	}
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()), nil
 }
 
 // rawValues drops what is not JSON: a value that cannot be read must not grant anything, nor hide the others.
