@@ -11,8 +11,9 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use rustix::process::{Resource, getrlimit};
 
+use super::memory;
 use crate::{
-    config::{self, Settings},
+    config::Settings,
     http::serve::{Limits, LiveLimits},
     issuer::TokenRules,
     jwks::life::KeyLife,
@@ -25,6 +26,11 @@ const OWN_DESCRIPTORS: u64 = 100;
 /// A connection from the tailnet has none, but the one to an upstream that it may need has, as have those of the exchange's
 /// callers; and there is more than one listener.
 const DESCRIPTORS_EACH: u64 = 4;
+
+/// What a connection takes whose peer sends and does not read, in the buffers on both sides of the fence, where there are many.
+const BYTES_EACH: u64 = 256 << 10;
+/// The part of the memory that one peer may take so.
+const PEERS_MEMORY: u64 = 4;
 
 /// The parts that read their settings anew.
 #[derive(Debug)]
@@ -49,7 +55,7 @@ impl Live {
         Self {
             settings: settings.clone(),
             rules: Arc::new(ArcSwap::from_pointee(rules(settings))),
-            limits: limits(&settings.server.limits).into(),
+            limits: limits(settings).into(),
         }
     }
 
@@ -73,7 +79,7 @@ impl Live {
         }
         if changed("server.limits", old.server.limits != new.server.limits) {
             now.server.limits = new.server.limits;
-            self.limits.set(limits(&new.server.limits));
+            self.limits.set(limits(now));
         }
         if changed("server.grace", old.server.grace != new.server.grace) {
             now.server.grace = new.server.grace;
@@ -163,15 +169,22 @@ fn rules(settings: &Settings) -> TokenRules {
     }
 }
 
-fn limits(settings: &config::Limits) -> Limits {
+fn limits(settings: &Settings) -> Limits {
+    let memory = memory::of_process(settings.server.memory);
+    let settings = &settings.server.limits;
     let wanted = settings.connections as usize;
     let connections = wanted.min(affordable(getrlimit(Resource::Nofile).current));
     if connections < wanted {
         tracing::info!(target: "server", wanted, connections, "fewer connections than the setting allows: the process may not have more descriptors");
     }
+    let wanted = settings.connections_per_peer as usize;
+    let connections_per_peer = wanted.min(bearable(memory));
+    if connections_per_peer < wanted {
+        tracing::info!(target: "server", wanted, connections_per_peer, "fewer connections of one peer than the setting allows: they could fill too much of the process's memory");
+    }
     Limits {
         connections,
-        connections_per_peer: settings.connections_per_peer as usize,
+        connections_per_peer,
         requests: settings.requests as usize,
         header_bytes: settings.header_bytes as usize,
         body_bytes: settings.body_bytes as usize,
@@ -196,9 +209,27 @@ fn affordable(descriptors: Option<u64>) -> usize {
     usize::try_from(spare).unwrap_or(usize::MAX).max(8)
 }
 
+/// Connections of one peer for which there is memory, whatever it does with them.
+fn bearable(memory: Option<u64>) -> usize {
+    let Some(memory) = memory else {
+        return usize::MAX;
+    };
+    usize::try_from(memory / PEERS_MEMORY / BYTES_EACH)
+        .unwrap_or(usize::MAX)
+        .max(8)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_peer_gets_what_the_memory_bears() {
+        assert_eq!(bearable(Some(256 << 20)), 256);
+        assert_eq!(bearable(Some(1 << 20)), 8);
+        assert_eq!(bearable(None), usize::MAX);
+        assert!(bearable(Some(1 << 30)) >= 1024);
+    }
 
     #[test]
     fn a_small_process_serves_few_and_a_large_one_all() {

@@ -84,6 +84,14 @@ fn decide(
     }
 }
 
+/// What the process may take in all, as far as it is known.
+pub(super) fn of_process(setting: Memory) -> Option<u64> {
+    match setting {
+        Memory::Bytes(go) => Some(go.saturating_add(go / 3)),
+        Memory::Auto | Memory::Off => cgroup_limit(Path::new("/")),
+    }
+}
+
 /// Three quarters: connections cost memory on both sides of the fence, more of it on Go's, where TCP and WireGuard are. In a small
 /// cgroup the Rust half has its least first, but never more than half.
 fn share(limit: u64) -> u64 {

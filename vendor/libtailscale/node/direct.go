@@ -219,6 +219,11 @@ func (set *splices) add(d *direct) bool {
 		set.directs = make(map[*direct]struct{})
 	}
 	set.directs[d] = struct{}{}
+	set.rebound()
+	if set.netstack != nil {
+		// tsnet's forwarder gives accepted connections its own size.
+		shrink(d.ep, min(firstBuffer, set.buffer))
+	}
 	set.ended.Add(1)
 	live.Add(1)
 	return true
@@ -443,6 +448,7 @@ func (d *direct) free() {
 	program.mu.Unlock()
 	d.set.mu.Lock()
 	delete(d.set.directs, d)
+	d.set.rebound()
 	d.set.mu.Unlock()
 	live.Add(-1)
 	d.set.ended.Done()

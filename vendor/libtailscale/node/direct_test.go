@@ -369,7 +369,7 @@ func TestDirectManyAtOnce(t *testing.T) {
 
 // A node that closes while it takes a connection in: the connection is refused, or opened once, told of its end and freed.
 func TestDirectWhileTheNodeCloses(t *testing.T) {
-	p, before := testing_(), live.Load()
+	before := live.Load()
 	conns := connectedPairs(t)
 	ended := func(d *direct) {
 		t.Helper()
@@ -380,13 +380,13 @@ func TestDirectWhileTheNodeCloses(t *testing.T) {
 	}
 
 	// Before it is in the set, and the steps of taking it in with the close between them.
-	d := newDirect(new(splices), conns(), new(logger))
+	d := newDirect(new(splices), conns.next(), new(logger))
 	d.set.closeAll()
 	if d.set.add(d) {
 		t.Error("a closed set takes a connection")
 	}
 	d.net.Close()
-	d = newDirect(new(splices), conns(), new(logger))
+	d = newDirect(new(splices), conns.next(), new(logger))
 	d.set.add(d)
 	d.set.closeAll()
 	ready.mu.Lock()
@@ -400,7 +400,7 @@ func TestDirectWhileTheNodeCloses(t *testing.T) {
 
 	// And wherever else the close falls.
 	for range 500 {
-		set, in := new(splices), conns()
+		set, in := new(splices), conns.next()
 		var both sync.WaitGroup
 		both.Go(func() { d = set.direct(in, new(logger)) })
 		both.Go(func() { set.closeAll() })
@@ -413,6 +413,7 @@ func TestDirectWhileTheNodeCloses(t *testing.T) {
 	if n := live.Load(); n != before {
 		t.Errorf("%d connections are left", n-before)
 	}
+	p := testing_()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.all) > 0 {
@@ -420,8 +421,14 @@ func TestDirectWhileTheNodeCloses(t *testing.T) {
 	}
 }
 
-// connectedPairs gives accepted connections of a netstack without a node. Each one's other end lives until the test ends.
-func connectedPairs(t *testing.T) func() *gonet.TCPConn {
+// pairs makes connections of a netstack without a node.
+type pairs struct {
+	stack *stack.Stack
+	next  func() *gonet.TCPConn // an accepted one, whose other end lives until the test ends
+}
+
+func connectedPairs(t *testing.T) pairs {
+	testing_()
 	s := stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol},
@@ -443,7 +450,7 @@ func connectedPairs(t *testing.T) func() *gonet.TCPConn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { ln.Close() })
-	return func() *gonet.TCPConn {
+	return pairs{s, func() *gonet.TCPConn {
 		out, err := gonet.DialTCP(s, to, ipv4.ProtocolNumber)
 		if err != nil {
 			t.Fatal(err)
@@ -454,5 +461,94 @@ func connectedPairs(t *testing.T) func() *gonet.TCPConn {
 			t.Fatal(err)
 		}
 		return in.(*gonet.TCPConn)
+	}}
+}
+
+func TestBufferFor(t *testing.T) {
+	for _, c := range []struct{ conns, size int }{
+		{0, mostBuffer}, {1, mostBuffer}, {32, mostBuffer}, {33, mostBuffer / 2}, {256, firstBuffer}, {1024, leastBuffer}, {1 << 20, leastBuffer},
+	} {
+		if got := bufferFor(c.conns); got != c.size {
+			t.Errorf("%d connections: %d instead of %d", c.conns, got, c.size)
+		}
 	}
+}
+
+// Buffers shrink as connections become many, also those that have grown, and come back.
+func TestDirectBuffersFitTheirNumber(t *testing.T) {
+	conns, s := connectedPairs(t), new(splices)
+	if err := s.boundBuffers(conns.stack); err != nil {
+		t.Fatal(err)
+	}
+	sizes := func(d *direct) (int64, int64) {
+		o := d.ep.SocketOptions()
+		return o.GetReceiveBufferSize(), o.GetSendBufferSize()
+	}
+	var all []*direct
+	for range 100 {
+		d := newDirect(s, conns.next(), new(logger))
+		s.add(d)
+		if in, out := sizes(d); in != firstBuffer || out > firstBuffer {
+			t.Fatalf("a connection begins with %d and %d", in, out)
+		}
+		// As if much had gone in and out of it.
+		d.ep.SocketOptions().SetReceiveBufferSize(int64(s.buffer), false)
+		d.ep.SocketOptions().SetSendBufferSize(int64(s.buffer), false)
+		all = append(all, d)
+	}
+	var sum int64
+	for _, d := range all {
+		in, out := sizes(d)
+		sum += max(in, out)
+	}
+	if sum > buffersAll {
+		t.Errorf("%d bytes for %d connections", sum, len(all))
+	}
+	for _, d := range all {
+		d.begin()
+	}
+	s.closeAll()
+	s.wait()
+	if s.buffer != mostBuffer {
+		t.Errorf("%d where there is none left", s.buffer)
+	}
+}
+
+// What a peer may leave with us in many connections, if it is not read: more would be a way to fill our memory.
+func TestDirectUnreadIsLittle(t *testing.T) {
+	s := newAccepting(t)
+	var all sync.WaitGroup
+	var outs, ins []*caller
+	const conns = 300
+	for range conns {
+		out, in := s.connect()
+		outs, ins = append(outs, out), append(ins, in)
+		all.Go(func() { out.tryWrite(make([]byte, 1<<20)) })
+	}
+	unread := func() (sum int) {
+		for _, in := range ins {
+			n, err := s.ours(in).ep.GetSockOptInt(tcpip.ReceiveQueueSizeOption)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum += n
+		}
+		return sum
+	}
+	last, since := -1, time.Now()
+	waitFor(t, "the peers to be stuck", func() bool {
+		if now := unread(); now != last {
+			last, since = now, time.Now()
+		}
+		return time.Since(since) > 500*time.Millisecond
+	})
+	// Those that came first keep what they got when there were few.
+	if last == 0 || last > 2*buffersAll {
+		t.Errorf("%d bytes wait in %d connections", last, conns)
+	}
+	for i := range outs {
+		ins[i].close()
+		outs[i].close()
+	}
+	all.Wait()
 }

@@ -309,7 +309,7 @@ func (n *Node) startServer() (err *Error) {
 		return fail(Internal, "tsnet started without telling us its backend")
 	}
 	n.keepPort()
-	return shortenLastStates(n.srv.Sys())
+	return n.tune()
 }
 
 // hasLogin says whether the state holds a node key: then no auth key is needed.

@@ -52,6 +52,9 @@ type splices struct {
 	all     map[*splice]struct{}
 	directs map[*direct]struct{}
 	ended   sync.WaitGroup
+
+	netstack tuned // nil: its buffers are not ours to bound
+	buffer   int   // what one may grow to
 }
 
 type splice struct {
