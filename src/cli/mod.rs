@@ -28,12 +28,19 @@ use std::{
     ffi::OsString,
     io::{self, BufRead},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{Arg, ArgAction, ArgMatches, Command, error::ErrorKind};
 
 use self::{console::Console, exit::Failure};
-use crate::config::{Environment, table::Scope};
+use crate::{
+    config::{Environment, table::Scope},
+    telemetry,
+};
+
+/// How long the reader of the log may take for the last lines.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// The program: runs the command line of this process.
 pub fn run() -> ExitCode {
@@ -45,11 +52,13 @@ pub fn run() -> ExitCode {
         err: &mut err,
         person: console::person_is_there().then_some(&mut stdin as &mut dyn BufRead),
     };
-    ExitCode::from(execute(
+    let code = execute(
         std::env::args_os(),
         &Environment::of_process(),
         &mut console,
-    ))
+    );
+    telemetry::log::flush(LAST_LINES);
+    ExitCode::from(code)
 }
 
 /// Runs one command line and answers its exit code.

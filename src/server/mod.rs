@@ -242,7 +242,10 @@ impl Daemon {
                     self.ready = true;
                     self.supervisor.ready();
                 }
-                _ = ticks.tick() => self.components.tick(),
+                _ = ticks.tick() => {
+                    self.components.tick();
+                    telemetry::audit::tell_repeated(Instant::now(), false);
+                }
             }
         }
     }
@@ -277,6 +280,7 @@ impl Daemon {
         let settings = self.live.settings();
         let began = Instant::now();
         self.components.stop(settings.server.grace).await;
+        telemetry::audit::tell_repeated(began, true);
         // What the requests have left of their time is the collector's, beside all the rest.
         let left = settings.server.grace.saturating_sub(began.elapsed());
         let flushed = async {

@@ -5,16 +5,18 @@
 //!
 //! The component is the event's target: its own word (`target: "issuer"`), or the module's name below the crate.
 //! Fields of the spans around an event (the request id) are part of its line. Lines of libraries pass from `warn` on.
+//! A reader that does not read holds up nobody (`writer.rs`).
 
 use std::{
     borrow::Cow,
     collections::VecDeque,
     fmt::Write as _,
-    io::{IsTerminal, Write as _},
+    io::IsTerminal,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU8, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use serde_json::{Map, Value};
@@ -31,7 +33,11 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use super::{foot, otlp::Otlp};
+use super::{
+    audit::{self, Decision},
+    otlp::Otlp,
+    writer::{Kind, Lost, Stream, Writer},
+};
 use crate::config::{Log, LogFormat, LogLevel};
 
 /// Targets of our own that are not module paths.
@@ -61,6 +67,7 @@ const FIELDS: usize = 12;
 
 /// The least level that is logged; of the process, since a subscriber is.
 static LEVEL: AtomicU8 = AtomicU8::new(LogLevel::Info as u8);
+static WRITER: OnceLock<Arc<Writer>> = OnceLock::new();
 static LAST: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
 
 /// Changes the level of the running process.
@@ -99,18 +106,23 @@ pub fn init_beside_result(settings: &Log) {
     start(settings, Stream::Err, std::io::stderr().is_terminal(), None);
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Stream {
-    Err,
-    Out,
+/// Writes what still waits, as far as the reader takes it in this time: for the end of the process.
+pub fn flush(limit: Duration) {
+    if let Some(writer) = WRITER.get() {
+        writer.flush(limit);
+    }
 }
 
 fn start(settings: &Log, stream: Stream, terminal: bool, otlp: Option<&Otlp>) {
     set_level(settings.level);
+    let told = match settings.format {
+        LogFormat::Json => |lost| of_lost(lost).json() + "\n",
+        LogFormat::Console => |lost| of_lost(lost).console(false) + "\n",
+    };
     let lines = Lines {
         format: settings.format,
         color: !settings.no_color && terminal,
-        stream,
+        writer: WRITER.get_or_init(|| Writer::new(stream, told)).clone(),
     };
     // Fails only when a subscriber is already there, which is then the one to use.
     let _ = match otlp {
@@ -156,7 +168,23 @@ fn level(number: u8) -> Level {
 struct Lines {
     format: LogFormat,
     color: bool,
-    stream: Stream,
+    writer: Arc<Writer>,
+}
+
+/// The line that tells of lines that nobody read in time.
+fn of_lost(lost: Lost) -> Line<'static> {
+    let fields = vec![
+        ("message", "log lines were lost: nobody read them".into()),
+        ("refusals", lost.refusals.into()),
+        ("others", lost.others.into()),
+        ("done", lost.done.into()),
+    ];
+    Line {
+        time: jiff::Timestamp::now(),
+        level: Level::WARN,
+        component: "audit",
+        fields: Fields(fields),
+    }
 }
 
 impl<S> Layer<S> for Lines
@@ -184,6 +212,14 @@ where
             }
         }
         let target = event.metadata().target();
+        let kind = match target {
+            audit::TARGET if fields.is("decision", Decision::Refused.as_str()) => Kind::Refusal,
+            audit::TARGET => Kind::Done,
+            _ => Kind::Other,
+        };
+        if kind == Kind::Refusal && !fields.bound_refusal(Instant::now()) {
+            return;
+        }
         let line = Line {
             time: jiff::Timestamp::now(),
             level: *event.metadata().level(),
@@ -196,11 +232,7 @@ where
         };
         keep(&text);
         text.push('\n');
-        // There is nowhere left to say that the stream is gone.
-        let _ = foot::above(|| match self.stream {
-            Stream::Err => std::io::stderr().lock().write_all(text.as_bytes()),
-            Stream::Out => std::io::stdout().lock().write_all(text.as_bytes()),
-        });
+        self.writer.line(text, kind);
     }
 }
 
@@ -295,6 +327,35 @@ impl Fields {
     fn take(&mut self, name: &str) -> Option<Value> {
         let at = self.0.iter().position(|(n, _)| *n == name)?;
         Some(self.0.remove(at).1)
+    }
+
+    fn text(&self, name: &str) -> Cow<'_, str> {
+        let value = self.0.iter().find(|(n, _)| *n == name);
+        value.map_or(Cow::Borrowed(""), |(_, value)| plain(value))
+    }
+
+    fn is(&self, name: &str, text: &str) -> bool {
+        self.text(name) == text
+    }
+
+    /// Whether this refusal is to be written, with how many like it were not.
+    fn bound_refusal(&mut self, now: Instant) -> bool {
+        if self.0.iter().any(|(name, _)| *name == audit::REPEATED) {
+            return true; // a count itself
+        }
+        let like = audit::Like::new(
+            &self.text("message"),
+            &self.text("caller"),
+            &self.text("reason"),
+        );
+        match audit::REFUSALS.take(like, now) {
+            None => false,
+            Some(0) => true,
+            Some(repeated) => {
+                self.0.push((audit::REPEATED, repeated.into()));
+                true
+            }
+        }
     }
 
     fn put(&mut self, field: &Field, value: impl Into<Value>) {

@@ -10,6 +10,7 @@ pub mod meter;
 pub mod otlp;
 pub mod readiness;
 pub mod trace;
+mod writer;
 
 /// An error with all its causes in one line.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {

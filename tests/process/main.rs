@@ -45,6 +45,7 @@ mod front_proxies;
 mod gate;
 mod inside;
 mod join;
+mod limits;
 mod memory;
 mod otlp;
 mod pages;
