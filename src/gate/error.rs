@@ -50,6 +50,8 @@ pub(super) enum Denied {
     Policy,
     /// It names a host that nothing here is called by; with the answer.
     UnknownHost(Box<http::Error>),
+    /// Nothing that a rule about paths could be held against.
+    Target(WhatError),
     WrongTailnet,
 }
 
@@ -60,6 +62,7 @@ impl Denied {
             Self::ForeignOrigin => "foreign_origin",
             Self::Policy => "denied_by_policy",
             Self::UnknownHost(error) => error.code,
+            Self::Target(_) => "bad_request_target",
             Self::WrongTailnet => "wrong_tailnet",
         }
     }
@@ -80,6 +83,7 @@ impl From<Denied> for http::Error {
                 "a web page of another origin may not do this here; where it is meant, add its origin to the setting gate.allowedOrigins",
             ),
             Denied::UnknownHost(error) => *error,
+            Denied::Target(what) => Malformed::What(what).into(),
             Denied::WrongTailnet => {
                 Self::new(Kind::Forbidden, code, "this service is for another tailnet")
             }

@@ -10,6 +10,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Instant,
 };
 
 use ::http::{
@@ -32,7 +33,7 @@ use super::{
 };
 use crate::{
     audit, config,
-    http::{self, error::Kind, origin::Place},
+    http::{self, error::Kind, origin::Place, pace::Clients},
     identity::{Connection, Directory, Refusal},
     policy::{Host, Path, Selector, What, caller_word},
     telemetry::audit::Decision,
@@ -59,6 +60,7 @@ const MARK: &str = "tailbone_gate=1";
 pub(super) struct ForwardAuth {
     guard: Arc<Guard>,
     directory: Directory,
+    clients: Clients,
     proxies: Vec<Selector>,
     client_header: Option<HeaderName>,
     redirect: Option<Redirect>,
@@ -116,6 +118,7 @@ impl ForwardAuth {
         Ok(Self {
             guard,
             directory,
+            clients: Clients::default(),
             proxies,
             client_header,
             redirect,
@@ -147,6 +150,8 @@ impl ForwardAuth {
         let proxy = self.proxy(parts).await?;
         let convention = Convention::of(parts.uri.path());
         let asked = convention.read(parts, self.client_header.as_ref())?;
+        self.clients
+            .pace(asked.client, &parts.extensions, Instant::now())?;
         let caller = match self.directory.visitor(asked.client).await {
             Ok(visitor) if proxy.is(visitor.node_id()) => {
                 return Err(Malformed::ClientIsProxy.into());
@@ -352,7 +357,7 @@ impl<'a> Convention<'a> {
             None => None,
             Some(target) => {
                 let path = target.split(['?', '#']).next().unwrap_or_default();
-                Some(Path::parse(path)?)
+                Some(Path::sent(path)?)
             }
         };
         let expected_tailnet = match self {

@@ -177,7 +177,7 @@ impl Guard {
             // Why there is no identity says more than that nobody without one gets in.
             (_, Err(denied)) => Err(denied),
             (Effect::Allow, Ok(visitor)) => Ok(Admitted::Identified(visitor)),
-            (Effect::Deny, Ok(_)) => Err(Denied::Policy),
+            (Effect::Deny, Ok(_)) => Err(what.unreadable().map_or(Denied::Policy, Denied::Target)),
         };
         (answer, decision.rule)
     }

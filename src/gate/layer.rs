@@ -213,7 +213,7 @@ pub(super) fn what(parts: &Parts) -> Result<What, Malformed> {
     let (host, _) = host(parts)?;
     Ok(What {
         host: Some(host),
-        path: Some(Path::parse(parts.uri.path())?),
+        path: Some(Path::sent(parts.uri.path())?),
         method: Some(parts.method.clone()),
     })
 }

@@ -231,7 +231,7 @@ impl Around {
 }
 
 /// Those of the listener; the defaults where a router is used without one.
-fn limits(extensions: &Extensions) -> Limits {
+pub(super) fn limits(extensions: &Extensions) -> Limits {
     extensions
         .get::<Bounds>()
         .map_or_else(Limits::default, Bounds::limits)

@@ -6,14 +6,18 @@
 //! - Time is an argument; the rule itself never looks at a clock, and a monotonic one is meant: no step of the machine's date
 //!   gives or takes a request.
 //!
-//! Whose bucket it is decides who keeps it: a peer's address in `peers.rs`, an identity in [`crate::identity`].
+//! Whose bucket it is decides who keeps it: a peer's address in `peers.rs`, an identity in [`crate::identity`], a client for whom
+//! a proxy asks in [`Clients`].
 
 use std::{
+    net::IpAddr,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use super::{Error, error::Kind};
+use ::http::Extensions;
+
+use super::{Error, accounts::Accounts, error::Kind, layers::limits};
 
 #[derive(Debug, Default)]
 pub struct Bucket(Mutex<Option<Instant>>);
@@ -42,6 +46,26 @@ impl Bucket {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .is_none_or(|until| until <= now)
+    }
+}
+
+/// Those for whom a proxy asks, each by address. The proxy is one peer, or none that can be told from another: its own bucket would
+/// be everybody's, or nobody's.
+#[derive(Debug, Default)]
+pub struct Clients(Mutex<Accounts<IpAddr, Bucket>>);
+
+impl Clients {
+    /// One request of a client, as often as the listener of the proxy's request lets a peer ask. `Err`: the answer to one too many.
+    pub fn pace(&self, client: IpAddr, proxied: &Extensions, now: Instant) -> Result<(), Error> {
+        let limits = limits(proxied);
+        let bucket = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .of(client.to_canonical(), |bucket| bucket.as_new(now));
+        bucket
+            .take(limits.request_rate, limits.request_burst, now)
+            .map_err(too_often)
     }
 }
 
@@ -96,6 +120,18 @@ mod tests {
         let bucket = Bucket::default();
         let now = Instant::now();
         assert!((0..10_000).all(|_| bucket.take(0, 0, now).is_ok()));
+    }
+
+    #[test]
+    fn clients_of_one_proxy_are_told_apart() {
+        let clients = Clients::default();
+        let now = Instant::now();
+        let pace = |client: &str| clients.pace(client.parse().unwrap(), &Extensions::new(), now);
+        let burst = crate::http::serve::Limits::default().request_burst;
+        assert!((0..burst).all(|_| pace("100.64.0.1").is_ok()));
+        let refused = pace("::ffff:100.64.0.1").unwrap_err();
+        assert_eq!(refused.code, "too_many_requests");
+        assert!(pace("100.64.0.2").is_ok());
     }
 
     #[test]

@@ -543,8 +543,8 @@ host = ["x"]
     line 7: rule[1].decision: "alow" is not allow, deny or anonymous
     line 8: rule[1].who: there is no group "stuff" under [groups] (did you mean "staff"?)
     line 8: rule[1].who: "nobody" is not a word of rules; leave the rule out. A user with that login is "nobody@"
-    line 9: rule[1].paths: "admin" is no path prefix: it starts with /, is written without %, //, . and .., and holds all below it (no *)
-    line 9: rule[1].paths: "/x/../y" is no path prefix: it starts with /, is written without %, //, . and .., and holds all below it (no *)
+    line 9: rule[1].paths: "admin" is no path prefix: it starts with /, is written without %, //, . and .., no name in it ends with a dot, and it holds all below it (no *)
+    line 9: rule[1].paths: "/x/../y" is no path prefix: it starts with /, is written without %, //, . and .., no name in it ends with a dot, and it holds all below it (no *)
     line 10: rule[2].decision: is missing: allow, deny or anonymous
     line 10: rule[2].name: "a" is the name of the rule in line 5 already
     line 12: rule[2].hosts: is empty; leave it out, or say whom or what is meant

@@ -2,10 +2,14 @@
 //!
 //! A path is the hard part: `/public/%2e%2e/admin` is below `/public` for one server and is `/admin` for the next, and we do
 //! not know which kind stands behind us. So a [`Path`] keeps *every* reading that some server could make of it (decoded once
-//! or several times, slashes merged, dots resolved, backslashes turned, parameters cut). A rule that lets through has to
-//! match them all; a rule that denies needs one. What has no end of readings, or hides control characters, is no path.
+//! or several times, slashes merged, dots resolved, backslashes turned, parameters and trailing dots cut). A rule that lets
+//! through has to match them all; a rule that denies needs one. What has no end of readings, or hides control characters, is
+//! no path.
+//!
+//! Readings are made when the first rule or route with a path asks for them, once for a request, and their number and bytes
+//! are bounded: a long path that hides much costs no more than a long plain one.
 
-use std::collections::VecDeque;
+use std::{cell::Cell, collections::VecDeque, sync::OnceLock};
 
 use ::http::Method;
 
@@ -18,6 +22,13 @@ pub struct What {
     pub host: Option<Host>,
     pub path: Option<Path>,
     pub method: Option<Method>,
+}
+
+impl What {
+    /// Why the path could not be read, where a rule or route needed to.
+    pub fn unreadable(&self) -> Option<WhatError> {
+        self.path.as_ref()?.unreadable()
+    }
 }
 
 /// Why something is no host or path to decide about.
@@ -39,47 +50,54 @@ impl From<BadHost> for WhatError {
 
 /// Readings of one path at most. An honest path has one or two.
 const READINGS: usize = 64;
+/// Bytes written for all readings together at most: enough for the longest path with escapes in it.
+const READING_WORK: usize = 256 << 10;
 /// Longer paths are refused before any work is spent on them.
 const PATH_BYTES: usize = 8 << 10;
 
 /// A path with every reading that some server could make of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Path {
-    /// The first is the path as sent.
-    readings: Vec<Vec<u8>>,
+    sent: Vec<u8>,
+    /// Once they were asked for.
+    readings: OnceLock<Result<Vec<Vec<u8>>, WhatError>>,
 }
 
 impl Path {
-    /// Reads the path of a request target, without its query.
-    pub fn parse(raw: &str) -> Result<Self, WhatError> {
+    /// The path of a request target, without its query. What is wrong with it shows when it is read.
+    pub fn sent(raw: &str) -> Result<Self, WhatError> {
         let raw = raw.as_bytes();
         if raw.first() != Some(&b'/') || raw.len() > PATH_BYTES {
             return Err(WhatError::BadPath);
         }
-        let mut readings: Vec<Vec<u8>> = Vec::new();
-        let mut open = VecDeque::from([raw.to_vec()]);
-        while let Some(reading) = open.pop_front() {
-            if readings.contains(&reading) {
-                continue;
-            }
-            if !clean(&reading) {
-                return Err(WhatError::BadPath);
-            }
-            if readings.len() == READINGS {
-                return Err(WhatError::AmbiguousPath);
-            }
-            if !plain(&reading) {
-                let ways = [decode, turn, cut_parameters, cut_query, merge, resolve];
-                open.extend(ways.iter().map(|way| way(&reading)));
-            }
-            readings.push(reading);
+        Ok(Self {
+            sent: raw.to_vec(),
+            readings: OnceLock::new(),
+        })
+    }
+
+    /// The same, read at once.
+    pub fn parse(raw: &str) -> Result<Self, WhatError> {
+        let path = Self::sent(raw)?;
+        path.readings()?;
+        Ok(path)
+    }
+
+    /// Whether a rule or a route needed to read it, and could not.
+    pub fn unreadable(&self) -> Option<WhatError> {
+        self.readings.get()?.as_ref().err().copied()
+    }
+
+    fn readings(&self) -> Result<&[Vec<u8>], WhatError> {
+        match self.readings.get_or_init(|| read(&self.sent, &mut 0)) {
+            Ok(readings) => Ok(readings),
+            Err(error) => Err(*error),
         }
-        Ok(Self { readings })
     }
 
     /// As sent, cut behind its first segment: enough for a log line, without what a path may hide further down.
     pub fn first_segment(&self) -> String {
-        let sent = self.readings.first().map(Vec::as_slice).unwrap_or_default();
+        let sent = &self.sent;
         let end = sent
             .iter()
             .skip(1)
@@ -94,8 +112,17 @@ impl Path {
         &self,
         mut which: impl FnMut(&dyn Fn(&PathPrefix) -> bool) -> Option<&'a T>,
     ) -> Result<Option<&'a T>, WhatError> {
+        // Where no prefix says anything about the path, no reading of it does.
+        let compared = Cell::new(false);
+        let here = which(&|prefix| {
+            compared.set(compared.get() || !prefix.is_empty());
+            prefix.holds(&self.sent, false)
+        });
+        if !compared.get() {
+            return Ok(here);
+        }
         let mut chosen: Option<Option<&'a T>> = None;
-        for reading in &self.readings {
+        for reading in self.readings()? {
             let here = which(&|prefix| prefix.holds(reading, false));
             match chosen {
                 None => chosen = Some(here),
@@ -107,6 +134,49 @@ impl Path {
     }
 }
 
+/// Every reading of a path; the first is the path as sent. `work` counts the bytes that were written for it.
+fn read(sent: &[u8], work: &mut usize) -> Result<Vec<Vec<u8>>, WhatError> {
+    let mut readings: Vec<Vec<u8>> = Vec::new();
+    let mut open = VecDeque::from([sent.to_vec()]);
+    while let Some(reading) = open.pop_front() {
+        if readings.contains(&reading) {
+            continue;
+        }
+        if !clean(&reading) {
+            return Err(WhatError::BadPath);
+        }
+        if readings.len() == READINGS {
+            return Err(WhatError::AmbiguousPath);
+        }
+        if !plain(&reading) {
+            for way in WAYS {
+                if *work + reading.len() > READING_WORK {
+                    return Err(WhatError::AmbiguousPath);
+                }
+                let other = way(&reading);
+                *work += other.len();
+                if other != reading && !open.contains(&other) {
+                    open.push_back(other);
+                }
+            }
+        }
+        readings.push(reading);
+    }
+    Ok(readings)
+}
+
+/// What servers do with a path before they look at it.
+const WAYS: [fn(&[u8]) -> Vec<u8>; 8] = [
+    decode,
+    decode_wide,
+    turn,
+    cut_parameters,
+    cut_query,
+    cut_ends,
+    merge,
+    resolve,
+];
+
 /// Control characters and overlong UTF-8 have no place in any reading of a path.
 fn clean(reading: &[u8]) -> bool {
     reading
@@ -117,7 +187,7 @@ fn clean(reading: &[u8]) -> bool {
 /// Whether all servers agree on it.
 fn plain(reading: &[u8]) -> bool {
     let odd = |b: &u8| matches!(b, b'%' | b'\\' | b';' | b'?' | b'#');
-    let segment = |s: &[u8]| !s.is_empty() && s != b"." && s != b"..";
+    let segment = |s: &[u8]| !s.is_empty() && !matches!(s.last(), Some(b'.' | b' '));
     let inner = reading.get(1..).unwrap_or_default();
     let inner = inner.strip_suffix(b"/").unwrap_or(inner);
     !reading.iter().any(odd)
@@ -140,6 +210,65 @@ fn decode(path: &[u8]) -> Vec<u8> {
         }
     }
     out
+}
+
+/// Every `%uXXXX` decoded, once, as IIS and old Java servers do. The full-width forms of ASCII become ASCII there.
+fn decode_wide(path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((first, tail)) = rest.split_first() {
+        match (first, wide(tail)) {
+            (b'%', Some(c)) => {
+                out.extend(c.encode_utf8(&mut [0; 4]).as_bytes());
+                rest = tail.get(5..).unwrap_or_default();
+            }
+            _ => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+/// The character of `uXXXX`.
+fn wide(text: &[u8]) -> Option<char> {
+    let hex = match text.get(..5)? {
+        [b'u' | b'U', hex @ ..] => hex,
+        _ => return None,
+    };
+    let number = hex.iter().try_fold(0, |number, b| {
+        Some(number * 16 + char::from(*b).to_digit(16)?)
+    })?;
+    let number = match number {
+        0xff01..=0xff5e => number - 0xff01 + 0x21,
+        number => number,
+    };
+    char::from_u32(number)
+}
+
+/// Each segment without the dots and blanks at its end, as Windows names files. `.` and `..` are no names.
+fn cut_ends(path: &[u8]) -> Vec<u8> {
+    let cut = |segment: &[u8]| -> Vec<u8> {
+        let blank = |b: &u8| *b == b' ';
+        let end = |b: &u8| matches!(b, b'.' | b' ');
+        let kept = |odd: &dyn Fn(&u8) -> bool| {
+            segment
+                .iter()
+                .rposition(|b| !odd(b))
+                .map_or(0, |last| last + 1)
+        };
+        // Of dots alone, only the blanks behind them go.
+        let length = match kept(&end) {
+            0 => kept(&blank),
+            length => length,
+        };
+        segment.get(..length).unwrap_or_default().to_vec()
+    };
+    path.split(|b| *b == b'/')
+        .map(cut)
+        .collect::<Vec<_>>()
+        .join(&b'/')
 }
 
 /// Backslashes as slashes.
@@ -207,10 +336,12 @@ pub struct PathPrefix(String);
 
 impl PathPrefix {
     pub fn parse(text: &str) -> Result<Self, String> {
-        let one_reading = Path::parse(text).is_ok_and(|path| path.readings.len() == 1);
+        let one_reading = Path::sent(text)
+            .and_then(|path| Ok(path.readings()?.len() == 1))
+            .unwrap_or_default();
         if !one_reading || text.contains('*') {
             return Err(format!(
-                "{text:?} is no path prefix: it starts with /, is written without %, //, . and .., and holds all below it (no *)"
+                "{text:?} is no path prefix: it starts with /, is written without %, //, . and .., no name in it ends with a dot, and it holds all below it (no *)"
             ));
         }
         Ok(Self(text.trim_end_matches('/').to_owned()))
@@ -285,14 +416,16 @@ impl Scope {
     }
 
     fn path(&self, path: &Path, ignore_case: bool) -> (Match, &'static str) {
-        let held = path
-            .readings
+        let Ok(readings) = path.readings() else {
+            return (Match::Maybe, "the path can be read in too many ways");
+        };
+        let held = readings
             .iter()
             .filter(|reading| self.paths.iter().any(|p| p.holds(reading, ignore_case)))
             .count();
         if held == 0 {
             (Match::No, "another path")
-        } else if held == path.readings.len() {
+        } else if held == readings.len() {
             (Match::Yes, "")
         } else {
             (
@@ -318,7 +451,8 @@ mod tests {
 
     fn readings(raw: &str) -> Vec<String> {
         let path = Path::parse(raw).unwrap();
-        path.readings
+        path.readings()
+            .unwrap()
             .iter()
             .map(|r| String::from_utf8_lossy(r).into_owned())
             .collect()
@@ -359,9 +493,21 @@ mod tests {
             "/admin%23x",
             "/x//..//admin",
             "/%2fadmin",
+            "/%u0061dmin",
+            "/public/%u002e%u002E/admin",
+            "/public%u002f..%U005cadmin",
+            "/public/%uff0e%uff0e/%uFF41dmin",
+            "/%25u0061dmin",
+            "/admin.",
+            "/admin..",
+            "/admin%20",
+            "/admin%20.%20",
+            "/public/..%20/admin",
+            "/public/.%2e%20%20/admin./",
         ] {
             let all = readings(raw);
-            assert!(all.iter().any(|r| r == "/admin"), "{raw}: {all:?}");
+            let hidden = |r: &String| r.trim_end_matches('/') == "/admin";
+            assert!(all.iter().any(hidden), "{raw}: {all:?}");
         }
     }
 
@@ -371,6 +517,7 @@ mod tests {
             "",
             "admin",
             "*",
+            "/a%u0000",
             "/a%00",
             "/a\u{1}",
             "/a%0d%0aX: y",
@@ -385,6 +532,81 @@ mod tests {
             Path::parse(&format!("/{}", "a".repeat(PATH_BYTES))),
             Err(WhatError::BadPath)
         );
+    }
+
+    #[test]
+    fn a_long_path_costs_little_however_much_it_hides() {
+        let fill = |open: &str, close: &str| {
+            let room = PATH_BYTES - open.len() - close.len();
+            format!("{open}{}{close}", "a".repeat(room))
+        };
+        let nested = "%25".to_owned() + &"25".repeat(200) + "2e";
+        for raw in [
+            fill("/", &nested),
+            fill("/", "%2525252e%5c%3b%3f//."),
+            format!("/{}", "%2525".repeat(PATH_BYTES / 5 - 1)),
+            format!("/{}", "a;b//./%5c".repeat(PATH_BYTES / 10 - 1)),
+            format!("/{}", "%u002525u002e/".repeat(PATH_BYTES / 14 - 1)),
+        ] {
+            let mut work = 0;
+            let _ = read(raw.as_bytes(), &mut work);
+            assert!(work <= 32 * PATH_BYTES, "{work} bytes: {}", &raw[..40]);
+        }
+        // An honest one that is as long, with escapes, is read.
+        let honest = format!("/{}", "%E3%81%82/".repeat(PATH_BYTES / 10 - 1));
+        assert_eq!(read(honest.as_bytes(), &mut 0).unwrap().len(), 2);
+        let deep = format!("/{}", "a/b%20c/".repeat(PATH_BYTES / 8 - 1));
+        assert_eq!(read(deep.as_bytes(), &mut 0).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_path_that_nothing_asks_about_is_not_read() {
+        let path = Path::sent("/a%2f..%2fb").unwrap();
+        let anywhere = PathPrefix::parse("/").unwrap();
+        assert_eq!(
+            path.choose(|holds| holds(&anywhere).then_some(&1)),
+            Ok(Some(&1))
+        );
+        let what = What {
+            path: Some(path),
+            ..What::default()
+        };
+        assert_eq!(Scope::default().matches(&what, Effect::Allow).0, Match::Yes);
+        let path = what.path.unwrap();
+        assert!(path.readings.get().is_none());
+
+        let public = PathPrefix::parse("/a").unwrap();
+        assert_eq!(
+            path.choose(|holds| holds(&public).then_some(&1)),
+            Err(WhatError::AmbiguousPath)
+        );
+        assert!(path.readings.get().is_some());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_doubt_and_says_so() {
+        let scope = Scope {
+            paths: vec![PathPrefix::parse("/a").unwrap()],
+            ..Scope::default()
+        };
+        for (raw, error) in [
+            ("/a%00", WhatError::BadPath),
+            (
+                &*format!("/a/{}2e", "%25".to_owned() + &"25".repeat(80)),
+                WhatError::AmbiguousPath,
+            ),
+        ] {
+            let path = Path::sent(raw).unwrap();
+            assert_eq!(path.unreadable(), None);
+            let what = What {
+                path: Some(path),
+                ..What::default()
+            };
+            for effect in [Effect::Allow, Effect::Anonymous, Effect::Deny] {
+                assert_eq!(scope.matches(&what, effect).0, Match::Maybe);
+            }
+            assert_eq!(what.unreadable(), Some(error));
+        }
     }
 
     #[test]

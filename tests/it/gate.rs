@@ -16,6 +16,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use tailbone::{
     gate::{Admitted, GateLayer},
+    http::serve::Limits,
     policy::{CAPABILITY, Rules},
     tailnet::{BackendState, fake::Identity},
 };
@@ -810,4 +811,45 @@ async fn changed_rights_reach_a_connection_that_is_open() {
 
 fn refused(answer: &Answer) -> (u16, String) {
     (answer.status, answer.code())
+}
+
+#[tokio::test]
+async fn behind_the_local_socket_each_client_has_a_rate() {
+    let world = World::start(ALLOW_OWN).await;
+    world.limits.set(Limits {
+        request_rate: 1,
+        request_burst: 3,
+        ..Limits::default()
+    });
+    for _ in 0..3 {
+        assert_eq!(world.ask_about("alice").await.status, 204);
+    }
+    assert_eq!(world.ask_about("alice").await.status, 429);
+    assert_eq!(world.ask_about("bob").await.status, 204);
+}
+
+/// Escapes within escapes, at the end of a path as long as a path may be.
+fn long_path() -> String {
+    let escapes = "%25".to_owned() + &"25".repeat(200) + "2e";
+    format!("/{}{escapes}", "a".repeat(8000 - escapes.len()))
+}
+
+#[tokio::test]
+async fn a_path_that_hides_much_is_refused_only_where_a_rule_or_a_route_is_about_paths() {
+    let world = World::start(ALLOW_OWN).await;
+    let status = async |peer: &str| world.get(peer, &long_path()).await.status;
+    assert_eq!(status("alice").await, 200);
+    // The service gets it as it was sent; nobody has said a word about paths.
+    assert_eq!(status("sharee").await, 403);
+
+    let public = "[[rule]]\nname = \"public\"\ndecision = \"anonymous\"\npaths = [\"/public\"]\n";
+    world.policy(&format!("{public}{ALLOW_OWN}"));
+    assert_eq!(
+        status("alice").await,
+        200,
+        "a later rule lets everything through"
+    );
+    world.policy(public);
+    let answer = world.get("alice", &long_path()).await;
+    assert_eq!(answer.status, 400);
 }

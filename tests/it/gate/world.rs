@@ -20,7 +20,7 @@ use tailbone::{
     http::{
         host::{HostRule, NodeNames},
         layers,
-        serve::{Accept, Limits, Server, serve},
+        serve::{Accept, Limits, LiveLimits, Server, serve},
     },
     identity::Directory,
     policy::CAPABILITY,
@@ -54,6 +54,8 @@ pub(super) struct World {
     directory: Directory,
     pub(super) gate: Gate,
     pub(super) meter: Meter,
+    /// Of the local socket.
+    pub(super) limits: LiveLimits,
     pub(super) backend: Backend,
     pub(super) settings: config::Gate,
     pub(super) socket: PathBuf,
@@ -175,6 +177,7 @@ impl World {
             directory,
             gate,
             meter,
+            limits: Limits::default().into(),
             backend,
             settings,
             socket,
@@ -192,9 +195,8 @@ impl World {
         let router = layers::wrap(world.gate.auth_router().unwrap(), "gate");
         world.serve(AUTH_PORT, router.clone()).await;
         let listener = Socket::bind(&world.socket, 0o600).unwrap();
-        let local = serve("gate-local", listener, router, Limits::default(), |()| {
-            local_proxy()
-        });
+        let limits = world.limits.clone();
+        let local = serve("gate-local", listener, router, limits, |()| local_proxy());
         world.servers.push(local);
         world
     }
