@@ -127,11 +127,11 @@ impl ReverseProxy {
         let wants_tunnel = is_websocket(&request);
         let client_side = wants_tunnel.then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
-        let caller = connection.visitor().await;
-        connection.pace()?;
         let what = layer::what(&parts)?;
         let recheck = Recheck::new(self.guard.clone(), connection.clone(), what, self.recheck);
         let what = recheck.what();
+        let caller = connection.visitor().await;
+        connection.pace()?;
         if let Some(denied) = self.not_for_us(&parts, &caller)? {
             return Err(self.guard.refuse(&caller, what, denied).into());
         }

@@ -7,20 +7,24 @@
 //!   its bytes drip; the silence before it has another.
 //! - An HTTP/2 connection and one that was given away for something else than HTTP have no such bounds here: hyper asks the first
 //!   whether it lives, the second belongs to whoever took it.
+//! - Over HTTP/2 a peer may read the connection and yet give an answer no room to be sent ([`Requests::unread`]): a piece of it waits
+//!   as long as a write does.
 
 use std::{
+    collections::HashMap,
     future::Future,
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use axum::body::HttpBody;
+use axum::body::{Body, HttpBody};
+use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -28,8 +32,9 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until},
 };
 
-/// What tells an HTTP/2 connection from its first bytes on; no method of HTTP/1 begins so.
-const PREFACE: &[u8] = b"PRI ";
+/// What an HTTP/2 connection begins with (RFC 9113, section 3.4). hyper asks whether a peer lives only once all of it has come, so a
+/// part of it is a head that is under way.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The longest that each wait may take.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +55,9 @@ pub(super) struct Requests {
     ended: AtomicU64,
     given_away: AtomicBool,
     first: Notify,
+    /// Answers over HTTP/2 of which a piece waits for room, and since when.
+    waiting: Mutex<HashMap<u64, Instant>>,
+    some_wait: Notify,
 }
 
 impl Requests {
@@ -61,16 +69,38 @@ impl Requests {
             ended: AtomicU64::new(0),
             given_away: AtomicBool::new(false),
             first: Notify::new(),
+            waiting: Mutex::default(),
+            some_wait: Notify::new(),
         })
     }
 
     /// One more, in hand until the answer's body has ended.
     pub(super) fn begin(self: &Arc<Self>) -> Open {
         self.open.fetch_add(1, Ordering::AcqRel);
-        if self.begun.fetch_add(1, Ordering::AcqRel) == 0 {
+        let number = self.begun.fetch_add(1, Ordering::AcqRel);
+        if number == 0 {
             self.first.notify_one();
         }
-        Open(self.clone())
+        Open {
+            requests: self.clone(),
+            number,
+        }
+    }
+
+    /// Waits until a piece of an answer has waited for so long for the peer to give it room.
+    pub(super) async fn unread(&self, longest: Duration) {
+        loop {
+            let oldest = self.waiting().values().min().copied();
+            match oldest {
+                None => self.some_wait.notified().await,
+                Some(since) if Instant::now() >= since + longest => return,
+                Some(since) => sleep_until(since + longest).await,
+            }
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, Instant>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn end(&self, now: Instant) {
@@ -99,44 +129,111 @@ impl Requests {
 
 /// A request in hand, until dropped.
 #[derive(Debug)]
-pub(super) struct Open(Arc<Requests>);
+pub(super) struct Open {
+    requests: Arc<Requests>,
+    number: u64,
+}
+
+impl Open {
+    /// A piece of the answer is handed to the connection; the next is asked for when that has had room for it.
+    fn waits(&self, now: Instant) {
+        let mut waiting = self.requests.waiting();
+        if waiting.is_empty() {
+            self.requests.some_wait.notify_one();
+        }
+        waiting.insert(self.number, now);
+    }
+
+    /// Nothing of the answer waits for its reader.
+    fn waits_no_more(&self) {
+        self.requests.waiting().remove(&self.number);
+    }
+}
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.end(Instant::now());
+        self.waits_no_more();
+        self.requests.end(Instant::now());
     }
 }
+
+/// Bytes of an answer that are handed to an HTTP/2 connection at once: a peer that reads them more slowly than within the write time
+/// is let go.
+const PIECE: usize = 16 << 10;
 
 /// An answer's body that keeps its request in hand.
+///
+/// An HTTP/2 connection takes a piece as soon as there is room for one byte of it, and asks for the next one when all of it has left.
+/// So over HTTP/2 pieces are small, and the last byte of each frame is one of its own: what is taken with no next piece to wait for
+/// is then never more than what there is room for.
 #[derive(Debug)]
-pub(super) struct Answering<B> {
-    body: B,
-    _open: Open,
+pub(super) struct Answering {
+    body: Body,
+    open: Open,
+    http2: bool,
+    rest: Bytes,
 }
 
-impl<B> Answering<B> {
-    pub(super) fn new(body: B, open: Open) -> Self {
-        Self { body, _open: open }
+impl Answering {
+    pub(super) fn new(body: Body, open: Open, http2: bool) -> Self {
+        Self {
+            body,
+            open,
+            http2,
+            rest: Bytes::new(),
+        }
     }
 }
 
-impl<B: HttpBody + Unpin> HttpBody for Answering<B> {
-    type Data = B::Data;
-    type Error = B::Error;
+impl HttpBody for Answering {
+    type Data = Bytes;
+    type Error = axum::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = &mut *self;
+        if this.rest.is_empty() {
+            let frame = Pin::new(&mut this.body).poll_frame(cx);
+            if !this.http2 {
+                return frame;
+            }
+            match frame {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) if !data.is_empty() => this.rest = data,
+                    Ok(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                    Err(frame) => {
+                        this.open.waits_no_more();
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                },
+                other => {
+                    this.open.waits_no_more();
+                    return other;
+                }
+            }
+        }
+        let length = match this.rest.len() {
+            1 => 1,
+            left => (left - 1).min(PIECE),
+        };
+        this.open.waits(Instant::now());
+        Poll::Ready(Some(Ok(Frame::data(this.rest.split_to(length)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (inner, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut hint = SizeHint::new();
+        hint.set_lower(inner.lower() + rest);
+        if let Some(upper) = inner.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint
     }
 }
 
@@ -414,7 +511,7 @@ mod tests {
         let mut reading = Reading::new(&TIMES, now);
         reading.heard(b"PR", &TIMES, &requests, now);
         assert!(matches!(reading.wait(&TIMES, &requests), Wait::Until(_)));
-        reading.heard(b"I * HTTP/2.0", &TIMES, &requests, now);
+        reading.heard(b"I * HTTP/2.0\r\n\r\nSM\r\n\r\n", &TIMES, &requests, now);
         assert_eq!(reading.wait(&TIMES, &requests), Wait::Forever);
 
         let mut reading = Reading::new(&TIMES, now);
@@ -422,6 +519,23 @@ mod tests {
         assert!(matches!(reading.wait(&TIMES, &requests), Wait::Until(_)));
         requests.give_away();
         assert_eq!(reading.wait(&TIMES, &requests), Wait::Forever);
+    }
+
+    #[test]
+    fn a_part_of_the_http2_preface_buys_no_time() {
+        let start = Instant::now();
+        for length in 0..PREFACE.len() {
+            let requests = Requests::new(start);
+            let mut reading = Reading::new(&TIMES, start);
+            for byte in PREFACE[..length].chunks(1) {
+                reading.heard(byte, &TIMES, &requests, start + TIMES.header / 2);
+            }
+            assert_eq!(
+                reading.wait(&TIMES, &requests),
+                Wait::Until(start + TIMES.header),
+                "{length} bytes"
+            );
+        }
     }
 
     #[tokio::test]
@@ -457,10 +571,12 @@ mod tests {
     #[test]
     fn the_preface_is_known_in_pieces_and_never_guessed() {
         let unknown = Protocol::Unknown(0);
+        let most = &PREFACE[3..PREFACE.len() - 1];
         assert_eq!(
-            unknown.after(b"P").after(b"RI").after(b" *"),
+            unknown.after(b"P").after(b"RI").after(most).after(b"\n"),
             Protocol::Http2
         );
+        assert_eq!(unknown.after(b"PRI * HTTP/1.1\r\n"), Protocol::Http1);
         assert_eq!(unknown.after(b"POST / HTTP/1.1"), Protocol::Http1);
         assert_eq!(unknown.after(b"PRI").after(b"NT /"), Protocol::Http1);
         assert_eq!(unknown.after(b""), unknown);

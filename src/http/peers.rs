@@ -1,11 +1,11 @@
 //! What one peer may take of a listener: connections at once, and requests over time.
 //!
 //! Invariants
-//! - A peer is an address; all its connections share one account, which outlives them until it is as good as new
-//!   (`accounts.rs`).
+//! - A peer is an address, or the network that a host is usually given ([`network`]), as its listener says; all its connections
+//!   share one account, which outlives them until it is as good as new (`accounts.rs`).
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -14,6 +14,15 @@ use std::{
 };
 
 use super::{accounts::Accounts, pace::Bucket};
+
+/// The addresses that one host outside of a tailnet may choose from: an IPv6 host commonly has a /64 for itself. A tailnet's node has
+/// one address that it cannot choose.
+pub(super) fn network(addr: IpAddr) -> IpAddr {
+    match addr.to_canonical() {
+        IpAddr::V6(addr) => Ipv6Addr::from_bits(addr.to_bits() & (u128::MAX << 64)).into(),
+        addr @ IpAddr::V4(_) => addr,
+    }
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Peers(Mutex<Accounts<IpAddr, Account>>);
@@ -90,6 +99,21 @@ mod tests {
         assert!(peers.connect(ip(2), 2, now).is_some());
         drop(first);
         assert!(peers.connect(ip(1), 2, now).is_some());
+    }
+
+    #[test]
+    fn a_network_is_what_one_host_may_choose_from() {
+        for (addr, its) in [
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+            ("2001:db8:1:2::", "2001:db8:1:2::"),
+            ("192.0.2.1", "192.0.2.1"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+        ] {
+            assert_eq!(
+                network(addr.parse().unwrap()),
+                its.parse::<IpAddr>().unwrap()
+            );
+        }
     }
 
     #[test]

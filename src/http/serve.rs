@@ -30,7 +30,7 @@ use std::{
 use arc_swap::ArcSwap;
 use axum::{Router, body::Body};
 use futures_util::future::BoxFuture;
-use http::{Extensions, Request, StatusCode};
+use http::{Extensions, Request, StatusCode, Version};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -55,7 +55,8 @@ pub trait Accept: Send + 'static {
     type Addr: Send;
     fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Io, Self::Addr)>> + Send;
 
-    /// Whose share of the listener a connection takes. `None`: no peer is told from another.
+    /// Whose share of the listener a connection takes: an address, or one that stands for a network. `None`: no peer is told from
+    /// another.
     fn peer(_: &Self::Addr) -> Option<IpAddr> {
         None
     }
@@ -89,7 +90,7 @@ const FIRST_REQUEST: Duration = Duration::from_secs(1);
 pub struct Limits {
     /// Connections at once; further ones wait in the listener's queue.
     pub connections: usize,
-    /// Connections of one peer at once; further ones get 503 and are closed.
+    /// Connections of one peer at once; further ones get 503 and are closed. [`Limits::share`] is what holds.
     pub connections_per_peer: usize,
     /// Requests in hand at once, over all connections; further ones get 503.
     pub requests: usize,
@@ -136,6 +137,17 @@ impl Default for Limits {
             caller_rate: 2000,
             caller_burst: 10_000,
         }
+    }
+}
+
+/// One peer may have this part of a listener's connections at most.
+const PEERS_PART: usize = 4;
+
+impl Limits {
+    /// Connections of one peer at once. Never all that the listener may have: a process with few descriptors has few.
+    pub fn share(&self) -> usize {
+        let part = (self.connections / PEERS_PART).max(1);
+        self.connections_per_peer.min(part)
     }
 }
 
@@ -458,7 +470,7 @@ impl Connections {
         let Some(peer) = peer else {
             return Ok(None);
         };
-        let most = self.limits.now().connections_per_peer;
+        let most = self.limits.now().share();
         match self.peers.connect(peer, most, Instant::now()) {
             Some(held) => Ok(Some(held)),
             None => {
@@ -502,6 +514,7 @@ impl Connections {
             let requests = requests.clone();
             service_fn(move |request: Request<Incoming>| {
                 let open = requests.begin();
+                let http2 = request.version() == Version::HTTP_2;
                 let mut request = request.map(Body::new);
                 request.extensions_mut().extend(known.clone());
                 let answer = router.clone().oneshot(request);
@@ -511,7 +524,7 @@ impl Connections {
                     if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
                         requests.give_away();
                     }
-                    Ok::<_, Infallible>(answer.map(|body| Answering::new(body, open)))
+                    Ok::<_, Infallible>(answer.map(|body| Answering::new(body, open, http2)))
                 }
             })
         };
@@ -544,6 +557,7 @@ impl Connections {
                 tokio::select! {
                     () = cut.cancelled() => {}
                     () = lost => {}
+                    () = requests.unread(times.write) => {}
                 }
             });
             let ended = tokio::select! {
@@ -572,6 +586,23 @@ impl Connections {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_peer_may_have_all_connections() {
+        for (connections, per_peer, share) in [
+            (16_384, 1024, 1024),
+            (231, 1024, 57),
+            (231, 10, 10),
+            (3, 1024, 1),
+        ] {
+            let limits = Limits {
+                connections,
+                connections_per_peer: per_peer,
+                ..Limits::default()
+            };
+            assert_eq!(limits.share(), share, "{connections} connections");
+        }
+    }
 
     #[test]
     fn what_is_told_to_those_turned_away_is_whole() {

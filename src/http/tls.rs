@@ -1,14 +1,16 @@
 //! A listener on a host address, with TLS, for callers that are on no tailnet. Only where a setting names the address.
 //!
 //! Invariants
-//! - A handshake is a task of its own with a time limit, and their number is bounded: a peer that says nothing delays nobody.
+//! - A handshake is a task of its own with a time limit, and their number is bounded, in all and per network. Beyond a bound the
+//!   oldest one is let go for the new one, so accepting never waits: peers that say nothing delay nobody.
 //! - Certificate and key are read together and belong together; when the files change they are read anew, and while what they
 //!   hold is broken the last good pair stays in use.
 //! - TLS 1.2 and 1.3 by aws-lc; HTTP/2 is offered.
 
 use std::{
+    collections::VecDeque,
     fs, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -25,11 +27,11 @@ use rustls::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::{JoinHandle, JoinSet},
+    task::{self, AbortHandle, JoinHandle, JoinSet},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::serve::Accept;
+use super::{peers::network, serve::Accept};
 
 /// The peer of a host listener: an address, which is no identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,7 +149,16 @@ pub struct TlsListener {
     tcp: TcpListener,
     acceptor: Acceptor,
     handshakes: JoinSet<Option<(TlsStream<TcpStream>, SocketAddr)>>,
+    /// Those under way, the oldest first.
+    ages: VecDeque<Handshake>,
     watch: JoinHandle<()>,
+}
+
+/// A handshake under way.
+#[derive(Debug)]
+struct Handshake {
+    of: IpAddr,
+    task: AbortHandle,
 }
 
 #[derive(Clone)]
@@ -159,7 +170,9 @@ impl std::fmt::Debug for Acceptor {
     }
 }
 
-const HANDSHAKES: usize = 512;
+/// Handshakes under way at once, in all and of one network.
+const HANDSHAKES: usize = 256;
+const HANDSHAKES_EACH: usize = 32;
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
@@ -179,6 +192,7 @@ impl TlsListener {
             tcp,
             acceptor: Acceptor(Arc::new(config).into()),
             handshakes: JoinSet::new(),
+            ages: VecDeque::with_capacity(HANDSHAKES),
             watch: tokio::spawn(look(files)),
         })
     }
@@ -188,8 +202,14 @@ impl TlsListener {
     }
 
     fn shake(&mut self, tcp: TcpStream, addr: SocketAddr) {
+        let of = network(addr.ip());
+        if let Some(oldest) = over_bound(&self.ages, of)
+            && let Some(handshake) = self.ages.remove(oldest)
+        {
+            handshake.task.abort();
+        }
         let handshake = self.acceptor.0.accept(tcp);
-        self.handshakes.spawn(async move {
+        let task = self.handshakes.spawn(async move {
             match tokio::time::timeout(HANDSHAKE_TIME, handshake).await {
                 Ok(Ok(stream)) => Some((stream, addr)),
                 Ok(Err(error)) => {
@@ -199,7 +219,27 @@ impl TlsListener {
                 Err(_) => None,
             }
         });
+        self.ages.push_back(Handshake { of, task });
     }
+
+    fn ended(&mut self, task: task::Id) {
+        self.ages.retain(|handshake| handshake.task.id() != task);
+    }
+}
+
+/// Which handshake is let go for a new one of this network, if one is: its own oldest where it has its share, else the oldest of all.
+/// Somebody who means it is done within a round trip or two, long before that many others have come.
+fn over_bound(ages: &VecDeque<Handshake>, of: IpAddr) -> Option<usize> {
+    let mut own = ages
+        .iter()
+        .enumerate()
+        .filter(|(_, handshake)| handshake.of == of)
+        .map(|(at, _)| at);
+    let oldest = own.next();
+    if oldest.is_some() && own.count() + 1 >= HANDSHAKES_EACH {
+        return oldest;
+    }
+    (ages.len() >= HANDSHAKES).then_some(0)
 }
 
 impl Drop for TlsListener {
@@ -212,23 +252,26 @@ impl Accept for TlsListener {
     type Io = TlsStream<TcpStream>;
     type Addr = SocketAddr;
 
-    fn peer(addr: &SocketAddr) -> Option<std::net::IpAddr> {
-        Some(addr.ip())
+    fn peer(addr: &SocketAddr) -> Option<IpAddr> {
+        Some(network(addr.ip()))
     }
 
     /// Nothing is lost when this future is dropped: handshakes under way belong to the listener.
     async fn accept(&mut self) -> io::Result<(Self::Io, SocketAddr)> {
         loop {
-            let room = self.handshakes.len() < HANDSHAKES;
             tokio::select! {
-                accepted = accept_tcp(&self.tcp), if room => {
+                accepted = accept_tcp(&self.tcp) => {
                     let (tcp, addr) = accepted?;
                     self.shake(tcp, addr);
                 }
-                Some(done) = self.handshakes.join_next() => {
-                    if let Ok(Some(connection)) = done {
-                        return Ok(connection);
+                Some(done) = self.handshakes.join_next_with_id() => match done {
+                    Ok((task, connection)) => {
+                        self.ended(task);
+                        if let Some(connection) = connection {
+                            return Ok(connection);
+                        }
                     }
+                    Err(error) => self.ended(error.id()),
                 }
             }
         }
@@ -243,8 +286,8 @@ impl Accept for PlainListener {
     type Io = TcpStream;
     type Addr = SocketAddr;
 
-    fn peer(addr: &SocketAddr) -> Option<std::net::IpAddr> {
-        Some(addr.ip())
+    fn peer(addr: &SocketAddr) -> Option<IpAddr> {
+        Some(network(addr.ip()))
     }
 
     async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {

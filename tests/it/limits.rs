@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{Router, body::Bytes, extract::Request, http::StatusCode, routing::get};
-use hyper_util::rt::TokioIo;
+use futures_util::future::join_all;
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tailbone::{
     http::serve::{Limits, LiveLimits},
     identity::Callers,
@@ -174,6 +177,144 @@ async fn silence_between_requests_has_a_bound_of_its_own() {
     })
     .await;
     drop(quiet);
+}
+
+/// What an HTTP/2 connection begins with.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+#[tokio::test]
+async fn a_part_of_the_http2_preface_does_not_hold_a_connection() {
+    let world = World::new();
+    let limits = Limits {
+        header_time: Duration::from_millis(300),
+        ..Limits::default()
+    };
+    let server = world.serve(80, who(), limits, Meter::default()).await;
+    let alice = world.peer("alice");
+    let mut held = Vec::new();
+    for length in 1..PREFACE.len() {
+        let mut stream = alice
+            .dial("tailbone:80", Duration::from_secs(5))
+            .await
+            .unwrap();
+        stream.write_all(&PREFACE[..length]).await.unwrap();
+        held.push(stream);
+    }
+    for (at, stream) in held.iter_mut().enumerate() {
+        let mut rest = Vec::new();
+        let ended = soon("the end", stream.read_to_end(&mut rest)).await;
+        assert!(ended.is_err() || rest.is_empty(), "{} bytes", at + 1);
+    }
+    eventually("all are let go", async || match server.load().open() {
+        0 => Ok(()),
+        open => Err(open.to_string()),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_peer_cannot_have_all_connections_of_a_small_process() {
+    let world = World::new();
+    // The setting allows one peer far more than the process can hold.
+    let limits = Limits {
+        connections: 20,
+        connections_per_peer: 1024,
+        header_time: Duration::from_secs(300),
+        ..Limits::default()
+    };
+    let server = world.serve(80, who(), limits, Meter::default()).await;
+    let greedy = world.peer("greedy");
+    let mut held = Vec::new();
+    for _ in 0..limits.connections + 5 {
+        let mut stream = greedy
+            .dial("tailbone:80", Duration::from_secs(5))
+            .await
+            .unwrap();
+        // Who is turned away may be gone already.
+        let _ = stream.write_all(b"PRI ").await;
+        held.push(stream);
+    }
+    let mut alice = soon("a connection", call(&world.peer("alice"), 80)).await;
+    assert_eq!(soon("an answer", alice.get("/")).await.status(), 200);
+    assert_eq!(server.load().open(), limits.share() + 1);
+    drop(held);
+}
+
+/// An HTTP/2 connection whose streams have room for so many bytes until the caller reads.
+async fn call_http2(peer: &dyn Node, window: u32) -> http2::SendRequest<Empty<Bytes>> {
+    let stream = peer
+        .dial("tailbone:80", Duration::from_secs(5))
+        .await
+        .unwrap();
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(window)
+        .handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+fn ask() -> hyper::Request<Empty<Bytes>> {
+    hyper::Request::get("http://tailbone/")
+        .body(Empty::new())
+        .unwrap()
+}
+
+#[tokio::test]
+async fn answers_that_have_no_room_to_be_sent_do_not_hold_an_http2_connection() {
+    let world = World::new();
+    let limits = Limits {
+        write_time: Duration::from_millis(300),
+        ..Limits::default()
+    };
+    let routes = Router::new().route("/", get(|| async { "x".repeat(700) }));
+    let server = world.serve(80, routes, limits, Meter::default()).await;
+    let alice = world.peer("alice");
+    // No room at all, and room for a part of the answer.
+    for window in [0, 1, 699] {
+        let sender = call_http2(&alice, window).await;
+        let asked = (0..200).map(|_| {
+            let mut sender = sender.clone();
+            async move { sender.send_request(ask()).await }
+        });
+        // Heads need no room. Who is slow to ask may find the connection closed.
+        let answers = soon("the heads", join_all(asked)).await;
+        assert!(answers.iter().any(Result::is_ok), "window {window}");
+        eventually("it is let go", async || match server.load().open() {
+            0 => Ok(()),
+            open => Err(format!("{open}, window {window}")),
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn who_reads_an_http2_answer_slowly_gets_all_of_it() {
+    let world = World::new();
+    let limits = Limits {
+        write_time: Duration::from_secs(1),
+        ..Limits::default()
+    };
+    const LENGTH: usize = 400_000;
+    let routes = Router::new().route("/", get(|| async { vec![b'x'; LENGTH] }));
+    let server = world.serve(80, routes, limits, Meter::default()).await;
+    let alice = world.peer("alice");
+    let mut sender = call_http2(&alice, 16 << 10).await;
+    let mut body = sender.send_request(ask()).await.unwrap().into_body();
+    let (mut got, mut slow) = (0, Duration::ZERO);
+    while let Some(frame) = soon("a frame", body.frame()).await {
+        got += frame.unwrap().into_data().unwrap().len();
+        if slow < 3 * limits.write_time {
+            tokio::time::sleep(limits.write_time / 8).await;
+            slow += limits.write_time / 8;
+        }
+    }
+    assert_eq!(got, LENGTH);
+    // Nothing waits now: a connection without requests is no answer that nobody reads.
+    tokio::time::sleep(2 * limits.write_time).await;
+    assert_eq!(server.load().open(), 1);
+    assert_eq!(sender.send_request(ask()).await.unwrap().status(), 200);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
+use axum::Router;
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
@@ -9,7 +10,7 @@ use rustls::{
 use tailbone::http::tls::{CertificateFiles, TlsError, TlsListener};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 
 use super::*;
@@ -107,6 +108,75 @@ async fn certificates_are_read_anew_and_a_silent_peer_delays_nobody() {
         "a key of another certificate"
     );
     post(addr, "second.crt").await.unwrap();
+}
+
+/// A listener that answers "here", and its address.
+async fn greeter() -> (Server, SocketAddr) {
+    let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let routes = Router::new().route("/", axum::routing::post(|| async { "here" }));
+    let limits = Limits::default();
+    (
+        serve("greeter", listener, routes, limits, Remote::identify),
+        addr,
+    )
+}
+
+/// Connects from an address of the loopback.
+async fn silent_from(from: [u8; 4], to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((from, 0).into()).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
+/// Whether the listener has let go of a connection.
+fn let_go(stream: &TcpStream) -> bool {
+    !matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+}
+
+#[tokio::test]
+async fn hundreds_of_silent_connections_delay_nobody_however_often_they_are_renewed() {
+    // All from the address of the caller, and each from another address.
+    let sources: [fn(u8, u8) -> [u8; 4]; 2] = [|_, _| [127, 0, 0, 1], |x, y| [127, 1, x, y + 1]];
+    for source in sources {
+        let (server, addr) = greeter().await;
+        let source = |at: usize| source((at / 200) as u8, (at % 200) as u8);
+        let mut silent = Vec::new();
+        for at in 0..600 {
+            silent.push(silent_from(source(at), addr).await);
+        }
+        for round in 0..3 {
+            let answer = tokio::time::timeout(Duration::from_secs(1), post(addr, "first.crt"))
+                .await
+                .unwrap_or_else(|_| panic!("round {round}: not within a second"));
+            assert!(answer.unwrap().ends_with("here"), "round {round}");
+            for (at, stream) in silent.iter_mut().enumerate() {
+                if let_go(stream) {
+                    *stream = silent_from(source(at), addr).await;
+                }
+            }
+        }
+        drop((silent, server));
+    }
+}
+
+#[tokio::test]
+async fn one_address_has_a_share_of_the_handshakes() {
+    let (_server, addr) = greeter().await;
+    let waits = silent_from([127, 2, 0, 1], addr).await;
+    let mut greedy = Vec::new();
+    for _ in 0..600 {
+        greedy.push(silent_from([127, 2, 0, 2], addr).await);
+    }
+    let left = crate::support::eventually("all but a share are let go", async || {
+        match greedy.iter().filter(|stream| !let_go(stream)).count() {
+            left @ 1..50 => Ok(left),
+            left => Err(left.to_string()),
+        }
+    })
+    .await;
+    assert!(!let_go(&greedy[599]), "{left}: the newest stays");
+    assert!(!let_go(&waits), "the oldest of all, but of another address");
 }
 
 #[test]
