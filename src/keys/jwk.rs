@@ -3,24 +3,27 @@
 //! Invariants
 //! - Written members are exactly the original's, in alphabetical order, base64url without padding: RSA private
 //!   `alg,d,dp,dq,e,kid,kty,n,p,q,qi`, public `alg,e,kid,kty,n`; EC `alg,crv,d,kid,kty,x,y`; Ed25519 `alg,crv,d,kid,kty,x`.
-//! - A [`PrivateJwk`] has been through aws-lc once: its parts fit each other, and its kind and size are ones we sign with.
+//! - A [`PrivateJwk`] has been checked once, RSA by the `rsa` crate and all by aws-lc: its parts fit each other, and its kind and size
+//!   are ones we sign with.
 //! - Private parts are wiped when dropped and show in no `Debug`, error or log.
 //!
-//! Signing is `signer.rs`. RSA keys are made and used by aws-lc alone; `der` and `pkcs1` only take the written form apart.
+//! Signing is `signer.rs`. RSA keys are made and signed with by aws-lc alone; the `rsa` crate represents and checks them, and no private
+//! operation goes through it.
 
 use std::{fmt, num::NonZero, sync::mpsc, thread};
 
 use aws_lc_rs::{
     encoding::{AsBigEndian, AsDer, EcPrivateKeyBin},
-    rsa::{KeyPair as RsaKeyPair, KeyPairComponents, KeySize, PublicKeyComponents},
+    rsa::{KeyPair as RsaKeyPair, KeySize},
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _},
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use der::{
-    Decode as _, Reader as _, SliceReader,
-    asn1::{AnyRef, OctetStringRef},
+use rsa::{
+    BoxedUint, PrivateKey as RsaPrivateKey,
+    pkcs1::EncodeRsaPrivateKey as _,
+    pkcs8::DecodePrivateKey as _,
+    traits::{PrivateKeyParts as _, PublicKeyParts as _},
 };
-use pkcs1::RsaPrivateKeyRef;
 use rustix::process::setpriority_process;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
@@ -255,24 +258,12 @@ impl PrivateJwk {
                     .ok_or(JwkError::NotGenerated)?
                     .map_err(failed)?;
                 let pkcs8 = pair.as_der().map_err(failed)?;
-                let pkcs1 = unwrap_pkcs8(pkcs8.as_ref()).map_err(|_| JwkError::NotGenerated)?;
-                let rsa = RsaPrivateKeyRef::from_der(pkcs1).map_err(|_| JwkError::NotGenerated)?;
+                let key = RsaPrivateKey::from_pkcs8_der(pkcs8.as_ref())
+                    .map_err(|_| JwkError::NotGenerated)?;
+                let (public, parts) = rsa_members(&key).ok_or(JwkError::NotGenerated)?;
                 Ok(Self {
-                    parts: PrivateParts::Rsa {
-                        d: text(rsa.private_exponent.as_bytes()),
-                        p: text(rsa.prime1.as_bytes()),
-                        q: text(rsa.prime2.as_bytes()),
-                        dp: text(rsa.exponent1.as_bytes()),
-                        dq: text(rsa.exponent2.as_bytes()),
-                        qi: text(rsa.coefficient.as_bytes()),
-                    },
-                    public: PublicJwk {
-                        kid,
-                        parts: PublicParts::Rsa {
-                            e: text(rsa.public_exponent.as_bytes()),
-                            n: text(rsa.modulus.as_bytes()),
-                        },
-                    },
+                    parts,
+                    public: PublicJwk { kid, parts: public },
                 })
             }
         }
@@ -446,26 +437,30 @@ impl PrivateJwk {
                 },
             ) => {
                 let modulus = integer(n, "n")?;
-                let bits = modulus.first().map_or(0, |first| {
-                    modulus.len() * 8 - first.leading_zeros() as usize
-                });
+                let bits = modulus.bit_width_vartime() as usize;
                 if !RSA_BITS.contains(&bits) {
                     return Err(JwkError::Size(bits));
                 }
-                RsaKeyPair::from_components(&KeyPairComponents {
-                    public_key: PublicKeyComponents {
-                        n: modulus.as_slice(),
-                        e: integer(e, "e")?.as_slice(),
-                    },
-                    d: integer(d, "d")?.as_slice(),
-                    p: integer(p, "p")?.as_slice(),
-                    q: integer(q, "q")?.as_slice(),
-                    dP: integer(dp, "dp")?.as_slice(),
-                    dQ: integer(dq, "dq")?.as_slice(),
-                    qInv: integer(qi, "qi")?.as_slice(),
-                })
-                .map(KeyPair::Rsa)
-                .map_err(|rejected| JwkError::Inconsistent(rejected.reason()))
+                let key = RsaPrivateKey::from_components(
+                    modulus,
+                    integer(e, "e")?,
+                    integer(d, "d")?,
+                    vec![integer(p, "p")?, integer(q, "q")?],
+                )
+                .map_err(|_| JwkError::Inconsistent(CONTRADICT))?;
+                // What follows from the others must be what stands there: another program may sign with it.
+                let follows = key.dp() == Some(&integer(dp, "dp")?)
+                    && key.dq() == Some(&integer(dq, "dq")?)
+                    && key.crt_coefficient() == Some(integer(qi, "qi")?);
+                if !follows {
+                    return Err(JwkError::Inconsistent(CONTRADICT));
+                }
+                let der = key
+                    .to_pkcs1_der()
+                    .map_err(|_| JwkError::Inconsistent(CONTRADICT))?;
+                RsaKeyPair::from_der(der.as_bytes())
+                    .map(KeyPair::Rsa)
+                    .map_err(|rejected| JwkError::Inconsistent(rejected.reason()))
             }
             _ => Err(JwkError::Inconsistent("halves of different kinds")),
         }
@@ -568,6 +563,35 @@ impl Drop for RawJwk {
     }
 }
 
+const CONTRADICT: &str = "they contradict each other";
+
+/// The members of an RSA key's JWK.
+fn rsa_members(key: &RsaPrivateKey) -> Option<(PublicParts, PrivateParts)> {
+    let [p, q] = key.primes() else {
+        return None;
+    };
+    let public = PublicParts::Rsa {
+        e: number(key.e()),
+        n: number(key.n()),
+    };
+    let private = PrivateParts::Rsa {
+        d: number(key.d()),
+        p: number(p),
+        q: number(q),
+        dp: number(key.dp()?),
+        dq: number(key.dq()?),
+        qi: number(&key.crt_coefficient()?),
+    };
+    Some((public, private))
+}
+
+/// A number as a JWK has it: without leading zeros (RFC 7518, 6.3).
+fn number(number: &BoxedUint) -> String {
+    let bytes = Zeroizing::new(number.to_be_bytes());
+    let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+    URL_SAFE_NO_PAD.encode(bytes.get(zeros..).unwrap_or_default())
+}
+
 /// What aws-lc says of a key it does not take; its words are fixed and quote nothing.
 trait Rejected {
     fn reason(&self) -> &'static str;
@@ -576,7 +600,7 @@ trait Rejected {
 impl Rejected for aws_lc_rs::error::KeyRejected {
     fn reason(&self) -> &'static str {
         match self.to_string().as_str() {
-            "InconsistentComponents" => "they contradict each other",
+            "InconsistentComponents" => CONTRADICT,
             "InvalidComponent" | "InvalidEncoding" => "one of them is not valid",
             "TooSmall" => "too small",
             "TooLarge" => "too large",
@@ -585,15 +609,14 @@ impl Rejected for aws_lc_rs::error::KeyRejected {
     }
 }
 
-/// A number of any width, without leading zeros.
-fn integer(text: &str, member: &'static str) -> Result<Zeroizing<Vec<u8>>, JwkError> {
+/// A number of any width, also with leading zeros.
+fn integer(text: &str, member: &'static str) -> Result<BoxedUint, JwkError> {
     let bytes = Zeroizing::new(
         URL_SAFE_NO_PAD
             .decode(text)
             .map_err(|_| JwkError::Encoding(member))?,
     );
-    let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
-    Ok(Zeroizing::new(bytes[zeros..].to_vec()))
+    Ok(BoxedUint::from_be_slice_vartime(&bytes))
 }
 
 /// A value of exactly `N` bytes.
@@ -608,22 +631,60 @@ fn fixed<const N: usize>(text: &str, member: &'static str) -> Result<Zeroizing<[
         .map_err(|_| JwkError::Encoding(member))
 }
 
-/// The `RSAPrivateKey` inside a PKCS#8 `PrivateKeyInfo`.
-fn unwrap_pkcs8(pkcs8: &[u8]) -> Result<&[u8], der::Error> {
-    let mut reader = SliceReader::new(pkcs8)?;
-    reader.sequence(|fields| {
-        let _version = u8::decode(fields)?;
-        let _algorithm = AnyRef::decode(fields)?;
-        let key = <&OctetStringRef>::decode(fields)?;
-        Ok::<_, der::Error>(key.as_bytes())
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use rustix::process::getpriority_process;
 
     use super::*;
+
+    #[test]
+    fn an_rsa_key_whose_parts_contradict_each_other_is_refused_whichever_it_is() {
+        let kid: KeyId = "tb-1".parse().unwrap();
+        let key = PrivateJwk::generate(kid.clone(), KeySpec::Rs256 { bits: 2048 }).unwrap();
+        let whole: serde_json::Value = serde_json::from_slice(&key.to_file()).unwrap();
+        let read =
+            |value: &serde_json::Value| PrivateJwk::from_file(value.to_string().as_bytes(), &kid);
+        read(&whole).unwrap();
+        let other = PrivateJwk::generate(kid.clone(), KeySpec::Rs256 { bits: 2048 }).unwrap();
+        let other: serde_json::Value = serde_json::from_slice(&other.to_file()).unwrap();
+        for member in ["n", "d", "p", "q", "dp", "dq", "qi"] {
+            let mut mixed = whole.clone();
+            mixed[member] = other[member].clone();
+            let error = read(&mixed).unwrap_err();
+            assert!(
+                matches!(error, JwkError::Inconsistent(_)),
+                "{member}: {error}"
+            );
+        }
+        for (member, odd) in [
+            ("e", "Aw"),
+            ("e", "AA"),
+            ("e", "Ag"),
+            ("p", "AQ"),
+            ("q", "AA"),
+            ("qi", "AA"),
+        ] {
+            let mut mixed = whole.clone();
+            mixed[member] = odd.into();
+            let error = read(&mixed).unwrap_err();
+            assert!(
+                matches!(error, JwkError::Inconsistent(_)),
+                "{member}: {error}"
+            );
+        }
+        // Leading zeros change no number.
+        let mut padded = whole.clone();
+        for member in ["n", "d", "p", "q", "dp", "dq", "qi", "e"] {
+            let bytes = URL_SAFE_NO_PAD
+                .decode(whole[member].as_str().unwrap())
+                .unwrap();
+            assert_ne!(bytes[0], 0, "{member} is written without leading zeros");
+            padded[member] = URL_SAFE_NO_PAD
+                .encode([&[0, 0][..], &bytes].concat())
+                .into();
+        }
+        read(&padded).unwrap();
+    }
 
     #[test]
     fn a_search_stands_back_and_its_caller_does_not() {
