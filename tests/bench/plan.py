@@ -158,6 +158,8 @@ class Plan:
             "TB_GATE_UPSTREAM": world.stub()["url"],
             "TB_GATE_POLICY": "policy.toml",
             "TB_GATE_AUTH_PROXIES": ",".join(caller["login"] for caller in callers),
+            # The callers are users and no browsers.
+            "TB_GATE_AUTH_USERPROXIES": "true",
         }, prepare=prepare)
 
     def exchange(self, name, policies):
@@ -259,6 +261,8 @@ class Plan:
                 load = world.load("new")
                 load.reach(server, request)
                 rss = load.usage(server)["rss_kib"]
+                # The program's own start, without that of the callers whom its settings name.
+                ready = server.listening or ready
                 result[target] = {"ready_s": ready, "rss_kib": rss} | there.measure(load, server, request, 8, keep_alive=False)
                 # Alone with its callers, like all the others.
                 world.stop(server)
