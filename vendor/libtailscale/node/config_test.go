@@ -1,8 +1,11 @@
 package node
 
 import (
+	"net"
+	"strconv"
 	"strings"
 	"testing"
+	"unicode"
 
 	"tailscale.com/ipn"
 )
@@ -108,4 +111,39 @@ func FuzzParseConfig(f *testing.F) {
 			t.Errorf("%v, %v", c, err)
 		}
 	})
+}
+
+func FuzzAddresses(f *testing.F) {
+	for _, addr := range []string{":80", "[::ffff:100.64.0.1]:80", "[fe80::1%eth0]:80", "h:80", "h\n:80"} {
+		f.Add([]byte(addr))
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		addr, err := parseListen(raw)
+		oneLine(t, err)
+		if err == nil {
+			ip := addr.Addr()
+			if addr.Port() == 0 || ip.Zone() != "" || ip.Is4In6() || ip.IsValid() && ip.IsUnspecified() {
+				t.Errorf("%q is %v", raw, addr)
+			}
+			if again, err := parseListen([]byte(addr.String())); ip.IsValid() && (err != nil || again != addr) {
+				t.Errorf("%q is %v, and then %v, %v", raw, addr, again, err)
+			}
+		}
+		host, port, err := parseDial(raw)
+		oneLine(t, err)
+		if err == nil {
+			back := net.JoinHostPort(host, strconv.Itoa(int(port)))
+			h, p, err := parseDial([]byte(back))
+			if err != nil || h != host || p != port || port == 0 || host == "" {
+				t.Errorf("%q is %q and %d, and then %q, %d, %v", raw, host, port, h, p, err)
+			}
+		}
+	})
+}
+
+// What is told of foreign bytes has no room for a second line.
+func oneLine(t *testing.T, err *Error) {
+	if err != nil && strings.ContainsFunc(err.Words, unicode.IsControl) {
+		t.Errorf("a message with a control character: %q", err.Words)
+	}
 }
