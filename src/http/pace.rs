@@ -6,8 +6,8 @@
 //! - Time is an argument; the rule itself never looks at a clock, and a monotonic one is meant: no step of the machine's date
 //!   gives or takes a request.
 //!
-//! Whose bucket it is decides who keeps it: a peer's address in `peers.rs`, an identity in [`crate::identity`], a client for whom
-//! a proxy asks in [`Clients`].
+//! Whose bucket it is decides who keeps it: a peer's address in `peers.rs`, an identity in
+//! [`crate::identity`], a client for whom a proxy asks in [`Clients`].
 
 use std::{
     net::IpAddr,
@@ -49,13 +49,14 @@ impl Bucket {
     }
 }
 
-/// Those for whom a proxy asks, each by address. The proxy is one peer, or none that can be told from another: its own bucket would
-/// be everybody's, or nobody's.
+/// Those for whom a proxy asks, each by address. The proxy is one peer, or none that can be told
+/// from another: its own bucket would be everybody's, or nobody's.
 #[derive(Debug, Default)]
 pub struct Clients(Mutex<Accounts<IpAddr, Bucket>>);
 
 impl Clients {
-    /// One request of a client, as often as the listener of the proxy's request lets a peer ask. `Err`: the answer to one too many.
+    /// One request of a client, as often as the listener of the proxy's request lets a peer ask.
+    /// `Err`: the answer to one too many.
     pub fn pace(&self, client: IpAddr, proxied: &Extensions, now: Instant) -> Result<(), Error> {
         let limits = limits(proxied);
         let bucket = self

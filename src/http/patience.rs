@@ -7,8 +7,8 @@
 //!   its bytes drip; the silence before it has another.
 //! - An HTTP/2 connection and one that was given away for something else than HTTP have no such bounds here: hyper asks the first
 //!   whether it lives, the second belongs to whoever took it.
-//! - Over HTTP/2 a peer may read the connection and yet give an answer no room to be sent ([`Requests::unread`]): a piece of it waits
-//!   as long as a write does.
+//! - Over HTTP/2 a peer may read the connection and yet give an answer no room to be sent
+//!   ([`Requests::unread`]): a piece of it waits as long as a write does.
 
 use std::{
     collections::HashMap,
@@ -32,8 +32,8 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until},
 };
 
-/// What an HTTP/2 connection begins with (RFC 9113, section 3.4). hyper asks whether a peer lives only once all of it has come, so a
-/// part of it is a head that is under way.
+/// What an HTTP/2 connection begins with (RFC 9113, section 3.4). hyper asks whether a peer lives
+/// only once all of it has come, so a part of it is a head that is under way.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The longest that each wait may take.
@@ -135,7 +135,8 @@ pub(super) struct Open {
 }
 
 impl Open {
-    /// A piece of the answer is handed to the connection; the next is asked for when that has had room for it.
+    /// A piece of the answer is handed to the connection; the next is asked for when that has had
+    /// room for it.
     fn waits(&self, now: Instant) {
         let mut waiting = self.requests.waiting();
         if waiting.is_empty() {
@@ -157,15 +158,16 @@ impl Drop for Open {
     }
 }
 
-/// Bytes of an answer that are handed to an HTTP/2 connection at once: a peer that reads them more slowly than within the write time
-/// is let go.
+/// Bytes of an answer that are handed to an HTTP/2 connection at once: a peer that reads them more
+/// slowly than within the write time is let go.
 const PIECE: usize = 16 << 10;
 
 /// An answer's body that keeps its request in hand.
 ///
-/// An HTTP/2 connection takes a piece as soon as there is room for one byte of it, and asks for the next one when all of it has left.
-/// So over HTTP/2 pieces are small, and the last byte of each frame is one of its own: what is taken with no next piece to wait for
-/// is then never more than what there is room for.
+/// An HTTP/2 connection takes a piece as soon as there is room for one byte of it, and asks for the
+/// next one when all of it has left. So over HTTP/2 pieces are small, and the last byte of each
+/// frame is one of its own: what is taken with no next piece to wait for is then never more than
+/// what there is room for.
 #[derive(Debug)]
 pub(super) struct Answering {
     body: Body,

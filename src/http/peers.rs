@@ -1,8 +1,9 @@
 //! What one peer may take of a listener: connections at once, and requests over time.
 //!
 //! Invariants
-//! - A peer is an address, or the network that a host is usually given ([`network`]), as its listener says; all its connections
-//!   share one account, which outlives them until it is as good as new (`accounts.rs`).
+//! - A peer is an address, or the network that a host is usually given ([`network`]), as its
+//!   listener says; all its connections share one account, which outlives them until it is as good
+//!   as new (`accounts.rs`).
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -15,8 +16,8 @@ use std::{
 
 use super::{accounts::Accounts, pace::Bucket};
 
-/// The addresses that one host outside of a tailnet may choose from: an IPv6 host commonly has a /64 for itself. A tailnet's node has
-/// one address that it cannot choose.
+/// The addresses that one host outside of a tailnet may choose from: an IPv6 host commonly has a
+/// /64 for itself. A tailnet's node has one address that it cannot choose.
 pub(super) fn network(addr: IpAddr) -> IpAddr {
     match addr.to_canonical() {
         IpAddr::V6(addr) => Ipv6Addr::from_bits(addr.to_bits() & (u128::MAX << 64)).into(),

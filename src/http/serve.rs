@@ -55,8 +55,8 @@ pub trait Accept: Send + 'static {
     type Addr: Send;
     fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Io, Self::Addr)>> + Send;
 
-    /// Whose share of the listener a connection takes: an address, or one that stands for a network. `None`: no peer is told from
-    /// another.
+    /// Whose share of the listener a connection takes: an address, or one that stands for a
+    /// network. `None`: no peer is told from another.
     fn peer(_: &Self::Addr) -> Option<IpAddr> {
         None
     }
@@ -90,7 +90,8 @@ const FIRST_REQUEST: Duration = Duration::from_secs(1);
 pub struct Limits {
     /// Connections at once; further ones wait in the listener's queue.
     pub connections: usize,
-    /// Connections of one peer at once; further ones get 503 and are closed. [`Limits::share`] is what holds.
+    /// Connections of one peer at once; further ones get 503 and are closed. [`Limits::share`] is
+    /// what holds.
     pub connections_per_peer: usize,
     /// Requests in hand at once, over all connections; further ones get 503.
     pub requests: usize,
@@ -144,7 +145,8 @@ impl Default for Limits {
 const PEERS_PART: usize = 4;
 
 impl Limits {
-    /// Connections of one peer at once. Never all that the listener may have: a process with few descriptors has few.
+    /// Connections of one peer at once. Never all that the listener may have: a process with few
+    /// descriptors has few.
     pub fn share(&self) -> usize {
         let part = (self.connections / PEERS_PART).max(1);
         self.connections_per_peer.min(part)

@@ -1,8 +1,9 @@
 //! A listener on a host address, with TLS, for callers that are on no tailnet. Only where a setting names the address.
 //!
 //! Invariants
-//! - A handshake is a task of its own with a time limit, and their number is bounded, in all and per network. Beyond a bound the
-//!   oldest one is let go for the new one, so accepting never waits: peers that say nothing delay nobody.
+//! - A handshake is a task of its own with a time limit, and their number is bounded, in all and
+//!   per network. Beyond a bound the oldest one is let go for the new one, so accepting never
+//!   waits: peers that say nothing delay nobody.
 //! - Certificate and key are read together and belong together; when the files change they are read anew, and while what they
 //!   hold is broken the last good pair stays in use.
 //! - TLS 1.2 and 1.3 by aws-lc; HTTP/2 is offered.
@@ -227,8 +228,9 @@ impl TlsListener {
     }
 }
 
-/// Which handshake is let go for a new one of this network, if one is: its own oldest where it has its share, else the oldest of all.
-/// Somebody who means it is done within a round trip or two, long before that many others have come.
+/// Which handshake is let go for a new one of this network, if one is: its own oldest where it has
+/// its share, else the oldest of all. Somebody who means it is done within a round trip or two,
+/// long before that many others have come.
 fn over_bound(ages: &VecDeque<Handshake>, of: IpAddr) -> Option<usize> {
     let mut own = ages
         .iter()

@@ -1,13 +1,15 @@
 //! What a request asks for (host, path, method), and the patterns that rules hold against it.
 //!
-//! A path is the hard part: `/public/%2e%2e/admin` is below `/public` for one server and is `/admin` for the next, and we do
-//! not know which kind stands behind us. So a [`Path`] keeps *every* reading that some server could make of it (decoded once
-//! or several times, slashes merged, dots resolved, backslashes turned, parameters and trailing dots cut). A rule that lets
-//! through has to match them all; a rule that denies needs one. What has no end of readings, or hides control characters, is
-//! no path.
+//! A path is the hard part: `/public/%2e%2e/admin` is below `/public` for one server and is
+//! `/admin` for the next, and we do not know which kind stands behind us. So a [`Path`] keeps
+//! *every* reading that some server could make of it (decoded once or several times, slashes
+//! merged, dots resolved, backslashes turned, parameters and trailing dots cut). A rule that lets
+//! through has to match them all; a rule that denies needs one. What has no end of readings, or
+//! hides control characters, is no path.
 //!
-//! Readings are made when the first rule or route with a path asks for them, once for a request, and their number and bytes
-//! are bounded: a long path that hides much costs no more than a long plain one.
+//! Readings are made when the first rule or route with a path asks for them, once for a request,
+//! and their number and bytes are bounded: a long path that hides much costs no more than a long
+//! plain one.
 
 use std::{cell::Cell, collections::VecDeque, sync::OnceLock};
 
@@ -64,7 +66,8 @@ pub struct Path {
 }
 
 impl Path {
-    /// The path of a request target, without its query. What is wrong with it shows when it is read.
+    /// The path of a request target, without its query. What is wrong with it shows when it is
+    /// read.
     pub fn sent(raw: &str) -> Result<Self, WhatError> {
         let raw = raw.as_bytes();
         if raw.first() != Some(&b'/') || raw.len() > PATH_BYTES {
@@ -134,7 +137,8 @@ impl Path {
     }
 }
 
-/// Every reading of a path; the first is the path as sent. `work` counts the bytes that were written for it.
+/// Every reading of a path; the first is the path as sent. `work` counts the bytes that were
+/// written for it.
 fn read(sent: &[u8], work: &mut usize) -> Result<Vec<Vec<u8>>, WhatError> {
     let mut readings: Vec<Vec<u8>> = Vec::new();
     let mut open = VecDeque::from([sent.to_vec()]);
@@ -212,7 +216,8 @@ fn decode(path: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Every `%uXXXX` decoded, once, as IIS and old Java servers do. The full-width forms of ASCII become ASCII there.
+/// Every `%uXXXX` decoded, once, as IIS and old Java servers do. The full-width forms of ASCII
+/// become ASCII there.
 fn decode_wide(path: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(path.len());
     let mut rest = path;
@@ -247,7 +252,8 @@ fn wide(text: &[u8]) -> Option<char> {
     char::from_u32(number)
 }
 
-/// Each segment without the dots and blanks at its end, as Windows names files. `.` and `..` are no names.
+/// Each segment without the dots and blanks at its end, as Windows names files. `.` and `..` are no
+/// names.
 fn cut_ends(path: &[u8]) -> Vec<u8> {
     let cut = |segment: &[u8]| -> Vec<u8> {
         let blank = |b: &u8| *b == b' ';

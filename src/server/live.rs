@@ -27,7 +27,8 @@ const OWN_DESCRIPTORS: u64 = 100;
 /// callers; and there is more than one listener.
 const DESCRIPTORS_EACH: u64 = 4;
 
-/// What a connection takes whose peer sends and does not read, in the buffers on both sides of the fence, where there are many.
+/// What a connection takes whose peer sends and does not read, in the buffers on both sides of the
+/// fence, where there are many.
 const BYTES_EACH: u64 = 256 << 10;
 /// The part of the memory that one peer may take so.
 const PEERS_MEMORY: u64 = 4;

@@ -3,8 +3,9 @@
 //! A line names the decision, who asked, and the reason code; it carries `kid` and `jti`, never a token.
 //!
 //! Invariants
-//! - What was done has a line each time. Refusals are as many as callers like to make, so those of one action, caller and reason
-//!   have a few lines in a while, and the others are counted: in the next line, or in one of their own ([`tell_repeated`]).
+//! - What was done has a line each time. Refusals are as many as callers like to make, so those of
+//!   one action, caller and reason have a few lines in a while, and the others are counted: in the
+//!   next line, or in one of their own ([`tell_repeated`]).
 //! - What is kept for that is bounded, and so is the number of lines.
 
 use std::{
@@ -53,7 +54,8 @@ macro_rules! audit {
 /// Those of the process, as the log is.
 pub(super) static REFUSALS: LazyLock<Refusals> = LazyLock::new(Refusals::default);
 
-/// Writes how many refusals had no line, for those whose time is over; to be called every few seconds. At the end, `all`.
+/// Writes how many refusals had no line, for those whose time is over; to be called every few
+/// seconds. At the end, `all`.
 pub fn tell_repeated(now: Instant, all: bool) {
     for (like, repeated) in REFUSALS.over(now, all) {
         let Like {

@@ -1,10 +1,12 @@
 //! The stream that log lines go to, which may be a pipe that nobody reads.
 //!
 //! Invariants
-//! - Writing a line never waits for the reader. A line is written at once, by whoever has it, where the stream takes it; else it
-//!   waits in memory and a thread writes it when there is room. Lines keep their order.
-//! - What waits is bounded by bytes. When that is full, lines of refusals go first, then those of all else, and audit lines of what
-//!   was done last. Each line that is lost is counted, and how many were is the next line once the reader has caught up.
+//! - Writing a line never waits for the reader. A line is written at once, by whoever has it, where
+//!   the stream takes it; else it waits in memory and a thread writes it when there is room. Lines
+//!   keep their order.
+//! - What waits is bounded by bytes. When that is full, lines of refusals go first, then those of
+//!   all else, and audit lines of what was done last. Each line that is lost is counted, and how
+//!   many were is the next line once the reader has caught up.
 
 use std::{
     collections::VecDeque,
@@ -26,7 +28,8 @@ use super::foot;
 /// What a pipe that is ready takes without waiting (PIPE_BUF of pipe(7)).
 const AT_ONCE: usize = 4096;
 
-/// What a line is about, the dearest last. Each kind may fill the memory for waiting lines up to a bound of its own.
+/// What a line is about, the dearest last. Each kind may fill the memory for waiting lines up to a
+/// bound of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// An audit line of somebody refused.

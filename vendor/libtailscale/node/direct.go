@@ -182,8 +182,9 @@ func (set *splices) direct(c netConn, log *logger) *direct {
 	return d
 }
 
-// newDirect makes a connection that nobody else sees yet. It is working, not idle: once it is in the set it may be
-// aborted at any time, and an idle one would then be given a goroutine before the program knows of it.
+// newDirect makes a connection that nobody else sees yet. It is working, not idle: once it is in
+// the set it may be aborted at any time, and an idle one would then be given a goroutine before the
+// program knows of it.
 func newDirect(set *splices, c netConn, log *logger) *direct {
 	ep, wq := inside(c)
 	if ep == nil {

@@ -367,7 +367,8 @@ func TestDirectManyAtOnce(t *testing.T) {
 	}
 }
 
-// A node that closes while it takes a connection in: the connection is refused, or opened once, told of its end and freed.
+// A node that closes while it takes a connection in: the connection is refused, or opened once,
+// told of its end and freed.
 func TestDirectWhileTheNodeCloses(t *testing.T) {
 	before := live.Load()
 	conns := connectedPairs(t)
@@ -514,7 +515,8 @@ func TestDirectBuffersFitTheirNumber(t *testing.T) {
 	}
 }
 
-// What a peer may leave with us in many connections, if it is not read: more would be a way to fill our memory.
+// What a peer may leave with us in many connections, if it is not read: more would be a way to fill
+// our memory.
 func TestDirectUnreadIsLittle(t *testing.T) {
 	s := newAccepting(t)
 	var all sync.WaitGroup

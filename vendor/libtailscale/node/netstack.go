@@ -5,8 +5,9 @@
 // nobody empties any more. With more endpoints than that, closing hangs for ever. So closed connections must leave soon,
 // and when a node with many is closed, it waits for them first (drain).
 //
-// A connection's buffers are of a fixed size in tsnet: 1 MiB for each direction at first, and up to 8 MiB. A peer that
-// sends and does not read may fill them all, so here many connections have small ones (bufferFor).
+// A connection's buffers are of a fixed size in tsnet: 1 MiB for each direction at first, and up to
+// 8 MiB. A peer that sends and does not read may fill them all, so here many connections have small
+// ones (bufferFor).
 //
 // What else is on its way ends in queues as well: so a node waits, a moment, until the peers of its connections have heard
 // of their end (awaitHeard). Without it they would learn of it by a timeout of their own.
@@ -35,8 +36,9 @@ const (
 
 	drainLimit = 3500 * time.Millisecond
 
-	// The buffer of each direction of a connection: what it begins with, and what it may grow to while its bytes come
-	// and go quickly. All together grow to no more than buffersAll, unless even the least is more.
+	// The buffer of each direction of a connection: what it begins with, and what it may grow to
+	// while its bytes come and go quickly. All together grow to no more than buffersAll, unless
+	// even the least is more.
 	firstBuffer = 128 << 10
 	leastBuffer = 32 << 10
 	mostBuffer  = 1 << 20
@@ -51,7 +53,8 @@ type tuned interface {
 	SetTransportProtocolOption(tcpip.TransportProtocolNumber, tcpip.SettableTransportProtocolOption) tcpip.Error
 }
 
-// tune makes a node's netstack keep closed connections for a short time only, and bounds the buffers of its connections.
+// tune makes a node's netstack keep closed connections for a short time only, and bounds the
+// buffers of its connections.
 func (n *Node) tune() *Error {
 	ns, ok := n.srv.Sys().Netstack.Get().(*netstack.Impl)
 	if !ok {
@@ -74,7 +77,8 @@ func shortenLastStates(ns tuned) *Error {
 	return nil
 }
 
-// bufferFor says how large each buffer of a connection may become where there are so many connections.
+// bufferFor says how large each buffer of a connection may become where there are so many
+// connections.
 func bufferFor(conns int) int {
 	size := mostBuffer
 	for size > leastBuffer && size*conns > buffersAll {
@@ -83,8 +87,8 @@ func bufferFor(conns int) int {
 	return size
 }
 
-// setBuffers lets no buffer grow beyond most. Those of accepted connections that are larger already are for their owner
-// to shrink: the netstack has no way to do it for all.
+// setBuffers lets no buffer grow beyond most. Those of accepted connections that are larger already
+// are for their owner to shrink: the netstack has no way to do it for all.
 func setBuffers(ns tuned, most int) *Error {
 	first := min(firstBuffer, most)
 	in := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: first, Max: most}
@@ -105,8 +109,9 @@ func (set *splices) boundBuffers(ns tuned) *Error {
 	return setBuffers(ns, set.buffer)
 }
 
-// rebound fits the buffers to the number of connections. Larger ones come back late, at half of the number at which they
-// went, so that connections that come and go at the bound do not set everything anew each time. set.mu is held.
+// rebound fits the buffers to the number of connections. Larger ones come back late, at half of the
+// number at which they went, so that connections that come and go at the bound do not set
+// everything anew each time. set.mu is held.
 func (set *splices) rebound() {
 	if set.netstack == nil {
 		return
@@ -124,8 +129,9 @@ func (set *splices) rebound() {
 	}
 }
 
-// shrink makes a connection's buffers small enough. They may go on to grow by themselves, as far as the netstack lets
-// them. What is in them stays, and nothing that the peer was promised room for is lost: it is sent again.
+// shrink makes a connection's buffers small enough. They may go on to grow by themselves, as far as
+// the netstack lets them. What is in them stays, and nothing that the peer was promised room for is
+// lost: it is sent again.
 func shrink(ep tcpip.Endpoint, most int) {
 	o := ep.SocketOptions()
 	if o.GetReceiveBufferSize() > int64(most) {
