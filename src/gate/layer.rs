@@ -140,7 +140,7 @@ where
             match gate.admit(&mut parts).await {
                 Ok(recheck) => {
                     let answer = inner.call(Request::from_parts(parts, body)).await?;
-                    Ok(answer.map(|body| Watched::new(body, recheck)))
+                    Ok(answer.map(|body| Watched::wrap(body, recheck)))
                 }
                 // Below `http::layers` the error is written there, with the request's id; alone it has to do with one of its own.
                 Err(error) if parts.extensions.get::<RequestId>().is_some() => {

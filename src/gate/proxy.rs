@@ -227,7 +227,7 @@ impl ReverseProxy {
             return Ok(answer.map(|_| Body::empty()));
         }
         headers::strip_hop_by_hop(answer.headers_mut());
-        Ok(answer.map(|body| Watched::new(body, recheck)))
+        Ok(answer.map(|body| Watched::wrap(body, recheck)))
     }
 
     /// Whether the request names a host that nothing here has, or a page of another origin sent it. Names are those of the listener,

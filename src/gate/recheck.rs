@@ -102,7 +102,7 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    pub(super) fn new<B>(body: B, recheck: Arc<Recheck>) -> Body
+    pub(super) fn wrap<B>(body: B, recheck: Arc<Recheck>) -> Body
     where
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<axum::BoxError>,

@@ -169,8 +169,10 @@ fn read(sent: &[u8], work: &mut usize) -> Result<Vec<Vec<u8>>, WhatError> {
     Ok(readings)
 }
 
-/// What servers do with a path before they look at it.
-const WAYS: [fn(&[u8]) -> Vec<u8>; 8] = [
+/// One thing that servers do with a path before they look at it.
+type Way = fn(&[u8]) -> Vec<u8>;
+
+const WAYS: [Way; 8] = [
     decode,
     decode_wide,
     turn,
