@@ -1,13 +1,16 @@
 """First contact: what callers see who dial all the time, from before the server's process starts.
 
-    contact.py BINARY [--runs 40] [--uid 65532] [--state cold | warm | killed] [--peers 1] [--callers 1] [--tailscaled PROGRAM]
+    contact.py BINARY [--runs 40] [--uid 65532] [--state cold | warm | killed | moved] [--peers 1] [--callers 1] [--tailscaled PROGRAM]
+               [--delay 0]
 
 Each caller begins 20 ms after the end of its last call, and gives a call up after 3 s. Each run is a
 fresh host name. Cold: the callers begin before the first start on an empty state folder. Warm and
 killed: they call the first process, which is ended by TERM or KILL, and go on while a second one
-starts on its folder. The callers are peers of a devnet with as many peers as asked for or, with
---tailscaled, a real tailscaled each, in userspace mode, beside them. Prints one JSON object; times
-are milliseconds from the start of the (second) process.
+starts on its folder. Moved: as warm, and the second process has another UDP port, as in a container
+that is made anew. The callers are peers of a devnet with as many peers as asked for or, with
+--tailscaled, a real tailscaled each, in userspace mode, beside them. With --delay a packet takes that
+many milliseconds from node to node. Prints one JSON object; times are milliseconds from the start of
+the (second) process.
 """
 
 import argparse
@@ -42,28 +45,29 @@ def main():
     parser.add_argument("binary")
     parser.add_argument("--runs", type=int, default=40)
     parser.add_argument("--uid", type=int)
-    parser.add_argument("--state", choices=("cold", "warm", "killed"), default="cold")
+    parser.add_argument("--state", choices=("cold", "warm", "killed", "moved"), default="cold")
     parser.add_argument("--peers", type=int, default=1)
     parser.add_argument("--callers", type=int, default=1)
     parser.add_argument("--tailscaled", type=pathlib.Path)
+    parser.add_argument("--delay", type=int, default=0)
     options = parser.parse_args()
     try:
         print(json.dumps(measure(options.binary, options.runs, options.uid, options.state, options.peers, options.callers,
-                                 options.tailscaled)))
+                                 options.tailscaled, options.delay)))
     except Failed as failure:
         sys.exit(f"error: {failure}")
 
 
-def measure(binary, count, uid, state, peers, callers, tailscaled=None):
+def measure(binary, count, uid, state, peers, callers, tailscaled=None, delay=0):
     with contextlib.ExitStack() as stack:
-        tailnet = devnet(stack, max(peers, 0 if tailscaled else callers))
+        tailnet = devnet(stack, max(peers, 0 if tailscaled else callers), delay)
         if tailscaled:
             proxies = [real_caller(stack, tailscaled, tailnet, number) for number in range(callers)]
         else:
             proxies = [peer["proxy"] for _, peer in sorted(tailnet["peers"].items())][:callers]
         runs = [one(binary, tailnet, proxies, number, uid, state) for number in range(count)]
     firsts = sorted(max(run["first_ms"]) for run in runs)
-    return {"uid": os.getuid() if uid is None else uid, "state": state, "peers": peers, "callers": callers,
+    return {"uid": os.getuid() if uid is None else uid, "state": state, "peers": peers, "callers": callers, "delay": delay,
             "tailscaled": bool(tailscaled), "runs": runs, "first_ms": spread(firsts),
             "longest_call_ms": max(run["longest_call_ms"] for run in runs)}
 
@@ -76,14 +80,16 @@ def spread(values):
     return {"median": statistics.median(values), "min": values[0], "p90": at(0.9), "p95": at(0.95), "max": values[-1]}
 
 
-def devnet(stack, peers):
-    command = [ROOT / "scripts/devnet", "--with-stdin", *(f"--peer=peer{number:02}=user{number:02}@example.com" for number in range(peers))]
+def devnet(stack, peers, delay):
+    command = [ROOT / "scripts/devnet", "--with-stdin", f"--delay={delay}ms",
+               *(f"--peer=peer{number:02}=user{number:02}@example.com" for number in range(peers))]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     stack.callback(end, process)
     line = process.stdout.readline()
     if not line:
         raise Failed("the test tailnet did not start")
-    return json.loads(line)
+    # All of its nodes must keep to the relay, which is where the delay is.
+    return json.loads(line) | {"environment": {"TS_DEBUG_NEVER_DIRECT_UDP": "true"} if delay else {}}
 
 
 def real_caller(stack, program, tailnet, number):
@@ -99,7 +105,7 @@ def real_caller(stack, program, tailnet, number):
     log = (folder / "log").open("wb")
     process = subprocess.Popen([program, "--tun=userspace-networking", f"--socks5-server=127.0.0.1:{port}", f"--statedir={folder}",
                                 f"--socket={folder}/socket", f"--config={config}", "--port=0", "--no-logs-no-support"],
-                               stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+                               env=os.environ | tailnet["environment"], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
     stack.callback(end, process)
     for _ in range(LONGEST * 10):
         if process.poll() is not None:
@@ -152,6 +158,8 @@ def one(binary, tailnet, proxies, number, uid, state):
             callers = [Caller(proxy, host) for proxy in proxies]
             until_all(callers, 0)
             starts.stop(server, signal.SIGKILL if state == "killed" else signal.SIGTERM)
+        if state == "moved":
+            forget_port(folder)
         began = time.monotonic()
         server = starts.launch(binary, tailnet, folder, host, uid)
         until_all(callers, began)
@@ -167,6 +175,13 @@ def one(binary, tailnet, proxies, number, uid, state):
     longest = max(ended - max(since, began) for caller in callers for since, ended, _ in caller.calls if ended >= began)
     return {"first_ms": [round((caller.first(began) - began) * 1000, 1) for caller in callers],
             "longest_call_ms": round(longest * 1000, 1)}
+
+
+def forget_port(folder):
+    path = pathlib.Path(folder) / ".tsnet/tailscaled.state"
+    kept = json.loads(path.read_text(encoding="ascii"))
+    del kept["_tailbone-udp-port"]
+    path.write_text(json.dumps(kept), encoding="ascii")
 
 
 def until_all(callers, since):

@@ -78,8 +78,8 @@ def experiments(world, options):
             found.append(Experiment(f"start/{state}/65532", lambda state=state: plan.start(state, 65532), once=True))
     for peers in (1, 30):
         found.append(Experiment(f"contact/cold/{peers}", lambda peers=peers: plan.contact("cold", peers, 1), once=True))
-    for state in ("warm", "killed"):
-        for peers in (4, 30):
+    for state in ("warm", "killed", "moved"):
+        for peers in (4, 30) if state != "moved" else ():
             found.append(Experiment(f"contact/{state}/{peers}", lambda state=state, peers=peers: plan.contact(state, peers, 4), once=True))
         found.append(Experiment(f"contact/{state}/real", lambda state=state: plan.contact(state, 0, 1, real=True), once=True))
     return found

@@ -72,8 +72,9 @@ def contacts():
     for peers in (1, 30):
         yield f"cold/{peers}", f"called from before the start, empty state, peers: {peers}", 350, "38 of 40"
         yield f"cold/{peers}", f"called from before the start, empty state, peers: {peers}", 1200, "40 of 40"
-    for state, words in (("warm", "kept state, ended by TERM"), ("killed", "kept state, ended by KILL")):
-        for peers in (4, 30):
+    for state, words in (("warm", "kept state, ended by TERM"), ("killed", "kept state, ended by KILL"),
+                         ("moved", "kept state at another UDP port")):
+        for peers in (4, 30) if state != "moved" else ():
             yield f"{state}/{peers}", f"four callers, {words}, peers: {peers}", 1200, "40 of 40"
         yield f"{state}/real", f"a tailscaled calls, {words}", 1200, "36 of 40"
 

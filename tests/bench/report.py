@@ -124,7 +124,7 @@ def starts(runs):
 def first_contact(runs):
     rows = []
     for state, words in (("cold", "empty state, called from before the start"), ("warm", "kept state, ended by TERM"),
-                         ("killed", "kept state, ended by KILL")):
+                         ("killed", "kept state, ended by KILL"), ("moved", "kept state at another UDP port")):
         for who in ("1", "4", "30", "real"):
             for _, result in sorted(runs.rounds(f"contact/{state}/{who}").items()):
                 first = result["first_ms"]

@@ -104,7 +104,7 @@ def launch(binary, devnet, folder, host, uid, output=subprocess.DEVNULL):
         "TB_SERVER_TAILSCALE_CONTROLURL": devnet["control_url"],
         "TB_SERVER_TAILSCALE_HOSTNAME": host,
         "TB_COMPONENTS": "issuer",
-    }
+    } | devnet.get("environment", {})
     return subprocess.Popen([binary, "server", "start"], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
                             stdout=output, stderr=subprocess.STDOUT, text=True, user=uid, group=uid)
 

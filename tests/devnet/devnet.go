@@ -25,8 +25,9 @@ type options struct {
 	owner          string
 	suffix         string
 	ephemeralGrace time.Duration
-	dir            string    // where to make the devnet's directory; empty: as the system has it
-	nodeLogs       io.Writer // nil: none
+	delay          time.Duration // of a packet from node to node; they then meet at the relay alone
+	dir            string        // where to make the devnet's directory; empty: as the system has it
+	nodeLogs       io.Writer     // nil: none
 }
 
 // ready is the line on stdout.
@@ -61,6 +62,9 @@ func start(ctx context.Context, o options) (*devnet, error) {
 	// probe without privileges) and must not upload logs.
 	netns.SetEnabled(false)
 	envknob.SetNoLogsNoSupport()
+	if o.delay > 0 {
+		envknob.Setenv("TS_DEBUG_NEVER_DIRECT_UDP", "true")
+	}
 
 	logf := logger.Logf(logger.Discard)
 	if o.nodeLogs != nil {
@@ -85,7 +89,7 @@ func (d *devnet) build(ctx, living context.Context, o options) (err error) {
 	if d.dir, err = os.MkdirTemp(o.dir, "tailbone-devnet-"); err != nil {
 		return fmt.Errorf("no directory for the devnet: %w", err)
 	}
-	relays, err := startRelay(living, d.logf)
+	relays, err := startRelay(living, d.logf, o.delay)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -26,8 +27,9 @@ import (
 	"tailscale.com/types/logger"
 )
 
-// startRelay serves DERP and STUN until ctx ends.
-func startRelay(ctx context.Context, logf logger.Logf) (*tailcfg.DERPMap, error) {
+// startRelay serves DERP and STUN until ctx ends. What a node sends through the
+// relay takes as long as delay.
+func startRelay(ctx context.Context, logf logger.Logf, delay time.Duration) (*tailcfg.DERPMap, error) {
 	cert, err := relayCert()
 	if err != nil {
 		return nil, fmt.Errorf("relay certificate: %w", err)
@@ -42,6 +44,9 @@ func startRelay(ctx context.Context, logf logger.Logf) (*tailcfg.DERPMap, error)
 		return nil, fmt.Errorf("stun: %w", err)
 	}
 
+	if delay > 0 {
+		ln = slowListener{ln, delay}
+	}
 	relay := derpserver.New(key.NewNode(), logf)
 	mux := http.NewServeMux()
 	mux.Handle("/derp", derpserver.Handler(relay))
@@ -77,6 +82,66 @@ func startRelay(ctx context.Context, logf logger.Logf) (*tailcfg.DERPMap, error)
 			InsecureForTests: true,
 		}},
 	}}}, nil
+}
+
+// slowListener makes connections on which everything arrives late.
+type slowListener struct {
+	net.Listener
+	delay time.Duration
+}
+
+func (l slowListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	near, far := net.Pipe()
+	type piece struct {
+		at   time.Time
+		data []byte
+	}
+	pieces := make(chan piece, 1024)
+	go func() {
+		defer close(pieces)
+		for {
+			data := make([]byte, 16<<10)
+			n, err := c.Read(data)
+			if n > 0 {
+				pieces <- piece{time.Now(), data[:n]}
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	go func() {
+		defer far.Close()
+		for p := range pieces {
+			time.Sleep(l.delay - time.Since(p.at))
+			if _, err := far.Write(p.data); err != nil {
+				c.Close()
+			}
+		}
+	}()
+	return slowConn{c, near}, nil
+}
+
+// slowConn reads what has come late, and writes at once.
+type slowConn struct {
+	net.Conn
+	late net.Conn
+}
+
+func (c slowConn) Read(p []byte) (int, error)        { return c.late.Read(p) }
+func (c slowConn) SetReadDeadline(t time.Time) error { return c.late.SetReadDeadline(t) }
+
+func (c slowConn) SetDeadline(t time.Time) error {
+	return errors.Join(c.late.SetReadDeadline(t), c.Conn.SetWriteDeadline(t))
+}
+
+func (c slowConn) Close() error {
+	c.late.Close()
+	return c.Conn.Close()
 }
 
 func answerSTUN(udp *net.UDPConn) {

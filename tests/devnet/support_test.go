@@ -32,7 +32,12 @@ const (
 
 func startDevnet(t *testing.T, peers ...string) *devnet {
 	t.Helper()
-	o := options{owner: owner, suffix: suffix, ephemeralGrace: 300 * time.Millisecond, dir: t.TempDir()}
+	return startSlowDevnet(t, 0, peers...)
+}
+
+func startSlowDevnet(t *testing.T, delay time.Duration, peers ...string) *devnet {
+	t.Helper()
+	o := options{delay: delay, owner: owner, suffix: suffix, ephemeralGrace: 300 * time.Millisecond, dir: t.TempDir()}
 	for _, p := range peers {
 		spec, err := parsePeer(p)
 		if err != nil {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"tailscale.com/client/tailscale/apitype"
+	"tailscale.com/envknob"
 	"tailscale.com/ipn"
 	"tailscale.com/types/key"
 )
@@ -220,6 +221,18 @@ func TestPingBeforeTheWayIsKnown(t *testing.T) {
 		}
 	case <-time.After(9 * time.Second):
 		t.Error("no answer")
+	}
+}
+
+func TestDelay(t *testing.T) {
+	t.Cleanup(func() { envknob.Setenv("TS_DEBUG_NEVER_DIRECT_UDP", "") })
+	const delay = 30 * time.Millisecond
+	d := startSlowDevnet(t, delay, "alice=alice@example.com")
+	up(t, newNode(t, d, "tailbone", d.authKey))
+	do(t, d, "POST", "/peers/alice/ping", m{"to": "tailbone"})
+	took := call[map[string]any](t, d, "POST", "/peers/alice/ping", m{"to": "tailbone"})["latency_ms"].(float64)
+	if there := 2 * float64(delay.Milliseconds()); took < there {
+		t.Errorf("there and back in %v ms, want %v at least", took, there)
 	}
 }
 

@@ -44,8 +44,9 @@ const (
 	greetHold   = 70 * time.Millisecond // what the node waits for the first answers before it says that it runs
 	greetPause  = 10 * time.Millisecond // to the next peer; and to the second disco ping, then twice that, and so on
 	greetAtOnce = 32
-	greetWait   = 5 * time.Second // for one peer; after that WireGuard itself tries again
-	greetMemory = 9 * time.Minute // how long WireGuard keeps a peer that nobody talks to
+	greetFind   = 5 * time.Second  // for a peer that does not answer at all
+	greetWait   = 15 * time.Second // for one that does, until a handshake completes
+	greetMemory = 9 * time.Minute  // how long WireGuard keeps a peer that nobody talks to
 
 	// Both get the time of a round trip on top.
 	ownHandshake = 20 * time.Millisecond  // for the peer's own handshake, before we begin one
@@ -195,17 +196,30 @@ func (n *Node) meet(lb *ipnlocal.LocalBackend, p greetPeer, atOnce bool, ready f
 	if atOnce {
 		defer ready()
 	} else {
-		roundTrip = findWay(ctx, lb, p)
+		var found bool
+		roundTrip, found = findWay(ctx, lb, p)
 		ready()
-		if completes(ctx, engine, p.key, turns*(ownHandshake+roundTrip)) {
+		if !found || completes(ctx, engine, p.key, turns*(ownHandshake+roundTrip)) {
 			return
 		}
 	}
 	begin := func() { engine.Ping(p.ip, tailcfg.PingTSMP, 0, func(*ipnstate.PingResult) {}) }
 	begin()
 	for wait := turns * (newHandshake + roundTrip); !completes(ctx, engine, p.key, wait) && ctx.Err() == nil; wait *= 2 {
+		callMeMaybe(lb, p)
 		engine.ResetDevicePeer(p.key) // else WireGuard would not begin another one for 5 s
 		begin()
+	}
+}
+
+// callMeMaybe makes the next packet to the peer come with a message that asks it to look for a way to us
+// (CallMeMaybe). It may have answered at an address that we had in an earlier run, and would go on to
+// do so for 6.5 s; it changes to one that it finds to be faster. magicsock sends that message to a
+// peer that it knows no way to, so it forgets the ways that it knows.
+func callMeMaybe(lb *ipnlocal.LocalBackend, p greetPeer) {
+	if peer, _, ok := lb.WhoIsNodeKey(p.key); ok {
+		lb.MagicConn().RemovePeer(p.id)
+		lb.MagicConn().UpsertPeer(peer)
 	}
 }
 
@@ -232,13 +246,15 @@ func completes(ctx context.Context, engine wgengine.Engine, peer key.NodePublic,
 // took. The peer drops what comes before its control server has told it of us. Then it knows where
 // we are, but will have to ask us for the way once more. What it sends meanwhile can come over the
 // relay alone, and only once we have been heard there.
-func findWay(ctx context.Context, lb *ipnlocal.LocalBackend, p greetPeer) (roundTrip time.Duration) {
-	for pause := greetPause; ctx.Err() == nil; pause *= 2 {
-		c, cancel := context.WithTimeout(ctx, pause)
+func findWay(ctx context.Context, lb *ipnlocal.LocalBackend, p greetPeer) (roundTrip time.Duration, found bool) {
+	finding, cancel := context.WithTimeout(ctx, greetFind)
+	defer cancel()
+	for pause := greetPause; finding.Err() == nil; pause *= 2 {
+		c, cancel := context.WithTimeout(finding, pause)
 		answer, err := lb.Ping(c, p.ip, tailcfg.PingDisco, 0)
 		if err == nil && answer.Err == "" {
 			cancel()
-			roundTrip = time.Duration(answer.LatencySeconds * float64(time.Second))
+			roundTrip, found = time.Duration(answer.LatencySeconds*float64(time.Second)), true
 			break
 		}
 		<-c.Done()
@@ -248,7 +264,7 @@ func findWay(ctx context.Context, lb *ipnlocal.LocalBackend, p greetPeer) (round
 	within(greetHold, 2*time.Millisecond, func() bool {
 		return p.relay == 0 || ctx.Err() != nil || !relays.GetDERPRegionReceivedTime(p.relay).IsZero()
 	})
-	return roundTrip
+	return roundTrip, found
 }
 
 func (n *Node) greeted() {
