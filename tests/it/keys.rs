@@ -722,26 +722,21 @@ async fn s3_down_signing_goes_on_with_what_was_last_published() {
     let server = S3Server::start();
     let proxy = FaultProxy::start(server.addr).await;
     let folder = tempfile::tempdir().unwrap();
-    let open = || {
-        let publisher = Arc::new(publisher_with(
-            proxy.addr,
-            BUCKET,
-            Duration::from_millis(300),
-        ));
+    let open = |publisher| {
         KeyLife::with(
             KeyStore::new(folder.path()),
-            publisher,
+            Arc::new(publisher),
             policy(),
             "tb",
             KeySpec::Es256,
         )
     };
-    let life = open();
+    let life = open(publisher_at(proxy.addr));
     life.start(at(0)).await.unwrap();
     let kid = life.ring().signer().unwrap().kid().clone();
     let document = life.document().unwrap();
     proxy.always("GET", Fault::status(500));
-    for life in [life, open()] {
+    for life in [life, open(publisher_at(proxy.addr))] {
         for now in [100, 10_000] {
             life.sync(at(now)).await.unwrap();
             assert_eq!(
@@ -761,7 +756,7 @@ async fn s3_down_signing_goes_on_with_what_was_last_published() {
         }
     }
     proxy.heal();
-    let life = open();
+    let life = open(publisher_at(proxy.addr));
     life.sync(at(20_000)).await.unwrap();
     assert!(life.ring().snapshot().trouble.is_empty());
     assert_eq!(life.document().unwrap().document, document.document);

@@ -85,18 +85,7 @@ impl Session {
     }
 
     fn screen(&self) -> Screen {
-        // A pipe has no terminal's driver that would make a line end of a newline.
-        let written = self.raw().replace('\n', "\r\n");
-        let mut parser =
-            vt100::Parser::new(ROWS.try_into().unwrap(), COLUMNS.try_into().unwrap(), 0);
-        parser.process(written.as_bytes());
-        let screen = parser.screen();
-        Screen(
-            screen
-                .rows(0, COLUMNS)
-                .map(|row| row.trim_end().to_owned())
-                .collect(),
-        )
+        Screen::after(&self.raw())
     }
 
     async fn shows(&self, what: &str) -> Screen {
@@ -138,6 +127,17 @@ fn terminal() -> (OwnedFd, OwnedFd) {
 struct Screen(Vec<String>);
 
 impl Screen {
+    /// What a terminal shows that was sent this.
+    fn after(raw: &str) -> Self {
+        // A pipe has no terminal's driver that would make a line end of a newline.
+        let written = raw.replace('\n', "\r\n");
+        let mut parser =
+            vt100::Parser::new(ROWS.try_into().unwrap(), COLUMNS.try_into().unwrap(), 0);
+        parser.process(written.as_bytes());
+        let rows = parser.screen().rows(0, COLUMNS);
+        Self(rows.map(|row| row.trim_end().to_owned()).collect())
+    }
+
     /// The addresses that stand alone on a line.
     fn addresses(&self) -> Vec<&str> {
         let rows = self.0.iter().map(|row| row.trim());
@@ -211,8 +211,10 @@ alone! {
         let session = Session::start(&world, &["--log-level", "debug"], &[("TERM", "xterm")]);
         session.shows("waiting for the login").await;
         world.devnet.complete_login(&session.host, "alice@example.com").await;
-        let screen = session.shows("listening").await;
+        session.shows("listening").await;
+        // Both of the same moment: more lines may come.
         let raw = session.raw();
+        let screen = Screen::after(&raw);
         let began = screen.0.iter().position(|row| row.contains("starting tailbone server")).unwrap();
         let (mut lines, mut code) = (0, 0);
         for row in screen.0.iter().skip(began).filter(|row| !row.is_empty()) {
