@@ -220,7 +220,7 @@ func TestWithStdin(t *testing.T) {
 }
 
 func TestUsage(t *testing.T) {
-	for _, args := range [][]string{{"--peer", "x"}, {"--peer", "x=tag:"}, {"--owner", "nobody"}, {"extra"}, {"--suffix", "."}} {
+	for _, args := range [][]string{{"--peer", "x"}, {"--peer", "x=tag:"}, {"--owner", "no body"}, {"extra"}, {"--suffix", "."}} {
 		var e *exec.ExitError
 		out, err := exec.Command(script, args...).Output()
 		if !asExit(err, &e) || e.ExitCode() != 1 || len(out) > 0 {

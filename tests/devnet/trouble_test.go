@@ -308,7 +308,7 @@ func TestAPIRefusals(t *testing.T) {
 		{"POST", "/nodes/alice/tags", `{}`, 400, "empty list"},
 		{"POST", "/nodes/alice/tags", `{"tag":["tag:x"]}`, 400, "tag"},
 		{"POST", "/nodes/alice/tags", `{"tags":`, 400, "body"},
-		{"POST", "/nodes/alice/login", `{"login":"alice"}`, 400, "alice@example.com"},
+		{"POST", "/nodes/alice/login", `{"login":"@example.com"}`, 400, "alice@example.com"},
 		{"POST", "/nodes/alice/login", ``, 400, "login"},
 		{"POST", "/nodes/alice/expire", `{"at":"tomorrow"}`, 400, "at"},
 		{"POST", "/nodes/alice/share", `{"sharee":true,"sharer":"b@example.com"}`, 400, "not both"},
@@ -343,7 +343,7 @@ func TestAPIRefusals(t *testing.T) {
 }
 
 func TestStartRefusesBadPeer(t *testing.T) {
-	for _, s := range []string{"alice", "alice=", "=a@example.com", "alice=bob", "alice=tag:", "Alice=a@example.com", "a=tag:x,b"} {
+	for _, s := range []string{"alice", "alice=", "=a@example.com", "alice=@bob", "alice=tag:", "Alice=a@example.com", "a=tag:x,b"} {
 		if _, err := parsePeer(s); err == nil {
 			t.Errorf("--peer %s was accepted", s)
 		}
