@@ -521,7 +521,7 @@ func TestDirectUnreadIsLittle(t *testing.T) {
 	s := newAccepting(t)
 	var all sync.WaitGroup
 	var outs, ins []*caller
-	const conns = 300
+	const conns = 100
 	for range conns {
 		out, in := s.connect()
 		outs, ins = append(outs, out), append(ins, in)
