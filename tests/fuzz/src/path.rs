@@ -10,8 +10,7 @@ pub(super) fn run(data: &[u8]) {
     let Some((prefix, sent)) = super::text(data).and_then(|text| text.split_once('\n')) else {
         return;
     };
-    // As the gate has it: what is wrong with a path shows when a rule asks for it.
-    let Ok(path) = Path::sent(sent) else {
+    let Ok(path) = Path::parse(sent) else {
         return;
     };
     super::assert_one_line(&path.first_segment());
@@ -107,17 +106,6 @@ const SERVERS: &[Server] = &[
         &[decode, decode, merge, dots],
     ),
     server("looks for a query late", &[decode, query, dots]),
-    server("decodes wide characters", &[wide, decode, merge, dots]),
-    Server {
-        name: "IIS",
-        steps: &[decode, wide, backslashes, merge, dots, ends],
-        ignores_case: true,
-    },
-    Server {
-        name: "a Windows file system",
-        steps: &[decode, backslashes, merge, ends, dots],
-        ignores_case: true,
-    },
     Server {
         name: "a file system without case",
         steps: &[decode, backslashes, merge, dots],
@@ -147,50 +135,6 @@ fn decode(path: &[u8]) -> Vec<u8> {
                 at += 1;
             }
         }
-    }
-    out
-}
-
-/// `%uXXXX`, as JavaScript's old `escape` wrote it.
-fn wide(path: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut at = 0;
-    while at < path.len() {
-        let marked = path[at..].starts_with(b"%u") || path[at..].starts_with(b"%U");
-        let high = path.get(at + 2..at + 4).and_then(hex);
-        let low = path.get(at + 4..at + 6).and_then(hex);
-        match (high, low) {
-            (Some(high), Some(low)) if marked => {
-                let number = u32::from(u16::from_be_bytes([high, low]));
-                // What becomes of the full-width forms differs between servers.
-                let full_width = (0xff01..=0xff5e).contains(&number);
-                match char::from_u32(number).filter(|_| !full_width) {
-                    Some(c) => out.extend_from_slice(c.to_string().as_bytes()),
-                    None => out.extend_from_slice(&path[at..at + 6]),
-                }
-                at += 6;
-            }
-            _ => {
-                out.push(path[at]);
-                at += 1;
-            }
-        }
-    }
-    out
-}
-
-/// Names without the dots and blanks at their end.
-fn ends(path: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for (at, segment) in path.split(|byte| *byte == b'/').enumerate() {
-        if at > 0 {
-            out.push(b'/');
-        }
-        let kept = segment.iter().rposition(|byte| !b". ".contains(byte));
-        out.extend_from_slice(match kept {
-            Some(last) => &segment[..=last],
-            None => segment,
-        });
     }
     out
 }
