@@ -1,15 +1,16 @@
-//! What is kept for each of many who come and go.
+//! A map with one account per key (peer, identity, client), for accounting what each may use.
 //!
 //! Invariants
-//! - One key has one account: while somebody holds it, and afterwards until it is as good as new.
-//! - Accounts cost bounded memory: those that nobody holds and that are as good as new are swept out whenever their number has
-//!   doubled.
+//! - A key has one account: as long as somebody holds it, and afterwards until it is as good as
+//!   new.
+//! - Memory is bounded: accounts that nobody holds and that are as good as new are dropped whenever
+//!   the number of accounts has doubled.
 //!
-//! Who keeps them says what is as good as new, and has the lock.
+//! The owner of the map decides when an account is as good as new, and does the locking.
 
 use std::{collections::HashMap, fmt, hash::Hash, sync::Arc};
 
-/// Fewer accounts than this are not worth sweeping.
+/// Below this number of accounts a sweep is not worth its cost.
 pub(crate) const SWEEP: usize = 1024;
 
 pub struct Accounts<K, V> {
@@ -18,10 +19,11 @@ pub struct Accounts<K, V> {
 }
 
 impl<K: Eq + Hash, V: Default> Accounts<K, V> {
-    /// That of `key`; a new one where there is none.
+    /// Returns the account of `key` and creates it if there is none.
     pub fn of(&mut self, key: K, as_new: impl Fn(&V) -> bool) -> Arc<V> {
         if self.all.len() >= self.sweep_at.max(SWEEP) {
-            // Held, it is not forgotten: the next one would get another.
+            // An account that somebody holds must stay: a second one for its key would count from
+            // zero.
             self.all
                 .retain(|_, account| Arc::strong_count(account) > 1 || !as_new(account));
             self.sweep_at = self.all.len() * 2;
@@ -44,7 +46,7 @@ impl<K, V> Default for Accounts<K, V> {
     }
 }
 
-/// Without what is in them: that is who calls.
+/// Leaves the contents out: the keys say who the callers are.
 impl<K, V> fmt::Debug for Accounts<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Accounts")

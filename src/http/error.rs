@@ -1,12 +1,14 @@
-//! The one error map: what went wrong ([`Kind`]) decides the status, of HTTP and of gRPC; the answer is JSON, or a gRPC status,
-//! and names a stable code.
+//! The only place where an error becomes a status. The [`Kind`] of an error decides the HTTP status
+//! and the gRPC status; the answer is JSON or a gRPC status, and carries a stable code.
 //!
 //! ```json
 //! {"error": "unknown_peer", "error_description": "…", "request_id": "…"}
 //! ```
 //!
-//! The shape is RFC 6749's (`error`, `error_description`) with the request's id, which the log and audit lines of the same
-//! request carry. gRPC has the same three as `tb-error`, `grpc-message` and `x-request-id`. The cause is for the log alone and never leaves the process.
+//! The fields `error` and `error_description` follow RFC 6749. `request_id` is the id that the log
+//! and audit lines of this request carry. gRPC answers have the same three values as `tb-error`,
+//! `grpc-message` and `x-request-id`. The cause of an error goes to the log only, never to the
+//! caller.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,55 +19,56 @@ use axum::{
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
-/// Who is to blame, and for what.
+/// What went wrong, and on which side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A service that we depend on failed or refused us.
     BadGateway,
-    /// The request makes no sense.
+    /// The request is malformed or contradicts itself.
     BadRequest,
-    /// The route takes a bearer token, and this one is worth nothing.
+    /// The route requires a bearer token, and the request's token is invalid.
     BearerInvalid,
-    /// The route takes a bearer token, and there is none.
+    /// The route requires a bearer token, and the request has none.
     BearerMissing,
-    /// Somebody else's change came in between: the same request may succeed next time.
+    /// Another change came in between; the same request may succeed if it is repeated.
     Conflict,
-    /// A bug or a broken machine of ours.
+    /// A bug, or a fault of the machine that we run on.
     Internal,
     /// A service that we depend on took too long.
     GatewayTimeout,
-    /// Known, and refused.
+    /// The caller is known, and may not do this.
     Forbidden,
-    /// The route exists for another method.
+    /// The route exists, but not for this method.
     MethodNotAllowed {
         allow: &'static str,
     },
-    /// The request is for another server.
+    /// The request is meant for another server.
     Misdirected,
     NotFound,
-    /// The request makes sense, but not as things stand; repeating it does not help.
+    /// The request is valid but not possible in the current state; repeating it does not help.
     Precondition,
-    /// The request took too long to arrive or to be answered.
+    /// The request took too long to arrive or to be handled.
     Timeout,
     TooLarge,
-    /// This caller asks more often than it may.
+    /// The caller makes more requests than it may.
     TooManyRequests {
         retry_after: Duration,
     },
-    /// We cannot tell who calls.
+    /// The caller cannot be identified.
     Unauthorized,
-    /// Trouble of ours that may pass.
+    /// A temporary fault on our side.
     Unavailable {
         retry_after: Duration,
     },
     /// There is no such method.
     Unimplemented,
-    /// The body is not of a kind that is taken here.
+    /// The body's content type is not accepted here.
     UnsupportedMediaType,
 }
 
 impl Kind {
-    /// Trouble of ours or of what is behind us, which the log has to tell: no caller can help it.
+    /// True for faults of ours or of a service behind us. They are logged as errors, since no
+    /// caller can fix them.
     pub(super) fn is_ours(self) -> bool {
         matches!(
             self,
@@ -98,7 +101,7 @@ impl Kind {
 
     fn grpc(self) -> tonic::Code {
         match self {
-            // What is behind us failed; the caller can do nothing but come again.
+            // A service behind us failed; the caller can only try again.
             Self::BadGateway | Self::Unavailable { .. } => tonic::Code::Unavailable,
             Self::BadRequest | Self::UnsupportedMediaType => tonic::Code::InvalidArgument,
             Self::BearerInvalid | Self::BearerMissing | Self::Unauthorized => {
@@ -116,14 +119,14 @@ impl Kind {
     }
 }
 
-/// An error on its way to the caller.
+/// An error as the caller will see it.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{code}: {message}")]
 pub struct Error {
     pub kind: Kind,
-    /// Stable, for programs.
+    /// A stable code, for programs.
     pub code: &'static str,
-    /// For people: what is wrong and what to do; no path, no inner error.
+    /// For people: what is wrong and what to do. No paths, no inner errors.
     pub message: String,
     #[source]
     pub cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
@@ -156,7 +159,8 @@ impl Error {
         )
     }
 
-    /// The status for a gRPC client. It carries the stable code too; the id is added where it is known.
+    /// The status for a gRPC client, with the stable code. The request's id is added where it is
+    /// known.
     pub fn grpc(&self) -> tonic::Status {
         let mut metadata = tonic::metadata::MetadataMap::new();
         metadata.insert(
@@ -166,7 +170,7 @@ impl Error {
         tonic::Status::with_metadata(self.kind.grpc(), &self.message, metadata)
     }
 
-    /// The answer, with the id under which the log knows the request.
+    /// The HTTP answer, with the id under which the log knows the request.
     pub fn answer(&self, request_id: &str) -> Response {
         let body = Body {
             error: self.code,
@@ -186,7 +190,7 @@ impl Error {
                     HeaderValue::from(retry_after.as_secs().max(1)),
                 );
             }
-            // RFC 6750, 3.1: without credentials the challenge carries no error.
+            // RFC 6750, section 3.1: a challenge to a request without credentials carries no error.
             Kind::BearerMissing => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
@@ -196,7 +200,8 @@ impl Error {
                     HeaderValue::from_static("Bearer error=\"invalid_token\""),
                 );
             }
-            // RFC 9110 wants a challenge with each 401. Ours cannot be met by a header: identity is the connection.
+            // RFC 9110 requires a challenge with every 401. No header can satisfy ours: identity
+            // comes from the connection.
             Kind::Unauthorized => {
                 headers.insert(
                     header::WWW_AUTHENTICATE,
@@ -216,7 +221,8 @@ struct Body<'a> {
     request_id: &'a str,
 }
 
-/// Parks the error in the response; [`super::layers`] writes the answer, since only there the request's id is known.
+/// Stores the error in the response's extensions. [`super::layers`] writes the answer, since the
+/// request's id is known only there.
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let mut response = self.kind.status().into_response();

@@ -1,19 +1,19 @@
-//! What is a gRPC call, and what only reaches the same path.
+//! Tells gRPC calls of programs from other requests to the same paths.
 //!
-//! A page in a browser may send a POST with a plain content type to any address that its visitor
-//! can reach, and the connection then tells us that the visitor calls. gRPC's own content type and
-//! HTTP/2 without TLS are out of a page's reach, and browsers mark what a page asks for (`Origin`,
-//! `Sec-Fetch-*`) with headers that no page can take off.
+//! A web page can send a POST with a plain content type to any address that its visitor's browser
+//! can reach, and to us the connection then looks like the visitor calling. A page cannot send
+//! gRPC's content type, nor HTTP/2 without TLS. Browsers also mark the requests of pages with
+//! headers that no page can remove (`Origin`, `Sec-Fetch-*`).
 
 use http::{HeaderMap, HeaderName, Version, header};
 
 use super::{Error, error::Kind, origin};
 
-/// Whether a request is a gRPC call of a program. The refusals are plain HTTP: who gets one does
-/// not read gRPC's trailers.
+/// Refuses what is not a gRPC call of a program. The refusal is a plain HTTP answer: its receiver
+/// does not read gRPC's trailers.
 ///
-/// gRPC over HTTP/2 asks servers to answer 415 where the content type does not begin with
-/// `application/grpc`.
+/// The protocol "gRPC over HTTP/2" asks servers to answer 415 if the content type does not begin
+/// with `application/grpc`.
 pub fn check(version: Version, headers: &HeaderMap) -> Result<(), Error> {
     if version != Version::HTTP_2 || !content_type(headers) {
         return Err(Error::new(
@@ -22,7 +22,7 @@ pub fn check(version: Version, headers: &HeaderMap) -> Result<(), Error> {
             "only gRPC calls are taken here: HTTP/2 with content-type application/grpc",
         ));
     }
-    // Nobody who speaks gRPC sends any of them.
+    // No gRPC client sends any of these headers.
     let fetched = |name: &HeaderName| name.as_str().starts_with("sec-fetch-");
     if origin::by_browser(headers) || headers.keys().any(fetched) {
         return Err(Error::new(
@@ -34,8 +34,8 @@ pub fn check(version: Version, headers: &HeaderMap) -> Result<(), Error> {
     Ok(())
 }
 
-/// `application/grpc`, alone or with a format (`+proto`) or parameters. gRPC-Web is another
-/// protocol.
+/// Accepts `application/grpc`, alone or followed by a format (`+proto`) or parameters. gRPC-Web is
+/// another protocol.
 fn content_type(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(header::CONTENT_TYPE).iter();
     let (Some(value), None) = (values.next(), values.next()) else {

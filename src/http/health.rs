@@ -1,12 +1,13 @@
-//! Health for probes, on whichever listener wants it.
+//! Health endpoints for probes, for any listener.
 //!
 //! | Route | Answer |
 //! |---|---|
-//! | `GET /livez` | 200: the process answers; nothing else is looked at |
-//! | `GET /readyz` | 200, or 503 with `Retry-After`; the names of the latches that are held, and of those that are degraded |
-//! | `GET /readyz?verbose` | the same with every latch and the reason of each that is not in order |
+//! | `GET /livez` | 200 while the process answers; checks nothing else |
+//! | `GET /readyz` | 200, or 503 with `Retry-After`; names the latches that are held or degraded |
+//! | `GET /readyz?verbose` | the same with every latch, and a reason for those not in order |
 //!
-//! Not ready is a state and no failure of the request, so it is no [`super::Error`] and makes no line in the log at each probe.
+//! Not being ready is a state and not an error of the request. So it is no [`super::Error`], and a
+//! probe leaves no line in the log.
 
 use axum::{
     Json, Router,

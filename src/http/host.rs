@@ -1,21 +1,21 @@
-//! The names of a listener: a request that names another host is refused (421 Misdirected Request,
-//! RFC 9110, 7.4 and 15.5.20).
+//! The names of a listener. A request that names another host is refused (421 Misdirected Request,
+//! RFC 9110, sections 7.4 and 15.5.20).
 //!
-//! Identity by connection believes whoever calls, and a browser can be made to call us for a page
-//! of somebody else's: the page's own name is made to lead to our address (DNS rebinding), and then
-//! the page may read our answers. The browser still tells the name that the page has, in `Host`. So
-//! a listener takes requests for its own names alone.
+//! Identity comes from the connection, and somebody else's web page can make a visitor's browser
+//! connect to us: the page's own name is made to resolve to our address (DNS rebinding), and then
+//! the page may read our answers. The browser still sends the page's name in `Host`. So a listener
+//! only accepts requests for its own names.
 //!
 //! Invariants
-//! - Own names are the node's MagicDNS name, whole and its first label, and its addresses; at a
-//!   listener on loopback `localhost` and the loopback addresses; and what `server.allowedHosts`
-//!   adds. Case, port, brackets and a final dot do not matter.
-//! - The node's names follow its status. Names that were known stay until others come, and before
-//!   there are any the answer is 503: nobody is refused for good, and nobody gets in.
-//! - A request that names no host passes: HTTP/1.0 has none, and no browser leaves it out.
+//! - A listener's own names are: on the tailnet the node's MagicDNS name, the first label of it,
+//!   and the node's addresses; on loopback `localhost` and the loopback addresses; and on both what
+//!   `server.allowedHosts` adds. Case, port, brackets and a final dot do not matter.
+//! - The node's names follow its status. Known names are kept until others replace them. Until the
+//!   first ones are known the answer is 503: nobody is refused for good, and nobody gets in.
+//! - A request that names no host is accepted: HTTP/1.0 allows that, and browsers always name one.
 //!
-//! Left to others: where the names come from (the composition root), hosts of the gate's upstreams
-//! and rules (`gate`).
+//! Not handled here: where the names come from (the composition root), and the hosts of the gate's
+//! upstreams and rules (`gate`).
 
 use std::{
     net::IpAddr,
@@ -32,10 +32,10 @@ use http::{HeaderMap, Uri, Version, header};
 use super::{Error, error::Kind};
 use crate::web::{Allowed, Host, HostPattern};
 
-/// What of a request's words about its host cannot be understood.
+/// Why the host that a request names is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unclear {
-    /// Two hosts, or none where there must be one.
+    /// Two different hosts, or none where one is required.
     Ambiguous,
     Bad,
 }
@@ -52,8 +52,8 @@ impl From<Unclear> for Error {
     }
 }
 
-/// The host that a request names, with its port: in its target (absolute form, `:authority`), in
-/// `Host`, or in both alike.
+/// The host that a request names, with its port. It may be in the target (absolute form or
+/// `:authority`), in `Host`, or in both if they agree.
 pub fn asked(
     version: Version,
     uri: &Uri,
@@ -75,13 +75,13 @@ pub fn asked(
     };
     match (target, named) {
         (Some((one, _)), Some((other, _))) if one != other => Err(Unclear::Ambiguous),
-        // RFC 9112, 3.2: HTTP/1.1 always names one.
+        // RFC 9112, section 3.2: an HTTP/1.1 request always names a host.
         (None, None) if version == Version::HTTP_11 => Err(Unclear::Ambiguous),
         (target, named) => Ok(target.or(named)),
     }
 }
 
-/// The names of a node, as they are now. Clones are one.
+/// The current names of a node. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct NodeNames(Arc<ArcSwap<Known>>);
 
@@ -92,8 +92,8 @@ struct Known {
 }
 
 impl NodeNames {
-    /// What the node says of itself: its MagicDNS name, its host name where it has none, its
-    /// addresses. What it does not say at the moment stays as it was.
+    /// Updates the names from the node's status: its MagicDNS name (or its host name if it has
+    /// none) and its addresses. A part that is empty keeps its last value.
     pub fn set(&self, name: &str, hostname: &str, addresses: &[IpAddr]) {
         let old = self.0.load();
         let name = if name.is_empty() { hostname } else { name };
@@ -117,15 +117,15 @@ impl NodeNames {
     }
 }
 
-/// Whose names a listener has.
+/// Where a listener's own names come from.
 #[derive(Debug, Clone)]
 enum Own {
     Loopback,
     Node(NodeNames),
 }
 
-/// The hosts that a listener takes. Part of the extensions of each request; [`super::layers`] asks
-/// it. Clones are one.
+/// The hosts that a listener accepts. It is among the extensions of each request, where
+/// [`super::layers`] finds it. Clones share one state.
 #[derive(Debug, Clone)]
 pub struct HostRule(Arc<Inner>);
 
@@ -155,7 +155,7 @@ impl HostRule {
         }))
     }
 
-    /// Whether the request is for this listener.
+    /// Refuses a request for another host.
     pub fn check(&self, version: Version, uri: &Uri, headers: &HeaderMap) -> Result<(), Error> {
         match asked(version, uri, headers)? {
             Some((host, _)) if !self.holds(&host) => Err(self.refuse(&host)),
@@ -163,7 +163,7 @@ impl HostRule {
         }
     }
 
-    /// Whether the listener has this name.
+    /// Whether this is a name of the listener.
     pub fn holds(&self, host: &Host) -> bool {
         let address = host.as_str().parse::<IpAddr>().ok();
         let address = address.map(|address| address.to_canonical());
@@ -191,7 +191,7 @@ impl HostRule {
             );
         }
         let host = host.as_str().get(..128).unwrap_or(host.as_str());
-        // The first, then ever fewer: whoever sends these can send many.
+        // Log refusals 1, 2, 4, 8, …: one sender can cause very many.
         let before = self.0.refused.fetch_add(1, Ordering::Relaxed);
         if (before + 1).is_power_of_two() {
             tracing::warn!(target: "server", host, known, so_far = before + 1, "requests refused that name another host; server.allowedHosts adds names");
@@ -205,7 +205,7 @@ impl HostRule {
         )
     }
 
-    /// In words, without what is not known.
+    /// The listener's names for a message; empty while they are unknown.
     fn known(&self) -> String {
         let mut words: Vec<String> = match &self.0.own {
             Own::Loopback => ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into(),
@@ -321,7 +321,7 @@ mod tests {
         assert_eq!(of(&rule, "100.64.0.1"), "");
         assert_eq!(of(&rule, "tailbone"), "unknown_host");
         assert_eq!(of(&rule, "tailbone.a.ts.net"), "unknown_host");
-        // Without MagicDNS there may be a host name alone.
+        // Without MagicDNS a node may have only a host name.
         names.set("", "other", &address);
         assert_eq!(of(&rule, "other"), "");
     }

@@ -1,18 +1,22 @@
 //! What surrounds every router, from the outside in:
 //!
-//! 1. `request`: gives the request an id and a span, writes the answer of a parked [`Error`], logs its cause. Outermost,
-//!    so that every answer has its id, those of the layers below too. Here also a peer that asks too often is refused (429), and
-//!    whoever asks when as many requests are in hand as may be (503): at once, instead of waiting in memory.
-//! 2. catch-panic: a panic in a handler is a 500 of this request, not the end of the connection's task.
-//! 3. time and body: the longest that a handler may take (408), the longest body (413).
+//! 1. `request`: gives the request an id and a span, writes the answer of a stored [`Error`] and
+//!    logs its cause. It is the outermost layer so that every answer carries its id, also those
+//!    that come from the layers below. It also refuses a peer that asks too often (429), and any
+//!    request while the listener is handling as many as it may (503): at once, instead of keeping
+//!    it in memory.
+//! 2. catch-panic: a panic in a handler becomes a 500 for this request and does not end the
+//!    connection's task.
+//! 3. time and body: the longest time for a handler (408), the largest body (413).
 //!
-//! What stands before a server of somebody else ([`wrap_streaming`]) lets bodies of any size and length in time pass, and leaves
-//! that server's answers alone; 3 is not for it.
-//! gRPC ([`wrap_grpc`]) has the same, with its own way to say no and more time: its calls wait for others' changes. What is no gRPC
-//! call is answered as plain HTTP.
+//! Routes in front of somebody else's server ([`wrap_streaming`]) do without 3: bodies may have any
+//! size and take any time, and that server's answers are passed on unchanged. gRPC ([`wrap_grpc`])
+//! has all three layers, answers errors as gRPC statuses, and allows more time, since its calls may
+//! wait for other changes to finish. A request that is no gRPC call gets a plain HTTP answer.
 //!
-//! How much is how much comes with each request from its listener ([`super::serve::Limits`]), so it may change while requests
-//! run. Limits of the connection (number, header size, times) belong to [`super::serve`], those per caller to [`crate::identity`].
+//! Each request carries its listener's limits ([`super::serve::Limits`]), so they may change while
+//! requests run. Limits of a connection (their number, header size, timeouts) belong to
+//! [`super::serve`], limits per identity to [`crate::identity`].
 
 use std::{
     any::Any,
@@ -50,12 +54,12 @@ use crate::telemetry::{
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The id under which log, audit and answer know a request: one of our own, since one from outside could be made to collide or to
-/// carry anything into the log.
+/// The id under which the log, the audit and the answer know a request. We always make our own: an
+/// id from outside could be made to collide, or could carry anything into the log.
 #[derive(Debug, Clone)]
 pub struct RequestId(pub String);
 
-/// Wraps a component's routes. Its name becomes the span's.
+/// Wraps a component's routes. The component's name goes into the span.
 pub fn wrap(router: Router, component: &'static str) -> Router {
     let around = Around {
         component,
@@ -67,7 +71,7 @@ pub fn wrap(router: Router, component: &'static str) -> Router {
     around.layer(with_fallback(router))
 }
 
-/// Wraps routes that say in words of their own that a body is too large: they see it break off.
+/// Wraps routes that report a body that is too large in their own words: they see it end early.
 pub fn wrap_worded(router: Router, component: &'static str) -> Router {
     let around = Around {
         component,
@@ -91,7 +95,7 @@ pub fn wrap_grpc(router: Router, component: &'static str) -> Router {
     around.layer(router)
 }
 
-/// Wraps routes that hand requests on, with bodies that may take as long as they like.
+/// Wraps routes that pass requests on, with bodies that may take any time.
 pub fn wrap_streaming(router: Router, component: &'static str) -> Router {
     let around = Around {
         component,
@@ -107,21 +111,22 @@ fn with_fallback(router: Router) -> Router {
     router.fallback(|| async { Error::not_found() })
 }
 
-/// What is around the routes of a component. All of it is one layer: each one of axum's is a service in a box of its own, which is
-/// cloned for each request with all that it holds.
+/// What surrounds the routes of a component. It is a single layer because each of axum's layers is
+/// a boxed service of its own, cloned for each request with everything that it holds.
 #[derive(Debug, Clone, Copy)]
 struct Around {
     component: &'static str,
     answers: Answers,
-    /// The longest that a handler may take, if there is one.
+    /// The longest time for a handler, if there is a limit.
     time: Option<fn(&Limits) -> Duration>,
     body: Bodies,
-    /// Whether only the listener's own names are hosts.
+    /// Whether to accept only the listener's own names as hosts.
     own_hosts: bool,
 }
 
-/// Whose answers go through a layer, and so how a refusal of ours is written: a bare status of ours may be given our words, one
-/// of others, or with words of its own, is what it is.
+/// Whose answers pass through, which decides how a refusal of ours is written. A bare status from
+/// our own extractors gets our JSON body; answers of other servers, and answers with their own
+/// wording, stay as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answers {
     Grpc,
@@ -129,13 +134,13 @@ enum Answers {
     Ours,
 }
 
-/// What becomes of bodies.
+/// How request bodies are limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Bodies {
     Any,
-    /// They break off where they are too long.
+    /// A body ends early at the limit.
     Cut,
-    /// The same, and who says beforehand that one is too long is not waited for.
+    /// The same, and a request that declares a larger body is refused before it is read.
     OfASize,
 }
 
@@ -189,7 +194,7 @@ impl Around {
         Ok(response)
     }
 
-    /// Whether the request is for this listener, where that is known.
+    /// Refuses a request for another host, where the listener's names are known.
     fn is_ours(self, request: &Request) -> Result<(), Error> {
         match request.extensions().get::<HostRule>() {
             Some(rule) if self.own_hosts => {
@@ -199,7 +204,7 @@ impl Around {
         }
     }
 
-    /// The answer, or that it took too long.
+    /// The answer, or 408 if it takes too long.
     async fn within(self, limits: &Limits, answer: impl Future<Output = Response>) -> Response {
         let Some(time) = self.time.map(|time| time(limits)) else {
             return answer.await;
@@ -212,7 +217,7 @@ impl Around {
             })
     }
 
-    /// The answer to a request with no more of a body than it may have.
+    /// Calls the handler with a body that respects the limit.
     async fn whole(self, limits: &Limits, mut request: Request, route: Route) -> Response {
         let most = limits.body_bytes;
         let length = request.body().size_hint();
@@ -220,7 +225,7 @@ impl Around {
             return too_large(most).into_response();
         }
         if !request.body().is_end_stream() {
-            // axum's own bound is another.
+            // axum has a limit of its own, with another value.
             DefaultBodyLimit::disable().apply(&mut request);
             if self.body != Bodies::Any {
                 request = request.map(|body| Body::new(Limited::new(body, most)));
@@ -230,14 +235,14 @@ impl Around {
     }
 }
 
-/// Those of the listener; the defaults where a router is used without one.
+/// The limits of the request's listener, or the defaults if a router is used without one.
 pub(super) fn limits(extensions: &Extensions) -> Limits {
     extensions
         .get::<Bounds>()
         .map_or_else(Limits::default, Bounds::limits)
 }
 
-/// Whether the peer may ask now, and there is room for what it asks.
+/// Checks the peer's rate and the number of requests that are being handled.
 fn admit(extensions: &Extensions, limits: &Limits) -> Result<Option<InHand>, Error> {
     let Some(bounds) = extensions.get::<Bounds>() else {
         return Ok(None);
@@ -270,7 +275,7 @@ fn answer(mut response: Response, answers: Answers, limits: &Limits, id: &str) -
         }
         return answer(&error);
     }
-    // Refusals of extractors that know nothing of `Error`.
+    // Refusals of axum's extractors, which do not know `Error`.
     match response.status() {
         StatusCode::PAYLOAD_TOO_LARGE if answers != Answers::OfOthers => {
             answer(&too_large(limits.body_bytes))

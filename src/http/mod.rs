@@ -1,9 +1,10 @@
-//! HTTP as all components share it: serving a listener ([`serve`], on a host address with [`tls`]), the layers around each router
-//! ([`layers`]), and the one place where an error becomes a status ([`error`]); how often somebody may ask ([`pace`]), and what is
-//! kept for each who does ([`accounts`]); health for probes ([`health`]); what a web page may not
-//! ask for ([`host`], [`origin`], [`grpc`]).
+//! HTTP for all components: serving a listener ([`serve`], with TLS on a host address [`tls`]), the
+//! layers around each router ([`layers`]), the one place where an error becomes a status
+//! ([`error`]), request rates ([`pace`]) and the accounts that they need ([`accounts`]), health
+//! endpoints for probes ([`health`]), and the refusal of requests that a web page must not make
+//! ([`host`], [`origin`], [`grpc`]).
 //!
-//! Left to the components: their routes, and which of their errors is which [`error::Kind`].
+//! Components bring their routes, and say which [`error::Kind`] each of their errors is.
 
 pub mod accounts;
 pub mod error;

@@ -1,13 +1,13 @@
-//! Telling what a web page asks for from what a program asks for.
+//! Tells requests of web pages from requests of programs.
 //!
-//! Identity by connection knows whose machine calls, and not which program on it: a page of anybody
-//! that the user visits can send requests from there. Browsers mark such requests, and pages cannot
-//! take the marks off: `Origin` (Fetch standard, on everything but plain GET and HEAD, and on every
-//! WebSocket) and, towards trustworthy addresses, `Sec-Fetch-Site` (Fetch Metadata).
+//! Identity by connection says which machine calls, but not which program on it: any page that the
+//! user visits can send requests from there. Browsers mark such requests with headers that a page
+//! cannot remove: `Origin` (Fetch standard: on everything but plain GET and HEAD, and on every
+//! WebSocket), and `Sec-Fetch-Site` where the target is a trustworthy address (Fetch Metadata).
 //!
-//! Two rules: what gives tokens to programs takes no requests of pages at all ([`for_programs`]);
-//! what may be a site with pages of its own takes those alone ([`foreign`]). Both know a list of
-//! origins whose pages are meant.
+//! There are two rules. Endpoints that give tokens to programs accept no requests of pages
+//! ([`for_programs`]). A service that may have pages of its own accepts requests of those pages
+//! only ([`foreign`]). Both have a list of origins that are allowed nevertheless.
 
 use std::sync::Arc;
 
@@ -24,13 +24,13 @@ use crate::web::{Allowed, Host, Origin};
 
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Whether a browser sent this for a page. Programs send neither of these headers; `Sec-Fetch-Mode`
-/// alone is no sign, since the `fetch` of Node.js sends it.
+/// Whether a browser sent this for a page. Programs send neither of these headers. `Sec-Fetch-Mode`
+/// alone proves nothing, since `fetch` of Node.js sends it too.
 pub fn by_browser(headers: &HeaderMap) -> bool {
     headers.contains_key(header::ORIGIN) || headers.contains_key(FETCH_SITE)
 }
 
-/// Whether this may be asked for here: by a program, or by a page of an allowed origin.
+/// Accepts requests of programs, and of pages of an allowed origin.
 pub fn for_programs(headers: &HeaderMap, allowed: &[Allowed<Origin>]) -> Result<(), Error> {
     if !by_browser(headers) || is_allowed(headers, allowed) {
         return Ok(());
@@ -45,7 +45,7 @@ pub fn for_programs(headers: &HeaderMap, allowed: &[Allowed<Origin>]) -> Result<
     ))
 }
 
-/// Holds [`for_programs`] against every POST to these routes. [`super::layers`] goes around it.
+/// Applies [`for_programs`] to every POST to these routes. [`super::layers`] goes around it.
 pub fn wrap(router: Router, allowed: &[Allowed<Origin>]) -> Router {
     let allowed: Arc<[Allowed<Origin>]> = allowed.into();
     router.layer(from_fn(move |request: Request, next: Next| {
@@ -68,22 +68,22 @@ fn of(headers: &HeaderMap) -> String {
     }
 }
 
-/// Where a request came to.
+/// The host and port that a request was sent to.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
     pub host: &'a Host,
     pub port: Option<u16>,
-    /// Whether the port is the one in the browser: some proxies tell the host alone.
+    /// Whether `port` is the port that the browser uses: some proxies pass on the host only.
     pub port_told: bool,
 }
 
-/// Whether a request comes from a page of another origin than the site that it asks.
+/// Whether a request comes from a page of another origin than the one that it is sent to.
 pub fn foreign(headers: &HeaderMap, place: Place<'_>, allowed: &[Allowed<Origin>]) -> bool {
     if !by_browser(headers) || is_allowed(headers, allowed) {
         return false;
     }
-    // The browser's own comparison is the better one: it knows what a proxy in between may have
-    // changed.
+    // The browser's own comparison is more reliable than ours: a proxy in between may have changed
+    // the host or port that we see.
     if let Some(site) = single(headers, &FETCH_SITE) {
         return !matches!(site, "same-origin" | "none");
     }
@@ -109,7 +109,7 @@ fn is_allowed(headers: &HeaderMap, allowed: &[Allowed<Origin>]) -> bool {
         .any(|one| one.holds(|one| origin.as_ref() == Some(one)))
 }
 
-/// The value of a header that is there once.
+/// The value of a header that occurs exactly once.
 fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
@@ -153,12 +153,13 @@ mod tests {
         assert!(passes(&page, &["https://app.example.com:443"]));
         assert!(passes(&page, &["*"]));
         assert!(!passes(&[("origin", "null")], &["https://app.example.com"]));
-        // A page of the same origin, after rebinding: no Origin on a GET, but its mark.
+        // After DNS rebinding a page is of the same origin: its GET has no Origin, but
+        // Sec-Fetch-Site.
         for site in ["same-origin", "none"] {
             let rebound = [("sec-fetch-site", site), ("sec-fetch-mode", "cors")];
             assert!(!passes(&rebound, &["https://app.example.com"]), "{site}");
         }
-        // A program in JavaScript.
+        // A program written in JavaScript.
         assert!(passes(
             &[("sec-fetch-mode", "cors"), ("user-agent", "node")],
             &[]
@@ -205,7 +206,7 @@ mod tests {
             ],
             &[]
         ));
-        // What the browser says itself.
+        // The browser's own comparison.
         assert!(!is(
             &[("origin", "null"), ("sec-fetch-site", "same-origin")],
             &[]

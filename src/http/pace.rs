@@ -1,13 +1,14 @@
-//! How often somebody may ask: a token bucket, turned around.
+//! Rate limits: a token bucket, kept as an instant.
 //!
 //! Invariants
-//! - A bucket is one instant: up to when the requests so far are paid for by the time that passes. It costs the same whatever the
-//!   rate, and one that lies in the past is as good as new and may be forgotten.
-//! - Time is an argument; the rule itself never looks at a clock, and a monotonic one is meant: no step of the machine's date
-//!   gives or takes a request.
+//! - A bucket is one instant: the time until which the rate has been used up by the requests so
+//!   far. It costs the same at any rate. A bucket whose instant is in the past is as good as new
+//!   and may be forgotten.
+//! - Time is an argument; the rule never reads a clock. The clock is a monotonic one: setting the
+//!   machine's date neither adds nor removes requests.
 //!
-//! Whose bucket it is decides who keeps it: a peer's address in `peers.rs`, an identity in
-//! [`crate::identity`], a client for whom a proxy asks in [`Clients`].
+//! Buckets are kept per peer address in `peers.rs`, per identity in [`crate::identity`], and per
+//! client of a proxy in [`Clients`].
 
 use std::{
     net::IpAddr,
@@ -23,7 +24,8 @@ use super::{Error, accounts::Accounts, error::Kind, layers::limits};
 pub struct Bucket(Mutex<Option<Instant>>);
 
 impl Bucket {
-    /// One request: `rate` a second for ever, `burst` of them at once; a rate of 0 is no limit. `Err`: when to come back.
+    /// Takes one request: `rate` per second in the long run, `burst` of them at once; a rate of 0
+    /// is no limit. `Err` has the time to wait before the next try.
     pub fn take(&self, rate: u32, burst: u32, now: Instant) -> Result<(), Duration> {
         if rate == 0 {
             return Ok(());
@@ -40,7 +42,7 @@ impl Bucket {
         Ok(())
     }
 
-    /// Whether forgetting it gives nothing away.
+    /// Whether the bucket is full, so that forgetting it changes nothing.
     pub fn as_new(&self, now: Instant) -> bool {
         self.0
             .lock()
@@ -49,14 +51,14 @@ impl Bucket {
     }
 }
 
-/// Those for whom a proxy asks, each by address. The proxy is one peer, or none that can be told
-/// from another: its own bucket would be everybody's, or nobody's.
+/// The clients on whose behalf a proxy asks, by address. The proxy itself is one peer, or cannot be
+/// told from others: its own bucket would count everybody's requests together, or nobody's.
 #[derive(Debug, Default)]
 pub struct Clients(Mutex<Accounts<IpAddr, Bucket>>);
 
 impl Clients {
-    /// One request of a client, as often as the listener of the proxy's request lets a peer ask.
-    /// `Err`: the answer to one too many.
+    /// Takes one request of a client, at the rate that the listener allows one of its peers. `Err`
+    /// is the answer to a client that asks too often.
     pub fn pace(&self, client: IpAddr, proxied: &Extensions, now: Instant) -> Result<(), Error> {
         let limits = limits(proxied);
         let bucket = self
@@ -70,9 +72,9 @@ impl Clients {
     }
 }
 
-/// The answer to whoever asks too often.
+/// The answer to a caller that asks too often.
 pub fn too_often(retry_after: Duration) -> Error {
-    // Rounded up: who comes back at the told second must not be refused again for the rest of it.
+    // Rounded up, so that a caller that comes back at the given second is not refused again.
     let seconds = retry_after.as_secs_f64().ceil().max(1.0);
     let kind = Kind::TooManyRequests {
         retry_after: Duration::from_secs_f64(seconds),
@@ -99,7 +101,7 @@ mod tests {
         let later = now + Duration::from_millis(200);
         assert_eq!(bucket.take(5, 10, later), Ok(()));
         assert!(bucket.take(5, 10, later).is_err());
-        // What was refused costs nothing.
+        // A refused request does not count.
         assert_eq!(
             bucket.take(5, 10, later + Duration::from_millis(200)),
             Ok(())

@@ -1,14 +1,18 @@
-//! A stream that does not wait for ever: a peer that does not send its request, says nothing between two, or does not read its
-//! answer is let go.
+//! The timeouts of a connection: one whose peer does not send its request, stays silent between two
+//! requests, or does not read its answer is closed.
 //!
 //! Invariants
-//! - While a request is in hand nothing is asked of the reading side: how long a request may take is the layers' business.
-//! - A head has one bound from its first byte on (the first head of a connection from the connection's beginning), however slowly
-//!   its bytes drip; the silence before it has another.
-//! - An HTTP/2 connection and one that was given away for something else than HTTP have no such bounds here: hyper asks the first
-//!   whether it lives, the second belongs to whoever took it.
-//! - Over HTTP/2 a peer may read the connection and yet give an answer no room to be sent
-//!   ([`Requests::unread`]): a piece of it waits as long as a write does.
+//! - While a request is being handled there is no timeout for reading: how long a request may take
+//!   is decided in `layers.rs`.
+//! - A request's head has one timeout from its first byte on, however slowly the rest arrives. For
+//!   the first head it starts with the connection. The silence before a later head has another
+//!   timeout.
+//! - HTTP/2 connections, and connections that were upgraded to something else, have no read
+//!   timeouts here: hyper pings the peers of the former, and the latter belong to whoever took them
+//!   over.
+//! - An HTTP/2 peer may read from its connection and yet never open the flow-control window of one
+//!   answer. A piece of an answer that waits for it has the same timeout as a write
+//!   ([`Requests::unread`]).
 
 use std::{
     collections::HashMap,
@@ -32,11 +36,11 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until},
 };
 
-/// What an HTTP/2 connection begins with (RFC 9113, section 3.4). hyper asks whether a peer lives
-/// only once all of it has come, so a part of it is a head that is under way.
+/// The first bytes of an HTTP/2 connection (RFC 9113, section 3.4). hyper pings a peer only after
+/// all of them have arrived, so an incomplete preface counts as a head that is arriving.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// The longest that each wait may take.
+/// The timeouts of a connection.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Times {
     pub(super) header: Duration,
@@ -44,18 +48,18 @@ pub(super) struct Times {
     pub(super) write: Duration,
 }
 
-/// The requests of one connection, as its stream must know them.
+/// The requests of one connection, as far as its stream must know about them.
 #[derive(Debug)]
 pub(super) struct Requests {
     /// When the connection began.
     start: Instant,
     begun: AtomicU64,
     open: AtomicUsize,
-    /// When the last one ended, in milliseconds from the start.
+    /// When the last request ended, in milliseconds since `start`.
     ended: AtomicU64,
     given_away: AtomicBool,
     first: Notify,
-    /// Answers over HTTP/2 of which a piece waits for room, and since when.
+    /// The answers over HTTP/2 of which a piece waits for the flow-control window, and since when.
     waiting: Mutex<HashMap<u64, Instant>>,
     some_wait: Notify,
 }
@@ -74,7 +78,7 @@ impl Requests {
         })
     }
 
-    /// One more, in hand until the answer's body has ended.
+    /// Counts one more request, which is open until the body of its answer has ended.
     pub(super) fn begin(self: &Arc<Self>) -> Open {
         self.open.fetch_add(1, Ordering::AcqRel);
         let number = self.begun.fetch_add(1, Ordering::AcqRel);
@@ -87,7 +91,7 @@ impl Requests {
         }
     }
 
-    /// Waits until a piece of an answer has waited for so long for the peer to give it room.
+    /// Waits until a piece of an answer has waited for this long to be read.
     pub(super) async fn unread(&self, longest: Duration) {
         loop {
             let oldest = self.waiting().values().min().copied();
@@ -114,20 +118,20 @@ impl Requests {
         self.start + Duration::from_millis(self.ended.load(Ordering::Acquire))
     }
 
-    /// Waits for the first one.
+    /// Waits for the first request.
     pub(super) async fn first(&self) {
         if self.begun.load(Ordering::Acquire) == 0 {
             self.first.notified().await;
         }
     }
 
-    /// From here on the connection carries something else.
+    /// The connection was upgraded to another protocol.
     pub(super) fn give_away(&self) {
         self.given_away.store(true, Ordering::Release);
     }
 }
 
-/// A request in hand, until dropped.
+/// An open request, until dropped.
 #[derive(Debug)]
 pub(super) struct Open {
     requests: Arc<Requests>,
@@ -135,8 +139,8 @@ pub(super) struct Open {
 }
 
 impl Open {
-    /// A piece of the answer is handed to the connection; the next is asked for when that has had
-    /// room for it.
+    /// A piece of the answer is handed to the connection, which asks for the next one when the
+    /// peer's window has had room for this one.
     fn waits(&self, now: Instant) {
         let mut waiting = self.requests.waiting();
         if waiting.is_empty() {
@@ -145,7 +149,7 @@ impl Open {
         waiting.insert(self.number, now);
     }
 
-    /// Nothing of the answer waits for its reader.
+    /// No piece of this answer waits to be read.
     fn waits_no_more(&self) {
         self.requests.waiting().remove(&self.number);
     }
@@ -158,16 +162,16 @@ impl Drop for Open {
     }
 }
 
-/// Bytes of an answer that are handed to an HTTP/2 connection at once: a peer that reads them more
-/// slowly than within the write time is let go.
+/// Bytes of an answer that are handed to an HTTP/2 connection at a time. The peer must read this
+/// many within the write timeout.
 const PIECE: usize = 16 << 10;
 
-/// An answer's body that keeps its request in hand.
+/// The body of an answer; its request stays open until the body ends.
 ///
-/// An HTTP/2 connection takes a piece as soon as there is room for one byte of it, and asks for the
-/// next one when all of it has left. So over HTTP/2 pieces are small, and the last byte of each
-/// frame is one of its own: what is taken with no next piece to wait for is then never more than
-/// what there is room for.
+/// An HTTP/2 connection takes a piece as soon as the window has room for one byte of it, and asks
+/// for the next one when all of it is sent. So over HTTP/2 pieces are small, and the last byte of
+/// each frame of the body is a piece of its own. Then a piece after which the connection asks for
+/// no other is never larger than the window.
 #[derive(Debug)]
 pub(super) struct Answering {
     body: Body,
@@ -245,36 +249,39 @@ pub(super) struct Patient<I> {
     times: Times,
     requests: Arc<Requests>,
     reading: Reading,
-    /// Runs while a write or a flush waits.
+    /// Runs while a write or a flush is blocked.
     waiting: Option<Pin<Box<Sleep>>>,
-    /// It is a write that waits: only a write that gets on ends it, for a flush of what was written before may well be done.
+    /// Whether it is a write that is blocked. Then only the progress of a write stops the timer: a
+    /// flush of earlier data may succeed meanwhile.
     write: bool,
 }
 
-/// Where the reading side stands.
+/// The state of the reading side.
 #[derive(Debug)]
 struct Reading {
     protocol: Protocol,
-    /// Requests that had begun when this wait began.
+    /// The number of requests that had begun when this wait began.
     begun: u64,
-    /// Whether a head has begun, or the connection only just has; else it is the silence between two.
+    /// True while a head is arriving, or on a new connection; false in the silence between two
+    /// requests.
     head: bool,
     deadline: Instant,
-    /// Runs until the deadline of this wait, or of an earlier one: most waits end long before, and moving a timer costs.
+    /// Set to the deadline of this wait or of an earlier one: most waits end long before their
+    /// deadline, and moving a timer has a cost.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wait {
     Forever,
-    /// A request is in hand; look again later.
+    /// A request is being handled; check again later.
     InHand,
     Until(Instant),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Protocol {
-    /// As many bytes of the preface as have come.
+    /// The number of preface bytes that have arrived.
     Unknown(usize),
     Http1,
     Http2,
@@ -317,7 +324,7 @@ impl Reading {
         }
     }
 
-    /// How long the peer is waited for, as things stand.
+    /// How long to wait for the peer in the present state.
     fn wait(&mut self, times: &Times, requests: &Requests) -> Wait {
         if self.protocol == Protocol::Http2 || requests.given_away.load(Ordering::Acquire) {
             return Wait::Forever;
@@ -334,7 +341,7 @@ impl Reading {
         Wait::Until(self.deadline)
     }
 
-    /// Ready when the peer has been waited for long enough.
+    /// Ready when the deadline for reading has passed.
     fn poll_late(
         &mut self,
         cx: &mut Context<'_>,
@@ -343,7 +350,8 @@ impl Reading {
     ) -> Poll<io::Error> {
         let deadline = match self.wait(times, requests) {
             Wait::Forever => return Poll::Pending,
-            // Nobody wakes us when it has been answered: hyper has looked for more already, and waits.
+            // Nothing wakes this task when the request has been answered, since hyper has polled
+            // for the next head already. So check again after the idle timeout.
             Wait::InHand => Instant::now() + times.idle,
             Wait::Until(deadline) => deadline,
         };
@@ -380,7 +388,7 @@ impl<I> Patient<I> {
         }
     }
 
-    /// The outcome of a write, or its end if it waits too long.
+    /// Passes the outcome of a write or flush on, or an error if it has been blocked for too long.
     fn judge<T>(
         &mut self,
         outcome: Poll<io::Result<T>>,
@@ -480,27 +488,28 @@ mod tests {
         let at = |second| start + Duration::from_secs(second);
         let requests = Requests::new(start);
         let mut reading = Reading::new(&TIMES, start);
-        // The first head: from the beginning on, and no drop of it buys time.
+        // The first head has one timeout from the start of the connection; further bytes do not
+        // extend it.
         for second in 0..3 {
             assert_eq!(reading.wait(&TIMES, &requests), Wait::Until(at(1)));
             reading.heard(b"x", &TIMES, &requests, at(second));
         }
-        // In hand, nobody is hurried; then it is silence.
+        // No deadline while a request is open; afterwards the idle timeout.
         let open = requests.begin();
         assert_eq!(reading.wait(&TIMES, &requests), Wait::InHand);
         std::mem::forget(open);
         requests.end(at(100));
         for second in 101..103 {
             assert_eq!(reading.wait(&TIMES, &requests), Wait::Until(at(105)));
-            // An end of file is no byte of a head.
+            // The end of the stream does not begin a head.
             reading.heard(b"", &TIMES, &requests, at(second));
         }
-        // The next head, from its first byte.
+        // The next head has its timeout from its first byte on.
         for second in 104..107 {
             reading.heard(b"G", &TIMES, &requests, at(second));
             assert_eq!(reading.wait(&TIMES, &requests), Wait::Until(at(105)));
         }
-        // A request that begins and ends between two looks is followed by silence too.
+        // A request that begins and ends between two checks is followed by the idle timeout too.
         std::mem::forget(requests.begin());
         requests.end(at(200));
         assert_eq!(reading.wait(&TIMES, &requests), Wait::Until(at(205)));
@@ -558,7 +567,7 @@ mod tests {
         let error = stream.read(&mut piece).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(began.elapsed() < times.header, "{:?}", began.elapsed());
-        // And a later deadline than the timer's is waited for.
+        // A deadline later than the timer's is respected as well.
         theirs.write_all(b"G").await.unwrap();
         assert_eq!(stream.read(&mut piece).await.unwrap(), 1);
         let began = Instant::now();

@@ -1,9 +1,9 @@
-//! What one peer may take of a listener: connections at once, and requests over time.
+//! What one peer may use of a listener: connections at a time, and requests over time.
 //!
 //! Invariants
-//! - A peer is an address, or the network that a host is usually given ([`network`]), as its
-//!   listener says; all its connections share one account, which outlives them until it is as good
-//!   as new (`accounts.rs`).
+//! - A peer is an address, or the network that one host usually has for itself ([`network`]); the
+//!   listener decides which. All connections of a peer share one account, which outlives them until
+//!   it is as good as new (`accounts.rs`).
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -16,8 +16,8 @@ use std::{
 
 use super::{accounts::Accounts, pace::Bucket};
 
-/// The addresses that one host outside of a tailnet may choose from: an IPv6 host commonly has a
-/// /64 for itself. A tailnet's node has one address that it cannot choose.
+/// The network that one host outside of a tailnet can choose its addresses from: an IPv6 host
+/// commonly has a /64 for itself. A tailnet node has one address that it cannot choose.
 pub(super) fn network(addr: IpAddr) -> IpAddr {
     match addr.to_canonical() {
         IpAddr::V6(addr) => Ipv6Addr::from_bits(addr.to_bits() & (u128::MAX << 64)).into(),
@@ -28,7 +28,7 @@ pub(super) fn network(addr: IpAddr) -> IpAddr {
 #[derive(Debug, Default)]
 pub(super) struct Peers(Mutex<Accounts<IpAddr, Account>>);
 
-/// One peer's.
+/// The account of one peer.
 #[derive(Debug, Default)]
 pub(super) struct Account {
     connections: AtomicUsize,
@@ -36,11 +36,11 @@ pub(super) struct Account {
 }
 
 impl Peers {
-    /// One more connection of `peer`, unless it has `most` already.
+    /// Adds a connection of `peer`, unless it has `most` already.
     pub(super) fn connect(&self, peer: IpAddr, most: usize, now: Instant) -> Option<Held> {
         let mut accounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let account = accounts.of(peer.to_canonical(), |account| account.as_new(now));
-        // Counted up under the lock alone, so the bound holds.
+        // The counter is only increased under the lock, so the bound holds.
         if account.connections.load(Ordering::Acquire) >= most {
             return None;
         }
@@ -54,7 +54,7 @@ impl Peers {
     }
 }
 
-/// A connection that counts, until dropped.
+/// A counted connection, until dropped.
 #[derive(Debug)]
 pub(super) struct Held(Arc<Account>);
 

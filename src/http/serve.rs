@@ -1,17 +1,22 @@
-//! Serves a router on a listener until told to stop, then lets open requests finish within a grace time.
+//! Serves a router on a listener until told to stop, then lets open requests finish within a grace
+//! time.
 //!
 //! Invariants
-//! - A connection costs bounded memory: header bytes, times and the number of connections, in all and per peer, are limited.
-//! - Limits may change while the server runs; connections keep the times that they began with.
-//! - A slow peer holds up nobody: each connection is a task of its own, and accepting never waits for one.
-//! - A stop cuts no request within the grace time: also those are answered whose connection stands, but waits to be accepted or
-//!   has not carried its first request yet.
+//! - A connection costs bounded memory: its header bytes, its times, and the number of connections,
+//!   in all and per peer, are limited.
+//! - Limits may change while the server runs; a connection keeps the timeouts that it began with.
+//! - A slow peer delays nobody: each connection is a task of its own, and accepting never waits for
+//!   one.
+//! - A stop cuts off no request within the grace time. That includes connections that are
+//!   established but not accepted yet, and those that have not sent their first request yet.
 //! - After [`Server::stop`] no connection of this listener is left.
-//! - A connection whose peer may no longer have it ([`Standing`]) ends at once, with whatever it carries.
-//! - A listener that dies ends the server with its error; it is never silently deaf.
+//! - A connection that its peer is no longer allowed to have ([`Standing`]) ends at once, with
+//!   whatever it carries.
+//! - A listener that fails ends the server with its error; the server never stops accepting
+//!   silently.
 //!
-//! The tailnet, a unix socket and the tests' TCP are served alike ([`Accept`]). What the routes know of the peer is put into
-//! each request's extensions by the caller's `identify`.
+//! The tailnet, unix sockets and the tests' TCP listeners are served alike ([`Accept`]). The
+//! caller's `identify` puts what the routes know about the peer into each request's extensions.
 
 use std::{
     convert::Infallible,
@@ -49,73 +54,76 @@ use super::{
     peers::{Account, Held, Peers},
 };
 
-/// A source of connections. Passing troubles are retried inside; an error means that the listener is dead.
+/// A source of connections. It retries temporary failures itself; an error means that the listener
+/// has failed for good.
 pub trait Accept: Send + 'static {
     type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
     type Addr: Send;
     fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Io, Self::Addr)>> + Send;
 
-    /// Whose share of the listener a connection takes: an address, or one that stands for a
-    /// network. `None`: no peer is told from another.
+    /// The peer that a connection is counted for: an address, or one that stands for a network.
+    /// `None`: this listener cannot tell peers apart.
     fn peer(_: &Self::Addr) -> Option<IpAddr> {
         None
     }
 
-    /// Where else than in a task of its own a connection may be served.
+    /// How another thread may poll a connection too, if one may.
     fn home(_: &Self::Io) -> Option<Place> {
         None
     }
 
-    /// Refuses what comes from now on. Whether what stands already is still to be had from `accept`, up to an error.
+    /// Refuses new connections. Returns true if established connections can still be accepted until
+    /// `accept` fails.
     fn refuse(&mut self) -> bool {
         false
     }
 }
 
-/// Makes of what serves a connection a task that is also polled elsewhere.
+/// Wraps a connection's future so that another thread may poll it too.
 pub type Place = Box<dyn FnOnce(BoxFuture<'static, ()>) -> BoxFuture<'static, ()> + Send>;
 
-/// A connection's right to go on, where it can lose it. Among the extensions that `identify` makes, as `Arc<dyn Standing>`.
+/// A connection's right to exist, where it can lose it. `identify` adds it to the extensions, as
+/// `Arc<dyn Standing>`.
 pub trait Standing: Send + Sync + 'static {
-    /// Ends, with the reason, when the connection must.
+    /// Resolves to the reason when the connection must end.
     fn lost(&self) -> BoxFuture<'_, &'static str>;
 }
 
-/// How long after a stop a connection may take to send its first request. Somebody who connected just before needs about one
-/// round trip; who sends nothing is not waited for.
+/// How long a connection may take after a stop to send its first request. A peer that connected
+/// just before needs about one round trip; a peer that sends nothing is not waited for.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
-/// Bounds of a listener's connections.
+/// The limits of a listener and its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at once; further ones wait in the listener's queue.
+    /// Open connections; more wait in the listener's queue.
     pub connections: usize,
-    /// Connections of one peer at once; further ones get 503 and are closed. [`Limits::share`] is
-    /// what holds.
+    /// Open connections of one peer; more get 503 and are closed. [`Limits::share`] may lower it.
     pub connections_per_peer: usize,
-    /// Requests in hand at once, over all connections; further ones get 503.
+    /// Requests being handled at a time, over all connections; more get 503.
     pub requests: usize,
-    /// Bytes of a request's head.
+    /// Size of a request's head.
     pub header_bytes: usize,
-    /// Bytes of a body that is taken in whole.
+    /// Size of a body that is read as a whole before it is handled.
     pub body_bytes: usize,
-    /// For the whole head of a request, and for the first one to come.
+    /// For the whole head of a request; on a new connection from its beginning.
     pub header_time: Duration,
     /// The longest silence between two requests.
     pub idle_time: Duration,
-    /// For the answer to a request that is taken in whole.
+    /// For the answer to a request whose body is read as a whole.
     pub request_time: Duration,
-    /// The same for gRPC. Longer than a key change waits for whoever has the key directory and for the place of publication.
+    /// The same for gRPC. A change of keys may wait for the key directory's lock and for the place
+    /// of publication; this is longer.
     pub call_time: Duration,
-    /// The longest that an answer waits for its reader.
+    /// The longest that a part of an answer may wait to be read.
     pub write_time: Duration,
-    /// Requests a second of one peer in the long run; 0 is no limit.
+    /// Requests per second of one peer in the long run; 0 is no limit.
     pub request_rate: u32,
-    /// Requests of one peer at once, beyond which the rate counts.
+    /// Requests of one peer at once before the rate applies.
     pub request_burst: u32,
-    /// Requests a second of one caller, whatever the number of their nodes; 0 is no limit.
+    /// Requests per second of one caller over all of its nodes; 0 is no limit.
     pub caller_rate: u32,
-    /// Requests of one caller at once, beyond which the rate counts.
+    /// Requests of one caller at once before the rate applies.
     pub caller_burst: u32,
 }
 
@@ -134,26 +142,26 @@ impl Default for Limits {
             write_time: Duration::from_secs(30),
             request_rate: 1000,
             request_burst: 5000,
-            // A person may have a few nodes that are busy.
+            // One person may have several busy nodes.
             caller_rate: 2000,
             caller_burst: 10_000,
         }
     }
 }
 
-/// One peer may have this part of a listener's connections at most.
+/// One peer may have at most this fraction (one fourth) of a listener's connections.
 const PEERS_PART: usize = 4;
 
 impl Limits {
-    /// Connections of one peer at once. Never all that the listener may have: a process with few
-    /// descriptors has few.
+    /// The limit of connections for one peer. It is never all of the listener's: a process with few
+    /// file descriptors has few connections.
     pub fn share(&self) -> usize {
         let part = (self.connections / PEERS_PART).max(1);
         self.connections_per_peer.min(part)
     }
 }
 
-/// Limits that may change while they are in force. Clones are one.
+/// Limits that may change while they apply. Clones share one value.
 #[derive(Debug, Clone)]
 pub struct LiveLimits(Arc<ArcSwap<Limits>>);
 
@@ -173,10 +181,11 @@ impl LiveLimits {
     }
 }
 
-/// What bounds the requests of a connection, part of their extensions: [`super::layers`] asks it.
+/// What limits the requests of a connection. It is among their extensions, where [`super::layers`]
+/// finds it.
 #[derive(Debug, Clone)]
 pub(super) struct Bounds {
-    /// Absent where no peer is told from another.
+    /// `None` where the listener cannot tell peers apart.
     account: Option<Arc<Account>>,
     limits: LiveLimits,
     load: Load,
@@ -187,7 +196,7 @@ impl Bounds {
         self.limits.now()
     }
 
-    /// One request of the peer. `Err`: when to come back.
+    /// Counts one request of the peer. `Err` has the time to wait before the next try.
     pub(super) fn pace(&self, limits: &Limits, now: Instant) -> Result<(), Duration> {
         match &self.account {
             Some(account) => account
@@ -197,7 +206,7 @@ impl Bounds {
         }
     }
 
-    /// Takes a request in hand, if there is room for it.
+    /// Counts a request as being handled, if there is room for it.
     pub(super) fn take(&self, limits: &Limits) -> Option<InHand> {
         let held = InHand(self.load.clone());
         let before = self.load.0.in_hand.fetch_add(1, Ordering::AcqRel);
@@ -205,7 +214,7 @@ impl Bounds {
     }
 }
 
-/// A request that counts, until dropped.
+/// A request being handled, until dropped.
 #[derive(Debug)]
 pub(super) struct InHand(Load);
 
@@ -215,7 +224,7 @@ impl Drop for InHand {
     }
 }
 
-/// How busy a server is, for metrics.
+/// How busy a server is, for the metrics.
 #[derive(Debug, Clone, Default)]
 pub struct Load(Arc<Counts>);
 
@@ -228,24 +237,25 @@ struct Counts {
 }
 
 impl Load {
-    /// Connections now.
+    /// The number of open connections.
     pub fn open(&self) -> usize {
         self.0.open.load(Ordering::Acquire)
     }
 
-    /// Connections turned away since the start, for their peer had enough.
+    /// Connections refused since the start because their peer had too many.
     pub fn refused(&self) -> u64 {
         self.0.refused.load(Ordering::Relaxed)
     }
 
-    /// Waits for room. One task asks per server, so what is free stays free until it is taken.
+    /// Waits until a connection may be accepted. Only one task per server asks, so the room is
+    /// still there when it accepts.
     async fn room(&self, limits: &LiveLimits) {
         loop {
             let closed = self.0.closed.notified();
             if self.open() < limits.now().connections {
                 return;
             }
-            // Also looked at again after a while: the limit may have been raised.
+            // Check again after a while even so: the limit may have been raised.
             let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
         }
     }
@@ -256,11 +266,10 @@ impl Load {
     }
 }
 
-/// What is listened on, for whoever shows it. Clones are one.
+/// The active listeners, for display. Clones share one list.
 #[derive(Debug, Clone, Default)]
 pub struct Listeners(Arc<RwLock<Vec<Listening>>>);
 
-/// One listener.
 #[derive(Debug, Clone)]
 pub struct Listening {
     pub name: &'static str,
@@ -284,7 +293,7 @@ impl Listeners {
     }
 }
 
-/// A connection that counts, until dropped.
+/// A counted connection, until dropped.
 #[derive(Debug)]
 struct Slot(Load);
 
@@ -295,7 +304,6 @@ impl Drop for Slot {
     }
 }
 
-/// A running server.
 #[derive(Debug)]
 pub struct Server {
     name: &'static str,
@@ -304,16 +312,16 @@ pub struct Server {
     task: JoinHandle<io::Result<Stopped>>,
 }
 
-/// How a server ended that was asked to.
+/// How a server ended that was told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stopped {
     /// Every request was answered.
     Drained,
-    /// The grace time ran out over open requests.
+    /// The grace time ended before all requests did.
     Cut,
 }
 
-/// Starts to serve. `identify` makes the extensions that every request of a connection carries.
+/// Starts to serve. `identify` makes the extensions that every request of a connection gets.
 pub fn serve<L, F>(
     name: &'static str,
     listener: L,
@@ -354,7 +362,7 @@ impl Server {
         self.load.clone()
     }
 
-    /// Waits until the server has ended without having been asked to, and says why.
+    /// Waits until the server ends without having been told to, and returns the reason.
     pub async fn failed(&mut self) -> io::Error {
         match (&mut self.task).await {
             Ok(Err(error)) => error,
@@ -363,9 +371,9 @@ impl Server {
         }
     }
 
-    /// Stops accepting, waits for open requests at most `grace`, then cuts.
+    /// Stops accepting, waits at most `grace` for open requests, then closes all connections.
     pub async fn stop(self, grace: Duration) -> Stopped {
-        // The receiver is gone only when the task has ended already.
+        // Sending only fails if the task has ended already.
         let _ = self.stop.send(grace);
         match self.task.await {
             Ok(Ok(stopped)) => stopped,
@@ -386,7 +394,8 @@ where
 {
     let end = loop {
         let accepted = async {
-            // Room comes first: a connection that cannot be served yet is better left with the node.
+            // Wait for room first: a connection that cannot be served yet is better left with the
+            // node.
             connections.load.room(&connections.limits).await;
             listener.accept().await
         };
@@ -402,7 +411,8 @@ where
     let drained = tokio::time::timeout(grace, async {
         connections.stop.cancel();
         if end.is_ok() && listener.refuse() {
-            // Beyond the limit of connections there is no answer to be had, as there was none before.
+            // At the limit of connections the rest gets no answer, as it would have got none before
+            // the stop.
             while connections.load.open() < connections.limits.now().connections {
                 let Ok((io, addr)) = listener.accept().await else {
                     break;
@@ -429,7 +439,7 @@ fn builder(limits: Limits) -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        // `Patient` tells silence from a head that is under way.
+        // `Patient` has the timeouts instead: it tells silence from a head that is arriving.
         .header_read_timeout(None)
         .max_buf_size(limits.header_bytes);
     builder
@@ -440,14 +450,15 @@ fn builder(limits: Limits) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// A peer that has as many connections as it may have.
+/// The peer has as many connections as it may have.
 struct Full;
 
 const TURNED_AWAY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
     content-type: application/json\r\ncache-control: no-store\r\ncontent-length: 91\r\n\r\n\
     {\"error\":\"too_many_connections\",\"error_description\":\"one peer may not have that many more\"}";
 
-/// One try to say why, without waiting: whoever is turned away costs no task and no memory.
+/// Tries once to send the reason, without waiting: a refused connection costs no task and no
+/// memory.
 fn turn_away<I: AsyncWrite + Unpin>(mut io: I) {
     let mut cx = Context::from_waker(Waker::noop());
     let _ = Pin::new(&mut io).poll_write(&mut cx, TURNED_AWAY);
@@ -460,14 +471,14 @@ struct Connections {
     load: Load,
     peers: Arc<Peers>,
     open: TaskTracker,
-    /// Asks each connection to end after the request that it is at.
+    /// Asks each connection to end after its current request.
     stop: CancellationToken,
-    /// Ends them all.
+    /// Ends all connections at once.
     cut: CancellationToken,
 }
 
 impl Connections {
-    /// Takes a peer's share, where there is a peer.
+    /// Counts the connection for its peer, where the peer is known.
     fn admit(&self, peer: Option<IpAddr>) -> Result<Option<Held>, Full> {
         let Some(peer) = peer else {
             return Ok(None);
@@ -476,7 +487,8 @@ impl Connections {
         match self.peers.connect(peer, most, Instant::now()) {
             Some(held) => Ok(Some(held)),
             None => {
-                // The first, then ever fewer: a flood of connections must not become one of log lines.
+                // Log refusals 1, 2, 4, 8, …: a flood of connections must not become a flood of log
+                // lines.
                 let before = self.load.0.refused.fetch_add(1, Ordering::Relaxed);
                 if (before + 1).is_power_of_two() {
                     tracing::warn!(target: "server", %peer, most, so_far = before + 1, "connections turned away: a peer has as many as it may have");
@@ -486,7 +498,7 @@ impl Connections {
         }
     }
 
-    /// Serves a connection, if its peer may have one more.
+    /// Serves a connection, unless its peer has too many.
     fn begin<L: Accept>(&self, io: L::Io, peer: Option<IpAddr>, known: Extensions) {
         match self.admit(peer) {
             Ok(held) => self.spawn(L::home(&io), io, known, held, self.load.take()),
@@ -543,7 +555,8 @@ impl Connections {
         let (stop, cut) = (self.stop.clone(), self.cut.clone());
         let serving = async move {
             let mut connection = pin!(connection);
-            // hyper ends a connection at once on which it has read nothing yet, with its first request maybe under way.
+            // hyper's graceful shutdown at once ends a connection from which nothing has been read,
+            // though its first request may be on the way.
             let asked = async {
                 stop.cancelled().await;
                 let _ = tokio::time::timeout(FIRST_REQUEST, requests.first()).await;

@@ -1,11 +1,12 @@
-//! A listener on a host address, with TLS, for callers that are on no tailnet. Only where a setting names the address.
+//! Listeners on a host address, with TLS or plain, for callers outside the tailnet. They exist only
+//! where a setting names the address.
 //!
 //! Invariants
-//! - A handshake is a task of its own with a time limit, and their number is bounded, in all and
-//!   per network. Beyond a bound the oldest one is let go for the new one, so accepting never
-//!   waits: peers that say nothing delay nobody.
-//! - Certificate and key are read together and belong together; when the files change they are read anew, and while what they
-//!   hold is broken the last good pair stays in use.
+//! - A handshake is a task of its own with a timeout, and their number is bounded, in all and per
+//!   network. At the bound the oldest handshake is aborted in favour of the new one, so accepting
+//!   never waits: peers that say nothing delay nobody.
+//! - Certificate and key are read together and must match. When the files change they are read
+//!   again, and while their contents are broken the last good pair stays in use.
 //! - TLS 1.2 and 1.3 by aws-lc; HTTP/2 is offered.
 
 use std::{
@@ -34,12 +35,12 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{peers::network, serve::Accept};
 
-/// The peer of a host listener: an address, which is no identity.
+/// The peer of a host listener: an address, which identifies nobody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Remote(pub SocketAddr);
 
 impl Remote {
-    /// What each request of the connection carries, for [`super::serve::serve`].
+    /// The extensions that each request of the connection gets, for [`super::serve::serve`].
     pub fn identify(addr: SocketAddr) -> Extensions {
         let mut extensions = Extensions::new();
         extensions.insert(Self(addr));
@@ -69,7 +70,7 @@ pub enum TlsError {
     Listen(SocketAddr, #[source] io::Error),
 }
 
-/// A certificate chain and its key, from two PEM files.
+/// A certificate chain and its private key, from two PEM files.
 #[derive(Debug)]
 pub struct CertificateFiles {
     cert: PathBuf,
@@ -78,12 +79,12 @@ pub struct CertificateFiles {
     seen: ArcSwap<Option<[Stamp; 2]>>,
 }
 
-/// What tells one version of a file from the next without reading it.
+/// Modification time and length: tells two versions of a file apart without reading it.
 type Stamp = (SystemTime, u64);
 
 impl CertificateFiles {
     pub fn open(cert: PathBuf, key: PathBuf) -> Result<Self, TlsError> {
-        // Taken before reading: a change in between is then seen as one.
+        // Taken before reading, so that a change in between is noticed at the next check.
         let seen = stamps(&cert, &key);
         let pair = read(&cert, &key)?;
         Ok(Self {
@@ -94,8 +95,9 @@ impl CertificateFiles {
         })
     }
 
-    /// Reads the files anew if they have changed, and says whether it did. On an error the old pair stays, and the files are
-    /// looked at again next time: renewal may have been caught between its two files.
+    /// Reads the files again if they have changed, and says whether it did. On an error the old
+    /// pair stays and the files are read again at the next call: a renewal may have replaced only
+    /// one of them so far.
     pub fn reload(&self) -> Result<bool, TlsError> {
         let now = stamps(&self.cert, &self.key);
         if now.is_some() && now == **self.seen.load() {
@@ -150,12 +152,12 @@ pub struct TlsListener {
     tcp: TcpListener,
     acceptor: Acceptor,
     handshakes: JoinSet<Option<(TlsStream<TcpStream>, SocketAddr)>>,
-    /// Those under way, the oldest first.
+    /// The running handshakes, the oldest first.
     ages: VecDeque<Handshake>,
     watch: JoinHandle<()>,
 }
 
-/// A handshake under way.
+/// A running handshake.
 #[derive(Debug)]
 struct Handshake {
     of: IpAddr,
@@ -171,7 +173,7 @@ impl std::fmt::Debug for Acceptor {
     }
 }
 
-/// Handshakes under way at once, in all and of one network.
+/// The number of handshakes that may run at a time, in all and per network.
 const HANDSHAKES: usize = 256;
 const HANDSHAKES_EACH: usize = 32;
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
@@ -228,9 +230,9 @@ impl TlsListener {
     }
 }
 
-/// Which handshake is let go for a new one of this network, if one is: its own oldest where it has
-/// its share, else the oldest of all. Somebody who means it is done within a round trip or two,
-/// long before that many others have come.
+/// Which running handshake is aborted for a new one of this network, if any: the oldest of this
+/// network if it has its share, else the oldest of all at the total bound. An honest peer completes
+/// its handshake within a round trip or two, long before that many others arrive.
 fn over_bound(ages: &VecDeque<Handshake>, of: IpAddr) -> Option<usize> {
     let mut own = ages
         .iter()
@@ -258,7 +260,7 @@ impl Accept for TlsListener {
         Some(network(addr.ip()))
     }
 
-    /// Nothing is lost when this future is dropped: handshakes under way belong to the listener.
+    /// Dropping this future loses nothing: running handshakes belong to the listener.
     async fn accept(&mut self) -> io::Result<(Self::Io, SocketAddr)> {
         loop {
             tokio::select! {
@@ -280,7 +282,7 @@ impl Accept for TlsListener {
     }
 }
 
-/// A host address without TLS: loopback, or behind a proxy that ends TLS.
+/// A host address without TLS: on loopback, or behind a proxy that ends TLS.
 #[derive(Debug)]
 pub struct PlainListener(pub TcpListener);
 
@@ -297,13 +299,15 @@ impl Accept for PlainListener {
     }
 }
 
-/// A connection that died in the queue and a want of descriptors both pass; neither may end the listener.
+/// Retries what is temporary: a connection that was reset while it waited, and a shortage of file
+/// descriptors or memory. Neither may end the listener.
 async fn accept_tcp(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     let mut pause = Duration::from_millis(5);
     loop {
         match listener.accept().await {
             Ok((tcp, addr)) => {
-                // Small answers must not wait for an acknowledgement; a refusal here only costs time.
+                // Small answers must not wait for an acknowledgement. A failure here only costs
+                // time.
                 let _ = tcp.set_nodelay(true);
                 return Ok((tcp, addr));
             }
@@ -336,7 +340,7 @@ fn is_passing(error: &io::Error) -> bool {
 async fn look(files: Arc<CertificateFiles>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        // Two small files, and seldom: not worth a thread of their own.
+        // Reading two small files now and then is not worth a blocking thread.
         match files.reload() {
             Ok(true) => {
                 tracing::info!(target: "server", cert = %files.cert.display(), "certificate read anew");
