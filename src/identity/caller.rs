@@ -1,4 +1,4 @@
-//! The caller as the rest of the program sees it, and every reason for not knowing one.
+//! The caller as the rest of the program sees it, and every reason for which there is none.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -7,12 +7,12 @@ use crate::{
     tailnet::{self, WhoIs},
 };
 
-/// Who calls.
+/// The identity of a caller.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Caller {
-    /// Somebody on the internet, through Funnel. Nothing is known but the address.
+    /// A caller from the internet, through Funnel. Only the address is known.
     Funnel(SocketAddr),
-    /// A tagged node: it acts for itself and has no user.
+    /// A tagged node, which acts for itself and has no user.
     Machine(Machine),
     /// A person, on one of their own nodes.
     User(User),
@@ -20,11 +20,11 @@ pub enum Caller {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct User {
-    /// The user's number on the control server: stays when the login is renamed.
+    /// The user's number on the control server. It stays the same when the login is renamed.
     pub id: i64,
     pub login: String,
     pub display_name: String,
-    /// Stable id of the node that the user calls from.
+    /// Stable id of the node from which the user calls.
     pub node_id: String,
     grants: Grants,
 }
@@ -36,21 +36,22 @@ pub struct Machine {
     /// MagicDNS name, or the host name where the tailnet has no MagicDNS.
     pub name: String,
     pub tags: Vec<String>,
-    /// What the control server says of the profile that all tagged nodes share.
+    /// Of the profile that all tagged nodes share, as the control server names it.
     pub login: String,
     pub display_name: String,
     grants: Grants,
 }
 
-/// Shared, since a caller is cloned for each request of its connection.
+/// Shared, because a caller is cloned for each request of its connection.
 type Grants = Arc<BTreeMap<String, Vec<serde_json::Value>>>;
 
-/// Tailscale's own words for the profile of tagged nodes; not every control server sends them.
+/// Tailscale's names for the profile of tagged nodes, for control servers that send none.
 const TAGGED_LOGIN: &str = "tagged-devices";
 const TAGGED_NAME: &str = "Tagged Devices";
 
 impl Caller {
-    /// Reads WhoIs' answer. Callers from another tailnet are refused; see [`super::Visitor`] for them.
+    /// Converts a WhoIs answer. Callers from another tailnet are refused; for them see
+    /// [`super::Visitor`].
     pub fn from_whois(whois: WhoIs) -> Result<Self, Refusal> {
         if !whois.same_tailnet {
             return Err(Refusal::ForeignTailnet {
@@ -60,7 +61,7 @@ impl Caller {
         Self::of_any_tailnet(whois)
     }
 
-    /// Tags decide what is a machine: the profile of a tagged node belongs to nobody.
+    /// A node with tags is a machine, whatever its profile says: that profile belongs to no user.
     pub(super) fn of_any_tailnet(whois: WhoIs) -> Result<Self, Refusal> {
         let WhoIs {
             node,
@@ -104,14 +105,14 @@ impl Caller {
         }))
     }
 
-    /// The values that the tailnet's policy grants this caller towards us under `capability`.
+    /// The values of `capability` that the tailnet's policy grants this caller on our node.
     pub fn grants(&self, capability: &str) -> &[serde_json::Value] {
         self.all_grants()
             .and_then(|grants| grants.get(capability))
             .map_or(&[], Vec::as_slice)
     }
 
-    /// Whether the capability is granted at all: it may be, without any value.
+    /// Whether the capability is granted at all, possibly without values.
     pub fn has_capability(&self, capability: &str) -> bool {
         self.all_grants()
             .is_some_and(|grants| grants.contains_key(capability))
@@ -137,7 +138,7 @@ impl std::fmt::Display for Caller {
     }
 }
 
-/// Why there is no caller.
+/// Why a caller has no identity here.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Refusal {
     #[error("{login} belongs to another tailnet")]
@@ -159,12 +160,12 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Whether this says that the connection itself may not go on. No rule of ours can let it.
+    /// True if the connection itself may not continue, whatever our own rules say.
     pub fn ends_connection(&self) -> bool {
         matches!(self, Self::NoNetworkAccess | Self::OtherNode)
     }
 
-    /// Stable, for programs, logs and metrics.
+    /// A stable code for programs, logs and metrics.
     pub fn code(&self) -> &'static str {
         match self {
             Self::ForeignTailnet { .. } => "foreign_tailnet",
@@ -179,7 +180,7 @@ impl Refusal {
     }
 }
 
-/// 503 for trouble of ours, 401 for unknown, 403 for known and refused.
+/// 503 for a fault of ours, 401 if the caller is unknown, 403 if it is known and refused.
 impl From<Refusal> for http::Error {
     fn from(refusal: Refusal) -> Self {
         let kind = match &refusal {

@@ -1,11 +1,14 @@
-//! What one caller may ask over time, on however many nodes, connections and listeners: a user is one caller with all their
-//! devices, a tagged machine is its node.
+//! Rate limits per caller, over all nodes, connections and listeners: a user with all their devices
+//! is one caller, a tagged machine is its node.
 //!
 //! Invariants
-//! - All connections of a caller share one bucket, and it outlives them until it is as good as new ([`crate::http::accounts`]).
-//! - The table is asked when a connection learns who its caller is, which is not for each request; a request costs the bucket.
+//! - All connections of a caller share one bucket, which outlives them until it is as good as new
+//!   ([`crate::http::accounts`]).
+//! - The table is only locked when a connection learns who its caller is; a single request only
+//!   needs the bucket.
 //!
-//! Whoever has no identity (the internet, unknown peers) is bounded by address alone, in [`crate::http::serve`].
+//! Callers without identity (from the internet, or unknown to the tailnet) are only limited by
+//! address, in [`crate::http::serve`].
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -15,21 +18,21 @@ use std::{
 use super::{Caller, Visitor};
 use crate::http::{self, accounts::Accounts, pace, pace::Bucket, serve::LiveLimits};
 
-/// The callers of a server. Clones are one.
+/// The callers of a server. Clones share one table.
 #[derive(Debug, Clone)]
 pub struct Callers {
     limits: LiveLimits,
     buckets: Arc<Mutex<Accounts<Key, Bucket>>>,
 }
 
-/// Names and logins change, these do not.
+/// Stable ids: names and logins may change.
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum Key {
     Node(String),
     User(i64),
 }
 
-/// One caller's bucket with what fills it.
+/// A caller's bucket, and the limits that apply to it.
 #[derive(Debug)]
 pub(super) struct Allowance {
     bucket: Arc<Bucket>,
@@ -64,7 +67,7 @@ impl Callers {
 }
 
 impl Allowance {
-    /// One more request. `Err`: the answer that says when to come back.
+    /// Takes one request. `Err` is the answer, with the time to wait.
     pub(super) fn take(&self, now: Instant) -> Result<(), http::Error> {
         let limits = self.limits.now();
         self.bucket
@@ -130,7 +133,7 @@ mod tests {
         );
         assert!(phone.take(now).is_err());
         assert!(of(&visitor(8, "other", &[])).take(now).is_ok());
-        // Tagged nodes share a profile, and nothing else.
+        // Two tagged nodes share a profile, but no bucket.
         let (one, two) = (
             of(&visitor(9, "ci-1", &["tag:ci"])),
             of(&visitor(9, "ci-2", &["tag:ci"])),

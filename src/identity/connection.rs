@@ -1,9 +1,12 @@
-//! One connection: its peer, who that is right now, and whether it may go on.
+//! One connection: its peer, the current identity of that peer, and whether the connection may
+//! continue.
 //!
 //! Invariants
-//! - A connection stays with the node that it began with. Should its address become another node's, it ends.
-//! - It also ends when the tailnet's policy no longer lets the peer connect, whether or not a request is under way.
-//! - No identity outlives the key of the peer's node: its expiry is compared with the clock for each request.
+//! - A connection belongs to the node that it began with. If its address passes to another node, it
+//!   ends.
+//! - It also ends when the tailnet's policy no longer lets the peer connect, with or without a
+//!   request in progress.
+//! - No identity outlives the key of the peer's node: its expiry is checked at each request.
 
 use std::{
     pin::pin,
@@ -23,13 +26,14 @@ use crate::{
     telemetry::trace,
 };
 
-/// One connection from the tailnet. Part of every request's extensions; handlers take a [`Caller`] instead.
+/// One connection from the tailnet. It is among the extensions of every request; handlers take a
+/// [`Caller`] instead.
 #[derive(Debug)]
 pub struct Connection {
     peer: Peer,
-    /// `None` for callers from the internet, who are nobody's.
+    /// `None` for connections from the internet, which have no identity.
     entry: Option<Arc<Entry>>,
-    /// As it was when the connection was first seen to be somebody's.
+    /// The first identity that was found, which fixes the connection's node.
     first: OnceLock<Arc<Visitor>>,
     directory: Directory,
 }
@@ -56,7 +60,7 @@ impl Connection {
         self.peer
     }
 
-    /// Who calls, right now. Callers from another tailnet are refused.
+    /// The current caller. Callers from another tailnet are refused.
     pub async fn caller(&self) -> Result<Caller, Refusal> {
         if self.entry.is_none() {
             trace::caller("funnel");
@@ -65,13 +69,13 @@ impl Connection {
         self.visitor().await?.caller().cloned()
     }
 
-    /// Who calls, right now, from whatever tailnet; callers from the internet are refused. Without a change of the network
-    /// map this asks nobody.
+    /// The current caller, from any tailnet; callers from the internet are refused. While the
+    /// network map does not change this needs no WhoIs call.
     pub async fn visitor(&self) -> Result<Arc<Visitor>, Refusal> {
         self.visitor_at(Timestamp::now()).await
     }
 
-    /// Who calls at that time.
+    /// The same, at the given time.
     pub async fn visitor_at(&self, now: Timestamp) -> Result<Arc<Visitor>, Refusal> {
         let Some(entry) = &self.entry else {
             return Err(Refusal::Funnel);
@@ -86,8 +90,9 @@ impl Connection {
         Ok(visitor.clone())
     }
 
-    /// One more request of whoever was last found to call ([`Self::caller`], [`Self::visitor`]). `Err` is the answer to a caller
-    /// that asks too often. To be called once for each request, by whoever asks for its caller.
+    /// Counts one request of the caller last found by [`Self::caller`] or [`Self::visitor`]. `Err`
+    /// is the answer to a caller that asks too often. To be called once per request, by the code
+    /// that asks for its caller.
     pub fn pace(&self) -> Result<(), http::Error> {
         let known = self.entry.as_ref().and_then(|entry| entry.last());
         match known.as_ref().map(|known| &known.allowance) {
@@ -96,9 +101,10 @@ impl Connection {
         }
     }
 
-    /// Ends when what [`Self::visitor`] says may have changed. To be made before asking.
+    /// Resolves when the result of [`Self::visitor`] may have changed. Call this first, then ask,
+    /// so that no change is missed.
     pub fn changed(&self) -> impl Future<Output = ()> + Send + '_ {
-        // Made here and not in the future, which would only begin to listen when first polled.
+        // Registered here, because the future itself would only do so when first polled.
         let changed = self.entry.as_ref().map(|entry| entry.changed());
         async move {
             match changed {
@@ -108,18 +114,19 @@ impl Connection {
         }
     }
 
-    /// When the key of the caller's node expires, as far as is known.
+    /// When the key of the caller's node expires, as far as known.
     pub fn key_expiry(&self) -> Option<Timestamp> {
         let known = self.entry.as_ref()?.last()?;
         known.answer.as_ref().ok()?.key_expiry()
     }
 
-    /// Of the network map. While it stands, so does what [`Self::visitor`] says, but for keys that expire.
+    /// Generation of the network map. Until it changes, the result of [`Self::visitor`] stays the
+    /// same, except for keys that expire.
     pub fn generation(&self) -> u64 {
         self.directory.generation()
     }
 
-    /// Why the connection must end, if it must.
+    /// The reason for which the connection must end, if there is one.
     fn over(&self, entry: &Entry) -> Option<Refusal> {
         let known = entry.last()?;
         match (&known.answer, self.first.get()) {
@@ -148,8 +155,8 @@ impl Standing for Connection {
     }
 }
 
-/// Handlers see who calls, never an address or a header. Funnel callers have no identity, so a route that takes a `Caller`
-/// refuses them; one that serves the internet takes the [`Connection`] itself.
+/// Handlers get the caller's identity, never an address or a header. Funnel callers have none, so a
+/// route that takes a `Caller` refuses them; a route for the internet takes the [`Connection`].
 impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = http::Error;
 

@@ -1,15 +1,16 @@
-//! Who is behind each address of the tailnet that calls: one table for all connections, and for addresses that a trusted proxy
-//! tells.
+//! The identities behind the tailnet's addresses: one table for all connections, and for addresses
+//! that a trusted proxy reports.
 //!
 //! Invariants
-//! - An answer holds for one generation of the network map. The generation is read before the node is asked: an answer that is
-//!   newer than its generation only costs one more question later.
-//! - Whoever asks for the same address at the same time shares one question.
-//! - At a new generation the entries of open connections are asked for again although nobody calls, so that those who wait for a
-//!   change ([`Entry::changed`]) learn of it at once. This takes half of one task's time at most.
-//! - Bounded: an entry that no connection holds is forgotten at the next generation, and before that when there are too many.
-//!
-//! That the node could not answer is not kept.
+//! - An answer is valid for one generation of the network map. The generation is read before the
+//!   node is asked: if the answer is newer than that, the only cost is another WhoIs call later.
+//! - Concurrent requests for the same address share one WhoIs call.
+//! - At a new generation the entries of open connections are refreshed even without a request, so
+//!   that those that wait for a change ([`Entry::changed`]) learn of it at once. This takes at most
+//!   half of one task's time.
+//! - Memory is bounded: an entry without a connection is dropped at the next generation, or earlier
+//!   if there are too many.
+//! - A failed WhoIs call is not kept.
 
 use std::{
     collections::HashMap,
@@ -36,16 +37,17 @@ use crate::{
     telemetry::meter::Meter,
 };
 
-/// The longest that the node may take to tell who somebody is, waiting for one's turn included.
+/// The longest time for a WhoIs answer, including the wait for another call about the same address.
 const WHOIS_TIME: Duration = Duration::from_secs(5);
-/// Entries without a connection that are kept at once. A tailnet rarely has more callers; the rest is asked for again.
+/// The number of entries without a connection that are kept. Few tailnets have more callers, and
+/// dropped ones are looked up again.
 const KEPT: usize = 4096;
-/// Questions at a time when a new generation is looked through.
+/// Concurrent WhoIs calls when the entries are refreshed after a new generation.
 const QUESTIONS: usize = 2;
-/// The longest pause after a generation was looked through.
+/// The longest pause after such a refresh.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Clones are one.
+/// The table. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Directory(Arc<Inner>);
 
@@ -57,11 +59,11 @@ struct Inner {
     _following: DropGuard,
 }
 
-/// What every entry needs to ask.
+/// What an entry needs to look up its peer.
 #[derive(Debug, Clone)]
 struct Shared {
     node: Arc<dyn Node>,
-    /// The node's picture of itself: looked at for each request.
+    /// The node's own status, checked at each request.
     status: watch::Receiver<Arc<Status>>,
     meter: Meter,
     callers: Option<Callers>,
@@ -76,22 +78,23 @@ struct Entries {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     peer: IpAddr,
-    /// Our address that the peer is connected to. `None`: an address that a proxy told, which is connected to that proxy.
+    /// Our address that the peer is connected to. `None` for an address that a proxy reports, since
+    /// that peer is connected to the proxy.
     local: Option<SocketAddr>,
 }
 
-/// What is known of one peer at one address of ours.
+/// What is known about one peer at one of our addresses.
 #[derive(Debug)]
 pub(super) struct Entry {
     key: Key,
     shared: Shared,
     known: ArcSwapOption<Known>,
-    /// Held by whoever asks the node.
+    /// Held by the task whose WhoIs call is running.
     asking: tokio::sync::Mutex<()>,
     changed: Notify,
 }
 
-/// An answer, and the generation of the network map that it was true in.
+/// An answer, and the generation of the network map for which it is valid.
 #[derive(Debug)]
 pub(super) struct Known {
     generation: u64,
@@ -100,12 +103,14 @@ pub(super) struct Known {
 }
 
 impl Directory {
-    /// Needs a tokio runtime: a task follows the network map until the last clone and the last connection are gone.
+    /// Needs a tokio runtime: a task follows the network map until the last clone and the last
+    /// connection are gone.
     pub fn new(node: Arc<dyn Node>) -> Self {
         Self::with(node, Meter::default(), None)
     }
 
-    /// Counts questions in `meter`, and bounds what a caller may ask over all connections ([`Connection::pace`]).
+    /// The same, counting WhoIs calls in `meter`, and limiting the rate of each caller over all of
+    /// its connections ([`Connection::pace`]).
     pub fn with(node: Arc<dyn Node>, meter: Meter, callers: Option<Callers>) -> Self {
         let status = node.watch();
         let generation = node.generation();
@@ -124,12 +129,13 @@ impl Directory {
         Self(inner)
     }
 
-    /// Somebody who has connected.
+    /// A new connection from `peer`.
     pub fn connection(&self, peer: Peer) -> Arc<Connection> {
         Arc::new(Connection::new(self.clone(), peer))
     }
 
-    /// What each request of a connection carries: the connection, and that it can lose its right to go on.
+    /// The extensions for the requests of a connection: the connection itself, and its right to
+    /// continue.
     pub fn identify(&self, peer: Peer) -> Extensions {
         let connection = self.connection(peer);
         let mut known = Extensions::new();
@@ -148,7 +154,8 @@ impl Directory {
         self.0.shared.status.borrow().addresses.contains(&addr)
     }
 
-    /// Who calls from there, by the word of a proxy that is trusted. The port says nothing on a tailnet.
+    /// The identity behind an address that a trusted proxy reports. On a tailnet the port tells
+    /// nothing.
     pub async fn visitor(&self, addr: IpAddr) -> Result<Arc<Visitor>, Refusal> {
         let now = Timestamp::now();
         let known = self.entry(addr, None).known(now).await?;
@@ -158,15 +165,16 @@ impl Directory {
     }
 
     pub(super) fn entry(&self, peer: IpAddr, local: Option<SocketAddr>) -> Arc<Entry> {
-        // A peer may appear as an IPv4 address inside IPv6, which the network map does not know.
+        // The network map does not know IPv4 addresses inside IPv6, which a peer may appear with.
         let key = Key {
             peer: peer.to_canonical(),
             local,
         };
         let mut entries = self.0.lock();
         if let Some(entry) = entries.all.get(&key) {
-            // A peer that connects has just passed the packet filter. That it may not is then an older answer, or one that a
-            // question anew will give again; those who hold it end by it.
+            // This peer has just passed the packet filter. So an answer that it may not connect is
+            // outdated, or will come again from a new WhoIs call. The connections that hold the old
+            // entry end through it.
             if !entry.ends_connections() {
                 return entry.clone();
             }
@@ -183,7 +191,7 @@ impl Directory {
         entry
     }
 
-    /// How many entries there are.
+    /// The number of entries.
     #[doc(hidden)]
     pub fn len(&self) -> usize {
         self.0.lock().all.len()
@@ -209,13 +217,13 @@ impl Entries {
         }
     }
 
-    /// An entry that somebody holds stays: a second one beside it would be asked for twice.
+    /// Keeps entries in use: a second entry for the same key would cost a second WhoIs call.
     fn forget_unheld(&mut self) {
         self.all.retain(|_, entry| Arc::strong_count(entry) > 1);
     }
 }
 
-/// Asks again for whoever is connected whenever the network map has changed.
+/// Refreshes the entries of open connections whenever the network map has changed.
 async fn follow(
     directory: Weak<Inner>,
     mut seen: u64,
@@ -236,7 +244,8 @@ async fn follow(
                 entries.forget_unheld();
                 entries.all.values().cloned().collect()
             };
-            // Where nothing is known of some, the next round begins without a change of the map.
+            // If a WhoIs call failed, the next round starts without waiting for a change of the
+            // map.
             again = stream::iter(held)
                 .map(|entry| async move { entry.known(Timestamp::now()).await.err() })
                 .buffer_unordered(QUESTIONS)
@@ -266,7 +275,8 @@ async fn follow(
 }
 
 impl Entry {
-    /// What is known now; the node is asked only if the network map has changed since the last answer.
+    /// The current answer. The node is only asked if the network map has changed since the last
+    /// one.
     pub(super) async fn known(&self, now: Timestamp) -> Result<Arc<Known>, Refusal> {
         running(&self.shared.status.borrow(), now)?;
         if let Some(known) = self.fresh() {
@@ -292,7 +302,7 @@ impl Entry {
             .inspect_err(|_| self.shared.meter.whois_asked(false))
     }
 
-    /// The last answer, whether or not it still holds.
+    /// The last answer, valid or not.
     pub(super) fn last(&self) -> Option<Arc<Known>> {
         self.known.load_full()
     }
@@ -303,13 +313,14 @@ impl Entry {
         matches!(answer, Some(Err(refusal)) if refusal.ends_connection())
     }
 
-    /// The answer of this very generation.
+    /// The last answer, if it is valid for the current generation.
     pub(super) fn fresh(&self) -> Option<Arc<Known>> {
         let generation = self.shared.node.generation();
         self.last().filter(|known| known.generation == generation)
     }
 
-    /// Ends when another answer has come than that before. To be made before one looks at the answer.
+    /// Resolves when an answer arrives that differs from the one before. Call this before reading
+    /// the answer, so that no change is missed.
     pub(super) fn changed(&self) -> Notified<'_> {
         self.changed.notified()
     }
@@ -368,8 +379,9 @@ fn failed(error: tailnet::Error) -> Refusal {
     Refusal::WhoIsFailed(Arc::new(error))
 }
 
-/// Whether what our node says of others can be believed: it is on the tailnet, its key is good, and the control server knows it.
-/// Asked for each request, since the network map does not change when our own node loses its place in it.
+/// Whether our node's answers about others can be trusted: it is on the tailnet, its key is valid,
+/// and the control server knows it. Checked at each request, since the network map does not change
+/// when our own node loses its place in it.
 fn running(status: &Status, now: Timestamp) -> Result<(), Refusal> {
     match classify(status, false, now) {
         JoinState::Running => Ok(()),

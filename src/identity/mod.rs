@@ -1,17 +1,23 @@
-//! Who calls. The network says it (WhoIs); this module turns its words into a [`Caller`] or a [`Refusal`], and nothing else
-//! in the program decides about identity.
+//! The identity of callers. It comes from the network (WhoIs). This module turns the network's
+//! answer into a [`Caller`] or a [`Refusal`]; no other part of the program decides about identity.
 //!
 //! Invariants
-//! - Denied wherever identity is in doubt: node not running, WhoIs failed, unknown peer, expired node, another tailnet.
-//! - Who is behind an address is kept for all connections together, and only while the network map stands still ([`Directory`]).
-//! - Whoever may no longer connect has no connection: it ends with what it carries ([`Connection`]).
-//! - A Funnel peer is a variant of its own and is never looked up: its address means nothing on the tailnet.
+//! - Access is denied wherever the identity is in doubt: own node not running, WhoIs failed,
+//!   unknown peer, expired node, another tailnet.
+//! - The identity behind an address is kept for all connections together, and only as long as the
+//!   network map does not change ([`Directory`]).
+//! - A peer that may no longer connect loses its connections, with whatever they carry
+//!   ([`Connection`]).
+//! - A Funnel peer is a variant of its own and is never looked up: its address means nothing on the
+//!   tailnet.
+//! - Code that wants callers of other tailnets has to ask for them: they come as a [`Visitor`],
+//!   from [`Connection::visitor`].
+//! - Request rates are counted per identity, over all of its nodes and connections ([`Callers`]).
+//! - An address that a trusted proxy reports is looked up in the [`Directory`] and never treated as
+//!   a connection.
 //!
-//! - Whoever wants callers of other tailnets has to say so: they come as a [`Visitor`], from [`Connection::visitor`].
-//! - How much one caller may ask is counted per identity, over all its nodes and connections ([`Callers`]).
-//! - An address that a trusted proxy tells is looked up in the [`Directory`], never taken for a connection.
-//!
-//! What a known caller may do is left to the components; [`Caller::grants`] hands them the tailnet policy's own words.
+//! What a known caller may do is decided by the components; [`Caller::grants`] gives them the
+//! values from the tailnet's policy.
 
 mod caller;
 mod callers;

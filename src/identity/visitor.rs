@@ -1,13 +1,13 @@
-//! A caller together with the tailnet that they come from, which may be another than ours.
+//! A caller together with their tailnet, which may be another one than ours.
 
 use jiff::Timestamp;
 
 use super::{Caller, Refusal};
 use crate::tailnet::WhoIs;
 
-/// Whoever the network vouches for. Of another tailnet are those to whom our node was shared (sharees), and nodes that were
-/// shared into ours. Most of the program must not see them: [`Visitor::caller`] refuses them, and only
-/// [`Visitor::even_foreign`] hands them out.
+/// A caller that the network vouches for. It may be from another tailnet: a user with whom our node
+/// was shared (a sharee), or a node that was shared into our tailnet. Most of the program must not
+/// see those: [`Visitor::caller`] refuses them, and only [`Visitor::even_foreign`] returns them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Visitor {
     caller: Caller,
@@ -20,8 +20,10 @@ pub struct Visitor {
 }
 
 impl Visitor {
-    /// Reads WhoIs' answer. `own_tailnet` is the MagicDNS suffix of ours. The tailnet of a caller is told by comparing, never by
-    /// cutting at a name that the caller's own client made up; a sharee's is not known at all.
+    /// Converts a WhoIs answer. `own_tailnet` is the MagicDNS suffix of our tailnet, which callers
+    /// of ours get. For a node that was shared into our tailnet the suffix is the part of its
+    /// MagicDNS name after the first label; a sharee has no such name, so its tailnet is unknown.
+    /// Names that a client chose for itself are never used for this.
     pub fn from_whois(whois: WhoIs, own_tailnet: &str) -> Result<Self, Refusal> {
         let foreign = !whois.same_tailnet;
         let name = whois.node.name.trim_end_matches('.').to_owned();
@@ -51,7 +53,8 @@ impl Visitor {
         })
     }
 
-    /// `Err` from the moment on at which the node's key expires. The node marks a peer as expired some seconds late.
+    /// `Err` from the time on at which the node's key expires. The node itself marks a peer as
+    /// expired only seconds later.
     pub fn at(&self, now: Timestamp) -> Result<(), Refusal> {
         match self.key_expiry {
             Some(expiry) if expiry <= now => Err(Refusal::NodeExpired {
@@ -61,7 +64,7 @@ impl Visitor {
         }
     }
 
-    /// When the key of the caller's node expires, if ever.
+    /// When the key of the caller's node expires, if it does.
     pub fn key_expiry(&self) -> Option<Timestamp> {
         self.key_expiry
     }
@@ -79,7 +82,7 @@ impl Visitor {
         Err(Refusal::ForeignTailnet { login })
     }
 
-    /// The caller, of whatever tailnet: for those who have a rule about it.
+    /// The caller, from any tailnet: for code that has its own rule about other tailnets.
     pub fn even_foreign(&self) -> &Caller {
         &self.caller
     }
@@ -88,7 +91,7 @@ impl Visitor {
         self.foreign
     }
 
-    /// What sort of caller this is, for those who must not tell more.
+    /// The type of caller, for places where nothing more may be revealed.
     pub fn kind(&self) -> &'static str {
         match &self.caller {
             _ if self.foreign => "foreign",
@@ -98,22 +101,22 @@ impl Visitor {
         }
     }
 
-    /// MagicDNS suffix of the caller's tailnet; empty where it is not known.
+    /// MagicDNS suffix of the caller's tailnet; empty if unknown.
     pub fn tailnet(&self) -> &str {
         &self.tailnet
     }
 
-    /// Stable id of the node that calls.
+    /// Stable id of the calling node.
     pub fn node_id(&self) -> &str {
         &self.node_id
     }
 
-    /// MagicDNS name of the node that calls, or its host name where the tailnet has no MagicDNS.
+    /// MagicDNS name of the calling node, or its host name where the tailnet has no MagicDNS.
     pub fn node_name(&self) -> &str {
         &self.node_name
     }
 
-    /// Address of the user's picture; empty for machines.
+    /// URL of the user's picture; empty for machines.
     pub fn picture(&self) -> &str {
         match self.caller {
             Caller::User(_) => &self.picture,

@@ -1,4 +1,4 @@
-//! The file of local rules:
+//! The file with local rules:
 //!
 //! ```toml
 //! [groups]
@@ -7,17 +7,17 @@
 //! [[rule]]
 //! name = "wiki"
 //! decision = "allow"                  # allow, deny or anonymous
-//! who = ["group:staff", "tag:ci"]     # one of these; see `Selector`
-//! hosts = ["wiki.example.com"]        # absent: any
-//! paths = ["/"]                       # a path and all below it; absent: any
-//! methods = ["GET", "POST"]           # absent: any
-//! foreign = false                     # true: callers of other tailnets alone
+//! who = ["group:staff", "tag:ci"]     # any one of these; see `Selector`
+//! hosts = ["wiki.example.com"]        # if absent: any
+//! paths = ["/"]                       # a path and everything below it; if absent: any
+//! methods = ["GET", "POST"]           # if absent: any
+//! foreign = false                     # true: only callers of other tailnets
 //! tailnet = "tailnet-x.ts.net"        # the caller's
 //! grant = { capability = "example.com/cap/wiki", has = { role = "reader" } }
 //! ```
 //!
-//! All mistakes are found in one pass, each with its line and field. An empty list is a mistake: it could be meant as
-//! "nobody" or as "anybody".
+//! All mistakes are found in one pass, each with its line and field. An empty list is a mistake,
+//! because it could mean "nobody" as well as "anybody".
 
 use std::{collections::BTreeMap, fmt, ops::Range};
 
@@ -33,11 +33,11 @@ use super::{
 };
 use crate::{config::printable, web::HostPattern};
 
-/// One thing wrong with a file.
+/// One mistake in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
     pub line: usize,
-    /// Where in the file, such as `rule[2].paths`.
+    /// The position in the file, such as `rule[2].paths`.
     pub field: String,
     pub message: String,
 }
@@ -53,13 +53,13 @@ impl fmt::Display for Mistake {
         if field.is_empty() {
             write!(f, "line {line}: {message}")
         } else {
-            // It may hold a key of the file, which may hold anything.
+            // The field may contain a key of the file, with any characters.
             write!(f, "line {line}: {}: {message}", printable(field))
         }
     }
 }
 
-/// Everything wrong with a file, in its order.
+/// All mistakes in a file, in their order there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistakes(pub Vec<Mistake>);
 
@@ -96,7 +96,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Rule>, Mistakes> {
         let at = error.span().unwrap_or(0..0);
         reader.mistake(&at, "", error.message());
     }
-    // A tree that was patched together after a syntax error would only bring up mistakes that are none.
+    // After a syntax error the parser's tree is a guess, which would produce false mistakes.
     let rules = if reader.mistakes.is_empty() {
         reader.file(table.get_ref())
     } else {
@@ -371,7 +371,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A list of words, each read by `read`.
+    /// A list of strings, each converted by `read`.
     fn list<T>(
         &mut self,
         table: &DeTable<'_>,
@@ -504,14 +504,14 @@ fn kind(node: &Node<'_>) -> &'static str {
     }
 }
 
-/// A login may be any word, and so may a group's name.
+/// Both a login and a group may have any name.
 fn group_or_login(word: &str) -> String {
     format!(
         "{word:?} is a group of this file: write \"group:{word}\", or \"{word}@\" for a user with that login"
     )
 }
 
-/// ` (did you mean …?)`, where something known is near enough to be a slip of the hand.
+/// ` (did you mean …?)` if a known name is similar enough for a typing error.
 fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> String {
     known
         .map(|word| (strsim::damerau_levenshtein(name, word), word))

@@ -1,11 +1,12 @@
-//! Rules that the tailnet's own policy file carries, as values of a capability:
+//! Rules in the tailnet's own policy file, written as values of a capability:
 //!
 //! ```json
-//! {"decision": "allow", "hosts": ["wiki.example.com"], "paths": ["/docs"], "methods": ["GET"], "foreign": false}
+//! {"decision": "allow", "hosts": ["wiki.example.com"], "paths": ["/docs"], "methods": ["GET"],
+//!  "foreign": false}
 //! ```
 //!
-//! Every member may be absent; `{}` allows all. Whom it is about is the grant's `src`. A value that cannot be read denies,
-//! since it may have been meant to.
+//! Every member may be absent; `{}` allows everything. The grant's `src` says which callers it
+//! applies to. A value that cannot be read denies, since that may have been its purpose.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -27,7 +28,7 @@ struct Words {
     hosts: Vec<String>,
     paths: Vec<String>,
     methods: Vec<String>,
-    /// Whether callers of other tailnets are meant too.
+    /// Whether the grant also applies to callers of other tailnets.
     foreign: bool,
 }
 
@@ -40,7 +41,7 @@ enum Choice {
     Deny,
 }
 
-/// The caller's grants as steps, those that deny first.
+/// The caller's grants as steps, denying ones first.
 pub(super) fn steps(visitor: &Visitor, capability: &str, what: &What) -> Vec<Step> {
     let values = visitor.even_foreign().grants(capability).iter();
     let mut steps: Vec<Step> = values
@@ -51,7 +52,7 @@ pub(super) fn steps(visitor: &Visitor, capability: &str, what: &What) -> Vec<Ste
     steps
 }
 
-/// Whether a grant that can be read names this host.
+/// Whether a readable grant names this host.
 pub(super) fn name_host(visitor: &Visitor, capability: &str, host: &Host) -> bool {
     let values = visitor.even_foreign().grants(capability).iter();
     values
@@ -111,7 +112,7 @@ fn read(value: &Value) -> Result<(Effect, Scope, bool), String> {
     Ok((effect, scope, words.foreign))
 }
 
-/// A method as HTTP writes it.
+/// A method in the spelling of HTTP.
 pub(super) fn method(word: &str) -> Result<::http::Method, String> {
     let upper = !word.is_empty() && word.bytes().all(|b| b.is_ascii_uppercase() || b == b'-');
     match ::http::Method::from_bytes(word.as_bytes()) {
@@ -122,7 +123,8 @@ pub(super) fn method(word: &str) -> Result<::http::Method, String> {
     }
 }
 
-/// What a local rule may ask of the caller's grants: a capability, and perhaps members that one of its values must have.
+/// What a local rule requires of the caller's grants: a capability, and optionally members that one
+/// of its values must have.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Condition {
     pub(super) capability: String,
@@ -143,7 +145,7 @@ impl Condition {
     }
 }
 
-/// Equal, or a list with an equal member.
+/// True if equal, or if `found` is a list with an equal element.
 fn holds(found: &Value, wanted: &Value) -> bool {
     found == wanted || found.as_array().is_some_and(|list| list.contains(wanted))
 }

@@ -1,20 +1,25 @@
-//! Who may do what: one rule language for every component that guards something.
+//! Access rules: one rule language for the components that guard a service.
 //!
-//! [`Rules::decide`] is a pure function of the rules, the caller ([`Who`]) and the request ([`What`]). It asks, in this order:
+//! [`Rules::decide`] is a pure function of the rules, the caller ([`Who`]) and the request
+//! ([`What`]). It evaluates in this order:
 //!
-//! 1. the grants that the tailnet's own policy file gives the caller for our capability: a denying grant beats an allowing
-//!    one, since grants have no order that an operator could rely on;
-//! 2. the local rules, as they stand in the file: the first that matches decides;
-//! 3. nobody: the end of the list denies.
+//! 1. the grants that the tailnet's own policy file gives the caller for our capability. A denying
+//!    grant beats an allowing one, since grants have no order that an operator could rely on;
+//! 2. the local rules, in the order of the file: the first match decides;
+//! 3. the end of the list, which denies.
 //!
 //! Invariants
-//! - Doubt never opens a door. A match is `No`, `Maybe` or `Yes`; a path that two servers could read in two ways, or a header
-//!   that the proxy did not send, makes a `Maybe`. Rules that let through need `Yes`; rules that deny are content with `Maybe`.
-//! - Callers from another tailnet and from the internet are let through only by a rule that names them.
-//! - "Allow" always means an identified caller; whoever is let through without identity is `Anonymous`.
+//! - Doubt never grants access. A match is `No`, `Maybe` or `Yes`; a path that two servers could
+//!   read differently, or a header that the proxy did not send, makes it a `Maybe`. Rules that
+//!   grant access need a `Yes`; for rules that deny a `Maybe` is enough.
+//! - Callers from another tailnet and from the internet get access only by a rule that names them.
+//! - "Allow" always means an identified caller; access without identity is `Anonymous`.
 //!
-//! Left to others: finding out who calls ([`crate::identity`]), what a denial looks like (the components), when the file is
-//! read again ([`Store`] does it when it is told to).
+//! Not decided here: who the caller is ([`crate::identity`]), what a denial looks like (the
+//! components), and when the file is read again ([`Store`] reads it when it is told to).
+//!
+//! `sts/policy` is a separate rule language, with the wire format of TailSTS: it compares claims of
+//! outside tokens and knows no tailnet callers, hosts or paths.
 
 mod file;
 mod grant;
@@ -33,28 +38,28 @@ pub use crate::web::{Host, HostPattern};
 
 use crate::identity::{Caller, Visitor};
 
-/// The capability of grants that speak of us, unless another name is set.
+/// The capability whose values are rules for us, unless another name is set.
 pub const CAPABILITY: &str = "tailbone.dev/cap/gate";
 
-/// Whom the rules are asked about.
+/// The caller, as the rules see it.
 #[derive(Debug, Clone, Copy)]
 pub enum Who<'a> {
-    /// We cannot tell at the moment: a trouble of ours.
+    /// Unknown at the moment, because of a fault of ours.
     Doubt,
-    /// Somebody on the internet.
+    /// A caller from the internet.
     Funnel,
-    /// The tailnet knows the node and vouches for it.
+    /// A node that the tailnet knows and vouches for.
     Known(&'a Visitor),
-    /// Somebody whom the tailnet does not know or no longer vouches for.
+    /// A caller that the tailnet does not know, or no longer vouches for.
     Nobody,
 }
 
-/// What is to happen with a request.
+/// The outcome for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// Let through, with the caller's identity.
+    /// Access with the caller's identity.
     Allow,
-    /// Let through, without telling who it is.
+    /// Access without an identity.
     Anonymous,
     Deny,
 }
@@ -69,19 +74,19 @@ impl Effect {
     }
 }
 
-/// Which rule decided.
+/// The rule that decided.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RuleId {
-    /// None: the end of the list.
+    /// No rule: the end of the list.
     End,
     /// A value of the capability in the tailnet's policy, counted from 1.
     Grant(usize),
-    /// A rule of the file.
+    /// A rule in the file.
     Local { name: String, line: usize },
 }
 
 impl RuleId {
-    /// For counting: which of a caller's grants it was is not told.
+    /// For counters: leaves out the number of the grant.
     pub fn kind(&self) -> String {
         match self {
             Self::Grant(_) => "grant".to_owned(),
@@ -100,7 +105,7 @@ impl fmt::Display for RuleId {
     }
 }
 
-/// The answer of [`Rules::decide`].
+/// The result of [`Rules::decide`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
     pub effect: Effect,
@@ -109,17 +114,17 @@ pub struct Decision {
     pub why: Cow<'static, str>,
 }
 
-/// One rule that was looked at, for `policy test`.
+/// The evaluation of one rule, for `policy test`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
     pub rule: RuleId,
     pub effect: Effect,
-    /// Whether this is the rule that decides.
+    /// Whether this rule decides.
     pub decides: bool,
     pub why: Cow<'static, str>,
 }
 
-/// How sure it is that a rule is about this request.
+/// How certain it is that a rule applies to this request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Match {
     No,
@@ -137,11 +142,11 @@ impl Match {
     }
 }
 
-/// Checked rules, ready to decide.
+/// Valid rules, ready to decide.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rules {
     rules: Vec<Rule>,
-    /// `None` where grants are not to be asked.
+    /// `None` if grants are not evaluated.
     capability: Option<String>,
 }
 
@@ -151,7 +156,8 @@ struct Rule {
     line: usize,
     effect: Effect,
     who: Vec<Selector>,
-    /// Whether callers of other tailnets are meant; by default everybody's denied, and only our own are let through.
+    /// Whether the rule applies to callers of other tailnets (`true`) or of ours (`false`). Without
+    /// it a denying rule applies to both, and a rule that grants access only to callers of ours.
     foreign: Option<bool>,
     tailnet: Option<String>,
     grant: Option<grant::Condition>,
@@ -159,7 +165,7 @@ struct Rule {
 }
 
 impl Rules {
-    /// No local rules: the tailnet's grants decide alone.
+    /// No local rules: only the tailnet's grants decide.
     pub fn grants_only(capability: &str) -> Self {
         Self {
             rules: Vec::new(),
@@ -167,7 +173,7 @@ impl Rules {
         }
     }
 
-    /// Reads a file of rules. All its mistakes are told at once.
+    /// Reads a file of rules and reports all of its mistakes at once.
     pub fn parse(text: &str, capability: &str) -> Result<Self, Mistakes> {
         Ok(Self {
             rules: file::parse(text)?,
@@ -187,7 +193,7 @@ impl Rules {
         }
     }
 
-    /// Every rule up to the one that decides, each with its reason.
+    /// All rules up to the one that decides, each with its reason.
     pub fn explain(&self, who: Who<'_>, what: &What) -> (Vec<Step>, Decision) {
         let mut seen = Vec::new();
         for step in self.steps(who, what) {
@@ -208,12 +214,12 @@ impl Rules {
         (seen, decision)
     }
 
-    /// Whether any rule speaks of methods: a header that replaces the method would then get around it.
+    /// Whether any rule depends on methods. A header that overrides the method could get around it.
     pub fn name_methods(&self) -> bool {
         self.rules.iter().any(|rule| rule.scope.names_methods())
     }
 
-    /// Whether a rule or a grant of the caller names this host, by itself or by its domain.
+    /// Whether a rule, or a grant of the caller, names this host or its domain.
     pub fn name_host(&self, who: Who<'_>, host: &Host) -> bool {
         let granted = match (&self.capability, who) {
             (Some(capability), Who::Known(visitor)) => grant::name_host(visitor, capability, host),
@@ -256,7 +262,8 @@ impl Rule {
                 (Effect::Deny, Match::Yes, Match::Yes) => (Effect::Deny, true, "matches".into()),
                 (Effect::Deny, _, Match::Maybe) => (Effect::Deny, true, caller.1.into()),
                 (Effect::Deny, _, _) => (Effect::Deny, true, scope.1.into()),
-                // Going on to a later rule could let somebody through whom this one was meant to tell apart.
+                // Continuing with a later rule could give access to a caller that this rule was
+                // meant to single out.
                 (_, _, Match::Maybe) => (Effect::Deny, true, caller.1.into()),
                 (_, Match::Maybe, _) => (self.effect, false, scope.1.into()),
                 (effect, Match::Yes, Match::Yes) => (effect, true, "matches".into()),
@@ -272,7 +279,7 @@ impl Rule {
         }
     }
 
-    /// Whether the rule is about this caller, and if not, which part of it says so.
+    /// Whether the rule applies to this caller, and if not, because of which part.
     fn about(&self, who: Who<'_>) -> (Match, &'static str) {
         let lets_through = self.effect != Effect::Deny;
         if !self.needs_identity() {
@@ -281,7 +288,7 @@ impl Rule {
         let visitor = match who {
             Who::Known(visitor) => visitor,
             Who::Doubt => return (Match::Maybe, "who calls cannot be told at the moment"),
-            // A rule that denies everybody means those without a name too.
+            // A rule that denies everybody includes callers without identity.
             Who::Funnel => {
                 let named = self.who.contains(&Selector::Funnel);
                 let all = !lets_through && self.who.contains(&Selector::Everybody);
@@ -335,8 +342,9 @@ impl Rule {
     }
 }
 
-/// Whether a tailnet is the one that was written down. The final dot and the case mean nothing, and `tailnet-x` stands for
-/// `tailnet-x.ts.net`, since both ways of writing are about. No tailnet at all is never the expected one.
+/// Whether `actual` is the tailnet that was written in a rule. A final dot and case do not matter,
+/// and `tailnet-x` stands for `tailnet-x.ts.net`, since both spellings are common. An empty name
+/// never matches.
 pub fn same_tailnet(written: &str, actual: &str) -> bool {
     let plain = |text: &str| text.trim_end_matches('.').to_ascii_lowercase();
     let (written, actual) = (plain(written), plain(actual));
@@ -346,7 +354,7 @@ pub fn same_tailnet(written: &str, actual: &str) -> bool {
     written == actual || (!written.contains('.') && actual == format!("{written}.ts.net"))
 }
 
-/// The caller's word in an audit line; an identity from another tailnet is marked as such.
+/// The caller's name for an audit line, with a mark if it is from another tailnet.
 pub fn caller_word(visitor: &Visitor) -> String {
     let caller: &Caller = visitor.even_foreign();
     if visitor.foreign() {

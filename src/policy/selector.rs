@@ -1,27 +1,29 @@
-//! The words by which a rule names callers. They are those of Tailscale's own policy file, as far as it has them.
+//! The names by which a rule selects callers, as in Tailscale's own policy file where that has
+//! them.
 
 use crate::identity::Caller;
 
 /// One entry of `who`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selector {
-    /// `anyone`: with or without identity.
+    /// `anyone`: every caller, with or without identity.
     Anyone,
     /// `*@example.com`: every user with such a login.
     Domain(String),
-    /// `*`: everybody whom the tailnet identifies.
+    /// `*`: every caller that the tailnet identifies.
     Everybody,
     /// `funnel`: callers from the internet.
     Funnel,
-    /// `tag:ci`: machines with this tag, among others.
+    /// `tag:ci`: machines that have this tag.
     Tag(String),
-    /// `alice@example.com`: one user. Where logins have no domain (headscale) `alice`, or `alice@` for a login that is also a word
-    /// of ours.
+    /// `alice@example.com`: one user. Where logins have no domain (headscale): `alice`, or `alice@`
+    /// if the login is also a keyword here.
     User(String),
 }
 
 impl Selector {
-    /// Reads one word; the error says what is wrong with it. Groups are the file's business.
+    /// Parses one name; the error says what is wrong with it. Groups are resolved by the file's
+    /// reader.
     pub fn parse(word: &str) -> Result<Self, String> {
         match word {
             "*" => return Ok(Self::Everybody),
@@ -53,7 +55,8 @@ impl Selector {
         }
     }
 
-    /// Whether the word means this caller. Tags alone decide what is a machine: the login of a tagged node is nobody's.
+    /// Whether this selects the caller. Only tags make a caller a machine: the login of a tagged
+    /// node is nobody's.
     pub fn is(&self, caller: &Caller) -> bool {
         match (self, caller) {
             (Self::Anyone, _) | (Self::Funnel, Caller::Funnel(_)) => true,
@@ -72,8 +75,9 @@ impl Selector {
 const NOBODY: &str = "names nobody: use a login (alice@example.com; alice where logins have no domain), *@domain, tag:name, \
      group:name, * or anyone";
 
-/// A word without `@` is a login. That nobody has it cannot be seen here, and in a rule that denies it would let everybody through,
-/// so words that were hardly meant as one are refused.
+/// A name without `@` is a login. Whether it exists cannot be checked here, and in a denying rule a
+/// login of nobody would let everybody through. So names that were probably not meant as logins are
+/// refused.
 fn bare(word: &str) -> Result<Selector, String> {
     let lower = word.to_ascii_lowercase();
     let meant = if word.parse::<std::net::Ipv4Addr>().is_ok() {

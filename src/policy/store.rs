@@ -1,7 +1,8 @@
-//! The rules in force, and how new ones take their place while requests are being decided.
+//! The active rules, and how new ones replace them while requests are being decided.
 //!
-//! A file that cannot be read, or has mistakes, changes nothing: the rules before it stay. Nothing here waits or watches on
-//! its own; the caller's clock drives [`Store::tick`], and a HUP calls [`Store::reload`].
+//! A file that cannot be read or has mistakes changes nothing: the previous rules stay active.
+//! Nothing here watches the file by itself: the caller's timer calls [`Store::tick`], and SIGHUP
+//! leads to [`Store::reload`].
 
 use std::{
     fs, io,
@@ -15,7 +16,7 @@ use tokio::sync::{Notify, futures::Notified};
 
 use super::{Mistakes, Rules};
 
-/// Nobody writes so many rules by hand; what is larger is some other file.
+/// Nobody writes that many rules by hand; a larger file is the wrong file.
 const FILE_BYTES: u64 = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
@@ -28,21 +29,21 @@ pub enum LoadError {
     TooLarge { path: PathBuf },
 }
 
-/// What a look at the file led to.
+/// The result of a check of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
     Loaded,
     Unchanged,
 }
 
-/// Where the rules come from and which are in force.
+/// The source of the rules, and the active rules.
 #[derive(Debug)]
 pub struct Store {
     path: Option<PathBuf>,
     capability: String,
     rules: ArcSwap<Rules>,
     changed: Notify,
-    /// As of the last look. Also keeps two reloads from overtaking each other.
+    /// The state at the last check. The lock also keeps two reloads from overtaking each other.
     seen: Mutex<Seen>,
 }
 
@@ -52,7 +53,8 @@ struct Seen {
     text: String,
 }
 
-/// Tells a changed file from the same one. The inode catches a file that was swapped within the clock's grain.
+/// Tells a changed file from an unchanged one. The inode shows a replacement within the resolution
+/// of the file system's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Mark {
     inode: u64,
@@ -61,7 +63,7 @@ struct Mark {
 }
 
 impl Store {
-    /// Loads the rules for the first time; without a file, the grants of the tailnet decide alone.
+    /// Loads the rules for the first time. Without a file only the tailnet's grants decide.
     pub fn open(path: Option<&Path>, capability: &str) -> Result<Self, LoadError> {
         let store = Self {
             path: path.map(Path::to_path_buf),
@@ -74,7 +76,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Rules that are already there, without a file behind them.
+    /// Given rules, without a file.
     pub fn fixed(rules: Rules) -> Self {
         Self {
             path: None,
@@ -89,7 +91,7 @@ impl Store {
         self.rules.load_full()
     }
 
-    /// Ends when other rules are in force than at this call.
+    /// Resolves when the active rules have changed after this call.
     pub fn changed(&self) -> Notified<'_> {
         self.changed.notified()
     }
@@ -98,12 +100,13 @@ impl Store {
         self.path.as_deref()
     }
 
-    /// Reads, checks and swaps.
+    /// Reads and checks the file, and activates its rules.
     pub fn reload(&self) -> Result<Change, LoadError> {
         self.look(true)
     }
 
-    /// Reads the file if it is another than at the last look. A file with mistakes is told once, not at each tick.
+    /// Reads the file if it has changed since the last check. Mistakes in a file are reported once,
+    /// not at each tick.
     pub fn tick(&self) -> Result<Change, LoadError> {
         self.look(false)
     }
@@ -135,7 +138,7 @@ impl Store {
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) => {
-                // The file is there and may be readable at the next tick.
+                // The file exists and may become readable before the next tick.
                 seen.mark = None;
                 return Err(failed(error));
             }

@@ -1,4 +1,4 @@
-//! The rules as a whole: order, doubt, and mistakes of a file.
+//! Tests of the rules as a whole: order, doubt, and mistakes in a file.
 
 use std::collections::BTreeMap;
 
@@ -202,7 +202,7 @@ fn tricks_with_paths_never_open_and_never_evade() {
             "{path}"
         );
     }
-    // Odd, but harmless: every reading is below the prefix.
+    // Odd but harmless: every reading is below the prefix.
     for path in [
         "/public/a%20b",
         "/public//x",
@@ -372,7 +372,7 @@ fn grants_come_before_local_rules_and_denying_ones_first() {
         "deny grant:2"
     );
     assert_eq!(told(&allow_all, json!([]), "/"), "allow rule:1");
-    // Unreadable: it may have been meant to deny.
+    // Values that cannot be read may have been meant to deny.
     for value in [
         json!([{"path": ["/x"]}]),
         json!(["x"]),
@@ -444,7 +444,7 @@ fn a_login_without_a_domain_is_a_login() {
         assert_eq!(told("alice@example.com"), "deny end", "{word}");
         assert_eq!(told("malice"), "deny end", "{word}");
     }
-    // A login that is a word of rules, or looks like a mistake, with the sign that makes it a login.
+    // Logins that are keywords or look like mistakes, with the `@` that makes them logins.
     for login in ["anyone", "funnel", "all", "nobody", "10.0.0.1"] {
         let rules = rules(&format!(
             "[[rule]]\ndecision = \"allow\"\nwho = [\"{login}@\"]\n"
@@ -459,7 +459,7 @@ fn a_login_without_a_domain_is_a_login() {
         );
         assert_eq!(told(&rules, Who::Funnel, &get("/")), "deny end");
     }
-    // A machine is none, whatever it is called.
+    // A machine is not a login, whatever it is called.
     let tagged = rules("[[rule]]\ndecision = \"allow\"\nwho = [\"tagged-devices@\"]\n");
     assert_eq!(
         told(&tagged, Who::Known(&machine("tag:ci")), &get("/")),
@@ -567,7 +567,7 @@ fn a_broken_file_is_told_by_line() {
     );
 }
 
-/// A segment as some client might send it.
+/// A segment as a client might send it.
 fn segment() -> impl Strategy<Value = String> {
     prop_oneof![
         Just("admin".to_owned()),
@@ -585,7 +585,8 @@ fn segment() -> impl Strategy<Value = String> {
     ]
 }
 
-/// What a strict server of the kind that decodes once and then resolves makes of it. Written apart from the code it checks.
+/// How a strict server that decodes once and then resolves dots reads the path. Written
+/// independently of the code that it checks.
 fn as_most_servers_read_it(raw: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = raw.as_bytes();
@@ -619,7 +620,8 @@ fn as_most_servers_read_it(raw: &str) -> String {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Whatever is sent: what most servers would take for /admin is denied, and what is allowed as /public is nothing else.
+    /// For any path: what most servers would read as /admin is denied, and what is allowed as
+    /// /public is nothing else.
     #[test]
     fn no_path_evades(segments in proptest::collection::vec(segment(), 0..7)) {
         let raw = format!("/{}", segments.join("/"));
@@ -637,7 +639,7 @@ proptest! {
         }
     }
 
-    /// First match, against the plainest possible model of it.
+    /// The first match decides, compared with the simplest possible model.
     #[test]
     fn first_match_decides(
         list in proptest::collection::vec((0..3_usize, 0..3_usize, 0..3_usize), 0..6),

@@ -1,14 +1,14 @@
-//! What a request asks for (host, path, method), and the patterns that rules hold against it.
+//! What a request asks for (host, path, method), and the patterns of rules.
 //!
-//! A path is the hard part: `/public/%2e%2e/admin` is below `/public` for one server and is
-//! `/admin` for the next, and we do not know which kind stands behind us. So a [`Path`] keeps
-//! *every* reading that some server could make of it (decoded once or several times, slashes
-//! merged, dots resolved, backslashes turned, parameters and trailing dots cut). A rule that lets
-//! through has to match them all; a rule that denies needs one. What has no end of readings, or
-//! hides control characters, is no path.
+//! Paths are the hard part: one server reads `/public/%2e%2e/admin` as a path below `/public`,
+//! another as `/admin`, and we do not know which of them is behind us. So a [`Path`] keeps *every*
+//! reading that some server could arrive at (decoded once or several times, slashes merged, dots
+//! resolved, backslashes replaced, parameters and trailing dots removed). A rule that grants access
+//! must match all of them; a rule that denies needs one. A path with too many readings, or with
+//! hidden control characters, is refused.
 //!
-//! Readings are made when the first rule or route with a path asks for them, once for a request,
-//! and their number and bytes are bounded: a long path that hides much costs no more than a long
+//! The readings are computed once per request, when the first rule or route with a path needs them.
+//! Their number and total size are bounded: a long path with many escapes costs no more than a long
 //! plain one.
 
 use std::{cell::Cell, collections::VecDeque, sync::OnceLock};
@@ -18,7 +18,7 @@ use ::http::Method;
 use super::{Effect, Match};
 use crate::web::{BadHost, Host, HostPattern};
 
-/// What a request asks for. `None` is what the proxy did not tell.
+/// What a request asks for. `None` is what the proxy did not report.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct What {
     pub host: Option<Host>,
@@ -27,13 +27,13 @@ pub struct What {
 }
 
 impl What {
-    /// Why the path could not be read, where a rule or route needed to.
+    /// Why the path has no readings, if a rule or route needed them.
     pub fn unreadable(&self) -> Option<WhatError> {
         self.path.as_ref()?.unreadable()
     }
 }
 
-/// Why something is no host or path to decide about.
+/// Why a host or path cannot be used for a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WhatError {
     #[error("the path can be read in too many ways")]
@@ -50,24 +50,24 @@ impl From<BadHost> for WhatError {
     }
 }
 
-/// Readings of one path at most. An honest path has one or two.
+/// The most readings that a path may have. An honest path has one or two.
 const READINGS: usize = 64;
-/// Bytes written for all readings together at most: enough for the longest path with escapes in it.
+/// The most bytes written for all readings together: enough for the longest path with escapes.
 const READING_WORK: usize = 256 << 10;
 /// Longer paths are refused before any work is spent on them.
 const PATH_BYTES: usize = 8 << 10;
 
-/// A path with every reading that some server could make of it.
+/// A path with every reading that some server could arrive at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Path {
     sent: Vec<u8>,
-    /// Once they were asked for.
+    /// Filled on first use.
     readings: OnceLock<Result<Vec<Vec<u8>>, WhatError>>,
 }
 
 impl Path {
-    /// The path of a request target, without its query. What is wrong with it shows when it is
-    /// read.
+    /// The path of a request target, without the query. Errors in it appear when the readings are
+    /// needed.
     pub fn sent(raw: &str) -> Result<Self, WhatError> {
         let raw = raw.as_bytes();
         if raw.first() != Some(&b'/') || raw.len() > PATH_BYTES {
@@ -79,14 +79,14 @@ impl Path {
         })
     }
 
-    /// The same, read at once.
+    /// The same, with the readings computed at once.
     pub fn parse(raw: &str) -> Result<Self, WhatError> {
         let path = Self::sent(raw)?;
         path.readings()?;
         Ok(path)
     }
 
-    /// Whether a rule or a route needed to read it, and could not.
+    /// The error, if a rule or route needed the readings and there are none.
     pub fn unreadable(&self) -> Option<WhatError> {
         self.readings.get()?.as_ref().err().copied()
     }
@@ -98,7 +98,8 @@ impl Path {
         }
     }
 
-    /// As sent, cut behind its first segment: enough for a log line, without what a path may hide further down.
+    /// The path as sent, cut after its first segment: enough for a log line, without anything
+    /// hidden further down.
     pub fn first_segment(&self) -> String {
         let sent = &self.sent;
         let end = sent
@@ -110,12 +111,13 @@ impl Path {
         shown.escape_ascii().to_string()
     }
 
-    /// Which of several prefixes hold the path: `Ok(None)` for none; an error where two readings differ.
+    /// Which of several prefixes the path belongs to: `Ok(None)` for none; an error if two readings
+    /// differ.
     pub fn choose<'a, T>(
         &self,
         mut which: impl FnMut(&dyn Fn(&PathPrefix) -> bool) -> Option<&'a T>,
     ) -> Result<Option<&'a T>, WhatError> {
-        // Where no prefix says anything about the path, no reading of it does.
+        // If no prefix restricts the path, the readings do not matter.
         let compared = Cell::new(false);
         let here = which(&|prefix| {
             compared.set(compared.get() || !prefix.is_empty());
@@ -137,8 +139,7 @@ impl Path {
     }
 }
 
-/// Every reading of a path; the first is the path as sent. `work` counts the bytes that were
-/// written for it.
+/// Computes all readings of a path; the first is the path as sent. `work` counts the bytes written.
 fn read(sent: &[u8], work: &mut usize) -> Result<Vec<Vec<u8>>, WhatError> {
     let mut readings: Vec<Vec<u8>> = Vec::new();
     let mut open = VecDeque::from([sent.to_vec()]);
@@ -169,7 +170,7 @@ fn read(sent: &[u8], work: &mut usize) -> Result<Vec<Vec<u8>>, WhatError> {
     Ok(readings)
 }
 
-/// One thing that servers do with a path before they look at it.
+/// One transformation that servers apply to a path.
 type Way = fn(&[u8]) -> Vec<u8>;
 
 const WAYS: [Way; 8] = [
@@ -183,14 +184,14 @@ const WAYS: [Way; 8] = [
     resolve,
 ];
 
-/// Control characters and overlong UTF-8 have no place in any reading of a path.
+/// Refuses control characters and overlong UTF-8, which no honest path contains in any reading.
 fn clean(reading: &[u8]) -> bool {
     reading
         .iter()
         .all(|b| !b.is_ascii_control() && !matches!(b, 0xc0 | 0xc1 | 0xf5..=0xff))
 }
 
-/// Whether all servers agree on it.
+/// Whether all servers read it alike.
 fn plain(reading: &[u8]) -> bool {
     let odd = |b: &u8| matches!(b, b'%' | b'\\' | b';' | b'?' | b'#');
     let segment = |s: &[u8]| !s.is_empty() && !matches!(s.last(), Some(b'.' | b' '));
@@ -200,7 +201,7 @@ fn plain(reading: &[u8]) -> bool {
         && (inner.is_empty() && reading.len() < 2 || inner.split(|b| *b == b'/').all(segment))
 }
 
-/// Every `%xx` decoded, once.
+/// Decodes every `%xx` once.
 fn decode(path: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(path.len());
     let mut rest = path;
@@ -218,8 +219,8 @@ fn decode(path: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Every `%uXXXX` decoded, once, as IIS and old Java servers do. The full-width forms of ASCII
-/// become ASCII there.
+/// Decodes every `%uXXXX` once, as IIS and old Java servers do. They turn full-width forms of ASCII
+/// characters into ASCII.
 fn decode_wide(path: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(path.len());
     let mut rest = path;
@@ -238,7 +239,7 @@ fn decode_wide(path: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The character of `uXXXX`.
+/// The character that `uXXXX` stands for.
 fn wide(text: &[u8]) -> Option<char> {
     let hex = match text.get(..5)? {
         [b'u' | b'U', hex @ ..] => hex,
@@ -254,8 +255,8 @@ fn wide(text: &[u8]) -> Option<char> {
     char::from_u32(number)
 }
 
-/// Each segment without the dots and blanks at its end, as Windows names files. `.` and `..` are no
-/// names.
+/// Removes dots and blanks at the end of each segment, as Windows does with file names. `.` and
+/// `..` are not names.
 fn cut_ends(path: &[u8]) -> Vec<u8> {
     let cut = |segment: &[u8]| -> Vec<u8> {
         let blank = |b: &u8| *b == b' ';
@@ -266,7 +267,7 @@ fn cut_ends(path: &[u8]) -> Vec<u8> {
                 .rposition(|b| !odd(b))
                 .map_or(0, |last| last + 1)
         };
-        // Of dots alone, only the blanks behind them go.
+        // If a segment is all dots, only blanks after them are removed.
         let length = match kept(&end) {
             0 => kept(&blank),
             length => length,
@@ -279,14 +280,14 @@ fn cut_ends(path: &[u8]) -> Vec<u8> {
         .join(&b'/')
 }
 
-/// Backslashes as slashes.
+/// Replaces backslashes by slashes.
 fn turn(path: &[u8]) -> Vec<u8> {
     path.iter()
         .map(|b| if *b == b'\\' { b'/' } else { *b })
         .collect()
 }
 
-/// Each segment without what follows its first `;`.
+/// Removes everything from the first `;` on in each segment.
 fn cut_parameters(path: &[u8]) -> Vec<u8> {
     let cut = |segment: &[u8]| -> Vec<u8> {
         segment
@@ -301,7 +302,7 @@ fn cut_parameters(path: &[u8]) -> Vec<u8> {
         .join(&b'/')
 }
 
-/// Without what follows a `?` or `#`, which a decoding may have brought up.
+/// Removes everything from a `?` or `#` on, which decoding may have produced.
 fn cut_query(path: &[u8]) -> Vec<u8> {
     path.split(|b| matches!(b, b'?' | b'#'))
         .next()
@@ -309,14 +310,14 @@ fn cut_query(path: &[u8]) -> Vec<u8> {
         .to_vec()
 }
 
-/// Several slashes as one.
+/// Merges consecutive slashes.
 fn merge(path: &[u8]) -> Vec<u8> {
     let mut out = path.to_vec();
     out.dedup_by(|next, before| *next == b'/' && *before == b'/');
     out
 }
 
-/// `.` and `..` segments resolved; nothing leads above the root.
+/// Resolves `.` and `..` segments; nothing leads above the root.
 fn resolve(path: &[u8]) -> Vec<u8> {
     let mut out: Vec<&[u8]> = Vec::new();
     let mut open_end = false;
@@ -355,7 +356,7 @@ impl PathPrefix {
         Ok(Self(text.trim_end_matches('/').to_owned()))
     }
 
-    /// How much it says; the longer of two that match is the nearer one.
+    /// The length; of two prefixes that match, the longer one is more specific.
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -377,7 +378,7 @@ impl PathPrefix {
     }
 }
 
-/// The part of a rule that is about the request. An empty list means no restriction.
+/// The part of a rule that concerns the request. An empty list means no restriction.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Scope {
     pub(super) hosts: Vec<HostPattern>,
@@ -386,8 +387,8 @@ pub(super) struct Scope {
 }
 
 impl Scope {
-    /// How sure it is that the rule is about this request, and which part is the least sure. A denying rule compares paths
-    /// and methods without case: there are servers that do the same.
+    /// How certainly the rule applies to this request, and because of which part it does not. A
+    /// denying rule ignores case in paths and methods, since some servers do.
     pub(super) fn matches(&self, what: &What, effect: Effect) -> (Match, &'static str) {
         let host = match (&what.host, self.hosts.is_empty()) {
             (_, true) => (Match::Yes, ""),
@@ -414,7 +415,7 @@ impl Scope {
             .unwrap_or((Match::No, ""))
     }
 
-    /// Whether it names a host by itself, not by meaning all of them.
+    /// Whether a host is named explicitly or by its domain, not by the absence of a restriction.
     pub(super) fn names_host(&self, host: &Host) -> bool {
         self.hosts.iter().any(|pattern| pattern.is(host))
     }
@@ -443,7 +444,7 @@ impl Scope {
         }
     }
 
-    /// `GET` means `HEAD` too: the second is the first without its body.
+    /// `GET` includes `HEAD`, which is the same without a body.
     fn method(&self, method: &Method, ignore_case: bool) -> Match {
         Match::any(self.methods.iter().map(|wanted| {
             let head = wanted == Method::GET && method == Method::HEAD;
@@ -560,7 +561,7 @@ mod tests {
             let _ = read(raw.as_bytes(), &mut work);
             assert!(work <= 32 * PATH_BYTES, "{work} bytes: {}", &raw[..40]);
         }
-        // An honest one that is as long, with escapes, is read.
+        // An honest path of the same length, with escapes, is readable.
         let honest = format!("/{}", "%E3%81%82/".repeat(PATH_BYTES / 10 - 1));
         assert_eq!(read(honest.as_bytes(), &mut 0).unwrap().len(), 2);
         let deep = format!("/{}", "a/b%20c/".repeat(PATH_BYTES / 8 - 1));
