@@ -1,6 +1,8 @@
-//! Stamps what `tailbone version` tells (version, commit, the versions of Go and tsnet inside), and makes the gRPC code.
+//! Records what `tailbone version` prints (version, commit, the versions of Go and tsnet inside),
+//! and generates the gRPC code.
 //!
-//! Never fails for lack of Git. `TAILBONE_VERSION` and `TAILBONE_COMMIT` win over what is found, for builds without `.git`.
+//! It never fails for lack of Git. `TAILBONE_VERSION` and `TAILBONE_COMMIT` override what is found,
+//! for builds without `.git`.
 
 use std::{
     env,
@@ -32,16 +34,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     grpc()
 }
 
-/// Go's type tables are 150 000 addresses that are relative to where the program lies. Packed, they are a thirtieth; glibc has been
-/// able to unpack them since 2.36, and a linker that cannot pack them says so and goes on.
+/// Go's type tables hold 150 000 addresses relative to where the program is loaded. Packed, they
+/// take a thirtieth of the space. glibc has unpacked them since 2.36; a linker that cannot pack
+/// them warns and goes on.
 fn link() {
     if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
         println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
     }
 }
 
-/// The admin API: server and client from `proto/admin.proto` without a protoc, its descriptors for reflection, and the path of
-/// each of its methods, which `src/admin/authorize.rs` is held against.
+/// The admin API from `proto/admin.proto`, without a protoc: server and client, descriptors for
+/// reflection, and the path of each method, against which `src/admin/authorize.rs` is checked.
 fn grpc() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     let out = PathBuf::from(env::var("OUT_DIR")?);
@@ -66,7 +69,7 @@ fn grpc() -> Result<(), Box<dyn Error>> {
 }
 
 fn stamp(name: &str, value: Option<String>) {
-    // A line end would let a value write further instructions to Cargo.
+    // A line end would let a value inject further instructions to Cargo.
     let value = value
         .map(|value| value.trim().replace(['\r', '\n'], " "))
         .filter(|value| !value.is_empty())
@@ -79,7 +82,8 @@ fn given(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.trim().is_empty())
 }
 
-/// The commit of this very repository: a source tree unpacked inside another one must not take that one's commit.
+/// The commit of this very repository. A source tree unpacked inside another repository must not
+/// take that one's commit.
 fn commit() -> Option<String> {
     let root = env::var("CARGO_MANIFEST_DIR").ok()?;
     let top = git(&["rev-parse", "--show-toplevel"])?;
@@ -95,7 +99,7 @@ fn commit() -> Option<String> {
     git(&["rev-parse", "--short=12", "HEAD"])
 }
 
-/// Only for files that exist: Cargo would run this script each time over one that does not.
+/// Only for files that exist: Cargo would rerun this script every time for one that does not.
 fn rerun_on(name: &str) {
     if let Some(path) = git(&["rev-parse", "--git-path", name])
         && Path::new(&path).exists()

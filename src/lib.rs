@@ -1,7 +1,8 @@
 //! tailbone: identity services on a Tailscale network, from a node inside the process.
 //!
-//! Arrows point down: [`cli`] and [`server`] -> the components (issuer, [`admin`], [`gate`], [`metrics`], [`sts`]) -> [`policy`], [`jwks`], [`keys`],
-//! [`identity`] -> [`tailnet`], [`http`], [`telemetry`], [`config`]. Components never import each other. `ARCHITECTURE.md` is the map.
+//! Dependencies point down: [`cli`] and [`server`] -> the components (issuer, [`admin`], [`gate`],
+//! [`metrics`], [`sts`]) -> [`policy`], [`jwks`], [`keys`], [`identity`] -> [`tailnet`], [`http`],
+//! [`telemetry`], [`config`]. Components never import each other. `ARCHITECTURE.md` is the map.
 
 pub mod admin;
 pub mod cli;

@@ -1,8 +1,9 @@
-//! Signals, in a process that a Go runtime lives in.
+//! Signals, in a process that contains a Go runtime.
 //!
-//! Go's threads exist before `main` and do not inherit our mask, so a signalfd would miss what is delivered to one of them;
-//! and Go demands an alternate stack of every handler (`SA_ONSTACK`), which tokio's own do not use. So: handlers of our own,
-//! installed once, that do nothing but write the signal's number into a pipe, which a task reads.
+//! Go's threads exist before `main` and do not inherit our signal mask, so a signalfd would miss
+//! what is delivered to one of them. Go also demands that every handler runs on an alternate stack
+//! (`SA_ONSTACK`), which tokio's own handlers do not. So this module installs its own handlers,
+//! once. A handler only writes the signal's number into a pipe, which a task reads.
 //!
 //! One of the two files in `src/` that hold unsafe code.
 #![allow(unsafe_code)]
@@ -21,9 +22,9 @@ use tokio::{io::AsyncReadExt, net::unix::pipe::Receiver};
 pub enum Signal {
     /// Reload settings and keys.
     Hangup,
-    /// End: Ctrl-C.
+    /// Stop: Ctrl-C.
     Interrupt,
-    /// End: the supervisor's.
+    /// Stop: sent by a supervisor.
     Terminate,
 }
 
@@ -41,11 +42,12 @@ pub struct Signals {
     pipe: Receiver,
 }
 
-/// Where the handler writes. -1 until installed; the descriptor then stays open for the life of the process.
+/// Where the handler writes. -1 until installed; after that the descriptor stays open for the life
+/// of the process.
 static PIPE: AtomicI32 = AtomicI32::new(-1);
 
 impl Signals {
-    /// Takes over the signals of the process. Needs a tokio runtime; once per process.
+    /// Takes over the signals of the process, once. Needs a tokio runtime.
     pub fn install() -> io::Result<Self> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let pipe = Receiver::from_owned_fd(read)?;
@@ -55,7 +57,7 @@ impl Signals {
         {
             return Err(io::Error::other("signals are taken already"));
         }
-        // The handler may run as long as the process does, and so must the descriptor live.
+        // The handler may run as long as the process lives, so the descriptor must never be closed.
         std::mem::forget(write);
         for (_, number) in Signal::ALL {
             handle(number)?;
@@ -75,13 +77,15 @@ impl Signals {
 }
 
 fn handle(number: libc::c_int) -> io::Result<()> {
-    // SAFETY: an all-zero sigaction is a valid value of that plain C struct; it is ours and lives on this stack.
+    // SAFETY: an all-zero sigaction is a valid value of that plain C struct; it is ours and lives
+    // on this stack.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = on_signal as extern "C" fn(libc::c_int) as usize;
-    // Go's rule for foreign handlers; and system calls that can be restarted are.
+    // Go requires `SA_ONSTACK` of foreign handlers. `SA_RESTART` restarts the system calls that it
+    // can.
     action.sa_flags = libc::SA_ONSTACK | libc::SA_RESTART;
-    // SAFETY: both pointers are to `action`, initialised above and alive over the calls; no old action is asked for.
-    // The handler is async-signal-safe on any thread: see `on_signal`.
+    // SAFETY: both pointers are to `action`, initialised above and alive during the calls; no old
+    // action is asked for. The handler is async-signal-safe on any thread: see `on_signal`.
     let failed = unsafe {
         libc::sigemptyset(&raw mut action.sa_mask) != 0
             || libc::sigaction(number, &raw const action, std::ptr::null_mut()) != 0
@@ -93,14 +97,15 @@ fn handle(number: libc::c_int) -> io::Result<()> {
     }
 }
 
-/// Runs on whatever thread the kernel picks, Go's too: only an atomic read, `write`, and errno put back as it was.
-/// A full pipe loses the signal, after thousands that wait already.
+/// Runs on whatever thread the kernel picks, Go's too. It only reads an atomic, calls `write`, and
+/// restores errno. When the pipe is full, with thousands of signals waiting, the signal is lost.
 extern "C" fn on_signal(number: libc::c_int) {
     let fd = PIPE.load(Ordering::Relaxed);
     let Ok(byte) = u8::try_from(number) else {
         return;
     };
-    // SAFETY: errno is this thread's own; `byte` lives over the call and one byte of it is written; `fd` is never closed.
+    // SAFETY: errno is this thread's own; `byte` lives during the call and one byte of it is
+    // written; `fd` is never closed.
     unsafe {
         let errno = libc::__errno_location();
         let before = *errno;

@@ -1,11 +1,12 @@
 //! The threads that call into Go.
 //!
 //! Invariants
-//! - Go is entered from these threads alone: few, named, started when first needed, never ended. (A thread that has called
-//!   into Go carries state of Go's; tokio's own threads come and go.)
+//! - Only these threads enter Go: few, named, started when first needed, never ended. (A thread
+//!   that has called into Go carries state of Go's runtime, and tokio's own threads come and go.)
 //! - A panic in the work becomes an [`Error::Internal`] of that call; the thread goes on.
-//! - Calls that answer at once never wait behind calls that may take seconds: each kind has its own [`Lane`].
-//! - Work whose caller has gone is skipped, unless it was given with [`Lane::detach`].
+//! - Calls that return at once never wait behind calls that may take seconds: each kind has its own
+//!   [`Lane`].
+//! - Work whose caller has gone is skipped, unless it was submitted with [`Lane::detach`].
 
 use std::{
     any::Any,
@@ -22,9 +23,10 @@ use tokio::sync::oneshot;
 
 use super::Error;
 
-/// Calls that do no more than look something up or make a descriptor.
+/// Calls that only look something up or make a descriptor.
 pub(super) static QUICK: Lane = Lane::new(3);
-/// Calls that may take seconds: start, logout, close. Wide, so that many nodes can be closed within one bound.
+/// Calls that may take seconds: start, logout, close. Enough threads that many nodes can be closed
+/// within one time limit.
 pub(super) static SLOW: Lane = Lane::new(12);
 
 static THREADS: AtomicUsize = AtomicUsize::new(0);
@@ -57,7 +59,8 @@ impl Lane {
         }
     }
 
-    /// Does the work on one of the lane's threads. Dropping the future drops the answer, and the work too if it has not begun.
+    /// Runs the work on one of the lane's threads. Dropping the future drops the result, and the
+    /// work too if it has not begun.
     pub(super) async fn run<T, F>(&'static self, work: F) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -66,7 +69,7 @@ impl Lane {
         let (answer, waiting) = oneshot::channel();
         self.submit(Box::new(move || {
             if !answer.is_closed() {
-                // Nobody waits any more: the answer closes what it holds by being dropped, here.
+                // If the caller has gone meanwhile, dropping the result here closes what it holds.
                 drop(answer.send(caught(work)));
             }
         }))?;
@@ -75,7 +78,7 @@ impl Lane {
             .unwrap_or_else(|_| Err(Error::Internal("a call into the node was lost".into())))
     }
 
-    /// Does the work whether or not anybody waits for it.
+    /// Runs the work whether or not anybody waits for it.
     pub(super) fn detach<F>(&'static self, work: F)
     where
         F: FnOnce() -> Result<(), Error> + Send + 'static,
@@ -100,7 +103,7 @@ impl Lane {
                 .spawn(|| self.serve());
             match spawned {
                 Ok(_) => queue.threads += 1,
-                // Those that are there will come to it.
+                // The existing threads will get to it.
                 Err(_) if queue.threads > 0 => {}
                 Err(error) => {
                     queue.jobs.pop_back();
@@ -134,7 +137,7 @@ impl Lane {
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        // No job runs under the lock, so whoever poisoned it left the queue whole.
+        // No job runs under the lock, so a panic cannot leave the queue half changed.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

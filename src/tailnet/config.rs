@@ -1,4 +1,4 @@
-//! What a node is to be. Checked by Go, which refuses what it does not like; here the strings only cross unchanged.
+//! Settings of a node, as Go gets them. Go checks them; here the strings only pass through.
 
 use std::path::PathBuf;
 
@@ -14,11 +14,11 @@ pub struct Config {
     pub hostname: String,
     /// Where the node keeps its state.
     pub dir: PathBuf,
-    /// Needed only where there is no state yet.
+    /// Needed only if there is no state yet.
     pub auth_key: Option<Secret>,
-    /// Tailscale's own when absent.
+    /// `None` means Tailscale's own.
     pub control_url: Option<String>,
-    /// Forgotten by the control server when it is gone.
+    /// Whether the control server forgets the node when it goes away.
     pub ephemeral: bool,
     pub tags: Vec<String>,
     pub store: Store,
@@ -28,13 +28,15 @@ pub struct Config {
     pub client_id: Option<String>,
     pub id_token: Option<Secret>,
     pub audience: Option<String>,
-    /// How much the node tells of its inner life.
+    /// How much the node logs about itself.
     pub log_level: LogLevel,
-    /// Whether Tailscale gets the node's log.
+    /// Whether the node's log is sent to Tailscale.
     pub upload_logs: bool,
-    /// Whether sockets are bound to an interface; needs privileges and costs a probe at the start.
+    /// Whether sockets are bound to a network interface; needs privileges and costs a probe at the
+    /// start.
     pub netns: bool,
-    /// How many online peers are greeted when the node comes up, so that their first packet to us is not lost.
+    /// With how many online peers the node makes contact when it comes up, so that their first
+    /// packet to us is not lost (docs/design/first-contact.md).
     pub greet_max: u32,
 }
 
@@ -66,7 +68,7 @@ pub enum Store {
     /// Files in [`Config::dir`].
     #[default]
     Dir,
-    /// Nowhere: gone with the process.
+    /// Nowhere: lost when the process ends.
     Memory,
     /// A Kubernetes secret of this name.
     Kube(String),
@@ -84,7 +86,7 @@ pub enum LogLevel {
     Off,
 }
 
-/// What the settings say; everything else as it is by default.
+/// What the settings hold; defaults for the rest.
 impl From<&config::Tailscale> for Config {
     fn from(settings: &config::Tailscale) -> Self {
         Self {
@@ -115,9 +117,9 @@ impl Config {
         self.auth_key.is_some() || self.client_secret.is_some() || self.client_id.is_some()
     }
 
-    /// As it crosses the fence. Holds secrets: wiped when dropped.
+    /// The JSON that Go gets. It holds secrets, so it is wiped when dropped.
     pub(super) fn json(&self) -> Result<Zeroizing<Vec<u8>>, Error> {
-        // Go wants it absolute, and our own working directory is what a relative one refers to.
+        // Go requires an absolute path. A relative one refers to our own working directory.
         let dir = match std::path::absolute(&self.dir) {
             Ok(dir) => dir,
             Err(_) => self.dir.clone(),
@@ -150,7 +152,7 @@ impl Config {
             netns: self.netns,
             greet_max: self.greet_max,
         };
-        // Large enough at once that growing leaves no copies of secrets behind in most cases.
+        // Large enough that the buffer seldom grows, since growing leaves copies of secrets behind.
         let mut json = Zeroizing::new(Vec::with_capacity(16 * 1024));
         serde_json::to_writer(&mut *json, &wire).map_err(|e| Error::Internal(e.to_string()))?;
         Ok(json)

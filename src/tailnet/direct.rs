@@ -1,14 +1,16 @@
-//! An accepted connection of the embedded node: bytes in memory, brought and taken by Go.
+//! An accepted connection of the embedded node: two buffers in memory, which Go fills and empties.
 //!
 //! Invariants
-//! - Go brings and takes bytes in turns ([`Conn::turn`]), one at a time for a connection; memory is lent for a turn alone.
-//! - Whoever changes what Go must know outside of a turn kicks: once, until the next turn. Kicking never waits. What is done
-//!   [`together`] kicks once for all.
-//! - What is kept is bounded in both directions; a full side waits for the other.
-//! - What came before a reset is still read; then the reset is told, each time.
+//! - Go moves bytes in turns ([`Conn::turn`]). A connection has one turn at a time, and the memory
+//!   that Go lends is ours only during the turn.
+//! - A state change outside a turn notifies Go (a kick), at most once until the next turn. A kick
+//!   never blocks. All changes inside one [`together`] share one kick.
+//! - Both buffers are bounded. A full one makes its writer wait.
+//! - Bytes that arrived before a reset can still be read; every read after them reports the reset.
 //!
-//! In a turn the future that serves the connection may be polled right there (`inline.rs`): then an answer leaves with the turn
-//! that brought its question, and no thread is woken.
+//! During a turn the future that serves the connection may be polled on Go's own thread
+//! (`inline.rs`). An answer that is ready at once then leaves with the turn that brought its
+//! request, and no other thread is woken.
 
 use std::{
     cell::RefCell,
@@ -24,12 +26,12 @@ use tokio::io::ReadBuf;
 
 use super::inline::Inline;
 
-/// Bytes from the network that wait to be read.
+/// Limit of the bytes received and not yet read.
 const INBOUND: usize = 64 << 10;
-/// Bytes that wait to be sent. Go takes at most as many in a turn.
+/// Limit of the bytes written and not yet sent. Go takes at most this many in a turn.
 const OUTBOUND: usize = 64 << 10;
 
-/// What the network's direction has come to, as Go tells it.
+/// State of the direction from the peer, as Go reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
     Open,
@@ -37,15 +39,18 @@ pub(super) enum End {
     Broken,
 }
 
-/// What a turn tells Go.
+/// What a turn reports to Go.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Told {
-    /// Bytes put into Go's buffer.
+    /// Bytes written into Go's buffer.
     pub(super) out: usize,
     /// Bytes that the next turn may bring.
     pub(super) room: usize,
+    /// There are more bytes to send than fitted into Go's buffer.
     pub(super) more: bool,
+    /// We have ended our direction, after the bytes that are still to be sent.
     pub(super) shut: bool,
+    /// The stream was dropped: nothing that arrives is read any more.
     pub(super) closed: bool,
 }
 
@@ -61,28 +66,29 @@ struct State {
     inbound: Buffer,
     /// The peer has ended its direction.
     ended: bool,
-    /// Nothing goes either way any more.
+    /// The connection is reset: neither direction carries bytes any more.
     broken: bool,
     reader: Option<Waker>,
-    /// Go waits for room.
+    /// The last turn reported no room, so Go waits for a kick before it reads on.
     full: bool,
 
     outbound: Buffer,
     /// We have ended our direction.
     shut: bool,
-    /// The stream is dropped.
+    /// The stream was dropped.
     closed: bool,
     writer: Option<Waker>,
 
-    /// A turn is under way: it sees at its end whatever is done meanwhile.
+    /// A turn is in progress. Changes made meanwhile need no kick: the turn reports them when it
+    /// ends.
     turning: bool,
-    /// Go was kicked and has not come yet.
+    /// Go was kicked and has not begun its turn yet.
     kicked: bool,
-    /// Go has let go of it: no turn comes any more.
+    /// Go has released the connection: no further turn comes.
     freed: bool,
 }
 
-/// Bytes in order: put at the back, taken from the front. Empty, it keeps no memory.
+/// A queue of bytes. An empty one holds no memory.
 #[derive(Default)]
 struct Buffer {
     bytes: Vec<u8>,
@@ -111,7 +117,6 @@ impl Buffer {
     fn took(&mut self, n: usize) {
         self.start += n;
         if self.start >= self.bytes.len() {
-            // An idle connection keeps nothing.
             *self = Self::default();
         }
     }
@@ -119,11 +124,12 @@ impl Buffer {
 
 impl Conn {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing under the lock leaves the state half changed.
+        // No panic can occur between two changes that belong together, so a poisoned lock is
+        // harmless.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Go's turn: `input` has come, `output` is to be filled.
+    /// One turn of Go's: `input` was received, `output` is to be filled with bytes to send.
     pub(super) fn turn(&self, input: &[u8], end: End, output: &mut [u8]) -> Told {
         let (reader, writer) = {
             let mut state = self.lock();
@@ -143,7 +149,8 @@ impl Conn {
             };
             (reader, writer)
         };
-        // Not before the kick is taken back: whoever was promised this turn by then has marked the future as woken.
+        // Only after `kicked` is cleared: a task that relied on this turn (`promise_turn`) has
+        // marked its future as woken by then.
         let mut inline = self.inline.get().and_then(|inline| inline.begin());
         wake(reader);
         wake(writer);
@@ -170,7 +177,8 @@ impl Conn {
                 }
                 continue;
             }
-            // Before the turn is over: who finds it so must find the future free.
+            // Before `turning` is cleared: a task that sees no turn in progress must be able to
+            // start polling.
             drop(inline);
             state.turning = false;
             let room = if state.closed {
@@ -189,7 +197,7 @@ impl Conn {
         }
     }
 
-    /// Go is done with the connection.
+    /// Go has released the connection.
     pub(super) fn freed(&self) {
         opened().remove(&self.id);
         let mut state = self.lock();
@@ -203,8 +211,9 @@ impl Conn {
         }
     }
 
-    /// Promises a turn to who has just been woken [`together`] with others. `false`: it was not, or is not polled in turns, or none is
-    /// sure to begin from now on.
+    /// Asks for a turn that will poll the future just woken. Returns true only inside [`together`],
+    /// if this future is the one polled in turns, and if a turn that has not begun yet is certain
+    /// to come. After false the caller wakes the task instead.
     pub(super) fn promise_turn(&self, inline: &Arc<Inline>) -> bool {
         let is_ours = |one| Arc::ptr_eq(one, inline);
         if !are_together() || !self.inline.get().is_some_and(is_ours) {
@@ -218,9 +227,10 @@ impl Conn {
         true
     }
 
-    /// Lets the turns of the connection poll.
+    /// Lets the turns of the connection poll this future.
     pub(super) fn serve_inline(&self, inline: Arc<Inline>) {
-        // A second one is not served inline: it goes on all the same.
+        // Only the first future of a connection is polled in turns; a second one is polled by tokio
+        // alone.
         let _ = self.inline.set(inline);
     }
 
@@ -243,14 +253,14 @@ impl Conn {
 }
 
 thread_local! {
-    /// Connections that wait for the end of [`together`], where this thread is in it.
+    /// Kicks held back until [`together`] ends; `None` outside of it.
     static TOGETHER: RefCell<Option<Vec<u64>>> = const { RefCell::new(None) };
 }
 
-/// Does `work`. Connections of the node whose answers become ready by it go on in Go's turns, and Go comes once for all of them:
-/// what they have to say leaves the machine together.
+/// Runs `work` and notifies Go once for all connections that it makes ready. Their futures are
+/// polled in Go's turns, so their answers leave the machine together.
 pub fn together<T>(work: impl FnOnce() -> T) -> T {
-    /// Takes the connections also where `work` panics.
+    /// Sends the kicks also if `work` panics.
     struct Go;
 
     impl Drop for Go {
@@ -269,7 +279,7 @@ pub fn together<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// Whether this thread is in [`together`].
+/// True if this thread is inside [`together`].
 fn are_together() -> bool {
     TOGETHER.with_borrow(Option::is_some)
 }
@@ -280,7 +290,7 @@ fn wake(waker: Option<Waker>) {
     }
 }
 
-/// Our end of an accepted connection. Dropping it closes.
+/// Our end of an accepted connection. Dropping it closes the connection.
 pub(super) struct Direct(Arc<Conn>);
 
 impl Direct {
@@ -564,7 +574,8 @@ pub(super) mod tests {
         let error = tokio::io::AsyncWriteExt::write(&mut stream, b"x").await;
         assert_eq!(error.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
 
-        // What Go frees in the middle is broken, whatever it said before; after both ends it is over.
+        // A connection that Go frees before both directions have ended is broken, even if one of
+        // them has ended; after both it is over.
         for (shut, end) in [(false, true), (true, false), (true, true)] {
             let (conn, mut stream) = connection();
             if shut {

@@ -2,10 +2,11 @@
 //!
 //! Invariants
 //! - Every wait on the Go side is a descriptor of ours ([`Channel`]); dropping it cancels the wait.
-//! - Closing first ends all our own waits, at once and whatever Go does, then lets Go close on a call thread, and waits for it
-//!   [`CLOSE_WITHIN`] at most. It happens once; every caller waits for the same close.
-//! - The last owner of [`Inner`] (node, listener or stream) closes without waiting.
-//! - A node that is closed, or that we can no longer watch, is never `Running`.
+//! - Closing first ends all our own waits, at once and whatever Go does. Then Go closes the node on
+//!   a call thread, for which we wait [`CLOSE_WITHIN`] at most. It happens once; every caller waits
+//!   for the same close.
+//! - The last owner of [`Inner`] (node, listener or stream) closes the node without waiting.
+//! - A node that is closed, or whose state we can no longer watch, is never `Running`.
 
 use std::{
     io,
@@ -33,10 +34,11 @@ use super::{
     wire::{Arrival, Channel},
 };
 
-/// The longest that [`Node::close`] takes. Go's own bound is 5.5 s.
+/// The longest that [`Node::close`] takes. Go's own limit is 5.5 s.
 pub const CLOSE_WITHIN: Duration = Duration::from_secs(6);
 
-/// More than the kernel's default for one message, so a picture of the state always fits.
+/// Buffer for one state of the node, in bytes. Larger than the kernel's default limit for a
+/// message, so every state fits.
 const PICTURE: usize = 256 * 1024;
 
 /// How much longer than Go we wait for the outcome of a dial.
@@ -59,9 +61,10 @@ pub(super) struct Inner {
 }
 
 impl EmbeddedNode {
-    /// Makes a node and starts it. It is not joined yet when this returns: follow [`Node::watch`], or use `join`.
+    /// Makes a node and starts it. It has not joined yet when this returns: follow [`Node::watch`],
+    /// or use `join`.
     ///
-    /// A failure is final for this attempt; a new one may use the same state directory.
+    /// A failure is final for this node; a new one may use the same state directory.
     pub async fn start(config: &Config) -> Result<Self, Error> {
         let settings = config.json()?;
         let (log_end, log_start) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
@@ -69,7 +72,7 @@ impl EmbeddedNode {
         let generation = Arc::new(AtomicU64::new(0));
 
         let counter = Arc::clone(&generation);
-        // Whoever drops the node on the way, by a failure or by giving up waiting, closes it.
+        // If a later step fails or the caller gives up waiting, dropping the node closes it.
         let opened = SLOW.run(move || {
             ffi::set_program()?;
             let handle = Handle::open(&settings, Arc::clone(&counter), Some(log_start))?;
@@ -206,7 +209,7 @@ impl Inner {
         }
     }
 
-    /// The handle, while the node is not being closed.
+    /// The handle, unless the node is being closed.
     fn open(&self) -> Result<Arc<Handle>, Error> {
         if self.closing.load(Ordering::Acquire) {
             return Err(Error::Closed);
@@ -220,7 +223,7 @@ impl Inner {
         }
         self.ended.cancel();
         self.status.send_modify(stop);
-        // What was known of others is worth nothing from here on.
+        // Answers about peers that were cached before are invalid from here on.
         self.generation.fetch_add(1, Ordering::AcqRel);
         let handle = Arc::clone(&self.handle);
         let closed = self.closed.clone();
@@ -238,7 +241,7 @@ impl Drop for Inner {
     }
 }
 
-/// Keeps the newest picture until the node ends.
+/// Publishes each state that the node reports, until it ends.
 async fn follow(
     pictures: Channel,
     status: Arc<watch::Sender<Arc<Status>>>,
@@ -249,7 +252,7 @@ async fn follow(
         () = ended.cancelled() => return,
         outcome = receive(&pictures, &status, &ended) => outcome,
     };
-    // A node that we cannot see must not be taken for one that runs.
+    // A node whose state is unknown must not be taken for a running one.
     status.send_modify(|last| {
         stop(last);
         if let Err(error) = &outcome {
@@ -270,7 +273,8 @@ async fn receive(
     while let Some(length) = pictures.text(&mut text).await? {
         let picture: Status = decode(text.get(..length).unwrap_or_default(), "state")?;
         status.send_if_modified(|last| {
-            // Closing says `Stopped` under the same lock, after it has cancelled; nothing may follow that.
+            // Closing cancels first and then sets `Stopped` under the same lock; no state may
+            // follow that.
             if ended.is_cancelled() {
                 return false;
             }
@@ -299,7 +303,7 @@ fn milliseconds(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// What is inside: for `version` and `bugreport`.
+/// Versions inside the program, for `version` and `bugreport`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct EngineVersion {
     pub tsnet: String,
@@ -320,11 +324,12 @@ pub struct RuntimeStats {
     pub max_procs: u64,
     pub nodes: u64,
     pub conns: u64,
-    /// Absent where there is none.
+    /// `None` if no limit is set.
     pub memory_limit: Option<u64>,
 }
 
-/// Limits of the Go runtime, for the whole process. What is absent stays as it is; in an answer it is a limit that there is not.
+/// Limits of the Go runtime, for the whole process. In a request, `None` leaves a limit unchanged;
+/// in an answer it means that there is no such limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize)]
 #[serde(default)]
 pub struct RuntimeLimits {
@@ -346,7 +351,7 @@ pub async fn runtime_stats() -> Result<RuntimeStats, Error> {
         .await
 }
 
-/// Sets the limits; the answer is what is in force.
+/// Sets the limits and returns those now in force.
 pub async fn limit_runtime(limits: RuntimeLimits) -> Result<RuntimeLimits, Error> {
     QUICK
         .run(move || {

@@ -1,4 +1,5 @@
-//! What can go wrong between us and the node, one variant a code of the C ABI, always with the words of that very call.
+//! Errors between us and the node: one variant for each code of the C ABI, with the message of that
+//! very call.
 
 /// An error of the node.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -1,14 +1,18 @@
-//! A tailnet without Tailscale: nodes on loopback TCP with the identities they are given, for tests that want to be fast.
+//! A tailnet without Tailscale: nodes on loopback TCP with the identities that a test gives them.
+//! For fast tests.
 //!
-//! It keeps the promises of [`Node`] and passes the same test list as the embedded node (`tests/support/node_contract.rs`), so a
-//! component tested on it meets the same behaviour on a real tailnet.
+//! It keeps the promises of [`Node`] and passes the same list of tests as the embedded node
+//! (`tests/support/node_contract.rs`), so a component meets the same behaviour on it as on a real
+//! tailnet.
 //!
-//! How it works: node number N has the tailnet address `100.64.x.y` and dials from the loopback address `127.64.x.y` (`x.y` = N),
-//! so a listener knows its caller by the source address alone. A client that is not ours can act as a node too: it binds
-//! [`FakeNode::source`] and connects to [`FakeNode::host_addr`]. Callers from `127.65.0.0/16` come through Funnel.
+//! How it works: node number N has the tailnet address `100.64.x.y` and dials from the loopback
+//! address `127.64.x.y` (`x.y` = N), so a listener knows its caller by the source address alone.
+//! Another program can act as a node too: it binds [`FakeNode::source`] and connects to
+//! [`FakeNode::host_addr`]. Callers from `127.65.0.0/16` come through Funnel.
 //!
-//! Always compiled but hidden, not behind a feature or `cfg(test)`: the test binaries use the library as everybody else does, and
-//! a feature would build and link it, with the Go archive, a second time. Nothing outside of tests may name this module.
+//! It is always compiled but hidden, and neither behind a feature nor `cfg(test)`: the test
+//! binaries use the library as every user does, and a feature would build and link the library,
+//! with the Go archive, a second time. Only tests may name this module.
 
 use std::{
     collections::BTreeMap,
@@ -42,10 +46,10 @@ pub struct FakeTailnet(Arc<Net>);
 /// Who a node is, as others see it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Identity {
-    /// Nobody's when there are tags.
+    /// The user's login. A node with tags has no user.
     pub login: String,
     pub display_name: String,
-    /// Stays when the login is renamed.
+    /// Stays the same when the login is renamed.
     pub user_id: i64,
     pub tags: Vec<String>,
     pub key_expiry: Option<jiff::Timestamp>,
@@ -53,7 +57,7 @@ pub struct Identity {
     /// Shared into the tailnet by someone.
     pub sharer: bool,
     pub same_tailnet: bool,
-    /// Ports of every other node that the packet filter keeps it from.
+    /// Ports of every other node that the packet filter does not let it reach.
     pub closed_ports: Vec<u16>,
     /// Grants towards every other node.
     pub caps: BTreeMap<String, Vec<serde_json::Value>>,
@@ -103,7 +107,7 @@ struct Entry {
     number: u16,
     identity: Identity,
     node: Weak<Inner>,
-    /// What is listened on, and where on this host.
+    /// The ports being listened on, with their addresses on this host.
     ports: BTreeMap<u16, SocketAddr>,
 }
 
@@ -112,7 +116,8 @@ impl FakeTailnet {
         Self::default()
     }
 
-    /// A node that is `Running` from the start. A second one of the same name takes the first one's place.
+    /// Adds a node that is `Running` from the start. A second one of the same name replaces the
+    /// first.
     pub fn join(&self, host: &str, identity: Identity) -> FakeNode {
         let inner = {
             let mut nodes = self.0.lock();
@@ -141,7 +146,8 @@ impl FakeTailnet {
         FakeNode(inner)
     }
 
-    /// Changes who a node is; all nodes hear of it. `false` when there is none of that name.
+    /// Changes the identity of a node and announces it to all nodes. `false` if there is no node of
+    /// that name.
     pub fn update(&self, host: &str, change: impl FnOnce(&mut Identity)) -> bool {
         let node = {
             let mut nodes = self.0.lock();
@@ -170,12 +176,12 @@ impl FakeTailnet {
         true
     }
 
-    /// The node's key expires.
+    /// Expires the node's key.
     pub fn expire(&self, host: &str) -> bool {
         self.update(host, |identity| identity.expired = true)
     }
 
-    /// The control server forgets the node. The node itself has to log in again.
+    /// Removes the node, as the control server would. The node itself has to log in again.
     pub fn remove(&self, host: &str) -> bool {
         let Some(entry) = self.0.lock().remove(host) else {
             return false;
@@ -191,9 +197,9 @@ impl FakeTailnet {
         true
     }
 
-    /// The network map has changed for everybody.
+    /// Announces a change of the network map to all nodes.
     fn tell(&self) {
-        // Upgraded outside of the lock: dropping what may be the last owner takes it again.
+        // Upgraded outside of the lock, because dropping the last owner of a node takes it again.
         let all: Vec<Weak<Inner>> = self.0.lock().values().map(|e| e.node.clone()).collect();
         for inner in all.iter().filter_map(Weak::upgrade) {
             inner.bump();
@@ -227,18 +233,19 @@ impl FakeNode {
         tailnet_ip(self.0.number)
     }
 
-    /// The loopback address that this node's connections come from, for clients that are not ours.
+    /// The loopback address that this node's connections come from, for clients that are other
+    /// programs.
     pub fn source(&self) -> IpAddr {
         host_ip(self.0.number)
     }
 
-    /// Where on this host a port of this node is listened on.
+    /// The address on this host of a port that the node listens on.
     pub fn host_addr(&self, port: u16) -> Option<SocketAddr> {
         self.entry(|entry| entry.ports.get(&port).copied())
             .flatten()
     }
 
-    /// A caller from the internet, through Funnel.
+    /// A connection from a caller on the internet, through Funnel.
     pub async fn dial_as_funnel(&self, port: u16) -> Result<Stream, Error> {
         let to = self
             .host_addr(port)
@@ -251,7 +258,7 @@ impl FakeNode {
         )?)
     }
 
-    /// Changes what the node says of itself.
+    /// Changes what the node reports about itself.
     pub fn set_status(&self, change: impl FnOnce(&mut Status)) {
         self.0.status.send_modify(|last| {
             let last = Arc::make_mut(last);
@@ -277,7 +284,7 @@ impl FakeNode {
         }
     }
 
-    /// As from a packet filter, a closed port gives no answer at all.
+    /// A closed port gives no answer at all, as behind a packet filter.
     async fn connect(&self, addr: &str) -> Result<Stream, Error> {
         let to = {
             let (host, port) = addr
@@ -435,7 +442,7 @@ impl Inner {
             .send_modify(|last| Arc::make_mut(last).generation = generation);
     }
 
-    /// What the tailnet knows of this very node, unless another one has taken its place.
+    /// This node's entry in the tailnet, unless another node has taken its place.
     fn entry<T>(&self, look: impl FnOnce(&mut Entry) -> T) -> Option<T> {
         let mut nodes = self.net.0.lock();
         let entry = nodes.get_mut(&self.host)?;
@@ -460,7 +467,7 @@ impl Drop for Inner {
     }
 }
 
-/// A port of a fake node.
+/// A listening port of a fake node.
 #[derive(Debug)]
 pub(super) struct FakeListener {
     socket: TcpListener,
@@ -501,7 +508,7 @@ async fn connect(from: IpAddr, to: SocketAddr) -> Result<tokio::net::TcpStream, 
         })
 }
 
-/// Whom a source address on this host stands for.
+/// The caller that a source address on this host stands for.
 fn caller(ip: IpAddr) -> (IpAddr, Via) {
     match ip.to_canonical() {
         IpAddr::V4(v4) => match v4.octets() {

@@ -1,19 +1,20 @@
 //! The fence: every call into the Go archive, and all unsafe code of `tailnet`.
 //!
 //! Invariants
-//! - A call's outcome is its code and its own words; the code becomes an [`Error`] in [`error`] and nowhere else.
-//! - Memory that Go gives away is a [`Buf`] and is freed by its one `Drop`.
-//! - A descriptor that crosses is an `OwnedFd` before anything else happens.
-//! - Go calls back into [`program`] alone: bytes are lent for such a call, a connection is borrowed from Go's own share of it, and
-//!   no panic leaves.
-//! - The generation counter is our memory, written by Go until `tailscale_close` has returned: a [`Handle`] keeps it alive
-//!   until then, and for ever where closing failed.
-//! - What must be so before Go's runtime starts is done before `main` ([`coarse_sleep`], [`environment_of_go`]): it starts
-//!   there too.
+//! - A call returns its own code and message. Only [`error`] turns the code into an [`Error`].
+//! - Memory that Go gives away is a [`Buf`], which frees it when dropped.
+//! - A descriptor that crosses becomes an `OwnedFd` before anything else happens.
+//! - Go calls back into [`program`] only. It lends bytes for the duration of such a call and owns a
+//!   share of the connection that it names. No panic leaves.
+//! - The generation counter is our memory. Go writes to it until `tailscale_close` has returned: a
+//!   [`Handle`] keeps it alive until then, and for ever if closing failed.
+//! - Go's runtime starts before `main`. What must be set up before that has its own place in the
+//!   start-up order ([`coarse_sleep`], [`environment_of_go`]).
 //!
-//! Which thread may block in here, and what the answers mean, is left to `calls.rs` and `embedded.rs`.
+//! `calls.rs` and `embedded.rs` decide which thread may block in here, and what the answers mean.
 
-// The one file of this module that talks to C: nothing else can turn Go's pointers and descriptors into owned Rust values.
+// The one file of this module that talks to C: only here do Go's pointers and descriptors become
+// owned Rust values.
 #![allow(unsafe_code)]
 
 use std::{
@@ -32,20 +33,22 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{Error, direct};
 
-/// Length of the head of each message about a connection.
+/// Length in bytes of the fixed part of each message about a connection.
 pub(super) const HEAD: usize = size_of::<sys::tailscale_conn_head>();
 
-/// How much later than asked for the threads of this process may wake from a sleep, in nanoseconds. The kernel's own measure is a
-/// twentieth of it.
+/// How much later than asked for a thread of this process may wake from a sleep, in nanoseconds.
+/// The kernel's default is a twentieth of it.
 #[cfg(target_os = "linux")]
 const TIMER_SLACK: std::num::NonZeroU64 = std::num::NonZeroU64::new(1_000_000).unwrap();
 
-/// Go's watchdog (`sysmon`) sleeps 20 µs at a time for a millisecond after the last time that there was something to do, and while
-/// there is. Under some thousand requests a second that is never over, and on few cores each look takes a processor away from a
-/// request: up to three changes of thread for each, some percent of its processor time (ARCHITECTURE.md). With this slack it looks once a
-/// millisecond. The timers of Go and tokio count in milliseconds anyway; whatever comes from a socket wakes as before.
+/// Go's watchdog thread (`sysmon`) sleeps 20 µs at a time while there is work, and for a
+/// millisecond after that. Under some thousand requests a second it never stops, and on a machine
+/// with few cores each wake-up takes a processor away from a request. With this slack it wakes once
+/// a millisecond. Go's and tokio's timers count in milliseconds anyway, and sockets wake their
+/// readers as before.
 ///
-/// Threads inherit it, so it has to be there before Go's first one: those with a number come before all others (GNU ld, `ctor` order).
+/// Threads inherit the slack, so it is set before Go starts its first one. Numbered entries of
+/// `.init_array` run before all others (GNU ld).
 #[cfg(target_os = "linux")]
 #[used]
 #[unsafe(link_section = ".init_array.00101")]
@@ -53,12 +56,13 @@ static COARSE_SLEEP: extern "C" fn() = coarse_sleep;
 
 #[cfg(target_os = "linux")]
 extern "C" fn coarse_sleep() {
-    // Not to have it costs processor time and nothing else.
+    // A failure costs processor time and nothing else.
     let _ = rustix::thread::set_current_timer_slack(Some(TIMER_SLACK));
 }
 
-/// Variables by which tsnet would log in where it is given nothing. They are settings here (`src/config`) or mean something else
-/// (`TS_CLIENT_SECRET` is TailSTS's), so Go may not see them.
+/// Variables by which tsnet would log in where it is given nothing. Here they are settings
+/// (`src/config`) or mean something else (`TS_CLIENT_SECRET` belongs to TailSTS), so Go must not
+/// see them.
 #[cfg(target_os = "linux")]
 const NOT_FOR_GO: [&CStr; 7] = [
     c"TS_AUDIENCE",
@@ -70,16 +74,17 @@ const NOT_FOR_GO: [&CStr; 7] = [
     c"TS_ID_TOKEN",
 ];
 
-/// A library gets what `main` does from the C runtime: the kernel's own array of the environment. Go reads that very array, once,
-/// when its runtime starts.
+/// The C runtime passes a library's constructor the same arguments as `main`, among them the
+/// kernel's own array of the environment. Go reads that very array, once, when its runtime starts.
 #[cfg(target_os = "linux")]
 #[used]
 #[unsafe(link_section = ".init_array.00102")]
 static ENVIRONMENT_OF_GO: extern "C" fn(c_int, *const *const c_char, *mut *const c_char) =
     environment_of_go;
 
-/// Gives the rest of the process an environment with everything in it, and leaves Go the one that lacks [`NOT_FOR_GO`]. tsnet
-/// cannot be told not to look there, and to unset a variable later would change it under other threads' feet.
+/// Gives the rest of the process a copy of the environment with everything in it, and removes
+/// [`NOT_FOR_GO`] from the array that Go will read. tsnet (v1.102.5) has no option to ignore these
+/// variables, and unsetting them later would race with other threads.
 #[cfg(target_os = "linux")]
 extern "C" fn environment_of_go(
     _argc: c_int,
@@ -89,9 +94,11 @@ extern "C" fn environment_of_go(
     unsafe extern "C" {
         static mut environ: *mut *const c_char;
     }
-    // SAFETY: this runs before `main` and before Go's first thread, so nobody else reads or writes the environment. `kernels` is the
-    // array that the kernel made, it ends with NULL and lives as long as the process, as do its strings. An entry is replaced, none is
-    // removed: Go looks for what lies behind the array. The copy is never freed, and glibc takes any array for `environ`.
+    // SAFETY: this runs before `main` and before Go's first thread, so no other code reads or
+    // writes the environment. `kernels` is the array that the kernel made; it ends with NULL and
+    // lives as long as the process, as do its strings. Entries are replaced and never removed,
+    // because Go reads what lies behind the array. The copy is never freed, and glibc takes any
+    // array for `environ`.
     unsafe {
         if kernels.is_null() || environ != kernels {
             return;
@@ -115,7 +122,8 @@ extern "C" fn environment_of_go(
     }
 }
 
-/// A node on the Go side. Number and generation counter; not closed by dropping, since that can take seconds.
+/// A node on the Go side: its number and generation counter. Dropping does not close it, as that
+/// can take seconds.
 pub(super) struct Handle {
     node: u64,
     /// `None` only while dropping.
@@ -124,7 +132,7 @@ pub(super) struct Handle {
 }
 
 impl Handle {
-    /// `tailscale_new`. Go owns `log` from here on, also when it refuses the settings.
+    /// `tailscale_new`. Go owns `log` from here on, even if it refuses the settings.
     pub(super) fn open(
         settings: &[u8],
         generation: Arc<AtomicU64>,
@@ -141,9 +149,9 @@ impl Handle {
             .generation
             .as_ref()
             .map_or(std::ptr::null_mut(), |g| g.as_ptr());
-        // SAFETY: `settings` is borrowed for the call with its length; the counter is owned by `handle`, which keeps it until
-        // close has returned, and is only touched atomically on both sides; `log` was given up by `into_raw_fd` above; `node`
-        // and `out` are locals of this thread.
+        // SAFETY: `settings` is borrowed for the call with its length. The counter is owned by
+        // `handle`, which keeps it until close has returned, and both sides access it atomically.
+        // `log` was given up by `into_raw_fd` above. `node` and `out` are locals of this thread.
         let outcome = call(|out| unsafe {
             sys::tailscale_new(
                 settings.as_ptr(),
@@ -155,7 +163,8 @@ impl Handle {
             )
         });
         if let Err(error) = outcome {
-            // No node was made, so nobody writes to the counter. A panic may have left one behind: then it must stay.
+            // No node was made, so nobody writes to the counter. After a panic there may be one:
+            // then the counter must stay.
             let panicked = matches!(error, Error::Panic(_));
             handle.closed.store(!panicked, Ordering::Release);
             return Err(error);
@@ -163,13 +172,13 @@ impl Handle {
         Ok(handle)
     }
 
-    /// Local work only; a failure is final for this node.
+    /// Local work only. A failure is final for this node.
     pub(super) fn start(&self) -> Result<(), Error> {
         // SAFETY: a number and a local out-pointer; Go keeps neither.
         call(|out| unsafe { sys::tailscale_start(self.node, out) }).map(drop)
     }
 
-    /// A descriptor on which pictures of the node's state arrive.
+    /// A descriptor on which states of the node arrive.
     pub(super) fn watch(&self) -> Result<OwnedFd, Error> {
         // SAFETY: a number and local out-pointers, used by this thread during the call alone.
         descriptor(|fd, out| unsafe { sys::tailscale_watch(self.node, fd, out) })
@@ -183,7 +192,7 @@ impl Handle {
         })
     }
 
-    /// A descriptor on which the one connection, or why there is none, arrives.
+    /// A descriptor on which one message arrives: the connection, or the reason why there is none.
     pub(super) fn dial(&self, addr: &str, timeout_ms: i64) -> Result<OwnedFd, Error> {
         // SAFETY: `addr` is borrowed for the call with its length; local out-pointers.
         descriptor(|fd, out| unsafe {
@@ -216,11 +225,11 @@ impl Handle {
         call(|out| unsafe { sys::tailscale_logout(self.node, timeout_ms, out) }).map(drop)
     }
 
-    /// Blocks for as long as Go takes (5.5 s at most).
+    /// Blocks until Go has closed the node, 5.5 s at most.
     pub(super) fn close(&self) -> Result<(), Error> {
         // SAFETY: a number and a local out-pointer. The counter is still owned by `self`.
         call(|out| unsafe { sys::tailscale_close(self.node, out) })?;
-        // Only a close that returned well promises that Go writes no more.
+        // Only a close that succeeded promises that Go writes no more.
         self.closed.store(true, Ordering::Release);
         Ok(())
     }
@@ -229,7 +238,8 @@ impl Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         if !self.closed.load(Ordering::Acquire) {
-            // Go may still write to the counter: eight bytes lost for ever are better than eight bytes written after their end.
+            // Go may still write to the counter: leaking eight bytes is better than a write to
+            // freed memory.
             std::mem::forget(self.generation.take());
         }
     }
@@ -241,7 +251,7 @@ impl std::fmt::Debug for Handle {
     }
 }
 
-/// Tells Go whom to give accepted connections to; once for the process.
+/// Registers [`program`] with Go; once for the process.
 pub(super) fn set_program() -> Result<(), Error> {
     static SET: std::sync::Mutex<bool> = std::sync::Mutex::new(false);
     let mut set = SET
@@ -261,13 +271,14 @@ pub(super) fn set_program() -> Result<(), Error> {
         free: Some(program::free),
         kicked: Some(program::kicked),
     };
-    // SAFETY: a struct of this thread that is copied during the call, and local out-pointers; the descriptor was given up.
+    // SAFETY: a struct of this thread that is copied during the call, and local out-pointers; the
+    // descriptor was given up.
     call(|out| unsafe { sys::tailscale_set_program(&raw mut program, woken.into_raw_fd(), out) })?;
     *set = true;
     Ok(())
 }
 
-/// What Go calls, from threads of its own.
+/// The functions that Go calls, from its own threads.
 mod program {
     use std::{
         panic::{AssertUnwindSafe, catch_unwind},
@@ -292,7 +303,7 @@ mod program {
         out_len: usize,
         told: *mut sys::tailscale_told,
     ) {
-        // SAFETY: Go has it from `open` and has not freed it.
+        // SAFETY: Go got this reference from `open` and has not freed it.
         let conn: &Conn = unsafe { &*std::ptr::with_exposed_provenance(conn) };
         let input = match input_len {
             0 => &[],
@@ -301,7 +312,8 @@ mod program {
         };
         let out = match out_len {
             0 => &mut [],
-            // SAFETY: lent by Go for the call, with its length; nobody else writes or reads it meanwhile.
+            // SAFETY: lent by Go for the call, with its length; nothing else reads or writes it
+            // meanwhile.
             n => unsafe { std::slice::from_raw_parts_mut(out, n) },
         };
         let end = match end {
@@ -330,7 +342,7 @@ mod program {
     }
 
     pub(super) unsafe extern "C" fn free(conn: usize) {
-        // SAFETY: Go had it from `open` and frees it once.
+        // SAFETY: Go got this reference from `open` and frees it once.
         let conn: Arc<Conn> = unsafe { Arc::from_raw(std::ptr::with_exposed_provenance(conn)) };
         let _ = catch_unwind(AssertUnwindSafe(move || conn.freed()));
     }
@@ -396,7 +408,8 @@ impl Deref for Buf {
         if self.0.data.is_null() {
             return &[];
         }
-        // SAFETY: Go gave us `len` bytes at `data`, which live until our `Drop` and are changed by nobody.
+        // SAFETY: Go gave us `len` bytes at `data`, which live until our `Drop` and which nothing
+        // changes.
         unsafe { std::slice::from_raw_parts(self.0.data, self.0.len) }
     }
 }
@@ -410,14 +423,14 @@ impl Drop for Buf {
     }
 }
 
-/// Waits of the reactor for a descriptor to become readable.
+/// Registers a descriptor with the reactor, to wait until it is readable.
 pub(super) fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: the `OwnedFd` is open, moves in, always tells the same number, and is closed only after it was taken out of the
-    // reactor, by the drop of the `AsyncFd`.
+    // SAFETY: the `OwnedFd` is open, is moved in, always returns the same number, and is closed
+    // only when the `AsyncFd` is dropped, after it was removed from the reactor.
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
-/// What a code of the C ABI means.
+/// The error that a code of the C ABI stands for.
 pub(super) fn error(code: i64, words: &[u8]) -> Error {
     let words = String::from_utf8_lossy(words).into_owned();
     match code {
@@ -439,7 +452,7 @@ pub(super) fn error(code: i64, words: &[u8]) -> Error {
     }
 }
 
-/// Makes a call that answers with bytes.
+/// Makes a call that returns bytes.
 fn call(go: impl FnOnce(*mut sys::tailscale_buf) -> i32) -> Result<Buf, Error> {
     let mut out = Buf::empty();
     match i64::from(go(&raw mut out.0)) {
@@ -448,7 +461,7 @@ fn call(go: impl FnOnce(*mut sys::tailscale_buf) -> i32) -> Result<Buf, Error> {
     }
 }
 
-/// Makes a call that answers with a descriptor.
+/// Makes a call that returns a descriptor.
 fn descriptor(go: impl FnOnce(*mut i32, *mut sys::tailscale_buf) -> i32) -> Result<OwnedFd, Error> {
     let mut fd: RawFd = -1;
     let outcome = call(|out| go(&raw mut fd, out));
@@ -458,11 +471,12 @@ fn descriptor(go: impl FnOnce(*mut i32, *mut sys::tailscale_buf) -> i32) -> Resu
 }
 
 fn owned(fd: RawFd) -> Option<OwnedFd> {
-    // SAFETY: Go gave this descriptor to us by the contract of the ABI and has forgotten it; nobody else closes it.
+    // SAFETY: by the contract of the ABI this descriptor is ours: Go has forgotten it and nothing
+    // else closes it.
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The codes of the header, widened so that whatever integer type bindgen picks for them fits.
+/// The codes of the header, widened to fit whatever integer type bindgen picks for them.
 #[allow(clippy::unnecessary_cast)]
 mod code {
     use super::sys;

@@ -1,4 +1,4 @@
-//! The readers of what crosses the fence, for tests/fuzz. Not part of the crate's interface.
+//! The parsers of what crosses the fence, for tests/fuzz. Not part of the crate's interface.
 
 use std::os::fd::OwnedFd;
 
@@ -7,16 +7,16 @@ use super::{
     wire::{self, Arrival},
 };
 
-/// What a message of a listener or a dial says.
+/// The content of a message from a listener or a dial.
 #[derive(Debug)]
 pub enum Message {
-    /// With its peer, and whether the connection was known and is now taken.
+    /// The peer, and whether the connection was known (it is then taken).
     Accepted(Peer, bool),
     Dialled,
     Failure(Error),
 }
 
-/// Reads one message, with the descriptor that came along.
+/// Parses one message, with the descriptor that came along.
 pub fn message(bytes: &[u8], descriptor: Option<OwnedFd>) -> Option<Message> {
     Some(match wire::parse(bytes, descriptor).ok()? {
         Arrival::Accepted { stream, peer } => Message::Accepted(peer, stream.is_some()),

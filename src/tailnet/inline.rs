@@ -1,12 +1,16 @@
-//! Polls a connection's future where its bytes arrive: on Go's thread, in the turn that brought them.
+//! Polls the future that serves a connection on Go's thread, in the turn that brought the bytes it
+//! waits for.
 //!
 //! Invariants
-//! - The future belongs to a task of tokio (its [`Home`]): it ends, is cancelled and panics as any task does.
-//! - It is polled by one thread at a time. Who finds it taken leaves a mark, and whoever has it polls once more: no wake is lost.
-//! - What is woken [`together`](super::together) with others waits for a turn that is promised to it; else tokio polls it.
-//! - A turn polls only what has been woken, and a few times at most; what it leaves is done by tokio. How many turns there are at
-//!   a time is Go's to bound: a thread is held for each.
-//! - A panic never leaves a turn; it is the task's.
+//! - The future belongs to a tokio task (its [`Home`]), so it ends, panics and is cancelled as any
+//!   task does.
+//! - One thread polls it at a time. A thread that finds it being polled sets a flag; the poller
+//!   then polls again. No wake is lost.
+//! - A future woken inside [`together`](super::together) is polled by a turn that is certain to
+//!   come. If none is, tokio polls it.
+//! - A turn polls only a future that was woken, and at most [`POLLS`] times; tokio does the rest.
+//!   Go bounds how many turns run at a time, since each of them occupies a thread.
+//! - A panic never leaves a turn; it is passed on to the task.
 
 use std::{
     any::Any,
@@ -23,22 +27,22 @@ use std::{
 use futures_util::{future::BoxFuture, task::AtomicWaker};
 use tokio::runtime::Handle;
 
-/// How often a turn polls a future that wakes itself.
+/// How often one turn polls a future that keeps waking itself.
 const POLLS: usize = 8;
 
-/// Nobody polls, nobody has to.
+/// Not woken and not being polled.
 const IDLE: u8 = 0;
-/// The home is on its way, or a turn.
+/// Woken; the task or a turn will poll it.
 const WOKEN: u8 = 1;
 const POLLED: u8 = 2;
-/// And woken since.
+/// Being polled, and woken again since the poll began.
 const POLLED_AND_WOKEN: u8 = 3;
 const DONE: u8 = 4;
 
-/// Whether what has just been woken is sure of a turn that has not begun.
+/// Returns true if a turn that has not begun yet will poll the future just woken.
 type Promise = dyn Fn(&Arc<Inline>) -> bool + Send + Sync;
 
-/// What is polled in turns.
+/// A future that turns may poll, and the state that decides who polls it.
 pub(super) struct Inline {
     state: AtomicU8,
     future: Mutex<Option<BoxFuture<'static, ()>>>,
@@ -48,14 +52,14 @@ pub(super) struct Inline {
     runtime: Handle,
 }
 
-/// The right to poll, until dropped.
+/// The right to poll, held until dropped.
 pub(super) struct Turn<'a>(&'a Arc<Inline>);
 
-/// The task's side.
+/// The tokio task that owns the future.
 pub(super) struct Home(Arc<Inline>);
 
 impl Home {
-    /// Must be called inside a runtime.
+    /// Must be called inside a tokio runtime.
     pub(super) fn new(
         future: BoxFuture<'static, ()>,
         promise: impl Fn(&Arc<Inline>) -> bool + Send + Sync + 'static,
@@ -76,19 +80,21 @@ impl Home {
 }
 
 impl Inline {
-    /// Takes the future for a turn. `None`: another has it and will see what is woken.
+    /// Takes the right to poll, for a turn. `None`: another thread is polling it and will see any
+    /// new wake.
     pub(super) fn begin(self: &Arc<Self>) -> Option<Turn<'_>> {
         let mine = self.changed(IDLE, POLLED) || self.changed(WOKEN, POLLED_AND_WOKEN);
-        // Not `then_some`: what it would drop gives back a right that is another's.
+        // Not `then_some`: it would build the `Turn` in either case, and dropping that releases
+        // another thread's right.
         mine.then(|| Turn(self))
     }
 
-    /// There are no more turns: what was promised one is tokio's again.
+    /// No further turn comes: a future that relied on one is polled by tokio.
     pub(super) fn has_no_turns(&self) {
         self.home.wake();
     }
 
-    /// Polls once; who calls has the right to.
+    /// Polls once. The caller must have the right to.
     fn poll(self: &Arc<Self>) {
         let waker = Waker::from(Arc::clone(self));
         let mut cx = Context::from_waker(&waker);
@@ -103,7 +109,7 @@ impl Inline {
         if let Err(panic) = outcome {
             *lock(&self.panic) = Some(panic);
             let broken = place.take();
-            // What is left of it may panic again.
+            // Dropping what is left of the future may panic as well.
             let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
         }
         if place.is_none() {
@@ -119,7 +125,7 @@ impl Inline {
 }
 
 impl Turn<'_> {
-    /// Polls if there was a wake.
+    /// Polls while the future has been woken, at most [`POLLS`] times.
     pub(super) fn run(&mut self) {
         for _ in 0..POLLS {
             if !self.0.changed(POLLED_AND_WOKEN, POLLED) {
@@ -173,7 +179,7 @@ impl Future for Home {
         if inline.changed(WOKEN, POLLED) {
             inline.poll();
             if !inline.changed(POLLED, IDLE) && inline.changed(POLLED_AND_WOKEN, WOKEN) {
-                // The others' turn first, as with any task that wakes itself.
+                // Let other tasks run first, as any task that wakes itself does.
                 cx.waker().wake_by_ref();
             }
         }
@@ -189,7 +195,7 @@ impl Future for Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
-        // Waits for a turn that polls right now.
+        // The lock waits for a turn that is polling right now.
         let mut place = lock(&self.0.future);
         let future = place.take();
         self.0.state.store(DONE, Ordering::Release);
@@ -230,7 +236,7 @@ mod tests {
         *,
     };
 
-    /// A task with its home, whose connection has been looked for once.
+    /// A task with its home, after the connection was read once and had nothing.
     async fn serving<F>(
         future: impl FnOnce(super::super::Stream) -> F,
     ) -> (Arc<Conn>, JoinHandle<()>)
@@ -249,7 +255,7 @@ mod tests {
         (conn, task)
     }
 
-    /// A turn on a thread of its own, as Go has it.
+    /// A turn on a thread of its own, as Go does it.
     fn turn(conn: &Arc<Conn>, input: &'static [u8]) -> (Vec<u8>, ThreadId) {
         let conn = Arc::clone(conn);
         thread::spawn(move || {
@@ -313,7 +319,8 @@ mod tests {
         task.await.unwrap();
     }
 
-    /// A turn that found the future taken, and is still under way when tokio is done with it, is none that could be promised.
+    /// A turn that found the future being polled, and is still running when tokio has finished
+    /// polling, will not poll again. So it must not be promised.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_turn_that_has_begun_is_not_promised() {
         type Late = Box<dyn FnOnce() + Send>;
@@ -331,7 +338,7 @@ mod tests {
         let (release, released) = channel::<()>();
         let waker = Waker::from(within.clone());
         let (conn, task) = serving(|mut stream| async move {
-            // Full, so that the turn, which makes room, wakes who waits for it.
+            // The buffer is full, so the turn makes room in it and wakes the writer.
             stream.write_all(&[0; 64 << 10]).await.unwrap();
             let full = Pin::new(&mut stream)
                 .poll_write(&mut Context::from_waker(&waker), b"x")
@@ -390,7 +397,7 @@ mod tests {
         .await;
         assert_eq!(turn(&conn, b"x").0, b"");
         assert!(task.await.unwrap_err().is_panic());
-        // The stream went with it.
+        // The stream was dropped with the future.
         assert!(conn.turn(b"", End::Open, &mut []).closed);
     }
 
@@ -443,7 +450,8 @@ mod tests {
         assert!(counted.load(Ordering::SeqCst) <= POLLS);
     }
 
-    /// Turns on one side, wakes from tokio on the other, each polling in the other's way: all that was said must be heard.
+    /// Turns on one thread and wakes from tokio on another, each finding the other polling. Every
+    /// wake must be noticed.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn no_wake_is_lost() {
         const TURNS: usize = 20_000;
@@ -486,7 +494,7 @@ mod tests {
                     told = conn.turn(b"", End::Open, &mut []);
                 }
             }
-            // From here on as Go does: turns for those who ask.
+            // From here on as Go does: a turn only after a kick.
             while !until.load(Ordering::SeqCst) {
                 if kicks(&conn) > 0 {
                     conn.turn(b"", End::Open, &mut []);

@@ -1,28 +1,30 @@
 //! Joining the tailnet, as a state machine that people and scripts can follow.
 //!
-//! | State            | Code             | Exit code | Left by                                             |
-//! |------------------|------------------|-----------|-----------------------------------------------------|
-//! | `Running`        | `running`        | 0         |                                                     |
-//! | `Starting`       | `starting`       | 10        | the control server's answer                         |
-//! | `NeedsLogin`     | `needs-login`    | 11        | a person, at the URL                                |
-//! | `NeedsApproval`  | `needs-approval` | 12        | an admin of the tailnet                             |
-//! | `Expired`        | `expired`        | 13        | an admin, or a new auth key                         |
-//! | `BadKey`         | `bad-key`        | 14        | nothing but another key: joining ends at once       |
-//! | `NoNetwork`      | `no-network`     | 15        | the control server, when it can be reached again    |
-//! | `Stopped`        | `stopped`        | 16        | a new node on the same state                        |
-//! | (start failed)   | `start-failed`   | 17        | a new node on the same state                        |
-//! | `Deleted`        | `deleted`        | 18        | a new node on the same state, if it has a key       |
-//! | (no directory)   | `no-state-dir`   | 19        | nothing but another directory: joining ends at once |
-//! | `Refused`        | `refused`        | 20        | an admin of the control server                      |
+//! | State           | Code             | Exit | Left by                                         |
+//! |-----------------|------------------|------|-------------------------------------------------|
+//! | `Running`       | `running`        | 0    |                                                 |
+//! | `Starting`      | `starting`       | 10   | the control server's answer                     |
+//! | `NeedsLogin`    | `needs-login`    | 11   | a person, at the URL                            |
+//! | `NeedsApproval` | `needs-approval` | 12   | an admin of the tailnet                         |
+//! | `Expired`       | `expired`        | 13   | an admin, or a new auth key                     |
+//! | `BadKey`        | `bad-key`        | 14   | only another key: joining ends at once          |
+//! | `NoNetwork`     | `no-network`     | 15   | the control server, once it can be reached      |
+//! | `Stopped`       | `stopped`        | 16   | a new node on the same state                    |
+//! | (start failed)  | `start-failed`   | 17   | a new node on the same state                    |
+//! | `Deleted`       | `deleted`        | 18   | a new node on the same state, if it has a key   |
+//! | (no directory)  | `no-state-dir`   | 19   | only another directory: joining ends at once    |
+//! | `Refused`       | `refused`        | 20   | an admin of the control server                  |
 //!
 //! Invariants
-//! - [`classify`] is a pure function of what the node says, whether it has a key, and the time.
-//! - A failed start is final inside tsnet, so another try is another node on the same state directory, never before the one
-//!   before it is closed.
-//! - [`join`] ends within its time-out (plus the bound of closing), says where it got stuck, and leaves no node behind, also when
-//!   its future is dropped.
+//! - [`classify`] is a pure function of the node's status, whether the node has a key, and the
+//!   time.
+//! - A failed start is final inside tsnet, so the next attempt is a new node on the same state
+//!   directory, made only after the previous node is closed.
+//! - [`join`] ends within its time-out plus the time limit of closing, reports where it got stuck,
+//!   and leaves no node behind, even if its future is dropped.
 //!
-//! What to do with a node that was joined and later leaves `Running` is left to the server; it follows the same [`classify`].
+//! A node that has joined and later leaves `Running` is the server's concern; it uses the same
+//! [`classify`].
 
 use std::{
     fmt,
@@ -41,25 +43,27 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::{BackendState, Error, Node, Status};
 
-/// How long a node that cannot reach its control server is left to try by itself. It does so with the same new key; a node built
-/// anew takes another one, so a control server that has seen a single-use auth key but whose answer was lost would refuse it.
+/// How long a node that cannot reach its control server may go on trying by itself. It keeps using
+/// the same new node key, while a new node would make another. A control server that has used up a
+/// single-use auth key, but whose answer was lost, would refuse that one.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Why a person has to log a node in, for those who tell elsewhere where.
+/// Why a person has to log the node in. Without the login URL, for callers that print it elsewhere.
 pub const NEEDS_LOGIN: &str = "this node has to be logged in by a person: it has no auth key, and no earlier state with a key that \
      is still good.";
 
-/// How far a node is with joining the tailnet.
+/// How far a node has got with joining the tailnet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum JoinState {
-    /// The control server refuses what we log in with.
+    /// The control server refuses the auth key, or whatever else we log in with.
     BadKey {
         words: String,
     },
     /// The control server does not know the node any more.
     Deleted,
-    /// The key of a node that was running has expired. (One that starts with an expired key is asked to log in.)
+    /// The key of a node that was running has expired. (A node that starts with an expired key is
+    /// asked to log in.)
     Expired,
     /// An admin has to approve the node.
     NeedsApproval,
@@ -71,7 +75,8 @@ pub enum JoinState {
     NoNetwork {
         words: String,
     },
-    /// The control server does not let this node in, and it was given no key that could be to blame.
+    /// The control server does not let this node in, and it was given no key that could be the
+    /// cause.
     Refused {
         words: String,
     },
@@ -82,7 +87,7 @@ pub enum JoinState {
 }
 
 impl JoinState {
-    /// Every name that [`Self::code`] gives.
+    /// Every name that [`Self::code`] returns.
     pub const CODES: [&str; 10] = [
         "bad-key",
         "deleted",
@@ -112,7 +117,7 @@ impl JoinState {
         }
     }
 
-    /// What the process ends with if it could get no further.
+    /// The exit code of the process if joining ends in this state.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Running => 0,
@@ -129,7 +134,7 @@ impl JoinState {
     }
 }
 
-/// What is the matter, why, and what to do.
+/// Says what is wrong, why, and what to do.
 impl fmt::Display for JoinState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -178,7 +183,8 @@ impl fmt::Display for JoinState {
     }
 }
 
-/// What the node's picture of itself means. `has_key`: whether it was given something to log in with.
+/// The join state that a node's status stands for. `has_key`: the node was given something to log
+/// in with.
 pub fn classify(status: &Status, has_key: bool, now: Timestamp) -> JoinState {
     let expired = status.expired || status.key_expiry.is_some_and(|end| end <= now);
     match status.state {
@@ -215,7 +221,8 @@ pub fn classify(status: &Status, has_key: bool, now: Timestamp) -> JoinState {
                     words: one_line(&status.control_error),
                 }
             } else if !status.error.is_empty() {
-                // Starting goes on in the background where a secret is traded for a key first; this is how its failure shows.
+                // tsnet trades a client secret or an id token for a key in the background while it
+                // starts. This is how a failure of that shows.
                 JoinState::NoNetwork {
                     words: one_line(&status.error),
                 }
@@ -226,24 +233,25 @@ pub fn classify(status: &Status, has_key: bool, now: Timestamp) -> JoinState {
     }
 }
 
-/// What tsnet says when it comes with a new node key and is told that this one has expired too. headscale does so: the node is
-/// expired for it, not the key.
+/// What tsnet reports when it registers a new node key and is told that this one has expired as
+/// well. headscale does so: it expires the node, not the key.
 const EXPIRED_ANEW: &str = "server says NodeKeyExpired";
 
-/// The words with which somebody who was reached refused us, or our key. Trouble on the way is not a refusal.
+/// The message with which a server that was reached refused us or our key. Network trouble is not a
+/// refusal.
 fn refusal(status: &Status) -> Option<&str> {
     let (error, control_error) = (status.error.as_str(), status.control_error.as_str());
     match status.state {
-        // Control's own words for the user; it was asked with the key.
+        // The control server's own message to the user; it was asked with the key.
         BackendState::NeedsLogin if !error.is_empty() => Some(error),
         BackendState::NoState if !error.is_empty() && !control_error.is_empty() => Some(error),
-        // A secret or an outside token is traded for a key first, and the other side said no.
+        // tsnet first trades a client secret or an id token for a key, and that was refused.
         BackendState::NoState if !error.is_empty() => {
             let no = TRADE_REFUSED.iter().any(|code| error.contains(code))
                 || TRADE_STATUS.iter().any(|before| refuses(error, before));
             no.then_some(error)
         }
-        // Some control servers refuse with a status instead of words.
+        // Some control servers refuse with an HTTP status instead of a message.
         BackendState::NeedsLogin | BackendState::NoState => {
             refuses(control_error, "register request: http ").then_some(control_error)
         }
@@ -251,21 +259,21 @@ fn refusal(status: &Status) -> Option<&str> {
     }
 }
 
-/// Error codes of RFC 6749, section 5.2, as Go's OAuth library tells them.
+/// Error codes of RFC 6749, section 5.2, as Go's OAuth library prints them.
 const TRADE_REFUSED: [&str; 3] = [
     "oauth2: \"invalid_",
     "oauth2: \"unauthorized_",
     "oauth2: \"access_denied",
 ];
 
-/// What stands before an HTTP status where trading fails.
+/// The text before an HTTP status where trading for a key fails.
 const TRADE_STATUS: [&str; 3] = [
     "oauth2: cannot fetch token: ",
     "token exchange failed with status ",
     "Status: ",
 ];
 
-/// Whether the words tell an HTTP status, after what stands before it, that trying again does not change.
+/// True if the text holds, right after `before`, an HTTP status that trying again does not change.
 fn refuses(words: &str, before: &str) -> bool {
     let status = words
         .split_once(before)
@@ -273,7 +281,7 @@ fn refuses(words: &str, before: &str) -> bool {
     status.is_some_and(|code| (400..500).contains(&code) && !matches!(code, 408 | 425 | 429))
 }
 
-/// Other people's words on one line.
+/// Text from elsewhere, put on one line.
 fn one_line(words: &str) -> String {
     words
         .split(|c: char| c.is_whitespace() || c.is_control())
@@ -282,7 +290,8 @@ fn one_line(words: &str) -> String {
         .join(" ")
 }
 
-/// Whether the control server refuses to talk with a node that it knew. The node itself goes on with its last map for ever.
+/// True if the control server no longer knows a node that it knew. The node itself goes on with its
+/// last network map for ever.
 fn forgotten(status: &Status) -> bool {
     !status.in_map_poll
         && status
@@ -290,15 +299,15 @@ fn forgotten(status: &Status) -> bool {
             .contains("PollNetMap: initial fetch failed 404")
 }
 
-/// How to join.
+/// Times and limits of joining.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
-    /// Between a failed start and the next (give or take a fifth).
+    /// Pause between a failed start and the next, varied by a fifth either way.
     pub retry: Duration,
-    /// How long a node without network is left to itself before it is built anew.
+    /// How long a node without network may go on trying before it is replaced by a new one.
     pub patience: Duration,
     pub timeout: Duration,
-    /// Whether the node is given something to log in with.
+    /// The node was given something to log in with.
     pub has_key: bool,
 }
 
@@ -313,12 +322,12 @@ impl Plan {
     }
 }
 
-/// News while joining.
+/// Reports of [`join`] to its caller.
 #[derive(Debug)]
 pub enum Progress<'a> {
-    /// Told once for each change.
+    /// Reported once for each change.
     State(&'a JoinState),
-    /// A node would not start; the next try comes after the pause.
+    /// A node failed to start; the next attempt follows after the pause.
     StartFailed { error: &'a Error, pause: Duration },
 }
 
@@ -329,10 +338,10 @@ pub enum JoinError {
     /// Waiting longer would not help.
     #[error("{0}")]
     Refused(JoinState),
-    /// The settings are not what they must be; trying again would not help.
+    /// The settings are invalid; trying again would not help.
     #[error("the node's settings are wrong: {0}")]
     Settings(Error),
-    /// There is no place for the node's state, and waiting makes none.
+    /// The state directory cannot be made or written, and waiting does not change that.
     #[error(
         "user {user} cannot make or write the state directory {}: {error}. Name another one with server.tailscale.dir or give \
          that user this one; where a volume comes later, set server.tailscale.waitForDir",
@@ -347,7 +356,7 @@ pub enum JoinError {
     TimedOut { last: Stuck, after: Duration },
 }
 
-/// How far it got.
+/// Where joining was when its time ran out.
 #[derive(Debug, thiserror::Error)]
 pub enum Stuck {
     #[error("{0}")]
@@ -377,7 +386,7 @@ impl JoinError {
         }
     }
 
-    /// What the process ends with; the table is at the top of this module.
+    /// The exit code of the process; the table is at the top of this module.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Refused(state)
@@ -385,7 +394,7 @@ impl JoinError {
                 last: Stuck::State(state),
                 ..
             } => state.exit_code(),
-            // As for every other mistake in the settings.
+            // The code of every other mistake in the settings.
             Self::Settings(_) => 64,
             Self::StateDirectory { .. } => 19,
             Self::TimedOut {
@@ -396,8 +405,8 @@ impl JoinError {
     }
 }
 
-/// Makes a node's state directory where it is missing, and looks whether this process may keep files there. What may pass by itself,
-/// such as a full disk, is left to [`join`].
+/// Makes a node's state directory if it is missing, and checks that this process may keep files in
+/// it. A failure that may pass by itself, such as a full disk, is left to [`join`].
 pub fn make_state_directory(dir: &Path) -> Result<(), JoinError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
     let outcome = made.and_then(|()| {
@@ -430,7 +439,7 @@ pub fn make_state_directory(dir: &Path) -> Result<(), JoinError> {
     })
 }
 
-/// Makes nodes until one is `Running`. Dropping the future closes what there is.
+/// Makes nodes until one is `Running`. Dropping the future closes the current one.
 pub async fn join<F, Fut>(
     make: F,
     plan: Plan,
@@ -448,7 +457,7 @@ where
         told: None,
         node: None,
     };
-    // A time-out beyond what the clock can hold is none.
+    // A time-out beyond the range of the clock means none.
     let deadline = Instant::now()
         .checked_add(plan.timeout)
         .unwrap_or_else(|| Instant::now() + Duration::from_secs(u32::MAX.into()));
@@ -472,7 +481,7 @@ struct Attempts<F, R> {
     report: R,
     last: Stuck,
     told: Option<JoinState>,
-    /// Held here and not in a future, so that a time-out can still close it.
+    /// Held here and not in a future, so that it can still be closed after a time-out.
     node: Option<Arc<dyn Node>>,
 }
 
@@ -480,7 +489,7 @@ struct Attempts<F, R> {
 enum End {
     Joined,
     Refused(JoinState),
-    /// Another node may fare better.
+    /// A new node may succeed.
     Failed,
 }
 
@@ -520,7 +529,7 @@ where
 
     async fn follow(&mut self, node: &dyn Node) -> End {
         let mut watch = node.watch();
-        // When patience with a state that the node may not leave by itself ends.
+        // When to give up on a state that the node may never leave by itself.
         let mut patience: Option<Instant> = None;
         loop {
             let status = Arc::clone(&watch.borrow_and_update());
@@ -560,14 +569,15 @@ where
             (self.report)(Progress::State(state));
             self.told = Some(state.clone());
         }
-        // The first moments of a new node say nothing about why the one before it failed.
+        // That a new node is starting does not tell why the previous one failed.
         if *state != JoinState::Starting || matches!(self.last, Stuck::StartFailed(_)) {
             self.last = Stuck::State(state.clone());
         }
     }
 
     async fn close(&mut self) {
-        // Stays in its place while it closes: a time-out in between closes it again, which waits for the same close.
+        // Kept until it is closed: if a time-out cuts this short, closing it again waits for the
+        // same close.
         if let Some(node) = &self.node {
             node.close().await;
             self.node = None;
@@ -575,10 +585,11 @@ where
     }
 }
 
-/// Give or take a fifth, so that many nodes which lost the same control server do not come back in step.
+/// Varies a pause by a fifth either way, so that many nodes that lost the same control server do
+/// not come back at the same moment.
 fn jittered(pause: Duration) -> Duration {
     let mut byte = [0];
-    // Without random bytes there is no jitter, which is no harm.
+    // Without random bytes there is no variation, which does no harm.
     if rustix::rand::getrandom(&mut byte, rustix::rand::GetRandomFlags::NONBLOCK).is_err() {
         return pause;
     }
@@ -586,7 +597,7 @@ fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.8 + 0.4 * f64::from(byte) / 255.0)
 }
 
-/// `1m5s`, as people write it in the settings.
+/// Formats a time as the settings do: `1m5s`.
 fn whole(time: Duration) -> String {
     let millis = time.as_millis();
     if millis < 1000 {
@@ -688,13 +699,13 @@ mod tests {
         };
         let words = "invalid key: not found".to_owned();
         assert_eq!(classify(&refused, true, now()), JoinState::BadKey { words });
-        // Without a key there is none that could be bad, and the network is not to blame either.
+        // Without a key, no key can be bad, and the network is not the cause either.
         let words = "invalid key: not found".to_owned();
         assert_eq!(
             classify(&refused, false, now()),
             JoinState::Refused { words }
         );
-        // Joined nodes have no use for a key.
+        // A node that has joined needs no key.
         let joined = Status {
             state: BackendState::Running,
             ..refused
@@ -828,7 +839,7 @@ mod tests {
             ..at(BackendState::Running)
         };
         assert_eq!(classify(&deleted, true, now()), JoinState::Deleted);
-        // Old words of a contact that works again.
+        // The error is left over from before the contact was restored.
         let polling = Status {
             in_map_poll: true,
             ..deleted.clone()
@@ -948,7 +959,7 @@ mod tests {
         }
     }
 
-    /// One fake node for each step; what a step says is what its node says from the start.
+    /// Makes one fake node for each step, whose status from the start is that of the step.
     struct Script {
         net: FakeTailnet,
         steps: Mutex<VecDeque<Result<Status, Error>>>,

@@ -1,12 +1,13 @@
-//! Where connections from the tailnet arrive, each with its peer.
+//! Accepts connections from the tailnet, each with its peer.
 //!
 //! Invariants
-//! - [`Listener::accept`] fails only when nothing more will ever come; a passing failure of the node is
-//!   logged and retried inside, with a pause that grows.
-//! - A connection that its peer reset before it was taken is passed over without a pause or a log line:
-//!   it is no failure of the node, and must not delay the connections behind it.
+//! - [`Listener::accept`] fails only when no further connection can ever come. A passing failure of
+//!   the node is logged and retried inside, with a growing pause.
+//! - A connection that its peer reset before it was accepted is skipped without a pause or a log
+//!   line. It is no failure of the node and must not delay the connections behind it.
 //! - Dropping a listener frees its port; closing the node ends it.
-//! - After [`Listener::refuse`] new flows are reset, and `accept` still yields the connections that stand, then ends.
+//! - After [`Listener::refuse`] new connections are reset; `accept` still returns those already
+//!   established, then ends.
 //! - The node lives at least as long as its listeners, unless it is closed.
 
 use std::{
@@ -55,16 +56,16 @@ impl fmt::Display for ListenAddr {
     }
 }
 
-/// Who is at the other end of a connection, as the node told it together with the connection.
+/// The other end of a connection, as the node reported it together with the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
     pub addr: SocketAddr,
-    /// Our own address that the peer called.
+    /// The address of this node that the peer called.
     pub local: SocketAddr,
     pub via: Via,
 }
 
-/// By which way a connection came.
+/// How a connection came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Via {
     /// Over the tailnet: the address belongs to a node, and WhoIs knows it.
@@ -73,7 +74,7 @@ pub enum Via {
     Funnel,
 }
 
-/// Where connections from the tailnet arrive.
+/// Accepts connections from the tailnet.
 #[derive(Debug)]
 pub struct Listener {
     source: Source,
@@ -81,7 +82,8 @@ pub struct Listener {
     /// Cancelled when the node is closed.
     ended: CancellationToken,
     pause: Duration,
-    /// The last failure that looked as if it would pass: the reason, should the end follow.
+    /// The last failure that looked as if it would pass. If the listener then ends, this is the
+    /// reason.
     failure: Option<Error>,
 }
 
@@ -95,12 +97,12 @@ pub(super) enum Source {
     Dead,
 }
 
-/// What one look at the source gave.
+/// Outcome of one attempt to accept.
 enum Next {
     Connection(Stream, Peer),
-    /// A connection that has ended before it was taken.
+    /// The connection ended before it was accepted.
     Ended,
-    /// No connection this time, but maybe the next.
+    /// No connection this time, but the next attempt may succeed.
     Passing(Error),
     End(Error),
 }
@@ -116,7 +118,8 @@ impl Listener {
         }
     }
 
-    /// The next connection. An error is the end of the listener. Dropping the future loses no connection.
+    /// The next connection. An error means that the listener has ended. Dropping the future loses
+    /// no connection.
     pub async fn accept(&mut self) -> Result<(Stream, Peer), Error> {
         loop {
             let next = tokio::select! {
@@ -149,7 +152,8 @@ impl Listener {
         }
     }
 
-    /// Takes no further flows. False where nothing that stands can be told from what comes: then just drop the listener.
+    /// Refuses new connections. Returns true if established connections can still be accepted until
+    /// `accept` fails. False if this listener cannot tell the two apart: the caller should drop it.
     pub fn refuse(&mut self) -> bool {
         match &self.source {
             Source::Embedded { channel, .. } => channel.say_last(),
@@ -175,7 +179,7 @@ impl Source {
                 Ok(Some(Arrival::Dialled { .. })) => {
                     Next::End(Error::Internal("a listener told of a dial".into()))
                 }
-                // Go says what went wrong; if that was the end, it closes the channel next.
+                // Go reports what went wrong. If it was the end, Go closes the channel next.
                 Ok(Some(Arrival::Failure(error))) => Next::Passing(error),
                 Ok(None) => Next::End(Error::Closed),
                 Err(lost @ Broken::Lost) => Next::Passing(lost.into()),
@@ -189,8 +193,8 @@ impl Source {
     }
 }
 
-/// For `axum::serve`. A listener that has ended says so once in the log and then never yields again: whoever must act on the end
-/// calls [`Listener::accept`] itself.
+/// For `axum::serve`. A listener that has ended logs it once and then never returns. A caller that
+/// must act on the end calls [`Listener::accept`] itself.
 impl axum::serve::Listener for Listener {
     type Io = Stream;
     type Addr = Peer;
@@ -207,7 +211,7 @@ impl axum::serve::Listener for Listener {
         }
     }
 
-    /// Nobody is the peer of a listener: both addresses are our own.
+    /// A listener has no peer: both addresses are our own.
     fn local_addr(&self) -> io::Result<Peer> {
         let own = match self.addr {
             ListenAddr::Port(port) => SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port),

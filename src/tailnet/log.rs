@@ -1,12 +1,15 @@
-//! The node's own log: lines from a pipe become `tracing` events of the target `tsnet`, each with its level.
+//! The node's own log: lines from a pipe become `tracing` events of the target `tsnet`, each with
+//! its level.
 //!
-//! Invariants: the pipe is always read to its end, so Go never has to drop lines because we went away; a line that is no JSON is
-//! told as it is; what a person must see (the login URL) is never below `info`.
+//! Invariants
+//! - The pipe is read until Go closes it, so Go never has to drop lines for lack of a reader.
+//! - A line that is not JSON is logged as it is.
+//! - What a person must see (the login URL) is never below `info`.
 
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 
-/// Longer lines are cut in pieces of this size.
+/// Longer lines are cut into pieces of this many bytes.
 const LONGEST: u64 = 64 * 1024;
 
 #[derive(Debug, PartialEq, Eq, Deserialize)]
@@ -14,12 +17,12 @@ struct Line {
     #[serde(default)]
     level: String,
     msg: String,
-    /// Lines before this one that the pipe had no room for.
+    /// Number of lines lost before this one because the pipe was full.
     #[serde(default)]
     dropped: u64,
 }
 
-/// Tells every line until the other end is closed.
+/// Logs every line until the other end is closed.
 pub(super) async fn pump(pipe: impl AsyncRead + Unpin, node: String) {
     let mut pipe = BufReader::new(pipe);
     let mut bytes = Vec::new();

@@ -1,13 +1,24 @@
-//! The tailnet as the rest of the program sees it: a [`Node`] that joins, tells who a peer is, and hands over connections.
+//! The tailnet as the rest of the program sees it: a [`Node`] that joins, says who a peer is, and
+//! hands over connections.
 //!
 //! Invariants
-//! - A connection and the address of its peer arrive together ([`Listener::accept`]); nothing is looked up by descriptor.
-//! - [`Node::generation`] grows whenever an answer of [`Node::whois`] may have changed; reading it costs no call.
-//! - Every wait ends when its future is dropped or the node is closed; closing is idempotent and bounded.
+//! - A connection and the address of its peer arrive together ([`Listener::accept`]); nothing is
+//!   looked up by descriptor.
+//! - [`Node::generation`] grows whenever an answer of [`Node::whois`] may have changed; reading it
+//!   makes no call into Go.
+//! - Every wait ends when its future is dropped or the node is closed; closing is idempotent and
+//!   bounded.
 //!
-//! `ffi.rs` is the fence to Go and holds the unsafe code, `calls.rs` the threads that go through it, `wire.rs` what comes back on
-//! descriptors, `direct.rs` the bytes of accepted connections, `inline.rs` who serves them where they arrive; `embedded.rs` is the real node, `fake.rs` one on loopback TCP for fast tests. Both pass the same test list.
-//! `join.rs` brings a node onto the tailnet. Who may do what is not decided here: see `identity`.
+//! `embedded.rs` is the real node, `fake.rs` one on loopback TCP for fast tests; both pass the same
+//! list of tests. `join.rs` brings a node onto the tailnet. Between the real node and Go:
+//!
+//! - `ffi.rs` is the fence: every call into Go, and the unsafe code;
+//! - `calls.rs` has the threads that make those calls;
+//! - `wire.rs` reads the messages that Go sends on descriptors;
+//! - `direct.rs` holds the bytes of accepted connections in memory that Go fills and empties;
+//! - `inline.rs` lets Go's thread poll the task that serves a connection.
+//!
+//! What a caller may do is decided in `identity` and above, not here.
 
 mod calls;
 mod config;
@@ -43,24 +54,27 @@ pub use listener::{ListenAddr, Listener, Peer, Via};
 pub use status::{BackendState, Status, WhoIs, WhoIsNode, WhoIsUser};
 pub use stream::Stream;
 
-/// A node of a tailnet. Two implementations: the embedded tsnet node and the fake.
+/// A node of a tailnet. Two implementations: the embedded tsnet node and the fake one.
 pub trait Node: Send + Sync + std::fmt::Debug + 'static {
-    /// Grows with every change of the network map; a cached [`WhoIs`] is good while it stands still.
+    /// Grows with every change of the network map. A cached [`WhoIs`] is valid while this number is
+    /// unchanged.
     fn generation(&self) -> u64;
-    /// The newest picture of the node's own state. The first value is there from the start; the last one is `Stopped`.
+    /// The newest state that the node has reported about itself. There is a value from the start;
+    /// the last one is `Stopped`.
     fn watch(&self) -> watch::Receiver<Arc<Status>>;
     /// Who is behind this tailnet address.
     fn whois(&self, peer: SocketAddr) -> BoxFuture<'_, Result<WhoIs, Error>>;
-    /// The same, for a peer that is connected to `local`, an address of ours. [`Error::Forbidden`] where the packet filter would
-    /// not let it connect now: the node itself asks the filter for the first packet of a connection alone.
+    /// As [`Node::whois`], for a peer that is connected to `local`, an address of this node.
+    /// [`Error::Forbidden`] if the packet filter would not let the peer connect now. (The node
+    /// applies the filter only to the first packet of a connection.)
     fn whois_at(&self, peer: SocketAddr, local: SocketAddr) -> BoxFuture<'_, Result<WhoIs, Error>>;
-    /// Listens on the tailnet only. `addr` as in [`ListenAddr`].
+    /// Listens on the tailnet only, never on an address of the host.
     fn listen(&self, addr: ListenAddr) -> BoxFuture<'_, Result<Listener, Error>>;
-    /// Opens a TCP connection over the tailnet (`host:port`, MagicDNS names included).
+    /// Opens a TCP connection over the tailnet to `host:port`; MagicDNS names work.
     fn dial<'a>(&'a self, addr: &'a str, timeout: Duration)
     -> BoxFuture<'a, Result<Stream, Error>>;
-    /// Forgets this node on the control server (what an ephemeral node does on a clean stop).
+    /// Removes this node from the control server, as an ephemeral node does on a clean stop.
     fn logout(&self, timeout: Duration) -> BoxFuture<'_, Result<(), Error>>;
-    /// Ends everything: listeners, streams, waits. Idempotent, at most 6 s.
+    /// Ends all listeners, streams and waits. Idempotent; takes at most 6 s.
     fn close(&self) -> BoxFuture<'_, ()>;
 }

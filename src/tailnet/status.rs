@@ -1,4 +1,5 @@
-//! What the node says about itself and about others. Decoded from the JSON that crosses the fence.
+//! What the node reports about itself and about others, decoded from the JSON that crosses the
+//! fence.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -10,9 +11,9 @@ use serde::Deserialize;
 pub struct Status {
     pub generation: u64,
     pub state: BackendState,
-    /// Where a person has to log in, while `NeedsLogin`.
+    /// Where a person has to log in, while the state is `NeedsLogin`.
     pub auth_url: String,
-    /// The last words of the control server about this node; empty when it has none.
+    /// The last message of the control server about this node; empty if there is none.
     pub error: String,
     /// Stable node id.
     pub id: String,
@@ -31,13 +32,13 @@ pub struct Status {
     /// The owner's number on the control server; absent for a tagged node.
     pub owner_id: Option<i64>,
     pub health: Vec<String>,
-    /// Whether the control server is being listened to right now.
+    /// Whether the node is receiving map updates from the control server right now.
     pub in_map_poll: bool,
-    /// Why the last contact with the control server failed; empty when it did not.
+    /// Why the last contact with the control server failed; empty if it did not.
     pub control_error: String,
 }
 
-/// The words of Tailscale's backend for its state.
+/// The states of Tailscale's backend, under its own names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub enum BackendState {
     #[default]
@@ -48,7 +49,7 @@ pub enum BackendState {
     Stopped,
     Starting,
     Running,
-    /// One that a newer backend may have.
+    /// A state that this program does not know, from a newer backend.
     #[serde(other)]
     Unknown,
 }
@@ -61,7 +62,7 @@ pub struct WhoIs {
     /// Grants (app capabilities) of this peer towards us.
     #[serde(default)]
     pub caps: BTreeMap<String, Vec<serde_json::Value>>,
-    /// Neither shared into the tailnet nor from another one.
+    /// False for a node that was shared into the tailnet or belongs to another one.
     pub same_tailnet: bool,
 }
 
@@ -92,7 +93,7 @@ pub struct WhoIsUser {
     pub picture: String,
 }
 
-/// RFC 3339, or nothing where the string is empty.
+/// A time in RFC 3339; an empty string is `None`.
 fn moment<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<jiff::Timestamp>, D::Error> {
     let text = String::deserialize(d)?;
     if text.is_empty() {

@@ -1,8 +1,10 @@
 //! One connection over the tailnet.
 //!
 //! Invariants
-//! - Half close works both ways: `shutdown` ends our direction only, and reading goes on until the peer ends its own.
-//! - A peer that resets is an error ([`io::ErrorKind::ConnectionReset`]), never mistaken for its orderly end.
+//! - Half close works both ways: `shutdown` ends our direction only, and reading goes on until the
+//!   peer ends its own.
+//! - A reset by the peer is an error ([`io::ErrorKind::ConnectionReset`]), never mistaken for an
+//!   orderly end.
 //! - The node lives at least as long as its streams, unless it is closed: then they end.
 
 use std::{
@@ -38,21 +40,23 @@ pub struct Stream {
 enum Kind {
     /// Accepted by the embedded node.
     Direct(Direct),
-    /// Dialled by the embedded node: one end of a socket pair, whose other end Go copies to and from the tailnet.
+    /// Dialled by the embedded node: one end of a socket pair. Go copies between its other end and
+    /// the tailnet.
     Pair {
         socket: UnixStream,
-        /// Whether we have ended our direction.
+        /// We have ended our direction.
         shut: bool,
     },
-    /// The fake node.
+    /// A connection of the fake node.
     Tcp(Box<Tcp>),
 }
 
 struct Tcp {
     socket: TcpStream,
-    /// The kernel tells a reset once, to whoever asks first; the other direction must not take the silence for an orderly end.
+    /// The kernel reports a reset only once, to whichever direction asks first. The other one must
+    /// not take the silence that follows for an orderly end.
     broken: bool,
-    /// The end of the node, seen by each direction's own task.
+    /// The end of the node. Each direction has its own future, as a different task may poll it.
     reader_ended: Pin<Box<WaitForCancellationFutureOwned>>,
     writer_ended: Pin<Box<WaitForCancellationFutureOwned>>,
 }
@@ -77,7 +81,8 @@ impl Stream {
         }
     }
 
-    /// A task for whatever serves this stream, so that it may be polled where bytes arrive. `None` where there is no such place.
+    /// Wraps the future that serves this stream so that Go's turns may poll it too. `None` for a
+    /// stream that has no turns.
     pub fn home(
         &self,
     ) -> Option<impl FnOnce(BoxFuture<'static, ()>) -> BoxFuture<'static, ()> + Send + use<>> {
@@ -129,8 +134,9 @@ impl AsyncRead for Stream {
                 let room = buf.remaining() > 0;
                 ready!(Pin::new(&mut *socket).poll_read(cx, buf))?;
                 let end = room && buf.filled().len() == before;
-                // The peer's orderly end closes one direction, and ours is still open. A socket that hung up both ways without
-                // our doing is how Go tells that the connection broke.
+                // An orderly end of the peer closes one direction, and ours is still open. Go
+                // signals a broken connection by closing its end of the pair, so the socket is hung
+                // up in both directions although we did not shut it down.
                 if end && !*shut && hung_up(socket)? {
                     return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
                 }
@@ -186,7 +192,7 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Neither kind holds anything back.
+        // No kind of stream buffers bytes that would need a flush.
         Poll::Ready(Ok(()))
     }
 
@@ -200,7 +206,7 @@ impl AsyncWrite for Stream {
             Kind::Tcp(_) => {}
         }
         let shutdown = ready!(self.kind.writer(cx)?.poll_shutdown(cx));
-        // A peer that is gone already needs no telling.
+        // The peer has gone already, so it need not be told.
         Poll::Ready(match shutdown {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
             other => other,
@@ -272,7 +278,7 @@ mod tests {
         let (mut stream, theirs) = pair();
         theirs.shutdown(Shutdown::Write).unwrap();
         assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
-        // And ours still works.
+        // Our direction still works.
         stream.write_all(b"still here").await.unwrap();
         stream.shutdown().await.unwrap();
         let told = std::io::read_to_string(&theirs).unwrap();
@@ -291,7 +297,7 @@ mod tests {
             let error = stream.read(&mut told).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         }
-        // Reading nothing says nothing about the end.
+        // A read of zero bytes does not report the end.
         assert_eq!(stream.read(&mut []).await.unwrap(), 0);
     }
 

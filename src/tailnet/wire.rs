@@ -1,14 +1,14 @@
-//! Messages that arrive from the Go side on a descriptor: connections with their peers, and texts.
+//! Messages that Go sends on a descriptor: connections with their peers, and texts.
 //!
 //! Invariants
-//! - One message is one `recvmsg`; a connection and the address of its peer come out of the same call. An accepted connection is
-//!   a number (`direct.rs`), a dialled one a descriptor.
-//! - Connections that nobody took are closed with their channel.
-//! - What is cut short, too long, of another version or kind, or carries the wrong number of descriptors is an error. Nothing is
-//!   guessed, and descriptors that came along are closed.
-//! - Interrupted calls are repeated here; waiting is the reactor's work, no thread is parked.
+//! - One message is one `recvmsg`; a connection and the address of its peer come out of the same
+//!   call. An accepted connection is a number (`direct.rs`), a dialled one a descriptor.
+//! - Connections that were not taken are closed with their channel.
+//! - A message that is cut short, too long, of another version or kind, or with the wrong number of
+//!   descriptors is an error. Nothing is guessed, and descriptors that came along are closed.
+//! - Interrupted calls are repeated here. The reactor does the waiting; no thread is blocked.
 //!
-//! What a failure means for a listener or a dial is decided there.
+//! The listener or dial that reads the messages decides what a failure means.
 
 use std::{
     io::{self, IoSliceMut},
@@ -26,7 +26,7 @@ use super::{
     ffi,
 };
 
-/// Length of the head of each message.
+/// Length in bytes of the fixed part that begins each message.
 const HEAD: usize = ffi::HEAD;
 const VERSION: u8 = 1;
 const ACCEPTED: u8 = 0;
@@ -34,21 +34,21 @@ const FUNNELLED: u8 = 1;
 const DIALLED: u8 = 2;
 const FAILURE: u8 = 255;
 
-/// Room for the words of a failure.
+/// Limit in bytes of the text of a failure.
 const WORDS: usize = 4096;
 
 /// Our end of a message socket.
 #[derive(Debug)]
 pub(super) struct Channel(AsyncFd<OwnedFd>);
 
-/// A connection, or why there is none.
+/// A connection, or the reason why there is none.
 #[derive(Debug)]
 pub(super) enum Arrival {
     /// One end of a socket pair.
     Dialled {
         socket: OwnedFd,
     },
-    /// `None`: it has ended already.
+    /// `None`: the connection has ended already.
     Accepted {
         stream: Option<Direct>,
         peer: Peer,
@@ -56,7 +56,7 @@ pub(super) enum Arrival {
     Failure(Error),
 }
 
-/// The channel did not do what the ABI promises.
+/// The channel broke the contract of the C ABI.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Broken {
     #[error("a message that is not ours: {0}")]
@@ -83,23 +83,26 @@ impl Channel {
         Ok(Self(ffi::readable(fd)?))
     }
 
-    /// The next connection; `None` when the other side is gone.
+    /// The next connection; `None` when the other side has closed the channel.
     pub(super) async fn connection(&self) -> Result<Option<Arrival>, Broken> {
         self.0
             .async_io(Interest::READABLE, |fd| match receive_connection(fd) {
-                // The reactor waits on this one, so it must stay an `io::Error`.
+                // `async_io` waits for the next message only on an `io::Error`, so this one must
+                // stay one.
                 Err(Broken::Io(error)) => Err(error),
                 other => Ok(other),
             })
             .await?
     }
 
-    /// Shuts our direction, on which nothing is ever said: the Go side takes it for "no more". False if that failed.
+    /// Shuts down our direction, on which nothing is ever sent. Go takes that for "accept no more".
+    /// False if that failed.
     pub(super) fn say_last(&self) -> bool {
         rustix::net::shutdown(self.0.get_ref(), rustix::net::Shutdown::Write).is_ok()
     }
 
-    /// The next text, its length in `text`; `None` when the other side is gone.
+    /// Receives the next text and returns its length in `text`; `None` when the other side has
+    /// closed the channel.
     pub(super) async fn text(&self, text: &mut [u8]) -> Result<Option<usize>, Broken> {
         let (length, flags) = self
             .0
@@ -127,8 +130,9 @@ impl Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        // What has come and was not taken: a descriptor would be closed with the socket that it lies in, a number would not.
-        // Nothing comes after the first line, so nothing is missed.
+        // Closes connections that arrived and were not taken. The kernel closes a descriptor
+        // together with the socket it waits in, but a number must be given back. After the shutdown
+        // no message arrives, so none is missed.
         let _ = rustix::net::shutdown(self.0.get_ref(), rustix::net::Shutdown::Read);
         while let Ok(Some(_)) = receive_connection(self.0.get_ref()) {}
     }
@@ -136,7 +140,8 @@ impl Drop for Channel {
 
 fn receive_connection(fd: &OwnedFd) -> Result<Option<Arrival>, Broken> {
     let mut bytes = [0; HEAD + WORDS];
-    // Room for more than the one that is right, so that more than one is seen and not silently dropped by the kernel.
+    // Room for more descriptors than the one expected, so that a second one is noticed. The kernel
+    // would drop it silently.
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let message = repeat(|| {
@@ -182,7 +187,7 @@ fn receive_connection(fd: &OwnedFd) -> Result<Option<Arrival>, Broken> {
     parse(message, socket).map(Some)
 }
 
-/// What a whole message says.
+/// Parses a whole message.
 pub(super) fn parse(message: &[u8], socket: Option<OwnedFd>) -> Result<Arrival, Broken> {
     let Some((head, words)) = message.split_first_chunk::<HEAD>() else {
         return Err(Broken::Foreign(format!(
@@ -242,7 +247,7 @@ pub(super) fn parse(message: &[u8], socket: Option<OwnedFd>) -> Result<Arrival, 
     })
 }
 
-/// IPv6, or IPv4 as `::ffff:a.b.c.d`; the port in host order.
+/// The address is IPv6, or IPv4 as `::ffff:a.b.c.d`; the port is in host byte order.
 fn address(ip: &[u8], port: [u8; 2]) -> Result<SocketAddr, Broken> {
     let ip: [u8; 16] = ip
         .try_into()
@@ -311,7 +316,7 @@ mod tests {
         rustix::pipe::pipe().unwrap().0
     }
 
-    /// Of connections that Go does not announce in these tests.
+    /// A number that Go does not announce in these tests.
     const ID: u64 = 1 << 60;
 
     fn accepted(kind: u8, id: u64) -> Vec<u8> {
@@ -336,7 +341,7 @@ mod tests {
         };
         assert!(stream.is_some());
         assert_eq!(peer.via, Via::Funnel);
-        // One that was taken already, or has ended meanwhile.
+        // A connection that was taken already, or has ended meanwhile.
         send(&theirs, &accepted(ACCEPTED, ID), &[]);
         let Some(Arrival::Accepted { stream, .. }) = channel.connection().await.unwrap() else {
             panic!()
@@ -419,7 +424,8 @@ mod tests {
                 "{name}: {outcome:?}"
             );
         }
-        // The reading end was only ever held by `fd` if nothing above leaked: closing it must close the pipe.
+        // `fd` is the only reading end if nothing above leaked one. Dropping it must then close the
+        // pipe.
         drop(fd);
         let written = rustix::io::write(&gone, b"x");
         assert_eq!(written, Err(rustix::io::Errno::PIPE));
