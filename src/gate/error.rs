@@ -1,4 +1,4 @@
-//! What can be wrong with a gate's settings, and why it lets somebody not through.
+//! What can be wrong with a gate's settings, and the reasons for which it refuses a request.
 
 use std::time::Duration;
 
@@ -40,17 +40,17 @@ pub enum BuildError {
     UpstreamTls(String),
 }
 
-/// Why a request is not let through.
+/// Why a request is refused.
 #[derive(Debug, Clone)]
 pub(super) enum Denied {
-    /// A page of another origin sent it.
+    /// A web page of another origin sent it.
     ForeignOrigin,
-    /// There is no identity to decide about.
+    /// The caller has no identity, for this reason.
     Identity(Refusal),
     Policy,
-    /// It names a host that nothing here is called by; with the answer.
+    /// It names a host that is unknown here. Holds the answer.
     UnknownHost(Box<http::Error>),
-    /// Nothing that a rule about paths could be held against.
+    /// Its host or path cannot be used for a decision.
     Target(WhatError),
     WrongTailnet,
 }
@@ -73,7 +73,7 @@ impl From<Denied> for http::Error {
         let code = denied.code();
         match denied {
             Denied::Identity(refusal) => refusal.into(),
-            // Which rule it was is for the operator, who finds it in the audit line.
+            // The operator finds the rule in the audit line; the caller need not know it.
             Denied::Policy => {
                 Self::new(Kind::Forbidden, code, "the policy does not let you in here")
             }
@@ -91,7 +91,7 @@ impl From<Denied> for http::Error {
     }
 }
 
-/// What is wrong with a request before any rule is asked.
+/// What is wrong with a request before any rule is evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Malformed {
     AmbiguousHeader,
@@ -163,7 +163,8 @@ impl From<WhatError> for Malformed {
     }
 }
 
-/// A token for the backend was asked for and could not be made: better no answer than one without.
+/// The backend was to get a token, and none could be made. A request without it must not be passed
+/// on.
 pub(super) fn no_token(error: super::SignError) -> http::Error {
     let kind = Kind::Unavailable {
         retry_after: Duration::from_secs(5),

@@ -1,11 +1,15 @@
-//! Forward-auth: a proxy asks about a request that it holds, and passes it on or not by our status.
+//! Forward-auth: a proxy asks about a request that it holds, and passes it on or refuses it by our
+//! status.
 //!
-//! 1. The proxy itself is identified: by its connection (tailnet identity, against `gate.auth.proxies`) or by having come over our
-//!    own unix socket. Nothing that it says is read before that.
-//! 2. Its words are read by the convention of the route. What is there twice is refused: one of the two is the client's.
+//! 1. The proxy itself is identified: by its connection (its tailnet identity must be listed in
+//!    `gate.auth.proxies`), or because it uses our own unix socket. Nothing that it sends is read
+//!    before that.
+//! 2. Its headers are read by the convention of the route. A header that occurs twice is refused:
+//!    one of the two comes from the client.
 //! 3. The client's address is looked up, and the policy decides.
 //!
-//! Every answer that lets through carries all identity headers, empty ones too, so that the proxy overwrites what the client sent.
+//! Every answer that grants access sets all identity headers, also empty ones, so that the proxy
+//! overwrites those that the client sent.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -40,11 +44,11 @@ use crate::{
     web::{Allowed, Origin},
 };
 
-/// In a request's extensions: it came over the gate's own unix socket, so a local proxy sent it.
+/// Among a request's extensions: it came over the gate's own unix socket, so a local proxy sent it.
 #[derive(Debug, Clone, Copy)]
 pub struct LocalProxy;
 
-/// What every request of the gate's unix socket carries.
+/// The extensions for every request on the gate's unix socket.
 pub fn local_proxy() -> Extensions {
     let mut extensions = Extensions::new();
     extensions.insert(LocalProxy);
@@ -54,7 +58,8 @@ pub fn local_proxy() -> Extensions {
 const NGINX_ADDR: HeaderName = HeaderName::from_static("remote-addr");
 const EXPECTED_TAILNET: HeaderName = HeaderName::from_static("expected-tailnet");
 
-/// Marks the address to come back to, so that a login page that sends people back unknown does not do so for ever.
+/// Marks the URL to which a login page sends a browser back. Without it, a login page that cannot
+/// identify somebody would cause an endless redirect.
 const MARK: &str = "tailbone_gate=1";
 
 pub(super) struct ForwardAuth {
@@ -89,8 +94,9 @@ impl ForwardAuth {
         let mut proxies = Vec::new();
         for word in &auth.proxies {
             match Selector::parse(word) {
-                // A proxy copies what a browser sends, so nothing in a request tells one from a browser on the user's machine,
-                // whose pages may name any client. Machines with tags have no user who browses.
+                // A proxy copies what a browser sends, so nothing in a request tells a proxy from a
+                // browser on the user's machine, and a page in that browser could name any client.
+                // Tagged machines have no user who browses.
                 Ok(Selector::User(_)) if !auth.user_proxies => {
                     return Err(BuildError::UserProxy(word.clone()));
                 }
@@ -130,7 +136,7 @@ impl ForwardAuth {
 }
 
 pub(super) fn router(auth: Arc<ForwardAuth>) -> Router {
-    // Not as the fallback: that is the layers' own, for what no component serves.
+    // Not as the router's fallback: `http::layers` sets that, for paths that no component serves.
     Router::new()
         .route("/", any(answer))
         .route("/{*path}", any(answer))
@@ -206,7 +212,7 @@ impl ForwardAuth {
         Ok(response)
     }
 
-    /// Who asks, if they may.
+    /// Identifies the asking proxy, and refuses it if it is not trusted.
     async fn proxy(&self, parts: &Parts) -> Result<Proxy, http::Error> {
         if parts.extensions.get::<LocalProxy>().is_some() {
             return Ok(Proxy::Local);
@@ -245,24 +251,24 @@ pub(super) fn nobody_told() -> http::Error {
     )
 }
 
-/// A proxy that may ask.
+/// A proxy that is allowed to ask.
 enum Proxy {
     Local,
-    /// By its stable node id.
+    /// Identified by its stable node id.
     Node(String),
 }
 
 impl Proxy {
-    /// A client that is the proxy itself would make everybody behind it the same caller.
+    /// A client that is the proxy itself would make everybody behind the proxy the same caller.
     fn is(&self, node_id: &str) -> bool {
         matches!(self, Self::Node(id) if id == node_id)
     }
 }
 
-/// How a proxy tells what it was asked for.
+/// The convention by which a proxy describes the request that it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Convention<'a> {
-    /// By the request itself, below a prefix.
+    /// The request itself, below a prefix.
     Envoy {
         target: &'a str,
     },
@@ -270,22 +276,22 @@ pub(super) enum Convention<'a> {
     Nginx,
 }
 
-/// What the proxy told.
+/// What the proxy asked about.
 pub(super) struct Asked {
     pub(super) client: IpAddr,
     pub(super) what: What,
-    /// Of the host, where the proxy told it.
+    /// The port of the host, if the proxy reported it.
     port: Option<u16>,
     expected_tailnet: Option<String>,
-    /// The address in the browser, where all its parts were told: scheme, host with port, target.
+    /// The URL in the browser, if the proxy reported all of it: scheme, host with port, target.
     pub(super) url: Option<(String, String, String)>,
-    /// Whether a redirect would reach the browser.
+    /// Whether a redirect in our answer would reach the browser.
     redirects: bool,
 }
 
 impl Asked {
-    /// Whether a page of another origin sent what the proxy holds. It copies the browser's marks; where it does not tell the method,
-    /// that may be any.
+    /// Whether a page of another origin sent the request that the proxy holds. The proxy copies the
+    /// browser's headers; if it does not report the method, it may be any method.
     fn foreign(&self, parts: &Parts, allowed: &[Allowed<Origin>]) -> bool {
         let Some(host) = &self.what.host else {
             return false;
@@ -312,7 +318,7 @@ impl<'a> Convention<'a> {
         Self::Nginx
     }
 
-    /// Envoy takes nothing but 200 for a yes; nginx-auth said 204.
+    /// Envoy only accepts 200 as a yes; nginx-auth answered 204.
     fn yes(self) -> StatusCode {
         match self {
             Self::Nginx => StatusCode::NO_CONTENT,
@@ -391,7 +397,7 @@ impl<'a> Convention<'a> {
     }
 }
 
-/// The host of the request that the proxy sends us.
+/// The host of the request that the proxy sends to us.
 fn own_host(parts: &Parts) -> Result<Option<String>, Malformed> {
     match (parts.uri.authority(), single(&parts.headers, "host")?) {
         (Some(authority), _) => Ok(Some(authority.as_str().to_owned())),
@@ -399,7 +405,7 @@ fn own_host(parts: &Parts) -> Result<Option<String>, Malformed> {
     }
 }
 
-/// nginx has no fixed word for the target; where several are there, all must say the same.
+/// nginx has no standard header for the target; if several are present, they must agree.
 fn agreed(headers: &HeaderMap, names: [&str; 3]) -> Result<Option<String>, Malformed> {
     let mut agreed: Option<&str> = None;
     for name in names {
@@ -414,7 +420,7 @@ fn agreed(headers: &HeaderMap, names: [&str; 3]) -> Result<Option<String>, Malfo
     Ok(agreed.map(str::to_owned))
 }
 
-/// The target without scheme and host, where it has them.
+/// The target without scheme and host.
 fn origin_form(target: &str) -> &str {
     let rest = target
         .strip_prefix("http://")
@@ -431,7 +437,7 @@ fn method(text: Option<&str>) -> Result<Option<Method>, Malformed> {
         .transpose()
 }
 
-/// A header that may be there once. An empty one tells nothing.
+/// A header that may occur at most once. An empty one counts as absent.
 fn single<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, Malformed> {
     let mut values = headers.get_all(name).iter();
     let first = values.next();
@@ -444,8 +450,8 @@ fn single<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, Mal
     Ok(text.filter(|text| !text.is_empty()))
 }
 
-/// The client's address. Of a list (`X-Forwarded-For`, `Forwarded`) the last entry counts: the proxy that we trust added it, and
-/// everything before may be the client's own invention.
+/// The client's address. In a list (`X-Forwarded-For`, `Forwarded`) the last entry counts, which
+/// the trusted proxy added; everything before it may be invented by the client.
 fn client(headers: &HeaderMap, name: &HeaderName) -> Result<IpAddr, Malformed> {
     let lists = *name == headers::FORWARDED_FOR || *name == header::FORWARDED;
     let text = if lists {
@@ -472,7 +478,7 @@ fn client(headers: &HeaderMap, name: &HeaderName) -> Result<IpAddr, Malformed> {
     address(last).ok_or(Malformed::ClientAddressInvalid)
 }
 
-/// The `for` of one element of `Forwarded`.
+/// The `for` parameter of one element of `Forwarded`.
 fn forwarded_for(element: &str) -> Option<&str> {
     element.split(';').find_map(|pair| {
         let (name, value) = pair.split_once('=')?;
@@ -485,7 +491,7 @@ fn forwarded_for(element: &str) -> Option<&str> {
     })
 }
 
-/// With or without port and brackets.
+/// Parses an address with or without port and brackets.
 fn address(text: &str) -> Option<IpAddr> {
     let bare = text
         .strip_prefix('[')
@@ -497,7 +503,8 @@ fn address(text: &str) -> Option<IpAddr> {
         .map(|ip| ip.to_canonical())
 }
 
-/// Where people without identity are sent, if they are people: a login page, or words about how to join the tailnet.
+/// The page to which people without identity are sent: a login page, or instructions for joining
+/// the tailnet.
 #[derive(Debug, Clone)]
 pub(super) struct Redirect {
     url: String,
@@ -518,7 +525,7 @@ impl Redirect {
         })
     }
 
-    /// Only for a browser that opens a page: a program would take the page for its answer.
+    /// Only for a browser that opens a page: a program would take that page for its answer.
     pub(super) fn for_browser(&self, asked: &Asked, headers: &HeaderMap) -> Option<HeaderValue> {
         let (proto, host, target) = asked.url.as_ref()?;
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
@@ -540,7 +547,7 @@ impl Redirect {
         }
         let join = if target.contains('?') { '&' } else { '?' };
         let back = format!("{proto}://{host}{target}{join}{MARK}");
-        // A browser does not tell the page what stands behind a #, so that stays the end.
+        // A browser does not send the part after `#` to the page, so it must stay at the end.
         let (page, fragment) = match self.url.find('#') {
             Some(at) => self.url.split_at(at),
             None => (self.url.as_str(), ""),
@@ -551,7 +558,7 @@ impl Redirect {
     }
 }
 
-/// Everything but unreserved characters as `%xx`.
+/// Escapes everything but unreserved characters as `%xx`.
 fn escaped(text: &str) -> String {
     text.bytes()
         .map(|b| {

@@ -1,4 +1,4 @@
-//! The gate's readers of what others write, for tests/fuzz. Not part of the crate's interface.
+//! The gate's parsers of foreign input, for tests/fuzz. Not part of the crate's interface.
 
 use std::net::IpAddr;
 
@@ -11,18 +11,18 @@ use super::{
 };
 use crate::policy::What;
 
-/// What a proxy asked about.
+/// What a proxy asks about.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Question {
     pub client: IpAddr,
     pub what: What,
-    /// Where a browser would be sent, given the setting `gate.auth.redirect`.
+    /// Where a browser would be sent, for the given setting `gate.auth.redirect`.
     pub redirect: Option<HeaderValue>,
     /// Scheme, host with port, target.
     pub url: Option<(String, String, String)>,
 }
 
-/// Reads a request of a trusted proxy.
+/// Reads a request from a trusted proxy.
 pub fn question(
     parts: &Parts,
     client_header: Option<&HeaderName>,
@@ -42,12 +42,12 @@ pub fn question(
     })
 }
 
-/// Reads a request to the reverse proxy or the layer.
+/// Reads a request to the reverse proxy or the tower layer.
 pub fn direct_question(parts: &Parts) -> Option<What> {
     layer::what(parts).ok()
 }
 
-/// The headers of a request on its way to a backend.
+/// Changes the headers of a request as the reverse proxy does on the way to a backend.
 pub fn pass_on(headers: &mut HeaderMap, admitted: &Admitted, client: IpAddr, host: &HeaderValue) {
     headers::strip_hop_by_hop(headers);
     headers::strip(headers, true);
@@ -55,7 +55,7 @@ pub fn pass_on(headers: &mut HeaderMap, admitted: &Admitted, client: IpAddr, hos
     headers::forwarded(headers, client, host, "http");
 }
 
-/// Every header by which the gate names a caller.
+/// Every header that tells a backend about the caller.
 pub fn identity(admitted: &Admitted) -> Vec<(HeaderName, HeaderValue)> {
     headers::identity(admitted, &[])
 }

@@ -1,4 +1,5 @@
-//! The decision, without HTTP: caller and request in, admission or denial out, and an audit line either way.
+//! The decision, without HTTP: caller and request in, admission or denial out, with an audit line
+//! in both cases.
 
 use std::sync::Arc;
 
@@ -10,19 +11,21 @@ use crate::{
     telemetry::{audit::Decision, meter::Meter},
 };
 
-/// Who was let through. As an axum extractor (see [`super::GateLayer`]) it is what the layer found.
+/// A caller to whom access was granted. As an axum extractor (see [`super::GateLayer`]) it is the
+/// layer's result.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Admitted {
-    /// By an anonymous rule: nothing is told about the caller, not even that they have an identity.
+    /// Access by an anonymous rule. Nothing about the caller is passed on, not even whether there
+    /// is an identity.
     Anonymous {
-        /// From the internet.
+        /// Whether the request came from the internet.
         funnel: bool,
     },
     Identified(Arc<Visitor>),
 }
 
 impl Admitted {
-    /// The caller's identity, if the rule was to tell it.
+    /// The caller's identity, if the rule passes it on.
     pub fn visitor(&self) -> Option<&Visitor> {
         match self {
             Self::Anonymous { .. } => None,
@@ -31,7 +34,7 @@ impl Admitted {
     }
 }
 
-/// How the audit log calls a caller.
+/// The caller's name in the audit log.
 fn word(caller: &Result<Arc<Visitor>, Refusal>) -> String {
     match caller {
         Ok(visitor) => caller_word(visitor),
@@ -39,7 +42,7 @@ fn word(caller: &Result<Arc<Visitor>, Refusal>) -> String {
     }
 }
 
-/// The rules, and what holds before them.
+/// The rules, and the checks that come before them.
 #[derive(Debug)]
 pub(super) struct Guard {
     policy: Arc<policy::Store>,
@@ -56,7 +59,7 @@ impl Guard {
         }
     }
 
-    /// Decisions count in `meter` from here on.
+    /// Counts decisions in `meter` from here on.
     pub(super) fn counted(mut self, meter: Meter) -> Self {
         self.meter = meter;
         self
@@ -70,7 +73,8 @@ impl Guard {
         &self.policy
     }
 
-    /// Decides. `expected` is a tailnet that the asking proxy wants on top of the setting's.
+    /// Decides about a request and writes the audit line. `expected` is a tailnet that the asking
+    /// proxy requires in addition to the setting's.
     pub(super) fn admit(
         &self,
         caller: Result<Arc<Visitor>, Refusal>,
@@ -83,7 +87,7 @@ impl Guard {
         answer
     }
 
-    /// Refuses without asking the rules, and says so where decisions are told.
+    /// Refuses without evaluating the rules, with audit line and metric.
     pub(super) fn refuse(
         &self,
         caller: &Result<Arc<Visitor>, Refusal>,
@@ -95,7 +99,7 @@ impl Guard {
         denied
     }
 
-    /// Whether a rule, or a grant of the caller, names the host that is asked for.
+    /// Whether a rule, or a grant of the caller, names this host.
     pub(super) fn name_host(&self, caller: &Result<Arc<Visitor>, Refusal>, host: &Host) -> bool {
         let who = match caller {
             Ok(visitor) => Who::Known(visitor),
@@ -130,7 +134,7 @@ impl Guard {
         }
     }
 
-    /// Whether somebody who was let through still is. Says nothing in the audit log as long as the answer is yes.
+    /// Whether access that was granted is still allowed. Writes an audit line only if it is not.
     pub(super) fn still_admits(
         &self,
         caller: Result<Arc<Visitor>, Refusal>,
@@ -174,7 +178,7 @@ impl Guard {
         let decision = rules.decide(who, what);
         let answer = match (decision.effect, caller) {
             (Effect::Anonymous, _) => Ok(Admitted::Anonymous { funnel }),
-            // Why there is no identity says more than that nobody without one gets in.
+            // The reason for having no identity says more than the rule that denies those without.
             (_, Err(denied)) => Err(denied),
             (Effect::Allow, Ok(visitor)) => Ok(Admitted::Identified(visitor)),
             (Effect::Deny, Ok(_)) => Err(what.unreadable().map_or(Denied::Policy, Denied::Target)),

@@ -1,12 +1,13 @@
-//! The headers by which a backend learns who calls, in the two conventions that are about, and how those from outside are kept
-//! out.
+//! The headers that tell a backend who the caller is, in the two common conventions, and the
+//! removal of such headers that come from outside.
 //!
 //! | Header | Convention |
 //! |---|---|
 //! | `Tailscale-User`, `-Login`, `-Name`, `-Profile-Picture`, `-Tailnet` | nginx-auth |
-//! | `Tailscale-User-Login`, `-User-Name`, `-User-Profile-Pic`, `-Headers-Info`, `-App-Capabilities`, `-Funnel-Request` | `tailscale serve` |
+//! | `Tailscale-User-Login`, `-User-Name`, `-User-Profile-Pic` | `tailscale serve` |
+//! | `Tailscale-Headers-Info`, `-App-Capabilities`, `-Funnel-Request` | `tailscale serve` |
 //! | `Tailscale-Node-Id`, `-Node-Name`, `-Tags` | ours: for machines, which have no user |
-//! | `Tailbone-Token` | ours: a short JWT, if asked for |
+//! | `Tailbone-Token` | ours: a JWT with a short life, if asked for |
 
 use std::{fmt::Write as _, net::IpAddr};
 
@@ -36,11 +37,12 @@ const NODE_ID: HeaderName = HeaderName::from_static("tailscale-node-id");
 const NODE_NAME: HeaderName = HeaderName::from_static("tailscale-node-name");
 const TAGS: HeaderName = HeaderName::from_static("tailscale-tags");
 
-/// Where `tailscale serve` explains its headers.
+/// The page with which `tailscale serve` explains its headers.
 const INFO_TEXT: &str = "https://tailscale.com/s/serve-headers";
 
-/// Every header that tells who calls; the value is empty where there is nothing to tell. In an answer to a proxy all are set: an
-/// absent one would let the client's own through where the proxy copies what it finds.
+/// All identity headers; those without content have an empty value. An answer to a proxy must set
+/// all of them: if one were absent, a proxy that copies what it finds would pass on the client's
+/// own.
 pub(super) fn identity(
     admitted: &Admitted,
     capabilities: &[String],
@@ -104,7 +106,8 @@ pub(super) fn identity(
     headers
 }
 
-/// The same for a request on its way to a backend, from which everything like it was stripped before.
+/// Adds the identity headers to a request for a backend. All such headers from outside must have
+/// been stripped before.
 pub(super) fn tell(headers: &mut HeaderMap, admitted: &Admitted, capabilities: &[String]) {
     for (name, value) in identity(admitted, capabilities) {
         if !value.is_empty() {
@@ -121,18 +124,19 @@ fn granted(caller: &Caller, capabilities: &[String]) -> Map<String, Value> {
         .collect()
 }
 
-/// As it is, in UTF-8; empty where it cannot stand in a header.
+/// The text as raw UTF-8; empty if it is not valid in a header.
 fn raw(text: &str) -> HeaderValue {
     HeaderValue::from_bytes(text.as_bytes()).unwrap_or(HeaderValue::from_static(""))
 }
 
-/// As RFC 2047 has it (Q encoding) where it is not plain ASCII.
+/// The text, encoded by RFC 2047 (Q encoding) if it is not plain ASCII.
 fn encoded(text: &str) -> HeaderValue {
     if text.bytes().all(|b| matches!(b, b' '..=b'~')) {
         return raw(text);
     }
     const OPEN: &str = "=?utf-8?q?";
-    // A word may have 75 characters; a character of the text stays in one word.
+    // An encoded word may have 75 characters, and no character of the text may be split between
+    // two.
     const ROOM: usize = 75 - OPEN.len() - 2;
     let mut words = vec![String::new()];
     for c in text.chars() {
@@ -156,8 +160,8 @@ fn encoded(text: &str) -> HeaderValue {
     raw(&words.join(" "))
 }
 
-/// Names (and beginnings that end with `-`) that some backend takes for identity, or for what a proxy says of the request. A
-/// client that sends one wants to be taken for somebody.
+/// Header names (and prefixes, ending with `-`) that some backend takes for the caller's identity,
+/// or for a proxy's description of the request. A client that sends one pretends to be somebody.
 const CLAIMS: [&str; 34] = [
     "cf-connecting-ip",
     "client-ip",
@@ -195,15 +199,15 @@ const CLAIMS: [&str; 34] = [
     "x-ms-client-principal",
 ];
 
-/// Headers by which some frameworks take another method than the request's.
+/// Headers by which some frameworks override the request's method.
 const METHODS: [&str; 3] = [
     "x-http-method",
     "x-http-method-override",
     "x-method-override",
 ];
 
-/// Removes everything by which a client could pass for somebody. Names are compared as careless backends do: whatever is neither
-/// letter nor digit is the same to them.
+/// Removes all headers by which a client could pass for somebody else. Names are compared as lax
+/// backends do: all characters but letters and digits are equal.
 pub(super) fn strip(headers: &mut HeaderMap, methods_too: bool) {
     let claims: Vec<HeaderName> = headers
         .keys()
@@ -233,8 +237,8 @@ pub(super) fn strip(headers: &mut HeaderMap, methods_too: bool) {
     }
 }
 
-/// Headers of one connection, which say nothing to the next (RFC 9110, 7.6.1), and those that `Connection` names. `TE: trailers`
-/// stays: gRPC wants it.
+/// Removes headers that belong to one connection (RFC 9110, section 7.6.1), and those that
+/// `Connection` lists. `TE: trailers` stays, since gRPC needs it.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
@@ -250,7 +254,7 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         .flat_map(|value| value.split(','))
         .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"));
     for name in named {
-        // Named there, they would lose the body its length or the request its host.
+        // If the client lists these, the body would lose its length or the request its host.
         if name != header::CONTENT_LENGTH && name != header::HOST {
             headers.remove(name);
         }
@@ -273,7 +277,8 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Who is asked for and by which way, as the two conventions have it (RFC 7239 and its elders).
+/// Adds the original host and the path of the request, in the two conventions (RFC 7239 and the
+/// older `X-Forwarded-*`).
 pub(super) fn forwarded(
     headers: &mut HeaderMap,
     client: IpAddr,

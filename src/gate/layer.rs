@@ -1,4 +1,4 @@
-//! The gate as a tower layer, for services of one's own on a tailnet listener.
+//! The gate as a tower layer, for your own services on a tailnet listener.
 //!
 //! ```
 //! use axum::{Router, routing::get};
@@ -16,9 +16,10 @@
 //! }
 //! ```
 //!
-//! Requests must carry an `Arc<Connection>` in their extensions, as [`crate::http::serve`] puts it there. The layer strips identity
-//! headers from outside and sets ours, so that services that know nothing of this crate may read those instead. A handler that
-//! wants callers of the own tailnet alone takes [`crate::identity::Caller`].
+//! Requests must have an `Arc<Connection>` among their extensions, as [`crate::http::serve`] adds
+//! it. The layer removes identity headers from outside and sets ours, so that services that do not
+//! use this crate can read those instead. A handler that only wants callers of its own tailnet
+//! takes a [`crate::identity::Caller`].
 
 use std::{
     convert::Infallible,
@@ -52,7 +53,7 @@ use crate::{
     web::{Allowed, Host, Origin},
 };
 
-/// Lets through what the rules let through.
+/// Admits requests by the given rules.
 #[derive(Debug, Clone)]
 pub struct GateLayer {
     guard: Arc<Guard>,
@@ -68,7 +69,7 @@ impl GateLayer {
         )))
     }
 
-    /// With rules that change while they are in force.
+    /// The same, with rules that may change at any time.
     pub fn with_store(store: Arc<policy::Store>, expected_tailnet: Option<String>) -> Self {
         Self::of(Arc::new(Guard::new(store, expected_tailnet)))
     }
@@ -81,14 +82,15 @@ impl GateLayer {
         }
     }
 
-    /// Lets web pages of these origins open WebSockets and use other methods than GET, HEAD and OPTIONS, besides the service's own.
+    /// Allows web pages of these origins to open WebSockets and to use methods other than GET, HEAD
+    /// and OPTIONS, in addition to the service's own pages.
     #[must_use]
     pub fn allow_origins(mut self, origins: impl IntoIterator<Item = Allowed<Origin>>) -> Self {
         self.origins = origins.into_iter().collect();
         self
     }
 
-    /// Tells the service these of the caller's capabilities, in `Tailscale-App-Capabilities`.
+    /// Passes these capabilities of the caller on to the service, in `Tailscale-App-Capabilities`.
     #[must_use]
     pub fn forward_capabilities(mut self, names: impl IntoIterator<Item = String>) -> Self {
         self.capabilities = names.into_iter().collect();
@@ -132,7 +134,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let gate = self.gate.clone();
-        // The one that was polled ready is the one to call.
+        // Call the instance that was polled ready, and keep its clone for the next request.
         let waiting = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, waiting);
         Box::pin(async move {
@@ -142,7 +144,8 @@ where
                     let answer = inner.call(Request::from_parts(parts, body)).await?;
                     Ok(answer.map(|body| Watched::wrap(body, recheck)))
                 }
-                // Below `http::layers` the error is written there, with the request's id; alone it has to do with one of its own.
+                // With `http::layers` around, that writes the error, with the request's id. Alone,
+                // the layer has to make an id itself.
                 Err(error) if parts.extensions.get::<RequestId>().is_some() => {
                     Ok(error.into_response())
                 }
@@ -188,13 +191,15 @@ impl GateLayer {
     }
 }
 
-/// The host that a request to ourselves names, with its port. It must name one: rules and upstreams go by it.
+/// The host that a request to this node names, with its port. It is required, since rules and
+/// upstreams depend on it.
 pub(super) fn host(parts: &Parts) -> Result<(Host, Option<u16>), Malformed> {
     asked(parts.version, &parts.uri, &parts.headers)?.ok_or(Malformed::AmbiguousHost)
 }
 
-/// Whether a page of another origin sent this, and it is one that may do harm without anybody's reading the answer: anything but
-/// a safe method (RFC 9110, 9.2.1), or a WebSocket, which no other rule of browsers keeps to one origin.
+/// Whether a page of another origin sent this request, and could do harm with it without reading
+/// the answer. That is any method that is not safe (RFC 9110, section 9.2.1), and a WebSocket,
+/// which browsers do not restrict to one origin.
 pub(super) fn is_foreign(
     parts: &Parts,
     method: Option<&Method>,
@@ -208,7 +213,7 @@ pub(super) fn is_foreign(
     (!safe || websocket) && foreign(&parts.headers, place, allowed)
 }
 
-/// What a request that came to ourselves asks for.
+/// What a request to this node asks for.
 pub(super) fn what(parts: &Parts) -> Result<What, Malformed> {
     let (host, _) = host(parts)?;
     Ok(What {
@@ -218,7 +223,7 @@ pub(super) fn what(parts: &Parts) -> Result<What, Malformed> {
     })
 }
 
-/// Behind the layer it is there; without one nobody was let through.
+/// The layer adds it. Without the layer nobody has been admitted.
 impl<S: Send + Sync> FromRequestParts<S> for Admitted {
     type Rejection = Error;
 
@@ -233,7 +238,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Admitted {
     }
 }
 
-// A service that cannot fail stays one.
+// A service that cannot fail stays infallible behind the layer.
 const _: fn() = || {
     fn infallible<S: Service<Request<Body>, Error = Infallible>>() {}
     infallible::<GateService<axum::routing::Route>>();

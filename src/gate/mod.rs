@@ -1,26 +1,33 @@
 //! The gate: identity in front of any HTTP service, by the rules of [`crate::policy`].
 //!
-//! | Way in | Router | What happens |
+//! | Use | Code | What happens |
 //! |---|---|---|
-//! | reverse proxy on the tailnet | [`Gate::proxy_router`] | who calls is the connection itself; an upstream gets the request with identity headers |
-//! | forward-auth for nginx, Caddy, Traefik, HAProxy, Envoy | [`Gate::auth_router`] | a trusted proxy asks; the answer is a status with identity headers |
-//! | Rust | [`GateLayer`] | a tower layer around any service on our listener, and [`Admitted`] as extractor |
+//! | reverse proxy on the tailnet | [`Gate::proxy_router`] | the connection identifies the caller |
+//! | forward-auth (nginx, Caddy, …) | [`Gate::auth_router`] | a trusted proxy asks about each request |
+//! | Rust | [`GateLayer`] | a tower layer, with [`Admitted`] as extractor |
 //!
-//! Routes of forward-auth, for any method: `/auth/forwarded` reads `X-Forwarded-*` (Caddy, Traefik, HAProxy), `/auth/envoy/…` the
-//! request itself (Envoy), `/auth/nginx` and every other path `Remote-Addr` and `X-Original-*` as nginx-auth did. A route never
-//! reads the headers of another convention: what the proxy does not set itself comes from the client.
+//! In each case the service gets the caller's identity in headers. Forward-auth has these routes,
+//! for any method: `/auth/forwarded` reads `X-Forwarded-*` (Caddy, Traefik, HAProxy),
+//! `/auth/envoy/…` reads the request itself (Envoy), `/auth/nginx` and every other path read
+//! `Remote-Addr` and `X-Original-*` as nginx-auth did. A route never reads the headers of another
+//! convention: a header that the proxy does not set itself comes from the client.
 //!
 //! Invariants
-//! - Identity headers from outside never pass: they are stripped before ours are set, however they are spelled.
-//! - Who calls is the connection's peer, or the address that a proxy tells whom we trust by *its* connection: tailnet identity, or
-//!   our own unix socket. A header alone is never believed.
-//! - A web page of another origin neither opens a WebSocket nor uses another method than GET, HEAD and OPTIONS, and a request whose
-//!   host nothing here is called by reaches nobody (`http::origin`, `http::host`).
-//! - Trouble of ours is 503, an unknown caller 401, a known and unwanted one 403. Only an anonymous rule answers without identity.
-//! - Every decision is an audit line with caller, rule, host and the first part of the path; never queries, cookies or tokens.
+//! - Identity headers from outside are never passed on: they are removed before ours are set, in
+//!   any spelling.
+//! - The caller is the connection's peer, or the address that a trusted proxy reports. The proxy is
+//!   trusted because of *its* connection: its tailnet identity, or our own unix socket. A header
+//!   alone is never trusted.
+//! - A web page of another origin can neither open a WebSocket nor use methods other than GET, HEAD
+//!   and OPTIONS, and a request for an unknown host is refused (`http::origin`, `http::host`).
+//! - A fault of ours is a 503, an unknown caller a 401, a known caller without access a 403. Only
+//!   an anonymous rule grants access without identity.
+//! - Every decision is an audit line with caller, rule, host and the first part of the path; never
+//!   with queries, cookies or tokens.
 //!
-//! Left to others: who calls ([`crate::identity`]), which rule decides ([`crate::policy`]), statuses ([`crate::http`]), signing
-//! (a [`Sign`] is handed in), listening and the clock of [`Gate::tick`] (the composition root).
+//! Done elsewhere: identification ([`crate::identity`]), rules ([`crate::policy`]), statuses
+//! ([`crate::http`]), signing (the caller of [`Gate::build`] passes a [`Sign`]), listening, and the
+//! timer that calls [`Gate::tick`] (the composition root).
 
 mod error;
 mod forward_auth;
@@ -56,7 +63,7 @@ use crate::{
     web::{Allowed, Origin},
 };
 
-/// A built gate.
+/// A gate with checked settings.
 #[derive(Debug, Clone)]
 pub struct Gate {
     guard: Arc<Guard>,
@@ -67,7 +74,8 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Loads the policy and checks the settings against each other. `sign` is needed where the backend is to get a token.
+    /// Loads the policy and checks the settings for consistency. `sign` is required if backends get
+    /// tokens.
     pub fn build(
         settings: &config::Gate,
         directory: Directory,
@@ -117,26 +125,27 @@ impl Gate {
         })
     }
 
-    /// The reverse proxy, where there is an upstream. Wrap it with [`crate::http::layers::wrap_streaming`]; requests carry an
-    /// `Arc<Connection>`.
+    /// The reverse proxy, if there is an upstream. Wrap it with
+    /// [`crate::http::layers::wrap_streaming`]; requests must carry an `Arc<Connection>`.
     pub fn proxy_router(&self) -> Option<Router> {
         self.proxy.clone().map(proxy::router)
     }
 
-    /// Forward-auth, where a proxy is trusted. Wrap it with [`crate::http::layers::wrap`]; requests carry an `Arc<Connection>`, or
-    /// the extensions of [`local_proxy`] where they come over the local socket.
+    /// Forward-auth, if a proxy is trusted. Wrap it with [`crate::http::layers::wrap`]; requests
+    /// must carry an `Arc<Connection>`, or the extensions of [`local_proxy`] if they come over the
+    /// local socket.
     pub fn auth_router(&self) -> Option<Router> {
         self.auth.clone().map(forward_auth::router)
     }
 
-    /// The same rules around a service of one's own, which is told the same.
+    /// The same rules as a layer around your own service, which gets the same headers.
     pub fn layer(&self) -> GateLayer {
         GateLayer::of(self.guard.clone())
             .forward_capabilities(self.capabilities.iter().cloned())
             .allow_origins(self.origins.iter().cloned())
     }
 
-    /// Reads the policy again. With mistakes in it, the one before stays.
+    /// Reads the policy again. If it has mistakes, the previous one stays active.
     pub fn reload(&self) -> Result<Change, policy::LoadError> {
         self.guard.policy().reload()
     }
@@ -146,7 +155,8 @@ impl Gate {
         self.guard.policy().tick()
     }
 
-    /// Ends open tunnels (WebSockets), which outlive the requests that they began as, and waits for them.
+    /// Ends open tunnels (WebSockets), which outlive the requests that opened them, and waits for
+    /// them.
     pub async fn close(&self) {
         if let Some(proxy) = &self.proxy {
             proxy.close().await;

@@ -1,11 +1,15 @@
-//! The reverse proxy: a local service on the tailnet, with the caller's identity in its headers.
+//! The reverse proxy: makes a local service available on the tailnet, with the caller's identity in
+//! headers.
 //!
-//! A request goes: what it asks for -> who calls -> whether its host and origin are ours -> policy -> upstream by host and path -> headers (connection's own off, claims
-//! off, ours on) -> upstream. Bodies stream both ways as they come; trailers pass on the way back alone. A WebSocket becomes a tunnel once the upstream
-//! agrees. Whatever goes on ends when its caller is no longer let through (`recheck.rs`).
+//! The steps for a request: read what it asks for; find the caller; check that host and origin are
+//! ours; apply the policy; choose the upstream by host and path; remove the connection's own
+//! headers and identity headers from outside, add ours; call the upstream. Bodies are streamed in
+//! both directions; trailers are passed on in answers only. A WebSocket becomes a tunnel when the
+//! upstream accepts it. Answers and tunnels end when the caller loses access (`recheck.rs`).
 //!
-//! What is not done, on purpose: `CONNECT` and `TRACE` (the second would show a caller what we tell the upstream), upgrades to
-//! anything but WebSocket (`h2c` would be a way around the policy), rewriting of paths or bodies.
+//! Deliberately missing: `CONNECT`, `TRACE` (it would show a caller what we tell the upstream),
+//! upgrades to anything but WebSocket (`h2c` would get around the policy), and rewriting of paths
+//! or bodies.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -80,14 +84,13 @@ impl ReverseProxy {
         })
     }
 
-    /// Says what is open wider than it may be meant.
+    /// Warns about upstreams that may be more widely available than intended.
     pub(super) fn warn(&self) {
         for upstream in self.routes.without_host() {
             tracing::warn!(target: "gate", upstream = upstream.address(), "this upstream names no host, so it is served under every name of this node and of the rules; name its host in gate.upstream");
         }
     }
 
-    /// Ends all tunnels and waits until they have ended.
     pub(super) async fn close(&self) {
         self.ended.cancel();
         self.tunnels.close();
@@ -171,7 +174,8 @@ impl ReverseProxy {
                 .headers
                 .insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         }
-        // HTTP/2 has the host in its pseudo-header, which names the upstream; X-Forwarded-Host has what the caller named.
+        // Over HTTP/2 the host is in a pseudo-header, which names the upstream; X-Forwarded-Host
+        // has the name that the caller used.
         if upstream.scheme.http2() {
             parts.headers.remove(header::HOST);
         } else {
@@ -230,8 +234,8 @@ impl ReverseProxy {
         Ok(answer.map(|body| Watched::wrap(body, recheck)))
     }
 
-    /// Whether the request names a host that nothing here has, or a page of another origin sent it. Names are those of the listener,
-    /// of the upstreams, of the rules and of the caller's grants.
+    /// Whether the request names an unknown host, or comes from a page of another origin. Known
+    /// names are those of the listener, the upstreams, the rules and the caller's grants.
     fn not_for_us(
         &self,
         parts: &::http::request::Parts,
@@ -274,7 +278,7 @@ fn bad_upstream(code: &'static str, message: &str) -> http::Error {
     http::Error::new(Kind::BadGateway, code, message)
 }
 
-/// The host as the caller named it, port included.
+/// The host as the caller wrote it, with the port.
 fn host_header(parts: &::http::request::Parts) -> Result<HeaderValue, Malformed> {
     match (parts.headers.get(header::HOST), parts.uri.authority()) {
         (Some(host), _) => Ok(host.clone()),
@@ -285,7 +289,7 @@ fn host_header(parts: &::http::request::Parts) -> Result<HeaderValue, Malformed>
     }
 }
 
-/// Asks for a WebSocket as RFC 6455 has it, and for nothing else besides.
+/// Whether this is a request for a WebSocket by RFC 6455, and for no other upgrade.
 fn is_websocket(request: &Request<Body>) -> bool {
     request.version() == Version::HTTP_11
         && *request.method() == Method::GET
@@ -306,7 +310,7 @@ fn is_websocket_answer(headers: &HeaderMap) -> bool {
     upgrades && websocket && to.next().is_none()
 }
 
-/// Bytes both ways, for as long as the caller is let through.
+/// Copies bytes in both directions as long as the caller has access.
 struct Tunnel {
     recheck: Arc<Recheck>,
     ended: CancellationToken,
@@ -330,7 +334,7 @@ impl Tunnel {
 
 async fn copy(client: Upgraded, upstream: Upgraded) {
     let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
-    // Either side going away is how a tunnel ends.
+    // A tunnel normally ends when either side closes.
     if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut upstream).await {
         tracing::debug!(target: "gate", %error, "a tunnel ended");
     }

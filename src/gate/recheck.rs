@@ -1,8 +1,8 @@
-//! Looks again at callers who were let through, for as long as what they were let through to goes on: the wait for an answer,
-//! answers without an end, downloads, tunnels.
+//! Checks again whether admitted callers still have access, as long as what they were admitted to
+//! goes on: the wait for an answer, endless answers, downloads, tunnels.
 //!
-//! The answer is looked at again when the tailnet or the policy says something new, when the key of the caller's node expires, and
-//! every so often. Whoever is no longer let through gets nothing more.
+//! The check is repeated when the tailnet or the policy changes, when the key of the caller's node
+//! expires, and at regular intervals. A caller without access gets no more data.
 
 use std::{
     pin::{Pin, pin},
@@ -23,16 +23,17 @@ use crate::{
     policy::{Rules, What},
 };
 
-/// How often where nothing is set.
+/// The interval if none is set.
 pub(super) const EVERY: Duration = Duration::from_secs(10);
 
-/// What a request was let through on. To be made before its caller is asked for: what changes later is seen.
+/// What a request was admitted to. Create it before looking up the caller, so that no later change
+/// is missed.
 pub(super) struct Recheck {
     guard: Arc<Guard>,
     connection: Arc<Connection>,
     what: What,
     every: Duration,
-    /// What the first decision was made on.
+    /// What the first decision was based on.
     generation: u64,
     rules: Arc<Rules>,
 }
@@ -58,13 +59,13 @@ impl Recheck {
         &self.what
     }
 
-    /// Ends when the caller is no longer let through.
+    /// Resolves when the caller loses access.
     pub(super) async fn denied(&self) -> Denied {
         let mut seen = Some((self.generation, self.rules.clone()));
         loop {
             let mut identity = pin!(self.connection.changed());
             let mut policy = pin!(self.guard.policy().changed());
-            // Both listen from here on, so nothing that changes after the look is missed.
+            // Both are registered before the check, so no change after it is missed.
             policy.as_mut().enable();
             let same = seen.take().is_some_and(|(generation, rules)| {
                 generation == self.connection.generation()
@@ -87,13 +88,14 @@ impl Recheck {
     }
 }
 
-/// At least a little: clocks differ.
+/// Never zero, since clocks differ.
 fn until(moment: Timestamp) -> Duration {
     let left = Duration::try_from(moment.duration_since(Timestamp::now())).unwrap_or_default();
     left.max(Duration::from_millis(1))
 }
 
-/// A body that breaks off when its reader is no longer let through. One that is there at once costs nothing more.
+/// A body that breaks off when its reader loses access. A body that is complete at once is returned
+/// as it is.
 pub(super) struct Watched {
     body: UnsyncBoxBody<Bytes, axum::Error>,
     recheck: Arc<Recheck>,

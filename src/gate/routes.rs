@@ -1,4 +1,4 @@
-//! Which upstream gets a request: the one whose host is nearest, and among those the longest path.
+//! Chooses the upstream for a request: the most specific host, and among those the longest path.
 
 use ::http::{Uri, uri::Authority};
 
@@ -8,7 +8,7 @@ use crate::{
     policy::{Host, HostPattern, Path, PathPrefix},
 };
 
-/// One server behind us.
+/// A server behind the gate.
 #[derive(Debug, Clone)]
 pub(super) struct Upstream {
     host: Option<HostPattern>,
@@ -18,12 +18,12 @@ pub(super) struct Upstream {
 }
 
 impl Upstream {
-    /// For log lines and errors of ours; never told to a caller.
+    /// For our log and errors; never shown to a caller.
     pub(super) fn address(&self) -> &str {
         self.authority.as_str()
     }
 
-    /// The same target, at the upstream.
+    /// The same target on the upstream.
     pub(super) fn uri(&self, uri: &Uri) -> Result<Uri, ::http::Error> {
         let target = uri.path_and_query().map_or("/", |target| target.as_str());
         Uri::builder()
@@ -78,18 +78,18 @@ impl Routes {
         Ok(Self(upstreams))
     }
 
-    /// Whether an upstream names this host, by itself or by its domain.
+    /// Whether an upstream names this host or its domain.
     pub(super) fn name_host(&self, host: &Host) -> bool {
         let named = |upstream: &Upstream| upstream.host.as_ref().is_some_and(|name| name.is(host));
         self.0.iter().any(named)
     }
 
-    /// Those that stand for every host.
+    /// The upstreams that serve every host.
     pub(super) fn without_host(&self) -> impl Iterator<Item = &Upstream> {
         self.0.iter().filter(|upstream| upstream.host.is_none())
     }
 
-    /// A path that could be meant for two upstreams goes to neither.
+    /// A path that two upstreams could claim goes to neither.
     pub(super) fn choose(&self, host: &Host, path: &Path) -> Result<Option<&Upstream>, Malformed> {
         let here = |upstream: &&Upstream| match &upstream.host {
             Some(pattern) => pattern.is(host),

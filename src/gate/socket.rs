@@ -1,5 +1,6 @@
-//! The gate's own unix socket, for proxies on the same machine. Whoever can open it is trusted to speak of clients, so its mode is
-//! the door: it has it before it has its name.
+//! The gate's own unix socket, for proxies on the same machine. Any process that can open it is
+//! trusted to report client addresses, so access is controlled by its mode alone. The mode is set
+//! before the socket gets its final name.
 
 use std::{
     fs, io,
@@ -12,7 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::http::serve::Accept;
 
-/// A listening unix socket. Its file goes away with it.
+/// A listening unix socket. Dropping it removes its file.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
@@ -21,7 +22,8 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Listens at `path`. A file that a dead process left there is replaced; a socket that somebody answers is not.
+    /// Listens at `path`. Replaces a socket that a dead process left there, but not one that is in
+    /// use.
     pub fn bind(path: &Path, mode: u32) -> io::Result<Self> {
         match std::os::unix::net::UnixStream::connect(path) {
             Ok(_) => {
@@ -33,7 +35,7 @@ impl Socket {
             Err(error)
                 if error.kind() == io::ErrorKind::ConnectionRefused
                     || error.kind() == io::ErrorKind::NotFound => {}
-            // A file that is no socket is somebody's; it is not ours to replace.
+            // Anything but a dead socket belongs to somebody else and is not replaced.
             Err(error) => return Err(error),
         }
         if let Ok(file) = fs::symlink_metadata(path) {
@@ -76,7 +78,8 @@ impl Accept for Socket {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => return Ok((stream, ())),
-                // Out of descriptors or memory, or the peer is gone: all of it passes.
+                // Too few descriptors, too little memory, or the peer is gone: all of these are
+                // temporary.
                 Err(error) => {
                     tracing::warn!(target: "gate", error = %error, "accepting on the local socket");
                     tokio::time::sleep(pause).await;
@@ -89,7 +92,7 @@ impl Accept for Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // Another process may have taken the name in the meantime.
+        // Another process may have replaced the file in the meantime.
         if fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
             let _ = fs::remove_file(&self.path);
         }

@@ -1,8 +1,10 @@
-//! A short JWT for the backend: what it says of the caller. Signing is somebody else's: a [`Sign`] is handed in.
+//! A JWT with a short life that tells the backend about the caller. Signing happens elsewhere: a
+//! [`Sign`] is passed in.
 //!
-//! The key may be the issuer's, and whoever reads tokens of the issuer must not take ours for one: any backend could then be the
-//! caller elsewhere. So the type and `iss` are our own (RFC 8725, 3.8 and 3.11), and `aud` is one that the operator named: where the
-//! upstream names no host, the caller could choose it.
+//! The key may be the issuer's, so our tokens must not be mistaken for the issuer's: otherwise any
+//! backend could pass for the caller elsewhere. Therefore they have their own type and `iss` (RFC
+//! 8725, sections 3.8 and 3.11), and an `aud` that the operator set: where an upstream names no
+//! host, the caller could choose it.
 
 use std::sync::Arc;
 
@@ -15,13 +17,13 @@ use uuid::Uuid;
 use super::Admitted;
 use crate::{config, identity::Caller};
 
-/// Signs claims (a JSON object), with [`TOKEN_TYPE`] as the type, and answers the token.
+/// Signs claims (a JSON object) with [`TOKEN_TYPE`] as the type, and returns the token.
 pub type Sign = Arc<dyn Fn(Vec<u8>) -> BoxFuture<'static, Result<String, SignError>> + Send + Sync>;
 
 /// The `typ` of these tokens.
 pub const TOKEN_TYPE: &str = "gate+jwt";
 
-/// Why no token could be made.
+/// Why a token could not be made.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct SignError(pub String);
@@ -61,7 +63,7 @@ struct Claims<'a> {
     tailnet: &'a str,
 }
 
-/// A backend's clock may be behind ours.
+/// Seconds by which a backend's clock may be behind ours.
 const SKEW: i64 = 30;
 
 impl Tokens {
@@ -74,8 +76,8 @@ impl Tokens {
         }
     }
 
-    /// A token for whoever was let through with identity; nothing for others. `host` is whom the token is for, where the setting
-    /// does not say.
+    /// A token for an identified caller; `None` for others. `host` is the audience, if the setting
+    /// names none.
     pub(super) async fn token(
         &self,
         admitted: &Admitted,
@@ -103,7 +105,7 @@ impl Tokens {
         };
         let aud = self.audience.as_deref().unwrap_or(host);
         if aud.is_empty() {
-            // A token for nobody in particular would be one for everybody.
+            // A token without an audience would be valid for everybody.
             return Err(SignError(
                 "the request names no host, and gate.tokenAudience is not set".into(),
             ));

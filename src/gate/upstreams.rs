@@ -1,7 +1,8 @@
-//! Speaking to the services behind the reverse proxy: connections, TLS, and how long an answer may be waited for.
+//! The client for services behind the reverse proxy: connections, TLS and timeouts.
 //!
-//! HTTP/1.1 and HTTP/2 have a client each, since which of the two a service speaks is set and not negotiated: a WebSocket needs the
-//! first, gRPC the second. A certificate is checked against the name in the service's address, always.
+//! HTTP/1.1 and HTTP/2 have a client each, since settings say which of them a service speaks
+//! instead of negotiation: a WebSocket needs the first, gRPC the second. A certificate is always
+//! checked against the name in the service's address.
 
 use std::{
     path::Path,
@@ -34,9 +35,9 @@ use crate::{
     http::{self, error::Kind},
 };
 
-/// For the connection to a service, which is near.
+/// For a connection to a service, which is assumed to be near.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
-/// How long an idle connection to a service is kept.
+/// How long an idle connection to a service is kept open.
 const IDLE_TIME: Duration = Duration::from_secs(60);
 const IDLE_CONNECTIONS: usize = 64;
 
@@ -45,7 +46,7 @@ type Way = Client<HttpsConnector<HttpConnector>, Body>;
 pub(super) struct Upstreams {
     http1: Way,
     http2: Way,
-    /// None at zero.
+    /// Zero means no timeout.
     timeout: Duration,
 }
 
@@ -54,7 +55,7 @@ impl Upstreams {
         let mut upstreams = settings.upstreams.iter();
         let trusted = match &settings.upstream_ca {
             Some(file) => read(file)?,
-            // Where nothing has TLS, it does not matter what the system has.
+            // Without TLS upstreams the system's certificates do not matter.
             None if upstreams.any(|upstream| upstream.scheme.tls()) => system()?,
             None => RootCertStore::empty(),
         };
@@ -111,7 +112,8 @@ impl Upstreams {
         Err(told)
     }
 
-    /// As long as parts of the request are taken, no time is lost: an upload may take longer than an answer.
+    /// The timeout starts again whenever the upstream reads a part of the request, since an upload
+    /// may take longer than an answer.
     async fn in_time<T>(&self, answer: impl Future<Output = T>, taken: &AtomicU64) -> Option<T> {
         if self.timeout.is_zero() {
             return Some(answer.await);
@@ -139,8 +141,8 @@ fn client(connector: HttpsConnector<HttpConnector>, http2: bool) -> Way {
         .build(connector)
 }
 
-/// The request, with a count of the parts of its body that were taken. Its trailers stay behind: they are headers that nobody
-/// stripped.
+/// The request, with a counter of the parts of its body that were read. Its trailers are dropped:
+/// they are headers that have not been stripped.
 fn counted(request: Request<Body>) -> (Request<Body>, Arc<AtomicU64>) {
     let taken = Arc::new(AtomicU64::new(0));
     let count = taken.clone();
@@ -157,7 +159,7 @@ fn counted(request: Request<Body>) -> (Request<Body>, Arc<AtomicU64>) {
 
 fn system() -> Result<RootCertStore, BuildError> {
     let mut trusted = RootCertStore::empty();
-    // One that cannot be read is one more who is not trusted.
+    // A certificate that cannot be read is simply not trusted.
     trusted.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if trusted.is_empty() {
         let words = "the system trusts nobody: install its certificates (Debian: ca-certificates) or set gate.upstreamCa";
