@@ -106,8 +106,8 @@ pub(super) fn identity(
     headers
 }
 
-/// Adds the identity headers to a request for a backend. All such headers from outside must have
-/// been stripped before.
+/// Adds the identity headers that have content to a request for a backend. All such headers from
+/// outside must have been removed before.
 pub(super) fn tell(headers: &mut HeaderMap, admitted: &Admitted, capabilities: &[String]) {
     for (name, value) in identity(admitted, capabilities) {
         if !value.is_empty() {
@@ -277,8 +277,8 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Adds the original host and the path of the request, in the two conventions (RFC 7239 and the
-/// older `X-Forwarded-*`).
+/// Sets the client's address, the host and the scheme of the original request, in the two
+/// conventions (RFC 7239 and the older `X-Forwarded-*`).
 pub(super) fn forwarded(
     headers: &mut HeaderMap,
     client: IpAddr,

@@ -6,7 +6,8 @@
 //! use tailbone::policy::{CAPABILITY, Rules};
 //!
 //! # fn app() -> Result<Router, tailbone::policy::Mistakes> {
-//! let rules = Rules::parse("[[rule]]\ndecision = 'allow'\nwho = ['*@example.com']\n", CAPABILITY)?;
+//! let text = "[[rule]]\ndecision = 'allow'\nwho = ['*@example.com']\n";
+//! let rules = Rules::parse(text, CAPABILITY)?;
 //! let app = Router::new().route("/", get(hello)).layer(GateLayer::new(rules));
 //! # Ok(app)
 //! # }

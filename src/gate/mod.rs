@@ -3,7 +3,7 @@
 //! | Use | Code | What happens |
 //! |---|---|---|
 //! | reverse proxy on the tailnet | [`Gate::proxy_router`] | the connection identifies the caller |
-//! | forward-auth (nginx, Caddy, …) | [`Gate::auth_router`] | a trusted proxy asks about each request |
+//! | forward-auth (nginx, …) | [`Gate::auth_router`] | a trusted proxy asks about each request |
 //! | Rust | [`GateLayer`] | a tower layer, with [`Admitted`] as extractor |
 //!
 //! In each case the service gets the caller's identity in headers. Forward-auth has these routes,

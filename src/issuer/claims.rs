@@ -1,4 +1,5 @@
-//! What a token says: the claims of the contract in their order, then ours. A pure function of caller, rules and time.
+//! The claims of a token: those of the contract in their order, then additional ones. A pure
+//! function of caller, rules and time.
 
 use std::time::Duration;
 
@@ -8,18 +9,19 @@ use uuid::Uuid;
 
 use crate::identity::Caller;
 
-/// What holds for every token.
+/// What all tokens have in common.
 #[derive(Debug, Clone)]
 pub struct TokenRules {
-    /// `iss`; left out when empty.
+    /// `iss`; left out if empty.
     pub issuer: String,
     /// `exp` − `iat`.
     pub expiry: Duration,
-    /// How far `nbf` lies before `iat`, for verifiers whose clock is behind.
+    /// How long before `iat` the token's `nbf` is, for verifiers whose clock is behind.
     pub skew: Duration,
 }
 
-/// RFC 7519 claims of an issued token. `iss` to `display_name` mean what they always meant; the others are additions.
+/// The claims of an issued token (RFC 7519). `iss` to `display_name` are those of the Go Tailbone;
+/// the others are additions.
 #[derive(Debug, Serialize)]
 pub struct Claims<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -29,7 +31,8 @@ pub struct Claims<'a> {
     iat: i64,
     user: &'a str,
     display_name: &'a str,
-    /// `user-<id>` or `node-<stable id>`: survives renamed logins, and a node can never be taken for a user.
+    /// `user-<id>` or `node-<stable id>`. It stays the same when a login is renamed, and a node can
+    /// never be taken for a user.
     sub: String,
     jti: String,
     /// Machines only.
@@ -41,7 +44,7 @@ pub struct Claims<'a> {
 }
 
 impl<'a> Claims<'a> {
-    /// `None` for a Funnel caller, who has no identity to vouch for.
+    /// `None` for a Funnel caller, which has no identity.
     pub fn new(
         caller: &'a Caller,
         rules: &'a TokenRules,

@@ -1,4 +1,4 @@
-//! The issuer's routes: thin; they bring together caller, claims and key.
+//! The issuer's routes, which only combine caller, claims and key.
 
 use std::{
     sync::Arc,
@@ -31,16 +31,16 @@ use crate::{
     web::{Allowed, Origin},
 };
 
-/// What the routes need.
+/// The state of the routes.
 #[derive(Debug, Clone)]
 pub struct Issuer {
-    /// May be exchanged while the server runs.
+    /// May be replaced while the server runs.
     pub rules: Arc<ArcSwap<TokenRules>>,
     pub keys: KeyLife,
     pub signing: Arc<SigningQueue>,
-    /// How long verifiers may keep the published keys.
+    /// How long verifiers may cache the published keys.
     pub cache_time: Duration,
-    /// Whose web pages may ask for tokens.
+    /// The origins whose web pages may ask for tokens.
     pub origins: Arc<[Allowed<Origin>]>,
     pub meter: Meter,
 }
@@ -65,7 +65,7 @@ async fn issue(
     request: HeaderMap,
     caller: Result<Caller, Error>,
 ) -> Result<Response, Error> {
-    // The caller is known by the connection, and a page of anybody may use its visitor's.
+    // The connection identifies the caller, and any web page can use its visitor's connection.
     let for_programs = origin::for_programs(&request, &issuer.origins);
     let caller = for_programs.and(caller).inspect_err(|error| {
         issuer.meter.token_refused("issuer", error.code);
@@ -85,13 +85,13 @@ async fn issue(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/json"),
         ),
-        // RFC 6749, 5.1: an answer that holds a token is kept by nobody on the way.
+        // RFC 6749, section 5.1: an answer with a token must not be cached.
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
     ];
-    // Nothing in a token wants an escape: it is base64url and dots.
+    // A token needs no escaping in JSON: it consists of base64url and dots.
     let answer = ["{\"token\":\"", &token, "\"}"].concat();
     let mut response = (headers, Body::from(answer)).into_response();
-    // A page that may ask may read the answer.
+    // A page that may ask for a token may read the answer.
     if let Some(origin) = request.get(header::ORIGIN) {
         let headers = response.headers_mut();
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
@@ -100,7 +100,7 @@ async fn issue(
     Ok(response)
 }
 
-/// Most claims have no more bytes than this; more of them cost a copy.
+/// Bytes that most claims fit into; larger ones cost a copy.
 const CLAIMS: usize = 512;
 
 async fn token(issuer: &Issuer, caller: &Caller) -> Result<String, Error> {
@@ -165,7 +165,8 @@ fn not_signed(cause: impl std::error::Error + Send + Sync + 'static) -> Error {
     .because(cause)
 }
 
-/// The published document as last read, the keys of other servers included: what verifiers read elsewhere, read here.
+/// The published document as last read, with the keys of other servers, so that verifiers get the
+/// same keys here as at the place of publication.
 async fn jwks(State(issuer): State<Arc<Issuer>>, request: HeaderMap) -> Result<Response, Error> {
     issuer.keys.ring().loaded().await;
     let Some(published) = issuer.keys.document() else {
@@ -190,7 +191,7 @@ async fn jwks(State(issuer): State<Arc<Issuer>>, request: HeaderMap) -> Result<R
             format!("public, max-age={}", issuer.cache_time.as_secs()),
         ),
         (header::ETAG, etag),
-        // Public keys are for everybody; a verifier in a browser is a verifier too.
+        // Public keys may be read by anybody, including verifiers in browsers.
         (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*".to_owned()),
     ];
     if unchanged {
@@ -199,7 +200,7 @@ async fn jwks(State(issuer): State<Arc<Issuer>>, request: HeaderMap) -> Result<R
     Ok((headers, published.document.to_bytes()).into_response())
 }
 
-/// That the process answers, and which one it is. Readiness is another question.
+/// Says that the process answers, and its version. Readiness is reported elsewhere.
 async fn health() -> Json<Health> {
     Json(Health {
         commit: version::COMMIT,

@@ -1,7 +1,8 @@
-//! The caller's side: finds the job's own token, shows it to an exchange, and returns the access token.
+//! The client side: finds the job's own token, sends it to an exchange, and returns the access
+//! token.
 //!
-//! Invariants: neither token is in any error or log line; the token goes to the named server alone (redirects are not followed).
-//! How flags and variables name the parts is left to the command line.
+//! Invariants: neither token appears in an error or log line, and the token is only sent to the
+//! named server (redirects are not followed). Flags and variables are the command line's concern.
 
 use std::{io::Read, path::PathBuf, time::Duration};
 
@@ -11,12 +12,12 @@ use url::Url;
 
 use crate::config::Secret;
 
-/// Where the job's token is.
+/// Where to find the job's token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TokenSource {
     /// A file; `-` is standard input.
     File(PathBuf),
-    /// GitHub Actions' token endpoint, open to jobs with `permissions: id-token: write`.
+    /// The token endpoint of GitHub Actions, available to jobs with `permissions: id-token: write`.
     GitHub {
         url: String,
         request_token: Secret,
@@ -25,7 +26,7 @@ pub enum TokenSource {
     Text(Secret),
 }
 
-/// What is asked of which exchange.
+/// A request, and the exchange to send it to.
 #[derive(Debug, Clone)]
 pub struct Ask {
     pub server: Url,
@@ -34,7 +35,7 @@ pub struct Ask {
     pub tags: Vec<String>,
 }
 
-/// The access token as the exchange told it.
+/// The exchange's answer.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub access_token: Secret,
@@ -70,7 +71,7 @@ pub enum ClientError {
 
 const TIME: Duration = Duration::from_secs(60);
 
-/// Asks once.
+/// Sends one request, without retries.
 pub async fn exchange(ask: Ask) -> Result<Answer, ClientError> {
     let server = ask.server.to_string();
     let unreachable = |cause: reqwest::Error| ClientError::Unreachable {
@@ -87,7 +88,7 @@ pub async fn exchange(ask: Ask) -> Result<Answer, ClientError> {
     let response = http
         .post(ask.server)
         .bearer_auth(token.reveal())
-        // An exchange of the original kind does not read this header and answers with text.
+        // TailSTS ignores this header and answers with text.
         .header(header::ACCEPT, "application/json, text/plain;q=0.5")
         .json(&Body {
             scopes: &ask.scopes,
@@ -195,7 +196,7 @@ fn answer(body: &str) -> Option<Answer> {
     };
     let token = json.access_token;
     let sound = !token.is_empty() && token.bytes().all(|c| c.is_ascii_graphic());
-    // A page or an object in place of the token must not end up in somebody's script as one.
+    // A page or an object must not end up in somebody's script as a token.
     (sound && !token.starts_with(['<', '{'])).then_some(Answer {
         access_token: Secret::new(token),
         expires_in: json.expires_in,
@@ -203,7 +204,7 @@ fn answer(body: &str) -> Option<Answer> {
     })
 }
 
-/// What the exchange said, fit for a terminal.
+/// The exchange's error message, made safe for a terminal.
 fn words(body: &str) -> String {
     #[derive(Deserialize)]
     struct Json {

@@ -1,4 +1,4 @@
-//! What the exchange needs to know. How it was typed, and whether it fits together, is [`crate::config`]'s business.
+//! The settings of the exchange. [`crate::config`] reads them and checks that they fit together.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -15,27 +15,28 @@ pub const PORT: u16 = 8080;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// `sts.port`: on the tailnet.
+    /// `sts.port`, on the tailnet.
     pub port: u16,
-    /// `sts.binding`: which tailnet address.
+    /// `sts.binding`: the tailnet address to listen on.
     pub binding: Binding,
-    /// `sts.host.*`: a host address too, for callers that are on no tailnet; none unless set.
+    /// `sts.host.*`: an additional listener on a host address, for callers outside the tailnet.
     pub host: Option<HostListener>,
     /// `sts.policiesDir`
     pub policies_dir: PathBuf,
     /// `sts.strict`: refuse policies that load with a warning.
     pub strict: bool,
-    /// `sts.clientId` and `sts.clientSecret`; absent where every policy brings its own.
+    /// `sts.clientId` and `sts.clientSecret`; absent if every policy has its own.
     pub credentials: Option<Credentials>,
     /// `sts.tokenUrl`
     pub token_url: Url,
-    /// `sts.timeout`: for one call of the token endpoint.
+    /// `sts.timeout`, for one call of the token endpoint.
     pub timeout: Duration,
-    /// `sts.cacheTime`: how long an access token may be given to further callers of the same policy, scopes and tags; off at zero.
+    /// `sts.cacheTime`: how long an access token may be given to further callers with the same
+    /// policy, scopes and tags; zero turns this off.
     pub cache_time: Duration,
-    /// `sts.leeway`: how far issuers' clocks may be off.
+    /// `sts.leeway`: by how much an issuer's clock may be off.
     pub leeway: Duration,
-    /// `sts.jwks.coolDown` and its siblings.
+    /// `sts.jwks.coolDown` and the other settings in `sts.jwks`.
     pub jwks: fetch::Rules,
 }
 
@@ -59,7 +60,7 @@ impl Settings {
         }
     }
 
-    /// The defaults, with these policies and this client.
+    /// The default settings with these policies and this client.
     pub fn new(
         policies_dir: PathBuf,
         credentials: Option<Credentials>,

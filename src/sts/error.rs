@@ -1,7 +1,8 @@
-//! Every way in which a request fails, and what each is called on the wire.
+//! Every way in which a request can fail, and its name on the wire.
 //!
-//! The plain dialect's statuses and texts are TailSTS's and cannot change; the JSON dialects go through the one error map of
-//! [`crate::http`]. Before a signature was good, the JSON dialects tell nothing about policies and issuers; the log does.
+//! The statuses and texts of the plain dialect are TailSTS's and cannot change. The JSON dialects
+//! use the error map of [`crate::http`]. Before a signature has been verified the JSON dialects
+//! reveal nothing about policies and issuers; the log does.
 
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Stable, for logs, audit lines and metrics.
+    /// A stable code for logs, audit lines and metrics.
     pub fn code(&self) -> &'static str {
         match self {
             Self::NoHeader => "no_authorization",
@@ -57,7 +58,7 @@ impl Error {
         }
     }
 
-    /// TailSTS's answer.
+    /// The answer in TailSTS's format.
     pub fn plain(&self) -> (StatusCode, &'static str) {
         const UNAUTHORIZED: StatusCode = StatusCode::UNAUTHORIZED;
         match self {
@@ -93,7 +94,7 @@ impl Error {
         }
     }
 
-    /// When it is worth trying again, where that is known.
+    /// The time after which another try makes sense, if known.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused(Reason::NoKeys) | Self::Exchange(ExchangeError::Busy) => {
@@ -104,7 +105,7 @@ impl Error {
         }
     }
 
-    /// RFC 6749's and 6750's answer to a bearer request that wants JSON.
+    /// The answer to a bearer request for JSON, by RFC 6749 and RFC 6750.
     pub fn bearer(self) -> http::Error {
         let (kind, code) = match &self {
             Self::NoHeader | Self::OddHeader => (Kind::BearerMissing, "invalid_request"),
@@ -122,7 +123,8 @@ impl Error {
         self.told(kind, code)
     }
 
-    /// RFC 8693's answer: whatever is wrong with the subject token or unacceptable about it is an invalid request.
+    /// The answer by RFC 8693: a subject token that is invalid or unacceptable for any reason makes
+    /// the request invalid.
     pub fn exchange(self) -> http::Error {
         let (kind, code) = match &self {
             Self::Refused(Reason::NoScope | Reason::Scope(_)) => {

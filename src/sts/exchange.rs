@@ -1,11 +1,14 @@
-//! The call to Tailscale's token endpoint: client credentials for the scopes and tags of one request.
+//! The call of Tailscale's token endpoint: client credentials for the scopes and tags of one
+//! request.
 //!
 //! Invariants
-//! - A request's scopes and tags are arguments from its policy to the form that is sent; nothing that two requests share ever
-//!   holds them. The cache's key is all that decides about a grant.
-//! - The client's secret goes to the endpoint alone: redirects are not followed, and no error carries an answer's body.
-//! - Nobody waits for long: each call has a time limit, their number at once is bounded, and after a 429 nobody calls for the
-//!   client until its `Retry-After` has passed.
+//! - A request's scopes and tags are passed as arguments from its policy to the form that is sent;
+//!   requests never share them in any state. The cache is keyed by everything that makes up a
+//!   grant.
+//! - The client's secret is sent to the endpoint only: redirects are not followed, and no error
+//!   contains a response body.
+//! - Nobody waits for long: each call has a timeout, the number of concurrent calls is bounded, and
+//!   after a 429 the client is not used again until `Retry-After` (at most 5 minutes) has passed.
 
 use std::{
     collections::HashMap,
@@ -22,7 +25,7 @@ use url::{Url, form_urlencoded};
 use super::config::Credentials;
 use crate::config::Secret;
 
-/// What one request is to get.
+/// What a request is to get.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Grant {
     pub policy: String,
@@ -30,15 +33,15 @@ pub struct Grant {
     pub tags: Vec<String>,
 }
 
-/// What the endpoint gave.
+/// The endpoint's answer.
 #[derive(Debug, Clone)]
 pub struct AccessToken {
     pub token: Secret,
-    /// Left of its life.
+    /// The remaining lifetime.
     pub expires_in: Option<Duration>,
 }
 
-/// Why the endpoint gave nothing.
+/// Why the endpoint gave no token.
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
     #[error("the client may not have what was asked for: {0}")]
@@ -59,7 +62,7 @@ pub enum ExchangeError {
     Nonsense(&'static str),
 }
 
-/// Where access tokens come from.
+/// The client of the token endpoint.
 #[derive(Debug)]
 pub struct TokenEndpoint {
     http: reqwest::Client,
@@ -72,14 +75,14 @@ pub struct TokenEndpoint {
     cache: Mutex<HashMap<(String, Grant), Cached>>,
 }
 
-/// What is known of a client's dealings with the endpoint; never what was asked for.
+/// The state of an OAuth client at the endpoint; never what was requested.
 #[derive(Debug, Default, Clone, Copy)]
 struct Client {
     style: Option<Style>,
     quiet_until: Option<Instant>,
 }
 
-/// How a client shows its secret.
+/// How a client sends its secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Style {
     Basic,
@@ -89,7 +92,7 @@ enum Style {
 #[derive(Debug)]
 struct Cached {
     token: Secret,
-    /// When it is given to nobody any more.
+    /// The time after which the token is not given to anybody.
     fresh_until: Instant,
     expires: Instant,
 }
@@ -97,7 +100,7 @@ struct Cached {
 const CALLS: usize = 64;
 const BODY_BYTES: usize = 1 << 20;
 const CACHED: usize = 1024;
-/// A cached token lives at least this much longer when it is given away.
+/// The least remaining lifetime of a cached token that is given away.
 const LEAST_LEFT: Duration = Duration::from_secs(60);
 const MOST_QUIET: Duration = Duration::from_secs(300);
 
@@ -151,12 +154,13 @@ impl TokenEndpoint {
         Ok(token)
     }
 
-    /// Forgets cached tokens, so that a changed policy counts at once.
+    /// Drops cached tokens, so that a changed policy takes effect at once.
     pub fn forget(&self) {
         lock(&self.cache).clear();
     }
 
-    /// Endpoints differ in how a client may show its secret. The second way is tried only where the first may have been the reason.
+    /// Endpoints differ in how they expect the secret. The second style is only tried if the first
+    /// one may be the reason for the refusal.
     async fn first_call(
         &self,
         credentials: &Credentials,
@@ -258,7 +262,7 @@ fn form(credentials: &Credentials, grant: &Grant, style: Style) -> String {
     form.finish()
 }
 
-/// Both halves are form-encoded before base64 (RFC 6749, 2.3.1).
+/// Both parts are form-encoded before base64 (RFC 6749, section 2.3.1).
 fn basic(credentials: &Credentials) -> Result<header::HeaderValue, ExchangeError> {
     let encoded = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
     let pair = format!(
@@ -272,7 +276,7 @@ fn basic(credentials: &Credentials) -> Result<header::HeaderValue, ExchangeError
     Ok(value)
 }
 
-/// `None` where it is too large.
+/// `None` if the body is too large.
 async fn body(mut response: reqwest::Response) -> Result<Option<Vec<u8>>, reqwest::Error> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
@@ -312,7 +316,7 @@ fn understood(
         status,
         StatusCode::UNAUTHORIZED | StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN
     ) {
-        // Without an error code of its own, the answer leaves open whether the way of showing the secret was wrong.
+        // Without an error code, the style in which the secret was sent may have been the reason.
         return Err(ExchangeError::ClientRefused(status.to_string()));
     }
     if !status.is_success() {
@@ -362,7 +366,8 @@ fn answer(headers: &HeaderMap, body: &[u8]) -> Option<Answer> {
     Some(answer)
 }
 
-/// Which of the standard's codes blames whom. The description goes to the log, cut short and without control characters.
+/// Assigns the standard's error codes to a cause. The description goes to the log, shortened and
+/// without control characters.
 fn refused(status: StatusCode, error: &str, description: Option<&str>) -> ExchangeError {
     let words: String = format!("{error}: {}", description.unwrap_or("no description"))
         .chars()
@@ -379,14 +384,14 @@ fn refused(status: StatusCode, error: &str, description: Option<&str>) -> Exchan
     }
 }
 
-/// A number, or a text with one.
+/// A number, or a string that contains one.
 fn seconds(value: &serde_json::Value) -> Option<Duration> {
     let seconds = match value {
         serde_json::Value::Number(number) => number.as_u64()?,
         serde_json::Value::String(text) => text.trim().parse().ok()?,
         _ => return None,
     };
-    // A year is longer than any token lives, and no sum with it overflows.
+    // At most a year, which is longer than any token lives and cannot overflow in sums.
     Some(Duration::from_secs(seconds.min(365 * 24 * 3600)))
 }
 
@@ -399,7 +404,7 @@ fn retry_after(headers: &HeaderMap) -> Duration {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing behind these locks can be left half done.
+    // No panic can leave the data behind these locks half changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

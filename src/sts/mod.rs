@@ -1,21 +1,29 @@
-//! The exchange: an outside OIDC token (a CI job's, a cloud workload's) for an access token of Tailscale's API, by policy.
+//! The exchange: gives an access token for Tailscale's API in return for an outside OIDC token (of
+//! a CI job or a cloud workload), by policy.
 //!
-//! | Route | Answer |
+//! | Request | Answer |
 //! |---|---|
-//! | `POST` any path | `Authorization: Bearer <jwt>` and `{"scopes": […]}`: 200 with the bare access token as text |
-//! | … with `Accept: application/json` | `{"access_token", "token_type", "expires_in", "scope"}`; errors as RFC 6749 has them |
-//! | … with a form of RFC 8693's grant | the same with `issued_token_type`; errors as RFC 8693 has them |
+//! | `POST` any path with `Authorization: Bearer <jwt>`, `{"scopes": […]}` | 200, the bare token |
+//! | … and `Accept: application/json` | `{"access_token", "token_type", "expires_in", "scope"}` |
+//! | `POST` any path with an RFC 8693 form | the same with `issued_token_type` |
 //! | `GET /_healthz` | 200 `{"ok": true, "ready": …}` |
 //! | any other method | 405 |
 //!
-//! Invariants
-//! - Nothing is granted but by a policy, for a token whose signature and claims that policy accepts ([`policy`]).
-//! - What goes to Tailscale is this request's scopes and tags and nobody else's ([`exchange`]).
-//! - Each exchange and each refusal is one audit line with issuer, subject, policy, scopes and reason. No token is ever written.
-//! - An issuer whose keys cannot be fetched delays nobody but its own callers, and those for a bounded time.
+//! Errors are plain text in the first case, and JSON as in RFC 6749 and RFC 8693 in the others.
 //!
-//! Left to others: listeners and the layers around the routes ([`crate::http::layers::wrap_worded`]), fetching keys ([`crate::jwks::fetch`]), how settings are typed.
-//! The caller is known by its token alone: who calls on the tailnet is only written down, since jobs call from outside too.
+//! Invariants
+//! - Only a policy grants anything, and only for a token whose signature and claims it accepts
+//!   ([`policy`]).
+//! - A call of Tailscale has the scopes and tags of one request and never of another
+//!   ([`exchange`]).
+//! - Each exchange and each refusal is one audit line with issuer, subject, policy, scopes and
+//!   reason. No token is ever written anywhere.
+//! - An issuer whose keys cannot be fetched only delays its own callers, for a bounded time.
+//!
+//! Done elsewhere: listeners and the layers around the routes
+//! ([`crate::http::layers::wrap_worded`]), fetching keys ([`crate::jwks::fetch`]), the syntax of
+//! settings. Callers are identified by their token only: an identity on the tailnet is logged at
+//! most, since jobs also call from outside.
 
 pub mod client;
 pub mod config;
@@ -57,7 +65,7 @@ pub struct Sts {
     state: Arc<State>,
 }
 
-/// What the routes share. No request ever writes what another reads, but for caches.
+/// The state that all requests share. Apart from caches, no request changes what another one reads.
 #[derive(Debug)]
 pub struct State {
     policies: ArcSwap<Vec<Policy>>,
@@ -70,7 +78,7 @@ pub struct State {
     meter: Meter,
 }
 
-/// Why the exchange did not start, or kept its old policies.
+/// Why the exchange did not start, or kept its previous policies.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error(transparent)]
@@ -84,10 +92,10 @@ pub enum StartError {
     Http(#[from] reqwest::Error),
 }
 
-/// Whether requests can be answered.
+/// Whether the exchange can answer requests.
 #[derive(Debug, Clone)]
 pub struct Readiness {
-    /// Every issuer was asked for its keys once, and at least one has given some.
+    /// Every issuer's keys were requested once, and at least one issuer answered.
     pub ready: bool,
     pub sources: Vec<SourceState>,
 }
@@ -100,7 +108,7 @@ pub struct Granted {
 }
 
 impl Sts {
-    /// Reads the policies and begins to fetch the issuers' keys. Needs a running tokio runtime.
+    /// Reads the policies and starts to fetch the issuers' keys. Needs a running tokio runtime.
     pub fn start(settings: &Settings, meter: Meter) -> Result<Self, StartError> {
         let state = State {
             policies: ArcSwap::default(),
@@ -129,7 +137,7 @@ impl Sts {
         self.state.clone()
     }
 
-    /// Reads the policies anew. With a mistake in any of them the old ones stay.
+    /// Reads the policies again. After a mistake in any of them the previous ones stay active.
     pub fn reload(&self) -> Result<(), StartError> {
         self.state.reload()
     }
@@ -138,7 +146,7 @@ impl Sts {
         self.state.readiness()
     }
 
-    /// Ends the background tasks; requests in hand are answered from what is there.
+    /// Ends the background tasks; running requests use the keys that are there.
     pub fn stop(self) {}
 }
 
@@ -182,7 +190,7 @@ impl State {
         }
     }
 
-    /// Verifies, decides, and fetches the access token.
+    /// Verifies the token, decides, and fetches the access token.
     async fn exchange(
         &self,
         token: &Token,
@@ -214,7 +222,7 @@ impl State {
             policy: Some(policy.name.clone()),
             error,
         };
-        // Loading made sure that one of both is there.
+        // Loading has checked that one of the two exists.
         let credentials = policy.credentials.as_ref().or(self.credentials.as_ref());
         let credentials = credentials.ok_or_else(|| {
             let missing = exchange::ExchangeError::ClientRefused("no client is set".to_owned());
@@ -226,7 +234,7 @@ impl State {
         }
     }
 
-    /// Has each key source of the issuer's policies look at the signature, all at once.
+    /// Verifies the signature with the keys of each source in the issuer's policies, concurrently.
     async fn examine<'a>(
         &self,
         policies: &[Policy],
@@ -236,7 +244,7 @@ impl State {
         let issuer = token.claims.text("iss").unwrap_or_default();
         let sources: BTreeSet<&Source> = policy::of_issuer(policies, issuer)
             .filter(|policy| {
-                // No fetch for a token that its algorithm rules out already.
+                // No fetch for a token whose algorithm is not allowed anyway.
                 (token.algorithm).is_some_and(|algorithm| policy.algorithms.contains(&algorithm))
             })
             .map(|policy| &policy.source)
@@ -256,16 +264,17 @@ impl State {
     }
 }
 
-/// A refusal, with what the audit line tells about it.
+/// A refusal with the details for the audit line.
 #[derive(Debug)]
 struct Refused {
     error: Error,
     policy: Option<String>,
-    /// Whether the token's claims are its issuer's words.
+    /// Whether the signature was valid, so that the claims are really the issuer's.
     verified: bool,
 }
 
-/// A text from outside as it may stand in a log line: short, and without anything that begins another line.
+/// Makes a foreign text safe for a log line: short, and without characters that could begin a new
+/// line.
 fn shown(text: &str) -> String {
     const MOST: usize = 256;
     text.chars()

@@ -1,7 +1,7 @@
-//! The exchange's routes: three ways of asking, one way of deciding.
+//! The exchange's routes: three dialects of the request, one decision.
 //!
-//! The plain dialect is TailSTS's to the byte, its order of checks included: what is wrong with the header outranks the body, and
-//! what is wrong with the body outranks the token.
+//! The plain dialect equals TailSTS's byte for byte, including the order of checks: errors in the
+//! header come before errors in the body, and those before errors in the token.
 
 use std::{sync::Arc, time::Instant};
 
@@ -27,7 +27,7 @@ const ID_TOKEN: &str = "urn:ietf:params:oauth:token-type:id_token";
 const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
 
 pub fn router(state: Arc<Exchange>) -> Router {
-    // Any path, as TailSTS has it. Not a fallback: the layers bring their own.
+    // Any path, as in TailSTS. Not the router's fallback: `http::layers` sets that.
     Router::new()
         .route("/", any(exchange))
         .route("/{*path}", any(exchange))
@@ -36,7 +36,7 @@ pub fn router(state: Arc<Exchange>) -> Router {
 }
 
 async fn health(State(state): State<Arc<Exchange>>) -> Response {
-    // Which issuers there are is nobody's business here: the listener may be on the internet.
+    // Does not name the issuers: the listener may be on the internet.
     let body = serde_json::json!({"ok": true, "ready": state.readiness().ready});
     ([(header::CACHE_CONTROL, "no-store")], Json(body)).into_response()
 }
@@ -67,10 +67,10 @@ async fn exchange(State(state): State<Arc<Exchange>>, request: Request) -> Respo
     answer(&state, dialect, &asked, peer).await
 }
 
-/// How a request asks, and so how it is answered.
+/// The dialect of a request, which its answer uses too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Dialect {
-    /// A bearer token, answered as OAuth has it.
+    /// A bearer token, with an answer in OAuth's format.
     Bearer,
     /// RFC 8693.
     Exchange,
@@ -91,7 +91,8 @@ async fn read(parts: &Parts, body: Body) -> (Dialect, Result<Asked, Error>) {
     } else {
         Dialect::Plain
     };
-    // curl calls every body a form, so only the grant type inside tells RFC 8693.
+    // curl declares every body as a form, so only the grant type inside shows whether it is RFC
+    // 8693.
     if is_form(&parts.headers) {
         return match whole(body).await {
             Err(error) => (dialect, Err(error)),
@@ -132,7 +133,7 @@ fn bearer(headers: &HeaderMap, dialect: Dialect) -> Result<String, Error> {
 }
 
 async fn whole(body: Body) -> Result<Vec<u8>, Error> {
-    // `http::layers` bounds it.
+    // `http::layers` limits its size.
     match axum::body::to_bytes(body, usize::MAX).await {
         Ok(body) => Ok(body.into()),
         Err(error) if is_too_large(&error) => Err(Error::TooLarge),
@@ -151,7 +152,7 @@ fn is_too_large(error: &axum::Error) -> bool {
     false
 }
 
-/// The first JSON value counts, whatever follows it; `scopes` may be spelled in any case.
+/// Takes the first JSON value and ignores what follows; `scopes` may be in any case.
 fn json(token: String, body: &[u8]) -> Result<Asked, Error> {
     let first = serde_json::Deserializer::from_slice(body)
         .into_iter::<Value>()
@@ -173,7 +174,7 @@ fn json(token: String, body: &[u8]) -> Result<Asked, Error> {
     })
 }
 
-/// Empty where absent or null.
+/// Empty if absent or null.
 fn texts(object: &Map<String, Value>, name: &str) -> Option<Vec<String>> {
     let any_case = || {
         let mut members = object.iter();
@@ -189,9 +190,9 @@ fn texts(object: &Map<String, Value>, name: &str) -> Option<Vec<String>> {
     }
 }
 
-/// `None` where the body is no form of an OAuth grant at all.
+/// `None` if the body is not a form with an OAuth grant.
 fn form(body: &[u8]) -> Option<Result<Asked, Error>> {
-    // A parameter without a value counts as absent (RFC 6749, 3.1).
+    // A parameter without a value counts as absent (RFC 6749, section 3.1).
     let pairs: Vec<(String, String)> = form_urlencoded::parse(body)
         .into_owned()
         .filter(|(_, value)| !value.is_empty())
@@ -227,7 +228,8 @@ impl Form {
         if !matches!(self.one("requested_token_type")?, None | Some(ACCESS_TOKEN)) {
             return Err(Error::OddBody("only an access_token can be requested"));
         }
-        // The token is for Tailscale's API and for nothing else; a caller that names something else must hear so.
+        // The token is only valid for Tailscale's API; a caller that names another target must
+        // learn that.
         let target = (self.0.iter()).find(|(name, _)| name == "resource" || name == "audience");
         if let Some((_, target)) = target {
             return Err(Error::OtherTarget(super::shown(target)));
@@ -315,7 +317,7 @@ async fn answer(
         }) => {
             let concerned = policy.as_deref().unwrap_or_default();
             state.meter.exchange_refused(concerned, error.code());
-            // Until the signature was good, issuer and subject are what somebody claims.
+            // Before the signature is verified, issuer and subject are mere claims.
             audit!(
                 Decision::Refused,
                 "exchange",
@@ -350,7 +352,7 @@ struct Success<'a> {
 fn success(dialect: Dialect, granted: &Granted) -> Response {
     let token = granted.token.token.reveal();
     let mut response = match dialect {
-        // The bare token without a newline: scripts take the whole body.
+        // The bare token without a newline: scripts use the whole body.
         Dialect::Plain => (
             [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],
             token.to_owned(),
@@ -424,7 +426,7 @@ fn is_form(headers: &HeaderMap) -> bool {
         })
 }
 
-/// Whether JSON is named in `Accept`, and not behind text.
+/// Whether `Accept` names JSON, with at least the weight of text.
 fn wants_json(headers: &HeaderMap) -> bool {
     let (mut json, mut text) = (0.0, 0.0);
     for line in headers.get_all(header::ACCEPT) {
@@ -444,7 +446,7 @@ fn wants_json(headers: &HeaderMap) -> bool {
     json > 0.0 && json >= text
 }
 
-/// Where the request came from, for the audit line.
+/// The peer's address, for the audit line.
 fn peer(extensions: &Extensions) -> Option<String> {
     let tailnet = || Some(extensions.get::<Arc<Connection>>()?.peer().addr);
     let host = || Some(extensions.get::<Remote>()?.0);

@@ -1,10 +1,13 @@
-//! An issuer for trying out: makes a key, prints a token, and publishes what a verifier needs. Its tokens expire.
+//! An issuer for experiments: makes a key, prints a token, and publishes what a verifier needs. Its
+//! tokens expire.
 //!
 //! | Route | Answer |
 //! |---|---|
 //! | `GET /jwks` | the public key |
 //! | `GET /.well-known/openid-configuration` | the discovery document |
-//! | `GET /token?sub=…&aud=…` | a new token as text: whoever reaches the listener gets one, so it stays on the loopback |
+//! | `GET /token?sub=…&aud=…` | a new token as text |
+//!
+//! Anybody who reaches the listener gets a token, so it must stay on loopback.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,7 +31,7 @@ use crate::{
 pub struct TrialSettings {
     pub issuer: String,
     pub subject: String,
-    /// No `aud` claim where empty.
+    /// If empty, the token has no `aud` claim.
     pub audience: String,
     pub kid: String,
     pub life: Duration,
@@ -58,7 +61,7 @@ impl TrialIssuer {
         })
     }
 
-    /// A token of the settings' subject and audience.
+    /// A token with the subject and audience of the settings.
     pub fn token(&self, now: Timestamp) -> Result<String, SignError> {
         self.token_for(&self.settings.subject, &self.settings.audience, now)
     }

@@ -1,11 +1,13 @@
-//! Reads a token and looks at its signature. What its claims are worth is [`super::policy`]'s business.
+//! Parses a token and verifies its signature. [`super::policy`] evaluates the claims.
 //!
 //! Invariants
-//! - The bytes that are read are the bytes whose signature is checked; nothing is serialised anew.
-//! - The token chooses neither key type nor algorithm: its `alg` must be allowed by the policy, and a key fits only the algorithms
-//!   that it was bound to when its set was read. Keys, addresses and certificates inside the header are ignored.
-//! - Claim names are compared exactly, and a name that stands twice makes the token unreadable: no two readers of one token can
-//!   disagree about its subject.
+//! - The bytes that are parsed are the bytes whose signature is checked; nothing is serialized
+//!   again.
+//! - The token chooses neither key type nor algorithm: the policy must allow its `alg`, and a key
+//!   is only used with the algorithms that were assigned to it when its set was read. Keys, URLs
+//!   and certificates in the header are ignored.
+//! - Claim names are compared exactly, and a duplicate name makes the token invalid: two parsers of
+//!   the same token can never disagree about its subject.
 
 use std::fmt;
 
@@ -19,21 +21,21 @@ use serde_json::{Map, Value};
 
 use crate::jwks::fetch::KeySet;
 
-/// A token as it was sent: readable, and nothing more.
+/// A parsed token, not verified yet.
 #[derive(Clone)]
 pub struct Token {
-    /// What is signed: the first two parts with the dot between them.
+    /// The signed text: the first two parts with the dot between them.
     message: String,
     signature: String,
-    /// Absent where we verify no such algorithm, though JOSE knows it.
+    /// `None` for an algorithm that JOSE defines and this code does not verify.
     pub algorithm: Option<Algorithm>,
     pub kid: Kid,
-    /// A `crit` entry demands what no verifier here understands.
+    /// The header has a `crit` entry, which always demands something unsupported.
     critical: bool,
     pub claims: Claims,
 }
 
-/// The signature is a credential and stays out of logs.
+/// Leaves out the signature, which is a credential.
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Token")
@@ -46,7 +48,7 @@ impl fmt::Debug for Token {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kid {
     Absent,
-    /// There, but not a text.
+    /// Present, but not a string.
     Odd,
     Text(String),
 }
@@ -56,14 +58,14 @@ pub enum Kid {
 #[error("not a signed token: {0}")]
 pub struct Unreadable(&'static str);
 
-/// What a look at the signature found.
+/// The result of verifying a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signature {
     Bad,
     Good,
     /// The issuer's keys could not be fetched.
     NoKeys,
-    /// No key of the set fits, or the token demands something unknown.
+    /// No key of the set fits, or the token demands something unsupported.
     Unknown,
 }
 
@@ -105,7 +107,8 @@ impl Token {
         }
     }
 
-    /// Whether `set` is new enough to judge this token: it has the key that the token names, or one that verifies it.
+    /// Whether `set` is recent enough for this token: it contains the key that the token names, or
+    /// if none is named, one that verifies it.
     pub fn is_judged_by(&self, set: &KeySet) -> bool {
         match &self.kid {
             Kid::Absent => self.signature(set) == Signature::Good,
@@ -114,7 +117,7 @@ impl Token {
         }
     }
 
-    /// Looks at the signature with the keys of one set.
+    /// Verifies the signature with the keys of one set.
     pub fn signature(&self, set: &KeySet) -> Signature {
         let Some(algorithm) = self.algorithm else {
             return Signature::Bad;
@@ -139,7 +142,7 @@ impl Token {
     }
 }
 
-/// `None`: JOSE has no such algorithm. `Some(None)`: it has, but nobody's token is verified with it here.
+/// `None`: JOSE does not define the algorithm. `Some(None)`: it does, but it is not supported here.
 fn known_algorithm(name: &str) -> Option<Option<Algorithm>> {
     match name {
         "none" | "HS256" | "HS384" | "HS512" | "ES512" | "ES256K" => Some(None),
@@ -152,12 +155,12 @@ fn known_algorithm(name: &str) -> Option<Option<Algorithm>> {
 #[derive(Debug, Clone, Default)]
 pub struct Claims(Map<String, Value>);
 
-/// A time claim: seconds since 1970, as RFC 7519 has them.
+/// A time claim: seconds since 1970 (RFC 7519).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum When {
     Absent,
     At(f64),
-    /// There, but not a number.
+    /// Present, but not a number.
     Odd,
 }
 
@@ -166,7 +169,7 @@ impl Claims {
         Self(claims)
     }
 
-    /// A text claim; empty where absent, `None` where it is no text.
+    /// A string claim; empty if absent, `None` if it is not a string.
     pub fn text(&self, name: &str) -> Option<&str> {
         match self.0.get(name) {
             None => Some(""),
@@ -182,7 +185,7 @@ impl Claims {
         }
     }
 
-    /// The audiences; `None` where `aud` is neither a text nor a list of texts.
+    /// The audiences; `None` if `aud` is neither a string nor a list of strings.
     pub fn audiences(&self) -> Option<Vec<&str>> {
         match self.0.get("aud") {
             None => Some(Vec::new()),
@@ -192,7 +195,7 @@ impl Claims {
         }
     }
 
-    /// A claim by its name, or by a JSON pointer where the name begins with a slash.
+    /// A claim by its name, or by a JSON pointer if the name begins with a slash.
     pub fn at(&self, name: &str) -> Option<&Value> {
         let Some(pointer) = name.strip_prefix('/') else {
             return self.0.get(name);
@@ -209,7 +212,7 @@ impl Claims {
     }
 }
 
-/// An element's number as RFC 6901 writes it: digits alone, without zeros in front.
+/// An array index in the form of RFC 6901: only digits, without leading zeros.
 fn index(part: &str) -> Option<usize> {
     let digits = part.bytes().all(|b| b.is_ascii_digit());
     let plain = digits && (part == "0" || !part.starts_with('0'));
@@ -223,7 +226,7 @@ fn object(part: &str) -> Option<Map<String, Value>> {
         .map(|map| map.0)
 }
 
-/// A JSON object whose names differ.
+/// A JSON object without duplicate names.
 struct Distinct(Map<String, Value>);
 
 impl<'de> Deserialize<'de> for Distinct {

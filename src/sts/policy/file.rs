@@ -1,14 +1,16 @@
 //! Reads policy files: one TOML document is one policy.
 //!
-//! Which entries of the directory are policies: files named `….toml` or without any dot, in the order of their names. Hidden
-//! entries, editors' backups, directories and `….example.toml` are none; another ending is left out with a warning. A link counts
-//! as what it leads to, so a mounted Kubernetes volume works.
+//! A file in the directory is a policy if its name ends with `.toml` or has no dot; policies are
+//! read in the order of their names. Hidden entries, backups of editors, directories and
+//! `….example.toml` are ignored; any other ending is left out with a warning. Links are followed,
+//! so a mounted Kubernetes volume works.
 //!
 //! Invariants
-//! - All mistakes of all files are told at once, each with its file and field. One mistake and nothing is loaded.
-//! - What the rules forbid is never loaded; [`Policy`] values exist only for files that passed all of them.
-//! - Files of every earlier form load: field names in any case, one `algorithm` in any case, an array of issuers, scopes as a
-//!   table of `read` and `write`.
+//! - All mistakes in all files are reported at once, each with its file and field. After a single
+//!   mistake nothing is loaded.
+//! - [`Policy`] values only exist for files that passed all checks.
+//! - Files of every earlier form can be loaded: field names in any case, one `algorithm` in any
+//!   case, a list of issuers, scopes as a table of `read` and `write`.
 
 use std::{fmt, io, path::Path, time::Duration};
 
@@ -24,14 +26,14 @@ use crate::{
     sts::config::Credentials,
 };
 
-/// The policies, and what people should know about them.
+/// The policies, with warnings for the operator.
 #[derive(Debug, Clone, Default)]
 pub struct Loaded {
     pub policies: Vec<Policy>,
     pub warnings: Vec<Mistake>,
 }
 
-/// One sentence about one field of one file.
+/// A sentence about one field of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
     pub file: String,
@@ -43,14 +45,14 @@ impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&printable(&self.file))?;
         if let Some(field) = &self.field {
-            // It may be a key of the file, which may hold anything.
+            // The field may be a key of the file, with any characters.
             write!(f, ": {}", printable(field))?;
         }
         write!(f, ": {}", printable(&self.sentence))
     }
 }
 
-/// Why there are no policies.
+/// Why policies could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error("failed to read directory {directory}")]
@@ -79,7 +81,7 @@ fn told(mistakes: &[Mistake]) -> String {
 
 const MOST_BYTES: u64 = 1 << 20;
 
-/// Loads every policy of a directory. With `strict`, what would be a warning is a mistake.
+/// Loads every policy in a directory. With `strict`, warnings count as mistakes.
 pub fn load(directory: &Path, strict: bool) -> Result<Loaded, LoadError> {
     let unreadable = |cause| LoadError::Directory {
         directory: directory.display().to_string(),
@@ -128,7 +130,7 @@ pub fn load(directory: &Path, strict: bool) -> Result<Loaded, LoadError> {
     })
 }
 
-/// Reads the text of one file.
+/// Parses the text of one file.
 pub(super) fn parse(name: &str, text: &str, directory: &Path) -> Result<Loaded, Vec<Mistake>> {
     let mut reader = Reader::new(name);
     match reader.parse(text, directory) {
@@ -202,7 +204,7 @@ const FIELDS: [&str; 14] = [
     "description",
 ];
 
-/// Reads one file. A reading method answers `None` when it has noted a mistake, and reading goes on.
+/// Parses one file. Its methods return `None` after noting a mistake, and parsing continues.
 struct Reader<'a> {
     file: &'a str,
     fields: Table,
@@ -225,7 +227,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Other files that the text names are looked for in `directory`.
+    /// Other files that the text names are read from `directory`.
     fn parse(&mut self, text: &str, directory: &Path) -> Option<Policy> {
         let table: Table = match text.parse() {
             Ok(table) => table,
@@ -399,7 +401,8 @@ impl<'a> Reader<'a> {
         Some(Source::Jwks { url })
     }
 
-    /// An address to fetch keys from; without TLS only on this machine, else with a warning.
+    /// Checks a URL for fetching keys. Without TLS it is accepted with a warning, on loopback
+    /// without one.
     fn address(&mut self, field: &str, text: &str, sentence: &str) -> Option<()> {
         let url = Url::parse(text)
             .ok()
@@ -435,7 +438,8 @@ impl<'a> Reader<'a> {
         if scopes.is_empty() {
             return self.wrong(Some(FIELD), "no scopes");
         }
-        // Scopes travel in one text with blanks between: a blank inside would smuggle in another.
+        // Scopes are sent in one string, separated by blanks: a blank inside would add another
+        // scope.
         if let Some(odd) = scopes.iter().find(|scope| !is_scope(scope)) {
             let sentence =
                 format!("{odd:?} is not a scope: letters, digits and signs without blanks");
@@ -485,7 +489,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// `Some(None)` means any.
+    /// `Some(None)` means any tags.
     fn tags(&mut self) -> Option<Option<Vec<String>>> {
         match self.fields.get("tags") {
             None => return Some(Some(Vec::new())),
@@ -527,7 +531,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// `Some(None)` where the field is absent.
+    /// `Some(None)` if the field is absent.
     fn text(&mut self, field: &str) -> Option<Option<String>> {
         match self.fields.get(field) {
             None => Some(None),
@@ -536,7 +540,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A text or a list of texts.
+    /// A string or a list of strings.
     fn texts(&mut self, field: &str) -> Option<Vec<String>> {
         let texts = match self.fields.get(field) {
             Some(Value::String(one)) => Some(vec![one.clone()]),
@@ -573,7 +577,7 @@ fn text(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// The parser's own words without the quoted line: a mistyped line may hold what should not be in a log.
+/// The parser's message without the quoted line, which could contain a secret.
 fn toml_words(error: &toml::de::Error) -> String {
     error.message().to_owned()
 }
@@ -590,14 +594,14 @@ fn nearest(name: &str) -> Option<&'static str> {
 fn algorithm(name: &str) -> Option<Algorithm> {
     let algorithm = match name.to_ascii_uppercase().as_str() {
         "EDDSA" | "ED25519" => Algorithm::EdDSA,
-        // With a shared secret, whoever can verify can also sign.
+        // With a shared secret, everybody who can verify can also sign.
         symmetric if symmetric.starts_with("HS") => return None,
         upper => upper.parse().ok()?,
     };
     Some(algorithm)
 }
 
-/// The oldest form: a scope's access, where writing covers reading.
+/// The oldest form: an access level per scope, where writing includes reading.
 fn access_table(table: &Table) -> Result<Vec<String>, String> {
     let mut scopes = Vec::new();
     for (scope, access) in table {

@@ -1,16 +1,16 @@
-//! The reader of policy files and the patterns in them, for tests/fuzz. Not part of the crate's
+//! The parser of policy files and the patterns in them, for tests/fuzz. Not part of the crate's
 //! interface.
 
 use std::path::Path;
 
 use super::{Loaded, Mistake, file, glob};
 
-/// Reads the text of one policy file that names no other file.
+/// Parses the text of one policy file that names no other file.
 pub fn parse(text: &str) -> Result<Loaded, Vec<Mistake>> {
     file::parse("fuzz.toml", text, Path::new("/nonexistent"))
 }
 
-/// Whether the whole of `text` meets the pattern.
+/// Whether the pattern matches the whole of `text`.
 pub fn matches(pattern: &str, text: &str) -> bool {
     glob::matches(pattern, text)
 }

@@ -1,13 +1,14 @@
-//! Patterns for claims, as cloud policies have them: `*` stands for any characters (none and slashes included), `?` for one,
-//! and a backslash takes the next character literally.
+//! Patterns for claims, as in cloud policies: `*` stands for any number of characters (including
+//! none, and including slashes), `?` for one, and a backslash makes the next character literal.
 
-/// Whether the whole of `text` meets `pattern`. Linear in memory, at worst the product of both lengths in time: no pattern makes
-/// it explode.
+/// Whether `pattern` matches the whole of `text`. Needs linear memory, and at worst time
+/// proportional to the product of both lengths: no pattern takes exponential time.
 pub(super) fn matches(pattern: &str, text: &str) -> bool {
     let pattern = pieces(pattern);
     let text: Vec<char> = text.chars().collect();
     let (mut at, mut read) = (0, 0);
-    // Where to go on when a guess was wrong: behind the last star, with one more character given to it.
+    // Where to continue after a wrong guess: after the last star, which then covers one more
+    // character.
     let mut again: Option<(usize, usize)> = None;
     while read < text.len() {
         match pattern.get(at) {

@@ -1,9 +1,16 @@
-//! Policies: whose tokens are swapped for which scopes. [`decide`] is a pure function; files are read by [`file`].
+//! Policies: which tokens are exchanged for which scopes. [`decide`] is a pure function; [`file`]
+//! reads files.
+//!
+//! This is a rule language of its own, beside `crate::policy`: it has the format of TailSTS's files
+//! and compares claims of outside tokens instead of tailnet callers.
 //!
 //! Invariants
-//! - What no policy allows is refused, and one policy must allow the whole request: the scopes of two are never added up.
-//! - Every policy of the token's issuer is looked at; where several allow, the narrowest one grants.
-//! - A claim is looked at only once the signature was good. A refusal before that tells nothing of the policy.
+//! - What no policy allows is refused. One policy must allow the whole request: the scopes of two
+//!   policies are never combined.
+//! - Every policy for the token's issuer is evaluated; if several allow the request, the narrowest
+//!   one is used.
+//! - Claims are only evaluated after the signature was verified. An earlier refusal reveals nothing
+//!   about the policy.
 //! - Time is an argument.
 
 mod file;
@@ -31,49 +38,50 @@ use crate::jwks::fetch::Source;
 pub struct Policy {
     /// The file's name.
     pub name: String,
-    /// `issuer`: compared byte by byte.
+    /// `issuer`, compared byte by byte.
     pub issuers: Vec<String>,
     /// `algorithm` or `algorithms`
     pub algorithms: Vec<Algorithm>,
-    /// `subject`: absent means any, empty means none.
+    /// `subject`: if absent any subject, if empty only a missing or empty one.
     pub subject: Option<String>,
     /// `audience`
     pub audience: Audience,
-    /// `jwks_url`, or discovery where there is none.
+    /// `jwks_url`, or discovery if absent.
     pub source: Source,
     /// `allowed_scopes`
     pub scopes: Vec<String>,
     /// `[claims]`
     pub conditions: Vec<Condition>,
-    /// `max_token_age`: since the token's `iat`.
+    /// `max_token_age`, counted from the token's `iat`.
     pub max_age: Option<Duration>,
     /// `require_exp`
     pub require_exp: bool,
-    /// `tags`: what nodes and keys made with the access token may carry.
+    /// `tags` that nodes and keys made with the access token may have.
     pub tags: Vec<String>,
-    /// `tags = "any"`: all that the OAuth client may give.
+    /// `tags = "any"`: all tags of the OAuth client.
     pub any_tags: bool,
-    /// `client_id` and `client_secret_file`, where they differ from the settings'.
+    /// `client_id` and `client_secret_file`, if they differ from the settings.
     pub credentials: Option<Credentials>,
 }
 
-/// Whether an access token with this scope can make or change things that carry tags. Asked without tags, Tailscale takes all that the
-/// OAuth client has, so whoever gets such a token could become a machine of any of them.
+/// Whether an access token with this scope can create or change things with tags. If no tags are
+/// requested, Tailscale grants all tags of the OAuth client, so the holder of such a token could
+/// become a machine with any of them.
 fn gives_tags(scope: &str) -> bool {
     matches!(scope, "all" | "auth_keys" | "devices" | "devices:core")
 }
 
-/// Whom a token must have been made for.
+/// The audience that a token must have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Audience {
     Any,
     OneOf(Vec<String>),
 }
 
-/// What a claim must be: one of these. A claim that is a list meets it with any of its elements.
+/// The values that a claim may have. A claim that is a list matches with any of its elements.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Condition {
-    /// A name, or a JSON pointer where it begins with a slash.
+    /// A name, or a JSON pointer if it begins with a slash.
     pub claim: String,
     pub wanted: Vec<Pattern>,
 }
@@ -81,19 +89,19 @@ pub struct Condition {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Pattern {
     Exact(Value),
-    /// `*` any characters, `?` one, `\` takes the next one literally.
+    /// `*` matches any characters, `?` one, and `\` makes the next one literal.
     Glob(String),
 }
 
-/// What a caller asks for.
+/// A caller's request.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
     pub scopes: &'a [String],
-    /// Empty: all that the policy has.
+    /// If empty, all tags of the policy.
     pub tags: &'a [String],
 }
 
-/// A token, and what each key source of its issuer's policies said of its signature.
+/// A token, with the result of its signature check for each key source in its issuer's policies.
 #[derive(Debug)]
 pub struct Examined<'a> {
     pub token: &'a Token,
@@ -109,7 +117,7 @@ impl Examined<'_> {
     }
 }
 
-/// What was decided, and what each policy of the issuer had to say.
+/// The decision, and the result for each policy of the issuer.
 #[derive(Debug)]
 pub struct Decision<'p> {
     pub outcome: Outcome<'p>,
@@ -119,11 +127,11 @@ pub struct Decision<'p> {
 #[derive(Debug)]
 pub enum Outcome<'p> {
     Allowed(&'p Policy),
-    /// By the policy that the token came furthest with, if there is any for its issuer.
+    /// Has the policy for which the token passed most checks, if there is a policy for its issuer.
     Refused(Option<&'p Policy>, Reason),
 }
 
-/// Why a policy refuses, in the order in which it looks.
+/// Why a policy refuses a request, in the order of the checks.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Reason {
     #[error("no policy has the token's issuer")]
@@ -165,7 +173,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// Stable, for programs, logs and metrics.
+    /// A stable code for programs, logs and metrics.
     pub fn code(&self) -> &'static str {
         match self {
             Self::NoPolicy => "no_policy",
@@ -189,12 +197,12 @@ impl Reason {
         }
     }
 
-    /// Whether the signature was not known to be good yet: whoever asked may be anybody.
+    /// Whether the signature had not been verified yet, so that the request may come from anybody.
     pub fn is_before_trust(&self) -> bool {
         self.stage() <= Self::Signature.stage()
     }
 
-    /// How far the token came: the variant's place, whatever it carries.
+    /// The position of the failed check in the order of checks.
     fn stage(&self) -> u8 {
         match self {
             Self::NoPolicy => 0,
@@ -214,7 +222,7 @@ impl Reason {
     }
 }
 
-/// Decides about a request. `leeway` is how far the issuer's clock may be off.
+/// Decides about a request. `leeway` is the tolerance for the issuer's clock.
 pub fn decide<'p>(
     policies: &'p [Policy],
     examined: &Examined<'_>,
@@ -237,7 +245,7 @@ pub fn decide<'p>(
     Decision { outcome, tried }
 }
 
-/// The policies that name an issuer. A token without one has none.
+/// The policies for an issuer. A token without an issuer has none.
 pub fn of_issuer<'p>(policies: &'p [Policy], issuer: &str) -> impl Iterator<Item = &'p Policy> {
     policies
         .iter()
@@ -248,7 +256,7 @@ fn furthest<'p>(tried: &[(&'p Policy, Result<(), Reason>)]) -> Outcome<'p> {
     let mut best: Option<(&'p Policy, &Reason)> = None;
     for (policy, verdict) in tried {
         let Err(reason) = verdict else { continue };
-        // Only a later stage wins, so that among equals the first file speaks.
+        // Only a later stage replaces the reason, so that the first file wins among equals.
         if best.is_none_or(|(_, known)| reason.stage() > known.stage()) {
             best = Some((policy, reason));
         }
@@ -260,7 +268,7 @@ fn furthest<'p>(tried: &[(&'p Policy, Result<(), Reason>)]) -> Outcome<'p> {
 }
 
 impl Policy {
-    /// Smaller is narrower.
+    /// Smaller means narrower.
     fn width(&self) -> (usize, usize) {
         (self.scopes.len(), self.tags.len())
     }
@@ -291,7 +299,8 @@ impl Policy {
     }
 
     fn judge_times(&self, claims: &Claims, now: Timestamp, leeway: Duration) -> Result<(), Reason> {
-        // Well below a microsecond off for centuries, and the claims are numbers of the same kind.
+        // The error is far below a microsecond for centuries, and the claims are floating-point
+        // numbers too.
         let now = now.as_nanosecond() as f64 / 1e9;
         let leeway = leeway.as_secs_f64();
         match claims.when("exp") {
@@ -361,7 +370,7 @@ impl Policy {
         }
     }
 
-    /// The tags that a granted request gets.
+    /// The tags for a granted request.
     pub fn tags_for(&self, request: Request<'_>) -> Vec<String> {
         if request.tags.is_empty() {
             self.tags.clone()
@@ -390,7 +399,7 @@ impl Condition {
     }
 }
 
-/// Why it was decided so: one line for the outcome, one for each policy that was looked at.
+/// Explains the decision: one line for the outcome, and one for each policy.
 impl fmt::Display for Decision<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.outcome {

@@ -254,11 +254,11 @@ proptest! {
         let verdict_here = verdict(&policies, &claims, &scopes);
         prop_assert_eq!(verdict_here.is_ok(), policies.iter().any(allows));
 
-        // Neither the files' order nor a further file can take a grant away.
+        // Neither the order of the files nor an additional file can take a grant away.
         let mut turned = policies.clone();
         turned.reverse();
         prop_assert_eq!(verdict(&turned, &claims, &scopes).is_ok(), verdict_here.is_ok());
-        // A bad signature allows nothing, whatever the policies say.
+        // Nothing is allowed with a bad signature, whatever the policies say.
         let forged = verdict_of(&policies, &claims, &scopes, &[], Signature::Bad);
         prop_assert!(forged.is_err());
     }
@@ -474,7 +474,8 @@ ref = { glob = "refs/heads/*" }
         ],
         false,
     );
-    // The secret's file lies among the policies and has no ending, so it is taken for one; its text is not repeated.
+    // The secret's file is in the policies' directory and its name has no dot, so it is parsed as a
+    // policy. The error does not quote it.
     let told = mistakes(loaded).join("\n");
     assert!(
         told.starts_with("secret: failed to unmarshal TOML") && !told.contains("tskey"),
@@ -551,7 +552,7 @@ fn all_mistakes_of_all_files_are_told_at_once() {
         let found = told.iter().any(|line| line.starts_with(start));
         assert!(found, "{start}\n{told:#?}");
     }
-    // Which of both spellings is called the second is the parser's choice.
+    // The parser decides which of the two spellings counts as the second.
     assert!(
         told.iter().any(|line| line.contains("stands twice")),
         "{told:#?}"
