@@ -1,17 +1,20 @@
-//! The JWKS document: `{"keys":[…]}` as verifiers fetch it, and as others may have written into it.
+//! The JWKS document: `{"keys":[…]}` as verifiers fetch it, and as other programs may have written
+//! it.
 //!
 //! Invariants
-//! - Keys we did not make, members we do not know, members beside `keys` and the order of `keys` survive a rewrite.
+//! - Keys of others, unknown members, members beside `keys` and the order of `keys` survive a
+//!   rewrite.
 //! - Written compact, members in alphabetical order, as the original did.
-//! - What is not a JWKS is [`Unreadable`] and never an empty document; whether there is a document at all is told elsewhere
-//!   (`Option<Versioned>`), so that missing, empty and unreadable stay three things.
+//! - Bytes that are not a JWKS are [`Unreadable`] and never treated as an empty document. A
+//!   document that does not exist is told apart elsewhere (`Option<Versioned>`), so missing, empty
+//!   and unreadable stay three different things.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::{Map, Value};
 
 use crate::keys::{KeyId, PublicJwk};
 
-/// Largest document read or written.
+/// Size limit in bytes of a document, read or written.
 pub const LARGEST: usize = 1024 * 1024;
 
 /// A JWK set.
@@ -70,7 +73,7 @@ impl Document {
         sorted(Value::Object(whole)).to_string().into_bytes()
     }
 
-    /// Every entry, in order.
+    /// All entries, in order.
     pub fn keys(&self) -> &[Value] {
         &self.keys
     }
@@ -79,7 +82,7 @@ impl Document {
         self.keys.is_empty()
     }
 
-    /// The ids in order; entries without one are left out.
+    /// The ids in order; entries without one are skipped.
     pub fn kids(&self) -> impl Iterator<Item = &str> {
         self.keys.iter().filter_map(kid)
     }
@@ -89,13 +92,14 @@ impl Document {
         self.keys.iter().find(|key| kid(key) == Some(id))
     }
 
-    /// Whether this very key (not only its id) is in the document.
+    /// True if the document holds this very key, not only its id.
     pub fn holds(&self, key: &PublicJwk) -> bool {
         self.find(key.kid.as_str())
             .is_some_and(|value| key.same_key(value))
     }
 
-    /// Puts a key at the end; one that is there stays where and as it is. Tells whether anything changed.
+    /// Adds a key at the end. One that is in the document already stays as and where it is. Returns
+    /// whether anything changed.
     pub fn add(&mut self, key: &PublicJwk) -> Result<bool, KidTaken> {
         match self.find(key.kid.as_str()) {
             Some(value) if key.same_key(value) => Ok(false),
@@ -107,7 +111,7 @@ impl Document {
         }
     }
 
-    /// Takes out every entry of that id. Tells whether there was one.
+    /// Removes every entry with that id. Returns whether there was one.
     pub fn remove(&mut self, id: &str) -> bool {
         let before = self.keys.len();
         self.keys.retain(|key| kid(key) != Some(id));
@@ -119,7 +123,7 @@ fn kid(key: &Value) -> Option<&str> {
     key.get("kid").and_then(Value::as_str)
 }
 
-/// Bits of an RSA key's modulus; 0 for other keys.
+/// Length in bits of an RSA key's modulus; 0 for other keys.
 pub(super) fn modulus_bits(jwk: &Value) -> u32 {
     let member = |name| jwk.get(name).and_then(Value::as_str);
     let modulus = member("n")
@@ -133,7 +137,7 @@ pub(super) fn modulus_bits(jwk: &Value) -> u32 {
     u32::try_from((modulus.len() - zeros) * 8).map_or(0, |bits| bits - first)
 }
 
-/// Members in alphabetical order at every depth, whatever order serde_json was built to keep.
+/// Sorts the members at every depth, whatever order serde_json was built to keep.
 fn sorted(value: Value) -> Value {
     match value {
         Value::Array(items) => Value::Array(items.into_iter().map(sorted).collect()),

@@ -1,16 +1,20 @@
-//! Fetches other issuers' keys and keeps them: for whoever verifies tokens that are not ours.
+//! Fetches and caches the keys of other issuers, to verify their tokens.
 //!
-//! Each [`Source`] has a task of its own, so one issuer's trouble is never another's. A task fetches at once, again when the
-//! answer's cache time has passed (within [`Rules`]' bounds), and in between when a verifier asks for a key that is not there.
+//! Each [`Source`] has its own task, so trouble with one issuer never affects another. A task
+//! fetches at once, again when the answer's cache time has passed (within the limits of [`Rules`]),
+//! and earlier if a verifier asks for a key that is missing.
 //!
 //! Invariants
-//! - The last good set stays until a better one arrives; a failed or unreadable fetch never empties it.
-//! - Verifiers cause at most one fetch per cool-down and source, however many unknown keys they are shown, and wait no longer
-//!   than that fetch may take.
-//! - A body has at most [`Rules::body_bytes`], a fetch takes at most [`Rules::time`], a redirect never leaves the host.
-//! - A key is bound to its algorithms when it is read: type, curve, `alg`, `use`, `key_ops` and size are looked at here alone.
+//! - The last good set is kept until another good one arrives; a failed or unreadable fetch never
+//!   empties it.
+//! - Verifiers cause at most one fetch per cool-down and source, however many unknown keys they
+//!   see, and wait no longer than that fetch may take.
+//! - A body has at most [`Rules::body_bytes`], a fetch takes at most [`Rules::time`], a redirect
+//!   never leaves the host.
+//! - A key is bound to its algorithms when it is read. Only here are type, curve, `alg`, `use`,
+//!   `key_ops` and size checked.
 //!
-//! Left to others: which algorithms an issuer may use, and every claim.
+//! Callers decide which algorithms an issuer may use, and check every claim.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -50,20 +54,21 @@ impl fmt::Display for Source {
     }
 }
 
-/// Bounds of fetching.
+/// Limits for fetching.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rules {
     pub body_bytes: usize,
-    /// For one fetch from name look-up to last byte; discovery's two requests share it.
+    /// For one fetch, from the name look-up to the last byte. The two requests of discovery share
+    /// it.
     pub time: Duration,
-    /// The shortest time after which a set is fetched anew, whatever its headers say.
+    /// The shortest time after which a set is fetched again, whatever its headers say.
     pub keep_least: Duration,
-    /// Where the headers say nothing.
+    /// If the headers say nothing.
     pub keep_default: Duration,
     pub keep_most: Duration,
-    /// Between two fetches that verifiers ask for.
+    /// Least time between two fetches that verifiers ask for.
     pub cool_down: Duration,
-    /// Between failures, doubling from the first to the second.
+    /// Pause after a failure: begins with the first and doubles up to the second.
     pub retry: (Duration, Duration),
 }
 
@@ -81,7 +86,7 @@ impl Default for Rules {
     }
 }
 
-/// Keeps the sets of all watched sources. Its tasks end when it is dropped.
+/// Caches the sets of all watched sources. Its tasks end when it is dropped.
 #[derive(Debug)]
 pub struct Fetcher {
     fetch: Fetch,
@@ -105,7 +110,7 @@ impl Drop for Watched {
 #[derive(Debug, Clone, Default)]
 struct View {
     set: Option<Arc<KeySet>>,
-    /// Fetches that have ended, well or not.
+    /// Number of fetches that have ended, successful or not.
     ended: u64,
     fetching: bool,
     problem: Option<Arc<FetchError>>,
@@ -120,19 +125,19 @@ struct Ask {
 #[derive(Debug, Clone, Copy)]
 struct Asked {
     at: Instant,
-    /// [`View::ended`] as it was then: while it stands still the answer is on its way.
+    /// [`View::ended`] at that time. While it is unchanged, the fetch has not ended yet.
     ended: u64,
 }
 
-/// How a source stands, for readiness and status.
+/// State of a source, for readiness and status.
 #[derive(Debug, Clone)]
 pub struct SourceState {
     pub source: Source,
-    /// Usable keys of the last good set.
+    /// Number of usable keys in the last good set.
     pub keys: Option<usize>,
-    /// Whether the first fetch has ended.
+    /// The first fetch has ended.
     pub tried: bool,
-    /// What was wrong with the newest fetch.
+    /// What was wrong with the last fetch.
     pub problem: Option<String>,
 }
 
@@ -174,14 +179,15 @@ impl Fetcher {
         })
     }
 
-    /// Fetches count in `meter`, those of sources that are watched from here on.
+    /// Counts the fetches in `meter`, for sources watched from now on.
     #[must_use]
     pub fn counted(mut self, meter: Meter) -> Self {
         self.fetch.meter = meter;
         self
     }
 
-    /// Watches exactly these sources: starts what is new, stops what is gone. Needs a running tokio runtime.
+    /// Watches exactly these sources: starts a task for each new one and stops those that are gone.
+    /// Needs a running tokio runtime.
     pub fn watch(&self, sources: &BTreeSet<Source>) {
         let mut watched = lock(&self.watched);
         watched.retain(|source, _| sources.contains(source));
@@ -196,8 +202,9 @@ impl Fetcher {
         }
     }
 
-    /// The newest set of a source. Where it does not satisfy `enough`, one fetch is waited for, if the cool-down allows it; the
-    /// set that is then there is returned whether it satisfies or not. `now` is what the cool-down is measured by.
+    /// The newest set of a source. If it does not satisfy `enough`, waits for one fetch, provided
+    /// that the cool-down allows one. Then returns the set there is, whether or not it satisfies
+    /// `enough`. `now` is the time for the cool-down.
     pub async fn keys(
         &self,
         source: &Source,
@@ -215,12 +222,13 @@ impl Fetcher {
         if let Some(set) = seen.set.as_ref().filter(|set| enough(set)) {
             return Ok(set.clone());
         }
-        // A fetch that is under way answers everybody; asking for another is what the cool-down limits.
+        // A fetch in progress serves all who wait. The cool-down limits only new ones.
         let coming = seen.fetching
             || seen.ended == 0
             || ask.fetch(seen.ended, now, self.fetch.rules.cool_down);
         if coming {
-            // The task bounds a fetch; the limit here is for a runtime that is too busy to run it.
+            // The task limits its fetch. This limit is for a runtime that is too busy to run the
+            // task.
             let limit = self.fetch.rules.time + Duration::from_secs(1);
             let _ =
                 tokio::time::timeout(limit, view.wait_for(|view| view.ended > seen.ended)).await;
@@ -248,7 +256,8 @@ impl Fetcher {
 }
 
 impl Ask {
-    /// Whether a fetch is coming: one that was asked for already, or now, unless the last was asked for a short while ago.
+    /// Returns true if a fetch is coming: one was asked for already, or this call asks for one
+    /// because the cool-down is over.
     fn fetch(&self, ended: u64, now: Instant, cool_down: Duration) -> bool {
         let mut last = lock(&self.last);
         match *last {
@@ -341,7 +350,7 @@ pub enum FetchError {
     Plain(String),
     #[error("not an address: {0}")]
     Address(String),
-    /// The address is not told: it would show the password.
+    /// Does not show the address, as it contains the password.
     #[error("the address of the keys has a user or a password in it")]
     UserInfo,
     #[error(transparent)]
@@ -356,7 +365,7 @@ struct Fetch {
 }
 
 struct Fetched {
-    /// Absent where the set we have is still the newest.
+    /// `None` if the set we have is still the newest.
     set: Option<KeySet>,
     etag: Option<String>,
     keep: Duration,
@@ -447,7 +456,7 @@ impl Fetch {
     }
 }
 
-/// The address is in the source already.
+/// Without the address, which the source shows already.
 fn request_error(error: reqwest::Error) -> FetchError {
     FetchError::Request(error.without_url())
 }
@@ -463,7 +472,7 @@ fn address(text: &str) -> Result<Url, FetchError> {
     Ok(url)
 }
 
-/// How long a set may be kept by its answer's headers, within the bounds.
+/// How long a set may be kept according to the headers of its answer, within the limits.
 fn keep_for(headers: &HeaderMap, now: Timestamp, rules: &Rules) -> Duration {
     let asked = asked_cache_time(headers, now).unwrap_or(rules.keep_default);
     asked.clamp(rules.keep_least, rules.keep_most.max(rules.keep_least))
@@ -515,7 +524,7 @@ pub struct PublicKey {
     pub key: DecodingKey,
 }
 
-/// A public key says nothing worth printing but its name.
+/// Of a public key only the name is worth printing.
 impl fmt::Debug for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PublicKey")
@@ -525,7 +534,7 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-/// Why a document is not a set.
+/// Why a document is not a key set.
 #[derive(Debug, thiserror::Error)]
 pub enum SetError {
     #[error("not a JSON Web Key set")]
@@ -534,14 +543,15 @@ pub enum SetError {
     NoUsableKey(usize),
 }
 
-/// Tokens without a `kid` are tried with every fitting key, so their number is a cost that the issuer must not choose.
+/// A token without a `kid` is tried with every key that fits, so the number of keys is a cost that
+/// the issuer must not choose.
 const MOST_KEYS: usize = 256;
 const LEAST_RSA_BITS: usize = 2048;
 const MOST_RSA_BITS: usize = 8192;
 
 impl KeySet {
-    /// Keys of unknown kinds, unfit for verifying, or broken are skipped. A set of only such keys is an error, an empty one is not:
-    /// the issuer said that there are none.
+    /// Skips keys that are broken, of unknown kinds, or unfit for verifying. A set of only such
+    /// keys is an error. An empty set is not: the issuer says that it has no keys.
     pub fn parse(document: &[u8]) -> Result<Self, SetError> {
         #[derive(Deserialize)]
         struct Document {
@@ -577,7 +587,8 @@ impl KeySet {
         self.keys.iter().any(|key| key.kid.as_deref() == Some(kid))
     }
 
-    /// The keys that may verify `algorithm`: those named `kid`, or all where the token names none.
+    /// The keys that may verify `algorithm`: those with the id `kid`, or all if the token names
+    /// none.
     pub fn fitting<'a>(
         &'a self,
         kid: Option<&'a str>,
@@ -660,7 +671,7 @@ fn unbase64(part: &Option<String>) -> Option<Vec<u8>> {
     URL_SAFE_NO_PAD.decode(part.as_deref()?).ok()
 }
 
-/// Length of a big-endian number without its leading zeros.
+/// Length in bits of a big-endian number, without leading zeros.
 fn bits(number: &[u8]) -> usize {
     let zeros = number.iter().take_while(|byte| **byte == 0).count();
     let significant = &number[zeros..];
@@ -669,7 +680,7 @@ fn bits(number: &[u8]) -> usize {
     })
 }
 
-/// An algorithm as JOSE writes it.
+/// An algorithm's name in JOSE.
 pub fn name(algorithm: Algorithm) -> &'static str {
     match algorithm {
         Algorithm::HS256 => "HS256",
@@ -689,7 +700,7 @@ pub fn name(algorithm: Algorithm) -> &'static str {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // Nothing behind these locks can be left half done.
+    // No panic can leave what these locks guard half changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -1,9 +1,10 @@
-//! The document as a file: what is published where there is no bucket.
+//! The document as a file, for deployments without a bucket.
 //!
 //! Invariants
-//! - Readers of the file never see half of it (`keys::disk`); writers take turns (`flock` on `<path>.lock`) and compare what
-//!   they read with what is there, by content hash.
-//! - The newest [`BACKUPS`] copies of what lost keys are kept beside it, `<path>.bak-<time>`.
+//! - Readers of the file never see half of it (`keys::disk`). Writers exclude each other (`flock`
+//!   on `<path>.lock`) and compare the content hash of what they read with that of the file.
+//! - Before keys are taken out, a copy is kept as `<path>.bak-<time>`; the newest [`BACKUPS`]
+//!   copies stay.
 
 use std::{
     fs, io,
@@ -40,12 +41,12 @@ struct Inner {
 }
 
 impl FilePublisher {
-    /// `path` need not exist; its directory is made (0700) with the first write.
+    /// `path` need not exist; the first write makes its directory (0700).
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self::with_probe(path, Probe::default())
     }
 
-    /// As [`Self::new`], telling `probe` of each step of each write.
+    /// As [`Self::new`], reporting each step of each write to `probe`.
     pub fn with_probe(path: impl Into<PathBuf>, probe: Probe) -> Self {
         let path = path.into();
         let whole = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
@@ -58,7 +59,7 @@ impl FilePublisher {
         }
     }
 
-    /// Runs `work` where blocking is allowed.
+    /// Runs `work` where it may block.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Inner) -> Result<T, PublishError> + Send + 'static,
@@ -93,7 +94,8 @@ impl Publisher for FilePublisher {
         let bytes = document.to_bytes();
         let expected = expected.cloned();
         async move {
-            // Not waited for on a blocking thread: many waiting writers would take them all.
+            // The waiting is asynchronous, because many waiting writers would occupy all blocking
+            // threads.
             let mut waited = Duration::ZERO;
             let lock = loop {
                 match self.blocking(Inner::lock).await? {
@@ -161,7 +163,7 @@ impl Inner {
         }
     }
 
-    /// With the lock held.
+    /// Call with the lock held.
     fn swap(&self, bytes: &[u8], expected: Option<&Etag>) -> Result<Etag, PublishError> {
         let found = self.bytes()?.map(|bytes| etag(&bytes));
         if found.as_ref() != expected {
@@ -169,7 +171,7 @@ impl Inner {
                 place: self.place.clone(),
             });
         }
-        // World-readable: it is public, and a web server of another user may hand it out.
+        // World-readable: it is public, and a web server of another user may serve it.
         disk::write(&self.path, bytes, 0o644, &self.probe).map_err(|error| self.writing(error))?;
         Ok(etag(bytes))
     }
@@ -183,7 +185,7 @@ impl Inner {
         Ok(path.display().to_string())
     }
 
-    /// Keeps the newest backups. One that cannot be deleted is in nobody's way.
+    /// Deletes all but the newest backups. One that cannot be deleted does no harm.
     fn forget_oldest(&self, stem: &Path) {
         let (Some(directory), Some(stem)) = (
             stem.parent(),

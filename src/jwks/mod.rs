@@ -1,12 +1,15 @@
-//! The published half of the keys: the JWKS document, the places it is published at, and the life of keys in it.
+//! The published half of the keys: the JWKS document, the places where it is published, and the
+//! life of keys in it.
 //!
-//! - [`life::KeyLife`]: what servers and operators use: `start`, `poll`/`sync`, `generate`, `list`, `remove`, `rotate`,
-//!   `housekeeping`; `ring()` for signing; `document()` is what `/.well-known/jwks.json` hands out (`.document.to_bytes()`).
+//! - [`life::KeyLife`] is what servers and operators use: `start`, `poll`/`sync`, `generate`,
+//!   `list`, `remove`, `rotate`, `housekeeping`. `ring()` is for signing; `document()` is what
+//!   `/.well-known/jwks.json` serves (`.document.to_bytes()`).
 //! - [`Document`]: parse, change, write; foreign content survives.
-//! - [`Publisher`]: [`FilePublisher`], [`S3Publisher`]; [`update`] changes a document without losing anyone's change.
-//! - [`fetch`]: the same from the other side, other issuers' keys for whoever verifies their tokens.
+//! - [`Publisher`]: [`FilePublisher`], [`S3Publisher`]; [`update`] changes a document without
+//!   losing anyone's change.
+//! - [`fetch`] reads other issuers' documents, to verify their tokens.
 //!
-//! `jwks` uses `keys`, never the other way.
+//! `jwks` uses `keys`, never the other way round.
 
 mod document;
 pub mod fetch;

@@ -1,10 +1,10 @@
-//! Where the document lies: reading it, and changing it without losing anyone's change.
+//! The place of the document: reading it, and changing it without losing anyone's change.
 //!
 //! Invariants
-//! - A [`Publisher`] writes only if what it would overwrite is still what was read (compare-and-swap).
-//! - [`update`] is the one place that reads, changes and writes; it repeats on a conflict and believes a write only when the
-//!   change is seen in what is read back.
-//! - Every error is typed by what it means for the caller. A failed read is never an absent document.
+//! - A [`Publisher`] writes only if it would overwrite exactly what was read (compare-and-swap).
+//! - [`update`] alone reads, changes and writes. It repeats after a conflict, and a write counts
+//!   only when the change is seen in what is read back.
+//! - Every error says what it means for the caller. A failed read is never an absent document.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -14,23 +14,24 @@ use tracing::Instrument;
 
 use super::{Document, Unreadable, document::LARGEST};
 
-/// Tries of one update. With the pauses below that is about a minute of bad luck, or eight writers in a storm.
+/// Attempts of one update. With the pauses below they last about a minute, enough for eight writers
+/// at the same time.
 const TRIES: u32 = 60;
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 
-/// Names one version of the document. Opaque.
+/// Names one version of the document; only to be compared.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Etag(pub Arc<str>);
 
-/// A document and the version it was read as.
+/// A document, and the version that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Versioned {
     pub document: Document,
     pub etag: Etag,
 }
 
-/// What went wrong with the place of publication.
+/// What went wrong at the place of publication.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PublishError {
@@ -39,33 +40,36 @@ pub enum PublishError {
     Conflict { place: String },
     #[error("{place}: access denied{hint}")]
     Denied { place: String, hint: String },
-    /// The place itself (bucket, directory) is not there; not said of a missing document.
+    /// The place itself (bucket, directory) does not exist. Not used for a missing document.
     #[error("{place}: there is no such place: {detail}")]
     NotFound { place: String, detail: String },
-    /// There is a document, but not one we can read; it is left alone.
+    /// There is a document, but not one that we can read; it is left alone.
     #[error("{place}: the JWKS there cannot be used and is left alone: {reason}")]
     Unreadable { place: String, reason: Unreadable },
-    /// Perhaps later. Whether a write took effect is not known.
+    /// It may work later. Whether a write took effect is not known.
     #[error("{place}: not reachable: {detail}")]
     Unavailable { place: String, detail: String },
 }
 
-/// A place of publication. Implementations: [`super::FilePublisher`], [`super::S3Publisher`]; both pass the same test list.
+/// A place of publication. Implementations: [`super::FilePublisher`], [`super::S3Publisher`]; both
+/// pass the same list of tests.
 pub trait Publisher: Send + Sync + fmt::Debug + 'static {
-    /// Names the place for people, logs and state files (`s3://bucket/key`, `file:/path`). Never holds a secret.
+    /// Names the place for people, logs and state files (`s3://bucket/key`, `file:/path`). Never
+    /// contains a secret.
     fn place(&self) -> &str;
 
-    /// The document as it stands; `None` only when it is certain that there is none.
+    /// The current document; `None` only if it is certain that there is none.
     fn read(&self) -> BoxFuture<'_, Result<Option<Versioned>, PublishError>>;
 
-    /// Replaces the version `expected`, or makes the document if `None`; otherwise [`PublishError::Conflict`].
+    /// Replaces the version `expected`, or makes the document if `None`; otherwise
+    /// [`PublishError::Conflict`].
     fn write<'a>(
         &'a self,
         document: &'a Document,
         expected: Option<&'a Etag>,
     ) -> BoxFuture<'a, Result<Etag, PublishError>>;
 
-    /// Keeps a copy of a document about to lose keys. Returns where.
+    /// Keeps a copy of a document that is about to lose keys, and returns where.
     fn keep<'a>(
         &'a self,
         document: &'a Document,
@@ -76,29 +80,33 @@ pub trait Publisher: Send + Sync + fmt::Debug + 'static {
 /// What an update did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Updated {
-    /// The document as last read, the change in it; `None` if there is none and the change wants none.
+    /// The document as last read, with the change in it; `None` if there is none and the change
+    /// needs none.
     pub document: Option<Versioned>,
-    /// Whether there was anything to change.
+    /// There was something to change.
     pub changed: bool,
-    /// Where the document was kept before keys were taken out, or why it could not be.
+    /// Where a copy was kept before keys were taken out, or why none could be made.
     pub backup: Option<Result<String, PublishError>>,
-    /// Times a write was accepted and then not found: this place does not honour conditions, or someone writes without them.
+    /// How often a write was accepted and then not found: the place ignores conditions, or another
+    /// program writes without them.
     pub lost_writes: u32,
 }
 
 /// Why an update did not happen.
 #[derive(Debug, thiserror::Error)]
 pub enum UpdateError<E> {
-    /// The change itself refused; nothing was written for it.
+    /// The change itself failed; nothing was written for it.
     #[error(transparent)]
     Change(E),
     #[error(transparent)]
     Publish(#[from] PublishError),
 }
 
-/// Applies `change` to the document (an absent one counts as new and empty) until it holds there.
+/// Applies `change` to the document until it holds there. A document that does not exist counts as
+/// new and empty.
 ///
-/// `change` must be idempotent: it is applied again to what is read back, and the update is done when that changes nothing.
+/// `change` must be idempotent: it is applied again to what is read back, and the update is done
+/// when that changes nothing.
 pub async fn update<E>(
     publisher: &dyn Publisher,
     now: Timestamp,
@@ -114,7 +122,8 @@ pub async fn update<E>(
     let mut wrote = false;
     let mut last_error = None;
     for _ in 0..TRIES {
-        // Until the first write took place an error is final; after that it only says that we do not know yet.
+        // Before the first write an error is final. After it, an error only means that the outcome
+        // is not known yet.
         let before = match publisher.read().await {
             Ok(before) => before,
             Err(error @ PublishError::Unavailable { .. }) if wrote || last_error.is_some() => {
@@ -146,12 +155,13 @@ pub async fn update<E>(
             return Ok(result);
         }
         if before.is_none() && after == Document::default() {
-            // Nothing there, and nothing to put there: an empty document would tell more than is known.
+            // There is nothing, and nothing to write: an empty document would claim more than is
+            // known.
             result.changed = wrote;
             return Ok(result);
         }
         if after.to_bytes().len() > LARGEST {
-            // What we would not read we do not write.
+            // A document that is too large to read is not written.
             return Err(UpdateError::Publish(PublishError::Unreadable {
                 place: publisher.place().to_owned(),
                 reason: Unreadable::TooLarge,
@@ -178,7 +188,7 @@ pub async fn update<E>(
                 continue;
             }
             Err(error @ PublishError::Conflict { .. }) => last_error = Some(error),
-            // It may have taken effect: reading tells.
+            // The write may have taken effect; reading will show.
             Err(error @ PublishError::Unavailable { .. }) => {
                 wrote = true;
                 pause.unavailable();
@@ -200,14 +210,15 @@ pub async fn update<E>(
     })))
 }
 
-/// Whether a change meets a document or the absence of one.
+/// Whether a change is applied to a document or to the absence of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
     Missing,
     Present,
 }
 
-/// Pauses between tries: growing, with jitter, so that writers who met once do not meet again.
+/// Pauses between attempts. They grow and vary at random, so that writers who collided once do not
+/// collide again.
 struct Pause {
     next: Duration,
     unavailable: u32,
@@ -225,14 +236,14 @@ impl Pause {
         self.unavailable += 1;
     }
 
-    /// A place that failed this often is down; the caller has its own next time.
+    /// A place that failed this often is down. The caller tries again at its own time.
     fn exhausted(&self) -> bool {
         self.unavailable >= 3
     }
 
     async fn wait(&mut self) {
         let mut random = [0u8; 2];
-        // Without randomness the pause is still there, only not different.
+        // Without randomness the pause is only less varied.
         let _ = aws_lc_rs::rand::fill(&mut random);
         let share = f64::from(u16::from_le_bytes(random)) / f64::from(u16::MAX);
         tokio::time::sleep(self.next.mul_f64(0.2 + 0.8 * share)).await;

@@ -1,11 +1,13 @@
-//! The document as an object in a bucket of S3, or of something that speaks S3.
+//! The document as an object in a bucket of S3, or of another service with the same interface.
 //!
 //! Invariants
-//! - Writes carry `If-Match` or `If-None-Match: *`; the SDK's own retries are off for them, since a write repeated blindly after it
-//!   took effect looks like somebody else's.
-//! - Only `NoSuchKey` means that there is no document. Any other 404, and every other failure, is an error.
-//! - No more than [`LARGEST`] bytes are read, and every request ends in time.
-//! - Credentials, region and endpoint come from where every AWS program takes them; none of them is ever shown.
+//! - Writes carry `If-Match` or `If-None-Match: *`. The SDK's own retries are off for them: a write
+//!   that is repeated after it took effect would look like somebody else's.
+//! - Only `NoSuchKey` means that there is no document. Any other 404, and every other failure, is
+//!   an error.
+//! - No more than [`LARGEST`] bytes are read, and every request has a time limit.
+//! - Credentials, region and endpoint are found as every AWS program finds them. None of them is
+//!   ever shown.
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,11 +36,11 @@ const ATTEMPT: Duration = Duration::from_secs(6);
 pub struct S3Settings {
     pub bucket: String,
     pub key_path: String,
-    /// Another service than AWS, e.g. `https://s3.example.com`.
+    /// The address of a service other than AWS, e.g. `https://s3.example.com`.
     pub endpoint: Option<String>,
-    /// The bucket in the path instead of the host name.
+    /// Put the bucket into the path instead of the host name.
     pub path_style: bool,
-    /// Told to verifiers in `Cache-Control`.
+    /// Announced to verifiers in `Cache-Control`.
     pub cache_time: Duration,
 }
 
@@ -52,24 +54,27 @@ pub struct S3Publisher {
 struct Inner {
     settings: S3Settings,
     place: String,
-    /// Made for the first request: region and credentials may have to be asked for.
+    /// Made for the first request, because finding region and credentials may take requests of its
+    /// own.
     service: OnceCell<Service>,
 }
 
 #[derive(Debug)]
 struct Service {
     client: Client,
-    /// How long one try of one request may take, its body included.
+    /// Time limit of one attempt of one request, its body included.
     patience: Duration,
 }
 
 impl S3Publisher {
-    /// With credentials and region from the environment, profile files or the instance. Looks for them when it needs them.
+    /// With credentials and region from the environment, profile files or the instance, found when
+    /// they are first needed.
     pub fn new(settings: &S3Settings) -> Self {
         Self::of(settings, OnceCell::new())
     }
 
-    /// With a configuration made elsewhere. Its time for one attempt, if it sets one, is kept.
+    /// With a configuration made by the caller. Its time limit for one attempt, if it has one, is
+    /// kept.
     pub fn with_config(shared: &aws_config::SdkConfig, settings: &S3Settings) -> Self {
         let service = Service::new(shared, settings);
         Self::of(settings, OnceCell::new_with(Some(service)))
@@ -99,7 +104,8 @@ impl Service {
             .unwrap_or(ATTEMPT);
         let mut config = aws_sdk_s3::config::Builder::from(shared)
             .force_path_style(settings.path_style)
-            // Many that speak S3 do not know the newer checksums; TLS and the read-back guard the bytes.
+            // Many services do not know the newer checksums; TLS and reading back protect the
+            // content.
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
@@ -115,7 +121,7 @@ impl Service {
             config = config.endpoint_url(endpoint);
         }
         if shared.region().is_none() {
-            // Every S3 request is signed for a region. Services other than AWS take any.
+            // Every S3 request is signed for a region. Services other than AWS accept any.
             config = config.region(aws_sdk_s3::config::Region::from_static("us-east-1"));
         }
         Self {
@@ -225,7 +231,7 @@ impl Inner {
             return Err(self.unavailable("the answer broke off"));
         }
         let document = Document::parse(&bytes).map_err(|reason| self.unreadable(reason))?;
-        // Without an ETag there is no compare-and-swap, and every write would be a gamble.
+        // Without an ETag no compare-and-swap is possible, and every write could lose a change.
         let etag = object
             .e_tag
             .ok_or_else(|| self.unavailable("the answer has no ETag"))?;
@@ -258,7 +264,7 @@ impl Inner {
         }
     }
 
-    /// What a failure means. `reading`: a refusal may then hide that there is nothing.
+    /// What a failure means. `reading`: a refusal may then mean that there is no such object.
     fn failed<E: ProvideErrorMetadata + std::error::Error + 'static>(
         &self,
         error: &SdkError<E>,
@@ -274,7 +280,7 @@ impl Inner {
         let place = self.place.clone();
         match (status, code) {
             (_, "NoSuchBucket") => PublishError::NotFound { place, detail: "no such bucket".to_owned() },
-            // Somebody deleted what we were about to replace.
+            // The object that we were about to replace was deleted.
             (404, "NoSuchKey") if !reading => PublishError::Conflict { place },
             (409 | 412, _) => PublishError::Conflict { place },
             (401 | 403, _) => PublishError::Denied {

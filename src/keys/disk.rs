@@ -1,12 +1,15 @@
-//! Files that are either the old ones or the new ones, whenever the power goes.
+//! File writes that leave either the old file or the new one, even if the power fails.
 //!
 //! Invariants
-//! - A write is: temporary file in the same directory with its final mode, fsync, rename, fsync of the directory. Readers never
-//!   see half a file, and a file that was reported written is there after a crash.
-//! - Locks are `flock`s on a file of their own: they bind processes as well as tasks and die with their holder.
-//! - No file is followed out of its directory: names are given as [`super::KeyId`] or are constants.
+//! - A write makes a temporary file in the same directory with its final mode, syncs it, renames
+//!   it, and syncs the directory. Readers never see half a file, and a file that was reported as
+//!   written is there after a crash.
+//! - A lock is an `flock` on a file of its own. It excludes other processes as well as other tasks
+//!   and ends with its holder.
+//! - No path leaves its directory: file names are made from a [`super::KeyId`] or are constants.
 //!
-//! Every step passes a [`Probe`], so that a test can end the process between any two of them.
+//! Every step is reported to a [`Probe`], so that a test can end the process between any two of
+//! them.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -22,7 +25,7 @@ use rustix::fs::FlockOperation;
 /// Names of temporary files start with this.
 pub const TEMPORARY: &str = ".tmp-";
 
-/// What went wrong with a file or directory, told so that an operator knows what to do.
+/// What went wrong with a file or directory, worded so that an operator knows what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DiskError {
@@ -53,7 +56,7 @@ impl DiskError {
     }
 }
 
-/// Reads fail for other reasons than writes: "not allowed" is then just that.
+/// Reading needs no hint about permissions, which "not allowed" gets when writing.
 fn reading(path: &Path) -> impl FnOnce(io::Error) -> DiskError {
     move |source| DiskError::Io {
         path: path.to_path_buf(),
@@ -64,7 +67,7 @@ fn reading(path: &Path) -> impl FnOnce(io::Error) -> DiskError {
 /// The steps of a write, in order, as a [`Probe`] sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// The temporary file is there and half full.
+    /// The temporary file exists and is half written.
     Half,
     /// The temporary file is complete and on the disk.
     Synced,
@@ -72,11 +75,12 @@ pub enum Step {
     Renamed,
     /// A file is about to be deleted.
     Deleting,
-    /// A file is gone.
+    /// The file is deleted.
     Deleted,
 }
 
-/// Told of each step before the next one. The default does nothing; a test ends the process in it.
+/// Called at each step before the next one. The default does nothing; a test may end the process in
+/// it.
 #[derive(Clone, Default)]
 pub struct Probe(Option<Arc<Told>>);
 
@@ -104,7 +108,7 @@ impl std::fmt::Debug for Probe {
     }
 }
 
-/// Puts `bytes` at `path`, replacing what is there. The file gets `mode` whatever the umask says.
+/// Puts `bytes` at `path`, replacing what is there. The file gets `mode` whatever the umask is.
 pub fn write(path: &Path, bytes: &[u8], mode: u32, probe: &Probe) -> Result<(), DiskError> {
     let directory = parent(path);
     let temporary = directory.join(format!("{TEMPORARY}{}", random_name()));
@@ -126,13 +130,13 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32, probe: &Probe) -> Result<(), 
         sync_directory(directory)
     })();
     written.map_err(|error| {
-        // Nothing refers to it; if it cannot be deleted the sweep does it later.
+        // Nothing refers to it. If it cannot be deleted now, `KeyStore::sweep` does it later.
         let _ = fs::remove_file(&temporary);
         DiskError::at(path)(error)
     })
 }
 
-/// Deletes a file; one that is not there is fine. Tells whether there was one.
+/// Deletes a file and returns whether it existed.
 pub fn delete(path: &Path, probe: &Probe) -> Result<bool, DiskError> {
     probe.tell(Step::Deleting, path);
     match fs::remove_file(path) {
@@ -145,9 +149,10 @@ pub fn delete(path: &Path, probe: &Probe) -> Result<bool, DiskError> {
     Ok(true)
 }
 
-/// Reads a file of at most `limit` bytes; `None` when there is none. What is no ordinary file is an error.
+/// Reads a file of at most `limit` bytes; `None` if it does not exist. Anything but an ordinary
+/// file is an error.
 pub fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, DiskError> {
-    // Not blocking: a pipe of that name must not hold us up.
+    // Non-blocking, because opening a named pipe would wait for its writer.
     let opened = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
@@ -174,7 +179,8 @@ pub fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, DiskError> {
     Ok(Some(bytes))
 }
 
-/// Makes the directory and its parents, each with mode 0700; one that is there stays as it is.
+/// Makes the directory and its parents, each with mode 0700. A directory that exists stays as it
+/// is.
 pub fn make_directory(path: &Path) -> Result<(), DiskError> {
     if path.is_dir() {
         return Ok(());
@@ -194,7 +200,8 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock at `path` if nobody has it, else [`DiskError::Locked`]. The file stays: deleting it would let two in.
+    /// Takes the lock at `path`, or fails with [`DiskError::Locked`] if it is held. The file stays:
+    /// deleting it would let two holders in.
     pub fn take(path: &Path) -> Result<Self, DiskError> {
         let file = OpenOptions::new()
             .write(true)
@@ -226,7 +233,7 @@ fn sync_directory(directory: &Path) -> io::Result<()> {
 
 fn random_name() -> String {
     let mut random = [0u8; 9];
-    // Two equal names meet `create_new`, so this need not be secret, only different.
+    // Need not be secret, only different: the file is opened with `create_new`.
     if aws_lc_rs::rand::fill(&mut random).is_err() {
         random[..4].copy_from_slice(&std::process::id().to_le_bytes());
     }

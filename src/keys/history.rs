@@ -1,48 +1,52 @@
-//! The facts of a key's life, each with its time, and the file that holds them (`<kid>.state.json`).
+//! The facts of a key's life, each with its time, and the file that holds them
+//! (`<kid>.state.json`).
 //!
 //! Invariants
-//! - Facts are only added or, for `absent`, taken back; which state they amount to is `rotation.rs`'s business.
-//! - A file of a newer format, or one that does not parse, is an error and never taken for "no facts".
+//! - Facts are only added; `absent` alone may be taken back. `rotation.rs` derives a key's state
+//!   from them.
+//! - A file of a newer format, or one that does not parse, is an error and never treated as "no
+//!   facts".
 
 use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// The format this program writes; a file with another number is left alone.
+/// The format that this program writes. A file with another number is left alone.
 const VERSION: u32 = 1;
 
-/// What is known of one key.
+/// What is known about one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct History {
     pub created: Timestamp,
-    /// Not made by this program: there was no state file when it was first seen.
+    /// Not made by this program: there was no state file when the key was first seen.
     pub inherited: bool,
     pub activated: Option<Timestamp>,
-    /// Signs no more; its successor does.
+    /// Since when the key no longer signs, because a successor does.
     pub retired: Option<Timestamp>,
     /// An operator's removal, or an abandoned generate, has begun.
     pub removing: Option<Timestamp>,
-    /// No token was or will be signed after this without the fact being renewed first.
+    /// No token is signed with the key after this time unless this fact is renewed first.
     pub may_sign_until: Option<Timestamp>,
-    /// The longest life of a token it signed.
+    /// The longest life of a token that the key signed.
     pub longest_life: Duration,
-    /// By place of publication.
+    /// Facts for each place of publication.
     pub places: BTreeMap<String, Publication>,
 }
 
-/// What is known of a key at one place of publication.
+/// What is known about a key at one place of publication.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Publication {
-    /// First read back there.
+    /// When the key was first read back there.
     pub published: Option<Timestamp>,
-    /// No other server's key stood in the document then, so no verifier has a use for an older copy.
+    /// The document held no other server's key at that time, so no verifier depends on an older
+    /// copy of it.
     pub alone: bool,
-    /// Since when it has been missing from a document that could be read.
+    /// Since when the key has been missing from a document that could be read.
     pub absent: Option<Timestamp>,
 }
 
-/// Why a state file is not taken.
+/// Why a state file is not used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HistoryError {
@@ -53,7 +57,7 @@ pub enum HistoryError {
 }
 
 impl History {
-    /// A key this program makes at `created`.
+    /// A key that this program makes at `created`.
     pub fn new(created: Timestamp) -> Self {
         Self {
             created,
@@ -98,14 +102,14 @@ impl History {
     }
 
     pub fn to_file(&self) -> Vec<u8> {
-        // Plain data with text keys: serialising it cannot fail.
+        // Plain data with text as map keys, so serialising cannot fail.
         let mut json = serde_json::to_vec_pretty(&Written::from(self)).unwrap_or_default();
         json.push(b'\n');
         json
     }
 }
 
-/// The file's shape. Times are RFC 3339, the life is in whole seconds, rounded up.
+/// The format of the file. Times are RFC 3339; the life is in whole seconds, rounded up.
 #[derive(Serialize, Deserialize)]
 struct Written {
     version: u32,

@@ -1,23 +1,26 @@
-//! Key ids: `<prefix>-<unix seconds>-<random>`, and those of the original, `<prefix>-<unix seconds>`.
+//! Key ids: `<prefix>-<unix seconds>-<random>`, and those of the original program, `<prefix>-<unix
+//! seconds>`.
 //!
 //! Invariants
-//! - A [`KeyId`] is always a harmless file name: whoever holds one may join it to the key directory. Text from a key file, a
-//!   document or a request becomes a `KeyId` (or is refused) before anything else is done with it.
-//! - Ids made here parse by the original's rule (split on `-`, second part decimal) and do not collide: 64 random bits stand
-//!   behind the second.
+//! - A [`KeyId`] is always a harmless file name and may be joined to the key directory. Text from a
+//!   key file, a document or a request becomes a `KeyId`, or is refused, before it is used for
+//!   anything else.
+//! - Ids made here parse by the original's rule (split on `-`, second part decimal). They do not
+//!   collide: 64 random bits follow the seconds.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
 use jiff::Timestamp;
 
-/// Longest id taken from outside; file names end at 255 bytes and `.private.jwk.…` has to fit.
+/// Longest id accepted from outside. File names may have 255 bytes, and the id is followed by
+/// `.private.jwk.…`.
 const LONGEST: usize = 128;
 
-/// The name of a key: `kid` in tokens and documents, and the stem of its files.
+/// The name of a key: the `kid` in tokens and documents, and the first part of its file names.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId(Arc<str>);
 
-/// Why a text cannot be a key id. The text itself is shown escaped.
+/// Why a text is no key id. The message shows the text escaped.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidKeyId {
@@ -36,7 +39,8 @@ pub enum InvalidKeyId {
 }
 
 impl KeyId {
-    /// A new id for a key made at `now`. A `-` in the prefix becomes `_`, or the id would not parse by the original's rule.
+    /// A new id for a key made at `now`. A `-` in the prefix becomes `_`; otherwise the id would
+    /// not parse by the original's rule.
     pub fn generate(prefix: &str, now: Timestamp) -> Result<Self, InvalidKeyId> {
         let mut random = [0u8; 8];
         aws_lc_rs::rand::fill(&mut random).map_err(|_| InvalidKeyId::NoRandomness)?;
@@ -49,8 +53,9 @@ impl KeyId {
         &self.0
     }
 
-    /// When the key was made, as the id tells it: the second part as the original reads it; for prefixes that hold a `-`
-    /// (which the original could not read) the first later part that is a number.
+    /// When the key was made, as its id says: the second part, as the original reads it. For
+    /// prefixes that contain a `-`, which the original could not read, the first later part that is
+    /// a number.
     pub fn created(&self) -> Option<Timestamp> {
         self.0
             .split('-')
@@ -102,7 +107,8 @@ impl serde::Serialize for KeyId {
     }
 }
 
-/// Lower-case base32 (RFC 4648 alphabet), without padding: safe in file names on every system and in double-click selection.
+/// Lower-case base32 (RFC 4648 alphabet) without padding: safe in file names on every system, and
+/// selected as one word by a double click.
 fn base32(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let mut text = String::with_capacity(bytes.len().div_ceil(5) * 8);
@@ -154,7 +160,7 @@ mod tests {
     fn d11_a_prefix_with_a_dash_makes_ids_that_parse() {
         let id = KeyId::generate("my-app", at(1_740_172_800)).unwrap();
         assert!(id.as_str().starts_with("my_app-1740172800-"), "{id}");
-        // Keys that the original wrote with such a prefix are found as well.
+        // Keys that the original wrote with such a prefix are read as well.
         let old: KeyId = "my-app-1740172800".parse().unwrap();
         assert_eq!(old.created(), Some(at(1_740_172_800)));
     }

@@ -1,14 +1,15 @@
 //! Keys as JWKs: the private and the public half, as files and documents hold them.
 //!
 //! Invariants
-//! - Written members are exactly the original's, in alphabetical order, base64url without padding: RSA private
-//!   `alg,d,dp,dq,e,kid,kty,n,p,q,qi`, public `alg,e,kid,kty,n`; EC `alg,crv,d,kid,kty,x,y`; Ed25519 `alg,crv,d,kid,kty,x`.
-//! - A [`PrivateJwk`] has been checked once, RSA by the `rsa` crate and all by aws-lc: its parts fit each other, and its kind and size
-//!   are ones we sign with.
-//! - Private parts are wiped when dropped and show in no `Debug`, error or log.
+//! - Written members are exactly the original's, in alphabetical order, base64url without padding:
+//!   RSA private `alg,d,dp,dq,e,kid,kty,n,p,q,qi`, public `alg,e,kid,kty,n`; EC
+//!   `alg,crv,d,kid,kty,x,y`; Ed25519 `alg,crv,d,kid,kty,x`.
+//! - A [`PrivateJwk`] has been checked once, RSA by the `rsa` crate and every kind by aws-lc: its
+//!   parts fit together, and its kind and size are ones that we sign with.
+//! - Private parts are wiped when dropped and appear in no `Debug` output, error or log.
 //!
-//! Signing is `signer.rs`. RSA keys are made and signed with by aws-lc alone; the `rsa` crate represents and checks them, and no private
-//! operation goes through it.
+//! `signer.rs` signs. aws-lc alone makes RSA keys and signs with them; the `rsa` crate represents
+//! and checks them, and no private operation uses it.
 
 use std::{fmt, num::NonZero, sync::mpsc, thread};
 
@@ -31,10 +32,10 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use super::{InvalidKeyId, KeyId};
 use crate::config::KeySpec;
 
-/// RSA sizes taken from files. New keys come in 2048, 3072 and 4096.
+/// RSA sizes in bits accepted from files. New keys have 2048, 3072 or 4096.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
-/// What a key signs with, by its name in JOSE.
+/// Signature algorithms under their JOSE names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 pub enum Algorithm {
     #[serde(rename = "EdDSA")]
@@ -61,7 +62,7 @@ impl fmt::Display for Algorithm {
     }
 }
 
-/// Why a JWK is not taken. Never carries a private part.
+/// Why a JWK is refused. Never contains a private part.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JwkError {
@@ -87,14 +88,14 @@ pub enum JwkError {
     UnusualSize(u32),
 }
 
-/// The public half: what verifiers get.
+/// The public half, which verifiers get.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicJwk {
     pub kid: KeyId,
     pub parts: PublicParts,
 }
 
-/// The key itself, members as base64url text.
+/// The key itself; members are base64url text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PublicParts {
     Ec { x: String, y: String },
@@ -103,7 +104,8 @@ pub enum PublicParts {
 }
 
 impl PublicJwk {
-    /// Takes the key out of one JWK object of a file or document; other members are ignored, private ones too.
+    /// Parses the public key in one JWK object of a file or document. Other members are ignored,
+    /// private ones too.
     pub fn from_json(json: &[u8]) -> Result<Self, JwkError> {
         RawJwk::parse(json)?.public(None)
     }
@@ -116,7 +118,7 @@ impl PublicJwk {
         }
     }
 
-    /// The JWK as it stands in a JWKS.
+    /// The JWK as an entry of a JWKS.
     pub fn to_value(&self) -> serde_json::Value {
         let alg = self.algorithm().as_str();
         let kid = self.kid.as_str();
@@ -133,12 +135,13 @@ impl PublicJwk {
         }
     }
 
-    /// The JWK as its file holds it: indented by two blanks.
+    /// The JWK as its file holds it, indented by two spaces.
     pub fn to_file(&self) -> Vec<u8> {
         format!("{:#}", self.to_value()).into_bytes()
     }
 
-    /// Whether `value` of a document is this very key: same id, same public parts. Other members do not matter.
+    /// True if `value`, an entry of a document, is this very key: the same id and public parts.
+    /// Other members do not matter.
     pub fn same_key(&self, value: &serde_json::Value) -> bool {
         RawJwk::deserialize(value)
             .ok()
@@ -147,7 +150,7 @@ impl PublicJwk {
     }
 }
 
-/// Both halves, checked.
+/// Both halves, checked to fit together.
 pub struct PrivateJwk {
     public: PublicJwk,
     parts: PrivateParts,
@@ -171,26 +174,29 @@ enum PrivateParts {
     },
 }
 
-/// A key pair in the form that signs.
+/// A key pair in the form that aws-lc signs with.
 pub(super) enum KeyPair {
     Ec(EcdsaKeyPair),
     Ed25519(Ed25519KeyPair),
     Rsa(RsaKeyPair),
 }
 
-/// How far a search for a key stands back behind the rest: a first one runs beside the join, and its callers need the cores too.
+/// Niceness of the threads that make a key. The first key is made while the node joins, and its
+/// callers need the cores too.
 const NICE: i32 = 10;
 
-/// Does it on two cores and gives what is ready first; the other is left to end by itself. How long it takes to find two primes is
-/// luck: of 200 keys of 2048 bits half took 46 ms, one in twenty 111, and a first start waits for its key.
+/// Runs `make` on two threads and returns the first result; the other thread ends by itself. How
+/// long it takes to find two primes is a matter of luck, and a first start waits for its key. (RSA
+/// 2048, 200 keys on one thread: median 46 ms, 95th percentile 111 ms.)
 fn sooner<T: Send + 'static>(make: impl Fn() -> T + Clone + Send + 'static) -> Option<T> {
     let (done, first) = mpsc::channel();
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     for _ in 0..cores.min(2) {
         let (make, done) = (make.clone(), done.clone());
-        // Where no thread can be had the other is enough.
+        // If no thread can be started, the other one is enough.
         let _ = thread::Builder::new().spawn(move || {
-            // On Linux it is the thread's own. Where it cannot be had, the search takes its full share.
+            // On Linux the niceness is the thread's own. If it cannot be set, the search takes a
+            // full share of the processor.
             let _ = setpriority_process(None, NICE);
             done.send(make())
         });
@@ -200,7 +206,8 @@ fn sooner<T: Send + 'static>(make: impl Fn() -> T + Clone + Send + 'static) -> O
 }
 
 impl PrivateJwk {
-    /// Makes a new key. RSA takes from a tenth of a second to some seconds: keep it off the async workers.
+    /// Makes a new key. RSA takes from a tenth of a second to some seconds, so call this off the
+    /// async workers.
     pub fn generate(kid: KeyId, spec: KeySpec) -> Result<Self, JwkError> {
         let text = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
         let failed = |_| JwkError::NotGenerated;
@@ -269,7 +276,8 @@ impl PrivateJwk {
         }
     }
 
-    /// Takes a private key file's text. `name` is the id its file name tells, for files whose JWK holds no `kid`.
+    /// Parses the text of a private key file. `name` is the id in the file's name, for a JWK
+    /// without `kid`.
     pub fn from_file(json: &[u8], name: &KeyId) -> Result<Self, JwkError> {
         let mut raw = RawJwk::parse(json)?;
         let public = raw.public(Some(name))?;
@@ -304,9 +312,9 @@ impl PrivateJwk {
         &self.public
     }
 
-    /// The JWK as its file holds it: indented by two blanks.
+    /// The JWK as its file holds it, indented by two spaces.
     pub fn to_file(&self) -> Zeroizing<Vec<u8>> {
-        // Field order is the members' order on disk: alphabetical.
+        // The order of the fields is that of the members in the file: alphabetical.
         #[derive(Serialize)]
         struct Ec<'a> {
             alg: &'a str,
@@ -342,7 +350,7 @@ impl PrivateJwk {
         }
         let alg = self.public.algorithm().as_str();
         let kid = self.public.kid.as_str();
-        // Room for the largest key, so that growing leaves no copies of private parts behind.
+        // Room for the largest key: growing would leave copies of private parts behind.
         let mut file = Zeroizing::new(Vec::with_capacity(16 * 1024));
         let written = match (&self.public.parts, &self.parts) {
             (PublicParts::Ec { x, y }, PrivateParts::Ec { d }) => serde_json::to_writer_pretty(
@@ -402,7 +410,7 @@ impl PrivateJwk {
         file
     }
 
-    /// The pair in aws-lc's hands, which checks that the parts belong together.
+    /// The key pair as aws-lc represents it. aws-lc checks that the parts belong together.
     pub(super) fn pair(&self) -> Result<KeyPair, JwkError> {
         match (&self.public.parts, &self.parts) {
             (PublicParts::Ec { x, y }, PrivateParts::Ec { d }) => {
@@ -448,7 +456,8 @@ impl PrivateJwk {
                     vec![integer(p, "p")?, integer(q, "q")?],
                 )
                 .map_err(|_| JwkError::Inconsistent(CONTRADICT))?;
-                // What follows from the others must be what stands there: another program may sign with it.
+                // The members that follow from the others must be correct as well: another program
+                // may sign with them.
                 let follows = key.dp() == Some(&integer(dp, "dp")?)
                     && key.dq() == Some(&integer(dq, "dq")?)
                     && key.crt_coefficient() == Some(integer(qi, "qi")?);
@@ -475,7 +484,7 @@ impl fmt::Debug for PrivateJwk {
     }
 }
 
-/// A JWK as anyone may have written it.
+/// A JWK as any program may have written it.
 #[derive(Deserialize)]
 struct RawJwk {
     alg: Option<String>,
@@ -538,7 +547,7 @@ impl RawJwk {
         match self.alg.as_deref() {
             None | Some("") => Ok(key),
             Some(alg) if alg == key.algorithm().as_str() => Ok(key),
-            // RFC 9864's name for the same thing.
+            // RFC 9864's name for the same algorithm.
             Some("Ed25519") if key.algorithm() == Algorithm::EdDsa => Ok(key),
             Some(alg) => Err(JwkError::Algorithm {
                 alg: alg.to_owned(),
@@ -585,14 +594,14 @@ fn rsa_members(key: &RsaPrivateKey) -> Option<(PublicParts, PrivateParts)> {
     Some((public, private))
 }
 
-/// A number as a JWK has it: without leading zeros (RFC 7518, 6.3).
+/// A number as JWKs hold it: without leading zeros (RFC 7518, 6.3).
 fn number(number: &BoxedUint) -> String {
     let bytes = Zeroizing::new(number.to_be_bytes());
     let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
     URL_SAFE_NO_PAD.encode(bytes.get(zeros..).unwrap_or_default())
 }
 
-/// What aws-lc says of a key it does not take; its words are fixed and quote nothing.
+/// Why aws-lc refuses a key. Its messages are fixed texts that quote nothing.
 trait Rejected {
     fn reason(&self) -> &'static str;
 }
@@ -609,7 +618,7 @@ impl Rejected for aws_lc_rs::error::KeyRejected {
     }
 }
 
-/// A number of any width, also with leading zeros.
+/// Parses a number of any length; leading zeros are accepted.
 fn integer(text: &str, member: &'static str) -> Result<BoxedUint, JwkError> {
     let bytes = Zeroizing::new(
         URL_SAFE_NO_PAD
@@ -619,7 +628,7 @@ fn integer(text: &str, member: &'static str) -> Result<BoxedUint, JwkError> {
     Ok(BoxedUint::from_be_slice_vartime(&bytes))
 }
 
-/// A value of exactly `N` bytes.
+/// Parses a value of exactly `N` bytes.
 fn fixed<const N: usize>(text: &str, member: &'static str) -> Result<Zeroizing<[u8; N]>, JwkError> {
     let bytes = Zeroizing::new(
         URL_SAFE_NO_PAD
@@ -672,7 +681,7 @@ mod tests {
                 "{member}: {error}"
             );
         }
-        // Leading zeros change no number.
+        // Leading zeros do not change a number.
         let mut padded = whole.clone();
         for member in ["n", "d", "p", "q", "dp", "dq", "qi", "e"] {
             let bytes = URL_SAFE_NO_PAD

@@ -1,6 +1,6 @@
-//! Signing keys: what they are, where they lie, which of them signs.
+//! Signing keys: what they are, where they are stored, and which of them signs.
 //!
-//! For issuing, three things are enough:
+//! An issuer needs three things:
 //!
 //! ```text
 //! let life = jwks::life::KeyLife::open(&settings.keys);
@@ -10,12 +10,15 @@
 //! let jwt = queue.sign(&signer, claims_json).await?; // SigningQueue::new(), one per process
 //! ```
 //!
-//! - [`KeyId`]: names, safe as file names; [`PrivateJwk`], [`PublicJwk`]: the two halves and their written form.
-//! - [`Signer`]: a key prepared once; [`SigningQueue`]: RSA in turn; [`Ring`]: what signs now, without locks.
-//! - [`KeyStore`]: the directory; [`History`]: facts of a key's life; [`rotation`]: the rules, a pure function of them.
+//! - [`KeyId`]: names that are safe as file names; [`PrivateJwk`], [`PublicJwk`]: the two halves
+//!   and their written form.
+//! - [`Signer`]: a key prepared once; [`SigningQueue`]: limits concurrent RSA signatures; [`Ring`]:
+//!   what signs now, readable without locks.
+//! - [`KeyStore`]: the directory; [`History`]: the facts of a key's life; [`rotation`]: the rules,
+//!   a pure function of the facts.
 //! - [`disk`]: atomic files and locks.
 //!
-//! Publishing is `jwks`; this module knows nothing of it. Time is always an argument.
+//! Publishing is in `jwks`, of which this module knows nothing. Time is always an argument.
 
 pub mod disk;
 mod history;

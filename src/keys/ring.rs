@@ -1,11 +1,13 @@
-//! What a server signs with at this moment: one snapshot, swapped whole.
+//! What a server signs with at this moment: one snapshot, replaced as a whole.
 //!
 //! Invariants
-//! - Reading it takes no lock, no disk, no parsing: `current_signer` is the warm path of every token.
-//! - A signer is put here only after `rotation.rs` chose it and its facts are written; where there is none the reason is here.
-//! - A server that still makes its first key refuses nobody for it: who wants a token waits a little ([`Ring::loaded`]).
+//! - Reading takes no lock, no disk access and no parsing: `signer` runs for every token.
+//! - A signer gets here only after `rotation.rs` chose it and its facts are written. If there is
+//!   none, the reason is here.
+//! - A server that is still making its first key refuses nobody for that: requests wait a little
+//!   ([`Ring::loaded`]).
 //!
-//! Who fills it is `jwks::life`.
+//! `jwks::life` writes the snapshots.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,52 +18,54 @@ use tokio::sync::SetOnce;
 
 use super::{Algorithm, KeyId, NoSigner, Signer, Skipped, State};
 
-/// How long a request waits for the first look: for most first keys, and for a bucket that answers.
+/// How long a request waits for the first snapshot. Long enough to make most first keys and to read
+/// a bucket that answers.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The keys as a running server has them. Cheap to clone.
+/// The keys of a running server. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Ring {
     current: Arc<ArcSwap<Snapshot>>,
     loaded: Arc<SetOnce<()>>,
 }
 
-/// The picture of one look at directory and document.
+/// The directory and the document at one moment.
 #[derive(Debug)]
 pub struct Snapshot {
     pub signer: Result<Arc<Signer>, NoSigner>,
-    /// Keys of this directory and of the document: those of the document in its order, then the rest.
+    /// Keys of this directory and of the document: those in the document in its order, then the
+    /// rest.
     pub keys: Vec<KeyView>,
-    /// What stands in the way, in words for an operator: unreadable document, read-only directory, …
+    /// Problems in words for an operator: an unreadable document, a read-only directory, …
     pub trouble: Vec<String>,
-    /// Files of the directory that are not used.
+    /// Files of the directory that are not used, and why.
     pub skipped: Vec<Skipped>,
-    /// When the document was last read without trouble.
+    /// When the document was last read without an error.
     pub document_read: Option<Timestamp>,
 }
 
 /// One key, for lists.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct KeyView {
-    /// As it stands in the document; not always fit for a [`KeyId`].
+    /// As the document has it; not always a valid [`KeyId`].
     pub kid: String,
     /// The `alg` of the JWK; empty if it has none.
     pub algorithm: String,
-    /// Of an RSA key's modulus; 0 for other keys.
+    /// Length of an RSA key's modulus; 0 for other keys.
     pub bits: u32,
-    /// As the id tells it.
+    /// As the id says.
     #[serde(serialize_with = "seconds")]
     pub created: Option<Timestamp>,
-    /// `None`: another server's.
+    /// `None`: the key of another server.
     pub state: Option<State>,
-    /// In the document when it was last read.
+    /// The document held the key when it was last read.
     pub published: bool,
-    /// The one this server signs with.
+    /// This server signs with the key now.
     pub signing: bool,
-    /// When it began, or will begin, to sign.
+    /// When the key began, or will begin, to sign.
     #[serde(serialize_with = "seconds")]
     pub signs_since: Option<Timestamp>,
-    /// When it will leave the document.
+    /// When the key will leave the document.
     #[serde(serialize_with = "seconds")]
     pub gone_from: Option<Timestamp>,
 }
@@ -90,8 +94,9 @@ impl Default for Ring {
 }
 
 impl Ring {
-    /// This ring, once directory and document have been looked at: at once, but while a server starts. It is not waited for longer
-    /// than 5 seconds; then [`NoSigner::NotLoaded`] is the reason that this ring gives.
+    /// Waits until directory and document have been read once, which only a starting server has not
+    /// done. After 5 seconds it returns anyway, and [`Self::signer`] then gives
+    /// [`NoSigner::NotLoaded`].
     pub async fn loaded(&self) -> &Self {
         self.loaded_within(PATIENCE).await
     }
@@ -108,7 +113,7 @@ impl Ring {
         self.current.load().signer.as_ref().ok().cloned()
     }
 
-    /// The key to sign with now, or why there is none.
+    /// The key to sign with now, or the reason why there is none.
     pub fn signer(&self) -> Result<Arc<Signer>, NoSigner> {
         self.current.load().signer.clone()
     }
@@ -119,13 +124,13 @@ impl Ring {
 
     pub fn replace(&self, snapshot: Snapshot) {
         self.current.store(Arc::new(snapshot));
-        // An error says that it is set.
+        // An error means that it is set already.
         let _ = self.loaded.set(());
     }
 }
 
 impl Snapshot {
-    /// The id and kind of the signing key, for status pages.
+    /// The id and algorithm of the signing key, for status pages.
     pub fn signing(&self) -> Option<(&KeyId, Algorithm)> {
         self.signer
             .as_ref()

@@ -1,14 +1,17 @@
-//! Which key signs and what is to be done: a pure function of facts, what the document holds, policy and now.
+//! Decides which key signs and what has to be done: a pure function of the facts, the document, the
+//! policy and the time.
 //!
-//! Invariants (the property tests below)
-//! - A key that signs has been read back from where verifiers read, is not known to have left there, is not retired, and its
-//!   waiting time (cache time + skew) is over; only the very first key does not wait.
-//! - While a token may be valid its key is published, unless an operator removed it. A clock set back does not shorten that.
-//! - A key that was published and left the document is never published again.
-//! - Keys dated in the future sign only where no other can.
-//! - Nothing is taken out or deleted on the word of a document that is missing, empty or could not be read.
+//! Invariants (held by the property tests below)
+//! - A key that signs has been read back from where verifiers read, is not known to have left
+//!   there, is not retired, and its waiting time (cache time + skew) has passed. Only the very
+//!   first key does not wait.
+//! - A key stays published while a token that it signed may be valid, unless an operator removed
+//!   it. A clock that is set back does not shorten that.
+//! - A key that was published and has left the document is never published again.
+//! - A key dated in the future signs only if no other key can.
+//! - Nothing is taken out or deleted because a document is missing, empty or unreadable.
 //!
-//! This file alone decides. `jwks::life` gathers the facts and carries the actions out; it has no opinions.
+//! This file alone decides. `jwks::life` gathers the facts and carries out the actions.
 
 use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
 
@@ -17,22 +20,22 @@ use jiff::{SignedDuration, Timestamp};
 use super::{History, KeyId};
 use crate::config;
 
-/// How far ahead it is written down that a key may sign. Bounds what a clock set back can do, and how long another process
-/// may go on with a retired key.
+/// How far ahead the permission to sign is recorded. It limits what a clock that is set back can
+/// do, and how long another process may go on using a retired key.
 const LEASE: Duration = Duration::from_secs(600);
 
-/// The operator's settings that rule a key's life.
+/// The operator's settings for a key's life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     /// Life of a token.
     pub token_life: Duration,
-    /// How long verifiers may keep a document.
+    /// How long verifiers may cache a document.
     pub cache_time: Duration,
-    /// How far clocks may be apart.
+    /// How far apart clocks may be.
     pub skew: Duration,
     /// Age at which the signing key gets a successor.
     pub rotate_every: Option<Duration>,
-    /// How long the files of a withdrawn key stay before housekeeping deletes them.
+    /// How long the files of a withdrawn key are kept before housekeeping deletes them.
     pub withdrawn_grace: Duration,
 }
 
@@ -49,18 +52,18 @@ impl From<&config::Keys> for Policy {
 }
 
 impl Policy {
-    /// From publishing to signing: every verifier has looked again by then.
+    /// From publishing to signing: by then every verifier has fetched the document again.
     fn wait(&self) -> Duration {
         self.cache_time.saturating_add(self.skew)
     }
 }
 
-/// What a pass may do beyond keeping things right.
+/// What a pass may do in addition.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Leave {
-    /// Make a key if none can sign, now or later (at a server's start).
+    /// Make a key if none can sign, now or later (when a server starts).
     pub first_key: bool,
-    /// Delete withdrawn keys, and clear away what was inherited and is superseded (housekeeping).
+    /// Delete withdrawn keys, and inherited keys that are superseded (housekeeping).
     pub clean: bool,
 }
 
@@ -69,9 +72,9 @@ pub struct Leave {
 pub struct Record {
     pub kid: KeyId,
     pub history: History,
-    /// The private half is here and fit to sign.
+    /// The private half is here and can sign.
     pub can_sign: bool,
-    /// There is a private file, fit or not.
+    /// There is a private file, valid or not.
     pub private_file: bool,
     pub public_file: bool,
     /// The public half is known.
@@ -81,12 +84,13 @@ pub struct Record {
 }
 
 impl Record {
-    /// Whether the key is this directory's to care for: a public half alone, without facts, is somebody's copy.
+    /// True if this directory is responsible for the key. A public half alone, without facts, is a
+    /// copy from elsewhere.
     fn ours(&self) -> bool {
         self.known || self.private_file
     }
 
-    /// Superseded before this program came: nothing of ours ever depended on it.
+    /// Superseded before this program took over: nothing of ours ever depended on the key.
     fn superseded_before_us(&self) -> bool {
         self.history.inherited && self.history.activated.is_none()
     }
@@ -96,19 +100,19 @@ impl Record {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seen {
     Document {
-        /// Ids of the keys of ours it holds, with our key behind the id.
+        /// Ids of our keys in the document, if the key under that id is ours.
         holds: BTreeSet<KeyId>,
-        /// It holds keys that are not in this directory.
+        /// The document holds keys that are not in this directory.
         others: bool,
         empty: bool,
     },
     /// It is certain that there is no document.
     Missing,
-    /// It could not be read, or not as a JWKS.
+    /// The document could not be read, or is not a JWKS.
     Unknown,
 }
 
-/// A key's state, derived.
+/// A key's state, derived from its facts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
@@ -139,21 +143,23 @@ impl std::fmt::Display for State {
     }
 }
 
-/// Something that is due. Carried out in this order.
+/// Something to be done. Actions are carried out in this order.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Action {
-    /// Write the public file that a crash left unwritten.
+    /// Write the public file, which a crash left unwritten.
     MendPublic(KeyId),
-    /// Take a key out of the document, if it is there, and delete its files: a removal or a generate that was broken off.
+    /// Take a key out of the document if it is there, and delete its files: completes a removal, or
+    /// undoes a generate that was interrupted.
     FinishRemoval(KeyId),
     /// Put the public half into the document.
     Publish(KeyId),
-    /// Write down that the key signs: before it does, and again before the last entry runs out.
+    /// Record that the key signs: before it begins to, and again before the last entry expires.
     Arm(KeyId),
-    /// Write down that the key signs no more.
+    /// Record that the key no longer signs.
     Retire(KeyId),
     DeletePrivate(KeyId),
-    /// The last token of a retired key is over: out of the document, and delete its files.
+    /// The last token of a retired key has expired: take the key out of the document and delete its
+    /// files.
     Expire(KeyId),
     /// Delete the files of a key that left the document long ago.
     DeleteWithdrawn(KeyId),
@@ -185,15 +191,15 @@ pub enum NoSigner {
     Withdrawn { kid: KeyId },
 }
 
-/// The outcome.
+/// What [`decide`] returns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
-    /// The key that signs from now on, once its `Arm`, if any, is carried out.
+    /// The key that signs from now on, after its `Arm`, if there is one, has been carried out.
     pub signer: Result<KeyId, NoSigner>,
     pub actions: Vec<Action>,
 }
 
-/// Takes what was seen at `place` into the facts. Call before [`decide`].
+/// Records what was seen at `place` in the facts. Call before [`decide`].
 pub fn observe(records: &mut [Record], place: &str, seen: &Seen, now: Timestamp) {
     let Seen::Document { holds, others, .. } = seen else {
         return;
@@ -204,7 +210,7 @@ pub fn observe(records: &mut [Record], place: &str, seen: &Seen, now: Timestamp)
         if holds.contains(kid) {
             publication.absent = None;
             if publication.published.is_none() {
-                // What the original published has been there since it was made.
+                // A key that the original published has been there since it was made.
                 let since = if history.inherited {
                     history.created.min(now)
                 } else {
@@ -222,7 +228,7 @@ pub fn observe(records: &mut [Record], place: &str, seen: &Seen, now: Timestamp)
     }
 }
 
-/// Which key signs, and what is due.
+/// Decides which key signs and what has to be done.
 pub fn decide(
     records: &[Record],
     place: &str,
@@ -259,7 +265,7 @@ pub fn decide(
     }
 }
 
-/// The state of a key at `place`. `signs`: it is what [`decide`] chose.
+/// The state of a key at `place`.
 pub fn state(record: &Record, place: &str) -> State {
     let history = &record.history;
     let publication = history.at(place);
@@ -278,7 +284,7 @@ pub fn state(record: &Record, place: &str) -> State {
     }
 }
 
-/// When a published key begins to sign, unless it is needed before.
+/// When a published key begins to sign, unless it is needed earlier.
 pub fn signs_from(history: &History, place: &str, policy: &Policy) -> Option<Timestamp> {
     history
         .at(place)
@@ -286,7 +292,8 @@ pub fn signs_from(history: &History, place: &str, policy: &Policy) -> Option<Tim
         .map(|published| later(published, policy.wait()))
 }
 
-/// When a retired key may leave the document: every token it signed is over, on every clock, in every cache.
+/// When a retired key may leave the document: every token that it signed has then expired, on every
+/// clock and in every cache.
 pub fn gone_from(history: &History, policy: &Policy) -> Option<Timestamp> {
     let retired = history.retired?;
     let last = history
@@ -296,7 +303,7 @@ pub fn gone_from(history: &History, policy: &Policy) -> Option<Timestamp> {
     Some(later(last, life.saturating_add(policy.wait())))
 }
 
-/// Writes into the facts that the key signs.
+/// Records in the facts that the key signs.
 pub fn arm(history: &mut History, policy: &Policy, now: Timestamp) {
     history.activated.get_or_insert(now);
     let until = later(now, LEASE);
@@ -308,7 +315,7 @@ pub fn arm(history: &mut History, policy: &Policy, now: Timestamp) {
     history.longest_life = history.longest_life.max(policy.token_life);
 }
 
-/// Writes into the facts that the key signs no more.
+/// Records in the facts that the key no longer signs.
 pub fn retire(history: &mut History, now: Timestamp) {
     history.retired.get_or_insert(now);
 }
@@ -340,13 +347,15 @@ fn choose<'a>(
             .max_by_key(|record| rank(record, policy, now))
             .copied()
     };
-    // A change of signer wants a fresh look at the document; without one it happens only where nothing else can sign.
+    // The signer changes only after the document was read and holds the new key; without that, only
+    // if no other key can sign.
     newest(&|record| in_use(record) || (waited(record) && confirmed(record)))
         .or_else(|| newest(&waited))
         .or_else(|| newest(&alone))
 }
 
-/// Newer wins; a date in the future loses; of two made in one second the first by name, as the original had it.
+/// The newer key wins, and a date in the future loses. Of two keys made in the same second the
+/// first by name wins, as in the original.
 fn rank<'a>(
     record: &'a Record,
     policy: &Policy,
@@ -387,7 +396,8 @@ fn due(
         }
         return;
     }
-    // A generate that ended before the private half was written, or whose files somebody deleted by hand.
+    // A generate that ended before the private half was written, or files that were deleted by
+    // hand.
     if history.retired.is_none()
         && history.activated.is_none()
         && !record.private_file
@@ -405,7 +415,7 @@ fn due(
         Seen::Document { .. } if state == State::Pending && record.can_sign => {
             actions.push(Action::Publish(kid()));
         }
-        // Whoever lost the document, nobody removed a key by it.
+        // A lost document is no removal of keys.
         Seen::Missing if state != State::Withdrawn && record.public => {
             actions.push(Action::Publish(kid()));
         }
@@ -424,7 +434,7 @@ fn due(
             return;
         }
         if over && !record.superseded_before_us() {
-            // An expiry that was cut between the document and the files.
+            // An expiry that was interrupted between the document and the files.
             actions.push(Action::Expire(kid()));
         } else if leave.clean && long_ago && !used_elsewhere {
             actions.push(Action::DeleteWithdrawn(kid()));
@@ -441,7 +451,8 @@ fn due(
             }
         } else if matches!(state, State::Active | State::Published)
             && rank(record, policy, now) < rank(signer, policy, now)
-            // Why an old file is dated in the future nobody knows; it does not win, but it is not given up either.
+            // Nobody knows why an inherited file is dated in the future: its key does not win, but
+            // is not retired either.
             && !(history.inherited && is_future(history, policy, now))
         {
             actions.push(Action::Retire(kid()));
@@ -518,7 +529,7 @@ fn why_none(records: &[Record], ours: &[&Record], place: &str, policy: &Policy) 
     }
 }
 
-/// `time` + `span`, at most the end of time.
+/// `time` + `span`, at most the largest time there is.
 fn later(time: Timestamp, span: Duration) -> Timestamp {
     SignedDuration::try_from(span)
         .ok()

@@ -1,15 +1,19 @@
-//! Signing: a key prepared once, and the queue that keeps RSA from holding up everything else.
+//! Signing: a key prepared once, and the queue that keeps slow RSA signatures from delaying
+//! everything else.
 //!
 //! Invariants
-//! - A [`Signer`] parses nothing when it signs: key and header are ready. It holds the only copy of the private key in use.
-//! - The header is `{"alg","kid","typ":"JWT"}`, in this order; `typ` is another for tokens that must not pass for the issuer's
-//!   ([`Signer::sign_as`]).
-//! - [`SigningQueue::sign`] never waits for room: a full queue is an error at once ([`SignError::Overloaded`]), and work whose
-//!   caller has gone is not done.
-//! - Tokens may be handed over together, where more callers wait; none waits for longer than a millisecond and one signature.
-//! - Between two slow signatures an async worker serves whatever else is ready, so nobody waits for more than one of them.
+//! - A [`Signer`] parses nothing when it signs: key and header are ready. It holds the only copy of
+//!   the private key in use.
+//! - The header is `{"alg","kid","typ":"JWT"}`, in this order. Tokens that must not pass for the
+//!   issuer's have another `typ` ([`Signer::sign_as`]).
+//! - [`SigningQueue::sign`] never waits for room: a full queue is an error at once
+//!   ([`SignError::Overloaded`]). Work whose caller has gone is skipped.
+//! - While more callers wait, tokens are handed over in batches. None waits longer than a
+//!   millisecond and one signature for its batch.
+//! - Between two slow signatures an async worker runs other ready tasks, so nothing waits for more
+//!   than one signature.
 //!
-//! Whether a signer may be used now is not decided here: see `rotation.rs` and `ring.rs`.
+//! `rotation.rs` and `ring.rs` decide whether a signer may be used now.
 
 use std::{
     collections::VecDeque,
@@ -30,7 +34,7 @@ use tokio::sync::oneshot;
 use super::{Algorithm, JwkError, KeyId, PrivateJwk, PublicJwk, jwk::KeyPair};
 use crate::tailnet::together;
 
-/// Why no token came out.
+/// Why there is no token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SignError {
@@ -44,7 +48,7 @@ pub enum SignError {
 pub struct Signer {
     public: PublicJwk,
     pair: KeyPair,
-    /// The header in base64url with its dot.
+    /// The header in base64url, followed by a dot.
     head: String,
 }
 
@@ -70,7 +74,7 @@ impl Signer {
         &self.public
     }
 
-    /// Whether signing takes long enough (about a millisecond) to belong in a [`SigningQueue`].
+    /// True if signing takes long enough (about a millisecond) to need a [`SigningQueue`].
     pub fn is_slow(&self) -> bool {
         matches!(self.pair, KeyPair::Rsa(_))
     }
@@ -80,7 +84,7 @@ impl Signer {
         self.sign_below(&self.head, claims)
     }
 
-    /// The same with a type of its own (RFC 8725, 3.11), in letters, digits, `+`, `-` and `.`.
+    /// As [`Self::sign`], with another `typ` (RFC 8725, 3.11) of letters, digits, `+`, `-` and `.`.
     pub fn sign_as(&self, typ: &str, claims: &[u8]) -> Result<String, SignError> {
         self.sign_below(&head(&self.public, typ), claims)
     }
@@ -116,7 +120,7 @@ impl Signer {
     }
 }
 
-/// The header in base64url with its dot.
+/// The header in base64url, followed by a dot.
 fn head(public: &PublicJwk, typ: &str) -> String {
     let kid = serde_json::Value::from(public.kid.as_str());
     let typ = serde_json::Value::from(typ);
@@ -137,12 +141,12 @@ impl fmt::Debug for Signer {
     }
 }
 
-/// Turns at signing with slow keys, and a queue for them that has an end.
+/// A bounded queue and concurrency limit for slow (RSA) signatures.
 ///
-/// Tasks of tokio's sign, as many as there are turns, while there is something to sign: the thread that serves the request may be one
-/// of Go's, which must not be held. (A hop to threads for signatures alone and back costs more, ARCHITECTURE.md.) They hand over
-/// several tokens [`together`] where more callers wait: then requests and answers travel in batches, as they do where nothing is
-/// slow, and not one by one, which costs the network half as much again.
+/// Tokio tasks sign, as many as there are turns, while there is work: the thread that serves the
+/// request may be one of Go's, which must not be held for long. While more callers wait, several
+/// tokens are handed over in one [`together`]. Requests and answers then travel in batches, as they
+/// do for fast keys. One by one they cost the network half as much again.
 #[derive(Debug)]
 pub struct SigningQueue(Arc<Queue>);
 
@@ -159,7 +163,7 @@ struct Queue {
 #[derive(Debug, Default)]
 struct Jobs {
     waiting: VecDeque<Job>,
-    /// Tasks that sign.
+    /// Number of tasks that are signing.
     signing: usize,
 }
 
@@ -171,11 +175,12 @@ struct Job {
     answer: oneshot::Sender<Result<String, SignError>>,
 }
 
-/// The longest that a signed token waits for others, but for the one that is being signed.
+/// How long a signed token may wait for its batch, not counting the signature in progress when the
+/// time is up.
 const PATIENCE: Duration = Duration::from_millis(1);
 
 impl SigningQueue {
-    /// A turn per core, and room for a second's worth of tokens each.
+    /// One turn per core, and room for about a second's worth of tokens for each.
     pub fn new() -> Self {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
         Self::with(cores, cores * 1024)
@@ -196,12 +201,12 @@ impl SigningQueue {
         }))
     }
 
-    /// Signs `claims`: with slow keys in turn, with fast ones here and now.
+    /// Signs `claims`. Slow keys wait for their turn; fast ones sign at once on this thread.
     pub async fn sign(&self, signer: &Arc<Signer>, claims: &[u8]) -> Result<String, SignError> {
         self.sign_typed(signer, None, claims).await
     }
 
-    /// The same with a type of its own.
+    /// As [`Self::sign`], with another `typ`.
     pub async fn sign_as(
         &self,
         signer: &Arc<Signer>,
@@ -259,7 +264,7 @@ impl Queue {
     fn put(self: &Arc<Self>, job: Job) {
         let mut jobs = self.jobs();
         if jobs.waiting.len() >= self.room {
-            // Who has gone has given back the place, and left the job.
+            // A caller that has gone has given its place back but left its job in the queue.
             jobs.waiting.retain(|job| !job.answer.is_closed());
         }
         jobs.waiting.push_back(job);
@@ -275,12 +280,12 @@ impl Queue {
     }
 
     fn jobs(&self) -> MutexGuard<'_, Jobs> {
-        // Nothing under the lock leaves them half changed.
+        // No panic can occur between two changes that belong together.
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The right to sign, until nothing waits.
+/// The right to sign, until the queue is empty.
 struct Turn {
     queue: Arc<Queue>,
     over: bool,
@@ -292,7 +297,8 @@ impl Turn {
             let began = Instant::now();
             let mut signed = Vec::new();
             for _ in 0..most {
-                // The worker first looks for what has come since: a signature never follows another at once.
+                // The worker first runs other ready tasks: a signature never follows another one
+                // directly.
                 tokio::task::yield_now().await;
                 let Some(job) = self.queue.jobs().waiting.pop_front() else {
                     break;
@@ -306,19 +312,20 @@ impl Turn {
             }
             together(|| {
                 for (token, answer) in signed {
-                    // Who has gone meanwhile wants none.
+                    // A caller that has gone meanwhile needs no token.
                     let _ = answer.send(token);
                 }
             });
         }
     }
 
-    /// How many of those that wait to sign now: half of this turn's part, so that the other half is there while answers travel.
+    /// How many of the waiting jobs to sign for the next batch: half of this turn's part, so that
+    /// the other half is waiting while the answers travel. `None` ends the turn.
     fn share(&mut self) -> Option<usize> {
         let mut jobs = self.queue.jobs();
         let waiting = jobs.waiting.len();
         if waiting == 0 {
-            // Under the lock: whoever comes next begins a turn.
+            // Done under the lock, so the next job to come begins a new turn.
             jobs.signing -= 1;
             self.over = true;
         }
@@ -334,7 +341,7 @@ impl Drop for Turn {
     }
 }
 
-/// A place in the queue, until dropped.
+/// A place in the queue, held until dropped.
 struct Place<'a>(&'a AtomicUsize);
 
 impl Drop for Place<'_> {
@@ -511,7 +518,7 @@ mod tests {
         for token in signed {
             verify(&token.unwrap(), signer.public());
         }
-        // A turn ends, and another one begins.
+        // When a turn has ended, another one can begin.
         let again = async {
             while queue.0.jobs().signing > 0 {
                 tokio::task::yield_now().await;
@@ -520,7 +527,7 @@ mod tests {
         };
         let again = tokio::time::timeout(Duration::from_secs(20), again).await;
         again.expect("the turn does not end").unwrap();
-        // Quick keys need no turn and are never shed.
+        // Fast keys need no turn and are never refused.
         let quick = Arc::new(Signer::new(&generate(KeySpec::EdDsa)).unwrap());
         let tokens = join_all((0..50).map(|_| queue.sign(&quick, b"{}"))).await;
         assert!(tokens.iter().all(Result::is_ok));
@@ -548,7 +555,7 @@ mod tests {
         assert!(kept <= 2, "{kept} jobs that nobody waits for");
     }
 
-    /// By how many tokens are there at once: half of those that wait, but a single one where signing takes long.
+    /// The batch is half of the waiting tokens, but a single one if signing takes long.
     #[tokio::test]
     async fn tokens_are_handed_over_together() {
         let signer = Arc::new(Signer::new(rsa()).unwrap());
@@ -580,7 +587,7 @@ mod tests {
         }
     }
 
-    /// One worker, a queue full of signatures, and somebody on a socket who wants none.
+    /// One worker, a queue full of signatures, and a client on a socket that needs none.
     #[tokio::test]
     async fn others_are_served_between_two_signatures() {
         const SIGNATURES: usize = 64;

@@ -1,12 +1,15 @@
-//! The key directory: `<kid>.private.jwk` (0600) and `<kid>.public.jwk` (0644) as the original wrote them, and `<kid>.state.json`.
+//! The key directory: `<kid>.private.jwk` (0600) and `<kid>.public.jwk` (0644) as the original
+//! wrote them, and `<kid>.state.json`.
 //!
 //! Invariants
-//! - Files that cannot be read as what their name says are reported ([`Skipped`]) and left alone: not deleted, not overwritten.
-//! - Paths are made from file names found in this directory, never from a `kid` inside a file or a request that was not checked
-//!   ([`KeyId`]).
-//! - Every write is atomic (`disk.rs`). What changes more than one file is done under [`KeyStore::lock`].
+//! - A file that is not what its name says is reported ([`Skipped`]) and left alone: neither
+//!   deleted nor overwritten.
+//! - Paths are made from file names found in this directory, never from a `kid` in a file or
+//!   request that was not checked ([`KeyId`]).
+//! - Every write is atomic (`disk.rs`). Changes of more than one file are made under
+//!   [`KeyStore::lock`].
 //!
-//! What the facts mean is `rotation.rs`; who writes when is `jwks::life`.
+//! `rotation.rs` interprets the facts; `jwks::life` decides who writes when.
 
 use std::{
     collections::BTreeMap,
@@ -28,10 +31,10 @@ const PUBLIC: &str = ".public.jwk";
 const STATE: &str = ".state.json";
 const LOCK: &str = ".lock";
 
-/// The largest key file looked at; an RSA key of 8192 bits takes 7 KiB.
+/// Size limit of a key file in bytes; an RSA key of 8192 bits takes 7 KiB.
 const LARGEST: u64 = 64 * 1024;
 
-/// A temporary file this old was left by a process that died.
+/// A temporary file of this age was left by a process that died.
 const STALE: Duration = Duration::from_secs(60);
 
 /// A directory of keys. Cheap to clone; holds no file open.
@@ -41,34 +44,35 @@ pub struct KeyStore {
     probe: Probe,
 }
 
-/// Everything the directory holds, at one look.
+/// Everything in the directory, read at one time.
 #[derive(Debug, Default)]
 pub struct Contents {
     /// Oldest first.
     pub keys: Vec<StoredKey>,
     pub skipped: Vec<Skipped>,
-    /// Private files that others than the owner can read.
+    /// Private files that other users than the owner can read.
     pub exposed: Vec<PathBuf>,
 }
 
 /// One key of the directory.
 #[derive(Debug)]
 pub struct StoredKey {
-    /// The name of its files. Not always the `kid` inside them.
+    /// The name in its file names. Not always the `kid` inside the files.
     pub name: KeyId,
     pub public: Option<PublicJwk>,
     pub private: Option<PrivateJwk>,
     pub history: History,
     /// There is a state file.
     pub known: bool,
-    /// There is a private file, fit or not.
+    /// There is a private file, valid or not.
     pub private_file: bool,
-    /// There is a public file, fit or not.
+    /// There is a public file, valid or not.
     pub public_file: bool,
 }
 
 impl StoredKey {
-    /// The `kid` of tokens and documents. A key of which only facts are left goes by the name of its files.
+    /// The `kid` in tokens and documents. A key of which only the facts are left has the name of
+    /// its files.
     pub fn kid(&self) -> &KeyId {
         self.public
             .as_ref()
@@ -83,11 +87,11 @@ pub struct Skipped {
     pub reason: String,
 }
 
-/// Changes when anything in the directory does. Compare, do not interpret.
+/// Changes when anything in the directory changes. Only to be compared.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fingerprint(Vec<(std::ffi::OsString, u64, u64, i64, i64)>);
 
-/// What stands against reading or changing the directory.
+/// Why the directory cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
@@ -105,7 +109,7 @@ impl KeyStore {
         }
     }
 
-    /// Tells `probe` of each step of each write; for tests that end the process in the middle.
+    /// Reports each step of each write to `probe`, for tests that end the process in the middle.
     pub fn with_probe(self, probe: Probe) -> Self {
         Self { probe, ..self }
     }
@@ -114,17 +118,18 @@ impl KeyStore {
         &self.directory
     }
 
-    /// Makes the directory (0700) if there is none.
+    /// Makes the directory (0700) if it does not exist.
     pub fn create(&self) -> Result<(), StoreError> {
         Ok(disk::make_directory(&self.directory)?)
     }
 
-    /// Keeps other processes and tasks from changing the directory. Fails at once if another has it.
+    /// Keeps other processes and tasks from changing the directory. Fails at once if another one
+    /// holds the lock.
     pub fn lock(&self) -> Result<Lock, StoreError> {
         Ok(Lock::take(&self.directory.join(LOCK))?)
     }
 
-    /// A cheap look: names, sizes and times only.
+    /// A cheap summary of the directory: names, sizes and times only.
     pub fn fingerprint(&self) -> Result<Fingerprint, StoreError> {
         let mut entries = Vec::new();
         for name in self.names()? {
@@ -142,7 +147,7 @@ impl KeyStore {
         Ok(Fingerprint(entries))
     }
 
-    /// Reads all keys. An absent directory holds none.
+    /// Reads all keys. A directory that does not exist holds none.
     pub fn load(&self) -> Result<Contents, StoreError> {
         let mut contents = Contents::default();
         let mut files: BTreeMap<KeyId, Files> = BTreeMap::new();
@@ -181,7 +186,8 @@ impl KeyStore {
         Ok(contents)
     }
 
-    /// Writes a new key: facts first, so that a private half without facts is always one of the original's.
+    /// Writes a new key, the facts first. So a private half without facts was always made by the
+    /// original.
     pub fn add(&self, key: &PrivateJwk, history: &History) -> Result<(), StoreError> {
         let name = &key.public().kid;
         self.write_history(name, history)?;
@@ -212,12 +218,12 @@ impl KeyStore {
         )?)
     }
 
-    /// Deletes the private half. Tells whether there was one.
+    /// Deletes the private half and returns whether it existed.
     pub fn delete_private(&self, name: &KeyId) -> Result<bool, StoreError> {
         Ok(disk::delete(&self.path(name, PRIVATE), &self.probe)?)
     }
 
-    /// Deletes everything of a key, the facts last.
+    /// Deletes all files of a key, the facts last.
     pub fn delete(&self, name: &KeyId) -> Result<(), StoreError> {
         for kind in [PRIVATE, PUBLIC, STATE] {
             disk::delete(&self.path(name, kind), &self.probe)?;
@@ -225,7 +231,7 @@ impl KeyStore {
         Ok(())
     }
 
-    /// Deletes what writers that died left behind. Call with the lock held.
+    /// Deletes what writers left behind when they died. Call with the lock held.
     pub fn sweep(&self, now: Timestamp) -> Result<(), StoreError> {
         for name in self.names()? {
             if !name
@@ -238,7 +244,7 @@ impl KeyStore {
             let modified = fs::metadata(&path)
                 .ok()
                 .and_then(|metadata| Timestamp::from_second(metadata.mtime()).ok());
-            // A file dated in the future is as stale as one of the past: its writer's clock was set back.
+            // A file dated in the future is stale as well: its writer's clock was set back.
             if modified.is_some_and(|modified| now.duration_since(modified).unsigned_abs() > STALE)
             {
                 disk::delete(&path, &self.probe)?;
@@ -255,7 +261,8 @@ impl KeyStore {
                 Ok(Some(known)) => history = known,
                 Ok(None) => {}
                 Err(reason) => {
-                    // Without its facts the key might be one that was removed: better not to touch it at all.
+                    // Without its facts the key might be one that was removed, so it is not used at
+                    // all.
                     contents.skip(
                         self.path(&name, STATE),
                         format!("{reason}; the key {name} is not used"),
@@ -295,7 +302,7 @@ impl KeyStore {
                     "it does not belong to the private key of that name",
                 );
             }
-            // What the private half says is what it signs with.
+            // It signs with the private half, so that half is the one that counts.
             public = Some(private.public().clone());
         }
         if public.is_none() && !files.state {

@@ -1,4 +1,4 @@
-//! Why something asked of the keys was not done.
+//! Why an operation on the keys was not done.
 
 use crate::{
     jwks::{KidTaken, PublishError, UpdateError},

@@ -1,13 +1,17 @@
-//! The life of this directory's keys at their place of publication: looks, and what people and cron jobs ask for.
+//! The life of this directory's keys at their place of publication: regular passes, and what people
+//! and cron jobs ask for.
 //!
-//! It stands in `jwks` because it needs both halves: `keys` must not know of publishing, and components must not each do it.
+//! It is part of `jwks` because it needs both keys and publishing: `keys` must not know of
+//! publishing, and the components must not each do it themselves.
 //!
 //! Invariants
-//! - One pass at a time per directory: tasks queue here, processes at the directory's lock.
-//! - A pass only gathers facts and carries out what `keys::rotation` says is due; it decides nothing itself.
-//! - What is written precedes what depends on it: facts before the signer is used, the document before files are deleted.
-//!   Each order is safe to be cut anywhere (`docs/design/key-life.md`).
-//! - Files that are skipped, and documents that cannot be read, end nothing: signing goes on with what was last known.
+//! - One pass at a time for a directory: tasks queue here, processes wait for the directory's lock.
+//! - A pass only gathers facts and carries out what `keys::rotation` says is due; it decides
+//!   nothing itself.
+//! - What is written comes before what depends on it: facts before the signer is used, the document
+//!   before files are deleted. Each sequence may be interrupted anywhere
+//!   (`docs/design/key-life.md`).
+//! - Skipped files and unreadable documents stop nothing: signing goes on with what was last known.
 
 mod error;
 mod operations;
@@ -29,11 +33,11 @@ pub use error::LifeError;
 pub use operations::{Housekeeping, Impact, Made, Removed};
 pub use pass::{Done, Outcome, Report};
 
-/// How long one process waits for another that has the directory.
+/// How long one process waits for another that holds the directory's lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(15);
 const LOCK_LOOK: Duration = Duration::from_millis(20);
 
-/// Longest time between two looks at the document.
+/// Longest time between two reads of the document.
 const LOOK: Duration = Duration::from_secs(30);
 
 /// Keys of one directory at one place of publication. Cheap to clone.
@@ -54,18 +58,19 @@ struct Inner {
     memory: Mutex<Memory>,
 }
 
-/// What one pass leaves for the next.
+/// What one pass keeps for the next.
 #[derive(Debug, Default)]
 struct Memory {
     signer: Option<Arc<Signer>>,
     fingerprint: Option<Fingerprint>,
     next_look: Option<Timestamp>,
     document_read: Option<Timestamp>,
-    /// A start had leave to make the first key and could not: the disk was full, or the document out of reach.
+    /// A start was allowed to make the first key and could not: the disk was full, or the document
+    /// could not be reached.
     first_key_owed: bool,
 }
 
-/// Where the settings want the document published.
+/// The publisher for the place that the settings name.
 pub fn publisher(keys: &config::Keys) -> Arc<dyn Publisher> {
     match &keys.publish {
         Publish::File { path } => Arc::new(FilePublisher::new(path)),
@@ -122,12 +127,12 @@ impl KeyLife {
         &self.inner.ring
     }
 
-    /// The document as last read, other servers' keys included: what `/.well-known/jwks.json` hands out.
+    /// The document as last read, with other servers' keys: what `/.well-known/jwks.json` serves.
     pub fn document(&self) -> Option<Arc<Versioned>> {
         self.inner.document.load_full()
     }
 
-    /// Where the document is published, for people.
+    /// The name of the place of publication, for people.
     pub fn place(&self) -> &str {
         self.inner.publisher.place()
     }
@@ -136,8 +141,8 @@ impl KeyLife {
         self.inner.policy.load_full()
     }
 
-    /// Exchanges the policy of the running server; the next pass decides by it. How long tokens live is never taken back: those that
-    /// were issued under the longer life still want their keys published.
+    /// Replaces the policy of the running server; the next pass uses it. The life of tokens never
+    /// gets shorter, because the keys of tokens issued under a longer life must stay published.
     pub fn set_policy(&self, policy: Policy) {
         let token_life = policy.token_life.max(self.policy().token_life);
         self.inner.policy.store(Arc::new(Policy {
@@ -146,14 +151,14 @@ impl KeyLife {
         }));
     }
 
-    /// What a server does every second or so: a look at the directory's entries, and a pass if they changed or a look at
-    /// the document is due. `None`: nothing was due.
+    /// Called by a server about every second. Checks whether the directory changed, and runs a pass
+    /// if it did or if the document is due to be read. `None`: nothing was due.
     pub async fn poll(&self, now: Timestamp) -> Result<Option<Report>, LifeError> {
         let due = {
             let memory = self.inner.memory.lock().await;
             let changed = self.disk(KeyStore::fingerprint).await?
                 != memory.fingerprint.clone().unwrap_or_default();
-            // A clock set back must not put the next look off.
+            // A clock that is set back must not postpone the next read.
             let far = |next: Timestamp| next.duration_since(now) > SignedDuration::from_secs(3600);
             changed || memory.next_look.is_none_or(|next| next <= now || far(next))
         };
@@ -164,7 +169,7 @@ impl KeyLife {
         }
     }
 
-    /// Runs `work` on the directory where blocking is allowed.
+    /// Runs `work` on the directory where it may block.
     async fn disk<T: Send + 'static, E: Into<LifeError> + Send + 'static>(
         &self,
         work: impl FnOnce(&KeyStore) -> Result<T, E> + Send + 'static,
@@ -176,7 +181,8 @@ impl KeyLife {
         }
     }
 
-    /// The directory's lock; `None` where the directory cannot be written, so that nobody else changes it either.
+    /// The directory's lock. `None` if the directory cannot be written: then no other process
+    /// changes it either.
     async fn lock_directory(&self) -> Result<Option<Lock>, LifeError> {
         use crate::keys::{StoreError, disk::DiskError};
         let mut waited = Duration::ZERO;

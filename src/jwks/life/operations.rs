@@ -1,6 +1,7 @@
-//! What people ask for: make, list, remove, rotate, and the housekeeping pass of a cron job.
+//! What people ask for: make, list, remove and rotate keys, and the housekeeping of a cron job.
 //!
-//! Used by the gRPC admin, by `keys … --local` and by `server housekeeping`; none of them knows more than this.
+//! Used by the gRPC admin API, by `keys … --local` and by `server housekeeping`, which add nothing
+//! to it.
 
 use jiff::Timestamp;
 
@@ -18,7 +19,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Made {
     pub key: KeyView,
-    /// It was there already, waiting to take over (`rotate` only).
+    /// The key existed already and waits to take over (`rotate` only).
     pub was_there: bool,
     pub report: Report,
 }
@@ -26,15 +27,15 @@ pub struct Made {
 /// A removal.
 #[derive(Debug, Clone)]
 pub struct Removed {
-    /// What is left in the document, in its order.
+    /// The keys left in the document, in its order.
     pub remaining: Vec<KeyView>,
     pub report: Report,
 }
 
-/// What removing a key would break. For the question before it.
+/// What removing a key would break, for the question asked before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Impact {
-    /// This server signs with it now.
+    /// This server signs with the key now.
     pub signing: bool,
     /// No other key of this server could sign at once.
     pub last: bool,
@@ -45,22 +46,24 @@ pub struct Impact {
 /// What a housekeeping pass may do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Housekeeping {
-    /// Tell what is due and change nothing.
+    /// Report what is due and change nothing.
     pub dry_run: bool,
     /// Make a key if none can sign, now or later.
     pub first_key: bool,
 }
 
 impl KeyLife {
-    /// Makes a key and publishes it. It takes over when every verifier has seen it; at once if nothing else can sign.
+    /// Makes a key and publishes it. It takes over when every verifier has seen it, or at once if
+    /// nothing else can sign.
     ///
-    /// If it cannot be published it is taken back: an error leaves no key that would sign some day.
+    /// If it cannot be published it is deleted again: after an error no key is left that would sign
+    /// some day.
     pub async fn generate(&self, spec: Option<KeySpec>, now: Timestamp) -> Result<Made, LifeError> {
         let mut memory = self.inner.memory.lock().await;
         let lock = self.lock_directory().await?.ok_or(LifeError::ReadOnly)?;
-        // Before anything is made: is there a document we can work with?
+        // Fails before a key is made if there is no usable document.
         self.inner.publisher.read().await?;
-        // A lost document is put back first, or the new key would stand there alone.
+        // Restores a lost document first, or the new key would be alone in it.
         self.pass(&mut memory, true, Leave::default(), false, now)
             .await?;
         let public = self.make(spec.unwrap_or(self.inner.spec), now).await?;
@@ -89,7 +92,7 @@ impl KeyLife {
         })
     }
 
-    /// Every key of the document and the directory, as they stand; changes nothing.
+    /// Every key of the document and the directory; changes nothing.
     pub async fn list(&self, now: Timestamp) -> Result<Report, LifeError> {
         let mut memory = self.inner.memory.lock().await;
         self.pass(&mut memory, true, Leave::default(), true, now)
@@ -114,7 +117,7 @@ impl KeyLife {
         }
     }
 
-    /// What removing `kid` would break, by what is known here.
+    /// What removing `kid` would break, as far as is known here.
     pub fn impact(&self, kid: &str) -> Impact {
         let snapshot = self.inner.ring.snapshot();
         let able = |key: &&KeyView| matches!(key.state, Some(State::Active));
@@ -126,20 +129,21 @@ impl KeyLife {
                     .keys
                     .iter()
                     .any(|other| other.kid != kid && able(&other)),
-            // Another server's key: who knows.
+            // Nothing is known about the tokens of another server's key.
             tokens_may_be_valid: key.is_some_and(|key| {
                 matches!(key.state, None | Some(State::Active | State::Retired))
             }),
         }
     }
 
-    /// Takes a key out of the document, and its files out of this directory. Other servers that hold it stop signing with it
-    /// at their next look.
+    /// Takes a key out of the document and deletes its files in this directory. Other servers that
+    /// hold it stop signing with it at their next pass.
     pub async fn remove(&self, kid: &str, now: Timestamp) -> Result<Removed, LifeError> {
         let mut memory = self.inner.memory.lock().await;
         let lock = self.lock_directory().await?;
         self.inner.publisher.read().await?;
-        // A lost document is put back first, or what is left of it after a removal would be all there is.
+        // Restores a lost document first, or the removal would leave a document of only what this
+        // directory knows.
         self.pass(&mut memory, lock.is_some(), Leave::default(), false, now)
             .await?;
         let contents = self.disk(|store| store.load()).await?;
@@ -171,7 +175,8 @@ impl KeyLife {
         let updated = match updated {
             Ok(updated) => updated,
             Err(error) => {
-                // Told as failed, so it must not happen later. If it happened after all, the next look finds it absent.
+                // Reported as failed, so it must not happen later. If it took effect after all, the
+                // next pass finds the key absent.
                 if let Some((name, history)) = local {
                     self.disk(move |store| store.write_history(&name, &history))
                         .await?;
@@ -196,7 +201,7 @@ impl KeyLife {
         Ok(Removed { remaining, report })
     }
 
-    /// One pass with leave to clean up: keys withdrawn long ago, and what was superseded before this program came.
+    /// One pass that may clean up: keys withdrawn long ago, and inherited keys that are superseded.
     pub async fn housekeeping(
         &self,
         options: Housekeeping,
@@ -213,7 +218,7 @@ impl KeyLife {
         self.run(leave, false, now).await
     }
 
-    /// After a generate whose publishing failed.
+    /// Undoes a generate whose key could not be published.
     async fn take_back(
         &self,
         kid: &crate::keys::KeyId,
@@ -225,7 +230,8 @@ impl KeyLife {
         let created = kid.created().unwrap_or(now);
         self.disk(move |store| {
             if perhaps_published {
-                // The next pass that can read takes it out of the document, should it be there.
+                // If the key got into the document, the next pass that can read it takes the key
+                // out.
                 let mut history = crate::keys::History::new(created);
                 history.removing = Some(now);
                 store.write_history(&name, &history)?;

@@ -1,4 +1,4 @@
-//! One pass: look at directory and document, carry out what is due, hand the ring its new picture.
+//! One pass: read directory and document, carry out what is due, give the ring its new snapshot.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -17,7 +17,8 @@ use crate::{
     telemetry::audit::Decision,
 };
 
-/// Rounds of one pass: generate, publish, activate, retire, and one to see that nothing is left.
+/// Upper limit of decide-and-act rounds in one pass. A new key needs five: generate, publish,
+/// activate, retire, and one that finds nothing left to do.
 const ROUNDS: usize = 6;
 
 /// What a pass did, or would do.
@@ -26,27 +27,28 @@ pub struct Report {
     pub place: String,
     /// Nothing was changed: this is the plan.
     pub dry_run: bool,
-    /// Why the document could not be read, or that there is none.
+    /// Why the document could not be read, or that it does not exist.
     pub document_trouble: Option<String>,
-    /// The same for programs, where there may be a document and it could not be read.
+    /// The same as an error value, if there may be a document that could not be read.
     #[serde(skip)]
     pub unread: Option<PublishError>,
     pub done: Vec<Done>,
-    /// Where the document was kept before keys were taken out.
+    /// Where copies of the document were kept before keys were taken out.
     pub backups: Vec<String>,
     /// Other trouble: backups that could not be made, a read-only directory, writes that were lost.
     pub trouble: Vec<String>,
     pub skipped: Vec<Skipped>,
-    /// The keys afterwards.
+    /// The keys after the pass.
     pub keys: Vec<KeyView>,
-    /// Why nothing signs.
+    /// Why no key signs.
     pub no_signer: Option<String>,
 }
 
-/// One thing done, or not.
+/// One action and its outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Done {
-    /// `publish`, `activate`, `retire`, `delete private half`, `expire`, `delete`, `finish removal`, `mend`, `generate`
+    /// `publish`, `activate`, `retire`, `delete private half`, `expire`, `delete`, `finish
+    /// removal`, `mend`, `generate`
     pub action: &'static str,
     pub kid: Option<KeyId>,
     #[serde(flatten)]
@@ -61,7 +63,7 @@ pub enum Outcome {
     Planned,
 }
 
-/// The directory and the document at one look.
+/// The directory and the document, read at one time.
 struct Look {
     contents: Contents,
     records: Vec<Record>,
@@ -70,13 +72,13 @@ struct Look {
 }
 
 impl KeyLife {
-    /// A look at everything, and whatever is due. What a server does at its ticks.
+    /// Reads everything and does whatever is due. A server calls it at its ticks.
     pub async fn sync(&self, now: Timestamp) -> Result<Report, LifeError> {
         self.run(Leave::default(), false, now).await
     }
 
-    /// As [`Self::sync`], making a key if there is none that can sign; what cannot be made now is made by a later pass. What a
-    /// server does once at its start.
+    /// As [`Self::sync`], and makes a key if there is none that can sign. If that fails now, a
+    /// later pass makes it. A server calls it once at its start.
     pub async fn start(&self, now: Timestamp) -> Result<Report, LifeError> {
         self.run(
             Leave {
@@ -108,7 +110,7 @@ impl KeyLife {
         report
     }
 
-    /// With both locks held.
+    /// Call with both locks held.
     pub(super) async fn pass(
         &self,
         memory: &mut Memory,
@@ -191,7 +193,8 @@ impl KeyLife {
         let contents = self.disk(|store| store.load()).await?;
         let records = records(&contents);
         let mut read = self.inner.publisher.read().await;
-        // A key of ours that is gone from the document is a reason to look twice: copies of it may be stale.
+        // If a key of ours is missing from the document, read it again: a copy of the object may be
+        // stale.
         if let Ok(Some(versioned)) = &read
             && self.misses_a_key(&contents, &versioned.document)
         {
@@ -222,7 +225,7 @@ impl KeyLife {
         Ok(look)
     }
 
-    /// The directory anew, the document as the last change left it.
+    /// Reads the directory again, and takes the document as the last change left it.
     async fn look_again(&self, look: &mut Look, now: Timestamp) -> Result<(), LifeError> {
         let facts: Vec<(KeyId, History)> = look
             .records
@@ -231,7 +234,7 @@ impl KeyLife {
             .collect();
         look.contents = self.disk(|store| store.load()).await?;
         look.records = records(&look.contents);
-        // Facts that could not be written (a full or read-only disk) hold for this pass all the same.
+        // Facts that could not be written (the disk is full or read-only) still hold for this pass.
         for record in &mut look.records {
             if let Some((_, history)) = facts.iter().find(|(kid, _)| *kid == record.kid) {
                 record.history.clone_from(history);
@@ -256,7 +259,7 @@ impl KeyLife {
         })
     }
 
-    /// Writes down facts that changed.
+    /// Writes the facts that changed.
     async fn remember(&self, look: &Look, writable: bool, report: &mut Report) {
         if !writable {
             return;
@@ -293,7 +296,7 @@ impl KeyLife {
             .collect();
         if !publish.is_empty() {
             self.publish(look, &publish, failed, report, now).await;
-            // Whatever else is due was decided without these: decide again.
+            // The other actions were decided without these keys in the document: decide again.
             if look.document.is_some()
                 && !publish
                     .iter()
@@ -313,7 +316,7 @@ impl KeyLife {
                     Outcome::Failed(error.to_string())
                 }
             };
-            // Renewals are no news.
+            // A renewal is not reported.
             if !(matches!(&action, Action::Arm(kid) if look.is_armed(kid))
                 && outcome == Outcome::Done)
             {
@@ -322,7 +325,8 @@ impl KeyLife {
             if let Action::Arm(kid) = &action
                 && let Some(record) = look.records.iter_mut().find(|record| record.kid == *kid)
             {
-                // Written or not: this pass goes on with it. A disk that is full must not stop the tokens.
+                // The pass goes on with this fact even if it could not be written: a full disk must
+                // not stop the tokens.
                 rotation::arm(&mut record.history, &self.policy(), now);
             }
         }
@@ -351,7 +355,8 @@ impl KeyLife {
         let mut taken: BTreeSet<KeyId> = BTreeSet::new();
         let updated = update(&*self.inner.publisher, now, |document, found| {
             if let (Found::Missing, Some(last)) = (found, &last) {
-                // The document was lost: everybody's keys go back, as they were when last read.
+                // The document was lost: the keys of all servers are restored, as they were when
+                // last read.
                 *document = last.document.clone();
             }
             for key in &keys {
@@ -462,7 +467,7 @@ impl KeyLife {
         }
     }
 
-    /// Makes a key and writes it down; it is pending then.
+    /// Makes a key and writes its files; it is pending then.
     pub(super) async fn make(
         &self,
         spec: crate::config::KeySpec,
@@ -471,7 +476,8 @@ impl KeyLife {
         let kid = KeyId::generate(&self.inner.prefix, now)?;
         self.disk(move |store| {
             let key = PrivateJwk::generate(kid, spec)?;
-            // To the fraction of a second, which the id does not tell: of two keys made in one second the later one is the newer.
+            // With fractions of a second, which the id does not hold: of two keys made in the same
+            // second the later one is the newer.
             store.add(&key, &History::new(now))?;
             Ok::<_, LifeError>(key.public().clone())
         })
@@ -621,7 +627,7 @@ impl KeyLife {
 }
 
 impl Report {
-    /// Says a thing once.
+    /// Adds a message unless it is there already.
     pub(super) fn complain(&mut self, trouble: String) {
         if !self.trouble.contains(&trouble) {
             self.trouble.push(trouble);
@@ -651,7 +657,7 @@ impl Report {
         }
     }
 
-    /// Whether something that was due could not be done.
+    /// True if something that was due could not be done.
     pub fn failed(&self) -> bool {
         self.done
             .iter()
@@ -666,7 +672,7 @@ impl Look {
             .any(|record| record.kid == *kid && record.history.activated.is_some())
     }
 
-    /// Takes the document as an update left it.
+    /// Takes over the document as an update left it.
     fn take(&mut self, updated: Updated, report: &mut Report) {
         updated.tell(report);
         self.seen = match &updated.document {
@@ -754,7 +760,7 @@ fn told(action: &Action, outcome: Outcome) -> Done {
     }
 }
 
-/// Kept for the operations beside this file.
+/// Used by the operations beside this file.
 pub(super) fn unavailable(error: &LifeError) -> bool {
     matches!(error, LifeError::Publish(PublishError::Unavailable { .. }))
 }

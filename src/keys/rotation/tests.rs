@@ -1,4 +1,4 @@
-//! Histories by hand for each rule, then random ones for all of them.
+//! Hand-made histories for each rule, then random ones for all rules at once.
 
 use proptest::prelude::*;
 
@@ -26,7 +26,7 @@ fn policy() -> Policy {
 struct Store {
     records: Vec<Record>,
     signer: Option<KeyId>,
-    /// The document as this server last read it; what it puts back should the document be lost.
+    /// The document as this server last read it, which it publishes again if the document is lost.
     last: Vec<KeyId>,
 }
 
@@ -276,7 +276,7 @@ fn after_a_clock_set_back_a_new_key_still_takes_over() {
         Ok(new.clone())
     );
     store.tick(&mut document, true, &policy(), QUIET, at(1361));
-    // Also when the clock is right again.
+    // Nor after the clock is right again.
     assert_eq!(
         store
             .tick(&mut document, true, &policy(), QUIET, at(100_001))
@@ -303,7 +303,7 @@ fn d18_a_key_removed_elsewhere_stops_signing_and_is_not_published_again() {
         );
         assert_eq!(decision.actions, []);
     }
-    // Housekeeping waits a day, and wants a document with something in it.
+    // Housekeeping waits a day, and needs a document that is not empty.
     assert_eq!(
         store
             .tick(&mut document, true, &policy(), CLEAN, at(50_000))
@@ -483,7 +483,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 800, ..ProptestConfig::default() })]
 
-    /// Two replicas with their own directories and one document; outages, lost documents, removals, clocks set back.
+    /// Two replicas with their own directories and one document; outages, lost documents, removals,
+    /// clocks set back.
     #[test]
     fn every_valid_tokens_key_is_published_and_only_published_keys_sign(
         events in events(),
@@ -493,7 +494,7 @@ proptest! {
         let mut now = at(1_740_000_000);
         let mut document: Option<Vec<KeyId>> = None;
         let mut stores = [Store::default(), Store::default()];
-        // Key, end, and whether it has been over on any clock so far.
+        // Key, expiry, and whether it has expired on any clock so far.
         let mut tokens: Vec<(KeyId, Timestamp)> = Vec::new();
         let mut removed: BTreeSet<KeyId> = BTreeSet::new();
         let mut lost: Option<Vec<KeyId>> = None;
@@ -513,7 +514,8 @@ proptest! {
                         if reachable {
                             prop_assert!(document.as_ref().is_some_and(|document| document.contains(kid)));
                         }
-                        // A change of signer while another could go on means that the new one has waited.
+                        // If the signer changes while the old one could go on, the new one has
+                        // waited.
                         if let Some(before) = before.filter(|before| before != kid) {
                             let could = stores[store].records.iter().any(|record| {
                                 record.kid == before && record.can_sign && state(record, PLACE) == State::Active
@@ -523,11 +525,13 @@ proptest! {
                         }
                     }
                     if let Some(document) = &document && reachable {
-                        // A removal that the restoring server had not seen is undone with the loss; by nothing else.
+                        // If the restoring server had not seen a removal, restoring a lost document
+                        // undoes it; nothing else does.
                         let undone = removed.iter().any(|kid| document.contains(kid));
                         prop_assert!(!undone || lost.is_some());
                         removed.retain(|kid| !document.contains(kid));
-                        // And a server that had never read the document cannot put back what others had there.
+                        // A server that had never read the document cannot restore the keys of
+                        // others.
                         removed.extend(lost.take().into_iter().flatten().filter(|kid| !document.contains(kid)));
                     }
                 }
@@ -545,7 +549,7 @@ proptest! {
                     }
                 }
                 Event::Sign(store) => {
-                    // Between two ticks the server goes on with the signer it has, for as long as the lease says.
+                    // Between two ticks the server goes on with its signer, until the lease ends.
                     if let Some(kid) = &stores[store].signer {
                         let until = stores[store].records.iter().find(|record| record.kid == *kid)
                             .and_then(|record| record.history.may_sign_until);
@@ -556,7 +560,8 @@ proptest! {
                 }
                 Event::LongerTokens(long) => {
                     policy.token_life = Duration::from_secs(if long { 7200 } else { 1200 });
-                    // A changed setting comes with a restart: no signer until the next tick.
+                    // A changed setting comes with a restart: there is no signer until the next
+                    // tick.
                     for store in &mut stores {
                         store.signer = None;
                     }
