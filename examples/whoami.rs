@@ -1,11 +1,11 @@
-//! A web service that is a machine of the tailnet and knows who calls.
+//! A web service that is a machine on the tailnet and knows its callers.
 //!
 //! ```text
-//! TS_AUTHKEY=tskey-auth-… cargo run --example whoami     # a key is needed once; the state is kept in ./whoami-state
-//! curl http://whoami/                                    # from any machine of the tailnet
+//! TS_AUTHKEY=tskey-auth-… cargo run --example whoami     # a key is only needed the first time
+//! curl http://whoami/                                    # from any machine on the tailnet
 //! ```
 //!
-//! `TS_CONTROL_URL` names another control server.
+//! The node's state is kept in ./whoami-state. `TS_CONTROL_URL` selects another control server.
 
 use std::{error::Error, sync::Arc};
 
@@ -34,7 +34,7 @@ name = "people and machines of our tailnet"
 decision = "allow"
 "#;
 
-/// The service. What the layer lets through has an `Admitted`.
+/// The service. Requests that the layer admits have an `Admitted`.
 pub fn app() -> Result<Router, Mistakes> {
     let gate = GateLayer::new(Rules::parse(RULES, CAPABILITY)?);
     Ok(Router::new()
@@ -44,7 +44,8 @@ pub fn app() -> Result<Router, Mistakes> {
         .layer(gate))
 }
 
-/// Whoever was let through, foreigners and anonymous callers included if the rules say so.
+/// For every admitted caller, including those of other tailnets and anonymous ones if a rule admits
+/// them.
 async fn hello(admitted: Admitted) -> String {
     match admitted.visitor() {
         Some(visitor) => format!("{} at {}\n", visitor.even_foreign(), visitor.node_name()),
@@ -52,12 +53,12 @@ async fn hello(admitted: Admitted) -> String {
     }
 }
 
-/// A caller of our own tailnet; others are refused before the handler runs.
+/// For callers of our own tailnet; others are refused before the handler runs.
 async fn tags(caller: Caller) -> String {
     match caller {
         Caller::Machine(machine) => machine.tags.join(",") + "\n",
         Caller::User(user) => format!("{} has no tags\n", user.login),
-        // They have no identity, so there is no such caller behind the layer.
+        // The extractor has refused these callers: they have no identity.
         Caller::Funnel(_) => String::new(),
     }
 }
@@ -81,7 +82,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     node.watch().wait_for(running).await?;
     let listener = node.listen(ListenAddr::Port(80)).await?;
     let routes = layers::wrap(app()?, "whoami");
-    // Who calls us by another name is a web page whose name was made to lead here.
+    // Another name in a request means that a web page's name was made to resolve to our address.
     let names = NodeNames::default();
     let status = node.watch().borrow().clone();
     names.set(&status.name, &status.hostname, &status.addresses);

@@ -1,24 +1,23 @@
-//! Host names and origins as HTTP and browsers write them. Pure: what may be done with them is
-//! decided by others.
+//! Host names and origins in the spelling of HTTP and browsers. These types make no decisions.
 
 use std::{fmt, net::Ipv6Addr};
 
-/// A host name or address in its plain form: lower case, without port, brackets and final dot.
+/// A host name or address in a canonical form: lower case, without port, brackets and final dot.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Host(String);
 
-/// What is neither a host name nor an address.
+/// The text is neither a host name nor an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the host is not a host name or address")]
 pub struct BadHost;
 
 impl Host {
-    /// Reads the value of a `Host` header.
+    /// Parses the value of a `Host` header.
     pub fn parse(text: &str) -> Result<Self, BadHost> {
         Self::with_port(text).map(|(host, _)| host)
     }
 
-    /// The same with its port, where one is named.
+    /// The same with the port, if there is one.
     pub fn with_port(text: &str) -> Result<(Self, Option<u16>), BadHost> {
         if let Some(rest) = text.strip_prefix('[') {
             let (address, after) = rest.split_once(']').ok_or(BadHost)?;
@@ -57,7 +56,7 @@ fn port(digits: &str) -> Result<Option<u16>, BadHost> {
     digits.parse().map(Some).map_err(|_| BadHost)
 }
 
-/// A host, or every host below one (`*.example.com`).
+/// A host, or all hosts below one (`*.example.com`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HostPattern {
     Below(String),
@@ -69,7 +68,7 @@ impl HostPattern {
         let bad =
             || format!("{text:?} is no host: use a name, an address, or *.name, without port");
         let name = text.strip_prefix("*.").unwrap_or(text);
-        // A port in a rule would never match, since the host is compared without.
+        // A port would never match, since hosts are compared without one.
         if name.contains(':') && name.parse::<Ipv6Addr>().is_err() {
             return Err(bad());
         }
@@ -101,21 +100,21 @@ impl fmt::Display for HostPattern {
     }
 }
 
-/// Where a page comes from (RFC 6454): scheme, host and port, or nothing that can be named.
+/// The origin of a web page (RFC 6454): scheme, host and port, or none that has a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// `null`: of a sandboxed frame, a file, or a request that is not to tell.
+    /// `null`: a sandboxed frame, a file, or a request that hides its origin.
     Null,
     Of {
         scheme: String,
         host: Host,
-        /// Absent where it is the scheme's own.
+        /// `None` for the scheme's default port.
         port: Option<u16>,
     },
 }
 
 impl Origin {
-    /// Reads the value of an `Origin` header.
+    /// Parses the value of an `Origin` header.
     pub fn parse(text: &str) -> Result<Self, String> {
         let bad = || {
             format!(
@@ -136,7 +135,8 @@ impl Origin {
         Ok(Self::Of { scheme, host, port })
     }
 
-    /// Whether a page of this origin asks its own server, which was called by this host and port.
+    /// Whether a request of a page of this origin goes to the page's own server, which was
+    /// addressed by this host and port.
     pub fn is_at(&self, host: &Host, port: Option<u16>) -> bool {
         match self {
             Self::Null => false,
@@ -172,7 +172,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A port that has to be said.
+/// The port, unless it is the scheme's default.
 fn not_its_own(scheme: &str, port: Option<u16>) -> Option<u16> {
     let own = match scheme {
         "http" => 80,
@@ -182,7 +182,7 @@ fn not_its_own(scheme: &str, port: Option<u16>) -> Option<u16> {
     port.filter(|port| *port != own)
 }
 
-/// One word of a list of what is allowed, in which `*` allows everything.
+/// An element of a list of allowed values, where `*` allows everything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Allowed<T> {
     Any,
@@ -197,7 +197,7 @@ impl<T> Allowed<T> {
         one(word).map(Self::One)
     }
 
-    /// Whether it allows what `is` knows.
+    /// Whether this element allows the value that `is` recognizes.
     pub fn holds(&self, is: impl FnOnce(&T) -> bool) -> bool {
         match self {
             Self::Any => true,

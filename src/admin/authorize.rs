@@ -1,12 +1,16 @@
-//! Who may call which method: a pure function of method, requester and rules.
+//! Access to the methods: a pure function of method, requester and rules.
 //!
 //! Invariants
-//! - Every method of every service that is served stands in [`METHODS`], also those that are for everybody. One that is missing
-//!   there is never called: it is refused as a bug of ours if we declare it, and as unknown otherwise.
-//! - A grant is believed only in the one shape that is documented. What we do not understand grants nothing.
-//! - Being let in (by a socket, an owner's login, a grant, or the mode `open`) is one rule, and the rule is named for the audit.
+//! - [`METHODS`] lists every method of every service, also those open to everybody. A method that
+//!   is not listed is never called: the request is refused as a bug of ours if the method is
+//!   declared, and as unknown otherwise.
+//! - A grant only counts in the one documented form. A grant with anything unknown in it grants
+//!   nothing.
+//! - Whatever gives access (the socket, the owner's login, a grant, the mode `open`) is a rule,
+//!   which the audit names.
 //!
-//! That a tailnet peer is somebody at all is decided before, in [`crate::identity`]; `open` waives the grant, never the identity.
+//! Whether a tailnet peer has an identity is decided before, in [`crate::identity`]; `open` makes
+//! the grant unnecessary, but never the identity.
 
 use serde::Deserialize;
 
@@ -17,16 +21,16 @@ pub const CAPABILITY: &str = "tailbone.dev/cap/admin";
 
 const ROOT: u32 = 0;
 
-/// What a path of a gRPC method is to us.
+/// What a gRPC method requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Asks for the right, which the table names.
+    /// A right, which the table names.
     Right(Right),
-    /// Tells nothing about this server beyond that it answers.
+    /// Nothing: the method reveals nothing about this server except that it answers.
     Everybody,
 }
 
-/// One right, in the grant's words.
+/// A right, by its name in grants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Right {
     Generate,
@@ -35,7 +39,7 @@ pub enum Right {
     Rotate,
 }
 
-/// The one table of methods.
+/// All methods and what they require.
 pub const METHODS: &[(&str, Access)] = &[
     (
         "/proto.AdminService/GenerateNewKeys",
@@ -50,15 +54,15 @@ pub const METHODS: &[(&str, Access)] = &[
         "/proto.AdminService/RotateKeys",
         Access::Right(Right::Rotate),
     ),
-    // Who may see the keys may see how the server does.
+    // The state of the server is no more sensitive than its keys.
     ("/proto.AdminService/Status", Access::Right(Right::List)),
-    // … and who its callers are: the audit lines tell the same.
+    // The audit lines show the callers as well.
     ("/proto.AdminService/WhoIs", Access::Right(Right::List)),
-    // The method itself also insists on the local socket.
+    // The method also requires the local socket.
     ("/proto.AdminService/RecentLog", Access::Right(Right::List)),
     ("/grpc.health.v1.Health/Check", Access::Everybody),
     ("/grpc.health.v1.Health/Watch", Access::Everybody),
-    // The schema is in the public repository.
+    // The schema is public, in the repository.
     (
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         Access::Everybody,
@@ -69,13 +73,13 @@ pub const METHODS: &[(&str, Access)] = &[
     ),
 ];
 
-/// Methods that `proto/admin.proto` declares.
+/// The methods that `proto/admin.proto` declares.
 pub const DECLARED: &[&str] = include!(concat!(env!("OUT_DIR"), "/admin_methods.rs"));
 
-/// Who asks.
+/// The sender of a request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Requester {
-    /// A process on this machine, by the kernel's word for its user.
+    /// A process on this machine, with its user as the kernel reports it.
     Local {
         uid: u32,
         pid: Option<i32>,
@@ -83,26 +87,26 @@ pub enum Requester {
     Tailnet(Caller),
 }
 
-/// What the answer depends on beside method and requester.
+/// What else the decision depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
     pub mode: Authorization,
     /// The user that this process runs as.
     pub own_uid: u32,
-    /// The node's owner by the control server's number, which stays when a login is renamed and given to somebody else. A tagged node
-    /// has none.
+    /// The node's owner, by the user's number on the control server. That stays the same when a
+    /// login is renamed and given to somebody else. A tagged node has no owner.
     pub owner: Option<i64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// The rule that let them in, for the audit.
+    /// Access, and the rule that gives it.
     Allowed { rule: Rule },
-    /// What is missing, in words for the person who asked.
+    /// No access, and an explanation for the person who asked.
     Denied { words: String },
 }
 
-/// Why somebody was let in.
+/// What gives access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
     Grant,
@@ -111,7 +115,7 @@ pub enum Rule {
     Owner,
 }
 
-/// What the table says of a path.
+/// What the table says about a path.
 pub fn access(path: &str) -> Option<Access> {
     METHODS
         .iter()
@@ -142,12 +146,12 @@ fn local(uid: u32, rules: &Rules) -> Option<Rule> {
 
 fn tailnet(right: Right, caller: &Caller, rules: &Rules) -> Option<Rule> {
     match caller {
-        // Nobody on the internet administers anything.
+        // Callers from the internet never have access.
         Caller::Funnel(_) => return None,
         Caller::User(user) if rules.owner == Some(user.id) => {
             return Some(Rule::Owner);
         }
-        // A machine acts for itself, whoever its owner was before it was tagged.
+        // A machine acts for itself, whoever owned it before it was tagged.
         Caller::Machine(_) | Caller::User(_) => {}
     }
     if caller
@@ -164,7 +168,8 @@ fn open(rules: &Rules) -> Option<Rule> {
     (rules.mode == Authorization::Open).then_some(Rule::Open)
 }
 
-/// One value of the capability. Members we do not know may restrict it, so with them it grants nothing.
+/// One value of the capability. A member that we do not know might restrict the grant, so a value
+/// with one grants nothing.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Grant {
@@ -224,7 +229,7 @@ impl Rule {
     }
 }
 
-/// How audit lines name a requester.
+/// The requester's name in audit lines.
 impl std::fmt::Display for Requester {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

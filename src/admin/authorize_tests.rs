@@ -1,4 +1,4 @@
-//! Every combination of right, requester and mode, against a table that was written down by hand.
+//! Every combination of right, requester and mode, compared with a table written by hand.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -51,10 +51,10 @@ fn rules(mode: Authorization, owner: Option<i64>) -> Rules {
     }
 }
 
-/// A name, who asks, and what they may by which rule.
+/// A name, a requester, and the rights it has, each with the rule that gives it.
 type Row = (&'static str, Requester, Vec<(Right, Rule)>);
 
-/// The rights that the mode `grant` leaves, by the first rule that holds.
+/// The expected rights in the mode `grant`, each with the first rule that applies.
 fn table() -> Vec<Row> {
     let all = |rule| RIGHTS.map(|right| (right, rule)).to_vec();
     let only = |right| vec![(right, Rule::Grant)];
@@ -227,7 +227,7 @@ fn a_tagged_node_has_no_owner() {
             );
         }
     }
-    // Nor is a machine whose shared profile carries the owner's login the owner.
+    // A machine is not the owner either, even if its shared profile has the owner's login.
     let denied = authorize(
         Right::List,
         &machine(&[]),

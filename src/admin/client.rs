@@ -1,7 +1,8 @@
-//! Calls of the admin API, for the command line: over the local admin socket, or over the network to `host:port`.
+//! The client of the admin API for the command line: over the local admin socket, or over the
+//! network to `host:port`.
 //!
-//! Invariant: every call has a deadline, connecting included. The network is the machine's own: whoever names a host on the tailnet
-//! needs this machine to be on it.
+//! Invariant: every call has a deadline, which includes connecting. Network calls use the machine's
+//! own network: to reach a host on the tailnet this machine must be on the tailnet.
 
 use std::{
     fmt, io,
@@ -27,14 +28,14 @@ use super::{
 };
 use crate::telemetry::chain;
 
-/// Where the server is.
+/// The address of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     Host { host: String, port: u16 },
     Socket(PathBuf),
 }
 
-/// A call that failed, in the words of Go's gRPC, which scripts look for.
+/// A failed call, worded as by Go's gRPC, since scripts look for that.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("rpc error: code = {code:?} desc = {words}")]
 pub struct CallError {
@@ -42,7 +43,7 @@ pub struct CallError {
     pub words: String,
 }
 
-/// A server to call.
+/// A client for one server.
 #[derive(Debug, Clone)]
 pub struct Client {
     target: Target,
@@ -109,7 +110,8 @@ impl Client {
         Ok(answer.lines)
     }
 
-    /// Connects and calls, both within the time. The request's own deadline is not used: tonic would tell its end as `Cancelled`.
+    /// Connects and calls, both within the timeout. The request's own deadline is not used, because
+    /// tonic would report it as `Cancelled`.
     async fn call<T>(
         &self,
         call: impl AsyncFnOnce(AdminServiceClient<Channel>) -> Result<Response<T>, Status>,
@@ -164,7 +166,7 @@ impl Target {
                         .ok_or_else(|| io::Error::other("the connection is used up"));
                     std::future::ready(stream)
                 });
-                // The name is for the request's authority alone.
+                // The URL is only used for the request's authority.
                 Endpoint::from_static("http://localhost")
                     .connect_with_connector(once)
                     .await
@@ -174,7 +176,7 @@ impl Target {
     }
 }
 
-/// Connects to the local socket, or says what is wrong and what to do.
+/// Connects to the local socket, or explains what is wrong and what to do.
 async fn open(path: &Path) -> Result<UnixStream, String> {
     socket::fits(path).map_err(|error| error.to_string())?;
     UnixStream::connect(path).await.map_err(|error| {
@@ -195,7 +197,7 @@ async fn open(path: &Path) -> Result<UnixStream, String> {
     })
 }
 
-/// The innermost cause: what is around it says "transport error".
+/// The innermost cause: the outer errors only say "transport error".
 fn reason(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {

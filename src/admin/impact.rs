@@ -1,9 +1,10 @@
-//! What removing a key breaks, in words: for the question before it, and for the refusal where nobody was asked.
+//! Describes what the removal of a key breaks: for the question to a person before it, and for the
+//! refusal if nobody was asked.
 
 use super::proto::Key;
 use crate::{jwks::life::Impact, keys::State};
 
-/// What removing a key would break, by a server's list of its keys.
+/// What the removal of a key would break, according to a server's list of keys.
 pub fn impact(keys: &[Key], kid: &str) -> Impact {
     let active = |key: &&Key| key.state == State::Active.as_str();
     let key = keys.iter().find(|key| key.key_id == kid);
@@ -13,7 +14,7 @@ pub fn impact(keys: &[Key], kid: &str) -> Impact {
             && !keys
                 .iter()
                 .any(|other| other.key_id != kid && active(&other)),
-        // Servers from before tell no state.
+        // Older servers report no state.
         tokens_may_be_valid: key.is_some_and(|key| {
             key.state.is_empty()
                 || [State::Active, State::Retired]
@@ -23,7 +24,7 @@ pub fn impact(keys: &[Key], kid: &str) -> Impact {
     }
 }
 
-/// One sentence for each thing that breaks.
+/// One sentence per consequence.
 pub fn consequences(kid: &str, impact: Impact) -> Vec<String> {
     let mut sentences = Vec::new();
     match (impact.signing, impact.last) {

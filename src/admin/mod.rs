@@ -1,25 +1,31 @@
-//! The admin API: make, list, rotate and remove signing keys, and see how the server does. gRPC in plain text (h2c), on the tailnet
-//! and at the local admin socket.
+//! The admin API: create, list, rotate and remove signing keys, and inspect the server. It is gRPC
+//! in plain text (h2c), on the tailnet and on the local admin socket.
 //!
-//! | Method | Right | Does |
+//! | Method | Right | Effect |
 //! |---|---|---|
-//! | `/proto.AdminService/GenerateNewKeys` | `generate` | makes and publishes a key; it signs once verifiers can know it |
-//! | `/proto.AdminService/ListKeys` | `list` | the keys of the document, then those of this server that are not in it |
-//! | `/proto.AdminService/RemoveKey` | `remove` | takes a key out of the document and its files off this server |
-//! | `/proto.AdminService/RotateKeys` | `rotate` | gives the signing key a successor |
-//! | `/proto.AdminService/Status` | `list` | node, signing key, trouble with the document |
-//! | `/proto.AdminService/WhoIs` | `list` | who is behind a tailnet address, and what that caller would be to us |
-//! | `/proto.AdminService/RecentLog` | `list`, and the local socket | the last lines of the log |
-//! | `/grpc.health.v1.Health/*`, `/grpc.reflection.*` | | for everybody |
+//! | `/proto.AdminService/GenerateNewKeys` | `generate` | makes and publishes a key |
+//! | `/proto.AdminService/ListKeys` | `list` | the published keys, then this server's other keys |
+//! | `/proto.AdminService/RemoveKey` | `remove` | removes a key from document and server |
+//! | `/proto.AdminService/RotateKeys` | `rotate` | makes a successor for the signing key |
+//! | `/proto.AdminService/Status` | `list` | node, signing key, problems with the document |
+//! | `/proto.AdminService/WhoIs` | `list` | the identity behind a tailnet address, as we see it |
+//! | `/proto.AdminService/RecentLog` | `list` | the last log lines; only on the local socket |
+//! | `/grpc.health.v1.Health/*` | | open to everybody |
+//! | `/grpc.reflection.*` | | open to everybody |
+//!
+//! A new key signs as soon as verifiers can know it.
 //!
 //! Invariants
-//! - No method runs that `authorize` did not let in, and each call is one audit line: who, method, kid, decision, rule.
-//! - Only gRPC calls of programs get that far: a web page that its visitor's browser lets send requests here reaches no method.
-//! - What was begun is finished and audited, also when the caller hangs up.
-//! - Names and numbers of `proto/admin.proto` are wire format: clients of the Go program know the first three methods.
+//! - A method only runs if `authorize` allows it, and each call is one audit line with requester,
+//!   method, kid, decision and rule.
+//! - Only gRPC calls of programs are considered: no request of a web page reaches a method.
+//! - A call that has begun is completed and audited, even if the caller disconnects.
+//! - The names and numbers in `proto/admin.proto` are a wire format; clients of the Go program use
+//!   the first three methods.
 //!
-//! Left to others: what happens to keys ([`crate::jwks::life`]), who a caller is ([`crate::identity`]), which code an error gets
-//! ([`crate::http::error`]), serving ([`crate::http::serve`]).
+//! Done elsewhere: operations on keys ([`crate::jwks::life`]), identification
+//! ([`crate::identity`]), status codes of errors ([`crate::http::error`]), serving
+//! ([`crate::http::serve`]).
 
 mod authorize;
 mod client;
@@ -28,7 +34,7 @@ mod service;
 mod socket;
 mod status;
 
-/// Code made from `proto/admin.proto`.
+/// Code generated from `proto/admin.proto`.
 #[allow(
     missing_debug_implementations,
     unreachable_pub,

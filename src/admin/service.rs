@@ -1,4 +1,4 @@
-//! The methods over [`KeyLife`], and the door before them.
+//! The methods, based on [`KeyLife`], and the access check before them.
 
 use std::{
     net::SocketAddr,
@@ -49,29 +49,30 @@ use crate::{
     version,
 };
 
-/// A request holds an id and a number.
+/// A request only contains an id and a number.
 const REQUEST_BYTES: usize = 16 << 10;
-/// What clients take by default, and more keys than anybody has.
+/// The default limit of gRPC clients, with room for more keys than anybody has.
 const RESPONSE_BYTES: usize = 4 << 20;
-/// Longest id that is looked for.
+/// The longest key id that is accepted.
 const KID_BYTES: usize = 512;
 
-/// Sizes of an RSA modulus that are made.
+/// The accepted sizes of an RSA modulus.
 const SIZES: &[u32] = crate::config::table::SIZES;
 
-/// What the methods need. Cheap to clone.
+/// The state of the methods. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Admin {
     pub keys: KeyLife,
-    /// What a new key is where the request does not say.
+    /// The kind of a new key, unless the request names one.
     pub spec: KeySpec,
     pub mode: Authorization,
     pub node: OwnNode,
-    /// One change at a time: what was looked at before it still holds then.
+    /// Serializes changes, so that what a change was decided on still holds when it is made.
     pub changes: Arc<Mutex<()>>,
 }
 
-/// The server around the methods. The local socket is served before there is a node. Clones are one.
+/// What the methods report about the server. The local socket is served before the node exists.
+/// Clones share one state.
 #[derive(Debug, Clone, Default)]
 pub struct OwnNode {
     pub membership: Membership,
@@ -79,7 +80,8 @@ pub struct OwnNode {
     pub listeners: Listeners,
 }
 
-/// The server's node once it has joined, and how far it is with that before. Clones are one.
+/// The server's node once it has joined, and the progress of joining before that. Clones share one
+/// state.
 #[derive(Debug, Clone, Default)]
 pub struct Membership {
     node: Arc<OnceLock<Arc<dyn Node>>>,
@@ -87,7 +89,7 @@ pub struct Membership {
 }
 
 impl OwnNode {
-    /// Told once; a second node changes nothing.
+    /// To be called once; a second node is ignored.
     pub fn joined(&self, node: Arc<dyn Node>) {
         let _ = self.membership.node.set(node);
     }
@@ -102,12 +104,12 @@ impl OwnNode {
 }
 
 impl Membership {
-    /// How far joining is, until there is a node.
+    /// Sets the progress of joining, until there is a node.
     pub fn joining(&self, state: JoinState) {
         self.joining.store(Some(Arc::new(state)));
     }
 
-    /// How far the node is with being on the tailnet.
+    /// The node's state on the tailnet.
     pub fn state(&self, now: Timestamp) -> JoinState {
         match (self.node.get(), self.joining.load_full()) {
             (Some(node), _) => classify(&node.watch().borrow(), false, now),
@@ -117,14 +119,14 @@ impl Membership {
     }
 }
 
-/// The services with the door before them. Wants `http::layers::wrap_grpc` around it, and on each request either a [`Requester`] or an
-/// `Arc<Connection>` among the extensions.
+/// The services behind the access check. Needs `http::layers::wrap_grpc` around it, and in each
+/// request's extensions either a [`Requester`] or an `Arc<Connection>`.
 pub fn router(admin: Admin) -> Result<Router, tonic_reflection::server::Error> {
     let service = AdminServiceServer::new(admin.clone())
         .max_decoding_message_size(REQUEST_BYTES)
         .max_encoding_message_size(RESPONSE_BYTES);
     let (reporter, health) = tonic_health::server::health_reporter();
-    // Nothing waits here: the reporter's table is new and nobody else has it.
+    // This does not wait: nobody else uses the new reporter's table.
     tokio::spawn(async move { reporter.set_serving::<AdminServiceServer<Admin>>().await });
     let descriptors = || {
         tonic_reflection::server::Builder::configure()
@@ -134,14 +136,14 @@ pub fn router(admin: Admin) -> Result<Router, tonic_reflection::server::Error> {
     let routes = Routes::new(service)
         .add_service(health)
         .add_service(descriptors().build_v1()?)
-        // What grpcurl and older tools ask.
+        // Used by grpcurl and older tools.
         .add_service(descriptors().build_v1alpha()?);
     Ok(routes
         .into_axum_router()
         .layer(middleware::from_fn_with_state(admin, door)))
 }
 
-/// A call that was let in.
+/// A call that is allowed.
 #[derive(Debug, Clone)]
 struct Admission {
     method: &'static str,
@@ -167,7 +169,8 @@ async fn door(
 }
 
 impl Admin {
-    /// Decides on a call. `None`: it is for everybody, and no administration.
+    /// Decides about a call. `None`: the method is open to everybody and does not administer
+    /// anything.
     async fn admit(&self, head: &Parts) -> Result<Option<Admission>, Error> {
         let path = head.uri.path();
         grpc::check(head.version, &head.headers).inspect_err(|error| {
@@ -212,7 +215,7 @@ impl Admin {
         }
     }
 
-    /// Who asks: the kernel's word at the socket, the tailnet's elsewhere.
+    /// Identifies the requester: by the kernel on the socket, by the tailnet elsewhere.
     async fn requester(&self, head: &Parts) -> Result<Requester, Error> {
         if let Some(local) = head.extensions.get::<Requester>() {
             return Ok(local.clone());
@@ -263,7 +266,7 @@ impl Admin {
             ));
         }
         let _one = self.changes.lock().await;
-        // A client from before asked its person and cannot say so.
+        // Older clients leave this out: they have asked their user before the call.
         if force == Some(false) {
             let failed = |error: LifeError| status::failed(Doing::Remove, &error);
             self.keys
@@ -377,10 +380,10 @@ impl Admin {
         }
     }
 
-    /// What a caller at this address would be to us.
+    /// The identity of a caller at this address, as the components would see it.
     async fn who(&self, address: &str) -> Result<WhoIsResponse, Error> {
         let refused = |kind, code, words: &str| Err(Error::new(kind, code, words));
-        // Port 0 belongs to nobody: asked for the address alone, the node answers for whatever port.
+        // No connection uses port 0: for a bare address the node answers for any port.
         let Some(peer) = address
             .parse::<SocketAddr>()
             .ok()
@@ -442,7 +445,7 @@ impl Admin {
         })
     }
 
-    /// Runs a call to its end, whatever its client does meanwhile, and writes its audit line.
+    /// Runs a call to its end, even if its client disconnects, and writes its audit line.
     async fn finish<T: Send + 'static>(
         &self,
         admission: Admission,
@@ -575,7 +578,7 @@ impl AdminService for Admin {
         let local = matches!(admission.requester, Requester::Local { .. });
         self.finish(admission, None, |_| None, async move {
             if !local {
-                // It names every caller: more than a grant to list keys is meant to show.
+                // The log names every caller, which a grant to list keys does not cover.
                 return Err(Error::new(
                     Kind::Forbidden,
                     "local_only",
@@ -590,7 +593,7 @@ impl AdminService for Admin {
     }
 }
 
-/// A method behind the door gets here only with an admission; without one the door is missing.
+/// The admission that the access check has added. If it is missing, so is the check.
 fn admitted<T>(request: Request<T>) -> Result<(Admission, T), Status> {
     let (_, mut extensions, message) = request.into_parts();
     match extensions.remove::<Admission>() {
@@ -615,7 +618,7 @@ fn not_in_the_table(path: &str, declared: &[&str]) -> Error {
     )
 }
 
-/// The last part of a path of the table, which is static.
+/// The last part of a path in the table, as a static string.
 fn method_of(path: &str) -> &'static str {
     super::authorize::METHODS
         .iter()
@@ -628,7 +631,7 @@ fn id(key: Option<&Key>) -> Option<String> {
     key.map(|key| key.key_id.clone())
 }
 
-/// What a request wants made; `None` leaves it to the setting.
+/// The key that a request asks for; `None` leaves it to the setting.
 fn spec(size: i32, algorithm: &str, setting: KeySpec) -> Result<Option<KeySpec>, Error> {
     let refused = |words: String| Err(Error::new(Kind::BadRequest, "bad_key_spec", words));
     let bits = match u32::try_from(size) {
@@ -663,7 +666,7 @@ fn spec(size: i32, algorithm: &str, setting: KeySpec) -> Result<Option<KeySpec>,
     }
 }
 
-/// A key as it goes over the wire.
+/// A key in its wire format.
 pub fn key(view: &KeyView) -> Key {
     Key {
         key_id: view.kid.clone(),

@@ -1,11 +1,12 @@
-//! The local admin socket: whoever the kernel says is our own user, or root, may administer through it.
+//! The local admin socket: gives access to processes of our own user and of root, as identified by
+//! the kernel.
 //!
 //! Invariants
-//! - Mode 0600, in a directory that is made with 0700 where it is missing. The mode is a courtesy: `authorize` looks at the peer's
-//!   credentials, so that no moment of a wider mode lets anybody in.
-//! - Only one process has a path. It holds an `flock` beside it for as long as it lives, so a file left by a dead process is told
-//!   from a live one without asking it.
-//! - The file goes away with its owner, and nobody else's does.
+//! - Its mode is 0600, and its directory is created with 0700 if it is missing. The mode is not the
+//!   protection: `authorize` checks the peer's credentials, so even a wider mode lets nobody in.
+//! - Only one process uses a path. It holds an `flock` on a file beside the socket as long as it
+//!   lives, so a socket file left by a dead process can be told from a live one without connecting.
+//! - A process removes its own socket file at the end, and no other.
 
 use std::{
     fs, io,
@@ -25,14 +26,14 @@ use crate::{
     keys::disk::{self, DiskError, Lock},
 };
 
-/// What `sun_path` holds, less the NUL at its end.
+/// The length of `sun_path` without the final NUL.
 pub const LONGEST_PATH: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 
-/// Wait after a failed accept; it grows up to the second one.
+/// The pause after a failed accept grows from the first to the second value.
 const PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Why there is no socket.
+/// Why the socket could not be created.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SocketError {
@@ -56,7 +57,6 @@ pub enum SocketError {
     TooLong { path: PathBuf, length: usize },
 }
 
-/// The listening socket.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
@@ -66,7 +66,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Listens at `path`; wants a tokio runtime around it.
+    /// Listens at `path`. Needs a tokio runtime.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
         fits(path)?;
         let at = |source| SocketError::Io {
@@ -88,7 +88,8 @@ impl Socket {
         })?;
         match fs::symlink_metadata(path) {
             Ok(file) if file.file_type().is_socket() => {
-                // Ours to replace: nobody has the lock. Unless somebody listens there who knows of no lock.
+                // We hold the lock, so the file may be replaced, unless a process listens there
+                // that does not use the lock.
                 if std::os::unix::net::UnixStream::connect(path).is_ok() {
                     return Err(live());
                 }
@@ -127,7 +128,7 @@ impl Accept for Socket {
     async fn accept(&mut self) -> io::Result<(UnixStream, Requester)> {
         let mut pause = PAUSE;
         loop {
-            // Without credentials there is nobody to serve; the next one may have them.
+            // A connection without credentials is dropped; the next one may have them.
             match self
                 .listener
                 .accept()
@@ -161,7 +162,8 @@ impl Drop for Socket {
     }
 }
 
-/// Also asked by clients: connecting to a long path fails in the kernel with words that help nobody.
+/// Clients check this too: for a path that is too long, the kernel's error does not explain
+/// anything.
 pub(super) fn fits(path: &Path) -> Result<(), SocketError> {
     let length = path.as_os_str().as_bytes().len();
     if length > LONGEST_PATH {
@@ -222,7 +224,7 @@ mod tests {
             "{error}"
         );
         UnixStream::connect(&path).await.unwrap();
-        // Deleting the file under it changes nothing about who has the place.
+        // Removing the socket file does not release the path.
         fs::remove_file(&path).unwrap();
         assert!(matches!(Socket::bind(&path), Err(SocketError::Live { .. })));
         drop(first);

@@ -1,7 +1,8 @@
-//! What goes wrong with keys, as the caller is told it. The kind decides the code (`crate::http::error`); the words are those of the
-//! Go program where it had any, since scripts look for them.
+//! Errors of key operations as the caller sees them. The kind decides the status
+//! (`crate::http::error`). The wording is that of the Go program where it had one, since scripts
+//! look for it.
 //!
-//! Callers here are trusted with the server, so the words may name places and files.
+//! Callers are trusted with the server, so messages may name files and places of publication.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::{
     keys::{StoreError, disk::DiskError},
 };
 
-/// What was being done.
+/// The operation that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Doing {
     Generate,
@@ -20,7 +21,7 @@ pub(super) enum Doing {
     Rotate,
 }
 
-/// When a passing trouble is worth another try.
+/// When to try again after a temporary failure.
 const SOON: Duration = Duration::from_secs(5);
 
 pub(super) fn failed(doing: Doing, error: &LifeError) -> Error {
@@ -28,7 +29,7 @@ pub(super) fn failed(doing: Doing, error: &LifeError) -> Error {
     Error::new(kind, code, format!("{}{error}", prefix(doing, error)))
 }
 
-/// The document could not be read for a list.
+/// The published document could not be read for a list.
 pub(super) fn unread(error: PublishError) -> Error {
     failed(Doing::List, &LifeError::Publish(error))
 }
@@ -39,7 +40,8 @@ fn kind(error: &LifeError) -> (Kind, &'static str) {
         LifeError::NotFound(_) => (Kind::NotFound, "key_not_found"),
         LifeError::KidTaken(_) => (Kind::Conflict, "key_id_taken"),
         LifeError::Publish(PublishError::Conflict { .. }) => (Kind::Conflict, "jwks_conflict"),
-        // Not the caller's permission but ours: nobody is helped by a PermissionDenied here.
+        // It is our permission that is missing and not the caller's, so PermissionDenied would be
+        // misleading.
         LifeError::Publish(PublishError::Denied { .. }) => (Kind::Precondition, "jwks_denied"),
         LifeError::Publish(PublishError::NotFound { .. }) => (Kind::Precondition, "jwks_no_place"),
         LifeError::Publish(PublishError::Unreadable { .. }) => {

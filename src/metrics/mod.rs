@@ -1,4 +1,4 @@
-//! The component `metrics`: what the parts have counted and what they are like right now, as Prometheus reads it.
+//! The component `metrics`: the program's counters and its present state, in Prometheus' format.
 //!
 //! | Route | Answer |
 //! |---|---|
@@ -6,11 +6,14 @@
 //! | `GET /livez`, `GET /readyz` | as on the issuer ([`crate::http::health`]) |
 //!
 //! Invariants
-//! - Nothing is kept here: each answer is made from the counts ([`crate::telemetry::meter`]) and a look at every part.
-//! - The number of series is bounded by the program's own words; no caller, address or key id is a label.
-//! - It asks nobody who they are and tells nothing about anybody. On the tailnet the tailnet's policy says who reaches the port.
+//! - Nothing is stored here: each answer is made from the counters ([`crate::telemetry::meter`])
+//!   and the state of each part.
+//! - The number of series is bounded, since label values come from the program; no caller, address
+//!   or key id is a label.
+//! - Callers are not identified, and nothing about callers is revealed. On the tailnet, its policy
+//!   decides who can reach the port.
 //!
-//! `docs/operations.md` has the table of all names.
+//! `docs/operations.md` lists all names.
 
 use std::sync::{Arc, atomic::AtomicU64};
 
@@ -45,7 +48,7 @@ use crate::{
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What there is to look at.
+/// The sources of the metrics.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     pub meter: Meter,
@@ -77,9 +80,9 @@ type Labels = [(&'static str, &'static str); 1];
 type Number = Gauge<f64, AtomicU64>;
 
 impl Metrics {
-    /// Everything as it is now. Whoever else shows numbers shows these.
+    /// The present values of all metrics, for every way of showing them.
     pub async fn registry(&self) -> Registry {
-        // Without it the rest is still worth having.
+        // The other metrics are useful without this one.
         let runtime = tailnet::runtime_stats().await.ok();
         self.at(runtime, Timestamp::now())
     }
@@ -269,7 +272,7 @@ fn go(registry: &mut Registry, runtime: RuntimeStats) {
     );
 }
 
-/// Under the names that everybody's dashboards know.
+/// The usual metrics of a process, under their conventional names.
 fn process(registry: &mut Registry) {
     let entries = |path| std::fs::read_dir(path).map(|entries| number(entries.count() as u64));
     if let Ok(open) = entries("/proc/self/fd") {
@@ -316,7 +319,7 @@ fn seconds(time: Timestamp) -> f64 {
     time.as_millisecond() as f64 / 1000.0
 }
 
-/// Exact up to 2^53, which no count here reaches.
+/// Exact up to 2^53, which no counter here reaches.
 fn number(count: u64) -> f64 {
     count as f64
 }

@@ -1,12 +1,14 @@
-//! Audit lines: one for each token, refusal, key change and administrative call, in the log under the component `audit`.
+//! Audit lines: one for each token, refusal, key change and administrative call, in the log under
+//! the component `audit`.
 //!
-//! A line names the decision, who asked, and the reason code; it carries `kid` and `jti`, never a token.
+//! A line has the decision, the caller and the reason code, and `kid` and `jti` where they apply,
+//! but never a token.
 //!
 //! Invariants
-//! - What was done has a line each time. Refusals are as many as callers like to make, so those of
-//!   one action, caller and reason have a few lines in a while, and the others are counted: in the
-//!   next line, or in one of their own ([`tell_repeated`]).
-//! - What is kept for that is bounded, and so is the number of lines.
+//! - Every action that was carried out has a line. Callers can cause any number of refusals, so
+//!   refusals of the same action, caller and reason only have a few lines per period. The others
+//!   are counted; the count is in the next line, or in a line of its own ([`tell_repeated`]).
+//! - The memory for this is bounded, and so is the number of lines.
 
 use std::{
     collections::HashMap,
@@ -14,20 +16,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The target of audit lines.
+/// The log target of audit lines.
 pub(super) const TARGET: &str = "audit";
-/// How many refusals like this one had no line.
+/// The field with the number of similar refusals that had no line.
 pub(super) const REPEATED: &str = "repeated";
 
-/// Lines of refusals that are alike, in this time.
+/// The number of lines for similar refusals in one period.
 const EACH: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(10);
-/// Different ones that are told apart in that time; further ones count as alike.
+/// Different refusals that are counted separately in one period; all others are counted together.
 const APART: usize = 500;
-/// Bytes of a word that tell one from another.
+/// Bytes of a text that are compared.
 const WORD: usize = 200;
 
-/// What was decided.
+/// The decision that an audit line reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
     Allowed,
@@ -51,11 +53,11 @@ macro_rules! audit {
     };
 }
 
-/// Those of the process, as the log is.
+/// The counts of this process, like the log.
 pub(super) static REFUSALS: LazyLock<Refusals> = LazyLock::new(Refusals::default);
 
-/// Writes how many refusals had no line, for those whose time is over; to be called every few
-/// seconds. At the end, `all`.
+/// Writes the number of refusals without a line for each period that has ended. To be called every
+/// few seconds, and once with `all` at the end of the process.
 pub fn tell_repeated(now: Instant, all: bool) {
     for (like, repeated) in REFUSALS.over(now, all) {
         let Like {
@@ -67,7 +69,7 @@ pub fn tell_repeated(now: Instant, all: bool) {
     }
 }
 
-/// What makes refusals alike.
+/// Refusals that agree in these fields count as similar.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Like {
     action: String,
@@ -100,7 +102,8 @@ struct Count {
 }
 
 impl Refusals {
-    /// One more. `None`: it has no line of its own. Else how many before it had none.
+    /// Counts a refusal. `None` if it gets no line, otherwise the number of similar ones before it
+    /// that got none.
     pub(super) fn take(&self, like: Like, now: Instant) -> Option<u64> {
         let mut counts = self.counts();
         let like = if counts.len() < APART || counts.contains_key(&like) {
@@ -130,7 +133,7 @@ impl Refusals {
         None
     }
 
-    /// Forgets those whose time is over, and gives what was not told of them.
+    /// Removes counts whose period has ended, and returns those with refusals that had no line.
     fn over(&self, now: Instant, all: bool) -> Vec<(Like, u64)> {
         let over = |count: &Count| all || now.saturating_duration_since(count.since) >= WINDOW;
         self.counts()
@@ -162,13 +165,13 @@ mod tests {
             written += u32::from(refusals.take(of("mallory"), now).is_some());
         }
         assert_eq!(written, EACH);
-        // Others have lines of their own.
+        // Refusals of another caller have their own lines.
         assert_eq!(refusals.take(of("alice"), now), Some(0));
         assert_eq!(
             refusals.take(Like::new("issue", "mallory", "denied_by_policy"), now),
             Some(0)
         );
-        // The next one tells of them, or nobody came and the end of the time does.
+        // The count is reported by the next refusal, or at the end of the period if there is none.
         let later = now + WINDOW;
         assert_eq!(
             refusals.take(of("mallory"), later),

@@ -1,34 +1,36 @@
-//! The last line of a terminal, which changes in place while other lines go by above it.
+//! A status line at the bottom of a terminal. It changes in place while other lines are printed
+//! above it.
 //!
-//! Invariant: there is one terminal, and whoever writes a line to it while there may be a foot does so through [`above`]; so no line
-//! is torn, and none is left behind by the foot.
+//! Invariant: while there may be a status line, every line for the terminal is written inside
+//! [`above`]. So no line is torn, and no remains of the status line are left.
 
 use std::{
     io::Write as _,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// What stands there now, on standard error.
+/// The current status line, on standard error.
 static FOOT: Mutex<Option<String>> = Mutex::new(None);
 
-/// Back to the begin of the line, and nothing on it.
+/// Moves to the beginning of the line and clears it.
 const ERASE: &str = "\r\x1b[2K";
 
-/// Puts a text there, or in the place of the one before. It must fit on one line: what has wrapped cannot be taken back.
+/// Shows a text or replaces the previous one. It must fit on one line: a wrapped line could not be
+/// cleared.
 pub fn set(text: &str) {
     let mut foot = foot();
     write(&format!("{ERASE}{text}"));
     *foot = Some(text.to_owned());
 }
 
-/// Takes it away.
+/// Removes the status line.
 pub fn clear() {
     if foot().take().is_some() {
         write(ERASE);
     }
 }
 
-/// Writes whole lines where the foot is, and the foot below them.
+/// Writes complete lines in place of the status line, and the status line below them.
 pub fn above<T>(lines: impl FnOnce() -> T) -> T {
     let foot = foot();
     if foot.is_some() {
@@ -47,7 +49,7 @@ fn foot() -> MutexGuard<'static, Option<String>> {
 
 fn write(text: &str) {
     let mut terminal = std::io::stderr().lock();
-    // There is nowhere to say that the terminal is gone.
+    // If the terminal is gone, there is nowhere to report it.
     let _ = terminal
         .write_all(text.as_bytes())
         .and_then(|()| terminal.flush());

@@ -1,11 +1,14 @@
-//! Log lines on standard output (standard error where a result goes there), in the two shapes that the original had, each with its time.
+//! Log lines on standard output (or standard error where a result goes to standard output), in the
+//! two formats of the Go program, each line with its time.
 //!
 //! - console: `2026-11-22T08:15:04.120Z INF issuer issued token kid=… user=…`
-//! - json: one object a line with `time`, `level`, `component`, `message`, the fields, and `error` for errors.
+//! - json: one object per line with `time`, `level`, `component`, `message`, the fields, and
+//!   `error`
 //!
-//! The component is the event's target: its own word (`target: "issuer"`), or the module's name below the crate.
-//! Fields of the spans around an event (the request id) are part of its line. Lines of libraries pass from `warn` on.
-//! A reader that does not read holds up nobody (`writer.rs`).
+//! The component is the event's target: one of our own names (`target: "issuer"`), or the name of
+//! the module below the crate. Fields of the surrounding spans (the request's id) are part of the
+//! line. Libraries' lines are only logged from `warn` on. A reader of the log that does not read
+//! delays nobody (`writer.rs`).
 
 use std::{
     borrow::Cow,
@@ -40,7 +43,7 @@ use super::{
 };
 use crate::config::{Log, LogFormat, LogLevel};
 
-/// Targets of our own that are not module paths.
+/// Our own targets that are not module paths.
 const OWN_TARGETS: [&str; 12] = [
     "admin",
     "audit",
@@ -56,28 +59,28 @@ const OWN_TARGETS: [&str; 12] = [
     "tsnet",
 ];
 
-/// Lines that are kept for whoever asks what happened last.
+/// The number of lines that are kept for `recent`.
 const RECENT: usize = 200;
-/// Bytes that are kept of one line.
+/// Bytes of each kept line.
 const RECENT_BYTES: usize = 1024;
 
-/// Most lines have no more bytes and fields than this; one that has more costs a copy.
+/// Initial sizes that most lines fit into; larger lines cost a copy.
 const LINE: usize = 320;
 const FIELDS: usize = 12;
 
-/// The least level that is logged; of the process, since a subscriber is.
+/// The lowest level that is logged, for the whole process like the subscriber.
 static LEVEL: AtomicU8 = AtomicU8::new(LogLevel::Info as u8);
 static WRITER: OnceLock<Arc<Writer>> = OnceLock::new();
 static LAST: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
 
-/// Changes the level of the running process.
+/// Changes the log level of the running process.
 pub fn set_level(to: LogLevel) {
     LEVEL.store(to as u8, Ordering::Relaxed);
-    // What was decided for each place in the code is decided anew.
+    // tracing has cached for each place in the code whether it is enabled.
     tracing::callsite::rebuild_interest_cache();
 }
 
-/// The last lines, oldest first.
+/// The last lines, the oldest first.
 pub fn recent() -> Vec<String> {
     let last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
     last.iter().cloned().collect()
@@ -96,7 +99,8 @@ fn keep(line: &str) {
     last.push_back(place);
 }
 
-/// Starts logging for the whole process. A second call changes nothing. Where there is an `otlp`, it gets the spans.
+/// Starts logging for the whole process. A second call has no effect. Spans go to `otlp` if there
+/// is one.
 pub fn init(settings: &Log, otlp: Option<&Otlp>) {
     start(settings, Stream::Out, std::io::stdout().is_terminal(), otlp);
 }
@@ -106,7 +110,8 @@ pub fn init_beside_result(settings: &Log) {
     start(settings, Stream::Err, std::io::stderr().is_terminal(), None);
 }
 
-/// Writes what still waits, as far as the reader takes it in this time: for the end of the process.
+/// Writes waiting lines, as far as the reader takes them within `limit`. For the end of the
+/// process.
 pub fn flush(limit: Duration) {
     if let Some(writer) = WRITER.get() {
         writer.flush(limit);
@@ -124,10 +129,10 @@ fn start(settings: &Log, stream: Stream, terminal: bool, otlp: Option<&Otlp>) {
         color: !settings.no_color && terminal,
         writer: WRITER.get_or_init(|| Writer::new(stream, told)).clone(),
     };
-    // Fails only when a subscriber is already there, which is then the one to use.
+    // Only fails if a subscriber is already installed, which is then used.
     let _ = match otlp {
         None => tracing_subscriber::registry().with(lines).try_init(),
-        // Each with a filter of its own: what is not logged may still be a span, and the other way round.
+        // With separate filters: a span may be exported although it is not logged, and vice versa.
         Some(otlp) => tracing_subscriber::registry()
             .with(otlp.layer())
             .with(lines.with_filter(filter_fn(logged)))
@@ -135,7 +140,7 @@ fn start(settings: &Log, stream: Stream, terminal: bool, otlp: Option<&Otlp>) {
     };
 }
 
-/// Whether events and spans of this kind are logged.
+/// Whether events and spans with this metadata are logged.
 fn logged(meta: &Metadata<'_>) -> bool {
     let level = level(LEVEL.load(Ordering::Relaxed));
     let most = if is_ours(meta) {
@@ -146,7 +151,7 @@ fn logged(meta: &Metadata<'_>) -> bool {
     *meta.level() <= most
 }
 
-/// Whether this is the program's own, and no library's.
+/// Whether this comes from the program itself and not from a library.
 pub(super) fn is_ours(meta: &Metadata<'_>) -> bool {
     component(meta.target()).is_some()
 }
@@ -171,7 +176,7 @@ struct Lines {
     writer: Arc<Writer>,
 }
 
-/// The line that tells of lines that nobody read in time.
+/// The line that reports lost lines.
 fn of_lost(lost: Lost) -> Line<'static> {
     let fields = vec![
         ("message", "log lines were lost: nobody read them".into()),
@@ -236,7 +241,7 @@ where
     }
 }
 
-/// The component a target stands for, or `None` for a library's.
+/// The component of a target, or `None` for a library.
 fn component(target: &str) -> Option<&str> {
     if OWN_TARGETS.contains(&target) {
         return Some(target);
@@ -285,7 +290,7 @@ impl Line<'_> {
             write!(text, "{word}")
         };
         let _ = write!(text, " {} ", self.component);
-        // A message of the node may hold anything; it stays on its line.
+        // A message from the node may contain line breaks.
         text.extend(
             plain(&message)
                 .chars()
@@ -311,7 +316,7 @@ fn plain(value: &Value) -> Cow<'_, str> {
     }
 }
 
-/// Whether no reader (and no terminal) could take it for something else.
+/// Whether the text is unambiguous without quotes, for parsers and terminals.
 fn is_safe(text: &str) -> bool {
     !text.is_empty()
         && text
@@ -338,10 +343,10 @@ impl Fields {
         self.text(name) == text
     }
 
-    /// Whether this refusal is to be written, with how many like it were not.
+    /// Whether to write this refusal; if so, adds the number of similar ones that were not written.
     fn bound_refusal(&mut self, now: Instant) -> bool {
         if self.0.iter().any(|(name, _)| *name == audit::REPEATED) {
-            return true; // a count itself
+            return true; // this is such a count
         }
         let like = audit::Like::new(
             &self.text("message"),

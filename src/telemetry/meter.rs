@@ -1,8 +1,9 @@
-//! What the parts count as they work. Counting is a few atomic additions, whether or not anybody asks for the numbers; the component
-//! `metrics` is what makes them public.
+//! Counters of all parts. Counting costs a few atomic additions, whether or not the numbers are
+//! read; the component `metrics` publishes them.
 //!
-//! Invariant: every label's values come from the program's own words (components, results, reason codes) or from the operator's
-//! files (names of rules and policies), never from a caller, so the number of series is bounded.
+//! Invariant: label values come from the program (components, results, reason codes) or from the
+//! operator's files (names of rules and policies), never from a caller. So the number of series is
+//! bounded.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +13,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-/// Clones are one.
+/// The counters. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Meter(Arc<Counts>);
 
@@ -62,7 +63,7 @@ struct Exchange {
     reason: &'static str,
 }
 
-/// From a tenth of a millisecond (EdDSA, idle) to what the overload bound lets wait.
+/// From 0.1 ms (EdDSA, idle machine) to the longest wait that the overload limit allows.
 const SIGNING: [f64; 12] = [
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5,
 ];
@@ -90,7 +91,7 @@ impl Meter {
         self.token(component, "issued", "");
     }
 
-    /// `reason`: the stable code of the refusal.
+    /// `reason` is the stable code of the refusal.
     pub fn token_refused(&self, component: &'static str, reason: &'static str) {
         self.token(component, "refused", reason);
     }
@@ -106,7 +107,7 @@ impl Meter {
             .inc();
     }
 
-    /// The caller was known from before.
+    /// The answer was known already.
     pub fn whois_kept(&self) {
         self.whois("kept");
     }
@@ -129,7 +130,7 @@ impl Meter {
         self.0.jwks.get_or_create(&Answer { result }).inc();
     }
 
-    /// `change`: the key life's own word for it.
+    /// `change` is the name that the key's life cycle has for it.
     pub fn key_changed(&self, change: &'static str, done: bool) {
         let result = if done { "done" } else { "failed" };
         self.0
@@ -138,7 +139,8 @@ impl Meter {
             .inc();
     }
 
-    /// One decision of the gate. `reason`: the code of the refusal, empty where there is none; `rule`: its name in the operator's file.
+    /// A decision of the gate. `reason` is the code of the refusal or empty; `rule` is the name in
+    /// the operator's file.
     pub fn decided(&self, result: &'static str, reason: &'static str, rule: String) {
         let ruling = Ruling {
             result,
@@ -148,12 +150,12 @@ impl Meter {
         self.0.decisions.get_or_create(&ruling).inc();
     }
 
-    /// `result`: `answered`, or the code of what went wrong behind the gate.
+    /// `result` is `answered`, or the error code of the failed call.
     pub fn upstream(&self, result: &'static str) {
         self.0.upstreams.get_or_create(&Answer { result }).inc();
     }
 
-    /// `policy`: empty where none was concerned.
+    /// `policy` is empty if none applies.
     pub fn exchanged(&self, policy: &str) {
         self.exchange(policy, "granted", "");
     }
@@ -172,12 +174,12 @@ impl Meter {
         self.0.exchanges.get_or_create(&exchange).inc();
     }
 
-    /// A look at an outside issuer's keys: `new`, `unchanged` or `failed`.
+    /// The result of fetching an outside issuer's keys: `new`, `unchanged` or `failed`.
     pub fn issuer_keys_fetched(&self, result: &'static str) {
         self.0.issuers.get_or_create(&Answer { result }).inc();
     }
 
-    /// Puts the counts where they are asked for.
+    /// Adds the counters to a registry.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "tokens",

@@ -1,12 +1,15 @@
-//! Whether this server does what it is for, and which part keeps it from that.
+//! Readiness: whether this server can do its work, and if not, which part prevents it.
 //!
-//! Each part adds a latch: a name and a look at its own state. Ready means that no latch is held. A latch may also be degraded: something
-//! is wrong that an operator has to see, but the server still does what it is for, and taking it out of service would only make it
-//! worse (all replicas share a bucket, so they would all go at once).
+//! Each part adds a latch: a name and a check of the part's own state. The server is ready if no
+//! latch is held. A latch may also be degraded: something is wrong that an operator should see, but
+//! the server still works, and taking it out of service would make things worse (all replicas share
+//! one bucket, so all of them would be taken out at once).
 //!
-//! A latch is looked at when somebody asks, so its answer is never older than the question; a look must be cheap and must not wait.
+//! Latches are checked when somebody asks, so an answer is always current. A check must be cheap
+//! and must not wait.
 //!
-//! Words of a latch are shown to whoever reaches the port: they name no path, no address of a login and no secret.
+//! Anybody who reaches the port can see a latch's texts: they contain no path, no login URL and no
+//! secret.
 
 use std::sync::{
     Arc, PoisonError, RwLock,
@@ -16,13 +19,13 @@ use std::sync::{
 use jiff::Timestamp;
 use serde::Serialize;
 
-/// What a look finds.
+/// The result of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
     Released,
-    /// Wrong, and no reason to take the server out of service. Why.
+    /// Something is wrong, for this reason, but the server should stay in service.
     Degraded(String),
-    /// The server cannot do what it is for. Why.
+    /// The server cannot do its work, for this reason.
     Held(String),
 }
 
@@ -35,23 +38,23 @@ impl From<Result<(), String>> for State {
 type Look = dyn Fn(Timestamp) -> State + Send + Sync;
 type Named = (&'static str, Arc<Look>);
 
-/// All latches of a server. Cheap to clone; clones are one.
+/// All latches of a server. Clones share them and are cheap.
 #[derive(Clone, Default)]
 pub struct Readiness(Arc<RwLock<Vec<Named>>>);
 
-/// One latch at one moment.
+/// The state of a latch at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Latch {
     pub name: &'static str,
     pub ready: bool,
-    /// Wrong, although the server is ready as far as this latch is concerned.
+    /// Something is wrong, although this latch does not prevent readiness.
     pub degraded: bool,
-    /// Why it is held or degraded; else empty.
+    /// Why it is held or degraded; otherwise empty.
     pub reason: String,
 }
 
 impl Readiness {
-    /// Adds a latch, or replaces the one of that name.
+    /// Adds a latch, or replaces the latch with that name.
     pub fn latch<S: Into<State>>(
         &self,
         name: &'static str,
@@ -63,7 +66,7 @@ impl Readiness {
         latches.push((name, Arc::new(look)));
     }
 
-    /// Adds a latch that its holder drops and takes by hand. Held at first.
+    /// Adds a latch that its owner releases and holds explicitly. It is held at first.
     pub fn switch(&self, name: &'static str, reason: &'static str) -> Switch {
         let open = Arc::new(AtomicBool::new(false));
         let switch = Switch(open.clone());
@@ -77,9 +80,9 @@ impl Readiness {
         switch
     }
 
-    /// Every latch, in the order in which they were added.
+    /// All latches, in the order in which they were added.
     pub fn look(&self, now: Timestamp) -> Vec<Latch> {
-        // Looked at outside of the lock: a look is somebody else's code.
+        // The lock is not held during a check, which is foreign code.
         let latches = self
             .0
             .read()
@@ -104,7 +107,8 @@ impl Readiness {
     }
 }
 
-/// Ready: there are latches, and none is held. A server that has not said yet what it needs is not ready.
+/// Whether all latches are released. Without any latch the server is not ready, since it has not
+/// said yet what it needs.
 pub fn all(latches: &[Latch]) -> bool {
     !latches.is_empty() && latches.iter().all(|latch| latch.ready)
 }
@@ -115,7 +119,7 @@ impl std::fmt::Debug for Readiness {
     }
 }
 
-/// The hand on a latch.
+/// Controls a latch.
 #[derive(Debug, Clone)]
 pub struct Switch(Arc<AtomicBool>);
 

@@ -1,10 +1,10 @@
-//! Spans of requests, as an exporter of traces sees them. Log lines know the same spans by their id alone.
+//! Spans of requests, for an exporter of traces. The log only uses their ids.
 //!
-//! What a span tells is recorded after it was made: log lines show only what a span began with. Nobody listens where nothing is
-//! exported, and then nothing is recorded (`exported`).
+//! Attributes are recorded after a span was created, because log lines show those that it was
+//! created with. Without an exporter nothing is recorded (`exported`).
 //!
-//! Invariant: a span holds words of ours (route, status, kind of caller) and the request's id; never a path, a header, a name of
-//! anybody or a token.
+//! Invariant: a span has values of our own (route, status, kind of caller) and the request's id,
+//! but never a path, a header, a name or a token.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,9 +19,10 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 static EXPORTED: AtomicBool = AtomicBool::new(false);
 
-/// Whether spans go anywhere.
+/// Whether spans are exported.
 fn exported() -> bool {
-    // Relaxed: set once, before there are requests, and nothing else is read by it.
+    // Relaxed is enough: it is set once, before there are requests, and no other data depends on
+    // it.
     EXPORTED.load(Ordering::Relaxed)
 }
 
@@ -29,12 +30,12 @@ pub(super) fn export() {
     EXPORTED.store(true, Ordering::Relaxed);
 }
 
-/// The request comes from a node of the tailnet: part of such requests' extensions.
+/// Marks a request from a node of the tailnet, among its extensions.
 #[derive(Debug, Clone, Copy)]
 pub struct Neighbour;
 
-/// The span of a request. A trace that a neighbour has begun goes on in it; to one of a stranger it has a link at most, since
-/// whoever names the trace also says whether it is kept.
+/// Creates the span of a request. It continues a trace that a tailnet node has begun. A trace from
+/// elsewhere only gets a link, because its sender would also decide whether it is sampled.
 pub fn request(
     component: &'static str,
     id: &str,
@@ -62,7 +63,7 @@ pub fn request(
     let remote = context.span().span_context().clone();
     if remote.is_valid() {
         if neighbour {
-            // Fails only for a span that has begun.
+            // Only fails for a span that has already started.
             let _ = span.set_parent(context);
         } else {
             span.add_link(remote);
@@ -83,7 +84,7 @@ pub fn request(
     span
 }
 
-/// What the request of this span was answered with.
+/// Records the status of the answer.
 pub fn answered(span: &Span, status: StatusCode) {
     if !exported() {
         return;
@@ -94,14 +95,14 @@ pub fn answered(span: &Span, status: StatusCode) {
     }
 }
 
-/// Who makes the request that is being handled: a kind, no name.
+/// Records the kind of caller of the current request, without a name.
 pub fn caller(kind: &'static str) {
     if exported() {
         Span::current().record("caller.kind", kind);
     }
 }
 
-/// As the conventions have it: methods that nobody knows are one.
+/// The method's name; all unknown methods are one value, as the conventions demand.
 fn known(method: &Method) -> &'static str {
     const KNOWN: [&str; 9] = [
         "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",

@@ -1,12 +1,12 @@
-//! The stream that log lines go to, which may be a pipe that nobody reads.
+//! Writes log lines to a stream, which may be a pipe that nobody reads.
 //!
 //! Invariants
-//! - Writing a line never waits for the reader. A line is written at once, by whoever has it, where
-//!   the stream takes it; else it waits in memory and a thread writes it when there is room. Lines
-//!   keep their order.
-//! - What waits is bounded by bytes. When that is full, lines of refusals go first, then those of
-//!   all else, and audit lines of what was done last. Each line that is lost is counted, and how
-//!   many were is the next line once the reader has caught up.
+//! - Writing a line never waits for the reader. If the stream has room, the calling thread writes
+//!   the line at once. Otherwise the line is kept in memory, and a thread writes it when there is
+//!   room. Lines keep their order.
+//! - The memory for waiting lines is bounded. When it is full, refusals are dropped first, then all
+//!   other lines, and audit lines of actions that were carried out last. Dropped lines are counted,
+//!   and the count is written when the reader has caught up.
 
 use std::{
     collections::VecDeque,
@@ -25,17 +25,17 @@ use rustix::{
 
 use super::foot;
 
-/// What a pipe that is ready takes without waiting (PIPE_BUF of pipe(7)).
+/// What a writable pipe takes without blocking (PIPE_BUF in pipe(7)).
 const AT_ONCE: usize = 4096;
 
-/// What a line is about, the dearest last. Each kind may fill the memory for waiting lines up to a
+/// The kind of a line, in ascending order of importance. Each kind may fill the memory up to a
 /// bound of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// An audit line of somebody refused.
+    /// An audit line about a refusal.
     Refusal,
     Other,
-    /// An audit line of what was done.
+    /// An audit line about an action that was carried out.
     Done,
 }
 
@@ -49,7 +49,7 @@ impl Kind {
     }
 }
 
-/// Lines that were lost.
+/// The numbers of dropped lines.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Lost {
     pub(super) refusals: u64,
@@ -96,7 +96,7 @@ impl Stream {
         loop {
             match poll(&mut fds, within) {
                 Err(rustix::io::Errno::INTR) => {}
-                // What cannot be polled is written to; that tells what is wrong with it.
+                // If a stream cannot be polled, write to it: that shows what is wrong.
                 Err(_) => return true,
                 Ok(ready) => return ready > 0,
             }
@@ -106,9 +106,9 @@ impl Stream {
 
 pub(super) struct Writer {
     stream: Stream,
-    /// A file takes everything; its kernel never waits for a reader.
+    /// Whether the stream is a regular file, for which no write waits for a reader.
     file: bool,
-    /// The line that tells what was lost.
+    /// Makes the line that reports dropped lines.
     told: fn(Lost) -> String,
     state: Mutex<State>,
     caught_up: Condvar,
@@ -119,7 +119,7 @@ struct State {
     lines: VecDeque<String>,
     bytes: usize,
     lost: Lost,
-    /// Lines wait, and a thread writes them.
+    /// Whether lines are waiting, which a thread writes.
     behind: bool,
 }
 
@@ -152,7 +152,7 @@ impl Writer {
         })
     }
 
-    /// Writes a whole line, its end included.
+    /// Writes a complete line, including its line break.
     pub(super) fn line(self: &Arc<Self>, line: String, kind: Kind) {
         let mut state = self.state();
         if !state.behind {
@@ -164,7 +164,7 @@ impl Writer {
             let writer = self.clone();
             let thread = thread::Builder::new().name("tb-log".into());
             if thread.spawn(move || writer.catch_up()).is_err() {
-                // There is nobody to wait for the reader.
+                // Without a thread nobody can wait for the reader.
                 state.lost.others += 1;
                 return;
             }
@@ -173,7 +173,7 @@ impl Writer {
         state.keep(line, kind);
     }
 
-    /// Waits until nothing waits any more, for so long at most.
+    /// Waits at most `limit` until no line is waiting.
     pub(super) fn flush(&self, limit: Duration) {
         let state = self.state();
         let _ = self
@@ -184,7 +184,7 @@ impl Writer {
     fn catch_up(&self) {
         while let Some(line) = self.next() {
             for piece in line.as_bytes().chunks(AT_ONCE) {
-                // Without any lock: this may take for ever.
+                // Without holding a lock: this may take forever.
                 self.stream.ready(None);
                 self.put(piece);
             }
@@ -207,7 +207,7 @@ impl Writer {
     }
 
     fn put(&self, bytes: &[u8]) {
-        // There is nowhere left to say that the stream is gone.
+        // If the stream is gone, there is nowhere to report it.
         let _ = foot::above(|| self.stream.put(bytes));
     }
 
@@ -229,7 +229,7 @@ mod tests {
         format!("{} {} {} lost\n", lost.refusals, lost.others, lost.done)
     }
 
-    /// A writer and its reader.
+    /// A writer, and the reader of its pipe.
     fn pipe() -> (Arc<Writer>, BufReader<File>) {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         (
@@ -260,7 +260,7 @@ mod tests {
                 writer.line(format!("{name} {number} {}\n", "x".repeat(80)), kind);
             }
         }
-        // Far less than anybody would wait for the reader, who has not begun.
+        // Much less than the time that a wait for the reader, which has not begun, would take.
         assert!(
             began.elapsed() < Duration::from_secs(20),
             "{:?}",
@@ -291,7 +291,7 @@ mod tests {
         }
         writer.flush(Duration::from_secs(10));
         assert!(!writer.state().behind);
-        // All that did not come is counted, and what was done came whole.
+        // Every missing line is counted, and all lines about completed actions arrived.
         let said = said.unwrap();
         let counts: Vec<u32> = said
             .split(' ')

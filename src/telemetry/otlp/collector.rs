@@ -1,4 +1,4 @@
-//! The collector as we talk to it: one HTTP client for both signals, and one warning for its trouble.
+//! The connection to the collector: one HTTP client for both signals, and one warning per outage.
 
 use std::{
     sync::{
@@ -14,11 +14,12 @@ use reqwest::Url;
 
 use crate::config;
 
-/// For one message. It is sent in the background, so patience costs nothing but memory for what waits meanwhile.
+/// The timeout of one message. Messages are sent in the background, so a long timeout only costs
+/// memory for those that wait.
 const TIME: Duration = Duration::from_secs(10);
 const CONNECT_TIME: Duration = Duration::from_secs(3);
 
-/// Clones are one.
+/// The connection. Clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Collector(Arc<Inner>);
 
@@ -27,7 +28,7 @@ struct Inner {
     http: reqwest::Client,
     traces: Url,
     metrics: Url,
-    /// Whether the last message did not arrive, which was told then.
+    /// Whether the last message was lost; the warning was written then.
     lost: AtomicBool,
 }
 
@@ -37,7 +38,7 @@ pub(super) enum Signal {
     Traces,
 }
 
-/// The settings name no collector that could be talked to.
+/// The collector's address in the settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum NoCollector {
     #[error("the collector's address cannot be used")]
@@ -46,7 +47,7 @@ pub enum NoCollector {
     Client(#[source] reqwest::Error),
 }
 
-/// Why a message did not arrive. Without the address, whose query may hold a key.
+/// Why a message was lost. Does not contain the URL, whose query may hold a key.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SendError {
     #[error("it cannot be reached")]
@@ -65,7 +66,7 @@ impl Collector {
         for (name, value) in &settings.headers {
             let name = HeaderName::from_bytes(name.as_bytes());
             let value = HeaderValue::from_str(value.reveal());
-            // Both were looked at when the settings were loaded.
+            // Both were checked when the settings were read.
             if let (Ok(name), Ok(mut value)) = (name, value) {
                 value.set_sensitive(true);
                 headers.insert(name, value);
@@ -73,7 +74,7 @@ impl Collector {
         }
         let http = reqwest::Client::builder()
             .default_headers(headers)
-            // Somebody else must not get the headers.
+            // Another server must not get the headers.
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_TIME)
             .timeout(TIME)
@@ -124,7 +125,7 @@ impl Collector {
     }
 }
 
-/// The address of a signal below that of the collector, as the protocol defines it.
+/// The URL of a signal, relative to the collector's as the protocol defines it.
 fn below(endpoint: &str, signal: &str) -> Result<Url, NoCollector> {
     let mut url = Url::parse(endpoint).map_err(|_| NoCollector::Address)?;
     url.path_segments_mut()

@@ -1,14 +1,15 @@
-//! Traces and metrics for a collector, over OTLP (http/protobuf), where the settings name one.
+//! Exports traces and metrics to a collector over OTLP (http/protobuf), if the settings name one.
 //!
 //! Invariants
-//! - Nobody waits for the collector: finished spans go into a bounded queue that drops what is too much, numbers are read when an
-//!   export is due, and both are sent by tasks of their own.
-//! - A collector that cannot be reached is one warning, until it can again; what could not be sent is lost.
-//! - The numbers are those of the component `metrics`, from the same registry; nothing is counted twice.
-//! - It is an HTTP client of the machine: nothing of it goes over the tailnet.
+//! - Nobody waits for the collector: finished spans go into a bounded queue, which drops spans when
+//!   it is full; numbers are read when an export is due; separate tasks send both.
+//! - An outage of the collector causes one warning; what could not be sent is lost.
+//! - The numbers are those of the component `metrics`, from the same registry; nothing is counted
+//!   twice.
+//! - The collector is called over the machine's own network, never over the tailnet.
 //!
-//! What a span tells is in [`super::trace`]. OpenTelemetry's SDK reads its own variables: `OTEL_SERVICE_NAME`,
-//! `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_…`.
+//! [`super::trace`] describes the contents of spans. OpenTelemetry's SDK reads its own variables:
+//! `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_…`.
 
 mod collector;
 mod numbers;
@@ -46,7 +47,7 @@ use crate::{config, version};
 
 pub use collector::NoCollector;
 
-/// The running export.
+/// A running export.
 #[derive(Debug)]
 pub struct Otlp {
     collector: Collector,
@@ -57,7 +58,7 @@ pub struct Otlp {
 }
 
 impl Otlp {
-    /// Within the runtime whose threads are to send.
+    /// To be called inside the runtime whose threads send.
     pub fn start(settings: &config::Otlp) -> Result<Self, NoCollector> {
         let collector = Collector::new(settings)?;
         let resource = resource();
@@ -80,7 +81,8 @@ impl Otlp {
         })
     }
 
-    /// What hands finished spans of ours over. Events are for the log: their words are not made for others.
+    /// The tracing layer that exports our finished spans. Events stay in the log: their texts are
+    /// not meant for other systems.
     pub(super) fn layer<S>(&self) -> impl Layer<S> + use<S>
     where
         S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
@@ -94,7 +96,7 @@ impl Otlp {
             .with_filter(filter_fn(|meta| meta.is_span() && log::is_ours(meta)))
     }
 
-    /// Sends numbers from now on. `read`: a look at all of them.
+    /// Starts to export numbers, which `read` collects.
     pub fn measure<F, Fut>(&mut self, read: F)
     where
         F: Fn() -> Fut + Send + Sync + 'static,
@@ -120,7 +122,7 @@ impl Otlp {
                 };
                 let registry = read().await;
                 match numbers::message(&registry, &resource, began, SystemTime::now()) {
-                    // The collector has said what is wrong with it.
+                    // The collector module logs its own failures.
                     Ok(message) => drop(collector.send(Signal::Metrics, &message).await),
                     Err(error) => {
                         tracing::warn!(target: "server", %error, "the numbers cannot be exported");
@@ -134,10 +136,10 @@ impl Otlp {
         self.numbers = Some((task, stop));
     }
 
-    /// Sends what there is still, within the time at most.
+    /// Sends what is left, within `within` at most.
     pub async fn stop(&mut self, within: Duration) {
         let provider = self.provider.clone();
-        // It blocks the thread that asks.
+        // The shutdown blocks its thread.
         let spans =
             tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(within).is_ok());
         let numbers = self.numbers.take();
@@ -156,7 +158,7 @@ impl Otlp {
     }
 }
 
-/// Who we are; what the variables say wins.
+/// Our attributes, which the environment variables override.
 fn resource() -> Resource {
     let ours = Resource::builder_empty()
         .with_service_name("tailbone")
@@ -169,7 +171,7 @@ fn resource() -> Resource {
     .build()
 }
 
-/// Sends finished spans. The SDK asks from a thread of its own, which knows no runtime.
+/// Sends finished spans. The SDK calls it on a thread of its own, outside the runtime.
 #[derive(Debug)]
 struct Spans {
     collector: Collector,

@@ -1,4 +1,4 @@
-//! A registry of Prometheus' as an OTLP message: names, labels and values are the same.
+//! Converts a Prometheus registry to an OTLP message with the same names, labels and values.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -49,14 +49,14 @@ pub(super) fn message(
     })
 }
 
-/// The time that counts and sums are over, and that of the look.
+/// The time since which counters and sums run, and the time of reading.
 struct Times {
     began: u64,
     now: u64,
 }
 
 impl Times {
-    /// `None`: nothing was counted yet.
+    /// `None` if nothing has been counted yet.
     fn metric(&self, family: MetricFamily) -> Option<Metric> {
         let (mut gauges, mut counters, mut histograms) = (Vec::new(), Vec::new(), Vec::new());
         for metric in family.metric {
@@ -119,7 +119,7 @@ impl Times {
     ) -> HistogramDataPoint {
         let mut below = 0;
         let counts = histogram.bucket.iter().map(|bucket| {
-            // Theirs count all that is below a bound, ours what lies between two.
+            // Prometheus counts everything below a bound, OTLP what lies between two bounds.
             let own = bucket.cumulative_count.saturating_sub(below);
             below = bucket.cumulative_count;
             own
@@ -131,7 +131,7 @@ impl Times {
             count: histogram.sample_count,
             sum: Some(histogram.sample_sum),
             bucket_counts: counts.collect(),
-            // The last bucket is for everything beyond the last bound.
+            // The last bucket covers everything above the last bound.
             explicit_bounds: histogram
                 .bucket
                 .iter()
@@ -203,7 +203,7 @@ mod tests {
             .iter()
             .position(|bound| *bound == 0.005);
         assert_eq!(at.map(|at| point.bucket_counts[at]), Some(1));
-        // Nothing was counted, so there is nothing to tell.
+        // Metrics without values are left out.
         assert!(named("tailbone_reloads_total").is_none());
     }
 }
