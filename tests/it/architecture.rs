@@ -1,4 +1,4 @@
-//! The rule of the house that arrows point down, held by reading the imports.
+//! Checks the rule that modules only depend on lower ones, by reading the imports.
 
 use std::{
     collections::BTreeSet,
@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// From the bottom up. A module may import those of lower rows, and of its own row where `true` says so.
+/// From the bottom up. A module may import those of lower rows; of its own row only where `true`.
 const ROWS: &[(&[&str], bool)] = &[
     (&["web"], false),
     (&["config", "signals", "version"], false),
@@ -71,7 +71,8 @@ fn unsafe_code_is_in_the_fence_alone() {
     assert_eq!(wrong, Vec::<PathBuf>::new());
 }
 
-/// The original had a private key of its own lying about in its tree. Test keys are made by the tests, or say that they are.
+/// The Go program's repository contained a private key. Our tests generate their keys, or mark them
+/// as test keys.
 #[test]
 fn d25_no_private_key_lies_in_the_tree() {
     let listed = std::process::Command::new("git")
@@ -122,7 +123,7 @@ fn modules() -> BTreeSet<String> {
         .collect()
 }
 
-/// Each `crate::x` and each `use crate::{x, y}` of a module's files.
+/// Each `crate::x` and each `use crate::{x, y}` in a module's files.
 fn imports(module: &str) -> Vec<(PathBuf, String)> {
     let folder = Path::new("src").join(module);
     let mut files = sources(&folder);
@@ -156,7 +157,7 @@ fn in_file(file: &Path) -> BTreeSet<String> {
     found
 }
 
-/// The first words of `a::{b}, c, d::e}`.
+/// The first names in `a::{b}, c, d::e}`.
 fn top_level(group: &str) -> Vec<String> {
     let (mut depth, mut start, mut words) = (0, 0, Vec::new());
     for (at, c) in group.char_indices() {

@@ -1,4 +1,5 @@
-//! Settings from the outside: the contract's names, precedence, quirks, mistakes and secrets, through the command line itself.
+//! Settings from the outside, through the command line: the contract's names, precedence, quirks,
+//! mistakes and secrets.
 
 #![allow(
     clippy::unwrap_used,
@@ -29,9 +30,9 @@ use tailbone::{
 };
 use tempfile::TempDir;
 
-// ---- how the tests call the program
+// ---- running the program
 
-/// What a command line did.
+/// The result of a command line.
 struct Ran {
     code: u8,
     out: String,
@@ -92,7 +93,7 @@ fn client(variables: &[(&str, &str)]) -> ClientSettings {
     config::load_client(&raw(variables)).unwrap().0
 }
 
-/// The warnings and mistakes over some variables.
+/// The warnings and mistakes for some variables.
 fn remarks(variables: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
     let told = |list: &[config::Remark]| list.iter().map(ToString::to_string).collect();
     match config::load_all(&raw(variables)) {
@@ -133,7 +134,7 @@ fn with_file(name: &str, text: &str, arguments: &[&str]) -> Ran {
 
 // ---- names, defaults, precedence
 
-/// A row of the contract, written down independently of the program's own table.
+/// A row of the contract, independent of the program's own table.
 struct Row {
     flag: &'static str,
     key: &'static str,
@@ -425,7 +426,7 @@ fn contract() -> Vec<Row> {
             json!("text"),
             ["json", "yaml", "yml"],
         ),
-        // Without a flag in the original; they have one now, of names of our own.
+        // These had no flag in the Go program; ours have new names.
         row(
             "--key-prefix",
             "key.prefix",
@@ -447,7 +448,7 @@ fn contract() -> Vec<Row> {
             json!(2048),
             ["3072", "4096", "2048"],
         ),
-        // New ones.
+        // New settings.
         row(
             "--ts-control-url",
             "server.tailscale.controlUrl",
@@ -847,7 +848,7 @@ fn contract() -> Vec<Row> {
     ]
 }
 
-/// What `config show` prints for a typed value.
+/// The output of `config show` for a typed value.
 fn shown(row: &Row, typed: &str) -> Json {
     match &row.default {
         Json::Array(_) => typed.split(',').collect(),
@@ -861,7 +862,8 @@ fn shown(row: &Row, typed: &str) -> Json {
 fn every_row_of_the_contract_flag_over_variable_over_file_over_default() {
     for row in contract() {
         if row.key == "output" {
-            continue; // It shapes the very answer; see `output_follows_the_same_order`.
+            // It changes the format of this very output; see `output_follows_the_same_order`.
+            continue;
         }
         let [by_flag, by_variable, by_file] = row.others;
         let (name, last) = row.key.rsplit_once('.').unwrap_or(("", row.key));
@@ -916,7 +918,7 @@ fn every_row_of_the_contract_flag_over_variable_over_file_over_default() {
 #[test]
 fn the_contract_names_every_row_of_the_table() {
     let mut known: Vec<String> = contract().iter().map(|row| row.key.to_owned()).collect();
-    // Tested apart: a secret, and what only `keys …` takes.
+    // Tested elsewhere: a secret, and settings that only `keys …` uses.
     known.extend(
         [
             "server.tailscale.authkey",
@@ -988,7 +990,7 @@ fn the_client_has_its_own_settings() {
         ("TB_SERVER_TAILSCALE_DIR", "/state"),
         ("TB_KEYS_SIZE", "4096"),
         ("TB_KEYS_ALGORITHM", "eddsa"),
-        // What only a server reads does not stop the client.
+        // Settings that only a server reads do not stop the client.
         ("TB_SERVER_PORT", "abc"),
     ]);
     assert_eq!(typed.host, "fd7a::1");
@@ -1090,7 +1092,7 @@ fn defaults_mean_what_the_contract_says() {
     assert_eq!(settings.admin.socket, Path::new(".tsnet/admin.sock"));
 }
 
-/// The rows that take any short word, so that a random value is a right one.
+/// The rows that accept any short word, so that a random value is valid.
 fn any_row() -> impl Strategy<Value = &'static table::Row> {
     let rows: Vec<_> = table::ALL
         .iter()
@@ -1194,7 +1196,7 @@ fn the_home_directory_is_searched_in_the_contracts_order() {
         )
     };
     assert_eq!(found(), ("tailbone".into(), String::new()));
-    // Each one wins over those written before it.
+    // Each of these files takes precedence over those before it.
     for (name, text) in [
         (".tailbone.yml", "keys: {issuer: yml}"),
         (".tailbone.yaml", "keys: {issuer: yaml}"),
@@ -1224,7 +1226,7 @@ fn a_file_that_is_no_longer_read_is_told() {
         ran.err.replace(at, "HOME"),
         "Warning: HOME/.tailbone.ini: is not read: a config file is .tailbone.json, .toml, .yaml or .yml\nThe settings are fine\n"
     );
-    // Neither the bare name nor the working directory counts, and a home is not needed.
+    // Neither the bare name nor the working directory is used, and no home is required.
     std::fs::write(home.path().join(".tailbone"), "x").unwrap();
     assert_eq!(
         run(&["config", "check"], &[]).err,
@@ -1311,7 +1313,7 @@ fn a_named_file_that_is_missing_broken_or_of_another_kind_is_a_mistake() {
         .code,
         64
     );
-    // An empty name is no name.
+    // An empty name means no file.
     assert_eq!(run(&["config", "check", "--config", ""], &[]).code, 0);
 }
 
@@ -1338,7 +1340,7 @@ fn what_config_show_prints_can_be_used_as_a_config_file() {
         ("TB_KEYS_ROTATEEVERY", "720h"),
     ];
     for format in ["yaml", "json"] {
-        // With a bucket there is no file, so `keys.jwksFile` must not be in it.
+        // With a bucket there is no file, so the output must not contain `keys.jwksFile`.
         let shown = run(&["config", "show", "-o", format], &variables).out;
         let (_directory, path) = file(&format!("t.{format}"), &shown);
         let again = Raw::collect(Flags::default(), &Environment::default(), Some(&path));
@@ -1348,7 +1350,7 @@ fn what_config_show_prints_can_be_used_as_a_config_file() {
     }
 }
 
-// ---- quirks of the original: honoured with a warning, or refused with a sentence
+// ---- quirks of the Go program: kept with a warning, or refused with an explanation
 
 #[test]
 fn components_by_commas_blanks_or_both() {
@@ -1399,12 +1401,12 @@ fn a_bare_number_is_nanoseconds_with_a_warning_and_within_the_bounds() {
     );
     assert_eq!(ran.code, 0);
     assert!(ran.err.contains("taken as 1m"), "{}", ran.err);
-    // The original had no such setting, so nobody wrote a number for it.
+    // The Go program had no such setting, so nobody has a bare number for it.
     assert_eq!(
         mistake("TB_SERVER_GRACE", "10"),
         "TB_SERVER_GRACE=10: a number without a unit; write for example 90s, 20m or 1h30m"
     );
-    // Flags of the original refused it, and so do ours.
+    // The Go program's flags refused this, and so do ours.
     let ran = run(&["config", "check", "--expiry", "1200000000000"], &[]);
     assert!(
         ran.err
@@ -1539,7 +1541,7 @@ fn log_words_that_are_not_known_fall_back_with_a_warning() {
         load(&[("TB_LOG_FORMAT", "JSON")]).unwrap().log.format,
         LogFormat::Json
     );
-    // Words that decide about safety or keys do not fall back.
+    // Settings for security or keys have no fallback for unknown words.
     assert!(mistake("TB_ADMIN_AUTHORIZATION", "opne").contains("did you mean open?"));
     assert!(mistake("TB_KEYS_ALGORITHM", "HS256").contains("RS256, ES256, EdDSA"));
 }
@@ -1693,7 +1695,7 @@ fn misfits_of_the_exchange_are_told_with_all_other_mistakes() {
     ] {
         assert!(said.contains(line), "{line}: {said}");
     }
-    // Where nothing is exchanged, half a client stops nobody.
+    // Without an exchange, half of a client does not matter.
     let said = with("--components=issuer");
     assert!(
         !said.contains("clientSecret") && !said.contains("need TLS"),
@@ -1786,7 +1788,7 @@ fn gate_and_exchange_need_ports_of_their_own_too() {
         ),
     ] {
         let mut arguments = vec![gate];
-        // The last one of a kind counts.
+        // The last flag of a kind wins.
         if more[0].starts_with("--components") {
             arguments.clear();
         }
@@ -1796,7 +1798,7 @@ fn gate_and_exchange_need_ports_of_their_own_too() {
         assert!(said.contains(words), "{more:?}: {said}");
     }
     for fine in [
-        // What does not listen has no port.
+        // A component that is not enabled uses no port.
         &[gate, upstream, "--gate-auth-port=8082"][..],
         &[gate, proxies, "--gate-port=80"],
         &["--components=issuer,gate", upstream, "--sts-port=80"],
@@ -1974,7 +1976,7 @@ fn values_that_would_be_cut_are_refused() {
     assert_eq!(mistakes.to_string(), "TB_KEYS_ISSUER: not text in UTF-8");
 }
 
-// ---- D19: every mistake at once
+// ---- every mistake at once (D19)
 
 #[test]
 fn d19_every_mistake_is_told_at_once_with_its_origin() {
@@ -2083,7 +2085,7 @@ fn an_auth_key_may_come_from_a_file() {
         shown["server.tailscale.authkey"],
         (json!("(hidden)"), "flag --ts-authkey".into())
     );
-    // Nothing but the file's name is on the command line, so there is nothing to warn about.
+    // Only the file's name is on the command line, so no warning is needed.
     assert_eq!(
         run(&["config", "check", "--ts-authkey", &by_prefix], &[]).err,
         "The settings are fine\n"
@@ -2156,7 +2158,7 @@ fn no_secret_is_ever_shown() {
         &["config", "show", "--origin"],
         &["config", "show", "-o", "json"],
         &["config", "show", "-o", "yaml", "--origin"],
-        // With a mistake beside the secret: nothing is to be started here.
+        // With a mistake beside the secret, so that nothing is started.
         &["server", "start", "--port", "abc"],
         &["server", "housekeeping", "--dir", ""],
         &["keys", "list"],
@@ -2174,7 +2176,7 @@ fn no_secret_is_ever_shown() {
                 "TB_SERVER_TAILSCALE_AUTHKEY_FILE",
                 broken.to_str().unwrap().to_owned(),
             ),
-            // A misspelt name does not show what it held.
+            // An error about a misspelt name does not show its value.
             ("TB_SERVER_TAILSCALE_AUTH_KEY", SECRET.to_owned()),
         ];
         for (name, value) in &variables {
@@ -2201,7 +2203,7 @@ fn no_secret_is_ever_shown() {
         raw(&[("TB_SERVER_TAILSCALE_AUTHKEY", SECRET)])
     );
     assert!(!said.contains("hush"), "{said}");
-    // The messages that must have been there instead.
+    // The texts that must replace it.
     for words in [
         "(hidden)",
         "holds blanks, line ends or control characters",
@@ -2341,7 +2343,7 @@ fn d26_a_removal_that_nobody_can_confirm_is_refused() {
     let ran = run(&["keys", "remove", "tb-1"], &[]);
     assert_eq!((ran.code, ran.out.as_str()), (2, ""));
     assert!(ran.err.contains("say --yes"), "{}", ran.err);
-    // Said beforehand, in any of three ways, it is not asked.
+    // Confirmed in advance in one of three ways, it does not ask.
     for (arguments, variables) in [
         (&["keys", "remove", "tb-1", "-y"][..], &[][..]),
         (
@@ -2361,7 +2363,7 @@ fn d26_a_removal_that_nobody_can_confirm_is_refused() {
 #[test]
 fn version_has_the_two_lines_and_more_in_json() {
     let (version, commit) = (tailbone::version::VERSION, tailbone::version::COMMIT);
-    // A variable or a broken file does not keep anybody from learning the version.
+    // A bad variable or a broken file does not hide the version.
     let variables = [("TB_OUTPUT", "json"), ("HOME", "/nowhere")];
     assert_eq!(
         run(&["version"], &variables).out,
@@ -2454,14 +2456,14 @@ fn an_answer_that_comes_through_a_pipe_is_no_person() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // It may end before it reads.
+    // The child may end before it reads.
     let _ = child.stdin.take().unwrap().write_all(b"y\n");
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("--yes"));
 }
 
-// ---- the page
+// ---- the documentation page
 
 #[test]
 fn the_page_of_settings_is_fresh() {
@@ -2607,7 +2609,7 @@ fn tsnets_other_variables_are_not_read_and_that_is_told() {
         );
         assert!(!err.contains(value), "it may be a secret: {err}");
     }
-    // TailSTS's are read where its component runs.
+    // TailSTS's names are read if its component runs.
     let both = [
         ("TS_CLIENT_ID", "id"),
         ("TS_CLIENT_SECRET", "secret"),
@@ -2680,7 +2682,7 @@ fn the_gates_issuer_follows_the_issuers_and_is_another() {
     let named = ("TB_KEYS_ISSUER", "https://id.example.com");
     assert_eq!(issuer(&[named]), "https://id.example.com/gate");
     assert_eq!(issuer(&[("TB_GATE_TOKENISSUER", "other")]), "other");
-    // As it was; with a warning.
+    // The Go program's value is accepted with a warning.
     let (warnings, mistakes) = remarks(&[("TB_GATE_TOKENISSUER", "tailbone")]);
     assert!(mistakes.is_empty(), "{mistakes:?}");
     assert!(warnings.concat().contains("is keys.issuer"), "{warnings:?}");

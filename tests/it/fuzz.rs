@@ -1,5 +1,5 @@
-//! The kept corpus of every fuzz target, without a fuzzer: what once led somewhere goes on to be
-//! answered rightly.
+//! Runs the kept corpus of every fuzz target without a fuzzer: inputs that once found something
+//! stay tested.
 
 use std::{collections::BTreeSet, fs, path::Path};
 

@@ -1,8 +1,9 @@
-//! The gate as a whole: the rules of the article's middleware (W1-W15), the gaps that it left (G1-G11), and who may ask about whom.
-//! `docs/compatibility/gate.md` says what is done differently and why.
+//! The gate as a whole: the rules of the nginx-auth article (W1-W15), the gaps that it left
+//! (G1-G11), and which proxies may ask about clients. `docs/compatibility/defects.md` lists the
+//! numbers; `docs/compatibility/gate.md` says what is done differently and why.
 
 mod command;
-/// What is given to people as an example has to work.
+/// The published example must work.
 #[allow(dead_code, unreachable_pub)]
 #[path = "../../examples/whoami.rs"]
 mod example;
@@ -30,7 +31,7 @@ async fn w01_a_client_address_that_is_none_is_401() {
     for bad in ["laptop", "", "100.64.0.1:x", "1.2.3", "unix:"] {
         let answer = world.ask("/", &[&format!("Remote-Addr: {bad}")]).await;
         let expected = if bad.is_empty() {
-            // As nginx-auth has it: nothing was told at all.
+            // As in nginx-auth: the proxy sent no address at all.
             (400, "missing_client_address")
         } else {
             (401, "invalid_client_address")
@@ -118,7 +119,8 @@ async fn w04_a_peer_that_the_tailnet_does_not_know_is_401() {
 
 #[tokio::test]
 async fn w05_a_name_of_an_unusual_shape_is_no_reason_to_refuse() {
-    // The article cut the tailnet out of the name; ours is the suffix that the control server tells.
+    // The article cut the tailnet's name out of the node's name; we use the suffix from the control
+    // server.
     let world = World::start(ALLOW_OWN).await;
     world.trouble.set(Trouble::Name("laptop"));
     assert_eq!(world.ask_about("alice").await.status, 204);
@@ -328,7 +330,7 @@ async fn w14_a_tagged_node_is_its_tags() {
 
 #[tokio::test]
 async fn w15_the_node_is_in_the_process_so_there_is_no_socket_to_set() {
-    // What is left of the setting: the gate's own socket is where it was said, and gone afterwards.
+    // What the setting has become: the gate's own socket exists at its path, and not after the end.
     let world = World::start(ALLOW_OWN).await;
     let socket = world.socket.clone();
     assert!(socket.exists());
@@ -339,7 +341,7 @@ async fn w15_the_node_is_in_the_process_so_there_is_no_socket_to_set() {
 #[tokio::test]
 async fn g01_behind_a_proxy_nobody_becomes_the_proxy() {
     let world = World::start(ALLOW_OWN).await;
-    // The proxy tells its own address: everybody would be it.
+    // The proxy reports its own address, which would make everybody the proxy.
     let own = format!("Remote-Addr: {}", world.ip("proxy"));
     let answer = world.ask_as("proxy", "/", &[&own]).await;
     assert_eq!(refused(&answer), (401, "client_is_proxy".into()));
@@ -348,7 +350,7 @@ async fn g01_behind_a_proxy_nobody_becomes_the_proxy() {
         refused(&world.ask("/", &[&ours]).await),
         (401, "client_is_proxy".into())
     );
-    // On the tailnet itself no header says who calls.
+    // On the tailnet itself no header can name the caller.
     let other = format!("X-Forwarded-For: {}", world.ip("bob"));
     let spoof = format!("Remote-Addr: {}", world.ip("bob"));
     let seen = world
@@ -366,7 +368,7 @@ async fn g01_only_trusted_proxies_may_ask() {
         let answer = world.ask_as(other, "/", &[&about]).await;
         assert_eq!(refused(&answer), (403, "untrusted_proxy".into()), "{other}");
     }
-    // Trust is the identity's, not the connection's: it ends with the tag.
+    // Trust depends on the identity and not on the connection: it ends with the tag.
     world
         .tailnet
         .update("proxy", |identity| identity.tags = vec!["tag:other".into()]);
@@ -505,7 +507,8 @@ async fn g08_an_ipv4_address_inside_ipv6_is_the_same_caller() {
 
 #[tokio::test]
 async fn g09_what_comes_through_a_subnet_router_is_the_router() {
-    // It cannot be told apart; so the router gets its tag's rights and never a user's name.
+    // Nodes behind a subnet router cannot be told apart, so they all get the router's tags and
+    // never a user's name.
     let world = World::start(
         "[[rule]]\ndecision = \"deny\"\nwho = [\"tag:router\"]\n[[rule]]\ndecision = \"allow\"\n",
     )
@@ -531,7 +534,7 @@ async fn g10_a_local_probe_passes_where_a_rule_lets_it() {
     };
     assert_eq!(probe("/healthz").await.status, 204);
     assert_eq!(refused(&probe("/").await), (401, "unknown_peer".into()));
-    // Known callers pass there too, and nobody is told who they are.
+    // Known callers pass there too, without their identity.
     let about = format!("Remote-Addr: {}", world.ip("alice"));
     let answer = world.ask("/", &[&about, "X-Original-URI: /healthz"]).await;
     assert_eq!((answer.status, answer.header("tailscale-user")), (204, ""));
@@ -828,7 +831,7 @@ async fn behind_the_local_socket_each_client_has_a_rate() {
     assert_eq!(world.ask_about("bob").await.status, 204);
 }
 
-/// Escapes within escapes, at the end of a path as long as a path may be.
+/// Nested escapes at the end of a path of the greatest length.
 fn long_path() -> String {
     let escapes = "%25".to_owned() + &"25".repeat(200) + "2e";
     format!("/{}{escapes}", "a".repeat(8000 - escapes.len()))
@@ -839,7 +842,7 @@ async fn a_path_that_hides_much_is_refused_only_where_a_rule_or_a_route_is_about
     let world = World::start(ALLOW_OWN).await;
     let status = async |peer: &str| world.get(peer, &long_path()).await.status;
     assert_eq!(status("alice").await, 200);
-    // The service gets it as it was sent; nobody has said a word about paths.
+    // The service gets the path as it was sent, since no rule is about paths.
     assert_eq!(status("sharee").await, 403);
 
     let public = "[[rule]]\nname = \"public\"\ndecision = \"anonymous\"\npaths = [\"/public\"]\n";

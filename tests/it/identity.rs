@@ -1,4 +1,5 @@
-//! Who calls, for all connections together: how often the node is asked, whose a connection is, and when it ends.
+//! The identities of all connections together: how often the node is asked, to whom a connection
+//! belongs, and when it ends.
 
 use std::{
     net::SocketAddr,
@@ -30,7 +31,8 @@ use tokio::{
 
 use crate::support::soon;
 
-/// A fake node that counts questions, holds answers back, and may give an address to another node.
+/// A fake node that counts WhoIs calls, can hold answers back, and can give an address to another
+/// node.
 #[derive(Debug)]
 struct Asked {
     node: FakeNode,
@@ -38,7 +40,7 @@ struct Asked {
     answers: Semaphore,
     fails: AtomicBool,
     given_away: AtomicBool,
-    /// Every port, whatever the fake tailnet says.
+    /// Opens every port, whatever the fake tailnet says.
     open: AtomicBool,
 }
 
@@ -47,7 +49,7 @@ impl Asked {
         self.times.load(Ordering::SeqCst)
     }
 
-    /// A new generation in which nothing is different.
+    /// Starts a new generation without any change.
     fn move_map(&self) {
         self.node.set_status(|_| {});
     }
@@ -136,7 +138,7 @@ impl World {
         }
     }
 
-    /// A connection of Alice's to that port, each from a port of its own.
+    /// A connection of Alice's to a port of ours, from a given port.
     fn peer(&self, from: u16, to: u16) -> Peer {
         Peer {
             addr: SocketAddr::new(self.alice.ip(), from),
@@ -167,7 +169,7 @@ impl World {
         )
     }
 
-    /// A connection on which that was asked, and the answer has begun with `until`.
+    /// A connection on which a request was sent and the answer has begun with `until`.
     async fn asked(&self, port: u16, path: &str, until: &str) -> Stream {
         let to = format!("tailbone:{port}");
         let mut stream = self.alice.dial(&to, Duration::from_secs(5)).await.unwrap();
@@ -188,10 +190,10 @@ async fn ask(stream: &mut Stream, path: &str, until: &str) {
     }
 }
 
-/// Ends without a request, and without the end of an answer that is under way.
+/// Ends with no request on it and without the end of a running answer.
 async fn ends(what: &str, stream: &mut Stream) {
     let mut rest = Vec::new();
-    // A reset is an end, too.
+    // A reset counts as an end.
     let _ = soon(what, stream.read_to_end(&mut rest)).await;
     assert_eq!(String::from_utf8_lossy(&rest), "", "{what}");
 }
@@ -207,7 +209,7 @@ async fn a_new_connection_asks_nobody_while_the_network_map_stands() {
         );
     }
     assert_eq!(world.node.times(), 1);
-    // Nobody holds the entry any more, so the new generation alone asks for nothing.
+    // No connection holds the entry, so the new generation alone causes no WhoIs call.
     world.node.move_map();
     for from in 101..=200 {
         world
@@ -218,7 +220,7 @@ async fn a_new_connection_asks_nobody_while_the_network_map_stands() {
             .unwrap();
     }
     assert_eq!(world.node.times(), 2);
-    // Another port of ours is another question to the packet filter.
+    // For another port of ours the packet filter must be asked again.
     world
         .directory
         .connection(world.peer(201, 81))
@@ -284,7 +286,8 @@ async fn an_identity_ends_with_the_key_of_its_node_to_the_tenth_of_a_second() {
     let before = expiry.checked_sub(tenth).unwrap();
     let after = expiry.checked_add(tenth).unwrap();
     assert!(connection.visitor_at(before).await.is_ok());
-    // The connection is warm: nobody is asked, and the node has said nothing new.
+    // The connection has been used before: there is no WhoIs call, and the node has reported
+    // nothing new.
     for late in [expiry, after] {
         let refusal = connection.visitor_at(late).await.unwrap_err();
         assert!(
@@ -293,7 +296,7 @@ async fn an_identity_ends_with_the_key_of_its_node_to_the_tenth_of_a_second() {
         );
     }
     assert_eq!(world.node.times(), 1);
-    // An extended key is a new generation, and the same connection goes on.
+    // An extended key makes a new generation, and the same connection continues.
     world
         .net
         .update("laptop", |identity| identity.key_expiry = None);
@@ -314,7 +317,7 @@ async fn a_connection_whose_address_becomes_another_nodes_ends() {
     assert_eq!(refusal.code(), "other_node");
     ends("the idle connection", &mut idle).await;
     ends("the stream", &mut stream).await;
-    // Whoever connects now is the other node.
+    // A new connection belongs to the other node.
     world.asked(80, "/", "user:alice@example.com").await;
 }
 
@@ -347,14 +350,14 @@ async fn connections_end_when_their_port_is_closed_to_their_peer() {
     let connection = world.directory.connection(world.peer(1, 80));
     let refusal = connection.caller().await.unwrap_err();
     assert_eq!(refusal.code(), "no_network_access");
-    // Given back, a new connection is served.
+    // After the right is given back, a new connection is served.
     world
         .net
         .update("laptop", |identity| identity.closed_ports.clear());
     world.asked(80, "/", "user:alice@example.com").await;
 }
 
-/// The packet filter lets a peer in a moment before the generation tells of it.
+/// The packet filter admits a peer shortly before the generation changes.
 #[tokio::test]
 async fn a_new_connection_does_not_end_by_an_answer_from_before() {
     let world = World::new();
@@ -371,7 +374,7 @@ async fn a_new_connection_does_not_end_by_an_answer_from_before() {
     assert!(futures_util::poll!(after.lost()).is_pending());
 }
 
-/// The look at a new generation is made again where the node could not answer.
+/// The refresh after a new generation is repeated if the node could not answer.
 #[tokio::test]
 async fn a_connection_ends_also_if_the_node_could_not_answer_at_once() {
     let world = World::new();
@@ -426,7 +429,7 @@ async fn the_table_is_bounded_and_forgets_who_is_gone() {
     .await;
 }
 
-/// Every answer is one that was true at some time between its question and its end, whatever changes meanwhile.
+/// Every answer was true at some time between its request and its end, whatever changes meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_connections_while_identities_change_are_never_mixed_up() {
     const PEERS: usize = 4;
@@ -441,7 +444,7 @@ async fn ten_thousand_connections_while_identities_change_are_never_mixed_up() {
                 .join(&format!("peer-{peer}"), Identity::user(&login(peer, 0)))
         })
         .collect();
-    // The version that is there for sure, and the one that may be there already.
+    // The version that is surely active, and the one that may be active already.
     let versions: Arc<Vec<[AtomicUsize; 2]>> =
         Arc::new((0..PEERS).map(|_| Default::default()).collect());
     let changing = {

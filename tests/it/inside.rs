@@ -1,4 +1,5 @@
-//! Looking into a server and the bounds around it, on the fake node: readiness, metrics, limits, the admin API's new methods.
+//! Inspection of a server and the limits around it, on the fake node: readiness, metrics, limits,
+//! the newer methods of the admin API.
 
 use std::{
     sync::{
@@ -38,7 +39,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{http::Connection, soon};
 
-/// A node and peers.
+/// A node and its peers.
 pub(crate) struct World {
     pub(crate) net: FakeTailnet,
     node: FakeNode,
@@ -63,7 +64,7 @@ impl World {
         self.serve_with(port, router, limits, meter, callers).await
     }
 
-    /// With these callers, who may be known at another listener too.
+    /// Serves with these callers, which another listener may share.
     pub(crate) async fn serve_paced(
         &self,
         port: u16,
@@ -167,7 +168,7 @@ async fn readyz_follows_its_latches_and_livez_does_not() {
     listeners.release();
     assert_eq!(alice.get("/readyz").await.status(), 200);
 
-    // What is degraded is told and takes nobody out of service.
+    // A degraded latch is reported and takes no server out of service.
     outage.store(true, Ordering::Relaxed);
     let answer = alice.get("/readyz?verbose").await;
     assert_eq!(answer.status(), 200);
@@ -214,7 +215,7 @@ async fn a_peer_that_asks_too_often_gets_429_and_others_are_served() {
         .await;
     let (greedy, modest) = (world.peer("greedy"), world.peer("modest"));
     for _ in 0..3 {
-        // A new connection each: the account is the peer's.
+        // Each request has a connection of its own, but the account is the peer's.
         assert_eq!(call(&greedy, 80).await.get("/").await.status(), 200);
     }
     let answer = call(&greedy, 80).await.get("/").await;
@@ -222,7 +223,7 @@ async fn a_peer_that_asks_too_often_gets_429_and_others_are_served() {
     assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
     assert_eq!(call(&modest, 80).await.get("/").await.status(), 200);
 
-    // Limits hold from the moment they are set, also on connections that are open.
+    // New limits apply at once, also to open connections.
     let mut open = call(&greedy, 80).await;
     limits.set(Limits {
         request_rate: 0,
@@ -252,7 +253,7 @@ async fn a_peer_with_too_many_connections_gets_503_and_others_are_served() {
         .await
         .unwrap();
     let mut said = Vec::new();
-    // It may be cut rather than ended: nobody reads what it sends.
+    // The connection may be reset instead of closed, since nobody reads what it sends.
     let _ = soon("the end", third.read_to_end(&mut said)).await;
     let said = String::from_utf8(said).unwrap();
     assert!(
@@ -262,7 +263,7 @@ async fn a_peer_with_too_many_connections_gets_503_and_others_are_served() {
     assert_eq!(server.load().refused(), 1);
     assert_eq!(call(&modest, 80).await.get("/").await.status(), 200);
 
-    // What is given back can be had again.
+    // Released connections can be used again.
     drop(first);
     crate::support::eventually("room", async || match server.load().open() {
         1 => Ok(()),
@@ -301,7 +302,7 @@ async fn d14_a_thousand_slow_connections_hold_up_nobody() {
         assert_eq!(kept.get("/").await.status(), 200);
         assert_eq!(call(&alice, 80).await.get("/").await.status(), 200);
     }
-    // None of them was let go for it.
+    // None of them was closed for the new one.
     assert!(server.load().open() >= 1001, "{}", server.load().open());
     drop(stuck);
 }
@@ -365,7 +366,7 @@ async fn metrics_tell_what_was_counted_and_what_is() {
         .serve(9090, router, Limits::default(), Meter::default())
         .await;
     let alice = world.peer("alice");
-    // A change of the network map would be one more question about who is connected.
+    // A change of the network map causes one more WhoIs call for each open connection.
     world.node.set_status(|status| {
         status.key_expiry = Some(Timestamp::from_second(4_000_000_000).unwrap());
     });
@@ -375,7 +376,7 @@ async fn metrics_tell_what_was_counted_and_what_is() {
     }
     meter.token_issued("issuer", Duration::from_millis(3));
     meter.token_refused("issuer", "funnel");
-    // What nothing has counted yet has no line at all.
+    // A metric without any count has no line.
     meter.key_changed("publish", true);
     meter.decided("refused", "denied_by_policy", "end".into());
     meter.upstream("answered");
@@ -428,7 +429,7 @@ async fn metrics_tell_what_was_counted_and_what_is() {
     }
     assert!(!text.contains("alice"), "a caller is a label:\n{text}");
 
-    // Alerts and dashboard ask for nothing that does not exist.
+    // Alerts and dashboard only use metrics that exist.
     for file in [
         "deploy/prometheus/tailbone.rules.yml",
         "deploy/grafana/tailbone.json",
@@ -453,7 +454,7 @@ async fn metrics_tell_what_was_counted_and_what_is() {
     }
 }
 
-/// Administration at a local socket.
+/// The admin API on a local socket.
 fn administration(path: &std::path::Path, keys: KeyLife, node: OwnNode) -> Server {
     let admin = Admin {
         keys,
@@ -552,7 +553,7 @@ async fn a_policy_is_tried_with_a_live_caller() {
             "{address} {path}: {code} {said}"
         );
     }
-    // One that the tailnet no longer vouches for is nobody, whatever it was granted.
+    // A node that the tailnet no longer vouches for has no identity, whatever it was granted.
     world.net.expire("alice");
     let (_, said) = test(alice.ip().to_string(), "/docs/x").await;
     assert!(said.starts_with("deny: end: "), "{said}");
@@ -574,7 +575,7 @@ async fn status_and_whois_at_the_local_socket() {
     let _server = administration(&path, keys.clone(), own.clone());
     let client = Client::new(Target::Socket(path), Duration::from_secs(10));
 
-    // While joining: the socket is there, and says where to log in.
+    // The socket is there during joining, and says where to log in.
     own.membership.joining(JoinState::NeedsLogin {
         url: "https://login.example/a".into(),
     });

@@ -1,4 +1,5 @@
-//! The issuer's routes as a caller on a tailnet sees them, on the fake node: who gets a token, what it says, who is refused.
+//! The issuer's routes from the point of view of callers on a tailnet, with the fake node: who gets
+//! a token, what it contains, who is refused.
 
 use std::{sync::Arc, time::Duration};
 
@@ -38,7 +39,7 @@ use crate::support::{
 const EXPIRY: Duration = Duration::from_secs(20 * 60);
 const SKEW: Duration = Duration::from_secs(60);
 
-/// A server on a tailnet of its own.
+/// A server with a tailnet of its own.
 struct World {
     net: FakeTailnet,
     node: FakeNode,
@@ -67,7 +68,7 @@ impl World {
         Self::with(limits, &[], &[]).await
     }
 
-    /// With hosts and origins as the settings allow them.
+    /// With allowed hosts and origins.
     async fn allowing(hosts: &[&str], origins: &[&str]) -> Self {
         let world = Self::with(Limits::default(), hosts, origins).await;
         world
@@ -158,7 +159,7 @@ fn allowed<T>(words: &[&str], one: impl Fn(&str) -> Result<T, String>) -> Vec<Al
         .collect()
 }
 
-/// Claims of a token that verifies against the published keys, read by a library that is not ours.
+/// The claims of a token, after verification with the published keys by an independent library.
 async fn verified(connection: &mut Connection) -> Value {
     let answer = connection.post("/issue").await;
     assert_eq!(answer.status(), 200, "{answer:?}");
@@ -220,10 +221,10 @@ async fn d06_a_machine_is_told_from_all_others() {
     let two = world.peer("ci-2", Identity::tagged(["tag:ci", "tag:prod"]));
     let one = verified(&mut world.call(&one).await).await;
     let two = verified(&mut world.call(&two).await).await;
-    // What it always said.
+    // The claims of the Go program.
     assert_eq!(one["user"], "tagged-devices");
     assert_eq!(one["display_name"], "Tagged Devices");
-    // What it says now.
+    // The additional claims.
     assert_eq!(one["tags"], json!(["tag:ci"]));
     assert_eq!(two["tags"], json!(["tag:ci", "tag:prod"]));
     assert_ne!(one["sub"], two["sub"]);
@@ -283,10 +284,10 @@ fn named(host: &str, method: &str, path: &str) -> Request<Full<Bytes>> {
     request
 }
 
-/// What browsers put on what a page asks for, and pages cannot take off.
+/// The headers that browsers add to requests of pages, which pages cannot remove.
 const MARKS: [(&str, &str); 5] = [
     ("origin", "http://evil.example"),
-    // After rebinding the page is of the same origin.
+    // After DNS rebinding the page is of the same origin.
     ("origin", "http://tailbone"),
     ("origin", "null"),
     ("sec-fetch-site", "cross-site"),
@@ -307,7 +308,7 @@ async fn a_page_gets_no_token() {
             "{name}: {value}"
         );
         assert_eq!(answer.header("access-control-allow-origin"), "");
-        // The public keys stay public.
+        // Public keys may be read by pages.
         let mut page = request("GET", "/.well-known/jwks.json");
         page.headers_mut().insert(name, value.parse().unwrap());
         let answer = alice.send(page).await;
@@ -321,7 +322,7 @@ async fn a_page_gets_no_token() {
 async fn the_fetch_of_a_program_is_none_of_a_page() {
     let world = World::new().await;
     let mut program = request("POST", "/issue");
-    // As Node.js sends it.
+    // As Node.js sends them.
     for (name, value) in [("sec-fetch-mode", "cors"), ("user-agent", "node")] {
         program.headers_mut().insert(name, value.parse().unwrap());
     }
@@ -376,7 +377,7 @@ async fn only_a_name_of_the_node_is_answered() {
             assert_eq!(refusal, (421, "unknown_host".to_owned()), "{host}{path}");
         }
     }
-    // The name changes while the server runs.
+    // The node's name changes while the server runs.
     world.names.set("tailbone-1.other.ts.net", "tailbone", &[]);
     let renamed = named("tailbone-1", "POST", "/issue");
     assert_eq!(alice.send(renamed).await.status(), 200);
@@ -484,7 +485,7 @@ async fn without_a_key_the_answer_is_503_and_the_first_key_ends_it() {
 async fn who_calls_while_the_first_key_is_made_waits_for_it() {
     let world = World::without_key().await;
     let (mut alice, mut verifier) = (world.alice().await, world.alice().await);
-    // Both are in hand, and nothing answers them.
+    // Both requests have been sent and get no answer yet.
     let mut token = Box::pin(alice.post("/issue"));
     let mut jwks = Box::pin(verifier.get("/.well-known/jwks.json"));
     let early = futures_util::future::select(&mut token, &mut jwks);
@@ -531,7 +532,7 @@ async fn d20_an_error_of_ours_never_shows_a_path() {
     let world = World::new().await;
     let mut alice = world.alice().await;
     std::fs::remove_dir_all(world._dir.path()).unwrap();
-    // Signing goes on with what was loaded; the caller learns nothing of directories in any case.
+    // Signing continues with the loaded key; callers never learn about directories.
     let answer = alice.post("/issue").await;
     let text = String::from_utf8_lossy(answer.0.body()).into_owned();
     assert!(
@@ -602,7 +603,7 @@ async fn d14_a_peer_that_does_not_finish_its_request_is_let_go_and_blocks_nobody
     verified(&mut world.alice().await).await;
     for mut stream in stuck {
         let mut rest = Vec::new();
-        // The end may be an error: the server does not wait for the rest of the head.
+        // The connection may be reset: the server does not wait for the rest of the head.
         let _ = soon("the server lets go", stream.read_to_end(&mut rest)).await;
         assert!(!String::from_utf8_lossy(&rest).contains("200 OK"));
     }
@@ -641,7 +642,7 @@ async fn d13_a_connection_that_stands_when_the_stop_comes_still_gets_its_answer(
     let mut fresh = world.alice().await;
     let (server, keys) = (world.server, world.keys);
     let stop = tokio::spawn(async move { server.stop(Duration::from_secs(5)).await });
-    // The stop first, the request afterwards.
+    // The stop comes first, the request afterwards.
     for _ in 0..20 {
         tokio::task::yield_now().await;
     }
@@ -650,7 +651,7 @@ async fn d13_a_connection_that_stands_when_the_stop_comes_still_gets_its_answer(
     drop(keys);
 }
 
-/// A listener that dies.
+/// A listener that fails.
 struct Dying;
 
 impl Accept for Dying {

@@ -1,4 +1,4 @@
-//! Places of publication, with a real S3 server and real files; and what happens when they misbehave.
+//! Places of publication: a real S3 server and real files, and their faults.
 
 #[path = "../support/fault_proxy.rs"]
 pub(crate) mod fault_proxy;
@@ -89,11 +89,11 @@ async fn a_bucket_is_a_place_of_publication() {
     .await;
 }
 
-/// Puts bytes on the server as another program would.
+/// Stores bytes on the server as another program would.
 fn put_raw(server: &S3Server, bytes: &[u8]) {
     let bytes = bytes.to_vec();
     let addr = server.addr;
-    // The list's callbacks are not async; a runtime of its own on a thread of its own is.
+    // The list's callbacks are not async, so this uses a runtime on a thread of its own.
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -168,7 +168,7 @@ async fn what_is_put_into_a_bucket_says_what_it_is() {
     );
 }
 
-/// Each way in which a read can fail, with what the error must be.
+/// Each way in which a read can fail, with the expected error.
 #[tokio::test]
 async fn d01_read_error_is_never_an_empty_set() {
     let server = S3Server::start();
@@ -245,7 +245,7 @@ async fn d01_read_error_is_never_an_empty_set() {
             life.remove(signer.kid().as_str(), now()).await.is_err(),
             "{name}"
         );
-        // Everything is as it was, and tokens go on being signed.
+        // Nothing has changed, and tokens are still signed.
         proxy.heal();
         assert_eq!(server.object().unwrap(), object, "{name}");
         assert_eq!(names(folder.path()), files, "{name}");
@@ -380,7 +380,8 @@ async fn a_copy_that_may_not_be_kept_does_not_stop_a_removal() {
     );
 }
 
-/// A server that says yes to everything, whatever the conditions; and a second writer who does not look.
+/// A store that accepts every write and ignores the conditions, with a second writer that does not
+/// check.
 #[derive(Debug)]
 struct Careless {
     document: Mutex<Document>,
@@ -443,7 +444,7 @@ async fn d02_a_place_that_ignores_conditions_is_noticed_and_the_change_made_agai
         updated.document.unwrap().document,
         document(&["tb-other", "tb-1"])
     );
-    // One that never keeps anything is told as such.
+    // A store that never keeps anything is reported as such.
     let place = Careless {
         document: Mutex::default(),
         overwrites: Mutex::new(u32::MAX),

@@ -1,4 +1,5 @@
-//! The life of keys with real files: what is taken over from the original, what bad input does, what operators ask for.
+//! The life of keys with real files: what is taken over from the Go program, the effects of bad
+//! input, and operators' requests.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration};
 
@@ -38,7 +39,7 @@ pub(crate) fn policy() -> Policy {
     }
 }
 
-/// A server on this directory that publishes into `jwks`, with small keys.
+/// A server with this directory that publishes to `jwks`, with small keys.
 pub(crate) fn life(directory: &Path, jwks: &Path) -> KeyLife {
     with_probe(directory, jwks, &Probe::default())
 }
@@ -62,7 +63,7 @@ pub(crate) fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Everything in a folder.
+/// All files in a folder, with their contents.
 fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
     names(folder)
         .into_iter()
@@ -91,7 +92,7 @@ fn view<'a>(report: &'a Report, kid: &str) -> &'a KeyView {
         .unwrap_or_else(|| panic!("{kid} in {report:?}"))
 }
 
-/// Verifies as a stranger would: from the document alone.
+/// Verifies as an outsider does, with only the document.
 fn verify(token: &str, jwks: &[u8]) -> serde_json::Value {
     let set: JwkSet = serde_json::from_slice(jwks).unwrap();
     let header = jsonwebtoken::decode_header(token).unwrap();
@@ -106,7 +107,8 @@ fn verify(token: &str, jwks: &[u8]) -> serde_json::Value {
         .claims
 }
 
-/// The key the original would sign with, by its own rule: the greatest second part of the private files' names.
+/// The key with which the Go program would sign, by its rule: the largest second part in the
+/// private files' names.
 fn originals_choice(directory: &Path) -> Option<String> {
     let mut best: Option<(i64, String)> = None;
     for name in names(directory) {
@@ -127,7 +129,7 @@ fn originals_choice(directory: &Path) -> Option<String> {
     best.map(|(_, stem)| stem)
 }
 
-/// An operator's directory as the original left it.
+/// An operator's directory as the Go program leaves it.
 fn old_directory(folder: &Path) -> (std::path::PathBuf, std::path::PathBuf) {
     let (directory, jwks) = (folder.join("keys"), folder.join("jwks.json"));
     fs::create_dir(&directory).unwrap();
@@ -157,7 +159,7 @@ async fn an_old_directory_is_taken_over_unchanged_and_stays_readable_by_its_rule
         "{report:?}"
     );
 
-    // It signs at once with what the original would, and whoever verifies needs nothing new.
+    // It signs at once with the same key as the Go program, and verifiers need nothing new.
     let signer = life.ring().signer().unwrap();
     assert_eq!(
         (
@@ -169,7 +171,7 @@ async fn an_old_directory_is_taken_over_unchanged_and_stays_readable_by_its_rule
     let token = signer.sign(br#"{"iss":"tailbone"}"#).unwrap();
     assert_eq!(verify(&token, JWKS.as_bytes())["iss"], "tailbone");
 
-    // Days later nothing of it is changed, only state files stand beside.
+    // Days later nothing has changed, except that there are state files beside.
     for days in [1, 100] {
         life.sync(at(days * 86_400)).await.unwrap();
     }
@@ -177,7 +179,7 @@ async fn an_old_directory_is_taken_over_unchanged_and_stays_readable_by_its_rule
     let after = contents(&directory);
     assert!(before.iter().all(|file| after.contains(file)));
 
-    // A new key joins; the document is what the original would have written, and so are the files.
+    // A new key is added; the document and the files equal those that the Go program would write.
     let made = life
         .generate(Some(KeySpec::Rs256 { bits: 2048 }), at(101 * 86_400))
         .await
@@ -207,7 +209,7 @@ async fn an_old_directory_is_taken_over_unchanged_and_stays_readable_by_its_rule
     assert_eq!(mode(format!("{}.private.jwk", made.key.kid)), 0o600);
     assert_eq!(mode(format!("{}.public.jwk", made.key.kid)), 0o644);
     assert_eq!(mode(format!("{}.state.json", made.key.kid)), 0o600);
-    // Not yet: verifiers still hold the old document.
+    // Not yet: verifiers still have the old document.
     assert_eq!(life.ring().signer().unwrap().kid().as_str(), NEW_KID);
 }
 
@@ -231,7 +233,7 @@ async fn d10_a_fresh_install_makes_its_directory_and_first_key_and_signs_at_once
         life.document().unwrap().document.to_bytes(),
         fs::read(&jwks).unwrap()
     );
-    // And not one more at the next start.
+    // The next start makes no further key.
     let again = self::life(&directory, &jwks);
     again.start(at(10)).await.unwrap();
     assert_eq!(again.ring().signer().unwrap().kid(), signer.kid());
@@ -254,7 +256,7 @@ async fn d03_a_key_that_could_not_be_published_leaves_nothing_that_signs() {
         "tb",
         KeySpec::Es256,
     );
-    // A server's own first key waits for its place.
+    // A server's own first key waits until the document can be written.
     proxy.always("PUT", Fault::code(403, "AccessDenied"));
     let report = life.start(at(0)).await.unwrap();
     assert!(report.failed());
@@ -266,7 +268,7 @@ async fn d03_a_key_that_could_not_be_published_leaves_nothing_that_signs() {
     one_key_is_left(&life, at(1)).await;
     let first = life.ring().signer().unwrap();
 
-    // An operator's key is taken back, whatever went wrong.
+    // An operator's new key is withdrawn, whatever went wrong.
     for fault in [Fault::code(403, "AccessDenied"), Fault::status(500)] {
         proxy.always("PUT", fault);
         life.generate(None, at(2)).await.unwrap_err();
@@ -279,7 +281,7 @@ async fn d03_a_key_that_could_not_be_published_leaves_nothing_that_signs() {
             names(folder.path())
         );
     }
-    // Also where the write took effect and only then failed.
+    // This includes a write that took effect and failed afterwards.
     proxy.once("PUT", Fault::DropAfter);
     proxy.once("GET", Fault::Delay(Duration::ZERO));
     for _ in 0..70 {
@@ -298,7 +300,8 @@ async fn d03_a_key_that_could_not_be_published_leaves_nothing_that_signs() {
     assert_eq!(life.ring().signer().unwrap().kid(), first.kid());
 }
 
-/// After a pass or some: on a busy machine one may run out of its 300 ms, or come before a write that was given up has taken effect.
+/// May take some passes: on a busy machine a pass may exceed its 300 ms, or come before an
+/// abandoned write has taken effect.
 async fn one_key_is_left(life: &KeyLife, now: Timestamp) {
     eventually("one key", async || {
         let pass = life.sync(now).await.unwrap();
@@ -332,7 +335,8 @@ async fn d08_keys_made_in_one_second_on_two_replicas_are_all_there() {
 
 #[tokio::test]
 async fn d08_of_two_keys_made_in_one_second_the_later_one_takes_over() {
-    // By name the later one is the lesser about half of the time, so a few tries see both cases.
+    // In about half of all cases the later key's name sorts before the earlier one's, so a few
+    // tries cover both.
     for _ in 0..8 {
         let folder = tempfile::tempdir().unwrap();
         let life = life(
@@ -371,7 +375,7 @@ async fn d07_housekeeping_deletes_nothing_on_a_missing_emptied_or_clobbered_docu
             Some(bytes) => fs::write(&jwks, bytes).unwrap(),
             None => fs::remove_file(&jwks).unwrap(),
         }
-        // Again and again, days on end where nobody put a key of another server there.
+        // Repeatedly, for days if no other server's key was published there.
         let days = if n == 3 { 0 } else { 30 };
         for day in 0..=days {
             let report = life
@@ -387,7 +391,7 @@ async fn d07_housekeeping_deletes_nothing_on_a_missing_emptied_or_clobbered_docu
             "and what is there is not overwritten"
         );
     }
-    // A lost document is put back, as it was.
+    // A lost document is written again, unchanged.
     fs::remove_file(&jwks).unwrap();
     let fresh = self::life(&directory, &jwks);
     fs::write(&jwks, &good).unwrap();
@@ -434,7 +438,7 @@ async fn d07_a_dry_run_tells_the_plan_and_changes_nothing() {
     let json = serde_json::to_value(&plan).unwrap();
     assert_eq!(json["done"][0]["outcome"], "planned");
 
-    // Done for good: the superseded key goes, a copy of the document stays.
+    // Completed: the superseded key is removed, a copy of the document stays.
     let report = life(&directory, &jwks)
         .housekeeping(Housekeeping::default(), later)
         .await
@@ -470,7 +474,7 @@ async fn d18_a_key_removed_on_one_replica_stops_signing_on_the_other() {
     assert!(
         matches!(b.ring().signer(), Err(NoSigner::Withdrawn { kid }) if kid.as_str() == victim)
     );
-    // It is never published again, also after a restart.
+    // It is never published again, not even after a restart.
     let b = life(&folder.path().join("b"), &jwks);
     b.sync(at(1101)).await.unwrap();
     assert!(!kids(&jwks).contains(&victim));
@@ -478,7 +482,7 @@ async fn d18_a_key_removed_on_one_replica_stops_signing_on_the_other() {
         a.remove(&victim, at(1102)).await,
         Err(LifeError::NotFound(_))
     ));
-    // A day later housekeeping deletes what is left of it.
+    // A day later housekeeping deletes the rest of it.
     let report = b
         .housekeeping(Housekeeping::default(), at(1101 + 86_400))
         .await
@@ -511,7 +515,7 @@ async fn d22_ids_with_path_parts_touch_nothing_outside() {
         report.skipped
     );
     assert_eq!(life.ring().signer().unwrap().kid().as_str(), NEW_KID);
-    // Such an entry of the document can be removed from the document, and that is all.
+    // Such an entry of the document can be removed from the document, and nothing else happens.
     life.remove("../outside", at(1)).await.unwrap();
     assert!(matches!(
         life.remove("../../etc/passwd", at(1)).await,
@@ -621,7 +625,7 @@ fn a_directory_that_cannot_be_written_still_signs() {
     }
     let before = contents(&directory);
     let (inside, document) = (directory.clone(), jwks.clone());
-    // Root may write anywhere; this thread, and the runtime it starts, are not root for a while.
+    // Root may write anywhere, so this thread and its runtime temporarily run as another user.
     std::thread::spawn(move || {
         if root {
             let nobody = rustix::process::Uid::from_raw(NOBODY);
@@ -682,7 +686,7 @@ async fn a_change_in_the_directory_is_seen_without_a_restart() {
     fs::rename(&hidden, &new).unwrap();
     assert!(life.poll(at(0)).await.unwrap().is_some());
     assert_eq!(life.ring().signer().unwrap().kid().as_str(), NEW_KID);
-    // And one that goes.
+    // And one that disappears.
     fs::rename(&new, &hidden).unwrap();
     life.poll(at(0)).await.unwrap().unwrap();
     assert_ne!(
@@ -711,7 +715,7 @@ async fn a_first_key_that_the_start_could_not_make_is_made_later_and_no_other() 
     proxy.heal();
     life.sync(at(200)).await.unwrap();
     let kid = life.ring().signer().unwrap().kid().clone();
-    // Whoever removes the last key wants none.
+    // An operator who removes the last key wants no key.
     life.remove(kid.as_str(), at(300)).await.unwrap();
     life.sync(at(400)).await.unwrap();
     assert!(life.ring().signer().is_err());
@@ -809,7 +813,7 @@ async fn a_lost_document_is_put_back_before_anything_else_is_asked_of_it() {
         .unwrap();
     assert_eq!(removed.remaining.len(), 2);
     assert_eq!(kids(&jwks), [NEW_KID, &made.key.kid]);
-    // And where there was nothing, a removal makes nothing.
+    // Where there was no document, a removal does not create one.
     let empty = tempfile::tempdir().unwrap();
     let nothing = empty.path().join("jwks.json");
     let refused = life(&empty.path().join("keys"), &nothing)

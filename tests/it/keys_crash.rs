@@ -1,7 +1,9 @@
-//! `kill -9` between any two steps of any write, then a start: nothing that was acknowledged is lost, nothing half done stays.
+//! `kill -9` between any two steps of any write, followed by a start: nothing that was acknowledged
+//! is lost, and nothing half-finished remains.
 //!
-//! The writes go through `keys::disk`, which tells a probe of each step. The process that is killed is this test program itself,
-//! started again for one ignored test; its probe counts and sends SIGKILL at the wanted step.
+//! The writes go through `keys::disk`, which reports each step to a probe. The killed process is
+//! this test program itself, started again for one ignored test; its probe counts the steps and
+//! sends SIGKILL at the chosen one.
 
 use std::{
     fs,
@@ -22,10 +24,11 @@ use tailbone::{
 use crate::keys::{at, kids, life, names, with_probe};
 
 const OPERATIONS: [&str; 5] = ["start", "generate", "rotate", "remove", "housekeeping"];
-/// When the operation happens: the successor of the prepared directory is due, and the key before it may go.
+/// The time of the operation: the successor in the prepared directory is due, and the key before it
+/// may be removed.
 const THEN: i64 = 1_000_000;
 
-/// Not a test: what the tests below start and kill.
+/// Not a test, but the process that the tests below start and kill.
 #[test]
 #[ignore = "started by the other tests of this file"]
 fn victim() {
@@ -93,8 +96,8 @@ fn killed_at_any_step_of_housekeeping() {
     every_step("housekeeping", prepare);
 }
 
-/// A directory with a retired key whose time is over, a signing key, and a successor that is due; and a stranger's key in the
-/// document.
+/// A directory with a retired key whose time is over, a signing key, and a successor that is due;
+/// the document also contains a foreign key.
 fn prepare(folder: &Path) {
     let jwks = folder.join("jwks.json");
     let keys = folder.join("keys");
@@ -123,7 +126,7 @@ fn prepare(folder: &Path) {
 fn every_step(operation: &str, prepare: impl Fn(&Path)) {
     assert!(OPERATIONS.contains(&operation));
     let (whole, prepared) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    // Always the same path, or the document would be at a new place, where everything has to be published anew.
+    // Always the same path: in another place everything would have to be published again.
     let folder = whole.path().join("case");
     fs::create_dir(&folder).unwrap();
     prepare(&folder);
@@ -168,12 +171,12 @@ fn recovers(folder: &Path, operation: &str, step: u32) {
     let told = format!("{operation} killed at step {step}");
     let (keys, jwks) = (folder.join("keys"), folder.join("jwks.json"));
     runtime().block_on(async {
-        // What verifiers read is whole at this very moment.
+        // At this moment the document is complete for verifiers.
         let before = fs::read(&jwks)
             .ok()
             .map(|bytes| Document::parse(&bytes).unwrap_or_else(|error| panic!("{told}: {error}")));
         let life = life(&keys, &jwks);
-        // Temporary files count as stale once they are a minute old by the clock of the file system.
+        // Temporary files count as abandoned when they are a minute old by the file system's clock.
         let report = life.start(at(THEN + 1)).await.unwrap();
         assert!(
             !report.failed() && report.skipped.is_empty(),
@@ -194,7 +197,7 @@ fn recovers(folder: &Path, operation: &str, step: u32) {
                 "{told}: what was acknowledged is there"
             );
         }
-        // A removal that had begun to show is finished, one that had not may be asked for again.
+        // A removal that had become visible is completed; any other may be requested again.
         if let (Some(before), Ok(victim)) = (&before, fs::read_to_string(folder.join("victim")))
             && operation == "remove"
         {
@@ -209,7 +212,8 @@ fn recovers(folder: &Path, operation: &str, step: u32) {
             }
             assert!(!kids(&jwks).contains(&victim));
         }
-        // All at rest: no file without its key, no key without its files, nothing left to do.
+        // Everything is at rest: no file without its key, no key without its files, nothing left to
+        // do.
         let report = life.sync(at(THEN + 3)).await.unwrap();
         assert_eq!(
             (report.done.len(), report.failed()),
@@ -241,13 +245,13 @@ fn recovers(folder: &Path, operation: &str, step: u32) {
                 .all(|name| report.keys.iter().any(|key| name.starts_with(&key.kid))),
             "{told}: {stems:?}"
         );
-        // And the next key can be made as if nothing had been.
+        // The next key can be made as if nothing had happened.
         life.generate(None, at(THEN + 4)).await.unwrap();
     });
     swept(&keys, &jwks, &told);
 }
 
-/// What a killed writer left goes once it is a minute old.
+/// The files of a killed writer are removed when they are a minute old.
 fn swept(keys: &Path, jwks: &Path, told: &str) {
     let far = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(120);
     let store = KeyStore::new(keys);

@@ -1,5 +1,5 @@
-//! A key directory and a JWKS as the original program leaves them, made with OpenSSL for these tests only. Nothing trusts
-//! these keys.
+//! A key directory and a JWKS as the Go program leaves them, made with OpenSSL for these tests
+//! only. Nothing trusts these keys.
 
 pub(crate) const OLD_KID: &str = "tb-1740172800";
 pub(crate) const OLD_PRIVATE: &str = r#"{
@@ -43,5 +43,5 @@ pub(crate) const NEW_PUBLIC: &str = r#"{
   "kty": "RSA",
   "n": "sEIU94NLhFyQzt22f6ZAE06RuNmV-JPl0HNjSwtD0YQsAMlHEj25mDt8fca3kRvt6qT1cHOzOF8WayBuDrbOaKjaVnqafPMqXguaNqpsxd-TWeDEyR3JE-eWJeR_-GMhld9wCgyh6zIHNKFrKz2oIbLENw4EmRXdb2-DQn6qZaF52jksIMTUd1M3GMmiwAxyTzyYJIa-pZlHdPc2gbqB6tzAVkafXYbseGsYXxCDoc6vgugVdam_-1k5mz3Nbl4ZKMo0Zj5Qaa2XI9xJolKp4dsnavZJ8O2fyq8F6-Oel8e0wRfEA_RqnhEG-SqE492MnLFLyXm7OQSw91chcMM9zQ"
 }"#;
-/// The object in the bucket: oldest first, compact.
+/// The object in the bucket: oldest key first, compact.
 pub(crate) const JWKS: &str = r#"{"keys":[{"alg":"RS256","e":"AQAB","kid":"tb-1740172800","kty":"RSA","n":"ysa40dMwdpgoEA7ivTOdTXrfMISSWUkcAYBSgpX3DMcHijoYAqp6uEahDjMRjCrQocrTR_Rsp5wryrXrWsYQ5qUTKPl4KB8M0Ul_ZFTCtAgx5GAyG9odQLhDbGXCh3Al7N-xWR-bPKKuqyDTdpBahssD2DDrSBl-gSfrWJRPhaRt2mw0LS9RIaAroueAzN4Ti-0B5V4BE1Nm3_S-BRFw34MnvrNz0L8P5ydDfpzn9sZgXPasDxJqgtLRAcCrcvAGnaqTgnCHkJTxUtz53hcZYnEobrWeBIvmI5N2l1b7DY76SerpF8jQVuxB3v-SaXLnDXH4xkyiImqZafD3aI24iQ"},{"alg":"RS256","e":"AQAB","kid":"tb-1740259200","kty":"RSA","n":"sEIU94NLhFyQzt22f6ZAE06RuNmV-JPl0HNjSwtD0YQsAMlHEj25mDt8fca3kRvt6qT1cHOzOF8WayBuDrbOaKjaVnqafPMqXguaNqpsxd-TWeDEyR3JE-eWJeR_-GMhld9wCgyh6zIHNKFrKz2oIbLENw4EmRXdb2-DQn6qZaF52jksIMTUd1M3GMmiwAxyTzyYJIa-pZlHdPc2gbqB6tzAVkafXYbseGsYXxCDoc6vgugVdam_-1k5mz3Nbl4ZKMo0Zj5Qaa2XI9xJolKp4dsnavZJ8O2fyq8F6-Oel8e0wRfEA_RqnhEG-SqE492MnLFLyXm7OQSw91chcMM9zQ"}]}"#;

@@ -1,4 +1,5 @@
-//! Hours of rotation while verifiers with five-minute copies of the JWKS check every token all the time. Time is injected.
+//! Hours of rotation, while verifiers with copies of the JWKS that last five minutes keep checking
+//! every token. Time is injected.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -16,7 +17,8 @@ const STEP: i64 = 15;
 const CACHE: i64 = 300;
 const LIFE: i64 = 1200;
 
-/// Somebody else's service: fetches the document when its copy has run out, never because of an unknown key.
+/// Somebody else's service: fetches the document when its copy expires, never because of an unknown
+/// key.
 struct Verifier {
     set: JwkSet,
     fetched: Timestamp,
@@ -29,7 +31,7 @@ struct Token {
     ends: Timestamp,
 }
 
-/// Servers, verifiers, and every token so far.
+/// Servers, verifiers, and all tokens so far.
 struct World {
     jwks: std::path::PathBuf,
     replicas: Vec<KeyLife>,
@@ -60,7 +62,7 @@ impl World {
             life.start(at(0)).await.unwrap();
         }
         let set: JwkSet = serde_json::from_slice(&std::fs::read(&jwks).unwrap()).unwrap();
-        // Their copies run out at different times.
+        // Their copies expire at different times.
         let verifiers = (0..4).map(|n| Verifier {
             set: set.clone(),
             fetched: at(0) - SignedDuration::from_secs(n * 70),
@@ -76,12 +78,13 @@ impl World {
         }
     }
 
-    /// One step of the world: servers look, tokens are issued, everybody verifies.
+    /// One step: servers check their keys, tokens are issued, all verifiers check all tokens.
     async fn step(&mut self, now: Timestamp) {
         self.step_off(now, SignedDuration::ZERO).await;
     }
 
-    /// The same while the servers' clock is off. A token is to be good for its life from when it was issued in truth.
+    /// The same while the servers' clock is off. A token must be valid for its lifetime, counted
+    /// from the real time of issue.
     async fn step_off(&mut self, now: Timestamp, off: SignedDuration) {
         let theirs = now + off;
         for life in &self.replicas {
@@ -181,7 +184,8 @@ async fn d16_the_same_over_two_replicas_with_directories_of_their_own() {
     for step in 0..4 * 3600 / STEP {
         let now = at(step * STEP);
         if step == 100 {
-            // The second joins while the first is at work: it waits until verifiers can know its key.
+            // The second server joins while the first one signs: it waits until verifiers can know
+            // its key.
             let second = replica(&folder.path().join("b"), &jwks, Some(3000));
             second.start(now).await.unwrap();
             assert!(second.ring().signer().is_err());
@@ -221,7 +225,8 @@ async fn d16_the_same_over_two_replicas_that_share_a_directory() {
             .map(|life| life.ring().signer().unwrap().kid().clone())
             .collect();
         if signers[0] != signers[1] {
-            // Whoever looked first has already gone over; the other follows with its next look.
+            // The first server to check has switched already; the other one follows at its next
+            // check.
             world.replicas[0].poll(at(step * STEP)).await.unwrap();
             world.replicas[1].poll(at(step * STEP)).await.unwrap();
         }
@@ -240,8 +245,9 @@ async fn d16_a_clock_that_steps_a_day_and_comes_back_refuses_nobody() {
     let jwks = folder.path().join("jwks.json");
     let servers = vec![replica(&folder.path().join("a"), &jwks, Some(2400))];
     let mut world = World::new(folder.path(), servers).await;
-    // Somewhat more than an hour with each clock. It steps when no token of a key before the present one is left: by a clock that
-    // is a day ahead these are over, and their key goes (docs/design/key-life.md).
+    // A little more than an hour with each clock. The clock steps when only tokens of the current
+    // key are left: to a clock that is a day ahead, all others have expired, and their key is
+    // removed (docs/design/key-life.md).
     let day = SignedDuration::from_hours(24);
     let zero = SignedDuration::ZERO;
     for (span, off) in [zero, day, zero, -day, zero].into_iter().enumerate() {
@@ -251,7 +257,7 @@ async fn d16_a_clock_that_steps_a_day_and_comes_back_refuses_nobody() {
         }
     }
     assert_eq!(world.refused, 0);
-    // A key that was made in the wrong future signs until that has come; then it is exchanged like any other.
+    // A key from a wrong future signs until that time has come; then it is rotated like any other.
     let before = world.keys_used();
     for second in (2 * 86_400..2 * 86_400 + 2 * 3600).step_by(STEP as usize) {
         world.step(at(second)).await;
@@ -268,7 +274,8 @@ async fn d16_a_clock_set_back_loses_no_token() {
     life.start(at(100_000)).await.unwrap();
     life.sync(at(100_500)).await.unwrap();
     let old = life.ring().signer().unwrap().kid().to_string();
-    // A token of now ends at 101 700. The clock goes back a day, the server restarts, the key is rotated away.
+    // A token issued now ends at 101 700. The clock goes back a day, the server restarts, and the
+    // key is rotated.
     let life = replica(&directory, &jwks, None);
     life.start(at(14_100)).await.unwrap();
     assert_eq!(life.ring().signer().unwrap().kid().as_str(), old);

@@ -1,4 +1,5 @@
-//! The bounds of requests and connections that settings move, on the fake node: sizes, times, requests in hand, requests per caller.
+//! Limits of requests and connections that settings change, on the fake node: sizes, times,
+//! concurrent requests, requests per caller.
 
 use std::{sync::Arc, time::Duration};
 
@@ -134,7 +135,7 @@ async fn more_requests_than_may_be_in_hand_are_refused_at_once() {
     for held in held {
         assert_eq!(held.await.unwrap(), 200);
     }
-    // What was refused and what is done count no longer.
+    // Refused and completed requests no longer count.
     assert_eq!(third.get("/").await.status(), 200);
 }
 
@@ -146,7 +147,7 @@ async fn silence_between_requests_has_a_bound_of_its_own() {
         idle_time: Duration::from_millis(300),
         ..Limits::default()
     };
-    // An answer that takes longer than the silence may last, in its beginning and in its body.
+    // An answer that takes longer than the idle timeout, at its beginning and in its body.
     let slow = Router::new().route(
         "/",
         get(async || {
@@ -160,7 +161,7 @@ async fn silence_between_requests_has_a_bound_of_its_own() {
     );
     let server = world.serve(80, slow, limits, Meter::default()).await;
     let alice = world.peer("alice");
-    // Nothing was asked yet: that is not silence between two requests.
+    // Before the first request, the silence is not that between two requests.
     let quiet = alice
         .dial("tailbone:80", Duration::from_secs(5))
         .await
@@ -179,7 +180,7 @@ async fn silence_between_requests_has_a_bound_of_its_own() {
     drop(quiet);
 }
 
-/// What an HTTP/2 connection begins with.
+/// The first bytes of an HTTP/2 connection.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 #[tokio::test]
@@ -215,7 +216,7 @@ async fn a_part_of_the_http2_preface_does_not_hold_a_connection() {
 #[tokio::test]
 async fn one_peer_cannot_have_all_connections_of_a_small_process() {
     let world = World::new();
-    // The setting allows one peer far more than the process can hold.
+    // The setting gives one peer far more than the process can hold.
     let limits = Limits {
         connections: 20,
         connections_per_peer: 1024,
@@ -230,7 +231,7 @@ async fn one_peer_cannot_have_all_connections_of_a_small_process() {
             .dial("tailbone:80", Duration::from_secs(5))
             .await
             .unwrap();
-        // Who is turned away may be gone already.
+        // A refused connection may be closed already.
         let _ = stream.write_all(b"PRI ").await;
         held.push(stream);
     }
@@ -240,7 +241,7 @@ async fn one_peer_cannot_have_all_connections_of_a_small_process() {
     drop(held);
 }
 
-/// An HTTP/2 connection whose streams have room for so many bytes until the caller reads.
+/// An HTTP/2 connection whose streams have a window of this many bytes until the caller reads.
 async fn call_http2(peer: &dyn Node, window: u32) -> http2::SendRequest<Empty<Bytes>> {
     let stream = peer
         .dial("tailbone:80", Duration::from_secs(5))
@@ -271,14 +272,14 @@ async fn answers_that_have_no_room_to_be_sent_do_not_hold_an_http2_connection() 
     let routes = Router::new().route("/", get(|| async { "x".repeat(700) }));
     let server = world.serve(80, routes, limits, Meter::default()).await;
     let alice = world.peer("alice");
-    // No room at all, and room for a part of the answer.
+    // No window at all, and a window for a part of the answer.
     for window in [0, 1, 699] {
         let sender = call_http2(&alice, window).await;
         let asked = (0..200).map(|_| {
             let mut sender = sender.clone();
             async move { sender.send_request(ask()).await }
         });
-        // Heads need no room. Who is slow to ask may find the connection closed.
+        // Heads need no window. A late request may find the connection closed.
         let answers = soon("the heads", join_all(asked)).await;
         assert!(answers.iter().any(Result::is_ok), "window {window}");
         eventually("it is let go", async || match server.load().open() {
@@ -311,7 +312,7 @@ async fn who_reads_an_http2_answer_slowly_gets_all_of_it() {
         }
     }
     assert_eq!(got, LENGTH);
-    // Nothing waits now: a connection without requests is no answer that nobody reads.
+    // Nothing is waiting now: a connection without requests has no unread answer.
     tokio::time::sleep(2 * limits.write_time).await;
     assert_eq!(server.load().open(), 1);
     assert_eq!(sender.send_request(ask()).await.unwrap().status(), 200);
@@ -353,7 +354,7 @@ async fn a_connection_that_was_upgraded_may_be_silent() {
         head.push(soon("the answer", stream.read_u8()).await.unwrap());
     }
     assert!(head.starts_with(b"HTTP/1.1 101 "));
-    // Several times what either bound allows.
+    // Several times as long as either limit.
     tokio::time::sleep(Duration::from_millis(500)).await;
     stream.write_all(b"x").await.unwrap();
     assert_eq!(soon("the echo", stream.read_u8()).await.unwrap(), b'x');
@@ -380,7 +381,7 @@ async fn a_person_with_several_devices_is_one_caller() {
         .map(|host| world.net.join(host, Identity::tagged(["tag:ci"])))
         .into();
 
-    // A new connection each: what counts is who asks.
+    // A new connection each time: the caller counts, not the connection.
     for device in [&laptop, &phone, &laptop] {
         assert_eq!(call(device, 80).await.get("/").await.status(), 200);
     }
@@ -388,7 +389,7 @@ async fn a_person_with_several_devices_is_one_caller() {
     let answer = refused.get("/").await;
     assert_eq!(answer.refusal(), (429, "too_many_requests".to_owned()));
     assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
-    // Nobody asked who they are: nothing to count.
+    // This route does not identify its callers, so it counts nothing.
     assert_eq!(refused.get("/open").await.status(), 200);
     assert_eq!(call(&bob, 80).await.get("/").await.status(), 200);
     for machine in &machines {
@@ -398,7 +399,7 @@ async fn a_person_with_several_devices_is_one_caller() {
     }
     assert_eq!(call(&machines[0], 80).await.get("/").await.status(), 429);
 
-    // A new network map asks anew who they are, and forgets nothing.
+    // A new network map leads to a new WhoIs call, but the counts stay.
     world.net.join("new", Identity::user("carol@example.com"));
     assert_eq!(call(&laptop, 80).await.get("/").await.status(), 429);
 

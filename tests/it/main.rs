@@ -1,5 +1,7 @@
-//! All tests that may share a process, in one binary: each further one would link the Go archive once more.
-// Tests say what they expect by failing; the lints that keep the daemon from panicking do not help here.
+//! All tests that can share a process, in one binary: every further binary would link the Go
+//! archive again.
+// Tests report failures by panicking; the lints that keep the daemon from panicking do not help
+// here.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

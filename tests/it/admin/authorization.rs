@@ -1,4 +1,4 @@
-//! Who may do what, on the wire; the table of all combinations is tested where it is decided.
+//! Access over the wire. The table of all combinations is tested beside `authorize` itself.
 
 use std::sync::{Arc, Mutex};
 
@@ -19,7 +19,7 @@ use crate::support::soon;
 
 const METHODS: [&str; 5] = ["generate", "list", "remove", "rotate", "status"];
 
-/// Calls a method with a request that would change something if it were let in.
+/// Calls a method with a request that would change something if it were allowed.
 async fn call(api: &mut Api, method: &str, kid: &str) -> Result<(), Status> {
     match method {
         "generate" => api
@@ -42,7 +42,7 @@ async fn call(api: &mut Api, method: &str, kid: &str) -> Result<(), Status> {
     }
 }
 
-/// What each method answers to a caller, by the order of [`METHODS`].
+/// The status of each method for one caller, in the order of [`METHODS`].
 async fn codes(world: &World, api: &mut Api) -> Vec<Code> {
     let mut codes = Vec::new();
     for method in METHODS {
@@ -100,7 +100,7 @@ async fn owner_socket_and_grants_open_what_they_should() {
     let world = World::new().await;
     assert_eq!(codes(&world, &mut world.owner().await).await, [Ok; 5]);
     assert_eq!(codes(&world, &mut world.local().await).await, [Ok; 5]);
-    // In the order of METHODS; status goes with list.
+    // In the order of METHODS; Status requires the right `list`.
     for (grant, wanted) in [
         ("generate", [Ok, No, No, No, No]),
         ("list", [No, Ok, No, No, Ok]),
@@ -150,7 +150,7 @@ async fn the_owner_is_a_user_and_not_a_login() {
         identity.login = "owner.married@example.com".into();
     });
     call(&mut owner, "list", "").await.unwrap();
-    // Somebody new is given the login that has become free.
+    // The login has become free, and a new user gets it.
     let mut namesake = Identity::user("owner@example.com");
     namesake.user_id += 1;
     let mut api = world.caller("laptop", namesake).await;
@@ -212,7 +212,7 @@ async fn doubt_about_who_calls_is_a_refusal_also_in_mode_open() {
             .node
             .set_status(|status| status.state = BackendState::NeedsLogin);
         assert_eq!(codes(&world, &mut owner).await, [Code::Unavailable; 5]);
-        // The machine's own operator needs no tailnet.
+        // On the machine itself the operator needs no tailnet.
         list(&mut world.local().await).await;
     }
 }
@@ -229,7 +229,7 @@ async fn open_lets_every_known_caller_in() {
     }
 }
 
-/// Lines of one test: its server runs on its own thread.
+/// The log lines of one test, whose server runs on the test's thread.
 #[derive(Debug, Clone, Default)]
 struct Lines(Arc<Mutex<Vec<String>>>);
 
@@ -259,8 +259,8 @@ impl Lines {
 
 #[tokio::test]
 async fn d05_each_call_is_one_audit_line_and_no_line_holds_a_secret() {
-    // With a single subscriber in the process, tracing asks the thread that meets a line first whether anybody wants it, and that
-    // may be another test's.
+    // With only one subscriber in the process, tracing asks the thread that reaches a log line
+    // first whether the line is wanted, and that may be another test's thread.
     let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let lines = Lines::default();
     let _guard =
@@ -335,7 +335,7 @@ async fn d05_each_call_is_one_audit_line_and_no_line_holds_a_secret() {
             "{line}"
         );
     }
-    // What people look for in the log.
+    // Texts that people search for in the log.
     let told = lines.of("admin").join("\n");
     for words in [
         "generated new key pair",
@@ -347,7 +347,7 @@ async fn d05_each_call_is_one_audit_line_and_no_line_holds_a_secret() {
     }
 }
 
-/// A stream asks for nothing more, so only the end of its connection can end it.
+/// A stream sends no further requests, so it only ends with its connection.
 #[tokio::test]
 async fn a_watch_ends_when_the_tailnet_no_longer_lets_its_caller_connect() {
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};

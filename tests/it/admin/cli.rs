@@ -1,4 +1,5 @@
-//! `tailbone keys …` as it is typed, in this process, against the local socket, a host, and a directory.
+//! `tailbone keys …` as people type it, run in this process: on the local socket, a host, and a
+//! directory.
 
 use std::{
     ffi::OsString,
@@ -19,14 +20,14 @@ use tokio::net::TcpListener;
 use super::{CAPABILITY, World, generate, published};
 use crate::support::soon;
 
-/// What a command line did, with what differs from run to run masked.
+/// The result of a command line; everything that differs between runs is masked.
 struct Ran {
     code: u8,
     out: String,
     err: String,
 }
 
-/// A command line's surroundings.
+/// The surroundings of a command line.
 #[derive(Clone)]
 pub(super) struct Shell {
     variables: Vec<(String, String)>,
@@ -97,7 +98,7 @@ impl Shell {
         soon("the command", done).await.unwrap()
     }
 
-    /// A paragraph for a snapshot.
+    /// The command line and its result as a paragraph for a snapshot.
     async fn show(&self, arguments: &str, masks: &[(&str, &str)]) -> String {
         let Ran { code, out, err } = self.run(arguments).await;
         let mask = |text: &str| {
@@ -121,7 +122,7 @@ impl Shell {
     }
 }
 
-/// Times, ages and the widths of columns that hold them.
+/// Masks times and ages, and the widths of their columns.
 fn masked(text: &str) -> String {
     let lines = text.lines().map(|line| {
         let indent: String = line.chars().take_while(|c| *c == ' ').collect();
@@ -131,7 +132,7 @@ fn masked(text: &str) -> String {
             let tail = &word[bare.len()..];
             let digits = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
             const UNITS: [char; 4] = ['d', 'h', 'm', 's'];
-            // `3s`, `2m30s`, `638d12h`: numbers, each with its unit.
+            // `3s`, `2m30s`, `638d12h`: numbers with a unit each.
             let is_age = bare.ends_with(UNITS)
                 && bare
                     .split_inclusive(UNITS)
@@ -155,7 +156,7 @@ fn masked(text: &str) -> String {
     if text == "\n" { String::new() } else { text }
 }
 
-/// The ids of a world's keys, in their order, with a name each.
+/// A name for each of a world's keys, in their order.
 fn names(ids: &[String]) -> Vec<(&str, &'static str)> {
     ids.iter()
         .map(String::as_str)
@@ -280,7 +281,7 @@ async fn what_goes_wrong_is_told_with_code_and_words() {
         "{err}"
     );
 
-    // Nobody listens on a port that was just given back.
+    // Nothing listens on a port that has just been released.
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = free.local_addr().unwrap().port().to_string();
     drop(free);
@@ -288,7 +289,7 @@ async fn what_goes_wrong_is_told_with_code_and_words() {
     text += &shell
         .show(&format!("keys list --host 127.0.0.1 --port {port}"), &masks)
         .await;
-    // Whether this machine has IPv6 or not.
+    // With or without IPv6 on this machine.
     let command = format!("keys generate --host ::1 --port {port}");
     let (code, _, err) = shell.raw(&command).await;
     assert!(
@@ -316,7 +317,7 @@ async fn no_keys_at_all_is_no_failure() {
     assert_eq!((code, &*out, &*err), (0, "", "No keys found\n"));
 }
 
-/// A host port that leads to the admin API as a node of the tailnet reaches it.
+/// A port on this host that leads to the admin API in the name of a tailnet node.
 async fn through(world: &World, identity: Identity) -> SocketAddr {
     let node = world.net.join("desk", identity);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -467,7 +468,8 @@ async fn local_works_on_the_directory_without_a_server() {
     assert_eq!(std::fs::read(keys.join("jwks.json")).unwrap(), b"<html>");
 }
 
-/// Gives the one key of a directory an id that is long past: the id tells the time, to the Go program and to us.
+/// Gives the only key of a directory an old id. Ids contain the time of creation, for the Go
+/// program and for us.
 pub(super) fn grow_older(keys: &Path) {
     let old = published(keys).remove(0);
     for entry in std::fs::read_dir(keys).unwrap().flatten() {
@@ -488,5 +490,5 @@ pub(super) fn grow_older(keys: &Path) {
     std::fs::write(&document, text.replace(&old, OLD)).unwrap();
 }
 
-/// An id as the Go program made them.
+/// An id in the format of the Go program.
 pub(super) const OLD: &str = "tb-1740172800";

@@ -1,4 +1,4 @@
-//! What the methods do and answer.
+//! The effects and answers of the methods.
 
 use std::time::Duration;
 
@@ -105,7 +105,7 @@ async fn d18_the_signing_key_goes_only_where_that_is_known_and_wanted() {
         assert!(refused.message().contains(words), "{words}: {refused:?}");
     }
     assert_eq!(world.published(), std::slice::from_ref(&signing));
-    // One that does not sign goes without further words.
+    // A key that does not sign is removed without any question.
     let other = generate(&mut api).await.key_id;
     remove(&mut api, &other, Some(false)).await.unwrap();
     assert_eq!(
@@ -140,7 +140,8 @@ async fn d18_other_servers_stop_signing_with_a_removed_key_at_their_next_look() 
     );
     let now = Timestamp::now();
     other.start(now).await.unwrap();
-    // The other's key is there beside the document's first; it waits, since verifiers know another one already.
+    // The second server's key is in the document beside the first one's. It is pending, since
+    // verifiers know another key already.
     let later = now + CACHE_TIME + SKEW;
     other.sync(later).await.unwrap();
     let theirs = other.ring().signer().unwrap().kid().to_string();
@@ -170,7 +171,7 @@ async fn d26_a_client_can_tell_what_went_wrong() {
         let refused = remove(&mut api, path, None).await.unwrap_err();
         assert_eq!(refused.code(), Code::NotFound, "{path:?}");
     }
-    // A document that is no JWKS: nothing is overwritten, and every method says so.
+    // If the document is no JWKS, nothing is overwritten and every method reports it.
     let document = world.keys_dir().join("jwks.json");
     std::fs::write(&document, "<html>").unwrap();
     let kid = world.keys.ring().signer().unwrap().kid().to_string();
@@ -246,7 +247,7 @@ async fn d23_a_server_tells_the_version_and_commit_it_was_built_from() {
 #[tokio::test]
 async fn what_was_begun_is_finished_when_its_client_hangs_up() {
     let world = World::new().await;
-    // The directory is taken, so the call waits inside.
+    // The directory is locked, so the call waits.
     let lock = KeyStore::new(world.keys_dir()).lock().unwrap();
     let mut api = world.local().await;
     let call = tokio::time::timeout(
@@ -383,7 +384,7 @@ async fn what_is_no_call_of_ours_is_told_so() {
 
 #[test]
 fn the_wire_is_the_go_programs() {
-    // Written by hand from the contract: key_id = 1, algorithm = 2, created_at = 4, and no 3.
+    // Encoded by hand from the contract: key_id = 1, algorithm = 2, created_at = 4, and no field 3.
     let old: &[u8] = b"\x0a\x0dtb-1740172800\x12\x05RS256\x20\x80\xdc\xe3\xbd\x06";
     let key = Key {
         key_id: "tb-1740172800".into(),

@@ -1,5 +1,5 @@
-//! The admin API as its callers see it: over a fake tailnet and at the local socket, by our client and by one that knows the Go
-//! program's messages alone.
+//! The admin API from its callers' point of view: over a fake tailnet and on the local socket, with
+//! our client and with one that only knows the Go program's messages.
 
 mod authorization;
 mod cli;
@@ -51,13 +51,13 @@ const SKEW: Duration = Duration::from_secs(60);
 
 type Api = AdminServiceClient<Channel>;
 
-/// A server on a tailnet of its own, owned by `owner@example.com`, with its socket and one key.
+/// A server with a tailnet of its own, owned by `owner@example.com`, with its socket and one key.
 struct World {
     net: FakeTailnet,
     node: FakeNode,
     keys: KeyLife,
     dir: TempDir,
-    /// Held: dropping one stops its server.
+    /// Kept because dropping a server stops it.
     _servers: [Server; 2],
 }
 
@@ -75,7 +75,7 @@ impl World {
     async fn at(dir: TempDir, mode: Authorization, publisher: Arc<dyn Publisher>) -> Self {
         let store = KeyStore::new(dir.path().join("keys"));
         let keys = KeyLife::with(store, publisher, policy(), "tb", KeySpec::Es256);
-        // Of two keys made in one second the order is by chance; the first is to be the older one.
+        // Two keys from the same second have no defined order; the first key must be the older one.
         let before = Timestamp::now() - Duration::from_secs(10);
         keys.start(before).await.expect("a first key");
         keys.sync(Timestamp::now()).await.expect("a look");
@@ -149,7 +149,7 @@ impl World {
             .await
     }
 
-    /// Ids in the document, as it lies there.
+    /// The key ids in the stored document.
     fn published(&self) -> Vec<String> {
         published(&self.keys_dir())
     }
@@ -174,7 +174,7 @@ fn published(keys_dir: &Path) -> Vec<String> {
         .collect()
 }
 
-/// A channel over one stream, which lives as long as it is used.
+/// A channel over a single stream. It lives as long as it is used.
 async fn over<S>(stream: S) -> Channel
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,

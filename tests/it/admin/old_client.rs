@@ -1,4 +1,4 @@
-//! A client in another language, made from the contract's table alone.
+//! A client in another language, written from the contract's table alone.
 
 use std::{
     process::{Command, Stdio},
@@ -32,7 +32,7 @@ async fn run(target: &str) -> Vec<Value> {
         .collect()
 }
 
-/// A loopback port that leads to the admin API as `node` reaches it.
+/// A loopback port that leads to the admin API in the name of `node`.
 async fn through(node: FakeNode) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap().to_string();

@@ -1,4 +1,4 @@
-//! What a web page can make its visitor's browser send: the visitor is the owner, and nothing may come of it.
+//! Requests that a web page can make the owner's browser send. None of them may have an effect.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::support::{
     soon,
 };
 
-/// A message as gRPC frames it: not compressed, length, bytes.
+/// A message in gRPC's framing: uncompressed, length, bytes.
 fn frame(message: &impl prost::Message) -> Bytes {
     let message = message.encode_to_vec();
     let mut frame = vec![0];
@@ -29,7 +29,7 @@ fn frame(message: &impl prost::Message) -> Bytes {
     frame.into()
 }
 
-/// The two methods that hurt most, with the messages that a page would send.
+/// The two most harmful methods, with the messages that a page would send.
 fn calls(world: &World) -> [(&'static str, Bytes); 2] {
     let remove = RemoveKeyRequest {
         key_id: world.published()[0].clone(),
@@ -80,7 +80,8 @@ async fn a_page_can_neither_make_nor_remove_a_key() {
     let before = world.published();
     let owner = world.net.join("desk", Identity::user("owner@example.com"));
     for (method, body) in calls(&world) {
-        // fetch(…, {method: "POST", mode: "no-cors"}): what a page may send anywhere without asking first.
+        // fetch(…, {method: "POST", mode: "no-cors"}): a page may send this anywhere without a
+        // preflight.
         let simple = [
             ("host", "tailbone:50051"),
             ("origin", "http://evil.example"),
@@ -89,7 +90,8 @@ async fn a_page_can_neither_make_nor_remove_a_key() {
         let request = post(method, body.clone(), &simple);
         refused(&over_http1(&owner, request).await, 415, "not_grpc");
 
-        // After rebinding a page is of the same origin and may name any content type, but not the version.
+        // After DNS rebinding a page has our origin and may set any content type, but cannot choose
+        // the HTTP version.
         let rebound = [
             ("host", "tailbone:50051"),
             ("origin", "http://tailbone:50051"),
@@ -99,7 +101,7 @@ async fn a_page_can_neither_make_nor_remove_a_key() {
         let request = post(method, body.clone(), &rebound);
         refused(&over_http1(&owner, request).await, 415, "not_grpc");
 
-        // HTTP/2, as it would be with TLS in front.
+        // HTTP/2, as it would arrive with TLS in front.
         for mark in [
             ("origin", "https://tailbone"),
             ("sec-fetch-site", "same-origin"),

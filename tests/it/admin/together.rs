@@ -1,4 +1,4 @@
-//! Two admins at once: on one server, and on two servers with one document.
+//! Two admins at the same time: on one server, and on two servers with one document.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::{Api, World, generate, list};
 use crate::{jwks::s3::S3Server, support::soon};
 
-/// What one admin does: makes keys, and removes every second one it made. Returns what it left.
+/// One admin's work: creates keys and removes every second one. Returns those that are left.
 async fn work(mut api: Api, changes: usize) -> Vec<String> {
     let mut left = Vec::new();
     for number in 0..changes {

@@ -1,4 +1,4 @@
-//! The export over OTLP: our settings, and OpenTelemetry's variables below them.
+//! Settings of the OTLP export: ours, and OpenTelemetry's variables with lower precedence.
 
 use serde_json::json;
 
@@ -10,7 +10,7 @@ const HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
 #[test]
 fn nothing_is_exported_unless_asked_for() {
     assert_eq!(load(&[]).unwrap().server.otlp, None);
-    // Headers alone ask for nothing.
+    // Headers alone do not enable the export.
     assert_eq!(load(&[(HEADERS, "a=b")]).unwrap().server.otlp, None);
 }
 

@@ -1,4 +1,4 @@
-//! `tailbone policy …`: which rule decides, and why, without a node.
+//! `tailbone policy …`: shows which rule decides, and why, without a node.
 
 use std::{ffi::OsString, fs};
 
@@ -173,7 +173,7 @@ fn mistakes_are_told_all_at_once() {
         "nobody named"
     );
 
-    // Whoever checks the settings means the rules too.
+    // A check of the settings includes the rules.
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("policy.toml");
     fs::write(&file, "[[rule]]\n").unwrap();

@@ -1,5 +1,5 @@
-//! Web pages: by a name that is not ours (DNS rebinding), and of another origin than the site that
-//! they ask.
+//! Web pages: under a name that is not ours (DNS rebinding), and of another origin than the site
+//! that they send requests to.
 
 use axum::{Router, routing::post};
 use serde_json::json;
@@ -59,7 +59,7 @@ async fn a_name_that_nothing_here_has_reaches_nobody() {
     for host in ["wiki.example.com", "a.lab.example.com:8080"] {
         assert_eq!(at(&world, "alice", host, "/").await.0, 200, "{host}");
     }
-    // Named for bob alone.
+    // Only bob's grant names this host.
     let granted = "granted.example.com";
     assert_eq!(at(&world, "bob", granted, "/").await.0, 200);
     let unknown = (421, "unknown_host".to_owned());
@@ -71,7 +71,7 @@ async fn a_name_that_nothing_here_has_reaches_nobody() {
         "localhost",
     ] {
         assert_eq!(at(&world, "alice", host, "/").await, unknown, "{host}");
-        // What everybody on the tailnet may read is not for pages from outside either.
+        // What everybody on the tailnet may read is still not readable for outside pages.
         assert_eq!(
             at(&world, "alice", host, "/public").await,
             unknown,
@@ -151,7 +151,7 @@ async fn a_page_of_another_site_changes_nothing() {
             assert_eq!(answer.status, 200, "{line} {marks:?}");
         }
     }
-    // What the browser itself keeps from the page, or what changes nothing.
+    // Requests whose answer the browser hides from the page, or that change nothing.
     for method in ["GET", "HEAD", "OPTIONS"] {
         let line = format!("{method} /");
         assert_eq!(
@@ -216,7 +216,7 @@ async fn forward_auth_says_no_to_pages_of_another_site_too() {
             "Origin: https://app.example.com",
             (200, String::new()),
         ),
-        // The proxy does not tell the port.
+        // The proxy does not report the port.
         (
             "X-Forwarded-Method: POST",
             "Origin: https://app.example.com:8443",
@@ -245,7 +245,7 @@ async fn forward_auth_says_no_to_pages_of_another_site_too() {
         let evil = origin.contains("evil");
         assert_eq!(upgrade.0, if evil { 403 } else { 200 }, "{method} {origin}");
     }
-    // Without a method it may be any.
+    // If no method is reported, it may be any.
     for (origin, expected) in [
         ("Origin: http://app.example.com", (204, String::new())),
         ("Origin: http://evil.example", foreign.clone()),

@@ -1,4 +1,5 @@
-//! Real proxies in front of a backend, with real curl: those of the recipes in `deploy/`, over the gate's local socket.
+//! Real proxies in front of a backend, called with real curl. They use the recipes in `deploy/`
+//! over the gate's local socket.
 
 use std::{
     net::IpAddr,
@@ -40,7 +41,7 @@ async fn envoy_with_ext_authz() {
     behaves("envoy").await;
 }
 
-/// What every one of them must do.
+/// The requirements that every proxy must meet.
 async fn behaves(name: &str) {
     let world = &World::start(POLICY).await;
     let place = Place {
@@ -49,7 +50,7 @@ async fn behaves(name: &str) {
         backend: world.backend.addr,
     };
     let proxy = &Proxy::named(name, world.dir.path(), place).await;
-    // Who calls.
+    // The caller's identity.
     let answer = curl(world, proxy, "alice", &["/x?y=1"]).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     for (header, value) in [
@@ -64,7 +65,7 @@ async fn behaves(name: &str) {
     let machine = curl(world, proxy, "robot", &["/x"]).await;
     assert_eq!(machine.seen("tailscale-tags"), ["tag:ci,tag:prod"]);
 
-    // What they may do.
+    // The caller's rights.
     for (peer, arguments, status) in [
         ("alice", &["/admin"][..], 403),
         ("alice", &["--path-as-is", "/x/../admin"], 403),
@@ -102,7 +103,7 @@ async fn behaves(name: &str) {
             ],
             403,
         ),
-        // Pages of another origin, which change nothing and open no WebSocket.
+        // Requests of pages of another origin that could change something or open a WebSocket.
         ("alice", &["-d", "body", "-H", EVIL, "/x"], 403),
         (
             "alice",
@@ -123,7 +124,7 @@ async fn behaves(name: &str) {
         "the body",
         "the question took nothing of it"
     );
-    // Somebody whom the tailnet does not know: the host itself.
+    // A caller that the tailnet does not know: the host itself.
     let stranger = raw(
         [127, 0, 0, 1].into(),
         proxy.addr,
@@ -139,20 +140,22 @@ async fn behaves(name: &str) {
     .await;
     assert_eq!(probe.status, 200);
 
-    // Spoofing: a client's own words about who it is, or about where it is.
+    // Spoofing: headers in which a client claims to be somebody else, or somewhere else.
     let tricks = spoof::tricks(&[world.source("alice"), world.ip("alice")]);
-    // The host, at an address that Envoy takes as it is; for 127.0.0.1 it tells another address of the machine.
+    // The host, at an address that Envoy passes on unchanged; for 127.0.0.1 it reports another
+    // address of the machine.
     let host = IpAddr::from([127, 0, 0, 2]);
     let mut passed = Vec::new();
     for trick in &tricks {
         let mut headers = vec!["Host: app.example.com"];
         headers.extend(trick.iter().map(String::as_str));
         let ask = async |from, line| raw(from, proxy.addr, &request(line, &headers)).await;
-        // bob may be here, as bob; the host's own address is nobody, and may see what is public.
+        // bob is allowed, as bob; the host's own address has no identity and may only see what is
+        // public.
         let bob = ask(world.source("bob"), "GET /x").await;
         let believed = match bob.status {
             200 => spoof::believed(&bob, "bob@example.com", world.source("bob")),
-            // A proxy may refuse what it finds odd.
+            // A proxy may refuse what looks odd to it.
             400 | 403 => None,
             other => Some(other.to_string()),
         };
@@ -169,7 +172,7 @@ async fn behaves(name: &str) {
     assert_eq!(passed, Vec::<String>::new(), "{} tricks", tricks.len());
 }
 
-/// Real curl, from a peer's address. The last argument is the target's path, wherever it stands.
+/// Runs real curl from a peer's address. The last argument is the path, wherever it goes.
 async fn curl(world: &World, proxy: &Proxy, peer: &str, arguments: &[&str]) -> Answer {
     let mut command = Command::new("curl");
     command

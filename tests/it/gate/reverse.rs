@@ -1,4 +1,4 @@
-//! The reverse proxy: what reaches the backend, what comes back, and what never does.
+//! The reverse proxy: what reaches the backend, what comes back, and what must never do so.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -89,7 +89,7 @@ async fn capabilities_are_told_where_configured() {
         answer.seen("tailscale-app-capabilities"),
         [r#"{"example.com/cap/wiki":[{"role":"reader"}]}"#]
     );
-    // The gate's layer around a service of one's own tells the same.
+    // The gate's layer around a service of our own reports the same.
     let told = async |headers: http::HeaderMap| {
         let told = headers.get("tailscale-app-capabilities");
         told.map_or("nothing".into(), |value| value.to_str().unwrap().to_owned())
@@ -104,7 +104,7 @@ async fn capabilities_are_told_where_configured() {
     );
 }
 
-/// Every way that is known of to be taken for somebody else. `SPOOF` must never reach the backend.
+/// All known ways of pretending to be somebody else. `SPOOF` must never reach the backend.
 const SPOOFS: &[&[&str]] = &[
     &["Tailscale-User: SPOOF"],
     &["Tailscale-User: SPOOF", "Tailscale-User: SPOOF2"],
@@ -252,7 +252,7 @@ async fn several_upstreams_by_host_and_path() {
         gate.upstreams.push(upstream("", "/hidden", addr));
     })
     .await;
-    // Told apart by what only the first backend does not have: it is stopped.
+    // The first backend is stopped, which tells the two apart.
     let first = world.get("alice", "/").await;
     assert_eq!(first.status, 200);
     drop(other);
@@ -375,7 +375,7 @@ async fn a_websocket_becomes_a_tunnel() {
         stream.write_all(word.as_bytes()).await.unwrap();
         read_until(&mut stream, word).await;
     }
-    // A tunnel outlives its request, not the gate.
+    // A tunnel outlives its request, but not the gate.
     world.stop().await;
     ends(&mut stream).await;
 }
@@ -399,7 +399,7 @@ async fn a_tunnel_ends_when_its_caller_is_no_longer_let_through() {
 #[tokio::test]
 async fn nothing_but_a_websocket_is_switched_to() {
     let world = World::start(ALLOW_OWN).await;
-    // The backend would switch to anything; it is never asked.
+    // The backend would accept any upgrade, but must never be asked.
     for upgrade in [
         "Upgrade: h2c",
         "Upgrade: websocket\r\nUpgrade: h2c",
@@ -429,7 +429,8 @@ async fn http2_upstreams_are_spoken_to_at_once_and_trailers_pass() {
     assert_eq!(answer.json()["version"], "HTTP/2.0");
     assert_eq!(answer.seen("tailscale-user"), ["alice@example.com"]);
     assert_eq!(answer.seen("x-forwarded-host"), ["app.example.com"]);
-    // As gRPC does it: HTTP/2 all the way, with trailers on the way back. Those of a request stay behind.
+    // Like gRPC: HTTP/2 all the way, with trailers in the answer. Trailers of a request are
+    // dropped.
     let io = hyper_util::rt::TokioIo::new(world.connect("alice").await);
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io)
@@ -549,7 +550,7 @@ async fn a_gate_that_cannot_work_is_not_built() {
         });
     };
     assert!(matches!(settings(token), Err(BuildError::NoSigner)));
-    // A user's browser may be made to ask as the proxy.
+    // A user's browser can be made to send requests as the proxy.
     assert!(matches!(
         settings(|g| g.auth.proxies = vec!["alice@example.com".into()]),
         Err(BuildError::UserProxy(_))
@@ -584,22 +585,22 @@ pub(super) async fn read_until(stream: &mut tokio::net::TcpStream, end: &str) ->
 
 async fn ends(stream: &mut tokio::net::TcpStream) {
     let mut rest = Vec::new();
-    // A reset is an end too.
+    // A reset counts as an end.
     let _ = soon("the end of the tunnel", stream.read_to_end(&mut rest)).await;
 }
 
-/// What goes on for a caller, each begun with a first piece of it.
+/// Everything that can go on for a caller, started and with its first data received.
 async fn begun(world: &World) -> Vec<(&'static str, TcpStream)> {
     let mut all = Vec::new();
     for (what, request, until) in [
         ("a WebSocket", UPGRADE, "\r\n\r\n"),
-        // The backend sends an event for each byte of an upload that never ends.
+        // The backend sends an event for each byte of an endless upload.
         (
             "events",
             &b"POST /sse HTTP/1.1\r\nhost: app.example.com\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n"[..],
             "data: 120",
         ),
-        // The backend answers when it has all, which it never gets.
+        // The backend answers when the upload is complete, which never happens.
         (
             "an upload",
             &b"POST /x HTTP/1.1\r\nhost: app.example.com\r\ncontent-length: 9\r\n\r\nx"[..],
@@ -613,12 +614,12 @@ async fn begun(world: &World) -> Vec<(&'static str, TcpStream)> {
         }
         all.push((what, stream));
     }
-    // The upload is under way as well.
+    // Gives the upload time to reach the backend.
     tokio::time::sleep(Duration::from_millis(50)).await;
     all
 }
 
-/// Each ends soon, long before anybody would look on their own account, and nothing more of an answer comes.
+/// Each ends soon, long before the next regular check, and no more of an answer arrives.
 async fn all_end(streams: Vec<(&'static str, TcpStream)>) {
     for (what, mut stream) in streams {
         let mut rest = Vec::new();
@@ -644,7 +645,7 @@ const ALICE_ALONE: &str = "[[rule]]\ndecision = \"allow\"\nwho = [\"alice@exampl
 async fn what_goes_on_ends_when_the_policy_changes() {
     let world = seldom_looked_at(ALICE_ALONE).await;
     let streams = begun(&world).await;
-    // Another rule that lets her through changes nothing.
+    // Another rule that also admits her changes nothing.
     world.policy(&format!("{ALICE_ALONE}\n# more\n"));
     let mut events = world.connect("alice").await;
     events

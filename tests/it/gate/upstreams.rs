@@ -1,4 +1,4 @@
-//! How services behind the reverse proxy are spoken to: TLS, and how long they may take.
+//! Connections to the services behind the reverse proxy: TLS and timeouts.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -17,10 +17,10 @@ use crate::support::{
     counts::counts,
 };
 
-/// Far more than anything here takes, and little enough to be waited for.
+/// Much longer than anything here takes, and short enough to wait for.
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// A world whose gate speaks to `addr` with a scheme, as `host`.
+/// A world whose gate connects to `addr` with a scheme, as `host`.
 async fn world(
     addr: SocketAddr,
     scheme: UpstreamScheme,
@@ -74,7 +74,8 @@ async fn services_with_tls_are_spoken_to_as_the_scheme_says() {
 async fn a_service_that_cannot_show_who_it_is_gets_nothing() {
     let backend = Backend::start_tls("first").await;
     for (host, trusted) in [
-        // Signed by somebody else; for another name; by nobody whom the system trusts.
+        // Signed by another authority; for another name; by an authority that the system does not
+        // trust.
         ("localhost", Some("second.crt")),
         ("127.0.0.1", Some("first.crt")),
         ("localhost", None),
@@ -118,13 +119,14 @@ async fn an_answer_that_does_not_begin_is_504_with_an_id() {
 async fn an_upload_and_an_answer_may_take_longer_than_its_beginning() {
     let backend = Backend::start().await;
     let world = world(backend.addr, UpstreamScheme::Http, "127.0.0.1", None).await;
-    // The service answers once it has all: parts that keep coming keep it from being given up.
+    // The service answers after the whole upload: as long as parts arrive, the gate does not give
+    // up.
     let mut upload = world.connect("alice").await;
     upload
         .write_all(b"POST /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 4\r\n\r\n")
         .await
         .unwrap();
-    // Its answer has begun at once and goes on.
+    // This answer begins at once and goes on.
     let mut events = world.connect("alice").await;
     events
         .write_all(b"POST /sse HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -132,7 +134,7 @@ async fn an_upload_and_an_answer_may_take_longer_than_its_beginning() {
         .unwrap();
     read_until(&mut events, "data: hello\n\n").await;
     for letter in *b"abcd" {
-        // That time passes is what is tested.
+        // This test is about the passing of time.
         tokio::time::sleep(LIMIT * 2 / 5).await;
         upload.write_all(&[letter]).await.unwrap();
     }

@@ -1,4 +1,5 @@
-//! A tailnet with a gate on it: alice, bob, a machine, somebody from another tailnet, a proxy, and a backend behind the gate.
+//! A tailnet with a gate: alice, bob, a machine, a user from another tailnet, a proxy, and a
+//! backend behind the gate.
 
 use std::{
     collections::BTreeMap,
@@ -40,7 +41,7 @@ use tokio::{
 use crate::support::backend::{Answer, Backend, connect, raw, request};
 
 pub(super) const ALLOW_OWN: &str = "[[rule]]\nname = \"own\"\ndecision = \"allow\"\n";
-/// A source address that the fake takes for the internet.
+/// A source address that the fake node treats as the internet.
 pub(super) const FUNNEL: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 65, 0, 9));
 
 pub(super) const PROXY_PORT: u16 = 8080;
@@ -54,7 +55,7 @@ pub(super) struct World {
     directory: Directory,
     pub(super) gate: Gate,
     pub(super) meter: Meter,
-    /// Of the local socket.
+    /// Limits of the local socket.
     pub(super) limits: LiveLimits,
     pub(super) backend: Backend,
     pub(super) settings: config::Gate,
@@ -75,7 +76,7 @@ impl World {
         Self::build(policy, change, None, &["*"]).await
     }
 
-    /// Where the reverse proxy takes requests for its own names alone, and for those of upstreams and rules.
+    /// A world whose reverse proxy only accepts its own names and those of upstreams and rules.
     pub(super) async fn called_by_name(
         policy: &str,
         change: impl FnOnce(&mut config::Gate),
@@ -204,7 +205,7 @@ impl World {
     async fn serve(&mut self, port: u16, router: Router) {
         let listener = OnTailnet(self.node.listen(ListenAddr::Port(port)).await.unwrap());
         let directory = self.directory.clone();
-        // As the server has it: forward-auth is told others' hosts.
+        // As in the server: forward-auth is asked about other hosts, so it has no such rule.
         let rule = (port == PROXY_PORT).then(|| self.rule.clone());
         let server = serve(
             "gate",
@@ -222,7 +223,7 @@ impl World {
         self.servers.push(server);
     }
 
-    /// Stops everything, as a server would.
+    /// Stops everything, as a server does.
     pub(super) async fn stop(mut self) {
         for server in self.servers.drain(..) {
             server.stop(Duration::from_secs(1)).await;
@@ -230,7 +231,7 @@ impl World {
         self.gate.close().await;
     }
 
-    /// Puts other rules in force.
+    /// Replaces the rules.
     pub(super) fn policy(&self, text: &str) {
         fs::write(&self.policy_file, text).unwrap();
         self.gate.reload().unwrap();
@@ -240,7 +241,7 @@ impl World {
         self.peers.get(peer).unwrap_or(&self.node).ip()
     }
 
-    /// The address of this host from which a peer's connections come.
+    /// The local address from which a peer's connections come.
     pub(super) fn source(&self, peer: &str) -> IpAddr {
         self.peers[peer].source()
     }
@@ -249,14 +250,14 @@ impl World {
         self.node.host_addr(PROXY_PORT).unwrap()
     }
 
-    /// Asks over the local socket about a request for `/`, which the headers may say otherwise.
+    /// Asks over the local socket about a request for `/`, unless the headers say otherwise.
     pub(super) async fn ask(&self, path: &str, headers: &[&str]) -> Answer {
         let mut all = vec!["Host: app.example.com"];
         all.extend(headers);
         self.ask_bare(&format!("GET {path}"), &all).await
     }
 
-    /// Asks about a peer, by the convention of nginx-auth.
+    /// Asks about a peer in the convention of nginx-auth.
     pub(super) async fn ask_about(&self, peer: &str) -> Answer {
         let addr = format!("Remote-Addr: {}", self.ip(peer));
         self.ask("/", &[&addr, "Remote-Port: 1234"]).await
@@ -305,13 +306,13 @@ impl World {
         Open(self.connect(peer).await)
     }
 
-    /// Serves a router of one's own on the tailnet.
+    /// Serves another router on the tailnet.
     pub(super) async fn serve_at(&mut self, app: Router) -> SocketAddr {
         self.serve(OWN_PORT, layers::wrap(app, "own")).await;
         self.node.host_addr(OWN_PORT).unwrap()
     }
 
-    /// Serves a router of one's own on the tailnet and lets a peer get a path of it.
+    /// Serves another router on the tailnet, and requests a path of it as a peer.
     pub(super) async fn serve_own(mut self, app: Router, peer: &str, path: &str) -> Answer {
         self.serve(OWN_PORT, layers::wrap(app, "own")).await;
         let to = self.node.host_addr(OWN_PORT).unwrap();
@@ -341,7 +342,7 @@ pub(super) fn upstream(host: &str, path: &str, addr: SocketAddr) -> config::Upst
 pub(super) struct Open(TcpStream);
 
 impl Open {
-    /// The status of one more request; its body is read and thrown away.
+    /// Sends one more request and returns its status; the body is read and discarded.
     pub(super) async fn get(&mut self, path: &str) -> u16 {
         let text = format!("GET {path} HTTP/1.1\r\nHost: app.example.com\r\n\r\n");
         self.0.write_all(text.as_bytes()).await.unwrap();
@@ -367,11 +368,11 @@ impl Accept for OnTailnet {
     }
 }
 
-/// What is wrong with WhoIs.
+/// A fault of WhoIs.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Trouble {
     None,
-    /// It knows nothing of the node but that it is there.
+    /// The answer contains nothing about the node.
     Bare,
     Login(&'static str),
     Name(&'static str),
@@ -379,7 +380,8 @@ pub(super) enum Trouble {
     WhoIsHangs,
 }
 
-/// The fake node, with troubles, and by its callers' loopback addresses too: a proxy on this host sees those.
+/// The fake node with faults. It also knows its callers by their loopback addresses, which a proxy
+/// on this host sees.
 #[derive(Debug)]
 pub(super) struct Troubled {
     node: FakeNode,
@@ -393,7 +395,7 @@ impl Troubled {
         self.node.set_status(|_| {});
     }
 
-    /// How often WhoIs was asked.
+    /// The number of WhoIs calls.
     pub(super) fn asked(&self) -> usize {
         self.asked.load(Ordering::SeqCst)
     }

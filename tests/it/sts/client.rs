@@ -31,7 +31,7 @@ pub(super) async fn exchange(server: &str, more: &[&str]) -> Result<String, StsC
     run(&arguments, &[]).await
 }
 
-/// Starts a trial issuer; returns its token and address. It ends when the last value is dropped.
+/// Starts a trial issuer and returns its token and address. It ends when the last value is dropped.
 pub(super) async fn trial(
     arguments: &[&str],
     variables: &'static [(&str, &str)],
@@ -147,7 +147,7 @@ async fn tokens_come_from_variables_files_and_github() {
     );
 }
 
-/// GitHub's endpoint: the request token as bearer, the audience beside the query that is there already.
+/// GitHub's endpoint: the request token as bearer, and the audience added to the existing query.
 struct GitHub {
     url: String,
     _server: Server,

@@ -1,4 +1,5 @@
-//! The original's defects T1 to T16, one test each: what went wrong there cannot go wrong here.
+//! The defects T1 to T16 of TailSTS, with a test each that they cannot occur here.
+//! `docs/compatibility/defects.md` lists them.
 
 use super::*;
 use crate::support::counts::counts;
@@ -40,7 +41,7 @@ async fn t02_two_hundred_callers_each_get_their_own_grant() {
     let mut callers = tokio::task::JoinSet::new();
     for n in 0..200 {
         let (client, token, url) = (client.clone(), token.clone(), running.url.clone());
-        // Neighbours share a scope, so that mixed-up halves would show too.
+        // Neighbours share a scope, so that requests with mixed-up halves would show too.
         let mine = [scopes[n].clone(), scopes[(n + 1) % 200].clone()];
         callers.spawn(async move {
             let mut wrong = 0;
@@ -66,7 +67,7 @@ async fn t02_two_hundred_callers_each_get_their_own_grant() {
     }
 }
 
-/// The client is run in `client.rs`; here is that both ends agree.
+/// `client.rs` runs the client; this checks that both ends agree.
 #[tokio::test]
 async fn t03_client_and_server_speak_the_same() {
     let running = World::new()
@@ -111,7 +112,7 @@ async fn t04_the_audience_is_checked() {
         );
     }
 
-    // An old file has no audience: it loads with a warning, and strictness refuses it.
+    // A file of the old form has no audience: it loads with a warning, and `strict` refuses it.
     let old = World::new().await.policy("p.toml", &["acls"], "");
     let lines = Lines::listen();
     let old = old.run().await;
@@ -245,7 +246,7 @@ async fn t08_bodies_and_times_have_bounds() {
         (json.status.as_u16(), &json.json()["error"]),
         (413, &json!("invalid_request"))
     );
-    // Without a length told before.
+    // Without a length in advance.
     let part = hyper::body::Frame::data(bytes::Bytes::from(large.clone()));
     let parts = futures_util::stream::iter([Ok::<_, std::io::Error>(part)]);
     let unsized_body = reqwest::Body::wrap(http_body_util::StreamBody::new(parts));
@@ -305,7 +306,7 @@ async fn t10_a_taken_port_is_an_error_and_stopping_ends_the_tasks() {
     .await;
     running.until(|r| r.issuer.hits() > 3).await;
     running.sts.take().unwrap().stop();
-    // One fetch may be on its way still.
+    // One fetch may still be running.
     tokio::time::sleep(Duration::from_millis(50)).await;
     let after = running.issuer.hits();
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -325,7 +326,7 @@ async fn t11_only_policies_are_policies() {
         .file("#z.toml#", "junk [");
     let example = "issuer = \"http://localhost:8888\"\nalgorithm = \"RS256\"\njwks_url = \"http://localhost:8888/jwks\"\nallowed_scopes = [\"all\"]";
     let world = world.file("policy.example.toml", example);
-    // As Kubernetes mounts a volume.
+    // The layout of a Kubernetes volume.
     let data = world.dir.path().join("..2026_01_01");
     std::fs::create_dir(&data).unwrap();
     std::fs::rename(world.dir.path().join("z.toml"), data.join("z.toml")).unwrap();
@@ -359,7 +360,7 @@ async fn t12_tailscales_answers_are_told_apart() {
         )
     };
 
-    // A refused scope is the grant's fault: one request, no second try with other credentials.
+    // A refused scope is a fault of the grant: one request, no second try in the other style.
     let refused = running.ask_json(&good, &["forbidden"]).await;
     assert_eq!(code(&refused), (400, "invalid_scope".into()));
     assert_eq!(running.tokens.seen().len(), 1);
@@ -540,7 +541,8 @@ async fn t14_credentials_are_needed_at_the_start_and_may_lie_in_files() {
     assert!(!shown.contains(SECRET), "{shown}");
 }
 
-/// Expiry, audience, key id, concurrency, client: their own tests are above. This is the rest of what had none.
+/// Expiry, audience, key id, concurrency and client have tests above. This covers the rest that had
+/// none.
 #[tokio::test]
 async fn t15_a_key_never_verifies_what_it_was_not_made_for() {
     let running = World::new()
@@ -566,7 +568,8 @@ async fn t15_a_key_never_verifies_what_it_was_not_made_for() {
             .status,
         200
     );
-    // The published RSA key says RS256: the same key under PS256, and the EC key's id under RSA, fit nothing.
+    // The published RSA key is for RS256: the same key under PS256, and the EC key's id under RSA,
+    // do not fit.
     let good = running.token(|_| {});
     for header in [
         json!({"alg": "PS256", "kid": "rsa-1"}),
@@ -618,7 +621,7 @@ async fn t16_the_trial_issuers_tokens_expire_and_name_their_key() {
     let left = exp - Timestamp::now().as_second() as f64;
     assert!((590.0..=600.0).contains(&left), "{left}");
 
-    // And an exchange takes them, by discovery.
+    // An exchange accepts them, by discovery.
     let world = World::new().await;
     let policy = format!(
         "issuer = \"{base}\"\nalgorithm = \"RS256\"\naudience = \"us\"\nsubject = \"me\"\nallowed_scopes = [\"acls\"]"

@@ -1,4 +1,4 @@
-//! What the original did not speak: OAuth's JSON and RFC 8693.
+//! The dialects that TailSTS did not have: OAuth's JSON and RFC 8693.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Issuers' servers that are slow, huge, wrong, rotating, redirecting.
+//! Issuers' servers that are slow, huge, wrong, rotating or redirecting.
 
 use super::*;
 use crate::support::{counts::counts, soon};
@@ -19,7 +19,7 @@ async fn an_issuer_that_hangs_delays_nobody_else() {
             .policy("p.toml", &["acls"], "")
             .file("a-hanging.toml", &other)
     };
-    // Whoever waited for the other issuer's time-out would not come back in time.
+    // A request that waited for the other issuer's timeout would be far too late.
     let endless = world()
         .await
         .set(|settings| settings.jwks.time = Duration::from_secs(3600));
@@ -69,7 +69,7 @@ async fn bad_answers_never_replace_a_good_set() {
     for trouble in troubles {
         running.issuer.behave(trouble.clone());
         let before = running.issuer.hits();
-        // An unknown key asks for a fetch, which fails.
+        // An unknown key leads to a fetch, which fails.
         assert_eq!(
             running.ask(&unknown, &["acls"]).await.plain(),
             (401, "cannot handle this token\n")
@@ -127,7 +127,7 @@ async fn bad_first_answers_leave_the_start_alone() {
         );
         assert!(!running.sts().readiness().ready, "{trouble:?}");
         running.issuer.behave(Behaviour::keys(&[rsa()]));
-        // The task tries again by itself.
+        // The background task tries again by itself.
         running.until(|r| r.sts().readiness().ready).await;
         assert_eq!(
             running.ask(&good, &["acls"]).await.status,
@@ -170,7 +170,7 @@ async fn tokens_without_a_key_id_are_tried_with_every_fitting_key() {
     let decoy = stranger();
     let key = rsa();
     running.issuer.behave(Behaviour::keys(&[decoy, ec(), key]));
-    // Taken apart and signed again without the header's kid.
+    // Built by hand, without a kid in the header.
     let nameless = nameless(&running.claims());
     let unnamed: Vec<_> = [decoy, key]
         .iter()

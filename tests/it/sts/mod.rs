@@ -1,4 +1,5 @@
-//! The exchange, whole: a real listener, real keys, an issuer's server and a token endpoint on the loopback.
+//! The whole exchange: a real listener, real keys, an issuer's server and a token endpoint on
+//! loopback.
 
 mod client;
 mod defects;
@@ -37,13 +38,13 @@ use crate::support::{
     token_endpoint::{ID, SECRET, TokenEndpoint, Trouble},
 };
 
-/// A key that many tests share: making one takes a moment.
+/// A key that many tests share, since making one takes a moment.
 fn rsa() -> &'static Signer {
     static KEY: OnceLock<Signer> = OnceLock::new();
     KEY.get_or_init(|| signer("rsa-1", KeySpec::Rs256 { bits: 2048 }))
 }
 
-/// One that no issuer publishes at first.
+/// A key that no issuer publishes at first.
 fn stranger() -> &'static Signer {
     static KEY: OnceLock<Signer> = OnceLock::new();
     KEY.get_or_init(|| signer("stranger", KeySpec::Rs256 { bits: 2048 }))
@@ -63,12 +64,13 @@ struct World {
     meter: Meter,
 }
 
-/// A world whose exchange runs.
+/// A world whose exchange is running.
 struct Running {
     world: World,
     sts: Option<Sts>,
     url: String,
-    /// One a world: shared by all, it would share connections between tests' runtimes, which end apart.
+    /// One per world: a shared client would share connections between runtimes of tests, which end
+    /// at different times.
     http: reqwest::Client,
     _server: Server,
 }
@@ -100,7 +102,7 @@ impl World {
         }
     }
 
-    /// Writes a policy of the issuer: the original's fields with these lines in addition.
+    /// Writes a policy for the issuer: the fields of TailSTS and these additional lines.
     fn policy(self, name: &str, scopes: &[&str], lines: &str) -> Self {
         let url = self.issuer.jwks_url();
         self.policy_of(name, &url, scopes, lines)
@@ -152,7 +154,7 @@ impl World {
         }
     }
 
-    /// The claims of a good token.
+    /// The claims of a valid token.
     fn claims(&self) -> Value {
         let now = Timestamp::now().as_second();
         json!({"iss": self.issuer.url, "sub": "test", "aud": "us", "iat": now, "exp": now + 300})
@@ -177,7 +179,7 @@ fn sign(signer: &Signer, claims: &Value) -> String {
     signer.sign(claims.to_string().as_bytes()).unwrap()
 }
 
-/// An answer, read to its end.
+/// A completely read answer.
 #[derive(Debug)]
 struct Answer {
     status: StatusCode,
@@ -205,7 +207,7 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("{self:?}"))
     }
 
-    /// Status and body, as the contract's table has them.
+    /// Status and body, as in the contract's table.
     fn plain(&self) -> (u16, &str) {
         (self.status.as_u16(), &self.body)
     }
@@ -237,7 +239,7 @@ impl Running {
         self.sts.as_ref().unwrap()
     }
 
-    /// Waits until `holds`, for what happens in the background.
+    /// Waits until `holds` is true, for background work.
     async fn until(&self, holds: impl Fn(&Self) -> bool) {
         eventually(|| holds(self)).await;
     }
@@ -257,8 +259,8 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap()
 }
 
-/// Keeps every log line enabled from before the first one: a line whose place is passed first while nobody listens anywhere can
-/// else be lost to a test that begins to listen at that moment.
+/// Keeps all log lines enabled from the start. Otherwise tracing could disable a line that is
+/// reached while no test listens, just before a test begins to listen.
 static AWAKE: LazyLock<tracing::Dispatch> = LazyLock::new(|| {
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(tracing::Level::DEBUG)
@@ -266,7 +268,7 @@ static AWAKE: LazyLock<tracing::Dispatch> = LazyLock::new(|| {
     tracing::Dispatch::new(subscriber.finish())
 });
 
-/// Lines that were logged on this thread while it lived.
+/// The lines that were logged on this thread during its life.
 struct Lines {
     text: Arc<std::sync::Mutex<Vec<u8>>>,
     _guard: tracing::subscriber::DefaultGuard,

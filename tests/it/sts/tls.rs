@@ -1,4 +1,5 @@
-//! The host listener with TLS. The certificates in `tests/support/tls` are for `localhost`, made for these tests alone.
+//! The host listener with TLS. The certificates in `tests/support/tls` are for `localhost` and only
+//! for these tests.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -26,7 +27,7 @@ pub(super) async fn bind(addr: SocketAddr) -> Result<TlsListener, TlsError> {
     TlsListener::bind(addr, Arc::new(files)).await
 }
 
-/// Shakes hands trusting one certificate alone, and posts once.
+/// Connects with TLS, trusting one certificate only, and sends one POST.
 async fn post(addr: SocketAddr, trusted: &str) -> std::io::Result<String> {
     let mut roots = RootCertStore::empty();
     roots
@@ -76,7 +77,7 @@ async fn certificates_are_read_anew_and_a_silent_peer_delays_nobody() {
         Remote::identify,
     );
 
-    // These never say a word.
+    // These connections never send anything.
     let mut silent = Vec::new();
     for _ in 0..20 {
         silent.push(TcpStream::connect(addr).await.unwrap());
@@ -90,7 +91,8 @@ async fn certificates_are_read_anew_and_a_silent_peer_delays_nobody() {
 
     assert!(!files.reload().unwrap(), "nothing changed");
     put("second");
-    // The two may have the same length and, on a coarse clock, the same time; what the file system says is not under test.
+    // Both files may have the same length and, with a coarse clock, the same time; the file
+    // system's clock is not tested here.
     std::fs::File::open(&key)
         .unwrap()
         .set_modified(std::time::SystemTime::UNIX_EPOCH)
@@ -122,21 +124,21 @@ async fn greeter() -> (Server, SocketAddr) {
     )
 }
 
-/// Connects from an address of the loopback.
+/// Connects from a loopback address.
 async fn silent_from(from: [u8; 4], to: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((from, 0).into()).unwrap();
     socket.connect(to).await.unwrap()
 }
 
-/// Whether the listener has let go of a connection.
+/// Whether the listener has closed a connection.
 fn let_go(stream: &TcpStream) -> bool {
     !matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
 }
 
 #[tokio::test]
 async fn hundreds_of_silent_connections_delay_nobody_however_often_they_are_renewed() {
-    // All from the address of the caller, and each from another address.
+    // All from the caller's address, or each from another address.
     let sources: [fn(u8, u8) -> [u8; 4]; 2] = [|_, _| [127, 0, 0, 1], |x, y| [127, 1, x, y + 1]];
     for source in sources {
         let (server, addr) = greeter().await;

@@ -1,4 +1,4 @@
-//! The plain dialect, byte by byte against the contract's table.
+//! The plain dialect, compared byte by byte with the contract's table.
 
 use super::*;
 
@@ -160,7 +160,7 @@ async fn bodies_are_read_as_loosely_as_the_original_did() {
         r#"{"Scopes": ["acls"], "more": 1}"#,
         "{\"scopes\": [\"acls\"]} and more",
     ] {
-        // curl says so of every body that it is given with -d.
+        // curl sends this content type for every body given with -d.
         for kind in [
             "application/x-www-form-urlencoded",
             "application/json",
@@ -201,7 +201,7 @@ async fn a_page_exchanges_nothing_unless_its_origin_is_allowed() {
     }
     assert!(running.tokens.seen().is_empty());
     assert_eq!(ask("origin", "https://app.example.com").await.status, 200);
-    // Whether the exchange is well is for everybody.
+    // The exchange's health is public.
     let health = running.http.get(format!("{}_healthz", running.url));
     let health = Answer::of(health.header("origin", "https://evil.example"));
     assert_eq!(health.await.status, 200);

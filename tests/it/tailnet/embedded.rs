@@ -1,4 +1,4 @@
-//! The embedded node on a real control server: what the fake has no part in.
+//! The embedded node with a real control server: everything that the fake node cannot show.
 
 use std::{
     sync::Arc,
@@ -43,7 +43,7 @@ async fn a_restart_on_old_state_needs_no_key_and_keeps_the_name() {
     );
     second.close().await;
 
-    // A key that is no good any more does no harm: existing state wins.
+    // A key that is no longer valid does no harm, since existing state wins.
     let third = world.start(&world.config("restart", &key)).await;
     assert_eq!(running(&*third).await.id, was.id);
     world.end().await;
@@ -85,7 +85,8 @@ async fn the_picture_for_people_has_the_peers() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn close_during_join_is_bounded() {
-    // Joining hangs in three ways: nobody answers, everybody refuses, and a person is waited for.
+    // Joining can be stuck in three ways: no answer, refusal of every request, and waiting for a
+    // person.
     for trouble in [
         serde_json::json!({ "mode": "hold" }),
         serde_json::json!({ "mode": "down" }),
@@ -130,7 +131,7 @@ async fn close_during_dial_ends_it() {
     let gone = world.node("gone", Who::User("alice@example.com")).await;
     let ip = running(&*gone).await.addresses[0];
     reaches(&*node, "aware", |_| true).await;
-    // Its packets go nowhere from here on, so the dial waits.
+    // Its packets are lost from here on, so the dial waits.
     gone.close().await;
     let dialling = {
         let node = Arc::clone(&node);
@@ -159,7 +160,7 @@ async fn a_dial_that_is_given_up_or_takes_too_long() {
     gone.close().await;
     let late = node.dial(&addr, Duration::from_millis(200)).await;
     assert!(matches!(late, Err(Error::Timeout(_))), "{late:?}");
-    // Given up: nothing to see but that the node is none the worse.
+    // A dial that is given up leaves the node unharmed.
     let given_up = tokio::time::timeout(
         Duration::from_millis(50),
         node.dial(&addr, Duration::from_secs(60)),
@@ -322,7 +323,7 @@ async fn what_is_inside_is_told() {
     assert!(runtime_stats().await.unwrap().goroutines > 0);
 }
 
-/// The packet filter of a real node holds for the first packet of a connection alone.
+/// A real node applies the packet filter only to the first packet of a connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kept_connection_ends_when_its_port_is_taken_out_of_the_filter() {
     let devnet = Devnet::start();
@@ -383,7 +384,7 @@ async fn a_kept_connection_ends_when_its_port_is_taken_out_of_the_filter() {
         ("the stream", &mut endless),
     ] {
         let mut rest = Vec::new();
-        // Nobody asks for anything on it. A reset is an end, too.
+        // No request is sent on it. A reset counts as an end.
         let _ = soon(what, stream.read_to_end(&mut rest)).await;
         assert_eq!(String::from_utf8_lossy(&rest), "", "{what}");
         eprintln!("{what} ended after {:?}", began.elapsed());

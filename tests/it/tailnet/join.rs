@@ -19,7 +19,7 @@ use crate::support::{
     world::config,
 };
 
-/// What was told while joining.
+/// The states that were reported during joining.
 #[derive(Default)]
 struct Told(Mutex<Vec<JoinState>>);
 
@@ -232,7 +232,7 @@ async fn a_control_server_that_says_nothing() {
     joined.unwrap().close().await;
 }
 
-/// As headscale does: the node has expired, whatever key it comes with.
+/// Like headscale: the node has expired, whatever key it brings.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_expired_node_that_may_bring_no_new_key_is_told_as_expired() {
     let (devnet, state) = place();
@@ -257,7 +257,7 @@ async fn an_expired_node_that_may_bring_no_new_key_is_told_as_expired() {
     node.close().await;
 }
 
-/// The network is not to blame where the control server answers.
+/// If the control server answers, the network is not the cause.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_control_server_that_does_not_let_a_node_in_is_not_told_as_out_of_reach() {
     let (devnet, state) = place();
@@ -274,7 +274,8 @@ async fn a_control_server_that_does_not_let_a_node_in_is_not_told_as_out_of_reac
     assert!(!told.codes().contains(&"no-network"), "{:?}", told.codes());
 }
 
-/// The control server tells a node that comes with an expired key to log in anew; extending the key helps the next start.
+/// The control server tells a node with an expired key to log in again; extending the key helps at
+/// the next start.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_expired_key_at_the_start_asks_for_a_login() {
     let (devnet, state) = place();
@@ -303,7 +304,7 @@ async fn an_expired_key_at_the_start_asks_for_a_login() {
         .close()
         .await;
 
-    // And with a new key nobody has to do anything.
+    // With a new auth key nobody has to do anything.
     devnet.expire("joiner").await;
     joins(&with_key(&devnet, state.path()), LONG, &Told::default())
         .await
@@ -407,7 +408,7 @@ async fn with_an_oauth_secret_it_runs() {
     let node = joins(&with(&secret), LONG, &Told::default()).await.unwrap();
     assert_eq!(node.watch().borrow().tags, ["tag:made"]);
     node.close().await;
-    // Existing state needs no secret, good or bad.
+    // Existing state needs no secret, valid or not.
     let node = joins(&with(&wrong), LONG, &Told::default()).await.unwrap();
     node.close().await;
 }

@@ -1,4 +1,4 @@
-//! The tailnet module: one test list for both kinds of node, and what only the real one can show.
+//! The tailnet module: one list of tests for both kinds of node, and tests that need the real one.
 
 mod embedded;
 mod join;
