@@ -1,4 +1,5 @@
-//! The admin API of the real program: its local socket through kills and restarts, and its port on a real tailnet.
+//! The admin API of the real program: its local socket through kills and restarts, and its port on
+//! a real tailnet.
 
 use std::{
     fs,
@@ -40,7 +41,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// The list, once the first key is in it: the socket is there before the keys are.
+/// The list as soon as it contains the first key: the socket exists before the keys do.
 async fn listed(folder: &Path) -> Output {
     eventually("a key that signs", async || {
         let listed = list(folder);
@@ -76,7 +77,7 @@ alone! {
         assert_eq!(mode, 0o600);
         let first_list = listed(folder.path()).await;
 
-        // Another server on the same state is refused, and the first one goes on.
+        // A second server with the same state is refused, and the first one continues.
         let mut second = start();
         assert_eq!(second.ended().code(), Some(1), "{}", second.said());
         assert!(second.said().contains("another tailbone server has the local admin socket"), "{}", second.said());
@@ -132,7 +133,7 @@ alone! {
     }
 }
 
-/// How many keys the server lists.
+/// The number of keys that the server lists.
 async fn call(node: &dyn Node, host: &str) -> Result<usize, tonic::Status> {
     let addr = format!("{host}:50051");
     let stream = soon("a connection", node.dial(&addr, Duration::from_secs(10))).await;

@@ -1,7 +1,8 @@
-//! Disks that are full or read-only, at the start and while the server runs: tokens do not need a disk, changes of keys do, and
-//! whoever has to know is told.
+//! Disks that are full or read-only, at the start and while the server runs. Tokens need no disk,
+//! changes of keys do, and the people concerned are told.
 //!
-//! The disks are small ones in memory, mounted for the server alone; where that is not allowed the tests say so and do nothing.
+//! The disks are small ones in memory, mounted only for the server. Where mounts are not allowed,
+//! the tests say so and do nothing.
 
 use std::{
     fs,
@@ -20,7 +21,7 @@ use crate::support::{
 
 const UNSHARE: &[&str] = &["unshare", "--mount"];
 
-/// Whether mounts may be made here; says so where not.
+/// Whether mounts are possible here; prints a line if not.
 fn can_mount() -> bool {
     let tried = Command::new("unshare")
         .args(["--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"])
@@ -45,7 +46,7 @@ async fn issue(node: &dyn Node, host: &str) -> u16 {
     call(node, host, 80).await.post("/issue").await.status()
 }
 
-/// To the last byte.
+/// Fills the disk to its last byte.
 fn fill(place: &Path) {
     use std::io::Write as _;
     let mut file = fs::File::create(place.join("filler")).unwrap();
@@ -147,13 +148,13 @@ alone! {
         fill(&keys);
         fill(&state);
         refused("no space left").await;
-        // A network map that changes while the node cannot write what it learns.
+        // The network map changes while the node cannot store it.
         let bob = world.node("bob", Who::User("bob@example.com")).await;
         assert_eq!(issue(&*bob, &host).await, 200);
         empty(&keys);
         empty(&state);
 
-        // The node's own cannot be: it holds a file there open.
+        // The node's directory cannot become read-only, since the node holds a file in it open.
         remount(&daemon, "ro", "keys");
         refused("cannot be written").await;
         remount(&daemon, "rw", "keys");
@@ -172,12 +173,12 @@ alone! {
         let world = EmbeddedWorld::new();
         let folder = TempDir::new().unwrap();
         let host = world.host("tailbone");
-        // A short cache time makes looks frequent.
+        // A short cache time leads to frequent checks.
         let text = settings(&host, "20m").replace("[keys]", "[keys]\ncacheTime = \"4s\"");
         fs::write(folder.path().join("tailbone.toml"), text).unwrap();
         let before = format!("{}\n{FILL} of=keys/filler || true", mount("keys", "64k"));
         let mut daemon = Daemon::start_under(UNSHARE, folder.path(), world.devnet, &before).await;
-        // It listens without waiting for its keys, so the two lines come in any order.
+        // The server listens without waiting for its keys, so the two lines come in any order.
         eventually("it listens, and says what is in the way", async || {
             let said = daemon.said();
             assert!(daemon.child.try_wait().unwrap().is_none(), "{said}");

@@ -1,8 +1,8 @@
-//! nginx, HAProxy, Caddy and Envoy on a host of a tailnet, in front of a service, with the gate asked about each request: the recipes of
-//! `deploy/`, called by devnet's peers with real curl.
+//! nginx, HAProxy, Caddy and Envoy on a host of a tailnet, in front of a service, asking the gate
+//! about each request: the recipes in `deploy/`, called by devnet's peers with real curl.
 //!
-//! The host is a node `web` whose tailnet addresses the machine has too (`own_network!`), so that proxies see callers' own
-//! addresses, as they do beside a tailscaled with a TUN device.
+//! The host is a node `web` whose tailnet addresses are also the machine's (`own_network!`), so
+//! that the proxies see their callers' addresses, as they do beside a tailscaled with a TUN device.
 
 use std::{
     fmt::Write as _,
@@ -43,7 +43,7 @@ const NGINX: u16 = 8001;
 const HAPROXY: u16 = 8002;
 const CADDY: u16 = 8003;
 const ENVOY: u16 = 8004;
-/// The gate's default port of forward-auth.
+/// The gate's default port for forward-auth.
 const AUTH: u16 = 8083;
 
 own_network! {
@@ -64,7 +64,7 @@ own_network! {
             hand_to_the_host(web.clone(), SocketAddr::new(ip, port)).await;
         }
 
-        // The gate, in the real program. It takes the word of whoever opens its socket, and of the host.
+        // The gate in the real program. It trusts processes that can open its socket, and the host.
         let socket = folder.path().join("gate.sock");
         let key = devnet.ready_key().await;
         let more = [
@@ -96,7 +96,7 @@ own_network! {
         for (name, port, _) in &fronts {
             let curl = async |peer: &str, asks: &[Ask]| curl(&devnet, folder.path(), peer, *port, asks).await;
 
-            // A user with a grant, which is about one path.
+            // A user with a grant for one path.
             let alice = curl("alice", &[
                 Ask::get("/docs/x?y=1"),
                 Ask::get("/docs"),
@@ -110,16 +110,17 @@ own_network! {
             assert_eq!(alice[0].json()["target"], "/docs/x?y=1", "{name}");
             assert_eq!(alice[4].json()["body"], "the body", "{name}");
 
-            // A machine, which may only look.
+            // A machine that may only read.
             let robot = curl("robot", &[Ask::get("/any"), Ask::get("/any").with("data = \"x\"")]).await;
             assert_eq!(statuses(&robot), [200, 403], "{name}: {robot:?}");
             assert_eq!(robot[0].seen("tailscale-tags"), ["tag:ci"], "{name}");
 
-            // Somebody known, to whom nothing was granted; and what is for everybody.
+            // A known user without a grant; and a page that is open to everybody.
             let eve = curl("eve", &[Ask::get("/docs/x"), Ask::get("/public")]).await;
             assert_eq!(statuses(&eve), [403, 200], "{name}: {eve:?}");
 
-            // The host itself, by an address that no tailnet has; and by its own, which is a node's without rights.
+            // The host itself: from an address outside any tailnet, and from its own, a node's
+            // without rights.
             let host = [("127.0.0.2", 401), (&ip.to_string(), if *name == "caddy" { 401 } else { 403 })];
             for (from, status) in host {
                 let own = Ask::get("/docs/x").with(&format!("interface = \"{from}\""));
@@ -127,7 +128,7 @@ own_network! {
                 assert_eq!(answer.status, status, "{name} from {from}: {answer:?}");
             }
 
-            // Nobody becomes alice by saying so, and alice nobody else.
+            // Nobody can pass for alice by claiming so, nor alice for anybody else.
             let somebody: Vec<IpAddr> =
                 ["alice", "robot"].map(|peer| devnet.ready.peers[peer].ip.parse().unwrap()).into();
             let tricks = spoof::tricks(&somebody);
@@ -142,7 +143,7 @@ own_network! {
                 for (answer, trick) in curl(peer, &asks(path)).await.iter().zip(&tricks) {
                     let wrong = match (answer.status, login) {
                         (200, Some(login)) => spoof::believed(answer, login, from),
-                        // A proxy may refuse what it finds odd.
+                        // A proxy may refuse what looks odd to it.
                         (400 | 403, None) | (400, Some(_)) => None,
                         _ => Some(format!("{answer:?}")),
                     };
@@ -157,7 +158,8 @@ own_network! {
     }
 }
 
-/// What tailscaled does with connections to an address of its node: they reach the host with the caller's address.
+/// Does what tailscaled does with connections to its node's address: they reach the host from the
+/// caller's address.
 async fn hand_to_the_host(node: Arc<dyn Node>, at: SocketAddr) {
     let mut listener = node.listen(ListenAddr::Port(at.port())).await.unwrap();
     tokio::spawn(async move {
@@ -173,7 +175,7 @@ async fn hand_to_the_host(node: Arc<dyn Node>, at: SocketAddr) {
     });
 }
 
-/// The other way: connections of the host to an address of the tailnet.
+/// The other direction: connections from the host to a tailnet address.
 async fn reach_the_tailnet(node: Arc<dyn Node>, at: SocketAddr) {
     let listener = TcpListener::bind(at).await.unwrap();
     tokio::spawn(async move {
@@ -196,7 +198,7 @@ async fn address(devnet: &Devnet, host: &str) -> IpAddr {
     node.unwrap()["ip"].as_str().unwrap().parse().unwrap()
 }
 
-/// A request, as lines of a configuration of curl.
+/// A request, in the form of lines for curl's configuration.
 struct Ask {
     path: String,
     lines: Vec<String>,
@@ -228,7 +230,7 @@ fn statuses(answers: &[Answer]) -> Vec<u16> {
     answers.iter().map(|answer| answer.status).collect()
 }
 
-/// Real curl as a peer, for any number of requests to a port of the host.
+/// Runs real curl as a peer, for any number of requests to a port of the host.
 async fn curl(
     devnet: &Devnet,
     folder: &std::path::Path,
@@ -240,7 +242,7 @@ async fn curl(
     call(folder, &format!("http://web:{port}"), &proxy, asks).await
 }
 
-/// From the host itself.
+/// Sends a request from the host itself.
 async fn direct(folder: &std::path::Path, to: SocketAddr, ask: &Ask) -> Answer {
     let (base, way) = (format!("http://{to}"), "noproxy = \"*\"");
     call(folder, &base, way, std::slice::from_ref(ask))

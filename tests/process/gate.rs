@@ -1,4 +1,5 @@
-//! The gate in the real program, on a real tailnet: who calls is the node at the other end, whatever the request says.
+//! The gate in the real program, on a real tailnet: the caller is the node at the other end,
+//! whatever the request claims.
 
 use std::{
     fs,
@@ -26,7 +27,7 @@ decision = "allow"
 who = ["*@staff.example.com", "tag:ci"]
 "#;
 
-/// The gate's default port.
+/// A connection to the gate's default port.
 async fn at_the_gate(node: &dyn Node, host: &str) -> Connection {
     Connection::over(dialled(node, &format!("{host}:8082")).await)
         .await
@@ -80,7 +81,7 @@ alone! {
         daemon.listening(1).await;
         assert!(!folder.path().join("keys").exists(), "nothing signs, so there are no keys");
 
-        // A user, with headers that claim to be somebody else, in three spellings.
+        // A user whose headers claim to be somebody else, in three spellings.
         let mut forged = request("GET", "/page");
         for name in ["tailscale-user-login", "Tailscale_User_Login", "tailscale-user"] {
             forged.headers_mut().insert(
@@ -94,10 +95,10 @@ alone! {
         assert!(told.contains(&world.login("alice@staff.example.com")), "{told}");
         assert!(!told.contains("root@example.com"), "{told}");
 
-        // A machine, by its tag.
+        // A machine, admitted by its tag.
         assert_eq!(at_the_gate(&*robot, &host).await.get("/page").await.status(), 200);
 
-        // Somebody else.
+        // Another user.
         let answer = at_the_gate(&*eve, &host).await.get("/page").await;
         assert_eq!(answer.status(), 403, "{answer:?}");
 
@@ -115,7 +116,7 @@ alone! {
     }
 }
 
-/// What a verifier of another make says of a token, who takes those of this issuer.
+/// The result of an independent verifier that accepts tokens of this issuer.
 fn verify(jwks: &Path, issuer: &str, token: &str) -> Result<String, String> {
     let mut python = Command::new(venv("bin/python"))
         .args([
@@ -176,7 +177,7 @@ alone! {
         verify(&jwks, "tailbone", issued["token"].as_str().unwrap()).expect("a token of the issuer");
         let refused = verify(&jwks, "tailbone", for_backend).expect_err("a token of the gate");
         assert!(refused.contains("InvalidIssuerError"), "{refused}");
-        // Its own verifier takes it, and sees what it is.
+        // Its own verifier accepts it and sees its type.
         let taken = verify(&jwks, "tailbone/gate", for_backend).unwrap();
         assert!(taken.contains(r#""typ": "gate+jwt""#), "{taken}");
         assert!(taken.contains(&format!(r#""aud": "{host}""#)), "{taken}");

@@ -1,4 +1,5 @@
-//! The real program looked into from outside: status, readiness, reload, a control server in trouble, too few descriptors.
+//! The real program from the outside: status, readiness, reload, a control server with faults, too
+//! few descriptors.
 
 use std::{
     fs,
@@ -28,12 +29,13 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// With the settings of `tailbone.toml` in the folder, no HOME; the shell does `before` first.
+    /// Starts with the settings in the folder's `tailbone.toml` and without HOME; the shell runs
+    /// `before` first.
     pub(super) async fn start(folder: &Path, devnet: &Devnet, before: &str) -> Self {
         Self::start_under(&[], folder, devnet, before).await
     }
 
-    /// The same under a program that starts another in surroundings of its own.
+    /// The same below a program that starts another one in changed surroundings.
     pub(super) async fn start_under(
         wrapper: &[&str],
         folder: &Path,
@@ -64,7 +66,7 @@ impl Daemon {
             folder: folder.to_owned(),
             control: devnet.ready.control_url.clone(),
         };
-        // Before that it may not be where its mounts are.
+        // Until then its mounts may be missing.
         eventually("it begins", async || {
             let said = daemon.said();
             said.contains("starting").then_some(()).ok_or(said)
@@ -73,7 +75,7 @@ impl Daemon {
         daemon
     }
 
-    /// A place below the folder as the server sees it: it may have mounts of its own.
+    /// A path below the folder as the server sees it, which may have mounts of its own.
     pub(super) fn seen(&self, place: &str) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.child.id()));
         root.join(self.folder.strip_prefix("/").unwrap())
@@ -84,7 +86,7 @@ impl Daemon {
         fs::read_to_string(self.folder.join("log")).unwrap()
     }
 
-    /// Another command, as a health check has it: no home, nothing but the folder.
+    /// Runs another command like a health check: without HOME, with nothing but the folder.
     pub(super) fn ask(&self, arguments: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_tailbone"))
             .args(arguments)
@@ -98,7 +100,7 @@ impl Daemon {
 
     pub(super) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
-        // The child is ours and not yet waited for, so the number is still its own.
+        // The child has not been waited for yet, so its process id is still valid.
         kill_process(pid, signal).unwrap();
     }
 
@@ -192,7 +194,7 @@ alone! {
         let report = String::from_utf8(report.stdout).unwrap();
         assert!(report.contains("issued token") && report.contains("node.state"), "{report}");
 
-        // What can be exchanged is; what cannot is named.
+        // What can be changed at run time is; anything else is named in the log.
         daemon.settings(&settings(&host, "5m").replace("[keys]", "[server]\nport = 8080\n[keys]"));
         daemon.signal(Signal::HUP);
         eventually("the reload", async || {
@@ -202,7 +204,7 @@ alone! {
         assert!(daemon.said().contains("server.port"), "{}", daemon.said());
         assert_eq!(life(&*alice, &host).await, 5 * 60);
 
-        // Settings that do not load change nothing.
+        // Invalid settings change nothing.
         daemon.settings("[keys]\nexpiry = \"never\"\n");
         daemon.signal(Signal::HUP);
         eventually("the refusal", async || {
@@ -225,13 +227,13 @@ alone! {
 
 alone! {
     async fn readiness_follows_what_the_control_server_does() {
-        // Trouble of the control server is for all nodes of its tailnet: one of its own.
+        // A fault of the control server affects its whole tailnet, so this test has one of its own.
         let devnet = Devnet::start();
         let folder = TempDir::new().unwrap();
         fs::write(folder.path().join("tailbone.toml"), settings("tailbone", "20m")).unwrap();
         devnet.control(json!({"mode": "hold"})).await;
         let daemon = Daemon::start(folder.path(), &devnet, "").await;
-        // The socket is there while the node joins.
+        // The socket exists while the node is joining.
         eventually("the socket answers", async || {
             let output = daemon.ask(&["status", "-o", "json"]);
             output.status.success().then_some(()).ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned())
@@ -246,7 +248,8 @@ alone! {
         devnet.control(json!({"mode": "ok"})).await;
         ready(&daemon).await;
 
-        // A node that is on the tailnet stays there while its control server fails; one whose key ends does not.
+        // A node on the tailnet stays there while its control server fails; a node whose key
+        // expires does not.
         devnet.control(json!({"mode": "fail", "status": 500})).await;
         assert!(daemon.ask(&["status", "--check"]).status.success(), "{}", daemon.said());
         devnet.control(json!({"mode": "ok"})).await;
@@ -280,10 +283,10 @@ alone! {
             }
         }
         assert!(open.len() > 60, "{}", open.len());
-        // Full, and still able to say so: the local socket is another listener.
+        // The listener is full, and the status still works: the local socket is another listener.
         assert!(daemon.ask(&["status", "--check"]).status.success(), "{}", daemon.said());
         drop(open);
-        // Left again by itself.
+        // The node recovers by itself.
         eventually("a token", async || {
             let mut connection = call(&*alice, &host, 80).await;
             match tokio::time::timeout(Duration::from_secs(5), connection.post("/issue")).await {

@@ -1,4 +1,4 @@
-//! Joining by what only an environment of its own can show.
+//! Ways of joining that need a process with an environment of its own.
 
 use std::{
     collections::HashMap,
@@ -17,7 +17,8 @@ const SETTINGS: &str = "components = \"issuer\"\n[server.tailscale]\nhostname = 
     clientId = \"CLIENT\"\naudience = \"tailnet.example.com\"\n";
 
 alone! {
-    /// As a job of GitHub Actions: no key and no token, but an address that gives one for an audience.
+    /// Like a job on GitHub Actions: no key and no token, but a URL that gives a token for an
+    /// audience.
     async fn an_audience_is_taken_to_the_platform_for_the_token_to_join_with() {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let platform = Router::new().route("/token", get({

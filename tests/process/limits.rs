@@ -1,4 +1,4 @@
-//! What the whole program bears: a log that nobody reads, peers that send and do not read.
+//! What the whole program can bear: a log that nobody reads, and peers that send and do not read.
 
 use std::{
     fs,
@@ -48,7 +48,7 @@ impl Daemon {
         Pid::from_child(&self.0)
     }
 
-    /// The most memory that it ever had, in bytes.
+    /// The peak of its memory, in bytes.
     fn peak(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
         let line = status
@@ -91,7 +91,7 @@ alone! {
     async fn a_log_that_nobody_reads_holds_up_nobody_and_what_was_lost_is_counted() {
         let devnet = Devnet::start();
         let folder = TempDir::new().unwrap();
-        // Every token is a line, and the node has many more: far beyond what a pipe holds.
+        // Every token has a log line, and the node has many more: far more than a pipe can hold.
         let variables = [("TB_LOG_LEVEL", "trace")];
         let mut daemon = Daemon::start(folder.path(), &devnet, Stdio::piped(), &variables).await;
         let alice = person(&devnet, folder.path(), "alice").await;
@@ -109,21 +109,21 @@ alone! {
         let text = tokio::task::spawn_blocking(|| read.join().unwrap());
         let text = soon("the end of the log", text).await.unwrap();
         assert!(daemon.0.wait().unwrap().success());
-        // What was done is there, all of it.
+        // Every completed action has its line.
         let tokens = text.lines().filter(|line| line.contains("issued token")).count();
         assert_eq!(tokens, 4000);
         alice.close().await;
     }
 }
 
-/// One that asks for a megabyte, one question after the other, and never reads.
+/// A peer that requests a megabyte again and again, and never reads.
 async fn asks_and_does_not_read(peer: &dyn Node) {
     let Ok(mut stream) = peer.dial("tailbone:80", Duration::from_secs(20)).await else {
         return;
     };
     let questions =
         b"GET /.well-known/jwks.json HTTP/1.1\r\nhost: tailbone\r\n\r\n".repeat((1 << 20) / 56);
-    // It ends when the server lets go of it, or the test does.
+    // Ends when the server closes the connection, or with the test.
     let _ = stream.write_all(&questions).await;
     std::future::pending::<()>().await;
 }
@@ -134,7 +134,7 @@ alone! {
         let devnet = Devnet::start();
         let folder = TempDir::new().unwrap();
         let log = fs::File::create(folder.path().join("log")).unwrap();
-        // What three quarters of a container of that size would be.
+        // Three quarters of a container with 256 MiB.
         let variables = [("TB_SERVER_LIMITS_MEMORY", "192MiB")];
         let daemon = Daemon::start(folder.path(), &devnet, log.into(), &variables).await;
         let greedy = person(&devnet, folder.path(), "greedy").await;

@@ -1,9 +1,10 @@
-//! Tests that need a process for themselves: they count its descriptors and threads, change its limits or its signal handlers.
+//! Tests that need a process of their own: they count its descriptors and threads, or change its
+//! limits or signal handlers.
 //!
-//! [`alone!`] makes a test that starts this very program again for its body and shows what that says; [`own_network!`] does so in a
-//! network of its own.
+//! [`alone!`] defines a test that runs its body by starting this program again, and shows its
+//! output; [`own_network!`] does so in a network namespace of its own.
 
-// A test says what is wrong by panicking.
+// A test reports failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 // Every test binary compiles all of it and uses a part.
@@ -11,7 +12,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-/// A test whose body is run in a process of its own, on a runtime of two threads.
+/// Defines a test whose body runs in a process of its own, on a runtime with two threads.
 macro_rules! alone {
     ($(#[$meta:meta])* async fn $name:ident() $body:block) => {
         $(#[$meta])*
@@ -23,8 +24,9 @@ macro_rules! alone {
     };
 }
 
-/// The same, in a network of its own where the addresses of a tailnet are the machine's, as on a host whose tailscaled has a TUN
-/// device: programs may listen at them and call from them. Nobody else is in that network.
+/// The same in a network namespace where a tailnet's addresses belong to the machine, as on a host
+/// whose tailscaled has a TUN device: programs can listen on them and connect from them. Nothing
+/// else uses that network.
 macro_rules! own_network {
     ($(#[$meta:meta])* async fn $name:ident() $body:block) => {
         $(#[$meta])*
@@ -60,7 +62,8 @@ use std::{future::Future, process::Command};
 
 const ALONE: &str = "TAILBONE_TEST_ALONE";
 
-/// This program again, in another network namespace: a user namespace makes that possible without being root.
+/// A command for this program in another network namespace. A user namespace makes that possible
+/// without root.
 fn in_own_network() -> Result<Command, String> {
     let namespace = || {
         let mut command = Command::new("unshare");
@@ -81,7 +84,7 @@ fn in_own_network() -> Result<Command, String> {
 
 const NETWORK: &str = "ip link set lo up && ip addr add 100.64.0.0/10 dev lo";
 
-/// `again` starts this program, to which the test's name is added.
+/// `again` starts this program; the test's name is added to it.
 fn alone(path: &str, mut again: Command, body: impl Future<Output = ()>) {
     let (_, name) = path.split_once("::").unwrap();
     if std::env::var(ALONE).as_deref() == Ok(name) {
@@ -106,6 +109,6 @@ fn alone(path: &str, mut again: Command, body: impl Future<Output = ()>) {
         "{name} in a process of its own: {}",
         output.status
     );
-    // A name that matches nothing would succeed as well.
+    // A name that matches no test would succeed as well.
     assert!(said.concat().contains("1 passed"), "{name} was not run");
 }

@@ -1,4 +1,5 @@
-//! The runtime of the node inside: what it was told of memory, by the setting, the variable or the cgroup, and how its threads sleep.
+//! The runtime of the embedded node: its memory limit from the setting, the variable or the cgroup,
+//! and the sleep of its threads.
 
 use std::{
     fs,
@@ -38,12 +39,12 @@ alone! {
             assert_eq!(fs::read_to_string(slack).unwrap().trim(), "1000000");
             threads += 1;
         }
-        // The test's, tokio's, and Go's own.
+        // The test's threads, tokio's, and Go's own.
         assert!(threads > 4, "{threads} threads");
     }
 }
 
-/// A server that looks for a control server where there is none: the runtime is told before.
+/// A server whose control server does not exist: the runtime is configured before it is needed.
 struct Starting {
     child: Child,
     folder: TempDir,
@@ -72,7 +73,7 @@ impl Starting {
         Self { child, folder }
     }
 
-    /// The one line about memory.
+    /// The log line about memory.
     async fn told(&self) -> String {
         eventually("it tells of its memory", async || {
             let said = fs::read_to_string(self.folder.path().join("log")).unwrap();
@@ -96,7 +97,7 @@ impl Drop for Starting {
 struct Cgroup(PathBuf);
 
 impl Cgroup {
-    /// `Err`: why none can be made here.
+    /// `Err` says why none can be created here.
     fn new(bytes: u64) -> Result<Self, String> {
         let places = [
             ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),

@@ -1,5 +1,5 @@
-//! Traces and metrics of the real program, as a collector receives them: what is in them, what is never in them, and what a
-//! collector in trouble costs.
+//! Traces and metrics of the real program as a collector receives them: their contents, what they
+//! never contain, and the cost of a failing collector.
 
 use std::{
     fs,
@@ -33,12 +33,12 @@ use crate::support::{
     world::{EmbeddedWorld, Who, World},
 };
 
-/// A collector on loopback. It keeps all it gets.
+/// A collector on loopback that keeps everything it receives.
 #[derive(Clone)]
 struct Collector {
     addr: SocketAddr,
     got: Arc<Mutex<Vec<Got>>>,
-    /// What it answers; 0 is never anything.
+    /// The status that it answers; with 0 it never answers.
     status: Arc<AtomicU16>,
 }
 
@@ -83,7 +83,7 @@ impl Collector {
             .collect()
     }
 
-    /// Of the last message.
+    /// The metrics in the last message.
     fn metrics(&self) -> Vec<Metric> {
         self.messages::<ExportMetricsServiceRequest>("/v1/metrics")
             .pop()
@@ -131,7 +131,7 @@ async fn take(
     }
 }
 
-/// As text, whatever it is.
+/// An attribute as text, whatever its type.
 fn attribute(attributes: &[KeyValue], name: &str) -> String {
     let found = attributes.iter().find(|attribute| attribute.key == name);
     match found.and_then(|attribute| attribute.value.clone()?.value) {
@@ -207,11 +207,11 @@ impl Issuer {
         answer
     }
 
-    /// How long it took.
+    /// Stops the server and returns how long that took.
     fn stop(&mut self) -> Duration {
         let began = Instant::now();
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
-        // The child is ours and not yet waited for, so the number is still its own.
+        // The child has not been waited for yet, so its process id is still valid.
         kill_process(pid, Signal::TERM).unwrap();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -287,7 +287,7 @@ alone! {
         names.sort_unstable();
         assert_eq!(names, ["sign", "whois"]);
         assert!(children.iter().all(|child| child.trace_id == span.trace_id));
-        // The first key was published when the server started, for nobody's request.
+        // The first key was published at the start, without a request.
         let publish = collector.spans().into_iter().find(|span| span.name == "publish").unwrap();
         assert_ne!(publish.trace_id, span.trace_id);
 
@@ -367,7 +367,7 @@ alone! {
             said.contains("takes traces and metrics again").then_some(()).ok_or(said)
         }).await;
 
-        // One that takes what it is sent and says nothing holds up neither tokens nor the end.
+        // A collector that never answers delays neither tokens nor the end.
         collector.status.store(0, Ordering::Relaxed);
         let before = collector.all().len();
         eventually("it hangs", async || {

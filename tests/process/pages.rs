@@ -1,9 +1,9 @@
-//! What a web page can do in a real browser, on the machine of somebody who may do everything.
+//! What a web page can do in a real browser on the machine of a user who may do everything.
 //!
-//! Every name leads the browser to this machine (`--host-resolver-rules`), to ports that lead on to
-//! the server as alice's node: the browser is on alice's machine. The same port first gives the
-//! page and then leads to the server, which is what rebinding a name does for a page: its own
-//! origin becomes the server.
+//! Every name leads the browser to this machine (`--host-resolver-rules`), to ports that forward to
+//! the server as alice's node: the browser runs on alice's machine. The same port first delivers
+//! the page and then forwards to the server. That is the effect of DNS rebinding for a page: its
+//! own origin becomes the server.
 
 use std::{
     fs,
@@ -34,8 +34,8 @@ use crate::support::{
 
 const RULES: &str = "[[rule]]\nname = \"own\"\ndecision = \"allow\"\n";
 
-/// A port of this machine that leads to one of the server's as a node reaches it, but for the page
-/// and its report.
+/// A port on this machine that forwards to one of the server's ports as a node would reach it,
+/// except for the page itself and its report.
 async fn site(
     listener: TcpListener,
     node: Arc<dyn Node>,
@@ -46,7 +46,7 @@ async fn site(
     while let Ok((browser, _)) = listener.accept().await {
         let (node, to, page, reports) = (node.clone(), to.clone(), page.clone(), reports.clone());
         tokio::spawn(async move {
-            // A browser goes away when it likes.
+            // A browser closes connections at any time.
             let _ = visit(browser, &*node, &to, &page, &reports).await;
         });
     }
@@ -98,7 +98,7 @@ async fn visit(
         }
         _ => {
             let mut server = dialled(node, to).await;
-            // What comes next may be for the page again.
+            // The next request on this connection may be for the page again.
             let once = head.replacen("Connection: keep-alive", "Connection: close", 1);
             server.write_all(once.as_bytes()).await?;
             server.write_all(&seen[head.len()..]).await?;
@@ -108,7 +108,7 @@ async fn visit(
     }
 }
 
-/// A page that does each of these and reports what came of it, then goes on to another.
+/// A page that performs each of these steps, reports the results, and then goes to another page.
 fn page(steps: &[(&str, String)], next: &str) -> String {
     let mut script = String::new();
     for (name, step) in steps {
@@ -123,8 +123,8 @@ fn page(steps: &[(&str, String)], next: &str) -> String {
     )
 }
 
-/// What a fetch answers: status and the stable code of a refusal, or `token`; `opaque` where the
-/// page may not know.
+/// The result of a fetch: the status and the code of a refusal, or `token`; `opaque` if the page
+/// must not see it.
 fn fetched(target: &str, options: &str) -> String {
     format!(
         "const r = await fetch({target:?}, {{ {options} }}); if (r.type === 'opaque') return 'opaque'; \
@@ -157,8 +157,8 @@ impl Browser {
                 "--no-first-run",
                 "--no-proxy-server",
                 "--host-resolver-rules=MAP * 127.0.0.1",
-                // What keeps pages of the internet from a private network is another defence, which
-                // not every browser has.
+                // The browser's protection of private networks against pages of the internet is
+                // another defence, which not every browser has.
                 "--disable-features=LocalNetworkAccessChecks,BlockInsecurePrivateNetworkRequests,HttpsUpgrades,HttpsFirstBalancedModeAutoEnable",
                 "--remote-debugging-port=0",
             ])
@@ -235,7 +235,7 @@ alone! {
             before[0],
         );
         let method = |name: &str| format!("http://{at_admin}/proto.AdminService/{name}");
-        // A page of anybody, whose name then leads to the server.
+        // Somebody else's page, whose name then leads to the server.
         let evil = page(
             &[
                 ("keys", fetched(&format!("http://{at_issuer}/.well-known/jwks.json"), "")),
@@ -248,12 +248,12 @@ alone! {
             ],
             &format!("http://{at_own}/page"),
         );
-        // A page that has the server's own name.
+        // A page under the server's own name.
         let same = page(
             &[("issue", fetched("/issue", "method: 'POST'"))],
             &format!("http://{at_gate}/page"),
         );
-        // One of the service behind the gate, which may do what it is for.
+        // A page of the service behind the gate, which may do its work.
         let wiki = page(
             &[
                 ("post", fetched("/change", "method: 'POST'")),
@@ -296,7 +296,7 @@ alone! {
             Connection::over(stream).await.host(&host).post("/issue").await
         });
         assert_eq!(answer.await.status(), 200, "there is a key to sign with");
-        // That those were tried at all.
+        // The forbidden requests were really sent.
         let said = daemon.said();
         let audited = |code: &str| said.matches(code).count();
         let tried = (audited("not_grpc"), audited("foreign_origin"), audited("browser_request"));

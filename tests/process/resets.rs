@@ -1,4 +1,5 @@
-//! A peer that resets its connections as soon as they stand, beside a caller who must not notice.
+//! A peer that resets its connections as soon as they are established, while another caller must
+//! not notice anything.
 
 use std::time::{Duration, Instant};
 
@@ -39,11 +40,11 @@ alone! {
     }
 }
 
-/// Asks on a new connection each time, and counts. Every one must be answered.
+/// Sends requests on new connections and counts them. Each must be answered.
 async fn answered(node: &dyn Node, addr: &str, during: Duration) -> u32 {
     let began = Instant::now();
     let mut answers = 0;
-    // At least one after the storm.
+    // At least one request after the storm.
     while began.elapsed() < during + Duration::from_millis(200) {
         let dialled = soon("a connection", node.dial(addr, Duration::from_secs(10))).await;
         let mut stream = dialled.unwrap_or_else(|e| panic!("after {answers} answers: {e}"));

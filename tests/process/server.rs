@@ -1,5 +1,5 @@
-//! The real program on a real tailnet on loopback: started with an auth key alone, stopped, started again, in the wrong way,
-//! under storms of signals.
+//! The real program with a real tailnet on loopback: started with only an auth key, stopped,
+//! started again, started wrongly, and under storms of signals.
 
 use std::{
     fs,
@@ -66,7 +66,7 @@ impl Daemon {
             .args(more)
             .current_dir(folder)
             .env_clear()
-            // A flag of a test's own wins.
+            // A test's own flag takes precedence.
             .env("TB_COMPONENTS", "issuer")
             .env("TB_SERVER_TAILSCALE_CONTROLURL", &devnet.ready.control_url)
             .envs(variables.iter().copied())
@@ -102,11 +102,11 @@ impl Daemon {
 
     pub(super) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
-        // The child is ours and not yet waited for, so the number is still its own.
+        // The child has not been waited for yet, so its process id is still valid.
         kill_process(pid, signal).unwrap();
     }
 
-    /// The end, which must come.
+    /// Waits for the end, which must come.
     pub(super) fn ended(&mut self) -> ExitStatus {
         let began = Instant::now();
         loop {
@@ -153,7 +153,7 @@ async fn token(node: &dyn Node, host: &str) -> String {
     answer.json()["token"].as_str().unwrap().to_owned()
 }
 
-/// Somebody who wants a token and does not get it yet.
+/// A request for a token that is not answered yet.
 async fn waits(node: &dyn Node, host: &str) -> tokio::task::JoinHandle<Answer> {
     let mut caller = call(node, host).await;
     let mut asked = tokio::spawn(async move { caller.post("/issue").await });
@@ -183,7 +183,8 @@ alone! {
         let status = daemon.stopped();
         assert_eq!(status.code(), Some(0), "{}", daemon.said());
 
-        // The key was for one use, and is gone: the state is enough, and name, address and signing key are the same.
+        // The auth key was for one use and has been used: the state is enough, and name, address
+        // and signing key stay the same.
         let addresses = |said: &str| -> Vec<String> {
             said.split_whitespace().filter(|word| word.starts_with("ip=")).map(str::to_owned).collect()
         };
@@ -205,7 +206,8 @@ alone! {
         let host = world.host("tailbone");
         let key = world.devnet.ready_key().await;
         let alice = world.node("alice", Who::User("alice@example.com")).await;
-        // Another process has the directory; a first key that is long in the making holds up a start in the same place.
+        // Another process holds the directory's lock, which delays a start in the same place like a
+        // first key that takes long to make.
         let store = KeyStore::new(folder.path().join("keys"));
         store.create().unwrap();
         let held = store.lock().unwrap();
@@ -219,7 +221,7 @@ alone! {
         assert_eq!(answer.status(), 200, "{answer:?}\n{}", daemon.said());
         assert_eq!(daemon.stopped().code(), Some(0), "{}", daemon.said());
 
-        // A stop in that time leaves open requests their grace, as ever.
+        // A stop during that time still gives open requests their grace time.
         let held = store.lock().unwrap();
         let mut daemon = Daemon::start(folder.path(), world.devnet, &host, None, &[]);
         daemon.listening(2).await;
@@ -299,7 +301,7 @@ alone! {
     }
 }
 
-/// TCP sockets in state LISTEN that a process holds.
+/// The TCP sockets in state LISTEN that a process holds.
 fn host_listeners(pid: u32) -> Vec<String> {
     let sockets: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()
@@ -322,7 +324,8 @@ fn host_listeners(pid: u32) -> Vec<String> {
             .skip(1)
             .map(|line| line.split_whitespace().collect::<Vec<_>>())
         {
-            // Columns of proc_pid_net(5): 1 is the local address, 3 the state (0A: LISTEN), 9 the inode.
+            // Columns of proc_pid_net(5): 1 is the local address, 3 the state (0A: LISTEN), 9 the
+            // inode.
             if fields[3] == "0A" && sockets.iter().any(|inode| inode == fields[9]) {
                 found.push(fields[1].to_owned());
             }
@@ -393,7 +396,8 @@ alone! {
 
 alone! {
     async fn no_variable_of_tsnets_own_reaches_the_node() {
-        // A control server that judges a key also where none is needed, as the real one and headscale do.
+        // A control server that checks an auth key even if none is needed, like the real one and
+        // headscale.
         let devnet = Devnet::start();
         devnet.configure(serde_json::json!({"strict_keys": true})).await;
         let folder = TempDir::new().unwrap();
@@ -519,7 +523,8 @@ alone! {
         }
         assert!(daemon.child.try_wait().unwrap().is_none(), "{}", daemon.said());
 
-        // TERM is a storm too: the first asks for the end, the second for its haste. Either way it is an exit, no abort.
+        // TERM signals can come as a storm too: the first one asks for a stop, the second one for a
+        // fast stop. In both cases the process exits and does not abort.
         for _ in 0..50 {
             daemon.signal(Signal::TERM);
         }

@@ -1,15 +1,18 @@
-//! Half an hour of a busy server in half a minute: connections that open and close, keys that are exchanged, a network map that
-//! changes, hundreds of each; then nothing is left of it.
+//! Half an hour of a busy server in half a minute: connections that open and close, keys that are
+//! rotated, a network map that changes, hundreds of each. Afterwards nothing of that is left.
 //!
-//! A first round warms up what stays: threads, caches, buffers, the node's own paths. What leaks does so in each round after it, so
-//! the bounds are set against what one thing costs, times how many there were:
-//! - descriptors: none more, but for the few of a measurement that is under way.
-//! - threads: Go and tokio keep those that they once made, and may make a few more under load; one per connection or rotation would
-//!   be hundreds.
-//! - goroutines: as descriptors; the node's own come and go by a handful with its timers.
-//! - Go's heap: with GOGC=10 the figure is at most a tenth (of some 40 MB) above what is alive. That is 4 KiB for each connection
-//!   and map of the rounds after the first; a connection that was not let go holds more.
-//! - resident memory: allocators keep what they had; the bound is two thirds of a 16 KiB buffer for each connection.
+//! A first round warms up everything that stays: threads, caches, buffers, the node's own paths. A
+//! leak shows in each round after it, so the bounds compare with the cost of one item times their
+//! number:
+//! - descriptors: none more, except for the few of a measurement.
+//! - threads: Go and tokio keep threads that they have created, and may create a few more under
+//!   load; one per connection or rotation would be hundreds.
+//! - goroutines: like descriptors; the node's own vary by a handful with its timers.
+//! - Go's heap: with GOGC=10 the value is at most a tenth (of about 40 MB) above the live data.
+//!   That is 4 KiB for each connection and map in the rounds after the first; a connection that was
+//!   not released holds more.
+//! - resident memory: allocators keep what they have; the bound is two thirds of a 16 KiB buffer
+//!   for each connection.
 
 use std::{
     collections::BTreeMap,
@@ -28,19 +31,19 @@ use tempfile::TempDir;
 use super::inside::{Daemon, call, ready};
 use crate::support::{devnet::Devnet, eventually, world::person};
 
-/// Of each round.
+/// In each round.
 const CONNECTIONS: usize = 400;
 const ROTATIONS: usize = 100;
 const MAPS: usize = 150;
 const ROUNDS: usize = 3;
 
-/// Signs with a new key at once and forgets old ones after a second, so that many fit into the time.
+/// Signs with a new key at once and drops old ones after a second, so that many fit into the time.
 const SETTINGS: &str = "components = \"issuer,metrics\"\n[keys]\nexpiry = \"1s\"\ncacheTime = \"0s\"\n\
     skew = \"0s\"\nalgorithm = \"ES256\"\n[server.tailscale]\nhostname = \"tailbone\"\n";
 
 type Held = BTreeMap<&'static str, f64>;
 
-/// What one measurement may be above the first.
+/// The most by which a measurement may exceed the first one.
 const MAY_GROW: [(&str, f64); 5] = [
     ("process_open_fds", 3.0),
     ("process_threads", 6.0),
@@ -63,7 +66,7 @@ async fn measured(peer: &dyn Node) -> Held {
     MAY_GROW.map(|(name, _)| (name, value(name))).into()
 }
 
-/// The least of some looks: what is under way, or waits for the next collection, is not held.
+/// The minimum of several measurements: requests in progress and garbage are not leaks.
 async fn at_rest(peer: &dyn Node) -> Held {
     let mut least = measured(peer).await;
     for _ in 0..20 {
@@ -97,7 +100,7 @@ async fn rotations(daemon: &Daemon) {
     let client = Client::new(Target::Socket(socket), Duration::from_secs(20));
     for _ in 0..ROTATIONS {
         let made = client.rotate(0, String::new()).await.unwrap().key.unwrap();
-        // They would stay in the document for as long as tokens of theirs may be about.
+        // The keys would otherwise stay in the document as long as tokens of theirs may exist.
         for key in client.list().await.unwrap() {
             if key.key_id != made.key_id {
                 client.remove(key.key_id, true).await.unwrap();
@@ -110,7 +113,7 @@ async fn rotations(daemon: &Daemon) {
     assert!(files.len() < 20, "{files:?}");
 }
 
-/// Renames, tags and grants of somebody else, each a new map for all.
+/// Renames, tags and grants of another node, each of which makes a new map for all.
 async fn maps(devnet: &Devnet, other: &dyn Node) {
     let other = other.watch().borrow().id.clone();
     for change in 0..MAPS {

@@ -1,5 +1,6 @@
-//! Logging a node in at a terminal: what is on the screen, and that a telephone could read it. The terminal is a pseudo-terminal of
-//! the kernel, its screen a terminal emulator's.
+//! Logging a node in at a terminal: the contents of the screen, including a QR code that a phone
+//! could scan. The terminal is a pseudo-terminal of the kernel, and its screen is a terminal
+//! emulator.
 
 use std::{
     fs::File,
@@ -19,7 +20,7 @@ use tempfile::TempDir;
 
 use crate::support::{eventually, world::EmbeddedWorld};
 
-/// Higher than what is written in a test, so that nothing scrolls away; wider than any line.
+/// More rows than a test writes, so that nothing scrolls away, and wider than any line.
 const ROWS: u16 = 300;
 const COLUMNS: u16 = 500;
 
@@ -36,7 +37,7 @@ impl Session {
         Self::over(terminal(), world, more, variables)
     }
 
-    /// At something else: our end and the program's.
+    /// Over another kind of stream: our end and the program's end.
     fn over(
         (ours, theirs): (OwnedFd, OwnedFd),
         world: &EmbeddedWorld,
@@ -66,7 +67,7 @@ impl Session {
         std::thread::spawn(move || {
             let mut terminal = File::from(ours);
             let mut piece = [0; 4096];
-            // An error is how the end of the other side is told.
+            // The end of the other side shows as an error.
             while let Ok(length) = terminal.read(&mut piece) {
                 reader.lock().unwrap().extend(&piece[..length]);
             }
@@ -79,7 +80,7 @@ impl Session {
         }
     }
 
-    /// Everything that was written, with what steers the terminal.
+    /// Everything that was written, including control sequences.
     fn raw(&self) -> String {
         String::from_utf8_lossy(&self.written.lock().unwrap()).into_owned()
     }
@@ -127,9 +128,9 @@ fn terminal() -> (OwnedFd, OwnedFd) {
 struct Screen(Vec<String>);
 
 impl Screen {
-    /// What a terminal shows that was sent this.
+    /// The screen of a terminal after this output.
     fn after(raw: &str) -> Self {
-        // A pipe has no terminal's driver that would make a line end of a newline.
+        // A pipe has no terminal driver that turns a newline into a line break.
         let written = raw.replace('\n', "\r\n");
         let mut parser =
             vt100::Parser::new(ROWS.try_into().unwrap(), COLUMNS.try_into().unwrap(), 0);
@@ -138,14 +139,14 @@ impl Screen {
         Self(rows.map(|row| row.trim_end().to_owned()).collect())
     }
 
-    /// The addresses that stand alone on a line.
+    /// The URLs that are alone on a line.
     fn addresses(&self) -> Vec<&str> {
         let rows = self.0.iter().map(|row| row.trim());
         rows.filter(|row| row.starts_with("http") && !row.contains(' '))
             .collect()
     }
 
-    /// What a reader makes of the code, which is drawn by its light modules.
+    /// The text in the QR code, which is drawn by its light modules.
     fn scanned(&self) -> Option<String> {
         let rows: Vec<Vec<char>> = self
             .0
@@ -164,7 +165,7 @@ impl Screen {
             };
             !light
         };
-        // Readers want more than a point for each module.
+        // Readers need more than one pixel per module.
         const POINTS: usize = 4;
         let mut picture =
             rqrr::PreparedImage::prepare_from_bitmap(width * POINTS, height * POINTS, |x, y| {
@@ -175,7 +176,7 @@ impl Screen {
     }
 }
 
-/// Bytes that steer the terminal, by the letter that they end with.
+/// The control sequences, by their final letters.
 fn sequences(raw: &str) -> Vec<char> {
     raw.split('\x1b')
         .skip(1)
@@ -207,12 +208,12 @@ alone! {
 alone! {
     async fn no_line_of_the_log_is_torn_by_the_spinner_and_nothing_of_it_is_left() {
         let world = EmbeddedWorld::new();
-        // The node tells much here, some of it while the spinner turns.
+        // The node logs a lot here, some of it while the spinner turns.
         let session = Session::start(&world, &["--log-level", "debug"], &[("TERM", "xterm")]);
         session.shows("waiting for the login").await;
         world.devnet.complete_login(&session.host, "alice@example.com").await;
         session.shows("listening").await;
-        // Both of the same moment: more lines may come.
+        // Both show the same moment, since more lines may come.
         let raw = session.raw();
         let screen = Screen::after(&raw);
         let began = screen.0.iter().position(|row| row.contains("starting tailbone server")).unwrap();

@@ -1,7 +1,9 @@
-//! A control server in trouble, as callers and readiness see it: who is on the tailnet stays there and is served, who joins does
-//! so when the trouble is over, and what changed meanwhile is known afterwards.
+//! A control server with faults, from the view of callers and of readiness: a node on the tailnet
+//! stays there and is served, a node that joins does so when the fault is over, and changes in
+//! between are known afterwards.
 //!
-//! The trouble lasts some seconds; `TAILBONE_TEST_TROUBLE` (seconds) makes it as long as one wants.
+//! A fault lasts a few seconds; `TAILBONE_TEST_TROUBLE` (seconds) makes it last as long as you
+//! want.
 
 use std::{
     fs,
@@ -63,7 +65,7 @@ async fn while_in_trouble(what: &str, how: Value) {
     assert!(asked > 10, "{what}: {asked}");
     assert!(daemon.ask(&["status", "--check"]).status.success());
 
-    // Back: news arrive again, such as somebody who is new.
+    // The server is back: news arrives again, such as a new user.
     devnet.control(json!({"mode": "ok"})).await;
     let bob = person(&devnet, folder.path(), "bob").await;
     eventually("a token for somebody new", async || {
@@ -126,7 +128,7 @@ async fn join_in_trouble(what: &str, how: Value) {
 
 alone! {
     async fn a_join_waits_for_the_control_server_and_then_goes_on_by_itself() {
-        // A slow one lets nodes join, only later.
+        // A slow control server lets nodes join, only later.
         let all = kinds().into_iter().filter(|(what, _)| *what != "slow");
         join_all(all.map(|(what, how)| join_in_trouble(what, how))).await;
     }

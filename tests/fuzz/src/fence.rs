@@ -1,6 +1,5 @@
-//! What the node's side of the fence says. Input: the first byte says what it is (`m` a message of
-//! a listener or dial, `d` one with a descriptor, `s` a state, `w` an answer of WhoIs), the rest is
-//! that.
+//! Messages from the node's Go side. Input: the first byte says what the rest is (`m` a message of
+//! a listener or dial, `d` one with a descriptor, `s` a state, `w` an answer of WhoIs).
 
 use std::{
     fs::File,
@@ -73,7 +72,7 @@ fn status(json: &[u8]) {
     let Ok(status) = serde_json::from_slice::<Status>(json) else {
         return;
     };
-    // A member that nobody reads may hold what no text can.
+    // Rust strings cannot hold every JSON string, and members that are not read may have any.
     let Ok(told) = serde_json::from_slice::<Value>(json) else {
         return;
     };
@@ -95,7 +94,7 @@ fn whois(json: &[u8]) {
     let Ok(whois) = serde_json::from_slice::<WhoIs>(json) else {
         return;
     };
-    // A member that nobody reads may hold what no text can.
+    // Rust strings cannot hold every JSON string, and members that are not read may have any.
     let Ok(told) = serde_json::from_slice::<Value>(json) else {
         return;
     };

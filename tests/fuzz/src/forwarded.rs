@@ -1,6 +1,6 @@
 //! What proxies tell the gate, and what the gate tells backends. Input: a user's name in the first
 //! line, then a request (`request.rs`), which is read once as a proxy's question and once as a
-//! caller's own.
+//! caller's own request.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -27,7 +27,7 @@ pub(super) fn run(data: &[u8]) {
     passed_on(name, &parts);
 }
 
-/// How many values a proxy may send of what it tells, by the path that it asks at.
+/// The headers that a proxy may send only once, for the path that it uses.
 fn told_once(path: &str) -> &'static [&'static str] {
     let envoy = path.strip_prefix("/auth/envoy");
     if envoy.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
@@ -74,7 +74,7 @@ fn question(parts: &Parts) {
     assert_eq!(address(last), Some(asked.client), "{chain}");
 
     if lists {
-        // A client may have sent whatever it likes; the proxy wrote behind it.
+        // A client may have sent anything; the proxy appended its own value.
         for invented in ["203.0.113.9", "\"", "for=203.0.113.9;x=\"", ""] {
             let mut parts = parts.clone();
             let chain = HeaderValue::from_str(&format!("{invented},{chain}")).unwrap();
@@ -88,7 +88,7 @@ fn question(parts: &Parts) {
     }
 }
 
-/// An address as proxies write it: bare, in brackets, or with a port.
+/// An address in a proxy's notation: bare, in brackets, or with a port.
 fn address(text: &str) -> Option<IpAddr> {
     let (bare, port) = match text.strip_prefix('[') {
         Some(rest) => rest.split_once(']')?,
@@ -156,8 +156,8 @@ fn passed_on(name: &str, parts: &Parts) {
     }
 }
 
-/// Of whatever names the caller there is our value alone, also for a backend to which `-`, `_` and
-/// `.` are the same.
+/// Every header that names the caller has only our value, even for a backend that treats `-`, `_`
+/// and `.` alike.
 fn nothing_claimed(headers: &HeaderMap, admitted: &Admitted) {
     let told = fuzzing::identity(admitted);
     let careless = |name: &str| {
@@ -189,7 +189,7 @@ fn nothing_claimed(headers: &HeaderMap, admitted: &Admitted) {
     }
 }
 
-/// RFC 9110, 7.6.1.
+/// Checks RFC 9110, section 7.6.1.
 fn nothing_of_the_connection(headers: &HeaderMap, before: &Parts) {
     for name in [
         "connection",
@@ -224,7 +224,7 @@ fn nothing_of_the_connection(headers: &HeaderMap, before: &Parts) {
     assert!(headers.get("te").is_none_or(|te| te == "trailers"));
 }
 
-/// One element of `Forwarded`, with our words alone.
+/// Parses a `Forwarded` header, which must have one element with our parameters only.
 fn as_forwarded(headers: &HeaderMap, host: &HeaderValue) {
     let value = headers["forwarded"].to_str().unwrap();
     let host = host.to_str().unwrap();
@@ -233,7 +233,7 @@ fn as_forwarded(headers: &HeaderMap, host: &HeaderValue) {
     assert_eq!(headers.get_all("forwarded").iter().count(), 1);
 }
 
-/// RFC 2047, Q encoding; text without an encoded word is itself.
+/// Decodes RFC 2047, Q encoding; other text stays as it is.
 fn decoded(value: &str) -> String {
     if !value.starts_with("=?utf-8?q?") {
         return value.to_owned();

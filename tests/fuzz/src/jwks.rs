@@ -1,5 +1,5 @@
-//! JWKS documents: ours, which others may have written into, and outside issuers'. Input: the
-//! document.
+//! JWKS documents: our own, to which others may have written, and those of outside issuers. Input:
+//! the document.
 
 use std::sync::LazyLock;
 
@@ -87,7 +87,7 @@ fn key_set(data: &[u8], value: Option<&Value>) {
     }
 }
 
-/// RFC 7517 and 7518, read anew: type and curve, `use`, `key_ops`, `alg`, size.
+/// An independent reading of RFC 7517 and 7518: type and curve, `use`, `key_ops`, `alg`, size.
 fn may_verify(jwk: &Value, algorithm: Algorithm) -> bool {
     let member = |name: &str| jwk.get(name).and_then(Value::as_str);
     let bytes = |name: &str| URL_SAFE_NO_PAD.decode(member(name).unwrap_or_default());
@@ -128,7 +128,7 @@ fn public_key(data: &[u8]) {
             for private in ["d", "p", "q", "dp", "dq", "qi"] {
                 assert!(value.get(private).is_none());
             }
-            // It becomes the name of a file.
+            // The id becomes a file name.
             let kid = key.kid.as_str();
             assert!(!kid.contains(['/', '\\']) && !kid.starts_with('.') && kid.len() <= 128);
             super::assert_one_line(kid);

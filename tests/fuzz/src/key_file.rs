@@ -1,5 +1,5 @@
-//! Files of private keys. Input: the kind of key (`ec`, `ed` or `rsa`) in the first line, behind it
-//! a JSON object of members to replace in a good file, `null` to take one out.
+//! Files of private keys. Input: the type of key (`ec`, `ed` or `rsa`) in the first line, then a
+//! JSON object with members to replace in a valid file; `null` removes one.
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
@@ -73,8 +73,8 @@ pub(super) fn run(data: &[u8]) {
     }
 }
 
-/// Nobody finds another key that fits by chance: what is taken is the good one, perhaps with zeros
-/// before a number.
+/// No other matching key is found by chance: an accepted key is the valid one, perhaps with leading
+/// zeros in a number.
 fn same_numbers(good: &Members, taken: &Members) {
     for name in PRIVATE.into_iter().chain(["e", "n", "x", "y"]) {
         let number = |members: &Members| {
@@ -89,12 +89,12 @@ fn same_numbers(good: &Members, taken: &Members) {
     }
 }
 
-/// Members that are not the good file's own say nothing as long as they are texts.
+/// Members that the valid file does not have are ignored if they are strings.
 fn unread(members: &Members) -> bool {
     members.values().all(Value::is_string)
 }
 
-/// No message and no `Debug` shows a private part.
+/// No message and no `Debug` output shows a private part.
 fn quotes_nothing(members: &Members, shown: &str) {
     for name in PRIVATE {
         let Some(secret) = members.get(name).and_then(Value::as_str) else {

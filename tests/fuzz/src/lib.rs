@@ -1,10 +1,10 @@
-//! Fuzz targets. Each hands any bytes to one of the program's readers of foreign input and panics
-//! where the reader breaks a promise: what it accepts agrees with an independent reading, what it
-//! prints it reads again, doubt is refused, and no message has room for a second line.
+//! Fuzz targets. Each passes arbitrary bytes to one of the program's parsers of foreign input, and
+//! panics if the parser breaks a promise: accepted input agrees with an independent parser, output
+//! can be parsed again, doubtful input is refused, and no message has more than one line.
 //!
-//! `scripts/fuzz` runs them with libFuzzer, which learns from coverage which bytes lead further;
-//! `tests/it/fuzz.rs` runs them over the kept corpus in `cargo test`. An input is text wherever
-//! possible, so that a corpus can be read and written by hand.
+//! `scripts/fuzz` runs the targets with libFuzzer, which uses coverage to find inputs that reach
+//! new code. `tests/it/fuzz.rs` runs them over the kept corpus in `cargo test`. Inputs are text
+//! wherever possible, so that a corpus can be read and written by hand.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,10 +26,10 @@ mod site;
 mod sts_policy;
 mod token;
 
-/// Takes any bytes; panics where a promise is broken.
+/// Takes any bytes, and panics if a promise is broken.
 pub type Target = fn(&[u8]);
 
-/// Every target by its name, which is also the name of its corpus.
+/// All targets by name, which is also the name of the corpus.
 pub const TARGETS: &[(&str, Target)] = &[
     ("fence", fence::run),
     ("forwarded", forwarded::run),
@@ -48,7 +48,7 @@ fn text(data: &[u8]) -> Option<&str> {
     std::str::from_utf8(data).ok()
 }
 
-/// A message for people fits in one line of a log or a terminal.
+/// A message for people must fit in one line of a log or a terminal.
 #[track_caller]
 fn assert_one_line(message: &str) {
     assert!(

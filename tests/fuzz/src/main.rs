@@ -1,5 +1,4 @@
-//! libFuzzer around one of the targets: the one that `TAILBONE_FUZZ_TARGET` names. `scripts/fuzz`
-//! starts it.
+//! Runs one target, named by `TAILBONE_FUZZ_TARGET`, with libFuzzer. Started by `scripts/fuzz`.
 
 #![no_main]
 

@@ -1,8 +1,7 @@
-//! Paths of the gate. Input: a prefix that a rule names, and in the second line the path of a
-//! request.
+//! Paths at the gate. Input: a prefix in a rule, and in the second line the path of a request.
 //!
-//! What is let through for a prefix must lie below it for every server that could stand behind us;
-//! what a rule denies must be denied as soon as one server would find it below the prefix.
+//! A path that is allowed for a prefix must be below it for every server that could be behind us. A
+//! path must be denied by a rule as soon as one server would find it below the rule's prefix.
 
 use tailbone::policy::{CAPABILITY, Effect, Path, PathPrefix, Rules, What, Who};
 
@@ -67,7 +66,7 @@ fn below(prefix: &[u8], path: &[u8], ignore_case: bool) -> bool {
 
 type Step = fn(&[u8]) -> Vec<u8>;
 
-/// What a kind of server does with a path before it looks for a file or a handler.
+/// What one kind of server does with a path before it looks for a file or a handler.
 struct Server {
     name: &'static str,
     steps: &'static [Step],
@@ -175,7 +174,7 @@ fn query(path: &[u8]) -> Vec<u8> {
     path[..end.unwrap_or(path.len())].to_vec()
 }
 
-/// RFC 3986, 5.2.4.
+/// RFC 3986, section 5.2.4.
 fn dots(path: &[u8]) -> Vec<u8> {
     resolved(path, |segment| match segment {
         b"." => 1,
@@ -184,7 +183,7 @@ fn dots(path: &[u8]) -> Vec<u8> {
     })
 }
 
-/// As WHATWG's URL standard has it: an encoded dot is a dot.
+/// As in WHATWG's URL standard, where an encoded dot is a dot.
 fn encoded_dots(path: &[u8]) -> Vec<u8> {
     resolved(path, |segment| {
         match segment.to_ascii_lowercase().as_slice() {

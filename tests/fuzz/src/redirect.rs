@@ -1,6 +1,6 @@
-//! Where the gate sends a browser that has no identity. Input: the setting `gate.auth.redirect` in
-//! the first line, then the lines of a request (`request.rs`) as a proxy sends it to
-//! `/auth/forwarded`.
+//! The page to which the gate sends a browser without identity. Input: the setting
+//! `gate.auth.redirect` in the first line, then the lines of a request (`request.rs`) as a proxy
+//! sends it to `/auth/forwarded`.
 
 use tailbone::{gate::fuzzing, policy::Host};
 use url::Url;
@@ -18,7 +18,7 @@ pub(super) fn run(data: &[u8]) {
     let Some(location) = asked.redirect else {
         return;
     };
-    // To the page of the setting and nowhere else, with one parameter more.
+    // It leads to the page of the setting and nowhere else, with one more parameter.
     let location = location.to_str().unwrap();
     let (page, fragment) = setting.split_at(setting.find('#').unwrap_or(setting.len()));
     let added = location.strip_prefix(page).expect("the setting's page");
@@ -35,7 +35,7 @@ pub(super) fn run(data: &[u8]) {
     let told = there.query_pairs().filter(|(name, _)| name == "rd").last();
     let (_, back) = told.expect("a page that is told where to come back to");
 
-    // And back to the host that the browser asked for, once.
+    // It leads back to the host that the browser requested, once.
     let (proto, host, target) = asked.url.unwrap();
     assert!(
         back.starts_with(&format!("{proto}://{host}{target}")),

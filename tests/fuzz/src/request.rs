@@ -1,8 +1,8 @@
-//! Requests as text: the target in the first line, then `name: value`.
+//! Requests as text: the target in the first line, then lines of `name: value`.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, request::Parts};
 
-/// `None` where HTTP has no such request.
+/// `None` if HTTP does not allow the request.
 pub(super) fn read<'t>(target: &str, lines: impl Iterator<Item = &'t str>) -> Option<Parts> {
     let mut headers = HeaderMap::new();
     for line in lines.filter(|line| !line.is_empty()) {

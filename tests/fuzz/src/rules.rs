@@ -20,7 +20,7 @@ static VISITORS: LazyLock<[Visitor; 3]> = LazyLock::new(|| {
         .map(|whois| Visitor::from_whois(serde_json::from_str(whois).unwrap(), "a.ts.net").unwrap())
 });
 
-/// What is asked for; the first is what a proxy that tells nothing asks for.
+/// The requests to decide about; the first is that of a proxy that reports nothing.
 static REQUESTS: LazyLock<Vec<What>> = LazyLock::new(|| {
     let hosts = [None, Some("wiki.example.com"), Some("example.com")];
     let paths = [None, Some("/"), Some("/admin/x"), Some("/public/../admin")];
@@ -102,7 +102,7 @@ fn known_to_be_allowed(who: Who<'_>, decision: &Decision, text: &str) {
     }
 }
 
-/// Whoever gets in although something is not known would get in whatever it turned out to be.
+/// Access that is granted although something is unknown must be granted for every possible value.
 fn doubt_lets_nobody_in(rules: &Rules, at: usize) {
     let vague = &REQUESTS[at];
     for who in callers() {
@@ -130,7 +130,7 @@ fn doubt_lets_nobody_in(rules: &Rules, at: usize) {
     }
 }
 
-/// Whether one is the other with more told.
+/// Whether `clear` equals `vague` with more values known.
 fn fits(vague: &What, clear: &What) -> bool {
     fn told<T: PartialEq>(vague: &Option<T>, clear: &Option<T>) -> bool {
         vague.is_none() || vague == clear

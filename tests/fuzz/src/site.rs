@@ -1,5 +1,5 @@
-//! Hosts and origins: which requests a listener takes, and which come from the page of another
-//! site. Input: a Host, an Origin and a Sec-Fetch-Site, each in a line; an empty line is an absent
+//! Hosts and origins: which requests a listener accepts, and which come from a page of another
+//! site. Input: a Host, an Origin and a Sec-Fetch-Site, each in a line; an empty line means no such
 //! header.
 
 use std::net::IpAddr;
@@ -41,7 +41,7 @@ pub(super) fn run(data: &[u8]) {
     foreign(host, origin, site, &headers);
 }
 
-/// The plain form of a host is that of the plain form, and that of a reader of URLs.
+/// The canonical form of a host is stable, and agrees with that of a URL parser.
 fn one_form(text: &str) {
     let Ok((host, port)) = Host::with_port(text) else {
         return;
@@ -54,7 +54,7 @@ fn one_form(text: &str) {
     let Ok(url) = Url::parse(&format!("http://{text}/")) else {
         return;
     };
-    // A number, however written, is an address to a browser.
+    // Browsers read a number in any notation as an address.
     match url.host() {
         Some(url::Host::Domain(name)) => {
             assert_eq!(name.strip_suffix('.').unwrap_or(name), host.as_str());
@@ -65,7 +65,7 @@ fn one_form(text: &str) {
     assert_eq!(url.port().unwrap_or(80), port.unwrap_or(80), "{text}");
 }
 
-/// A listener takes its own names and addresses and no others.
+/// A listener accepts its own names and addresses and no others.
 fn misdirected(host: &str, headers: &HeaderMap) {
     let names = NodeNames::default();
     names.set(
@@ -92,7 +92,7 @@ fn misdirected(host: &str, headers: &HeaderMap) {
     assert!(!taken || name || address, "{host} is taken");
 }
 
-/// What may do harm comes from a program, or from a page whose origin is the site that it asks.
+/// A request that may do harm is only accepted from a program, or from a page of the site itself.
 fn foreign(host: &str, origin: &str, site: &str, headers: &HeaderMap) {
     assert_eq!(
         origin::by_browser(headers),

@@ -1,4 +1,4 @@
-//! Policies of the token exchange. Input: a policy file; its last line is also a text for the
+//! Policies of the token exchange. Input: a policy file; its last line is also matched against the
 //! file's patterns.
 
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub(super) fn run(data: &[u8]) {
     let Some(text) = super::text(data) else {
         return;
     };
-    // Another file may be named; none of the machine's is to be opened.
+    // The file may name other files, and none on this machine may be opened.
     if text.to_ascii_lowercase().contains("client_") || text.contains('\\') {
         return;
     }
@@ -76,8 +76,8 @@ fn sound(policy: &Policy, warned: &dyn Fn(&str) -> bool) {
     }
 }
 
-/// Whatever the file says: without a good signature, an issuer of the file or a scope of the file
-/// there is nothing to get.
+/// For any file: without a valid signature, an issuer in the file and scopes in the file nothing is
+/// granted.
 fn decides(policy: &Policy) {
     let issuer = policy.issuers[0].as_str();
     let claims = json!({"iss": issuer, "sub": policy.subject, "exp": NOW + 60, "iat": NOW - 1});
@@ -171,7 +171,7 @@ fn patterns(policy: &Policy, text: &str) {
     }
 }
 
-/// The definition of a pattern, by what of the text each part of the pattern can end at.
+/// The definition of a pattern: the positions in the text at which each part of it can end.
 fn meets(pattern: &str, text: &str) -> bool {
     let text: Vec<char> = text.chars().collect();
     let mut ends = vec![false; text.len() + 1];

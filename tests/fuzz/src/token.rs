@@ -1,6 +1,6 @@
-//! Tokens of outside issuers. Input: header, payload and a change to the text, each in a line; the
-//! first two are signed here with a key that the verifier trusts. The same input is also read as it
-//! is, as a token that nobody signed.
+//! Tokens of outside issuers. Input: header, payload and a change to the text, each in a line. The
+//! first two are signed here with a key that the verifier trusts. The same input is also parsed as
+//! it is, as a token without a valid signature.
 
 use std::{fmt, sync::LazyLock};
 
@@ -100,8 +100,7 @@ fn signed(header: &str, payload: &str, change: &str) {
     }
 }
 
-/// The text with one character put, taken or replaced, as the change says: `put 3 A`, `take 3`,
-/// `set 3 A`.
+/// The text with one character inserted, removed or replaced: `put 3 A`, `take 3`, `set 3 A`.
 fn changed(text: &str, change: &str) -> Option<String> {
     let mut words = change.split(' ');
     let (what, at) = (words.next()?, words.next()?.parse::<usize>().ok()?);
@@ -117,7 +116,7 @@ fn changed(text: &str, change: &str) -> Option<String> {
     (changed != text).then_some(changed)
 }
 
-/// What the token says is what its payload says to a reader of JSON that knows nothing of tokens.
+/// The token's claims must equal those that a plain JSON parser finds in its payload.
 fn agrees(token: &Token, text: &str, pointer: &str) {
     let payload = text.split('.').nth(1).unwrap();
     let payload = URL_SAFE_NO_PAD.decode(payload).unwrap();
@@ -156,7 +155,7 @@ fn agrees(token: &Token, text: &str, pointer: &str) {
     assert!(signature.len() < 32 || !shown.contains(signature));
 }
 
-/// Whether an object names none of its members twice, at its first level.
+/// Whether an object has no duplicate member at its first level.
 fn distinct(object: &str) -> bool {
     struct Names(bool);
 

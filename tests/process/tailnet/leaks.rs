@@ -1,4 +1,4 @@
-//! A node that is gone leaves nothing behind.
+//! A closed node leaves nothing behind.
 
 use std::{
     sync::Arc,
@@ -16,8 +16,8 @@ use crate::support::{
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// One life of two nodes with all that can hang on them: connections of which some are still open, listeners, an accept, a dial
-/// that waits.
+/// One life of two nodes with everything that can depend on them: connections, some still open,
+/// listeners, an accept, a waiting dial.
 async fn life() {
     let world = EmbeddedWorld::new();
     let server = world.node("server", Who::User("alice@example.com")).await;
@@ -29,7 +29,7 @@ async fn life() {
     let addr = format!("{ip}:80");
     let (dialled, accepted) = tokio::join!(caller.dial(&addr, PATIENCE), listener.accept());
     let _open = (dialled.unwrap(), accepted.unwrap());
-    // Connected, but never accepted.
+    // Connected but never accepted.
     let _waiting = caller.dial(&addr, PATIENCE).await.unwrap();
     let accepting = tokio::spawn(async move {
         let _first = listener.accept().await;
@@ -76,10 +76,10 @@ alone! {
                         node.close().await;
                     }
                 }
-                // Given up while it starts.
+                // Dropped while it starts.
                 let config = config(&devnet, state.path(), "joining", "");
                 let start = EmbeddedNode::start(&config);
-                // It may be quicker than that; then it is a node that is dropped.
+                // The start may be faster than that; then a running node is dropped.
                 let _ = tokio::time::timeout(Duration::from_millis(1), start).await;
             }
             match before {
@@ -118,7 +118,7 @@ alone! {
 }
 
 alone! {
-    /// The runtime ends first, then the last handle: no panic, and the node is closed all the same.
+    /// The runtime ends before the last handle: no panic, and the node is closed nevertheless.
     async fn a_node_may_outlive_its_runtime() {
         let devnet = Devnet::start();
         let state = tempfile::tempdir().unwrap();
@@ -142,7 +142,7 @@ alone! {
         let node = world.node("still", Who::User("alice@example.com")).await;
         node.close().await;
         let after = node.generation();
-        // The tailnet goes on changing.
+        // The tailnet keeps changing.
         let other = world.node("other", Who::User("bob@example.com")).await;
         world.set_tags(&*running(&*other).await, &["tag:changed"]).await;
         tokio::time::sleep(Duration::from_millis(300)).await;

@@ -1,4 +1,4 @@
-//! No free descriptors: connections are lost, the listener is not.
+//! Without free descriptors, connections are lost but the listener survives.
 
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ alone! {
         let usual = getrlimit(Resource::Nofile);
         let few = Rlimit { current: Some(Held::now().await.fds as u64 + 30), ..usual };
         setrlimit(Resource::Nofile, few).unwrap();
-        // All are held at once: there cannot be enough for them.
+        // All are held at the same time, and there cannot be enough descriptors for them.
         let many = join_all((0..60).map(|_| tokio::time::timeout(Duration::from_secs(4), ask()))).await;
         let served = many.iter().filter(|one| matches!(one, Ok(Ok(_)))).count();
         eprintln!("{served} of 60 were served with 30 descriptors");

@@ -14,8 +14,8 @@ use crate::support::{
 };
 
 alone! {
-    /// Opened and closed from several peers, interleaved, while the identity of one of them changes: each is answered with its own
-    /// peer's identity, and nothing stays behind.
+    /// Connections are opened and closed from several peers, interleaved, while the identity of one
+    /// peer changes: each is answered with its own peer's identity, and nothing stays behind.
     async fn ten_thousand_connections() {
         let world = EmbeddedWorld::new();
         let server = world.node("server", Who::User("alice@example.com")).await;
@@ -37,7 +37,7 @@ alone! {
                 () = renaming => unreachable!(),
             }
         };
-        // Threads and pools that are made once.
+        // Creates threads and pools that are created once.
         assert_eq!(while_bob_is_renamed(1_000).await, 0);
         tokio::time::sleep(Duration::from_millis(500)).await;
         let before = Held::now().await;
@@ -53,8 +53,8 @@ alone! {
 }
 
 alone! {
-    /// A server that closes first keeps each pair of ports for a while. Callers choose ports at
-    /// random, so in 3000 connections some come with such a pair again, and must not notice.
+    /// A server that closes first keeps each pair of ports reserved for a while. Callers choose
+    /// ports at random, so among 3000 connections some use such a pair again, and must not notice.
     async fn a_server_that_closes_first_answers_everybody() {
         let world = EmbeddedWorld::new();
         let server = world.node("server", Who::User("alice@example.com")).await;

@@ -1,4 +1,4 @@
-//! What the node logs arrives as events, and no secret with it.
+//! The node's log arrives as events, without any secret in it.
 
 use std::{
     io,

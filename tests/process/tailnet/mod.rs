@@ -13,12 +13,13 @@ use std::{
 
 use tailbone::tailnet::runtime_stats;
 
-/// What the process holds at one moment.
+/// The process's resources at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Held {
     fds: usize,
     threads: usize,
-    /// Without those that stand for our call threads: Go counts each thread of ours that has ever called it, as long as it lives.
+    /// Without those of our call threads: Go counts each of our threads that has ever called it, as
+    /// long as the thread lives.
     goroutines: u64,
     conns: u64,
     nodes: u64,
@@ -36,8 +37,8 @@ impl Held {
         }
     }
 
-    /// Waits until no more is held than `before`, give or take [`UNSURE`]. Threads are Go's to keep: it may have made a few more while busy, and never
-    /// ends one. More than a few would be ours.
+    /// Waits until no more is held than in `before`, give or take [`UNSURE`]. Go may have created a
+    /// few more threads under load, and never ends one. More than a few would be ours.
     async fn back_to(before: Self, patience: Duration) -> Self {
         let began = Instant::now();
         loop {
@@ -57,8 +58,9 @@ impl Held {
     }
 }
 
-/// A call thread counts as a goroutine only once it has made a call, so what is subtracted may be too much by those that were made
-/// but not used. What leaks does so with each round of a test, and there are more rounds than this.
+/// A call thread only counts as a goroutine after it has made a call, so the number subtracted may
+/// be too large by the threads that were created and not used. A leak shows in each round of a
+/// test, and there are more rounds than this.
 const UNSURE: u64 = 2;
 
 fn call_threads() -> u64 {

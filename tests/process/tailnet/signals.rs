@@ -1,9 +1,10 @@
 //! Storms of signals while the node is under load.
 //!
-//! The handlers are installed as Go asks of a program that it is a part of: on the alternate stack,
-//! restarting calls, doing next to nothing. The daemon's own way with signals is tested with the whole program.
+//! The handlers are installed as Go requires of a program that contains it: on the alternate stack,
+//! restarting system calls, doing almost nothing. The daemon's own signal handling is tested with
+//! the whole program.
 
-// `sigaction` has no safe form.
+// `sigaction` has no safe wrapper here.
 #![allow(unsafe_code)]
 
 use std::{
@@ -25,8 +26,8 @@ extern "C" fn count(_: libc::c_int) {
 }
 
 fn count_signal(signal: libc::c_int) {
-    // SAFETY: the action is whole (zeroed, then filled in), and the handler only adds to an atomic number, which is allowed in
-    // every thread at every moment.
+    // SAFETY: the action is complete (zeroed, then filled in), and the handler only adds to an
+    // atomic number, which is allowed in every thread at any time.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = count as extern "C" fn(libc::c_int) as libc::sighandler_t;
@@ -51,7 +52,7 @@ alone! {
         let storm = std::thread::spawn(|| {
             let mut sent = 0_u64;
             while !OVER.load(Ordering::Relaxed) {
-                // URG is Go's own signal for preemption; a foreign one must do no harm.
+                // Go uses URG itself for preemption; one from outside must do no harm.
                 for signal in [Signal::TERM, Signal::HUP, Signal::URG] {
                     kill_process(getpid(), signal).unwrap();
                     sent += 1;
@@ -62,7 +63,7 @@ alone! {
         });
         let began = Instant::now();
         let mixed_up = interleaved(&server, &[caller], 1_000, 16).await;
-        // Closing under the storm as well.
+        // The node also closes under the storm.
         world.end().await;
         OVER.store(true, Ordering::Relaxed);
         let sent = storm.join().unwrap();
