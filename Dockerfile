@@ -1,4 +1,4 @@
-# The image: one glibc binary, CA certificates, no shell, no root. How to run it: docs/running/container.md.
+# The image: one glibc binary, CA certificates, no shell, no root. How to run it: docs/how-to/container.md.
 #
 #   docker buildx build --platform linux/amd64,linux/arm64 --build-arg VERSION=… --build-arg GIT_COMMIT=… .
 #   docker buildx build --target prebuilt --file Dockerfile DIR    around DIR/tailbone-amd64 and DIR/tailbone-arm64

@@ -13,7 +13,7 @@
 //! - Callers are not identified, and nothing about callers is revealed. On the tailnet, its policy
 //!   decides who can reach the port.
 //!
-//! `docs/operations.md` lists all names.
+//! `docs/reference/observability.md` lists all names.
 
 use std::sync::{Arc, atomic::AtomicU64};
 

@@ -1,4 +1,4 @@
-"""Checks what deploy/, docs/running/ and the Dockerfile hold that a machine can check; prints what is wrong, exits 1 then.
+"""Checks what deploy/, docs/how-to/ and the Dockerfile hold that a machine can check; prints what is wrong, exits 1 then.
 
 Kubernetes objects against Kubernetes' own schemas, and against the fence that we promise (restricted pod security and more);
 compose files for the same fence; each TB_ variable anywhere against the table of settings; each base image, action and tool
@@ -138,7 +138,7 @@ def known_count():
 def variables():
     names = known()
     must(len(names) > 20, "src/config/table.rs", "the settings could not be read from it")
-    places = [root / "Dockerfile", root / "README.md", *(root / "docs/running").glob("*.md"), *(p for p in (root / "deploy").rglob("*") if p.is_file())]
+    places = [root / "Dockerfile", root / "README.md", *(root / "docs/how-to").glob("*.md"), *(p for p in (root / "deploy").rglob("*") if p.is_file())]
     for path in places:
         for name in sorted(set(re.findall(r"\bTB_[A-Z0-9_]+", path.read_text()))):
             # TB_KEYS_… in a text means all that begin so.
