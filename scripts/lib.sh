@@ -18,6 +18,7 @@ kubernetes_validate_version=1.37.0
 pyyaml_version=6.0.3
 envoy_version=1.36.4
 actionlint_version=v1.7.12
+mdbook_version=0.5.4
 
 say() { printf '\n\033[1m==> %s\033[0m\n' "$*" >&2; }
 note() { printf '    %s\n' "$*" >&2; }
