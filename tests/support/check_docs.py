@@ -1,6 +1,6 @@
 """Checks every Markdown file of the tree: each relative link and anchor leads somewhere, each page of
-docs/ is in the summary and can be reached from its index, and what pages name is there: files of the
-tree and tests. Prints what is wrong, and exits with 1 then.
+docs/ is in the summary and can be reached from its index, what pages name is there (files of the
+tree and tests), and text wraps at 100. Prints what is wrong, and exits with 1 then.
 """
 
 import pathlib
@@ -19,6 +19,9 @@ PLACE = re.compile(r"(?:src|crates|tests|vendor|scripts|deploy|docs|examples|pro
 # that begin with tailbone_ are metrics.
 TEST = re.compile(r"[dtwg]\d\d_\w+|[a-z][a-z0-9]*(?:_[a-z0-9]+){4,}")
 
+# Made by a test and by scripts/bench, and what the latter copies.
+MADE = ("docs/settings.md", "docs/benchmarks.md", "tests/bench/method.md", "tests/bench/bounds.md")
+
 
 def main():
     pages = {path: (root / path).read_text(encoding="utf-8") for path in tracked() if path.endswith(".md")}
@@ -29,6 +32,8 @@ def main():
     for path, text in pages.items():
         leads_to[path] = links(path, text, pages, anchors)
         spans(path, text, functions)
+        if path not in MADE:
+            width(path, text)
     summary(pages, leads_to)
     mentions()
     if wrong:
@@ -74,6 +79,14 @@ def spans(path, text, functions):
             wrong.append(f"{path}: names {span}, which is not there")
         if TEST.fullmatch(span) and path.startswith("docs/") and not span.startswith("tailbone_") and span not in functions:
             wrong.append(f"{path}: names the test {span}, which is not there")
+
+
+def width(path, text):
+    """Text wraps at 100. Tables, code and what scripts/bench writes into README cannot."""
+    text = re.sub(r"^(```|~~~).*?^\1[^\n]*$|<!-- made by .*?<!-- end -->", lambda code: "\n" * code[0].count("\n"), text, flags=re.S | re.M)
+    for number, line in enumerate(text.split("\n"), 1):
+        if len(line) > 100 and not line.startswith(("|", "    ")):
+            wrong.append(f"{path}:{number}: {len(line)} columns; text wraps at 100")
 
 
 def summary(pages, leads_to):
