@@ -1,14 +1,14 @@
-# Shared by the scripts beside it: where things are cached, how steps are told, how a missing thing is named.
-# Sourced, never run.
+# Shared by the other scripts: the location of caches, the output of steps and errors. Sourced,
+# never run.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${TAILBONE_CACHE:-${XDG_CACHE_HOME:-${HOME:?HOME or TAILBONE_CACHE must be set}/.cache}/tailbone}
 tools=$cache/bin
 venv=$cache/venv
-# Servers of Debian packages are in /usr/sbin, which not everybody's PATH has.
+# Debian installs servers in /usr/sbin, which may be missing in PATH.
 export PATH="$tools:$PATH:/usr/sbin:/sbin"
 
-# Versions of what the tests stand on. A change here is the whole upgrade.
+# Versions of the tools for the tests. To upgrade one, change it here.
 versitygw_version=v1.8.0
 pyjwt_version=2.15.1
 cryptography_version=50.0.2
@@ -28,7 +28,7 @@ die() {
 }
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# Runs a step, telling its name first and its time afterwards.
+# Runs a step; prints its name before and its duration after it.
 step() {
   local name=$1 started=$SECONDS
   shift

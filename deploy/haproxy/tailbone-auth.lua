@@ -1,4 +1,5 @@
--- Forward-auth for HAProxy 2.6 and newer: asks tailbone's gate about each request and passes on what it says.
+-- Forward-auth for HAProxy 2.6 and newer: asks tailbone's gate about each request and passes on the
+-- identity in its answer.
 --
 --   global
 --     setenv TAILBONE_GATE_SOCKET /run/tailbone/gate.sock
@@ -7,10 +8,11 @@
 --     http-request lua.tailbone-auth
 --     …   (the rest is in haproxy.cfg beside this file)
 --
--- Afterwards txn.tailbone_allowed is true or false and txn.tailbone_status the gate's status. Identity headers of the client are
--- removed before anything else, so whatever happens here, none of them reaches the backend.
+-- Afterwards txn.tailbone_allowed is true or false, and txn.tailbone_status is the gate's status.
+-- Identity headers from the client are removed first, so that none of them reaches the backend even
+-- if something fails here.
 
--- Arguments of lua-load are for newer versions only.
+-- Only newer versions of HAProxy pass arguments to lua-load.
 local socket = os.getenv("TAILBONE_GATE_SOCKET") or "/run/tailbone/gate.sock"
 
 local identity = {
@@ -20,14 +22,14 @@ local identity = {
   "tailscale-tags", "tailbone-token",
 }
 
--- Backends that know of CGI take `_` and `-` for the same.
+-- Backends based on CGI treat `_` and `-` alike.
 local function claims(name)
   local plain = name:lower():gsub("[^%w]", "-")
   return plain:match("^tailscale%-") or plain:match("^tailbone%-")
 end
 
 core.register_action("tailbone-auth", { "http-req" }, function(txn)
-  -- By the last four the gate tells pages of other origins from the service's own.
+  -- With the last four the gate tells pages of other origins from the service's own.
   local wanted = {
     accept = true, ["sec-fetch-mode"] = true, ["x-requested-with"] = true,
     origin = true, ["sec-fetch-site"] = true, ["sec-websocket-key"] = true, upgrade = true,
