@@ -42,7 +42,9 @@ def main():
 
 
 def tracked():
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root, check=True, capture_output=True, text=True)
+    # In a container the tree may be another user's, which git takes for unsafe.
+    command = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
     return sorted({path for path in listed.stdout.split("\0") if path and (root / path).is_file()})
 
 
