@@ -1,10 +1,12 @@
 //! Builds the Go archive and tells cargo how to link it.
 //!
-//! Reads: our Go module beside this crate, and the variables named in `VARIABLES` (plus what the `cc` crate reads to
-//! find a C compiler). Writes: only under `OUT_DIR`; Go's own cache is used where it can be written.
-//! Everything about the target comes from cargo's variables, never from `cfg!`, which speaks of the host.
+//! Reads: our Go module beside this crate, and the variables named in `VARIABLES` (plus what the
+//! `cc` crate reads to find a C compiler). Writes: only below `OUT_DIR`; Go's own cache is used if
+//! it can be written. Everything about the target comes from cargo's variables, never from `cfg!`,
+//! which describes the host.
 //!
-//! Leaves the build tags to `tags.txt` and the version that Go must have to `go.mod`, both in the Go module.
+//! The build tags are in `tags.txt` and the required version of Go in `go.mod`, both in the Go
+//! module.
 
 use std::{
     env, fs,
@@ -51,7 +53,8 @@ fn run() -> Result<(), String> {
     println!("cargo:tags={}", tags.join(","));
 
     if env::var_os("DOCS_RS").is_some() {
-        // No network and no Go there; the declarations are checked in, and documentation links nothing.
+        // There is no network and no Go there. The declarations are checked in, and documentation
+        // links nothing.
         println!("cargo:go_version=none");
         return Ok(());
     }
@@ -77,7 +80,7 @@ fn run() -> Result<(), String> {
     Ok(())
 }
 
-/// What we build for, in Go's words.
+/// What we build for, in Go's terms.
 struct Target {
     triple: String,
     os: &'static str,
@@ -118,7 +121,7 @@ impl Target {
         Ok(Self { triple, os, arch })
     }
 
-    /// GOARM for 32-bit ARM: what the triple promises, unless the user says otherwise.
+    /// GOARM for 32-bit ARM: what the triple promises, unless the user sets it.
     fn arm(&self) -> Option<String> {
         (self.arch == "arm").then(|| {
             let by_triple =
@@ -133,7 +136,8 @@ impl Target {
         })
     }
 
-    /// What the Go runtime needs besides libc. With the tags netgo and osusergo it resolves names by itself.
+    /// What the Go runtime needs besides libc. With the tags netgo and osusergo it resolves names
+    /// by itself.
     fn system_libraries(&self) {
         match self.os {
             "darwin" => {
@@ -161,7 +165,7 @@ impl Go {
             .ok_or("the Go module's go.mod has no go line")?
             .trim()
             .to_owned();
-        // GOTOOLCHAIN=local: a build must not fetch another Go behind the user's back.
+        // GOTOOLCHAIN=local: a build must not download another Go without the user's knowledge.
         let said = Command::new(&program)
             .args(["env", "GOVERSION"])
             .env("GOTOOLCHAIN", "local")
@@ -266,7 +270,7 @@ impl Go {
     }
 }
 
-/// A prebuilt archive, put where the linker finds it under the name it expects.
+/// Copies a prebuilt archive to where the linker finds it, under the name it expects.
 fn prebuilt(path: &Path, out: &Path) -> Result<PathBuf, String> {
     println!("cargo:rerun-if-changed={}", path.display());
     let head =
@@ -282,7 +286,8 @@ fn prebuilt(path: &Path, out: &Path) -> Result<PathBuf, String> {
     Ok(archive)
 }
 
-/// The files that the archive is made of, sorted: Go and C sources without tests, go.mod, go.sum, tags.txt.
+/// The files that the archive is built from, sorted: Go and C sources without tests, go.mod,
+/// go.sum, tags.txt.
 fn inputs(module: &Path) -> Result<Vec<PathBuf>, String> {
     let mut found = Vec::new();
     let mut folders = vec![module.to_path_buf()];
@@ -329,14 +334,14 @@ fn tsnet_version(gomod: &str) -> Result<&str, String> {
         .ok_or_else(|| "the Go module's go.mod does not require tailscale.com".to_owned())
 }
 
-/// What the node tells the control server of its version. Without a stamp it would say that its build information is
-/// missing, since it is built as a part of another module.
+/// The version that the node reports to the control server. Without this stamp it would report that
+/// its build information is missing, since it is built as a part of another module.
 fn stamps(tsnet: &str) -> String {
     let of = "-X tailscale.com/version";
     format!("{of}.shortStamp={tsnet} {of}.longStamp={tsnet}-tailbone")
 }
 
-/// The numbers of a version, so that 1.26.10 is more than 1.26.9.
+/// The numbers in a version, so that 1.26.10 compares greater than 1.26.9.
 fn numbers(version: &str) -> Vec<u64> {
     version
         .trim_start_matches("go")

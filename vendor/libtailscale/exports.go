@@ -1,8 +1,9 @@
-// The C ABI of tailscale.h: thin conversions from C to Go and back, and a recover around each call.
+// The C ABI of tailscale.h: thin conversions from C to Go and back, with a recover around each
+// call.
 //
-// Invariants: no export panics into C; *out is always set; input bytes are copied before anything keeps them; what is
-// given out is malloc'd. Everything else is the business of package node, which knows nothing of C and is tested
-// without it (cgo cannot be used in Go tests).
+// Invariants: no export panics into C; *out is always set; input bytes are copied before anything
+// keeps them; results are allocated with malloc. Everything else is in package node, which knows
+// nothing of C and is tested without it (cgo cannot be used in Go tests).
 package main
 
 /*
@@ -20,7 +21,7 @@ import (
 
 func main() {}
 
-// answer puts the end of a call into C's hands.
+// answer converts the outcome of a call for C.
 func answer(out *C.tailscale_buf, data []byte, err *node.Error) C.int32_t {
 	code := node.OK
 	if err != nil {
@@ -36,7 +37,7 @@ func answer(out *C.tailscale_buf, data []byte, err *node.Error) C.int32_t {
 	return C.int32_t(code)
 }
 
-// input copies bytes that are lent for the time of the call.
+// input copies bytes that are lent for the duration of the call.
 func input(p C.tailscale_bytes, n C.size_t) ([]byte, *node.Error) {
 	if n == 0 {
 		return nil, nil
@@ -126,7 +127,7 @@ func tailscale_start(handle C.uint64_t, out *C.tailscale_buf) C.int32_t {
 	return answer(out, nil, err)
 }
 
-// descriptor is guard for the calls that give a descriptor.
+// descriptor is guard for the calls that return a descriptor.
 func descriptor(handle C.uint64_t, fd *C.int32_t, out *C.tailscale_buf, f func(*node.Node) (int, *node.Error)) C.int32_t {
 	if fd != nil {
 		*fd = -1
@@ -239,7 +240,8 @@ func tailscale_test_panic(out *C.tailscale_buf) C.int32_t {
 	return answer(out, data, err)
 }
 
-// milliseconds keeps a number that a Duration cannot hold out of bounds instead of turning it into a small one.
+// milliseconds returns -1 for a number out of range, so that it is refused and does not overflow to
+// a small one.
 func milliseconds(ms int64) time.Duration {
 	if ms < 0 || ms > int64(24*time.Hour/time.Millisecond) {
 		return -1

@@ -1,7 +1,7 @@
-// The fence for panics: whatever happens inside a call, C gets a code and words.
+// Recovers from panics: whatever happens inside a call, C gets a code and a message.
 //
-// A panic on a goroutine of its own cannot be caught from here; package node recovers on those that run code which is
-// not ours.
+// A panic on another goroutine cannot be caught here. Package node recovers on the goroutines that
+// run other people's code.
 
 package main
 

@@ -1,7 +1,7 @@
-// The calls out of Go: the functions that the program gave to tailscale_set_program.
+// The calls out of Go: the functions that the program passed to tailscale_set_program.
 //
-// They lie in a file of their own since C code may not be defined in one with exports. The bytes and the struct that are
-// passed are Go's, lent for the call; they hold no pointers.
+// They have a file of their own because a file with exports must not define C code. The bytes and
+// the struct that are passed belong to Go and are lent for the call; they hold no pointers.
 
 package main
 
@@ -26,7 +26,7 @@ import (
 
 type program struct{ c C.tailscale_program }
 
-// The two must be the same.
+// The Go and the C struct must have the same size.
 var _ [unsafe.Sizeof(node.Told{})]byte = [unsafe.Sizeof(C.tailscale_told{})]byte{}
 
 func (p *program) Open(id uint64) uintptr {

@@ -1,4 +1,5 @@
-//! Writes the declarations of `tailscale.h` to standard output. Run by `scripts/bindings`; needs libclang.
+//! Writes the declarations of `tailscale.h` to standard output. Run by `scripts/bindings`; needs
+//! libclang.
 
 use std::path::Path;
 

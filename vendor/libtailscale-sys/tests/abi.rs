@@ -1,6 +1,7 @@
-//! The archive answers, its memory can be freed, and a panic inside Go comes back as a code: with the real library.
+//! With the real library: the archive answers, its memory can be freed, and a panic inside Go comes
+//! back as a code.
 //!
-//! Everything runs in one test: a Go runtime is state of the whole process.
+//! Everything runs in one test, because a Go runtime is state of the whole process.
 
 use libtailscale_sys::*;
 use std::{mem, ptr, slice, str, sync::atomic::AtomicU64, time::Instant};
@@ -15,7 +16,7 @@ const _: () = {
     assert!(mem::size_of::<tailscale_buf>() == 2 * mem::size_of::<usize>());
 };
 
-/// Calls, takes what the call says, and frees it.
+/// Makes a call, copies its message, and frees it.
 fn call(f: impl FnOnce(*mut tailscale_buf) -> i32) -> (i32, String) {
     let mut out = tailscale_buf {
         data: ptr::dangling_mut(),
@@ -26,12 +27,14 @@ fn call(f: impl FnOnce(*mut tailscale_buf) -> i32) -> (i32, String) {
         assert!(out.data.is_null(), "nothing to say means a NULL pointer");
         String::new()
     } else {
-        // SAFETY: a call that says something gives `len` bytes at `data`, ours until they are freed.
+        // SAFETY: a call with a message gives `len` bytes at `data`, which are ours until they are
+        // freed.
         str::from_utf8(unsafe { slice::from_raw_parts(out.data, out.len) })
             .expect("words are UTF-8")
             .to_owned()
     };
-    // SAFETY: `out` was filled by a call and not freed yet; the second call finds NULL, which is allowed.
+    // SAFETY: `out` was filled by a call and not freed yet; the second call finds NULL, which is
+    // allowed.
     unsafe {
         tailscale_buf_free(&mut out);
         tailscale_buf_free(&mut out);
@@ -41,7 +44,8 @@ fn call(f: impl FnOnce(*mut tailscale_buf) -> i32) -> (i32, String) {
 }
 
 fn new(config: &str, generation: &AtomicU64, node: &mut u64) -> (i32, String) {
-    // SAFETY: the text is lent for the call, the counter outlives the node (it is leaked), `node` is ours.
+    // SAFETY: the text is lent for the call, the counter outlives the node (it is leaked), `node`
+    // is ours.
     call(|out| unsafe {
         tailscale_new(
             config.as_ptr(),
@@ -56,7 +60,8 @@ fn new(config: &str, generation: &AtomicU64, node: &mut u64) -> (i32, String) {
 
 #[test]
 fn the_archive_answers() {
-    // SAFETY (all blocks below): `out` points to a live buffer for the time of the call; handles are numbers.
+    // SAFETY (all blocks below): `out` points to a buffer that lives during the call; handles are
+    // numbers.
     let (code, words) = call(|out| unsafe { tailscale_version(out) });
     assert_eq!(code, TAILSCALE_OK, "{words}");
     let inside = env!("CARGO_PKG_VERSION")
@@ -94,7 +99,7 @@ fn the_archive_answers() {
     let (code, words) = new("{\"dir\":\"relative\"}", generation, &mut node);
     assert_eq!((code, node), (TAILSCALE_INVALID, 0), "{words}");
 
-    // A node that never reaches its control server: it starts, says so, and closes at once.
+    // A node that never reaches its control server: it starts, reports that, and closes at once.
     let dir = std::env::temp_dir().join(format!("libtailscale-sys-{}", std::process::id()));
     let config = format!(
         "{{\"dir\":{dir:?},\"hostname\":\"abi\",\"control_url\":\"http://127.0.0.1:1\",\"auth_key\":\"x\"}}"

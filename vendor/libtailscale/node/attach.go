@@ -1,12 +1,13 @@
-// How we get at the backend inside tsnet: as one of its extensions.
+// Access to the backend inside tsnet, as one of its extensions.
 //
-// tsnet keeps its LocalBackend private, and its LocalAPI would put an in-memory HTTP exchange and JSON in front of each
-// WhoIs. But every LocalBackend hands itself to each registered extension when it is made, and an extension may hook
-// into its notifications. So we register one extension for the process; it finds its node by the state store, which we
-// gave to tsnet ourselves.
+// tsnet keeps its LocalBackend private, and its LocalAPI would add an in-memory HTTP exchange and
+// JSON to each WhoIs. But every LocalBackend passes itself to each registered extension when it is
+// made, and an extension may hook into its notifications. So we register one extension for the
+// process. It finds its node by the state store, which we gave to tsnet.
 //
-// The hook runs under the backend's lock, after the change that it tells of and before anybody can ask again, and unlike
-// a bus watcher it cannot fall behind and be cut off. It must not call back into the backend.
+// The hook runs under the backend's lock, after the change that it reports and before anybody can
+// ask about it. Unlike a bus watcher it cannot fall behind and be cut off. It must not call back
+// into the backend.
 
 package node
 
@@ -39,7 +40,7 @@ func attach(_ tslogger.Logf, sb ipnext.SafeBackend) (ipnext.Extension, error) {
 	if !ok {
 		return nil, fmt.Errorf("the backend is a %T", sb)
 	}
-	// The netstack is there already, peers are not.
+	// The netstack exists at this point; peers do not yet.
 	ns, ok := sb.Sys().Netstack.Get().(*netstack.Impl)
 	if !ok || !stackKnown {
 		return nil, fmt.Errorf("the node's netstack (%T) is not made as this build expects", sb.Sys().Netstack.Get())
@@ -81,9 +82,10 @@ func (n *Node) notified(nt *ipn.Notify) {
 	n.changed()
 }
 
-// mayChangeIdentity says whether an answer of WhoIs may differ after this notification. Known not to matter: counters,
-// health, and the narrow patches of a peer (online, last seen, home relay, endpoints: see ipn.Notify). Everything
-// else counts, also what a later tsnet may add, and the empty notification of a map without a self node.
+// mayChangeIdentity reports whether an answer of WhoIs may differ after this notification. It may
+// not after counters, health, and narrow patches of a peer (online, last seen, home relay,
+// endpoints: see ipn.Notify). Everything else counts, also what a later tsnet may add, and the
+// empty notification of a map without a self node.
 func mayChangeIdentity(nt *ipn.Notify) bool {
 	loud := nt.State != nil || nt.SelfChange != nil || nt.NetMap != nil || nt.Prefs != nil || nt.LoginFinished != nil ||
 		nt.ErrMessage != nil || len(nt.PeersChanged) > 0 || len(nt.PeersRemoved) > 0 || len(nt.UserProfiles) > 0

@@ -1,10 +1,10 @@
 // Accepted connections that the program has not taken yet.
 //
 // Invariants
-//   - They are sent to the listener's socket in the order in which they came, by one goroutine at a
-//     time. What the socket holds (queueBytes, some forty) counts as taken.
+//   - One goroutine at a time sends them to the listener's socket, in the order in which they came.
+//     A connection in the socket (queueBytes, about forty) counts as taken.
 //   - At most maxPending wait, and at most maxPendingEach from one address: a peer that opens
-//     connections faster than the program takes them is refused before others are.
+//     connections faster than the program takes them is refused before other peers are.
 //   - A connection that ends while it waits leaves the backlog at once. So connections that are
 //     reset after their handshake take no room from others.
 
@@ -37,22 +37,22 @@ type arrival struct {
 	at   *list.Element // nil when it does not wait any more
 }
 
-// full says whether a further connection from this address would be refused.
+// full reports whether a further connection from this address would be refused.
 func (b *backlog) full(from netip.Addr) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.waiting.Len() >= maxPending || b.each[from] >= maxPendingEach
 }
 
-// empty says whether every connection has reached the listener's socket.
+// empty reports whether every connection has been sent to the listener's socket.
 func (b *backlog) empty() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.waiting.Len() == 0 && !b.sending
 }
 
-// put adds a connection and, unless another goroutine does so already, sends all that wait with
-// send. False: there is no room for it.
+// put adds a connection. Unless another goroutine is sending, it then sends all that wait. It
+// returns false if there is no room.
 func (b *backlog) put(a *arrival, send func(*arrival)) bool {
 	b.mu.Lock()
 	if b.waiting.Len() >= maxPending || b.each[a.from] >= maxPendingEach {
@@ -67,7 +67,8 @@ func (b *backlog) put(a *arrival, send func(*arrival)) bool {
 	mine := !b.sending
 	b.sending = true
 	b.mu.Unlock()
-	// Whichever comes second, this or the end of the connection (direct.free), sees the other.
+	// The connection may end at the same time (direct.free). Each side stores before it loads, so
+	// the later one sees the other.
 	a.d.arrival.Store(a)
 	if a.d.state.Load() == gone {
 		a.leave()
@@ -88,7 +89,7 @@ func (b *backlog) put(a *arrival, send func(*arrival)) bool {
 	return true
 }
 
-// leave takes the connection out, if it still waits.
+// leave removes the connection if it still waits.
 func (a *arrival) leave() {
 	a.in.mu.Lock()
 	defer a.in.mu.Unlock()

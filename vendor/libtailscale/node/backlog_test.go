@@ -1,4 +1,4 @@
-// Connections that nobody takes, and peers that make many of them.
+// Connections that the program does not take, and peers that make many of them.
 
 package node
 
@@ -11,8 +11,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 )
 
-// stormy is a server whose program takes nothing, a peer that opens many connections, and another
-// peer.
+// stormy makes a server whose program takes nothing, a peer that opens many connections, and
+// another peer.
 func stormy(t *testing.T) (server, many, other *member, to string) {
 	tn := newTailnet(t)
 	check := steady(t)
@@ -29,7 +29,7 @@ func stormy(t *testing.T) (server, many, other *member, to string) {
 	return server, many, other, to
 }
 
-// reset opens a connection and resets it when the server has it.
+// reset opens a connection and resets it once the server has it.
 func (m *member) reset(to string) {
 	m.t.Helper()
 	c, err := m.node().srv.Dial(m.t.Context(), "tcp", to)
@@ -45,7 +45,7 @@ func (m *member) reset(to string) {
 func TestResetConnectionsLeaveTheBacklog(t *testing.T) {
 	server, many, other, to := stormy(t)
 	ln := server.listen(":80")
-	// More than may wait, and nobody takes one of them.
+	// More than may wait, and none of them is taken.
 	const storm = 2 * maxPendingEach
 	for range storm {
 		many.reset(to)
@@ -75,7 +75,7 @@ func TestOnePeerCannotFillTheBacklog(t *testing.T) {
 	ln := server.listen(":80")
 	var outs []*caller
 	refused := 0
-	for range maxPendingEach + 100 { // the socket holds some forty
+	for range maxPendingEach + 100 { // the socket holds about forty
 		fd, err := many.node().Dial([]byte(to), 10*time.Second)
 		if err != nil {
 			t.Fatal(err)
@@ -94,7 +94,7 @@ func TestOnePeerCannotFillTheBacklog(t *testing.T) {
 		t.Errorf("none of %d connections of one peer was refused", len(outs))
 	}
 	outs = append(outs, other.dial(to))
-	// Closing the listener frees what nobody took.
+	// Closing the listener frees what was not taken.
 	closeListener(ln)
 	for _, out := range outs {
 		out.close()

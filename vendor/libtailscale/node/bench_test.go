@@ -9,8 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BenchmarkIdleConnections tells what an idle connection costs, netstack and pump together, each end counted as one.
-// go test -run '^$' -bench Idle -benchtime 1x ./node
+// BenchmarkIdleConnections measures what an idle connection costs, netstack and pump together; each
+// end counts as one connection.
+//
+//	go test -run '^$' -bench Idle -benchtime 1x ./node
 func BenchmarkIdleConnections(b *testing.B) {
 	tn := newTailnet(b)
 	server, client := tn.join("server"), tn.join("client")
@@ -58,8 +60,9 @@ func BenchmarkIdleConnections(b *testing.B) {
 	client.close()
 }
 
-// BenchmarkBulk tells how fast many bytes go, in and out of an accepted connection.
-// go test -run '^$' -bench Bulk ./node
+// BenchmarkBulk measures the throughput in both directions of an accepted connection.
+//
+//	go test -run '^$' -bench Bulk ./node
 func BenchmarkBulk(b *testing.B) {
 	tn := newTailnet(b)
 	server, client := tn.join("server"), tn.join("client")

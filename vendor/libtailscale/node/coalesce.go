@@ -1,13 +1,19 @@
-// What the netstack puts together of inbound TCP, one flow at a time.
+// Coalesces inbound TCP packets of one flow at a time.
 //
-// Packets that WireGuard brings in one go are coalesced where they belong together (GRO), and what was collected is to be
-// delivered after the last of them. But gVisor's Flush (that of tailscale.com 1.102.5) delivers only the first of the
-// flows that share one of its eight buckets: it walks on from an entry that it has just cleared. The others stay in the
-// object, which goes into a pool of the process. They come out late, or never, or, with several nodes in one process, in
-// the netstack of another node, which answers with a reset.
+// Upstream fault, seen in gVisor at the version that tailscale.com v1.102.5 requires: packets that
+// WireGuard delivers in one batch are coalesced per flow (GRO), and Flush is to deliver what was
+// collected after the last one. But it delivers only the first flow in each of its eight buckets,
+// because it follows the link of an entry that it has just removed. The other flows stay in the
+// object, which returns to a pool of the process. They are delivered late or never, or, with
+// several nodes in one process, to the netstack of another node, which answers with a reset.
+// Reported with a fix as google/gvisor#14081.
 //
-// So nothing is collected for two flows at once: before another flow's packet, what there is is delivered. Flows come in
-// runs, as their senders make them, so little is lost by it (BenchmarkBulk; without GRO it tells a quarter less).
+// So never collect two flows at once: deliver what was collected before taking a packet of another
+// flow. Senders produce long runs of one flow, so little is lost (BenchmarkBulk; without any GRO it
+// shows a quarter less).
+//
+// This file can go when tailscale.com requires a gVisor with that fix: TestFlowsDoNotMix must
+// then pass without it.
 
 package node
 
@@ -23,27 +29,28 @@ import (
 
 type flow struct{ src, dst netip.AddrPort }
 
-// runs knows which flow is collected where.
+// runs remembers which flow is being collected in which object.
 type runs struct {
 	next tstun.GROFilterFunc
 	mu   sync.Mutex
 	of   map[*gro.GRO]flow
 }
 
-// mostRuns bounds what is remembered of objects that the pool no longer has. Forgetting only costs a delivery early.
+// mostRuns bounds the entries for objects that the pool no longer holds. Forgetting one only causes
+// an early delivery.
 const mostRuns = 64
 
-// oneFlowAtATime is to be called before the node has peers.
+// oneFlowAtATime must be called before the node has peers.
 func oneFlowAtATime(tun *tstun.Wrapper) {
 	r := &runs{next: tun.PostFilterPacketInboundFromWireGuard, of: make(map[*gro.GRO]flow)}
 	tun.PostFilterPacketInboundFromWireGuard = r.inbound
 }
 
-// inbound takes a packet, and what was collected before it of those that came with it.
+// inbound takes a packet, and what was collected from earlier packets of its batch.
 func (r *runs) inbound(p *packet.Parsed, w *tstun.Wrapper, collected *gro.GRO) (filter.Response, *gro.GRO) {
 	f := flow{p.Src, p.Dst}
 	if collected != nil && !r.is(collected, f) {
-		collected.Flush() // which gives it to the pool
+		collected.Flush() // returns it to the pool
 		collected = nil
 	}
 	begun := collected == nil

@@ -18,7 +18,8 @@ import (
 	"tailscale.com/wgengine/netstack/gro"
 )
 
-// More flows at once than the netstack has places to collect them: each arrives whole, none is reset.
+// More flows at once than the netstack has places to collect them: each arrives whole, none is
+// reset.
 func TestFlowsDoNotMix(t *testing.T) {
 	s := newAccepting(t)
 	const flows, size = 16, 1 << 20
@@ -48,7 +49,8 @@ func TestFlowsDoNotMix(t *testing.T) {
 	all.Wait()
 }
 
-// Two flows of one bucket, brought in one go: both are delivered, and what belongs together is put together.
+// Two flows of one bucket in one batch: both are delivered, and packets of the same flow are
+// coalesced.
 func TestOneFlowIsCollectedAtATime(t *testing.T) {
 	var got delivered
 	collect := func(p *packet.Parsed, _ *tstun.Wrapper, g *gro.GRO) (filter.Response, *gro.GRO) {
@@ -89,17 +91,17 @@ func TestOneFlowIsCollectedAtATime(t *testing.T) {
 	}
 	for range 10 * mostRuns {
 		_, g := r.inbound(segment(1000, 0), nil, nil)
-		_ = g // not flushed: the pool has another one next time
+		_ = g // not flushed: the pool returns another one next time
 	}
 	if len(r.of) > mostRuns {
 		t.Errorf("%d are remembered", len(r.of))
 	}
 }
 
-// segmentSize is the payload of each segment.
+// segmentSize is the payload of each segment in bytes.
 const segmentSize = 100
 
-// segment is the nth of a flow from a port.
+// segment returns the nth segment of a flow from a port.
 func segment(port uint16, n uint32) *packet.Parsed {
 	b := make([]byte, header.IPv4MinimumSize+header.TCPMinimumSize+segmentSize)
 	from, to := tcpip.AddrFrom4([4]byte{100, 64, 0, 2}), tcpip.AddrFrom4([4]byte{100, 64, 0, 1})
@@ -115,7 +117,7 @@ func segment(port uint16, n uint32) *packet.Parsed {
 	return p
 }
 
-// delivered are the packets that came out, each by the number of segments in it.
+// delivered holds the packets that came out, each as the number of its segments.
 type delivered []int
 
 func (d *delivered) DeliverNetworkPacket(_ tcpip.NetworkProtocolNumber, p *stack.PacketBuffer) {

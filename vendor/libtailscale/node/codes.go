@@ -1,7 +1,8 @@
-// What can go wrong, as the numbers of the C ABI (tailscale.h) with words for a person.
+// Errors, as the numbers of the C ABI (tailscale.h) with a message for a person.
 //
-// Every call of this package that can fail returns *Error; a nil *Error is success. The words say what was wrong
-// and, where there is something to do about it, what. They never hold a key or a token.
+// Every call of this package that can fail returns *Error; a nil *Error is success. The message
+// says what was wrong and, if something can be done about it, what. It never contains a key or a
+// token.
 
 package node
 
@@ -32,7 +33,7 @@ const (
 	Forbidden
 )
 
-// Error is a code with its words.
+// Error is a code with its message.
 type Error struct {
 	Code  Code
 	Words string
@@ -44,10 +45,10 @@ func fail(code Code, format string, args ...any) *Error {
 	return &Error{Code: code, Words: fmt.Sprintf(format, args...)}
 }
 
-// ioFail is fail for errors of this machine's kernel; the cause is kept in the words.
+// ioFail is fail for errors of this machine's kernel. The message includes the cause.
 func ioFail(what string, err error) *Error { return fail(IO, "%s: %v", what, err) }
 
-// contextCode says which of the two ends of a context happened.
+// contextCode returns which of the two ways a context ended: timeout or cancellation.
 func contextCode(err error) (Code, bool) {
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):

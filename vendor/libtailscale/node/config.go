@@ -1,9 +1,9 @@
-// The configuration of a node: strict parsing and bounds.
+// The configuration of a node: strict parsing and limits.
 //
-// Invariants: nothing is ever cut, guessed or silently ignored. An unknown member, a member given twice, a string with
-// NUL or other control characters, text that is not UTF-8 or longer than its bound is refused with words that name the
-// member (never its value, it may be a secret). Defaults live with the caller; here a member that is
-// absent or null is its zero value.
+// Invariants: nothing is ever cut, guessed or silently ignored. An unknown member, a member given
+// twice, a string with NUL or other control characters, text that is not UTF-8 or longer than its
+// limit is refused with a message that names the member (never its value, which may be a secret).
+// The caller knows the defaults; here a member that is absent or null is its zero value.
 
 package node
 
@@ -55,7 +55,7 @@ const (
 	maxGreeting = 10_000
 )
 
-// ParseConfig reads the JSON of tailscale_new.
+// ParseConfig parses the JSON given to tailscale_new.
 func ParseConfig(raw []byte) (*Config, *Error) {
 	var c Config
 	if err := decodeStrict(raw, maxConfig, &c); err != nil {
@@ -111,7 +111,8 @@ func ParseConfig(raw []byte) (*Config, *Error) {
 	if c.Dir != "" && !filepath.IsAbs(c.Dir) {
 		return nil, fail(Invalid, "dir: must be an absolute path")
 	}
-	// The environment must not decide which control server is used: tsnet reads TS_CONTROL_URL when this is empty.
+	// The environment must not decide which control server is used: tsnet reads TS_CONTROL_URL if
+	// this is empty.
 	if c.ControlURL == "" {
 		c.ControlURL = ipn.DefaultControlURL
 	}
@@ -137,7 +138,8 @@ func ParseConfig(raw []byte) (*Config, *Error) {
 	return &c, nil
 }
 
-// usesExchange says whether starting first has to trade a client secret or an ID token for an auth key over the network.
+// usesExchange reports whether starting first trades a client secret or an ID token for an auth key
+// over the network.
 func (c *Config) usesExchange() bool {
 	return c.AuthKey == "" && (c.ClientSecret != "" || c.ClientID != "") || strings.HasPrefix(c.AuthKey, "tskey-client-")
 }
@@ -155,8 +157,9 @@ func checkText(name, s string, max int) *Error {
 	return nil
 }
 
-// decodeStrict decodes one JSON object into the struct pointed to by into. encoding/json alone would match names
-// without regard to case, take the last of two equal names and replace broken UTF-8; all three are refused here.
+// decodeStrict decodes one JSON object into the struct that into points to. encoding/json alone
+// would match names without regard to case, take the last of two equal names and replace broken
+// UTF-8; all three are refused here.
 func decodeStrict(raw []byte, max int, into any) *Error {
 	if len(raw) > max {
 		return fail(Invalid, "the configuration is %d bytes long, at most %d are allowed", len(raw), max)
@@ -202,7 +205,7 @@ func decodeStrict(raw []byte, max int, into any) *Error {
 		return fail(Invalid, "there is something after the configuration's closing brace")
 	}
 	if err := json.Unmarshal(raw, into); err != nil {
-		// The error of encoding/json may quote a value; name only the member and the type it should have.
+		// The error of encoding/json may quote a value, so name only the member and its type.
 		if t, ok := err.(*json.UnmarshalTypeError); ok {
 			return fail(Invalid, "member %q must be of type %s", t.Field, jsonType(t))
 		}

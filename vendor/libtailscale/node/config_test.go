@@ -141,7 +141,7 @@ func FuzzAddresses(f *testing.F) {
 	})
 }
 
-// What is told of foreign bytes has no room for a second line.
+// A message about foreign bytes must not contain a second line.
 func oneLine(t *testing.T, err *Error) {
 	if err != nil && strings.ContainsFunc(err.Words, unicode.IsControl) {
 		t.Errorf("a message with a control character: %q", err.Words)

@@ -1,8 +1,9 @@
 // Connections to other nodes of the tailnet.
 //
-// Invariants: only addresses and names of the tailnet are dialled, never this machine's own network. The call returns at
-// once; one message arrives on the descriptor, the connection or why there is none, and our end is closed. Closing the
-// descriptor before that cancels.
+// Invariants: only addresses and names of the tailnet are dialled, never this machine's own
+// network. The call returns at once. One message arrives on the descriptor, the connection or the
+// reason why there is none, and our end is closed. Closing the descriptor before that cancels the
+// dial.
 
 package node
 
@@ -23,7 +24,8 @@ import (
 
 const maxDial = 10 * time.Minute
 
-// Dial connects to addr, an "ip:port" or "name:port" where name is a node's, with or without the tailnet's suffix.
+// Dial connects to addr, an "ip:port" or "name:port". The name is a node's, with or without the
+// tailnet's suffix.
 func (n *Node) Dial(addr []byte, timeout time.Duration) (int, *Error) {
 	host, port, err := parseDial(addr)
 	if err != nil {

@@ -1,20 +1,26 @@
-// Connections from the tailnet, given to the program without a socket between: bytes are copied from the netstack into
-// the program's memory and back, by a goroutine that lives only while there is something to do.
+// Connections from the tailnet, passed to the program without a socket in between. While there is
+// something to do for a connection, one of a few goroutines copies its bytes from the netstack into
+// the program's memory and back.
 //
-// Why not a socket pair, as for what we dial (splice.go): a request then costs four system calls and two changes of
-// thread, more than the netstack itself. Here the program works on a request inside the call that brings it, on our
-// thread, and its answer goes out when that call returns.
+// Dialled connections use a socket pair instead (splice.go). For a request it costs four system
+// calls and two thread switches, more than the netstack itself. Here the program handles a request
+// inside the call that brings it, on our thread, and its answer is sent when that call returns.
 //
 // Invariants
-//   - One goroutine at a time works for a connection (state), so its bytes stay in order and its fields need no lock. An
-//     idle connection has none, and no buffer; one whose peer does not read has what is to be sent, and no more.
-//   - Nothing here waits: reads and writes of the netstack answer at once, and its queue tells us when it is worth to try
-//     again. So a peer that does not read holds up nobody, and the other direction goes on.
-//   - No memory crosses to the program but for the time of a call.
-//   - The program says nothing by calling us: it leaves the connection's number in a queue and wakes us (kicks).
-//   - An abnormal end is told as one, an end of stream as one. A close by the program sends what was written, then FIN.
-//   - A peer that stops reading cannot hold a connection that the program has closed for more than closedLimit.
-//   - A panic in here ends the connection, not the process.
+//   - One goroutine at a time works for a connection (state), so its bytes stay in order and its
+//     fields need no lock. An idle connection has no goroutine and no buffer. One whose peer does
+//     not read keeps only the bytes still to be sent.
+//   - Nothing here waits: reads and writes of the netstack return at once, and its queue notifies
+//     us when another try is worthwhile. So a peer that does not read delays nobody else, and the
+//     other direction goes on.
+//   - Memory is lent to the program for the duration of a call only.
+//   - The program does not call us to say that something changed. It puts the connection's number
+//     into a queue and wakes us (a kick).
+//   - An abnormal end is reported as such, and so is an end of stream. After a close by the
+//     program, what it wrote is sent, then FIN.
+//   - A peer that stops reading cannot keep a connection that the program has closed for longer
+//     than closedLimit.
+//   - A panic in this code ends the connection, not the process.
 
 package node
 
@@ -33,21 +39,21 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// Program is the side of the program, to which accepted connections are given. Its methods are called from any
-// goroutine; those for one connection never at the same time.
+// Program is the program's side, to which accepted connections are passed. Its methods are called
+// from any goroutine, those for one connection never at the same time.
 type Program interface {
-	// Open announces a connection. What it gives stands for it in the other calls, until Free.
+	// Open announces a connection. The result stands for it in the other calls, until Free.
 	Open(id uint64) (ref uintptr)
-	// Turn brings what came from the network, lets the program work, and takes what is to be sent into out. in is at most
-	// as long as the room that the last turn told.
+	// Turn passes what came from the network, lets the program work, and takes what is to be sent
+	// into out. in is at most as long as the room reported by the last turn.
 	Turn(ref uintptr, in []byte, end End, out []byte, told *Told)
 	// Free ends the connection.
 	Free(ref uintptr)
-	// Kicked takes the numbers of connections that want a turn.
+	// Kicked takes the numbers of connections that need a turn.
 	Kicked(ids []uint64) int
 }
 
-// End is how far the network's direction has come.
+// End is the state of the direction from the network.
 type End uint32
 
 const (
@@ -56,20 +62,20 @@ const (
 	Broken     // a reset, a timeout, the end of the node: nothing goes either way any more
 )
 
-// Told is what a turn tells, as tailscale_told of tailscale.h has it.
+// Told is what a turn reports, with the layout of tailscale_told in tailscale.h.
 type Told struct {
-	Out   uint32 // bytes put into out
-	Room  uint32 // bytes that the next turn may bring; after 0 comes a kick when there is room
+	Out   uint32 // bytes written into out
+	Room  uint32 // bytes that the next turn may bring; after 0 comes a kick once there is room
 	Flags uint32
 }
 
 const (
-	TellsMore   = 1 << iota // there is more to be sent
-	TellsShut               // and nothing will be sent afterwards
-	TellsClosed             // the program has let go of it, and reads no more either
+	TellsMore   = 1 << iota // there is more to send
+	TellsShut               // and nothing will be sent after it
+	TellsClosed             // the program has released the connection, and reads no more either
 )
 
-// turnBuffer is what a turn brings and takes at most. The program has room for as much at first.
+// turnBuffer is the most that a turn brings and takes. At first the program has room for that much.
 const turnBuffer = 64 << 10
 
 var closedLimit = time.Minute // shorter in a test
@@ -77,8 +83,8 @@ var closedLimit = time.Minute // shorter in a test
 // The states of a connection.
 const (
 	idle    = iota
-	working // a goroutine has it
-	again   // and has to look again
+	working // a goroutine works for it
+	again   // and must check again before it stops
 	gone
 )
 
@@ -95,9 +101,9 @@ type direct struct {
 	state   atomic.Uint32
 	kicked  atomic.Bool
 	aborted atomic.Bool
-	arrival atomic.Pointer[arrival] // set while it waits to be taken, and after
+	arrival atomic.Pointer[arrival] // set when it was put into the backlog
 
-	// What follows belongs to the goroutine that works.
+	// The following fields belong to the goroutine that works.
 	end  End
 	room uint32
 	shut bool   // our end of stream was sent
@@ -107,7 +113,7 @@ type direct struct {
 	next *direct // of ready
 }
 
-// buffers are what a goroutine works with.
+// buffers are the memory that a goroutine works with.
 type buffers struct {
 	in, out [turnBuffer]byte
 	told    Told
@@ -124,8 +130,8 @@ var program struct {
 	all  map[uint64]*direct
 }
 
-// SetProgram says who gets the connections, once for the process. kicks becomes readable when Kicked has something to
-// tell; it is given away.
+// SetProgram sets who gets the connections, once for the process. kicks becomes readable when
+// Kicked has something to return; the descriptor is given away.
 func SetProgram(p Program, kicks int) *Error {
 	program.mu.Lock()
 	defer program.mu.Unlock()
@@ -171,8 +177,8 @@ func followKicks(f *os.File, p Program) {
 	}
 }
 
-// direct takes a connection into the set and begins to serve it. Nil: the node is closing, or the connection is of a kind
-// that we do not know.
+// direct adds a connection to the set and begins to serve it. It returns nil if the node is
+// closing, or if the connection is of an unknown kind.
 func (set *splices) direct(c netConn, log *logger) *direct {
 	d := newDirect(set, c, log)
 	if d == nil || !set.add(d) {
@@ -182,9 +188,9 @@ func (set *splices) direct(c netConn, log *logger) *direct {
 	return d
 }
 
-// newDirect makes a connection that nobody else sees yet. It is working, not idle: once it is in
-// the set it may be aborted at any time, and an idle one would then be given a goroutine before the
-// program knows of it.
+// newDirect makes a connection that nothing else sees yet. Its state is working, not idle: once it
+// is in the set it may be aborted at any time, and an idle one would then get a goroutine before
+// the program knows of it.
 func newDirect(set *splices, c netConn, log *logger) *direct {
 	ep, wq := inside(c)
 	if ep == nil {
@@ -196,7 +202,7 @@ func newDirect(set *splices, c netConn, log *logger) *direct {
 	return d
 }
 
-// begin announces a connection of the set to the program and gives it its first turn.
+// begin announces a connection of the set to the program and schedules its first turn.
 func (d *direct) begin() {
 	program.mu.Lock()
 	program.last++
@@ -209,7 +215,7 @@ func (d *direct) begin() {
 	ready.put(d)
 }
 
-// add takes a connection into the set. On false the node is closing.
+// add adds a connection to the set. It returns false if the node is closing.
 func (set *splices) add(d *direct) bool {
 	set.mu.Lock()
 	defer set.mu.Unlock()
@@ -222,7 +228,7 @@ func (set *splices) add(d *direct) bool {
 	set.directs[d] = struct{}{}
 	set.rebound()
 	if set.netstack != nil {
-		// tsnet's forwarder gives accepted connections its own size.
+		// tsnet's forwarder gives accepted connections a buffer size of its own.
 		shrink(d.ep, min(firstBuffer, set.buffer))
 	}
 	set.ended.Add(1)
@@ -230,7 +236,7 @@ func (set *splices) add(d *direct) bool {
 	return true
 }
 
-// NotifyEvent is the netstack's word that something has changed. It holds locks.
+// NotifyEvent is called by the netstack, with locks held, when something has changed.
 func (d *direct) NotifyEvent(waiter.EventMask) { d.schedule() }
 
 func (d *direct) schedule() {
@@ -251,17 +257,18 @@ func (d *direct) schedule() {
 	}
 }
 
-// abort ends both directions now. The netstack is told here and not by who works: when a node is closed, the peer must
-// hear of it before the node is gone.
+// abort ends both directions now. It closes the netstack's connection itself and does not leave
+// that to the goroutine that works: when a node is closed, the peer must hear of it before the node
+// is gone.
 func (d *direct) abort() {
 	d.aborted.Store(true)
 	d.net.Close()
 	d.schedule()
 }
 
-// ready are the connections with something to do, and the goroutines that do it: few, and none ends, since the netstack
-// needs more stack than a new goroutine has, and each is a thread while the program works on a request. Those that
-// nobody needs wait.
+// ready holds the connections with something to do, and the goroutines that work for them. These
+// are few and never end, because the netstack needs more stack than a new goroutine has. Each of
+// them occupies a thread while the program handles a request. Idle ones wait.
 var ready queue
 
 type queue struct {
@@ -272,7 +279,8 @@ type queue struct {
 	wake        chan struct{}
 }
 
-// The threads that the program may hold. A few also where Go has one processor: a turn that takes long stops nobody else.
+// Limits for the threads that the program may occupy. There are a few even if Go has one processor,
+// so that a long turn does not stop the others.
 const (
 	leastWorkers = 4
 	mostWorkers  = 64
@@ -341,11 +349,12 @@ func (d *direct) work() {
 	}
 }
 
-// pass brings and takes bytes until there are none. True: the connection is at its end.
+// pass moves bytes in both directions until there are none left. It returns true if the connection
+// has ended.
 func (d *direct) pass(b *buffers) bool {
 	turn := d.kicked.Swap(false)
 	for {
-		// What waits goes first: nothing more is taken before it is gone.
+		// Send what is waiting first; nothing more is taken before it is gone.
 		if len(d.rest) > 0 {
 			d.rest = d.send(b, d.rest)
 			turn = turn || len(d.rest) == 0
@@ -370,7 +379,8 @@ func (d *direct) pass(b *buffers) bool {
 		}
 		d.room = b.told.Room
 		if b.told.Out > 0 {
-			// A copy, if the netstack does not take all: whoever works next needs the buffer.
+			// A copy, if the netstack does not take all: the buffer is reused for other
+			// connections.
 			d.rest = slices.Clone(d.send(b, out[:b.told.Out]))
 		}
 		closed := b.told.Flags&TellsClosed != 0
@@ -396,7 +406,7 @@ func (d *direct) pass(b *buffers) bool {
 	}
 }
 
-// receive reads what is there.
+// receive reads what the netstack has.
 func (d *direct) receive(b *buffers) int {
 	b.writer = b.in[:min(len(b.in), int(d.room))]
 	got, err := d.ep.Read(&b.writer, tcpip.ReadOptions{})
@@ -413,7 +423,7 @@ func (d *direct) receive(b *buffers) int {
 	return 0
 }
 
-// send writes as much as the netstack takes, and gives the rest.
+// send writes as much as the netstack takes, and returns the rest.
 func (d *direct) send(b *buffers, p []byte) []byte {
 	for len(p) > 0 {
 		b.reader.Reset(p)

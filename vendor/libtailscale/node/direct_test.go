@@ -1,4 +1,4 @@
-// Accepted connections, with a whole tailnet between, and the program's side of program_test.go.
+// Accepted connections across a whole tailnet, with the program's side in program_test.go.
 
 package node
 
@@ -58,7 +58,7 @@ func (s *accepting) connect() (out, in *caller) {
 	return out, receive(s.t, s.ln)
 }
 
-// ours gives the connection of in.
+// ours returns the connection of in.
 func (s *accepting) ours(in *caller) *direct {
 	program.mu.RLock()
 	defer program.mu.RUnlock()
@@ -99,7 +99,7 @@ func TestDirectHalfCloses(t *testing.T) {
 	if got, err := out.readAll(5 * time.Second); string(got) != "answer" {
 		t.Errorf("peer: %q, %v", got, err)
 	}
-	// Both are at their end: it is freed although the program still holds it.
+	// Both have ended: it is freed although the program still holds it.
 	s.freed(in)
 	out.close()
 
@@ -119,7 +119,7 @@ func TestDirectHalfCloses(t *testing.T) {
 	out.close()
 }
 
-// What the program does while it has a turn goes out with it: no kick is needed.
+// What the program does during a turn is sent with it: no kick is needed.
 func TestDirectAnswersInTheTurn(t *testing.T) {
 	s := newAccepting(t)
 	out, in := s.connect()
@@ -136,7 +136,7 @@ func TestDirectAnswersInTheTurn(t *testing.T) {
 			t.Fatalf("%q, %v", b[:n], err)
 		}
 	}
-	// Also what does not fit in one turn.
+	// The same for more than fits into one turn.
 	const much = 3*turnBuffer + 1
 	in.direct.mu.Lock()
 	in.direct.serve = func(c *taken) { c.out, c.in, c.serve = make([]byte, much), nil, nil }
@@ -152,7 +152,7 @@ func TestDirectAnswersInTheTurn(t *testing.T) {
 	in.close()
 }
 
-// What happens while a goroutine works makes it look again, and nothing is begun twice.
+// Something that happens while a goroutine works makes it check again, and no second one starts.
 func TestDirectLooksAgain(t *testing.T) {
 	var d direct
 	d.state.Store(working)
@@ -173,7 +173,7 @@ func TestDirectResetIsNotAnEnd(t *testing.T) {
 	for _, shut := range []bool{false, true} {
 		out, in := s.connect()
 		if shut {
-			in.shutdown() // and still it is told from an end
+			in.shutdown() // must not hide the difference between a reset and an end
 		}
 		out.write([]byte("half an ans"))
 		b := make([]byte, 100)
@@ -194,7 +194,7 @@ func TestDirectResetIsNotAnEnd(t *testing.T) {
 	}
 }
 
-// The program has let go, the network says nothing: what was written is sent, then the end.
+// The program has closed and the network is silent: what was written is sent, then the end.
 func TestDirectFullClose(t *testing.T) {
 	s := newAccepting(t)
 	for name, before := range map[string]func(*caller){
@@ -217,8 +217,8 @@ func TestDirectFullClose(t *testing.T) {
 	}
 }
 
-// Two connections, both directions of each full, nobody reads at first: nothing is lost or mixed up, nothing waits for the
-// other direction.
+// Two connections with both directions full, and at first nothing is read: no byte is lost or mixed
+// up, and no direction waits for the other one.
 func TestDirectFullBothWays(t *testing.T) {
 	s := newAccepting(t)
 	const size, ends = 8 << 20, 4
@@ -268,7 +268,7 @@ func TestDirectClosedAndNotRead(t *testing.T) {
 	var writing sync.WaitGroup
 	var written atomic.Int64
 	writing.Go(func() {
-		for { // more than all buffers hold, unless it is let go
+		for { // more than all buffers hold, unless the connection ends
 			if in.tryWrite(make([]byte, 64<<10)) != nil {
 				return
 			}
@@ -277,7 +277,7 @@ func TestDirectClosedAndNotRead(t *testing.T) {
 	})
 	last, since := int64(-1), time.Now()
 	waitFor(t, "the netstack to be full", func() bool {
-		in.direct.kick() // the netstack itself says nothing before half of its buffer is free
+		in.direct.kick() // the netstack notifies only when half of its buffer is free
 		if now := written.Load(); now != last {
 			last, since = now, time.Now()
 		}
@@ -313,7 +313,7 @@ func TestDirectClosedNode(t *testing.T) {
 
 const onPurpose = "a panic that this test wants"
 
-// A panic of the program's side, which C cannot have, stands for one of ours.
+// A panic of the program's side, which C code cannot have, stands for one of our own.
 func TestDirectPanicEndsTheConnection(t *testing.T) {
 	s := newAccepting(t)
 	out, in := s.connect()
@@ -327,7 +327,7 @@ func TestDirectPanicEndsTheConnection(t *testing.T) {
 		t.Error("the peer is not told")
 	}
 	out.close()
-	// And the others are served.
+	// The other connections are still served.
 	out, in = s.connect()
 	out.write([]byte("fine"))
 	if n, err := in.read(make([]byte, 10), 5*time.Second); err != nil || n != 4 {
@@ -367,7 +367,7 @@ func TestDirectManyAtOnce(t *testing.T) {
 	}
 }
 
-// A node that closes while it takes a connection in: the connection is refused, or opened once,
+// A node that closes while a connection arrives: the connection is refused, or it is opened once,
 // told of its end and freed.
 func TestDirectWhileTheNodeCloses(t *testing.T) {
 	before := live.Load()
@@ -380,7 +380,7 @@ func TestDirectWhileTheNodeCloses(t *testing.T) {
 		}
 	}
 
-	// Before it is in the set, and the steps of taking it in with the close between them.
+	// Before the connection is in the set, and between the steps of adding it.
 	d := newDirect(new(splices), conns.next(), new(logger))
 	d.set.closeAll()
 	if d.set.add(d) {
@@ -399,7 +399,7 @@ func TestDirectWhileTheNodeCloses(t *testing.T) {
 	d.begin()
 	ended(d)
 
-	// And wherever else the close falls.
+	// At any other moment.
 	for range 500 {
 		set, in := new(splices), conns.next()
 		var both sync.WaitGroup
@@ -475,7 +475,7 @@ func TestBufferFor(t *testing.T) {
 	}
 }
 
-// Buffers shrink as connections become many, also those that have grown, and come back.
+// Buffers shrink as connections become many, including those that have grown, and grow again later.
 func TestDirectBuffersFitTheirNumber(t *testing.T) {
 	conns, s := connectedPairs(t), new(splices)
 	if err := s.boundBuffers(conns.stack); err != nil {
@@ -492,7 +492,7 @@ func TestDirectBuffersFitTheirNumber(t *testing.T) {
 		if in, out := sizes(d); in != firstBuffer || out > firstBuffer {
 			t.Fatalf("a connection begins with %d and %d", in, out)
 		}
-		// As if much had gone in and out of it.
+		// As if much data had passed through it.
 		d.ep.SocketOptions().SetReceiveBufferSize(int64(s.buffer), false)
 		d.ep.SocketOptions().SetSendBufferSize(int64(s.buffer), false)
 		all = append(all, d)
@@ -515,8 +515,8 @@ func TestDirectBuffersFitTheirNumber(t *testing.T) {
 	}
 }
 
-// What a peer may leave with us in many connections, if it is not read: more would be a way to fill
-// our memory.
+// How much a peer may leave unread with us in many connections: more would be a way to fill our
+// memory.
 func TestDirectUnreadIsLittle(t *testing.T) {
 	s := newAccepting(t)
 	var all sync.WaitGroup
@@ -544,7 +544,7 @@ func TestDirectUnreadIsLittle(t *testing.T) {
 		}
 		return time.Since(since) > 500*time.Millisecond
 	})
-	// Those that came first keep what they got when there were few.
+	// The first connections keep the buffers that they got when there were few.
 	if last == 0 || last > 2*buffersAll {
 		t.Errorf("%d bytes wait in %d connections", last, conns)
 	}

@@ -1,10 +1,11 @@
-// The caller's generation counter: how it knows, without asking, that what it keeps from WhoIs may be stale.
+// The caller's generation counter, by which it knows without asking that a cached WhoIs answer may
+// be stale.
 //
-// Invariants: it is incremented after the backend's view has changed, so whoever sees the new number and then asks gets
-// the new answer. It is not touched any more once stop has returned.
+// Invariants: the counter is incremented after the backend's view has changed, so a caller that
+// sees the new number and then asks gets the new answer. It is not touched after stop has returned.
 //
-// Three sources: the backend's notifications (attach.go), the packet filter, which may change without one (below),
-// and the node's own start and stop.
+// There are three sources of changes: the backend's notifications (attach.go), the packet filter,
+// which may change without a notification (below), and the node's own start and stop.
 
 package node
 
@@ -49,10 +50,14 @@ func (g *generation) stop() {
 	}
 }
 
-// followFilter bumps when the packet filter, and with it perhaps a peer's grants, has changed. A map response that
-// carries nothing else changes it without any notification. The backend logs just before it puts the new filter in
-// place; that line wakes us (signals.go), and a look each second makes sure that a lost or reworded line costs a second,
-// not a stale grant for ever.
+// followFilter increments the counter when the packet filter, and with it perhaps a peer's grants,
+// has changed.
+//
+// Upstream fault, seen in tailscale.com v1.102.5: a map response that changes nothing but the
+// filter causes no notification. The backend logs a line just before it installs the new filter,
+// and that line wakes us (signals.go). A check every second ensures that a lost or reworded line
+// costs a second and does not leave a stale grant for ever. Both can go when ipn.Notify reports
+// changes of the filter.
 func (n *Node) followFilter() {
 	lb, err := n.backend()
 	if err != nil {
@@ -72,7 +77,7 @@ func (n *Node) followFilter() {
 		case <-n.ctx.Done():
 			return
 		case <-n.filter:
-			lb.Prefs() // takes the backend's lock: waits until the one who logged has put the filter in place
+			lb.Prefs() // takes the backend's lock: waits until the goroutine that logged has installed the filter
 		case <-tick.C:
 		}
 	}

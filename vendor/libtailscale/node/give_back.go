@@ -1,11 +1,14 @@
-// Memory that the Go runtime has done with goes back to the system when the process has become quiet.
+// Returns memory that the Go runtime no longer uses to the system when the process has become
+// quiet.
 //
-// The runtime collects by growth: what a start or a busy hour has left stays resident until as much again was used, which
-// for an idle server is hours. A collection at a quiet moment costs some milliseconds of processor time.
+// The runtime collects in proportion to growth: what a start or a busy hour has left stays resident
+// until as much again was allocated, which takes an idle server hours. A collection at a quiet
+// moment costs some milliseconds of processor time.
 //
 // Invariants
 //   - One node of the process does it for all.
-//   - What little an idle node allocates never makes a collection; only what giveBackFrom and more has left does.
+//   - The little that an idle node allocates never causes a collection; only giveBackFrom bytes or
+//     more do.
 
 package node
 
@@ -19,11 +22,11 @@ import (
 
 const (
 	giveBackEvery = 500 * time.Millisecond
-	quietBytes    = 64 << 10 // allocated within giveBackEvery, it is quiet
-	giveBackFrom  = 1 << 20  // allocated since the last time, it is worth it
+	quietBytes    = 64 << 10 // less allocated within giveBackEvery counts as quiet
+	giveBackFrom  = 1 << 20  // this much allocated since the last time is worth a collection
 )
 
-// giver is the one.
+// giver is held by the node that does it.
 var giver sync.Mutex
 
 func giveBack(ctx context.Context) {
@@ -35,7 +38,7 @@ func giveBack(ctx context.Context) {
 			giver.Unlock()
 		}
 	}()
-	allocated := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}} // ever
+	allocated := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}} // since the start of the process
 	var given, before uint64
 	for {
 		select {

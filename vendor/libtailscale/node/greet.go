@@ -1,24 +1,26 @@
-// First contact: a WireGuard session with every peer that may want one, as soon as the node is up.
+// First contact: makes a WireGuard session with every peer that may need one, as soon as the node
+// is up.
 //
-// A peer that calls before we can answer loses its handshake, and WireGuard tries again only after
-// 5 s. The peer is silent until then, so nothing tells us; but it answers a handshake of ours at
-// once. So we begin one with every peer that is online and that we have no session with.
+// A caller whose handshake is lost before we can answer is silent for 5 s, WireGuard's
+// RekeyTimeout, but answers a handshake of ours at once. So we begin a handshake with every online
+// peer that we have no session with, and begin it again if it does not complete.
+// docs/design/first-contact.md shows the packets and explains why this cannot go on crossing the
+// peer's own handshakes.
 //
-// Two handshakes that cross lose both: each side answers the other's, forgets its own, and is left
-// with a session that the other does not have. A second try of ours cannot cross, because the peer
-// has just answered the first one and begins none for 5 s. So a handshake that does not complete
-// is begun anew. docs/design/first-contact.md has the packets.
+// This is no fault of one version but how WireGuard and the control protocol work (seen with
+// tailscale.com v1.102.5). This file can go when a node reaches Running only once its peers can
+// reach it: TestLostHandshakeOfACaller must then pass without it.
 //
 // Invariants
-//   - No handshake is begun with a peer that has completed one with us. A peer that restarts (its
-//     disco key is another one) counts as one that has not.
-//   - A peer that is new to us first gets time for its own handshake. A peer that knows us from
-//     an earlier run does not: all that it sends with its old session is lost until it has a new one.
+//   - No handshake is begun with a peer that has completed one with us. A peer that restarts (it
+//     then has another disco key) counts as one that has not.
+//   - A peer that is new to us first gets time for its own handshake. A peer that knows us from an
+//     earlier run does not: everything it sends in its old session is lost until it has a new one.
 //   - The wait before a new try doubles, so in the end it is longer than any round trip. Of two
 //     nodes that both keep these rules, the one with the lower node key waits half as long.
 //   - At most GreetMax peers are met within greetMemory, at the start those seen last first;
 //     greetAtOnce at a time, and after the first of them greetPause apart.
-//   - The node's start is held up by peers that do not answer for no longer than greetHold.
+//   - Peers that do not answer delay the node's start by greetHold at most.
 
 package node
 
@@ -41,29 +43,29 @@ import (
 )
 
 const (
-	greetHold   = 70 * time.Millisecond // what the node waits for the first answers before it says that it runs
-	greetPause  = 10 * time.Millisecond // to the next peer; and to the second disco ping, then twice that, and so on
+	greetHold   = 70 * time.Millisecond // how long the node waits for the first answers before it reports that it runs
+	greetPause  = 10 * time.Millisecond // before the next peer; and before the second disco ping, then twice that, and so on
 	greetAtOnce = 32
 	greetFind   = 5 * time.Second  // for a peer that does not answer at all
 	greetWait   = 15 * time.Second // for one that does, until a handshake completes
-	greetMemory = 9 * time.Minute  // how long WireGuard keeps a peer that nobody talks to
+	greetMemory = 9 * time.Minute  // how long WireGuard keeps a peer without traffic
 
-	// Both get the time of a round trip on top.
+	// The time of a round trip is added to both.
 	ownHandshake = 20 * time.Millisecond  // for the peer's own handshake, before we begin one
 	newHandshake = 100 * time.Millisecond // for a handshake of ours, before the first new try
 )
 
 type greeter struct {
 	wake chan struct{}
-	done atomic.Bool // or not waited for
+	done atomic.Bool // or no longer waited for
 
 	mu      sync.Mutex
-	changed []tailcfg.NodeView // peers as they came in since the last look
-	all     bool               // look at all peers
+	changed []tailcfg.NodeView // peers reported since the last check
+	all     bool               // check all peers
 }
 
-// noticed takes what a notification of the backend says of peers that may want to be met. It runs
-// under the backend's lock.
+// noticed records what a notification of the backend says about peers that may have to be met. It
+// runs under the backend's lock.
 func (g *greeter) noticed(nt *ipn.Notify) {
 	g.mu.Lock()
 	for _, p := range nt.PeersChanged {
@@ -80,7 +82,7 @@ func (g *greeter) noticed(nt *ipn.Notify) {
 	}
 }
 
-// candidates gives the peers to look at since the last time.
+// candidates returns the peers to check since the last call.
 func (g *greeter) candidates(lb *ipnlocal.LocalBackend) []tailcfg.NodeView {
 	g.mu.Lock()
 	peers, all := g.changed, g.all
@@ -158,14 +160,14 @@ func (n *Node) greetPeers() {
 	}
 }
 
-// acquaintances remembers who was met, so that nobody is met twice in one life of the peer.
+// acquaintances remembers which peers were met, so that a peer is met once until it restarts.
 type acquaintances struct {
 	most  int // within greetMemory
 	disco map[tailcfg.NodeID]key.DiscoPublic
 	when  []time.Time
 }
 
-// unmet picks those who were not met yet, and remembers them as met.
+// unmet returns the peers that were not met yet, and remembers them as met.
 func (a *acquaintances) unmet(peers []greetPeer, now time.Time) []greetPeer {
 	a.when = slices.DeleteFunc(a.when, func(t time.Time) bool { return now.Sub(t) >= greetMemory })
 	var out []greetPeer
@@ -182,8 +184,8 @@ func (a *acquaintances) unmet(peers []greetPeer, now time.Time) []greetPeer {
 	return out
 }
 
-// meet returns when there is a session with the peer, or when greetWait is over. It calls ready
-// once the peer can call us without losing its first packet, as far as that can be known.
+// meet returns when there is a session with the peer, or when greetWait is over. It calls ready as
+// soon as the peer can call us without losing its first packet, as far as we can tell.
 func (n *Node) meet(lb *ipnlocal.LocalBackend, p greetPeer, atOnce bool, ready func()) {
 	ctx, cancel := context.WithTimeout(n.ctx, greetWait)
 	defer cancel()
@@ -207,15 +209,15 @@ func (n *Node) meet(lb *ipnlocal.LocalBackend, p greetPeer, atOnce bool, ready f
 	begin()
 	for wait := turns * (newHandshake + roundTrip); !completes(ctx, engine, p.key, wait) && ctx.Err() == nil; wait *= 2 {
 		callMeMaybe(lb, p)
-		engine.ResetDevicePeer(p.key) // else WireGuard would not begin another one for 5 s
+		engine.ResetDevicePeer(p.key) // otherwise WireGuard would not begin another handshake for 5 s
 		begin()
 	}
 }
 
-// callMeMaybe makes the next packet to the peer come with a message that asks it to look for a way to us
-// (CallMeMaybe). It may have answered at an address that we had in an earlier run, and would go on to
-// do so for 6.5 s; it changes to one that it finds to be faster. magicsock sends that message to a
-// peer that it knows no way to, so it forgets the ways that it knows.
+// callMeMaybe makes the next packet to the peer come with a message that asks it to look for a path
+// to us (CallMeMaybe). The peer may have answered at an address that we had in an earlier run, and
+// would go on doing so for 6.5 s unless it finds a faster path. magicsock sends that message only
+// to a peer that it knows no path to, so it is made to forget the peer.
 func callMeMaybe(lb *ipnlocal.LocalBackend, p greetPeer) {
 	if peer, _, ok := lb.WhoIsNodeKey(p.key); ok {
 		lb.MagicConn().RemovePeer(p.id)
@@ -223,8 +225,8 @@ func callMeMaybe(lb *ipnlocal.LocalBackend, p greetPeer) {
 	}
 }
 
-// completes reports whether a handshake with the peer has completed, as soon as one has, or when
-// nothing has come from the peer for as long as quiet.
+// completes returns true as soon as a handshake with the peer has completed, and false after
+// nothing has come from the peer for the duration quiet.
 func completes(ctx context.Context, engine wgengine.Engine, peer key.NodePublic, quiet time.Duration) bool {
 	var received uint64
 	for end := time.Now().Add(quiet); ctx.Err() == nil && time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
@@ -242,10 +244,10 @@ func completes(ctx context.Context, engine wgengine.Engine, peer key.NodePublic,
 	return false
 }
 
-// findWay pings below WireGuard (disco) until the peer has answered, and tells how long the answer
-// took. The peer drops what comes before its control server has told it of us. Then it knows where
-// we are, but will have to ask us for the way once more. What it sends meanwhile can come over the
-// relay alone, and only once we have been heard there.
+// findWay pings below WireGuard (disco) until the peer has answered, and returns how long the
+// answer took. The peer drops our pings until its control server has told it about us. Once it
+// answers it knows where we are, but it will ask us for the path once more. What it sends meanwhile
+// can only come over the relay, and only once we have been heard there.
 func findWay(ctx context.Context, lb *ipnlocal.LocalBackend, p greetPeer) (roundTrip time.Duration, found bool) {
 	finding, cancel := context.WithTimeout(ctx, greetFind)
 	defer cancel()
@@ -283,11 +285,12 @@ type greetPeer struct {
 	seen   time.Time
 }
 
-// greetable gives the peers to greet, best first.
+// greetable returns the peers to greet, best first.
 func greetable(peers []tailcfg.NodeView) []greetPeer {
 	var out []greetPeer
 	for _, p := range peers {
-		// Without a word on it the peer may be online; control servers other than Tailscale's do not always say.
+		// Control servers other than Tailscale's do not always say whether a peer is online, so one
+		// of which nothing is known counts as online.
 		online, known := p.Online().GetOk()
 		if known && !online {
 			continue

@@ -1,5 +1,5 @@
-// Giving a connection away: its head and its descriptor, or the number of an accepted one, in one message, so that nothing
-// has to be looked up later.
+// Messages that hand over a connection: its head together with its descriptor, or with the number
+// of an accepted one, so that nothing has to be looked up later.
 //
 // The head is tailscale_conn_head of tailscale.h, byte for byte.
 
@@ -22,7 +22,8 @@ const (
 	maxWords     = 1000
 )
 
-// connHead describes a connection. A Funnel listener will need kind 1 and the peer's address on the internet.
+// connHead describes a connection. A Funnel listener will need kind 1 and the peer's address on the
+// internet.
 func connHead(kind byte, remote, local netip.AddrPort) [headLen]byte {
 	var h [headLen]byte
 	h[0], h[1] = headVersion, kind
@@ -57,8 +58,8 @@ func validPrefix(s string) string {
 	return s
 }
 
-// handOver sends a connection's head and descriptor to the other end of to, waiting for room. The descriptor is closed
-// here in every case: the message holds its own reference.
+// handOver sends a connection's head and descriptor to the other end of to, waiting for room. It
+// always closes the descriptor: the message holds its own reference.
 func handOver(to ours, head [headLen]byte, fd int) error {
 	defer unix.Close(fd)
 	return to.send(head[:], unix.UnixRights(fd))

@@ -1,9 +1,12 @@
-// The endpoint inside a connection of the netstack's adapter.
+// Access to the endpoint inside a connection of the netstack's adapter.
 //
-// The adapter (gonet) can only wait: each read that finds nothing makes a channel and parks a goroutine with its buffer.
-// The endpoint under it answers at once and tells when something has changed. The adapter does not give it out, and
-// tsnet makes the connection, so it is taken from the two fields. Should a later version have others, no node starts
-// (checked by Start), and a test says so first.
+// The adapter (gonet) can only block: a read that finds nothing makes a channel and parks a
+// goroutine together with its buffer. The endpoint below it returns at once and notifies us of
+// changes. The adapter has no method that returns the endpoint, and tsnet makes the connection, so
+// we read its two private fields (gVisor as tailscale.com v1.102.5 requires it). If a later version
+// has other fields, no node starts (checked by startServer), and TestInside fails first.
+//
+// This file can go when gonet.TCPConn returns its endpoint and queue, or when tsnet passes them on.
 
 package node
 
@@ -24,7 +27,8 @@ var endpointAt, queueAt, insideKnown = func() (uintptr, uintptr, bool) {
 	return ep.Offset, wq.Offset, ok
 }()
 
-// inside gives a connection's endpoint and the queue of those who wait for it, nil when it is of another kind.
+// inside returns a connection's endpoint and the queue of its waiters, or nil for a connection of
+// another kind.
 func inside(c netConn) (tcpip.Endpoint, *waiter.Queue) {
 	g, ok := c.(*gonet.TCPConn)
 	if !ok || !insideKnown {

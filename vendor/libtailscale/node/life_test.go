@@ -31,7 +31,8 @@ func TestJoinAndRestart(t *testing.T) {
 	id := p.ID
 	m.close()
 
-	// Existing state wins: no key is needed, and a wrong one does no harm once the control server knows the node.
+	// Existing state wins: no key is needed, and a wrong one does no harm once the control server
+	// knows the node.
 	tn.control.RequireAuthKey = ""
 	cfg.AuthKey = ""
 	m = tn.make(cfg)
@@ -77,7 +78,7 @@ func TestUnreachableControl(t *testing.T) {
 	}
 }
 
-// A control server that is lost after the join must show, and its return as well.
+// The loss of a control server after the join must be reported, and its return as well.
 func TestControlLost(t *testing.T) {
 	tn := newTailnet(t)
 	m := tn.join("lost")
@@ -157,7 +158,7 @@ func TestCloseDuringJoin(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			n.Start() // any answer is fine
+			n.Start() // any result is fine
 		}()
 		time.Sleep(wait)
 		m.close()
@@ -166,8 +167,8 @@ func TestCloseDuringJoin(t *testing.T) {
 	check()
 }
 
-// A first network map that was on its way when the node was closed during its join: what the backend does with it at the
-// end, once the engine is closed.
+// A first network map that is on its way when the node is closed during its join. The test does
+// what the backend does with it at the end, once the engine is closed.
 func TestFirstMapAfterClose(t *testing.T) {
 	tn := newTailnet(t, func(c *testcontrol.Server) { c.RequireAuthKey = "right" })
 	m := tn.make(tn.config("late"))
@@ -183,7 +184,7 @@ func TestFailedStart(t *testing.T) {
 	tn := newTailnet(t)
 	check := steady(t)
 
-	// tsnet itself refuses: a client secret needs tags. It has built everything by then.
+	// tsnet itself refuses: a client secret needs tags. By then it has built everything.
 	cfg := tn.config("untagged")
 	cfg.AuthKey, cfg.ClientSecret = "", "tskey-client-x"
 	m := tn.unstarted(cfg)
@@ -247,13 +248,13 @@ func TestTwoNodesAndWatchers(t *testing.T) {
 	if a.ip(4) == b.ip(4) {
 		t.Errorf("both are %v", a.ip(4))
 	}
-	// A watcher that never reads must not hold up the others or close.
+	// A watcher that never reads must not delay the others or close.
 	lazy, err := a.node().Watch()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range 40 {
-		a.node().signals.setError(strings.Repeat("x", i+1)) // makes each picture another
+		a.node().signals.setError(strings.Repeat("x", i+1)) // makes each state different
 		a.node().changed()
 		time.Sleep(watchPause)
 	}
@@ -274,7 +275,7 @@ func TestTwoNodesAndWatchers(t *testing.T) {
 	check()
 }
 
-// The caller's counter must not be touched after close: its memory may be gone.
+// The caller's counter must not be touched after close: its memory may have been freed.
 func TestGenerationStopsAtClose(t *testing.T) {
 	tn := newTailnet(t)
 	m := tn.join("counter")
@@ -291,7 +292,7 @@ func TestLogLines(t *testing.T) {
 	tn := newTailnet(t)
 	m := tn.join("talker")
 	m.close()
-	<-m.log.done // the descriptor was given away; close must have closed it
+	<-m.log.done // the descriptor was given away, so close must have closed it
 	levels := map[string]int{}
 	for line := range strings.Lines(m.log.text()) {
 		var l struct{ Level, Msg string }

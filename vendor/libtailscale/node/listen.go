@@ -1,16 +1,18 @@
 // Listeners on the tailnet: each is a descriptor on which connections arrive.
 //
-// We do not use tsnet's own listeners but its hook for flows that nobody listens for: it tells both addresses of a flow,
-// lets us refuse one before its handshake, and needs no goroutine per listener.
+// We do not use tsnet's own listeners but its hook for flows without a listener. The hook gets both
+// addresses of a flow, can refuse a flow before its handshake, and needs no goroutine for each
+// listener.
 //
 // Invariants
 //   - The most specific listener gets a connection: one for the address before one for the port.
-//   - Connections that the caller has not taken yet wait in the listener's backlog (backlog.go); those beyond it are
-//     refused with a reset.
+//   - Connections that the caller has not taken yet wait in the listener's backlog (backlog.go);
+//     those beyond it are refused with a reset.
 //   - An accepted connection needs no descriptor (direct.go).
-//   - Shutting the descriptor for writing refuses new flows; those whose handshake is under way or done still arrive, then
-//     the descriptor ends.
-//   - Closing the descriptor closes the listener. What was not taken the caller frees (tailscale_program in tailscale.h).
+//   - Shutting the descriptor down for writing refuses new flows. Those whose handshake is in
+//     progress or done still arrive; then the descriptor ends.
+//   - Closing the descriptor closes the listener. The caller frees the connections that were not
+//     taken (tailscale_program in tailscale.h).
 
 package node
 
@@ -26,16 +28,16 @@ import (
 )
 
 const (
-	queueBytes = 16 << 10 // the kernel doubles it, and counts about 770 bytes for a message
+	queueBytes = 16 << 10 // the kernel doubles it, and counts about 770 bytes for each message
 
-	// A handshake that was begun before the listener stopped may take this long to end. Those that fail are never told to
-	// us, so that there is no waiting without a bound.
+	// How long a handshake that began before the listener stopped may take. tsnet does not report
+	// handshakes that fail, so without a limit the wait might never end.
 	lastHandshake = 500 * time.Millisecond
 )
 
 type ports struct {
 	mu  sync.Mutex
-	all map[netip.AddrPort]*listener // the address is the zero one for all of the node's own
+	all map[netip.AddrPort]*listener // the zero address stands for all of the node's own
 }
 
 type listener struct {
@@ -43,7 +45,7 @@ type listener struct {
 	at      netip.AddrPort
 	end     ours
 	backlog backlog
-	shaking atomic.Int32 // flows taken whose connection has not come yet; too many, where handshakes failed
+	shaking atomic.Int32 // flows accepted whose connection has not come yet; too high if handshakes failed
 }
 
 // Listen opens a listener on addr, which is ":port" or "ip:port".
@@ -136,7 +138,7 @@ func (p *ports) remove(l *listener) {
 	}
 }
 
-// closeAll tells each listener's caller that the node is closed, and closes them.
+// closeAll reports to each listener's caller that the node is closed, and closes the listeners.
 func (p *ports) closeAll() {
 	p.mu.Lock()
 	all := p.all
@@ -156,7 +158,7 @@ func (l *listener) awaitClose() {
 	l.end.f.Close()
 }
 
-// awaitLast waits for the connections that were under way when the caller said that it wants no more.
+// awaitLast waits for the connections in progress when the caller said that it wants no more.
 func (l *listener) awaitLast() {
 	last := time.Now().Add(lastHandshake)
 	for !l.closed() {
@@ -171,14 +173,15 @@ func (l *listener) awaitLast() {
 	}
 }
 
-// closed says whether the caller's end is gone, rather than shut for writing.
+// closed reports whether the caller has closed its end, rather than only shut it down for writing.
 func (l *listener) closed() bool {
 	gone := true
 	l.end.rc.Control(func(fd uintptr) { gone = hungUp(fd) })
 	return gone
 }
 
-// flow is tsnet's question for each new flow to a port it does not serve itself. tsnet's lock is held.
+// flow returns the function that tsnet calls, with its lock held, for each new flow to a port that
+// it does not serve itself.
 func (p *ports) flow(n *Node) func(src, dst netip.AddrPort) (func(net.Conn), bool) {
 	return func(src, dst netip.AddrPort) (func(net.Conn), bool) {
 		p.mu.Lock()
@@ -208,7 +211,7 @@ func (p *ports) flow(n *Node) func(src, dst netip.AddrPort) (func(net.Conn), boo
 	}
 }
 
-// deliver hands an accepted connection to the caller, after those that came before.
+// deliver passes an accepted connection to the caller, after those that came before it.
 func (l *listener) deliver(c net.Conn, src, dst netip.AddrPort) {
 	nc, ok := c.(netConn)
 	if !ok {
@@ -228,7 +231,7 @@ func (l *listener) deliver(c net.Conn, src, dst netip.AddrPort) {
 	}
 }
 
-// announce tells the caller of a connection, waiting for room in the socket.
+// announce sends the message about a connection to the caller, waiting for room in the socket.
 func (l *listener) announce(a *arrival) {
 	if l.end.send(a.msg, nil) != nil {
 		a.d.abort()

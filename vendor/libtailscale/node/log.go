@@ -1,9 +1,9 @@
-// Log lines of a node, one JSON object a line, to a descriptor that the caller gave us.
+// Log lines of a node, one JSON object a line, to a descriptor given by the caller.
 //
-// Invariants: writing never blocks the node; what does not fit is dropped and counted, and the next line that gets
-// through carries the count. A line is never longer than what a pipe takes in one piece, so lines never mix.
-// What the lines mean beyond their level is not our business, except for two that tsnet offers no other signal for
-// (see signals.go).
+// Invariants: writing never blocks the node. A line that does not fit is dropped and counted, and
+// the next line that gets through carries the count. A line is never longer than what a pipe takes
+// in one piece, so lines never mix. Nothing is learned from the text of a line, except from two for
+// which tsnet offers no other signal (see signals.go).
 
 package node
 
@@ -44,7 +44,7 @@ func parseLevel(s string) (level, error) {
 	return lvOff, fmt.Errorf("must be one of %s", strings.Join(levelNames[:], ", "))
 }
 
-// maxLine is PIPE_BUF: up to here the kernel writes all or nothing.
+// maxLine is PIPE_BUF: up to this size the kernel writes all or nothing.
 const maxLine = 4096
 
 type logger struct {
@@ -53,12 +53,12 @@ type logger struct {
 	mu      sync.Mutex
 	fd      int // -1 when there is none or it is closed
 	dropped uint64
-	last    map[string]time.Time // of rarely
+	last    map[string]time.Time // used by rarely
 }
 
 func newLogger(fd int, min level) *logger {
 	if fd >= 0 {
-		// A blocking write would stop the network map from moving while the reader sleeps.
+		// A blocking write would stop the processing of network maps while the reader sleeps.
 		if err := unix.SetNonblock(fd, true); err != nil {
 			unix.Close(fd)
 			fd = -1
@@ -87,7 +87,8 @@ func (l *logger) printf(lv level, format string, args ...any) {
 	}
 }
 
-// rarely is printf at most once in ten seconds for each format: for things that a peer can cause again and again.
+// rarely is printf at most once in ten seconds for each format, for events that a peer can cause
+// again and again.
 func (l *logger) rarely(lv level, format string, args ...any) {
 	if !l.enabled(lv) {
 		return
@@ -116,7 +117,7 @@ func (l *logger) print(lv level, msg string) {
 	}
 	line := l.render(lv, msg)
 	for len(line) > maxLine {
-		// Escapes may have made it longer than the text is; halving ends after a few rounds.
+		// Escapes may have made the line longer than the text; halving ends after a few rounds.
 		msg = clip(msg, min(len(msg)/2, maxLine*3/4))
 		line = l.render(lv, msg)
 	}
@@ -143,8 +144,8 @@ func (l *logger) render(lv level, msg string) []byte {
 	return append(b, '\n')
 }
 
-// backend takes the lines of tsnet's inside. They are written for its developers: the plain ones are our debug, those
-// it marks as verbose our trace.
+// backend takes the log lines of tsnet's internals. They are written for its developers: plain ones
+// become debug lines here, those marked as verbose trace lines.
 func (l *logger) backend(format string, args ...any) {
 	lv := lvDebug
 	switch {
@@ -156,8 +157,8 @@ func (l *logger) backend(format string, args ...any) {
 	l.printf(lv, format, args...)
 }
 
-// user takes the few lines tsnet means for its user. The one with the login link also says to set TS_AUTHKEY, which is
-// not how our users give a key; they get the link from the watch.
+// user takes the few lines that tsnet means for its user. The one with the login link also says to
+// set TS_AUTHKEY, which is not how our users give a key; they get the link from the watch.
 func (l *logger) user(format string, args ...any) {
 	lv := lvInfo
 	if strings.HasPrefix(format, "To start this tsnet server") || strings.HasPrefix(format, "AuthLoop") {

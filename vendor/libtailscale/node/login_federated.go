@@ -1,6 +1,6 @@
 //go:build !ts_omit_identityfederation
 
-// Logging in with client_id and an ID token or an audience, which tsnet leaves to the program to link.
+// Login with client_id and an ID token or an audience, which tsnet does not link by itself.
 
 package node
 

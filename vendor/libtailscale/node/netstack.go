@@ -1,16 +1,20 @@
 // What we change in tsnet's netstack, and why.
 //
-// When a netstack is closed (tsnet 1.102.5, wgengine/netstack: Close stops its sending goroutine first and then resets
-// every endpoint, including those that only wait out their last state), the resets go into a queue of 512 packets that
-// nobody empties any more. With more endpoints than that, closing hangs for ever. So closed connections must leave soon,
-// and when a node with many is closed, it waits for them first (drain).
+// Closing. Upstream fault, seen in tailscale.com v1.102.5: netstack.Impl.Close first stops the
+// goroutine that sends packets and then resets every endpoint, including those that only wait in
+// their last state. The resets go into a queue of 512 packets that nothing empties any more. With
+// more endpoints than that, closing hangs for ever. So closed connections are forgotten soon
+// (lastStates), and a node with many endpoints waits for them before it closes (drain). Both can go
+// when Close resets the endpoints before it stops sending: TestCloseWithManyConnections must then
+// pass without them.
 //
-// A connection's buffers are of a fixed size in tsnet: 1 MiB for each direction at first, and up to
-// 8 MiB. A peer that sends and does not read may fill them all, so here many connections have small
-// ones (bufferFor).
+// For the same reason packets still in the queue are never sent. So a node waits a moment until the
+// peers of its connections have acknowledged the end (awaitHeard). Without it they would notice
+// only by a timeout of their own.
 //
-// What else is on its way ends in queues as well: so a node waits, a moment, until the peers of its connections have heard
-// of their end (awaitHeard). Without it they would learn of it by a timeout of their own.
+// Memory. tsnet gives each connection buffers of fixed size, 1 MiB for each direction at first and
+// up to 8 MiB. A peer that sends and does not read may fill them all, so here many connections have
+// small buffers (bufferFor).
 
 package node
 
@@ -27,18 +31,18 @@ import (
 )
 
 const (
-	// How long an endpoint stays after its last packet, in place of a minute. Long enough for the packets of a tailnet
-	// that come late; a later one is answered with a reset, as for any unknown connection.
+	// How long an endpoint stays after its last packet, instead of a minute. Long enough for late
+	// packets on a tailnet. A later one is answered with a reset, as for any unknown connection.
 	lastStates = 1500 * time.Millisecond
 
-	// Fewer endpoints than this can be reset at once. Half the queue: other packets need room, too.
+	// This many endpoints can be reset at once. Half of the queue, as other packets need room too.
 	fewEnough = 256
 
 	drainLimit = 3500 * time.Millisecond
 
-	// The buffer of each direction of a connection: what it begins with, and what it may grow to
-	// while its bytes come and go quickly. All together grow to no more than buffersAll, unless
-	// even the least is more.
+	// Size in bytes of the buffer for each direction of a connection: what it begins with, the
+	// least, and what it may grow to while bytes come and go quickly. All buffers together grow to
+	// buffersAll at most, unless even the least size takes more.
 	firstBuffer = 128 << 10
 	leastBuffer = 32 << 10
 	mostBuffer  = 1 << 20
@@ -53,8 +57,8 @@ type tuned interface {
 	SetTransportProtocolOption(tcpip.TransportProtocolNumber, tcpip.SettableTransportProtocolOption) tcpip.Error
 }
 
-// tune makes a node's netstack keep closed connections for a short time only, and bounds the
-// buffers of its connections.
+// tune makes a node's netstack forget closed connections soon, and bounds the buffers of its
+// connections.
 func (n *Node) tune() *Error {
 	ns, ok := n.srv.Sys().Netstack.Get().(*netstack.Impl)
 	if !ok {
@@ -77,8 +81,7 @@ func shortenLastStates(ns tuned) *Error {
 	return nil
 }
 
-// bufferFor says how large each buffer of a connection may become where there are so many
-// connections.
+// bufferFor returns how large each buffer of a connection may become with this many connections.
 func bufferFor(conns int) int {
 	size := mostBuffer
 	for size > leastBuffer && size*conns > buffersAll {
@@ -87,8 +90,8 @@ func bufferFor(conns int) int {
 	return size
 }
 
-// setBuffers lets no buffer grow beyond most. Those of accepted connections that are larger already
-// are for their owner to shrink: the netstack has no way to do it for all.
+// setBuffers lets no buffer grow beyond most bytes. It does not shrink larger ones of accepted
+// connections: the netstack cannot do that for all, so their owner must.
 func setBuffers(ns tuned, most int) *Error {
 	first := min(firstBuffer, most)
 	in := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: first, Max: most}
@@ -101,7 +104,7 @@ func setBuffers(ns tuned, most int) *Error {
 	return nil
 }
 
-// boundBuffers bounds the buffers of the set's connections from here on.
+// boundBuffers bounds the buffers of the set's connections from now on.
 func (set *splices) boundBuffers(ns tuned) *Error {
 	set.mu.Lock()
 	defer set.mu.Unlock()
@@ -109,9 +112,9 @@ func (set *splices) boundBuffers(ns tuned) *Error {
 	return setBuffers(ns, set.buffer)
 }
 
-// rebound fits the buffers to the number of connections. Larger ones come back late, at half of the
-// number at which they went, so that connections that come and go at the bound do not set
-// everything anew each time. set.mu is held.
+// rebound fits the buffers to the number of connections. They grow again only at half of the number
+// at which they shrank, so that connections that come and go around the limit do not change
+// everything each time. The caller holds set.mu.
 func (set *splices) rebound() {
 	if set.netstack == nil {
 		return
@@ -121,7 +124,7 @@ func (set *splices) rebound() {
 	if set.buffer == was {
 		return
 	}
-	setBuffers(set.netstack, set.buffer) // it took the same before
+	setBuffers(set.netstack, set.buffer) // cannot fail: the netstack took the same options before
 	if set.buffer < was {
 		for d := range set.directs {
 			shrink(d.ep, set.buffer)
@@ -129,9 +132,9 @@ func (set *splices) rebound() {
 	}
 }
 
-// shrink makes a connection's buffers small enough. They may go on to grow by themselves, as far as
-// the netstack lets them. What is in them stays, and nothing that the peer was promised room for is
-// lost: it is sent again.
+// shrink makes a connection's buffers small enough. They may grow again by themselves, as far as
+// the netstack lets them. Bytes in them stay. Bytes that the peer sends because it was promised
+// more room are dropped and sent again.
 func shrink(ep tcpip.Endpoint, most int) {
 	o := ep.SocketOptions()
 	if o.GetReceiveBufferSize() > int64(most) {
@@ -142,9 +145,10 @@ func shrink(ep tcpip.Endpoint, most int) {
 	}
 }
 
-// drain waits, if there are many endpoints, until so few are left that they can all be reset at once; not for ever, as
-// those whose peers do not answer stay. All connections have been closed. The count is the netstack's own; should a
-// later one not have it, nothing is waited for and close keeps its limit all the same.
+// drain waits until so few endpoints are left that all can be reset at once. All connections have
+// been closed before. The wait is limited, because endpoints whose peers do not answer stay. The
+// count is the netstack's own: if a later version lacks it, there is no wait, and close keeps its
+// own limit.
 func drain(sys *tsd.System) {
 	ns, ok := sys.Netstack.Get().(*netstack.Impl)
 	if !ok {
@@ -153,7 +157,7 @@ func drain(sys *tsd.System) {
 	within(drainLimit, 20*time.Millisecond, func() bool { return endpoints(ns) <= fewEnough })
 }
 
-// endpoints counts those that would be reset, also in their last states.
+// endpoints counts the endpoints that would be reset, including those in their last states.
 func endpoints(ns *netstack.Impl) int {
 	vars, ok := ns.ExpVar().(interface{ Get(string) expvar.Var })
 	if !ok {
@@ -167,8 +171,8 @@ func endpoints(ns *netstack.Impl) int {
 	return n
 }
 
-// awaitHeard waits until the peers of closed connections have acknowledged the end. A reset is not acknowledged: it only
-// gets time to leave.
+// awaitHeard waits until the peers of closed connections have acknowledged the end. A reset is not
+// acknowledged: it only gets time to be sent.
 func awaitHeard(eps []tcpip.Endpoint) {
 	if len(eps) == 0 {
 		return

@@ -1,15 +1,16 @@
 // The life of a node: new, start, close; and the table of all nodes of the process.
 //
 // Invariants
-//   - A handle is never given twice; a closed node is not in the table any more.
-//   - Start is sticky: after a failed one the node can only be closed (so it is inside tsnet).
-//   - Close works in every state, from any goroutine, as often as wanted, within closeLimit. Afterwards the caller's
-//     generation counter is not touched and no descriptor of the node is open. If tsnet itself has not come to an end by
-//     then (it cannot be told to stop while it trades a client secret over the network) it is told so, and the rest is
-//     torn down in the background as soon as it can be.
-//   - Whatever runs for a node runs through n.spawn, so that close can wait for it.
+//   - A handle is never reused; a closed node is no longer in the table.
+//   - Start is sticky: after a failed start the node can only be closed (as in tsnet).
+//   - Close works in every state, from any goroutine and repeatedly, within closeLimit. Afterwards
+//     the caller's generation counter is not touched and no descriptor of the node is open. If
+//     tsnet has not stopped by then (it cannot be stopped while it trades a client secret over the
+//     network), Close reports that, and the rest is torn down in the background as soon as
+//     possible.
+//   - Everything that runs for a node is started by n.spawn, so that close can wait for it.
 //
-// What the rest of the package leaves to this file: the order of starting and stopping.
+// This file decides the order of starting and stopping.
 
 package node
 
@@ -49,7 +50,7 @@ type Node struct {
 	srv     tsnet.Server
 	store   ipn.StateStore
 	lb      atomic.Pointer[ipnlocal.LocalBackend] // set while srv starts, see attach.go
-	filter  chan struct{}                         // kicked when the packet filter may have changed
+	filter  chan struct{}                         // receives a value when the packet filter may have changed
 	started chan struct{}                         // closed when srv.Start has returned
 
 	mu       sync.Mutex
@@ -66,7 +67,7 @@ type Node struct {
 	splice splices
 	greet  greeter
 
-	returns bool // it was on the tailnet before; written by the start
+	returns bool // the node was on the tailnet in an earlier run; set by start
 }
 
 var table struct {
@@ -74,12 +75,13 @@ var table struct {
 	next  uint64
 	nodes map[uint64]*Node
 
-	// What tsnet keeps for the whole process. All nodes that live at a time must agree.
+	// Settings that tsnet keeps for the whole process. All nodes that live at the same time must
+	// agree.
 	netns      bool
 	logsOffFor bool // once off, logtail cannot be switched on again
 }
 
-// Find gives the node of a handle.
+// Find returns the node of a handle.
 func Find(handle uint64) (*Node, *Error) {
 	table.mu.Lock()
 	defer table.mu.Unlock()
@@ -89,7 +91,7 @@ func Find(handle uint64) (*Node, *Error) {
 	return nil, errClosed
 }
 
-// New makes a node. generation may be nil; logFD is owned by New in every case, also when it fails.
+// New makes a node. generation may be nil. New always takes over logFD, even if it fails.
 func New(raw []byte, gen *uint64, logFD int) (handle uint64, err *Error) {
 	if logFD >= 0 {
 		if _, ferr := unix.FcntlInt(uintptr(logFD), unix.F_GETFD, 0); ferr != nil {
@@ -130,14 +132,14 @@ func New(raw []byte, gen *uint64, logFD int) (handle uint64, err *Error) {
 	return table.next, nil
 }
 
-// Discard closes a log descriptor that New never saw.
+// Discard closes a log descriptor that New never got.
 func Discard(logFD int) {
 	if logFD >= 0 {
 		unix.Close(logFD)
 	}
 }
 
-// claimProcess sets what tsnet has only once for a process. table.mu is held.
+// claimProcess makes the settings that tsnet has once for the process. The caller holds table.mu.
 func claimProcess(cfg *Config) *Error {
 	if len(table.nodes) > 0 && table.netns != cfg.Netns {
 		return fail(Invalid, "netns: another node of this process has it set to %v, and it holds for the whole process", table.netns)
@@ -149,9 +151,10 @@ func claimProcess(cfg *Config) *Error {
 	netns.SetEnabled(cfg.Netns)
 	if !cfg.UploadLogs && !table.logsOffFor {
 		table.logsOffFor = true
-		// The first keeps everything that is logged out of the upload buffer. The second tells the control server that
-		// there are no logs, and stops network flow logs. It adds one variable to the environment (not a second time),
-		// so it must come before other threads of the process go on changing it.
+		// Disable keeps everything that is logged out of the upload buffer. SetNoLogsNoSupport
+		// tells the control server that there are no logs, and stops network flow logs. It adds a
+		// variable to the environment (once), so it must be called before other threads of the
+		// process change the environment.
 		logtail.Disable()
 		if !envknob.NoLogsNoSupport() {
 			envknob.SetNoLogsNoSupport()
@@ -160,7 +163,7 @@ func claimProcess(cfg *Config) *Error {
 	return nil
 }
 
-// spawn runs f on a goroutine that close waits for; not once close has begun.
+// spawn runs f on a goroutine that close waits for. It returns false once close has begun.
 func (n *Node) spawn(f func()) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -175,7 +178,7 @@ func (n *Node) spawn(f func()) bool {
 	return true
 }
 
-// backend gives the LocalBackend of a started node.
+// backend returns the LocalBackend of a started node.
 func (n *Node) backend() (*ipnlocal.LocalBackend, *Error) {
 	if n.ctx.Err() != nil {
 		return nil, errClosed
@@ -186,9 +189,10 @@ func (n *Node) backend() (*ipnlocal.LocalBackend, *Error) {
 	return nil, errNotStarted
 }
 
-// Start brings the node up as far as this machine can: state, sockets, engine. Joining the tailnet then goes on by
-// itself and shows in the watch. Where starting needs the network (a client secret or an ID token is traded for an auth
-// key, state in Kubernetes) it goes on in the background as well, and a failure shows in the watch's error.
+// Start brings the node up as far as this machine can: state, sockets, engine. Joining the tailnet
+// then goes on by itself and shows in the watch. If starting needs the network (a client secret or
+// an ID token is traded for an auth key, or the state is in Kubernetes), it goes on in the
+// background as well, and a failure shows in the watch's error.
 func (n *Node) Start() *Error {
 	n.mu.Lock()
 	if n.closing {
@@ -225,7 +229,7 @@ func (n *Node) start() {
 	n.mu.Unlock()
 	if err != nil {
 		n.signals.setError(err.Words)
-		n.log.printf(lvDebug, "the node would not start: %s", err.Words) // who started it tells it
+		n.log.printf(lvDebug, "the node would not start: %s", err.Words) // the caller of Start reports it
 	}
 	close(n.started)
 	n.changed()
@@ -265,7 +269,7 @@ func (n *Node) startServer() (err *Error) {
 	if serr != nil {
 		return fail(IO, "opening the node's state: %v", serr)
 	}
-	// Always our own store: tsnet would choose the same one, but by the store attach.go recognises the node.
+	// Always our own store. tsnet would make the same one, but attach.go recognises the node by it.
 	n.store = st
 	register(st, n)
 
@@ -281,7 +285,8 @@ func (n *Node) startServer() (err *Error) {
 	n.srv.UserLogf = n.log.user
 	n.returns = hasLogin(st)
 	if n.returns && n.cfg.usesExchange() {
-		// tsnet would trade the secret for a key at each start, only to ignore the key: existing state wins.
+		// tsnet would trade the secret for a key at each start and then ignore the key, because
+		// existing state wins.
 		n.srv.AuthKey = ""
 	} else {
 		n.srv.ClientSecret = n.cfg.ClientSecret
@@ -289,8 +294,10 @@ func (n *Node) startServer() (err *Error) {
 		n.srv.IDToken = n.cfg.IDToken
 		n.srv.Audience = n.cfg.Audience
 	}
-	// tsnet falls back to its own variables for each of these that is empty. It cannot be told not to, and unsetting
-	// them here would change the environment of the whole process under other threads' feet. So say it.
+	// Upstream fault, seen in tailscale.com v1.102.5: tsnet falls back to environment variables for
+	// each of these settings that is empty, and has no option against it. Unsetting them here would
+	// change the environment of the whole process while other threads read it. So warn. The program
+	// hides them from Go (src/tailnet/ffi.rs); both can go when tsnet has such an option.
 	if n.srv.AuthKey == "" {
 		for _, v := range []string{"TS_AUTHKEY", "TS_AUTH_KEY", "TS_CLIENT_SECRET", "TS_CLIENT_ID", "TS_ID_TOKEN", "TS_AUDIENCE"} {
 			if os.Getenv(v) != "" {
@@ -312,7 +319,7 @@ func (n *Node) startServer() (err *Error) {
 	return n.tune()
 }
 
-// hasLogin says whether the state holds a node key: then no auth key is needed.
+// hasLogin reports whether the state holds a node key: then no auth key is needed.
 func hasLogin(st ipn.StateStore) bool {
 	id, err := st.ReadState(ipn.CurrentProfileStateKey)
 	if err != nil || len(id) == 0 {
@@ -394,7 +401,7 @@ func (n *Node) close(starting bool) *Error {
 			<-n.started
 			n.stopServer()
 		}
-		n.splice.closeAll() // what a flow in flight may have added meanwhile
+		n.splice.closeAll() // flows that arrived meanwhile
 		n.running.Wait()
 		n.splice.wait()
 		if n.store != nil {
@@ -430,8 +437,9 @@ func (n *Node) stopServer() {
 	if sys := n.srv.Sys(); n.startErr == nil {
 		drain(sys)
 	}
-	// The control client goes first, so that no network map reaches an engine that is closed. An ephemeral node must log
-	// out before; tsnet would do it itself, but needs the control client for it.
+	// The control client is stopped first, so that no network map reaches an engine that is closed
+	// (see selfForLateMap). An ephemeral node must log out before that: tsnet would do it itself,
+	// but needs the control client for it.
 	if lb := n.lb.Load(); lb != nil {
 		if n.cfg.Ephemeral {
 			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
@@ -443,14 +451,19 @@ func (n *Node) stopServer() {
 		lb.DisconnectControl()
 		selfForLateMap(lb)
 	}
-	// Also after a failed start: tsnet then takes down most of what it had built, but not its netstack and its bus.
+	// Also after a failed start. Upstream fault, seen in tailscale.com v1.102.5: Start then closes
+	// most of what it had built, but not its netstack and its bus. Close closes those as well.
 	n.srv.Close()
 }
 
-// selfForLateMap is for the one network map that may be on its way through the backend when the control client ends: the
-// client does not wait for it (1.102.5: Auto.Shutdown waits on a queue that it has shut before). Where it is the first
-// one, and the engine is closed by then, magicsock takes no self node from it, but a filter, looks at the self node for
-// it and panics on a goroutine of its own, which ends the process. So it gets a self node, of which nothing is true.
+// selfForLateMap gives magicsock an empty self node.
+//
+// Upstream fault, seen in tailscale.com v1.102.5: when the control client is stopped, one network
+// map may still be on its way through the backend, because Auto.Shutdown waits on a queue that it
+// has shut down before. If it is the first map and the engine is closed when it arrives, magicsock
+// takes the filter from it but no self node, then reads the self node and panics on its own
+// goroutine, which ends the process. A panic of the same kind was tailscale/tailscale#17516. This
+// can go when TestFirstMapAfterClose passes without it.
 func selfForLateMap(lb *ipnlocal.LocalBackend) {
 	if lb.NetMapNoPeers() == nil {
 		lb.MagicConn().SetNetworkMap((&tailcfg.Node{}).View(), nil)

@@ -1,7 +1,8 @@
-// Unix socket pairs: all that crosses to the caller besides bytes and numbers.
+// Unix socket pairs, on which everything but bytes and numbers crosses to the caller.
 //
-// Invariants: both ends are close-on-exec and non-blocking from birth. Our end is an *os.File in Go's poller, so a
-// goroutine that waits on it costs no thread and wakes when it is closed. Sends never raise SIGPIPE.
+// Invariants: both ends are close-on-exec and non-blocking from the start. Our end is an *os.File
+// in Go's poller, so a goroutine that waits on it occupies no thread and wakes when it is closed.
+// Sends never raise SIGPIPE.
 
 package node
 
@@ -19,7 +20,8 @@ type ours struct {
 	rc syscall.RawConn
 }
 
-// pair makes a socket pair of kind unix.SOCK_STREAM or unix.SOCK_SEQPACKET and gives our end and the other's descriptor.
+// pair makes a socket pair of kind unix.SOCK_STREAM or unix.SOCK_SEQPACKET and returns our end and
+// the other's descriptor.
 func pair(kind int) (ours, int, error) {
 	p, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -45,7 +47,7 @@ func (o ours) send(msg, rights []byte) error {
 	return errors.Join(werr, err)
 }
 
-// trySend is send that gives up at once when there is no room.
+// trySend is send without waiting: the message is lost if there is no room.
 func (o ours) trySend(msg []byte) {
 	o.rc.Control(func(fd uintptr) { sendmsg(int(fd), msg, nil) })
 }
@@ -59,7 +61,7 @@ func sendmsg(fd int, msg, rights []byte) (int, error) {
 	}
 }
 
-// gone waits until the other end is closed, or ours is. Whatever the other end sends meanwhile is thrown away.
+// gone waits until the other end is closed, or ours is. It discards what the other end sends.
 func (o ours) gone() {
 	var b [64]byte
 	for {
@@ -70,7 +72,7 @@ func (o ours) gone() {
 	}
 }
 
-// hungUp says whether the other end is fully closed, or both directions are shut.
+// hungUp reports whether the other end is closed, or both directions are shut down.
 func hungUp(fd uintptr) bool {
 	p := []unix.PollFd{{Fd: int32(fd)}}
 	for {

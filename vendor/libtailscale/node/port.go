@@ -1,13 +1,16 @@
 package node
 
-// The node's UDP port stays the same over restarts.
+// Keeps the node's UDP port the same over restarts.
 //
-// A peer that had a session with us goes on sending to the address it last heard us at, answers to our first handshake
-// included, until its own path finding has found the new one. At another port those answers are lost, and the first
-// connection after a restart waits 5 s for WireGuard's next try. At the same port they arrive.
+// Upstream peculiarity, seen in tailscale.com v1.102.5: tsnet takes another port at each start. A
+// peer that had a session with us goes on sending to the last address that it heard us at, answers
+// to our first handshake included, until its own path discovery has found the new one. At another
+// port those answers are lost, and the first connection after a restart waits 5 s for WireGuard's
+// next try.
 //
-// The port is kept in the node's state, so it moves with the identity that peers know. If it is taken, magicsock falls back to
-// a free one, and that one is kept from then on.
+// The port is kept in the node's state, next to the identity that peers know. If it is taken,
+// magicsock falls back to a free one, which is kept from then on. This file can go when tsnet keeps
+// its port itself: TestPortIsKeptOverRestarts must then pass without it.
 
 import (
 	"strconv"
@@ -17,7 +20,7 @@ import (
 
 const portKey = ipn.StateKey("_tailbone-udp-port")
 
-// keptPort gives the port of the last run, or 0.
+// keptPort returns the port of the last run, or 0.
 func keptPort(st ipn.StateStore) uint16 {
 	raw, err := st.ReadState(portKey)
 	if err != nil {
@@ -30,7 +33,7 @@ func keptPort(st ipn.StateStore) uint16 {
 	return uint16(port)
 }
 
-// keepPort remembers the port that was bound. That it could not be written costs a slower restart, nothing else.
+// keepPort stores the port that was bound. If it cannot be written, the next start is slower.
 func (n *Node) keepPort() {
 	sock, ok := n.srv.Sys().MagicSock.GetOK()
 	if !ok {

@@ -25,7 +25,7 @@ func TestPortIsKeptOverRestarts(t *testing.T) {
 	}
 	again.close()
 
-	// Somebody else has it now.
+	// Another socket takes the port.
 	taken, err := net.ListenUDP("udp4", &net.UDPAddr{Port: port})
 	if err != nil {
 		t.Fatal(err)

@@ -1,4 +1,5 @@
-// The program's side of accepted connections, as plainly as it can be: what src/tailnet/direct.rs is to the real one.
+// The program's side of accepted connections in its simplest form. In the real program it is
+// src/tailnet/direct.rs.
 
 package node
 
@@ -21,19 +22,19 @@ type testProgram struct {
 	wake  int
 }
 
-// taken is an accepted connection in the program's hands.
+// taken is an accepted connection as the program holds it.
 type taken struct {
 	p  *testProgram
 	id uint64
 
 	mu      sync.Mutex
-	changed chan struct{} // closed and made anew with each turn
+	changed chan struct{} // closed and replaced at each turn
 	in, out []byte
 	end     End
 	shut    bool
 	closed  bool
 	freed   bool
-	// serve works on what came, inside the turn, if set.
+	// serve, if set, handles what arrived, inside the turn.
 	serve func(c *taken)
 }
 
@@ -72,7 +73,7 @@ func (p *testProgram) Turn(ref uintptr, in []byte, end End, out []byte, told *To
 		panic("a turn of a connection that was freed")
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock() // also when serve panics
+	defer c.mu.Unlock() // even if serve panics
 	if len(c.in)+len(in) > testRoom {
 		panic("more than there is room for")
 	}
@@ -131,20 +132,20 @@ func (c *taken) kick() {
 	unix.Write(c.p.wake, []byte{1})
 }
 
-// take gives the connection of a listener's message.
+// take returns the connection of a listener's message.
 func (p *testProgram) take(id uint64) *taken {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.byID[id]
 }
 
-// wait waits for ok, which is asked under the lock.
+// wait waits until ok returns true. ok is called with the lock held.
 func (c *taken) wait(within time.Duration, ok func() bool) bool {
 	late := time.After(within)
 	for {
 		c.mu.Lock()
 		if ok() {
-			return true // with the lock
+			return true // with the lock held
 		}
 		changed := c.changed
 		c.mu.Unlock()

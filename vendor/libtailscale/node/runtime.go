@@ -1,6 +1,6 @@
-// The Go runtime under the program: its limits and its numbers.
+// The Go runtime below the program: its limits and its numbers.
 //
-// There is one per process, whatever the number of nodes.
+// There is one for the process, whatever the number of nodes.
 
 package node
 
@@ -15,7 +15,7 @@ import (
 	tsversion "tailscale.com/version"
 )
 
-// Version tells what this archive was built from; tags are those of the build.
+// Version returns what this archive was built from; tags are those of the build.
 func Version() ([]byte, *Error) {
 	v := struct {
 		Tsnet string   `json:"tsnet"`
@@ -70,7 +70,7 @@ type limits struct {
 
 var runtimeMu sync.Mutex
 
-// RuntimeSet changes what is given and tells what is in force.
+// RuntimeSet changes the limits that are given and returns those in force.
 func RuntimeSet(raw []byte) ([]byte, *Error) {
 	var in limits
 	if len(raw) > 0 {
@@ -109,7 +109,7 @@ func RuntimeSet(raw []byte) ([]byte, *Error) {
 	return encode(out)
 }
 
-// RuntimeStats tells the runtime's numbers. It does not stop the world.
+// RuntimeStats returns the runtime's numbers. It does not stop the world.
 func RuntimeStats() ([]byte, *Error) {
 	s := []metrics.Sample{
 		{Name: "/sched/goroutines:goroutines"},
@@ -143,7 +143,7 @@ func RuntimeStats() ([]byte, *Error) {
 		MaxProcs   uint64 `json:"max_procs"`
 		Nodes      int    `json:"nodes"`
 		Conns      int64  `json:"conns"`
-		// Absent where there is none.
+		// Absent if there is none.
 		MemoryLimit *uint64 `json:"memory_limit,omitempty"`
 	}{num(0), num(1), num(2), num(3), num(4), num(6), nodes, live.Load(), limit})
 }

@@ -1,7 +1,11 @@
-// What tsnet tells nobody but its log: why the control server could not be reached, and that the packet filter is about
-// to change. Taken from the format string and the typed argument, before anything is turned into text.
+// Facts that tsnet reports only in its log: why the control server could not be reached, and that
+// the packet filter is about to change. They are taken from the format string and its typed
+// argument, before these become text.
 //
-// Both have a test that fails when a newer tsnet says it in other words; nothing else may be learned from log lines.
+// Upstream fault, seen in tailscale.com v1.102.5: there is no notification for either. Each has a
+// test that fails when a newer tsnet words the line differently (TestUnreachableControl,
+// TestFilterLogLine). Nothing else may be learned from log lines. This file can go when ipn.Notify
+// or ipnstate.Status has both.
 
 package node
 
@@ -13,7 +17,7 @@ import (
 type signals struct {
 	mu      sync.Mutex
 	err     string // last critical message of the backend, or why it did not start
-	control string // last failure to talk with the control server
+	control string // last failure to talk to the control server
 }
 
 func (s *signals) setError(words string) {
@@ -34,7 +38,7 @@ func (s *signals) get() (err, control string) {
 	return s.err, s.control
 }
 
-// backendLine is the Logf of tsnet's inside.
+// backendLine is the Logf of tsnet's internals.
 func (n *Node) backendLine(format string, args ...any) {
 	switch {
 	case format == "Received error: %v" && len(args) == 1:

@@ -1,16 +1,19 @@
-// The byte pump between a dialled connection of the netstack and a unix socket whose other end the caller holds; and the
-// set of all connections of a node, of those that were accepted as well (direct.go).
+// The pump between a dialled connection of the netstack and a unix socket whose other end the
+// caller holds; and the set of all connections of a node, including the accepted ones (direct.go).
 //
 // Invariants
-//   - Half close works both ways: end of stream from the network shuts our writing side, end of stream from the caller
-//     closes the writing side towards the network. The other direction goes on.
-//   - An abnormal end from the network (reset, timeout) closes the unix socket without shutting it first, so the caller
-//     can tell it from an end of stream while its own writing side is open.
-//   - A full close by the caller ends both directions also when the network is silent. What the caller had written is
-//     still sent, then FIN, as the kernel would do.
-//   - Nothing is kept in memory for a connection that is idle but two goroutines, a small buffer and the sockets.
-//   - Two goroutines per connection, ended both when the connection ends; the last one frees everything.
-//   - A peer that stops reading cannot hold a connection that the caller has closed for more than about a minute (sweep).
+//   - Half close works both ways: end of stream from the network shuts down our writing side, end
+//     of stream from the caller closes the writing side towards the network. The other direction
+//     goes on.
+//   - An abnormal end from the network (reset, timeout) closes the unix socket without shutting it
+//     down first, so the caller can tell it from an end of stream while its own writing side is
+//     open.
+//   - A full close by the caller ends both directions even if the network is silent. What the
+//     caller had written is still sent, then FIN, as the kernel would do.
+//   - An idle connection keeps two goroutines, a small buffer and the sockets, and nothing else.
+//   - Both goroutines end when the connection ends; the last one frees everything.
+//   - A peer that stops reading cannot keep a connection that the caller has closed for more than
+//     about a minute (sweep).
 
 package node
 
@@ -27,7 +30,7 @@ import (
 )
 
 const (
-	idleBuffer = 2 << 10  // what waits for the network; one read takes most requests
+	idleBuffer = 2 << 10  // waits for the network; one read takes most requests
 	bulkBuffer = 64 << 10 // taken from the pool while data flows
 
 	sweepEvery   = 15 * time.Second
@@ -39,7 +42,7 @@ var bulk = sync.Pool{New: func() any { b := make([]byte, bulkBuffer); return &b 
 // live counts the connections of all nodes.
 var live atomic.Int64
 
-// netConn is what we need of a netstack connection.
+// netConn is the part of a netstack connection that we use.
 type netConn interface {
 	net.Conn
 	CloseWrite() error
@@ -53,8 +56,8 @@ type splices struct {
 	directs map[*direct]struct{}
 	ended   sync.WaitGroup
 
-	netstack tuned // nil: its buffers are not ours to bound
-	buffer   int   // what one may grow to
+	netstack tuned // nil: do not bound the buffers
+	buffer   int   // what a buffer may grow to, in bytes
 }
 
 type splice struct {
@@ -62,15 +65,15 @@ type splice struct {
 	net  netConn
 	unix ours
 
-	// The callbacks for the poller, made once, with what they work on. in belongs to the goroutine from unix to net,
-	// out to the other one.
+	// Callbacks for the poller, made once, and the data they work on. in belongs to the goroutine
+	// from unix to net, out to the other one.
 	in  inward
 	out outward
 
 	halves   atomic.Int32  // directions still running
 	netEOF   atomic.Bool   // the network's end of stream was passed on
-	writing  atomic.Uint64 // odd while a write to the network is under way
-	lastSeen uint64        // the above, at the last sweep; belongs to sweep
+	writing  atomic.Uint64 // odd while a write to the network is in progress
+	lastSeen uint64        // value of writing at the last sweep; belongs to sweep
 	strikes  int           // belongs to sweep
 }
 
@@ -88,7 +91,8 @@ type outward struct {
 	err   error
 }
 
-// start begins to pump. On false the node is closing and the caller must close both ends itself.
+// start begins to pump. It returns false if the node is closing; the caller must then close both
+// ends itself.
 func (set *splices) start(c netConn, u ours) bool {
 	s := &splice{set: set, net: c, unix: u}
 	s.in.read, s.in.hup, s.out.write = s.readable, hungUp, s.writable
@@ -110,7 +114,7 @@ func (set *splices) start(c netConn, u ours) bool {
 	return true
 }
 
-// closeAll aborts all connections and refuses new ones. It gives their endpoints.
+// closeAll aborts all connections and refuses new ones. It returns their endpoints.
 func (set *splices) closeAll() []tcpip.Endpoint {
 	set.mu.Lock()
 	set.closed = true
@@ -139,7 +143,7 @@ func (set *splices) closeAll() []tcpip.Endpoint {
 
 func (set *splices) wait() { set.ended.Wait() }
 
-// abort ends both directions now. The unix socket is not shut first, see the invariants.
+// abort ends both directions now. The unix socket is not shut down first, see the invariants.
 func (s *splice) abort() {
 	s.unix.f.Close()
 	s.net.Close()
@@ -149,7 +153,7 @@ func (s *splice) half() {
 	if s.halves.Add(-1) > 0 {
 		return
 	}
-	s.abort() // both are done: only frees
+	s.abort() // both directions have ended: this only frees
 	s.set.mu.Lock()
 	delete(s.set.all, s)
 	s.set.mu.Unlock()
@@ -171,7 +175,7 @@ func (s *splice) toCaller() {
 		}
 		if err == io.EOF {
 			s.netEOF.Store(true)
-			// With both directions at their end this also wakes toNetwork out of its wait.
+			// If both directions have ended, this also wakes toNetwork.
 			s.unix.rc.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_WR) })
 			return
 		}
@@ -182,7 +186,7 @@ func (s *splice) toCaller() {
 	s.abort()
 }
 
-// bulkToCaller goes on with a large buffer as long as it pays.
+// bulkToCaller goes on with a large buffer as long as it is well used.
 func (s *splice) bulkToCaller() error {
 	b := bulk.Get().(*[]byte)
 	defer bulk.Put(b)
@@ -231,15 +235,15 @@ func (s *splice) toNetwork() {
 			break // our end was closed
 		}
 		if s.in.err != nil {
-			break // the caller closed without reading all: a reset, as the kernel would make of it
+			break // the caller closed before it had read everything: a reset, as from the kernel
 		}
 		if s.in.n == 0 {
 			bulk.Put(s.in.buf)
 			if s.net.CloseWrite() != nil {
 				break
 			}
-			// The caller may still read, for hours. But once it has closed its end for good, or the network's end of
-			// stream was passed on, nothing is left to do.
+			// The caller may go on reading for hours. But once it has closed its end, or the
+			// network's end of stream was passed on, nothing is left to do.
 			s.unix.rc.Read(s.in.hup)
 			if s.netEOF.Load() {
 				return
@@ -257,7 +261,8 @@ func (s *splice) toNetwork() {
 	s.abort()
 }
 
-// readable reads when there is something. The buffer is taken only then, so a silent connection holds none.
+// readable reads if there is something. It takes a buffer only then, so a silent connection holds
+// none.
 func (s *splice) readable(fd uintptr) bool {
 	b := bulk.Get().(*[]byte)
 	for {
@@ -278,7 +283,8 @@ func (s *splice) readable(fd uintptr) bool {
 	}
 }
 
-// sweep looks now and then for writes to the network that do not move although the caller is gone, and ends them.
+// sweep regularly looks for writes to the network that make no progress although the caller is
+// gone, and ends them.
 func (set *splices) sweep(ctx context.Context) func() {
 	return func() {
 		tick := time.NewTicker(sweepEvery)

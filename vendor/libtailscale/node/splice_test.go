@@ -1,4 +1,4 @@
-// The pump alone, with a loopback connection in the place of the tailnet's.
+// The pump alone, with a loopback connection in place of the tailnet's.
 
 package node
 
@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// spliced gives the caller's end and the remote's end of a pumped connection.
+// spliced returns the caller's end and the remote's end of a pumped connection.
 func spliced(t *testing.T, set *splices) (*caller, *net.TCPConn) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -77,7 +77,7 @@ func TestSpliceHalfCloses(t *testing.T) {
 	if got, err := io.ReadAll(remote); err != nil || string(got) != "answer" {
 		t.Errorf("remote: %q, %v", got, err)
 	}
-	// Both are at their end: everything must go although both still hold their descriptors.
+	// Both have ended: everything must be freed although both still hold their descriptors.
 	set.wait()
 	c.close()
 	remote.Close()
@@ -103,7 +103,7 @@ func TestSpliceResetIsNotAnEnd(t *testing.T) {
 	check()
 }
 
-// The caller is gone for good, the remote says nothing: nobody else would ever end it.
+// The caller has gone and the remote is silent: nothing else would ever end the connection.
 func TestSpliceFullCloseWithIdleRemote(t *testing.T) {
 	for name, before := range map[string]func(*caller){
 		"at once":           func(*caller) {},
@@ -153,7 +153,8 @@ func TestSpliceBulkBothWays(t *testing.T) {
 		n, err := c.read(b, 10*time.Second)
 		h.Write(b[:n])
 		if err != nil {
-			// Both halves are shut, so poll says hang-up; that is an end, not a reset.
+			// Both directions are shut down, so poll reports a hang-up; that is an end, not a
+			// reset.
 			break
 		}
 	}
@@ -184,7 +185,7 @@ func TestSpliceCloseAll(t *testing.T) {
 	check()
 }
 
-// A remote that stops reading must not keep a connection of a caller that is gone.
+// A remote that stops reading must not keep a connection whose caller has gone.
 func TestSpliceSweep(t *testing.T) {
 	check := steady(t)
 	var set splices
@@ -246,7 +247,8 @@ func TestSweepEndsWithContext(t *testing.T) {
 	new(splices).sweep(ctx)()
 }
 
-// What one idle connection costs here, without the netstack's own share. Run with -test.v to see it.
+// Measures what one idle connection costs here, without the netstack's share. Run with -test.v to
+// see it.
 func TestSpliceIdleCost(t *testing.T) {
 	var lim unix.Rlimit
 	unix.Getrlimit(unix.RLIMIT_NOFILE, &lim)

@@ -1,8 +1,9 @@
-// What the node is: the whole picture, on demand and as a stream of the newest.
+// The node's state as one object, on demand and as a stream of the newest.
 //
-// Invariants: a watcher gets the first picture at once, then one after each change, at most one in watchPause, and never
-// the same twice. A watcher that does not read holds up nobody: the backend only pokes, and pictures that could not be
-// sent are never made. The generation in a picture is not newer than what the picture shows.
+// Invariants: a watcher gets the first state at once, then one after each change, at most one in
+// watchPause, and never the same twice. A watcher that does not read delays nobody: a change only
+// wakes it, and states that could not be sent are never made. The generation in a state is not
+// newer than the rest of it.
 
 package node
 
@@ -52,7 +53,7 @@ type peer struct {
 	Login     string       `json:"login"`
 }
 
-// Status gives the picture with the peers.
+// Status returns the state together with the peers.
 func (n *Node) Status() ([]byte, *Error) {
 	if n.ctx.Err() != nil {
 		return nil, errClosed
@@ -83,7 +84,7 @@ func (n *Node) picture(withPeers bool) *picture {
 	}
 	p.State = st.BackendState
 	if p.State == ipn.Running.String() && !n.greet.done.Load() {
-		p.State = ipn.Starting.String() // greet.go
+		p.State = ipn.Starting.String() // the node is still greeting its peers (greet.go)
 	}
 	p.AuthURL = st.AuthURL
 	p.InMapPoll = lb.HealthTracker().GetInPollNetMap()
@@ -130,8 +131,9 @@ func (n *Node) picture(withPeers bool) *picture {
 
 func fqdn(name string) string { return strings.TrimSuffix(name, ".") }
 
-// expiry tells a key's end and whether it has passed. tsnet marks an expired peer only some seconds later, so the clock
-// is asked as well.
+// expiry returns when a key expires and whether it has. Upstream fault, seen in tailscale.com
+// v1.102.5: its timer marks an expired peer some ten seconds late. So the clock is asked as well,
+// which can go when the mark is exact.
 func expiry(t time.Time, marked bool) (string, bool) {
 	if t.IsZero() {
 		return "", marked
@@ -151,7 +153,7 @@ func (n *Node) changed() {
 	}
 }
 
-// Watch gives a descriptor on which pictures arrive until it is closed.
+// Watch returns a descriptor on which states arrive until it is closed.
 func (n *Node) Watch() (int, *Error) {
 	end, theirs, err := pair(unix.SOCK_SEQPACKET)
 	if err != nil {
@@ -189,7 +191,7 @@ func (n *Node) sendPictures(end ours, poke, gone chan struct{}) {
 	defer end.f.Close() // also ends the goroutine that waits for the other end
 	stop := make(chan struct{})
 	defer close(stop)
-	go func() { // a send that waits for room must not keep close waiting
+	go func() { // a send that waits for room must not delay close
 		select {
 		case <-n.ctx.Done():
 			end.f.Close()

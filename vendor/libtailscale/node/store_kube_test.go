@@ -1,7 +1,7 @@
 //go:build !ts_omit_kube
 
-// State in a Kubernetes secret, at an API server that knows as much of Kubernetes as the store asks of it: access reviews, and
-// secrets that are made, read, patched and replaced.
+// State in a Kubernetes secret, at an API server that knows as much of Kubernetes as the store
+// needs: access reviews, and secrets that are made, read, patched and replaced.
 
 package node
 
@@ -44,7 +44,7 @@ type cluster struct {
 	done    []string
 }
 
-// newCluster makes this process a pod of it.
+// newCluster makes this process a pod of the cluster.
 func newCluster(t *testing.T, verbs ...string) *cluster {
 	c := &cluster{t: t, verbs: verbs, secrets: map[string]*secret{}}
 	s := httptest.NewTLSServer(http.HandlerFunc(c.serve))
@@ -123,7 +123,7 @@ func (c *cluster) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// patch knows what the store sends: single keys below /data, or all of it.
+// patch handles what the store sends: single keys below /data, or all of it.
 func (c *cluster) patch(w http.ResponseWriter, r *http.Request, s *secret) {
 	var all []struct {
 		Op, Path string
@@ -181,8 +181,9 @@ func (c *cluster) did(verb string) bool {
 	return slices.Contains(c.done, verb)
 }
 
-// A node whose directory is gone comes back as itself, without a key, from what the secret holds; whether the secret was made
-// before, and may be patched or only replaced, makes no difference.
+// A node whose directory is gone comes back as the same node, without a key, from the secret. It
+// makes no difference whether the secret existed before, and whether it may be patched or only
+// replaced.
 func TestKubeStateSurvivesTheDirectory(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -230,7 +231,7 @@ func TestKubeStateSurvivesTheDirectory(t *testing.T) {
 	}
 }
 
-// What is missing is said, in the store's words, and nothing is made elsewhere.
+// What is missing is reported in the store's words, and nothing is stored elsewhere.
 func TestKubeStateWithoutRights(t *testing.T) {
 	k := newCluster(t, "get")
 	tn := newTailnet(t)

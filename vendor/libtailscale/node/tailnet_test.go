@@ -1,4 +1,5 @@
-// A whole tailnet on loopback for the tests, and the part of the caller: what the Rust side does with descriptors.
+// A whole tailnet on loopback for the tests, and the caller's part: what the Rust side does with
+// descriptors.
 
 package node
 
@@ -43,8 +44,8 @@ type tailnet struct {
 	front   *front
 }
 
-// front is the control server's listener, which can be made to vanish with all its connections (those that became
-// something else than HTTP are not closed by closing the HTTP server).
+// front is the control server's listener. It can be made to vanish with all its connections,
+// including those that were upgraded from HTTP, which closing the HTTP server does not close.
 type front struct {
 	net.Listener
 	mu    sync.Mutex
@@ -198,7 +199,7 @@ func (m *member) close() {
 	}
 }
 
-// next gives the next picture of the watch.
+// next returns the next state from the watch.
 func (m *member) next(within time.Duration) (picture, bool) {
 	m.t.Helper()
 	b := make([]byte, 64<<10)
@@ -369,7 +370,8 @@ func (c *caller) tryWrite(b []byte) error {
 	return nil
 }
 
-// read gives what is there, io.EOF at an end, errReset at an abnormal one, as the Rust side tells them apart.
+// read returns the available bytes, io.EOF at an end, and errReset at an abnormal end, as the Rust
+// side tells them apart.
 func (c *caller) read(b []byte, within time.Duration) (int, error) {
 	if c.direct != nil {
 		return c.direct.read(b, within)
@@ -421,7 +423,7 @@ func readyToRead(fd int, within time.Duration) bool {
 	}
 }
 
-// logReader reads a node's log lines, as the Rust side would.
+// logReader reads a node's log lines, as the Rust side does.
 type logReader struct {
 	t    testing.TB
 	w    int
@@ -462,7 +464,7 @@ func (l *logReader) text() string {
 	return l.all.String()
 }
 
-// steady remembers how many goroutines and descriptors there are, and gives a check that no more are left.
+// steady counts goroutines and descriptors, and returns a check that there are no more of them.
 func steady(t testing.TB) func() {
 	t.Helper()
 	count := func() (int, int) {
@@ -497,5 +499,5 @@ func openFiles() string {
 	return sb.String()
 }
 
-// raceEnabled says whether the race detector is on, which makes everything larger.
+// raceEnabled reports whether the race detector is on, which makes everything larger.
 var raceEnabled bool

@@ -1,14 +1,18 @@
-// New connections from a pair of ports that an old connection still occupies.
+// Accepts new connections from a pair of ports that a closed connection still occupies.
 //
-// A connection that the program closes first stays in TIME_WAIT. A new SYN may open it again at once
-// (RFC 1122, 4.2.2.13), as Linux does. gVisor (that of tailscale.com 1.102.5) does so for its own
-// listeners alone, but tsnet accepts by a forwarder: there a SYN of such a pair is dropped until the
-// state ends, or is answered with a reset when it still waits in the old endpoint's queue at that
-// moment. A caller sees a delay of a second or more, or a healthy server that refuses.
+// A connection that the program closes first stays in TIME_WAIT. A new SYN may open it again at
+// once (RFC 1122, 4.2.2.13), as it does on Linux. Upstream fault, seen in gVisor at the version
+// that tailscale.com v1.102.5 requires: it does so only for its own listeners, while tsnet accepts
+// through a forwarder. There a SYN for such a pair is dropped until the state ends, or is answered
+// with a reset if it still waits in the old endpoint's queue at that moment. A caller sees a delay
+// of a second or more, or a healthy server that refuses.
 //
 // So when a SYN arrives for an endpoint in TIME_WAIT, that endpoint is ended before the netstack
-// sees the packet. It cannot be an old duplicate from the network: WireGuard delivers none. An
-// endpoint whose last bytes the program has not read yet is left alone.
+// sees the packet. The SYN cannot be an old duplicate, since WireGuard delivers none. An endpoint
+// whose last bytes the program has not read yet is left alone.
+//
+// This file can go when gVisor's TIME_WAIT passes a new SYN on to forwarders:
+// TestAPortInTimeWaitIsOpenedAgain must then pass without it.
 
 package node
 
@@ -32,8 +36,8 @@ import (
 // The only interface of tsnet's netstack.
 const nicID = 1
 
-// The netstack does not give out its stack, so it is taken from its field. Should a later version
-// have another one, no node starts, and a test says so first.
+// The netstack has no method that returns its stack, so we read its private field. If a later
+// version has another one, no node starts, and TestStackIsKnown fails first.
 var stackAt, stackKnown = func() (uintptr, bool) {
 	f, ok := reflect.TypeFor[netstack.Impl]().FieldByName("ipstack")
 	return f.Offset, ok && f.Type == reflect.TypeFor[*stack.Stack]()
@@ -43,7 +47,7 @@ func stackOf(ns *netstack.Impl) *stack.Stack {
 	return *(**stack.Stack)(unsafe.Add(unsafe.Pointer(ns), stackAt))
 }
 
-// endTimeWaits is to be called before the node has peers.
+// endTimeWaits must be called before the node has peers.
 func endTimeWaits(tun *tstun.Wrapper, ns *netstack.Impl) {
 	next, st := tun.PostFilterPacketInboundFromWireGuard, stackOf(ns)
 	tun.PostFilterPacketInboundFromWireGuard = func(p *packet.Parsed, w *tstun.Wrapper, g *gro.GRO) (filter.Response, *gro.GRO) {

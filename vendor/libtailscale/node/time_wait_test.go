@@ -22,7 +22,7 @@ func TestStackIsKnown(t *testing.T) {
 	}
 }
 
-// A peer that calls again from the port of a connection that the program closed first.
+// A peer calls again from the port of a connection that the program closed first.
 func TestAPortInTimeWaitIsOpenedAgain(t *testing.T) {
 	s := newAccepting(t)
 	ns := func(m *member) *netstack.Impl { return m.node().lb.Load().Sys().Netstack.Get().(*netstack.Impl) }
@@ -53,7 +53,7 @@ func TestAPortInTimeWaitIsOpenedAgain(t *testing.T) {
 		waitFor(t, "the caller's port to be free", func() bool { return tcp.EndpointState(theirs.State()) == tcp.StateClose })
 		waitFor(t, "TIME_WAIT", func() bool { return tcp.EndpointState(ours.ep.State()) == tcp.StateTimeWait })
 	}
-	// A connection that is not at its end does not make room for another one.
+	// A connection that has not ended gives no way to another one.
 	out, in := s.connect()
 	defer out.close()
 	st, from := stackOf(ns(s.a)), in.peer

@@ -76,7 +76,7 @@ func TestListenAndDial(t *testing.T) {
 		in.close()
 	}
 
-	// The specific one goes; the general one takes over. A closed port refuses.
+	// Without the specific listener the general one takes over. A closed port refuses.
 	unix.Close(specific)
 	unix.Close(one)
 	waitFor(t, "both listeners to go", func() bool {
@@ -117,7 +117,8 @@ func TestListenAndDial(t *testing.T) {
 	}
 	unix.Close(fd)
 
-	// Closing the node tells its listeners, after what came before: perhaps the connection of that last dial.
+	// Closing the node is reported to its listeners, after what came before: perhaps the connection
+	// of that last dial.
 	a.close()
 	c, f := receiveAny(t, any, 5*time.Second)
 	if c != nil {
@@ -132,7 +133,7 @@ func TestListenAndDial(t *testing.T) {
 	check()
 }
 
-// The whole way: caller, pump, netstack, WireGuard, netstack, pump, caller.
+// The whole path: caller, pump, netstack, WireGuard, netstack, pump, caller.
 func TestTrafficEndsAsItShould(t *testing.T) {
 	tn := newTailnet(t)
 	check := steady(t)
@@ -170,7 +171,7 @@ func TestTrafficEndsAsItShould(t *testing.T) {
 			return n == testRoom
 		})
 		time.Sleep(100 * time.Millisecond)
-		in.close() // with words unread: a reset
+		in.close() // with unread bytes: a reset
 		if got, err := out.readAll(10 * time.Second); err != unix.ECONNRESET {
 			t.Errorf("the other side reads %d bytes and %v", len(got), err)
 		}
@@ -236,7 +237,7 @@ func TestTrafficEndsAsItShould(t *testing.T) {
 	check()
 }
 
-// count tells how many bytes wait to be read.
+// count returns how many bytes can be read.
 func (c *caller) count(n *int) {
 	if c.direct == nil {
 		*n, _ = unix.IoctlGetInt(c.fd, unix.TIOCINQ)
@@ -247,7 +248,7 @@ func (c *caller) count(n *int) {
 	*n = len(c.direct.in)
 }
 
-// closeListener lets go of a listener and of what nobody took from it.
+// closeListener closes a listener and frees what was not taken from it.
 func closeListener(fd int) {
 	unix.Shutdown(fd, unix.SHUT_RD)
 	for {
@@ -281,8 +282,8 @@ func (m *member) awaitPeer(name string) {
 	})
 }
 
-// Closing while connections come in.
-// What a graceful stop stands on: no new flow, and every one that stands is still delivered.
+// Closing while connections come in. A graceful stop relies on it: no new flow is accepted, and
+// every established connection is still delivered.
 func TestListenerShutForWriting(t *testing.T) {
 	tn := newTailnet(t)
 	check := steady(t)
@@ -353,7 +354,8 @@ func TestCloseDuringAccept(t *testing.T) {
 	check()
 }
 
-// An accepted connection needs no descriptor: where the process has none left, who is connected to us is served.
+// An accepted connection needs no descriptor, so peers are served even if the process has none
+// left.
 func TestOutOfDescriptors(t *testing.T) {
 	tn := newTailnet(t)
 	a, b := tn.join("server"), tn.join("client")
@@ -364,7 +366,7 @@ func TestOutOfDescriptors(t *testing.T) {
 	receive(t, ln).close()
 	waitFor(t, "the connection to go", func() bool { return live.Load() == 0 })
 
-	// The dial makes its sockets before.
+	// Dial makes its sockets before that.
 	fd, err := b.node().Dial([]byte(to), 5*time.Second)
 	if err != nil {
 		t.Fatal(err)
@@ -462,7 +464,7 @@ func TestWhoIsAsksThePacketFilter(t *testing.T) {
 		}
 	}
 
-	// Another port of ours and another peer's address stay open, this port does not.
+	// Another port of ours and another peer's address stay open; this port does not.
 	rule := func(src string, port uint16) tailcfg.FilterRule {
 		return tailcfg.FilterRule{SrcIPs: []string{src}, DstPorts: []tailcfg.NetPortRange{{IP: "*", Ports: tailcfg.PortRange{First: port, Last: port}}}}
 	}
@@ -498,7 +500,8 @@ func TestRawValuesThatAreNotJSON(t *testing.T) {
 	}
 }
 
-// Whatever can alter an answer of WhoIs must move the generation, after the answer has changed.
+// Whatever can alter an answer of WhoIs must increment the generation, after the answer has
+// changed.
 func TestGeneration(t *testing.T) {
 	tn := newTailnet(t)
 	a, b := tn.join("server"), tn.join("client")
@@ -506,7 +509,8 @@ func TestGeneration(t *testing.T) {
 	peer := func() *tailcfg.Node { return tn.control.Node(nodeKey(b)) }
 	quiet(t, a)
 
-	// send gives the server a map response of its own, as the incremental kinds are not made by the test server.
+	// send sends the server's node a map response made here, as the test server does not make the
+	// incremental kinds.
 	send := func(mr *tailcfg.MapResponse) {
 		t.Helper()
 		if !tn.control.AddRawMapResponse(nodeKey(a), mr) {
@@ -555,8 +559,8 @@ func TestGeneration(t *testing.T) {
 			t.Fatalf("%s: already so", step.what)
 		}
 		send(step.mr)
-		// What a caller does: keep the answer until the number moves, then ask anew. It must end up with the new one
-		// by this alone, whatever the number of moves.
+		// A caller keeps the answer until the number changes, then asks again. With this alone it
+		// must get the new answer, however often the number changes.
 		seen := before
 		good := false
 		end := time.Now().Add(5 * time.Second)
@@ -574,7 +578,8 @@ func TestGeneration(t *testing.T) {
 		quiet(t, a)
 	}
 
-	// What does not matter to WhoIs must not move it, or a large tailnet would keep every cache cold.
+	// What does not matter to WhoIs must not change it: otherwise no cache would ever help in a
+	// large tailnet.
 	before := atomic.LoadUint64(a.gen)
 	send(&tailcfg.MapResponse{PeersChangedPatch: []*tailcfg.PeerChange{{NodeID: peer().ID, Online: ptr(false)}}})
 	waitFor(t, "the patch", func() bool {
@@ -588,7 +593,7 @@ func TestGeneration(t *testing.T) {
 
 func ptr[T any](v T) *T { return &v }
 
-// quiet waits until a node's generation rests, so that a test sees only what it does itself.
+// quiet waits until a node's generation stops changing, so that a test sees only its own changes.
 func quiet(t *testing.T, m *member) {
 	t.Helper()
 	last, since := atomic.LoadUint64(m.gen), time.Now()
@@ -605,7 +610,8 @@ func quiet(t *testing.T, m *member) {
 
 func nodeKey(m *member) key.NodePublic { return m.node().lb.Load().NodeKey() }
 
-// The filter is followed through a log line of tsnet. Should it change, the look each second must still do.
+// The filter is followed by a log line of tsnet. If that line changes, the check every second must
+// still work.
 func TestPacketFilterWithoutItsLogLine(t *testing.T) {
 	tn := newTailnet(t)
 	m := tn.join("server")
@@ -618,7 +624,8 @@ func TestPacketFilterWithoutItsLogLine(t *testing.T) {
 	waitFor(t, "the look each second", func() bool { return atomic.LoadUint64(m.gen) != before })
 }
 
-// The line that signals.go listens to must come, in the words it knows, and wake; else only the look each second is left.
+// The line that signals.go waits for must come, in the expected words, and wake; otherwise only the
+// check every second is left.
 func TestFilterLogLine(t *testing.T) {
 	tn := newTailnet(t)
 	m := tn.join("server")
@@ -650,8 +657,8 @@ func TestMayChangeIdentity(t *testing.T) {
 	}
 }
 
-// The greeting sets up a session with a peer that nobody has talked to yet, for a node that is new and
-// for one that comes back.
+// Greeting makes a session with a peer that has had no traffic yet, for a new node and for one that
+// comes back.
 func TestGreeting(t *testing.T) {
 	tn := newTailnet(t)
 	a := tn.join("first")
@@ -668,7 +675,7 @@ func TestGreeting(t *testing.T) {
 	}
 }
 
-// While the node greets it does not say that it runs.
+// While the node greets it does not report that it runs.
 func TestGreetingHoldsTheStart(t *testing.T) {
 	tn := newTailnet(t)
 	m := tn.join("only")
@@ -680,10 +687,11 @@ func TestGreetingHoldsTheStart(t *testing.T) {
 	m.await("Running")
 }
 
-// What takes less is not WireGuard's own next try, which comes after 5 s. On a busy machine all takes long.
+// What takes less time is not WireGuard's own next try, which comes after 5 s. On a busy machine
+// everything takes long.
 const beforeWireGuard = 4500 * time.Millisecond
 
-// A caller whose handshake was lost is silent for 5 s. We meet it long before that.
+// A caller whose handshake was lost is silent for 5 s. We make contact with it long before that.
 func TestLostHandshakeOfACaller(t *testing.T) {
 	server, caller := twoStrangers(t)
 	server.listen(":80")
@@ -703,7 +711,7 @@ func TestLostHandshakeOfACaller(t *testing.T) {
 	heardDisco(caller, 1)
 }
 
-// A handshake of ours that is lost is begun anew, by us and soon.
+// A handshake of ours that is lost is soon begun again by us.
 func TestLostHandshakeOfOurs(t *testing.T) {
 	server, caller := twoStrangers(t)
 	hears := deaf(caller)
@@ -721,7 +729,8 @@ func TestLostHandshakeOfOurs(t *testing.T) {
 	heardDisco(caller, 1)
 }
 
-// A peer that we know a way to is asked to look for one to us all the same, each time that we begin anew.
+// A peer that we know a path to is still asked to look for one to us, each time that we begin
+// again.
 func TestCallMeMaybe(t *testing.T) {
 	server, caller := twoStrangers(t)
 	caller.node().lb.Load().MagicConn().SetDebugLoggingEnabled(true)
@@ -751,8 +760,8 @@ func twoStrangers(t *testing.T) (server, caller *member) {
 	return server, caller
 }
 
-// deaf makes a node drop the handshakes of its peers, as one does that has not heard of them. The function that it
-// returns waits for a dropped one, and makes the node hear again.
+// deaf makes a node drop the handshakes of its peers, as a node does that has not been told about
+// them. The function that it returns waits for a dropped one, and makes the node accept them again.
 func deaf(m *member) (hears func()) {
 	lb := m.node().lb.Load()
 	engine := lb.Sys().Engine.Get()
@@ -776,9 +785,10 @@ func deaf(m *member) (hears func()) {
 	}
 }
 
-// heardDisco waits until a node has dealt with the disco key that comes with a TSMP ping. tsnet 1.102.5 does not close
-// while it deals with one (Direct.Close waits for it under the lock that it needs); with the tags of the program there
-// is no such thing.
+// heardDisco waits until a node has handled the disco key that comes with a TSMP ping. Upstream
+// fault, seen in tailscale.com v1.102.5: a node does not close while it handles one, as
+// Direct.Close waits for it under the lock that it needs. The program's builds do not have this
+// message (tags.txt: ts_omit_cachenetmap).
 func heardDisco(m *member, times int) {
 	waitFor(m.t, "a disco key", func() bool { return strings.Count(m.log.text(), "updating discoKey for") >= times })
 }
@@ -792,7 +802,7 @@ func meet(m *member, name string, atOnce bool) {
 	}
 }
 
-// toPeer tells how a member stands with a peer; nothing while it does not know it.
+// toPeer returns a member's status of a peer; the zero value while it does not know the peer.
 func toPeer(m *member, name string) ipnstate.PeerStatus {
 	lb, err := m.node().backend()
 	if err != nil {
@@ -806,8 +816,8 @@ func toPeer(m *member, name string) ipnstate.PeerStatus {
 	return ipnstate.PeerStatus{}
 }
 
-// A peer that joins or restarts later is met as well: its first handshake may come before the control
-// server has told us of it.
+// A peer that joins or restarts later is met as well: its first handshake may come before the
+// control server has told us about it.
 func TestGreetingOfNewcomers(t *testing.T) {
 	tn := newTailnet(t)
 	cfg := tn.config("server")
@@ -826,7 +836,7 @@ func TestGreetingOfNewcomers(t *testing.T) {
 	}
 }
 
-// Only those who are online are greeted, first those of whom it is known.
+// Only online peers are greeted, and those known to be online come first.
 func TestGreetable(t *testing.T) {
 	online, offline := true, false
 	peer := func(id tailcfg.NodeID, online *bool) tailcfg.NodeView {
@@ -842,7 +852,7 @@ func TestGreetable(t *testing.T) {
 	}
 }
 
-// Nobody is met twice in one life, and not more than so many in a time.
+// A peer is met once until it restarts, and the number of peers met within a time is limited.
 func TestAcquaintances(t *testing.T) {
 	peer := func(id tailcfg.NodeID, disco key.DiscoPublic) greetPeer { return greetPeer{id: id, disco: disco} }
 	one, two := key.NewDisco().Public(), key.NewDisco().Public()
@@ -875,14 +885,14 @@ func TestCloseWithManyConnections(t *testing.T) {
 	ln := a.listen(":80")
 	many := 700
 	if raceEnabled {
-		many = fewEnough + 50 // enough to go the same way; more takes the detector too long
+		many = fewEnough + 50 // enough to take the same path; more takes the detector too long
 	}
 	var ends []*caller
 	var clients []unix.PollFd
 	for range many {
 		out, in := b.dial(fmt.Sprintf("%v:80", a.ip(4))), receive(t, ln)
 		ends = append(ends, in)
-		out.closed.Store(true) // is closed below
+		out.closed.Store(true) // closed below
 		clients = append(clients, unix.PollFd{Fd: int32(out.fd), Events: unix.POLLIN})
 	}
 	var theirs sync.WaitGroup

@@ -1,10 +1,12 @@
-// Who is behind an address of the tailnet, and whether it may reach one of our own.
+// Who is behind an address of the tailnet, and whether that peer may reach an address of ours.
 //
-// Straight from the backend in this process: two locks and one encoding, no LocalAPI. Only the peer's address counts;
-// tsnet's table of proxied local ports is never asked, so a port cannot make one peer look like another.
+// Asked of the backend in this process: two locks and one encoding, no LocalAPI. Only the peer's
+// address counts; tsnet's table of proxied local ports is never used, so a port cannot make one
+// peer look like another.
 //
-// tsnet asks the packet filter for the first packet of a connection alone. Whoever keeps connections asks again here when
-// the generation moves, and gets the answer that a new connection would get.
+// tsnet applies the packet filter only to the first packet of a connection. A caller that keeps
+// connections open asks again here when the generation changes, and gets the answer that a new
+// connection would get.
 
 package node
 
@@ -46,8 +48,9 @@ type whoisUser struct {
 	Picture     string `json:"picture"`
 }
 
-// WhoIs answers for a peer's address, with or without port. Where local, an address of ours with a port, is not empty, a peer
-// that the packet filter keeps from opening a TCP connection to it is Forbidden.
+// WhoIs answers for a peer's address, with or without port. If local, an address of ours with a
+// port, is not empty, the answer for a peer that the packet filter keeps from connecting to it over
+// TCP is Forbidden.
 func (n *Node) WhoIs(addr, local []byte) ([]byte, *Error) {
 	lb, err := n.backend()
 	if err != nil {
@@ -99,8 +102,8 @@ func (n *Node) WhoIs(addr, local []byte) ([]byte, *Error) {
 	return b, nil
 }
 
-// mayReach says whether the packet filter would let a new TCP connection through. A jailed peer may answer us, and never
-// call.
+// mayReach reports whether the packet filter would let a new TCP connection through. A jailed peer
+// may answer us but never call.
 func mayReach(lb *ipnlocal.LocalBackend, peer tailcfg.NodeView, from netip.Addr, to netip.AddrPort) bool {
 	if peer.IsJailed() {
 		return false
@@ -109,7 +112,7 @@ func mayReach(lb *ipnlocal.LocalBackend, peer tailcfg.NodeView, from netip.Addr,
 	return f != nil && f.CheckTCP(from, to.Addr(), to.Port()) == filter.Accept
 }
 
-// parseIP reads a tailnet address and forgets the port that may follow it.
+// parseIP parses a tailnet address and ignores the port that may follow it.
 func parseIP(addr []byte) (netip.Addr, *Error) {
 	if len(addr) > maxAddr {
 		return netip.Addr{}, fail(Invalid, "the address is %d bytes long", len(addr))
@@ -139,7 +142,8 @@ func parseLocal(addr []byte) (netip.AddrPort, *Error) {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()), nil
 }
 
-// rawValues drops what is not JSON: a value that cannot be read must not grant anything, nor hide the others.
+// rawValues drops what is not JSON: a value that cannot be read must neither grant anything nor
+// hide the others.
 func rawValues(values []tailcfg.RawMessage) []json.RawMessage {
 	out := []json.RawMessage{}
 	for _, v := range values {
@@ -150,8 +154,9 @@ func rawValues(values []tailcfg.RawMessage) []json.RawMessage {
 	return out
 }
 
-// sameTailnet says whether the node belongs to our tailnet: it is not shared in from another one (its name then has
-// that one's suffix, or it has a sharer) and not there only because we shared something out to its user.
+// sameTailnet reports whether the node belongs to our tailnet: it is neither shared in from another
+// one (its name then has that one's suffix, or it has a sharer), nor visible only because we shared
+// something with its user.
 func sameTailnet(nv tailcfg.NodeView, suffix string) bool {
 	if nv.Sharer() != 0 || nv.Hostinfo().Valid() && nv.Hostinfo().ShareeNode() {
 		return false
