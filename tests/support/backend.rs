@@ -1,4 +1,5 @@
-//! A backend that tells what reached it, and a client that sends bytes as they are: what lies between the two is under test.
+//! A backend that reports what it received, and a client that sends bytes as they are. The code
+//! under test lies between the two.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -36,12 +37,12 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Speaks HTTP/1.1, and HTTP/2 to those who begin with it. Knows
+    /// Speaks HTTP/1.1, and HTTP/2 to clients that begin with it. Knows
     /// - `/sse`: an event at once, and one more for each byte of the request's body;
-    /// - `/ws`: takes any upgrade and echoes what comes;
+    /// - `/ws`: accepts any upgrade and echoes what it receives;
     /// - `/trailers`: a body with a trailer;
-    /// - `/hop`: an answer with headers of its connection;
-    /// - `/413`: that status with words of its own;
+    /// - `/hop`: an answer with hop-by-hop headers;
+    /// - `/413`: that status with a body of its own;
     /// - everything else: method, target, version, headers and body of the request, as JSON.
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -57,7 +58,7 @@ impl Backend {
         }
     }
 
-    /// The same with TLS, as `localhost`, with a certificate of `tests/support/tls`.
+    /// As [`Self::start`] with TLS, as `localhost`, with a certificate of `tests/support/tls`.
     pub async fn start_tls(certificate: &str) -> Self {
         let file = |kind: &str| certificate_file(&format!("{certificate}.{kind}"));
         let files = CertificateFiles::open(file("crt"), file("key")).unwrap();
@@ -156,7 +157,7 @@ async fn echo(request: Request) -> Response {
 }
 
 fn websocket(mut request: Request) -> Response {
-    // RFC 6455, 4.2.2: without it a browser does not believe that somebody agreed.
+    // RFC 6455, 4.2.2: a browser accepts the upgrade only with this proof.
     let key = request.headers().get(header::SEC_WEBSOCKET_KEY);
     let mut told = key.map_or(&b""[..], HeaderValue::as_bytes).to_vec();
     told.extend(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
@@ -184,7 +185,7 @@ fn websocket(mut request: Request) -> Response {
         .into_response()
 }
 
-/// What a client got.
+/// What a client received.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -213,7 +214,7 @@ impl Answer {
         }
     }
 
-    /// The value of a header that is there once; empty where it is not there.
+    /// The value of a header that occurs once; empty if it is missing.
     pub fn header(&self, name: &str) -> &str {
         let values: Vec<_> = self.headers.iter().filter(|(n, _)| n == name).collect();
         assert!(values.len() <= 1, "{name} is there {} times", values.len());
@@ -232,7 +233,7 @@ impl Answer {
         self.json()["error"].as_str().unwrap_or_default().to_owned()
     }
 
-    /// Values of a request header as the backend saw it.
+    /// Values of a request header as the backend received it.
     pub fn seen(&self, name: &str) -> Vec<String> {
         self.json()["headers"]
             .as_array()
@@ -243,7 +244,7 @@ impl Answer {
             .collect()
     }
 
-    /// Names and values of all request headers as the backend saw them.
+    /// Names and values of all request headers as the backend received them.
     pub fn all_seen(&self) -> Vec<(String, String)> {
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         self.json()["headers"]
@@ -255,7 +256,7 @@ impl Answer {
     }
 }
 
-/// A connection from a certain address of this host.
+/// A connection from a given address of this host.
 pub async fn connect(from: IpAddr, to: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::new(from, 0)).unwrap();
@@ -280,7 +281,7 @@ pub async fn raw(from: IpAddr, to: SocketAddr, bytes: &[u8]) -> Answer {
     Answer::parse(&answer)
 }
 
-/// A request whose headers are written out; `Connection: close` is added.
+/// A request with the given header lines; `Connection: close` is added.
 pub fn request(line: &str, headers: &[&str]) -> Vec<u8> {
     let mut text = format!("{line} HTTP/1.1\r\nConnection: close\r\n");
     for header in headers {

@@ -1,8 +1,10 @@
-"""Checks what deploy/, docs/how-to/ and the Dockerfile hold that a machine can check; prints what is wrong, exits 1 then.
+"""Checks what a machine can check in deploy/, docs/running/ and the Dockerfile; prints what is
+wrong, and exits with 1 then.
 
-Kubernetes objects against Kubernetes' own schemas, and against the fence that we promise (restricted pod security and more);
-compose files for the same fence; each TB_ variable anywhere against the table of settings; each base image, action and tool
-of a workflow for a name that nobody can move.
+Kubernetes objects against Kubernetes' own schemas, and against the confinement that we promise
+(restricted pod security and more); compose files for the same confinement; each TB_ variable
+anywhere against the table of settings; each base image, action and tool of a workflow for a name
+that cannot be moved to something else.
 """
 
 import pathlib
@@ -63,7 +65,7 @@ def valid(path):
 
 
 def state_in_secret(directory):
-    """The variant with a right: for one secret by its name, and none to make or list any."""
+    """The variant with a right: for one secret, given by name, and not to make or list any."""
     path = directory / "secret.yaml"
     objects = list(valid(path))
     kinds = {thing["kind"]: thing for thing in objects}
@@ -123,7 +125,7 @@ def compose(path):
 
 
 def known():
-    """The variables of the settings, from the one table of them."""
+    """The variables of the settings, read from their table."""
     names = set()
     for key, kind in re.findall(r'\brow\(\s*"([^"]+)",\s*(?:Kind::)?(\w+)', (root / "src/config/table.rs").read_text()):
         name = "TB_" + re.sub(r"[.-]", "_", key).upper()
@@ -141,7 +143,7 @@ def variables():
     places = [root / "Dockerfile", root / "README.md", *(root / "docs/how-to").glob("*.md"), *(p for p in (root / "deploy").rglob("*") if p.is_file())]
     for path in places:
         for name in sorted(set(re.findall(r"\bTB_[A-Z0-9_]+", path.read_text()))):
-            # TB_KEYS_… in a text means all that begin so.
+            # A name such as TB_KEYS_ in a text stands for all that begin with it.
             found = any(known.startswith(name) for known in names) if name.endswith("_") else name in names
             must(found, path.relative_to(root), f"{name} is no setting")
 
@@ -152,7 +154,7 @@ def base_images():
 
 
 def workflows():
-    """Nothing of others' is run by a name that its owner, or whoever takes it over, can move to something else."""
+    """No code of others runs under a name that its owner, or an attacker, can move to other code."""
     paths = sorted((root / ".github/workflows").glob("*.yml"))
     must(paths, ".github/workflows", "nothing is there")
     for path in paths:

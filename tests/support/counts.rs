@@ -1,9 +1,9 @@
-//! What a meter has counted, as somebody reads it who asks for metrics.
+//! The counts of a meter, as a client that reads the metrics sees them.
 
 use prometheus_client::{encoding::text, registry::Registry};
 use tailbone::telemetry::meter::Meter;
 
-/// The lines of all counts whose names begin so.
+/// The lines of all counts whose names begin with `name`.
 pub fn counts(meter: &Meter, name: &str) -> Vec<String> {
     let mut registry = Registry::default();
     meter.register(&mut registry);

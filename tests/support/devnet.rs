@@ -1,7 +1,8 @@
-//! A tailnet on loopback (`scripts/devnet`) as a value: started by [`Devnet::start`], gone when dropped.
+//! A tailnet on loopback (`scripts/devnet`) as a value: started by [`Devnet::start`], gone when
+//! dropped.
 //!
-//! `TAILBONE_DEVNET_BIN` names another program to start. Each call of the test API has a function here; all panic with the
-//! server's own words when it refuses.
+//! `TAILBONE_DEVNET_BIN` names another program to start. Each call of the test API has a function
+//! here, which panics with the server's message if it refuses.
 
 use std::{
     io::{BufRead, BufReader},
@@ -22,7 +23,7 @@ pub struct Devnet {
     child: Child,
 }
 
-/// The line it prints when it is ready.
+/// The line that it prints when it is ready.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Ready {
     pub control_url: String,
@@ -38,7 +39,7 @@ pub struct PeerRecord {
     pub proxy: String,
 }
 
-/// What a new auth key is to allow.
+/// What a new auth key allows.
 #[derive(Debug, Clone, Default, serde::Serialize)]
 pub struct Key {
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -51,7 +52,8 @@ pub struct Key {
 }
 
 impl Devnet {
-    /// A tailnet of its own, for tests that change what all nodes share (trouble of the control server, approval).
+    /// A tailnet for one test, which may change what all nodes share (trouble of the control
+    /// server, approval).
     pub fn start() -> Self {
         Self::with_peers(&[])
     }
@@ -65,7 +67,7 @@ impl Devnet {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            // Its progress would hang in the middle of other tests' output; it is shown when it fails.
+            // Inherited, so that the devnet's messages appear when a test fails.
             .stderr(Stdio::inherit())
             .spawn()
             .unwrap_or_else(|e| panic!("starting {}: {e}", program().display()));
@@ -82,13 +84,14 @@ impl Devnet {
         }
     }
 
-    /// One for all tests of this process that only use nodes of their own. It ends with the process.
+    /// One devnet for all tests of this process that use only their own nodes. It ends with the
+    /// process.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Devnet> = OnceLock::new();
         SHARED.get_or_init(Self::start)
     }
 
-    /// A key that needs no approval, for a node of whomever the devnet makes up.
+    /// A key that needs no approval, for a node of any user.
     pub async fn ready_key(&self) -> String {
         let key = Key {
             preauthorized: true,
@@ -102,8 +105,8 @@ impl Devnet {
         made["auth_key"].as_str().unwrap().to_owned()
     }
 
-    /// A client that trades its secret (or, with `jwt`, that ID token) for auth keys with these tags: its id, and its secret as the
-    /// node takes it.
+    /// A client that trades its secret (or, with `jwt`, that ID token) for auth keys with these
+    /// tags. Returns its id, and its secret in the form that the node takes.
     pub async fn oauth_client(&self, tags: &[&str], jwt: Option<&str>) -> (String, String) {
         let mut client = json!({ "tags": tags });
         if let Some(jwt) = jwt {
@@ -115,7 +118,7 @@ impl Devnet {
         (text("client_id"), secret)
     }
 
-    /// Renames the node's user, for all its nodes.
+    /// Renames the node's user, for all nodes of that user.
     pub async fn rename_login(&self, node: &str, login: &str) {
         self.post(&format!("/nodes/{node}/login"), json!({ "login": login }))
             .await;
@@ -150,7 +153,7 @@ impl Devnet {
         all["nodes"].as_array().unwrap().clone()
     }
 
-    /// Logs a waiting node in, as a person would at its URL.
+    /// Completes the login of a waiting node, as a person would at its URL.
     pub async fn complete_login(&self, host: &str, login: &str) {
         self.post(
             &format!("/logins/{host}/complete"),
@@ -159,14 +162,15 @@ impl Devnet {
         .await;
     }
 
-    /// Opens the session between a peer and a node: a caller whose first packet is lost waits 5 s.
+    /// Opens the WireGuard session between a peer and a node. Without it a caller whose first
+    /// packet is lost waits 5 s.
     pub async fn ping(&self, peer: &str, to: &str) {
         self.post(&format!("/peers/{peer}/ping"), json!({ "to": to }))
             .await;
     }
 
-    /// Has a peer open connections to a port of a node and reset each as soon as it stands. Gives how
-    /// many.
+    /// Makes a peer open connections to a port of a node and reset each as soon as it is
+    /// established. Returns their number.
     pub async fn resets(&self, peer: &str, to: &str, port: u16, during: Duration) -> u64 {
         let during = u64::try_from(during.as_millis()).unwrap();
         let order = json!({ "to": to, "port": port, "at_once": 8, "for_ms": during });
@@ -180,7 +184,7 @@ impl Devnet {
             .await;
     }
 
-    /// Replaces the rules of who reaches which ports of whom, each as (src, dst, ports).
+    /// Replaces the access rules, each given as (src, dst, ports).
     pub async fn access(&self, rules: &[(&str, &str, &str)]) {
         let rules: Vec<_> = rules
             .iter()
@@ -189,12 +193,12 @@ impl Devnet {
         self.post("/access", json!({ "rules": rules })).await;
     }
 
-    /// Switches of the tailnet: `require_approval`, `require_auth`, …
+    /// Changes switches of the tailnet: `require_approval`, `require_auth`, …
     pub async fn configure(&self, switches: Value) {
         self.post("/config", switches).await;
     }
 
-    /// Trouble of the control server: `{"mode":"ok|hold|fail|slow|down", …}`.
+    /// Sets the trouble of the control server: `{"mode":"ok|hold|fail|slow|down", …}`.
     pub async fn control(&self, trouble: Value) {
         self.post("/control", trouble).await;
     }
@@ -204,8 +208,8 @@ impl Devnet {
     }
 
     async fn call(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> Value {
-        // A client belongs to the runtime that first used it, and a shared devnet serves tests with a runtime each: no reuse of
-        // connections.
+        // A client belongs to the runtime that first used it, but a shared devnet serves tests that
+        // each have their own. So connections are not reused.
         let http = self.http.get_or_init(|| {
             reqwest::Client::builder()
                 .pool_max_idle_per_host(0)
@@ -234,7 +238,7 @@ impl Devnet {
 impl Drop for Devnet {
     fn drop(&mut self) {
         let pid = rustix::process::Pid::from_child(&self.child);
-        // It is our child and not waited for yet, so the number is still its own.
+        // It is our child and not waited for yet, so the process id is still its own.
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(5) {

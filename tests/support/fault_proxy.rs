@@ -1,6 +1,8 @@
-//! A loopback HTTP proxy before a server that does to requests what networks and servers do on bad days.
+//! A loopback HTTP proxy in front of a server that does to requests what faulty networks and
+//! servers do.
 //!
-//! One request per connection, passed on byte for byte but for `Connection: close`, so that signatures stay valid.
+//! One request per connection, passed on byte for byte except for `Connection: close`, so that
+//! signatures stay valid.
 
 use std::{
     collections::VecDeque,
@@ -19,17 +21,17 @@ use tokio::{
 pub(crate) enum Fault {
     /// Answers this without asking the server.
     Answer { status: u16, body: Vec<u8> },
-    /// Says that a body of this many bytes comes.
+    /// Announces a body of this many bytes and sends it.
     Announce(u64),
-    /// Asks the server after this time.
+    /// Asks the server after this delay.
     Delay(Duration),
-    /// Passes the request on and hangs up without a word.
+    /// Passes the request on and closes the connection without an answer.
     DropAfter,
     /// Passes the request on, then answers with this body instead of the server's.
     Replace(Vec<u8>),
-    /// Answers what the server answered to the GET before the last one that went through.
+    /// Answers what the server answered to the GET before the last one that was passed on.
     Stale,
-    /// Sends half of the body and hangs up.
+    /// Sends half of the body and closes the connection.
     Truncate,
 }
 
@@ -81,7 +83,7 @@ impl FaultProxy {
                 };
                 let state = shared.clone();
                 tokio::spawn(async move {
-                    // A client that hangs up is its own business.
+                    // A client that hangs up is not an error here.
                     let _ = serve(stream, upstream, &state).await;
                 });
             }
@@ -89,12 +91,12 @@ impl FaultProxy {
         Self { addr, state, task }
     }
 
-    /// The next request of `method` meets `fault`.
+    /// Applies `fault` to the next request of `method`.
     pub(crate) fn once(&self, method: &'static str, fault: Fault) {
         self.state.lock().unwrap().next.push_back((method, fault));
     }
 
-    /// Every request of `method` meets `fault`, until [`Self::heal`].
+    /// Applies `fault` to every request of `method`, until [`Self::heal`].
     pub(crate) fn always(&self, method: &'static str, fault: Fault) {
         self.state.lock().unwrap().always = Some((method, fault));
     }
@@ -153,7 +155,7 @@ async fn serve(
                 "HTTP/1.1 200 OK\r\nETag: \"x\"\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{{"
             );
             client.write_all(head.as_bytes()).await?;
-            // Goes on sending for as long as somebody listens.
+            // Goes on until the client hangs up.
             let blanks = [b' '; 65536];
             for _ in 0..length / 65536 {
                 client.write_all(&blanks).await?;

@@ -1,4 +1,4 @@
-//! A small HTTP client over any stream, for tests that must say over which connection a request goes.
+//! A small HTTP client over any stream, for tests that must choose the connection of a request.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -15,7 +15,7 @@ use super::soon;
 /// One connection, kept alive.
 pub struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
-    /// What requests call the server that name no host themselves.
+    /// The `Host` of requests that do not set one themselves.
     host: String,
 }
 
@@ -31,7 +31,7 @@ impl Connection {
         }
     }
 
-    /// Calls the server by another name.
+    /// Uses another name for the server.
     #[must_use]
     pub fn host(mut self, host: &str) -> Self {
         self.host = host.to_owned();
@@ -41,7 +41,7 @@ impl Connection {
     pub async fn send(&mut self, mut request: Request<Full<Bytes>>) -> Answer {
         let host = HeaderValue::try_from(&self.host).expect("a host");
         request.headers_mut().entry(HOST).or_insert(host);
-        // The connection's task may not have come to it since the answer before.
+        // The connection's task may not have finished the previous answer yet.
         soon("a connection", self.sender.ready())
             .await
             .expect("a connection that is open");

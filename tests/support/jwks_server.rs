@@ -1,4 +1,4 @@
-//! An issuer's web server for tests: publishes keys, and misbehaves as told.
+//! An issuer's web server for tests: publishes keys, and misbehaves on request.
 
 use std::{
     sync::{
@@ -26,13 +26,13 @@ use tailbone::{
     keys::{PrivateJwk, Signer},
 };
 
-/// What the server answers for its keys.
+/// How the server answers a request for its keys.
 #[derive(Debug, Clone)]
 pub enum Behaviour {
     Keys(Vec<Value>),
-    /// Says nothing, for ever.
+    /// Never answers.
     Hang,
-    /// More bytes than anybody should read.
+    /// Sends more bytes than any client should read.
     Huge,
     Redirect(String),
     Status(u16),
@@ -47,7 +47,7 @@ pub struct JwksServer {
 
 struct Shared {
     behaviour: Mutex<Behaviour>,
-    /// What the discovery document says; `None` is 404.
+    /// The discovery document; `None` is answered with 404.
     configuration: Mutex<Option<Value>>,
     hits: AtomicUsize,
     not_modified: AtomicUsize,
@@ -97,7 +97,7 @@ impl JwksServer {
         *self.state.configuration.lock().unwrap() = Some(configuration);
     }
 
-    /// Requests for the keys so far.
+    /// Number of requests for the keys so far.
     pub fn hits(&self) -> usize {
         self.state.hits.load(Ordering::SeqCst)
     }

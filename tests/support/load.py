@@ -1,13 +1,13 @@
-"""Load on one URL through a SOCKS5 proxy, one connection per request, that tells apart how each request ended.
+"""Load on one URL through a SOCKS5 proxy, one connection per request. Reports how requests ended.
 
     load.py PROXY HOST WORKERS        POST http://HOST/issue until SIGTERM, then one line of JSON
 
-"flowing" on standard error tells that the load is under way.
+"flowing" on standard error means that the load has begun.
 
 answered  a whole response came, whatever its status (`statuses` counts them)
-refused   no connection: the server no longer (or not yet) listens, nothing was sent
-cut       the connection stood, and no whole response came: what a graceful stop must not do
-spanning  answered requests that began before SIGUSR1 and ended after it: proof that there was something to cut
+refused   no connection: the server does not listen any more (or yet); nothing was sent
+cut       connected, but no whole response came: what a graceful stop must not do
+spanning  answered requests that began before SIGUSR1 and ended after it: the stop had something to cut
 """
 
 import json

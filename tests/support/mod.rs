@@ -1,4 +1,5 @@
-//! What the test binaries share: a tailnet on loopback, test lists, and waiting without guessing how long.
+//! What the test binaries share: a tailnet on loopback, lists of tests, and waiting for conditions
+//! instead of fixed times.
 
 pub mod backend;
 pub mod counts;
@@ -18,7 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a test waits for what must come. Longer than anything takes; `TAILBONE_TEST_PATIENCE` (seconds) stretches it.
+/// How long a test waits for something that must happen. Longer than anything takes;
+/// `TAILBONE_TEST_PATIENCE` (seconds) changes it.
 pub fn patience() -> Duration {
     let seconds = std::env::var("TAILBONE_TEST_PATIENCE")
         .ok()
@@ -35,7 +37,7 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     }
 }
 
-/// Looks again and again until `look` gives what is wanted.
+/// Calls `look` until it succeeds.
 pub async fn eventually<T: Debug>(
     what: &str,
     mut look: impl AsyncFnMut() -> Result<T, String>,

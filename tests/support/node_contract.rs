@@ -1,6 +1,8 @@
-//! What every [`Node`] promises, as one list of tests. `node_contract!` makes them for one kind of tailnet.
+//! What every [`Node`] promises, as one list of tests. `node_contract!` makes them for one kind of
+//! tailnet.
 //!
-//! Each function is a test; they only see the traits, so that what passes on the fake is what holds on a real tailnet.
+//! Each function is a test. The tests see only the traits, so what passes on the fake also holds on
+//! a real tailnet.
 
 use std::{
     io::{self, ErrorKind, IoSlice},
@@ -160,7 +162,7 @@ pub async fn unknown_addresses_are_not_found(world: &impl World) {
             "{addr}: {unknown:?}"
         );
     }
-    // IPv4 in IPv6 clothes is the same node.
+    // The IPv4 address mapped into IPv6 is the same node.
     let own = running(&*server).await;
     let std::net::IpAddr::V4(own_ip) = own.addresses[0] else {
         panic!("{own:?}")
@@ -204,7 +206,8 @@ pub async fn dialling_what_is_not_there(world: &impl World) {
     let ip = running(&*server).await.addresses[0];
     let refused = soon("dial", caller.dial(&format!("{ip}:81"), patience())).await;
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
-    // An address and no name: a name that the tailnet does not know would be asked of the machine's own resolver.
+    // An address and not a name: the machine's own resolver would be asked about a name that the
+    // tailnet does not know.
     let unreachable = soon("dial", caller.dial("100.64.250.250:80", patience())).await;
     assert!(
         matches!(unreachable, Err(Error::Unreachable(_))),
@@ -218,7 +221,7 @@ pub async fn a_port_is_taken_once_and_freed(world: &impl World) {
     let listener = server.listen(ListenAddr::Port(80)).await.unwrap();
     let again = server.listen(ListenAddr::Port(80)).await;
     assert!(matches!(again, Err(Error::InUse(_))), "{again:?}");
-    // Another port and, on another node, the same port are free.
+    // Another port is free, and so is the same port on another node.
     let _other = server.listen(ListenAddr::Port(81)).await.unwrap();
     let _theirs = caller.listen(ListenAddr::Port(80)).await.unwrap();
 
@@ -248,7 +251,7 @@ pub async fn half_close_works_both_ways(world: &impl World) {
         first.write_all(b"question").await.unwrap();
         first.shutdown().await.unwrap();
         assert_eq!(rest(&mut second).await.unwrap(), b"question");
-        // The other direction is still open, also after a while.
+        // The other direction stays open.
         tokio::time::sleep(Duration::from_millis(50)).await;
         second.write_all(b"an").await.unwrap();
         second.write_all(b"swer").await.unwrap();
@@ -275,7 +278,7 @@ pub async fn vectored_writes_arrive_in_order(world: &impl World) {
     assert_eq!(rest(&mut ours).await.unwrap(), whole);
 }
 
-/// 64 MiB to an echo and back, while both directions are full.
+/// 64 MiB to an echo server and back, while both directions are full.
 pub async fn big_data_goes_both_ways(world: &impl World) {
     const SIZE: usize = 64 << 20;
     let (server, caller) = pair(world).await;
@@ -314,8 +317,8 @@ pub async fn big_data_goes_both_ways(world: &impl World) {
     echo.await.unwrap().unwrap();
 }
 
-/// A peer that goes away in the middle is an error to whoever reads and to whoever writes, soon, and never a hang or an end that
-/// looks orderly.
+/// A peer that goes away in the middle is soon an error for reader and writer. Neither hangs or
+/// sees an end that looks orderly.
 pub async fn a_reset_is_seen(world: &impl World) {
     let (server, caller) = pair(world).await;
     let addr = at(&*server, 80).await;
@@ -334,7 +337,7 @@ pub async fn a_reset_is_seen(world: &impl World) {
     let reading = tokio::spawn(async move { from.read(&mut [0; 8]).await });
     take(&mut theirs, 1 << 20).await;
     assert!(!reading.is_finished() && !writing.is_finished());
-    // With much on the way that it never reads: a reset by the rules of TCP.
+    // With unread bytes on the way: a reset by the rules of TCP.
     drop(theirs);
     let error = soon("the writer's end", writing).await.unwrap();
     assert!(
@@ -344,19 +347,20 @@ pub async fn a_reset_is_seen(world: &impl World) {
         ),
         "{error:?}"
     );
-    // Between embedded nodes the peer's pump may just have taken everything off the wire; its end is then orderly there, as a
-    // kernel's would be, and only the writer learns of it. That a reset on the wire is never an end is tested in
-    // vendor/libtailscale (TestSpliceResetIsNotAnEnd).
+    // Between embedded nodes the peer's pump may have read everything before the close. The end
+    // then looks orderly to the reader, as with a kernel's socket, and only the writer learns of
+    // the reset. vendor/libtailscale tests that a reset on the wire is never an end
+    // (TestSpliceResetIsNotAnEnd).
     let read = soon("the reader's end", reading).await.unwrap();
     assert!(matches!(&read, Ok(0)) || read.unwrap_err().kind() == ErrorKind::ConnectionReset);
 
-    // One that goes with nothing on the way is at an end for the reader, one way or the other.
+    // If nothing is on the way, the reader sees an end or an error.
     let (theirs, (mut ours, _)) = connect(&*caller, &addr, &mut listener).await;
     drop(theirs);
     let read = soon("the reader's end", ours.read(&mut [0; 8])).await;
     assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
 
-    // And the listener is none the worse.
+    // The listener still works.
     let (mut theirs, (ours, _)) = connect(&*caller, &addr, &mut listener).await;
     let echo = tokio::spawn(echo(ours));
     theirs.write_all(b"fine").await.unwrap();
@@ -365,7 +369,7 @@ pub async fn a_reset_is_seen(world: &impl World) {
     let _ = soon("echo", echo).await;
 }
 
-/// A peer that sends a byte now and then, and one that never reads, hold up nobody else.
+/// A peer that sends a byte now and then, and one that never reads, delay nobody else.
 pub async fn a_slow_peer_blocks_nobody(world: &impl World) {
     let (server, slow) = pair(world).await;
     let quick = world.node("quick", ROBOT).await;
@@ -381,7 +385,7 @@ pub async fn a_slow_peer_blocks_nobody(world: &impl World) {
     });
     let mut deaf = dial(&*slow, &addr).await;
     let flood = tokio::spawn(async move {
-        // Fills every buffer on the way and back, then waits for good.
+        // Fills every buffer in both directions, then waits.
         let _ =
             tokio::time::timeout(Duration::from_secs(3), deaf.write_all(&vec![1; 32 << 20])).await;
         deaf
@@ -405,7 +409,7 @@ pub async fn a_slow_peer_blocks_nobody(world: &impl World) {
     }
     trickling.await.unwrap();
     eprintln!("beside slow peers, the slowest answer took {slowest:?}");
-    // Generous: the machine may be busy. A blocked accept would take as long as the flood.
+    // Generous, as the machine may be busy. A blocked accept would take as long as the flood.
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
     drop(flood.await.unwrap());
     server.close().await;
@@ -428,7 +432,7 @@ pub async fn identity_changes_are_seen(world: &impl World) {
     let caller_is = running(&*caller).await;
     let addr = at(&*server, 80).await;
     let mut listener = server.listen(ListenAddr::Port(80)).await.unwrap();
-    // Kept alive over all that follows.
+    // Kept open during the rest of the test.
     let (mut theirs, (mut ours, peer)) = connect(&*caller, &addr, &mut listener).await;
 
     let before = server.generation();
@@ -516,7 +520,7 @@ pub async fn close_ends_everything(world: &impl World) {
     });
     let reading =
         tokio::spawn(async move { (ours.read(&mut [0; 8]).await, ours.write_all(b"x").await) });
-    // As deep in their waits as they get.
+    // Time for both to reach their wait.
     tokio::time::sleep(Duration::from_millis(20)).await;
     let began = Instant::now();
     server.close().await;
@@ -530,7 +534,7 @@ pub async fn close_ends_everything(world: &impl World) {
     let (read, written) = soon("read", reading).await.unwrap();
     assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset);
     assert!(written.is_err());
-    // The other end learns of it as well, one way or the other.
+    // The other end learns of it as well, by an end or an error.
     let _ = soon("the peer's read", theirs.read(&mut [0; 8])).await;
 
     assert!(watch.has_changed().unwrap());
@@ -560,7 +564,7 @@ pub async fn the_last_owner_closes(world: &impl World) {
         let (stream, _) = connect(&*caller, &addr, &mut listener).await;
         drop(caller);
         world.forget();
-        // A stream is an owner.
+        // A stream owns the node.
         assert_eq!(watch.borrow().state, BackendState::Running);
         drop(stream);
         watch
@@ -590,8 +594,9 @@ pub async fn logging_out_leaves_the_tailnet(world: &impl World) {
     .await;
 }
 
-/// `count` connections to `server` from all callers at once, each answered with what the program's table says of its peer. How
-/// many got another answer than their own identity.
+/// Makes `count` connections to `server`, from all callers at once. Each is answered with what the
+/// program's table says about its peer. Returns how many callers got another answer than their own
+/// identity.
 pub async fn interleaved(
     server: &Arc<dyn Node>,
     callers: &[Arc<dyn Node>],
@@ -635,8 +640,9 @@ pub async fn interleaved(
                 stream.write_u64(number as u64).await?;
                 let mut answer = String::new();
                 stream.read_line(&mut answer).await?;
-                // Whoever closes first keeps the port pair for a minute. The caller's stack then knows not to use it again; a
-                // server's stack (gVisor without a listening endpoint) would swallow the first packets of its next use.
+                // The side that closes first keeps the pair of ports in TIME_WAIT for a minute. The
+                // caller's stack then avoids the pair; a server's stack (gVisor without a listening
+                // endpoint) would drop the first packets of its next use.
                 stream.shutdown().await?;
                 stream.read_to_end(&mut Vec::new()).await?;
                 Ok::<_, Box<dyn std::error::Error + Send + Sync>>(answer)
@@ -661,7 +667,7 @@ pub async fn interleaved(
 async fn pair(world: &impl World) -> (Arc<dyn Node>, Arc<dyn Node>) {
     let (server, caller) = tokio::join!(world.node("server", ALICE), world.node("caller", BOB));
     let ip = running(&*caller).await.addresses[0];
-    // Both have joined; now they have to hear of each other.
+    // Both have joined; now each must learn about the other.
     eventually("the nodes know each other", || async {
         server
             .whois(SocketAddr::new(ip, 1))
@@ -718,8 +724,9 @@ async fn echo(stream: Stream) -> io::Result<()> {
     to.shutdown().await
 }
 
-/// Waits for the generation to move, and then for what WhoIs has to say after it. That it moved is the promise; it may move
-/// more than once for one change, so the answer is looked at after each move.
+/// Waits until the generation changes, and then for the expected answer of WhoIs. Only the change
+/// is promised; it may change more than once for one event, so the answer is checked after each
+/// change.
 async fn sees(
     node: &Arc<dyn Node>,
     before: u64,
@@ -742,7 +749,7 @@ async fn sees(
     }
 }
 
-/// Bytes that are no pattern, from a number.
+/// Bytes without a pattern, from a seed.
 struct Noise(u64);
 
 impl Noise {
@@ -759,7 +766,7 @@ impl Noise {
     }
 }
 
-/// A checksum of a stream, whatever the pieces it comes in.
+/// A checksum of a stream that does not depend on how it is cut into pieces.
 #[derive(Default)]
 struct Sum {
     length: usize,

@@ -1,9 +1,10 @@
-"""A gRPC client of the Go program's time, made from the contract's table alone.
+"""A gRPC client as old as the Go program, made from the contract's table alone.
 
 usage: old_client.py TARGET    (host:port, or unix:PATH)
 
-Lists, generates, lists, removes what it made, removes it once more, lists; each answer is one line of JSON. It knows the fields that
-the contract names and nothing since, and tells the numbers of the fields that it does not know.
+Lists, generates, lists, removes what it made, removes it once more, lists; each answer is one line
+of JSON. It knows the fields that the contract names and no later ones, and reports the numbers of
+unknown fields.
 """
 
 import importlib
@@ -65,7 +66,8 @@ def say(step, call):
 
 def main(target):
     messages, services = compiled()
-    # Python names the socket's path as the host, percent-encoded, and HTTP/2 servers that check refuse it.
+    # Python uses the socket's path, percent-encoded, as the host name, which strict HTTP/2 servers
+    # refuse.
     options = [("grpc.default_authority", "localhost")] if target.startswith("unix:") else []
     with grpc.insecure_channel(target, options=options) as channel:
         api = services.AdminServiceStub(channel)

@@ -1,5 +1,5 @@
-//! Real proxies, as the recipes in `deploy/` have them: what an operator would change is changed, and nothing else. Envoy comes as a
-//! Python package, the others are Debian's.
+//! Real proxies, configured by the recipes in `deploy/`. Only what an operator would change is
+//! changed. Envoy comes as a Python package, the others are Debian's.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use std::{
 
 use super::{eventually, tools};
 
-/// Where a proxy stands, and between what.
+/// Address of a proxy, and what it stands between.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
     pub listen: SocketAddr,
@@ -19,11 +19,11 @@ pub struct Place<'a> {
     pub backend: SocketAddr,
 }
 
-/// Where it asks.
+/// Where the proxy asks the gate.
 #[derive(Debug, Clone, Copy)]
 pub enum Gate<'a> {
     Socket(&'a Path),
-    /// Over the network; not for HAProxy, whose script knows the socket alone.
+    /// Over the network. Not for HAProxy, whose script knows only the socket.
     At(SocketAddr),
 }
 
@@ -56,7 +56,8 @@ impl Proxy {
             ("127.0.0.1:3000", place.backend.to_string()),
         ];
         let server = recipe("nginx/tailbone-gate.conf", &changes);
-        // One process of our own user: if that is root, another's could not open the socket.
+        // One process under our own user: if that is root, a worker of another user could not open
+        // the socket.
         let config = format!(
             "daemon off; master_process off; pid {shown}/nginx.pid; error_log stderr warn; user root;\n\
              events {{}}\n\
@@ -167,7 +168,7 @@ impl Proxy {
     }
 
     async fn start(name: &str, mut command: Command, dir: &Path, addr: SocketAddr) -> Self {
-        // Debian keeps servers where the path of a plain user does not lead.
+        // Debian installs servers outside of a plain user's path.
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
         let log = dir.join(format!("{name}.log"));
@@ -195,12 +196,12 @@ impl Proxy {
     }
 }
 
-/// A file of `deploy/` with our own places in it.
+/// A file of `deploy/` with this test's addresses in it.
 fn recipe(file: &str, changes: &[(&str, String)]) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("deploy")
         .join(file);
-    // What explains the recipe names the same things.
+    // Without comments, which contain the same names.
     let mut text: String = fs::read_to_string(path)
         .unwrap()
         .lines()
@@ -232,7 +233,7 @@ impl Drop for Proxy {
     }
 }
 
-/// An address of loopback where nobody listened a moment ago.
+/// An address of loopback that was free a moment ago.
 pub fn free_addr() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     listener.local_addr().unwrap()

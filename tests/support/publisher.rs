@@ -1,4 +1,4 @@
-//! What every place of publication must do, whichever it is.
+//! What every place of publication must do.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -8,12 +8,12 @@ use tailbone::{
     keys::PublicJwk,
 };
 
-/// A fresh place, and a way to its bytes past the publisher.
+/// A new place, and direct access to its bytes.
 pub(crate) struct Place {
     pub(crate) publisher: Arc<dyn Publisher>,
     pub(crate) bytes: Box<dyn Fn() -> Option<Vec<u8>>>,
     pub(crate) put: Box<Put>,
-    /// Names of kept copies.
+    /// Names of the copies kept.
     pub(crate) backups: Box<dyn Fn() -> Vec<String>>,
 }
 
@@ -51,7 +51,7 @@ async fn a_document_does_not_grow_beyond_what_is_read(place: &Place) {
     assert_eq!((place.bytes)().unwrap(), full);
 }
 
-/// The whole list but the storm.
+/// The whole list except the storm.
 pub(crate) async fn behaves(place: &Place) {
     missing_is_neither_empty_nor_unreadable(place).await;
     a_write_wants_what_it_replaces(place).await;
@@ -158,14 +158,15 @@ async fn a_removal_keeps_a_copy(place: &Place) {
     );
 }
 
-/// `writers` at once, each making `changes` changes: adding keys, and taking half of its own out again. Nothing is lost.
+/// `writers` at once, each making `changes` changes: adding keys, and removing half of its own
+/// again. Nothing is lost.
 pub(crate) async fn storm(publisher: Arc<dyn Publisher>, writers: usize, changes: usize) {
     let tasks: Vec<_> = (0..writers)
         .map(|writer| {
             let publisher = publisher.clone();
             tokio::spawn(async move {
                 for change in 0..changes {
-                    // Three keys come, then the second of them goes.
+                    // Three keys are added, then the second of them is removed.
                     let (kid, add) = match change % 4 {
                         3 => (format!("tb-{writer}-{}", change - 2), false),
                         _ => (format!("tb-{writer}-{change}"), true),

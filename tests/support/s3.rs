@@ -1,4 +1,5 @@
-//! A real S3 server for tests: versitygw on a free loopback port over a temporary directory, ended with the value.
+//! A real S3 server for tests: versitygw on a free loopback port over a temporary directory. It
+//! ends when dropped.
 
 use std::{
     net::{SocketAddr, TcpListener, TcpStream},
@@ -31,7 +32,7 @@ impl S3Server {
         let program = program();
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join(BUCKET)).unwrap();
-        // Another process may take the port between our look and the server's start.
+        // Another process may take the port before the server does.
         for _ in 0..5 {
             let addr = TcpListener::bind("127.0.0.1:0")
                 .unwrap()
@@ -55,12 +56,12 @@ impl S3Server {
         panic!("versitygw did not start listening");
     }
 
-    /// The object's bytes as they lie on the server.
+    /// The object's bytes on the server's disk.
     pub(crate) fn object(&self) -> Option<Vec<u8>> {
         std::fs::read(self.root.path().join(BUCKET).join(KEY_PATH)).ok()
     }
 
-    /// Names beside the object.
+    /// Names of all objects beside it.
     pub(crate) fn objects(&self) -> Vec<String> {
         let folder = self.root.path().join(BUCKET).join(".well-known");
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -83,7 +84,7 @@ impl Drop for S3Server {
     }
 }
 
-/// A publisher that speaks to `addr`: the server or a proxy before it.
+/// A publisher that talks to `addr`: the server or a proxy in front of it.
 pub(crate) fn publisher_at(addr: SocketAddr) -> S3Publisher {
     S3Publisher::with_config(
         &config(Duration::from_secs(5)),
@@ -97,7 +98,7 @@ pub(crate) fn publisher_at(addr: SocketAddr) -> S3Publisher {
     )
 }
 
-/// As [`publisher_at`], for a bucket that is not there, or with little patience.
+/// As [`publisher_at`], for a bucket that may not exist, or with a short time limit.
 pub(crate) fn publisher_with(addr: SocketAddr, bucket: &str, patience: Duration) -> S3Publisher {
     S3Publisher::with_config(
         &config(patience),

@@ -1,10 +1,11 @@
-//! What a client may try in order to be taken for somebody else by a proxy, a gate or the service behind them.
+//! What a client may try in order to be taken for somebody else by a proxy, a gate or the service
+//! behind them.
 
 use std::net::IpAddr;
 
 use super::backend::Answer;
 
-/// Every header by which a service is told who calls.
+/// Every header by which a service learns who the caller is.
 const IDENTITY: [&str; 15] = [
     "Tailscale-User",
     "Tailscale-Login",
@@ -23,16 +24,18 @@ const IDENTITY: [&str; 15] = [
     "Tailbone-Token",
 ];
 
-/// In every invented value.
+/// Part of every invented value.
 const MARK: &str = "SPOOF";
 
-/// Lists of headers, each of which is one try: claims about identity, and claims to call from `addresses`, which are somebody's.
+/// Lists of headers, each of which is one attempt: claims about identity, and claims to call from
+/// `addresses`, which belong to other callers.
 pub fn tricks(addresses: &[IpAddr]) -> Vec<Vec<String>> {
     let mut tricks: Vec<Vec<String>> = Vec::new();
     for name in IDENTITY {
         let (lower, upper) = (name.to_ascii_lowercase(), name.to_ascii_uppercase());
         let plain = format!("{name}: {MARK}");
-        // Plain; twice in two spellings; underscores; as a header of the connection, which a proxy removes.
+        // As it is; twice in two spellings; with underscores; as a hop-by-hop header, which a proxy
+        // removes.
         tricks.push(vec![plain.clone()]);
         tricks.push(vec![format!("{lower}: {MARK}"), format!("{upper}: {MARK}")]);
         tricks.push(vec![format!("{}: {MARK}", name.replace('-', "_"))]);
@@ -68,8 +71,8 @@ pub fn tricks(addresses: &[IpAddr]) -> Vec<Vec<String>> {
     tricks
 }
 
-/// What is wrong with what a service saw of a request, if anything: an invented value arrived, or it was told another caller than
-/// `login` (nobody, where that is empty) or another address than `from`.
+/// What is wrong with what a service received, if anything: an invented value arrived, or it was
+/// told another caller than `login` (no caller, if that is empty) or another address than `from`.
 pub fn believed(answer: &Answer, login: &str, from: IpAddr) -> Option<String> {
     let seen = answer.all_seen();
     let invented = seen.iter().any(|(_, value)| value.contains(MARK));

@@ -1,5 +1,5 @@
-//! Tailscale's token endpoint for tests. It checks form and credentials as the contract has them, and the token that it gives
-//! names what was asked for, so that a test sees whose grant it holds.
+//! Tailscale's token endpoint for tests. It checks form and credentials as the contract says. The
+//! token that it returns names what was asked for, so that a test sees whose grant it holds.
 
 use std::{
     collections::VecDeque,
@@ -30,7 +30,7 @@ pub const SECRET: &str = "tskey-client-k%id+secret";
 #[derive(Debug, Clone)]
 pub enum Trouble {
     Answer(u16, &'static str),
-    /// Says nothing, for ever.
+    /// Never answers.
     Hang,
     Throttle(u64),
 }
@@ -48,7 +48,7 @@ struct Shared {
     form_only: bool,
 }
 
-/// A request as it came, right or wrong.
+/// A request as it arrived, valid or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
     pub basic: bool,
@@ -67,7 +67,7 @@ impl TokenEndpoint {
         Self::start_with(false).await
     }
 
-    /// One that takes credentials in the form alone.
+    /// An endpoint that takes credentials only in the form.
     pub async fn start_form_only() -> Self {
         Self::start_with(true).await
     }
@@ -160,7 +160,7 @@ async fn token(
     if scopes.is_empty() || scopes.contains("forbidden") {
         return refused(400, "invalid_scope");
     }
-    // Others get their turn in between, as they would on a network.
+    // Lets other tasks run in between, as would happen on a network.
     for _ in 0..scopes.len() % 7 {
         tokio::task::yield_now().await;
     }

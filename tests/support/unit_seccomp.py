@@ -1,6 +1,8 @@
-"""The list of system calls of a systemd unit as a seccomp profile for containers: unit_seccomp.py UNIT >PROFILE.
+"""The list of system calls of a systemd unit as a seccomp profile for containers:
+unit_seccomp.py UNIT >PROFILE.
 
-So the unit's fence can be tried where no systemd runs. Sets (@…) are asked of systemd-analyze, as systemd itself has them.
+So the unit's confinement can be tested without systemd as init. Sets (@…) are expanded by
+systemd-analyze, as systemd itself does.
 """
 
 import json
@@ -13,7 +15,7 @@ def expand(word):
     if not word.startswith("@"):
         return {word}
     calls = set()
-    # The first line is the set's name; sets within sets come as @….
+    # The first line is the set's name; nested sets appear as @….
     for line in subprocess.run(["systemd-analyze", "syscall-filter", word], capture_output=True, text=True, check=True).stdout.splitlines()[1:]:
         line = line.strip()
         if line and not line.startswith("#"):

@@ -1,8 +1,10 @@
-"""Verifies a token as a relying party would, with PyJWT: JWKS file as argument, {"token": "…"} on standard input.
+"""Verifies a token as a relying party would, with PyJWT: JWKS file as argument, {"token": "…"} on
+standard input.
 
-With a second argument that is the issuer whose tokens it takes, for whatever audience: as those must who take tokens without one.
+With a second argument, the issuer, it accepts tokens of that issuer for any audience, as programs
+must that accept tokens without one.
 
-Prints header and claims; exits 1 with the library's own words when the token does not verify.
+Prints header and claims; exits with 1 and the library's own message if the token does not verify.
 """
 
 import json
@@ -16,7 +18,7 @@ with open(sys.argv[1], encoding="utf-8") as file:
 header = jwt.get_unverified_header(token)
 try:
     key = keys[header["kid"]]
-    # The algorithm is the key's, never the token's word for it (RFC 8725, 3.1).
+    # The algorithm is the key's; the token's own claim does not count (RFC 8725, 3.1).
     wanted = {"issuer": sys.argv[2]} if len(sys.argv) > 2 else {}
     options = {"require": ["exp", "iat", "sub"], "verify_aud": not wanted}
     claims = jwt.decode(token, key, algorithms=[key.algorithm_name], options=options, **wanted)

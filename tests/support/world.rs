@@ -1,4 +1,5 @@
-//! The two tailnets that nodes are tested on: the fake one, and a real one on loopback with embedded nodes.
+//! The two tailnets that nodes are tested on: the fake one, and a real one on loopback with
+//! embedded nodes.
 
 use std::{
     sync::{
@@ -21,7 +22,7 @@ use super::{
     soon,
 };
 
-/// Whose a node is.
+/// The owner of a node.
 #[derive(Debug, Clone, Copy)]
 pub enum Who {
     User(&'static str),
@@ -31,7 +32,7 @@ pub enum Who {
 /// A tailnet and what its admin can do.
 #[allow(async_fn_in_trait)] // Used by generic tests of this crate alone.
 pub trait World: Sync {
-    /// What a login is called here.
+    /// The name of a login in this world.
     fn login(&self, login: &str) -> String;
     /// A new node that runs.
     async fn node(&self, host: &str, who: Who) -> Arc<dyn Node>;
@@ -40,7 +41,7 @@ pub trait World: Sync {
     async fn expire(&self, node: &Status);
     async fn delete(&self, node: &Status);
     async fn grant(&self, src: &Status, dst: &Status, cap: &str, value: serde_json::Value);
-    /// Gives up what handles of nodes it keeps, without closing them.
+    /// Drops its handles of nodes without closing them.
     fn forget(&self);
     /// Closes all nodes that it has.
     async fn end(self);
@@ -95,7 +96,8 @@ impl World for FakeWorld {
     async fn end(self) {}
 }
 
-/// Embedded nodes on a devnet that other tests use at the same time: each world's hosts have names of their own.
+/// Embedded nodes on a devnet that other tests use at the same time: the hosts of each world have
+/// their own names.
 #[derive(Debug)]
 pub struct EmbeddedWorld {
     pub devnet: &'static Devnet,
@@ -119,7 +121,7 @@ impl EmbeddedWorld {
         config(self.devnet, self.dir.path(), &self.host(host), auth_key)
     }
 
-    /// What a host is called on the shared tailnet.
+    /// The name of a host on the shared tailnet.
     pub fn host(&self, host: &str) -> String {
         format!("{host}-{}", self.prefix)
     }
@@ -143,7 +145,8 @@ impl World for EmbeddedWorld {
             ..Key::default()
         };
         match who {
-            // Renaming a login renames it for all nodes of its user, so each world's users are its own.
+            // A renamed login is renamed for all nodes of its user, so each world has its own
+            // users.
             Who::User(login) => key.login = self.login(login),
             Who::Tag(tag) => key.tags = vec![tag.into()],
         }
@@ -190,14 +193,14 @@ pub fn config(devnet: &Devnet, state: &std::path::Path, host: &str, auth_key: &s
         auth_key: (!auth_key.is_empty()).then(|| Secret::new(auth_key)),
         control_url: Some(devnet.ready.control_url.clone()),
         log_level: LogLevel::Warn,
-        // Two nodes of one test start and talk within the same milliseconds; a greeting that crosses the first packet of the
-        // other side costs 15 s. What the greeting does is tested in the Go module.
+        // Two nodes of one test start and talk within the same milliseconds, and a greeting that
+        // crosses the other side's first packet costs 15 s. Greeting is tested in the Go module.
         greet_max: 0,
         ..Config::default()
     }
 }
 
-/// A running node of a person, `HOST@example.com`, on a devnet of one's own.
+/// A running node of a person, `HOST@example.com`, on a devnet used by one test.
 pub async fn person(devnet: &Devnet, state: &std::path::Path, host: &str) -> EmbeddedNode {
     let key = Key {
         login: format!("{host}@example.com"),
@@ -220,7 +223,7 @@ pub async fn running(node: &dyn Node) -> Arc<Status> {
     .await
 }
 
-/// Waits until the node's own picture is as wanted.
+/// Waits until the node's own status is as wanted.
 pub async fn reaches(
     node: &dyn Node,
     what: &str,
@@ -237,7 +240,7 @@ pub async fn reaches(
     }
 }
 
-/// Waits until the network map has moved past `generation`.
+/// Waits until the network map has changed since `generation`.
 pub async fn moved(node: &dyn Node, generation: u64) {
     let began = tokio::time::Instant::now();
     while node.generation() == generation {
