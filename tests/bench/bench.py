@@ -1,4 +1,4 @@
-"""Runs the experiments of plan.py in turn, writes each result as it comes, and has report.py make a page of them.
+"""Runs the experiments of plan.py, writes each result as it comes, and has report.py make a page.
 
 Called by scripts/bench, which builds what is needed.
 """
@@ -43,7 +43,7 @@ def main():
 
 
 def measure(options, folder, programs):
-    """Tells what could not be measured: the rest is not lost with it."""
+    """Returns what could not be measured; the other results are kept."""
     began = time.monotonic()
     failed = []
     with World(programs) as world:
@@ -86,7 +86,7 @@ def arguments():
 
 
 def machine(options):
-    """Under which conditions the results hold."""
+    """The conditions under which the results hold."""
     def said(*command):
         try:
             return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()

@@ -1,16 +1,16 @@
-"""First contact: what callers see who dial all the time, from before the server's process starts.
+"""First contact: what callers see that dial all the time, from before the server's process starts.
 
-    contact.py BINARY [--runs 40] [--uid 65532] [--state cold | warm | killed | moved] [--peers 1] [--callers 1] [--tailscaled PROGRAM]
-               [--delay 0]
+    contact.py BINARY [--runs 40] [--uid 65532] [--state cold | warm | killed | moved]
+               [--peers 1] [--callers 1] [--tailscaled PROGRAM] [--delay 0]
 
-Each caller begins 20 ms after the end of its last call, and gives a call up after 3 s. Each run is a
-fresh host name. Cold: the callers begin before the first start on an empty state folder. Warm and
+Each caller begins 20 ms after the end of its last call, and gives a call up after 3 s. Each run has
+a new host name. Cold: the callers begin before the first start on an empty state folder. Warm and
 killed: they call the first process, which is ended by TERM or KILL, and go on while a second one
 starts on its folder. Moved: as warm, and the second process has another UDP port, as in a container
-that is made anew. The callers are peers of a devnet with as many peers as asked for or, with
---tailscaled, a real tailscaled each, in userspace mode, beside them. With --delay a packet takes that
-many milliseconds from node to node. Prints one JSON object; times are milliseconds from the start of
-the (second) process.
+that is replaced. The callers are peers of a devnet with the given number of peers. With --tailscaled
+each caller is a real tailscaled in userspace mode beside them. With --delay a packet takes that many
+milliseconds from node to node. Prints one JSON object; times are milliseconds from the start of the
+(second) process.
 """
 
 import argparse
@@ -34,9 +34,9 @@ import starts
 from world import ROOT, Failed, end
 
 PAUSE = 0.02
-# A caller that gives up.
+# A caller gives a call up after this many seconds.
 LIMIT = 3
-# A caller that has had no token by then never gets one.
+# A caller without a token after this many seconds is taken to get none.
 LONGEST = 20
 
 
@@ -73,7 +73,7 @@ def measure(binary, count, uid, state, peers, callers, tailscaled=None, delay=0)
 
 
 def spread(values):
-    """The slowest caller of each run. 38 of 40 are at or below the p95, 36 at or below the p90."""
+    """Of the slowest caller of each run. Of 40 runs, 38 are at or below p95 and 36 below p90."""
     def at(share):
         return values[math.ceil(len(values) * share) - 1]
 
@@ -88,12 +88,12 @@ def devnet(stack, peers, delay):
     line = process.stdout.readline()
     if not line:
         raise Failed("the test tailnet did not start")
-    # All of its nodes must keep to the relay, which is where the delay is.
+    # All nodes must use the relay, since the delay is added there.
     return json.loads(line) | {"environment": {"TS_DEBUG_NEVER_DIRECT_UDP": "true"} if delay else {}}
 
 
 def real_caller(stack, program, tailnet, number):
-    """A tailscaled without a network device, which gives its SOCKS5 proxy."""
+    """A tailscaled without a network device; returns its SOCKS5 proxy."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="tailbone-caller."))
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
     name = f"real{number}"
@@ -118,7 +118,7 @@ def real_caller(stack, program, tailnet, number):
 
 
 class Caller:
-    """Calls until it is stopped, and keeps when each call began and ended, and whether it got a token."""
+    """Calls until it is stopped. Records when each call began and ended, and if it got a token."""
 
     def __init__(self, proxy, host):
         self.proxy, self.host = proxy, host
@@ -136,7 +136,7 @@ class Caller:
             self.stopped.wait(PAUSE)
 
     def first(self, since):
-        """When the first token came after `since`."""
+        """When the first token after `since` came."""
         return next((ended for _, ended, token in self.calls if token and ended >= since), None)
 
     def stop(self):

@@ -1,4 +1,7 @@
-"""A bar for each target: its requests a second, as a ratio to the floor's in the same round. The thin line is the range."""
+"""A bar for each target: its requests a second relative to the floor's in the same round.
+
+The thin line is the range.
+"""
 
 from results import median, per_second
 

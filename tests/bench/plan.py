@@ -1,8 +1,10 @@
-"""What is measured, as a list of experiments. Each has a name, and is run once per round, all in turn: what changes in the
-machine meanwhile then changes all of them alike.
+"""What is measured, as a list of experiments.
 
-Names: load/TARGET/CELL, idle/TARGET, after/TARGET, keys/N, rules/N, policies/N, slow/TARGET, resets/TARGET, peers/N,
-sign, start/STATE/UID, contact/STATE/PEERS, contact/STATE/real, size.
+Each has a name and runs once per round, all in turn, so that changes of the machine affect all of
+them alike.
+
+Names: load/TARGET/CELL, idle/TARGET, after/TARGET, keys/N, rules/N, policies/N, slow/TARGET,
+resets/TARGET, peers/N, sign, start/STATE/UID, contact/STATE/PEERS, contact/STATE/real, size.
 """
 
 import concurrent.futures
@@ -15,7 +17,7 @@ import contact
 import starts
 from world import Failed, World, most_connections
 
-# The length of most answers of /issue.
+# The length in bytes of most answers of /issue.
 LONG = 600
 
 # Connections, keep-alive, who calls.
@@ -31,20 +33,22 @@ CELLS = {
 FLOORS = ["floor", "floor-short", "floor-short-half", "floor-whois"]
 ISSUERS = {"rs256": "RS256", "es256": "ES256", "eddsa": "EdDSA"}
 TARGETS = [*FLOORS, "constant", "constant-all", *ISSUERS, "gate", "proxy", "sts"]
-# Go on as many processors as it has in the other.
+# With GOMAXPROCS as the other side has it.
 PROCESSORS = ["floor-short-half", "constant-all"]
 CORES = len(os.sched_getaffinity(0))
-# Where it matters who calls: the constant asks nobody, and the exchange is told.
+# Targets for which the caller matters: the constant asks for no identity, and the exchange gets it
+# in the request.
 WITH_MANY = ["floor", "floor-whois", *ISSUERS, "gate"]
 
-# Invented peers of the tailnet, and what is measured there with a new connection for each request.
+# Numbers of invented peers of the tailnet, and the targets measured there with a new connection for
+# each request.
 PEERS = [0, 1_000, 10_000]
 AMONG_PEERS = ["floor", "floor-whois", "constant", "es256", "gate"]
 
 IDLE = [100, 1_000, 10_000]
 SLOW = 1_000
 RESETS = ["floor", "floor-whois", "es256", "gate", "sts", "admin"]
-# Seconds of quiet.
+# Seconds of quiet before memory is measured.
 AFTER = 3
 
 
@@ -88,14 +92,14 @@ def experiments(world, options):
 class Plan:
     def __init__(self, world, options):
         self.world, self.options = world, options
-        # The program before a change, beside the one after it.
+        # The program before a change, measured beside the current one.
         self.before = [f"before-{name}" for name in ("constant", *ISSUERS)] if options.before else []
 
     def has(self, target, cell):
         return {"many64": target in WITH_MANY, "new8": target not in PROCESSORS}.get(cell, True)
 
     def measure(self, load, server, request, conns, keep_alive=True):
-        """A run. Another one if somebody else was at work, and then the quieter of the two."""
+        """A run. Repeated once if other processes used the machine; the quieter one counts."""
         times = {"warm_up": self.options.warm_up, "measure": self.options.measure}
         result = load.run(server, request, conns, keep_alive, **times)
         if result["foreign_cores"] > self.options.foreign:
@@ -111,7 +115,7 @@ class Plan:
         return self.measure(self.world.load(who), server, request, conns, keep_alive)
 
     def target(self, name):
-        """The server of that name, running, and what is asked of it."""
+        """The running server for that target, and the request to send to it."""
         world = self.world
         if name == "floor":
             return self.constant(world.floor("floor"), LONG)
@@ -158,7 +162,7 @@ class Plan:
             "TB_GATE_UPSTREAM": world.stub()["url"],
             "TB_GATE_POLICY": "policy.toml",
             "TB_GATE_AUTH_PROXIES": ",".join(caller["login"] for caller in callers),
-            # The callers are users and no browsers.
+            # The callers are users, not browsers.
             "TB_GATE_AUTH_USERPROXIES": "true",
         }, prepare=prepare)
 
@@ -169,7 +173,7 @@ class Plan:
         def prepare(folder):
             (folder / "policies").mkdir()
             for number in range(policies):
-                # The one that fits is the last in their order.
+                # The policy that fits is the last in their order.
                 subject = "bench" if number == policies - 1 else f"nobody-{number}"
                 (folder / f"policies/{number:04}.toml").write_text(
                     f'issuer = "{stub}"\nalgorithm = "RS256"\naudience = "bench"\nsubject = "{subject}"\n'
@@ -183,7 +187,7 @@ class Plan:
         }, prepare=prepare)
 
     def keys(self, count):
-        """A directory as the original leaves it: its keys are taken over at the first start, and known at the next one."""
+        """A key directory as the original leaves it: the first start takes the keys over."""
         def prepare(folder):
             subprocess.run([self.options.sign, "--write-keys", folder / "keys", str(count)], check=True)
 
@@ -206,7 +210,7 @@ class Plan:
         return self.grown(server, exchange(server, self.world))
 
     def grown(self, server, request):
-        """What a server is like that has just started, and then its pace."""
+        """Memory of a server that has just started, and then its throughput."""
         load = self.world.load("one")
         try:
             load.reach(server, request)
@@ -216,7 +220,7 @@ class Plan:
             self.world.forget(server)
 
     def slow(self, target):
-        """The pace of some callers without and with a crowd of others that never finish their requests."""
+        """Throughput of callers, without and with many others that never finish a request."""
         server, request = self.target(target)
         load, crowd = self.world.load("one"), self.world.load("many")
         crowd.reach(server, request)
@@ -229,10 +233,10 @@ class Plan:
         return {"alone": alone, "beside": beside, "slow": standing}
 
     def resets(self, target):
-        """The pace of a caller that connects anew, without and beside a peer that resets its connections."""
+        """Throughput with new connections, alone and beside a peer that resets its own."""
         if target == "admin":
             server, _ = self.target("es256")
-            # Only gRPC is served there; to be told so is an answer.
+            # Only gRPC is served there; 415 is an answer as well.
             request = get(server, 50051, "/") | {"expect": 415}
         else:
             server, request = self.target(target)
@@ -241,7 +245,7 @@ class Plan:
         during = self.options.warm_up + self.options.measure + 1
         with concurrent.futures.ThreadPoolExecutor() as other:
             storm = other.submit(self.world.resets, server, request["addr"], during)
-            # Once, however noisy: the storm would be over at the second time.
+            # Not repeated if noisy: the resets would be over by then.
             beside = load.run(server, request, 1, False, self.options.warm_up, self.options.measure)
             made = storm.result()["reset"]
         if not beside["requests"]:
@@ -249,8 +253,10 @@ class Plan:
         return {"alone": alone, "beside": beside, "resets_per_second": made / during}
 
     def peers(self, count):
-        """Servers in a tailnet of that size: their start, their memory when they know it and answer, and their pace. A tailnet of
-        its own, since what a server knows of its peers stays with it."""
+        """Servers in a tailnet of that size: time to start, memory once they know it, throughput.
+
+        It is a separate tailnet, since what a server knows about its peers stays with it.
+        """
         with World(self.world.programs, peers=count) as world:
             there = Plan(world, self.options)
             result = {}
@@ -261,15 +267,15 @@ class Plan:
                 load = world.load("new")
                 load.reach(server, request)
                 rss = load.usage(server)["rss_kib"]
-                # The program's own start, without that of the callers whom its settings name.
+                # The program's own start, without waiting for the callers that its settings name.
                 ready = server.listening or ready
                 result[target] = {"ready_s": ready, "rss_kib": rss} | there.measure(load, server, request, 8, keep_alive=False)
-                # Alone with its callers, like all the others.
+                # Each target runs alone with its callers.
                 world.stop(server)
             return result
 
     def idle(self, target):
-        """Memory: with nothing to do, then with ever more connections on which nothing happens after a first request."""
+        """Memory without connections, then with more and more that are idle after a request."""
         load, name = self.world.load("many"), self.world.fresh(f"idle-{target}")
         if target == "floor":
             server, request = self.constant(self.world.floor(name), LONG)
@@ -292,7 +298,7 @@ class Plan:
             self.world.forget(server)
 
     def settled(self, load, server):
-        """Usage once memory has stopped moving, or after some seconds anyway."""
+        """Usage once memory has stopped changing, or after some seconds."""
         before = load.usage(server)
         for _ in range(10):
             time.sleep(0.5)
@@ -340,7 +346,7 @@ def issue(server):
 
 
 def decision(server, world):
-    """The caller as a trusted proxy that asks about somebody else."""
+    """A request of a trusted proxy that asks about another caller."""
     about = world.devnet["peers"]["alice"]["ip"]
     headers = {"Remote-Addr": about, "X-Original-URI": "/a/page", "X-Original-Method": "GET", "Host": "wiki.example.com"}
     return {"addr": f"{server.ip}:8083", "method": "GET", "path": "/auth/nginx", "headers": headers, "expect": 204}
@@ -353,7 +359,7 @@ def exchange(server, world):
 
 
 def openssl(seconds):
-    """Signatures a second of processor time, as `openssl speed` counts them: one process, and one per core."""
+    """Signatures per second of processor time, by `openssl speed`: one process, one per core."""
     names = {"rsa2048": "RS256", "ecdsap256": "ES256", "ed25519": "EdDSA"}
     rates = {}
     for name, algorithm in names.items():
@@ -370,8 +376,8 @@ def openssl_rate(name, seconds, arguments):
                               check=True, capture_output=True, text=True)
     except FileNotFoundError:
         return None
-    # "+F2:2:2048:signatures:verifications", F4 for ECDSA, F6 for EdDSA. With -multi the children's lines come first, each after
-    # other words, and the sum last.
+    # "+F2:2:2048:signatures:verifications", F4 for ECDSA, F6 for EdDSA. With -multi the children's
+    # lines come first, each after other text, and the sum last.
     for line in reversed(done.stdout.splitlines()):
         if line.startswith(("+F2:", "+F4:", "+F6:")):
             return float(line.split(":")[-2])

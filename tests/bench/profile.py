@@ -1,9 +1,9 @@
-"""Where a request's processor time goes: `perf record` on a server under load, its samples by what the code is for.
+"""Where a request's processor time goes: `perf record` on a server under load, by kind of code.
 
     profile.py --binary PROGRAM --bench FLOOR TARGET/CELL ...      such as floor-short/c8 constant/c8
 
-Both programs with their symbols: CARGO_PROFILE_RELEASE_STRIP=none cargo build --release, and tests/bench/go built without
-`-ldflags "-s -w"`. Inlined code counts as what it was put into.
+Both programs need their symbols: CARGO_PROFILE_RELEASE_STRIP=none cargo build --release, and
+tests/bench/go built without `-ldflags "-s -w"`. Inlined code counts for its caller.
 """
 
 import argparse
@@ -20,7 +20,8 @@ import types
 from plan import CELLS, Plan
 from world import World
 
-# The first that fits. Symbols of Go are package paths, those of C plain words, those of Rust neither.
+# The first match counts. Symbols of Go are package paths, those of C plain words, those of Rust
+# neither.
 KINDS = [
     ("sockets, scheduling and timers of the kernel", r"^\[k\]"),
     ("WireGuard and magicsock", r"^(github\.com/tailscale/wireguard-go|tailscale\.com/|golang\.org/x/(crypto|net|sys)|crypto/|vendor/golang)"),
@@ -56,7 +57,7 @@ def main():
 
 
 def profile(world, plan, target, cell, seconds):
-    """Microseconds of processor time a request, by kind."""
+    """Microseconds of processor time per request, by kind."""
     server, request = plan.target(target)
     conns, keep_alive, who = CELLS[cell]
     load = world.load(who)

@@ -1,4 +1,4 @@
-"""What the program has set itself, and whether this run has it. Nothing here is typed in from a result."""
+"""The goals of the program, and whether this run meets them. No number is copied from a result."""
 
 from plan import RESETS
 from results import (cpu_us, fastest_sign_us, idle_kib, median, p50, peak_mb, per_second)
@@ -10,7 +10,7 @@ class Aim:
 
     @property
     def met(self):
-        """None where the experiment was not run."""
+        """None if the experiment was not run."""
         if not self.values:
             return None
         value = median(self.values)
@@ -68,7 +68,7 @@ SHARES = {"36 of 40": "p90", "38 of 40": "p95", "40 of 40": "max"}
 
 
 def contacts():
-    """Callers that never pause (contact.py): experiment, words, bound in ms, how many starts it is for."""
+    """Callers that never pause (contact.py): experiment, text, bound in ms, share of starts."""
     for peers in (1, 30):
         yield f"cold/{peers}", f"called from before the start, empty state, peers: {peers}", 350, "38 of 40"
         yield f"cold/{peers}", f"called from before the start, empty state, peers: {peers}", 1200, "40 of 40"
@@ -80,13 +80,13 @@ def contacts():
 
 
 def among_peers(runs, count, target):
-    """The pace in a large tailnet, of that in a small one."""
+    """Throughput in a large tailnet relative to a small one."""
     few, many = runs.rounds("peers/0"), runs.rounds(f"peers/{count}")
     return [per_second(many[number][target]) / per_second(few[number][target]) for number in sorted(few.keys() & many.keys())]
 
 
 def rs256(runs, cell):
-    """What a token costs the server, of what it must cost: the signature of the fastest library at hand, and the network."""
+    """Processor time of a token relative to its minimum: the fastest signature plus the floor."""
     signs, floors, tokens = runs.rounds("sign"), runs.rounds(f"load/floor/{cell}"), runs.rounds(f"load/rs256/{cell}")
     return [cpu_us(tokens[number]) / (fastest_sign_us(signs[number], "RS256") + cpu_us(floors[number]))
             for number in sorted(signs.keys() & floors.keys() & tokens.keys())]

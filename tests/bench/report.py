@@ -1,4 +1,4 @@
-"""Tables of a run: on the terminal, as docs/benchmarks.md, and the short one in README with its picture.
+"""Tables of a run: on the terminal, as docs/benchmarks.md, and README's short one with a picture.
 
     report.py FOLDER [--publish]
 """
@@ -278,7 +278,7 @@ def minutes(runs):
 
 
 def short(runs):
-    """README's: what one would ask first."""
+    """The table in README, with what readers ask first."""
     rows = []
     for target in ("floor", "constant", "es256", "eddsa", "rs256", "gate"):
         name = f"load/{target}/c8"

@@ -1,5 +1,8 @@
-"""The raw results of one run's folder, and what is counted from them. Ratios are made within a round, where both sides saw the same
-machine, and then the median of the rounds is taken with its range."""
+"""The raw results in one run's folder, and what is computed from them.
+
+Ratios are computed within a round, where both sides saw the same machine; then the median of the
+rounds is taken, with its range.
+"""
 
 import json
 import pathlib
@@ -19,7 +22,7 @@ class Runs:
             self.results.setdefault(one["name"], {})[one["round"]] = one["result"]
 
     def rounds(self, name):
-        """Results by round; empty where the experiment was not run."""
+        """Results by round; empty if the experiment was not run."""
         return self.results.get(name, {})
 
     def values(self, name, of):
@@ -31,7 +34,7 @@ class Runs:
         return [of(left[number]) / (of_theirs or of)(right[number]) for number in sorted(left.keys() & right.keys())]
 
     def loads(self):
-        """Every single measurement of requests."""
+        """Every measurement of requests."""
         for name, rounds in self.results.items():
             for result in rounds.values():
                 for one in (result, *(part for part in result.values() if isinstance(part, dict))):
@@ -52,7 +55,7 @@ def p99(result):
 
 
 def cpu_us(result):
-    """Of the server, per request."""
+    """Processor time of the server per request."""
     return result["cpu"]["server"] * 1e6 / max(1, result["requests"])
 
 
@@ -69,13 +72,13 @@ def peak_mb(result):
 
 
 def sign_cpu_us(result, algorithm, library, threads):
-    """Processor time of one signature while so many threads ("one" or "all" cores) sign."""
+    """Processor time of one signature while "one" thread or one on each of "all" cores sign."""
     if library == "own":
         return result["own"][algorithm][threads]["cpu_us"]
     rate = result["openssl"][algorithm][threads]
     if not rate:
         return None
-    # `openssl speed` sums what each process does in a second of its processor time.
+    # `openssl speed` adds up what each process does in a second of its processor time.
     return (1 if threads == "one" else result["own"][algorithm]["all"]["threads"]) * 1e6 / rate
 
 
@@ -85,7 +88,7 @@ def fastest_sign_us(result, algorithm, threads="all"):
 
 
 def idle_kib(result):
-    """Memory of one idle connection, over the largest number that was held."""
+    """Memory of one idle connection, averaged over the largest number that was held."""
     steps = result["steps"]
     return (steps[-1]["rss_kib"] - steps[0]["rss_kib"]) / steps[-1]["conns"]
 

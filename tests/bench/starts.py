@@ -1,11 +1,12 @@
-"""How long a start takes: process start to "listening", and to the first answer that a caller on the tailnet gets.
+"""How long a start takes: from process start to "listening", and to the first answer to a caller.
 
     starts.py BINARY DEVNET_JSON [--runs 20] [--uid 65532] [--warm | --killed]
 
-Each run is a fresh host name on an empty state folder (cold), or a second start on the folder of the first, ended by TERM (--warm) or
-KILL (--killed), under a caller who has an open session with the first. The caller is the devnet peer "alice", asked through its SOCKS5
-proxy; it begins to call only after the server has said "listening", and calls again where it has not heard of the node yet. Prints one
-JSON object; times are milliseconds.
+Each run has a new host name on an empty state folder (cold), or is a second start on the folder of
+the first, ended by TERM (--warm) or KILL (--killed), with a caller that has an open session with the
+first. The caller is the devnet peer "alice", used through its SOCKS5 proxy. It begins to call only
+after the server has said "listening", and calls again if it has not heard of the node yet. Prints
+one JSON object; times are milliseconds.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import urllib.request
 
 from world import Failed
 
-# Longest wait for a caller to hear of a new node.
+# Longest wait in seconds until a caller has heard of a new node.
 HEARD = 10
 
 
@@ -68,7 +69,7 @@ def one(binary, devnet, number, uid, state):
         return start(binary, devnet, folder, host, uid, signal.SIGTERM, settle=1)
     finally:
         shutil.rmtree(folder)
-        # The tailnet of the next run is as small as that of this one.
+        # The tailnet of the next run must be as small as that of this one.
         urllib.request.urlopen(urllib.request.Request(f"{devnet['api_url']}/nodes/{host}", method="DELETE"), timeout=20).close()
 
 
@@ -122,8 +123,9 @@ def rss(pid):
 
 
 def post(proxy, host, port, path, limit=30):
-    """One request through a SOCKS5 proxy that resolves the name (RFC 1928). None where it cannot dial; TimeoutError after
-    `limit` seconds."""
+    """One request through a SOCKS5 proxy that resolves the name (RFC 1928). None if it cannot dial;
+    TimeoutError after `limit` seconds.
+    """
     until = time.monotonic() + limit
     where = proxy.split("://")[1].rsplit(":", 1)
     with socket.create_connection((where[0], int(where[1])), timeout=limit) as stream:

@@ -1,6 +1,7 @@
-"""The processes of a run: a tailnet on loopback, servers on it, callers, and what stands behind the servers.
+"""The processes of a run: a tailnet on loopback, servers on it, callers, and what servers talk to.
 
-Each is started when first asked for and ended with the world. A process that ends before its time ends the run, with its log.
+Each is started when first asked for and ended with the world. If one ends early the run ends, with
+its log.
 """
 
 import json
@@ -17,7 +18,7 @@ import urllib.request
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MANY = 16
 
-# Listeners under measurement: no pace for a peer or caller, and idle connections outlive the look at them.
+# For servers being measured: no rate limit for a peer or caller, and idle connections stay open.
 LIMITS = {"TB_SERVER_LIMITS_REQUESTRATE": "0", "TB_SERVER_LIMITS_CALLERRATE": "0", "TB_SERVER_LIMITS_HEADERTIME": "10m"}
 
 
@@ -33,25 +34,27 @@ class World:
         self.numbers = 0
 
     def __enter__(self):
-        # The tailnet's owner is nobody that calls.
+        # The tailnet's owner does not call.
         self.devnet = self.json_process("devnet", [ROOT / "scripts/devnet", "--with-stdin", "--peer", "alice=alice@example.com"])
         if self.peers:
             self.api("POST", "/crowd", {"count": self.peers})
         return self
 
     def __exit__(self, *_):
-        # The devnet last: nodes say goodbye to it.
+        # The devnet is ended last, since nodes log out from it.
         for process in reversed(self.processes.values()):
             end(process)
         shutil.rmtree(self.work, ignore_errors=True)
 
     def load(self, name):
-        """Callers: "one" of them, "many", or a "new" one: what it dials stays in its netstack for a minute, and thousands of
-        connections slow it down until it is all that one measures."""
+        """Callers: "one" of them, "many", or a "new" one. What a caller has dialled stays in its
+        netstack for a minute, and thousands of connections slow it down until they are all that is
+        measured.
+        """
         if name == "new" and name in self.loads:
             load = self.loads.pop(name)
             process = self.processes.pop(load.name)
-            # It would wait for each of them.
+            # It would wait for each of its connections.
             process.kill()
             process.wait()
             for server in self.servers.values():
@@ -77,7 +80,7 @@ class World:
         return self.servers[name]
 
     def tailbone(self, name, environment, binary=None, prepare=None):
-        """The program under test, in a folder of its own that `prepare` may fill. One that ran before finds its folder again."""
+        """The program under test, in its own folder, which `prepare` may fill and which is kept."""
         if name not in self.servers:
             folder = self.work / name
             if not folder.exists():
@@ -92,7 +95,7 @@ class World:
             log = folder / "log"
             began = time.monotonic()
             self.processes[name] = subprocess.Popen(
-                # It has no stdin to watch, so the kernel ends it should this process be killed.
+                # It does not watch stdin, so the kernel ends it if this process is killed.
                 ["setpriv", "--pdeathsig", "TERM", binary or self.programs["tailbone"], "server", "start"],
                 cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log.open("wb"), stderr=subprocess.STDOUT)
             said = wait_for_line(self.processes[name], log, b" listening ")
@@ -112,7 +115,7 @@ class World:
         del self.servers[server.name]
 
     def forget(self, server):
-        """Stops it and takes its node off the tailnet, which is then as small as it was."""
+        """Stops it and removes its node, so that the tailnet is as small as before."""
         self.stop(server)
         self.api("DELETE", f"/nodes/{server.name}")
 
@@ -120,7 +123,7 @@ class World:
         return self.api("GET", f"/nodes/{name}")
 
     def resets(self, server, addr, seconds):
-        """Alice opens connections, one after the other, and resets each as soon as it stands."""
+        """Alice opens connections one by one and resets each as soon as it is established."""
         order = {"to": server.name, "port": int(addr.rpartition(":")[2]), "at_once": 1, "for_ms": round(seconds * 1000)}
         return self.api("POST", "/peers/alice/resets", order)
 
@@ -131,9 +134,9 @@ class World:
             return json.load(answer)
 
     def json_process(self, name, command, environment=None):
-        """Starts what says one line of JSON when it is ready."""
+        """Starts a program that prints one line of JSON when it is ready."""
         log = self.work / f"{name}.log"
-        # What it leaves behind, should it be killed, goes with the world.
+        # The files it leaves if it is killed are removed with the world.
         process = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                    stderr=log.open("wb"), text=True, env=os.environ | {"TMPDIR": str(self.work)} | (environment or {}))
         self.processes[name] = process
@@ -143,7 +146,7 @@ class World:
         return json.loads(line)
 
     def watch(self, server, load):
-        """Everything of ours that runs, so that what is left over is somebody else's."""
+        """All our processes, so that any other load is that of somebody else."""
         pids = {name: process.pid for name, process in self.processes.items()
                 if name not in (server.name, load.name)}
         return pids | {"server": server.pid}
@@ -156,7 +159,7 @@ class Server:
 
 
 class Load:
-    """Callers in a process of their own, ordered about by lines of JSON."""
+    """Callers in their own process, controlled by lines of JSON."""
 
     def __init__(self, world, name, arguments):
         self.world, self.name = world, name
@@ -180,7 +183,7 @@ class Load:
                           measure=measure, watch=self.world.watch(server, self))
 
     def reach(self, server, request):
-        """A direct way and an answer from each node, before anything is measured."""
+        """Ensures a direct path and an answer for each node before anything is measured."""
         if self.name in server.reached:
             return
         give_up = time.monotonic() + 30
@@ -221,5 +224,5 @@ def end(process):
 
 
 def most_connections():
-    """How many connections the program takes with the descriptors that it may have (src/server/live.rs), and a few less."""
+    """How many connections the program accepts with its descriptors (src/server/live.rs)."""
     return (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 100) // 4 - 32

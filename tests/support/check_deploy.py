@@ -154,7 +154,7 @@ def base_images():
 
 
 def workflows():
-    """No code of others runs under a name that its owner, or an attacker, can move to other code."""
+    """No code of others runs under a name that can be moved to other code."""
     paths = sorted((root / ".github/workflows").glob("*.yml"))
     must(paths, ".github/workflows", "nothing is there")
     for path in paths:

@@ -1,5 +1,6 @@
-// HTTP/1.1 as a client, as plainly as it can be spoken: one write per request, one buffered reader per connection. A caller that
-// costs little leaves the machine to the server that is measured. What it does not understand is an error, never a guess.
+// An HTTP/1.1 client in its simplest form: one write for each request, one buffered reader for each
+// connection. A caller that costs little leaves the machine to the server being measured. What it
+// does not understand is an error, never a guess.
 package main
 
 import (
@@ -13,7 +14,7 @@ import (
 	"time"
 )
 
-// request is what is asked, over and over.
+// request is what a caller sends, over and over.
 type request struct {
 	Addr    string            `json:"addr"` // host:port on the tailnet
 	Method  string            `json:"method"`
@@ -23,7 +24,7 @@ type request struct {
 	Expect  int               `json:"expect"` // the status of a good answer
 }
 
-// patience outlives WireGuard's 5 s wait after a lost first packet.
+// patience is longer than WireGuard's wait of 5 s after a lost first packet.
 const patience = 15 * time.Second
 
 func (r request) bytes() []byte {
@@ -57,7 +58,7 @@ func (n *node) connect(addr string) (*conn, error) {
 	return &conn{stream, bufio.NewReaderSize(stream, 4096)}, nil
 }
 
-// ask sends one request and reads its whole answer.
+// ask sends one request and reads the whole answer.
 func (c *conn) ask(bytes []byte) (status, length int, err error) {
 	if _, err := c.Write(bytes); err != nil {
 		return 0, 0, err

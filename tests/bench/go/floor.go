@@ -1,5 +1,6 @@
-// The floor: net/http on tsnet that answers a constant, with one WhoIs per request if asked. What a Go service on a tailnet
-// costs before it does anything, and so what ours is compared with.
+// The floor, the baseline of all comparisons: net/http on tsnet that answers a constant, with one
+// WhoIs for each request if asked. It shows what a Go service on a tailnet costs before it does
+// anything.
 package main
 
 import (
@@ -61,7 +62,8 @@ func floor(args []string) error {
 	return nil
 }
 
-// constants has an answer of N bytes at /N, up to most: as long as the other side's, so that both put as much on the wire.
+// constants has an answer of N bytes at /N, for N up to most. An answer as long as the other side's
+// puts as many bytes on the wire.
 func constants(most int) map[string][]byte {
 	bodies := map[string][]byte{}
 	for size := 2; size <= most; size++ {

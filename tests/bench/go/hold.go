@@ -1,4 +1,4 @@
-// Connections that stand and cost: idle ones after a request, and slow ones whose request never ends.
+// Connections that stay open: idle ones after a request, and slow ones whose request never ends.
 package main
 
 import (
@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// held is what stands open until released.
+// held are the connections kept open until they are released.
 type held struct {
 	mu    sync.Mutex
 	conns []*conn
@@ -38,7 +38,7 @@ func (h *held) release() {
 // opening is how many connections are opened at once.
 const opening = 32
 
-// hold opens connections and has a request answered on each.
+// hold opens connections and gets an answer on each.
 func (c *callers) hold(o order) (any, error) {
 	bytes := o.Request.bytes()
 	return c.open(o, func(conn *conn) error {
@@ -48,7 +48,7 @@ func (c *callers) hold(o order) (any, error) {
 			err = fmt.Errorf("status %d", status)
 		}
 		if err == nil {
-			// The reader's buffer is this side's cost and not what is looked at.
+			// The reader's buffer is this side's cost, which is not measured.
 			conn.in = nil
 			err = conn.SetDeadline(time.Time{})
 		}
@@ -56,7 +56,7 @@ func (c *callers) hold(o order) (any, error) {
 	})
 }
 
-// trickle opens connections that send a header's line each second and never the end of the head.
+// trickle opens connections that send one header line each second and never the end of the head.
 func (c *callers) trickle(o order) (any, error) {
 	stop := make(chan struct{})
 	c.held.mu.Lock()
@@ -81,7 +81,7 @@ func (c *callers) trickle(o order) (any, error) {
 	})
 }
 
-// open makes the connections, and says how many there are.
+// open makes the connections, and returns how many there are.
 func (c *callers) open(o order, first func(*conn) error) (any, error) {
 	var (
 		all     sync.WaitGroup

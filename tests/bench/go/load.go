@@ -1,10 +1,11 @@
-// Callers: nodes of their own that make requests as told. One line of JSON in is one order, one line out its result.
+// Callers: nodes that make requests as ordered. A line of JSON on stdin is one order, a line on
+// stdout its result.
 //
 //	{"op":"run", …}      requests over so many connections for so long (see run.go)
-//	{"op":"hold", …}     opens connections, has one request answered on each, and keeps them open
-//	{"op":"trickle", …}  opens connections whose requests never get finished
-//	{"op":"release"}     closes what is held or trickles
-//	{"op":"paths", …}    which nodes have no direct way to the server
+//	{"op":"hold", …}     opens connections, gets an answer on each, and keeps them open
+//	{"op":"trickle", …}  opens connections whose requests are never finished
+//	{"op":"release"}     closes connections that are held or trickle
+//	{"op":"paths", …}    which nodes have no direct path to the server
 //	{"op":"usage", …}    processor time and memory of processes
 package main
 
@@ -17,7 +18,7 @@ import (
 	"sync"
 )
 
-// order is one line on stdin; what an operation does not name it does not need.
+// order is one line on stdin. An operation uses only the members that it needs.
 type order struct {
 	Op        string         `json:"op"`
 	Request   request        `json:"request"`
@@ -25,7 +26,7 @@ type order struct {
 	KeepAlive bool           `json:"keep_alive"`
 	WarmUp    float64        `json:"warm_up"` // seconds
 	Measure   float64        `json:"measure"` // seconds
-	Watch     map[string]int `json:"watch"`   // processes by name; "server" is the one that is measured
+	Watch     map[string]int `json:"watch"`   // processes by name; "server" is the one being measured
 }
 
 type callers struct {
@@ -99,7 +100,7 @@ func (c *callers) close() {
 	all.Wait()
 }
 
-// who tells addresses and logins.
+// who returns the callers' addresses and logins.
 func (c *callers) who() any {
 	type caller struct {
 		IP    string `json:"ip"`

@@ -1,10 +1,11 @@
-// bench: what scripts/bench measures with. One program, three jobs:
+// bench is what scripts/bench measures with. One program, three jobs:
 //
-//	bench floor   a constant answered by net/http on tsnet, what any Go service on a tailnet starts from
-//	bench load    callers with nodes of their own, steered by JSON lines on stdin
-//	bench stub    what stands behind the program: a backend, an issuer's keys, a token endpoint
+//	bench floor   net/http on tsnet that answers a constant, the baseline for Go services
+//	bench load    callers with their own nodes, controlled by JSON lines on stdin
+//	bench stub    what the program talks to: a backend, an issuer's keys, a token endpoint
 //
-// Each prints one line of JSON on stdout when it is ready and ends when its stdin is closed, so that none outlives the run.
+// Each prints one line of JSON on stdout when it is ready, and ends when its stdin is closed, so
+// that none outlives the run.
 package main
 
 import (
@@ -27,7 +28,7 @@ func main() {
 	}
 }
 
-// parse reads flags and refuses what is left over.
+// parse reads flags and refuses further arguments.
 func parse(flags *flag.FlagSet, args []string) error {
 	if err := flags.Parse(args); err != nil {
 		return err

@@ -1,5 +1,5 @@
-// A node of the test tailnet. Everything stays on loopback: no log upload, no binding of sockets to an interface (which
-// costs a probe without privileges), a control server that must be there.
+// A node of the test tailnet. Everything stays on loopback: no log upload, no binding of sockets to
+// an interface (which costs a probe without privileges), and a control server is required.
 package main
 
 import (

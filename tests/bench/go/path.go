@@ -1,4 +1,5 @@
-// Whether the way to a server is a direct one. Over the relay everything is slower, and nothing that we want to know.
+// Checks that the path to a server is direct. Over the relay everything is slower, and not what we
+// measure.
 package main
 
 import (
@@ -9,7 +10,8 @@ import (
 	"tailscale.com/tailcfg"
 )
 
-// paths pings the order's server from every node, and says which of them do not reach it without the relay.
+// paths pings the order's server from every node, and returns the nodes that reach it only through
+// the relay.
 func (c *callers) paths(o order) (any, error) {
 	addr, err := netip.ParseAddrPort(o.Request.Addr)
 	if err != nil {

@@ -1,4 +1,5 @@
-// What the kernel knows: processor time, memory and context switches of processes, and what the machine did besides.
+// What the kernel counts: processor time, memory and context switches of processes, and the load of
+// the whole machine.
 package main
 
 import (
@@ -11,10 +12,11 @@ import (
 	"strings"
 )
 
-// tick is the kernel's unit of processor time in /proc (USER_HZ, 100 on every Linux that Go runs on).
+// tick is the kernel's unit of processor time in /proc, in seconds (USER_HZ is 100 on every Linux
+// that Go runs on).
 const tick = 0.01
 
-// machine is seconds of processor time since boot, over all cores.
+// machine is processor time since boot in seconds, over all cores.
 type machine struct{ busy, steal float64 }
 
 func readMachine() (m machine, err error) {
@@ -31,13 +33,13 @@ func readMachine() (m machine, err error) {
 		ticks, _ := strconv.ParseFloat(fields[i], 64)
 		return ticks * tick
 	}
-	// user, nice, system, irq, softirq; idle and iowait are not work.
+	// user, nice, system, irq, softirq. idle and iowait are not work.
 	m.busy = at(1) + at(2) + at(3) + at(6) + at(7)
 	m.steal = at(8)
 	return m, nil
 }
 
-// usage is what a process has used since it began, and its memory now.
+// usage is what a process has used since it began, and its current memory.
 type usage struct {
 	cpu      float64 // seconds
 	switches int64
@@ -51,7 +53,7 @@ func readUsage(pid int) (u usage, err error) {
 	if err != nil {
 		return u, err
 	}
-	// The name in brackets may hold anything.
+	// The name in parentheses may contain anything.
 	_, rest, _ := strings.Cut(string(stat[bytes.LastIndexByte(stat, ')'):]), " ")
 	fields := strings.Fields(rest)
 	if len(fields) < 13 {
@@ -71,7 +73,7 @@ func readUsage(pid int) (u usage, err error) {
 		return u, err
 	}
 	for _, thread := range threads {
-		// One that has just ended took its count along.
+		// The counts of a thread that has just ended are gone.
 		if counts, err := numbers(thread); err == nil {
 			u.switches += counts["voluntary_ctxt_switches"] + counts["nonvoluntary_ctxt_switches"]
 		}
@@ -79,12 +81,12 @@ func readUsage(pid int) (u usage, err error) {
 	return u, nil
 }
 
-// forgetPeak lets VmHWM begin anew at what is resident now.
+// forgetPeak resets VmHWM to what is resident now.
 func forgetPeak(pid int) error {
 	return os.WriteFile("/proc/"+strconv.Itoa(pid)+"/clear_refs", []byte("5"), 0)
 }
 
-// numbers reads "Name:  number …" lines.
+// numbers parses lines of the form "Name:  number …".
 func numbers(path string) (map[string]int64, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {

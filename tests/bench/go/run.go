@@ -1,7 +1,8 @@
 // One run: requests over so many connections, spread over the nodes, and what they cost.
 //
-// What ends within the measured time counts, also where it began before: with slow answers on many connections the share of those
-// that span one end of it is large, and as many are cut off at the other.
+// Every request that ends within the measured time counts, even if it began before. With slow
+// answers on many connections a large share of the requests spans one end of that time; as many are
+// cut off at the other.
 package main
 
 import (
@@ -13,7 +14,7 @@ import (
 	"time"
 )
 
-// outcome is what a run gives back.
+// outcome is the result of a run.
 type outcome struct {
 	Requests  int                `json:"requests"`
 	Errors    int                `json:"errors"`
@@ -32,7 +33,7 @@ type outcome struct {
 	Peak      int64              `json:"peak_kib"` // of the server, within the run
 }
 
-// worker is one connection's.
+// worker is the state of one connection.
 type worker struct {
 	times  []time.Duration
 	errors map[string]int
@@ -91,7 +92,7 @@ func (w *worker) work(n *node, o order, bytes []byte, measuring, stop *atomic.Bo
 		length, err := w.once(n, o, bytes, &c)
 		took := time.Since(began)
 		if err != nil {
-			// A hopeless target is not to be hammered.
+			// Do not hammer a target that fails.
 			time.Sleep(time.Millisecond)
 		}
 		if !measuring.Load() {
@@ -106,7 +107,7 @@ func (w *worker) work(n *node, o order, bytes []byte, measuring, stop *atomic.Bo
 	}
 }
 
-// once is one request, on a connection that stands or on a new one.
+// once makes one request, on the existing connection or on a new one.
 func (w *worker) once(n *node, o order, bytes []byte, c **conn) (length int, err error) {
 	if *c == nil {
 		if *c, err = n.connect(o.Request.Addr); err != nil {
@@ -119,9 +120,9 @@ func (w *worker) once(n *node, o order, bytes []byte, c **conn) (length int, err
 		err = fmt.Errorf("status %d", status)
 	}
 	if err != nil || !o.KeepAlive {
-		// The caller closes first. Otherwise the server's netstack keeps the pair of ports in TIME_WAIT, where it drops a SYN from
-		// the same port instead of taking it for a new connection, and callers pick ports at random: after some hundred
-		// connections one of them hangs.
+		// The caller closes first. Otherwise the server's netstack keeps the pair of ports in
+		// TIME_WAIT, where it drops a SYN from the same port instead of accepting a new connection.
+		// Callers pick ports at random, so after some hundred connections one of them would wait.
 		(*c).Close()
 		*c = nil
 	}
@@ -177,7 +178,7 @@ func sum(workers []worker, before, after picture, took float64) outcome {
 	return out
 }
 
-// at is the value below which that share of the sorted times lies, in milliseconds.
+// at returns the value in milliseconds below which the given share of the sorted times lies.
 func at(times []time.Duration, share float64) float64 {
 	if len(times) == 0 {
 		return 0

@@ -1,5 +1,6 @@
-// What stands behind the program in a run, on loopback: a backend for the reverse proxy, an issuer with its keys and a token
-// endpoint for the exchange. It answers as fast as net/http does and checks nothing, since nothing of it is measured.
+// What the program talks to in a run, on loopback: a backend for the reverse proxy, an issuer with
+// its keys, and a token endpoint for the exchange. It answers as fast as net/http does and checks
+// nothing, since it is not what is measured.
 package main
 
 import (

@@ -1,10 +1,11 @@
-//! Instructions of the pure parts of a request, counted by valgrind and held against a baseline in the tree: more than a tenth
-//! above it is a failure.
+//! Instructions of the pure parts of a request, counted by valgrind and compared with a baseline in
+//! the tree. More than a tenth above it is a failure.
 //!
-//! Part of `cargo test`, so what is counted is unoptimised code: it tells what is done, not how well it was compiled, and needs no
-//! second build. Two runs give the same numbers to the last digit: time, ids and keys are arguments, what is done once per process
-//! is done before the count begins, and the Go runtime in the process is kept from sending signals. Another compiler gives other
-//! numbers, so each has its own baseline, and without one nothing is compared.
+//! Part of `cargo test`, so it counts unoptimised code: that shows what is done, not how well it
+//! was compiled, and needs no second build. Two runs give exactly the same numbers: time, ids and
+//! keys are arguments, what is done once per process is done before the count begins, and the Go
+//! runtime in the process is kept from sending signals. Another compiler gives other numbers, so
+//! each has its own baseline; without one nothing is compared.
 //!
 //! `TAILBONE_UPDATE_COUNTS=1 cargo test --package tailbone-bench` writes the baseline.
 
@@ -34,7 +35,7 @@ use uuid::Uuid;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
-/// What the node says of a machine with tags and a grant, as it crosses the fence.
+/// What the node reports about a machine with tags and a grant, as it crosses the fence.
 const MACHINE: &str = r#"{"node":{"id":"nKx1CNTRL","name":"ci-runner-7.example-devnet.ts.net","hostname":"ci-runner-7",
 "addresses":["100.64.0.7","fd7a:115c:a1e0::7"],"tags":["tag:ci","tag:build"],"key_expiry":"","expired":false,"sharer":false,
 "user_id":3},"user":{"id":3,"login":"tagged-devices","display_name":"Tagged Devices","picture":""},
@@ -45,7 +46,7 @@ const USER: &str = r#"{"node":{"id":"nAx1CNTRL","name":"laptop.example-devnet.ts
 "user_id":7},"user":{"id":7,"login":"alice@example.com","display_name":"Alice Example","picture":"https://example.com/a.png"},
 "caps":{},"same_tailnet":true}"#;
 
-/// Calls made within one count.
+/// Number of calls within one count.
 const TIMES: u32 = 10;
 
 /// Set in the process that runs under valgrind.
@@ -63,7 +64,7 @@ fn main() -> Outcome<()> {
         policy()?;
         return jwks();
     }
-    // As of any other test: `cargo test SOMETHING ELSE` is not about this one.
+    // Filters work as for any other test: `cargo test SOMETHING_ELSE` skips this one.
     let mut words = env::args().skip(1);
     if words.any(|word| word == "--list" || !(word.starts_with('-') || "counts".contains(&word))) {
         return Ok(());
@@ -80,7 +81,7 @@ fn main() -> Outcome<()> {
     compare(&counts)
 }
 
-/// Runs this very program under valgrind. `None` where there is none.
+/// Runs this program under valgrind. `None` if valgrind is not installed.
 fn counted() -> Outcome<Option<Counts>> {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("counts");
     let _ = fs::remove_dir_all(&folder);
@@ -100,8 +101,8 @@ fn counted() -> Outcome<Option<Counts>> {
         .arg(format!("--callgrind-out-file={}", out.display()))
         .arg(env::current_exe()?)
         .env(INSIDE, "1")
-        // The Go runtime is linked in and starts, although nothing calls it. Its signals between threads are more than callgrind
-        // can take.
+        // The Go runtime is linked in and starts, although nothing calls it. callgrind cannot
+        // handle its signals between threads.
         .envs([
             ("GODEBUG", "asyncpreemptoff=1"),
             ("GOMAXPROCS", "1"),
@@ -128,7 +129,7 @@ fn said(run: &Output) -> Outcome<&str> {
     Ok(std::str::from_utf8(&run.stdout)?)
 }
 
-/// What one count came to.
+/// The number in one dump.
 fn total(dump: &Path) -> Outcome<u64> {
     let text = fs::read_to_string(dump)?;
     let line = text
@@ -183,7 +184,7 @@ fn baselines() -> Outcome<BTreeMap<String, Counts>> {
     }
 }
 
-/// What makes other instructions of the same source.
+/// What makes the same source compile to other instructions.
 fn compiler() -> Outcome<String> {
     let version = Command::new("rustc").arg("--version").output()?;
     let kind = if cfg!(debug_assertions) {
@@ -198,7 +199,8 @@ fn compiler() -> Outcome<String> {
     ))
 }
 
-/// The one function whose instructions count. Its calls are told apart by their order, which is that of the printed names.
+/// Only the instructions of this function count. Its calls are matched with the printed names by
+/// their order.
 #[inline(never)]
 fn measured(work: &mut dyn FnMut()) {
     for _ in 0..TIMES {
@@ -207,7 +209,7 @@ fn measured(work: &mut dyn FnMut()) {
 }
 
 fn count<T>(name: &str, mut work: impl FnMut() -> Outcome<T>) -> Outcome<()> {
-    // A failing part would be a cheap one.
+    // A part that fails would look cheap.
     work()?;
     measured(&mut || {
         let _ = black_box(work());
@@ -250,7 +252,7 @@ fn tokens() -> Outcome<()> {
             ))?)
         })?;
     }
-    // Ed25519 takes no random number, so each signature takes the same way.
+    // Ed25519 uses no random number, so every signature executes the same instructions.
     let key = PrivateJwk::generate("tb-1740172800".parse()?, KeySpec::EdDsa)?;
     let signer = Signer::new(&key)?;
     let claims = serde_json::to_vec(&Claims::new(&machine, &rules, now, id))?;

@@ -1,7 +1,8 @@
-//! How fast the program's own signer is, with nothing around it: what `scripts/bench` compares tokens per second with.
+//! Speed of the program's own signer alone, with which `scripts/bench` compares tokens per second.
 //!
 //! ```text
-//! sign --seconds 1             signatures a second and processor time of one, on one thread and on one per core; JSON
+//! sign --seconds 1             signatures per second and processor time of each, on one
+//!                              thread and on one per core; JSON
 //! sign --write-keys DIR COUNT  a key directory as an old installation has it
 //! ```
 
@@ -23,7 +24,7 @@ use tailbone::{
     keys::{KeyId, PrivateJwk, Signer},
 };
 
-/// As long as the claims of a machine's token are.
+/// As long as the claims of a machine's token.
 const CLAIMS: &[u8] = &[b'x'; 300];
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -38,7 +39,7 @@ fn main() -> Outcome<()> {
     {
         ["--write-keys", directory, count] => write_keys(Path::new(directory), count.parse()?),
         ["--seconds", seconds, ..] => rates(Duration::from_secs_f64(seconds.parse()?)),
-        // `cargo bench` asks no questions.
+        // `cargo bench` passes no such argument.
         _ => rates(Duration::from_secs(1)),
     }
 }
@@ -63,7 +64,7 @@ fn rates(time: Duration) -> Outcome<()> {
     Ok(())
 }
 
-/// Signatures a second of so many threads together, and the processor time of one signature.
+/// Signatures per second of this many threads in total, and the processor time of one signature.
 fn rate(signer: &Signer, threads: usize, time: Duration) -> Outcome<Value> {
     let done = thread::scope(|scope| {
         let threads: Vec<_> = (0..threads)
@@ -108,8 +109,8 @@ fn thread_cpu() -> f64 {
         .as_secs_f64()
 }
 
-/// Keys an hour apart, the newest made just now, and with none of the facts that this program writes beside them: what it finds
-/// when it takes over from the original.
+/// Keys an hour apart, the newest made just now, without the facts that this program writes beside
+/// them: what it finds when it takes over from the original.
 fn write_keys(directory: &Path, count: i64) -> Outcome<()> {
     fs::create_dir_all(directory)?;
     let now = Timestamp::now().as_second();
