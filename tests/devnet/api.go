@@ -1,9 +1,9 @@
-// The test API: what a person would do in the admin console, and what a bad
-// day would do to the control server. README.md lists it.
+// The test API: what a person would do in the admin console, and trouble that the control server
+// may have. README.md lists it.
 //
-// Invariants: plain JSON; an unknown name is 404, a body that cannot be meant
-// is 400, both with one sentence in {"error"}; a change is in force when the
-// answer comes (connected nodes see it within a few milliseconds).
+// Invariants: plain JSON; an unknown name is 404, an invalid body is 400, both with one sentence in
+// {"error"}; a change is in force when the answer comes (connected nodes see it within a few
+// milliseconds).
 package main
 
 import (
@@ -34,7 +34,7 @@ func missing(kind, ref string) error {
 	return failure{404, fmt.Sprintf("there is no %s %q", kind, ref)}
 }
 
-// route is a handler that returns what to answer; nil means {}.
+// route is a handler that returns the answer; nil means {}.
 type route func(r *http.Request) (any, error)
 
 func (d *devnet) routes() http.Handler {
@@ -124,8 +124,7 @@ func answer(h route) http.HandlerFunc {
 	}
 }
 
-// body reads a JSON object; a member that nobody knows is a mistake of the
-// test, so it is told.
+// body reads a JSON object. An unknown member is an error, since it is a mistake of the test.
 func body(r *http.Request, v any) error {
 	dec := json.NewDecoder(http.MaxBytesReader(nil, r.Body, maxBody))
 	dec.DisallowUnknownFields()
@@ -232,9 +231,8 @@ func (d *devnet) listNodes(*http.Request) (any, error) {
 	})
 }
 
-// setLogin renames the node's user, with all its nodes, and keeps the profile
-// id, as a renamed account does. A login that another user has, or "move",
-// gives this node alone to that user.
+// setLogin renames the node's user, with all its nodes, and keeps the profile id, as a renamed
+// account does. A login that another user has, or "move", gives only this node to that user.
 func (d *devnet) setLogin(n *node, r *http.Request) (any, error) {
 	var in struct {
 		Login       string `json:"login"`
@@ -375,8 +373,7 @@ func (d *devnet) completeLogin(r *http.Request) (any, error) {
 		ref := r.PathValue("node")
 		p := d.net.findLogin(ref)
 		if p == nil {
-			// A node that has to log in again is known by more names than the
-			// one it waits under.
+			// A node that has to log in again has more names than the one that it waits under.
 			if n := d.net.find(ref); n != nil && n.info != nil {
 				p = d.net.findLogin(n.info.Hostname)
 			}
@@ -451,8 +448,7 @@ func (d *devnet) revokeKey(r *http.Request) (any, error) {
 	})
 }
 
-// makeClient makes an OAuth client, or a federated identity if the ID token is
-// given that will be shown.
+// makeClient makes an OAuth client, or a federated identity if its ID token is given.
 func (d *devnet) makeClient(r *http.Request) (any, error) {
 	var in struct {
 		Tags []string `json:"tags"`
@@ -523,7 +519,7 @@ func (d *devnet) dropGrants(r *http.Request) (any, error) {
 	})
 }
 
-// setAccess replaces the rules that say who reaches which ports of whom.
+// setAccess replaces the rules that say which nodes reach which ports of which others.
 func (d *devnet) setAccess(r *http.Request) (any, error) {
 	in := struct {
 		Rules []accessRule `json:"rules"`
@@ -551,7 +547,7 @@ func (d *devnet) setAccess(r *http.Request) (any, error) {
 	})
 }
 
-// checkRef says whether src or dst of a rule can mean a node.
+// checkRef returns an error if src or dst of a rule can mean no node.
 func (d *devnet) checkRef(ref string) error {
 	if ref != "*" && !strings.HasPrefix(ref, "tag:") && !strings.Contains(ref, "@") && d.net.find(ref) == nil {
 		return missing("node", ref)
@@ -582,7 +578,7 @@ func (d *devnet) setControl(r *http.Request) (any, error) {
 	if err := in.check(); err != nil {
 		return nil, bad("%v", err)
 	}
-	// While clients cannot come back, being away is not their fault.
+	// While clients cannot come back, they are not to blame for being away.
 	d.net.pauseReaping(in.Mode != "ok" && in.Mode != "slow")
 	if err := d.door.set(in); err != nil {
 		return nil, err

@@ -1,16 +1,15 @@
-// The control server: the wire protocol that a Tailscale client speaks, over
-// the rules of join.go and the views of view.go.
+// The control server: the wire protocol that a Tailscale client speaks, with the rules of join.go
+// and the views of view.go.
 //
-// It is our own because testcontrol has no hook for registration: keys, tags,
-// users, refusals, deletion and logout cannot be decided from outside it, and
-// its handlers cannot be called behind another one (they ask the connection's
-// context for a value only it can set). Its map side, AltMapStream, would have
-// left us both: two lists of nodes that must agree. So only the pieces below
-// it are used: Noise, its HTTP upgrade, HTTP/2 and the message types.
+// It is our own because testcontrol has no hook for registration: keys, tags, users, refusals,
+// deletion and logout cannot be decided from outside it, and its handlers cannot be called behind
+// another one (they ask the connection's context for a value that only it can set). Its hook for
+// maps, AltMapStream, would require two lists of nodes that must agree. So only the layers below it
+// are used: Noise, its HTTP upgrade, HTTP/2 and the message types.
 //
-// Routes: GET /key, POST /ts2021 (upgrade), GET /a/{login}, those of oauth.go; inside Noise POST
-// /machine/register, /machine/map, /machine/set-dns and a few that only need a
-// polite answer. Everything else is 404, never a panic.
+// Routes: GET /key, POST /ts2021 (upgrade), GET /a/{login}, and those of oauth.go; inside Noise
+// POST /machine/register, /machine/map, /machine/set-dns and a few that only need an empty answer.
+// Everything else is 404, never a panic.
 package main
 
 import (
@@ -69,7 +68,7 @@ func (c *control) serveKey(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, &tailcfg.OverTLSPublicKeyResponse{LegacyPublicKey: c.legacy, PublicKey: c.noise.Public()})
 }
 
-// serveLogin is what a person sees behind a login URL.
+// serveLogin is what a person sees at a login URL.
 func (c *control) serveLogin(w http.ResponseWriter, r *http.Request) {
 	c.net.mu.Lock()
 	p := c.net.findLogin(r.PathValue("id"))
@@ -131,9 +130,9 @@ func (c *control) serveRegister(w http.ResponseWriter, r *http.Request, machine 
 	writeJSON(w, http.StatusOK, resp)
 }
 
-// serveMap is the long poll (Stream) through which a node learns of the
-// tailnet, and the short one with which it tells of itself. A long poll of a
-// current client says nothing of the node, whatever its fields hold.
+// serveMap is the long poll (Stream) by which a node learns about the tailnet, and the short one by
+// which it reports about itself. A long poll of a current client reports nothing, whatever its
+// fields hold.
 func (c *control) serveMap(w http.ResponseWriter, r *http.Request, machine key.MachinePublic) {
 	req := new(tailcfg.MapRequest)
 	if !readRequest(w, r, req) {
@@ -143,7 +142,7 @@ func (c *control) serveMap(w http.ResponseWriter, r *http.Request, machine key.M
 	n := c.net.byKey(req.NodeKey)
 	if n == nil || n.machine != machine {
 		c.net.mu.Unlock()
-		// The words of the real server for a deleted node (tailscale/tailscale#12032).
+		// The message of the real server for a deleted node (tailscale/tailscale#12032).
 		http.Error(w, "node not found", http.StatusNotFound)
 		return
 	}
@@ -175,8 +174,8 @@ func (c *control) serveMap(w http.ResponseWriter, r *http.Request, machine key.M
 	}
 }
 
-// onLoopback keeps traffic off the machine's other addresses, where it could
-// meet a firewall. Nodes know their loopback address from the relay's STUN.
+// onLoopback keeps traffic off the machine's other addresses, where a firewall could block it.
+// Nodes learn their loopback address from the relay's STUN.
 func onLoopback(ends []netip.AddrPort) []netip.AddrPort {
 	var local []netip.AddrPort
 	for _, e := range ends {
@@ -190,8 +189,8 @@ func onLoopback(ends []netip.AddrPort) []netip.AddrPort {
 	return local
 }
 
-// stream tells the node of every change until it goes, is deleted, changes its
-// key, or the control server is made to fail.
+// stream tells the node about every change until it goes, is deleted, changes its key, or the
+// control server is made to fail.
 func (c *control) stream(ctx context.Context, out *mapWriter, n *node, nodeKey key.NodePublic) {
 	heard := new(told)
 	cut := c.door.cut()
@@ -226,8 +225,8 @@ func (c *control) stream(ctx context.Context, out *mapWriter, n *node, nodeKey k
 	}
 }
 
-// message makes what the node must be told now: nil if it is no longer a node
-// of this tailnet, an empty one if there is nothing new.
+// message returns what the node must be told now: nil if it is no longer a node of this tailnet, an
+// empty message if there is nothing new.
 func (c *control) message(n *node, nodeKey key.NodePublic, heard *told, first bool) *tailcfg.MapResponse {
 	c.net.mu.Lock()
 	defer c.net.mu.Unlock()

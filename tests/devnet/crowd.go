@@ -1,11 +1,9 @@
-// Invented peers: nodes that nobody runs, to see what a large tailnet costs the
-// nodes that are told of it.
+// Invented peers: nodes that do not run, to measure what a large tailnet costs the nodes that are
+// told about it.
 //
-// Invariants: they are there for good and never change, so that a stream is
-// told of each once and a change of the tailnet costs nothing for them; each
-// has a user of its own. Only the owner's nodes are told of them (those that
-// join with the printed key): in others they would only take the machine's
-// memory.
+// Invariants: they stay and never change, so a stream is told about each once, and later changes of
+// the tailnet cost nothing for them; each has its own user. Only the owner's nodes are told about
+// them (those that join with the printed key): in others they would only take memory.
 package main
 
 import (
@@ -18,7 +16,7 @@ import (
 	"tailscale.com/types/key"
 )
 
-// The last addresses and numbers of their kinds: real nodes count up from one.
+// The last addresses and numbers of their ranges. Real nodes count up from one.
 const (
 	crowdMax       = 1 << 16
 	firstCrowdNode = 1 << 32
@@ -30,7 +28,7 @@ type crowd struct {
 	users []tailcfg.UserProfile
 }
 
-// growCrowd invents peers until there are so many.
+// growCrowd invents peers until there are count of them.
 func (t *tailnet) growCrowd(count int) {
 	info := (&tailcfg.Hostinfo{OS: "linux", Hostname: "invented", Services: []tailcfg.Service{{Proto: tailcfg.PeerAPI4, Port: 1}}}).View()
 	for i := len(t.crowd.peers); i < count; i++ {

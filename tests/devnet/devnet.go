@@ -1,8 +1,8 @@
-// A whole tailnet on loopback in one value: control server, relay, test API
-// and peers, built and taken down in one place.
+// A whole tailnet on loopback in one value: control server, relay, test API and peers, started and
+// stopped in one place.
 //
-// Invariants: everything listens on 127.0.0.1; close is idempotent, bounded,
-// and leaves no listener and no file.
+// Invariants: everything listens on 127.0.0.1; close is idempotent, bounded, and leaves no listener
+// and no file.
 package main
 
 import (
@@ -58,8 +58,8 @@ type devnet struct {
 }
 
 func start(ctx context.Context, o options) (*devnet, error) {
-	// The nodes in this process must not tie sockets to an interface (a slow
-	// probe without privileges) and must not upload logs.
+	// The nodes in this process must not bind sockets to an interface (a slow probe without
+	// privileges) and must not upload logs.
 	netns.SetEnabled(false)
 	envknob.SetNoLogsNoSupport()
 	if o.delay > 0 {
@@ -204,8 +204,8 @@ func (d *devnet) close() {
 		return
 	}
 
-	// tsnet waits up to five seconds for its own parts in bad moments; what
-	// is left of it ends with the process.
+	// tsnet may wait up to five seconds for its own parts. What is left of it ends with the
+	// process.
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)

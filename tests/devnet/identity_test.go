@@ -1,5 +1,5 @@
-// What a node's WhoIs says of its callers, and that it says so soon after the
-// test API changed it.
+// What a node's WhoIs returns about its callers, and that it does so soon after the test API
+// changed it.
 package main
 
 import (
@@ -70,7 +70,7 @@ func TestGrantToOne(t *testing.T) {
 	seen(t, s, ci, hasNot)
 	seen(t, other, alice, hasNot)
 
-	// By tag and to everybody, and following the node when the tag goes.
+	// By tag and to everybody, and no longer for the node when the tag goes.
 	do(t, d, "POST", "/grants", m{"src": "tag:ci", "dst": "*", "caps": m{name: nil}})
 	seen(t, s, ci, has)
 	seen(t, other, ci, has)
@@ -137,7 +137,7 @@ func TestExpireAndBack(t *testing.T) {
 	do(t, d, "POST", "/nodes/alice/unexpire", nil)
 	seen(t, s, ip, func(w *apitype.WhoIsResponse) bool { return !w.Node.Expired })
 
-	// At a time to come: nobody asks for anything when it is reached.
+	// At a later time, which is reached without a request.
 	do(t, d, "POST", "/nodes/alice/expire", m{"at": time.Now().Add(700 * time.Millisecond)})
 	seen(t, s, ip, func(w *apitype.WhoIsResponse) bool { return !w.Node.Expired })
 	within(t, 700*time.Millisecond+soon, func() string {
@@ -173,7 +173,7 @@ func TestDelete(t *testing.T) {
 	if status, out := request(t, d, "GET", "/nodes/alice", nil); status != 404 {
 		t.Errorf("GET of a deleted node: %d %s", status, out)
 	}
-	// The last one: an empty list is easily taken for "no change".
+	// The last one, because an empty list is easily taken for "no change".
 	do(t, d, "DELETE", "/nodes/bob", nil)
 	gone(r.Peers["bob"].IP)
 }
@@ -220,8 +220,7 @@ func TestShared(t *testing.T) {
 	seen(t, s, ip, ours)
 }
 
-// Rules of access are the nodes' packet filters: they hold for new connections
-// alone.
+// Access rules are the nodes' packet filters, so they apply only to new connections.
 func TestAccess(t *testing.T) {
 	d := startDevnet(t, "alice=alice@example.com")
 	s := up(t, newNode(t, d, "tailbone", d.authKey))
@@ -264,7 +263,7 @@ func TestAccess(t *testing.T) {
 	}
 }
 
-// Invented peers are known to whoever joins, and stay while others come and go.
+// Invented peers are known to every node that joins, and stay while others come and go.
 func TestCrowd(t *testing.T) {
 	d := startDevnet(t, "alice=alice@example.com")
 	s := up(t, newNode(t, d, "tailbone", d.authKey))

@@ -1,10 +1,9 @@
-// Who may join, and as whom: auth keys, interactive logins, key rotation,
-// logout. The only door through which a node enters the tailnet.
+// Who may join, and as whom: auth keys, interactive logins, key rotation, logout. A node enters the
+// tailnet only through this file.
 //
-// Invariants: a node key that is known, unexpired and used by its own machine
-// is let in without asking for anything else, so existing state always wins;
-// a one-time key makes exactly one node. Refusals use the words of the real
-// control server, since clients show and match them.
+// Invariants: a node key that is known, unexpired and used by its own machine is let in without
+// asking for anything else, so existing state always wins; a one-time key makes exactly one node.
+// Refusals use the messages of the real control server, since clients show and match them.
 package main
 
 import (
@@ -18,19 +17,19 @@ import (
 	"tailscale.com/types/key"
 )
 
-// The words of the real control server, from reports of its users. The client
-// shows them behind "backend error: " or "tsnet.Up: backend: ".
+// The messages of the real control server, from reports of its users. The client shows them behind
+// "backend error: " or "tsnet.Up: backend: ".
 //
 //   - not shaped like a key at all, or a wrong secret (tailscale/tailscale#6215)
-//   - used up (tailscale/tailscale#9715); the key's id stands where %s is
-//   - expired, revoked or never there (k3s-io/k3s#10729, hass-tailscale/hass-addons#147)
-//   - tags the key's owner may not give (hassio-addons/app-tailscale#642)
+//   - used up (tailscale/tailscale#9715); %s is the key's id
+//   - expired, revoked or never made (k3s-io/k3s#10729, hass-tailscale/hass-addons#147)
+//   - tags that the key's owner may not give (hassio-addons/app-tailscale#642)
 const (
 	refusedUnreadable = "invalid key: unable to validate API key"
 	refusedUsed       = "invalid key: API key %s not valid"
 	refusedUnknown    = "invalid key: API key does not exist"
 	refusedTags       = "requested tags [%s] are invalid or not permitted"
-	// refusedLogin is ours: no report shows what a stale login URL is told.
+	// refusedLogin is ours: no report shows the real message for a stale login URL.
 	refusedLogin = "login URL is unknown or was used already"
 )
 
@@ -71,8 +70,8 @@ type pendingLogin struct {
 	login   string        // who completed it, "" while nobody did
 }
 
-// register answers one registration. It blocks only for the follow-up of a
-// login that nobody has completed yet.
+// register answers one registration. It blocks only for the follow-up of a login that is not
+// completed yet.
 func (t *tailnet) register(ctx context.Context, machine key.MachinePublic, req *tailcfg.RegisterRequest, baseURL string) (*tailcfg.RegisterResponse, error) {
 	if req.Followup != "" {
 		if resp, err := t.awaitLogin(ctx, machine, req); resp != nil || err != nil {
@@ -97,8 +96,8 @@ func (t *tailnet) register(ctx context.Context, machine key.MachinePublic, req *
 	return t.enter(machine, req, baseURL), nil
 }
 
-// awaitLogin waits until the login behind a follow-up is completed. Nil and
-// nil mean: completed, go on with the node key, which is known by now.
+// awaitLogin waits until the login behind a follow-up is completed. It then returns nil and nil: go
+// on with the node key, which is known by now.
 func (t *tailnet) awaitLogin(ctx context.Context, machine key.MachinePublic, req *tailcfg.RegisterRequest) (*tailcfg.RegisterResponse, error) {
 	t.mu.Lock()
 	p := t.findLogin(req.Followup)
@@ -114,8 +113,8 @@ func (t *tailnet) awaitLogin(ctx context.Context, machine key.MachinePublic, req
 	}
 }
 
-// shorten brings a node's expiry forward; far in the past it is a logout,
-// after which an ephemeral node is gone at once.
+// shorten brings a node's expiry forward. Far in the past it is a logout, after which an ephemeral
+// node is deleted at once.
 func (t *tailnet) shorten(n *node, to, now time.Time) *tailcfg.RegisterResponse {
 	resp := t.welcome(n)
 	switch {
@@ -138,8 +137,8 @@ func (t *tailnet) comeBack(n *node, req *tailcfg.RegisterRequest, now time.Time)
 	if n.expired(now) {
 		return &tailcfg.RegisterResponse{NodeKeyExpired: true, MachineAuthorized: n.approved}
 	}
-	// The real server seems to judge a key that comes along even where none is
-	// needed (tailscale/tailscale#16987); a switch, since it breaks restarts.
+	// The real server seems to check a key even if none is needed (tailscale/tailscale#16987). It
+	// is a switch, since it breaks restarts.
 	if t.config.StrictKeys && req.Auth != nil && req.Auth.AuthKey != "" {
 		if k, words := t.readKey(req.Auth.AuthKey); words != "" && (k == nil || n.keyID != k.id) {
 			return &tailcfg.RegisterResponse{Error: words}
@@ -150,8 +149,7 @@ func (t *tailnet) comeBack(n *node, req *tailcfg.RegisterRequest, now time.Time)
 	return t.welcome(n)
 }
 
-// enter takes in a node key that nobody has seen: a new machine, or a known
-// one with a new key.
+// enter handles a node key that was not seen before: a new machine, or a known one with a new key.
 func (t *tailnet) enter(machine key.MachinePublic, req *tailcfg.RegisterRequest, baseURL string) *tailcfg.RegisterResponse {
 	if old := t.byKey(req.OldNodeKey); t.config.KeepExpired && old != nil && old.machine == machine && old.expired(time.Now()) {
 		return &tailcfg.RegisterResponse{NodeKeyExpired: true, MachineAuthorized: old.approved}
@@ -198,8 +196,8 @@ func (t *tailnet) enter(machine key.MachinePublic, req *tailcfg.RegisterRequest,
 	return &tailcfg.RegisterResponse{AuthURL: p.url}
 }
 
-// admit gives a machine its node: the one it had, if it is still the same
-// identity, else a new one.
+// admit gives a machine its node: the former one if it is still the same identity, otherwise a new
+// one.
 func (t *tailnet) admit(machine key.MachinePublic, req *tailcfg.RegisterRequest, login string, tags []string, preauthorized bool) *node {
 	u := t.userOf(login)
 	n := t.formerNode(machine, req.OldNodeKey, u.id, len(tags) > 0)
@@ -222,8 +220,8 @@ func (t *tailnet) admit(machine key.MachinePublic, req *tailcfg.RegisterRequest,
 	return n
 }
 
-// formerNode is the node a machine had before: named by the key it replaces,
-// or the same user's (or tagged) node on the same machine after a logout.
+// formerNode returns the node that a machine had before: named by the key it replaces, or the same
+// user's (or tagged) node on the same machine after a logout.
 func (t *tailnet) formerNode(machine key.MachinePublic, oldKey key.NodePublic, u tailcfg.UserID, tagged bool) *node {
 	if n := t.byKey(oldKey); n != nil && n.machine == machine {
 		return n
@@ -245,7 +243,7 @@ func (t *tailnet) welcome(n *node) *tailcfg.RegisterResponse {
 	}
 }
 
-// complete ends a pending login as if a person had gone through its URL.
+// complete ends a pending login as if a person had logged in at its URL.
 func (t *tailnet) complete(p *pendingLogin, login string) *node {
 	if login == "" {
 		login = t.owner
@@ -253,8 +251,8 @@ func (t *tailnet) complete(p *pendingLogin, login string) *node {
 	p.login = login
 	n := t.admit(p.machine, p.req, login, wantedTags(p.req), false)
 	t.logins = slices.DeleteFunc(t.logins, func(o *pendingLogin) bool {
-		// A machine that asked several times is done with all of them; those
-		// who wait on the older ones find their node key unknown and ask anew.
+		// All logins of a machine that asked several times are completed. Requests that wait on the
+		// older ones find their node key unknown and ask again.
 		return o != p && o.machine == p.machine && o.login == ""
 	})
 	close(p.done)
@@ -262,8 +260,8 @@ func (t *tailnet) complete(p *pendingLogin, login string) *node {
 	return n
 }
 
-// findLogin accepts a login's id, its URL, or the host name that waits (the
-// newest, if it asked several times).
+// findLogin accepts a login's id, its URL, or the host name that waits (its newest login, if it
+// asked several times).
 func (t *tailnet) findLogin(ref string) *pendingLogin {
 	for _, p := range slices.Backward(t.logins) {
 		if ref == p.id || ref == p.url {
@@ -276,8 +274,7 @@ func (t *tailnet) findLogin(ref string) *pendingLogin {
 	return nil
 }
 
-// readKey finds the key behind its text, with the words of the refusal if it
-// cannot be used.
+// readKey finds the key with this text, and returns the refusal if it cannot be used.
 func (t *tailnet) readKey(text string) (k *authKey, refusal string) {
 	id, secret, ok := strings.Cut(strings.TrimPrefix(text, "tskey-auth-"), "-")
 	if !ok || !strings.HasPrefix(text, "tskey-auth-") {
@@ -297,7 +294,7 @@ func (t *tailnet) readKey(text string) (k *authKey, refusal string) {
 	return k, ""
 }
 
-// forbids gives the words of refusal if the key may not give these tags.
+// forbids returns the refusal if the key may not give these tags.
 func (k *authKey) forbids(tags []string) string {
 	if k.anyTags {
 		return ""

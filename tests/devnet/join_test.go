@@ -155,7 +155,7 @@ func TestInteractiveLogin(t *testing.T) {
 
 func TestLoginAgainAfterExpiry(t *testing.T) {
 	d := startDevnet(t)
-	// Without a key: the client would use one again.
+	// Without a key, because the client would use it again.
 	do(t, d, "POST", "/config", m{"require_auth": false})
 	s := up(t, newNode(t, d, "tailbone", ""))
 	do(t, d, "POST", "/config", m{"require_auth": true})
@@ -220,7 +220,7 @@ func TestRestartAndNames(t *testing.T) {
 		}
 		again.Close()
 	}
-	// Deleted meanwhile: the state is worth nothing, and the used key neither.
+	// Deleted meanwhile: neither the state nor the used key is worth anything.
 	do(t, d, "DELETE", "/nodes/"+before.ID, nil)
 	late := newNode(t, d, "tailbone", "")
 	late.Store, late.Dir = s.Store, s.Dir
@@ -254,7 +254,7 @@ func TestEphemeral(t *testing.T) {
 		t.Errorf("gone after %v, before the grace time of 300 ms", took)
 	}
 
-	// By its own wish: tsnet logs such a node out when it closes.
+	// By its own setting: tsnet logs such a node out when it closes.
 	do(t, d, "POST", "/config", m{"ephemeral_grace_ms": 3600_000})
 	s = newNode(t, d, "bywish", d.authKey)
 	s.Ephemeral = true
@@ -262,7 +262,7 @@ func TestEphemeral(t *testing.T) {
 	s.Close()
 	within(t, soon, func() string { return isGone("bywish") })
 
-	// A lasting node stays, expired.
+	// A node that is not ephemeral stays, expired.
 	s = up(t, newNode(t, d, "lasting", d.authKey))
 	lc, err := s.LocalClient()
 	if err != nil {

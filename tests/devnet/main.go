@@ -1,6 +1,6 @@
-// devnet: a whole tailnet on loopback, for demonstrations, tests and
-// benchmarks. It prints one line of JSON when it is ready and ends with its
-// parent, or on SIGTERM, SIGINT or SIGHUP, leaving nothing.
+// devnet is a whole tailnet on loopback, for demonstrations, tests and benchmarks. It prints one
+// line of JSON when it is ready and ends with its parent, or on SIGTERM, SIGINT or SIGHUP, leaving
+// nothing.
 //
 // This file is the command line; README.md tells how to use it.
 package main

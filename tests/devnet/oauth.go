@@ -1,11 +1,10 @@
-// The corner of Tailscale's HTTP API through which a machine gets an auth key
-// without a person: OAuth clients and federated identities.
+// The part of Tailscale's HTTP API by which a machine gets an auth key without a person: OAuth
+// clients and federated identities.
 //
-// Routes, on the control server's port: POST /api/v2/oauth/token (client
-// secret), POST /api/v2/oauth/token-exchange (client id and an outside ID
-// token), POST /api/v2/tailnet/{tailnet}/keys. Invariants: a client gives the
-// tags it was made with and no others; an ID token is compared, not verified,
-// since no issuer is needed to test who asks.
+// Routes, on the control server's port: POST /api/v2/oauth/token (client secret), POST
+// /api/v2/oauth/token-exchange (client id and an outside ID token), POST
+// /api/v2/tailnet/{tailnet}/keys. Invariants: a client gives the tags it was made with and no
+// others; an ID token is compared, not verified, so tests need no issuer.
 package main
 
 import (
@@ -38,7 +37,7 @@ func (c *control) oauthRoutes(mux *http.ServeMux) {
 		if _, password, ok := r.BasicAuth(); ok {
 			secret = password
 		}
-		// As the real one: the secret says who asks, the id is not looked at.
+		// As the real one: the secret identifies the client, the id is ignored.
 		c.giveToken(w, func(o *oauthClient) bool { return o.secret != "" && o.secret == secret })
 	})
 	mux.HandleFunc("POST /api/v2/oauth/token-exchange", func(w http.ResponseWriter, r *http.Request) {

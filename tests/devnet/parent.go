@@ -1,10 +1,10 @@
-// Ending with the parent: a devnet that outlives the test that started it
-// would hold ports and fill the machine.
+// Ends with the parent: a devnet that outlives the test that started it would hold ports and fill
+// the machine.
 //
-// It looks for its parent five times a second instead of asking the kernel for
-// a signal (PR_SET_PDEATHSIG): that one is sent when the parent's *thread*
-// ends, so a test runner's worker thread would take us down while the test
-// goes on, and it is not sent at all for a parent that died before we asked.
+// It checks its parent five times a second and does not ask the kernel for a signal
+// (PR_SET_PDEATHSIG). That signal is sent when the parent's *thread* ends, so the end of a test
+// runner's worker thread would stop us while the test goes on; and it is not sent at all for a
+// parent that died before we asked.
 package main
 
 import (
@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// parentVar names the parent as scripts/devnet saw it: it may have gone while
-// the script was building, and then ours is another one from the start.
+// parentVar names the parent as scripts/devnet saw it. The parent may end while the script is
+// building; ours is then another process from the start.
 const parentVar = "TAILBONE_DEVNET_PARENT"
 
 // endWithParent calls end when the process that started us is gone.

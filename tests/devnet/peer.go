@@ -29,7 +29,7 @@ type peerSpec struct {
 	Tags  []string `json:"tags"`
 }
 
-// parsePeer reads NAME=LOGIN and NAME=tag:X,tag:Y.
+// parsePeer parses NAME=LOGIN and NAME=tag:X,tag:Y.
 func parsePeer(s string) (peerSpec, error) {
 	name, who, ok := strings.Cut(s, "=")
 	p := peerSpec{Name: name}
@@ -57,7 +57,7 @@ func (p peerSpec) check() error {
 	return checkTags(p.Tags)
 }
 
-// peerRecord is what callers are told of a peer.
+// peerRecord is what callers are told about a peer.
 type peerRecord struct {
 	IP    string `json:"ip"`
 	IP6   string `json:"ip6"`
@@ -73,9 +73,8 @@ type peer struct {
 	cancel context.CancelFunc
 }
 
-// memory is a state store in memory. Wrapped, because tsnet takes the bare one
-// for ephemeral nodes only, and peers must outlive a control server that is
-// down for a while.
+// memory is a state store in memory. It is wrapped because tsnet accepts the bare one only for
+// ephemeral nodes, and peers must outlive a control server that is down for a while.
 type memory struct{ *mem.Store }
 
 func startPeer(ctx context.Context, spec peerSpec, dir, controlURL, authKey string, logf logger.Logf) (*peer, error) {
@@ -116,8 +115,8 @@ func startPeer(ctx context.Context, spec peerSpec, dir, controlURL, authKey stri
 		}
 	}
 	socks := &socks5.Server{Logf: logger.Discard, Dialer: func(_ context.Context, network, addr string) (net.Conn, error) {
-		// The proxy's own patience is 5 s, which is just what WireGuard takes to
-		// try again after a lost first packet.
+		// The proxy's own time-out is 5 s, exactly as long as WireGuard waits before it tries again
+		// after a lost first packet.
 		dialing, cancel := context.WithTimeout(living, 30*time.Second)
 		defer cancel()
 		return node.Dial(dialing, network, addr)
@@ -132,10 +131,9 @@ func (p *peer) close() {
 	p.node.Close()
 }
 
-// ping measures the way to an address: through WireGuard to the other node's
-// Tailscale layer, so that a session exists afterwards. That ping is a single
-// packet which is lost while the peer has not heard how to reach the other, so
-// a way is found first, below WireGuard.
+// ping pings an address through WireGuard, at the other node's Tailscale layer, so that a session
+// exists afterwards. That ping is a single packet, which is lost if the peer does not know yet how
+// to reach the other. So it first finds a path, below WireGuard.
 func (p *peer) ping(ctx context.Context, ip netip.Addr) (map[string]any, error) {
 	lc, err := p.node.LocalClient()
 	if err != nil {

@@ -64,7 +64,7 @@ func launch(t *testing.T, cmd *exec.Cmd) (r ready, stderr *strings.Builder) {
 
 func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
 
-// gone waits for the end of a devnet and looks for what it left.
+// gone waits for the end of a devnet and checks that it left nothing.
 func gone(t *testing.T, r ready, tmp string) {
 	t.Helper()
 	within(t, 5*time.Second, func() string {
@@ -81,7 +81,7 @@ func gone(t *testing.T, r ready, tmp string) {
 	}
 }
 
-// tmpOf is where launch lets the command put its files.
+// tmpOf returns where launch lets the command put its files.
 func tmpOf(cmd *exec.Cmd) string {
 	dir, _ := strings.CutPrefix(cmd.Env[len(cmd.Env)-1], "TMPDIR=")
 	return dir
@@ -124,8 +124,8 @@ func TestReadyLineAndTerm(t *testing.T) {
 	}
 }
 
-// listeners gives the local addresses of a process's listening TCP sockets, as
-// the kernel writes them.
+// listeners returns the local addresses of a process's listening TCP sockets, as the kernel writes
+// them.
 func listeners(t *testing.T, pid int) (addrs []string) {
 	t.Helper()
 	own := map[string]bool{}
@@ -165,7 +165,7 @@ func TestEndsWithParent(t *testing.T) {
 }
 
 func TestOutlivesThreadOfParent(t *testing.T) {
-	// A thread that starts it and ends is no parent that ends.
+	// The thread that starts it ends, but not the parent process.
 	cmd := exec.Command(script)
 	var r ready
 	done := make(chan struct{})
@@ -185,8 +185,8 @@ func TestOutlivesThreadOfParent(t *testing.T) {
 }
 
 func TestParentGoneBeforeStart(t *testing.T) {
-	// As if the parent had died while the script was building: the one the
-	// program has is not the one the script saw.
+	// As if the parent had died while the script was building: the program's parent is not the one
+	// that the script saw.
 	first := exec.Command(script)
 	r, _ := launch(t, first)
 	program, err := os.Readlink("/proc/" + strconv.Itoa(r.PID) + "/exe")

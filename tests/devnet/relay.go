@@ -27,8 +27,8 @@ import (
 	"tailscale.com/types/logger"
 )
 
-// startRelay serves DERP and STUN until ctx ends. What a node sends through the
-// relay takes as long as delay.
+// startRelay serves DERP and STUN until ctx ends. It delays the packets that nodes send through the
+// relay.
 func startRelay(ctx context.Context, logf logger.Logf, delay time.Duration) (*tailcfg.DERPMap, error) {
 	cert, err := relayCert()
 	if err != nil {
@@ -84,7 +84,7 @@ func startRelay(ctx context.Context, logf logger.Logf, delay time.Duration) (*ta
 	}}}, nil
 }
 
-// slowListener makes connections on which everything arrives late.
+// slowListener returns connections on which everything arrives late.
 type slowListener struct {
 	net.Listener
 	delay time.Duration

@@ -1,5 +1,5 @@
-// A peer that opens connections and resets each as soon as it stands: what a
-// port scanner does, or a client that aborts.
+// A peer that opens connections and resets each as soon as it is established: what a port scanner
+// does, or a client that aborts.
 
 package main
 
@@ -22,7 +22,8 @@ import (
 // The longest that one call may take.
 const longestResets = time.Minute
 
-// resets answers when the time is over, with what became of the connections.
+// resets answers when the time is over, with the numbers of connections that were reset and that
+// failed.
 func (d *devnet) resets(r *http.Request) (any, error) {
 	var in struct {
 		To     string `json:"to"`
@@ -61,7 +62,7 @@ func (d *devnet) resets(r *http.Request) (any, error) {
 	return map[string]any{"reset": reset.Load(), "failed": failed.Load()}, nil
 }
 
-// fromTo gives a peer and the address of the node that it is to call.
+// fromTo returns a peer and the address of the node that it is to call.
 func (d *devnet) fromTo(from, to string) (*peer, netip.Addr, error) {
 	d.mu.Lock()
 	p := d.peers[from]
@@ -88,13 +89,13 @@ func (p *peer) reset(ctx context.Context, to netip.AddrPort) error {
 	if err != nil {
 		return err
 	}
-	// Closed with this, it sends a reset.
+	// Closed with this option, it sends a reset.
 	ep.SocketOptions().SetLinger(tcpip.LingerOption{Enabled: true})
 	return nil
 }
 
-// endpoint gives what the netstack has behind a connection; its adapter offers
-// no SetLinger.
+// endpoint returns the netstack's endpoint behind a connection. Its adapter (gonet, in the gVisor
+// that tailscale.com v1.102.5 requires) has no SetLinger; this can go when it has.
 func endpoint(c net.Conn) (tcpip.Endpoint, error) {
 	g, ok := c.(*gonet.TCPConn)
 	if !ok {

@@ -1,10 +1,9 @@
-// The tailnet as the control server knows it: nodes, users, auth keys, pending
-// logins, grants and switches, and the rules for looking them up.
+// The tailnet as the control server knows it: nodes, users, auth keys, pending logins, grants and
+// switches, and the rules for looking them up.
 //
-// Invariants: everything here is read and written under tailnet.mu; whoever
-// changes something calls touch before unlocking, which wakes every open map
-// stream. An address or id is never given out twice. What a joining node may
-// become is decided in join.go, what a node is told in view.go.
+// Invariants: everything here is read and written under tailnet.mu; code that changes something
+// calls touch before unlocking, which wakes every open map stream. An address or id is never
+// reused. join.go decides what a joining node may become, view.go what a node is told.
 package main
 
 import (
@@ -28,8 +27,8 @@ import (
 // default of a real tailnet. Tagged nodes do not expire there, nor here.
 const keyLife = 180 * 24 * time.Hour
 
-// taggedUser owns every tagged node, as in a real tailnet: all of them share
-// one profile, so that a login never tells two machines apart.
+// taggedUser owns every tagged node, as in a real tailnet: all of them share one profile, so a
+// login never distinguishes two machines.
 const taggedUser tailcfg.UserID = 1
 
 type tailnet struct {
@@ -92,7 +91,7 @@ type node struct {
 	created  time.Time
 	expiry   time.Time // zero: never
 	approved bool
-	// ephemeral nodes are deleted once they were away for the grace time.
+	// ephemeral nodes are deleted when they have been away for the grace time.
 	ephemeral bool
 	streams   int // open map streams: online while above zero
 	lastSeen  time.Time
@@ -102,9 +101,8 @@ type node struct {
 	proxied   bool // one of devnet's own peers
 }
 
-// grant gives app capabilities to src when it talks to dst. Both are kept as
-// written and matched when a node's view is made, so that a grant follows its
-// node through renames and retagging.
+// grant gives app capabilities to src when it talks to dst. Both are kept as written and matched
+// when a node's view is made, so a grant follows its node through renames and changes of tags.
 type grant struct {
 	ID   int                          `json:"id"`
 	Src  string                       `json:"src"`
@@ -138,8 +136,8 @@ func newTailnet(suffix, owner string, ephemeralGrace time.Duration) *tailnet {
 	return t
 }
 
-// touch wakes all map streams and arranges to do so again when the next key
-// runs out, since that changes what everybody sees without a request.
+// touch wakes all map streams, and arranges to do so again when the next key expires, since that
+// changes what others see without a request.
 func (t *tailnet) touch() {
 	close(t.changed)
 	t.changed = make(chan struct{})
@@ -220,7 +218,7 @@ func (t *tailnet) addNode(machine key.MachinePublic, nodeKey key.NodePublic, inf
 	return n
 }
 
-// heard takes what a node says of itself, its wish for a name included.
+// heard records what a node reports about itself, including the name that it asks for.
 func (t *tailnet) heard(n *node, info *tailcfg.Hostinfo) {
 	if info == nil {
 		return
@@ -257,8 +255,7 @@ func (t *tailnet) freeHost(want string, self *node) string {
 	return h
 }
 
-// deleteNode forgets a node: its streams end, its key is unknown, its name
-// is free again.
+// deleteNode removes a node: its streams end, its key is unknown, its name is free again.
 func (t *tailnet) deleteNode(n *node) {
 	if n.reaper != nil {
 		n.reaper.Stop()
@@ -292,8 +289,8 @@ func (t *tailnet) byKey(k key.NodePublic) *node {
 	return nil
 }
 
-// matches tells whether a grant's src or dst means this node: "*", a login, a
-// tag, or whatever find accepts.
+// matches reports whether a grant's src or dst means this node: "*", a login, a tag, or whatever
+// find accepts.
 func (t *tailnet) matches(ref string, n *node) bool {
 	switch {
 	case ref == "*":
@@ -306,7 +303,7 @@ func (t *tailnet) matches(ref string, n *node) bool {
 	return t.find(ref) == n
 }
 
-// profileOf is the user others see behind a node.
+// profileOf returns the user whom others see behind a node.
 func (t *tailnet) profileOf(n *node) *user {
 	if len(n.tags) > 0 {
 		return t.users[taggedUser]
@@ -368,8 +365,8 @@ func (t *tailnet) watchEphemeral(n *node) {
 	n.reaper = self
 }
 
-// pauseReaping stops the clock of absent ephemeral nodes while the control
-// server itself is the one that cannot be reached; resuming starts it anew.
+// pauseReaping stops the clock of absent ephemeral nodes while the control server itself cannot be
+// reached; resuming starts it anew.
 func (t *tailnet) pauseReaping(pause bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -383,7 +380,7 @@ func (t *tailnet) pauseReaping(pause bool) {
 	}
 }
 
-// randomText gives letters and digits for ids and secrets.
+// randomText returns letters and digits for ids and secrets.
 func randomText(n int) string {
 	return rand.Text()[:n]
 }

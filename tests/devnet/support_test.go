@@ -1,6 +1,6 @@
-// What the tests share: a devnet in this process, real tsnet nodes on it, and
-// calls of the test API. Waiting is always for a condition, never for a time
-// to pass; what must happen fast is given a bound.
+// What the tests share: a devnet in this process, real tsnet nodes on it, and calls of the test
+// API. Tests wait for a condition, never for a time to pass; what must happen fast has a time
+// limit.
 package main
 
 import (
@@ -24,9 +24,8 @@ import (
 const (
 	owner  = "owner@example.com"
 	suffix = "example-devnet.ts.net"
-	// soon bounds how long a change may take to reach a node's WhoIs: well
-	// above what it takes (milliseconds), since race-checked code on a busy
-	// machine is slow.
+	// soon limits how long a change may take to reach a node's WhoIs: well above what it takes
+	// (milliseconds), since race-checked code on a busy machine is slow.
 	soon = time.Second
 )
 
@@ -70,7 +69,7 @@ func newNode(t *testing.T, d *devnet, host, authKey string) *tsnet.Server {
 	return s
 }
 
-// up joins a node and closes it with the test.
+// up joins a node and closes it when the test ends.
 func up(t *testing.T, s *tsnet.Server) *tsnet.Server {
 	t.Helper()
 	if err := join(t, s); err != nil {
@@ -128,8 +127,7 @@ func whois(t *testing.T, s *tsnet.Server, ip string) *apitype.WhoIsResponse {
 	return w
 }
 
-// within waits until f returns "", at most d; else it fails with what f said
-// last.
+// within waits until f returns "", at most d; otherwise it fails with the last text of f.
 func within(t *testing.T, d time.Duration, f func() string) time.Duration {
 	t.Helper()
 	began := time.Now()
@@ -145,7 +143,7 @@ func within(t *testing.T, d time.Duration, f func() string) time.Duration {
 	}
 }
 
-// seen waits until s knows the address and the test accepts its identity.
+// seen waits until s knows the address and accept returns true for its identity.
 func seen(t *testing.T, s *tsnet.Server, ip string, accept func(*apitype.WhoIsResponse) bool) time.Duration {
 	t.Helper()
 	return within(t, soon, func() string {
@@ -170,7 +168,7 @@ func waitState(t *testing.T, s *tsnet.Server, want ipn.State) {
 	})
 }
 
-// call uses the test API and expects it to succeed.
+// call calls the test API and expects success.
 func call[T any](t *testing.T, d *devnet, method, path string, in any) T {
 	t.Helper()
 	status, out := request(t, d, method, path, in)

@@ -1,10 +1,9 @@
-// The control server's door and the troubles it can be given: hold, fail,
-// slow, down.
+// The control server's listener, and the troubles it can be given: hold, fail, slow, down.
 //
-// Invariants: the port stays ours from start to end, also while nothing
-// listens on it, so that "down" refuses connections and "ok" comes back at the
-// same address. A request is judged when it comes in; one that is held goes on
-// when the trouble ends, under the rule of that moment.
+// Invariants: the port stays ours from start to end, even while nothing listens on it, so that
+// "down" refuses connections and "ok" comes back at the same address. The trouble applies to a
+// request when it arrives; one that is held goes on when the trouble ends, under the rule of that
+// moment.
 package main
 
 import (
@@ -21,12 +20,11 @@ import (
 	"time"
 )
 
-// quiet swallows what net/http would print of broken connections: tests break
-// them on purpose.
+// quiet discards what net/http would log about broken connections, which tests break on purpose.
 var quiet = log.New(io.Discard, "", 0)
 
-// trouble is the body of POST /control. Path, if given, limits it to requests
-// whose path begins so (for example /machine/register).
+// trouble is the body of POST /control. Path, if given, limits it to requests whose path begins
+// with it (for example /machine/register).
 type trouble struct {
 	Mode    string `json:"mode"`
 	DelayMS int    `json:"delay_ms,omitempty"`
@@ -57,7 +55,7 @@ func (t *trouble) check() error {
 	return nil
 }
 
-// reaches tells whether the trouble applies to a path.
+// reaches reports whether the trouble applies to a path.
 func (t *trouble) reaches(path string) bool { return strings.HasPrefix(path, t.Path) }
 
 type door struct {
@@ -90,7 +88,7 @@ func newDoor() (*door, error) {
 	return d, nil
 }
 
-// bind takes the port without listening: whoever connects is refused.
+// bind takes the port without listening, so that connections are refused.
 func (d *door) bind(port int) (int, error) {
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -112,7 +110,7 @@ func (d *door) bind(port int) (int, error) {
 	return sa.(*syscall.SockaddrInet4).Port, nil
 }
 
-// open serves handler and keeps doing so through every down and ok.
+// open serves handler, and continues to through every down and ok.
 func (d *door) open(handler http.Handler) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -175,14 +173,14 @@ func (d *door) set(t trouble) error {
 	return nil
 }
 
-// cut is closed when the streams that run now must end.
+// cut returns a channel that is closed when the streams that run now must end.
 func (d *door) cut() <-chan struct{} {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.broken
 }
 
-// gate puts the trouble before every request.
+// gate applies the trouble to every request.
 func (d *door) gate(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		status, ok := d.pass(r.Context(), r.URL.Path)
@@ -197,16 +195,16 @@ func (d *door) gate(next http.Handler) http.Handler {
 	})
 }
 
-// passable holds a message of a running stream as long as control is held or
-// slow. False: the client is gone, or control fails, and the stream must end
-// even if it has not yet seen that it was cut.
+// passable delays a message of a running stream while control is held or slow. It returns false if
+// the client has gone, or control fails: the stream must then end even if it has not seen yet that
+// it was cut.
 func (d *door) passable(ctx context.Context) bool {
 	status, ok := d.pass(ctx, "/machine/map")
 	return ok && status == 0
 }
 
-// pass waits out the trouble of a path: a status if the request must fail,
-// false if the client went first or the door is shut.
+// pass waits until a path has no trouble. It returns a status if the request must fail, and false
+// if the client has gone or the listener is closed.
 func (d *door) pass(ctx context.Context, path string) (status int, ok bool) {
 	for {
 		d.mu.Lock()
@@ -254,8 +252,8 @@ func (d *door) close() {
 	}
 }
 
-// countingListener remembers open connections, those taken over by Noise
-// included, so that they can be cut.
+// countingListener remembers open connections, including those taken over by Noise, so that they
+// can be cut.
 type countingListener struct {
 	net.Listener
 	door *door
@@ -279,8 +277,8 @@ type countedConn struct {
 	once sync.Once
 }
 
-// Close forgets the connection in the background: set closes connections while
-// it holds the lock.
+// Close removes the connection in the background, because set closes connections while it holds the
+// lock.
 func (c *countedConn) Close() error {
 	c.once.Do(func() {
 		go func() {

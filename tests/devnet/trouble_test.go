@@ -61,7 +61,7 @@ func TestControlTroubles(t *testing.T) {
 	url := d.ready().ControlURL
 	seen(t, s, alice, func(*apitype.WhoIsResponse) bool { return true })
 
-	// follows proves that a running node hears of changes (again).
+	// follows proves that a running node hears about changes (again).
 	count := 0
 	rename := func() string {
 		count++
@@ -184,15 +184,14 @@ func TestEphemeralOutlivesTrouble(t *testing.T) {
 	}
 }
 
-// A ping that is asked for before the peer has heard how to reach the other
-// node must not be lost.
+// A ping requested before the peer knows how to reach the other node must not be lost.
 func TestPingBeforeTheWayIsKnown(t *testing.T) {
 	d := startDevnet(t, "alice=alice@example.com")
 	up(t, newNode(t, d, "tailbone", d.authKey))
 	alice, ip := d.peers["alice"].node, nodeOf(t, d, "tailbone").IP
 	seen(t, alice, ip, func(w *apitype.WhoIsResponse) bool { return !w.Node.DiscoKey.IsZero() })
 
-	// The node may say its disco key once more, so it is taken away until alice has seen it.
+	// The node may report its disco key once more, so it is removed until alice has seen that.
 	var known key.DiscoPublic
 	say := func(k key.DiscoPublic) {
 		d.net.mu.Lock()
@@ -260,7 +259,7 @@ func TestProxyResolvesNames(t *testing.T) {
 
 	n := nodeOf(t, d, "tailbone")
 	for peer, want := range map[string]string{"alice": "alice@example.com []", "ci": "tagged-devices [tag:ci]"} {
-		// So that no first packet is lost, see the design's greeting.
+		// Opens the session, so that no first packet is lost.
 		do(t, d, "POST", "/peers/"+peer+"/ping", m{"to": "tailbone"})
 		proxy, err := url.Parse(d.ready().Peers[peer].Proxy)
 		if err != nil {

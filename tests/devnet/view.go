@@ -1,9 +1,8 @@
-// What one node is told of the tailnet, and how to tell it only what changed.
+// What one node is told about the tailnet, and how to tell it only what changed.
 //
-// Invariants: a view is a pure function of the tailnet, the node and the time;
-// a node that is not approved sees nobody and is seen by nobody. The first
-// message of a stream is complete, later ones carry whole peers that changed,
-// the ids of those that went, and any other part that differs.
+// Invariants: a view is a pure function of the tailnet, the node and the time; a node that is not
+// approved sees no other and is seen by none. The first message of a stream is complete; later ones
+// carry whole peers that changed, the ids of those that left, and any other part that differs.
 package main
 
 import (
@@ -17,7 +16,7 @@ import (
 	"tailscale.com/tailcfg"
 )
 
-// foreignSuffix is where the machines of other tailnets live.
+// foreignSuffix is the suffix of machines of other tailnets.
 const foreignSuffix = "elsewhere.ts.net"
 
 // view is everything a node may know.
@@ -95,16 +94,15 @@ func (t *tailnet) describe(n *node, now time.Time) *tailcfg.Node {
 	}
 	if n.expired(now) {
 		d.Expired = true
-		// As the real server does: nobody is told how to reach it.
+		// As the real server does: no node is told how to reach it.
 		d.Endpoints, d.HomeDERP = nil, 0
 	}
 	return d
 }
 
-// disguise shows a shared node to the others as a real tailnet would. A sharee
-// is another tailnet's machine that may reach a node shared with its user: the
-// real server hides its name. A node shared in keeps its foreign name and says
-// who shared it.
+// disguise shows a shared node to the others as a real tailnet would. A sharee is another tailnet's
+// machine that may reach a node shared with its user: the real server hides its name. A node shared
+// into the tailnet keeps its foreign name and shows who shared it.
 func (t *tailnet) disguise(n *node, d *tailcfg.Node) {
 	switch {
 	case n.sharee:
@@ -120,20 +118,20 @@ func (t *tailnet) disguise(n *node, d *tailcfg.Node) {
 	}
 }
 
-// selfCaps are what an owner could have switched on for every node: HTTPS
-// certificates and Funnel, so that listeners which need them start.
+// selfCaps are features that an owner could have switched on for every node: HTTPS certificates and
+// Funnel, so that listeners which need them start.
 func selfCaps() tailcfg.NodeCapMap {
 	return tailcfg.NodeCapMap{
 		tailcfg.CapabilityHTTPS:                                 nil,
 		tailcfg.NodeAttrFunnel:                                  nil,
 		tailcfg.CapabilityFunnelPorts + "?ports=443,8443,10000": nil,
-		// There is no router to ask for a port on loopback.
+		// There is no router on loopback to ask for a port.
 		tailcfg.NodeAttrDisableUPnP: nil,
 	}
 }
 
-// filterFor lets everybody reach everybody, or whom the access rules let reach
-// n, and adds the grants towards n.
+// filterFor lets everybody reach everybody, or those who may reach n by the access rules, and adds
+// the grants towards n.
 func (t *tailnet) filterFor(n *node) []tailcfg.FilterRule {
 	rules := t.accessTo(n)
 	for _, g := range t.grants {
@@ -185,7 +183,7 @@ func (t *tailnet) accessTo(n *node) []tailcfg.FilterRule {
 	return rules
 }
 
-// addressesOf lists the nodes that src means, nil if it means none.
+// addressesOf lists the addresses of the nodes that src means, nil if it means none.
 func (t *tailnet) addressesOf(src string) []string {
 	if src == "*" {
 		return []string{"*"}
@@ -219,8 +217,7 @@ func parsePorts(s string) ([]tailcfg.PortRange, error) {
 	return all, nil
 }
 
-// told remembers what a stream has said, as JSON: what is equal there is equal
-// to the client.
+// told remembers what a stream has sent, as JSON: values with equal JSON are equal to the client.
 type told struct {
 	peers    map[tailcfg.NodeID]string
 	profiles map[tailcfg.UserID]string
@@ -230,8 +227,8 @@ type told struct {
 	crowd    int // how many of it
 }
 
-// next makes the message that brings a client from what it was told to v, or
-// nil if that is nothing.
+// next returns the message that brings a client from what it was told to v, or nil if nothing
+// changed.
 func (h *told) next(v *view) *tailcfg.MapResponse {
 	m := new(tailcfg.MapResponse)
 	first := h.peers == nil
