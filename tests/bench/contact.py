@@ -7,10 +7,10 @@ Each caller begins 20 ms after the end of its last call, and gives a call up aft
 a new host name. Cold: the callers begin before the first start on an empty state folder. Warm and
 killed: they call the first process, which is ended by TERM or KILL, and go on while a second one
 starts on its folder. Moved: as warm, and the second process has another UDP port, as in a container
-that is replaced. The callers are peers of a devnet with the given number of peers. With --tailscaled
-each caller is a real tailscaled in userspace mode beside them. With --delay a packet takes that many
-milliseconds from node to node. Prints one JSON object; times are milliseconds from the start of the
-(second) process.
+that is replaced. The callers are peers of a devnet with the given number of peers. With
+--tailscaled each caller is a real tailscaled in userspace mode beside them. With --delay a packet
+takes that many milliseconds from node to node. Prints one JSON object; times are milliseconds from
+the start of the (second) process.
 """
 
 import argparse

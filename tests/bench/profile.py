@@ -1,6 +1,6 @@
 """Where a request's processor time goes: `perf record` on a server under load, by kind of code.
 
-    profile.py --binary PROGRAM --bench FLOOR TARGET/CELL ...      such as floor-short/c8 constant/c8
+    profile.py --binary PROGRAM --bench FLOOR TARGET/CELL ...    (floor-short/c8 constant/c8)
 
 Both programs need their symbols: CARGO_PROFILE_RELEASE_STRIP=none cargo build --release, and
 tests/bench/go built without `-ldflags "-s -w"`. Inlined code counts for its caller.

@@ -1,6 +1,6 @@
-"""Checks every Markdown file of the tree: each relative link and anchor leads somewhere, each page of
-docs/ is in the summary and can be reached from its index, what pages name is there (files of the
-tree and tests), and text wraps at 100. Prints what is wrong, and exits with 1 then.
+"""Checks every Markdown file of the tree: each relative link and anchor leads somewhere, each page
+of docs/ is in the summary and can be reached from its index, the files and tests that pages name
+exist, and text wraps at 100. Prints what is wrong, and exits with 1 then.
 """
 
 import pathlib

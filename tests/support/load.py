@@ -7,7 +7,7 @@
 answered  a whole response came, whatever its status (`statuses` counts them)
 refused   no connection: the server does not listen any more (or yet); nothing was sent
 cut       connected, but no whole response came: what a graceful stop must not do
-spanning  answered requests that began before SIGUSR1 and ended after it: the stop had something to cut
+spanning  answered requests that began before SIGUSR1 and ended after it: there was something to cut
 """
 
 import json
