@@ -57,7 +57,7 @@ const RESPONSE_BYTES: usize = 4 << 20;
 const KID_BYTES: usize = 512;
 
 /// The accepted sizes of an RSA modulus.
-const SIZES: &[u32] = crate::config::table::SIZES;
+const SIZES: &[u32] = crate::config::sections::keys::SIZES;
 
 /// The state of the methods. Cheap to clone.
 #[derive(Debug, Clone)]

@@ -1,11 +1,11 @@
 //! Durations as Go writes them: `90s`, `1h30m`, `1.5h`, `300ms`.
 //!
-//! Invariants: whole nanoseconds, never a float; what Go's `time.ParseDuration` takes is taken with the same value, up to Go's own
-//! greatest duration (about 292 years). Bounds are the table's business.
+//! They are whole nanoseconds, never a float. A text that Go's `time.ParseDuration` accepts has the
+//! same value here, up to Go's longest duration (about 292 years). Bounds are in the table.
 
 use std::time::Duration;
 
-/// A duration as typed: it may be negative, which no setting allows but every message wants to say.
+/// A duration as typed. It may be negative, which no setting allows and error messages mention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Signed {
     pub negative: bool,
@@ -83,8 +83,8 @@ pub fn parse(text: &str) -> Result<Signed, Trouble> {
     })
 }
 
-/// Reads a number without a unit as nanoseconds, which is what the Go program did with one in a variable or a file.
-/// `None` where the text is not such a number.
+/// Reads a number without a unit as nanoseconds, as the Go program does in variables and files.
+/// `None`: the text is not such a number.
 pub fn parse_bare(text: &str) -> Option<Result<Signed, Trouble>> {
     let (_, rest) = sign(text);
     let (whole, after) = digits(rest);
@@ -97,7 +97,7 @@ pub fn parse_bare(text: &str) -> Option<Result<Signed, Trouble>> {
     Some(parse(&format!("{text}ns")))
 }
 
-/// The shortest way to write it that [`parse`] reads back: `1h30m`, not `1h30m0s`.
+/// The shortest text that [`parse`] reads back as this duration: `1h30m`, not `1h30m0s`.
 pub fn show(duration: Duration) -> String {
     let mut rest = duration.as_nanos();
     if rest == 0 {
@@ -135,7 +135,8 @@ fn digits(text: &str) -> (&str, &str) {
     )
 }
 
-/// Digits beyond the eighteenth of a fraction are below a nanosecond even of an hour, and are dropped as Go drops them.
+/// Digits of a fraction after the eighteenth are less than a nanosecond even in hours. They are
+/// dropped, as Go drops them.
 fn amount(whole: &str, fraction: &str, unit: u128) -> Result<u128, Trouble> {
     let whole = whole.trim_start_matches('0');
     if whole.len() > 19 {
@@ -179,7 +180,7 @@ mod tests {
 
     #[test]
     fn reads_what_go_reads() {
-        // Taken from the cases that Go's documentation of ParseDuration promises.
+        // Cases that Go's documentation of ParseDuration promises.
         for (text, nanoseconds) in [
             ("0", 0),
             ("5s", 5_000_000_000),

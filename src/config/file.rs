@@ -1,8 +1,8 @@
 //! Config files: which one is read, and its text as a flat list of keys.
 //!
-//! TOML, YAML and JSON go through one shape, so that they mean the same. Invariants: capitals in keys do not matter; a key may be
-//! nested or written with dots; no message quotes a line of the file, because that line may hold the auth key.
-//! What a key means is left to `raw.rs` and `load.rs`.
+//! TOML, YAML and JSON become the same tree first, so that they mean the same. A key may be nested
+//! or written with dots. No message quotes a line of the file, because that line may contain the
+//! auth key. `raw.rs` looks the keys up, and `read.rs` reads the values.
 
 use std::{
     ffi::OsStr,
@@ -21,7 +21,8 @@ use super::{
     report::{Origin, Remark},
 };
 
-/// What the Go program looked for in the home directory, in its order.
+/// The extensions that the Go program looks for in the home directory, in its order. `None`: we do
+/// not read that format.
 const EXTENSIONS: [(&str, Option<Format>); 12] = [
     ("json", Some(Format::Json)),
     ("toml", Some(Format::Toml)),
@@ -37,7 +38,7 @@ const EXTENSIONS: [(&str, Option<Format>); 12] = [
     ("ini", None),
 ];
 
-/// A config file of this size is somebody's mistake.
+/// A larger config file is not read; it was hardly meant to be one.
 const LARGEST: u64 = 1024 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,21 +48,21 @@ pub(super) enum Format {
     Yaml,
 }
 
-/// A file that is to be read.
+/// The config file to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) path: PathBuf,
     pub(super) format: Format,
 }
 
-/// One setting of a file: the key as written there, its value if it has one, its place.
+/// One setting of a file, with its key as written there.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Item {
     pub(super) key: String,
     pub(super) value: Value,
 }
 
-/// The file named by `--config`, else the first one in the home directory, else none.
+/// Finds the file that `--config` names, or else the first one in the home directory.
 pub(super) fn locate(
     config: Option<&Path>,
     home: Option<&OsStr>,
@@ -83,7 +84,9 @@ pub(super) fn locate(
             None => Err(Remark {
                 origin: Origin::Flag("--config".into()),
                 value: Some(path.display().to_string()),
-                sentence: "not a config file that can be read: its name must end in .toml, .yaml (.yml) or .json".into(),
+                sentence: "not a config file that can be read: its name must end in .toml, .yaml \
+                           (.yml) or .json"
+                    .into(),
             }),
         };
     }
@@ -98,7 +101,7 @@ pub(super) fn locate(
         match format {
             Some(format) => return Ok(Some(Found { path, format })),
             None => {
-                // The original read it; whoever has only this one must hear that it no longer counts.
+                // The Go program reads it, so its owner must learn that we do not.
                 warnings.push(Remark {
                     origin: Origin::File { path, key: None },
                     value: None,
@@ -112,7 +115,7 @@ pub(super) fn locate(
     Ok(None)
 }
 
-/// Every setting of a file that has a value.
+/// All settings of a file that have a value.
 pub(super) fn read(found: &Found) -> Result<Vec<Item>, Remark> {
     let broken = |sentence: String| Remark {
         origin: Origin::File {
@@ -179,7 +182,7 @@ fn flatten(group: &str, entries: Vec<(String, Tree)>, items: &mut Vec<Item>) -> 
             format!("{group}.{name}")
         };
         match tree {
-            // Written down without a value: unset, as in the original.
+            // A key without a value is unset, as in the Go program.
             Tree::Nothing => {}
             Tree::Table(entries) => flatten(&key, entries, items)?,
             Tree::Scalar(text) => items.push(Item {
@@ -206,7 +209,7 @@ fn flatten(group: &str, entries: Vec<(String, Tree)>, items: &mut Vec<Item>) -> 
     Ok(())
 }
 
-/// What the three formats have in common.
+/// The contents of a file, whatever its format.
 enum Tree {
     List(Vec<Tree>),
     Nothing,
@@ -282,8 +285,8 @@ impl<'de> Visitor<'de> for TreeVisitor {
         while let Some(Name(name)) = map.next_key()? {
             entries.push((name, map.next_value()?));
         }
-        // The TOML reader hands a date over as a table with one key of its own. No setting is a date; as a text it gets the
-        // message of the setting it was typed for.
+        // The TOML parser presents a date as a table with one key of its own. No setting is a date;
+        // as a text it gets the error of the setting that it was typed for.
         if let [(name, Tree::Scalar(date))] = entries.as_slice()
             && name.starts_with("$__toml_private")
         {
@@ -293,7 +296,7 @@ impl<'de> Visitor<'de> for TreeVisitor {
     }
 }
 
-/// A key: YAML has keys that are no strings.
+/// A key. YAML also has keys that are not strings.
 struct Name(String);
 
 impl<'de> Deserialize<'de> for Name {

@@ -1,11 +1,11 @@
-//! The reader of settings files, for tests/fuzz. Not part of the crate's interface.
+//! The parser of config files, for tests/fuzz. Not part of the crate's interface.
 
 use super::{
     Value,
     file::{self, Format},
 };
 
-/// Keys and values of a file's text (`json`, `toml` or `yaml`), or what is told of it.
+/// The keys and values of a file's text (`json`, `toml` or `yaml`), or the error about it.
 pub fn items(text: &str, extension: &str) -> Result<Vec<(String, Value)>, String> {
     let format = match extension {
         "json" => Format::Json,

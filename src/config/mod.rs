@@ -1,27 +1,50 @@
 //! Settings: what was typed (flags, environment, file) and what it means ([`Settings`]).
 //!
-//! The way of a value: `table.rs` names it, `raw.rs` finds what was typed for it (`file.rs` reads files), `load.rs` makes sense of
-//! it (`meaning.rs` of one text), `report.rs` tells what is wrong. Invariants: every mistake is told at once with its origin; no secret is in any message.
-//! How flags are parsed is left to the command line, which takes them from the table.
+//! A value goes through these files: a row in `sections/` names it (`table.rs` says what a row is),
+//! `raw.rs` finds what is typed for it (`file.rs` reads files, `otel.rs` the variables of
+//! OpenTelemetry), `read.rs` makes sense of it (`meaning.rs` of one text) for the section's reader,
+//! and `report.rs` says what is wrong. `load.rs` puts the sections together; `listeners.rs` compares
+//! their ports.
+//!
+//! Every mistake is reported at once with its origin, and no message contains a secret. The command
+//! line takes its flags from the table; how they are parsed is its own business.
 
 pub mod duration;
 mod file;
 #[doc(hidden)]
 pub mod fuzzing;
+mod listeners;
 mod load;
 mod meaning;
 mod otel;
 mod raw;
+mod read;
 mod report;
 mod secret;
-mod settings;
+pub mod sections;
 pub mod table;
 
 pub use load::{
-    Entry, Loaded, Origins, Purpose, load, load_all, load_client, load_output, load_policy,
-    load_with_output,
+    Purpose, Settings, load, load_all, load_client, load_output, load_policy, load_with_output,
 };
+pub use meaning::Binding;
 pub use raw::{Environment, Flags, Raw, Typed, Value};
+pub use read::{Entry, Loaded, Origins};
 pub use report::{Mistake, Mistakes, Origin, Remark, Warning, printable};
 pub use secret::Secret;
-pub use settings::*;
+pub use sections::{
+    admin::{Admin, Authorization},
+    client::ClientSettings,
+    components::Component,
+    gate::{Gate, GateAuth, GateToken, Upstream, UpstreamScheme},
+    keys::{KeySpec, Keys, Publish},
+    limits::Limits,
+    log::{Log, LogFormat, LogLevel},
+    memory::Memory,
+    metrics::Metrics,
+    output::OutputFormat,
+    server::Server,
+    sts::{Credentials, HostListener, StsSettings, TlsFiles},
+    tailscale::{NodeState, Tailscale},
+    telemetry::Otlp,
+};

@@ -1,13 +1,14 @@
-//! OpenTelemetry's own variables, where our settings for the export were not typed.
+//! OpenTelemetry's own variables, which apply if our settings for the export are not typed.
 //!
-//! They are often set for everything on a machine or in a cluster, by somebody who does not think of us. So an address that is wrong or
-//! not for us is a warning and does not keep the server from starting; headers that cannot be read are another (`load/otlp.rs`).
+//! They are often set for all programs of a machine or a cluster. So an address that is wrong, or
+//! that wants a protocol we do not speak, is a warning and does not keep the server from starting.
+//! So are headers that cannot be read (`sections/telemetry.rs`).
 
 use super::{
     meaning::url,
     raw::{Environment, Raw},
     report::{Origin, Remark},
-    table,
+    sections::telemetry,
 };
 
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
@@ -19,7 +20,7 @@ impl Raw {
         if disabled.is_some_and(|word| word.eq_ignore_ascii_case("true")) {
             return;
         }
-        if self.typed(&table::OTLP_ENDPOINT).is_none() {
+        if self.typed(&telemetry::ENDPOINT).is_none() {
             let Some(endpoint) = environment.text(ENDPOINT) else {
                 return;
             };
@@ -28,21 +29,22 @@ impl Raw {
                 url(endpoint, &Origin::Variable(ENDPOINT.into())).err()
             } else {
                 Some(format!(
-                    "{PROTOCOL} is {protocol}, and only http/protobuf is spoken here; name a collector for that with {}",
-                    table::OTLP_ENDPOINT.variable()
+                    "{PROTOCOL} is {protocol}, and only http/protobuf is spoken here; name a \
+                     collector for that with {}",
+                    telemetry::ENDPOINT.variable()
                 ))
             };
             if let Some(trouble) = trouble {
                 self.warnings.push(Remark {
                     origin: Origin::Variable(ENDPOINT.into()),
-                    // It may hold a password, which is one of the troubles.
+                    // It may contain a password; `url` refuses that.
                     value: None,
                     sentence: format!("not used, so nothing is exported: {trouble}"),
                 });
                 return;
             }
         }
-        for row in [&table::OTLP_ENDPOINT, &table::OTLP_HEADERS] {
+        for row in [&telemetry::ENDPOINT, &telemetry::HEADERS] {
             if self.typed(row).is_none() {
                 self.take_alias(row, environment);
             }

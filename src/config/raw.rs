@@ -1,8 +1,13 @@
-//! What was typed, with its origin, before anybody asks what it means.
+//! What is typed, with its origin; `read.rs` asks what it means.
 //!
-//! Three layers: flags win over the environment, the environment over the file. Defaults are not a layer here: they belong to the
-//! table. Invariants: an empty variable counts as unset; a key or variable that no row of the table has is told, with the name
-//! that was probably meant; neither `Debug` nor a remark shows a value that may be a secret.
+//! There are three layers: flags win over the environment, the environment over the file. Defaults
+//! are in the table.
+//!
+//! Invariants
+//! - An empty variable counts as unset.
+//! - A key or variable that the table does not have is reported, with the name that was probably
+//!   meant.
+//! - Neither `Debug` nor a remark shows a value that may be a secret.
 
 use std::{
     collections::BTreeMap,
@@ -14,17 +19,18 @@ use std::{
 use super::{
     file::{self, Found},
     report::{Origin, Remark},
+    sections::{components, sts, tailscale},
     table::{self, Row},
 };
 
-/// The value of a setting as typed.
+/// The value of a setting, as typed.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Value {
     List(Vec<String>),
     Text(String),
 }
 
-/// The shape alone: the value may be a secret.
+/// Shows the shape only, because the value may be a secret.
 impl fmt::Debug for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -40,21 +46,21 @@ impl From<&str> for Value {
     }
 }
 
-/// A value and where it was typed.
+/// A value and where it is typed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Typed {
     pub value: Value,
     pub origin: Origin,
 }
 
-/// The origin alone: the value may be a secret.
+/// Shows the origin only, because the value may be a secret.
 impl fmt::Debug for Typed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Typed({})", self.origin)
     }
 }
 
-/// The environment of the process, or what a test puts in its place.
+/// The environment of the process, or that of a test.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Environment(BTreeMap<OsString, OsString>);
 
@@ -71,7 +77,7 @@ impl Environment {
             .filter(|value| !value.is_empty())
     }
 
-    /// The same as text; bytes that are none count as unset.
+    /// The same as text; a value that is not UTF-8 counts as unset.
     pub fn text(&self, name: &str) -> Option<&str> {
         self.value(name)?.to_str()
     }
@@ -88,7 +94,7 @@ impl<K: Into<OsString>, V: Into<OsString>> FromIterator<(K, V)> for Environment 
     }
 }
 
-/// The names alone: a value may be a secret.
+/// Shows the names only, because a value may be a secret.
 impl fmt::Debug for Environment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
@@ -100,7 +106,7 @@ impl fmt::Debug for Environment {
 pub struct Flags(BTreeMap<&'static str, Typed>);
 
 impl Flags {
-    /// `name` is the flag as typed, with its dashes.
+    /// `name` is the flag as it was typed, with its dashes.
     pub fn give(&mut self, row: &'static Row, name: impl Into<String>, value: Value) {
         self.0.insert(
             row.key,
@@ -118,13 +124,14 @@ impl fmt::Debug for Flags {
     }
 }
 
-/// Variables by which a tsnet program is told how to log in. Two of them are TailSTS's as well, with another meaning.
+/// Variables that tell other tsnet programs how to log in; this one does not read them for that.
+/// Two of them are also TailSTS's, with another meaning.
 static NOT_READ: [(&str, &Row); 5] = [
-    ("TS_AUDIENCE", &table::TS_AUDIENCE),
-    ("TS_CLIENT_ID", &table::TS_CLIENT_ID),
-    ("TS_CLIENT_SECRET", &table::TS_CLIENT_SECRET),
-    ("TS_CONTROL_URL", &table::TS_CONTROL_URL),
-    ("TS_ID_TOKEN", &table::TS_ID_TOKEN),
+    ("TS_AUDIENCE", &tailscale::AUDIENCE),
+    ("TS_CLIENT_ID", &tailscale::CLIENT_ID),
+    ("TS_CLIENT_SECRET", &tailscale::CLIENT_SECRET),
+    ("TS_CONTROL_URL", &tailscale::CONTROL_URL),
+    ("TS_ID_TOKEN", &tailscale::ID_TOKEN),
 ];
 
 const OF_TAILSTS: [&str; 2] = ["TS_CLIENT_ID", "TS_CLIENT_SECRET"];
@@ -137,8 +144,8 @@ pub struct Raw {
     file: BTreeMap<&'static str, Typed>,
     pub(super) no_color: bool,
     pub(super) json_logging: bool,
-    /// Variables of tsnet's that are set and not read, each with the setting that stands in its place.
-    pub(super) of_tsnet: Vec<(&'static str, &'static Row)>,
+    /// Those of [`NOT_READ`] that are set, each with the setting to use in its place.
+    pub(super) not_read: Vec<(&'static str, &'static Row)>,
     pub(super) path: Option<PathBuf>,
     pub(super) mistakes: Vec<Remark>,
     pub(super) warnings: Vec<Remark>,
@@ -164,8 +171,8 @@ fn show_origins(layer: &BTreeMap<&'static str, Typed>, f: &mut fmt::Formatter<'_
 }
 
 impl Raw {
-    /// Reads the environment and the file (`config`, else the one in the home directory). What is wrong with them is kept for the
-    /// loader, which tells it together with everything else.
+    /// Reads the environment and the file: `config`, or else the one in the home directory.
+    /// Mistakes in them are kept for the reader, which reports them together with all others.
     pub fn collect(flags: Flags, environment: &Environment, config: Option<&Path>) -> Self {
         let mut raw = Self {
             flags: flags.0,
@@ -173,7 +180,7 @@ impl Raw {
             ..Self::default()
         };
         raw.take_variables(environment);
-        raw.warn_of_strange_variables(environment);
+        raw.warn_of_unknown_variables(environment);
         match file::locate(config, environment.value("HOME"), &mut raw.warnings) {
             Ok(Some(found)) => raw.take_file(&found),
             Ok(None) => {}
@@ -183,20 +190,23 @@ impl Raw {
         raw
     }
 
-    /// The key by the names that tsnet gives it. TailSTS's variables, for those who swap it for our `sts` component. Their names are so common (`PORT`) that they mean nothing
-    /// where that component does not run. And OpenTelemetry's ([`super::otel`]).
+    /// Reads the variables of other programs: OpenTelemetry's (`otel.rs`), tsnet's names of the
+    /// auth key, and TailSTS's, for those who replace it with our `sts` component. Some of TailSTS's
+    /// names are so common (`PORT`) that they are read only if that component runs.
     fn take_aliases(&mut self, environment: &Environment) {
         self.take_otel(environment);
-        // What every tsnet program reads, where nothing to log in with was typed for this one.
+        // Every tsnet program reads these; they apply if nothing of ours to log in with is typed.
         let ours = [
-            &table::TS_AUTHKEY,
-            &table::TS_CLIENT_ID,
-            &table::TS_CLIENT_SECRET,
+            &tailscale::AUTHKEY,
+            &tailscale::CLIENT_ID,
+            &tailscale::CLIENT_SECRET,
         ];
         if ours.iter().all(|row| self.typed(row).is_none()) {
-            self.take_alias(&table::TS_AUTHKEY, environment);
+            self.take_alias(&tailscale::AUTHKEY, environment);
         }
-        let components = self.typed(&table::COMPONENTS).map(|typed| &typed.value);
+        let components = self
+            .typed(&components::COMPONENTS)
+            .map(|typed| &typed.value);
         let runs = |text: &String| {
             text.split(|c: char| c == ',' || c.is_whitespace())
                 .any(|word| word.eq_ignore_ascii_case("sts"))
@@ -206,7 +216,7 @@ impl Raw {
             Some(Value::List(texts)) => texts.iter().any(runs),
             None => false,
         };
-        self.of_tsnet = NOT_READ
+        self.not_read = NOT_READ
             .into_iter()
             .filter(|(name, _)| !(sts && OF_TAILSTS.contains(name)))
             .filter(|(name, _)| environment.value(name).is_some())
@@ -217,7 +227,7 @@ impl Raw {
         let json = environment.text("JSON_LOGGING");
         self.json_logging =
             json.is_some_and(|word| matches!(word, "1" | "t" | "T" | "true" | "TRUE" | "True"));
-        for row in table::ALL.iter().filter(|row| row.key.starts_with("sts.")) {
+        for row in sts::ROWS {
             self.take_alias(row, environment);
         }
     }
@@ -235,7 +245,7 @@ impl Raw {
         }
     }
 
-    /// What was typed for a setting, from the strongest layer that has it.
+    /// What is typed for a setting, from the strongest layer that has it.
     pub(super) fn typed(&self, row: &Row) -> Option<&Typed> {
         [&self.flags, &self.variables, &self.file]
             .into_iter()
@@ -280,9 +290,10 @@ impl Raw {
         }
     }
 
-    /// A misspelt variable is a setting that silently does not hold, so it is told. It is no mistake: others may own names that
-    /// begin with `TB_` (a Kubernetes service called `tb` makes a dozen).
-    fn warn_of_strange_variables(&mut self, environment: &Environment) {
+    /// Warns of variables that no setting has, because the setting that somebody meant does not
+    /// apply. They are no mistakes, because other programs may have names that begin with `TB_`:
+    /// Kubernetes makes a dozen for a service called `tb`.
+    fn warn_of_unknown_variables(&mut self, environment: &Environment) {
         let mut known: Vec<String> = table::ALL.iter().map(|row| row.variable()).collect();
         known.extend(table::ALL.iter().filter_map(|row| row.file_variable()));
         let groups = table::groups();
@@ -296,7 +307,8 @@ impl Raw {
             let group = groups.iter().find(|group| table::variable(group) == name);
             let sentence = match (group, suggestion(name, known.iter().map(String::as_str))) {
                 (Some(group), _) => format!(
-                    "names the group {group}, not a setting, and is not read (the Go program lost the group's settings over it)"
+                    "names the group {group}, not a setting, and is not read (the Go program lost \
+                     the group's settings over it)"
                 ),
                 (None, Some(meant)) => format!("no such setting, not read; did you mean {meant}?"),
                 (None, None) if name == "TB_CONFIG" => {
@@ -363,7 +375,7 @@ fn unknown_key(key: &str) -> String {
     }
 }
 
-/// The known name that was probably meant, if one is near enough.
+/// The known name that was probably meant, if one is similar enough.
 pub(super) fn suggestion<'a>(
     typed: &str,
     known: impl Iterator<Item = &'a str> + Clone,
@@ -414,7 +426,7 @@ mod tests {
     #[test]
     fn debug_shows_no_value() {
         let mut flags = Flags::default();
-        flags.give(&table::TS_AUTHKEY, "--ts-authkey", "tskey-one".into());
+        flags.give(&tailscale::AUTHKEY, "--ts-authkey", "tskey-one".into());
         let environment: Environment = [("TB_SERVER_TAILSCALE_AUTHKEY", "tskey-two")]
             .into_iter()
             .collect();

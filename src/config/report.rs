@@ -1,14 +1,14 @@
-//! What the loader has to tell people: where a value came from, and what is wrong or odd about it.
+//! Where a value comes from, and what is wrong or odd about it.
 //!
-//! Invariant: a secret never gets here. Whoever makes a [`Remark`] leaves the value out for one.
+//! No secret gets here: a [`Remark`] about one has no value.
 
 use std::{fmt, path::PathBuf};
 
-/// Where a value was typed.
+/// Where a value is typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     Default,
-    /// A config file, and the key in it where the remark is about one.
+    /// A config file, and the key in it if the remark is about one.
     File {
         path: PathBuf,
         key: Option<String>,
@@ -38,7 +38,7 @@ impl fmt::Display for Origin {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remark {
     pub origin: Origin,
-    /// What was typed; absent for secrets and where it adds nothing.
+    /// What is typed. Absent for secrets, and where it adds nothing.
     pub value: Option<String>,
     pub sentence: String,
 }
@@ -46,7 +46,7 @@ pub struct Remark {
 /// Something that stops the program.
 pub type Mistake = Remark;
 
-/// Something that people should know, but that stops nothing.
+/// Something that people should know and that stops nothing.
 pub type Warning = Remark;
 
 impl fmt::Display for Remark {
@@ -64,16 +64,16 @@ impl fmt::Display for Remark {
         if let Some(value) = &self.value {
             write!(f, "={}", short(value))?;
         }
-        // It may quote a path or a name.
+        // The sentence may quote a path or a name.
         write!(f, ": {}", printable(&self.sentence))
     }
 }
 
-/// Everything that is wrong, told at once.
+/// Everything that is wrong, at once.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Mistakes {
     pub mistakes: Vec<Mistake>,
-    /// What would have been warned about; it may explain a mistake.
+    /// The warnings; one may explain a mistake.
     pub warnings: Vec<Warning>,
 }
 
@@ -94,7 +94,7 @@ impl fmt::Display for Mistakes {
     }
 }
 
-/// A value as it may stand in a message.
+/// A value, short enough for a message.
 fn short(text: &str) -> String {
     const MOST: usize = 80;
     match text.char_indices().nth(MOST) {
@@ -103,7 +103,7 @@ fn short(text: &str) -> String {
     }
 }
 
-/// Without anything that moves a terminal's cursor or makes a second line.
+/// The text without characters that move a terminal's cursor or begin a new line.
 pub fn printable(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,8 +1,9 @@
-//! A string that never shows itself: not in logs, errors, `Debug` or `config show`.
+//! A string that is never shown in logs, errors, `Debug` or `config show`.
 
 use zeroize::Zeroizing;
 
-/// A secret setting. Wiped from memory when dropped; [`Secret::reveal`] is the only way to its text.
+/// A secret setting. Its memory is wiped when it is dropped, and only [`Secret::reveal`] gives its
+/// text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 
@@ -11,7 +12,7 @@ impl Secret {
         Self(Zeroizing::new(text.into()))
     }
 
-    /// The secret itself, for the one call that needs it.
+    /// The secret itself, for the call that needs it.
     pub fn reveal(&self) -> &str {
         &self.0
     }

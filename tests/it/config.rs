@@ -25,7 +25,7 @@ use tailbone::{
     config::{
         self, Authorization, Binding, ClientSettings, Component, Environment, Flags, KeySpec,
         LogFormat, LogLevel, Mistakes, Origin, OutputFormat, Publish, Purpose, Raw, Settings,
-        Value, table,
+        Value, sections, table,
     },
 };
 use tempfile::TempDir;
@@ -2332,7 +2332,7 @@ fn d9_the_size_reaches_the_request() {
         ran.err
     );
     let mut flags = Flags::default();
-    flags.give(&table::KEYS_SIZE, "--size", "4096".into());
+    flags.give(&sections::keys::SIZE, "--size", "4096".into());
     let environment = [("TB_KEYS_SIZE", "3072")].into_iter().collect();
     let (settings, _, _) = config::load_client(&Raw::collect(flags, &environment, None)).unwrap();
     assert_eq!(settings.key_size, Some(4096));

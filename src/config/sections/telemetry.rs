@@ -1,14 +1,55 @@
-//! The settings of the export over OTLP.
+//! `server.telemetry.otlp.*`: the export of traces and metrics over OTLP.
+//! OpenTelemetry's own variables are in `otel.rs`.
 
-use super::{Purpose, Reader, Remark, Row};
-use crate::config::{Origin, Otlp, Secret, table};
+use std::time::Duration;
+
+use crate::config::{
+    load::Purpose,
+    read::Reader,
+    report::Origin,
+    secret::Secret,
+    table::{HOUR, Kind, Scope, duration, row, rows},
+};
+
+rows! {
+    ENDPOINT = row("server.telemetry.otlp.endpoint", Kind::Url)
+        .flag("otlp-endpoint", Scope::Start)
+        .aliases(&["OTEL_EXPORTER_OTLP_ENDPOINT"])
+        .example("http://127.0.0.1:4318")
+        .help(
+            "Collector that traces and metrics are sent to (OTLP, http/protobuf); none without \
+             it. OTEL_EXPORTER_OTLP_ENDPOINT does the same",
+        );
+    HEADERS = row("server.telemetry.otlp.headers", Kind::Secret)
+        .flag("otlp-headers", Scope::Start)
+        .aliases(&["OTEL_EXPORTER_OTLP_HEADERS"])
+        .example("file:/run/secrets/otlp-headers")
+        .help(
+            "Headers for the collector, name=value by commas, or file:PATH of a file that holds \
+             them. OTEL_EXPORTER_OTLP_HEADERS does the same",
+        );
+    INTERVAL = row("server.telemetry.otlp.interval", duration(Duration::from_millis(100), HOUR))
+        .flag("otlp-interval", Scope::Start)
+        .default("1m")
+        .help("Time between two exports of the metrics");
+}
+
+/// Where traces and metrics are sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Otlp {
+    /// Without the path of a signal.
+    pub endpoint: String,
+    /// Valid names and values of HTTP headers.
+    pub headers: Vec<(String, Secret)>,
+    pub interval: Duration,
+}
 
 impl Reader<'_> {
     /// `Some(None)`: nothing is exported.
-    pub(super) fn otlp(&mut self, purpose: Purpose) -> Option<Option<Otlp>> {
-        let endpoint = self.url(&table::OTLP_ENDPOINT);
-        let interval = self.duration(&table::OTLP_INTERVAL);
-        // Housekeeping exports nothing, so a secret that it may not even read is no mistake of its own.
+    pub(in crate::config) fn otlp(&mut self, purpose: Purpose) -> Option<Option<Otlp>> {
+        let endpoint = self.url(&ENDPOINT);
+        let interval = self.duration(&INTERVAL);
+        // Housekeeping exports nothing, so a secret that it cannot read is no mistake there.
         let headers = match purpose {
             Purpose::Housekeeping => Some(Vec::new()),
             Purpose::Start => self.otlp_headers(),
@@ -22,36 +63,29 @@ impl Reader<'_> {
     }
 
     fn otlp_headers(&mut self) -> Option<Vec<(String, Secret)>> {
-        let row = &table::OTLP_HEADERS;
-        let text = self.secret(row)?;
-        match headers(text.as_ref().map_or("", Secret::reveal)) {
-            Ok(headers) => Some(headers),
-            // In both cases without the value, which is a secret.
-            Err(sentence) => match self.typed(row).origin {
-                origin @ Origin::Variable(_) if origin != ours(row) => {
-                    self.warnings.push(Remark {
-                        origin,
-                        value: None,
-                        sentence: format!("not used: {sentence}"),
-                    });
-                    Some(Vec::new())
-                }
-                _ => {
-                    self.mistake(row, None, sentence);
-                    None
-                }
-            },
+        let text = self.secret_with_blanks(&HEADERS)?;
+        let sentence = match headers(text.as_ref().map_or("", Secret::reveal)) {
+            Ok(headers) => return Some(headers),
+            Err(sentence) => sentence,
+        };
+        // Neither remark contains the value, which is a secret.
+        let ours = Origin::Variable(HEADERS.variable());
+        match self.typed(&HEADERS).origin {
+            // OpenTelemetry's variable is often set for all programs of a machine.
+            origin @ Origin::Variable(_) if origin != ours => {
+                self.warn(origin, format!("not used: {sentence}"));
+                Some(Vec::new())
+            }
+            _ => {
+                self.mistake(&HEADERS, None, sentence);
+                None
+            }
         }
     }
 }
 
-/// The origin of a value that was typed for us and not for everybody.
-fn ours(row: &Row) -> Origin {
-    Origin::Variable(row.variable())
-}
-
-/// `name=value,name=value`, values percent-encoded where they have to be, as OpenTelemetry defines its variable. An error tells
-/// which pair is wrong, and no value.
+/// Reads `name=value,name=value` with percent-encoded values, as OpenTelemetry defines its
+/// variable. An error names the pair that is wrong, and contains no value.
 fn headers(text: &str) -> Result<Vec<(String, Secret)>, String> {
     let pairs = text.split(',').map(str::trim).enumerate();
     pairs
@@ -76,7 +110,8 @@ fn headers(text: &str) -> Result<Vec<(String, Secret)>, String> {
         .collect()
 }
 
-/// `None`: what is left is no text. A percent sign that begins no escape stands for itself.
+/// Decodes percent-encoding. A percent sign that begins no escape stands for itself. `None`: the
+/// result is not UTF-8.
 fn unescaped(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let mut plain = Vec::with_capacity(bytes.len());

@@ -1,0 +1,407 @@
+//! `gate.*`: the reverse proxy, forward-auth, and the tokens for the services behind them.
+
+use std::{fmt, path::PathBuf, time::Duration};
+
+use crate::{
+    config::{
+        meaning::{Binding, Reading, text},
+        read::Reader,
+        report,
+        table::{DAY, HOUR, Kind, Scope, duration, duration_or_off, row, rows},
+    },
+    web::{Allowed, Origin},
+};
+
+rows! {
+    PORT = row("gate.port", Kind::Port)
+        .flag("gate-port", Scope::Start)
+        .default("8082")
+        .help("Port of the gate's reverse proxy on the tailnet");
+    BINDING = row("gate.binding", Kind::Binding)
+        .flag("gate-binding", Scope::Start)
+        .default("auto")
+        .help("Tailnet address of the gate; auto takes all of the node's");
+    UPSTREAM = row("gate.upstream", Kind::Words(&[]))
+        .flag("gate-upstream", Scope::Start)
+        .example("http://127.0.0.1:3000")
+        .help(
+            "Services behind the reverse proxy: http, https, h2c or h2 (HTTP/2 with TLS) and \
+             address, after host, path or both and = where there are several",
+        );
+    UPSTREAM_TIMEOUT = row("gate.upstreamTimeout", duration_or_off(Duration::from_millis(10), DAY))
+        .flag("gate-upstream-timeout", Scope::Start)
+        .default("5m")
+        .help(
+            "Time given to a service until its answer begins, or off; for uploads the clock \
+             begins anew with each part",
+        );
+    UPSTREAM_CA = row("gate.upstreamCa", Kind::Path)
+        .flag("gate-upstream-ca", Scope::Start)
+        .example("/etc/tailbone/upstream-ca.pem")
+        .help(
+            "PEM file of those who may have signed the certificates of https and h2 services; \
+             without one, whom the system trusts",
+        );
+    POLICY = row("gate.policy", Kind::Path)
+        .flag("gate-policy", Scope::Start)
+        .flag("policy", Scope::Policy)
+        .example("/etc/tailbone/policy.toml")
+        .help(
+            "File of rules that say who may do what; without one, grants of the tailnet decide \
+             alone",
+        );
+    CAPABILITY = row("gate.capability", Kind::Text)
+        .flag("gate-capability", Scope::Start)
+        .flag("capability", Scope::Policy)
+        .default("tailbone.dev/cap/gate")
+        .help("Capability of the grants that are asked before the file");
+    ALLOWED_ORIGINS = row("gate.allowedOrigins", Kind::Words(&[]))
+        .flag("gate-allowed-origins", Scope::Start)
+        .example("https://app.example.com")
+        .help(
+            "Origins whose web pages may open WebSockets and send other methods than GET, HEAD \
+             and OPTIONS to the services behind the gate, besides each service's own pages; * is \
+             every page",
+        );
+    EXPECTED_TAILNET = row("gate.expectedTailnet", Kind::Text)
+        .flag("gate-expected-tailnet", Scope::Start)
+        .default("")
+        .example("tailnet-x.ts.net")
+        .help("MagicDNS suffix that callers must have");
+    FORWARD_CAPABILITIES = row("gate.forwardCapabilities", Kind::Words(&[]))
+        .flag("gate-forward-capabilities", Scope::Start)
+        .example("example.com/cap/wiki")
+        .help("Capabilities whose values backends are told, in Tailscale-App-Capabilities");
+    TOKEN = row("gate.token", Kind::Bool)
+        .flag("gate-token", Scope::Start)
+        .default("false")
+        .help("Give backends a signed JWT about the caller, in Tailbone-Token");
+    TOKEN_ISSUER = row("gate.tokenIssuer", Kind::Text)
+        .flag("gate-token-issuer", Scope::Start)
+        .derived("keys.issuer and /gate")
+        .example("tailbone/gate")
+        .help(
+            "The iss claim of that token; another than keys.issuer, so that nobody takes it for a \
+             token of the issuer",
+        );
+    TOKEN_AUDIENCE = row("gate.tokenAudience", Kind::Text)
+        .flag("gate-token-audience", Scope::Start)
+        .default("")
+        .help(
+            "The aud claim of that token; the host that was asked for when empty, which every \
+             upstream must then name",
+        );
+    TOKEN_EXPIRY = row("gate.tokenExpiry", duration(Duration::from_secs(1), HOUR))
+        .flag("gate-token-expiry", Scope::Start)
+        .default("1m")
+        .help("Life of that token, in whole seconds");
+    RECHECK = row("gate.recheck", duration(Duration::from_millis(10), HOUR))
+        .flag("gate-recheck", Scope::Start)
+        .default("10s")
+        .help(
+            "How often open streams and WebSockets are decided about again when nothing has \
+             changed",
+        );
+    AUTH_PORT = row("gate.auth.port", Kind::Port)
+        .flag("gate-auth-port", Scope::Start)
+        .default("8083")
+        .help("Port of forward-auth on the tailnet, where gate.auth.proxies names somebody");
+    AUTH_PROXIES = row("gate.auth.proxies", Kind::Words(&[]))
+        .flag("gate-auth-proxies", Scope::Start)
+        .example("tag:proxy")
+        .help(
+            "Proxies on the tailnet that may ask about others, by tag; by login only with \
+             gate.auth.userProxies",
+        );
+    AUTH_USER_PROXIES = row("gate.auth.userProxies", Kind::Bool)
+        .flag("gate-auth-user-proxies", Scope::Start)
+        .default("false")
+        .help(
+            "Take logins in gate.auth.proxies too, although web pages in those users' browsers \
+             may then ask about others",
+        );
+    AUTH_SOCKET = row("gate.auth.socket", Kind::Path)
+        .flag("gate-auth-socket", Scope::Start)
+        .example("/run/tailbone/gate.sock")
+        .help("Unix socket for proxies on this machine; whoever can open it may ask about others");
+    AUTH_SOCKET_MODE = row("gate.auth.socketMode", Kind::Text)
+        .flag("gate-auth-socket-mode", Scope::Start)
+        .default("0660")
+        .help("File mode of that socket, in octal");
+    AUTH_CLIENT_HEADER = row("gate.auth.clientHeader", Kind::Text)
+        .flag("gate-auth-client-header", Scope::Start)
+        .default("")
+        .example("X-Real-IP")
+        .help(
+            "Header in which proxies tell the client's address; Remote-Addr or X-Forwarded-For, \
+             by route, when empty",
+        );
+    AUTH_REDIRECT = row("gate.auth.redirect", Kind::Url)
+        .flag("gate-auth-redirect", Scope::Start)
+        .example("https://join.example.com/")
+        .help("Page to which browsers without identity are sent instead of a 401");
+}
+
+/// Identity in front of HTTP services.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gate {
+    /// The port of the reverse proxy on the tailnet.
+    pub port: u16,
+    /// The address of both of the gate's ports.
+    pub binding: Binding,
+    /// The services behind the reverse proxy.
+    pub upstreams: Vec<Upstream>,
+    /// The longest time until a service begins to answer; zero is no limit.
+    pub upstream_timeout: Duration,
+    /// Authorities whose certificates services may have, in place of those that the system trusts.
+    pub upstream_ca: Option<PathBuf>,
+    /// The file of local rules. Without one, grants decide alone.
+    pub policy: Option<PathBuf>,
+    /// The capability whose grants are rules for the gate; if empty, grants are not consulted.
+    pub capability: String,
+    /// Whose pages may change things and open WebSockets here, besides the service's own pages.
+    pub allowed_origins: Vec<Allowed<Origin>>,
+    /// The MagicDNS suffix that callers must have.
+    pub expected_tailnet: Option<String>,
+    /// The capabilities whose values are sent to services.
+    pub forward_capabilities: Vec<String>,
+    /// `gate.token`: the token that services get, if any.
+    pub token: Option<GateToken>,
+    /// How often open streams and WebSockets are checked again if nothing has changed.
+    pub recheck: Duration,
+    pub auth: GateAuth,
+}
+
+/// A service behind the reverse proxy: `[host][/path=]scheme://address`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    /// Empty for every host.
+    pub host: String,
+    /// Empty for every path.
+    pub path: String,
+    /// `host:port`
+    pub address: String,
+    pub scheme: UpstreamScheme,
+}
+
+/// The protocol of a service behind the reverse proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpstreamScheme {
+    Http,
+    /// HTTP/2 without TLS, with prior knowledge.
+    H2c,
+    Https,
+    /// HTTP/2 with TLS.
+    H2,
+}
+
+impl UpstreamScheme {
+    pub const ALL: [Self; 4] = [Self::Http, Self::H2c, Self::Https, Self::H2];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::H2c => "h2c",
+            Self::Https => "https",
+            Self::H2 => "h2",
+        }
+    }
+
+    pub fn tls(self) -> bool {
+        matches!(self, Self::Https | Self::H2)
+    }
+
+    pub fn http2(self) -> bool {
+        matches!(self, Self::H2c | Self::H2)
+    }
+}
+
+impl fmt::Display for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            host,
+            path,
+            address,
+            scheme,
+        } = self;
+        let equals = if host.is_empty() && path.is_empty() {
+            ""
+        } else {
+            "="
+        };
+        let scheme = scheme.as_str();
+        write!(f, "{host}{path}{equals}{scheme}://{address}")
+    }
+}
+
+/// The token for the services behind the gate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GateToken {
+    /// The `iss` claim; the default is `keys.issuer` with `/gate`.
+    pub issuer: String,
+    /// The `aud` claim; if it is absent, the host of the request.
+    pub audience: Option<String>,
+    pub life: Duration,
+}
+
+/// Forward-auth.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GateAuth {
+    /// The port on the tailnet. Nothing listens there if `proxies` is empty.
+    pub port: u16,
+    /// Who may ask about others, by tag or login.
+    pub proxies: Vec<String>,
+    /// Whether `proxies` may contain logins, although those users' browsers may then ask too.
+    pub user_proxies: bool,
+    /// A socket for proxies on this machine. Every process that can open it is trusted.
+    pub socket: Option<PathBuf>,
+    pub socket_mode: u32,
+    /// The header that has the client's address. If it is absent, each route has its own header.
+    pub client_header: Option<String>,
+    /// Where browsers without identity are sent.
+    pub redirect: Option<String>,
+}
+
+impl Reader<'_> {
+    /// `issuer` is `keys.issuer`.
+    pub(in crate::config) fn gate(&mut self, issuer: Option<&str>) -> Option<Gate> {
+        let port = self.port(&PORT);
+        let binding = self.binding(&BINDING);
+        let upstreams = self.words(&UPSTREAM, upstream);
+        let upstream_timeout = self.duration(&UPSTREAM_TIMEOUT);
+        let upstream_ca = self.optional_path(&UPSTREAM_CA);
+        let policy = self.gate_policy();
+        let capability = self.gate_capability();
+        let allowed_origins = self.allowed(&ALLOWED_ORIGINS, Origin::parse);
+        let expected_tailnet = self.optional_text(&EXPECTED_TAILNET);
+        let forward_capabilities = self.words(&FORWARD_CAPABILITIES, |word| Ok(word.to_owned()));
+        let token = self.bool(&TOKEN);
+        let issuer = self.token_issuer(issuer);
+        let audience = self.optional_text(&TOKEN_AUDIENCE);
+        let life = self.whole_seconds(&TOKEN_EXPIRY);
+        let recheck = self.duration(&RECHECK);
+        let auth = self.gate_auth();
+        let token = match token? {
+            true => Some(GateToken {
+                issuer: issuer?,
+                audience: audience?,
+                life: life?,
+            }),
+            false => None,
+        };
+        Some(Gate {
+            port: port?,
+            binding: binding?,
+            upstreams: upstreams?,
+            upstream_timeout: upstream_timeout?,
+            upstream_ca: upstream_ca?,
+            policy: policy?,
+            capability: capability?,
+            allowed_origins: allowed_origins?,
+            expected_tailnet: expected_tailnet?,
+            forward_capabilities: forward_capabilities?,
+            token,
+            recheck: recheck?,
+            auth: auth?,
+        })
+    }
+
+    pub(in crate::config) fn gate_policy(&mut self) -> Option<Option<PathBuf>> {
+        self.optional_path(&POLICY)
+    }
+
+    pub(in crate::config) fn gate_capability(&mut self) -> Option<String> {
+        self.read(&CAPABILITY, text)
+    }
+
+    /// The default differs from the issuer's `iss`, because many verifiers check nothing else.
+    fn token_issuer(&mut self, issuer: Option<&str>) -> Option<String> {
+        if !self.is_typed(&TOKEN_ISSUER) {
+            let derived = match issuer? {
+                "" => "gate".to_owned(),
+                issuer => format!("{issuer}/gate"),
+            };
+            self.derived(&TOKEN_ISSUER, &derived);
+            return Some(derived);
+        }
+        let same = "is keys.issuer: whoever takes tokens of the issuer then takes those of the \
+                    gate too, made for any backend";
+        self.read(&TOKEN_ISSUER, |typed, origin| {
+            let reading = text(typed, origin)?;
+            if reading.meaning.is_empty() {
+                return Err("an empty iss claim".into());
+            }
+            let odd = (Some(reading.meaning.as_str()) == issuer).then(|| same.to_owned());
+            Ok(reading.odd(odd))
+        })
+    }
+
+    fn gate_auth(&mut self) -> Option<GateAuth> {
+        let port = self.port(&AUTH_PORT);
+        let proxies = self.words(&AUTH_PROXIES, proxy);
+        let user_proxies = self.bool(&AUTH_USER_PROXIES);
+        let socket = self.optional_path(&AUTH_SOCKET);
+        let socket_mode = self.read(&AUTH_SOCKET_MODE, socket_mode);
+        let client_header = self.optional_text(&AUTH_CLIENT_HEADER);
+        let redirect = self.url(&AUTH_REDIRECT);
+        Some(GateAuth {
+            port: port?,
+            proxies: proxies?,
+            user_proxies: user_proxies?,
+            socket: socket?,
+            socket_mode: socket_mode?,
+            client_header: client_header?,
+            redirect: redirect?,
+        })
+    }
+}
+
+/// Reads `[host][/path]=scheme://host:port`. The gate itself checks the host and the path.
+fn upstream(word: &str) -> Result<Upstream, String> {
+    let (place, url) = match word.split_once('=') {
+        Some((place, url)) => (place, url),
+        None => ("", word),
+    };
+    let known = url.split_once("://").and_then(|(scheme, address)| {
+        let named = |known: &UpstreamScheme| known.as_str() == scheme;
+        Some((UpstreamScheme::ALL.into_iter().find(named)?, address))
+    });
+    let Some((scheme, address)) = known else {
+        return Err(
+            "not scheme://host:port with http, https, h2c or h2, after host, /path or both and ="
+                .into(),
+        );
+    };
+    let address = address.strip_suffix('/').unwrap_or(address);
+    if address.is_empty() || address.contains(['/', '?', '#', '@']) {
+        return Err("an upstream's address is host:port, without path and user".into());
+    }
+    let (host, path) = match place.find('/') {
+        Some(at) => place.split_at(at),
+        None => (place, ""),
+    };
+    Ok(Upstream {
+        host: host.to_owned(),
+        path: path.to_owned(),
+        address: address.to_owned(),
+        scheme,
+    })
+}
+
+/// Patterns such as `*@example.com` are refused: they would trust every user of a domain.
+fn proxy(word: &str) -> Result<String, String> {
+    let fits = word.starts_with("tag:") || word.contains('@') && !word.contains('*');
+    if fits {
+        Ok(word.to_owned())
+    } else {
+        Err("a proxy is named by its tag (tag:name) or its user's login".into())
+    }
+}
+
+fn socket_mode(typed: &str, _: &report::Origin) -> Result<Reading<u32>, String> {
+    let mode = u32::from_str_radix(typed.trim(), 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .ok_or("not a file mode in octal, such as 0660")?;
+    Ok(Reading::new(mode, format!("{mode:04o}")))
+}

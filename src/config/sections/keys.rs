@@ -1,0 +1,270 @@
+//! `keys.*` and `key.prefix`: the signing keys, the tokens they sign, and where their public halves
+//! are published.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::config::{
+    duration::show,
+    meaning::{Reading, integer, octal, text},
+    read::Reader,
+    report::Origin,
+    table::{
+        DAY, Default, HOUR, Kind, MINUTE, MONTH, Scope, YEAR, duration, duration_or_off,
+        old_duration, row, rows,
+    },
+};
+
+/// Sizes that a new RSA key may have, in bits.
+pub const SIZES: &[u32] = &[2048, 3072, 4096];
+
+rows! {
+    DIR = row("keys.dir", Kind::Path)
+        .flag("dir", Scope::Server)
+        .flag("dir", Scope::Keys)
+        .default("keys")
+        .help("Directory of the signing keys");
+    BUCKET = row("keys.bucket", Kind::Text)
+        .flag("bucket", Scope::Server)
+        .default("")
+        .example("acme-jwks")
+        .help("S3 bucket where the JWKS is published; without one it is a file");
+    KEY_PATH = row("keys.keyPath", Kind::Text)
+        .flag("key-path", Scope::Server)
+        .default(".well-known/jwks.json")
+        .help("Name of the JWKS object in the bucket");
+    S3_ENDPOINT = row("keys.s3.endpoint", Kind::Url)
+        .flag("s3-endpoint", Scope::Server)
+        .example("https://s3.example.com")
+        .help("Address of an S3-compatible store; without it the AWS rules hold");
+    S3_PATH_STYLE = row("keys.s3.pathStyle", Kind::Bool)
+        .flag("s3-path-style", Scope::Server)
+        .default("false")
+        .help("Put the bucket into the path instead of the host name");
+    JWKS_FILE = row("keys.jwksFile", Kind::Path)
+        .flag("jwks-file", Scope::Server)
+        .derived("jwks.json in keys.dir, unless there is a bucket")
+        .example("/srv/www/jwks.json")
+        .help("File where the JWKS is published");
+    ISSUER = row("keys.issuer", Kind::Text)
+        .flag("issuer", Scope::Start)
+        .default("tailbone")
+        .help("The iss claim; left out of tokens when empty");
+    EXPIRY = row("keys.expiry", old_duration(Duration::from_secs(1), MONTH))
+        .flag("expiry", Scope::Server)
+        .default("20m")
+        .help("Life of a token, in whole seconds");
+    ALGORITHM = row("keys.algorithm", Kind::Word(&["RS256", "ES256", "EdDSA"]))
+        .flag("key-algorithm", Scope::Server)
+        .flag("algorithm", Scope::Make)
+        .default("RS256")
+        .help("Algorithm of new keys; a Go server on the same directory signs with RS256 alone");
+    SIZE = row("keys.size", Kind::Size(SIZES))
+        .flag("key-size", Scope::Server)
+        .short("size", 's', Scope::Make)
+        .default("2048")
+        .help("Bits of a new RSA key: 2048, 3072 or 4096");
+    ROTATE_EVERY = row("keys.rotateEvery", duration_or_off(MINUTE, YEAR))
+        .flag("rotate-every", Scope::Server)
+        .default("off")
+        .example("720h")
+        .help("Age at which the signing key gets a successor");
+    CACHE_TIME = row("keys.cacheTime", duration(Duration::ZERO, DAY))
+        .flag("cache-time", Scope::Server)
+        .default("5m")
+        .help("How long verifiers may keep the JWKS; a new key waits this long before it signs");
+    SKEW = row("keys.skew", duration(Duration::ZERO, HOUR))
+        .flag("clock-skew", Scope::Server)
+        .default("1m")
+        .help("How far verifiers' clocks may be off");
+    PREFIX = row("key.prefix", Kind::Text)
+        .flag("key-prefix", Scope::Server)
+        .default("tb")
+        .help("First part of a new key's id: letters, digits, underscore, dot");
+}
+
+/// Signing keys and where their public halves are published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keys {
+    pub dir: PathBuf,
+    /// The `iss` claim; left out of tokens when empty.
+    pub issuer: String,
+    /// Life of a token, in whole seconds.
+    pub expiry: Duration,
+    /// First part of a new key's id.
+    pub prefix: String,
+    /// `keys.algorithm` and, for RSA, `keys.size`: what a new key is.
+    pub spec: KeySpec,
+    /// Age at which the signing key gets a successor; `None` turns this off.
+    pub rotate_every: Option<Duration>,
+    /// How long verifiers may keep the JWKS; a new key waits this long before it signs.
+    pub cache_time: Duration,
+    /// How far verifiers' clocks may be off.
+    pub skew: Duration,
+    pub publish: Publish,
+}
+
+/// Where the JWKS is published for verifiers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Publish {
+    /// `keys.jwksFile`; the default is `jwks.json` in `keys.dir`.
+    File { path: PathBuf },
+    /// `keys.bucket`, `keys.keyPath`, `keys.s3.endpoint`, `keys.s3.pathStyle`
+    S3 {
+        bucket: String,
+        key_path: String,
+        endpoint: Option<String>,
+        path_style: bool,
+    },
+}
+
+/// What kind of key pair to make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KeySpec {
+    /// RS256 with a modulus of one of the [`SIZES`].
+    Rs256 { bits: u32 },
+    /// ES256 (P-256).
+    Es256,
+    /// EdDSA (Ed25519).
+    EdDsa,
+}
+
+impl Reader<'_> {
+    pub(in crate::config) fn keys(&mut self) -> Option<Keys> {
+        let dir = self.path(&DIR);
+        let issuer = self.read(&ISSUER, text);
+        let expiry = self.whole_seconds(&EXPIRY);
+        let prefix = self.read(&PREFIX, prefix);
+        let algorithm = self.key_algorithm();
+        let bits = self.key_size();
+        let rotate_every = self.duration(&ROTATE_EVERY);
+        let cache_time = self.duration(&CACHE_TIME);
+        let skew = self.duration(&SKEW);
+        let publish = self.publish(dir.as_deref());
+        if let (Some(every), Some(cache)) = (rotate_every, cache_time)
+            && !every.is_zero()
+            && every <= cache
+        {
+            self.mistake(
+                &ROTATE_EVERY,
+                Some(show(every)),
+                format!(
+                    "a new key waits {} (keys.cacheTime) before it signs, so it would be replaced \
+                     before it signs",
+                    show(cache)
+                ),
+            );
+        }
+        let bits = bits?;
+        Some(Keys {
+            dir: dir?,
+            issuer: issuer?,
+            expiry: expiry?,
+            prefix: prefix?,
+            spec: match algorithm? {
+                "ES256" => KeySpec::Es256,
+                "EdDSA" => KeySpec::EdDsa,
+                _ => KeySpec::Rs256 { bits },
+            },
+            rotate_every: Some(rotate_every?).filter(|every| !every.is_zero()),
+            cache_time: cache_time?,
+            skew: skew?,
+            publish: publish?,
+        })
+    }
+
+    /// The algorithm of new keys, in its proper spelling.
+    pub(in crate::config) fn key_algorithm(&mut self) -> Option<&'static str> {
+        self.word(&ALGORITHM)
+    }
+
+    pub(in crate::config) fn key_size(&mut self) -> Option<u32> {
+        self.read(&SIZE, size)
+    }
+
+    fn publish(&mut self, keys_dir: Option<&Path>) -> Option<Publish> {
+        let bucket = self.read(&BUCKET, bucket);
+        let key_path = self.read(&KEY_PATH, |typed, origin| {
+            let mut reading = text(typed, origin)?;
+            if reading.meaning.is_empty()
+                && let Default::Text(default) = KEY_PATH.default
+            {
+                reading.meaning = default.to_owned();
+                reading.plain = default.into();
+            }
+            Ok(reading)
+        });
+        let endpoint = self.url(&S3_ENDPOINT);
+        let path_style = self.bool(&S3_PATH_STYLE);
+        let (bucket, key_path, endpoint, path_style) = (bucket?, key_path?, endpoint?, path_style?);
+        if bucket.is_empty() {
+            for row in [&S3_ENDPOINT, &S3_PATH_STYLE] {
+                if self.is_typed(row) {
+                    let origin = self.typed(row).origin;
+                    self.warn(origin, "has no effect without keys.bucket".into());
+                }
+            }
+            let path = if self.is_typed(&JWKS_FILE) {
+                self.path(&JWKS_FILE)?
+            } else {
+                let path = keys_dir?.join("jwks.json");
+                self.derived(&JWKS_FILE, &path.display().to_string());
+                path
+            };
+            return Some(Publish::File { path });
+        }
+        if self.is_typed(&JWKS_FILE) {
+            let other = self
+                .raw
+                .typed(&BUCKET)
+                .map_or_else(String::new, |typed| format!(" ({})", typed.origin));
+            self.mistake(
+                &JWKS_FILE,
+                None,
+                format!("keys.bucket{other} is set too: the JWKS is published in one place"),
+            );
+            return None;
+        }
+        Some(Publish::S3 {
+            bucket,
+            key_path,
+            endpoint,
+            path_style,
+        })
+    }
+}
+
+fn size(typed: &str, _: &Origin) -> Result<Reading<u32>, String> {
+    let size = integer(typed)
+        .and_then(|number| u32::try_from(number).ok())
+        .filter(|size| SIZES.contains(size))
+        .ok_or("not the size of an RSA key: 2048, 3072 or 4096")?;
+    Ok(Reading::new(size, size).odd(octal(typed, i64::from(size))))
+}
+
+fn prefix(typed: &str, origin: &Origin) -> Result<Reading<String>, String> {
+    let reading = text(typed, origin)?;
+    let prefix = &reading.meaning;
+    if prefix.contains('-') {
+        return Err(
+            "a - in the prefix makes key ids that cannot be read back: the time is what follows \
+             the first -"
+                .into(),
+        );
+    }
+    let fine = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+    if prefix.is_empty() || prefix.len() > 64 || !prefix.chars().all(fine) {
+        return Err("not a prefix: 1 to 64 letters, digits, _ or .".into());
+    }
+    Ok(reading)
+}
+
+fn bucket(typed: &str, origin: &Origin) -> Result<Reading<String>, String> {
+    let reading = text(typed, origin)?;
+    if reading.meaning.contains("://") || reading.meaning.contains(char::is_whitespace) {
+        return Err("not the name of a bucket; write the name alone".into());
+    }
+    Ok(reading)
+}

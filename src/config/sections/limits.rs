@@ -1,0 +1,135 @@
+//! `server.limits.*`: the limits of every listener and its connections.
+
+use std::time::Duration;
+
+use crate::config::{
+    read::Reader,
+    table::{HOUR, Scope, count, duration, row, rows},
+};
+
+rows! {
+    CONNECTIONS = row("server.limits.connections", count(1, 1_000_000))
+        .flag("limit-connections", Scope::Start)
+        .default("16384")
+        .help("Connections of one listener at once; further ones wait");
+    CONNECTIONS_PER_PEER = row("server.limits.connectionsPerPeer", count(1, 1_000_000))
+        .flag("limit-connections-per-peer", Scope::Start)
+        .default("1024")
+        .help("Connections of one peer to one listener; further ones get 503");
+    REQUESTS = row("server.limits.requests", count(1, 1_000_000))
+        .flag("limit-requests", Scope::Start)
+        .default("4096")
+        .help("Requests in hand of one listener at once; further ones get 503");
+    REQUEST_RATE = row("server.limits.requestRate", count(0, 1_000_000))
+        .flag("limit-request-rate", Scope::Start)
+        .default("1000")
+        .help("Requests a second of one peer in the long run, then 429; 0 is no limit");
+    REQUEST_BURST = row("server.limits.requestBurst", count(1, 1_000_000))
+        .flag("limit-request-burst", Scope::Start)
+        .default("5000")
+        .help("Requests of one peer at once before the rate counts");
+    CALLER_RATE = row("server.limits.callerRate", count(0, 1_000_000))
+        .flag("limit-caller-rate", Scope::Start)
+        .default("2000")
+        .help(
+            "Requests a second of one caller (a user with all devices, or a tagged machine), then \
+             429; 0 is no limit",
+        );
+    CALLER_BURST = row("server.limits.callerBurst", count(1, 1_000_000))
+        .flag("limit-caller-burst", Scope::Start)
+        .default("10000")
+        .help("Requests of one caller at once before that rate counts");
+    HEADER_BYTES = row("server.limits.headerBytes", count(8 << 10, 1 << 20))
+        .flag("limit-header-bytes", Scope::Start)
+        .default("16384")
+        .help("Bytes of a request's head; a longer one gets 431");
+    BODY_BYTES = row("server.limits.bodyBytes", count(1 << 10, 64 << 20))
+        .flag("limit-body-bytes", Scope::Start)
+        .default("65536")
+        .help(
+            "Bytes of a request's body, but for what passes through the gate; a longer one gets \
+             413",
+        );
+    HEADER_TIME = row("server.limits.headerTime", duration(Duration::from_millis(100), HOUR))
+        .flag("limit-header-time", Scope::Start)
+        .default("60s")
+        .help("Time for the head of a request, and for the first one of a connection");
+    IDLE_TIME = row("server.limits.idleTime", duration(Duration::from_millis(100), HOUR))
+        .flag("limit-idle-time", Scope::Start)
+        .default("60s")
+        .help(
+            "Silence between two requests of a connection; over HTTP/2 the time after which a \
+             ping asks whether somebody is there",
+        );
+    REQUEST_TIME = row("server.limits.requestTime", duration(Duration::from_millis(100), HOUR))
+        .flag("limit-request-time", Scope::Start)
+        .default("30s")
+        .help(
+            "Time for answering a request, its body included, but for what passes through the \
+             gate; then 408",
+        );
+    CALL_TIME = row("server.limits.callTime", duration(Duration::from_secs(1), HOUR))
+        .flag("limit-call-time", Scope::Start)
+        .default("2m")
+        .help("The same for a call of the admin API, which may wait for key changes of others");
+    WRITE_TIME = row("server.limits.writeTime", duration(Duration::from_millis(100), HOUR))
+        .flag("limit-write-time", Scope::Start)
+        .default("30s")
+        .help("The longest that an answer waits for its reader");
+}
+
+/// The limits of every listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    pub connections: u32,
+    pub connections_per_peer: u32,
+    pub requests: u32,
+    /// Per second; 0 is no limit.
+    pub request_rate: u32,
+    pub request_burst: u32,
+    /// Per second; 0 is no limit.
+    pub caller_rate: u32,
+    pub caller_burst: u32,
+    pub header_bytes: u32,
+    pub body_bytes: u32,
+    pub header_time: Duration,
+    pub idle_time: Duration,
+    pub request_time: Duration,
+    pub call_time: Duration,
+    pub write_time: Duration,
+}
+
+impl Reader<'_> {
+    pub(in crate::config) fn limits(&mut self) -> Option<Limits> {
+        let connections = self.count(&CONNECTIONS);
+        let connections_per_peer = self.count(&CONNECTIONS_PER_PEER);
+        let requests = self.count(&REQUESTS);
+        let request_rate = self.count(&REQUEST_RATE);
+        let request_burst = self.count(&REQUEST_BURST);
+        let caller_rate = self.count(&CALLER_RATE);
+        let caller_burst = self.count(&CALLER_BURST);
+        let header_bytes = self.count(&HEADER_BYTES);
+        let body_bytes = self.count(&BODY_BYTES);
+        let header_time = self.duration(&HEADER_TIME);
+        let idle_time = self.duration(&IDLE_TIME);
+        let request_time = self.duration(&REQUEST_TIME);
+        let call_time = self.duration(&CALL_TIME);
+        let write_time = self.duration(&WRITE_TIME);
+        Some(Limits {
+            connections: connections?,
+            connections_per_peer: connections_per_peer?,
+            requests: requests?,
+            request_rate: request_rate?,
+            request_burst: request_burst?,
+            caller_rate: caller_rate?,
+            caller_burst: caller_burst?,
+            header_bytes: header_bytes?,
+            body_bytes: body_bytes?,
+            header_time: header_time?,
+            idle_time: idle_time?,
+            request_time: request_time?,
+            call_time: call_time?,
+            write_time: write_time?,
+        })
+    }
+}

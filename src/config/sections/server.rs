@@ -1,0 +1,86 @@
+//! `server.*`: the issuer's listener, and what concerns the server as a whole.
+
+use std::time::Duration;
+
+use super::{limits::Limits, memory::Memory, tailscale::Tailscale, telemetry::Otlp};
+use crate::{
+    config::{
+        load::Purpose,
+        meaning::Binding,
+        read::Reader,
+        table::{HOUR, Kind, Scope, duration, row, rows},
+    },
+    web::{Allowed, HostPattern, Origin},
+};
+
+rows! {
+    PORT = row("server.port", Kind::Port)
+        .short("port", 'p', Scope::Start)
+        .default("80")
+        .help("Port of the issuer on the tailnet");
+    BINDING = row("server.binding", Kind::Binding)
+        .short("binding", 'b', Scope::Start)
+        .default("auto")
+        .help("Tailnet address of the issuer; auto takes all of the node's");
+    ALLOWED_HOSTS = row("server.allowedHosts", Kind::Words(&[]))
+        .flag("allowed-hosts", Scope::Start)
+        .example("tailbone.example.com")
+        .help(
+            "Names of one's own under which the listeners are called, besides the node's names \
+             and addresses; *.name takes all below it, * every host",
+        );
+    ALLOWED_ORIGINS = row("server.allowedOrigins", Kind::Words(&[]))
+        .flag("allowed-origins", Scope::Start)
+        .example("https://app.example.com")
+        .help(
+            "Origins whose web pages may ask for tokens, at the issuer and at the exchange; * is \
+             every page",
+        );
+    GRACE = row("server.grace", duration(Duration::ZERO, HOUR))
+        .flag("grace", Scope::Start)
+        .default("10s")
+        .help("Time given to open requests on a stop");
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    pub port: u16,
+    pub binding: Binding,
+    /// Names of the listeners besides the node's own.
+    pub allowed_hosts: Vec<Allowed<HostPattern>>,
+    /// Whose pages may ask for tokens.
+    pub allowed_origins: Vec<Allowed<Origin>>,
+    /// Time given to open requests on a stop.
+    pub grace: Duration,
+    pub limits: Limits,
+    /// `server.limits.memory`
+    pub memory: Memory,
+    pub tailscale: Tailscale,
+    /// `server.telemetry.otlp.*`; nothing is exported when absent.
+    pub otlp: Option<Otlp>,
+}
+
+impl Reader<'_> {
+    pub(in crate::config) fn server(&mut self, purpose: Purpose) -> Option<Server> {
+        let port = self.port(&PORT);
+        let binding = self.binding(&BINDING);
+        let allowed_hosts = self.allowed(&ALLOWED_HOSTS, HostPattern::parse);
+        let allowed_origins = self.allowed(&ALLOWED_ORIGINS, Origin::parse);
+        let grace = self.duration(&GRACE);
+        let limits = self.limits();
+        let memory = self.memory();
+        let tailscale = self.tailscale(purpose);
+        let otlp = self.otlp(purpose);
+        Some(Server {
+            port: port?,
+            binding: binding?,
+            allowed_hosts: allowed_hosts?,
+            allowed_origins: allowed_origins?,
+            grace: grace?,
+            limits: limits?,
+            memory: memory?,
+            tailscale: tailscale?,
+            otlp: otlp?,
+        })
+    }
+}

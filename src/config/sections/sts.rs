@@ -1,0 +1,242 @@
+//! `sts.*`: the token exchange. If it is switched on, settings that do not fit together (an OAuth
+//! client without its secret, TLS without an address) are reported with all other mistakes.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use url::Url;
+
+use crate::config::{
+    meaning::{Binding, Reading, text},
+    read::Reader,
+    secret::Secret,
+    table::{HOUR, Kind, Scope, duration, duration_or_off, row, rows},
+};
+
+rows! {
+    PORT = row("sts.port", Kind::Port)
+        .flag("sts-port", Scope::Start)
+        .aliases(&["PORT"])
+        .default("8080")
+        .help("Port of the token exchange on the tailnet");
+    BINDING = row("sts.binding", Kind::Binding)
+        .flag("sts-binding", Scope::Start)
+        .default("auto")
+        .help("Tailnet address of the token exchange; auto takes all of the node's");
+    POLICIES_DIR = row("sts.policiesDir", Kind::Path)
+        .flag("sts-policies-dir", Scope::Start)
+        .aliases(&["POLICIES_DIR"])
+        .default("policies")
+        .help("Directory of the exchange's policies");
+    STRICT = row("sts.strict", Kind::Bool)
+        .flag("sts-strict", Scope::Start)
+        .default("false")
+        .help("Refuse policies that would load with a warning, such as those without an audience");
+    CLIENT_ID = row("sts.clientId", Kind::Text)
+        .flag("sts-client-id", Scope::Start)
+        .aliases(&["TS_CLIENT_ID"])
+        .example("k123456CNTRL")
+        .help("OAuth client of Tailscale's API; a policy may bring its own");
+    CLIENT_SECRET = row("sts.clientSecret", Kind::Secret)
+        .flag("sts-client-secret", Scope::Start)
+        .aliases(&["TS_CLIENT_SECRET"])
+        .example("file:/run/secrets/client")
+        .help("Secret of that client");
+    TOKEN_URL = row("sts.tokenUrl", Kind::Url)
+        .flag("sts-token-url", Scope::Start)
+        .aliases(&["TS_TOKEN_URL"])
+        .default("https://api.tailscale.com/api/v2/oauth/token")
+        .help("Token endpoint of Tailscale's API");
+    TIMEOUT = row("sts.timeout", duration(Duration::from_millis(100), HOUR))
+        .flag("sts-timeout", Scope::Start)
+        .default("10s")
+        .help("Time given to one call of the token endpoint");
+    CACHE_TIME = row("sts.cacheTime", duration_or_off(Duration::from_secs(1), HOUR))
+        .flag("sts-cache-time", Scope::Start)
+        .default("off")
+        .example("5m")
+        .help(
+            "How long an access token is given to further callers with the same policy, scopes \
+             and tags",
+        );
+    LEEWAY = row("sts.leeway", duration(Duration::ZERO, HOUR))
+        .flag("sts-leeway", Scope::Start)
+        .default("0s")
+        .help("How far issuers' clocks may be off");
+    JWKS_COOL_DOWN = row("sts.jwks.coolDown", duration(Duration::from_secs(1), HOUR))
+        .flag("sts-jwks-cool-down", Scope::Start)
+        .default("1m")
+        .help("Least time between two fetches of an issuer's keys that unknown keys cause");
+    HOST_LISTEN = row("sts.host.listen", Kind::Text)
+        .flag("sts-host-listen", Scope::Start)
+        .example("0.0.0.0:8443")
+        .help(
+            "Host address where the exchange listens too, for callers outside the tailnet; none \
+             without it",
+        );
+    HOST_CERT = row("sts.host.cert", Kind::Text)
+        .flag("sts-host-cert", Scope::Start)
+        .example("/etc/tls/tls.crt")
+        .help("Certificate chain of that listener (PEM); read anew when it changes");
+    HOST_KEY = row("sts.host.key", Kind::Text)
+        .flag("sts-host-key", Scope::Start)
+        .example("/etc/tls/tls.key")
+        .help("File with the key of that certificate (PEM)");
+    HOST_PLAIN = row("sts.host.plain", Kind::Bool)
+        .flag("sts-host-plain", Scope::Start)
+        .default("false")
+        .help("That listener has no TLS, because a proxy in front ends it");
+}
+
+/// The token exchange.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StsSettings {
+    pub port: u16,
+    pub binding: Binding,
+    pub policies_dir: PathBuf,
+    /// Refuse policies that load with a warning.
+    pub strict: bool,
+    /// `sts.clientId` and `sts.clientSecret`; absent if every policy has its own.
+    pub credentials: Option<Credentials>,
+    pub token_url: Url,
+    /// For one call of the token endpoint.
+    pub timeout: Duration,
+    /// How long an access token may be given to further callers with the same policy, scopes and
+    /// tags; zero turns this off.
+    pub cache_time: Duration,
+    /// By how much an issuer's clock may be off.
+    pub leeway: Duration,
+    /// Least time between two fetches of an issuer's keys that unknown keys cause.
+    pub jwks_cool_down: Duration,
+    /// `sts.host.*`: an additional listener on a host address, for callers outside the tailnet.
+    pub host: Option<HostListener>,
+}
+
+/// An OAuth client of Tailscale's API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    pub id: String,
+    pub secret: Secret,
+}
+
+/// A listener outside the tailnet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostListener {
+    /// `sts.host.listen`
+    pub addr: SocketAddr,
+    /// `sts.host.cert` and `sts.host.key`. Absent only on the loopback, or if `sts.host.plain` says
+    /// that a proxy in front ends TLS.
+    pub tls: Option<TlsFiles>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+}
+
+impl Reader<'_> {
+    /// `on`: the exchange is switched on.
+    pub(in crate::config) fn sts(&mut self, on: bool) -> Option<StsSettings> {
+        let port = self.port(&PORT);
+        let binding = self.binding(&BINDING);
+        let policies_dir = self.path(&POLICIES_DIR);
+        let strict = self.bool(&STRICT);
+        let credentials = self.credentials(on);
+        let token_url = self.token_url();
+        let timeout = self.duration(&TIMEOUT);
+        let cache_time = self.duration(&CACHE_TIME);
+        let leeway = self.duration(&LEEWAY);
+        let jwks_cool_down = self.duration(&JWKS_COOL_DOWN);
+        let host = self.host_listener(on);
+        Some(StsSettings {
+            port: port?,
+            binding: binding?,
+            policies_dir: policies_dir?,
+            strict: strict?,
+            credentials: credentials?,
+            token_url: token_url?,
+            timeout: timeout?,
+            cache_time: cache_time?,
+            leeway: leeway?,
+            jwks_cool_down: jwks_cool_down?,
+            host: host?,
+        })
+    }
+
+    fn credentials(&mut self, on: bool) -> Option<Option<Credentials>> {
+        let id = self.read(&CLIENT_ID, text);
+        let secret = self.secret(&CLIENT_SECRET);
+        let (id, secret) = (id?, secret?);
+        let (row, missing) = match (id.is_empty(), secret) {
+            (false, Some(secret)) => return Some(Some(Credentials { id, secret })),
+            (true, None) => return Some(None),
+            (false, None) => (&CLIENT_ID, "sts.clientSecret"),
+            (true, Some(_)) => (&CLIENT_SECRET, "sts.clientId"),
+        };
+        if !on {
+            return Some(None);
+        }
+        self.mistake(
+            row,
+            None,
+            format!("{missing} is missing: an OAuth client is both"),
+        );
+        None
+    }
+
+    fn token_url(&mut self) -> Option<Url> {
+        let typed = self.url(&TOKEN_URL)?.unwrap_or_default();
+        if let Ok(url) = Url::parse(&typed) {
+            return Some(url);
+        }
+        self.mistake(
+            &TOKEN_URL,
+            Some(typed),
+            "not an http or https address".into(),
+        );
+        None
+    }
+
+    fn host_listener(&mut self, on: bool) -> Option<Option<HostListener>> {
+        let addr = self.read(&HOST_LISTEN, |typed, _| {
+            let typed = typed.trim();
+            if typed.is_empty() {
+                return Ok(Reading::new(None, ""));
+            }
+            match typed.parse::<SocketAddr>() {
+                Ok(addr) => Ok(Reading::new(Some(addr), typed)),
+                Err(_) => Err("not an address with a port such as 0.0.0.0:8443".into()),
+            }
+        });
+        let cert = self.read(&HOST_CERT, text);
+        let key = self.read(&HOST_KEY, text);
+        let plain = self.bool(&HOST_PLAIN);
+        let (addr, cert, key, plain) = (addr?, cert?, key?, plain?);
+        if !on {
+            return Some(None);
+        }
+        let both = "sts.host.cert and sts.host.key are both needed";
+        let file = |text: String| (!text.is_empty()).then(|| PathBuf::from(text));
+        let (row, trouble) = match (addr, file(cert), file(key)) {
+            (None, None, None) => return Some(None),
+            (Some(addr), Some(cert), Some(key)) => {
+                let tls = Some(TlsFiles { cert, key });
+                return Some(Some(HostListener { addr, tls }));
+            }
+            (Some(addr), None, None) if plain || addr.ip().is_loopback() => {
+                return Some(Some(HostListener { addr, tls: None }));
+            }
+            (Some(_), None, None) => (
+                &HOST_LISTEN,
+                "outside the loopback tokens need TLS: set sts.host.cert and sts.host.key, or \
+                 sts.host.plain where a proxy in front ends TLS",
+            ),
+            (_, Some(_), None) => (&HOST_CERT, both),
+            (_, None, Some(_)) => (&HOST_KEY, both),
+            (None, Some(_), Some(_)) => (&HOST_CERT, "means nothing without sts.host.listen"),
+        };
+        let value = addr.filter(|_| row.key == HOST_LISTEN.key);
+        self.mistake(row, value.map(|addr| addr.to_string()), trouble.into());
+        None
+    }
+}

@@ -1,0 +1,234 @@
+//! `server.tailscale.*`: the node, how it joins, and where it keeps its state.
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::config::{
+    load::Purpose,
+    meaning::{Reading, text},
+    read::Reader,
+    report::Origin,
+    secret::Secret,
+    table::{DAY, HOUR, Kind, Scope, old_duration, row, rows},
+};
+
+rows! {
+    AUTHKEY = row("server.tailscale.authkey", Kind::Secret)
+        .flag("ts-authkey", Scope::Start)
+        .aliases(&["TS_AUTHKEY", "TS_AUTH_KEY"])
+        .example("file:/run/secrets/authkey")
+        .help(
+            "Auth key for the first join, or file:PATH of a file that holds it; TS_AUTHKEY means \
+             the same where nothing else to log in with is typed",
+        );
+    CONTROL_URL = row("server.tailscale.controlUrl", Kind::Url)
+        .flag("ts-control-url", Scope::Start)
+        .example("https://headscale.example.com")
+        .help("Control server; without it Tailscale's own");
+    HOSTNAME = row("server.tailscale.hostname", Kind::Text)
+        .flag("ts-hostname", Scope::Start)
+        .default("tailbone")
+        .help("Name of the node on the tailnet");
+    DIR = row("server.tailscale.dir", Kind::Path)
+        .flag("ts-dir", Scope::Start)
+        .default(".tsnet")
+        .help("Directory of the node's state");
+    STATE = row("server.tailscale.state", Kind::Text)
+        .flag("ts-state", Scope::Start)
+        .default("dir")
+        .example("kube:tailbone-state")
+        .help(
+            "Where the node's state is kept: dir, mem (gone with the process, ephemeral nodes \
+             only), or kube:NAME of a Kubernetes secret",
+        );
+    CLIENT_SECRET = row("server.tailscale.clientSecret", Kind::Secret)
+        .flag("ts-client-secret", Scope::Start)
+        .example("file:/run/secrets/client")
+        .help("OAuth client secret to join with instead of an auth key; needs tags");
+    CLIENT_ID = row("server.tailscale.clientId", Kind::Text)
+        .flag("ts-client-id", Scope::Start)
+        .default("")
+        .example("k123456CNTRL")
+        .help(
+            "Client of a federated identity to join with, with an ID token or an audience; needs \
+             tags",
+        );
+    ID_TOKEN = row("server.tailscale.idToken", Kind::Secret)
+        .flag("ts-id-token", Scope::Start)
+        .example("file:/run/secrets/id-token")
+        .help("ID token of that identity, or file:PATH of a file that holds it");
+    AUDIENCE = row("server.tailscale.audience", Kind::Text)
+        .flag("ts-audience", Scope::Start)
+        .default("")
+        .help("Audience to ask the cloud's own token endpoint for, instead of an ID token");
+    EPHEMERAL = row("server.tailscale.ephemeral", Kind::Bool)
+        .flag("ts-ephemeral", Scope::Start)
+        .default("false")
+        .help("Let the control server forget the node when it goes away");
+    TAGS = row("server.tailscale.tags", Kind::Words(&[]))
+        .flag("ts-tags", Scope::Start)
+        .example("tag:tailbone")
+        .help("Tags the node asks for, by commas or blanks");
+    JOIN_TIMEOUT = row(
+        "server.tailscale.joinTimeout",
+        old_duration(Duration::from_millis(100), DAY),
+    )
+        .flag("ts-join-timeout", Scope::Start)
+        .default("60s")
+        .help("Time given to the join before it is a failure");
+    JOIN_RETRY = row("server.tailscale.joinRetry", old_duration(Duration::from_millis(10), HOUR))
+        .flag("ts-join-retry", Scope::Start)
+        .default("1s")
+        .help("Wait between two attempts to join");
+    WAIT_FOR_DIR = row("server.tailscale.waitForDir", Kind::Bool)
+        .flag("ts-wait-for-dir", Scope::Start)
+        .default("false")
+        .help(
+            "Keep trying while the state directory cannot be made or written, for a volume that \
+             comes later; otherwise the start ends at once",
+        );
+    UPLOAD_LOGS = row("server.tailscale.uploadLogs", Kind::Bool)
+        .flag("ts-upload-logs", Scope::Start)
+        .default("false")
+        .help("Send the node's own log to Tailscale");
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tailscale {
+    /// Needed only if there is no state yet.
+    pub authkey: Option<Secret>,
+    pub dir: PathBuf,
+    pub hostname: String,
+    pub control_url: Option<String>,
+    pub state: NodeState,
+    pub client_secret: Option<Secret>,
+    pub client_id: Option<String>,
+    pub id_token: Option<Secret>,
+    pub audience: Option<String>,
+    pub ephemeral: bool,
+    pub tags: Vec<String>,
+    pub join_timeout: Duration,
+    pub join_retry: Duration,
+    pub wait_for_dir: bool,
+    pub upload_logs: bool,
+}
+
+/// Where the node keeps its identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodeState {
+    /// Files in `server.tailscale.dir`.
+    Dir,
+    /// A Kubernetes secret of this name.
+    Kube(String),
+    /// Nowhere: it ends with the process.
+    Memory,
+}
+
+impl Reader<'_> {
+    pub(in crate::config) fn tailscale(&mut self, purpose: Purpose) -> Option<Tailscale> {
+        // Housekeeping joins no tailnet, so a secret that it cannot read is no mistake there.
+        let mut secret = |row| match purpose {
+            Purpose::Housekeeping => Some(None),
+            Purpose::Start => self.secret(row),
+        };
+        let authkey = secret(&AUTHKEY);
+        let client_secret = secret(&CLIENT_SECRET);
+        let id_token = secret(&ID_TOKEN);
+        let client_id = self.optional_text(&CLIENT_ID);
+        let audience = self.optional_text(&AUDIENCE);
+        let state = self.read(&STATE, state);
+        let dir = self.path(&DIR);
+        let hostname = self.read(&HOSTNAME, hostname);
+        let control_url = self.url(&CONTROL_URL);
+        let ephemeral = self.bool(&EPHEMERAL);
+        let tags = self.words(&TAGS, tag);
+        let join_timeout = self.duration(&JOIN_TIMEOUT);
+        let join_retry = self.duration(&JOIN_RETRY);
+        let wait_for_dir = self.bool(&WAIT_FOR_DIR);
+        let upload_logs = self.bool(&UPLOAD_LOGS);
+        let ignored = match purpose {
+            Purpose::Housekeeping => &[][..],
+            Purpose::Start => &self.raw.not_read,
+        };
+        for (name, row) in ignored {
+            self.warn(
+                Origin::Variable((*name).to_owned()),
+                format!("not read; for the node it is {}", row.variable()),
+            );
+        }
+        if state == Some(NodeState::Memory) && ephemeral == Some(false) {
+            self.mistake(
+                &STATE,
+                Some("mem".into()),
+                "a node that forgets itself must be ephemeral: set server.tailscale.ephemeral"
+                    .into(),
+            );
+            return None;
+        }
+        Some(Tailscale {
+            authkey: authkey?,
+            dir: dir?,
+            hostname: hostname?,
+            control_url: control_url?,
+            state: state?,
+            client_secret: client_secret?,
+            client_id: client_id?,
+            id_token: id_token?,
+            audience: audience?,
+            ephemeral: ephemeral?,
+            tags: tags?,
+            join_timeout: join_timeout?,
+            join_retry: join_retry?,
+            wait_for_dir: wait_for_dir?,
+            upload_logs: upload_logs?,
+        })
+    }
+}
+
+fn state(typed: &str, origin: &Origin) -> Result<Reading<NodeState>, String> {
+    text(typed, origin)?.try_map(|text| {
+        Ok(match text.as_str() {
+            "dir" => NodeState::Dir,
+            "mem" => NodeState::Memory,
+            other => match other.strip_prefix("kube:") {
+                Some(name) if !name.is_empty() => NodeState::Kube(name.to_owned()),
+                _ => return Err("no place for state; there are dir, mem and kube:NAME".into()),
+            },
+        })
+    })
+}
+
+fn hostname(typed: &str, origin: &Origin) -> Result<Reading<String>, String> {
+    let reading = text(typed, origin)?;
+    let name = &reading.meaning;
+    if name.is_empty() {
+        return Err("an empty host name".into());
+    }
+    if name.len() > 63 {
+        return Err("longer than a host name can be (63 bytes)".into());
+    }
+    let plain = name
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        && !name.starts_with('-')
+        && !name.ends_with('-');
+    let odd = (!plain).then(|| {
+        "not of letters, digits and - alone: the control server gives the node another name"
+            .to_owned()
+    });
+    Ok(reading.odd(odd))
+}
+
+fn tag(word: &str) -> Result<String, String> {
+    let name = word
+        .strip_prefix("tag:")
+        .ok_or_else(|| format!("not a tag; did you mean tag:{word}?"))?;
+    let fine = name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if fine {
+        Ok(word.to_owned())
+    } else {
+        Err("not a tag: tag: and a letter, then letters, digits and -".into())
+    }
+}
