@@ -7,7 +7,7 @@ use super::{
     read::{Loaded, Reader},
     sections::{
         admin::Admin, client::ClientSettings, components::Component, gate::Gate, keys::Keys,
-        log::Log, metrics::Metrics, output::OutputFormat, server::Server, sts::StsSettings,
+        log::Log, metrics::Metrics, output::OutputFormat, server::Server, sts::Sts,
     },
 };
 
@@ -30,7 +30,7 @@ pub struct Settings {
     pub admin: Admin,
     pub metrics: Metrics,
     pub gate: Gate,
-    pub sts: StsSettings,
+    pub sts: Sts,
 }
 
 /// Loads the settings of `tailbone server …`.

@@ -36,7 +36,7 @@ pub use sections::{
     admin::{Admin, Authorization},
     client::ClientSettings,
     components::Component,
-    gate::{Gate, GateAuth, GateToken, Upstream, UpstreamScheme},
+    gate::{GATE_CAPABILITY, Gate, GateAuth, GateToken, Upstream, UpstreamScheme},
     keys::{KeySpec, Keys, Publish},
     limits::Limits,
     log::{Log, LogFormat, LogLevel},
@@ -44,7 +44,7 @@ pub use sections::{
     metrics::Metrics,
     output::OutputFormat,
     server::Server,
-    sts::{Credentials, HostListener, StsSettings, TlsFiles},
+    sts::{Credentials, HostListener, Sts, TlsFiles},
     tailscale::{NodeState, Tailscale},
     telemetry::Otlp,
 };

@@ -49,6 +49,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
+pub use crate::config::Limits;
+
 use super::{
     patience::{Answering, Patient, Requests, Times},
     peers::{Account, Held, Peers},
@@ -92,62 +94,6 @@ pub trait Standing: Send + Sync + 'static {
 /// How long a connection may take after a stop to send its first request. A peer that connected
 /// just before needs about one round trip; a peer that sends nothing is not waited for.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
-
-/// The limits of a listener and its connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Open connections; more wait in the listener's queue.
-    pub connections: usize,
-    /// Open connections of one peer; more get 503 and are closed. [`Limits::share`] may lower it.
-    pub connections_per_peer: usize,
-    /// Requests being handled at a time, over all connections; more get 503.
-    pub requests: usize,
-    /// Size of a request's head.
-    pub header_bytes: usize,
-    /// Size of a body that is read as a whole before it is handled.
-    pub body_bytes: usize,
-    /// For the whole head of a request; on a new connection from its beginning.
-    pub header_time: Duration,
-    /// The longest silence between two requests.
-    pub idle_time: Duration,
-    /// For the answer to a request whose body is read as a whole.
-    pub request_time: Duration,
-    /// The same for gRPC. A change of keys may wait for the key directory's lock and for the place
-    /// of publication; this is longer.
-    pub call_time: Duration,
-    /// The longest that a part of an answer may wait to be read.
-    pub write_time: Duration,
-    /// Requests per second of one peer in the long run; 0 is no limit.
-    pub request_rate: u32,
-    /// Requests of one peer at once before the rate applies.
-    pub request_burst: u32,
-    /// Requests per second of one caller over all of its nodes; 0 is no limit.
-    pub caller_rate: u32,
-    /// Requests of one caller at once before the rate applies.
-    pub caller_burst: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 16_384,
-            connections_per_peer: 1024,
-            requests: 4096,
-            header_bytes: 16 << 10,
-            body_bytes: 64 << 10,
-            header_time: Duration::from_secs(60),
-            idle_time: Duration::from_secs(60),
-            request_time: Duration::from_secs(30),
-            call_time: Duration::from_secs(120),
-            write_time: Duration::from_secs(30),
-            request_rate: 1000,
-            request_burst: 5000,
-            // One person may have several busy nodes.
-            caller_rate: 2000,
-            caller_burst: 10_000,
-        }
-    }
-}
 
 /// One peer may have at most this fraction (one fourth) of a listener's connections.
 const PEERS_PART: usize = 4;

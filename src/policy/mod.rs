@@ -34,12 +34,12 @@ pub use selector::Selector;
 pub use store::{Change, LoadError, Store};
 pub use what::{Path, PathPrefix, What, WhatError};
 
-pub use crate::web::{Host, HostPattern};
+pub use crate::{
+    config::GATE_CAPABILITY as CAPABILITY,
+    web::{Host, HostPattern},
+};
 
 use crate::identity::{Caller, Visitor};
-
-/// The capability whose values are rules for us, unless another name is set.
-pub const CAPABILITY: &str = "tailbone.dev/cap/gate";
 
 /// The caller, as the rules see it.
 #[derive(Debug, Clone, Copy)]

@@ -26,7 +26,7 @@ use crate::{
     jwks::life::KeyLife,
     keys::SigningQueue,
     metrics::{self, Metrics},
-    sts::{self, Sts, config::HostListener},
+    sts::{self, Sts},
     tailnet::{Node, Via},
     telemetry::{meter::Meter, readiness::Readiness, trace::Neighbour},
     web::{Allowed, HostPattern},
@@ -182,16 +182,15 @@ impl Components {
     }
 
     async fn sts(&mut self, settings: &Settings, node: &Arc<dyn Node>) -> Result<(), StartError> {
-        let set = sts::config::Settings::of(&settings.sts);
-        let sts = Sts::start(&set, self.shared.meter.clone())?;
+        let set = &settings.sts;
+        let sts = Sts::start(set, self.shared.meter.clone())?;
         let routes = origin::wrap(sts::router(sts.state()), &settings.server.allowed_origins);
         let routes = layers::wrap_worded(routes, "sts");
         self.on_tailnet("sts", node, set.binding, set.port, routes.clone())
             .await?;
-        if let Some(host) = set.host {
-            let HostListener { addr, tls } = host;
+        if let Some(config::HostListener { addr, tls }) = set.host.clone() {
             match tls {
-                Some(sts::config::TlsFiles { cert, key }) => {
+                Some(config::TlsFiles { cert, key }) => {
                     let files = Arc::new(CertificateFiles::open(cert, key)?);
                     self.certificate = Some(files.clone());
                     let listener = TlsListener::bind(addr, files).await?;

@@ -173,12 +173,12 @@ fn rules(settings: &Settings) -> TokenRules {
 fn limits(settings: &Settings) -> Limits {
     let memory = memory::of_process(settings.server.memory);
     let settings = &settings.server.limits;
-    let wanted = settings.connections as usize;
+    let wanted = settings.connections;
     let connections = wanted.min(affordable(getrlimit(Resource::Nofile).current));
     if connections < wanted {
         tracing::info!(target: "server", wanted, connections, "fewer connections than the setting allows: the process may not have more descriptors");
     }
-    let wanted = settings.connections_per_peer as usize;
+    let wanted = settings.connections_per_peer;
     let connections_per_peer = wanted.min(bearable(memory));
     if connections_per_peer < wanted {
         tracing::info!(target: "server", wanted, connections_per_peer, "fewer connections of one peer than the setting allows: they could fill too much of the process's memory");
@@ -186,18 +186,7 @@ fn limits(settings: &Settings) -> Limits {
     Limits {
         connections,
         connections_per_peer,
-        requests: settings.requests as usize,
-        header_bytes: settings.header_bytes as usize,
-        body_bytes: settings.body_bytes as usize,
-        header_time: settings.header_time,
-        idle_time: settings.idle_time,
-        request_time: settings.request_time,
-        call_time: settings.call_time,
-        write_time: settings.write_time,
-        request_rate: settings.request_rate,
-        request_burst: settings.request_burst,
-        caller_rate: settings.caller_rate,
-        caller_burst: settings.caller_burst,
+        ..*settings
     }
 }
 

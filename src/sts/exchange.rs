@@ -22,8 +22,7 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 use url::{Url, form_urlencoded};
 
-use super::config::Credentials;
-use crate::config::Secret;
+use crate::config::{Credentials, Secret};
 
 /// What a request is to get.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -26,7 +26,6 @@
 //! most, since jobs also call from outside.
 
 pub mod client;
-pub mod config;
 mod error;
 pub mod exchange;
 pub mod policy;
@@ -49,13 +48,13 @@ pub use error::Error;
 pub use routes::router;
 
 use self::{
-    config::{Credentials, Settings},
     exchange::{AccessToken, Grant, TokenEndpoint},
     policy::{Examined, LoadError, Loaded, Outcome, Policy, Request},
     verify::{Signature, Token},
 };
 use crate::{
-    jwks::fetch::{Fetcher, Source, SourceState},
+    config::{self, Credentials},
+    jwks::fetch::{self, Fetcher, Source, SourceState},
     telemetry::meter::Meter,
 };
 
@@ -109,14 +108,27 @@ pub struct Granted {
 
 impl Sts {
     /// Reads the policies and starts to fetch the issuers' keys. Needs a running tokio runtime.
-    pub fn start(settings: &Settings, meter: Meter) -> Result<Self, StartError> {
+    pub fn start(settings: &config::Sts, meter: Meter) -> Result<Self, StartError> {
+        let rules = fetch::Rules {
+            cool_down: settings.jwks_cool_down,
+            ..fetch::Rules::default()
+        };
+        Self::start_with(settings, rules, meter)
+    }
+
+    /// The same with other rules for fetching the issuers' keys.
+    pub fn start_with(
+        settings: &config::Sts,
+        rules: fetch::Rules,
+        meter: Meter,
+    ) -> Result<Self, StartError> {
         let state = State {
             policies: ArcSwap::default(),
             policies_dir: settings.policies_dir.clone(),
             strict: settings.strict,
             credentials: settings.credentials.clone(),
             leeway: settings.leeway,
-            keys: Fetcher::new(settings.jwks)?.counted(meter.clone()),
+            keys: Fetcher::new(rules)?.counted(meter.clone()),
             endpoint: TokenEndpoint::new(
                 settings.token_url.clone(),
                 settings.timeout,

@@ -1,10 +1,11 @@
 //! `server.limits.*`: the limits of every listener and its connections.
 
-use std::time::Duration;
+use std::{sync::LazyLock, time::Duration};
 
 use crate::config::{
+    raw::Raw,
     read::Reader,
-    table::{HOUR, Scope, count, duration, row, rows},
+    table::{HOUR, Row, Scope, count, duration, row, rows},
 };
 
 rows! {
@@ -78,38 +79,67 @@ rows! {
         .help("The longest that an answer waits for its reader");
 }
 
-/// The limits of every listener.
+/// The limits of a listener and its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    pub connections: u32,
-    pub connections_per_peer: u32,
-    pub requests: u32,
-    /// Per second; 0 is no limit.
+    /// Open connections; more wait in the listener's queue.
+    pub connections: usize,
+    /// Open connections of one peer; more get 503 and are closed. [`Limits::share`] may lower it.
+    pub connections_per_peer: usize,
+    /// Requests being handled at a time, over all connections; more get 503.
+    pub requests: usize,
+    /// Requests per second of one peer in the long run; 0 is no limit.
     pub request_rate: u32,
+    /// Requests of one peer at once before the rate applies.
     pub request_burst: u32,
-    /// Per second; 0 is no limit.
+    /// Requests per second of one caller over all of its nodes; 0 is no limit. The default is
+    /// higher than that of one peer, because one person may have several busy nodes.
     pub caller_rate: u32,
+    /// Requests of one caller at once before the rate applies.
     pub caller_burst: u32,
-    pub header_bytes: u32,
-    pub body_bytes: u32,
+    /// Size of a request's head.
+    pub header_bytes: usize,
+    /// Size of a body that is read as a whole before it is handled.
+    pub body_bytes: usize,
+    /// For the whole head of a request; on a new connection from its beginning.
     pub header_time: Duration,
+    /// The longest silence between two requests.
     pub idle_time: Duration,
+    /// For the answer to a request whose body is read as a whole.
     pub request_time: Duration,
+    /// The same for gRPC. A change of keys may wait for the key directory's lock and for the place
+    /// of publication; this is longer.
     pub call_time: Duration,
+    /// The longest that a part of an answer may wait to be read.
     pub write_time: Duration,
+}
+
+impl Default for Limits {
+    /// The limits if nothing is typed.
+    #[expect(
+        clippy::expect_used,
+        reason = "the table's own texts; every test reads them"
+    )]
+    fn default() -> Self {
+        static DEFAULTS: LazyLock<Limits> = LazyLock::new(|| {
+            let limits = Reader::new(&Raw::default()).limits();
+            limits.expect("defaults within their bounds")
+        });
+        *DEFAULTS
+    }
 }
 
 impl Reader<'_> {
     pub(in crate::config) fn limits(&mut self) -> Option<Limits> {
-        let connections = self.count(&CONNECTIONS);
-        let connections_per_peer = self.count(&CONNECTIONS_PER_PEER);
-        let requests = self.count(&REQUESTS);
+        let connections = self.size(&CONNECTIONS);
+        let connections_per_peer = self.size(&CONNECTIONS_PER_PEER);
+        let requests = self.size(&REQUESTS);
         let request_rate = self.count(&REQUEST_RATE);
         let request_burst = self.count(&REQUEST_BURST);
         let caller_rate = self.count(&CALLER_RATE);
         let caller_burst = self.count(&CALLER_BURST);
-        let header_bytes = self.count(&HEADER_BYTES);
-        let body_bytes = self.count(&BODY_BYTES);
+        let header_bytes = self.size(&HEADER_BYTES);
+        let body_bytes = self.size(&BODY_BYTES);
         let header_time = self.duration(&HEADER_TIME);
         let idle_time = self.duration(&IDLE_TIME);
         let request_time = self.duration(&REQUEST_TIME);
@@ -131,5 +161,9 @@ impl Reader<'_> {
             call_time: call_time?,
             write_time: write_time?,
         })
+    }
+
+    fn size(&mut self, row: &'static Row) -> Option<usize> {
+        self.count(row).map(|number| number as usize)
     }
 }

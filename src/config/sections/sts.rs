@@ -89,7 +89,7 @@ rows! {
 
 /// The token exchange.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StsSettings {
+pub struct Sts {
     pub port: u16,
     pub binding: Binding,
     pub policies_dir: PathBuf,
@@ -136,7 +136,7 @@ pub struct TlsFiles {
 
 impl Reader<'_> {
     /// `on`: the exchange is switched on.
-    pub(in crate::config) fn sts(&mut self, on: bool) -> Option<StsSettings> {
+    pub(in crate::config) fn sts(&mut self, on: bool) -> Option<Sts> {
         let port = self.port(&PORT);
         let binding = self.binding(&BINDING);
         let policies_dir = self.path(&POLICIES_DIR);
@@ -148,7 +148,7 @@ impl Reader<'_> {
         let leeway = self.duration(&LEEWAY);
         let jwks_cool_down = self.duration(&JWKS_COOL_DOWN);
         let host = self.host_listener(on);
-        Some(StsSettings {
+        Some(Sts {
             port: port?,
             binding: binding?,
             policies_dir: policies_dir?,

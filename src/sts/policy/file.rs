@@ -21,9 +21,8 @@ use url::Url;
 
 use super::{Audience, Condition, Pattern, Policy, gives_tags};
 use crate::{
-    config::{Secret, duration, printable},
+    config::{Credentials, Secret, duration, printable},
     jwks::fetch::Source,
-    sts::config::Credentials,
 };
 
 /// The policies, with warnings for the operator.

@@ -27,11 +27,8 @@ use serde_json::Value;
 pub(super) use file::is_loopback;
 pub use file::{LoadError, Loaded, Mistake, load};
 
-use super::{
-    config::Credentials,
-    verify::{Claims, Signature, Token, When},
-};
-use crate::jwks::fetch::Source;
+use super::verify::{Claims, Signature, Token, When};
+use crate::{config::Credentials, jwks::fetch::Source};
 
 /// One policy file.
 #[derive(Debug, Clone)]

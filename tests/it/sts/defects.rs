@@ -199,7 +199,7 @@ async fn t07_random_key_ids_cost_one_fetch_and_hold_nobody() {
     let running = World::new()
         .await
         .policy("p.toml", &["acls"], "")
-        .set(|settings| settings.jwks.cool_down = Duration::from_secs(3600))
+        .fetching(|rules| rules.cool_down = Duration::from_secs(3600))
         .run()
         .await;
     let good = running.token(|_| {});
@@ -301,7 +301,7 @@ async fn t10_a_taken_port_is_an_error_and_stopping_ends_the_tasks() {
         TokenEndpoint::start().await,
     )
     .policy("p.toml", &["acls"], "")
-    .set(|settings| settings.jwks.retry = (Duration::from_millis(5), Duration::from_millis(5)))
+    .fetching(|rules| rules.retry = (Duration::from_millis(5), Duration::from_millis(5)))
     .run()
     .await;
     running.until(|r| r.issuer.hits() > 3).await;

@@ -22,7 +22,7 @@ async fn an_issuer_that_hangs_delays_nobody_else() {
     // A request that waited for the other issuer's timeout would be far too late.
     let endless = world()
         .await
-        .set(|settings| settings.jwks.time = Duration::from_secs(3600));
+        .fetching(|rules| rules.time = Duration::from_secs(3600));
     let running = endless.run().await;
     let good = running.token(|_| {});
     let answer = soon("a token of the other issuer", running.ask(&good, &["acls"])).await;
@@ -51,7 +51,7 @@ async fn bad_answers_never_replace_a_good_set() {
     let running = World::new()
         .await
         .policy("p.toml", &["acls"], "")
-        .set(|settings| settings.jwks.cool_down = Duration::ZERO)
+        .fetching(|rules| rules.cool_down = Duration::ZERO)
         .run()
         .await;
     let good = running.token(|_| {});
@@ -113,9 +113,9 @@ async fn bad_first_answers_leave_the_start_alone() {
             TokenEndpoint::start().await,
         )
         .policy("p.toml", &["acls"], "")
-        .set(|settings| {
-            settings.jwks.cool_down = MINUTE;
-            settings.jwks.retry = (Duration::from_millis(100), MINUTE);
+        .fetching(|rules| {
+            rules.cool_down = MINUTE;
+            rules.retry = (Duration::from_millis(100), MINUTE);
         })
         .run()
         .await;
@@ -142,7 +142,7 @@ async fn a_new_key_is_found_at_once_and_a_gone_one_is_forgotten() {
     let running = World::new()
         .await
         .policy("p.toml", &["acls"], "")
-        .set(|settings| settings.jwks.cool_down = MINUTE)
+        .fetching(|rules| rules.cool_down = MINUTE)
         .run()
         .await;
     let old = running.token(|_| {});
@@ -228,7 +228,7 @@ async fn discovery_finds_the_keys_of_the_very_issuer() {
     );
     let world = world
         .file("p.toml", &policy)
-        .set(|settings| settings.jwks.cool_down = Duration::ZERO);
+        .fetching(|rules| rules.cool_down = Duration::ZERO);
     world
         .issuer
         .configure(json!({"issuer": "https://evil.example", "jwks_uri": keys}));
@@ -257,7 +257,7 @@ async fn an_unchanged_set_is_not_sent_again() {
     let running = World::new()
         .await
         .policy("p.toml", &["acls"], "")
-        .set(|settings| settings.jwks.cool_down = Duration::ZERO)
+        .fetching(|rules| rules.cool_down = Duration::ZERO)
         .run()
         .await;
     let unknown = sign(stranger(), &running.claims());

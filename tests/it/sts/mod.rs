@@ -18,17 +18,15 @@ use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tailbone::{
-    config::{KeySpec, Secret},
+    config::{self, Credentials, Environment, Flags, KeySpec, Purpose, Raw, Secret},
     http::{
         layers, origin,
         serve::{Limits, Server, serve},
         tls::{PlainListener, Remote},
     },
+    jwks::fetch,
     keys::Signer,
-    sts::{
-        self, Sts,
-        config::{Credentials, Settings},
-    },
+    sts::{self, Sts},
     telemetry::meter::Meter,
     web::{Allowed, Origin},
 };
@@ -60,7 +58,8 @@ struct World {
     issuer: JwksServer,
     tokens: TokenEndpoint,
     dir: tempfile::TempDir,
-    settings: Settings,
+    settings: config::Sts,
+    fetching: fetch::Rules,
     meter: Meter,
 }
 
@@ -90,14 +89,24 @@ impl World {
             id: ID.into(),
             secret: Secret::new(SECRET),
         });
-        let mut settings = Settings::new(dir.path().to_owned(), credentials).unwrap();
-        settings.token_url = tokens.url.parse().unwrap();
-        settings.jwks.time = Duration::from_millis(500);
+        let nothing_typed = Raw::collect(Flags::default(), &Environment::default(), None);
+        let (defaults, ..) = config::load(&nothing_typed, Purpose::Start).unwrap();
+        let settings = config::Sts {
+            policies_dir: dir.path().to_owned(),
+            credentials,
+            token_url: tokens.url.parse().unwrap(),
+            ..defaults.sts
+        };
+        let fetching = fetch::Rules {
+            time: Duration::from_millis(500),
+            ..fetch::Rules::default()
+        };
         Self {
             issuer,
             tokens,
             dir,
             settings,
+            fetching,
             meter: Meter::default(),
         }
     }
@@ -127,13 +136,18 @@ impl World {
         self
     }
 
-    fn set(mut self, change: impl FnOnce(&mut Settings)) -> Self {
+    fn set(mut self, change: impl FnOnce(&mut config::Sts)) -> Self {
         change(&mut self.settings);
         self
     }
 
+    fn fetching(mut self, change: impl FnOnce(&mut fetch::Rules)) -> Self {
+        change(&mut self.fetching);
+        self
+    }
+
     async fn run(self) -> Running {
-        let sts = Sts::start(&self.settings, self.meter.clone()).unwrap();
+        let sts = Sts::start_with(&self.settings, self.fetching, self.meter.clone()).unwrap();
         let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", tcp.local_addr().unwrap());
         let meant = Allowed::parse("https://app.example.com", Origin::parse).unwrap();
