@@ -19,7 +19,10 @@ use std::{
 use super::{
     file::{self, Found},
     report::{Origin, Remark},
-    sections::{components, sts, tailscale},
+    sections::{
+        components::{self, Component},
+        sts, tailscale,
+    },
     table::{self, Row},
 };
 
@@ -209,7 +212,7 @@ impl Raw {
             .map(|typed| &typed.value);
         let runs = |text: &String| {
             text.split(|c: char| c == ',' || c.is_whitespace())
-                .any(|word| word.eq_ignore_ascii_case("sts"))
+                .any(|word| word.eq_ignore_ascii_case(Component::Sts.name()))
         };
         let sts = match components {
             Some(Value::Text(text)) => runs(text),
