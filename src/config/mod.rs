@@ -4,12 +4,13 @@
 //! `raw.rs` finds what is typed for it (`file.rs` reads files, `otel.rs` the variables of
 //! OpenTelemetry), `read.rs` makes sense of it (`meaning.rs` of one text) for the section's reader,
 //! and `report.rs` says what is wrong. `load.rs` puts the sections together; `listeners.rs` compares
-//! their ports.
+//! their ports; `exchange.rs` takes over what may change while the server runs.
 //!
 //! Every mistake is reported at once with its origin, and no message contains a secret. The command
 //! line takes its flags from the table; how they are parsed is its own business.
 
 pub mod duration;
+mod exchange;
 mod file;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -24,6 +25,7 @@ mod secret;
 pub mod sections;
 pub mod table;
 
+pub use exchange::Exchanged;
 pub use load::{
     Purpose, Settings, load, load_all, load_client, load_output, load_policy, load_with_output,
 };

@@ -1,10 +1,11 @@
-//! What of the settings may change while the server runs, and how it is exchanged.
+//! The settings in force, and what a reload does to the parts that use them. Which settings can be
+//! exchanged is said in `config/sections/`.
 //!
 //! Invariants
 //! - Settings that do not load change nothing.
-//! - What cannot be exchanged keeps its old value and is named; it is named at each reload until a restart.
-//! - Keys stay published for the longest life that tokens were given since the start ([`KeyLife::set_policy`]), and that is raised
-//!   before tokens get the longer life.
+//! - A setting that cannot be exchanged keeps its old value. Each reload names it until a restart.
+//! - Keys stay published for the longest life that tokens have been given since the start
+//!   ([`KeyLife::set_policy`]), and that is raised before tokens get the longer life.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::memory;
 use crate::{
-    config::Settings,
+    config::{Exchanged, Settings},
     http::serve::{Limits, LiveLimits},
     issuer::TokenRules,
     jwks::life::KeyLife,
@@ -21,34 +22,25 @@ use crate::{
     telemetry,
 };
 
-/// Descriptors that are not connections: node, keys, sockets, log.
+/// Descriptors that are not connections: those of the node, keys, sockets and the log.
 const OWN_DESCRIPTORS: u64 = 100;
-/// A connection from the tailnet has none, but the one to an upstream that it may need has, as have those of the exchange's
-/// callers; and there is more than one listener.
+/// Descriptors per connection of the limit. A connection from the tailnet has none, but the one to
+/// an upstream that it may need has, as have those of the exchange's callers; and the limit is one
+/// listener's, of which there are several.
 const DESCRIPTORS_EACH: u64 = 4;
 
-/// What a connection takes whose peer sends and does not read, in the buffers on both sides of the
-/// fence, where there are many.
+/// Memory that a connection takes whose peer sends and does not read, in the buffers of Go and Rust,
+/// if there are many.
 const BYTES_EACH: u64 = 256 << 10;
-/// The part of the memory that one peer may take so.
+/// One peer may take at most this fraction (one fourth) of the memory in that way.
 const PEERS_MEMORY: u64 = 4;
 
-/// The parts that read their settings anew.
+/// The settings in force, and what the parts that can exchange theirs read them from.
 #[derive(Debug)]
 pub(super) struct Live {
-    /// What is in force.
     settings: Settings,
     pub(super) rules: Arc<ArcSwap<TokenRules>>,
     pub(super) limits: LiveLimits,
-}
-
-/// What a reload did.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Exchanged {
-    /// Settings whose new value holds.
-    pub(super) done: Vec<&'static str>,
-    /// Settings that want a restart.
-    pub(super) left: Vec<&'static str>,
 }
 
 impl Live {
@@ -65,101 +57,21 @@ impl Live {
     }
 
     pub(super) fn exchange(&mut self, new: &Settings, keys: &KeyLife) -> Exchanged {
-        let mut exchanged = Exchanged::default();
         let old = self.settings.clone();
-        let now = &mut self.settings;
-        let mut changed = |name, differs: bool| {
-            if differs {
-                exchanged.done.push(name);
-            }
-            differs
-        };
-        if changed("log.level", old.log.level != new.log.level) {
-            now.log.level = new.log.level;
-            telemetry::log::set_level(new.log.level);
+        let exchanged = self.settings.exchange(new);
+        let now = &self.settings;
+        if now.log.level != old.log.level {
+            telemetry::log::set_level(now.log.level);
         }
-        if changed("server.limits", old.server.limits != new.server.limits) {
-            now.server.limits = new.server.limits;
+        if now.server.limits != old.server.limits {
             self.limits.set(limits(now));
         }
-        if changed("server.grace", old.server.grace != new.server.grace) {
-            now.server.grace = new.server.grace;
-        }
-        let issuer = changed("keys.issuer", old.keys.issuer != new.keys.issuer);
-        let expiry = changed("keys.expiry", old.keys.expiry != new.keys.expiry);
-        let skew = changed("keys.skew", old.keys.skew != new.keys.skew);
-        let rotate = changed(
-            "keys.rotateEvery",
-            old.keys.rotate_every != new.keys.rotate_every,
-        );
-        now.keys.issuer.clone_from(&new.keys.issuer);
-        now.keys.expiry = new.keys.expiry;
-        now.keys.skew = new.keys.skew;
-        now.keys.rotate_every = new.keys.rotate_every;
-        if expiry || skew || rotate {
+        if now.keys != old.keys {
             keys.set_policy(Policy::from(&now.keys));
-        }
-        if issuer || expiry || skew {
             self.rules.store(Arc::new(rules(now)));
         }
-        exchanged.left = left(now, new);
         exchanged
     }
-}
-
-/// What differs still.
-fn left(now: &Settings, new: &Settings) -> Vec<&'static str> {
-    let (ours, theirs) = (&now.server.tailscale, &new.server.tailscale);
-    let all = [
-        ("components", now.components != new.components),
-        (
-            "log.format",
-            now.log.format != new.log.format || now.log.no_color != new.log.no_color,
-        ),
-        ("keys.dir", now.keys.dir != new.keys.dir),
-        (
-            "keys.bucket, keys.jwksFile, keys.keyPath or keys.s3",
-            now.keys.publish != new.keys.publish,
-        ),
-        (
-            "keys.algorithm or keys.size",
-            now.keys.spec != new.keys.spec,
-        ),
-        ("key.prefix", now.keys.prefix != new.keys.prefix),
-        ("keys.cacheTime", now.keys.cache_time != new.keys.cache_time),
-        (
-            "server.port or server.binding",
-            now.server.port != new.server.port || now.server.binding != new.server.binding,
-        ),
-        (
-            "server.allowedHosts or server.allowedOrigins",
-            now.server.allowed_hosts != new.server.allowed_hosts
-                || now.server.allowed_origins != new.server.allowed_origins,
-        ),
-        (
-            "server.limits.memory",
-            now.server.memory != new.server.memory,
-        ),
-        // Joining is over: how long it may take, and with which key, matters at the next start alone.
-        (
-            "server.tailscale",
-            ours.dir != theirs.dir
-                || ours.hostname != theirs.hostname
-                || ours.control_url != theirs.control_url
-                || ours.ephemeral != theirs.ephemeral
-                || ours.tags != theirs.tags
-                || ours.upload_logs != theirs.upload_logs,
-        ),
-        ("server.telemetry", now.server.otlp != new.server.otlp),
-        ("admin", now.admin != new.admin),
-        ("metrics", now.metrics != new.metrics),
-        ("gate", now.gate != new.gate),
-        ("sts", now.sts != new.sts),
-    ];
-    all.into_iter()
-        .filter(|(_, differs)| *differs)
-        .map(|(name, _)| name)
-        .collect()
 }
 
 fn rules(settings: &Settings) -> TokenRules {
@@ -190,7 +102,8 @@ fn limits(settings: &Settings) -> Limits {
     }
 }
 
-/// Connections for which there are descriptors, so that keys can still be read and published under a flood of callers.
+/// Connections for which there are descriptors, so that keys can still be read and published under
+/// a flood of callers.
 fn affordable(descriptors: Option<u64>) -> usize {
     let Some(descriptors) = descriptors else {
         return usize::MAX;
@@ -199,7 +112,7 @@ fn affordable(descriptors: Option<u64>) -> usize {
     usize::try_from(spare).unwrap_or(usize::MAX).max(8)
 }
 
-/// Connections of one peer for which there is memory, whatever it does with them.
+/// Connections of one peer for which there is memory, whatever the peer does with them.
 fn bearable(memory: Option<u64>) -> usize {
     let Some(memory) = memory else {
         return usize::MAX;

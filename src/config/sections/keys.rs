@@ -8,6 +8,7 @@ use std::{
 
 use crate::config::{
     duration::show,
+    exchange::Exchanged,
     meaning::{Reading, integer, octal, text},
     read::Reader,
     report::Origin,
@@ -129,6 +130,32 @@ pub enum KeySpec {
     Es256,
     /// EdDSA (Ed25519).
     EdDsa,
+}
+
+impl Keys {
+    pub(in crate::config) fn exchange(&mut self, new: &Self, exchanged: &mut Exchanged) {
+        let Self {
+            dir,
+            issuer,
+            expiry,
+            prefix,
+            spec,
+            rotate_every,
+            cache_time,
+            skew,
+            publish,
+        } = new;
+        exchanged.take(ISSUER.key, &mut self.issuer, issuer);
+        exchanged.take(EXPIRY.key, &mut self.expiry, expiry);
+        exchanged.take(SKEW.key, &mut self.skew, skew);
+        exchanged.take(ROTATE_EVERY.key, &mut self.rotate_every, rotate_every);
+        exchanged.keep(DIR.key, &self.dir, dir);
+        let places = "keys.bucket, keys.jwksFile, keys.keyPath or keys.s3";
+        exchanged.keep(places, &self.publish, publish);
+        exchanged.keep("keys.algorithm or keys.size", &self.spec, spec);
+        exchanged.keep(PREFIX.key, &self.prefix, prefix);
+        exchanged.keep(CACHE_TIME.key, &self.cache_time, cache_time);
+    }
 }
 
 impl Reader<'_> {

@@ -1,6 +1,7 @@
 //! `log.*`: the log lines of a server.
 
 use crate::config::{
+    exchange::Exchanged,
     read::{Entry, Reader},
     report::Origin,
     table::{Kind, Scope, row, rows},
@@ -41,6 +42,19 @@ pub enum LogLevel {
 pub enum LogFormat {
     Console,
     Json,
+}
+
+impl Log {
+    pub(in crate::config) fn exchange(&mut self, new: &Self, exchanged: &mut Exchanged) {
+        let Self {
+            level,
+            format,
+            no_color,
+        } = new;
+        exchanged.take(LEVEL.key, &mut self.level, level);
+        exchanged.keep(FORMAT.key, &self.format, format);
+        exchanged.keep(FORMAT.key, &self.no_color, no_color);
+    }
 }
 
 impl Reader<'_> {

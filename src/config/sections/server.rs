@@ -2,9 +2,15 @@
 
 use std::time::Duration;
 
-use super::{limits::Limits, memory::Memory, tailscale::Tailscale, telemetry::Otlp};
+use super::{
+    limits::Limits,
+    memory::{MEMORY, Memory},
+    tailscale::Tailscale,
+    telemetry::Otlp,
+};
 use crate::{
     config::{
+        exchange::Exchanged,
         load::Purpose,
         meaning::Binding,
         read::Reader,
@@ -58,6 +64,33 @@ pub struct Server {
     pub tailscale: Tailscale,
     /// `server.telemetry.otlp.*`; nothing is exported when absent.
     pub otlp: Option<Otlp>,
+}
+
+impl Server {
+    pub(in crate::config) fn exchange(&mut self, new: &Self, exchanged: &mut Exchanged) {
+        let Self {
+            port,
+            binding,
+            allowed_hosts,
+            allowed_origins,
+            grace,
+            limits,
+            memory,
+            tailscale,
+            otlp,
+        } = new;
+        exchanged.take("server.limits", &mut self.limits, limits);
+        exchanged.take(GRACE.key, &mut self.grace, grace);
+        let listener = "server.port or server.binding";
+        exchanged.keep(listener, &self.port, port);
+        exchanged.keep(listener, &self.binding, binding);
+        let allowed = "server.allowedHosts or server.allowedOrigins";
+        exchanged.keep(allowed, &self.allowed_hosts, allowed_hosts);
+        exchanged.keep(allowed, &self.allowed_origins, allowed_origins);
+        exchanged.keep(MEMORY.key, &self.memory, memory);
+        self.tailscale.exchange(tailscale, exchanged);
+        exchanged.keep("server.telemetry", &self.otlp, otlp);
+    }
 }
 
 impl Reader<'_> {

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use crate::config::{
+    exchange::Exchanged,
     load::Purpose,
     meaning::{Reading, text},
     read::Reader,
@@ -121,6 +122,37 @@ pub enum NodeState {
     Kube(String),
     /// Nowhere: it ends with the process.
     Memory,
+}
+
+impl Tailscale {
+    pub(in crate::config) fn exchange(&self, new: &Self, exchanged: &mut Exchanged) {
+        let Self {
+            dir,
+            hostname,
+            control_url,
+            state,
+            ephemeral,
+            tags,
+            upload_logs,
+            // How the node joins. It has joined; a change matters at the next start.
+            authkey: _,
+            client_secret: _,
+            client_id: _,
+            id_token: _,
+            audience: _,
+            join_timeout: _,
+            join_retry: _,
+            wait_for_dir: _,
+        } = new;
+        let name = "server.tailscale";
+        exchanged.keep(name, &self.dir, dir);
+        exchanged.keep(name, &self.hostname, hostname);
+        exchanged.keep(name, &self.control_url, control_url);
+        exchanged.keep(name, &self.state, state);
+        exchanged.keep(name, &self.ephemeral, ephemeral);
+        exchanged.keep(name, &self.tags, tags);
+        exchanged.keep(name, &self.upload_logs, upload_logs);
+    }
 }
 
 impl Reader<'_> {
