@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tailbone::telemetry::log::OWN_TARGETS;
+
 /// From the bottom up. A module may import those of lower rows; of its own row only where `true`.
 const ROWS: &[(&[&str], bool)] = &[
     (&["web"], false),
@@ -51,6 +53,17 @@ fn the_reader_sees_imports_at_all() {
         seen.contains("tailnet") && seen.contains("http"),
         "{seen:?}"
     );
+}
+
+/// The log takes a target that it does not know for a library's, and drops its lines below `warn`.
+#[test]
+fn the_log_knows_every_target_of_ours() {
+    let used: BTreeSet<_> = sources(Path::new("src"))
+        .into_iter()
+        .flat_map(|file| targets(&fs::read_to_string(file).unwrap()))
+        .collect();
+    let known: BTreeSet<_> = OWN_TARGETS.iter().map(|&name| name.to_owned()).collect();
+    assert_eq!(used, known, "src/telemetry/log.rs has the list");
 }
 
 #[test]
@@ -99,6 +112,15 @@ fn d25_no_private_key_lies_in_the_tree() {
         .collect();
     assert!(!files.is_empty(), "git lists nothing");
     assert_eq!(wrong, Vec::<&str>::new());
+}
+
+/// Each `name` of a `target: "name"`.
+fn targets(text: &str) -> BTreeSet<String> {
+    text.lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .flat_map(|line| line.split("target: \"").skip(1))
+        .filter_map(|rest| Some(rest.split_once('"')?.0.to_owned()))
+        .collect()
 }
 
 fn row(module: &str) -> Option<usize> {
