@@ -114,7 +114,8 @@ pub(super) fn boolean(typed: &str, _: &Origin) -> Result<Reading<bool>, String> 
     Ok(Reading::new(value, value))
 }
 
-/// An integer as the Go program reads it: `80`, `0x50`, `0o120`, `0b1010000`, `0120` (octal), `8_0`, `80.0`.
+/// An integer as the Go program reads it: `80`, `0x50`, `0o120`, `0b1010000`, `0120` (octal),
+/// `8_0`, `80.0`.
 pub(super) fn integer(typed: &str) -> Option<i64> {
     let text = typed.trim();
     let text = match text.split_once('.') {

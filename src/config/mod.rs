@@ -2,9 +2,10 @@
 //!
 //! A value goes through these files: a row in `sections/` names it (`table.rs` says what a row is),
 //! `raw.rs` finds what is typed for it (`file.rs` reads files, `otel.rs` the variables of
-//! OpenTelemetry), `read.rs` makes sense of it (`meaning.rs` of one text) for the section's reader,
-//! and `report.rs` says what is wrong. `load.rs` puts the sections together; `listeners.rs` compares
-//! their ports; `exchange.rs` takes over what may change while the server runs.
+//! OpenTelemetry), and the section's reader makes a checked value of it with the methods of
+//! `read.rs` (`meaning.rs` reads one text). `load.rs` puts the sections together, `listeners.rs`
+//! compares their ports, `exchange.rs` takes over what may change while the server runs, and
+//! `report.rs` says what is wrong.
 //!
 //! Every mistake is reported at once with its origin, and no message contains a secret. The command
 //! line takes its flags from the table; how they are parsed is its own business.

@@ -194,8 +194,8 @@ impl Raw {
     }
 
     /// Reads the variables of other programs: OpenTelemetry's (`otel.rs`), tsnet's names of the
-    /// auth key, and TailSTS's, for those who replace it with our `sts` component. Some of TailSTS's
-    /// names are so common (`PORT`) that they are read only if that component runs.
+    /// auth key, and TailSTS's, for those who replace it with our `sts` component. Some names of
+    /// TailSTS are so common (`PORT`) that they are read only if that component runs.
     fn take_aliases(&mut self, environment: &Environment) {
         self.take_otel(environment);
         // Every tsnet program reads these; they apply if nothing of ours to log in with is typed.

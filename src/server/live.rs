@@ -29,10 +29,10 @@ const OWN_DESCRIPTORS: u64 = 100;
 /// listener's, of which there are several.
 const DESCRIPTORS_EACH: u64 = 4;
 
-/// Memory that a connection takes whose peer sends and does not read, in the buffers of Go and Rust,
-/// if there are many.
+/// Memory of a connection whose peer sends and does not read, in the buffers of Go and Rust, if
+/// there are many such connections.
 const BYTES_EACH: u64 = 256 << 10;
-/// One peer may take at most this fraction (one fourth) of the memory in that way.
+/// One peer may use at most this fraction (one fourth) of the memory in that way.
 const PEERS_MEMORY: u64 = 4;
 
 /// The settings in force, and what the parts that can exchange theirs read them from.
