@@ -3,9 +3,9 @@
 //! Paths are the hard part: one server reads `/public/%2e%2e/admin` as a path below `/public`,
 //! another as `/admin`, and we do not know which of them is behind us. So a [`Path`] keeps *every*
 //! reading that some server could arrive at (decoded once or several times, slashes merged, dots
-//! resolved, backslashes replaced, parameters and trailing dots removed). A rule that grants access
-//! must match all of them; a rule that denies needs one. A path with too many readings, or with
-//! hidden control characters, is refused.
+//! resolved, backslashes replaced, full-width letters narrowed, parameters and trailing dots
+//! removed). A rule that grants access must match all of them; a rule that denies needs one. A path
+//! with too many readings, or with hidden control characters, is refused.
 //!
 //! The readings are computed once per request, when the first rule or route with a path needs them.
 //! Their number and total size are bounded: a long path with many escapes costs no more than a long
@@ -173,9 +173,10 @@ fn read(sent: &[u8], work: &mut usize) -> Result<Vec<Vec<u8>>, WhatError> {
 /// One transformation that servers apply to a path.
 type Way = fn(&[u8]) -> Vec<u8>;
 
-const WAYS: [Way; 8] = [
+const WAYS: [Way; 9] = [
     decode,
     decode_wide,
+    narrow,
     turn,
     cut_parameters,
     cut_query,
@@ -193,7 +194,7 @@ fn clean(reading: &[u8]) -> bool {
 
 /// Whether all servers read it alike.
 fn plain(reading: &[u8]) -> bool {
-    let odd = |b: &u8| matches!(b, b'%' | b'\\' | b';' | b'?' | b'#');
+    let odd = |b: &u8| matches!(*b, b'%' | b'\\' | b';' | b'?' | b'#' | FULL_WIDTH);
     let segment = |s: &[u8]| !s.is_empty() && !matches!(s.last(), Some(b'.' | b' '));
     let inner = reading.get(1..).unwrap_or_default();
     let inner = inner.strip_suffix(b"/").unwrap_or(inner);
@@ -219,8 +220,7 @@ fn decode(path: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Decodes every `%uXXXX` once, as IIS and old Java servers do. They turn full-width forms of ASCII
-/// characters into ASCII.
+/// Decodes every `%uXXXX` once, as IIS and old Java servers do.
 fn decode_wide(path: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(path.len());
     let mut rest = path;
@@ -248,11 +248,30 @@ fn wide(text: &[u8]) -> Option<char> {
     let number = hex.iter().try_fold(0, |number, b| {
         Some(number * 16 + char::from(*b).to_digit(16)?)
     })?;
-    let number = match number {
-        0xff01..=0xff5e => number - 0xff01 + 0x21,
-        number => number,
-    };
     char::from_u32(number)
+}
+
+/// The first byte of the full-width forms in UTF-8 (U+FF01 to U+FF5E: EF BC 81 to EF BD 9E).
+const FULL_WIDTH: u8 = 0xef;
+
+/// The full-width forms of ASCII as ASCII: the "best fit" of servers whose names of files have a
+/// narrower character set than Unicode.
+fn narrow(path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((first, tail)) = rest.split_first() {
+        let ascii = match rest {
+            [FULL_WIDTH, 0xbc, low @ 0x81..=0xbf, ..] => Some(low - 0x81 + b'!'),
+            [FULL_WIDTH, 0xbd, low @ 0x80..=0x9e, ..] => Some(low - 0x80 + b'`'),
+            _ => None,
+        };
+        out.push(ascii.unwrap_or(*first));
+        rest = match ascii {
+            Some(_) => tail.get(2..).unwrap_or_default(),
+            None => tail,
+        };
+    }
+    out
 }
 
 /// Removes dots and blanks at the end of each segment, as Windows does with file names. `.` and
@@ -506,6 +525,7 @@ mod tests {
             "/public/%u002e%u002E/admin",
             "/public%u002f..%U005cadmin",
             "/public/%uff0e%uff0e/%uFF41dmin",
+            "/public/%ef%bc%8e．/%EF%BD%81dｍin",
             "/%25u0061dmin",
             "/admin.",
             "/admin..",
@@ -518,6 +538,14 @@ mod tests {
             let hidden = |r: &String| r.trim_end_matches('/') == "/admin";
             assert!(all.iter().any(hidden), "{raw}: {all:?}");
         }
+    }
+
+    #[test]
+    fn full_width_letters_are_read_as_they_are_too() {
+        let all = readings("/%uff41dmin");
+        assert!(all.contains(&"/ａdmin".to_owned()), "{all:?}");
+        assert_eq!(readings("/日本語"), ["/日本語"]);
+        assert_eq!(readings("/～"), ["/～", "/~"]);
     }
 
     #[test]

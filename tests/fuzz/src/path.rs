@@ -9,7 +9,8 @@ pub(super) fn run(data: &[u8]) {
     let Some((prefix, sent)) = super::text(data).and_then(|text| text.split_once('\n')) else {
         return;
     };
-    let Ok(path) = Path::parse(sent) else {
+    // As the gate has it: what is wrong with a path shows when a rule asks for it.
+    let Ok(path) = Path::sent(sent) else {
         return;
     };
     super::assert_one_line(&path.first_segment());
@@ -105,6 +106,22 @@ const SERVERS: &[Server] = &[
         &[decode, decode, merge, dots],
     ),
     server("looks for a query late", &[decode, query, dots]),
+    server("decodes wide characters", &[wide, decode, merge, dots]),
+    Server {
+        name: "IIS",
+        steps: &[decode, wide, backslashes, merge, dots, ends],
+        ignores_case: true,
+    },
+    Server {
+        name: "a best fit to a narrow character set",
+        steps: &[decode, wide, best_fit, backslashes, merge, dots],
+        ignores_case: true,
+    },
+    Server {
+        name: "a Windows file system",
+        steps: &[decode, backslashes, merge, ends, dots],
+        ignores_case: true,
+    },
     Server {
         name: "a file system without case",
         steps: &[decode, backslashes, merge, dots],
@@ -134,6 +151,59 @@ fn decode(path: &[u8]) -> Vec<u8> {
                 at += 1;
             }
         }
+    }
+    out
+}
+
+/// `%uXXXX`, as JavaScript's old `escape` wrote it.
+fn wide(path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut at = 0;
+    while at < path.len() {
+        let marked = path[at..].starts_with(b"%u") || path[at..].starts_with(b"%U");
+        let high = path.get(at + 2..at + 4).and_then(hex);
+        let low = path.get(at + 4..at + 6).and_then(hex);
+        match (high, low) {
+            (Some(high), Some(low)) if marked => {
+                match char::from_u32(u32::from(u16::from_be_bytes([high, low]))) {
+                    Some(c) => out.extend_from_slice(c.to_string().as_bytes()),
+                    None => out.extend_from_slice(&path[at..at + 6]),
+                }
+                at += 6;
+            }
+            _ => {
+                out.push(path[at]);
+                at += 1;
+            }
+        }
+    }
+    out
+}
+
+/// Full-width forms of ASCII as ASCII.
+fn best_fit(path: &[u8]) -> Vec<u8> {
+    let Ok(text) = std::str::from_utf8(path) else {
+        return path.to_vec();
+    };
+    let narrow = |c: char| match u32::from(c) {
+        wide @ 0xff01..=0xff5e => char::from_u32(wide - 0xfee0).unwrap_or(c),
+        _ => c,
+    };
+    text.chars().map(narrow).collect::<String>().into_bytes()
+}
+
+/// Names without the dots and blanks at their end.
+fn ends(path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (at, segment) in path.split(|byte| *byte == b'/').enumerate() {
+        if at > 0 {
+            out.push(b'/');
+        }
+        let kept = segment.iter().rposition(|byte| !b". ".contains(byte));
+        out.extend_from_slice(match kept {
+            Some(last) => &segment[..=last],
+            None => segment,
+        });
     }
     out
 }
