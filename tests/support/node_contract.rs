@@ -618,7 +618,7 @@ pub async fn interleaved(
                     let question = stream.read_u64().await?;
                     let answer = format!("{question} {} {}\n", who.node_id(), peer.addr.ip());
                     stream.write_all(answer.as_bytes()).await?;
-                    // The caller closes first, see below.
+                    // The caller closes first.
                     rest(&mut stream).await?;
                     Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
                 });
@@ -640,9 +640,8 @@ pub async fn interleaved(
                 stream.write_u64(number as u64).await?;
                 let mut answer = String::new();
                 stream.read_line(&mut answer).await?;
-                // The side that closes first keeps the pair of ports in TIME_WAIT for a minute. The
-                // caller's stack then avoids the pair; a server's stack (gVisor without a listening
-                // endpoint) would drop the first packets of its next use.
+                // The caller closes first, as HTTP clients do. The other way has a test of its own
+                // (`load::a_server_that_closes_first_answers_everybody`).
                 stream.shutdown().await?;
                 stream.read_to_end(&mut Vec::new()).await?;
                 Ok::<_, Box<dyn std::error::Error + Send + Sync>>(answer)

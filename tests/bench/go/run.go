@@ -120,9 +120,10 @@ func (w *worker) once(n *node, o order, bytes []byte, c **conn) (length int, err
 		err = fmt.Errorf("status %d", status)
 	}
 	if err != nil || !o.KeepAlive {
-		// The caller closes first. Otherwise the server's netstack keeps the pair of ports in
+		// The caller closes first. Otherwise the floor's netstack keeps the pair of ports in
 		// TIME_WAIT, where it drops a SYN from the same port instead of accepting a new connection.
 		// Callers pick ports at random, so after some hundred connections one of them would wait.
+		// (Our own node ends such an endpoint, see time_wait.go.)
 		(*c).Close()
 		*c = nil
 	}

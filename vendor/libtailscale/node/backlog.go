@@ -41,6 +41,10 @@ type arrival struct {
 func (b *backlog) full(from netip.Addr) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return b.fullLocked(from)
+}
+
+func (b *backlog) fullLocked(from netip.Addr) bool {
 	return b.waiting.Len() >= maxPending || b.each[from] >= maxPendingEach
 }
 
@@ -55,7 +59,7 @@ func (b *backlog) empty() bool {
 // returns false if there is no room.
 func (b *backlog) put(a *arrival, send func(*arrival)) bool {
 	b.mu.Lock()
-	if b.waiting.Len() >= maxPending || b.each[a.from] >= maxPendingEach {
+	if b.fullLocked(a.from) {
 		b.mu.Unlock()
 		return false
 	}
