@@ -93,7 +93,7 @@ own_network! {
             devnet.ping(peer, "web").await;
         }
 
-        for (name, port, _) in &fronts {
+        for (name, port, proxy) in &fronts {
             let curl = async |peer: &str, asks: &[Ask]| curl(&devnet, folder.path(), peer, *port, asks).await;
 
             // A user with a grant for one path.
@@ -104,7 +104,13 @@ own_network! {
                 Ask::get("/other"),
                 Ask::get("/docs/x").with("data = \"the body\""),
             ]).await;
-            assert_eq!(statuses(&alice), [200, 200, 403, 403, 200], "{name}: {alice:?}");
+            assert_eq!(
+                statuses(&alice),
+                [200, 200, 403, 403, 200],
+                "{name}: {alice:?}\n{}\n{}",
+                proxy.said(),
+                gate.said()
+            );
             assert_eq!(alice[0].seen("tailscale-user-login"), ["alice@example.com"], "{name}");
             assert_eq!(alice[0].seen("x-forwarded-for"), [devnet.ready.peers["alice"].ip.clone()], "{name}");
             assert_eq!(alice[0].json()["target"], "/docs/x?y=1", "{name}");

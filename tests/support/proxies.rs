@@ -4,7 +4,7 @@
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, TcpListener},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -31,6 +31,7 @@ pub enum Gate<'a> {
 pub struct Proxy {
     pub addr: SocketAddr,
     child: Child,
+    log: PathBuf,
 }
 
 impl Proxy {
@@ -179,7 +180,11 @@ impl Proxy {
         let child = command.spawn().unwrap_or_else(|error| {
             panic!("{name} cannot be started ({error}): run scripts/setup --tests")
         });
-        let mut proxy = Self { addr, child };
+        let mut proxy = Self {
+            addr,
+            child,
+            log: log.clone(),
+        };
         eventually(name, || {
             let ended = proxy.child.try_wait().unwrap();
             let log = log.clone();
@@ -193,6 +198,11 @@ impl Proxy {
         })
         .await;
         proxy
+    }
+
+    /// Its log.
+    pub fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
     }
 }
 
