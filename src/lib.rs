@@ -1,7 +1,7 @@
 //! tailbone: identity services on a Tailscale network, from a node inside the process.
 //!
 //! Dependencies point down: [`cli`] and [`server`] -> the components (issuer, [`admin`], [`gate`],
-//! [`metrics`], [`sts`]) -> [`policy`], [`jwks`], [`keys`], [`identity`] -> [`tailnet`], [`http`],
+//! [`metrics`], [`sts`]) -> [`part`] -> [`policy`], [`jwks`], [`keys`], [`identity`] -> [`tailnet`], [`http`],
 //! [`telemetry`], [`config`]. Components never import each other. `ARCHITECTURE.md` is the map.
 
 pub mod admin;
@@ -14,6 +14,7 @@ pub mod issuer;
 pub mod jwks;
 pub mod keys;
 pub mod metrics;
+pub mod part;
 pub mod policy;
 pub mod server;
 pub mod signals;

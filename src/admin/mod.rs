@@ -54,5 +54,5 @@ pub use authorize::{
 };
 pub use client::{CallError, Client, Target};
 pub use impact::{consequences, impact};
-pub use service::{Admin, Membership, OwnNode, key, router};
+pub use service::{Admin, key, part, router};
 pub use socket::{LONGEST_PATH, Socket, SocketError};

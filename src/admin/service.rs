@@ -1,12 +1,8 @@
 //! The methods, based on [`KeyLife`], and the access check before them.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, OnceLock},
-};
+use std::{net::SocketAddr, sync::Arc};
 
-use ::http::request::Parts;
-use arc_swap::ArcSwapOption;
+use ::http::{Extensions, request::Parts};
 use axum::{
     Router,
     extract::{Request as HttpRequest, State as AxumState},
@@ -32,20 +28,14 @@ use super::{
 };
 use crate::{
     audit,
-    config::{Authorization, KeySpec},
-    http::{Error, error::Kind, grpc, serve::Listeners},
+    config::{Authorization, KeySpec, Settings},
+    http::{Error, error::Kind, grpc, unix::LocalPeer},
     identity::{Caller, Connection, Visitor},
     jwks::life::{KeyLife, LifeError},
     keys::KeyView,
-    tailnet::{
-        self, Node,
-        join::{JoinState, classify},
-    },
-    telemetry::{
-        self,
-        audit::Decision as Audited,
-        readiness::{self, Readiness},
-    },
+    part::{BuildError, Context, Hosts, Part, ServerState},
+    tailnet::{self, join::JoinState},
+    telemetry::{self, audit::Decision as Audited, readiness},
     version,
 };
 
@@ -66,57 +56,24 @@ pub struct Admin {
     /// The kind of a new key, unless the request names one.
     pub spec: KeySpec,
     pub mode: Authorization,
-    pub node: OwnNode,
+    pub state: ServerState,
     /// Serializes changes, so that what a change was decided on still holds when it is made.
     pub changes: Arc<Mutex<()>>,
 }
 
-/// What the methods report about the server. The local socket is served before the node exists.
-/// Clones share one state.
-#[derive(Debug, Clone, Default)]
-pub struct OwnNode {
-    pub membership: Membership,
-    pub readiness: Readiness,
-    pub listeners: Listeners,
-}
-
-/// The server's node once it has joined, and the progress of joining before that. Clones share one
-/// state.
-#[derive(Debug, Clone, Default)]
-pub struct Membership {
-    node: Arc<OnceLock<Arc<dyn Node>>>,
-    joining: Arc<ArcSwapOption<JoinState>>,
-}
-
-impl OwnNode {
-    /// To be called once; a second node is ignored.
-    pub fn joined(&self, node: Arc<dyn Node>) {
-        let _ = self.membership.node.set(node);
-    }
-
-    fn status(&self) -> Arc<tailnet::Status> {
-        self.membership
-            .node
-            .get()
-            .map(|node| node.watch().borrow().clone())
-            .unwrap_or_default()
-    }
-}
-
-impl Membership {
-    /// Sets the progress of joining, until there is a node.
-    pub fn joining(&self, state: JoinState) {
-        self.joining.store(Some(Arc::new(state)));
-    }
-
-    /// The node's state on the tailnet.
-    pub fn state(&self, now: Timestamp) -> JoinState {
-        match (self.node.get(), self.joining.load_full()) {
-            (Some(node), _) => classify(&node.watch().borrow(), false, now),
-            (None, Some(state)) => JoinState::clone(&state),
-            (None, None) => JoinState::Starting,
-        }
-    }
+/// The component on its own listeners; the local admin socket is the server's.
+pub fn part(settings: &Settings, context: &Context) -> Result<Part, BuildError> {
+    Ok(Part::new("admin").serve_as(
+        "admin",
+        settings.admin.listen.clone(),
+        &context.administration,
+        Hosts::Own,
+        |LocalPeer { uid, pid }| {
+            let mut known = Extensions::new();
+            known.insert(Requester::Local { uid, pid });
+            known
+        },
+    ))
 }
 
 /// The services behind the access check. Needs `http::layers::wrap_grpc` around it, and in each
@@ -200,7 +157,7 @@ impl Admin {
         let rules = Rules {
             mode: self.mode,
             own_uid: rustix::process::geteuid().as_raw(),
-            owner: self.node.status().owner_id,
+            owner: self.state.membership.status().owner_id,
         };
         match authorize(right, &requester, &rules) {
             Decision::Allowed { rule } => Ok(Some(Admission {
@@ -220,13 +177,7 @@ impl Admin {
         if let Some(local) = head.extensions.get::<Requester>() {
             return Ok(local.clone());
         }
-        let Some(connection) = head.extensions.get::<Arc<Connection>>() else {
-            return Err(Error::new(
-                Kind::Internal,
-                "internal",
-                "this listener does not tell who calls",
-            ));
-        };
+        let connection = Connection::of(&head.extensions)?;
         let caller = connection.caller().await?;
         connection.pace()?;
         Ok(Requester::Tailnet(caller))
@@ -321,9 +272,9 @@ impl Admin {
 
     fn status(&self) -> StatusResponse {
         let now = Timestamp::now();
-        let node = self.node.status();
-        let join = self.node.membership.state(now);
-        let latches = self.node.readiness.look(now);
+        let node = self.state.membership.status();
+        let join = self.state.membership.state(now);
+        let latches = self.state.readiness.look(now);
         let snapshot = self.keys.ring().snapshot();
         StatusResponse {
             version: version::VERSION.to_owned(),
@@ -364,7 +315,7 @@ impl Admin {
             owner: node.owner.clone(),
             tags: node.tags.clone(),
             listeners: self
-                .node
+                .state
                 .listeners
                 .all()
                 .into_iter()
@@ -395,7 +346,7 @@ impl Admin {
                 "not an address, nor an address and a port",
             );
         };
-        let Some(node) = self.node.membership.node.get() else {
+        let Some(node) = self.state.membership.node() else {
             return refused(
                 Kind::Precondition,
                 "node_not_running",

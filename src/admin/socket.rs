@@ -9,29 +9,26 @@
 //! - A process removes its own socket file at the end, and no other.
 
 use std::{
-    fs, io,
-    os::unix::{
-        ffi::OsStrExt as _,
-        fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
-    },
+    io,
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 
 use super::authorize::Requester;
 use crate::{
-    http::serve::Accept,
+    http::{
+        serve::Accept,
+        unix::{BindError, LocalPeer, UnixSocket},
+    },
     keys::disk::{self, DiskError, Lock},
 };
 
 /// The length of `sun_path` without the final NUL.
 pub const LONGEST_PATH: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 
-/// The pause after a failed accept grows from the first to the second value.
-const PAUSE: Duration = Duration::from_millis(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const MODE: u32 = 0o600;
 
 /// Why the socket could not be created.
 #[derive(Debug, thiserror::Error)]
@@ -57,11 +54,10 @@ pub enum SocketError {
     TooLong { path: PathBuf, length: usize },
 }
 
+/// The socket, with the lock that tells a live one from one that a dead process left.
 #[derive(Debug)]
 pub struct Socket {
-    listener: UnixListener,
-    path: PathBuf,
-    inode: u64,
+    socket: UnixSocket,
     _lock: Lock,
 }
 
@@ -69,10 +65,6 @@ impl Socket {
     /// Listens at `path`. Needs a tokio runtime.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
         fits(path)?;
-        let at = |source| SocketError::Io {
-            path: path.to_path_buf(),
-            source,
-        };
         let live = || SocketError::Live {
             path: path.to_path_buf(),
         };
@@ -86,38 +78,24 @@ impl Socket {
             DiskError::Locked { .. } => live(),
             other => SocketError::Directory(other),
         })?;
-        match fs::symlink_metadata(path) {
-            Ok(file) if file.file_type().is_socket() => {
-                // We hold the lock, so the file may be replaced, unless a process listens there
-                // that does not use the lock.
-                if std::os::unix::net::UnixStream::connect(path).is_ok() {
-                    return Err(live());
-                }
-                fs::remove_file(path).map_err(at)?;
-            }
-            Ok(_) => {
-                return Err(SocketError::NotASocket {
-                    path: path.to_path_buf(),
-                });
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(at(error)),
-        }
-        let listener = UnixListener::bind(path).map_err(at)?;
-        let inode = fs::set_permissions(path, fs::Permissions::from_mode(0o600))
-            .and_then(|()| fs::symlink_metadata(path))
-            .map_err(at)?
-            .ino();
+        let socket = UnixSocket::bind(path, MODE).map_err(|error| match error {
+            BindError::Live => live(),
+            BindError::NotASocket => SocketError::NotASocket {
+                path: path.to_path_buf(),
+            },
+            BindError::Io(source) => SocketError::Io {
+                path: path.to_path_buf(),
+                source,
+            },
+        })?;
         Ok(Self {
-            listener,
-            path: path.to_path_buf(),
-            inode,
+            socket,
             _lock: lock,
         })
     }
 
     pub fn path(&self) -> &Path {
-        &self.path
+        self.socket.path()
     }
 }
 
@@ -126,39 +104,8 @@ impl Accept for Socket {
     type Addr = Requester;
 
     async fn accept(&mut self) -> io::Result<(UnixStream, Requester)> {
-        let mut pause = PAUSE;
-        loop {
-            // A connection without credentials is dropped; the next one may have them.
-            match self
-                .listener
-                .accept()
-                .await
-                .and_then(|(stream, _)| Ok((stream.peer_cred()?, stream)))
-            {
-                Ok((peer, stream)) => {
-                    return Ok((
-                        stream,
-                        Requester::Local {
-                            uid: peer.uid(),
-                            pid: peer.pid(),
-                        },
-                    ));
-                }
-                Err(error) => {
-                    tracing::warn!(target: "admin", %error, pause = ?pause, "accepting on the local admin socket failed, trying again");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                }
-            }
-        }
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
-            let _ = fs::remove_file(&self.path);
-        }
+        let (stream, LocalPeer { uid, pid }) = self.socket.accept().await?;
+        Ok((stream, Requester::Local { uid, pid }))
     }
 }
 
@@ -183,6 +130,10 @@ fn lock_path(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
+    use tokio::net::UnixListener;
+
     use super::*;
 
     fn mode(path: &Path) -> u32 {

@@ -3,8 +3,8 @@
 //! A value goes through these files: a row in `sections/` names it (`table.rs` says what a row is),
 //! `raw.rs` finds what is typed for it (`file.rs` reads files, `otel.rs` the variables of
 //! OpenTelemetry), and the section's reader makes a checked value of it with the methods of
-//! `read.rs` (`meaning.rs` reads one text). `load.rs` puts the sections together, `listeners.rs`
-//! compares their ports, `exchange.rs` takes over what may change while the server runs, and
+//! `read.rs` (`meaning.rs` reads one text). `load.rs` puts the sections together, `listen.rs`
+//! says where each component listens, `exchange.rs` takes over what may change while the server runs, and
 //! `report.rs` says what is wrong.
 //!
 //! Every mistake is reported at once with its origin, and no message contains a secret. The command
@@ -15,7 +15,7 @@ mod exchange;
 mod file;
 #[doc(hidden)]
 pub mod fuzzing;
-mod listeners;
+mod listen;
 mod load;
 mod meaning;
 mod otel;
@@ -27,6 +27,7 @@ pub mod sections;
 pub mod table;
 
 pub use exchange::Exchanged;
+pub use listen::Listen;
 pub use load::{
     Purpose, Settings, load, load_all, load_client, load_output, load_policy, load_with_output,
 };
@@ -47,7 +48,7 @@ pub use sections::{
     metrics::Metrics,
     output::OutputFormat,
     server::Server,
-    sts::{Credentials, HostListener, Sts, TlsFiles},
+    sts::{Credentials, Sts, TlsFiles},
     tailscale::{NodeState, Tailscale},
     telemetry::Otlp,
 };

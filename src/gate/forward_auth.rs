@@ -217,10 +217,7 @@ impl ForwardAuth {
         if parts.extensions.get::<LocalProxy>().is_some() {
             return Ok(Proxy::Local);
         }
-        let connection = parts
-            .extensions
-            .get::<Arc<Connection>>()
-            .ok_or_else(nobody_told)?;
+        let connection = Connection::of(&parts.extensions)?;
         let visitor = connection.visitor().await?;
         let trusted = visitor
             .caller()
@@ -241,14 +238,6 @@ impl ForwardAuth {
             "only the proxies that gate.auth.proxies names may ask about others",
         ))
     }
-}
-
-pub(super) fn nobody_told() -> http::Error {
-    http::Error::new(
-        Kind::Internal,
-        "internal",
-        "this listener does not tell who calls",
-    )
 }
 
 /// A proxy that is allowed to ask.

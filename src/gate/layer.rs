@@ -36,7 +36,6 @@ use tower::{Layer, Service};
 
 use super::{
     error::{Denied, Malformed},
-    forward_auth::nobody_told,
     guard::{Admitted, Guard},
     headers,
     recheck::{self, Recheck, Watched},
@@ -158,11 +157,7 @@ where
 
 impl GateLayer {
     async fn admit(&self, parts: &mut Parts) -> Result<Arc<Recheck>, Error> {
-        let connection = parts
-            .extensions
-            .get::<Arc<Connection>>()
-            .cloned()
-            .ok_or_else(nobody_told)?;
+        let connection = Connection::of(&parts.extensions)?.clone();
         let what = what(parts)?;
         let recheck = Recheck::new(self.guard.clone(), connection.clone(), what, recheck::EVERY);
         let what = recheck.what();

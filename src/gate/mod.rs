@@ -27,7 +27,7 @@
 //!
 //! Done elsewhere: identification ([`crate::identity`]), rules ([`crate::policy`]), statuses
 //! ([`crate::http`]), signing (the caller of [`Gate::build`] passes a [`Sign`]), listening, and the
-//! timer that calls [`Gate::tick`] (the composition root).
+//! timer that calls [`Lifecycle::tick`] (the composition root).
 
 mod error;
 mod forward_auth;
@@ -39,29 +39,59 @@ mod layer;
 mod proxy;
 mod recheck;
 mod routes;
-mod socket;
 mod token;
 mod upstreams;
 
 use std::sync::Arc;
 
 use axum::Router;
+use futures_util::future::BoxFuture;
 
 pub use error::BuildError;
 pub use forward_auth::{LocalProxy, local_proxy};
 pub use guard::Admitted;
 pub use layer::{GateLayer, GateService};
-pub use socket::Socket;
 pub use token::{Sign, SignError, TOKEN_TYPE};
 
 use self::{forward_auth::ForwardAuth, guard::Guard, proxy::ReverseProxy, token::Tokens};
 use crate::{
     config,
+    http::layers,
     identity::Directory,
+    part::{self, Context, Hosts, Lifecycle, Part},
     policy::{self, Change},
     telemetry::meter::Meter,
     web::{Allowed, Origin},
 };
+
+/// The component: the reverse proxy and forward-auth, each at its listeners.
+pub fn part(settings: &config::Settings, context: &Context) -> Result<Part, part::BuildError> {
+    let settings = &settings.gate;
+    let sign = settings.token.is_some().then(|| token::sign(context));
+    let gate = Gate::build(
+        settings,
+        context.directory.clone(),
+        sign,
+        context.meter.clone(),
+    )?;
+    let mut part = Part::new("gate");
+    if let Some(routes) = gate.proxy_router() {
+        let routes = layers::wrap_streaming(routes, "gate");
+        part = part.serve("gate", settings.listen.clone(), &routes);
+    }
+    if let Some(routes) = gate.auth_router() {
+        let routes = layers::wrap(routes, "gate");
+        // The caller is a proxy, and names the host that its client asked for.
+        part = part.serve_as(
+            "gate auth",
+            settings.auth.listen.clone(),
+            &routes,
+            Hosts::Any,
+            |_| local_proxy(),
+        );
+    }
+    Ok(part.lifecycle(gate))
+}
 
 /// A gate with checked settings.
 #[derive(Debug, Clone)]
@@ -100,7 +130,7 @@ impl Gate {
         {
             return Err(BuildError::NoAudience(upstream.address.clone()));
         }
-        let auth = if settings.auth.proxies.is_empty() && settings.auth.socket.is_none() {
+        let auth = if settings.auth.listen.is_empty() && settings.auth.proxies.is_empty() {
             None
         } else {
             let auth = ForwardAuth::new(guard.clone(), directory, settings, tokens.clone())?;
@@ -162,4 +192,27 @@ impl Gate {
             proxy.close().await;
         }
     }
+}
+
+impl Lifecycle for Gate {
+    fn tick(&self) {
+        if let Err(error) = Self::tick(self) {
+            not_read(&error);
+        }
+    }
+
+    fn reload(&self, _: &config::Settings) {
+        match Self::reload(self) {
+            Ok(_) => tracing::info!(target: "gate", "policy read anew"),
+            Err(error) => not_read(&error),
+        }
+    }
+
+    fn stop(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.close())
+    }
+}
+
+fn not_read(error: &policy::LoadError) {
+    tracing::warn!(target: "gate", error = error as &dyn std::error::Error, "the policy file has mistakes; the one before stays");
 }

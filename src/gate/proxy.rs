@@ -28,7 +28,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     BuildError,
     error::{Denied, Malformed, no_token},
-    forward_auth::nobody_told,
     guard::Guard,
     headers, layer,
     recheck::{Recheck, Watched},
@@ -122,11 +121,7 @@ impl ReverseProxy {
                 "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
             ));
         }
-        let connection = request
-            .extensions()
-            .get::<Arc<Connection>>()
-            .cloned()
-            .ok_or_else(nobody_told)?;
+        let connection = Connection::of(request.extensions())?.clone();
         let wants_tunnel = is_websocket(&request);
         let client_side = wants_tunnel.then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();

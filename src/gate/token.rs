@@ -9,13 +9,13 @@
 use std::sync::Arc;
 
 use ::http::HeaderValue;
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::Admitted;
-use crate::{config, identity::Caller};
+use crate::{config, identity::Caller, part::Context};
 
 /// Signs claims (a JSON object) with [`TOKEN_TYPE`] as the type, and returns the token.
 pub type Sign = Arc<dyn Fn(Vec<u8>) -> BoxFuture<'static, Result<String, SignError>> + Send + Sync>;
@@ -27,6 +27,24 @@ pub const TOKEN_TYPE: &str = "gate+jwt";
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct SignError(pub String);
+
+/// Signs with the key that the issuer would use.
+pub(super) fn sign(context: &Context) -> Sign {
+    let (keys, queue) = (context.keys.clone(), context.signing.clone());
+    Arc::new(move |claims| {
+        let (keys, queue) = (keys.clone(), queue.clone());
+        async move {
+            let failed = |why: &dyn std::fmt::Display| SignError(why.to_string());
+            let signer = keys.ring().loaded().await.signer();
+            let signer = signer.map_err(|why| failed(&why))?;
+            queue
+                .sign_as(&signer, TOKEN_TYPE, &claims)
+                .await
+                .map_err(|why| failed(&why))
+        }
+        .boxed()
+    })
+}
 
 /// Makes tokens for backends.
 pub(super) struct Tokens {

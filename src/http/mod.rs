@@ -1,4 +1,5 @@
-//! HTTP for all components: serving a listener ([`serve`], with TLS on a host address [`tls`]), the
+//! HTTP for all components: serving a listener ([`serve`]), listeners
+//! on a host address ([`tls`]) and on a unix socket ([`unix`]), the
 //! layers around each router ([`layers`]), the one place where an error becomes a status
 //! ([`error`]), request rates ([`pace`]) and the accounts that they need ([`accounts`]), health
 //! endpoints for probes ([`health`]), and the refusal of requests that a web page must not make
@@ -18,5 +19,6 @@ mod patience;
 mod peers;
 pub mod serve;
 pub mod tls;
+pub mod unix;
 
 pub use error::Error;

@@ -29,7 +29,7 @@ use rustls::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::{self, AbortHandle, JoinHandle, JoinSet},
+    task::{self, AbortHandle, JoinSet},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
@@ -107,6 +107,21 @@ impl CertificateFiles {
         self.seen.store(Arc::new(now));
         Ok(true)
     }
+
+    /// The same, with the outcome in the log. To be called every few seconds: two small files are
+    /// not worth a thread of their own.
+    pub fn tick(&self) {
+        match self.reload() {
+            Ok(true) => {
+                tracing::info!(target: "server", cert = %self.cert.display(), "certificate read again");
+            }
+            Ok(false) => {}
+            Err(error) => {
+                let error = crate::telemetry::chain(&error);
+                tracing::error!(target: "server", error, "certificate not read again; the old one stays in use");
+            }
+        }
+    }
 }
 
 impl ResolvesServerCert for CertificateFiles {
@@ -154,7 +169,6 @@ pub struct TlsListener {
     handshakes: JoinSet<Option<(TlsStream<TcpStream>, SocketAddr)>>,
     /// The running handshakes, the oldest first.
     ages: VecDeque<Handshake>,
-    watch: JoinHandle<()>,
 }
 
 /// A running handshake.
@@ -177,7 +191,6 @@ impl std::fmt::Debug for Acceptor {
 const HANDSHAKES: usize = 256;
 const HANDSHAKES_EACH: usize = 32;
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
-const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 impl TlsListener {
     pub async fn bind(addr: SocketAddr, files: Arc<CertificateFiles>) -> Result<Self, TlsError> {
@@ -186,7 +199,7 @@ impl TlsListener {
                 .with_safe_default_protocol_versions()
                 .map_err(TlsError::Pair)?
                 .with_no_client_auth()
-                .with_cert_resolver(files.clone());
+                .with_cert_resolver(files);
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let tcp = TcpListener::bind(addr)
             .await
@@ -196,7 +209,6 @@ impl TlsListener {
             acceptor: Acceptor(Arc::new(config).into()),
             handshakes: JoinSet::new(),
             ages: VecDeque::with_capacity(HANDSHAKES),
-            watch: tokio::spawn(look(files)),
         })
     }
 
@@ -244,12 +256,6 @@ fn over_bound(ages: &VecDeque<Handshake>, of: IpAddr) -> Option<usize> {
         return oldest;
     }
     (ages.len() >= HANDSHAKES).then_some(0)
-}
-
-impl Drop for TlsListener {
-    fn drop(&mut self) {
-        self.watch.abort();
-    }
 }
 
 impl Accept for TlsListener {
@@ -335,21 +341,4 @@ fn is_passing(error: &io::Error) -> bool {
     error
         .raw_os_error()
         .is_some_and(|code| passing.contains(&code))
-}
-
-async fn look(files: Arc<CertificateFiles>) {
-    loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        // Reading two small files now and then is not worth a blocking thread.
-        match files.reload() {
-            Ok(true) => {
-                tracing::info!(target: "server", cert = %files.cert.display(), "certificate read anew");
-            }
-            Ok(false) => {}
-            Err(error) => {
-                let error = crate::telemetry::chain(&error);
-                tracing::error!(target: "server", error, "certificate not read anew; the old one stays in use");
-            }
-        }
-    }
 }

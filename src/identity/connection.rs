@@ -14,7 +14,7 @@ use std::{
     time::Instant,
 };
 
-use ::http::request::Parts;
+use ::http::{Extensions, request::Parts};
 use axum::extract::FromRequestParts;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
@@ -54,6 +54,17 @@ impl Connection {
             first,
             directory,
         }
+    }
+
+    /// The connection that a request came over. A listener that is not on the tailnet has none.
+    pub fn of(request: &Extensions) -> Result<&Arc<Self>, http::Error> {
+        request.get().ok_or_else(|| {
+            http::Error::new(
+                Kind::Forbidden,
+                "no_identity",
+                "callers have an identity on the tailnet alone, and this listener is not there",
+            )
+        })
     }
 
     pub fn peer(&self) -> Peer {
@@ -161,13 +172,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = http::Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        let Some(connection) = parts.extensions.get::<Arc<Connection>>().cloned() else {
-            return Err(http::Error::new(
-                Kind::Internal,
-                "internal",
-                "this listener does not tell who calls",
-            ));
-        };
+        let connection = Connection::of(&parts.extensions)?.clone();
         match connection.caller().await? {
             Caller::Funnel(_) => Err(Refusal::Funnel.into()),
             caller => {

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::identity::Caller;
+use crate::{config, identity::Caller};
 
 /// What all tokens have in common.
 #[derive(Debug, Clone)]
@@ -18,6 +18,16 @@ pub struct TokenRules {
     pub expiry: Duration,
     /// How long before `iat` the token's `nbf` is, for verifiers whose clock is behind.
     pub skew: Duration,
+}
+
+impl TokenRules {
+    pub fn of(settings: &config::Keys) -> Self {
+        Self {
+            issuer: settings.issuer.clone(),
+            expiry: settings.expiry,
+            skew: settings.skew,
+        }
+    }
 }
 
 /// The claims of an issued token (RFC 7519). `iss` to `display_name` are those of the Go Tailbone;

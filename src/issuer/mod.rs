@@ -21,4 +21,4 @@ mod claims;
 mod routes;
 
 pub use claims::{Claims, TokenRules};
-pub use routes::{Issuer, router};
+pub use routes::{Issuer, part, router};

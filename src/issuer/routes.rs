@@ -22,10 +22,12 @@ use uuid::Uuid;
 use super::{Claims, TokenRules};
 use crate::{
     audit,
-    http::{Error, error::Kind, origin},
+    config::Settings,
+    http::{Error, error::Kind, health, layers, origin},
     identity::{Caller, Refusal},
     jwks::life::KeyLife,
     keys::{NoSigner, SignError, SigningQueue},
+    part::{BuildError, Context, Lifecycle, Part},
     telemetry::{audit::Decision, meter::Meter},
     version,
     web::{Allowed, Origin},
@@ -43,6 +45,35 @@ pub struct Issuer {
     /// The origins whose web pages may ask for tokens.
     pub origins: Arc<[Allowed<Origin>]>,
     pub meter: Meter,
+}
+
+/// The component, at its listeners.
+pub fn part(settings: &Settings, context: &Context) -> Result<Part, BuildError> {
+    let rules = Arc::new(ArcSwap::from_pointee(TokenRules::of(&settings.keys)));
+    let routes = router(Issuer {
+        rules: rules.clone(),
+        keys: context.keys.clone(),
+        signing: context.signing.clone(),
+        cache_time: settings.keys.cache_time,
+        origins: settings.server.allowed_origins.clone().into(),
+        meter: context.meter.clone(),
+    })
+    .merge(health::router(context.state.readiness.clone()));
+    Ok(Part::new("issuer")
+        .serve(
+            "issuer",
+            settings.server.listen.clone(),
+            &layers::wrap(routes, "issuer"),
+        )
+        .lifecycle(LiveRules(rules)))
+}
+
+struct LiveRules(Arc<ArcSwap<TokenRules>>);
+
+impl Lifecycle for LiveRules {
+    fn reload(&self, settings: &Settings) {
+        self.0.store(Arc::new(TokenRules::of(&settings.keys)));
+    }
 }
 
 pub fn router(issuer: Issuer) -> Router {

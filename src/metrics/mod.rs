@@ -32,9 +32,11 @@ use prometheus_client::{
 };
 
 use crate::{
-    http::{Error, error::Kind, health, serve::Listeners},
+    config::Settings,
+    http::{Error, error::Kind, health, layers, serve::Listeners},
     jwks::life::KeyLife,
     keys,
+    part::{BuildError, Context, Part},
     tailnet::{
         self, Node, RuntimeStats,
         join::{JoinState, classify},
@@ -56,6 +58,12 @@ pub struct Metrics {
     pub keys: KeyLife,
     pub readiness: Readiness,
     pub listeners: Listeners,
+}
+
+/// The component, at its listeners.
+pub fn part(settings: &Settings, context: &Context) -> Result<Part, BuildError> {
+    let routes = layers::wrap(router(Metrics::of(context)), "metrics");
+    Ok(Part::new("metrics").serve("metrics", settings.metrics.listen.clone(), &routes))
 }
 
 pub fn router(metrics: Metrics) -> Router {
@@ -80,6 +88,16 @@ type Labels = [(&'static str, &'static str); 1];
 type Number = Gauge<f64, AtomicU64>;
 
 impl Metrics {
+    pub fn of(context: &Context) -> Self {
+        Self {
+            meter: context.meter.clone(),
+            node: context.node.clone(),
+            keys: context.keys.clone(),
+            readiness: context.state.readiness.clone(),
+            listeners: context.state.listeners.clone(),
+        }
+    }
+
     /// The present values of all metrics, for every way of showing them.
     pub async fn registry(&self) -> Registry {
         // The other metrics are useful without this one.

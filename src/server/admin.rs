@@ -7,26 +7,27 @@ use axum::Router;
 
 use super::StartError;
 use crate::{
-    admin::{Admin, OwnNode, Socket, SocketError, router},
+    admin::{Admin, Socket, SocketError, router},
     config::{Authorization, Component, Settings},
     http::{
         layers,
         serve::{Listeners, Listening, LiveLimits, Server, serve},
     },
     jwks::life::KeyLife,
+    part::ServerState,
 };
 
 /// The routes for the tailnet and the socket alike.
 pub(super) fn routes(
     settings: &Settings,
     keys: &KeyLife,
-    node: &OwnNode,
+    state: &ServerState,
 ) -> Result<Router, StartError> {
     let admin = Admin {
         keys: keys.clone(),
         spec: settings.keys.spec,
         mode: settings.admin.authorization,
-        node: node.clone(),
+        state: state.clone(),
         changes: Arc::default(),
     };
     let router = router(admin).map_err(|error| StartError::Runtime(io::Error::other(error)))?;

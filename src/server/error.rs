@@ -4,10 +4,9 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use crate::{
     admin::SocketError,
-    gate,
-    http::tls::TlsError,
+    http::{tls::TlsError, unix::BindError},
     jwks::life::LifeError,
-    sts,
+    part,
     tailnet::{self, join::JoinError},
     telemetry::otlp::NoCollector,
 };
@@ -20,20 +19,22 @@ pub enum StartError {
     Runtime(#[source] std::io::Error),
     #[error("traces and metrics cannot be exported (server.telemetry.otlp)")]
     Otlp(#[from] NoCollector),
-    #[error("the gate cannot be built")]
-    Gate(#[from] gate::BuildError),
+    #[error("the component {name} cannot be started")]
+    Part {
+        name: &'static str,
+        source: part::BuildError,
+    },
     #[error("cannot listen at the host address {addr}")]
     Host {
         addr: SocketAddr,
         source: std::io::Error,
     },
-    #[error("the gate's socket {} cannot be made", path.display())]
-    GateSocket {
+    #[error("the socket {} for {name} cannot be made", path.display())]
+    UnixSocket {
+        name: &'static str,
         path: PathBuf,
-        source: std::io::Error,
+        source: BindError,
     },
-    #[error("the token exchange cannot be started")]
-    Sts(#[from] sts::StartError),
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error("the signing keys cannot be loaded")]

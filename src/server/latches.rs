@@ -8,8 +8,8 @@
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    admin::OwnNode,
     jwks::life::KeyLife,
+    part::ServerState,
     tailnet::join::JoinState,
     telemetry::readiness::{State, Switch},
 };
@@ -18,10 +18,10 @@ use crate::{
 const READ_WITHIN: SignedDuration = SignedDuration::from_mins(15);
 
 /// Adds all latches, those of `keys` where something signs with them. The hand on `listeners-up` is the caller's.
-pub(super) fn hang(own: &OwnNode, keys: Option<&KeyLife>) -> Switch {
-    let readiness = &own.readiness;
-    // Not all of `own`: it holds the latches, and would hold itself.
-    let membership = own.membership.clone();
+pub(super) fn add(state: &ServerState, keys: Option<&KeyLife>) -> Switch {
+    let readiness = &state.readiness;
+    // Not all of `state`: it holds the latches, and would hold itself.
+    let membership = state.membership.clone();
     readiness.latch("node-running", move |now| {
         on_the_tailnet(&membership.state(now))
     });

@@ -5,18 +5,15 @@
 //! - Settings that do not load change nothing.
 //! - A setting that cannot be exchanged keeps its old value. Each reload names it until a restart.
 //! - Keys stay published for the longest life that tokens have been given since the start
-//!   ([`KeyLife::set_policy`]), and that is raised before tokens get the longer life.
+//!   ([`KeyLife::set_policy`]), and that is raised before tokens get the longer life:
+//!   the parts learn of a change afterwards.
 
-use std::sync::Arc;
-
-use arc_swap::ArcSwap;
 use rustix::process::{Resource, getrlimit};
 
 use super::memory;
 use crate::{
     config::{Exchanged, Settings},
     http::serve::{Limits, LiveLimits},
-    issuer::TokenRules,
     jwks::life::KeyLife,
     keys::Policy,
     telemetry,
@@ -39,7 +36,6 @@ const PEERS_MEMORY: u64 = 4;
 #[derive(Debug)]
 pub(super) struct Live {
     settings: Settings,
-    pub(super) rules: Arc<ArcSwap<TokenRules>>,
     pub(super) limits: LiveLimits,
 }
 
@@ -47,7 +43,6 @@ impl Live {
     pub(super) fn new(settings: &Settings) -> Self {
         Self {
             settings: settings.clone(),
-            rules: Arc::new(ArcSwap::from_pointee(rules(settings))),
             limits: limits(settings).into(),
         }
     }
@@ -68,17 +63,8 @@ impl Live {
         }
         if now.keys != old.keys {
             keys.set_policy(Policy::from(&now.keys));
-            self.rules.store(Arc::new(rules(now)));
         }
         exchanged
-    }
-}
-
-fn rules(settings: &Settings) -> TokenRules {
-    TokenRules {
-        issuer: settings.keys.issuer.clone(),
-        expiry: settings.keys.expiry,
-        skew: settings.keys.skew,
     }
 }
 

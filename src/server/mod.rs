@@ -12,15 +12,16 @@
 //! Left to others: joining ([`crate::tailnet::join`]), serving ([`crate::http::serve`]), which key signs ([`crate::jwks`]).
 
 mod admin;
-mod components;
 mod error;
 mod housekeeping;
 mod keys;
 mod latches;
+mod listen;
 mod live;
 mod memory;
 mod node;
 mod notify;
+mod parts;
 mod processors;
 mod screen;
 
@@ -35,18 +36,14 @@ use tokio::{task::JoinHandle, time::MissedTickBehavior};
 pub use error::StartError;
 pub use housekeeping::{housekeeping, succeeded};
 
-use self::{
-    components::{Components, Shared},
-    keys::Keeper,
-    live::Live,
-    notify::Supervisor,
-};
+use self::{keys::Keeper, listen::Opener, live::Live, notify::Supervisor, parts::Parts};
 use crate::{
-    admin::OwnNode,
     config::Settings,
     http::host::NodeNames,
     identity::{Callers, Directory},
     jwks::life::KeyLife,
+    metrics::Metrics,
+    part::{Context, ServerState},
     signals::{Signal, Signals},
     tailnet::{Node, join::JoinState, runtime_stats},
     telemetry::{self, meter::Meter, otlp::Otlp, readiness::Switch},
@@ -126,7 +123,7 @@ struct Daemon {
     node: Arc<dyn Node>,
     keys: KeyLife,
     keeper: Keeper,
-    components: Components,
+    parts: Parts,
     follow: JoinHandle<()>,
     live: Live,
     meter: Meter,
@@ -146,58 +143,62 @@ impl Daemon {
         mut otlp: Option<Otlp>,
     ) -> Result<Self, StartError> {
         node::state_directory(&settings.server.tailscale)?;
-        let own = OwnNode::default();
+        let state = ServerState::default();
         let live = Live::new(settings);
         let meter = Meter::default();
-        let signs = components::needs_keys(settings);
+        let signs = parts::needs_keys(settings);
         let keys = KeyLife::open(&settings.keys);
-        let up = latches::hang(&own, signs.then_some(&keys));
+        let up = latches::add(&state, signs.then_some(&keys));
         memory::limit(settings.server.memory).await;
-        let administration = admin::routes(settings, &keys, &own)?;
+        let administration = admin::routes(settings, &keys, &state)?;
         let socket = admin::local(
             settings,
             administration.clone(),
             live.limits.clone(),
-            &own.listeners,
+            &state.listeners,
         )?;
         let mut keeper = if signs {
             Keeper::start(keys.clone(), meter.clone())
         } else {
             Keeper::default()
         };
-        let news = |state: JoinState| {
-            supervisor.status(state.code());
-            own.membership.joining(state);
+        let news = |join: JoinState| {
+            supervisor.status(join.code());
+            state.membership.joining(join);
         };
         let serving = async {
             let node = node::joined(&settings.server.tailscale, &settings.log, news).await?;
-            own.joined(node.clone());
+            state.membership.joined(node.clone());
             let names = NodeNames::default();
             node::name(&node, &names);
             let callers = Callers::new(live.limits.clone());
-            let shared = Shared {
+            let context = Context {
                 node: node.clone(),
-                keys: keys.clone(),
-                rules: live.rules.clone(),
-                limits: live.limits.clone(),
                 directory: Directory::with(node.clone(), meter.clone(), Some(callers)),
-                names: names.clone(),
+                keys: keys.clone(),
+                signing: Arc::default(),
                 meter: meter.clone(),
-                readiness: own.readiness.clone(),
-                listeners: own.listeners.clone(),
+                state: state.clone(),
+                administration,
             };
             if let Some(otlp) = &mut otlp {
-                let metrics = shared.metrics();
+                let metrics = Metrics::of(&context);
                 otlp.measure(move || {
                     let metrics = metrics.clone();
                     async move { metrics.registry().await }
                 });
             }
-            let components = Components::start(settings, shared, administration, socket).await?;
+            let opener = Opener {
+                context,
+                limits: live.limits.clone(),
+                names: names.clone(),
+                hosts: settings.server.allowed_hosts.clone(),
+            };
+            let parts = Parts::start(settings, opener, socket).await?;
             up.release();
-            Ok::<_, StartError>((node, components, names))
+            Ok::<_, StartError>((node, parts, names))
         };
-        let (node, components, names) = tokio::select! {
+        let (node, parts, names) = tokio::select! {
             served = serving => served?,
             // A start without keys is none, so their failure ends it at once.
             Err(failed) = keeper.loaded() => return Err(failed.into()),
@@ -208,7 +209,7 @@ impl Daemon {
             node,
             keys,
             keeper,
-            components,
+            parts,
             follow,
             live,
             meter,
@@ -236,14 +237,14 @@ impl Daemon {
                         return Ok(());
                     }
                 },
-                died = self.components.listener_died() => return Err(died),
+                died = self.parts.listener_died() => return Err(died),
                 loaded = self.keeper.loaded(), if !self.ready => {
                     loaded?;
                     self.ready = true;
                     self.supervisor.ready();
                 }
                 _ = ticks.tick() => {
-                    self.components.tick();
+                    self.parts.tick();
                     telemetry::audit::tell_repeated(Instant::now(), false);
                 }
             }
@@ -256,7 +257,6 @@ impl Daemon {
             self.supervisor.reloading();
         }
         self.keeper.look();
-        self.components.reload();
         self.meter.reloaded(new.is_ok());
         match new {
             Err(error) => {
@@ -270,6 +270,7 @@ impl Daemon {
                 }
             }
         }
+        self.parts.reload(self.live.settings());
         if self.ready {
             self.supervisor.ready();
         }
@@ -279,7 +280,7 @@ impl Daemon {
         self.up.hold();
         let settings = self.live.settings();
         let began = Instant::now();
-        self.components.stop(settings.server.grace).await;
+        self.parts.stop(settings.server.grace).await;
         telemetry::audit::tell_repeated(began, true);
         // What the requests have left of their time is the collector's, beside all the rest.
         let left = settings.server.grace.saturating_sub(began.elapsed());

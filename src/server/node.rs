@@ -8,10 +8,10 @@ use tokio::time::Instant;
 
 use super::screen::Screen;
 use crate::{
-    config::{Binding, Log, LogLevel, Tailscale},
+    config::{Log, LogLevel, Tailscale},
     http::{host::NodeNames, serve::Accept},
     tailnet::{
-        self, Config, EmbeddedNode, ListenAddr, Listener, Node, Peer, Stream,
+        self, Config, EmbeddedNode, Listener, Node, Peer, Stream,
         join::{
             JoinError, JoinState, NEEDS_LOGIN, Plan, Progress, classify, join, make_state_directory,
         },
@@ -175,13 +175,6 @@ pub(super) async fn follow(node: Arc<dyn Node>, names: NodeNames) {
             state_line(&state, None);
             told = state;
         }
-    }
-}
-
-pub(super) fn listen_addr(binding: Binding, port: u16) -> ListenAddr {
-    match binding {
-        Binding::Auto => ListenAddr::Port(port),
-        Binding::Addr(ip) => ListenAddr::Addr(ip, port),
     }
 }
 

@@ -40,6 +40,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ::http::Extensions;
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use jiff::Timestamp;
@@ -53,10 +54,41 @@ use self::{
     verify::{Signature, Token},
 };
 use crate::{
-    config::{self, Credentials},
+    config::{self, Credentials, Listen},
+    http::{layers, origin},
     jwks::fetch::{self, Fetcher, Source, SourceState},
+    part::{BuildError, Context, Hosts, Lifecycle, Part},
     telemetry::meter::Meter,
 };
+
+/// The component, at its listeners.
+pub fn part(settings: &config::Settings, context: &Context) -> Result<Part, BuildError> {
+    let origins = &settings.server.allowed_origins;
+    let settings = &settings.sts;
+    let sts = Sts::start(settings, context.meter.clone())?;
+    let routes = origin::wrap(router(sts.state()), origins);
+    let routes = layers::wrap_worded(routes, "sts");
+    let state = sts.state();
+    let mut part = Part::new("sts")
+        .latch("sts-issuers", move |_| {
+            if state.readiness().ready {
+                Ok(())
+            } else {
+                Err("no issuer of the exchange's policies has given its keys yet".to_owned())
+            }
+        })
+        .lifecycle(sts);
+    for listen in settings.listen.clone() {
+        let (name, hosts) = match listen {
+            // The names there are those of the certificate or of the proxy in front, and the
+            // caller's identity is in the token, not in the connection.
+            Listen::Host { .. } => ("sts host", Hosts::Any),
+            _ => ("sts", Hosts::Own),
+        };
+        part = part.serve_as(name, vec![listen], &routes, hosts, |_| Extensions::new());
+    }
+    Ok(part)
+}
 
 /// The running exchange. Its background tasks end when it is stopped or dropped.
 #[derive(Debug)]
@@ -160,6 +192,14 @@ impl Sts {
 
     /// Ends the background tasks; running requests use the keys that are there.
     pub fn stop(self) {}
+}
+
+impl Lifecycle for Sts {
+    fn reload(&self, _: &config::Settings) {
+        if let Err(error) = Self::reload(self) {
+            tracing::warn!(target: "sts", error = &error as &dyn std::error::Error, "the policies have mistakes; those before stay");
+        }
+    }
 }
 
 impl Drop for Sts {

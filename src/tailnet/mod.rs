@@ -34,6 +34,7 @@ mod inline;
 pub mod join;
 mod listener;
 mod log;
+mod membership;
 mod status;
 mod stream;
 mod wire;
@@ -51,6 +52,7 @@ pub use embedded::{
 };
 pub use error::Error;
 pub use listener::{ListenAddr, Listener, Peer, Via};
+pub use membership::Membership;
 pub use status::{BackendState, Status, WhoIs, WhoIsNode, WhoIsUser};
 pub use stream::Stream;
 

@@ -16,6 +16,7 @@ const ROWS: &[(&[&str], bool)] = &[
     (&["http", "tailnet"], false),
     (&["identity", "keys"], false),
     (&["jwks", "policy"], false),
+    (&["part"], false),
     (&["admin", "gate", "issuer", "metrics", "sts"], false),
     (&["server"], false),
     (&["cli"], false),

@@ -13,7 +13,7 @@ use ::http::Extensions;
 use axum::{Router, routing::get};
 use jiff::Timestamp;
 use tailbone::{
-    admin::{Admin, Client, OwnNode, Socket, Target},
+    admin::{Admin, Client, Socket, Target},
     cli::{self, console::Console},
     config::{Authorization, Environment, KeySpec},
     http::{
@@ -24,6 +24,7 @@ use tailbone::{
     jwks::{FilePublisher, life::KeyLife},
     keys::{KeyStore, Policy},
     metrics::{self, Metrics},
+    part::ServerState,
     tailnet::{
         BackendState, ListenAddr, Node,
         fake::{FakeNode, FakeTailnet, Identity},
@@ -345,7 +346,7 @@ async fn metrics_tell_what_was_counted_and_what_is() {
     let keys = keys(&dir);
     keys.start(Timestamp::now()).await.unwrap();
     let meter = Meter::default();
-    let own = OwnNode::default();
+    let own = ServerState::default();
     own.readiness.switch("listeners-up", "not yet").release();
     let issuer = world
         .serve(80, who(), Limits::default(), meter.clone())
@@ -455,12 +456,12 @@ async fn metrics_tell_what_was_counted_and_what_is() {
 }
 
 /// The admin API on a local socket.
-fn administration(path: &std::path::Path, keys: KeyLife, node: OwnNode) -> Server {
+fn administration(path: &std::path::Path, keys: KeyLife, state: ServerState) -> Server {
     let admin = Admin {
         keys,
         spec: KeySpec::Es256,
         mode: Authorization::Grant,
-        node,
+        state,
         changes: Arc::default(),
     };
     let router = layers::wrap_grpc(tailbone::admin::router(admin).unwrap(), "admin");
@@ -482,8 +483,8 @@ fn administration(path: &std::path::Path, keys: KeyLife, node: OwnNode) -> Serve
 async fn a_policy_is_tried_with_a_live_caller() {
     let dir = TempDir::new().unwrap();
     let world = World::new();
-    let own = OwnNode::default();
-    own.joined(Arc::new(world.node.clone()));
+    let own = ServerState::default();
+    own.membership.joined(Arc::new(world.node.clone()));
     let socket = dir.path().join("admin.sock");
     let _server = administration(&socket, keys(&dir), own);
     let alice = world.peer("alice");
@@ -569,7 +570,7 @@ async fn status_and_whois_at_the_local_socket() {
     let dir = TempDir::new().unwrap();
     let world = World::new();
     let keys = keys(&dir);
-    let own = OwnNode::default();
+    let own = ServerState::default();
     let up = own.readiness.switch("listeners-up", "not yet");
     let path = dir.path().join("admin.sock");
     let _server = administration(&path, keys.clone(), own.clone());
@@ -587,7 +588,7 @@ async fn status_and_whois_at_the_local_socket() {
     let words = client.who_is("100.64.0.1".into()).await.unwrap_err().words;
     assert!(words.contains("not joined"), "{words}");
 
-    own.joined(Arc::new(world.node.clone()));
+    own.membership.joined(Arc::new(world.node.clone()));
     keys.start(Timestamp::now()).await.unwrap();
     up.release();
     let status = client.status().await.unwrap();

@@ -4,7 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::config::{
-    meaning::{Binding, path},
+    listen::Listen,
+    meaning::path,
     read::Reader,
     table::{Kind, Scope, row, rows},
 };
@@ -18,6 +19,13 @@ rows! {
         .flag("admin-binding", Scope::Start)
         .default("auto")
         .help("Tailnet address of the admin API; auto takes all of the node's");
+    LISTEN = row("admin.listen", Kind::Words(&[]))
+        .flag("admin-listen", Scope::Start)
+        .example("tailnet://:50051")
+        .help(
+            "Where the admin API listens, by commas or blanks, instead of admin.port and admin.binding; docs/reference/listeners.md \
+             has the forms",
+        );
     AUTHORIZATION = row("admin.authorization", Kind::Word(&["grant", "open"]))
         .flag("admin-authorization", Scope::Start)
         .default("grant")
@@ -33,8 +41,8 @@ rows! {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admin {
-    pub port: u16,
-    pub binding: Binding,
+    /// The listeners of the API, besides the local socket.
+    pub listen: Vec<Listen>,
     pub authorization: Authorization,
     /// The local admin socket; the default is `admin.sock` in `server.tailscale.dir`.
     pub socket: PathBuf,
@@ -53,11 +61,12 @@ impl Reader<'_> {
     pub(in crate::config) fn admin(&mut self, state_dir: Option<&Path>) -> Option<Admin> {
         let port = self.port(&PORT);
         let binding = self.binding(&BINDING);
+        let older = Listen::tailnet(binding, port).map(|listen| vec![listen]);
+        let listen = self.listen(&LISTEN, &[&PORT, &BINDING], older);
         let authorization = self.word(&AUTHORIZATION);
         let socket = self.admin_socket(state_dir);
         Some(Admin {
-            port: port?,
-            binding: binding?,
+            listen: listen?,
             authorization: match authorization? {
                 "open" => Authorization::Open,
                 _ => Authorization::Grant,

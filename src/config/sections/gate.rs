@@ -4,6 +4,7 @@ use std::{fmt, path::PathBuf, time::Duration};
 
 use crate::{
     config::{
+        listen::{Listen, file_mode},
         meaning::{Binding, Reading, text},
         read::Reader,
         report,
@@ -24,6 +25,13 @@ rows! {
         .flag("gate-binding", Scope::Start)
         .default("auto")
         .help("Tailnet address of the gate; auto takes all of the node's");
+    LISTEN = row("gate.listen", Kind::Words(&[]))
+        .flag("gate-listen", Scope::Start)
+        .example("tailnet://:8082")
+        .help(
+            "Where the reverse proxy listens, by commas or blanks, instead of gate.port and gate.binding; docs/reference/listeners.md \
+             has the forms",
+        );
     UPSTREAM = row("gate.upstream", Kind::Words(&[]))
         .flag("gate-upstream", Scope::Start)
         .example("http://127.0.0.1:3000")
@@ -109,6 +117,13 @@ rows! {
         .flag("gate-auth-port", Scope::Start)
         .default("8083")
         .help("Port of forward-auth on the tailnet, where gate.auth.proxies names somebody");
+    AUTH_LISTEN = row("gate.auth.listen", Kind::Words(&[]))
+        .flag("gate-auth-listen", Scope::Start)
+        .example("unix:///run/tailbone/gate.sock?mode=0660")
+        .help(
+            "Where forward-auth listens, by commas or blanks, instead of gate.auth.port, gate.binding and gate.auth.socket; docs/reference/listeners.md \
+             has the forms",
+        );
     AUTH_PROXIES = row("gate.auth.proxies", Kind::Words(&[]))
         .flag("gate-auth-proxies", Scope::Start)
         .example("tag:proxy")
@@ -148,10 +163,8 @@ rows! {
 /// Identity in front of HTTP services.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gate {
-    /// The port of the reverse proxy on the tailnet.
-    pub port: u16,
-    /// The address of both of the gate's ports.
-    pub binding: Binding,
+    /// The listeners of the reverse proxy.
+    pub listen: Vec<Listen>,
     /// The services behind the reverse proxy.
     pub upstreams: Vec<Upstream>,
     /// The longest time until a service begins to answer; zero is no limit.
@@ -250,15 +263,13 @@ pub struct GateToken {
 /// Forward-auth.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GateAuth {
-    /// The port on the tailnet. Nothing listens there if `proxies` is empty.
-    pub port: u16,
+    /// Callers on a unix socket are proxies of this machine, so every process that can open one is
+    /// trusted. Other callers must be among `proxies`.
+    pub listen: Vec<Listen>,
     /// Who may ask about others, by tag or login.
     pub proxies: Vec<String>,
     /// Whether `proxies` may contain logins, although those users' browsers may then ask too.
     pub user_proxies: bool,
-    /// A socket for proxies on this machine. Every process that can open it is trusted.
-    pub socket: Option<PathBuf>,
-    pub socket_mode: u32,
     /// The header that has the client's address. If it is absent, each route has its own header.
     pub client_header: Option<String>,
     /// Where browsers without identity are sent.
@@ -270,7 +281,12 @@ impl Reader<'_> {
     pub(in crate::config) fn gate(&mut self, issuer: Option<&str>) -> Option<Gate> {
         let port = self.port(&PORT);
         let binding = self.binding(&BINDING);
+        let older = Listen::tailnet(binding, port).map(|listen| vec![listen]);
+        let listen = self.listen(&LISTEN, &[&PORT], older);
         let upstreams = self.words(&UPSTREAM, upstream);
+        // Without a service behind it, the reverse proxy does not run.
+        let runs = upstreams.as_ref().is_some_and(|all| !all.is_empty());
+        let listen = listen.map(|listen| if runs { listen } else { Vec::new() });
         let upstream_timeout = self.duration(&UPSTREAM_TIMEOUT);
         let upstream_ca = self.optional_path(&UPSTREAM_CA);
         let policy = self.gate_policy();
@@ -283,7 +299,7 @@ impl Reader<'_> {
         let audience = self.optional_text(&TOKEN_AUDIENCE);
         let life = self.whole_seconds(&TOKEN_EXPIRY);
         let recheck = self.duration(&RECHECK);
-        let auth = self.gate_auth();
+        let auth = self.gate_auth(binding);
         let token = match token? {
             true => Some(GateToken {
                 issuer: issuer?,
@@ -293,8 +309,7 @@ impl Reader<'_> {
             false => None,
         };
         Some(Gate {
-            port: port?,
-            binding: binding?,
+            listen: listen?,
             upstreams: upstreams?,
             upstream_timeout: upstream_timeout?,
             upstream_ca: upstream_ca?,
@@ -339,20 +354,31 @@ impl Reader<'_> {
         })
     }
 
-    fn gate_auth(&mut self) -> Option<GateAuth> {
+    /// `binding` is `gate.binding`.
+    fn gate_auth(&mut self, binding: Option<Binding>) -> Option<GateAuth> {
         let port = self.port(&AUTH_PORT);
         let proxies = self.words(&AUTH_PROXIES, proxy);
         let user_proxies = self.bool(&AUTH_USER_PROXIES);
         let socket = self.optional_path(&AUTH_SOCKET);
         let socket_mode = self.read(&AUTH_SOCKET_MODE, socket_mode);
+        let tailnet = Listen::tailnet(binding, port);
+        let named = proxies.as_ref().map(|proxies| !proxies.is_empty());
+        let older = match (tailnet, named, socket, socket_mode) {
+            (Some(tailnet), Some(named), Some(socket), Some(mode)) => {
+                let tailnet = named.then_some(tailnet);
+                let socket = socket.map(|path| Listen::Unix { path, mode });
+                Some(tailnet.into_iter().chain(socket).collect())
+            }
+            _ => None,
+        };
+        let rows: &[_] = &[&AUTH_PORT, &AUTH_SOCKET, &AUTH_SOCKET_MODE];
+        let listen = self.listen(&AUTH_LISTEN, rows, older);
         let client_header = self.optional_text(&AUTH_CLIENT_HEADER);
         let redirect = self.url(&AUTH_REDIRECT);
         Some(GateAuth {
-            port: port?,
+            listen: listen?,
             proxies: proxies?,
             user_proxies: user_proxies?,
-            socket: socket?,
-            socket_mode: socket_mode?,
             client_header: client_header?,
             redirect: redirect?,
         })
@@ -402,9 +428,6 @@ fn proxy(word: &str) -> Result<String, String> {
 }
 
 fn socket_mode(typed: &str, _: &report::Origin) -> Result<Reading<u32>, String> {
-    let mode = u32::from_str_radix(typed.trim(), 8)
-        .ok()
-        .filter(|mode| *mode <= 0o777)
-        .ok_or("not a file mode in octal, such as 0660")?;
+    let mode = file_mode(typed)?;
     Ok(Reading::new(mode, format!("{mode:04o}")))
 }

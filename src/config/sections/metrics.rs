@@ -1,6 +1,9 @@
 //! `metrics.*`: the listener of the Prometheus metrics.
 
+use std::net::SocketAddr;
+
 use crate::config::{
+    listen::Listen,
     meaning::Binding,
     read::Reader,
     table::{Kind, Scope, row, rows},
@@ -19,22 +22,34 @@ rows! {
             "Tailnet address of the metrics; auto takes all of the node's, a loopback address the \
              machine's own",
         );
+    LISTEN = row("metrics.listen", Kind::Words(&[]))
+        .flag("metrics-listen", Scope::Start)
+        .example("http://127.0.0.1:9090")
+        .help(
+            "Where the metrics component listens, by commas or blanks, instead of metrics.port and metrics.binding; docs/reference/listeners.md \
+             has the forms",
+        );
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metrics {
-    pub port: u16,
-    /// A loopback address belongs to the machine, any other address to the tailnet.
-    pub binding: Binding,
+    pub listen: Vec<Listen>,
 }
 
 impl Reader<'_> {
     pub(in crate::config) fn metrics(&mut self) -> Option<Metrics> {
         let port = self.port(&PORT);
         let binding = self.binding(&BINDING);
-        Some(Metrics {
-            port: port?,
-            binding: binding?,
-        })
+        let older = match (binding, port) {
+            // A loopback address belongs to the machine, any other address to the tailnet.
+            (Some(Binding::Addr(ip)), Some(port)) if ip.is_loopback() => Some(Listen::Host {
+                addr: SocketAddr::new(ip, port),
+                tls: None,
+            }),
+            (binding, port) => Listen::tailnet(binding, port),
+        };
+        let older = older.map(|listen| vec![listen]);
+        let listen = self.listen(&LISTEN, &[&PORT, &BINDING], older);
+        Some(Metrics { listen: listen? })
     }
 }

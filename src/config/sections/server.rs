@@ -11,8 +11,8 @@ use super::{
 use crate::{
     config::{
         exchange::Exchanged,
+        listen::Listen,
         load::Purpose,
-        meaning::Binding,
         read::Reader,
         table::{HOUR, Kind, Scope, duration, row, rows},
     },
@@ -28,6 +28,13 @@ rows! {
         .short("binding", 'b', Scope::Start)
         .default("auto")
         .help("Tailnet address of the issuer; auto takes all of the node's");
+    LISTEN = row("server.listen", Kind::Words(&[]))
+        .flag("listen", Scope::Start)
+        .example("tailnet://:80,http://127.0.0.1:8080")
+        .help(
+            "Where the issuer listens, by commas or blanks, instead of server.port and server.binding; docs/reference/listeners.md \
+             has the forms",
+        );
     ALLOWED_HOSTS = row("server.allowedHosts", Kind::Words(&[]))
         .flag("allowed-hosts", Scope::Start)
         .example("tailbone.example.com")
@@ -50,8 +57,8 @@ rows! {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
-    pub port: u16,
-    pub binding: Binding,
+    /// The issuer's listeners.
+    pub listen: Vec<Listen>,
     /// Names of the listeners besides the node's own.
     pub allowed_hosts: Vec<Allowed<HostPattern>>,
     /// Whose pages may ask for tokens.
@@ -69,8 +76,7 @@ pub struct Server {
 impl Server {
     pub(in crate::config) fn exchange(&mut self, new: &Self, exchanged: &mut Exchanged) {
         let Self {
-            port,
-            binding,
+            listen,
             allowed_hosts,
             allowed_origins,
             grace,
@@ -82,8 +88,7 @@ impl Server {
         exchanged.take("server.limits", &mut self.limits, limits);
         exchanged.take(GRACE.key, &mut self.grace, grace);
         let listener = "server.port or server.binding";
-        exchanged.keep(listener, &self.port, port);
-        exchanged.keep(listener, &self.binding, binding);
+        exchanged.keep(listener, &self.listen, listen);
         let allowed = "server.allowedHosts or server.allowedOrigins";
         exchanged.keep(allowed, &self.allowed_hosts, allowed_hosts);
         exchanged.keep(allowed, &self.allowed_origins, allowed_origins);
@@ -97,6 +102,8 @@ impl Reader<'_> {
     pub(in crate::config) fn server(&mut self, purpose: Purpose) -> Option<Server> {
         let port = self.port(&PORT);
         let binding = self.binding(&BINDING);
+        let older = Listen::tailnet(binding, port).map(|listen| vec![listen]);
+        let listen = self.listen(&LISTEN, &[&PORT, &BINDING], older);
         let allowed_hosts = self.allowed(&ALLOWED_HOSTS, HostPattern::parse);
         let allowed_origins = self.allowed(&ALLOWED_ORIGINS, Origin::parse);
         let grace = self.duration(&GRACE);
@@ -105,8 +112,7 @@ impl Reader<'_> {
         let tailscale = self.tailscale(purpose);
         let otlp = self.otlp(purpose);
         Some(Server {
-            port: port?,
-            binding: binding?,
+            listen: listen?,
             allowed_hosts: allowed_hosts?,
             allowed_origins: allowed_origins?,
             grace: grace?,

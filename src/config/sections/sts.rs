@@ -6,7 +6,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use url::Url;
 
 use crate::config::{
-    meaning::{Binding, Reading, text},
+    listen::Listen,
+    meaning::{Reading, text},
     read::Reader,
     secret::Secret,
     table::{HOUR, Kind, Scope, duration, duration_or_off, row, rows},
@@ -22,6 +23,13 @@ rows! {
         .flag("sts-binding", Scope::Start)
         .default("auto")
         .help("Tailnet address of the token exchange; auto takes all of the node's");
+    LISTEN = row("sts.listen", Kind::Words(&[]))
+        .flag("sts-listen", Scope::Start)
+        .example("tailnet://:8080,http://127.0.0.1:8080")
+        .help(
+            "Where the token exchange listens, by commas or blanks, instead of sts.port, sts.binding and sts.host.*; docs/reference/listeners.md \
+             has the forms",
+        );
     POLICIES_DIR = row("sts.policiesDir", Kind::Path)
         .flag("sts-policies-dir", Scope::Start)
         .aliases(&["POLICIES_DIR"])
@@ -90,8 +98,7 @@ rows! {
 /// The token exchange.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sts {
-    pub port: u16,
-    pub binding: Binding,
+    pub listen: Vec<Listen>,
     pub policies_dir: PathBuf,
     /// Refuse policies that load with a warning.
     pub strict: bool,
@@ -107,8 +114,6 @@ pub struct Sts {
     pub leeway: Duration,
     /// Least time between two fetches of an issuer's keys that unknown keys cause.
     pub jwks_cool_down: Duration,
-    /// `sts.host.*`: an additional listener on a host address, for callers outside the tailnet.
-    pub host: Option<HostListener>,
 }
 
 /// An OAuth client of Tailscale's API.
@@ -118,16 +123,7 @@ pub struct Credentials {
     pub secret: Secret,
 }
 
-/// A listener outside the tailnet.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostListener {
-    /// `sts.host.listen`
-    pub addr: SocketAddr,
-    /// `sts.host.cert` and `sts.host.key`. Absent only on the loopback, or if `sts.host.plain` says
-    /// that a proxy in front ends TLS.
-    pub tls: Option<TlsFiles>,
-}
-
+/// Certificate chain and key of a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
     pub cert: PathBuf,
@@ -148,9 +144,22 @@ impl Reader<'_> {
         let leeway = self.duration(&LEEWAY);
         let jwks_cool_down = self.duration(&JWKS_COOL_DOWN);
         let host = self.host_listener(on);
+        let tailnet = Listen::tailnet(binding, port);
+        let older = tailnet.zip(host).map(|(tailnet, host)| {
+            let tailnet = [tailnet].into_iter();
+            tailnet.chain(host).collect()
+        });
+        let rows: &[_] = &[
+            &PORT,
+            &BINDING,
+            &HOST_LISTEN,
+            &HOST_CERT,
+            &HOST_KEY,
+            &HOST_PLAIN,
+        ];
+        let listen = self.listen(&LISTEN, rows, older);
         Some(Sts {
-            port: port?,
-            binding: binding?,
+            listen: listen?,
             policies_dir: policies_dir?,
             strict: strict?,
             credentials: credentials?,
@@ -159,7 +168,6 @@ impl Reader<'_> {
             cache_time: cache_time?,
             leeway: leeway?,
             jwks_cool_down: jwks_cool_down?,
-            host: host?,
         })
     }
 
@@ -197,7 +205,8 @@ impl Reader<'_> {
         None
     }
 
-    fn host_listener(&mut self, on: bool) -> Option<Option<HostListener>> {
+    /// `sts.host.*`: an additional listener on a host address, for callers outside the tailnet.
+    fn host_listener(&mut self, on: bool) -> Option<Option<Listen>> {
         let addr = self.read(&HOST_LISTEN, |typed, _| {
             let typed = typed.trim();
             if typed.is_empty() {
@@ -221,10 +230,10 @@ impl Reader<'_> {
             (None, None, None) => return Some(None),
             (Some(addr), Some(cert), Some(key)) => {
                 let tls = Some(TlsFiles { cert, key });
-                return Some(Some(HostListener { addr, tls }));
+                return Some(Some(Listen::Host { addr, tls }));
             }
             (Some(addr), None, None) if plain || addr.ip().is_loopback() => {
-                return Some(Some(HostListener { addr, tls: None }));
+                return Some(Some(Listen::Host { addr, tls: None }));
             }
             (Some(_), None, None) => (
                 &HOST_LISTEN,

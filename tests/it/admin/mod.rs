@@ -20,7 +20,7 @@ use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use tailbone::{
     admin::{
-        Admin, OwnNode, Socket,
+        Admin, Socket,
         proto::{
             GenerateNewKeysRequest, Key, ListKeysRequest, admin_service_client::AdminServiceClient,
         },
@@ -34,6 +34,7 @@ use tailbone::{
     identity::Directory,
     jwks::{FilePublisher, Publisher, life::KeyLife},
     keys::{KeyStore, Policy},
+    part::ServerState,
     tailnet::{
         ListenAddr, Node,
         fake::{FakeNode, FakeTailnet, Identity},
@@ -81,13 +82,13 @@ impl World {
         keys.sync(Timestamp::now()).await.expect("a look");
         let net = FakeTailnet::new();
         let node = net.join("tailbone", Identity::user("owner@example.com"));
-        let own = OwnNode::default();
-        own.joined(Arc::new(node.clone()));
+        let own = ServerState::default();
+        own.membership.joined(Arc::new(node.clone()));
         let admin = Admin {
             keys: keys.clone(),
             spec: KeySpec::Es256,
             mode,
-            node: own,
+            state: own,
             changes: Arc::default(),
         };
         let routes = layers::wrap_grpc(router(admin).unwrap(), "admin");

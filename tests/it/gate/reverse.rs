@@ -477,8 +477,7 @@ async fn a_gate_that_cannot_work_is_not_built() {
     let world = World::start(ALLOW_OWN).await;
     let settings = |change: fn(&mut config::Gate)| {
         let mut gate = config::Gate {
-            port: 1,
-            binding: config::Binding::Auto,
+            listen: Vec::new(),
             upstreams: vec![upstream("", "", SocketAddr::from(([127, 0, 0, 1], 1)))],
             upstream_timeout: Duration::ZERO,
             upstream_ca: None,
@@ -490,11 +489,9 @@ async fn a_gate_that_cannot_work_is_not_built() {
             token: None,
             recheck: Duration::from_secs(1),
             auth: config::GateAuth {
-                port: 2,
+                listen: Vec::new(),
                 proxies: Vec::new(),
                 user_proxies: false,
-                socket: None,
-                socket_mode: 0o600,
                 client_header: None,
                 redirect: None,
             },

@@ -16,12 +16,13 @@ use std::{
 use axum::Router;
 use futures_util::future::BoxFuture;
 use tailbone::{
-    config,
-    gate::{Gate, Sign, Socket, local_proxy},
+    config::{self, Listen},
+    gate::{Gate, Sign, local_proxy},
     http::{
         host::{HostRule, NodeNames},
         layers,
         serve::{Accept, Limits, LiveLimits, Server, serve},
+        unix::UnixSocket,
     },
     identity::Directory,
     policy::CAPABILITY,
@@ -132,8 +133,7 @@ impl World {
             ),
         ]);
         let mut settings = config::Gate {
-            port: PROXY_PORT,
-            binding: config::Binding::Auto,
+            listen: vec![Listen::parse(&format!("tailnet://:{PROXY_PORT}")).unwrap()],
             upstreams: vec![upstream("", "", backend.addr)],
             upstream_timeout: Duration::ZERO,
             upstream_ca: None,
@@ -145,11 +145,12 @@ impl World {
             token: None,
             recheck: Duration::from_millis(20),
             auth: config::GateAuth {
-                port: AUTH_PORT,
+                listen: vec![
+                    Listen::parse(&format!("tailnet://:{AUTH_PORT}")).unwrap(),
+                    Listen::parse(&format!("unix://{}", socket.display())).unwrap(),
+                ],
                 proxies: vec!["tag:proxy".into()],
                 user_proxies: false,
-                socket: Some(socket.clone()),
-                socket_mode: 0o600,
                 client_header: None,
                 redirect: None,
             },
@@ -195,9 +196,9 @@ impl World {
         }
         let router = layers::wrap(world.gate.auth_router().unwrap(), "gate");
         world.serve(AUTH_PORT, router.clone()).await;
-        let listener = Socket::bind(&world.socket, 0o600).unwrap();
+        let listener = UnixSocket::bind(&world.socket, 0o600).unwrap();
         let limits = world.limits.clone();
-        let local = serve("gate-local", listener, router, limits, |()| local_proxy());
+        let local = serve("gate-local", listener, router, limits, |_| local_proxy());
         world.servers.push(local);
         world
     }

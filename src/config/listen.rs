@@ -1,0 +1,440 @@
+//! Where a component listens: the kinds of listeners, and which of them each component has.
+//!
+//! Every component can be served by a listener of any kind. The kind decides what is known of a
+//! caller: on the tailnet their identity, on a host address their address, on a unix socket their
+//! user and process.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
+
+use super::{
+    load::Settings,
+    meaning::Binding,
+    read::Reader,
+    report::Origin,
+    sections::{
+        admin,
+        components::Component,
+        gate, metrics, server,
+        sts::{self, TlsFiles},
+    },
+    table::Row,
+};
+
+const FORMS: &str = "not a listener such as tailnet://:80, https://0.0.0.0:8443?cert=PATH&key=PATH, http://127.0.0.1:8080 or unix:///run/tailbone.sock";
+
+/// The mode of a unix socket that names none: for our own user alone.
+const PRIVATE: u32 = 0o600;
+
+/// A place to listen at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// An address of the node, or all of them. WireGuard encrypts what comes there.
+    Tailnet {
+        binding: Binding,
+        port: u16,
+    },
+    /// An address of the machine. Without TLS only on loopback, or where a setting says that a
+    /// proxy in front ends TLS.
+    Host {
+        addr: SocketAddr,
+        tls: Option<TlsFiles>,
+    },
+    Unix {
+        path: PathBuf,
+        mode: u32,
+    },
+}
+
+/// As a setting writes it; [`Listen::parse`] reads it.
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tailnet { .. } => write!(f, "tailnet://{}", self.addr()),
+            Self::Host { addr, tls: None } if addr.ip().is_loopback() => write!(f, "http://{addr}"),
+            Self::Host { addr, tls: None } => write!(f, "http://{addr}?plain"),
+            Self::Host {
+                addr,
+                tls: Some(TlsFiles { cert, key }),
+            } => {
+                let (cert, key) = (cert.display(), key.display());
+                write!(f, "https://{addr}?cert={cert}&key={key}")
+            }
+            Self::Unix { path, mode } => write!(f, "unix://{}?mode={mode:04o}", path.display()),
+        }
+    }
+}
+
+impl Listen {
+    /// On the tailnet, as `port` and `binding` of a component say.
+    pub(super) fn tailnet(binding: Option<Binding>, port: Option<u16>) -> Option<Self> {
+        let (binding, port) = (binding?, port?);
+        Some(Self::Tailnet { binding, port })
+    }
+
+    /// Reads one word of a `listen` setting.
+    ///
+    /// | Word | Listens at |
+    /// |---|---|
+    /// | `tailnet://:80`, `tailnet://100.64.0.1:80` | all addresses of the node, or one |
+    /// | `http://127.0.0.1:8080` | a loopback address of the machine |
+    /// | `http://0.0.0.0:8080?plain` | any of its addresses, where a proxy in front ends TLS |
+    /// | `https://0.0.0.0:8443?cert=PATH&key=PATH` | the same with TLS; PEM files |
+    /// | `unix:///run/x.sock?mode=0660` | a unix socket; the mode is 0600 without one |
+    pub fn parse(word: &str) -> Result<Self, String> {
+        let (kind, rest) = word.split_once("://").ok_or(FORMS)?;
+        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let mut options = Options::parse(query)?;
+        let listen = match kind {
+            "tailnet" => Self::parse_tailnet(place)?,
+            "unix" => Self::parse_unix(place, options.take("mode"))?,
+            "http" => Self::Host {
+                addr: host(place)?,
+                tls: None,
+            },
+            "https" => {
+                let (cert, key) = (options.take("cert"), options.take("key"));
+                let (Some(cert), Some(key)) = (cert, key) else {
+                    return Err("https needs both files: ?cert=PATH&key=PATH".into());
+                };
+                let (cert, key) = (cert.into(), key.into());
+                Self::Host {
+                    addr: host(place)?,
+                    tls: Some(TlsFiles { cert, key }),
+                }
+            }
+            _ => return Err(FORMS.into()),
+        };
+        if let Self::Host { addr, tls: None } = &listen
+            && options.take("plain").is_none()
+            && !addr.ip().is_loopback()
+        {
+            return Err("outside the loopback tokens need TLS: use https, or add ?plain where a proxy in front ends TLS".into());
+        }
+        options.done()?;
+        Ok(listen)
+    }
+
+    fn parse_tailnet(place: &str) -> Result<Self, String> {
+        let (binding, port) = match place.strip_prefix(':') {
+            Some(port) => (Binding::Auto, port.parse().ok()),
+            None => {
+                let addr = host(place)?;
+                (Binding::Addr(addr.ip()), Some(addr.port()))
+            }
+        };
+        match port {
+            None | Some(0) => Err("the port is a number from 1 to 65535".into()),
+            Some(port) => Ok(Self::Tailnet { binding, port }),
+        }
+    }
+
+    fn parse_unix(place: &str, mode: Option<&str>) -> Result<Self, String> {
+        if !place.starts_with('/') {
+            return Err("the path of a unix socket is absolute: unix:///run/tailbone.sock".into());
+        }
+        let mode = match mode {
+            None => PRIVATE,
+            Some(mode) => file_mode(mode)?,
+        };
+        Ok(Self::Unix {
+            path: place.into(),
+            mode,
+        })
+    }
+
+    /// The address alone, for people.
+    pub fn addr(&self) -> String {
+        match self {
+            Self::Tailnet {
+                binding: Binding::Auto,
+                port,
+            } => format!(":{port}"),
+            Self::Tailnet {
+                binding: Binding::Addr(ip),
+                port,
+            } => SocketAddr::new(*ip, *port).to_string(),
+            Self::Host { addr, .. } => addr.to_string(),
+            Self::Unix { path, .. } => path.display().to_string(),
+        }
+    }
+
+    /// Whether both cannot be listened at. The node's addresses are not the machine's own.
+    pub fn collides(&self, other: &Self) -> bool {
+        match (self, other) {
+            (
+                Self::Tailnet { binding, port },
+                Self::Tailnet {
+                    binding: other,
+                    port: others,
+                },
+            ) => {
+                let apart = matches!((binding, other), (Binding::Addr(one), Binding::Addr(two)) if one != two);
+                port == others && !apart
+            }
+            (Self::Host { addr, .. }, Self::Host { addr: other, .. }) => {
+                let any = |ip: IpAddr| ip.is_unspecified();
+                let same = addr.ip() == other.ip() || any(addr.ip()) || any(other.ip());
+                addr.port() == other.port() && same
+            }
+            (Self::Unix { path, .. }, Self::Unix { path: other, .. }) => path == other,
+            _ => false,
+        }
+    }
+}
+
+pub(super) fn file_mode(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text.trim(), 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .ok_or_else(|| "not a file mode in octal, such as 0660".into())
+}
+
+fn host(place: &str) -> Result<SocketAddr, String> {
+    match place.parse::<SocketAddr>() {
+        Ok(addr) if addr.port() != 0 => Ok(addr),
+        _ => Err("not an IP address with a port such as 127.0.0.1:8080 or [::1]:8080".into()),
+    }
+}
+
+/// What follows the question mark. Paths stand there as they are, so nothing is percent-decoded.
+struct Options<'a>(Vec<(&'a str, &'a str)>);
+
+impl<'a> Options<'a> {
+    fn parse(query: &'a str) -> Result<Self, String> {
+        let mut all: Vec<(&str, &str)> = Vec::new();
+        for option in query.split('&').filter(|option| !option.is_empty()) {
+            let (name, value) = option.split_once('=').unwrap_or((option, ""));
+            if all.iter().any(|(known, _)| *known == name) {
+                return Err(format!("{name} is there twice"));
+            }
+            all.push((name, value));
+        }
+        Ok(Self(all))
+    }
+
+    fn take(&mut self, name: &str) -> Option<&'a str> {
+        let at = self.0.iter().position(|(known, _)| *known == name)?;
+        Some(self.0.remove(at).1)
+    }
+
+    fn done(self) -> Result<(), String> {
+        match self.0.first() {
+            None => Ok(()),
+            Some((name, _)) => Err(format!("{name} means nothing for this kind of listener")),
+        }
+    }
+}
+
+impl Reader<'_> {
+    /// The listeners of a component: those of its `listen` setting, else those of the older settings
+    /// in `older`, which then have no effect.
+    pub(super) fn listen(
+        &mut self,
+        row: &'static Row,
+        older: &[&'static Row],
+        of_older: Option<Vec<Listen>>,
+    ) -> Option<Vec<Listen>> {
+        let listen = self.words(row, Listen::parse)?;
+        if listen.is_empty() {
+            return of_older;
+        }
+        for row_of_old in older {
+            if self.is_typed(row_of_old) {
+                let origin = self.typed(row_of_old).origin;
+                self.warn(origin, format!("has no effect: {} is set", row.key));
+            }
+        }
+        Some(listen)
+    }
+
+    /// Records a mistake for each two listeners at the same place.
+    pub(super) fn compare_listeners(&mut self, settings: &Settings) {
+        let listeners = listeners(settings);
+        for (at, one) in listeners.iter().enumerate() {
+            for other in listeners.iter().skip(at + 1) {
+                if one.listen.collides(&other.listen) {
+                    self.collision(one, other);
+                }
+            }
+        }
+    }
+
+    fn collision(&mut self, one: &Listener, other: &Listener) {
+        let (one_row, other_row) = (self.row_of(one), self.row_of(other));
+        let (first, second) = (self.typed(one_row).origin, self.typed(other_row).origin);
+        let (row, named) = if first == Origin::Default {
+            (other_row, format!("{} ({first})", one_row.key))
+        } else {
+            (one_row, format!("{} ({second})", other_row.key))
+        };
+        let (value, need) = match &one.listen {
+            Listen::Tailnet { port, .. } => (port.to_string(), "two ports"),
+            Listen::Host { addr, .. } => (addr.port().to_string(), "two ports"),
+            Listen::Unix { path, .. } => (path.display().to_string(), "two paths"),
+        };
+        let (one, other) = (one.name, other.name);
+        let sentence = format!("{named} is the same: {one} and {other} need {need}");
+        self.mistake(row, Some(value), sentence);
+    }
+
+    /// The setting that says where the listener is.
+    fn row_of(&self, listener: &Listener) -> &'static Row {
+        if self.is_typed(listener.row) {
+            listener.row
+        } else {
+            listener.older
+        }
+    }
+}
+
+/// A listener, with the settings that may say where it is.
+struct Listener {
+    name: &'static str,
+    row: &'static Row,
+    older: &'static Row,
+    listen: Listen,
+}
+
+/// The listeners of the components that are switched on.
+fn listeners(settings: &Settings) -> Vec<Listener> {
+    let mut all = Vec::new();
+    let mut add = |component, name, row, older, listen: &[Listen]| {
+        if settings.components.contains(&component) {
+            all.extend(listen.iter().cloned().map(|listen| Listener {
+                name,
+                row,
+                older,
+                listen,
+            }));
+        }
+    };
+    let Settings {
+        server,
+        admin,
+        metrics,
+        gate,
+        sts,
+        ..
+    } = settings;
+    add(
+        Component::Issuer,
+        "issuer",
+        &server::LISTEN,
+        &server::PORT,
+        &server.listen,
+    );
+    add(
+        Component::Admin,
+        "admin API",
+        &admin::LISTEN,
+        &admin::PORT,
+        &admin.listen,
+    );
+    add(
+        Component::Metrics,
+        "metrics",
+        &metrics::LISTEN,
+        &metrics::PORT,
+        &metrics.listen,
+    );
+    add(
+        Component::Gate,
+        "gate",
+        &gate::LISTEN,
+        &gate::PORT,
+        &gate.listen,
+    );
+    add(
+        Component::Gate,
+        "the gate's forward-auth",
+        &gate::AUTH_LISTEN,
+        &gate::AUTH_PORT,
+        &gate.auth.listen,
+    );
+    let (host, tailnet): (Vec<_>, Vec<_>) = sts
+        .listen
+        .iter()
+        .cloned()
+        .partition(|listen| matches!(listen, Listen::Host { .. }));
+    add(
+        Component::Sts,
+        "sts",
+        &sts::LISTEN,
+        &sts::PORT,
+        &tailnet,
+    );
+    add(
+        Component::Sts,
+        "sts at the host",
+        &sts::LISTEN,
+        &sts::HOST_LISTEN,
+        &host,
+    );
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_form_is_read_and_written_alike() {
+        for word in [
+            "tailnet://:80",
+            "tailnet://100.64.0.1:80",
+            "tailnet://[fd7a:115c:a1e0::1]:8082",
+            "http://127.0.0.1:9090",
+            "http://[::1]:9090",
+            "http://0.0.0.0:8080?plain",
+            "https://0.0.0.0:8443?cert=/etc/tls/tls.crt&key=/etc/tls/tls.key",
+            "unix:///run/tailbone/gate.sock?mode=0660",
+        ] {
+            assert_eq!(Listen::parse(word).unwrap().to_string(), word);
+        }
+        let private = Listen::parse("unix:///run/x").unwrap();
+        assert_eq!(private.to_string(), "unix:///run/x?mode=0600");
+    }
+
+    #[test]
+    fn what_cannot_be_listened_at_is_refused_with_the_reason() {
+        for (word, reason) in [
+            ("80", "not a listener"),
+            ("ftp://127.0.0.1:1", "not a listener"),
+            ("tailnet://:0", "1 to 65535"),
+            ("tailnet://host:80", "not an IP address"),
+            ("tailnet://:80?plain", "means nothing"),
+            ("http://0.0.0.0:8080", "need TLS"),
+            ("http://127.0.0.1", "with a port"),
+            ("http://127.0.0.1:1?plain&plain", "twice"),
+            ("https://0.0.0.0:8443?cert=/a", "both files"),
+            ("unix://run/x", "absolute"),
+            ("unix:///run/x?mode=9", "octal"),
+        ] {
+            let error = Listen::parse(word).unwrap_err();
+            assert!(error.contains(reason), "{word}: {error}");
+        }
+    }
+
+    #[test]
+    fn listeners_collide_at_the_same_place_alone() {
+        let collide = |one, other| {
+            let (one, other) = (Listen::parse(one).unwrap(), Listen::parse(other).unwrap());
+            assert_eq!(one.collides(&other), other.collides(&one));
+            one.collides(&other)
+        };
+        assert!(collide("tailnet://:80", "tailnet://100.64.0.1:80"));
+        assert!(!collide(
+            "tailnet://100.64.0.2:80",
+            "tailnet://100.64.0.1:80"
+        ));
+        assert!(!collide("tailnet://:80", "tailnet://:81"));
+        assert!(!collide("tailnet://:80", "http://127.0.0.1:80"));
+        assert!(collide("http://127.0.0.1:80", "http://0.0.0.0:80?plain"));
+        assert!(!collide("http://127.0.0.1:80", "http://127.0.0.2:80"));
+        assert!(collide("unix:///a", "unix:///a?mode=0660"));
+    }
+}

@@ -1,0 +1,169 @@
+//! A component as the server sees it: a part.
+//!
+//! A component is built from the settings and from what all components share ([`Context`]), and
+//! hands over a [`Part`]: what it serves and where ([`Endpoint`]), what it needs to be ready, and
+//! what a tick, a reload and the end mean for it ([`Lifecycle`]). The server opens the listeners
+//! and calls the rest in one loop, without knowing any component.
+//!
+//! Invariants
+//! - A component that is switched off is not built: it has no routes, no listeners and no tasks.
+//! - Components do not know each other. What two of them need is in the context or below them.
+//! - A part has no listener of its own: it says where it wants to be served, and each kind of
+//!   listener brings its limits, its host names and the identity of its callers.
+//!
+//! Done elsewhere: opening listeners and calling the lifecycle (`server`), the kinds of listeners
+//! ([`crate::config::Listen`]).
+
+use std::sync::Arc;
+
+use ::http::Extensions;
+use axum::Router;
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+
+use crate::{
+    config::{Listen, Settings},
+    http::{serve::Listeners, unix::LocalPeer},
+    identity::Directory,
+    jwks::life::KeyLife,
+    keys::SigningQueue,
+    tailnet::{Membership, Node},
+    telemetry::{
+        meter::Meter,
+        readiness::{self, Readiness},
+    },
+};
+
+/// What all components share. Clones share one state.
+#[derive(Debug, Clone)]
+pub struct Context {
+    pub node: Arc<dyn Node>,
+    pub directory: Directory,
+    pub keys: KeyLife,
+    pub signing: Arc<SigningQueue>,
+    pub meter: Meter,
+    pub state: ServerState,
+    /// The admin API. The local admin socket serves the same routes before there is a node.
+    pub administration: Router,
+}
+
+/// What the server knows about itself, from its first moment on: the node may not exist yet.
+/// Clones share one state.
+#[derive(Debug, Clone, Default)]
+pub struct ServerState {
+    pub membership: Membership,
+    pub readiness: Readiness,
+    pub listeners: Listeners,
+}
+
+/// Why a component could not be built.
+pub type BuildError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A component that is switched on.
+#[must_use]
+pub struct Part {
+    pub name: &'static str,
+    pub endpoints: Vec<Endpoint>,
+    pub latches: Vec<Latch>,
+    pub lifecycle: Option<Box<dyn Lifecycle>>,
+}
+
+/// A latch of [`Readiness`], with its name.
+pub type Latch = (
+    &'static str,
+    Box<dyn Fn(Timestamp) -> readiness::State + Send + Sync>,
+);
+
+/// Routes, and a listener for them.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// The name in logs, metrics and `tailbone status`.
+    pub name: &'static str,
+    pub listen: Listen,
+    pub routes: Router,
+    pub hosts: Hosts,
+    /// Who a caller on a unix socket is, in the words of the component.
+    pub local: fn(LocalPeer) -> Extensions,
+}
+
+/// For which hosts a listener takes requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hosts {
+    /// Those that its callers name: the component has its own rule, or its callers are proxies.
+    Any,
+    /// The listener's own names, where it knows them ([`crate::http::host`]).
+    Own,
+}
+
+/// What happens to a part while the server runs. Nothing does by default.
+pub trait Lifecycle: Send + Sync {
+    /// Comes every few seconds: files that have changed are read again.
+    fn tick(&self) {}
+
+    /// Reads everything again, whether it has changed or not. `settings` are those in force.
+    fn reload(&self, _settings: &Settings) {}
+
+    /// Ends what outlives the requests. Comes when the listeners have stopped.
+    fn stop(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+impl Part {
+    pub fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            endpoints: Vec::new(),
+            latches: Vec::new(),
+            lifecycle: None,
+        }
+    }
+
+    /// Serves the routes at each of these listeners, under their own names of host.
+    pub fn serve(self, name: &'static str, listen: Vec<Listen>, routes: &Router) -> Self {
+        self.serve_as(name, listen, routes, Hosts::Own, |_| Extensions::new())
+    }
+
+    pub fn serve_as(
+        mut self,
+        name: &'static str,
+        listen: Vec<Listen>,
+        routes: &Router,
+        hosts: Hosts,
+        local: fn(LocalPeer) -> Extensions,
+    ) -> Self {
+        self.endpoints
+            .extend(listen.into_iter().map(|listen| Endpoint {
+                name,
+                listen,
+                routes: routes.clone(),
+                hosts,
+                local,
+            }));
+        self
+    }
+
+    pub fn latch<S: Into<readiness::State>>(
+        mut self,
+        name: &'static str,
+        look: impl Fn(Timestamp) -> S + Send + Sync + 'static,
+    ) -> Self {
+        self.latches
+            .push((name, Box::new(move |now| look(now).into())));
+        self
+    }
+
+    pub fn lifecycle(mut self, lifecycle: impl Lifecycle + 'static) -> Self {
+        self.lifecycle = Some(Box::new(lifecycle));
+        self
+    }
+}
+
+impl std::fmt::Debug for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Part")
+            .field("name", &self.name)
+            .field("endpoints", &self.endpoints)
+            .finish_non_exhaustive()
+    }
+}
