@@ -1,4 +1,5 @@
-//! The admin API in this process: the local socket, served from the first moment on, and the warnings that belong to it.
+//! The admin API: its routes with their warnings, and the local admin socket, which is served from
+//! the first moment of the process.
 
 use std::{io, sync::Arc};
 
@@ -17,7 +18,7 @@ use crate::{
     part::ServerState,
 };
 
-/// The routes for the tailnet and the socket alike.
+/// The routes for all listeners of the admin API.
 pub(super) fn routes(
     settings: &Settings,
     keys: &KeyLife,
@@ -42,10 +43,12 @@ pub(super) fn routes(
     Ok(layers::wrap_grpc(router, "admin"))
 }
 
-/// Serves the local socket, whichever components are on: it is how the machine's operator sees and mends things.
+/// Serves the local socket, whichever components are on: the machine's operator uses it to inspect
+/// and repair the server.
 ///
-/// A socket that cannot be made ends the start only when another server has it: two servers on one state directory ruin it. Else
-/// tokens are worth more than the socket, and the log says what is missing.
+/// If the socket cannot be made, the server starts without it and warns, because tokens are more
+/// important. Only a socket of another live server ends the start: two servers on one state
+/// directory ruin it.
 pub(super) fn local(
     settings: &Settings,
     router: Router,

@@ -8,9 +8,11 @@ use crate::{
     jwks::life::{Housekeeping, KeyLife, Report},
 };
 
-/// Makes the pass, or with `dry_run` tells what it would do. What changed is audited; the report is the caller's to print.
+/// Runs the pass, or with `dry_run` reports what it would do. Changes are audited here; the caller
+/// prints the report.
 ///
-/// It makes no first key: where there is none, nobody has started a server yet, and a cron job is no reason to.
+/// It never makes a first key: without one, no server has been started yet, and a cron job should
+/// not create one.
 pub fn housekeeping(settings: &Settings, dry_run: bool) -> Result<Report, StartError> {
     runtime()?.block_on(async {
         let keys = KeyLife::open(&settings.keys);
@@ -38,7 +40,7 @@ pub fn housekeeping(settings: &Settings, dry_run: bool) -> Result<Report, StartE
     })
 }
 
-/// Whether the pass did what it is for: everything that was due, on a document it could read.
+/// Whether the pass did everything that was due, on a document that it could read.
 pub fn succeeded(report: &Report) -> bool {
     !report.failed() && report.document_trouble.is_none()
 }

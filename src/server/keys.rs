@@ -1,4 +1,5 @@
-//! The keys while the server runs: a look every second, a line in the log for what changed, an audit line for each change.
+//! Keeps the keys in order while the server runs: checks them every second, logs what changed, and
+//! writes an audit line for each change.
 
 use std::{panic, sync::Arc, time::Duration};
 
@@ -14,21 +15,22 @@ use crate::{
     telemetry::meter::Meter,
 };
 
-/// Between two looks at the key directory. The document is looked at less often; `KeyLife::poll` knows when.
+/// The time between two checks of the key directory. `KeyLife::poll` checks the published document
+/// less often.
 const TICK: Duration = Duration::from_secs(1);
 
-/// The running task that keeps the keys in order, or none where nothing signs. Dropping it ends the task between two passes or
-/// within one; a pass may be cut anywhere.
+/// The task that keeps the keys in order; there is none if nothing signs. Dropping this ends the
+/// task, if need be within a pass, which is safe anywhere.
 #[derive(Debug, Default)]
 pub(super) struct Keeper {
     look: Arc<Notify>,
-    /// How the first pass ended, until somebody has asked.
+    /// The outcome of the first pass, until it is asked for.
     first: Option<oneshot::Receiver<Result<(), LifeError>>>,
     _task: Option<AbortOnDropHandle<()>>,
 }
 
 impl Keeper {
-    /// Loads the keys, and makes the first one where there is none; then keeps them.
+    /// Loads the keys, makes the first one if there is none, and then keeps them in order.
     pub(super) fn start(life: KeyLife, meter: Meter) -> Self {
         let look = Arc::new(Notify::new());
         let (first, heard) = oneshot::channel();
@@ -40,7 +42,7 @@ impl Keeper {
         }
     }
 
-    /// Returns when the keys are loaded, or with what is in the way: then nothing keeps them. May be dropped and asked again.
+    /// Waits until the keys are loaded. After an error, nothing keeps them in order. Cancel safe.
     pub(super) async fn loaded(&mut self) -> Result<(), LifeError> {
         let Some(first) = &mut self.first else {
             return Ok(());
@@ -50,12 +52,12 @@ impl Keeper {
                 self.first = None;
                 outcome
             }
-            // Only a panic ends the task without a word. It has been told, and counts as if it had happened here.
+            // The sender is dropped only on panic (already logged); propagate it.
             Err(silent) => panic::resume_unwind(Box::new(silent)),
         }
     }
 
-    /// Looks at once, as on a hang-up signal.
+    /// Checks the keys at once, as on a hang-up signal.
     pub(super) fn look(&self) {
         self.look.notify_one();
     }
@@ -70,7 +72,7 @@ async fn keep(
     let mut told = Told::default();
     let loaded = load(&life, &mut told).await;
     let lost = loaded.is_err();
-    // Nobody hears it where the keeper is dropped, and then this task ends too.
+    // If the keeper was dropped, this task ends too, and nobody needs the outcome.
     let _ = first.send(loaded);
     if lost {
         return;
@@ -117,7 +119,7 @@ fn signing(report: &Report) -> &str {
         .map_or("", |key| &key.kid)
 }
 
-/// What was said last, so that lasting trouble is one line and not one a minute.
+/// The trouble that was logged last, so that lasting trouble is one line and not one per minute.
 #[derive(Debug, Default)]
 struct Told {
     trouble: Vec<String>,
@@ -244,7 +246,7 @@ mod tests {
         let mut keeper = Keeper::start(life, Meter::default());
         keeper.loaded().await.unwrap();
         assert_eq!(heard.times("is not used"), 1);
-        // A look of the keeper with the trouble still there is over once a second broken file is told of.
+        // Once a second broken file is reported, a pass with the first trouble still there is over.
         std::fs::write(dir.path().join("tb-1740172801.private.jwk"), "no key").unwrap();
         keeper.look();
         heard.hears("tb-1740172801.private.jwk is not used").await;

@@ -1,9 +1,10 @@
-//! What this server needs to be ready, each a latch with its reason: on the tailnet, a key that signs, a published document that
-//! was read, listeners.
+//! The server's own readiness latches: the node is on the tailnet, a key can sign, the published
+//! document was read, the listeners are open.
 //!
-//! A document that was read once and cannot be read any more degrades: tokens go on under the keys that verifiers know, and every
-//! replica reads the same place, so holding the latch would take all of them away at once for a fault that none of them has. One
-//! that was never read since the start holds: settings or credentials may be wrong, and a rollout has to stop at that.
+//! If the document can no longer be read, the server is degraded but ready: verifiers know the
+//! keys, so tokens remain valid, and all replicas read the same place, so holding the latch would
+//! take all of them out of service at once. A document that was never read since the start holds
+//! the latch: settings or credentials may be wrong, and a rollout must stop there.
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -14,13 +15,15 @@ use crate::{
     telemetry::readiness::{State, Switch},
 };
 
-/// Looks are taken twice a minute at least; whoever has seen none for this long is cut off from where verifiers read.
+/// The document is read at least twice a minute. A server that could not read it for this long is
+/// cut off from the place that verifiers read.
 const READ_WITHIN: SignedDuration = SignedDuration::from_mins(15);
 
-/// Adds all latches, those of `keys` where something signs with them. The hand on `listeners-up` is the caller's.
+/// Adds all latches; those of `keys` only if something signs with them. Returns the switch of
+/// `listeners-up`, for the caller to release.
 pub(super) fn add(state: &ServerState, keys: Option<&KeyLife>) -> Switch {
     let readiness = &state.readiness;
-    // Not all of `state`: it holds the latches, and would hold itself.
+    // Not a clone of `state`: it owns the latches, so it would keep itself alive.
     let membership = state.membership.clone();
     readiness.latch("node-running", move |now| {
         on_the_tailnet(&membership.state(now))
@@ -46,7 +49,7 @@ pub(super) fn add(state: &ServerState, keys: Option<&KeyLife>) -> Switch {
 fn on_the_tailnet(state: &JoinState) -> Result<(), String> {
     match state {
         JoinState::Running => Ok(()),
-        // Whoever opens the URL owns the node: it is for the operator, in the log and at the local socket.
+        // Whoever opens the URL owns the node, so only the log and the local socket show it.
         JoinState::NeedsLogin { .. } => {
             Err("a person has to log the node in; `tailbone status` shows where".to_owned())
         }

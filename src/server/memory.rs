@@ -1,12 +1,14 @@
-//! The memory of the node inside: told to Go's runtime before the node starts, from the setting, `GOMEMLIMIT` or the cgroup.
+//! The memory limit of Go's runtime, set before the node starts.
 //!
-//! Without a limit Go lets its heap grow to twice of what it needs before it collects, and a container that is killed for it has
-//! done nothing wrong. The limit is soft: Go collects more as it comes near, and goes beyond it rather than fail.
+//! Without a limit Go lets its heap grow to twice the live size before it collects, which may get a
+//! container killed. The limit is soft: Go collects more often near it, and exceeds it rather than
+//! fail.
 //!
 //! Invariants
-//! - What an operator said holds: the setting over `GOMEMLIMIT` over the cgroup.
-//! - A share of the cgroup is left to the Rust half and the kernel's buffers, which Go neither sees nor counts.
-//! - A limit that cannot be found or set is no reason not to serve.
+//! - The setting wins over `GOMEMLIMIT`, and that over the cgroup.
+//! - A share of the cgroup's memory is left to the Rust half and to the kernel's buffers, which Go
+//!   does not count.
+//! - If a limit cannot be found or set, the server starts without one.
 
 use std::{
     env, fs,
@@ -18,14 +20,14 @@ use crate::{
     tailnet::{self, RuntimeLimits, limit_runtime},
 };
 
-/// What is not Go's at least: binary and libraries that were written to, tokio, keys, buffers of connections. A daemon at rest
-/// has about half of it.
+/// The least that is left to everything but Go: written pages of the program and its libraries,
+/// tokio, keys, connection buffers. An idle daemon uses about half of it.
 const RUST: u64 = 32 << 20;
 
-/// The least that Go takes as a limit.
+/// The smallest limit that is set.
 const LEAST: u64 = 16 << 20;
 
-/// More than any machine has is a cgroup's way to say that there is none.
+/// Cgroups of version 1 write a number beyond this for "no limit".
 const NO_LIMIT: u64 = 1 << 60;
 
 /// Where a limit came from.
@@ -37,7 +39,7 @@ enum Source {
     Setting,
 }
 
-/// Tells the runtime, and the log.
+/// Sets the limit and logs it.
 pub(super) async fn limit(setting: Memory) {
     let (bytes, source) = decide(
         setting,
@@ -57,7 +59,7 @@ pub(super) async fn limit(setting: Memory) {
     }
 }
 
-/// The answer is what is in force.
+/// Returns the limit in force.
 async fn tell(bytes: Option<u64>) -> Result<Option<u64>, tailnet::Error> {
     let limits = RuntimeLimits {
         memory_limit: bytes,
@@ -66,7 +68,7 @@ async fn tell(bytes: Option<u64>) -> Result<Option<u64>, tailnet::Error> {
     Ok(limit_runtime(limits).await?.memory_limit)
 }
 
-/// `None` leaves the runtime as it is: it has read `GOMEMLIMIT` by itself.
+/// The limit to set. `None` leaves the runtime as it is: it has read `GOMEMLIMIT` itself.
 fn decide(
     setting: Memory,
     variable: bool,
@@ -84,7 +86,7 @@ fn decide(
     }
 }
 
-/// What the process may take in all, as far as it is known.
+/// The memory of the whole process, Go and the rest, as far as it is known.
 pub(super) fn of_process(setting: Memory) -> Option<u64> {
     match setting {
         Memory::Bytes(go) => Some(go.saturating_add(go / 3)),
@@ -92,21 +94,21 @@ pub(super) fn of_process(setting: Memory) -> Option<u64> {
     }
 }
 
-/// Three quarters: connections cost memory on both sides of the fence, more of it on Go's, where TCP and WireGuard are. In a small
-/// cgroup the Rust half has its least first, but never more than half.
+/// Go's share: three quarters, since TCP and WireGuard buffer on Go's side. In a small cgroup the
+/// Rust half gets its minimum first, but never more than half.
 fn share(limit: u64) -> u64 {
     let rust = (limit / 4).max(RUST).min(limit / 2);
     (limit - rust).max(LEAST)
 }
 
-/// The least limit of the process's cgroup and those around it, of version 2 or 1, as far as they can be seen. In a container
-/// only the innermost can, and it is at the top of what is mounted.
+/// The smallest limit of the process's cgroup and its ancestors (version 2 or 1), as far as they
+/// are visible. In a container only the innermost is, at the root of the mount.
 fn cgroup_limit(root: &Path) -> Option<u64> {
     let text = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
     text.lines().filter_map(|line| hierarchy(root, line)).min()
 }
 
-/// One line: `id:controllers:path`.
+/// The limit from one line of `/proc/self/cgroup`: `id:controllers:path`.
 fn hierarchy(root: &Path, line: &str) -> Option<u64> {
     let mut parts = line.splitn(3, ':');
     let (id, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
@@ -118,7 +120,7 @@ fn hierarchy(root: &Path, line: &str) -> Option<u64> {
         return None;
     };
     let mount = root.join(mount);
-    // A path that leads out of what this process may see (`/../..`) says nothing about what is mounted here.
+    // A path outside of the process's cgroup namespace (`/../..`) does not exist in this mount.
     let inner: PathBuf = path
         .split('/')
         .filter(|name| !name.is_empty())
@@ -134,7 +136,7 @@ fn hierarchy(root: &Path, line: &str) -> Option<u64> {
         .min()
 }
 
-/// `max` is no limit in version 2, in version 1 it is a number beyond all bounds.
+/// `None` for "no limit": the word `max` in version 2, a huge number in version 1.
 fn bytes(text: &str) -> Option<u64> {
     text.trim().parse().ok().filter(|bytes| *bytes < NO_LIMIT)
 }

@@ -1,15 +1,17 @@
-//! The composition root of `tailbone server …`: what is built in which order, and how it ends. The only place that names every
-//! component.
+//! The composition root of `tailbone server …`: builds everything in order, runs it, and ends it.
 //!
-//! Order of the start: log and export of telemetry, signals, the local admin socket, then side by side what waits for the network
-//! (the node joins, then its listeners, then "listening" in the log) and what waits for the processor or for storage (the keys).
-//! A first key is luck, and a bucket may be slow: the server runs without its keys, and who needs them waits
-//! ([`crate::keys::Ring::loaded`]). The supervisor hears that the server is ready when both are done.
+//! Order of the start: log and export of telemetry, signals, the local admin socket. Then two
+//! things happen side by side: the node joins and its listeners open ("listening" in the log), and
+//! the keys are loaded. Making a first key takes an unpredictable time, and a bucket may be slow,
+//! so the server runs before it has its keys, and requests that need one wait
+//! ([`crate::keys::Ring::loaded`]). The supervisor is told "ready" when both are done.
 //!
-//! Order of the end: listeners stop accepting, open requests get the grace time, their answers and the last telemetry leave the
-//! machine, the node logs out if it is ephemeral and closes. A second signal ends the process at once.
+//! Order of the end: listeners stop accepting, open requests get the grace time, their answers and
+//! the last telemetry are sent, the node logs out if it is ephemeral, and closes. A second signal
+//! ends the process at once.
 //!
-//! Left to others: joining ([`crate::tailnet::join`]), serving ([`crate::http::serve`]), which key signs ([`crate::jwks`]).
+//! Done elsewhere: joining ([`crate::tailnet::join`]), serving ([`crate::http::serve`]), the choice
+//! of the signing key ([`crate::jwks`]), the components ([`crate::part`]).
 
 mod admin;
 mod error;
@@ -50,21 +52,23 @@ use crate::{
     version,
 };
 
-/// How long an ephemeral node may take to say goodbye to the control server.
+/// How long an ephemeral node may take to log out at the control server.
 const LOGOUT: Duration = Duration::from_secs(3);
 
-/// How long the node's pumps may take for what was answered last, and its TCP to send that.
+/// How long the node may take to copy the last answers out of our buffers, and its TCP to send
+/// them.
 const PUMPING: Duration = Duration::from_secs(1);
 const SENDING: Duration = Duration::from_millis(100);
 
-/// How long the collector may take for the last traces and metrics, also where the requests needed all of the grace time.
+/// How long the collector may take for the last traces and metrics if the requests used up the
+/// grace time.
 const LEAST_FLUSH: Duration = Duration::from_millis(500);
 
-/// Between two looks at files that may change while the server runs: policies, certificates.
+/// The time between two checks of files that may change while the server runs.
 const TICK: Duration = Duration::from_secs(5);
 
-/// `tailbone server start`: returns when asked to stop, or when it cannot go on. `load` loads the settings once more, or says why it
-/// cannot.
+/// `tailbone server start`: returns when asked to stop, or when it cannot continue. `load` loads
+/// the settings again for a reload, or says why it cannot.
 pub fn start(
     settings: &Settings,
     load: impl Fn() -> Result<Settings, String>,
@@ -108,7 +112,8 @@ async fn run(
     outcome
 }
 
-/// Waits for a signal to end. Outside of [`Daemon::until`] there is nothing to reload, so a hang-up is let pass.
+/// Waits for a signal to stop. Hang-ups are ignored: outside of [`Daemon::until`] there is nothing
+/// to reload.
 async fn stop_signal(signals: &mut Signals) -> io::Result<Signal> {
     loop {
         match signals.next().await? {
@@ -128,15 +133,15 @@ struct Daemon {
     live: Live,
     meter: Meter,
     otlp: Option<Otlp>,
-    /// Held by the server's end.
+    /// The latch `listeners-up`; held again when the server ends.
     up: Switch,
-    /// The keys are loaded too, and the supervisor was told.
+    /// The keys are loaded too, and the supervisor has been told.
     ready: bool,
     supervisor: Supervisor,
 }
 
 impl Daemon {
-    /// Returns when it listens; the keys may still be on their way.
+    /// Returns when all listeners are open. The keys may still be loading.
     async fn start(
         settings: &Settings,
         supervisor: Supervisor,
@@ -200,7 +205,7 @@ impl Daemon {
         };
         let (node, parts, names) = tokio::select! {
             served = serving => served?,
-            // A start without keys is none, so their failure ends it at once.
+            // The server is useless without keys, so a failure to load them ends the start.
             Err(failed) = keeper.loaded() => return Err(failed.into()),
         };
         processors::limit().await;
@@ -220,7 +225,7 @@ impl Daemon {
         })
     }
 
-    /// Runs until a signal says stop, or a listener has died.
+    /// Runs until a signal says stop, or a listener fails.
     async fn until(
         &mut self,
         signals: &mut Signals,
@@ -251,7 +256,8 @@ impl Daemon {
         }
     }
 
-    /// Exchanges what can be exchanged, says what cannot, and looks at all files anew.
+    /// Applies the settings that may change while the server runs, reports the others, and reads
+    /// all files again.
     fn reload(&mut self, new: Result<Settings, String>) {
         if self.ready {
             self.supervisor.reloading();
@@ -282,7 +288,7 @@ impl Daemon {
         let began = Instant::now();
         self.parts.stop(settings.server.grace).await;
         telemetry::audit::tell_repeated(began, true);
-        // What the requests have left of their time is the collector's, beside all the rest.
+        // The collector gets what is left of the grace time.
         let left = settings.server.grace.saturating_sub(began.elapsed());
         let flushed = async {
             if let Some(otlp) = &mut self.otlp {
@@ -302,15 +308,15 @@ impl Daemon {
     }
 }
 
-/// Waits until what was answered is on its way. A finished answer is in the hands of the node's pumps, then of its own TCP, and
-/// closing the node takes both down with whatever they hold.
+/// Waits until the last answers have been sent. A finished answer is first in our buffers, then in
+/// the node's TCP, and closing the node discards both.
 async fn answers_have_left() {
     let pumped = async {
         while runtime_stats().await.is_ok_and(|stats| stats.conns > 0) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    // Connections that a peer keeps open without reading are not waited for longer.
+    // A peer that keeps its connection open without reading is not waited for longer.
     let _ = tokio::time::timeout(PUMPING, pumped).await;
     tokio::time::sleep(SENDING).await;
 }

@@ -1,5 +1,5 @@
-//! From settings to a joined node, with a line in the log for each change of its state. What comes again and again while it joins is
-//! told once, and then now and then with how often it came.
+//! Joins the tailnet with the settings' node, and logs each change of its state. A line that
+//! repeats while the node joins is logged once, and then every [`QUIET`] with a count.
 
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// Ends a start on a state directory that there will never be.
+/// Fails if the state directory can never be made.
 pub(super) fn state_directory(settings: &Tailscale) -> Result<(), JoinError> {
     if settings.wait_for_dir {
         return Ok(());
@@ -26,7 +26,7 @@ pub(super) fn state_directory(settings: &Tailscale) -> Result<(), JoinError> {
     make_state_directory(&settings.dir)
 }
 
-/// Joins the tailnet, or says why it did not.
+/// Joins the tailnet.
 pub(super) async fn joined(
     settings: &Tailscale,
     log: &Log,
@@ -66,7 +66,7 @@ fn config(settings: &Tailscale, log: &Log) -> Config {
         log_level: match log.level {
             LogLevel::Trace => tailnet::LogLevel::Trace,
             LogLevel::Debug => tailnet::LogLevel::Debug,
-            // The node's own lines say little to people who run it; what matters comes as a state.
+            // The node's own lines mean little to operators; what matters to them is a state.
             LogLevel::Info | LogLevel::Warn | LogLevel::Error => tailnet::LogLevel::Warn,
         },
         ..Config::from(settings)
@@ -78,7 +78,7 @@ fn told(progress: Progress<'_>, screen: Option<&Screen>, repeats: &mut Repeats) 
         Progress::State(state) => {
             let below = screen.is_some_and(Screen::tells_the_address);
             let times = match state {
-                // An address to log in at is told whenever it is another one.
+                // A new login address is always logged.
                 JoinState::NeedsLogin { .. } => Some(None),
                 _ => repeats.told(&state.to_string(), Instant::now()),
             };
@@ -112,10 +112,11 @@ fn state_line(state: &JoinState, times: Times) {
     }
 }
 
-/// How often a line came since it was told before; absent where that is once.
+/// How often a line came since it was last logged; `None` for once.
 type Times = Option<u64>;
 
-/// Lines that may come again and again. The first is told at once, further ones are counted, and one in [`QUIET`] tells the count.
+/// Lines that may repeat. The first is logged at once; later ones are counted, and one per
+/// [`QUIET`] is logged with the count.
 #[derive(Default)]
 struct Repeats(BTreeMap<String, Repeated>);
 
@@ -126,11 +127,12 @@ struct Repeated {
 
 const QUIET: Duration = Duration::from_secs(30);
 
-/// Different lines that are remembered. There are never so many, unless one of them is different each time.
+/// The number of different lines that are remembered. It is only reached if a line differs each
+/// time.
 const REMEMBERED: usize = 32;
 
 impl Repeats {
-    /// Whether the line is to be told now. Numbers make no difference: an error names another port each time.
+    /// Whether to log the line now. Digits are ignored: an error names another port each time.
     fn told(&mut self, line: &str, now: Instant) -> Option<Times> {
         let mut same = line.to_owned();
         same.retain(|letter| !letter.is_ascii_digit());
@@ -154,17 +156,18 @@ impl Repeats {
     }
 }
 
-/// Tells by which names the node is called now.
+/// Updates the names by which the node is known.
 pub(super) fn name(node: &Arc<dyn Node>, names: &NodeNames) {
     let watch = node.watch();
     let status = watch.borrow();
     names.set(&status.name, &status.hostname, &status.addresses);
 }
 
-/// Tells each later change of the node's state and names, until the node is closed. Callers are refused meanwhile by `identity`.
+/// Logs each later change of the node's state and follows its names, until the node is closed.
+/// While the node is not running, `identity` refuses callers.
 pub(super) async fn follow(node: Arc<dyn Node>, names: NodeNames) {
     let mut watch = node.watch();
-    // What came between the start's look and now.
+    // They may have changed between the start and now.
     name(&node, &names);
     let mut told = JoinState::Running;
     while watch.changed().await.is_ok() {

@@ -1,6 +1,7 @@
-//! Telling a supervisor how the start goes: systemd's datagrams, where it asks for them by `NOTIFY_SOCKET`.
+//! Reports the server's state to a supervisor: systemd's notification protocol (`sd_notify(3)`), if
+//! `NOTIFY_SOCKET` is set.
 //!
-//! Nobody is waited for: a supervisor that does not read its socket is no reason not to serve.
+//! Sending never waits: a supervisor that does not read its socket must not delay the server.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -23,7 +24,7 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    /// The one that started this process.
+    /// The supervisor that started this process.
     pub(super) fn of_process() -> Self {
         Self {
             socket: std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()),
@@ -34,7 +35,7 @@ impl Supervisor {
         self.tell("READY=1\nSTATUS=serving");
     }
 
-    /// Its clock tells the supervisor which reload this is the answer to.
+    /// The monotonic clock tells the supervisor which of its reloads this answers.
     pub(super) fn reloading(&self) {
         let now = clock_gettime(ClockId::Monotonic);
         let micros = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec) / 1000;
@@ -61,7 +62,7 @@ impl Supervisor {
 }
 
 fn send(socket: &OsStr, message: &[u8]) -> io::Result<()> {
-    // A path, or with @ a name that is in no file system.
+    // A path, or a name in Linux' abstract namespace after @.
     let addr = match socket.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name)?,
         None => SocketAddr::from_pathname(socket)?,

@@ -1,22 +1,23 @@
-//! The processors of the node inside: half of the machine's, unless `GOMAXPROCS` says another number. Told to Go's runtime when the
-//! start is done, which has use for all of them.
+//! The processors of Go's runtime: half of the machine's cores, or what `GOMAXPROCS` says. Applied
+//! after start-up, which benefits from all cores.
 //!
-//! On its way in and out a packet passes through several goroutines, and for each Go wakes a thread if it may use another processor.
-//! Where the processors are few, that costs more than the packet (docs/benchmarks.md). Rust's threads have all cores: signatures,
-//! TLS and storage are theirs.
+//! A packet passes through several goroutines, and Go wakes a thread for each of them if another
+//! processor is free. On few cores that costs more than the packet itself
+//! (docs/design/go-on-half-of-the-cores.md). Rust's threads may use all cores: they sign, do TLS
+//! and read storage.
 //!
 //! Invariants
-//! - What an operator said holds: `GOMAXPROCS`, as with every program of Go's.
-//! - A number that cannot be found or set is no reason not to serve.
+//! - `GOMAXPROCS` wins, as in every Go program.
+//! - If the number cannot be found or set, the server runs with Go's default.
 
 use std::{env, num::NonZero, thread};
 
 use crate::tailnet::{RuntimeLimits, limit_runtime};
 
-/// Tells the runtime, and the log.
+/// Sets the number and logs it.
 pub(super) async fn limit() {
     let told = env::var_os("GOMAXPROCS").is_some_and(|text| !text.is_empty());
-    // The cgroup's quota is in it.
+    // This takes the cgroup's quota into account.
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let limits = RuntimeLimits {
         max_procs: (!told).then(|| share(cores)),

@@ -1,7 +1,8 @@
-//! Joining as a person at a terminal sees it: a spinner with the state, and the place to log in as an address and as a QR code.
+//! What a person at a terminal sees while the node joins: a spinner with the state, and the login
+//! address, also as a QR code.
 //!
-//! It is on standard error, beside the log. Where that is no terminal, or one that cannot go back in its line (`TERM=dumb`), there is
-//! none of it and the log alone tells.
+//! It is written to standard error, beside the log. If that is not a terminal, or one that cannot
+//! return to the start of a line (`TERM=dumb`), there is only the log.
 
 use std::{
     io::{IsTerminal, Write as _},
@@ -14,26 +15,26 @@ use tokio::{task::JoinHandle, time::MissedTickBehavior};
 
 use crate::{config::Log, tailnet::join::JoinState, telemetry::foot};
 
-/// A join that is done sooner needs no spinner.
+/// A join that takes less time gets no spinner.
 const AFTER: Duration = Duration::from_millis(200);
 const FRAME: Duration = Duration::from_millis(100);
 const FRAMES: [char; 10] = ['⠋', '⠙', '⠹', '⠸', '⠼', '⠴', '⠦', '⠧', '⠇', '⠏'];
 
-/// What a terminal has that does not tell.
+/// The width of a terminal that does not tell its own.
 const COLUMNS: usize = 80;
 
-/// The terminal while the node joins. Dropping it takes the spinner away.
+/// The terminal while the node joins. Dropping it removes the spinner.
 #[derive(Debug)]
 pub(super) struct Screen {
     color: bool,
-    /// Whether the log's lines go to a terminal too.
+    /// Whether the log goes to a terminal too.
     log: bool,
     words: Arc<Mutex<&'static str>>,
     spinner: JoinHandle<()>,
 }
 
 impl Screen {
-    /// That of the process, if there is one.
+    /// The terminal of this process, if it has one.
     pub(super) fn of_process(settings: &Log) -> Option<Self> {
         let able = std::env::var_os("TERM").is_some_and(|term| !term.is_empty() && term != "dumb");
         if !able || !std::io::stderr().is_terminal() {
@@ -49,18 +50,18 @@ impl Screen {
         })
     }
 
-    /// Whether the log need not say where to log in: it would stand there twice.
+    /// Whether the log may leave out the login address, since it would be on the screen twice.
     pub(super) fn tells_the_address(&self) -> bool {
         self.log
     }
 
-    /// The state that the node is in from now on.
+    /// Shows the node's new state.
     pub(super) fn state(&self, state: &JoinState) {
         *self.words.lock().unwrap_or_else(PoisonError::into_inner) = waiting_for(state);
         if let JoinState::NeedsLogin { url } = state {
             let block = login(url, columns(), self.color);
             foot::above(|| {
-                // There is nowhere to say that the terminal is gone.
+                // If the terminal is gone, nobody can be told.
                 let _ = std::io::stderr().lock().write_all(block.as_bytes());
             });
         }
@@ -70,7 +71,7 @@ impl Screen {
 impl Drop for Screen {
     fn drop(&mut self) {
         self.spinner.abort();
-        // Under the words' lock no frame is drawn after this.
+        // The spinner draws under this lock and stops at empty words, so no frame follows.
         let mut words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
         *words = "";
         foot::clear();
@@ -99,7 +100,7 @@ async fn spin(words: Arc<Mutex<&'static str>>, color: bool) {
     }
 }
 
-/// In few words: the log has all of them.
+/// In few words; the log has all of them.
 fn waiting_for(state: &JoinState) -> &'static str {
     match state {
         JoinState::NeedsApproval => "waiting for an admin's approval",
@@ -111,14 +112,14 @@ fn waiting_for(state: &JoinState) -> &'static str {
     }
 }
 
-/// The address on a line of its own, to be copied, and a code where it fits.
+/// The address on a line of its own, to be copied, and a QR code if it fits.
 fn login(url: &str, columns: usize, color: bool) -> String {
     let mut block = format!("\nTo log this node in, open\n\n    {url}\n\n");
     let code = code(url).filter(|rows| rows.iter().all(|row| row.chars().count() < columns));
     if let Some(rows) = code {
         block.push_str("or scan\n\n");
         for row in rows {
-            // White on black whatever the terminal's colours are: readers want to know what is dark.
+            // Always white on black: scanners need to know which modules are dark.
             if color {
                 block.push_str(&format!("\x1b[97;40m{row}\x1b[0m\n"));
             } else {
@@ -131,7 +132,7 @@ fn login(url: &str, columns: usize, color: bool) -> String {
     block
 }
 
-/// Two modules a character, those that are light drawn: most terminals are dark.
+/// Two modules per character, with the light ones drawn, since most terminals are dark.
 fn code(url: &str) -> Option<Vec<String>> {
     let code = QrCode::with_error_correction_level(url, EcLevel::L).ok()?;
     let image = code
