@@ -221,7 +221,13 @@ impl<'a> Reader<'a> {
         row: &'static Row,
         one: impl Fn(&str) -> Result<T, String>,
     ) -> Option<Vec<Allowed<T>>> {
-        self.words(row, |word| Allowed::parse(word, &one))
+        let allowed = self.words(row, |word| Allowed::parse(word, &one))?;
+        if allowed.iter().any(|one| matches!(one, Allowed::Any)) {
+            let sentence = "* switches this protection off: any web page may then use its \
+                            visitor's identity here; name those that are meant";
+            self.warn(self.typed(row).origin, sentence.into());
+        }
+        Some(allowed)
     }
 
     /// A secret, or `file:PATH` of a file that holds it. No remark contains its text.

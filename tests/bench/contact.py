@@ -9,8 +9,10 @@ killed: they call the first process, which is ended by TERM or KILL, and go on w
 starts on its folder. Moved: as warm, and the second process has another UDP port, as in a container
 that is replaced. The callers are peers of a devnet with the given number of peers. With
 --tailscaled each caller is a real tailscaled in userspace mode beside them. With --delay a packet
-takes that many milliseconds from node to node. Prints one JSON object; times are milliseconds from
-the start of the (second) process.
+takes that many milliseconds from node to node. A call whose request the killed process had taken
+waits for the caller's limit, since nobody is left to answer or to reset it; such callers are left
+out of their run and counted (open_at_kill). Prints one JSON object; times are milliseconds from the
+start of the (second) process.
 """
 
 import argparse
@@ -69,7 +71,8 @@ def measure(binary, count, uid, state, peers, callers, tailscaled=None, delay=0)
     firsts = sorted(max(run["first_ms"]) for run in runs)
     return {"uid": os.getuid() if uid is None else uid, "state": state, "peers": peers, "callers": callers, "delay": delay,
             "tailscaled": bool(tailscaled), "runs": runs, "first_ms": spread(firsts),
-            "longest_call_ms": max(run["longest_call_ms"] for run in runs)}
+            "longest_call_ms": max(run["longest_call_ms"] for run in runs),
+            "open_at_kill": sum(run["open_at_kill"] for run in runs)}
 
 
 def spread(values):
@@ -135,6 +138,10 @@ class Caller:
             self.calls.append((began, time.monotonic(), token))
             self.stopped.wait(PAUSE)
 
+    def lost(self, at):
+        """Whether a call was open at that time and never answered. Its server is gone, and nothing tells the caller."""
+        return any(began < at < ended and not token for began, ended, token in self.calls)
+
     def first(self, since):
         """When the first token after `since` came."""
         return next((ended for _, ended, token in self.calls if token and ended >= since), None)
@@ -157,6 +164,7 @@ def one(binary, tailnet, proxies, number, uid, state):
             server = starts.launch(binary, tailnet, folder, host, uid)
             callers = [Caller(proxy, host) for proxy in proxies]
             until_all(callers, 0)
+            stopped = time.monotonic()
             starts.stop(server, signal.SIGKILL if state == "killed" else signal.SIGTERM)
         if state == "moved":
             forget_port(folder)
@@ -172,9 +180,14 @@ def one(binary, tailnet, proxies, number, uid, state):
         shutil.rmtree(folder)
         with contextlib.suppress(OSError):
             urllib.request.urlopen(urllib.request.Request(f"{tailnet['api_url']}/nodes/{host}", method="DELETE"), timeout=20).close()
+    # A request that the killed process had taken waits for the caller's own limit, whatever comes after.
+    open_calls = 0
+    if state == "killed":
+        waiting = [caller for caller in callers if not caller.lost(stopped)]
+        open_calls, callers = len(callers) - len(waiting), waiting or callers
     longest = max(ended - max(since, began) for caller in callers for since, ended, _ in caller.calls if ended >= began)
     return {"first_ms": [round((caller.first(began) - began) * 1000, 1) for caller in callers],
-            "longest_call_ms": round(longest * 1000, 1)}
+            "longest_call_ms": round(longest * 1000, 1), "open_at_kill": open_calls}
 
 
 def forget_port(folder):

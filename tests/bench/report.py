@@ -127,8 +127,9 @@ def first_contact(runs):
                          ("killed", "kept state, ended by KILL"), ("moved", "kept state at another UDP port")):
         for who in ("1", "4", "30", "real"):
             for _, result in sorted(runs.rounds(f"contact/{state}/{who}").items()):
-                first = result["first_ms"]
-                rows.append([words, "tailscaled" if result["tailscaled"] else str(result["peers"]), str(result["callers"]),
+                first, left_out = result["first_ms"], result.get("open_at_kill", 0)
+                left_out = f"; {left_out} calls that it had taken are left out" if left_out else ""
+                rows.append([words + left_out, "tailscaled" if result["tailscaled"] else str(result["peers"]), str(result["callers"]),
                              str(len(result["runs"])), f"{first['median']:.0f} ({first['min']:.0f}–{first['max']:.0f})",
                              f"{first['p90']:.0f}", f"{first['p95']:.0f}", f"{result['longest_call_ms']:.0f}"])
     return table(["", "peers", "callers", "starts", "first token of the slowest caller: median ms (range)", "36 of 40", "38 of 40",

@@ -48,6 +48,7 @@ mod gate;
 mod inside;
 mod join;
 mod limits;
+mod listeners;
 mod memory;
 mod otlp;
 mod pages;
