@@ -121,6 +121,8 @@ fn targets(text: &str) -> BTreeSet<String> {
         .filter(|line| !line.trim_start().starts_with("//"))
         .flat_map(|line| line.split("target: \"").skip(1))
         .filter_map(|rest| Some(rest.split_once('"')?.0.to_owned()))
+        // A request has a target too.
+        .filter(|target| !target.starts_with('/'))
         .collect()
 }
 

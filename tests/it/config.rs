@@ -23,9 +23,9 @@ use serde_json::{Value as Json, json};
 use tailbone::{
     cli::{self, console::Console},
     config::{
-        self, Authorization, Binding, ClientSettings, Component, Environment, Flags, KeySpec,
-        LogFormat, LogLevel, Mistakes, Origin, OutputFormat, Publish, Purpose, Raw, Settings,
-        Value, sections, table,
+        self, Authorization, ClientSettings, Component, Environment, Flags, KeySpec,
+        Listen, LogFormat, LogLevel, Mistakes, Origin, OutputFormat, Publish, Purpose, Raw,
+        Settings, Value, sections, table,
     },
 };
 use tempfile::TempDir;
@@ -692,6 +692,48 @@ fn contract() -> Vec<Row> {
             ["true", "false", "true"],
         ),
         row(
+            "--listen",
+            "server.listen",
+            "TB_SERVER_LISTEN",
+            json!([]),
+            ["tailnet://:1", "http://127.0.0.1:2", "unix:///x?mode=0600"],
+        ),
+        row(
+            "--admin-listen",
+            "admin.listen",
+            "TB_ADMIN_LISTEN",
+            json!([]),
+            ["tailnet://:1", "http://127.0.0.1:2", "unix:///x?mode=0600"],
+        ),
+        row(
+            "--metrics-listen",
+            "metrics.listen",
+            "TB_METRICS_LISTEN",
+            json!([]),
+            ["tailnet://:1", "http://127.0.0.1:2", "unix:///x?mode=0600"],
+        ),
+        row(
+            "--gate-listen",
+            "gate.listen",
+            "TB_GATE_LISTEN",
+            json!([]),
+            ["tailnet://:1", "http://127.0.0.1:2", "unix:///x?mode=0600"],
+        ),
+        row(
+            "--gate-auth-listen",
+            "gate.auth.listen",
+            "TB_GATE_AUTH_LISTEN",
+            json!([]),
+            ["tailnet://:1", "http://127.0.0.1:2", "unix:///x?mode=0600"],
+        ),
+        row(
+            "--sts-listen",
+            "sts.listen",
+            "TB_STS_LISTEN",
+            json!([]),
+            ["tailnet://:1", "http://127.0.0.1:2", "unix:///x?mode=0600"],
+        ),
+        row(
             "--gate-port",
             "gate.port",
             "TB_GATE_PORT",
@@ -1083,7 +1125,7 @@ fn defaults_mean_what_the_contract_says() {
             path: "keys/jwks.json".into()
         }
     );
-    assert_eq!(settings.server.binding, Binding::Auto);
+    assert_eq!(listen(&settings.server.listen), ["tailnet://:80"]);
     assert_eq!(settings.server.grace, Duration::from_secs(10));
     assert_eq!(settings.server.tailscale.authkey, None);
     assert_eq!(settings.server.tailscale.control_url, None);
@@ -1393,6 +1435,9 @@ fn a_reload_exchanges_a_changed_setting_or_names_it() {
                 ("TB_COMPONENTS", "issuer,admin,gate,sts,metrics"),
                 ("TB_KEYS_BUCKET", bucket),
                 ("TB_GATE_TOKEN", "true"),
+                ("TB_GATE_UPSTREAM", "http://127.0.0.1:3000"),
+                ("TB_GATE_AUTH_PROXIES", "tag:proxy"),
+                ("TB_GATE_AUTH_SOCKET", "/gate.sock"),
                 ("TB_SERVER_TELEMETRY_OTLP_ENDPOINT", "http://127.0.0.1:4318"),
                 ("TB_STS_CLIENTID", "id"),
                 ("TB_STS_CLIENTSECRET", "hush"),
@@ -1570,8 +1615,8 @@ fn integers_are_read_as_go_reads_them() {
         ("8_0", 80),
     ] {
         assert_eq!(
-            load(&[("TB_SERVER_PORT", text)]).map(|settings| settings.server.port),
-            Ok(port),
+            load(&[("TB_SERVER_PORT", text)]).map(|settings| listen(&settings.server.listen)),
+            Ok(vec![format!("tailnet://:{port}")]),
             "{text}"
         );
     }
@@ -1724,29 +1769,103 @@ fn unknown_variables_are_warned_about_and_unknown_keys_refused() {
     );
 }
 
+fn listen(listen: &[Listen]) -> Vec<String> {
+    listen.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn listeners_are_typed_or_made_from_the_older_settings() {
+    let gate = [
+        ("TB_COMPONENTS", "gate,metrics,sts"),
+        ("TB_GATE_UPSTREAM", "http://127.0.0.1:3000"),
+        ("TB_GATE_AUTH_PROXIES", "tag:proxy"),
+    ];
+    let with = |more: &[(&'static str, &'static str)]| load(&[&gate[..], more].concat()).unwrap();
+    let older = with(&[
+        ("TB_GATE_BINDING", "100.64.0.1"),
+        ("TB_GATE_AUTH_SOCKET", "/run/gate.sock"),
+        ("TB_METRICS_BINDING", "127.0.0.1"),
+        ("TB_STS_HOST_LISTEN", "127.0.0.1:8443"),
+    ]);
+    assert_eq!(listen(&older.gate.listen), ["tailnet://100.64.0.1:8082"]);
+    assert_eq!(
+        listen(&older.gate.auth.listen),
+        [
+            "tailnet://100.64.0.1:8083",
+            "unix:///run/gate.sock?mode=0660"
+        ]
+    );
+    assert_eq!(listen(&older.metrics.listen), ["http://127.0.0.1:9090"]);
+    assert_eq!(
+        listen(&older.sts.listen),
+        ["tailnet://:8080", "http://127.0.0.1:8443"]
+    );
+
+    let typed = with(&[
+        (
+            "TB_GATE_LISTEN",
+            "http://127.0.0.1:1, unix:///run/x?mode=0666",
+        ),
+        ("TB_STS_LISTEN", "https://0.0.0.0:443?cert=/c&key=/k"),
+    ]);
+    assert_eq!(
+        listen(&typed.gate.listen),
+        ["http://127.0.0.1:1", "unix:///run/x?mode=0666"]
+    );
+    assert_eq!(
+        listen(&typed.sts.listen),
+        ["https://0.0.0.0:443?cert=/c&key=/k"]
+    );
+    let both = remarks(&[
+        ("TB_SERVER_LISTEN", "tailnet://:81"),
+        ("TB_SERVER_PORT", "82"),
+    ]);
+    assert_eq!(
+        both.0,
+        ["TB_SERVER_PORT: has no effect: server.listen is set"]
+    );
+    assert!(mistake("TB_SERVER_LISTEN", "http://0.0.0.0:80").contains("need TLS"));
+    let twice = run(
+        &[
+            "config",
+            "check",
+            "--components",
+            "issuer,admin",
+            "--listen",
+            "tailnet://:50051",
+        ],
+        &[],
+    );
+    assert!(
+        twice.err.contains(
+            "--listen=50051: admin.port (default) is the same: issuer and admin API need two ports"
+        ),
+        "{}",
+        twice.err
+    );
+}
+
 #[test]
 fn bindings() {
     for text in ["auto", "AUTO", " "] {
-        assert_eq!(
-            load(&[("TB_SERVER_BINDING", text)]).unwrap().server.binding,
-            Binding::Auto
-        );
+        let settings = load(&[("TB_SERVER_BINDING", text)]).unwrap();
+        assert_eq!(listen(&settings.server.listen), ["tailnet://:80"]);
     }
     let ran = run(&["config", "check", "--binding", ""], &[]);
     assert_eq!(ran.err, "The settings are fine\n");
     for text in ["100.64.0.7", "fd7a:115c:a1e0::7", "[fd7a:115c:a1e0::7]"] {
-        let binding = load(&[("TB_ADMIN_BINDING", text)]).unwrap().admin.binding;
+        let settings = load(&[("TB_ADMIN_BINDING", text)]).unwrap();
+        let ip = text.trim_matches(['[', ']']).parse().unwrap();
+        let addr = std::net::SocketAddr::new(ip, 50051);
         assert_eq!(
-            binding,
-            Binding::Addr(text.trim_matches(['[', ']']).parse().unwrap())
+            listen(&settings.admin.listen),
+            [format!("tailnet://{addr}")]
         );
     }
     for text in ["0.0.0.0", "::", "[::]"] {
         assert!(warning("TB_SERVER_BINDING", text).contains("taken as auto"));
-        assert_eq!(
-            load(&[("TB_SERVER_BINDING", text)]).unwrap().server.binding,
-            Binding::Auto
-        );
+        let settings = load(&[("TB_SERVER_BINDING", text)]).unwrap();
+        assert_eq!(listen(&settings.server.listen), ["tailnet://:80"]);
     }
     for text in [
         "localhost",
@@ -2726,7 +2845,7 @@ fn the_exchange_takes_over_tailsts_variables_where_it_runs() {
     let with =
         |more: &[(&'static str, &'static str)]| load(&[&variables[..], more].concat()).unwrap();
     let on = with(&[("TB_COMPONENTS", "admin,sts")]);
-    assert_eq!(on.sts.port, 9000);
+    assert_eq!(listen(&on.sts.listen), ["tailnet://:9000"]);
     assert_eq!(on.sts.policies_dir, Path::new("/policies"));
     let client = on.sts.credentials.unwrap();
     assert_eq!(
@@ -2736,9 +2855,14 @@ fn the_exchange_takes_over_tailsts_variables_where_it_runs() {
     assert_eq!(on.sts.token_url.as_str(), "http://localhost:1/token");
     assert_eq!(on.log.format, LogFormat::Json);
     let own = with(&[("TB_COMPONENTS", "sts"), ("TB_STS_PORT", "9001")]);
-    assert_eq!(own.sts.port, 9001, "our own name wins");
+    assert_eq!(
+        listen(&own.sts.listen),
+        ["tailnet://:9001"],
+        "our own name wins"
+    );
     let off = with(&[("TB_COMPONENTS", "issuer")]);
-    assert_eq!((off.sts.port, off.sts.credentials), (8080, None));
+    assert_eq!(listen(&off.sts.listen), ["tailnet://:8080"]);
+    assert_eq!(off.sts.credentials, None);
     assert_eq!(off.log.format, LogFormat::Console);
 }
 

@@ -13,7 +13,7 @@ use crate::support::{
     http::{Answer, Connection, request},
     proxies::free_addr,
     soon,
-    world::{EmbeddedWorld, World as _},
+    world::EmbeddedWorld,
 };
 
 const RULES: &str = "[[rule]]\nname = \"open\"\ndecision = \"anonymous\"\npaths = [\"/open\"]\n";
