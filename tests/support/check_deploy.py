@@ -124,10 +124,14 @@ def compose(path):
         must(volume in document["volumes"] and mount == "/var/lib/tailbone", where, "keys and state are not in the volume")
 
 
+SECTIONS = "src/config/sections"
+
+
 def known():
-    """The variables of the settings, read from their table."""
+    """The variables of the settings, read from their sections."""
     names = set()
-    for key, kind in re.findall(r'\brow\(\s*"([^"]+)",\s*(?:Kind::)?(\w+)', (root / "src/config/table.rs").read_text()):
+    text = "".join(path.read_text() for path in sorted((root / SECTIONS).glob("*.rs")))
+    for key, kind in re.findall(r'\brow\(\s*"([^"]+)",\s*(?:Kind::)?(\w+)', text):
         name = "TB_" + re.sub(r"[.-]", "_", key).upper()
         names |= {name, f"{name}_FILE"} if kind == "Secret" else {name}
     return names
@@ -139,7 +143,7 @@ def known_count():
 
 def variables():
     names = known()
-    must(len(names) > 20, "src/config/table.rs", "the settings could not be read from it")
+    must(len(names) > 20, SECTIONS, "the settings could not be read from it")
     places = [root / "Dockerfile", root / "README.md", *(root / "docs/how-to").glob("*.md"), *(p for p in (root / "deploy").rglob("*") if p.is_file())]
     for path in places:
         for name in sorted(set(re.findall(r"\bTB_[A-Z0-9_]+", path.read_text()))):
