@@ -360,13 +360,7 @@ fn listeners(settings: &Settings) -> Vec<Listener> {
         .iter()
         .cloned()
         .partition(|listen| matches!(listen, Listen::Host { .. }));
-    add(
-        Component::Sts,
-        "sts",
-        &sts::LISTEN,
-        &sts::PORT,
-        &tailnet,
-    );
+    add(Component::Sts, "sts", &sts::LISTEN, &sts::PORT, &tailnet);
     add(
         Component::Sts,
         "sts at the host",

@@ -23,9 +23,9 @@ use serde_json::{Value as Json, json};
 use tailbone::{
     cli::{self, console::Console},
     config::{
-        self, Authorization, ClientSettings, Component, Environment, Flags, KeySpec,
-        Listen, LogFormat, LogLevel, Mistakes, Origin, OutputFormat, Publish, Purpose, Raw,
-        Settings, Value, sections, table,
+        self, Authorization, ClientSettings, Component, Environment, Flags, KeySpec, Listen,
+        LogFormat, LogLevel, Mistakes, Origin, OutputFormat, Publish, Purpose, Raw, Settings,
+        Value, sections, table,
     },
 };
 use tempfile::TempDir;
