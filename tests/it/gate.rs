@@ -1,4 +1,4 @@
-//! The gate as a whole: the rules of the nginx-auth article (W1-W15), the gaps that it left
+//! The gate as a whole: the rules of a published WhoIs middleware (W1-W15), the gaps that it leaves
 //! (G1-G11), and which proxies may ask about clients. `docs/compatibility/defects.md` lists the
 //! numbers; `docs/compatibility/gate.md` says what is done differently and why.
 
@@ -119,7 +119,7 @@ async fn w04_a_peer_that_the_tailnet_does_not_know_is_401() {
 
 #[tokio::test]
 async fn w05_a_name_of_an_unusual_shape_is_no_reason_to_refuse() {
-    // The article cut the tailnet's name out of the node's name; we use the suffix from the control
+    // The middleware cut the tailnet's name out of the node's name; we use the suffix from the control
     // server.
     let world = World::start(ALLOW_OWN).await;
     world.trouble.set(Trouble::Name("laptop"));
