@@ -230,8 +230,8 @@ impl<'a> Options<'a> {
 }
 
 impl Reader<'_> {
-    /// The listeners of a component: those of its `listen` setting, else those of the older settings
-    /// in `older`, which then have no effect.
+    /// The listeners of a component: those of its `listen` setting, or else those of the older
+    /// settings in `older`, which have no effect if `listen` is typed.
     pub(super) fn listen(
         &mut self,
         row: &'static Row,

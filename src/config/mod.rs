@@ -3,9 +3,9 @@
 //! A value goes through these files: a row in `sections/` names it (`table.rs` says what a row is),
 //! `raw.rs` finds what is typed for it (`file.rs` reads files, `otel.rs` the variables of
 //! OpenTelemetry), and the section's reader makes a checked value of it with the methods of
-//! `read.rs` (`meaning.rs` reads one text). `load.rs` puts the sections together, `listen.rs`
-//! says where each component listens, `exchange.rs` takes over what may change while the server runs, and
-//! `report.rs` says what is wrong.
+//! `read.rs` (`meaning.rs` reads one text). `load.rs` puts the sections together, `listen.rs` says
+//! where each component listens, `exchange.rs` takes over what may change while the server runs,
+//! and `report.rs` says what is wrong.
 //!
 //! Every mistake is reported at once with its origin, and no message contains a secret. The command
 //! line takes its flags from the table; how they are parsed is its own business.
