@@ -11,7 +11,7 @@
 //! `signer.rs` signs. aws-lc alone makes RSA keys and signs with them; the `rsa` crate represents
 //! and checks them, and no private operation uses it.
 
-use std::{fmt, num::NonZero, sync::mpsc, thread};
+use std::{fmt, num::NonZero, sync::mpsc, thread, time::Duration};
 
 use aws_lc_rs::{
     encoding::{AsBigEndian, AsDer, EcPrivateKeyBin},
@@ -181,28 +181,39 @@ pub(super) enum KeyPair {
     Rsa(RsaKeyPair),
 }
 
-/// Niceness of the threads that make a key. The first key is made while the node joins, and its
-/// callers need the cores too.
+/// Niceness of the first threads that look for a key. The first key is made while the node joins,
+/// and its callers need the cores too.
 const NICE: i32 = 10;
 
-/// Runs `make` on two threads and returns the first result; the other thread ends by itself. How
-/// long it takes to find two primes is a matter of luck, and a first start waits for its key. (RSA
-/// 2048, 200 keys on one thread: median 46 ms, 95th percentile 111 ms.)
+/// How long those threads have the search for themselves. On a busy machine they get next to nothing
+/// of the cores, and callers wait for the key. (RSA 2048, 200 keys on one idle thread: median 46 ms,
+/// 95th percentile 111 ms.)
+const NICE_TIME: Duration = Duration::from_millis(300);
+
+/// Runs `make` on two threads and returns the first result; the other threads end by themselves.
+/// How long it takes to find two primes is a matter of luck, and a first start waits for its key.
 fn sooner<T: Send + 'static>(make: impl Fn() -> T + Clone + Send + 'static) -> Option<T> {
     let (done, first) = mpsc::channel();
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     for _ in 0..cores.min(2) {
-        let (make, done) = (make.clone(), done.clone());
-        // If no thread can be started, the other one is enough.
-        let _ = thread::Builder::new().spawn(move || {
+        let make = make.clone();
+        search(done.clone(), move || {
             // On Linux the niceness is the thread's own. If it cannot be set, the search takes a
             // full share of the processor.
             let _ = setpriority_process(None, NICE);
-            done.send(make())
+            make()
         });
     }
-    drop(done);
+    if let Ok(found) = first.recv_timeout(NICE_TIME) {
+        return Some(found);
+    }
+    search(done, make);
     first.recv().ok()
+}
+
+fn search<T: Send + 'static>(done: mpsc::Sender<T>, make: impl FnOnce() -> T + Send + 'static) {
+    // If no thread can be started, another one is enough.
+    let _ = thread::Builder::new().spawn(move || done.send(make()));
 }
 
 impl PrivateJwk {
@@ -701,5 +712,19 @@ mod tests {
         let before = own();
         assert_eq!(sooner(own), Some(NICE));
         assert_eq!(own(), before);
+    }
+
+    #[test]
+    fn a_search_stands_back_for_a_moment_only() {
+        let own = || getpriority_process(None).unwrap();
+        let before = own();
+        let starved = move || {
+            let nice = own();
+            if nice == NICE {
+                thread::sleep(Duration::from_secs(60));
+            }
+            nice
+        };
+        assert_eq!(sooner(starved), Some(before));
     }
 }
