@@ -57,7 +57,6 @@ impl Screen {
 
     /// Shows the node's new state.
     pub(super) fn state(&self, state: &JoinState) {
-        *self.words.lock().unwrap_or_else(PoisonError::into_inner) = waiting_for(state);
         if let JoinState::NeedsLogin { url } = state {
             let block = login(url, columns(), self.color);
             foot::above(|| {
@@ -65,6 +64,8 @@ impl Screen {
                 let _ = std::io::stderr().lock().write_all(block.as_bytes());
             });
         }
+        // After the address: who reads that a login is waited for finds it above.
+        *self.words.lock().unwrap_or_else(PoisonError::into_inner) = waiting_for(state);
     }
 }
 

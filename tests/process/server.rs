@@ -501,7 +501,8 @@ alone! {
                 tokio::spawn(async move {
                     let mut connection = call(&*alice, &host).await;
                     while !over.load(Ordering::Relaxed) {
-                        assert_eq!(connection.post("/issue").await.status(), 200);
+                        let answer = connection.post("/issue").await;
+                        assert_eq!(answer.status(), 200, "{answer:?}");
                         answered.fetch_add(1, Ordering::Relaxed);
                     }
                 })
