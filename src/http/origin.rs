@@ -15,14 +15,21 @@ use axum::{
     Router,
     extract::Request,
     middleware::{Next, from_fn},
-    response::IntoResponse as _,
+    response::{IntoResponse as _, Response},
 };
-use http::{HeaderMap, HeaderName, Method, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
+    header::{self, Entry},
+};
 
 use super::{Error, error::Kind};
 use crate::web::{Allowed, Host, Origin};
 
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const REQUEST_PRIVATE_NETWORK: HeaderName =
+    HeaderName::from_static("access-control-request-private-network");
+const ALLOW_PRIVATE_NETWORK: HeaderName =
+    HeaderName::from_static("access-control-allow-private-network");
 
 /// Whether a browser sent this for a page. Programs send neither of these headers. `Sec-Fetch-Mode`
 /// alone proves nothing, since `fetch` of Node.js sends it too.
@@ -59,6 +66,64 @@ pub fn wrap(router: Router, allowed: &[Allowed<Origin>]) -> Router {
             next.run(request).await
         }
     }))
+}
+
+/// Lets pages of the allowed origins read the answers of these routes, and ask beforehand whether
+/// they may send a request (CORS, Fetch standard).
+pub fn share(router: Router, allowed: &[Allowed<Origin>]) -> Router {
+    if allowed.is_empty() {
+        return router;
+    }
+    let allowed: Arc<[Allowed<Origin>]> = allowed.into();
+    router.layer(from_fn(move |request: Request, next: Next| {
+        let allowed = allowed.clone();
+        async move {
+            let mut origins = request.headers().get_all(header::ORIGIN).iter();
+            let origin = match (origins.next(), origins.next()) {
+                (Some(origin), None) if is_allowed(request.headers(), &allowed) => origin.clone(),
+                _ => return next.run(request).await,
+            };
+            let mut response = match preflight(&request) {
+                Some(answer) => answer,
+                None => next.run(request).await,
+            };
+            let headers = response.headers_mut();
+            // What everybody may read says so itself.
+            if let Entry::Vacant(entry) = headers.entry(header::ACCESS_CONTROL_ALLOW_ORIGIN) {
+                entry.insert(origin);
+                headers.append(header::VARY, HeaderValue::from_static("origin"));
+            }
+            response
+        }
+    }))
+}
+
+/// The answer to a browser that asks whether a page may send a request.
+fn preflight(request: &Request) -> Option<Response> {
+    let asked = request.headers();
+    if request.method() != Method::OPTIONS
+        || !asked.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+    {
+        return None;
+    }
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    let headers = response.headers_mut();
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("GET, POST"),
+    );
+    if let Some(names) = asked.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, names.clone());
+    }
+    // A page on the internet asks for leave to call a private address, which a tailnet's is.
+    if asked.contains_key(REQUEST_PRIVATE_NETWORK) {
+        headers.insert(ALLOW_PRIVATE_NETWORK, HeaderValue::from_static("true"));
+    }
+    headers.insert(
+        header::ACCESS_CONTROL_MAX_AGE,
+        HeaderValue::from_static("600"),
+    );
+    Some(response)
 }
 
 fn of(headers: &HeaderMap) -> String {
@@ -120,8 +185,6 @@ fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn headers(list: &[(&'static str, &'static str)]) -> HeaderMap {

@@ -77,14 +77,16 @@ impl Lifecycle for LiveRules {
 }
 
 pub fn router(issuer: Issuer) -> Router {
-    Router::new()
+    let origins = issuer.origins.clone();
+    let routes = Router::new()
         .route("/issue", post(issue).fallback(|| only("POST")))
         .route(
             "/.well-known/jwks.json",
             get(jwks).fallback(|| only("GET, HEAD")),
         )
         .route("/_healthz", get(health).fallback(|| only("GET, HEAD")))
-        .with_state(Arc::new(issuer))
+        .with_state(Arc::new(issuer));
+    origin::share(routes, &origins)
 }
 
 async fn only(allow: &'static str) -> Error {
@@ -121,14 +123,7 @@ async fn issue(
     ];
     // A token needs no escaping in JSON: it consists of base64url and dots.
     let answer = ["{\"token\":\"", &token, "\"}"].concat();
-    let mut response = (headers, Body::from(answer)).into_response();
-    // A page that may ask for a token may read the answer.
-    if let Some(origin) = request.get(header::ORIGIN) {
-        let headers = response.headers_mut();
-        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-        headers.insert(header::VARY, HeaderValue::from_static("origin"));
-    }
-    Ok(response)
+    Ok((headers, Body::from(answer)).into_response())
 }
 
 /// Bytes that most claims fit into; larger ones cost a copy.

@@ -67,6 +67,7 @@ pub fn part(settings: &config::Settings, context: &Context) -> Result<Part, Buil
     let settings = &settings.sts;
     let sts = Sts::start(settings, context.meter.clone())?;
     let routes = origin::wrap(router(sts.state()), origins);
+    let routes = origin::share(routes, origins);
     let routes = layers::wrap_worded(routes, "sts");
     let state = sts.state();
     let mut part = Part::new("sts")

@@ -352,6 +352,38 @@ async fn a_page_that_is_meant_gets_a_token_and_may_read_it() {
 }
 
 #[tokio::test]
+async fn a_page_that_is_meant_may_ask_beforehand() {
+    let world = World::allowing(&[], &["https://app.example.com"]).await;
+    let mut alice = world.alice().await;
+    let mut ask = async |origin: &str| {
+        let mut ask = request("OPTIONS", "/issue");
+        for (name, value) in [
+            ("origin", origin),
+            ("access-control-request-method", "POST"),
+            ("access-control-request-headers", "content-type"),
+            ("access-control-request-private-network", "true"),
+        ] {
+            ask.headers_mut().insert(name, value.parse().unwrap());
+        }
+        alice.send(ask).await
+    };
+    let answer = ask("https://app.example.com").await;
+    assert_eq!(answer.status(), 204);
+    for (name, value) in [
+        ("access-control-allow-origin", "https://app.example.com"),
+        ("access-control-allow-methods", "GET, POST"),
+        ("access-control-allow-headers", "content-type"),
+        ("access-control-allow-private-network", "true"),
+        ("vary", "origin"),
+    ] {
+        assert_eq!(answer.header(name), value, "{name}");
+    }
+    let answer = ask("https://evil.example").await;
+    assert_eq!(answer.status(), 405);
+    assert_eq!(answer.header("access-control-allow-origin"), "");
+}
+
+#[tokio::test]
 async fn only_a_name_of_the_node_is_answered() {
     let world = World::allowing(&["keys.example.com"], &[]).await;
     let mut alice = world.alice().await;
