@@ -26,6 +26,7 @@ NAMES = {
     "gate": "gate, forward-auth decision over the tailnet",
     "proxy": f"gate, reverse proxy, {LONG} bytes from a local service",
     "sts": "exchange, RS256 subject token, stub token endpoint",
+    "sts-health": "exchange (`GET /_healthz`)",
     "admin": "admin (a refusal of what is not gRPC)",
 }
 NAMES |= {f"before-{name}": f"before: {NAMES[name]}" for name in ("constant", *ISSUERS)}
