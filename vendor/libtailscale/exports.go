@@ -25,7 +25,7 @@ func main() {}
 func answer(out *C.tailscale_buf, data []byte, err *node.Error) C.int32_t {
 	code := node.OK
 	if err != nil {
-		code, data = err.Code, []byte(err.Words)
+		code, data = err.Code, []byte(err.Message)
 	}
 	if out != nil {
 		out.data, out.len = nil, 0
@@ -43,16 +43,16 @@ func input(p C.tailscale_bytes, n C.size_t) ([]byte, *node.Error) {
 		return nil, nil
 	}
 	if p == nil {
-		return nil, &node.Error{Code: node.Invalid, Words: "a NULL pointer was given with a length that is not 0"}
+		return nil, &node.Error{Code: node.Invalid, Message: "a NULL pointer was given with a length that is not 0"}
 	}
 	if n > 1<<20 {
-		return nil, &node.Error{Code: node.Invalid, Words: "an argument is longer than 1 MiB"}
+		return nil, &node.Error{Code: node.Invalid, Message: "an argument is longer than 1 MiB"}
 	}
 	return C.GoBytes(unsafe.Pointer(p), C.int(n)), nil
 }
 
 func missing(what string) *node.Error {
-	return &node.Error{Code: node.Invalid, Words: what + ": a NULL pointer was given for the result"}
+	return &node.Error{Code: node.Invalid, Message: what + ": a NULL pointer was given for the result"}
 }
 
 //export tailscale_set_program
@@ -60,9 +60,9 @@ func tailscale_set_program(p *C.tailscale_program, kick_fd C.int32_t, out *C.tai
 	_, err := guard(func() ([]byte, *node.Error) {
 		if p == nil || p.open == nil || p.turn == nil || p.free == nil || p.kicked == nil {
 			node.Discard(int(kick_fd))
-			return nil, &node.Error{Code: node.Invalid, Words: "program: a function is missing"}
+			return nil, &node.Error{Code: node.Invalid, Message: "program: a function is missing"}
 		}
-		return nil, node.SetProgram(&program{*p}, int(kick_fd))
+		return nil, node.SetCallbacks(&program{*p}, int(kick_fd))
 	})
 	return answer(out, nil, err)
 }
@@ -102,7 +102,7 @@ func tailscale_new(json C.tailscale_bytes, len C.size_t, generation *C.uint64_t,
 			err = missing("node")
 		}
 		if err == nil && uintptr(unsafe.Pointer(generation))%8 != 0 {
-			err = &node.Error{Code: node.Invalid, Words: "generation: not aligned to 8 bytes"}
+			err = &node.Error{Code: node.Invalid, Message: "generation: not aligned to 8 bytes"}
 		}
 		if err != nil {
 			node.Discard(int(log_fd))

@@ -14,7 +14,7 @@ import (
 func guard(f func() ([]byte, *node.Error)) (data []byte, err *node.Error) {
 	defer func() {
 		if p := recover(); p != nil {
-			data, err = nil, &node.Error{Code: node.Panic, Words: fmt.Sprintf("the node's code panicked: %v", p)}
+			data, err = nil, &node.Error{Code: node.Panic, Message: fmt.Sprintf("the node's code panicked: %v", p)}
 		}
 	}()
 	return f()

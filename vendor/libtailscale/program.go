@@ -27,19 +27,19 @@ import (
 type program struct{ c C.tailscale_program }
 
 // The Go and the C struct must have the same size.
-var _ [unsafe.Sizeof(node.Told{})]byte = [unsafe.Sizeof(C.tailscale_told{})]byte{}
+var _ [unsafe.Sizeof(node.TurnResult{})]byte = [unsafe.Sizeof(C.tailscale_told{})]byte{}
 
 func (p *program) Open(id uint64) uintptr {
 	return uintptr(C.program_open(p.c, C.uint64_t(id)))
 }
 
-func (p *program) Turn(ref uintptr, in []byte, end node.End, out []byte, told *node.Told) {
+func (p *program) Turn(ref uintptr, in []byte, end node.InboundState, out []byte, told *node.TurnResult) {
 	C.program_turn(p.c.turn, C.uintptr_t(ref), (C.tailscale_bytes)(unsafe.Pointer(unsafe.SliceData(in))), C.size_t(len(in)), C.uint32_t(end),
 		(*C.uint8_t)(unsafe.Pointer(unsafe.SliceData(out))), C.size_t(len(out)), (*C.tailscale_told)(unsafe.Pointer(told)))
 }
 
 func (p *program) Free(ref uintptr) { C.program_free(p.c, C.uintptr_t(ref)) }
 
-func (p *program) Kicked(ids []uint64) int {
+func (p *program) TakeKicks(ids []uint64) int {
 	return int(C.program_kicked(p.c, (*C.uint64_t)(unsafe.Pointer(&ids[0])), C.size_t(len(ids))))
 }

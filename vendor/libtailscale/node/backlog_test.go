@@ -11,11 +11,11 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 )
 
-// stormy makes a server whose program takes nothing, a peer that opens many connections, and
+// backlogTest makes a server whose program takes nothing, a peer that opens many connections, and
 // another peer.
-func stormy(t *testing.T) (server, many, other *member, to string) {
+func backlogTest(t *testing.T) (server, many, other *testNode, to string) {
 	tn := newTailnet(t)
-	check := steady(t)
+	check := checkLeaks(t)
 	server, many, other = tn.join("server"), tn.join("many"), tn.join("other")
 	many.awaitPeer("server")
 	other.awaitPeer("server")
@@ -30,26 +30,26 @@ func stormy(t *testing.T) (server, many, other *member, to string) {
 }
 
 // reset opens a connection and resets it once the server has it.
-func (m *member) reset(to string) {
+func (m *testNode) reset(to string) {
 	m.t.Helper()
 	c, err := m.node().srv.Dial(m.t.Context(), "tcp", to)
 	if err != nil {
 		m.t.Fatalf("a connection to be reset: %v", err)
 	}
-	waitFor(m.t, "the server to have the connection", func() bool { return live.Load() == 1 })
-	ep, _ := inside(c.(netConn))
+	waitFor(m.t, "the server to have the connection", func() bool { return liveConns.Load() == 1 })
+	ep, _ := endpointOf(c.(netConn))
 	ep.SocketOptions().SetLinger(tcpip.LingerOption{Enabled: true})
 	c.Close()
 }
 
 func TestResetConnectionsLeaveTheBacklog(t *testing.T) {
-	server, many, other, to := stormy(t)
+	server, many, other, to := backlogTest(t)
 	ln := server.listen(":80")
 	// More than may wait, and none of them is taken.
-	const storm = 2 * maxPendingEach
+	const storm = 2 * maxPendingPerPeer
 	for range storm {
 		many.reset(to)
-		waitFor(t, "the connection to be freed", func() bool { return live.Load() == 0 })
+		waitFor(t, "the connection to be freed", func() bool { return liveConns.Load() == 0 })
 	}
 	out := other.dial(to)
 	out.write([]byte("ping"))
@@ -71,11 +71,11 @@ func TestResetConnectionsLeaveTheBacklog(t *testing.T) {
 }
 
 func TestOnePeerCannotFillTheBacklog(t *testing.T) {
-	server, many, other, to := stormy(t)
+	server, many, other, to := backlogTest(t)
 	ln := server.listen(":80")
-	var outs []*caller
+	var outs []*testConn
 	refused := 0
-	for range maxPendingEach + 100 { // the socket holds about forty
+	for range maxPendingPerPeer + 100 { // the socket holds about forty
 		fd, err := many.node().Dial([]byte(to), 10*time.Second)
 		if err != nil {
 			t.Fatal(err)
@@ -99,5 +99,5 @@ func TestOnePeerCannotFillTheBacklog(t *testing.T) {
 	for _, out := range outs {
 		out.close()
 	}
-	waitFor(t, "all to be freed", func() bool { return live.Load() == 0 })
+	waitFor(t, "all to be freed", func() bool { return liveConns.Load() == 0 })
 }

@@ -19,7 +19,7 @@ func BenchmarkIdleConnections(b *testing.B) {
 	client.awaitPeer("server")
 	ln := server.listen(":80")
 	to := fmt.Sprintf("%v:80", server.ip(4))
-	var ends []*caller
+	var ends []*testConn
 	pairUp := func() {
 		out, in := client.dial(to), receive(b, ln)
 		out.write([]byte("GET / HTTP/1.1\r\n\r\n"))
@@ -55,7 +55,7 @@ func BenchmarkIdleConnections(b *testing.B) {
 	for _, c := range ends {
 		c.close()
 	}
-	waitFor(b, "the connections to end", func() bool { return live.Load() == 0 })
+	waitFor(b, "the connections to end", func() bool { return liveConns.Load() == 0 })
 	server.close()
 	client.close()
 }
@@ -73,7 +73,7 @@ func BenchmarkBulk(b *testing.B) {
 	piece := make([]byte, 64<<10)
 	for _, way := range []struct {
 		name     string
-		from, to *caller
+		from, to *testConn
 	}{{"in", out, in}, {"out", in, out}} {
 		b.Run(way.name, func(b *testing.B) {
 			b.SetBytes(int64(len(piece)))

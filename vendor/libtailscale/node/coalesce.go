@@ -29,49 +29,49 @@ import (
 
 type flow struct{ src, dst netip.AddrPort }
 
-// runs remembers which flow is being collected in which object.
-type runs struct {
-	next tstun.GROFilterFunc
-	mu   sync.Mutex
-	of   map[*gro.GRO]flow
+// flowTracker remembers which flow each GRO object is collecting.
+type flowTracker struct {
+	next   tstun.GROFilterFunc
+	mu     sync.Mutex
+	flowOf map[*gro.GRO]flow
 }
 
-// mostRuns bounds the entries for objects that the pool no longer holds. Forgetting one only causes
-// an early delivery.
-const mostRuns = 64
+// maxTracked limits the entries for objects that the pool no longer holds. Forgetting one only
+// causes an early delivery.
+const maxTracked = 64
 
-// oneFlowAtATime must be called before the node has peers.
-func oneFlowAtATime(tun *tstun.Wrapper) {
-	r := &runs{next: tun.PostFilterPacketInboundFromWireGuard, of: make(map[*gro.GRO]flow)}
+// collectOneFlowAtATime must be called before the node has peers.
+func collectOneFlowAtATime(tun *tstun.Wrapper) {
+	r := &flowTracker{next: tun.PostFilterPacketInboundFromWireGuard, flowOf: make(map[*gro.GRO]flow)}
 	tun.PostFilterPacketInboundFromWireGuard = r.inbound
 }
 
 // inbound takes a packet, and what was collected from earlier packets of its batch.
-func (r *runs) inbound(p *packet.Parsed, w *tstun.Wrapper, collected *gro.GRO) (filter.Response, *gro.GRO) {
+func (t *flowTracker) inbound(p *packet.Parsed, w *tstun.Wrapper, collected *gro.GRO) (filter.Response, *gro.GRO) {
 	f := flow{p.Src, p.Dst}
-	if collected != nil && !r.is(collected, f) {
+	if collected != nil && !t.isCollecting(collected, f) {
 		collected.Flush() // returns it to the pool
 		collected = nil
 	}
-	begun := collected == nil
-	response, collected := r.next(p, w, collected)
-	if begun && collected != nil {
-		r.begin(collected, f)
+	isNew := collected == nil
+	response, collected := t.next(p, w, collected)
+	if isNew && collected != nil {
+		t.track(collected, f)
 	}
 	return response, collected
 }
 
-func (r *runs) is(collected *gro.GRO, f flow) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.of[collected] == f
+func (t *flowTracker) isCollecting(collected *gro.GRO, f flow) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.flowOf[collected] == f
 }
 
-func (r *runs) begin(collected *gro.GRO, f flow) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(r.of) >= mostRuns {
-		clear(r.of)
+func (t *flowTracker) track(collected *gro.GRO, f flow) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.flowOf) >= maxTracked {
+		clear(t.flowOf)
 	}
-	r.of[collected] = f
+	t.flowOf[collected] = f
 }

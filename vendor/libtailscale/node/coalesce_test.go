@@ -21,11 +21,11 @@ import (
 // More flows at once than the netstack has places to collect them: each arrives whole, none is
 // reset.
 func TestFlowsDoNotMix(t *testing.T) {
-	s := newAccepting(t)
+	s := newAcceptTest(t)
 	const flows, size = 16, 1 << 20
 	piece := func(i int) []byte { return bytes.Repeat([]byte{byte('a' + i)}, 64<<10) }
 	var all sync.WaitGroup
-	var outs, ins [flows]*caller
+	var outs, ins [flows]*testConn
 	for i := range flows {
 		outs[i], ins[i] = s.connect()
 	}
@@ -61,7 +61,7 @@ func TestOneFlowIsCollectedAtATime(t *testing.T) {
 		g.Enqueue(p)
 		return filter.DropSilently, g
 	}
-	r := &runs{next: collect, of: make(map[*gro.GRO]flow)}
+	r := &flowTracker{next: collect, flowOf: make(map[*gro.GRO]flow)}
 	bring := func(through tstun.GROFilterFunc) {
 		got = nil
 		var g *gro.GRO
@@ -83,18 +83,18 @@ func TestOneFlowIsCollectedAtATime(t *testing.T) {
 		t.Errorf("gVisor's Flush delivers all flows (%v): coalesce.go is not needed any more", got)
 	}
 	if _, g := r.inbound(segment(1000, 0), nil, nil); g != nil {
-		clear(r.of)
+		clear(r.flowOf)
 		got = nil
 		if r.inbound(segment(1000, 1), nil, g); len(got) != 1 {
 			t.Error("what is not known was collected on")
 		}
 	}
-	for range 10 * mostRuns {
+	for range 10 * maxTracked {
 		_, g := r.inbound(segment(1000, 0), nil, nil)
 		_ = g // not flushed: the pool returns another one next time
 	}
-	if len(r.of) > mostRuns {
-		t.Errorf("%d are remembered", len(r.of))
+	if len(r.flowOf) > maxTracked {
+		t.Errorf("%d are remembered", len(r.flowOf))
 	}
 }
 

@@ -3,7 +3,7 @@
 // Invariants: nothing is ever cut, guessed or silently ignored. An unknown member, a member given
 // twice, a string with NUL or other control characters, text that is not UTF-8 or longer than its
 // limit is refused with a message that names the member (never its value, which may be a secret).
-// The caller knows the defaults; here a member that is absent or null is its zero value.
+// The program knows the defaults; here a member that is absent or null is its zero value.
 
 package node
 
@@ -82,34 +82,34 @@ func ParseConfig(raw []byte) (*Config, *Error) {
 		}
 	}
 	if len(c.Tags) > maxTags {
-		return nil, fail(Invalid, "tags: %d given, at most %d are allowed", len(c.Tags), maxTags)
+		return nil, errorf(Invalid, "tags: %d given, at most %d are allowed", len(c.Tags), maxTags)
 	}
 	for _, t := range c.Tags {
 		if err := checkText("tags", t, maxTag); err != nil {
 			return nil, err
 		}
 		if err := tailcfg.CheckTag(t); err != nil {
-			return nil, fail(Invalid, "tags: %q: %v (a tag looks like \"tag:name\")", t, err)
+			return nil, errorf(Invalid, "tags: %q: %v (a tag looks like \"tag:name\")", t, err)
 		}
 	}
 	if strings.ContainsFunc(c.Hostname, func(r rune) bool { return unicode.IsSpace(r) || r > unicode.MaxASCII || r == '/' }) {
-		return nil, fail(Invalid, "hostname: only ASCII letters, digits, '-', '_' and '.' are allowed")
+		return nil, errorf(Invalid, "hostname: only ASCII letters, digits, '-', '_' and '.' are allowed")
 	}
 	switch {
 	case c.Store == "":
 	case c.Store == "mem:":
 		if !c.Ephemeral {
-			return nil, fail(Invalid, "store: \"mem:\" forgets the node's key at exit, so it needs \"ephemeral\": true")
+			return nil, errorf(Invalid, "store: \"mem:\" forgets the node's key at exit, so it needs \"ephemeral\": true")
 		}
 	case strings.HasPrefix(c.Store, "kube:") && len(c.Store) > len("kube:"):
 	default:
-		return nil, fail(Invalid, "store: must be \"\", \"mem:\" or \"kube:NAME\"")
+		return nil, errorf(Invalid, "store: must be \"\", \"mem:\" or \"kube:NAME\"")
 	}
 	if c.Dir == "" && c.Store == "" {
-		return nil, fail(Invalid, "dir: missing; the node keeps its identity there")
+		return nil, errorf(Invalid, "dir: missing; the node keeps its identity there")
 	}
 	if c.Dir != "" && !filepath.IsAbs(c.Dir) {
-		return nil, fail(Invalid, "dir: must be an absolute path")
+		return nil, errorf(Invalid, "dir: must be an absolute path")
 	}
 	// The environment must not decide which control server is used: tsnet reads TS_CONTROL_URL if
 	// this is empty.
@@ -118,22 +118,22 @@ func ParseConfig(raw []byte) (*Config, *Error) {
 	}
 	u, err := url.Parse(c.ControlURL)
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		return nil, fail(Invalid, "control_url: must be an http or https URL")
+		return nil, errorf(Invalid, "control_url: must be an http or https URL")
 	}
 	if u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return nil, fail(Invalid, "control_url: must not have a user, a query or a fragment")
+		return nil, errorf(Invalid, "control_url: must not have a user, a query or a fragment")
 	}
 	if c.level, err = parseLevel(c.LogLevel); err != nil {
-		return nil, fail(Invalid, "log_level: %v", err)
+		return nil, errorf(Invalid, "log_level: %v", err)
 	}
 	if c.GreetMax < 0 || c.GreetMax > maxGreeting {
-		return nil, fail(Invalid, "greet_max: must be between 0 and %d", maxGreeting)
+		return nil, errorf(Invalid, "greet_max: must be between 0 and %d", maxGreeting)
 	}
 	if c.IDToken != "" && c.Audience != "" {
-		return nil, fail(Invalid, "id_token and audience: only one of them may be given")
+		return nil, errorf(Invalid, "id_token and audience: only one of them may be given")
 	}
 	if (c.IDToken != "" || c.Audience != "") && c.ClientID == "" {
-		return nil, fail(Invalid, "client_id: missing; id_token and audience are used only with it")
+		return nil, errorf(Invalid, "client_id: missing; id_token and audience are used only with it")
 	}
 	return &c, nil
 }
@@ -146,13 +146,13 @@ func (c *Config) usesExchange() bool {
 
 func checkText(name, s string, max int) *Error {
 	if len(s) > max {
-		return fail(Invalid, "%s: %d bytes, at most %d are allowed", name, len(s), max)
+		return errorf(Invalid, "%s: %d bytes, at most %d are allowed", name, len(s), max)
 	}
 	if strings.ContainsRune(s, 0) {
-		return fail(Invalid, "%s: contains a NUL character", name)
+		return errorf(Invalid, "%s: contains a NUL character", name)
 	}
 	if strings.ContainsFunc(s, unicode.IsControl) {
-		return fail(Invalid, "%s: contains a control character", name)
+		return errorf(Invalid, "%s: contains a control character", name)
 	}
 	return nil
 }
@@ -162,54 +162,54 @@ func checkText(name, s string, max int) *Error {
 // UTF-8; all three are refused here.
 func decodeStrict(raw []byte, max int, into any) *Error {
 	if len(raw) > max {
-		return fail(Invalid, "the configuration is %d bytes long, at most %d are allowed", len(raw), max)
+		return errorf(Invalid, "the configuration is %d bytes long, at most %d are allowed", len(raw), max)
 	}
 	if !utf8.Valid(raw) {
-		return fail(Invalid, "the configuration is not valid UTF-8")
+		return errorf(Invalid, "the configuration is not valid UTF-8")
 	}
 	known, err := json.Marshal(into)
 	if err != nil {
-		return fail(Internal, "%v", err)
+		return errorf(Internal, "%v", err)
 	}
 	var names map[string]json.RawMessage
 	if err := json.Unmarshal(known, &names); err != nil {
-		return fail(Internal, "%v", err)
+		return errorf(Internal, "%v", err)
 	}
 	d := json.NewDecoder(bytes.NewReader(raw))
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return fail(Invalid, "the configuration is not a JSON object")
+		return errorf(Invalid, "the configuration is not a JSON object")
 	}
 	var seen []string
 	for d.More() {
 		t, err := d.Token()
 		name, ok := t.(string)
 		if err != nil || !ok {
-			return fail(Invalid, "the configuration is not valid JSON: %v", err)
+			return errorf(Invalid, "the configuration is not valid JSON: %v", err)
 		}
 		if _, ok := names[name]; !ok {
-			return fail(Invalid, "unknown member %q", clip(name, 64))
+			return errorf(Invalid, "unknown member %q", truncate(name, 64))
 		}
 		if slices.Contains(seen, name) {
-			return fail(Invalid, "member %q is given twice", name)
+			return errorf(Invalid, "member %q is given twice", name)
 		}
 		seen = append(seen, name)
 		var skip json.RawMessage
 		if err := d.Decode(&skip); err != nil {
-			return fail(Invalid, "the configuration is not valid JSON: %v", err)
+			return errorf(Invalid, "the configuration is not valid JSON: %v", err)
 		}
 	}
 	if _, err := d.Token(); err != nil {
-		return fail(Invalid, "the configuration is not valid JSON: %v", err)
+		return errorf(Invalid, "the configuration is not valid JSON: %v", err)
 	}
 	if _, err := d.Token(); err != io.EOF {
-		return fail(Invalid, "there is something after the configuration's closing brace")
+		return errorf(Invalid, "there is something after the configuration's closing brace")
 	}
 	if err := json.Unmarshal(raw, into); err != nil {
 		// The error of encoding/json may quote a value, so name only the member and its type.
 		if t, ok := err.(*json.UnmarshalTypeError); ok {
-			return fail(Invalid, "member %q must be of type %s", t.Field, jsonType(t))
+			return errorf(Invalid, "member %q must be of type %s", t.Field, jsonType(t))
 		}
-		return fail(Invalid, "the configuration is not valid JSON")
+		return errorf(Invalid, "the configuration is not valid JSON")
 	}
 	return nil
 }
@@ -227,8 +227,8 @@ func jsonType(t *json.UnmarshalTypeError) string {
 	}
 }
 
-// clip shortens text that is only shown.
-func clip(s string, n int) string {
+// truncate shortens text that is only shown.
+func truncate(s string, n int) string {
 	if len(s) <= n {
 		return s
 	}

@@ -49,11 +49,11 @@ func TestConfigRefusals(t *testing.T) {
 		`{"dir":"/a","client_id":"c","id_token":"t","audience":"a"}`: "only one of them",
 	} {
 		_, err := ParseConfig([]byte(raw))
-		if err == nil || err.Code != Invalid || !strings.Contains(err.Words, want) {
+		if err == nil || err.Code != Invalid || !strings.Contains(err.Message, want) {
 			t.Errorf("%.80q: %v, want %q", raw, err, want)
 		}
-		if err != nil && len(err.Words) > 400 {
-			t.Errorf("%.80q: %d bytes of words", raw, len(err.Words))
+		if err != nil && len(err.Message) > 400 {
+			t.Errorf("%.80q: %d bytes of words", raw, len(err.Message))
 		}
 	}
 }
@@ -65,7 +65,7 @@ func TestConfigRefusalsNeverShowSecrets(t *testing.T) {
 		`{"dir":"/a","control_url":"http://u:hunter2@x"}`,
 		`{"dir":"/a","id_token":"hunter2","client_id":"c","audience":"a"}`,
 	} {
-		if _, err := ParseConfig([]byte(raw)); err == nil || strings.Contains(err.Words, "hunter2") {
+		if _, err := ParseConfig([]byte(raw)); err == nil || strings.Contains(err.Message, "hunter2") {
 			t.Errorf("%s: %v", raw, err)
 		}
 	}
@@ -77,7 +77,7 @@ func TestConfigDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.ControlURL != ipn.DefaultControlURL || c.level != lvInfo {
+	if c.ControlURL != ipn.DefaultControlURL || c.level != levelInfo {
 		t.Errorf("%+v", c)
 	}
 }
@@ -143,7 +143,7 @@ func FuzzAddresses(f *testing.F) {
 
 // A message about foreign bytes must not contain a second line.
 func oneLine(t *testing.T, err *Error) {
-	if err != nil && strings.ContainsFunc(err.Words, unicode.IsControl) {
-		t.Errorf("a message with a control character: %q", err.Words)
+	if err != nil && strings.ContainsFunc(err.Message, unicode.IsControl) {
+		t.Errorf("a message with a control character: %q", err.Message)
 	}
 }

@@ -32,43 +32,43 @@ func (n *Node) Dial(addr []byte, timeout time.Duration) (int, *Error) {
 		return -1, err
 	}
 	if timeout <= 0 || timeout > maxDial {
-		return -1, fail(Invalid, "timeout_ms: must be between 1 and %d", maxDial.Milliseconds())
+		return -1, errorf(Invalid, "timeout_ms: must be between 1 and %d", maxDial.Milliseconds())
 	}
 	lb, err := n.backend()
 	if err != nil {
 		return -1, err
 	}
 	if s := lb.State(); s != ipn.Running {
-		return -1, fail(BadState, "the node cannot dial: its state is %v, not Running", s)
+		return -1, errorf(BadState, "the node cannot dial: its state is %v, not Running", s)
 	}
-	end, theirs, perr := pair(unix.SOCK_SEQPACKET)
+	socket, programFD, perr := socketPair(unix.SOCK_SEQPACKET)
 	if perr != nil {
-		return -1, ioFail("making the dial's sockets", perr)
+		return -1, ioError("making the dial's sockets", perr)
 	}
 	ctx, cancel := context.WithTimeout(n.ctx, timeout)
 	ok := n.spawn(func() {
 		defer cancel()
-		defer end.f.Close()
-		if err := n.dial(ctx, lb, host, port, end); err != nil {
-			end.trySend(failureMessage(err))
+		defer socket.file.Close()
+		if err := n.dial(ctx, lb, host, port, socket); err != nil {
+			socket.trySend(failureMessage(err))
 		}
 	})
 	if !ok {
 		cancel()
-		end.f.Close()
-		unix.Close(theirs)
+		socket.file.Close()
+		unix.Close(programFD)
 		return -1, errClosed
 	}
 	go func() { // ends with our end at the latest
-		end.gone()
+		socket.awaitHangup()
 		cancel()
 	}()
-	return theirs, nil
+	return programFD, nil
 }
 
 func parseDial(addr []byte) (host string, port uint16, err *Error) {
 	bad := func(why string) (string, uint16, *Error) {
-		return "", 0, fail(Invalid, "cannot dial %q: %s", clip(string(addr), 100), why)
+		return "", 0, errorf(Invalid, "cannot dial %q: %s", truncate(string(addr), 100), why)
 	}
 	if len(addr) > maxAddr {
 		return bad("too long")
@@ -82,19 +82,19 @@ func parseDial(addr []byte) (host string, port uint16, err *Error) {
 		return bad("the port must be a number from 1 to 65535")
 	}
 	if err := checkText("host", host, 255); err != nil {
-		return bad(err.Words)
+		return bad(err.Message)
 	}
 	return host, uint16(num), nil
 }
 
-func (n *Node) dial(ctx context.Context, lb *ipnlocal.LocalBackend, host string, port uint16, end ours) *Error {
+func (n *Node) dial(ctx context.Context, lb *ipnlocal.LocalBackend, host string, port uint16, outcome socketEnd) *Error {
 	ip, err := resolve(lb, host)
 	if err != nil {
 		return err
 	}
 	ns, ok := lb.Sys().Netstack.Get().(*netstack.Impl)
 	if !ok {
-		return fail(Internal, "the node has no netstack")
+		return errorf(Internal, "the node has no netstack")
 	}
 	ip4, ip6 := n.srv.TailscaleIPs()
 	from := ip4
@@ -102,7 +102,7 @@ func (n *Node) dial(ctx context.Context, lb *ipnlocal.LocalBackend, host string,
 		from = ip6
 	}
 	if !from.IsValid() {
-		return fail(Unreachable, "the node has no address to dial %v from", ip)
+		return errorf(Unreachable, "the node has no address to dial %v from", ip)
 	}
 	to := netip.AddrPortFrom(ip, port)
 	c, derr := ns.DialContextTCPWithBind(ctx, from, to)
@@ -113,18 +113,18 @@ func (n *Node) dial(ctx context.Context, lb *ipnlocal.LocalBackend, host string,
 	if a, ok := c.LocalAddr().(*net.TCPAddr); ok {
 		local = netip.AddrPortFrom(from, a.AddrPort().Port())
 	}
-	u, theirs, perr := pair(unix.SOCK_STREAM)
+	socket, programFD, perr := socketPair(unix.SOCK_STREAM)
 	if perr != nil {
 		c.Close()
-		return ioFail("making the connection's sockets", perr)
+		return ioError("making the connection's sockets", perr)
 	}
-	if herr := handOver(end, connHead(kindDialled, to, local), theirs); herr != nil {
-		u.f.Close()
+	if herr := sendDescriptor(outcome, connHeader(kindDialled, to, local), programFD); herr != nil {
+		socket.file.Close()
 		c.Close()
-		return ioFail("handing over the connection", herr)
+		return ioError("handing over the connection", herr)
 	}
-	if !n.splice.start(c, u) {
-		u.f.Close()
+	if !n.conns.startDialled(c, socket) {
+		socket.file.Close()
 		c.Close()
 	}
 	return nil
@@ -137,7 +137,7 @@ func resolve(lb *ipnlocal.LocalBackend, host string) (netip.Addr, *Error) {
 		if _, _, ok := lb.WhoIs("tcp", netip.AddrPortFrom(ip, 0)); ok && ip.Zone() == "" {
 			return ip, nil
 		}
-		return netip.Addr{}, fail(Unreachable, "no node of the tailnet has the address %v", ip)
+		return netip.Addr{}, errorf(Unreachable, "no node of the tailnet has the address %v", ip)
 	}
 	if nm := lb.NetMapWithPeers(); nm != nil {
 		want := strings.ToLower(fqdn(host))
@@ -149,24 +149,24 @@ func resolve(lb *ipnlocal.LocalBackend, host string) (netip.Addr, *Error) {
 			}
 		}
 	}
-	return netip.Addr{}, fail(Unreachable, "no node of the tailnet is called %q", host)
+	return netip.Addr{}, errorf(Unreachable, "no node of the tailnet is called %q", host)
 }
 
 func dialError(ctx context.Context, to netip.AddrPort, err error) *Error {
 	if code, ok := contextCode(errors.Join(err, ctx.Err())); ok {
 		if code == Timeout {
-			return fail(Timeout, "%v did not answer in time", to)
+			return errorf(Timeout, "%v did not answer in time", to)
 		}
-		return fail(Canceled, "dialling %v was canceled", to)
+		return errorf(Canceled, "dialling %v was canceled", to)
 	}
 	words := err.Error()
 	switch {
 	case strings.Contains(words, "refused"), strings.Contains(words, "reset"), strings.Contains(words, "aborted"):
-		return fail(Refused, "%v refused the connection", to)
+		return errorf(Refused, "%v refused the connection", to)
 	case strings.Contains(words, "unreachable"), strings.Contains(words, "no route"), strings.Contains(words, "no such"):
-		return fail(Unreachable, "%v cannot be reached: %s", to, words)
+		return errorf(Unreachable, "%v cannot be reached: %s", to, words)
 	case strings.Contains(words, "timed out"):
-		return fail(Timeout, "%v did not answer in time", to)
+		return errorf(Timeout, "%v did not answer in time", to)
 	}
-	return fail(Internal, "dialling %v: %s", to, words)
+	return errorf(Internal, "dialling %v: %s", to, words)
 }

@@ -1,11 +1,11 @@
-// The caller's generation counter, by which it knows without asking that a cached WhoIs answer may
+// The program's generation counter, by which it knows without asking that a cached WhoIs answer may
 // be stale.
 //
-// Invariants: the counter is incremented after the backend's view has changed, so a caller that
+// Invariants: the counter is incremented after the backend's view has changed, so a program that
 // sees the new number and then asks gets the new answer. It is not touched after stop has returned.
 //
-// There are three sources of changes: the backend's notifications (attach.go), the packet filter,
-// which may change without a notification (below), and the node's own start and stop.
+// There are three sources of changes: the backend's notifications (extension.go), the packet
+// filter, which may change without a notification (below), and the node's own start and stop.
 
 package node
 
@@ -18,15 +18,15 @@ import (
 )
 
 type generation struct {
-	mu      sync.Mutex
-	counter *uint64 // memory of the caller; nil when it gave none or after stop
-	own     uint64  // what we have counted, for the watch when the caller gave no counter
+	mu       sync.Mutex
+	counter  *uint64 // memory of the program; nil when it gave none or after stop
+	fallback uint64  // what we have counted, for the watch when the program gave no counter
 }
 
 func (g *generation) bump() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.own++
+	g.fallback++
 	if g.counter != nil {
 		atomic.AddUint64(g.counter, 1)
 	}
@@ -38,14 +38,14 @@ func (g *generation) now() uint64 {
 	if g.counter != nil {
 		return atomic.LoadUint64(g.counter)
 	}
-	return g.own
+	return g.fallback
 }
 
 func (g *generation) stop() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.counter != nil {
-		g.own = atomic.LoadUint64(g.counter)
+		g.fallback = atomic.LoadUint64(g.counter)
 		g.counter = nil
 	}
 }
@@ -55,9 +55,9 @@ func (g *generation) stop() {
 //
 // Upstream fault, seen in tailscale.com v1.102.5: a map response that changes nothing but the
 // filter causes no notification. The backend logs a line just before it installs the new filter,
-// and that line wakes us (signals.go). A check every second ensures that a lost or reworded line
-// costs a second and does not leave a stale grant for ever. Both can go when ipn.Notify reports
-// changes of the filter.
+// and that line wakes us (backend_log.go). A check every second ensures that a lost or reworded
+// line costs a second and does not leave a stale grant for ever. Both can go when ipn.Notify
+// reports changes of the filter.
 func (n *Node) followFilter() {
 	lb, err := n.backend()
 	if err != nil {
@@ -76,7 +76,7 @@ func (n *Node) followFilter() {
 		select {
 		case <-n.ctx.Done():
 			return
-		case <-n.filter:
+		case <-n.filterChanged:
 			lb.Prefs() // takes the backend's lock: waits until the goroutine that logged has installed the filter
 		case <-tick.C:
 		}

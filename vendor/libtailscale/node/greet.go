@@ -1,9 +1,9 @@
 // First contact: makes a WireGuard session with every peer that may need one, as soon as the node
 // is up.
 //
-// A caller whose handshake is lost before we can answer is silent for 5 s, WireGuard's
-// RekeyTimeout, but answers a handshake of ours at once. So we begin a handshake with every online
-// peer that we have no session with, and begin it again if it does not complete.
+// A peer whose handshake is lost before we can answer is silent for 5 s, WireGuard's RekeyTimeout,
+// but answers a handshake of ours at once. So we begin a handshake with every peer that is online
+// and has no session with us, and begin it again if it does not complete.
 // docs/design/first-contact.md shows the packets and explains why this cannot go on crossing the
 // peer's own handshakes.
 //
@@ -18,9 +18,9 @@
 //     earlier run does not: everything it sends in its old session is lost until it has a new one.
 //   - The wait before a new try doubles, so in the end it is longer than any round trip. Of two
 //     nodes that both keep these rules, the one with the lower node key waits half as long.
-//   - At most GreetMax peers are met within greetMemory, at the start those seen last first;
-//     greetAtOnce at a time, and after the first of them greetPause apart.
-//   - Peers that do not answer delay the node's start by greetHold at most.
+//   - At most GreetMax peers are greeted within peerRetention, at the start those seen last first;
+//     greetConcurrency at a time, and after the first of them greetInterval apart.
+//   - Peers that do not answer delay the node's start by greetStartDelay at most.
 
 package node
 
@@ -43,37 +43,37 @@ import (
 )
 
 const (
-	greetHold   = 70 * time.Millisecond // how long the node waits for the first answers before it reports that it runs
-	greetPause  = 10 * time.Millisecond // before the next peer; and before the second disco ping, then twice that, and so on
-	greetAtOnce = 32
-	greetFind   = 5 * time.Second  // for a peer that does not answer at all
-	greetWait   = 15 * time.Second // for one that does, until a handshake completes
-	greetMemory = 9 * time.Minute  // how long WireGuard keeps a peer without traffic
+	greetStartDelay  = 70 * time.Millisecond // how long the node waits for the first answers before it reports that it runs
+	greetInterval    = 10 * time.Millisecond // before the next peer; and before the second disco ping, then twice that, and so on
+	greetConcurrency = 32
+	discoverTimeout  = 5 * time.Second  // for a peer that does not answer at all
+	handshakeTimeout = 15 * time.Second // for one that does, until a handshake completes
+	peerRetention    = 9 * time.Minute  // how long WireGuard keeps a peer without traffic
 
 	// The time of a round trip is added to both.
-	ownHandshake = 20 * time.Millisecond  // for the peer's own handshake, before we begin one
-	newHandshake = 100 * time.Millisecond // for a handshake of ours, before the first new try
+	peerHandshakeWait = 20 * time.Millisecond  // for the peer's own handshake, before we begin one
+	firstRetryWait    = 100 * time.Millisecond // for a handshake of ours, before the first new try
 )
 
 type greeter struct {
-	wake chan struct{}
-	done atomic.Bool // or no longer waited for
+	wake     chan struct{}
+	finished atomic.Bool // the first peers were greeted, or are no longer waited for
 
-	mu      sync.Mutex
-	changed []tailcfg.NodeView // peers reported since the last check
-	all     bool               // check all peers
+	mu       sync.Mutex
+	changed  []tailcfg.NodeView // peers reported since the last check
+	checkAll bool               // check all peers
 }
 
-// noticed records what a notification of the backend says about peers that may have to be met. It
-// runs under the backend's lock.
-func (g *greeter) noticed(nt *ipn.Notify) {
+// noteChanges records what a notification of the backend says about peers that may have to be
+// greeted. It runs under the backend's lock.
+func (g *greeter) noteChanges(nt *ipn.Notify) {
 	g.mu.Lock()
 	for _, p := range nt.PeersChanged {
 		g.changed = append(g.changed, p.View())
 	}
-	g.all = g.all || nt.SelfChange != nil
+	g.checkAll = g.checkAll || nt.SelfChange != nil
 	for _, p := range nt.PeerChangedPatch {
-		g.all = g.all || p.DiscoKey != nil || p.Online != nil && *p.Online
+		g.checkAll = g.checkAll || p.DiscoKey != nil || p.Online != nil && *p.Online
 	}
 	g.mu.Unlock()
 	select {
@@ -85,8 +85,8 @@ func (g *greeter) noticed(nt *ipn.Notify) {
 // candidates returns the peers to check since the last call.
 func (g *greeter) candidates(lb *ipnlocal.LocalBackend) []tailcfg.NodeView {
 	g.mu.Lock()
-	peers, all := g.changed, g.all
-	g.changed, g.all = nil, false
+	peers, all := g.changed, g.checkAll
+	g.changed, g.checkAll = nil, false
 	g.mu.Unlock()
 	if all {
 		peers = lb.NodeBackend().Peers()
@@ -95,7 +95,7 @@ func (g *greeter) candidates(lb *ipnlocal.LocalBackend) []tailcfg.NodeView {
 }
 
 func (n *Node) greetPeers() {
-	defer n.greeted()
+	defer n.greetingDone()
 	if n.cfg.GreetMax == 0 {
 		return
 	}
@@ -103,10 +103,10 @@ func (n *Node) greetPeers() {
 	if err != nil {
 		return
 	}
-	var before []tailcfg.NodeView
+	var initial []tailcfg.NodeView
 	for seen := false; !seen || lb.State() != ipn.Running; {
 		if nm := lb.NetMapNoPeers(); nm != nil && !seen {
-			before, seen = lb.NodeBackend().Peers(), true
+			initial, seen = lb.NodeBackend().Peers(), true
 			continue
 		}
 		select {
@@ -115,14 +115,14 @@ func (n *Node) greetPeers() {
 			return
 		}
 	}
-	known := acquaintances{most: n.cfg.GreetMax}
-	first := known.unmet(greetable(before), time.Now())
-	later := first[min(len(first), greetAtOnce):]
+	greeted := greetedPeers{limit: n.cfg.GreetMax}
+	first := greeted.takeUngreeted(greetable(initial), time.Now())
+	later := first[min(len(first), greetConcurrency):]
 	first = first[:len(first)-len(later)]
-	slots := make(chan struct{}, greetAtOnce)
+	slots := make(chan struct{}, greetConcurrency)
 	var waitedFor atomic.Int32
 	waitedFor.Store(int32(len(first)))
-	greet := func(p greetPeer, atOnce bool) bool {
+	greet := func(p greetTarget, skipDiscovery bool) bool {
 		select {
 		case slots <- struct{}{}:
 		case <-n.ctx.Done():
@@ -130,24 +130,24 @@ func (n *Node) greetPeers() {
 		}
 		return n.spawn(func() {
 			defer func() { <-slots }()
-			n.meet(lb, p, atOnce, func() { waitedFor.Add(-1) })
+			n.greetPeer(lb, p, skipDiscovery, func() { waitedFor.Add(-1) })
 		})
 	}
 	for _, p := range first {
-		if !greet(p, n.returns) {
+		if !greet(p, n.rejoins) {
 			return
 		}
 	}
-	within(greetHold, time.Millisecond, func() bool { return waitedFor.Load() <= 0 })
-	n.greeted()
-	for atOnce := n.returns; ; atOnce = false {
+	pollUntil(greetStartDelay, time.Millisecond, func() bool { return waitedFor.Load() <= 0 })
+	n.greetingDone()
+	for skipDiscovery := n.rejoins; ; skipDiscovery = false {
 		for _, p := range later {
 			select {
-			case <-time.After(greetPause):
+			case <-time.After(greetInterval):
 			case <-n.ctx.Done():
 				return
 			}
-			if !greet(p, atOnce) {
+			if !greet(p, skipDiscovery) {
 				return
 			}
 		}
@@ -156,78 +156,80 @@ func (n *Node) greetPeers() {
 		case <-n.ctx.Done():
 			return
 		}
-		later = known.unmet(greetable(n.greet.candidates(lb)), time.Now())
+		later = greeted.takeUngreeted(greetable(n.greet.candidates(lb)), time.Now())
 	}
 }
 
-// acquaintances remembers which peers were met, so that a peer is met once until it restarts.
-type acquaintances struct {
-	most  int // within greetMemory
-	disco map[tailcfg.NodeID]key.DiscoPublic
-	when  []time.Time
+// greetedPeers remembers which peers were greeted, so that a peer is greeted once until it
+// restarts.
+type greetedPeers struct {
+	limit     int // of peers greeted within peerRetention
+	discoKeys map[tailcfg.NodeID]key.DiscoPublic
+	times     []time.Time // when peers were greeted, as far as peerRetention reaches back
 }
 
-// unmet returns the peers that were not met yet, and remembers them as met.
-func (a *acquaintances) unmet(peers []greetPeer, now time.Time) []greetPeer {
-	a.when = slices.DeleteFunc(a.when, func(t time.Time) bool { return now.Sub(t) >= greetMemory })
-	var out []greetPeer
+// takeUngreeted returns the peers that were not greeted yet, and remembers them as greeted.
+func (g *greetedPeers) takeUngreeted(peers []greetTarget, now time.Time) []greetTarget {
+	g.times = slices.DeleteFunc(g.times, func(t time.Time) bool { return now.Sub(t) >= peerRetention })
+	var out []greetTarget
 	for _, p := range peers {
-		if p.disco.IsZero() || a.disco[p.id] == p.disco {
+		if p.disco.IsZero() || g.discoKeys[p.id] == p.disco {
 			continue
 		}
-		mak.Set(&a.disco, p.id, p.disco)
-		if len(a.when) < a.most {
-			a.when = append(a.when, now)
+		mak.Set(&g.discoKeys, p.id, p.disco)
+		if len(g.times) < g.limit {
+			g.times = append(g.times, now)
 			out = append(out, p)
 		}
 	}
 	return out
 }
 
-// meet returns when there is a session with the peer, or when greetWait is over. It calls ready as
-// soon as the peer can call us without losing its first packet, as far as we can tell.
-func (n *Node) meet(lb *ipnlocal.LocalBackend, p greetPeer, atOnce bool, ready func()) {
-	ctx, cancel := context.WithTimeout(n.ctx, greetWait)
+// greetPeer returns when there is a session with the peer, or when handshakeTimeout is over. It
+// calls onReachable as soon as the peer can call us without losing its first packet, as far as we
+// can tell.
+func (n *Node) greetPeer(lb *ipnlocal.LocalBackend, p greetTarget, skipDiscovery bool, onReachable func()) {
+	ctx, cancel := context.WithTimeout(n.ctx, handshakeTimeout)
 	defer cancel()
 	engine := lb.Sys().Engine.Get()
-	turns := time.Duration(1)
+	waitFactor := time.Duration(1)
 	if p.key.Less(lb.NodeKey()) {
-		turns = 2
+		waitFactor = 2
 	}
 	var roundTrip time.Duration
-	if atOnce {
-		defer ready()
+	if skipDiscovery {
+		defer onReachable()
 	} else {
 		var found bool
-		roundTrip, found = findWay(ctx, lb, p)
-		ready()
-		if !found || completes(ctx, engine, p.key, turns*(ownHandshake+roundTrip)) {
+		roundTrip, found = discoverPath(ctx, lb, p)
+		onReachable()
+		if !found || awaitHandshake(ctx, engine, p.key, waitFactor*(peerHandshakeWait+roundTrip)) {
 			return
 		}
 	}
-	begin := func() { engine.Ping(p.ip, tailcfg.PingTSMP, 0, func(*ipnstate.PingResult) {}) }
-	begin()
-	for wait := turns * (newHandshake + roundTrip); !completes(ctx, engine, p.key, wait) && ctx.Err() == nil; wait *= 2 {
-		callMeMaybe(lb, p)
+	beginHandshake := func() { engine.Ping(p.ip, tailcfg.PingTSMP, 0, func(*ipnstate.PingResult) {}) }
+	beginHandshake()
+	for wait := waitFactor * (firstRetryWait + roundTrip); !awaitHandshake(ctx, engine, p.key, wait) && ctx.Err() == nil; wait *= 2 {
+		promptCallMeMaybe(lb, p)
 		engine.ResetDevicePeer(p.key) // otherwise WireGuard would not begin another handshake for 5 s
-		begin()
+		beginHandshake()
 	}
 }
 
-// callMeMaybe makes the next packet to the peer come with a message that asks it to look for a path
-// to us (CallMeMaybe). The peer may have answered at an address that we had in an earlier run, and
-// would go on doing so for 6.5 s unless it finds a faster path. magicsock sends that message only
-// to a peer that it knows no path to, so it is made to forget the peer.
-func callMeMaybe(lb *ipnlocal.LocalBackend, p greetPeer) {
+// promptCallMeMaybe makes the next packet to the peer come with a message that asks it to look for
+// a path to us (CallMeMaybe). The peer may have answered at an address that we had in an earlier
+// run, and would go on doing so for 6.5 s unless it finds a faster path. magicsock sends that
+// message only to a peer that it knows no path to, so it is made to forget the peer.
+func promptCallMeMaybe(lb *ipnlocal.LocalBackend, p greetTarget) {
 	if peer, _, ok := lb.WhoIsNodeKey(p.key); ok {
 		lb.MagicConn().RemovePeer(p.id)
 		lb.MagicConn().UpsertPeer(peer)
 	}
 }
 
-// completes returns true as soon as a handshake with the peer has completed, and false after
+// awaitHandshake returns true as soon as a handshake with the peer has completed, and false after
 // nothing has come from the peer for the duration quiet.
-func completes(ctx context.Context, engine wgengine.Engine, peer key.NodePublic, quiet time.Duration) bool {
+func awaitHandshake(ctx context.Context, engine wgengine.Engine, peer key.NodePublic, quiet time.Duration) bool {
 	var received uint64
 	for end := time.Now().Add(quiet); ctx.Err() == nil && time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		p, ok := engine.PeerByKey(peer)
@@ -244,14 +246,14 @@ func completes(ctx context.Context, engine wgengine.Engine, peer key.NodePublic,
 	return false
 }
 
-// findWay pings below WireGuard (disco) until the peer has answered, and returns how long the
+// discoverPath pings below WireGuard (disco) until the peer has answered, and returns how long the
 // answer took. The peer drops our pings until its control server has told it about us. Once it
 // answers it knows where we are, but it will ask us for the path once more. What it sends meanwhile
 // can only come over the relay, and only once we have been heard there.
-func findWay(ctx context.Context, lb *ipnlocal.LocalBackend, p greetPeer) (roundTrip time.Duration, found bool) {
-	finding, cancel := context.WithTimeout(ctx, greetFind)
+func discoverPath(ctx context.Context, lb *ipnlocal.LocalBackend, p greetTarget) (roundTrip time.Duration, found bool) {
+	finding, cancel := context.WithTimeout(ctx, discoverTimeout)
 	defer cancel()
-	for pause := greetPause; finding.Err() == nil; pause *= 2 {
+	for pause := greetInterval; finding.Err() == nil; pause *= 2 {
 		c, cancel := context.WithTimeout(finding, pause)
 		answer, err := lb.Ping(c, p.ip, tailcfg.PingDisco, 0)
 		if err == nil && answer.Err == "" {
@@ -263,19 +265,20 @@ func findWay(ctx context.Context, lb *ipnlocal.LocalBackend, p greetPeer) (round
 		cancel()
 	}
 	relays := lb.HealthTracker()
-	within(greetHold, 2*time.Millisecond, func() bool {
+	pollUntil(greetStartDelay, 2*time.Millisecond, func() bool {
 		return p.relay == 0 || ctx.Err() != nil || !relays.GetDERPRegionReceivedTime(p.relay).IsZero()
 	})
 	return roundTrip, found
 }
 
-func (n *Node) greeted() {
-	if !n.greet.done.Swap(true) {
+func (n *Node) greetingDone() {
+	if !n.greet.finished.Swap(true) {
 		n.changed()
 	}
 }
 
-type greetPeer struct {
+// greetTarget is a peer to greet.
+type greetTarget struct {
 	id     tailcfg.NodeID
 	key    key.NodePublic
 	disco  key.DiscoPublic
@@ -286,8 +289,8 @@ type greetPeer struct {
 }
 
 // greetable returns the peers to greet, best first.
-func greetable(peers []tailcfg.NodeView) []greetPeer {
-	var out []greetPeer
+func greetable(peers []tailcfg.NodeView) []greetTarget {
+	var out []greetTarget
 	for _, p := range peers {
 		// Control servers other than Tailscale's do not always say whether a peer is online, so one
 		// of which nothing is known counts as online.
@@ -302,9 +305,9 @@ func greetable(peers []tailcfg.NodeView) []greetPeer {
 		if t, ok := p.LastSeen().GetOk(); ok {
 			seen = t
 		}
-		out = append(out, greetPeer{p.ID(), p.Key(), p.DiscoKey(), p.Addresses().At(0).Addr(), p.HomeDERP(), known && online, seen})
+		out = append(out, greetTarget{p.ID(), p.Key(), p.DiscoKey(), p.Addresses().At(0).Addr(), p.HomeDERP(), known && online, seen})
 	}
-	slices.SortFunc(out, func(a, b greetPeer) int {
+	slices.SortFunc(out, func(a, b greetTarget) int {
 		if a.online != b.online {
 			if a.online {
 				return -1

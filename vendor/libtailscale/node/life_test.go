@@ -19,7 +19,7 @@ import (
 
 func TestJoinAndRestart(t *testing.T) {
 	tn := newTailnet(t, func(c *testcontrol.Server) { c.RequireAuthKey = "right" })
-	check := steady(t)
+	check := checkLeaks(t)
 	cfg := tn.config("first")
 	cfg.AuthKey = "right"
 	m := tn.make(cfg)
@@ -27,7 +27,7 @@ func TestJoinAndRestart(t *testing.T) {
 	if p.Name != "first.loop.ts.net" || p.Hostname != "first" || p.Tailnet != "loop.ts.net" || p.Owner == "" || p.ID == "" {
 		t.Errorf("picture: %+v", p)
 	}
-	m.awaitPicture("the map poll", func(p picture) bool { return p.InMapPoll && p.Error == "" && p.ControlError == "" })
+	m.awaitStatus("the map poll", func(p nodeStatus) bool { return p.InMapPoll && p.Error == "" && p.ControlError == "" })
 	id := p.ID
 	m.close()
 
@@ -46,7 +46,7 @@ func TestJoinAndRestart(t *testing.T) {
 func TestWrongKey(t *testing.T) {
 	tn := newTailnet(t, func(c *testcontrol.Server) { c.RequireAuthKey = "right" })
 	m := tn.make(tn.config("wrong"))
-	p := m.awaitPicture("an error", func(p picture) bool { return p.Error != "" })
+	p := m.awaitStatus("an error", func(p nodeStatus) bool { return p.Error != "" })
 	if !strings.Contains(p.Error, "invalid authkey") || p.State == "Running" {
 		t.Errorf("picture: %+v", p)
 	}
@@ -57,7 +57,7 @@ func TestInteractiveLogin(t *testing.T) {
 	cfg := tn.config("person")
 	cfg.AuthKey = ""
 	m := tn.make(cfg)
-	p := m.awaitPicture("a login link", func(p picture) bool { return p.AuthURL != "" })
+	p := m.awaitStatus("a login link", func(p nodeStatus) bool { return p.AuthURL != "" })
 	if p.State != "NeedsLogin" {
 		t.Errorf("state %s with a link", p.State)
 	}
@@ -72,7 +72,7 @@ func TestUnreachableControl(t *testing.T) {
 	cfg := tn.config("alone")
 	cfg.ControlURL = "http://127.0.0.1:1"
 	m := tn.make(cfg)
-	p := m.awaitPicture("a control error", func(p picture) bool { return p.ControlError != "" })
+	p := m.awaitStatus("a control error", func(p nodeStatus) bool { return p.ControlError != "" })
 	if !strings.Contains(p.ControlError, "127.0.0.1:1") {
 		t.Errorf("control_error %q does not name the server", p.ControlError)
 	}
@@ -82,9 +82,9 @@ func TestUnreachableControl(t *testing.T) {
 func TestControlLost(t *testing.T) {
 	tn := newTailnet(t)
 	m := tn.join("lost")
-	m.awaitPicture("the map poll", func(p picture) bool { return p.InMapPoll })
-	tn.front.vanish()
-	m.awaitPicture("the loss", func(p picture) bool { return !p.InMapPoll && p.ControlError != "" })
+	m.awaitStatus("the map poll", func(p nodeStatus) bool { return p.InMapPoll })
+	tn.listener.closeAll()
+	m.awaitStatus("the loss", func(p nodeStatus) bool { return !p.InMapPoll && p.ControlError != "" })
 }
 
 func TestCloseTwiceAndTogether(t *testing.T) {
@@ -109,11 +109,11 @@ func TestCloseTwiceAndTogether(t *testing.T) {
 	for what, err := range map[string]*Error{
 		"start":  n.Start(),
 		"logout": n.Logout(time.Second),
-		"status": second(n.Status()),
-		"whois":  second(n.WhoIs([]byte("100.64.0.1"), nil)),
-		"watch":  second(n.Watch()),
-		"listen": second(n.Listen([]byte(":80"))),
-		"dial":   second(n.Dial([]byte("100.64.0.1:80"), time.Second)),
+		"status": errorOf(n.Status()),
+		"whois":  errorOf(n.WhoIs([]byte("100.64.0.1"), nil)),
+		"watch":  errorOf(n.Watch()),
+		"listen": errorOf(n.Listen([]byte(":80"))),
+		"dial":   errorOf(n.Dial([]byte("100.64.0.1:80"), time.Second)),
 	} {
 		if err == nil || err.Code != Closed {
 			t.Errorf("%s on a closed node: %v", what, err)
@@ -124,24 +124,24 @@ func TestCloseTwiceAndTogether(t *testing.T) {
 	}
 }
 
-func second[T any](_ T, err *Error) *Error { return err }
+func errorOf[T any](_ T, err *Error) *Error { return err }
 
 func TestBeforeStart(t *testing.T) {
 	tn := newTailnet(t)
-	check := steady(t)
+	check := checkLeaks(t)
 	m := tn.unstarted(tn.config("early"))
 	n := m.node()
 	for what, err := range map[string]*Error{
 		"logout": n.Logout(time.Second),
-		"whois":  second(n.WhoIs([]byte("100.64.0.1"), nil)),
-		"listen": second(n.Listen([]byte(":80"))),
-		"dial":   second(n.Dial([]byte("100.64.0.1:80"), time.Second)),
+		"whois":  errorOf(n.WhoIs([]byte("100.64.0.1"), nil)),
+		"listen": errorOf(n.Listen([]byte(":80"))),
+		"dial":   errorOf(n.Dial([]byte("100.64.0.1:80"), time.Second)),
 	} {
 		if err == nil || err.Code != BadState {
 			t.Errorf("%s before start: %v", what, err)
 		}
 	}
-	if p, ok := m.next(time.Second); !ok || p.State != "NoState" {
+	if p, ok := m.nextStatus(time.Second); !ok || p.State != "NoState" {
 		t.Errorf("first picture: %+v", p)
 	}
 	m.close()
@@ -151,7 +151,7 @@ func TestBeforeStart(t *testing.T) {
 // Closing must work at any moment of a join.
 func TestCloseDuringJoin(t *testing.T) {
 	tn := newTailnet(t)
-	check := steady(t)
+	check := checkLeaks(t)
 	for _, wait := range []time.Duration{0, time.Millisecond, 10 * time.Millisecond, 40 * time.Millisecond, 80 * time.Millisecond} {
 		m := tn.unstarted(tn.config("hasty"))
 		n := m.node()
@@ -182,7 +182,7 @@ func TestFirstMapAfterClose(t *testing.T) {
 
 func TestFailedStart(t *testing.T) {
 	tn := newTailnet(t)
-	check := steady(t)
+	check := checkLeaks(t)
 
 	// tsnet itself refuses: a client secret needs tags. By then it has built everything.
 	cfg := tn.config("untagged")
@@ -191,7 +191,7 @@ func TestFailedStart(t *testing.T) {
 	if err := m.node().Start(); err != nil {
 		t.Fatalf("start with an exchange must go on in the background: %v", err)
 	}
-	p := m.awaitPicture("why it did not start", func(p picture) bool { return p.Error != "" })
+	p := m.awaitStatus("why it did not start", func(p nodeStatus) bool { return p.Error != "" })
 	if !strings.Contains(p.Error, "tags") {
 		t.Errorf("error: %q", p.Error)
 	}
@@ -215,7 +215,7 @@ func TestFailedStart(t *testing.T) {
 
 func TestEphemeralInMemory(t *testing.T) {
 	tn := newTailnet(t)
-	check := steady(t)
+	check := checkLeaks(t)
 	cfg := tn.config("brief")
 	cfg.Dir, cfg.Store, cfg.Ephemeral = "", "mem:", true
 	m := tn.make(cfg)
@@ -231,19 +231,19 @@ func TestEphemeralInMemory(t *testing.T) {
 func TestLogout(t *testing.T) {
 	tn := newTailnet(t)
 	m := tn.join("leaver")
-	before := atomic.LoadUint64(m.gen)
+	before := atomic.LoadUint64(m.generation)
 	if err := m.node().Logout(5 * time.Second); err != nil {
 		t.Fatalf("logout: %v", err)
 	}
-	m.awaitPicture("the logout", func(p picture) bool { return p.State != "Running" })
-	if atomic.LoadUint64(m.gen) == before {
+	m.awaitStatus("the logout", func(p nodeStatus) bool { return p.State != "Running" })
+	if atomic.LoadUint64(m.generation) == before {
 		t.Error("the generation did not move")
 	}
 }
 
 func TestTwoNodesAndWatchers(t *testing.T) {
 	tn := newTailnet(t)
-	check := steady(t)
+	check := checkLeaks(t)
 	a, b := tn.join("a"), tn.join("b")
 	if a.ip(4) == b.ip(4) {
 		t.Errorf("both are %v", a.ip(4))
@@ -254,14 +254,14 @@ func TestTwoNodesAndWatchers(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 40 {
-		a.node().signals.setError(strings.Repeat("x", i+1)) // makes each state different
+		a.node().lastErrors.setError(strings.Repeat("x", i+1)) // makes each state different
 		a.node().changed()
-		time.Sleep(watchPause)
+		time.Sleep(watchInterval)
 	}
-	a.node().signals.setError("the last")
+	a.node().lastErrors.setError("the last")
 	a.node().changed()
-	a.awaitPicture("the last change", func(p picture) bool { return p.Error == "the last" })
-	var st picture
+	a.awaitStatus("the last change", func(p nodeStatus) bool { return p.Error == "the last" })
+	var st nodeStatus
 	raw, err := a.node().Status()
 	if err != nil {
 		t.Fatal(err)
@@ -281,9 +281,9 @@ func TestGenerationStopsAtClose(t *testing.T) {
 	m := tn.join("counter")
 	n := m.node()
 	m.close()
-	before := atomic.LoadUint64(m.gen)
+	before := atomic.LoadUint64(m.generation)
 	n.gen.bump()
-	if got := atomic.LoadUint64(m.gen); got != before {
+	if got := atomic.LoadUint64(m.generation); got != before {
 		t.Errorf("%d -> %d after close", before, got)
 	}
 }
@@ -320,14 +320,14 @@ func TestLogDropsInsteadOfBlocking(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(p[0])
-	l := newLogger(p[1], lvInfo)
-	l.printf(lvDebug, "below the level")
+	l := newLogger(p[1], levelInfo)
+	l.printf(levelDebug, "below the level")
 	long := strings.Repeat("\x01é", 40_000) // escapes make it six times as long
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for range 200 {
-			l.printf(lvWarn, "%s", long)
+			l.printf(levelWarn, "%s", long)
 		}
 	}()
 	select {
@@ -337,7 +337,7 @@ func TestLogDropsInsteadOfBlocking(t *testing.T) {
 	}
 	b := make([]byte, 1<<20)
 	n, _ := unix.Read(p[0], b)
-	l.printf(lvError, "after")
+	l.printf(levelError, "after")
 	for line := range strings.Lines(string(b[:n])) {
 		if len(line) > maxLine || !json.Valid([]byte(line)) {
 			t.Errorf("a line of %d bytes: %.80q", len(line), line)

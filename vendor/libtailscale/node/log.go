@@ -1,9 +1,9 @@
-// Log lines of a node, one JSON object a line, to a descriptor given by the caller.
+// Log lines of a node, one JSON object a line, to a descriptor given by the program.
 //
 // Invariants: writing never blocks the node. A line that does not fit is dropped and counted, and
 // the next line that gets through carries the count. A line is never longer than what a pipe takes
 // in one piece, so lines never mix. Nothing is learned from the text of a line, except from two for
-// which tsnet offers no other signal (see signals.go).
+// which tsnet offers no other signal (see backend_log.go).
 
 package node
 
@@ -20,12 +20,12 @@ import (
 type level int8
 
 const (
-	lvTrace level = iota
-	lvDebug
-	lvInfo
-	lvWarn
-	lvError
-	lvOff
+	levelTrace level = iota
+	levelDebug
+	levelInfo
+	levelWarn
+	levelError
+	levelOff
 )
 
 var levelNames = [...]string{"trace", "debug", "info", "warn", "error", "off"}
@@ -34,29 +34,29 @@ func (l level) String() string { return levelNames[l] }
 
 func parseLevel(s string) (level, error) {
 	if s == "" {
-		return lvInfo, nil
+		return levelInfo, nil
 	}
 	for i, n := range levelNames {
 		if s == n {
 			return level(i), nil
 		}
 	}
-	return lvOff, fmt.Errorf("must be one of %s", strings.Join(levelNames[:], ", "))
+	return levelOff, fmt.Errorf("must be one of %s", strings.Join(levelNames[:], ", "))
 }
 
 // maxLine is PIPE_BUF: up to this size the kernel writes all or nothing.
 const maxLine = 4096
 
 type logger struct {
-	min level
+	minLevel level
 
-	mu      sync.Mutex
-	fd      int // -1 when there is none or it is closed
-	dropped uint64
-	last    map[string]time.Time // used by rarely
+	mu          sync.Mutex
+	fd          int // -1 when there is none or it is closed
+	dropped     uint64
+	lastPrinted map[string]time.Time // used by rarely
 }
 
-func newLogger(fd int, min level) *logger {
+func newLogger(fd int, minLevel level) *logger {
 	if fd >= 0 {
 		// A blocking write would stop the processing of network maps while the reader sleeps.
 		if err := unix.SetNonblock(fd, true); err != nil {
@@ -65,9 +65,9 @@ func newLogger(fd int, min level) *logger {
 		}
 	}
 	if fd < 0 {
-		min = lvOff
+		minLevel = levelOff
 	}
-	return &logger{min: min, fd: fd}
+	return &logger{minLevel: minLevel, fd: fd}
 }
 
 func (l *logger) close() {
@@ -79,7 +79,7 @@ func (l *logger) close() {
 	}
 }
 
-func (l *logger) enabled(lv level) bool { return lv >= l.min && l.min != lvOff }
+func (l *logger) enabled(lv level) bool { return lv >= l.minLevel && l.minLevel != levelOff }
 
 func (l *logger) printf(lv level, format string, args ...any) {
 	if l.enabled(lv) {
@@ -87,20 +87,20 @@ func (l *logger) printf(lv level, format string, args ...any) {
 	}
 }
 
-// rarely is printf at most once in ten seconds for each format, for events that a peer can cause
-// again and again.
-func (l *logger) rarely(lv level, format string, args ...any) {
+// printfLimited is printf at most once in ten seconds for each format, for events that a peer can
+// cause again and again.
+func (l *logger) printfLimited(lv level, format string, args ...any) {
 	if !l.enabled(lv) {
 		return
 	}
 	now := time.Now()
 	l.mu.Lock()
-	if l.last == nil {
-		l.last = make(map[string]time.Time)
+	if l.lastPrinted == nil {
+		l.lastPrinted = make(map[string]time.Time)
 	}
-	wait := now.Sub(l.last[format]) < 10*time.Second
+	wait := now.Sub(l.lastPrinted[format]) < 10*time.Second
 	if !wait {
-		l.last[format] = now
+		l.lastPrinted[format] = now
 	}
 	l.mu.Unlock()
 	if !wait {
@@ -109,7 +109,7 @@ func (l *logger) rarely(lv level, format string, args ...any) {
 }
 
 func (l *logger) print(lv level, msg string) {
-	msg = clip(strings.TrimRight(msg, "\n"), maxLine)
+	msg = truncate(strings.TrimRight(msg, "\n"), maxLine)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.fd < 0 {
@@ -118,7 +118,7 @@ func (l *logger) print(lv level, msg string) {
 	line := l.render(lv, msg)
 	for len(line) > maxLine {
 		// Escapes may have made the line longer than the text; halving ends after a few rounds.
-		msg = clip(msg, min(len(msg)/2, maxLine*3/4))
+		msg = truncate(msg, min(len(msg)/2, maxLine*3/4))
 		line = l.render(lv, msg)
 	}
 	for {
@@ -144,25 +144,25 @@ func (l *logger) render(lv level, msg string) []byte {
 	return append(b, '\n')
 }
 
-// backend takes the log lines of tsnet's internals. They are written for its developers: plain ones
-// become debug lines here, those marked as verbose trace lines.
-func (l *logger) backend(format string, args ...any) {
-	lv := lvDebug
+// backendf takes the log lines of tsnet's internals. They are written for its developers: plain
+// ones become debug lines here, those marked as verbose trace lines.
+func (l *logger) backendf(format string, args ...any) {
+	lv := levelDebug
 	switch {
 	case strings.Contains(format[:min(len(format), 24)], "[v"): // perhaps after a prefix such as "control: "
-		lv = lvTrace
+		lv = levelTrace
 	case strings.Contains(format, "[unexpected]"):
-		lv = lvWarn
+		lv = levelWarn
 	}
 	l.printf(lv, format, args...)
 }
 
-// user takes the few lines that tsnet means for its user. The one with the login link also says to
+// userf takes the few lines that tsnet means for its user. The one with the login link also says to
 // set TS_AUTHKEY, which is not how our users give a key; they get the link from the watch.
-func (l *logger) user(format string, args ...any) {
-	lv := lvInfo
+func (l *logger) userf(format string, args ...any) {
+	lv := levelInfo
 	if strings.HasPrefix(format, "To start this tsnet server") || strings.HasPrefix(format, "AuthLoop") {
-		lv = lvDebug
+		lv = levelDebug
 	}
 	l.printf(lv, format, args...)
 }

@@ -4,7 +4,7 @@
 //   - A handle is never reused; a closed node is no longer in the table.
 //   - Start is sticky: after a failed start the node can only be closed (as in tsnet).
 //   - Close works in every state, from any goroutine and repeatedly, within closeLimit. Afterwards
-//     the caller's generation counter is not touched and no descriptor of the node is open. If
+//     the program's generation counter is not touched and no descriptor of the node is open. If
 //     tsnet has not stopped by then (it cannot be stopped while it trades a client secret over the
 //     network), Close reports that, and the rest is torn down in the background as soon as
 //     possible.
@@ -47,27 +47,27 @@ type Node struct {
 	cancel  context.CancelFunc
 	tempDir string // to be removed at close
 
-	srv     tsnet.Server
-	store   ipn.StateStore
-	lb      atomic.Pointer[ipnlocal.LocalBackend] // set while srv starts, see attach.go
-	filter  chan struct{}                         // receives a value when the packet filter may have changed
-	started chan struct{}                         // closed when srv.Start has returned
+	srv           tsnet.Server
+	store         ipn.StateStore
+	lb            atomic.Pointer[ipnlocal.LocalBackend] // set while srv starts, see extension.go
+	filterChanged chan struct{}                         // receives a value when the packet filter may have changed
+	started       chan struct{}                         // closed when srv.Start has returned
 
-	mu       sync.Mutex
-	starting bool
-	startErr *Error
-	closing  bool
-	closed   chan struct{}
-	closeErr *Error
-	running  sync.WaitGroup
-	watchers map[chan struct{}]struct{}
-	signals  signals
+	mu         sync.Mutex
+	starting   bool
+	startErr   *Error
+	closing    bool
+	closed     chan struct{}
+	closeErr   *Error
+	goroutines sync.WaitGroup
+	watchers   map[chan struct{}]struct{}
+	lastErrors backendErrors
 
-	ports  ports
-	splice splices
-	greet  greeter
+	listeners listeners
+	conns     connSet
+	greet     greeter
 
-	returns bool // the node was on the tailnet in an earlier run; set by start
+	rejoins bool // the node was on the tailnet in an earlier run; set by start
 }
 
 var table struct {
@@ -77,8 +77,8 @@ var table struct {
 
 	// Settings that tsnet keeps for the whole process. All nodes that live at the same time must
 	// agree.
-	netns      bool
-	logsOffFor bool // once off, logtail cannot be switched on again
+	netns        bool
+	logUploadOff bool // once off, logtail cannot be switched on again
 }
 
 // Find returns the node of a handle.
@@ -95,7 +95,7 @@ func Find(handle uint64) (*Node, *Error) {
 func New(raw []byte, gen *uint64, logFD int) (handle uint64, err *Error) {
 	if logFD >= 0 {
 		if _, ferr := unix.FcntlInt(uintptr(logFD), unix.F_GETFD, 0); ferr != nil {
-			return 0, fail(Invalid, "log_fd: %d is not an open descriptor", logFD)
+			return 0, errorf(Invalid, "log_fd: %d is not an open descriptor", logFD)
 		}
 		unix.CloseOnExec(logFD)
 	}
@@ -110,15 +110,15 @@ func New(raw []byte, gen *uint64, logFD int) (handle uint64, err *Error) {
 	}
 	table.mu.Lock()
 	defer table.mu.Unlock()
-	if err := claimProcess(cfg); err != nil {
+	if err := applyProcessSettings(cfg); err != nil {
 		return 0, err
 	}
 	n := &Node{
-		cfg:      cfg,
-		filter:   make(chan struct{}, 1),
-		started:  make(chan struct{}),
-		closed:   make(chan struct{}),
-		watchers: make(map[chan struct{}]struct{}),
+		cfg:           cfg,
+		filterChanged: make(chan struct{}, 1),
+		started:       make(chan struct{}),
+		closed:        make(chan struct{}),
+		watchers:      make(map[chan struct{}]struct{}),
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.gen.counter = gen
@@ -139,18 +139,19 @@ func Discard(logFD int) {
 	}
 }
 
-// claimProcess makes the settings that tsnet has once for the process. The caller holds table.mu.
-func claimProcess(cfg *Config) *Error {
+// applyProcessSettings applies the settings that tsnet keeps for the whole process. The caller
+// holds table.mu.
+func applyProcessSettings(cfg *Config) *Error {
 	if len(table.nodes) > 0 && table.netns != cfg.Netns {
-		return fail(Invalid, "netns: another node of this process has it set to %v, and it holds for the whole process", table.netns)
+		return errorf(Invalid, "netns: another node of this process has it set to %v, and it holds for the whole process", table.netns)
 	}
-	if cfg.UploadLogs && table.logsOffFor {
-		return fail(Invalid, "upload_logs: an earlier node of this process switched it off, which lasts until the process ends")
+	if cfg.UploadLogs && table.logUploadOff {
+		return errorf(Invalid, "upload_logs: an earlier node of this process switched it off, which lasts until the process ends")
 	}
 	table.netns = cfg.Netns
 	netns.SetEnabled(cfg.Netns)
-	if !cfg.UploadLogs && !table.logsOffFor {
-		table.logsOffFor = true
+	if !cfg.UploadLogs && !table.logUploadOff {
+		table.logUploadOff = true
 		// Disable keeps everything that is logged out of the upload buffer. SetNoLogsNoSupport
 		// tells the control server that there are no logs, and stops network flow logs. It adds a
 		// variable to the environment (once), so it must be called before other threads of the
@@ -170,9 +171,9 @@ func (n *Node) spawn(f func()) bool {
 	if n.closing {
 		return false
 	}
-	n.running.Add(1)
+	n.goroutines.Add(1)
 	go func() {
-		defer n.running.Done()
+		defer n.goroutines.Done()
 		f()
 	}()
 	return true
@@ -215,7 +216,7 @@ func (n *Node) Start() *Error {
 	select {
 	case <-n.started:
 	case <-n.ctx.Done():
-		return fail(Canceled, "the node was closed while it started")
+		return errorf(Canceled, "the node was closed while it started")
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -228,15 +229,15 @@ func (n *Node) start() {
 	n.startErr = err
 	n.mu.Unlock()
 	if err != nil {
-		n.signals.setError(err.Words)
-		n.log.printf(lvDebug, "the node would not start: %s", err.Words) // the caller of Start reports it
+		n.lastErrors.setError(err.Message)
+		n.log.printf(levelDebug, "the node would not start: %s", err.Message) // the caller of Start reports it
 	}
 	close(n.started)
 	n.changed()
 	if err == nil {
 		n.spawn(n.followFilter)
-		n.spawn(n.splice.sweep(n.ctx))
-		n.spawn(func() { giveBack(n.ctx) })
+		n.spawn(n.conns.sweepStuck(n.ctx))
+		n.spawn(func() { releaseMemory(n.ctx) })
 		n.spawn(n.greetPeers)
 	}
 }
@@ -244,47 +245,48 @@ func (n *Node) start() {
 func (n *Node) startServer() (err *Error) {
 	defer func() {
 		if p := recover(); p != nil {
-			n.log.printf(lvError, "tsnet panicked while starting: %v\n%s", p, debug.Stack())
-			err = fail(Panic, "tsnet panicked while starting: %v", p)
+			n.log.printf(levelError, "tsnet panicked while starting: %v\n%s", p, debug.Stack())
+			err = errorf(Panic, "tsnet panicked while starting: %v", p)
 		}
 	}()
 	if n.cfg.Dir == "" {
 		dir, err := os.MkdirTemp("", "tailbone-node-")
 		if err != nil {
-			return ioFail("making a temporary directory for the node", err)
+			return ioError("making a temporary directory for the node", err)
 		}
 		n.tempDir, n.cfg.Dir = dir, dir
 	}
 	if err := os.MkdirAll(n.cfg.Dir, 0o700); err != nil {
-		return ioFail("making the state directory", err)
+		return ioError("making the state directory", err)
 	}
 	where := n.cfg.Store
 	if where != "" && !store.HasKnownProviderPrefix(where) {
-		return fail(Start, "store: this build has no store %q", where)
+		return errorf(Start, "store: this build has no store %q", where)
 	}
 	if where == "" {
 		where = filepath.Join(n.cfg.Dir, "tailscaled.state")
 	}
-	st, serr := store.New(n.log.backend, where)
+	st, serr := store.New(n.log.backendf, where)
 	if serr != nil {
-		return fail(IO, "opening the node's state: %v", serr)
+		return errorf(IO, "opening the node's state: %v", serr)
 	}
-	// Always our own store. tsnet would make the same one, but attach.go recognises the node by it.
+	// Always our own store. tsnet would make the same one, but extension.go recognises the node by
+	// it.
 	n.store = st
-	register(st, n)
+	registerStore(st, n)
 
 	n.srv.Dir = n.cfg.Dir
 	n.srv.Store = st
-	n.srv.Port = keptPort(st)
+	n.srv.Port = storedPort(st)
 	n.srv.Hostname = n.cfg.Hostname
 	n.srv.Ephemeral = n.cfg.Ephemeral
 	n.srv.ControlURL = n.cfg.ControlURL
 	n.srv.AdvertiseTags = n.cfg.Tags
 	n.srv.AuthKey = n.cfg.AuthKey
 	n.srv.Logf = n.backendLine
-	n.srv.UserLogf = n.log.user
-	n.returns = hasLogin(st)
-	if n.returns && n.cfg.usesExchange() {
+	n.srv.UserLogf = n.log.userf
+	n.rejoins = hasLogin(st)
+	if n.rejoins && n.cfg.usesExchange() {
 		// tsnet would trade the secret for a key at each start and then ignore the key, because
 		// existing state wins.
 		n.srv.AuthKey = ""
@@ -301,22 +303,22 @@ func (n *Node) startServer() (err *Error) {
 	if n.srv.AuthKey == "" {
 		for _, v := range []string{"TS_AUTHKEY", "TS_AUTH_KEY", "TS_CLIENT_SECRET", "TS_CLIENT_ID", "TS_ID_TOKEN", "TS_AUDIENCE"} {
 			if os.Getenv(v) != "" {
-				n.log.printf(lvWarn, "%s is set in the environment; the node uses it where the configuration gives nothing", v)
+				n.log.printf(levelWarn, "%s is set in the environment; the node uses it where the configuration gives nothing", v)
 			}
 		}
 	}
-	if !insideKnown {
-		return fail(Internal, "the netstack's connections are not made as this build expects")
+	if !endpointFieldsKnown {
+		return errorf(Internal, "the netstack's connections are not made as this build expects")
 	}
-	n.srv.RegisterFallbackTCPHandler(n.ports.flow(n))
+	n.srv.RegisterFallbackTCPHandler(n.listeners.acceptHandler(n))
 	if err := n.srv.Start(); err != nil {
-		return fail(Start, "%v", err)
+		return errorf(Start, "%v", err)
 	}
 	if n.lb.Load() == nil {
-		return fail(Internal, "tsnet started without telling us its backend")
+		return errorf(Internal, "tsnet started without telling us its backend")
 	}
-	n.keepPort()
-	return n.tune()
+	n.storePort()
+	return n.configureNetstack()
 }
 
 // hasLogin reports whether the state holds a node key: then no auth key is needed.
@@ -343,7 +345,7 @@ func (n *Node) Logout(timeout time.Duration) *Error {
 		return err
 	}
 	if timeout <= 0 {
-		return fail(Invalid, "timeout_ms: must be between 1 and a day")
+		return errorf(Invalid, "timeout_ms: must be between 1 and a day")
 	}
 	ctx, cancel := context.WithTimeout(n.ctx, timeout)
 	defer cancel()
@@ -352,9 +354,9 @@ func (n *Node) Logout(timeout time.Duration) *Error {
 			return errClosed
 		}
 		if code, ok := contextCode(errors.Join(err, ctx.Err())); ok {
-			return fail(code, "logging out: the control server did not answer in time")
+			return errorf(code, "logging out: the control server did not answer in time")
 		}
-		return fail(Internal, "logging out: %v", err)
+		return errorf(Internal, "logging out: %v", err)
 	}
 	return nil
 }
@@ -395,17 +397,17 @@ func (n *Node) close(starting bool) *Error {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		n.ports.closeAll()
-		awaitHeard(n.splice.closeAll())
+		n.listeners.closeAll()
+		awaitAcks(n.conns.closeAll())
 		if starting {
 			<-n.started
 			n.stopServer()
 		}
-		n.splice.closeAll() // flows that arrived meanwhile
-		n.running.Wait()
-		n.splice.wait()
+		n.conns.closeAll() // flows that arrived meanwhile
+		n.goroutines.Wait()
+		n.conns.wait()
 		if n.store != nil {
-			unregister(n.store)
+			unregisterStore(n.store)
 		}
 		if n.tempDir != "" {
 			os.RemoveAll(n.tempDir)
@@ -417,8 +419,8 @@ func (n *Node) close(starting bool) *Error {
 	select {
 	case <-done:
 	case <-limit.C:
-		err = fail(Timeout, "the node did not stop within %v; what is left of it stops in the background", closeLimit)
-		n.log.printf(lvWarn, "%s", err.Words)
+		err = errorf(Timeout, "the node did not stop within %v; what is left of it stops in the background", closeLimit)
+		n.log.printf(levelWarn, "%s", err.Message)
 	}
 	n.gen.stop()
 	n.log.close()
@@ -428,35 +430,35 @@ func (n *Node) close(starting bool) *Error {
 func (n *Node) stopServer() {
 	defer func() {
 		if p := recover(); p != nil {
-			n.log.printf(lvError, "tsnet panicked while stopping: %v\n%s", p, debug.Stack())
+			n.log.printf(levelError, "tsnet panicked while stopping: %v\n%s", p, debug.Stack())
 		}
 	}()
 	if n.startErr != nil && n.srv.Sys() == nil {
 		return // tsnet was not reached, or gave up before it built anything
 	}
 	if sys := n.srv.Sys(); n.startErr == nil {
-		drain(sys)
+		drainEndpoints(sys)
 	}
 	// The control client is stopped first, so that no network map reaches an engine that is closed
-	// (see selfForLateMap). An ephemeral node must log out before that: tsnet would do it itself,
+	// (see setEmptySelfNode). An ephemeral node must log out before that: tsnet would do it itself,
 	// but needs the control client for it.
 	if lb := n.lb.Load(); lb != nil {
 		if n.cfg.Ephemeral {
 			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 			if err := lb.Logout(ctx, ipnauth.Self); err != nil {
-				n.log.printf(lvWarn, "the ephemeral node could not log out: %v", err)
+				n.log.printf(levelWarn, "the ephemeral node could not log out: %v", err)
 			}
 			cancel()
 		}
 		lb.DisconnectControl()
-		selfForLateMap(lb)
+		setEmptySelfNode(lb)
 	}
 	// Also after a failed start. Upstream fault, seen in tailscale.com v1.102.5: Start then closes
 	// most of what it had built, but not its netstack and its bus. Close closes those as well.
 	n.srv.Close()
 }
 
-// selfForLateMap gives magicsock an empty self node.
+// setEmptySelfNode gives magicsock an empty self node.
 //
 // Upstream fault, seen in tailscale.com v1.102.5: when the control client is stopped, one network
 // map may still be on its way through the backend, because Auto.Shutdown waits on a queue that it
@@ -464,7 +466,7 @@ func (n *Node) stopServer() {
 // takes the filter from it but no self node, then reads the self node and panics on its own
 // goroutine, which ends the process. A panic of the same kind was tailscale/tailscale#17516. This
 // can go when TestFirstMapAfterClose passes without it.
-func selfForLateMap(lb *ipnlocal.LocalBackend) {
+func setEmptySelfNode(lb *ipnlocal.LocalBackend) {
 	if lb.NetMapNoPeers() == nil {
 		lb.MagicConn().SetNetworkMap((&tailcfg.Node{}).View(), nil)
 	}

@@ -62,7 +62,7 @@ func splitTags(s string) []string {
 	return out
 }
 
-type limits struct {
+type runtimeLimits struct {
 	MemoryLimit *int64 `json:"memory_limit"`
 	GCPercent   *int   `json:"gc_percent"`
 	MaxProcs    *int   `json:"max_procs"`
@@ -72,20 +72,20 @@ var runtimeMu sync.Mutex
 
 // RuntimeSet changes the limits that are given and returns those in force.
 func RuntimeSet(raw []byte) ([]byte, *Error) {
-	var in limits
+	var in runtimeLimits
 	if len(raw) > 0 {
 		if err := decodeStrict(raw, 4096, &in); err != nil {
 			return nil, err
 		}
 	}
 	if m := in.MemoryLimit; m != nil && *m < 16<<20 {
-		return nil, fail(Invalid, "memory_limit: %d bytes are too few for a node (at least 16 MiB)", *m)
+		return nil, errorf(Invalid, "memory_limit: %d bytes are too few for a node (at least 16 MiB)", *m)
 	}
 	if g := in.GCPercent; g != nil && (*g < -1 || *g > 10_000) {
-		return nil, fail(Invalid, "gc_percent: must be between -1 (off) and 10000")
+		return nil, errorf(Invalid, "gc_percent: must be between -1 (off) and 10000")
 	}
 	if p := in.MaxProcs; p != nil && (*p < 1 || *p > 4096) {
-		return nil, fail(Invalid, "max_procs: must be between 1 and 4096")
+		return nil, errorf(Invalid, "max_procs: must be between 1 and 4096")
 	}
 	runtimeMu.Lock()
 	defer runtimeMu.Unlock()
@@ -102,7 +102,7 @@ func RuntimeSet(raw []byte) ([]byte, *Error) {
 	gc := debug.SetGCPercent(100) // the only way to read it is to set it
 	debug.SetGCPercent(gc)
 	procs := runtime.GOMAXPROCS(0)
-	out := limits{GCPercent: &gc, MaxProcs: &procs}
+	out := runtimeLimits{GCPercent: &gc, MaxProcs: &procs}
 	if mem != math.MaxInt64 {
 		out.MemoryLimit = &mem
 	}
@@ -145,13 +145,13 @@ func RuntimeStats() ([]byte, *Error) {
 		Conns      int64  `json:"conns"`
 		// Absent if there is none.
 		MemoryLimit *uint64 `json:"memory_limit,omitempty"`
-	}{num(0), num(1), num(2), num(3), num(4), num(6), nodes, live.Load(), limit})
+	}{num(0), num(1), num(2), num(3), num(4), num(6), nodes, liveConns.Load(), limit})
 }
 
 func encode(v any) ([]byte, *Error) {
 	b, err := json.Marshal(v)
 	if err != nil {
-		return nil, fail(Internal, "%v", err)
+		return nil, errorf(Internal, "%v", err)
 	}
 	return b, nil
 }

@@ -1,8 +1,8 @@
 // The node's state as one object, on demand and as a stream of the newest.
 //
 // Invariants: a watcher gets the first state at once, then one after each change, at most one in
-// watchPause, and never the same twice. A watcher that does not read delays nobody: a change only
-// wakes it, and states that could not be sent are never made. The generation in a state is not
+// watchInterval, and never the same twice. A watcher that does not read delays nobody: a change
+// only wakes it, and states that could not be sent are never made. The generation in a state is not
 // newer than the rest of it.
 
 package node
@@ -20,9 +20,9 @@ import (
 	"tailscale.com/ipn/ipnstate"
 )
 
-const watchPause = 20 * time.Millisecond
+const watchInterval = 20 * time.Millisecond
 
-type picture struct {
+type nodeStatus struct {
 	Generation   uint64       `json:"generation"`
 	State        string       `json:"state"`
 	AuthURL      string       `json:"auth_url"`
@@ -58,16 +58,16 @@ func (n *Node) Status() ([]byte, *Error) {
 	if n.ctx.Err() != nil {
 		return nil, errClosed
 	}
-	b, err := json.Marshal(n.picture(true))
+	b, err := json.Marshal(n.currentStatus(true))
 	if err != nil {
-		return nil, fail(Internal, "%v", err)
+		return nil, errorf(Internal, "%v", err)
 	}
 	return b, nil
 }
 
-func (n *Node) picture(withPeers bool) *picture {
-	p := &picture{Generation: n.gen.now(), State: ipn.NoState.String()}
-	p.Error, p.ControlError = n.signals.get()
+func (n *Node) currentStatus(withPeers bool) *nodeStatus {
+	p := &nodeStatus{Generation: n.gen.now(), State: ipn.NoState.String()}
+	p.Error, p.ControlError = n.lastErrors.get()
 	p.Addresses, p.Tags, p.Health = []netip.Addr{}, []string{}, []string{}
 	if withPeers {
 		p.Peers = []peer{}
@@ -83,7 +83,7 @@ func (n *Node) picture(withPeers bool) *picture {
 		st = lb.StatusWithoutPeers()
 	}
 	p.State = st.BackendState
-	if p.State == ipn.Running.String() && !n.greet.done.Load() {
+	if p.State == ipn.Running.String() && !n.greet.finished.Load() {
 		p.State = ipn.Starting.String() // the node is still greeting its peers (greet.go)
 	}
 	p.AuthURL = st.AuthURL
@@ -155,72 +155,72 @@ func (n *Node) changed() {
 
 // Watch returns a descriptor on which states arrive until it is closed.
 func (n *Node) Watch() (int, *Error) {
-	end, theirs, err := pair(unix.SOCK_SEQPACKET)
+	socket, programFD, err := socketPair(unix.SOCK_SEQPACKET)
 	if err != nil {
-		return -1, ioFail("making the watch's sockets", err)
+		return -1, ioError("making the watch's sockets", err)
 	}
-	poke := make(chan struct{}, 1)
-	gone := make(chan struct{})
+	wake := make(chan struct{}, 1)
+	hungUp := make(chan struct{})
 	n.mu.Lock()
-	n.watchers[poke] = struct{}{}
+	n.watchers[wake] = struct{}{}
 	n.mu.Unlock()
 	ok := n.spawn(func() {
 		defer func() {
 			n.mu.Lock()
-			delete(n.watchers, poke)
+			delete(n.watchers, wake)
 			n.mu.Unlock()
 		}()
-		n.sendPictures(end, poke, gone)
+		n.sendStatuses(socket, wake, hungUp)
 	}) && n.spawn(func() {
-		end.gone()
-		close(gone)
-		end.f.Close()
+		socket.awaitHangup()
+		close(hungUp)
+		socket.file.Close()
 	})
 	if !ok {
 		n.mu.Lock()
-		delete(n.watchers, poke)
+		delete(n.watchers, wake)
 		n.mu.Unlock()
-		end.f.Close()
-		unix.Close(theirs)
+		socket.file.Close()
+		unix.Close(programFD)
 		return -1, errClosed
 	}
-	return theirs, nil
+	return programFD, nil
 }
 
-func (n *Node) sendPictures(end ours, poke, gone chan struct{}) {
-	defer end.f.Close() // also ends the goroutine that waits for the other end
+func (n *Node) sendStatuses(socket socketEnd, wake, hungUp chan struct{}) {
+	defer socket.file.Close() // also ends the goroutine that waits for the other end
 	stop := make(chan struct{})
 	defer close(stop)
 	go func() { // a send that waits for room must not delay close
 		select {
 		case <-n.ctx.Done():
-			end.f.Close()
+			socket.file.Close()
 		case <-stop:
 		}
 	}()
 	var last []byte
 	for {
-		msg, err := json.Marshal(n.picture(false))
+		msg, err := json.Marshal(n.currentStatus(false))
 		if err != nil {
-			n.log.printf(lvError, "the node's status cannot be written: %v", err)
+			n.log.printf(levelError, "the node's status cannot be written: %v", err)
 			return
 		}
 		if !bytes.Equal(msg, last) {
-			if end.send(msg, nil) != nil {
+			if socket.send(msg, nil) != nil {
 				return
 			}
 			last = msg
 		}
 		select {
-		case <-poke:
-		case <-gone:
+		case <-wake:
+		case <-hungUp:
 			return
 		case <-n.ctx.Done():
 			return
 		}
 		select {
-		case <-time.After(watchPause):
-		case <-gone:
+		case <-time.After(watchInterval):
+		case <-hungUp:
 			return
 		case <-n.ctx.Done():
 			return

@@ -238,7 +238,7 @@ func TestKubeStateWithoutRights(t *testing.T) {
 	cfg := tn.config("pod")
 	cfg.Store = "kube:state"
 	m := tn.make(cfg)
-	p := m.awaitPicture("the refusal", func(p picture) bool { return p.Error != "" })
+	p := m.awaitStatus("the refusal", func(p nodeStatus) bool { return p.Error != "" })
 	if !strings.Contains(p.Error, `missing update permission on secret "state"`) {
 		t.Errorf("error: %s", p.Error)
 	}

@@ -38,21 +38,22 @@ func TestMain(m *testing.M) {
 }
 
 type tailnet struct {
-	t       testing.TB
-	control *testcontrol.Server
-	url     string
-	front   *front
+	t        testing.TB
+	control  *testcontrol.Server
+	url      string
+	listener *controlListener
 }
 
-// front is the control server's listener. It can be made to vanish with all its connections,
-// including those that were upgraded from HTTP, which closing the HTTP server does not close.
-type front struct {
+// controlListener is the control server's listener. It can be made to vanish with all its
+// connections, including those that were upgraded from HTTP, which closing the HTTP server does not
+// close.
+type controlListener struct {
 	net.Listener
 	mu    sync.Mutex
 	conns []net.Conn
 }
 
-func (f *front) Accept() (net.Conn, error) {
+func (f *controlListener) Accept() (net.Conn, error) {
 	c, err := f.Listener.Accept()
 	if err == nil {
 		f.mu.Lock()
@@ -62,7 +63,7 @@ func (f *front) Accept() (net.Conn, error) {
 	return c, err
 }
 
-func (f *front) vanish() {
+func (f *controlListener) closeAll() {
 	f.Listener.Close()
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -74,7 +75,7 @@ func (f *front) vanish() {
 
 func newTailnet(t testing.TB, change ...func(*testcontrol.Server)) *tailnet {
 	t.Helper()
-	testing_()
+	sharedTestProgram()
 	d := derpserver.New(key.NewNode(), tslogger.Discard)
 	derp := httptest.NewServer(derpserver.Handler(d))
 	stun, stunStop := stuntest.ServeWithPacketListener(t, nettype.Std{})
@@ -96,11 +97,11 @@ func newTailnet(t testing.TB, change ...func(*testcontrol.Server)) *tailnet {
 		f(c)
 	}
 	c.HTTPTestServer = httptest.NewUnstartedServer(c)
-	fr := &front{Listener: c.HTTPTestServer.Listener}
+	fr := &controlListener{Listener: c.HTTPTestServer.Listener}
 	c.HTTPTestServer.Listener = fr
 	c.HTTPTestServer.Start()
 	t.Cleanup(func() {
-		fr.vanish()
+		fr.closeAll()
 		c.HTTPTestServer.Close()
 		derp.CloseClientConnections()
 		derp.Close()
@@ -111,14 +112,14 @@ func newTailnet(t testing.TB, change ...func(*testcontrol.Server)) *tailnet {
 	return &tailnet{t, c, c.HTTPTestServer.URL, fr}
 }
 
-// member is a node under test with what its caller would keep.
-type member struct {
-	t      testing.TB
-	handle uint64
-	gen    *uint64
-	watch  int
-	last   picture
-	log    *logReader
+// testNode is a node under test with what its caller would keep.
+type testNode struct {
+	t          testing.TB
+	handle     uint64
+	generation *uint64
+	watch      int
+	lastStatus nodeStatus
+	log        *logReader
 }
 
 func (tn *tailnet) config(name string) Config {
@@ -128,7 +129,7 @@ func (tn *tailnet) config(name string) Config {
 }
 
 // make makes a node and starts it.
-func (tn *tailnet) make(cfg Config) *member {
+func (tn *tailnet) make(cfg Config) *testNode {
 	tn.t.Helper()
 	m := tn.unstarted(cfg)
 	if err := m.node().Start(); err != nil {
@@ -137,11 +138,11 @@ func (tn *tailnet) make(cfg Config) *member {
 	return m
 }
 
-func (tn *tailnet) unstarted(cfg Config) *member {
+func (tn *tailnet) unstarted(cfg Config) *testNode {
 	tn.t.Helper()
 	raw, _ := json.Marshal(cfg)
-	m := &member{t: tn.t, gen: new(uint64), watch: -1, log: newLogReader(tn.t)}
-	h, err := New(raw, m.gen, m.log.give())
+	m := &testNode{t: tn.t, generation: new(uint64), watch: -1, log: newLogReader(tn.t)}
+	h, err := New(raw, m.generation, m.log.writeEnd())
 	if err != nil {
 		tn.t.Fatalf("new: %v", err)
 	}
@@ -161,7 +162,7 @@ func (tn *tailnet) unstarted(cfg Config) *member {
 }
 
 // join makes a node and waits until it is in the tailnet.
-func (tn *tailnet) join(name string, change ...func(*Config)) *member {
+func (tn *tailnet) join(name string, change ...func(*Config)) *testNode {
 	tn.t.Helper()
 	cfg := tn.config(name)
 	for _, f := range change {
@@ -172,7 +173,7 @@ func (tn *tailnet) join(name string, change ...func(*Config)) *member {
 	return m
 }
 
-func (m *member) node() *Node {
+func (m *testNode) node() *Node {
 	n, err := Find(m.handle)
 	if err != nil {
 		m.t.Fatalf("find: %v", err)
@@ -180,7 +181,7 @@ func (m *member) node() *Node {
 	return n
 }
 
-func (m *member) close() {
+func (m *testNode) close() {
 	m.t.Helper()
 	began := time.Now()
 	if err := Close(m.handle); err != nil {
@@ -189,9 +190,9 @@ func (m *member) close() {
 	if d := time.Since(began); d > 2*time.Second {
 		m.t.Errorf("close took %v", d)
 	}
-	said := strings.ReplaceAll(m.log.text(), "panicked: "+onPurpose, "")
+	said := strings.ReplaceAll(m.log.text(), "panicked: "+wantedPanic, "")
 	if i := strings.Index(said, "panicked"); i >= 0 {
-		m.t.Errorf("a panic was swallowed: %s", clip(strings.ReplaceAll(said[i:], "\\n", "\n"), 3000))
+		m.t.Errorf("a panic was swallowed: %s", truncate(strings.ReplaceAll(said[i:], "\\n", "\n"), 3000))
 	}
 	if m.watch >= 0 {
 		unix.Close(m.watch)
@@ -199,58 +200,58 @@ func (m *member) close() {
 	}
 }
 
-// next returns the next state from the watch.
-func (m *member) next(within time.Duration) (picture, bool) {
+// nextStatus returns the next state from the watch.
+func (m *testNode) nextStatus(within time.Duration) (nodeStatus, bool) {
 	m.t.Helper()
 	b := make([]byte, 64<<10)
 	if !readyToRead(m.watch, within) {
-		return picture{}, false
+		return nodeStatus{}, false
 	}
 	n, err := unix.Read(m.watch, b)
 	if err != nil || n == 0 {
-		return picture{}, false
+		return nodeStatus{}, false
 	}
-	var p picture
+	var p nodeStatus
 	if err := json.Unmarshal(b[:n], &p); err != nil {
 		m.t.Fatalf("picture %q: %v", b[:n], err)
 	}
-	m.last = p
+	m.lastStatus = p
 	return p, true
 }
 
-func (m *member) awaitPicture(what string, ok func(picture) bool) picture {
+func (m *testNode) awaitStatus(what string, ok func(nodeStatus) bool) nodeStatus {
 	m.t.Helper()
-	if m.last.State != "" && ok(m.last) {
-		return m.last
+	if m.lastStatus.State != "" && ok(m.lastStatus) {
+		return m.lastStatus
 	}
 	end := time.Now().Add(15 * time.Second)
 	for time.Now().Before(end) {
-		if p, got := m.next(time.Until(end)); got && ok(p) {
+		if p, got := m.nextStatus(time.Until(end)); got && ok(p) {
 			return p
 		}
 	}
-	m.t.Fatalf("the watch never showed %s; last was %+v", what, m.last)
-	return picture{}
+	m.t.Fatalf("the watch never showed %s; last was %+v", what, m.lastStatus)
+	return nodeStatus{}
 }
 
-func (m *member) await(state string) picture {
+func (m *testNode) await(state string) nodeStatus {
 	m.t.Helper()
-	return m.awaitPicture("state "+state, func(p picture) bool {
+	return m.awaitStatus("state "+state, func(p nodeStatus) bool {
 		return p.State == state && (state != "Running" || len(p.Addresses) == 2)
 	})
 }
 
-func (m *member) ip(v int) netip.Addr {
-	for _, a := range m.last.Addresses {
+func (m *testNode) ip(v int) netip.Addr {
+	for _, a := range m.lastStatus.Addresses {
 		if a.Is4() == (v == 4) {
 			return a
 		}
 	}
-	m.t.Fatalf("no IPv%d address in %v", v, m.last.Addresses)
+	m.t.Fatalf("no IPv%d address in %v", v, m.lastStatus.Addresses)
 	return netip.Addr{}
 }
 
-func (m *member) listen(addr string) int {
+func (m *testNode) listen(addr string) int {
 	m.t.Helper()
 	fd, err := m.node().Listen([]byte(addr))
 	if err != nil {
@@ -259,7 +260,7 @@ func (m *member) listen(addr string) int {
 	return fd
 }
 
-func (m *member) dial(addr string) *caller {
+func (m *testNode) dial(addr string) *testConn {
 	m.t.Helper()
 	fd, err := m.node().Dial([]byte(addr), 12*time.Second)
 	if err != nil {
@@ -269,22 +270,22 @@ func (m *member) dial(addr string) *caller {
 	return receive(m.t, fd)
 }
 
-// caller is the caller's end of a connection, with its head.
-type caller struct {
+// testConn is the caller's end of a connection, with its head.
+type testConn struct {
 	t           testing.TB
-	fd          int    // of a dialled one
-	direct      *taken // an accepted one
+	fd          int               // of a dialled one
+	accepted    *testAcceptedConn // an accepted one
 	kind        byte
 	peer, local netip.AddrPort
 	closed      atomic.Bool
 }
 
-type failed struct {
-	code  Code
-	words string
+type failureReply struct {
+	code    Code
+	message string
 }
 
-func receiveAny(t testing.TB, fd int, within time.Duration) (*caller, *failed) {
+func receiveAny(t testing.TB, fd int, within time.Duration) (*testConn, *failureReply) {
 	t.Helper()
 	if !readyToRead(fd, within) {
 		t.Fatal("no message in time")
@@ -292,25 +293,25 @@ func receiveAny(t testing.TB, fd int, within time.Duration) (*caller, *failed) {
 	msg, oob := make([]byte, 4096), make([]byte, 64)
 	n, oobn, _, _, err := unix.Recvmsg(fd, msg, oob, unix.MSG_CMSG_CLOEXEC)
 	if err != nil || n == 0 {
-		return nil, &failed{words: fmt.Sprintf("end of messages (%v)", err)}
+		return nil, &failureReply{message: fmt.Sprintf("end of messages (%v)", err)}
 	}
-	if n < headLen || msg[0] != 1 {
+	if n < headerLen || msg[0] != 1 {
 		t.Fatalf("message of %d bytes, version %d", n, msg[0])
 	}
 	if msg[1] == kindFailure {
-		return nil, &failed{Code(binary.NativeEndian.Uint16(msg[2:])), string(msg[headLen:n])}
+		return nil, &failureReply{Code(binary.NativeEndian.Uint16(msg[2:])), string(msg[headerLen:n])}
 	}
 	addr := func(a, p int) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom16([16]byte(msg[a:a+16])).Unmap(), binary.NativeEndian.Uint16(msg[p:]))
 	}
-	c := &caller{t: t, fd: -1, kind: msg[1], peer: addr(8, 4), local: addr(24, 6)}
+	c := &testConn{t: t, fd: -1, kind: msg[1], peer: addr(8, 4), local: addr(24, 6)}
 	t.Cleanup(c.close)
 	if c.kind == kindAccepted {
-		if oobn != 0 || n != headLen+8 {
+		if oobn != 0 || n != headerLen+8 {
 			t.Fatalf("an accepted connection of %d bytes, %d of control messages", n, oobn)
 		}
-		if c.direct = testing_().take(binary.NativeEndian.Uint64(msg[headLen:])); c.direct == nil {
-			c.direct = &taken{p: testing_(), end: Broken, freed: true, changed: make(chan struct{})} // it has ended already
+		if c.accepted = sharedTestProgram().take(binary.NativeEndian.Uint64(msg[headerLen:])); c.accepted == nil {
+			c.accepted = &testAcceptedConn{p: sharedTestProgram(), end: InboundBroken, freed: true, changed: make(chan struct{})} // it has ended already
 		}
 		return c, nil
 	}
@@ -326,35 +327,35 @@ func receiveAny(t testing.TB, fd int, within time.Duration) (*caller, *failed) {
 	return c, nil
 }
 
-func receive(t testing.TB, fd int) *caller {
+func receive(t testing.TB, fd int) *testConn {
 	t.Helper()
 	c, f := receiveAny(t, fd, 15*time.Second)
 	if f != nil {
-		t.Fatalf("failure %d: %s", f.code, f.words)
+		t.Fatalf("failure %d: %s", f.code, f.message)
 	}
 	return c
 }
 
-func (c *caller) close() {
+func (c *testConn) close() {
 	if !c.closed.Swap(true) {
-		if c.direct != nil {
-			c.direct.close()
+		if c.accepted != nil {
+			c.accepted.close()
 			return
 		}
 		unix.Close(c.fd)
 	}
 }
 
-func (c *caller) write(b []byte) {
+func (c *testConn) write(b []byte) {
 	c.t.Helper()
 	if err := c.tryWrite(b); err != nil {
 		c.t.Errorf("write: %v", err)
 	}
 }
 
-func (c *caller) tryWrite(b []byte) error {
-	if c.direct != nil {
-		return c.direct.tryWrite(b)
+func (c *testConn) tryWrite(b []byte) error {
+	if c.accepted != nil {
+		return c.accepted.tryWrite(b)
 	}
 	for len(b) > 0 {
 		n, err := unix.SendmsgN(c.fd, b, nil, nil, unix.MSG_NOSIGNAL)
@@ -372,9 +373,9 @@ func (c *caller) tryWrite(b []byte) error {
 
 // read returns the available bytes, io.EOF at an end, and errReset at an abnormal end, as the Rust
 // side tells them apart.
-func (c *caller) read(b []byte, within time.Duration) (int, error) {
-	if c.direct != nil {
-		return c.direct.read(b, within)
+func (c *testConn) read(b []byte, within time.Duration) (int, error) {
+	if c.accepted != nil {
+		return c.accepted.read(b, within)
 	}
 	if !readyToRead(c.fd, within) {
 		return 0, os.ErrDeadlineExceeded
@@ -391,7 +392,7 @@ func (c *caller) read(b []byte, within time.Duration) (int, error) {
 	return n, nil
 }
 
-func (c *caller) readAll(within time.Duration) ([]byte, error) {
+func (c *testConn) readAll(within time.Duration) ([]byte, error) {
 	var all []byte
 	b := make([]byte, 32<<10)
 	for {
@@ -403,9 +404,9 @@ func (c *caller) readAll(within time.Duration) ([]byte, error) {
 	}
 }
 
-func (c *caller) shutdown() {
-	if c.direct != nil {
-		c.direct.shutdown()
+func (c *testConn) shutdown() {
+	if c.accepted != nil {
+		c.accepted.shutdown()
 		return
 	}
 	unix.Shutdown(c.fd, unix.SHUT_WR)
@@ -456,7 +457,7 @@ func newLogReader(t testing.TB) *logReader {
 	return l
 }
 
-func (l *logReader) give() int { return l.w }
+func (l *logReader) writeEnd() int { return l.w }
 
 func (l *logReader) text() string {
 	l.mu.Lock()
@@ -464,14 +465,14 @@ func (l *logReader) text() string {
 	return l.all.String()
 }
 
-// steady counts goroutines and descriptors, and returns a check that there are no more of them.
-func steady(t testing.TB) func() {
+// checkLeaks counts goroutines and descriptors, and returns a check that there are no more of them.
+func checkLeaks(t testing.TB) func() {
 	t.Helper()
 	count := func() (int, int) {
 		fds, _ := os.ReadDir("/proc/self/fd")
-		ready.mu.Lock()
-		defer ready.mu.Unlock()
-		return runtime.NumGoroutine() - ready.workers, len(fds)
+		readyQueue.mu.Lock()
+		defer readyQueue.mu.Unlock()
+		return runtime.NumGoroutine() - readyQueue.workers, len(fds)
 	}
 	g0, f0 := count()
 	return func() {

@@ -4,7 +4,7 @@
 // once (RFC 1122, 4.2.2.13), as it does on Linux. Upstream fault, seen in gVisor at the version
 // that tailscale.com v1.102.5 requires: it does so only for its own listeners, while tsnet accepts
 // through a forwarder. There a SYN for such a pair is dropped until the state ends, or is answered
-// with a reset if it still waits in the old endpoint's queue at that moment. A caller sees a delay
+// with a reset if it still waits in the old endpoint's queue at that moment. The peer sees a delay
 // of a second or more, or a healthy server that refuses.
 //
 // So when a SYN arrives for an endpoint in TIME_WAIT, that endpoint is ended before the netstack
@@ -37,18 +37,18 @@ import (
 const nicID = 1
 
 // The netstack has no method that returns its stack, so we read its private field. If a later
-// version has another one, no node starts, and TestStackIsKnown fails first.
-var stackAt, stackKnown = func() (uintptr, bool) {
+// version has another one, no node starts, and TestStackField fails first.
+var stackOffset, stackFieldKnown = func() (uintptr, bool) {
 	f, ok := reflect.TypeFor[netstack.Impl]().FieldByName("ipstack")
 	return f.Offset, ok && f.Type == reflect.TypeFor[*stack.Stack]()
 }()
 
 func stackOf(ns *netstack.Impl) *stack.Stack {
-	return *(**stack.Stack)(unsafe.Add(unsafe.Pointer(ns), stackAt))
+	return *(**stack.Stack)(unsafe.Add(unsafe.Pointer(ns), stackOffset))
 }
 
-// endTimeWaits must be called before the node has peers.
-func endTimeWaits(tun *tstun.Wrapper, ns *netstack.Impl) {
+// endTimeWaitOnSyn must be called before the node has peers.
+func endTimeWaitOnSyn(tun *tstun.Wrapper, ns *netstack.Impl) {
 	next, st := tun.PostFilterPacketInboundFromWireGuard, stackOf(ns)
 	tun.PostFilterPacketInboundFromWireGuard = func(p *packet.Parsed, w *tstun.Wrapper, g *gro.GRO) (filter.Response, *gro.GRO) {
 		if p.IPProto == ipproto.TCP && p.IsTCPSyn() {

@@ -16,47 +16,47 @@ import (
 	"tailscale.com/wgengine/netstack"
 )
 
-func TestStackIsKnown(t *testing.T) {
-	if !stackKnown {
+func TestStackField(t *testing.T) {
+	if !stackFieldKnown {
 		t.Fatal("netstack.Impl has no stack where time_wait.go expects it")
 	}
 }
 
 // A peer calls again from the port of a connection that the program closed first.
 func TestAPortInTimeWaitIsOpenedAgain(t *testing.T) {
-	s := newAccepting(t)
-	ns := func(m *member) *netstack.Impl { return m.node().lb.Load().Sys().Netstack.Get().(*netstack.Impl) }
+	s := newAcceptTest(t)
+	ns := func(m *testNode) *netstack.Impl { return m.node().lb.Load().Sys().Netstack.Get().(*netstack.Impl) }
 	// Longer than any dial here.
 	long := tcpip.TCPTimeWaitTimeoutOption(time.Hour)
-	if err := ns(s.a).SetTransportProtocolOption(tcp.ProtocolNumber, &long); err != nil {
+	if err := ns(s.server).SetTransportProtocolOption(tcp.ProtocolNumber, &long); err != nil {
 		t.Fatal(err)
 	}
-	at := func(m *member, port uint16) tcpip.FullAddress {
+	at := func(m *testNode, port uint16) tcpip.FullAddress {
 		return tcpip.FullAddress{NIC: nicID, Addr: tcpip.AddrFromSlice(m.ip(4).AsSlice()), Port: port}
 	}
 	for range 3 {
 		ctx, cancel := context.WithTimeout(t.Context(), 12*time.Second)
-		out, err := gonet.DialTCPWithBind(ctx, stackOf(ns(s.b)), at(s.b, 40000), at(s.a, 80), ipv4.ProtocolNumber)
+		out, err := gonet.DialTCPWithBind(ctx, stackOf(ns(s.client)), at(s.client, 40000), at(s.server, 80), ipv4.ProtocolNumber)
 		cancel()
 		if err != nil {
 			t.Fatal(err)
 		}
-		in := receive(t, s.ln)
-		ours := s.ours(in)
+		in := receive(t, s.listener)
+		ours := s.connOf(in)
 		in.shutdown()
 		if _, err := out.Read(make([]byte, 1)); err != io.EOF {
 			t.Fatalf("the caller reads %v", err)
 		}
-		theirs, _ := inside(out)
+		theirs, _ := endpointOf(out)
 		out.Close()
-		s.freed(in)
+		s.awaitFreed(in)
 		waitFor(t, "the caller's port to be free", func() bool { return tcp.EndpointState(theirs.State()) == tcp.StateClose })
-		waitFor(t, "TIME_WAIT", func() bool { return tcp.EndpointState(ours.ep.State()) == tcp.StateTimeWait })
+		waitFor(t, "TIME_WAIT", func() bool { return tcp.EndpointState(ours.endpoint.State()) == tcp.StateTimeWait })
 	}
 	// A connection that has not ended gives no way to another one.
 	out, in := s.connect()
 	defer out.close()
-	st, from := stackOf(ns(s.a)), in.peer
+	st, from := stackOf(ns(s.server)), in.peer
 	endTimeWait(st, syn(from, in.local))
 	out.write([]byte("ping"))
 	b := make([]byte, 10)

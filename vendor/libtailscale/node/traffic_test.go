@@ -26,7 +26,7 @@ import (
 
 func TestListenAndDial(t *testing.T) {
 	tn := newTailnet(t)
-	check := steady(t)
+	check := checkLeaks(t)
 	a, b := tn.join("server"), tn.join("client")
 	b.awaitPeer("server")
 	any := a.listen(":80")
@@ -80,10 +80,10 @@ func TestListenAndDial(t *testing.T) {
 	unix.Close(specific)
 	unix.Close(one)
 	waitFor(t, "both listeners to go", func() bool {
-		p := &a.node().ports
+		p := &a.node().listeners
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		return len(p.all) == 1
+		return len(p.byAddr) == 1
 	})
 	out := b.dial(fmt.Sprintf("[%v]:80", a.ip(6)))
 	receive(t, any).close()
@@ -134,14 +134,14 @@ func TestListenAndDial(t *testing.T) {
 }
 
 // The whole path: caller, pump, netstack, WireGuard, netstack, pump, caller.
-func TestTrafficEndsAsItShould(t *testing.T) {
+func TestConnectionEnds(t *testing.T) {
 	tn := newTailnet(t)
-	check := steady(t)
+	check := checkLeaks(t)
 	a, b := tn.join("server"), tn.join("client")
 	b.awaitPeer("server")
 	ln := a.listen(":80")
 	to := fmt.Sprintf("%v:80", a.ip(4))
-	connect := func() (out, in *caller) { return b.dial(to), receive(t, ln) }
+	connect := func() (out, in *testConn) { return b.dial(to), receive(t, ln) }
 
 	t.Run("half closes", func(t *testing.T) {
 		out, in := connect()
@@ -156,7 +156,7 @@ func TestTrafficEndsAsItShould(t *testing.T) {
 		if n, err := out.read(got, 5*time.Second); err != nil || string(got[:n]) != "answer" {
 			t.Errorf("%q, %v", got[:n], err)
 		}
-		waitFor(t, "the connection to go", func() bool { return live.Load() == 0 })
+		waitFor(t, "the connection to go", func() bool { return liveConns.Load() == 0 })
 		out.close()
 		in.close()
 	})
@@ -168,7 +168,7 @@ func TestTrafficEndsAsItShould(t *testing.T) {
 		waitFor(t, "the buffers to fill", func() bool {
 			var n int
 			in.count(&n)
-			return n == testRoom
+			return n == testBufferBytes
 		})
 		time.Sleep(100 * time.Millisecond)
 		in.close() // with unread bytes: a reset
@@ -177,7 +177,7 @@ func TestTrafficEndsAsItShould(t *testing.T) {
 		}
 		writing.Wait()
 		out.close()
-		waitFor(t, "the connection to go", func() bool { return live.Load() == 0 })
+		waitFor(t, "the connection to go", func() bool { return liveConns.Load() == 0 })
 	})
 
 	t.Run("full close with an idle remote", func(t *testing.T) {
@@ -185,12 +185,12 @@ func TestTrafficEndsAsItShould(t *testing.T) {
 		out.shutdown()
 		time.Sleep(50 * time.Millisecond)
 		out.close()
-		waitFor(t, "the client's half to go", func() bool { return firstOf(&b.node().splice) == nil })
+		waitFor(t, "the client's half to go", func() bool { return firstDialled(&b.node().conns) == nil })
 		if _, err := in.read(make([]byte, 1), 5*time.Second); err != io.EOF {
 			t.Errorf("the server reads %v", err)
 		}
 		in.close()
-		waitFor(t, "the connection to go", func() bool { return live.Load() == 0 })
+		waitFor(t, "the connection to go", func() bool { return liveConns.Load() == 0 })
 	})
 
 	t.Run("16 MiB echo", func(t *testing.T) {
@@ -238,14 +238,14 @@ func TestTrafficEndsAsItShould(t *testing.T) {
 }
 
 // count returns how many bytes can be read.
-func (c *caller) count(n *int) {
-	if c.direct == nil {
+func (c *testConn) count(n *int) {
+	if c.accepted == nil {
 		*n, _ = unix.IoctlGetInt(c.fd, unix.TIOCINQ)
 		return
 	}
-	c.direct.mu.Lock()
-	defer c.direct.mu.Unlock()
-	*n = len(c.direct.in)
+	c.accepted.mu.Lock()
+	defer c.accepted.mu.Unlock()
+	*n = len(c.accepted.in)
 }
 
 // closeListener closes a listener and frees what was not taken from it.
@@ -254,10 +254,10 @@ func closeListener(fd int) {
 	for {
 		msg := make([]byte, 4096)
 		n, err := unix.Read(fd, msg)
-		if n < headLen+8 || err != nil {
+		if n < headerLen+8 || err != nil {
 			break
 		}
-		if c := testing_().take(binary.NativeEndian.Uint64(msg[headLen:])); c != nil {
+		if c := sharedTestProgram().take(binary.NativeEndian.Uint64(msg[headerLen:])); c != nil {
 			c.close()
 		}
 	}
@@ -274,7 +274,7 @@ func waitFor(t testing.TB, what string, ok func() bool) {
 	t.Fatalf("waited in vain for %s", what)
 }
 
-func (m *member) awaitPeer(name string) {
+func (m *testNode) awaitPeer(name string) {
 	m.t.Helper()
 	waitFor(m.t, "the peer "+name, func() bool {
 		raw, _ := m.node().Status()
@@ -286,12 +286,12 @@ func (m *member) awaitPeer(name string) {
 // every established connection is still delivered.
 func TestListenerShutForWriting(t *testing.T) {
 	tn := newTailnet(t)
-	check := steady(t)
+	check := checkLeaks(t)
 	a, b := tn.join("server"), tn.join("client")
 	b.awaitPeer("server")
 	to := fmt.Sprintf("%v:80", a.ip(4))
 	ln := a.listen(":80")
-	standing := []*caller{b.dial(to), b.dial(to)}
+	standing := []*testConn{b.dial(to), b.dial(to)}
 	if err := unix.Shutdown(ln, unix.SHUT_WR); err != nil {
 		t.Fatal(err)
 	}
@@ -305,7 +305,7 @@ func TestListenerShutForWriting(t *testing.T) {
 		in.close()
 		out.close()
 	}
-	if _, f := receiveAny(t, ln, 5*time.Second); f == nil || !strings.HasPrefix(f.words, "end of messages") {
+	if _, f := receiveAny(t, ln, 5*time.Second); f == nil || !strings.HasPrefix(f.message, "end of messages") {
 		t.Errorf("the listener did not end: %+v", f)
 	}
 	fd, err := b.node().Dial([]byte(to), 5*time.Second)
@@ -324,7 +324,7 @@ func TestListenerShutForWriting(t *testing.T) {
 
 func TestCloseDuringAccept(t *testing.T) {
 	tn := newTailnet(t)
-	check := steady(t)
+	check := checkLeaks(t)
 	a, b := tn.join("server"), tn.join("client")
 	b.awaitPeer("server")
 	ln := a.listen(":80")
@@ -364,7 +364,7 @@ func TestOutOfDescriptors(t *testing.T) {
 	to := fmt.Sprintf("%v:80", a.ip(4))
 	b.dial(to).close()
 	receive(t, ln).close()
-	waitFor(t, "the connection to go", func() bool { return live.Load() == 0 })
+	waitFor(t, "the connection to go", func() bool { return liveConns.Load() == 0 })
 
 	// Dial makes its sockets before that.
 	fd, err := b.node().Dial([]byte(to), 5*time.Second)
@@ -386,11 +386,11 @@ func TestOutOfDescriptors(t *testing.T) {
 	}
 	in := receive(t, ln)
 	in.write([]byte("x"))
-	in.direct.wait(5*time.Second, func() bool { return len(in.direct.out) == 0 })
-	if n := len(in.direct.out); n > 0 || in.direct.end == Broken {
-		t.Errorf("with no descriptors left %d bytes are not sent, end %d", n, in.direct.end)
+	in.accepted.wait(5*time.Second, func() bool { return len(in.accepted.out) == 0 })
+	if n := len(in.accepted.out); n > 0 || in.accepted.end == InboundBroken {
+		t.Errorf("with no descriptors left %d bytes are not sent, end %d", n, in.accepted.end)
 	}
-	in.direct.mu.Unlock()
+	in.accepted.mu.Unlock()
 	unix.Setrlimit(unix.RLIMIT_NOFILE, &old)
 	for _, fd := range held {
 		unix.Close(fd)
@@ -400,9 +400,9 @@ func TestOutOfDescriptors(t *testing.T) {
 	unix.Close(ln)
 }
 
-func (m *member) whois(addr string) (whois, *Error) { return m.whoisTo(addr, "") }
+func (m *testNode) whois(addr string) (whois, *Error) { return m.whoisTo(addr, "") }
 
-func (m *member) whoisTo(addr, local string) (whois, *Error) {
+func (m *testNode) whoisTo(addr, local string) (whois, *Error) {
 	var w whois
 	raw, err := m.node().WhoIs([]byte(addr), []byte(local))
 	if err == nil {
@@ -423,8 +423,8 @@ func TestWhoIs(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", addr, err)
 		}
-		if w.Node.Name != "client.loop.ts.net" || w.Node.ID != b.last.ID || w.Node.Hostname != "client" || len(w.Node.Addresses) != 2 ||
-			w.User.Login != b.last.Owner || w.User.Login == "" || w.User.ID != w.Node.UserID || !w.SameTailnet || w.Node.Sharer || w.Node.Expired {
+		if w.Node.Name != "client.loop.ts.net" || w.Node.ID != b.lastStatus.ID || w.Node.Hostname != "client" || len(w.Node.Addresses) != 2 ||
+			w.User.Login != b.lastStatus.Owner || w.User.Login == "" || w.User.ID != w.Node.UserID || !w.SameTailnet || w.Node.Sharer || w.Node.Expired {
 			t.Errorf("%s: %+v", addr, w)
 		}
 		if got := fmt.Sprintf("%s", w.Caps["example.com/cap/admin"]); got != `[{"level":3} "x"]` {
@@ -451,7 +451,7 @@ func TestWhoIsAsksThePacketFilter(t *testing.T) {
 	own4, own6 := netip.AddrPortFrom(a.ip(4), 80).String(), netip.AddrPortFrom(a.ip(6), 80).String()
 	from4, from6 := b.ip(4).String(), b.ip(6).String()
 	for _, local := range []string{own4, "[::ffff:" + a.ip(4).String() + "]:80"} {
-		if w, err := a.whoisTo(from4, local); err != nil || w.Node.ID != b.last.ID {
+		if w, err := a.whoisTo(from4, local); err != nil || w.Node.ID != b.lastStatus.ID {
 			t.Errorf("%s where everything is open: %+v, %v", local, w, err)
 		}
 	}
@@ -468,16 +468,16 @@ func TestWhoIsAsksThePacketFilter(t *testing.T) {
 	rule := func(src string, port uint16) tailcfg.FilterRule {
 		return tailcfg.FilterRule{SrcIPs: []string{src}, DstPorts: []tailcfg.NetPortRange{{IP: "*", Ports: tailcfg.PortRange{First: port, Last: port}}}}
 	}
-	before := atomic.LoadUint64(a.gen)
+	before := atomic.LoadUint64(a.generation)
 	mr := &tailcfg.MapResponse{PacketFilters: map[string][]tailcfg.FilterRule{"*": nil, "base": {rule("*", 81), rule(from6, 80)}}}
 	if !tn.control.AddRawMapResponse(nodeKey(a), mr) {
 		t.Fatal("no poll to answer")
 	}
 	waitFor(t, "the filter", func() bool { _, err := a.whoisTo(from4, own4); return err != nil })
-	if now := atomic.LoadUint64(a.gen); now == before {
-		waitFor(t, "the generation", func() bool { return atomic.LoadUint64(a.gen) != before })
+	if now := atomic.LoadUint64(a.generation); now == before {
+		waitFor(t, "the generation", func() bool { return atomic.LoadUint64(a.generation) != before })
 	}
-	if _, err := a.whoisTo(from4, own4); err.Code != Forbidden || !strings.Contains(err.Words, "client.loop.ts.net") {
+	if _, err := a.whoisTo(from4, own4); err.Code != Forbidden || !strings.Contains(err.Message, "client.loop.ts.net") {
 		t.Errorf("a port that was closed: %v", err)
 	}
 	if _, err := a.whoisTo(from4, netip.AddrPortFrom(a.ip(4), 81).String()); err != nil {
@@ -489,7 +489,7 @@ func TestWhoIsAsksThePacketFilter(t *testing.T) {
 	if _, err := a.whoisTo("100.99.1.2", own4); err == nil || err.Code != NotFound {
 		t.Errorf("nobody's address: %v", err)
 	}
-	if w, err := a.whois(from4); err != nil || w.Node.ID != b.last.ID {
+	if w, err := a.whois(from4); err != nil || w.Node.ID != b.lastStatus.ID {
 		t.Errorf("the identity alone: %+v, %v", w, err)
 	}
 }
@@ -507,7 +507,7 @@ func TestGeneration(t *testing.T) {
 	a, b := tn.join("server"), tn.join("client")
 	a.awaitPeer("client")
 	peer := func() *tailcfg.Node { return tn.control.Node(nodeKey(b)) }
-	quiet(t, a)
+	awaitStableGeneration(t, a)
 
 	// send sends the server's node a map response made here, as the test server does not make the
 	// incremental kinds.
@@ -553,7 +553,7 @@ func TestGeneration(t *testing.T) {
 		{"a peer that is back", &tailcfg.MapResponse{PeersChanged: clone(func(*tailcfg.Node) {})},
 			func(w whois, err *Error) bool { return err == nil && len(w.Node.Tags) == 0 }},
 	} {
-		before := atomic.LoadUint64(a.gen)
+		before := atomic.LoadUint64(a.generation)
 		addr := b.ip(4).String()
 		if w, err := a.whois(addr); step.want(w, err) {
 			t.Fatalf("%s: already so", step.what)
@@ -565,7 +565,7 @@ func TestGeneration(t *testing.T) {
 		good := false
 		end := time.Now().Add(5 * time.Second)
 		for !good && time.Now().Before(end) {
-			if now := atomic.LoadUint64(a.gen); now != seen {
+			if now := atomic.LoadUint64(a.generation); now != seen {
 				seen = now
 				w, err := a.whois(addr)
 				good = step.want(w, err)
@@ -575,30 +575,31 @@ func TestGeneration(t *testing.T) {
 			w, err := a.whois(addr)
 			t.Errorf("%s: the generation went %d -> %d; asking now gives the new answer: %v", step.what, before, seen, step.want(w, err))
 		}
-		quiet(t, a)
+		awaitStableGeneration(t, a)
 	}
 
 	// What does not matter to WhoIs must not change it: otherwise no cache would ever help in a
 	// large tailnet.
-	before := atomic.LoadUint64(a.gen)
+	before := atomic.LoadUint64(a.generation)
 	send(&tailcfg.MapResponse{PeersChangedPatch: []*tailcfg.PeerChange{{NodeID: peer().ID, Online: ptr(false)}}})
 	waitFor(t, "the patch", func() bool {
 		raw, _ := a.node().Status()
 		return strings.Contains(string(raw), `"online":false`)
 	})
-	if now := atomic.LoadUint64(a.gen); now != before {
+	if now := atomic.LoadUint64(a.generation); now != before {
 		t.Errorf("going offline moved the generation %d -> %d", before, now)
 	}
 }
 
 func ptr[T any](v T) *T { return &v }
 
-// quiet waits until a node's generation stops changing, so that a test sees only its own changes.
-func quiet(t *testing.T, m *member) {
+// awaitStableGeneration waits until a node's generation stops changing, so that a test sees only
+// its own changes.
+func awaitStableGeneration(t *testing.T, m *testNode) {
 	t.Helper()
-	last, since := atomic.LoadUint64(m.gen), time.Now()
+	last, since := atomic.LoadUint64(m.generation), time.Now()
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if now := atomic.LoadUint64(m.gen); now != last {
+		if now := atomic.LoadUint64(m.generation); now != last {
 			last, since = now, time.Now()
 		}
 		if time.Since(since) > 150*time.Millisecond {
@@ -608,34 +609,34 @@ func quiet(t *testing.T, m *member) {
 	t.Fatal("the generation never rests")
 }
 
-func nodeKey(m *member) key.NodePublic { return m.node().lb.Load().NodeKey() }
+func nodeKey(m *testNode) key.NodePublic { return m.node().lb.Load().NodeKey() }
 
 // The filter is followed by a log line of tsnet. If that line changes, the check every second must
 // still work.
 func TestPacketFilterWithoutItsLogLine(t *testing.T) {
 	tn := newTailnet(t)
 	m := tn.join("server")
-	quiet(t, m)
+	awaitStableGeneration(t, m)
 	n := m.node()
-	before := atomic.LoadUint64(m.gen)
+	before := atomic.LoadUint64(m.generation)
 	engine := n.lb.Load().Sys().Engine.Get()
 	f := *engine.GetFilter()
 	engine.SetFilter(&f)
-	waitFor(t, "the look each second", func() bool { return atomic.LoadUint64(m.gen) != before })
+	waitFor(t, "the look each second", func() bool { return atomic.LoadUint64(m.generation) != before })
 }
 
-// The line that signals.go waits for must come, in the expected words, and wake; otherwise only the
-// check every second is left.
+// The line that backend_log.go waits for must come, in the expected words, and wake; otherwise only
+// the check every second is left.
 func TestFilterLogLine(t *testing.T) {
 	tn := newTailnet(t)
 	m := tn.join("server")
 	if !strings.Contains(m.log.text(), "[v1] netmap packet filter: ") {
-		t.Error("tsnet no longer announces packet filters as signals.go expects")
+		t.Error("tsnet no longer announces packet filters as backend_log.go expects")
 	}
-	n := &Node{filter: make(chan struct{}, 1), log: newLogger(-1, lvOff)}
+	n := &Node{filterChanged: make(chan struct{}, 1), log: newLogger(-1, levelOff)}
 	n.backendLine("[v1] netmap packet filter: %v filters", 2)
 	n.backendLine("[v1] netmap packet filter: %v filters", 2) // must not block
-	if len(n.filter) != 1 {
+	if len(n.filterChanged) != 1 {
 		t.Error("the line wakes nobody")
 	}
 }
@@ -668,9 +669,9 @@ func TestGreeting(t *testing.T) {
 		b := tn.make(cfg)
 		b.await("Running")
 		waitFor(t, "a session of the node that is "+life, func() bool {
-			return !toPeer(b, "first").LastHandshake.IsZero() && toPeer(a, "second").Active
+			return !statusOfPeer(b, "first").LastHandshake.IsZero() && statusOfPeer(a, "second").Active
 		})
-		heardDisco(a, i+1)
+		awaitDiscoKey(a, i+1)
 		b.close()
 	}
 }
@@ -679,23 +680,23 @@ func TestGreeting(t *testing.T) {
 func TestGreetingHoldsTheStart(t *testing.T) {
 	tn := newTailnet(t)
 	m := tn.join("only")
-	m.node().greet.done.Store(false)
-	if state := m.node().picture(false).State; state != "Starting" {
+	m.node().greet.finished.Store(false)
+	if state := m.node().currentStatus(false).State; state != "Starting" {
 		t.Errorf("%s while it greets", state)
 	}
-	m.node().greeted()
+	m.node().greetingDone()
 	m.await("Running")
 }
 
 // What takes less time is not WireGuard's own next try, which comes after 5 s. On a busy machine
 // everything takes long.
-const beforeWireGuard = 4500 * time.Millisecond
+const wireGuardRetry = 4500 * time.Millisecond
 
 // A caller whose handshake was lost is silent for 5 s. We make contact with it long before that.
 func TestLostHandshakeOfACaller(t *testing.T) {
-	server, caller := twoStrangers(t)
+	server, caller := unconnectedPair(t)
 	server.listen(":80")
-	hears := deaf(server)
+	hears := dropHandshakes(server)
 	fd, err := caller.node().Dial([]byte(server.ip(4).String()+":80"), 12*time.Second)
 	if err != nil {
 		t.Fatal(err)
@@ -703,66 +704,67 @@ func TestLostHandshakeOfACaller(t *testing.T) {
 	defer unix.Close(fd)
 	hears()
 	began := time.Now()
-	meet(server, "caller", false)
+	greet(server, "caller", false)
 	receive(t, fd)
-	if d := time.Since(began); d > beforeWireGuard {
+	if d := time.Since(began); d > wireGuardRetry {
 		t.Errorf("the caller got through after %v", d)
 	}
-	heardDisco(caller, 1)
+	awaitDiscoKey(caller, 1)
 }
 
 // A handshake of ours that is lost is soon begun again by us.
 func TestLostHandshakeOfOurs(t *testing.T) {
-	server, caller := twoStrangers(t)
-	hears := deaf(caller)
-	met := make(chan struct{})
+	server, caller := unconnectedPair(t)
+	hears := dropHandshakes(caller)
+	greeted := make(chan struct{})
 	go func() {
-		defer close(met)
-		meet(server, "caller", true)
+		defer close(greeted)
+		greet(server, "caller", true)
 	}()
 	hears()
 	began := time.Now()
-	<-met
-	if d := time.Since(began); d > beforeWireGuard || toPeer(server, "caller").LastHandshake.IsZero() {
-		t.Errorf("%v later: %+v", d, toPeer(server, "caller"))
+	<-greeted
+	if d := time.Since(began); d > wireGuardRetry || statusOfPeer(server, "caller").LastHandshake.IsZero() {
+		t.Errorf("%v later: %+v", d, statusOfPeer(server, "caller"))
 	}
-	heardDisco(caller, 1)
+	awaitDiscoKey(caller, 1)
 }
 
 // A peer that we know a path to is still asked to look for one to us, each time that we begin
 // again.
-func TestCallMeMaybe(t *testing.T) {
-	server, caller := twoStrangers(t)
+func TestPromptCallMeMaybe(t *testing.T) {
+	server, caller := unconnectedPair(t)
 	caller.node().lb.Load().MagicConn().SetDebugLoggingEnabled(true)
 	calls := func() int { return strings.Count(caller.log.text(), "got call-me-maybe") }
 	lb := server.node().lb.Load()
 	for _, p := range greetable(lb.NodeBackend().Peers()) {
-		findWay(t.Context(), lb, p)
-		waitFor(t, "a direct way", func() bool { return toPeer(server, "caller").CurAddr != "" })
+		discoverPath(t.Context(), lb, p)
+		waitFor(t, "a direct way", func() bool { return statusOfPeer(server, "caller").CurAddr != "" })
 		before, began := calls(), time.Now()
-		callMeMaybe(lb, p)
+		promptCallMeMaybe(lb, p)
 		lb.Sys().Engine.Get().Ping(p.ip, tailcfg.PingTSMP, 0, func(*ipnstate.PingResult) {})
 		waitFor(t, "a call", func() bool { return calls() > before })
 		if d := time.Since(began); d > 2*time.Second {
 			t.Errorf("called after %v, which magicsock does every 3 s by itself", d)
 		}
 	}
-	heardDisco(caller, 1)
+	awaitDiscoKey(caller, 1)
 }
 
-// twoStrangers makes two nodes that know each other and have no session.
-func twoStrangers(t *testing.T) (server, caller *member) {
+// unconnectedPair makes two nodes that know each other and have no session.
+func unconnectedPair(t *testing.T) (server, caller *testNode) {
 	tn := newTailnet(t)
 	server, caller = tn.join("server"), tn.join("caller")
-	for m, name := range map[*member]string{server: "caller", caller: "server"} {
-		waitFor(t, "the other and its relay", func() bool { return toPeer(m, name).Relay != "" })
+	for m, name := range map[*testNode]string{server: "caller", caller: "server"} {
+		waitFor(t, "the other and its relay", func() bool { return statusOfPeer(m, name).Relay != "" })
 	}
 	return server, caller
 }
 
-// deaf makes a node drop the handshakes of its peers, as a node does that has not been told about
-// them. The function that it returns waits for a dropped one, and makes the node accept them again.
-func deaf(m *member) (hears func()) {
+// dropHandshakes makes a node drop the handshakes of its peers, as a node does that has not been
+// told about them. The function that it returns waits for a dropped one, and makes the node accept
+// them again.
+func dropHandshakes(m *testNode) (hears func()) {
 	lb := m.node().lb.Load()
 	engine := lb.Sys().Engine.Get()
 	dropped := make(chan struct{}, 1)
@@ -785,25 +787,25 @@ func deaf(m *member) (hears func()) {
 	}
 }
 
-// heardDisco waits until a node has handled the disco key that comes with a TSMP ping. Upstream
+// awaitDiscoKey waits until a node has handled the disco key that comes with a TSMP ping. Upstream
 // fault, seen in tailscale.com v1.102.5: a node does not close while it handles one, as
 // Direct.Close waits for it under the lock that it needs. The program's builds do not have this
 // message (tags.txt: ts_omit_cachenetmap).
-func heardDisco(m *member, times int) {
+func awaitDiscoKey(m *testNode, times int) {
 	waitFor(m.t, "a disco key", func() bool { return strings.Count(m.log.text(), "updating discoKey for") >= times })
 }
 
-func meet(m *member, name string, atOnce bool) {
+func greet(m *testNode, name string, skipDiscovery bool) {
 	lb := m.node().lb.Load()
 	for _, p := range greetable(lb.NodeBackend().Peers()) {
-		if p.key == toPeer(m, name).PublicKey {
-			m.node().meet(lb, p, atOnce, func() {})
+		if p.key == statusOfPeer(m, name).PublicKey {
+			m.node().greetPeer(lb, p, skipDiscovery, func() {})
 		}
 	}
 }
 
-// toPeer returns a member's status of a peer; the zero value while it does not know the peer.
-func toPeer(m *member, name string) ipnstate.PeerStatus {
+// statusOfPeer returns a member's status of a peer; the zero value while it does not know the peer.
+func statusOfPeer(m *testNode, name string) ipnstate.PeerStatus {
 	lb, err := m.node().backend()
 	if err != nil {
 		m.t.Fatalf("backend: %v", err)
@@ -816,7 +818,7 @@ func toPeer(m *member, name string) ipnstate.PeerStatus {
 	return ipnstate.PeerStatus{}
 }
 
-// A peer that joins or restarts later is met as well: its first handshake may come before the
+// A peer that joins or restarts later is greeted as well: its first handshake may come before the
 // control server has told us about it.
 func TestGreetingOfNewcomers(t *testing.T) {
 	tn := newTailnet(t)
@@ -829,9 +831,9 @@ func TestGreetingOfNewcomers(t *testing.T) {
 	for _, life := range []string{"first", "second"} {
 		m := tn.make(cfg)
 		m.await("Running")
-		waitFor(t, "a session in the newcomer's "+life+" life", func() bool { return toPeer(server, "newcomer").LastHandshake.After(last) })
-		last = toPeer(server, "newcomer").LastHandshake
-		heardDisco(m, 1)
+		waitFor(t, "a session in the newcomer's "+life+" life", func() bool { return statusOfPeer(server, "newcomer").LastHandshake.After(last) })
+		last = statusOfPeer(server, "newcomer").LastHandshake
+		awaitDiscoKey(m, 1)
 		m.close()
 	}
 }
@@ -852,26 +854,26 @@ func TestGreetable(t *testing.T) {
 	}
 }
 
-// A peer is met once until it restarts, and the number of peers met within a time is limited.
-func TestAcquaintances(t *testing.T) {
-	peer := func(id tailcfg.NodeID, disco key.DiscoPublic) greetPeer { return greetPeer{id: id, disco: disco} }
+// A peer is greeted once until it restarts, and the number of greetings within a time is limited.
+func TestPeersAreGreetedOnce(t *testing.T) {
+	peer := func(id tailcfg.NodeID, disco key.DiscoPublic) greetTarget { return greetTarget{id: id, disco: disco} }
 	one, two := key.NewDisco().Public(), key.NewDisco().Public()
-	a := acquaintances{most: 2}
+	a := greetedPeers{limit: 2}
 	now := time.Now()
 	for i, c := range []struct {
-		after time.Duration
-		peer  greetPeer
-		met   bool
+		after   time.Duration
+		peer    greetTarget
+		greeted bool
 	}{
 		{0, peer(1, key.DiscoPublic{}), false}, // nobody can reach it yet
 		{0, peer(1, one), true},
 		{0, peer(1, one), false},
 		{0, peer(1, two), true},
 		{0, peer(2, one), false}, // too many
-		{greetMemory, peer(3, one), true},
+		{peerRetention, peer(3, one), true},
 	} {
-		if met := len(a.unmet([]greetPeer{c.peer}, now.Add(c.after))) == 1; met != c.met {
-			t.Errorf("case %d: %v", i, met)
+		if greeted := len(a.takeUngreeted([]greetTarget{c.peer}, now.Add(c.after))) == 1; greeted != c.greeted {
+			t.Errorf("case %d: %v", i, greeted)
 		}
 	}
 }
@@ -879,15 +881,15 @@ func TestAcquaintances(t *testing.T) {
 // More open connections than the netstack's queue has room for resets (see netstack.go).
 func TestCloseWithManyConnections(t *testing.T) {
 	tn := newTailnet(t)
-	check := steady(t)
+	check := checkLeaks(t)
 	a, b := tn.join("server"), tn.join("client")
 	b.awaitPeer("server")
 	ln := a.listen(":80")
 	many := 700
 	if raceEnabled {
-		many = fewEnough + 50 // enough to take the same path; more takes the detector too long
+		many = maxEndpointsAtClose + 50 // enough to take the same path; more takes the detector too long
 	}
-	var ends []*caller
+	var ends []*testConn
 	var clients []unix.PollFd
 	for range many {
 		out, in := b.dial(fmt.Sprintf("%v:80", a.ip(4))), receive(t, ln)
@@ -912,7 +914,7 @@ func TestCloseWithManyConnections(t *testing.T) {
 		}
 	})
 	ns := a.node().srv.Sys().Netstack.Get().(*netstack.Impl)
-	if got := endpoints(ns); got < len(ends) {
+	if got := countEndpoints(ns); got < len(ends) {
 		t.Fatalf("the netstack counts %d endpoints: drain would wait for nothing", got)
 	}
 	began := time.Now()

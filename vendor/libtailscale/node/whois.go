@@ -4,7 +4,7 @@
 // address counts; tsnet's table of proxied local ports is never used, so a port cannot make one
 // peer look like another.
 //
-// tsnet applies the packet filter only to the first packet of a connection. A caller that keeps
+// tsnet applies the packet filter only to the first packet of a connection. A program that keeps
 // connections open asks again here when the generation changes, and gets the answer that a new
 // connection would get.
 
@@ -68,10 +68,10 @@ func (n *Node) WhoIs(addr, local []byte) ([]byte, *Error) {
 	}
 	nv, up, ok := lb.WhoIs("tcp", netip.AddrPortFrom(ip, 0))
 	if !ok {
-		return nil, fail(NotFound, "no node of the tailnet has the address %v", ip)
+		return nil, errorf(NotFound, "no node of the tailnet has the address %v", ip)
 	}
 	if to.IsValid() && !mayReach(lb, nv, ip, to) {
-		return nil, fail(Forbidden, "the tailnet's policy does not let %s (%v) reach %v", fqdn(nv.Name()), ip, to)
+		return nil, errorf(Forbidden, "the tailnet's policy does not let %s (%v) reach %v", fqdn(nv.Name()), ip, to)
 	}
 	w := whois{
 		Node: whoisNode{
@@ -97,7 +97,7 @@ func (n *Node) WhoIs(addr, local []byte) ([]byte, *Error) {
 	}
 	b, merr := json.Marshal(w)
 	if merr != nil {
-		return nil, fail(Internal, "%v", merr)
+		return nil, errorf(Internal, "%v", merr)
 	}
 	return b, nil
 }
@@ -115,29 +115,29 @@ func mayReach(lb *ipnlocal.LocalBackend, peer tailcfg.NodeView, from netip.Addr,
 // parseIP parses a tailnet address and ignores the port that may follow it.
 func parseIP(addr []byte) (netip.Addr, *Error) {
 	if len(addr) > maxAddr {
-		return netip.Addr{}, fail(Invalid, "the address is %d bytes long", len(addr))
+		return netip.Addr{}, errorf(Invalid, "the address is %d bytes long", len(addr))
 	}
 	ip, err := netip.ParseAddr(string(addr))
 	if err != nil {
 		ap, err := netip.ParseAddrPort(string(addr))
 		if err != nil {
-			return netip.Addr{}, fail(Invalid, "%q is not an IP address, with or without port", addr)
+			return netip.Addr{}, errorf(Invalid, "%q is not an IP address, with or without port", addr)
 		}
 		ip = ap.Addr()
 	}
 	if ip.Zone() != "" {
-		return netip.Addr{}, fail(Invalid, "%q: tailnet addresses have no zone", addr)
+		return netip.Addr{}, errorf(Invalid, "%q: tailnet addresses have no zone", addr)
 	}
 	return ip.Unmap(), nil
 }
 
 func parseLocal(addr []byte) (netip.AddrPort, *Error) {
 	if len(addr) > maxAddr {
-		return netip.AddrPort{}, fail(Invalid, "the local address is %d bytes long", len(addr))
+		return netip.AddrPort{}, errorf(Invalid, "the local address is %d bytes long", len(addr))
 	}
 	ap, err := netip.ParseAddrPort(string(addr))
 	if err != nil || ap.Port() == 0 || ap.Addr().Zone() != "" {
-		return netip.AddrPort{}, fail(Invalid, "%q is not an IP address with a port", addr)
+		return netip.AddrPort{}, errorf(Invalid, "%q is not an IP address with a port", addr)
 	}
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()), nil
 }

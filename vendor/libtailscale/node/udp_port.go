@@ -18,11 +18,11 @@ import (
 	"tailscale.com/ipn"
 )
 
-const portKey = ipn.StateKey("_tailbone-udp-port")
+const udpPortKey = ipn.StateKey("_tailbone-udp-port")
 
-// keptPort returns the port of the last run, or 0.
-func keptPort(st ipn.StateStore) uint16 {
-	raw, err := st.ReadState(portKey)
+// storedPort returns the port of the last run, or 0.
+func storedPort(st ipn.StateStore) uint16 {
+	raw, err := st.ReadState(udpPortKey)
 	if err != nil {
 		return 0
 	}
@@ -33,17 +33,17 @@ func keptPort(st ipn.StateStore) uint16 {
 	return uint16(port)
 }
 
-// keepPort stores the port that was bound. If it cannot be written, the next start is slower.
-func (n *Node) keepPort() {
+// storePort stores the port that was bound. If it cannot be written, the next start is slower.
+func (n *Node) storePort() {
 	sock, ok := n.srv.Sys().MagicSock.GetOK()
 	if !ok {
 		return
 	}
 	port := sock.LocalPort()
-	if port == 0 || port == keptPort(n.store) {
+	if port == 0 || port == storedPort(n.store) {
 		return
 	}
-	if err := n.store.WriteState(portKey, strconv.AppendUint(nil, uint64(port), 10)); err != nil {
-		n.log.printf(lvWarn, "the UDP port could not be kept for the next start: %v", err)
+	if err := n.store.WriteState(udpPortKey, strconv.AppendUint(nil, uint64(port), 10)); err != nil {
+		n.log.printf(levelWarn, "the UDP port could not be kept for the next start: %v", err)
 	}
 }

@@ -4,7 +4,7 @@
 // goroutine together with its buffer. The endpoint below it returns at once and notifies us of
 // changes. The adapter has no method that returns the endpoint, and tsnet makes the connection, so
 // we read its two private fields (gVisor as tailscale.com v1.102.5 requires it). If a later version
-// has other fields, no node starts (checked by startServer), and TestInside fails first.
+// has other fields, no node starts (checked by startServer), and TestEndpointFields fails first.
 //
 // This file can go when gonet.TCPConn returns its endpoint and queue, or when tsnet passes them on.
 
@@ -19,7 +19,7 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-var endpointAt, queueAt, insideKnown = func() (uintptr, uintptr, bool) {
+var endpointOffset, queueOffset, endpointFieldsKnown = func() (uintptr, uintptr, bool) {
 	t := reflect.TypeFor[gonet.TCPConn]()
 	ep, ok1 := t.FieldByName("ep")
 	wq, ok2 := t.FieldByName("wq")
@@ -27,13 +27,13 @@ var endpointAt, queueAt, insideKnown = func() (uintptr, uintptr, bool) {
 	return ep.Offset, wq.Offset, ok
 }()
 
-// inside returns a connection's endpoint and the queue of its waiters, or nil for a connection of
-// another kind.
-func inside(c netConn) (tcpip.Endpoint, *waiter.Queue) {
+// endpointOf returns a connection's endpoint and the queue of its waiters, or nil for a connection
+// of another kind.
+func endpointOf(c netConn) (tcpip.Endpoint, *waiter.Queue) {
 	g, ok := c.(*gonet.TCPConn)
-	if !ok || !insideKnown {
+	if !ok || !endpointFieldsKnown {
 		return nil, nil
 	}
 	at := unsafe.Pointer(g)
-	return *(*tcpip.Endpoint)(unsafe.Add(at, endpointAt)), *(**waiter.Queue)(unsafe.Add(at, queueAt))
+	return *(*tcpip.Endpoint)(unsafe.Add(at, endpointOffset)), *(**waiter.Queue)(unsafe.Add(at, queueOffset))
 }

@@ -14,28 +14,28 @@ import (
 	"sync"
 )
 
-type signals struct {
+type backendErrors struct {
 	mu      sync.Mutex
-	err     string // last critical message of the backend, or why it did not start
+	backend string // last critical message of the backend, or why it did not start
 	control string // last failure to talk to the control server
 }
 
-func (s *signals) setError(words string) {
+func (s *backendErrors) setError(words string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.err = words
+	s.backend = words
 }
 
-func (s *signals) setControl(words string) {
+func (s *backendErrors) setControl(words string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.control = words
 }
 
-func (s *signals) get() (err, control string) {
+func (s *backendErrors) get() (err, control string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.err, s.control
+	return s.backend, s.control
 }
 
 // backendLine is the Logf of tsnet's internals.
@@ -43,14 +43,14 @@ func (n *Node) backendLine(format string, args ...any) {
 	switch {
 	case format == "Received error: %v" && len(args) == 1:
 		if err, ok := args[0].(error); ok {
-			n.signals.setControl(clip(err.Error(), 500))
+			n.lastErrors.setControl(truncate(err.Error(), 500))
 			n.changed()
 		}
 	case strings.HasPrefix(format, "[v1] netmap packet filter:"):
 		select {
-		case n.filter <- struct{}{}:
+		case n.filterChanged <- struct{}{}:
 		default:
 		}
 	}
-	n.log.backend(format, args...)
+	n.log.backendf(format, args...)
 }

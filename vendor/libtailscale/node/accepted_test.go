@@ -23,27 +23,27 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
-// accepting is a server and a client whose connections it accepts.
-type accepting struct {
-	t    *testing.T
-	a, b *member
-	ln   int
-	to   string
+// acceptTest is a server and a client whose connections it accepts.
+type acceptTest struct {
+	t              *testing.T
+	server, client *testNode
+	listener       int
+	to             string
 }
 
-func newAccepting(t *testing.T) *accepting {
+func newAcceptTest(t *testing.T) *acceptTest {
 	tn := newTailnet(t)
-	check := steady(t)
-	s := &accepting{t: t, a: tn.join("server"), b: tn.join("client")}
-	s.b.awaitPeer("server")
-	s.ln = s.a.listen(":80")
-	s.to = fmt.Sprintf("%v:80", s.a.ip(4))
+	check := checkLeaks(t)
+	s := &acceptTest{t: t, server: tn.join("server"), client: tn.join("client")}
+	s.client.awaitPeer("server")
+	s.listener = s.server.listen(":80")
+	s.to = fmt.Sprintf("%v:80", s.server.ip(4))
 	t.Cleanup(func() {
-		closeListener(s.ln)
-		s.a.close()
-		s.b.close()
+		closeListener(s.listener)
+		s.server.close()
+		s.client.close()
 		check()
-		p := testing_()
+		p := sharedTestProgram()
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if len(p.all) > 0 {
@@ -53,38 +53,38 @@ func newAccepting(t *testing.T) *accepting {
 	return s
 }
 
-func (s *accepting) connect() (out, in *caller) {
-	out = s.b.dial(s.to)
-	return out, receive(s.t, s.ln)
+func (s *acceptTest) connect() (out, in *testConn) {
+	out = s.client.dial(s.to)
+	return out, receive(s.t, s.listener)
 }
 
-// ours returns the connection of in.
-func (s *accepting) ours(in *caller) *direct {
+// connOf returns the connection of in.
+func (s *acceptTest) connOf(in *testConn) *acceptedConn {
 	program.mu.RLock()
 	defer program.mu.RUnlock()
-	return program.all[in.direct.id]
+	return program.conns[in.accepted.id]
 }
 
-func (s *accepting) freed(in *caller) {
+func (s *acceptTest) awaitFreed(in *testConn) {
 	s.t.Helper()
 	waitFor(s.t, "the connection to be freed", func() bool {
-		in.direct.mu.Lock()
-		defer in.direct.mu.Unlock()
-		return in.direct.freed
+		in.accepted.mu.Lock()
+		defer in.accepted.mu.Unlock()
+		return in.accepted.freed
 	})
 }
 
-func TestInside(t *testing.T) {
-	if !insideKnown {
-		t.Fatal("gonet.TCPConn has other fields than inside.go expects")
+func TestEndpointFields(t *testing.T) {
+	if !endpointFieldsKnown {
+		t.Fatal("gonet.TCPConn has other fields than endpoint.go expects")
 	}
-	if ep, wq := inside(gonet.NewTCPConn(nil, nil)); ep != nil || wq != nil {
+	if ep, wq := endpointOf(gonet.NewTCPConn(nil, nil)); ep != nil || wq != nil {
 		t.Error("it gives what is not there")
 	}
 }
 
-func TestDirectHalfCloses(t *testing.T) {
-	s := newAccepting(t)
+func TestAcceptedHalfCloses(t *testing.T) {
+	s := newAcceptTest(t)
 
 	// The peer ends first, the program answers afterwards.
 	out, in := s.connect()
@@ -100,7 +100,7 @@ func TestDirectHalfCloses(t *testing.T) {
 		t.Errorf("peer: %q, %v", got, err)
 	}
 	// Both have ended: it is freed although the program still holds it.
-	s.freed(in)
+	s.awaitFreed(in)
 	out.close()
 
 	// The program ends first.
@@ -115,20 +115,20 @@ func TestDirectHalfCloses(t *testing.T) {
 	if got, err := in.readAll(5 * time.Second); err != io.EOF || string(got) != "answer" {
 		t.Errorf("program: %q, %v", got, err)
 	}
-	s.freed(in)
+	s.awaitFreed(in)
 	out.close()
 }
 
 // What the program does during a turn is sent with it: no kick is needed.
-func TestDirectAnswersInTheTurn(t *testing.T) {
-	s := newAccepting(t)
+func TestAcceptedAnswersInTheTurn(t *testing.T) {
+	s := newAcceptTest(t)
 	out, in := s.connect()
-	in.direct.mu.Lock()
-	in.direct.serve = func(c *taken) {
+	in.accepted.mu.Lock()
+	in.accepted.serve = func(c *testAcceptedConn) {
 		c.out = append(c.out, bytes.ToUpper(c.in)...)
 		c.in = nil
 	}
-	in.direct.mu.Unlock()
+	in.accepted.mu.Unlock()
 	for range 3 {
 		out.write([]byte("ping"))
 		b := make([]byte, 10)
@@ -137,10 +137,10 @@ func TestDirectAnswersInTheTurn(t *testing.T) {
 		}
 	}
 	// The same for more than fits into one turn.
-	const much = 3*turnBuffer + 1
-	in.direct.mu.Lock()
-	in.direct.serve = func(c *taken) { c.out, c.in, c.serve = make([]byte, much), nil, nil }
-	in.direct.mu.Unlock()
+	const much = 3*turnBytes + 1
+	in.accepted.mu.Lock()
+	in.accepted.serve = func(c *testAcceptedConn) { c.out, c.in, c.serve = make([]byte, much), nil, nil }
+	in.accepted.mu.Unlock()
 	out.write([]byte("more"))
 	for got := 0; got < much; {
 		n, err := out.read(make([]byte, 64<<10), 5*time.Second)
@@ -153,23 +153,23 @@ func TestDirectAnswersInTheTurn(t *testing.T) {
 }
 
 // Something that happens while a goroutine works makes it check again, and no second one starts.
-func TestDirectLooksAgain(t *testing.T) {
-	var d direct
-	d.state.Store(working)
+func TestAcceptedChecksAgain(t *testing.T) {
+	var d acceptedConn
+	d.state.Store(connServed)
 	d.NotifyEvent(0)
-	if s := d.state.Load(); s != again {
+	if s := d.state.Load(); s != connRecheck {
 		t.Errorf("state %d", s)
 	}
 	d.NotifyEvent(0)
-	d.state.Store(gone)
+	d.state.Store(connFreed)
 	d.NotifyEvent(0)
-	if s := d.state.Load(); s != gone || d.next != nil {
+	if s := d.state.Load(); s != connFreed || d.next != nil {
 		t.Errorf("state %d", s)
 	}
 }
 
-func TestDirectResetIsNotAnEnd(t *testing.T) {
-	s := newAccepting(t)
+func TestAcceptedResetIsNotAnEnd(t *testing.T) {
+	s := newAcceptTest(t)
 	for _, shut := range []bool{false, true} {
 		out, in := s.connect()
 		if shut {
@@ -181,26 +181,26 @@ func TestDirectResetIsNotAnEnd(t *testing.T) {
 			t.Fatal(n, err)
 		}
 		// A reset on the wire: the client's endpoint is aborted.
-		theirs := firstOf(&s.b.node().splice)
-		ep, _ := inside(theirs.net)
+		theirs := firstDialled(&s.client.node().conns)
+		ep, _ := endpointOf(theirs.net)
 		ep.Abort()
 		if n, err := in.read(b, 5*time.Second); err != unix.ECONNRESET {
 			t.Errorf("shut %v: after a reset: %d, %v", shut, n, err)
 		}
-		s.freed(in)
+		s.awaitFreed(in)
 		out.close()
-		waitFor(t, "both ends to go", func() bool { return live.Load() == 0 })
+		waitFor(t, "both ends to go", func() bool { return liveConns.Load() == 0 })
 		in.close()
 	}
 }
 
 // The program has closed and the network is silent: what was written is sent, then the end.
-func TestDirectFullClose(t *testing.T) {
-	s := newAccepting(t)
-	for name, before := range map[string]func(*caller){
-		"at once":           func(*caller) {},
-		"after a half":      func(c *caller) { c.shutdown(); time.Sleep(30 * time.Millisecond) },
-		"with words unsent": func(c *caller) { c.write([]byte("last words")) },
+func TestAcceptedFullClose(t *testing.T) {
+	s := newAcceptTest(t)
+	for name, before := range map[string]func(*testConn){
+		"at once":           func(*testConn) {},
+		"after a half":      func(c *testConn) { c.shutdown(); time.Sleep(30 * time.Millisecond) },
+		"with words unsent": func(c *testConn) { c.write([]byte("last words")) },
 	} {
 		out, in := s.connect()
 		before(in)
@@ -212,18 +212,18 @@ func TestDirectFullClose(t *testing.T) {
 		if name == "with words unsent" && string(got) != "last words" {
 			t.Errorf("what was written before the close is lost: %q", got)
 		}
-		s.freed(in)
+		s.awaitFreed(in)
 		out.close()
 	}
 }
 
 // Two connections with both directions full, and at first nothing is read: no byte is lost or mixed
 // up, and no direction waits for the other one.
-func TestDirectFullBothWays(t *testing.T) {
-	s := newAccepting(t)
+func TestAcceptedFullBothWays(t *testing.T) {
+	s := newAcceptTest(t)
 	const size, ends = 8 << 20, 4
 	piece := func(i int) []byte { return bytes.Repeat([]byte{byte('a' + i)}, 64<<10) }
-	var to, from [ends]*caller
+	var to, from [ends]*testConn
 	to[0], from[0] = s.connect()
 	to[1], from[1] = s.connect()
 	to[2], from[2], to[3], from[3] = from[0], to[0], from[1], to[1]
@@ -238,10 +238,10 @@ func TestDirectFullBothWays(t *testing.T) {
 	}
 	for _, in := range from[:2] {
 		waitFor(t, "both directions to fill", func() bool {
-			d := s.ours(in)
-			in.direct.mu.Lock()
-			defer in.direct.mu.Unlock()
-			return d.state.Load() == idle && len(in.direct.in) == testRoom && len(in.direct.out) == testRoom
+			d := s.connOf(in)
+			in.accepted.mu.Lock()
+			defer in.accepted.mu.Unlock()
+			return d.state.Load() == connIdle && len(in.accepted.in) == testBufferBytes && len(in.accepted.out) == testBufferBytes
 		})
 	}
 	for i, c := range from {
@@ -253,17 +253,17 @@ func TestDirectFullBothWays(t *testing.T) {
 		})
 	}
 	all.Wait()
-	s.freed(from[0])
-	s.freed(from[1])
+	s.awaitFreed(from[0])
+	s.awaitFreed(from[1])
 	to[0].close()
 	to[1].close()
 }
 
 // A peer that stops reading must not keep a connection that the program has closed.
-func TestDirectClosedAndNotRead(t *testing.T) {
-	defer func(d time.Duration) { closedLimit = d }(closedLimit)
-	closedLimit = 300 * time.Millisecond
-	s := newAccepting(t)
+func TestAcceptedClosedAndNotRead(t *testing.T) {
+	defer func(d time.Duration) { closedTimeout = d }(closedTimeout)
+	closedTimeout = 300 * time.Millisecond
+	s := newAcceptTest(t)
 	out, in := s.connect()
 	var writing sync.WaitGroup
 	var written atomic.Int64
@@ -277,32 +277,32 @@ func TestDirectClosedAndNotRead(t *testing.T) {
 	})
 	last, since := int64(-1), time.Now()
 	waitFor(t, "the netstack to be full", func() bool {
-		in.direct.kick() // the netstack notifies only when half of its buffer is free
+		in.accepted.kick() // the netstack notifies only when half of its buffer is free
 		if now := written.Load(); now != last {
 			last, since = now, time.Now()
 		}
-		return time.Since(since) > 2*closedLimit
+		return time.Since(since) > 2*closedTimeout
 	})
-	if s.ours(in) == nil {
+	if s.connOf(in) == nil {
 		t.Error("a slow peer alone must not end a connection")
 	}
 	in.close()
-	s.freed(in)
+	s.awaitFreed(in)
 	writing.Wait()
 	out.close()
 }
 
-func TestDirectClosedNode(t *testing.T) {
-	s := newAccepting(t)
+func TestAcceptedClosedNode(t *testing.T) {
+	s := newAcceptTest(t)
 	out, in := s.connect()
-	if err := Close(s.a.handle); err != nil {
+	if err := Close(s.server.handle); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := in.read(make([]byte, 1), time.Second); err != unix.ECONNRESET {
 		t.Errorf("a connection of a closed node reads %v", err)
 	}
-	s.freed(in)
-	if in.direct.tryWrite([]byte("x")) != unix.EPIPE {
+	s.awaitFreed(in)
+	if in.accepted.tryWrite([]byte("x")) != unix.EPIPE {
 		t.Error("it can be written to")
 	}
 	if n, err := out.read(make([]byte, 1), 5*time.Second); n != 0 || err == os.ErrDeadlineExceeded {
@@ -311,18 +311,18 @@ func TestDirectClosedNode(t *testing.T) {
 	out.close()
 }
 
-const onPurpose = "a panic that this test wants"
+const wantedPanic = "a panic that this test wants"
 
 // A panic of the program's side, which C code cannot have, stands for one of our own.
-func TestDirectPanicEndsTheConnection(t *testing.T) {
-	s := newAccepting(t)
+func TestAcceptedPanicEndsTheConnection(t *testing.T) {
+	s := newAcceptTest(t)
 	out, in := s.connect()
-	in.direct.mu.Lock()
-	in.direct.serve = func(c *taken) { c.serve = nil; panic(onPurpose) }
-	in.direct.mu.Unlock()
+	in.accepted.mu.Lock()
+	in.accepted.serve = func(c *testAcceptedConn) { c.serve = nil; panic(wantedPanic) }
+	in.accepted.mu.Unlock()
 	out.write([]byte("x"))
-	s.freed(in)
-	waitFor(t, "a word of it in the log", func() bool { return strings.Contains(s.a.log.text(), "panicked: "+onPurpose) })
+	s.awaitFreed(in)
+	waitFor(t, "a word of it in the log", func() bool { return strings.Contains(s.server.log.text(), "panicked: "+wantedPanic) })
 	if _, err := out.read(make([]byte, 1), 5*time.Second); err == nil {
 		t.Error("the peer is not told")
 	}
@@ -338,14 +338,14 @@ func TestDirectPanicEndsTheConnection(t *testing.T) {
 }
 
 // Many connections at once, each echoed in its turns.
-func TestDirectManyAtOnce(t *testing.T) {
-	s := newAccepting(t)
+func TestAcceptedManyAtOnce(t *testing.T) {
+	s := newAcceptTest(t)
 	var all sync.WaitGroup
 	for range 50 {
 		out, in := s.connect()
-		in.direct.mu.Lock()
-		in.direct.serve = func(c *taken) { c.out, c.in = append(c.out, c.in...), nil }
-		in.direct.mu.Unlock()
+		in.accepted.mu.Lock()
+		in.accepted.serve = func(c *testAcceptedConn) { c.out, c.in = append(c.out, c.in...), nil }
+		in.accepted.mu.Unlock()
 		all.Go(func() {
 			for i := range 50 {
 				want := fmt.Sprintf("%d of %v", i, out.local)
@@ -360,50 +360,50 @@ func TestDirectManyAtOnce(t *testing.T) {
 		})
 	}
 	all.Wait()
-	ready.mu.Lock()
-	defer ready.mu.Unlock()
-	if ready.first != nil || ready.workers > mostWorkers {
-		t.Errorf("%d workers, or something left to do", ready.workers)
+	readyQueue.mu.Lock()
+	defer readyQueue.mu.Unlock()
+	if readyQueue.first != nil || readyQueue.workers > maxWorkers {
+		t.Errorf("%d workers, or something left to do", readyQueue.workers)
 	}
 }
 
 // A node that closes while a connection arrives: the connection is refused, or it is opened once,
 // told of its end and freed.
-func TestDirectWhileTheNodeCloses(t *testing.T) {
-	before := live.Load()
-	conns := connectedPairs(t)
-	ended := func(d *direct) {
+func TestAcceptedWhileTheNodeCloses(t *testing.T) {
+	before := liveConns.Load()
+	conns := newLocalConns(t)
+	ended := func(d *acceptedConn) {
 		t.Helper()
-		d.set.wait()
-		if s := d.state.Load(); s != gone || d.ref == 0 {
+		d.conns.wait()
+		if s := d.state.Load(); s != connFreed || d.ref == 0 {
 			t.Fatalf("state %d, ref %d", s, d.ref)
 		}
 	}
 
 	// Before the connection is in the set, and between the steps of adding it.
-	d := newDirect(new(splices), conns.next(), new(logger))
-	d.set.closeAll()
-	if d.set.add(d) {
+	d := newAcceptedConn(new(connSet), conns.next(), new(logger))
+	d.conns.closeAll()
+	if d.conns.addAccepted(d) {
 		t.Error("a closed set takes a connection")
 	}
 	d.net.Close()
-	d = newDirect(new(splices), conns.next(), new(logger))
-	d.set.add(d)
-	d.set.closeAll()
-	ready.mu.Lock()
-	early := ready.first != nil || d.state.Load() != again
-	ready.mu.Unlock()
+	d = newAcceptedConn(new(connSet), conns.next(), new(logger))
+	d.conns.addAccepted(d)
+	d.conns.closeAll()
+	readyQueue.mu.Lock()
+	early := readyQueue.first != nil || d.state.Load() != connRecheck
+	readyQueue.mu.Unlock()
 	if early {
 		t.Fatal("a connection that the program does not know yet is given a turn")
 	}
-	d.begin()
+	d.open()
 	ended(d)
 
 	// At any other moment.
 	for range 500 {
-		set, in := new(splices), conns.next()
+		set, in := new(connSet), conns.next()
 		var both sync.WaitGroup
-		both.Go(func() { d = set.direct(in, new(logger)) })
+		both.Go(func() { d = set.accept(in, new(logger)) })
 		both.Go(func() { set.closeAll() })
 		both.Wait()
 		if d != nil {
@@ -411,10 +411,10 @@ func TestDirectWhileTheNodeCloses(t *testing.T) {
 		}
 		in.Close()
 	}
-	if n := live.Load(); n != before {
+	if n := liveConns.Load(); n != before {
 		t.Errorf("%d connections are left", n-before)
 	}
-	p := testing_()
+	p := sharedTestProgram()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.all) > 0 {
@@ -422,14 +422,14 @@ func TestDirectWhileTheNodeCloses(t *testing.T) {
 	}
 }
 
-// pairs makes connections of a netstack without a node.
-type pairs struct {
+// localConns makes connections of a netstack without a node.
+type localConns struct {
 	stack *stack.Stack
 	next  func() *gonet.TCPConn // an accepted one, whose other end lives until the test ends
 }
 
-func connectedPairs(t *testing.T) pairs {
-	testing_()
+func newLocalConns(t *testing.T) localConns {
+	sharedTestProgram()
 	s := stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol},
@@ -451,7 +451,7 @@ func connectedPairs(t *testing.T) pairs {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { ln.Close() })
-	return pairs{s, func() *gonet.TCPConn {
+	return localConns{s, func() *gonet.TCPConn {
 		out, err := gonet.DialTCP(s, to, ipv4.ProtocolNumber)
 		if err != nil {
 			t.Fatal(err)
@@ -465,36 +465,36 @@ func connectedPairs(t *testing.T) pairs {
 	}}
 }
 
-func TestBufferFor(t *testing.T) {
+func TestBufferSizeFor(t *testing.T) {
 	for _, c := range []struct{ conns, size int }{
-		{0, mostBuffer}, {1, mostBuffer}, {32, mostBuffer}, {33, mostBuffer / 2}, {256, firstBuffer}, {1024, leastBuffer}, {1 << 20, leastBuffer},
+		{0, maxBuffer}, {1, maxBuffer}, {32, maxBuffer}, {33, maxBuffer / 2}, {256, initialBuffer}, {1024, minBuffer}, {1 << 20, minBuffer},
 	} {
-		if got := bufferFor(c.conns); got != c.size {
+		if got := bufferSizeFor(c.conns); got != c.size {
 			t.Errorf("%d connections: %d instead of %d", c.conns, got, c.size)
 		}
 	}
 }
 
 // Buffers shrink as connections become many, including those that have grown, and grow again later.
-func TestDirectBuffersFitTheirNumber(t *testing.T) {
-	conns, s := connectedPairs(t), new(splices)
-	if err := s.boundBuffers(conns.stack); err != nil {
+func TestAcceptedBuffersFitTheirNumber(t *testing.T) {
+	conns, s := newLocalConns(t), new(connSet)
+	if err := s.limitBuffers(conns.stack); err != nil {
 		t.Fatal(err)
 	}
-	sizes := func(d *direct) (int64, int64) {
-		o := d.ep.SocketOptions()
+	sizes := func(d *acceptedConn) (int64, int64) {
+		o := d.endpoint.SocketOptions()
 		return o.GetReceiveBufferSize(), o.GetSendBufferSize()
 	}
-	var all []*direct
+	var all []*acceptedConn
 	for range 100 {
-		d := newDirect(s, conns.next(), new(logger))
-		s.add(d)
-		if in, out := sizes(d); in != firstBuffer || out > firstBuffer {
+		d := newAcceptedConn(s, conns.next(), new(logger))
+		s.addAccepted(d)
+		if in, out := sizes(d); in != initialBuffer || out > initialBuffer {
 			t.Fatalf("a connection begins with %d and %d", in, out)
 		}
 		// As if much data had passed through it.
-		d.ep.SocketOptions().SetReceiveBufferSize(int64(s.buffer), false)
-		d.ep.SocketOptions().SetSendBufferSize(int64(s.buffer), false)
+		d.endpoint.SocketOptions().SetReceiveBufferSize(int64(s.bufferSize), false)
+		d.endpoint.SocketOptions().SetSendBufferSize(int64(s.bufferSize), false)
 		all = append(all, d)
 	}
 	var sum int64
@@ -502,25 +502,25 @@ func TestDirectBuffersFitTheirNumber(t *testing.T) {
 		in, out := sizes(d)
 		sum += max(in, out)
 	}
-	if sum > buffersAll {
+	if sum > maxBuffersTotal {
 		t.Errorf("%d bytes for %d connections", sum, len(all))
 	}
 	for _, d := range all {
-		d.begin()
+		d.open()
 	}
 	s.closeAll()
 	s.wait()
-	if s.buffer != mostBuffer {
-		t.Errorf("%d where there is none left", s.buffer)
+	if s.bufferSize != maxBuffer {
+		t.Errorf("%d where there is none left", s.bufferSize)
 	}
 }
 
 // How much a peer may leave unread with us in many connections: more would be a way to fill our
 // memory.
-func TestDirectUnreadIsLittle(t *testing.T) {
-	s := newAccepting(t)
+func TestAcceptedUnreadIsLimited(t *testing.T) {
+	s := newAcceptTest(t)
 	var all sync.WaitGroup
-	var outs, ins []*caller
+	var outs, ins []*testConn
 	const conns = 100
 	for range conns {
 		out, in := s.connect()
@@ -529,7 +529,7 @@ func TestDirectUnreadIsLittle(t *testing.T) {
 	}
 	unread := func() (sum int) {
 		for _, in := range ins {
-			n, err := s.ours(in).ep.GetSockOptInt(tcpip.ReceiveQueueSizeOption)
+			n, err := s.connOf(in).endpoint.GetSockOptInt(tcpip.ReceiveQueueSizeOption)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -545,7 +545,7 @@ func TestDirectUnreadIsLittle(t *testing.T) {
 		return time.Since(since) > 500*time.Millisecond
 	})
 	// The first connections keep the buffers that they got when there were few.
-	if last == 0 || last > 2*buffersAll {
+	if last == 0 || last > 2*maxBuffersTotal {
 		t.Errorf("%d bytes wait in %d connections", last, conns)
 	}
 	for i := range outs {

@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// spliced returns the caller's end and the remote's end of a pumped connection.
-func spliced(t *testing.T, set *splices) (*caller, *net.TCPConn) {
+// pumpedConn returns the caller's end and the remote's end of a pumped connection.
+func pumpedConn(t *testing.T, set *connSet) (*testConn, *net.TCPConn) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -33,24 +33,24 @@ func spliced(t *testing.T, set *splices) (*caller, *net.TCPConn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u, theirs, err := pair(unix.SOCK_STREAM)
+	u, theirs, err := socketPair(unix.SOCK_STREAM)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !set.start(ours.(*net.TCPConn), u) {
+	if !set.startDialled(ours.(*net.TCPConn), u) {
 		t.Fatal("not started")
 	}
-	c := &caller{t: t, fd: theirs}
+	c := &testConn{t: t, fd: theirs}
 	t.Cleanup(func() { c.close(); remote.Close() })
 	return c, remote.(*net.TCPConn)
 }
 
-func TestSpliceHalfCloses(t *testing.T) {
-	check := steady(t)
-	var set splices
+func TestDialledHalfCloses(t *testing.T) {
+	check := checkLeaks(t)
+	var set connSet
 
 	// The caller ends first, the remote answers afterwards.
-	c, remote := spliced(t, &set)
+	c, remote := pumpedConn(t, &set)
 	c.write([]byte("question"))
 	c.shutdown()
 	if got, err := io.ReadAll(remote); err != nil || string(got) != "question" {
@@ -65,7 +65,7 @@ func TestSpliceHalfCloses(t *testing.T) {
 	c.close()
 
 	// The remote ends first, the caller goes on writing.
-	c, remote = spliced(t, &set)
+	c, remote = pumpedConn(t, &set)
 	remote.Write([]byte("question"))
 	remote.CloseWrite()
 	if got, err := c.readAll(time.Second); err != io.EOF || string(got) != "question" {
@@ -84,10 +84,10 @@ func TestSpliceHalfCloses(t *testing.T) {
 	check()
 }
 
-func TestSpliceResetIsNotAnEnd(t *testing.T) {
-	check := steady(t)
-	var set splices
-	c, remote := spliced(t, &set)
+func TestDialledResetIsNotAnEnd(t *testing.T) {
+	check := checkLeaks(t)
+	var set connSet
+	c, remote := pumpedConn(t, &set)
 	remote.Write([]byte("half an ans"))
 	b := make([]byte, 100)
 	if n, err := c.read(b, time.Second); err != nil || n != 11 {
@@ -104,16 +104,16 @@ func TestSpliceResetIsNotAnEnd(t *testing.T) {
 }
 
 // The caller has gone and the remote is silent: nothing else would ever end the connection.
-func TestSpliceFullCloseWithIdleRemote(t *testing.T) {
-	for name, before := range map[string]func(*caller){
-		"at once":           func(*caller) {},
-		"after a half":      func(c *caller) { c.shutdown(); time.Sleep(30 * time.Millisecond) },
-		"with words unsent": func(c *caller) { c.write([]byte("last words")) },
+func TestDialledFullCloseWithIdleRemote(t *testing.T) {
+	for name, before := range map[string]func(*testConn){
+		"at once":           func(*testConn) {},
+		"after a half":      func(c *testConn) { c.shutdown(); time.Sleep(30 * time.Millisecond) },
+		"with words unsent": func(c *testConn) { c.write([]byte("last words")) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			check := steady(t)
-			var set splices
-			c, remote := spliced(t, &set)
+			check := checkLeaks(t)
+			var set connSet
+			c, remote := pumpedConn(t, &set)
 			before(c)
 			c.close()
 			remote.SetReadDeadline(time.Now().Add(5 * time.Second))
@@ -131,9 +131,9 @@ func TestSpliceFullCloseWithIdleRemote(t *testing.T) {
 	}
 }
 
-func TestSpliceBulkBothWays(t *testing.T) {
-	var set splices
-	c, remote := spliced(t, &set)
+func TestDialledBulkBothWays(t *testing.T) {
+	var set connSet
+	c, remote := pumpedConn(t, &set)
 	const size = 16 << 20
 	data := make([]byte, size)
 	rand.New(rand.NewSource(1)).Read(data)
@@ -165,20 +165,20 @@ func TestSpliceBulkBothWays(t *testing.T) {
 	set.wait()
 }
 
-func TestSpliceCloseAll(t *testing.T) {
-	check := steady(t)
-	var set splices
-	c, remote := spliced(t, &set)
+func TestDialledCloseAll(t *testing.T) {
+	check := checkLeaks(t)
+	var set connSet
+	c, remote := pumpedConn(t, &set)
 	set.closeAll()
 	set.wait()
 	if _, err := c.read(make([]byte, 1), time.Second); err != unix.ECONNRESET {
 		t.Errorf("caller: %v", err)
 	}
-	u, theirs, _ := pair(unix.SOCK_STREAM)
-	if set.start(remote, u) {
+	u, theirs, _ := socketPair(unix.SOCK_STREAM)
+	if set.startDialled(remote, u) {
 		t.Error("a closed set took a connection")
 	}
-	u.f.Close()
+	u.file.Close()
 	unix.Close(theirs)
 	remote.Close()
 	c.close()
@@ -186,11 +186,11 @@ func TestSpliceCloseAll(t *testing.T) {
 }
 
 // A remote that stops reading must not keep a connection whose caller has gone.
-func TestSpliceSweep(t *testing.T) {
-	check := steady(t)
-	var set splices
-	c, remote := spliced(t, &set)
-	ours := firstOf(&set)
+func TestDialledSweep(t *testing.T) {
+	check := checkLeaks(t)
+	var set connSet
+	c, remote := pumpedConn(t, &set)
+	ours := firstDialled(&set)
 	full := make(chan struct{})
 	go func() {
 		defer close(full)
@@ -200,9 +200,9 @@ func TestSpliceSweep(t *testing.T) {
 				if err != unix.EAGAIN {
 					return
 				}
-				if w := ours.writing.Load(); w%2 == 1 {
+				if w := ours.writeCount.Load(); w%2 == 1 {
 					time.Sleep(100 * time.Millisecond)
-					if ours.writing.Load() == w {
+					if ours.writeCount.Load() == w {
 						return
 					}
 				}
@@ -211,14 +211,14 @@ func TestSpliceSweep(t *testing.T) {
 		}
 	}()
 	<-full
-	for range sweepStrikes + 2 {
+	for range maxStuckSweeps + 2 {
 		set.sweepOnce()
 	}
-	if firstOf(&set) == nil {
+	if firstDialled(&set) == nil {
 		t.Error("a slow remote alone must not end a connection")
 	}
 	c.close()
-	for range sweepStrikes + 1 {
+	for range maxStuckSweeps + 1 {
 		set.sweepOnce()
 	}
 	done := make(chan struct{})
@@ -232,10 +232,10 @@ func TestSpliceSweep(t *testing.T) {
 	check()
 }
 
-func firstOf(set *splices) *splice {
+func firstDialled(set *connSet) *dialledConn {
 	set.mu.Lock()
 	defer set.mu.Unlock()
-	for s := range set.all {
+	for s := range set.dialled {
 		return s
 	}
 	return nil
@@ -244,25 +244,25 @@ func firstOf(set *splices) *splice {
 func TestSweepEndsWithContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	new(splices).sweep(ctx)()
+	new(connSet).sweepStuck(ctx)()
 }
 
 // Measures what one idle connection costs here, without the netstack's share. Run with -test.v to
 // see it.
-func TestSpliceIdleCost(t *testing.T) {
+func TestDialledIdleCost(t *testing.T) {
 	var lim unix.Rlimit
 	unix.Getrlimit(unix.RLIMIT_NOFILE, &lim)
 	n := 1000
 	if lim.Cur < uint64(4*n+100) {
 		n = int(lim.Cur)/4 - 50
 	}
-	var set splices
+	var set connSet
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.GC() // empties the pool
 	runtime.ReadMemStats(&before)
 	for range n {
-		c, remote := spliced(t, &set)
+		c, remote := pumpedConn(t, &set)
 		remote.Write([]byte("x"))
 		c.read(make([]byte, 1), time.Second)
 		c.write([]byte("y"))

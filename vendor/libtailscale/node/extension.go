@@ -24,15 +24,15 @@ import (
 
 const extensionName = "tailbone"
 
-var byStore sync.Map // ipn.StateStore -> *Node
+var nodesByStore sync.Map // ipn.StateStore -> *Node
 
-func register(st ipn.StateStore, n *Node) { byStore.Store(st, n) }
-func unregister(st ipn.StateStore)        { byStore.Delete(st) }
+func registerStore(st ipn.StateStore, n *Node) { nodesByStore.Store(st, n) }
+func unregisterStore(st ipn.StateStore)        { nodesByStore.Delete(st) }
 
-func init() { ipnext.RegisterExtension(extensionName, attach) }
+func init() { ipnext.RegisterExtension(extensionName, newExtension) }
 
-func attach(_ tslogger.Logf, sb ipnext.SafeBackend) (ipnext.Extension, error) {
-	n, ok := byStore.Load(sb.Sys().StateStore.Get())
+func newExtension(_ tslogger.Logf, sb ipnext.SafeBackend) (ipnext.Extension, error) {
+	n, ok := nodesByStore.Load(sb.Sys().StateStore.Get())
 	if !ok {
 		return nil, ipnext.SkipExtension // not one of ours
 	}
@@ -42,12 +42,12 @@ func attach(_ tslogger.Logf, sb ipnext.SafeBackend) (ipnext.Extension, error) {
 	}
 	// The netstack exists at this point; peers do not yet.
 	ns, ok := sb.Sys().Netstack.Get().(*netstack.Impl)
-	if !ok || !stackKnown {
+	if !ok || !stackFieldKnown {
 		return nil, fmt.Errorf("the node's netstack (%T) is not made as this build expects", sb.Sys().Netstack.Get())
 	}
 	tun := sb.Sys().Tun.Get()
-	oneFlowAtATime(tun)
-	endTimeWaits(tun, ns)
+	collectOneFlowAtATime(tun)
+	endTimeWaitOnSyn(tun, ns)
 	n.(*Node).lb.Store(lb)
 	return &extension{n.(*Node)}, nil
 }
@@ -58,25 +58,25 @@ func (e *extension) Name() string    { return extensionName }
 func (e *extension) Shutdown() error { return nil }
 
 func (e *extension) Init(h ipnext.Host) error {
-	h.Hooks().MutateNotifyLocked.Add(e.node.notified)
+	h.Hooks().MutateNotifyLocked.Add(e.node.onNotify)
 	return nil
 }
 
-// notified sees every notification of the backend. It changes none.
-func (n *Node) notified(nt *ipn.Notify) {
+// onNotify sees every notification of the backend. It changes none.
+func (n *Node) onNotify(nt *ipn.Notify) {
 	if nt.ErrMessage != nil {
-		n.signals.setError(*nt.ErrMessage)
+		n.lastErrors.setError(*nt.ErrMessage)
 	}
 	if nt.LoginFinished != nil || nt.State != nil && *nt.State == ipn.Running {
-		n.signals.setError("")
-		n.signals.setControl("")
+		n.lastErrors.setError("")
+		n.lastErrors.setControl("")
 	}
 	if mayChangeIdentity(nt) {
 		n.gen.bump()
 	}
 	if nt.State != nil && *nt.State == ipn.Running || nt.SelfChange != nil || len(nt.PeersChanged) > 0 || len(nt.PeerChangedPatch) > 0 {
 		if n.cfg.GreetMax > 0 {
-			n.greet.noticed(nt)
+			n.greet.noteChanges(nt)
 		}
 	}
 	n.changed()
@@ -87,9 +87,9 @@ func (n *Node) notified(nt *ipn.Notify) {
 // endpoints: see ipn.Notify). Everything else counts, also what a later tsnet may add, and the
 // empty notification of a map without a self node.
 func mayChangeIdentity(nt *ipn.Notify) bool {
-	loud := nt.State != nil || nt.SelfChange != nil || nt.NetMap != nil || nt.Prefs != nil || nt.LoginFinished != nil ||
+	relevant := nt.State != nil || nt.SelfChange != nil || nt.NetMap != nil || nt.Prefs != nil || nt.LoginFinished != nil ||
 		nt.ErrMessage != nil || len(nt.PeersChanged) > 0 || len(nt.PeersRemoved) > 0 || len(nt.UserProfiles) > 0
-	quiet := nt.Engine != nil || nt.Health != nil || len(nt.PeerChangedPatch) > 0 || len(nt.PeerState) > 0 ||
+	irrelevant := nt.Engine != nil || nt.Health != nil || len(nt.PeerChangedPatch) > 0 || len(nt.PeerState) > 0 ||
 		nt.SuggestedExitNode != nil || nt.ClientVersion != nil
-	return loud || !quiet
+	return relevant || !irrelevant
 }

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func (m *member) udpPort() int {
+func (m *testNode) udpPort() int {
 	sock := m.node().srv.Sys().MagicSock.Get()
 	return int(sock.LocalPort())
 }
@@ -35,7 +35,7 @@ func TestPortIsKeptOverRestarts(t *testing.T) {
 	third.await("Running")
 	if got := third.udpPort(); got == port || got == 0 {
 		t.Errorf("port %d, which is taken", got)
-	} else if kept := keptPort(third.node().store); int(kept) != got {
+	} else if kept := storedPort(third.node().store); int(kept) != got {
 		t.Errorf("kept port %d, want the new one, %d", kept, got)
 	}
 }

@@ -1,4 +1,4 @@
-// Unix socket pairs, on which everything but bytes and numbers crosses to the caller.
+// Unix socket pairs, on which everything but bytes and numbers crosses to the program.
 //
 // Invariants: both ends are close-on-exec and non-blocking from the start. Our end is an *os.File
 // in Go's poller, so a goroutine that waits on it occupies no thread and wakes when it is closed.
@@ -14,33 +14,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ours is our end of a pair.
-type ours struct {
-	f  *os.File
-	rc syscall.RawConn
+// socketEnd is our end of a socket pair.
+type socketEnd struct {
+	file *os.File
+	raw  syscall.RawConn
 }
 
-// pair makes a socket pair of kind unix.SOCK_STREAM or unix.SOCK_SEQPACKET and returns our end and
-// the other's descriptor.
-func pair(kind int) (ours, int, error) {
+// socketPair makes a socket pair of kind unix.SOCK_STREAM or unix.SOCK_SEQPACKET and returns our
+// end and the other's descriptor.
+func socketPair(kind int) (socketEnd, int, error) {
 	p, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
-		return ours{}, -1, err
+		return socketEnd{}, -1, err
 	}
 	f := os.NewFile(uintptr(p[0]), "tailnet")
 	rc, err := f.SyscallConn()
 	if err != nil {
 		f.Close()
 		unix.Close(p[1])
-		return ours{}, -1, err
+		return socketEnd{}, -1, err
 	}
-	return ours{f, rc}, p[1], nil
+	return socketEnd{f, rc}, p[1], nil
 }
 
 // send sends one message, waiting for room. rights is the encoded control message, or nil.
-func (o ours) send(msg, rights []byte) error {
+func (o socketEnd) send(msg, rights []byte) error {
 	var err error
-	werr := o.rc.Write(func(fd uintptr) bool {
+	werr := o.raw.Write(func(fd uintptr) bool {
 		_, err = sendmsg(int(fd), msg, rights)
 		return err != unix.EAGAIN
 	})
@@ -48,8 +48,8 @@ func (o ours) send(msg, rights []byte) error {
 }
 
 // trySend is send without waiting: the message is lost if there is no room.
-func (o ours) trySend(msg []byte) {
-	o.rc.Control(func(fd uintptr) { sendmsg(int(fd), msg, nil) })
+func (o socketEnd) trySend(msg []byte) {
+	o.raw.Control(func(fd uintptr) { sendmsg(int(fd), msg, nil) })
 }
 
 func sendmsg(fd int, msg, rights []byte) (int, error) {
@@ -61,11 +61,12 @@ func sendmsg(fd int, msg, rights []byte) (int, error) {
 	}
 }
 
-// gone waits until the other end is closed, or ours is. It discards what the other end sends.
-func (o ours) gone() {
+// awaitHangup waits until the other end is closed, or ours is. It discards what the other end
+// sends.
+func (o socketEnd) awaitHangup() {
 	var b [64]byte
 	for {
-		n, err := o.f.Read(b[:])
+		n, err := o.file.Read(b[:])
 		if n == 0 || err != nil {
 			return
 		}

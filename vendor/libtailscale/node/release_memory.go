@@ -7,8 +7,8 @@
 //
 // Invariants
 //   - One node of the process does it for all.
-//   - The little that an idle node allocates never causes a collection; only giveBackFrom bytes or
-//     more do.
+//   - The little that an idle node allocates never causes a collection; only minReleaseBytes bytes
+//     or more do.
 
 package node
 
@@ -21,40 +21,40 @@ import (
 )
 
 const (
-	giveBackEvery = 500 * time.Millisecond
-	quietBytes    = 64 << 10 // less allocated within giveBackEvery counts as quiet
-	giveBackFrom  = 1 << 20  // this much allocated since the last time is worth a collection
+	releaseInterval = 500 * time.Millisecond
+	maxQuietBytes   = 64 << 10 // less allocated within releaseInterval counts as quiet
+	minReleaseBytes = 1 << 20  // this much allocated since the last time is worth a collection
 )
 
-// giver is held by the node that does it.
-var giver sync.Mutex
+// releaser is locked by the node that does it.
+var releaser sync.Mutex
 
-func giveBack(ctx context.Context) {
-	tick := time.NewTicker(giveBackEvery)
+func releaseMemory(ctx context.Context) {
+	tick := time.NewTicker(releaseInterval)
 	defer tick.Stop()
-	mine := false
+	isReleaser := false
 	defer func() {
-		if mine {
-			giver.Unlock()
+		if isReleaser {
+			releaser.Unlock()
 		}
 	}()
 	allocated := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}} // since the start of the process
-	var given, before uint64
+	var lastRelease, lastTick uint64
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		if mine = mine || giver.TryLock(); !mine {
+		if isReleaser = isReleaser || releaser.TryLock(); !isReleaser {
 			continue
 		}
 		metrics.Read(allocated)
 		now := allocated[0].Value.Uint64()
-		if now-before < quietBytes && now-given >= giveBackFrom {
+		if now-lastTick < maxQuietBytes && now-lastRelease >= minReleaseBytes {
 			debug.FreeOSMemory()
-			given = now
+			lastRelease = now
 		}
-		before = now
+		lastTick = now
 	}
 }

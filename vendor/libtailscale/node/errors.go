@@ -35,18 +35,18 @@ const (
 
 // Error is a code with its message.
 type Error struct {
-	Code  Code
-	Words string
+	Code    Code
+	Message string
 }
 
-func (e *Error) Error() string { return e.Words }
+func (e *Error) Error() string { return e.Message }
 
-func fail(code Code, format string, args ...any) *Error {
-	return &Error{Code: code, Words: fmt.Sprintf(format, args...)}
+func errorf(code Code, format string, args ...any) *Error {
+	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
 }
 
-// ioFail is fail for errors of this machine's kernel. The message includes the cause.
-func ioFail(what string, err error) *Error { return fail(IO, "%s: %v", what, err) }
+// ioError is errorf for errors of this machine's kernel. The message includes the cause.
+func ioError(what string, err error) *Error { return errorf(IO, "%s: %v", what, err) }
 
 // contextCode returns which of the two ways a context ended: timeout or cancellation.
 func contextCode(err error) (Code, bool) {

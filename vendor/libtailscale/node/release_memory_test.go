@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-func TestGiveBack(t *testing.T) {
+func TestReleaseMemory(t *testing.T) {
 	number := func(name string) uint64 {
 		s := []metrics.Sample{{Name: name}}
 		metrics.Read(s)
@@ -16,7 +16,7 @@ func TestGiveBack(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	go func() { giveBack(ctx); close(done) }()
+	go func() { releaseMemory(ctx); close(done) }()
 	defer func() { cancel(); <-done }()
 
 	runtime.GC()
@@ -27,9 +27,9 @@ func TestGiveBack(t *testing.T) {
 		return number("/memory/classes/heap/objects:bytes") < before+much/2 && number("/memory/classes/heap/free:bytes") < much/2
 	})
 
-	time.Sleep(giveBackEvery)
+	time.Sleep(releaseInterval)
 	collections := number("/gc/cycles/forced:gc-cycles")
-	time.Sleep(4 * giveBackEvery)
+	time.Sleep(4 * releaseInterval)
 	if n := number("/gc/cycles/forced:gc-cycles") - collections; n > 0 {
 		t.Errorf("%d collections although nothing was used", n)
 	}
