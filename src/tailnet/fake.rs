@@ -2,7 +2,7 @@
 //! For fast tests.
 //!
 //! It keeps the promises of [`Node`] and passes the same list of tests as the embedded node
-//! (`tests/support/node_contract.rs`), so a component meets the same behaviour on it as on a real
+//! (`tests/testkit/src/node_contract.rs`), so a component meets the same behaviour on it as on a real
 //! tailnet.
 //!
 //! How it works: node number N has the tailnet address `100.64.x.y` and dials from the loopback

@@ -151,7 +151,7 @@ fn d25_no_private_key_lies_in_the_tree() {
         concat!(r#""d""#, " :"),
     ];
     let named = ["tests/it/keys_fixture.rs", "tests/it/keys_small_rsa.jwk"];
-    let allowed = |file: &str| file.starts_with("tests/support/tls/") || named.contains(&file);
+    let allowed = |file: &str| file.starts_with("tests/testkit/tls/") || named.contains(&file);
     let wrong: Vec<_> = files
         .split('\0')
         .filter(|file| !file.is_empty() && !allowed(file))

@@ -21,9 +21,9 @@ use tailbone::{
     policy::{CAPABILITY, Rules},
     tailnet::{BackendState, fake::Identity},
 };
+use testkit::{backend::Answer, counts::counts};
 
 use self::world::{ALLOW_OWN, Trouble, World};
-use crate::support::{backend::Answer, counts::counts};
 
 #[tokio::test]
 async fn w01_a_client_address_that_is_none_is_401() {

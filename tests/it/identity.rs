@@ -24,12 +24,11 @@ use tailbone::{
         fake::{FakeNode, FakeTailnet, Identity},
     },
 };
+use testkit::soon;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::{Semaphore, watch},
 };
-
-use crate::support::soon;
 
 /// A fake node that counts WhoIs calls, can hold answers back, and can give an address to another
 /// node.

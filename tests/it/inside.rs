@@ -36,9 +36,8 @@ use tailbone::{
     },
 };
 use tempfile::TempDir;
+use testkit::{http::Connection, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-use crate::support::{http::Connection, soon};
 
 /// A node and its peers.
 pub(crate) struct World {
@@ -266,7 +265,7 @@ async fn a_peer_with_too_many_connections_gets_503_and_others_are_served() {
 
     // Released connections can be used again.
     drop(first);
-    crate::support::eventually("room", async || match server.load().open() {
+    testkit::eventually("room", async || match server.load().open() {
         1 => Ok(()),
         open => Err(open.to_string()),
     })
@@ -292,7 +291,7 @@ async fn d14_a_thousand_slow_connections_hold_up_nobody() {
         stream.write_all(b"GET / HTTP/1.1\r\nHo").await.unwrap();
         stuck.push(stream);
     }
-    crate::support::eventually("all are held", async || match server.load().open() {
+    testkit::eventually("all are held", async || match server.load().open() {
         1000 => Ok(()),
         open => Err(open.to_string()),
     })
@@ -326,12 +325,12 @@ async fn whoever_does_not_fetch_the_answer_is_let_go() {
         .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         .await
         .unwrap();
-    crate::support::eventually("it comes", async || match server.load().open() {
+    testkit::eventually("it comes", async || match server.load().open() {
         1 => Ok(()),
         open => Err(open.to_string()),
     })
     .await;
-    crate::support::eventually("it is let go", async || match server.load().open() {
+    testkit::eventually("it is let go", async || match server.load().open() {
         0 => Ok(()),
         open => Err(open.to_string()),
     })

@@ -29,12 +29,11 @@ use tailbone::{
     web::{Allowed, HostPattern, Origin},
 };
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-use crate::support::{
+use testkit::{
     http::{Connection, request},
     soon,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const EXPIRY: Duration = Duration::from_secs(20 * 60);
 const SKEW: Duration = Duration::from_secs(60);

@@ -1,12 +1,5 @@
 //! Places of publication: a real S3 server and real files, and their faults.
 
-#[path = "../support/fault_proxy.rs"]
-pub(crate) mod fault_proxy;
-#[path = "../support/publisher.rs"]
-pub(crate) mod publisher;
-#[path = "../support/s3.rs"]
-pub(crate) mod s3;
-
 use std::{
     convert::Infallible,
     fs,
@@ -15,11 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fault_proxy::{Fault, FaultProxy};
 use futures_util::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
-use publisher::{Place, behaves, document, key, now, storm};
-use s3::{BUCKET, KEY_PATH, S3Server, publisher_at, publisher_with};
 use tailbone::{
     config::KeySpec,
     jwks::{
@@ -27,6 +17,11 @@ use tailbone::{
         life::KeyLife, update,
     },
     keys::{KeyStore, Policy, disk::Probe},
+};
+use testkit::{
+    fault_proxy::{Fault, FaultProxy},
+    publisher_contract::{Place, behaves, document, key, now, storm},
+    s3::{self, BUCKET, KEY_PATH, S3Server, publisher_at, publisher_with},
 };
 
 fn policy() -> Policy {

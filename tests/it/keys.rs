@@ -15,14 +15,15 @@ use tailbone::{
         KeyStore, KeyView, NoSigner, Policy, PrivateJwk, Signer, SigningQueue, State, disk::Probe,
     },
 };
+use testkit::{
+    eventually,
+    fault_proxy::{Fault, FaultProxy},
+    publisher_contract,
+    s3::{BUCKET, S3Server, publisher_at, publisher_with},
+};
 
-use crate::{
-    jwks::{
-        fault_proxy::{Fault, FaultProxy},
-        s3::{BUCKET, S3Server, publisher_at, publisher_with},
-    },
-    keys_fixture::{JWKS, NEW_KID, NEW_PRIVATE, NEW_PUBLIC, OLD_KID, OLD_PRIVATE, OLD_PUBLIC},
-    support::eventually,
+use crate::keys_fixture::{
+    JWKS, NEW_KID, NEW_PRIVATE, NEW_PUBLIC, OLD_KID, OLD_PRIVATE, OLD_PUBLIC,
 };
 
 pub(crate) fn at(seconds: i64) -> Timestamp {
@@ -773,7 +774,7 @@ async fn one_stale_read_does_not_stop_a_key() {
     let folder = tempfile::tempdir().unwrap();
     let publisher = Arc::new(publisher_at(proxy.addr));
     publisher
-        .write(&crate::jwks::publisher::document(&["tb-1"]), None)
+        .write(&publisher_contract::document(&["tb-1"]), None)
         .await
         .unwrap();
     publisher.read().await.unwrap();

@@ -14,15 +14,13 @@ use tailbone::{
     tailnet::{Node, fake::Identity},
     telemetry::meter::Meter,
 };
+use testkit::{eventually, http::request, soon};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::Semaphore,
 };
 
-use crate::{
-    inside::{World, call, who},
-    support::{eventually, http::request, soon},
-};
+use crate::inside::{World, call, who};
 
 #[tokio::test]
 async fn a_body_is_bounded_whether_its_length_is_told_or_not() {

@@ -9,11 +9,6 @@
     clippy::cast_possible_truncation
 )]
 
-// Every test binary compiles all of it and uses a part.
-#[allow(dead_code, unreachable_pub)]
-#[path = "../support/mod.rs"]
-mod support;
-
 mod admin;
 mod architecture;
 mod config;

@@ -16,16 +16,14 @@ use tailbone::{
     tailnet::Node,
 };
 use tempfile::TempDir;
+use testkit::{
+    devnet::{Devnet, Key},
+    eventually, soon,
+    world::{EmbeddedWorld, Who, World},
+};
 use tonic::{Code, transport::Endpoint};
 
-use crate::{
-    server::Daemon,
-    support::{
-        devnet::{Devnet, Key},
-        eventually, soon,
-        world::{EmbeddedWorld, Who, World},
-    },
-};
+use crate::server::Daemon;
 
 /// `tailbone keys list` in a server's folder.
 fn list(folder: &Path) -> Output {

@@ -12,12 +12,12 @@ use std::{
 
 use tailbone::tailnet::Node;
 use tempfile::TempDir;
-
-use super::inside::{Daemon, call, ready, settings};
-use crate::support::{
+use testkit::{
     eventually, patience,
     world::{EmbeddedWorld, Who, World},
 };
+
+use super::inside::{Daemon, call, ready, settings};
 
 const UNSHARE: &[&str] = &["unshare", "--mount"];
 

@@ -15,16 +15,16 @@ use std::{
 
 use tailbone::tailnet::{ListenAddr, Node};
 use tempfile::TempDir;
-use tokio::net::{TcpListener, TcpSocket};
-
-use super::server::Daemon;
-use crate::support::{
+use testkit::{
     backend::{Answer, Backend},
     devnet::{Devnet, Key},
     proxies::{Gate, Place, Proxy},
     spoof,
     world::{config, running},
 };
+use tokio::net::{TcpListener, TcpSocket};
+
+use super::server::Daemon;
 
 const RULES: &str = r#"
 [[rule]]

@@ -11,14 +11,14 @@ use std::{
 use rustix::process::Signal;
 use tailbone::tailnet::Node;
 use tempfile::TempDir;
-
-use super::server::{Daemon, dialled};
-use crate::support::{
+use testkit::{
     backend::Backend,
+    files::venv,
     http::{Connection, request},
-    tools::venv,
     world::{EmbeddedWorld, Who, World},
 };
+
+use super::server::{Daemon, dialled};
 
 const RULES: &str = r#"
 [[rule]]
@@ -105,7 +105,7 @@ alone! {
         // The rules change while the server runs.
         fs::write(&policy, RULES.replace("*@staff.example.com", "*@example.com")).unwrap();
         daemon.signal(Signal::HUP);
-        crate::support::eventually("the new rules hold", async || {
+        testkit::eventually("the new rules hold", async || {
             match at_the_gate(&*eve, &host).await.get("/page").await.status() {
                 200 => Ok(()),
                 other => Err(other.to_string()),
@@ -119,11 +119,7 @@ alone! {
 /// The result of an independent verifier that accepts tokens of this issuer.
 fn verify(jwks: &Path, issuer: &str, token: &str) -> Result<String, String> {
     let mut python = Command::new(venv("bin/python"))
-        .args([
-            "tests/support/verify_jwt.py",
-            jwks.to_str().unwrap(),
-            issuer,
-        ])
+        .args(["tests/python/verify_jwt.py", jwks.to_str().unwrap(), issuer])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -13,8 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tailbone::tailnet::Node;
 use tempfile::TempDir;
-
-use crate::support::{
+use testkit::{
     devnet::Devnet,
     eventually,
     http::Connection,

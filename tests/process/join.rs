@@ -9,9 +9,9 @@ use std::{
 use axum::{Json, Router, extract::Query, http::HeaderMap, routing::get};
 use serde_json::json;
 use tempfile::TempDir;
+use testkit::devnet::Devnet;
 
 use super::inside::{Daemon, ready};
-use crate::support::devnet::Devnet;
 
 const SETTINGS: &str = "components = \"issuer\"\n[server.tailscale]\nhostname = \"runner\"\ntags = \"tag:made\"\n\
     clientId = \"CLIENT\"\naudience = \"tailnet.example.com\"\n";

@@ -12,9 +12,8 @@ use futures_util::future::join_all;
 use rustix::process::{Pid, Signal, kill_process};
 use tailbone::tailnet::Node;
 use tempfile::TempDir;
+use testkit::{devnet::Devnet, eventually, http::Connection, soon, world::person};
 use tokio::io::AsyncWriteExt;
-
-use crate::support::{devnet::Devnet, eventually, http::Connection, soon, world::person};
 
 /// A server whose output goes where the test says.
 struct Daemon(Child);

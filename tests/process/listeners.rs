@@ -3,18 +3,18 @@
 use std::fs;
 
 use tempfile::TempDir;
+use testkit::{
+    http::{Answer, Connection, request},
+    proxies::free_addr,
+    soon,
+    world::EmbeddedWorld,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
 };
 
 use super::server::Daemon;
-use crate::support::{
-    http::{Answer, Connection, request},
-    proxies::free_addr,
-    soon,
-    world::EmbeddedWorld,
-};
 
 const RULES: &str = "[[rule]]\nname = \"open\"\ndecision = \"anonymous\"\npaths = [\"/open\"]\n";
 

@@ -7,11 +7,6 @@
 // A test reports failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-// Every test binary compiles all of it and uses a part.
-#[allow(dead_code, unused_macros, unreachable_pub)]
-#[path = "../support/mod.rs"]
-mod support;
-
 /// Defines a test whose body runs in a process of its own, on a runtime with two threads.
 macro_rules! alone {
     ($(#[$meta:meta])* async fn $name:ident() $body:block) => {

@@ -9,8 +9,7 @@ use std::{
 
 use tailbone::tailnet::{RuntimeLimits, limit_runtime, runtime_stats};
 use tempfile::TempDir;
-
-use crate::support::eventually;
+use testkit::eventually;
 
 const MIB: u64 = 1 << 20;
 

@@ -24,14 +24,14 @@ use opentelemetry_proto::tonic::{
 use prost::Message;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-
-use super::server::dialled;
-use crate::support::{
+use testkit::{
     eventually,
     http::{Answer, Connection, request},
     patience,
     world::{EmbeddedWorld, Who, World},
 };
+
+use super::server::dialled;
 
 /// A collector on loopback that keeps everything it receives.
 #[derive(Clone)]

@@ -16,14 +16,7 @@ use std::{
 use serde_json::{Value, json};
 use tailbone::tailnet::Node;
 use tempfile::TempDir;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-    sync::mpsc,
-};
-
-use super::server::{Daemon, dialled};
-use crate::support::{
+use testkit::{
     backend::Backend,
     devnet::Key,
     eventually,
@@ -31,6 +24,13 @@ use crate::support::{
     soon,
     world::{EmbeddedWorld, Who, World},
 };
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
+
+use super::server::{Daemon, dialled};
 
 const RULES: &str = "[[rule]]\nname = \"own\"\ndecision = \"allow\"\n";
 

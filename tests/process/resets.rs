@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use tailbone::tailnet::Node;
 use tempfile::TempDir;
+use testkit::{devnet::Devnet, soon, world::person};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::server::Daemon;
-use crate::support::{devnet::Devnet, soon, world::person};
 
 /// The ports of issuer, admin and metrics.
 const PORTS: [u16; 3] = [80, 50051, 9090];

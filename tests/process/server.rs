@@ -20,8 +20,7 @@ use tailbone::{
     tailnet::{Node, Stream},
 };
 use tempfile::TempDir;
-
-use crate::support::{
+use testkit::{
     devnet::Devnet,
     eventually,
     http::{Answer, Connection},

@@ -27,9 +27,9 @@ use tailbone::{
     tailnet::Node,
 };
 use tempfile::TempDir;
+use testkit::{devnet::Devnet, eventually, world::person};
 
 use super::inside::{Daemon, call, ready};
-use crate::support::{devnet::Devnet, eventually, world::person};
 
 /// In each round.
 const CONNECTIONS: usize = 400;

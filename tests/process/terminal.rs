@@ -17,8 +17,7 @@ use rustix::{
     termios::{Winsize, tcsetwinsize},
 };
 use tempfile::TempDir;
-
-use crate::support::{eventually, world::EmbeddedWorld};
+use testkit::{eventually, world::EmbeddedWorld};
 
 /// More rows than a test writes, so that nothing scrolls away, and wider than any line.
 const ROWS: u16 = 300;

@@ -14,9 +14,9 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tailbone::tailnet::Node;
 use tempfile::TempDir;
+use testkit::{devnet::Devnet, eventually, world::person};
 
 use super::inside::{Daemon, call, ready, settings};
-use crate::support::{devnet::Devnet, eventually, world::person};
 
 fn trouble() -> Duration {
     let seconds = std::env::var("TAILBONE_TEST_TROUBLE")
@@ -71,7 +71,7 @@ async fn while_in_trouble(what: &str, how: Value) {
     eventually("a token for somebody new", async || {
         let dialled = bob.dial("tailbone:80", Duration::from_secs(5)).await;
         let stream = dialled.map_err(|error| error.to_string())?;
-        let mut connection = crate::support::http::Connection::over(stream).await;
+        let mut connection = testkit::http::Connection::over(stream).await;
         match connection.post("/issue").await.status() {
             200 => Ok(()),
             other => Err(format!("{other}")),

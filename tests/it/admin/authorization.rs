@@ -11,11 +11,11 @@ use tailbone::{
     config::Authorization,
     tailnet::{BackendState, fake::Identity},
 };
+use testkit::soon;
 use tonic::{Code, Status};
 use tracing_subscriber::layer::SubscriberExt as _;
 
 use super::{Api, CAPABILITY, World, list, over};
-use crate::support::soon;
 
 const METHODS: [&str; 5] = ["generate", "list", "remove", "rotate", "status"];
 

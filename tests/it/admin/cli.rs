@@ -15,10 +15,10 @@ use tailbone::{
     tailnet::fake::Identity,
 };
 use tempfile::TempDir;
+use testkit::soon;
 use tokio::net::TcpListener;
 
 use super::{CAPABILITY, World, generate, published};
-use crate::support::soon;
 
 /// The result of a command line; everything that differs between runs is masked.
 struct Ran {

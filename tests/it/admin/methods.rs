@@ -13,6 +13,7 @@ use tailbone::{
     keys::KeyStore,
     tailnet::fake::Identity,
 };
+use testkit::{eventually, soon};
 use tonic::{Code, Status};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_reflection::pb::v1::{
@@ -21,7 +22,6 @@ use tonic_reflection::pb::v1::{
 };
 
 use super::{Api, CACHE_TIME, SKEW, World, generate, list, policy};
-use crate::support::{eventually, soon};
 
 async fn remove(api: &mut Api, kid: &str, force: Option<bool>) -> Result<Vec<String>, Status> {
     let request = RemoveKeyRequest {

@@ -41,9 +41,8 @@ use tailbone::{
     },
 };
 use tempfile::TempDir;
+use testkit::soon;
 use tonic::transport::{Channel, Endpoint};
-
-use crate::support::soon;
 
 const CAPABILITY: &str = "tailbone.dev/cap/admin";
 const PORT: u16 = 50051;

@@ -10,16 +10,16 @@ use tailbone::tailnet::{
     Node as _,
     fake::{FakeNode, Identity},
 };
+use testkit::{files::venv, soon};
 use tokio::net::TcpListener;
 
 use super::{PORT, World};
-use crate::support::{soon, tools};
 
 /// Runs the client and reads its lines.
 async fn run(target: &str) -> Vec<Value> {
-    let mut command = Command::new(tools::venv("bin/python"));
+    let mut command = Command::new(venv("bin/python"));
     command
-        .arg("tests/support/old_client.py")
+        .arg("tests/python/old_client.py")
         .arg(target)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());

@@ -13,12 +13,12 @@ use tailbone::{
         fake::{FakeNode, Identity},
     },
 };
-
-use super::{PORT, World, list};
-use crate::support::{
+use testkit::{
     http::{Answer, Connection},
     soon,
 };
+
+use super::{PORT, World, list};
 
 /// A message in gRPC's framing: uncompressed, length, bytes.
 fn frame(message: &impl prost::Message) -> Bytes {

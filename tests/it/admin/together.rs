@@ -9,9 +9,9 @@ use tailbone::{
     jwks::{FilePublisher, Publisher},
 };
 use tempfile::TempDir;
+use testkit::{s3::S3Server, soon};
 
 use super::{Api, World, generate, list};
-use crate::{jwks::s3::S3Server, support::soon};
 
 /// One admin's work: creates keys and removes every second one. Returns those that are left.
 async fn work(mut api: Api, changes: usize) -> Vec<String> {

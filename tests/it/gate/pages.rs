@@ -10,6 +10,7 @@ use tailbone::{
     telemetry::meter::Meter,
     web::{Allowed, Origin},
 };
+use testkit::backend::{raw, request};
 use tokio::io::AsyncWriteExt as _;
 
 use super::{
@@ -17,7 +18,6 @@ use super::{
     reverse::read_until,
     world::{ALLOW_OWN, World, upstream},
 };
-use crate::support::backend::{raw, request};
 
 const NAMED: &str = "[[rule]]\nname = \"wiki\"\ndecision = \"allow\"\nhosts = [\"wiki.example.com\"]\n\
     [[rule]]\nname = \"public\"\ndecision = \"anonymous\"\npaths = [\"/public\"]\n\

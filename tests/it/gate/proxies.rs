@@ -6,12 +6,13 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::world::World;
-use crate::support::{
+use testkit::{
     backend::{Answer, raw, request},
     proxies::{Gate, Place, Proxy, free_addr},
     spoof,
 };
+
+use super::world::World;
 
 const POLICY: &str = "[[rule]]\nname = \"public\"\ndecision = \"anonymous\"\npaths = [\"/public\"]\n\
     [[rule]]\nname = \"admin\"\ndecision = \"deny\"\npaths = [\"/admin\"]\n\

@@ -6,16 +6,16 @@ use http_body_util::BodyExt;
 use tailbone::{
     config, gate::BuildError, gate::Gate, identity::Directory, telemetry::meter::Meter,
 };
+use testkit::{
+    backend::{Answer, Backend},
+    soon,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
 
 use super::world::{ALLOW_OWN, PROXY_PORT, World, upstream};
-use crate::support::{
-    backend::{Answer, Backend},
-    soon,
-};
 
 #[tokio::test]
 async fn a_backend_learns_who_calls_and_by_which_way() {
@@ -163,12 +163,12 @@ async fn no_header_from_outside_makes_anybody_somebody_else() {
             let chunked = spoof
                 .iter()
                 .any(|header| header.starts_with("Transfer-Encoding"));
-            let mut bytes = crate::support::backend::request("GET /", &headers);
+            let mut bytes = testkit::backend::request("GET /", &headers);
             if chunked {
                 bytes.extend(b"0\r\nTailscale-User: SPOOF\r\n\r\n");
             }
             let answer =
-                crate::support::backend::raw(world.source(peer), world.proxy_addr(), &bytes).await;
+                testkit::backend::raw(world.source(peer), world.proxy_addr(), &bytes).await;
             assert_eq!(answer.status, 200, "{spoof:?}: {answer:?}");
             for (name, value) in answer.all_seen() {
                 assert!(
@@ -323,13 +323,10 @@ async fn answers_of_the_upstream_are_its_own_but_for_its_connection() {
 async fn bodies_of_any_size_pass() {
     let world = World::start(ALLOW_OWN).await;
     let size = 3 << 20;
-    let mut bytes = crate::support::backend::request(
-        "POST /",
-        &["Host: x", &format!("Content-Length: {size}")],
-    );
+    let mut bytes =
+        testkit::backend::request("POST /", &["Host: x", &format!("Content-Length: {size}")]);
     bytes.extend(std::iter::repeat_n(b'x', size));
-    let answer =
-        crate::support::backend::raw(world.source("alice"), world.proxy_addr(), &bytes).await;
+    let answer = testkit::backend::raw(world.source("alice"), world.proxy_addr(), &bytes).await;
     assert_eq!(answer.status, 200);
     assert!(answer.body.len() > size);
 }

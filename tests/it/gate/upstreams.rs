@@ -3,6 +3,10 @@
 use std::{net::SocketAddr, time::Duration};
 
 use tailbone::config::{self, UpstreamScheme};
+use testkit::{
+    backend::{Answer, Backend, certificate_file},
+    counts::counts,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -11,10 +15,6 @@ use tokio::{
 use super::{
     reverse::{UPGRADE, read_until},
     world::{ALLOW_OWN, World, upstream},
-};
-use crate::support::{
-    backend::{Answer, Backend, certificate_file},
-    counts::counts,
 };
 
 /// Much longer than anything here takes, and short enough to wait for.

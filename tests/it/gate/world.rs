@@ -33,13 +33,12 @@ use tailbone::{
     telemetry::meter::Meter,
     web::{Allowed, HostPattern},
 };
+use testkit::backend::{Answer, Backend, connect, raw, request};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
     sync::watch,
 };
-
-use crate::support::backend::{Answer, Backend, connect, raw, request};
 
 pub(super) const ALLOW_OWN: &str = "[[rule]]\nname = \"own\"\ndecision = \"allow\"\n";
 /// A source address that the fake node treats as the internet.

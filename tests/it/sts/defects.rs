@@ -1,8 +1,9 @@
 //! The defects T1 to T16 of TailSTS, with a test each that they cannot occur here.
 //! `docs/compatibility/defects.md` lists them.
 
+use testkit::counts::counts;
+
 use super::*;
-use crate::support::counts::counts;
 
 #[tokio::test]
 async fn t01_validation_is_enforced() {

@@ -1,7 +1,8 @@
 //! Issuers' servers that are slow, huge, wrong, rotating or redirecting.
 
+use testkit::{counts::counts, soon};
+
 use super::*;
-use crate::support::{counts::counts, soon};
 
 const MINUTE: Duration = Duration::from_secs(60);
 

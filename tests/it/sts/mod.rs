@@ -30,8 +30,7 @@ use tailbone::{
     telemetry::meter::Meter,
     web::{Allowed, Origin},
 };
-
-use crate::support::{
+use testkit::{
     jwks_server::{Behaviour, JwksServer, signer},
     token_endpoint::{ID, SECRET, TokenEndpoint, Trouble},
 };

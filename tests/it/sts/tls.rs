@@ -1,4 +1,4 @@
-//! The host listener with TLS. The certificates in `tests/support/tls` are for `localhost` and only
+//! The host listener with TLS. The certificates in `tests/testkit/tls` are for `localhost` and only
 //! for these tests.
 
 use std::{net::SocketAddr, path::PathBuf};
@@ -16,14 +16,9 @@ use tokio::{
 
 use super::*;
 
-const SUPPORT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/tls");
-
-fn path(name: &str) -> PathBuf {
-    Path::new(SUPPORT).join(name)
-}
-
 pub(super) async fn bind(addr: SocketAddr) -> Result<TlsListener, TlsError> {
-    let files = CertificateFiles::open(path("first.crt"), path("first.key"))?;
+    let files =
+        CertificateFiles::open(certificate_file("first.crt"), certificate_file("first.key"))?;
     TlsListener::bind(addr, Arc::new(files)).await
 }
 
@@ -31,7 +26,7 @@ pub(super) async fn bind(addr: SocketAddr) -> Result<TlsListener, TlsError> {
 async fn post(addr: SocketAddr, trusted: &str) -> std::io::Result<String> {
     let mut roots = RootCertStore::empty();
     roots
-        .add(CertificateDer::from_pem_file(path(trusted)).unwrap())
+        .add(CertificateDer::from_pem_file(certificate_file(trusted)).unwrap())
         .unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
@@ -59,8 +54,8 @@ async fn certificates_are_read_anew_and_a_silent_peer_delays_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let (cert, key) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
     let put = |name: &str| {
-        std::fs::copy(path(&format!("{name}.crt")), &cert).unwrap();
-        std::fs::copy(path(&format!("{name}.key")), &key).unwrap();
+        std::fs::copy(certificate_file(&format!("{name}.crt")), &cert).unwrap();
+        std::fs::copy(certificate_file(&format!("{name}.key")), &key).unwrap();
     };
     put("first");
     let files = Arc::new(CertificateFiles::open(cert.clone(), key.clone()).unwrap());
@@ -100,7 +95,7 @@ async fn certificates_are_read_anew_and_a_silent_peer_delays_nobody() {
     assert!(files.reload().unwrap());
     post(addr, "second.crt").await.unwrap();
 
-    std::fs::copy(path("first.crt"), &cert).unwrap();
+    std::fs::copy(certificate_file("first.crt"), &cert).unwrap();
     std::fs::File::open(&cert)
         .unwrap()
         .set_modified(std::time::SystemTime::UNIX_EPOCH)
@@ -170,7 +165,7 @@ async fn one_address_has_a_share_of_the_handshakes() {
     for _ in 0..600 {
         greedy.push(silent_from([127, 2, 0, 2], addr).await);
     }
-    let left = crate::support::eventually("all but a share are let go", async || {
+    let left = testkit::eventually("all but a share are let go", async || {
         match greedy.iter().filter(|stream| !let_go(stream)).count() {
             left @ 1..50 => Ok(left),
             left => Err(left.to_string()),
@@ -184,7 +179,7 @@ async fn one_address_has_a_share_of_the_handshakes() {
 #[test]
 fn broken_files_are_told_by_name() {
     let told = |cert: &str, key: &str| {
-        CertificateFiles::open(path(cert), path(key))
+        CertificateFiles::open(certificate_file(cert), certificate_file(key))
             .unwrap_err()
             .to_string()
     };

@@ -19,13 +19,12 @@ use tailbone::{
         engine_version, runtime_stats,
     },
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-use crate::support::{
+use testkit::{
     devnet::Devnet,
     soon,
     world::{EmbeddedWorld, Who, World, config, person, reaches, running},
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_on_old_state_needs_no_key_and_keeps_the_name() {

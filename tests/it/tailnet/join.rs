@@ -12,8 +12,7 @@ use tailbone::tailnet::{
     BackendState, CLOSE_WITHIN, Config, EmbeddedNode, Node,
     join::{JoinError, JoinState, Plan, Progress, classify, join},
 };
-
-use crate::support::{
+use testkit::{
     devnet::{Devnet, Key},
     eventually, soon,
     world::config,

@@ -5,14 +5,14 @@ mod join;
 
 mod contract {
     mod fake {
-        use crate::support::world::FakeWorld;
+        use testkit::world::FakeWorld;
 
-        crate::node_contract!(FakeWorld::default());
+        testkit::node_contract!(FakeWorld::default());
     }
 
     mod embedded {
-        use crate::support::world::EmbeddedWorld;
+        use testkit::world::EmbeddedWorld;
 
-        crate::node_contract!(EmbeddedWorld::new());
+        testkit::node_contract!(EmbeddedWorld::new());
     }
 }

@@ -6,13 +6,13 @@ use std::{
 };
 
 use tailbone::tailnet::{EmbeddedNode, Error, ListenAddr, Node};
-
-use super::Held;
-use crate::support::{
+use testkit::{
     devnet::Devnet,
     node_contract::interleaved,
     world::{EmbeddedWorld, Who, World, config, running},
 };
+
+use super::Held;
 
 const PATIENCE: Duration = Duration::from_secs(15);
 

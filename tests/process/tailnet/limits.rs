@@ -5,13 +5,13 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tailbone::tailnet::ListenAddr;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-use super::Held;
-use crate::support::{
+use testkit::{
     eventually, soon,
     world::{EmbeddedWorld, Who, World, running},
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::Held;
 
 alone! {
     async fn a_listener_outlives_the_limit_of_descriptors() {

@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use tailbone::tailnet::ListenAddr;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-use super::Held;
-use crate::support::{
+use testkit::{
     node_contract::interleaved,
     soon,
     world::{EmbeddedWorld, Who, World, running},
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::Held;
 
 alone! {
     /// Connections are opened and closed from several peers, interleaved, while the identity of one

@@ -6,8 +6,7 @@ use std::{
 };
 
 use tailbone::tailnet::{LogLevel, Node};
-
-use crate::support::{
+use testkit::{
     eventually,
     world::{EmbeddedWorld, World, running},
 };

@@ -13,8 +13,7 @@ use std::{
 };
 
 use rustix::process::{Signal, getpid, kill_process};
-
-use crate::support::{
+use testkit::{
     node_contract::interleaved,
     world::{EmbeddedWorld, Who, World},
 };

@@ -17,7 +17,7 @@ use tailbone::{
     },
 };
 
-use super::{
+use crate::{
     devnet::{Devnet, Key},
     soon,
 };
@@ -231,7 +231,7 @@ pub async fn reaches(
 ) -> Arc<Status> {
     let mut watch = node.watch();
     let mut wanted = wanted;
-    let waited = tokio::time::timeout(super::patience(), watch.wait_for(|s| wanted(s)))
+    let waited = tokio::time::timeout(crate::patience(), watch.wait_for(|s| wanted(s)))
         .await
         .map(|status| Arc::clone(&status.unwrap()));
     match waited {
@@ -245,7 +245,7 @@ pub async fn moved(node: &dyn Node, generation: u64) {
     let began = tokio::time::Instant::now();
     while node.generation() == generation {
         assert!(
-            began.elapsed() < super::patience(),
+            began.elapsed() < crate::patience(),
             "the generation stands still at {generation}"
         );
         tokio::time::sleep(Duration::from_millis(1)).await;

@@ -17,18 +17,18 @@ use tempfile::TempDir;
 const ACCESS: &str = "test-access";
 const SECRET: &str = "test-secret";
 
-pub(crate) const BUCKET: &str = "keys-of-a-test";
-pub(crate) const KEY_PATH: &str = ".well-known/jwks.json";
+pub const BUCKET: &str = "keys-of-a-test";
+pub const KEY_PATH: &str = ".well-known/jwks.json";
 
-pub(crate) struct S3Server {
+pub struct S3Server {
     child: Child,
-    pub(crate) addr: SocketAddr,
+    pub addr: SocketAddr,
     root: TempDir,
 }
 
 impl S3Server {
     /// Starts the server, with an empty bucket.
-    pub(crate) fn start() -> Self {
+    pub fn start() -> Self {
         let program = program();
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join(BUCKET)).unwrap();
@@ -57,12 +57,12 @@ impl S3Server {
     }
 
     /// The object's bytes on the server's disk.
-    pub(crate) fn object(&self) -> Option<Vec<u8>> {
+    pub fn object(&self) -> Option<Vec<u8>> {
         std::fs::read(self.root.path().join(BUCKET).join(KEY_PATH)).ok()
     }
 
     /// Names of all objects beside it.
-    pub(crate) fn objects(&self) -> Vec<String> {
+    pub fn objects(&self) -> Vec<String> {
         let folder = self.root.path().join(BUCKET).join(".well-known");
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         let mut names: Vec<_> = entries
@@ -72,7 +72,7 @@ impl S3Server {
         names
     }
 
-    pub(crate) fn publisher(&self) -> S3Publisher {
+    pub fn publisher(&self) -> S3Publisher {
         publisher_at(self.addr)
     }
 }
@@ -85,7 +85,7 @@ impl Drop for S3Server {
 }
 
 /// A publisher that talks to `addr`: the server or a proxy in front of it.
-pub(crate) fn publisher_at(addr: SocketAddr) -> S3Publisher {
+pub fn publisher_at(addr: SocketAddr) -> S3Publisher {
     S3Publisher::with_config(
         &config(Duration::from_secs(5)),
         &S3Settings {
@@ -99,7 +99,7 @@ pub(crate) fn publisher_at(addr: SocketAddr) -> S3Publisher {
 }
 
 /// As [`publisher_at`], for a bucket that may not exist, or with a short time limit.
-pub(crate) fn publisher_with(addr: SocketAddr, bucket: &str, patience: Duration) -> S3Publisher {
+pub fn publisher_with(addr: SocketAddr, bucket: &str, patience: Duration) -> S3Publisher {
     S3Publisher::with_config(
         &config(patience),
         &S3Settings {
@@ -112,7 +112,7 @@ pub(crate) fn publisher_with(addr: SocketAddr, bucket: &str, patience: Duration)
     )
 }
 
-pub(crate) fn config(patience: Duration) -> SdkConfig {
+pub fn config(patience: Duration) -> SdkConfig {
     SdkConfig::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::from_static("us-east-1"))

@@ -9,27 +9,27 @@ use tailbone::{
 };
 
 /// A new place, and direct access to its bytes.
-pub(crate) struct Place {
-    pub(crate) publisher: Arc<dyn Publisher>,
-    pub(crate) bytes: Box<dyn Fn() -> Option<Vec<u8>>>,
-    pub(crate) put: Box<Put>,
+pub struct Place {
+    pub publisher: Arc<dyn Publisher>,
+    pub bytes: Box<dyn Fn() -> Option<Vec<u8>>>,
+    pub put: Box<Put>,
     /// Names of the copies kept.
-    pub(crate) backups: Box<dyn Fn() -> Vec<String>>,
+    pub backups: Box<dyn Fn() -> Vec<String>>,
 }
 
 type Put = dyn Fn(&[u8]);
 
-pub(crate) fn now() -> Timestamp {
+pub fn now() -> Timestamp {
     Timestamp::from_second(1_750_000_000).unwrap()
 }
 
-pub(crate) fn key(kid: &str) -> PublicJwk {
+pub fn key(kid: &str) -> PublicJwk {
     let json =
         format!(r#"{{"alg":"ES256","crv":"P-256","kid":"{kid}","kty":"EC","x":"AA","y":"AQ"}}"#);
     PublicJwk::from_json(json.as_bytes()).unwrap()
 }
 
-pub(crate) fn document(kids: &[&str]) -> Document {
+pub fn document(kids: &[&str]) -> Document {
     let mut document = Document::default();
     for kid in kids {
         document.add(&key(kid)).unwrap();
@@ -52,7 +52,7 @@ async fn a_document_does_not_grow_beyond_what_is_read(place: &Place) {
 }
 
 /// The whole list except the storm.
-pub(crate) async fn behaves(place: &Place) {
+pub async fn behaves(place: &Place) {
     missing_is_neither_empty_nor_unreadable(place).await;
     a_write_wants_what_it_replaces(place).await;
     what_cannot_be_read_is_left_alone(place).await;
@@ -160,7 +160,7 @@ async fn a_removal_keeps_a_copy(place: &Place) {
 
 /// `writers` at once, each making `changes` changes: adding keys, and removing half of its own
 /// again. Nothing is lost.
-pub(crate) async fn storm(publisher: Arc<dyn Publisher>, writers: usize, changes: usize) {
+pub async fn storm(publisher: Arc<dyn Publisher>, writers: usize, changes: usize) {
     let tasks: Vec<_> = (0..writers)
         .map(|writer| {
             let publisher = publisher.clone();

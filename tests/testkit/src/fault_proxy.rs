@@ -18,7 +18,7 @@ use tokio::{
 };
 
 #[derive(Debug, Clone)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// Answers this without asking the server.
     Answer { status: u16, body: Vec<u8> },
     /// Announces a body of this many bytes and sends it.
@@ -36,14 +36,14 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) fn status(status: u16) -> Self {
+    pub fn status(status: u16) -> Self {
         Self::Answer {
             status,
             body: Vec::new(),
         }
     }
 
-    pub(crate) fn code(status: u16, code: &str) -> Self {
+    pub fn code(status: u16, code: &str) -> Self {
         let body = format!(
             "<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>x</Message></Error>"
         );
@@ -64,14 +64,14 @@ struct State {
     answers: Vec<Vec<u8>>,
 }
 
-pub(crate) struct FaultProxy {
-    pub(crate) addr: SocketAddr,
+pub struct FaultProxy {
+    pub addr: SocketAddr,
     state: Arc<Mutex<State>>,
     task: JoinHandle<()>,
 }
 
 impl FaultProxy {
-    pub(crate) async fn start(upstream: SocketAddr) -> Self {
+    pub async fn start(upstream: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let state: Arc<Mutex<State>> = Arc::default();
@@ -92,23 +92,23 @@ impl FaultProxy {
     }
 
     /// Applies `fault` to the next request of `method`.
-    pub(crate) fn once(&self, method: &'static str, fault: Fault) {
+    pub fn once(&self, method: &'static str, fault: Fault) {
         self.state.lock().unwrap().next.push_back((method, fault));
     }
 
     /// Applies `fault` to every request of `method`, until [`Self::heal`].
-    pub(crate) fn always(&self, method: &'static str, fault: Fault) {
+    pub fn always(&self, method: &'static str, fault: Fault) {
         self.state.lock().unwrap().always = Some((method, fault));
     }
 
-    pub(crate) fn heal(&self) {
+    pub fn heal(&self) {
         let mut state = self.state.lock().unwrap();
         state.always = None;
         state.next.clear();
     }
 
     /// The heads of all requests so far.
-    pub(crate) fn requests(&self) -> Vec<String> {
+    pub fn requests(&self) -> Vec<String> {
         self.state.lock().unwrap().requests.clone()
     }
 }

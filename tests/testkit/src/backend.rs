@@ -3,7 +3,6 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -28,6 +27,8 @@ use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     task::JoinHandle,
 };
+
+use crate::files::certificate_file;
 
 /// A server on loopback. Ends when dropped.
 pub struct Backend {
@@ -58,7 +59,7 @@ impl Backend {
         }
     }
 
-    /// As [`Self::start`] with TLS, as `localhost`, with a certificate of `tests/support/tls`.
+    /// As [`Self::start`] with TLS, as `localhost`, with a certificate of the kit.
     pub async fn start_tls(certificate: &str) -> Self {
         let file = |kind: &str| certificate_file(&format!("{certificate}.{kind}"));
         let files = CertificateFiles::open(file("crt"), file("key")).unwrap();
@@ -79,10 +80,6 @@ impl Backend {
             _server: Some(server),
         }
     }
-}
-
-pub fn certificate_file(name: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/tls")).join(name)
 }
 
 impl Drop for Backend {

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use super::{eventually, tools};
+use crate::{
+    eventually,
+    files::{tree, venv},
+};
 
 /// Address of a proxy, and what it stands between.
 #[derive(Debug, Clone, Copy)]
@@ -115,16 +118,16 @@ impl Proxy {
 
     async fn haproxy(dir: &Path, place: Place<'_>) -> Self {
         let file = dir.join("haproxy.cfg");
-        let script = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/deploy/haproxy/tailbone-auth.lua"
-        );
+        let script = tree("deploy/haproxy/tailbone-auth.lua");
         let Gate::Socket(socket) = place.gate else {
             panic!("HAProxy asks at the socket alone")
         };
         let changes = [
             ("bind :80\n", format!("bind {}\n", place.listen)),
-            ("/etc/haproxy/tailbone-auth.lua", script.to_owned()),
+            (
+                "/etc/haproxy/tailbone-auth.lua",
+                script.display().to_string(),
+            ),
             ("/run/tailbone/gate.sock", socket.display().to_string()),
             ("127.0.0.1:3000", place.backend.to_string()),
         ];
@@ -154,7 +157,7 @@ impl Proxy {
             ("pipe: { path: /run/tailbone/gate.sock }", gate),
         ];
         fs::write(&file, recipe("envoy/envoy.yaml", &changes)).unwrap();
-        let mut command = Command::new(tools::venv("bin/envoy"));
+        let mut command = Command::new(venv("bin/envoy"));
         command
             .args([
                 "--use-dynamic-base-id",
@@ -208,9 +211,7 @@ impl Proxy {
 
 /// A file of `deploy/` with this test's addresses in it.
 fn recipe(file: &str, changes: &[(&str, String)]) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("deploy")
-        .join(file);
+    let path = tree("deploy").join(file);
     // Without comments, which contain the same names.
     let mut text: String = fs::read_to_string(path)
         .unwrap()

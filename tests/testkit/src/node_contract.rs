@@ -19,7 +19,7 @@ use tailbone::{
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
-use super::{
+use crate::{
     eventually, patience, soon,
     world::{Who, World, moved, reaches, running},
 };
@@ -55,8 +55,8 @@ macro_rules! node_contract {
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
                 let world = $world;
-                $crate::support::node_contract::$name(&world).await;
-                $crate::support::world::World::end(world).await;
+                $crate::node_contract::$name(&world).await;
+                $crate::world::World::end(world).await;
             }
         )*
     };

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use super::backend::Answer;
+use crate::backend::Answer;
 
 /// Every header by which a service learns who the caller is.
 const IDENTITY: [&str; 15] = [

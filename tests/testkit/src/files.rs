@@ -1,6 +1,19 @@
-//! What `scripts/setup` prepares for the tests, and where.
+//! Files that tests use: those of the tree, and what `scripts/setup` has prepared.
 
-use std::{env, path::PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+/// A file of the tree.
+pub fn tree(path: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join(path)
+}
+
+/// A certificate for `localhost` or its key, which are only for tests.
+pub fn certificate_file(name: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tls")).join(name)
+}
 
 /// A file of the Python environment.
 pub fn venv(file: &str) -> PathBuf {

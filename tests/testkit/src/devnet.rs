@@ -253,8 +253,6 @@ impl Drop for Devnet {
 }
 
 fn program() -> PathBuf {
-    std::env::var_os("TAILBONE_DEVNET_BIN").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/devnet")),
-        PathBuf::from,
-    )
+    std::env::var_os("TAILBONE_DEVNET_BIN")
+        .map_or_else(|| crate::files::tree("scripts/devnet"), PathBuf::from)
 }

@@ -1,16 +1,28 @@
-//! What the test binaries share: a tailnet on loopback, lists of tests, and waiting for conditions
-//! instead of fixed times.
+//! What the test programs share: a tailnet on loopback, servers around the program and their
+//! faults, lists of promises that several things keep, and waiting for conditions instead of fixed
+//! times.
+
+// The kit reports what goes wrong in a test, which ends by a panic.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation
+)]
 
 pub mod backend;
 pub mod counts;
 pub mod devnet;
+pub mod fault_proxy;
+pub mod files;
 pub mod http;
 pub mod jwks_server;
 pub mod node_contract;
 pub mod proxies;
+pub mod publisher_contract;
+pub mod s3;
 pub mod spoof;
 pub mod token_endpoint;
-pub mod tools;
 pub mod world;
 
 use std::{

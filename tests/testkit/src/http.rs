@@ -10,7 +10,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::soon;
+use crate::soon;
 
 /// One connection, kept alive.
 pub struct Connection {
