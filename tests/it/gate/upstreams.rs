@@ -4,8 +4,9 @@ use std::{net::SocketAddr, time::Duration};
 
 use tailbone::config::{self, UpstreamScheme};
 use testkit::{
-    backend::{Answer, Backend, certificate_file},
+    backend::{Answer, Backend},
     counts::counts,
+    files::certificate_file,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

@@ -1,7 +1,7 @@
 //! The host listener with TLS. The certificates in `tests/testkit/tls` are for `localhost` and only
 //! for these tests.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::net::SocketAddr;
 
 use axum::Router;
 use rustls::{
@@ -9,6 +9,7 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use tailbone::http::tls::{CertificateFiles, TlsError, TlsListener};
+use testkit::files::certificate_file;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},

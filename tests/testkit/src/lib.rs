@@ -2,12 +2,13 @@
 //! faults, lists of promises that several things keep, and waiting for conditions instead of fixed
 //! times.
 
-// The kit reports what goes wrong in a test, which ends by a panic.
+// The kit reports what goes wrong in a test, which ends by a panic. Nothing of it is printed.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    clippy::cast_possible_truncation
+    clippy::cast_possible_truncation,
+    missing_debug_implementations
 )]
 
 pub mod backend;
