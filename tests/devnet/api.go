@@ -1,4 +1,4 @@
-// The test API: what a person would do in the admin console, and trouble that the control server
+// The test API: what a person would do in the admin console, and faults that the control server
 // may have. README.md lists it.
 //
 // Invariants: plain JSON; an unknown name is 404, an invalid body is 400, both with one sentence in
@@ -21,30 +21,30 @@ import (
 	"tailscale.com/util/dnsname"
 )
 
-// failure is an error with its HTTP status.
-type failure struct {
-	status int
-	words  string
+// apiError is an error with its HTTP status.
+type apiError struct {
+	status  int
+	message string
 }
 
-func (f failure) Error() string { return f.words }
+func (e apiError) Error() string { return e.message }
 
-func bad(format string, a ...any) error { return failure{400, fmt.Sprintf(format, a...)} }
-func missing(kind, ref string) error {
-	return failure{404, fmt.Sprintf("there is no %s %q", kind, ref)}
+func badRequest(format string, a ...any) error { return apiError{400, fmt.Sprintf(format, a...)} }
+func notFound(kind, ref string) error {
+	return apiError{404, fmt.Sprintf("there is no %s %q", kind, ref)}
 }
 
-// route is a handler that returns the answer; nil means {}.
-type route func(r *http.Request) (any, error)
+// apiHandler is a handler that returns the answer; nil means {}.
+type apiHandler func(r *http.Request) (any, error)
 
 func (d *devnet) routes() http.Handler {
 	mux := http.NewServeMux()
-	for pattern, h := range map[string]route{
+	for pattern, h := range map[string]apiHandler{
 		"GET /healthz": func(*http.Request) (any, error) { return map[string]string{"status": "ok"}, nil },
 		"GET /ready":   func(*http.Request) (any, error) { return d.ready(), nil },
 
 		"GET /nodes":                d.listNodes,
-		"GET /nodes/{node}":         d.onNode(func(n *node, _ *http.Request) (any, error) { return d.net.record(n), nil }),
+		"GET /nodes/{node}":         d.onNode(func(n *node, _ *http.Request) (any, error) { return d.tailnet.record(n), nil }),
 		"POST /nodes/{node}/login":  d.onNode(d.setLogin),
 		"POST /nodes/{node}/tags":   d.onNode(d.setTags),
 		"POST /nodes/{node}/expire": d.onNode(d.expire),
@@ -53,14 +53,14 @@ func (d *devnet) routes() http.Handler {
 			if len(n.tags) == 0 {
 				n.expiry = time.Now().UTC().Truncate(time.Second).Add(keyLife)
 			}
-			return d.net.record(n), nil
+			return d.tailnet.record(n), nil
 		}),
 		"POST /nodes/{node}/approve": d.onNode(func(n *node, _ *http.Request) (any, error) {
 			n.approved = true
-			return d.net.record(n), nil
+			return d.tailnet.record(n), nil
 		}),
 		"POST /nodes/{node}/share":          d.onNode(d.share),
-		"DELETE /nodes/{node}":              d.onNode(func(n *node, _ *http.Request) (any, error) { d.net.deleteNode(n); return nil, nil }),
+		"DELETE /nodes/{node}":              d.onNode(func(n *node, _ *http.Request) (any, error) { d.tailnet.deleteNode(n); return nil, nil }),
 		"POST /nodes/{node}/complete-login": d.completeLogin,
 
 		"GET /logins":                  d.listLogins,
@@ -78,39 +78,41 @@ func (d *devnet) routes() http.Handler {
 		"DELETE /grants/{id}": d.dropGrants,
 
 		"GET /access": func(*http.Request) (any, error) {
-			return d.locked(func() (any, error) { return map[string]any{"rules": d.net.access}, nil })
+			return d.locked(func() (any, error) { return map[string]any{"rules": d.tailnet.accessRules}, nil })
 		},
 		"POST /access": d.setAccess,
 		"DELETE /access": func(*http.Request) (any, error) {
-			return d.locked(func() (any, error) { d.net.access = nil; d.net.touch(); return nil, nil })
+			return d.locked(func() (any, error) { d.tailnet.accessRules = nil; d.tailnet.touch(); return nil, nil })
 		},
 		"POST /crowd": d.postCrowd,
 
-		"GET /config":  func(*http.Request) (any, error) { return d.locked(func() (any, error) { return d.net.config, nil }) },
+		"GET /config": func(*http.Request) (any, error) {
+			return d.locked(func() (any, error) { return d.tailnet.config, nil })
+		},
 		"POST /config": d.setConfig,
 
-		"GET /control":  func(*http.Request) (any, error) { return d.door.current(), nil },
+		"GET /control":  func(*http.Request) (any, error) { return d.listener.currentFault(), nil },
 		"POST /control": d.setControl,
 
 		"POST /peers":               d.postPeer,
 		"DELETE /peers/{name}":      d.deletePeer,
-		"POST /peers/{name}/ping":   d.pingFrom,
-		"POST /peers/{name}/resets": d.resets,
+		"POST /peers/{name}/ping":   d.postPing,
+		"POST /peers/{name}/resets": d.postResets,
 	} {
-		mux.HandleFunc(pattern, answer(h))
+		mux.HandleFunc(pattern, respond(h))
 	}
-	mux.HandleFunc("/", answer(func(r *http.Request) (any, error) {
-		return nil, failure{404, fmt.Sprintf("there is no operation %s %s", r.Method, r.URL.Path)}
+	mux.HandleFunc("/", respond(func(r *http.Request) (any, error) {
+		return nil, apiError{404, fmt.Sprintf("there is no operation %s %s", r.Method, r.URL.Path)}
 	}))
 	return mux
 }
 
-func answer(h route) http.HandlerFunc {
+func respond(h apiHandler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		v, err := h(r)
 		if err != nil {
 			status := http.StatusInternalServerError
-			var f failure
+			var f apiError
 			if errors.As(err, &f) {
 				status = f.status
 			}
@@ -124,37 +126,37 @@ func answer(h route) http.HandlerFunc {
 	}
 }
 
-// body reads a JSON object. An unknown member is an error, since it is a mistake of the test.
-func body(r *http.Request, v any) error {
+// readBody reads a JSON object. An unknown member is an error, since it is a mistake of the test.
+func readBody(r *http.Request, v any) error {
 	dec := json.NewDecoder(http.MaxBytesReader(nil, r.Body, maxBody))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil && err != io.EOF {
-		return bad("the body is not what %s %s takes: %v", r.Method, r.URL.Path, err)
+		return badRequest("the body is not what %s %s takes: %v", r.Method, r.URL.Path, err)
 	}
 	if dec.More() {
-		return bad("the body holds more than one JSON value")
+		return badRequest("the body holds more than one JSON value")
 	}
 	return nil
 }
 
 func (d *devnet) locked(f func() (any, error)) (any, error) {
-	d.net.mu.Lock()
-	defer d.net.mu.Unlock()
+	d.tailnet.mu.Lock()
+	defer d.tailnet.mu.Unlock()
 	return f()
 }
 
 // onNode finds the node, and tells the tailnet afterwards.
-func (d *devnet) onNode(f func(*node, *http.Request) (any, error)) route {
+func (d *devnet) onNode(f func(*node, *http.Request) (any, error)) apiHandler {
 	return func(r *http.Request) (any, error) {
-		d.net.mu.Lock()
-		defer d.net.mu.Unlock()
-		n := d.net.find(r.PathValue("node"))
+		d.tailnet.mu.Lock()
+		defer d.tailnet.mu.Unlock()
+		n := d.tailnet.find(r.PathValue("node"))
 		if n == nil {
-			return nil, missing("node", r.PathValue("node"))
+			return nil, notFound("node", r.PathValue("node"))
 		}
 		v, err := f(n, r)
 		if err == nil && r.Method != http.MethodGet {
-			d.net.touch()
+			d.tailnet.touch()
 		}
 		return v, err
 	}
@@ -204,7 +206,7 @@ func (t *tailnet) record(n *node) nodeRecord {
 		Ephemeral:   n.ephemeral,
 		NodeKey:     n.key.String(),
 		KeyID:       n.keyID,
-		Peer:        n.proxied,
+		Peer:        n.ownPeer,
 		Sharee:      n.sharee,
 	}
 	if !n.expiry.IsZero() {
@@ -224,8 +226,8 @@ func (t *tailnet) record(n *node) nodeRecord {
 func (d *devnet) listNodes(*http.Request) (any, error) {
 	return d.locked(func() (any, error) {
 		all := []nodeRecord{}
-		for _, n := range d.net.sorted() {
-			all = append(all, d.net.record(n))
+		for _, n := range d.tailnet.sorted() {
+			all = append(all, d.tailnet.record(n))
 		}
 		return map[string]any{"nodes": all}, nil
 	})
@@ -239,11 +241,11 @@ func (d *devnet) setLogin(n *node, r *http.Request) (any, error) {
 		DisplayName string `json:"display_name"`
 		Move        bool   `json:"move"`
 	}
-	if err := body(r, &in); err != nil {
+	if err := readBody(r, &in); err != nil {
 		return nil, err
 	}
 	if in.Login == "" && in.DisplayName == "" {
-		return nil, bad("give a login, a display_name or both")
+		return nil, badRequest("give a login, a display_name or both")
 	}
 	if in.Login != "" {
 		if err := checkLogin(in.Login); err != nil {
@@ -251,16 +253,16 @@ func (d *devnet) setLogin(n *node, r *http.Request) (any, error) {
 		}
 	}
 	if len(n.tags) > 0 {
-		return nil, bad("%s has tags, so it has no login; remove them first", n.host)
+		return nil, badRequest("%s has tags, so it has no login; remove them first", n.host)
 	}
-	u := d.net.users[n.user]
+	u := d.tailnet.users[n.user]
 	if in.Login != "" && in.Login != u.login {
 		taken := false
-		for _, o := range d.net.users {
+		for _, o := range d.tailnet.users {
 			taken = taken || o.login == in.Login
 		}
 		if in.Move || taken {
-			u = d.net.userOf(in.Login)
+			u = d.tailnet.userOf(in.Login)
 			n.user = u.id
 		} else {
 			u.login = in.Login
@@ -269,18 +271,18 @@ func (d *devnet) setLogin(n *node, r *http.Request) (any, error) {
 	if in.DisplayName != "" {
 		u.display = in.DisplayName
 	}
-	return d.net.record(n), nil
+	return d.tailnet.record(n), nil
 }
 
 func (d *devnet) setTags(n *node, r *http.Request) (any, error) {
 	var in struct {
 		Tags *[]string `json:"tags"`
 	}
-	if err := body(r, &in); err != nil {
+	if err := readBody(r, &in); err != nil {
 		return nil, err
 	}
 	if in.Tags == nil {
-		return nil, bad("give tags, or an empty list to remove them")
+		return nil, badRequest("give tags, or an empty list to remove them")
 	}
 	if err := checkTags(*in.Tags); err != nil {
 		return nil, err
@@ -293,21 +295,21 @@ func (d *devnet) setTags(n *node, r *http.Request) (any, error) {
 	case had:
 		n.expiry = time.Now().UTC().Truncate(time.Second).Add(keyLife)
 	}
-	return d.net.record(n), nil
+	return d.tailnet.record(n), nil
 }
 
 func (d *devnet) expire(n *node, r *http.Request) (any, error) {
 	var in struct {
 		At *time.Time `json:"at"`
 	}
-	if err := body(r, &in); err != nil {
+	if err := readBody(r, &in); err != nil {
 		return nil, err
 	}
 	n.expiry = time.Now().UTC().Add(-time.Second)
 	if in.At != nil {
 		n.expiry = in.At.UTC()
 	}
-	return d.net.record(n), nil
+	return d.tailnet.record(n), nil
 }
 
 func (d *devnet) share(n *node, r *http.Request) (any, error) {
@@ -315,20 +317,20 @@ func (d *devnet) share(n *node, r *http.Request) (any, error) {
 		Sharee bool   `json:"sharee"`
 		Sharer string `json:"sharer"`
 	}
-	if err := body(r, &in); err != nil {
+	if err := readBody(r, &in); err != nil {
 		return nil, err
 	}
 	if in.Sharee && in.Sharer != "" {
-		return nil, bad("give sharee (their machine reaches ours) or sharer (who shared their machine with us), not both")
+		return nil, badRequest("give sharee (their machine reaches ours) or sharer (who shared their machine with us), not both")
 	}
 	n.sharee, n.sharer = in.Sharee, 0
 	if in.Sharer != "" {
 		if err := checkLogin(in.Sharer); err != nil {
 			return nil, err
 		}
-		n.sharer = d.net.userOf(in.Sharer).id
+		n.sharer = d.tailnet.userOf(in.Sharer).id
 	}
-	return d.net.record(n), nil
+	return d.tailnet.record(n), nil
 }
 
 type loginRecord struct {
@@ -345,7 +347,7 @@ type loginRecord struct {
 func (d *devnet) listLogins(*http.Request) (any, error) {
 	return d.locked(func() (any, error) {
 		all := []loginRecord{}
-		for _, p := range d.net.logins {
+		for _, p := range d.tailnet.logins {
 			r := loginRecord{ID: p.id, URL: p.url, Created: p.created, Login: p.login, Completed: p.login != "",
 				NodeKey: p.req.NodeKey.String(), Tags: append([]string{}, wantedTags(p.req)...)}
 			if p.req.Hostinfo != nil {
@@ -361,7 +363,7 @@ func (d *devnet) completeLogin(r *http.Request) (any, error) {
 	var in struct {
 		Login string `json:"login"`
 	}
-	if err := body(r, &in); err != nil {
+	if err := readBody(r, &in); err != nil {
 		return nil, err
 	}
 	if in.Login != "" {
@@ -371,20 +373,20 @@ func (d *devnet) completeLogin(r *http.Request) (any, error) {
 	}
 	return d.locked(func() (any, error) {
 		ref := r.PathValue("node")
-		p := d.net.findLogin(ref)
+		p := d.tailnet.findLogin(ref)
 		if p == nil {
 			// A node that has to log in again has more names than the one that it waits under.
-			if n := d.net.find(ref); n != nil && n.info != nil {
-				p = d.net.findLogin(n.info.Hostname)
+			if n := d.tailnet.find(ref); n != nil && n.hostinfo != nil {
+				p = d.tailnet.findLogin(n.hostinfo.Hostname)
 			}
 		}
 		if p == nil {
-			return nil, missing("pending login of", ref)
+			return nil, notFound("pending login of", ref)
 		}
 		if p.login != "" {
-			return nil, bad("the login %s was completed already", p.id)
+			return nil, badRequest("the login %s was completed already", p.id)
 		}
-		return d.net.record(d.net.complete(p, in.Login)), nil
+		return d.tailnet.record(d.tailnet.complete(p, in.Login)), nil
 	})
 }
 
@@ -408,7 +410,7 @@ func (d *devnet) makeKey(r *http.Request) (any, error) {
 		Preauthorized bool     `json:"preauthorized"`
 		Expired       bool     `json:"expired"`
 	}
-	if err := body(r, &in); err != nil {
+	if err := readBody(r, &in); err != nil {
 		return nil, err
 	}
 	if in.Login != "" {
@@ -420,7 +422,7 @@ func (d *devnet) makeKey(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return d.locked(func() (any, error) {
-		k := d.net.addKey(authKey{login: in.Login, tags: in.Tags, ephemeral: in.Ephemeral, reusable: in.Reusable,
+		k := d.tailnet.addKey(authKey{login: in.Login, tags: in.Tags, ephemeral: in.Ephemeral, reusable: in.Reusable,
 			preauthorized: in.Preauthorized, expired: in.Expired})
 		return map[string]string{"auth_key": k.text(), "id": k.id}, nil
 	})
@@ -429,7 +431,7 @@ func (d *devnet) makeKey(r *http.Request) (any, error) {
 func (d *devnet) listKeys(*http.Request) (any, error) {
 	return d.locked(func() (any, error) {
 		all := []keyRecord{}
-		for _, k := range d.net.keys {
+		for _, k := range d.tailnet.keys {
 			all = append(all, keyRecord{k.id, k.login, append([]string{}, k.tags...), k.ephemeral, k.reusable, k.preauthorized, k.expired, k.used})
 		}
 		slices.SortFunc(all, func(a, b keyRecord) int { return strings.Compare(a.ID, b.ID) })
@@ -440,10 +442,10 @@ func (d *devnet) listKeys(*http.Request) (any, error) {
 func (d *devnet) revokeKey(r *http.Request) (any, error) {
 	return d.locked(func() (any, error) {
 		id := r.PathValue("id")
-		if d.net.keys[id] == nil {
-			return nil, missing("key", id)
+		if d.tailnet.keys[id] == nil {
+			return nil, notFound("key", id)
 		}
-		delete(d.net.keys, id)
+		delete(d.tailnet.keys, id)
 		return nil, nil
 	})
 }
@@ -454,18 +456,18 @@ func (d *devnet) makeClient(r *http.Request) (any, error) {
 		Tags []string `json:"tags"`
 		JWT  string   `json:"jwt"`
 	}
-	if err := body(r, &in); err != nil {
+	if err := readBody(r, &in); err != nil {
 		return nil, err
 	}
 	if len(in.Tags) == 0 {
-		return nil, bad("a client needs tags: only tagged nodes come without a person")
+		return nil, badRequest("a client needs tags: only tagged nodes come without a person")
 	}
 	if err := checkTags(in.Tags); err != nil {
 		return nil, err
 	}
 	return d.locked(func() (any, error) {
-		c := d.net.addClient(in.Tags, in.JWT)
-		out := map[string]string{"client_id": c.id, "base_url": "http://" + d.door.addr}
+		c := d.tailnet.addClient(in.Tags, in.JWT)
+		out := map[string]string{"client_id": c.id, "base_url": "http://" + d.listener.addr}
 		if c.secret != "" {
 			out["client_secret"] = c.secret
 		}
@@ -475,15 +477,15 @@ func (d *devnet) makeClient(r *http.Request) (any, error) {
 
 func (d *devnet) addGrant(r *http.Request) (any, error) {
 	g := new(grant)
-	if err := body(r, g); err != nil {
+	if err := readBody(r, g); err != nil {
 		return nil, err
 	}
 	if g.Src == "" || g.Dst == "" || len(g.Caps) == 0 {
-		return nil, bad("a grant needs src, dst and caps")
+		return nil, badRequest("a grant needs src, dst and caps")
 	}
 	for name := range g.Caps {
 		if !strings.Contains(name, "/") {
-			return nil, bad("%q is no capability name: it must look like example.com/cap/name", name)
+			return nil, badRequest("%q is no capability name: it must look like example.com/cap/name", name)
 		}
 	}
 	return d.locked(func() (any, error) {
@@ -492,29 +494,29 @@ func (d *devnet) addGrant(r *http.Request) (any, error) {
 				return nil, err
 			}
 		}
-		d.net.lastGrant++
-		g.ID = d.net.lastGrant
-		d.net.grants = append(d.net.grants, g)
-		d.net.touch()
+		d.tailnet.lastGrant++
+		g.ID = d.tailnet.lastGrant
+		d.tailnet.grants = append(d.tailnet.grants, g)
+		d.tailnet.touch()
 		return g, nil
 	})
 }
 
 func (d *devnet) listGrants(*http.Request) (any, error) {
 	return d.locked(func() (any, error) {
-		return map[string]any{"grants": append([]*grant{}, d.net.grants...)}, nil
+		return map[string]any{"grants": append([]*grant{}, d.tailnet.grants...)}, nil
 	})
 }
 
 func (d *devnet) dropGrants(r *http.Request) (any, error) {
 	return d.locked(func() (any, error) {
 		id := r.PathValue("id")
-		before := len(d.net.grants)
-		d.net.grants = slices.DeleteFunc(d.net.grants, func(g *grant) bool { return id == "" || fmt.Sprint(g.ID) == id })
-		if id != "" && len(d.net.grants) == before {
-			return nil, missing("grant", id)
+		before := len(d.tailnet.grants)
+		d.tailnet.grants = slices.DeleteFunc(d.tailnet.grants, func(g *grant) bool { return id == "" || fmt.Sprint(g.ID) == id })
+		if id != "" && len(d.tailnet.grants) == before {
+			return nil, notFound("grant", id)
 		}
-		d.net.touch()
+		d.tailnet.touch()
 		return nil, nil
 	})
 }
@@ -524,16 +526,16 @@ func (d *devnet) setAccess(r *http.Request) (any, error) {
 	in := struct {
 		Rules []accessRule `json:"rules"`
 	}{}
-	if err := body(r, &in); err != nil {
+	if err := readBody(r, &in); err != nil {
 		return nil, err
 	}
 	if in.Rules == nil {
-		return nil, bad("rules are missing; an empty list lets nobody reach anybody")
+		return nil, badRequest("rules are missing; an empty list lets nobody reach anybody")
 	}
 	return d.locked(func() (any, error) {
 		for _, a := range in.Rules {
 			if _, err := parsePorts(a.Ports); err != nil {
-				return nil, bad("%v", err)
+				return nil, badRequest("%v", err)
 			}
 			for _, ref := range []string{a.Src, a.Dst} {
 				if err := d.checkRef(ref); err != nil {
@@ -541,16 +543,16 @@ func (d *devnet) setAccess(r *http.Request) (any, error) {
 				}
 			}
 		}
-		d.net.access = in.Rules
-		d.net.touch()
+		d.tailnet.accessRules = in.Rules
+		d.tailnet.touch()
 		return in, nil
 	})
 }
 
 // checkRef returns an error if src or dst of a rule can mean no node.
 func (d *devnet) checkRef(ref string) error {
-	if ref != "*" && !strings.HasPrefix(ref, "tag:") && !strings.Contains(ref, "@") && d.net.find(ref) == nil {
-		return missing("node", ref)
+	if ref != "*" && !strings.HasPrefix(ref, "tag:") && !strings.Contains(ref, "@") && d.tailnet.find(ref) == nil {
+		return notFound("node", ref)
 	}
 	return nil
 }
@@ -558,29 +560,29 @@ func (d *devnet) checkRef(ref string) error {
 // setConfig changes the switches that are given and leaves the others.
 func (d *devnet) setConfig(r *http.Request) (any, error) {
 	return d.locked(func() (any, error) {
-		in := d.net.config
-		if err := body(r, &in); err != nil {
+		in := d.tailnet.config
+		if err := readBody(r, &in); err != nil {
 			return nil, err
 		}
 		if in.EphemeralGraceMS < 0 {
-			return nil, bad("ephemeral_grace_ms must not be negative")
+			return nil, badRequest("ephemeral_grace_ms must not be negative")
 		}
-		d.net.config = in
+		d.tailnet.config = in
 		return in, nil
 	})
 }
 
 func (d *devnet) setControl(r *http.Request) (any, error) {
-	var in trouble
-	if err := body(r, &in); err != nil {
+	var in fault
+	if err := readBody(r, &in); err != nil {
 		return nil, err
 	}
 	if err := in.check(); err != nil {
-		return nil, bad("%v", err)
+		return nil, badRequest("%v", err)
 	}
 	// While clients cannot come back, they are not to blame for being away.
-	d.net.pauseReaping(in.Mode != "ok" && in.Mode != "slow")
-	if err := d.door.set(in); err != nil {
+	d.tailnet.pauseReaping(in.Mode != "ok" && in.Mode != "slow")
+	if err := d.listener.setFault(in); err != nil {
 		return nil, err
 	}
 	return in, nil
@@ -588,11 +590,11 @@ func (d *devnet) setControl(r *http.Request) (any, error) {
 
 func (d *devnet) postPeer(r *http.Request) (any, error) {
 	var in peerSpec
-	if err := body(r, &in); err != nil {
+	if err := readBody(r, &in); err != nil {
 		return nil, err
 	}
 	if err := in.check(); err != nil {
-		return nil, bad("%v", err)
+		return nil, badRequest("%v", err)
 	}
 	rec, err := d.addPeer(r.Context(), in)
 	if err != nil {
@@ -603,19 +605,19 @@ func (d *devnet) postPeer(r *http.Request) (any, error) {
 
 func (d *devnet) deletePeer(r *http.Request) (any, error) {
 	if name := r.PathValue("name"); !d.removePeer(name) {
-		return nil, missing("peer", name)
+		return nil, notFound("peer", name)
 	}
 	return nil, nil
 }
 
-func (d *devnet) pingFrom(r *http.Request) (any, error) {
+func (d *devnet) postPing(r *http.Request) (any, error) {
 	var in struct {
 		To string `json:"to"`
 	}
-	if err := body(r, &in); err != nil {
+	if err := readBody(r, &in); err != nil {
 		return nil, err
 	}
-	p, ip, err := d.fromTo(r.PathValue("name"), in.To)
+	p, ip, err := d.peerAndTarget(r.PathValue("name"), in.To)
 	if err != nil {
 		return nil, err
 	}
@@ -623,21 +625,21 @@ func (d *devnet) pingFrom(r *http.Request) (any, error) {
 	defer cancel()
 	res, err := p.ping(ctx, ip)
 	if err != nil {
-		return nil, failure{http.StatusGatewayTimeout, fmt.Sprintf("%s does not answer: %v", in.To, err)}
+		return nil, apiError{http.StatusGatewayTimeout, fmt.Sprintf("%s does not answer: %v", in.To, err)}
 	}
 	return res, nil
 }
 
 func checkHost(name string) error {
 	if err := dnsname.ValidLabel(name); err != nil || name != strings.ToLower(name) {
-		return bad("%q is no host name: lower-case letters, digits and dashes", name)
+		return badRequest("%q is no host name: lower-case letters, digits and dashes", name)
 	}
 	return nil
 }
 
 func checkLogin(login string) error {
 	if login == "" || strings.HasPrefix(login, "@") || strings.HasSuffix(login, "@") || strings.ContainsAny(login, ": \t\r\n") {
-		return bad("%q is no login: it must look like alice@example.com, or alice as on headscale", login)
+		return badRequest("%q is no login: it must look like alice@example.com, or alice as on headscale", login)
 	}
 	return nil
 }
@@ -645,7 +647,7 @@ func checkLogin(login string) error {
 func checkTags(tags []string) error {
 	for _, t := range tags {
 		if err := tailcfg.CheckTag(t); err != nil {
-			return bad("%q is no tag: %v", t, err)
+			return badRequest("%q is no tag: %v", t, err)
 		}
 	}
 	return nil

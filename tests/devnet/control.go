@@ -35,44 +35,44 @@ const (
 )
 
 type control struct {
-	net      *tailnet
-	door     *door
-	relays   *tailcfg.DERPMap
-	baseURL  string
-	noise    key.MachinePrivate
-	legacy   key.MachinePublic
-	outer    http.Handler
-	stopping context.Context
+	tailnet   *tailnet
+	listener  *controlListener
+	relays    *tailcfg.DERPMap
+	baseURL   string
+	noiseKey  key.MachinePrivate
+	legacyKey key.MachinePublic
+	handler   http.Handler
+	stopping  context.Context
 }
 
-func newControl(ctx context.Context, net *tailnet, d *door, relays *tailcfg.DERPMap) *control {
+func newControl(ctx context.Context, tailnet *tailnet, listener *controlListener, relays *tailcfg.DERPMap) *control {
 	c := &control{
-		net:      net,
-		door:     d,
-		relays:   relays,
-		baseURL:  "http://" + d.addr,
-		noise:    key.NewMachine(),
-		legacy:   key.NewMachine().Public(),
-		stopping: ctx,
+		tailnet:   tailnet,
+		listener:  listener,
+		relays:    relays,
+		baseURL:   "http://" + listener.addr,
+		noiseKey:  key.NewMachine(),
+		legacyKey: key.NewMachine().Public(),
+		stopping:  ctx,
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /key", c.serveKey)
 	mux.HandleFunc("/ts2021", c.serveUpgrade)
 	mux.HandleFunc("GET /a/{id}", c.serveLogin)
 	c.oauthRoutes(mux)
-	c.outer = d.gate(mux)
+	c.handler = listener.withFault(mux)
 	return c
 }
 
 func (c *control) serveKey(w http.ResponseWriter, r *http.Request) {
-	writeJSON(w, http.StatusOK, &tailcfg.OverTLSPublicKeyResponse{LegacyPublicKey: c.legacy, PublicKey: c.noise.Public()})
+	writeJSON(w, http.StatusOK, &tailcfg.OverTLSPublicKeyResponse{LegacyPublicKey: c.legacyKey, PublicKey: c.noiseKey.Public()})
 }
 
 // serveLogin is what a person sees at a login URL.
 func (c *control) serveLogin(w http.ResponseWriter, r *http.Request) {
-	c.net.mu.Lock()
-	p := c.net.findLogin(r.PathValue("id"))
-	c.net.mu.Unlock()
+	c.tailnet.mu.Lock()
+	p := c.tailnet.findLogin(r.PathValue("id"))
+	c.tailnet.mu.Unlock()
 	if p == nil {
 		http.NotFound(w, r)
 		return
@@ -83,7 +83,7 @@ func (c *control) serveLogin(w http.ResponseWriter, r *http.Request) {
 // serveUpgrade turns the connection into a Noise session and serves HTTP/2 in
 // it until the client goes.
 func (c *control) serveUpgrade(w http.ResponseWriter, r *http.Request) {
-	conn, err := controlhttpserver.AcceptHTTP(r.Context(), w, r, c.noise, nil)
+	conn, err := controlhttpserver.AcceptHTTP(r.Context(), w, r, c.noiseKey, nil)
 	if err != nil {
 		return // the client has been told, or is gone
 	}
@@ -106,7 +106,7 @@ func (c *control) serveUpgrade(w http.ResponseWriter, r *http.Request) {
 	})
 	new(http2.Server).ServeConn(conn, &http2.ServeConnOpts{
 		Context:    r.Context(),
-		BaseConfig: &http.Server{Handler: c.door.gate(inner), ErrorLog: quiet},
+		BaseConfig: &http.Server{Handler: c.listener.withFault(inner), ErrorLog: discardLog},
 	})
 }
 
@@ -122,7 +122,7 @@ func (c *control) serveRegister(w http.ResponseWriter, r *http.Request, machine 
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	defer context.AfterFunc(c.stopping, cancel)()
-	resp, err := c.net.register(ctx, machine, req, c.baseURL)
+	resp, err := c.tailnet.register(ctx, machine, req, c.baseURL)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
@@ -138,53 +138,53 @@ func (c *control) serveMap(w http.ResponseWriter, r *http.Request, machine key.M
 	if !readRequest(w, r, req) {
 		return
 	}
-	c.net.mu.Lock()
-	n := c.net.byKey(req.NodeKey)
+	c.tailnet.mu.Lock()
+	n := c.tailnet.byKey(req.NodeKey)
 	if n == nil || n.machine != machine {
-		c.net.mu.Unlock()
+		c.tailnet.mu.Unlock()
 		// The message of the real server for a deleted node (tailscale/tailscale#12032).
 		http.Error(w, "node not found", http.StatusNotFound)
 		return
 	}
 	if !req.Stream && !req.ReadOnly {
 		n.cap = req.Version
-		n.ends = onLoopback(req.Endpoints)
+		n.endpoints = loopbackOnly(req.Endpoints)
 		n.disco = req.DiscoKey
-		c.net.heard(n, req.Hostinfo)
-		c.net.touch()
+		c.tailnet.recordHostinfo(n, req.Hostinfo)
+		c.tailnet.touch()
 	}
 	if req.Stream {
-		c.net.came(n)
+		c.tailnet.streamOpened(n)
 	}
-	c.net.mu.Unlock()
+	c.tailnet.mu.Unlock()
 
-	out := &mapWriter{w: w, compress: req.Compress == "zstd"}
+	writer := &mapWriter{w: w, compress: req.Compress == "zstd"}
 	switch {
 	case req.Stream:
 		defer func() {
-			c.net.mu.Lock()
-			defer c.net.mu.Unlock()
-			c.net.went(n)
+			c.tailnet.mu.Lock()
+			defer c.tailnet.mu.Unlock()
+			c.tailnet.streamClosed(n)
 		}()
-		c.stream(r.Context(), out, n, req.NodeKey)
+		c.stream(r.Context(), writer, n, req.NodeKey)
 	case req.OmitPeers:
 		w.WriteHeader(http.StatusOK)
 	default:
-		out.send(c.message(n, req.NodeKey, new(told), true))
+		writer.send(c.nextMessage(n, req.NodeKey, new(sentState), true))
 	}
 }
 
-// onLoopback keeps traffic off the machine's other addresses, where a firewall could block it.
+// loopbackOnly keeps traffic off the machine's other addresses, where a firewall could block it.
 // Nodes learn their loopback address from the relay's STUN.
-func onLoopback(ends []netip.AddrPort) []netip.AddrPort {
+func loopbackOnly(endpoints []netip.AddrPort) []netip.AddrPort {
 	var local []netip.AddrPort
-	for _, e := range ends {
+	for _, e := range endpoints {
 		if e.Addr().IsLoopback() {
 			local = append(local, e)
 		}
 	}
 	if local == nil {
-		return ends
+		return endpoints
 	}
 	return local
 }
@@ -192,27 +192,27 @@ func onLoopback(ends []netip.AddrPort) []netip.AddrPort {
 // stream tells the node about every change until it goes, is deleted, changes its key, or the
 // control server is made to fail.
 func (c *control) stream(ctx context.Context, out *mapWriter, n *node, nodeKey key.NodePublic) {
-	heard := new(told)
-	cut := c.door.cut()
+	sent := new(sentState)
+	cut := c.listener.streamsEnd()
 	tick := time.NewTicker(keepAlive)
 	defer tick.Stop()
 	for first := true; ; first = false {
-		c.net.mu.Lock()
-		changed := c.net.changed
-		c.net.mu.Unlock()
+		c.tailnet.mu.Lock()
+		changed := c.tailnet.changed
+		c.tailnet.mu.Unlock()
 
-		m := c.message(n, nodeKey, heard, first)
+		m := c.nextMessage(n, nodeKey, sent, first)
 		if m == nil {
 			return
 		}
-		if !isEmpty(m) && (!c.door.passable(ctx) || out.send(m) != nil) {
+		if !isEmpty(m) && (!c.listener.mayDeliver(ctx) || out.send(m) != nil) {
 			return
 		}
 		select {
 		case <-changed:
 		case <-tick.C:
 			now := time.Now().UTC()
-			if !c.door.passable(ctx) || out.send(&tailcfg.MapResponse{KeepAlive: true, ControlTime: &now}) != nil {
+			if !c.listener.mayDeliver(ctx) || out.send(&tailcfg.MapResponse{KeepAlive: true, ControlTime: &now}) != nil {
 				return
 			}
 		case <-cut:
@@ -225,16 +225,16 @@ func (c *control) stream(ctx context.Context, out *mapWriter, n *node, nodeKey k
 	}
 }
 
-// message returns what the node must be told now: nil if it is no longer a node of this tailnet, an
-// empty message if there is nothing new.
-func (c *control) message(n *node, nodeKey key.NodePublic, heard *told, first bool) *tailcfg.MapResponse {
-	c.net.mu.Lock()
-	defer c.net.mu.Unlock()
-	if c.net.nodes[n.id] != n || n.key != nodeKey {
+// nextMessage returns what the node must be told now: nil if it is no longer a node of this
+// tailnet, an empty message if there is nothing new.
+func (c *control) nextMessage(n *node, nodeKey key.NodePublic, sent *sentState, first bool) *tailcfg.MapResponse {
+	c.tailnet.mu.Lock()
+	defer c.tailnet.mu.Unlock()
+	if c.tailnet.nodes[n.id] != n || n.key != nodeKey {
 		return nil
 	}
 	now := time.Now()
-	m := heard.next(c.net.viewOf(n, now))
+	m := sent.nextMessage(c.tailnet.viewOf(n, now))
 	if m == nil {
 		return &tailcfg.MapResponse{}
 	}
@@ -242,7 +242,7 @@ func (c *control) message(n *node, nodeKey key.NodePublic, heard *told, first bo
 		utc := now.UTC()
 		m.ControlTime = &utc
 		m.DERPMap = c.relays
-		m.Domain = c.net.domain()
+		m.Domain = c.tailnet.domainName()
 		m.CollectServices = "false"
 	}
 	return m

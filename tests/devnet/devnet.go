@@ -42,14 +42,14 @@ type ready struct {
 }
 
 type devnet struct {
-	net     *tailnet
-	door    *door
-	dir     string
-	api     *http.Server
-	apiURL  string
-	authKey string
-	logf    logger.Logf
-	stop    context.CancelFunc
+	tailnet  *tailnet
+	listener *controlListener
+	dir      string
+	api      *http.Server
+	apiURL   string
+	authKey  string
+	logf     logger.Logf
+	stop     context.CancelFunc
 
 	mu       sync.Mutex
 	peers    map[string]*peer
@@ -70,34 +70,34 @@ func start(ctx context.Context, o options) (*devnet, error) {
 	if o.nodeLogs != nil {
 		logf = func(format string, a ...any) { fmt.Fprintf(o.nodeLogs, format+"\n", a...) }
 	}
-	living, stop := context.WithCancel(context.Background())
+	lifetime, stop := context.WithCancel(context.Background())
 	d := &devnet{
-		net:      newTailnet(o.suffix, o.owner, o.ephemeralGrace),
+		tailnet:  newTailnet(o.suffix, o.owner, o.ephemeralGrace),
 		logf:     logf,
 		stop:     stop,
 		peers:    map[string]*peer{},
 		starting: map[string]bool{},
 	}
-	if err := d.build(ctx, living, o); err != nil {
+	if err := d.startAll(ctx, lifetime, o); err != nil {
 		d.close()
 		return nil, err
 	}
 	return d, nil
 }
 
-func (d *devnet) build(ctx, living context.Context, o options) (err error) {
+func (d *devnet) startAll(ctx, lifetime context.Context, o options) (err error) {
 	if d.dir, err = os.MkdirTemp(o.dir, "tailbone-devnet-"); err != nil {
 		return fmt.Errorf("no directory for the devnet: %w", err)
 	}
-	relays, err := startRelay(living, d.logf, o.delay)
+	relays, err := startRelay(lifetime, d.logf, o.delay)
 	if err != nil {
 		return err
 	}
-	if d.door, err = newDoor(); err != nil {
+	if d.listener, err = newControlListener(); err != nil {
 		return err
 	}
-	control := newControl(living, d.net, d.door, relays)
-	if err := d.door.open(control.outer); err != nil {
+	control := newControl(lifetime, d.tailnet, d.listener, relays)
+	if err := d.listener.serve(control.handler); err != nil {
 		return err
 	}
 
@@ -106,12 +106,12 @@ func (d *devnet) build(ctx, living context.Context, o options) (err error) {
 		return fmt.Errorf("no port for the test API: %w", err)
 	}
 	d.apiURL = "http://" + ln.Addr().String()
-	d.api = &http.Server{Handler: d.routes(), ErrorLog: quiet}
+	d.api = &http.Server{Handler: d.routes(), ErrorLog: discardLog}
 	go d.api.Serve(ln)
 
-	d.net.mu.Lock()
-	d.authKey = d.net.addKey(authKey{reusable: true, anyTags: true}).text()
-	d.net.mu.Unlock()
+	d.tailnet.mu.Lock()
+	d.authKey = d.tailnet.addKey(authKey{reusable: true, anyTags: true}).text()
+	d.tailnet.mu.Unlock()
 
 	errs := make(chan error, len(o.peers))
 	for _, s := range o.peers {
@@ -133,15 +133,15 @@ func (d *devnet) addPeer(ctx context.Context, spec peerSpec) (*peerRecord, error
 	d.mu.Lock()
 	if d.closed || d.starting[spec.Name] || d.peers[spec.Name] != nil {
 		d.mu.Unlock()
-		return nil, bad("there is a peer %s already", spec.Name)
+		return nil, badRequest("there is a peer %s already", spec.Name)
 	}
 	d.starting[spec.Name] = true
 	d.mu.Unlock()
 
-	d.net.mu.Lock()
-	key := d.net.addKey(authKey{login: spec.Login, tags: spec.Tags, preauthorized: true, proxied: true})
-	d.net.mu.Unlock()
-	p, err := startPeer(ctx, spec, d.dir, "http://"+d.door.addr, key.text(), d.logf)
+	d.tailnet.mu.Lock()
+	key := d.tailnet.addKey(authKey{login: spec.Login, tags: spec.Tags, preauthorized: true, forPeer: true})
+	d.tailnet.mu.Unlock()
+	p, err := startPeer(ctx, spec, d.dir, "http://"+d.listener.addr, key.text(), d.logf)
 
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -167,10 +167,10 @@ func (d *devnet) removePeer(name string) bool {
 		return false
 	}
 	p.close()
-	d.net.mu.Lock()
-	defer d.net.mu.Unlock()
-	if n := d.net.find(p.record.ID); n != nil {
-		d.net.deleteNode(n)
+	d.tailnet.mu.Lock()
+	defer d.tailnet.mu.Unlock()
+	if n := d.tailnet.find(p.record.ID); n != nil {
+		d.tailnet.deleteNode(n)
 	}
 	return true
 }
@@ -179,11 +179,11 @@ func (d *devnet) ready() ready {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	r := ready{
-		ControlURL: "http://" + d.door.addr,
+		ControlURL: "http://" + d.listener.addr,
 		AuthKey:    d.authKey,
 		APIURL:     d.apiURL,
-		Owner:      d.net.owner,
-		Suffix:     d.net.suffix,
+		Owner:      d.tailnet.owner,
+		Suffix:     d.tailnet.suffix,
 		Peers:      map[string]peerRecord{},
 		PID:        os.Getpid(),
 	}
@@ -221,12 +221,12 @@ func (d *devnet) close() {
 	}
 
 	d.stop()
-	d.net.close()
+	d.tailnet.close()
 	if d.api != nil {
 		d.api.Close()
 	}
-	if d.door != nil {
-		d.door.close()
+	if d.listener != nil {
+		d.listener.close()
 	}
 	if d.dir != "" {
 		os.RemoveAll(d.dir)

@@ -44,7 +44,7 @@ type authKey struct {
 	expired       bool
 	anyTags       bool // the ready line's key: its owner may give every tag
 	used          bool
-	proxied       bool // made for one of devnet's own peers
+	forPeer       bool // made for one of devnet's own peers
 }
 
 func (k *authKey) text() string { return "tskey-auth-" + k.id + "-" + k.secret }
@@ -88,12 +88,12 @@ func (t *tailnet) register(ctx context.Context, machine key.MachinePublic, req *
 		return nil, errors.New("node key belongs to another machine")
 	}
 	if known != nil && !req.Expiry.IsZero() {
-		return t.shorten(known, req.Expiry, now), nil
+		return t.shortenExpiry(known, req.Expiry, now), nil
 	}
 	if known != nil {
-		return t.comeBack(known, req, now), nil
+		return t.registerKnownKey(known, req, now), nil
 	}
-	return t.enter(machine, req, baseURL), nil
+	return t.registerNewKey(machine, req, baseURL), nil
 }
 
 // awaitLogin waits until the login behind a follow-up is completed. It then returns nil and nil: go
@@ -113,10 +113,10 @@ func (t *tailnet) awaitLogin(ctx context.Context, machine key.MachinePublic, req
 	}
 }
 
-// shorten brings a node's expiry forward. Far in the past it is a logout, after which an ephemeral
-// node is deleted at once.
-func (t *tailnet) shorten(n *node, to, now time.Time) *tailcfg.RegisterResponse {
-	resp := t.welcome(n)
+// shortenExpiry brings a node's expiry forward. Far in the past it is a logout, after which an
+// ephemeral node is deleted at once.
+func (t *tailnet) shortenExpiry(n *node, to, now time.Time) *tailcfg.RegisterResponse {
+	resp := t.registerResponse(n)
 	switch {
 	case to.After(now):
 		if n.expiry.IsZero() || to.Before(n.expiry) {
@@ -132,25 +132,26 @@ func (t *tailnet) shorten(n *node, to, now time.Time) *tailcfg.RegisterResponse 
 	return resp
 }
 
-// comeBack lets a known node in again, or tells it to make a new node key.
-func (t *tailnet) comeBack(n *node, req *tailcfg.RegisterRequest, now time.Time) *tailcfg.RegisterResponse {
+// registerKnownKey lets a known node in again, or tells it to make a new node key.
+func (t *tailnet) registerKnownKey(n *node, req *tailcfg.RegisterRequest, now time.Time) *tailcfg.RegisterResponse {
 	if n.expired(now) {
 		return &tailcfg.RegisterResponse{NodeKeyExpired: true, MachineAuthorized: n.approved}
 	}
 	// The real server seems to check a key even if none is needed (tailscale/tailscale#16987). It
 	// is a switch, since it breaks restarts.
 	if t.config.StrictKeys && req.Auth != nil && req.Auth.AuthKey != "" {
-		if k, words := t.readKey(req.Auth.AuthKey); words != "" && (k == nil || n.keyID != k.id) {
+		if k, words := t.findKey(req.Auth.AuthKey); words != "" && (k == nil || n.keyID != k.id) {
 			return &tailcfg.RegisterResponse{Error: words}
 		}
 	}
-	t.heard(n, req.Hostinfo)
+	t.recordHostinfo(n, req.Hostinfo)
 	t.touch()
-	return t.welcome(n)
+	return t.registerResponse(n)
 }
 
-// enter handles a node key that was not seen before: a new machine, or a known one with a new key.
-func (t *tailnet) enter(machine key.MachinePublic, req *tailcfg.RegisterRequest, baseURL string) *tailcfg.RegisterResponse {
+// registerNewKey handles a node key that was not seen before: a new machine, or a known one with a
+// new key.
+func (t *tailnet) registerNewKey(machine key.MachinePublic, req *tailcfg.RegisterRequest, baseURL string) *tailcfg.RegisterResponse {
 	if old := t.byKey(req.OldNodeKey); t.config.KeepExpired && old != nil && old.machine == machine && old.expired(time.Now()) {
 		return &tailcfg.RegisterResponse{NodeKeyExpired: true, MachineAuthorized: old.approved}
 	}
@@ -160,9 +161,9 @@ func (t *tailnet) enter(machine key.MachinePublic, req *tailcfg.RegisterRequest,
 	}
 	switch {
 	case secret != "":
-		k, words := t.readKey(secret)
+		k, words := t.findKey(secret)
 		if words == "" {
-			words = k.forbids(wantedTags(req))
+			words = k.refuseTags(wantedTags(req))
 		}
 		if words != "" {
 			return &tailcfg.RegisterResponse{Error: words}
@@ -173,15 +174,15 @@ func (t *tailnet) enter(machine key.MachinePublic, req *tailcfg.RegisterRequest,
 			tags = wantedTags(req)
 		}
 		n := t.admit(machine, req, k.login, tags, k.preauthorized)
-		n.keyID, n.proxied = k.id, k.proxied
+		n.keyID, n.ownPeer = k.id, k.forPeer
 		n.ephemeral = k.ephemeral || req.Ephemeral
-		t.watchEphemeral(n) // in case it never polls
+		t.scheduleReaping(n) // in case it never polls
 		t.touch()
-		return t.welcome(n)
+		return t.registerResponse(n)
 	case !t.config.RequireAuth:
 		n := t.admit(machine, req, t.owner, wantedTags(req), false)
 		t.touch()
-		return t.welcome(n)
+		return t.registerResponse(n)
 	}
 
 	p := &pendingLogin{
@@ -207,7 +208,7 @@ func (t *tailnet) admit(machine key.MachinePublic, req *tailcfg.RegisterRequest,
 	} else {
 		n.key = req.NodeKey
 		n.disco = key.DiscoPublic{}
-		t.heard(n, req.Hostinfo)
+		t.recordHostinfo(n, req.Hostinfo)
 	}
 	n.cap = req.Version
 	n.user = u.id
@@ -234,7 +235,7 @@ func (t *tailnet) formerNode(machine key.MachinePublic, oldKey key.NodePublic, u
 	return nil
 }
 
-func (t *tailnet) welcome(n *node) *tailcfg.RegisterResponse {
+func (t *tailnet) registerResponse(n *node) *tailcfg.RegisterResponse {
 	u := t.profileOf(n)
 	return &tailcfg.RegisterResponse{
 		User:              tailcfg.User{ID: u.id, DisplayName: u.display},
@@ -274,10 +275,10 @@ func (t *tailnet) findLogin(ref string) *pendingLogin {
 	return nil
 }
 
-// readKey finds the key with this text, and returns the refusal if it cannot be used.
-func (t *tailnet) readKey(text string) (k *authKey, refusal string) {
-	id, secret, ok := strings.Cut(strings.TrimPrefix(text, "tskey-auth-"), "-")
-	if !ok || !strings.HasPrefix(text, "tskey-auth-") {
+// findKey finds the key with this text, and returns the refusal if it cannot be used.
+func (t *tailnet) findKey(key string) (k *authKey, refusal string) {
+	id, secret, ok := strings.Cut(strings.TrimPrefix(key, "tskey-auth-"), "-")
+	if !ok || !strings.HasPrefix(key, "tskey-auth-") {
 		return nil, refusedUnreadable
 	}
 	k = t.keys[id]
@@ -294,8 +295,8 @@ func (t *tailnet) readKey(text string) (k *authKey, refusal string) {
 	return k, ""
 }
 
-// forbids returns the refusal if the key may not give these tags.
-func (k *authKey) forbids(tags []string) string {
+// refuseTags returns the refusal if the key may not give these tags.
+func (k *authKey) refuseTags(tags []string) string {
 	if k.anyTags {
 		return ""
 	}

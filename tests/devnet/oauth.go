@@ -38,25 +38,25 @@ func (c *control) oauthRoutes(mux *http.ServeMux) {
 			secret = password
 		}
 		// As the real one: the secret identifies the client, the id is ignored.
-		c.giveToken(w, func(o *oauthClient) bool { return o.secret != "" && o.secret == secret })
+		c.issueToken(w, func(o *oauthClient) bool { return o.secret != "" && o.secret == secret })
 	})
 	mux.HandleFunc("POST /api/v2/oauth/token-exchange", func(w http.ResponseWriter, r *http.Request) {
 		id, jwt := r.FormValue("client_id"), r.FormValue("jwt")
-		c.giveToken(w, func(o *oauthClient) bool { return o.jwt != "" && o.jwt == jwt && o.id == id })
+		c.issueToken(w, func(o *oauthClient) bool { return o.jwt != "" && o.jwt == jwt && o.id == id })
 	})
 	mux.HandleFunc("POST /api/v2/tailnet/{tailnet}/keys", c.serveMakeKey)
 }
 
-func (c *control) giveToken(w http.ResponseWriter, is func(*oauthClient) bool) {
-	c.net.mu.Lock()
-	defer c.net.mu.Unlock()
-	i := slices.IndexFunc(c.net.clients, is)
+func (c *control) issueToken(w http.ResponseWriter, matches func(*oauthClient) bool) {
+	c.tailnet.mu.Lock()
+	defer c.tailnet.mu.Unlock()
+	i := slices.IndexFunc(c.tailnet.clients, matches)
 	if i < 0 {
 		writeJSON(w, http.StatusUnauthorized, map[string]string{"message": "API token invalid"})
 		return
 	}
 	token := "tskey-api-" + randomText(20)
-	c.net.tokens[token] = c.net.clients[i]
+	c.tailnet.tokens[token] = c.tailnet.clients[i]
 	writeJSON(w, http.StatusOK, map[string]any{"access_token": token, "token_type": "Bearer", "expires_in": 3600, "scope": "auth_keys"})
 }
 
@@ -79,9 +79,9 @@ func (c *control) serveMakeKey(w http.ResponseWriter, r *http.Request) {
 	}
 	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(&in)
 
-	c.net.mu.Lock()
-	defer c.net.mu.Unlock()
-	client := c.net.tokens[token]
+	c.tailnet.mu.Lock()
+	defer c.tailnet.mu.Unlock()
+	client := c.tailnet.tokens[token]
 	want := in.Capabilities.Devices.Create
 	switch {
 	case client == nil:
@@ -89,14 +89,14 @@ func (c *control) serveMakeKey(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		writeJSON(w, http.StatusBadRequest, map[string]string{"message": err.Error()})
 	default:
-		if words := (&authKey{tags: client.tags}).forbids(want.Tags); words != "" || len(want.Tags) == 0 {
+		if words := (&authKey{tags: client.tags}).refuseTags(want.Tags); words != "" || len(want.Tags) == 0 {
 			if words == "" {
 				words = strings.Replace(refusedTags, "%s", "", 1)
 			}
 			writeJSON(w, http.StatusBadRequest, map[string]string{"message": words})
 			return
 		}
-		k := c.net.addKey(authKey{tags: want.Tags, reusable: want.Reusable, ephemeral: want.Ephemeral, preauthorized: want.Preauthorized})
+		k := c.tailnet.addKey(authKey{tags: want.Tags, reusable: want.Reusable, ephemeral: want.Ephemeral, preauthorized: want.Preauthorized})
 		writeJSON(w, http.StatusOK, map[string]any{"id": k.id, "key": k.text(), "created": time.Now().UTC(), "capabilities": in.Capabilities})
 	}
 }

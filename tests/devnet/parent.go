@@ -25,12 +25,12 @@ func endWithParent(ctx context.Context, end func()) {
 	if pid, err := strconv.Atoi(os.Getenv(parentVar)); err == nil {
 		parent = pid
 	}
-	look := time.NewTicker(200 * time.Millisecond)
+	tick := time.NewTicker(200 * time.Millisecond)
 	go func() {
-		defer look.Stop()
+		defer tick.Stop()
 		for os.Getppid() == parent {
 			select {
-			case <-look.C:
+			case <-tick.C:
 			case <-ctx.Done():
 				return
 			}

@@ -73,14 +73,14 @@ type peer struct {
 	cancel context.CancelFunc
 }
 
-// memory is a state store in memory. It is wrapped because tsnet accepts the bare one only for
+// memoryStore is a state store in memory. It is wrapped because tsnet accepts the bare one only for
 // ephemeral nodes, and peers must outlive a control server that is down for a while.
-type memory struct{ *mem.Store }
+type memoryStore struct{ *mem.Store }
 
 func startPeer(ctx context.Context, spec peerSpec, dir, controlURL, authKey string, logf logger.Logf) (*peer, error) {
 	node := &tsnet.Server{
 		Dir:        filepath.Join(dir, spec.Name),
-		Store:      memory{new(mem.Store)},
+		Store:      memoryStore{new(mem.Store)},
 		Hostname:   spec.Name,
 		ControlURL: controlURL,
 		AuthKey:    authKey,
@@ -100,7 +100,7 @@ func startPeer(ctx context.Context, spec peerSpec, dir, controlURL, authKey stri
 		return nil, fmt.Errorf("peer %s has no proxy: %w", spec.Name, err)
 	}
 
-	living, cancel := context.WithCancel(context.Background())
+	lifetime, cancel := context.WithCancel(context.Background())
 	p := &peer{node: node, proxy: ln, cancel: cancel}
 	p.record = peerRecord{
 		Proxy: "socks5h://" + ln.Addr().String(),
@@ -117,7 +117,7 @@ func startPeer(ctx context.Context, spec peerSpec, dir, controlURL, authKey stri
 	socks := &socks5.Server{Logf: logger.Discard, Dialer: func(_ context.Context, network, addr string) (net.Conn, error) {
 		// The proxy's own time-out is 5 s, exactly as long as WireGuard waits before it tries again
 		// after a lost first packet.
-		dialing, cancel := context.WithTimeout(living, 30*time.Second)
+		dialing, cancel := context.WithTimeout(lifetime, 30*time.Second)
 		defer cancel()
 		return node.Dial(dialing, network, addr)
 	}}

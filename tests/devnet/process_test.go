@@ -22,8 +22,8 @@ import (
 
 const script = "../../scripts/devnet"
 
-// built builds the program once, so that start times are those of later runs.
-var built = sync.OnceValue(func() error {
+// buildOnce builds the program once, so that start times are those of later runs.
+var buildOnce = sync.OnceValue(func() error {
 	out, err := exec.Command(script, "--help").CombinedOutput()
 	if err != nil {
 		return &exec.Error{Name: string(out), Err: err}
@@ -31,10 +31,10 @@ var built = sync.OnceValue(func() error {
 	return nil
 })
 
-// launch starts a command that ends up as devnet and reads its ready line.
-func launch(t *testing.T, cmd *exec.Cmd) (r ready, stderr *strings.Builder) {
+// startScript starts a command that ends up as devnet and reads its ready line.
+func startScript(t *testing.T, cmd *exec.Cmd) (r ready, stderr *strings.Builder) {
 	t.Helper()
-	if err := built(); err != nil {
+	if err := buildOnce(); err != nil {
 		t.Fatal(err)
 	}
 	tmp := t.TempDir()
@@ -64,10 +64,10 @@ func launch(t *testing.T, cmd *exec.Cmd) (r ready, stderr *strings.Builder) {
 
 func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
 
-// gone waits for the end of a devnet and checks that it left nothing.
-func gone(t *testing.T, r ready, tmp string) {
+// awaitEnd waits for the end of a devnet and checks that it left nothing.
+func awaitEnd(t *testing.T, r ready, tmp string) {
 	t.Helper()
-	within(t, 5*time.Second, func() string {
+	waitUntil(t, 5*time.Second, func() string {
 		if alive(r.PID) {
 			return "devnet " + strconv.Itoa(r.PID) + " lives"
 		}
@@ -81,8 +81,8 @@ func gone(t *testing.T, r ready, tmp string) {
 	}
 }
 
-// tmpOf returns where launch lets the command put its files.
-func tmpOf(cmd *exec.Cmd) string {
+// tempDirOf returns where launch lets the command put its files.
+func tempDirOf(cmd *exec.Cmd) string {
 	dir, _ := strings.CutPrefix(cmd.Env[len(cmd.Env)-1], "TMPDIR=")
 	return dir
 }
@@ -90,11 +90,11 @@ func tmpOf(cmd *exec.Cmd) string {
 func TestReadyLineAndTerm(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		cmd := exec.Command(script, "--peer", "alice=alice@example.com", "--peer", "ci=tag:ci", "--owner", "boss@example.com")
-		if err := built(); err != nil {
+		if err := buildOnce(); err != nil {
 			t.Fatal(err)
 		}
 		began := time.Now()
-		r, stderr := launch(t, cmd)
+		r, stderr := startScript(t, cmd)
 		t.Logf("ready after %v, script and program start included", time.Since(began))
 		if r.PID != cmd.Process.Pid || r.Owner != "boss@example.com" || len(r.Peers) != 2 || !strings.HasPrefix(r.AuthKey, "tskey-auth-") {
 			t.Errorf("ready line: %+v", r)
@@ -120,7 +120,7 @@ func TestReadyLineAndTerm(t *testing.T) {
 		if !strings.Contains(stderr.String(), "127.0.0.1 alone") {
 			t.Errorf("stderr does not tell where it listens: %s", stderr)
 		}
-		gone(t, r, tmpOf(cmd))
+		awaitEnd(t, r, tempDirOf(cmd))
 	}
 }
 
@@ -156,12 +156,12 @@ func listeners(t *testing.T, pid int) (addrs []string) {
 func TestEndsWithParent(t *testing.T) {
 	// The parent is killed, so it can do nothing for us.
 	cmd := exec.Command("bash", "-c", script+" & wait")
-	r, _ := launch(t, cmd)
+	r, _ := startScript(t, cmd)
 	if !alive(r.PID) || r.PID == cmd.Process.Pid {
 		t.Fatalf("devnet is %d, its parent %d", r.PID, cmd.Process.Pid)
 	}
 	cmd.Process.Kill()
-	gone(t, r, tmpOf(cmd))
+	awaitEnd(t, r, tempDirOf(cmd))
 }
 
 func TestOutlivesThreadOfParent(t *testing.T) {
@@ -172,7 +172,7 @@ func TestOutlivesThreadOfParent(t *testing.T) {
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with us
 		defer close(done)
-		r, _ = launch(t, cmd)
+		r, _ = startScript(t, cmd)
 	}()
 	<-done
 	time.Sleep(1200 * time.Millisecond) // longer than its own look at the parent
@@ -181,14 +181,14 @@ func TestOutlivesThreadOfParent(t *testing.T) {
 	}
 	cmd.Process.Signal(syscall.SIGTERM)
 	cmd.Wait()
-	gone(t, r, tmpOf(cmd))
+	awaitEnd(t, r, tempDirOf(cmd))
 }
 
 func TestParentGoneBeforeStart(t *testing.T) {
 	// As if the parent had died while the script was building: the program's parent is not the one
 	// that the script saw.
 	first := exec.Command(script)
-	r, _ := launch(t, first)
+	r, _ := startScript(t, first)
 	program, err := os.Readlink("/proc/" + strconv.Itoa(r.PID) + "/exe")
 	if err != nil {
 		t.Fatal(err)
@@ -211,12 +211,12 @@ func TestWithStdin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, _ := launch(t, cmd)
+	r, _ := startScript(t, cmd)
 	in.Close()
 	if err := cmd.Wait(); err != nil {
 		t.Error(err)
 	}
-	gone(t, r, tmpOf(cmd))
+	awaitEnd(t, r, tempDirOf(cmd))
 }
 
 func TestUsage(t *testing.T) {

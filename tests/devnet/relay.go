@@ -54,7 +54,7 @@ func startRelay(ctx context.Context, logf logger.Logf, delay time.Duration) (*ta
 	mux.HandleFunc("/generate_204", derpserver.ServeNoContent)
 	server := &http.Server{
 		Handler:  mux,
-		ErrorLog: quiet,
+		ErrorLog: discardLog,
 		// DERP takes the connection over, which HTTP/2 does not allow.
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 	}
@@ -129,18 +129,18 @@ func (l slowListener) Accept() (net.Conn, error) {
 // slowConn reads what has come late, and writes at once.
 type slowConn struct {
 	net.Conn
-	late net.Conn
+	delayed net.Conn
 }
 
-func (c slowConn) Read(p []byte) (int, error)        { return c.late.Read(p) }
-func (c slowConn) SetReadDeadline(t time.Time) error { return c.late.SetReadDeadline(t) }
+func (c slowConn) Read(p []byte) (int, error)        { return c.delayed.Read(p) }
+func (c slowConn) SetReadDeadline(t time.Time) error { return c.delayed.SetReadDeadline(t) }
 
 func (c slowConn) SetDeadline(t time.Time) error {
-	return errors.Join(c.late.SetReadDeadline(t), c.Conn.SetWriteDeadline(t))
+	return errors.Join(c.delayed.SetReadDeadline(t), c.Conn.SetWriteDeadline(t))
 }
 
 func (c slowConn) Close() error {
-	c.late.Close()
+	c.delayed.Close()
 	return c.Conn.Close()
 }
 

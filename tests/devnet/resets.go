@@ -20,25 +20,25 @@ import (
 )
 
 // The longest that one call may take.
-const longestResets = time.Minute
+const maxResetsDuration = time.Minute
 
-// resets answers when the time is over, with the numbers of connections that were reset and that
-// failed.
-func (d *devnet) resets(r *http.Request) (any, error) {
+// postResets answers when the time is over, with the numbers of connections that were reset and
+// that failed.
+func (d *devnet) postResets(r *http.Request) (any, error) {
 	var in struct {
 		To     string `json:"to"`
 		Port   uint16 `json:"port"`
 		AtOnce int    `json:"at_once"`
 		ForMS  int    `json:"for_ms"`
 	}
-	if err := body(r, &in); err != nil {
+	if err := readBody(r, &in); err != nil {
 		return nil, err
 	}
 	duration := time.Duration(in.ForMS) * time.Millisecond
-	if in.Port == 0 || in.AtOnce < 1 || in.AtOnce > 256 || duration <= 0 || duration > longestResets {
-		return nil, bad("resets need a port, at_once from 1 to 256, and for_ms up to %d", longestResets.Milliseconds())
+	if in.Port == 0 || in.AtOnce < 1 || in.AtOnce > 256 || duration <= 0 || duration > maxResetsDuration {
+		return nil, badRequest("resets need a port, at_once from 1 to 256, and for_ms up to %d", maxResetsDuration.Milliseconds())
 	}
-	p, ip, err := d.fromTo(r.PathValue("name"), in.To)
+	p, ip, err := d.peerAndTarget(r.PathValue("name"), in.To)
 	if err != nil {
 		return nil, err
 	}
@@ -49,7 +49,7 @@ func (d *devnet) resets(r *http.Request) (any, error) {
 	for range in.AtOnce {
 		all.Go(func() {
 			for ctx.Err() == nil {
-				switch err := p.reset(ctx, netip.AddrPortFrom(ip, in.Port)); {
+				switch err := p.openAndReset(ctx, netip.AddrPortFrom(ip, in.Port)); {
 				case err == nil:
 					reset.Add(1)
 				case ctx.Err() == nil:
@@ -62,24 +62,24 @@ func (d *devnet) resets(r *http.Request) (any, error) {
 	return map[string]any{"reset": reset.Load(), "failed": failed.Load()}, nil
 }
 
-// fromTo returns a peer and the address of the node that it is to call.
-func (d *devnet) fromTo(from, to string) (*peer, netip.Addr, error) {
+// peerAndTarget returns a peer and the address of the node that it is to call.
+func (d *devnet) peerAndTarget(from, to string) (*peer, netip.Addr, error) {
 	d.mu.Lock()
 	p := d.peers[from]
 	d.mu.Unlock()
 	if p == nil {
-		return nil, netip.Addr{}, missing("peer", from)
+		return nil, netip.Addr{}, notFound("peer", from)
 	}
-	d.net.mu.Lock()
-	defer d.net.mu.Unlock()
-	n := d.net.find(to)
+	d.tailnet.mu.Lock()
+	defer d.tailnet.mu.Unlock()
+	n := d.tailnet.find(to)
 	if n == nil {
-		return nil, netip.Addr{}, missing("node", to)
+		return nil, netip.Addr{}, notFound("node", to)
 	}
 	return p, n.v4.Addr(), nil
 }
 
-func (p *peer) reset(ctx context.Context, to netip.AddrPort) error {
+func (p *peer) openAndReset(ctx context.Context, to netip.AddrPort) error {
 	c, err := p.node.Dial(ctx, "tcp", to.String())
 	if err != nil {
 		return err

@@ -35,26 +35,26 @@ type tailnet struct {
 	suffix string // MagicDNS suffix without dots at its ends
 	owner  string // login that keys and logins fall back to
 
-	mu      sync.Mutex
-	changed chan struct{} // closed and replaced by touch
-	nodes   map[tailcfg.NodeID]*node
-	users   map[tailcfg.UserID]*user
-	keys    map[string]*authKey
-	logins  []*pendingLogin
-	clients []*oauthClient
-	tokens  map[string]*oauthClient
-	grants  []*grant
-	access  []accessRule // nil: everybody reaches everybody
-	crowd   crowd
-	config  config
+	mu          sync.Mutex
+	changed     chan struct{} // closed and replaced by touch
+	nodes       map[tailcfg.NodeID]*node
+	users       map[tailcfg.UserID]*user
+	keys        map[string]*authKey
+	logins      []*pendingLogin
+	clients     []*oauthClient
+	tokens      map[string]*oauthClient
+	grants      []*grant
+	accessRules []accessRule // nil: everybody reaches everybody
+	invented    inventedPeers
+	config      config
 
-	lastNode  tailcfg.NodeID
-	lastUser  tailcfg.UserID
-	lastGrant int
-	nextWake  *time.Timer // fires at the next key expiry, see touch
-	paused    bool        // nobody is reaped, see pauseReaping
-	closed    bool
-	born      time.Time
+	lastNode      tailcfg.NodeID
+	lastUser      tailcfg.UserID
+	lastGrant     int
+	expiryTimer   *time.Timer // fires at the next key expiry, see touch
+	reapingPaused bool        // nobody is reaped, see pauseReaping
+	closed        bool
+	created       time.Time
 }
 
 // config holds the switches of POST /config.
@@ -73,32 +73,32 @@ type user struct {
 }
 
 type node struct {
-	id       tailcfg.NodeID
-	stable   tailcfg.StableNodeID
-	host     string // first label of the name, unique in the tailnet
-	wanted   string // host name the node asked for
-	v4, v6   netip.Prefix
-	machine  key.MachinePublic
-	key      key.NodePublic
-	disco    key.DiscoPublic
-	cap      tailcfg.CapabilityVersion
-	info     *tailcfg.Hostinfo
-	ends     []netip.AddrPort
-	derp     int
-	user     tailcfg.UserID // who made the node; hidden while it has tags
-	tags     []string
-	keyID    string // auth key it came with, "" if by login
-	created  time.Time
-	expiry   time.Time // zero: never
-	approved bool
+	id            tailcfg.NodeID
+	stable        tailcfg.StableNodeID
+	host          string // first label of the name, unique in the tailnet
+	requestedHost string // host name the node asked for
+	v4, v6        netip.Prefix
+	machine       key.MachinePublic
+	key           key.NodePublic
+	disco         key.DiscoPublic
+	cap           tailcfg.CapabilityVersion
+	hostinfo      *tailcfg.Hostinfo
+	endpoints     []netip.AddrPort
+	derp          int
+	user          tailcfg.UserID // who made the node; hidden while it has tags
+	tags          []string
+	keyID         string // auth key it came with, "" if by login
+	created       time.Time
+	expiry        time.Time // zero: never
+	approved      bool
 	// ephemeral nodes are deleted when they have been away for the grace time.
 	ephemeral bool
 	streams   int // open map streams: online while above zero
 	lastSeen  time.Time
-	reaper    *time.Timer
+	reapTimer *time.Timer
 	sharee    bool
 	sharer    tailcfg.UserID
-	proxied   bool // one of devnet's own peers
+	ownPeer   bool // one of devnet's own peers
 }
 
 // grant gives app capabilities to src when it talks to dst. Both are kept as written and matched
@@ -125,7 +125,7 @@ func newTailnet(suffix, owner string, ephemeralGrace time.Duration) *tailnet {
 		changed: make(chan struct{}),
 		nodes:   map[tailcfg.NodeID]*node{},
 		users:   map[tailcfg.UserID]*user{},
-		born:    time.Now().UTC().Truncate(time.Second),
+		created: time.Now().UTC().Truncate(time.Second),
 		keys:    map[string]*authKey{},
 		tokens:  map[string]*oauthClient{},
 		config:  config{RequireAuth: true, EphemeralGraceMS: ephemeralGrace.Milliseconds()},
@@ -142,8 +142,8 @@ func (t *tailnet) touch() {
 	close(t.changed)
 	t.changed = make(chan struct{})
 
-	if t.nextWake != nil {
-		t.nextWake.Stop()
+	if t.expiryTimer != nil {
+		t.expiryTimer.Stop()
 	}
 	now := time.Now()
 	var next time.Time
@@ -153,7 +153,7 @@ func (t *tailnet) touch() {
 		}
 	}
 	if !next.IsZero() && !t.closed {
-		t.nextWake = time.AfterFunc(next.Sub(now)+time.Millisecond, func() {
+		t.expiryTimer = time.AfterFunc(next.Sub(now)+time.Millisecond, func() {
 			t.mu.Lock()
 			defer t.mu.Unlock()
 			t.touch()
@@ -165,12 +165,12 @@ func (t *tailnet) close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.closed = true
-	if t.nextWake != nil {
-		t.nextWake.Stop()
+	if t.expiryTimer != nil {
+		t.expiryTimer.Stop()
 	}
 	for _, n := range t.nodes {
-		if n.reaper != nil {
-			n.reaper.Stop()
+		if n.reapTimer != nil {
+			n.reapTimer.Stop()
 		}
 	}
 }
@@ -214,16 +214,16 @@ func (t *tailnet) addNode(machine key.MachinePublic, nodeKey key.NodePublic, inf
 		created: time.Now().UTC().Truncate(time.Second),
 	}
 	t.nodes[id] = n
-	t.heard(n, info)
+	t.recordHostinfo(n, info)
 	return n
 }
 
-// heard records what a node reports about itself, including the name that it asks for.
-func (t *tailnet) heard(n *node, info *tailcfg.Hostinfo) {
+// recordHostinfo records what a node reports about itself, including the name that it asks for.
+func (t *tailnet) recordHostinfo(n *node, info *tailcfg.Hostinfo) {
 	if info == nil {
 		return
 	}
-	n.info = info.Clone()
+	n.hostinfo = info.Clone()
 	if info.NetInfo != nil && info.NetInfo.PreferredDERP != 0 {
 		n.derp = info.NetInfo.PreferredDERP
 	}
@@ -231,8 +231,8 @@ func (t *tailnet) heard(n *node, info *tailcfg.Hostinfo) {
 	if want == "" {
 		want = "node"
 	}
-	if want != n.wanted {
-		n.wanted = want
+	if want != n.requestedHost {
+		n.requestedHost = want
 		n.host = t.freeHost(want, n)
 	}
 }
@@ -257,8 +257,8 @@ func (t *tailnet) freeHost(want string, self *node) string {
 
 // deleteNode removes a node: its streams end, its key is unknown, its name is free again.
 func (t *tailnet) deleteNode(n *node) {
-	if n.reaper != nil {
-		n.reaper.Stop()
+	if n.reapTimer != nil {
+		n.reapTimer.Stop()
 	}
 	delete(t.nodes, n.id)
 	t.touch()
@@ -323,46 +323,46 @@ func (t *tailnet) sorted() []*node {
 
 func (n *node) expired(now time.Time) bool { return !n.expiry.IsZero() && !n.expiry.After(now) }
 
-// came and went count a node's open map streams. An ephemeral node that stays
+// streamOpened and streamClosed count a node's open map streams. An ephemeral node that stays
 // away for the grace time is deleted.
-func (t *tailnet) came(n *node) {
+func (t *tailnet) streamOpened(n *node) {
 	n.streams++
-	if n.reaper != nil {
-		n.reaper.Stop()
-		n.reaper = nil
+	if n.reapTimer != nil {
+		n.reapTimer.Stop()
+		n.reapTimer = nil
 	}
 	if n.streams == 1 {
 		t.touch()
 	}
 }
 
-func (t *tailnet) went(n *node) {
+func (t *tailnet) streamClosed(n *node) {
 	n.streams--
 	if n.streams > 0 || t.nodes[n.id] != n || t.closed {
 		return
 	}
 	n.lastSeen = time.Now().UTC().Truncate(time.Second)
-	t.watchEphemeral(n)
+	t.scheduleReaping(n)
 	t.touch()
 }
 
-func (t *tailnet) watchEphemeral(n *node) {
-	if !n.ephemeral || n.streams > 0 || t.paused {
+func (t *tailnet) scheduleReaping(n *node) {
+	if !n.ephemeral || n.streams > 0 || t.reapingPaused {
 		return
 	}
-	if n.reaper != nil {
-		n.reaper.Stop()
+	if n.reapTimer != nil {
+		n.reapTimer.Stop()
 	}
 	grace := time.Duration(t.config.EphemeralGraceMS) * time.Millisecond
 	var self *time.Timer
 	self = time.AfterFunc(grace, func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		if n.reaper == self && n.streams == 0 && t.nodes[n.id] == n {
+		if n.reapTimer == self && n.streams == 0 && t.nodes[n.id] == n {
 			t.deleteNode(n)
 		}
 	})
-	n.reaper = self
+	n.reapTimer = self
 }
 
 // pauseReaping stops the clock of absent ephemeral nodes while the control server itself cannot be
@@ -370,13 +370,13 @@ func (t *tailnet) watchEphemeral(n *node) {
 func (t *tailnet) pauseReaping(pause bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.paused = pause
+	t.reapingPaused = pause
 	for _, n := range t.nodes {
-		if n.reaper != nil {
-			n.reaper.Stop()
-			n.reaper = nil
+		if n.reapTimer != nil {
+			n.reapTimer.Stop()
+			n.reapTimer = nil
 		}
-		t.watchEphemeral(n)
+		t.scheduleReaping(n)
 	}
 }
 
@@ -385,8 +385,8 @@ func randomText(n int) string {
 	return rand.Text()[:n]
 }
 
-// domain is the tailnet's name: the owner's organisation.
-func (t *tailnet) domain() string {
+// domainName is the tailnet's name: the owner's organisation.
+func (t *tailnet) domainName() string {
 	_, domain, _ := strings.Cut(t.owner, "@")
 	return domain
 }

@@ -24,9 +24,9 @@ import (
 const (
 	owner  = "owner@example.com"
 	suffix = "example-devnet.ts.net"
-	// soon limits how long a change may take to reach a node's WhoIs: well above what it takes
-	// (milliseconds), since race-checked code on a busy machine is slow.
-	soon = time.Second
+	// propagationLimit limits how long a change may take to reach a node's WhoIs: well above what
+	// it takes (milliseconds), since race-checked code on a busy machine is slow.
+	propagationLimit = time.Second
 )
 
 func startDevnet(t *testing.T, peers ...string) *devnet {
@@ -59,7 +59,7 @@ func newNode(t *testing.T, d *devnet, host, authKey string) *tsnet.Server {
 	t.Helper()
 	s := &tsnet.Server{
 		Dir:        t.TempDir(),
-		Store:      memory{new(mem.Store)},
+		Store:      memoryStore{new(mem.Store)},
 		Hostname:   host,
 		ControlURL: d.ready().ControlURL,
 		AuthKey:    authKey,
@@ -69,8 +69,8 @@ func newNode(t *testing.T, d *devnet, host, authKey string) *tsnet.Server {
 	return s
 }
 
-// up joins a node and closes it when the test ends.
-func up(t *testing.T, s *tsnet.Server) *tsnet.Server {
+// mustJoin joins a node and closes it when the test ends.
+func mustJoin(t *testing.T, s *tsnet.Server) *tsnet.Server {
 	t.Helper()
 	if err := join(t, s); err != nil {
 		t.Fatalf("%s did not join: %v", s.Hostname, err)
@@ -127,26 +127,26 @@ func whois(t *testing.T, s *tsnet.Server, ip string) *apitype.WhoIsResponse {
 	return w
 }
 
-// within waits until f returns "", at most d; otherwise it fails with the last text of f.
-func within(t *testing.T, d time.Duration, f func() string) time.Duration {
+// waitUntil waits until f returns "", at most d; otherwise it fails with the last text of f.
+func waitUntil(t *testing.T, d time.Duration, f func() string) time.Duration {
 	t.Helper()
 	began := time.Now()
 	for {
-		said := f()
-		if said == "" {
+		problem := f()
+		if problem == "" {
 			return time.Since(began)
 		}
 		if time.Since(began) > d {
-			t.Fatalf("not within %v: %s", d, said)
+			t.Fatalf("not within %v: %s", d, problem)
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
 }
 
-// seen waits until s knows the address and accept returns true for its identity.
-func seen(t *testing.T, s *tsnet.Server, ip string, accept func(*apitype.WhoIsResponse) bool) time.Duration {
+// awaitWhoIs waits until s knows the address and accept returns true for its identity.
+func awaitWhoIs(t *testing.T, s *tsnet.Server, ip string, accept func(*apitype.WhoIsResponse) bool) time.Duration {
 	t.Helper()
-	return within(t, soon, func() string {
+	return waitUntil(t, propagationLimit, func() string {
 		w := whois(t, s, ip)
 		if w == nil {
 			return "WhoIs " + ip + ": unknown"
@@ -160,7 +160,7 @@ func seen(t *testing.T, s *tsnet.Server, ip string, accept func(*apitype.WhoIsRe
 
 func waitState(t *testing.T, s *tsnet.Server, want ipn.State) {
 	t.Helper()
-	within(t, 5*time.Second, func() string {
+	waitUntil(t, 5*time.Second, func() string {
 		if got := state(t, s); got != want.String() {
 			return "state " + got + ", want " + want.String()
 		}
@@ -182,7 +182,7 @@ func call[T any](t *testing.T, d *devnet, method, path string, in any) T {
 	return v
 }
 
-func do(t *testing.T, d *devnet, method, path string, in any) {
+func mustCall(t *testing.T, d *devnet, method, path string, in any) {
 	t.Helper()
 	call[map[string]any](t, d, method, path, in)
 }
@@ -217,12 +217,12 @@ func request(t *testing.T, d *devnet, method, path string, in any) (int, []byte)
 	return res.StatusCode, out
 }
 
-func nodeOf(t *testing.T, d *devnet, ref string) nodeRecord {
+func getNode(t *testing.T, d *devnet, ref string) nodeRecord {
 	t.Helper()
 	return call[nodeRecord](t, d, "GET", "/nodes/"+ref, nil)
 }
 
-func keyOf(t *testing.T, d *devnet, in map[string]any) string {
+func makeAuthKey(t *testing.T, d *devnet, in map[string]any) string {
 	t.Helper()
 	return call[map[string]string](t, d, "POST", "/keys", in)["auth_key"]
 }

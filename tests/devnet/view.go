@@ -26,11 +26,11 @@ type view struct {
 	profiles []tailcfg.UserProfile
 	filter   []tailcfg.FilterRule
 	dns      *tailcfg.DNSConfig
-	crowd    *crowd // nil for those who do not see it
+	invented *inventedPeers // nil for those who do not see it
 }
 
 func (t *tailnet) viewOf(n *node, now time.Time) *view {
-	v := &view{self: t.describe(n, now)}
+	v := &view{self: t.nodeMessage(n, now)}
 	v.self.CapMap = selfCaps()
 	online := true
 	v.self.Online = &online
@@ -40,8 +40,8 @@ func (t *tailnet) viewOf(n *node, now time.Time) *view {
 		if p == n || !p.approved || !n.approved {
 			continue
 		}
-		d := t.describe(p, now)
-		t.disguise(p, d)
+		d := t.nodeMessage(p, now)
+		t.applySharing(p, d)
 		v.peers = append(v.peers, d)
 		users[d.User] = true
 		if d.Sharer != 0 {
@@ -55,7 +55,7 @@ func (t *tailnet) viewOf(n *node, now time.Time) *view {
 	}
 	v.filter = t.filterFor(n)
 	if t.users[n.user].login == t.owner {
-		v.crowd = &t.crowd
+		v.invented = &t.invented
 	}
 	v.dns = &tailcfg.DNSConfig{
 		Proxied:     true, // MagicDNS on; there is no resolver for anything else
@@ -65,7 +65,7 @@ func (t *tailnet) viewOf(n *node, now time.Time) *view {
 	return v
 }
 
-func (t *tailnet) describe(n *node, now time.Time) *tailcfg.Node {
+func (t *tailnet) nodeMessage(n *node, now time.Time) *tailcfg.Node {
 	online := n.streams > 0
 	addrs := []netip.Prefix{n.v4, n.v6}
 	d := &tailcfg.Node{
@@ -79,9 +79,9 @@ func (t *tailnet) describe(n *node, now time.Time) *tailcfg.Node {
 		DiscoKey:          n.disco,
 		Addresses:         addrs,
 		AllowedIPs:        addrs,
-		Endpoints:         n.ends,
+		Endpoints:         n.endpoints,
 		HomeDERP:          n.derp,
-		Hostinfo:          n.info.View(),
+		Hostinfo:          n.hostinfo.View(),
 		Created:           n.created,
 		Cap:               n.cap,
 		Tags:              n.tags,
@@ -100,14 +100,14 @@ func (t *tailnet) describe(n *node, now time.Time) *tailcfg.Node {
 	return d
 }
 
-// disguise shows a shared node to the others as a real tailnet would. A sharee is another tailnet's
-// machine that may reach a node shared with its user: the real server hides its name. A node shared
-// into the tailnet keeps its foreign name and shows who shared it.
-func (t *tailnet) disguise(n *node, d *tailcfg.Node) {
+// applySharing shows a shared node to the others as a real tailnet would. A sharee is another
+// tailnet's machine that may reach a node shared with its user: the real server hides its name. A
+// node shared into the tailnet keeps its foreign name and shows who shared it.
+func (t *tailnet) applySharing(n *node, d *tailcfg.Node) {
 	switch {
 	case n.sharee:
 		const hidden = "device-of-shared-to-user"
-		info := n.info.Clone()
+		info := n.hostinfo.Clone()
 		info.ShareeNode = true
 		info.Hostname = hidden
 		d.Hostinfo = info.View()
@@ -159,14 +159,14 @@ func (t *tailnet) filterFor(n *node) []tailcfg.FilterRule {
 }
 
 func (t *tailnet) accessTo(n *node) []tailcfg.FilterRule {
-	if t.access == nil {
+	if t.accessRules == nil {
 		return []tailcfg.FilterRule{{
 			SrcIPs:   []string{"*"},
 			DstPorts: []tailcfg.NetPortRange{{IP: "*", Ports: tailcfg.PortRangeAny}},
 		}}
 	}
 	rules := []tailcfg.FilterRule{}
-	for _, a := range t.access {
+	for _, a := range t.accessRules {
 		from := t.addressesOf(a.Src)
 		ports, err := parsePorts(a.Ports)
 		if from == nil || err != nil || !t.matches(a.Dst, n) {
@@ -217,73 +217,74 @@ func parsePorts(s string) ([]tailcfg.PortRange, error) {
 	return all, nil
 }
 
-// told remembers what a stream has sent, as JSON: values with equal JSON are equal to the client.
-type told struct {
+// sentState remembers what a stream has sent, as JSON: values with equal JSON are equal to the
+// client.
+type sentState struct {
 	peers    map[tailcfg.NodeID]string
 	profiles map[tailcfg.UserID]string
 	self     string
 	filter   string
 	dns      string
-	crowd    int // how many of it
+	invented int // how many of it
 }
 
-// next returns the message that brings a client from what it was told to v, or nil if nothing
-// changed.
-func (h *told) next(v *view) *tailcfg.MapResponse {
+// nextMessage returns the message that brings a client from what it was told to v, or nil if
+// nothing changed.
+func (h *sentState) nextMessage(v *view) *tailcfg.MapResponse {
 	m := new(tailcfg.MapResponse)
 	first := h.peers == nil
 	if first {
 		h.peers = map[tailcfg.NodeID]string{}
 		h.profiles = map[tailcfg.UserID]string{}
 	}
-	news := first
+	changed := first
 
-	if replace(&h.self, v.self) {
-		m.Node, news = v.self, true
+	if storeIfChanged(&h.self, v.self) {
+		m.Node, changed = v.self, true
 	}
-	if replace(&h.filter, v.filter) {
-		m.PacketFilters, news = map[string][]tailcfg.FilterRule{"base": v.filter}, true
+	if storeIfChanged(&h.filter, v.filter) {
+		m.PacketFilters, changed = map[string][]tailcfg.FilterRule{"base": v.filter}, true
 	}
-	if replace(&h.dns, v.dns) {
-		m.DNSConfig, news = v.dns, true
+	if storeIfChanged(&h.dns, v.dns) {
+		m.DNSConfig, changed = v.dns, true
 	}
 	for _, p := range v.profiles {
-		if old := h.profiles[p.ID]; replace(&old, p) {
+		if old := h.profiles[p.ID]; storeIfChanged(&old, p) {
 			h.profiles[p.ID] = old
-			m.UserProfiles, news = append(m.UserProfiles, p), true
+			m.UserProfiles, changed = append(m.UserProfiles, p), true
 		}
 	}
 
-	here := map[tailcfg.NodeID]bool{}
+	present := map[tailcfg.NodeID]bool{}
 	for _, p := range v.peers {
-		here[p.ID] = true
-		if old := h.peers[p.ID]; replace(&old, p) {
+		present[p.ID] = true
+		if old := h.peers[p.ID]; storeIfChanged(&old, p) {
 			h.peers[p.ID] = old
-			m.PeersChanged, news = append(m.PeersChanged, p), true
+			m.PeersChanged, changed = append(m.PeersChanged, p), true
 		}
 	}
 	for id := range h.peers {
-		if !here[id] {
+		if !present[id] {
 			delete(h.peers, id)
-			m.PeersRemoved, news = append(m.PeersRemoved, id), true
+			m.PeersRemoved, changed = append(m.PeersRemoved, id), true
 		}
 	}
-	if c := v.crowd; c != nil && len(c.peers) > h.crowd {
-		m.PeersChanged = append(m.PeersChanged, c.peers[h.crowd:]...)
-		m.UserProfiles = append(m.UserProfiles, c.users[h.crowd:]...)
-		h.crowd, news = len(c.peers), true
+	if c := v.invented; c != nil && len(c.peers) > h.invented {
+		m.PeersChanged = append(m.PeersChanged, c.peers[h.invented:]...)
+		m.UserProfiles = append(m.UserProfiles, c.profiles[h.invented:]...)
+		h.invented, changed = len(c.peers), true
 	}
 	if first {
 		m.Peers, m.PeersChanged = m.PeersChanged, nil
 	}
-	if !news {
+	if !changed {
 		return nil
 	}
 	return m
 }
 
-// replace stores v's JSON and reports whether it is new.
-func replace(old *string, v any) bool {
+// storeIfChanged stores v's JSON and reports whether it is new.
+func storeIfChanged(old *string, v any) bool {
 	b, err := json.Marshal(v)
 	if err != nil {
 		panic(err) // our own types; cannot fail

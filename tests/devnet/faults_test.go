@@ -1,4 +1,4 @@
-// The control server in trouble, the proxies, and the API's refusals.
+// The control server with faults, the proxies, and the API's refusals.
 package main
 
 import (
@@ -22,9 +22,9 @@ import (
 
 func jsonInt(i int) string { return fmt.Sprint(i) }
 
-// get asks the control server for its key, as a joining node does first.
-func get(d *devnet, patience time.Duration) (int, error) {
-	c := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
+// getKey asks the control server for its key, as a joining node does first.
+func getKey(d *devnet, timeout time.Duration) (int, error) {
+	c := &http.Client{Timeout: timeout, Transport: &http.Transport{DisableKeepAlives: true}}
 	res, err := c.Get(d.ready().ControlURL + "/key?v=100")
 	if err != nil {
 		return 0, err
@@ -33,176 +33,176 @@ func get(d *devnet, patience time.Duration) (int, error) {
 	return res.StatusCode, nil
 }
 
-func TestAStreamSaysNothingWhileControlFails(t *testing.T) {
-	d, err := newDoor()
+func TestAStreamSendsNothingWhileControlFails(t *testing.T) {
+	d, err := newControlListener()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer syscall.Close(d.bound)
-	passable := func(how trouble) bool {
-		if err := d.set(how); err != nil {
+	defer syscall.Close(d.reservedFD)
+	passable := func(how fault) bool {
+		if err := d.setFault(how); err != nil {
 			t.Fatal(err)
 		}
-		return d.passable(t.Context())
+		return d.mayDeliver(t.Context())
 	}
-	if !passable(trouble{Mode: "ok"}) || !passable(trouble{Mode: "fail", Status: 503, Path: "/machine/register"}) {
-		t.Error("held up by no trouble of its own")
+	if !passable(fault{Mode: "ok"}) || !passable(fault{Mode: "fail", Status: 503, Path: "/machine/register"}) {
+		t.Error("held up although no fault applies")
 	}
-	if passable(trouble{Mode: "fail", Status: 503}) {
+	if passable(fault{Mode: "fail", Status: 503}) {
 		t.Error("what control fails at is said all the same")
 	}
 }
 
-func TestControlTroubles(t *testing.T) {
+func TestControlFaults(t *testing.T) {
 	t.Parallel() // with the next: both wait for clients to try again
 	d := startDevnet(t, "alice=alice@example.com")
-	s := up(t, newNode(t, d, "tailbone", d.authKey))
+	s := mustJoin(t, newNode(t, d, "tailbone", d.authKey))
 	alice := d.ready().Peers["alice"].IP
 	url := d.ready().ControlURL
-	seen(t, s, alice, func(*apitype.WhoIsResponse) bool { return true })
+	awaitWhoIs(t, s, alice, func(*apitype.WhoIsResponse) bool { return true })
 
 	// follows proves that a running node hears about changes (again).
 	count := 0
 	rename := func() string {
 		count++
 		login := fmt.Sprintf("alice%d@example.com", count)
-		do(t, d, "POST", "/nodes/alice/login", m{"login": login})
+		mustCall(t, d, "POST", "/nodes/alice/login", m{"login": login})
 		return login
 	}
-	follows := func(login string) {
+	awaitLogin := func(login string) {
 		t.Helper()
-		within(t, 15*time.Second, func() string {
+		waitUntil(t, 15*time.Second, func() string {
 			if w := whois(t, s, alice); w == nil || w.UserProfile.LoginName != login {
 				return "the node does not hear of " + login
 			}
 			return ""
 		})
 	}
-	deaf := func(login string) {
+	expectUnchanged := func(login string) {
 		t.Helper()
 		time.Sleep(100 * time.Millisecond)
 		if w := whois(t, s, alice); w != nil && w.UserProfile.LoginName == login {
-			t.Fatal("the node heard of a change through a control server in trouble")
+			t.Fatal("the node heard of a change through a control server with a fault")
 		}
 	}
 
-	do(t, d, "POST", "/control", m{"mode": "hold"})
-	if _, err := get(d, 150*time.Millisecond); err == nil || !strings.Contains(err.Error(), "deadline") && !strings.Contains(err.Error(), "Timeout") {
+	mustCall(t, d, "POST", "/control", m{"mode": "hold"})
+	if _, err := getKey(d, 150*time.Millisecond); err == nil || !strings.Contains(err.Error(), "deadline") && !strings.Contains(err.Error(), "Timeout") {
 		t.Errorf("hold: %v, want a time-out", err)
 	}
 	login := rename()
-	deaf(login)
+	expectUnchanged(login)
 	joiner := newNode(t, d, "late", d.authKey)
 	t.Cleanup(func() { joiner.Close() })
 	if err := joiner.Start(); err != nil {
 		t.Fatal(err)
 	}
-	do(t, d, "POST", "/control", m{"mode": "ok"})
-	follows(login)
+	mustCall(t, d, "POST", "/control", m{"mode": "ok"})
+	awaitLogin(login)
 	waitState(t, joiner, ipn.Running)
 
-	do(t, d, "POST", "/control", m{"mode": "fail", "status": 503})
-	if status, err := get(d, time.Second); status != 503 {
+	mustCall(t, d, "POST", "/control", m{"mode": "fail", "status": 503})
+	if status, err := getKey(d, time.Second); status != 503 {
 		t.Errorf("fail: %d %v, want 503", status, err)
 	}
 	login = rename()
-	deaf(login)
-	do(t, d, "POST", "/control", m{"mode": "ok"})
-	follows(login)
+	expectUnchanged(login)
+	mustCall(t, d, "POST", "/control", m{"mode": "ok"})
+	awaitLogin(login)
 
-	do(t, d, "POST", "/control", m{"mode": "fail", "path": "/machine/register"})
-	if status, err := get(d, time.Second); status != 200 {
+	mustCall(t, d, "POST", "/control", m{"mode": "fail", "path": "/machine/register"})
+	if status, err := getKey(d, time.Second); status != 200 {
 		t.Errorf("fail of another path: %d %v, want 200", status, err)
 	}
-	follows(rename())
+	awaitLogin(rename())
 
-	do(t, d, "POST", "/control", m{"mode": "slow", "delay_ms": 200})
+	mustCall(t, d, "POST", "/control", m{"mode": "slow", "delay_ms": 200})
 	began := time.Now()
-	if status, err := get(d, 5*time.Second); status != 200 || time.Since(began) < 200*time.Millisecond {
+	if status, err := getKey(d, 5*time.Second); status != 200 || time.Since(began) < 200*time.Millisecond {
 		t.Errorf("slow: %d %v after %v, want 200 after 200 ms", status, err, time.Since(began))
 	}
-	follows(rename())
-	do(t, d, "POST", "/control", m{"mode": "ok"})
+	awaitLogin(rename())
+	mustCall(t, d, "POST", "/control", m{"mode": "ok"})
 
 	standing, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer standing.Close()
-	if status, err := get(d, time.Second); status != 200 { // accepted after standing, so that is accepted
+	if status, err := getKey(d, time.Second); status != 200 { // accepted after standing, so that is accepted
 		t.Errorf("before down: %d %v", status, err)
 	}
-	do(t, d, "POST", "/control", m{"mode": "down"})
-	standing.SetReadDeadline(time.Now().Add(soon))
+	mustCall(t, d, "POST", "/control", m{"mode": "down"})
+	standing.SetReadDeadline(time.Now().Add(propagationLimit))
 	if _, err := standing.Read(make([]byte, 1)); err == nil || os.IsTimeout(err) {
 		t.Errorf("down: a standing connection is not cut (%v)", err)
 	}
-	if _, err := get(d, time.Second); err == nil || !strings.Contains(err.Error(), "connection refused") {
+	if _, err := getKey(d, time.Second); err == nil || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("down: %v, want connection refused", err)
 	}
-	if nodeOf(t, d, "alice").ID == "" {
+	if getNode(t, d, "alice").ID == "" {
 		t.Error("the API went down with the control server")
 	}
 	login = rename()
-	deaf(login)
-	do(t, d, "POST", "/control", m{"mode": "ok"})
+	expectUnchanged(login)
+	mustCall(t, d, "POST", "/control", m{"mode": "ok"})
 	if got := d.ready().ControlURL; got != url {
 		t.Errorf("came back at %s instead of %s", got, url)
 	}
-	follows(login)
-	if status, err := get(d, time.Second); status != 200 {
+	awaitLogin(login)
+	if status, err := getKey(d, time.Second); status != 200 {
 		t.Errorf("ok again: %d %v", status, err)
 	}
 }
 
-func TestEphemeralOutlivesTrouble(t *testing.T) {
+func TestEphemeralOutlivesFaults(t *testing.T) {
 	t.Parallel()
 	d := startDevnet(t)
 	s := newNode(t, d, "brief", d.authKey)
 	s.Ephemeral = true
-	up(t, s)
-	before := nodeOf(t, d, "brief").ID
-	do(t, d, "POST", "/config", m{"ephemeral_grace_ms": 50})
-	do(t, d, "POST", "/control", m{"mode": "down"})
-	within(t, soon, func() string {
-		if nodeOf(t, d, "brief").Online {
+	mustJoin(t, s)
+	before := getNode(t, d, "brief").ID
+	mustCall(t, d, "POST", "/config", m{"ephemeral_grace_ms": 50})
+	mustCall(t, d, "POST", "/control", m{"mode": "down"})
+	waitUntil(t, propagationLimit, func() string {
+		if getNode(t, d, "brief").Online {
 			return "still online"
 		}
 		return ""
 	})
 	time.Sleep(200 * time.Millisecond) // four times the grace time
-	do(t, d, "POST", "/config", m{"ephemeral_grace_ms": 30_000})
-	do(t, d, "POST", "/control", m{"mode": "ok"})
-	within(t, 15*time.Second, func() string {
-		if !nodeOf(t, d, "brief").Online {
+	mustCall(t, d, "POST", "/config", m{"ephemeral_grace_ms": 30_000})
+	mustCall(t, d, "POST", "/control", m{"mode": "ok"})
+	waitUntil(t, 15*time.Second, func() string {
+		if !getNode(t, d, "brief").Online {
 			return "not back"
 		}
 		return ""
 	})
-	if after := nodeOf(t, d, "brief").ID; after != before {
+	if after := getNode(t, d, "brief").ID; after != before {
 		t.Errorf("came back as %s instead of %s", after, before)
 	}
 }
 
 // A ping requested before the peer knows how to reach the other node must not be lost.
-func TestPingBeforeTheWayIsKnown(t *testing.T) {
+func TestPingBeforeThePathIsKnown(t *testing.T) {
 	d := startDevnet(t, "alice=alice@example.com")
-	up(t, newNode(t, d, "tailbone", d.authKey))
-	alice, ip := d.peers["alice"].node, nodeOf(t, d, "tailbone").IP
-	seen(t, alice, ip, func(w *apitype.WhoIsResponse) bool { return !w.Node.DiscoKey.IsZero() })
+	mustJoin(t, newNode(t, d, "tailbone", d.authKey))
+	alice, ip := d.peers["alice"].node, getNode(t, d, "tailbone").IP
+	awaitWhoIs(t, alice, ip, func(w *apitype.WhoIsResponse) bool { return !w.Node.DiscoKey.IsZero() })
 
 	// The node may report its disco key once more, so it is removed until alice has seen that.
 	var known key.DiscoPublic
-	say := func(k key.DiscoPublic) {
-		d.net.mu.Lock()
-		defer d.net.mu.Unlock()
-		if n := d.net.find("tailbone"); n.disco != k {
+	setDisco := func(k key.DiscoPublic) {
+		d.tailnet.mu.Lock()
+		defer d.tailnet.mu.Unlock()
+		if n := d.tailnet.find("tailbone"); n.disco != k {
 			known, n.disco = n.disco, k
-			d.net.touch()
+			d.tailnet.touch()
 		}
 	}
-	seen(t, alice, ip, func(w *apitype.WhoIsResponse) bool {
-		say(key.DiscoPublic{})
+	awaitWhoIs(t, alice, ip, func(w *apitype.WhoIsResponse) bool {
+		setDisco(key.DiscoPublic{})
 		return w.Node.DiscoKey.IsZero()
 	})
 
@@ -212,7 +212,7 @@ func TestPingBeforeTheWayIsKnown(t *testing.T) {
 		answered <- status
 	}()
 	time.Sleep(100 * time.Millisecond) // the ping is on its way to nowhere
-	say(known)
+	setDisco(known)
 	select {
 	case status := <-answered:
 		if status != http.StatusOK {
@@ -227,8 +227,8 @@ func TestDelay(t *testing.T) {
 	t.Cleanup(func() { envknob.Setenv("TS_DEBUG_NEVER_DIRECT_UDP", "") })
 	const delay = 30 * time.Millisecond
 	d := startSlowDevnet(t, delay, "alice=alice@example.com")
-	up(t, newNode(t, d, "tailbone", d.authKey))
-	do(t, d, "POST", "/peers/alice/ping", m{"to": "tailbone"})
+	mustJoin(t, newNode(t, d, "tailbone", d.authKey))
+	mustCall(t, d, "POST", "/peers/alice/ping", m{"to": "tailbone"})
 	took := call[map[string]any](t, d, "POST", "/peers/alice/ping", m{"to": "tailbone"})["latency_ms"].(float64)
 	if there := 2 * float64(delay.Milliseconds()); took < there {
 		t.Errorf("there and back in %v ms, want %v at least", took, there)
@@ -237,7 +237,7 @@ func TestDelay(t *testing.T) {
 
 func TestProxyResolvesNames(t *testing.T) {
 	d := startDevnet(t, "alice=alice@example.com", "ci=tag:ci")
-	s := up(t, newNode(t, d, "tailbone", d.authKey))
+	s := mustJoin(t, newNode(t, d, "tailbone", d.authKey))
 	ln, err := s.Listen("tcp", ":80")
 	if err != nil {
 		t.Fatal(err)
@@ -257,10 +257,10 @@ func TestProxyResolvesNames(t *testing.T) {
 	go web.Serve(ln)
 	defer web.Close()
 
-	n := nodeOf(t, d, "tailbone")
+	n := getNode(t, d, "tailbone")
 	for peer, want := range map[string]string{"alice": "alice@example.com []", "ci": "tagged-devices [tag:ci]"} {
 		// Opens the session, so that no first packet is lost.
-		do(t, d, "POST", "/peers/"+peer+"/ping", m{"to": "tailbone"})
+		mustCall(t, d, "POST", "/peers/"+peer+"/ping", m{"to": "tailbone"})
 		proxy, err := url.Parse(d.ready().Peers[peer].Proxy)
 		if err != nil {
 			t.Fatal(err)
@@ -336,7 +336,7 @@ func TestAPIRefusals(t *testing.T) {
 	if status, out := request(t, d, "GET", "/healthz", nil); status != 200 {
 		t.Errorf("healthz: %d %s", status, out)
 	}
-	if n := nodeOf(t, d, "alice"); n.Login != "alice@example.com" || len(n.Tags) != 0 {
+	if n := getNode(t, d, "alice"); n.Login != "alice@example.com" || len(n.Tags) != 0 {
 		t.Errorf("a refused change was made: %+v", n)
 	}
 }

@@ -18,44 +18,44 @@ import (
 
 // The last addresses and numbers of their ranges. Real nodes count up from one.
 const (
-	crowdMax       = 1 << 16
-	firstCrowdNode = 1 << 32
-	firstCrowdUser = 1 << 32
+	maxInvented       = 1 << 16
+	firstInventedNode = 1 << 32
+	firstInventedUser = 1 << 32
 )
 
-type crowd struct {
-	peers []*tailcfg.Node
-	users []tailcfg.UserProfile
+type inventedPeers struct {
+	peers    []*tailcfg.Node
+	profiles []tailcfg.UserProfile
 }
 
-// growCrowd invents peers until there are count of them.
-func (t *tailnet) growCrowd(count int) {
+// inventPeers invents peers until there are count of them.
+func (t *tailnet) inventPeers(count int) {
 	info := (&tailcfg.Hostinfo{OS: "linux", Hostname: "invented", Services: []tailcfg.Service{{Proto: tailcfg.PeerAPI4, Port: 1}}}).View()
-	for i := len(t.crowd.peers); i < count; i++ {
+	for i := len(t.invented.peers); i < count; i++ {
 		v4 := netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 127, byte(i >> 8), byte(i)}), 32)
 		addrs := []netip.Prefix{v4, netip.PrefixFrom(tsaddr.Tailscale4To6(v4.Addr()), 128)}
-		user := tailcfg.UserID(firstCrowdUser + i)
+		user := tailcfg.UserID(firstInventedUser + i)
 		online := true
-		t.crowd.peers = append(t.crowd.peers, &tailcfg.Node{
-			ID:                tailcfg.NodeID(firstCrowdNode + i),
+		t.invented.peers = append(t.invented.peers, &tailcfg.Node{
+			ID:                tailcfg.NodeID(firstInventedNode + i),
 			StableID:          tailcfg.StableNodeID(fmt.Sprintf("nCROWD%05dCNTRL", i)),
 			Name:              fmt.Sprintf("invented-%d.%s.", i, t.suffix),
 			User:              user,
 			Key:               key.NewNode().Public(),
-			KeyExpiry:         t.born.Add(keyLife),
+			KeyExpiry:         t.created.Add(keyLife),
 			Machine:           key.NewMachine().Public(),
 			DiscoKey:          key.NewDisco().Public(),
 			Addresses:         addrs,
 			AllowedIPs:        addrs,
 			HomeDERP:          1,
 			Hostinfo:          info,
-			Created:           t.born,
+			Created:           t.created,
 			Cap:               tailcfg.CurrentCapabilityVersion,
 			Online:            &online,
 			MachineAuthorized: true,
 		})
 		login := fmt.Sprintf("invented-%d@example.com", i)
-		t.crowd.users = append(t.crowd.users, tailcfg.UserProfile{ID: user, LoginName: login, DisplayName: displayName(login)})
+		t.invented.profiles = append(t.invented.profiles, tailcfg.UserProfile{ID: user, LoginName: login, DisplayName: displayName(login)})
 	}
 }
 
@@ -63,15 +63,15 @@ func (d *devnet) postCrowd(r *http.Request) (any, error) {
 	var in struct {
 		Count int `json:"count"`
 	}
-	if err := body(r, &in); err != nil {
+	if err := readBody(r, &in); err != nil {
 		return nil, err
 	}
 	return d.locked(func() (any, error) {
-		if in.Count < len(d.net.crowd.peers) || in.Count > crowdMax {
-			return nil, bad("count must be between %d, who are there already, and %d", len(d.net.crowd.peers), crowdMax)
+		if in.Count < len(d.tailnet.invented.peers) || in.Count > maxInvented {
+			return nil, badRequest("count must be between %d, who are there already, and %d", len(d.tailnet.invented.peers), maxInvented)
 		}
-		d.net.growCrowd(in.Count)
-		d.net.touch()
+		d.tailnet.inventPeers(in.Count)
+		d.tailnet.touch()
 		return in, nil
 	})
 }

@@ -1,0 +1,291 @@
+// The control server's listener, and the faults that it can be given: hold, fail, slow, down.
+//
+// Invariants: the port stays ours from start to end, even while nothing listens on it, so that
+// "down" refuses connections and "ok" comes back at the same address. A fault applies to a request
+// when it arrives; one that is held goes on when the fault changes, under the rule of that moment.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// discardLog discards what net/http would log about broken connections, which tests break on
+// purpose.
+var discardLog = log.New(io.Discard, "", 0)
+
+// fault is the body of POST /control. Path, if given, limits it to requests whose path begins
+// with it (for example /machine/register).
+type fault struct {
+	Mode    string `json:"mode"`
+	DelayMS int    `json:"delay_ms,omitempty"`
+	Status  int    `json:"status,omitempty"`
+	Path    string `json:"path,omitempty"`
+}
+
+func (f *fault) check() error {
+	switch f.Mode {
+	case "ok", "hold", "down":
+	case "slow":
+		if f.DelayMS <= 0 {
+			return fmt.Errorf("mode slow needs delay_ms above 0")
+		}
+	case "fail":
+		if f.Status == 0 {
+			f.Status = http.StatusInternalServerError
+		}
+		if f.Status < 400 || f.Status > 599 {
+			return fmt.Errorf("status %d is not an error status (400 to 599)", f.Status)
+		}
+	default:
+		return fmt.Errorf("mode %q is not one of ok, hold, fail, slow, down", f.Mode)
+	}
+	if f.Path != "" && f.Mode == "down" {
+		return fmt.Errorf("mode down cannot be limited to a path")
+	}
+	return nil
+}
+
+// appliesTo reports whether the fault applies to a path.
+func (f *fault) appliesTo(path string) bool { return strings.HasPrefix(path, f.Path) }
+
+type controlListener struct {
+	addr string // host:port, the same for life
+
+	mu         sync.Mutex
+	fault      fault
+	changed    chan struct{} // closed and replaced when fault changes
+	streamsCut chan struct{} // closed and replaced when streams must end
+	reservedFD int           // socket that keeps the port while closed, else -1
+	listener   net.Listener
+	conns      map[net.Conn]bool
+	server     *http.Server
+}
+
+// newControlListener takes a loopback port; nothing is served before serve.
+func newControlListener() (*controlListener, error) {
+	l := &controlListener{
+		fault:      fault{Mode: "ok"},
+		changed:    make(chan struct{}),
+		streamsCut: make(chan struct{}),
+		conns:      map[net.Conn]bool{},
+		reservedFD: -1,
+	}
+	port, err := l.reservePort(0)
+	if err != nil {
+		return nil, fmt.Errorf("no loopback port for the control server: %w", err)
+	}
+	l.addr = fmt.Sprintf("127.0.0.1:%d", port)
+	return l, nil
+}
+
+// reservePort takes the port without listening, so that connections are refused.
+func (l *controlListener) reservePort(port int) (int, error) {
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return 0, err
+	}
+	err = syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1)
+	if err == nil {
+		err = syscall.Bind(fd, &syscall.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}})
+	}
+	var sa syscall.Sockaddr
+	if err == nil {
+		sa, err = syscall.Getsockname(fd)
+	}
+	if err != nil {
+		syscall.Close(fd)
+		return 0, err
+	}
+	l.reservedFD = fd
+	return sa.(*syscall.SockaddrInet4).Port, nil
+}
+
+// serve serves handler, and goes on after each "down".
+func (l *controlListener) serve(handler http.Handler) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.server = &http.Server{Handler: handler, ErrorLog: discardLog}
+	return l.listen()
+}
+
+func (l *controlListener) listen() error {
+	if err := syscall.Listen(l.reservedFD, 1024); err != nil {
+		return fmt.Errorf("cannot listen on %s: %w", l.addr, err)
+	}
+	f := os.NewFile(uintptr(l.reservedFD), "control")
+	ln, err := net.FileListener(f)
+	f.Close()
+	l.reservedFD = -1
+	if err != nil {
+		return fmt.Errorf("cannot listen on %s: %w", l.addr, err)
+	}
+	l.listener = ln
+	go l.server.Serve(&trackingListener{ln, l})
+	return nil
+}
+
+func (l *controlListener) currentFault() fault {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.fault
+}
+
+// setFault changes the fault; it is in force when set returns.
+func (l *controlListener) setFault(f fault) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was := l.fault.Mode
+	l.fault = f
+	close(l.changed)
+	l.changed = make(chan struct{})
+
+	if f.Mode == "down" && was != "down" {
+		l.listener.Close()
+		_, port, _ := net.SplitHostPort(l.addr)
+		var p int
+		fmt.Sscan(port, &p)
+		if _, err := l.reservePort(p); err != nil {
+			return fmt.Errorf("lost the control port: %w", err)
+		}
+		for c := range l.conns {
+			c.Close()
+		}
+	}
+	if f.Mode != "down" && was == "down" {
+		if err := l.listen(); err != nil {
+			return err
+		}
+	}
+	if f.Mode == "down" || f.Mode == "fail" && f.appliesTo("/machine/map") {
+		close(l.streamsCut)
+		l.streamsCut = make(chan struct{})
+	}
+	return nil
+}
+
+// streamsEnd returns a channel that is closed when the streams that run now must end.
+func (l *controlListener) streamsEnd() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.streamsCut
+}
+
+// withFault applies the fault to every request.
+func (l *controlListener) withFault(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		status, ok := l.await(r.Context(), r.URL.Path)
+		switch {
+		case !ok:
+			panic(http.ErrAbortHandler)
+		case status != 0:
+			http.Error(w, "devnet: the control server was told to fail", status)
+		default:
+			next.ServeHTTP(w, r)
+		}
+	})
+}
+
+// mayDeliver delays a message of a running stream while control is held or slow. It returns false
+// if the client has gone, or control fails: the stream must then end even if it has not seen yet
+// that it was cut.
+func (l *controlListener) mayDeliver(ctx context.Context) bool {
+	status, ok := l.await(ctx, "/machine/map")
+	return ok && status == 0
+}
+
+// await waits until no fault holds a request for this path. It returns a status if the request must
+// fail, and false if the client has gone or the listener is closed.
+func (l *controlListener) await(ctx context.Context, path string) (status int, ok bool) {
+	for {
+		l.mu.Lock()
+		f, changed := l.fault, l.changed
+		l.mu.Unlock()
+		if !f.appliesTo(path) {
+			return 0, true
+		}
+		switch f.Mode {
+		case "fail":
+			return f.Status, true
+		case "down":
+			return 0, false
+		case "slow":
+			select {
+			case <-time.After(time.Duration(f.DelayMS) * time.Millisecond):
+				return 0, true
+			case <-ctx.Done():
+				return 0, false
+			}
+		case "hold":
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return 0, false
+			}
+		default:
+			return 0, true
+		}
+	}
+}
+
+func (l *controlListener) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.server != nil {
+		l.server.Close()
+	}
+	for c := range l.conns {
+		c.Close()
+	}
+	if l.reservedFD >= 0 {
+		syscall.Close(l.reservedFD)
+		l.reservedFD = -1
+	}
+}
+
+// trackingListener remembers open connections, including those taken over by Noise, so that they
+// can be cut.
+type trackingListener struct {
+	net.Listener
+	owner *controlListener
+}
+
+func (l *trackingListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	cc := &trackedConn{Conn: c, owner: l.owner}
+	l.owner.mu.Lock()
+	l.owner.conns[cc] = true
+	l.owner.mu.Unlock()
+	return cc, nil
+}
+
+type trackedConn struct {
+	net.Conn
+	owner *controlListener
+	once  sync.Once
+}
+
+// Close removes the connection in the background, because set closes connections while it holds the
+// lock.
+func (c *trackedConn) Close() error {
+	c.once.Do(func() {
+		go func() {
+			c.owner.mu.Lock()
+			delete(c.owner.conns, c)
+			c.owner.mu.Unlock()
+		}()
+	})
+	return c.Conn.Close()
+}
