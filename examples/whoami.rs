@@ -18,7 +18,7 @@ use tailbone::{
         layers,
         serve::{Limits, serve},
     },
-    identity::{Caller, Directory},
+    identity::{Caller, Directory, TailnetListener},
     policy::{CAPABILITY, Mistakes, Rules},
     tailnet::{BackendState, Config, EmbeddedNode, ListenAddr, Node},
 };
@@ -80,7 +80,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         status.state == BackendState::Running
     };
     node.watch().wait_for(running).await?;
-    let listener = node.listen(ListenAddr::Port(80)).await?;
+    let listener = TailnetListener(node.listen(ListenAddr::Port(80)).await?);
     let routes = layers::wrap(app()?, "whoami");
     // Another name in a request means that a web page's name was made to resolve to our address.
     let names = NodeNames::default();

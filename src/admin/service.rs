@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     audit,
-    config::{Authorization, KeySpec, Settings},
+    config::{Authorization, KeySpec, RSA_SIZES, Settings},
     http::{Error, error::Kind, grpc, unix::LocalPeer},
     identity::{Caller, Connection, Visitor},
     jwks::life::{KeyLife, LifeError},
@@ -45,9 +45,6 @@ const REQUEST_BYTES: usize = 16 << 10;
 const RESPONSE_BYTES: usize = 4 << 20;
 /// The longest key id that is accepted.
 const KID_BYTES: usize = 512;
-
-/// The accepted sizes of an RSA modulus.
-const SIZES: &[u32] = crate::config::sections::keys::SIZES;
 
 /// The state of the methods. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -587,7 +584,7 @@ fn spec(size: i32, algorithm: &str, setting: KeySpec) -> Result<Option<KeySpec>,
     let refused = |words: String| Err(Error::new(Kind::BadRequest, "bad_key_spec", words));
     let bits = match u32::try_from(size) {
         Ok(0) => None,
-        Ok(bits) if SIZES.contains(&bits) => Some(bits),
+        Ok(bits) if RSA_SIZES.contains(&bits) => Some(bits),
         _ => {
             return refused(format!(
                 "a key of {size} bits is not made; RS256 keys have 2048, 3072 or 4096"
@@ -604,7 +601,7 @@ fn spec(size: i32, algorithm: &str, setting: KeySpec) -> Result<Option<KeySpec>,
             return refused("a size is for RS256 alone, and this server's setting is another algorithm: name RS256 too".to_owned());
         }
         "" | "RS256" => {
-            let bits = bits.or(of_setting).unwrap_or(SIZES[0]);
+            let bits = bits.or(of_setting).unwrap_or(RSA_SIZES[0]);
             return Ok(Some(KeySpec::Rs256 { bits }));
         }
         "ES256" => KeySpec::Es256,

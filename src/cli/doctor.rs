@@ -25,7 +25,6 @@ use super::{
 use crate::{
     admin::{Client, proto::StatusResponse},
     config::{self, Environment, Publish, Settings, Tailscale, table::Scope},
-    jwks::life::publisher,
     telemetry::chain,
 };
 
@@ -457,7 +456,7 @@ async fn bucket_write(settings: &Settings, asked: bool) -> Found {
     if !asked {
         return skip("only with --write");
     }
-    let publisher = publisher(&settings.keys);
+    let publisher = settings.keys.publisher();
     let read = match publisher.read().await {
         Ok(Some(read)) => read,
         Ok(None) => {

@@ -88,7 +88,7 @@ pub(super) fn run(
         // Where the keys are published is a setting of the server; what was said above is not said again.
         let (server, ..) = config::load(&raw, Purpose::Housekeeping)?;
         Keys::Local {
-            life: KeyLife::open(&server.keys),
+            life: server.keys.life(),
             spec: server.keys.spec,
         }
     } else {

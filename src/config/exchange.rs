@@ -47,7 +47,7 @@ impl Settings {
         } = new;
         let mut exchanged = Exchanged::default();
         exchanged.keep("components", &self.components, components);
-        self.log.exchange(log, &mut exchanged);
+        super::sections::log::exchange(&mut self.log, log, &mut exchanged);
         self.keys.exchange(keys, &mut exchanged);
         self.server.exchange(server, &mut exchanged);
         exchanged.keep("admin", &self.admin, admin);

@@ -3,11 +3,12 @@
 use std::{collections::BTreeSet, path::PathBuf};
 
 use super::{
+    Log,
     raw::Raw,
     read::{Loaded, Reader},
     sections::{
         admin::Admin, client::ClientSettings, components::Component, gate::Gate, keys::Keys,
-        log::Log, metrics::Metrics, output::OutputFormat, server::Server, sts::Sts,
+        metrics::Metrics, output::OutputFormat, server::Server, sts::Sts,
     },
 };
 

@@ -16,10 +16,9 @@ use std::{
 use serde_json::Value as Json;
 
 use super::{
-    duration,
+    Secret, duration,
     raw::suggestion,
     report::Origin,
-    secret::Secret,
     table::{Kind, LONGEST, Row},
 };
 

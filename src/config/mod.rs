@@ -22,7 +22,6 @@ mod otel;
 mod raw;
 mod read;
 mod report;
-mod secret;
 pub mod sections;
 pub mod table;
 
@@ -34,21 +33,26 @@ pub use load::{
 pub use meaning::Binding;
 pub use raw::{Environment, Flags, Raw, Typed, Value};
 pub use read::{Entry, Loaded, Origins};
-pub use report::{Mistake, Mistakes, Origin, Remark, Warning, printable};
-pub use secret::Secret;
+pub use report::{Mistake, Mistakes, Origin, Remark, Warning};
 pub use sections::{
     admin::{Admin, Authorization},
     client::ClientSettings,
     components::Component,
-    gate::{GATE_CAPABILITY, Gate, GateAuth, GateToken, Upstream, UpstreamScheme},
-    keys::{KeySpec, Keys, Publish},
-    limits::Limits,
-    log::{Log, LogFormat, LogLevel},
+    gate::{Gate, GateAuth, GateToken, Upstream, UpstreamScheme},
+    keys::{Keys, Publish},
     memory::Memory,
     metrics::Metrics,
     output::OutputFormat,
     server::Server,
     sts::{Credentials, Sts, TlsFiles},
-    tailscale::{NodeState, Tailscale},
-    telemetry::Otlp,
+    tailscale::Tailscale,
 };
+
+/// The types of the layers below that settings are made of.
+pub use tailbone_http::serve::Limits;
+pub use tailbone_keys::{KeySpec, RSA_SIZES};
+pub use tailbone_telemetry::{
+    log::{Log, LogFormat, LogLevel},
+    otlp::Settings as Otlp,
+};
+pub use tailbone_values::{Secret, printable};

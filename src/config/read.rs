@@ -14,14 +14,13 @@ use std::{
 use serde_json::Value as Json;
 
 use super::{
-    duration,
+    Secret, duration,
     meaning::{
         Binding, HIDDEN, Reading, binding, boolean, bounded, count, fit, known_word, path, port,
         secret_file, strange_word, text, url, whole_secret,
     },
     raw::{Raw, Typed, Value},
     report::{Mistakes, Origin, Remark, Warning},
-    secret::Secret,
     table::{self, Default, Row},
 };
 use crate::web::Allowed;

@@ -4,6 +4,8 @@
 
 use std::{fmt, path::PathBuf};
 
+use tailbone_values::printable;
+
 /// Where a value is typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
@@ -101,19 +103,6 @@ fn short(text: &str) -> String {
         Some((end, _)) => format!("{}…", printable(&text[..end])),
         None => printable(text),
     }
-}
-
-/// The text without characters that move a terminal's cursor or begin a new line.
-pub fn printable(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() {
-            safe.extend(c.escape_default());
-        } else {
-            safe.push(c);
-        }
-    }
-    safe
 }
 
 #[cfg(test)]

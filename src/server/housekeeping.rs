@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::{StartError, runtime};
 use crate::{
     config::Settings,
-    jwks::life::{Housekeeping, KeyLife, Report},
+    jwks::life::{Housekeeping, Report},
 };
 
 /// Runs the pass, or with `dry_run` reports what it would do. Changes are audited here; the caller
@@ -15,7 +15,7 @@ use crate::{
 /// not create one.
 pub fn housekeeping(settings: &Settings, dry_run: bool) -> Result<Report, StartError> {
     runtime()?.block_on(async {
-        let keys = KeyLife::open(&settings.keys);
+        let keys = settings.keys.life();
         let report = keys
             .housekeeping(
                 Housekeeping {

@@ -242,7 +242,7 @@ mod tests {
         let broken = dir.path().join("tb-1740172800.private.jwk");
         std::fs::write(&broken, "no key").unwrap();
 
-        let life = KeyLife::open(&keys);
+        let life = keys.life();
         let mut keeper = Keeper::start(life, Meter::default());
         keeper.loaded().await.unwrap();
         assert_eq!(heard.times("is not used"), 1);

@@ -18,6 +18,7 @@ use crate::{
         tls::{CertificateFiles, PlainListener, Remote, TlsListener},
         unix::UnixSocket,
     },
+    identity::TailnetListener,
     part::{Context, Endpoint, Hosts},
     tailnet::{ListenAddr, Via},
     telemetry::trace::Neighbour,
@@ -115,7 +116,7 @@ impl Opener {
             }
             known
         };
-        Ok(self.plain(name, listener, routes, identify))
+        Ok(self.plain(name, TailnetListener(listener), routes, identify))
     }
 
     fn plain<L: Accept>(

@@ -44,10 +44,11 @@ use crate::{
     http::host::NodeNames,
     identity::{Callers, Directory},
     jwks::life::KeyLife,
+    keys::SigningQueue,
     metrics::Metrics,
     part::{Context, ServerState},
     signals::{Signal, Signals},
-    tailnet::{Node, join::JoinState, runtime_stats},
+    tailnet::{self, Node, join::JoinState, runtime_stats},
     telemetry::{self, meter::Meter, otlp::Otlp, readiness::Switch},
     version,
 };
@@ -88,7 +89,12 @@ async fn run(
     settings: &Settings,
     load: impl Fn() -> Result<Settings, String>,
 ) -> Result<(), StartError> {
-    let otlp = settings.server.otlp.as_ref().map(Otlp::start).transpose()?;
+    let otlp = settings
+        .server
+        .otlp
+        .as_ref()
+        .map(|otlp| Otlp::start(otlp, version::VERSION))
+        .transpose()?;
     telemetry::log::init(&settings.log, otlp.as_ref());
     tracing::info!(target: "server", version = version::VERSION, commit = version::COMMIT, "starting tailbone server");
     let supervisor = Supervisor::of_process();
@@ -152,7 +158,7 @@ impl Daemon {
         let live = Live::new(settings);
         let meter = Meter::default();
         let signs = parts::needs_keys(settings);
-        let keys = KeyLife::open(&settings.keys);
+        let keys = settings.keys.life();
         let up = latches::add(&state, signs.then_some(&keys));
         memory::limit(settings.server.memory).await;
         let administration = admin::routes(settings, &keys, &state)?;
@@ -181,7 +187,7 @@ impl Daemon {
                 node: node.clone(),
                 directory: Directory::with(node.clone(), meter.clone(), Some(callers)),
                 keys: keys.clone(),
-                signing: Arc::default(),
+                signing: Arc::new(SigningQueue::new(|work| tailnet::together(work))),
                 meter: meter.clone(),
                 state: state.clone(),
                 administration,

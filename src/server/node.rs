@@ -1,7 +1,7 @@
 //! Joins the tailnet with the settings' node, and logs each change of its state. A line that
 //! repeats while the node joins is logged once, and then every [`QUIET`] with a count.
 
-use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -9,9 +9,9 @@ use tokio::time::Instant;
 use super::screen::Screen;
 use crate::{
     config::{Log, LogLevel, Tailscale},
-    http::{host::NodeNames, serve::Accept},
+    http::host::NodeNames,
     tailnet::{
-        self, Config, EmbeddedNode, Listener, Node, Peer, Stream,
+        self, Config, EmbeddedNode, Node,
         join::{
             JoinError, JoinState, NEEDS_LOGIN, Plan, Progress, classify, join, make_state_directory,
         },
@@ -178,28 +178,6 @@ pub(super) async fn follow(node: Arc<dyn Node>, names: NodeNames) {
             state_line(&state, None);
             told = state;
         }
-    }
-}
-
-impl Accept for Listener {
-    type Io = Stream;
-    type Addr = Peer;
-
-    fn peer(peer: &Peer) -> Option<std::net::IpAddr> {
-        Some(peer.addr.ip())
-    }
-
-    async fn accept(&mut self) -> io::Result<(Stream, Peer)> {
-        Self::accept(self).await.map_err(io::Error::other)
-    }
-
-    fn home(stream: &Stream) -> Option<crate::http::serve::Place> {
-        let home = stream.home()?;
-        Some(Box::new(home))
-    }
-
-    fn refuse(&mut self) -> bool {
-        Self::refuse(self)
     }
 }
 

@@ -18,7 +18,7 @@ use tailbone::{
         layers,
         serve::{Limits, Standing, serve},
     },
-    identity::{Caller, Directory, Refusal},
+    identity::{Caller, Directory, Refusal, TailnetListener},
     tailnet::{
         Error, ListenAddr, Listener, Node, Peer, Status, Stream, Via, WhoIs,
         fake::{FakeNode, FakeTailnet, Identity},
@@ -161,7 +161,7 @@ impl World {
         let directory = self.directory.clone();
         serve(
             "test",
-            listener,
+            TailnetListener(listener),
             layers::wrap_streaming(routes, "test"),
             Limits::default(),
             move |peer| directory.identify(peer),

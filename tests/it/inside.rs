@@ -20,7 +20,7 @@ use tailbone::{
         health, layers,
         serve::{Limits, Listening, LiveLimits, Server, serve},
     },
-    identity::{Caller, Callers, Directory},
+    identity::{Caller, Callers, Directory, TailnetListener},
     jwks::{FilePublisher, life::KeyLife},
     keys::{KeyStore, Policy},
     metrics::{self, Metrics},
@@ -89,7 +89,7 @@ impl World {
         let identify = move |peer| directory.identify(peer);
         serve(
             "test",
-            listener,
+            TailnetListener(listener),
             layers::wrap(router, "test"),
             limits,
             identify,
@@ -119,7 +119,7 @@ fn keys(dir: &TempDir) -> KeyLife {
         rotate_every: None,
         withdrawn_grace: Duration::from_secs(86_400),
     };
-    KeyLife::with(
+    KeyLife::new(
         KeyStore::new(dir.path().join("keys")),
         Arc::new(FilePublisher::new(dir.path().join("jwks.json"))),
         policy,

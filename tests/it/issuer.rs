@@ -17,10 +17,10 @@ use tailbone::{
         layers,
         serve::{Accept, Limits, Server, serve},
     },
-    identity::Directory,
+    identity::{Directory, TailnetListener},
     issuer::{Issuer, TokenRules, router},
     jwks::{FilePublisher, life::KeyLife},
-    keys::{KeyStore, Policy},
+    keys::{KeyStore, Policy, SigningQueue},
     tailnet::{
         BackendState, ListenAddr, Node,
         fake::{FakeNode, FakeTailnet, Identity},
@@ -89,7 +89,7 @@ impl World {
         };
         let store = KeyStore::new(dir.path().join("keys"));
         let publisher = Arc::new(FilePublisher::new(dir.path().join("jwks.json")));
-        let keys = KeyLife::with(store, publisher, policy, "tb", KeySpec::Es256);
+        let keys = KeyLife::new(store, publisher, policy, "tb", KeySpec::Es256);
         let net = FakeTailnet::new();
         let node = net.join("tailbone", Identity::user("owner@example.com"));
         let routes = router(Issuer {
@@ -99,7 +99,7 @@ impl World {
                 skew: SKEW,
             })),
             keys: keys.clone(),
-            signing: Arc::default(),
+            signing: Arc::new(SigningQueue::new(|work| work())),
             cache_time: Duration::from_secs(300),
             origins: allowed(origins, Origin::parse).into(),
             meter: Meter::default(),
@@ -117,7 +117,7 @@ impl World {
         };
         let server = serve(
             "issuer",
-            listener,
+            TailnetListener(listener),
             layers::wrap(routes, "issuer"),
             limits,
             identify,

@@ -174,7 +174,7 @@ async fn d01_read_error_is_never_an_empty_set() {
         Duration::from_millis(250),
     ));
     let folder = tempfile::tempdir().unwrap();
-    let life = KeyLife::with(
+    let life = KeyLife::new(
         KeyStore::new(folder.path()),
         publisher.clone(),
         policy(),

@@ -46,7 +46,7 @@ pub(crate) fn life(directory: &Path, jwks: &Path) -> KeyLife {
 }
 
 pub(crate) fn with_probe(directory: &Path, jwks: &Path, probe: &Probe) -> KeyLife {
-    KeyLife::with(
+    KeyLife::new(
         KeyStore::new(directory).with_probe(probe.clone()),
         Arc::new(FilePublisher::with_probe(jwks, probe.clone())),
         policy(),
@@ -250,7 +250,7 @@ async fn d03_a_key_that_could_not_be_published_leaves_nothing_that_signs() {
         BUCKET,
         Duration::from_millis(300),
     ));
-    let life = KeyLife::with(
+    let life = KeyLife::new(
         KeyStore::new(folder.path()),
         publisher,
         policy(),
@@ -702,7 +702,7 @@ async fn a_first_key_that_the_start_could_not_make_is_made_later_and_no_other() 
     let proxy = FaultProxy::start(server.addr).await;
     let folder = tempfile::tempdir().unwrap();
     let publisher = publisher_with(proxy.addr, BUCKET, Duration::from_millis(300));
-    let life = KeyLife::with(
+    let life = KeyLife::new(
         KeyStore::new(folder.path()),
         Arc::new(publisher),
         policy(),
@@ -728,7 +728,7 @@ async fn s3_down_signing_goes_on_with_what_was_last_published() {
     let proxy = FaultProxy::start(server.addr).await;
     let folder = tempfile::tempdir().unwrap();
     let open = |publisher| {
-        KeyLife::with(
+        KeyLife::new(
             KeyStore::new(folder.path()),
             Arc::new(publisher),
             policy(),
@@ -779,7 +779,7 @@ async fn one_stale_read_does_not_stop_a_key() {
         .unwrap();
     publisher.read().await.unwrap();
     publisher.read().await.unwrap();
-    let life = KeyLife::with(
+    let life = KeyLife::new(
         KeyStore::new(folder.path()),
         publisher,
         policy(),

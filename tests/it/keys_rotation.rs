@@ -46,7 +46,7 @@ fn replica(directory: &Path, jwks: &Path, rotate_every: Option<u64>) -> KeyLife 
         rotate_every: rotate_every.map(Duration::from_secs),
         ..policy()
     };
-    KeyLife::with(
+    KeyLife::new(
         KeyStore::new(directory),
         Arc::new(FilePublisher::new(jwks)),
         policy,

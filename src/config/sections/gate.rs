@@ -13,9 +13,6 @@ use crate::{
     web::{Allowed, Origin},
 };
 
-/// The capability whose grants are rules for the gate, unless the settings name another one.
-pub const GATE_CAPABILITY: &str = "tailbone.dev/cap/gate";
-
 rows! {
     PORT = row("gate.port", Kind::Port)
         .flag("gate-port", Scope::Start)
@@ -64,7 +61,7 @@ rows! {
     CAPABILITY = row("gate.capability", Kind::Text)
         .flag("gate-capability", Scope::Start)
         .flag("capability", Scope::Policy)
-        .default(GATE_CAPABILITY)
+        .default(tailbone_identity::policy::CAPABILITY)
         .help("Capability of the grants that are asked before the file");
     ALLOWED_ORIGINS = row("gate.allowedOrigins", Kind::Words(&[]))
         .flag("gate-allowed-origins", Scope::Start)

@@ -3,10 +3,17 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
+use tailbone_keys::{
+    KeyStore, Policy,
+    jwks::{FilePublisher, Publisher, S3Publisher, S3Settings, life::KeyLife},
+};
+
 use crate::config::{
+    KeySpec, RSA_SIZES,
     duration::show,
     exchange::Exchanged,
     meaning::{Reading, integer, octal, text},
@@ -17,9 +24,6 @@ use crate::config::{
         old_duration, row, rows,
     },
 };
-
-/// Sizes that a new RSA key may have, in bits.
-pub const SIZES: &[u32] = &[2048, 3072, 4096];
 
 rows! {
     DIR = row("keys.dir", Kind::Path)
@@ -62,7 +66,7 @@ rows! {
         .flag("algorithm", Scope::Make)
         .default("RS256")
         .help("Algorithm of new keys; a Go server on the same directory signs with RS256 alone");
-    SIZE = row("keys.size", Kind::Size(SIZES))
+    SIZE = row("keys.size", Kind::Size(RSA_SIZES))
         .flag("key-size", Scope::Server)
         .short("size", 's', Scope::Make)
         .default("2048")
@@ -121,18 +125,49 @@ pub enum Publish {
     },
 }
 
-/// What kind of key pair to make.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum KeySpec {
-    /// RS256 with a modulus of one of the [`SIZES`].
-    Rs256 { bits: u32 },
-    /// ES256 (P-256).
-    Es256,
-    /// EdDSA (Ed25519).
-    EdDsa,
+impl From<&Keys> for Policy {
+    fn from(keys: &Keys) -> Self {
+        Self {
+            token_life: keys.expiry,
+            cache_time: keys.cache_time,
+            skew: keys.skew,
+            rotate_every: keys.rotate_every,
+            withdrawn_grace: DAY,
+        }
+    }
 }
 
 impl Keys {
+    /// The keys of `keys.dir` at their place of publication. Reads nothing yet.
+    pub fn life(&self) -> KeyLife {
+        KeyLife::new(
+            KeyStore::new(&self.dir),
+            self.publisher(),
+            Policy::from(self),
+            &self.prefix,
+            self.spec,
+        )
+    }
+
+    /// The publisher for the place that the settings name.
+    pub fn publisher(&self) -> Arc<dyn Publisher> {
+        match &self.publish {
+            Publish::File { path } => Arc::new(FilePublisher::new(path)),
+            Publish::S3 {
+                bucket,
+                key_path,
+                endpoint,
+                path_style,
+            } => Arc::new(S3Publisher::new(&S3Settings {
+                bucket: bucket.clone(),
+                key_path: key_path.clone(),
+                endpoint: endpoint.clone(),
+                path_style: *path_style,
+                cache_time: self.cache_time,
+            })),
+        }
+    }
+
     pub(in crate::config) fn exchange(&mut self, new: &Self, exchanged: &mut Exchanged) {
         let Self {
             dir,
@@ -266,7 +301,7 @@ impl Reader<'_> {
 fn size(typed: &str, _: &Origin) -> Result<Reading<u32>, String> {
     let size = integer(typed)
         .and_then(|number| u32::try_from(number).ok())
-        .filter(|size| SIZES.contains(size))
+        .filter(|size| RSA_SIZES.contains(size))
         .ok_or("not the size of an RSA key: 2048, 3072 or 4096")?;
     Ok(Reading::new(size, size).odd(octal(typed, i64::from(size))))
 }

@@ -1,9 +1,9 @@
 //! `server.limits.*`: the limits of every listener and its connections.
 
-use std::{sync::LazyLock, time::Duration};
+use std::time::Duration;
 
 use crate::config::{
-    raw::Raw,
+    Limits,
     read::Reader,
     table::{HOUR, Row, Scope, count, duration, row, rows},
 };
@@ -79,56 +79,6 @@ rows! {
         .help("The longest that an answer waits for its reader");
 }
 
-/// The limits of a listener and its connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Open connections; more wait in the listener's queue.
-    pub connections: usize,
-    /// Open connections of one peer; more get 503 and are closed. [`Limits::share`] may lower it.
-    pub connections_per_peer: usize,
-    /// Requests being handled at a time, over all connections; more get 503.
-    pub requests: usize,
-    /// Requests per second of one peer in the long run; 0 is no limit.
-    pub request_rate: u32,
-    /// Requests of one peer at once before the rate applies.
-    pub request_burst: u32,
-    /// Requests per second of one caller over all of its nodes; 0 is no limit. The default is
-    /// higher than that of one peer, because one person may have several busy nodes.
-    pub caller_rate: u32,
-    /// Requests of one caller at once before the rate applies.
-    pub caller_burst: u32,
-    /// Size of a request's head.
-    pub header_bytes: usize,
-    /// Size of a body that is read as a whole before it is handled.
-    pub body_bytes: usize,
-    /// For the whole head of a request; on a new connection from its beginning.
-    pub header_time: Duration,
-    /// The longest silence between two requests.
-    pub idle_time: Duration,
-    /// For the answer to a request whose body is read as a whole.
-    pub request_time: Duration,
-    /// The same for gRPC. A change of keys may wait for the key directory's lock and for the place
-    /// of publication; this is longer.
-    pub call_time: Duration,
-    /// The longest that a part of an answer may wait to be read.
-    pub write_time: Duration,
-}
-
-impl Default for Limits {
-    /// The limits if nothing is typed.
-    #[expect(
-        clippy::expect_used,
-        reason = "the table's own texts; every test reads them"
-    )]
-    fn default() -> Self {
-        static DEFAULTS: LazyLock<Limits> = LazyLock::new(|| {
-            let limits = Reader::new(&Raw::default()).limits();
-            limits.expect("defaults within their bounds")
-        });
-        *DEFAULTS
-    }
-}
-
 impl Reader<'_> {
     pub(in crate::config) fn limits(&mut self) -> Option<Limits> {
         let connections = self.size(&CONNECTIONS);
@@ -165,5 +115,17 @@ impl Reader<'_> {
 
     fn size(&mut self, row: &'static Row) -> Option<usize> {
         self.count(row).map(|number| number as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Raw;
+
+    #[test]
+    fn defaults_are_those_of_a_listener() {
+        let typed = Reader::new(&Raw::default()).limits();
+        assert_eq!(typed, Some(Limits::default()));
     }
 }

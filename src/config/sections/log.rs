@@ -1,6 +1,7 @@
 //! `log.*`: the log lines of a server.
 
 use crate::config::{
+    Log, LogFormat, LogLevel,
     exchange::Exchanged,
     read::{Entry, Reader},
     report::Origin,
@@ -22,39 +23,15 @@ rows! {
         .help("No colours in console log lines; a non-empty NO_COLOR does the same");
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Log {
-    pub level: LogLevel,
-    pub format: LogFormat,
-    pub no_color: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum LogLevel {
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    Console,
-    Json,
-}
-
-impl Log {
-    pub(in crate::config) fn exchange(&mut self, new: &Self, exchanged: &mut Exchanged) {
-        let Self {
-            level,
-            format,
-            no_color,
-        } = new;
-        exchanged.take(LEVEL.key, &mut self.level, level);
-        exchanged.keep(FORMAT.key, &self.format, format);
-        exchanged.keep(FORMAT.key, &self.no_color, no_color);
-    }
+pub(in crate::config) fn exchange(old: &mut Log, new: &Log, exchanged: &mut Exchanged) {
+    let Log {
+        level,
+        format,
+        no_color,
+    } = new;
+    exchanged.take(LEVEL.key, &mut old.level, level);
+    exchanged.keep(FORMAT.key, &old.format, format);
+    exchanged.keep(FORMAT.key, &old.no_color, no_color);
 }
 
 impl Reader<'_> {

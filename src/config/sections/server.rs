@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use super::{
-    limits::Limits,
     memory::{MEMORY, Memory},
     tailscale::Tailscale,
-    telemetry::Otlp,
 };
 use crate::{
     config::{
+        Limits, Otlp,
         exchange::Exchanged,
         listen::Listen,
         load::Purpose,

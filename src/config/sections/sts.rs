@@ -6,10 +6,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use url::Url;
 
 use crate::config::{
+    Secret,
     listen::Listen,
     meaning::{Reading, text},
     read::Reader,
-    secret::Secret,
     table::{HOUR, Kind, Scope, duration, duration_or_off, row, rows},
 };
 

@@ -2,13 +2,15 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use tailbone_tailnet::{Config, Store};
+
 use crate::config::{
+    Secret,
     exchange::Exchanged,
     load::Purpose,
     meaning::{Reading, text},
     read::Reader,
     report::Origin,
-    secret::Secret,
     table::{DAY, HOUR, Kind, Scope, old_duration, row, rows},
 };
 
@@ -100,7 +102,7 @@ pub struct Tailscale {
     pub dir: PathBuf,
     pub hostname: String,
     pub control_url: Option<String>,
-    pub state: NodeState,
+    pub state: Store,
     pub client_secret: Option<Secret>,
     pub client_id: Option<String>,
     pub id_token: Option<Secret>,
@@ -113,15 +115,25 @@ pub struct Tailscale {
     pub upload_logs: bool,
 }
 
-/// Where the node keeps its identity.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NodeState {
-    /// Files in `server.tailscale.dir`.
-    Dir,
-    /// A Kubernetes secret of this name.
-    Kube(String),
-    /// Nowhere: it ends with the process.
-    Memory,
+/// What the settings hold; defaults for the rest.
+impl From<&Tailscale> for Config {
+    fn from(settings: &Tailscale) -> Self {
+        Self {
+            hostname: settings.hostname.clone(),
+            dir: settings.dir.clone(),
+            auth_key: settings.authkey.clone(),
+            control_url: settings.control_url.clone(),
+            ephemeral: settings.ephemeral,
+            tags: settings.tags.clone(),
+            store: settings.state.clone(),
+            client_secret: settings.client_secret.clone(),
+            client_id: settings.client_id.clone(),
+            id_token: settings.id_token.clone(),
+            audience: settings.audience.clone(),
+            upload_logs: settings.upload_logs,
+            ..Self::default()
+        }
+    }
 }
 
 impl Tailscale {
@@ -187,7 +199,7 @@ impl Reader<'_> {
                 format!("not read; for the node it is {}", row.variable()),
             );
         }
-        if state == Some(NodeState::Memory) && ephemeral == Some(false) {
+        if state == Some(Store::Memory) && ephemeral == Some(false) {
             self.mistake(
                 &STATE,
                 Some("mem".into()),
@@ -216,13 +228,13 @@ impl Reader<'_> {
     }
 }
 
-fn state(typed: &str, origin: &Origin) -> Result<Reading<NodeState>, String> {
+fn state(typed: &str, origin: &Origin) -> Result<Reading<Store>, String> {
     text(typed, origin)?.try_map(|text| {
         Ok(match text.as_str() {
-            "dir" => NodeState::Dir,
-            "mem" => NodeState::Memory,
+            "dir" => Store::Dir,
+            "mem" => Store::Memory,
             other => match other.strip_prefix("kube:") {
-                Some(name) if !name.is_empty() => NodeState::Kube(name.to_owned()),
+                Some(name) if !name.is_empty() => Store::Kube(name.to_owned()),
                 _ => return Err("no place for state; there are dir, mem and kube:NAME".into()),
             },
         })

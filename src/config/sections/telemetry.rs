@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use crate::config::{
+    Otlp, Secret,
     load::Purpose,
     read::Reader,
     report::Origin,
-    secret::Secret,
     table::{HOUR, Kind, Scope, duration, row, rows},
 };
 
@@ -32,16 +32,6 @@ rows! {
         .flag("otlp-interval", Scope::Start)
         .default("1m")
         .help("Time between two exports of the metrics");
-}
-
-/// Where traces and metrics are sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Otlp {
-    /// Without the path of a signal.
-    pub endpoint: String,
-    /// Valid names and values of HTTP headers.
-    pub headers: Vec<(String, Secret)>,
-    pub interval: Duration,
 }
 
 impl Reader<'_> {

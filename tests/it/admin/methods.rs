@@ -131,7 +131,7 @@ async fn d18_other_servers_stop_signing_with_a_removed_key_at_their_next_look() 
     let world = World::new().await;
     let elsewhere = tempfile::tempdir().unwrap();
     let publisher = FilePublisher::new(world.keys_dir().join("jwks.json"));
-    let other = KeyLife::with(
+    let other = KeyLife::new(
         KeyStore::new(elsewhere.path()),
         std::sync::Arc::new(publisher),
         policy(),

@@ -31,7 +31,7 @@ use tailbone::{
         layers,
         serve::{Limits, Server, serve},
     },
-    identity::Directory,
+    identity::{Directory, TailnetListener},
     jwks::{FilePublisher, Publisher, life::KeyLife},
     keys::{KeyStore, Policy},
     part::ServerState,
@@ -74,7 +74,7 @@ impl World {
 
     async fn at(dir: TempDir, mode: Authorization, publisher: Arc<dyn Publisher>) -> Self {
         let store = KeyStore::new(dir.path().join("keys"));
-        let keys = KeyLife::with(store, publisher, policy(), "tb", KeySpec::Es256);
+        let keys = KeyLife::new(store, publisher, policy(), "tb", KeySpec::Es256);
         // Two keys from the same second have no defined order; the first key must be the older one.
         let before = Timestamp::now() - Duration::from_secs(10);
         keys.start(before).await.expect("a first key");
@@ -96,7 +96,7 @@ impl World {
         let identify = move |peer| directory.identify(peer);
         let tailnet = serve(
             "admin",
-            listener,
+            TailnetListener(listener),
             routes.clone(),
             Limits::default(),
             identify,

@@ -21,10 +21,10 @@ use tailbone::{
     http::{
         host::{HostRule, NodeNames},
         layers,
-        serve::{Accept, Limits, LiveLimits, Server, serve},
+        serve::{Limits, LiveLimits, Server, serve},
         unix::UnixSocket,
     },
-    identity::Directory,
+    identity::{Directory, TailnetListener},
     policy::CAPABILITY,
     tailnet::{
         Error, ListenAddr, Listener, Node, Peer, Status, Stream, WhoIs,
@@ -203,7 +203,7 @@ impl World {
     }
 
     async fn serve(&mut self, port: u16, router: Router) {
-        let listener = OnTailnet(self.node.listen(ListenAddr::Port(port)).await.unwrap());
+        let listener = TailnetListener(self.node.listen(ListenAddr::Port(port)).await.unwrap());
         let directory = self.directory.clone();
         // As in the server: forward-auth is asked about other hosts, so it has no such rule.
         let rule = (port == PROXY_PORT).then(|| self.rule.clone());
@@ -354,17 +354,6 @@ impl Open {
         let mut body = vec![0; answer.header("content-length").parse().unwrap()];
         self.0.read_exact(&mut body).await.unwrap();
         answer.status
-    }
-}
-
-struct OnTailnet(Listener);
-
-impl Accept for OnTailnet {
-    type Io = Stream;
-    type Addr = Peer;
-
-    async fn accept(&mut self) -> std::io::Result<(Stream, Peer)> {
-        self.0.accept().await.map_err(std::io::Error::other)
     }
 }
 

@@ -13,7 +13,7 @@ use tailbone::{
         layers,
         serve::{Limits, serve},
     },
-    identity::{Caller, Directory},
+    identity::{Caller, Directory, TailnetListener},
     tailnet::{
         BackendState, CLOSE_WITHIN, Config, EmbeddedNode, Error, ListenAddr, Node, Stream,
         engine_version, runtime_stats,
@@ -348,7 +348,7 @@ async fn a_kept_connection_ends_when_its_port_is_taken_out_of_the_filter() {
         let routes = layers::wrap_streaming(routes, "test");
         servers.push(serve(
             "test",
-            listener,
+            TailnetListener(listener),
             routes,
             Limits::default(),
             move |peer| directory.identify(peer),

@@ -18,7 +18,7 @@ use futures_util::StreamExt;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use tailbone::http::{
+use tailbone_http::{
     serve::{Limits, Server, serve},
     tls::{CertificateFiles, Remote, TlsListener},
 };

@@ -1,7 +1,7 @@
 //! The counts of a meter, as a client that reads the metrics sees them.
 
 use prometheus_client::{encoding::text, registry::Registry};
-use tailbone::telemetry::meter::Meter;
+use tailbone_telemetry::meter::Meter;
 
 /// The lines of all counts whose names begin with `name`.
 pub fn counts(meter: &Meter, name: &str) -> Vec<String> {

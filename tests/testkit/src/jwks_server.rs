@@ -17,14 +17,12 @@ use axum::{
 };
 use http::{HeaderMap, StatusCode, header};
 use serde_json::{Value, json};
-use tailbone::{
-    config::KeySpec,
-    http::{
-        serve::{Limits, Server, serve},
-        tls::{PlainListener, Remote},
-    },
-    keys::{PrivateJwk, Signer},
+use tailbone_http::{
+    serve::{Limits, Server, serve},
+    tls::{PlainListener, Remote},
 };
+use tailbone_keys::KeySpec;
+use tailbone_keys::{PrivateJwk, Signer};
 
 /// How the server answers a request for its keys.
 #[derive(Debug, Clone)]

@@ -13,9 +13,9 @@ use std::{
 
 use axum::{Router, extract::ConnectInfo, routing::get};
 use futures_util::future::join_all;
-use tailbone::{
-    identity::Directory,
-    tailnet::{BackendState, CLOSE_WITHIN, Error, ListenAddr, Listener, Node, Peer, Stream, Via},
+use tailbone_identity::Directory;
+use tailbone_tailnet::{
+    BackendState, CLOSE_WITHIN, Error, ListenAddr, Listener, Node, Peer, Stream, Via,
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
@@ -731,7 +731,7 @@ async fn sees(
     before: u64,
     peer: Peer,
     what: &str,
-    mut wanted: impl FnMut(Result<tailbone::tailnet::WhoIs, Error>) -> bool,
+    mut wanted: impl FnMut(Result<tailbone_tailnet::WhoIs, Error>) -> bool,
 ) {
     let mut seen = before;
     let looking = async {

@@ -3,10 +3,8 @@
 use std::{convert::Infallible, sync::Arc};
 
 use jiff::Timestamp;
-use tailbone::{
-    jwks::{Document, Etag, PublishError, Publisher, Unreadable, update},
-    keys::PublicJwk,
-};
+use tailbone_keys::PublicJwk;
+use tailbone_keys::jwks::{Document, Etag, PublishError, Publisher, Unreadable, update};
 
 /// A new place, and direct access to its bytes.
 pub struct Place {

@@ -11,7 +11,7 @@ use std::{
 use aws_config::{BehaviorVersion, SdkConfig, timeout::TimeoutConfig};
 use aws_credential_types::Credentials;
 use aws_sdk_s3::config::{Region, SharedCredentialsProvider};
-use tailbone::jwks::{S3Publisher, S3Settings};
+use tailbone_keys::jwks::{S3Publisher, S3Settings};
 use tempfile::TempDir;
 
 const ACCESS: &str = "test-access";

@@ -17,7 +17,7 @@ use axum::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, Method, StatusCode, header};
 use serde_json::json;
-use tailbone::http::{
+use tailbone_http::{
     serve::{Limits, Server, serve},
     tls::{PlainListener, Remote},
 };

@@ -9,13 +9,11 @@ use std::{
     time::Duration,
 };
 
-use tailbone::{
-    config::Secret,
-    tailnet::{
-        BackendState, Config, EmbeddedNode, LogLevel, Node, Status,
-        fake::{FakeTailnet, Identity},
-    },
+use tailbone_tailnet::{
+    BackendState, Config, EmbeddedNode, LogLevel, Node, Status,
+    fake::{FakeTailnet, Identity},
 };
+use tailbone_values::Secret;
 
 use crate::{
     devnet::{Devnet, Key},

@@ -299,7 +299,7 @@ func (n *Node) startServer() (err *Error) {
 	// Upstream fault, seen in tailscale.com v1.102.5: tsnet falls back to environment variables for
 	// each of these settings that is empty, and has no option against it. Unsetting them here would
 	// change the environment of the whole process while other threads read it. So warn. The program
-	// hides them from Go (src/tailnet/ffi.rs); both can go when tsnet has such an option.
+	// hides them from Go (crates/tailnet/src/ffi.rs); both can go when tsnet has such an option.
 	if n.srv.AuthKey == "" {
 		for _, v := range []string{"TS_AUTHKEY", "TS_AUTH_KEY", "TS_CLIENT_SECRET", "TS_CLIENT_ID", "TS_ID_TOKEN", "TS_AUDIENCE"} {
 			if os.Getenv(v) != "" {

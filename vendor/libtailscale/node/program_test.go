@@ -1,5 +1,5 @@
 // The program's side of accepted connections in its simplest form. In the real program it is
-// src/tailnet/direct.rs.
+// crates/tailnet/src/direct.rs.
 
 package node
 

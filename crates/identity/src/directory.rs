@@ -1,0 +1,391 @@
+//! The identities behind the tailnet's addresses: one table for all connections, and for addresses
+//! that a trusted proxy reports.
+//!
+//! Invariants
+//! - An answer is valid for one generation of the network map. The generation is read before the
+//!   node is asked: if the answer is newer than that, the only cost is another WhoIs call later.
+//! - Concurrent requests for the same address share one WhoIs call.
+//! - At a new generation the entries of open connections are refreshed even without a request, so
+//!   that those that wait for a change ([`Entry::changed`]) learn of it at once. This takes at most
+//!   half of one task's time.
+//! - Memory is bounded: an entry without a connection is dropped at the next generation, or earlier
+//!   if there are too many.
+//! - A failed WhoIs call is not kept.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+
+use ::http::Extensions;
+use arc_swap::ArcSwapOption;
+use futures_util::{StreamExt, stream};
+use jiff::Timestamp;
+use tokio::sync::{Notify, futures::Notified, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::Instrument;
+
+use super::{Callers, Connection, Refusal, Visitor, callers::Allowance};
+use tailbone_http::serve::Standing;
+use tailbone_tailnet as tailnet;
+use tailbone_tailnet::{
+    Node, Peer, Status,
+    join::{JoinState, classify},
+};
+use tailbone_telemetry::meter::Meter;
+
+/// The longest time for a WhoIs answer, including the wait for another call about the same address.
+const WHOIS_TIME: Duration = Duration::from_secs(5);
+/// The number of entries without a connection that are kept. Few tailnets have more callers, and
+/// dropped ones are looked up again.
+const KEPT: usize = 4096;
+/// Concurrent WhoIs calls when the entries are refreshed after a new generation.
+const QUESTIONS: usize = 2;
+/// The longest pause after such a refresh.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// The table. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Directory(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    shared: Shared,
+    entries: Mutex<Entries>,
+    /// Ends the task that follows the network map.
+    _following: DropGuard,
+}
+
+/// What an entry needs to look up its peer.
+#[derive(Debug, Clone)]
+struct Shared {
+    node: Arc<dyn Node>,
+    /// The node's own status, checked at each request.
+    status: watch::Receiver<Arc<Status>>,
+    meter: Meter,
+    callers: Option<Callers>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    all: HashMap<Key, Arc<Entry>>,
+    sweep_at: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    peer: IpAddr,
+    /// Our address that the peer is connected to. `None` for an address that a proxy reports, since
+    /// that peer is connected to the proxy.
+    local: Option<SocketAddr>,
+}
+
+/// What is known about one peer at one of our addresses.
+#[derive(Debug)]
+pub(super) struct Entry {
+    key: Key,
+    shared: Shared,
+    known: ArcSwapOption<Known>,
+    /// Held by the task whose WhoIs call is running.
+    asking: tokio::sync::Mutex<()>,
+    changed: Notify,
+}
+
+/// An answer, and the generation of the network map for which it is valid.
+#[derive(Debug)]
+pub(super) struct Known {
+    generation: u64,
+    pub(super) answer: Result<Arc<Visitor>, Refusal>,
+    pub(super) allowance: Option<Allowance>,
+}
+
+impl Directory {
+    /// Needs a tokio runtime: a task follows the network map until the last clone and the last
+    /// connection are gone.
+    pub fn new(node: Arc<dyn Node>) -> Self {
+        Self::with(node, Meter::default(), None)
+    }
+
+    /// The same, counting WhoIs calls in `meter`, and limiting the rate of each caller over all of
+    /// its connections ([`Connection::pace`]).
+    pub fn with(node: Arc<dyn Node>, meter: Meter, callers: Option<Callers>) -> Self {
+        let status = node.watch();
+        let generation = node.generation();
+        let ended = CancellationToken::new();
+        let inner = Arc::new(Inner {
+            shared: Shared {
+                node,
+                status: status.clone(),
+                meter,
+                callers,
+            },
+            entries: Mutex::default(),
+            _following: ended.clone().drop_guard(),
+        });
+        tokio::spawn(follow(Arc::downgrade(&inner), generation, status, ended));
+        Self(inner)
+    }
+
+    /// A new connection from `peer`.
+    pub fn connection(&self, peer: Peer) -> Arc<Connection> {
+        Arc::new(Connection::new(self.clone(), peer))
+    }
+
+    /// The extensions for the requests of a connection: the connection itself, and its right to
+    /// continue.
+    pub fn identify(&self, peer: Peer) -> Extensions {
+        let connection = self.connection(peer);
+        let mut known = Extensions::new();
+        known.insert(Arc::clone(&connection) as Arc<dyn Standing>);
+        known.insert(connection);
+        known
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.0.shared.node.generation()
+    }
+
+    /// Whether this is an address of our own node.
+    pub fn is_own(&self, addr: IpAddr) -> bool {
+        let addr = addr.to_canonical();
+        self.0.shared.status.borrow().addresses.contains(&addr)
+    }
+
+    /// The identity behind an address that a trusted proxy reports. On a tailnet the port tells
+    /// nothing.
+    pub async fn visitor(&self, addr: IpAddr) -> Result<Arc<Visitor>, Refusal> {
+        let now = Timestamp::now();
+        let known = self.entry(addr, None).known(now).await?;
+        let visitor = known.answer.clone()?;
+        visitor.at(now)?;
+        Ok(visitor)
+    }
+
+    pub(super) fn entry(&self, peer: IpAddr, local: Option<SocketAddr>) -> Arc<Entry> {
+        // The network map does not know IPv4 addresses inside IPv6, which a peer may appear with.
+        let key = Key {
+            peer: peer.to_canonical(),
+            local,
+        };
+        let mut entries = self.0.lock();
+        if let Some(entry) = entries.all.get(&key) {
+            // This peer has just passed the packet filter. So an answer that it may not connect is
+            // outdated, or will come again from a new WhoIs call. The connections that hold the old
+            // entry end through it.
+            if !entry.ends_connections() {
+                return entry.clone();
+            }
+        }
+        entries.make_room();
+        let entry = Arc::new(Entry {
+            key,
+            shared: self.0.shared.clone(),
+            known: ArcSwapOption::empty(),
+            asking: tokio::sync::Mutex::default(),
+            changed: Notify::new(),
+        });
+        entries.all.insert(key, entry.clone());
+        entry
+    }
+
+    /// The number of entries.
+    #[doc(hidden)]
+    pub fn len(&self) -> usize {
+        self.0.lock().all.len()
+    }
+
+    #[doc(hidden)]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entries {
+    fn make_room(&mut self) {
+        if self.all.len() >= self.sweep_at.max(KEPT) {
+            self.forget_unheld();
+            self.sweep_at = self.all.len() * 2;
+        }
+    }
+
+    /// Keeps entries in use: a second entry for the same key would cost a second WhoIs call.
+    fn forget_unheld(&mut self) {
+        self.all.retain(|_, entry| Arc::strong_count(entry) > 1);
+    }
+}
+
+/// Refreshes the entries of open connections whenever the network map has changed.
+async fn follow(
+    directory: Weak<Inner>,
+    mut seen: u64,
+    mut status: watch::Receiver<Arc<Status>>,
+    ended: CancellationToken,
+) {
+    let mut again = false;
+    loop {
+        let Some(inner) = directory.upgrade() else {
+            return;
+        };
+        let generation = inner.shared.node.generation();
+        if again || seen != generation {
+            seen = generation;
+            let began = Instant::now();
+            let held: Vec<_> = {
+                let mut entries = inner.lock();
+                entries.forget_unheld();
+                entries.all.values().cloned().collect()
+            };
+            // If a WhoIs call failed, the next round starts without waiting for a change of the
+            // map.
+            again = stream::iter(held)
+                .map(|entry| async move { entry.known(Timestamp::now()).await.err() })
+                .buffer_unordered(QUESTIONS)
+                .any(async |error| matches!(error, Some(Refusal::WhoIsFailed(_))))
+                .await;
+            drop(inner);
+            let pause = if again {
+                LONGEST_PAUSE
+            } else {
+                began.elapsed().min(LONGEST_PAUSE)
+            };
+            tokio::select! {
+                () = ended.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            if again {
+                continue;
+            }
+        } else {
+            drop(inner);
+        }
+        tokio::select! {
+            () = ended.cancelled() => return,
+            changed = status.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+impl Entry {
+    /// The current answer. The node is only asked if the network map has changed since the last
+    /// one.
+    pub(super) async fn known(&self, now: Timestamp) -> Result<Arc<Known>, Refusal> {
+        running(&self.shared.status.borrow(), now)?;
+        if let Some(known) = self.fresh() {
+            self.shared.meter.whois_kept();
+            return Ok(known);
+        }
+        let asked = async {
+            let _turn = self.asking.lock().await;
+            match self.fresh() {
+                Some(known) => {
+                    self.shared.meter.whois_kept();
+                    Ok(known)
+                }
+                None => self.ask().await,
+            }
+        };
+        tokio::time::timeout(WHOIS_TIME, asked)
+            .await
+            .unwrap_or_else(|_| {
+                let words = format!("no answer within {WHOIS_TIME:?}");
+                Err(failed(tailnet::Error::Timeout(words)))
+            })
+            .inspect_err(|_| self.shared.meter.whois_asked(false))
+    }
+
+    /// The last answer, valid or not.
+    pub(super) fn last(&self) -> Option<Arc<Known>> {
+        self.known.load_full()
+    }
+
+    fn ends_connections(&self) -> bool {
+        let known = self.known.load();
+        let answer = known.as_ref().map(|known| &known.answer);
+        matches!(answer, Some(Err(refusal)) if refusal.ends_connection())
+    }
+
+    /// The last answer, if it is valid for the current generation.
+    pub(super) fn fresh(&self) -> Option<Arc<Known>> {
+        let generation = self.shared.node.generation();
+        self.last().filter(|known| known.generation == generation)
+    }
+
+    /// Resolves when an answer arrives that differs from the one before. Call this before reading
+    /// the answer, so that no change is missed.
+    pub(super) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+
+    async fn ask(&self) -> Result<Arc<Known>, Refusal> {
+        let Shared {
+            node,
+            status,
+            meter,
+            callers,
+        } = &self.shared;
+        let generation = node.generation();
+        let peer = SocketAddr::new(self.key.peer, 0);
+        let question = match self.key.local {
+            Some(local) => node.whois_at(peer, local),
+            None => node.whois(peer),
+        };
+        let answer = match question.instrument(tracing::debug_span!("whois")).await {
+            Ok(whois) => {
+                let own = status.borrow().tailnet.clone();
+                Visitor::from_whois(whois, &own).map(Arc::new)
+            }
+            Err(tailnet::Error::NotFound) => Err(Refusal::UnknownPeer),
+            Err(tailnet::Error::Forbidden(_)) => Err(Refusal::NoNetworkAccess),
+            Err(error) => return Err(failed(error)),
+        };
+        let allowance = match (&answer, callers) {
+            (Ok(visitor), Some(callers)) => callers.allowance(visitor, Instant::now()),
+            _ => None,
+        };
+        meter.whois_asked(answer.is_ok());
+        let known = Arc::new(Known {
+            generation,
+            answer,
+            allowance,
+        });
+        let before = self.known.swap(Some(known.clone()));
+        if before.is_none_or(|before| !before.same(&known)) {
+            self.changed.notify_waiters();
+        }
+        Ok(known)
+    }
+}
+
+impl Known {
+    fn same(&self, other: &Self) -> bool {
+        match (&self.answer, &other.answer) {
+            (Ok(one), Ok(other)) => one == other,
+            (Err(one), Err(other)) => one.code() == other.code(),
+            _ => false,
+        }
+    }
+}
+
+fn failed(error: tailnet::Error) -> Refusal {
+    Refusal::WhoIsFailed(Arc::new(error))
+}
+
+/// Whether our node's answers about others can be trusted: it is on the tailnet, its key is valid,
+/// and the control server knows it. Checked at each request, since the network map does not change
+/// when our own node loses its place in it.
+fn running(status: &Status, now: Timestamp) -> Result<(), Refusal> {
+    match classify(status, false, now) {
+        JoinState::Running => Ok(()),
+        state => Err(Refusal::NotRunning {
+            state: state.code(),
+        }),
+    }
+}

@@ -1,0 +1,35 @@
+//! The identity of callers. It comes from the network (WhoIs). This module turns the network's
+//! answer into a [`Caller`] or a [`Refusal`]; no other part of the program decides about identity.
+//!
+//! Invariants
+//! - Access is denied wherever the identity is in doubt: own node not running, WhoIs failed,
+//!   unknown peer, expired node, another tailnet.
+//! - The identity behind an address is kept for all connections together, and only as long as the
+//!   network map does not change ([`Directory`]).
+//! - A peer that may no longer connect loses its connections, with whatever they carry
+//!   ([`Connection`]).
+//! - A Funnel peer is a variant of its own and is never looked up: its address means nothing on the
+//!   tailnet.
+//! - Code that wants callers of other tailnets has to ask for them: they come as a [`Visitor`],
+//!   from [`Connection::visitor`].
+//! - Request rates are counted per identity, over all of its nodes and connections ([`Callers`]).
+//! - An address that a trusted proxy reports is looked up in the [`Directory`] and never treated as
+//!   a connection.
+//!
+//! What a known caller may do is decided by the components; [`Caller::grants`] gives them the
+//! values from the tailnet's policy.
+
+mod caller;
+mod callers;
+mod connection;
+mod directory;
+mod listener;
+pub mod policy;
+mod visitor;
+
+pub use caller::{Caller, Machine, Refusal, User};
+pub use callers::Callers;
+pub use connection::Connection;
+pub use directory::Directory;
+pub use listener::TailnetListener;
+pub use visitor::Visitor;

@@ -1,0 +1,368 @@
+//! Access rules: one rule language for the components that guard a service.
+//!
+//! [`Rules::decide`] is a pure function of the rules, the caller ([`Who`]) and the request
+//! ([`What`]). It evaluates in this order:
+//!
+//! 1. the grants that the tailnet's own policy file gives the caller for our capability. A denying
+//!    grant beats an allowing one, since grants have no order that an operator could rely on;
+//! 2. the local rules, in the order of the file: the first match decides;
+//! 3. the end of the list, which denies.
+//!
+//! Invariants
+//! - Doubt never grants access. A match is `No`, `Maybe` or `Yes`; a path that two servers could
+//!   read differently, or a header that the proxy did not send, makes it a `Maybe`. Rules that
+//!   grant access need a `Yes`; for rules that deny a `Maybe` is enough.
+//! - Callers from another tailnet and from the internet get access only by a rule that names them.
+//! - "Allow" always means an identified caller; access without identity is `Anonymous`.
+//!
+//! Not decided here: who the caller is (the crate itself), what a denial looks like (the
+//! components), and when the file is read again ([`Store`] reads it when it is told to).
+//!
+//! `sts/policy` is a separate rule language, with the wire format of TailSTS: it compares claims of
+//! outside tokens and knows no tailnet callers, hosts or paths.
+
+mod file;
+mod grant;
+mod selector;
+mod store;
+mod what;
+
+use std::{borrow::Cow, fmt};
+
+pub use file::{Mistake, Mistakes};
+pub use selector::Selector;
+pub use store::{Change, LoadError, Store};
+pub use what::{Path, PathPrefix, What, WhatError};
+
+pub use tailbone_values::web::{Host, HostPattern};
+
+use crate::{Caller, Visitor};
+
+/// The capability whose grants are rules for the gate, unless the settings name another one.
+pub const CAPABILITY: &str = "tailbone.dev/cap/gate";
+
+/// The caller, as the rules see it.
+#[derive(Debug, Clone, Copy)]
+pub enum Who<'a> {
+    /// Unknown at the moment, because of a fault of ours.
+    Doubt,
+    /// A caller from the internet.
+    Funnel,
+    /// A node that the tailnet knows and vouches for.
+    Known(&'a Visitor),
+    /// A caller that the tailnet does not know, or no longer vouches for.
+    Nobody,
+}
+
+/// The outcome for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Access with the caller's identity.
+    Allow,
+    /// Access without an identity.
+    Anonymous,
+    Deny,
+}
+
+impl Effect {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Anonymous => "anonymous",
+            Self::Deny => "deny",
+        }
+    }
+}
+
+/// The rule that decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RuleId {
+    /// No rule: the end of the list.
+    End,
+    /// A value of the capability in the tailnet's policy, counted from 1.
+    Grant(usize),
+    /// A rule in the file.
+    Local { name: String, line: usize },
+}
+
+impl RuleId {
+    /// For counters: leaves out the number of the grant.
+    pub fn kind(&self) -> String {
+        match self {
+            Self::Grant(_) => "grant".to_owned(),
+            Self::End | Self::Local { .. } => self.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for RuleId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::End => f.write_str("end"),
+            Self::Grant(number) => write!(f, "grant:{number}"),
+            Self::Local { name, .. } => write!(f, "rule:{name}"),
+        }
+    }
+}
+
+/// The result of [`Rules::decide`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    pub effect: Effect,
+    pub rule: RuleId,
+    /// For people.
+    pub why: Cow<'static, str>,
+}
+
+/// The evaluation of one rule, for `policy test`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    pub rule: RuleId,
+    pub effect: Effect,
+    /// Whether this rule decides.
+    pub decides: bool,
+    pub why: Cow<'static, str>,
+}
+
+/// How certain it is that a rule applies to this request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Match {
+    No,
+    Maybe,
+    Yes,
+}
+
+impl Match {
+    fn from_bool(yes: bool) -> Self {
+        if yes { Self::Yes } else { Self::No }
+    }
+
+    fn any(matches: impl IntoIterator<Item = Self>) -> Self {
+        matches.into_iter().max().unwrap_or(Self::No)
+    }
+}
+
+/// Valid rules, ready to decide.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rules {
+    rules: Vec<Rule>,
+    /// `None` if grants are not evaluated.
+    capability: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Rule {
+    name: String,
+    line: usize,
+    effect: Effect,
+    who: Vec<Selector>,
+    /// Whether the rule applies to callers of other tailnets (`true`) or of ours (`false`). Without
+    /// it a denying rule applies to both, and a rule that grants access only to callers of ours.
+    foreign: Option<bool>,
+    tailnet: Option<String>,
+    grant: Option<grant::Condition>,
+    scope: what::Scope,
+}
+
+impl Rules {
+    /// No local rules: only the tailnet's grants decide.
+    pub fn grants_only(capability: &str) -> Self {
+        Self {
+            rules: Vec::new(),
+            capability: Some(capability.to_owned()).filter(|name| !name.is_empty()),
+        }
+    }
+
+    /// Reads a file of rules and reports all of its mistakes at once.
+    pub fn parse(text: &str, capability: &str) -> Result<Self, Mistakes> {
+        Ok(Self {
+            rules: file::parse(text)?,
+            ..Self::grants_only(capability)
+        })
+    }
+
+    pub fn decide(&self, who: Who<'_>, what: &What) -> Decision {
+        let mut steps = self.steps(who, what);
+        match steps.find(|step| step.decides) {
+            Some(step) => Decision {
+                effect: step.effect,
+                rule: step.rule,
+                why: step.why,
+            },
+            None => end(),
+        }
+    }
+
+    /// All rules up to the one that decides, each with its reason.
+    pub fn explain(&self, who: Who<'_>, what: &What) -> (Vec<Step>, Decision) {
+        let mut seen = Vec::new();
+        for step in self.steps(who, what) {
+            let decides = step.decides;
+            seen.push(step);
+            if decides {
+                break;
+            }
+        }
+        let decision = match seen.last().filter(|step| step.decides) {
+            Some(step) => Decision {
+                effect: step.effect,
+                rule: step.rule.clone(),
+                why: step.why.clone(),
+            },
+            None => end(),
+        };
+        (seen, decision)
+    }
+
+    /// Whether any rule depends on methods. A header that overrides the method could get around it.
+    pub fn name_methods(&self) -> bool {
+        self.rules.iter().any(|rule| rule.scope.names_methods())
+    }
+
+    /// Whether a rule, or a grant of the caller, names this host or its domain.
+    pub fn name_host(&self, who: Who<'_>, host: &Host) -> bool {
+        let granted = match (&self.capability, who) {
+            (Some(capability), Who::Known(visitor)) => grant::name_host(visitor, capability, host),
+            _ => false,
+        };
+        granted || self.rules.iter().any(|rule| rule.scope.names_host(host))
+    }
+
+    fn steps<'a>(&'a self, who: Who<'a>, what: &'a What) -> impl Iterator<Item = Step> + 'a {
+        let grants = match (&self.capability, who) {
+            (Some(capability), Who::Known(visitor)) => grant::steps(visitor, capability, what),
+            _ => Vec::new(),
+        };
+        grants
+            .into_iter()
+            .chain(self.rules.iter().map(move |rule| rule.step(who, what)))
+    }
+}
+
+fn end() -> Decision {
+    Decision {
+        effect: Effect::Deny,
+        rule: RuleId::End,
+        why: "no rule matches, and the end of the list denies".into(),
+    }
+}
+
+impl Rule {
+    fn step(&self, who: Who<'_>, what: &What) -> Step {
+        let scope = self.scope.matches(what, self.effect);
+        let caller = if scope.0 == Match::No {
+            (Match::No, "")
+        } else {
+            self.about(who)
+        };
+        let (effect, decides, why): (_, _, Cow<'static, str>) =
+            match (self.effect, scope.0, caller.0) {
+                (_, Match::No, _) => (self.effect, false, scope.1.into()),
+                (_, _, Match::No) => (self.effect, false, caller.1.into()),
+                (Effect::Deny, Match::Yes, Match::Yes) => (Effect::Deny, true, "matches".into()),
+                (Effect::Deny, _, Match::Maybe) => (Effect::Deny, true, caller.1.into()),
+                (Effect::Deny, _, _) => (Effect::Deny, true, scope.1.into()),
+                // Continuing with a later rule could give access to a caller that this rule was
+                // meant to single out.
+                (_, _, Match::Maybe) => (Effect::Deny, true, caller.1.into()),
+                (_, Match::Maybe, _) => (self.effect, false, scope.1.into()),
+                (effect, Match::Yes, Match::Yes) => (effect, true, "matches".into()),
+            };
+        Step {
+            rule: RuleId::Local {
+                name: self.name.clone(),
+                line: self.line,
+            },
+            effect,
+            decides,
+            why,
+        }
+    }
+
+    /// Whether the rule applies to this caller, and if not, because of which part.
+    fn about(&self, who: Who<'_>) -> (Match, &'static str) {
+        let lets_through = self.effect != Effect::Deny;
+        if !self.needs_identity() {
+            return (Match::Yes, "");
+        }
+        let visitor = match who {
+            Who::Known(visitor) => visitor,
+            Who::Doubt => return (Match::Maybe, "who calls cannot be told at the moment"),
+            // A rule that denies everybody includes callers without identity.
+            Who::Funnel => {
+                let named = self.who.contains(&Selector::Funnel);
+                let all = !lets_through && self.who.contains(&Selector::Everybody);
+                return (
+                    Match::from_bool((named || all) && !self.conditions()),
+                    "not for callers from the internet",
+                );
+            }
+            Who::Nobody => {
+                let all = !lets_through && self.who.contains(&Selector::Everybody);
+                return (
+                    Match::from_bool(all && !self.conditions()),
+                    "not for callers without identity",
+                );
+            }
+        };
+        let foreign = self.foreign.or(lets_through.then_some(false));
+        if foreign.is_some_and(|foreign| foreign != visitor.foreign()) {
+            let why = if visitor.foreign() {
+                "not for callers of another tailnet"
+            } else {
+                "for callers of another tailnet only"
+            };
+            return (Match::No, why);
+        }
+        if let Some(tailnet) = &self.tailnet
+            && !same_tailnet(tailnet, visitor.tailnet())
+        {
+            return (Match::No, "another tailnet");
+        }
+        let caller = visitor.even_foreign();
+        if !self.who.is_empty() && !self.who.iter().any(|selector| selector.is(caller)) {
+            return (Match::No, "not for this caller");
+        }
+        match &self.grant {
+            Some(condition) if !condition.met(caller) => {
+                (Match::No, "the caller lacks the grant that it asks for")
+            }
+            _ => (Match::Yes, ""),
+        }
+    }
+
+    fn needs_identity(&self) -> bool {
+        let anyone = self.who.contains(&Selector::Anyone)
+            || (self.who.is_empty() && self.effect != Effect::Allow);
+        !anyone || self.conditions()
+    }
+
+    fn conditions(&self) -> bool {
+        self.foreign.is_some() || self.tailnet.is_some() || self.grant.is_some()
+    }
+}
+
+/// Whether `actual` is the tailnet that was written in a rule. A final dot and case do not matter,
+/// and `tailnet-x` stands for `tailnet-x.ts.net`, since both spellings are common. An empty name
+/// never matches.
+pub fn same_tailnet(written: &str, actual: &str) -> bool {
+    let plain = |text: &str| text.trim_end_matches('.').to_ascii_lowercase();
+    let (written, actual) = (plain(written), plain(actual));
+    if actual.is_empty() || written.is_empty() {
+        return false;
+    }
+    written == actual || (!written.contains('.') && actual == format!("{written}.ts.net"))
+}
+
+/// The caller's name for an audit line, with a mark if it is from another tailnet.
+pub fn caller_word(visitor: &Visitor) -> String {
+    let caller: &Caller = visitor.even_foreign();
+    if visitor.foreign() {
+        format!("foreign {caller}")
+    } else {
+        caller.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,33 @@
+//! Why an operation on the keys was not done.
+
+use crate::jwks::{KidTaken, PublishError, UpdateError};
+use crate::{InvalidKeyId, JwkError, StoreError};
+
+#[derive(Debug, thiserror::Error)]
+pub enum LifeError {
+    #[error("interrupted: {0}")]
+    Interrupted(String),
+    #[error("key {0} not found")]
+    NotFound(String),
+    #[error(transparent)]
+    Id(#[from] InvalidKeyId),
+    #[error(transparent)]
+    Jwk(#[from] JwkError),
+    #[error(transparent)]
+    KidTaken(#[from] KidTaken),
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    #[error("the key directory cannot be written, so no key can be made or removed here")]
+    ReadOnly,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl<E: Into<LifeError>> From<UpdateError<E>> for LifeError {
+    fn from(error: UpdateError<E>) -> Self {
+        match error {
+            UpdateError::Change(change) => change.into(),
+            UpdateError::Publish(publish) => Self::Publish(publish),
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! The life of this directory's keys at their place of publication: regular passes, and what people
+//! and cron jobs ask for.
+//!
+//! It is part of `jwks` because it needs both keys and publishing: `keys` must not know of
+//! publishing, and the components must not each do it themselves.
+//!
+//! Invariants
+//! - One pass at a time for a directory: tasks queue here, processes wait for the directory's lock.
+//! - A pass only gathers facts and carries out what `keys::rotation` says is due; it decides
+//!   nothing itself.
+//! - What is written comes before what depends on it: facts before the signer is used, the document
+//!   before files are deleted. Each sequence may be interrupted anywhere
+//!   (`docs/design/key-life.md`).
+//! - Skipped files and unreadable documents stop nothing: signing goes on with what was last known.
+
+mod error;
+mod operations;
+mod pass;
+
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::Mutex;
+
+use super::{Publisher, Versioned};
+use crate::KeySpec;
+use crate::{Fingerprint, KeyStore, Policy, Ring, Signer, disk::Lock};
+
+pub use error::LifeError;
+pub use operations::{Housekeeping, Impact, Made, Removed};
+pub use pass::{Done, Outcome, Report};
+
+/// How long one process waits for another that holds the directory's lock.
+const LOCK_PATIENCE: Duration = Duration::from_secs(15);
+const LOCK_LOOK: Duration = Duration::from_millis(20);
+
+/// Longest time between two reads of the document.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// Keys of one directory at one place of publication. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct KeyLife {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: KeyStore,
+    publisher: Arc<dyn Publisher>,
+    policy: ArcSwap<Policy>,
+    prefix: String,
+    spec: KeySpec,
+    ring: Ring,
+    document: ArcSwapOption<Versioned>,
+    memory: Mutex<Memory>,
+}
+
+/// What one pass keeps for the next.
+#[derive(Debug, Default)]
+struct Memory {
+    signer: Option<Arc<Signer>>,
+    fingerprint: Option<Fingerprint>,
+    next_look: Option<Timestamp>,
+    document_read: Option<Timestamp>,
+    /// A start was allowed to make the first key and could not: the disk was full, or the document
+    /// could not be reached.
+    first_key_owed: bool,
+}
+
+impl KeyLife {
+    /// Reads nothing yet.
+    pub fn new(
+        store: KeyStore,
+        publisher: Arc<dyn Publisher>,
+        policy: Policy,
+        prefix: &str,
+        spec: KeySpec,
+    ) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                store,
+                publisher,
+                policy: ArcSwap::from_pointee(policy),
+                prefix: prefix.to_owned(),
+                spec,
+                ring: Ring::default(),
+                document: ArcSwapOption::empty(),
+                memory: Mutex::default(),
+            }),
+        }
+    }
+
+    /// What this server signs with.
+    pub fn ring(&self) -> &Ring {
+        &self.inner.ring
+    }
+
+    /// The document as last read, with other servers' keys: what `/.well-known/jwks.json` serves.
+    pub fn document(&self) -> Option<Arc<Versioned>> {
+        self.inner.document.load_full()
+    }
+
+    /// The name of the place of publication, for people.
+    pub fn place(&self) -> &str {
+        self.inner.publisher.place()
+    }
+
+    pub fn policy(&self) -> Arc<Policy> {
+        self.inner.policy.load_full()
+    }
+
+    /// Replaces the policy of the running server; the next pass uses it. The life of tokens never
+    /// gets shorter, because the keys of tokens issued under a longer life must stay published.
+    pub fn set_policy(&self, policy: Policy) {
+        let token_life = policy.token_life.max(self.policy().token_life);
+        self.inner.policy.store(Arc::new(Policy {
+            token_life,
+            ..policy
+        }));
+    }
+
+    /// Called by a server about every second. Checks whether the directory changed, and runs a pass
+    /// if it did or if the document is due to be read. `None`: nothing was due.
+    pub async fn poll(&self, now: Timestamp) -> Result<Option<Report>, LifeError> {
+        let due = {
+            let memory = self.inner.memory.lock().await;
+            let changed = self.disk(KeyStore::fingerprint).await?
+                != memory.fingerprint.clone().unwrap_or_default();
+            // A clock that is set back must not postpone the next read.
+            let far = |next: Timestamp| next.duration_since(now) > SignedDuration::from_secs(3600);
+            changed || memory.next_look.is_none_or(|next| next <= now || far(next))
+        };
+        if due {
+            self.sync(now).await.map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// Runs `work` on the directory where it may block.
+    async fn disk<T: Send + 'static, E: Into<LifeError> + Send + 'static>(
+        &self,
+        work: impl FnOnce(&KeyStore) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, LifeError> {
+        let store = self.inner.store.clone();
+        match tokio::task::spawn_blocking(move || work(&store)).await {
+            Ok(result) => result.map_err(Into::into),
+            Err(error) => Err(LifeError::Interrupted(error.to_string())),
+        }
+    }
+
+    /// The directory's lock. `None` if the directory cannot be written: then no other process
+    /// changes it either.
+    async fn lock_directory(&self) -> Result<Option<Lock>, LifeError> {
+        use crate::{StoreError, disk::DiskError};
+        let mut waited = Duration::ZERO;
+        loop {
+            let taken = self
+                .disk(|store| store.create().and_then(|()| store.lock()))
+                .await;
+            match taken {
+                Ok(lock) => return Ok(Some(lock)),
+                Err(LifeError::Store(StoreError::Disk(DiskError::ReadOnly { .. }))) => {
+                    return Ok(None);
+                }
+                Err(LifeError::Store(StoreError::Disk(DiskError::Locked { .. })))
+                    if waited < LOCK_PATIENCE =>
+                {
+                    tokio::time::sleep(LOCK_LOOK).await;
+                    waited += LOCK_LOOK;
+                }
+                Err(other) => return Err(other),
+            }
+        }
+    }
+
+    fn next_look(&self, now: Timestamp) -> Timestamp {
+        let every = (self.policy().cache_time / 4).clamp(Duration::from_secs(1), LOOK);
+        SignedDuration::try_from(every)
+            .ok()
+            .and_then(|every| now.checked_add(every).ok())
+            .unwrap_or(now)
+    }
+}

@@ -1,0 +1,616 @@
+//! Signing: a key prepared once, and the queue that keeps slow RSA signatures from delaying
+//! everything else.
+//!
+//! Invariants
+//! - A [`Signer`] parses nothing when it signs: key and header are ready. It holds the only copy of
+//!   the private key in use.
+//! - The header is `{"alg","kid","typ":"JWT"}`, in this order. Tokens that must not pass for the
+//!   issuer's have another `typ` ([`Signer::sign_as`]).
+//! - [`SigningQueue::sign`] never waits for room: a full queue is an error at once
+//!   ([`SignError::Overloaded`]). Work whose caller has gone is skipped.
+//! - While more callers wait, tokens are handed over in batches. None waits longer than a
+//!   millisecond and one signature for its batch.
+//! - Between two slow signatures an async worker runs other ready tasks, so nothing waits for more
+//!   than one signature.
+//!
+//! `rotation.rs` and `ring.rs` decide whether a signer may be used now.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    num::NonZero,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use aws_lc_rs::{rand::SystemRandom, signature::RSA_PKCS1_SHA256};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use tokio::sync::oneshot;
+
+use super::{Algorithm, JwkError, KeyId, PrivateJwk, PublicJwk, jwk::KeyPair};
+
+/// Why there is no token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SignError {
+    #[error("the crypto library refused to sign")]
+    Crypto,
+    #[error("more tokens are asked for than this machine can sign")]
+    Overloaded,
+}
+
+/// One private key, ready to sign.
+pub struct Signer {
+    public: PublicJwk,
+    pair: KeyPair,
+    /// The header in base64url, followed by a dot.
+    head: String,
+}
+
+impl Signer {
+    pub fn new(key: &PrivateJwk) -> Result<Self, JwkError> {
+        let public = key.public().clone();
+        Ok(Self {
+            pair: key.pair()?,
+            head: head(&public, "JWT"),
+            public,
+        })
+    }
+
+    pub fn kid(&self) -> &KeyId {
+        &self.public.kid
+    }
+
+    pub fn algorithm(&self) -> Algorithm {
+        self.public.algorithm()
+    }
+
+    pub fn public(&self) -> &PublicJwk {
+        &self.public
+    }
+
+    /// True if signing takes long enough (about a millisecond) to need a [`SigningQueue`].
+    pub fn is_slow(&self) -> bool {
+        matches!(self.pair, KeyPair::Rsa(_))
+    }
+
+    /// The compact JWS over `claims`, a JSON object.
+    pub fn sign(&self, claims: &[u8]) -> Result<String, SignError> {
+        self.sign_below(&self.head, claims)
+    }
+
+    /// As [`Self::sign`], with another `typ` (RFC 8725, 3.11) of letters, digits, `+`, `-` and `.`.
+    pub fn sign_as(&self, typ: &str, claims: &[u8]) -> Result<String, SignError> {
+        self.sign_below(&head(&self.public, typ), claims)
+    }
+
+    fn sign_below(&self, head: &str, claims: &[u8]) -> Result<String, SignError> {
+        let mut token = String::with_capacity(head.len() + (claims.len() + 512) * 4 / 3 + 8);
+        token.push_str(head);
+        URL_SAFE_NO_PAD.encode_string(claims, &mut token);
+        let message = token.as_bytes();
+        let signature = match &self.pair {
+            KeyPair::Ec(pair) => URL_SAFE_NO_PAD.encode(
+                pair.sign(&SystemRandom::new(), message)
+                    .map_err(|_| SignError::Crypto)?,
+            ),
+            KeyPair::Ed25519(pair) => {
+                URL_SAFE_NO_PAD.encode(pair.try_sign(message).map_err(|_| SignError::Crypto)?)
+            }
+            KeyPair::Rsa(pair) => {
+                let mut signature = vec![0; pair.public_modulus_len()];
+                pair.sign(
+                    &RSA_PKCS1_SHA256,
+                    &SystemRandom::new(),
+                    message,
+                    &mut signature,
+                )
+                .map_err(|_| SignError::Crypto)?;
+                URL_SAFE_NO_PAD.encode(signature)
+            }
+        };
+        token.push('.');
+        token.push_str(&signature);
+        Ok(token)
+    }
+}
+
+/// The header in base64url, followed by a dot.
+fn head(public: &PublicJwk, typ: &str) -> String {
+    let kid = serde_json::Value::from(public.kid.as_str());
+    let typ = serde_json::Value::from(typ);
+    let header = format!(
+        r#"{{"alg":"{}","kid":{kid},"typ":{typ}}}"#,
+        public.algorithm()
+    );
+    let mut head = URL_SAFE_NO_PAD.encode(header);
+    head.push('.');
+    head
+}
+
+impl fmt::Debug for Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Signer")
+            .field("public", &self.public)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A bounded queue and concurrency limit for slow (RSA) signatures.
+///
+/// Tokio tasks sign, as many as there are turns, while there is work: the thread that serves the
+/// request may be one of Go's, which must not be held for long. While more callers wait, several
+/// tokens are handed over in one [`Batch`]. Requests and answers then travel in batches, as they
+/// do for fast keys. One by one they cost the network half as much again.
+#[derive(Debug)]
+pub struct SigningQueue(Arc<Queue>);
+
+#[derive(Debug)]
+struct Queue {
+    jobs: Mutex<Jobs>,
+    /// Tokens that wait or are being signed.
+    held: AtomicUsize,
+    room: usize,
+    turns: usize,
+    patience: Duration,
+    batch: Batch,
+}
+
+/// Calls the function that hands several tokens over and so wakes their callers. Whoever polls the
+/// callers may wake them as one.
+pub type Batch = fn(&mut dyn FnMut());
+
+#[derive(Debug, Default)]
+struct Jobs {
+    waiting: VecDeque<Job>,
+    /// Number of tasks that are signing.
+    signing: usize,
+}
+
+#[derive(Debug)]
+struct Job {
+    signer: Arc<Signer>,
+    typ: Option<&'static str>,
+    claims: Vec<u8>,
+    answer: oneshot::Sender<Result<String, SignError>>,
+}
+
+/// How long a signed token may wait for its batch, not counting the signature in progress when the
+/// time is up.
+const PATIENCE: Duration = Duration::from_millis(1);
+
+impl SigningQueue {
+    /// One turn per core, and room for about a second's worth of tokens for each.
+    pub fn new(batch: Batch) -> Self {
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        Self::build(cores, cores * 1024, PATIENCE, batch)
+    }
+
+    /// `turns` signatures at a time, and room for `room` tokens in all.
+    pub fn with(turns: usize, room: usize) -> Self {
+        Self::build(turns, room, PATIENCE, |work| work())
+    }
+
+    fn build(turns: usize, room: usize, patience: Duration, batch: Batch) -> Self {
+        Self(Arc::new(Queue {
+            jobs: Mutex::default(),
+            held: AtomicUsize::new(0),
+            room,
+            turns,
+            patience,
+            batch,
+        }))
+    }
+
+    /// Signs `claims`. Slow keys wait for their turn; fast ones sign at once on this thread.
+    pub async fn sign(&self, signer: &Arc<Signer>, claims: &[u8]) -> Result<String, SignError> {
+        self.sign_typed(signer, None, claims).await
+    }
+
+    /// As [`Self::sign`], with another `typ`.
+    pub async fn sign_as(
+        &self,
+        signer: &Arc<Signer>,
+        typ: &'static str,
+        claims: &[u8],
+    ) -> Result<String, SignError> {
+        self.sign_typed(signer, Some(typ), claims).await
+    }
+
+    async fn sign_typed(
+        &self,
+        signer: &Arc<Signer>,
+        typ: Option<&'static str>,
+        claims: &[u8],
+    ) -> Result<String, SignError> {
+        if !signer.is_slow() {
+            return sign(signer, typ, claims);
+        }
+        let _place = self.0.place()?;
+        let (answer, token) = oneshot::channel();
+        self.0.put(Job {
+            signer: Arc::clone(signer),
+            typ,
+            claims: claims.to_vec(),
+            answer,
+        });
+        token.await.unwrap_or(Err(SignError::Crypto))
+    }
+}
+
+fn sign(signer: &Signer, typ: Option<&str>, claims: &[u8]) -> Result<String, SignError> {
+    match typ {
+        Some(typ) => signer.sign_as(typ, claims),
+        None => signer.sign(claims),
+    }
+}
+
+impl Queue {
+    fn place(&self) -> Result<Place<'_>, SignError> {
+        let place = Place(&self.held);
+        let before = self.held.fetch_add(1, Ordering::AcqRel);
+        if before < self.room {
+            Ok(place)
+        } else {
+            Err(SignError::Overloaded)
+        }
+    }
+
+    fn put(self: &Arc<Self>, job: Job) {
+        let mut jobs = self.jobs();
+        if jobs.waiting.len() >= self.room {
+            // A caller that has gone has given its place back but left its job in the queue.
+            jobs.waiting.retain(|job| !job.answer.is_closed());
+        }
+        jobs.waiting.push_back(job);
+        if jobs.signing < self.turns {
+            jobs.signing += 1;
+            drop(jobs);
+            let turn = Turn {
+                queue: Arc::clone(self),
+                over: false,
+            };
+            tokio::spawn(turn.sign());
+        }
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, Jobs> {
+        // No panic can occur between two changes that belong together.
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The right to sign, until the queue is empty.
+struct Turn {
+    queue: Arc<Queue>,
+    over: bool,
+}
+
+impl Turn {
+    async fn sign(mut self) {
+        while let Some(most) = self.share() {
+            let began = Instant::now();
+            let mut signed = Vec::new();
+            for _ in 0..most {
+                // The worker first runs other ready tasks: a signature never follows another one
+                // directly.
+                tokio::task::yield_now().await;
+                let Some(job) = self.queue.jobs().waiting.pop_front() else {
+                    break;
+                };
+                if !job.answer.is_closed() {
+                    signed.push((sign(&job.signer, job.typ, &job.claims), job.answer));
+                }
+                if began.elapsed() >= self.queue.patience {
+                    break;
+                }
+            }
+            (self.queue.batch)(&mut || {
+                for (token, answer) in signed.drain(..) {
+                    // A caller that has gone meanwhile needs no token.
+                    let _ = answer.send(token);
+                }
+            });
+        }
+    }
+
+    /// How many of the waiting jobs to sign for the next batch: half of this turn's part, so that
+    /// the other half is waiting while the answers travel. `None` ends the turn.
+    fn share(&mut self) -> Option<usize> {
+        let mut jobs = self.queue.jobs();
+        let waiting = jobs.waiting.len();
+        if waiting == 0 {
+            // Done under the lock, so the next job to come begins a new turn.
+            jobs.signing -= 1;
+            self.over = true;
+        }
+        (waiting > 0).then(|| waiting.div_ceil(2 * self.queue.turns))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if !self.over {
+            self.queue.jobs().signing -= 1;
+        }
+    }
+}
+
+/// A place in the queue, held until dropped.
+struct Place<'a>(&'a AtomicUsize);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{Arc, OnceLock},
+        task::Poll,
+    };
+
+    use futures_util::future::join_all;
+    use jsonwebtoken::{DecodingKey, Validation, jwk::Jwk};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::KeySpec;
+
+    fn rsa() -> &'static PrivateJwk {
+        static KEY: OnceLock<PrivateJwk> = OnceLock::new();
+        KEY.get_or_init(|| {
+            PrivateJwk::generate(
+                "tb-1740172800".parse().unwrap(),
+                KeySpec::Rs256 { bits: 2048 },
+            )
+            .unwrap()
+        })
+    }
+
+    fn generate(spec: KeySpec) -> PrivateJwk {
+        PrivateJwk::generate("tb-1740172800-x\"y".parse().unwrap(), spec).unwrap()
+    }
+
+    /// Verifies with another library, from nothing but the published JWK.
+    fn verify(token: &str, public: &PublicJwk) -> serde_json::Value {
+        let jwk: Jwk = serde_json::from_value(public.to_value()).unwrap();
+        let mut rules = Validation::new(public.algorithm().as_str().parse().unwrap());
+        rules.required_spec_claims.clear();
+        rules.validate_exp = false;
+        jsonwebtoken::decode::<serde_json::Value>(
+            token,
+            &DecodingKey::from_jwk(&jwk).unwrap(),
+            &rules,
+        )
+        .unwrap()
+        .claims
+    }
+
+    #[test]
+    fn tokens_of_every_kind_verify_elsewhere_and_their_header_is_exact() {
+        for key in [rsa(), &generate(KeySpec::Es256), &generate(KeySpec::EdDsa)] {
+            let signer = Signer::new(key).unwrap();
+            let token = signer.sign(br#"{"iss":"tailbone"}"#).unwrap();
+            assert_eq!(verify(&token, key.public())["iss"], "tailbone");
+            let header = URL_SAFE_NO_PAD
+                .decode(token.split('.').next().unwrap())
+                .unwrap();
+            let kid = serde_json::to_string(key.public().kid.as_str()).unwrap();
+            assert_eq!(
+                String::from_utf8(header).unwrap(),
+                format!(
+                    r#"{{"alg":"{}","kid":{kid},"typ":"JWT"}}"#,
+                    key.public().algorithm()
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_gives_back_the_key_and_holds_the_originals_members() {
+        let members = |json: &[u8]| {
+            let text = std::str::from_utf8(json).unwrap().to_owned();
+            text.lines()
+                .filter_map(|line| {
+                    line.strip_prefix("  \"")?
+                        .split('"')
+                        .next()
+                        .map(str::to_owned)
+                })
+                .collect::<Vec<_>>()
+        };
+        let name = rsa().public().kid.clone();
+        let file = rsa().to_file();
+        assert_eq!(
+            members(&file),
+            [
+                "alg", "d", "dp", "dq", "e", "kid", "kty", "n", "p", "q", "qi"
+            ]
+        );
+        assert_eq!(
+            members(&rsa().public().to_file()),
+            ["alg", "e", "kid", "kty", "n"]
+        );
+        for key in [rsa(), &generate(KeySpec::Es256), &generate(KeySpec::EdDsa)] {
+            let again = PrivateJwk::from_file(&key.to_file(), &name).unwrap();
+            assert_eq!(again.public(), key.public());
+            assert_eq!(again.to_file(), key.to_file());
+            assert_eq!(
+                &PublicJwk::from_json(&key.public().to_file()).unwrap(),
+                key.public()
+            );
+            let token = Signer::new(&again).unwrap().sign(b"{}").unwrap();
+            verify(&token, key.public());
+        }
+    }
+
+    #[test]
+    fn keys_of_the_wrong_kind_or_size_are_refused_in_words_without_secrets() {
+        let name = rsa().public().kid.clone();
+        let refused = |json: &str| {
+            PrivateJwk::from_file(json.as_bytes(), &name)
+                .unwrap_err()
+                .to_string()
+        };
+        let text = String::from_utf8(rsa().to_file().to_vec()).unwrap();
+        let d = text
+            .split("\"d\": \"")
+            .nth(1)
+            .unwrap()
+            .split('"')
+            .next()
+            .unwrap();
+        let broken = [
+            refused(&text.replace("\"RS256\"", "\"RS512\"")),
+            refused(&text.replace("\"RSA\"", "\"oct\"")),
+            refused(&text.replace("\"dp\"", "\"xx\"")),
+            refused(&text.replace(d, &format!("{d}=="))),
+            refused(&text.replace(d, &d.replace('A', "B"))),
+            refused(&text[..text.len() / 2]),
+            refused(&text.replace("tb-1740172800", "../../tb-1740172800")),
+            refused(&text.replace(
+                &text.split("\"n\": \"").nth(1).unwrap()[..300],
+                "AQAB\",\"z\":\"",
+            )),
+        ];
+        for (message, words) in broken.iter().zip([
+            "RS512",
+            "oct",
+            "`dp` is missing",
+            "`d` is not base64url",
+            "contradict",
+            "ends early",
+            "path separator",
+            "bits",
+        ]) {
+            assert!(message.contains(words), "{message} should say {words}");
+            assert!(!message.contains(&d[..20]), "{message}");
+        }
+        assert!(!format!("{:?}", rsa()).contains(&d[..20]));
+        assert!(!format!("{:?}", Signer::new(rsa()).unwrap()).contains(&d[..20]));
+    }
+
+    #[test]
+    fn d09_sizes_are_honoured_within_bounds() {
+        let kid = || "tb-1".parse().unwrap();
+        for bits in [0, 512, 1024, 2047, 8192, 16384] {
+            let error = PrivateJwk::generate(kid(), KeySpec::Rs256 { bits }).unwrap_err();
+            assert!(matches!(error, JwkError::UnusualSize(n) if n == bits));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_queue_signs_and_sheds() {
+        let signer = Arc::new(Signer::new(rsa()).unwrap());
+        let queue = SigningQueue::with(1, 2);
+        let tokens = join_all((0..50).map(|_| queue.sign(&signer, b"{}"))).await;
+        let (signed, shed): (Vec<_>, Vec<_>) = tokens.into_iter().partition(Result::is_ok);
+        assert_eq!(signed.len(), 2, "the queue holds two");
+        assert!(shed.contains(&Err(SignError::Overloaded)));
+        for token in signed {
+            verify(&token.unwrap(), signer.public());
+        }
+        // When a turn has ended, another one can begin.
+        let again = async {
+            while queue.0.jobs().signing > 0 {
+                tokio::task::yield_now().await;
+            }
+            queue.sign(&signer, b"{}").await
+        };
+        let again = tokio::time::timeout(Duration::from_secs(20), again).await;
+        again.expect("the turn does not end").unwrap();
+        // Fast keys need no turn and are never refused.
+        let quick = Arc::new(Signer::new(&generate(KeySpec::EdDsa)).unwrap());
+        let tokens = join_all((0..50).map(|_| queue.sign(&quick, b"{}"))).await;
+        assert!(tokens.iter().all(Result::is_ok));
+    }
+
+    #[tokio::test]
+    async fn who_has_gone_leaves_place_and_turn_to_others() {
+        let signer = Arc::new(Signer::new(rsa()).unwrap());
+        let queue = SigningQueue::with(1, 2);
+        let mut gone: Vec<_> = (0..2)
+            .map(|_| Box::pin(queue.sign(&signer, b"{}")))
+            .collect();
+        for one in &mut gone {
+            assert!(futures_util::poll!(one).is_pending());
+        }
+        let refused = queue.sign(&signer, b"{}").await;
+        assert_eq!(refused, Err(SignError::Overloaded));
+        drop(gone);
+        assert!(queue.sign(&signer, b"{}").await.is_ok());
+        for _ in 0..100 {
+            let gone = Box::pin(queue.sign(&signer, b"{}"));
+            assert!(futures_util::poll!(gone).is_pending());
+        }
+        let kept = queue.0.jobs().waiting.len();
+        assert!(kept <= 2, "{kept} jobs that nobody waits for");
+    }
+
+    /// The batch is half of the waiting tokens, but a single one if signing takes long.
+    #[tokio::test]
+    async fn tokens_are_handed_over_together() {
+        let signer = Arc::new(Signer::new(rsa()).unwrap());
+        for (patience, at_once) in [
+            (Duration::from_secs(3600), vec![4, 6, 7, 8]),
+            (Duration::ZERO, (1..=8).collect()),
+        ] {
+            let queue = SigningQueue::build(1, 8, patience, |work| work());
+            let mut waiting: Vec<_> = (0..8)
+                .map(|_| Box::pin(queue.sign(&signer, b"{}")))
+                .collect();
+            let (mut done, mut seen) = (0, Vec::new());
+            while done < 8 {
+                let mut left = Vec::new();
+                for mut one in waiting {
+                    match futures_util::poll!(&mut one) {
+                        Poll::Ready(token) => drop(token.unwrap()),
+                        Poll::Pending => left.push(one),
+                    }
+                }
+                if done < 8 - left.len() {
+                    done = 8 - left.len();
+                    seen.push(done);
+                }
+                waiting = left;
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(seen, at_once, "{patience:?}");
+        }
+    }
+
+    /// One worker, a queue full of signatures, and a client on a socket that needs none.
+    #[tokio::test]
+    async fn others_are_served_between_two_signatures() {
+        const SIGNATURES: usize = 64;
+        let signer = Arc::new(Signer::new(rsa()).unwrap());
+        let queue = Arc::new(SigningQueue::with(2, SIGNATURES));
+        let done = Arc::new(AtomicUsize::new(0));
+        for _ in 0..SIGNATURES {
+            let (signer, queue, done) = (signer.clone(), queue.clone(), done.clone());
+            tokio::spawn(async move {
+                queue.sign(&signer, b"{}").await.unwrap();
+                done.fetch_add(1, Ordering::Relaxed);
+            });
+        }
+        let (mut near, mut far) = tokio::net::UnixStream::pair().unwrap();
+        tokio::spawn(async move {
+            let mut byte = [0];
+            while far.read_exact(&mut byte).await.is_ok() {
+                far.write_all(&byte).await.unwrap();
+            }
+        });
+        for _ in 0..8 {
+            near.write_all(b"x").await.unwrap();
+            near.read_exact(&mut [0]).await.unwrap();
+        }
+        let done = done.load(Ordering::Relaxed);
+        assert!((1..SIGNATURES).contains(&done), "{done} signed meanwhile");
+    }
+}

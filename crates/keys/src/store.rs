@@ -1,0 +1,393 @@
+//! The key directory: `<kid>.private.jwk` (0600) and `<kid>.public.jwk` (0644) as the original
+//! wrote them, and `<kid>.state.json`.
+//!
+//! Invariants
+//! - A file that is not what its name says is reported ([`Skipped`]) and left alone: neither
+//!   deleted nor overwritten.
+//! - Paths are made from file names found in this directory, never from a `kid` in a file or
+//!   request that was not checked ([`KeyId`]).
+//! - Every write is atomic (`disk.rs`). Changes of more than one file are made under
+//!   [`KeyStore::lock`].
+//!
+//! `rotation.rs` interprets the facts; `jwks::life` decides who writes when.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+
+use super::{
+    History, HistoryError, JwkError, KeyId, PrivateJwk, PublicJwk,
+    disk::{self, DiskError, Lock, Probe},
+};
+
+const PRIVATE: &str = ".private.jwk";
+const PUBLIC: &str = ".public.jwk";
+const STATE: &str = ".state.json";
+const LOCK: &str = ".lock";
+
+/// Size limit of a key file in bytes; an RSA key of 8192 bits takes 7 KiB.
+const LARGEST: u64 = 64 * 1024;
+
+/// A temporary file of this age was left by a process that died.
+const STALE: Duration = Duration::from_secs(60);
+
+/// A directory of keys. Cheap to clone; holds no file open.
+#[derive(Debug, Clone)]
+pub struct KeyStore {
+    directory: PathBuf,
+    probe: Probe,
+}
+
+/// Everything in the directory, read at one time.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// Oldest first.
+    pub keys: Vec<StoredKey>,
+    pub skipped: Vec<Skipped>,
+    /// Private files that other users than the owner can read.
+    pub exposed: Vec<PathBuf>,
+}
+
+/// One key of the directory.
+#[derive(Debug)]
+pub struct StoredKey {
+    /// The name in its file names. Not always the `kid` inside the files.
+    pub name: KeyId,
+    pub public: Option<PublicJwk>,
+    pub private: Option<PrivateJwk>,
+    pub history: History,
+    /// There is a state file.
+    pub known: bool,
+    /// There is a private file, valid or not.
+    pub private_file: bool,
+    /// There is a public file, valid or not.
+    pub public_file: bool,
+}
+
+impl StoredKey {
+    /// The `kid` in tokens and documents. A key of which only the facts are left has the name of
+    /// its files.
+    pub fn kid(&self) -> &KeyId {
+        self.public
+            .as_ref()
+            .map_or(&self.name, |public| &public.kid)
+    }
+}
+
+/// A file that is not used, and why.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Skipped {
+    pub path: PathBuf,
+    pub reason: String,
+}
+
+/// Changes when anything in the directory changes. Only to be compared.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Fingerprint(Vec<(std::ffi::OsString, u64, u64, i64, i64)>);
+
+/// Why the directory cannot be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("key directory: {0}")]
+    Disk(#[from] DiskError),
+    #[error("key directory {path} cannot be read: {source}")]
+    Unreadable { path: PathBuf, source: io::Error },
+}
+
+impl KeyStore {
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+            probe: Probe::default(),
+        }
+    }
+
+    /// Reports each step of each write to `probe`, for tests that end the process in the middle.
+    pub fn with_probe(self, probe: Probe) -> Self {
+        Self { probe, ..self }
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Makes the directory (0700) if it does not exist.
+    pub fn create(&self) -> Result<(), StoreError> {
+        Ok(disk::make_directory(&self.directory)?)
+    }
+
+    /// Keeps other processes and tasks from changing the directory. Fails at once if another one
+    /// holds the lock.
+    pub fn lock(&self) -> Result<Lock, StoreError> {
+        Ok(Lock::take(&self.directory.join(LOCK))?)
+    }
+
+    /// A cheap summary of the directory: names, sizes and times only.
+    pub fn fingerprint(&self) -> Result<Fingerprint, StoreError> {
+        let mut entries = Vec::new();
+        for name in self.names()? {
+            let Ok(metadata) = fs::metadata(self.directory.join(&name)) else {
+                continue;
+            };
+            entries.push((
+                name,
+                metadata.ino(),
+                metadata.len(),
+                metadata.mtime(),
+                metadata.mtime_nsec(),
+            ));
+        }
+        Ok(Fingerprint(entries))
+    }
+
+    /// Reads all keys. A directory that does not exist holds none.
+    pub fn load(&self) -> Result<Contents, StoreError> {
+        let mut contents = Contents::default();
+        let mut files: BTreeMap<KeyId, Files> = BTreeMap::new();
+        for name in self.names()? {
+            let path = self.directory.join(&name);
+            let kinds = [PRIVATE, PUBLIC, STATE];
+            let Some((stem, kind)) = name.to_str().and_then(|name| {
+                kinds
+                    .iter()
+                    .find_map(|kind| name.strip_suffix(kind).map(|stem| (stem, *kind)))
+            }) else {
+                continue;
+            };
+            match stem.parse::<KeyId>() {
+                Ok(id) if id.created().is_some() => {
+                    let files = files.entry(id).or_default();
+                    match kind {
+                        PRIVATE => files.private = true,
+                        PUBLIC => files.public = true,
+                        _ => files.state = true,
+                    }
+                }
+                Ok(_) => contents.skip(
+                    path,
+                    "its name tells no time of creation (<prefix>-<unix seconds>)",
+                ),
+                Err(error) => contents.skip(path, error),
+            }
+        }
+        for (name, files) in files {
+            self.load_key(name, files, &mut contents);
+        }
+        contents
+            .keys
+            .sort_by(|a, b| (a.history.created, &a.name).cmp(&(b.history.created, &b.name)));
+        Ok(contents)
+    }
+
+    /// Writes a new key, the facts first. So a private half without facts was always made by the
+    /// original.
+    pub fn add(&self, key: &PrivateJwk, history: &History) -> Result<(), StoreError> {
+        let name = &key.public().kid;
+        self.write_history(name, history)?;
+        disk::write(
+            &self.path(name, PRIVATE),
+            &key.to_file(),
+            0o600,
+            &self.probe,
+        )?;
+        self.write_public(name, key.public())
+    }
+
+    pub fn write_public(&self, name: &KeyId, key: &PublicJwk) -> Result<(), StoreError> {
+        Ok(disk::write(
+            &self.path(name, PUBLIC),
+            &key.to_file(),
+            0o644,
+            &self.probe,
+        )?)
+    }
+
+    pub fn write_history(&self, name: &KeyId, history: &History) -> Result<(), StoreError> {
+        Ok(disk::write(
+            &self.path(name, STATE),
+            &history.to_file(),
+            0o600,
+            &self.probe,
+        )?)
+    }
+
+    /// Deletes the private half and returns whether it existed.
+    pub fn delete_private(&self, name: &KeyId) -> Result<bool, StoreError> {
+        Ok(disk::delete(&self.path(name, PRIVATE), &self.probe)?)
+    }
+
+    /// Deletes all files of a key, the facts last.
+    pub fn delete(&self, name: &KeyId) -> Result<(), StoreError> {
+        for kind in [PRIVATE, PUBLIC, STATE] {
+            disk::delete(&self.path(name, kind), &self.probe)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes what writers left behind when they died. Call with the lock held.
+    pub fn sweep(&self, now: Timestamp) -> Result<(), StoreError> {
+        for name in self.names()? {
+            if !name
+                .to_str()
+                .is_some_and(|name| name.starts_with(disk::TEMPORARY))
+            {
+                continue;
+            }
+            let path = self.directory.join(&name);
+            let modified = fs::metadata(&path)
+                .ok()
+                .and_then(|metadata| Timestamp::from_second(metadata.mtime()).ok());
+            // A file dated in the future is stale as well: its writer's clock was set back.
+            if modified.is_some_and(|modified| now.duration_since(modified).unsigned_abs() > STALE)
+            {
+                disk::delete(&path, &self.probe)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn load_key(&self, name: KeyId, files: Files, contents: &mut Contents) {
+        let created = name.created().unwrap_or(Timestamp::UNIX_EPOCH);
+        let mut history = History::inherited(created);
+        if files.state {
+            match self.take(&name, STATE, |json| Ok(History::from_file(json)?)) {
+                Ok(Some(known)) => history = known,
+                Ok(None) => {}
+                Err(reason) => {
+                    // Without its facts the key might be one that was removed, so it is not used at
+                    // all.
+                    contents.skip(
+                        self.path(&name, STATE),
+                        format!("{reason}; the key {name} is not used"),
+                    );
+                    return;
+                }
+            }
+        }
+        let mut private = None;
+        if files.private {
+            let path = self.path(&name, PRIVATE);
+            match self.take(&name, PRIVATE, |json| {
+                Ok(PrivateJwk::from_file(json, &name)?)
+            }) {
+                Ok(key) => private = key,
+                Err(reason) => contents.skip(path.clone(), reason),
+            }
+            if fs::metadata(&path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0)
+            {
+                contents.exposed.push(path);
+            }
+        }
+        let mut public = None;
+        if files.public {
+            match self.take(&name, PUBLIC, |json| Ok(PublicJwk::from_json(json)?)) {
+                Ok(key) => public = key,
+                Err(reason) => contents.skip(self.path(&name, PUBLIC), reason),
+            }
+        }
+        if let Some(private) = &private {
+            if public
+                .as_ref()
+                .is_some_and(|public| public != private.public())
+            {
+                contents.skip(
+                    self.path(&name, PUBLIC),
+                    "it does not belong to the private key of that name",
+                );
+            }
+            // It signs with the private half, so that half is the one that counts.
+            public = Some(private.public().clone());
+        }
+        if public.is_none() && !files.state {
+            return;
+        }
+        let key = StoredKey {
+            name,
+            public,
+            private,
+            history,
+            known: files.state,
+            private_file: files.private,
+            public_file: files.public,
+        };
+        if let Some(other) = contents.keys.iter().find(|other| other.kid() == key.kid()) {
+            let reason = format!(
+                "key id {} is already taken by the files of {}",
+                key.kid(),
+                other.name
+            );
+            contents.skip(self.path(&key.name, PRIVATE), reason);
+            return;
+        }
+        contents.keys.push(key);
+    }
+
+    fn take<T>(
+        &self,
+        name: &KeyId,
+        kind: &str,
+        parse: impl FnOnce(&[u8]) -> Result<T, FileError>,
+    ) -> Result<Option<T>, FileError> {
+        match disk::read(&self.path(name, kind), LARGEST)? {
+            Some(bytes) => parse(&zeroize::Zeroizing::new(bytes)).map(Some),
+            // Deleted since the directory was listed.
+            None => Ok(None),
+        }
+    }
+
+    fn path(&self, name: &KeyId, kind: &str) -> PathBuf {
+        self.directory.join(format!("{name}{kind}"))
+    }
+
+    /// All entries, sorted.
+    fn names(&self) -> Result<Vec<std::ffi::OsString>, StoreError> {
+        let unreadable = |source| StoreError::Unreadable {
+            path: self.directory.clone(),
+            source,
+        };
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(unreadable(error)),
+        };
+        let mut names = entries
+            .map(|entry| entry.map(|entry| entry.file_name()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(unreadable)?;
+        names.sort();
+        Ok(names)
+    }
+}
+
+impl Contents {
+    fn skip(&mut self, path: PathBuf, reason: impl std::fmt::Display) {
+        self.skipped.push(Skipped {
+            path,
+            reason: reason.to_string(),
+        });
+    }
+}
+
+#[derive(Default)]
+struct Files {
+    private: bool,
+    public: bool,
+    state: bool,
+}
+
+/// Why one file is skipped.
+#[derive(Debug, thiserror::Error)]
+enum FileError {
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error(transparent)]
+    History(#[from] HistoryError),
+    #[error(transparent)]
+    Jwk(#[from] JwkError),
+}
