@@ -1,7 +1,7 @@
 //! One file per section of the settings. Each file has the section's rows of the table, the types
 //! that they become, and the reader that makes one of the other.
 //!
-//! A new section also goes into [`ROWS`], and the field for it into its parent's type.
+//! A new section also goes into `ROWS`, and the field for it into its parent's type.
 
 pub mod admin;
 pub mod client;
