@@ -104,6 +104,12 @@ pub struct EmbeddedWorld {
     nodes: Mutex<Vec<Arc<EmbeddedNode>>>,
 }
 
+impl Default for EmbeddedWorld {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl EmbeddedWorld {
     pub fn new() -> Self {
         static WORLDS: AtomicU32 = AtomicU32::new(0);
