@@ -1,21 +1,19 @@
 //! tailbone: identity services on a Tailscale network, from a node inside the process.
 //!
-//! Dependencies point down: [`cli`] and [`server`] -> the components (issuer, [`admin`], [`gate`],
-//! [`metrics`], [`sts`]) -> [`part`] -> [`policy`], [`jwks`], [`keys`], [`identity`] -> [`tailnet`], [`http`],
-//! [`telemetry`], [`config`]. Components never import each other. `ARCHITECTURE.md` is the map.
+//! Dependencies point down: [`cli`] and [`server`] -> the [`components`] -> [`part`] -> [`config`] ->
+//! the crates, which are re-exported here: [`identity`] with [`policy`], [`keys`] with [`jwks`],
+//! [`tailnet`], [`http`], [`telemetry`] and [`web`]. Components never import each other.
+//! `ARCHITECTURE.md` is the map.
 
-pub mod admin;
 pub mod cli;
+pub mod components;
 pub mod config;
-pub mod gate;
-pub mod issuer;
-pub mod metrics;
 pub mod part;
 pub mod server;
 pub mod signals;
-pub mod sts;
 pub mod version;
 
+pub use components::{admin, gate, issuer, metrics, sts};
 pub use tailbone_http as http;
 pub use tailbone_identity::{self as identity, policy};
 pub use tailbone_keys::{self as keys, jwks};

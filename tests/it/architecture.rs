@@ -29,12 +29,14 @@ const ROWS: &[&[&str]] = &[
     &["cli"],
 ];
 
+const COMPONENTS: &str = "src/components";
+
 #[test]
 fn arrows_point_down() {
     let mut wrong = Vec::new();
     for module in modules() {
         let row = row(&module)
-            .unwrap_or_else(|| panic!("src/{module} has no row in tests/it/architecture.rs"));
+            .unwrap_or_else(|| panic!("{module} has no row in tests/it/architecture.rs"));
         for (file, import) in imports(&module) {
             if import == module {
                 continue;
@@ -108,10 +110,10 @@ const TIMELESS: &[&str] = &[
     "crates/identity/src/policy",
     "crates/identity/src/visitor.rs",
     "crates/keys/src/rotation.rs",
-    "src/gate/guard.rs",
-    "src/issuer/claims.rs",
-    "src/sts/policy",
-    "src/sts/verify.rs",
+    "src/components/gate/guard.rs",
+    "src/components/issuer/claims.rs",
+    "src/components/sts/policy",
+    "src/components/sts/verify.rs",
 ];
 
 #[test]
@@ -199,29 +201,27 @@ fn row(module: &str) -> Option<usize> {
     ROWS.iter().position(|modules| modules.contains(&module))
 }
 
+/// The program's modules; each component is one.
 fn modules() -> BTreeSet<String> {
-    fs::read_dir("src")
-        .unwrap()
+    ["src", COMPONENTS]
+        .into_iter()
+        .flat_map(|folder| fs::read_dir(folder).unwrap())
         .map(|entry| {
-            entry
-                .unwrap()
-                .path()
-                .file_stem()
-                .unwrap()
-                .to_str()
-                .unwrap()
-                .to_owned()
+            let path = entry.unwrap().path();
+            path.file_stem().unwrap().to_str().unwrap().to_owned()
         })
-        .filter(|name| name != "main" && name != "lib")
+        .filter(|name| !["components", "lib", "main", "mod"].contains(&name.as_str()))
         .collect()
 }
 
 /// Each `crate::x` and each `use crate::{x, y}` in a module's files.
 fn imports(module: &str) -> Vec<(PathBuf, String)> {
-    let folder = Path::new("src").join(module);
-    let mut files = sources(&folder);
-    let single = folder.with_extension("rs");
-    files.extend(single.exists().then_some(single));
+    let mut files = Vec::new();
+    for folder in ["src", COMPONENTS].map(|parent| Path::new(parent).join(module)) {
+        files.extend(sources(&folder));
+        let single = folder.with_extension("rs");
+        files.extend(single.exists().then_some(single));
+    }
     files
         .into_iter()
         .flat_map(|file| {

@@ -647,7 +647,7 @@ fn is_tag(tag: &str) -> bool {
     })
 }
 
-pub(in crate::sts) fn is_loopback(url: &Url) -> bool {
+pub(in crate::components::sts) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(url::Host::Domain(name)) => name == "localhost",
         Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
