@@ -6,6 +6,21 @@
 //! ([`host`], [`origin`], [`grpc`]).
 //!
 //! Components bring their routes, and say which [`error::Kind`] each of their errors is.
+//!
+//! ```
+//! use axum::{Router, routing::get};
+//! use tailbone_http::{layers, serve::{Limits, serve}, tls::{PlainListener, Remote}};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+//! let routes = layers::wrap(Router::new().route("/", get(async || "hello")), "hello");
+//! let server = serve("hello", PlainListener(tcp), routes, Limits::default(), Remote::identify);
+//! // Until a signal comes.
+//! server.stop(std::time::Duration::from_secs(1)).await;
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod accounts;
 pub mod error;

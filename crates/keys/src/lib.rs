@@ -1,14 +1,22 @@
 //! Signing keys: what they are, where they are stored, and which of them signs.
 //!
-//! An issuer needs three things:
+//! A key signs, and its public half goes into a JWKS, with which others verify the token:
 //!
-//! ```text
-//! let life = jwks::life::KeyLife::new(store, publisher, policy, "tb", spec);
-//! life.start(now).await?;                          // makes and publishes the first key
-//! // every second: life.poll(now).await
-//! let signer = life.ring().loaded().await.signer()?; // or why there is none: NoSigner
-//! let jwt = queue.sign(&signer, claims_json).await?; // SigningQueue::new(batch), one per process
 //! ```
+//! use tailbone_keys::{KeySpec, PrivateJwk, Signer, jwks::Document};
+//!
+//! let key = PrivateJwk::generate("tb-1".parse()?, KeySpec::Es256)?;
+//! let token = Signer::new(&key)?.sign(br#"{"sub":"alice@example.com"}"#)?;
+//! assert_eq!(token.split('.').count(), 3);
+//!
+//! let mut jwks = Document::default();
+//! jwks.add(key.public())?;
+//! assert!(jwks.find("tb-1").is_some());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! A server does not choose keys itself. [`jwks::life::KeyLife`] makes, publishes and retires them,
+//! its ring says which one signs now, and a [`SigningQueue`] per process does so.
 //!
 //! - [`KeyId`]: names that are safe as file names; [`PrivateJwk`], [`PublicJwk`]: the two halves
 //!   and their written form.

@@ -19,6 +19,28 @@
 //! - `inline.rs` lets Go's thread poll the task that serves a connection.
 //!
 //! What a caller may do is decided in `identity` and above, not here.
+//!
+//! ```no_run
+//! use tailbone_tailnet::{BackendState, Config, EmbeddedNode, ListenAddr, Node as _};
+//! use tailbone_values::Secret;
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let config = Config {
+//!     hostname: "hello".into(),
+//!     dir: "state".into(),
+//!     auth_key: Some(Secret::new(std::env::var("TS_AUTHKEY")?)),
+//!     ..Config::default()
+//! };
+//! let node = EmbeddedNode::start(&config).await?;
+//! node.watch().wait_for(|status| status.state == BackendState::Running).await?;
+//! let mut listener = node.listen(ListenAddr::Port(80)).await?;
+//! let (stream, peer) = listener.accept().await?;
+//! let who = node.whois(peer.addr).await?;
+//! println!("{} called", who.user.login);
+//! # drop(stream);
+//! # Ok(())
+//! # }
+//! ```
 
 mod calls;
 mod config;

@@ -55,7 +55,7 @@ pub enum BackendState {
 }
 
 /// Who is behind an address.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Default)]
 pub struct WhoIs {
     pub node: WhoIsNode,
     pub user: WhoIsUser,

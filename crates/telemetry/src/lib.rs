@@ -4,6 +4,19 @@
 //!
 //! Invariant: no token, private key or secret ever enters an event. A field with a key's id is
 //! always called `kid`.
+//!
+//! A server is ready when every latch says so, and each that does not says why:
+//!
+//! ```
+//! use tailbone_telemetry::readiness::{self, Readiness};
+//!
+//! let readiness = Readiness::default();
+//! let node = readiness.switch("node", "the node has not joined yet");
+//! let now = jiff::Timestamp::now();
+//! assert_eq!(readiness.look(now)[0].reason, "the node has not joined yet");
+//! node.release();
+//! assert!(readiness::all(&readiness.look(now)));
+//! ```
 
 pub mod audit;
 pub mod foot;

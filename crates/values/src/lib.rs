@@ -2,6 +2,15 @@
 //! texts that are safe to print.
 //!
 //! They know nothing of where they come from or what they are for.
+//!
+//! ```
+//! use tailbone_values::{Secret, web::{Host, HostPattern}};
+//!
+//! let pattern = HostPattern::parse("*.example.com")?;
+//! assert!(pattern.is(&Host::parse("wiki.example.com").map_err(|bad| bad.to_string())?));
+//! assert_eq!(format!("{:?}", Secret::new("tskey-auth-1")), "(hidden)");
+//! # Ok::<(), String>(())
+//! ```
 
 mod printable;
 mod secret;
