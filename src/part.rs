@@ -44,7 +44,7 @@ pub struct Context {
     pub meter: Meter,
     pub state: ServerState,
     /// The admin API. The local admin socket serves the same routes before there is a node.
-    pub administration: Router,
+    pub admin_routes: Router,
 }
 
 /// What the server knows about itself, from its first moment on: the node may not exist yet.
@@ -57,19 +57,19 @@ pub struct ServerState {
 }
 
 /// Why a component could not be built.
-pub type BuildError = Box<dyn std::error::Error + Send + Sync>;
+pub type PartError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A component that is switched on.
 #[must_use]
 pub struct Part {
     pub name: &'static str,
     pub endpoints: Vec<Endpoint>,
-    pub latches: Vec<Latch>,
+    pub latches: Vec<LatchCheck>,
     pub lifecycle: Option<Box<dyn Lifecycle>>,
 }
 
 /// A latch of [`Readiness`], with its name.
-pub type Latch = (
+pub type LatchCheck = (
     &'static str,
     Box<dyn Fn(Timestamp) -> readiness::State + Send + Sync>,
 );
@@ -81,14 +81,14 @@ pub struct Endpoint {
     pub name: &'static str,
     pub listen: Listen,
     pub routes: Router,
-    pub hosts: Hosts,
+    pub hosts: AcceptedHosts,
     /// Who a caller on a unix socket is, in the words of the component.
-    pub local: fn(LocalPeer) -> Extensions,
+    pub identify_local: fn(LocalPeer) -> Extensions,
 }
 
 /// For which hosts a listener takes requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hosts {
+pub enum AcceptedHosts {
     /// Those that its callers name: the component has its own rule, or its callers are proxies.
     Any,
     /// The listener's own names, where it knows them ([`crate::http::host`]).
@@ -121,7 +121,9 @@ impl Part {
 
     /// Serves the routes at each of these listeners, under their own names of host.
     pub fn serve(self, name: &'static str, listen: Vec<Listen>, routes: &Router) -> Self {
-        self.serve_as(name, listen, routes, Hosts::Own, |_| Extensions::new())
+        self.serve_as(name, listen, routes, AcceptedHosts::Own, |_| {
+            Extensions::new()
+        })
     }
 
     pub fn serve_as(
@@ -129,8 +131,8 @@ impl Part {
         name: &'static str,
         listen: Vec<Listen>,
         routes: &Router,
-        hosts: Hosts,
-        local: fn(LocalPeer) -> Extensions,
+        hosts: AcceptedHosts,
+        identify_local: fn(LocalPeer) -> Extensions,
     ) -> Self {
         self.endpoints
             .extend(listen.into_iter().map(|listen| Endpoint {
@@ -138,7 +140,7 @@ impl Part {
                 listen,
                 routes: routes.clone(),
                 hosts,
-                local,
+                identify_local,
             }));
         self
     }
@@ -146,10 +148,10 @@ impl Part {
     pub fn latch<S: Into<readiness::State>>(
         mut self,
         name: &'static str,
-        look: impl Fn(Timestamp) -> S + Send + Sync + 'static,
+        check: impl Fn(Timestamp) -> S + Send + Sync + 'static,
     ) -> Self {
         self.latches
-            .push((name, Box::new(move |now| look(now).into())));
+            .push((name, Box::new(move |now| check(now).into())));
         self
     }
 

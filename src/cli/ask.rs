@@ -6,14 +6,14 @@ use tokio::runtime::Runtime;
 
 use super::{args, console::Console, exit::Failure};
 use crate::{
-    admin::{Client, Target},
+    admin::{AdminClient, ServerAddress},
     config::{self, ClientSettings, Environment, table::Scope},
 };
 
 /// Settings, server and runtime of one command.
 pub(super) struct Asking {
     pub(super) settings: ClientSettings,
-    pub(super) client: Client,
+    pub(super) client: AdminClient,
     pub(super) runtime: Runtime,
 }
 
@@ -26,18 +26,18 @@ impl Asking {
         let raw = args::raw(matches, &[Scope::Root, Scope::Keys], environment);
         let (settings, _) = console.told(config::load_client(&raw))?;
         Ok(Self {
-            client: Client::new(target(&settings), settings.timeout),
+            client: AdminClient::new(target(&settings), settings.timeout),
             settings,
             runtime: runtime()?,
         })
     }
 }
 
-pub(super) fn target(settings: &ClientSettings) -> Target {
+pub(super) fn target(settings: &ClientSettings) -> ServerAddress {
     if settings.host.is_empty() {
-        Target::Socket(settings.socket.clone())
+        ServerAddress::Socket(settings.socket.clone())
     } else {
-        Target::Host {
+        ServerAddress::Host {
             host: settings.host.clone(),
             port: settings.port,
         }

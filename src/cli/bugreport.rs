@@ -16,7 +16,7 @@ use super::{
     status::Status,
 };
 use crate::{
-    admin::Client,
+    admin::AdminClient,
     config::{self, Environment, OutputFormat, table::Scope},
     version,
 };
@@ -76,7 +76,7 @@ pub(super) fn run(
     let mut format = OutputFormat::Text;
     if let Some(settings) = client {
         format = settings.output;
-        let client = Client::new(target(&settings), settings.timeout);
+        let client = AdminClient::new(target(&settings), settings.timeout);
         let runtime = runtime()?;
         match runtime.block_on(client.status()) {
             Ok(mut status) => {

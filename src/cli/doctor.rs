@@ -23,7 +23,7 @@ use super::{
     output::{self, Output, Table},
 };
 use crate::{
-    admin::{Client, proto::StatusResponse},
+    admin::{AdminClient, proto::StatusResponse},
     config::{self, Environment, Publish, Settings, Tailscale, table::Scope},
     telemetry::chain,
 };
@@ -61,7 +61,7 @@ pub(super) fn run(
 ) -> Result<(), Failure> {
     let raw = args::raw(matches, SCOPES, environment);
     let ((settings, client), _) = console.told(config::load_all(&raw))?;
-    let server = Client::new(target(&client), client.timeout.min(PATIENCE));
+    let server = AdminClient::new(target(&client), client.timeout.min(PATIENCE));
     let checks = runtime()?.block_on(examine(&settings, &server, matches.get_flag("write")));
     let failed = checks
         .0
@@ -118,8 +118,8 @@ impl Output for Checks {
 
 type Found = (Verdict, String);
 
-async fn examine(settings: &Settings, server: &Client, write: bool) -> Checks {
-    let status = async { server.status().await.map_err(|error| error.words) };
+async fn examine(settings: &Settings, server: &AdminClient, write: bool) -> Checks {
+    let status = async { server.status().await.map_err(|error| error.message) };
     let (status, control) = tokio::join!(status, control(&settings.server.tailscale));
     let status = &status;
     let all: Vec<(&'static str, BoxFuture<'_, Found>)> = vec![
@@ -353,7 +353,7 @@ fn key_expiry(status: &Asked, now: Timestamp) -> Found {
     }
 }
 
-async fn whois(status: &Asked, server: &Client) -> Found {
+async fn whois(status: &Asked, server: &AdminClient) -> Found {
     let Ok(status) = status else {
         return skip("no running server to ask");
     };
@@ -364,7 +364,7 @@ async fn whois(status: &Asked, server: &Client) -> Found {
         Ok(known) => ok(format!("the node knows itself as {}", known.node_name)),
         Err(error) => fail(format!(
             "the node cannot say who is at {own}: {}. Nobody gets a token like that; restart the server and send a bugreport",
-            error.words
+            error.message
         )),
     }
 }

@@ -1,6 +1,6 @@
 //! `tailbone keys …`: signing keys of a running server, or of a directory with `--local`.
 //!
-//! Here are the commands, the question before a removal, and the shapes of what is printed. The calls are left to `admin::Client`;
+//! Here are the commands, the question before a removal, and the shapes of what is printed. The calls are left to `admin::AdminClient`;
 //! `--local` does the same through `jwks::life`, without a server.
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -15,9 +15,9 @@ use super::{
     prompt,
 };
 use crate::{
-    admin::{self, CallError, Client, Target, proto},
+    admin::{self, AdminClient, CallError, Impact, ServerAddress, proto},
     config::{self, ClientSettings, Environment, OutputFormat, Purpose, table::Scope},
-    jwks::life::{Impact, KeyLife, LifeError, Report},
+    jwks::life::{KeyLife, LifeError, Report},
 };
 
 pub(super) fn command() -> Command {
@@ -93,14 +93,14 @@ pub(super) fn run(
         }
     } else {
         let target = if settings.host.is_empty() {
-            Target::Socket(settings.socket.clone())
+            ServerAddress::Socket(settings.socket.clone())
         } else {
-            Target::Host {
+            ServerAddress::Host {
                 host: settings.host.clone(),
                 port: settings.port,
             }
         };
-        Keys::Server(Client::new(target, settings.timeout))
+        Keys::Server(AdminClient::new(target, settings.timeout))
     };
     let mut command = Invocation {
         keys,
@@ -128,7 +128,7 @@ enum Keys {
         spec: config::KeySpec,
     },
     /// Those of a running server.
-    Server(Client),
+    Server(AdminClient),
 }
 
 /// Why the keys were not listed or changed.
@@ -154,7 +154,7 @@ impl Invocation {
             Keys::Server(client) => Ok((client.generate(size, algorithm).await?.key, None)),
             Keys::Local { life, spec } => {
                 let made = life.generate(Some(*spec), Timestamp::now()).await?;
-                Ok((Some(admin::key(&made.key)), Some(made.report)))
+                Ok((Some(admin::wire_key(&made.key)), Some(made.report)))
             }
         });
         let (key, report) = made.map_err(|error| prefixed("failed to generate keys", error))?;
@@ -202,7 +202,7 @@ impl Invocation {
             Keys::Server(client) => Ok((client.remove(kid.to_owned(), force).await?, None)),
             Keys::Local { life, .. } => {
                 let removed = life.remove(kid, Timestamp::now()).await?;
-                let remaining = removed.remaining.iter().map(admin::key).collect();
+                let remaining = removed.remaining.iter().map(admin::wire_key).collect();
                 Ok((remaining, Some(removed.report)))
             }
         });
@@ -230,7 +230,7 @@ impl Invocation {
                     .signs_since
                     .map(Timestamp::as_second)
                     .unwrap_or_default();
-                Ok((Some(admin::key(&made.key)), from, Some(made.report)))
+                Ok((Some(admin::wire_key(&made.key)), from, Some(made.report)))
             }
         });
         let (key, signs_from, report) =
@@ -279,7 +279,10 @@ async fn list(keys: &Keys) -> Result<(Vec<proto::Key>, Option<Report>), KeysErro
         Keys::Server(client) => Ok((client.list().await?, None)),
         Keys::Local { life, .. } => {
             let report = life.list(Timestamp::now()).await?;
-            Ok((report.keys.iter().map(admin::key).collect(), Some(report)))
+            Ok((
+                report.keys.iter().map(admin::wire_key).collect(),
+                Some(report),
+            ))
         }
     }
 }

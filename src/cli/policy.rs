@@ -15,7 +15,7 @@ use super::{
     output::{self, Output, Table},
 };
 use crate::{
-    admin::{Client, Target},
+    admin::{AdminClient, ServerAddress},
     config::{self, ClientSettings, Environment, OutputFormat, table::Scope},
     identity::Visitor,
     policy::{Decision, Host, LoadError, Path, RuleId, Rules, Step, Store, What, Who},
@@ -169,7 +169,7 @@ fn test(
 
 /// Who has the address, by the running server; nobody where the tailnet knows no such node or no longer vouches for it.
 fn live(address: &str, settings: ClientSettings) -> Result<Option<Visitor>, Failure> {
-    let client = Client::new(Target::Socket(settings.socket), settings.timeout);
+    let client = AdminClient::new(ServerAddress::Socket(settings.socket), settings.timeout);
     let answer = match ask::runtime()?.block_on(client.who_is(address.to_owned())) {
         Err(error) if error.code == tonic::Code::NotFound => return Ok(None),
         answer => answer.map_err(Failure::failed)?,

@@ -6,7 +6,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::{args, ask::Asking, ask::target, console::Console, exit::Failure, status};
 use crate::{
-    admin::Client,
+    admin::AdminClient,
     config::{Environment, duration, table::Scope},
 };
 
@@ -37,10 +37,10 @@ pub(super) fn run(
         let began = Instant::now();
         loop {
             let left = whole.saturating_sub(began.elapsed());
-            let last = match Client::new(target.clone(), left).status().await {
+            let last = match AdminClient::new(target.clone(), left).status().await {
                 Ok(status) if status.ready => return None,
                 Ok(status) => status::held(&status),
-                Err(error) => error.words,
+                Err(error) => error.message,
             };
             if left <= PAUSE {
                 return Some(last);

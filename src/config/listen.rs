@@ -263,7 +263,7 @@ impl Reader<'_> {
         }
     }
 
-    fn collision(&mut self, one: &Listener, other: &Listener) {
+    fn collision(&mut self, one: &ConfiguredListener, other: &ConfiguredListener) {
         let (one_row, other_row) = (self.row_of(one), self.row_of(other));
         let (first, second) = (self.typed(one_row).origin, self.typed(other_row).origin);
         let (row, named) = if first == Origin::Default {
@@ -282,93 +282,94 @@ impl Reader<'_> {
     }
 
     /// The setting that says where the listener is.
-    fn row_of(&self, listener: &Listener) -> &'static Row {
+    fn row_of(&self, listener: &ConfiguredListener) -> &'static Row {
         if self.is_typed(listener.row) {
             listener.row
         } else {
-            listener.older
+            listener.legacy_row
         }
     }
 }
 
 /// A listener, with the settings that may say where it is.
-struct Listener {
+struct ConfiguredListener {
     name: &'static str,
     row: &'static Row,
-    older: &'static Row,
+    legacy_row: &'static Row,
     listen: Listen,
 }
 
 /// The listeners of the components that are switched on.
-fn listeners(settings: &Settings) -> Vec<Listener> {
-    let mut all = Vec::new();
-    let mut add = |component, name, row, older, listen: &[Listen]| {
-        if settings.components.contains(&component) {
-            all.extend(listen.iter().cloned().map(|listen| Listener {
-                name,
-                row,
-                older,
-                listen,
-            }));
+fn listeners(settings: &Settings) -> Vec<ConfiguredListener> {
+    let components = settings.components.iter();
+    components
+        .flat_map(|component| listeners_of(*component, settings))
+        .collect()
+}
+
+/// The listeners of a component: the compiler refuses one that is missing here.
+fn listeners_of(component: Component, settings: &Settings) -> Vec<ConfiguredListener> {
+    match component {
+        Component::Issuer => configured(
+            "issuer",
+            &server::LISTEN,
+            &server::PORT,
+            &settings.server.listen,
+        ),
+        Component::Admin => configured(
+            "admin API",
+            &admin::LISTEN,
+            &admin::PORT,
+            &settings.admin.listen,
+        ),
+        Component::Metrics => configured(
+            "metrics",
+            &metrics::LISTEN,
+            &metrics::PORT,
+            &settings.metrics.listen,
+        ),
+        Component::Gate => {
+            let mut listeners =
+                configured("gate", &gate::LISTEN, &gate::PORT, &settings.gate.listen);
+            listeners.extend(configured(
+                "the gate's forward-auth",
+                &gate::AUTH_LISTEN,
+                &gate::AUTH_PORT,
+                &settings.gate.auth.listen,
+            ));
+            listeners
         }
-    };
-    let Settings {
-        server,
-        admin,
-        metrics,
-        gate,
-        sts,
-        ..
-    } = settings;
-    add(
-        Component::Issuer,
-        "issuer",
-        &server::LISTEN,
-        &server::PORT,
-        &server.listen,
-    );
-    add(
-        Component::Admin,
-        "admin API",
-        &admin::LISTEN,
-        &admin::PORT,
-        &admin.listen,
-    );
-    add(
-        Component::Metrics,
-        "metrics",
-        &metrics::LISTEN,
-        &metrics::PORT,
-        &metrics.listen,
-    );
-    add(
-        Component::Gate,
-        "gate",
-        &gate::LISTEN,
-        &gate::PORT,
-        &gate.listen,
-    );
-    add(
-        Component::Gate,
-        "the gate's forward-auth",
-        &gate::AUTH_LISTEN,
-        &gate::AUTH_PORT,
-        &gate.auth.listen,
-    );
-    let (host, tailnet): (Vec<_>, Vec<_>) = sts
-        .listen
-        .iter()
-        .cloned()
-        .partition(|listen| matches!(listen, Listen::Host { .. }));
-    add(Component::Sts, "sts", &sts::LISTEN, &sts::PORT, &tailnet);
-    add(
-        Component::Sts,
-        "sts at the host",
-        &sts::LISTEN,
-        &sts::HOST_LISTEN,
-        &host,
-    );
-    all
+        Component::Sts => {
+            let is_host = |listen: &Listen| matches!(listen, Listen::Host { .. });
+            let listen = settings.sts.listen.iter().cloned();
+            let (host, tailnet): (Vec<_>, Vec<_>) = listen.partition(is_host);
+            let mut listeners = configured("sts", &sts::LISTEN, &sts::PORT, &tailnet);
+            listeners.extend(configured(
+                "sts at the host",
+                &sts::LISTEN,
+                &sts::HOST_LISTEN,
+                &host,
+            ));
+            listeners
+        }
+    }
+}
+
+fn configured(
+    name: &'static str,
+    row: &'static Row,
+    legacy_row: &'static Row,
+    listen: &[Listen],
+) -> Vec<ConfiguredListener> {
+    let listen = listen.iter().cloned();
+    listen
+        .map(|listen| ConfiguredListener {
+            name,
+            row,
+            legacy_row,
+            listen,
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -4,14 +4,14 @@
 //! `raw.rs` finds what is typed for it (`file.rs` reads files, `otel.rs` the variables of
 //! OpenTelemetry), and the section's reader makes a checked value of it with the methods of
 //! `read.rs` (`meaning.rs` reads one text). `load.rs` puts the sections together, `listen.rs` says
-//! where each component listens, `exchange.rs` takes over what may change while the server runs,
+//! where each component listens, `reload.rs` applies what may change while the server runs,
 //! and `report.rs` says what is wrong.
 //!
 //! Every mistake is reported at once with its origin, and no message contains a secret. The command
 //! line takes its flags from the table; how they are parsed is its own business.
 
 pub mod duration;
-mod exchange;
+
 mod file;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -21,11 +21,11 @@ mod meaning;
 mod otel;
 mod raw;
 mod read;
+mod reload;
 mod report;
 pub mod sections;
 pub mod table;
 
-pub use exchange::Exchanged;
 pub use listen::Listen;
 pub use load::{
     Purpose, Settings, load, load_all, load_client, load_output, load_policy, load_with_output,
@@ -33,6 +33,7 @@ pub use load::{
 pub use meaning::Binding;
 pub use raw::{Environment, Flags, Raw, Typed, Value};
 pub use read::{Entry, Loaded, Origins};
+pub use reload::Reloaded;
 pub use report::{Mistake, Mistakes, Origin, Remark, Warning};
 pub use sections::{
     admin::{Admin, Authorization},

@@ -6,9 +6,9 @@ use std::{io, sync::Arc};
 use ::http::Extensions;
 use axum::Router;
 
-use super::StartError;
+use super::ServerError;
 use crate::{
-    admin::{Admin, Socket, SocketError, router},
+    admin::{AdminApi, AdminSocket, AdminSocketError, router},
     config::{Authorization, Component, Settings},
     http::{
         layers,
@@ -23,15 +23,15 @@ pub(super) fn routes(
     settings: &Settings,
     keys: &KeyLife,
     state: &ServerState,
-) -> Result<Router, StartError> {
-    let admin = Admin {
+) -> Result<Router, ServerError> {
+    let admin = AdminApi {
         keys: keys.clone(),
         spec: settings.keys.spec,
         mode: settings.admin.authorization,
         state: state.clone(),
         changes: Arc::default(),
     };
-    let router = router(admin).map_err(|error| StartError::Runtime(io::Error::other(error)))?;
+    let router = router(admin).map_err(|error| ServerError::Runtime(io::Error::other(error)))?;
     if settings.admin.authorization == Authorization::Open
         && settings.components.contains(&Component::Admin)
     {
@@ -49,19 +49,19 @@ pub(super) fn routes(
 /// If the socket cannot be made, the server starts without it and warns, because tokens are more
 /// important. Only a socket of another live server ends the start: two servers on one state
 /// directory ruin it.
-pub(super) fn local(
+pub(super) fn serve_local_socket(
     settings: &Settings,
     router: Router,
     limits: LiveLimits,
     listeners: &Listeners,
-) -> Result<Option<Server>, StartError> {
-    match Socket::bind(&settings.admin.socket) {
+) -> Result<Option<Server>, ServerError> {
+    match AdminSocket::bind(&settings.admin.socket) {
         Ok(socket) => {
             tracing::info!(target: "server", socket = %settings.admin.socket.display(), "local admin socket open");
             let identify = |requester| {
-                let mut known = Extensions::new();
-                known.insert(requester);
-                known
+                let mut extensions = Extensions::new();
+                extensions.insert(requester);
+                extensions
             };
             let server = serve("admin socket", socket, router, limits, identify);
             listeners.add(Listening {
@@ -71,9 +71,9 @@ pub(super) fn local(
             });
             Ok(Some(server))
         }
-        Err(error @ SocketError::Live { .. }) => Err(error.into()),
+        Err(error @ AdminSocketError::InUse { .. }) => Err(error.into()),
         Err(error) => {
-            tracing::warn!(target: "admin", error = crate::telemetry::chain(&error), "there is no local admin socket");
+            tracing::warn!(target: "admin", error = crate::telemetry::chain(&error), "the local admin socket is not available");
             Ok(None)
         }
     }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use crate::{
-    admin::SocketError,
+    admin::AdminSocketError,
     http::{tls::TlsError, unix::BindError},
     jwks::life::LifeError,
     part,
@@ -14,22 +14,22 @@ use crate::{
 /// A failed start, or a daemon that could not go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum StartError {
-    #[error("cannot start the runtime or take the signals: {0}")]
+pub enum ServerError {
+    #[error("cannot start the runtime or install the signal handlers: {0}")]
     Runtime(#[source] std::io::Error),
     #[error("traces and metrics cannot be exported (server.telemetry.otlp)")]
     Otlp(#[from] NoCollector),
     #[error("the component {name} cannot be started")]
     Part {
         name: &'static str,
-        source: part::BuildError,
+        source: part::PartError,
     },
     #[error("cannot listen at the host address {addr}")]
-    Host {
+    HostListener {
         addr: SocketAddr,
         source: std::io::Error,
     },
-    #[error("the socket {} for {name} cannot be made", path.display())]
+    #[error("the socket {} for {name} cannot be created", path.display())]
     UnixSocket {
         name: &'static str,
         path: PathBuf,
@@ -42,21 +42,21 @@ pub enum StartError {
     #[error(transparent)]
     Join(#[from] JoinError),
     #[error(transparent)]
-    Socket(#[from] SocketError),
-    #[error("cannot listen for {what} on the tailnet at {addr}")]
-    Listen {
-        what: &'static str,
+    AdminSocket(#[from] AdminSocketError),
+    #[error("cannot listen for {name} on the tailnet at {addr}")]
+    TailnetListener {
+        name: &'static str,
         addr: tailnet::ListenAddr,
         source: tailnet::Error,
     },
-    #[error("the {what} listener failed")]
-    ListenerDied {
-        what: &'static str,
+    #[error("the {name} listener failed")]
+    ListenerFailed {
+        name: &'static str,
         source: std::io::Error,
     },
 }
 
-impl StartError {
+impl ServerError {
     /// Joining has its own codes (see `tailnet::join`); everything else is 1.
     pub fn exit_code(&self) -> u8 {
         match self {

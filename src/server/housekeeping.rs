@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{StartError, runtime};
+use super::{ServerError, runtime};
 use crate::{
     config::Settings,
     jwks::life::{Housekeeping, Report},
@@ -13,7 +13,7 @@ use crate::{
 ///
 /// It never makes a first key: without one, no server has been started yet, and a cron job should
 /// not create one.
-pub fn housekeeping(settings: &Settings, dry_run: bool) -> Result<Report, StartError> {
+pub fn housekeeping(settings: &Settings, dry_run: bool) -> Result<Report, ServerError> {
     runtime()?.block_on(async {
         let keys = settings.keys.life();
         let report = keys

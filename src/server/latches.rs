@@ -17,36 +17,36 @@ use crate::{
 
 /// The document is read at least twice a minute. A server that could not read it for this long is
 /// cut off from the place that verifiers read.
-const READ_WITHIN: SignedDuration = SignedDuration::from_mins(15);
+const STALE_AFTER: SignedDuration = SignedDuration::from_mins(15);
 
 /// Adds all latches; those of `keys` only if something signs with them. Returns the switch of
 /// `listeners-up`, for the caller to release.
-pub(super) fn add(state: &ServerState, keys: Option<&KeyLife>) -> Switch {
+pub(super) fn register(state: &ServerState, keys: Option<&KeyLife>) -> Switch {
     let readiness = &state.readiness;
     // Not a clone of `state`: it owns the latches, so it would keep itself alive.
     let membership = state.membership.clone();
     readiness.latch("node-running", move |now| {
-        on_the_tailnet(&membership.state(now))
+        node_running(&membership.state(now))
     });
     let listeners = readiness.switch(
         "listeners-up",
         "the server does not listen yet, or no longer",
     );
     if let Some(keys) = keys {
-        let ring = keys.ring().clone();
-        readiness.latch("key-signs", move |_| match ring.signer() {
+        let current_keys = keys.ring().clone();
+        readiness.latch("key-signs", move |_| match current_keys.signer() {
             Ok(_) => Ok(()),
             Err(reason) => Err(reason.to_string()),
         });
-        let ring = keys.ring().clone();
+        let current_keys = keys.ring().clone();
         readiness.latch("jwks-read", move |now| {
-            read_lately(ring.snapshot().document_read, now)
+            document_freshness(current_keys.snapshot().document_read, now)
         });
     }
     listeners
 }
 
-fn on_the_tailnet(state: &JoinState) -> Result<(), String> {
+fn node_running(state: &JoinState) -> Result<(), String> {
     match state {
         JoinState::Running => Ok(()),
         // Whoever opens the URL owns the node, so only the log and the local socket show it.
@@ -57,10 +57,10 @@ fn on_the_tailnet(state: &JoinState) -> Result<(), String> {
     }
 }
 
-fn read_lately(read: Option<Timestamp>, now: Timestamp) -> State {
+fn document_freshness(read: Option<Timestamp>, now: Timestamp) -> State {
     match read {
         None => State::Held("the published document was never read".to_owned()),
-        Some(read) if now.duration_since(read) > READ_WITHIN => State::Degraded(format!(
+        Some(read) if now.duration_since(read) > STALE_AFTER => State::Degraded(format!(
             "the published document was last read {} minutes ago; tokens go on under the keys that were published then, and no key \
              is rotated",
             now.duration_since(read).as_mins()
@@ -76,17 +76,20 @@ mod tests {
     #[test]
     fn a_document_that_was_never_read_holds_and_one_not_read_for_long_degrades() {
         let at = |second| Timestamp::from_second(second).unwrap();
-        assert!(matches!(read_lately(None, at(0)), State::Held(_)));
+        assert!(matches!(document_freshness(None, at(0)), State::Held(_)));
         assert_eq!(
-            read_lately(Some(at(1000)), at(1000 + 15 * 60)),
+            document_freshness(Some(at(1000)), at(1000 + 15 * 60)),
             State::Released
         );
-        let State::Degraded(reason) = read_lately(Some(at(1000)), at(1000 + 16 * 60)) else {
+        let State::Degraded(reason) = document_freshness(Some(at(1000)), at(1000 + 16 * 60)) else {
             panic!("not degraded");
         };
         assert!(reason.contains("last read 16 minutes ago"), "{reason}");
         // A clock set back makes nothing older.
-        assert_eq!(read_lately(Some(at(100_000)), at(1000)), State::Released);
+        assert_eq!(
+            document_freshness(Some(at(100_000)), at(1000)),
+            State::Released
+        );
     }
 
     #[test]
@@ -94,6 +97,6 @@ mod tests {
         let state = JoinState::NeedsLogin {
             url: "https://login.example/secret".into(),
         };
-        assert!(!on_the_tailnet(&state).unwrap_err().contains("secret"));
+        assert!(!node_running(&state).unwrap_err().contains("secret"));
     }
 }

@@ -15,17 +15,16 @@
 
 mod admin;
 mod error;
+mod go_runtime;
 mod housekeeping;
-mod keys;
+mod join_screen;
+mod key_maintenance;
 mod latches;
-mod listen;
-mod live;
-mod memory;
+mod listeners;
+mod live_settings;
 mod node;
-mod notify;
 mod parts;
-mod processors;
-mod screen;
+mod supervisor;
 
 use std::{
     io,
@@ -35,17 +34,20 @@ use std::{
 
 use tokio::{task::JoinHandle, time::MissedTickBehavior};
 
-pub use error::StartError;
+pub use error::ServerError;
 pub use housekeeping::{housekeeping, succeeded};
 
-use self::{keys::Keeper, listen::Opener, live::Live, notify::Supervisor, parts::Parts};
+use self::{
+    key_maintenance::KeyMaintenance, listeners::ListenerOpener, live_settings::LiveSettings,
+    parts::RunningParts, supervisor::Supervisor,
+};
 use crate::{
     config::Settings,
     http::host::NodeNames,
     identity::{Callers, Directory},
     jwks::life::KeyLife,
     keys::SigningQueue,
-    metrics::Metrics,
+    metrics::MetricSources,
     part::{Context, ServerState},
     signals::{Signal, Signals},
     tailnet::{self, Node, join::JoinState, runtime_stats},
@@ -54,41 +56,41 @@ use crate::{
 };
 
 /// How long an ephemeral node may take to log out at the control server.
-const LOGOUT: Duration = Duration::from_secs(3);
+const LOGOUT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long the node may take to copy the last answers out of our buffers, and its TCP to send
 /// them.
-const PUMPING: Duration = Duration::from_secs(1);
-const SENDING: Duration = Duration::from_millis(100);
+const COPY_TIMEOUT: Duration = Duration::from_secs(1);
+const SEND_TIME: Duration = Duration::from_millis(100);
 
 /// How long the collector may take for the last traces and metrics if the requests used up the
 /// grace time.
-const LEAST_FLUSH: Duration = Duration::from_millis(500);
+const MIN_FLUSH_TIME: Duration = Duration::from_millis(500);
 
 /// The time between two checks of files that may change while the server runs.
-const TICK: Duration = Duration::from_secs(5);
+const FILE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// `tailbone server start`: returns when asked to stop, or when it cannot continue. `load` loads
 /// the settings again for a reload, or says why it cannot.
 pub fn start(
     settings: &Settings,
     load: impl Fn() -> Result<Settings, String>,
-) -> Result<(), StartError> {
+) -> Result<(), ServerError> {
     runtime()?.block_on(run(settings, load))
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, StartError> {
+fn runtime() -> Result<tokio::runtime::Runtime, ServerError> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("tb-worker")
         .build()
-        .map_err(StartError::Runtime)
+        .map_err(ServerError::Runtime)
 }
 
 async fn run(
     settings: &Settings,
     load: impl Fn() -> Result<Settings, String>,
-) -> Result<(), StartError> {
+) -> Result<(), ServerError> {
     let otlp = settings
         .server
         .otlp
@@ -97,28 +99,28 @@ async fn run(
         .transpose()?;
     telemetry::log::init(&settings.log, otlp.as_ref());
     tracing::info!(target: "server", version = version::VERSION, commit = version::COMMIT, "starting tailbone server");
-    let supervisor = Supervisor::of_process();
-    let mut signals = Signals::install().map_err(StartError::Runtime)?;
+    let supervisor = Supervisor::from_environment();
+    let mut signals = Signals::install().map_err(ServerError::Runtime)?;
     let mut daemon = tokio::select! {
         daemon = Daemon::start(settings, supervisor, otlp) => daemon?,
         signal = stop_signal(&mut signals) => {
-            let signal = signal.map_err(StartError::Runtime)?;
-            tracing::info!(target: "server", ?signal, "stopped before the start was done");
+            let signal = signal.map_err(ServerError::Runtime)?;
+            tracing::info!(target: "server", ?signal, "stopped before the start was complete");
             return Ok(());
         }
     };
-    let outcome = daemon.until(&mut signals, load).await;
+    let outcome = daemon.run(&mut signals, load).await;
     daemon.supervisor.stopping();
     tokio::select! {
         () = daemon.stop() => {}
         _ = stop_signal(&mut signals) => {
-            tracing::warn!(target: "server", "a second signal: ending at once");
+            tracing::warn!(target: "server", "second signal: exiting at once");
         }
     }
     outcome
 }
 
-/// Waits for a signal to stop. Hang-ups are ignored: outside of [`Daemon::until`] there is nothing
+/// Waits for a signal to stop. Hang-ups are ignored: outside of [`Daemon::run`] there is nothing
 /// to reload.
 async fn stop_signal(signals: &mut Signals) -> io::Result<Signal> {
     loop {
@@ -133,14 +135,14 @@ async fn stop_signal(signals: &mut Signals) -> io::Result<Signal> {
 struct Daemon {
     node: Arc<dyn Node>,
     keys: KeyLife,
-    keeper: Keeper,
-    parts: Parts,
-    follow: JoinHandle<()>,
-    live: Live,
+    key_maintenance: KeyMaintenance,
+    parts: RunningParts,
+    node_follower: JoinHandle<()>,
+    live_settings: LiveSettings,
     meter: Meter,
     otlp: Option<Otlp>,
     /// The latch `listeners-up`; held again when the server ends.
-    up: Switch,
+    listeners_up: Switch,
     /// The keys are loaded too, and the supervisor has been told.
     ready: bool,
     supervisor: Supervisor,
@@ -152,37 +154,39 @@ impl Daemon {
         settings: &Settings,
         supervisor: Supervisor,
         mut otlp: Option<Otlp>,
-    ) -> Result<Self, StartError> {
-        node::state_directory(&settings.server.tailscale)?;
+    ) -> Result<Self, ServerError> {
+        node::prepare_state_directory(&settings.server.tailscale)?;
         let state = ServerState::default();
-        let live = Live::new(settings);
+        let live_settings = LiveSettings::new(settings);
         let meter = Meter::default();
-        let signs = parts::needs_keys(settings);
+        let needs_keys = parts::needs_keys(settings);
         let keys = settings.keys.life();
-        let up = latches::add(&state, signs.then_some(&keys));
-        memory::limit(settings.server.memory).await;
-        let administration = admin::routes(settings, &keys, &state)?;
-        let socket = admin::local(
+        let listeners_up = latches::register(&state, needs_keys.then_some(&keys));
+        go_runtime::limit_memory(settings.server.memory).await;
+        let admin_routes = admin::routes(settings, &keys, &state)?;
+        let socket = admin::serve_local_socket(
             settings,
-            administration.clone(),
-            live.limits.clone(),
+            admin_routes.clone(),
+            live_settings.limits.clone(),
             &state.listeners,
         )?;
-        let mut keeper = if signs {
-            Keeper::start(keys.clone(), meter.clone())
+        let mut key_maintenance = if needs_keys {
+            KeyMaintenance::start(keys.clone(), meter.clone())
         } else {
-            Keeper::default()
+            KeyMaintenance::default()
         };
-        let news = |join: JoinState| {
+        let report_join_state = |join: JoinState| {
             supervisor.status(join.code());
             state.membership.joining(join);
         };
         let serving = async {
-            let node = node::joined(&settings.server.tailscale, &settings.log, news).await?;
+            let node =
+                node::join_tailnet(&settings.server.tailscale, &settings.log, report_join_state)
+                    .await?;
             state.membership.joined(node.clone());
             let names = NodeNames::default();
-            node::name(&node, &names);
-            let callers = Callers::new(live.limits.clone());
+            node::update_names(&node, &names);
+            let callers = Callers::new(live_settings.limits.clone());
             let context = Context {
                 node: node.clone(),
                 directory: Directory::with(node.clone(), meter.clone(), Some(callers)),
@@ -190,66 +194,66 @@ impl Daemon {
                 signing: Arc::new(SigningQueue::new(|work| tailnet::together(work))),
                 meter: meter.clone(),
                 state: state.clone(),
-                administration,
+                admin_routes,
             };
             if let Some(otlp) = &mut otlp {
-                let metrics = Metrics::of(&context);
+                let metrics = MetricSources::from_context(&context);
                 otlp.measure(move || {
                     let metrics = metrics.clone();
                     async move { metrics.registry().await }
                 });
             }
-            let opener = Opener {
+            let opener = ListenerOpener {
                 context,
-                limits: live.limits.clone(),
+                limits: live_settings.limits.clone(),
                 names: names.clone(),
                 hosts: settings.server.allowed_hosts.clone(),
             };
-            let parts = Parts::start(settings, opener, socket).await?;
-            up.release();
-            Ok::<_, StartError>((node, parts, names))
+            let parts = RunningParts::start(settings, opener, socket).await?;
+            listeners_up.release();
+            Ok::<_, ServerError>((node, parts, names))
         };
         let (node, parts, names) = tokio::select! {
             served = serving => served?,
             // The server is useless without keys, so a failure to load them ends the start.
-            Err(failed) = keeper.loaded() => return Err(failed.into()),
+            Err(failed) = key_maintenance.loaded() => return Err(failed.into()),
         };
-        processors::limit().await;
-        let follow = tokio::spawn(node::follow(node.clone(), names));
+        go_runtime::limit_processors().await;
+        let node_follower = tokio::spawn(node::follow_node(node.clone(), names));
         Ok(Self {
             node,
             keys,
-            keeper,
+            key_maintenance,
             parts,
-            follow,
-            live,
+            node_follower,
+            live_settings,
             meter,
             otlp,
-            up,
+            listeners_up,
             ready: false,
             supervisor,
         })
     }
 
     /// Runs until a signal says stop, or a listener fails.
-    async fn until(
+    async fn run(
         &mut self,
         signals: &mut Signals,
         load: impl Fn() -> Result<Settings, String>,
-    ) -> Result<(), StartError> {
-        let mut ticks = tokio::time::interval(TICK);
+    ) -> Result<(), ServerError> {
+        let mut ticks = tokio::time::interval(FILE_CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                signal = signals.next() => match signal.map_err(StartError::Runtime)? {
+                signal = signals.next() => match signal.map_err(ServerError::Runtime)? {
                     Signal::Hangup => self.reload(load()),
                     signal => {
                         tracing::info!(target: "server", ?signal, "shutting down listeners");
                         return Ok(());
                     }
                 },
-                died = self.parts.listener_died() => return Err(died),
-                loaded = self.keeper.loaded(), if !self.ready => {
+                failed = self.parts.listener_failed() => return Err(failed),
+                loaded = self.key_maintenance.loaded(), if !self.ready => {
                     loaded?;
                     self.ready = true;
                     self.supervisor.ready();
@@ -268,47 +272,47 @@ impl Daemon {
         if self.ready {
             self.supervisor.reloading();
         }
-        self.keeper.look();
+        self.key_maintenance.check_now();
         self.meter.reloaded(new.is_ok());
         match new {
             Err(error) => {
                 tracing::error!(target: "server", error, "settings not reloaded; the old ones stay in force");
             }
             Ok(new) => {
-                let exchanged = self.live.exchange(&new, &self.keys);
-                tracing::info!(target: "server", changed = exchanged.done.join(", "), "settings and keys reloaded");
-                if !exchanged.left.is_empty() {
-                    tracing::warn!(target: "server", settings = exchanged.left.join(", "), "changed settings that need a restart");
+                let reloaded = self.live_settings.reload(&new, &self.keys);
+                tracing::info!(target: "server", changed = reloaded.applied.join(", "), "settings and keys reloaded");
+                if !reloaded.needs_restart.is_empty() {
+                    tracing::warn!(target: "server", settings = reloaded.needs_restart.join(", "), "changed settings that need a restart");
                 }
             }
         }
-        self.parts.reload(self.live.settings());
+        self.parts.reload(self.live_settings.current());
         if self.ready {
             self.supervisor.ready();
         }
     }
 
     async fn stop(&mut self) {
-        self.up.hold();
-        let settings = self.live.settings();
-        let began = Instant::now();
+        self.listeners_up.hold();
+        let settings = self.live_settings.current();
+        let started = Instant::now();
         self.parts.stop(settings.server.grace).await;
-        telemetry::audit::tell_repeated(began, true);
+        telemetry::audit::tell_repeated(started, true);
         // The collector gets what is left of the grace time.
-        let left = settings.server.grace.saturating_sub(began.elapsed());
+        let remaining = settings.server.grace.saturating_sub(started.elapsed());
         let flushed = async {
             if let Some(otlp) = &mut self.otlp {
-                otlp.stop(left.max(LEAST_FLUSH)).await;
+                otlp.stop(remaining.max(MIN_FLUSH_TIME)).await;
             }
         };
-        tokio::join!(flushed, answers_have_left());
+        tokio::join!(flushed, drain_answers());
         tracing::info!(target: "server", "shutting down Tailscale server");
         if settings.server.tailscale.ephemeral
-            && let Err(error) = self.node.logout(LOGOUT).await
+            && let Err(error) = self.node.logout(LOGOUT_TIMEOUT).await
         {
             tracing::warn!(target: "ts", %error, "the ephemeral node could not log out; the control server forgets it later");
         }
-        self.follow.abort();
+        self.node_follower.abort();
         self.node.close().await;
         tracing::info!(target: "server", "stopped");
     }
@@ -316,13 +320,13 @@ impl Daemon {
 
 /// Waits until the last answers have been sent. A finished answer is first in our buffers, then in
 /// the node's TCP, and closing the node discards both.
-async fn answers_have_left() {
-    let pumped = async {
+async fn drain_answers() {
+    let copied = async {
         while runtime_stats().await.is_ok_and(|stats| stats.conns > 0) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     // A peer that keeps its connection open without reading is not waited for longer.
-    let _ = tokio::time::timeout(PUMPING, pumped).await;
-    tokio::time::sleep(SENDING).await;
+    let _ = tokio::time::timeout(COPY_TIMEOUT, copied).await;
+    tokio::time::sleep(SEND_TIME).await;
 }

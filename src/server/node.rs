@@ -1,12 +1,12 @@
 //! Joins the tailnet with the settings' node, and logs each change of its state. A line that
-//! repeats while the node joins is logged once, and then every [`QUIET`] with a count.
+//! repeats while the node joins is logged once, and then every [`REPEAT_INTERVAL`] with a count.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::screen::Screen;
+use super::join_screen::JoinScreen;
 use crate::{
     config::{Log, LogLevel, Tailscale},
     http::host::NodeNames,
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Fails if the state directory can never be made.
-pub(super) fn state_directory(settings: &Tailscale) -> Result<(), JoinError> {
+pub(super) fn prepare_state_directory(settings: &Tailscale) -> Result<(), JoinError> {
     if settings.wait_for_dir {
         return Ok(());
     }
@@ -27,21 +27,21 @@ pub(super) fn state_directory(settings: &Tailscale) -> Result<(), JoinError> {
 }
 
 /// Joins the tailnet.
-pub(super) async fn joined(
+pub(super) async fn join_tailnet(
     settings: &Tailscale,
     log: &Log,
-    news: impl Fn(JoinState),
+    on_state: impl Fn(JoinState),
 ) -> Result<Arc<dyn Node>, JoinError> {
-    let config = config(settings, log);
+    let config = node_config(settings, log);
     let plan = Plan::new(settings.join_retry, settings.join_timeout, config.has_key());
     let make = || async { Ok(Arc::new(EmbeddedNode::start(&config).await?) as Arc<dyn Node>) };
-    let screen = Screen::of_process(log);
-    let mut repeats = Repeats::default();
+    let screen = JoinScreen::of_terminal(log);
+    let mut repeated = RepeatedLines::default();
     let node = join(make, plan, |progress| {
         if let Progress::State(state) = &progress {
-            news(JoinState::clone(state));
+            on_state(JoinState::clone(state));
         }
-        told(progress, screen.as_ref(), &mut repeats);
+        report_progress(progress, screen.as_ref(), &mut repeated);
     })
     .await?;
     drop(screen);
@@ -55,13 +55,13 @@ pub(super) async fn joined(
             target: "ts",
             wanted = settings.hostname,
             name = status.name,
-            "the tailnet knows this node under another name: the wanted one is taken by another node"
+            "the tailnet knows this node under another name: another node has the wanted one"
         );
     }
     Ok(node)
 }
 
-fn config(settings: &Tailscale, log: &Log) -> Config {
+fn node_config(settings: &Tailscale, log: &Log) -> Config {
     Config {
         log_level: match log.level {
             LogLevel::Trace => tailnet::LogLevel::Trace,
@@ -73,36 +73,40 @@ fn config(settings: &Tailscale, log: &Log) -> Config {
     }
 }
 
-fn told(progress: Progress<'_>, screen: Option<&Screen>, repeats: &mut Repeats) {
+fn report_progress(
+    progress: Progress<'_>,
+    screen: Option<&JoinScreen>,
+    repeated: &mut RepeatedLines,
+) {
     match progress {
         Progress::State(state) => {
-            let below = screen.is_some_and(Screen::tells_the_address);
-            let times = match state {
+            let on_screen = screen.is_some_and(JoinScreen::shows_login_address);
+            let due = match state {
                 // A new login address is always logged.
                 JoinState::NeedsLogin { .. } => Some(None),
-                _ => repeats.told(&state.to_string(), Instant::now()),
+                _ => repeated.due(&state.to_string(), Instant::now()),
             };
-            if let Some(times) = times {
+            if let Some(times) = due {
                 match state {
-                    JoinState::NeedsLogin { .. } if below => {
-                        tracing::warn!(target: "ts", state = state.code(), times, "{NEEDS_LOGIN} Where is told below (or set server.tailscale.authkey)");
+                    JoinState::NeedsLogin { .. } if on_screen => {
+                        tracing::warn!(target: "ts", state = state.code(), times, "{NEEDS_LOGIN} The address is below (or set server.tailscale.authkey)");
                     }
-                    _ => state_line(state, times),
+                    _ => log_state(state, times),
                 }
             }
             if let Some(screen) = screen {
-                screen.state(state);
+                screen.show_state(state);
             }
         }
         Progress::StartFailed { error, pause } => {
-            if let Some(times) = repeats.told(&error.to_string(), Instant::now()) {
-                tracing::warn!(target: "ts", %error, pause = ?pause, times, "the node would not start; trying again");
+            if let Some(times) = repeated.due(&error.to_string(), Instant::now()) {
+                tracing::warn!(target: "ts", %error, pause = ?pause, times, "the node did not start; trying again");
             }
         }
     }
 }
 
-fn state_line(state: &JoinState, times: Times) {
+fn log_state(state: &JoinState, times: Occurrences) {
     match state {
         JoinState::Starting => {
             tracing::debug!(target: "ts", state = state.code(), times, "{state}")
@@ -113,51 +117,51 @@ fn state_line(state: &JoinState, times: Times) {
 }
 
 /// How often a line came since it was last logged; `None` for once.
-type Times = Option<u64>;
+type Occurrences = Option<u64>;
 
 /// Lines that may repeat. The first is logged at once; later ones are counted, and one per
-/// [`QUIET`] is logged with the count.
+/// [`REPEAT_INTERVAL`] is logged with the count.
 #[derive(Default)]
-struct Repeats(BTreeMap<String, Repeated>);
+struct RepeatedLines(BTreeMap<String, LineCount>);
 
-struct Repeated {
-    told: Instant,
-    since: u64,
+struct LineCount {
+    logged_at: Instant,
+    unlogged: u64,
 }
 
-const QUIET: Duration = Duration::from_secs(30);
+const REPEAT_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The number of different lines that are remembered. It is only reached if a line differs each
 /// time.
-const REMEMBERED: usize = 32;
+const MAX_REMEMBERED_LINES: usize = 32;
 
-impl Repeats {
+impl RepeatedLines {
     /// Whether to log the line now. Digits are ignored: an error names another port each time.
-    fn told(&mut self, line: &str, now: Instant) -> Option<Times> {
-        let mut same = line.to_owned();
-        same.retain(|letter| !letter.is_ascii_digit());
-        if let Some(repeated) = self.0.get_mut(&same) {
-            repeated.since += 1;
-            if now.duration_since(repeated.told) < QUIET {
+    fn due(&mut self, line: &str, now: Instant) -> Option<Occurrences> {
+        let mut without_digits = line.to_owned();
+        without_digits.retain(|letter| !letter.is_ascii_digit());
+        if let Some(count) = self.0.get_mut(&without_digits) {
+            count.unlogged += 1;
+            if now.duration_since(count.logged_at) < REPEAT_INTERVAL {
                 return None;
             }
-            repeated.told = now;
-            return Some(Some(std::mem::take(&mut repeated.since)));
+            count.logged_at = now;
+            return Some(Some(std::mem::take(&mut count.unlogged)));
         }
-        if self.0.len() >= REMEMBERED {
+        if self.0.len() >= MAX_REMEMBERED_LINES {
             self.0.clear();
         }
-        let first = Repeated {
-            told: now,
-            since: 0,
+        let count = LineCount {
+            logged_at: now,
+            unlogged: 0,
         };
-        self.0.insert(same, first);
+        self.0.insert(without_digits, count);
         Some(None)
     }
 }
 
 /// Updates the names by which the node is known.
-pub(super) fn name(node: &Arc<dyn Node>, names: &NodeNames) {
+pub(super) fn update_names(node: &Arc<dyn Node>, names: &NodeNames) {
     let watch = node.watch();
     let status = watch.borrow();
     names.set(&status.name, &status.hostname, &status.addresses);
@@ -165,18 +169,18 @@ pub(super) fn name(node: &Arc<dyn Node>, names: &NodeNames) {
 
 /// Logs each later change of the node's state and follows its names, until the node is closed.
 /// While the node is not running, `identity` refuses callers.
-pub(super) async fn follow(node: Arc<dyn Node>, names: NodeNames) {
+pub(super) async fn follow_node(node: Arc<dyn Node>, names: NodeNames) {
     let mut watch = node.watch();
     // They may have changed between the start and now.
-    name(&node, &names);
-    let mut told = JoinState::Running;
+    update_names(&node, &names);
+    let mut logged = JoinState::Running;
     while watch.changed().await.is_ok() {
         let status = watch.borrow_and_update().clone();
         names.set(&status.name, &status.hostname, &status.addresses);
         let state = classify(&status, false, Timestamp::now());
-        if state != told {
-            state_line(&state, None);
-            told = state;
+        if state != logged {
+            log_state(&state, None);
+            logged = state;
         }
     }
 }
@@ -196,11 +200,11 @@ mod tests {
         let fake = net.join("tailbone", Identity::user("owner@example.com"));
         let node: Arc<dyn Node> = Arc::new(fake.clone());
         let names = NodeNames::default();
-        name(&node, &names);
+        update_names(&node, &names);
         let rule = HostRule::of_node(names.clone(), &[]);
         let holds = |host: &str| rule.holds(&Host::parse(host).unwrap());
         assert!(holds("tailbone"));
-        let following = tokio::spawn(follow(node, names));
+        let following = tokio::spawn(follow_node(node, names));
         tokio::task::yield_now().await;
         fake.set_status(|status| status.name = "tailbone-1.other.ts.net".to_owned());
         let renamed = async {
@@ -214,30 +218,39 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_comes_again_is_told_once_and_then_with_a_count() {
-        let mut repeats = Repeats::default();
+    fn a_repeated_line_is_logged_once_and_then_with_a_count() {
+        let mut repeated = RepeatedLines::default();
         let began = Instant::now();
         let line = |port: u64| format!("dial tcp 127.0.0.1:{port}: connection refused");
-        assert_eq!(repeats.told(&line(1), began), Some(None));
+        assert_eq!(repeated.due(&line(1), began), Some(None));
         for tenth in 1..300 {
             let now = began + Duration::from_millis(100 * tenth);
-            assert_eq!(repeats.told(&line(tenth), now), None, "{tenth}");
+            assert_eq!(repeated.due(&line(tenth), now), None, "{tenth}");
         }
-        assert_eq!(repeats.told("another", began + QUIET / 2), Some(None));
-        assert_eq!(repeats.told(&line(7), began + QUIET), Some(Some(300)));
-        assert_eq!(repeats.told(&line(8), began + QUIET), None);
-        assert_eq!(repeats.told(&line(9), began + 2 * QUIET), Some(Some(2)));
+        assert_eq!(
+            repeated.due("another", began + REPEAT_INTERVAL / 2),
+            Some(None)
+        );
+        assert_eq!(
+            repeated.due(&line(7), began + REPEAT_INTERVAL),
+            Some(Some(300))
+        );
+        assert_eq!(repeated.due(&line(8), began + REPEAT_INTERVAL), None);
+        assert_eq!(
+            repeated.due(&line(9), began + 2 * REPEAT_INTERVAL),
+            Some(Some(2))
+        );
     }
 
     #[test]
-    fn lines_that_are_never_the_same_are_not_remembered_for_ever() {
-        let mut repeats = Repeats::default();
+    fn a_bounded_number_of_different_lines_is_remembered() {
+        let mut repeated = RepeatedLines::default();
         for length in 1..1000 {
             assert_eq!(
-                repeats.told(&"x".repeat(length), Instant::now()),
+                repeated.due(&"x".repeat(length), Instant::now()),
                 Some(None)
             );
         }
-        assert!(repeats.0.len() <= REMEMBERED);
+        assert!(repeated.0.len() <= MAX_REMEMBERED_LINES);
     }
 }

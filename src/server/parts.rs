@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use futures_util::{FutureExt as _, future::select_all};
 
 use super::{
-    StartError,
-    listen::{Opened, Opener},
+    ServerError,
+    listeners::{ListenerOpener, OpenListener},
 };
 use crate::{
     admin,
@@ -17,98 +17,89 @@ use crate::{
         tls::CertificateFiles,
     },
     issuer, metrics,
-    part::{BuildError, Context, Lifecycle, Part},
+    part::{Context, Lifecycle, Part, PartError},
     sts,
 };
 
 /// What the server knows of a component.
-struct Entry {
-    component: Component,
-    build: fn(&Settings, &Context) -> Result<Part, BuildError>,
+struct ComponentEntry {
+    build: fn(&Settings, &Context) -> Result<Part, PartError>,
     /// Whether it signs anything with the keys, so that there must be some.
-    signs: fn(&Settings) -> bool,
+    needs_keys: fn(&Settings) -> bool,
 }
 
-/// All components there are.
-static COMPONENTS: [Entry; 5] = [
-    Entry {
-        component: Component::Issuer,
-        build: issuer::part,
-        signs: |_| true,
-    },
-    Entry {
-        component: Component::Admin,
-        build: admin::part,
-        signs: |_| true,
-    },
-    Entry {
-        component: Component::Gate,
-        build: gate::part,
-        signs: |settings| settings.gate.token.is_some(),
-    },
-    Entry {
-        component: Component::Sts,
-        build: sts::part,
-        signs: |_| false,
-    },
-    Entry {
-        component: Component::Metrics,
-        build: metrics::part,
-        signs: |_| false,
-    },
-];
-
-fn switched_on(settings: &Settings) -> impl Iterator<Item = &'static Entry> {
-    COMPONENTS
-        .iter()
-        .filter(|entry| settings.components.contains(&entry.component))
+/// All components there are: the compiler refuses one that is missing here.
+fn entry(component: Component) -> ComponentEntry {
+    match component {
+        Component::Issuer => ComponentEntry {
+            build: issuer::part,
+            needs_keys: |_| true,
+        },
+        Component::Admin => ComponentEntry {
+            build: admin::part,
+            needs_keys: |_| true,
+        },
+        Component::Gate => ComponentEntry {
+            build: gate::part,
+            needs_keys: |settings| settings.gate.token.is_some(),
+        },
+        Component::Sts => ComponentEntry {
+            build: sts::part,
+            needs_keys: |_| false,
+        },
+        Component::Metrics => ComponentEntry {
+            build: metrics::part,
+            needs_keys: |_| false,
+        },
+    }
 }
 
 /// Whether there must be keys.
 pub(super) fn needs_keys(settings: &Settings) -> bool {
-    switched_on(settings).any(|entry| (entry.signs)(settings))
+    let mut components = settings.components.iter();
+    components.any(|component| (entry(*component).needs_keys)(settings))
 }
 
 /// What runs.
-pub(super) struct Parts {
+pub(super) struct RunningParts {
     servers: Vec<Server>,
     lifecycles: Vec<Box<dyn Lifecycle>>,
     certificates: Vec<Arc<CertificateFiles>>,
 }
 
-impl Parts {
+impl RunningParts {
     /// Builds the parts and begins to serve. The keys may still be loading. `socket` is the local
     /// admin socket, which is served already.
     pub(super) async fn start(
         settings: &Settings,
-        opener: Opener,
+        opener: ListenerOpener,
         socket: Option<Server>,
-    ) -> Result<Self, StartError> {
+    ) -> Result<Self, ServerError> {
         let mut parts = Self {
             servers: socket.into_iter().collect(),
             lifecycles: Vec::new(),
             certificates: Vec::new(),
         };
-        for entry in switched_on(settings) {
-            let part = (entry.build)(settings, &opener.context);
-            let name = entry.component.name();
-            let part = part.map_err(|source| StartError::Part { name, source })?;
+        for component in &settings.components {
+            let part = (entry(*component).build)(settings, &opener.context);
+            let name = component.name();
+            let part = part.map_err(|source| ServerError::Part { name, source })?;
             parts.add(part, &opener).await?;
         }
         Ok(parts)
     }
 
-    async fn add(&mut self, part: Part, opener: &Opener) -> Result<(), StartError> {
+    async fn add(&mut self, part: Part, opener: &ListenerOpener) -> Result<(), ServerError> {
         for endpoint in part.endpoints {
-            let Opened {
+            let OpenListener {
                 server,
                 certificate,
             } = opener.open(endpoint).await?;
             self.servers.push(server);
             self.certificates.extend(certificate);
         }
-        for (name, look) in part.latches {
-            opener.context.state.readiness.latch(name, look);
+        for (name, check) in part.latches {
+            opener.context.state.readiness.latch(name, check);
         }
         self.lifecycles.extend(part.lifecycle);
         Ok(())
@@ -135,15 +126,15 @@ impl Parts {
     }
 
     /// Waits until a listener fails.
-    pub(super) async fn listener_died(&mut self) -> StartError {
+    pub(super) async fn listener_failed(&mut self) -> ServerError {
         if self.servers.is_empty() {
             return std::future::pending().await;
         }
         let ends = self.servers.iter_mut().map(|server| {
             async {
-                let what = server.name();
+                let name = server.name();
                 let source = server.failed().await;
-                StartError::ListenerDied { what, source }
+                ServerError::ListenerFailed { name, source }
             }
             .boxed()
         });
@@ -153,9 +144,9 @@ impl Parts {
     /// Stops accepting, lets open requests finish within `grace`, and reports what was cut off.
     pub(super) async fn stop(&mut self, grace: Duration) {
         let stops = self.servers.drain(..).map(|server| async move {
-            let what = server.name();
+            let name = server.name();
             if server.stop(grace).await == Stopped::Cut {
-                tracing::warn!(target: "server", listener = what, ?grace, "requests were cut: the grace time is over");
+                tracing::warn!(target: "server", listener = name, ?grace, "the grace time is over: open requests were cut off");
             }
         });
         futures_util::future::join_all(stops).await;

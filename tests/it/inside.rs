@@ -13,7 +13,7 @@ use ::http::Extensions;
 use axum::{Router, routing::get};
 use jiff::Timestamp;
 use tailbone::{
-    admin::{Admin, Client, Socket, Target},
+    admin::{AdminApi, AdminClient, AdminSocket, ServerAddress},
     cli::{self, console::Console},
     config::{Authorization, Environment, KeySpec},
     http::{
@@ -23,7 +23,7 @@ use tailbone::{
     identity::{Caller, Callers, Directory, TailnetListener},
     jwks::{FilePublisher, life::KeyLife},
     keys::{KeyStore, Policy},
-    metrics::{self, Metrics},
+    metrics::{self, MetricSources},
     part::ServerState,
     tailnet::{
         BackendState, ListenAddr, Node,
@@ -355,7 +355,7 @@ async fn metrics_tell_what_was_counted_and_what_is() {
         addr: ":80".into(),
         load: issuer.load(),
     });
-    let router = metrics::router(Metrics {
+    let router = metrics::router(MetricSources {
         meter: meter.clone(),
         node: Arc::new(world.node.clone()),
         keys,
@@ -456,7 +456,7 @@ async fn metrics_tell_what_was_counted_and_what_is() {
 
 /// The admin API on a local socket.
 fn administration(path: &std::path::Path, keys: KeyLife, state: ServerState) -> Server {
-    let admin = Admin {
+    let admin = AdminApi {
         keys,
         spec: KeySpec::Es256,
         mode: Authorization::Grant,
@@ -464,7 +464,7 @@ fn administration(path: &std::path::Path, keys: KeyLife, state: ServerState) -> 
         changes: Arc::default(),
     };
     let router = layers::wrap_grpc(tailbone::admin::router(admin).unwrap(), "admin");
-    let socket = Socket::bind(path).unwrap();
+    let socket = AdminSocket::bind(path).unwrap();
     serve(
         "admin socket",
         socket,
@@ -573,7 +573,7 @@ async fn status_and_whois_at_the_local_socket() {
     let up = own.readiness.switch("listeners-up", "not yet");
     let path = dir.path().join("admin.sock");
     let _server = administration(&path, keys.clone(), own.clone());
-    let client = Client::new(Target::Socket(path), Duration::from_secs(10));
+    let client = AdminClient::new(ServerAddress::Socket(path), Duration::from_secs(10));
 
     // The socket is there during joining, and says where to log in.
     own.membership.joining(JoinState::NeedsLogin {
@@ -584,7 +584,11 @@ async fn status_and_whois_at_the_local_socket() {
     assert_eq!(status.join_state, "needs-login");
     assert_eq!(status.login_url, "https://login.example/a");
     assert_eq!(status.latches[0].reason, "not yet");
-    let words = client.who_is("100.64.0.1".into()).await.unwrap_err().words;
+    let words = client
+        .who_is("100.64.0.1".into())
+        .await
+        .unwrap_err()
+        .message;
     assert!(words.contains("not joined"), "{words}");
 
     own.membership.joined(Arc::new(world.node.clone()));

@@ -23,7 +23,7 @@ use std::{
 
 use futures_util::future::join_all;
 use tailbone::{
-    admin::{Client, Target},
+    admin::{AdminClient, ServerAddress},
     tailnet::Node,
 };
 use tempfile::TempDir;
@@ -97,7 +97,7 @@ async fn connections(peer: &dyn Node) {
 
 async fn rotations(daemon: &Daemon) {
     let socket = daemon.seen(".tsnet/admin.sock");
-    let client = Client::new(Target::Socket(socket), Duration::from_secs(20));
+    let client = AdminClient::new(ServerAddress::Socket(socket), Duration::from_secs(20));
     for _ in 0..ROTATIONS {
         let made = client.rotate(0, String::new()).await.unwrap().key.unwrap();
         // The keys would otherwise stay in the document as long as tokens of theirs may exist.

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use crate::{config::Authorization, identity::Caller};
 
 /// The app capability that grants administration.
-pub const CAPABILITY: &str = "tailbone.dev/cap/admin";
+pub const ADMIN_CAPABILITY: &str = "tailbone.dev/cap/admin";
 
 const ROOT: u32 = 0;
 
@@ -27,7 +27,7 @@ pub enum Access {
     /// A right, which the table names.
     Right(Right),
     /// Nothing: the method reveals nothing about this server except that it answers.
-    Everybody,
+    Anyone,
 }
 
 /// A right, by its name in grants.
@@ -60,21 +60,21 @@ pub const METHODS: &[(&str, Access)] = &[
     ("/proto.AdminService/WhoIs", Access::Right(Right::List)),
     // The method also requires the local socket.
     ("/proto.AdminService/RecentLog", Access::Right(Right::List)),
-    ("/grpc.health.v1.Health/Check", Access::Everybody),
-    ("/grpc.health.v1.Health/Watch", Access::Everybody),
+    ("/grpc.health.v1.Health/Check", Access::Anyone),
+    ("/grpc.health.v1.Health/Watch", Access::Anyone),
     // The schema is public, in the repository.
     (
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-        Access::Everybody,
+        Access::Anyone,
     ),
     (
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-        Access::Everybody,
+        Access::Anyone,
     ),
 ];
 
 /// The methods that `proto/admin.proto` declares.
-pub const DECLARED: &[&str] = include!(concat!(env!("OUT_DIR"), "/admin_methods.rs"));
+pub const DECLARED_METHODS: &[&str] = include!(concat!(env!("OUT_DIR"), "/admin_methods.rs"));
 
 /// The sender of a request.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,7 +89,7 @@ pub enum Requester {
 
 /// What else the decision depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rules {
+pub struct AccessRules {
     pub mode: Authorization,
     /// The user that this process runs as.
     pub own_uid: u32,
@@ -99,16 +99,16 @@ pub struct Rules {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Decision {
+pub enum AccessDecision {
     /// Access, and the rule that gives it.
-    Allowed { rule: Rule },
+    Allowed { rule: AccessRule },
     /// No access, and an explanation for the person who asked.
-    Denied { words: String },
+    Denied { explanation: String },
 }
 
 /// What gives access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rule {
+pub enum AccessRule {
     Grant,
     LocalSocket,
     Open,
@@ -123,61 +123,61 @@ pub fn access(path: &str) -> Option<Access> {
         .map(|(_, access)| *access)
 }
 
-pub fn authorize(right: Right, requester: &Requester, rules: &Rules) -> Decision {
+pub fn authorize(right: Right, requester: &Requester, rules: &AccessRules) -> AccessDecision {
     let rule = match requester {
-        Requester::Local { uid, .. } => local(*uid, rules),
-        Requester::Tailnet(caller) => tailnet(right, caller, rules),
+        Requester::Local { uid, .. } => local_rule(*uid, rules),
+        Requester::Tailnet(caller) => tailnet_rule(right, caller, rules),
     };
     match rule {
-        Some(rule) => Decision::Allowed { rule },
-        None => Decision::Denied {
-            words: missing(right, requester, rules),
+        Some(rule) => AccessDecision::Allowed { rule },
+        None => AccessDecision::Denied {
+            explanation: explain_denial(right, requester, rules),
         },
     }
 }
 
-fn local(uid: u32, rules: &Rules) -> Option<Rule> {
+fn local_rule(uid: u32, rules: &AccessRules) -> Option<AccessRule> {
     if uid == rules.own_uid || uid == ROOT {
-        Some(Rule::LocalSocket)
+        Some(AccessRule::LocalSocket)
     } else {
-        open(rules)
+        open_rule(rules)
     }
 }
 
-fn tailnet(right: Right, caller: &Caller, rules: &Rules) -> Option<Rule> {
+fn tailnet_rule(right: Right, caller: &Caller, rules: &AccessRules) -> Option<AccessRule> {
     match caller {
         // Callers from the internet never have access.
         Caller::Funnel(_) => return None,
         Caller::User(user) if rules.owner == Some(user.id) => {
-            return Some(Rule::Owner);
+            return Some(AccessRule::Owner);
         }
         // A machine acts for itself, whoever owned it before it was tagged.
         Caller::Machine(_) | Caller::User(_) => {}
     }
     if caller
-        .grants(CAPABILITY)
+        .grants(ADMIN_CAPABILITY)
         .iter()
         .any(|value| grants(value, right))
     {
-        return Some(Rule::Grant);
+        return Some(AccessRule::Grant);
     }
-    open(rules)
+    open_rule(rules)
 }
 
-fn open(rules: &Rules) -> Option<Rule> {
-    (rules.mode == Authorization::Open).then_some(Rule::Open)
+fn open_rule(rules: &AccessRules) -> Option<AccessRule> {
+    (rules.mode == Authorization::Open).then_some(AccessRule::Open)
 }
 
 /// One value of the capability. A member that we do not know might restrict the grant, so a value
 /// with one grants nothing.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Grant {
+struct AdminGrant {
     methods: Vec<String>,
 }
 
 fn grants(value: &serde_json::Value, right: Right) -> bool {
-    Grant::deserialize(value).is_ok_and(|grant| {
+    AdminGrant::deserialize(value).is_ok_and(|grant| {
         grant
             .methods
             .iter()
@@ -185,7 +185,7 @@ fn grants(value: &serde_json::Value, right: Right) -> bool {
     })
 }
 
-fn missing(right: Right, requester: &Requester, rules: &Rules) -> String {
+fn explain_denial(right: Right, requester: &Requester, rules: &AccessRules) -> String {
     match requester {
         Requester::Local { uid, .. } => format!(
             "the local admin socket is for the user that runs the server (uid {}) and root, not for uid {uid}",
@@ -200,7 +200,7 @@ fn missing(right: Right, requester: &Requester, rules: &Rules) -> String {
                 Some(_) => ", and is not the owner of the server's node",
             };
             format!(
-                "{caller} lacks the grant \"{CAPABILITY}\" with {{\"methods\":[\"{}\"]}} towards this server{owner}",
+                "{caller} lacks the grant \"{ADMIN_CAPABILITY}\" with {{\"methods\":[\"{}\"]}} towards this server{owner}",
                 right.as_str()
             )
         }
@@ -218,7 +218,7 @@ impl Right {
     }
 }
 
-impl Rule {
+impl AccessRule {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Grant => "grant",

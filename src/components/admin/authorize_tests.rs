@@ -13,10 +13,10 @@ const OWN_UID: u32 = 1000;
 const OWNER: i64 = 7;
 
 fn caller(login: &str, tags: &[&str], grants: &[Value]) -> Requester {
-    numbered(8, login, tags, grants)
+    caller_with_id(8, login, tags, grants)
 }
 
-fn numbered(id: i64, login: &str, tags: &[&str], grants: &[Value]) -> Requester {
+fn caller_with_id(id: i64, login: &str, tags: &[&str], grants: &[Value]) -> Requester {
     let whois = WhoIs {
         node: WhoIsNode {
             id: "n1".into(),
@@ -29,7 +29,7 @@ fn numbered(id: i64, login: &str, tags: &[&str], grants: &[Value]) -> Requester 
             login: login.into(),
             ..WhoIsUser::default()
         },
-        caps: BTreeMap::from([(CAPABILITY.to_owned(), grants.to_vec())]),
+        caps: BTreeMap::from([(ADMIN_CAPABILITY.to_owned(), grants.to_vec())]),
         same_tailnet: true,
     };
     Requester::Tailnet(Caller::from_whois(whois).unwrap())
@@ -40,11 +40,11 @@ fn user(grants: &[Value]) -> Requester {
 }
 
 fn machine(grants: &[Value]) -> Requester {
-    numbered(OWNER, "alice@example.com", &["tag:ci"], grants)
+    caller_with_id(OWNER, "alice@example.com", &["tag:ci"], grants)
 }
 
-fn rules(mode: Authorization, owner: Option<i64>) -> Rules {
-    Rules {
+fn rules(mode: Authorization, owner: Option<i64>) -> AccessRules {
+    AccessRules {
         mode,
         own_uid: OWN_UID,
         owner,
@@ -52,12 +52,12 @@ fn rules(mode: Authorization, owner: Option<i64>) -> Rules {
 }
 
 /// A name, a requester, and the rights it has, each with the rule that gives it.
-type Row = (&'static str, Requester, Vec<(Right, Rule)>);
+type AccessCase = (&'static str, Requester, Vec<(Right, AccessRule)>);
 
 /// The expected rights in the mode `grant`, each with the first rule that applies.
-fn table() -> Vec<Row> {
+fn table() -> Vec<AccessCase> {
     let all = |rule| RIGHTS.map(|right| (right, rule)).to_vec();
-    let only = |right| vec![(right, Rule::Grant)];
+    let only = |right| vec![(right, AccessRule::Grant)];
     vec![
         (
             "own user at the socket",
@@ -65,12 +65,12 @@ fn table() -> Vec<Row> {
                 uid: OWN_UID,
                 pid: Some(1),
             },
-            all(Rule::LocalSocket),
+            all(AccessRule::LocalSocket),
         ),
         (
             "root at the socket",
             Requester::Local { uid: 0, pid: None },
-            all(Rule::LocalSocket),
+            all(AccessRule::LocalSocket),
         ),
         (
             "another user at the socket",
@@ -82,13 +82,13 @@ fn table() -> Vec<Row> {
         ),
         (
             "the owner",
-            numbered(OWNER, "alice@example.com", &[], &[]),
-            all(Rule::Owner),
+            caller_with_id(OWNER, "alice@example.com", &[], &[]),
+            all(AccessRule::Owner),
         ),
         (
             "the owner under a new login",
-            numbered(OWNER, "alice.smith@example.com", &[], &[]),
-            all(Rule::Owner),
+            caller_with_id(OWNER, "alice.smith@example.com", &[], &[]),
+            all(AccessRule::Owner),
         ),
         (
             "somebody else who was given the owner's login",
@@ -125,12 +125,12 @@ fn table() -> Vec<Row> {
         (
             "a star",
             user(&[json!({"methods": ["*"]})]),
-            all(Rule::Grant),
+            all(AccessRule::Grant),
         ),
         (
             "a star for a machine",
             machine(&[json!({"methods": ["*"]})]),
-            all(Rule::Grant),
+            all(AccessRule::Grant),
         ),
         (
             "two values",
@@ -138,7 +138,10 @@ fn table() -> Vec<Row> {
                 json!({"methods": ["list"]}),
                 json!({"methods": ["rotate", "fly"]}),
             ]),
-            vec![(Right::List, Rule::Grant), (Right::Rotate, Rule::Grant)],
+            vec![
+                (Right::List, AccessRule::Grant),
+                (Right::Rotate, AccessRule::Grant),
+            ],
         ),
         ("no methods", user(&[json!({"methods": []})]), vec![]),
         ("an empty value", user(&[json!({})]), vec![]),
@@ -183,11 +186,11 @@ fn every_combination_with_grants() {
             match allowed.iter().find(|(of, _)| *of == right) {
                 Some((_, rule)) => assert_eq!(
                     decision,
-                    Decision::Allowed { rule: *rule },
+                    AccessDecision::Allowed { rule: *rule },
                     "{name}: {right:?}"
                 ),
                 None => assert!(
-                    matches!(decision, Decision::Denied { .. }),
+                    matches!(decision, AccessDecision::Denied { .. }),
                     "{name}: {right:?}: {decision:?}"
                 ),
             }
@@ -201,14 +204,18 @@ fn open_lets_in_whoever_is_known_and_says_so() {
         for right in RIGHTS {
             let decision = authorize(right, &requester, &rules(Authorization::Open, Some(OWNER)));
             if matches!(requester, Requester::Tailnet(Caller::Funnel(_))) {
-                assert!(matches!(decision, Decision::Denied { .. }), "{name}");
+                assert!(matches!(decision, AccessDecision::Denied { .. }), "{name}");
                 continue;
             }
             let rule = allowed
                 .iter()
                 .find(|(of, _)| *of == right)
-                .map_or(Rule::Open, |(_, rule)| *rule);
-            assert_eq!(decision, Decision::Allowed { rule }, "{name}: {right:?}");
+                .map_or(AccessRule::Open, |(_, rule)| *rule);
+            assert_eq!(
+                decision,
+                AccessDecision::Allowed { rule },
+                "{name}: {right:?}"
+            );
         }
     }
 }
@@ -218,10 +225,10 @@ fn a_tagged_node_has_no_owner() {
     let nobody = rules(Authorization::Grant, None);
     for (name, requester, allowed) in table() {
         for right in RIGHTS {
-            let by_owner = allowed.iter().any(|(_, rule)| *rule == Rule::Owner);
+            let by_owner = allowed.iter().any(|(_, rule)| *rule == AccessRule::Owner);
             let decision = authorize(right, &requester, &nobody);
             assert_eq!(
-                matches!(decision, Decision::Allowed { .. }),
+                matches!(decision, AccessDecision::Allowed { .. }),
                 !by_owner && allowed.iter().any(|(of, _)| *of == right),
                 "{name}"
             );
@@ -233,37 +240,37 @@ fn a_tagged_node_has_no_owner() {
         &machine(&[]),
         &rules(Authorization::Grant, Some(OWNER)),
     );
-    assert!(matches!(denied, Decision::Denied { .. }));
+    assert!(matches!(denied, AccessDecision::Denied { .. }));
 }
 
 #[test]
 fn a_refusal_names_the_grant_that_is_missing() {
-    let words = |requester: &Requester, owner: Option<i64>| match authorize(
+    let explanation = |requester: &Requester, owner: Option<i64>| match authorize(
         Right::Remove,
         requester,
         &rules(Authorization::Grant, owner),
     ) {
-        Decision::Denied { words } => words,
+        AccessDecision::Denied { explanation } => explanation,
         allowed => panic!("{allowed:?}"),
     };
     assert_eq!(
-        words(&user(&[json!({"methods": ["list"]})]), Some(OWNER)),
+        explanation(&user(&[json!({"methods": ["list"]})]), Some(OWNER)),
         "user:bob@example.com lacks the grant \"tailbone.dev/cap/admin\" with {\"methods\":[\"remove\"]} towards this server, \
          and is not the owner of the server's node"
     );
     assert_eq!(
-        words(&machine(&[]), None),
+        explanation(&machine(&[]), None),
         "node:laptop.example.ts.net lacks the grant \"tailbone.dev/cap/admin\" with {\"methods\":[\"remove\"]} towards this server"
     );
     assert_eq!(
-        words(&Requester::Local { uid: 7, pid: None }, None),
+        explanation(&Requester::Local { uid: 7, pid: None }, None),
         "the local admin socket is for the user that runs the server (uid 1000) and root, not for uid 7"
     );
 }
 
 #[test]
 fn every_declared_method_is_in_the_table_once() {
-    for path in DECLARED {
+    for path in DECLARED_METHODS {
         assert_eq!(
             METHODS.iter().filter(|(method, _)| method == path).count(),
             1,
@@ -274,7 +281,7 @@ fn every_declared_method_is_in_the_table_once() {
             "{path} changes or tells something, so it needs a right"
         );
     }
-    assert_eq!(DECLARED.len(), 7);
+    assert_eq!(DECLARED_METHODS.len(), 7);
     assert_eq!(access("/proto.AdminService/FormatDisk"), None);
     assert_eq!(access("/proto.AdminService/ListKeys/"), None);
 }

@@ -30,29 +30,29 @@ use crate::telemetry::chain;
 
 /// The address of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
+pub enum ServerAddress {
     Host { host: String, port: u16 },
     Socket(PathBuf),
 }
 
 /// A failed call, worded as by Go's gRPC, since scripts look for that.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("rpc error: code = {code:?} desc = {words}")]
+#[error("rpc error: code = {code:?} desc = {message}")]
 pub struct CallError {
     pub code: Code,
-    pub words: String,
+    pub message: String,
 }
 
 /// A client for one server.
 #[derive(Debug, Clone)]
-pub struct Client {
-    target: Target,
+pub struct AdminClient {
+    server: ServerAddress,
     timeout: Duration,
 }
 
-impl Client {
-    pub fn new(target: Target, timeout: Duration) -> Self {
-        Self { target, timeout }
+impl AdminClient {
+    pub fn new(server: ServerAddress, timeout: Duration) -> Self {
+        Self { server, timeout }
     }
 
     pub async fn generate(
@@ -116,16 +116,16 @@ impl Client {
         &self,
         call: impl AsyncFnOnce(AdminServiceClient<Channel>) -> Result<Response<T>, Status>,
     ) -> Result<T, CallError> {
-        let whole = async {
-            let api = AdminServiceClient::new(self.target.connect().await?);
+        let attempt = async {
+            let api = AdminServiceClient::new(self.server.connect().await?);
             Ok(call(api).await?.into_inner())
         };
-        tokio::time::timeout(self.timeout, whole).await.unwrap_or_else(|_| {
+        tokio::time::timeout(self.timeout, attempt).await.unwrap_or_else(|_| {
             Err(CallError {
                 code: Code::DeadlineExceeded,
-                words: format!(
-                    "no answer from {} within {}; a change may have been made all the same: look with `tailbone keys list`",
-                    self.target,
+                message: format!(
+                    "no answer from {} within {}; a change may have been made anyway: check with `tailbone keys list`",
+                    self.server,
                     crate::config::duration::show(self.timeout)
                 ),
             })
@@ -133,7 +133,7 @@ impl Client {
     }
 }
 
-impl Target {
+impl ServerAddress {
     async fn connect(&self) -> Result<Channel, CallError> {
         match self {
             Self::Host { host, port } => {
@@ -145,22 +145,22 @@ impl Target {
                     Endpoint::from_shared(format!("http://{authority}")).map_err(|error| {
                         CallError {
                             code: Code::InvalidArgument,
-                            words: chain(&error),
+                            message: chain(&error),
                         }
                     })?;
                 endpoint.connect().await.map_err(|error| CallError {
                     code: Code::Unavailable,
-                    words: format!("{authority} cannot be reached: {}", reason(&error)),
+                    message: format!("{authority} cannot be reached: {}", innermost_cause(&error)),
                 })
             }
             Self::Socket(path) => {
-                let unreachable = |words| CallError {
+                let unreachable = |message| CallError {
                     code: Code::Unavailable,
-                    words,
+                    message,
                 };
-                let stream = open(path).await.map_err(unreachable)?;
+                let stream = open_socket(path).await.map_err(unreachable)?;
                 let mut stream = Some(TokioIo::new(stream));
-                let once = tower::service_fn(move |_| {
+                let connector = tower::service_fn(move |_| {
                     let stream = stream
                         .take()
                         .ok_or_else(|| io::Error::other("the connection is used up"));
@@ -168,29 +168,29 @@ impl Target {
                 });
                 // The URL is only used for the request's authority.
                 Endpoint::from_static("http://localhost")
-                    .connect_with_connector(once)
+                    .connect_with_connector(connector)
                     .await
-                    .map_err(|error| unreachable(format!("{self}: {}", reason(&error))))
+                    .map_err(|error| unreachable(format!("{self}: {}", innermost_cause(&error))))
             }
         }
     }
 }
 
 /// Connects to the local socket, or explains what is wrong and what to do.
-async fn open(path: &Path) -> Result<UnixStream, String> {
-    socket::fits(path).map_err(|error| error.to_string())?;
+async fn open_socket(path: &Path) -> Result<UnixStream, String> {
+    socket::check_length(path).map_err(|error| error.to_string())?;
     UnixStream::connect(path).await.map_err(|error| {
         let shown = path.display();
-        let elsewhere = "name a server with --host (admin.client.host, TB_ADMIN_CLIENT_HOST), or work on the key directory with --local";
+        let alternatives = "name a server with --host (admin.client.host, TB_ADMIN_CLIENT_HOST), or work on the key directory with --local";
         match error.kind() {
             io::ErrorKind::NotFound => format!(
-                "there is no local admin socket at {shown}: start a server with this configuration (`tailbone server start`), {elsewhere}"
+                "there is no local admin socket at {shown}: start a server with this configuration (`tailbone server start`), {alternatives}"
             ),
             io::ErrorKind::ConnectionRefused => format!(
-                "nobody answers at the local admin socket {shown}: its server is gone; start it again, {elsewhere}"
+                "nobody answers at the local admin socket {shown}: its server is gone; start it again, {alternatives}"
             ),
             io::ErrorKind::PermissionDenied => format!(
-                "the local admin socket {shown} is for the user that runs the server and root: become one of them, {elsewhere}"
+                "the local admin socket {shown} is for the user that runs the server and root: become one of them, {alternatives}"
             ),
             _ => format!("the local admin socket {shown}: {error}"),
         }
@@ -198,7 +198,7 @@ async fn open(path: &Path) -> Result<UnixStream, String> {
 }
 
 /// The innermost cause: the outer errors only say "transport error".
-fn reason(error: &dyn std::error::Error) -> String {
+fn innermost_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {
         cause = next;
@@ -210,12 +210,12 @@ impl From<Status> for CallError {
     fn from(status: Status) -> Self {
         Self {
             code: status.code(),
-            words: status.message().to_owned(),
+            message: status.message().to_owned(),
         }
     }
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for ServerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Host { host, port } => write!(f, "{host}:{port}"),

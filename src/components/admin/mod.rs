@@ -27,12 +27,12 @@
 //! ([`crate::identity`]), status codes of errors ([`crate::http::error`]), serving
 //! ([`crate::http::serve`]).
 
+mod api;
 mod authorize;
 mod client;
 mod impact;
-mod service;
+mod key_errors;
 mod socket;
-mod status;
 
 /// Code generated from `proto/admin.proto`.
 #[allow(
@@ -48,11 +48,12 @@ pub mod proto {
         include_bytes!(concat!(env!("OUT_DIR"), "/admin_descriptors.bin"));
 }
 
+pub use api::{AdminApi, part, router, wire_key};
 pub use authorize::{
-    Access, CAPABILITY, DECLARED, Decision, METHODS, Requester, Right, Rule, Rules, access,
-    authorize,
+    ADMIN_CAPABILITY, Access, AccessDecision, AccessRule, AccessRules, DECLARED_METHODS, METHODS,
+    Requester, Right, access, authorize,
 };
-pub use client::{CallError, Client, Target};
-pub use impact::{consequences, impact};
-pub use service::{Admin, key, part, router};
-pub use socket::{LONGEST_PATH, Socket, SocketError};
+pub use client::{AdminClient, CallError, ServerAddress};
+pub use impact::{Impact, consequences, impact};
+
+pub use socket::{AdminSocket, AdminSocketError, MAX_PATH_BYTES};

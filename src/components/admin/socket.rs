@@ -26,29 +26,29 @@ use crate::{
 };
 
 /// The length of `sun_path` without the final NUL.
-pub const LONGEST_PATH: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
+pub const MAX_PATH_BYTES: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 
 const MODE: u32 = 0o600;
 
 /// Why the socket could not be created.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum SocketError {
-    #[error("the local admin socket {path} cannot be made")]
+pub enum AdminSocketError {
+    #[error("the local admin socket {path} cannot be created")]
     Io { path: PathBuf, source: io::Error },
     #[error(
         "another tailbone server has the local admin socket {path}: stop it, or give this one its own server.tailscale.dir or \
          admin.socket"
     )]
-    Live { path: PathBuf },
+    InUse { path: PathBuf },
     #[error(
-        "the local admin socket cannot be made at {path}: a file that is no socket is there, and is left alone"
+        "the local admin socket cannot be created at {path}: a file that is not a socket is there, and is left alone"
     )]
     NotASocket { path: PathBuf },
     #[error("the directory of the local admin socket cannot be written")]
     Directory(#[source] DiskError),
     #[error(
-        "the path of the local admin socket is {length} bytes long and the system takes {LONGEST_PATH}: set admin.socket \
+        "the path of the local admin socket is {length} bytes long and the system takes {MAX_PATH_BYTES}: set admin.socket \
          (--admin-socket, TB_ADMIN_SOCKET) to a shorter one than {path}"
     )]
     TooLong { path: PathBuf, length: usize },
@@ -56,34 +56,34 @@ pub enum SocketError {
 
 /// The socket, with the lock that tells a live one from one that a dead process left.
 #[derive(Debug)]
-pub struct Socket {
+pub struct AdminSocket {
     socket: UnixSocket,
     _lock: Lock,
 }
 
-impl Socket {
+impl AdminSocket {
     /// Listens at `path`. Needs a tokio runtime.
-    pub fn bind(path: &Path) -> Result<Self, SocketError> {
-        fits(path)?;
-        let live = || SocketError::Live {
+    pub fn bind(path: &Path) -> Result<Self, AdminSocketError> {
+        check_length(path)?;
+        let in_use = || AdminSocketError::InUse {
             path: path.to_path_buf(),
         };
         if let Some(directory) = path
             .parent()
             .filter(|directory| !directory.as_os_str().is_empty())
         {
-            disk::make_directory(directory).map_err(SocketError::Directory)?;
+            disk::make_directory(directory).map_err(AdminSocketError::Directory)?;
         }
         let lock = Lock::take(&lock_path(path)).map_err(|error| match error {
-            DiskError::Locked { .. } => live(),
-            other => SocketError::Directory(other),
+            DiskError::Locked { .. } => in_use(),
+            other => AdminSocketError::Directory(other),
         })?;
         let socket = UnixSocket::bind(path, MODE).map_err(|error| match error {
-            BindError::Live => live(),
-            BindError::NotASocket => SocketError::NotASocket {
+            BindError::Live => in_use(),
+            BindError::NotASocket => AdminSocketError::NotASocket {
                 path: path.to_path_buf(),
             },
-            BindError::Io(source) => SocketError::Io {
+            BindError::Io(source) => AdminSocketError::Io {
                 path: path.to_path_buf(),
                 source,
             },
@@ -99,7 +99,7 @@ impl Socket {
     }
 }
 
-impl Accept for Socket {
+impl Accept for AdminSocket {
     type Io = UnixStream;
     type Addr = Requester;
 
@@ -111,10 +111,10 @@ impl Accept for Socket {
 
 /// Clients check this too: for a path that is too long, the kernel's error does not explain
 /// anything.
-pub(super) fn fits(path: &Path) -> Result<(), SocketError> {
+pub(super) fn check_length(path: &Path) -> Result<(), AdminSocketError> {
     let length = path.as_os_str().as_bytes().len();
-    if length > LONGEST_PATH {
-        return Err(SocketError::TooLong {
+    if length > MAX_PATH_BYTES {
+        return Err(AdminSocketError::TooLong {
             path: path.to_path_buf(),
             length,
         });
@@ -123,9 +123,9 @@ pub(super) fn fits(path: &Path) -> Result<(), SocketError> {
 }
 
 fn lock_path(path: &Path) -> PathBuf {
-    let mut whole = path.as_os_str().to_owned();
-    whole.push(".lock");
-    whole.into()
+    let mut lock = path.as_os_str().to_owned();
+    lock.push(".lock");
+    lock.into()
 }
 
 #[cfg(test)]
@@ -144,7 +144,7 @@ mod tests {
     async fn it_is_private_and_goes_away_with_its_owner() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state").join("admin.sock");
-        let mut socket = Socket::bind(&path).unwrap();
+        let mut socket = AdminSocket::bind(&path).unwrap();
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
 
         let client = UnixStream::connect(&path);
@@ -162,12 +162,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_live_one_is_refused_and_stays() {
+    async fn a_socket_in_use_is_refused_and_stays() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("admin.sock");
-        let first = Socket::bind(&path).unwrap();
-        let error = Socket::bind(&path).unwrap_err();
-        assert!(matches!(error, SocketError::Live { .. }));
+        let first = AdminSocket::bind(&path).unwrap();
+        let error = AdminSocket::bind(&path).unwrap_err();
+        assert!(matches!(error, AdminSocketError::InUse { .. }));
         assert!(
             error
                 .to_string()
@@ -177,27 +177,33 @@ mod tests {
         UnixStream::connect(&path).await.unwrap();
         // Removing the socket file does not release the path.
         fs::remove_file(&path).unwrap();
-        assert!(matches!(Socket::bind(&path), Err(SocketError::Live { .. })));
+        assert!(matches!(
+            AdminSocket::bind(&path),
+            Err(AdminSocketError::InUse { .. })
+        ));
         drop(first);
-        Socket::bind(&path).unwrap();
+        AdminSocket::bind(&path).unwrap();
     }
 
     #[tokio::test]
-    async fn one_that_listens_without_the_lock_is_live_too() {
+    async fn a_listener_without_the_lock_is_in_use_too() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("admin.sock");
         let _other = UnixListener::bind(&path).unwrap();
-        assert!(matches!(Socket::bind(&path), Err(SocketError::Live { .. })));
+        assert!(matches!(
+            AdminSocket::bind(&path),
+            Err(AdminSocketError::InUse { .. })
+        ));
         assert!(path.exists());
     }
 
     #[tokio::test]
-    async fn what_a_dead_process_left_is_replaced() {
+    async fn the_socket_of_a_dead_process_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("admin.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "left behind");
-        let _socket = Socket::bind(&path).unwrap();
+        let _socket = AdminSocket::bind(&path).unwrap();
         UnixStream::connect(&path).await.unwrap();
     }
 
@@ -205,7 +211,7 @@ mod tests {
     async fn a_successor_keeps_its_file_when_the_predecessor_ends_late() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("admin.sock");
-        let first = Socket::bind(&path).unwrap();
+        let first = AdminSocket::bind(&path).unwrap();
         fs::remove_file(&path).unwrap();
         let _successor = UnixListener::bind(&path).unwrap();
         drop(first);
@@ -213,13 +219,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_of_somebody_is_left_alone() {
+    async fn a_file_that_is_no_socket_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("admin.sock");
         fs::write(&path, "mine").unwrap();
         assert!(matches!(
-            Socket::bind(&path),
-            Err(SocketError::NotASocket { .. })
+            AdminSocket::bind(&path),
+            Err(AdminSocketError::NotASocket { .. })
         ));
         assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
     }
@@ -227,12 +233,12 @@ mod tests {
     #[tokio::test]
     async fn a_path_too_long_names_the_setting_and_both_lengths() {
         let dir = tempfile::tempdir().unwrap();
-        let whole = |length: usize| {
+        let path_of_length = |length: usize| {
             dir.path()
                 .join("x".repeat(length - dir.path().as_os_str().len() - 1))
         };
-        Socket::bind(&whole(LONGEST_PATH)).unwrap();
-        let words = Socket::bind(&whole(LONGEST_PATH + 1))
+        AdminSocket::bind(&path_of_length(MAX_PATH_BYTES)).unwrap();
+        let words = AdminSocket::bind(&path_of_length(MAX_PATH_BYTES + 1))
             .unwrap_err()
             .to_string();
         for part in ["108 bytes", "107", "admin.socket", "TB_ADMIN_SOCKET"] {

@@ -58,14 +58,14 @@ use crate::{
     config,
     http::layers,
     identity::Directory,
-    part::{self, Context, Hosts, Lifecycle, Part},
+    part::{self, AcceptedHosts, Context, Lifecycle, Part},
     policy::{self, Change},
     telemetry::meter::Meter,
     web::{Allowed, Origin},
 };
 
 /// The component: the reverse proxy and forward-auth, each at its listeners.
-pub fn part(settings: &config::Settings, context: &Context) -> Result<Part, part::BuildError> {
+pub fn part(settings: &config::Settings, context: &Context) -> Result<Part, part::PartError> {
     let settings = &settings.gate;
     let sign = settings.token.is_some().then(|| token::sign(context));
     let gate = Gate::build(
@@ -86,7 +86,7 @@ pub fn part(settings: &config::Settings, context: &Context) -> Result<Part, part
             "gate auth",
             settings.auth.listen.clone(),
             &routes,
-            Hosts::Any,
+            AcceptedHosts::Any,
             |_| local_proxy(),
         );
     }

@@ -21,7 +21,7 @@ pub struct TokenRules {
 }
 
 impl TokenRules {
-    pub fn of(settings: &config::Keys) -> Self {
+    pub fn from_settings(settings: &config::Keys) -> Self {
         Self {
             issuer: settings.issuer.clone(),
             expiry: settings.expiry,
@@ -33,7 +33,7 @@ impl TokenRules {
 /// The claims of an issued token (RFC 7519). `iss` to `display_name` are those of the Go Tailbone;
 /// the others are additions.
 #[derive(Debug, Serialize)]
-pub struct Claims<'a> {
+pub struct IssuerClaims<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     iss: &'a str,
     exp: i64,
@@ -53,7 +53,7 @@ pub struct Claims<'a> {
     node: Option<&'a str>,
 }
 
-impl<'a> Claims<'a> {
+impl<'a> IssuerClaims<'a> {
     /// `None` for a Funnel caller, which has no identity.
     pub fn new(
         caller: &'a Caller,

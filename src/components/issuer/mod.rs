@@ -20,5 +20,5 @@
 mod claims;
 mod routes;
 
-pub use claims::{Claims, TokenRules};
+pub use claims::{IssuerClaims, TokenRules};
 pub use routes::{Issuer, part, router};

@@ -19,7 +19,7 @@ use serde::Serialize;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::{Claims, TokenRules};
+use super::{IssuerClaims, TokenRules};
 use crate::{
     audit,
     config::Settings,
@@ -27,7 +27,7 @@ use crate::{
     identity::{Caller, Refusal},
     jwks::life::KeyLife,
     keys::{NoSigner, SignError, SigningQueue},
-    part::{BuildError, Context, Lifecycle, Part},
+    part::{Context, Lifecycle, Part, PartError},
     telemetry::{audit::Decision, meter::Meter},
     version,
     web::{Allowed, Origin},
@@ -48,8 +48,10 @@ pub struct Issuer {
 }
 
 /// The component, at its listeners.
-pub fn part(settings: &Settings, context: &Context) -> Result<Part, BuildError> {
-    let rules = Arc::new(ArcSwap::from_pointee(TokenRules::of(&settings.keys)));
+pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
+    let rules = Arc::new(ArcSwap::from_pointee(TokenRules::from_settings(
+        &settings.keys,
+    )));
     let routes = router(Issuer {
         rules: rules.clone(),
         keys: context.keys.clone(),
@@ -65,31 +67,38 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, BuildError> 
             settings.server.listen.clone(),
             &layers::wrap(routes, "issuer"),
         )
-        .lifecycle(LiveRules(rules)))
+        .lifecycle(ReloadedRules(rules)))
 }
 
-struct LiveRules(Arc<ArcSwap<TokenRules>>);
+struct ReloadedRules(Arc<ArcSwap<TokenRules>>);
 
-impl Lifecycle for LiveRules {
+impl Lifecycle for ReloadedRules {
     fn reload(&self, settings: &Settings) {
-        self.0.store(Arc::new(TokenRules::of(&settings.keys)));
+        self.0
+            .store(Arc::new(TokenRules::from_settings(&settings.keys)));
     }
 }
 
 pub fn router(issuer: Issuer) -> Router {
     let origins = issuer.origins.clone();
     let routes = Router::new()
-        .route("/issue", post(issue).fallback(|| only("POST")))
+        .route(
+            "/issue",
+            post(issue).fallback(|| method_not_allowed("POST")),
+        )
         .route(
             "/.well-known/jwks.json",
-            get(jwks).fallback(|| only("GET, HEAD")),
+            get(jwks).fallback(|| method_not_allowed("GET, HEAD")),
         )
-        .route("/_healthz", get(health).fallback(|| only("GET, HEAD")))
+        .route(
+            "/_healthz",
+            get(health).fallback(|| method_not_allowed("GET, HEAD")),
+        )
         .with_state(Arc::new(issuer));
     origin::share(routes, &origins)
 }
 
-async fn only(allow: &'static str) -> Error {
+async fn method_not_allowed(allow: &'static str) -> Error {
     Error::method_not_allowed(allow)
 }
 
@@ -122,22 +131,22 @@ async fn issue(
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
     ];
     // A token needs no escaping in JSON: it consists of base64url and dots.
-    let answer = ["{\"token\":\"", &token, "\"}"].concat();
-    Ok((headers, Body::from(answer)).into_response())
+    let body = ["{\"token\":\"", &token, "\"}"].concat();
+    Ok((headers, Body::from(body)).into_response())
 }
 
 /// Bytes that most claims fit into; larger ones cost a copy.
-const CLAIMS: usize = 512;
+const CLAIMS_CAPACITY: usize = 512;
 
 async fn token(issuer: &Issuer, caller: &Caller) -> Result<String, Error> {
-    let ring = issuer.keys.ring().loaded().await;
-    let signer = ring.signer().map_err(no_key)?;
+    let current_keys = issuer.keys.ring().loaded().await;
+    let signer = current_keys.signer().map_err(no_signing_key)?;
     let rules = issuer.rules.load_full();
-    let claims =
-        Claims::new(caller, &rules, Timestamp::now(), Uuid::new_v4()).ok_or(Refusal::Funnel)?;
-    let mut bytes = Vec::with_capacity(CLAIMS);
-    serde_json::to_writer(&mut bytes, &claims).map_err(not_signed)?;
-    let began = Instant::now();
+    let claims = IssuerClaims::new(caller, &rules, Timestamp::now(), Uuid::new_v4())
+        .ok_or(Refusal::Funnel)?;
+    let mut bytes = Vec::with_capacity(CLAIMS_CAPACITY);
+    serde_json::to_writer(&mut bytes, &claims).map_err(signing_failed)?;
+    let started = Instant::now();
     let token = issuer
         .signing
         .sign(&signer, &bytes)
@@ -145,9 +154,9 @@ async fn token(issuer: &Issuer, caller: &Caller) -> Result<String, Error> {
         .await
         .map_err(|error| match error {
             SignError::Overloaded => overloaded(),
-            other => not_signed(other),
+            other => signing_failed(other),
         })?;
-    issuer.meter.token_issued("issuer", began.elapsed());
+    issuer.meter.token_issued("issuer", started.elapsed());
     audit!(
         Decision::Allowed,
         "issued token",
@@ -159,14 +168,14 @@ async fn token(issuer: &Issuer, caller: &Caller) -> Result<String, Error> {
     Ok(token)
 }
 
-fn no_key(cause: NoSigner) -> Error {
+fn no_signing_key(cause: NoSigner) -> Error {
     let kind = Kind::Unavailable {
         retry_after: Duration::from_secs(10),
     };
     Error::new(
         kind,
         "no_signing_key",
-        "this server has no key that it may sign with; its operator sees why in the log",
+        "this server has no key to sign with; its log says why",
     )
     .because(cause)
 }
@@ -178,11 +187,11 @@ fn overloaded() -> Error {
     Error::new(
         kind,
         "overloaded",
-        "more tokens are asked for than this server can sign; try again",
+        "this server cannot sign as many tokens as are requested; try again",
     )
 }
 
-fn not_signed(cause: impl std::error::Error + Send + Sync + 'static) -> Error {
+fn signing_failed(cause: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::new(
         Kind::Internal,
         "signing_failed",
@@ -202,14 +211,14 @@ async fn jwks(State(issuer): State<Arc<Issuer>>, request: HeaderMap) -> Result<R
         return Err(Error::new(
             kind,
             "no_jwks",
-            "the published keys could not be read yet; the operator sees why in the log",
+            "the published keys could not be read yet; the server's log says why",
         ));
     };
     let etag = format!("\"{}\"", published.etag.0.trim_matches('"'));
     let unchanged = request
         .get_all(header::IF_NONE_MATCH)
         .iter()
-        .any(|known| known.as_bytes() == etag.as_bytes());
+        .any(|theirs| theirs.as_bytes() == etag.as_bytes());
     let headers = [
         (header::CONTENT_TYPE, "application/json".to_owned()),
         (

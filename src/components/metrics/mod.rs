@@ -36,7 +36,7 @@ use crate::{
     http::{Error, error::Kind, health, layers, serve::Listeners},
     jwks::life::KeyLife,
     keys,
-    part::{BuildError, Context, Part},
+    part::{Context, Part, PartError},
     tailnet::{
         self, Node, RuntimeStats,
         join::{JoinState, classify},
@@ -52,7 +52,7 @@ const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 
 /// The sources of the metrics.
 #[derive(Debug, Clone)]
-pub struct Metrics {
+pub struct MetricSources {
     pub meter: Meter,
     pub node: Arc<dyn Node>,
     pub keys: KeyLife,
@@ -61,12 +61,12 @@ pub struct Metrics {
 }
 
 /// The component, at its listeners.
-pub fn part(settings: &Settings, context: &Context) -> Result<Part, BuildError> {
-    let routes = layers::wrap(router(Metrics::of(context)), "metrics");
+pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
+    let routes = layers::wrap(router(MetricSources::from_context(context)), "metrics");
     Ok(Part::new("metrics").serve("metrics", settings.metrics.listen.clone(), &routes))
 }
 
-pub fn router(metrics: Metrics) -> Router {
+pub fn router(metrics: MetricSources) -> Router {
     let health = health::router(metrics.readiness.clone());
     Router::new()
         .route(
@@ -77,7 +77,7 @@ pub fn router(metrics: Metrics) -> Router {
         .merge(health)
 }
 
-async fn scrape(State(metrics): State<Metrics>) -> Result<Response, Error> {
+async fn scrape(State(metrics): State<MetricSources>) -> Result<Response, Error> {
     let mut text = String::new();
     text::encode(&mut text, &metrics.registry().await)
         .map_err(|cause| Error::new(Kind::Internal, "internal", "no metrics").because(cause))?;
@@ -85,10 +85,10 @@ async fn scrape(State(metrics): State<Metrics>) -> Result<Response, Error> {
 }
 
 type Labels = [(&'static str, &'static str); 1];
-type Number = Gauge<f64, AtomicU64>;
+type FloatGauge = Gauge<f64, AtomicU64>;
 
-impl Metrics {
-    pub fn of(context: &Context) -> Self {
+impl MetricSources {
+    pub fn from_context(context: &Context) -> Self {
         Self {
             meter: context.meter.clone(),
             node: context.node.clone(),
@@ -102,17 +102,17 @@ impl Metrics {
     pub async fn registry(&self) -> Registry {
         // The other metrics are useful without this one.
         let runtime = tailnet::runtime_stats().await.ok();
-        self.at(runtime, Timestamp::now())
+        self.registry_at(runtime, Timestamp::now())
     }
 
-    fn at(&self, runtime: Option<RuntimeStats>, now: Timestamp) -> Registry {
+    fn registry_at(&self, runtime: Option<RuntimeStats>, now: Timestamp) -> Registry {
         let mut root = Registry::default();
-        process(&mut root);
+        process_metrics(&mut root);
         let registry = root.sub_registry_with_prefix("tailbone");
         self.meter.register(registry);
         registry.register(
             "build",
-            "What runs",
+            "Versions of the running program",
             Info::new([
                 ("version", version::VERSION),
                 ("commit", version::COMMIT),
@@ -120,23 +120,23 @@ impl Metrics {
                 ("tsnet", version::TSNET),
             ]),
         );
-        self.readiness(registry, now);
-        self.node(registry, now);
-        self.keys(registry, now);
-        self.connections(registry);
+        self.add_readiness(registry, now);
+        self.add_node(registry, now);
+        self.add_keys(registry, now);
+        self.add_connections(registry);
         if let Some(runtime) = runtime {
-            go(registry, runtime);
+            go_metrics(registry, runtime);
         }
         root
     }
 
-    fn readiness(&self, registry: &mut Registry, now: Timestamp) {
+    fn add_readiness(&self, registry: &mut Registry, now: Timestamp) {
         let latches = self.readiness.look(now);
-        one(
+        gauge(
             registry,
             "ready",
             "1 while no latch is held",
-            flag(readiness::all(&latches)),
+            bool_value(readiness::all(&latches)),
         );
         let held = Family::<Labels, Gauge>::default();
         let degraded = Family::<Labels, Gauge>::default();
@@ -154,12 +154,12 @@ impl Metrics {
         );
         registry.register(
             "latch_degraded",
-            "1 while something is wrong with what the latch looks at, though the server is ready",
+            "1 while the latch reports a problem although the server is ready",
             degraded,
         );
     }
 
-    fn node(&self, registry: &mut Registry, now: Timestamp) {
+    fn add_node(&self, registry: &mut Registry, now: Timestamp) {
         let status = self.node.watch().borrow().clone();
         let state = classify(&status, false, now);
         let states = Family::<Labels, Gauge>::default();
@@ -170,80 +170,80 @@ impl Metrics {
         }
         registry.register("join_state", "1 for the state that the node is in", states);
         if let Some(end) = status.key_expiry {
-            one(
+            gauge(
                 registry,
                 "node_key_expiry_timestamp_seconds",
-                "When the node's key ends; absent when it does not",
-                seconds(end),
+                "When the node's key expires; absent if it does not",
+                unix_seconds(end),
             );
         }
     }
 
-    fn keys(&self, registry: &mut Registry, now: Timestamp) {
+    fn add_keys(&self, registry: &mut Registry, now: Timestamp) {
         let snapshot = self.keys.ring().snapshot();
-        one(
+        gauge(
             registry,
             "signing",
             "1 while there is a key to sign with",
-            flag(snapshot.signer.is_ok()),
+            bool_value(snapshot.signer.is_ok()),
         );
         let signing = snapshot.keys.iter().find(|key| key.signing);
         if let Some(since) = signing.and_then(|key| key.created.or(key.signs_since)) {
-            one(
+            gauge(
                 registry,
                 "signing_key_age_seconds",
                 "Age of the key that signs",
-                seconds(now) - seconds(since),
+                unix_seconds(now) - unix_seconds(since),
             );
         }
-        let count = Family::<Labels, Gauge>::default();
+        let keys_by_state = Family::<Labels, Gauge>::default();
         for key in &snapshot.keys {
-            count
+            keys_by_state
                 .get_or_create(&[("state", key.state.map_or("foreign", keys::State::as_str))])
                 .inc();
         }
         registry.register(
             "keys",
             "Keys of this server by state; foreign ones are other servers'",
-            count,
+            keys_by_state,
         );
         if let Some(read) = snapshot.document_read {
-            one(
+            gauge(
                 registry,
                 "jwks_read_timestamp_seconds",
                 "When the published document was last read",
-                seconds(read),
+                unix_seconds(read),
             );
         }
-        one(
+        gauge(
             registry,
             "jwks_trouble",
-            "Things that stand in the way of reading or publishing the document",
-            number(snapshot.trouble.len() as u64),
+            "Problems with reading or publishing the document",
+            as_f64(snapshot.trouble.len() as u64),
         );
     }
 
-    fn connections(&self, registry: &mut Registry) {
+    fn add_connections(&self, registry: &mut Registry) {
         let open = Family::<Labels, Gauge>::default();
-        let refused = Family::<Labels, Gauge>::default();
+        let turned_away = Family::<Labels, Gauge>::default();
         for listening in self.listeners.all() {
             let label = [("listener", listening.name)];
             open.get_or_create(&label)
                 .set(i64::try_from(listening.load.open()).unwrap_or(i64::MAX));
-            refused
+            turned_away
                 .get_or_create(&label)
                 .set(i64::try_from(listening.load.refused()).unwrap_or(i64::MAX));
         }
         registry.register("connections", "Open connections by listener", open);
         registry.register(
             "connections_turned_away",
-            "Connections refused since the start, for their peer had as many as it may have",
-            refused,
+            "Connections refused since the start because their peer had too many",
+            turned_away,
         );
     }
 }
 
-fn go(registry: &mut Registry, runtime: RuntimeStats) {
+fn go_metrics(registry: &mut Registry, runtime: RuntimeStats) {
     let all = [
         (
             "go_goroutines",
@@ -257,13 +257,13 @@ fn go(registry: &mut Registry, runtime: RuntimeStats) {
         ),
         (
             "go_sys_bytes",
-            "Memory that Go has from the system",
+            "Memory that Go obtained from the system",
             runtime.sys_bytes,
         ),
-        ("go_threads", "Threads that Go has made", runtime.threads),
+        ("go_threads", "Threads that Go has created", runtime.threads),
         (
             "go_processors",
-            "Processors that Go uses at a time",
+            "Processors that Go uses at once",
             runtime.max_procs,
         ),
         (
@@ -273,14 +273,14 @@ fn go(registry: &mut Registry, runtime: RuntimeStats) {
         ),
     ];
     for (name, help, value) in all {
-        one(registry, name, help, number(value));
+        gauge(registry, name, help, as_f64(value));
     }
     if let Some(limit) = runtime.memory_limit {
-        one(
+        gauge(
             registry,
             "go_memory_limit_bytes",
-            "Memory of the node above which it collects rather than grows",
-            number(limit),
+            "Memory limit of the node, near which Go collects garbage more often",
+            as_f64(limit),
         );
     }
     registry.register(
@@ -291,29 +291,29 @@ fn go(registry: &mut Registry, runtime: RuntimeStats) {
 }
 
 /// The usual metrics of a process, under their conventional names.
-fn process(registry: &mut Registry) {
-    let entries = |path| std::fs::read_dir(path).map(|entries| number(entries.count() as u64));
+fn process_metrics(registry: &mut Registry) {
+    let entries = |path| std::fs::read_dir(path).map(|entries| as_f64(entries.count() as u64));
     if let Ok(open) = entries("/proc/self/fd") {
-        one(registry, "process_open_fds", "Open descriptors", open);
+        gauge(registry, "process_open_fds", "Open descriptors", open);
     }
     if let Ok(threads) = entries("/proc/self/task") {
-        one(registry, "process_threads", "Threads", threads);
+        gauge(registry, "process_threads", "Threads", threads);
     }
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    if let Some(most) = limit.current {
-        one(
+    if let Some(limit) = limit.current {
+        gauge(
             registry,
             "process_max_fds",
-            "Most open descriptors",
-            number(most),
+            "Maximum number of open descriptors",
+            as_f64(limit),
         );
     }
     let pages = std::fs::read_to_string("/proc/self/statm")
         .ok()
         .and_then(|text| text.split_whitespace().nth(1)?.parse::<u64>().ok());
     if let Some(pages) = pages {
-        let gauge = Number::default();
-        gauge.set(number(pages * rustix::param::page_size() as u64));
+        let gauge = FloatGauge::default();
+        gauge.set(as_f64(pages * rustix::param::page_size() as u64));
         registry.register_with_unit(
             "process_resident_memory",
             "Memory in use",
@@ -323,21 +323,21 @@ fn process(registry: &mut Registry) {
     }
 }
 
-fn one(registry: &mut Registry, name: &str, help: &str, value: f64) {
-    let gauge = Number::default();
+fn gauge(registry: &mut Registry, name: &str, help: &str, value: f64) {
+    let gauge = FloatGauge::default();
     gauge.set(value);
     registry.register(name, help, gauge);
 }
 
-fn flag(set: bool) -> f64 {
+fn bool_value(set: bool) -> f64 {
     f64::from(u8::from(set))
 }
 
-fn seconds(time: Timestamp) -> f64 {
+fn unix_seconds(time: Timestamp) -> f64 {
     time.as_millisecond() as f64 / 1000.0
 }
 
 /// Exact up to 2^53, which no counter here reaches.
-fn number(count: u64) -> f64 {
+fn as_f64(count: u64) -> f64 {
     count as f64
 }

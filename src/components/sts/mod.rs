@@ -57,12 +57,12 @@ use crate::{
     config::{self, Credentials, Listen},
     http::{layers, origin},
     jwks::fetch::{self, Fetcher, Source, SourceState},
-    part::{BuildError, Context, Hosts, Lifecycle, Part},
+    part::{AcceptedHosts, Context, Lifecycle, Part, PartError},
     telemetry::meter::Meter,
 };
 
 /// The component, at its listeners.
-pub fn part(settings: &config::Settings, context: &Context) -> Result<Part, BuildError> {
+pub fn part(settings: &config::Settings, context: &Context) -> Result<Part, PartError> {
     let origins = &settings.server.allowed_origins;
     let settings = &settings.sts;
     let sts = Sts::start(settings, context.meter.clone())?;
@@ -83,8 +83,8 @@ pub fn part(settings: &config::Settings, context: &Context) -> Result<Part, Buil
         let (name, hosts) = match listen {
             // The names there are those of the certificate or of the proxy in front, and the
             // caller's identity is in the token, not in the connection.
-            Listen::Host { .. } => ("sts host", Hosts::Any),
-            _ => ("sts", Hosts::Own),
+            Listen::Host { .. } => ("sts host", AcceptedHosts::Any),
+            _ => ("sts", AcceptedHosts::Own),
         };
         part = part.serve_as(name, vec![listen], &routes, hosts, |_| Extensions::new());
     }

@@ -15,9 +15,9 @@ use tailbone_keys::{
 use crate::config::{
     KeySpec, RSA_SIZES,
     duration::show,
-    exchange::Exchanged,
     meaning::{Reading, integer, octal, text},
     read::Reader,
+    reload::Reloaded,
     report::Origin,
     table::{
         DAY, Default, HOUR, Kind, MINUTE, MONTH, Scope, YEAR, duration, duration_or_off,
@@ -168,7 +168,7 @@ impl Keys {
         }
     }
 
-    pub(in crate::config) fn exchange(&mut self, new: &Self, exchanged: &mut Exchanged) {
+    pub(in crate::config) fn reload(&mut self, new: &Self, reloaded: &mut Reloaded) {
         let Self {
             dir,
             issuer,
@@ -180,16 +180,16 @@ impl Keys {
             skew,
             publish,
         } = new;
-        exchanged.take(ISSUER.key, &mut self.issuer, issuer);
-        exchanged.take(EXPIRY.key, &mut self.expiry, expiry);
-        exchanged.take(SKEW.key, &mut self.skew, skew);
-        exchanged.take(ROTATE_EVERY.key, &mut self.rotate_every, rotate_every);
-        exchanged.keep(DIR.key, &self.dir, dir);
+        reloaded.apply(ISSUER.key, &mut self.issuer, issuer);
+        reloaded.apply(EXPIRY.key, &mut self.expiry, expiry);
+        reloaded.apply(SKEW.key, &mut self.skew, skew);
+        reloaded.apply(ROTATE_EVERY.key, &mut self.rotate_every, rotate_every);
+        reloaded.leave(DIR.key, &self.dir, dir);
         let places = "keys.bucket, keys.jwksFile, keys.keyPath or keys.s3";
-        exchanged.keep(places, &self.publish, publish);
-        exchanged.keep("keys.algorithm or keys.size", &self.spec, spec);
-        exchanged.keep(PREFIX.key, &self.prefix, prefix);
-        exchanged.keep(CACHE_TIME.key, &self.cache_time, cache_time);
+        reloaded.leave(places, &self.publish, publish);
+        reloaded.leave("keys.algorithm or keys.size", &self.spec, spec);
+        reloaded.leave(PREFIX.key, &self.prefix, prefix);
+        reloaded.leave(CACHE_TIME.key, &self.cache_time, cache_time);
     }
 }
 

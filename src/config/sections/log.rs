@@ -2,8 +2,8 @@
 
 use crate::config::{
     Log, LogFormat, LogLevel,
-    exchange::Exchanged,
     read::{Entry, Reader},
+    reload::Reloaded,
     report::Origin,
     table::{Kind, Scope, row, rows},
 };
@@ -23,15 +23,15 @@ rows! {
         .help("No colours in console log lines; a non-empty NO_COLOR does the same");
 }
 
-pub(in crate::config) fn exchange(old: &mut Log, new: &Log, exchanged: &mut Exchanged) {
+pub(in crate::config) fn reload(old: &mut Log, new: &Log, reloaded: &mut Reloaded) {
     let Log {
         level,
         format,
         no_color,
     } = new;
-    exchanged.take(LEVEL.key, &mut old.level, level);
-    exchanged.keep(FORMAT.key, &old.format, format);
-    exchanged.keep(FORMAT.key, &old.no_color, no_color);
+    reloaded.apply(LEVEL.key, &mut old.level, level);
+    reloaded.leave(FORMAT.key, &old.format, format);
+    reloaded.leave(FORMAT.key, &old.no_color, no_color);
 }
 
 impl Reader<'_> {

@@ -9,10 +9,10 @@ use super::{
 use crate::{
     config::{
         Limits, Otlp,
-        exchange::Exchanged,
         listen::Listen,
         load::Purpose,
         read::Reader,
+        reload::Reloaded,
         table::{HOUR, Kind, Scope, duration, row, rows},
     },
     web::{Allowed, HostPattern, Origin},
@@ -73,7 +73,7 @@ pub struct Server {
 }
 
 impl Server {
-    pub(in crate::config) fn exchange(&mut self, new: &Self, exchanged: &mut Exchanged) {
+    pub(in crate::config) fn reload(&mut self, new: &Self, reloaded: &mut Reloaded) {
         let Self {
             listen,
             allowed_hosts,
@@ -84,16 +84,16 @@ impl Server {
             tailscale,
             otlp,
         } = new;
-        exchanged.take("server.limits", &mut self.limits, limits);
-        exchanged.take(GRACE.key, &mut self.grace, grace);
+        reloaded.apply("server.limits", &mut self.limits, limits);
+        reloaded.apply(GRACE.key, &mut self.grace, grace);
         let listener = "server.port or server.binding";
-        exchanged.keep(listener, &self.listen, listen);
+        reloaded.leave(listener, &self.listen, listen);
         let allowed = "server.allowedHosts or server.allowedOrigins";
-        exchanged.keep(allowed, &self.allowed_hosts, allowed_hosts);
-        exchanged.keep(allowed, &self.allowed_origins, allowed_origins);
-        exchanged.keep(MEMORY.key, &self.memory, memory);
-        self.tailscale.exchange(tailscale, exchanged);
-        exchanged.keep("server.telemetry", &self.otlp, otlp);
+        reloaded.leave(allowed, &self.allowed_hosts, allowed_hosts);
+        reloaded.leave(allowed, &self.allowed_origins, allowed_origins);
+        reloaded.leave(MEMORY.key, &self.memory, memory);
+        self.tailscale.reload(tailscale, reloaded);
+        reloaded.leave("server.telemetry", &self.otlp, otlp);
     }
 }
 

@@ -6,10 +6,10 @@ use tailbone_tailnet::{Config, Store};
 
 use crate::config::{
     Secret,
-    exchange::Exchanged,
     load::Purpose,
     meaning::{Reading, text},
     read::Reader,
+    reload::Reloaded,
     report::Origin,
     table::{DAY, HOUR, Kind, Scope, old_duration, row, rows},
 };
@@ -137,7 +137,7 @@ impl From<&Tailscale> for Config {
 }
 
 impl Tailscale {
-    pub(in crate::config) fn exchange(&self, new: &Self, exchanged: &mut Exchanged) {
+    pub(in crate::config) fn reload(&self, new: &Self, reloaded: &mut Reloaded) {
         let Self {
             dir,
             hostname,
@@ -157,13 +157,13 @@ impl Tailscale {
             wait_for_dir: _,
         } = new;
         let name = "server.tailscale";
-        exchanged.keep(name, &self.dir, dir);
-        exchanged.keep(name, &self.hostname, hostname);
-        exchanged.keep(name, &self.control_url, control_url);
-        exchanged.keep(name, &self.state, state);
-        exchanged.keep(name, &self.ephemeral, ephemeral);
-        exchanged.keep(name, &self.tags, tags);
-        exchanged.keep(name, &self.upload_logs, upload_logs);
+        reloaded.leave(name, &self.dir, dir);
+        reloaded.leave(name, &self.hostname, hostname);
+        reloaded.leave(name, &self.control_url, control_url);
+        reloaded.leave(name, &self.state, state);
+        reloaded.leave(name, &self.ephemeral, ephemeral);
+        reloaded.leave(name, &self.tags, tags);
+        reloaded.leave(name, &self.upload_logs, upload_logs);
     }
 }
 

@@ -25,7 +25,7 @@ use jiff::Timestamp;
 use tailbone::{
     config::KeySpec,
     identity::{Caller, Visitor},
-    issuer::{Claims, TokenRules},
+    issuer::{IssuerClaims, TokenRules},
     jwks::Document,
     keys::{PrivateJwk, PublicJwk, Signer},
     policy::{self, CAPABILITY, Host, Rules, What, Who},
@@ -244,7 +244,7 @@ fn tokens() -> Outcome<()> {
         ("claims of a machine", &machine),
     ] {
         count(name, || {
-            Ok(serde_json::to_vec(&Claims::new(
+            Ok(serde_json::to_vec(&IssuerClaims::new(
                 black_box(caller),
                 &rules,
                 now,
@@ -255,7 +255,7 @@ fn tokens() -> Outcome<()> {
     // Ed25519 uses no random number, so every signature executes the same instructions.
     let key = PrivateJwk::generate("tb-1740172800".parse()?, KeySpec::EdDsa)?;
     let signer = Signer::new(&key)?;
-    let claims = serde_json::to_vec(&Claims::new(&machine, &rules, now, id))?;
+    let claims = serde_json::to_vec(&IssuerClaims::new(&machine, &rules, now, id))?;
     count("signature (EdDSA)", || Ok(signer.sign(black_box(&claims))?))
 }
 

@@ -15,7 +15,7 @@ use testkit::soon;
 use tonic::{Code, Status};
 use tracing_subscriber::layer::SubscriberExt as _;
 
-use super::{Api, CAPABILITY, World, list, over};
+use super::{ADMIN_CAPABILITY, Api, World, list, over};
 
 const METHODS: [&str; 5] = ["generate", "list", "remove", "rotate", "status"];
 
@@ -65,7 +65,7 @@ async fn d05_without_a_right_every_method_is_refused_and_nothing_changes() {
         Identity::user("bob@example.com"),
         Identity::tagged(["tag:ci"]),
         Identity::user("bob@example.com").cap("example.com/cap/other", admin(&["*"])),
-        Identity::user("bob@example.com").cap(CAPABILITY, json!({"methods": "*"})),
+        Identity::user("bob@example.com").cap(ADMIN_CAPABILITY, json!({"methods": "*"})),
     ];
     for (number, identity) in callers.into_iter().enumerate() {
         let mut api = world.caller(&format!("n{number}"), identity).await;
@@ -117,7 +117,7 @@ async fn owner_socket_and_grants_open_what_they_should() {
         {
             let host = format!("{}{number}", if grant == "*" { "all" } else { grant });
             let mut api = world
-                .caller(&host, identity.cap(CAPABILITY, admin(&[grant])))
+                .caller(&host, identity.cap(ADMIN_CAPABILITY, admin(&[grant])))
                 .await;
             assert_eq!(codes(&world, &mut api).await, wanted, "{grant} {number}");
         }
@@ -135,7 +135,7 @@ async fn a_grant_counts_from_the_moment_it_is_given_and_no_longer() {
     world.net.update("laptop", |identity| {
         identity
             .caps
-            .insert(CAPABILITY.into(), vec![admin(&["list"])]);
+            .insert(ADMIN_CAPABILITY.into(), vec![admin(&["list"])]);
     });
     call(&mut bob, "list", "").await.unwrap();
     world.net.update("laptop", |identity| identity.caps.clear());
@@ -175,7 +175,8 @@ async fn doubt_about_who_calls_is_a_refusal_also_in_mode_open() {
     for mode in [Authorization::Grant, Authorization::Open] {
         let world = World::with(mode).await;
         let stranger = |change: fn(&mut Identity)| {
-            let mut identity = Identity::user("owner@example.com").cap(CAPABILITY, admin(&["*"]));
+            let mut identity =
+                Identity::user("owner@example.com").cap(ADMIN_CAPABILITY, admin(&["*"]));
             change(&mut identity);
             identity
         };

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use testkit::soon;
 use tokio::net::TcpListener;
 
-use super::{CAPABILITY, World, generate, published};
+use super::{ADMIN_CAPABILITY, World, generate, published};
 
 /// The result of a command line; everything that differs between runs is masked.
 struct Ran {
@@ -340,7 +340,7 @@ async fn a_host_that_is_named_wins_over_the_socket() {
     let world = World::new().await;
     let shell = Shell::at(&world.socket());
     let list = serde_json::json!({"methods": ["list"]});
-    let bob = Identity::user("bob@example.com").cap(CAPABILITY, list);
+    let bob = Identity::user("bob@example.com").cap(ADMIN_CAPABILITY, list);
     let addr = through(&world, bob).await;
     let host = format!("--host {} --port {}", addr.ip(), addr.port());
     let (code, out, err) = shell.raw(&format!("keys list {host}")).await;

@@ -20,7 +20,7 @@ use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use tailbone::{
     admin::{
-        Admin, Socket,
+        AdminApi, AdminSocket,
         proto::{
             GenerateNewKeysRequest, Key, ListKeysRequest, admin_service_client::AdminServiceClient,
         },
@@ -44,7 +44,7 @@ use tempfile::TempDir;
 use testkit::soon;
 use tonic::transport::{Channel, Endpoint};
 
-const CAPABILITY: &str = "tailbone.dev/cap/admin";
+const ADMIN_CAPABILITY: &str = "tailbone.dev/cap/admin";
 const PORT: u16 = 50051;
 const CACHE_TIME: Duration = Duration::from_secs(300);
 const SKEW: Duration = Duration::from_secs(60);
@@ -83,7 +83,7 @@ impl World {
         let node = net.join("tailbone", Identity::user("owner@example.com"));
         let own = ServerState::default();
         own.membership.joined(Arc::new(node.clone()));
-        let admin = Admin {
+        let admin = AdminApi {
             keys: keys.clone(),
             spec: KeySpec::Es256,
             mode,
@@ -101,7 +101,7 @@ impl World {
             Limits::default(),
             identify,
         );
-        let socket = Socket::bind(&dir.path().join("admin.sock")).unwrap();
+        let socket = AdminSocket::bind(&dir.path().join("admin.sock")).unwrap();
         let identify = |requester| {
             let mut known = Extensions::new();
             known.insert(requester);

@@ -7,7 +7,7 @@ use tailbone::config::table;
 use super::{contract::contract, load};
 
 #[test]
-fn a_reload_exchanges_a_changed_setting_or_names_it() {
+fn a_reload_applies_a_changed_setting_or_names_it() {
     // Nothing of a running server depends on these.
     let silent = [
         // Commands that are no server.
@@ -75,16 +75,21 @@ fn a_reload_exchanges_a_changed_setting_or_names_it() {
             continue;
         };
         let before = running.clone();
-        let first = running.exchange(&new);
-        let told = !first.done.is_empty() || !first.left.is_empty();
+        let first = running.reload(&new);
+        let reported = !first.applied.is_empty() || !first.needs_restart.is_empty();
         let expected = !silent.contains(&setting.key);
-        assert_eq!(told, expected, "{}: {first:?}", setting.key);
-        assert_eq!(first.done.is_empty(), running == before, "{}", setting.key);
-        // What is exchanged is told once; what needs a restart at each reload.
-        let again = running.exchange(&new);
+        assert_eq!(reported, expected, "{}: {first:?}", setting.key);
         assert_eq!(
-            (again.done.len(), again.left),
-            (0, first.left),
+            first.applied.is_empty(),
+            running == before,
+            "{}",
+            setting.key
+        );
+        // What is applied is reported once; what needs a restart at each reload.
+        let again = running.reload(&new);
+        assert_eq!(
+            (again.applied.len(), again.needs_restart),
+            (0, first.needs_restart),
             "{}",
             setting.key
         );
@@ -95,5 +100,5 @@ fn a_reload_exchanges_a_changed_setting_or_names_it() {
 fn a_reload_names_the_place_of_the_nodes_state() {
     let mut running = load(&[]).unwrap();
     let new = load(&[("TB_SERVER_TAILSCALE_STATE", "kube:tailbone-state")]).unwrap();
-    assert_eq!(running.exchange(&new).left, ["server.tailscale"]);
+    assert_eq!(running.reload(&new).needs_restart, ["server.tailscale"]);
 }

@@ -28,7 +28,7 @@ use crate::KeySpec;
 use crate::{Fingerprint, KeyStore, Policy, Ring, Signer, disk::Lock};
 
 pub use error::LifeError;
-pub use operations::{Housekeeping, Impact, Made, Removed};
+pub use operations::{Housekeeping, Made, Removed};
 pub use pass::{Done, Outcome, Report};
 
 /// How long one process waits for another that holds the directory's lock.

@@ -30,17 +30,6 @@ pub struct Removed {
     pub report: Report,
 }
 
-/// What removing a key would break, for the question asked before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-pub struct Impact {
-    /// This server signs with the key now.
-    pub signing: bool,
-    /// No other key of this server could sign at once.
-    pub last: bool,
-    /// Tokens signed with it may still be valid.
-    pub tokens_may_be_valid: bool,
-}
-
 /// What a housekeeping pass may do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Housekeeping {
@@ -112,25 +101,6 @@ impl KeyLife {
                 report,
             }),
             None => self.generate(spec, now).await,
-        }
-    }
-
-    /// What removing `kid` would break, as far as is known here.
-    pub fn impact(&self, kid: &str) -> Impact {
-        let snapshot = self.inner.ring.snapshot();
-        let able = |key: &&KeyView| matches!(key.state, Some(State::Active));
-        let key = snapshot.keys.iter().find(|key| key.kid == kid);
-        Impact {
-            signing: key.is_some_and(|key| key.signing),
-            last: key.as_ref().is_some_and(able)
-                && !snapshot
-                    .keys
-                    .iter()
-                    .any(|other| other.kid != kid && able(&other)),
-            // Nothing is known about the tokens of another server's key.
-            tokens_may_be_valid: key.is_some_and(|key| {
-                matches!(key.state, None | Some(State::Active | State::Retired))
-            }),
         }
     }
 

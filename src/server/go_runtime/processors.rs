@@ -15,30 +15,30 @@ use std::{env, num::NonZero, thread};
 use crate::tailnet::{RuntimeLimits, limit_runtime};
 
 /// Sets the number and logs it.
-pub(super) async fn limit() {
-    let told = env::var_os("GOMAXPROCS").is_some_and(|text| !text.is_empty());
+pub(in crate::server) async fn limit_processors() {
+    let set_by_environment = env::var_os("GOMAXPROCS").is_some_and(|text| !text.is_empty());
     // This takes the cgroup's quota into account.
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let limits = RuntimeLimits {
-        max_procs: (!told).then(|| share(cores)),
+        max_procs: (!set_by_environment).then(|| go_share(cores)),
         ..RuntimeLimits::default()
     };
     match limit_runtime(limits).await {
         Ok(limits) => {
-            let from = if told {
+            let from = if set_by_environment {
                 "GOMAXPROCS"
             } else {
                 "half of the cores"
             };
-            tracing::debug!(target: "server", processors = limits.max_procs, from, cores, "processors of the node");
+            tracing::debug!(target: "server", processors = limits.max_procs, from, cores, "the node's processors");
         }
         Err(error) => {
-            tracing::warn!(target: "server", %error, "processors of the node not limited");
+            tracing::warn!(target: "server", %error, "the node's processors are not limited");
         }
     }
 }
 
-fn share(cores: usize) -> u32 {
+fn go_share(cores: usize) -> u32 {
     u32::try_from(cores / 2).unwrap_or(u32::MAX).clamp(1, 4096)
 }
 
@@ -48,8 +48,8 @@ mod tests {
 
     #[test]
     fn the_node_has_half_of_the_cores_and_one_at_least() {
-        for (cores, share_of_them) in [(1, 1), (2, 1), (3, 1), (4, 2), (64, 32), (1 << 20, 4096)] {
-            assert_eq!(share(cores), share_of_them, "{cores}");
+        for (cores, share) in [(1, 1), (2, 1), (3, 1), (4, 2), (64, 32), (1 << 20, 4096)] {
+            assert_eq!(go_share(cores), share, "{cores}");
         }
     }
 }

@@ -16,82 +16,83 @@ use tokio::{task::JoinHandle, time::MissedTickBehavior};
 use crate::{config::Log, tailnet::join::JoinState, telemetry::foot};
 
 /// A join that takes less time gets no spinner.
-const AFTER: Duration = Duration::from_millis(200);
-const FRAME: Duration = Duration::from_millis(100);
+const SPINNER_DELAY: Duration = Duration::from_millis(200);
+const FRAME_TIME: Duration = Duration::from_millis(100);
 const FRAMES: [char; 10] = ['⠋', '⠙', '⠹', '⠸', '⠼', '⠴', '⠦', '⠧', '⠇', '⠏'];
 
 /// The width of a terminal that does not tell its own.
-const COLUMNS: usize = 80;
+const DEFAULT_COLUMNS: usize = 80;
 
 /// The terminal while the node joins. Dropping it removes the spinner.
 #[derive(Debug)]
-pub(super) struct Screen {
+pub(super) struct JoinScreen {
     color: bool,
     /// Whether the log goes to a terminal too.
-    log: bool,
-    words: Arc<Mutex<&'static str>>,
+    log_on_terminal: bool,
+    message: Arc<Mutex<&'static str>>,
     spinner: JoinHandle<()>,
 }
 
-impl Screen {
+impl JoinScreen {
     /// The terminal of this process, if it has one.
-    pub(super) fn of_process(settings: &Log) -> Option<Self> {
-        let able = std::env::var_os("TERM").is_some_and(|term| !term.is_empty() && term != "dumb");
-        if !able || !std::io::stderr().is_terminal() {
+    pub(super) fn of_terminal(settings: &Log) -> Option<Self> {
+        let capable =
+            std::env::var_os("TERM").is_some_and(|term| !term.is_empty() && term != "dumb");
+        if !capable || !std::io::stderr().is_terminal() {
             return None;
         }
         let color = !settings.no_color;
-        let words = Arc::new(Mutex::new(waiting_for(&JoinState::Starting)));
+        let message = Arc::new(Mutex::new(waiting_message(&JoinState::Starting)));
         Some(Self {
             color,
-            log: std::io::stdout().is_terminal(),
-            spinner: tokio::spawn(spin(words.clone(), color)),
-            words,
+            log_on_terminal: std::io::stdout().is_terminal(),
+            spinner: tokio::spawn(spin(message.clone(), color)),
+            message,
         })
     }
 
     /// Whether the log may leave out the login address, since it would be on the screen twice.
-    pub(super) fn tells_the_address(&self) -> bool {
-        self.log
+    pub(super) fn shows_login_address(&self) -> bool {
+        self.log_on_terminal
     }
 
     /// Shows the node's new state.
-    pub(super) fn state(&self, state: &JoinState) {
+    pub(super) fn show_state(&self, state: &JoinState) {
         if let JoinState::NeedsLogin { url } = state {
-            let block = login(url, columns(), self.color);
+            let block = login_block(url, columns(), self.color);
             foot::above(|| {
                 // If the terminal is gone, nobody can be told.
                 let _ = std::io::stderr().lock().write_all(block.as_bytes());
             });
         }
         // After the address: who reads that a login is waited for finds it above.
-        *self.words.lock().unwrap_or_else(PoisonError::into_inner) = waiting_for(state);
+        *self.message.lock().unwrap_or_else(PoisonError::into_inner) = waiting_message(state);
     }
 }
 
-impl Drop for Screen {
+impl Drop for JoinScreen {
     fn drop(&mut self) {
         self.spinner.abort();
         // The spinner draws under this lock and stops at empty words, so no frame follows.
-        let mut words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
-        *words = "";
+        let mut message = self.message.lock().unwrap_or_else(PoisonError::into_inner);
+        *message = "";
         foot::clear();
     }
 }
 
-async fn spin(words: Arc<Mutex<&'static str>>, color: bool) {
-    let began = Instant::now();
-    tokio::time::sleep(AFTER).await;
-    let mut ticks = tokio::time::interval(FRAME);
+async fn spin(message: Arc<Mutex<&'static str>>, color: bool) {
+    let started = Instant::now();
+    tokio::time::sleep(SPINNER_DELAY).await;
+    let mut ticks = tokio::time::interval(FRAME_TIME);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for frame in FRAMES.into_iter().cycle() {
         ticks.tick().await;
-        let words = words.lock().unwrap_or_else(PoisonError::into_inner);
-        if words.is_empty() {
+        let message = message.lock().unwrap_or_else(PoisonError::into_inner);
+        if message.is_empty() {
             return;
         }
-        let seconds = began.elapsed().as_secs();
-        let text = format!("{frame} joining the tailnet: {words} ({seconds} s)");
+        let seconds = started.elapsed().as_secs();
+        let text = format!("{frame} joining the tailnet: {message} ({seconds} s)");
         // One column stays free: some terminals wrap when the last one is written.
         let text: String = text.chars().take(columns().saturating_sub(1)).collect();
         match text.strip_prefix(frame) {
@@ -102,7 +103,7 @@ async fn spin(words: Arc<Mutex<&'static str>>, color: bool) {
 }
 
 /// In few words; the log has all of them.
-fn waiting_for(state: &JoinState) -> &'static str {
+fn waiting_message(state: &JoinState) -> &'static str {
     match state {
         JoinState::NeedsApproval => "waiting for an admin's approval",
         JoinState::NeedsLogin { .. } => "waiting for the login",
@@ -114,9 +115,9 @@ fn waiting_for(state: &JoinState) -> &'static str {
 }
 
 /// The address on a line of its own, to be copied, and a QR code if it fits.
-fn login(url: &str, columns: usize, color: bool) -> String {
+fn login_block(url: &str, columns: usize, color: bool) -> String {
     let mut block = format!("\nTo log this node in, open\n\n    {url}\n\n");
-    let code = code(url).filter(|rows| rows.iter().all(|row| row.chars().count() < columns));
+    let code = qr_code(url).filter(|rows| rows.iter().all(|row| row.chars().count() < columns));
     if let Some(rows) = code {
         block.push_str("or scan\n\n");
         for row in rows {
@@ -134,7 +135,7 @@ fn login(url: &str, columns: usize, color: bool) -> String {
 }
 
 /// Two modules per character, with the light ones drawn, since most terminals are dark.
-fn code(url: &str) -> Option<Vec<String>> {
+fn qr_code(url: &str) -> Option<Vec<String>> {
     let code = QrCode::with_error_correction_level(url, EcLevel::L).ok()?;
     let image = code
         .render::<Dense1x2>()
@@ -149,7 +150,7 @@ fn columns() -> usize {
         .map(|size| usize::from(size.ws_col))
         .ok()
         .filter(|columns| *columns > 0)
-        .unwrap_or(COLUMNS)
+        .unwrap_or(DEFAULT_COLUMNS)
 }
 
 #[cfg(test)]
@@ -159,9 +160,9 @@ mod tests {
     #[test]
     fn a_narrow_terminal_gets_the_address_alone() {
         let url = "https://login.example.com/a/1234567890ab";
-        let wide = login(url, 80, false);
+        let wide = login_block(url, 80, false);
         assert!(wide.contains('█') && !wide.contains('\x1b'), "{wide}");
-        let narrow = login(url, 30, true);
+        let narrow = login_block(url, 30, true);
         assert!(narrow.contains(url) && !narrow.contains('█'), "{narrow}");
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ::http::Extensions;
 use axum::Router;
 
-use super::StartError;
+use super::ServerError;
 use crate::{
     config::{Binding, Listen, TlsFiles},
     http::{
@@ -19,14 +19,14 @@ use crate::{
         unix::UnixSocket,
     },
     identity::TailnetListener,
-    part::{Context, Endpoint, Hosts},
+    part::{AcceptedHosts, Context, Endpoint},
     tailnet::{ListenAddr, Via},
     telemetry::trace::Neighbour,
     web::{Allowed, HostPattern},
 };
 
 /// What every listener is opened with.
-pub(super) struct Opener {
+pub(super) struct ListenerOpener {
     pub(super) context: Context,
     pub(super) limits: LiveLimits,
     pub(super) names: NodeNames,
@@ -35,109 +35,108 @@ pub(super) struct Opener {
 }
 
 /// A listener that serves, with the certificate that it uses.
-pub(super) struct Opened {
+pub(super) struct OpenListener {
     pub(super) server: Server,
     pub(super) certificate: Option<Arc<CertificateFiles>>,
 }
 
-impl Opener {
+impl ListenerOpener {
     /// Opens a listener and begins to serve.
-    pub(super) async fn open(&self, endpoint: Endpoint) -> Result<Opened, StartError> {
+    pub(super) async fn open(&self, endpoint: Endpoint) -> Result<OpenListener, ServerError> {
         let name = endpoint.name;
         let addr = endpoint.listen.addr();
-        let open_to_all =
+        let reachable_from_outside =
             matches!(&endpoint.listen, Listen::Host { addr, .. } if !addr.ip().is_loopback());
-        let opened = match endpoint.listen {
+        let listener = match endpoint.listen {
             Listen::Tailnet { binding, port } => {
                 let hosts = HostRule::of_node(self.names.clone(), &self.hosts);
-                let hosts = (endpoint.hosts == Hosts::Own).then_some(hosts);
-                self.tailnet(name, listen_addr(binding, port), endpoint.routes, hosts)
+                let hosts = (endpoint.hosts == AcceptedHosts::Own).then_some(hosts);
+                self.open_tailnet(name, listen_addr(binding, port), endpoint.routes, hosts)
                     .await?
             }
             Listen::Host { addr, tls } => {
                 // Elsewhere the names are those of the proxy or of the certificate.
-                let own = endpoint.hosts == Hosts::Own && addr.ip().is_loopback();
-                let hosts = own.then(|| HostRule::of_loopback(&self.hosts));
-                let identify = move |remote| with(Remote::identify(remote), hosts.as_ref());
+                let own_names_only =
+                    endpoint.hosts == AcceptedHosts::Own && addr.ip().is_loopback();
+                let hosts = own_names_only.then(|| HostRule::of_loopback(&self.hosts));
+                let identify =
+                    move |remote| with_host_rule(Remote::identify(remote), hosts.as_ref());
                 match tls {
                     None => {
                         let listener = tokio::net::TcpListener::bind(addr)
                             .await
-                            .map_err(|source| StartError::Host { addr, source })?;
-                        self.plain(name, PlainListener(listener), endpoint.routes, identify)
+                            .map_err(|source| ServerError::HostListener { addr, source })?;
+                        self.serve_on(name, PlainListener(listener), endpoint.routes, identify)
                     }
                     Some(TlsFiles { cert, key }) => {
                         let files = Arc::new(CertificateFiles::open(cert, key)?);
                         let listener = TlsListener::bind(addr, files.clone()).await?;
-                        Opened {
+                        OpenListener {
                             certificate: Some(files),
-                            ..self.plain(name, listener, endpoint.routes, identify)
+                            ..self.serve_on(name, listener, endpoint.routes, identify)
                         }
                     }
                 }
             }
             Listen::Unix { path, mode } => {
                 let socket = UnixSocket::bind(&path, mode)
-                    .map_err(|source| StartError::UnixSocket { name, path, source })?;
-                self.plain(name, socket, endpoint.routes, endpoint.local)
+                    .map_err(|source| ServerError::UnixSocket { name, path, source })?;
+                self.serve_on(name, socket, endpoint.routes, endpoint.identify_local)
             }
         };
-        let load = opened.server.load();
+        let load = listener.server.load();
         tracing::info!(target: "server", component = name, binding = %addr, "listening");
-        if open_to_all {
-            tracing::warn!(target: "server", component = name, %addr, "this listener is on a host address, as set: callers outside of the tailnet may reach it");
+        if reachable_from_outside {
+            tracing::warn!(target: "server", component = name, %addr, "this listener has a host address, as configured: callers outside the tailnet may reach it");
         }
         self.context
             .state
             .listeners
             .add(Listening { name, addr, load });
-        Ok(opened)
+        Ok(listener)
     }
 
-    async fn tailnet(
+    async fn open_tailnet(
         &self,
         name: &'static str,
         addr: ListenAddr,
         routes: Router,
         hosts: Option<HostRule>,
-    ) -> Result<Opened, StartError> {
+    ) -> Result<OpenListener, ServerError> {
         let listener = self.context.node.listen(addr).await;
-        let listener = listener.map_err(|source| StartError::Listen {
-            what: name,
-            addr,
-            source,
-        })?;
+        let listener =
+            listener.map_err(|source| ServerError::TailnetListener { name, addr, source })?;
         let directory = self.context.directory.clone();
         let identify = move |peer: crate::tailnet::Peer| {
             let via = peer.via;
-            let mut known = with(directory.identify(peer), hosts.as_ref());
+            let mut extensions = with_host_rule(directory.identify(peer), hosts.as_ref());
             if via == Via::Tailnet {
-                known.insert(Neighbour);
+                extensions.insert(Neighbour);
             }
-            known
+            extensions
         };
-        Ok(self.plain(name, TailnetListener(listener), routes, identify))
+        Ok(self.serve_on(name, TailnetListener(listener), routes, identify))
     }
 
-    fn plain<L: Accept>(
+    fn serve_on<L: Accept>(
         &self,
         name: &'static str,
         listener: L,
         routes: Router,
         identify: impl Fn(L::Addr) -> Extensions + Send + Sync + 'static,
-    ) -> Opened {
-        Opened {
+    ) -> OpenListener {
+        OpenListener {
             server: serve(name, listener, routes, self.limits.clone(), identify),
             certificate: None,
         }
     }
 }
 
-fn with(mut known: Extensions, hosts: Option<&HostRule>) -> Extensions {
+fn with_host_rule(mut extensions: Extensions, hosts: Option<&HostRule>) -> Extensions {
     if let Some(hosts) = hosts {
-        known.insert(hosts.clone());
+        extensions.insert(hosts.clone());
     }
-    known
+    extensions
 }
 
 fn listen_addr(binding: Binding, port: u16) -> ListenAddr {

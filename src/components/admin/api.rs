@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use ::http::{Extensions, request::Parts};
 use axum::{
     Router,
-    extract::{Request as HttpRequest, State as AxumState},
+    extract::{Request as HttpRequest, State},
     middleware::{self, Next},
     response::{IntoResponse as _, Response as HttpResponse},
 };
@@ -15,8 +15,12 @@ use tonic::{Request, Response, Status, service::Routes};
 use tracing::Instrument as _;
 
 use super::{
-    authorize::{Access, DECLARED, Decision, Requester, Rule, Rules, access, authorize},
-    impact::consequences,
+    authorize::{
+        Access, AccessDecision, AccessRule, AccessRules, DECLARED_METHODS, Requester, access,
+        authorize,
+    },
+    impact::{consequences, impact},
+    key_errors::{KeyOperation, key_error, list_error},
     proto::{
         self, GenerateNewKeysRequest, GenerateNewKeysResponse, Key, ListKeysRequest,
         ListKeysResponse, RecentLogRequest, RecentLogResponse, RemoveKeyRequest, RemoveKeyResponse,
@@ -24,7 +28,6 @@ use super::{
         WhoIsResponse,
         admin_service_server::{AdminService, AdminServiceServer},
     },
-    status::{self, Doing},
 };
 use crate::{
     audit,
@@ -33,22 +36,22 @@ use crate::{
     identity::{Caller, Connection, Visitor},
     jwks::life::{KeyLife, LifeError},
     keys::KeyView,
-    part::{BuildError, Context, Hosts, Part, ServerState},
+    part::{AcceptedHosts, Context, Part, PartError, ServerState},
     tailnet::{self, join::JoinState},
     telemetry::{self, audit::Decision as Audited, readiness},
     version,
 };
 
 /// A request only contains an id and a number.
-const REQUEST_BYTES: usize = 16 << 10;
+const MAX_REQUEST_BYTES: usize = 16 << 10;
 /// The default limit of gRPC clients, with room for more keys than anybody has.
-const RESPONSE_BYTES: usize = 4 << 20;
+const MAX_RESPONSE_BYTES: usize = 4 << 20;
 /// The longest key id that is accepted.
-const KID_BYTES: usize = 512;
+const MAX_KID_BYTES: usize = 512;
 
 /// The state of the methods. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Admin {
+pub struct AdminApi {
     pub keys: KeyLife,
     /// The kind of a new key, unless the request names one.
     pub spec: KeySpec,
@@ -59,29 +62,29 @@ pub struct Admin {
 }
 
 /// The component on its own listeners; the local admin socket is the server's.
-pub fn part(settings: &Settings, context: &Context) -> Result<Part, BuildError> {
+pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
     Ok(Part::new("admin").serve_as(
         "admin",
         settings.admin.listen.clone(),
-        &context.administration,
-        Hosts::Own,
+        &context.admin_routes,
+        AcceptedHosts::Own,
         |LocalPeer { uid, pid }| {
-            let mut known = Extensions::new();
-            known.insert(Requester::Local { uid, pid });
-            known
+            let mut extensions = Extensions::new();
+            extensions.insert(Requester::Local { uid, pid });
+            extensions
         },
     ))
 }
 
 /// The services behind the access check. Needs `http::layers::wrap_grpc` around it, and in each
 /// request's extensions either a [`Requester`] or an `Arc<Connection>`.
-pub fn router(admin: Admin) -> Result<Router, tonic_reflection::server::Error> {
+pub fn router(admin: AdminApi) -> Result<Router, tonic_reflection::server::Error> {
     let service = AdminServiceServer::new(admin.clone())
-        .max_decoding_message_size(REQUEST_BYTES)
-        .max_encoding_message_size(RESPONSE_BYTES);
+        .max_decoding_message_size(MAX_REQUEST_BYTES)
+        .max_encoding_message_size(MAX_RESPONSE_BYTES);
     let (reporter, health) = tonic_health::server::health_reporter();
     // This does not wait: nobody else uses the new reporter's table.
-    tokio::spawn(async move { reporter.set_serving::<AdminServiceServer<Admin>>().await });
+    tokio::spawn(async move { reporter.set_serving::<AdminServiceServer<AdminApi>>().await });
     let descriptors = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
@@ -94,7 +97,7 @@ pub fn router(admin: Admin) -> Result<Router, tonic_reflection::server::Error> {
         .add_service(descriptors().build_v1alpha()?);
     Ok(routes
         .into_axum_router()
-        .layer(middleware::from_fn_with_state(admin, door)))
+        .layer(middleware::from_fn_with_state(admin, check_access)))
 }
 
 /// A call that is allowed.
@@ -102,11 +105,11 @@ pub fn router(admin: Admin) -> Result<Router, tonic_reflection::server::Error> {
 struct Admission {
     method: &'static str,
     requester: Requester,
-    rule: Rule,
+    rule: AccessRule,
 }
 
-async fn door(
-    AxumState(admin): AxumState<Admin>,
+async fn check_access(
+    State(admin): State<AdminApi>,
     request: HttpRequest,
     next: Next,
 ) -> HttpResponse {
@@ -122,7 +125,7 @@ async fn door(
     }
 }
 
-impl Admin {
+impl AdminApi {
     /// Decides about a call. `None`: the method is open to everybody and does not administer
     /// anything.
     async fn admit(&self, head: &Parts) -> Result<Option<Admission>, Error> {
@@ -131,17 +134,17 @@ impl Admin {
             audit!(
                 Audited::Refused,
                 "admin",
-                method = method_of(path),
+                method = method_name(path),
                 reason = error.code
             );
         })?;
         let Some(access) = access(path) else {
-            return Err(not_in_the_table(path, DECLARED));
+            return Err(unlisted_method(path, DECLARED_METHODS));
         };
         let Access::Right(right) = access else {
             return Ok(None);
         };
-        let method = method_of(path);
+        let method = method_name(path);
         let requester = self.requester(head).await.inspect_err(|error| {
             audit!(
                 Audited::Refused,
@@ -151,20 +154,20 @@ impl Admin {
                 detail = error.message
             );
         })?;
-        let rules = Rules {
+        let rules = AccessRules {
             mode: self.mode,
             own_uid: rustix::process::geteuid().as_raw(),
             owner: self.state.membership.status().owner_id,
         };
         match authorize(right, &requester, &rules) {
-            Decision::Allowed { rule } => Ok(Some(Admission {
+            AccessDecision::Allowed { rule } => Ok(Some(Admission {
                 method,
                 requester,
                 rule,
             })),
-            Decision::Denied { words } => {
+            AccessDecision::Denied { explanation } => {
                 audit!(Audited::Refused, "admin", method, caller = %requester, reason = "no_grant", right = right.as_str());
-                Err(Error::new(Kind::Forbidden, "no_grant", words))
+                Err(Error::new(Kind::Forbidden, "no_grant", explanation))
             }
         }
     }
@@ -181,16 +184,16 @@ impl Admin {
     }
 
     async fn generate(&self, size: i32, algorithm: &str) -> Result<Key, Error> {
-        let spec = spec(size, algorithm, self.spec)?;
-        let _one = self.changes.lock().await;
+        let spec = requested_spec(size, algorithm, self.spec)?;
+        let _changes = self.changes.lock().await;
         let made = self
             .keys
             .generate(spec, Timestamp::now())
             .await
-            .map_err(|error| status::failed(Doing::Generate, &error))?;
+            .map_err(|error| key_error(KeyOperation::Generate, &error))?;
         made.report.audit();
         tracing::info!(target: "admin", kid = made.key.kid, algorithm = made.key.algorithm, "generated new key pair");
-        Ok(key(&made.key))
+        Ok(wire_key(&made.key))
     }
 
     async fn list(&self) -> Result<Vec<Key>, Error> {
@@ -198,37 +201,35 @@ impl Admin {
             .keys
             .list(Timestamp::now())
             .await
-            .map_err(|error| status::failed(Doing::List, &error))?;
+            .map_err(|error| key_error(KeyOperation::List, &error))?;
         if let Some(error) = report.unread {
-            return Err(status::unread(error));
+            return Err(list_error(error));
         }
-        Ok(report.keys.iter().map(key).collect())
+        Ok(report.keys.iter().map(wire_key).collect())
     }
 
     async fn remove(&self, kid: &str, force: Option<bool>) -> Result<Vec<Key>, Error> {
-        if kid.is_empty() || kid.len() > KID_BYTES {
+        if kid.is_empty() || kid.len() > MAX_KID_BYTES {
             return Err(Error::new(
                 Kind::BadRequest,
                 "bad_key_id",
-                format!("a key id has 1 to {KID_BYTES} bytes"),
+                format!("a key id has 1 to {MAX_KID_BYTES} bytes"),
             ));
         }
-        let _one = self.changes.lock().await;
+        let _changes = self.changes.lock().await;
         // Older clients leave this out: they have asked their user before the call.
         if force == Some(false) {
-            let failed = |error: LifeError| status::failed(Doing::Remove, &error);
-            self.keys
-                .sync(Timestamp::now())
-                .await
-                .map_err(failed)?
-                .audit();
-            let impact = self.keys.impact(kid);
+            let failed = |error: LifeError| key_error(KeyOperation::Remove, &error);
+            let synced = self.keys.sync(Timestamp::now()).await.map_err(failed)?;
+            synced.audit();
+            let keys: Vec<_> = synced.keys.iter().map(wire_key).collect();
+            let impact = impact(&keys, kid);
             if impact.signing || impact.last {
-                let words = consequences(kid, impact).join("; ");
+                let explanation = consequences(kid, impact).join("; ");
                 return Err(Error::new(
                     Kind::Precondition,
                     "breaks",
-                    format!("{words}. Nothing was changed; force removes it all the same"),
+                    format!("{explanation}. Nothing was changed; force removes it anyway"),
                 ));
             }
         }
@@ -240,21 +241,21 @@ impl Admin {
                 if let LifeError::NotFound(_) = error {
                     tracing::warn!(target: "admin", kid, "key not found in JWKS");
                 }
-                status::failed(Doing::Remove, &error)
+                key_error(KeyOperation::Remove, &error)
             })?;
         removed.report.audit();
         tracing::info!(target: "admin", kid, remaining_keys = removed.remaining.len(), "removed key from JWKS");
-        Ok(removed.remaining.iter().map(key).collect())
+        Ok(removed.remaining.iter().map(wire_key).collect())
     }
 
     async fn rotate(&self, size: i32, algorithm: &str) -> Result<RotateKeysResponse, Error> {
-        let spec = spec(size, algorithm, self.spec)?;
-        let _one = self.changes.lock().await;
+        let spec = requested_spec(size, algorithm, self.spec)?;
+        let _changes = self.changes.lock().await;
         let made = self
             .keys
             .rotate(spec, Timestamp::now())
             .await
-            .map_err(|error| status::failed(Doing::Rotate, &error))?;
+            .map_err(|error| key_error(KeyOperation::Rotate, &error))?;
         made.report.audit();
         if made.was_there {
             tracing::info!(target: "admin", kid = made.key.kid, "a successor is waiting already");
@@ -262,7 +263,7 @@ impl Admin {
             tracing::info!(target: "admin", kid = made.key.kid, algorithm = made.key.algorithm, "generated new key pair");
         }
         Ok(RotateKeysResponse {
-            key: Some(key(&made.key)),
+            key: Some(wire_key(&made.key)),
             signs_from: seconds(made.key.signs_since),
         })
     }
@@ -322,15 +323,15 @@ impl Admin {
                     connections: listening.load.open() as u64,
                 })
                 .collect(),
-            keys: snapshot.keys.iter().map(key).collect(),
+            keys: snapshot.keys.iter().map(wire_key).collect(),
             jwks_place: self.keys.place().to_owned(),
             health: node.health.clone(),
         }
     }
 
     /// The identity of a caller at this address, as the components would see it.
-    async fn who(&self, address: &str) -> Result<WhoIsResponse, Error> {
-        let refused = |kind, code, words: &str| Err(Error::new(kind, code, words));
+    async fn look_up_caller(&self, address: &str) -> Result<WhoIsResponse, Error> {
+        let refused = |kind, code, message: &str| Err(Error::new(kind, code, message));
         // No connection uses port 0: for a bare address the node answers for any port.
         let Some(peer) = address
             .parse::<SocketAddr>()
@@ -340,7 +341,7 @@ impl Admin {
             return refused(
                 Kind::BadRequest,
                 "bad_address",
-                "not an address, nor an address and a port",
+                "not an IP address, with or without a port",
             );
         };
         let Some(node) = self.state.membership.node() else {
@@ -363,13 +364,13 @@ impl Admin {
                 return Err(Error::new(
                     Kind::Precondition,
                     "whois_failed",
-                    format!("the node could not say: {error}"),
+                    format!("the node could not answer: {error}"),
                 ));
             }
         };
         let refusal = Caller::from_whois(whois.clone()).err();
-        let own = node.watch().borrow().tailnet.clone();
-        let visitor = Visitor::from_whois(whois.clone(), &own).ok();
+        let own_tailnet = node.watch().borrow().tailnet.clone();
+        let visitor = Visitor::from_whois(whois.clone(), &own_tailnet).ok();
         Ok(WhoIsResponse {
             kind: if whois.node.tags.is_empty() {
                 "user".to_owned()
@@ -394,16 +395,16 @@ impl Admin {
     }
 
     /// Runs a call to its end, even if its client disconnects, and writes its audit line.
-    async fn finish<T: Send + 'static>(
+    async fn run_to_completion<T: Send + 'static>(
         &self,
         admission: Admission,
         kid: Option<String>,
-        made: impl FnOnce(&T) -> Option<String> + Send + 'static,
+        kid_of: impl FnOnce(&T) -> Option<String> + Send + 'static,
         call: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<Response<T>, Status> {
-        let whole = async move {
+        let completed = async move {
             let outcome = call.await;
-            let kid = kid.or_else(|| outcome.as_ref().ok().and_then(made));
+            let kid = kid.or_else(|| outcome.as_ref().ok().and_then(kid_of));
             let Admission {
                 method,
                 requester,
@@ -423,7 +424,7 @@ impl Admin {
             }
             outcome
         };
-        match tokio::spawn(whole.in_current_span()).await {
+        match tokio::spawn(completed.in_current_span()).await {
             Ok(Ok(answer)) => Ok(Response::new(answer)),
             Ok(Err(error)) => Err(error.grpc()),
             Err(error) => {
@@ -440,19 +441,19 @@ impl Admin {
 }
 
 #[tonic::async_trait]
-impl AdminService for Admin {
+impl AdminService for AdminApi {
     async fn generate_new_keys(
         &self,
         request: Request<GenerateNewKeysRequest>,
     ) -> Result<Response<GenerateNewKeysResponse>, Status> {
-        let (admission, GenerateNewKeysRequest { size, algorithm }) = admitted(request)?;
+        let (admission, GenerateNewKeysRequest { size, algorithm }) = admission_of(request)?;
         let admin = self.clone();
         let call = async move {
             Ok(GenerateNewKeysResponse {
                 key: Some(admin.generate(size, &algorithm).await?),
             })
         };
-        self.finish(admission, None, |made| id(made.key.as_ref()), call)
+        self.run_to_completion(admission, None, |answer| key_id(answer.key.as_ref()), call)
             .await
     }
 
@@ -460,9 +461,9 @@ impl AdminService for Admin {
         &self,
         request: Request<ListKeysRequest>,
     ) -> Result<Response<ListKeysResponse>, Status> {
-        let (admission, ListKeysRequest {}) = admitted(request)?;
+        let (admission, ListKeysRequest {}) = admission_of(request)?;
         let admin = self.clone();
-        self.finish(admission, None, |_| None, async move {
+        self.run_to_completion(admission, None, |_| None, async move {
             Ok(ListKeysResponse {
                 keys: admin.list().await?,
             })
@@ -474,25 +475,26 @@ impl AdminService for Admin {
         &self,
         request: Request<RemoveKeyRequest>,
     ) -> Result<Response<RemoveKeyResponse>, Status> {
-        let (admission, RemoveKeyRequest { key_id, force }) = admitted(request)?;
+        let (admission, RemoveKeyRequest { key_id, force }) = admission_of(request)?;
         let admin = self.clone();
-        let kid = key_id.chars().take(KID_BYTES).collect();
+        let kid = key_id.chars().take(MAX_KID_BYTES).collect();
         let call = async move {
             Ok(RemoveKeyResponse {
                 keys: admin.remove(&key_id, force).await?,
             })
         };
-        self.finish(admission, Some(kid), |_| None, call).await
+        self.run_to_completion(admission, Some(kid), |_| None, call)
+            .await
     }
 
     async fn rotate_keys(
         &self,
         request: Request<RotateKeysRequest>,
     ) -> Result<Response<RotateKeysResponse>, Status> {
-        let (admission, RotateKeysRequest { size, algorithm }) = admitted(request)?;
+        let (admission, RotateKeysRequest { size, algorithm }) = admission_of(request)?;
         let admin = self.clone();
         let call = async move { admin.rotate(size, &algorithm).await };
-        self.finish(admission, None, |made| id(made.key.as_ref()), call)
+        self.run_to_completion(admission, None, |answer| key_id(answer.key.as_ref()), call)
             .await
     }
 
@@ -500,9 +502,9 @@ impl AdminService for Admin {
         &self,
         request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
-        let (admission, StatusRequest {}) = admitted(request)?;
+        let (admission, StatusRequest {}) = admission_of(request)?;
         let answer = Self::status(self);
-        self.finish(admission, None, |_| None, async move { Ok(answer) })
+        self.run_to_completion(admission, None, |_| None, async move { Ok(answer) })
             .await
     }
 
@@ -510,10 +512,10 @@ impl AdminService for Admin {
         &self,
         request: Request<WhoIsRequest>,
     ) -> Result<Response<WhoIsResponse>, Status> {
-        let (admission, WhoIsRequest { address }) = admitted(request)?;
+        let (admission, WhoIsRequest { address }) = admission_of(request)?;
         let admin = self.clone();
-        self.finish(admission, None, |_| None, async move {
-            admin.who(&address).await
+        self.run_to_completion(admission, None, |_| None, async move {
+            admin.look_up_caller(&address).await
         })
         .await
     }
@@ -522,15 +524,15 @@ impl AdminService for Admin {
         &self,
         request: Request<RecentLogRequest>,
     ) -> Result<Response<RecentLogResponse>, Status> {
-        let (admission, RecentLogRequest {}) = admitted(request)?;
+        let (admission, RecentLogRequest {}) = admission_of(request)?;
         let local = matches!(admission.requester, Requester::Local { .. });
-        self.finish(admission, None, |_| None, async move {
+        self.run_to_completion(admission, None, |_| None, async move {
             if !local {
                 // The log names every caller, which a grant to list keys does not cover.
                 return Err(Error::new(
                     Kind::Forbidden,
                     "local_only",
-                    "the log is shown at the local admin socket alone",
+                    "the log is only shown on the local admin socket",
                 ));
             }
             Ok(RecentLogResponse {
@@ -542,21 +544,21 @@ impl AdminService for Admin {
 }
 
 /// The admission that the access check has added. If it is missing, so is the check.
-fn admitted<T>(request: Request<T>) -> Result<(Admission, T), Status> {
+fn admission_of<T>(request: Request<T>) -> Result<(Admission, T), Status> {
     let (_, mut extensions, message) = request.into_parts();
     match extensions.remove::<Admission>() {
         Some(admission) => Ok((admission, message)),
-        None => Err(Error::new(Kind::Internal, "internal", "nobody decided on this call").grpc()),
+        None => Err(Error::new(Kind::Internal, "internal", "the access check did not run").grpc()),
     }
 }
 
-fn not_in_the_table(path: &str, declared: &[&str]) -> Error {
+fn unlisted_method(path: &str, declared: &[&str]) -> Error {
     if declared.contains(&path) {
         tracing::error!(target: "admin", path, "BUG: a method without a row in the table of rights was called, and refused");
         return Error::new(
             Kind::Internal,
             "internal",
-            format!("a bug of this server: nothing says who may call {path}"),
+            format!("a bug in this server: no rule says who may call {path}"),
         );
     }
     Error::new(
@@ -567,7 +569,7 @@ fn not_in_the_table(path: &str, declared: &[&str]) -> Error {
 }
 
 /// The last part of a path in the table, as a static string.
-fn method_of(path: &str) -> &'static str {
+fn method_name(path: &str) -> &'static str {
     super::authorize::METHODS
         .iter()
         .find(|(method, _)| *method == path)
@@ -575,47 +577,47 @@ fn method_of(path: &str) -> &'static str {
         .unwrap_or_default()
 }
 
-fn id(key: Option<&Key>) -> Option<String> {
+fn key_id(key: Option<&Key>) -> Option<String> {
     key.map(|key| key.key_id.clone())
 }
 
 /// The key that a request asks for; `None` leaves it to the setting.
-fn spec(size: i32, algorithm: &str, setting: KeySpec) -> Result<Option<KeySpec>, Error> {
-    let refused = |words: String| Err(Error::new(Kind::BadRequest, "bad_key_spec", words));
+fn requested_spec(size: i32, algorithm: &str, setting: KeySpec) -> Result<Option<KeySpec>, Error> {
+    let refused = |message: String| Err(Error::new(Kind::BadRequest, "bad_key_spec", message));
     let bits = match u32::try_from(size) {
         Ok(0) => None,
         Ok(bits) if RSA_SIZES.contains(&bits) => Some(bits),
         _ => {
             return refused(format!(
-                "a key of {size} bits is not made; RS256 keys have 2048, 3072 or 4096"
+                "there are no keys of {size} bits; RS256 keys have 2048, 3072 or 4096"
             ));
         }
     };
-    let of_setting = match setting {
+    let setting_bits = match setting {
         KeySpec::Rs256 { bits } => Some(bits),
         KeySpec::EdDsa | KeySpec::Es256 => None,
     };
     let other = match algorithm {
         "" if bits.is_none() => return Ok(None),
-        "" if of_setting.is_none() => {
-            return refused("a size is for RS256 alone, and this server's setting is another algorithm: name RS256 too".to_owned());
+        "" if setting_bits.is_none() => {
+            return refused("only RS256 keys have a size, and this server makes keys of another algorithm: name RS256 too".to_owned());
         }
         "" | "RS256" => {
-            let bits = bits.or(of_setting).unwrap_or(RSA_SIZES[0]);
+            let bits = bits.or(setting_bits).unwrap_or(RSA_SIZES[0]);
             return Ok(Some(KeySpec::Rs256 { bits }));
         }
         "ES256" => KeySpec::Es256,
         "EdDSA" => KeySpec::EdDsa,
-        _ => return refused("no such algorithm here; there are RS256, ES256 and EdDSA".to_owned()),
+        _ => return refused("unknown algorithm; choose RS256, ES256 or EdDSA".to_owned()),
     };
     match bits {
         None => Ok(Some(other)),
-        Some(_) => refused(format!("a size is for RS256 alone, not for {algorithm}")),
+        Some(_) => refused(format!("only RS256 keys have a size, not {algorithm} keys")),
     }
 }
 
 /// A key in its wire format.
-pub fn key(view: &KeyView) -> Key {
+pub fn wire_key(view: &KeyView) -> Key {
     Key {
         key_id: view.kid.clone(),
         algorithm: view.algorithm.clone(),
@@ -647,17 +649,17 @@ mod tests {
     #[test]
     fn a_method_of_ours_without_a_row_is_refused_as_our_bug() {
         let code = |declared: &[&str]| {
-            not_in_the_table("/proto.AdminService/New", declared)
+            unlisted_method("/proto.AdminService/New", declared)
                 .grpc()
                 .code()
         };
         assert_eq!(code(&["/proto.AdminService/New"]), Code::Internal);
-        assert_eq!(code(DECLARED), Code::Unimplemented);
+        assert_eq!(code(DECLARED_METHODS), Code::Unimplemented);
     }
 
     #[test]
-    fn a_call_that_did_not_come_through_the_door_is_refused() {
-        let refused = admitted(Request::new(ListKeysRequest {}))
+    fn a_call_without_the_access_check_is_refused() {
+        let refused = admission_of(Request::new(ListKeysRequest {}))
             .map(drop)
             .unwrap_err();
         assert_eq!(refused.code(), Code::Internal);
@@ -667,7 +669,7 @@ mod tests {
     fn d09_size_and_algorithm_are_the_requests_within_bounds() {
         let rs256 = KeySpec::Rs256 { bits: 3072 };
         let of = |size, algorithm, setting| {
-            spec(size, algorithm, setting).map_err(|error| error.grpc().code())
+            requested_spec(size, algorithm, setting).map_err(|error| error.grpc().code())
         };
         assert_eq!(of(0, "", rs256), Ok(None));
         assert_eq!(of(4096, "", rs256), Ok(Some(KeySpec::Rs256 { bits: 4096 })));

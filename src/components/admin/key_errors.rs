@@ -14,7 +14,7 @@ use crate::{
 
 /// The operation that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Doing {
+pub(super) enum KeyOperation {
     Generate,
     List,
     Remove,
@@ -22,20 +22,22 @@ pub(super) enum Doing {
 }
 
 /// When to try again after a temporary failure.
-const SOON: Duration = Duration::from_secs(5);
+const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-pub(super) fn failed(doing: Doing, error: &LifeError) -> Error {
+pub(super) fn key_error(operation: KeyOperation, error: &LifeError) -> Error {
     let (kind, code) = kind(error);
-    Error::new(kind, code, format!("{}{error}", prefix(doing, error)))
+    Error::new(kind, code, format!("{}{error}", prefix(operation, error)))
 }
 
 /// The published document could not be read for a list.
-pub(super) fn unread(error: PublishError) -> Error {
-    failed(Doing::List, &LifeError::Publish(error))
+pub(super) fn list_error(error: PublishError) -> Error {
+    key_error(KeyOperation::List, &LifeError::Publish(error))
 }
 
 fn kind(error: &LifeError) -> (Kind, &'static str) {
-    let later = Kind::Unavailable { retry_after: SOON };
+    let unavailable = Kind::Unavailable {
+        retry_after: RETRY_AFTER,
+    };
     match error {
         LifeError::NotFound(_) => (Kind::NotFound, "key_not_found"),
         LifeError::KidTaken(_) => (Kind::Conflict, "key_id_taken"),
@@ -47,25 +49,29 @@ fn kind(error: &LifeError) -> (Kind, &'static str) {
         LifeError::Publish(PublishError::Unreadable { .. }) => {
             (Kind::Precondition, "jwks_unreadable")
         }
-        LifeError::Publish(PublishError::Unavailable { .. }) => (later, "jwks_unavailable"),
+        LifeError::Publish(PublishError::Unavailable { .. }) => (unavailable, "jwks_unavailable"),
         LifeError::ReadOnly | LifeError::Store(StoreError::Disk(DiskError::ReadOnly { .. })) => {
             (Kind::Precondition, "keys_read_only")
         }
-        LifeError::Store(StoreError::Disk(DiskError::Locked { .. })) => (later, "keys_locked"),
-        LifeError::Store(StoreError::Disk(DiskError::NoSpace { .. })) => (later, "keys_no_space"),
+        LifeError::Store(StoreError::Disk(DiskError::Locked { .. })) => {
+            (unavailable, "keys_locked")
+        }
+        LifeError::Store(StoreError::Disk(DiskError::NoSpace { .. })) => {
+            (unavailable, "keys_no_space")
+        }
         _ => (Kind::Internal, "internal"),
     }
 }
 
-fn prefix(doing: Doing, error: &LifeError) -> &'static str {
-    match (doing, error) {
-        (Doing::List, _) => "failed to download JWKS: ",
-        (Doing::Remove, LifeError::NotFound(_)) => "failed to remove key from JWKS: ",
-        (Doing::Remove, LifeError::Publish(_)) => "failed to upload updated JWKS: ",
-        (Doing::Remove, _) => "failed to remove key from local storage: ",
+fn prefix(operation: KeyOperation, error: &LifeError) -> &'static str {
+    match (operation, error) {
+        (KeyOperation::List, _) => "failed to download JWKS: ",
+        (KeyOperation::Remove, LifeError::NotFound(_)) => "failed to remove key from JWKS: ",
+        (KeyOperation::Remove, LifeError::Publish(_)) => "failed to upload updated JWKS: ",
+        (KeyOperation::Remove, _) => "failed to remove key from local storage: ",
         (_, LifeError::Publish(error)) if in_s3(error) => "failed to upload key to S3: ",
         (_, LifeError::Publish(_)) => "failed to upload key: ",
-        (Doing::Generate | Doing::Rotate, _) => "failed to save key: ",
+        (KeyOperation::Generate | KeyOperation::Rotate, _) => "failed to save key: ",
     }
 }
 
@@ -85,8 +91,8 @@ mod tests {
 
     use super::*;
 
-    fn told(doing: Doing, error: &LifeError) -> (Code, String) {
-        let status = failed(doing, error).grpc();
+    fn status_of(operation: KeyOperation, error: &LifeError) -> (Code, String) {
+        let status = key_error(operation, error).grpc();
         (status.code(), status.message().to_owned())
     }
 
@@ -101,34 +107,34 @@ mod tests {
             })
         };
         assert_eq!(
-            told(Doing::Remove, &LifeError::NotFound("tb-1".into())),
+            status_of(KeyOperation::Remove, &LifeError::NotFound("tb-1".into())),
             (
                 Code::NotFound,
                 "failed to remove key from JWKS: key tb-1 not found".into()
             )
         );
         assert_eq!(
-            told(Doing::Remove, &unavailable()),
+            status_of(KeyOperation::Remove, &unavailable()),
             (
                 Code::Unavailable,
                 "failed to upload updated JWKS: s3://b/k: not reachable: timed out".into()
             )
         );
         assert_eq!(
-            told(Doing::Generate, &unavailable()),
+            status_of(KeyOperation::Generate, &unavailable()),
             (
                 Code::Unavailable,
                 "failed to upload key to S3: s3://b/k: not reachable: timed out".into()
             )
         );
         assert_eq!(
-            told(Doing::List, &unavailable()),
+            status_of(KeyOperation::List, &unavailable()),
             (
                 Code::Unavailable,
                 "failed to download JWKS: s3://b/k: not reachable: timed out".into()
             )
         );
-        let code = |error: PublishError| told(Doing::Generate, &publish(error)).0;
+        let code = |error: PublishError| status_of(KeyOperation::Generate, &publish(error)).0;
         assert_eq!(
             code(PublishError::Conflict { place: place() }),
             Code::Aborted
@@ -148,18 +154,18 @@ mod tests {
             Code::FailedPrecondition
         );
         assert_eq!(
-            told(Doing::Generate, &LifeError::ReadOnly).0,
+            status_of(KeyOperation::Generate, &LifeError::ReadOnly).0,
             Code::FailedPrecondition
         );
         assert_eq!(
-            told(Doing::Rotate, &LifeError::Interrupted("x".into())).0,
+            status_of(KeyOperation::Rotate, &LifeError::Interrupted("x".into())).0,
             Code::Internal
         );
     }
 
     #[test]
     fn the_code_for_programs_travels_beside_the_words() {
-        let status = failed(Doing::Remove, &LifeError::NotFound("tb-1".into())).grpc();
+        let status = key_error(KeyOperation::Remove, &LifeError::NotFound("tb-1".into())).grpc();
         assert_eq!(status.metadata().get("tb-error").unwrap(), "key_not_found");
     }
 }

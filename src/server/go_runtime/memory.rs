@@ -22,31 +22,31 @@ use crate::{
 
 /// The least that is left to everything but Go: written pages of the program and its libraries,
 /// tokio, keys, connection buffers. An idle daemon uses about half of it.
-const RUST: u64 = 32 << 20;
+const RUST_MINIMUM: u64 = 32 << 20;
 
 /// The smallest limit that is set.
-const LEAST: u64 = 16 << 20;
+const GO_MINIMUM: u64 = 16 << 20;
 
 /// Cgroups of version 1 write a number beyond this for "no limit".
 const NO_LIMIT: u64 = 1 << 60;
 
 /// Where a limit came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
+enum LimitSource {
     Cgroup,
     Environment,
-    Nowhere,
+    None,
     Setting,
 }
 
 /// Sets the limit and logs it.
-pub(super) async fn limit(setting: Memory) {
-    let (bytes, source) = decide(
+pub(in crate::server) async fn limit_memory(setting: Memory) {
+    let (bytes, source) = choose_limit(
         setting,
         env::var_os("GOMEMLIMIT").is_some_and(|text| !text.is_empty()),
         || cgroup_limit(Path::new("/")),
     );
-    match tell(bytes).await {
+    match set_limit(bytes).await {
         Ok(Some(bytes)) => {
             tracing::info!(target: "server", bytes, from = source.name(), "memory of the node limited");
         }
@@ -60,7 +60,7 @@ pub(super) async fn limit(setting: Memory) {
 }
 
 /// Returns the limit in force.
-async fn tell(bytes: Option<u64>) -> Result<Option<u64>, tailnet::Error> {
+async fn set_limit(bytes: Option<u64>) -> Result<Option<u64>, tailnet::Error> {
     let limits = RuntimeLimits {
         memory_limit: bytes,
         ..RuntimeLimits::default()
@@ -69,25 +69,25 @@ async fn tell(bytes: Option<u64>) -> Result<Option<u64>, tailnet::Error> {
 }
 
 /// The limit to set. `None` leaves the runtime as it is: it has read `GOMEMLIMIT` itself.
-fn decide(
+fn choose_limit(
     setting: Memory,
-    variable: bool,
+    set_by_environment: bool,
     cgroup: impl FnOnce() -> Option<u64>,
-) -> (Option<u64>, Source) {
+) -> (Option<u64>, LimitSource) {
     match setting {
-        Memory::Bytes(bytes) => (Some(bytes), Source::Setting),
+        Memory::Bytes(bytes) => (Some(bytes), LimitSource::Setting),
         // Go's own word for no limit.
-        Memory::Off => (Some(i64::MAX.cast_unsigned()), Source::Setting),
-        Memory::Auto if variable => (None, Source::Environment),
+        Memory::Off => (Some(i64::MAX.cast_unsigned()), LimitSource::Setting),
+        Memory::Auto if set_by_environment => (None, LimitSource::Environment),
         Memory::Auto => match cgroup() {
-            Some(limit) => (Some(share(limit)), Source::Cgroup),
-            None => (None, Source::Nowhere),
+            Some(limit) => (Some(go_share(limit)), LimitSource::Cgroup),
+            None => (None, LimitSource::None),
         },
     }
 }
 
 /// The memory of the whole process, Go and the rest, as far as it is known.
-pub(super) fn of_process(setting: Memory) -> Option<u64> {
+pub(in crate::server) fn process_memory(setting: Memory) -> Option<u64> {
     match setting {
         Memory::Bytes(go) => Some(go.saturating_add(go / 3)),
         Memory::Auto | Memory::Off => cgroup_limit(Path::new("/")),
@@ -96,23 +96,25 @@ pub(super) fn of_process(setting: Memory) -> Option<u64> {
 
 /// Go's share: three quarters, since TCP and WireGuard buffer on Go's side. In a small cgroup the
 /// Rust half gets its minimum first, but never more than half.
-fn share(limit: u64) -> u64 {
-    let rust = (limit / 4).max(RUST).min(limit / 2);
-    (limit - rust).max(LEAST)
+fn go_share(limit: u64) -> u64 {
+    let rust = (limit / 4).max(RUST_MINIMUM).min(limit / 2);
+    (limit - rust).max(GO_MINIMUM)
 }
 
 /// The smallest limit of the process's cgroup and its ancestors (version 2 or 1), as far as they
 /// are visible. In a container only the innermost is, at the root of the mount.
 fn cgroup_limit(root: &Path) -> Option<u64> {
     let text = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
-    text.lines().filter_map(|line| hierarchy(root, line)).min()
+    text.lines()
+        .filter_map(|line| limit_of_hierarchy(root, line))
+        .min()
 }
 
 /// The limit from one line of `/proc/self/cgroup`: `id:controllers:path`.
-fn hierarchy(root: &Path, line: &str) -> Option<u64> {
+fn limit_of_hierarchy(root: &Path, line: &str) -> Option<u64> {
     let mut parts = line.splitn(3, ':');
     let (id, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
-    let (mount, files): (_, &[_]) = if id == "0" && controllers.is_empty() {
+    let (mount, names): (_, &[_]) = if id == "0" && controllers.is_empty() {
         ("sys/fs/cgroup", &["memory.max", "memory.high"])
     } else if controllers.split(',').any(|name| name == "memory") {
         ("sys/fs/cgroup/memory", &["memory.limit_in_bytes"])
@@ -129,24 +131,24 @@ fn hierarchy(root: &Path, line: &str) -> Option<u64> {
     inner
         .ancestors()
         .flat_map(|inner| {
-            let place = mount.join(inner);
-            files.iter().map(move |file| place.join(file))
+            let directory = mount.join(inner);
+            names.iter().map(move |file| directory.join(file))
         })
-        .filter_map(|file| bytes(&fs::read_to_string(file).ok()?))
+        .filter_map(|file| parse_limit(&fs::read_to_string(file).ok()?))
         .min()
 }
 
 /// `None` for "no limit": the word `max` in version 2, a huge number in version 1.
-fn bytes(text: &str) -> Option<u64> {
+fn parse_limit(text: &str) -> Option<u64> {
     text.trim().parse().ok().filter(|bytes| *bytes < NO_LIMIT)
 }
 
-impl Source {
+impl LimitSource {
     fn name(self) -> &'static str {
         match self {
             Self::Cgroup => "cgroup",
             Self::Environment => "GOMEMLIMIT",
-            Self::Nowhere => "no cgroup with a limit",
+            Self::None => "no cgroup with a limit",
             Self::Setting => "server.limits.memory",
         }
     }
@@ -159,10 +161,10 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     /// Path and text of each.
-    type Files<'a> = &'a [(&'a str, &'a str)];
+    type FileTexts<'a> = &'a [(&'a str, &'a str)];
 
     /// A machine with these files.
-    fn machine(files: Files<'_>) -> tempfile::TempDir {
+    fn machine(files: FileTexts<'_>) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in files {
             let path = root.path().join(path);
@@ -174,7 +176,7 @@ mod tests {
 
     #[test]
     fn the_limit_of_each_kind_of_cgroup_is_found() {
-        let cases: &[(&str, Files<'_>, Option<u64>)] = &[
+        let cases: &[(&str, FileTexts<'_>, Option<u64>)] = &[
             (
                 "version 2 in a container: the path is the top",
                 &[
@@ -255,28 +257,28 @@ mod tests {
     #[test]
     fn what_the_operator_said_holds() {
         let cgroup = || Some(256 * MIB);
-        let never = || -> Option<u64> { panic!("nobody asked for the cgroup") };
+        let not_consulted = || -> Option<u64> { panic!("nobody asked for the cgroup") };
         assert_eq!(
-            decide(Memory::Bytes(64 * MIB), true, never),
-            (Some(64 * MIB), Source::Setting)
+            choose_limit(Memory::Bytes(64 * MIB), true, not_consulted),
+            (Some(64 * MIB), LimitSource::Setting)
         );
         assert_eq!(
-            decide(Memory::Auto, true, never),
-            (None, Source::Environment)
+            choose_limit(Memory::Auto, true, not_consulted),
+            (None, LimitSource::Environment)
         );
         assert_eq!(
-            decide(Memory::Auto, false, cgroup),
-            (Some(192 * MIB), Source::Cgroup)
+            choose_limit(Memory::Auto, false, cgroup),
+            (Some(192 * MIB), LimitSource::Cgroup)
         );
         assert_eq!(
-            decide(Memory::Auto, false, || None),
-            (None, Source::Nowhere)
+            choose_limit(Memory::Auto, false, || None),
+            (None, LimitSource::None)
         );
     }
 
     #[test]
     fn a_small_cgroup_leaves_both_halves_something() {
-        for (limit, go) in [
+        for (limit, share) in [
             (1024, 768),
             (128, 96),
             (96, 64),
@@ -284,7 +286,7 @@ mod tests {
             (40, 20),
             (20, 16),
         ] {
-            assert_eq!(share(limit * MIB), go * MIB, "{limit} MiB");
+            assert_eq!(go_share(limit * MIB), share * MIB, "{limit} MiB");
         }
     }
 }

@@ -25,38 +25,38 @@ pub(super) struct Supervisor {
 
 impl Supervisor {
     /// The supervisor that started this process.
-    pub(super) fn of_process() -> Self {
+    pub(super) fn from_environment() -> Self {
         Self {
             socket: std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()),
         }
     }
 
     pub(super) fn ready(&self) {
-        self.tell("READY=1\nSTATUS=serving");
+        self.notify("READY=1\nSTATUS=serving");
     }
 
     /// The monotonic clock tells the supervisor which of its reloads this answers.
     pub(super) fn reloading(&self) {
         let now = clock_gettime(ClockId::Monotonic);
         let micros = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec) / 1000;
-        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+        self.notify(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
     }
 
     pub(super) fn stopping(&self) {
-        self.tell("STOPPING=1\nSTATUS=stopping");
+        self.notify("STOPPING=1\nSTATUS=stopping");
     }
 
     pub(super) fn status(&self, words: &str) {
         let words: String = words.chars().filter(|c| !c.is_control()).collect();
-        self.tell(&format!("STATUS={words}"));
+        self.notify(&format!("STATUS={words}"));
     }
 
-    fn tell(&self, message: &str) {
+    fn notify(&self, message: &str) {
         let Some(socket) = &self.socket else {
             return;
         };
         if let Err(error) = send(socket, message.as_bytes()) {
-            tracing::debug!(target: "server", %error, "the supervisor could not be told");
+            tracing::debug!(target: "server", %error, "cannot notify the supervisor");
         }
     }
 }

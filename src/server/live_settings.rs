@@ -10,9 +10,9 @@
 
 use rustix::process::{Resource, getrlimit};
 
-use super::memory;
+use super::go_runtime::process_memory;
 use crate::{
-    config::{Exchanged, Settings},
+    config::{Reloaded, Settings},
     http::serve::{Limits, LiveLimits},
     jwks::life::KeyLife,
     keys::Policy,
@@ -20,26 +20,26 @@ use crate::{
 };
 
 /// Descriptors that are not connections: those of the node, keys, sockets and the log.
-const OWN_DESCRIPTORS: u64 = 100;
+const RESERVED_DESCRIPTORS: u64 = 100;
 /// Descriptors per connection of the limit. A connection from the tailnet has none, but the one to
 /// an upstream that it may need has, as have those of the exchange's callers; and the limit is one
 /// listener's, of which there are several.
-const DESCRIPTORS_EACH: u64 = 4;
+const DESCRIPTORS_PER_CONNECTION: u64 = 4;
 
 /// Memory of a connection whose peer sends and does not read, in the buffers of Go and Rust, if
 /// there are many such connections.
-const BYTES_EACH: u64 = 256 << 10;
+const BYTES_PER_CONNECTION: u64 = 256 << 10;
 /// One peer may use at most this fraction (one fourth) of the memory in that way.
-const PEERS_MEMORY: u64 = 4;
+const PEER_MEMORY_DIVISOR: u64 = 4;
 
 /// The settings in force, and what the parts that can exchange theirs read them from.
 #[derive(Debug)]
-pub(super) struct Live {
+pub(super) struct LiveSettings {
     settings: Settings,
     pub(super) limits: LiveLimits,
 }
 
-impl Live {
+impl LiveSettings {
     pub(super) fn new(settings: &Settings) -> Self {
         Self {
             settings: settings.clone(),
@@ -47,13 +47,13 @@ impl Live {
         }
     }
 
-    pub(super) fn settings(&self) -> &Settings {
+    pub(super) fn current(&self) -> &Settings {
         &self.settings
     }
 
-    pub(super) fn exchange(&mut self, new: &Settings, keys: &KeyLife) -> Exchanged {
+    pub(super) fn reload(&mut self, new: &Settings, keys: &KeyLife) -> Reloaded {
         let old = self.settings.clone();
-        let exchanged = self.settings.exchange(new);
+        let reloaded = self.settings.reload(new);
         let now = &self.settings;
         if now.log.level != old.log.level {
             telemetry::log::set_level(now.log.level);
@@ -64,22 +64,24 @@ impl Live {
         if now.keys != old.keys {
             keys.set_policy(Policy::from(&now.keys));
         }
-        exchanged
+        reloaded
     }
 }
 
 fn limits(settings: &Settings) -> Limits {
-    let memory = memory::of_process(settings.server.memory);
+    let memory = process_memory(settings.server.memory);
     let settings = &settings.server.limits;
     let wanted = settings.connections;
-    let connections = wanted.min(affordable(getrlimit(Resource::Nofile).current));
+    let connections = wanted.min(connections_for_descriptors(
+        getrlimit(Resource::Nofile).current,
+    ));
     if connections < wanted {
-        tracing::info!(target: "server", wanted, connections, "fewer connections than the setting allows: the process may not have more descriptors");
+        tracing::info!(target: "server", wanted, connections, "fewer connections than the setting allows: the process has too few file descriptors");
     }
     let wanted = settings.connections_per_peer;
-    let connections_per_peer = wanted.min(bearable(memory));
+    let connections_per_peer = wanted.min(connections_for_memory(memory));
     if connections_per_peer < wanted {
-        tracing::info!(target: "server", wanted, connections_per_peer, "fewer connections of one peer than the setting allows: they could fill too much of the process's memory");
+        tracing::info!(target: "server", wanted, connections_per_peer, "fewer connections of one peer than the setting allows: they could use too much of the process's memory");
     }
     Limits {
         connections,
@@ -90,20 +92,20 @@ fn limits(settings: &Settings) -> Limits {
 
 /// Connections for which there are descriptors, so that keys can still be read and published under
 /// a flood of callers.
-fn affordable(descriptors: Option<u64>) -> usize {
+fn connections_for_descriptors(descriptors: Option<u64>) -> usize {
     let Some(descriptors) = descriptors else {
         return usize::MAX;
     };
-    let spare = descriptors.saturating_sub(OWN_DESCRIPTORS) / DESCRIPTORS_EACH;
-    usize::try_from(spare).unwrap_or(usize::MAX).max(8)
+    let connections = descriptors.saturating_sub(RESERVED_DESCRIPTORS) / DESCRIPTORS_PER_CONNECTION;
+    usize::try_from(connections).unwrap_or(usize::MAX).max(8)
 }
 
 /// Connections of one peer for which there is memory, whatever the peer does with them.
-fn bearable(memory: Option<u64>) -> usize {
+fn connections_for_memory(memory: Option<u64>) -> usize {
     let Some(memory) = memory else {
         return usize::MAX;
     };
-    usize::try_from(memory / PEERS_MEMORY / BYTES_EACH)
+    usize::try_from(memory / PEER_MEMORY_DIVISOR / BYTES_PER_CONNECTION)
         .unwrap_or(usize::MAX)
         .max(8)
 }
@@ -114,17 +116,17 @@ mod tests {
 
     #[test]
     fn one_peer_gets_what_the_memory_bears() {
-        assert_eq!(bearable(Some(256 << 20)), 256);
-        assert_eq!(bearable(Some(1 << 20)), 8);
-        assert_eq!(bearable(None), usize::MAX);
-        assert!(bearable(Some(1 << 30)) >= 1024);
+        assert_eq!(connections_for_memory(Some(256 << 20)), 256);
+        assert_eq!(connections_for_memory(Some(1 << 20)), 8);
+        assert_eq!(connections_for_memory(None), usize::MAX);
+        assert!(connections_for_memory(Some(1 << 30)) >= 1024);
     }
 
     #[test]
     fn a_small_process_serves_few_and_a_large_one_all() {
-        assert_eq!(affordable(Some(256)), 39);
-        assert_eq!(affordable(Some(10)), 8);
-        assert_eq!(affordable(None), usize::MAX);
-        assert!(affordable(Some(1 << 20)) > 16_384);
+        assert_eq!(connections_for_descriptors(Some(256)), 39);
+        assert_eq!(connections_for_descriptors(Some(10)), 8);
+        assert_eq!(connections_for_descriptors(None), usize::MAX);
+        assert!(connections_for_descriptors(Some(1 << 20)) > 16_384);
     }
 }

@@ -17,72 +17,72 @@ use crate::{
 
 /// The time between two checks of the key directory. `KeyLife::poll` checks the published document
 /// less often.
-const TICK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The task that keeps the keys in order; there is none if nothing signs. Dropping this ends the
 /// task, if need be within a pass, which is safe anywhere.
 #[derive(Debug, Default)]
-pub(super) struct Keeper {
-    look: Arc<Notify>,
+pub(super) struct KeyMaintenance {
+    check_requested: Arc<Notify>,
     /// The outcome of the first pass, until it is asked for.
-    first: Option<oneshot::Receiver<Result<(), LifeError>>>,
+    first_pass: Option<oneshot::Receiver<Result<(), LifeError>>>,
     _task: Option<AbortOnDropHandle<()>>,
 }
 
-impl Keeper {
+impl KeyMaintenance {
     /// Loads the keys, makes the first one if there is none, and then keeps them in order.
     pub(super) fn start(life: KeyLife, meter: Meter) -> Self {
-        let look = Arc::new(Notify::new());
-        let (first, heard) = oneshot::channel();
-        let task = tokio::spawn(keep(life, first, look.clone(), meter));
+        let check_requested = Arc::new(Notify::new());
+        let (first_pass, outcome) = oneshot::channel();
+        let task = tokio::spawn(maintain(life, first_pass, check_requested.clone(), meter));
         Self {
-            look,
-            first: Some(heard),
+            check_requested,
+            first_pass: Some(outcome),
             _task: Some(AbortOnDropHandle::new(task)),
         }
     }
 
     /// Waits until the keys are loaded. After an error, nothing keeps them in order. Cancel safe.
     pub(super) async fn loaded(&mut self) -> Result<(), LifeError> {
-        let Some(first) = &mut self.first else {
+        let Some(first_pass) = &mut self.first_pass else {
             return Ok(());
         };
-        match first.await {
+        match first_pass.await {
             Ok(outcome) => {
-                self.first = None;
+                self.first_pass = None;
                 outcome
             }
             // The sender is dropped only on panic (already logged); propagate it.
-            Err(silent) => panic::resume_unwind(Box::new(silent)),
+            Err(dropped) => panic::resume_unwind(Box::new(dropped)),
         }
     }
 
     /// Checks the keys at once, as on a hang-up signal.
-    pub(super) fn look(&self) {
-        self.look.notify_one();
+    pub(super) fn check_now(&self) {
+        self.check_requested.notify_one();
     }
 }
 
-async fn keep(
+async fn maintain(
     life: KeyLife,
-    first: oneshot::Sender<Result<(), LifeError>>,
-    look: Arc<Notify>,
+    first_pass: oneshot::Sender<Result<(), LifeError>>,
+    check_requested: Arc<Notify>,
     meter: Meter,
 ) {
-    let mut told = Told::default();
-    let loaded = load(&life, &mut told).await;
-    let lost = loaded.is_err();
-    // If the keeper was dropped, this task ends too, and nobody needs the outcome.
-    let _ = first.send(loaded);
-    if lost {
+    let mut problems = LoggedProblems::default();
+    let loaded = load(&life, &mut problems).await;
+    let failed = loaded.is_err();
+    // If the handle was dropped, this task ends too, and nobody needs the outcome.
+    let _ = first_pass.send(loaded);
+    if failed {
         return;
     }
-    let mut ticks = tokio::time::interval(TICK);
+    let mut ticks = tokio::time::interval(CHECK_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let outcome = tokio::select! {
             _ = ticks.tick() => life.poll(Timestamp::now()).await.transpose(),
-            () = look.notified() => Some(life.sync(Timestamp::now()).await),
+            () = check_requested.notified() => Some(life.sync(Timestamp::now()).await),
         };
         match &outcome {
             Some(Ok(report)) => {
@@ -96,22 +96,22 @@ async fn keep(
         }
         match outcome {
             None => {}
-            Some(Ok(report)) => told.tell(&report),
-            Some(Err(error)) => told.trouble(vec![error.to_string()]),
+            Some(Ok(report)) => problems.log_report(&report),
+            Some(Err(error)) => problems.log_new(vec![error.to_string()]),
         }
     }
 }
 
-async fn load(life: &KeyLife, told: &mut Told) -> Result<(), LifeError> {
+async fn load(life: &KeyLife, problems: &mut LoggedProblems) -> Result<(), LifeError> {
     let report = life.start(Timestamp::now()).await?;
-    told.tell(&report);
+    problems.log_report(&report);
     if report.no_signer.is_none() {
-        tracing::info!(target: "keys", place = report.place, kid = signing(&report), "keys loaded");
+        tracing::info!(target: "keys", place = report.place, kid = signing_kid(&report), "keys loaded");
     }
     Ok(())
 }
 
-fn signing(report: &Report) -> &str {
+fn signing_kid(report: &Report) -> &str {
     report
         .keys
         .iter()
@@ -119,37 +119,41 @@ fn signing(report: &Report) -> &str {
         .map_or("", |key| &key.kid)
 }
 
-/// The trouble that was logged last, so that lasting trouble is one line and not one per minute.
+/// The problems that were logged last, so that a lasting problem is one line and not one per
+/// minute.
 #[derive(Debug, Default)]
-struct Told {
-    trouble: Vec<String>,
+struct LoggedProblems {
+    problems: Vec<String>,
 }
 
-impl Told {
-    fn tell(&mut self, report: &Report) {
+impl LoggedProblems {
+    fn log_report(&mut self, report: &Report) {
         report.audit();
         let skipped = report
             .skipped
             .iter()
             .map(|file| format!("{} is not used: {}", file.path.display(), file.reason));
-        let trouble = report
+        let problems = report
             .document_trouble
             .iter()
             .chain(&report.trouble)
             .chain(&report.no_signer)
             .cloned()
             .chain(skipped);
-        self.trouble(trouble.collect());
+        self.log_new(problems.collect());
     }
 
-    fn trouble(&mut self, now: Vec<String>) {
-        for words in now.iter().filter(|words| !self.trouble.contains(words)) {
-            tracing::warn!(target: "keys", "{words}");
+    fn log_new(&mut self, now: Vec<String>) {
+        for problem in now
+            .iter()
+            .filter(|problem| !self.problems.contains(problem))
+        {
+            tracing::warn!(target: "keys", "{problem}");
         }
-        if now.is_empty() && !self.trouble.is_empty() {
-            tracing::info!(target: "keys", "the trouble with the keys is over");
+        if now.is_empty() && !self.problems.is_empty() {
+            tracing::info!(target: "keys", "the problems with the keys are solved");
         }
-        self.trouble = now;
+        self.problems = now;
     }
 }
 
@@ -209,13 +213,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_while_loading_is_no_endless_start() {
-        let (first, heard) = oneshot::channel();
-        let mut keeper = Keeper {
-            first: Some(heard),
-            ..Keeper::default()
+        let (first_pass, heard) = oneshot::channel();
+        let mut maintenance = KeyMaintenance {
+            first_pass: Some(heard),
+            ..KeyMaintenance::default()
         };
-        drop(first);
-        let asked = tokio::spawn(async move { keeper.loaded().await });
+        drop(first_pass);
+        let asked = tokio::spawn(async move { maintenance.loaded().await });
         let ended = tokio::time::timeout(Duration::from_secs(20), asked).await;
         assert!(ended.unwrap().unwrap_err().is_panic());
     }
@@ -243,19 +247,19 @@ mod tests {
         std::fs::write(&broken, "no key").unwrap();
 
         let life = keys.life();
-        let mut keeper = Keeper::start(life, Meter::default());
-        keeper.loaded().await.unwrap();
+        let mut maintenance = KeyMaintenance::start(life, Meter::default());
+        maintenance.loaded().await.unwrap();
         assert_eq!(heard.times("is not used"), 1);
         // Once a second broken file is reported, a pass with the first trouble still there is over.
         std::fs::write(dir.path().join("tb-1740172801.private.jwk"), "no key").unwrap();
-        keeper.look();
+        maintenance.check_now();
         heard.hears("tb-1740172801.private.jwk is not used").await;
         assert_eq!(heard.times("tb-1740172800.private.jwk is not used"), 1);
 
         std::fs::remove_file(&broken).unwrap();
         std::fs::remove_file(dir.path().join("tb-1740172801.private.jwk")).unwrap();
-        keeper.look();
-        heard.hears("the trouble with the keys is over").await;
-        assert_eq!(heard.times("the trouble with the keys is over"), 1);
+        maintenance.check_now();
+        heard.hears("the problems with the keys are solved").await;
+        assert_eq!(heard.times("the problems with the keys are solved"), 1);
     }
 }
