@@ -717,7 +717,7 @@ async fn browsers_without_identity_are_redirected_only_where_asked() {
 
 #[tokio::test]
 async fn a_backend_gets_a_token_if_asked() {
-    let sign: tailbone::gate::Sign = Arc::new(|claims| {
+    let sign: tailbone::gate::SignFn = Arc::new(|claims| {
         Box::pin(async move {
             Ok(format!(
                 "h.{}.s",
@@ -739,8 +739,9 @@ async fn a_backend_gets_a_token_if_asked() {
     ] {
         assert!(token.contains(part), "{part} in {token}");
     }
-    let failing: tailbone::gate::Sign =
-        Arc::new(|_| Box::pin(async { Err(tailbone::gate::SignError("inner words".into())) }));
+    let failing: tailbone::gate::SignFn = Arc::new(|_| {
+        Box::pin(async { Err(tailbone::gate::BackendTokenError("inner words".into())) })
+    });
     let world = World::signing(ALLOW_OWN, failing).await;
     let answer = world.get("alice", "/").await;
     assert_eq!(refused(&answer), (503, "no_token".into()));
@@ -796,7 +797,7 @@ async fn a_changed_policy_holds_for_the_next_request_and_a_broken_one_for_none()
     world.policy("[[rule]]\ndecision = \"deny\"\n");
     assert_eq!(world.get("alice", "/").await.status, 403);
     std::fs::write(&world.policy_file, "[[rule]]\ndecision = \"alow\"\n").unwrap();
-    assert!(world.gate.tick().is_err());
+    assert!(world.gate.reload_if_changed().is_err());
     assert_eq!(world.get("alice", "/").await.status, 403);
 }
 

@@ -11,13 +11,13 @@ use crate::{
 
 /// Why a gate cannot be built.
 #[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    #[error("gate.auth.clientHeader: {0:?} is no header name")]
+pub enum GateError {
+    #[error("gate.auth.clientHeader: {0:?} is not a header name")]
     ClientHeader(String),
     #[error("gate.upstream: two upstreams for the same host and path ({0})")]
-    DoubleUpstream(String),
+    DuplicateUpstream(String),
     #[error(
-        "gate.tokenAudience: the upstream {0} names no host, so callers could choose for whom its tokens are; set it, or name the host in gate.upstream"
+        "gate.tokenAudience is empty and the upstream {0} names no host, so callers could choose the audience of its tokens; set gate.tokenAudience, or name the host in gate.upstream"
     )]
     NoAudience(String),
     #[error("gate.token is on, but there is no key to sign with")]
@@ -28,7 +28,7 @@ pub enum BuildError {
     Policy(#[from] policy::LoadError),
     #[error("gate.auth.proxies: {0}")]
     Proxies(String),
-    #[error("gate.auth.redirect: {0:?} is no http or https address")]
+    #[error("gate.auth.redirect: {0:?} is not an http or https address")]
     Redirect(String),
     #[error("gate.upstream: {0}")]
     Upstream(String),
@@ -42,9 +42,9 @@ pub enum BuildError {
 
 /// Why a request is refused.
 #[derive(Debug, Clone)]
-pub(super) enum Denied {
+pub(super) enum Denial {
     /// A web page of another origin sent it.
-    ForeignOrigin,
+    CrossOrigin,
     /// The caller has no identity, for this reason.
     Identity(Refusal),
     Policy,
@@ -55,11 +55,11 @@ pub(super) enum Denied {
     WrongTailnet,
 }
 
-impl Denied {
+impl Denial {
     pub(super) fn code(&self) -> &'static str {
         match self {
             Self::Identity(refusal) => refusal.code(),
-            Self::ForeignOrigin => "foreign_origin",
+            Self::CrossOrigin => "foreign_origin",
             Self::Policy => "denied_by_policy",
             Self::UnknownHost(error) => error.code,
             Self::Target(_) => "bad_request_target",
@@ -68,23 +68,25 @@ impl Denied {
     }
 }
 
-impl From<Denied> for http::Error {
-    fn from(denied: Denied) -> Self {
-        let code = denied.code();
-        match denied {
-            Denied::Identity(refusal) => refusal.into(),
+impl From<Denial> for http::Error {
+    fn from(denial: Denial) -> Self {
+        let code = denial.code();
+        match denial {
+            Denial::Identity(refusal) => refusal.into(),
             // The operator finds the rule in the audit line; the caller need not know it.
-            Denied::Policy => {
-                Self::new(Kind::Forbidden, code, "the policy does not let you in here")
-            }
-            Denied::ForeignOrigin => Self::new(
+            Denial::Policy => Self::new(
                 Kind::Forbidden,
                 code,
-                "a web page of another origin may not do this here; where it is meant, add its origin to the setting gate.allowedOrigins",
+                "the policy does not allow this request",
             ),
-            Denied::UnknownHost(error) => *error,
-            Denied::Target(what) => Malformed::What(what).into(),
-            Denied::WrongTailnet => {
+            Denial::CrossOrigin => Self::new(
+                Kind::Forbidden,
+                code,
+                "a web page of another origin may not send this request; to allow it, add its origin to the setting gate.allowedOrigins",
+            ),
+            Denial::UnknownHost(error) => *error,
+            Denial::Target(what) => MalformedRequest::What(what).into(),
+            Denial::WrongTailnet => {
                 Self::new(Kind::Forbidden, code, "this service is for another tailnet")
             }
         }
@@ -93,7 +95,7 @@ impl From<Denied> for http::Error {
 
 /// What is wrong with a request before any rule is evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Malformed {
+pub(super) enum MalformedRequest {
     AmbiguousHeader,
     AmbiguousHost,
     BadHeader,
@@ -103,46 +105,46 @@ pub(super) enum Malformed {
     What(WhatError),
 }
 
-impl From<Malformed> for http::Error {
-    fn from(malformed: Malformed) -> Self {
+impl From<MalformedRequest> for http::Error {
+    fn from(malformed: MalformedRequest) -> Self {
         let (kind, code, message) = match malformed {
-            Malformed::AmbiguousHeader => (
+            MalformedRequest::AmbiguousHeader => (
                 Kind::BadRequest,
                 "ambiguous_header",
-                "a header that says what is asked for is there twice".into(),
+                "a header that describes the request occurs twice".into(),
             ),
-            Malformed::AmbiguousHost => (
+            MalformedRequest::AmbiguousHost => (
                 Kind::BadRequest,
                 "ambiguous_host",
                 "the request names no host, or more than one".into(),
             ),
-            Malformed::BadHeader => (
+            MalformedRequest::BadHeader => (
                 Kind::BadRequest,
                 "bad_header",
                 "a header has a value that cannot be read".into(),
             ),
-            Malformed::ClientAddressInvalid => (
+            MalformedRequest::ClientAddressInvalid => (
                 Kind::Unauthorized,
                 "invalid_client_address",
-                "the client address that the proxy tells is no IP address".into(),
+                "the client address that the proxy reports is not an IP address".into(),
             ),
-            Malformed::ClientAddressMissing => (
+            MalformedRequest::ClientAddressMissing => (
                 Kind::BadRequest,
                 "missing_client_address",
-                "the proxy does not tell the client's address: set the header that gate.auth.clientHeader names".into(),
+                "the proxy does not report the client's address: make it set the header that gate.auth.clientHeader names".into(),
             ),
-            Malformed::ClientIsProxy => (
+            MalformedRequest::ClientIsProxy => (
                 Kind::Unauthorized,
                 "client_is_proxy",
-                "the client address is the proxy's own: make the proxy tell the address that it sees".into(),
+                "the client address is the proxy's own: make the proxy report its client's address".into(),
             ),
-            Malformed::What(what) => (Kind::BadRequest, "bad_request_target", what.to_string()),
+            MalformedRequest::What(what) => (Kind::BadRequest, "bad_request_target", what.to_string()),
         };
         Self::new(kind, code, message)
     }
 }
 
-impl From<Unclear> for Malformed {
+impl From<Unclear> for MalformedRequest {
     fn from(unclear: Unclear) -> Self {
         match unclear {
             Unclear::Ambiguous => Self::AmbiguousHost,
@@ -151,13 +153,13 @@ impl From<Unclear> for Malformed {
     }
 }
 
-impl From<BadHost> for Malformed {
+impl From<BadHost> for MalformedRequest {
     fn from(bad: BadHost) -> Self {
         Self::What(bad.into())
     }
 }
 
-impl From<WhatError> for Malformed {
+impl From<WhatError> for MalformedRequest {
     fn from(error: WhatError) -> Self {
         Self::What(error)
     }
@@ -165,14 +167,9 @@ impl From<WhatError> for Malformed {
 
 /// The backend was to get a token, and none could be made. A request without it must not be passed
 /// on.
-pub(super) fn no_token(error: super::SignError) -> http::Error {
+pub(super) fn token_unavailable(error: super::BackendTokenError) -> http::Error {
     let kind = Kind::Unavailable {
         retry_after: Duration::from_secs(5),
     };
-    http::Error::new(
-        kind,
-        "no_token",
-        "the token for the backend could not be made",
-    )
-    .because(error)
+    http::Error::new(kind, "no_token", "no token for the backend could be signed").because(error)
 }

@@ -29,11 +29,11 @@ use axum::{
 use jiff::Timestamp;
 
 use super::{
-    BuildError,
-    error::{Denied, Malformed, no_token},
+    GateError,
+    error::{Denial, MalformedRequest, token_unavailable},
     guard::Guard,
     headers, layer,
-    token::Tokens,
+    token::BackendTokens,
 };
 use crate::{
     audit, config,
@@ -49,18 +49,18 @@ use crate::{
 pub struct LocalProxy;
 
 /// The extensions for every request on the gate's unix socket.
-pub fn local_proxy() -> Extensions {
+pub fn local_proxy_extensions() -> Extensions {
     let mut extensions = Extensions::new();
     extensions.insert(LocalProxy);
     extensions
 }
 
-const NGINX_ADDR: HeaderName = HeaderName::from_static("remote-addr");
+const NGINX_CLIENT: HeaderName = HeaderName::from_static("remote-addr");
 const EXPECTED_TAILNET: HeaderName = HeaderName::from_static("expected-tailnet");
 
 /// Marks the URL to which a login page sends a browser back. Without it, a login page that cannot
 /// identify somebody would cause an endless redirect.
-const MARK: &str = "tailbone_gate=1";
+const RETURN_MARK: &str = "tailbone_gate=1";
 
 pub(super) struct ForwardAuth {
     guard: Arc<Guard>,
@@ -71,7 +71,7 @@ pub(super) struct ForwardAuth {
     redirect: Option<Redirect>,
     origins: Vec<Allowed<Origin>>,
     capabilities: Vec<String>,
-    tokens: Option<Arc<Tokens>>,
+    tokens: Option<Arc<BackendTokens>>,
 }
 
 impl std::fmt::Debug for ForwardAuth {
@@ -88,37 +88,39 @@ impl ForwardAuth {
         guard: Arc<Guard>,
         directory: Directory,
         settings: &config::Gate,
-        tokens: Option<Arc<Tokens>>,
-    ) -> Result<Self, BuildError> {
+        tokens: Option<Arc<BackendTokens>>,
+    ) -> Result<Self, GateError> {
         let auth = &settings.auth;
         let mut proxies = Vec::new();
-        for word in &auth.proxies {
-            match Selector::parse(word) {
+        for name in &auth.proxies {
+            match Selector::parse(name) {
                 // A proxy copies what a browser sends, so nothing in a request tells a proxy from a
                 // browser on the user's machine, and a page in that browser could name any client.
                 // Tagged machines have no user who browses.
                 Ok(Selector::User(_)) if !auth.user_proxies => {
-                    return Err(BuildError::UserProxy(word.clone()));
+                    return Err(GateError::UserProxy(name.clone()));
                 }
                 Ok(selector @ (Selector::User(_) | Selector::Tag(_))) => proxies.push(selector),
                 Ok(_) => {
-                    let words = format!("{word:?} is too wide: name each proxy by its tag or user");
-                    return Err(BuildError::Proxies(words));
+                    let message = format!(
+                        "{name:?} matches too many callers: name each proxy by its tag or user"
+                    );
+                    return Err(GateError::Proxies(message));
                 }
-                Err(words) => return Err(BuildError::Proxies(words)),
+                Err(message) => return Err(GateError::Proxies(message)),
             }
         }
         let client_header = match &auth.client_header {
             None => None,
             Some(name) => Some(
                 HeaderName::try_from(name.as_str())
-                    .map_err(|_| BuildError::ClientHeader(name.clone()))?,
+                    .map_err(|_| GateError::ClientHeader(name.clone()))?,
             ),
         };
         let redirect = match &auth.redirect {
             None => None,
             Some(url) => {
-                Some(Redirect::parse(url).ok_or_else(|| BuildError::Redirect(url.clone()))?)
+                Some(Redirect::parse(url).ok_or_else(|| GateError::Redirect(url.clone()))?)
             }
         };
         Ok(Self {
@@ -138,70 +140,70 @@ impl ForwardAuth {
 pub(super) fn router(auth: Arc<ForwardAuth>) -> Router {
     // Not as the router's fallback: `http::layers` sets that, for paths that no component serves.
     Router::new()
-        .route("/", any(answer))
-        .route("/{*path}", any(answer))
+        .route("/", any(handle))
+        .route("/{*path}", any(handle))
         .with_state(auth)
 }
 
-async fn answer(State(auth): State<Arc<ForwardAuth>>, request: Request) -> Response {
+async fn handle(State(auth): State<Arc<ForwardAuth>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
-    match auth.ask(&parts).await {
+    match auth.authorize(&parts).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
     }
 }
 
 impl ForwardAuth {
-    async fn ask(&self, parts: &Parts) -> Result<Response, http::Error> {
+    async fn authorize(&self, parts: &Parts) -> Result<Response, http::Error> {
         let proxy = self.proxy(parts).await?;
         let convention = Convention::of(parts.uri.path());
-        let asked = convention.read(parts, self.client_header.as_ref())?;
+        let forwarded = convention.parse(parts, self.client_header.as_ref())?;
         self.clients
-            .pace(asked.client, &parts.extensions, Instant::now())?;
-        let caller = match self.directory.visitor(asked.client).await {
-            Ok(visitor) if proxy.is(visitor.node_id()) => {
-                return Err(Malformed::ClientIsProxy.into());
+            .pace(forwarded.client, &parts.extensions, Instant::now())?;
+        let caller = match self.directory.visitor(forwarded.client).await {
+            Ok(visitor) if proxy.has_node_id(visitor.node_id()) => {
+                return Err(MalformedRequest::ClientIsProxy.into());
             }
-            Ok(_) if self.directory.is_own(asked.client) => {
-                return Err(Malformed::ClientIsProxy.into());
+            Ok(_) if self.directory.is_own(forwarded.client) => {
+                return Err(MalformedRequest::ClientIsProxy.into());
             }
             other => other,
         };
-        if asked.foreign(parts, &self.origins) {
+        if forwarded.is_cross_origin(parts, &self.origins) {
             return Err(self
                 .guard
-                .refuse(&caller, &asked.what, Denied::ForeignOrigin)
+                .refuse(&caller, &forwarded.what, Denial::CrossOrigin)
                 .into());
         }
-        let admitted =
-            match self
-                .guard
-                .admit(caller, &asked.what, asked.expected_tailnet.as_deref())
-            {
-                Ok(admitted) => admitted,
-                Err(denied) => {
-                    let redirect = self
-                        .redirect
-                        .as_ref()
-                        .filter(|_| matches!(denied, Denied::Identity(Refusal::UnknownPeer)));
-                    let to =
-                        redirect.and_then(|redirect| redirect.for_browser(&asked, &parts.headers));
-                    return match to {
-                        Some(location) => {
-                            Ok((StatusCode::FOUND, [(header::LOCATION, location)]).into_response())
-                        }
-                        None => Err(denied.into()),
-                    };
-                }
-            };
-        let mut response = convention.yes().into_response();
-        for (name, value) in headers::identity(&admitted, &self.capabilities) {
+        let admitted = match self.guard.admit(
+            caller,
+            &forwarded.what,
+            forwarded.expected_tailnet.as_deref(),
+        ) {
+            Ok(admitted) => admitted,
+            Err(denied) => {
+                let redirect = self
+                    .redirect
+                    .as_ref()
+                    .filter(|_| matches!(denied, Denial::Identity(Refusal::UnknownPeer)));
+                let to =
+                    redirect.and_then(|redirect| redirect.for_browser(&forwarded, &parts.headers));
+                return match to {
+                    Some(location) => {
+                        Ok((StatusCode::FOUND, [(header::LOCATION, location)]).into_response())
+                    }
+                    None => Err(denied.into()),
+                };
+            }
+        };
+        let mut response = convention.success_status().into_response();
+        for (name, value) in headers::identity_headers(&admitted, &self.capabilities) {
             response.headers_mut().insert(name, value);
         }
         if let Some(tokens) = &self.tokens {
-            let host = asked.what.host.as_ref().map_or("", Host::as_str);
+            let host = forwarded.what.host.as_ref().map_or("", Host::as_str);
             let token = tokens.token(&admitted, host, Timestamp::now()).await;
-            if let Some(token) = token.map_err(no_token)? {
+            if let Some(token) = token.map_err(token_unavailable)? {
                 response.headers_mut().insert(headers::TOKEN, token);
             }
         }
@@ -213,9 +215,9 @@ impl ForwardAuth {
     }
 
     /// Identifies the asking proxy, and refuses it if it is not trusted.
-    async fn proxy(&self, parts: &Parts) -> Result<Proxy, http::Error> {
+    async fn proxy(&self, parts: &Parts) -> Result<TrustedProxy, http::Error> {
         if parts.extensions.get::<LocalProxy>().is_some() {
-            return Ok(Proxy::Local);
+            return Ok(TrustedProxy::Local);
         }
         let connection = Connection::of(&parts.extensions)?;
         let visitor = connection.visitor().await?;
@@ -223,7 +225,7 @@ impl ForwardAuth {
             .caller()
             .is_ok_and(|caller| self.proxies.iter().any(|proxy| proxy.is(caller)));
         if trusted {
-            return Ok(Proxy::Node(visitor.node_id().to_owned()));
+            return Ok(TrustedProxy::Node(visitor.node_id().to_owned()));
         }
         let caller = caller_word(&visitor);
         audit!(
@@ -235,21 +237,21 @@ impl ForwardAuth {
         Err(http::Error::new(
             Kind::Forbidden,
             "untrusted_proxy",
-            "only the proxies that gate.auth.proxies names may ask about others",
+            "only the proxies that gate.auth.proxies names may ask about other callers",
         ))
     }
 }
 
 /// A proxy that is allowed to ask.
-enum Proxy {
+enum TrustedProxy {
     Local,
     /// Identified by its stable node id.
     Node(String),
 }
 
-impl Proxy {
+impl TrustedProxy {
     /// A client that is the proxy itself would make everybody behind the proxy the same caller.
-    fn is(&self, node_id: &str) -> bool {
+    fn has_node_id(&self, node_id: &str) -> bool {
         matches!(self, Self::Node(id) if id == node_id)
     }
 }
@@ -266,7 +268,7 @@ pub(super) enum Convention<'a> {
 }
 
 /// What the proxy asked about.
-pub(super) struct Asked {
+pub(super) struct ForwardedRequest {
     pub(super) client: IpAddr,
     pub(super) what: What,
     /// The port of the host, if the proxy reported it.
@@ -275,13 +277,13 @@ pub(super) struct Asked {
     /// The URL in the browser, if the proxy reported all of it: scheme, host with port, target.
     pub(super) url: Option<(String, String, String)>,
     /// Whether a redirect in our answer would reach the browser.
-    redirects: bool,
+    reaches_browser: bool,
 }
 
-impl Asked {
+impl ForwardedRequest {
     /// Whether a page of another origin sent the request that the proxy holds. The proxy copies the
     /// browser's headers; if it does not report the method, it may be any method.
-    fn foreign(&self, parts: &Parts, allowed: &[Allowed<Origin>]) -> bool {
+    fn is_cross_origin(&self, parts: &Parts, allowed: &[Allowed<Origin>]) -> bool {
         let Some(host) = &self.what.host else {
             return false;
         };
@@ -290,7 +292,7 @@ impl Asked {
             port: self.port,
             port_told: false,
         };
-        layer::is_foreign(parts, self.what.method.as_ref(), place, allowed)
+        layer::is_cross_origin(parts, self.what.method.as_ref(), place, allowed)
     }
 }
 
@@ -308,43 +310,47 @@ impl<'a> Convention<'a> {
     }
 
     /// Envoy only accepts 200 as a yes; nginx-auth answered 204.
-    fn yes(self) -> StatusCode {
+    fn success_status(self) -> StatusCode {
         match self {
             Self::Nginx => StatusCode::NO_CONTENT,
             Self::Envoy { .. } | Self::Forwarded => StatusCode::OK,
         }
     }
 
-    pub(super) fn read(
+    pub(super) fn parse(
         self,
         parts: &Parts,
         client_header: Option<&HeaderName>,
-    ) -> Result<Asked, Malformed> {
+    ) -> Result<ForwardedRequest, MalformedRequest> {
         let headers = &parts.headers;
-        let usual = match self {
-            Self::Nginx => &NGINX_ADDR,
+        let default_header = match self {
+            Self::Nginx => &NGINX_CLIENT,
             Self::Envoy { .. } | Self::Forwarded => &headers::FORWARDED_FOR,
         };
-        let client = client(headers, client_header.unwrap_or(usual))?;
+        let client = client_address(headers, client_header.unwrap_or(default_header))?;
         let (host, target, method) = match self {
             Self::Envoy { target } => {
                 let target = if target.is_empty() { "/" } else { target };
                 let query = parts.uri.query().map(|query| format!("?{query}"));
                 let target = format!("{target}{}", query.unwrap_or_default());
-                (own_host(parts)?, Some(target), Some(parts.method.clone()))
+                (
+                    request_host(parts)?,
+                    Some(target),
+                    Some(parts.method.clone()),
+                )
             }
             Self::Forwarded => (
-                single(headers, "x-forwarded-host")?.map(str::to_owned),
-                single(headers, "x-forwarded-uri")?.map(str::to_owned),
-                method(single(headers, "x-forwarded-method")?)?,
+                single_header(headers, "x-forwarded-host")?.map(str::to_owned),
+                single_header(headers, "x-forwarded-uri")?.map(str::to_owned),
+                method(single_header(headers, "x-forwarded-method")?)?,
             ),
             Self::Nginx => (
-                own_host(parts)?,
-                agreed(
+                request_host(parts)?,
+                consistent_target(
                     headers,
                     ["x-original-uri", "original-uri", "x-original-url"],
                 )?,
-                method(single(headers, "x-original-method")?)?,
+                method(single_header(headers, "x-original-method")?)?,
             ),
         };
         let target = target.map(|target| origin_form(&target).to_owned());
@@ -356,12 +362,12 @@ impl<'a> Convention<'a> {
             }
         };
         let expected_tailnet = match self {
-            Self::Nginx => single(headers, EXPECTED_TAILNET.as_str())?
+            Self::Nginx => single_header(headers, EXPECTED_TAILNET.as_str())?
                 .filter(|tailnet| !tailnet.is_empty())
                 .map(str::to_owned),
             _ => None,
         };
-        let proto = single(headers, headers::FORWARDED_PROTO.as_str())?
+        let proto = single_header(headers, headers::FORWARDED_PROTO.as_str())?
             .filter(|proto| matches!(*proto, "http" | "https"))
             .map(str::to_owned);
         let url = match (proto, &host, target) {
@@ -375,34 +381,40 @@ impl<'a> Convention<'a> {
                 (Some(host), port)
             }
         };
-        Ok(Asked {
+        Ok(ForwardedRequest {
             client,
             port,
             what: What { host, path, method },
             expected_tailnet,
             url,
-            redirects: self != Self::Nginx,
+            reaches_browser: self != Self::Nginx,
         })
     }
 }
 
 /// The host of the request that the proxy sends to us.
-fn own_host(parts: &Parts) -> Result<Option<String>, Malformed> {
-    match (parts.uri.authority(), single(&parts.headers, "host")?) {
+fn request_host(parts: &Parts) -> Result<Option<String>, MalformedRequest> {
+    match (
+        parts.uri.authority(),
+        single_header(&parts.headers, "host")?,
+    ) {
         (Some(authority), _) => Ok(Some(authority.as_str().to_owned())),
         (None, host) => Ok(host.map(str::to_owned)),
     }
 }
 
 /// nginx has no standard header for the target; if several are present, they must agree.
-fn agreed(headers: &HeaderMap, names: [&str; 3]) -> Result<Option<String>, Malformed> {
+fn consistent_target(
+    headers: &HeaderMap,
+    names: [&str; 3],
+) -> Result<Option<String>, MalformedRequest> {
     let mut agreed: Option<&str> = None;
     for name in names {
-        let Some(target) = single(headers, name)?.map(origin_form) else {
+        let Some(target) = single_header(headers, name)?.map(origin_form) else {
             continue;
         };
         match agreed {
-            Some(before) if before != target => return Err(Malformed::AmbiguousHeader),
+            Some(before) if before != target => return Err(MalformedRequest::AmbiguousHeader),
             _ => agreed = Some(target),
         }
     }
@@ -420,51 +432,58 @@ fn origin_form(target: &str) -> &str {
     }
 }
 
-fn method(text: Option<&str>) -> Result<Option<Method>, Malformed> {
+fn method(text: Option<&str>) -> Result<Option<Method>, MalformedRequest> {
     text.filter(|text| !text.is_empty())
-        .map(|text| Method::from_bytes(text.as_bytes()).map_err(|_| Malformed::BadHeader))
+        .map(|text| Method::from_bytes(text.as_bytes()).map_err(|_| MalformedRequest::BadHeader))
         .transpose()
 }
 
 /// A header that may occur at most once. An empty one counts as absent.
-fn single<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, Malformed> {
+fn single_header<'h>(
+    headers: &'h HeaderMap,
+    name: &str,
+) -> Result<Option<&'h str>, MalformedRequest> {
     let mut values = headers.get_all(name).iter();
     let first = values.next();
     if values.next().is_some() {
-        return Err(Malformed::AmbiguousHeader);
+        return Err(MalformedRequest::AmbiguousHeader);
     }
     let text = first
-        .map(|value| value.to_str().map_err(|_| Malformed::BadHeader))
+        .map(|value| value.to_str().map_err(|_| MalformedRequest::BadHeader))
         .transpose()?;
     Ok(text.filter(|text| !text.is_empty()))
 }
 
 /// The client's address. In a list (`X-Forwarded-For`, `Forwarded`) the last entry counts, which
 /// the trusted proxy added; everything before it may be invented by the client.
-fn client(headers: &HeaderMap, name: &HeaderName) -> Result<IpAddr, Malformed> {
-    let lists = *name == headers::FORWARDED_FOR || *name == header::FORWARDED;
-    let text = if lists {
+fn client_address(headers: &HeaderMap, name: &HeaderName) -> Result<IpAddr, MalformedRequest> {
+    let is_list = *name == headers::FORWARDED_FOR || *name == header::FORWARDED;
+    let text = if is_list {
         headers
             .get_all(name)
             .iter()
             .next_back()
-            .map(|value| value.to_str().map_err(|_| Malformed::ClientAddressInvalid))
+            .map(|value| {
+                value
+                    .to_str()
+                    .map_err(|_| MalformedRequest::ClientAddressInvalid)
+            })
             .transpose()?
     } else {
-        single(headers, name.as_str())?
+        single_header(headers, name.as_str())?
     };
-    let text = text.ok_or(Malformed::ClientAddressMissing)?;
-    let last = if lists {
+    let text = text.ok_or(MalformedRequest::ClientAddressMissing)?;
+    let client = if is_list {
         text.rsplit(',').next().unwrap_or_default().trim()
     } else {
         text.trim()
     };
-    let last = if *name == header::FORWARDED {
-        forwarded_for(last).ok_or(Malformed::ClientAddressInvalid)?
+    let client = if *name == header::FORWARDED {
+        forwarded_for(client).ok_or(MalformedRequest::ClientAddressInvalid)?
     } else {
-        last
+        client
     };
-    address(last).ok_or(Malformed::ClientAddressInvalid)
+    parse_address(client).ok_or(MalformedRequest::ClientAddressInvalid)
 }
 
 /// The `for` parameter of one element of `Forwarded`.
@@ -481,7 +500,7 @@ fn forwarded_for(element: &str) -> Option<&str> {
 }
 
 /// Parses an address with or without port and brackets.
-fn address(text: &str) -> Option<IpAddr> {
+fn parse_address(text: &str) -> Option<IpAddr> {
     let bare = text
         .strip_prefix('[')
         .and_then(|text| text.strip_suffix(']'))
@@ -515,40 +534,45 @@ impl Redirect {
     }
 
     /// Only for a browser that opens a page: a program would take that page for its answer.
-    pub(super) fn for_browser(&self, asked: &Asked, headers: &HeaderMap) -> Option<HeaderValue> {
-        let (proto, host, target) = asked.url.as_ref()?;
+    pub(super) fn for_browser(
+        &self,
+        forwarded: &ForwardedRequest,
+        headers: &HeaderMap,
+    ) -> Option<HeaderValue> {
+        let (proto, host, target) = forwarded.url.as_ref()?;
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let safe = matches!(asked.what.method, Some(Method::GET | Method::HEAD));
-        let html =
+        let is_safe = matches!(forwarded.what.method, Some(Method::GET | Method::HEAD));
+        let wants_html =
             text("accept").is_some_and(|accept| accept.to_ascii_lowercase().contains("text/html"));
-        let script = text("x-requested-with").is_some()
+        let is_script = text("x-requested-with").is_some()
             || text("upgrade").is_some()
             || text("sec-fetch-mode").is_some_and(|mode| mode != "navigate");
-        if !asked.redirects || !safe || !html || script {
+        if !forwarded.reaches_browser || !is_safe || !wants_html || is_script {
             return None;
         }
         let query = target.split_once('?').map_or("", |(_, query)| query);
-        let back = query.split('&').any(|pair| pair == MARK);
+        let was_sent_back = query.split('&').any(|pair| pair == RETURN_MARK);
         let path = target.split(['?', '#']).next().unwrap_or_default();
-        let there = asked.what.host.as_ref() == Some(&self.host) && path.starts_with(&self.path);
-        if back || there {
+        let at_login_page =
+            forwarded.what.host.as_ref() == Some(&self.host) && path.starts_with(&self.path);
+        if was_sent_back || at_login_page {
             return None;
         }
-        let join = if target.contains('?') { '&' } else { '?' };
-        let back = format!("{proto}://{host}{target}{join}{MARK}");
+        let separator = if target.contains('?') { '&' } else { '?' };
+        let return_url = format!("{proto}://{host}{target}{separator}{RETURN_MARK}");
         // A browser does not send the part after `#` to the page, so it must stay at the end.
         let (page, fragment) = match self.url.find('#') {
             Some(at) => self.url.split_at(at),
             None => (self.url.as_str(), ""),
         };
-        let join = if page.contains('?') { '&' } else { '?' };
-        let back = escaped(&back);
-        HeaderValue::try_from(format!("{page}{join}rd={back}{fragment}")).ok()
+        let separator = if page.contains('?') { '&' } else { '?' };
+        let return_url = percent_encode(&return_url);
+        HeaderValue::try_from(format!("{page}{separator}rd={return_url}{fragment}")).ok()
     }
 }
 
 /// Escapes everything but unreserved characters as `%xx`.
-fn escaped(text: &str) -> String {
+fn percent_encode(text: &str) -> String {
     text.bytes()
         .map(|b| {
             if b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~') {
@@ -574,14 +598,14 @@ mod tests {
 
     #[test]
     fn the_last_address_of_a_chain_is_the_one_the_proxy_saw() {
-        let told = |name: HeaderName, list: &[&'static str]| {
+        let parse = |name: HeaderName, list: &[&'static str]| {
             let mut headers = HeaderMap::new();
             for value in list {
                 headers.append(&name, HeaderValue::from_static(value));
             }
-            client(&headers, &name).map(|ip| ip.to_string())
+            client_address(&headers, &name).map(|ip| ip.to_string())
         };
-        let chain = |list| told(headers::FORWARDED_FOR, list);
+        let chain = |list| parse(headers::FORWARDED_FOR, list);
         assert_eq!(
             chain(&["100.64.0.1, 100.64.0.2"]).as_deref(),
             Ok("100.64.0.2")
@@ -592,50 +616,51 @@ mod tests {
         );
         assert_eq!(
             chain(&["100.64.0.1,"]),
-            Err(Malformed::ClientAddressInvalid)
+            Err(MalformedRequest::ClientAddressInvalid)
         );
         assert_eq!(
             chain(&["100.64.0.1, unknown"]),
-            Err(Malformed::ClientAddressInvalid)
+            Err(MalformedRequest::ClientAddressInvalid)
         );
-        assert_eq!(chain(&[]), Err(Malformed::ClientAddressMissing));
-        let standard = |list| told(header::FORWARDED, list);
+        assert_eq!(chain(&[]), Err(MalformedRequest::ClientAddressMissing));
+        let standard = |list| parse(header::FORWARDED, list);
         assert_eq!(
             standard(&["for=100.64.0.1;proto=http, For=\"[fd7a::1]:80\""]).as_deref(),
             Ok("fd7a::1")
         );
         assert_eq!(
             standard(&["for=100.64.0.1, proto=http"]),
-            Err(Malformed::ClientAddressInvalid)
+            Err(MalformedRequest::ClientAddressInvalid)
         );
-        let one = |list| told(NGINX_ADDR, list);
+        let one = |list| parse(NGINX_CLIENT, list);
         assert_eq!(one(&["::ffff:100.64.0.1"]).as_deref(), Ok("100.64.0.1"));
         assert_eq!(
             one(&["100.64.0.1", "100.64.0.2"]),
-            Err(Malformed::AmbiguousHeader)
+            Err(MalformedRequest::AmbiguousHeader)
         );
         assert_eq!(
             one(&["100.64.0.1, 100.64.0.2"]),
-            Err(Malformed::ClientAddressInvalid)
+            Err(MalformedRequest::ClientAddressInvalid)
         );
-        assert_eq!(one(&["unix:"]), Err(Malformed::ClientAddressInvalid));
+        assert_eq!(one(&["unix:"]), Err(MalformedRequest::ClientAddressInvalid));
     }
 
     #[test]
-    fn targets_that_disagree_are_refused() {
+    fn contradictory_targets_are_refused() {
         let names = ["x-original-uri", "original-uri", "x-original-url"];
-        let agreed = |list: &[(&'static str, &'static str)]| agreed(&headers(list), names);
-        assert_eq!(agreed(&[]), Ok(None));
+        let target =
+            |list: &[(&'static str, &'static str)]| consistent_target(&headers(list), names);
+        assert_eq!(target(&[]), Ok(None));
         assert_eq!(
-            agreed(&[
+            target(&[
                 ("x-original-url", "https://a.b/x?y"),
                 ("original-uri", "/x?y")
             ]),
             Ok(Some("/x?y".into()))
         );
         assert_eq!(
-            agreed(&[("x-original-uri", "/public"), ("original-uri", "/admin")]),
-            Err(Malformed::AmbiguousHeader)
+            target(&[("x-original-uri", "/public"), ("original-uri", "/admin")]),
+            Err(MalformedRequest::AmbiguousHeader)
         );
     }
 
@@ -650,8 +675,8 @@ mod tests {
         assert_eq!(Convention::of("/auth/forwarded/x"), Convention::Nginx);
     }
 
-    fn asked(host: &str, target: &str, method: Method) -> Asked {
-        Asked {
+    fn forwarded(host: &str, target: &str, method: Method) -> ForwardedRequest {
+        ForwardedRequest {
             client: [100, 64, 0, 1].into(),
             port: None,
             what: What {
@@ -661,7 +686,7 @@ mod tests {
             },
             expected_tailnet: None,
             url: Some(("https".into(), host.into(), target.into())),
-            redirects: true,
+            reaches_browser: true,
         }
     }
 
@@ -669,53 +694,53 @@ mod tests {
     fn only_a_browser_that_opens_a_page_is_redirected_and_only_once() {
         let redirect = Redirect::parse("https://join.example.com/start").unwrap();
         let page = [("accept", "text/html,*/*")];
-        let to = |asked: &Asked, list: &[(&'static str, &'static str)]| {
+        let to = |forwarded: &ForwardedRequest, list: &[(&'static str, &'static str)]| {
             redirect
-                .for_browser(asked, &headers(list))
+                .for_browser(forwarded, &headers(list))
                 .map(|value| value.to_str().unwrap().to_owned())
         };
         assert_eq!(
-            to(&asked("app.example.com", "/x?y=1", Method::GET), &page).as_deref(),
+            to(&forwarded("app.example.com", "/x?y=1", Method::GET), &page).as_deref(),
             Some(
                 "https://join.example.com/start?rd=https%3A%2F%2Fapp.example.com%2Fx%3Fy%3D1%26tailbone_gate%3D1"
             )
         );
-        for (asked, list) in [
-            (asked("app.example.com", "/x", Method::POST), &page[..]),
+        for (forwarded, list) in [
+            (forwarded("app.example.com", "/x", Method::POST), &page[..]),
             (
-                asked("app.example.com", "/x", Method::GET),
+                forwarded("app.example.com", "/x", Method::GET),
                 &[("accept", "*/*")],
             ),
             (
-                asked("app.example.com", "/x", Method::GET),
+                forwarded("app.example.com", "/x", Method::GET),
                 &[("accept", "application/json")],
             ),
             (
-                asked("app.example.com", "/x", Method::GET),
+                forwarded("app.example.com", "/x", Method::GET),
                 &[("accept", "text/html"), ("sec-fetch-mode", "cors")],
             ),
             (
-                asked("app.example.com", "/x", Method::GET),
+                forwarded("app.example.com", "/x", Method::GET),
                 &[
                     ("accept", "text/html"),
                     ("x-requested-with", "XMLHttpRequest"),
                 ],
             ),
             (
-                asked("app.example.com", "/x?a=b&tailbone_gate=1", Method::GET),
+                forwarded("app.example.com", "/x?a=b&tailbone_gate=1", Method::GET),
                 &page,
             ),
             (
-                asked("join.example.com", "/start/again", Method::GET),
+                forwarded("join.example.com", "/start/again", Method::GET),
                 &page,
             ),
         ] {
-            assert_eq!(to(&asked, list), None);
+            assert_eq!(to(&forwarded, list), None);
         }
         let fragment = Redirect::parse("https://join.example.com/#start").unwrap();
-        let asked = asked("app.example.com", "/", Method::GET);
+        let forwarded = forwarded("app.example.com", "/", Method::GET);
         assert_eq!(
-            fragment.for_browser(&asked, &headers(&page)).unwrap(),
+            fragment.for_browser(&forwarded, &headers(&page)).unwrap(),
             "https://join.example.com/?rd=https%3A%2F%2Fapp.example.com%2F%3Ftailbone_gate%3D1#start"
         );
         assert!(Redirect::parse("javascript:alert(1)").is_none());

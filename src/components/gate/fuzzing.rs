@@ -13,7 +13,7 @@ use crate::policy::What;
 
 /// What a proxy asks about.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Question {
+pub struct RequestedAccess {
     pub client: IpAddr,
     pub what: What,
     /// Where a browser would be sent, for the given setting `gate.auth.redirect`.
@@ -23,39 +23,39 @@ pub struct Question {
 }
 
 /// Reads a request from a trusted proxy.
-pub fn question(
+pub fn forwarded_request(
     parts: &Parts,
     client_header: Option<&HeaderName>,
     redirect: Option<&str>,
-) -> Option<Question> {
-    let asked = Convention::of(parts.uri.path())
-        .read(parts, client_header)
+) -> Option<RequestedAccess> {
+    let forwarded = Convention::of(parts.uri.path())
+        .parse(parts, client_header)
         .ok()?;
     let redirect = redirect
         .and_then(Redirect::parse)
-        .and_then(|redirect| redirect.for_browser(&asked, &parts.headers));
-    Some(Question {
-        client: asked.client,
-        what: asked.what,
+        .and_then(|redirect| redirect.for_browser(&forwarded, &parts.headers));
+    Some(RequestedAccess {
+        client: forwarded.client,
+        what: forwarded.what,
         redirect,
-        url: asked.url,
+        url: forwarded.url,
     })
 }
 
 /// Reads a request to the reverse proxy or the tower layer.
-pub fn direct_question(parts: &Parts) -> Option<What> {
+pub fn direct_request(parts: &Parts) -> Option<What> {
     layer::what(parts).ok()
 }
 
 /// Changes the headers of a request as the reverse proxy does on the way to a backend.
 pub fn pass_on(headers: &mut HeaderMap, admitted: &Admitted, client: IpAddr, host: &HeaderValue) {
     headers::strip_hop_by_hop(headers);
-    headers::strip(headers, true);
-    headers::tell(headers, admitted, &[]);
-    headers::forwarded(headers, client, host, "http");
+    headers::strip_identity(headers, true);
+    headers::set_identity(headers, admitted, &[]);
+    headers::set_forwarded(headers, client, host, "http");
 }
 
 /// Every header that tells a backend about the caller.
 pub fn identity(admitted: &Admitted) -> Vec<(HeaderName, HeaderValue)> {
-    headers::identity(admitted, &[])
+    headers::identity_headers(admitted, &[])
 }

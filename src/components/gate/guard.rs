@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::error::Denied;
+use super::error::Denial;
 use crate::{
     audit,
     identity::{Refusal, Visitor},
@@ -35,7 +35,7 @@ impl Admitted {
 }
 
 /// The caller's name in the audit log.
-fn word(caller: &Result<Arc<Visitor>, Refusal>) -> String {
+fn audit_name(caller: &Result<Arc<Visitor>, Refusal>) -> String {
     match caller {
         Ok(visitor) => caller_word(visitor),
         Err(refusal) => refusal.code().to_owned(),
@@ -60,7 +60,7 @@ impl Guard {
     }
 
     /// Counts decisions in `meter` from here on.
-    pub(super) fn counted(mut self, meter: Meter) -> Self {
+    pub(super) fn with_meter(mut self, meter: Meter) -> Self {
         self.meter = meter;
         self
     }
@@ -80,11 +80,11 @@ impl Guard {
         caller: Result<Arc<Visitor>, Refusal>,
         what: &What,
         expected: Option<&str>,
-    ) -> Result<Admitted, Denied> {
-        let word = word(&caller);
-        let (answer, rule) = self.decide(caller, what, expected);
-        self.tell(&word, what, &answer, &rule);
-        answer
+    ) -> Result<Admitted, Denial> {
+        let name = audit_name(&caller);
+        let (outcome, rule) = self.decide(caller, what, expected);
+        self.record(&name, what, &outcome, &rule);
+        outcome
     }
 
     /// Refuses without evaluating the rules, with audit line and metric.
@@ -92,15 +92,15 @@ impl Guard {
         &self,
         caller: &Result<Arc<Visitor>, Refusal>,
         what: &What,
-        denied: Denied,
-    ) -> Denied {
-        let answer = Err(denied.clone());
-        self.tell(&word(caller), what, &answer, &RuleId::End);
-        denied
+        denial: Denial,
+    ) -> Denial {
+        let outcome = Err(denial.clone());
+        self.record(&audit_name(caller), what, &outcome, &RuleId::End);
+        denial
     }
 
     /// Whether a rule, or a grant of the caller, names this host.
-    pub(super) fn name_host(&self, caller: &Result<Arc<Visitor>, Refusal>, host: &Host) -> bool {
+    pub(super) fn names_host(&self, caller: &Result<Arc<Visitor>, Refusal>, host: &Host) -> bool {
         let who = match caller {
             Ok(visitor) => Who::Known(visitor),
             Err(_) => Who::Nobody,
@@ -108,38 +108,38 @@ impl Guard {
         self.policy.rules().name_host(who, host)
     }
 
-    fn tell(&self, word: &str, what: &What, answer: &Result<Admitted, Denied>, rule: &RuleId) {
+    fn record(&self, name: &str, what: &What, outcome: &Result<Admitted, Denial>, rule: &RuleId) {
         let host = what.host.as_ref().map_or("", |host| host.as_str());
         let path = what
             .path
             .as_ref()
             .map(|path| path.first_segment())
             .unwrap_or_default();
-        let (result, reason) = match answer {
+        let (result, reason) = match outcome {
             Ok(Admitted::Identified(_)) => ("allowed", ""),
             Ok(Admitted::Anonymous { .. }) => ("anonymous", ""),
-            Err(denied) => ("refused", denied.code()),
+            Err(denial) => ("refused", denial.code()),
         };
         self.meter.decided(result, reason, rule.kind());
-        match answer {
+        match outcome {
             Ok(Admitted::Identified(_)) => {
-                audit!(Decision::Allowed, "gate", caller = word, rule = %rule, host, path);
+                audit!(Decision::Allowed, "gate", caller = name, rule = %rule, host, path);
             }
             Ok(Admitted::Anonymous { .. }) => {
-                audit!(Decision::Allowed, "gate", caller = word, anonymous = true, rule = %rule, host, path);
+                audit!(Decision::Allowed, "gate", caller = name, anonymous = true, rule = %rule, host, path);
             }
-            Err(denied) => {
-                audit!(Decision::Refused, "gate", caller = word, reason = denied.code(), rule = %rule, host, path);
+            Err(denial) => {
+                audit!(Decision::Refused, "gate", caller = name, reason = denial.code(), rule = %rule, host, path);
             }
         }
     }
 
     /// Whether access that was granted is still allowed. Writes an audit line only if it is not.
-    pub(super) fn still_admits(
+    pub(super) fn recheck(
         &self,
         caller: Result<Arc<Visitor>, Refusal>,
         what: &What,
-    ) -> Result<(), Denied> {
+    ) -> Result<(), Denial> {
         if self.decide(caller.clone(), what, None).0.is_ok() {
             return Ok(());
         }
@@ -151,38 +151,38 @@ impl Guard {
         caller: Result<Arc<Visitor>, Refusal>,
         what: &What,
         expected: Option<&str>,
-    ) -> (Result<Admitted, Denied>, RuleId) {
+    ) -> (Result<Admitted, Denial>, RuleId) {
         if let Err(refusal) = &caller
             && refusal.ends_connection()
         {
-            return (Err(Denied::Identity(refusal.clone())), RuleId::End);
+            return (Err(Denial::Identity(refusal.clone())), RuleId::End);
         }
         let rules = self.policy.rules();
-        let caller = caller.map_err(Denied::Identity).and_then(|visitor| {
-            let wanted = [self.expected_tailnet.as_deref(), expected];
-            let fits = |wanted: &str| same_tailnet(wanted, visitor.tailnet());
-            if !wanted.into_iter().flatten().all(fits) {
-                return Err(Denied::WrongTailnet);
+        let caller = caller.map_err(Denial::Identity).and_then(|visitor| {
+            let required = [self.expected_tailnet.as_deref(), expected];
+            let is_same = |required: &str| same_tailnet(required, visitor.tailnet());
+            if !required.into_iter().flatten().all(is_same) {
+                return Err(Denial::WrongTailnet);
             }
             Ok(visitor)
         });
         let who = match &caller {
             Ok(visitor) => Who::Known(visitor),
-            Err(Denied::Identity(Refusal::Funnel)) => Who::Funnel,
-            Err(Denied::Identity(Refusal::NotRunning { .. } | Refusal::WhoIsFailed(_))) => {
+            Err(Denial::Identity(Refusal::Funnel)) => Who::Funnel,
+            Err(Denial::Identity(Refusal::NotRunning { .. } | Refusal::WhoIsFailed(_))) => {
                 Who::Doubt
             }
             Err(_) => Who::Nobody,
         };
         let funnel = matches!(who, Who::Funnel);
         let decision = rules.decide(who, what);
-        let answer = match (decision.effect, caller) {
+        let outcome = match (decision.effect, caller) {
             (Effect::Anonymous, _) => Ok(Admitted::Anonymous { funnel }),
             // The reason for having no identity says more than the rule that denies those without.
-            (_, Err(denied)) => Err(denied),
+            (_, Err(denial)) => Err(denial),
             (Effect::Allow, Ok(visitor)) => Ok(Admitted::Identified(visitor)),
-            (Effect::Deny, Ok(_)) => Err(what.unreadable().map_or(Denied::Policy, Denied::Target)),
+            (Effect::Deny, Ok(_)) => Err(what.unreadable().map_or(Denial::Policy, Denial::Target)),
         };
-        (answer, decision.rule)
+        (outcome, decision.rule)
     }
 }

@@ -43,80 +43,143 @@ const INFO_TEXT: &str = "https://tailscale.com/s/serve-headers";
 /// All identity headers; those without content have an empty value. An answer to a proxy must set
 /// all of them: if one were absent, a proxy that copies what it finds would pass on the client's
 /// own.
-pub(super) fn identity(
+pub(super) fn identity_headers(
     admitted: &Admitted,
     capabilities: &[String],
 ) -> Vec<(HeaderName, HeaderValue)> {
-    let empty = || HeaderValue::from_static("");
-    let mut headers: Vec<_> = [
-        USER,
-        LOGIN,
-        NAME,
-        PICTURE,
-        TAILNET,
-        USER_LOGIN,
-        USER_NAME,
-        USER_PICTURE,
-        INFO,
-        CAPABILITIES,
-        FUNNEL,
-        NODE_ID,
-        NODE_NAME,
-        TAGS,
-        TOKEN,
+    let IdentityValues {
+        user,
+        login,
+        name,
+        picture,
+        tailnet,
+        user_login,
+        user_name,
+        user_picture,
+        info,
+        capabilities,
+        funnel,
+        node_id,
+        node_name,
+        tags,
+    } = IdentityValues::of(admitted, capabilities);
+    [
+        (USER, user),
+        (LOGIN, login),
+        (NAME, name),
+        (PICTURE, picture),
+        (TAILNET, tailnet),
+        (USER_LOGIN, user_login),
+        (USER_NAME, user_name),
+        (USER_PICTURE, user_picture),
+        (INFO, info),
+        (CAPABILITIES, capabilities),
+        (FUNNEL, funnel),
+        (NODE_ID, node_id),
+        (NODE_NAME, node_name),
+        (TAGS, tags),
+        // Whoever makes a token for the backend puts it here.
+        (TOKEN, EMPTY),
     ]
-    .map(|name| (name, empty()))
-    .into();
-    let mut set = |name: HeaderName, value: HeaderValue| {
-        if let Some(slot) = headers.iter_mut().find(|(known, _)| *known == name) {
-            slot.1 = value;
-        }
+    .into()
+}
+
+const EMPTY: HeaderValue = HeaderValue::from_static("");
+
+/// The value of each identity header. A field that is not sent is an error of the compiler.
+struct IdentityValues {
+    user: HeaderValue,
+    login: HeaderValue,
+    name: HeaderValue,
+    picture: HeaderValue,
+    tailnet: HeaderValue,
+    user_login: HeaderValue,
+    user_name: HeaderValue,
+    user_picture: HeaderValue,
+    info: HeaderValue,
+    capabilities: HeaderValue,
+    funnel: HeaderValue,
+    node_id: HeaderValue,
+    node_name: HeaderValue,
+    tags: HeaderValue,
+}
+
+impl IdentityValues {
+    const NONE: Self = Self {
+        user: EMPTY,
+        login: EMPTY,
+        name: EMPTY,
+        picture: EMPTY,
+        tailnet: EMPTY,
+        user_login: EMPTY,
+        user_name: EMPTY,
+        user_picture: EMPTY,
+        info: EMPTY,
+        capabilities: EMPTY,
+        funnel: EMPTY,
+        node_id: EMPTY,
+        node_name: EMPTY,
+        tags: EMPTY,
     };
-    match admitted {
-        Admitted::Anonymous { funnel } => {
-            if *funnel {
-                set(FUNNEL, HeaderValue::from_static("?1"));
+
+    fn of(admitted: &Admitted, capabilities: &[String]) -> Self {
+        let visitor = match admitted {
+            Admitted::Anonymous { funnel: false } => return Self::NONE,
+            Admitted::Anonymous { funnel: true } => {
+                return Self {
+                    funnel: HeaderValue::from_static("?1"),
+                    ..Self::NONE
+                };
             }
-        }
-        Admitted::Identified(visitor) => {
-            set(TAILNET, raw(visitor.tailnet()));
-            set(NODE_ID, raw(visitor.node_id()));
-            set(NODE_NAME, raw(visitor.node_name()));
-            let granted = granted(visitor.even_foreign(), capabilities);
-            if !granted.is_empty() {
-                set(CAPABILITIES, encoded(&Value::Object(granted).to_string()));
-            }
-            match visitor.even_foreign() {
-                Caller::User(user) => {
-                    let local = user.login.split('@').next().unwrap_or_default();
-                    set(USER, raw(&user.login));
-                    set(LOGIN, raw(local));
-                    set(NAME, raw(&user.display_name));
-                    set(PICTURE, raw(visitor.picture()));
-                    set(USER_LOGIN, encoded(&user.login));
-                    set(USER_NAME, encoded(&user.display_name));
-                    set(USER_PICTURE, raw(visitor.picture()));
-                    set(INFO, HeaderValue::from_static(INFO_TEXT));
+            Admitted::Identified(visitor) => visitor,
+        };
+        let grants = forwarded_grants(visitor.even_foreign(), capabilities);
+        let node = Self {
+            tailnet: utf8_value(visitor.tailnet()),
+            node_id: utf8_value(visitor.node_id()),
+            node_name: utf8_value(visitor.node_name()),
+            capabilities: if grants.is_empty() {
+                EMPTY
+            } else {
+                rfc2047_value(&Value::Object(grants).to_string())
+            },
+            ..Self::NONE
+        };
+        match visitor.even_foreign() {
+            Caller::User(user) => {
+                let local_part = user.login.split('@').next().unwrap_or_default();
+                Self {
+                    user: utf8_value(&user.login),
+                    login: utf8_value(local_part),
+                    name: utf8_value(&user.display_name),
+                    picture: utf8_value(visitor.picture()),
+                    user_login: rfc2047_value(&user.login),
+                    user_name: rfc2047_value(&user.display_name),
+                    user_picture: utf8_value(visitor.picture()),
+                    info: HeaderValue::from_static(INFO_TEXT),
+                    ..node
                 }
-                Caller::Machine(machine) => set(TAGS, raw(&machine.tags.join(","))),
-                Caller::Funnel(_) => {}
             }
+            Caller::Machine(machine) => Self {
+                tags: utf8_value(&machine.tags.join(",")),
+                ..node
+            },
+            Caller::Funnel(_) => node,
         }
     }
-    headers
 }
 
 /// Adds the identity headers that have content to a request for a backend. All such headers from
 /// outside must have been removed before.
-pub(super) fn tell(headers: &mut HeaderMap, admitted: &Admitted, capabilities: &[String]) {
-    for (name, value) in identity(admitted, capabilities) {
+pub(super) fn set_identity(headers: &mut HeaderMap, admitted: &Admitted, capabilities: &[String]) {
+    for (name, value) in identity_headers(admitted, capabilities) {
         if !value.is_empty() {
             headers.insert(name, value);
         }
     }
 }
 
-fn granted(caller: &Caller, capabilities: &[String]) -> Map<String, Value> {
+fn forwarded_grants(caller: &Caller, capabilities: &[String]) -> Map<String, Value> {
     capabilities
         .iter()
         .filter(|name| caller.has_capability(name))
@@ -125,44 +188,47 @@ fn granted(caller: &Caller, capabilities: &[String]) -> Map<String, Value> {
 }
 
 /// The text as raw UTF-8; empty if it is not valid in a header.
-fn raw(text: &str) -> HeaderValue {
+fn utf8_value(text: &str) -> HeaderValue {
     HeaderValue::from_bytes(text.as_bytes()).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// The text, encoded by RFC 2047 (Q encoding) if it is not plain ASCII.
-fn encoded(text: &str) -> HeaderValue {
+fn rfc2047_value(text: &str) -> HeaderValue {
     if text.bytes().all(|b| matches!(b, b' '..=b'~')) {
-        return raw(text);
+        return utf8_value(text);
     }
-    const OPEN: &str = "=?utf-8?q?";
+    const ENCODED_WORD_START: &str = "=?utf-8?q?";
     // An encoded word may have 75 characters, and no character of the text may be split between
     // two.
-    const ROOM: usize = 75 - OPEN.len() - 2;
+    const MAX_ENCODED_TEXT: usize = 75 - ENCODED_WORD_START.len() - 2;
     let mut words = vec![String::new()];
     for c in text.chars() {
-        let mut piece = String::new();
+        let mut encoded = String::new();
         match c {
-            ' ' => piece.push('_'),
-            '!'..='~' if !matches!(c, '=' | '?' | '_') => piece.push(c),
+            ' ' => encoded.push('_'),
+            '!'..='~' if !matches!(c, '=' | '?' | '_') => encoded.push(c),
             _ => {
                 for byte in c.encode_utf8(&mut [0; 4]).bytes() {
                     // Writing to a String cannot fail.
-                    let _ = write!(piece, "={byte:02X}");
+                    let _ = write!(encoded, "={byte:02X}");
                 }
             }
         }
         match words.last_mut() {
-            Some(word) if word.len() + piece.len() <= ROOM => word.push_str(&piece),
-            _ => words.push(piece),
+            Some(word) if word.len() + encoded.len() <= MAX_ENCODED_TEXT => word.push_str(&encoded),
+            _ => words.push(encoded),
         }
     }
-    let words: Vec<_> = words.iter().map(|word| format!("{OPEN}{word}?=")).collect();
-    raw(&words.join(" "))
+    let words: Vec<_> = words
+        .iter()
+        .map(|word| format!("{ENCODED_WORD_START}{word}?="))
+        .collect();
+    utf8_value(&words.join(" "))
 }
 
 /// Header names (and prefixes, ending with `-`) that some backend takes for the caller's identity,
 /// or for a proxy's description of the request. A client that sends one pretends to be somebody.
-const CLAIMS: [&str; 34] = [
+const IDENTITY_HEADERS: [&str; 34] = [
     "cf-connecting-ip",
     "client-ip",
     "fastly-client-ip",
@@ -200,7 +266,7 @@ const CLAIMS: [&str; 34] = [
 ];
 
 /// Headers by which some frameworks override the request's method.
-const METHODS: [&str; 3] = [
+const METHOD_OVERRIDES: [&str; 3] = [
     "x-http-method",
     "x-http-method-override",
     "x-method-override",
@@ -208,11 +274,11 @@ const METHODS: [&str; 3] = [
 
 /// Removes all headers by which a client could pass for somebody else. Names are compared as lax
 /// backends do: all characters but letters and digits are equal.
-pub(super) fn strip(headers: &mut HeaderMap, methods_too: bool) {
-    let claims: Vec<HeaderName> = headers
+pub(super) fn strip_identity(headers: &mut HeaderMap, method_overrides_too: bool) {
+    let spoofed: Vec<HeaderName> = headers
         .keys()
         .filter(|name| {
-            let plain: String = name
+            let normalized: String = name
                 .as_str()
                 .chars()
                 .map(|c| {
@@ -223,16 +289,15 @@ pub(super) fn strip(headers: &mut HeaderMap, methods_too: bool) {
                     }
                 })
                 .collect();
-            let plain = plain.trim_start_matches('-');
-            let plain = plain.strip_prefix("http-").unwrap_or(plain);
-            CLAIMS
-                .iter()
-                .any(|claim| plain == *claim || (claim.ends_with('-') && plain.starts_with(claim)))
-                || (methods_too && METHODS.contains(&plain))
+            let normalized = normalized.trim_start_matches('-');
+            let normalized = normalized.strip_prefix("http-").unwrap_or(normalized);
+            IDENTITY_HEADERS.iter().any(|known| {
+                normalized == *known || (known.ends_with('-') && normalized.starts_with(known))
+            }) || (method_overrides_too && METHOD_OVERRIDES.contains(&normalized))
         })
         .cloned()
         .collect();
-    for name in claims {
+    for name in spoofed {
         headers.remove(name);
     }
 }
@@ -240,7 +305,7 @@ pub(super) fn strip(headers: &mut HeaderMap, methods_too: bool) {
 /// Removes headers that belong to one connection (RFC 9110, section 7.6.1), and those that
 /// `Connection` lists. `TE: trailers` stays, since gRPC needs it.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
+    let listed: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
         .filter_map(|value| value.to_str().ok())
@@ -253,7 +318,7 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"));
-    for name in named {
+    for name in listed {
         // If the client lists these, the body would lose its length or the request its host.
         if name != header::CONTENT_LENGTH && name != header::HOST {
             headers.remove(name);
@@ -279,27 +344,27 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 
 /// Sets the client's address, the host and the scheme of the original request, in the two
 /// conventions (RFC 7239 and the older `X-Forwarded-*`).
-pub(super) fn forwarded(
+pub(super) fn set_forwarded(
     headers: &mut HeaderMap,
     client: IpAddr,
     host: &HeaderValue,
     proto: &'static str,
 ) {
-    let mut put = |name: HeaderName, text: &str| {
+    let mut set = |name: HeaderName, text: &str| {
         if let Ok(value) = HeaderValue::from_str(text) {
             headers.insert(name, value);
         }
     };
     let client = client.to_canonical();
-    put(FORWARDED_FOR, &client.to_string());
-    put(HeaderName::from_static("x-real-ip"), &client.to_string());
-    put(FORWARDED_PROTO, proto);
+    set(FORWARDED_FOR, &client.to_string());
+    set(HeaderName::from_static("x-real-ip"), &client.to_string());
+    set(FORWARDED_PROTO, proto);
     let node = match client {
         IpAddr::V4(v4) => v4.to_string(),
         IpAddr::V6(v6) => format!("\"[{v6}]\""),
     };
     let host_text = host.to_str().unwrap_or_default();
-    put(
+    set(
         header::FORWARDED,
         &format!("for={node};host=\"{host_text}\";proto={proto}"),
     );
@@ -311,7 +376,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_looks_like_a_claim_is_stripped() {
+    fn whatever_looks_like_an_identity_header_is_stripped() {
         let mut headers = HeaderMap::new();
         for name in [
             "tailscale-user",
@@ -348,14 +413,14 @@ mod tests {
                 HeaderValue::from_static("stays"),
             );
         }
-        strip(&mut headers, false);
+        strip_identity(&mut headers, false);
         assert_eq!(headers.len(), 6, "{headers:?}");
-        strip(&mut headers, true);
+        strip_identity(&mut headers, true);
         assert_eq!(headers.len(), 5, "{headers:?}");
     }
 
     #[test]
-    fn connection_names_more_headers_to_remove() {
+    fn headers_that_connection_lists_are_removed() {
         let mut headers = HeaderMap::new();
         for (name, value) in [
             ("connection", "close, X-One"),
@@ -376,15 +441,15 @@ mod tests {
     }
 
     #[test]
-    fn names_beyond_ascii_are_words_of_rfc_2047() {
-        assert_eq!(encoded("Alice Smith"), "Alice Smith");
-        assert_eq!(encoded("Zoë =?_"), "=?utf-8?q?Zo=C3=AB_=3D=3F=5F?=");
-        let long = encoded(&"é".repeat(30));
+    fn names_beyond_ascii_are_encoded_words_of_rfc_2047() {
+        assert_eq!(rfc2047_value("Alice Smith"), "Alice Smith");
+        assert_eq!(rfc2047_value("Zoë =?_"), "=?utf-8?q?Zo=C3=AB_=3D=3F=5F?=");
+        let long = rfc2047_value(&"é".repeat(30));
         let words: Vec<_> = long.to_str().unwrap().split(' ').collect();
         assert!(
             words.len() > 2 && words.iter().all(|word| word.len() <= 75),
             "{words:?}"
         );
-        assert_eq!(raw("a\r\nX: y"), "");
+        assert_eq!(utf8_value("a\r\nX: y"), "");
     }
 }

@@ -35,10 +35,10 @@ use futures_util::future::BoxFuture;
 use tower::{Layer, Service};
 
 use super::{
-    error::{Denied, Malformed},
+    error::{Denial, MalformedRequest},
     guard::{Admitted, Guard},
     headers,
-    recheck::{self, Recheck, Watched},
+    recheck::{self, Recheck, RecheckedBody},
 };
 use crate::{
     http::{
@@ -63,7 +63,7 @@ pub struct GateLayer {
 
 impl GateLayer {
     pub fn new(rules: Rules) -> Self {
-        Self::of(Arc::new(Guard::new(
+        Self::with_guard(Arc::new(Guard::new(
             Arc::new(policy::Store::fixed(rules)),
             None,
         )))
@@ -71,10 +71,10 @@ impl GateLayer {
 
     /// The same, with rules that may change at any time.
     pub fn with_store(store: Arc<policy::Store>, expected_tailnet: Option<String>) -> Self {
-        Self::of(Arc::new(Guard::new(store, expected_tailnet)))
+        Self::with_guard(Arc::new(Guard::new(store, expected_tailnet)))
     }
 
-    pub(super) fn of(guard: Arc<Guard>) -> Self {
+    pub(super) fn with_guard(guard: Arc<Guard>) -> Self {
         Self {
             guard,
             capabilities: Arc::new([]),
@@ -135,14 +135,14 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let gate = self.gate.clone();
         // Call the instance that was polled ready, and keep its clone for the next request.
-        let waiting = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, waiting);
+        let next = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, next);
         Box::pin(async move {
             let (mut parts, body) = request.into_parts();
             match gate.admit(&mut parts).await {
                 Ok(recheck) => {
                     let answer = inner.call(Request::from_parts(parts, body)).await?;
-                    Ok(answer.map(|body| Watched::wrap(body, recheck)))
+                    Ok(answer.map(|body| RecheckedBody::wrap(body, recheck)))
                 }
                 // With `http::layers` around, that writes the error, with the request's id. Alone,
                 // the layer has to make an id itself.
@@ -159,7 +159,12 @@ impl GateLayer {
     async fn admit(&self, parts: &mut Parts) -> Result<Arc<Recheck>, Error> {
         let connection = Connection::of(&parts.extensions)?.clone();
         let what = what(parts)?;
-        let recheck = Recheck::new(self.guard.clone(), connection.clone(), what, recheck::EVERY);
+        let recheck = Recheck::new(
+            self.guard.clone(),
+            connection.clone(),
+            what,
+            recheck::DEFAULT_INTERVAL,
+        );
         let what = recheck.what();
         let (host, port) = host(parts)?;
         let place = Place {
@@ -167,21 +172,18 @@ impl GateLayer {
             port,
             port_told: true,
         };
-        let foreign = is_foreign(parts, what.method.as_ref(), place, &self.origins);
+        let cross_origin = is_cross_origin(parts, what.method.as_ref(), place, &self.origins);
         let caller = connection.visitor().await;
         connection.pace()?;
-        if foreign {
-            return Err(self
-                .guard
-                .refuse(&caller, what, Denied::ForeignOrigin)
-                .into());
+        if cross_origin {
+            return Err(self.guard.refuse(&caller, what, Denial::CrossOrigin).into());
         }
         let admitted = self.guard.admit(caller, what, None)?;
-        headers::strip(
+        headers::strip_identity(
             &mut parts.headers,
             self.guard.policy().rules().name_methods(),
         );
-        headers::tell(&mut parts.headers, &admitted, &self.capabilities);
+        headers::set_identity(&mut parts.headers, &admitted, &self.capabilities);
         parts.extensions.insert(admitted);
         Ok(recheck)
     }
@@ -189,14 +191,14 @@ impl GateLayer {
 
 /// The host that a request to this node names, with its port. It is required, since rules and
 /// upstreams depend on it.
-pub(super) fn host(parts: &Parts) -> Result<(Host, Option<u16>), Malformed> {
-    asked(parts.version, &parts.uri, &parts.headers)?.ok_or(Malformed::AmbiguousHost)
+pub(super) fn host(parts: &Parts) -> Result<(Host, Option<u16>), MalformedRequest> {
+    asked(parts.version, &parts.uri, &parts.headers)?.ok_or(MalformedRequest::AmbiguousHost)
 }
 
 /// Whether a page of another origin sent this request, and could do harm with it without reading
 /// the answer. That is any method that is not safe (RFC 9110, section 9.2.1), and a WebSocket,
 /// which browsers do not restrict to one origin.
-pub(super) fn is_foreign(
+pub(super) fn is_cross_origin(
     parts: &Parts,
     method: Option<&Method>,
     place: Place<'_>,
@@ -210,7 +212,7 @@ pub(super) fn is_foreign(
 }
 
 /// What a request to this node asks for.
-pub(super) fn what(parts: &Parts) -> Result<What, Malformed> {
+pub(super) fn what(parts: &Parts) -> Result<What, MalformedRequest> {
     let (host, _) = host(parts)?;
     Ok(What {
         host: Some(host),
@@ -228,7 +230,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Admitted {
             Error::new(
                 Kind::Unauthorized,
                 "not_a_tailnet_caller",
-                "no gate has let anybody through to here",
+                "this route is not behind a gate",
             )
         })
     }

@@ -26,7 +26,7 @@
 //!   with queries, cookies or tokens.
 //!
 //! Done elsewhere: identification ([`crate::identity`]), rules ([`crate::policy`]), statuses
-//! ([`crate::http`]), signing (the caller of [`Gate::build`] passes a [`Sign`]), listening, and the
+//! ([`crate::http`]), signing (the caller of [`Gate::build`] passes a [`SignFn`]), listening, and the
 //! timer that calls [`Lifecycle::tick`] (the composition root).
 
 mod error;
@@ -38,22 +38,22 @@ mod headers;
 mod layer;
 mod proxy;
 mod recheck;
-mod routes;
 mod token;
-mod upstreams;
+mod upstream_clients;
+mod upstream_table;
 
 use std::sync::Arc;
 
 use axum::Router;
 use futures_util::future::BoxFuture;
 
-pub use error::BuildError;
-pub use forward_auth::{LocalProxy, local_proxy};
+pub use error::GateError;
+pub use forward_auth::{LocalProxy, local_proxy_extensions};
 pub use guard::Admitted;
 pub use layer::{GateLayer, GateService};
-pub use token::{Sign, SignError, TOKEN_TYPE};
+pub use token::{BACKEND_TOKEN_TYPE, BackendTokenError, SignFn};
 
-use self::{forward_auth::ForwardAuth, guard::Guard, proxy::ReverseProxy, token::Tokens};
+use self::{forward_auth::ForwardAuth, guard::Guard, proxy::ReverseProxy, token::BackendTokens};
 use crate::{
     config,
     http::layers,
@@ -67,7 +67,10 @@ use crate::{
 /// The component: the reverse proxy and forward-auth, each at its listeners.
 pub fn part(settings: &config::Settings, context: &Context) -> Result<Part, part::PartError> {
     let settings = &settings.gate;
-    let sign = settings.token.is_some().then(|| token::sign(context));
+    let sign = settings
+        .token
+        .is_some()
+        .then(|| token::sign_with_active_key(context));
     let gate = Gate::build(
         settings,
         context.directory.clone(),
@@ -87,7 +90,7 @@ pub fn part(settings: &config::Settings, context: &Context) -> Result<Part, part
             settings.auth.listen.clone(),
             &routes,
             AcceptedHosts::Any,
-            |_| local_proxy(),
+            |_| local_proxy_extensions(),
         );
     }
     Ok(part.lifecycle(gate))
@@ -109,26 +112,26 @@ impl Gate {
     pub fn build(
         settings: &config::Gate,
         directory: Directory,
-        sign: Option<Sign>,
+        sign: Option<SignFn>,
         meter: Meter,
-    ) -> Result<Self, BuildError> {
+    ) -> Result<Self, GateError> {
         let store = policy::Store::open(settings.policy.as_deref(), &settings.capability)?;
         if settings.policy.is_none() {
-            tracing::warn!(target: "gate", capability = settings.capability, "no gate.policy: only callers with a grant are let through");
+            tracing::warn!(target: "gate", capability = settings.capability, "no gate.policy: only callers with a grant have access");
         }
         let guard = Guard::new(Arc::new(store), settings.expected_tailnet.clone());
-        let guard = Arc::new(guard.counted(meter));
+        let guard = Arc::new(guard.with_meter(meter));
         let tokens = match (&settings.token, sign) {
             (None, _) => None,
-            (Some(token), Some(sign)) => Some(Arc::new(Tokens::new(token, sign))),
-            (Some(_), None) => return Err(BuildError::NoSigner),
+            (Some(token), Some(sign)) => Some(Arc::new(BackendTokens::new(token, sign))),
+            (Some(_), None) => return Err(GateError::NoSigner),
         };
         let without_host = |upstream: &&config::Upstream| upstream.host.is_empty();
         if let Some(token) = &settings.token
             && token.audience.is_none()
             && let Some(upstream) = settings.upstreams.iter().find(without_host)
         {
-            return Err(BuildError::NoAudience(upstream.address.clone()));
+            return Err(GateError::NoAudience(upstream.address.clone()));
         }
         let auth = if settings.auth.listen.is_empty() && settings.auth.proxies.is_empty() {
             None
@@ -140,11 +143,11 @@ impl Gate {
             None
         } else {
             let proxy = ReverseProxy::new(guard.clone(), settings, tokens)?;
-            proxy.warn();
+            proxy.warn_about_upstreams_without_host();
             Some(Arc::new(proxy))
         };
         if auth.is_none() && proxy.is_none() {
-            return Err(BuildError::NothingToDo);
+            return Err(GateError::NothingToDo);
         }
         Ok(Self {
             guard,
@@ -162,7 +165,7 @@ impl Gate {
     }
 
     /// Forward-auth, if a proxy is trusted. Wrap it with [`crate::http::layers::wrap`]; requests
-    /// must carry an `Arc<Connection>`, or the extensions of [`local_proxy`] if they come over the
+    /// must carry an `Arc<Connection>`, or the extensions of [`local_proxy_extensions`] if they come over the
     /// local socket.
     pub fn auth_router(&self) -> Option<Router> {
         self.auth.clone().map(forward_auth::router)
@@ -170,18 +173,18 @@ impl Gate {
 
     /// The same rules as a layer around your own service, which gets the same headers.
     pub fn layer(&self) -> GateLayer {
-        GateLayer::of(self.guard.clone())
+        GateLayer::with_guard(self.guard.clone())
             .forward_capabilities(self.capabilities.iter().cloned())
             .allow_origins(self.origins.iter().cloned())
     }
 
     /// Reads the policy again. If it has mistakes, the previous one stays active.
-    pub fn reload(&self) -> Result<Change, policy::LoadError> {
+    pub fn reload_policy(&self) -> Result<Change, policy::LoadError> {
         self.guard.policy().reload()
     }
 
     /// Reads the policy again if its file has changed. To be called every few seconds.
-    pub fn tick(&self) -> Result<Change, policy::LoadError> {
+    pub fn reload_if_changed(&self) -> Result<Change, policy::LoadError> {
         self.guard.policy().tick()
     }
 
@@ -196,15 +199,15 @@ impl Gate {
 
 impl Lifecycle for Gate {
     fn tick(&self) {
-        if let Err(error) = Self::tick(self) {
-            not_read(&error);
+        if let Err(error) = self.reload_if_changed() {
+            log_load_error(&error);
         }
     }
 
     fn reload(&self, _: &config::Settings) {
-        match Self::reload(self) {
-            Ok(_) => tracing::info!(target: "gate", "policy read anew"),
-            Err(error) => not_read(&error),
+        match self.reload_policy() {
+            Ok(_) => tracing::info!(target: "gate", "policy reloaded"),
+            Err(error) => log_load_error(&error),
         }
     }
 
@@ -213,6 +216,6 @@ impl Lifecycle for Gate {
     }
 }
 
-fn not_read(error: &policy::LoadError) {
-    tracing::warn!(target: "gate", error = error as &dyn std::error::Error, "the policy file has mistakes; the one before stays");
+fn log_load_error(error: &policy::LoadError) {
+    tracing::warn!(target: "gate", error = error as &dyn std::error::Error, "the policy file has mistakes; the previous rules stay in force");
 }

@@ -26,14 +26,14 @@ use jiff::Timestamp;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    BuildError,
-    error::{Denied, Malformed, no_token},
+    GateError,
+    error::{Denial, MalformedRequest, token_unavailable},
     guard::Guard,
     headers, layer,
-    recheck::{Recheck, Watched},
-    routes::{Routes, Upstream},
-    token::Tokens,
-    upstreams::Upstreams,
+    recheck::{Recheck, RecheckedBody},
+    token::BackendTokens,
+    upstream_clients::UpstreamClients,
+    upstream_table::{Upstream, UpstreamTable},
 };
 use crate::{
     config,
@@ -45,20 +45,20 @@ use crate::{
 
 pub(super) struct ReverseProxy {
     guard: Arc<Guard>,
-    routes: Routes,
-    upstreams: Upstreams,
+    upstream_table: UpstreamTable,
+    clients: UpstreamClients,
     origins: Vec<Allowed<Origin>>,
     capabilities: Vec<String>,
-    tokens: Option<Arc<Tokens>>,
+    tokens: Option<Arc<BackendTokens>>,
     tunnels: TaskTracker,
-    ended: CancellationToken,
-    recheck: Duration,
+    shutdown: CancellationToken,
+    recheck_interval: Duration,
 }
 
 impl std::fmt::Debug for ReverseProxy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ReverseProxy")
-            .field("routes", &self.routes)
+            .field("routes", &self.upstream_table)
             .field("tunnels", &self.tunnels.len())
             .finish_non_exhaustive()
     }
@@ -68,30 +68,30 @@ impl ReverseProxy {
     pub(super) fn new(
         guard: Arc<Guard>,
         settings: &config::Gate,
-        tokens: Option<Arc<Tokens>>,
-    ) -> Result<Self, BuildError> {
+        tokens: Option<Arc<BackendTokens>>,
+    ) -> Result<Self, GateError> {
         Ok(Self {
             guard,
-            routes: Routes::new(&settings.upstreams)?,
-            upstreams: Upstreams::new(settings)?,
+            upstream_table: UpstreamTable::new(&settings.upstreams)?,
+            clients: UpstreamClients::new(settings)?,
             origins: settings.allowed_origins.clone(),
             capabilities: settings.forward_capabilities.clone(),
             tokens,
             tunnels: TaskTracker::new(),
-            ended: CancellationToken::new(),
-            recheck: settings.recheck,
+            shutdown: CancellationToken::new(),
+            recheck_interval: settings.recheck,
         })
     }
 
     /// Warns about upstreams that may be more widely available than intended.
-    pub(super) fn warn(&self) {
-        for upstream in self.routes.without_host() {
+    pub(super) fn warn_about_upstreams_without_host(&self) {
+        for upstream in self.upstream_table.without_host() {
             tracing::warn!(target: "gate", upstream = upstream.address(), "this upstream names no host, so it is served under every name of this node and of the rules; name its host in gate.upstream");
         }
     }
 
     pub(super) async fn close(&self) {
-        self.ended.cancel();
+        self.shutdown.cancel();
         self.tunnels.close();
         self.tunnels.wait().await;
     }
@@ -99,7 +99,7 @@ impl ReverseProxy {
 
 impl Drop for ReverseProxy {
     fn drop(&mut self) {
-        self.ended.cancel();
+        self.shutdown.cancel();
     }
 }
 
@@ -108,14 +108,14 @@ pub(super) fn router(proxy: Arc<ReverseProxy>) -> Router {
 }
 
 async fn handle(State(proxy): State<Arc<ReverseProxy>>, request: Request<Body>) -> Response {
-    match proxy.pass(request).await {
+    match proxy.forward(request).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
     }
 }
 
 impl ReverseProxy {
-    async fn pass(&self, mut request: Request<Body>) -> Result<Response, http::Error> {
+    async fn forward(&self, mut request: Request<Body>) -> Result<Response, http::Error> {
         if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
             return Err(http::Error::method_not_allowed(
                 "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
@@ -126,11 +126,16 @@ impl ReverseProxy {
         let client_side = wants_tunnel.then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
         let what = layer::what(&parts)?;
-        let recheck = Recheck::new(self.guard.clone(), connection.clone(), what, self.recheck);
+        let recheck = Recheck::new(
+            self.guard.clone(),
+            connection.clone(),
+            what,
+            self.recheck_interval,
+        );
         let what = recheck.what();
         let caller = connection.visitor().await;
         connection.pace()?;
-        if let Some(denied) = self.not_for_us(&parts, &caller)? {
+        if let Some(denied) = self.check_destination(&parts, &caller)? {
             return Err(self.guard.refuse(&caller, what, denied).into());
         }
         let admitted = self.guard.admit(caller, what, None)?;
@@ -138,12 +143,12 @@ impl ReverseProxy {
 
         let host = host_header(&parts)?;
         headers::strip_hop_by_hop(&mut parts.headers);
-        headers::strip(
+        headers::strip_identity(
             &mut parts.headers,
             self.guard.policy().rules().name_methods(),
         );
-        headers::tell(&mut parts.headers, &admitted, &self.capabilities);
-        headers::forwarded(
+        headers::set_identity(&mut parts.headers, &admitted, &self.capabilities);
+        headers::set_forwarded(
             &mut parts.headers,
             connection.peer().addr.ip(),
             &host,
@@ -152,7 +157,7 @@ impl ReverseProxy {
         if let Some(tokens) = &self.tokens {
             let name = what.host.as_ref().map_or("", Host::as_str);
             let token = tokens.token(&admitted, name, Timestamp::now()).await;
-            if let Some(token) = token.map_err(no_token)? {
+            if let Some(token) = token.map_err(token_unavailable)? {
                 parts.headers.insert(headers::TOKEN, token);
             }
         }
@@ -180,7 +185,7 @@ impl ReverseProxy {
             http::Error::new(
                 Kind::BadRequest,
                 "bad_request_target",
-                "the target cannot be passed on",
+                "the request target cannot be forwarded",
             )
             .because(error)
         })?;
@@ -193,10 +198,10 @@ impl ReverseProxy {
 
         let request = Request::from_parts(parts, body);
         let answer = {
-            let mut denied = pin!(recheck.denied());
+            let mut denied = pin!(recheck.until_denied());
             tokio::select! {
                 biased;
-                answer = self.upstreams.answer(upstream, request) => answer,
+                answer = self.clients.answer(upstream, request) => answer,
                 denied = denied.as_mut() => Err(denied.into()),
             }
         };
@@ -206,16 +211,16 @@ impl ReverseProxy {
         });
         let mut answer = answer?;
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let agreed = is_websocket_answer(answer.headers());
-            let Some(client_side) = client_side.filter(|_| agreed) else {
-                return Err(bad_upstream(
+            let is_websocket = upgrades_to_websocket(answer.headers());
+            let Some(client_side) = client_side.filter(|_| is_websocket) else {
+                return Err(bad_gateway(
                     "upstream_switched",
-                    "the service behind this gate switched to a protocol that nobody asked for",
+                    "the service behind this gate switched to a protocol that was not requested",
                 ));
             };
             let tunnel = Tunnel {
                 recheck,
-                ended: self.ended.clone(),
+                shutdown: self.shutdown.clone(),
             };
             let upstream_side = hyper::upgrade::on(&mut answer);
             self.tunnels.spawn(tunnel.run(client_side, upstream_side));
@@ -226,23 +231,23 @@ impl ReverseProxy {
             return Ok(answer.map(|_| Body::empty()));
         }
         headers::strip_hop_by_hop(answer.headers_mut());
-        Ok(answer.map(|body| Watched::wrap(body, recheck)))
+        Ok(answer.map(|body| RecheckedBody::wrap(body, recheck)))
     }
 
     /// Whether the request names an unknown host, or comes from a page of another origin. Known
     /// names are those of the listener, the upstreams, the rules and the caller's grants.
-    fn not_for_us(
+    fn check_destination(
         &self,
         parts: &::http::request::Parts,
         caller: &Result<Arc<Visitor>, Refusal>,
-    ) -> Result<Option<Denied>, Malformed> {
+    ) -> Result<Option<Denial>, MalformedRequest> {
         let (host, port) = layer::host(parts)?;
         if let Some(rule) = parts.extensions.get::<HostRule>() {
             let known = rule.holds(&host)
-                || self.routes.name_host(&host)
-                || self.guard.name_host(caller, &host);
+                || self.upstream_table.names_host(&host)
+                || self.guard.names_host(caller, &host);
             if !known {
-                return Ok(Some(Denied::UnknownHost(Box::new(rule.refuse(&host)))));
+                return Ok(Some(Denial::UnknownHost(Box::new(rule.refuse(&host)))));
             }
         }
         let place = Place {
@@ -250,37 +255,37 @@ impl ReverseProxy {
             port,
             port_told: true,
         };
-        let foreign = layer::is_foreign(parts, Some(&parts.method), place, &self.origins);
-        Ok(foreign.then_some(Denied::ForeignOrigin))
+        let foreign = layer::is_cross_origin(parts, Some(&parts.method), place, &self.origins);
+        Ok(foreign.then_some(Denial::CrossOrigin))
     }
 
     fn upstream(&self, what: &What) -> Result<&Upstream, http::Error> {
         let (Some(host), Some(path)) = (&what.host, &what.path) else {
             return Err(http::Error::not_found());
         };
-        match self.routes.choose(host, path)? {
+        match self.upstream_table.choose(host, path)? {
             Some(upstream) => Ok(upstream),
             None => Err(http::Error::new(
                 Kind::NotFound,
                 "no_upstream",
-                "no service stands behind this host and path",
+                "no service is configured for this host and path",
             )),
         }
     }
 }
 
-fn bad_upstream(code: &'static str, message: &str) -> http::Error {
+fn bad_gateway(code: &'static str, message: &str) -> http::Error {
     http::Error::new(Kind::BadGateway, code, message)
 }
 
 /// The host as the caller wrote it, with the port.
-fn host_header(parts: &::http::request::Parts) -> Result<HeaderValue, Malformed> {
+fn host_header(parts: &::http::request::Parts) -> Result<HeaderValue, MalformedRequest> {
     match (parts.headers.get(header::HOST), parts.uri.authority()) {
         (Some(host), _) => Ok(host.clone()),
         (None, Some(authority)) => {
-            HeaderValue::from_str(authority.as_str()).map_err(|_| Malformed::AmbiguousHost)
+            HeaderValue::from_str(authority.as_str()).map_err(|_| MalformedRequest::AmbiguousHost)
         }
-        (None, None) => Err(Malformed::AmbiguousHost),
+        (None, None) => Err(MalformedRequest::AmbiguousHost),
     }
 }
 
@@ -288,27 +293,27 @@ fn host_header(parts: &::http::request::Parts) -> Result<HeaderValue, Malformed>
 fn is_websocket(request: &Request<Body>) -> bool {
     request.version() == Version::HTTP_11
         && *request.method() == Method::GET
-        && is_websocket_answer(request.headers())
+        && upgrades_to_websocket(request.headers())
 }
 
-fn is_websocket_answer(headers: &HeaderMap) -> bool {
+fn upgrades_to_websocket(headers: &HeaderMap) -> bool {
     let upgrades = headers
         .get_all(header::CONNECTION)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .any(|option| option.trim().eq_ignore_ascii_case("upgrade"));
-    let mut to = headers.get_all(header::UPGRADE).iter();
-    let websocket = to
+    let mut protocols = headers.get_all(header::UPGRADE).iter();
+    let websocket = protocols
         .next()
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
-    upgrades && websocket && to.next().is_none()
+    upgrades && websocket && protocols.next().is_none()
 }
 
 /// Copies bytes in both directions as long as the caller has access.
 struct Tunnel {
     recheck: Arc<Recheck>,
-    ended: CancellationToken,
+    shutdown: CancellationToken,
 }
 
 impl Tunnel {
@@ -321,8 +326,8 @@ impl Tunnel {
         };
         tokio::select! {
             () = copy => {}
-            () = self.ended.cancelled() => {}
-            _ = self.recheck.denied() => {}
+            () = self.shutdown.cancelled() => {}
+            _ = self.recheck.until_denied() => {}
         }
     }
 }

@@ -17,14 +17,14 @@ use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Frame, SizeHint};
 use jiff::Timestamp;
 
-use super::{error::Denied, guard::Guard};
+use super::{error::Denial, guard::Guard};
 use crate::{
     identity::Connection,
     policy::{Rules, What},
 };
 
 /// The interval if none is set.
-pub(super) const EVERY: Duration = Duration::from_secs(10);
+pub(super) const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What a request was admitted to. Create it before looking up the caller, so that no later change
 /// is missed.
@@ -32,7 +32,7 @@ pub(super) struct Recheck {
     guard: Arc<Guard>,
     connection: Arc<Connection>,
     what: What,
-    every: Duration,
+    interval: Duration,
     /// What the first decision was based on.
     generation: u64,
     rules: Arc<Rules>,
@@ -43,7 +43,7 @@ impl Recheck {
         guard: Arc<Guard>,
         connection: Arc<Connection>,
         what: What,
-        every: Duration,
+        interval: Duration,
     ) -> Arc<Self> {
         Arc::new(Self {
             generation: connection.generation(),
@@ -51,7 +51,7 @@ impl Recheck {
             guard,
             connection,
             what,
-            every,
+            interval,
         })
     }
 
@@ -60,50 +60,52 @@ impl Recheck {
     }
 
     /// Resolves when the caller loses access.
-    pub(super) async fn denied(&self) -> Denied {
-        let mut seen = Some((self.generation, self.rules.clone()));
+    pub(super) async fn until_denied(&self) -> Denial {
+        let mut checked = Some((self.generation, self.rules.clone()));
         loop {
             let mut identity = pin!(self.connection.changed());
             let mut policy = pin!(self.guard.policy().changed());
             // Both are registered before the check, so no change after it is missed.
             policy.as_mut().enable();
-            let same = seen.take().is_some_and(|(generation, rules)| {
+            let unchanged = checked.take().is_some_and(|(generation, rules)| {
                 generation == self.connection.generation()
                     && Arc::ptr_eq(&rules, &self.guard.policy().rules())
             });
-            if !same {
+            if !unchanged {
                 let caller = self.connection.visitor().await;
-                if let Err(denied) = self.guard.still_admits(caller, &self.what) {
+                if let Err(denied) = self.guard.recheck(caller, &self.what) {
                     return denied;
                 }
             }
             let expiry = self.connection.key_expiry();
-            let pause = expiry.map_or(self.every, |expiry| self.every.min(until(expiry)));
+            let wait = expiry.map_or(self.interval, |expiry| {
+                self.interval.min(time_until(expiry))
+            });
             tokio::select! {
                 () = identity.as_mut() => {}
                 () = policy => {}
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(wait) => {}
             }
         }
     }
 }
 
 /// Never zero, since clocks differ.
-fn until(moment: Timestamp) -> Duration {
-    let left = Duration::try_from(moment.duration_since(Timestamp::now())).unwrap_or_default();
-    left.max(Duration::from_millis(1))
+fn time_until(moment: Timestamp) -> Duration {
+    let remaining = Duration::try_from(moment.duration_since(Timestamp::now())).unwrap_or_default();
+    remaining.max(Duration::from_millis(1))
 }
 
 /// A body that breaks off when its reader loses access. A body that is complete at once is returned
 /// as it is.
-pub(super) struct Watched {
+pub(super) struct RecheckedBody {
     body: UnsyncBoxBody<Bytes, axum::Error>,
     recheck: Arc<Recheck>,
-    denied: Option<BoxFuture<'static, Denied>>,
-    frames: bool,
+    denied: Option<BoxFuture<'static, Denial>>,
+    started: bool,
 }
 
-impl Watched {
+impl RecheckedBody {
     pub(super) fn wrap<B>(body: B, recheck: Arc<Recheck>) -> Body
     where
         B: HttpBody<Data = Bytes> + Send + 'static,
@@ -116,23 +118,23 @@ impl Watched {
             body: UnsyncBoxBody::new(http_body_util::BodyExt::map_err(body, axum::Error::new)),
             recheck,
             denied: None,
-            frames: false,
+            started: false,
         })
     }
 
-    fn poll_denied(&mut self, cx: &mut Context<'_>) -> Poll<Denied> {
+    fn poll_denied(&mut self, cx: &mut Context<'_>) -> Poll<Denial> {
         let recheck = &self.recheck;
         self.denied
             .get_or_insert_with(|| {
                 let recheck = recheck.clone();
-                Box::pin(async move { recheck.denied().await })
+                Box::pin(async move { recheck.until_denied().await })
             })
             .as_mut()
             .poll(cx)
     }
 }
 
-impl HttpBody for Watched {
+impl HttpBody for RecheckedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -141,13 +143,13 @@ impl HttpBody for Watched {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = &mut *self;
-        let begun = std::mem::replace(&mut this.frames, true);
-        if begun && this.poll_denied(cx).is_ready() {
-            return Poll::Ready(Some(Err(axum::Error::new(NoLonger))));
+        let had_started = std::mem::replace(&mut this.started, true);
+        if had_started && this.poll_denied(cx).is_ready() {
+            return Poll::Ready(Some(Err(axum::Error::new(AccessLost))));
         }
         let frame = Pin::new(&mut this.body).poll_frame(cx);
-        if frame.is_pending() && !begun && this.poll_denied(cx).is_ready() {
-            return Poll::Ready(Some(Err(axum::Error::new(NoLonger))));
+        if frame.is_pending() && !had_started && this.poll_denied(cx).is_ready() {
+            return Poll::Ready(Some(Err(axum::Error::new(AccessLost))));
         }
         frame
     }
@@ -162,5 +164,5 @@ impl HttpBody for Watched {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("the caller is no longer let through")]
-struct NoLonger;
+#[error("the caller no longer has access")]
+struct AccessLost;

@@ -1,5 +1,5 @@
 //! A JWT with a short life that tells the backend about the caller. Signing happens elsewhere: a
-//! [`Sign`] is passed in.
+//! [`SignFn`] is passed in.
 //!
 //! The key may be the issuer's, so our tokens must not be mistaken for the issuer's: otherwise any
 //! backend could pass for the caller elsewhere. Therefore they have their own type and `iss` (RFC
@@ -17,28 +17,29 @@ use uuid::Uuid;
 use super::Admitted;
 use crate::{config, identity::Caller, part::Context};
 
-/// Signs claims (a JSON object) with [`TOKEN_TYPE`] as the type, and returns the token.
-pub type Sign = Arc<dyn Fn(Vec<u8>) -> BoxFuture<'static, Result<String, SignError>> + Send + Sync>;
+/// Signs claims (a JSON object) with [`BACKEND_TOKEN_TYPE`] as the type, and returns the token.
+pub type SignFn =
+    Arc<dyn Fn(Vec<u8>) -> BoxFuture<'static, Result<String, BackendTokenError>> + Send + Sync>;
 
 /// The `typ` of these tokens.
-pub const TOKEN_TYPE: &str = "gate+jwt";
+pub const BACKEND_TOKEN_TYPE: &str = "gate+jwt";
 
 /// Why a token could not be made.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct SignError(pub String);
+pub struct BackendTokenError(pub String);
 
 /// Signs with the key that the issuer would use.
-pub(super) fn sign(context: &Context) -> Sign {
+pub(super) fn sign_with_active_key(context: &Context) -> SignFn {
     let (keys, queue) = (context.keys.clone(), context.signing.clone());
     Arc::new(move |claims| {
         let (keys, queue) = (keys.clone(), queue.clone());
         async move {
-            let failed = |why: &dyn std::fmt::Display| SignError(why.to_string());
+            let failed = |why: &dyn std::fmt::Display| BackendTokenError(why.to_string());
             let signer = keys.ring().loaded().await.signer();
             let signer = signer.map_err(|why| failed(&why))?;
             queue
-                .sign_as(&signer, TOKEN_TYPE, &claims)
+                .sign_as(&signer, BACKEND_TOKEN_TYPE, &claims)
                 .await
                 .map_err(|why| failed(&why))
         }
@@ -47,23 +48,21 @@ pub(super) fn sign(context: &Context) -> Sign {
 }
 
 /// Makes tokens for backends.
-pub(super) struct Tokens {
-    issuer: String,
-    audience: Option<String>,
-    life: i64,
-    sign: Sign,
+pub(super) struct BackendTokens {
+    settings: config::GateToken,
+    sign: SignFn,
 }
 
-impl std::fmt::Debug for Tokens {
+impl std::fmt::Debug for BackendTokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokens")
-            .field("audience", &self.audience)
+            .field("settings", &self.settings)
             .finish_non_exhaustive()
     }
 }
 
 #[derive(Serialize)]
-struct Claims<'a> {
+struct BackendClaims<'a> {
     iss: &'a str,
     sub: String,
     aud: &'a str,
@@ -82,14 +81,12 @@ struct Claims<'a> {
 }
 
 /// Seconds by which a backend's clock may be behind ours.
-const SKEW: i64 = 30;
+const CLOCK_SKEW: i64 = 30;
 
-impl Tokens {
-    pub(super) fn new(settings: &config::GateToken, sign: Sign) -> Self {
+impl BackendTokens {
+    pub(super) fn new(settings: &config::GateToken, sign: SignFn) -> Self {
         Self {
-            issuer: settings.issuer.clone(),
-            audience: settings.audience.clone(),
-            life: i64::try_from(settings.life.as_secs()).unwrap_or(60),
+            settings: settings.clone(),
             sign,
         }
     }
@@ -101,13 +98,13 @@ impl Tokens {
         admitted: &Admitted,
         host: &str,
         now: Timestamp,
-    ) -> Result<Option<HeaderValue>, SignError> {
+    ) -> Result<Option<HeaderValue>, BackendTokenError> {
         let Some(claims) = self.claims(admitted, host, now)? else {
             return Ok(None);
         };
         let token = (self.sign)(claims).await?;
         let mut value =
-            HeaderValue::try_from(token).map_err(|error| SignError(error.to_string()))?;
+            HeaderValue::try_from(token).map_err(|error| BackendTokenError(error.to_string()))?;
         value.set_sensitive(true);
         Ok(Some(value))
     }
@@ -117,14 +114,14 @@ impl Tokens {
         admitted: &Admitted,
         host: &str,
         now: Timestamp,
-    ) -> Result<Option<Vec<u8>>, SignError> {
+    ) -> Result<Option<Vec<u8>>, BackendTokenError> {
         let Some(visitor) = admitted.visitor() else {
             return Ok(None);
         };
-        let aud = self.audience.as_deref().unwrap_or(host);
+        let aud = self.settings.audience.as_deref().unwrap_or(host);
         if aud.is_empty() {
             // A token without an audience would be valid for everybody.
-            return Err(SignError(
+            return Err(BackendTokenError(
                 "the request names no host, and gate.tokenAudience is not set".into(),
             ));
         }
@@ -144,13 +141,14 @@ impl Tokens {
             Caller::Funnel(_) => return Ok(None),
         };
         let iat = now.as_second();
-        let claims = Claims {
-            iss: &self.issuer,
+        let life = i64::try_from(self.settings.life.as_secs()).unwrap_or(i64::MAX);
+        let claims = BackendClaims {
+            iss: &self.settings.issuer,
             sub,
             aud,
             iat,
-            nbf: iat.saturating_sub(SKEW),
-            exp: iat.saturating_add(self.life),
+            nbf: iat.saturating_sub(CLOCK_SKEW),
+            exp: iat.saturating_add(life),
             jti: Uuid::new_v4().simple().to_string(),
             login,
             name,
@@ -160,6 +158,6 @@ impl Tokens {
         };
         serde_json::to_vec(&claims)
             .map(Some)
-            .map_err(|error| SignError(error.to_string()))
+            .map_err(|error| BackendTokenError(error.to_string()))
     }
 }

@@ -23,7 +23,7 @@ pub(super) fn run(data: &[u8]) {
     let Some(parts) = super::request::read(target, lines) else {
         return;
     };
-    question(&parts);
+    forwarded_request(&parts);
     passed_on(name, &parts);
 }
 
@@ -52,8 +52,8 @@ fn told_once(path: &str) -> &'static [&'static str] {
     }
 }
 
-fn question(parts: &Parts) {
-    let Some(asked) = fuzzing::question(parts, None, None) else {
+fn forwarded_request(parts: &Parts) {
+    let Some(asked) = fuzzing::forwarded_request(parts, None, None) else {
         return;
     };
     let names = told_once(parts.uri.path());
@@ -79,7 +79,7 @@ fn question(parts: &Parts) {
             let mut parts = parts.clone();
             let chain = HeaderValue::from_str(&format!("{invented},{chain}")).unwrap();
             parts.headers.insert(name, chain);
-            let again = fuzzing::question(&parts, None, None);
+            let again = fuzzing::forwarded_request(&parts, None, None);
             assert_eq!(again.as_ref(), Some(&asked), "{invented} in front");
         }
     }
@@ -115,7 +115,7 @@ fn plain(host: &Host) {
 }
 
 fn passed_on(name: &str, parts: &Parts) {
-    let Some(what) = fuzzing::direct_question(parts) else {
+    let Some(what) = fuzzing::direct_request(parts) else {
         return;
     };
     plain(what.host.as_ref().unwrap());

@@ -12,7 +12,7 @@ pub(super) fn run(data: &[u8]) {
     let Some(parts) = super::request::read("/auth/forwarded", lines.split('\n')) else {
         return;
     };
-    let Some(asked) = fuzzing::question(&parts, None, Some(setting)) else {
+    let Some(asked) = fuzzing::forwarded_request(&parts, None, Some(setting)) else {
         return;
     };
     let Some(location) = asked.redirect else {
@@ -55,7 +55,7 @@ pub(super) fn run(data: &[u8]) {
         .parse()
         .unwrap();
     again.headers.insert("x-forwarded-uri", target);
-    let again = fuzzing::question(&again, None, Some(setting));
+    let again = fuzzing::forwarded_request(&again, None, Some(setting));
     let again = again.and_then(|asked| asked.redirect);
     assert_eq!(again, None, "sent away twice");
 }

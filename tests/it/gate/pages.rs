@@ -4,7 +4,7 @@
 use axum::{Router, routing::post};
 use serde_json::json;
 use tailbone::{
-    gate::{BuildError, Gate, GateLayer},
+    gate::{Gate, GateError, GateLayer},
     identity::Directory,
     policy::{CAPABILITY, Rules},
     telemetry::meter::Meter,
@@ -260,7 +260,7 @@ async fn forward_auth_says_no_to_pages_of_another_site_too() {
 #[tokio::test]
 async fn tokens_are_for_a_host_that_the_operator_named() {
     let world = World::start(ALLOW_OWN).await;
-    let sign: tailbone::gate::Sign = std::sync::Arc::new(|_| Box::pin(async { Ok("t".into()) }));
+    let sign: tailbone::gate::SignFn = std::sync::Arc::new(|_| Box::pin(async { Ok("t".into()) }));
     let build = |host: &str, audience: Option<&str>| {
         let mut settings = world.settings.clone();
         settings.upstreams[0].host = host.into();
@@ -272,7 +272,7 @@ async fn tokens_are_for_a_host_that_the_operator_named() {
         let directory = Directory::new(world.trouble.clone());
         Gate::build(&settings, directory, Some(sign.clone()), Meter::default()).map(|_| ())
     };
-    assert!(matches!(build("", None), Err(BuildError::NoAudience(_))));
+    assert!(matches!(build("", None), Err(GateError::NoAudience(_))));
     assert!(build("", Some("wiki")).is_ok());
     assert!(build("wiki.example.com", None).is_ok());
     assert!(build("*.example.com", None).is_ok());

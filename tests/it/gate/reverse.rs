@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use http_body_util::BodyExt;
 use tailbone::{
-    config, gate::BuildError, gate::Gate, identity::Directory, telemetry::meter::Meter,
+    config, gate::Gate, gate::GateError, identity::Directory, telemetry::meter::Meter,
 };
 use testkit::{
     backend::{Answer, Backend},
@@ -500,26 +500,26 @@ async fn a_gate_that_cannot_work_is_not_built() {
     assert!(settings(|_| {}).is_ok());
     assert!(matches!(
         settings(|g| g.upstreams.clear()),
-        Err(BuildError::NothingToDo)
+        Err(GateError::NothingToDo)
     ));
     assert!(matches!(
         settings(|g| g.upstreams[0].address = "a b".into()),
-        Err(BuildError::Upstream(_))
+        Err(GateError::Upstream(_))
     ));
     assert!(matches!(
         settings(|g| g.upstreams[0].path = "/a/../b".into()),
-        Err(BuildError::Upstream(_))
+        Err(GateError::Upstream(_))
     ));
     assert!(matches!(
         settings(|g| g.auth.proxies = vec!["*".into()]),
-        Err(BuildError::Proxies(_))
+        Err(GateError::Proxies(_))
     ));
     assert!(matches!(
         settings(|g| {
             g.auth.proxies = vec!["tag:x".into()];
             g.auth.client_header = Some("a b".into());
         }),
-        Err(BuildError::ClientHeader(_))
+        Err(GateError::ClientHeader(_))
     ));
     let no_ca = [
         settings(|g| g.upstream_ca = Some("/nowhere".into())),
@@ -534,7 +534,7 @@ async fn a_gate_that_cannot_work_is_not_built() {
     }
     assert!(matches!(
         settings(|g| g.policy = Some("/nowhere".into())),
-        Err(BuildError::Policy(_))
+        Err(GateError::Policy(_))
     ));
     let token = |g: &mut config::Gate| {
         g.token = Some(config::GateToken {
@@ -543,11 +543,11 @@ async fn a_gate_that_cannot_work_is_not_built() {
             life: Duration::from_secs(1),
         });
     };
-    assert!(matches!(settings(token), Err(BuildError::NoSigner)));
+    assert!(matches!(settings(token), Err(GateError::NoSigner)));
     // A user's browser can be made to send requests as the proxy.
     assert!(matches!(
         settings(|g| g.auth.proxies = vec!["alice@example.com".into()]),
-        Err(BuildError::UserProxy(_))
+        Err(GateError::UserProxy(_))
     ));
     let meant = settings(|g| {
         g.auth.proxies = vec!["alice@example.com".into()];

@@ -17,7 +17,7 @@ use axum::Router;
 use futures_util::future::BoxFuture;
 use tailbone::{
     config::{self, Listen},
-    gate::{Gate, Sign, local_proxy},
+    gate::{Gate, SignFn, local_proxy_extensions},
     http::{
         host::{HostRule, NodeNames},
         layers,
@@ -84,7 +84,7 @@ impl World {
         Self::build(policy, change, None, &[]).await
     }
 
-    pub(super) async fn signing(policy: &str, sign: Sign) -> Self {
+    pub(super) async fn signing(policy: &str, sign: SignFn) -> Self {
         let token = config::GateToken {
             issuer: "tailbone/gate".into(),
             audience: None,
@@ -100,7 +100,7 @@ impl World {
     async fn build(
         policy: &str,
         change: impl FnOnce(&mut config::Gate),
-        sign: Option<Sign>,
+        sign: Option<SignFn>,
         hosts: &[&str],
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -197,7 +197,9 @@ impl World {
         world.serve(AUTH_PORT, router.clone()).await;
         let listener = UnixSocket::bind(&world.socket, 0o600).unwrap();
         let limits = world.limits.clone();
-        let local = serve("gate-local", listener, router, limits, |_| local_proxy());
+        let local = serve("gate-local", listener, router, limits, |_| {
+            local_proxy_extensions()
+        });
         world.servers.push(local);
         world
     }
@@ -234,7 +236,7 @@ impl World {
     /// Replaces the rules.
     pub(super) fn policy(&self, text: &str) {
         fs::write(&self.policy_file, text).unwrap();
-        self.gate.reload().unwrap();
+        self.gate.reload_policy().unwrap();
     }
 
     pub(super) fn ip(&self, peer: &str) -> IpAddr {

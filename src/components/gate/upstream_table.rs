@@ -2,7 +2,7 @@
 
 use ::http::{Uri, uri::Authority};
 
-use super::{BuildError, error::Malformed};
+use super::{GateError, error::MalformedRequest};
 use crate::{
     config::{self, UpstreamScheme},
     policy::{Host, HostPattern, Path, PathPrefix},
@@ -35,10 +35,10 @@ impl Upstream {
 }
 
 #[derive(Debug)]
-pub(super) struct Routes(Vec<Upstream>);
+pub(super) struct UpstreamTable(Vec<Upstream>);
 
-impl Routes {
-    pub(super) fn new(settings: &[config::Upstream]) -> Result<Self, BuildError> {
+impl UpstreamTable {
+    pub(super) fn new(settings: &[config::Upstream]) -> Result<Self, GateError> {
         let mut upstreams: Vec<Upstream> = Vec::new();
         for config::Upstream {
             host,
@@ -49,21 +49,21 @@ impl Routes {
         {
             let host = match host.as_str() {
                 "" => None,
-                host => Some(HostPattern::parse(host).map_err(BuildError::Upstream)?),
+                host => Some(HostPattern::parse(host).map_err(GateError::Upstream)?),
             };
             let path = if path.is_empty() { "/" } else { path };
             let upstream = Upstream {
                 host,
-                prefix: PathPrefix::parse(path).map_err(BuildError::Upstream)?,
+                prefix: PathPrefix::parse(path).map_err(GateError::Upstream)?,
                 authority: address
                     .parse()
-                    .map_err(|_| BuildError::Upstream(format!("{address:?} is no host:port")))?,
+                    .map_err(|_| GateError::Upstream(format!("{address:?} is no host:port")))?,
                 scheme: *scheme,
             };
-            let twin =
+            let same_target =
                 |other: &&Upstream| other.host == upstream.host && other.prefix == upstream.prefix;
-            if upstreams.iter().find(twin).is_some() {
-                return Err(BuildError::DoubleUpstream(upstream.authority.to_string()));
+            if upstreams.iter().find(same_target).is_some() {
+                return Err(GateError::DuplicateUpstream(upstream.authority.to_string()));
             }
             upstreams.push(upstream);
         }
@@ -79,7 +79,7 @@ impl Routes {
     }
 
     /// Whether an upstream names this host or its domain.
-    pub(super) fn name_host(&self, host: &Host) -> bool {
+    pub(super) fn names_host(&self, host: &Host) -> bool {
         let named = |upstream: &Upstream| upstream.host.as_ref().is_some_and(|name| name.is(host));
         self.0.iter().any(named)
     }
@@ -90,15 +90,19 @@ impl Routes {
     }
 
     /// A path that two upstreams could claim goes to neither.
-    pub(super) fn choose(&self, host: &Host, path: &Path) -> Result<Option<&Upstream>, Malformed> {
-        let here = |upstream: &&Upstream| match &upstream.host {
+    pub(super) fn choose(
+        &self,
+        host: &Host,
+        path: &Path,
+    ) -> Result<Option<&Upstream>, MalformedRequest> {
+        let for_host = |upstream: &&Upstream| match &upstream.host {
             Some(pattern) => pattern.is(host),
             None => true,
         };
         let chosen = path.choose(|holds| {
             self.0
                 .iter()
-                .filter(here)
+                .filter(for_host)
                 .find(|upstream| holds(&upstream.prefix))
         })?;
         Ok(chosen)
@@ -109,7 +113,7 @@ impl Routes {
 mod tests {
     use super::*;
 
-    fn routes(list: &[(&str, &str, &str)]) -> Routes {
+    fn table(list: &[(&str, &str, &str)]) -> UpstreamTable {
         let settings: Vec<_> = list
             .iter()
             .map(|(host, path, address)| config::Upstream {
@@ -119,12 +123,12 @@ mod tests {
                 scheme: UpstreamScheme::Http,
             })
             .collect();
-        Routes::new(&settings).unwrap()
+        UpstreamTable::new(&settings).unwrap()
     }
 
     #[test]
     fn the_nearest_host_and_the_longest_path_win() {
-        let routes = routes(&[
+        let table = table(&[
             ("", "", "default:1"),
             ("", "/api", "api:1"),
             ("", "/api/v2", "v2:1"),
@@ -133,7 +137,7 @@ mod tests {
             ("wiki.example.com", "/api", "wikiapi:1"),
         ]);
         let chosen = |host, path| {
-            routes
+            table
                 .choose(&Host::parse(host).unwrap(), &Path::parse(path).unwrap())
                 .map(|upstream| upstream.map(|u| u.address().to_owned()).unwrap_or_default())
         };
@@ -165,8 +169,8 @@ mod tests {
             ..twice.clone()
         };
         assert!(matches!(
-            Routes::new(&[twice, other]),
-            Err(BuildError::DoubleUpstream(_))
+            UpstreamTable::new(&[twice, other]),
+            Err(GateError::DuplicateUpstream(_))
         ));
     }
 }

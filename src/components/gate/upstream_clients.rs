@@ -29,43 +29,43 @@ use rustls::{
     pki_types::{CertificateDer, pem::PemObject},
 };
 
-use super::{BuildError, routes::Upstream};
+use super::{GateError, upstream_table::Upstream};
 use crate::{
     config,
     http::{self, error::Kind},
 };
 
 /// For a connection to a service, which is assumed to be near.
-const CONNECT_TIME: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an idle connection to a service is kept open.
-const IDLE_TIME: Duration = Duration::from_secs(60);
-const IDLE_CONNECTIONS: usize = 64;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_IDLE_CONNECTIONS: usize = 64;
 
-type Way = Client<HttpsConnector<HttpConnector>, Body>;
+type UpstreamClient = Client<HttpsConnector<HttpConnector>, Body>;
 
-pub(super) struct Upstreams {
-    http1: Way,
-    http2: Way,
+pub(super) struct UpstreamClients {
+    http1: UpstreamClient,
+    http2: UpstreamClient,
     /// Zero means no timeout.
     timeout: Duration,
 }
 
-impl Upstreams {
-    pub(super) fn new(settings: &config::Gate) -> Result<Self, BuildError> {
+impl UpstreamClients {
+    pub(super) fn new(settings: &config::Gate) -> Result<Self, GateError> {
         let mut upstreams = settings.upstreams.iter();
-        let trusted = match &settings.upstream_ca {
-            Some(file) => read(file)?,
+        let roots = match &settings.upstream_ca {
+            Some(file) => read_roots(file)?,
             // Without TLS upstreams the system's certificates do not matter.
-            None if upstreams.any(|upstream| upstream.scheme.tls()) => system()?,
+            None if upstreams.any(|upstream| upstream.scheme.tls()) => system_roots()?,
             None => RootCertStore::empty(),
         };
         let tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
-            .map_err(|error| BuildError::UpstreamTls(error.to_string()))?
-            .with_root_certificates(trusted)
+            .map_err(|error| GateError::UpstreamTls(error.to_string()))?
+            .with_root_certificates(roots)
             .with_no_client_auth();
         let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT_TIME));
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.set_nodelay(true);
         connector.enforce_http(false);
         let builder = || {
@@ -92,9 +92,11 @@ impl Upstreams {
         } else {
             &self.http1
         };
-        let (request, taken) = counted(request);
-        let answer = self.in_time(client.request(request), &taken).await;
-        let told = match answer {
+        let (request, frames_read) = count_body_frames(request);
+        let answer = self
+            .with_timeout(client.request(request), &frames_read)
+            .await;
+        let error = match answer {
             Some(Ok(answer)) => return Ok(answer),
             Some(Err(error)) => http::Error::new(
                 Kind::BadGateway,
@@ -108,34 +110,38 @@ impl Upstreams {
                 "the service behind this gate took too long to answer",
             ),
         };
-        tracing::debug!(target: "gate", upstream = upstream.address(), code = told.code, "upstream failed");
-        Err(told)
+        tracing::debug!(target: "gate", upstream = upstream.address(), code = error.code, "upstream failed");
+        Err(error)
     }
 
     /// The timeout starts again whenever the upstream reads a part of the request, since an upload
     /// may take longer than an answer.
-    async fn in_time<T>(&self, answer: impl Future<Output = T>, taken: &AtomicU64) -> Option<T> {
+    async fn with_timeout<T>(
+        &self,
+        answer: impl Future<Output = T>,
+        frames_read: &AtomicU64,
+    ) -> Option<T> {
         if self.timeout.is_zero() {
             return Some(answer.await);
         }
         let mut answer = std::pin::pin!(answer);
         loop {
-            let before = taken.load(Ordering::Relaxed);
+            let before = frames_read.load(Ordering::Relaxed);
             match tokio::time::timeout(self.timeout, &mut answer).await {
                 Ok(answer) => return Some(answer),
-                Err(_) if taken.load(Ordering::Relaxed) == before => return None,
+                Err(_) if frames_read.load(Ordering::Relaxed) == before => return None,
                 Err(_) => {}
             }
         }
     }
 }
 
-fn client(connector: HttpsConnector<HttpConnector>, http2: bool) -> Way {
+fn client(connector: HttpsConnector<HttpConnector>, http2: bool) -> UpstreamClient {
     Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE_TIME)
-        .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
         .http2_only(http2)
         .set_host(false)
         .build(connector)
@@ -143,9 +149,9 @@ fn client(connector: HttpsConnector<HttpConnector>, http2: bool) -> Way {
 
 /// The request, with a counter of the parts of its body that were read. Its trailers are dropped:
 /// they are headers that have not been stripped.
-fn counted(request: Request<Body>) -> (Request<Body>, Arc<AtomicU64>) {
-    let taken = Arc::new(AtomicU64::new(0));
-    let count = taken.clone();
+fn count_body_frames(request: Request<Body>) -> (Request<Body>, Arc<AtomicU64>) {
+    let frames_read = Arc::new(AtomicU64::new(0));
+    let count = frames_read.clone();
     let request = request.map(|body| {
         Body::new(body.map_frame(move |frame| {
             count.fetch_add(1, Ordering::Relaxed);
@@ -154,34 +160,34 @@ fn counted(request: Request<Body>) -> (Request<Body>, Arc<AtomicU64>) {
                 .map_or_else(|_| Frame::data(Bytes::new()), Frame::data)
         }))
     });
-    (request, taken)
+    (request, frames_read)
 }
 
-fn system() -> Result<RootCertStore, BuildError> {
-    let mut trusted = RootCertStore::empty();
+fn system_roots() -> Result<RootCertStore, GateError> {
+    let mut roots = RootCertStore::empty();
     // A certificate that cannot be read is simply not trusted.
-    trusted.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if trusted.is_empty() {
-        let words = "the system trusts nobody: install its certificates (Debian: ca-certificates) or set gate.upstreamCa";
-        return Err(BuildError::UpstreamTls(words.into()));
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        let message = "the system has no trusted certificates: install them (Debian: ca-certificates) or set gate.upstreamCa";
+        return Err(GateError::UpstreamTls(message.into()));
     }
-    Ok(trusted)
+    Ok(roots)
 }
 
-fn read(file: &Path) -> Result<RootCertStore, BuildError> {
-    let wrong = |words: String| {
-        BuildError::UpstreamTls(format!("gate.upstreamCa={}: {words}", file.display()))
+fn read_roots(file: &Path) -> Result<RootCertStore, GateError> {
+    let invalid = |message: String| {
+        GateError::UpstreamTls(format!("gate.upstreamCa={}: {message}", file.display()))
     };
-    let mut trusted = RootCertStore::empty();
+    let mut roots = RootCertStore::empty();
     let certificates =
-        CertificateDer::pem_file_iter(file).map_err(|error| wrong(error.to_string()))?;
+        CertificateDer::pem_file_iter(file).map_err(|error| invalid(error.to_string()))?;
     for certificate in certificates {
-        let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
-        let added = trusted.add(certificate);
-        added.map_err(|error| wrong(error.to_string()))?;
+        let certificate = certificate.map_err(|error| invalid(error.to_string()))?;
+        let added = roots.add(certificate);
+        added.map_err(|error| invalid(error.to_string()))?;
     }
-    if trusted.is_empty() {
-        return Err(wrong("there is no certificate in it".into()));
+    if roots.is_empty() {
+        return Err(invalid("it contains no certificate".into()));
     }
-    Ok(trusted)
+    Ok(roots)
 }
