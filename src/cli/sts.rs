@@ -29,10 +29,10 @@ use crate::{
     },
     signals::{Signal, Signals},
     sts::{
-        client::{self, Answer, Ask, ClientError, TokenSource},
-        policy::{self, Examined, LoadError},
+        client::{self, ClientError, ExchangeRequest, ExchangeResponse, TokenSource},
+        policy::{self, CheckedToken, PolicyLoadError},
         trial_issuer::{self, TrialError, TrialIssuer, TrialSettings},
-        verify::{Signature, Token, Unreadable},
+        verify::{MalformedToken, ParsedToken, SignatureCheck},
     },
 };
 
@@ -138,9 +138,9 @@ pub enum StsCommandError {
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error(transparent)]
-    Policies(#[from] LoadError),
+    Policies(#[from] PolicyLoadError),
     #[error(transparent)]
-    Token(#[from] Unreadable),
+    Token(#[from] MalformedToken),
     #[error(transparent)]
     Trial(#[from] TrialError),
     #[error(transparent)]
@@ -207,7 +207,7 @@ impl Sts {
 }
 
 impl Exchange {
-    fn ask(self, variables: &Environment) -> Result<Ask, StsCommandError> {
+    fn ask(self, variables: &Environment) -> Result<ExchangeRequest, StsCommandError> {
         let server = self
             .server
             .clone()
@@ -228,7 +228,7 @@ impl Exchange {
         if scopes.is_empty() {
             scopes = vec!["acls".to_owned()];
         }
-        Ok(Ask {
+        Ok(ExchangeRequest {
             token: self.source(&server, variables)?,
             server,
             scopes,
@@ -279,7 +279,7 @@ impl Exchange {
     }
 }
 
-fn print<W: Write + ?Sized>(answer: &Answer, json: bool, out: &mut W) -> io::Result<()> {
+fn print<W: Write + ?Sized>(answer: &ExchangeResponse, json: bool, out: &mut W) -> io::Result<()> {
     let token = answer.access_token.reveal();
     if !json {
         return writeln!(out, "{token}");
@@ -322,22 +322,23 @@ impl Explain {
         } else {
             std::fs::read_to_string(&self.token_file)?
         };
-        let token = Token::read(text.trim())?;
-        let trusted = |policy: &policy::Policy| (policy.source.clone(), Signature::Good);
-        let examined = Examined {
+        let token = ParsedToken::read(text.trim())?;
+        let trusted =
+            |policy: &policy::ExchangePolicy| (policy.source.clone(), SignatureCheck::Valid);
+        let checked_token = CheckedToken {
             token: &token,
             signatures: loaded.policies.iter().map(trusted).collect(),
         };
         let (scopes, tags) = (words(&self.scopes), words(&self.tags));
-        let request = policy::Request {
+        let request = policy::RequestedAccess {
             scopes: &scopes,
             tags: &tags,
         };
-        let decision = policy::decide(&loaded.policies, &examined, request, now, self.leeway);
+        let decision = policy::decide(&loaded.policies, &checked_token, request, now, self.leeway);
         writeln!(out, "{decision}\nthe signature was not looked at")?;
         match decision.outcome {
-            policy::Outcome::Allowed(_) => Ok(()),
-            policy::Outcome::Refused(..) => Err(StsCommandError::Refused),
+            policy::PolicyOutcome::Allowed(_) => Ok(()),
+            policy::PolicyOutcome::Refused(..) => Err(StsCommandError::Refused),
         }
     }
 }
@@ -463,7 +464,7 @@ mod tests {
         sts: Sts,
     }
 
-    fn ask(line: &str, variables: &[(&str, &str)]) -> Result<Ask, StsCommandError> {
+    fn ask(line: &str, variables: &[(&str, &str)]) -> Result<ExchangeRequest, StsCommandError> {
         let words = ["tailbone"].into_iter().chain(line.split(' '));
         let arguments = with_two_dashes(words.map(OsString::from)).split_off(1);
         let Sts::Exchange(exchange) = Line::try_parse_from(arguments).unwrap().sts else {

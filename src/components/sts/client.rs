@@ -28,7 +28,7 @@ pub enum TokenSource {
 
 /// A request, and the exchange to send it to.
 #[derive(Debug, Clone)]
-pub struct Ask {
+pub struct ExchangeRequest {
     pub server: Url,
     pub token: TokenSource,
     pub scopes: Vec<String>,
@@ -37,7 +37,7 @@ pub struct Ask {
 
 /// The exchange's answer.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub struct ExchangeResponse {
     pub access_token: Secret,
     pub expires_in: Option<u64>,
     pub scope: Option<String>,
@@ -53,9 +53,9 @@ pub enum ClientError {
     },
     #[error("the token is empty")]
     EmptyToken,
-    #[error("GitHub gave no token")]
+    #[error("GitHub issued no token")]
     GitHub(#[source] reqwest::Error),
-    #[error("GitHub gave no token: {0}")]
+    #[error("GitHub issued no token: {0}")]
     GitHubAnswer(String),
     #[error("the exchange at {server} cannot be reached")]
     Unreachable {
@@ -63,36 +63,36 @@ pub enum ClientError {
         #[source]
         cause: reqwest::Error,
     },
-    #[error("the exchange refused: {status}: {words}")]
-    Refused { status: StatusCode, words: String },
-    #[error("the exchange's answer holds no access token")]
-    Nonsense,
+    #[error("the exchange refused: {status}: {message}")]
+    Refused { status: StatusCode, message: String },
+    #[error("the exchange's answer contains no access token")]
+    InvalidAnswer,
 }
 
-const TIME: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Sends one request, without retries.
-pub async fn exchange(ask: Ask) -> Result<Answer, ClientError> {
-    let server = ask.server.to_string();
+pub async fn exchange(request: ExchangeRequest) -> Result<ExchangeResponse, ClientError> {
+    let server = request.server.to_string();
     let unreachable = |cause: reqwest::Error| ClientError::Unreachable {
         server: server.clone(),
         cause: cause.without_url(),
     };
-    let http = reqwest::Client::builder()
+    let client = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
-        .timeout(TIME)
+        .timeout(TIMEOUT)
         .user_agent(concat!("tailbone/", env!("CARGO_PKG_VERSION")))
         .build()
         .map_err(unreachable)?;
-    let token = token(ask.token, &http).await?;
-    let response = http
-        .post(ask.server)
+    let token = find_token(request.token, &client).await?;
+    let response = client
+        .post(request.server)
         .bearer_auth(token.reveal())
         // TailSTS ignores this header and answers with text.
         .header(header::ACCEPT, "application/json, text/plain;q=0.5")
-        .json(&Body {
-            scopes: &ask.scopes,
-            tags: &ask.tags,
+        .json(&RequestBody {
+            scopes: &request.scopes,
+            tags: &request.tags,
         })
         .send()
         .await
@@ -102,31 +102,33 @@ pub async fn exchange(ask: Ask) -> Result<Answer, ClientError> {
     if status != StatusCode::OK {
         return Err(ClientError::Refused {
             status,
-            words: words(&body),
+            message: error_message(&body),
         });
     }
-    answer(&body).ok_or(ClientError::Nonsense)
+    parse_answer(&body).ok_or(ClientError::InvalidAnswer)
 }
 
 #[derive(Serialize)]
-struct Body<'a> {
+struct RequestBody<'a> {
     scopes: &'a [String],
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     tags: &'a [String],
 }
 
-async fn token(source: TokenSource, http: &reqwest::Client) -> Result<Secret, ClientError> {
+async fn find_token(source: TokenSource, client: &reqwest::Client) -> Result<Secret, ClientError> {
     let text = match source {
         TokenSource::Text(token) => token,
-        TokenSource::File(path) => Secret::new(file(&path).map_err(|cause| ClientError::File {
-            path: path.display().to_string(),
-            cause,
-        })?),
+        TokenSource::File(path) => {
+            Secret::new(read_token_file(&path).map_err(|cause| ClientError::File {
+                path: path.display().to_string(),
+                cause,
+            })?)
+        }
         TokenSource::GitHub {
             url,
             request_token,
             audience,
-        } => github(http, &url, &request_token, &audience).await?,
+        } => github(client, &url, &request_token, &audience).await?,
     };
     match text.reveal().trim() {
         "" => Err(ClientError::EmptyToken),
@@ -134,27 +136,27 @@ async fn token(source: TokenSource, http: &reqwest::Client) -> Result<Secret, Cl
     }
 }
 
-fn file(path: &std::path::Path) -> std::io::Result<String> {
-    const MOST: u64 = 1 << 20;
+fn read_token_file(path: &std::path::Path) -> std::io::Result<String> {
+    const MAX_BYTES: u64 = 1 << 20;
     let mut text = String::new();
     if path.as_os_str() == "-" {
-        std::io::stdin().take(MOST).read_to_string(&mut text)?;
+        std::io::stdin().take(MAX_BYTES).read_to_string(&mut text)?;
     } else {
         std::fs::File::open(path)?
-            .take(MOST)
+            .take(MAX_BYTES)
             .read_to_string(&mut text)?;
     }
     Ok(text)
 }
 
 async fn github(
-    http: &reqwest::Client,
+    client: &reqwest::Client,
     url: &str,
     request_token: &Secret,
     audience: &str,
 ) -> Result<Secret, ClientError> {
     #[derive(Deserialize)]
-    struct Found {
+    struct GitHubToken {
         value: String,
     }
 
@@ -162,42 +164,42 @@ async fn github(
         ClientError::GitHubAnswer("ACTIONS_ID_TOKEN_REQUEST_URL is no address".to_owned())
     })?;
     url.query_pairs_mut().append_pair("audience", audience);
-    let broken = |cause: reqwest::Error| ClientError::GitHub(cause.without_url());
-    let response = http
+    let transport_error = |cause: reqwest::Error| ClientError::GitHub(cause.without_url());
+    let response = client
         .get(url)
         .bearer_auth(request_token.reveal())
         .header(header::ACCEPT, "application/json")
         .send()
         .await
-        .map_err(broken)?;
+        .map_err(transport_error)?;
     if response.status() != StatusCode::OK {
         return Err(ClientError::GitHubAnswer(response.status().to_string()));
     }
-    let found: Found = response.json().await.map_err(broken)?;
-    Ok(Secret::new(found.value))
+    let token: GitHubToken = response.json().await.map_err(transport_error)?;
+    Ok(Secret::new(token.value))
 }
 
-fn answer(body: &str) -> Option<Answer> {
+fn parse_answer(body: &str) -> Option<ExchangeResponse> {
     #[derive(Deserialize)]
-    struct Json {
+    struct JsonAnswer {
         #[serde(alias = "token")]
         access_token: String,
         expires_in: Option<u64>,
         scope: Option<String>,
     }
 
-    let json = match serde_json::from_str::<Json>(body) {
+    let json = match serde_json::from_str::<JsonAnswer>(body) {
         Ok(json) => json,
-        Err(_) => Json {
+        Err(_) => JsonAnswer {
             access_token: body.trim().to_owned(),
             expires_in: None,
             scope: None,
         },
     };
     let token = json.access_token;
-    let sound = !token.is_empty() && token.bytes().all(|c| c.is_ascii_graphic());
+    let valid = !token.is_empty() && token.bytes().all(|c| c.is_ascii_graphic());
     // A page or an object must not end up in somebody's script as a token.
-    (sound && !token.starts_with(['<', '{'])).then_some(Answer {
+    (valid && !token.starts_with(['<', '{'])).then_some(ExchangeResponse {
         access_token: Secret::new(token),
         expires_in: json.expires_in,
         scope: json.scope,
@@ -205,15 +207,15 @@ fn answer(body: &str) -> Option<Answer> {
 }
 
 /// The exchange's error message, made safe for a terminal.
-fn words(body: &str) -> String {
+fn error_message(body: &str) -> String {
     #[derive(Deserialize)]
-    struct Json {
+    struct JsonError {
         error: String,
         error_description: Option<String>,
         request_id: Option<String>,
     }
 
-    let text = match serde_json::from_str::<Json>(body) {
+    let text = match serde_json::from_str::<JsonError>(body) {
         Ok(json) => {
             let mut text = json.error;
             if let Some(description) = json.error_description {
@@ -226,7 +228,7 @@ fn words(body: &str) -> String {
         }
         Err(_) => body.trim().to_owned(),
     };
-    super::shown(&text)
+    super::for_log(&text)
 }
 
 #[cfg(test)]
@@ -234,12 +236,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_of_every_age_are_read() {
-        let token = |body| answer(body).map(|answer| answer.access_token.reveal().to_owned());
-        assert_eq!(token("tskey-api-x").as_deref(), Some("tskey-api-x"));
-        assert_eq!(token(r#"{"token":"a"}"#).as_deref(), Some("a"));
+    fn answers_of_every_version_are_read() {
+        let found = |body| parse_answer(body).map(|answer| answer.access_token.reveal().to_owned());
+        assert_eq!(found("tskey-api-x").as_deref(), Some("tskey-api-x"));
+        assert_eq!(found(r#"{"token":"a"}"#).as_deref(), Some("a"));
         assert_eq!(
-            token(r#"{"access_token":"a","expires_in":3600}"#).as_deref(),
+            found(r#"{"access_token":"a","expires_in":3600}"#).as_deref(),
             Some("a")
         );
         for odd in [
@@ -249,15 +251,17 @@ mod tests {
             r#"{"access_token":""}"#,
             r#"{"x":1}"#,
         ] {
-            assert_eq!(token(odd), None, "{odd}");
+            assert_eq!(found(odd), None, "{odd}");
         }
     }
 
     #[test]
-    fn refusals_are_told_in_the_servers_words() {
-        assert_eq!(words("subject mismatch\n"), "subject mismatch");
+    fn a_refusal_quotes_the_server() {
+        assert_eq!(error_message("subject mismatch\n"), "subject mismatch");
         assert_eq!(
-            words(r#"{"error":"invalid_scope","error_description":"no","request_id":"r1"}"#),
+            error_message(
+                r#"{"error":"invalid_scope","error_description":"no","request_id":"r1"}"#
+            ),
             "invalid_scope: no (request r1)"
         );
     }

@@ -8,86 +8,90 @@ use std::time::Duration;
 
 use ::http::StatusCode;
 
-use super::{exchange::ExchangeError, policy::Reason, verify::Unreadable};
+use super::{policy::RefusalReason, token_endpoint::TokenEndpointError, verify::MalformedToken};
 use crate::http::{self, error::Kind};
 
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum ExchangeError {
     #[error("no Authorization header")]
-    NoHeader,
-    #[error("the Authorization header holds no bearer token")]
-    OddHeader,
-    #[error("the body is not what it should be: {0}")]
-    OddBody(&'static str),
+    MissingAuthorization,
+    #[error("the Authorization header contains no bearer token")]
+    MalformedAuthorization,
+    #[error("the request body is invalid: {0}")]
+    MalformedBody(&'static str),
     #[error("the body is too large")]
-    TooLarge,
-    #[error("no scopes are asked for")]
-    NoScopes,
-    #[error("the token cannot be for {0}")]
-    OtherTarget(String),
+    BodyTooLarge,
+    #[error("no scopes are requested")]
+    MissingScopes,
+    #[error("tokens for {0} are not issued here")]
+    UnsupportedTarget(String),
     #[error(transparent)]
-    Unreadable(#[from] Unreadable),
+    MalformedToken(#[from] MalformedToken),
     #[error("{0}")]
-    Refused(Reason),
-    #[error("Tailscale gave no token")]
-    Exchange(#[from] ExchangeError),
+    Refused(RefusalReason),
+    #[error("Tailscale issued no token")]
+    TokenEndpoint(#[from] TokenEndpointError),
 }
 
-impl Error {
+impl ExchangeError {
     /// A stable code for logs, audit lines and metrics.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::NoHeader => "no_authorization",
-            Self::OddHeader => "odd_authorization",
-            Self::OddBody(_) => "odd_body",
-            Self::TooLarge => "body_too_large",
-            Self::NoScopes => "no_scope",
-            Self::OtherTarget(_) => "other_target",
-            Self::Unreadable(_) => "unreadable_token",
+            Self::MissingAuthorization => "no_authorization",
+            Self::MalformedAuthorization => "odd_authorization",
+            Self::MalformedBody(_) => "odd_body",
+            Self::BodyTooLarge => "body_too_large",
+            Self::MissingScopes => "no_scope",
+            Self::UnsupportedTarget(_) => "other_target",
+            Self::MalformedToken(_) => "unreadable_token",
             Self::Refused(reason) => reason.code(),
-            Self::Exchange(error) => match error {
-                ExchangeError::GrantRefused(_) => "upstream_refused_grant",
-                ExchangeError::ClientRefused(_) => "upstream_refused_client",
-                ExchangeError::Throttled(_) => "upstream_throttled",
-                ExchangeError::Busy => "busy",
-                ExchangeError::TooSlow(_) => "upstream_too_slow",
-                ExchangeError::Unreachable(_) => "upstream_unreachable",
-                ExchangeError::Status(_) => "upstream_failed",
-                ExchangeError::Nonsense(_) => "upstream_nonsense",
+            Self::TokenEndpoint(error) => match error {
+                TokenEndpointError::GrantRefused(_) => "upstream_refused_grant",
+                TokenEndpointError::ClientRefused(_) => "upstream_refused_client",
+                TokenEndpointError::Throttled(_) => "upstream_throttled",
+                TokenEndpointError::Busy => "busy",
+                TokenEndpointError::TimedOut(_) => "upstream_too_slow",
+                TokenEndpointError::Unreachable(_) => "upstream_unreachable",
+                TokenEndpointError::Status(_) => "upstream_failed",
+                TokenEndpointError::InvalidAnswer(_) => "upstream_nonsense",
             },
         }
     }
 
     /// The answer in TailSTS's format.
-    pub fn plain(&self) -> (StatusCode, &'static str) {
+    pub fn plain_answer(&self) -> (StatusCode, &'static str) {
         const UNAUTHORIZED: StatusCode = StatusCode::UNAUTHORIZED;
         match self {
-            Self::NoHeader => (UNAUTHORIZED, "missing Authorization header"),
-            Self::OddHeader => (UNAUTHORIZED, "invalid Authorization header"),
-            Self::OddBody(_) | Self::OtherTarget(_) => (StatusCode::BAD_REQUEST, "invalid request"),
-            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "request too large"),
-            Self::NoScopes => (StatusCode::BAD_REQUEST, "missing scopes"),
-            Self::Unreadable(_) => (UNAUTHORIZED, "invalid token"),
+            Self::MissingAuthorization => (UNAUTHORIZED, "missing Authorization header"),
+            Self::MalformedAuthorization => (UNAUTHORIZED, "invalid Authorization header"),
+            Self::MalformedBody(_) | Self::UnsupportedTarget(_) => {
+                (StatusCode::BAD_REQUEST, "invalid request")
+            }
+            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "request too large"),
+            Self::MissingScopes => (StatusCode::BAD_REQUEST, "missing scopes"),
+            Self::MalformedToken(_) => (UNAUTHORIZED, "invalid token"),
             Self::Refused(reason) => match reason {
-                Reason::NoPolicy => (UNAUTHORIZED, "no matching policy"),
-                Reason::Algorithm | Reason::Signature => (UNAUTHORIZED, "invalid signature"),
-                Reason::Expired | Reason::NotYetValid | Reason::TooOld => {
+                RefusalReason::NoPolicy => (UNAUTHORIZED, "no matching policy"),
+                RefusalReason::Algorithm | RefusalReason::Signature => {
+                    (UNAUTHORIZED, "invalid signature")
+                }
+                RefusalReason::Expired | RefusalReason::NotYetValid | RefusalReason::TooOld => {
                     (UNAUTHORIZED, "token expired or not yet valid")
                 }
-                Reason::NoKeys
-                | Reason::UnknownKey
-                | Reason::Malformed(_)
-                | Reason::NoExpiry
-                | Reason::NoIssueTime
-                | Reason::Audience => (UNAUTHORIZED, "cannot handle this token"),
-                Reason::Subject => (StatusCode::FORBIDDEN, "subject mismatch"),
-                Reason::Claim(_)
-                | Reason::NoScope
-                | Reason::Scope(_)
-                | Reason::Tag(_)
-                | Reason::Untagged(_) => (StatusCode::FORBIDDEN, "request denied"),
+                RefusalReason::NoKeys
+                | RefusalReason::UnknownKey
+                | RefusalReason::Malformed(_)
+                | RefusalReason::NoExpiry
+                | RefusalReason::NoIssueTime
+                | RefusalReason::Audience => (UNAUTHORIZED, "cannot handle this token"),
+                RefusalReason::Subject => (StatusCode::FORBIDDEN, "subject mismatch"),
+                RefusalReason::Claim(_)
+                | RefusalReason::NoScope
+                | RefusalReason::Scope(_)
+                | RefusalReason::Tag(_)
+                | RefusalReason::Untagged(_) => (StatusCode::FORBIDDEN, "request denied"),
             },
-            Self::Exchange(_) => (
+            Self::TokenEndpoint(_) => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "failed to get tailscale token",
             ),
@@ -97,87 +101,96 @@ impl Error {
     /// The time after which another try makes sense, if known.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Refused(Reason::NoKeys) | Self::Exchange(ExchangeError::Busy) => {
-                Some(Duration::from_secs(5))
-            }
-            Self::Exchange(ExchangeError::Throttled(wait)) => Some(*wait),
+            Self::Refused(RefusalReason::NoKeys)
+            | Self::TokenEndpoint(TokenEndpointError::Busy) => Some(Duration::from_secs(5)),
+            Self::TokenEndpoint(TokenEndpointError::Throttled(wait)) => Some(*wait),
             _ => None,
         }
     }
 
     /// The answer to a bearer request for JSON, by RFC 6749 and RFC 6750.
-    pub fn bearer(self) -> http::Error {
+    pub fn into_bearer_error(self) -> http::Error {
         let (kind, code) = match &self {
-            Self::NoHeader | Self::OddHeader => (Kind::BearerMissing, "invalid_request"),
-            Self::OddBody(_) => (Kind::BadRequest, "invalid_request"),
-            Self::Unreadable(_) => (Kind::BearerInvalid, "invalid_token"),
+            Self::MissingAuthorization | Self::MalformedAuthorization => {
+                (Kind::BearerMissing, "invalid_request")
+            }
+            Self::MalformedBody(_) => (Kind::BadRequest, "invalid_request"),
+            Self::MalformedToken(_) => (Kind::BearerInvalid, "invalid_token"),
             Self::Refused(reason) => match reason {
-                Reason::Subject | Reason::Claim(_) => (Kind::Forbidden, "access_denied"),
-                Reason::NoScope | Reason::Scope(_) => (Kind::Forbidden, "invalid_scope"),
-                Reason::Tag(_) | Reason::Untagged(_) => (Kind::Forbidden, "invalid_target"),
-                Reason::NoKeys => self.passing(),
+                RefusalReason::Subject | RefusalReason::Claim(_) => {
+                    (Kind::Forbidden, "access_denied")
+                }
+                RefusalReason::NoScope | RefusalReason::Scope(_) => {
+                    (Kind::Forbidden, "invalid_scope")
+                }
+                RefusalReason::Tag(_) | RefusalReason::Untagged(_) => {
+                    (Kind::Forbidden, "invalid_target")
+                }
+                RefusalReason::NoKeys => self.temporary_kind_and_code(),
                 _ => (Kind::BearerInvalid, "invalid_token"),
             },
-            _ => self.common(),
+            _ => self.shared_kind_and_code(),
         };
-        self.told(kind, code)
+        self.into_http_error(kind, code)
     }
 
     /// The answer by RFC 8693: a subject token that is invalid or unacceptable for any reason makes
     /// the request invalid.
-    pub fn exchange(self) -> http::Error {
+    pub fn into_token_exchange_error(self) -> http::Error {
         let (kind, code) = match &self {
-            Self::Refused(Reason::NoScope | Reason::Scope(_)) => {
+            Self::Refused(RefusalReason::NoScope | RefusalReason::Scope(_)) => {
                 (Kind::BadRequest, "invalid_scope")
             }
-            Self::Refused(Reason::Tag(_) | Reason::Untagged(_)) => {
+            Self::Refused(RefusalReason::Tag(_) | RefusalReason::Untagged(_)) => {
                 (Kind::BadRequest, "invalid_target")
             }
-            Self::Refused(Reason::NoKeys) => self.passing(),
-            Self::NoHeader
-            | Self::OddHeader
-            | Self::OddBody(_)
-            | Self::Unreadable(_)
+            Self::Refused(RefusalReason::NoKeys) => self.temporary_kind_and_code(),
+            Self::MissingAuthorization
+            | Self::MalformedAuthorization
+            | Self::MalformedBody(_)
+            | Self::MalformedToken(_)
             | Self::Refused(_) => (Kind::BadRequest, "invalid_request"),
-            _ => self.common(),
+            _ => self.shared_kind_and_code(),
         };
-        self.told(kind, code)
+        self.into_http_error(kind, code)
     }
 
-    fn common(&self) -> (Kind, &'static str) {
+    fn shared_kind_and_code(&self) -> (Kind, &'static str) {
         match self {
-            Self::NoScopes | Self::Exchange(ExchangeError::GrantRefused(_)) => {
+            Self::MissingScopes | Self::TokenEndpoint(TokenEndpointError::GrantRefused(_)) => {
                 (Kind::BadRequest, "invalid_scope")
             }
-            Self::OtherTarget(_) => (Kind::BadRequest, "invalid_target"),
-            Self::TooLarge => (Kind::TooLarge, "invalid_request"),
-            Self::Exchange(ExchangeError::Busy | ExchangeError::Throttled(_)) => self.passing(),
-            Self::Exchange(_) => (Kind::BadGateway, "server_error"),
+            Self::UnsupportedTarget(_) => (Kind::BadRequest, "invalid_target"),
+            Self::BodyTooLarge => (Kind::TooLarge, "invalid_request"),
+            Self::TokenEndpoint(TokenEndpointError::Busy | TokenEndpointError::Throttled(_)) => {
+                self.temporary_kind_and_code()
+            }
+            Self::TokenEndpoint(_) => (Kind::BadGateway, "server_error"),
             _ => (Kind::BadRequest, "invalid_request"),
         }
     }
 
-    fn passing(&self) -> (Kind, &'static str) {
+    fn temporary_kind_and_code(&self) -> (Kind, &'static str) {
         let retry_after = self.retry_after().unwrap_or(Duration::from_secs(5));
         (Kind::Unavailable { retry_after }, "temporarily_unavailable")
     }
 
-    fn told(self, kind: Kind, code: &'static str) -> http::Error {
+    fn into_http_error(self, kind: Kind, code: &'static str) -> http::Error {
         let message = match &self {
-            Self::Refused(reason) if reason.is_before_trust() => {
+            Self::Refused(reason) if reason.precedes_verification() => {
                 "the token is not accepted here; the log says why".to_owned()
             }
-            Self::Exchange(ExchangeError::GrantRefused(_)) => {
-                "the server's own client may not have these scopes or tags".to_owned()
+            Self::TokenEndpoint(TokenEndpointError::GrantRefused(_)) => {
+                "the server's own client may not request these scopes or tags".to_owned()
             }
-            Self::Exchange(ExchangeError::Throttled(wait)) => {
+            Self::TokenEndpoint(TokenEndpointError::Throttled(wait)) => {
                 format!("Tailscale asks to wait {} s", wait.as_secs().max(1))
             }
             other => other.to_string(),
         };
         let error = http::Error::new(kind, code, message);
         match self {
-            Self::Exchange(cause) => error.because(cause),
+            Self::TokenEndpoint(cause) => error.because(cause),
             _ => error,
         }
     }

@@ -15,7 +15,7 @@
 //! - Only a policy grants anything, and only for a token whose signature and claims it accepts
 //!   ([`policy`]).
 //! - A call of Tailscale has the scopes and tags of one request and never of another
-//!   ([`exchange`]).
+//!   ([`token_endpoint`]).
 //! - Each exchange and each refusal is one audit line with issuer, subject, policy, scopes and
 //!   reason. No token is ever written anywhere.
 //! - An issuer whose keys cannot be fetched only delays its own callers, for a bounded time.
@@ -27,34 +27,32 @@
 
 pub mod client;
 mod error;
-pub mod exchange;
 pub mod policy;
 mod routes;
+pub mod token_endpoint;
 pub mod trial_issuer;
 pub mod verify;
 
-use std::{
-    collections::BTreeSet,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use ::http::Extensions;
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 
-pub use error::Error;
+pub use error::ExchangeError;
 pub use routes::router;
 
 use self::{
-    exchange::{AccessToken, Grant, TokenEndpoint},
-    policy::{Examined, LoadError, Loaded, Outcome, Policy, Request},
-    verify::{Signature, Token},
+    policy::{
+        CheckedToken, ExchangePolicy, LoadedPolicies, PolicyLoadError, PolicyOutcome,
+        RequestedAccess,
+    },
+    token_endpoint::{AccessToken, RequestedGrant, TokenEndpoint},
+    verify::{ParsedToken, SignatureCheck},
 };
 use crate::{
-    config::{self, Credentials, Listen},
+    config::{self, Listen},
     http::{layers, origin},
     jwks::fetch::{self, Fetcher, Source, SourceState},
     part::{AcceptedHosts, Context, Lifecycle, Part, PartError},
@@ -65,20 +63,23 @@ use crate::{
 pub fn part(settings: &config::Settings, context: &Context) -> Result<Part, PartError> {
     let origins = &settings.server.allowed_origins;
     let settings = &settings.sts;
-    let sts = Sts::start(settings, context.meter.clone())?;
-    let routes = origin::wrap(router(sts.state()), origins);
+    let exchange = TokenExchange::start(settings, context.meter.clone())?;
+    let routes = origin::wrap(router(exchange.state()), origins);
     let routes = origin::share(routes, origins);
     let routes = layers::wrap_worded(routes, "sts");
-    let state = sts.state();
+    let state = exchange.state();
     let mut part = Part::new("sts")
         .latch("sts-issuers", move |_| {
             if state.readiness().ready {
                 Ok(())
             } else {
-                Err("no issuer of the exchange's policies has given its keys yet".to_owned())
+                Err(
+                    "the keys of no issuer in the exchange's policies have been fetched yet"
+                        .to_owned(),
+                )
             }
         })
-        .lifecycle(sts);
+        .lifecycle(exchange);
     for listen in settings.listen.clone() {
         let (name, hosts) = match listen {
             // The names there are those of the certificate or of the proxy in front, and the
@@ -93,18 +94,15 @@ pub fn part(settings: &config::Settings, context: &Context) -> Result<Part, Part
 
 /// The running exchange. Its background tasks end when it is stopped or dropped.
 #[derive(Debug)]
-pub struct Sts {
-    state: Arc<State>,
+pub struct TokenExchange {
+    state: Arc<SharedState>,
 }
 
 /// The state that all requests share. Apart from caches, no request changes what another one reads.
 #[derive(Debug)]
-pub struct State {
-    policies: ArcSwap<Vec<Policy>>,
-    policies_dir: PathBuf,
-    strict: bool,
-    credentials: Option<Credentials>,
-    leeway: Duration,
+pub struct SharedState {
+    settings: config::Sts,
+    policies: ArcSwap<Vec<ExchangePolicy>>,
     keys: Fetcher,
     endpoint: TokenEndpoint,
     meter: Meter,
@@ -112,21 +110,21 @@ pub struct State {
 
 /// Why the exchange did not start, or kept its previous policies.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum SetupError {
     #[error(transparent)]
-    Policies(#[from] LoadError),
+    Policies(#[from] PolicyLoadError),
     #[error(
         "no OAuth client: set sts.clientId and sts.clientSecret, or client_id and client_secret_file in {}",
         .0.join(", ")
     )]
     NoCredentials(Vec<String>),
-    #[error("no HTTP client")]
+    #[error("cannot create the HTTP client")]
     Http(#[from] reqwest::Error),
 }
 
 /// Whether the exchange can answer requests.
 #[derive(Debug, Clone)]
-pub struct Readiness {
+pub struct ExchangeReadiness {
     /// Every issuer's keys were requested once, and at least one issuer answered.
     pub ready: bool,
     pub sources: Vec<SourceState>,
@@ -136,12 +134,12 @@ pub struct Readiness {
 #[derive(Debug)]
 pub struct Granted {
     pub token: AccessToken,
-    pub grant: Grant,
+    pub grant: RequestedGrant,
 }
 
-impl Sts {
+impl TokenExchange {
     /// Reads the policies and starts to fetch the issuers' keys. Needs a running tokio runtime.
-    pub fn start(settings: &config::Sts, meter: Meter) -> Result<Self, StartError> {
+    pub fn start(settings: &config::Sts, meter: Meter) -> Result<Self, SetupError> {
         let rules = fetch::Rules {
             cool_down: settings.jwks_cool_down,
             ..fetch::Rules::default()
@@ -154,13 +152,10 @@ impl Sts {
         settings: &config::Sts,
         rules: fetch::Rules,
         meter: Meter,
-    ) -> Result<Self, StartError> {
-        let state = State {
+    ) -> Result<Self, SetupError> {
+        let state = SharedState {
+            settings: settings.clone(),
             policies: ArcSwap::default(),
-            policies_dir: settings.policies_dir.clone(),
-            strict: settings.strict,
-            credentials: settings.credentials.clone(),
-            leeway: settings.leeway,
             keys: Fetcher::new(rules)?.counted(meter.clone()),
             endpoint: TokenEndpoint::new(
                 settings.token_url.clone(),
@@ -170,24 +165,24 @@ impl Sts {
             meter,
         };
         if settings.token_url.scheme() == "http" && !policy::is_loopback(&settings.token_url) {
-            tracing::warn!(target: "sts", "sts.tokenUrl has no TLS: the client's secret can be read on the way");
+            tracing::warn!(target: "sts", "sts.tokenUrl has no TLS: anybody on the path can read the client's secret");
         }
-        state.reload()?;
+        state.reload_policies()?;
         Ok(Self {
             state: Arc::new(state),
         })
     }
 
-    pub fn state(&self) -> Arc<State> {
+    pub fn state(&self) -> Arc<SharedState> {
         self.state.clone()
     }
 
     /// Reads the policies again. After a mistake in any of them the previous ones stay active.
-    pub fn reload(&self) -> Result<(), StartError> {
-        self.state.reload()
+    pub fn reload_policies(&self) -> Result<(), SetupError> {
+        self.state.reload_policies()
     }
 
-    pub fn readiness(&self) -> Readiness {
+    pub fn readiness(&self) -> ExchangeReadiness {
         self.state.readiness()
     }
 
@@ -195,30 +190,31 @@ impl Sts {
     pub fn stop(self) {}
 }
 
-impl Lifecycle for Sts {
+impl Lifecycle for TokenExchange {
     fn reload(&self, _: &config::Settings) {
-        if let Err(error) = Self::reload(self) {
-            tracing::warn!(target: "sts", error = &error as &dyn std::error::Error, "the policies have mistakes; those before stay");
+        if let Err(error) = self.reload_policies() {
+            tracing::warn!(target: "sts", error = &error as &dyn std::error::Error, "the policies have mistakes; the previous ones stay in force");
         }
     }
 }
 
-impl Drop for Sts {
+impl Drop for TokenExchange {
     fn drop(&mut self) {
         self.state.keys.watch(&BTreeSet::new());
     }
 }
 
-impl State {
-    fn reload(&self) -> Result<(), StartError> {
-        let Loaded { policies, warnings } = policy::load(&self.policies_dir, self.strict)?;
-        let poor: Vec<_> = policies
+impl SharedState {
+    fn reload_policies(&self) -> Result<(), SetupError> {
+        let LoadedPolicies { policies, warnings } =
+            policy::load(&self.settings.policies_dir, self.settings.strict)?;
+        let without_client: Vec<_> = policies
             .iter()
-            .filter(|policy| policy.credentials.is_none() && self.credentials.is_none())
+            .filter(|policy| policy.credentials.is_none() && self.settings.credentials.is_none())
             .map(|policy| policy.name.clone())
             .collect();
-        if !poor.is_empty() {
-            return Err(StartError::NoCredentials(poor));
+        if !without_client.is_empty() {
+            return Err(SetupError::NoCredentials(without_client));
         }
         for warning in warnings {
             tracing::warn!(target: "sts", "policy {warning}");
@@ -229,14 +225,14 @@ impl State {
             .map(|policy| policy.source.clone())
             .collect();
         self.policies.store(Arc::new(policies));
-        self.endpoint.forget();
+        self.endpoint.clear_cache();
         self.keys.watch(&sources);
         Ok(())
     }
 
-    pub fn readiness(&self) -> Readiness {
+    pub fn readiness(&self) -> ExchangeReadiness {
         let sources = self.keys.states();
-        Readiness {
+        ExchangeReadiness {
             ready: sources.iter().all(|source| source.tried)
                 && sources.iter().any(|source| source.keys.is_some()),
             sources,
@@ -246,81 +242,99 @@ impl State {
     /// Verifies the token, decides, and fetches the access token.
     async fn exchange(
         &self,
-        token: &Token,
-        request: Request<'_>,
+        token: &ParsedToken,
+        request: RequestedAccess<'_>,
         now: Timestamp,
-        clock: Instant,
-    ) -> Result<Granted, Refused> {
+        monotonic_now: Instant,
+    ) -> Result<Granted, RefusedExchange> {
         let policies = self.policies.load_full();
-        let examined = self.examine(&policies, token, clock).await;
-        let decision = policy::decide(&policies, &examined, request, now, self.leeway);
+        let checked_token = self.check_signatures(&policies, token, monotonic_now).await;
+        let decision = policy::decide(
+            &policies,
+            &checked_token,
+            request,
+            now,
+            self.settings.leeway,
+        );
         tracing::debug!(target: "sts", "{decision}");
         let policy = match decision.outcome {
-            Outcome::Allowed(policy) => policy,
-            Outcome::Refused(policy, reason) => {
-                return Err(Refused {
-                    verified: !reason.is_before_trust(),
+            PolicyOutcome::Allowed(policy) => policy,
+            PolicyOutcome::Refused(policy, reason) => {
+                return Err(RefusedExchange {
+                    verified: !reason.precedes_verification(),
                     policy: policy.map(|policy| policy.name.clone()),
-                    error: Error::Refused(reason),
+                    error: ExchangeError::Refused(reason),
                 });
             }
         };
-        let grant = Grant {
+        let grant = RequestedGrant {
             policy: policy.name.clone(),
             scopes: request.scopes.to_vec(),
             tags: policy.tags_for(request),
         };
-        let refused = |error| Refused {
+        let refused = |error| RefusedExchange {
             verified: true,
             policy: Some(policy.name.clone()),
             error,
         };
         // Loading has checked that one of the two exists.
-        let credentials = policy.credentials.as_ref().or(self.credentials.as_ref());
+        let credentials = policy
+            .credentials
+            .as_ref()
+            .or(self.settings.credentials.as_ref());
         let credentials = credentials.ok_or_else(|| {
-            let missing = exchange::ExchangeError::ClientRefused("no client is set".to_owned());
+            let missing =
+                token_endpoint::TokenEndpointError::ClientRefused("no client is set".to_owned());
             refused(missing.into())
         })?;
-        match self.endpoint.token(credentials, &grant, clock).await {
+        match self
+            .endpoint
+            .token(credentials, &grant, monotonic_now)
+            .await
+        {
             Ok(token) => Ok(Granted { token, grant }),
             Err(error) => Err(refused(error.into())),
         }
     }
 
     /// Verifies the signature with the keys of each source in the issuer's policies, concurrently.
-    async fn examine<'a>(
+    async fn check_signatures<'a>(
         &self,
-        policies: &[Policy],
-        token: &'a Token,
-        clock: Instant,
-    ) -> Examined<'a> {
+        policies: &[ExchangePolicy],
+        token: &'a ParsedToken,
+        monotonic_now: Instant,
+    ) -> CheckedToken<'a> {
         let issuer = token.claims.text("iss").unwrap_or_default();
-        let sources: BTreeSet<&Source> = policy::of_issuer(policies, issuer)
+        let sources: BTreeSet<&Source> = policy::policies_for_issuer(policies, issuer)
             .filter(|policy| {
                 // No fetch for a token whose algorithm is not allowed anyway.
                 (token.algorithm).is_some_and(|algorithm| policy.algorithms.contains(&algorithm))
             })
             .map(|policy| &policy.source)
             .collect();
-        let looks = sources.into_iter().map(|source| async move {
-            let enough = |set: &_| token.is_judged_by(set);
-            let signature = match self.keys.keys(source, enough, clock).await {
+        let checks = sources.into_iter().map(|source| async move {
+            let is_recent_enough = |set: &_| token.can_be_checked_with(set);
+            let signature = match self
+                .keys
+                .keys(source, is_recent_enough, monotonic_now)
+                .await
+            {
                 Ok(set) => token.signature(&set),
-                Err(_) => Signature::NoKeys,
+                Err(_) => SignatureCheck::NoKeys,
             };
             (source.clone(), signature)
         });
-        Examined {
+        CheckedToken {
             token,
-            signatures: join_all(looks).await,
+            signatures: join_all(checks).await,
         }
     }
 }
 
 /// A refusal with the details for the audit line.
 #[derive(Debug)]
-struct Refused {
-    error: Error,
+struct RefusedExchange {
+    error: ExchangeError,
     policy: Option<String>,
     /// Whether the signature was valid, so that the claims are really the issuer's.
     verified: bool,
@@ -328,7 +342,7 @@ struct Refused {
 
 /// Makes a foreign text safe for a log line: short, and without characters that could begin a new
 /// line.
-fn shown(text: &str) -> String {
+fn for_log(text: &str) -> String {
     const MOST: usize = 256;
     text.chars()
         .take(MOST)

@@ -18,15 +18,15 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use url::form_urlencoded;
 
-use super::{Error, Granted, Refused, State as Exchange, policy, verify::Token};
+use super::{ExchangeError, Granted, RefusedExchange, SharedState, policy, verify::ParsedToken};
 use crate::{audit, http::tls::Remote, identity::Connection, telemetry::audit::Decision};
 
-const GRANT: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
-const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
-const ID_TOKEN: &str = "urn:ietf:params:oauth:token-type:id_token";
-const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
+const TOKEN_EXCHANGE_GRANT: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+const ACCESS_TOKEN_TYPE: &str = "urn:ietf:params:oauth:token-type:access_token";
+const ID_TOKEN_TYPE: &str = "urn:ietf:params:oauth:token-type:id_token";
+const JWT_TYPE: &str = "urn:ietf:params:oauth:token-type:jwt";
 
-pub fn router(state: Arc<Exchange>) -> Router {
+pub fn router(state: Arc<SharedState>) -> Router {
     // Any path, as in TailSTS. Not the router's fallback: `http::layers` sets that.
     Router::new()
         .route("/", any(exchange))
@@ -35,24 +35,24 @@ pub fn router(state: Arc<Exchange>) -> Router {
         .with_state(state)
 }
 
-async fn health(State(state): State<Arc<Exchange>>) -> Response {
+async fn health(State(state): State<Arc<SharedState>>) -> Response {
     // Does not name the issuers: the listener may be on the internet.
     let body = serde_json::json!({"ok": true, "ready": state.readiness().ready});
     ([(header::CACHE_CONTROL, "no-store")], Json(body)).into_response()
 }
 
-async fn exchange(State(state): State<Arc<Exchange>>, request: Request) -> Response {
+async fn exchange(State(state): State<Arc<SharedState>>, request: Request) -> Response {
     if request.method() != Method::POST {
-        let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+        let mut response = plain_response(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
         let headers = response.headers_mut();
         headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
         return response;
     }
     let (parts, body) = request.into_parts();
-    let (dialect, asked) = read(&parts, body).await;
-    let peer = peer(&parts.extensions);
-    let asked = match asked {
-        Ok(asked) => asked,
+    let (dialect, request) = parse_request(&parts, body).await;
+    let peer = peer_address(&parts.extensions);
+    let request = match request {
+        Ok(request) => request,
         Err(error) => {
             state.meter.exchange_refused("", error.code());
             audit!(
@@ -61,10 +61,10 @@ async fn exchange(State(state): State<Arc<Exchange>>, request: Request) -> Respo
                 reason = error.code(),
                 peer = peer
             );
-            return refusal(dialect, error);
+            return refusal_response(dialect, error);
         }
     };
-    answer(&state, dialect, &asked, peer).await
+    respond(&state, dialect, &request, peer).await
 }
 
 /// The dialect of a request, which its answer uses too.
@@ -73,19 +73,22 @@ enum Dialect {
     /// A bearer token, with an answer in OAuth's format.
     Bearer,
     /// RFC 8693.
-    Exchange,
+    TokenExchange,
     /// TailSTS.
     Plain,
 }
 
 #[derive(Debug)]
-struct Asked {
+struct ParsedRequest {
     token: String,
     scopes: Vec<String>,
     tags: Vec<String>,
 }
 
-async fn read(parts: &Parts, body: Body) -> (Dialect, Result<Asked, Error>) {
+async fn parse_request(
+    parts: &Parts,
+    body: Body,
+) -> (Dialect, Result<ParsedRequest, ExchangeError>) {
     let dialect = if wants_json(&parts.headers) {
         Dialect::Bearer
     } else {
@@ -94,50 +97,58 @@ async fn read(parts: &Parts, body: Body) -> (Dialect, Result<Asked, Error>) {
     // curl declares every body as a form, so only the grant type inside shows whether it is RFC
     // 8693.
     if is_form(&parts.headers) {
-        return match whole(body).await {
+        return match read_body(body).await {
             Err(error) => (dialect, Err(error)),
-            Ok(body) => match form(&body) {
-                Some(form) => (Dialect::Exchange, form),
+            Ok(body) => match parse_form(&body) {
+                Some(form) => (Dialect::TokenExchange, form),
                 None => {
-                    let asked = bearer(&parts.headers, dialect);
-                    (dialect, asked.and_then(|token| json(token, &body)))
+                    let request = bearer_token(&parts.headers, dialect);
+                    (dialect, request.and_then(|token| parse_json(token, &body)))
                 }
             },
         };
     }
-    let token = match bearer(&parts.headers, dialect) {
+    let token = match bearer_token(&parts.headers, dialect) {
         Ok(token) => token,
         Err(error) => return (dialect, Err(error)),
     };
     (
         dialect,
-        whole(body).await.and_then(|body| json(token, &body)),
+        read_body(body)
+            .await
+            .and_then(|body| parse_json(token, &body)),
     )
 }
 
-fn bearer(headers: &HeaderMap, dialect: Dialect) -> Result<String, Error> {
-    let value = headers.get(header::AUTHORIZATION).ok_or(Error::NoHeader)?;
+fn bearer_token(headers: &HeaderMap, dialect: Dialect) -> Result<String, ExchangeError> {
+    let value = headers
+        .get(header::AUTHORIZATION)
+        .ok_or(ExchangeError::MissingAuthorization)?;
     if value.is_empty() {
-        return Err(Error::NoHeader);
+        return Err(ExchangeError::MissingAuthorization);
     }
-    let value = value.to_str().map_err(|_| Error::OddHeader)?;
-    let (scheme, token) = value.split_once(' ').ok_or(Error::OddHeader)?;
-    let fits = match dialect {
+    let value = value
+        .to_str()
+        .map_err(|_| ExchangeError::MalformedAuthorization)?;
+    let (scheme, token) = value
+        .split_once(' ')
+        .ok_or(ExchangeError::MalformedAuthorization)?;
+    let scheme_matches = match dialect {
         Dialect::Plain => scheme == "Bearer",
-        Dialect::Bearer | Dialect::Exchange => scheme.eq_ignore_ascii_case("Bearer"),
+        Dialect::Bearer | Dialect::TokenExchange => scheme.eq_ignore_ascii_case("Bearer"),
     };
-    if !fits {
-        return Err(Error::OddHeader);
+    if !scheme_matches {
+        return Err(ExchangeError::MalformedAuthorization);
     }
     Ok(token.to_owned())
 }
 
-async fn whole(body: Body) -> Result<Vec<u8>, Error> {
+async fn read_body(body: Body) -> Result<Vec<u8>, ExchangeError> {
     // `http::layers` limits its size.
     match axum::body::to_bytes(body, usize::MAX).await {
         Ok(body) => Ok(body.into()),
-        Err(error) if is_too_large(&error) => Err(Error::TooLarge),
-        Err(_) => Err(Error::OddBody("it broke off")),
+        Err(error) if is_too_large(&error) => Err(ExchangeError::BodyTooLarge),
+        Err(_) => Err(ExchangeError::MalformedBody("it is incomplete")),
     }
 }
 
@@ -153,21 +164,24 @@ fn is_too_large(error: &axum::Error) -> bool {
 }
 
 /// Takes the first JSON value and ignores what follows; `scopes` may be in any case.
-fn json(token: String, body: &[u8]) -> Result<Asked, Error> {
+fn parse_json(token: String, body: &[u8]) -> Result<ParsedRequest, ExchangeError> {
     let first = serde_json::Deserializer::from_slice(body)
         .into_iter::<Value>()
         .next();
     let object = match first {
         Some(Ok(Value::Object(object))) => object,
         Some(Ok(Value::Null)) => Map::new(),
-        _ => return Err(Error::OddBody("it is not a JSON object")),
+        _ => return Err(ExchangeError::MalformedBody("it is not a JSON object")),
     };
-    let scopes = texts(&object, "scopes").ok_or(Error::OddBody("scopes is not a list of texts"))?;
-    let tags = texts(&object, "tags").ok_or(Error::OddBody("tags is not a list of texts"))?;
+    let scopes = string_list(&object, "scopes").ok_or(ExchangeError::MalformedBody(
+        "scopes is not a list of texts",
+    ))?;
+    let tags = string_list(&object, "tags")
+        .ok_or(ExchangeError::MalformedBody("tags is not a list of texts"))?;
     if scopes.is_empty() {
-        return Err(Error::NoScopes);
+        return Err(ExchangeError::MissingScopes);
     }
-    Ok(Asked {
+    Ok(ParsedRequest {
         token,
         scopes,
         tags,
@@ -175,12 +189,12 @@ fn json(token: String, body: &[u8]) -> Result<Asked, Error> {
 }
 
 /// Empty if absent or null.
-fn texts(object: &Map<String, Value>, name: &str) -> Option<Vec<String>> {
-    let any_case = || {
+fn string_list(object: &Map<String, Value>, name: &str) -> Option<Vec<String>> {
+    let ignoring_case = || {
         let mut members = object.iter();
-        members.find_map(|(known, value)| known.eq_ignore_ascii_case(name).then_some(value))
+        members.find_map(|(key, value)| key.eq_ignore_ascii_case(name).then_some(value))
     };
-    match object.get(name).or_else(any_case) {
+    match object.get(name).or_else(ignoring_case) {
         None | Some(Value::Null) => Some(Vec::new()),
         Some(Value::Array(list)) => list
             .iter()
@@ -191,7 +205,7 @@ fn texts(object: &Map<String, Value>, name: &str) -> Option<Vec<String>> {
 }
 
 /// `None` if the body is not a form with an OAuth grant.
-fn form(body: &[u8]) -> Option<Result<Asked, Error>> {
+fn parse_form(body: &[u8]) -> Option<Result<ParsedRequest, ExchangeError>> {
     // A parameter without a value counts as absent (RFC 6749, section 3.1).
     let pairs: Vec<(String, String)> = form_urlencoded::parse(body)
         .into_owned()
@@ -200,78 +214,91 @@ fn form(body: &[u8]) -> Option<Result<Asked, Error>> {
     pairs
         .iter()
         .any(|(name, _)| name == "grant_type")
-        .then(|| Form(pairs).asked())
+        .then(|| TokenExchangeForm(pairs).parse())
 }
 
-struct Form(Vec<(String, String)>);
+struct TokenExchangeForm(Vec<(String, String)>);
 
-impl Form {
-    fn asked(&self) -> Result<Asked, Error> {
-        if self.one("grant_type")? != Some(GRANT) {
-            return Err(Error::OddBody("grant_type is not token-exchange"));
+impl TokenExchangeForm {
+    fn parse(&self) -> Result<ParsedRequest, ExchangeError> {
+        if self.parameter("grant_type")? != Some(TOKEN_EXCHANGE_GRANT) {
+            return Err(ExchangeError::MalformedBody(
+                "grant_type is not token-exchange",
+            ));
         }
         let token = self
-            .one("subject_token")?
-            .ok_or(Error::OddBody("subject_token is missing"))?;
-        match self.one("subject_token_type")? {
-            Some(JWT | ID_TOKEN) => {}
+            .parameter("subject_token")?
+            .ok_or(ExchangeError::MalformedBody("subject_token is missing"))?;
+        match self.parameter("subject_token_type")? {
+            Some(JWT_TYPE | ID_TOKEN_TYPE) => {}
             Some(_) => {
-                return Err(Error::OddBody(
+                return Err(ExchangeError::MalformedBody(
                     "subject_token_type is neither jwt nor id_token",
                 ));
             }
-            None => return Err(Error::OddBody("subject_token_type is missing")),
+            None => {
+                return Err(ExchangeError::MalformedBody(
+                    "subject_token_type is missing",
+                ));
+            }
         }
-        if self.one("actor_token")?.is_some() {
-            return Err(Error::OddBody("nobody can act for another here"));
+        if self.parameter("actor_token")?.is_some() {
+            return Err(ExchangeError::MalformedBody(
+                "actor tokens are not supported",
+            ));
         }
-        if !matches!(self.one("requested_token_type")?, None | Some(ACCESS_TOKEN)) {
-            return Err(Error::OddBody("only an access_token can be requested"));
+        if !matches!(
+            self.parameter("requested_token_type")?,
+            None | Some(ACCESS_TOKEN_TYPE)
+        ) {
+            return Err(ExchangeError::MalformedBody(
+                "only an access_token can be requested",
+            ));
         }
         // The token is only valid for Tailscale's API; a caller that names another target must
         // learn that.
         let target = (self.0.iter()).find(|(name, _)| name == "resource" || name == "audience");
         if let Some((_, target)) = target {
-            return Err(Error::OtherTarget(super::shown(target)));
+            return Err(ExchangeError::UnsupportedTarget(super::for_log(target)));
         }
-        let words = |text: Option<&str>| -> Vec<String> {
+        let split_words = |text: Option<&str>| -> Vec<String> {
             text.unwrap_or_default()
                 .split(' ')
                 .filter(|word| !word.is_empty())
                 .map(str::to_owned)
                 .collect()
         };
-        let scopes = words(self.one("scope")?);
+        let scopes = split_words(self.parameter("scope")?);
         if scopes.is_empty() {
-            return Err(Error::NoScopes);
+            return Err(ExchangeError::MissingScopes);
         }
-        Ok(Asked {
+        Ok(ParsedRequest {
             token: token.to_owned(),
             scopes,
-            tags: words(self.one("tags")?),
+            tags: split_words(self.parameter("tags")?),
         })
     }
 
-    fn one(&self, name: &str) -> Result<Option<&str>, Error> {
-        let mut values = self.0.iter().filter(|(known, _)| known == name);
+    fn parameter(&self, name: &str) -> Result<Option<&str>, ExchangeError> {
+        let mut values = self.0.iter().filter(|(key, _)| key == name);
         match (values.next(), values.next()) {
             (value, None) => Ok(value.map(|(_, value)| value.as_str())),
-            _ => Err(Error::OddBody("a parameter stands twice")),
+            _ => Err(ExchangeError::MalformedBody("a parameter occurs twice")),
         }
     }
 }
 
-async fn answer(
-    state: &Exchange,
+async fn respond(
+    state: &SharedState,
     dialect: Dialect,
-    asked: &Asked,
+    request: &ParsedRequest,
     peer: Option<String>,
 ) -> Response {
-    let scopes = super::shown(&asked.scopes.join(" "));
-    let token = match Token::read(&asked.token) {
+    let scopes = super::for_log(&request.scopes.join(" "));
+    let token = match ParsedToken::read(&request.token) {
         Ok(token) => token,
         Err(error) => {
-            let error = Error::from(error);
+            let error = ExchangeError::from(error);
             state.meter.exchange_refused("", error.code());
             audit!(
                 Decision::Refused,
@@ -280,18 +307,18 @@ async fn answer(
                 scopes = scopes,
                 peer = peer
             );
-            return refusal(dialect, error);
+            return refusal_response(dialect, error);
         }
     };
-    let request = policy::Request {
-        scopes: &asked.scopes,
-        tags: &asked.tags,
+    let requested = policy::RequestedAccess {
+        scopes: &request.scopes,
+        tags: &request.tags,
     };
-    let claim = |name| super::shown(token.claims.text(name).unwrap_or_default());
+    let claim = |name| super::for_log(token.claims.text(name).unwrap_or_default());
     let (issuer, subject, jti) = (claim("iss"), claim("sub"), claim("jti"));
-    let kid = token.kid().map(super::shown);
+    let kid = token.kid().map(super::for_log);
     let outcome = state
-        .exchange(&token, request, Timestamp::now(), Instant::now())
+        .exchange(&token, requested, Timestamp::now(), Instant::now())
         .await;
     match outcome {
         Ok(granted) => {
@@ -308,15 +335,15 @@ async fn answer(
                 jti = jti,
                 peer = peer
             );
-            success(dialect, &granted)
+            success_response(dialect, &granted)
         }
-        Err(Refused {
+        Err(RefusedExchange {
             error,
             policy,
             verified,
         }) => {
-            let concerned = policy.as_deref().unwrap_or_default();
-            state.meter.exchange_refused(concerned, error.code());
+            let policy_name = policy.as_deref().unwrap_or_default();
+            state.meter.exchange_refused(policy_name, error.code());
             // Before the signature is verified, issuer and subject are mere claims.
             audit!(
                 Decision::Refused,
@@ -328,18 +355,18 @@ async fn answer(
                 verified = verified,
                 policy = policy,
                 scopes = scopes,
-                tags = super::shown(&asked.tags.join(" ")),
+                tags = super::for_log(&request.tags.join(" ")),
                 kid = kid,
                 jti = jti,
                 peer = peer
             );
-            refusal(dialect, error)
+            refusal_response(dialect, error)
         }
     }
 }
 
 #[derive(Serialize)]
-struct Success<'a> {
+struct SuccessBody<'a> {
     access_token: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     issued_token_type: Option<&'static str>,
@@ -349,7 +376,7 @@ struct Success<'a> {
     scope: String,
 }
 
-fn success(dialect: Dialect, granted: &Granted) -> Response {
+fn success_response(dialect: Dialect, granted: &Granted) -> Response {
     let token = granted.token.token.reveal();
     let mut response = match dialect {
         // The bare token without a newline: scripts use the whole body.
@@ -358,9 +385,9 @@ fn success(dialect: Dialect, granted: &Granted) -> Response {
             token.to_owned(),
         )
             .into_response(),
-        Dialect::Bearer | Dialect::Exchange => Json(Success {
+        Dialect::Bearer | Dialect::TokenExchange => Json(SuccessBody {
             access_token: token,
-            issued_token_type: (dialect == Dialect::Exchange).then_some(ACCESS_TOKEN),
+            issued_token_type: (dialect == Dialect::TokenExchange).then_some(ACCESS_TOKEN_TYPE),
             token_type: "Bearer",
             expires_in: granted.token.expires_in.map(|left| left.as_secs()),
             scope: granted.grant.scopes.join(" "),
@@ -371,21 +398,21 @@ fn success(dialect: Dialect, granted: &Granted) -> Response {
     response
 }
 
-fn refusal(dialect: Dialect, error: Error) -> Response {
+fn refusal_response(dialect: Dialect, error: ExchangeError) -> Response {
     match dialect {
-        Dialect::Bearer => return error.bearer().into_response(),
-        Dialect::Exchange => return error.exchange().into_response(),
+        Dialect::Bearer => return error.into_bearer_error().into_response(),
+        Dialect::TokenExchange => return error.into_token_exchange_error().into_response(),
         Dialect::Plain => {}
     }
-    let (status, text) = error.plain();
+    let (status, text) = error.plain_answer();
     if status.is_server_error() {
         tracing::error!(target: "sts", code = error.code(), error = crate::telemetry::chain(&error), "exchange failed");
     }
-    let mut response = plain(status, text);
+    let mut response = plain_response(status, text);
     let headers = response.headers_mut();
     if status == StatusCode::UNAUTHORIZED {
         let challenge = match error {
-            Error::NoHeader | Error::OddHeader => "Bearer",
+            ExchangeError::MissingAuthorization | ExchangeError::MalformedAuthorization => "Bearer",
             _ => "Bearer error=\"invalid_token\"",
         };
         headers.insert(
@@ -400,7 +427,7 @@ fn refusal(dialect: Dialect, error: Error) -> Response {
     response
 }
 
-fn plain(status: StatusCode, text: &str) -> Response {
+fn plain_response(status: StatusCode, text: &str) -> Response {
     let mut response = (status, format!("{text}\n")).into_response();
     let headers = response.headers_mut();
     headers.insert(
@@ -416,12 +443,14 @@ fn no_store(headers: &mut HeaderMap) {
 }
 
 fn is_form(headers: &HeaderMap) -> bool {
-    let kind = headers
+    let content_type = headers
         .get(header::CONTENT_TYPE)
-        .and_then(|kind| kind.to_str().ok());
-    kind.and_then(|kind| kind.split(';').next())
-        .is_some_and(|kind| {
-            kind.trim()
+        .and_then(|content_type| content_type.to_str().ok());
+    content_type
+        .and_then(|content_type| content_type.split(';').next())
+        .is_some_and(|content_type| {
+            content_type
+                .trim()
                 .eq_ignore_ascii_case("application/x-www-form-urlencoded")
         })
 }
@@ -432,11 +461,11 @@ fn wants_json(headers: &HeaderMap) -> bool {
     for line in headers.get_all(header::ACCEPT) {
         for range in line.to_str().unwrap_or_default().split(',') {
             let mut parts = range.split(';').map(str::trim);
-            let kind = parts.next().unwrap_or_default().to_ascii_lowercase();
+            let content_type = parts.next().unwrap_or_default().to_ascii_lowercase();
             let weight = parts
                 .find_map(|part| part.strip_prefix("q=")?.parse::<f32>().ok())
                 .unwrap_or(1.0);
-            match kind.as_str() {
+            match content_type.as_str() {
                 "application/json" => json = weight,
                 "text/plain" => text = weight,
                 _ => {}
@@ -447,7 +476,7 @@ fn wants_json(headers: &HeaderMap) -> bool {
 }
 
 /// The peer's address, for the audit line.
-fn peer(extensions: &Extensions) -> Option<String> {
+fn peer_address(extensions: &Extensions) -> Option<String> {
     let tailnet = || Some(extensions.get::<Arc<Connection>>()?.peer().addr);
     let host = || Some(extensions.get::<Remote>()?.0);
     Some(tailnet().or_else(host)?.to_string())

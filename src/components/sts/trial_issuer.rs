@@ -41,7 +41,7 @@ pub struct TrialSettings {
 pub enum TrialError {
     #[error(transparent)]
     Id(#[from] InvalidKeyId),
-    #[error("no key could be made")]
+    #[error("the key cannot be made")]
     Key(#[from] JwkError),
 }
 

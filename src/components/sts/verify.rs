@@ -23,7 +23,7 @@ use crate::jwks::fetch::KeySet;
 
 /// A parsed token, not verified yet.
 #[derive(Clone)]
-pub struct Token {
+pub struct ParsedToken {
     /// The signed text: the first two parts with the dot between them.
     message: String,
     signature: String,
@@ -32,11 +32,11 @@ pub struct Token {
     pub kid: Kid,
     /// The header has a `crit` entry, which always demands something unsupported.
     critical: bool,
-    pub claims: Claims,
+    pub claims: TokenClaims,
 }
 
 /// Leaves out the signature, which is a credential.
-impl fmt::Debug for Token {
+impl fmt::Debug for ParsedToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Token")
             .field("algorithm", &self.algorithm)
@@ -49,46 +49,48 @@ impl fmt::Debug for Token {
 pub enum Kid {
     Absent,
     /// Present, but not a string.
-    Odd,
+    NotAString,
     Text(String),
 }
 
 /// Why a text is not a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a signed token: {0}")]
-pub struct Unreadable(&'static str);
+pub struct MalformedToken(&'static str);
 
 /// The result of verifying a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Signature {
-    Bad,
-    Good,
+pub enum SignatureCheck {
+    Invalid,
+    Valid,
     /// The issuer's keys could not be fetched.
     NoKeys,
     /// No key of the set fits, or the token demands something unsupported.
-    Unknown,
+    NoMatchingKey,
 }
 
-impl Token {
-    pub fn read(text: &str) -> Result<Self, Unreadable> {
+impl ParsedToken {
+    pub fn read(text: &str) -> Result<Self, MalformedToken> {
         let mut parts = text.split('.');
         let (Some(header), Some(payload), Some(signature), None) =
             (parts.next(), parts.next(), parts.next(), parts.next())
         else {
-            return Err(Unreadable("it has not three parts"));
+            return Err(MalformedToken("it has not three parts"));
         };
-        let header_map = object(header).ok_or(Unreadable("its header is not a JSON object"))?;
-        let claims = object(payload).ok_or(Unreadable("its payload is not a JSON object"))?;
+        let header_map =
+            decode_object(header).ok_or(MalformedToken("its header is not a JSON object"))?;
+        let claims =
+            decode_object(payload).ok_or(MalformedToken("its payload is not a JSON object"))?;
         if URL_SAFE_NO_PAD.decode(signature).is_err() {
-            return Err(Unreadable("its signature is not base64url"));
+            return Err(MalformedToken("its signature is not base64url"));
         }
         let algorithm = (header_map.get("alg").and_then(Value::as_str))
             .and_then(known_algorithm)
-            .ok_or(Unreadable("its algorithm is unknown"))?;
+            .ok_or(MalformedToken("its algorithm is unknown"))?;
         let kid = match header_map.get("kid") {
             None => Kid::Absent,
             Some(Value::String(kid)) => Kid::Text(kid.clone()),
-            Some(_) => Kid::Odd,
+            Some(_) => Kid::NotAString,
         };
         Ok(Self {
             message: format!("{header}.{payload}"),
@@ -96,48 +98,48 @@ impl Token {
             algorithm,
             kid,
             critical: header_map.contains_key("crit"),
-            claims: Claims(claims),
+            claims: TokenClaims(claims),
         })
     }
 
     pub fn kid(&self) -> Option<&str> {
         match &self.kid {
             Kid::Text(kid) => Some(kid),
-            Kid::Absent | Kid::Odd => None,
+            Kid::Absent | Kid::NotAString => None,
         }
     }
 
     /// Whether `set` is recent enough for this token: it contains the key that the token names, or
     /// if none is named, one that verifies it.
-    pub fn is_judged_by(&self, set: &KeySet) -> bool {
+    pub fn can_be_checked_with(&self, set: &KeySet) -> bool {
         match &self.kid {
-            Kid::Absent => self.signature(set) == Signature::Good,
-            Kid::Odd => true,
+            Kid::Absent => self.signature(set) == SignatureCheck::Valid,
+            Kid::NotAString => true,
             Kid::Text(kid) => set.has(kid),
         }
     }
 
     /// Verifies the signature with the keys of one set.
-    pub fn signature(&self, set: &KeySet) -> Signature {
+    pub fn signature(&self, set: &KeySet) -> SignatureCheck {
         let Some(algorithm) = self.algorithm else {
-            return Signature::Bad;
+            return SignatureCheck::Invalid;
         };
-        if self.critical || self.kid == Kid::Odd {
-            return Signature::Unknown;
+        if self.critical || self.kid == Kid::NotAString {
+            return SignatureCheck::NoMatchingKey;
         }
-        let mut fitting = set.fitting(self.kid(), algorithm).peekable();
-        if fitting.peek().is_none() {
-            return Signature::Unknown;
+        let mut matching_keys = set.fitting(self.kid(), algorithm).peekable();
+        if matching_keys.peek().is_none() {
+            return SignatureCheck::NoMatchingKey;
         }
-        let good = fitting.any(|key| {
+        let valid = matching_keys.any(|key| {
             let message = self.message.as_bytes();
             jsonwebtoken::crypto::verify(&self.signature, message, &key.key, algorithm)
                 .unwrap_or(false)
         });
-        if good {
-            Signature::Good
+        if valid {
+            SignatureCheck::Valid
         } else {
-            Signature::Bad
+            SignatureCheck::Invalid
         }
     }
 }
@@ -153,18 +155,18 @@ fn known_algorithm(name: &str) -> Option<Option<Algorithm>> {
 
 /// A token's claims.
 #[derive(Debug, Clone, Default)]
-pub struct Claims(Map<String, Value>);
+pub struct TokenClaims(Map<String, Value>);
 
 /// A time claim: seconds since 1970 (RFC 7519).
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum When {
+pub enum TimeClaim {
     Absent,
     At(f64),
     /// Present, but not a number.
-    Odd,
+    NotANumber,
 }
 
-impl Claims {
+impl TokenClaims {
     pub fn new(claims: Map<String, Value>) -> Self {
         Self(claims)
     }
@@ -177,11 +179,13 @@ impl Claims {
         }
     }
 
-    pub fn when(&self, name: &str) -> When {
+    pub fn time(&self, name: &str) -> TimeClaim {
         match self.0.get(name) {
-            None => When::Absent,
-            Some(Value::Number(number)) => number.as_f64().map_or(When::Odd, When::At),
-            Some(_) => When::Odd,
+            None => TimeClaim::Absent,
+            Some(Value::Number(number)) => {
+                number.as_f64().map_or(TimeClaim::NotANumber, TimeClaim::At)
+            }
+            Some(_) => TimeClaim::NotANumber,
         }
     }
 
@@ -196,62 +200,62 @@ impl Claims {
     }
 
     /// A claim by its name, or by a JSON pointer if the name begins with a slash.
-    pub fn at(&self, name: &str) -> Option<&Value> {
+    pub fn find(&self, name: &str) -> Option<&Value> {
         let Some(pointer) = name.strip_prefix('/') else {
             return self.0.get(name);
         };
         let mut parts = pointer
             .split('/')
-            .map(|part| part.replace("~1", "/").replace("~0", "~"));
+            .map(|component| component.replace("~1", "/").replace("~0", "~"));
         let first = self.0.get(&parts.next()?)?;
-        parts.try_fold(first, |value, part| match value {
-            Value::Object(map) => map.get(&part),
-            Value::Array(list) => list.get(index(&part)?),
+        parts.try_fold(first, |value, component| match value {
+            Value::Object(map) => map.get(&component),
+            Value::Array(list) => list.get(array_index(&component)?),
             _ => None,
         })
     }
 }
 
 /// An array index in the form of RFC 6901: only digits, without leading zeros.
-fn index(part: &str) -> Option<usize> {
-    let digits = part.bytes().all(|b| b.is_ascii_digit());
-    let plain = digits && (part == "0" || !part.starts_with('0'));
-    part.parse().ok().filter(|_| plain)
+fn array_index(component: &str) -> Option<usize> {
+    let digits = component.bytes().all(|b| b.is_ascii_digit());
+    let canonical = digits && (component == "0" || !component.starts_with('0'));
+    component.parse().ok().filter(|_| canonical)
 }
 
-fn object(part: &str) -> Option<Map<String, Value>> {
-    let bytes = URL_SAFE_NO_PAD.decode(part).ok()?;
-    serde_json::from_slice::<Distinct>(&bytes)
+fn decode_object(component: &str) -> Option<Map<String, Value>> {
+    let bytes = URL_SAFE_NO_PAD.decode(component).ok()?;
+    serde_json::from_slice::<UniqueNames>(&bytes)
         .ok()
         .map(|map| map.0)
 }
 
 /// A JSON object without duplicate names.
-struct Distinct(Map<String, Value>);
+struct UniqueNames(Map<String, Value>);
 
-impl<'de> Deserialize<'de> for Distinct {
+impl<'de> Deserialize<'de> for UniqueNames {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Names;
+        struct UniqueNamesVisitor;
 
-        impl<'de> Visitor<'de> for Names {
-            type Value = Distinct;
+        impl<'de> Visitor<'de> for UniqueNamesVisitor {
+            type Value = UniqueNames;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Distinct, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<UniqueNames, A::Error> {
                 let mut map = Map::new();
                 while let Some((name, value)) = access.next_entry::<String, Value>()? {
                     if map.insert(name, value).is_some() {
-                        return Err(A::Error::custom("a name stands twice"));
+                        return Err(A::Error::custom("a name occurs twice"));
                     }
                 }
-                Ok(Distinct(map))
+                Ok(UniqueNames(map))
             }
         }
 
-        deserializer.deserialize_map(Names)
+        deserializer.deserialize_map(UniqueNamesVisitor)
     }
 }
 
@@ -259,16 +263,21 @@ impl<'de> Deserialize<'de> for Distinct {
 mod tests {
     use super::*;
 
-    fn token(header: &str, payload: &str) -> Result<Token, Unreadable> {
-        let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
-        Token::read(&format!("{}.{}.{}", part(header), part(payload), part("s")))
+    fn token(header: &str, payload: &str) -> Result<ParsedToken, MalformedToken> {
+        let component = |text: &str| URL_SAFE_NO_PAD.encode(text);
+        ParsedToken::read(&format!(
+            "{}.{}.{}",
+            component(header),
+            component(payload),
+            component("s")
+        ))
     }
 
     #[test]
     fn only_three_parts_of_clean_base64url_json_are_read() {
         assert!(token(r#"{"alg":"RS256"}"#, "{}").is_ok());
         for text in ["", "a.b", "a.b.c", "a.b.c.d", "e30=.e30=.c2c="] {
-            assert!(Token::read(text).is_err(), "{text}");
+            assert!(ParsedToken::read(text).is_err(), "{text}");
         }
         assert!(token(r#"{"alg":"XX"}"#, "{}").is_err());
         assert!(token("{}", "{}").is_err());
@@ -282,7 +291,7 @@ mod tests {
         for alg in ["none", "HS256", "ES512"] {
             let token = token(&format!(r#"{{"alg":"{alg}"}}"#), "{}").unwrap();
             assert_eq!(token.algorithm, None);
-            assert_eq!(token.signature(&KeySet::default()), Signature::Bad);
+            assert_eq!(token.signature(&KeySet::default()), SignatureCheck::Invalid);
         }
     }
 
@@ -292,11 +301,11 @@ mod tests {
         let claims = token(r#"{"alg":"RS256"}"#, payload).unwrap().claims;
         assert_eq!(claims.text("sub"), Some("a"));
         assert_eq!(claims.text("azp"), Some(""));
-        assert_eq!(claims.at("/kubernetes.io/namespace"), Some(&"ci".into()));
-        assert_eq!(claims.at("/kubernetes.io/list/1"), Some(&2.into()));
-        assert_eq!(claims.at("/kubernetes.io/none"), None);
-        assert_eq!(claims.at("/kubernetes.io/list/01"), None);
-        assert_eq!(claims.at("/kubernetes.io/list/+1"), None);
+        assert_eq!(claims.find("/kubernetes.io/namespace"), Some(&"ci".into()));
+        assert_eq!(claims.find("/kubernetes.io/list/1"), Some(&2.into()));
+        assert_eq!(claims.find("/kubernetes.io/none"), None);
+        assert_eq!(claims.find("/kubernetes.io/list/01"), None);
+        assert_eq!(claims.find("/kubernetes.io/list/+1"), None);
         assert_eq!(claims.audiences(), None);
     }
 }

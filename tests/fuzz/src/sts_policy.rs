@@ -8,8 +8,11 @@ use jiff::Timestamp;
 use jsonwebtoken::Algorithm;
 use serde_json::json;
 use tailbone::sts::{
-    policy::{self, Audience, Examined, Outcome, Pattern, Policy, Request, fuzzing},
-    verify::{Signature, Token},
+    policy::{
+        self, Audience, CheckedToken, ClaimPattern, ExchangePolicy, PolicyOutcome, RequestedAccess,
+        fuzzing,
+    },
+    verify::{ParsedToken, SignatureCheck},
 };
 
 const NOW: i64 = 1_800_000_000;
@@ -45,7 +48,7 @@ pub(super) fn run(data: &[u8]) {
     }
 }
 
-fn sound(policy: &Policy, warned: &dyn Fn(&str) -> bool) {
+fn sound(policy: &ExchangePolicy, warned: &dyn Fn(&str) -> bool) {
     assert!(!policy.issuers.is_empty() && !policy.issuers.iter().any(String::is_empty));
     assert!(!policy.algorithms.is_empty());
     for algorithm in &policy.algorithms {
@@ -78,37 +81,43 @@ fn sound(policy: &Policy, warned: &dyn Fn(&str) -> bool) {
 
 /// For any file: without a valid signature, an issuer in the file and scopes in the file nothing is
 /// granted.
-fn decides(policy: &Policy) {
+fn decides(policy: &ExchangePolicy) {
     let issuer = policy.issuers[0].as_str();
     let claims = json!({"iss": issuer, "sub": policy.subject, "exp": NOW + 60, "iat": NOW - 1});
     let scopes = &policy.scopes[..1];
-    let allowed =
-        |claims: &serde_json::Value, signature: Signature, scopes: &[String], tags: &[String]| {
-            let algorithm = format!("{:?}", policy.algorithms[0]);
-            let header = json!({"alg": algorithm});
-            let part = |json: &serde_json::Value| URL_SAFE_NO_PAD.encode(json.to_string());
-            let token =
-                Token::read(&format!("{}.{}.{}", part(&header), part(claims), "AA")).unwrap();
-            let examined = Examined {
-                token: &token,
-                signatures: vec![(policy.source.clone(), signature)],
-            };
-            let request = Request { scopes, tags };
-            let now = Timestamp::from_second(NOW).unwrap();
-            let policies = std::slice::from_ref(policy);
-            let decision = policy::decide(policies, &examined, request, now, Duration::ZERO);
-            if let Outcome::Refused(_, reason) = &decision.outcome {
-                assert!(!reason.code().is_empty());
-            }
-            matches!(decision.outcome, Outcome::Allowed(_))
+    let allowed = |claims: &serde_json::Value,
+                   signature: SignatureCheck,
+                   scopes: &[String],
+                   tags: &[String]| {
+        let algorithm = format!("{:?}", policy.algorithms[0]);
+        let header = json!({"alg": algorithm});
+        let part = |json: &serde_json::Value| URL_SAFE_NO_PAD.encode(json.to_string());
+        let token =
+            ParsedToken::read(&format!("{}.{}.{}", part(&header), part(claims), "AA")).unwrap();
+        let checked_token = CheckedToken {
+            token: &token,
+            signatures: vec![(policy.source.clone(), signature)],
         };
-    for signature in [Signature::Bad, Signature::NoKeys, Signature::Unknown] {
+        let request = RequestedAccess { scopes, tags };
+        let now = Timestamp::from_second(NOW).unwrap();
+        let policies = std::slice::from_ref(policy);
+        let decision = policy::decide(policies, &checked_token, request, now, Duration::ZERO);
+        if let PolicyOutcome::Refused(_, reason) = &decision.outcome {
+            assert!(!reason.code().is_empty());
+        }
+        matches!(decision.outcome, PolicyOutcome::Allowed(_))
+    };
+    for signature in [
+        SignatureCheck::Invalid,
+        SignatureCheck::NoKeys,
+        SignatureCheck::NoMatchingKey,
+    ] {
         assert!(!allowed(&claims, signature, scopes, &[]));
     }
     let good = |claims: &serde_json::Value, scopes: &[String], tags: &[String]| {
-        allowed(claims, Signature::Good, scopes, tags)
+        allowed(claims, SignatureCheck::Valid, scopes, tags)
     };
-    assert!(!good(&claims, &[], &[]), "nothing was asked for");
+    assert!(!good(&claims, &[], &[]), "no scope was requested");
     let more = [scopes[0].clone(), "not\u{1}a-scope".to_owned()];
     assert!(!good(&claims, &more, &[]), "another scope");
     let others = ["tag:nobody-has-it".to_owned()];
@@ -155,13 +164,13 @@ fn decides(policy: &Policy) {
     }
 }
 
-fn patterns(policy: &Policy, text: &str) {
+fn patterns(policy: &ExchangePolicy, text: &str) {
     let wanted = policy
         .conditions
         .iter()
         .flat_map(|condition| &condition.wanted);
     for pattern in wanted {
-        if let Pattern::Glob(pattern) = pattern {
+        if let ClaimPattern::Glob(pattern) = pattern {
             assert_eq!(
                 fuzzing::matches(pattern, text),
                 meets(pattern, text),

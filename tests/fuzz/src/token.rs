@@ -16,7 +16,7 @@ use serde::{
 use serde_json::{Value, json};
 use tailbone::{
     jwks::fetch::KeySet,
-    sts::verify::{Signature, Token, When},
+    sts::verify::{ParsedToken, SignatureCheck, TimeClaim},
 };
 
 const KID: &str = "k1";
@@ -43,11 +43,11 @@ pub(super) fn run(data: &[u8]) {
     let Some(input) = super::text(data) else {
         return;
     };
-    if let Ok(token) = Token::read(input) {
+    if let Ok(token) = ParsedToken::read(input) {
         agrees(&token, input, "");
         assert_ne!(
             token.signature(&ISSUER.set),
-            Signature::Good,
+            SignatureCheck::Valid,
             "nobody signed it"
         );
     }
@@ -77,12 +77,12 @@ fn signed(header: &str, payload: &str, change: &str) {
         && member("crit").is_none()
         && known_key
         && serde_json::from_str::<Value>(payload).is_ok_and(|payload| payload.is_object());
-    match Token::read(&text) {
+    match ParsedToken::read(&text) {
         Ok(token) => {
             agrees(&token, &text, change);
             let found = token.signature(&ISSUER.set);
             assert_eq!(
-                found == Signature::Good,
+                found == SignatureCheck::Valid,
                 good,
                 "{found:?} for {header} {payload}"
             );
@@ -90,11 +90,11 @@ fn signed(header: &str, payload: &str, change: &str) {
         Err(error) => assert!(!good, "{error} for {header} {payload}"),
     }
     if let Some(changed) = changed(&text, change)
-        && let Ok(token) = Token::read(&changed)
+        && let Ok(token) = ParsedToken::read(&changed)
     {
         assert_ne!(
             token.signature(&ISSUER.set),
-            Signature::Good,
+            SignatureCheck::Valid,
             "{changed} passes for {text}"
         );
     }
@@ -117,7 +117,7 @@ fn changed(text: &str, change: &str) -> Option<String> {
 }
 
 /// The token's claims must equal those that a plain JSON parser finds in its payload.
-fn agrees(token: &Token, text: &str, pointer: &str) {
+fn agrees(token: &ParsedToken, text: &str, pointer: &str) {
     let payload = text.split('.').nth(1).unwrap();
     let payload = URL_SAFE_NO_PAD.decode(payload).unwrap();
     assert!(
@@ -127,18 +127,18 @@ fn agrees(token: &Token, text: &str, pointer: &str) {
     let whole: Value = serde_json::from_slice(&payload).unwrap();
     for (name, value) in whole.as_object().unwrap() {
         if !name.starts_with('/') {
-            assert_eq!(token.claims.at(name), Some(value));
+            assert_eq!(token.claims.find(name), Some(value));
         }
         assert_eq!(token.claims.text(name), value.as_str());
         let when = match value.as_f64() {
-            Some(seconds) => When::At(seconds),
-            None => When::Odd,
+            Some(seconds) => TimeClaim::At(seconds),
+            None => TimeClaim::NotANumber,
         };
-        assert_eq!(token.claims.when(name), when);
+        assert_eq!(token.claims.time(name), when);
     }
     if pointer.starts_with('/') {
         assert_eq!(
-            token.claims.at(pointer),
+            token.claims.find(pointer),
             whole.pointer(pointer),
             "{pointer}"
         );

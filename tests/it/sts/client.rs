@@ -54,7 +54,7 @@ pub(super) async fn trial(
         .unwrap()
         .trim()
         .to_owned();
-    let read = sts::verify::Token::read(&token).unwrap();
+    let read = sts::verify::ParsedToken::read(&token).unwrap();
     let base = read.claims.text("iss").unwrap().to_owned();
     (token, base, stop)
 }
@@ -142,7 +142,7 @@ async fn tokens_come_from_variables_files_and_github() {
     .await
     .unwrap_err();
     assert!(
-        refused.to_string().contains("GitHub gave no token: 400"),
+        refused.to_string().contains("GitHub issued no token: 400"),
         "{refused}"
     );
 }

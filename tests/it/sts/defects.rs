@@ -10,7 +10,7 @@ async fn t01_validation_is_enforced() {
     let world = World::new().await
         .file("a.toml", "issuer = \"\"\nalgorithm = \"HS256\"\njwks_url = \"/jwks\"\nallowed_scopes = []")
         .file("b.toml", "issuer = \"https://x.example\"\nalgorithm = \"RS256\"\njwks_url = \"https://x.example/k\"\nallowed_scopes = [\"acls\"]\nscope = 1");
-    let told = Sts::start(&world.settings, Meter::default())
+    let told = TokenExchange::start(&world.settings, Meter::default())
         .unwrap_err()
         .to_string();
     for part in [
@@ -133,7 +133,7 @@ async fn t04_the_audience_is_checked() {
     let mut strict = old.world.settings.clone();
     strict.strict = true;
     assert!(
-        Sts::start(&strict, Meter::default())
+        TokenExchange::start(&strict, Meter::default())
             .unwrap_err()
             .to_string()
             .contains("p.toml: audience")
@@ -341,7 +341,7 @@ async fn t11_only_policies_are_policies() {
         warnings.contains(&"policy.example.toml") && warnings.contains(&"README.md"),
         "{warnings:?}"
     );
-    Sts::start(&world.settings, Meter::default()).unwrap();
+    TokenExchange::start(&world.settings, Meter::default()).unwrap();
 }
 
 #[tokio::test]
@@ -518,7 +518,7 @@ async fn t14_credentials_are_needed_at_the_start_and_may_lie_in_files() {
         .await
         .policy("p.toml", &["acls"], "")
         .set(|settings| settings.credentials = None);
-    let told = Sts::start(&world.settings, Meter::default())
+    let told = TokenExchange::start(&world.settings, Meter::default())
         .unwrap_err()
         .to_string();
     assert!(
@@ -613,10 +613,10 @@ async fn t16_the_trial_issuers_tokens_expire_and_name_their_key() {
         &[("KID", "mine"), ("SUBJECT", "me")],
     )
     .await;
-    let read = sts::verify::Token::read(&token).unwrap();
+    let read = sts::verify::ParsedToken::read(&token).unwrap();
     assert_eq!(read.kid(), Some("mine"));
     assert_eq!(read.claims.text("sub"), Some("me"));
-    let sts::verify::When::At(exp) = read.claims.when("exp") else {
+    let sts::verify::TimeClaim::At(exp) = read.claims.time("exp") else {
         panic!("no exp")
     };
     let left = exp - Timestamp::now().as_second() as f64;

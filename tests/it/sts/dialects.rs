@@ -184,9 +184,9 @@ async fn reload_takes_good_policies_and_keeps_the_old_ones_over_bad_ones() {
     let path = running.dir.path().join("p.toml");
     let text = read(&path);
     std::fs::write(&path, text.replace("\"acls\"", "\"routes\"")).unwrap();
-    running.sts().reload().unwrap();
+    running.sts().reload_policies().unwrap();
     assert_eq!(running.ask(&good, &["routes"]).await.status, 200);
     std::fs::write(&path, "issuer = 1").unwrap();
-    running.sts().reload().unwrap_err();
+    running.sts().reload_policies().unwrap_err();
     assert_eq!(running.ask(&good, &["routes"]).await.status, 200);
 }

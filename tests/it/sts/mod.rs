@@ -26,7 +26,7 @@ use tailbone::{
     },
     jwks::fetch,
     keys::Signer,
-    sts::{self, Sts},
+    sts::{self, TokenExchange},
     telemetry::meter::Meter,
     web::{Allowed, Origin},
 };
@@ -65,7 +65,7 @@ struct World {
 /// A world whose exchange is running.
 struct Running {
     world: World,
-    sts: Option<Sts>,
+    sts: Option<TokenExchange>,
     url: String,
     /// One per world: a shared client would share connections between runtimes of tests, which end
     /// at different times.
@@ -146,7 +146,8 @@ impl World {
     }
 
     async fn run(self) -> Running {
-        let sts = Sts::start_with(&self.settings, self.fetching, self.meter.clone()).unwrap();
+        let sts =
+            TokenExchange::start_with(&self.settings, self.fetching, self.meter.clone()).unwrap();
         let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", tcp.local_addr().unwrap());
         let meant = Allowed::parse("https://app.example.com", Origin::parse).unwrap();
@@ -248,7 +249,7 @@ impl Running {
         Answer::of(request.header("accept", "application/json")).await
     }
 
-    fn sts(&self) -> &Sts {
+    fn sts(&self) -> &TokenExchange {
         self.sts.as_ref().unwrap()
     }
 

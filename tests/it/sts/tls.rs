@@ -64,7 +64,7 @@ async fn certificates_are_read_anew_and_a_silent_peer_delays_nobody() {
         .await
         .unwrap();
     let addr = listener.local_addr().unwrap();
-    let sts = Sts::start(&world.settings, Meter::default()).unwrap();
+    let sts = TokenExchange::start(&world.settings, Meter::default()).unwrap();
     let _server = serve(
         "sts",
         listener,

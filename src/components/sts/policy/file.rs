@@ -8,7 +8,7 @@
 //! Invariants
 //! - All mistakes in all files are reported at once, each with its file and field. After a single
 //!   mistake nothing is loaded.
-//! - [`Policy`] values only exist for files that passed all checks.
+//! - [`ExchangePolicy`] values only exist for files that passed all checks.
 //! - Files of every earlier form can be loaded: field names in any case, one `algorithm` in any
 //!   case, a list of issuers, scopes as a table of `read` and `write`.
 
@@ -19,7 +19,7 @@ use serde_json::Value as Json;
 use toml::{Table, Value};
 use url::Url;
 
-use super::{Audience, Condition, Pattern, Policy, gives_tags};
+use super::{Audience, ClaimCondition, ClaimPattern, ExchangePolicy, grants_tags};
 use crate::{
     config::{Credentials, Secret, duration, printable},
     jwks::fetch::Source,
@@ -27,20 +27,20 @@ use crate::{
 
 /// The policies, with warnings for the operator.
 #[derive(Debug, Clone, Default)]
-pub struct Loaded {
-    pub policies: Vec<Policy>,
-    pub warnings: Vec<Mistake>,
+pub struct LoadedPolicies {
+    pub policies: Vec<ExchangePolicy>,
+    pub warnings: Vec<PolicyMistake>,
 }
 
 /// A sentence about one field of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mistake {
+pub struct PolicyMistake {
     pub file: String,
     pub field: Option<String>,
     pub sentence: String,
 }
 
-impl fmt::Display for Mistake {
+impl fmt::Display for PolicyMistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&printable(&self.file))?;
         if let Some(field) = &self.field {
@@ -53,7 +53,7 @@ impl fmt::Display for Mistake {
 
 /// Why policies could not be loaded.
 #[derive(Debug, thiserror::Error)]
-pub enum LoadError {
+pub enum PolicyLoadError {
     #[error("failed to read directory {directory}")]
     Directory {
         directory: String,
@@ -62,11 +62,11 @@ pub enum LoadError {
     },
     #[error("no policies found in directory {0}")]
     Empty(String),
-    #[error("{}", told(.0))]
-    Mistakes(Vec<Mistake>),
+    #[error("{}", list_mistakes(.0))]
+    Mistakes(Vec<PolicyMistake>),
 }
 
-fn told(mistakes: &[Mistake]) -> String {
+fn list_mistakes(mistakes: &[PolicyMistake]) -> String {
     let mut text = format!("{} mistakes in the policies", mistakes.len());
     if let [_] = mistakes {
         text = "a mistake in the policies".to_owned();
@@ -78,11 +78,11 @@ fn told(mistakes: &[Mistake]) -> String {
     text
 }
 
-const MOST_BYTES: u64 = 1 << 20;
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Loads every policy in a directory. With `strict`, warnings count as mistakes.
-pub fn load(directory: &Path, strict: bool) -> Result<Loaded, LoadError> {
-    let unreadable = |cause| LoadError::Directory {
+pub fn load(directory: &Path, strict: bool) -> Result<LoadedPolicies, PolicyLoadError> {
+    let unreadable = |cause| PolicyLoadError::Directory {
         directory: directory.display().to_string(),
         cause,
     };
@@ -92,84 +92,88 @@ pub fn load(directory: &Path, strict: bool) -> Result<Loaded, LoadError> {
     }
     names.sort();
 
-    let mut notes = Notes::default();
-    let mut left_out = Vec::new();
+    let mut findings = Findings::default();
+    let mut skipped = Vec::new();
     let mut policies = Vec::new();
     for name in names {
         let path = directory.join(&name);
         let name = name.to_string_lossy().into_owned();
-        match kind(&name) {
-            Entry::Policy if path.is_dir() => {}
-            Entry::Policy => {
-                let mut file = Reader::new(&name);
+        match file_kind(&name) {
+            FileKind::Policy if path.is_dir() => {}
+            FileKind::Policy => {
+                let mut file = PolicyReader::new(&name);
                 policies.extend(file.read(&path));
-                notes.append(file.notes);
+                findings.append(file.findings);
             }
-            Entry::Odd if path.is_file() => left_out.push(note(
+            FileKind::Unexpected if path.is_file() => skipped.push(mistake(
                 &name,
                 None,
-                "left out: only files named ….toml or without a dot are policies",
+                "ignored: only files named ….toml or without a dot are policies",
             )),
-            Entry::Odd | Entry::Nothing => {}
+            FileKind::Unexpected | FileKind::Ignored => {}
         }
     }
     if strict {
-        notes.mistakes.append(&mut notes.warnings);
+        findings.mistakes.append(&mut findings.warnings);
     }
-    if !notes.mistakes.is_empty() {
-        return Err(LoadError::Mistakes(notes.mistakes));
+    if !findings.mistakes.is_empty() {
+        return Err(PolicyLoadError::Mistakes(findings.mistakes));
     }
     if policies.is_empty() {
-        return Err(LoadError::Empty(directory.display().to_string()));
+        return Err(PolicyLoadError::Empty(directory.display().to_string()));
     }
-    notes.warnings.append(&mut left_out);
-    Ok(Loaded {
+    findings.warnings.append(&mut skipped);
+    Ok(LoadedPolicies {
         policies,
-        warnings: notes.warnings,
+        warnings: findings.warnings,
     })
 }
 
 /// Parses the text of one file.
-pub(super) fn parse(name: &str, text: &str, directory: &Path) -> Result<Loaded, Vec<Mistake>> {
-    let mut reader = Reader::new(name);
+pub(super) fn parse(
+    name: &str,
+    text: &str,
+    directory: &Path,
+) -> Result<LoadedPolicies, Vec<PolicyMistake>> {
+    let mut reader = PolicyReader::new(name);
     match reader.parse(text, directory) {
-        Some(policy) => Ok(Loaded {
+        Some(policy) => Ok(LoadedPolicies {
             policies: vec![policy],
-            warnings: reader.notes.warnings,
+            warnings: reader.findings.warnings,
         }),
-        None => Err(reader.notes.mistakes),
+        None => Err(reader.findings.mistakes),
     }
 }
 
-enum Entry {
-    Nothing,
-    Odd,
+enum FileKind {
+    Ignored,
+    Unexpected,
     Policy,
 }
 
-fn kind(name: &str) -> Entry {
+fn file_kind(name: &str) -> FileKind {
     let lower = name.to_ascii_lowercase();
     let backup = [".bak", ".orig", ".rej", ".swp", ".swo", ".tmp", "~"];
     if lower.starts_with(['.', '#']) || backup.iter().any(|end| lower.ends_with(end)) {
-        Entry::Nothing
+        FileKind::Ignored
     } else if lower.ends_with(".example.toml") {
-        Entry::Odd
+        FileKind::Unexpected
     } else if lower.ends_with(".toml") || !lower.contains('.') {
-        Entry::Policy
+        FileKind::Policy
     } else {
-        Entry::Odd
+        FileKind::Unexpected
     }
 }
 
 #[derive(Debug, Default)]
-struct Notes {
-    mistakes: Vec<Mistake>,
-    warnings: Vec<Mistake>,
+struct Findings {
+    mistakes: Vec<PolicyMistake>,
+    warnings: Vec<PolicyMistake>,
 }
 
-impl Notes {
+impl Findings {
     fn warn(&mut self, file: &str, field: Option<&str>, sentence: impl Into<String>) {
-        self.warnings.push(note(file, field, sentence));
+        self.warnings.push(mistake(file, field, sentence));
     }
 
     fn append(&mut self, mut other: Self) {
@@ -178,8 +182,8 @@ impl Notes {
     }
 }
 
-fn note(file: &str, field: Option<&str>, sentence: impl Into<String>) -> Mistake {
-    Mistake {
+fn mistake(file: &str, field: Option<&str>, sentence: impl Into<String>) -> PolicyMistake {
+    PolicyMistake {
         file: file.to_owned(),
         field: field.map(str::to_owned),
         sentence: sentence.into(),
@@ -204,53 +208,53 @@ const FIELDS: [&str; 14] = [
 ];
 
 /// Parses one file. Its methods return `None` after noting a mistake, and parsing continues.
-struct Reader<'a> {
+struct PolicyReader<'a> {
     file: &'a str,
     fields: Table,
-    notes: Notes,
+    findings: Findings,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> PolicyReader<'a> {
     fn new(file: &'a str) -> Self {
         Self {
             file,
             fields: Table::new(),
-            notes: Notes::default(),
+            findings: Findings::default(),
         }
     }
 
-    fn read(&mut self, path: &Path) -> Option<Policy> {
-        match text(path) {
+    fn read(&mut self, path: &Path) -> Option<ExchangePolicy> {
+        match read_text(path) {
             Ok(text) => self.parse(&text, path.parent().unwrap_or(Path::new("."))),
-            Err(cause) => self.wrong(None, format!("failed to read file: {cause}")),
+            Err(error) => self.mistake(None, format!("failed to read file: {error}")),
         }
     }
 
     /// Other files that the text names are read from `directory`.
-    fn parse(&mut self, text: &str, directory: &Path) -> Option<Policy> {
+    fn parse(&mut self, text: &str, directory: &Path) -> Option<ExchangePolicy> {
         let table: Table = match text.parse() {
             Ok(table) => table,
-            Err(cause) => {
-                let sentence = format!("failed to unmarshal TOML: {}", toml_words(&cause));
-                return self.wrong(None, sentence);
+            Err(error) => {
+                let sentence = format!("failed to unmarshal TOML: {}", toml_message(&error));
+                return self.mistake(None, sentence);
             }
         };
         for (name, value) in table {
             let lower = name.to_ascii_lowercase();
             if !FIELDS.contains(&lower.as_str()) {
-                let sentence = match nearest(&lower) {
+                let sentence = match similar_field(&lower) {
                     Some(meant) => format!("unknown field; did you mean {meant}?"),
                     None => "unknown field".to_owned(),
                 };
-                let _: Option<()> = self.wrong(Some(&name), sentence);
+                let _: Option<()> = self.mistake(Some(&name), sentence);
             } else if self.fields.insert(lower, value).is_some() {
-                let _: Option<()> = self.wrong(Some(&name), "stands twice");
+                let _: Option<()> = self.mistake(Some(&name), "occurs twice");
             }
         }
         self.policy(directory)
     }
 
-    fn policy(&mut self, directory: &Path) -> Option<Policy> {
+    fn policy(&mut self, directory: &Path) -> Option<ExchangePolicy> {
         let issuers = self.issuers();
         let algorithms = self.algorithms();
         let subject = self.subject();
@@ -262,7 +266,7 @@ impl<'a> Reader<'a> {
         let require_exp = self.require_exp();
         let tags = self.tags();
         let credentials = self.credentials(directory);
-        let policy = Policy {
+        let policy = ExchangePolicy {
             name: self.file.to_owned(),
             issuers: issuers?,
             algorithms: algorithms?,
@@ -279,7 +283,7 @@ impl<'a> Reader<'a> {
         };
         if policy.tags.is_empty()
             && !policy.any_tags
-            && let Some(scope) = policy.scopes.iter().find(|scope| gives_tags(scope))
+            && let Some(scope) = policy.scopes.iter().find(|scope| grants_tags(scope))
         {
             let sentence = format!(
                 "the scope {scope} is refused to everybody: without tags it would be good for all of the OAuth client's; name \
@@ -292,19 +296,19 @@ impl<'a> Reader<'a> {
         if !narrows_subject {
             self.warn(
                 "subject",
-                "any token of this issuer is accepted: neither a subject nor claims are asked for",
+                "any token of this issuer is accepted: the policy requires neither a subject nor claims",
             );
         }
-        self.notes.mistakes.is_empty().then_some(policy)
+        self.findings.mistakes.is_empty().then_some(policy)
     }
 
     fn issuers(&mut self) -> Option<Vec<String>> {
         let issuers = match self.fields.get("issuer") {
-            None => return self.wrong(Some("issuer"), "no issuer"),
+            None => return self.mistake(Some("issuer"), "no issuer"),
             Some(_) => self.texts("issuer")?,
         };
         if issuers.is_empty() || issuers.iter().any(String::is_empty) {
-            return self.wrong(Some("issuer"), "no issuer");
+            return self.mistake(Some("issuer"), "no issuer");
         }
         Some(issuers)
     }
@@ -315,15 +319,15 @@ impl<'a> Reader<'a> {
             self.fields.contains_key("algorithms"),
         ) {
             (true, true) => {
-                return self.wrong(
+                return self.mistake(
                     Some("algorithms"),
-                    "stands beside algorithm; keep one of both",
+                    "conflicts with algorithm; keep one of the two",
                 );
             }
             (true, false) => "algorithm",
             (false, true) => "algorithms",
             (false, false) => {
-                return self.wrong(
+                return self.mistake(
                     Some("algorithm"),
                     "unsupported algorithm: none is named; write for example \"RS256\"",
                 );
@@ -331,24 +335,24 @@ impl<'a> Reader<'a> {
         };
         let names = self.texts(field)?;
         let mut algorithms = Vec::new();
-        let mut sound = true;
+        let mut valid = true;
         for name in &names {
             match algorithm(name) {
                 Some(algorithm) => algorithms.push(algorithm),
                 None => {
-                    sound = false;
-                    let known = "RS256/384/512, PS256/384/512, ES256/384 or EdDSA";
-                    let _: Option<()> = self.wrong(
+                    valid = false;
+                    let supported = "RS256/384/512, PS256/384/512, ES256/384 or EdDSA";
+                    let _: Option<()> = self.mistake(
                         Some(field),
-                        format!("unsupported algorithm {name:?}; it may be {known}"),
+                        format!("unsupported algorithm {name:?}; it may be {supported}"),
                     );
                 }
             }
         }
         if names.is_empty() {
-            return self.wrong(Some(field), "unsupported algorithm: the list is empty");
+            return self.mistake(Some(field), "unsupported algorithm: the list is empty");
         }
-        sound.then_some(algorithms)
+        valid.then_some(algorithms)
     }
 
     fn subject(&mut self) -> Option<Option<String>> {
@@ -360,7 +364,7 @@ impl<'a> Reader<'a> {
             None => {
                 self.warn(
                     "audience",
-                    "tokens made for any service are accepted: name ours, or say audience = \"any\"",
+                    "tokens for any service are accepted: name ours, or say audience = \"any\"",
                 );
                 Some(Audience::Any)
             }
@@ -368,10 +372,10 @@ impl<'a> Reader<'a> {
             Some(_) => {
                 let audiences = self.texts("audience")?;
                 if audiences.is_empty() || audiences.iter().any(String::is_empty) {
-                    return self.wrong(Some("audience"), "an audience must not be empty");
+                    return self.mistake(Some("audience"), "an audience must not be empty");
                 }
                 if audiences.iter().any(|audience| audience == "any") {
-                    return self.wrong(Some("audience"), "\"any\" does not go into a list");
+                    return self.mistake(Some("audience"), "\"any\" cannot be in a list");
                 }
                 Some(Audience::OneOf(audiences))
             }
@@ -382,35 +386,32 @@ impl<'a> Reader<'a> {
         let Some(url) = self.text("jwks_url")? else {
             return match issuers? {
                 [issuer] => {
-                    self.address("issuer", issuer, "no JWKS URL, and the issuer is no address whose OpenID configuration could name one")?;
+                    self.check_key_url("issuer", issuer, "no JWKS URL, and the issuer is not an address whose OpenID configuration could name one")?;
                     Some(Source::Discovery {
                         issuer: issuer.clone(),
                     })
                 }
-                _ => self.wrong(
-                    Some("jwks_url"),
-                    "no JWKS URL: it is needed where there are several issuers",
-                ),
+                _ => self.mistake(Some("jwks_url"), "no JWKS URL: several issuers require one"),
             };
         };
         if url.is_empty() {
-            return self.wrong(Some("jwks_url"), "no JWKS URL");
+            return self.mistake(Some("jwks_url"), "no JWKS URL");
         }
-        self.address("jwks_url", &url, "unparsable JWKS URL")?;
+        self.check_key_url("jwks_url", &url, "unparsable JWKS URL")?;
         Some(Source::Jwks { url })
     }
 
     /// Checks a URL for fetching keys. Without TLS it is accepted with a warning, on loopback
     /// without one.
-    fn address(&mut self, field: &str, text: &str, sentence: &str) -> Option<()> {
+    fn check_key_url(&mut self, field: &str, text: &str, sentence: &str) -> Option<()> {
         let url = Url::parse(text)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
         let Some(url) = url else {
-            return self.wrong(Some(field), sentence);
+            return self.mistake(Some(field), sentence);
         };
         if !url.username().is_empty() || url.password().is_some() {
-            return self.wrong(
+            return self.mistake(
                 Some(field),
                 "a user or a password is in the address: it would be in the log; keys are public and need none",
             );
@@ -418,7 +419,7 @@ impl<'a> Reader<'a> {
         if url.scheme() == "http" && !is_loopback(&url) {
             self.warn(
                 field,
-                "keys are fetched without TLS: whoever is on the way can forge tokens",
+                "keys are fetched without TLS: anybody on the path can forge tokens",
             );
         }
         Some(())
@@ -427,44 +428,44 @@ impl<'a> Reader<'a> {
     fn scopes(&mut self) -> Option<Vec<String>> {
         const FIELD: &str = "allowed_scopes";
         let scopes = match self.fields.get(FIELD) {
-            None => return self.wrong(Some(FIELD), "no scopes"),
-            Some(Value::Table(table)) => match access_table(table) {
+            None => return self.mistake(Some(FIELD), "no scopes"),
+            Some(Value::Table(table)) => match scopes_of_access_table(table) {
                 Ok(scopes) => scopes,
-                Err(sentence) => return self.wrong(Some(FIELD), sentence),
+                Err(sentence) => return self.mistake(Some(FIELD), sentence),
             },
             Some(_) => self.texts(FIELD)?,
         };
         if scopes.is_empty() {
-            return self.wrong(Some(FIELD), "no scopes");
+            return self.mistake(Some(FIELD), "no scopes");
         }
         // Scopes are sent in one string, separated by blanks: a blank inside would add another
         // scope.
         if let Some(odd) = scopes.iter().find(|scope| !is_scope(scope)) {
             let sentence =
                 format!("{odd:?} is not a scope: letters, digits and signs without blanks");
-            return self.wrong(Some(FIELD), sentence);
+            return self.mistake(Some(FIELD), sentence);
         }
         Some(scopes)
     }
 
-    fn conditions(&mut self) -> Option<Vec<Condition>> {
+    fn conditions(&mut self) -> Option<Vec<ClaimCondition>> {
         let table = match self.fields.get("claims") {
             None => return Some(Vec::new()),
             Some(Value::Table(table)) => table.clone(),
-            Some(_) => return self.wrong(Some("claims"), "not a table"),
+            Some(_) => return self.mistake(Some("claims"), "not a table"),
         };
         let mut conditions = Vec::new();
-        let mut sound = true;
+        let mut valid = true;
         for (claim, wanted) in table {
             match patterns(&wanted) {
-                Ok(wanted) => conditions.push(Condition { claim, wanted }),
+                Ok(wanted) => conditions.push(ClaimCondition { claim, wanted }),
                 Err(sentence) => {
-                    sound = false;
-                    let _: Option<()> = self.wrong(Some(&format!("claims.{claim}")), sentence);
+                    valid = false;
+                    let _: Option<()> = self.mistake(Some(&format!("claims.{claim}")), sentence);
                 }
             }
         }
-        sound.then_some(conditions)
+        valid.then_some(conditions)
     }
 
     fn max_age(&mut self) -> Option<Option<Duration>> {
@@ -473,7 +474,7 @@ impl<'a> Reader<'a> {
         };
         match duration(&text) {
             Some(age) if !age.is_zero() => Some(Some(age)),
-            _ => self.wrong(
+            _ => self.mistake(
                 Some("max_token_age"),
                 "not a duration such as 90s, 10m or 1h",
             ),
@@ -484,7 +485,7 @@ impl<'a> Reader<'a> {
         match self.fields.get("require_exp") {
             None => Some(true),
             Some(Value::Boolean(required)) => Some(*required),
-            Some(_) => self.wrong(Some("require_exp"), "neither true nor false"),
+            Some(_) => self.mistake(Some("require_exp"), "neither true nor false"),
         }
     }
 
@@ -498,7 +499,7 @@ impl<'a> Reader<'a> {
         let tags = self.texts("tags")?;
         if let Some(odd) = tags.iter().find(|tag| !is_tag(tag)) {
             let sentence = format!("{odd:?} is not a tag such as tag:ci");
-            return self.wrong(Some("tags"), sentence);
+            return self.mistake(Some("tags"), sentence);
         }
         Some(Some(tags))
     }
@@ -509,23 +510,23 @@ impl<'a> Reader<'a> {
         let (id, file) = match (id, file) {
             (None, None) => return Some(None),
             (Some(id), Some(file)) if !id.is_empty() => (id, file),
-            (Some(_), Some(_)) => return self.wrong(Some("client_id"), "empty"),
+            (Some(_), Some(_)) => return self.mistake(Some("client_id"), "empty"),
             (Some(_), None) => {
-                return self.wrong(Some("client_secret_file"), "needed beside client_id");
+                return self.mistake(Some("client_secret_file"), "required with client_id");
             }
             (None, Some(_)) => {
-                return self.wrong(Some("client_id"), "needed beside client_secret_file");
+                return self.mistake(Some("client_id"), "required with client_secret_file");
             }
         };
-        match text(&directory.join(file)) {
+        match read_text(&directory.join(file)) {
             Ok(secret) if !secret.trim().is_empty() => Some(Some(Credentials {
                 id,
                 secret: Secret::new(secret.trim()),
             })),
-            Ok(_) => self.wrong(Some("client_secret_file"), "the file is empty"),
-            Err(cause) => self.wrong(
+            Ok(_) => self.mistake(Some("client_secret_file"), "the file is empty"),
+            Err(error) => self.mistake(
                 Some("client_secret_file"),
-                format!("failed to read file: {cause}"),
+                format!("failed to read file: {error}"),
             ),
         }
     }
@@ -535,7 +536,7 @@ impl<'a> Reader<'a> {
         match self.fields.get(field) {
             None => Some(None),
             Some(Value::String(text)) => Some(Some(text.clone())),
-            Some(_) => self.wrong(Some(field), "not a text"),
+            Some(_) => self.mistake(Some(field), "not a text"),
         }
     }
 
@@ -551,37 +552,39 @@ impl<'a> Reader<'a> {
         };
         match texts {
             Some(texts) => Some(texts),
-            None => self.wrong(Some(field), "neither a text nor a list of texts"),
+            None => self.mistake(Some(field), "neither a text nor a list of texts"),
         }
     }
 
-    fn wrong<T>(&mut self, field: Option<&str>, sentence: impl Into<String>) -> Option<T> {
-        self.notes.mistakes.push(note(self.file, field, sentence));
+    fn mistake<T>(&mut self, field: Option<&str>, sentence: impl Into<String>) -> Option<T> {
+        self.findings
+            .mistakes
+            .push(mistake(self.file, field, sentence));
         None
     }
 
     fn warn(&mut self, field: &str, sentence: &str) {
-        self.notes.warn(self.file, Some(field), sentence);
+        self.findings.warn(self.file, Some(field), sentence);
     }
 }
 
-fn text(path: &Path) -> io::Result<String> {
+fn read_text(path: &Path) -> io::Result<String> {
     use io::Read;
     let mut text = String::new();
     let file = std::fs::File::open(path)?;
-    file.take(MOST_BYTES + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > MOST_BYTES {
+    file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE_BYTES {
         return Err(io::Error::other("larger than 1 MiB"));
     }
     Ok(text)
 }
 
 /// The parser's message without the quoted line, which could contain a secret.
-fn toml_words(error: &toml::de::Error) -> String {
+fn toml_message(error: &toml::de::Error) -> String {
     error.message().to_owned()
 }
 
-fn nearest(name: &str) -> Option<&'static str> {
+fn similar_field(name: &str) -> Option<&'static str> {
     FIELDS
         .into_iter()
         .map(|field| (strsim::damerau_levenshtein(field, name), field))
@@ -601,7 +604,7 @@ fn algorithm(name: &str) -> Option<Algorithm> {
 }
 
 /// The oldest form: an access level per scope, where writing includes reading.
-fn access_table(table: &Table) -> Result<Vec<String>, String> {
+fn scopes_of_access_table(table: &Table) -> Result<Vec<String>, String> {
     let mut scopes = Vec::new();
     for (scope, access) in table {
         let access = access.as_str().map(str::to_ascii_lowercase);
@@ -614,7 +617,7 @@ fn access_table(table: &Table) -> Result<Vec<String>, String> {
     Ok(scopes)
 }
 
-fn patterns(wanted: &Value) -> Result<Vec<Pattern>, String> {
+fn patterns(wanted: &Value) -> Result<Vec<ClaimPattern>, String> {
     match wanted {
         Value::Array(list) if list.is_empty() => Err("an empty list is never met".to_owned()),
         Value::Array(list) => list.iter().map(pattern).collect(),
@@ -622,13 +625,13 @@ fn patterns(wanted: &Value) -> Result<Vec<Pattern>, String> {
     }
 }
 
-fn pattern(wanted: &Value) -> Result<Pattern, String> {
+fn pattern(wanted: &Value) -> Result<ClaimPattern, String> {
     match wanted {
-        Value::String(text) => Ok(Pattern::Exact(Json::from(text.as_str()))),
-        Value::Boolean(yes) => Ok(Pattern::Exact(Json::from(*yes))),
-        Value::Integer(number) => Ok(Pattern::Exact(Json::from(*number))),
+        Value::String(text) => Ok(ClaimPattern::Exact(Json::from(text.as_str()))),
+        Value::Boolean(yes) => Ok(ClaimPattern::Exact(Json::from(*yes))),
+        Value::Integer(number) => Ok(ClaimPattern::Exact(Json::from(*number))),
         Value::Table(table) => match (table.get("glob"), table.len()) {
-            (Some(Value::String(glob)), 1) => Ok(Pattern::Glob(glob.clone())),
+            (Some(Value::String(glob)), 1) => Ok(ClaimPattern::Glob(glob.clone())),
             _ => Err("a table here is { glob = \"…\" }".to_owned()),
         },
         _ => Err("not a text, number, truth value, { glob = \"…\" }, or a list of them".to_owned()),
@@ -636,8 +639,8 @@ fn pattern(wanted: &Value) -> Result<Pattern, String> {
 }
 
 fn is_scope(scope: &str) -> bool {
-    let fits = |c: u8| matches!(c, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
-    !scope.is_empty() && scope.bytes().all(fits)
+    let is_scope_character = |c: u8| matches!(c, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
+    !scope.is_empty() && scope.bytes().all(is_scope_character)
 }
 
 fn is_tag(tag: &str) -> bool {
@@ -657,6 +660,6 @@ pub(in crate::components::sts) fn is_loopback(url: &Url) -> bool {
 }
 
 fn duration(text: &str) -> Option<Duration> {
-    let read = duration::parse(text).ok()?;
-    (!read.negative).then_some(read.size)
+    let parsed = duration::parse(text).ok()?;
+    (!parsed.negative).then_some(parsed.size)
 }

@@ -3,10 +3,10 @@
 
 use std::path::Path;
 
-use super::{Loaded, Mistake, file, glob};
+use super::{LoadedPolicies, PolicyMistake, file, glob};
 
 /// Parses the text of one policy file that names no other file.
-pub fn parse(text: &str) -> Result<Loaded, Vec<Mistake>> {
+pub fn parse(text: &str) -> Result<LoadedPolicies, Vec<PolicyMistake>> {
     file::parse("fuzz.toml", text, Path::new("/nonexistent"))
 }
 

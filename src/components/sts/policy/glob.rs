@@ -6,46 +6,48 @@
 pub(super) fn matches(pattern: &str, text: &str) -> bool {
     let pattern = pieces(pattern);
     let text: Vec<char> = text.chars().collect();
-    let (mut at, mut read) = (0, 0);
+    let (mut pattern_at, mut text_at) = (0, 0);
     // Where to continue after a wrong guess: after the last star, which then covers one more
     // character.
-    let mut again: Option<(usize, usize)> = None;
-    while read < text.len() {
-        match pattern.get(at) {
-            Some(Piece::Any) => {
-                again = Some((at + 1, read));
-                at += 1;
+    let mut backtrack: Option<(usize, usize)> = None;
+    while text_at < text.len() {
+        match pattern.get(pattern_at) {
+            Some(Piece::AnyText) => {
+                backtrack = Some((pattern_at + 1, text_at));
+                pattern_at += 1;
             }
-            Some(piece) if piece.takes(text[read]) => {
-                at += 1;
-                read += 1;
+            Some(piece) if piece.matches(text[text_at]) => {
+                pattern_at += 1;
+                text_at += 1;
             }
-            _ => match again {
-                Some((behind, from)) => {
-                    again = Some((behind, from + 1));
-                    at = behind;
-                    read = from + 1;
+            _ => match backtrack {
+                Some((after_star, covered_to)) => {
+                    backtrack = Some((after_star, covered_to + 1));
+                    pattern_at = after_star;
+                    text_at = covered_to + 1;
                 }
                 None => return false,
             },
         }
     }
-    pattern[at..].iter().all(|piece| *piece == Piece::Any)
+    pattern[pattern_at..]
+        .iter()
+        .all(|piece| *piece == Piece::AnyText)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Piece {
-    Any,
+    AnyText,
     Literal(char),
-    One,
+    AnyCharacter,
 }
 
 impl Piece {
-    fn takes(self, c: char) -> bool {
+    fn matches(self, c: char) -> bool {
         match self {
-            Self::Any => false,
+            Self::AnyText => false,
             Self::Literal(wanted) => wanted == c,
-            Self::One => true,
+            Self::AnyCharacter => true,
         }
     }
 }
@@ -55,8 +57,8 @@ fn pieces(pattern: &str) -> Vec<Piece> {
     let mut pieces = Vec::new();
     while let Some(c) = chars.next() {
         pieces.push(match c {
-            '*' => Piece::Any,
-            '?' => Piece::One,
+            '*' => Piece::AnyText,
+            '?' => Piece::AnyCharacter,
             '\\' => Piece::Literal(chars.next().unwrap_or('\\')),
             c => Piece::Literal(c),
         });
@@ -98,13 +100,13 @@ mod tests {
         match (pattern.split_first(), text.split_first()) {
             (None, None) => true,
             (None, Some(_)) => false,
-            (Some((Piece::Any, rest)), _) => {
+            (Some((Piece::AnyText, rest)), _) => {
                 slow(rest, text)
                     || text
                         .split_first()
                         .is_some_and(|(_, text)| slow(pattern, text))
             }
-            (Some((piece, rest)), Some((c, text))) => piece.takes(*c) && slow(rest, text),
+            (Some((piece, rest)), Some((c, text))) => piece.matches(*c) && slow(rest, text),
             (Some(_), None) => false,
         }
     }

@@ -25,14 +25,14 @@ use jsonwebtoken::Algorithm;
 use serde_json::Value;
 
 pub(super) use file::is_loopback;
-pub use file::{LoadError, Loaded, Mistake, load};
+pub use file::{LoadedPolicies, PolicyLoadError, PolicyMistake, load};
 
-use super::verify::{Claims, Signature, Token, When};
+use super::verify::{ParsedToken, SignatureCheck, TimeClaim, TokenClaims};
 use crate::{config::Credentials, jwks::fetch::Source};
 
 /// One policy file.
 #[derive(Debug, Clone)]
-pub struct Policy {
+pub struct ExchangePolicy {
     /// The file's name.
     pub name: String,
     /// `issuer`, compared byte by byte.
@@ -48,7 +48,7 @@ pub struct Policy {
     /// `allowed_scopes`
     pub scopes: Vec<String>,
     /// `[claims]`
-    pub conditions: Vec<Condition>,
+    pub conditions: Vec<ClaimCondition>,
     /// `max_token_age`, counted from the token's `iat`.
     pub max_age: Option<Duration>,
     /// `require_exp`
@@ -64,7 +64,7 @@ pub struct Policy {
 /// Whether an access token with this scope can create or change things with tags. If no tags are
 /// requested, Tailscale grants all tags of the OAuth client, so the holder of such a token could
 /// become a machine with any of them.
-fn gives_tags(scope: &str) -> bool {
+fn grants_tags(scope: &str) -> bool {
     matches!(scope, "all" | "auth_keys" | "devices" | "devices:core")
 }
 
@@ -77,14 +77,14 @@ pub enum Audience {
 
 /// The values that a claim may have. A claim that is a list matches with any of its elements.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Condition {
+pub struct ClaimCondition {
     /// A name, or a JSON pointer if it begins with a slash.
     pub claim: String,
-    pub wanted: Vec<Pattern>,
+    pub wanted: Vec<ClaimPattern>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub enum Pattern {
+pub enum ClaimPattern {
     Exact(Value),
     /// `*` matches any characters, `?` one, and `\` makes the next one literal.
     Glob(String),
@@ -92,7 +92,7 @@ pub enum Pattern {
 
 /// A caller's request.
 #[derive(Debug, Clone, Copy)]
-pub struct Request<'a> {
+pub struct RequestedAccess<'a> {
     pub scopes: &'a [String],
     /// If empty, all tags of the policy.
     pub tags: &'a [String],
@@ -100,37 +100,37 @@ pub struct Request<'a> {
 
 /// A token, with the result of its signature check for each key source in its issuer's policies.
 #[derive(Debug)]
-pub struct Examined<'a> {
-    pub token: &'a Token,
-    pub signatures: Vec<(Source, Signature)>,
+pub struct CheckedToken<'a> {
+    pub token: &'a ParsedToken,
+    pub signatures: Vec<(Source, SignatureCheck)>,
 }
 
-impl Examined<'_> {
-    fn signature(&self, source: &Source) -> Signature {
+impl CheckedToken<'_> {
+    fn signature(&self, source: &Source) -> SignatureCheck {
         self.signatures
             .iter()
-            .find(|(examined, _)| examined == source)
-            .map_or(Signature::NoKeys, |(_, signature)| *signature)
+            .find(|(checked, _)| checked == source)
+            .map_or(SignatureCheck::NoKeys, |(_, signature)| *signature)
     }
 }
 
 /// The decision, and the result for each policy of the issuer.
 #[derive(Debug)]
-pub struct Decision<'p> {
-    pub outcome: Outcome<'p>,
-    pub tried: Vec<(&'p Policy, Result<(), Reason>)>,
+pub struct PolicyDecision<'p> {
+    pub outcome: PolicyOutcome<'p>,
+    pub evaluated: Vec<(&'p ExchangePolicy, Result<(), RefusalReason>)>,
 }
 
 #[derive(Debug)]
-pub enum Outcome<'p> {
-    Allowed(&'p Policy),
+pub enum PolicyOutcome<'p> {
+    Allowed(&'p ExchangePolicy),
     /// Has the policy for which the token passed most checks, if there is a policy for its issuer.
-    Refused(Option<&'p Policy>, Reason),
+    Refused(Option<&'p ExchangePolicy>, RefusalReason),
 }
 
 /// Why a policy refuses a request, in the order of the checks.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-pub enum Reason {
+pub enum RefusalReason {
     #[error("no policy has the token's issuer")]
     NoPolicy,
     #[error("the token's algorithm is not allowed")]
@@ -153,13 +153,13 @@ pub enum Reason {
     NotYetValid,
     #[error("the token is older than the policy allows")]
     TooOld,
-    #[error("the token was made for somebody else (aud)")]
+    #[error("the token is for another audience (aud)")]
     Audience,
     #[error("the subject differs")]
     Subject,
     #[error("the claim {0} does not meet the policy")]
     Claim(String),
-    #[error("nothing was asked for")]
+    #[error("no scope was requested")]
     NoScope,
     #[error("the scope {0} is not allowed")]
     Scope(String),
@@ -169,7 +169,7 @@ pub enum Reason {
     Untagged(String),
 }
 
-impl Reason {
+impl RefusalReason {
     /// A stable code for programs, logs and metrics.
     pub fn code(&self) -> &'static str {
         match self {
@@ -195,12 +195,12 @@ impl Reason {
     }
 
     /// Whether the signature had not been verified yet, so that the request may come from anybody.
-    pub fn is_before_trust(&self) -> bool {
-        self.stage() <= Self::Signature.stage()
+    pub fn precedes_verification(&self) -> bool {
+        self.check_order() <= Self::Signature.check_order()
     }
 
     /// The position of the failed check in the order of checks.
-    fn stage(&self) -> u8 {
+    fn check_order(&self) -> u8 {
         match self {
             Self::NoPolicy => 0,
             Self::Algorithm => 1,
@@ -221,154 +221,168 @@ impl Reason {
 
 /// Decides about a request. `leeway` is the tolerance for the issuer's clock.
 pub fn decide<'p>(
-    policies: &'p [Policy],
-    examined: &Examined<'_>,
-    request: Request<'_>,
+    policies: &'p [ExchangePolicy],
+    checked_token: &CheckedToken<'_>,
+    request: RequestedAccess<'_>,
     now: Timestamp,
     leeway: Duration,
-) -> Decision<'p> {
-    let issuer = examined.token.claims.text("iss").unwrap_or_default();
-    let tried: Vec<_> = of_issuer(policies, issuer)
-        .map(|policy| (policy, policy.judge(examined, request, now, leeway)))
+) -> PolicyDecision<'p> {
+    let issuer = checked_token.token.claims.text("iss").unwrap_or_default();
+    let evaluated: Vec<_> = policies_for_issuer(policies, issuer)
+        .map(|policy| (policy, policy.check(checked_token, request, now, leeway)))
         .collect();
-    let narrowest = tried
+    let narrowest = evaluated
         .iter()
         .filter(|(_, verdict)| verdict.is_ok())
-        .min_by_key(|(policy, _)| policy.width());
+        .min_by_key(|(policy, _)| policy.breadth());
     let outcome = match narrowest {
-        Some((policy, _)) => Outcome::Allowed(policy),
-        None => furthest(&tried),
+        Some((policy, _)) => PolicyOutcome::Allowed(policy),
+        None => furthest_refusal(&evaluated),
     };
-    Decision { outcome, tried }
+    PolicyDecision { outcome, evaluated }
 }
 
 /// The policies for an issuer. A token without an issuer has none.
-pub fn of_issuer<'p>(policies: &'p [Policy], issuer: &str) -> impl Iterator<Item = &'p Policy> {
+pub fn policies_for_issuer<'p>(
+    policies: &'p [ExchangePolicy],
+    issuer: &str,
+) -> impl Iterator<Item = &'p ExchangePolicy> {
     policies
         .iter()
-        .filter(move |policy| policy.issuers.iter().any(|known| known == issuer))
+        .filter(move |policy| policy.issuers.iter().any(|accepted| accepted == issuer))
 }
 
-fn furthest<'p>(tried: &[(&'p Policy, Result<(), Reason>)]) -> Outcome<'p> {
-    let mut best: Option<(&'p Policy, &Reason)> = None;
-    for (policy, verdict) in tried {
+fn furthest_refusal<'p>(
+    evaluated: &[(&'p ExchangePolicy, Result<(), RefusalReason>)],
+) -> PolicyOutcome<'p> {
+    let mut furthest: Option<(&'p ExchangePolicy, &RefusalReason)> = None;
+    for (policy, verdict) in evaluated {
         let Err(reason) = verdict else { continue };
         // Only a later stage replaces the reason, so that the first file wins among equals.
-        if best.is_none_or(|(_, known)| reason.stage() > known.stage()) {
-            best = Some((policy, reason));
+        if furthest
+            .is_none_or(|(_, furthest_reason)| reason.check_order() > furthest_reason.check_order())
+        {
+            furthest = Some((policy, reason));
         }
     }
-    match best {
-        Some((policy, reason)) => Outcome::Refused(Some(policy), reason.clone()),
-        None => Outcome::Refused(None, Reason::NoPolicy),
+    match furthest {
+        Some((policy, reason)) => PolicyOutcome::Refused(Some(policy), reason.clone()),
+        None => PolicyOutcome::Refused(None, RefusalReason::NoPolicy),
     }
 }
 
-impl Policy {
+impl ExchangePolicy {
     /// Smaller means narrower.
-    fn width(&self) -> (usize, usize) {
+    fn breadth(&self) -> (usize, usize) {
         (self.scopes.len(), self.tags.len())
     }
 
-    fn judge(
+    fn check(
         &self,
-        examined: &Examined<'_>,
-        request: Request<'_>,
+        checked_token: &CheckedToken<'_>,
+        request: RequestedAccess<'_>,
         now: Timestamp,
         leeway: Duration,
-    ) -> Result<(), Reason> {
-        let token = examined.token;
+    ) -> Result<(), RefusalReason> {
+        let token = checked_token.token;
         if !token
             .algorithm
             .is_some_and(|algorithm| self.algorithms.contains(&algorithm))
         {
-            return Err(Reason::Algorithm);
+            return Err(RefusalReason::Algorithm);
         }
-        match examined.signature(&self.source) {
-            Signature::Good => {}
-            Signature::Bad => return Err(Reason::Signature),
-            Signature::NoKeys => return Err(Reason::NoKeys),
-            Signature::Unknown => return Err(Reason::UnknownKey),
+        match checked_token.signature(&self.source) {
+            SignatureCheck::Valid => {}
+            SignatureCheck::Invalid => return Err(RefusalReason::Signature),
+            SignatureCheck::NoKeys => return Err(RefusalReason::NoKeys),
+            SignatureCheck::NoMatchingKey => return Err(RefusalReason::UnknownKey),
         }
-        self.judge_times(&token.claims, now, leeway)?;
-        self.judge_claims(&token.claims)?;
-        self.judge_request(request)
+        self.check_times(&token.claims, now, leeway)?;
+        self.check_claims(&token.claims)?;
+        self.check_request(request)
     }
 
-    fn judge_times(&self, claims: &Claims, now: Timestamp, leeway: Duration) -> Result<(), Reason> {
+    fn check_times(
+        &self,
+        claims: &TokenClaims,
+        now: Timestamp,
+        leeway: Duration,
+    ) -> Result<(), RefusalReason> {
         // The error is far below a microsecond for centuries, and the claims are floating-point
         // numbers too.
         let now = now.as_nanosecond() as f64 / 1e9;
         let leeway = leeway.as_secs_f64();
-        match claims.when("exp") {
-            When::Odd => return Err(Reason::Malformed("exp")),
-            When::Absent if self.require_exp => return Err(Reason::NoExpiry),
-            When::At(end) if now >= end + leeway => return Err(Reason::Expired),
-            When::Absent | When::At(_) => {}
+        match claims.time("exp") {
+            TimeClaim::NotANumber => return Err(RefusalReason::Malformed("exp")),
+            TimeClaim::Absent if self.require_exp => return Err(RefusalReason::NoExpiry),
+            TimeClaim::At(end) if now >= end + leeway => return Err(RefusalReason::Expired),
+            TimeClaim::Absent | TimeClaim::At(_) => {}
         }
-        match claims.when("nbf") {
-            When::Odd => return Err(Reason::Malformed("nbf")),
-            When::At(start) if now < start - leeway => return Err(Reason::NotYetValid),
-            When::Absent | When::At(_) => {}
+        match claims.time("nbf") {
+            TimeClaim::NotANumber => return Err(RefusalReason::Malformed("nbf")),
+            TimeClaim::At(start) if now < start - leeway => return Err(RefusalReason::NotYetValid),
+            TimeClaim::Absent | TimeClaim::At(_) => {}
         }
-        match (self.max_age, claims.when("iat")) {
-            (_, When::Odd) => return Err(Reason::Malformed("iat")),
+        match (self.max_age, claims.time("iat")) {
+            (_, TimeClaim::NotANumber) => return Err(RefusalReason::Malformed("iat")),
             (None, _) => {}
-            (Some(_), When::Absent) => return Err(Reason::NoIssueTime),
-            (Some(_), When::At(issued)) if now < issued - leeway => {
-                return Err(Reason::NotYetValid);
+            (Some(_), TimeClaim::Absent) => return Err(RefusalReason::NoIssueTime),
+            (Some(_), TimeClaim::At(issued)) if now < issued - leeway => {
+                return Err(RefusalReason::NotYetValid);
             }
-            (Some(most), When::At(issued)) => {
-                if now - issued > most.as_secs_f64() + leeway {
-                    return Err(Reason::TooOld);
+            (Some(max_age), TimeClaim::At(issued)) => {
+                if now - issued > max_age.as_secs_f64() + leeway {
+                    return Err(RefusalReason::TooOld);
                 }
             }
         }
         Ok(())
     }
 
-    fn judge_claims(&self, claims: &Claims) -> Result<(), Reason> {
-        let audiences = claims.audiences().ok_or(Reason::Malformed("aud"))?;
-        let subject = claims.text("sub").ok_or(Reason::Malformed("sub"))?;
-        if let Audience::OneOf(ours) = &self.audience
-            && !ours.iter().any(|our| audiences.contains(&our.as_str()))
+    fn check_claims(&self, claims: &TokenClaims) -> Result<(), RefusalReason> {
+        let audiences = claims.audiences().ok_or(RefusalReason::Malformed("aud"))?;
+        let subject = claims.text("sub").ok_or(RefusalReason::Malformed("sub"))?;
+        if let Audience::OneOf(accepted_audiences) = &self.audience
+            && !accepted_audiences
+                .iter()
+                .any(|accepted| audiences.contains(&accepted.as_str()))
         {
-            return Err(Reason::Audience);
+            return Err(RefusalReason::Audience);
         }
         if self
             .subject
             .as_ref()
             .is_some_and(|wanted| wanted != subject)
         {
-            return Err(Reason::Subject);
+            return Err(RefusalReason::Subject);
         }
-        match self.conditions.iter().find(|one| !one.holds(claims)) {
-            Some(broken) => Err(Reason::Claim(broken.claim.clone())),
+        match self.conditions.iter().find(|one| !one.is_met(claims)) {
+            Some(unmet) => Err(RefusalReason::Claim(unmet.claim.clone())),
             None => Ok(()),
         }
     }
 
-    fn judge_request(&self, request: Request<'_>) -> Result<(), Reason> {
+    fn check_request(&self, request: RequestedAccess<'_>) -> Result<(), RefusalReason> {
         if request.scopes.is_empty() {
-            return Err(Reason::NoScope);
+            return Err(RefusalReason::NoScope);
         }
         if let Some(scope) = (request.scopes.iter()).find(|scope| !self.scopes.contains(scope)) {
-            return Err(Reason::Scope(scope.clone()));
+            return Err(RefusalReason::Scope(scope.clone()));
         }
         if self.any_tags {
             return Ok(());
         }
         if let Some(tag) = (request.tags.iter()).find(|tag| !self.tags.contains(tag)) {
-            return Err(Reason::Tag(tag.clone()));
+            return Err(RefusalReason::Tag(tag.clone()));
         }
-        match request.scopes.iter().find(|scope| gives_tags(scope)) {
-            Some(scope) if self.tags.is_empty() => Err(Reason::Untagged(scope.clone())),
+        match request.scopes.iter().find(|scope| grants_tags(scope)) {
+            Some(scope) if self.tags.is_empty() => Err(RefusalReason::Untagged(scope.clone())),
             _ => Ok(()),
         }
     }
 
     /// The tags for a granted request.
-    pub fn tags_for(&self, request: Request<'_>) -> Vec<String> {
+    pub fn tags_for(&self, request: RequestedAccess<'_>) -> Vec<String> {
         if request.tags.is_empty() {
             self.tags.clone()
         } else {
@@ -377,19 +391,19 @@ impl Policy {
     }
 }
 
-impl Condition {
-    fn holds(&self, claims: &Claims) -> bool {
-        match claims.at(&self.claim) {
+impl ClaimCondition {
+    fn is_met(&self, claims: &TokenClaims) -> bool {
+        match claims.find(&self.claim) {
             None => false,
-            Some(Value::Array(list)) => list.iter().any(|value| self.takes(value)),
-            Some(value) => self.takes(value),
+            Some(Value::Array(list)) => list.iter().any(|value| self.matches_value(value)),
+            Some(value) => self.matches_value(value),
         }
     }
 
-    fn takes(&self, value: &Value) -> bool {
+    fn matches_value(&self, value: &Value) -> bool {
         self.wanted.iter().any(|pattern| match pattern {
-            Pattern::Exact(wanted) => wanted == value,
-            Pattern::Glob(pattern) => value
+            ClaimPattern::Exact(wanted) => wanted == value,
+            ClaimPattern::Glob(pattern) => value
                 .as_str()
                 .is_some_and(|text| glob::matches(pattern, text)),
         })
@@ -397,11 +411,11 @@ impl Condition {
 }
 
 /// Explains the decision: one line for the outcome, and one for each policy.
-impl fmt::Display for Decision<'_> {
+impl fmt::Display for PolicyDecision<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.outcome {
-            Outcome::Allowed(policy) => write!(f, "allowed by {}", policy.name)?,
-            Outcome::Refused(Some(policy), reason) => {
+            PolicyOutcome::Allowed(policy) => write!(f, "allowed by {}", policy.name)?,
+            PolicyOutcome::Refused(Some(policy), reason) => {
                 write!(
                     f,
                     "refused by {}: {reason} ({})",
@@ -409,9 +423,11 @@ impl fmt::Display for Decision<'_> {
                     reason.code()
                 )?;
             }
-            Outcome::Refused(None, reason) => write!(f, "refused: {reason} ({})", reason.code())?,
+            PolicyOutcome::Refused(None, reason) => {
+                write!(f, "refused: {reason} ({})", reason.code())?
+            }
         }
-        for (policy, verdict) in &self.tried {
+        for (policy, verdict) in &self.evaluated {
             match verdict {
                 Ok(()) => write!(f, "\n  {}: allows", policy.name)?,
                 Err(reason) => write!(f, "\n  {}: {reason} ({})", policy.name, reason.code())?,

@@ -18,8 +18,8 @@ fn source(n: u8) -> Source {
     }
 }
 
-fn policy(name: &str) -> Policy {
-    Policy {
+fn policy(name: &str) -> ExchangePolicy {
+    ExchangePolicy {
         name: name.into(),
         issuers: vec!["https://ci.example".into()],
         algorithms: vec![Algorithm::RS256],
@@ -36,10 +36,10 @@ fn policy(name: &str) -> Policy {
     }
 }
 
-fn token(claims: &Value) -> Token {
+fn token(claims: &Value) -> ParsedToken {
     let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
     let head = part(r#"{"alg":"RS256","kid":"k"}"#);
-    Token::read(&format!(
+    ParsedToken::read(&format!(
         "{head}.{}.{}",
         part(&claims.to_string()),
         part("s")
@@ -62,42 +62,49 @@ fn with(name: &str, value: Value) -> Value {
     claims
 }
 
-fn verdict(policies: &[Policy], claims: &Value, scopes: &[&str]) -> Result<String, Reason> {
-    verdict_of(policies, claims, scopes, &[], Signature::Good)
+fn verdict(
+    policies: &[ExchangePolicy],
+    claims: &Value,
+    scopes: &[&str],
+) -> Result<String, RefusalReason> {
+    verdict_of(policies, claims, scopes, &[], SignatureCheck::Valid)
 }
 
 fn verdict_of(
-    policies: &[Policy],
+    policies: &[ExchangePolicy],
     claims: &Value,
     scopes: &[&str],
     tags: &[&str],
-    signature: Signature,
-) -> Result<String, Reason> {
+    signature: SignatureCheck,
+) -> Result<String, RefusalReason> {
     let owned = |texts: &[&str]| -> Vec<String> { texts.iter().map(|t| (*t).to_owned()).collect() };
     let token = token(claims);
-    let examined = Examined {
+    let checked_token = CheckedToken {
         token: &token,
-        signatures: vec![(source(0), signature), (source(1), Signature::Unknown)],
+        signatures: vec![
+            (source(0), signature),
+            (source(1), SignatureCheck::NoMatchingKey),
+        ],
     };
     let (scopes, tags) = (owned(scopes), owned(tags));
-    let request = Request {
+    let request = RequestedAccess {
         scopes: &scopes,
         tags: &tags,
     };
-    match decide(policies, &examined, request, now(), Duration::ZERO).outcome {
-        Outcome::Allowed(policy) => Ok(policy.name.clone()),
-        Outcome::Refused(_, reason) => Err(reason),
+    match decide(policies, &checked_token, request, now(), Duration::ZERO).outcome {
+        PolicyOutcome::Allowed(policy) => Ok(policy.name.clone()),
+        PolicyOutcome::Refused(_, reason) => Err(reason),
     }
 }
 
 #[test]
 fn each_rule_refuses_with_its_own_reason() {
-    let strict = Policy {
+    let strict = ExchangePolicy {
         subject: Some("repo:acme/infra".into()),
         max_age: Some(Duration::from_secs(120)),
-        conditions: vec![Condition {
+        conditions: vec![ClaimCondition {
             claim: "ref".into(),
-            wanted: vec![Pattern::Glob("refs/heads/*".into())],
+            wanted: vec![ClaimPattern::Glob("refs/heads/*".into())],
         }],
         tags: vec!["tag:ci".into()],
         ..policy("p")
@@ -137,16 +144,17 @@ fn each_rule_refuses_with_its_own_reason() {
     assert_eq!(changed("ref", Value::Null), Err("claim"));
     assert_eq!(changed("ref", json!(["x", "refs/heads/y"])), Ok("p".into()));
     let asked = |scopes: &[&str], tags: &[&str]| {
-        verdict_of(&policies, &good, scopes, tags, Signature::Good).map_err(|reason| reason.code())
+        verdict_of(&policies, &good, scopes, tags, SignatureCheck::Valid)
+            .map_err(|reason| reason.code())
     };
     assert_eq!(asked(&[], &[]), Err("no_scope"));
     assert_eq!(asked(&["acls", "all"], &[]), Err("scope"));
     assert_eq!(asked(&["acls"], &["tag:prod"]), Err("tag"));
     assert_eq!(asked(&["acls"], &["tag:ci"]), Ok("p".into()));
     for (signature, code) in [
-        (Signature::Bad, "signature"),
-        (Signature::NoKeys, "no_keys"),
-        (Signature::Unknown, "unknown_key"),
+        (SignatureCheck::Invalid, "signature"),
+        (SignatureCheck::NoKeys, "no_keys"),
+        (SignatureCheck::NoMatchingKey, "unknown_key"),
     ] {
         let refused = verdict_of(&policies, &good, &["acls"], &[], signature);
         assert_eq!(refused.map_err(|reason| reason.code()), Err(code));
@@ -156,7 +164,7 @@ fn each_rule_refuses_with_its_own_reason() {
 #[test]
 fn subjects_are_compared_as_the_original_did() {
     let of = |subject: Option<&str>, claims: &Value| {
-        let policy = Policy {
+        let policy = ExchangePolicy {
             subject: subject.map(str::to_owned),
             ..policy("p")
         };
@@ -174,11 +182,11 @@ fn subjects_are_compared_as_the_original_did() {
 
 #[test]
 fn the_narrowest_policy_grants_and_two_are_never_added_up() {
-    let wide = Policy {
+    let wide = ExchangePolicy {
         scopes: vec!["acls".into(), "routes".into()],
         ..policy("a-wide")
     };
-    let other = Policy {
+    let other = ExchangePolicy {
         scopes: vec!["dns".into()],
         ..policy("z-other")
     };
@@ -197,30 +205,30 @@ fn the_narrowest_policy_grants_and_two_are_never_added_up() {
 #[test]
 fn the_refusal_that_came_furthest_is_told() {
     let policies = [
-        Policy {
+        ExchangePolicy {
             source: source(1),
             ..policy("unknown-key")
         },
-        Policy {
+        ExchangePolicy {
             scopes: vec!["dns".into()],
             ..policy("scope")
         },
-        Policy {
+        ExchangePolicy {
             subject: Some("other".into()),
             ..policy("subject")
         },
     ];
     assert_eq!(
         verdict(&policies, &claims(), &["acls"]),
-        Err(Reason::Scope("acls".into()))
+        Err(RefusalReason::Scope("acls".into()))
     );
 }
 
-fn any_policy() -> impl Strategy<Value = Policy> {
+fn any_policy() -> impl Strategy<Value = ExchangePolicy> {
     let scopes = proptest::sample::subsequence(vec!["a", "b", "c"], 1..=3);
     let subject = proptest::option::of(proptest::sample::select(vec!["s", "t"]));
     (scopes, subject, 0..2_u8, any::<bool>(), any::<bool>()).prop_map(
-        |(scopes, subject, keys, issuer, audience)| Policy {
+        |(scopes, subject, keys, issuer, audience)| ExchangePolicy {
             issuers: vec![if issuer { "i" } else { "j" }.into()],
             audience: if audience {
                 Audience::Any
@@ -243,7 +251,7 @@ proptest! {
         scopes in proptest::sample::subsequence(vec!["a", "b", "c"], 0..=3),
     ) {
         let claims = json!({"iss": issuer, "sub": subject, "aud": audience, "exp": NOW + 1});
-        let allows = |policy: &Policy| {
+        let allows = |policy: &ExchangePolicy| {
             policy.issuers[0] == issuer
                 && policy.source == source(0)
                 && policy.subject.as_ref().is_none_or(|wanted| *wanted == subject)
@@ -259,7 +267,7 @@ proptest! {
         turned.reverse();
         prop_assert_eq!(verdict(&turned, &claims, &scopes).is_ok(), verdict_here.is_ok());
         // Nothing is allowed with a bad signature, whatever the policies say.
-        let forged = verdict_of(&policies, &claims, &scopes, &[], Signature::Bad);
+        let forged = verdict_of(&policies, &claims, &scopes, &[], SignatureCheck::Invalid);
         prop_assert!(forged.is_err());
     }
 
@@ -271,11 +279,11 @@ proptest! {
     }
 }
 
-fn load_files(files: &[(&str, &str)]) -> Result<Loaded, LoadError> {
+fn load_files(files: &[(&str, &str)]) -> Result<LoadedPolicies, PolicyLoadError> {
     load_dir(files, false)
 }
 
-fn load_dir(files: &[(&str, &str)], strict: bool) -> Result<Loaded, LoadError> {
+fn load_dir(files: &[(&str, &str)], strict: bool) -> Result<LoadedPolicies, PolicyLoadError> {
     let dir = tempfile::tempdir().unwrap();
     for (name, text) in files {
         std::fs::write(dir.path().join(name), text).unwrap();
@@ -283,9 +291,9 @@ fn load_dir(files: &[(&str, &str)], strict: bool) -> Result<Loaded, LoadError> {
     load(dir.path(), strict)
 }
 
-fn mistakes(result: Result<Loaded, LoadError>) -> Vec<String> {
+fn mistakes(result: Result<LoadedPolicies, PolicyLoadError>) -> Vec<String> {
     match result.unwrap_err() {
-        LoadError::Mistakes(mistakes) => mistakes.iter().map(ToString::to_string).collect(),
+        PolicyLoadError::Mistakes(mistakes) => mistakes.iter().map(ToString::to_string).collect(),
         other => panic!("{other}"),
     }
 }
@@ -352,12 +360,12 @@ fn files_of_every_age_load_unchanged() {
 
 #[test]
 fn scopes_that_give_tags_are_refused_where_the_policy_names_none() {
-    let asked = |policy: Policy, scope: &str, tags: &[&str]| {
-        let outcome = verdict_of(&[policy], &claims(), &[scope], tags, Signature::Good);
+    let asked = |policy: ExchangePolicy, scope: &str, tags: &[&str]| {
+        let outcome = verdict_of(&[policy], &claims(), &[scope], tags, SignatureCheck::Valid);
         outcome.map_err(|reason| reason.code())
     };
     for scope in ["all", "auth_keys", "devices", "devices:core"] {
-        let bare = Policy {
+        let bare = ExchangePolicy {
             scopes: vec![scope.into(), "acls".into(), "devices:core:read".into()],
             ..policy("p")
         };
@@ -367,13 +375,13 @@ fn scopes_that_give_tags_are_refused_where_the_policy_names_none() {
             asked(bare.clone(), "devices:core:read", &[]),
             Ok("p".into())
         );
-        let any = Policy {
+        let any = ExchangePolicy {
             any_tags: true,
             ..bare.clone()
         };
         assert_eq!(asked(any.clone(), scope, &[]), Ok("p".into()), "{scope}");
         assert_eq!(asked(any, scope, &["tag:x"]), Ok("p".into()), "{scope}");
-        let named = Policy {
+        let named = ExchangePolicy {
             tags: vec!["tag:ci".into()],
             ..bare
         };
@@ -543,7 +551,7 @@ fn all_mistakes_of_all_files_are_told_at_once() {
         "d.toml: audience: an audience must not be empty",
         "d.toml: max_token_age: not a duration",
         "d.toml: require_exp: neither true",
-        "d.toml: client_secret_file: needed",
+        "d.toml: client_secret_file: required",
         "d.toml: claims.a: an empty list",
         "d.toml: claims.b: a table here",
         "d.toml: claims.c: not a text",
@@ -554,7 +562,7 @@ fn all_mistakes_of_all_files_are_told_at_once() {
     }
     // The parser decides which of the two spellings counts as the second.
     assert!(
-        told.iter().any(|line| line.contains("stands twice")),
+        told.iter().any(|line| line.contains("occurs twice")),
         "{told:#?}"
     );
 }

@@ -26,7 +26,7 @@ use crate::config::{Credentials, Secret};
 
 /// What a request is to get.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Grant {
+pub struct RequestedGrant {
     pub policy: String,
     pub scopes: Vec<String>,
     pub tags: Vec<String>,
@@ -42,23 +42,23 @@ pub struct AccessToken {
 
 /// Why the endpoint gave no token.
 #[derive(Debug, thiserror::Error)]
-pub enum ExchangeError {
-    #[error("the client may not have what was asked for: {0}")]
+pub enum TokenEndpointError {
+    #[error("the client may not request these scopes or tags: {0}")]
     GrantRefused(String),
     #[error("the client was refused: {0}")]
     ClientRefused(String),
-    #[error("too many calls; again in {0:?}")]
+    #[error("too many calls; retry in {0:?}")]
     Throttled(Duration),
-    #[error("too many calls are under way")]
+    #[error("too many concurrent calls")]
     Busy,
     #[error("no answer within {0:?}")]
-    TooSlow(Duration),
+    TimedOut(Duration),
     #[error("the endpoint cannot be reached")]
     Unreachable(#[source] reqwest::Error),
     #[error("the endpoint answered {0}")]
     Status(StatusCode),
-    #[error("the endpoint's answer makes no sense: {0}")]
-    Nonsense(&'static str),
+    #[error("the endpoint's answer is invalid: {0}")]
+    InvalidAnswer(&'static str),
 }
 
 /// The client of the token endpoint.
@@ -70,38 +70,38 @@ pub struct TokenEndpoint {
     cache_time: Duration,
     calls: Semaphore,
     /// By client id.
-    clients: Mutex<HashMap<String, Client>>,
-    cache: Mutex<HashMap<(String, Grant), Cached>>,
+    clients: Mutex<HashMap<String, ClientState>>,
+    cache: Mutex<HashMap<(String, RequestedGrant), CachedToken>>,
 }
 
 /// The state of an OAuth client at the endpoint; never what was requested.
 #[derive(Debug, Default, Clone, Copy)]
-struct Client {
-    style: Option<Style>,
-    quiet_until: Option<Instant>,
+struct ClientState {
+    secret_style: Option<SecretStyle>,
+    blocked_until: Option<Instant>,
 }
 
 /// How a client sends its secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Style {
+enum SecretStyle {
     Basic,
     Form,
 }
 
 #[derive(Debug)]
-struct Cached {
+struct CachedToken {
     token: Secret,
     /// The time after which the token is not given to anybody.
     fresh_until: Instant,
     expires: Instant,
 }
 
-const CALLS: usize = 64;
-const BODY_BYTES: usize = 1 << 20;
-const CACHED: usize = 1024;
+const MAX_CALLS: usize = 64;
+const MAX_BODY_BYTES: usize = 1 << 20;
+const MAX_CACHED_TOKENS: usize = 1024;
 /// The least remaining lifetime of a cached token that is given away.
-const LEAST_LEFT: Duration = Duration::from_secs(60);
-const MOST_QUIET: Duration = Duration::from_secs(300);
+const MIN_REMAINING_LIFE: Duration = Duration::from_secs(60);
+const MAX_BLOCKED_TIME: Duration = Duration::from_secs(300);
 
 impl TokenEndpoint {
     pub fn new(url: Url, timeout: Duration, cache_time: Duration) -> Result<Self, reqwest::Error> {
@@ -115,7 +115,7 @@ impl TokenEndpoint {
             url,
             timeout,
             cache_time,
-            calls: Semaphore::new(CALLS),
+            calls: Semaphore::new(MAX_CALLS),
             clients: Mutex::default(),
             cache: Mutex::default(),
         })
@@ -125,28 +125,28 @@ impl TokenEndpoint {
     pub async fn token(
         &self,
         credentials: &Credentials,
-        grant: &Grant,
+        grant: &RequestedGrant,
         now: Instant,
-    ) -> Result<AccessToken, ExchangeError> {
+    ) -> Result<AccessToken, TokenEndpointError> {
         let key = (credentials.id.clone(), grant.clone());
-        if let Some(known) = self.cached(&key, now) {
-            return Ok(known);
+        if let Some(cached) = self.cached(&key, now) {
+            return Ok(cached);
         }
         let client = self.client(&credentials.id);
-        if let Some(until) = client.quiet_until.filter(|until| *until > now) {
-            return Err(ExchangeError::Throttled(until - now));
+        if let Some(until) = client.blocked_until.filter(|until| *until > now) {
+            return Err(TokenEndpointError::Throttled(until - now));
         }
         let _slot = tokio::time::timeout(self.timeout, self.calls.acquire())
             .await
-            .map_err(|_| ExchangeError::Busy)?
-            .map_err(|_| ExchangeError::Busy)?;
-        let token = match client.style {
-            Some(style) => self.call(credentials, grant, style).await,
+            .map_err(|_| TokenEndpointError::Busy)?
+            .map_err(|_| TokenEndpointError::Busy)?;
+        let token = match client.secret_style {
+            Some(secret_style) => self.call(credentials, grant, secret_style).await,
             None => self.first_call(credentials, grant).await,
         };
-        if let Err(ExchangeError::Throttled(wait)) = &token {
-            let until = now + (*wait).min(MOST_QUIET);
-            self.remember(&credentials.id, |client| client.quiet_until = Some(until));
+        if let Err(TokenEndpointError::Throttled(wait)) = &token {
+            let until = now + (*wait).min(MAX_BLOCKED_TIME);
+            self.update_client(&credentials.id, |client| client.blocked_until = Some(until));
         }
         let token = token?;
         self.cache(key, &token, now);
@@ -154,7 +154,7 @@ impl TokenEndpoint {
     }
 
     /// Drops cached tokens, so that a changed policy takes effect at once.
-    pub fn forget(&self) {
+    pub fn clear_cache(&self) {
         lock(&self.cache).clear();
     }
 
@@ -163,98 +163,104 @@ impl TokenEndpoint {
     async fn first_call(
         &self,
         credentials: &Credentials,
-        grant: &Grant,
-    ) -> Result<AccessToken, ExchangeError> {
-        let (token, style) = match self.call(credentials, grant, Style::Basic).await {
-            Err(ExchangeError::ClientRefused(_)) => (
-                self.call(credentials, grant, Style::Form).await?,
-                Style::Form,
+        grant: &RequestedGrant,
+    ) -> Result<AccessToken, TokenEndpointError> {
+        let (token, secret_style) = match self.call(credentials, grant, SecretStyle::Basic).await {
+            Err(TokenEndpointError::ClientRefused(_)) => (
+                self.call(credentials, grant, SecretStyle::Form).await?,
+                SecretStyle::Form,
             ),
-            other => (other?, Style::Basic),
+            other => (other?, SecretStyle::Basic),
         };
-        self.remember(&credentials.id, |client| client.style = Some(style));
+        self.update_client(&credentials.id, |client| {
+            client.secret_style = Some(secret_style)
+        });
         Ok(token)
     }
 
     async fn call(
         &self,
         credentials: &Credentials,
-        grant: &Grant,
-        style: Style,
-    ) -> Result<AccessToken, ExchangeError> {
+        grant: &RequestedGrant,
+        secret_style: SecretStyle,
+    ) -> Result<AccessToken, TokenEndpointError> {
         let mut request = self
             .http
             .post(self.url.clone())
             .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
             .header(header::ACCEPT, "application/json")
-            .body(form(credentials, grant, style));
-        if style == Style::Basic {
-            request = request.header(header::AUTHORIZATION, basic(credentials)?);
+            .body(request_form(credentials, grant, secret_style));
+        if secret_style == SecretStyle::Basic {
+            request = request.header(header::AUTHORIZATION, basic_authorization(credentials)?);
         }
         let answer = async {
             let response = request.send().await?;
             let (status, headers) = (response.status(), response.headers().clone());
-            Ok((status, headers, body(response).await?))
+            Ok((status, headers, read_body(response).await?))
         };
-        let (status, headers, body) = answer.await.map_err(|error| self.broken(error))?;
-        let body = body.ok_or(ExchangeError::Nonsense("it is larger than 1 MiB"))?;
-        understood(status, &headers, &body)
+        let (status, headers, body) = answer.await.map_err(|error| self.transport_error(error))?;
+        let body = body.ok_or(TokenEndpointError::InvalidAnswer("it is larger than 1 MiB"))?;
+        parse_response(status, &headers, &body)
     }
 
-    fn broken(&self, error: reqwest::Error) -> ExchangeError {
+    fn transport_error(&self, error: reqwest::Error) -> TokenEndpointError {
         if error.is_timeout() {
-            ExchangeError::TooSlow(self.timeout)
+            TokenEndpointError::TimedOut(self.timeout)
         } else {
-            ExchangeError::Unreachable(error.without_url())
+            TokenEndpointError::Unreachable(error.without_url())
         }
     }
 
-    fn client(&self, id: &str) -> Client {
+    fn client(&self, id: &str) -> ClientState {
         lock(&self.clients).get(id).copied().unwrap_or_default()
     }
 
-    fn remember(&self, id: &str, change: impl FnOnce(&mut Client)) {
+    fn update_client(&self, id: &str, change: impl FnOnce(&mut ClientState)) {
         change(lock(&self.clients).entry(id.to_owned()).or_default());
     }
 
-    fn cached(&self, key: &(String, Grant), now: Instant) -> Option<AccessToken> {
+    fn cached(&self, key: &(String, RequestedGrant), now: Instant) -> Option<AccessToken> {
         let cache = lock(&self.cache);
-        let known = cache.get(key).filter(|known| now < known.fresh_until)?;
+        let cached = cache.get(key).filter(|cached| now < cached.fresh_until)?;
         Some(AccessToken {
-            token: known.token.clone(),
-            expires_in: Some(known.expires.saturating_duration_since(now)),
+            token: cached.token.clone(),
+            expires_in: Some(cached.expires.saturating_duration_since(now)),
         })
     }
 
-    fn cache(&self, key: (String, Grant), token: &AccessToken, now: Instant) {
+    fn cache(&self, key: (String, RequestedGrant), token: &AccessToken, now: Instant) {
         let Some(life) = token.expires_in else { return };
-        let keep = self.cache_time.min(life.saturating_sub(LEAST_LEFT));
+        let keep = self.cache_time.min(life.saturating_sub(MIN_REMAINING_LIFE));
         if keep.is_zero() {
             return;
         }
         let mut cache = lock(&self.cache);
-        if cache.len() >= CACHED {
-            cache.retain(|_, known| now < known.fresh_until);
+        if cache.len() >= MAX_CACHED_TOKENS {
+            cache.retain(|_, cached| now < cached.fresh_until);
         }
-        if cache.len() < CACHED {
-            let known = Cached {
+        if cache.len() < MAX_CACHED_TOKENS {
+            let cached = CachedToken {
                 token: token.token.clone(),
                 fresh_until: now + keep,
                 expires: now + life,
             };
-            cache.insert(key, known);
+            cache.insert(key, cached);
         }
     }
 }
 
-fn form(credentials: &Credentials, grant: &Grant, style: Style) -> String {
+fn request_form(
+    credentials: &Credentials,
+    grant: &RequestedGrant,
+    secret_style: SecretStyle,
+) -> String {
     let mut form = form_urlencoded::Serializer::new(String::new());
     form.append_pair("grant_type", "client_credentials");
     form.append_pair("scope", &grant.scopes.join(" "));
     if !grant.tags.is_empty() {
         form.append_pair("tags", &grant.tags.join(" "));
     }
-    if style == Style::Form {
+    if secret_style == SecretStyle::Form {
         form.append_pair("client_id", &credentials.id);
         form.append_pair("client_secret", credentials.secret.reveal());
     }
@@ -262,7 +268,9 @@ fn form(credentials: &Credentials, grant: &Grant, style: Style) -> String {
 }
 
 /// Both parts are form-encoded before base64 (RFC 6749, section 2.3.1).
-fn basic(credentials: &Credentials) -> Result<header::HeaderValue, ExchangeError> {
+fn basic_authorization(
+    credentials: &Credentials,
+) -> Result<header::HeaderValue, TokenEndpointError> {
     let encoded = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
     let pair = format!(
         "{}:{}",
@@ -270,16 +278,16 @@ fn basic(credentials: &Credentials) -> Result<header::HeaderValue, ExchangeError
         encoded(credentials.secret.reveal())
     );
     let mut value = header::HeaderValue::try_from(format!("Basic {}", STANDARD.encode(pair)))
-        .map_err(|_| ExchangeError::Nonsense("the client does not fit into a header"))?;
+        .map_err(|_| TokenEndpointError::InvalidAnswer("the client does not fit into a header"))?;
     value.set_sensitive(true);
     Ok(value)
 }
 
 /// `None` if the body is too large.
-async fn body(mut response: reqwest::Response) -> Result<Option<Vec<u8>>, reqwest::Error> {
+async fn read_body(mut response: reqwest::Response) -> Result<Option<Vec<u8>>, reqwest::Error> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
-        if body.len() + chunk.len() > BODY_BYTES {
+        if body.len() + chunk.len() > MAX_BODY_BYTES {
             return Ok(None);
         }
         body.extend_from_slice(&chunk);
@@ -288,7 +296,7 @@ async fn body(mut response: reqwest::Response) -> Result<Option<Vec<u8>>, reqwes
 }
 
 #[derive(Debug, Default, Deserialize)]
-struct Answer {
+struct TokenResponse {
     access_token: Option<String>,
     token_type: Option<String>,
     expires_in: Option<serde_json::Value>,
@@ -296,62 +304,66 @@ struct Answer {
     error_description: Option<String>,
 }
 
-fn understood(
+fn parse_response(
     status: StatusCode,
     headers: &HeaderMap,
     body: &[u8],
-) -> Result<AccessToken, ExchangeError> {
+) -> Result<AccessToken, TokenEndpointError> {
     if status == StatusCode::TOO_MANY_REQUESTS {
-        return Err(ExchangeError::Throttled(retry_after(headers)));
+        return Err(TokenEndpointError::Throttled(retry_after(headers)));
     }
-    let answer = answer(headers, body);
+    let answer = parse_body(headers, body);
     if let Some(error) = answer.as_ref().and_then(|answer| answer.error.as_deref()) {
-        let words = answer
+        let message = answer
             .as_ref()
             .and_then(|answer| answer.error_description.as_deref());
-        return Err(refused(status, error, words));
+        return Err(classify_refusal(status, error, message));
     }
     if matches!(
         status,
         StatusCode::UNAUTHORIZED | StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN
     ) {
         // Without an error code, the style in which the secret was sent may have been the reason.
-        return Err(ExchangeError::ClientRefused(status.to_string()));
+        return Err(TokenEndpointError::ClientRefused(status.to_string()));
     }
     if !status.is_success() {
-        return Err(ExchangeError::Status(status));
+        return Err(TokenEndpointError::Status(status));
     }
-    let answer = answer.ok_or(ExchangeError::Nonsense("it is neither JSON nor a form"))?;
-    let bearer =
-        (answer.token_type.as_deref()).is_none_or(|kind| kind.eq_ignore_ascii_case("bearer"));
+    let answer = answer.ok_or(TokenEndpointError::InvalidAnswer(
+        "it is neither JSON nor a form",
+    ))?;
+    let bearer = (answer.token_type.as_deref())
+        .is_none_or(|token_type| token_type.eq_ignore_ascii_case("bearer"));
     if !bearer {
-        return Err(ExchangeError::Nonsense("the token is no bearer token"));
+        return Err(TokenEndpointError::InvalidAnswer(
+            "the token is not a bearer token",
+        ));
     }
     let token = answer
         .access_token
         .filter(|token| !token.is_empty() && token.bytes().all(|c| c.is_ascii_graphic()))
-        .ok_or(ExchangeError::Nonsense("it has no access_token"))?;
+        .ok_or(TokenEndpointError::InvalidAnswer("it has no access_token"))?;
     Ok(AccessToken {
         token: Secret::new(token),
         expires_in: answer.expires_in.as_ref().and_then(seconds),
     })
 }
 
-fn answer(headers: &HeaderMap, body: &[u8]) -> Option<Answer> {
-    let kind = headers
+fn parse_body(headers: &HeaderMap, body: &[u8]) -> Option<TokenResponse> {
+    let content_type = headers
         .get(header::CONTENT_TYPE)
-        .and_then(|kind| kind.to_str().ok())
+        .and_then(|content_type| content_type.to_str().ok())
         .unwrap_or_default()
         .to_ascii_lowercase();
     if let Ok(answer) = serde_json::from_slice(body) {
         return Some(answer);
     }
-    let form =
-        kind.starts_with("text/plain") || kind.starts_with("application/x-www-form-urlencoded");
+    let form = content_type.starts_with("text/plain")
+        || content_type.starts_with("application/x-www-form-urlencoded");
     if !form {
         return None;
     }
-    let mut answer = Answer::default();
+    let mut answer = TokenResponse::default();
     for (name, value) in form_urlencoded::parse(body) {
         let value = value.into_owned();
         match name.as_ref() {
@@ -367,19 +379,25 @@ fn answer(headers: &HeaderMap, body: &[u8]) -> Option<Answer> {
 
 /// Assigns the standard's error codes to a cause. The description goes to the log, shortened and
 /// without control characters.
-fn refused(status: StatusCode, error: &str, description: Option<&str>) -> ExchangeError {
-    let words: String = format!("{error}: {}", description.unwrap_or("no description"))
+fn classify_refusal(
+    status: StatusCode,
+    error: &str,
+    description: Option<&str>,
+) -> TokenEndpointError {
+    let message: String = format!("{error}: {}", description.unwrap_or("no description"))
         .chars()
         .filter(|c| !c.is_control())
         .take(300)
         .collect();
     match error {
-        "invalid_scope" | "invalid_target" | "access_denied" => ExchangeError::GrantRefused(words),
-        "invalid_client" | "unauthorized_client" | "invalid_request" => {
-            ExchangeError::ClientRefused(words)
+        "invalid_scope" | "invalid_target" | "access_denied" => {
+            TokenEndpointError::GrantRefused(message)
         }
-        _ if status.is_server_error() => ExchangeError::Status(status),
-        _ => ExchangeError::ClientRefused(words),
+        "invalid_client" | "unauthorized_client" | "invalid_request" => {
+            TokenEndpointError::ClientRefused(message)
+        }
+        _ if status.is_server_error() => TokenEndpointError::Status(status),
+        _ => TokenEndpointError::ClientRefused(message),
     }
 }
 
@@ -411,10 +429,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    fn answered(status: u16, kind: &'static str, body: &str) -> Result<AccessToken, ExchangeError> {
+    fn parse(
+        status: u16,
+        content_type: &'static str,
+        body: &str,
+    ) -> Result<AccessToken, TokenEndpointError> {
         let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
-        understood(
+        headers.insert(
+            header::CONTENT_TYPE,
+            header::HeaderValue::from_static(content_type),
+        );
+        parse_response(
             StatusCode::from_u16(status).unwrap(),
             &headers,
             body.as_bytes(),
@@ -422,8 +447,8 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_all_kinds_are_understood() {
-        let json = answered(
+    fn answers_of_all_kinds_are_parsed() {
+        let json = parse(
             200,
             "application/json",
             r#"{"access_token":"t","token_type":"Bearer","expires_in":"3600"}"#,
@@ -433,7 +458,7 @@ mod tests {
             (json.token.reveal(), json.expires_in),
             ("t", Some(Duration::from_secs(3600)))
         );
-        let form = answered(200, "text/plain", "access_token=t&expires_in=60").unwrap();
+        let form = parse(200, "text/plain", "access_token=t&expires_in=60").unwrap();
         assert_eq!(
             (form.token.reveal(), form.expires_in),
             ("t", Some(Duration::from_secs(60)))
@@ -442,37 +467,40 @@ mod tests {
 
     #[test]
     fn refusals_blame_the_right_side() {
-        let code = |status, body: &str| answered(status, "application/json", body).unwrap_err();
+        let code = |status, body: &str| parse(status, "application/json", body).unwrap_err();
         assert!(matches!(
             code(400, r#"{"error":"invalid_scope"}"#),
-            ExchangeError::GrantRefused(_)
+            TokenEndpointError::GrantRefused(_)
         ));
         assert!(matches!(
             code(400, r#"{"error":"invalid_target"}"#),
-            ExchangeError::GrantRefused(_)
+            TokenEndpointError::GrantRefused(_)
         ));
         assert!(matches!(
             code(401, r#"{"error":"invalid_client"}"#),
-            ExchangeError::ClientRefused(_)
+            TokenEndpointError::ClientRefused(_)
         ));
         assert!(matches!(
             code(200, r#"{"error":"invalid_scope","access_token":"t"}"#),
-            ExchangeError::GrantRefused(_)
+            TokenEndpointError::GrantRefused(_)
         ));
-        assert!(matches!(code(401, "{}"), ExchangeError::ClientRefused(_)));
+        assert!(matches!(
+            code(401, "{}"),
+            TokenEndpointError::ClientRefused(_)
+        ));
         assert!(matches!(
             code(500, r#"{"error":"server_error"}"#),
-            ExchangeError::Status(_)
+            TokenEndpointError::Status(_)
         ));
         assert!(matches!(
             code(200, r#"{"access_token":""}"#),
-            ExchangeError::Nonsense(_)
+            TokenEndpointError::InvalidAnswer(_)
         ));
         assert!(matches!(
             code(200, r#"{"access_token":"a\nb"}"#),
-            ExchangeError::Nonsense(_)
+            TokenEndpointError::InvalidAnswer(_)
         ));
-        assert!(matches!(code(302, ""), ExchangeError::Status(_)));
+        assert!(matches!(code(302, ""), TokenEndpointError::Status(_)));
     }
 
     #[test]
@@ -481,7 +509,7 @@ mod tests {
             id: "a b".into(),
             secret: Secret::new("s:%+"),
         };
-        let value = basic(&credentials).unwrap();
+        let value = basic_authorization(&credentials).unwrap();
         let pair = STANDARD
             .decode(value.to_str().unwrap().strip_prefix("Basic ").unwrap())
             .unwrap();
@@ -497,7 +525,7 @@ mod tests {
         let grant = |scope: &str| {
             (
                 String::from("id"),
-                Grant {
+                RequestedGrant {
                     policy: "p".into(),
                     scopes: vec![scope.into()],
                     tags: vec![],
@@ -522,7 +550,7 @@ mod tests {
         cached.cache(grant("b"), &token(90), now);
         assert!(cached.cached(&grant("b"), after(29)).is_some());
         assert!(cached.cached(&grant("b"), after(30)).is_none());
-        cached.forget();
+        cached.clear_cache();
         assert!(cached.cached(&grant("a"), now).is_none());
 
         let off = endpoint(0);
