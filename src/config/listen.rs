@@ -21,7 +21,7 @@ use super::{
         gate, metrics, server,
         sts::{self, TlsFiles},
     },
-    table::Row,
+    table::{self, Row},
 };
 
 const FORMS: &str = "not a listener such as tailnet://:80, https://0.0.0.0:8443?cert=PATH&key=PATH, http://127.0.0.1:8080 or unix:///run/tailbone.sock";
@@ -302,9 +302,12 @@ struct ConfiguredListener {
 /// The listeners of the components that are switched on.
 fn listeners(settings: &Settings) -> Vec<ConfiguredListener> {
     let components = settings.components.iter();
-    components
+    let mut listeners: Vec<_> = components
         .flat_map(|component| listeners_of(*component, settings))
-        .collect()
+        .collect();
+    // A report names them in the order of the table.
+    listeners.sort_by_key(|listener| table::ALL.iter().position(|row| *row == listener.row));
+    listeners
 }
 
 /// The listeners of a component: the compiler refuses one that is missing here.

@@ -341,7 +341,7 @@ impl AdminApi {
             return refused(
                 Kind::BadRequest,
                 "bad_address",
-                "not an IP address, with or without a port",
+                "not an address: give an IP address, with or without a port",
             );
         };
         let Some(node) = self.state.membership.node() else {

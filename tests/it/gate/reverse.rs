@@ -3,9 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use http_body_util::BodyExt;
-use tailbone::{
-    config, gate::Gate, gate::GateError, identity::Directory, telemetry::meter::Meter,
-};
+use tailbone::{config, gate::Gate, gate::GateError, identity::Directory, telemetry::meter::Meter};
 use testkit::{
     backend::{Answer, Backend},
     soon,

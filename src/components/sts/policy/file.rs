@@ -364,7 +364,7 @@ impl<'a> PolicyReader<'a> {
             None => {
                 self.warn(
                     "audience",
-                    "tokens for any service are accepted: name ours, or say audience = \"any\"",
+                    "tokens made for any service are accepted: name ours, or say audience = \"any\"",
                 );
                 Some(Audience::Any)
             }
