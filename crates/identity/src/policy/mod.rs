@@ -124,6 +124,14 @@ pub struct Step {
     pub why: Cow<'static, str>,
 }
 
+/// A local rule that would grant access if it were changed, for `policy test`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Near {
+    pub rule: RuleId,
+    /// The parts of it that do not match, in words.
+    pub misses: Vec<&'static str>,
+}
+
 /// How certain it is that a rule applies to this request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Match {
@@ -214,6 +222,25 @@ impl Rules {
         (seen, decision)
     }
 
+    /// The rule that comes nearest to granting access: the first of those with the fewest parts that
+    /// do not match, and rather one for other callers than one for other requests.
+    pub fn nearest(&self, who: Who<'_>, what: &What) -> Option<Near> {
+        let granting = self.rules.iter().filter(|rule| rule.effect != Effect::Deny);
+        let misses = granting.map(|rule| {
+            let (request, caller) = (rule.scope.matches(what, rule.effect), rule.about(who));
+            let parts = [request, caller];
+            let misses = parts.iter().filter(|(found, _)| *found != Match::Yes);
+            let near = Near {
+                rule: rule.id(),
+                misses: misses.map(|(_, why)| *why).collect(),
+            };
+            (request.0 != Match::Yes, near)
+        });
+        misses
+            .min_by_key(|(other_request, near)| (near.misses.len(), *other_request))
+            .map(|(_, near)| near)
+    }
+
     /// Whether any rule depends on methods. A header that overrides the method could get around it.
     pub fn name_methods(&self) -> bool {
         self.rules.iter().any(|rule| rule.scope.names_methods())
@@ -269,13 +296,17 @@ impl Rule {
                 (effect, Match::Yes, Match::Yes) => (effect, true, "matches".into()),
             };
         Step {
-            rule: RuleId::Local {
-                name: self.name.clone(),
-                line: self.line,
-            },
+            rule: self.id(),
             effect,
             decides,
             why,
+        }
+    }
+
+    fn id(&self) -> RuleId {
+        RuleId::Local {
+            name: self.name.clone(),
+            line: self.line,
         }
     }
 

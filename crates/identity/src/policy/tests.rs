@@ -672,3 +672,50 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_nearest_rule_is_one_that_needs_the_fewest_changes() {
+    let rules = rules(
+        r#"
+        [[rule]]
+        name = "docs-of-alice"
+        decision = "allow"
+        who = ["alice@example.com"]
+        paths = ["/docs"]
+        [[rule]]
+        name = "docs-of-all"
+        decision = "allow"
+        who = ["*"]
+        paths = ["/docs"]
+        [[rule]]
+        name = "not-x"
+        decision = "deny"
+        paths = ["/x"]
+        [[rule]]
+        name = "alice"
+        decision = "allow"
+        who = ["alice@example.com"]
+        "#,
+    );
+    let bob = user("bob@example.com");
+    let nearest = |who, path| {
+        let near = rules.nearest(who, &get(path)).unwrap();
+        format!("{}: {}", near.rule, near.misses.join(", "))
+    };
+    // One part is missing in two rules: other callers are more often meant than other paths.
+    assert_eq!(
+        nearest(Who::Known(&bob), "/y"),
+        "rule:alice: not for this caller"
+    );
+    // Of rules that are equally near, the first one is named.
+    assert_eq!(
+        nearest(Who::Funnel, "/docs"),
+        "rule:docs-of-alice: not for callers from the internet"
+    );
+    let alice = user("alice@example.com");
+    assert_eq!(nearest(Who::Known(&alice), "/x"), "rule:alice: ");
+    assert_eq!(
+        Rules::grants_only(CAPABILITY).nearest(Who::Nobody, &get("/")),
+        None
+    );
+}
