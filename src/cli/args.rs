@@ -1,8 +1,9 @@
-//! Flags made from the table of settings, and what was given of them.
+//! The flags, which are made from the table of settings, and the values that were given for them.
 //!
-//! clap only splits the command line; every value stays text until `config::load` makes sense of it, so that a wrong flag is told
-//! together with a wrong variable. As in the Go program: a flag given twice counts the second time, `-p80`, `-p=80` and `-p 80` are
-//! the same, a switch takes `--switch=false`, and a value may begin with a dash.
+//! clap only splits the command line. Every value stays text until `config::load` parses it, so
+//! that a wrong flag is reported together with a wrong variable. As in the Go program: of a flag
+//! given twice the second counts, `-p80`, `-p=80` and `-p 80` are the same, a switch takes
+//! `--switch=false`, and a value may begin with a dash.
 
 use std::{ffi::OsString, path::Path};
 
@@ -25,20 +26,23 @@ pub(super) fn of(scope: Scope) -> impl Iterator<Item = Arg> {
     })
 }
 
-/// `--config`, which is no setting: it says where settings are.
+/// `--config`, which is not a setting itself: it names a file of settings.
 pub(super) fn config() -> Arg {
     Arg::new("config")
         .long("config")
         .value_name("PATH")
         .display_order(table::ALL.len())
-        // Not a path to clap, which refuses an empty one; empty counts as not given.
+        // clap would refuse an empty path; here it counts as not given.
         .value_parser(clap::value_parser!(OsString))
         .allow_hyphen_values(true)
         .value_hint(clap::ValueHint::FilePath)
-        .help("Config file (.toml, .yaml, .json) [default: .tailbone.json, .toml, .yaml or .yml in the home directory]")
+        .help(
+            "Config file (.toml, .yaml, .json) [default: .tailbone.json, .toml, .yaml or .yml in \
+             the home directory]",
+        )
 }
 
-/// What was typed for a command that takes the flags of `scopes`.
+/// The values that were typed for a command that takes the flags of `scopes`.
 pub(super) fn raw(matches: &ArgMatches, scopes: &[Scope], environment: &Environment) -> Raw {
     let config = matches
         .get_one::<OsString>("config")
@@ -72,7 +76,7 @@ pub(super) fn given(matches: &ArgMatches, scopes: &[Scope]) -> Flags {
 }
 
 fn arg(row: &'static Row, flag: &Flag) -> Arg {
-    // Help shows a command's flags in the order of the table, whichever level they are defined at.
+    // Help lists a command's flags in the order of the table, at whichever level they are defined.
     let place = table::ALL.iter().position(|other| other.key == row.key);
     let arg = Arg::new(row.key)
         .long(flag.long)
@@ -107,13 +111,13 @@ fn arg(row: &'static Row, flag: &Flag) -> Arg {
                 Kind::Path => clap::ValueHint::AnyPath,
                 _ => clap::ValueHint::Unknown,
             })
-            .value_parser(Words(kind)),
+            .value_parser(Suggested(kind)),
     }
 }
 
 fn help(row: &Row, flag: &Flag) -> String {
     let default = match row.default {
-        // Where it is not typed, it is not sent, and the server's own setting counts.
+        // If it is not typed, it is not sent, and the server's own setting counts.
         _ if flag.scope == Scope::Make => " [default: the server's setting]".into(),
         Default::Derived(words) => format!(" [default: {words}]"),
         Default::Empty | Default::Text("") => String::new(),
@@ -123,7 +127,7 @@ fn help(row: &Row, flag: &Flag) -> String {
     format!("{}{default} [env: {}]", row.help, row.variable())
 }
 
-/// Also what may be typed, where clap does not list it by itself.
+/// Also says what may be typed, if clap does not list it.
 fn long_help(row: &Row, flag: &Flag) -> String {
     let bounds = match row.kind {
         Kind::Binding
@@ -157,11 +161,11 @@ fn value_name(kind: Kind) -> &'static str {
     }
 }
 
-/// Offers a setting's words to completion and help without insisting on them: insisting is the loader's business.
+/// Offers a setting's words to completion and help, and accepts any other: the loader checks them.
 #[derive(Clone)]
-struct Words(Kind);
+struct Suggested(Kind);
 
-impl TypedValueParser for Words {
+impl TypedValueParser for Suggested {
     type Value = String;
 
     fn parse_ref(

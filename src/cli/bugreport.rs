@@ -1,10 +1,11 @@
-//! `tailbone bugreport`: what somebody who is to help has to know, in one text. Nothing is sent anywhere.
+//! `tailbone bugreport`: one text with everything that helps to find a fault. Nothing is sent
+//! anywhere.
 //!
-//! Secrets are never in it: settings come as `config show` has them, the log has none, and the address of a login, with which one
-//! could take the node over, is left out.
+//! It never contains secrets: settings are those of `config show`, and the log has none. It leaves
+//! out login addresses, because whoever opens one owns the node.
 
 use clap::{ArgMatches, Command};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -12,7 +13,8 @@ use super::{
     ask::{runtime, target},
     console::Console,
     exit::Failure,
-    output::{self, Output, Table},
+    layout::{Layout, List},
+    output::{self, Output},
     status::Status,
 };
 use crate::{
@@ -25,7 +27,10 @@ const SCOPES: &[Scope] = &[Scope::Root, Scope::Server, Scope::Start];
 
 pub(super) fn command() -> Command {
     Command::new("bugreport")
-        .about("Collect what helps with a problem: versions, settings without secrets, status, last log lines")
+        .about(
+            "Collect what helps with a problem: versions, settings without secrets, status, last \
+             log lines",
+        )
         .args(
             args::of(Scope::Server)
                 .chain(args::of(Scope::Start))
@@ -39,7 +44,7 @@ pub(super) fn run(
     console: &mut Console<'_>,
 ) -> Result<(), Failure> {
     let raw = args::raw(matches, SCOPES, environment);
-    let mut report = Report(Map::new());
+    let mut report = Report(Vec::new());
     report.add(
         "version",
         json!({
@@ -52,7 +57,7 @@ pub(super) fn run(
             "kernel": rustix::system::uname().release().to_string_lossy(),
         }),
     );
-    // Wrong settings are often the very trouble that is reported.
+    // Wrong settings are often the very fault that is reported.
     let client = match config::load_all(&raw) {
         Ok(((_, client), origins, warnings)) => {
             let settings: Map<String, Value> = origins
@@ -95,7 +100,7 @@ pub(super) fn run(
     output::print(console, format, &report)
 }
 
-/// Without addresses that come after "login": whoever opens one first owns the node.
+/// Hides the addresses in a line about a login: whoever opens one first owns the node.
 fn without_login(line: &str) -> String {
     if !line.to_ascii_lowercase().contains("login") {
         return line.to_owned();
@@ -109,46 +114,90 @@ fn without_login(line: &str) -> String {
         .join(" ")
 }
 
-/// Sections by name, in the order in which they were added.
-#[derive(Serialize)]
-struct Report(Map<String, Value>);
+/// Sections by name, in the order for people.
+struct Report(Vec<(&'static str, Value)>);
 
 impl Report {
-    fn add(&mut self, name: &str, value: Value) {
-        self.0.insert(name.to_owned(), value);
+    fn add(&mut self, name: &'static str, value: Value) {
+        self.0.push((name, value));
+    }
+}
+
+impl Serialize for Report {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let sections = self.0.iter();
+        let sections: Map<_, _> = sections
+            .map(|(name, section)| ((*name).to_owned(), section.clone()))
+            .collect();
+        sections.serialize(serializer)
     }
 }
 
 impl Output for Report {
-    fn table(&self) -> Table {
-        let mut table = Table::new(["What", "Is"]);
+    fn text(&self, layout: Layout) -> String {
+        let mut list = List::new(layout);
         for (name, section) in &self.0 {
-            rows(&mut table, name, section);
+            list.heading(name);
+            let mut facts = Vec::new();
+            flatten("", section, &mut facts);
+            list.facts(&facts);
         }
-        table
+        list.finish()
     }
 }
 
-fn rows(table: &mut Table, name: &str, value: &Value) {
+/// Every value with the names of the objects around it, joined by dots.
+fn flatten(name: &str, value: &Value, facts: &mut Vec<(String, String)>) {
     match value {
         Value::Object(members) => {
+            if let (2, Some(value), Some(Value::String(origin))) =
+                (members.len(), members.get("value"), members.get("origin"))
+            {
+                facts.push((name.to_owned(), format!("{} ({origin})", plain(value))));
+                return;
+            }
             for (member, value) in members {
-                rows(table, &format!("{name}.{member}"), value);
+                let dot = if name.is_empty() { "" } else { "." };
+                flatten(&format!("{name}{dot}{member}"), value, facts);
             }
         }
         Value::Array(items) => {
             for item in items {
-                rows(table, name, item);
+                flatten(name, item, facts);
             }
         }
-        Value::String(text) => table.row([name.to_owned(), text.clone()]),
-        other => table.row([name.to_owned(), other.to_string()]),
+        other => facts.push((name.to_owned(), plain(other))),
+    }
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sections_have_headings_and_a_setting_stays_on_one_line() {
+        let mut report = Report(Vec::new());
+        let port = json!({"value": 8080, "origin": "variable TB_SERVER_PORT"});
+        report.add("settings", json!({"server.port": port}));
+        report.add(
+            "status",
+            json!({"node": {"state": "running"}, "ready": true}),
+        );
+        report.add("log", json!(["one line", "another"]));
+        assert_eq!(
+            report.text(Layout::PIPE),
+            "settings\n  server.port  8080 (variable TB_SERVER_PORT)\n\n\
+             status\n  node.state  running\n  ready       true\n\n\
+             log\n  one line\n  another\n"
+        );
+    }
 
     #[test]
     fn the_address_of_a_login_is_left_out() {

@@ -10,7 +10,7 @@ pub(super) fn command() -> Command {
         .about("Print the completion script for a shell")
         .arg(Arg::new("shell").value_parser(value_parser!(Shell)))
         .arg(
-            // The Go program's scripts could leave descriptions out; whoever asked for that still gets a script.
+            // The Go program's scripts could leave descriptions out; the flag is still accepted.
             Arg::new("no-descriptions")
                 .long("no-descriptions")
                 .action(ArgAction::SetTrue)

@@ -1,4 +1,5 @@
-//! `tailbone config check` and `tailbone config show`: what the settings are and where they come from. Nothing is changed.
+//! `tailbone config check` and `tailbone config show`: the settings and their origins. Both change
+//! nothing.
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::Serialize;
@@ -8,6 +9,7 @@ use super::{
     args,
     console::Console,
     exit::Failure,
+    layout::Layout,
     output::{self, Output, Table},
 };
 use crate::config::{self, Entry, Environment, table::Scope};
@@ -25,17 +27,17 @@ pub(super) fn command() -> Command {
         .about("Check and show the settings; takes the flags of server start")
         .subcommand(
             Command::new("check")
-                .about("Load all settings and tell every mistake; changes nothing")
+                .about("Load all settings and report every mistake; changes nothing")
                 .args(flags()),
         )
         .subcommand(
             Command::new("show")
-                .about("Show all settings as they would hold; secrets are hidden")
+                .about("Show the values that all settings would have; secrets are hidden")
                 .arg(
                     Arg::new("origin")
                         .long("origin")
                         .action(ArgAction::SetTrue)
-                        .help("Tell where each value was typed"),
+                        .help("Also show where each value was typed"),
                 )
                 .args(flags()),
         )
@@ -49,8 +51,8 @@ pub(super) fn run(
     match matches.subcommand() {
         Some(("check", matches)) => {
             let raw = args::raw(matches, SCOPES, environment);
-            let ((settings, _), _) = console.told(config::load_all(&raw))?;
-            // The gate's rules are a file of their own; whoever checks the settings means it too.
+            let ((settings, _), _) = console.accept(config::load_all(&raw))?;
+            // The gate's rules have their own file, which is part of the settings to be checked.
             if let Some(file) = settings.gate.policy {
                 super::policy::rules(Some(file), &settings.gate.capability)?;
             }
@@ -59,7 +61,7 @@ pub(super) fn run(
         }
         Some(("show", matches)) => {
             let raw = args::raw(matches, SCOPES, environment);
-            let ((_, client), origins) = console.told(config::load_all(&raw))?;
+            let ((_, client), origins) = console.accept(config::load_all(&raw))?;
             if matches.get_flag("origin") {
                 output::print(console, client.output, &WithOrigin(&origins.entries))
             } else {
@@ -74,12 +76,12 @@ pub(super) fn run(
 struct Plain<'a>(&'a [Entry]);
 
 impl Output for Plain<'_> {
-    fn table(&self) -> Table {
+    fn text(&self, layout: Layout) -> String {
         let mut table = Table::new(["Setting", "Value"]);
         for entry in self.0 {
             table.row([entry.row.key.to_owned(), cell(&entry.value)]);
         }
-        table
+        table.text(layout)
     }
 }
 
@@ -109,7 +111,7 @@ impl Serialize for Plain<'_> {
 struct WithOrigin<'a>(&'a [Entry]);
 
 impl Output for WithOrigin<'_> {
-    fn table(&self) -> Table {
+    fn text(&self, layout: Layout) -> String {
         let mut table = Table::new(["Setting", "Value", "Origin"]);
         for entry in self.0 {
             table.row([
@@ -118,7 +120,7 @@ impl Output for WithOrigin<'_> {
                 entry.origin.to_string(),
             ]);
         }
-        table
+        table.text(layout)
     }
 }
 

@@ -1,17 +1,19 @@
-//! What a command talks to: output, messages, and a person where there is one.
+//! The streams of a command, and the person at the terminal if there is one.
 //!
-//! Results go to `out` and nothing else does, so that they can be piped; everything said about them goes to `err`.
+//! Only results go to `out`, so that they can be piped; messages go to `err`.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
-use super::exit::Failure;
+use super::{exit::Failure, layout::Layout};
 use crate::config::{Loaded, Origins, Warning};
 
 pub struct Console<'a> {
     pub out: &'a mut dyn Write,
     pub err: &'a mut dyn Write,
-    /// The person to ask; absent where there is no terminal.
+    /// Answers questions; absent if there is no terminal.
     pub person: Option<&'a mut dyn BufRead>,
+    /// How results for people are laid out on `out`.
+    pub layout: Layout,
 }
 
 impl std::fmt::Debug for Console<'_> {
@@ -23,8 +25,8 @@ impl std::fmt::Debug for Console<'_> {
 }
 
 impl Console<'_> {
-    /// Takes the settings out of a load and says on the way what there is to say about them.
-    pub fn told<T>(&mut self, loaded: Loaded<T>) -> Result<(T, Origins), Failure> {
+    /// Takes the settings out of a load, after the config file's name and the warnings.
+    pub fn accept<T>(&mut self, loaded: Loaded<T>) -> Result<(T, Origins), Failure> {
         match loaded {
             Ok((settings, origins, warnings)) => {
                 if let Some(file) = &origins.file {
@@ -40,12 +42,12 @@ impl Console<'_> {
         }
     }
 
-    /// One line to the person at the messages' end. Whoever closed it does not want to read it.
+    /// Prints one line of a message. If that fails, nobody is reading messages.
     pub fn say(&mut self, line: &str) {
         let _ = writeln!(self.err, "{line}");
     }
 
-    /// A piece of the result.
+    /// Prints a part of the result.
     pub fn print(&mut self, text: &str) -> Result<(), Failure> {
         self.out
             .write_all(text.as_bytes())
@@ -61,6 +63,6 @@ impl Console<'_> {
 }
 
 /// Whether a question can be asked and answered.
-pub(super) fn person_is_there() -> bool {
+pub(super) fn can_ask() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }

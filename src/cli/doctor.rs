@@ -1,26 +1,31 @@
-//! `tailbone doctor`: everything that commonly keeps a server from working, checked side by side, each with what to do.
+//! `tailbone doctor`: checks of everything that commonly keeps a server from working, each with
+//! what to do.
 //!
-//! Checks only look, but for a file made and removed in a directory and, with `--write`, the published document written back as
-//! it is. A running server is asked at its local socket; without one the checks of the node say so and fail nothing.
+//! Checks change nothing, except for a file that is made and removed in a directory and, with
+//! `--write`, the published document, which is written back unchanged. A running server is asked at
+//! its local socket; without one the checks of the node are skipped. What `server start` makes by
+//! itself is no failure.
 
 use std::{
     fs, io,
     io::Write as _,
     path::Path,
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, SystemTime},
 };
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use futures_util::future::{BoxFuture, join_all};
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 
 use super::{
     args,
     ask::{runtime, target},
     console::Console,
     exit::Failure,
-    output::{self, Output, Table},
+    layout::{Layout, List, Mark, count, quoted},
+    output::{self, Output},
 };
 use crate::{
     admin::{AdminClient, proto::StatusResponse},
@@ -29,14 +34,47 @@ use crate::{
 };
 
 const SCOPES: &[Scope] = &[Scope::Root, Scope::Server, Scope::Start];
-/// For each thing on the network.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// For each answer from the network.
+const TIMEOUT: Duration = Duration::from_secs(10);
 const CONTROL: &str = "https://controlplane.tailscale.com";
 /// Clocks further apart than this make tokens look not yet valid somewhere.
 const SKEW_WARN: Duration = Duration::from_secs(30);
 const SKEW_FAIL: Duration = Duration::from_secs(300);
-/// An admin wants to hear of an ending key this long before.
+/// Seconds before a node key expires from which on there is a warning.
 const EXPIRY_WARN: i64 = 14 * 86_400;
+
+/// The headings, each with the names and titles of its checks.
+const SECTIONS: [(&str, &[(&str, &str)]); 5] = [
+    (
+        "Directories",
+        &[
+            ("state-dir-writable", "State"),
+            ("keys-dir", "Signing keys"),
+        ],
+    ),
+    (
+        "Way to the tailnet",
+        &[
+            ("auth-key-shape", "Auth key"),
+            ("control-reachable", "Control server"),
+            ("clock-skew", "Clock"),
+        ],
+    ),
+    (
+        "Running server",
+        &[
+            ("join-state", "Node"),
+            ("key-expiry", "Node key"),
+            ("whois-works", "Identities"),
+            ("readiness", "Readiness"),
+        ],
+    ),
+    (
+        "Published keys (JWKS)",
+        &[("jwks-public", "Reading"), ("bucket-write", "Writing")],
+    ),
+    ("Limits", &[("descriptors", "File descriptors")]),
+];
 
 pub(super) fn command() -> Command {
     Command::new("doctor")
@@ -60,74 +98,172 @@ pub(super) fn run(
     console: &mut Console<'_>,
 ) -> Result<(), Failure> {
     let raw = args::raw(matches, SCOPES, environment);
-    let ((settings, client), _) = console.told(config::load_all(&raw))?;
-    let server = AdminClient::new(target(&client), client.timeout.min(PATIENCE));
+    let ((settings, client), _) = console.accept(config::load_all(&raw))?;
+    let server = AdminClient::new(target(&client), client.timeout.min(TIMEOUT));
     let checks = runtime()?.block_on(examine(&settings, &server, matches.get_flag("write")));
-    let failed = checks
-        .0
-        .iter()
-        .filter(|check| check.verdict == Verdict::Fail)
-        .count();
     output::print(console, client.output, &checks)?;
-    if failed > 0 {
-        return Err(Failure::failed(format!("{failed} of the checks failed")));
+    match checks.number(Verdict::Fail) {
+        0 => Ok(()),
+        failed => Err(Failure::failed(format!(
+            "{} failed",
+            count(failed, "check", "checks")
+        ))),
     }
-    Ok(())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+enum Verdict {
     Ok,
     Warn,
     Fail,
-    /// Nothing to look at.
+    /// There is nothing to check.
     Skip,
 }
 
-/// One check's outcome: what was found and, where something is wrong, what to do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Check {
-    pub name: &'static str,
-    pub verdict: Verdict,
-    pub words: String,
+/// The result of a check and, if something is wrong, what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Finding {
+    verdict: Verdict,
+    /// What was found.
+    words: String,
+    /// What to do, in words.
+    hint: String,
+    /// What to do, to be pasted into a shell or a browser.
+    command: String,
+}
+
+#[derive(Debug)]
+struct Check {
+    /// For programs.
+    name: &'static str,
+    finding: Finding,
+}
+
+/// Programs get the finding and the hint as one text.
+impl Serialize for Check {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut check = serializer.serialize_struct("Check", 3)?;
+        check.serialize_field("name", self.name)?;
+        check.serialize_field("verdict", &self.finding.verdict)?;
+        check.serialize_field("words", &self.finding.one_line())?;
+        check.end()
+    }
 }
 
 #[derive(Debug, Serialize)]
 struct Checks(Vec<Check>);
 
-impl Output for Checks {
-    fn table(&self) -> Table {
-        let mut table = Table::new(["Check", "Verdict", "Words"]);
-        for check in &self.0 {
-            let verdict = match check.verdict {
-                Verdict::Ok => "ok",
-                Verdict::Warn => "warn",
-                Verdict::Fail => "fail",
-                Verdict::Skip => "skip",
-            };
-            table.row([
-                check.name.to_owned(),
-                verdict.to_owned(),
-                check.words.clone(),
-            ]);
-        }
-        table
+impl Checks {
+    fn number(&self, verdict: Verdict) -> usize {
+        let same = |check: &&Check| check.finding.verdict == verdict;
+        self.0.iter().filter(same).count()
     }
 }
 
-type Found = (Verdict, String);
+impl Output for Checks {
+    fn text(&self, layout: Layout) -> String {
+        let mut list = List::new(layout);
+        for (heading, names) in SECTIONS {
+            list.heading(heading);
+            for (name, title) in names {
+                for check in self.0.iter().filter(|check| check.name == *name) {
+                    check.finding.add(title, &mut list);
+                }
+            }
+        }
+        list.heading("Result");
+        let parts = [
+            (Verdict::Ok, "ok", "ok"),
+            (Verdict::Warn, "warning", "warnings"),
+            (Verdict::Fail, "failure", "failures"),
+            (Verdict::Skip, "skipped", "skipped"),
+        ];
+        let parts = parts.map(|(verdict, one, many)| (self.number(verdict), one, many));
+        let parts = parts.iter().filter(|(number, ..)| *number > 0);
+        let parts: Vec<_> = parts
+            .map(|(number, one, many)| count(*number, one, many))
+            .collect();
+        let mark = match (self.number(Verdict::Fail), self.number(Verdict::Warn)) {
+            (0, 0) => Mark::Good,
+            (0, _) => Mark::Warning,
+            _ => Mark::Bad,
+        };
+        list.sentence(mark, &parts.join(", "));
+        list.finish()
+    }
+}
+
+impl Finding {
+    fn new(verdict: Verdict, words: impl Into<String>) -> Self {
+        Self {
+            verdict,
+            words: words.into(),
+            hint: String::new(),
+            command: String::new(),
+        }
+    }
+
+    fn hint(self, hint: impl Into<String>) -> Self {
+        Self {
+            hint: hint.into(),
+            ..self
+        }
+    }
+
+    fn command(self, command: impl Into<String>) -> Self {
+        Self {
+            command: command.into(),
+            ..self
+        }
+    }
+
+    fn add(&self, title: &str, list: &mut List) {
+        let mark = match self.verdict {
+            Verdict::Fail => Mark::Bad,
+            Verdict::Ok => Mark::Good,
+            Verdict::Skip => Mark::None,
+            Verdict::Warn => Mark::Warning,
+        };
+        list.item(mark, &format!("{title}: {}", self.words));
+        match (self.hint.is_empty(), self.command.is_empty()) {
+            (true, _) => {}
+            (false, true) => list.note(&format!("{}.", self.hint)),
+            (false, false) => list.note(&format!("{}:", self.hint)),
+        }
+        if !self.command.is_empty() {
+            list.verbatim(&self.command);
+        }
+    }
+
+    fn one_line(&self) -> String {
+        let mut text = self.words.clone();
+        for (separator, part) in [(". ", &self.hint), (": ", &self.command)] {
+            if !part.is_empty() {
+                text.push_str(separator);
+                text.push_str(part);
+            }
+        }
+        text
+    }
+}
 
 async fn examine(settings: &Settings, server: &AdminClient, write: bool) -> Checks {
     let status = async { server.status().await.map_err(|error| error.message) };
     let (status, control) = tokio::join!(status, control(&settings.server.tailscale));
     let status = &status;
-    let all: Vec<(&'static str, BoxFuture<'_, Found>)> = vec![
+    let all: Vec<(&'static str, BoxFuture<'_, Finding>)> = vec![
         (
             "state-dir-writable",
-            Box::pin(directory(&settings.server.tailscale.dir)),
+            Box::pin(directory(
+                &settings.server.tailscale.dir,
+                "server.tailscale.dir",
+            )),
         ),
-        ("keys-dir", Box::pin(directory(&settings.keys.dir))),
+        (
+            "keys-dir",
+            Box::pin(directory(&settings.keys.dir, "keys.dir")),
+        ),
         (
             "auth-key-shape",
             Box::pin(async { auth_key(&settings.server.tailscale) }),
@@ -146,138 +282,191 @@ async fn examine(settings: &Settings, server: &AdminClient, write: bool) -> Chec
         ("descriptors", Box::pin(async { descriptors() })),
     ];
     let checks = all.into_iter().map(|(name, check)| async move {
-        let (verdict, words) = check.await;
         Check {
             name,
-            verdict,
-            words,
+            finding: check.await,
         }
     });
     Checks(join_all(checks).await)
 }
 
-fn ok(words: impl Into<String>) -> Found {
-    (Verdict::Ok, words.into())
+fn ok(words: impl Into<String>) -> Finding {
+    Finding::new(Verdict::Ok, words)
 }
 
-fn warn(words: impl Into<String>) -> Found {
-    (Verdict::Warn, words.into())
+fn warn(words: impl Into<String>) -> Finding {
+    Finding::new(Verdict::Warn, words)
 }
 
-fn fail(words: impl Into<String>) -> Found {
-    (Verdict::Fail, words.into())
+fn fail(words: impl Into<String>) -> Finding {
+    Finding::new(Verdict::Fail, words)
 }
 
-fn skip(words: impl Into<String>) -> Found {
-    (Verdict::Skip, words.into())
+fn skip(words: impl Into<String>) -> Finding {
+    Finding::new(Verdict::Skip, words)
 }
 
-/// A file is made and removed, since permissions alone do not tell of a full disk or a read-only file system.
-async fn directory(path: &Path) -> Found {
+/// A file is made and removed, since permissions alone tell neither of a full disk nor of a
+/// read-only file system.
+async fn directory(path: &Path, setting: &'static str) -> Finding {
     let path = path.to_owned();
-    let looked = tokio::task::spawn_blocking(move || writable(&path)).await;
-    looked.unwrap_or_else(|error| fail(error.to_string()))
+    let checked = tokio::task::spawn_blocking(move || writable(&path, setting)).await;
+    checked.unwrap_or_else(|error| fail(error.to_string()))
 }
 
-fn writable(path: &Path) -> Found {
+fn writable(path: &Path, setting: &str) -> Finding {
     let shown = path.display();
-    let mut place = path;
-    while !place.exists() {
-        match place.parent() {
-            Some(parent) if parent != Path::new("") => place = parent,
-            _ => place = Path::new("."),
+    // The server makes what is missing below the nearest directory that exists.
+    let mut existing = path;
+    while !existing.exists() {
+        match existing.parent() {
+            Some(parent) if parent != Path::new("") => existing = parent,
+            _ => existing = Path::new("."),
         }
     }
-    if !place.is_dir() {
-        return fail(format!(
-            "{} is not a directory: move it away or set another one",
-            place.display()
-        ));
+    if !existing.is_dir() {
+        let file = existing.display();
+        return fail(format!("{file} is not a directory"))
+            .hint(format!(
+                "Set another directory as {setting}, or move the file away"
+            ))
+            .command(moved_away(existing));
     }
-    let probe = place.join(format!(".tailbone-doctor-{}", std::process::id()));
+    match write_in(existing) {
+        Ok(()) if existing == path => ok(format!("{shown} can be written")),
+        Ok(()) => ok(format!("{shown} does not exist yet; server start makes it")),
+        Err(error) => {
+            let place = quoted(&existing.to_string_lossy());
+            match error.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    fail(format!("the disk of {shown} is full"))
+                        .hint(format!("Make room, or set another directory as {setting}"))
+                        .command(format!("df -h {place}"))
+                }
+                io::ErrorKind::ReadOnlyFilesystem => {
+                    fail(format!("the file system of {shown} is read-only"))
+                        .hint("Mount a volume there that can be written")
+                }
+                io::ErrorKind::PermissionDenied => {
+                    let user = rustix::process::geteuid().as_raw();
+                    let command = if existing == path {
+                        format!("sudo chown {user} {place}")
+                    } else {
+                        let path = quoted(&path.to_string_lossy());
+                        format!("sudo install -d -m 700 -o {user} {path}")
+                    };
+                    fail(format!("the user {user} may not write {shown}"))
+                        .hint(format!(
+                            "Run as its owner, set another directory as {setting}, or give it to \
+                             this user"
+                        ))
+                        .command(command)
+                }
+                _ => fail(format!("{shown} cannot be written: {error}"))
+                    .hint(format!("Set another directory as {setting}")),
+            }
+        }
+    }
+}
+
+/// Makes and removes a file. Its name differs between checks, because two of them may end up in the
+/// same directory at the same time.
+fn write_in(directory: &Path) -> io::Result<()> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let probe = directory.join(format!(".tailbone-doctor-{}-{number}", std::process::id()));
     let made = fs::File::create_new(&probe).and_then(|mut file| {
         file.write_all(&[0; 4096])?;
         file.sync_all()
     });
     let removed = fs::remove_file(&probe);
-    match made.and(removed) {
-        Ok(()) if place == path => ok(format!("{shown} can be written")),
-        Ok(()) => ok(format!("{shown} is not there yet and can be made")),
-        Err(error) => fail(match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                format!("{shown}: the disk is full. Make room, or set another directory")
-            }
-            io::ErrorKind::ReadOnlyFilesystem => format!(
-                "{shown}: the file system is read-only. Mount a volume there that can be written"
-            ),
-            io::ErrorKind::PermissionDenied => format!(
-                "{shown}: user {} may not write there. Give it the directory (chown), or run as its owner",
-                rustix::process::geteuid().as_raw()
-            ),
-            _ => format!("{shown}: {error}"),
-        }),
-    }
+    made.and(removed)
 }
 
-fn auth_key(settings: &Tailscale) -> Found {
-    let joined = settings.dir.join("tailscaled.state").exists();
+fn moved_away(path: &Path) -> String {
+    let path = path.to_string_lossy();
+    format!("mv {} {}", quoted(&path), quoted(&format!("{path}.old")))
+}
+
+fn auth_key(settings: &Tailscale) -> Finding {
+    let has_joined = settings.dir.join("tailscaled.state").exists();
     let Some(key) = &settings.authkey else {
-        return if joined {
-            ok("none is set and none is needed: the node has joined before")
+        return if has_joined {
+            ok("none is set, and none is needed: the node has joined before")
         } else {
-            warn(
-                "none is set and the node has not joined before: a person will have to open a login URL. For an unattended start set \
-                 server.tailscale.authkey",
-            )
+            warn("none is set, so a person has to log the node in at its first start")
+                .hint(format!(
+                    "To start without a person, make an auth key at {KEYS_PAGE} and set it"
+                ))
+                .command("export TB_SERVER_TAILSCALE_AUTHKEY=tskey-auth-...")
         };
     };
+    let another =
+        || format!("Make an auth key at {KEYS_PAGE} and set it as server.tailscale.authkey");
     let shapes = [
-        ("tskey-auth-", ok("looks like an auth key")),
+        ("tskey-auth-", ok("it looks like an auth key")),
         (
             "tskey-client-",
             if settings.tags.is_empty() {
-                fail("an OAuth client's secret needs server.tailscale.tags")
+                fail("an OAuth client's secret needs the tags of the node")
+                    .hint("Set one or more of the client's tags as server.tailscale.tags")
+                    .command("export TB_SERVER_TAILSCALE_TAGS=tag:...")
             } else {
-                ok("looks like an OAuth client's secret")
+                ok("it looks like an OAuth client's secret")
             },
         ),
         (
             "tskey-api-",
-            fail("is an API access token, not an auth key: make an auth key in the admin console"),
+            fail("this is an API access token and not an auth key").hint(another()),
         ),
         (
             "tskey-webhook-",
-            fail("is a webhook's secret, not an auth key: make an auth key in the admin console"),
+            fail("this is a webhook's secret and not an auth key").hint(another()),
         ),
     ];
-    for (prefix, found) in shapes {
+    for (prefix, finding) in shapes {
         if key.reveal().starts_with(prefix) {
-            return found;
+            return finding;
         }
     }
     if settings.control_url.is_some() {
-        return ok("is set; its shape is that of another control server");
+        return ok("it is set, in the form of another control server");
     }
-    warn("does not begin with tskey-auth-, as Tailscale's auth keys do")
+    warn("it does not begin with tskey-auth-, as Tailscale's auth keys do").hint(another())
 }
 
-/// What the control server's answer tells: its clock, if it says.
-type Control = Result<(String, Option<SystemTime>), String>;
+/// Where Tailscale's admin console makes auth keys.
+const KEYS_PAGE: &str = "https://login.tailscale.com/admin/settings/keys";
+/// Where it extends the keys of nodes.
+const MACHINES_PAGE: &str = "https://login.tailscale.com/admin/machines";
+
+/// The control server's address, and its clock if it tells it.
+type Control = Result<(String, Option<SystemTime>), Unreachable>;
+
+struct Unreachable {
+    address: String,
+    cause: String,
+}
 
 async fn control(settings: &Tailscale) -> Control {
     let base = settings.control_url.as_deref().unwrap_or(CONTROL);
     let base = base.trim_end_matches('/');
+    let address = format!("{base}/key?v=88");
+    let unreachable = |cause| Unreachable {
+        address: address.clone(),
+        cause,
+    };
     let client = reqwest::Client::builder()
-        .timeout(PATIENCE)
+        .timeout(TIMEOUT)
         .build()
-        .map_err(|error| chain(&error))?;
+        .map_err(|error| unreachable(chain(&error)))?;
     let answer = client
-        .get(format!("{base}/key?v=88"))
+        .get(&address)
         .send()
         .await
-        .map_err(|error| format!("{base}: {}", chain(&error)))?;
+        .map_err(|error| unreachable(chain(&error.without_url())))?;
     if answer.status().is_server_error() {
-        return Err(format!("{base} answers {}", answer.status()));
+        return Err(unreachable(format!("it answers {}", answer.status())));
     }
     let date = answer
         .headers()
@@ -288,16 +477,21 @@ async fn control(settings: &Tailscale) -> Control {
     Ok((base.to_owned(), date))
 }
 
-fn reachable(control: &Control) -> Found {
+fn reachable(control: &Control) -> Finding {
     match control {
         Ok((base, _)) => ok(format!("{base} answers")),
-        Err(words) => fail(format!(
-            "{words}. Check the network, DNS, a proxy or firewall in between, and server.tailscale.controlUrl"
-        )),
+        Err(Unreachable { address, cause }) => {
+            fail(format!("{address} cannot be reached: {cause}"))
+                .hint(
+                    "Check the network, DNS, a proxy or firewall in between, and \
+                     server.tailscale.controlUrl",
+                )
+                .command(format!("curl -v {}", quoted(address)))
+        }
     }
 }
 
-fn skew(control: &Control) -> Found {
+fn skew(control: &Control) -> Finding {
     let Ok((_, Some(theirs))) = control else {
         return skip("the control server did not tell its time");
     };
@@ -305,90 +499,113 @@ fn skew(control: &Control) -> Found {
     let apart = ours
         .duration_since(*theirs)
         .unwrap_or_else(|behind| behind.duration());
+    let seconds = usize::try_from(apart.as_secs()).unwrap_or(usize::MAX);
     let words = format!(
-        "the clock is {} s off the control server's",
-        apart.as_secs()
+        "it is {} off the control server's",
+        count(seconds, "second", "seconds")
     );
-    if apart > SKEW_FAIL {
-        fail(format!(
-            "{words}: tokens are refused as not yet valid or expired. Set the clock (NTP)"
-        ))
+    let (finding, hint) = if apart > SKEW_FAIL {
+        (
+            fail(words),
+            "Verifiers refuse tokens as expired or not yet valid. Set the clock (NTP)",
+        )
     } else if apart > SKEW_WARN {
-        warn(format!("{words}. Set the clock (NTP)"))
+        (warn(words), "Set the clock (NTP)")
     } else {
-        ok(words)
-    }
+        return ok(words);
+    };
+    finding.hint(hint).command("sudo timedatectl set-ntp true")
 }
 
-type Asked = Result<StatusResponse, String>;
+/// What the running server answered, or why none did.
+type Answer = Result<StatusResponse, String>;
 
-fn join_state(status: &Asked) -> Found {
+const NO_SERVER: &str = "no running server to ask";
+
+fn join_state(status: &Answer) -> Finding {
     match status {
-        Err(words) => skip(format!("no running server to ask: {words}")),
+        Err(words) => skip(format!("{NO_SERVER}: {words}")),
         Ok(status) if status.join_state == "running" => ok(format!(
             "{} at {}",
             status.node_name,
             status.addresses.join(", ")
         )),
+        Ok(status) if !status.login_url.is_empty() => fail("a person has to log this node in")
+            .hint("Open this address, or set server.tailscale.authkey and start again")
+            .command(status.login_url.clone()),
         Ok(status) => fail(status.join_words.clone()),
     }
 }
 
-fn key_expiry(status: &Asked, now: Timestamp) -> Found {
+fn key_expiry(status: &Answer, now: Timestamp) -> Finding {
     let Ok(status) = status else {
-        return skip("no running server to ask");
+        return skip(NO_SERVER);
     };
     if status.join_state != "running" {
         return skip("the node is not on the tailnet");
     }
     let left = status.node_key_expiry - now.as_second();
+    let days = count(
+        usize::try_from(left / 86_400).unwrap_or_default(),
+        "day",
+        "days",
+    );
     match status.node_key_expiry {
-        0 => ok("the node's key does not expire"),
-        _ if left <= 0 => fail("the node's key has expired: extend it in the admin console"),
-        _ if left < EXPIRY_WARN => warn(format!(
-            "the node's key expires in {} days: extend it in the admin console, switch its expiry off, or give the node a tag",
-            left / 86_400
+        0 => ok("it does not expire"),
+        _ if left <= 0 => {
+            fail("it has expired").hint(format!("Extend it in the admin console, {MACHINES_PAGE}"))
+        }
+        _ if left < EXPIRY_WARN => warn(format!("it expires in {days}")).hint(format!(
+            "Extend it or switch its expiry off in the admin console, {MACHINES_PAGE}, or give the \
+             node a tag"
         )),
-        _ => ok(format!("the node's key is good for {} days", left / 86_400)),
+        _ => ok(format!("it is good for {days}")),
     }
 }
 
-async fn whois(status: &Asked, server: &AdminClient) -> Found {
+async fn whois(status: &Answer, server: &AdminClient) -> Finding {
     let Ok(status) = status else {
-        return skip("no running server to ask");
+        return skip(NO_SERVER);
     };
     let Some(own) = status.addresses.first() else {
         return skip("the node has no address yet");
     };
     match server.who_is(own.clone()).await {
-        Ok(known) => ok(format!("the node knows itself as {}", known.node_name)),
+        Ok(answer) => ok(format!("the node knows itself as {}", answer.node_name)),
         Err(error) => fail(format!(
-            "the node cannot say who is at {own}: {}. Nobody gets a token like that; restart the server and send a bugreport",
+            "the node cannot say who is at {own}: {}",
             error.message
-        )),
+        ))
+        .hint("No caller gets a token like this. Restart the server, and send a bug report")
+        .command("tailbone bugreport"),
     }
 }
 
-fn readiness(status: &Asked) -> Found {
+fn readiness(status: &Answer) -> Finding {
     match status {
-        Err(_) => skip("no running server to ask"),
+        Err(_) => skip(NO_SERVER),
         Ok(status) if status.ready => match super::status::degraded(status) {
             none if none.is_empty() => ok("the server is ready"),
             degraded => warn(format!("the server is ready, but degraded: {degraded}")),
         },
-        Ok(status) => fail(super::status::held(status)),
+        Ok(status) => fail(format!(
+            "the server is not ready: {}",
+            super::status::held(status)
+        )),
     }
 }
 
-/// As a verifier reads it: without credentials.
-async fn jwks_public(settings: &Settings) -> Found {
+/// Reads the document as a verifier does: without credentials.
+async fn jwks_public(settings: &Settings) -> Finding {
     match &settings.keys.publish {
         Publish::File { path } => match fs::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => skip(format!(
-                "{} is not there yet: the first start of a server makes it",
+                "{} does not exist yet; server start makes it",
                 path.display()
             )),
-            Err(error) => fail(format!("{}: {error}", path.display())),
+            Err(error) => fail(format!("{} cannot be read: {error}", path.display()))
+                .hint("Give this user the right to read it")
+                .command(format!("ls -l {}", quoted(&path.to_string_lossy()))),
             Ok(bytes) => jwks(&bytes, &path.display().to_string()),
         },
         Publish::S3 {
@@ -400,24 +617,24 @@ async fn jwks_public(settings: &Settings) -> Found {
             let address = public_address(bucket, key_path, endpoint.as_deref(), *path_style);
             match fetched(&address).await {
                 Ok(bytes) => jwks(&bytes, &address),
-                Err(words) => warn(format!(
-                    "{words}. Verifiers that read the bucket itself need it public; behind a CDN or proxy this is fine"
-                )),
+                Err(words) => warn(words).hint(
+                    "Verifiers that read the bucket itself need it public; behind a CDN or proxy \
+                     this is fine",
+                ),
             }
         }
     }
 }
 
-fn jwks(bytes: &[u8], place: &str) -> Found {
+fn jwks(bytes: &[u8], place: &str) -> Finding {
     let document: Option<serde_json::Value> = serde_json::from_slice(bytes).ok();
     match document
         .as_ref()
         .and_then(|document| document["keys"].as_array())
     {
-        None => fail(format!(
-            "{place} holds no JWKS. It is left alone: move it away and the server publishes anew"
-        )),
-        Some(keys) => ok(format!("{place}: {} keys", keys.len())),
+        None => fail(format!("{place} holds no JWKS"))
+            .hint("The server leaves it alone. Move it away, and the server publishes a new one"),
+        Some(keys) => ok(format!("{place} has {}", count(keys.len(), "key", "keys"))),
     }
 }
 
@@ -435,12 +652,14 @@ fn public_address(bucket: &str, key: &str, endpoint: Option<&str>, path_style: b
 }
 
 async fn fetched(address: &str) -> Result<Vec<u8>, String> {
-    let told = |error: reqwest::Error| format!("{address}: {}", chain(&error));
+    let words = |error: reqwest::Error| {
+        format!("{address} cannot be read: {}", chain(&error.without_url()))
+    };
     let client = reqwest::Client::builder()
-        .timeout(PATIENCE)
+        .timeout(TIMEOUT)
         .build()
-        .map_err(told)?;
-    let answer = client.get(address).send().await.map_err(told)?;
+        .map_err(words)?;
+    let answer = client.get(address).send().await.map_err(words)?;
     if !answer.status().is_success() {
         return Err(format!("{address} answers {}", answer.status()));
     }
@@ -448,20 +667,21 @@ async fn fetched(address: &str) -> Result<Vec<u8>, String> {
         .bytes()
         .await
         .map(|bytes| bytes.to_vec())
-        .map_err(told)
+        .map_err(words)
 }
 
-/// The document is written over itself under its own version, so that nothing changes and nobody else's change is lost.
-async fn bucket_write(settings: &Settings, asked: bool) -> Found {
+/// The document is written over itself on condition of its version, so that nothing changes and no
+/// change of another server is lost.
+async fn bucket_write(settings: &Settings, asked: bool) -> Finding {
     if !asked {
-        return skip("only with --write");
+        return skip("not checked without --write");
     }
     let publisher = settings.keys.publisher();
     let read = match publisher.read().await {
         Ok(Some(read)) => read,
         Ok(None) => {
             return skip(format!(
-                "{}: there is no JWKS yet, and an empty one is not made for a check",
+                "{}: there is no JWKS yet, and no empty one is made for a check",
                 publisher.place()
             ));
         }
@@ -473,14 +693,18 @@ async fn bucket_write(settings: &Settings, asked: bool) -> Found {
     }
 }
 
-fn descriptors() -> Found {
+fn descriptors() -> Finding {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
     match limit {
         Some(limit) if limit < 4096 => warn(format!(
-            "the process may have {limit} descriptors, enough for about {} connections: raise the limit (LimitNOFILE, --ulimit nofile)",
+            "the process may have {limit}, enough for about {} connections",
             limit / 4
-        )),
-        Some(limit) => ok(format!("{limit} descriptors")),
+        ))
+        .hint(
+            "Raise the limit, with LimitNOFILE=65536 in a unit of systemd, or with --ulimit \
+             nofile=65536 for a container",
+        ),
+        Some(limit) => ok(format!("the process may have {limit}")),
         None => ok("no limit"),
     }
 }
@@ -491,31 +715,186 @@ mod tests {
 
     use super::*;
 
+    const SETTING: &str = "keys.dir";
+
     #[test]
     fn a_directory_is_tried_and_left_as_it_was() {
         let dir = tempfile::TempDir::new().unwrap();
-        assert_eq!(writable(dir.path()).0, Verdict::Ok);
-        assert_eq!(writable(&dir.path().join("a/b")).0, Verdict::Ok);
+        assert_eq!(writable(dir.path(), SETTING).verdict, Verdict::Ok);
+        let missing = writable(&dir.path().join("a/b"), SETTING);
+        assert_eq!(missing.verdict, Verdict::Ok);
+        assert!(
+            missing.words.ends_with("server start makes it"),
+            "{missing:?}"
+        );
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-        let file = dir.path().join("file");
+        let file = dir.path().join("a file");
         fs::write(&file, "").unwrap();
-        assert_eq!(writable(&file).0, Verdict::Fail);
+        let finding = writable(&file, SETTING);
+        assert_eq!(finding.verdict, Verdict::Fail);
+        let path = file.display();
+        assert_eq!(finding.command, format!("mv '{path}' '{path}.old'"));
     }
 
     #[test]
-    fn each_trouble_of_a_directory_has_its_sentence() {
+    fn two_checks_of_one_directory_at_the_same_time_do_not_disturb_each_other() {
+        let dir = tempfile::TempDir::new().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..20 {
+                        let finding = writable(&dir.path().join("missing"), SETTING);
+                        assert_eq!(finding.verdict, Verdict::Ok, "{finding:?}");
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn each_trouble_of_a_directory_has_its_sentence_and_its_command() {
         // Root may write wherever the file system lets it.
-        let (verdict, words) = writable(Path::new("/proc/1"));
-        assert_eq!(verdict, Verdict::Fail, "{words}");
+        let finding = writable(Path::new("/proc/1"), SETTING);
+        assert_eq!(finding.verdict, Verdict::Fail, "{finding:?}");
+        assert!(finding.hint.contains(SETTING), "{finding:?}");
         if !rustix::process::geteuid().is_root() {
             let dir = tempfile::TempDir::new().unwrap();
             fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o500)).unwrap();
-            let (_, words) = writable(dir.path());
-            assert!(words.contains("may not write"), "{words}");
+            let finding = writable(dir.path(), SETTING);
+            assert!(finding.words.contains("may not write"), "{finding:?}");
+            assert!(finding.command.starts_with("sudo chown"), "{finding:?}");
+            let finding = writable(&dir.path().join("below"), SETTING);
+            assert!(
+                finding.command.starts_with("sudo install -d"),
+                "{finding:?}"
+            );
         }
     }
 
-    fn running(expiry: i64) -> Asked {
+    fn examined() -> Checks {
+        let check = |name, finding| Check { name, finding };
+        Checks(vec![
+            check(
+                "state-dir-writable",
+                ok("/var/lib/tailbone/.tsnet can be written"),
+            ),
+            check(
+                "keys-dir",
+                fail("the user 1000 may not write /var/lib/tailbone/keys")
+                    .hint("Set another directory as keys.dir, or give it to this user")
+                    .command("sudo chown 1000 /var/lib/tailbone/keys"),
+            ),
+            check(
+                "auth-key-shape",
+                warn("none is set, so a person has to log the node in at its first start")
+                    .hint("Set one"),
+            ),
+            check("join-state", skip(NO_SERVER)),
+            check("jwks-public", jwks(br#"{"keys":[{}]}"#, "keys/jwks.json")),
+            check("descriptors", ok("the process may have 524288")),
+        ])
+    }
+
+    #[test]
+    fn the_list_fits_80_columns_and_puts_the_hint_below() {
+        assert_eq!(
+            examined().text(Layout::terminal(80)),
+            "\
+Directories
+  ✓ State: /var/lib/tailbone/.tsnet can be written
+  ✗ Signing keys: the user 1000 may not write /var/lib/tailbone/keys
+      Set another directory as keys.dir, or give it to this user:
+        sudo chown 1000 /var/lib/tailbone/keys
+
+Way to the tailnet
+  ! Auth key: none is set, so a person has to log the node in at its first start
+      Set one.
+
+Running server
+  - Node: no running server to ask
+
+Published keys (JWKS)
+  ✓ Reading: keys/jwks.json has 1 key
+
+Limits
+  ✓ File descriptors: the process may have 524288
+
+Result
+  ✗ 3 ok, 1 warning, 1 failure, 1 skipped
+"
+        );
+    }
+
+    #[test]
+    fn the_list_fits_40_columns_but_for_what_is_to_be_pasted() {
+        let text = examined().text(Layout::terminal(40));
+        for line in text.lines() {
+            let whole = line.trim().starts_with("sudo") || line.trim().split(' ').count() == 1;
+            assert!(whole || line.chars().count() <= 40, "{line}\n{text}");
+        }
+        assert!(
+            text.contains("      sudo chown 1000 /var/lib/tailbone/keys\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn on_a_pipe_words_stand_for_marks() {
+        let text = examined().text(Layout::PIPE);
+        assert!(!text.contains(['✓', '✗', '!', '\x1b']), "{text}");
+        assert!(text.contains("  ok   State: /var/lib"), "{text}");
+        assert!(text.contains("  fail Signing keys: the user"), "{text}");
+        assert!(
+            text.ends_with("Result\n  3 ok, 1 warning, 1 failure, 1 skipped\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn colours_are_for_terminals_that_want_them() {
+        let plain = examined().text(Layout::terminal(80));
+        let coloured = examined().text(Layout::terminal(80).coloured());
+        assert!(
+            coloured.contains("\x1b[31m✗ \x1b[0mSigning keys"),
+            "{coloured}"
+        );
+        let mut bare = coloured.clone();
+        for code in ["0", "1", "2", "31", "32", "33"] {
+            bare = bare.replace(&format!("\x1b[{code}m"), "");
+        }
+        assert_eq!(bare, plain);
+    }
+
+    #[test]
+    fn json_has_name_verdict_and_words_with_the_hint() {
+        let json = serde_json::to_value(examined()).unwrap();
+        assert_eq!(
+            json[1],
+            serde_json::json!({
+                "name": "keys-dir",
+                "verdict": "fail",
+                "words": "the user 1000 may not write /var/lib/tailbone/keys. Set another \
+                          directory as keys.dir, or give it to this user: sudo chown 1000 \
+                          /var/lib/tailbone/keys",
+            })
+        );
+    }
+
+    #[tokio::test]
+    async fn every_check_has_its_place_in_the_list() {
+        let raw = config::Raw::collect(config::Flags::default(), &Environment::default(), None);
+        let ((settings, client), ..) = config::load_all(&raw).unwrap();
+        let mut settings = settings;
+        // Nothing listens there, so nothing outside of this machine is asked.
+        settings.server.tailscale.control_url = Some("http://127.0.0.1:1".into());
+        let server = AdminClient::new(target(&client), TIMEOUT);
+        let checks = examine(&settings, &server, false).await;
+        let names: Vec<_> = checks.0.iter().map(|check| check.name).collect();
+        let listed = SECTIONS.iter().flat_map(|(_, names)| names.iter());
+        assert_eq!(names, listed.map(|(name, _)| *name).collect::<Vec<_>>());
+    }
+
+    fn running(expiry: i64) -> Answer {
         Ok(StatusResponse {
             join_state: "running".into(),
             node_key_expiry: expiry,
@@ -526,24 +905,28 @@ mod tests {
     #[test]
     fn an_ending_key_is_told_before_it_ends() {
         let now = Timestamp::from_second(1_000_000).unwrap();
-        let verdict = |expiry| key_expiry(&running(expiry), now).0;
+        let verdict = |expiry| key_expiry(&running(expiry), now).verdict;
         assert_eq!(verdict(0), Verdict::Ok);
         assert_eq!(verdict(999_999), Verdict::Fail);
         assert_eq!(verdict(1_000_000 + 13 * 86_400), Verdict::Warn);
         assert_eq!(verdict(1_000_000 + 15 * 86_400), Verdict::Ok);
-        assert_eq!(key_expiry(&Err("gone".into()), now).0, Verdict::Skip);
+        let soon = key_expiry(&running(1_000_000 + 86_400), now);
+        assert_eq!(soon.words, "it expires in 1 day");
+        let unknown = key_expiry(&Err("gone".into()), now);
+        assert_eq!(unknown.verdict, Verdict::Skip);
     }
 
     #[test]
     fn a_clock_that_is_off_is_told() {
         let at = |apart: u64| {
             let theirs = SystemTime::now() - Duration::from_secs(apart);
-            skew(&Ok((String::new(), Some(theirs)))).0
+            skew(&Ok((String::new(), Some(theirs)))).verdict
         };
         assert_eq!(at(1), Verdict::Ok);
         assert_eq!(at(60), Verdict::Warn);
         assert_eq!(at(86_400), Verdict::Fail);
-        assert_eq!(skew(&Err(String::new())).0, Verdict::Skip);
+        let unknown = skew(&Ok((String::new(), None)));
+        assert_eq!(unknown.verdict, Verdict::Skip);
     }
 
     #[test]

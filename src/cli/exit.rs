@@ -1,12 +1,12 @@
-//! How a command ends: its exit code and its one message.
+//! The end of a command: its exit code and its one message.
 //!
-//! | Code | Meaning |
-//! |---|---|
-//! | 0 | done; also when the reader of our output went away |
-//! | 1 | failed |
-//! | 2 | the command line was not understood, or a question was not answered with yes |
-//! | 10–20 | the node did not join the tailnet; the table is in [`crate::tailnet::join`] |
-//! | 64 | a setting is wrong (`EX_USAGE` of sysexits.h) |
+//! | Code  | Meaning                                                                         |
+//! |-------|---------------------------------------------------------------------------------|
+//! | 0     | done; also if the reader of our output went away                                |
+//! | 1     | failed                                                                          |
+//! | 2     | the command line was not understood, or a question was not answered with yes    |
+//! | 10–20 | the node did not join the tailnet; the table is in [`crate::tailnet::join`]     |
+//! | 64    | a setting is wrong (`EX_USAGE` of sysexits.h)                                   |
 
 use std::{error::Error, io};
 
@@ -17,21 +17,21 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 pub const SETTINGS: u8 = 64;
 
-/// Why a command did not do what it was asked to do.
+/// Why a command failed.
 #[derive(Debug)]
 pub struct Failure {
     code: u8,
-    /// Absent where everything was said already, or nobody listens.
+    /// Absent if everything was said already, or nobody reads it.
     error: Option<Box<dyn Error + Send + Sync>>,
 }
 
 impl Failure {
-    /// It was tried, and failed.
+    /// The command was tried, and failed.
     pub fn failed(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::with_code(FAILED, error)
     }
 
-    /// It was not tried, for want of a yes.
+    /// The command was not tried, because nobody confirmed it.
     pub fn refused(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::with_code(USAGE, error)
     }
@@ -43,7 +43,8 @@ impl Failure {
         }
     }
 
-    /// Our own output could not be written. `tailbone … | head` closes the pipe, and that is no failure.
+    /// Our own output could not be written. `tailbone … | head` closes the pipe, which is no
+    /// failure.
     pub fn output(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
             return Self {
@@ -58,7 +59,7 @@ impl Failure {
         self.code
     }
 
-    /// The whole chain of causes in one line; nothing where there is nothing to say.
+    /// The whole chain of causes in one line, if there is anything to say.
     pub fn message(&self) -> Option<String> {
         let error: &(dyn Error + 'static) = self.error.as_deref()?;
         Some(telemetry::chain(error))

@@ -1,21 +1,22 @@
 //! `tailbone keys …`: signing keys of a running server, or of a directory with `--local`.
 //!
-//! Here are the commands, the question before a removal, and the shapes of what is printed. The calls are left to `admin::AdminClient`;
-//! `--local` does the same through `jwks::life`, without a server.
+//! This file has the commands, the question before a removal, and the shapes of the results.
+//! `admin::Client` makes the calls; with `--local`, `jwks::life` does the same without a server.
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 use serde::Serialize;
 
 use super::{
-    args,
+    args, ask,
     console::Console,
     exit::Failure,
+    layout::Layout,
     output::{self, Output, Table},
     prompt,
 };
 use crate::{
-    admin::{self, AdminClient, CallError, Impact, ServerAddress, proto},
+    admin::{self, AdminClient, CallError, Impact, proto},
     config::{self, ClientSettings, Environment, OutputFormat, Purpose, table::Scope},
     jwks::life::{KeyLife, LifeError, Report},
 };
@@ -61,7 +62,7 @@ fn local() -> Arg {
     Arg::new("local")
         .long("local")
         .action(ArgAction::SetTrue)
-        .help("Work on the key directory and the published JWKS themselves instead of asking a server")
+        .help("Work on the key directory and the published JWKS instead of asking a server")
 }
 
 pub(super) fn run(
@@ -79,33 +80,21 @@ pub(super) fn run(
         _ => {}
     }
     let raw = args::raw(matches, &scopes, environment);
-    let (settings, _) = console.told(config::load_client(&raw))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Failure::failed)?;
+    let (settings, _) = console.accept(config::load_client(&raw))?;
     let keys = if matches.get_flag("local") {
-        // Where the keys are published is a setting of the server; what was said above is not said again.
+        // The place of publication is a setting of the server. The warnings were printed above.
         let (server, ..) = config::load(&raw, Purpose::Housekeeping)?;
         Keys::Local {
             life: server.keys.life(),
             spec: server.keys.spec,
         }
     } else {
-        let target = if settings.host.is_empty() {
-            ServerAddress::Socket(settings.socket.clone())
-        } else {
-            ServerAddress::Host {
-                host: settings.host.clone(),
-                port: settings.port,
-            }
-        };
-        Keys::Server(AdminClient::new(target, settings.timeout))
+        Keys::Server(AdminClient::new(ask::target(&settings), settings.timeout))
     };
-    let mut command = Invocation {
+    let command = Invocation {
         keys,
         settings,
-        runtime,
+        runtime: ask::runtime()?,
     };
     match name {
         "generate" => command.generate(console),
@@ -120,9 +109,9 @@ pub(super) fn run(
     }
 }
 
-/// Whose keys.
+/// The keys that a command works on.
 enum Keys {
-    /// Those of this directory, by ourselves.
+    /// Those of the key directory, without a server.
     Local {
         life: KeyLife,
         spec: config::KeySpec,
@@ -140,7 +129,7 @@ enum KeysError {
     Life(#[from] LifeError),
 }
 
-/// One command, ready to go.
+/// One command with everything that it needs.
 struct Invocation {
     keys: Keys,
     settings: ClientSettings,
@@ -148,8 +137,8 @@ struct Invocation {
 }
 
 impl Invocation {
-    fn generate(&mut self, console: &mut Console<'_>) -> Result<(), Failure> {
-        let (size, algorithm) = self.wanted();
+    fn generate(&self, console: &mut Console<'_>) -> Result<(), Failure> {
+        let (size, algorithm) = self.requested();
         let made = self.wait(async |keys| match keys {
             Keys::Server(client) => Ok((client.generate(size, algorithm).await?.key, None)),
             Keys::Local { life, spec } => {
@@ -157,8 +146,9 @@ impl Invocation {
                 Ok((Some(admin::wire_key(&made.key)), Some(made.report)))
             }
         });
-        let (key, report) = made.map_err(|error| prefixed("failed to generate keys", error))?;
-        tell(report.as_ref(), console);
+        let (key, report) =
+            made.map_err(|error| self.failed("failed to generate keys: ", &error))?;
+        warn(report.as_ref(), console);
         show_generated(
             console,
             self.settings.output,
@@ -166,11 +156,11 @@ impl Invocation {
         )
     }
 
-    fn list(&mut self, console: &mut Console<'_>) -> Result<(), Failure> {
+    fn list(&self, console: &mut Console<'_>) -> Result<(), Failure> {
         let listed = self
             .listed()
             .inspect_err(|_| console.say("Failed to list keys"))?;
-        tell(listed.1.as_ref(), console);
+        warn(listed.1.as_ref(), console);
         show_listed(
             console,
             self.settings.output,
@@ -179,12 +169,13 @@ impl Invocation {
         )
     }
 
-    /// Says what removing breaks, asks, and does it. What was said and answered is what the server is allowed to break.
-    fn remove(&mut self, kid: &str, console: &mut Console<'_>) -> Result<(), Failure> {
-        let failed = |error| prefixed("failed to remove key", error);
+    /// Says what the removal breaks, asks, and removes the key. The server is only allowed to break
+    /// what was said and confirmed.
+    fn remove(&self, kid: &str, console: &mut Console<'_>) -> Result<(), Failure> {
+        let failed = |error| self.failed("failed to remove key: ", &error);
         let yes = self.settings.no_confirmation;
-        // A list that cannot be had is not a reason to refuse somebody who said yes beforehand; and without a yes or anybody to
-        // give it, that is what is wrong first.
+        // A list that cannot be fetched does not stop a removal that was confirmed beforehand.
+        // Without a confirmation, or anybody to give it, that is the error to report.
         let impact = match self.impact(kid) {
             Ok(impact) => Some(impact),
             Err(_) if yes || console.person.is_none() => None,
@@ -207,7 +198,7 @@ impl Invocation {
             }
         });
         let (remaining, report) = removed.map_err(failed)?;
-        tell(report.as_ref(), console);
+        warn(report.as_ref(), console);
         show_remaining(
             console,
             self.settings.output,
@@ -216,8 +207,8 @@ impl Invocation {
         )
     }
 
-    fn rotate(&mut self, console: &mut Console<'_>) -> Result<(), Failure> {
-        let (size, algorithm) = self.wanted();
+    fn rotate(&self, console: &mut Console<'_>) -> Result<(), Failure> {
+        let (size, algorithm) = self.requested();
         let made = self.wait(async |keys| match keys {
             Keys::Server(client) => {
                 let answer = client.rotate(size, algorithm).await?;
@@ -234,8 +225,8 @@ impl Invocation {
             }
         });
         let (key, signs_from, report) =
-            made.map_err(|error| prefixed("failed to rotate keys", error))?;
-        tell(report.as_ref(), console);
+            made.map_err(|error| self.failed("failed to rotate keys: ", &error))?;
+        warn(report.as_ref(), console);
         show_rotated(
             console,
             self.settings.output,
@@ -244,17 +235,31 @@ impl Invocation {
         )
     }
 
-    fn impact(&mut self, kid: &str) -> Result<Impact, KeysError> {
+    fn impact(&self, kid: &str) -> Result<Impact, KeysError> {
         let (keys, _) = self.wait(list)?;
         Ok(admin::impact(&keys, kid))
     }
 
-    fn listed(&mut self) -> Result<(Vec<proto::Key>, Option<Report>), Failure> {
-        self.wait(list).map_err(Failure::failed)
+    fn listed(&self) -> Result<(Vec<proto::Key>, Option<Report>), Failure> {
+        self.wait(list).map_err(|error| self.failed("", &error))
     }
 
-    /// What was typed for a new key; nothing leaves it to the server.
-    fn wanted(&self) -> (i32, String) {
+    /// gRPC's wording stays in the message, for scripts that look for it.
+    fn failed(&self, what: &str, error: &KeysError) -> Failure {
+        let other_ways = match error {
+            KeysError::Call(error) if ask::is_no_server(error, &self.settings) => {
+                format!(
+                    ". {}, or work on the key directory with --local",
+                    ask::OTHER_SERVER
+                )
+            }
+            _ => String::new(),
+        };
+        Failure::failed(format!("{what}{error}{other_ways}"))
+    }
+
+    /// Size and algorithm that were typed for a new key. Zero and nothing leave them to the server.
+    fn requested(&self) -> (i32, String) {
         let size = self
             .settings
             .key_size
@@ -287,8 +292,8 @@ async fn list(keys: &Keys) -> Result<(Vec<proto::Key>, Option<Report>), KeysErro
     }
 }
 
-/// What a server would write into its log.
-fn tell(report: Option<&Report>, console: &mut Console<'_>) {
+/// Prints as warnings what a server would write into its log.
+fn warn(report: Option<&Report>, console: &mut Console<'_>) {
     let Some(report) = report else {
         return;
     };
@@ -307,15 +312,12 @@ fn tell(report: Option<&Report>, console: &mut Console<'_>) {
     }
 }
 
-fn prefixed(what: &str, error: KeysError) -> Failure {
-    Failure::failed(format!("{what}: {error}"))
-}
-
 fn shapes(keys: Vec<proto::Key>) -> Vec<Key> {
     keys.into_iter().map(Key::from).collect()
 }
 
-/// A key as the admin API tells it. In JSON, fields without a value are left out, as Go's `omitempty` does.
+/// A key as the admin API returns it. In JSON, fields without a value are left out, as by Go's
+/// `omitempty`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Key {
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -325,10 +327,10 @@ pub struct Key {
     /// Unix seconds.
     #[serde(skip_serializing_if = "is_zero")]
     pub created_at: i64,
-    /// Empty for a key of another server. This and what follows is empty from servers of before.
+    /// Empty for a key of another server. Older servers send neither this nor what follows.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub state: String,
-    /// Unix seconds; 0 where the server does not sign with it.
+    /// Unix seconds; 0 if the server does not sign with it.
     #[serde(skip_serializing_if = "is_zero")]
     pub signs_since: i64,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -337,7 +339,8 @@ pub struct Key {
     pub size: i64,
 }
 
-/// The same in YAML: names in small letters without underscores. The members that the Go program had are always there.
+/// The same in YAML: names in small letters without underscores. The members that the Go program
+/// had are always present.
 #[derive(Debug, Serialize)]
 struct YamlKey<'a> {
     keyid: &'a str,
@@ -366,8 +369,8 @@ impl Key {
         }
     }
 
-    /// Whether a server told it that knows more than the Go program did.
-    fn is_known_well(&self) -> bool {
+    /// Whether the server that returned it tells more than the Go program did.
+    fn has_state(&self) -> bool {
         self.published || !self.state.is_empty()
     }
 }
@@ -388,18 +391,18 @@ impl From<proto::Key> for Key {
 
 #[expect(
     clippy::trivially_copy_pass_by_ref,
-    reason = "the shape that serde asks for"
+    reason = "the signature that serde requires"
 )]
 fn is_zero(number: &i64) -> bool {
     *number == 0
 }
 
-/// What `generate` and `rotate` print: a list of one answer.
+/// The result of `generate` and `rotate`: a list of one key.
 #[derive(Debug, Serialize)]
-struct Generated<'a>([Answer<'a>; 1]);
+struct Generated<'a>([NewKey<'a>; 1]);
 
 #[derive(Debug, Serialize)]
-struct Answer<'a> {
+struct NewKey<'a> {
     key: &'a Key,
     /// `rotate` only.
     #[serde(skip_serializing_if = "is_zero")]
@@ -407,19 +410,19 @@ struct Answer<'a> {
 }
 
 #[derive(Debug, Serialize)]
-struct YamlAnswer<'a> {
+struct YamlNewKey<'a> {
     key: YamlKey<'a>,
     #[serde(skip_serializing_if = "is_zero")]
     signsfrom: i64,
 }
 
 impl Output for Generated<'_> {
-    fn table(&self) -> Table {
-        let [Answer { key, signs_from }] = &self.0;
+    fn text(&self, layout: Layout) -> String {
+        let [NewKey { key, signs_from }] = &self.0;
         if *signs_from == 0 {
             let mut table = Table::new(["KeyId", "Algorithm"]);
             table.row([key.key_id.clone(), key.algorithm.clone()]);
-            return table;
+            return table.text(layout);
         }
         let mut table = Table::new(["KeyId", "Algorithm", "State", "Signs from"]);
         let from = local_time(*signs_from, &TimeZone::system());
@@ -429,19 +432,19 @@ impl Output for Generated<'_> {
             key.state.clone(),
             from,
         ]);
-        table
+        table.text(layout)
     }
 
     fn yaml(&self) -> impl Serialize {
-        let [Answer { key, signs_from }] = &self.0;
-        [YamlAnswer {
+        let [NewKey { key, signs_from }] = &self.0;
+        [YamlNewKey {
             key: key.yaml(),
             signsfrom: *signs_from,
         }]
     }
 }
 
-/// What `list` and `remove` print. No keys are `null` in JSON: a nil slice of the Go program.
+/// The result of `list` and `remove`. No keys are `null` in JSON, as a nil slice is in Go.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
 struct Listed<'a> {
@@ -451,8 +454,9 @@ struct Listed<'a> {
 }
 
 impl Output for Listed<'_> {
-    /// The old columns first, for scripts that count; a server of before has no others.
-    fn table(&self) -> Table {
+    /// The columns of the Go program come first, for scripts that count them. Older servers fill no
+    /// others.
+    fn text(&self, layout: Layout) -> String {
         let keys = self.keys.unwrap_or_default();
         let zone = TimeZone::system();
         let old = |key: &Key| {
@@ -462,12 +466,12 @@ impl Output for Listed<'_> {
                 local_time(key.created_at, &zone),
             ]
         };
-        if !keys.iter().any(Key::is_known_well) {
+        if !keys.iter().any(Key::has_state) {
             let mut table = Table::new(["KeyId", "Algorithm", "Created"]);
             for key in keys {
                 table.row(old(key));
             }
-            return table;
+            return table.text(layout);
         }
         let mut table = Table::new([
             "KeyId",
@@ -501,7 +505,7 @@ impl Output for Listed<'_> {
                 published.to_owned(),
             ]);
         }
-        table
+        table.text(layout)
     }
 
     fn yaml(&self) -> impl Serialize {
@@ -529,10 +533,10 @@ pub fn show_rotated(
     key: &Key,
     signs_from: i64,
 ) -> Result<(), Failure> {
-    output::print(console, format, &Generated([Answer { key, signs_from }]))
+    output::print(console, format, &Generated([NewKey { key, signs_from }]))
 }
 
-/// Prints the keys there are. None at all is no failure, and nothing goes to stdout.
+/// Prints the keys. None at all is no failure, and nothing goes to stdout.
 pub fn show_listed(
     console: &mut Console<'_>,
     format: OutputFormat,
@@ -554,10 +558,13 @@ pub fn show_remaining(
     now: Timestamp,
 ) -> Result<(), Failure> {
     let keys = Some(keys).filter(|keys| !keys.is_empty());
+    if keys.is_none() && format == OutputFormat::Text {
+        console.say("No keys are left");
+    }
     output::print(console, format, &Listed { keys, now })
 }
 
-/// In the two largest units, as people say it; nothing where the id tells no time.
+/// In the two largest units; nothing if the id contains no time.
 fn age(created: i64, now: Timestamp) -> String {
     let Some(created) = Timestamp::from_second(created)
         .ok()
@@ -578,7 +585,7 @@ fn age(created: i64, now: Timestamp) -> String {
     }
 }
 
-/// RFC 3339 as Go writes it: `Z` where the zone is UTC.
+/// RFC 3339 as Go writes it: `Z` for UTC.
 fn local_time(seconds: i64, zone: &TimeZone) -> String {
     match Timestamp::from_second(seconds) {
         Ok(time) => {
@@ -624,12 +631,45 @@ mod tests {
             out: &mut out,
             err: &mut err,
             person: None,
+            layout: Layout::PIPE,
         })
         .expect("shown");
         (
             String::from_utf8(out).expect("text"),
             String::from_utf8(err).expect("text"),
         )
+    }
+
+    fn keys_with_state() -> Vec<Key> {
+        let mut keys = keys();
+        keys[0] = Key {
+            state: "active".into(),
+            signs_since: NOW - 60,
+            published: true,
+            size: 2048,
+            ..keys[0].clone()
+        };
+        keys
+    }
+
+    #[test]
+    fn a_terminal_without_room_for_the_table_gets_a_record_per_key() {
+        let keys = keys_with_state();
+        let listed = Listed {
+            keys: Some(&keys),
+            now: now(),
+        };
+        let wide = listed.text(Layout::PIPE);
+        assert_eq!(listed.text(Layout::terminal(200)), wide);
+        let text = listed.text(Layout::terminal(80));
+        let expected = "tb-1740172800\n  Algorithm    RS256\n  Created      2025-02-21T";
+        assert!(text.starts_with(expected), "{text}");
+        assert!(text.contains("\nforeign\n"), "{text}");
+        let narrow = listed.text(Layout::terminal(40));
+        for (text, columns) in [(text, 80), (narrow, 40)] {
+            let widest = text.lines().map(|line| line.chars().count()).max();
+            assert!(widest <= Some(columns), "{text}");
+        }
     }
 
     #[test]
@@ -672,6 +712,10 @@ mod tests {
             (String::new(), "No keys found\n".into())
         );
         assert_eq!(
+            shown(|console| show_remaining(console, OutputFormat::Text, &[], now())),
+            (String::new(), "No keys are left\n".into())
+        );
+        assert_eq!(
             shown(|console| show_remaining(console, OutputFormat::Json, &[], now())).0,
             "null"
         );
@@ -683,14 +727,7 @@ mod tests {
 
     #[test]
     fn more_is_told_after_the_old_columns_and_members() {
-        let mut keys = keys();
-        keys[0] = Key {
-            state: "active".into(),
-            signs_since: NOW - 60,
-            published: true,
-            size: 2048,
-            ..keys[0].clone()
-        };
+        let keys = keys_with_state();
         let show = |format| shown(|console| show_listed(console, format, &keys, now())).0;
         let table = show(OutputFormat::Text);
         let header: Vec<_> = table

@@ -1,4 +1,5 @@
-//! `tailbone man <directory>`: the manual pages, made from the command line itself. Hidden: packagers use it.
+//! `tailbone man <directory>`: the manual pages, made from the command line itself. It is hidden,
+//! because only packagers use it.
 
 use std::path::PathBuf;
 
@@ -26,7 +27,10 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
         .map_err(|error| {
             Failure::failed(std::io::Error::new(
                 error.kind(),
-                format!("writing into {}: {error}", directory.display()),
+                format!(
+                    "the pages cannot be written into {}: {error}",
+                    directory.display()
+                ),
             ))
         })
 }

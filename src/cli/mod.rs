@@ -1,8 +1,11 @@
 //! The command line: one file per noun.
 //!
-//! Flags come from the table of settings (`args.rs`), exit codes are in `exit.rs`, results are printed by `output.rs`, questions
-//! asked by `prompt.rs`. Invariants: a result goes to stdout and everything else to stderr; an error is printed once, as
-//! `Error: …`. What a command does is left to the component behind it.
+//! Flags come from the table of settings (`args.rs`), exit codes are in `exit.rs`, `output.rs`
+//! prints results, `layout.rs` lays out those for people, `prompt.rs` asks questions. A command
+//! leaves its work to a component.
+//!
+//! Invariants: a result goes to stdout and everything else to stderr; an error is printed once, as
+//! `Error: …`.
 
 mod args;
 mod ask;
@@ -10,15 +13,16 @@ mod bugreport;
 mod completion;
 mod config;
 pub mod console;
-pub mod doctor;
+mod doctor;
 pub mod exit;
 pub mod keys;
+pub mod layout;
 mod man;
 pub mod output;
 mod policy;
 pub mod prompt;
 mod server;
-pub mod status;
+mod status;
 pub mod sts;
 mod version;
 mod wait;
@@ -33,35 +37,33 @@ use std::{
 
 use clap::{Arg, ArgAction, ArgMatches, Command, error::ErrorKind};
 
-use self::{console::Console, exit::Failure};
+use self::{console::Console, exit::Failure, layout::Layout};
 use crate::{
     config::{Environment, table::Scope},
     telemetry,
 };
 
-/// How long the reader of the log may take for the last lines.
-const LAST_LINES: Duration = Duration::from_secs(1);
+/// How long the log may take to write its last lines.
+const LOG_FLUSH: Duration = Duration::from_secs(1);
 
-/// The program: runs the command line of this process.
+/// Runs the command line of this process.
 pub fn run() -> ExitCode {
     let mut out = io::stdout();
     let mut err = io::stderr();
     let mut stdin = io::stdin().lock();
+    let environment = Environment::of_process();
     let mut console = Console {
         out: &mut out,
         err: &mut err,
-        person: console::person_is_there().then_some(&mut stdin as &mut dyn BufRead),
+        person: console::can_ask().then_some(&mut stdin as &mut dyn BufRead),
+        layout: Layout::of_stdout(&environment),
     };
-    let code = execute(
-        std::env::args_os(),
-        &Environment::of_process(),
-        &mut console,
-    );
-    telemetry::log::flush(LAST_LINES);
+    let code = execute(std::env::args_os(), &environment, &mut console);
+    telemetry::log::flush(LOG_FLUSH);
     ExitCode::from(code)
 }
 
-/// Runs one command line and answers its exit code.
+/// Runs one command line and returns its exit code.
 pub fn execute(
     arguments: impl IntoIterator<Item = OsString>,
     environment: &Environment,
@@ -144,7 +146,7 @@ fn dispatch(
     }
 }
 
-/// A group of commands without one of them: its help, as in the Go program.
+/// Prints the help of a group of commands of which none was named, as the Go program does.
 fn help(group: Option<&str>, console: &mut Console<'_>) -> Result<(), Failure> {
     let mut root = command();
     root.build();
@@ -161,7 +163,8 @@ fn help(group: Option<&str>, console: &mut Console<'_>) -> Result<(), Failure> {
     }
 }
 
-/// What clap answers by itself: help and version are results, anything else is a mistake in the command line.
+/// Prints the answers of clap: help and version are results, anything else is a mistake in the
+/// command line.
 fn not_a_command(error: &clap::Error, console: &mut Console<'_>) -> Result<(), Failure> {
     let text = error.render().to_string();
     match error.kind() {

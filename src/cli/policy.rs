@@ -1,7 +1,9 @@
-//! `tailbone policy test` and `tailbone policy check`: what the gate's rules would say, without a node and without a request.
+//! `tailbone policy test` and `tailbone policy check`: the decisions of the gate's rules, without a
+//! node and without a request.
 //!
-//! The caller is made up from the command line, grants included; or it is a live address, and the running server at the local admin
-//! socket says who that is and what the tailnet grants them. The rules are those of the file either way, in force or not yet.
+//! The command line describes the caller, including their grants; or it names a live address, and
+//! the running server at the local admin socket says who that is and what the tailnet grants them.
+//! In both cases the rules are those of the file, whether they are in force or not.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -12,17 +14,18 @@ use super::{
     args, ask,
     console::Console,
     exit::{Failure, USAGE},
-    output::{self, Output, Table},
+    layout::{Layout, List, Mark},
+    output::{self, Output},
 };
 use crate::{
     admin::{AdminClient, ServerAddress},
     config::{self, ClientSettings, Environment, OutputFormat, table::Scope},
-    identity::Visitor,
-    policy::{Decision, Host, LoadError, Path, RuleId, Rules, Step, Store, What, Who},
+    identity::{Caller, Visitor},
+    policy::{Decision, Effect, Host, LoadError, Path, RuleId, Rules, Step, Store, What, Who},
     tailnet::{WhoIs, WhoIsNode, WhoIsUser},
 };
 
-/// Whom a rule about the own tailnet is tried with.
+/// The tailnet of callers who are not from another one.
 const OWN_TAILNET: &str = "example.ts.net";
 
 pub(super) fn command() -> Command {
@@ -32,10 +35,10 @@ pub(super) fn command() -> Command {
     Command::new("policy")
         .about("Check the gate's rules and try them out")
         .args(args::of(Scope::Policy).map(|arg| arg.global(true)))
-        .subcommand(Command::new("check").about("Load the file of rules and tell every mistake"))
+        .subcommand(Command::new("check").about("Load the file of rules and report every mistake"))
         .subcommand(
             Command::new("test")
-                .about("Say which rule decides about a request, and why")
+                .about("Say who is let in by which rule, or which rule would have to change")
                 .arg(text("as", "LOGIN", "The caller is this user"))
                 .arg(
                     text(
@@ -48,13 +51,10 @@ pub(super) fn command() -> Command {
                 .arg(text(
                     "address",
                     "ADDRESS",
-                    "The caller is whoever has this tailnet address, as the running server knows them",
+                    "The caller has this tailnet address; the running server says who that is",
                 ))
                 .arg(flag("funnel", "The caller is somebody on the internet"))
-                .arg(flag(
-                    "unknown",
-                    "The caller is nobody whom the tailnet knows",
-                ))
+                .arg(flag("unknown", "The caller is not known to the tailnet"))
                 .group(
                     ArgGroup::new("who")
                         .args(["as", "node", "address", "funnel", "unknown"])
@@ -77,16 +77,16 @@ pub(super) fn command() -> Command {
                 .arg(text(
                     "host",
                     "HOST",
-                    "What is asked for; a rule about hosts is in doubt without",
+                    "Host of the request; without it a rule about hosts is in doubt",
                 ))
-                .arg(text("path", "PATH", "The same for the path"))
+                .arg(text("path", "PATH", "Path of the request"))
                 .arg(text(
                     "method",
                     "METHOD",
-                    "The same for the method [default: GET]",
+                    "Method of the request [default: GET]",
                 ))
                 .arg(
-                    text("expect", "DECISION", "Fail unless this is decided").value_parser([
+                    text("expect", "DECISION", "Fail unless this is the decision").value_parser([
                         "allow",
                         "anonymous",
                         "deny",
@@ -111,7 +111,7 @@ pub(super) fn run(
         return super::help(Some("policy"), console);
     };
     let raw = args::raw(matches, &[Scope::Root, Scope::Policy], environment);
-    let ((file, capability, format), _) = console.told(config::load_policy(&raw))?;
+    let ((file, capability, format), _) = console.accept(config::load_policy(&raw))?;
     let rules = rules(file, &capability)?;
     if name == "check" {
         console.say("The policy is fine");
@@ -120,7 +120,7 @@ pub(super) fn run(
     let mistake = |words: String| Failure::with_code(USAGE, words);
     let visitor = match matches.get_one::<String>("address") {
         Some(address) => {
-            let (settings, _) = console.told(config::load_client(&raw))?;
+            let (settings, _) = console.accept(config::load_client(&raw))?;
             live(address, settings)?
         }
         None => visitor(matches).map_err(mistake)?,
@@ -153,26 +153,26 @@ fn test(
         None => Who::Nobody,
     };
     let (steps, decision) = rules.explain(who, what);
-    let answer = Explained::new(&steps, &decision);
-    if format == OutputFormat::Text {
-        console.print(&format!("{}: {}\n", answer.decision, answer.why))?;
-    }
+    let sentence = sentence(rules, who, what, &decision);
+    let answer = Explained::new(&steps, &decision, sentence);
     output::print(console, format, &answer)?;
     match matches.get_one::<String>("expect") {
         Some(expected) if expected != answer.decision => Err(Failure::failed(format!(
-            "expected {expected}, but it is {}",
+            "expected {expected}, but the decision is {}",
             answer.decision
         ))),
         _ => Ok(()),
     }
 }
 
-/// Who has the address, by the running server; nobody where the tailnet knows no such node or no longer vouches for it.
+/// The caller at the address, according to the running server. Nobody if the tailnet knows no such
+/// node or no longer vouches for it.
 fn live(address: &str, settings: ClientSettings) -> Result<Option<Visitor>, Failure> {
     let client = AdminClient::new(ServerAddress::Socket(settings.socket), settings.timeout);
     let answer = match ask::runtime()?.block_on(client.who_is(address.to_owned())) {
         Err(error) if error.code == tonic::Code::NotFound => return Ok(None),
-        answer => answer.map_err(Failure::failed)?,
+        answer => answer
+            .map_err(|error| Failure::failed(format!("--address {address}: {}", error.message)))?,
     };
     let whois = WhoIs {
         node: WhoIsNode {
@@ -223,9 +223,9 @@ fn visitor(matches: &ArgMatches) -> Result<Option<Visitor>, String> {
     for grant in matches.get_many::<String>("grant").into_iter().flatten() {
         let (capability, value) = grant
             .split_once('=')
-            .ok_or_else(|| format!("--grant {grant}: write it as capability=JSON"))?;
+            .ok_or_else(|| format!("--grant {grant}: write it as CAPABILITY=JSON"))?;
         let value = serde_json::from_str(value)
-            .map_err(|error| format!("--grant {grant}: no JSON after the =: {error}"))?;
+            .map_err(|error| format!("--grant {grant}: the text after = is not JSON: {error}"))?;
         caps.entry(capability.to_owned()).or_default().push(value);
     }
     let whois = WhoIs {
@@ -261,12 +261,67 @@ fn what(matches: &ArgMatches) -> Result<What, String> {
             .transpose()?,
         method: Some(
             http::Method::from_bytes(method.as_bytes())
-                .map_err(|_| format!("--method {method}: no method"))?,
+                .map_err(|_| format!("--method {method}: not an HTTP method"))?,
         ),
     })
 }
 
-/// The answer, with every rule that was looked at.
+/// Who is let in by which rule, or which rule would have to change.
+fn sentence(rules: &Rules, who: Who<'_>, what: &What, decision: &Decision) -> String {
+    let caller = caller(who);
+    let effect = decision.effect.as_str();
+    let rule = rule(&decision.rule);
+    match (decision.effect, &decision.rule) {
+        (Effect::Allow, _) => format!("{effect}: {rule} lets {caller} in"),
+        (Effect::Anonymous, _) => format!("{effect}: {rule} lets {caller} in, without identity"),
+        (Effect::Deny, RuleId::End) => {
+            let change = match rules.nearest(who, what) {
+                None => ", and none comes near: add one".to_owned(),
+                Some(near) => format!(
+                    "; the nearest, {}, would have to change: {}",
+                    self::rule(&near.rule),
+                    near.misses.join(", ")
+                ),
+            };
+            format!("{effect}: no rule lets {caller} in{change}")
+        }
+        (Effect::Deny, _) => {
+            let why = match decision.why.as_ref() {
+                "matches" => String::new(),
+                doubt => format!(": {doubt}"),
+            };
+            format!("{effect}: {rule} keeps {caller} out and would have to change{why}")
+        }
+    }
+}
+
+fn caller(who: Who<'_>) -> String {
+    let visitor = match who {
+        Who::Doubt | Who::Nobody => return "an unknown caller".to_owned(),
+        Who::Funnel => return "a caller from the internet".to_owned(),
+        Who::Known(visitor) => visitor,
+    };
+    let name = match visitor.even_foreign() {
+        Caller::Machine(machine) => format!("a machine with {}", machine.tags.join(", ")),
+        Caller::User(user) => user.login.clone(),
+        Caller::Funnel(_) => "a caller from the internet".to_owned(),
+    };
+    match (visitor.foreign(), visitor.tailnet()) {
+        (false, _) => name,
+        (true, "") => format!("{name} of another tailnet"),
+        (true, tailnet) => format!("{name} of the tailnet {tailnet}"),
+    }
+}
+
+fn rule(rule: &RuleId) -> String {
+    match rule {
+        RuleId::End => "the end of the list".to_owned(),
+        RuleId::Grant(number) => format!("grant {number} of the tailnet's own policy"),
+        RuleId::Local { name, line } => format!("rule {name:?} (line {line})"),
+    }
+}
+
+/// The decision, with every rule that was evaluated.
 #[derive(Debug, Serialize)]
 struct Explained {
     decision: &'static str,
@@ -274,11 +329,14 @@ struct Explained {
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<usize>,
     why: String,
-    rules: Vec<Looked>,
+    /// For people.
+    #[serde(skip)]
+    sentence: String,
+    rules: Vec<Evaluated>,
 }
 
 #[derive(Debug, Serialize)]
-struct Looked {
+struct Evaluated {
     rule: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<usize>,
@@ -288,7 +346,7 @@ struct Looked {
 }
 
 impl Explained {
-    fn new(steps: &[Step], decision: &Decision) -> Self {
+    fn new(steps: &[Step], decision: &Decision, sentence: String) -> Self {
         let line = |rule: &RuleId| match rule {
             RuleId::Local { line, .. } => Some(*line),
             _ => None,
@@ -301,9 +359,10 @@ impl Explained {
                 Some(line) => format!("{} (line {line}): {}", decision.rule, decision.why),
                 None => format!("{}: {}", decision.rule, decision.why),
             },
+            sentence,
             rules: steps
                 .iter()
-                .map(|step| Looked {
+                .map(|step| Evaluated {
                     rule: step.rule.to_string(),
                     line: line(&step.rule),
                     decision: step.effect.as_str(),
@@ -316,17 +375,28 @@ impl Explained {
 }
 
 impl Output for Explained {
-    fn table(&self) -> Table {
-        let mut table = Table::new(["Rule", "Line", "Decision", "Decides", "Why"]);
-        for looked in &self.rules {
-            table.row([
-                looked.rule.clone(),
-                looked.line.map(|line| line.to_string()).unwrap_or_default(),
-                looked.decision.to_owned(),
-                if looked.decides { "yes" } else { "no" }.to_owned(),
-                looked.why.clone(),
-            ]);
+    fn text(&self, layout: Layout) -> String {
+        let mut list = List::new(layout);
+        let mark = if self.decision == Effect::Deny.as_str() {
+            Mark::Bad
+        } else {
+            Mark::Good
+        };
+        list.sentence(mark, &self.sentence);
+        if self.rules.is_empty() {
+            list.note("There are neither rules in a file nor grants of the caller.");
+            return list.finish();
         }
-        table
+        list.heading("Rules, in their order");
+        let rules = self.rules.iter().map(|rule| {
+            let label = match rule.line {
+                Some(line) => format!("{} (line {line})", rule.rule),
+                None => rule.rule.clone(),
+            };
+            let decides = if rule.decides { ", decides" } else { "" };
+            (label, format!("{}: {}{decides}", rule.decision, rule.why))
+        });
+        list.facts(&rules.collect::<Vec<_>>());
+        list.finish()
     }
 }

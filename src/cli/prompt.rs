@@ -1,9 +1,9 @@
-//! The question before something that cannot be undone.
+//! The question before a change that cannot be undone.
 
 use super::{console::Console, exit::Failure};
 
-/// Asks, unless `yes` was said beforehand. Anything but a yes is a refusal, and so is having nobody to ask:
-/// a script must not think that something was done.
+/// Asks, unless `yes` confirms beforehand. Any answer but a yes is a refusal. So is the lack of
+/// anybody to ask: a script must not take the change for done.
 pub fn confirm(console: &mut Console<'_>, question: &str, yes: bool) -> Result<(), Failure> {
     if yes {
         return Ok(());
@@ -16,7 +16,7 @@ pub fn confirm(console: &mut Console<'_>, question: &str, yes: bool) -> Result<(
     let _ = write!(console.err, "{question} [y/N] ");
     let _ = console.err.flush();
     let mut answer = String::new();
-    // An answer that cannot be read is no yes.
+    // An answer that cannot be read is not a yes.
     let _ = person.read_line(&mut answer);
     match answer.trim() {
         "y" | "Y" | "yes" | "Yes" | "YES" => Ok(()),
@@ -39,6 +39,7 @@ mod tests {
                 person: answer
                     .as_mut()
                     .map(|answer| answer as &mut dyn std::io::BufRead),
+                layout: crate::cli::layout::Layout::PIPE,
             },
             "Remove key tb-1?",
             yes,

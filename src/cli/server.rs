@@ -7,6 +7,7 @@ use super::{
     args,
     console::Console,
     exit::Failure,
+    layout::Layout,
     output::{self, Output, Table},
 };
 use crate::{
@@ -26,12 +27,15 @@ pub(super) fn command() -> Command {
         )
         .subcommand(
             Command::new("housekeeping")
-                .about("Put the key directory in order with the published JWKS, once; no tailnet needed")
+                .about(
+                    "Bring the key directory and the published JWKS in line, once; no tailnet \
+                     needed",
+                )
                 .arg(
                     Arg::new("dry-run")
                         .long("dry-run")
                         .action(ArgAction::SetTrue)
-                        .help("Only tell what would be done"),
+                        .help("Only show what would be done"),
                 ),
         )
 }
@@ -48,13 +52,13 @@ pub(super) fn run(
                 &[Scope::Root, Scope::Server, Scope::Start],
                 environment,
             );
-            let (settings, _) = console.told(config::load(&raw, Purpose::Start))?;
+            let (settings, _) = console.accept(config::load(&raw, Purpose::Start))?;
             start(&settings, || load_again(matches, environment))
         }
         Some(("housekeeping", matches)) => {
             let raw = args::raw(matches, &[Scope::Root, Scope::Server], environment);
             let ((settings, format), _) =
-                console.told(config::load_with_output(&raw, Purpose::Housekeeping))?;
+                console.accept(config::load_with_output(&raw, Purpose::Housekeeping))?;
             housekeeping(&settings, matches.get_flag("dry-run"), format, console)
         }
         _ => super::help(Some("server"), console),
@@ -68,7 +72,8 @@ fn start(
     server::start(settings, reload).map_err(|error| Failure::with_code(error.exit_code(), error))
 }
 
-/// The same command line and variables over what the config file and the files of secrets hold now.
+/// Loads the same command line and variables over the present contents of the config file and of
+/// the files of secrets.
 fn load_again(matches: &ArgMatches, environment: &Environment) -> Result<Settings, String> {
     let scopes = &[Scope::Root, Scope::Server, Scope::Start];
     let raw = args::raw(matches, scopes, environment);
@@ -77,7 +82,7 @@ fn load_again(matches: &ArgMatches, environment: &Environment) -> Result<Setting
         .map_err(|mistakes| mistakes.to_string())
 }
 
-/// Log lines go where the Go program's went, to stdout, unless a result for programs goes there.
+/// Log lines go to stdout, as in the Go program, unless a result for programs goes there.
 fn housekeeping(
     settings: &Settings,
     dry_run: bool,
@@ -105,23 +110,24 @@ fn housekeeping(
     {
         console.say(&format!("Warning: {words}"));
     }
-    output::print(console, format, &Pass(&report))?;
+    output::print(console, format, &Actions(&report))?;
     if server::succeeded(&report) {
         Ok(())
     } else {
         Err(Failure::failed(
-            "housekeeping could not do everything that was due; nothing was deleted in doubt",
+            "housekeeping could not do everything that was due; in doubt it deletes nothing. The \
+             reasons are above; run it again once they are resolved",
         ))
     }
 }
 
-/// What a pass did.
+/// The actions of one pass.
 #[derive(Serialize)]
 #[serde(transparent)]
-struct Pass<'a>(&'a Report);
+struct Actions<'a>(&'a Report);
 
-impl Output for Pass<'_> {
-    fn table(&self) -> Table {
+impl Output for Actions<'_> {
+    fn text(&self, layout: Layout) -> String {
         let mut table = Table::new(["Action", "KeyId", "Outcome", "Reason"]);
         for done in &self.0.done {
             let kid = done.kid.as_ref().map_or("-", |kid| kid.as_str());
@@ -143,6 +149,6 @@ impl Output for Pass<'_> {
                 .map(str::to_owned),
             );
         }
-        table
+        table.text(layout)
     }
 }

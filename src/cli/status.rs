@@ -1,4 +1,6 @@
-//! `tailbone status`: the server as it sees itself; with `--check` for a container's or a supervisor's health check.
+//! `tailbone status`: how a running server sees itself, in the order in which a person asks: is it
+//! ready, who is it, what does it serve, what is to be done. `--check` is for the health check of
+//! a container or a supervisor.
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use jiff::Timestamp;
@@ -6,10 +8,11 @@ use serde::Serialize;
 
 use super::{
     args,
-    ask::Asking,
+    ask::ServerCall,
     console::Console,
     exit::Failure,
-    output::{self, Output, Table},
+    layout::{Layout, List, Mark, count},
+    output::{self, Output},
 };
 use crate::{
     admin::proto::{self, StatusResponse},
@@ -18,7 +21,7 @@ use crate::{
 
 pub(super) fn command() -> Command {
     Command::new("status")
-        .about("Show how a running server does: node, keys, JWKS, listeners")
+        .about("Show whether a running server is ready, who it is and what it serves")
         .args(args::of(Scope::Keys))
         .arg(
             Arg::new("check")
@@ -33,11 +36,8 @@ pub(super) fn run(
     environment: &Environment,
     console: &mut Console<'_>,
 ) -> Result<(), Failure> {
-    let asking = Asking::new(matches, environment, console)?;
-    let status = asking
-        .runtime
-        .block_on(asking.client.status())
-        .map_err(Failure::failed)?;
+    let call = ServerCall::new(matches, environment, console)?;
+    let status = call.wait(async |client| client.status().await)?;
     if matches.get_flag("check") {
         return if status.ready {
             Ok(())
@@ -45,30 +45,30 @@ pub(super) fn run(
             Err(Failure::failed(format!("not ready: {}", held(&status))))
         };
     }
-    output::print(console, asking.settings.output, &Status::from(status))
+    output::print(console, call.settings.output, &Status::from(status))
 }
 
 /// Every latch that is held, in one line.
 pub(super) fn held(status: &StatusResponse) -> String {
-    told(status, |latch| !latch.ready)
+    reasons(status, |latch| !latch.ready)
 }
 
 /// Every latch that is degraded, in one line.
 pub(super) fn degraded(status: &StatusResponse) -> String {
-    told(status, |latch| latch.degraded)
+    reasons(status, |latch| latch.degraded)
 }
 
-fn told(status: &StatusResponse, wanted: fn(&proto::Latch) -> bool) -> String {
+fn reasons(status: &StatusResponse, wanted: fn(&proto::Latch) -> bool) -> String {
     let latches = status.latches.iter().filter(|latch| wanted(latch));
-    let told: Vec<_> = latches
+    let reasons: Vec<_> = latches
         .map(|latch| format!("{}: {}", latch.name, latch.reason))
         .collect();
-    told.join("; ")
+    reasons.join("; ")
 }
 
-/// What is printed. Times are RFC 3339, and absent where there is none.
+/// The result. Times are RFC 3339, and absent if there is none.
 #[derive(Debug, Serialize)]
-pub struct Status {
+pub(super) struct Status {
     version: String,
     commit: String,
     ready: bool,
@@ -203,77 +203,157 @@ fn moment(seconds: i64) -> Option<String> {
         .map(|time| time.to_string())
 }
 
+/// The name of the issuer's listener.
+const ISSUER: &str = "issuer";
+
 impl Output for Status {
-    fn table(&self) -> Table {
-        let mut table = Table::new(["What", "Is"]);
-        let mut row = |what: &str, is: String| {
-            if !is.is_empty() {
-                table.row([what.to_owned(), is]);
+    fn text(&self, layout: Layout) -> String {
+        let mut list = List::new(layout);
+        self.add_readiness(&mut list);
+        self.add_node(&mut list);
+        self.add_services(&mut list);
+        self.add_next_steps(&mut list);
+        list.finish()
+    }
+}
+
+impl Status {
+    fn is_degraded(&self) -> bool {
+        self.latches.iter().any(|latch| latch.degraded)
+    }
+
+    fn is_on_the_tailnet(&self) -> bool {
+        self.node.state == "running"
+    }
+
+    fn add_readiness(&self, list: &mut List) {
+        let (mark, words) = match (self.ready, self.is_degraded()) {
+            (true, false) => (Mark::Good, "The server is ready"),
+            (true, true) => (Mark::Warning, "The server is ready, but degraded"),
+            (false, _) => (Mark::Bad, "The server is not ready"),
+        };
+        let version = format!("tailbone {}, commit {}", self.version, self.commit);
+        list.sentence(mark, &format!("{words} ({version})"));
+        for latch in &self.latches {
+            if !latch.ready || latch.degraded {
+                list.note(&format!("{}: {}", latch.name, latch.reason));
             }
-        };
-        let degraded = self.latches.iter().any(|latch| latch.degraded);
-        let ready = match (self.ready, degraded) {
-            (true, false) => "yes",
-            (true, true) => "yes, degraded",
-            (false, _) => "no",
-        };
-        row("ready", ready.to_owned());
-        for latch in self
-            .latches
-            .iter()
-            .filter(|latch| !latch.ready || latch.degraded)
-        {
-            row(&latch.name, latch.reason.clone());
         }
-        row("node", self.node.state.clone());
-        if self.node.state != "running" {
-            row("", self.node.words.clone());
-        }
-        row("name", self.node.name.clone());
-        row("addresses", self.node.addresses.join(", "));
-        row("owner", self.node.owner.clone().unwrap_or_default());
-        row("tags", self.node.tags.join(", "));
-        row(
-            "node key expires",
-            if self.node.name.is_empty() {
-                String::new()
-            } else {
-                self.node
-                    .key_expiry
-                    .clone()
-                    .unwrap_or_else(|| "never".to_owned())
-            },
-        );
+    }
+
+    fn add_node(&self, list: &mut List) {
+        let expiry = match &self.node.key_expiry {
+            Some(time) => time.clone(),
+            None if self.node.name.is_empty() => String::new(),
+            None => "never".to_owned(),
+        };
+        let mut facts = vec![
+            ("Name", self.node.name.trim_end_matches('.').to_owned()),
+            ("State", self.node.state.clone()),
+            ("Tailnet", self.node.tailnet.clone()),
+            ("Addresses", self.node.addresses.join(", ")),
+            ("Owner", self.node.owner.clone().unwrap_or_default()),
+            ("Tags", self.node.tags.join(", ")),
+            ("Key expires", expiry),
+        ];
         for words in &self.node.health {
-            row("health", words.clone());
+            facts.push(("Problem", words.clone()));
         }
-        row(
-            "signs with",
-            self.signing_key
-                .clone()
-                .or_else(|| self.signing_trouble.clone())
-                .unwrap_or_default(),
-        );
-        for key in &self.keys {
-            row("key", format!("{} {} {}", key.id, key.algorithm, key.state));
+        list.heading("Node");
+        list.facts(&facts);
+    }
+
+    fn add_services(&self, list: &mut List) {
+        list.heading("Listeners");
+        if self.listeners.is_empty() {
+            list.sentence(Mark::None, "The server does not listen yet");
         }
-        row("JWKS", self.jwks.place.clone());
-        row("JWKS read", self.jwks.read_at.clone().unwrap_or_default());
-        row(
-            "JWKS trouble",
-            self.jwks.trouble.clone().unwrap_or_default(),
-        );
-        for listener in &self.listeners {
-            row(
-                "listens",
-                format!(
-                    "{} {} ({} open)",
-                    listener.name, listener.address, listener.connections
-                ),
+        let listeners = self.listeners.iter().map(|listener| {
+            let connections = usize::try_from(listener.connections).unwrap_or(usize::MAX);
+            let connections = count(connections, "connection", "connections");
+            (
+                &listener.name,
+                format!("{}, {connections}", listener.address),
+            )
+        });
+        list.facts(&listeners.collect::<Vec<_>>());
+
+        if self.keys.is_empty() && self.jwks.place.is_empty() {
+            return;
+        }
+        list.heading("Signing keys");
+        match (&self.signing_key, &self.signing_trouble) {
+            (None, Some(trouble)) => {
+                list.sentence(Mark::Bad, &format!("No key signs: {trouble}"));
+            }
+            (None, None) if self.keys.is_empty() => {
+                list.sentence(Mark::None, "There is no key yet");
+            }
+            _ => {}
+        }
+        let keys = self.keys.iter().map(|key| {
+            let signs = if self.signing_key.as_ref() == Some(&key.id) {
+                ", signs"
+            } else {
+                ""
+            };
+            (&key.id, format!("{}, {}{signs}", key.algorithm, key.state))
+        });
+        list.facts(&keys.collect::<Vec<_>>());
+
+        list.heading("Published keys (JWKS)");
+        list.facts(&[
+            ("Place", self.jwks.place.clone()),
+            (
+                "Last read",
+                self.jwks.read_at.clone().unwrap_or_else(|| "never".into()),
+            ),
+            ("Problem", self.jwks.trouble.clone().unwrap_or_default()),
+        ]);
+    }
+
+    fn add_next_steps(&self, list: &mut List) {
+        list.heading("Next");
+        if let Some(url) = &self.node.login_url {
+            list.sentence(
+                Mark::Warning,
+                "A person has to log this node in. Open this address, or set \
+                 server.tailscale.authkey and start again:",
             );
+            list.verbatim(url);
+        } else if !self.is_on_the_tailnet() && !self.node.words.is_empty() {
+            list.sentence(Mark::Warning, &self.node.words);
+        } else if !self.ready || self.is_degraded() || self.signing_trouble.is_some() {
+            list.sentence(Mark::Warning, "Find out what is wrong and what to do:");
+            list.verbatim("tailbone doctor");
+        } else if let Some(url) = self.token_url() {
+            list.sentence(
+                Mark::Good,
+                "Nothing needs to be done. From a machine of the tailnet this gets a token:",
+            );
+            list.verbatim(&format!("curl -X POST {url}"));
+        } else {
+            list.sentence(Mark::Good, "Nothing needs to be done.");
         }
-        row("version", format!("{} {}", self.version, self.commit));
-        table
+    }
+
+    /// Where the issuer gives tokens on the tailnet.
+    fn token_url(&self) -> Option<String> {
+        let listener = self
+            .listeners
+            .iter()
+            .find(|listener| listener.name == ISSUER)?;
+        // All of the node's addresses, or one of them.
+        let (ip, port) = listener.address.rsplit_once(':')?;
+        let own = |address: &String| ip.trim_matches(['[', ']']) == address;
+        let host = self.node.name.trim_end_matches('.');
+        if host.is_empty() || !(ip.is_empty() || self.node.addresses.iter().any(own)) {
+            return None;
+        }
+        Some(match port {
+            "80" => format!("http://{host}/issue"),
+            port => format!("http://{host}:{port}/issue"),
+        })
     }
 }
 
@@ -281,41 +361,185 @@ impl Output for Status {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_table_says_why_and_what_to_do_and_json_has_no_zeros_for_nothing() {
-        let status = Status::from(StatusResponse {
+    fn ready() -> StatusResponse {
+        StatusResponse {
+            version: "0.2.0".into(),
+            commit: "1a2b3c".into(),
+            ready: true,
+            join_state: "running".into(),
+            node_name: "tailbone.example.ts.net.".into(),
+            tailnet: "example.ts.net".into(),
+            addresses: vec!["100.64.0.3".into(), "fd7a:115c:a1e0::3".into()],
+            owner: "alice@example.com".into(),
+            signing_key: "tb-1740172800".into(),
+            keys: vec![
+                proto::Key {
+                    key_id: "tb-1740172800".into(),
+                    algorithm: "RS256".into(),
+                    state: "active".into(),
+                    published: true,
+                    ..proto::Key::default()
+                },
+                proto::Key {
+                    key_id: "tb-1740000000".into(),
+                    algorithm: "ES256".into(),
+                    ..proto::Key::default()
+                },
+            ],
+            jwks_place: "s3://a-bucket-with-a-long-name/.well-known/jwks.json".into(),
+            jwks_read_at: 1_740_172_800,
+            listeners: vec![
+                proto::Listener {
+                    name: "admin socket".into(),
+                    address: ".tsnet/admin.sock".into(),
+                    connections: 1,
+                },
+                proto::Listener {
+                    name: "issuer".into(),
+                    address: ":80".into(),
+                    connections: 3,
+                },
+            ],
+            ..StatusResponse::default()
+        }
+    }
+
+    fn waiting_for_login() -> StatusResponse {
+        StatusResponse {
+            ready: false,
             join_state: "needs-login".into(),
             join_words: "a person has to log in".into(),
-            login_url: "https://login.example/x".into(),
+            login_url: "https://login.example/a/b?c".into(),
             latches: vec![proto::Latch {
                 name: "node-running".into(),
                 ready: false,
-                reason: "because".into(),
+                reason: "a person has to log the node in; `tailbone status` shows where".into(),
                 ..proto::Latch::default()
             }],
-            ..StatusResponse::default()
-        });
-        let table = status.table().to_string();
-        for words in ["because", "a person has to log in", "needs-login"] {
-            assert!(table.contains(words), "{table}");
+            signing_key: String::new(),
+            signing_trouble: "there is no key yet".into(),
+            node_name: String::new(),
+            tailnet: String::new(),
+            addresses: Vec::new(),
+            owner: String::new(),
+            listeners: Vec::new(),
+            keys: Vec::new(),
+            jwks_read_at: 0,
+            ..ready()
         }
-        let degraded = Status::from(StatusResponse {
-            ready: true,
-            latches: vec![proto::Latch {
-                name: "jwks-read".into(),
-                ready: true,
-                reason: "long ago".into(),
-                degraded: true,
-            }],
-            ..StatusResponse::default()
-        });
-        let table = degraded.table().to_string();
-        assert!(
-            table.contains("yes, degraded") && table.contains("long ago"),
-            "{table}"
+    }
+
+    fn text(status: StatusResponse, layout: Layout) -> String {
+        Status::from(status).text(layout)
+    }
+
+    #[test]
+    fn a_ready_server_in_the_order_of_a_persons_questions() {
+        assert_eq!(
+            text(ready(), Layout::terminal(80)),
+            "\
+✓ The server is ready (tailbone 0.2.0, commit 1a2b3c)
+
+Node
+  Name         tailbone.example.ts.net
+  State        running
+  Tailnet      example.ts.net
+  Addresses    100.64.0.3, fd7a:115c:a1e0::3
+  Owner        alice@example.com
+  Key expires  never
+
+Listeners
+  admin socket  .tsnet/admin.sock, 1 connection
+  issuer        :80, 3 connections
+
+Signing keys
+  tb-1740172800  RS256, active, signs
+  tb-1740000000  ES256, another server's
+
+Published keys (JWKS)
+  Place      s3://a-bucket-with-a-long-name/.well-known/jwks.json
+  Last read  2025-02-21T21:20:00Z
+
+Next
+  ✓ Nothing needs to be done. From a machine of the tailnet this gets a token:
+        curl -X POST http://tailbone.example.ts.net/issue
+"
         );
-        let json = serde_json::to_value(&status).unwrap();
+    }
+
+    #[test]
+    fn on_40_columns_no_line_is_longer() {
+        for status in [ready(), waiting_for_login()] {
+            let text = text(status, Layout::terminal(40));
+            for line in text.lines() {
+                let whole = line.trim().split(' ').count() == 1 || line.contains("curl");
+                assert!(whole || line.chars().count() <= 40, "{line}\n{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn on_a_pipe_values_stay_on_their_line_and_there_are_no_marks() {
+        let text = text(ready(), Layout::PIPE);
+        assert!(text.starts_with("The server is ready ("), "{text}");
+        assert!(text.contains("100.64.0.3, fd7a:115c:a1e0::3\n"), "{text}");
+        assert!(!text.contains(['✓', '\x1b']), "{text}");
+    }
+
+    #[test]
+    fn a_login_is_the_next_step_with_its_address_alone_on_a_line() {
+        let text = text(waiting_for_login(), Layout::terminal(80));
+        assert!(text.starts_with("✗ The server is not ready"), "{text}");
+        assert!(
+            text.contains("    node-running: a person has to log"),
+            "{text}"
+        );
+        assert!(text.contains("  State  needs-login\n"), "{text}");
+        let (_, next) = text.split_once("\nNext\n").unwrap();
+        let address = next.lines().find(|line| line.contains("http")).unwrap();
+        assert_eq!(address.trim(), "https://login.example/a/b?c");
+    }
+
+    #[test]
+    fn what_is_degraded_is_told_with_the_command_that_finds_out() {
+        let text = text(
+            StatusResponse {
+                latches: vec![proto::Latch {
+                    name: "jwks-read".into(),
+                    ready: true,
+                    reason: "long ago".into(),
+                    degraded: true,
+                }],
+                ..ready()
+            },
+            Layout::terminal(80),
+        );
+        assert!(
+            text.starts_with("! The server is ready, but degraded"),
+            "{text}"
+        );
+        assert!(text.contains("\n    jwks-read: long ago\n"), "{text}");
+        assert!(text.ends_with("\n        tailbone doctor\n"), "{text}");
+    }
+
+    #[test]
+    fn a_token_is_offered_only_where_callers_of_the_tailnet_get_one() {
+        let next = |address: &str| {
+            let mut status = ready();
+            status.listeners[1].address = address.into();
+            let text = text(status, Layout::PIPE);
+            text.split_once("\nNext\n").unwrap().1.trim().to_owned()
+        };
+        assert!(next(":8080").ends_with("POST http://tailbone.example.ts.net:8080/issue"));
+        assert!(next("[fd7a:115c:a1e0::3]:80").ends_with("http://tailbone.example.ts.net/issue"));
+        assert_eq!(next("127.0.0.1:80"), "Nothing needs to be done.");
+        assert_eq!(next("/run/issuer.sock"), "Nothing needs to be done.");
+    }
+
+    #[test]
+    fn json_has_null_for_what_there_is_not() {
+        let json = serde_json::to_value(Status::from(waiting_for_login())).unwrap();
         assert_eq!(json["jwks"]["read_at"], serde_json::Value::Null);
-        assert_eq!(json["node"]["login_url"], "https://login.example/x");
+        assert_eq!(json["node"]["login_url"], "https://login.example/a/b?c");
     }
 }

@@ -1,7 +1,9 @@
-//! `tailbone sts …`: ask an exchange for a token, look at policies, play the issuer for a trial.
+//! `tailbone sts …`: exchange a token, check and explain policies, issue tokens for a trial.
 //!
-//! The flags and variables of TailSTS's client and JWKS server keep working beside ours. Invariant: standard output carries the
-//! result and nothing else; a token from the command line is never repeated.
+//! The flags and variables of TailSTS's client and JWKS server keep working beside ours.
+//!
+//! Invariants: standard output carries the result and nothing else; a token from the command line
+//! is never repeated.
 
 use std::{
     ffi::OsString,
@@ -17,8 +19,10 @@ use jiff::Timestamp;
 use url::Url;
 
 use super::{
+    ask,
     console::Console,
     exit::{self, Failure},
+    layout::{Layout, List, Mark, count},
 };
 use crate::{
     config::{Environment, Secret, duration},
@@ -40,9 +44,9 @@ use crate::{
 pub enum Sts {
     /// Swap an OIDC token for an access token of Tailscale's API and print it
     Exchange(Exchange),
-    /// Say what is wrong with the policies of a directory
+    /// Report every mistake in the policies of a directory
     Check(Check),
-    /// Say which policy decides about a token, and why; the signature is not looked at
+    /// Say which policy takes a token, or which would have to change; checks no signature
     Explain(Explain),
     /// Make a key, print a token, and publish the key, for trying out an exchange
     ServeTrialIssuer(Trial),
@@ -53,7 +57,7 @@ pub struct Exchange {
     /// Address of the exchange [TAILSTS_SERVER; default http://localhost:8080]
     #[arg(long, short, short_aliases = ['u', 'a'], aliases = ["s", "url", "u", "addr", "a"])]
     server: Option<String>,
-    /// The OIDC token; better in a variable or a file, since others may see the command line [OIDC_TOKEN]
+    /// The OIDC token; safer in a variable or a file, as others may see command lines [OIDC_TOKEN]
     #[arg(long, short, alias = "t", hide_default_value = true)]
     token: Option<String>,
     /// File with the OIDC token; - is standard input
@@ -65,10 +69,10 @@ pub struct Exchange {
     /// Scopes by commas or blanks; may be repeated [SCOPES; default acls]
     #[arg(long, alias = "scope")]
     scopes: Vec<String>,
-    /// Tags by commas or blanks; without any, all that the policy has
+    /// Tags by commas or blanks [default: all tags of the policy]
     #[arg(long)]
     tags: Vec<String>,
-    /// Audience of the token that is fetched from GitHub Actions [default: scheme and host of the server]
+    /// Audience of the token from GitHub Actions [default: scheme and host of the server]
     #[arg(long)]
     audience: Option<String>,
     /// Print JSON with the token's life and scope
@@ -81,7 +85,7 @@ pub struct Check {
     /// Directory of the policies [TB_STS_POLICIESDIR, POLICIES_DIR; default policies]
     #[arg(long)]
     policies_dir: Option<PathBuf>,
-    /// Take warnings for mistakes
+    /// Treat warnings as mistakes
     #[arg(long)]
     strict: bool,
 }
@@ -130,7 +134,7 @@ pub struct Trial {
     life: Duration,
 }
 
-/// Why a command failed. All but [`StsCommandError::Usage`] happened while doing what was rightly asked.
+/// Why a command failed. Only [`StsCommandError::Usage`] is a mistake in the command line.
 #[derive(Debug, thiserror::Error)]
 pub enum StsCommandError {
     #[error("{0}")]
@@ -143,6 +147,10 @@ pub enum StsCommandError {
     Token(#[from] MalformedToken),
     #[error(transparent)]
     Trial(#[from] TrialError),
+    #[error("the token file {0} cannot be read")]
+    TokenFile(PathBuf, #[source] io::Error),
+    #[error("{0} cannot be listened at; choose another with --listen and --port")]
+    Listen(SocketAddr, #[source] io::Error),
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error("refused")]
@@ -164,19 +172,18 @@ pub(super) fn run(
     }
     let command = Sts::from_arg_matches(matches)
         .map_err(|error| Failure::with_code(exit::USAGE, error.to_string()))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Failure::failed)?;
-    let outcome = runtime.block_on(async {
-        // Only what would run for ever asks for signals: the others die of them as any program does.
+    let outcome = ask::runtime()?.block_on(async {
+        // Signals end a command that would run for ever. Others do not poll this, so that a signal
+        // kills them as it does any program.
         let stop = async {
             let Ok(mut signals) = Signals::install() else {
                 return std::future::pending().await;
             };
             while let Ok(Signal::Hangup) = signals.next().await {}
         };
-        command.run(environment, &mut *console.out, stop).await
+        command
+            .run(environment, console.layout, &mut *console.out, stop)
+            .await
     });
     outcome.map_err(|error| match error {
         StsCommandError::Usage(sentence) => Failure::with_code(exit::USAGE, sentence),
@@ -186,10 +193,11 @@ pub(super) fn run(
 }
 
 impl Sts {
-    /// Does the command. `stop` ends one that would run for ever.
+    /// Runs the command. `stop` ends one that would run for ever.
     pub async fn run<W: Write + ?Sized>(
         self,
         variables: &Environment,
+        layout: Layout,
         out: &mut W,
         stop: impl Future<Output = ()>,
     ) -> Result<(), StsCommandError> {
@@ -200,7 +208,7 @@ impl Sts {
                 Ok(print(&answer, json, out)?)
             }
             Self::Check(check) => check.run(variables, out),
-            Self::Explain(explain) => explain.run(variables, Timestamp::now(), out),
+            Self::Explain(explain) => explain.run(variables, Timestamp::now(), layout, out),
             Self::ServeTrialIssuer(trial) => trial.run(variables, out, stop).await,
         }
     }
@@ -236,7 +244,7 @@ impl Exchange {
         })
     }
 
-    /// The nearest wins: what was typed, what a variable says, what the job's own system offers.
+    /// Flags come first, then variables, then the CI system of the job.
     fn source(
         &self,
         server: &Url,
@@ -304,8 +312,8 @@ impl Check {
         for warning in &loaded.warnings {
             writeln!(out, "warning: {warning}")?;
         }
-        let count = loaded.policies.len();
-        Ok(writeln!(out, "{count} policies, no mistakes")?)
+        let policies = count(loaded.policies.len(), "policy", "policies");
+        Ok(writeln!(out, "{policies}, no mistakes")?)
     }
 }
 
@@ -314,14 +322,16 @@ impl Explain {
         self,
         variables: &Environment,
         now: Timestamp,
+        layout: Layout,
         out: &mut W,
     ) -> Result<(), StsCommandError> {
         let loaded = policy::load(&directory(self.policies_dir, variables), false)?;
         let text = if self.token_file.as_os_str() == "-" {
-            io::read_to_string(io::stdin())?
+            io::read_to_string(io::stdin())
         } else {
-            std::fs::read_to_string(&self.token_file)?
+            std::fs::read_to_string(&self.token_file)
         };
+        let text = text.map_err(|error| StsCommandError::TokenFile(self.token_file, error))?;
         let token = ParsedToken::read(text.trim())?;
         let trusted =
             |policy: &policy::ExchangePolicy| (policy.source.clone(), SignatureCheck::Valid);
@@ -335,12 +345,64 @@ impl Explain {
             tags: &tags,
         };
         let decision = policy::decide(&loaded.policies, &checked_token, request, now, self.leeway);
-        writeln!(out, "{decision}\nthe signature was not looked at")?;
+        write!(out, "{}", explained(&decision, &token, request, layout))?;
         match decision.outcome {
             policy::PolicyOutcome::Allowed(_) => Ok(()),
             policy::PolicyOutcome::Refused(..) => Err(StsCommandError::Refused),
         }
     }
+}
+
+/// Who gets what by which policy, or which policy would have to change; then every policy.
+fn explained(
+    decision: &policy::PolicyDecision<'_>,
+    token: &ParsedToken,
+    request: policy::RequestedAccess<'_>,
+    layout: Layout,
+) -> String {
+    let claim = |name| token.claims.text(name).filter(|text| !text.is_empty());
+    let subject = match claim("sub") {
+        Some(subject) => format!("the subject {subject:?}"),
+        None => "a token without subject".to_owned(),
+    };
+    let issuer = match claim("iss") {
+        Some(issuer) => format!("the issuer {issuer}"),
+        None => "no issuer".to_owned(),
+    };
+    let scopes = request.scopes.join(", ");
+    let mut list = List::new(layout);
+    match &decision.outcome {
+        policy::PolicyOutcome::Allowed(policy) => {
+            let name = &policy.name;
+            let words = format!("allowed: {name} lets {subject} of {issuer} have {scopes}");
+            list.sentence(Mark::Good, &words);
+        }
+        policy::PolicyOutcome::Refused(Some(policy), reason) => {
+            let name = &policy.name;
+            let words = format!(
+                "refused: no policy lets {subject} of {issuer} have {scopes}; the nearest, {name}, \
+                 would have to change: {reason}"
+            );
+            list.sentence(Mark::Bad, &words);
+        }
+        policy::PolicyOutcome::Refused(None, _) => {
+            let words = format!("refused: no policy is about {issuer}, so one has to be added");
+            list.sentence(Mark::Bad, &words);
+        }
+    }
+    list.note("The signature was not checked.");
+    if !decision.evaluated.is_empty() {
+        list.heading("Policies for this issuer");
+        let tried = decision.evaluated.iter().map(|(policy, verdict)| {
+            let words = match verdict {
+                Ok(()) => "allows".to_owned(),
+                Err(reason) => format!("{reason} ({})", reason.code()),
+            };
+            (&policy.name, words)
+        });
+        list.facts(&tried.collect::<Vec<_>>());
+    }
+    list.finish()
 }
 
 impl Trial {
@@ -355,13 +417,16 @@ impl Trial {
             (None, None) => 8888,
             (None, Some(text)) => text
                 .parse()
-                .map_err(|_| usage(format!("PORT={text}: not a port")))?,
+                .map_err(|_| usage(format!("PORT={text}: not a port (0-65535)")))?,
         };
         let or = |flag: Option<String>, name, default: &str| {
             flag.or_else(|| first(variables, &[name]))
                 .unwrap_or_else(|| default.to_owned())
         };
-        let tcp = tokio::net::TcpListener::bind(SocketAddr::new(self.listen, port)).await?;
+        let addr = SocketAddr::new(self.listen, port);
+        let tcp = tokio::net::TcpListener::bind(addr)
+            .await
+            .map_err(|error| StsCommandError::Listen(addr, error))?;
         // Port 0 is known only now.
         let port = tcp.local_addr()?.port();
         let issuer = TrialIssuer::new(TrialSettings {
@@ -396,7 +461,7 @@ fn directory(flag: Option<PathBuf>, variables: &Environment) -> PathBuf {
         .unwrap_or_else(|| PathBuf::from("policies"))
 }
 
-/// The first of these variables that is set; an empty one counts as unset.
+/// The first of these variables that is set. An empty one counts as unset.
 fn first(variables: &Environment, names: &[&str]) -> Option<String> {
     let found = names.iter().find_map(|name| variables.text(name));
     found.map(str::to_owned)
@@ -421,13 +486,13 @@ fn go_duration(text: &str) -> Result<Duration, String> {
             negative: false,
             size,
         }) => Ok(size),
-        Ok(_) => Err("negative".to_owned()),
+        Ok(_) => Err("it must not be negative".to_owned()),
         Err(trouble) => Err(trouble.to_string()),
     }
 }
 
-/// TailSTS took long flags with one dash too (`-url …`). Puts the second dash before those of `sts exchange`, so that its scripts
-/// go on working; every other command line stays as it is.
+/// TailSTS took long flags with one dash too (`-url …`). Adds the second dash to those of `sts
+/// exchange`, so that its scripts keep working; every other command line stays as it is.
 pub(super) fn with_two_dashes(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     const LONG: [&str; 6] = ["server", "url", "addr", "token", "scopes", "scope"];
     let mut arguments: Vec<_> = arguments.into_iter().collect();

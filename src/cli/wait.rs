@@ -1,16 +1,22 @@
-//! `tailbone wait --ready`: for scripts that start a server and want it to serve before they go on.
+//! `tailbone wait --ready`: for scripts that start a server and continue once it serves.
 
 use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::{args, ask::Asking, ask::target, console::Console, exit::Failure, status};
+use super::{
+    args,
+    ask::{ServerCall, target},
+    console::Console,
+    exit::Failure,
+    status,
+};
 use crate::{
     admin::AdminClient,
     config::{Environment, duration, table::Scope},
 };
 
-/// Between two looks.
+/// Between two checks.
 const PAUSE: Duration = Duration::from_millis(200);
 
 pub(super) fn command() -> Command {
@@ -21,7 +27,7 @@ pub(super) fn command() -> Command {
             Arg::new("ready")
                 .long("ready")
                 .action(ArgAction::SetTrue)
-                .help("Wait for readiness, the only thing there is to wait for"),
+                .help("Wait for readiness; the default, as there is nothing else to wait for"),
         )
 }
 
@@ -30,10 +36,10 @@ pub(super) fn run(
     environment: &Environment,
     console: &mut Console<'_>,
 ) -> Result<(), Failure> {
-    let asking = Asking::new(matches, environment, console)?;
-    let whole = asking.settings.timeout;
-    let target = target(&asking.settings);
-    let last = asking.runtime.block_on(async {
+    let call = ServerCall::new(matches, environment, console)?;
+    let whole = call.settings.timeout;
+    let target = target(&call.settings);
+    let last = call.runtime.block_on(async {
         let began = Instant::now();
         loop {
             let left = whole.saturating_sub(began.elapsed());

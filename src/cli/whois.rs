@@ -1,4 +1,5 @@
-//! `tailbone whois ADDR`: who a running server takes a tailnet address for, and whether it would serve them.
+//! `tailbone whois ADDRESS`: the caller that a running server sees at a tailnet address, and
+//! whether it would serve them.
 
 use clap::{Arg, ArgMatches, Command};
 use serde::Serialize;
@@ -6,10 +7,11 @@ use serde_json::Value;
 
 use super::{
     args,
-    ask::Asking,
+    ask::ServerCall,
     console::Console,
     exit::Failure,
-    output::{self, Output, Table},
+    layout::{Layout, List, Mark},
+    output::{self, Output},
 };
 use crate::{
     admin::proto::WhoIsResponse,
@@ -33,17 +35,14 @@ pub(super) fn run(
     environment: &Environment,
     console: &mut Console<'_>,
 ) -> Result<(), Failure> {
-    let asking = Asking::new(matches, environment, console)?;
+    let call = ServerCall::new(matches, environment, console)?;
     let address = matches.get_one::<String>("address").cloned();
-    let answer = asking
-        .runtime
-        .block_on(asking.client.who_is(address.unwrap_or_default()))
-        .map_err(Failure::failed)?;
-    output::print(console, asking.settings.output, &Known::from(answer))
+    let answer = call.wait(async |client| client.who_is(address.unwrap_or_default()).await)?;
+    output::print(console, call.settings.output, &CallerDetails::from(answer))
 }
 
 #[derive(Debug, Serialize)]
-struct Known {
+struct CallerDetails {
     kind: String,
     login: String,
     display_name: String,
@@ -51,11 +50,11 @@ struct Known {
     node_id: String,
     tags: Vec<String>,
     grants: Value,
-    /// Stable code and words of why it would be refused.
+    /// Stable code and words of why the server would refuse the caller.
     refusal: Option<(String, String)>,
 }
 
-impl From<WhoIsResponse> for Known {
+impl From<WhoIsResponse> for CallerDetails {
     fn from(answer: WhoIsResponse) -> Self {
         Self {
             kind: answer.kind,
@@ -71,31 +70,35 @@ impl From<WhoIsResponse> for Known {
     }
 }
 
-impl Output for Known {
-    fn table(&self) -> Table {
-        let mut table = Table::new(["What", "Is"]);
+impl Output for CallerDetails {
+    fn text(&self, layout: Layout) -> String {
+        let mut list = List::new(layout);
+        let name = if self.kind == "machine" {
+            &self.node
+        } else {
+            &self.login
+        };
+        let owner = format!("This address belongs to the {} {name}", self.kind);
+        match &self.refusal {
+            None => list.sentence(Mark::Good, &owner),
+            Some((code, words)) => {
+                let words = format!("{owner}. The server refuses them: {words} ({code})");
+                list.sentence(Mark::Bad, &words);
+            }
+        }
         let grants = self
             .grants
             .as_object()
             .map(|grants| grants.keys().cloned().collect::<Vec<_>>().join(", "));
-        let refusal = self
-            .refusal
-            .as_ref()
-            .map(|(code, words)| format!("{code}: {words}"));
-        for (what, is) in [
-            ("kind", self.kind.clone()),
-            ("login", self.login.clone()),
-            ("display name", self.display_name.clone()),
-            ("node", self.node.clone()),
-            ("node id", self.node_id.clone()),
-            ("tags", self.tags.join(", ")),
-            ("grants", grants.unwrap_or_default()),
-            ("refused", refusal.unwrap_or_default()),
-        ] {
-            if !is.is_empty() {
-                table.row([what.to_owned(), is]);
-            }
-        }
-        table
+        list.heading("Caller");
+        list.facts(&[
+            ("Login", self.login.clone()),
+            ("Display name", self.display_name.clone()),
+            ("Node", self.node.clone()),
+            ("Node id", self.node_id.clone()),
+            ("Tags", self.tags.join(", ")),
+            ("Grants", grants.unwrap_or_default()),
+        ]);
+        list.finish()
     }
 }

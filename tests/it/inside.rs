@@ -14,7 +14,7 @@ use axum::{Router, routing::get};
 use jiff::Timestamp;
 use tailbone::{
     admin::{AdminApi, AdminClient, AdminSocket, ServerAddress},
-    cli::{self, console::Console},
+    cli::{self, console::Console, layout::Layout},
     config::{Authorization, Environment, KeySpec},
     http::{
         health, layers,
@@ -524,6 +524,7 @@ async fn a_policy_is_tried_with_a_live_caller() {
                 out: &mut out,
                 err: &mut err,
                 person: None,
+                layout: Layout::PIPE,
             };
             let code = cli::execute(arguments.into_iter(), &Environment::default(), &mut console);
             let said = String::from_utf8([out, err].concat()).unwrap();
@@ -532,20 +533,36 @@ async fn a_policy_is_tried_with_a_live_caller() {
         tokio::task::spawn_blocking(run).await.unwrap()
     };
     for (address, path, first) in [
-        (alice.ip().to_string(), "/docs/x", "allow: grant:1: "),
-        (alice.ip().to_string(), "/x", "deny: end: "),
+        (
+            alice.ip().to_string(),
+            "/docs/x",
+            "allow: grant 1 of the tailnet's own policy lets alice@example.com in",
+        ),
+        (
+            alice.ip().to_string(),
+            "/x",
+            "deny: no rule lets alice@example.com in; ",
+        ),
         (
             format!("{}:4711", robot.ip()),
             "/x",
-            "allow: rule:ci (line 1): ",
+            "allow: rule \"ci\" (line 1) lets a machine with tag:ci in",
         ),
         (
             eve.ip().to_string(),
             "/docs",
-            "allow: rule:guests (line 5): ",
+            "allow: rule \"guests\" (line 5) lets eve@other.org of",
         ),
-        (eve.ip().to_string(), "/x", "deny: end: "),
-        ("100.99.99.99".into(), "/docs", "deny: end: "),
+        (
+            eve.ip().to_string(),
+            "/x",
+            "deny: no rule lets eve@other.org of",
+        ),
+        (
+            "100.99.99.99".into(),
+            "/docs",
+            "deny: no rule lets an unknown caller in; ",
+        ),
     ] {
         let (code, said) = test(address.clone(), path).await;
         assert!(
@@ -556,7 +573,10 @@ async fn a_policy_is_tried_with_a_live_caller() {
     // A node that the tailnet no longer vouches for has no identity, whatever it was granted.
     world.net.expire("alice");
     let (_, said) = test(alice.ip().to_string(), "/docs/x").await;
-    assert!(said.starts_with("deny: end: "), "{said}");
+    assert!(
+        said.starts_with("deny: no rule lets an unknown caller in; "),
+        "{said}"
+    );
     let (code, said) = test("alice".into(), "/docs").await;
     assert!(
         code != 0 && said.contains("not an address"),

@@ -1,4 +1,4 @@
-//! Logging a node in at a terminal: the contents of the screen, including a QR code that a phone
+//! What people see at a terminal: the results of commands, and a login with a QR code that a phone
 //! could scan. The terminal is a pseudo-terminal of the kernel, and its screen is a terminal
 //! emulator.
 
@@ -6,6 +6,7 @@ use std::{
     fs::File,
     io::Read,
     os::fd::OwnedFd,
+    path::Path,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
 };
@@ -33,7 +34,7 @@ struct Session {
 
 impl Session {
     fn start(world: &EmbeddedWorld, more: &[&str], variables: &[(&str, &str)]) -> Self {
-        Self::over(terminal(), world, more, variables)
+        Self::over(terminal(COLUMNS), world, more, variables)
     }
 
     /// Over another kind of stream: our end and the program's end.
@@ -105,7 +106,8 @@ impl Drop for Session {
     }
 }
 
-fn terminal() -> (OwnedFd, OwnedFd) {
+/// Our end and the program's end.
+fn terminal(columns: u16) -> (OwnedFd, OwnedFd) {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     grantpt(&ours).unwrap();
     unlockpt(&ours).unwrap();
@@ -114,7 +116,7 @@ fn terminal() -> (OwnedFd, OwnedFd) {
     let theirs = open(name.as_c_str(), flags, Mode::empty()).unwrap();
     let size = Winsize {
         ws_row: ROWS,
-        ws_col: COLUMNS,
+        ws_col: columns,
         ws_xpixel: 0,
         ws_ypixel: 0,
     };
@@ -278,4 +280,132 @@ async fn log_alone(world: &EmbeddedWorld, session: &Session) {
     );
     assert_eq!(raw.matches("login URL: ").count(), 1, "{raw}");
     assert!(screen.addresses().is_empty(), "{raw}");
+}
+
+/// Runs a command at a terminal of this width, and returns its exit code and its output.
+fn at_a_terminal(
+    columns: u16,
+    arguments: &[&str],
+    folder: &Path,
+    variables: &[(&str, &str)],
+) -> (Option<i32>, String) {
+    let (ours, theirs) = terminal(columns);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tailbone"))
+        .args(arguments)
+        .current_dir(folder)
+        .env_clear()
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(theirs.try_clone().unwrap())
+        .stderr(theirs)
+        .spawn()
+        .unwrap();
+    let mut raw = Vec::new();
+    let mut terminal = File::from(ours);
+    let mut piece = [0; 4096];
+    // The end of the other side shows as an error.
+    while let Ok(length) = terminal.read(&mut piece) {
+        raw.extend(&piece[..length]);
+    }
+    let code = child.wait().unwrap().code();
+    (code, String::from_utf8(raw).unwrap().replace("\r\n", "\n"))
+}
+
+/// The text without colours.
+fn without_colours(raw: &str) -> String {
+    let mut text = String::new();
+    for (at, piece) in raw.split("\x1b[").enumerate() {
+        let rest = piece.split_once('m').filter(|_| at > 0);
+        text += rest.map_or(piece, |(_, rest)| rest);
+    }
+    text
+}
+
+/// Asserts that no line is longer than the terminal, except for something to be copied.
+fn assert_fits(text: &str, columns: usize) {
+    for line in text.lines() {
+        let to_copy = ["export ", "curl ", "mv ", "sudo ", "tailbone "];
+        let bare = line.trim();
+        let whole = !bare.contains(' ') || to_copy.iter().any(|command| bare.starts_with(command));
+        assert!(whole || line.chars().count() <= columns, "{line}\n{text}");
+    }
+}
+
+alone! {
+    async fn in_a_fresh_directory_the_doctor_finds_no_failure_and_its_list_fits() {
+        let world = EmbeddedWorld::new();
+        let control = ("TB_SERVER_TAILSCALE_CONTROLURL", world.devnet.ready.control_url.as_str());
+        for columns in [80, 40] {
+            let folder = TempDir::new().unwrap();
+            let variables = [control, ("TERM", "xterm")];
+            let (code, raw) = at_a_terminal(columns, &["doctor"], folder.path(), &variables);
+            let text = without_colours(&raw);
+            assert_eq!(code, Some(0), "{text}");
+            assert_fits(&text, columns.into());
+            assert!(text.contains("  ✓ State: .tsnet does not exist yet;"), "{text}");
+            assert!(text.contains("  ✓ Signing keys: keys does not exist"), "{text}");
+            assert!(text.contains("  ! Auth key: none is set"), "{text}");
+            assert!(raw.contains("\x1b[32m✓"), "{raw}");
+            let left = std::fs::read_dir(folder.path()).unwrap().count();
+            assert_eq!(left, 0, "a check left something behind");
+
+            let variables = [control, ("TERM", "xterm"), ("NO_COLOR", "1")];
+            let (_, raw) = at_a_terminal(columns, &["doctor"], folder.path(), &variables);
+            assert!(raw.contains('✓') && !raw.contains('\x1b'), "{raw}");
+        }
+        let folder = TempDir::new().unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_tailbone"))
+            .arg("doctor")
+            .current_dir(folder.path())
+            .env_clear()
+            .envs([control, ("TERM", "xterm")])
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{text}");
+        assert!(text.contains("  ok   State: .tsnet does not exist yet;"), "{text}");
+        assert!(!text.contains(['✓', '✗', '\x1b']), "{text}");
+    }
+}
+
+#[test]
+fn no_result_is_wider_than_its_terminal() {
+    let folder = TempDir::new().unwrap();
+    std::fs::write(
+        folder.path().join("policy.toml"),
+        "[[rule]]\nname = \"staff\"\ndecision = \"allow\"\nwho = [\"alice@example.com\"]\n",
+    )
+    .unwrap();
+    let keys = ["keys", "generate", "--local", "--algorithm", "ES256"];
+    let (code, said) = at_a_terminal(80, &keys, folder.path(), &[]);
+    assert_eq!(code, Some(0), "{said}");
+    let test = ["policy", "test", "--policy", "policy.toml", "--as"];
+    for columns in [80, 40] {
+        for (arguments, expected) in [
+            (&["keys", "list", "--local"][..], Some(0)),
+            (&["keys", "rotate", "--local"], Some(0)),
+            (&["config", "show"], Some(0)),
+            (&["config", "show", "--origin"], Some(0)),
+            (
+                &[
+                    "server",
+                    "housekeeping",
+                    "--dry-run",
+                    "--log-level",
+                    "error",
+                ],
+                Some(0),
+            ),
+            (&[&test[..], &["alice@example.com"]].concat(), Some(0)),
+            (&[&test[..], &["bob@example.com"]].concat(), Some(0)),
+            (&["version"], Some(0)),
+        ] {
+            let variables = [("TB_KEYS_ALGORITHM", "ES256"), ("TERM", "xterm")];
+            let (code, raw) = at_a_terminal(columns, arguments, folder.path(), &variables);
+            let text = without_colours(&raw);
+            assert_eq!(code, expected, "{arguments:?}: {text}");
+            assert_fits(&text, columns.into());
+            assert!(!text.trim().is_empty(), "{arguments:?}");
+        }
+    }
 }

@@ -18,6 +18,26 @@
 //!
 //! What a known caller may do is decided by the components; [`Caller::grants`] gives them the
 //! values from the tailnet's policy.
+//!
+//! The node says who is behind an address, and rules say what that caller may do:
+//!
+//! ```
+//! use tailbone_identity::{Visitor, policy::{CAPABILITY, Effect, Path, Rules, What, Who}};
+//! use tailbone_tailnet::{WhoIs, WhoIsUser};
+//!
+//! let whois = WhoIs {
+//!     user: WhoIsUser { id: 1, login: "alice@example.com".into(), ..WhoIsUser::default() },
+//!     same_tailnet: true,
+//!     ..WhoIs::default()
+//! };
+//! let alice = Visitor::from_whois(whois, "example.ts.net")?;
+//! let rules = "[[rule]]\ndecision = 'allow'\nwho = ['*@example.com']\npaths = ['/docs']\n";
+//! let rules = Rules::parse(rules, CAPABILITY)?;
+//! let docs = What { path: Some(Path::parse("/docs/start")?), ..What::default() };
+//! assert_eq!(rules.decide(Who::Known(&alice), &docs).effect, Effect::Allow);
+//! assert_eq!(rules.decide(Who::Nobody, &docs).effect, Effect::Deny);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod caller;
 mod callers;

@@ -181,16 +181,15 @@ async fn open_socket(path: &Path) -> Result<UnixStream, String> {
     socket::check_length(path).map_err(|error| error.to_string())?;
     UnixStream::connect(path).await.map_err(|error| {
         let shown = path.display();
-        let alternatives = "name a server with --host (admin.client.host, TB_ADMIN_CLIENT_HOST), or work on the key directory with --local";
         match error.kind() {
             io::ErrorKind::NotFound => format!(
-                "there is no local admin socket at {shown}: start a server with this configuration (`tailbone server start`), {alternatives}"
+                "there is no local admin socket at {shown}: start a server with this configuration (`tailbone server start`)"
             ),
             io::ErrorKind::ConnectionRefused => format!(
-                "nobody answers at the local admin socket {shown}: its server is gone; start it again, {alternatives}"
+                "no server answers at the local admin socket {shown}: it has ended; start it again (`tailbone server start`)"
             ),
             io::ErrorKind::PermissionDenied => format!(
-                "the local admin socket {shown} is for the user that runs the server and root: become one of them, {alternatives}"
+                "the local admin socket {shown} is for root and the user that runs the server: run this command as one of them"
             ),
             _ => format!("the local admin socket {shown}: {error}"),
         }

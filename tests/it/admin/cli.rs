@@ -10,7 +10,7 @@ use std::{
 };
 
 use tailbone::{
-    cli::{self, console::Console},
+    cli::{self, console::Console, layout::Layout},
     config::Environment,
     tailnet::fake::Identity,
 };
@@ -87,6 +87,7 @@ impl Shell {
                     out: &mut out,
                     err: &mut err,
                     person: answer.as_mut().map(|answer| answer as &mut dyn BufRead),
+                    layout: Layout::PIPE,
                 },
             );
             (

@@ -19,7 +19,7 @@ use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
 
 use serde_json::Value as Json;
 use tailbone::{
-    cli::{self, console::Console},
+    cli::{self, console::Console, layout::Layout},
     config::{self, ClientSettings, Environment, Flags, Listen, Mistakes, Purpose, Raw, Settings},
 };
 use tempfile::TempDir;
@@ -43,6 +43,7 @@ fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
             out: &mut out,
             err: &mut err,
             person: None,
+            layout: Layout::PIPE,
         },
     );
     Ran {

@@ -3,7 +3,7 @@
 use std::{ffi::OsString, fs};
 
 use tailbone::{
-    cli::{self, console::Console},
+    cli::{self, console::Console, layout::Layout},
     config::Environment,
 };
 
@@ -13,6 +13,10 @@ const POLICY: &str = "[groups]\nstaff = [\"alice@example.com\", \"tag:ci\"]\n\n\
     [[rule]]\nname = \"staff\"\ndecision = \"allow\"\nwho = [\"group:staff\"]\nhosts = [\"wiki.example.com\"]\n";
 
 fn policy(text: &str, arguments: &[&str]) -> (u8, String, String) {
+    policy_on(Layout::PIPE, text, arguments)
+}
+
+fn policy_on(layout: Layout, text: &str, arguments: &[&str]) -> (u8, String, String) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("policy.toml");
     fs::write(&file, text).unwrap();
@@ -28,6 +32,7 @@ fn policy(text: &str, arguments: &[&str]) -> (u8, String, String) {
             out: &mut out,
             err: &mut err,
             person: None,
+            layout,
         },
     );
     (
@@ -38,8 +43,8 @@ fn policy(text: &str, arguments: &[&str]) -> (u8, String, String) {
 }
 
 #[test]
-fn the_rule_that_decides_is_told_with_its_line() {
-    for (arguments, first) in [
+fn one_sentence_says_who_is_let_in_by_which_rule_or_which_would_have_to_change() {
+    for (arguments, sentence) in [
         (
             &[
                 "--as",
@@ -49,7 +54,7 @@ fn the_rule_that_decides_is_told_with_its_line() {
                 "--path",
                 "/x?y",
             ][..],
-            "allow: rule:staff (line 14): matches",
+            "allow: rule \"staff\" (line 14) lets alice@example.com in",
         ),
         (
             &[
@@ -60,11 +65,12 @@ fn the_rule_that_decides_is_told_with_its_line() {
                 "--path",
                 "/x",
             ],
-            "deny: end: no rule matches, and the end of the list denies",
+            "deny: no rule lets bob@example.com in; the nearest, rule \"staff\" (line 14), would \
+             have to change: not for this caller",
         ),
         (
             &["--node", "ci", "--host", "wiki.example.com", "--path", "/x"],
-            "allow: rule:staff (line 14): matches",
+            "allow: rule \"staff\" (line 14) lets a machine with tag:ci in",
         ),
         (
             &[
@@ -75,11 +81,16 @@ fn the_rule_that_decides_is_told_with_its_line() {
                 "--path",
                 "/a/../admin",
             ],
-            "deny: rule:no-admin (line 4): the path can be read as one that it is about and as one that it is not",
+            "deny: rule \"no-admin\" (line 4) keeps a machine with tag:ci out and would have to change: \
+             the path can be read as one that it is about and as one that it is not",
+        ),
+        (
+            &["--as", "alice@example.com", "--path", "/admin/x"],
+            "deny: rule \"no-admin\" (line 4) keeps alice@example.com out and would have to change",
         ),
         (
             &["--unknown", "--path", "/healthz"],
-            "anonymous: rule:probe (line 9): matches",
+            "anonymous: rule \"probe\" (line 9) lets an unknown caller in, without identity",
         ),
         (
             &[
@@ -88,26 +99,70 @@ fn the_rule_that_decides_is_told_with_its_line() {
                 "--grant",
                 "tailbone.dev/cap/gate={}",
             ],
-            "allow: grant:1: matches",
+            "allow: grant 1 of the tailnet's own policy lets bob@example.com in",
         ),
         (
             &["--as", "bob@example.com", "--foreign", "--path", "/x"],
-            "deny: end: no rule matches, and the end of the list denies",
+            "deny: no rule lets bob@example.com of another tailnet in; the nearest, rule \"probe\" \
+             (line 9), would have to change: another path",
         ),
         (
             &["--as", "alice@example.com"],
-            "deny: rule:no-admin (line 4): the proxy did not tell the path",
+            "deny: rule \"no-admin\" (line 4) keeps alice@example.com out and would have to change: the \
+             proxy did not tell the path",
         ),
     ] {
         let mut all = vec!["test"];
         all.extend(arguments);
         let (code, out, err) = policy(POLICY, &all);
+        let (first, _) = out.split_once("\n\n").unwrap();
         assert_eq!(
-            (code, out.lines().next()),
-            (0, Some(first)),
+            (code, first.replace('\n', " ").as_str()),
+            (0, sentence),
             "{arguments:?} {err}"
         );
     }
+}
+
+#[test]
+fn a_policy_without_rules_gets_a_sentence_in_place_of_an_empty_list() {
+    let (code, out, _) = policy("", &["test", "--as", "bob@example.com"]);
+    assert_eq!(
+        (code, &*out),
+        (
+            0,
+            "deny: no rule lets bob@example.com in, and none comes near: add one\n    \
+             There are neither rules in a file nor grants of the caller.\n"
+        )
+    );
+}
+
+#[test]
+fn the_rules_fit_the_terminal() {
+    let arguments = [
+        "test",
+        "--as",
+        "bob@example.com",
+        "--host",
+        "wiki.example.com",
+        "--path",
+        "/x",
+    ];
+    let (_, out, _) = policy_on(Layout::terminal(80), POLICY, &arguments);
+    assert_eq!(
+        out,
+        "\
+✗ deny: no rule lets bob@example.com in; the nearest, rule \"staff\" (line 14),
+  would have to change: not for this caller
+
+Rules, in their order
+  rule:no-admin (line 4)  deny: another path
+  rule:probe (line 9)     anonymous: another path
+  rule:staff (line 14)    allow: not for this caller
+"
+    );
+    let (_, out, _) = policy_on(Layout::terminal(40), POLICY, &arguments);
+    assert!(out.lines().all(|line| line.chars().count() <= 40), "{out}");
 }
 
 #[test]
@@ -182,6 +237,7 @@ fn mistakes_are_told_all_at_once() {
         out: &mut out,
         err: &mut err,
         person: None,
+        layout: Layout::PIPE,
     };
     let all = [
         "tailbone",

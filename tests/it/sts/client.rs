@@ -1,7 +1,10 @@
 //! `tailbone sts …` against running servers.
 
 use clap::Parser;
-use tailbone::{cli::sts::StsCommandError, config::Environment};
+use tailbone::{
+    cli::{layout::Layout, sts::StsCommandError},
+    config::Environment,
+};
 use tokio::sync::oneshot;
 
 use super::*;
@@ -13,13 +16,23 @@ struct Line {
 }
 
 async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Result<String, StsCommandError> {
+    let (out, result) = output_of(arguments, variables).await;
+    result.map(|()| out)
+}
+
+async fn output_of(
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+) -> (String, Result<(), StsCommandError>) {
     let line = Line::try_parse_from(["sts"].iter().chain(arguments)).unwrap();
     let variables: Environment = variables.iter().copied().collect();
     let mut out = Vec::new();
-    line.sts
-        .run(&variables, &mut out, std::future::pending())
-        .await?;
-    Ok(String::from_utf8(out).unwrap())
+    let never = std::future::pending();
+    let result = line
+        .sts
+        .run(&variables, Layout::PIPE, &mut out, never)
+        .await;
+    (String::from_utf8(out).unwrap(), result)
 }
 
 pub(super) async fn exchange(server: &str, more: &[&str]) -> Result<String, StsCommandError> {
@@ -45,7 +58,7 @@ pub(super) async fn trial(
         let variables: Environment = variables.iter().copied().collect();
         let stopped = async { drop(stopped.await) };
         line.sts
-            .run(&variables, &mut writer, stopped)
+            .run(&variables, Layout::PIPE, &mut writer, stopped)
             .await
             .unwrap();
     });
@@ -239,11 +252,45 @@ async fn policies_are_checked_and_explained() {
         "--scopes",
     ];
     let allowed = run(&[&explain[..], &["acls"]].concat(), &[]).await.unwrap();
+    let sentence = allowed.replace(['\n', ' '], "");
     assert!(
-        allowed.starts_with(
-            "allowed by p.toml\n  p.toml: allows\n  q.toml: the subject differs (subject)"
+        sentence.starts_with("allowed:p.tomlletsthesubject\"test\"oftheissuerhttp")
+            && sentence.contains("haveacls"),
+        "{allowed}"
+    );
+    assert!(
+        allowed.ends_with(
+            "Policies for this issuer\n  p.toml  allows\n  q.toml  the subject differs (subject)\n"
         ),
         "{allowed}"
     );
-    assert!(run(&[&explain[..], &["dns"]].concat(), &[]).await.is_err());
+    let (said, result) = output_of(&[&explain[..], &["dns"]].concat(), &[]).await;
+    assert!(matches!(result, Err(StsCommandError::Refused)));
+    let sentence = said.replace("\n", " ");
+    assert!(
+        sentence
+            .contains("the nearest, p.toml, would have to change: the scope dns is not allowed"),
+        "{said}"
+    );
+
+    let file = world.dir.path().join(".foreign");
+    let foreign = world.token(|claims| claims["iss"] = "https://elsewhere.example".into());
+    std::fs::write(&file, foreign).unwrap();
+    let mut explain = explain;
+    explain[4] = file.to_str().unwrap();
+    let (said, result) = output_of(&[&explain[..], &["acls"]].concat(), &[]).await;
+    assert!(matches!(result, Err(StsCommandError::Refused)));
+    assert!(
+        said.replace('\n', " ").contains(
+            "no policy is about the issuer https://elsewhere.example, so one has to be added"
+        ),
+        "{said}"
+    );
+
+    let one = World::new()
+        .await
+        .policy("p.toml", &["acls"], "subject = \"test\"");
+    let dir = one.dir.path().to_str().unwrap();
+    let checked = run(&["check", "--policies-dir", dir], &[]).await.unwrap();
+    assert!(checked.ends_with("1 policy, no mistakes\n"), "{checked}");
 }
