@@ -29,7 +29,7 @@ use crate::{
     http::{
         layers,
         serve::{Limits, serve},
-        tls::{PlainListener, Remote},
+        tcp::{PlainListener, Remote},
     },
     signals::{Signal, Signals},
     sts::{

@@ -24,7 +24,9 @@ use super::{
     table::{self, Row},
 };
 
-const FORMS: &str = "not a listener such as tailnet://:80, https://0.0.0.0:8443?cert=PATH&key=PATH, http://127.0.0.1:8080 or unix:///run/tailbone.sock";
+const FORMS: &str = "not a listener such as tailnet://:80, tailnet+tls://:443?cert=PATH&key=PATH, https://0.0.0.0:8443?cert=PATH&key=PATH, http://127.0.0.1:8080 or unix:///run/tailbone.sock";
+
+const PORT: &str = "the port is a number from 1 to 65535";
 
 /// The mode of a unix socket that names none: for our own user alone.
 const PRIVATE: u32 = 0o600;
@@ -32,10 +34,19 @@ const PRIVATE: u32 = 0o600;
 /// A place to listen at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
-    /// An address of the node, or all of them. WireGuard encrypts what comes there.
+    /// An address of the node, or all of them. WireGuard encrypts what comes there; with TLS,
+    /// browsers and other programs that ask for https come too.
     Tailnet {
         binding: Binding,
         port: u16,
+        tls: Option<TlsFiles>,
+    },
+    /// The same place, for callers that ask for http there: they are sent to https at the port
+    /// `to`.
+    Redirect {
+        binding: Binding,
+        port: u16,
+        to: u16,
     },
     /// An address of the machine. Without TLS only on loopback, or where a setting says that a
     /// proxy in front ends TLS.
@@ -53,7 +64,15 @@ pub enum Listen {
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tailnet { .. } => write!(f, "tailnet://{}", self.addr()),
+            Self::Tailnet { tls: None, .. } => write!(f, "tailnet://{}", self.addr()),
+            Self::Tailnet {
+                tls: Some(TlsFiles { cert, key }),
+                ..
+            } => {
+                let (cert, key) = (cert.display(), key.display());
+                write!(f, "tailnet+tls://{}?cert={cert}&key={key}", self.addr())
+            }
+            Self::Redirect { to, .. } => write!(f, "redirect://{}?to={to}", self.addr()),
             Self::Host { addr, tls: None } if addr.ip().is_loopback() => write!(f, "http://{addr}"),
             Self::Host { addr, tls: None } => write!(f, "http://{addr}?plain"),
             Self::Host {
@@ -72,7 +91,11 @@ impl Listen {
     /// On the tailnet, as `port` and `binding` of a component say.
     pub(super) fn tailnet(binding: Option<Binding>, port: Option<u16>) -> Option<Self> {
         let (binding, port) = (binding?, port?);
-        Some(Self::Tailnet { binding, port })
+        Some(Self::Tailnet {
+            binding,
+            port,
+            tls: None,
+        })
     }
 
     /// Reads one word of a `listen` setting.
@@ -80,6 +103,8 @@ impl Listen {
     /// | Word | Listens at |
     /// |---|---|
     /// | `tailnet://:80`, `tailnet://100.64.0.1:80` | all addresses of the node, or one |
+    /// | `tailnet+tls://:443?cert=PATH&key=PATH` | the same with TLS; PEM files |
+    /// | `redirect://:80?to=443` | the same, where callers are sent to https; `to` is 443 without it |
     /// | `http://127.0.0.1:8080` | a loopback address of the machine |
     /// | `http://0.0.0.0:8080?plain` | any of its addresses, where a proxy in front ends TLS |
     /// | `https://0.0.0.0:8443?cert=PATH&key=PATH` | the same with TLS; PEM files |
@@ -89,23 +114,39 @@ impl Listen {
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
         let mut options = Options::parse(query)?;
         let listen = match kind {
-            "tailnet" => Self::parse_tailnet(place)?,
+            "tailnet" => {
+                let (binding, port) = tailnet(place)?;
+                Self::Tailnet {
+                    binding,
+                    port,
+                    tls: None,
+                }
+            }
+            "tailnet+tls" => {
+                let (binding, port) = tailnet(place)?;
+                Self::Tailnet {
+                    binding,
+                    port,
+                    tls: Some(options.tls_files(kind)?),
+                }
+            }
+            "redirect" => {
+                let (binding, port) = tailnet(place)?;
+                let to = match options.take("to") {
+                    None => 443,
+                    Some(to) => to.parse().ok().filter(|to| *to != 0).ok_or(PORT)?,
+                };
+                Self::Redirect { binding, port, to }
+            }
             "unix" => Self::parse_unix(place, options.take("mode"))?,
             "http" => Self::Host {
                 addr: host(place)?,
                 tls: None,
             },
-            "https" => {
-                let (cert, key) = (options.take("cert"), options.take("key"));
-                let (Some(cert), Some(key)) = (cert, key) else {
-                    return Err("https needs both files: ?cert=PATH&key=PATH".into());
-                };
-                let (cert, key) = (cert.into(), key.into());
-                Self::Host {
-                    addr: host(place)?,
-                    tls: Some(TlsFiles { cert, key }),
-                }
-            }
+            "https" => Self::Host {
+                addr: host(place)?,
+                tls: Some(options.tls_files(kind)?),
+            },
             _ => return Err(FORMS.into()),
         };
         if let Self::Host { addr, tls: None } = &listen
@@ -116,20 +157,6 @@ impl Listen {
         }
         options.done()?;
         Ok(listen)
-    }
-
-    fn parse_tailnet(place: &str) -> Result<Self, String> {
-        let (binding, port) = match place.strip_prefix(':') {
-            Some(port) => (Binding::Auto, port.parse().ok()),
-            None => {
-                let addr = host(place)?;
-                (Binding::Addr(addr.ip()), Some(addr.port()))
-            }
-        };
-        match port {
-            None | Some(0) => Err("the port is a number from 1 to 65535".into()),
-            Some(port) => Ok(Self::Tailnet { binding, port }),
-        }
     }
 
     fn parse_unix(place: &str, mode: Option<&str>) -> Result<Self, String> {
@@ -149,32 +176,37 @@ impl Listen {
     /// The address alone, for people.
     pub fn addr(&self) -> String {
         match self {
-            Self::Tailnet {
-                binding: Binding::Auto,
-                port,
-            } => format!(":{port}"),
-            Self::Tailnet {
-                binding: Binding::Addr(ip),
-                port,
-            } => SocketAddr::new(*ip, *port).to_string(),
+            Self::Tailnet { binding, port, .. } | Self::Redirect { binding, port, .. } => {
+                match binding {
+                    Binding::Auto => format!(":{port}"),
+                    Binding::Addr(ip) => SocketAddr::new(*ip, *port).to_string(),
+                }
+            }
             Self::Host { addr, .. } => addr.to_string(),
             Self::Unix { path, .. } => path.display().to_string(),
         }
     }
 
+    /// The place, if it is one of the node's.
+    fn on_the_tailnet(&self) -> Option<(Binding, u16)> {
+        match self {
+            Self::Tailnet { binding, port, .. } | Self::Redirect { binding, port, .. } => {
+                Some((*binding, *port))
+            }
+            Self::Host { .. } | Self::Unix { .. } => None,
+        }
+    }
+
     /// Whether both cannot be listened at. The node's addresses are not the machine's own.
     pub fn collides(&self, other: &Self) -> bool {
+        if let (Some((binding, port)), Some((other, others))) =
+            (self.on_the_tailnet(), other.on_the_tailnet())
+        {
+            let apart =
+                matches!((binding, other), (Binding::Addr(one), Binding::Addr(two)) if one != two);
+            return port == others && !apart;
+        }
         match (self, other) {
-            (
-                Self::Tailnet { binding, port },
-                Self::Tailnet {
-                    binding: other,
-                    port: others,
-                },
-            ) => {
-                let apart = matches!((binding, other), (Binding::Addr(one), Binding::Addr(two)) if one != two);
-                port == others && !apart
-            }
             (Self::Host { addr, .. }, Self::Host { addr: other, .. }) => {
                 let any = |ip: IpAddr| ip.is_unspecified();
                 let same = addr.ip() == other.ip() || any(addr.ip()) || any(other.ip());
@@ -182,6 +214,19 @@ impl Listen {
             }
             (Self::Unix { path, .. }, Self::Unix { path: other, .. }) => path == other,
             _ => false,
+        }
+    }
+}
+
+fn tailnet(place: &str) -> Result<(Binding, u16), String> {
+    match place.strip_prefix(':') {
+        Some(port) => match port.parse() {
+            Ok(port) if port != 0 => Ok((Binding::Auto, port)),
+            _ => Err(PORT.into()),
+        },
+        None => {
+            let addr = host(place)?;
+            Ok((Binding::Addr(addr.ip()), addr.port()))
         }
     }
 }
@@ -219,6 +264,16 @@ impl<'a> Options<'a> {
     fn take(&mut self, name: &str) -> Option<&'a str> {
         let at = self.0.iter().position(|(known, _)| *known == name)?;
         Some(self.0.remove(at).1)
+    }
+
+    fn tls_files(&mut self, kind: &str) -> Result<TlsFiles, String> {
+        match (self.take("cert"), self.take("key")) {
+            (Some(cert), Some(key)) => Ok(TlsFiles {
+                cert: cert.into(),
+                key: key.into(),
+            }),
+            _ => Err(format!("{kind} needs both files: ?cert=PATH&key=PATH")),
+        }
     }
 
     fn done(self) -> Result<(), String> {
@@ -272,7 +327,9 @@ impl Reader<'_> {
             (one_row, format!("{} ({second})", other_row.key))
         };
         let (value, need) = match &one.listen {
-            Listen::Tailnet { port, .. } => (port.to_string(), "two ports"),
+            Listen::Tailnet { port, .. } | Listen::Redirect { port, .. } => {
+                (port.to_string(), "two ports")
+            }
             Listen::Host { addr, .. } => (addr.port().to_string(), "two ports"),
             Listen::Unix { path, .. } => (path.display().to_string(), "two paths"),
         };
@@ -385,6 +442,8 @@ mod tests {
             "tailnet://:80",
             "tailnet://100.64.0.1:80",
             "tailnet://[fd7a:115c:a1e0::1]:8082",
+            "tailnet+tls://:443?cert=/etc/tls/tls.crt&key=/etc/tls/tls.key",
+            "redirect://100.64.0.1:80?to=8443",
             "http://127.0.0.1:9090",
             "http://[::1]:9090",
             "http://0.0.0.0:8080?plain",
@@ -393,6 +452,8 @@ mod tests {
         ] {
             assert_eq!(Listen::parse(word).unwrap().to_string(), word);
         }
+        let redirect = Listen::parse("redirect://:80").unwrap();
+        assert_eq!(redirect.to_string(), "redirect://:80?to=443");
         let private = Listen::parse("unix:///run/x").unwrap();
         assert_eq!(private.to_string(), "unix:///run/x?mode=0600");
     }
@@ -405,6 +466,8 @@ mod tests {
             ("tailnet://:0", "1 to 65535"),
             ("tailnet://host:80", "not an IP address"),
             ("tailnet://:80?plain", "means nothing"),
+            ("tailnet+tls://:443", "tailnet+tls needs both files"),
+            ("redirect://:80?to=0", "1 to 65535"),
             ("http://0.0.0.0:8080", "need TLS"),
             ("http://127.0.0.1", "with a port"),
             ("http://127.0.0.1:1?plain&plain", "twice"),
@@ -430,6 +493,11 @@ mod tests {
             "tailnet://100.64.0.1:80"
         ));
         assert!(!collide("tailnet://:80", "tailnet://:81"));
+        assert!(collide("tailnet://:80", "redirect://:80"));
+        assert!(collide(
+            "tailnet://100.64.0.1:443",
+            "tailnet+tls://:443?cert=/c&key=/k"
+        ));
         assert!(!collide("tailnet://:80", "http://127.0.0.1:80"));
         assert!(collide("http://127.0.0.1:80", "http://0.0.0.0:80?plain"));
         assert!(!collide("http://127.0.0.1:80", "http://127.0.0.2:80"));

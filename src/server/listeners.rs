@@ -14,13 +14,15 @@ use crate::{
     config::{Binding, Listen, TlsFiles},
     http::{
         host::{HostRule, NodeNames},
+        layers, redirect,
         serve::{Accept, Listening, LiveLimits, Server, serve},
-        tls::{CertificateFiles, PlainListener, Remote, TlsListener},
+        tcp::{PlainListener, Remote},
+        tls::{CertificateFiles, TlsListener},
         unix::UnixSocket,
     },
     identity::TailnetListener,
     part::{AcceptedHosts, Context, Endpoint},
-    tailnet::{ListenAddr, Via},
+    tailnet::{ListenAddr, Peer, Via},
     telemetry::trace::Neighbour,
     web::{Allowed, HostPattern},
 };
@@ -48,11 +50,31 @@ impl ListenerOpener {
         let reachable_from_outside =
             matches!(&endpoint.listen, Listen::Host { addr, .. } if !addr.ip().is_loopback());
         let listener = match endpoint.listen {
-            Listen::Tailnet { binding, port } => {
-                let hosts = HostRule::of_node(self.names.clone(), &self.hosts);
-                let hosts = (endpoint.hosts == AcceptedHosts::Own).then_some(hosts);
-                self.open_tailnet(name, listen_addr(binding, port), endpoint.routes, hosts)
-                    .await?
+            Listen::Tailnet { binding, port, tls } => {
+                let addr = listen_addr(binding, port);
+                match tls {
+                    None => {
+                        let hosts = self.node_names(endpoint.hosts);
+                        let listener = self.on_tailnet(name, addr).await?;
+                        self.serve_on(name, listener, endpoint.routes, self.identify(hosts))
+                    }
+                    // The names are those of the certificate.
+                    Some(TlsFiles { cert, key }) => {
+                        let files = Arc::new(CertificateFiles::open(cert, key)?);
+                        let listener = self.on_tailnet(name, addr).await?;
+                        let listener = TlsListener::new(listener, files.clone())?;
+                        OpenListener {
+                            certificate: Some(files),
+                            ..self.serve_on(name, listener, endpoint.routes, self.identify(None))
+                        }
+                    }
+                }
+            }
+            Listen::Redirect { binding, port, to } => {
+                let hosts = self.node_names(endpoint.hosts);
+                let listener = self.on_tailnet(name, listen_addr(binding, port)).await?;
+                let routes = layers::wrap(redirect::router(to), name);
+                self.serve_on(name, listener, routes, self.identify(hosts))
             }
             Listen::Host { addr, tls } => {
                 // Elsewhere the names are those of the proxy or of the certificate.
@@ -96,26 +118,36 @@ impl ListenerOpener {
         Ok(listener)
     }
 
-    async fn open_tailnet(
+    async fn on_tailnet(
         &self,
         name: &'static str,
         addr: ListenAddr,
-        routes: Router,
-        hosts: Option<HostRule>,
-    ) -> Result<OpenListener, ServerError> {
+    ) -> Result<TailnetListener, ServerError> {
         let listener = self.context.node.listen(addr).await;
-        let listener =
-            listener.map_err(|source| ServerError::TailnetListener { name, addr, source })?;
+        listener
+            .map(TailnetListener)
+            .map_err(|source| ServerError::TailnetListener { name, addr, source })
+    }
+
+    fn node_names(&self, hosts: AcceptedHosts) -> Option<HostRule> {
+        let names = HostRule::of_node(self.names.clone(), &self.hosts);
+        (hosts == AcceptedHosts::Own).then_some(names)
+    }
+
+    /// Who a caller on the tailnet is.
+    fn identify(
+        &self,
+        hosts: Option<HostRule>,
+    ) -> impl Fn(Peer) -> Extensions + Send + Sync + 'static {
         let directory = self.context.directory.clone();
-        let identify = move |peer: crate::tailnet::Peer| {
+        move |peer| {
             let via = peer.via;
             let mut extensions = with_host_rule(directory.identify(peer), hosts.as_ref());
             if via == Via::Tailnet {
                 extensions.insert(Neighbour);
             }
             extensions
-        };
-        Ok(self.serve_on(name, TailnetListener(listener), routes, identify))
+        }
     }
 
     fn serve_on<L: Accept>(

@@ -1,18 +1,26 @@
 //! Components at listeners of every kind, as the `listen` settings say.
 
-use std::fs;
+use std::{fs, sync::Arc, time::Duration};
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use rustls::{
+    ClientConfig, HandshakeKind, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+};
+use tailbone::tailnet::Stream;
 use tempfile::TempDir;
 use testkit::{
+    files::certificate_file,
     http::{Answer, Connection, request},
     proxies::free_addr,
     soon,
-    world::EmbeddedWorld,
+    world::{EmbeddedWorld, Who, World as _},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
 };
+use tokio_rustls::TlsConnector;
 
 use super::server::Daemon;
 
@@ -38,6 +46,80 @@ async fn post(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, path
             .await
     };
     soon("an answer", answer).await
+}
+
+/// Trusts the certificate `first` of the kit, which is for `localhost`, and keeps its sessions.
+fn https() -> TlsConnector {
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_file(certificate_file("first.crt")).unwrap())
+        .unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config =
+        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    TlsConnector::from(Arc::new(config))
+}
+
+/// The answer to one request over TLS, and how the handshake went.
+async fn over_tls(
+    https: &TlsConnector,
+    stream: Stream,
+    method: &str,
+    path: &str,
+) -> (Answer, HandshakeKind) {
+    let name = ServerName::try_from("localhost").unwrap();
+    let stream = soon("a handshake", https.connect(name, stream))
+        .await
+        .unwrap();
+    let kind = stream.get_ref().1.handshake_kind().unwrap();
+    let mut connection = Connection::over(stream).await.host("localhost");
+    let answer = soon("an answer", connection.send(request(method, path))).await;
+    (answer, kind)
+}
+
+alone! {
+    async fn a_caller_over_tls_on_the_tailnet_is_known_too() {
+        let world = EmbeddedWorld::new();
+        let folder = TempDir::new().unwrap();
+        let (cert, key) = (certificate_file("first.crt"), certificate_file("first.key"));
+        let listen = format!("tailnet+tls://:443?cert={}&key={},redirect://:80", cert.display(), key.display());
+        let host = world.host("tls");
+        let key = world.devnet.ready_key().await;
+        let more = ["--components", "issuer", "--listen", &listen];
+        let mut daemon = Daemon::start(folder.path(), world.devnet, &host, Some(&key), &more);
+        daemon.listening(2).await;
+        let alice = world.node("alice", Who::User("alice@example.com")).await;
+        let dial = async |port: u16| alice.dial(&format!("{host}:{port}"), Duration::from_secs(10)).await.unwrap();
+
+        let https = https();
+        let (answer, kind) = over_tls(&https, dial(443).await, "POST", "/issue").await;
+        assert_eq!(answer.status(), 200, "{}", daemon.said());
+        let token = answer.json()["token"].as_str().unwrap().to_owned();
+        let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap();
+        let claims: serde_json::Value = serde_json::from_slice(&claims).unwrap();
+        assert_eq!(claims["user"], world.login("alice@example.com"), "{claims}");
+        assert_eq!(kind, HandshakeKind::Full);
+        let (answer, kind) = over_tls(&https, dial(443).await, "GET", "/.well-known/jwks.json").await;
+        assert_eq!((answer.status(), kind), (200, HandshakeKind::Resumed));
+
+        // Callers of http are sent to https at the name by which they called.
+        let mut plain = Connection::over(dial(80).await).await.host(&host);
+        let answer = soon("an answer", plain.post("/issue?audience=a")).await;
+        assert_eq!(answer.status(), 308, "{}", daemon.said());
+        assert_eq!(answer.header("location"), format!("https://{host}/issue?audience=a"));
+
+        // A handshake that never comes does not hold up the stop.
+        let silent = dial(443).await;
+        let began = std::time::Instant::now();
+        assert_eq!(daemon.stopped().code(), Some(0), "{}", daemon.said());
+        assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+        drop(silent);
+        world.end().await;
+    }
 }
 
 alone! {

@@ -1,5 +1,6 @@
 //! HTTP for all components: serving a listener ([`serve`]), listeners
-//! on a host address ([`tls`]) and on a unix socket ([`unix`]), the
+//! on a host address ([`tcp`]) and on a unix socket ([`unix`]), TLS on any of them ([`tls`]), redirects
+//! to it ([`redirect`]), the
 //! layers around each router ([`layers`]), the one place where an error becomes a status
 //! ([`error`]), request rates ([`pace`]) and the accounts that they need ([`accounts`]), health
 //! endpoints for probes ([`health`]), and the refusal of requests that a web page must not make
@@ -9,7 +10,7 @@
 //!
 //! ```
 //! use axum::{Router, routing::get};
-//! use tailbone_http::{layers, serve::{Limits, serve}, tls::{PlainListener, Remote}};
+//! use tailbone_http::{layers, serve::{Limits, serve}, tcp::{PlainListener, Remote}};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -32,7 +33,9 @@ pub mod origin;
 pub mod pace;
 mod patience;
 mod peers;
+pub mod redirect;
 pub mod serve;
+pub mod tcp;
 pub mod tls;
 pub mod unix;
 

@@ -58,7 +58,7 @@ use super::{
 /// has failed for good.
 pub trait Accept: Send + 'static {
     type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
-    type Addr: Send;
+    type Addr: Send + 'static;
     fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Io, Self::Addr)>> + Send;
 
     /// The peer that a connection is counted for: an address, or one that stands for a network.

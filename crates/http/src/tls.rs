@@ -1,5 +1,4 @@
-//! Listeners on a host address, with TLS or plain, for callers outside the tailnet. They exist only
-//! where a setting names the address.
+//! TLS on the connections of any other listener, and the certificates that it shows.
 //!
 //! Invariants
 //! - A handshake is a task of its own with a timeout, and their number is bounded, in all and per
@@ -11,7 +10,7 @@
 
 use std::{
     collections::VecDeque,
-    fs, io,
+    fmt, fs, io,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
@@ -19,7 +18,6 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use http::Extensions;
 use rustls::{
     ServerConfig,
     crypto::aws_lc_rs,
@@ -28,25 +26,16 @@ use rustls::{
     sign::CertifiedKey,
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     task::{self, AbortHandle, JoinSet},
+    time::Instant,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::{peers::network, serve::Accept};
-
-/// The peer of a host listener: an address, which identifies nobody.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Remote(pub SocketAddr);
-
-impl Remote {
-    /// The extensions that each request of the connection gets, for [`super::serve::serve`].
-    pub fn identify(addr: SocketAddr) -> Extensions {
-        let mut extensions = Extensions::new();
-        extensions.insert(Self(addr));
-        extensions
-    }
-}
+use super::{
+    serve::{Accept, Place},
+    tcp::PlainListener,
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -66,6 +55,8 @@ pub enum TlsError {
     NoCertificate(PathBuf),
     #[error("certificate and key do not belong together, or are of a kind that is not supported")]
     Pair(#[source] rustls::Error),
+    #[error("TLS cannot be set up")]
+    Provider(#[source] rustls::Error),
     #[error("{0} cannot be listened on")]
     Listen(SocketAddr, #[source] io::Error),
 }
@@ -161,74 +152,85 @@ fn read(cert: &PathBuf, key: &PathBuf) -> Result<CertifiedKey, TlsError> {
     CertifiedKey::from_der(chain, private, &aws_lc_rs::default_provider()).map_err(TlsError::Pair)
 }
 
-/// Accepts TLS connections on a host address.
-#[derive(Debug)]
-pub struct TlsListener {
-    tcp: TcpListener,
-    acceptor: Acceptor,
-    handshakes: JoinSet<Option<(TlsStream<TcpStream>, SocketAddr)>>,
+/// Accepts the connections of another listener, with TLS.
+pub struct TlsListener<L: Accept> {
+    listener: L,
+    acceptor: TlsAcceptor,
+    handshakes: JoinSet<Outcome<L>>,
     /// The running handshakes, the oldest first.
     ages: VecDeque<Handshake>,
+    /// Why the other listener ended. The handshakes that it left are still completed.
+    failure: Option<io::Error>,
+    /// Set once new connections are refused.
+    last: Option<Instant>,
 }
+
+/// A connection whose handshake is complete, or `None` if it failed.
+type Outcome<L> = Option<(TlsStream<<L as Accept>::Io>, <L as Accept>::Addr)>;
 
 /// A running handshake.
 #[derive(Debug)]
 struct Handshake {
-    of: IpAddr,
+    of: Option<IpAddr>,
     task: AbortHandle,
 }
 
-#[derive(Clone)]
-struct Acceptor(TlsAcceptor);
-
-impl std::fmt::Debug for Acceptor {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Acceptor")
-    }
-}
-
-/// The number of handshakes that may run at a time, in all and per network.
+/// The number of handshakes that may run at a time, in all and per peer.
 const HANDSHAKES: usize = 256;
 const HANDSHAKES_EACH: usize = 32;
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// The time for handshakes that run when new connections begin to be refused.
+const LAST_HANDSHAKES: Duration = Duration::from_secs(1);
 
-impl TlsListener {
+impl TlsListener<PlainListener> {
+    /// On a host address.
     pub async fn bind(addr: SocketAddr, files: Arc<CertificateFiles>) -> Result<Self, TlsError> {
-        let mut config =
-            ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-                .with_safe_default_protocol_versions()
-                .map_err(TlsError::Pair)?
-                .with_no_client_auth()
-                .with_cert_resolver(files);
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let tcp = TcpListener::bind(addr)
             .await
             .map_err(|cause| TlsError::Listen(addr, cause))?;
-        Ok(Self {
-            tcp,
-            acceptor: Acceptor(Arc::new(config).into()),
-            handshakes: JoinSet::new(),
-            ages: VecDeque::with_capacity(HANDSHAKES),
-        })
+        Self::new(PlainListener(tcp), files)
     }
 
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.tcp.local_addr()
+        self.listener.0.local_addr()
+    }
+}
+
+impl<L: Accept> TlsListener<L> {
+    /// `certificates` chooses one for each handshake. A client that comes again may resume its
+    /// session, by a ticket that only this listener can read.
+    pub fn new(listener: L, certificates: Arc<dyn ResolvesServerCert>) -> Result<Self, TlsError> {
+        let mut config =
+            ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .map_err(TlsError::Provider)?
+                .with_no_client_auth()
+                .with_cert_resolver(certificates);
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.ticketer = aws_lc_rs::Ticketer::new().map_err(TlsError::Provider)?;
+        Ok(Self {
+            listener,
+            acceptor: Arc::new(config).into(),
+            handshakes: JoinSet::new(),
+            ages: VecDeque::with_capacity(HANDSHAKES),
+            failure: None,
+            last: None,
+        })
     }
 
-    fn shake(&mut self, tcp: TcpStream, addr: SocketAddr) {
-        let of = network(addr.ip());
+    fn begin(&mut self, io: L::Io, addr: L::Addr) {
+        let of = L::peer(&addr);
         if let Some(oldest) = over_bound(&self.ages, of)
             && let Some(handshake) = self.ages.remove(oldest)
         {
             handshake.task.abort();
         }
-        let handshake = self.acceptor.0.accept(tcp);
+        let handshake = self.acceptor.accept(io);
         let task = self.handshakes.spawn(async move {
             match tokio::time::timeout(HANDSHAKE_TIME, handshake).await {
                 Ok(Ok(stream)) => Some((stream, addr)),
                 Ok(Err(error)) => {
-                    tracing::debug!(target: "server", peer = %addr, %error, "TLS handshake failed");
+                    tracing::debug!(target: "server", peer = ?of, %error, "TLS handshake failed");
                     None
                 }
                 Err(_) => None,
@@ -237,19 +239,33 @@ impl TlsListener {
         self.ages.push_back(Handshake { of, task });
     }
 
+    fn ended_because(&mut self) -> io::Error {
+        let refusing = || io::Error::other("the listener takes no more connections");
+        self.failure.take().unwrap_or_else(refusing)
+    }
+
     fn ended(&mut self, task: task::Id) {
         self.ages.retain(|handshake| handshake.task.id() != task);
     }
 }
 
-/// Which running handshake is aborted for a new one of this network, if any: the oldest of this
-/// network if it has its share, else the oldest of all at the total bound. An honest peer completes
-/// its handshake within a round trip or two, long before that many others arrive.
-fn over_bound(ages: &VecDeque<Handshake>, of: IpAddr) -> Option<usize> {
+impl<L: Accept + fmt::Debug> fmt::Debug for TlsListener<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsListener")
+            .field("listener", &self.listener)
+            .field("handshakes", &self.ages.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Which running handshake is aborted for a new one of this peer, if any: the oldest of this peer
+/// if it has its share, else the oldest of all at the total bound. An honest peer completes its
+/// handshake within a round trip or two, long before that many others arrive.
+fn over_bound(ages: &VecDeque<Handshake>, of: Option<IpAddr>) -> Option<usize> {
     let mut own = ages
         .iter()
         .enumerate()
-        .filter(|(_, handshake)| handshake.of == of)
+        .filter(|(_, handshake)| of.is_some() && handshake.of == of)
         .map(|(at, _)| at);
     let oldest = own.next();
     if oldest.is_some() && own.count() + 1 >= HANDSHAKES_EACH {
@@ -258,22 +274,46 @@ fn over_bound(ages: &VecDeque<Handshake>, of: IpAddr) -> Option<usize> {
     (ages.len() >= HANDSHAKES).then_some(0)
 }
 
-impl Accept for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
+/// Never without a time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
 
-    fn peer(addr: &SocketAddr) -> Option<IpAddr> {
-        Some(network(addr.ip()))
+impl<L: Accept> Accept for TlsListener<L> {
+    type Io = TlsStream<L::Io>;
+    type Addr = L::Addr;
+
+    fn peer(addr: &L::Addr) -> Option<IpAddr> {
+        L::peer(addr)
+    }
+
+    fn home(io: &Self::Io) -> Option<Place> {
+        L::home(io.get_ref().0)
+    }
+
+    /// Running handshakes may still be completed, but a peer that says nothing is not waited for.
+    fn refuse(&mut self) -> bool {
+        if !self.listener.refuse() {
+            self.failure = Some(self.ended_because());
+        }
+        self.last = Some(Instant::now() + LAST_HANDSHAKES);
+        self.failure.is_none() || !self.ages.is_empty()
     }
 
     /// Dropping this future loses nothing: running handshakes belong to the listener.
-    async fn accept(&mut self) -> io::Result<(Self::Io, SocketAddr)> {
+    async fn accept(&mut self) -> io::Result<(Self::Io, L::Addr)> {
         loop {
+            if self.failure.is_some() && self.ages.is_empty() {
+                return Err(self.ended_because());
+            }
             tokio::select! {
-                accepted = accept_tcp(&self.tcp) => {
-                    let (tcp, addr) = accepted?;
-                    self.shake(tcp, addr);
-                }
+                accepted = self.listener.accept(), if self.failure.is_none() => match accepted {
+                    Ok((io, addr)) => self.begin(io, addr),
+                    Err(error) => self.failure = Some(error),
+                },
                 Some(done) = self.handshakes.join_next_with_id() => match done {
                     Ok((task, connection)) => {
                         self.ended(task);
@@ -282,63 +322,9 @@ impl Accept for TlsListener {
                         }
                     }
                     Err(error) => self.ended(error.id()),
-                }
+                },
+                () = at(self.last) => return Err(self.ended_because()),
             }
         }
     }
-}
-
-/// A host address without TLS: on loopback, or behind a proxy that ends TLS.
-#[derive(Debug)]
-pub struct PlainListener(pub TcpListener);
-
-impl Accept for PlainListener {
-    type Io = TcpStream;
-    type Addr = SocketAddr;
-
-    fn peer(addr: &SocketAddr) -> Option<IpAddr> {
-        Some(network(addr.ip()))
-    }
-
-    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
-        accept_tcp(&self.0).await
-    }
-}
-
-/// Retries what is temporary: a connection that was reset while it waited, and a shortage of file
-/// descriptors or memory. Neither may end the listener.
-async fn accept_tcp(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
-    let mut pause = Duration::from_millis(5);
-    loop {
-        match listener.accept().await {
-            Ok((tcp, addr)) => {
-                // Small answers must not wait for an acknowledgement. A failure here only costs
-                // time.
-                let _ = tcp.set_nodelay(true);
-                return Ok((tcp, addr));
-            }
-            Err(error) if is_of_the_connection(&error) => {}
-            Err(error) if is_passing(&error) => {
-                tracing::warn!(target: "server", %error, "cannot accept; trying again");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_secs(1));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-fn is_of_the_connection(error: &io::Error) -> bool {
-    use io::ErrorKind::*;
-    matches!(
-        error.kind(),
-        ConnectionAborted | ConnectionReset | ConnectionRefused | Interrupted
-    )
-}
-
-fn is_passing(error: &io::Error) -> bool {
-    let passing = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
-    error
-        .raw_os_error()
-        .is_some_and(|code| passing.contains(&code))
 }

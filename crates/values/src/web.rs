@@ -46,6 +46,17 @@ impl Host {
     }
 }
 
+/// As a URL writes it: an IPv6 address in brackets.
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.contains(':') {
+            write!(f, "[{}]", self.0)
+        } else {
+            f.write_str(&self.0)
+        }
+    }
+}
+
 fn port(digits: &str) -> Result<Option<u16>, BadHost> {
     if digits.is_empty() {
         return Ok(None);

@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 use url::form_urlencoded;
 
 use super::{ExchangeError, Granted, RefusedExchange, SharedState, policy, verify::ParsedToken};
-use crate::{audit, http::tls::Remote, identity::Connection, telemetry::audit::Decision};
+use crate::{audit, http::tcp::Remote, identity::Connection, telemetry::audit::Decision};
 
 const TOKEN_EXCHANGE_GRANT: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const ACCESS_TOKEN_TYPE: &str = "urn:ietf:params:oauth:token-type:access_token";

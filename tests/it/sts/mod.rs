@@ -22,7 +22,7 @@ use tailbone::{
     http::{
         layers, origin,
         serve::{Limits, Server, serve},
-        tls::{PlainListener, Remote},
+        tcp::{PlainListener, Remote},
     },
     jwks::fetch,
     keys::Signer,

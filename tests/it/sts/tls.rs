@@ -8,7 +8,10 @@ use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
-use tailbone::http::tls::{CertificateFiles, TlsError, TlsListener};
+use tailbone::http::{
+    tcp::PlainListener,
+    tls::{CertificateFiles, TlsError, TlsListener},
+};
 use testkit::files::certificate_file;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -17,7 +20,7 @@ use tokio::{
 
 use super::*;
 
-pub(super) async fn bind(addr: SocketAddr) -> Result<TlsListener, TlsError> {
+pub(super) async fn bind(addr: SocketAddr) -> Result<TlsListener<PlainListener>, TlsError> {
     let files =
         CertificateFiles::open(certificate_file("first.crt"), certificate_file("first.key"))?;
     TlsListener::bind(addr, Arc::new(files)).await

@@ -20,7 +20,8 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tailbone_http::{
     serve::{Limits, Server, serve},
-    tls::{CertificateFiles, Remote, TlsListener},
+    tcp::Remote,
+    tls::{CertificateFiles, TlsListener},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

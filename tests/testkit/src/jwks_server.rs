@@ -19,7 +19,7 @@ use http::{HeaderMap, StatusCode, header};
 use serde_json::{Value, json};
 use tailbone_http::{
     serve::{Limits, Server, serve},
-    tls::{PlainListener, Remote},
+    tcp::{PlainListener, Remote},
 };
 use tailbone_keys::KeySpec;
 use tailbone_keys::{PrivateJwk, Signer};

@@ -19,7 +19,7 @@ use http::{HeaderMap, Method, StatusCode, header};
 use serde_json::json;
 use tailbone_http::{
     serve::{Limits, Server, serve},
-    tls::{PlainListener, Remote},
+    tcp::{PlainListener, Remote},
 };
 use url::form_urlencoded;
 
