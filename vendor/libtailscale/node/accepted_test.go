@@ -341,8 +341,10 @@ func TestAcceptedPanicEndsTheConnection(t *testing.T) {
 func TestAcceptedManyAtOnce(t *testing.T) {
 	s := newAcceptTest(t)
 	var all sync.WaitGroup
+	var ins []*testConn
 	for range 50 {
 		out, in := s.connect()
+		ins = append(ins, in)
 		in.accepted.mu.Lock()
 		in.accepted.serve = func(c *testAcceptedConn) { c.out, c.in = append(c.out, c.in...), nil }
 		in.accepted.mu.Unlock()
@@ -360,6 +362,10 @@ func TestAcceptedManyAtOnce(t *testing.T) {
 		})
 	}
 	all.Wait()
+	// Closing is work for the queue too.
+	for _, in := range ins {
+		s.awaitFreed(in)
+	}
 	readyQueue.mu.Lock()
 	defer readyQueue.mu.Unlock()
 	if readyQueue.first != nil || readyQueue.workers > maxWorkers {
