@@ -17,13 +17,14 @@ use tailbone::{
 };
 use tempfile::TempDir;
 use testkit::{
+    daemon::Daemon,
     devnet::{Devnet, Key},
     eventually, soon,
-    world::{EmbeddedWorld, Who, World},
+    tailnet::{DevnetTailnet, Owner, Tailnet},
 };
 use tonic::{Code, transport::Endpoint};
 
-use crate::server::Daemon;
+use super::{alone, tailbone};
 
 /// `tailbone keys list` in a server's folder.
 fn list(folder: &Path) -> Output {
@@ -52,63 +53,85 @@ async fn listed(folder: &Path) -> Output {
     .await
 }
 
-async fn opened(daemon: &Daemon, times: usize) {
-    eventually("the socket is open", async || {
-        let said = daemon.said();
-        (said.matches("local admin socket open").count() >= times)
-            .then_some(())
-            .ok_or(said)
-    })
-    .await;
+async fn opened(daemon: &mut Daemon, times: usize) {
+    daemon.logs_times("local admin socket open", times).await;
 }
 
-alone! {
-    async fn d12_the_socket_is_there_before_the_join_and_survives_a_kill() {
+#[test]
+fn d12_the_socket_is_there_before_the_join_and_survives_a_kill() {
+    alone(async {
         let folder = TempDir::new().unwrap();
         let more = ["--ts-control-url", "http://127.0.0.1:9"];
-        let start = || Daemon::start(folder.path(), Devnet::shared(), "early", Some("tskey-auth-x"), &more);
+        let start = || {
+            tailbone(&folder)
+                .on(Devnet::shared())
+                .host("early")
+                .auth_key("tskey-auth-x")
+                .flags(&more)
+                .start()
+        };
         let socket = folder.path().join(".tsnet/admin.sock");
 
         let mut first = start();
-        opened(&first, 1).await;
+        opened(&mut first, 1).await;
         let mode = fs::metadata(&socket).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o600);
         let first_list = listed(folder.path()).await;
 
         // A second server with the same state is refused, and the first one continues.
         let mut second = start();
-        assert_eq!(second.ended().code(), Some(1), "{}", second.said());
-        assert!(second.said().contains("another tailbone server has the local admin socket"), "{}", second.said());
+        assert_eq!(second.end().code(), Some(1), "{}", second.log());
+        assert!(
+            second
+                .log()
+                .contains("another tailbone server has the local admin socket"),
+            "{}",
+            second.log()
+        );
         assert!(list(folder.path()).status.success());
 
         first.signal(Signal::KILL);
-        first.ended();
+        first.end();
         assert!(socket.exists(), "nobody was there to delete it");
         let refused = list(folder.path());
         assert_eq!(refused.status.code(), Some(1));
-        assert!(said(&refused).contains("its server is gone"), "{}", said(&refused));
+        assert!(
+            said(&refused).contains("its server is gone"),
+            "{}",
+            said(&refused)
+        );
 
         let mut third = start();
-        opened(&third, 2).await;
+        opened(&mut third, 2).await;
         let again = listed(folder.path()).await;
         assert_eq!(again.stdout, first_list.stdout, "{}", said(&again));
-        third.stopped();
+        third.stop();
         assert!(!socket.exists(), "it goes away with its server");
-    }
+    });
 }
 
-alone! {
-    async fn d05_on_a_real_tailnet_the_owner_administers_and_others_do_not() {
-        let world = EmbeddedWorld::new();
+#[test]
+fn d05_on_a_real_tailnet_the_owner_administers_and_others_do_not() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
         let folder = TempDir::new().unwrap();
-        let host = world.host("tailbone");
-        let owner = world.login("owner@example.com");
-        let key = Key { preauthorized: true, login: owner, ..Key::default() };
-        let key = world.devnet.key(&key).await;
-        let desk = world.node("desk", Who::User("owner@example.com")).await;
-        let laptop = world.node("laptop", Who::User("bob@example.com")).await;
+        let host = tailnet.host("tailbone");
+        let owner = tailnet.login("owner@example.com");
+        let key = Key {
+            preauthorized: true,
+            login: owner,
+            ..Key::default()
+        };
+        let key = tailnet.devnet.key(&key).await;
+        let desk = tailnet.node("desk", Owner::User("owner@example.com")).await;
+        let laptop = tailnet.node("laptop", Owner::User("bob@example.com")).await;
         let more = ["--components", "issuer,admin"];
-        let mut daemon = Daemon::start(folder.path(), world.devnet, &host, Some(&key), &more);
+        let mut daemon = tailbone(&folder)
+            .on(tailnet.devnet)
+            .host(&host)
+            .auth_key(&key)
+            .flags(&more)
+            .start();
         daemon.listening(2).await;
 
         eventually("a key in the list", async || {
@@ -118,17 +141,31 @@ alone! {
         .await;
         let refused = call(&*laptop, &host).await.unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied);
-        assert!(refused.message().contains("tailbone.dev/cap/admin"), "{refused:?}");
+        assert!(
+            refused.message().contains("tailbone.dev/cap/admin"),
+            "{refused:?}"
+        );
 
         let status = laptop.watch().borrow().clone();
-        let nodes = world.devnet.nodes().await;
-        let server = nodes.iter().find(|node| node["host"] == host.as_str()).unwrap();
+        let nodes = tailnet.devnet.nodes().await;
+        let server = nodes
+            .iter()
+            .find(|node| node["host"] == host.as_str())
+            .unwrap();
         let server = server["id"].as_str().unwrap();
         let grant = serde_json::json!({"methods": ["list"]});
-        world.devnet.grant(&status.id, server, "tailbone.dev/cap/admin", grant).await;
-        eventually("the grant counts", async || call(&*laptop, &host).await.map_err(|status| status.to_string())).await;
-        assert_eq!(daemon.stopped().code(), Some(0), "{}", daemon.said());
-    }
+        tailnet
+            .devnet
+            .grant(&status.id, server, "tailbone.dev/cap/admin", grant)
+            .await;
+        eventually("the grant counts", async || {
+            call(&*laptop, &host)
+                .await
+                .map_err(|status| status.to_string())
+        })
+        .await;
+        assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
+    });
 }
 
 /// The number of keys that the server lists.

@@ -13,11 +13,13 @@ use std::{
 use tailbone::tailnet::Node;
 use tempfile::TempDir;
 use testkit::{
-    eventually, patience,
-    world::{EmbeddedWorld, Who, World},
+    daemon::Daemon,
+    eventually,
+    http::Connection,
+    tailnet::{DevnetTailnet, Owner, Tailnet},
 };
 
-use super::inside::{Daemon, call, ready, settings};
+use super::{alone, status::settings, tailbone};
 
 const UNSHARE: &[&str] = &["unshare", "--mount"];
 
@@ -43,7 +45,11 @@ fn mount(place: &str, size: &str) -> String {
 const FILL: &str = "dd if=/dev/zero bs=4k 2>/dev/null";
 
 async fn issue(node: &dyn Node, host: &str) -> u16 {
-    call(node, host, 80).await.post("/issue").await.status()
+    Connection::to(node, host, 80)
+        .await
+        .post("/issue")
+        .await
+        .status()
 }
 
 /// Fills the disk to its last byte.
@@ -70,7 +76,7 @@ fn remount(daemon: &Daemon, how: &str, place: &str) {
 }
 
 fn daemon_path(daemon: &Daemon, place: &str) -> String {
-    let seen = daemon.seen(place);
+    let seen = daemon.path(place);
     let root = format!("/proc/{}/root", daemon.child.id());
     seen.to_str()
         .unwrap()
@@ -79,12 +85,13 @@ fn daemon_path(daemon: &Daemon, place: &str) -> String {
         .to_owned()
 }
 
-alone! {
-    async fn a_state_directory_that_cannot_be_written_ends_the_start_with_its_code() {
+#[test]
+fn a_state_directory_that_cannot_be_written_ends_the_start_with_its_code() {
+    alone(async {
         if !can_mount() {
             return;
         }
-        let world = EmbeddedWorld::new();
+        let tailnet = DevnetTailnet::new();
         for (what, change, code, words, advice) in [
             (
                 "full",
@@ -102,54 +109,77 @@ alone! {
             ),
         ] {
             let folder = TempDir::new().unwrap();
-            let text = settings(&world.host(what), "20m") + "joinTimeout = \"2s\"\n";
-            fs::write(folder.path().join("tailbone.toml"), text).unwrap();
+            let text = settings(&tailnet.host(what), "20m") + "joinTimeout = \"2s\"\n";
             let before = format!("{}\n{change}", mount(".tsnet", "64k"));
-            let mut daemon = Daemon::start_under(UNSHARE, folder.path(), world.devnet, &before).await;
+            let mut daemon = tailbone(&folder)
+                .joining(tailnet.devnet)
+                .await
+                .settings(&text)
+                .under(UNSHARE)
+                .after(&before)
+                .started()
+                .await;
             let status = eventually("the end", async || {
-                daemon.child.try_wait().unwrap().ok_or_else(|| daemon.said())
-            }).await;
-            let said = daemon.said();
+                daemon.child.try_wait().unwrap().ok_or_else(|| daemon.log())
+            })
+            .await;
+            let said = daemon.log();
             assert_eq!(status.code(), Some(code), "{what}: {said}");
             let last = said.lines().last().unwrap();
-            assert!(last.starts_with("Error: ") && last.contains(words), "{said}");
+            assert!(
+                last.starts_with("Error: ") && last.contains(words),
+                "{said}"
+            );
             assert!(last.contains(advice), "{said}");
         }
-    }
+    });
 }
 
-alone! {
-    async fn a_full_or_read_only_disk_stops_key_changes_and_no_tokens() {
+#[test]
+fn a_full_or_read_only_disk_stops_key_changes_and_no_tokens() {
+    alone(async {
         if !can_mount() {
             return;
         }
-        let world = EmbeddedWorld::new();
+        let tailnet = DevnetTailnet::new();
         let folder = TempDir::new().unwrap();
-        let host = world.host("tailbone");
-        fs::write(folder.path().join("tailbone.toml"), settings(&host, "20m")).unwrap();
+        let host = tailnet.host("tailbone");
         let before = format!("{}\n{}", mount("keys", "128k"), mount(".tsnet", "512k"));
-        let daemon = Daemon::start_under(UNSHARE, folder.path(), world.devnet, &before).await;
-        ready(&daemon).await;
-        let alice = world.node("alice", Who::User("alice@example.com")).await;
+        let daemon = tailbone(&folder)
+            .joining(tailnet.devnet)
+            .await
+            .settings(&settings(&host, "20m"))
+            .under(UNSHARE)
+            .after(&before)
+            .started()
+            .await;
+        daemon.ready();
+        let alice = tailnet
+            .node("alice", Owner::User("alice@example.com"))
+            .await;
         assert_eq!(issue(&*alice, &host).await, 200);
-        let published = || fs::read_to_string(daemon.seen("keys/jwks.json")).unwrap();
+        let published = || fs::read_to_string(daemon.path("keys/jwks.json")).unwrap();
         let document = published();
-        let (keys, state) = (daemon.seen("keys"), daemon.seen(".tsnet"));
+        let (keys, state) = (daemon.path("keys"), daemon.path(".tsnet"));
 
         let refused = async |words: &str| {
-            let rotated = daemon.ask(&["keys", "rotate"]);
+            let rotated = daemon.run(&["keys", "rotate"]);
             let said = String::from_utf8_lossy(&rotated.stderr).into_owned();
             assert_eq!(rotated.status.code(), Some(1), "{rotated:?}");
             assert!(said.contains(words), "{said}");
             assert_eq!(issue(&*alice, &host).await, 200);
-            assert!(daemon.ask(&["status", "--check"]).status.success(), "{}", daemon.said());
+            assert!(
+                daemon.run(&["status", "--check"]).status.success(),
+                "{}",
+                daemon.log()
+            );
             assert_eq!(published(), document, "what verifiers read is whole");
         };
         fill(&keys);
         fill(&state);
         refused("no space left").await;
         // The network map changes while the node cannot store it.
-        let bob = world.node("bob", Who::User("bob@example.com")).await;
+        let bob = tailnet.node("bob", Owner::User("bob@example.com")).await;
         assert_eq!(issue(&*bob, &host).await, 200);
         empty(&keys);
         empty(&state);
@@ -158,39 +188,55 @@ alone! {
         remount(&daemon, "ro", "keys");
         refused("cannot be written").await;
         remount(&daemon, "rw", "keys");
-        let rotated = daemon.ask(&["keys", "rotate"]);
-        assert!(rotated.status.success(), "{rotated:?}\n{}", daemon.said());
+        let rotated = daemon.run(&["keys", "rotate"]);
+        assert!(rotated.status.success(), "{rotated:?}\n{}", daemon.log());
         assert_ne!(published(), document);
         assert_eq!(issue(&*alice, &host).await, 200);
-    }
+    });
 }
 
-alone! {
-    async fn a_start_on_a_full_key_directory_waits_for_room() {
+#[test]
+fn a_start_on_a_full_key_directory_waits_for_room() {
+    alone(async {
         if !can_mount() {
             return;
         }
-        let world = EmbeddedWorld::new();
+        let tailnet = DevnetTailnet::new();
         let folder = TempDir::new().unwrap();
-        let host = world.host("tailbone");
+        let host = tailnet.host("tailbone");
         // A short cache time leads to frequent checks.
         let text = settings(&host, "20m").replace("[keys]", "[keys]\ncacheTime = \"4s\"");
-        fs::write(folder.path().join("tailbone.toml"), text).unwrap();
         let before = format!("{}\n{FILL} of=keys/filler || true", mount("keys", "64k"));
-        let mut daemon = Daemon::start_under(UNSHARE, folder.path(), world.devnet, &before).await;
+        let mut daemon = tailbone(&folder)
+            .joining(tailnet.devnet)
+            .await
+            .settings(&text)
+            .under(UNSHARE)
+            .after(&before)
+            .started()
+            .await;
         // The server listens without waiting for its keys, so the two lines come in any order.
         eventually("it listens, and says what is in the way", async || {
-            let said = daemon.said();
+            let said = daemon.log();
             assert!(daemon.child.try_wait().unwrap().is_none(), "{said}");
-            ["listening", "no space left"].iter().all(|words| said.contains(words)).then_some(()).ok_or(said)
-        }).await;
-        let alice = world.node("alice", Who::User("alice@example.com")).await;
+            ["listening", "no space left"]
+                .iter()
+                .all(|words| said.contains(words))
+                .then_some(())
+                .ok_or(said)
+        })
+        .await;
+        let alice = tailnet
+            .node("alice", Owner::User("alice@example.com"))
+            .await;
         assert_eq!(issue(&*alice, &host).await, 503);
-        let check = daemon.ask(&["status", "--check"]);
-        assert!(String::from_utf8_lossy(&check.stderr).contains("key-signs"), "{check:?}");
-        empty(&daemon.seen("keys"));
-        let waited = daemon.ask(&["wait", "--ready", "--timeout", &format!("{}s", patience().as_secs())]);
-        assert!(waited.status.success(), "{waited:?}\n{}", daemon.said());
+        let check = daemon.run(&["status", "--check"]);
+        assert!(
+            String::from_utf8_lossy(&check.stderr).contains("key-signs"),
+            "{check:?}"
+        );
+        empty(&daemon.path("keys"));
+        daemon.ready();
         assert_eq!(issue(&*alice, &host).await, 200);
-    }
+    });
 }

@@ -1,7 +1,7 @@
 //! nginx, HAProxy, Caddy and Envoy on a host of a tailnet, in front of a service, asking the gate
 //! about each request: the recipes in `deploy/`, called by devnet's peers with real curl.
 //!
-//! The host is a node `web` whose tailnet addresses are also the machine's (`own_network!`), so
+//! The host is a node `web` whose tailnet addresses are also the machine's (`own_network`), so
 //! that the proxies see their callers' addresses, as they do beside a tailscaled with a TUN device.
 
 use std::{
@@ -20,11 +20,11 @@ use testkit::{
     devnet::{Devnet, Key},
     proxies::{Gate, Place, Proxy},
     spoof,
-    world::{config, running},
+    tailnet::{config, running},
 };
 use tokio::net::{TcpListener, TcpSocket};
 
-use super::server::Daemon;
+use super::{own_network, tailbone};
 
 const RULES: &str = r#"
 [[rule]]
@@ -46,20 +46,39 @@ const ENVOY: u16 = 8004;
 /// The gate's default port for forward-auth.
 const AUTH: u16 = 8083;
 
-own_network! {
-    async fn real_proxies_know_a_tailnets_callers_and_believe_none_of_their_words() {
-        let devnet = Devnet::with_peers(&["alice=alice@example.com", "robot=tag:ci", "eve=eve@example.com"]);
+#[test]
+fn real_proxies_know_a_tailnets_callers_and_believe_none_of_their_words() {
+    own_network(async {
+        let devnet = Devnet::with_peers(&[
+            "alice=alice@example.com",
+            "robot=tag:ci",
+            "eve=eve@example.com",
+        ]);
         let folder = TempDir::new().unwrap();
         let backend = Backend::start().await;
         let policy = folder.path().join("policy.toml");
         fs::write(&policy, RULES).unwrap();
 
         // The host on which the proxies run.
-        let key = devnet.key(&Key { tags: vec!["tag:web".into()], preauthorized: true, ..Key::default() }).await;
+        let key = devnet
+            .key(&Key {
+                tags: vec!["tag:web".into()],
+                preauthorized: true,
+                ..Key::default()
+            })
+            .await;
         let web: Arc<dyn Node> = Arc::new(
-            tailbone::tailnet::EmbeddedNode::start(&config(&devnet, folder.path(), "web", &key)).await.unwrap(),
+            tailbone::tailnet::EmbeddedNode::start(&config(&devnet, folder.path(), "web", &key))
+                .await
+                .unwrap(),
         );
-        let ip = running(&*web).await.addresses.iter().copied().find(IpAddr::is_ipv4).unwrap();
+        let ip = running(&*web)
+            .await
+            .addresses
+            .iter()
+            .copied()
+            .find(IpAddr::is_ipv4)
+            .unwrap();
         for port in [NGINX, HAPROXY, CADDY, ENVOY] {
             hand_to_the_host(web.clone(), SocketAddr::new(ip, port)).await;
         }
@@ -68,12 +87,30 @@ own_network! {
         let socket = folder.path().join("gate.sock");
         let key = devnet.ready_key().await;
         let more = [
-            "--components", "gate", "--gate-policy", policy.to_str().unwrap(),
-            "--gate-auth-socket", socket.to_str().unwrap(), "--gate-auth-proxies", "tag:web",
+            "--components",
+            "gate",
+            "--gate-policy",
+            policy.to_str().unwrap(),
+            "--gate-auth-socket",
+            socket.to_str().unwrap(),
+            "--gate-auth-proxies",
+            "tag:web",
         ];
-        let mut gate = Daemon::start(folder.path(), &devnet, "gate", Some(&key), &more);
+        let mut gate = tailbone(&folder)
+            .on(&devnet)
+            .host("gate")
+            .auth_key(&key)
+            .flags(&more)
+            .start();
         gate.listening(2).await;
-        devnet.grant("alice", "gate", "tailbone.dev/cap/gate", serde_json::json!({ "paths": ["/docs"] })).await;
+        devnet
+            .grant(
+                "alice",
+                "gate",
+                "tailbone.dev/cap/gate",
+                serde_json::json!({ "paths": ["/docs"] }),
+            )
+            .await;
         let at_gate = SocketAddr::new(address(&devnet, "gate").await, AUTH);
         reach_the_tailnet(web.clone(), at_gate).await;
 
@@ -86,7 +123,11 @@ own_network! {
         ] {
             let dir = folder.path().join(name);
             fs::create_dir(&dir).unwrap();
-            let place = Place { listen: SocketAddr::new(ip, port), gate, backend: backend.addr };
+            let place = Place {
+                listen: SocketAddr::new(ip, port),
+                gate,
+                backend: backend.addr,
+            };
             fronts.push((name, port, Proxy::named(name, &dir, place).await));
         }
         for peer in ["alice", "robot", "eve"] {
@@ -94,30 +135,48 @@ own_network! {
         }
 
         for (name, port, proxy) in &fronts {
-            let curl = async |peer: &str, asks: &[Ask]| curl(&devnet, folder.path(), peer, *port, asks).await;
+            let curl = async |peer: &str, asks: &[Ask]| {
+                curl(&devnet, folder.path(), peer, *port, asks).await
+            };
 
             // A user with a grant for one path.
-            let alice = curl("alice", &[
-                Ask::get("/docs/x?y=1"),
-                Ask::get("/docs"),
-                Ask::get("/docs/../other").with("path-as-is"),
-                Ask::get("/other"),
-                Ask::get("/docs/x").with("data = \"the body\""),
-            ]).await;
+            let alice = curl(
+                "alice",
+                &[
+                    Ask::get("/docs/x?y=1"),
+                    Ask::get("/docs"),
+                    Ask::get("/docs/../other").with("path-as-is"),
+                    Ask::get("/other"),
+                    Ask::get("/docs/x").with("data = \"the body\""),
+                ],
+            )
+            .await;
             assert_eq!(
                 statuses(&alice),
                 [200, 200, 403, 403, 200],
                 "{name}: {alice:?}\n{}\n{}",
                 proxy.said(),
-                gate.said()
+                gate.log()
             );
-            assert_eq!(alice[0].seen("tailscale-user-login"), ["alice@example.com"], "{name}");
-            assert_eq!(alice[0].seen("x-forwarded-for"), [devnet.ready.peers["alice"].ip.clone()], "{name}");
+            assert_eq!(
+                alice[0].seen("tailscale-user-login"),
+                ["alice@example.com"],
+                "{name}"
+            );
+            assert_eq!(
+                alice[0].seen("x-forwarded-for"),
+                [devnet.ready.peers["alice"].ip.clone()],
+                "{name}"
+            );
             assert_eq!(alice[0].json()["target"], "/docs/x?y=1", "{name}");
             assert_eq!(alice[4].json()["body"], "the body", "{name}");
 
             // A machine that may only read.
-            let robot = curl("robot", &[Ask::get("/any"), Ask::get("/any").with("data = \"x\"")]).await;
+            let robot = curl(
+                "robot",
+                &[Ask::get("/any"), Ask::get("/any").with("data = \"x\"")],
+            )
+            .await;
             assert_eq!(statuses(&robot), [200, 403], "{name}: {robot:?}");
             assert_eq!(robot[0].seen("tailscale-tags"), ["tag:ci"], "{name}");
 
@@ -127,7 +186,10 @@ own_network! {
 
             // The host itself: from an address outside any tailnet, and from its own, a node's
             // without rights.
-            let host = [("127.0.0.2", 401), (&ip.to_string(), if *name == "caddy" { 401 } else { 403 })];
+            let host = [
+                ("127.0.0.2", 401),
+                (&ip.to_string(), if *name == "caddy" { 401 } else { 403 }),
+            ];
             for (from, status) in host {
                 let own = Ask::get("/docs/x").with(&format!("interface = \"{from}\""));
                 let answer = direct(folder.path(), SocketAddr::new(ip, *port), &own).await;
@@ -135,10 +197,16 @@ own_network! {
             }
 
             // Nobody can pass for alice by claiming so, nor alice for anybody else.
-            let somebody: Vec<IpAddr> =
-                ["alice", "robot"].map(|peer| devnet.ready.peers[peer].ip.parse().unwrap()).into();
+            let somebody: Vec<IpAddr> = ["alice", "robot"]
+                .map(|peer| devnet.ready.peers[peer].ip.parse().unwrap())
+                .into();
             let tricks = spoof::tricks(&somebody);
-            let asks = |path: &str| -> Vec<Ask> { tricks.iter().map(|headers| Ask::get(path).headers(headers)).collect() };
+            let asks = |path: &str| -> Vec<Ask> {
+                tricks
+                    .iter()
+                    .map(|headers| Ask::get(path).headers(headers))
+                    .collect()
+            };
             let mut passed = Vec::new();
             for (peer, path, login) in [
                 ("eve", "/docs/x", None),
@@ -153,15 +221,16 @@ own_network! {
                         (400 | 403, None) | (400, Some(_)) => None,
                         _ => Some(format!("{answer:?}")),
                     };
-                    passed.extend(wrong.map(|why| format!("{name}, {peer} {path} {trick:?}: {why}")));
+                    passed
+                        .extend(wrong.map(|why| format!("{name}, {peer} {path} {trick:?}: {why}")));
                 }
             }
             assert_eq!(passed, Vec::<String>::new(), "of {} tricks", tricks.len());
         }
         drop(fronts);
-        assert_eq!(gate.stopped().code(), Some(0), "{}", gate.said());
+        assert_eq!(gate.stop().code(), Some(0), "{}", gate.log());
         web.close().await;
-    }
+    });
 }
 
 /// Does what tailscaled does with connections to its node's address: they reach the host from the

@@ -15,10 +15,10 @@ use testkit::{
     backend::Backend,
     files::venv,
     http::{Connection, request},
-    world::{EmbeddedWorld, Who, World},
+    tailnet::{DevnetTailnet, Owner, Tailnet},
 };
 
-use super::server::{Daemon, dialled};
+use super::{alone, tailbone};
 
 const RULES: &str = r#"
 [[rule]]
@@ -29,61 +29,97 @@ who = ["*@staff.example.com", "tag:ci"]
 
 /// A connection to the gate's default port.
 async fn at_the_gate(node: &dyn Node, host: &str) -> Connection {
-    Connection::over(dialled(node, &format!("{host}:8082")).await)
-        .await
-        .host(host)
+    Connection::to(node, host, 8082).await
 }
 
-alone! {
-    async fn a_user_whose_login_has_no_domain_is_named_by_a_rule() {
-        let world = EmbeddedWorld::new();
+#[test]
+fn a_user_whose_login_has_no_domain_is_named_by_a_rule() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
         let folder = TempDir::new().unwrap();
         let backend = Backend::start().await;
         let policy = folder.path().join("policy.toml");
-        let login = world.login("alice");
+        let login = tailnet.login("alice");
         assert!(!login.contains('@'));
-        fs::write(&policy, format!("[[rule]]\ndecision = \"allow\"\nwho = [\"{login}\"]\n")).unwrap();
+        fs::write(
+            &policy,
+            format!("[[rule]]\ndecision = \"allow\"\nwho = [\"{login}\"]\n"),
+        )
+        .unwrap();
         let upstream = format!("http://{}", backend.addr);
-        let host = world.host("wiki");
-        let key = world.devnet.ready_key().await;
-        let alice = world.node("alice", Who::User("alice")).await;
-        let eve = world.node("eve", Who::User("alice@example.com")).await;
+        let host = tailnet.host("wiki");
+        let key = tailnet.devnet.ready_key().await;
+        let alice = tailnet.node("alice", Owner::User("alice")).await;
+        let eve = tailnet.node("eve", Owner::User("alice@example.com")).await;
         let more = [
-            "--components", "gate", "--gate-upstream", &upstream, "--gate-policy", policy.to_str().unwrap(),
+            "--components",
+            "gate",
+            "--gate-upstream",
+            &upstream,
+            "--gate-policy",
+            policy.to_str().unwrap(),
         ];
-        let mut daemon = Daemon::start(folder.path(), world.devnet, &host, Some(&key), &more);
+        let mut daemon = tailbone(&folder)
+            .on(tailnet.devnet)
+            .host(&host)
+            .auth_key(&key)
+            .flags(&more)
+            .start();
         daemon.listening(1).await;
         let answer = at_the_gate(&*alice, &host).await.get("/page").await;
         assert_eq!(answer.status(), 200, "{answer:?}");
-        assert_eq!(at_the_gate(&*eve, &host).await.get("/page").await.status(), 403);
-        assert_eq!(daemon.stopped().code(), Some(0), "{}", daemon.said());
-    }
+        assert_eq!(
+            at_the_gate(&*eve, &host).await.get("/page").await.status(),
+            403
+        );
+        assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
+    });
 }
 
-alone! {
-    async fn peers_of_a_tailnet_are_who_they_are_and_not_who_they_say() {
-        let world = EmbeddedWorld::new();
+#[test]
+fn peers_of_a_tailnet_are_who_they_are_and_not_who_they_say() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
         let folder = TempDir::new().unwrap();
         let backend = Backend::start().await;
         let policy = folder.path().join("policy.toml");
         fs::write(&policy, RULES).unwrap();
         let upstream = format!("http://{}", backend.addr);
-        let host = world.host("wiki");
-        let key = world.devnet.ready_key().await;
-        let alice = world.node("alice", Who::User("alice@staff.example.com")).await;
-        let robot = world.node("robot", Who::Tag("tag:ci")).await;
-        let eve = world.node("eve", Who::User("eve@example.com")).await;
+        let host = tailnet.host("wiki");
+        let key = tailnet.devnet.ready_key().await;
+        let alice = tailnet
+            .node("alice", Owner::User("alice@staff.example.com"))
+            .await;
+        let robot = tailnet.node("robot", Owner::Tag("tag:ci")).await;
+        let eve = tailnet.node("eve", Owner::User("eve@example.com")).await;
 
         let more = [
-            "--components", "gate", "--gate-upstream", &upstream, "--gate-policy", policy.to_str().unwrap(),
+            "--components",
+            "gate",
+            "--gate-upstream",
+            &upstream,
+            "--gate-policy",
+            policy.to_str().unwrap(),
         ];
-        let mut daemon = Daemon::start(folder.path(), world.devnet, &host, Some(&key), &more);
+        let mut daemon = tailbone(&folder)
+            .on(tailnet.devnet)
+            .host(&host)
+            .auth_key(&key)
+            .flags(&more)
+            .start();
         daemon.listening(1).await;
-        assert!(!folder.path().join("keys").exists(), "nothing signs, so there are no keys");
+        assert!(
+            !folder.path().join("keys").exists(),
+            "nothing signs, so there are no keys"
+        );
 
         // A user whose headers claim to be somebody else, in three spellings.
         let mut forged = request("GET", "/page");
-        for name in ["tailscale-user-login", "Tailscale_User_Login", "tailscale-user"] {
+        for name in [
+            "tailscale-user-login",
+            "Tailscale_User_Login",
+            "tailscale-user",
+        ] {
             forged.headers_mut().insert(
                 ::http::HeaderName::from_bytes(name.as_bytes()).unwrap(),
                 "root@example.com".parse().unwrap(),
@@ -92,18 +128,32 @@ alone! {
         let answer = at_the_gate(&*alice, &host).await.send(forged).await;
         assert_eq!(answer.status(), 200, "{answer:?}");
         let told = String::from_utf8_lossy(answer.0.body()).into_owned();
-        assert!(told.contains(&world.login("alice@staff.example.com")), "{told}");
+        assert!(
+            told.contains(&tailnet.login("alice@staff.example.com")),
+            "{told}"
+        );
         assert!(!told.contains("root@example.com"), "{told}");
 
         // A machine, admitted by its tag.
-        assert_eq!(at_the_gate(&*robot, &host).await.get("/page").await.status(), 200);
+        assert_eq!(
+            at_the_gate(&*robot, &host)
+                .await
+                .get("/page")
+                .await
+                .status(),
+            200
+        );
 
         // Another user.
         let answer = at_the_gate(&*eve, &host).await.get("/page").await;
         assert_eq!(answer.status(), 403, "{answer:?}");
 
         // The rules change while the server runs.
-        fs::write(&policy, RULES.replace("*@staff.example.com", "*@example.com")).unwrap();
+        fs::write(
+            &policy,
+            RULES.replace("*@staff.example.com", "*@example.com"),
+        )
+        .unwrap();
         daemon.signal(Signal::HUP);
         testkit::eventually("the new rules hold", async || {
             match at_the_gate(&*eve, &host).await.get("/page").await.status() {
@@ -112,8 +162,8 @@ alone! {
             }
         })
         .await;
-        assert_eq!(daemon.stopped().code(), Some(0), "{}", daemon.said());
-    }
+        assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
+    });
 }
 
 /// The result of an independent verifier that accepts tokens of this issuer.
@@ -141,42 +191,58 @@ fn verify(jwks: &Path, issuer: &str, token: &str) -> Result<String, String> {
     }
 }
 
-alone! {
-    async fn a_token_for_a_backend_is_none_of_the_issuers() {
-        let world = EmbeddedWorld::new();
+#[test]
+fn a_token_for_a_backend_is_none_of_the_issuers() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
         let folder = TempDir::new().unwrap();
         let backend = Backend::start().await;
         let policy = folder.path().join("policy.toml");
         fs::write(&policy, RULES).unwrap();
-        let host = world.host("wiki");
+        let host = tailnet.host("wiki");
         let upstream = format!("{host}=http://{}", backend.addr);
-        let key = world.devnet.ready_key().await;
-        let alice = world.node("alice", Who::User("alice@staff.example.com")).await;
+        let key = tailnet.devnet.ready_key().await;
+        let alice = tailnet
+            .node("alice", Owner::User("alice@staff.example.com"))
+            .await;
         let more = [
-            "--components", "issuer,gate", "--gate-upstream", &upstream, "--gate-policy", policy.to_str().unwrap(),
+            "--components",
+            "issuer,gate",
+            "--gate-upstream",
+            &upstream,
+            "--gate-policy",
+            policy.to_str().unwrap(),
             "--gate-token",
         ];
-        let mut daemon = Daemon::start(folder.path(), world.devnet, &host, Some(&key), &more);
+        let mut daemon = tailbone(&folder)
+            .on(tailnet.devnet)
+            .host(&host)
+            .auth_key(&key)
+            .flags(&more)
+            .start();
         daemon.listening(2).await;
 
         let answer = at_the_gate(&*alice, &host).await.get("/page").await;
         assert_eq!(answer.status(), 200, "{answer:?}");
         let headers = answer.json()["headers"].as_array().unwrap().clone();
-        let for_backend = headers.iter().find(|pair| pair[0] == "tailbone-token").unwrap();
+        let for_backend = headers
+            .iter()
+            .find(|pair| pair[0] == "tailbone-token")
+            .unwrap();
         let for_backend = for_backend[1].as_str().unwrap();
-        let issuer = dialled(&*alice, &format!("{host}:80")).await;
-        let mut issuer = Connection::over(issuer).await.host(&host);
+        let mut issuer = Connection::to(&*alice, &host, 80).await;
         let issued = issuer.post("/issue").await.json();
         let jwks = folder.path().join("published.json");
         fs::write(&jwks, issuer.get("/.well-known/jwks.json").await.0.body()).unwrap();
 
-        verify(&jwks, "tailbone", issued["token"].as_str().unwrap()).expect("a token of the issuer");
+        verify(&jwks, "tailbone", issued["token"].as_str().unwrap())
+            .expect("a token of the issuer");
         let refused = verify(&jwks, "tailbone", for_backend).expect_err("a token of the gate");
         assert!(refused.contains("InvalidIssuerError"), "{refused}");
         // Its own verifier accepts it and sees its type.
         let taken = verify(&jwks, "tailbone/gate", for_backend).unwrap();
         assert!(taken.contains(r#""typ": "gate+jwt""#), "{taken}");
         assert!(taken.contains(&format!(r#""aud": "{host}""#)), "{taken}");
-        assert_eq!(daemon.stopped().code(), Some(0), "{}", daemon.said());
-    }
+        assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
+    });
 }

@@ -1,70 +1,15 @@
 //! What the whole program can bear: a log that nobody reads, and peers that send and do not read.
 
-use std::{
-    fs,
-    io::Read,
-    path::Path,
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::{io::Read, process::Stdio, time::Duration};
 
 use futures_util::future::join_all;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use tailbone::tailnet::Node;
 use tempfile::TempDir;
-use testkit::{devnet::Devnet, eventually, http::Connection, soon, world::person};
+use testkit::{devnet::Devnet, eventually, http::Connection, soon, tailnet::users_node};
 use tokio::io::AsyncWriteExt;
 
-/// A server whose output goes where the test says.
-struct Daemon(Child);
-
-impl Daemon {
-    async fn start(
-        folder: &Path,
-        devnet: &Devnet,
-        output: Stdio,
-        variables: &[(&str, &str)],
-    ) -> Self {
-        let errors = fs::File::create(folder.join("stderr")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_tailbone"))
-            .args(["server", "start", "--ts-hostname", "tailbone"])
-            .current_dir(folder)
-            .env_clear()
-            .env("TB_COMPONENTS", "issuer")
-            .env("TB_KEYS_ALGORITHM", "ES256")
-            .env("TB_SERVER_TAILSCALE_CONTROLURL", &devnet.ready.control_url)
-            .env("TB_SERVER_TAILSCALE_AUTHKEY", devnet.ready_key().await)
-            .envs(variables.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(output)
-            .stderr(errors)
-            .spawn()
-            .unwrap();
-        Self(child)
-    }
-
-    fn pid(&self) -> Pid {
-        Pid::from_child(&self.0)
-    }
-
-    /// The peak of its memory, in bytes.
-    fn peak(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
-        let line = status
-            .lines()
-            .find(|line| line.starts_with("VmHWM:"))
-            .unwrap();
-        let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-        kib << 10
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use super::{alone, tailbone};
 
 async fn call(peer: &dyn Node) -> Option<Connection> {
     let stream = peer
@@ -86,20 +31,27 @@ async fn answers(peer: &dyn Node) -> Connection {
     call(peer).await.unwrap()
 }
 
-alone! {
-    async fn a_log_that_nobody_reads_holds_up_nobody_and_what_was_lost_is_counted() {
+#[test]
+fn a_log_that_nobody_reads_holds_up_nobody_and_what_was_lost_is_counted() {
+    alone(async {
         let devnet = Devnet::start();
         let folder = TempDir::new().unwrap();
         // Every token has a log line, and the node has many more: far more than a pipe can hold.
-        let variables = [("TB_LOG_LEVEL", "trace")];
-        let mut daemon = Daemon::start(folder.path(), &devnet, Stdio::piped(), &variables).await;
-        let alice = person(&devnet, folder.path(), "alice").await;
+        let mut daemon = tailbone(&folder)
+            .joining(&devnet)
+            .await
+            .host("tailbone")
+            .variable("TB_KEYS_ALGORITHM", "ES256")
+            .variable("TB_LOG_LEVEL", "trace")
+            .output(Stdio::piped(), Stdio::inherit())
+            .start();
+        let alice = users_node(&devnet, folder.path(), "alice").await;
         let mut connection = answers(&alice).await;
         for _ in 0..4000 {
             assert_eq!(connection.post("/issue").await.status(), 200);
         }
-        let mut log = daemon.0.stdout.take().unwrap();
-        kill_process(daemon.pid(), Signal::TERM).unwrap();
+        let mut log = daemon.child.stdout.take().unwrap();
+        daemon.signal(Signal::TERM);
         let read = std::thread::spawn(move || {
             let mut text = Vec::new();
             log.read_to_end(&mut text).unwrap();
@@ -107,12 +59,15 @@ alone! {
         });
         let text = tokio::task::spawn_blocking(|| read.join().unwrap());
         let text = soon("the end of the log", text).await.unwrap();
-        assert!(daemon.0.wait().unwrap().success());
+        assert!(daemon.end().success());
         // Every completed action has its line.
-        let tokens = text.lines().filter(|line| line.contains("issued token")).count();
+        let tokens = text
+            .lines()
+            .filter(|line| line.contains("issued token"))
+            .count();
         assert_eq!(tokens, 4000);
         alice.close().await;
-    }
+    });
 }
 
 /// A peer that requests a megabyte again and again, and never reads.
@@ -127,27 +82,33 @@ async fn asks_and_does_not_read(peer: &dyn Node) {
     std::future::pending::<()>().await;
 }
 
-alone! {
-    async fn a_thousand_connections_that_ask_and_do_not_read_fit_into_256_mib() {
+#[test]
+fn a_thousand_connections_that_ask_and_do_not_read_fit_into_256_mib() {
+    alone(async {
         const MEMORY: u64 = 256 << 20;
         let devnet = Devnet::start();
         let folder = TempDir::new().unwrap();
-        let log = fs::File::create(folder.path().join("log")).unwrap();
         // Three quarters of a container with 256 MiB.
-        let variables = [("TB_SERVER_LIMITS_MEMORY", "192MiB")];
-        let daemon = Daemon::start(folder.path(), &devnet, log.into(), &variables).await;
-        let greedy = person(&devnet, folder.path(), "greedy").await;
-        let alice = person(&devnet, folder.path(), "alice").await;
+        let limit = "192MiB";
+        let daemon = tailbone(&folder)
+            .joining(&devnet)
+            .await
+            .host("tailbone")
+            .variable("TB_KEYS_ALGORITHM", "ES256")
+            .variable("TB_SERVER_LIMITS_MEMORY", limit)
+            .start();
+        let greedy = users_node(&devnet, folder.path(), "greedy").await;
+        let alice = users_node(&devnet, folder.path(), "alice").await;
         let mut kept = answers(&alice).await;
         drop(answers(&greedy).await);
-        let before = daemon.peak();
+        let before = daemon.peak_memory();
         let flood = join_all((0..1000).map(|_| asks_and_does_not_read(&greedy)));
         let _ = tokio::time::timeout(Duration::from_secs(20), flood).await;
-        let peak = daemon.peak();
+        let peak = daemon.peak_memory();
         println!("{} MiB before, {} MiB at most", before >> 20, peak >> 20);
         assert!(peak < MEMORY, "{} MiB", peak >> 20);
         assert_eq!(kept.get("/livez").await.status(), 200);
         alice.close().await;
         greedy.close().await;
-    }
+    });
 }

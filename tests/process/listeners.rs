@@ -14,7 +14,7 @@ use testkit::{
     http::{Answer, Connection, request},
     proxies::free_addr,
     soon,
-    world::{EmbeddedWorld, Who, World as _},
+    tailnet::{DevnetTailnet, Owner, Tailnet as _},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -22,7 +22,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::server::Daemon;
+use super::{alone, tailbone};
 
 const RULES: &str = "[[rule]]\nname = \"open\"\ndecision = \"anonymous\"\npaths = [\"/open\"]\n";
 
@@ -81,71 +81,132 @@ async fn over_tls(
     (answer, kind)
 }
 
-alone! {
-    async fn a_caller_over_tls_on_the_tailnet_is_known_too() {
-        let world = EmbeddedWorld::new();
+#[test]
+fn a_caller_over_tls_on_the_tailnet_is_known_too() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
         let folder = TempDir::new().unwrap();
         let (cert, key) = (certificate_file("first.crt"), certificate_file("first.key"));
-        let listen = format!("tailnet+tls://:443?cert={}&key={},redirect://:80", cert.display(), key.display());
-        let host = world.host("tls");
-        let key = world.devnet.ready_key().await;
+        let listen = format!(
+            "tailnet+tls://:443?cert={}&key={},redirect://:80",
+            cert.display(),
+            key.display()
+        );
+        let host = tailnet.host("tls");
+        let key = tailnet.devnet.ready_key().await;
         let more = ["--components", "issuer", "--listen", &listen];
-        let mut daemon = Daemon::start(folder.path(), world.devnet, &host, Some(&key), &more);
+        let mut daemon = tailbone(&folder)
+            .on(tailnet.devnet)
+            .host(&host)
+            .auth_key(&key)
+            .flags(&more)
+            .start();
         daemon.listening(2).await;
-        let alice = world.node("alice", Who::User("alice@example.com")).await;
-        let dial = async |port: u16| alice.dial(&format!("{host}:{port}"), Duration::from_secs(10)).await.unwrap();
+        let alice = tailnet
+            .node("alice", Owner::User("alice@example.com"))
+            .await;
+        let dial = async |port: u16| {
+            alice
+                .dial(&format!("{host}:{port}"), Duration::from_secs(10))
+                .await
+                .unwrap()
+        };
 
         let https = https();
         let (answer, kind) = over_tls(&https, dial(443).await, "POST", "/issue").await;
-        assert_eq!(answer.status(), 200, "{}", daemon.said());
+        assert_eq!(answer.status(), 200, "{}", daemon.log());
         let token = answer.json()["token"].as_str().unwrap().to_owned();
-        let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap();
+        let claims = URL_SAFE_NO_PAD
+            .decode(token.split('.').nth(1).unwrap())
+            .unwrap();
         let claims: serde_json::Value = serde_json::from_slice(&claims).unwrap();
-        assert_eq!(claims["user"], world.login("alice@example.com"), "{claims}");
+        assert_eq!(
+            claims["user"],
+            tailnet.login("alice@example.com"),
+            "{claims}"
+        );
         assert_eq!(kind, HandshakeKind::Full);
-        let (answer, kind) = over_tls(&https, dial(443).await, "GET", "/.well-known/jwks.json").await;
+        let (answer, kind) =
+            over_tls(&https, dial(443).await, "GET", "/.well-known/jwks.json").await;
         assert_eq!((answer.status(), kind), (200, HandshakeKind::Resumed));
 
         // Callers of http are sent to https at the name by which they called.
         let mut plain = Connection::over(dial(80).await).await.host(&host);
         let answer = soon("an answer", plain.post("/issue?audience=a")).await;
-        assert_eq!(answer.status(), 308, "{}", daemon.said());
-        assert_eq!(answer.header("location"), format!("https://{host}/issue?audience=a"));
+        assert_eq!(answer.status(), 308, "{}", daemon.log());
+        assert_eq!(
+            answer.header("location"),
+            format!("https://{host}/issue?audience=a")
+        );
 
         // A handshake that never comes does not hold up the stop.
         let silent = dial(443).await;
         let began = std::time::Instant::now();
-        assert_eq!(daemon.stopped().code(), Some(0), "{}", daemon.said());
-        assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+        assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
+        assert!(
+            began.elapsed() < Duration::from_secs(8),
+            "{:?}",
+            began.elapsed()
+        );
         drop(silent);
-        world.end().await;
-    }
+        tailnet.end().await;
+    });
 }
 
-alone! {
-    async fn any_component_stands_on_any_kind_of_listener() {
-        let world = EmbeddedWorld::new();
+#[test]
+fn any_component_stands_on_any_kind_of_listener() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
         let folder = TempDir::new().unwrap();
         fs::write(folder.path().join("policy.toml"), RULES).unwrap();
         let socket = |name: &str| folder.path().join(name);
         let host = free_addr();
-        let issuer = format!("tailnet://:80,http://{host},unix://{}?mode=0600", socket("issuer").display());
+        let issuer = format!(
+            "tailnet://:80,http://{host},unix://{}?mode=0600",
+            socket("issuer").display()
+        );
         let metrics = format!("unix://{}", socket("metrics").display());
         let auth = format!("unix://{}?mode=0660", socket("auth").display());
-        let key = world.devnet.ready_key().await;
+        let key = tailnet.devnet.ready_key().await;
         let more = [
-            "--components", "issuer,metrics,gate", "--listen", &issuer, "--metrics-listen", &metrics,
-            "--gate-auth-listen", &auth, "--gate-policy", "policy.toml",
+            "--components",
+            "issuer,metrics,gate",
+            "--listen",
+            &issuer,
+            "--metrics-listen",
+            &metrics,
+            "--gate-auth-listen",
+            &auth,
+            "--gate-policy",
+            "policy.toml",
         ];
-        let mut daemon = Daemon::start(folder.path(), world.devnet, &world.host("kinds"), Some(&key), &more);
+        let mut daemon = tailbone(&folder)
+            .on(tailnet.devnet)
+            .host(&tailnet.host("kinds"))
+            .auth_key(&key)
+            .flags(&more)
+            .start();
         daemon.listening(5).await;
 
         // The keys are for everybody, tokens for the tailnet alone.
         let at_host = async || TcpStream::connect(host).await.unwrap();
         let at = async |name: &str| UnixStream::connect(socket(name)).await.unwrap();
-        assert_eq!(get(at_host().await, "/.well-known/jwks.json").await.status(), 200);
-        assert_eq!(get(at("issuer").await, "/.well-known/jwks.json").await.status(), 200);
-        for answer in [post(at_host().await, "/issue").await, post(at("issuer").await, "/issue").await] {
+        assert_eq!(
+            get(at_host().await, "/.well-known/jwks.json")
+                .await
+                .status(),
+            200
+        );
+        assert_eq!(
+            get(at("issuer").await, "/.well-known/jwks.json")
+                .await
+                .status(),
+            200
+        );
+        for answer in [
+            post(at_host().await, "/issue").await,
+            post(at("issuer").await, "/issue").await,
+        ] {
             assert_eq!(answer.refusal(), (403, "no_identity".to_owned()));
         }
         let numbers = get(at("metrics").await, "/metrics").await;
@@ -157,13 +218,19 @@ alone! {
         for (name, value) in [("remote-addr", "192.0.2.1"), ("x-original-uri", "/open")] {
             asked.headers_mut().insert(name, value.parse().unwrap());
         }
-        let answer = async { Connection::over(stream).await.host("wiki").send(asked).await };
+        let answer = async {
+            Connection::over(stream)
+                .await
+                .host("wiki")
+                .send(asked)
+                .await
+        };
         let answer = soon("an answer", answer).await;
-        assert_eq!(answer.status(), 204, "{}", daemon.said());
+        assert_eq!(answer.status(), 204, "{}", daemon.log());
 
-        assert_eq!(daemon.stopped().code(), Some(0), "{}", daemon.said());
+        assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
         for name in ["issuer", "metrics", "auth"] {
             assert!(!socket(name).exists(), "{name} was left behind");
         }
-    }
+    });
 }

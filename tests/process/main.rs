@@ -1,46 +1,17 @@
 //! Tests that need a process of their own: they count its descriptors and threads, or change its
 //! limits or signal handlers.
 //!
-//! [`alone!`] defines a test that runs its body by starting this program again, and shows its
-//! output; [`own_network!`] does so in a network namespace of its own.
+//! A test calls [`alone`] with its body, which runs it by starting this program again, and shows its
+//! output. [`own_network`] does so in a network namespace of its own.
 
 // A test reports failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-/// Defines a test whose body runs in a process of its own, on a runtime with two threads.
-macro_rules! alone {
-    ($(#[$meta:meta])* async fn $name:ident() $body:block) => {
-        $(#[$meta])*
-        #[test]
-        fn $name() {
-            let again = std::process::Command::new(std::env::current_exe().unwrap());
-            $crate::alone(concat!(module_path!(), "::", stringify!($name)), again, async $body);
-        }
-    };
-}
-
-/// The same in a network namespace where a tailnet's addresses belong to the machine, as on a host
-/// whose tailscaled has a TUN device: programs can listen on them and connect from them. Nothing
-/// else uses that network.
-macro_rules! own_network {
-    ($(#[$meta:meta])* async fn $name:ident() $body:block) => {
-        $(#[$meta])*
-        #[test]
-        fn $name() {
-            let path = concat!(module_path!(), "::", stringify!($name));
-            match $crate::in_own_network() {
-                Ok(again) => $crate::alone(path, again, async $body),
-                Err(why) => println!("{path} NOT RUN: no network of one's own here: {why}"),
-            }
-        }
-    };
-}
 
 mod admin;
 mod disk;
 mod front_proxies;
 mod gate;
-mod inside;
+
 mod join;
 mod limits;
 mod listeners;
@@ -50,13 +21,39 @@ mod pages;
 mod resets;
 mod server;
 mod soak;
+mod status;
 mod tailnet;
 mod terminal;
 mod trouble;
 
-use std::{future::Future, process::Command};
+use std::{any::type_name_of_val, future::Future, path::Path, process::Command};
+
+use testkit::daemon::Start;
 
 const ALONE: &str = "TAILBONE_TEST_ALONE";
+
+/// The real program, before it starts as a server in this folder.
+fn tailbone(folder: impl AsRef<Path>) -> Start {
+    Start::new(env!("CARGO_BIN_EXE_tailbone"), folder.as_ref())
+}
+
+/// Runs the body of a test in a process of its own, on a runtime with two threads.
+fn alone(body: impl Future<Output = ()>) {
+    run_again(Command::new(std::env::current_exe().unwrap()), body);
+}
+
+/// The same in a network namespace where a tailnet's addresses belong to the machine, as on a host
+/// whose tailscaled has a TUN device: programs can listen on them and connect from them. Nothing
+/// else uses that network.
+fn own_network(body: impl Future<Output = ()>) {
+    match in_own_network() {
+        Ok(again) => run_again(again, body),
+        Err(why) => {
+            let name = name_of_test(&body);
+            println!("{name} NOT RUN: no network of one's own here: {why}");
+        }
+    }
+}
 
 /// A command for this program in another network namespace. A user namespace makes that possible
 /// without root.
@@ -81,8 +78,8 @@ fn in_own_network() -> Result<Command, String> {
 const NETWORK: &str = "ip link set lo up && ip addr add 100.64.0.0/10 dev lo";
 
 /// `again` starts this program; the test's name is added to it.
-fn alone(path: &str, mut again: Command, body: impl Future<Output = ()>) {
-    let (_, name) = path.split_once("::").unwrap();
+fn run_again(mut again: Command, body: impl Future<Output = ()>) {
+    let name = name_of_test(&body);
     if std::env::var(ALONE).as_deref() == Ok(name) {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -107,4 +104,12 @@ fn alone(path: &str, mut again: Command, body: impl Future<Output = ()>) {
     );
     // A name that matches no test would succeed as well.
     assert!(said.concat().contains("1 passed"), "{name} was not run");
+}
+
+/// The path of the test whose body this is: the type of an async block has the name of the function
+/// around it.
+fn name_of_test(body: &impl Future<Output = ()>) -> &'static str {
+    let block = type_name_of_val(body);
+    let (_, path) = block.split_once("::").unwrap();
+    path.strip_suffix("::{{closure}}").unwrap()
 }

@@ -2,10 +2,7 @@
 //! never contain, and the cost of a failing collector.
 
 use std::{
-    fs,
     net::SocketAddr,
-    path::Path,
-    process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU16, Ordering},
@@ -22,16 +19,15 @@ use opentelemetry_proto::tonic::{
     trace::v1::Span,
 };
 use prost::Message;
-use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use testkit::{
+    daemon::Daemon,
     eventually,
     http::{Answer, Connection, request},
-    patience,
-    world::{EmbeddedWorld, Who, World},
+    tailnet::{DevnetTailnet, Owner, Tailnet},
 };
 
-use super::server::dialled;
+use super::{alone, tailbone};
 
 /// A collector on loopback that keeps everything it receives.
 #[derive(Clone)]
@@ -144,65 +140,41 @@ fn attribute(attributes: &[KeyValue], name: &str) -> String {
 
 /// An issuer that exports to the collector.
 struct Issuer {
-    child: Child,
-    folder: TempDir,
+    daemon: Daemon,
+    _folder: TempDir,
     key: String,
     host: String,
 }
 
 impl Issuer {
-    async fn start(world: &EmbeddedWorld, more: &[&str], variables: &[(&str, &str)]) -> Self {
+    async fn start(tailnet: &DevnetTailnet, flags: &[&str], variables: &[(&str, &str)]) -> Self {
         let folder = TempDir::new().unwrap();
-        let host = world.host("tailbone");
-        let key = world.devnet.ready_key().await;
-        let log = fs::File::create(folder.path().join("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_tailbone"))
-            .args(["server", "start", "--ts-hostname", &host])
-            .args(["--components", "issuer", "--key-algorithm", "ES256"])
-            .args(more)
-            .current_dir(folder.path())
-            .env_clear()
-            .env(
-                "TB_SERVER_TAILSCALE_CONTROLURL",
-                &world.devnet.ready.control_url,
-            )
-            .env("TB_SERVER_TAILSCALE_AUTHKEY", &key)
-            .envs(variables.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let issuer = Self {
-            child,
-            folder,
+        let host = tailnet.host("tailbone");
+        let key = tailnet.devnet.ready_key().await;
+        let mut daemon = tailbone(&folder)
+            .on(tailnet.devnet)
+            .auth_key(&key)
+            .host(&host)
+            .flags(&["--key-algorithm", "ES256"])
+            .flags(flags)
+            .variables(variables)
+            .start();
+        daemon.listening(1).await;
+        Self {
+            daemon,
+            _folder: folder,
             key,
             host,
-        };
-        eventually("the server listens", async || {
-            let said = issuer.said();
-            said.contains("listening").then_some(()).ok_or(said)
-        })
-        .await;
-        issuer
-    }
-
-    fn said(&self) -> String {
-        read(self.folder.path(), "log")
+        }
     }
 
     async fn issue(&self, node: &dyn tailbone::tailnet::Node, trace: Option<&str>) -> Answer {
-        let stream = dialled(node, &format!("{}:80", self.host)).await;
         let mut post = request("POST", "/issue");
         if let Some(trace) = trace {
             post.headers_mut()
                 .insert("traceparent", trace.parse().unwrap());
         }
-        let answer = Connection::over(stream)
-            .await
-            .host(&self.host)
-            .send(post)
-            .await;
+        let answer = Connection::to(node, &self.host, 80).await.send(post).await;
         assert_eq!(answer.status(), 200, "{answer:?}");
         answer
     }
@@ -210,63 +182,52 @@ impl Issuer {
     /// Stops the server and returns how long that took.
     fn stop(&mut self) -> Duration {
         let began = Instant::now();
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
-        // The child has not been waited for yet, so its process id is still valid.
-        kill_process(pid, Signal::TERM).unwrap();
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                assert_eq!(status.code(), Some(0), "{}", self.said());
-                return began.elapsed();
-            }
-            assert!(
-                began.elapsed() < patience(),
-                "it does not end:\n{}",
-                self.said()
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let status = self.daemon.stop();
+        assert_eq!(status.code(), Some(0), "{}", self.daemon.log());
+        began.elapsed()
     }
-}
-
-impl Drop for Issuer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn read(folder: &Path, name: &str) -> String {
-    fs::read_to_string(folder.join(name)).unwrap()
 }
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-alone! {
-    async fn a_collector_gets_the_spans_and_numbers_of_a_token_and_nothing_secret() {
-        let world = EmbeddedWorld::new();
+#[test]
+fn a_collector_gets_the_spans_and_numbers_of_a_token_and_nothing_secret() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
         let collector = Collector::start(200).await;
-        let alice = world.node("alice", Who::User("alice@example.com")).await;
+        let alice = tailnet
+            .node("alice", Owner::User("alice@example.com"))
+            .await;
         let endpoint = format!("http://{}", collector.addr);
         // OpenTelemetry's own variables are enough.
         let variables = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
-            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20collector-key"),
+            (
+                "OTEL_EXPORTER_OTLP_HEADERS",
+                "authorization=Bearer%20collector-key",
+            ),
             ("OTEL_SERVICE_NAME", "tokens"),
             ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test"),
             ("OTEL_BSP_SCHEDULE_DELAY", "50"),
         ];
-        let mut issuer = Issuer::start(&world, &["--otlp-interval", "100ms"], &variables).await;
+        let mut issuer = Issuer::start(&tailnet, &["--otlp-interval", "100ms"], &variables).await;
         let (trace, parent) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
-        let answer = issuer.issue(&*alice, Some(&format!("00-{trace}-{parent}-01"))).await;
+        let answer = issuer
+            .issue(&*alice, Some(&format!("00-{trace}-{parent}-01")))
+            .await;
 
         let span = eventually("the request's span", async || {
             let spans = collector.spans();
             let found = spans.iter().find(|span| span.name == "POST /issue");
             found.cloned().ok_or(format!("{spans:?}"))
-        }).await;
-        assert_eq!((hex(&span.trace_id), hex(&span.parent_span_id)), (trace.to_owned(), parent.to_owned()));
+        })
+        .await;
+        assert_eq!(
+            (hex(&span.trace_id), hex(&span.parent_span_id)),
+            (trace.to_owned(), parent.to_owned())
+        );
         for (name, value) in [
             ("component", "issuer"),
             ("request_id", answer.header("x-request-id")),
@@ -277,38 +238,82 @@ alone! {
         ] {
             assert_eq!(attribute(&span.attributes, name), value, "{name}: {span:?}");
         }
-        assert!(span.events.is_empty(), "log lines are for the log: {span:?}");
+        assert!(
+            span.events.is_empty(),
+            "log lines are for the log: {span:?}"
+        );
         let children = eventually("its children", async || {
             let spans = collector.spans();
-            let children: Vec<_> = spans.into_iter().filter(|other| other.parent_span_id == span.span_id).collect();
-            (children.len() >= 2).then_some(children.clone()).ok_or(format!("{children:?}"))
-        }).await;
+            let children: Vec<_> = spans
+                .into_iter()
+                .filter(|other| other.parent_span_id == span.span_id)
+                .collect();
+            (children.len() >= 2)
+                .then_some(children.clone())
+                .ok_or(format!("{children:?}"))
+        })
+        .await;
         let mut names: Vec<_> = children.iter().map(|child| child.name.as_str()).collect();
         names.sort_unstable();
         assert_eq!(names, ["sign", "whois"]);
         assert!(children.iter().all(|child| child.trace_id == span.trace_id));
         // The first key was published at the start, without a request.
-        let publish = collector.spans().into_iter().find(|span| span.name == "publish").unwrap();
+        let publish = collector
+            .spans()
+            .into_iter()
+            .find(|span| span.name == "publish")
+            .unwrap();
         assert_ne!(publish.trace_id, span.trace_id);
 
         eventually("the token is counted", async || {
             let issued = collector.tokens_issued();
             (issued == 1.0).then_some(()).ok_or(format!("{issued}"))
-        }).await;
-        let names: Vec<_> = collector.metrics().into_iter().map(|metric| metric.name).collect();
-        for name in ["tailbone_ready", "tailbone_signing_seconds", "tailbone_join_state", "tailbone_build_info", "process_open_fds"] {
-            assert!(names.iter().any(|known| known == name), "{name} is not in {names:?}");
+        })
+        .await;
+        let names: Vec<_> = collector
+            .metrics()
+            .into_iter()
+            .map(|metric| metric.name)
+            .collect();
+        for name in [
+            "tailbone_ready",
+            "tailbone_signing_seconds",
+            "tailbone_join_state",
+            "tailbone_build_info",
+            "process_open_fds",
+        ] {
+            assert!(
+                names.iter().any(|known| known == name),
+                "{name} is not in {names:?}"
+            );
         }
 
         issuer.stop();
-        let message = collector.messages::<ExportTraceServiceRequest>("/v1/traces").pop().unwrap();
-        let resource = message.resource_spans[0].resource.clone().unwrap().attributes;
-        let message = collector.messages::<ExportMetricsServiceRequest>("/v1/metrics").pop().unwrap();
-        let same = message.resource_metrics[0].resource.clone().unwrap().attributes;
+        let message = collector
+            .messages::<ExportTraceServiceRequest>("/v1/traces")
+            .pop()
+            .unwrap();
+        let resource = message.resource_spans[0]
+            .resource
+            .clone()
+            .unwrap()
+            .attributes;
+        let message = collector
+            .messages::<ExportMetricsServiceRequest>("/v1/metrics")
+            .pop()
+            .unwrap();
+        let same = message.resource_metrics[0]
+            .resource
+            .clone()
+            .unwrap()
+            .attributes;
         for attributes in [resource, same] {
             assert_eq!(attribute(&attributes, "service.name"), "tokens");
             assert_eq!(attribute(&attributes, "deployment.environment"), "test");
-            assert_eq!(attribute(&attributes, "service.version"), env!("CARGO_PKG_VERSION"));
+            assert_eq!(
+                attribute(&attributes, "service.version"),
+                env!("CARGO_PKG_VERSION")
+            );
         }
         let token = answer.json()["token"].as_str().unwrap().to_owned();
         let mut secrets: Vec<&str> = token.split('.').collect();
@@ -321,51 +326,72 @@ alone! {
                 assert!(!text.contains(secret), "{secret} was sent to {}", got.path);
             }
         }
-        let said = issuer.said();
-        assert!(!said.contains("WRN") && !said.contains("collector-key"), "{said}");
-        assert!(!said.contains("caller.kind"), "what a span tells is in the log's lines:\n{said}");
-    }
+        let said = issuer.daemon.log();
+        assert!(
+            !said.contains("WRN") && !said.contains("collector-key"),
+            "{said}"
+        );
+        assert!(
+            !said.contains("caller.kind"),
+            "what a span tells is in the log's lines:\n{said}"
+        );
+    });
 }
 
-alone! {
-    async fn a_stop_sends_what_is_left() {
-        let world = EmbeddedWorld::new();
+#[test]
+fn a_stop_sends_what_is_left() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
         let collector = Collector::start(200).await;
-        let alice = world.node("alice", Who::User("alice@example.com")).await;
+        let alice = tailnet
+            .node("alice", Owner::User("alice@example.com"))
+            .await;
         let endpoint = format!("http://{}", collector.addr);
         let more = ["--otlp-endpoint", &endpoint, "--otlp-interval", "1h"];
-        let mut issuer = Issuer::start(&world, &more, &[("OTEL_BSP_SCHEDULE_DELAY", "3600000")]).await;
+        let mut issuer =
+            Issuer::start(&tailnet, &more, &[("OTEL_BSP_SCHEDULE_DELAY", "3600000")]).await;
         issuer.issue(&*alice, None).await;
         assert!(collector.spans().is_empty());
         issuer.stop();
         let spans = collector.spans();
-        let span = spans.iter().find(|span| span.name == "POST /issue").unwrap_or_else(|| panic!("{spans:?}"));
+        let span = spans
+            .iter()
+            .find(|span| span.name == "POST /issue")
+            .unwrap_or_else(|| panic!("{spans:?}"));
         assert!(span.parent_span_id.is_empty(), "{span:?}");
         assert!(collector.tokens_issued() > 0.0, "{:?}", collector.metrics());
-    }
+    });
 }
 
-alone! {
-    async fn a_collector_in_trouble_costs_one_warning_and_no_token() {
-        let world = EmbeddedWorld::new();
+#[test]
+fn a_collector_in_trouble_costs_one_warning_and_no_token() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
         let collector = Collector::start(503).await;
-        let alice = world.node("alice", Who::User("alice@example.com")).await;
+        let alice = tailnet
+            .node("alice", Owner::User("alice@example.com"))
+            .await;
         let endpoint = format!("http://{}", collector.addr);
-        let more = ["--otlp-endpoint", &endpoint, "--otlp-interval", "100ms", "--grace", "1s"];
-        let mut issuer = Issuer::start(&world, &more, &[("OTEL_BSP_SCHEDULE_DELAY", "50")]).await;
+        let more = [
+            "--otlp-endpoint",
+            &endpoint,
+            "--otlp-interval",
+            "100ms",
+            "--grace",
+            "1s",
+        ];
+        let mut issuer = Issuer::start(&tailnet, &more, &[("OTEL_BSP_SCHEDULE_DELAY", "50")]).await;
         issuer.issue(&*alice, None).await;
         eventually("some tries", async || {
             let tries = collector.all().len();
             (tries >= 6).then_some(()).ok_or(format!("{tries}"))
-        }).await;
+        })
+        .await;
         let warnings = |said: &str| said.matches("the collector does not take").count();
-        assert_eq!(warnings(&issuer.said()), 1, "{}", issuer.said());
+        assert_eq!(warnings(&issuer.daemon.log()), 1, "{}", issuer.daemon.log());
 
         collector.status.store(200, Ordering::Relaxed);
-        eventually("the end of the trouble", async || {
-            let said = issuer.said();
-            said.contains("takes traces and metrics again").then_some(()).ok_or(said)
-        }).await;
+        issuer.daemon.logs("takes traces and metrics again").await;
 
         // A collector that never answers delays neither tokens nor the end.
         collector.status.store(0, Ordering::Relaxed);
@@ -373,10 +399,15 @@ alone! {
         eventually("it hangs", async || {
             let tries = collector.all().len();
             (tries > before).then_some(()).ok_or(format!("{tries}"))
-        }).await;
+        })
+        .await;
         issuer.issue(&*alice, None).await;
         let took = issuer.stop();
-        assert!(took < Duration::from_secs(6), "{took:?}: {}", issuer.said());
-        assert_eq!(warnings(&issuer.said()), 1, "{}", issuer.said());
-    }
+        assert!(
+            took < Duration::from_secs(6),
+            "{took:?}: {}",
+            issuer.daemon.log()
+        );
+        assert_eq!(warnings(&issuer.daemon.log()), 1, "{}", issuer.daemon.log());
+    });
 }

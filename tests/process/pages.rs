@@ -20,9 +20,9 @@ use testkit::{
     backend::Backend,
     devnet::Key,
     eventually,
-    http::Connection,
+    http::{Connection, dial},
     soon,
-    world::{EmbeddedWorld, Who, World},
+    tailnet::{DevnetTailnet, Owner, Tailnet},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -30,7 +30,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::server::{Daemon, dialled};
+use super::{alone, tailbone};
 
 const RULES: &str = "[[rule]]\nname = \"own\"\ndecision = \"allow\"\n";
 
@@ -97,7 +97,7 @@ async fn visit(
             browser.write_all(answer).await
         }
         _ => {
-            let mut server = dialled(node, to).await;
+            let mut server = dial(node, to).await;
             // The next request on this connection may be for the page again.
             let once = head.replacen("Connection: keep-alive", "Connection: close", 1);
             server.write_all(once.as_bytes()).await?;
@@ -182,10 +182,8 @@ impl Drop for Browser {
 }
 
 async fn kids(node: &dyn Node, host: &str) -> Vec<String> {
-    let stream = dialled(node, &format!("{host}:80")).await;
-    let answer = Connection::over(stream)
+    let answer = Connection::to(node, host, 80)
         .await
-        .host(host)
         .get("/.well-known/jwks.json")
         .await;
     let document = answer.json();
@@ -195,32 +193,56 @@ async fn kids(node: &dyn Node, host: &str) -> Vec<String> {
         .collect()
 }
 
-alone! {
-    async fn a_page_in_a_browser_gets_no_token_no_key_and_no_socket() {
-        let world = EmbeddedWorld::new();
+#[test]
+fn a_page_in_a_browser_gets_no_token_no_key_and_no_socket() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
         let folder = TempDir::new().unwrap();
         let backend = Backend::start().await;
         let rules = folder.path().join("policy.toml");
         fs::write(&rules, RULES).unwrap();
-        let host = world.host("pages");
+        let host = tailnet.host("pages");
         // Alice owns the server, so her connections may do everything.
-        let key = Key { preauthorized: true, login: world.login("alice@example.com"), ..Key::default() };
-        let key = world.devnet.key(&key).await;
-        let alice = world.node("alice", Who::User("alice@example.com")).await;
+        let key = Key {
+            preauthorized: true,
+            login: tailnet.login("alice@example.com"),
+            ..Key::default()
+        };
+        let key = tailnet.devnet.key(&key).await;
+        let alice = tailnet
+            .node("alice", Owner::User("alice@example.com"))
+            .await;
         let upstream = format!("http://{}", backend.addr);
         let more = [
-            "--components", "issuer,admin,gate", "--gate-upstream", &upstream, "--gate-policy", rules.to_str().unwrap(),
+            "--components",
+            "issuer,admin,gate",
+            "--gate-upstream",
+            &upstream,
+            "--gate-policy",
+            rules.to_str().unwrap(),
         ];
-        let mut daemon = Daemon::start(folder.path(), world.devnet, &host, Some(&key), &more);
+        let mut daemon = tailbone(&folder)
+            .on(tailnet.devnet)
+            .host(&host)
+            .auth_key(&key)
+            .flags(&more)
+            .start();
         daemon.listening(3).await;
         let before = eventually("a key", async || {
             let kids = kids(&*alice, &host).await;
-            (kids.len() == 1).then(|| kids.clone()).ok_or_else(|| format!("{kids:?}"))
+            (kids.len() == 1)
+                .then(|| kids.clone())
+                .ok_or_else(|| format!("{kids:?}"))
         })
         .await;
 
         let listen = async || TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (issuer, admin, gate, own) = (listen().await, listen().await, listen().await, listen().await);
+        let (issuer, admin, gate, own) = (
+            listen().await,
+            listen().await,
+            listen().await,
+            listen().await,
+        );
         let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
         let (issuer_port, own_port) = (port(&issuer), port(&own));
         let at = |listener: &TcpListener| format!("{host}:{}", port(listener));
@@ -238,9 +260,15 @@ alone! {
         // Somebody else's page, whose name then leads to the server.
         let evil = page(
             &[
-                ("keys", fetched(&format!("http://{at_issuer}/.well-known/jwks.json"), "")),
+                (
+                    "keys",
+                    fetched(&format!("http://{at_issuer}/.well-known/jwks.json"), ""),
+                ),
                 ("rebound", fetched("/issue", "method: 'POST'")),
-                ("across", fetched(&format!("http://{at_issuer}/issue"), post)),
+                (
+                    "across",
+                    fetched(&format!("http://{at_issuer}/issue"), post),
+                ),
                 ("generate", fetched(&method("GenerateNewKeys"), empty)),
                 ("remove", fetched(&method("RemoveKey"), &remove)),
                 ("post", fetched(&format!("http://{at_gate}/change"), post)),
@@ -264,16 +292,27 @@ alone! {
         let (reports, mut reported) = mpsc::unbounded_channel();
         let to = |port: u16| format!("{host}:{port}");
         tokio::spawn(site(issuer, alice.clone(), to(80), evil, reports.clone()));
-        tokio::spawn(site(admin, alice.clone(), to(50051), String::new(), reports.clone()));
+        tokio::spawn(site(
+            admin,
+            alice.clone(),
+            to(50051),
+            String::new(),
+            reports.clone(),
+        ));
         tokio::spawn(site(own, alice.clone(), to(80), same, reports.clone()));
         tokio::spawn(site(gate, alice.clone(), to(8082), wiki, reports.clone()));
         assert_ne!(issuer_port, own_port);
 
-        let _browser = Browser::open(folder.path(), &format!("http://evil.example:{issuer_port}/page"));
+        let _browser = Browser::open(
+            folder.path(),
+            &format!("http://evil.example:{issuer_port}/page"),
+        );
         let mut next = async |what: &str| {
             let report = tokio::time::timeout(Duration::from_secs(60), reported.recv()).await;
             let log = fs::read_to_string(folder.path().join("browser.log")).unwrap();
-            report.unwrap_or_else(|_| panic!("{what}: no report\n{log}\n{}", daemon.said())).unwrap()
+            report
+                .unwrap_or_else(|_| panic!("{what}: no report\n{log}\n{}", daemon.log()))
+                .unwrap()
         };
         assert_eq!(
             next("a page of anybody").await,
@@ -287,35 +326,65 @@ alone! {
                 "websocket": "error",
             })
         );
-        assert_eq!(next("a page of the server's name").await, json!({ "issue": "403 browser_request" }));
-        assert_eq!(next("a page of the service").await, json!({ "post": "200 body", "websocket": "open" }));
+        assert_eq!(
+            next("a page of the server's name").await,
+            json!({ "issue": "403 browser_request" })
+        );
+        assert_eq!(
+            next("a page of the service").await,
+            json!({ "post": "200 body", "websocket": "open" })
+        );
 
         assert_eq!(kids(&*alice, &host).await, before);
-        let stream = dialled(&*alice, &to(80)).await;
         let answer = soon("a token", async {
-            Connection::over(stream).await.host(&host).post("/issue").await
+            Connection::to(&*alice, &host, 80)
+                .await
+                .post("/issue")
+                .await
         });
         assert_eq!(answer.await.status(), 200, "there is a key to sign with");
         // The forbidden requests were really sent.
-        let said = daemon.said();
+        let said = daemon.log();
         let audited = |code: &str| said.matches(code).count();
-        let tried = (audited("not_grpc"), audited("foreign_origin"), audited("browser_request"));
+        let tried = (
+            audited("not_grpc"),
+            audited("foreign_origin"),
+            audited("browser_request"),
+        );
         assert_eq!(tried, (2, 2, 2), "{said}");
-        assert_eq!(daemon.stopped().code(), Some(0), "{}", daemon.said());
-    }
+        assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
+    });
 }
 
-alone! {
-    async fn metrics_on_loopback_are_for_loopback_names_alone() {
-        let world = EmbeddedWorld::new();
+#[test]
+fn metrics_on_loopback_are_for_loopback_names_alone() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
         let folder = TempDir::new().unwrap();
-        let key = world.devnet.ready_key().await;
-        let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port().to_string();
+        let key = tailnet.devnet.ready_key().await;
+        let port = TcpListener::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port()
+            .to_string();
         let more = [
-            "--components", "issuer,metrics", "--metrics-binding", "127.0.0.1", "--metrics-port", &port,
-            "--allowed-hosts", "metrics.example.com",
+            "--components",
+            "issuer,metrics",
+            "--metrics-binding",
+            "127.0.0.1",
+            "--metrics-port",
+            &port,
+            "--allowed-hosts",
+            "metrics.example.com",
         ];
-        let mut daemon = Daemon::start(folder.path(), world.devnet, &world.host("numbers"), Some(&key), &more);
+        let mut daemon = tailbone(&folder)
+            .on(tailnet.devnet)
+            .host(&tailnet.host("numbers"))
+            .auth_key(&key)
+            .flags(&more)
+            .start();
         daemon.listening(2).await;
         for (host, status) in [
             ("localhost", 200),
@@ -325,11 +394,17 @@ alone! {
             // The node's name leads to the tailnet.
             ("numbers", 421),
         ] {
-            let stream = TcpStream::connect(format!("127.0.0.1:{port}")).await.unwrap();
+            let stream = TcpStream::connect(format!("127.0.0.1:{port}"))
+                .await
+                .unwrap();
             let host = format!("{host}:{port}");
-            let answer = Connection::over(stream).await.host(&host).get("/metrics").await;
+            let answer = Connection::over(stream)
+                .await
+                .host(&host)
+                .get("/metrics")
+                .await;
             assert_eq!(answer.status(), status, "{host}");
         }
-        assert_eq!(daemon.stopped().code(), Some(0), "{}", daemon.said());
-    }
+        assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
+    });
 }

@@ -5,25 +5,30 @@ use std::time::{Duration, Instant};
 
 use tailbone::tailnet::Node;
 use tempfile::TempDir;
-use testkit::{devnet::Devnet, soon, world::person};
+use testkit::{devnet::Devnet, soon, tailnet::users_node};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::server::Daemon;
+use super::{alone, tailbone};
 
 /// The ports of issuer, admin and metrics.
 const PORTS: [u16; 3] = [80, 50051, 9090];
 const STORM: Duration = Duration::from_secs(2);
 
-alone! {
-    async fn connections_that_are_reset_refuse_nobody_else() {
+#[test]
+fn connections_that_are_reset_refuse_nobody_else() {
+    alone(async {
         let devnet = Devnet::with_peers(&["mallory=mallory@example.com"]);
         let folders = [TempDir::new().unwrap(), TempDir::new().unwrap()];
         let key = devnet.ready_key().await;
         let components = ["--components", "issuer,admin,metrics"];
-        let mut daemon =
-            Daemon::start(folders[0].path(), &devnet, "tailbone", Some(&key), &components);
+        let mut daemon = tailbone(&folders[0])
+            .on(&devnet)
+            .host("tailbone")
+            .auth_key(&key)
+            .flags(&components)
+            .start();
         daemon.listening(1).await;
-        let alice = person(&devnet, folders[1].path(), "alice").await;
+        let alice = users_node(&devnet, folders[1].path(), "alice").await;
         devnet.ping("mallory", "tailbone").await;
 
         for port in PORTS {
@@ -34,10 +39,10 @@ alone! {
             assert!(reset > 100, "the storm on port {port} was {reset} resets");
             assert!(answers > 20, "{answers} answers on port {port}");
         }
-        let said = daemon.said();
+        let said = daemon.log();
         assert!(!said.contains("accept failed"), "{said}");
-        assert_eq!(daemon.stopped().code(), Some(0));
-    }
+        assert_eq!(daemon.stop().code(), Some(0));
+    });
 }
 
 /// Sends requests on new connections and counts them. Each must be answered.

@@ -27,9 +27,9 @@ use tailbone::{
     tailnet::Node,
 };
 use tempfile::TempDir;
-use testkit::{devnet::Devnet, eventually, world::person};
+use testkit::{daemon::Daemon, devnet::Devnet, eventually, http::Connection, tailnet::users_node};
 
-use super::inside::{Daemon, call, ready};
+use super::{alone, tailbone};
 
 /// In each round.
 const CONNECTIONS: usize = 400;
@@ -53,7 +53,10 @@ const MAY_GROW: [(&str, f64); 5] = [
 ];
 
 async fn measured(peer: &dyn Node) -> Held {
-    let answer = call(peer, "tailbone", 9090).await.get("/metrics").await;
+    let answer = Connection::to(peer, "tailbone", 9090)
+        .await
+        .get("/metrics")
+        .await;
     let text = String::from_utf8(answer.0.body().to_vec()).unwrap();
     let value = |name: &str| {
         let line = text
@@ -88,7 +91,10 @@ async fn connections(peer: &dyn Node) {
             })
             .is_ok()
         {
-            let answer = call(peer, "tailbone", 80).await.post("/issue").await;
+            let answer = Connection::to(peer, "tailbone", 80)
+                .await
+                .post("/issue")
+                .await;
             assert_eq!(answer.status(), 200);
         }
     };
@@ -96,7 +102,7 @@ async fn connections(peer: &dyn Node) {
 }
 
 async fn rotations(daemon: &Daemon) {
-    let socket = daemon.seen(".tsnet/admin.sock");
+    let socket = daemon.path(".tsnet/admin.sock");
     let client = AdminClient::new(ServerAddress::Socket(socket), Duration::from_secs(20));
     for _ in 0..ROTATIONS {
         let made = client.rotate(0, String::new()).await.unwrap().key.unwrap();
@@ -108,7 +114,7 @@ async fn rotations(daemon: &Daemon) {
         }
     }
     // The key, its state, the document and its last copies, the locks.
-    let entries = fs::read_dir(daemon.seen("keys")).unwrap();
+    let entries = fs::read_dir(daemon.path("keys")).unwrap();
     let files: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
     assert!(files.len() < 20, "{files:?}");
 }
@@ -128,15 +134,21 @@ async fn maps(devnet: &Devnet, other: &dyn Node) {
     }
 }
 
-alone! {
-    async fn hundreds_of_connections_rotations_and_maps_leave_nothing_behind() {
+#[test]
+fn hundreds_of_connections_rotations_and_maps_leave_nothing_behind() {
+    alone(async {
         let devnet = Devnet::start();
         let folder = TempDir::new().unwrap();
-        fs::write(folder.path().join("tailbone.toml"), SETTINGS).unwrap();
-        let daemon = Daemon::start(folder.path(), &devnet, "export GOGC=10").await;
-        ready(&daemon).await;
-        let alice = &person(&devnet, folder.path(), "alice").await;
-        let bob = &person(&devnet, folder.path(), "bob").await;
+        let daemon = tailbone(&folder)
+            .joining(&devnet)
+            .await
+            .settings(SETTINGS)
+            .after("export GOGC=10")
+            .started()
+            .await;
+        daemon.ready();
+        let alice = &users_node(&devnet, folder.path(), "alice").await;
+        let bob = &users_node(&devnet, folder.path(), "bob").await;
 
         let mut first = None;
         for round in 0..ROUNDS {
@@ -151,15 +163,28 @@ alone! {
             };
             let held = eventually("back to where it began", async || {
                 let held = at_rest(alice).await;
-                let more = MAY_GROW.iter().find(|(name, may)| held[name] > first[name] + may);
+                let more = MAY_GROW
+                    .iter()
+                    .find(|(name, may)| held[name] > first[name] + may);
                 more.map_or(Ok(held.clone()), |(name, may)| {
-                    Err(format!("{name}: {} at first, now {}, which may be {may} more", first[name], held[name]))
+                    Err(format!(
+                        "{name}: {} at first, now {}, which may be {may} more",
+                        first[name], held[name]
+                    ))
                 })
-            }).await;
+            })
+            .await;
             eprintln!("round {round} in {took:?}: {held:?}");
         }
-        assert_eq!(call(alice, "tailbone", 80).await.post("/issue").await.status(), 200);
+        assert_eq!(
+            Connection::to(alice, "tailbone", 80)
+                .await
+                .post("/issue")
+                .await
+                .status(),
+            200
+        );
         alice.close().await;
         bob.close().await;
-    }
+    });
 }

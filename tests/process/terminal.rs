@@ -7,7 +7,7 @@ use std::{
     io::Read,
     os::fd::OwnedFd,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::{Arc, Mutex},
 };
 
@@ -18,7 +18,9 @@ use rustix::{
     termios::{Winsize, tcsetwinsize},
 };
 use tempfile::TempDir;
-use testkit::{eventually, world::EmbeddedWorld};
+use testkit::{daemon::Daemon, eventually, tailnet::DevnetTailnet};
+
+use super::{alone, tailbone};
 
 /// More rows than a test writes, so that nothing scrolls away, and wider than any line.
 const ROWS: u16 = 300;
@@ -26,42 +28,34 @@ const COLUMNS: u16 = 500;
 
 /// `tailbone server start` without a key, at a terminal.
 struct Session {
-    child: Child,
+    _daemon: Daemon,
     host: String,
     written: Arc<Mutex<Vec<u8>>>,
     _folder: TempDir,
 }
 
 impl Session {
-    fn start(world: &EmbeddedWorld, more: &[&str], variables: &[(&str, &str)]) -> Self {
-        Self::over(terminal(COLUMNS), world, more, variables)
+    fn start(tailnet: &DevnetTailnet, more: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::over(terminal(COLUMNS), tailnet, more, variables)
     }
 
     /// Over another kind of stream: our end and the program's end.
     fn over(
         (ours, theirs): (OwnedFd, OwnedFd),
-        world: &EmbeddedWorld,
+        tailnet: &DevnetTailnet,
         more: &[&str],
         variables: &[(&str, &str)],
     ) -> Self {
         let folder = TempDir::new().unwrap();
-        let host = world.host("tailbone");
-        let child = Command::new(env!("CARGO_BIN_EXE_tailbone"))
-            .args(["server", "start", "--components", "issuer"])
-            .args(["--key-algorithm", "ES256", "--ts-hostname", &host])
-            .args(more)
-            .current_dir(folder.path())
-            .env_clear()
-            .env(
-                "TB_SERVER_TAILSCALE_CONTROLURL",
-                &world.devnet.ready.control_url,
-            )
-            .envs(variables.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(theirs.try_clone().unwrap())
-            .stderr(theirs)
-            .spawn()
-            .unwrap();
+        let host = tailnet.host("tailbone");
+        let daemon = tailbone(&folder)
+            .on(tailnet.devnet)
+            .host(&host)
+            .flags(&["--key-algorithm", "ES256"])
+            .flags(more)
+            .variables(variables)
+            .output(theirs.try_clone().unwrap(), theirs)
+            .start();
         let written = Arc::<Mutex<Vec<u8>>>::default();
         let reader = written.clone();
         std::thread::spawn(move || {
@@ -73,7 +67,7 @@ impl Session {
             }
         });
         Self {
-            child,
+            _daemon: daemon,
             host,
             written,
             _folder: folder,
@@ -96,13 +90,6 @@ impl Session {
             found.then_some(screen).ok_or_else(|| self.raw())
         })
         .await
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -189,35 +176,56 @@ fn sequences(raw: &str) -> Vec<char> {
         .collect()
 }
 
-alone! {
-    async fn a_person_at_a_terminal_gets_the_address_once_and_as_a_code() {
-        let world = EmbeddedWorld::new();
-        let session = Session::start(&world, &[], &[("TERM", "xterm")]);
+#[test]
+fn a_person_at_a_terminal_gets_the_address_once_and_as_a_code() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
+        let session = Session::start(&tailnet, &[], &[("TERM", "xterm")]);
         let screen = session.shows("waiting for the login").await;
         let addresses = screen.addresses();
         assert_eq!(addresses.len(), 1, "{}", session.raw());
         let address = addresses[0].to_owned();
         assert_eq!(screen.scanned(), Some(address.clone()), "{}", session.raw());
 
-        world.devnet.complete_login(&session.host, "alice@example.com").await;
+        tailnet
+            .devnet
+            .complete_login(&session.host, "alice@example.com")
+            .await;
         session.shows("listening").await;
-        assert_eq!(session.raw().matches(&address).count(), 1, "{}", session.raw());
-        assert!(session.raw().contains("needs-login"), "the log tells the state too: {}", session.raw());
-    }
+        assert_eq!(
+            session.raw().matches(&address).count(),
+            1,
+            "{}",
+            session.raw()
+        );
+        assert!(
+            session.raw().contains("needs-login"),
+            "the log tells the state too: {}",
+            session.raw()
+        );
+    });
 }
 
-alone! {
-    async fn no_line_of_the_log_is_torn_by_the_spinner_and_nothing_of_it_is_left() {
-        let world = EmbeddedWorld::new();
+#[test]
+fn no_line_of_the_log_is_torn_by_the_spinner_and_nothing_of_it_is_left() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
         // The node logs a lot here, some of it while the spinner turns.
-        let session = Session::start(&world, &["--log-level", "debug"], &[("TERM", "xterm")]);
+        let session = Session::start(&tailnet, &["--log-level", "debug"], &[("TERM", "xterm")]);
         session.shows("waiting for the login").await;
-        world.devnet.complete_login(&session.host, "alice@example.com").await;
+        tailnet
+            .devnet
+            .complete_login(&session.host, "alice@example.com")
+            .await;
         session.shows("listening").await;
         // Both show the same moment, since more lines may come.
         let raw = session.raw();
         let screen = Screen::after(&raw);
-        let began = screen.0.iter().position(|row| row.contains("starting tailbone server")).unwrap();
+        let began = screen
+            .0
+            .iter()
+            .position(|row| row.contains("starting tailbone server"))
+            .unwrap();
         let (mut lines, mut code) = (0, 0);
         for row in screen.0.iter().skip(began).filter(|row| !row.is_empty()) {
             let time = row.split(' ').next().unwrap();
@@ -233,42 +241,72 @@ alone! {
                 assert!(known, "{row:?} is left on the screen");
             }
         }
-        assert!(lines > 20 && code > 15, "{lines} lines, {code} rows of a code: {raw}");
-        assert_eq!(lines, raw.matches("Z \x1b[").count(), "a line was lost: {raw}");
-        let turning = &raw[raw.find("joining the tailnet").unwrap()..raw.rfind("joining the tailnet").unwrap()];
-        assert!(turning.matches("DBG").count() > 3, "nothing was logged meanwhile: {raw}");
-    }
+        assert!(
+            lines > 20 && code > 15,
+            "{lines} lines, {code} rows of a code: {raw}"
+        );
+        assert_eq!(
+            lines,
+            raw.matches("Z \x1b[").count(),
+            "a line was lost: {raw}"
+        );
+        let turning = &raw
+            [raw.find("joining the tailnet").unwrap()..raw.rfind("joining the tailnet").unwrap()];
+        assert!(
+            turning.matches("DBG").count() > 3,
+            "nothing was logged meanwhile: {raw}"
+        );
+    });
 }
 
-alone! {
-    async fn without_colours_the_code_is_there_and_no_colour_is() {
-        let world = EmbeddedWorld::new();
-        let session = Session::start(&world, &[], &[("TERM", "xterm"), ("NO_COLOR", "1")]);
+#[test]
+fn without_colours_the_code_is_there_and_no_colour_is() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
+        let session = Session::start(&tailnet, &[], &[("TERM", "xterm"), ("NO_COLOR", "1")]);
         let screen = session.shows("waiting for the login").await;
-        assert_eq!(screen.scanned().as_deref(), Some(screen.addresses()[0]), "{}", session.raw());
+        assert_eq!(
+            screen.scanned().as_deref(),
+            Some(screen.addresses()[0]),
+            "{}",
+            session.raw()
+        );
         let sequences = sequences(&session.raw());
-        assert!(!sequences.is_empty() && !sequences.contains(&'m'), "{sequences:?}");
-    }
+        assert!(
+            !sequences.is_empty() && !sequences.contains(&'m'),
+            "{sequences:?}"
+        );
+    });
 }
 
-alone! {
-    async fn a_dumb_terminal_gets_the_logs_line_alone() {
-        let world = EmbeddedWorld::new();
-        log_alone(&world, &Session::start(&world, &["--no-color"], &[("TERM", "dumb")])).await;
-    }
+#[test]
+fn a_dumb_terminal_gets_the_logs_line_alone() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
+        log_alone(
+            &tailnet,
+            &Session::start(&tailnet, &["--no-color"], &[("TERM", "dumb")]),
+        )
+        .await;
+    });
 }
 
-alone! {
-    async fn what_is_no_terminal_gets_the_logs_line_alone() {
-        let world = EmbeddedWorld::new();
+#[test]
+fn what_is_no_terminal_gets_the_logs_line_alone() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
         let pipe = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        log_alone(&world, &Session::over(pipe, &world, &[], &[("TERM", "xterm")])).await;
-    }
+        log_alone(
+            &tailnet,
+            &Session::over(pipe, &tailnet, &[], &[("TERM", "xterm")]),
+        )
+        .await;
+    });
 }
 
-async fn log_alone(world: &EmbeddedWorld, session: &Session) {
+async fn log_alone(tailnet: &DevnetTailnet, session: &Session) {
     session.shows("login URL: http").await;
-    world
+    tailnet
         .devnet
         .complete_login(&session.host, "alice@example.com")
         .await;
@@ -331,10 +369,14 @@ fn assert_fits(text: &str, columns: usize) {
     }
 }
 
-alone! {
-    async fn in_a_fresh_directory_the_doctor_finds_no_failure_and_its_list_fits() {
-        let world = EmbeddedWorld::new();
-        let control = ("TB_SERVER_TAILSCALE_CONTROLURL", world.devnet.ready.control_url.as_str());
+#[test]
+fn in_a_fresh_directory_the_doctor_finds_no_failure_and_its_list_fits() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
+        let control = (
+            "TB_SERVER_TAILSCALE_CONTROLURL",
+            tailnet.devnet.ready.control_url.as_str(),
+        );
         for columns in [80, 40] {
             let folder = TempDir::new().unwrap();
             let variables = [control, ("TERM", "xterm")];
@@ -342,8 +384,14 @@ alone! {
             let text = without_colours(&raw);
             assert_eq!(code, Some(0), "{text}");
             assert_fits(&text, columns.into());
-            assert!(text.contains("  ✓ State: .tsnet does not exist yet;"), "{text}");
-            assert!(text.contains("  ✓ Signing keys: keys does not exist"), "{text}");
+            assert!(
+                text.contains("  ✓ State: .tsnet does not exist yet;"),
+                "{text}"
+            );
+            assert!(
+                text.contains("  ✓ Signing keys: keys does not exist"),
+                "{text}"
+            );
             assert!(text.contains("  ! Auth key: none is set"), "{text}");
             assert!(raw.contains("\x1b[32m✓"), "{raw}");
             let left = std::fs::read_dir(folder.path()).unwrap().count();
@@ -363,9 +411,12 @@ alone! {
             .unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{text}");
-        assert!(text.contains("  ok   State: .tsnet does not exist yet;"), "{text}");
+        assert!(
+            text.contains("  ok   State: .tsnet does not exist yet;"),
+            "{text}"
+        );
         assert!(!text.contains(['✓', '✗', '\x1b']), "{text}");
-    }
+    });
 }
 
 #[test]

@@ -5,18 +5,15 @@
 //! A fault lasts a few seconds; `TAILBONE_TEST_TROUBLE` (seconds) makes it last as long as you
 //! want.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tailbone::tailnet::Node;
 use tempfile::TempDir;
-use testkit::{devnet::Devnet, eventually, world::person};
+use testkit::{devnet::Devnet, eventually, http::Connection, tailnet::users_node};
 
-use super::inside::{Daemon, call, ready, settings};
+use super::{alone, status::settings, tailbone};
 
 fn trouble() -> Duration {
     let seconds = std::env::var("TAILBONE_TEST_TROUBLE")
@@ -38,22 +35,22 @@ fn kinds() -> [(&'static str, Value); 4] {
 async fn while_in_trouble(what: &str, how: Value) {
     let devnet = Devnet::start();
     let folder = TempDir::new().unwrap();
-    fs::write(
-        folder.path().join("tailbone.toml"),
-        settings("tailbone", "20m"),
-    )
-    .unwrap();
-    let daemon = Daemon::start(folder.path(), &devnet, "").await;
-    ready(&daemon).await;
-    let alice = person(&devnet, folder.path(), "alice").await;
-    let mut kept = call(&alice, "tailbone", 80).await;
+    let daemon = tailbone(&folder)
+        .joining(&devnet)
+        .await
+        .settings(&settings("tailbone", "20m"))
+        .started()
+        .await;
+    daemon.ready();
+    let alice = users_node(&devnet, folder.path(), "alice").await;
+    let mut kept = Connection::to(&alice, "tailbone", 80).await;
     assert_eq!(kept.post("/issue").await.status(), 200);
 
     devnet.control(how).await;
     let began = Instant::now();
     let mut asked = 0;
     while began.elapsed() < trouble() {
-        let mut new = call(&alice, "tailbone", 80).await;
+        let mut new = Connection::to(&alice, "tailbone", 80).await;
         for connection in [&mut kept, &mut new] {
             assert_eq!(connection.post("/issue").await.status(), 200, "{what}");
             let answer = connection.get("/readyz?verbose").await;
@@ -63,15 +60,15 @@ async fn while_in_trouble(what: &str, how: Value) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(asked > 10, "{what}: {asked}");
-    assert!(daemon.ask(&["status", "--check"]).status.success());
+    assert!(daemon.run(&["status", "--check"]).status.success());
 
     // The server is back: news arrives again, such as a new user.
     devnet.control(json!({"mode": "ok"})).await;
-    let bob = person(&devnet, folder.path(), "bob").await;
+    let bob = users_node(&devnet, folder.path(), "bob").await;
     eventually("a token for somebody new", async || {
         let dialled = bob.dial("tailbone:80", Duration::from_secs(5)).await;
         let stream = dialled.map_err(|error| error.to_string())?;
-        let mut connection = testkit::http::Connection::over(stream).await;
+        let mut connection = Connection::over(stream).await;
         match connection.post("/issue").await.status() {
             200 => Ok(()),
             other => Err(format!("{other}")),
@@ -84,24 +81,25 @@ async fn while_in_trouble(what: &str, how: Value) {
     bob.close().await;
 }
 
-alone! {
-    async fn whoever_is_on_the_tailnet_is_served_while_the_control_server_is_in_trouble() {
+#[test]
+fn whoever_is_on_the_tailnet_is_served_while_the_control_server_is_in_trouble() {
+    alone(async {
         join_all(kinds().map(|(what, how)| while_in_trouble(what, how))).await;
-    }
+    });
 }
 
 async fn join_in_trouble(what: &str, how: Value) {
     let devnet = Devnet::start();
     let folder = TempDir::new().unwrap();
-    fs::write(
-        folder.path().join("tailbone.toml"),
-        settings("tailbone", "20m") + "joinTimeout = \"1h\"\n",
-    )
-    .unwrap();
     devnet.control(how).await;
-    let mut daemon = Daemon::start(folder.path(), &devnet, "").await;
+    let mut daemon = tailbone(&folder)
+        .joining(&devnet)
+        .await
+        .settings(&(settings("tailbone", "20m") + "joinTimeout = \"1h\"\n"))
+        .started()
+        .await;
     let check = eventually("the socket tells why", async || {
-        let check = daemon.ask(&["status", "--check"]);
+        let check = daemon.run(&["status", "--check"]);
         let said = String::from_utf8_lossy(&check.stderr).into_owned();
         (said.contains("node-running: ") && said.contains("listeners-up: "))
             .then_some(check)
@@ -114,22 +112,23 @@ async fn join_in_trouble(what: &str, how: Value) {
         assert!(
             daemon.child.try_wait().unwrap().is_none(),
             "{what}: {}",
-            daemon.said()
+            daemon.log()
         );
         assert_eq!(
-            daemon.ask(&["status", "--check"]).status.code(),
+            daemon.run(&["status", "--check"]).status.code(),
             Some(1),
             "{what}"
         );
     }
     devnet.control(json!({"mode": "ok"})).await;
-    ready(&daemon).await;
+    daemon.ready();
 }
 
-alone! {
-    async fn a_join_waits_for_the_control_server_and_then_goes_on_by_itself() {
+#[test]
+fn a_join_waits_for_the_control_server_and_then_goes_on_by_itself() {
+    alone(async {
         // A slow control server lets nodes join, only later.
         let all = kinds().into_iter().filter(|(what, _)| *what != "slow");
         join_all(all.map(|(what, how)| join_in_trouble(what, how))).await;
-    }
+    });
 }

@@ -22,19 +22,19 @@ use tailbone::{
 use testkit::{
     devnet::Devnet,
     soon,
-    world::{EmbeddedWorld, Who, World, config, person, reaches, running},
+    tailnet::{DevnetTailnet, Owner, Tailnet, config, running, status_becomes, users_node},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_on_old_state_needs_no_key_and_keeps_the_name() {
-    let world = EmbeddedWorld::new();
-    let key = world.devnet.ready_key().await;
-    let first = world.start(&world.config("restart", &key)).await;
+    let tailnet = DevnetTailnet::new();
+    let key = tailnet.devnet.ready_key().await;
+    let first = tailnet.start(&tailnet.config("restart", &key)).await;
     let was = running(&*first).await;
     first.close().await;
 
-    let second = world.start(&world.config("restart", "")).await;
+    let second = tailnet.start(&tailnet.config("restart", "")).await;
     let is = running(&*second).await;
     assert_eq!(
         (&is.id, &is.name, &is.addresses),
@@ -43,22 +43,24 @@ async fn a_restart_on_old_state_needs_no_key_and_keeps_the_name() {
     second.close().await;
 
     // A key that is no longer valid does no harm, since existing state wins.
-    let third = world.start(&world.config("restart", &key)).await;
+    let third = tailnet.start(&tailnet.config("restart", &key)).await;
     assert_eq!(running(&*third).await.id, was.id);
-    world.end().await;
+    tailnet.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn its_own_picture() {
-    let world = EmbeddedWorld::new();
-    let node = world.node("picture", Who::User("alice@example.com")).await;
+    let tailnet = DevnetTailnet::new();
+    let node = tailnet
+        .node("picture", Owner::User("alice@example.com"))
+        .await;
     let is = running(&*node).await;
-    assert_eq!(is.hostname, world.host("picture"));
+    assert_eq!(is.hostname, tailnet.host("picture"));
     assert!(
         is.name.starts_with(&is.hostname) && is.name.ends_with(&is.tailnet),
         "{is:?}"
     );
-    assert_eq!(is.owner, world.login("alice@example.com"));
+    assert_eq!(is.owner, tailnet.login("alice@example.com"));
     assert!(
         is.in_map_poll && !is.expired && is.key_expiry.is_some(),
         "{is:?}"
@@ -66,19 +68,19 @@ async fn its_own_picture() {
     assert_eq!(is.addresses.len(), 2);
     assert!(is.generation > 0 && node.generation() >= is.generation);
     assert_eq!((is.error.as_str(), is.control_error.as_str()), ("", ""));
-    world.end().await;
+    tailnet.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_picture_for_people_has_the_peers() {
-    let world = EmbeddedWorld::new();
-    let key = world.devnet.ready_key().await;
-    let node = world.start(&world.config("picture", &key)).await;
+    let tailnet = DevnetTailnet::new();
+    let key = tailnet.devnet.ready_key().await;
+    let node = tailnet.start(&tailnet.config("picture", &key)).await;
     running(&*node).await;
     let picture = node.picture().await.unwrap();
     assert!(picture["peers"].is_array(), "{picture}");
     assert_eq!(picture["state"], "Running");
-    world.end().await;
+    tailnet.end().await;
     assert!(matches!(node.picture().await, Err(Error::Closed)));
 }
 
@@ -125,11 +127,13 @@ async fn close_during_join_is_bounded() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn close_during_dial_ends_it() {
-    let world = EmbeddedWorld::new();
-    let node = world.node("dialling", Who::User("alice@example.com")).await;
-    let gone = world.node("gone", Who::User("alice@example.com")).await;
+    let tailnet = DevnetTailnet::new();
+    let node = tailnet
+        .node("dialling", Owner::User("alice@example.com"))
+        .await;
+    let gone = tailnet.node("gone", Owner::User("alice@example.com")).await;
     let ip = running(&*gone).await.addresses[0];
-    reaches(&*node, "aware", |_| true).await;
+    status_becomes(&*node, "aware", |_| true).await;
     // Its packets are lost from here on, so the dial waits.
     gone.close().await;
     let dialling = {
@@ -147,14 +151,16 @@ async fn close_during_dial_ends_it() {
     let outcome = soon("dial", dialling).await.unwrap();
     assert!(matches!(outcome, Err(Error::Closed)), "{outcome:?}");
     assert!(began.elapsed() < CLOSE_WITHIN);
-    world.end().await;
+    tailnet.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dial_that_is_given_up_or_takes_too_long() {
-    let world = EmbeddedWorld::new();
-    let node = world.node("patient", Who::User("alice@example.com")).await;
-    let gone = world.node("gone", Who::User("alice@example.com")).await;
+    let tailnet = DevnetTailnet::new();
+    let node = tailnet
+        .node("patient", Owner::User("alice@example.com"))
+        .await;
+    let gone = tailnet.node("gone", Owner::User("alice@example.com")).await;
     let addr = format!("{}:80", running(&*gone).await.addresses[0]);
     gone.close().await;
     let late = node.dial(&addr, Duration::from_millis(200)).await;
@@ -167,15 +173,15 @@ async fn a_dial_that_is_given_up_or_takes_too_long() {
     .await;
     assert!(given_up.is_err());
     assert!(node.listen(ListenAddr::Port(80)).await.is_ok());
-    world.end().await;
+    tailnet.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_nodes_in_one_process_are_two() {
-    let world = EmbeddedWorld::new();
+    let tailnet = DevnetTailnet::new();
     let (a, b) = tokio::join!(
-        world.node("one", Who::User("alice@example.com")),
-        world.node("two", Who::Tag("tag:two")),
+        tailnet.node("one", Owner::User("alice@example.com")),
+        tailnet.node("two", Owner::Tag("tag:two")),
     );
     let (is_a, is_b) = (running(&*a).await, running(&*b).await);
     assert_ne!(is_a.id, is_b.id);
@@ -189,13 +195,13 @@ async fn two_nodes_in_one_process_are_two() {
         waiting.is_err(),
         "closing one ended the other's listener: {waiting:?}"
     );
-    world.end().await;
+    tailnet.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn settings_that_are_not_what_they_must_be_are_refused_never_cut() {
-    let world = EmbeddedWorld::new();
-    let good = || world.config("settings", "");
+    let tailnet = DevnetTailnet::new();
+    let good = || tailnet.config("settings", "");
     let long = "x".repeat(100_000);
     let mut cases: Vec<(&str, Config)> = Vec::new();
     for text in ["a\0b", long.as_str()] {
@@ -283,16 +289,16 @@ async fn settings_that_are_not_what_they_must_be_are_refused_never_cut() {
         let words = refused.unwrap_err().to_string();
         assert!(words.len() < 1000, "{what}: the words repeat the setting");
     }
-    world.end().await;
+    tailnet.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_state_directory_that_cannot_be_is_a_failed_start() {
-    let world = EmbeddedWorld::new();
+    let tailnet = DevnetTailnet::new();
     let file = tempfile::NamedTempFile::new().unwrap();
     let refused = EmbeddedNode::start(&Config {
         dir: file.path().join("below-a-file"),
-        ..world.config("dir", "")
+        ..tailnet.config("dir", "")
     })
     .await;
     assert!(
@@ -304,14 +310,14 @@ async fn a_state_directory_that_cannot_be_is_a_failed_start() {
     std::fs::write(state.path().join("tailscaled.state"), b"{\"half\": ").unwrap();
     let refused = EmbeddedNode::start(&Config {
         dir: state.path().into(),
-        ..world.config("half", "")
+        ..tailnet.config("half", "")
     })
     .await;
     assert!(
         matches!(refused, Err(Error::Io(_) | Error::Start(_))),
         "{refused:?}"
     );
-    world.end().await;
+    tailnet.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -327,8 +333,8 @@ async fn what_is_inside_is_told() {
 async fn a_kept_connection_ends_when_its_port_is_taken_out_of_the_filter() {
     let devnet = Devnet::start();
     let state = tempfile::tempdir().unwrap();
-    let server = Arc::new(person(&devnet, state.path(), "server").await);
-    let caller = person(&devnet, state.path(), "caller").await;
+    let server = Arc::new(users_node(&devnet, state.path(), "server").await);
+    let caller = users_node(&devnet, state.path(), "caller").await;
     let ip = running(&*server).await.addresses[0];
     let directory = Directory::new(server.clone());
     let routes = Router::new()

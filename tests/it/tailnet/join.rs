@@ -15,7 +15,7 @@ use tailbone::tailnet::{
 use testkit::{
     devnet::{Devnet, Key},
     eventually, soon,
-    world::config,
+    tailnet::config,
 };
 
 /// The states that were reported during joining.

@@ -5,14 +5,14 @@ mod join;
 
 mod contract {
     mod fake {
-        use testkit::world::FakeWorld;
+        use tailbone::tailnet::fake::FakeTailnet;
 
-        testkit::node_contract!(FakeWorld::default());
+        testkit::node_contract!(FakeTailnet::new());
     }
 
     mod embedded {
-        use testkit::world::EmbeddedWorld;
+        use testkit::tailnet::DevnetTailnet;
 
-        testkit::node_contract!(EmbeddedWorld::new());
+        testkit::node_contract!(DevnetTailnet::new());
     }
 }

@@ -9,19 +9,22 @@ use tailbone::tailnet::{EmbeddedNode, Error, ListenAddr, Node};
 use testkit::{
     devnet::Devnet,
     node_contract::interleaved,
-    world::{EmbeddedWorld, Who, World, config, running},
+    tailnet::{DevnetTailnet, Owner, Tailnet, config, running},
 };
 
 use super::Held;
+use crate::alone;
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// One life of two nodes with everything that can depend on them: connections, some still open,
 /// listeners, an accept, a waiting dial.
 async fn life() {
-    let world = EmbeddedWorld::new();
-    let server = world.node("server", Who::User("alice@example.com")).await;
-    let caller = world.node("caller", Who::User("bob@example.com")).await;
+    let tailnet = DevnetTailnet::new();
+    let server = tailnet
+        .node("server", Owner::User("alice@example.com"))
+        .await;
+    let caller = tailnet.node("caller", Owner::User("bob@example.com")).await;
     assert_eq!(interleaved(&server, &[Arc::clone(&caller)], 20, 4).await, 0);
 
     let ip = running(&*server).await.addresses[0];
@@ -41,36 +44,54 @@ async fn life() {
     };
     tokio::time::sleep(Duration::from_millis(50)).await;
     let began = Instant::now();
-    world.end().await;
+    tailnet.end().await;
     eprintln!("two busy nodes closed in {:?}", began.elapsed());
     assert!(matches!(accepting.await.unwrap(), Err(Error::Closed)));
     assert!(dialling.await.unwrap().is_err());
 }
 
-alone! {
-    async fn closing_gives_everything_back() {
+#[test]
+fn closing_gives_everything_back() {
+    alone(async {
         life().await;
-        let before = Held::back_to(Held { goroutines: 200, ..Held::now().await }, PATIENCE).await;
+        let before = Held::back_to(
+            Held {
+                goroutines: 200,
+                ..Held::now().await
+            },
+            PATIENCE,
+        )
+        .await;
         assert_eq!((before.nodes, before.conns), (0, 0));
         for _ in 0..5 {
             life().await;
             Held::back_to(before, PATIENCE).await;
         }
-    }
+    });
 }
 
-alone! {
-    /// In each state of joining, by closing and by dropping.
-    async fn ending_while_joining_gives_everything_back() {
+/// In each state of joining, by closing and by dropping.
+#[test]
+fn ending_while_joining_gives_everything_back() {
+    alone(async {
         let mut before = None;
         for _ in 0..3 {
-            for (require_auth, mode) in [(true, "ok"), (false, "hold"), (false, "down"), (false, "ok")] {
+            for (require_auth, mode) in [
+                (true, "ok"),
+                (false, "hold"),
+                (false, "down"),
+                (false, "ok"),
+            ] {
                 let devnet = Devnet::start();
-                devnet.configure(serde_json::json!({ "require_auth": require_auth })).await;
+                devnet
+                    .configure(serde_json::json!({ "require_auth": require_auth }))
+                    .await;
                 devnet.control(serde_json::json!({ "mode": mode })).await;
                 let state = tempfile::tempdir().unwrap();
                 for (close, wait) in [(true, 0), (false, 0), (true, 100), (false, 100)] {
-                    let node = EmbeddedNode::start(&config(&devnet, state.path(), "joining", "")).await.unwrap();
+                    let node = EmbeddedNode::start(&config(&devnet, state.path(), "joining", ""))
+                        .await
+                        .unwrap();
                     tokio::time::sleep(Duration::from_millis(wait)).await;
                     if close {
                         node.close().await;
@@ -85,7 +106,11 @@ alone! {
             match before {
                 // Dropped nodes close by themselves.
                 None => {
-                    let stopped = Held { goroutines: 60, nodes: 0, ..Held::now().await };
+                    let stopped = Held {
+                        goroutines: 60,
+                        nodes: 0,
+                        ..Held::now().await
+                    };
                     before = Some(Held::back_to(stopped, PATIENCE).await);
                 }
                 Some(before) => {
@@ -93,19 +118,23 @@ alone! {
                 }
             }
         }
-    }
+    });
 }
 
-alone! {
-    async fn refused_settings_and_failed_starts_give_everything_back() {
-        let world = EmbeddedWorld::new();
+#[test]
+fn refused_settings_and_failed_starts_give_everything_back() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut before = None;
         for round in 0..30 {
-            let mut refused = world.config("refused", "");
+            let mut refused = tailnet.config("refused", "");
             refused.hostname = "a\0b".into();
-            assert!(matches!(EmbeddedNode::start(&refused).await, Err(Error::Invalid(_))));
-            let mut failing = world.config("failing", "");
+            assert!(matches!(
+                EmbeddedNode::start(&refused).await,
+                Err(Error::Invalid(_))
+            ));
+            let mut failing = tailnet.config("failing", "");
             failing.dir = file.path().join("below-a-file");
             assert!(EmbeddedNode::start(&failing).await.is_err());
             if round == 4 {
@@ -114,39 +143,52 @@ alone! {
             }
         }
         Held::back_to(before.unwrap(), PATIENCE).await;
-    }
+    });
 }
 
-alone! {
-    /// The runtime ends before the last handle: no panic, and the node is closed nevertheless.
-    async fn a_node_may_outlive_its_runtime() {
+/// The runtime ends before the last handle: no panic, and the node is closed nevertheless.
+#[test]
+fn a_node_may_outlive_its_runtime() {
+    alone(async {
         let devnet = Devnet::start();
         let state = tempfile::tempdir().unwrap();
         let config = config(&devnet, state.path(), "orphan", "");
         let node = tokio::task::spawn_blocking(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
             runtime.block_on(EmbeddedNode::start(&config)).unwrap()
         })
         .await
         .unwrap();
         assert_eq!(tailbone::tailnet::runtime_stats().await.unwrap().nodes, 1);
         drop(node);
-        let stopped = Held { goroutines: 60, nodes: 0, ..Held::now().await };
+        let stopped = Held {
+            goroutines: 60,
+            nodes: 0,
+            ..Held::now().await
+        };
         Held::back_to(stopped, PATIENCE).await;
-    }
+    });
 }
 
-alone! {
-    async fn the_generation_stands_still_after_closing() {
-        let world = EmbeddedWorld::new();
-        let node = world.node("still", Who::User("alice@example.com")).await;
+#[test]
+fn the_generation_stands_still_after_closing() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
+        let node = tailnet
+            .node("still", Owner::User("alice@example.com"))
+            .await;
         node.close().await;
         let after = node.generation();
         // The tailnet keeps changing.
-        let other = world.node("other", Who::User("bob@example.com")).await;
-        world.set_tags(&*running(&*other).await, &["tag:changed"]).await;
+        let other = tailnet.node("other", Owner::User("bob@example.com")).await;
+        tailnet
+            .set_tags(&*running(&*other).await, &["tag:changed"])
+            .await;
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert_eq!(node.generation(), after);
-        world.end().await;
-    }
+        tailnet.end().await;
+    });
 }

@@ -7,22 +7,28 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tailbone::tailnet::ListenAddr;
 use testkit::{
     eventually, soon,
-    world::{EmbeddedWorld, Who, World, running},
+    tailnet::{DevnetTailnet, Owner, Tailnet, running},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::Held;
+use crate::alone;
 
-alone! {
-    async fn a_listener_outlives_the_limit_of_descriptors() {
-        let world = EmbeddedWorld::new();
-        let server = world.node("server", Who::User("alice@example.com")).await;
-        let caller = world.node("caller", Who::User("bob@example.com")).await;
+#[test]
+fn a_listener_outlives_the_limit_of_descriptors() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
+        let server = tailnet
+            .node("server", Owner::User("alice@example.com"))
+            .await;
+        let caller = tailnet.node("caller", Owner::User("bob@example.com")).await;
         let addr = format!("{}:80", running(&*server).await.addresses[0]);
         let mut listener = server.listen(ListenAddr::Port(80)).await.unwrap();
         let serving = tokio::spawn(async move {
             loop {
-                let Ok((mut stream, _)) = listener.accept().await else { return };
+                let Ok((mut stream, _)) = listener.accept().await else {
+                    return;
+                };
                 tokio::spawn(async move {
                     let mut byte = [0];
                     while let Ok(1) = stream.read(&mut byte).await {
@@ -34,7 +40,10 @@ alone! {
             }
         });
         let ask = || async {
-            let mut stream = caller.dial(&addr, Duration::from_secs(2)).await.map_err(|e| e.to_string())?;
+            let mut stream = caller
+                .dial(&addr, Duration::from_secs(2))
+                .await
+                .map_err(|e| e.to_string())?;
             stream.write_all(b"x").await.map_err(|e| e.to_string())?;
             stream.read_u8().await.map_err(|e| e.to_string())?;
             Ok::<_, String>(stream)
@@ -42,10 +51,14 @@ alone! {
         soon("the first", ask()).await.unwrap();
 
         let usual = getrlimit(Resource::Nofile);
-        let few = Rlimit { current: Some(Held::now().await.fds as u64 + 30), ..usual };
+        let few = Rlimit {
+            current: Some(Held::now().await.fds as u64 + 30),
+            ..usual
+        };
         setrlimit(Resource::Nofile, few).unwrap();
         // All are held at the same time, and there cannot be enough descriptors for them.
-        let many = join_all((0..60).map(|_| tokio::time::timeout(Duration::from_secs(4), ask()))).await;
+        let many =
+            join_all((0..60).map(|_| tokio::time::timeout(Duration::from_secs(4), ask()))).await;
         let served = many.iter().filter(|one| matches!(one, Ok(Ok(_)))).count();
         eprintln!("{served} of 60 were served with 30 descriptors");
         assert!(served < 60);
@@ -57,7 +70,7 @@ alone! {
         for _ in 0..20 {
             soon("and again", ask()).await.unwrap();
         }
-        world.end().await;
+        tailnet.end().await;
         soon("the end", serving).await.unwrap();
-    }
+    });
 }

@@ -7,28 +7,38 @@ use tailbone::tailnet::ListenAddr;
 use testkit::{
     node_contract::interleaved,
     soon,
-    world::{EmbeddedWorld, Who, World, running},
+    tailnet::{DevnetTailnet, Owner, Tailnet, running},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::Held;
+use crate::alone;
 
-alone! {
-    /// Connections are opened and closed from several peers, interleaved, while the identity of one
-    /// peer changes: each is answered with its own peer's identity, and nothing stays behind.
-    async fn ten_thousand_connections() {
-        let world = EmbeddedWorld::new();
-        let server = world.node("server", Who::User("alice@example.com")).await;
+/// Connections are opened and closed from several peers, interleaved, while the identity of one
+/// peer changes: each is answered with its own peer's identity, and nothing stays behind.
+#[test]
+fn ten_thousand_connections() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
+        let server = tailnet
+            .node("server", Owner::User("alice@example.com"))
+            .await;
         let callers = [
-            world.node("caller-a", Who::User("alice@example.com")).await,
-            world.node("caller-b", Who::User("bob@example.com")).await,
-            world.node("caller-c", Who::Tag("tag:robot")).await,
+            tailnet
+                .node("caller-a", Owner::User("alice@example.com"))
+                .await,
+            tailnet
+                .node("caller-b", Owner::User("bob@example.com"))
+                .await,
+            tailnet.node("caller-c", Owner::Tag("tag:robot")).await,
         ];
         let bob = running(&*callers[1]).await;
         let while_bob_is_renamed = async |count| {
             let renaming = async {
                 for number in 0.. {
-                    world.rename_login(&bob, &format!("bob-{number}@example.com")).await;
+                    tailnet
+                        .rename_login(&bob, &format!("bob-{number}@example.com"))
+                        .await;
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             };
@@ -45,20 +55,25 @@ alone! {
         let began = Instant::now();
         let mixed_up = while_bob_is_renamed(10_000).await;
         let took = began.elapsed();
-        eprintln!("10000 connections, each answered with its identity, in {took:?}; {mixed_up} mixed up");
+        eprintln!(
+            "10000 connections, each answered with its identity, in {took:?}; {mixed_up} mixed up"
+        );
         assert_eq!(mixed_up, 0);
         Held::back_to(before, Duration::from_secs(30)).await;
-        world.end().await;
-    }
+        tailnet.end().await;
+    });
 }
 
-alone! {
-    /// A server that closes first keeps each pair of ports reserved for a while. Callers choose
-    /// ports at random, so among 3000 connections some use such a pair again, and must not notice.
-    async fn a_server_that_closes_first_answers_everybody() {
-        let world = EmbeddedWorld::new();
-        let server = world.node("server", Who::User("alice@example.com")).await;
-        let caller = world.node("caller", Who::User("bob@example.com")).await;
+/// A server that closes first keeps each pair of ports reserved for a while. Callers choose
+/// ports at random, so among 3000 connections some use such a pair again, and must not notice.
+#[test]
+fn a_server_that_closes_first_answers_everybody() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
+        let server = tailnet
+            .node("server", Owner::User("alice@example.com"))
+            .await;
+        let caller = tailnet.node("caller", Owner::User("bob@example.com")).await;
         let addr = format!("{}:80", running(&*server).await.addresses[0]);
         let mut listener = server.listen(ListenAddr::Port(80)).await.unwrap();
         tokio::spawn(async move {
@@ -75,15 +90,22 @@ alone! {
             for _ in 0..3_000 / 16 {
                 let began = Instant::now();
                 let mut said = Vec::new();
-                let mut stream = soon("dial", caller.dial(&addr, Duration::from_secs(30))).await.unwrap();
-                soon("an answer", stream.read_to_end(&mut said)).await.unwrap();
+                let mut stream = soon("dial", caller.dial(&addr, Duration::from_secs(30)))
+                    .await
+                    .unwrap();
+                soon("an answer", stream.read_to_end(&mut said))
+                    .await
+                    .unwrap();
                 assert_eq!(said, b"bye");
                 slowest = slowest.max(began.elapsed());
             }
             slowest
         }))
         .await;
-        eprintln!("the slowest of 3000 took {:?}", slowest.iter().max().unwrap());
-        world.end().await;
-    }
+        eprintln!(
+            "the slowest of 3000 took {:?}",
+            slowest.iter().max().unwrap()
+        );
+        tailnet.end().await;
+    });
 }

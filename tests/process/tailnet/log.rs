@@ -8,8 +8,10 @@ use std::{
 use tailbone::tailnet::{LogLevel, Node};
 use testkit::{
     eventually,
-    world::{EmbeddedWorld, World, running},
+    tailnet::{DevnetTailnet, Tailnet, running},
 };
+
+use crate::alone;
 
 #[derive(Clone, Default)]
 struct Captured(Arc<Mutex<Vec<u8>>>);
@@ -31,8 +33,9 @@ impl io::Write for Captured {
     }
 }
 
-alone! {
-    async fn lines_of_the_node_are_events_without_secrets() {
+#[test]
+fn lines_of_the_node_are_events_without_secrets() {
+    alone(async {
         let captured = Captured::default();
         let writer = captured.clone();
         tracing_subscriber::fmt()
@@ -40,25 +43,29 @@ alone! {
             .with_max_level(tracing::Level::TRACE)
             .with_writer(move || writer.clone())
             .init();
-        let world = EmbeddedWorld::new();
-        let key = world.devnet.ready_key().await;
-        let mut config = world.config("chatty", &key);
+        let tailnet = DevnetTailnet::new();
+        let key = tailnet.devnet.ready_key().await;
+        let mut config = tailnet.config("chatty", &key);
         config.log_level = LogLevel::Trace;
-        let node = world.start(&config).await;
+        let node = tailnet.start(&config).await;
         running(&*node).await;
         node.close().await;
 
         for level in ["INFO tsnet", "DEBUG tsnet", "TRACE tsnet"] {
             eventually(level, || async {
-                captured.text().contains(level).then_some(()).ok_or_else(|| captured.text())
+                captured
+                    .text()
+                    .contains(level)
+                    .then_some(())
+                    .ok_or_else(|| captured.text())
             })
             .await;
         }
         let text = captured.text();
-        assert!(text.contains(&world.host("chatty")), "{text}");
+        assert!(text.contains(&tailnet.host("chatty")), "{text}");
         let (_, secret) = key.rsplit_once('-').unwrap();
         assert!(!text.contains(secret), "the log shows the auth key");
         assert!(!text.contains("privkey:"), "the log shows a private key");
-        world.end().await;
-    }
+        tailnet.end().await;
+    });
 }

@@ -15,8 +15,10 @@ use std::{
 use rustix::process::{Signal, getpid, kill_process};
 use testkit::{
     node_contract::interleaved,
-    world::{EmbeddedWorld, Who, World},
+    tailnet::{DevnetTailnet, Owner, Tailnet},
 };
+
+use crate::alone;
 
 static SEEN: AtomicU64 = AtomicU64::new(0);
 
@@ -39,13 +41,16 @@ fn count_signal(signal: libc::c_int) {
     }
 }
 
-alone! {
-    async fn storms_of_signals_under_load() {
+#[test]
+fn storms_of_signals_under_load() {
+    alone(async {
         count_signal(libc::SIGTERM);
         count_signal(libc::SIGHUP);
-        let world = EmbeddedWorld::new();
-        let server = world.node("server", Who::User("alice@example.com")).await;
-        let caller = world.node("caller", Who::User("bob@example.com")).await;
+        let tailnet = DevnetTailnet::new();
+        let server = tailnet
+            .node("server", Owner::User("alice@example.com"))
+            .await;
+        let caller = tailnet.node("caller", Owner::User("bob@example.com")).await;
 
         static OVER: AtomicBool = AtomicBool::new(false);
         let storm = std::thread::spawn(|| {
@@ -63,11 +68,15 @@ alone! {
         let began = Instant::now();
         let mixed_up = interleaved(&server, &[caller], 1_000, 16).await;
         // The node also closes under the storm.
-        world.end().await;
+        tailnet.end().await;
         OVER.store(true, Ordering::Relaxed);
         let sent = storm.join().unwrap();
-        eprintln!("1000 connections in {:?} under {sent} signals, {} of them handled by us", began.elapsed(), SEEN.load(Ordering::Relaxed));
+        eprintln!(
+            "1000 connections in {:?} under {sent} signals, {} of them handled by us",
+            began.elapsed(),
+            SEEN.load(Ordering::Relaxed)
+        );
         assert_eq!(mixed_up, 0);
         assert!(SEEN.load(Ordering::Relaxed) > 100);
-    }
+    });
 }

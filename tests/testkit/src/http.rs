@@ -1,5 +1,7 @@
 //! A small HTTP client over any stream, for tests that must choose the connection of a request.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{
@@ -8,6 +10,7 @@ use hyper::{
     header::{HOST, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
+use tailbone_tailnet::{Node, Stream};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::soon;
@@ -20,6 +23,12 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// A connection from a node to a port of a host.
+    pub async fn to(node: &dyn Node, host: &str, port: u16) -> Self {
+        let stream = dial(node, &format!("{host}:{port}")).await;
+        Self::over(stream).await.host(host)
+    }
+
     pub async fn over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S) -> Self {
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
@@ -63,6 +72,13 @@ impl Connection {
     pub async fn post(&mut self, path: &str) -> Answer {
         self.send(request("POST", path)).await
     }
+}
+
+/// Dials from a node, which must succeed.
+pub async fn dial(node: &dyn Node, addr: &str) -> Stream {
+    soon("a connection", node.dial(addr, Duration::from_secs(10)))
+        .await
+        .unwrap_or_else(|error| panic!("no connection to {addr}: {error}"))
 }
 
 pub fn request(method: &str, path: &str) -> Request<Full<Bytes>> {

@@ -13,16 +13,20 @@
 
 pub mod backend;
 pub mod counts;
+pub mod daemon;
 pub mod devnet;
 pub mod fault_proxy;
+pub mod faulty_node;
 pub mod files;
 pub mod http;
 pub mod jwks_server;
+pub mod keys;
 pub mod node_contract;
 pub mod proxies;
 pub mod publisher_contract;
 pub mod s3;
 pub mod spoof;
+pub mod tailnet;
 pub mod token_endpoint;
 pub mod world;
 

@@ -21,14 +21,14 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 use crate::{
     eventually, patience, soon,
-    world::{Who, World, moved, reaches, running},
+    tailnet::{Owner, Tailnet, generation_moves, running, status_becomes},
 };
 
-/// Makes a test of each function of this module, in a world given by an expression.
+/// Makes a test of each function of this module, in a tailnet given by an expression.
 #[macro_export]
 macro_rules! node_contract {
-    ($world:expr) => {
-        $crate::node_contract!(@each $world;
+    ($tailnet:expr) => {
+        $crate::node_contract!(@each $tailnet;
             a_connection_comes_with_its_peer
             a_grant_is_told_with_the_peer
             a_listener_serves_axum
@@ -50,24 +50,24 @@ macro_rules! node_contract {
             vectored_writes_arrive_in_order
         );
     };
-    (@each $world:expr; $($name:ident)*) => {
+    (@each $tailnet:expr; $($name:ident)*) => {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                let world = $world;
-                $crate::node_contract::$name(&world).await;
-                $crate::world::World::end(world).await;
+                let tailnet = $tailnet;
+                $crate::node_contract::$name(&tailnet).await;
+                $crate::tailnet::Tailnet::end(tailnet).await;
             }
         )*
     };
 }
 
-const ALICE: Who = Who::User("alice@example.com");
-const BOB: Who = Who::User("bob@example.com");
-const ROBOT: Who = Who::Tag("tag:robot");
+const ALICE: Owner = Owner::User("alice@example.com");
+const BOB: Owner = Owner::User("bob@example.com");
+const ROBOT: Owner = Owner::Tag("tag:robot");
 
-pub async fn a_connection_comes_with_its_peer(world: &impl World) {
-    let (server, caller) = pair(world).await;
+pub async fn a_connection_comes_with_its_peer(tailnet: &impl Tailnet) {
+    let (server, caller) = pair(tailnet).await;
     let (server_is, caller_is) = (running(&*server).await, running(&*caller).await);
     let mut listener = server.listen(ListenAddr::Port(80)).await.unwrap();
     assert_eq!(listener.local_addr(), ListenAddr::Port(80));
@@ -89,7 +89,7 @@ pub async fn a_connection_comes_with_its_peer(world: &impl World) {
         assert!(server_is.addresses.contains(&peer.local.ip()), "{peer:?}");
 
         let who = server.whois(peer.addr).await.unwrap();
-        assert_eq!(who.user.login, world.login("bob@example.com"));
+        assert_eq!(who.user.login, tailnet.login("bob@example.com"));
         assert_eq!(who.user.id, who.node.user_id);
         assert_eq!(caller_is.owner_id, Some(who.user.id));
         assert_eq!(who.node.id, caller_is.id);
@@ -106,9 +106,9 @@ pub async fn a_connection_comes_with_its_peer(world: &impl World) {
     }
 }
 
-pub async fn a_tagged_node_has_tags_and_no_login(world: &impl World) {
-    let server = world.node("server", ALICE).await;
-    let robot = world.node("robot", ROBOT).await;
+pub async fn a_tagged_node_has_tags_and_no_login(tailnet: &impl Tailnet) {
+    let server = tailnet.node("server", ALICE).await;
+    let robot = tailnet.node("robot", ROBOT).await;
     let robot_is = running(&*robot).await;
     assert_eq!(
         (robot_is.tags.as_slice(), robot_is.owner.as_str()),
@@ -124,8 +124,8 @@ pub async fn a_tagged_node_has_tags_and_no_login(world: &impl World) {
     assert_eq!(who.user.login, "tagged-devices");
 }
 
-pub async fn a_grant_is_told_with_the_peer(world: &impl World) {
-    let (server, caller) = pair(world).await;
+pub async fn a_grant_is_told_with_the_peer(tailnet: &impl Tailnet) {
+    let (server, caller) = pair(tailnet).await;
     let (server_is, caller_is) = (running(&*server).await, running(&*caller).await);
     let peer = SocketAddr::new(caller_is.addresses[0], 1);
     let cap = "example.com/cap/tailbone";
@@ -133,10 +133,10 @@ pub async fn a_grant_is_told_with_the_peer(world: &impl World) {
     assert!(!server.whois(peer).await.unwrap().caps.contains_key(cap));
 
     let value = serde_json::json!({ "roles": ["admin"], "n": 12_345_678_901_i64 });
-    world
+    tailnet
         .grant(&caller_is, &server_is, cap, value.clone())
         .await;
-    moved(&*server, before).await;
+    generation_moves(&*server, before).await;
     eventually("the grant is told", || async {
         let who = server.whois(peer).await.unwrap();
         let values = who.caps.get(cap).cloned().unwrap_or_default();
@@ -147,8 +147,8 @@ pub async fn a_grant_is_told_with_the_peer(world: &impl World) {
     .await;
 }
 
-pub async fn unknown_addresses_are_not_found(world: &impl World) {
-    let server = world.node("server", ALICE).await;
+pub async fn unknown_addresses_are_not_found(tailnet: &impl Tailnet) {
+    let server = tailnet.node("server", ALICE).await;
     for addr in [
         "100.64.250.250:1",
         "192.0.2.1:80",
@@ -171,8 +171,8 @@ pub async fn unknown_addresses_are_not_found(world: &impl World) {
     assert_eq!(server.whois(mapped).await.unwrap().node.id, own.id);
 }
 
-pub async fn addresses_that_are_none_are_refused(world: &impl World) {
-    let server = world.node("server", ALICE).await;
+pub async fn addresses_that_are_none_are_refused(tailnet: &impl Tailnet) {
+    let server = tailnet.node("server", ALICE).await;
     for addr in [
         ListenAddr::Port(0),
         ListenAddr::Addr("192.0.2.1".parse().unwrap(), 80),
@@ -201,8 +201,8 @@ pub async fn addresses_that_are_none_are_refused(world: &impl World) {
     }
 }
 
-pub async fn dialling_what_is_not_there(world: &impl World) {
-    let (server, caller) = pair(world).await;
+pub async fn dialling_what_is_not_there(tailnet: &impl Tailnet) {
+    let (server, caller) = pair(tailnet).await;
     let ip = running(&*server).await.addresses[0];
     let refused = soon("dial", caller.dial(&format!("{ip}:81"), patience())).await;
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
@@ -215,8 +215,8 @@ pub async fn dialling_what_is_not_there(world: &impl World) {
     );
 }
 
-pub async fn a_port_is_taken_once_and_freed(world: &impl World) {
-    let (server, caller) = pair(world).await;
+pub async fn a_port_is_taken_once_and_freed(tailnet: &impl Tailnet) {
+    let (server, caller) = pair(tailnet).await;
     let ip = running(&*server).await.addresses[0];
     let listener = server.listen(ListenAddr::Port(80)).await.unwrap();
     let again = server.listen(ListenAddr::Port(80)).await;
@@ -236,8 +236,8 @@ pub async fn a_port_is_taken_once_and_freed(world: &impl World) {
     connect(&*caller, &format!("{ip}:80"), &mut listener).await;
 }
 
-pub async fn half_close_works_both_ways(world: &impl World) {
-    let (server, caller) = pair(world).await;
+pub async fn half_close_works_both_ways(tailnet: &impl Tailnet) {
+    let (server, caller) = pair(tailnet).await;
     let addr = at(&*server, 80).await;
     let mut listener = server.listen(ListenAddr::Port(80)).await.unwrap();
 
@@ -260,8 +260,8 @@ pub async fn half_close_works_both_ways(world: &impl World) {
     }
 }
 
-pub async fn vectored_writes_arrive_in_order(world: &impl World) {
-    let (server, caller) = pair(world).await;
+pub async fn vectored_writes_arrive_in_order(tailnet: &impl Tailnet) {
+    let (server, caller) = pair(tailnet).await;
     let addr = at(&*server, 80).await;
     let mut listener = server.listen(ListenAddr::Port(80)).await.unwrap();
     let (mut theirs, (mut ours, _)) = connect(&*caller, &addr, &mut listener).await;
@@ -279,9 +279,9 @@ pub async fn vectored_writes_arrive_in_order(world: &impl World) {
 }
 
 /// 64 MiB to an echo server and back, while both directions are full.
-pub async fn big_data_goes_both_ways(world: &impl World) {
+pub async fn big_data_goes_both_ways(tailnet: &impl Tailnet) {
     const SIZE: usize = 64 << 20;
-    let (server, caller) = pair(world).await;
+    let (server, caller) = pair(tailnet).await;
     let addr = at(&*server, 80).await;
     let mut listener = server.listen(ListenAddr::Port(80)).await.unwrap();
     let (theirs, (ours, _)) = connect(&*caller, &addr, &mut listener).await;
@@ -319,8 +319,8 @@ pub async fn big_data_goes_both_ways(world: &impl World) {
 
 /// A peer that goes away in the middle is soon an error for reader and writer. Neither hangs or
 /// sees an end that looks orderly.
-pub async fn a_reset_is_seen(world: &impl World) {
-    let (server, caller) = pair(world).await;
+pub async fn a_reset_is_seen(tailnet: &impl Tailnet) {
+    let (server, caller) = pair(tailnet).await;
     let addr = at(&*server, 80).await;
     let mut listener = server.listen(ListenAddr::Port(80)).await.unwrap();
 
@@ -370,9 +370,9 @@ pub async fn a_reset_is_seen(world: &impl World) {
 }
 
 /// A peer that sends a byte now and then, and one that never reads, delay nobody else.
-pub async fn a_slow_peer_blocks_nobody(world: &impl World) {
-    let (server, slow) = pair(world).await;
-    let quick = world.node("quick", ROBOT).await;
+pub async fn a_slow_peer_blocks_nobody(tailnet: &impl Tailnet) {
+    let (server, slow) = pair(tailnet).await;
+    let quick = tailnet.node("quick", ROBOT).await;
     let addr = at(&*server, 80).await;
     let mut listener = server.listen(ListenAddr::Port(80)).await.unwrap();
     let serving = tokio::spawn(async move {
@@ -416,19 +416,19 @@ pub async fn a_slow_peer_blocks_nobody(world: &impl World) {
     soon("serving", serving).await.unwrap();
 }
 
-pub async fn connections_of_many_peers_are_not_mixed_up(world: &impl World) {
-    let server = world.node("server", ALICE).await;
+pub async fn connections_of_many_peers_are_not_mixed_up(tailnet: &impl Tailnet) {
+    let server = tailnet.node("server", ALICE).await;
     let callers = [
-        world.node("caller-a", ALICE).await,
-        world.node("caller-b", BOB).await,
-        world.node("caller-c", ROBOT).await,
+        tailnet.node("caller-a", ALICE).await,
+        tailnet.node("caller-b", BOB).await,
+        tailnet.node("caller-c", ROBOT).await,
     ];
     let mixed_up = interleaved(&server, &callers, 300, 10).await;
     assert_eq!(mixed_up, 0);
 }
 
-pub async fn identity_changes_are_seen(world: &impl World) {
-    let (server, caller) = pair(world).await;
+pub async fn identity_changes_are_seen(tailnet: &impl Tailnet) {
+    let (server, caller) = pair(tailnet).await;
     let caller_is = running(&*caller).await;
     let addr = at(&*server, 80).await;
     let mut listener = server.listen(ListenAddr::Port(80)).await.unwrap();
@@ -436,8 +436,8 @@ pub async fn identity_changes_are_seen(world: &impl World) {
     let (mut theirs, (mut ours, peer)) = connect(&*caller, &addr, &mut listener).await;
 
     let before = server.generation();
-    world.rename_login(&caller_is, "robert@example.com").await;
-    let renamed = world.login("robert@example.com");
+    tailnet.rename_login(&caller_is, "robert@example.com").await;
+    let renamed = tailnet.login("robert@example.com");
     sees(&server, before, peer, "the new login", |who| {
         who.is_ok_and(|who| who.user.login == renamed)
     })
@@ -446,7 +446,9 @@ pub async fn identity_changes_are_seen(world: &impl World) {
     assert_eq!(take(&mut ours, 1).await, b"a");
 
     let before = server.generation();
-    world.set_tags(&caller_is, &["tag:new", "tag:other"]).await;
+    tailnet
+        .set_tags(&caller_is, &["tag:new", "tag:other"])
+        .await;
     sees(&server, before, peer, "the tags", |who| {
         who.is_ok_and(|who| {
             who.node.tags == ["tag:new", "tag:other"] && who.user.login == "tagged-devices"
@@ -457,22 +459,22 @@ pub async fn identity_changes_are_seen(world: &impl World) {
     assert_eq!(take(&mut ours, 1).await, b"b");
 
     let before = server.generation();
-    world.expire(&caller_is).await;
+    tailnet.expire(&caller_is).await;
     sees(&server, before, peer, "the expiry", |who| {
         who.is_ok_and(|who| who.node.expired)
     })
     .await;
 
     let before = server.generation();
-    world.delete(&caller_is).await;
+    tailnet.delete(&caller_is).await;
     sees(&server, before, peer, "that the node is gone", |who| {
         matches!(who, Err(Error::NotFound))
     })
     .await;
 }
 
-pub async fn a_listener_serves_axum(world: &impl World) {
-    let (server, caller) = pair(world).await;
+pub async fn a_listener_serves_axum(tailnet: &impl Tailnet) {
+    let (server, caller) = pair(tailnet).await;
     let caller_is = running(&*caller).await;
     let addr = at(&*server, 80).await;
     let listener = server.listen(ListenAddr::Port(80)).await.unwrap();
@@ -497,16 +499,16 @@ pub async fn a_listener_serves_axum(world: &impl World) {
     serving.abort();
 }
 
-pub async fn close_is_idempotent_and_bounded(world: &impl World) {
-    let server = world.node("server", ALICE).await;
+pub async fn close_is_idempotent_and_bounded(tailnet: &impl Tailnet) {
+    let server = tailnet.node("server", ALICE).await;
     let began = Instant::now();
     join_all((0..5).map(|_| server.close())).await;
     server.close().await;
     assert!(began.elapsed() < CLOSE_WITHIN, "{:?}", began.elapsed());
 }
 
-pub async fn close_ends_everything(world: &impl World) {
-    let (server, caller) = pair(world).await;
+pub async fn close_ends_everything(tailnet: &impl Tailnet) {
+    let (server, caller) = pair(tailnet).await;
     let addr = at(&*server, 80).await;
     let mut listener = server.listen(ListenAddr::Port(80)).await.unwrap();
     let (mut theirs, (mut ours, peer)) = connect(&*caller, &addr, &mut listener).await;
@@ -555,15 +557,15 @@ pub async fn close_ends_everything(world: &impl World) {
     ));
 }
 
-pub async fn the_last_owner_closes(world: &impl World) {
+pub async fn the_last_owner_closes(tailnet: &impl Tailnet) {
     let watch = {
-        let (server, caller) = pair(world).await;
+        let (server, caller) = pair(tailnet).await;
         let watch = caller.watch();
         let addr = at(&*server, 80).await;
         let mut listener = server.listen(ListenAddr::Port(80)).await.unwrap();
         let (stream, _) = connect(&*caller, &addr, &mut listener).await;
         drop(caller);
-        world.forget();
+        tailnet.forget();
         // A stream owns the node.
         assert_eq!(watch.borrow().state, BackendState::Running);
         drop(stream);
@@ -572,18 +574,18 @@ pub async fn the_last_owner_closes(world: &impl World) {
     assert_eq!(watch.borrow().state, BackendState::Stopped);
 }
 
-pub async fn logging_out_leaves_the_tailnet(world: &impl World) {
-    let (server, caller) = pair(world).await;
+pub async fn logging_out_leaves_the_tailnet(tailnet: &impl Tailnet) {
+    let (server, caller) = pair(tailnet).await;
     let caller_is = running(&*caller).await;
     let peer = SocketAddr::new(caller_is.addresses[0], 1);
     let before = server.generation();
     assert!(server.whois(peer).await.is_ok());
     soon("logout", caller.logout(patience())).await.unwrap();
-    reaches(&*caller, "logged out", |status| {
+    status_becomes(&*caller, "logged out", |status| {
         status.state != BackendState::Running
     })
     .await;
-    moved(&*server, before).await;
+    generation_moves(&*server, before).await;
     eventually("the server knows", || async {
         match server.whois(peer).await {
             Err(Error::NotFound) => Ok(()),
@@ -663,8 +665,8 @@ pub async fn interleaved(
     mixed_up
 }
 
-async fn pair(world: &impl World) -> (Arc<dyn Node>, Arc<dyn Node>) {
-    let (server, caller) = tokio::join!(world.node("server", ALICE), world.node("caller", BOB));
+async fn pair(tailnet: &impl Tailnet) -> (Arc<dyn Node>, Arc<dyn Node>) {
+    let (server, caller) = tokio::join!(tailnet.node("server", ALICE), tailnet.node("caller", BOB));
     let ip = running(&*caller).await.addresses[0];
     // Both have joined; now each must learn about the other.
     eventually("the nodes know each other", || async {
@@ -736,7 +738,7 @@ async fn sees(
     let mut seen = before;
     let looking = async {
         loop {
-            moved(&**node, seen).await;
+            generation_moves(&**node, seen).await;
             seen = node.generation();
             if wanted(node.whois(peer.addr).await) {
                 return;

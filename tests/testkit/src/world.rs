@@ -1,257 +1,177 @@
-//! The two tailnets that nodes are tested on: the fake one, and a real one on loopback with
-//! embedded nodes.
+//! A fake tailnet with our node on it, its peers, and servers on the node's ports.
 
-use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::Duration,
+use std::sync::Arc;
+
+use axum::{Router, routing::get};
+use tailbone_http::{
+    host::{HostRule, NodeNames},
+    layers,
+    serve::{Limits, LiveLimits, Server, serve},
 };
-
+use tailbone_identity::{Caller, Callers, Directory, TailnetListener};
 use tailbone_tailnet::{
-    BackendState, Config, EmbeddedNode, LogLevel, Node, Status,
-    fake::{FakeTailnet, Identity},
+    ListenAddr, Node, Peer,
+    fake::{FakeNode, FakeTailnet, Identity},
 };
-use tailbone_values::Secret;
+use tailbone_telemetry::meter::Meter;
+use tailbone_values::web::{Allowed, HostPattern};
 
-use crate::{
-    devnet::{Devnet, Key},
-    soon,
-};
+use crate::{faulty_node::FaultyNode, http::Connection};
 
-/// The owner of a node.
-#[derive(Debug, Clone, Copy)]
-pub enum Who {
-    User(&'static str),
-    Tag(&'static str),
+pub struct World {
+    pub tailnet: FakeTailnet,
+    /// Our node, `tailbone`.
+    pub node: FakeNode,
+    /// The same node as the servers ask it, with the faults that a test sets.
+    pub faulty: Arc<FaultyNode>,
+    /// The identities of all callers.
+    pub directory: Directory,
+    /// The node's names of host.
+    pub names: NodeNames,
 }
 
-/// A tailnet and what its admin can do.
-#[allow(async_fn_in_trait)] // Used by generic tests of this crate alone.
-pub trait World: Sync {
-    /// The name of a login in this world.
-    fn login(&self, login: &str) -> String;
-    /// A new node that runs.
-    async fn node(&self, host: &str, who: Who) -> Arc<dyn Node>;
-    async fn rename_login(&self, node: &Status, login: &str);
-    async fn set_tags(&self, node: &Status, tags: &[&str]);
-    async fn expire(&self, node: &Status);
-    async fn delete(&self, node: &Status);
-    async fn grant(&self, src: &Status, dst: &Status, cap: &str, value: serde_json::Value);
-    /// Drops its handles of nodes without closing them.
-    fn forget(&self);
-    /// Closes all nodes that it has.
-    async fn end(self);
-}
-
-#[derive(Debug, Default)]
-pub struct FakeWorld {
-    net: FakeTailnet,
-}
-
-impl World for FakeWorld {
-    fn login(&self, login: &str) -> String {
-        login.into()
+impl World {
+    /// With a node of `owner@example.com`.
+    pub fn new() -> Self {
+        Self::owned_by(Identity::user("owner@example.com"))
     }
 
-    async fn node(&self, host: &str, who: Who) -> Arc<dyn Node> {
-        let identity = match who {
-            Who::User(login) => Identity::user(login),
-            Who::Tag(tag) => Identity::tagged([tag]),
+    pub fn owned_by(owner: Identity) -> Self {
+        let tailnet = FakeTailnet::new();
+        let node = tailnet.join("tailbone", owner);
+        let faulty = Arc::new(FaultyNode::new(node.clone()));
+        let names = NodeNames::default();
+        let status = node.watch().borrow().clone();
+        names.set(&status.name, &status.hostname, &status.addresses);
+        Self {
+            tailnet,
+            node,
+            directory: Directory::new(faulty.clone()),
+            faulty,
+            names,
+        }
+    }
+
+    /// A new node of `HOST@example.com`.
+    pub fn peer(&self, host: &str) -> FakeNode {
+        self.join(host, Identity::user(&format!("{host}@example.com")))
+    }
+
+    /// A new node of anybody.
+    pub fn join(&self, host: &str, identity: Identity) -> FakeNode {
+        self.tailnet.join(host, identity)
+    }
+
+    /// A connection of a peer to a port of our node.
+    pub async fn call(&self, peer: &FakeNode, port: u16) -> Connection {
+        Connection::to(peer, "tailbone", port).await
+    }
+
+    /// Serves routes, which have their layers, at a port of our node.
+    pub async fn serve(&self, port: u16, routes: Router) -> Server {
+        self.serve_with(port, routes, Serving::default()).await
+    }
+
+    /// Serves a router with the usual layers and these limits, those of callers among them.
+    pub async fn serve_limited(
+        &self,
+        port: u16,
+        router: Router,
+        limits: impl Into<LiveLimits>,
+    ) -> Server {
+        let limits: LiveLimits = limits.into();
+        self.serve_with(port, layers::wrap(router, "test"), limits)
+            .await
+    }
+
+    pub async fn serve_with(
+        &self,
+        port: u16,
+        routes: Router,
+        serving: impl Into<Serving>,
+    ) -> Server {
+        let Serving {
+            limits,
+            hosts,
+            callers,
+            meter,
+        } = serving.into();
+        let listener = self.node.listen(ListenAddr::Port(port)).await.unwrap();
+        let directory = match callers {
+            Some(callers) => Directory::with(self.faulty.clone(), meter, Some(callers)),
+            None => self.directory.clone(),
         };
-        Arc::new(self.net.join(host, identity))
+        let identify = move |peer: Peer| {
+            let mut known = directory.identify(peer);
+            if let Some(hosts) = hosts.clone() {
+                known.insert(hosts);
+            }
+            known
+        };
+        serve("test", TailnetListener(listener), routes, limits, identify)
     }
 
-    async fn rename_login(&self, node: &Status, login: &str) {
-        assert!(
-            self.net
-                .update(&node.hostname, |id| id.login = login.into())
-        );
+    /// Takes requests for the node's own names and these alone.
+    pub fn hosts(&self, also: &[&str]) -> HostRule {
+        let also = allowed(also, HostPattern::parse);
+        HostRule::of_node(self.names.clone(), &also)
     }
-
-    async fn set_tags(&self, node: &Status, tags: &[&str]) {
-        let tags = tags.iter().map(|t| (*t).to_owned()).collect();
-        assert!(self.net.update(&node.hostname, |id| id.tags = tags));
-    }
-
-    async fn expire(&self, node: &Status) {
-        assert!(self.net.expire(&node.hostname));
-    }
-
-    async fn delete(&self, node: &Status) {
-        assert!(self.net.remove(&node.hostname));
-    }
-
-    async fn grant(&self, src: &Status, _dst: &Status, cap: &str, value: serde_json::Value) {
-        assert!(self.net.update(&src.hostname, |id| {
-            id.caps.entry(cap.into()).or_default().push(value);
-        }));
-    }
-
-    fn forget(&self) {}
-
-    async fn end(self) {}
 }
 
-/// Embedded nodes on a devnet that other tests use at the same time: the hosts of each world have
-/// their own names.
-#[derive(Debug)]
-pub struct EmbeddedWorld {
-    pub devnet: &'static Devnet,
-    prefix: u32,
-    dir: tempfile::TempDir,
-    nodes: Mutex<Vec<Arc<EmbeddedNode>>>,
-}
-
-impl Default for EmbeddedWorld {
+impl Default for World {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl EmbeddedWorld {
-    pub fn new() -> Self {
-        static WORLDS: AtomicU32 = AtomicU32::new(0);
+/// How routes are served.
+pub struct Serving {
+    pub limits: LiveLimits,
+    /// The hosts for which requests are taken, if not for all.
+    pub hosts: Option<HostRule>,
+    /// Counts each caller's requests. A listener that counts has identities of its own.
+    pub callers: Option<Callers>,
+    /// Counts what such a listener asks the node.
+    pub meter: Meter,
+}
+
+impl Default for Serving {
+    fn default() -> Self {
         Self {
-            devnet: Devnet::shared(),
-            prefix: WORLDS.fetch_add(1, Ordering::Relaxed),
-            dir: tempfile::tempdir().unwrap(),
-            nodes: Mutex::default(),
+            limits: Limits::default().into(),
+            hosts: None,
+            callers: None,
+            meter: Meter::default(),
         }
     }
-
-    pub fn config(&self, host: &str, auth_key: &str) -> Config {
-        config(self.devnet, self.dir.path(), &self.host(host), auth_key)
-    }
-
-    /// The name of a host on the shared tailnet.
-    pub fn host(&self, host: &str) -> String {
-        format!("{host}-{}", self.prefix)
-    }
-
-    /// Starts a node without waiting until it runs.
-    pub async fn start(&self, config: &Config) -> Arc<EmbeddedNode> {
-        let node = Arc::new(soon("start", EmbeddedNode::start(config)).await.unwrap());
-        self.nodes.lock().unwrap().push(Arc::clone(&node));
-        node
-    }
 }
 
-impl World for EmbeddedWorld {
-    fn login(&self, login: &str) -> String {
-        format!("{}.{login}", self.prefix)
-    }
-
-    async fn node(&self, host: &str, who: Who) -> Arc<dyn Node> {
-        let mut key = Key {
-            preauthorized: true,
-            ..Key::default()
-        };
-        match who {
-            // A renamed login is renamed for all nodes of its user, so each world has its own
-            // users.
-            Who::User(login) => key.login = self.login(login),
-            Who::Tag(tag) => key.tags = vec![tag.into()],
+/// With the limits of callers too, as the server does it.
+impl From<LiveLimits> for Serving {
+    fn from(limits: LiveLimits) -> Self {
+        Self {
+            callers: Some(Callers::new(limits.clone())),
+            limits,
+            ..Self::default()
         }
-        let key = self.devnet.key(&key).await;
-        let node = self.start(&self.config(host, &key)).await;
-        running(&*node).await;
-        node
-    }
-
-    async fn rename_login(&self, node: &Status, login: &str) {
-        self.devnet.rename_login(&node.id, &self.login(login)).await;
-    }
-
-    async fn set_tags(&self, node: &Status, tags: &[&str]) {
-        self.devnet.set_tags(&node.id, tags).await;
-    }
-
-    async fn expire(&self, node: &Status) {
-        self.devnet.expire(&node.id).await;
-    }
-
-    async fn delete(&self, node: &Status) {
-        self.devnet.delete_node(&node.id).await;
-    }
-
-    async fn grant(&self, src: &Status, dst: &Status, cap: &str, value: serde_json::Value) {
-        self.devnet.grant(&src.id, &dst.id, cap, value).await;
-    }
-
-    fn forget(&self) {
-        self.nodes.lock().unwrap().clear();
-    }
-
-    async fn end(self) {
-        let nodes = std::mem::take(&mut *self.nodes.lock().unwrap());
-        futures_util::future::join_all(nodes.iter().map(|node| node.close())).await;
     }
 }
 
-pub fn config(devnet: &Devnet, state: &std::path::Path, host: &str, auth_key: &str) -> Config {
-    Config {
-        hostname: host.into(),
-        dir: state.join(host),
-        auth_key: (!auth_key.is_empty()).then(|| Secret::new(auth_key)),
-        control_url: Some(devnet.ready.control_url.clone()),
-        log_level: LogLevel::Warn,
-        // Two nodes of one test start and talk within the same milliseconds, and a greeting that
-        // crosses the other side's first packet costs 15 s. Greeting is tested in the Go module.
-        greet_max: 0,
-        ..Config::default()
+impl From<Limits> for Serving {
+    fn from(limits: Limits) -> Self {
+        LiveLimits::from(limits).into()
     }
 }
 
-/// A running node of a person, `HOST@example.com`, on a devnet used by one test.
-pub async fn person(devnet: &Devnet, state: &std::path::Path, host: &str) -> EmbeddedNode {
-    let key = Key {
-        login: format!("{host}@example.com"),
-        preauthorized: true,
-        ..Key::default()
-    };
-    let key = devnet.key(&key).await;
-    let node = EmbeddedNode::start(&config(devnet, state, host, &key))
-        .await
-        .unwrap();
-    running(&node).await;
-    node
+/// A router that answers `/` with its caller.
+pub fn caller_routes() -> Router {
+    Router::new().route("/", get(|caller: Caller| async move { caller.to_string() }))
 }
 
-/// Waits until the node is on the tailnet.
-pub async fn running(node: &dyn Node) -> Arc<Status> {
-    reaches(node, "Running", |status| {
-        status.state == BackendState::Running && !status.addresses.is_empty()
-    })
-    .await
-}
-
-/// Waits until the node's own status is as wanted.
-pub async fn reaches(
-    node: &dyn Node,
-    what: &str,
-    wanted: impl FnMut(&Status) -> bool,
-) -> Arc<Status> {
-    let mut watch = node.watch();
-    let mut wanted = wanted;
-    let waited = tokio::time::timeout(crate::patience(), watch.wait_for(|s| wanted(s)))
-        .await
-        .map(|status| Arc::clone(&status.unwrap()));
-    match waited {
-        Ok(status) => status,
-        Err(_) => panic!("not {what} in time, but {:?}", node.watch().borrow()),
-    }
-}
-
-/// Waits until the network map has changed since `generation`.
-pub async fn moved(node: &dyn Node, generation: u64) {
-    let began = tokio::time::Instant::now();
-    while node.generation() == generation {
-        assert!(
-            began.elapsed() < crate::patience(),
-            "the generation stands still at {generation}"
-        );
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+/// Words of a setting that allows something.
+pub fn allowed<T>(words: &[&str], one: impl Fn(&str) -> Result<T, String>) -> Vec<Allowed<T>> {
+    words
+        .iter()
+        .map(|word| Allowed::parse(word, &one).unwrap())
+        .collect()
 }
