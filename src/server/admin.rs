@@ -3,12 +3,11 @@
 
 use std::{io, sync::Arc};
 
-use ::http::Extensions;
 use axum::Router;
 
 use super::ServerError;
 use crate::{
-    admin::{AdminApi, AdminSocket, AdminSocketError, router},
+    admin::{AdminApi, AdminSocket, AdminSocketError, Requester, router},
     config::{Authorization, Component, Settings},
     http::{
         layers,
@@ -58,12 +57,7 @@ pub(super) fn serve_local_socket(
     match AdminSocket::bind(&settings.admin.socket) {
         Ok(socket) => {
             tracing::info!(target: "server", socket = %settings.admin.socket.display(), "local admin socket open");
-            let identify = |requester| {
-                let mut extensions = Extensions::new();
-                extensions.insert(requester);
-                extensions
-            };
-            let server = serve("admin socket", socket, router, limits, identify);
+            let server = serve("admin socket", socket, router, limits, Requester::identify);
             listeners.add(Listening {
                 name: server.name(),
                 addr: settings.admin.socket.display().to_string(),

@@ -11,151 +11,99 @@ use jiff::Timestamp;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk::JwkSet};
 use serde_json::{Value, json};
 use tailbone::{
-    config::KeySpec,
     http::{
-        host::{HostRule, NodeNames},
         layers,
         serve::{Accept, Limits, Server, serve},
     },
-    identity::{Directory, TailnetListener},
     issuer::{Issuer, TokenRules, router},
-    jwks::{FilePublisher, life::KeyLife},
-    keys::{KeyStore, Policy, SigningQueue},
+    jwks::life::KeyLife,
+    keys::SigningQueue,
     tailnet::{
-        BackendState, ListenAddr, Node,
-        fake::{FakeNode, FakeTailnet, Identity},
+        BackendState, Node,
+        fake::{FakeNode, Identity},
     },
     telemetry::meter::Meter,
-    web::{Allowed, HostPattern, Origin},
+    web::Origin,
 };
 use tempfile::TempDir;
 use testkit::{
     http::{Connection, request},
+    keys::{key_life, policy},
     soon,
+    world::{Serving, World, allowed},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const EXPIRY: Duration = Duration::from_secs(20 * 60);
-const SKEW: Duration = Duration::from_secs(60);
-
-/// A server with a tailnet of its own.
-struct World {
-    net: FakeTailnet,
-    node: FakeNode,
-    names: NodeNames,
+/// An issuer on a world of its own.
+struct IssuerServer {
+    world: World,
     keys: KeyLife,
-    _dir: TempDir,
+    dir: TempDir,
     server: Server,
 }
 
-impl World {
+/// What an issuer's listener allows.
+#[derive(Default)]
+struct Allowing<'a> {
+    limits: Limits,
+    hosts: &'a [&'a str],
+    origins: &'a [&'a str],
+}
+
+impl IssuerServer {
+    /// With its first key.
     async fn new() -> Self {
-        let world = Self::without_key().await;
-        world
-            .keys
-            .start(Timestamp::now())
-            .await
-            .expect("a first key");
-        world
+        Self::allowing(Allowing::default()).await
     }
 
-    async fn without_key() -> Self {
-        Self::with_limits(Limits::default()).await
+    /// With its first key.
+    async fn allowing(allowing: Allowing<'_>) -> Self {
+        let issuer = Self::without_key(allowing).await;
+        let started = issuer.keys.start(Timestamp::now()).await;
+        started.expect("a first key");
+        issuer
     }
 
-    async fn with_limits(limits: Limits) -> Self {
-        Self::with(limits, &[], &[]).await
-    }
-
-    /// With allowed hosts and origins.
-    async fn allowing(hosts: &[&str], origins: &[&str]) -> Self {
-        let world = Self::with(Limits::default(), hosts, origins).await;
-        world
-            .keys
-            .start(Timestamp::now())
-            .await
-            .expect("a first key");
-        world
-    }
-
-    async fn with(limits: Limits, hosts: &[&str], origins: &[&str]) -> Self {
+    async fn without_key(allowing: Allowing<'_>) -> Self {
         let dir = TempDir::new().unwrap();
-        let policy = Policy {
-            token_life: EXPIRY,
-            cache_time: Duration::from_secs(300),
-            skew: SKEW,
-            rotate_every: None,
-            withdrawn_grace: Duration::from_secs(86_400),
-        };
-        let store = KeyStore::new(dir.path().join("keys"));
-        let publisher = Arc::new(FilePublisher::new(dir.path().join("jwks.json")));
-        let keys = KeyLife::new(store, publisher, policy, "tb", KeySpec::Es256);
-        let net = FakeTailnet::new();
-        let node = net.join("tailbone", Identity::user("owner@example.com"));
+        let keys = key_life(dir.path());
+        let policy = policy();
         let routes = router(Issuer {
             rules: Arc::new(ArcSwap::from_pointee(TokenRules {
                 issuer: "tailbone".into(),
-                expiry: EXPIRY,
-                skew: SKEW,
+                expiry: policy.token_life,
+                skew: policy.skew,
             })),
             keys: keys.clone(),
             signing: Arc::new(SigningQueue::new(|work| work())),
-            cache_time: Duration::from_secs(300),
-            origins: allowed(origins, Origin::parse).into(),
+            cache_time: policy.cache_time,
+            origins: allowed(allowing.origins, Origin::parse).into(),
             meter: Meter::default(),
         });
-        let listener = node.listen(ListenAddr::Port(80)).await.unwrap();
-        let directory = Directory::new(Arc::new(node.clone()));
-        let names = NodeNames::default();
-        let status = node.watch().borrow().clone();
-        names.set(&status.name, &status.hostname, &status.addresses);
-        let rule = HostRule::of_node(names.clone(), &allowed(hosts, HostPattern::parse));
-        let identify = move |peer| {
-            let mut known = directory.identify(peer);
-            known.insert(rule.clone());
-            known
+        let world = World::new();
+        let serving = Serving {
+            limits: allowing.limits.into(),
+            hosts: Some(world.hosts(allowing.hosts)),
+            ..Serving::default()
         };
-        let server = serve(
-            "issuer",
-            TailnetListener(listener),
-            layers::wrap(routes, "issuer"),
-            limits,
-            identify,
-        );
+        let routes = layers::wrap(routes, "issuer");
+        let server = world.serve_with(80, routes, serving).await;
         Self {
-            net,
-            node,
-            names,
+            world,
             keys,
-            _dir: dir,
+            dir,
             server,
         }
     }
 
-    fn peer(&self, host: &str, identity: Identity) -> FakeNode {
-        self.net.join(host, identity)
-    }
-
     async fn call(&self, peer: &FakeNode) -> Connection {
-        Connection::over(
-            peer.dial("tailbone:80", Duration::from_secs(5))
-                .await
-                .unwrap(),
-        )
-        .await
+        self.world.call(peer, 80).await
     }
 
     async fn alice(&self) -> Connection {
-        let alice = self.peer("laptop", Identity::user("alice@example.com"));
-        self.call(&alice).await
+        let alice = Identity::user("alice@example.com");
+        self.call(&self.world.join("laptop", alice)).await
     }
-}
-
-fn allowed<T>(words: &[&str], one: impl Fn(&str) -> Result<T, String>) -> Vec<Allowed<T>> {
-    words
-        .iter()
-        .map(|word| Allowed::parse(word, &one).unwrap())
-        .collect()
 }
 
 /// The claims of a token, after verification with the published keys by an independent library.
@@ -181,8 +129,8 @@ async fn verified(connection: &mut Connection) -> Value {
 
 #[tokio::test]
 async fn a_user_gets_the_claims_of_the_contract_and_a_stable_subject() {
-    let world = World::new().await;
-    let claims = verified(&mut world.alice().await).await;
+    let issuer = IssuerServer::new().await;
+    let claims = verified(&mut issuer.alice().await).await;
     let iat = claims["iat"].as_i64().unwrap();
     let now = Timestamp::now().as_second();
     assert!((now - 5..=now).contains(&iat), "{iat} against {now}");
@@ -202,8 +150,8 @@ async fn a_user_gets_the_claims_of_the_contract_and_a_stable_subject() {
 
 #[tokio::test]
 async fn the_answer_is_json_that_nobody_keeps() {
-    let world = World::new().await;
-    let answer = world.alice().await.post("/issue").await;
+    let issuer = IssuerServer::new().await;
+    let answer = issuer.alice().await.post("/issue").await;
     assert_eq!(answer.header("content-type"), "application/json");
     assert_eq!(answer.header("cache-control"), "no-store");
     assert_eq!(
@@ -215,11 +163,13 @@ async fn the_answer_is_json_that_nobody_keeps() {
 
 #[tokio::test]
 async fn d06_a_machine_is_told_from_all_others() {
-    let world = World::new().await;
-    let one = world.peer("ci-1", Identity::tagged(["tag:ci"]));
-    let two = world.peer("ci-2", Identity::tagged(["tag:ci", "tag:prod"]));
-    let one = verified(&mut world.call(&one).await).await;
-    let two = verified(&mut world.call(&two).await).await;
+    let issuer = IssuerServer::new().await;
+    let one = issuer.world.join("ci-1", Identity::tagged(["tag:ci"]));
+    let two = issuer
+        .world
+        .join("ci-2", Identity::tagged(["tag:ci", "tag:prod"]));
+    let one = verified(&mut issuer.call(&one).await).await;
+    let two = verified(&mut issuer.call(&two).await).await;
     // The claims of the Go program.
     assert_eq!(one["user"], "tagged-devices");
     assert_eq!(one["display_name"], "Tagged Devices");
@@ -237,19 +187,19 @@ async fn d06_a_machine_is_told_from_all_others() {
 
 #[tokio::test]
 async fn d06_whoever_is_in_doubt_gets_no_token() {
-    let world = World::new().await;
+    let issuer = IssuerServer::new().await;
     let foreign = Identity {
         same_tailnet: false,
         ..Identity::user("eve@elsewhere.example")
     };
-    let foreign = world.peer("foreign", foreign);
-    let answer = world.call(&foreign).await.post("/issue").await;
+    let foreign = issuer.world.join("foreign", foreign);
+    let answer = issuer.call(&foreign).await.post("/issue").await;
     assert_eq!(answer.refusal(), (403, "foreign_tailnet".to_owned()));
     assert_eq!(answer.header("cache-control"), "no-store");
 
-    let expired = world.peer("old", Identity::user("bob@example.com"));
-    let mut connection = world.call(&expired).await;
-    world.net.expire("old");
+    let expired = issuer.world.join("old", Identity::user("bob@example.com"));
+    let mut connection = issuer.call(&expired).await;
+    issuer.world.tailnet.expire("old");
     assert_eq!(
         connection.post("/issue").await.refusal(),
         (403, "node_expired".to_owned())
@@ -258,17 +208,20 @@ async fn d06_whoever_is_in_doubt_gets_no_token() {
 
 #[tokio::test]
 async fn d20_an_unknown_peer_is_401_and_a_node_that_is_down_503() {
-    let world = World::new().await;
-    let ghost = world.peer("ghost", Identity::user("ghost@example.com"));
-    let mut connection = world.call(&ghost).await;
-    world.net.remove("ghost");
+    let issuer = IssuerServer::new().await;
+    let ghost = issuer
+        .world
+        .join("ghost", Identity::user("ghost@example.com"));
+    let mut connection = issuer.call(&ghost).await;
+    issuer.world.tailnet.remove("ghost");
     let answer = connection.post("/issue").await;
     assert_eq!(answer.refusal(), (401, "unknown_peer".to_owned()));
     assert_ne!(answer.header("www-authenticate"), "");
 
-    let mut alice = world.alice().await;
+    let mut alice = issuer.alice().await;
     verified(&mut alice).await;
-    world
+    issuer
+        .world
         .node
         .set_status(|status| status.state = BackendState::NeedsLogin);
     let answer = alice.post("/issue").await;
@@ -295,8 +248,8 @@ const MARKS: [(&str, &str); 5] = [
 
 #[tokio::test]
 async fn a_page_gets_no_token() {
-    let world = World::new().await;
-    let mut alice = world.alice().await;
+    let issuer = IssuerServer::new().await;
+    let mut alice = issuer.alice().await;
     for (name, value) in MARKS {
         let mut page = request("POST", "/issue");
         page.headers_mut().insert(name, value.parse().unwrap());
@@ -319,20 +272,27 @@ async fn a_page_gets_no_token() {
 
 #[tokio::test]
 async fn the_fetch_of_a_program_is_none_of_a_page() {
-    let world = World::new().await;
+    let issuer = IssuerServer::new().await;
     let mut program = request("POST", "/issue");
     // As Node.js sends them.
     for (name, value) in [("sec-fetch-mode", "cors"), ("user-agent", "node")] {
         program.headers_mut().insert(name, value.parse().unwrap());
     }
-    let answer = world.alice().await.send(program).await;
+    let answer = issuer.alice().await.send(program).await;
     assert_eq!(answer.status(), 200, "{answer:?}");
+}
+
+fn page_allowed() -> Allowing<'static> {
+    Allowing {
+        origins: &["https://app.example.com"],
+        ..Allowing::default()
+    }
 }
 
 #[tokio::test]
 async fn a_page_that_is_meant_gets_a_token_and_may_read_it() {
-    let world = World::allowing(&[], &["https://app.example.com"]).await;
-    let mut alice = world.alice().await;
+    let issuer = IssuerServer::allowing(page_allowed()).await;
+    let mut alice = issuer.alice().await;
     let mut page = request("POST", "/issue");
     let headers = page.headers_mut();
     headers.insert("origin", "https://app.example.com".parse().unwrap());
@@ -352,8 +312,8 @@ async fn a_page_that_is_meant_gets_a_token_and_may_read_it() {
 
 #[tokio::test]
 async fn a_page_that_is_meant_may_ask_beforehand() {
-    let world = World::allowing(&[], &["https://app.example.com"]).await;
-    let mut alice = world.alice().await;
+    let issuer = IssuerServer::allowing(page_allowed()).await;
+    let mut alice = issuer.alice().await;
     let mut ask = async |origin: &str| {
         let mut ask = request("OPTIONS", "/issue");
         for (name, value) in [
@@ -384,9 +344,13 @@ async fn a_page_that_is_meant_may_ask_beforehand() {
 
 #[tokio::test]
 async fn only_a_name_of_the_node_is_answered() {
-    let world = World::allowing(&["keys.example.com"], &[]).await;
-    let mut alice = world.alice().await;
-    let status = world.node.watch().borrow().clone();
+    let issuer = IssuerServer::allowing(Allowing {
+        hosts: &["keys.example.com"],
+        ..Allowing::default()
+    })
+    .await;
+    let mut alice = issuer.alice().await;
+    let status = issuer.world.node.watch().borrow().clone();
     let fqdn = format!("{}.:80", status.name.to_uppercase());
     let ip = status.addresses[0].to_string();
     let ours = ["tailbone", &fqdn, &ip, "keys.example.com:8080"];
@@ -409,7 +373,10 @@ async fn only_a_name_of_the_node_is_answered() {
         }
     }
     // The node's name changes while the server runs.
-    world.names.set("tailbone-1.other.ts.net", "tailbone", &[]);
+    issuer
+        .world
+        .names
+        .set("tailbone-1.other.ts.net", "tailbone", &[]);
     let renamed = named("tailbone-1", "POST", "/issue");
     assert_eq!(alice.send(renamed).await.status(), 200);
     assert_eq!(alice.post("/issue").await.status(), 421);
@@ -417,8 +384,10 @@ async fn only_a_name_of_the_node_is_answered() {
 
 #[tokio::test]
 async fn a_caller_without_a_host_is_none_of_a_browser() {
-    let world = World::new().await;
-    let alice = world.peer("laptop", Identity::user("alice@example.com"));
+    let issuer = IssuerServer::new().await;
+    let alice = issuer
+        .world
+        .join("laptop", Identity::user("alice@example.com"));
     for (head, status) in [
         ("POST /issue HTTP/1.0\r\n\r\n", "200"),
         (
@@ -451,19 +420,19 @@ async fn a_caller_without_a_host_is_none_of_a_browser() {
 
 #[tokio::test]
 async fn a_funnel_caller_has_no_identity_here() {
-    let world = World::new().await;
-    let stream = world.node.dial_as_funnel(80).await.unwrap();
+    let issuer = IssuerServer::new().await;
+    let stream = issuer.world.node.dial_as_funnel(80).await.unwrap();
     let answer = Connection::over(stream).await.post("/issue").await;
     assert_eq!(answer.refusal(), (403, "funnel".to_owned()));
 }
 
 #[tokio::test]
 async fn a_change_of_identity_is_seen_by_the_next_request_of_a_kept_connection() {
-    let world = World::new().await;
-    let mut connection = world.alice().await;
+    let issuer = IssuerServer::new().await;
+    let mut connection = issuer.alice().await;
     let before = verified(&mut connection).await;
 
-    world.net.update("laptop", |identity| {
+    issuer.world.tailnet.update("laptop", |identity| {
         identity.login = "alice.smith@example.com".into()
     });
     let renamed = verified(&mut connection).await;
@@ -473,7 +442,7 @@ async fn a_change_of_identity_is_seen_by_the_next_request_of_a_kept_connection()
         "a renamed user is the same subject"
     );
 
-    world.net.update("laptop", |identity| {
+    issuer.world.tailnet.update("laptop", |identity| {
         identity.tags = vec!["tag:kiosk".into()]
     });
     assert_eq!(
@@ -481,13 +450,13 @@ async fn a_change_of_identity_is_seen_by_the_next_request_of_a_kept_connection()
         json!(["tag:kiosk"])
     );
 
-    world.net.expire("laptop");
+    issuer.world.tailnet.expire("laptop");
     assert_eq!(
         connection.post("/issue").await.refusal(),
         (403, "node_expired".to_owned())
     );
 
-    world.net.remove("laptop");
+    issuer.world.tailnet.remove("laptop");
     assert_eq!(
         connection.post("/issue").await.refusal(),
         (401, "unknown_peer".to_owned())
@@ -496,9 +465,9 @@ async fn a_change_of_identity_is_seen_by_the_next_request_of_a_kept_connection()
 
 #[tokio::test]
 async fn without_a_key_the_answer_is_503_and_the_first_key_ends_it() {
-    let world = World::without_key().await;
-    world.keys.sync(Timestamp::now()).await.unwrap();
-    let mut alice = world.alice().await;
+    let issuer = IssuerServer::without_key(Allowing::default()).await;
+    issuer.keys.sync(Timestamp::now()).await.unwrap();
+    let mut alice = issuer.alice().await;
     assert_eq!(
         alice.post("/issue").await.refusal(),
         (503, "no_signing_key".to_owned())
@@ -507,15 +476,15 @@ async fn without_a_key_the_answer_is_503_and_the_first_key_ends_it() {
         alice.get("/.well-known/jwks.json").await.refusal(),
         (503, "no_jwks".to_owned())
     );
-    world.keys.start(Timestamp::now()).await.unwrap();
+    issuer.keys.start(Timestamp::now()).await.unwrap();
     verified(&mut alice).await;
 }
 
 /// A server listens before it has its first key.
 #[tokio::test]
 async fn who_calls_while_the_first_key_is_made_waits_for_it() {
-    let world = World::without_key().await;
-    let (mut alice, mut verifier) = (world.alice().await, world.alice().await);
+    let issuer = IssuerServer::without_key(Allowing::default()).await;
+    let (mut alice, mut verifier) = (issuer.alice().await, issuer.alice().await);
     // Both requests have been sent and get no answer yet.
     let mut token = Box::pin(alice.post("/issue"));
     let mut jwks = Box::pin(verifier.get("/.well-known/jwks.json"));
@@ -523,7 +492,7 @@ async fn who_calls_while_the_first_key_is_made_waits_for_it() {
     let early = tokio::time::timeout(Duration::from_millis(50), early).await;
     assert!(early.is_err(), "answered without a key");
 
-    world.keys.start(Timestamp::now()).await.unwrap();
+    issuer.keys.start(Timestamp::now()).await.unwrap();
     let (token, jwks) = soon("both answers", futures_util::future::join(token, jwks)).await;
     assert_eq!(
         (token.status(), jwks.status()),
@@ -535,8 +504,8 @@ async fn who_calls_while_the_first_key_is_made_waits_for_it() {
 
 #[tokio::test]
 async fn d16_a_token_is_good_for_a_verifier_whose_clock_is_behind() {
-    let world = World::new().await;
-    let claims = verified(&mut world.alice().await).await;
+    let issuer = IssuerServer::new().await;
+    let claims = verified(&mut issuer.alice().await).await;
     assert_eq!(
         claims["iat"].as_i64().unwrap() - claims["nbf"].as_i64().unwrap(),
         60
@@ -545,8 +514,8 @@ async fn d16_a_token_is_good_for_a_verifier_whose_clock_is_behind() {
 
 #[tokio::test]
 async fn d20_a_wrong_method_names_the_right_one_and_wrong_paths_are_404() {
-    let world = World::new().await;
-    let mut alice = world.alice().await;
+    let issuer = IssuerServer::new().await;
+    let mut alice = issuer.alice().await;
     let answer = alice.get("/issue").await;
     assert_eq!(answer.refusal(), (405, "method_not_allowed".to_owned()));
     assert_eq!(answer.header("allow"), "POST");
@@ -560,22 +529,22 @@ async fn d20_a_wrong_method_names_the_right_one_and_wrong_paths_are_404() {
 
 #[tokio::test]
 async fn d20_an_error_of_ours_never_shows_a_path() {
-    let world = World::new().await;
-    let mut alice = world.alice().await;
-    std::fs::remove_dir_all(world._dir.path()).unwrap();
+    let issuer = IssuerServer::new().await;
+    let mut alice = issuer.alice().await;
+    std::fs::remove_dir_all(issuer.dir.path()).unwrap();
     // Signing continues with the loaded key; callers never learn about directories.
     let answer = alice.post("/issue").await;
     let text = String::from_utf8_lossy(answer.0.body()).into_owned();
     assert!(
-        !text.contains(world._dir.path().to_str().unwrap()),
+        !text.contains(issuer.dir.path().to_str().unwrap()),
         "{text}"
     );
 }
 
 #[tokio::test]
 async fn d21_the_published_keys_are_served_with_what_caches_need() {
-    let world = World::new().await;
-    let mut alice = world.alice().await;
+    let issuer = IssuerServer::new().await;
+    let mut alice = issuer.alice().await;
     let answer = alice.get("/.well-known/jwks.json").await;
     assert_eq!(answer.status(), 200);
     assert_eq!(answer.header("content-type"), "application/json");
@@ -600,8 +569,8 @@ async fn d21_the_published_keys_are_served_with_what_caches_need() {
 
 #[tokio::test]
 async fn health_says_what_the_original_said() {
-    let world = World::without_key().await;
-    let answer = world.alice().await.get("/_healthz").await;
+    let issuer = IssuerServer::without_key(Allowing::default()).await;
+    let answer = issuer.alice().await.get("/_healthz").await;
     assert_eq!(answer.status(), 200);
     let text = String::from_utf8(answer.0.body().to_vec()).unwrap();
     assert!(
@@ -612,13 +581,17 @@ async fn health_says_what_the_original_said() {
 
 #[tokio::test]
 async fn d14_a_peer_that_does_not_finish_its_request_is_let_go_and_blocks_nobody() {
-    let world = World::with_limits(Limits {
-        header_time: Duration::from_millis(200),
-        ..Limits::default()
+    let issuer = IssuerServer::allowing(Allowing {
+        limits: Limits {
+            header_time: Duration::from_millis(200),
+            ..Limits::default()
+        },
+        ..Allowing::default()
     })
     .await;
-    world.keys.start(Timestamp::now()).await.unwrap();
-    let slow = world.peer("slow", Identity::user("slow@example.com"));
+    let slow = issuer
+        .world
+        .join("slow", Identity::user("slow@example.com"));
     let mut stuck = Vec::new();
     for _ in 0..20 {
         let mut stream = slow
@@ -631,7 +604,7 @@ async fn d14_a_peer_that_does_not_finish_its_request_is_let_go_and_blocks_nobody
             .unwrap();
         stuck.push(stream);
     }
-    verified(&mut world.alice().await).await;
+    verified(&mut issuer.alice().await).await;
     for mut stream in stuck {
         let mut rest = Vec::new();
         // The connection may be reset: the server does not wait for the rest of the head.
@@ -642,8 +615,8 @@ async fn d14_a_peer_that_does_not_finish_its_request_is_let_go_and_blocks_nobody
 
 #[tokio::test]
 async fn d14_large_heads_and_bodies_are_refused() {
-    let world = World::new().await;
-    let mut alice = world.alice().await;
+    let issuer = IssuerServer::new().await;
+    let mut alice = issuer.alice().await;
     let mut large = request("POST", "/issue");
     large
         .headers_mut()
@@ -651,17 +624,17 @@ async fn d14_large_heads_and_bodies_are_refused() {
     assert_eq!(alice.send(large).await.status(), 431);
     let mut body = request("POST", "/issue");
     *body.body_mut() = vec![b'x'; 70 << 10].into();
-    assert_eq!(world.alice().await.send(body).await.status(), 413);
+    assert_eq!(issuer.alice().await.send(body).await.status(), 413);
 }
 
 #[tokio::test]
 async fn d13_a_stop_lets_open_requests_finish_and_then_says_so() {
     use tailbone::http::serve::Stopped;
-    let world = World::new().await;
-    let mut busy = world.alice().await;
+    let issuer = IssuerServer::new().await;
+    let mut busy = issuer.alice().await;
     verified(&mut busy).await;
     assert_eq!(
-        soon("the stop", world.server.stop(Duration::from_secs(5))).await,
+        soon("the stop", issuer.server.stop(Duration::from_secs(5))).await,
         Stopped::Drained
     );
 }
@@ -669,9 +642,9 @@ async fn d13_a_stop_lets_open_requests_finish_and_then_says_so() {
 #[tokio::test]
 async fn d13_a_connection_that_stands_when_the_stop_comes_still_gets_its_answer() {
     use tailbone::http::serve::Stopped;
-    let world = World::new().await;
-    let mut fresh = world.alice().await;
-    let (server, keys) = (world.server, world.keys);
+    let issuer = IssuerServer::new().await;
+    let mut fresh = issuer.alice().await;
+    let (server, keys) = (issuer.server, issuer.keys);
     let stop = tokio::spawn(async move { server.stop(Duration::from_secs(5)).await });
     // The stop comes first, the request afterwards.
     for _ in 0..20 {

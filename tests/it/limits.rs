@@ -9,18 +9,159 @@ use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tailbone::{
-    http::serve::{Limits, LiveLimits},
+    http::{
+        layers,
+        serve::{Limits, LiveLimits},
+    },
     identity::Callers,
     tailnet::{Node, fake::Identity},
-    telemetry::meter::Meter,
 };
-use testkit::{eventually, http::request, soon};
+use testkit::{
+    eventually,
+    http::request,
+    soon,
+    world::{Serving, World, caller_routes},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::Semaphore,
 };
 
-use crate::inside::{World, call, who};
+#[tokio::test]
+async fn a_peer_that_asks_too_often_gets_429_and_others_are_served() {
+    let world = World::new();
+    let limits = LiveLimits::from(Limits {
+        request_rate: 1,
+        request_burst: 3,
+        ..Limits::default()
+    });
+    let _server = world
+        .serve_limited(80, caller_routes(), limits.clone())
+        .await;
+    let (greedy, modest) = (world.peer("greedy"), world.peer("modest"));
+    for _ in 0..3 {
+        // Each request has a connection of its own, but the account is the peer's.
+        assert_eq!(world.call(&greedy, 80).await.get("/").await.status(), 200);
+    }
+    let answer = world.call(&greedy, 80).await.get("/").await;
+    assert_eq!(answer.refusal(), (429, "too_many_requests".to_owned()));
+    assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
+    assert_eq!(world.call(&modest, 80).await.get("/").await.status(), 200);
+
+    // New limits apply at once, also to open connections.
+    let mut open = world.call(&greedy, 80).await;
+    limits.set(Limits {
+        request_rate: 0,
+        ..Limits::default()
+    });
+    for _ in 0..10 {
+        assert_eq!(open.get("/").await.status(), 200);
+    }
+}
+
+#[tokio::test]
+async fn a_peer_with_too_many_connections_gets_503_and_others_are_served() {
+    let world = World::new();
+    let limits = Limits {
+        connections_per_peer: 2,
+        ..Limits::default()
+    };
+    let server = world.serve_limited(80, caller_routes(), limits).await;
+    let (greedy, modest) = (world.peer("greedy"), world.peer("modest"));
+    let mut first = world.call(&greedy, 80).await;
+    let mut second = world.call(&greedy, 80).await;
+    assert_eq!(first.get("/").await.status(), 200);
+    assert_eq!(second.get("/").await.status(), 200);
+
+    let mut third = greedy
+        .dial("tailbone:80", Duration::from_secs(5))
+        .await
+        .unwrap();
+    let mut said = Vec::new();
+    // The connection may be reset instead of closed, since nobody reads what it sends.
+    let _ = soon("the end", third.read_to_end(&mut said)).await;
+    let said = String::from_utf8(said).unwrap();
+    assert!(
+        said.starts_with("HTTP/1.1 503 ") && said.contains("retry-after: 1"),
+        "{said}"
+    );
+    assert_eq!(server.load().refused(), 1);
+    assert_eq!(world.call(&modest, 80).await.get("/").await.status(), 200);
+
+    // Released connections can be used again.
+    drop(first);
+    eventually("room", async || match server.load().open() {
+        1 => Ok(()),
+        open => Err(open.to_string()),
+    })
+    .await;
+    assert_eq!(world.call(&greedy, 80).await.get("/").await.status(), 200);
+}
+
+#[tokio::test]
+async fn d14_a_thousand_slow_connections_hold_up_nobody() {
+    let world = World::new();
+    let limits = Limits {
+        header_time: Duration::from_secs(300),
+        ..Limits::default()
+    };
+    let server = world.serve_limited(80, caller_routes(), limits).await;
+    let slow: Vec<_> = (0..4).map(|at| world.peer(&format!("slow{at}"))).collect();
+    let mut stuck = Vec::new();
+    for at in 0..1000 {
+        let mut stream = slow[at % slow.len()]
+            .dial("tailbone:80", Duration::from_secs(20))
+            .await
+            .unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHo").await.unwrap();
+        stuck.push(stream);
+    }
+    eventually("all are held", async || match server.load().open() {
+        1000 => Ok(()),
+        open => Err(open.to_string()),
+    })
+    .await;
+    let alice = world.peer("alice");
+    let mut kept = world.call(&alice, 80).await;
+    for _ in 0..20 {
+        assert_eq!(kept.get("/").await.status(), 200);
+        assert_eq!(world.call(&alice, 80).await.get("/").await.status(), 200);
+    }
+    // None of them was closed for the new one.
+    assert!(server.load().open() >= 1001, "{}", server.load().open());
+    drop(stuck);
+}
+
+#[tokio::test]
+async fn whoever_does_not_fetch_the_answer_is_let_go() {
+    let world = World::new();
+    let limits = Limits {
+        write_time: Duration::from_millis(200),
+        ..Limits::default()
+    };
+    let large = Router::new().route("/", get(|| async { vec![b'x'; 64 << 20] }));
+    let server = world.serve_limited(80, large, limits).await;
+    let peer = world.peer("lazy");
+    let mut stream = peer
+        .dial("tailbone:80", Duration::from_secs(5))
+        .await
+        .unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    eventually("it comes", async || match server.load().open() {
+        1 => Ok(()),
+        open => Err(open.to_string()),
+    })
+    .await;
+    eventually("it is let go", async || match server.load().open() {
+        0 => Ok(()),
+        open => Err(open.to_string()),
+    })
+    .await;
+    drop(stream);
+}
 
 #[tokio::test]
 async fn a_body_is_bounded_whether_its_length_is_told_or_not() {
@@ -33,14 +174,12 @@ async fn a_body_is_bounded_whether_its_length_is_told_or_not() {
         "/",
         get(|body: Bytes| async move { body.len().to_string() }),
     );
-    let _server = world
-        .serve(80, echo, limits.clone(), Meter::default())
-        .await;
+    let _server = world.serve_limited(80, echo, limits.clone()).await;
     let alice = world.peer("alice");
     let sent = async |length: usize| {
         let mut request = request("GET", "/");
         *request.body_mut() = vec![b'x'; length].into();
-        call(&alice, 80).await.send(request).await
+        world.call(&alice, 80).await.send(request).await
     };
     assert_eq!(sent(1000).await.status(), 200);
     let answer = sent(1001).await;
@@ -84,8 +223,8 @@ async fn a_request_is_answered_in_its_time_or_with_408() {
     let slow = Router::new()
         .route("/never", get(std::future::pending::<()>))
         .route("/", get(|| async {}));
-    let _server = world.serve(80, slow, limits, Meter::default()).await;
-    let mut alice = call(&world.peer("alice"), 80).await;
+    let _server = world.serve_limited(80, slow, limits).await;
+    let mut alice = world.call(&world.peer("alice"), 80).await;
     assert_eq!(alice.get("/").await.status(), 200);
     assert_eq!(
         alice.get("/never").await.refusal(),
@@ -111,11 +250,11 @@ async fn more_requests_than_may_be_in_hand_are_refused_at_once() {
             }),
         )
     };
-    let _server = world.serve(80, waits, limits, Meter::default()).await;
+    let _server = world.serve_limited(80, waits, limits).await;
     let alice = world.peer("alice");
     let mut held = Vec::new();
     for _ in 0..2 {
-        let mut connection = call(&alice, 80).await;
+        let mut connection = world.call(&alice, 80).await;
         held.push(tokio::spawn(
             async move { connection.get("/").await.status() },
         ));
@@ -124,7 +263,7 @@ async fn more_requests_than_may_be_in_hand_are_refused_at_once() {
         .await
         .unwrap()
         .forget();
-    let mut third = call(&alice, 80).await;
+    let mut third = world.call(&alice, 80).await;
     let answer = third.get("/").await;
     assert_eq!(answer.refusal(), (503, "overloaded".to_owned()));
     assert_eq!(answer.header("retry-after"), "1");
@@ -157,14 +296,14 @@ async fn silence_between_requests_has_a_bound_of_its_own() {
             axum::body::Body::from_stream(pieces)
         }),
     );
-    let server = world.serve(80, slow, limits, Meter::default()).await;
+    let server = world.serve_limited(80, slow, limits).await;
     let alice = world.peer("alice");
     // Before the first request, the silence is not that between two requests.
     let quiet = alice
         .dial("tailbone:80", Duration::from_secs(5))
         .await
         .unwrap();
-    let mut kept = call(&alice, 80).await;
+    let mut kept = world.call(&alice, 80).await;
     let answer = kept.get("/").await;
     assert_eq!(answer.0.body().as_ref(), b"piece piece piece piece ");
     assert_eq!(server.load().open(), 2);
@@ -188,7 +327,7 @@ async fn a_part_of_the_http2_preface_does_not_hold_a_connection() {
         header_time: Duration::from_millis(300),
         ..Limits::default()
     };
-    let server = world.serve(80, who(), limits, Meter::default()).await;
+    let server = world.serve_limited(80, caller_routes(), limits).await;
     let alice = world.peer("alice");
     let mut held = Vec::new();
     for length in 1..PREFACE.len() {
@@ -221,7 +360,7 @@ async fn one_peer_cannot_have_all_connections_of_a_small_process() {
         header_time: Duration::from_secs(300),
         ..Limits::default()
     };
-    let server = world.serve(80, who(), limits, Meter::default()).await;
+    let server = world.serve_limited(80, caller_routes(), limits).await;
     let greedy = world.peer("greedy");
     let mut held = Vec::new();
     for _ in 0..limits.connections + 5 {
@@ -233,7 +372,7 @@ async fn one_peer_cannot_have_all_connections_of_a_small_process() {
         let _ = stream.write_all(b"PRI ").await;
         held.push(stream);
     }
-    let mut alice = soon("a connection", call(&world.peer("alice"), 80)).await;
+    let mut alice = soon("a connection", world.call(&world.peer("alice"), 80)).await;
     assert_eq!(soon("an answer", alice.get("/")).await.status(), 200);
     assert_eq!(server.load().open(), limits.share() + 1);
     drop(held);
@@ -268,7 +407,7 @@ async fn answers_that_have_no_room_to_be_sent_do_not_hold_an_http2_connection() 
         ..Limits::default()
     };
     let routes = Router::new().route("/", get(|| async { "x".repeat(700) }));
-    let server = world.serve(80, routes, limits, Meter::default()).await;
+    let server = world.serve_limited(80, routes, limits).await;
     let alice = world.peer("alice");
     // No window at all, and a window for a part of the answer.
     for window in [0, 1, 699] {
@@ -297,7 +436,7 @@ async fn who_reads_an_http2_answer_slowly_gets_all_of_it() {
     };
     const LENGTH: usize = 400_000;
     let routes = Router::new().route("/", get(|| async { vec![b'x'; LENGTH] }));
-    let server = world.serve(80, routes, limits, Meter::default()).await;
+    let server = world.serve_limited(80, routes, limits).await;
     let alice = world.peer("alice");
     let mut sender = call_http2(&alice, 16 << 10).await;
     let mut body = sender.send_request(ask()).await.unwrap().into_body();
@@ -337,7 +476,7 @@ async fn a_connection_that_was_upgraded_may_be_silent() {
         (StatusCode::SWITCHING_PROTOCOLS, headers)
     };
     let routes = Router::new().route("/", get(echo));
-    let _server = world.serve(80, routes, limits, Meter::default()).await;
+    let _server = world.serve_limited(80, routes, limits).await;
     let alice = world.peer("alice");
     let mut stream = alice
         .dial("tailbone:80", Duration::from_secs(5))
@@ -366,40 +505,39 @@ async fn a_person_with_several_devices_is_one_caller() {
         caller_burst: 3,
         ..Limits::default()
     });
-    let routes = who().route("/open", get(|| async {}));
-    let _server = world
-        .serve(80, routes, limits.clone(), Meter::default())
-        .await;
-    let laptop = world
-        .net
-        .join("laptop", Identity::user("alice@example.com"));
-    let phone = world.net.join("phone", Identity::user("alice@example.com"));
+    let routes = caller_routes().route("/open", get(|| async {}));
+    let _server = world.serve_limited(80, routes, limits.clone()).await;
+    let laptop = world.join("laptop", Identity::user("alice@example.com"));
+    let phone = world.join("phone", Identity::user("alice@example.com"));
     let bob = world.peer("bob");
     let machines: Vec<_> = ["ci-1", "ci-2"]
-        .map(|host| world.net.join(host, Identity::tagged(["tag:ci"])))
+        .map(|host| world.join(host, Identity::tagged(["tag:ci"])))
         .into();
 
     // A new connection each time: the caller counts, not the connection.
     for device in [&laptop, &phone, &laptop] {
-        assert_eq!(call(device, 80).await.get("/").await.status(), 200);
+        assert_eq!(world.call(device, 80).await.get("/").await.status(), 200);
     }
-    let mut refused = call(&phone, 80).await;
+    let mut refused = world.call(&phone, 80).await;
     let answer = refused.get("/").await;
     assert_eq!(answer.refusal(), (429, "too_many_requests".to_owned()));
     assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
     // This route does not identify its callers, so it counts nothing.
     assert_eq!(refused.get("/open").await.status(), 200);
-    assert_eq!(call(&bob, 80).await.get("/").await.status(), 200);
+    assert_eq!(world.call(&bob, 80).await.get("/").await.status(), 200);
     for machine in &machines {
         for _ in 0..3 {
-            assert_eq!(call(machine, 80).await.get("/").await.status(), 200);
+            assert_eq!(world.call(machine, 80).await.get("/").await.status(), 200);
         }
     }
-    assert_eq!(call(&machines[0], 80).await.get("/").await.status(), 429);
+    assert_eq!(
+        world.call(&machines[0], 80).await.get("/").await.status(),
+        429
+    );
 
     // A new network map leads to a new WhoIs call, but the counts stay.
-    world.net.join("new", Identity::user("carol@example.com"));
-    assert_eq!(call(&laptop, 80).await.get("/").await.status(), 429);
+    world.join("new", Identity::user("carol@example.com"));
+    assert_eq!(world.call(&laptop, 80).await.get("/").await.status(), 429);
 
     limits.set(Limits {
         caller_rate: 0,
@@ -419,12 +557,20 @@ async fn one_caller_is_counted_over_all_listeners() {
         ..Limits::default()
     };
     let callers = Callers::new(limits);
-    let first = world.serve_paced(80, who(), limits, callers.clone()).await;
-    let second = world.serve_paced(81, who(), limits, callers).await;
+    let serve = async |port| {
+        let serving = Serving {
+            limits: limits.into(),
+            callers: Some(callers.clone()),
+            ..Serving::default()
+        };
+        let routes = layers::wrap(caller_routes(), "test");
+        world.serve_with(port, routes, serving).await
+    };
+    let servers = [serve(80).await, serve(81).await];
     let alice = world.peer("alice");
-    assert_eq!(call(&alice, 80).await.get("/").await.status(), 200);
-    assert_eq!(call(&alice, 81).await.get("/").await.status(), 200);
-    assert_eq!(call(&alice, 80).await.get("/").await.status(), 429);
-    assert_eq!(call(&alice, 81).await.get("/").await.status(), 429);
-    drop((first, second));
+    assert_eq!(world.call(&alice, 80).await.get("/").await.status(), 200);
+    assert_eq!(world.call(&alice, 81).await.get("/").await.status(), 200);
+    assert_eq!(world.call(&alice, 80).await.get("/").await.status(), 429);
+    assert_eq!(world.call(&alice, 81).await.get("/").await.status(), 429);
+    drop(servers);
 }

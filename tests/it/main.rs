@@ -15,7 +15,7 @@ mod config;
 mod fuzz;
 mod gate;
 mod identity;
-mod inside;
+mod inspection;
 mod issuer;
 mod jwks;
 mod keys;

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use ::http::{Extensions, request::Parts};
+use ::http::request::Parts;
 use axum::{
     Router,
     extract::{Request as HttpRequest, State},
@@ -68,11 +68,7 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
         settings.admin.listen.clone(),
         &context.admin_routes,
         AcceptedHosts::Own,
-        |LocalPeer { uid, pid }| {
-            let mut extensions = Extensions::new();
-            extensions.insert(Requester::Local { uid, pid });
-            extensions
-        },
+        |LocalPeer { uid, pid }| Requester::Local { uid, pid }.identify(),
     ))
 }
 

@@ -12,6 +12,7 @@
 //! Whether a tailnet peer has an identity is decided before, in [`crate::identity`]; `open` makes
 //! the grant unnecessary, but never the identity.
 
+use ::http::Extensions;
 use serde::Deserialize;
 
 use crate::{config::Authorization, identity::Caller};
@@ -85,6 +86,15 @@ pub enum Requester {
         pid: Option<i32>,
     },
     Tailnet(Caller),
+}
+
+impl Requester {
+    /// The extensions that each request of its connection gets, for [`crate::http::serve::serve`].
+    pub fn identify(self) -> Extensions {
+        let mut extensions = Extensions::new();
+        extensions.insert(self);
+        extensions
+    }
 }
 
 /// What else the decision depends on.

@@ -15,7 +15,7 @@ use testkit::soon;
 use tonic::{Code, Status};
 use tracing_subscriber::layer::SubscriberExt as _;
 
-use super::{ADMIN_CAPABILITY, Api, World, list, over};
+use super::{ADMIN_CAPABILITY, AdminServer, Api, list, over};
 
 const METHODS: [&str; 5] = ["generate", "list", "remove", "rotate", "status"];
 
@@ -43,10 +43,10 @@ async fn call(api: &mut Api, method: &str, kid: &str) -> Result<(), Status> {
 }
 
 /// The status of each method for one caller, in the order of [`METHODS`].
-async fn codes(world: &World, api: &mut Api) -> Vec<Code> {
+async fn codes(server: &AdminServer, api: &mut Api) -> Vec<Code> {
     let mut codes = Vec::new();
     for method in METHODS {
-        let kid = world.published().last().cloned().unwrap_or_default();
+        let kid = server.published().last().cloned().unwrap_or_default();
         let answer = soon(method, call(api, method, &kid)).await;
         codes.push(answer.err().map_or(Code::Ok, |status| status.code()));
     }
@@ -59,8 +59,8 @@ fn admin(methods: &[&str]) -> serde_json::Value {
 
 #[tokio::test]
 async fn d05_without_a_right_every_method_is_refused_and_nothing_changes() {
-    let world = World::new().await;
-    let before = world.published();
+    let server = AdminServer::new().await;
+    let before = server.published();
     let callers = [
         Identity::user("bob@example.com"),
         Identity::tagged(["tag:ci"]),
@@ -68,20 +68,20 @@ async fn d05_without_a_right_every_method_is_refused_and_nothing_changes() {
         Identity::user("bob@example.com").cap(ADMIN_CAPABILITY, json!({"methods": "*"})),
     ];
     for (number, identity) in callers.into_iter().enumerate() {
-        let mut api = world.caller(&format!("n{number}"), identity).await;
+        let mut api = server.caller(&format!("n{number}"), identity).await;
         assert_eq!(
-            codes(&world, &mut api).await,
+            codes(&server, &mut api).await,
             [Code::PermissionDenied; 5],
             "{number}"
         );
     }
-    assert_eq!(world.published(), before);
+    assert_eq!(server.published(), before);
 }
 
 #[tokio::test]
 async fn d05_a_refusal_names_the_grant_and_carries_code_and_id() {
-    let world = World::new().await;
-    let mut bob = world
+    let server = AdminServer::new().await;
+    let mut bob = server
         .caller("laptop", Identity::user("bob@example.com"))
         .await;
     let status = call(&mut bob, "remove", "tb-1").await.unwrap_err();
@@ -97,9 +97,9 @@ async fn d05_a_refusal_names_the_grant_and_carries_code_and_id() {
 #[tokio::test]
 async fn owner_socket_and_grants_open_what_they_should() {
     use Code::{Ok, PermissionDenied as No};
-    let world = World::new().await;
-    assert_eq!(codes(&world, &mut world.owner().await).await, [Ok; 5]);
-    assert_eq!(codes(&world, &mut world.local().await).await, [Ok; 5]);
+    let server = AdminServer::new().await;
+    assert_eq!(codes(&server, &mut server.owner().await).await, [Ok; 5]);
+    assert_eq!(codes(&server, &mut server.local().await).await, [Ok; 5]);
     // In the order of METHODS; Status requires the right `list`.
     for (grant, wanted) in [
         ("generate", [Ok, No, No, No, No]),
@@ -116,53 +116,56 @@ async fn owner_socket_and_grants_open_what_they_should() {
         .enumerate()
         {
             let host = format!("{}{number}", if grant == "*" { "all" } else { grant });
-            let mut api = world
+            let mut api = server
                 .caller(&host, identity.cap(ADMIN_CAPABILITY, admin(&[grant])))
                 .await;
-            assert_eq!(codes(&world, &mut api).await, wanted, "{grant} {number}");
+            assert_eq!(codes(&server, &mut api).await, wanted, "{grant} {number}");
         }
     }
 }
 
 #[tokio::test]
 async fn a_grant_counts_from_the_moment_it_is_given_and_no_longer() {
-    let world = World::new().await;
-    let mut bob = world
+    let server = AdminServer::new().await;
+    let mut bob = server
         .caller("laptop", Identity::user("bob@example.com"))
         .await;
     let denied = |status: Result<(), Status>| status.unwrap_err().code() == Code::PermissionDenied;
     assert!(denied(call(&mut bob, "list", "").await));
-    world.net.update("laptop", |identity| {
+    server.world.tailnet.update("laptop", |identity| {
         identity
             .caps
             .insert(ADMIN_CAPABILITY.into(), vec![admin(&["list"])]);
     });
     call(&mut bob, "list", "").await.unwrap();
-    world.net.update("laptop", |identity| identity.caps.clear());
+    server
+        .world
+        .tailnet
+        .update("laptop", |identity| identity.caps.clear());
     assert!(denied(call(&mut bob, "list", "").await));
 }
 
 #[tokio::test]
 async fn the_owner_is_a_user_and_not_a_login() {
-    let world = World::new().await;
-    let mut owner = world.owner().await;
-    world.net.update("desk", |identity| {
+    let server = AdminServer::new().await;
+    let mut owner = server.owner().await;
+    server.world.tailnet.update("desk", |identity| {
         identity.login = "owner.married@example.com".into();
     });
     call(&mut owner, "list", "").await.unwrap();
     // The login has become free, and a new user gets it.
     let mut namesake = Identity::user("owner@example.com");
     namesake.user_id += 1;
-    let mut api = world.caller("laptop", namesake).await;
-    assert_eq!(codes(&world, &mut api).await, [Code::PermissionDenied; 5]);
+    let mut api = server.caller("laptop", namesake).await;
+    assert_eq!(codes(&server, &mut api).await, [Code::PermissionDenied; 5]);
 }
 
 #[tokio::test]
 async fn an_owner_who_tags_the_node_away_loses_it() {
-    let world = World::new().await;
-    let mut owner = world.owner().await;
+    let server = AdminServer::new().await;
+    let mut owner = server.owner().await;
     call(&mut owner, "list", "").await.unwrap();
-    world.net.update("tailbone", |identity| {
+    server.world.tailnet.update("tailbone", |identity| {
         identity.tags = vec!["tag:tailbone".into()]
     });
     let status = call(&mut owner, "list", "").await.unwrap_err();
@@ -173,60 +176,64 @@ async fn an_owner_who_tags_the_node_away_loses_it() {
 #[tokio::test]
 async fn doubt_about_who_calls_is_a_refusal_also_in_mode_open() {
     for mode in [Authorization::Grant, Authorization::Open] {
-        let world = World::with(mode).await;
+        let server = AdminServer::with(mode).await;
         let stranger = |change: fn(&mut Identity)| {
             let mut identity =
                 Identity::user("owner@example.com").cap(ADMIN_CAPABILITY, admin(&["*"]));
             change(&mut identity);
             identity
         };
-        let mut foreign = world
+        let mut foreign = server
             .caller("foreign", stranger(|id| id.same_tailnet = false))
             .await;
         assert_eq!(
-            codes(&world, &mut foreign).await,
+            codes(&server, &mut foreign).await,
             [Code::PermissionDenied; 5]
         );
-        let mut expired = world.caller("expired", stranger(|_| {})).await;
-        world.net.update("expired", |id| id.expired = true);
+        let mut expired = server.caller("expired", stranger(|_| {})).await;
+        server
+            .world
+            .tailnet
+            .update("expired", |id| id.expired = true);
         assert_eq!(
-            codes(&world, &mut expired).await,
+            codes(&server, &mut expired).await,
             [Code::PermissionDenied; 5]
         );
 
-        let mut forgotten = world.caller("forgotten", stranger(|_| {})).await;
-        world.net.remove("forgotten");
+        let mut forgotten = server.caller("forgotten", stranger(|_| {})).await;
+        server.world.tailnet.remove("forgotten");
         assert_eq!(
-            codes(&world, &mut forgotten).await,
+            codes(&server, &mut forgotten).await,
             [Code::Unauthenticated; 5]
         );
 
-        let funnel = world.node.dial_as_funnel(super::PORT).await.unwrap();
+        let funnel = server.world.node.dial_as_funnel(super::PORT).await.unwrap();
         let mut funnel = AdminServiceClient::new(over(funnel).await);
         assert_eq!(
-            codes(&world, &mut funnel).await,
+            codes(&server, &mut funnel).await,
             [Code::PermissionDenied; 5]
         );
 
-        let mut owner = world.owner().await;
-        world
+        let mut owner = server.owner().await;
+        server
+            .world
             .node
             .set_status(|status| status.state = BackendState::NeedsLogin);
-        assert_eq!(codes(&world, &mut owner).await, [Code::Unavailable; 5]);
+        assert_eq!(codes(&server, &mut owner).await, [Code::Unavailable; 5]);
         // On the machine itself the operator needs no tailnet.
-        list(&mut world.local().await).await;
+        list(&mut server.local().await).await;
     }
 }
 
 #[tokio::test]
 async fn open_lets_every_known_caller_in() {
-    let world = World::with(Authorization::Open).await;
+    let server = AdminServer::with(Authorization::Open).await;
     for (host, identity) in [
         ("laptop", Identity::user("bob@example.com")),
         ("runner", Identity::tagged(["tag:ci"])),
     ] {
-        let mut api = world.caller(host, identity).await;
-        assert_eq!(codes(&world, &mut api).await, [Code::Ok; 5]);
+        let mut api = server.caller(host, identity).await;
+        assert_eq!(codes(&server, &mut api).await, [Code::Ok; 5]);
     }
 }
 
@@ -266,15 +273,15 @@ async fn d05_each_call_is_one_audit_line_and_no_line_holds_a_secret() {
     let lines = Lines::default();
     let _guard =
         tracing::subscriber::set_default(tracing_subscriber::registry().with(lines.clone()));
-    let world = World::new().await;
-    let mut owner = world.owner().await;
+    let server = AdminServer::new().await;
+    let mut owner = server.owner().await;
     let made = super::generate(&mut owner).await.key_id;
     call(&mut owner, "list", "").await.unwrap();
     call(&mut owner, "remove", "tb-0\nnobody")
         .await
         .unwrap_err();
     call(&mut owner, "remove", &made).await.unwrap();
-    let private: Vec<String> = std::fs::read_dir(world.keys_dir())
+    let private: Vec<String> = std::fs::read_dir(server.keys_dir())
         .unwrap()
         .flatten()
         .filter(|entry| {
@@ -289,7 +296,7 @@ async fn d05_each_call_is_one_audit_line_and_no_line_holds_a_secret() {
             jwk["d"].as_str().unwrap().to_owned()
         })
         .collect();
-    let mut bob = world
+    let mut bob = server
         .caller("laptop", Identity::user("bob@example.com"))
         .await;
     call(&mut bob, "rotate", "").await.unwrap_err();
@@ -353,18 +360,19 @@ async fn d05_each_call_is_one_audit_line_and_no_line_holds_a_secret() {
 async fn a_watch_ends_when_the_tailnet_no_longer_lets_its_caller_connect() {
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-    let world = World::new().await;
-    let node = world
-        .net
+    let server = AdminServer::new().await;
+    let node = server
+        .world
+        .tailnet
         .join("laptop", Identity::user("alice@example.com"));
-    let mut health = HealthClient::new(world.channel(&node).await);
+    let mut health = HealthClient::new(server.channel(&node).await);
     let watch = health.watch(HealthCheckRequest::default()).await.unwrap();
     let mut watch = watch.into_inner();
     soon("the first word", watch.message())
         .await
         .unwrap()
         .unwrap();
-    world.net.update("laptop", |identity| {
+    server.world.tailnet.update("laptop", |identity| {
         identity.closed_ports = vec![super::PORT]
     });
     let end = soon("the end of the watch", watch.message()).await;

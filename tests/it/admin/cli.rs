@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use testkit::soon;
 use tokio::net::TcpListener;
 
-use super::{ADMIN_CAPABILITY, World, generate, published};
+use super::{ADMIN_CAPABILITY, AdminServer, generate, published};
 
 /// The result of a command line; everything that differs between runs is masked.
 struct Ran {
@@ -157,7 +157,7 @@ fn masked(text: &str) -> String {
     if text == "\n" { String::new() } else { text }
 }
 
-/// A name for each of a world's keys, in their order.
+/// A name for each of a server's keys, in their order.
 fn names(ids: &[String]) -> Vec<(&str, &'static str)> {
     ids.iter()
         .map(String::as_str)
@@ -169,10 +169,10 @@ const FORMATS: [&str; 3] = ["text", "json", "yaml"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn results_of_every_command() {
-    let world = World::new().await;
-    let shell = Shell::at(&world.socket());
+    let server = AdminServer::new().await;
+    let shell = Shell::at(&server.socket());
     let mut text = String::new();
-    let mut seen = world.published();
+    let mut seen = server.published();
     for (format, flags) in FORMATS
         .into_iter()
         .zip(["", " --size 3072 --algorithm RS256", ""])
@@ -181,7 +181,7 @@ async fn results_of_every_command() {
             .raw(&format!("keys generate{flags} -o {format}"))
             .await;
         assert_eq!(code, 0);
-        seen = world.published();
+        seen = server.published();
         let command = format!("$ tailbone keys generate{flags} -o {format}\n");
         let mut out = masked(&out);
         for (id, name) in names(&seen) {
@@ -202,7 +202,7 @@ async fn results_of_every_command() {
     for format in FORMATS {
         let (code, out, err) = shell.raw(&format!("keys rotate -o {format}")).await;
         assert_eq!((code, &*err), (0, ""));
-        let successor = world.published().pop().unwrap();
+        let successor = server.published().pop().unwrap();
         text += &format!(
             "$ tailbone keys rotate -o {format}\n{}(exit 0)\n\n",
             masked(&out.replace(&successor, "<successor>"))
@@ -213,11 +213,11 @@ async fn results_of_every_command() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removal_says_what_it_breaks_and_asks() {
-    let world = World::new().await;
-    let other = generate(&mut world.local().await).await.key_id;
-    let ids = world.published();
+    let server = AdminServer::new().await;
+    let other = generate(&mut server.local().await).await.key_id;
+    let ids = server.published();
     let (signing, names) = (&ids[0], names(&ids));
-    let shell = Shell::at(&world.socket());
+    let shell = Shell::at(&server.socket());
     let mut text = String::new();
     text += &shell.show(&format!("keys remove {signing}"), &names).await;
     text += &shell
@@ -228,7 +228,7 @@ async fn a_removal_says_what_it_breaks_and_asks() {
         .answering("")
         .show(&format!("keys remove {other}"), &names)
         .await;
-    assert_eq!(world.published(), ids, "nothing was removed so far");
+    assert_eq!(server.published(), ids, "nothing was removed so far");
     text += &shell
         .answering("y\n")
         .show(&format!("keys remove {other}"), &names)
@@ -238,23 +238,23 @@ async fn a_removal_says_what_it_breaks_and_asks() {
         .show(&format!("keys remove {signing} -o json"), &names)
         .await;
     insta::assert_snapshot!(text);
-    assert_eq!(world.published(), [""; 0]);
+    assert_eq!(server.published(), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn yes_in_the_environment_asks_nothing() {
-    let world = World::new().await;
-    let shell = Shell::at(&world.socket()).and("TB_NO_CONFIRMATION", "true");
-    let kid = world.published().remove(0);
+    let server = AdminServer::new().await;
+    let shell = Shell::at(&server.socket()).and("TB_NO_CONFIRMATION", "true");
+    let kid = server.published().remove(0);
     let (code, _, err) = shell.raw(&format!("keys remove {kid}")).await;
     assert_eq!(code, 0, "{err}");
-    assert_eq!(world.published(), [""; 0]);
+    assert_eq!(server.published(), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_goes_wrong_is_told_with_code_and_words() {
-    let world = World::new().await;
-    let shell = Shell::at(&world.socket());
+    let server = AdminServer::new().await;
+    let shell = Shell::at(&server.socket());
     let nobody = TempDir::new().unwrap();
     let stale = nobody.path().join("stale.sock");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
@@ -298,8 +298,8 @@ async fn what_goes_wrong_is_told_with_code_and_words() {
         "{err}"
     );
 
-    std::fs::write(world.keys_dir().join("jwks.json"), "{}").unwrap();
-    let place = world.keys_dir();
+    std::fs::write(server.keys_dir().join("jwks.json"), "{}").unwrap();
+    let place = server.keys_dir();
     let masks = [(place.to_str().unwrap(), "<keys>")];
     for command in ["list", "generate", "rotate"] {
         text += &shell.show(&format!("keys {command}"), &masks).await;
@@ -309,9 +309,9 @@ async fn what_goes_wrong_is_told_with_code_and_words() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_keys_at_all_is_no_failure() {
-    let world = World::new().await;
-    let shell = Shell::at(&world.socket());
-    let kid = world.published().remove(0);
+    let server = AdminServer::new().await;
+    let shell = Shell::at(&server.socket());
+    let kid = server.published().remove(0);
     let (code, out, _) = shell.raw(&format!("keys remove {kid} -y -o json")).await;
     assert_eq!((code, &*out), (0, "null"));
     let (code, out, err) = shell.raw("keys list").await;
@@ -319,8 +319,8 @@ async fn no_keys_at_all_is_no_failure() {
 }
 
 /// A port on this host that leads to the admin API in the name of a tailnet node.
-async fn through(world: &World, identity: Identity) -> SocketAddr {
-    let node = world.net.join("desk", identity);
+async fn through(server: &AdminServer, identity: Identity) -> SocketAddr {
+    let node = server.world.tailnet.join("desk", identity);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -338,15 +338,15 @@ async fn through(world: &World, identity: Identity) -> SocketAddr {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_is_named_wins_over_the_socket() {
-    let world = World::new().await;
-    let shell = Shell::at(&world.socket());
+    let server = AdminServer::new().await;
+    let shell = Shell::at(&server.socket());
     let list = serde_json::json!({"methods": ["list"]});
     let bob = Identity::user("bob@example.com").cap(ADMIN_CAPABILITY, list);
-    let addr = through(&world, bob).await;
+    let addr = through(&server, bob).await;
     let host = format!("--host {} --port {}", addr.ip(), addr.port());
     let (code, out, err) = shell.raw(&format!("keys list {host}")).await;
     assert_eq!(code, 0, "{err}");
-    assert!(out.contains(&world.published()[0]));
+    assert!(out.contains(&server.published()[0]));
     let (code, _, err) = shell.raw(&format!("keys generate {host}")).await;
     assert_eq!(code, 1);
     assert_eq!(
@@ -376,11 +376,11 @@ async fn d12_without_host_and_socket_both_ways_are_named() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d12_the_local_socket_is_the_default_target() {
-    let world = World::new().await;
-    let shell = Shell::with(&[("TB_SERVER_TAILSCALE_DIR", world.dir.path())]);
+    let server = AdminServer::new().await;
+    let shell = Shell::with(&[("TB_SERVER_TAILSCALE_DIR", server.dir.path())]);
     let (code, _, err) = shell.raw("keys generate").await;
     assert_eq!(code, 0, "{err}");
-    assert_eq!(world.published().len(), 2);
+    assert_eq!(server.published().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -406,9 +406,9 @@ async fn d26_a_server_that_never_answers_is_given_up() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d26_an_unanswered_question_is_exit_code_2() {
-    let world = World::new().await;
-    let shell = Shell::at(&world.socket());
-    let kid = generate(&mut world.local().await).await.key_id;
+    let server = AdminServer::new().await;
+    let shell = Shell::at(&server.socket());
+    let kid = generate(&mut server.local().await).await.key_id;
     for shell in [shell.clone(), shell.answering("n\n"), shell.answering("")] {
         let (code, out, err) = shell.raw(&format!("keys remove {kid}")).await;
         assert_eq!((code, &*out), (2, ""));
@@ -417,7 +417,7 @@ async fn d26_an_unanswered_question_is_exit_code_2() {
             "{err}"
         );
     }
-    assert_eq!(world.published().len(), 2);
+    assert_eq!(server.published().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -21,7 +21,7 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
-use super::{Api, CACHE_TIME, SKEW, World, generate, list, policy};
+use super::{AdminServer, Api, CACHE_TIME, SKEW, generate, list, policy};
 
 async fn remove(api: &mut Api, kid: &str, force: Option<bool>) -> Result<Vec<String>, Status> {
     let request = RemoveKeyRequest {
@@ -35,8 +35,8 @@ async fn remove(api: &mut Api, kid: &str, force: Option<bool>) -> Result<Vec<Str
 
 #[tokio::test]
 async fn a_key_is_made_listed_and_removed() {
-    let world = World::new().await;
-    let mut api = world.owner().await;
+    let server = AdminServer::new().await;
+    let mut api = server.owner().await;
     let first = list(&mut api).await.remove(0);
     assert_eq!((&*first.state, first.published), ("active", true));
     assert!(
@@ -58,13 +58,13 @@ async fn a_key_is_made_listed_and_removed() {
         remove(&mut api, &made.key_id, None).await.unwrap(),
         std::slice::from_ref(&first.key_id)
     );
-    assert_eq!(world.published(), [first.key_id]);
+    assert_eq!(server.published(), [first.key_id]);
 }
 
 #[tokio::test]
 async fn d09_size_and_algorithm_are_what_was_asked_for() {
-    let world = World::new().await;
-    let mut api = world.local().await;
+    let server = AdminServer::new().await;
+    let mut api = server.local().await;
     for (size, algorithm, wanted) in [
         (3072, "RS256", ("RS256", 3072)),
         (0, "EdDSA", ("EdDSA", 0)),
@@ -78,7 +78,7 @@ async fn d09_size_and_algorithm_are_what_was_asked_for() {
         let key = key.unwrap().into_inner().key.unwrap();
         assert_eq!((&*key.algorithm, key.size), wanted);
     }
-    let before = world.published();
+    let before = server.published();
     for (size, algorithm) in [(1024, "RS256"), (-1, ""), (2048, "ES256"), (0, "HS256")] {
         let request = GenerateNewKeysRequest {
             size,
@@ -87,14 +87,14 @@ async fn d09_size_and_algorithm_are_what_was_asked_for() {
         let refused = api.generate_new_keys(request).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{size} {algorithm}");
     }
-    assert_eq!(world.published(), before);
+    assert_eq!(server.published(), before);
 }
 
 #[tokio::test]
 async fn d18_the_signing_key_goes_only_where_that_is_known_and_wanted() {
-    let world = World::new().await;
-    let mut api = world.owner().await;
-    let signing = world.published().remove(0);
+    let server = AdminServer::new().await;
+    let mut api = server.owner().await;
+    let signing = server.published().remove(0);
     let refused = remove(&mut api, &signing, Some(false)).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     for words in [
@@ -104,7 +104,7 @@ async fn d18_the_signing_key_goes_only_where_that_is_known_and_wanted() {
     ] {
         assert!(refused.message().contains(words), "{words}: {refused:?}");
     }
-    assert_eq!(world.published(), std::slice::from_ref(&signing));
+    assert_eq!(server.published(), std::slice::from_ref(&signing));
     // A key that does not sign is removed without any question.
     let other = generate(&mut api).await.key_id;
     remove(&mut api, &other, Some(false)).await.unwrap();
@@ -116,10 +116,10 @@ async fn d18_the_signing_key_goes_only_where_that_is_known_and_wanted() {
 
 #[tokio::test]
 async fn a_client_from_before_says_nothing_and_means_it() {
-    let world = World::new().await;
-    let signing = world.published().remove(0);
+    let server = AdminServer::new().await;
+    let signing = server.published().remove(0);
     assert_eq!(
-        remove(&mut world.owner().await, &signing, None)
+        remove(&mut server.owner().await, &signing, None)
             .await
             .unwrap(),
         [""; 0]
@@ -128,9 +128,9 @@ async fn a_client_from_before_says_nothing_and_means_it() {
 
 #[tokio::test]
 async fn d18_other_servers_stop_signing_with_a_removed_key_at_their_next_look() {
-    let world = World::new().await;
+    let server = AdminServer::new().await;
     let elsewhere = tempfile::tempdir().unwrap();
-    let publisher = FilePublisher::new(world.keys_dir().join("jwks.json"));
+    let publisher = FilePublisher::new(server.keys_dir().join("jwks.json"));
     let other = KeyLife::new(
         KeyStore::new(elsewhere.path()),
         std::sync::Arc::new(publisher),
@@ -145,9 +145,9 @@ async fn d18_other_servers_stop_signing_with_a_removed_key_at_their_next_look() 
     let later = now + CACHE_TIME + SKEW;
     other.sync(later).await.unwrap();
     let theirs = other.ring().signer().unwrap().kid().to_string();
-    assert!(world.published().contains(&theirs));
+    assert!(server.published().contains(&theirs));
 
-    let remaining = remove(&mut world.owner().await, &theirs, Some(false)).await;
+    let remaining = remove(&mut server.owner().await, &theirs, Some(false)).await;
     assert_eq!(remaining.unwrap().len(), 1);
     other.sync(later + Duration::from_secs(31)).await.unwrap();
     assert!(other.ring().signer().is_err(), "signs with a removed key");
@@ -155,8 +155,8 @@ async fn d18_other_servers_stop_signing_with_a_removed_key_at_their_next_look() 
 
 #[tokio::test]
 async fn d26_a_client_can_tell_what_went_wrong() {
-    let world = World::new().await;
-    let mut api = world.owner().await;
+    let server = AdminServer::new().await;
+    let mut api = server.owner().await;
     let unknown = remove(&mut api, "tb-1", None).await.unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
     assert_eq!(
@@ -172,9 +172,9 @@ async fn d26_a_client_can_tell_what_went_wrong() {
         assert_eq!(refused.code(), Code::NotFound, "{path:?}");
     }
     // If the document is no JWKS, nothing is overwritten and every method reports it.
-    let document = world.keys_dir().join("jwks.json");
+    let document = server.keys_dir().join("jwks.json");
     std::fs::write(&document, "<html>").unwrap();
-    let kid = world.keys.ring().signer().unwrap().kid().to_string();
+    let kid = server.keys.ring().signer().unwrap().kid().to_string();
     let generated = api
         .generate_new_keys(GenerateNewKeysRequest::default())
         .await
@@ -197,8 +197,8 @@ async fn d26_a_client_can_tell_what_went_wrong() {
 
 #[tokio::test]
 async fn rotating_makes_one_successor_and_says_when_it_signs() {
-    let world = World::new().await;
-    let mut api = world.owner().await;
+    let server = AdminServer::new().await;
+    let mut api = server.owner().await;
     let before = Timestamp::now().as_second();
     let request = || RotateKeysRequest::default();
     let first = soon("rotate", api.rotate_keys(request())).await;
@@ -210,23 +210,23 @@ async fn rotating_makes_one_successor_and_says_when_it_signs() {
     assert!((before..before + 20).contains(&from), "{first:?}");
     let again = api.rotate_keys(request()).await.unwrap().into_inner();
     assert_eq!(again, first, "the one that waits is the successor");
-    assert_eq!(world.published().len(), 2);
+    assert_eq!(server.published().len(), 2);
 }
 
 #[tokio::test]
 async fn status_tells_node_key_and_trouble() {
-    let world = World::new().await;
-    let mut api = world.local().await;
+    let server = AdminServer::new().await;
+    let mut api = server.local().await;
     let status = api.status(StatusRequest {}).await.unwrap().into_inner();
     assert_eq!(status.node_state, "Running");
     assert_eq!(status.node_name, "tailbone.fake-tailnet.ts.net");
-    assert_eq!(status.addresses, [world.node.ip().to_string()]);
-    assert_eq!(vec![status.signing_key], world.published());
+    assert_eq!(status.addresses, [server.world.node.ip().to_string()]);
+    assert_eq!(vec![status.signing_key], server.published());
     assert!(status.jwks_read_at > 0);
     assert_eq!((&*status.jwks_trouble, &*status.signing_trouble), ("", ""));
 
-    std::fs::write(world.keys_dir().join("jwks.json"), "[").unwrap();
-    world.keys.sync(Timestamp::now()).await.unwrap();
+    std::fs::write(server.keys_dir().join("jwks.json"), "[").unwrap();
+    server.keys.sync(Timestamp::now()).await.unwrap();
     let status = api.status(StatusRequest {}).await.unwrap().into_inner();
     assert!(status.jwks_trouble.contains("cannot be used"), "{status:?}");
     assert!(!status.signing_key.is_empty(), "signing goes on");
@@ -234,8 +234,8 @@ async fn status_tells_node_key_and_trouble() {
 
 #[tokio::test]
 async fn d23_a_server_tells_the_version_and_commit_it_was_built_from() {
-    let world = World::new().await;
-    let status = world.local().await.status(StatusRequest {}).await;
+    let server = AdminServer::new().await;
+    let status = server.local().await.status(StatusRequest {}).await;
     let status = status.unwrap().into_inner();
     assert_eq!(status.version, env!("CARGO_PKG_VERSION"));
     if std::path::Path::new(".git").exists() {
@@ -246,10 +246,10 @@ async fn d23_a_server_tells_the_version_and_commit_it_was_built_from() {
 
 #[tokio::test]
 async fn what_was_begun_is_finished_when_its_client_hangs_up() {
-    let world = World::new().await;
+    let server = AdminServer::new().await;
     // The directory is locked, so the call waits.
-    let lock = KeyStore::new(world.keys_dir()).lock().unwrap();
-    let mut api = world.local().await;
+    let lock = KeyStore::new(server.keys_dir()).lock().unwrap();
+    let mut api = server.local().await;
     let call = tokio::time::timeout(
         Duration::from_millis(300),
         api.generate_new_keys(GenerateNewKeysRequest::default()),
@@ -258,7 +258,7 @@ async fn what_was_begun_is_finished_when_its_client_hangs_up() {
     drop(api);
     drop(lock);
     eventually("the key is published", async || {
-        let published = world.published();
+        let published = server.published();
         if published.len() == 2 {
             Ok(())
         } else {
@@ -270,9 +270,12 @@ async fn what_was_begun_is_finished_when_its_client_hangs_up() {
 
 #[tokio::test]
 async fn health_and_reflection_are_for_everybody() {
-    let world = World::new().await;
-    let bob = world.net.join("laptop", Identity::user("bob@example.com"));
-    let channel = world.channel(&bob).await;
+    let server = AdminServer::new().await;
+    let bob = server
+        .world
+        .tailnet
+        .join("laptop", Identity::user("bob@example.com"));
+    let channel = server.channel(&bob).await;
     for service in ["", "proto.AdminService"] {
         let request = HealthCheckRequest {
             service: service.into(),
@@ -314,8 +317,8 @@ async fn health_and_reflection_are_for_everybody() {
 
 #[tokio::test]
 async fn what_is_no_call_of_ours_is_told_so() {
-    let world = World::new().await;
-    let stream = tokio::net::UnixStream::connect(world.socket())
+    let server = AdminServer::new().await;
+    let stream = tokio::net::UnixStream::connect(server.socket())
         .await
         .unwrap();
     let (mut sender, connection) = hyper::client::conn::http2::handshake(

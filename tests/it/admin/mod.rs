@@ -15,12 +15,12 @@ use std::{
     time::Duration,
 };
 
-use ::http::Extensions;
+use axum::Router;
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use tailbone::{
     admin::{
-        AdminApi, AdminSocket,
+        AdminApi, AdminSocket, Requester,
         proto::{
             GenerateNewKeysRequest, Key, ListKeysRequest, admin_service_client::AdminServiceClient,
         },
@@ -31,17 +31,13 @@ use tailbone::{
         layers,
         serve::{Limits, Server, serve},
     },
-    identity::{Directory, TailnetListener},
     jwks::{FilePublisher, Publisher, life::KeyLife},
-    keys::{KeyStore, Policy},
+    keys::KeyStore,
     part::ServerState,
-    tailnet::{
-        ListenAddr, Node,
-        fake::{FakeNode, FakeTailnet, Identity},
-    },
+    tailnet::fake::{FakeNode, Identity},
 };
 use tempfile::TempDir;
-use testkit::soon;
+use testkit::{http::dial, keys::policy, soon, world::World};
 use tonic::transport::{Channel, Endpoint};
 
 const ADMIN_CAPABILITY: &str = "tailbone.dev/cap/admin";
@@ -51,17 +47,16 @@ const SKEW: Duration = Duration::from_secs(60);
 
 type Api = AdminServiceClient<Channel>;
 
-/// A server with a tailnet of its own, owned by `owner@example.com`, with its socket and one key.
-struct World {
-    net: FakeTailnet,
-    node: FakeNode,
+/// A server of the admin API on a world of its own, with its socket and one key.
+struct AdminServer {
+    world: World,
     keys: KeyLife,
     dir: TempDir,
     /// Kept because dropping a server stops it.
     _servers: [Server; 2],
 }
 
-impl World {
+impl AdminServer {
     async fn new() -> Self {
         Self::with(Authorization::Grant).await
     }
@@ -79,38 +74,14 @@ impl World {
         let before = Timestamp::now() - Duration::from_secs(10);
         keys.start(before).await.expect("a first key");
         keys.sync(Timestamp::now()).await.expect("a look");
-        let net = FakeTailnet::new();
-        let node = net.join("tailbone", Identity::user("owner@example.com"));
-        let own = ServerState::default();
-        own.membership.joined(Arc::new(node.clone()));
-        let admin = AdminApi {
-            keys: keys.clone(),
-            spec: KeySpec::Es256,
-            mode,
-            state: own,
-            changes: Arc::default(),
-        };
-        let routes = layers::wrap_grpc(router(admin).unwrap(), "admin");
-        let listener = node.listen(ListenAddr::Port(PORT)).await.unwrap();
-        let directory = Directory::new(Arc::new(node.clone()));
-        let identify = move |peer| directory.identify(peer);
-        let tailnet = serve(
-            "admin",
-            TailnetListener(listener),
-            routes.clone(),
-            Limits::default(),
-            identify,
-        );
-        let socket = AdminSocket::bind(&dir.path().join("admin.sock")).unwrap();
-        let identify = |requester| {
-            let mut known = Extensions::new();
-            known.insert(requester);
-            known
-        };
-        let local = serve("admin socket", socket, routes, Limits::default(), identify);
+        let world = World::new();
+        let state = ServerState::default();
+        state.membership.joined(world.faulty.clone());
+        let routes = routes(keys.clone(), mode, state);
+        let tailnet = world.serve(PORT, routes.clone()).await;
+        let local = serve_socket(&dir.path().join("admin.sock"), routes);
         Self {
-            net,
-            node,
+            world,
             keys,
             dir,
             _servers: [tailnet, local],
@@ -133,15 +104,11 @@ impl World {
 
     /// A client on a node of its own.
     async fn caller(&self, host: &str, identity: Identity) -> Api {
-        AdminServiceClient::new(self.channel(&self.net.join(host, identity)).await)
+        AdminServiceClient::new(self.channel(&self.world.join(host, identity)).await)
     }
 
     async fn channel(&self, node: &FakeNode) -> Channel {
-        let stream = node
-            .dial(&format!("tailbone:{PORT}"), Duration::from_secs(5))
-            .await
-            .unwrap();
-        over(stream).await
+        over(dial(node, &format!("tailbone:{PORT}")).await).await
     }
 
     async fn owner(&self) -> Api {
@@ -155,14 +122,28 @@ impl World {
     }
 }
 
-fn policy() -> Policy {
-    Policy {
-        token_life: Duration::from_secs(20 * 60),
-        cache_time: CACHE_TIME,
-        skew: SKEW,
-        rotate_every: None,
-        withdrawn_grace: Duration::from_secs(86_400),
-    }
+/// The routes of the admin API.
+pub(crate) fn routes(keys: KeyLife, mode: Authorization, state: ServerState) -> Router {
+    let admin = AdminApi {
+        keys,
+        spec: KeySpec::Es256,
+        mode,
+        state,
+        changes: Arc::default(),
+    };
+    layers::wrap_grpc(router(admin).unwrap(), "admin")
+}
+
+/// Serves these routes at a local socket.
+pub(crate) fn serve_socket(path: &Path, routes: Router) -> Server {
+    let socket = AdminSocket::bind(path).unwrap();
+    serve(
+        "admin socket",
+        socket,
+        routes,
+        Limits::default(),
+        Requester::identify,
+    )
 }
 
 fn published(keys_dir: &Path) -> Vec<String> {

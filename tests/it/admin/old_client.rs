@@ -13,7 +13,7 @@ use tailbone::tailnet::{
 use testkit::{files::venv, soon};
 use tokio::net::TcpListener;
 
-use super::{PORT, World};
+use super::{AdminServer, PORT};
 
 /// Runs the client and reads its lines.
 async fn run(target: &str) -> Vec<Value> {
@@ -48,7 +48,7 @@ async fn through(node: FakeNode) -> String {
     addr
 }
 
-fn does_everything(world: &World, before: &[String], lines: &[Value]) {
+fn does_everything(server: &AdminServer, before: &[String], lines: &[Value]) {
     let ids = |line: &Value| -> Vec<String> {
         let keys = line["keys"]
             .as_array()
@@ -75,7 +75,7 @@ fn does_everything(world: &World, before: &[String], lines: &[Value]) {
         ))
     );
     assert_eq!(ids(last), before);
-    assert_eq!(world.published(), before);
+    assert_eq!(server.published(), before);
     for key in lines
         .iter()
         .filter_map(|line| line["keys"].as_array())
@@ -96,20 +96,26 @@ fn does_everything(world: &World, before: &[String], lines: &[Value]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_old_client_generates_lists_and_removes() {
-    let world = World::new().await;
-    let before = world.published();
-    let owner = world.net.join("desk", Identity::user("owner@example.com"));
+    let server = AdminServer::new().await;
+    let before = server.published();
+    let owner = server
+        .world
+        .tailnet
+        .join("desk", Identity::user("owner@example.com"));
     let lines = run(&through(owner).await).await;
-    does_everything(&world, &before, &lines);
-    let lines = run(&format!("unix:{}", world.socket().display())).await;
-    does_everything(&world, &before, &lines);
+    does_everything(&server, &before, &lines);
+    let lines = run(&format!("unix:{}", server.socket().display())).await;
+    does_everything(&server, &before, &lines);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d05_an_old_client_without_a_right_changes_nothing_and_reads_why() {
-    let world = World::new().await;
-    let before = world.published();
-    let bob = world.net.join("laptop", Identity::user("bob@example.com"));
+    let server = AdminServer::new().await;
+    let before = server.published();
+    let bob = server
+        .world
+        .tailnet
+        .join("laptop", Identity::user("bob@example.com"));
     let lines = run(&through(bob).await).await;
     assert_eq!(lines.len(), 6);
     for line in lines {
@@ -122,5 +128,5 @@ async fn d05_an_old_client_without_a_right_changes_nothing_and_reads_why() {
             "{line}"
         );
     }
-    assert_eq!(world.published(), before);
+    assert_eq!(server.published(), before);
 }

@@ -18,7 +18,7 @@ use testkit::{
     soon,
 };
 
-use super::{PORT, World, list};
+use super::{AdminServer, PORT, list};
 
 /// A message in gRPC's framing: uncompressed, length, bytes.
 fn frame(message: &impl prost::Message) -> Bytes {
@@ -30,9 +30,9 @@ fn frame(message: &impl prost::Message) -> Bytes {
 }
 
 /// The two most harmful methods, with the messages that a page would send.
-fn calls(world: &World) -> [(&'static str, Bytes); 2] {
+fn calls(server: &AdminServer) -> [(&'static str, Bytes); 2] {
     let remove = RemoveKeyRequest {
-        key_id: world.published()[0].clone(),
+        key_id: server.published()[0].clone(),
         force: None,
     };
     [
@@ -76,10 +76,13 @@ fn refused(answer: &Answer, status: u16, code: &str) {
 
 #[tokio::test]
 async fn a_page_can_neither_make_nor_remove_a_key() {
-    let world = World::new().await;
-    let before = world.published();
-    let owner = world.net.join("desk", Identity::user("owner@example.com"));
-    for (method, body) in calls(&world) {
+    let server = AdminServer::new().await;
+    let before = server.published();
+    let owner = server
+        .world
+        .tailnet
+        .join("desk", Identity::user("owner@example.com"));
+    for (method, body) in calls(&server) {
         // fetch(…, {method: "POST", mode: "no-cors"}): a page may send this anywhere without a
         // preflight.
         let simple = [
@@ -118,17 +121,20 @@ async fn a_page_can_neither_make_nor_remove_a_key() {
         let request = post(method, body.clone(), &plain);
         refused(&over_http2(&owner, request).await, 415, "not_grpc");
     }
-    assert_eq!(world.published(), before);
+    assert_eq!(server.published(), before);
 }
 
 #[tokio::test]
 async fn the_same_bytes_from_a_program_are_a_call() {
-    let world = World::new().await;
-    let owner = world.net.join("desk", Identity::user("owner@example.com"));
+    let server = AdminServer::new().await;
+    let owner = server
+        .world
+        .tailnet
+        .join("desk", Identity::user("owner@example.com"));
     let headers = [("content-type", "application/grpc"), ("te", "trailers")];
-    let (method, body) = calls(&world)[0].clone();
+    let (method, body) = calls(&server)[0].clone();
     let answer = over_http2(&owner, post(method, body, &headers)).await;
     assert_eq!(answer.status(), 200, "{answer:?}");
-    let mut api = world.owner().await;
+    let mut api = server.owner().await;
     assert_eq!(list(&mut api).await.len(), 2);
 }

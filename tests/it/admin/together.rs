@@ -11,7 +11,7 @@ use tailbone::{
 use tempfile::TempDir;
 use testkit::{s3::S3Server, soon};
 
-use super::{Api, World, generate, list};
+use super::{AdminServer, Api, generate, list};
 
 /// One admin's work: creates keys and removes every second one. Returns those that are left.
 async fn work(mut api: Api, changes: usize) -> Vec<String> {
@@ -31,22 +31,22 @@ async fn work(mut api: Api, changes: usize) -> Vec<String> {
     left
 }
 
-async fn nothing_is_lost(worlds: &[&World]) {
+async fn nothing_is_lost(servers: &[&AdminServer]) {
     let mut wanted: BTreeSet<String> = BTreeSet::new();
     let mut admins = Vec::new();
-    for world in worlds {
+    for server in servers {
         wanted.extend(
-            list(&mut world.local().await)
+            list(&mut server.local().await)
                 .await
                 .into_iter()
                 .map(|key| key.key_id),
         );
-        admins.push(work(world.local().await, 6));
-        admins.push(work(world.owner().await, 6));
+        admins.push(work(server.local().await, 6));
+        admins.push(work(server.owner().await, 6));
     }
     wanted.extend(join_all(admins).await.into_iter().flatten());
-    for world in worlds {
-        let keys = list(&mut world.local().await).await;
+    for server in servers {
+        let keys = list(&mut server.local().await).await;
         assert!(
             keys.iter()
                 .filter(|key| !key.state.is_empty())
@@ -59,34 +59,34 @@ async fn nothing_is_lost(worlds: &[&World]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_admins_on_one_server_lose_nothing() {
-    nothing_is_lost(&[&World::new().await]).await;
+    nothing_is_lost(&[&AdminServer::new().await]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_admins_on_two_servers_with_one_file_lose_nothing() {
     let shared = TempDir::new().unwrap();
     let path = shared.path().join("jwks.json");
-    let world = || async {
+    let start = || async {
         let publisher = Arc::new(FilePublisher::new(&path));
-        World::at(TempDir::new().unwrap(), Authorization::Grant, publisher).await
+        AdminServer::at(TempDir::new().unwrap(), Authorization::Grant, publisher).await
     };
-    nothing_is_lost(&[&world().await, &world().await]).await;
+    nothing_is_lost(&[&start().await, &start().await]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_admins_on_two_servers_with_one_bucket_lose_nothing() {
     let server = S3Server::start();
-    let world = || async {
+    let start = || async {
         let publisher: Arc<dyn Publisher> = Arc::new(server.publisher());
-        World::at(TempDir::new().unwrap(), Authorization::Grant, publisher).await
+        AdminServer::at(TempDir::new().unwrap(), Authorization::Grant, publisher).await
     };
-    nothing_is_lost(&[&world().await, &world().await]).await;
+    nothing_is_lost(&[&start().await, &start().await]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rotations_at_once_make_one_successor() {
-    let world = World::new().await;
-    let admins: Vec<_> = join_all((0..6).map(|_| world.local())).await;
+    let server = AdminServer::new().await;
+    let admins: Vec<_> = join_all((0..6).map(|_| server.local())).await;
     let rotate = async |mut api: Api| {
         let answer = api.rotate_keys(RotateKeysRequest::default()).await;
         answer.unwrap().into_inner().key.unwrap().key_id
@@ -96,5 +96,5 @@ async fn rotations_at_once_make_one_successor() {
         .into_iter()
         .collect();
     assert_eq!(made.len(), 1, "{made:?}");
-    assert_eq!(world.published().len(), 2);
+    assert_eq!(server.published().len(), 2);
 }

@@ -16,7 +16,7 @@ use tokio::io::AsyncWriteExt as _;
 use super::{
     refused,
     reverse::read_until,
-    world::{ALLOW_OWN, World, upstream},
+    server::{ALLOW_OWN, GateServer, upstream},
 };
 
 const NAMED: &str = "[[rule]]\nname = \"wiki\"\ndecision = \"allow\"\nhosts = [\"wiki.example.com\"]\n\
@@ -30,9 +30,9 @@ fn origins(words: &[&str]) -> Vec<Allowed<Origin>> {
         .collect()
 }
 
-async fn at(world: &World, peer: &str, host: &str, path: &str) -> (u16, String) {
+async fn at(server: &GateServer, peer: &str, host: &str, path: &str) -> (u16, String) {
     let host = format!("Host: {host}");
-    let answer = world.send(peer, &format!("GET {path}"), &[&host]).await;
+    let answer = server.send(peer, &format!("GET {path}"), &[&host]).await;
     match answer.status {
         200 => (200, String::new()),
         _ => refused(&answer),
@@ -41,39 +41,39 @@ async fn at(world: &World, peer: &str, host: &str, path: &str) -> (u16, String) 
 
 #[tokio::test]
 async fn a_name_that_nothing_here_has_reaches_nobody() {
-    let world = World::called_by_name(NAMED, |gate| {
+    let server = GateServer::called_by_name(NAMED, |gate| {
         let addr = gate.upstreams[0].address.parse().unwrap();
         gate.upstreams
             .push(upstream("*.lab.example.com", "/", addr));
     })
     .await;
     let grant = json!({ "hosts": ["granted.example.com"] });
-    world.tailnet.update("bob", |identity| {
+    server.world.tailnet.update("bob", |identity| {
         let values = identity.caps.entry(CAPABILITY.into()).or_default();
         values.push(grant);
     });
-    let node = world.node.ip().to_string();
+    let node = server.world.node.ip().to_string();
     for host in ["tailbone", "tailbone.fake-tailnet.ts.net.:8080", &node] {
-        assert_eq!(at(&world, "alice", host, "/").await.0, 200, "{host}");
+        assert_eq!(at(&server, "alice", host, "/").await.0, 200, "{host}");
     }
     for host in ["wiki.example.com", "a.lab.example.com:8080"] {
-        assert_eq!(at(&world, "alice", host, "/").await.0, 200, "{host}");
+        assert_eq!(at(&server, "alice", host, "/").await.0, 200, "{host}");
     }
     // Only bob's grant names this host.
     let granted = "granted.example.com";
-    assert_eq!(at(&world, "bob", granted, "/").await.0, 200);
+    assert_eq!(at(&server, "bob", granted, "/").await.0, 200);
     let unknown = (421, "unknown_host".to_owned());
-    assert_eq!(at(&world, "alice", granted, "/").await, unknown);
+    assert_eq!(at(&server, "alice", granted, "/").await, unknown);
     for host in [
         "evil.example",
         "evil.example:8080",
         "wiki.example.com.evil.example",
         "localhost",
     ] {
-        assert_eq!(at(&world, "alice", host, "/").await, unknown, "{host}");
+        assert_eq!(at(&server, "alice", host, "/").await, unknown, "{host}");
         // What everybody on the tailnet may read is still not readable for outside pages.
         assert_eq!(
-            at(&world, "alice", host, "/public").await,
+            at(&server, "alice", host, "/public").await,
             unknown,
             "{host}"
         );
@@ -81,8 +81,8 @@ async fn a_name_that_nothing_here_has_reaches_nobody() {
 }
 
 /// The status of an upgrade to WebSocket.
-async fn upgrade(world: &World, headers: &str) -> String {
-    let mut stream = world.connect("alice").await;
+async fn upgrade(server: &GateServer, headers: &str) -> String {
+    let mut stream = server.connect("alice").await;
     let head = format!(
         "GET /ws HTTP/1.1\r\nHost: app.example.com:8080\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n{headers}\r\n"
@@ -94,9 +94,9 @@ async fn upgrade(world: &World, headers: &str) -> String {
 
 #[tokio::test]
 async fn a_websocket_is_for_pages_of_its_own_site() {
-    let world = World::start(ALLOW_OWN).await;
+    let server = GateServer::start(ALLOW_OWN).await;
     for own in ["", "Origin: http://app.example.com:8080\r\n"] {
-        assert_eq!(upgrade(&world, own).await, "101", "{own}");
+        assert_eq!(upgrade(&server, own).await, "101", "{own}");
     }
     for other in [
         "Origin: http://evil.example\r\n",
@@ -106,9 +106,9 @@ async fn a_websocket_is_for_pages_of_its_own_site() {
         "Origin: http://app.example.com:8080\r\nOrigin: http://evil.example\r\n",
         "Origin: http://app.example.com:8080\r\nSec-Fetch-Site: cross-site\r\n",
     ] {
-        assert_eq!(upgrade(&world, other).await, "403", "{other}");
+        assert_eq!(upgrade(&server, other).await, "403", "{other}");
     }
-    let meant = World::with(ALLOW_OWN, |gate| {
+    let meant = GateServer::with(ALLOW_OWN, |gate| {
         gate.allowed_origins = origins(&["https://chat.example.com", "null"]);
     })
     .await;
@@ -124,7 +124,7 @@ async fn a_websocket_is_for_pages_of_its_own_site() {
 
 #[tokio::test]
 async fn a_page_of_another_site_changes_nothing() {
-    let world = World::start(ALLOW_OWN).await;
+    let server = GateServer::start(ALLOW_OWN).await;
     let host = "Host: app.example.com";
     let evil = "Origin: http://evil.example";
     for method in ["POST", "PUT", "PATCH", "DELETE", "PROPFIND"] {
@@ -134,7 +134,7 @@ async fn a_page_of_another_site_changes_nothing() {
             &[host, "Origin: null"],
             &[host, "Sec-Fetch-Site: same-site"],
         ] {
-            let answer = world.send("alice", &line, marks).await;
+            let answer = server.send("alice", &line, marks).await;
             assert_eq!(
                 refused(&answer),
                 (403, "foreign_origin".into()),
@@ -147,7 +147,7 @@ async fn a_page_of_another_site_changes_nothing() {
             &[host, "Origin: https://app.example.com"],
             &[host, "Origin: null", "Sec-Fetch-Site: same-origin"],
         ] {
-            let answer = world.send("alice", &line, marks).await;
+            let answer = server.send("alice", &line, marks).await;
             assert_eq!(answer.status, 200, "{line} {marks:?}");
         }
     }
@@ -155,12 +155,12 @@ async fn a_page_of_another_site_changes_nothing() {
     for method in ["GET", "HEAD", "OPTIONS"] {
         let line = format!("{method} /");
         assert_eq!(
-            world.send("alice", &line, &[host, evil]).await.status,
+            server.send("alice", &line, &[host, evil]).await.status,
             200,
             "{method}"
         );
     }
-    let meant = World::with(ALLOW_OWN, |gate| gate.allowed_origins = origins(&["*"])).await;
+    let meant = GateServer::with(ALLOW_OWN, |gate| gate.allowed_origins = origins(&["*"])).await;
     assert_eq!(
         meant.send("alice", "POST /", &[host, evil]).await.status,
         200
@@ -169,11 +169,11 @@ async fn a_page_of_another_site_changes_nothing() {
 
 #[tokio::test]
 async fn the_layer_has_the_same_rule() {
-    let mut world = World::start(ALLOW_OWN).await;
+    let mut server = GateServer::start(ALLOW_OWN).await;
     let rules = || Rules::parse(ALLOW_OWN, CAPABILITY).unwrap();
     let app = |gate: GateLayer| Router::new().route("/", post(async || "done")).layer(gate);
     let meant = GateLayer::new(rules()).allow_origins(origins(&["http://meant.example"]));
-    let to = world.serve_at(app(meant)).await;
+    let to = server.serve_at(app(meant)).await;
     for (origin, status) in [
         ("http://own", 200),
         ("http://meant.example", 200),
@@ -182,20 +182,20 @@ async fn the_layer_has_the_same_rule() {
     ] {
         let origin = format!("Origin: {origin}");
         let text = request("POST /", &["Host: own", "Content-Length: 0", &origin]);
-        let answer = raw(world.source("alice"), to, &text).await;
+        let answer = raw(server.source("alice"), to, &text).await;
         assert_eq!(answer.status, status, "{origin}");
     }
 }
 
 #[tokio::test]
 async fn forward_auth_says_no_to_pages_of_another_site_too() {
-    let world = World::start(ALLOW_OWN).await;
-    let alice = world.ip("alice");
+    let server = GateServer::start(ALLOW_OWN).await;
+    let alice = server.ip("alice");
     let forwarded = format!("X-Forwarded-For: {alice}");
     let remote = format!("Remote-Addr: {alice}");
     let foreign = (403, "foreign_origin".to_owned());
     let ask = async |path: &str, headers: &[&str]| {
-        let answer = world.ask(path, headers).await;
+        let answer = server.ask(path, headers).await;
         match answer.status {
             200 | 204 => (answer.status, String::new()),
             _ => refused(&answer),
@@ -259,17 +259,17 @@ async fn forward_auth_says_no_to_pages_of_another_site_too() {
 
 #[tokio::test]
 async fn tokens_are_for_a_host_that_the_operator_named() {
-    let world = World::start(ALLOW_OWN).await;
+    let server = GateServer::start(ALLOW_OWN).await;
     let sign: tailbone::gate::SignFn = std::sync::Arc::new(|_| Box::pin(async { Ok("t".into()) }));
     let build = |host: &str, audience: Option<&str>| {
-        let mut settings = world.settings.clone();
+        let mut settings = server.settings.clone();
         settings.upstreams[0].host = host.into();
         settings.token = Some(tailbone::config::GateToken {
             issuer: "tailbone/gate".into(),
             audience: audience.map(str::to_owned),
             life: std::time::Duration::from_secs(60),
         });
-        let directory = Directory::new(world.trouble.clone());
+        let directory = Directory::new(server.world.faulty.clone());
         Gate::build(&settings, directory, Some(sign.clone()), Meter::default()).map(|_| ())
     };
     assert!(matches!(build("", None), Err(GateError::NoAudience(_))));

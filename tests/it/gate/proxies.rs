@@ -12,7 +12,7 @@ use testkit::{
     spoof,
 };
 
-use super::world::World;
+use super::server::GateServer;
 
 const POLICY: &str = "[[rule]]\nname = \"public\"\ndecision = \"anonymous\"\npaths = [\"/public\"]\n\
     [[rule]]\nname = \"admin\"\ndecision = \"deny\"\npaths = [\"/admin\"]\n\
@@ -44,15 +44,15 @@ async fn envoy_with_ext_authz() {
 
 /// The requirements that every proxy must meet.
 async fn behaves(name: &str) {
-    let world = &World::start(POLICY).await;
+    let server = &GateServer::start(POLICY).await;
     let place = Place {
         listen: free_addr(),
-        gate: Gate::Socket(&world.socket),
-        backend: world.backend.addr,
+        gate: Gate::Socket(&server.socket),
+        backend: server.backend.addr,
     };
-    let proxy = &Proxy::named(name, world.dir.path(), place).await;
+    let proxy = &Proxy::named(name, server.dir.path(), place).await;
     // The caller's identity.
-    let answer = curl(world, proxy, "alice", &["/x?y=1"]).await;
+    let answer = curl(server, proxy, "alice", &["/x?y=1"]).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     for (header, value) in [
         ("tailscale-user", "alice@example.com"),
@@ -63,7 +63,7 @@ async fn behaves(name: &str) {
         assert_eq!(answer.seen(header), [value], "{header}");
     }
     assert_eq!(answer.json()["target"], "/x?y=1");
-    let machine = curl(world, proxy, "robot", &["/x"]).await;
+    let machine = curl(server, proxy, "robot", &["/x"]).await;
     assert_eq!(machine.seen("tailscale-tags"), ["tag:ci,tag:prod"]);
 
     // The caller's rights.
@@ -116,10 +116,10 @@ async fn behaves(name: &str) {
         ("sharee", &["/x"], 403),
         ("sharee", &["/public/x"], 200),
     ] {
-        let answer = curl(world, proxy, peer, arguments).await;
+        let answer = curl(server, proxy, peer, arguments).await;
         assert_eq!(answer.status, status, "{peer} {arguments:?}: {answer:?}");
     }
-    let body = curl(world, proxy, "alice", &["-d", "the body", "/x"]).await;
+    let body = curl(server, proxy, "alice", &["-d", "the body", "/x"]).await;
     assert_eq!(
         body.json()["body"],
         "the body",
@@ -142,7 +142,7 @@ async fn behaves(name: &str) {
     assert_eq!(probe.status, 200);
 
     // Spoofing: headers in which a client claims to be somebody else, or somewhere else.
-    let tricks = spoof::tricks(&[world.source("alice"), world.ip("alice")]);
+    let tricks = spoof::tricks(&[server.source("alice"), server.ip("alice")]);
     // The host, at an address that Envoy passes on unchanged; for 127.0.0.1 it reports another
     // address of the machine.
     let host = IpAddr::from([127, 0, 0, 2]);
@@ -153,9 +153,9 @@ async fn behaves(name: &str) {
         let ask = async |from, line| raw(from, proxy.addr, &request(line, &headers)).await;
         // bob is allowed, as bob; the host's own address has no identity and may only see what is
         // public.
-        let bob = ask(world.source("bob"), "GET /x").await;
+        let bob = ask(server.source("bob"), "GET /x").await;
         let believed = match bob.status {
-            200 => spoof::believed(&bob, "bob@example.com", world.source("bob")),
+            200 => spoof::believed(&bob, "bob@example.com", server.source("bob")),
             // A proxy may refuse what looks odd to it.
             400 | 403 => None,
             other => Some(other.to_string()),
@@ -174,7 +174,7 @@ async fn behaves(name: &str) {
 }
 
 /// Runs real curl from a peer's address. The last argument is the path, wherever it goes.
-async fn curl(world: &World, proxy: &Proxy, peer: &str, arguments: &[&str]) -> Answer {
+async fn curl(server: &GateServer, proxy: &Proxy, peer: &str, arguments: &[&str]) -> Answer {
     let mut command = Command::new("curl");
     command
         .args([
@@ -188,7 +188,7 @@ async fn curl(world: &World, proxy: &Proxy, peer: &str, arguments: &[&str]) -> A
         ])
         .args(["-H", "Host: app.example.com", "-H", "Expect:"])
         .arg("--interface")
-        .arg(world.source(peer).to_string())
+        .arg(server.source(peer).to_string())
         .stdin(Stdio::null());
     for argument in arguments {
         if argument.starts_with('/') {

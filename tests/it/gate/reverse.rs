@@ -13,12 +13,12 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::world::{ALLOW_OWN, PROXY_PORT, World, upstream};
+use super::server::{ALLOW_OWN, GateServer, PROXY_PORT, upstream};
 
 #[tokio::test]
 async fn a_backend_learns_who_calls_and_by_which_way() {
-    let world = World::start(ALLOW_OWN).await;
-    let answer = world
+    let server = GateServer::start(ALLOW_OWN).await;
+    let answer = server
         .send(
             "alice",
             "GET /a/%20b?x=%2F&y",
@@ -31,7 +31,7 @@ async fn a_backend_learns_who_calls_and_by_which_way() {
         "/a/%20b?x=%2F&y",
         "passed on as it came"
     );
-    let ip = world.ip("alice").to_string();
+    let ip = server.ip("alice").to_string();
     for (header, value) in [
         ("host", "app.example.com:8080"),
         ("tailscale-user", "alice@example.com"),
@@ -53,8 +53,8 @@ async fn a_backend_learns_who_calls_and_by_which_way() {
 
 #[tokio::test]
 async fn a_machine_is_told_by_its_tags_and_never_by_a_user() {
-    let world = World::start(ALLOW_OWN).await;
-    let answer = world
+    let server = GateServer::start(ALLOW_OWN).await;
+    let answer = server
         .send(
             "robot",
             "GET /",
@@ -69,11 +69,11 @@ async fn a_machine_is_told_by_its_tags_and_never_by_a_user() {
 
 #[tokio::test]
 async fn capabilities_are_told_where_configured() {
-    let world = World::with(ALLOW_OWN, |gate| {
+    let server = GateServer::with(ALLOW_OWN, |gate| {
         gate.forward_capabilities = vec!["example.com/cap/wiki".into()];
     })
     .await;
-    world.tailnet.update("alice", |identity| {
+    server.world.tailnet.update("alice", |identity| {
         *identity = identity
             .clone()
             .cap(
@@ -82,7 +82,7 @@ async fn capabilities_are_told_where_configured() {
             )
             .cap("example.com/cap/secret", serde_json::json!({}));
     });
-    let answer = world.get("alice", "/").await;
+    let answer = server.get("alice", "/").await;
     assert_eq!(
         answer.seen("tailscale-app-capabilities"),
         [r#"{"example.com/cap/wiki":[{"role":"reader"}]}"#]
@@ -94,8 +94,8 @@ async fn capabilities_are_told_where_configured() {
     };
     let app = axum::Router::new()
         .route("/", axum::routing::get(told))
-        .layer(world.gate.layer());
-    let answer = world.serve_own(app, "alice", "/").await;
+        .layer(server.gate.layer());
+    let answer = server.serve_own(app, "alice", "/").await;
     assert_eq!(
         answer.body,
         r#"{"example.com/cap/wiki":[{"role":"reader"}]}"#
@@ -153,7 +153,7 @@ const SPOOFS: &[&[&str]] = &[
 
 #[tokio::test]
 async fn no_header_from_outside_makes_anybody_somebody_else() {
-    let world = World::start(ALLOW_OWN).await;
+    let server = GateServer::start(ALLOW_OWN).await;
     for (peer, login) in [("alice", Some("alice@example.com")), ("robot", None)] {
         for spoof in SPOOFS {
             let mut headers = vec!["Host: app.example.com"];
@@ -166,7 +166,7 @@ async fn no_header_from_outside_makes_anybody_somebody_else() {
                 bytes.extend(b"0\r\nTailscale-User: SPOOF\r\n\r\n");
             }
             let answer =
-                testkit::backend::raw(world.source(peer), world.proxy_addr(), &bytes).await;
+                testkit::backend::raw(server.source(peer), server.proxy_addr(), &bytes).await;
             assert_eq!(answer.status, 200, "{spoof:?}: {answer:?}");
             for (name, value) in answer.all_seen() {
                 assert!(
@@ -186,7 +186,7 @@ async fn no_header_from_outside_makes_anybody_somebody_else() {
             );
             assert_eq!(
                 answer.seen("x-forwarded-for"),
-                [world.ip(peer).to_string()],
+                [server.ip(peer).to_string()],
                 "{spoof:?}"
             );
         }
@@ -195,7 +195,7 @@ async fn no_header_from_outside_makes_anybody_somebody_else() {
 
 #[tokio::test]
 async fn requests_that_can_be_read_in_two_ways_are_refused() {
-    let world = World::start(
+    let server = GateServer::start(
         "[[rule]]\ndecision = \"deny\"\npaths = [\"/admin\"]\n[[rule]]\ndecision = \"allow\"\n",
     )
     .await;
@@ -213,15 +213,15 @@ async fn requests_that_can_be_read_in_two_ways_are_refused() {
         ("TRACE /", &["Host: a"], 405),
         ("CONNECT a:80", &["Host: a:80"], 405),
     ] {
-        let answer = world.send("alice", line, headers).await;
+        let answer = server.send("alice", line, headers).await;
         assert_eq!(answer.status, status, "{line} {headers:?}: {answer:?}");
     }
 }
 
 #[tokio::test]
 async fn a_method_cannot_be_replaced_where_rules_speak_of_methods() {
-    let world = World::start("[[rule]]\ndecision = \"allow\"\nmethods = [\"POST\"]\n").await;
-    let answer = world
+    let server = GateServer::start("[[rule]]\ndecision = \"allow\"\nmethods = [\"POST\"]\n").await;
+    let answer = server
         .send(
             "alice",
             "POST /",
@@ -236,7 +236,7 @@ async fn a_method_cannot_be_replaced_where_rules_speak_of_methods() {
     assert_eq!(answer.status, 200);
     assert!(answer.all_seen().iter().all(|(_, value)| value != "DELETE"));
     assert_eq!(
-        world.send("alice", "DELETE /", &["Host: a"]).await.status,
+        server.send("alice", "DELETE /", &["Host: a"]).await.status,
         403
     );
 }
@@ -245,31 +245,31 @@ async fn a_method_cannot_be_replaced_where_rules_speak_of_methods() {
 async fn several_upstreams_by_host_and_path() {
     let other = Backend::start().await;
     let addr = other.addr;
-    let world = World::with(ALLOW_OWN, |gate| {
+    let server = GateServer::with(ALLOW_OWN, |gate| {
         gate.upstreams.push(upstream("wiki.example.com", "", addr));
         gate.upstreams.push(upstream("", "/hidden", addr));
     })
     .await;
     // The first backend is stopped, which tells the two apart.
-    let first = world.get("alice", "/").await;
+    let first = server.get("alice", "/").await;
     assert_eq!(first.status, 200);
     drop(other);
-    let wiki = world
+    let wiki = server
         .send("alice", "GET /", &["Host: WIKI.example.com."])
         .await;
     assert_eq!(wiki.status, 502);
-    assert_eq!(world.get("alice", "/hidden/x").await.status, 502);
-    assert_eq!(world.get("alice", "/hiddenx").await.status, 200);
-    assert_eq!(world.get("alice", "/hidden/../x").await.status, 400);
+    assert_eq!(server.get("alice", "/hidden/x").await.status, 502);
+    assert_eq!(server.get("alice", "/hiddenx").await.status, 200);
+    assert_eq!(server.get("alice", "/hidden/../x").await.status, 400);
 }
 
 #[tokio::test]
 async fn an_upstream_that_is_down_is_502_with_an_id() {
-    let world = World::with(ALLOW_OWN, |gate| {
+    let server = GateServer::with(ALLOW_OWN, |gate| {
         gate.upstreams = vec![upstream("", "", SocketAddr::from(([127, 0, 0, 1], 1)))];
     })
     .await;
-    let answer = world.get("alice", "/").await;
+    let answer = server.get("alice", "/").await;
     assert_eq!(
         (answer.status, answer.code().as_str()),
         (502, "upstream_failed")
@@ -281,7 +281,7 @@ async fn an_upstream_that_is_down_is_502_with_an_id() {
         "where the upstream is, is nobody's business"
     );
     assert_eq!(
-        world.get("sharee", "/").await.status,
+        server.get("sharee", "/").await.status,
         403,
         "the policy comes first"
     );
@@ -296,43 +296,43 @@ async fn an_upstream_that_speaks_no_http_is_502() {
             let _ = stream.write_all(b"SSH-2.0-nonsense\r\n").await;
         }
     });
-    let world = World::with(ALLOW_OWN, |gate| {
+    let server = GateServer::with(ALLOW_OWN, |gate| {
         gate.upstreams = vec![upstream("", "", addr)]
     })
     .await;
-    assert_eq!(world.get("alice", "/").await.status, 502);
+    assert_eq!(server.get("alice", "/").await.status, 502);
 }
 
 #[tokio::test]
 async fn answers_of_the_upstream_are_its_own_but_for_its_connection() {
-    let world = World::start(ALLOW_OWN).await;
-    let answer = world.get("alice", "/hop").await;
+    let server = GateServer::start(ALLOW_OWN).await;
+    let answer = server.get("alice", "/hop").await;
     assert_eq!(answer.header("x-kept"), "1");
     assert_eq!(
         (answer.header("x-secret"), answer.header("keep-alive")),
         ("", "")
     );
-    let answer = world.get("alice", "/413").await;
+    let answer = server.get("alice", "/413").await;
     assert_eq!(answer.status, 413);
     assert!(answer.body.contains("the upstream's own words"));
 }
 
 #[tokio::test]
 async fn bodies_of_any_size_pass() {
-    let world = World::start(ALLOW_OWN).await;
+    let server = GateServer::start(ALLOW_OWN).await;
     let size = 3 << 20;
     let mut bytes =
         testkit::backend::request("POST /", &["Host: x", &format!("Content-Length: {size}")]);
     bytes.extend(std::iter::repeat_n(b'x', size));
-    let answer = testkit::backend::raw(world.source("alice"), world.proxy_addr(), &bytes).await;
+    let answer = testkit::backend::raw(server.source("alice"), server.proxy_addr(), &bytes).await;
     assert_eq!(answer.status, 200);
     assert!(answer.body.len() > size);
 }
 
 #[tokio::test]
 async fn events_come_while_the_request_is_still_being_sent() {
-    let world = World::start(ALLOW_OWN).await;
-    let mut stream = world.connect("alice").await;
+    let server = GateServer::start(ALLOW_OWN).await;
+    let mut stream = server.connect("alice").await;
     stream
         .write_all(b"POST /sse HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         .await
@@ -349,8 +349,8 @@ async fn events_come_while_the_request_is_still_being_sent() {
 
 #[tokio::test]
 async fn trailers_pass() {
-    let world = World::start(ALLOW_OWN).await;
-    let answer = world
+    let server = GateServer::start(ALLOW_OWN).await;
+    let answer = server
         .send("alice", "GET /trailers", &["Host: x", "TE: trailers"])
         .await;
     assert_eq!(answer.status, 200);
@@ -361,8 +361,8 @@ pub(super) const UPGRADE: &[u8] = b"GET /ws HTTP/1.1\r\nHost: app.example.com\r\
 
 #[tokio::test]
 async fn a_websocket_becomes_a_tunnel() {
-    let world = World::start(ALLOW_OWN).await;
-    let mut stream = world.connect("alice").await;
+    let server = GateServer::start(ALLOW_OWN).await;
+    let mut stream = server.connect("alice").await;
     stream.write_all(UPGRADE).await.unwrap();
     let head = read_until(&mut stream, "\r\n\r\n").await;
     assert_eq!(Answer::parse(head.as_bytes()).status, 101);
@@ -371,21 +371,21 @@ async fn a_websocket_becomes_a_tunnel() {
         read_until(&mut stream, word).await;
     }
     // A tunnel outlives its request, but not the gate.
-    world.stop().await;
+    server.stop().await;
     ends(&mut stream).await;
 }
 
 #[tokio::test]
 async fn a_tunnel_ends_when_its_caller_is_no_longer_let_through() {
-    let world =
-        World::start("[[rule]]\ndecision = \"allow\"\nwho = [\"alice@example.com\"]\n").await;
-    let mut stream = world.connect("alice").await;
+    let server =
+        GateServer::start("[[rule]]\ndecision = \"allow\"\nwho = [\"alice@example.com\"]\n").await;
+    let mut stream = server.connect("alice").await;
     stream.write_all(UPGRADE).await.unwrap();
     read_until(&mut stream, "\r\n\r\n").await;
     tokio::time::sleep(Duration::from_millis(60)).await;
     stream.write_all(b"still").await.unwrap();
     read_until(&mut stream, "still").await;
-    world.tailnet.update("alice", |identity| {
+    server.world.tailnet.update("alice", |identity| {
         identity.login = "mallory@example.com".into()
     });
     ends(&mut stream).await;
@@ -393,14 +393,14 @@ async fn a_tunnel_ends_when_its_caller_is_no_longer_let_through() {
 
 #[tokio::test]
 async fn nothing_but_a_websocket_is_switched_to() {
-    let world = World::start(ALLOW_OWN).await;
+    let server = GateServer::start(ALLOW_OWN).await;
     // The backend would accept any upgrade, but must never be asked.
     for upgrade in [
         "Upgrade: h2c",
         "Upgrade: websocket\r\nUpgrade: h2c",
         "Upgrade: foo",
     ] {
-        let answer = world
+        let answer = server
             .send(
                 "alice",
                 "GET /ws",
@@ -416,17 +416,17 @@ async fn nothing_but_a_websocket_is_switched_to() {
 
 #[tokio::test]
 async fn http2_upstreams_are_spoken_to_at_once_and_trailers_pass() {
-    let world = World::with(ALLOW_OWN, |gate| {
+    let server = GateServer::with(ALLOW_OWN, |gate| {
         gate.upstreams[0].scheme = config::UpstreamScheme::H2c
     })
     .await;
-    let answer = world.get("alice", "/x").await;
+    let answer = server.get("alice", "/x").await;
     assert_eq!(answer.json()["version"], "HTTP/2.0");
     assert_eq!(answer.seen("tailscale-user"), ["alice@example.com"]);
     assert_eq!(answer.seen("x-forwarded-host"), ["app.example.com"]);
     // Like gRPC: HTTP/2 all the way, with trailers in the answer. Trailers of a request are
     // dropped.
-    let io = hyper_util::rt::TokioIo::new(world.connect("alice").await);
+    let io = hyper_util::rt::TokioIo::new(server.connect("alice").await);
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io)
             .await
@@ -469,7 +469,7 @@ async fn http2_upstreams_are_spoken_to_at_once_and_trailers_pass() {
 
 #[tokio::test]
 async fn a_gate_that_cannot_work_is_not_built() {
-    let world = World::start(ALLOW_OWN).await;
+    let server = GateServer::start(ALLOW_OWN).await;
     let settings = |change: fn(&mut config::Gate)| {
         let mut gate = config::Gate {
             listen: Vec::new(),
@@ -492,7 +492,7 @@ async fn a_gate_that_cannot_work_is_not_built() {
             },
         };
         change(&mut gate);
-        let directory = Directory::new(world.trouble.clone());
+        let directory = Directory::new(server.world.faulty.clone());
         Gate::build(&gate, directory, None, Meter::default()).map(|_| ())
     };
     assert!(settings(|_| {}).is_ok());
@@ -582,7 +582,7 @@ async fn ends(stream: &mut tokio::net::TcpStream) {
 }
 
 /// Everything that can go on for a caller, started and with its first data received.
-async fn begun(world: &World) -> Vec<(&'static str, TcpStream)> {
+async fn begun(server: &GateServer) -> Vec<(&'static str, TcpStream)> {
     let mut all = Vec::new();
     for (what, request, until) in [
         ("a WebSocket", UPGRADE, "\r\n\r\n"),
@@ -599,7 +599,7 @@ async fn begun(world: &World) -> Vec<(&'static str, TcpStream)> {
             "",
         ),
     ] {
-        let mut stream = world.connect("alice").await;
+        let mut stream = server.connect("alice").await;
         stream.write_all(request).await.unwrap();
         if !until.is_empty() {
             read_until(&mut stream, until).await;
@@ -627,37 +627,37 @@ async fn all_end(streams: Vec<(&'static str, TcpStream)>) {
     }
 }
 
-async fn seldom_looked_at(policy: &str) -> World {
-    World::with(policy, |gate| gate.recheck = Duration::from_secs(3600)).await
+async fn seldom_looked_at(policy: &str) -> GateServer {
+    GateServer::with(policy, |gate| gate.recheck = Duration::from_secs(3600)).await
 }
 
 const ALICE_ALONE: &str = "[[rule]]\ndecision = \"allow\"\nwho = [\"alice@example.com\"]\n";
 
 #[tokio::test]
 async fn what_goes_on_ends_when_the_policy_changes() {
-    let world = seldom_looked_at(ALICE_ALONE).await;
-    let streams = begun(&world).await;
+    let server = seldom_looked_at(ALICE_ALONE).await;
+    let streams = begun(&server).await;
     // Another rule that also admits her changes nothing.
-    world.policy(&format!("{ALICE_ALONE}\n# more\n"));
-    let mut events = world.connect("alice").await;
+    server.policy(&format!("{ALICE_ALONE}\n# more\n"));
+    let mut events = server.connect("alice").await;
     events
         .write_all(b"POST /sse HTTP/1.1\r\nhost: app.example.com\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n")
         .await
         .unwrap();
     read_until(&mut events, "data: 120").await;
-    world.policy(&format!("{ALICE_ALONE}\n# still more\n"));
+    server.policy(&format!("{ALICE_ALONE}\n# still more\n"));
     events.write_all(b"1\r\ny\r\n").await.unwrap();
     read_until(&mut events, "data: 121").await;
-    world.policy("[[rule]]\ndecision = \"allow\"\nwho = [\"bob@example.com\"]\n");
+    server.policy("[[rule]]\ndecision = \"allow\"\nwho = [\"bob@example.com\"]\n");
     all_end(streams).await;
     all_end(vec![("events", events)]).await;
 }
 
 #[tokio::test]
 async fn what_goes_on_ends_when_the_tailnet_changes_who_calls() {
-    let world = seldom_looked_at(ALICE_ALONE).await;
-    let streams = begun(&world).await;
-    world.tailnet.update("alice", |identity| {
+    let server = seldom_looked_at(ALICE_ALONE).await;
+    let streams = begun(&server).await;
+    server.world.tailnet.update("alice", |identity| {
         identity.login = "mallory@example.com".into()
     });
     all_end(streams).await;
@@ -665,9 +665,10 @@ async fn what_goes_on_ends_when_the_tailnet_changes_who_calls() {
 
 #[tokio::test]
 async fn what_goes_on_ends_when_the_network_access_does_whatever_the_rules_say() {
-    let world = seldom_looked_at("[[rule]]\ndecision = \"anonymous\"\n").await;
-    let streams = begun(&world).await;
-    world
+    let server = seldom_looked_at("[[rule]]\ndecision = \"anonymous\"\n").await;
+    let streams = begun(&server).await;
+    server
+        .world
         .tailnet
         .update("alice", |identity| identity.closed_ports = vec![PROXY_PORT]);
     all_end(streams).await;
@@ -675,12 +676,13 @@ async fn what_goes_on_ends_when_the_network_access_does_whatever_the_rules_say()
 
 #[tokio::test]
 async fn what_goes_on_ends_with_the_key_of_the_callers_node() {
-    let world = seldom_looked_at(ALICE_ALONE).await;
+    let server = seldom_looked_at(ALICE_ALONE).await;
     let expiry = jiff::Timestamp::now() + Duration::from_millis(1500);
-    world
+    server
+        .world
         .tailnet
         .update("alice", |identity| identity.key_expiry = Some(expiry));
-    let streams = begun(&world).await;
+    let streams = begun(&server).await;
     all_end(streams).await;
     assert!(jiff::Timestamp::now() >= expiry);
 }

@@ -15,26 +15,26 @@ use tokio::{
 
 use super::{
     reverse::{UPGRADE, read_until},
-    world::{ALLOW_OWN, World, upstream},
+    server::{ALLOW_OWN, GateServer, upstream},
 };
 
 /// Much longer than anything here takes, and short enough to wait for.
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// A world whose gate connects to `addr` with a scheme, as `host`.
-async fn world(
+/// A server whose gate connects to `addr` with a scheme, as `host`.
+async fn gate_to(
     addr: SocketAddr,
     scheme: UpstreamScheme,
     host: &str,
     trusted: Option<&str>,
-) -> World {
+) -> GateServer {
     let port = addr.port();
     let upstream = config::Upstream {
         scheme,
         address: format!("{host}:{port}"),
         ..upstream("", "", addr)
     };
-    World::with(ALLOW_OWN, |gate| {
+    GateServer::with(ALLOW_OWN, |gate| {
         gate.upstreams = vec![upstream];
         gate.upstream_ca = trusted.map(certificate_file);
         gate.upstream_timeout = LIMIT;
@@ -49,21 +49,21 @@ async fn services_with_tls_are_spoken_to_as_the_scheme_says() {
         (UpstreamScheme::Https, "HTTP/1.1"),
         (UpstreamScheme::H2, "HTTP/2.0"),
     ] {
-        let world = world(backend.addr, scheme, "localhost", Some("first.crt")).await;
-        let answer = world.get("alice", "/x?y=1").await;
+        let server = gate_to(backend.addr, scheme, "localhost", Some("first.crt")).await;
+        let answer = server.get("alice", "/x?y=1").await;
         assert_eq!(answer.status, 200, "{answer:?}");
         assert_eq!(answer.json()["version"], version);
         assert_eq!(answer.seen("tailscale-user"), ["alice@example.com"]);
         assert_eq!(answer.seen("x-forwarded-host"), ["app.example.com"]);
     }
-    let world = world(
+    let server = gate_to(
         backend.addr,
         UpstreamScheme::Https,
         "localhost",
         Some("first.crt"),
     )
     .await;
-    let mut stream = world.connect("alice").await;
+    let mut stream = server.connect("alice").await;
     stream.write_all(UPGRADE).await.unwrap();
     let head = read_until(&mut stream, "\r\n\r\n").await;
     assert_eq!(Answer::parse(head.as_bytes()).status, 101);
@@ -81,8 +81,8 @@ async fn a_service_that_cannot_show_who_it_is_gets_nothing() {
         ("127.0.0.1", Some("first.crt")),
         ("localhost", None),
     ] {
-        let world = world(backend.addr, UpstreamScheme::Https, host, trusted).await;
-        let answer = world.get("alice", "/").await;
+        let server = gate_to(backend.addr, UpstreamScheme::Https, host, trusted).await;
+        let answer = server.get("alice", "/").await;
         assert_eq!(
             (answer.status, answer.code().as_str()),
             (502, "upstream_failed"),
@@ -101,8 +101,8 @@ async fn an_answer_that_does_not_begin_is_504_with_an_id() {
             open.push(stream);
         }
     });
-    let world = world(addr, UpstreamScheme::Http, "127.0.0.1", None).await;
-    let answer = world.get("alice", "/").await;
+    let server = gate_to(addr, UpstreamScheme::Http, "127.0.0.1", None).await;
+    let answer = server.get("alice", "/").await;
     assert_eq!(
         (answer.status, answer.code().as_str()),
         (504, "upstream_timeout")
@@ -110,7 +110,7 @@ async fn an_answer_that_does_not_begin_is_504_with_an_id() {
     let id = answer.json()["request_id"].as_str().unwrap().to_owned();
     assert!(!id.is_empty() && answer.header("x-request-id") == id);
     assert_eq!(
-        counts(&world.meter, "gate_upstreams_total"),
+        counts(&server.meter, "gate_upstreams_total"),
         [r#"gate_upstreams_total{result="upstream_timeout"} 1"#]
     );
     silent.abort();
@@ -119,16 +119,16 @@ async fn an_answer_that_does_not_begin_is_504_with_an_id() {
 #[tokio::test]
 async fn an_upload_and_an_answer_may_take_longer_than_its_beginning() {
     let backend = Backend::start().await;
-    let world = world(backend.addr, UpstreamScheme::Http, "127.0.0.1", None).await;
+    let server = gate_to(backend.addr, UpstreamScheme::Http, "127.0.0.1", None).await;
     // The service answers after the whole upload: as long as parts arrive, the gate does not give
     // up.
-    let mut upload = world.connect("alice").await;
+    let mut upload = server.connect("alice").await;
     upload
         .write_all(b"POST /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 4\r\n\r\n")
         .await
         .unwrap();
     // This answer begins at once and goes on.
-    let mut events = world.connect("alice").await;
+    let mut events = server.connect("alice").await;
     events
         .write_all(b"POST /sse HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         .await

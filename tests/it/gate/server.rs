@@ -1,4 +1,4 @@
-//! A tailnet with a gate: alice, bob, a machine, a user from another tailnet, a proxy, and a
+//! A gate on a fake tailnet: alice, bob, a machine, a user from another tailnet, a proxy, and a
 //! backend behind the gate.
 
 use std::{
@@ -6,38 +6,31 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
     time::Duration,
 };
 
 use axum::Router;
-use futures_util::future::BoxFuture;
 use tailbone::{
     config::{self, Listen},
     gate::{Gate, SignFn, local_proxy_extensions},
     http::{
-        host::{HostRule, NodeNames},
+        host::HostRule,
         layers,
         serve::{Limits, LiveLimits, Server, serve},
         unix::UnixSocket,
     },
-    identity::{Directory, TailnetListener},
     policy::CAPABILITY,
-    tailnet::{
-        Error, ListenAddr, Listener, Node, Peer, Status, Stream, WhoIs,
-        fake::{FakeNode, FakeTailnet, Identity},
-    },
+    tailnet::fake::{FakeNode, Identity},
     telemetry::meter::Meter,
-    web::{Allowed, HostPattern},
 };
-use testkit::backend::{Answer, Backend, connect, raw, request};
+use testkit::{
+    backend::{Answer, Backend, connect, raw, request},
+    faulty_node::Fault,
+    world::{Serving, World},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
-    sync::watch,
 };
 
 pub(super) const ALLOW_OWN: &str = "[[rule]]\nname = \"own\"\ndecision = \"allow\"\n";
@@ -48,11 +41,9 @@ pub(super) const PROXY_PORT: u16 = 8080;
 const AUTH_PORT: u16 = 8081;
 const OWN_PORT: u16 = 9000;
 
-pub(super) struct World {
-    pub(super) tailnet: FakeTailnet,
-    pub(super) node: FakeNode,
-    pub(super) trouble: Arc<Troubled>,
-    directory: Directory,
+/// A gate on a world of its own.
+pub(super) struct GateServer {
+    pub(super) world: World,
     pub(super) gate: Gate,
     pub(super) meter: Meter,
     /// Limits of the local socket.
@@ -63,11 +54,12 @@ pub(super) struct World {
     pub(super) policy_file: PathBuf,
     peers: BTreeMap<&'static str, FakeNode>,
     servers: Vec<Server>,
-    rule: HostRule,
+    /// The names for which the reverse proxy takes requests.
+    hosts: HostRule,
     pub(super) dir: tempfile::TempDir,
 }
 
-impl World {
+impl GateServer {
     pub(super) async fn start(policy: &str) -> Self {
         Self::with(policy, |_| {}).await
     }
@@ -108,29 +100,17 @@ impl World {
         fs::write(&policy_file, policy).unwrap();
         let socket = dir.path().join("gate.sock");
         let backend = Backend::start().await;
-        let tailnet = FakeTailnet::new();
-        let node = tailnet.join("tailbone", Identity::tagged(["tag:tailbone"]));
+        let world = World::owned_by(Identity::tagged(["tag:tailbone"]));
         let mut foreign = Identity::user("eve@other.org");
         foreign.same_tailnet = false;
-        let peers = BTreeMap::from([
-            (
-                "alice",
-                tailnet.join("alice", Identity::user("alice@example.com")),
-            ),
-            (
-                "bob",
-                tailnet.join("bob", Identity::user("bob@example.com")),
-            ),
-            (
-                "robot",
-                tailnet.join("robot", Identity::tagged(["tag:ci", "tag:prod"])),
-            ),
-            ("sharee", tailnet.join("sharee", foreign)),
-            (
-                "proxy",
-                tailnet.join("proxy", Identity::tagged(["tag:proxy"])),
-            ),
-        ]);
+        let peers = [
+            ("alice", Identity::user("alice@example.com")),
+            ("bob", Identity::user("bob@example.com")),
+            ("robot", Identity::tagged(["tag:ci", "tag:prod"])),
+            ("sharee", foreign),
+            ("proxy", Identity::tagged(["tag:proxy"])),
+        ];
+        let peers = peers.map(|(host, identity)| (host, world.join(host, identity)));
         let mut settings = config::Gate {
             listen: vec![Listen::parse(&format!("tailnet://:{PROXY_PORT}")).unwrap()],
             upstreams: vec![upstream("", "", backend.addr)],
@@ -155,27 +135,12 @@ impl World {
             },
         };
         change(&mut settings);
-        let trouble = Arc::new(Troubled {
-            node: node.clone(),
-            trouble: Mutex::new(Trouble::None),
-            asked: AtomicUsize::new(0),
-        });
         let meter = Meter::default();
-        let directory = Directory::new(trouble.clone());
-        let gate = Gate::build(&settings, directory.clone(), sign, meter.clone()).unwrap();
-        let names = NodeNames::default();
-        let status = node.watch().borrow().clone();
-        names.set(&status.name, &status.hostname, &status.addresses);
-        let hosts: Vec<_> = hosts
-            .iter()
-            .map(|word| Allowed::parse(word, HostPattern::parse).unwrap())
-            .collect();
-        let rule = HostRule::of_node(names, &hosts);
-        let mut world = Self {
-            tailnet,
-            node,
-            trouble,
-            directory,
+        let directory = world.directory.clone();
+        let gate = Gate::build(&settings, directory, sign, meter.clone()).unwrap();
+        let mut server = Self {
+            hosts: world.hosts(hosts),
+            world,
             gate,
             meter,
             limits: Limits::default().into(),
@@ -183,45 +148,33 @@ impl World {
             settings,
             socket,
             policy_file,
-            peers,
+            peers: peers.into(),
             servers: Vec::new(),
-            rule,
             dir,
         };
-        if let Some(router) = world.gate.proxy_router() {
-            world
-                .serve(PROXY_PORT, layers::wrap_streaming(router, "gate"))
-                .await;
+        if let Some(router) = server.gate.proxy_router() {
+            let routes = layers::wrap_streaming(router, "gate");
+            server.serve(PROXY_PORT, routes).await;
         }
-        let router = layers::wrap(world.gate.auth_router().unwrap(), "gate");
-        world.serve(AUTH_PORT, router.clone()).await;
-        let listener = UnixSocket::bind(&world.socket, 0o600).unwrap();
-        let limits = world.limits.clone();
-        let local = serve("gate-local", listener, router, limits, |_| {
+        let routes = layers::wrap(server.gate.auth_router().unwrap(), "gate");
+        server.serve(AUTH_PORT, routes.clone()).await;
+        let listener = UnixSocket::bind(&server.socket, 0o600).unwrap();
+        let limits = server.limits.clone();
+        let local = serve("gate-local", listener, routes, limits, |_| {
             local_proxy_extensions()
         });
-        world.servers.push(local);
-        world
+        server.servers.push(local);
+        server
     }
 
-    async fn serve(&mut self, port: u16, router: Router) {
-        let listener = TailnetListener(self.node.listen(ListenAddr::Port(port)).await.unwrap());
-        let directory = self.directory.clone();
+    async fn serve(&mut self, port: u16, routes: Router) {
         // As in the server: forward-auth is asked about other hosts, so it has no such rule.
-        let rule = (port == PROXY_PORT).then(|| self.rule.clone());
-        let server = serve(
-            "gate",
-            listener,
-            router,
-            Limits::default(),
-            move |peer: Peer| {
-                let mut extensions = directory.identify(peer);
-                if let Some(rule) = rule.clone() {
-                    extensions.insert(rule);
-                }
-                extensions
-            },
-        );
+        let hosts = (port == PROXY_PORT).then(|| self.hosts.clone());
+        let serving = Serving {
+            hosts,
+            ..Serving::default()
+        };
+        let server = self.world.serve_with(port, routes, serving).await;
         self.servers.push(server);
     }
 
@@ -239,8 +192,19 @@ impl World {
         self.gate.reload_policy().unwrap();
     }
 
+    /// Sets what is wrong with WhoIs, at once.
+    pub(super) fn fault(&self, fault: Fault) {
+        self.world.faulty.set_fault(fault);
+        self.world.faulty.new_generation();
+    }
+
+    /// A fault of the name of the peer's node.
+    pub(super) fn node_is_called(&self, name: &'static str) {
+        self.fault(Fault::changed(|whois| whois.node.name = name.into()));
+    }
+
     pub(super) fn ip(&self, peer: &str) -> IpAddr {
-        self.peers.get(peer).unwrap_or(&self.node).ip()
+        self.peers.get(peer).unwrap_or(&self.world.node).ip()
     }
 
     /// The local address from which a peer's connections come.
@@ -249,7 +213,7 @@ impl World {
     }
 
     pub(super) fn proxy_addr(&self) -> SocketAddr {
-        self.node.host_addr(PROXY_PORT).unwrap()
+        self.world.node.host_addr(PROXY_PORT).unwrap()
     }
 
     /// Asks over the local socket about a request for `/`, unless the headers say otherwise.
@@ -277,7 +241,7 @@ impl World {
     pub(super) async fn ask_as(&self, peer: &str, path: &str, headers: &[&str]) -> Answer {
         let mut all = vec!["Host: app.example.com"];
         all.extend(headers);
-        let to = self.node.host_addr(AUTH_PORT).unwrap();
+        let to = self.world.node.host_addr(AUTH_PORT).unwrap();
         raw(
             self.source(peer),
             to,
@@ -293,7 +257,7 @@ impl World {
     }
 
     pub(super) async fn send(&self, peer: &str, line: &str, headers: &[&str]) -> Answer {
-        self.send_from(self.source_of(peer), line, headers).await
+        self.send_from(self.source(peer), line, headers).await
     }
 
     pub(super) async fn send_from(&self, from: IpAddr, line: &str, headers: &[&str]) -> Answer {
@@ -301,7 +265,7 @@ impl World {
     }
 
     pub(super) async fn connect(&self, peer: &str) -> TcpStream {
-        connect(self.source_of(peer), self.proxy_addr()).await
+        connect(self.source(peer), self.proxy_addr()).await
     }
 
     pub(super) async fn keep_alive(&self, peer: &str) -> Open {
@@ -311,23 +275,19 @@ impl World {
     /// Serves another router on the tailnet.
     pub(super) async fn serve_at(&mut self, app: Router) -> SocketAddr {
         self.serve(OWN_PORT, layers::wrap(app, "own")).await;
-        self.node.host_addr(OWN_PORT).unwrap()
+        self.world.node.host_addr(OWN_PORT).unwrap()
     }
 
     /// Serves another router on the tailnet, and requests a path of it as a peer.
     pub(super) async fn serve_own(mut self, app: Router, peer: &str, path: &str) -> Answer {
         self.serve(OWN_PORT, layers::wrap(app, "own")).await;
-        let to = self.node.host_addr(OWN_PORT).unwrap();
+        let to = self.world.node.host_addr(OWN_PORT).unwrap();
         raw(
             self.source(peer),
             to,
             &request(&format!("GET {path}"), &["Host: own"]),
         )
         .await
-    }
-
-    fn source_of(&self, peer: &str) -> IpAddr {
-        self.peers[peer].source()
     }
 }
 
@@ -356,110 +316,5 @@ impl Open {
         let mut body = vec![0; answer.header("content-length").parse().unwrap()];
         self.0.read_exact(&mut body).await.unwrap();
         answer.status
-    }
-}
-
-/// A fault of WhoIs.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Trouble {
-    None,
-    /// The answer contains nothing about the node.
-    Bare,
-    Login(&'static str),
-    Name(&'static str),
-    WhoIsFails,
-    WhoIsHangs,
-}
-
-/// The fake node with faults. It also knows its callers by their loopback addresses, which a proxy
-/// on this host sees.
-#[derive(Debug)]
-pub(super) struct Troubled {
-    node: FakeNode,
-    trouble: Mutex<Trouble>,
-    asked: AtomicUsize,
-}
-
-impl Troubled {
-    pub(super) fn set(&self, trouble: Trouble) {
-        *self.trouble.lock().unwrap() = trouble;
-        self.node.set_status(|_| {});
-    }
-
-    /// The number of WhoIs calls.
-    pub(super) fn asked(&self) -> usize {
-        self.asked.load(Ordering::SeqCst)
-    }
-}
-
-impl Node for Troubled {
-    fn generation(&self) -> u64 {
-        self.node.generation()
-    }
-
-    fn watch(&self) -> watch::Receiver<Arc<Status>> {
-        self.node.watch()
-    }
-
-    fn whois(&self, peer: SocketAddr) -> BoxFuture<'_, Result<WhoIs, Error>> {
-        self.asked.fetch_add(1, Ordering::SeqCst);
-        let trouble = *self.trouble.lock().unwrap();
-        let ip = match peer.ip() {
-            IpAddr::V4(v4) if v4.octets()[..2] == [127, 64] => {
-                let [_, _, x, y] = v4.octets();
-                Ipv4Addr::new(100, 64, x, y).into()
-            }
-            other => other,
-        };
-        Box::pin(async move {
-            let whois = self.node.whois(SocketAddr::new(ip, peer.port()));
-            match trouble {
-                Trouble::WhoIsFails => return Err(Error::Internal("inner words".into())),
-                Trouble::WhoIsHangs => std::future::pending().await,
-                _ => {}
-            }
-            let mut whois = whois.await?;
-            match trouble {
-                Trouble::Bare => {
-                    whois.node.name.clear();
-                    whois.node.hostname.clear();
-                    whois.node.addresses.clear();
-                    whois.user.display_name.clear();
-                }
-                Trouble::Login(login) => whois.user.login = login.into(),
-                Trouble::Name(name) => whois.node.name = name.into(),
-                _ => {}
-            }
-            Ok(whois)
-        })
-    }
-
-    fn whois_at(&self, peer: SocketAddr, local: SocketAddr) -> BoxFuture<'_, Result<WhoIs, Error>> {
-        let allowed = self.node.whois_at(peer, local);
-        let whois = self.whois(peer);
-        Box::pin(async move {
-            let whois = whois.await?;
-            allowed.await.map(|_| whois)
-        })
-    }
-
-    fn listen(&self, addr: ListenAddr) -> BoxFuture<'_, Result<Listener, Error>> {
-        self.node.listen(addr)
-    }
-
-    fn dial<'a>(
-        &'a self,
-        addr: &'a str,
-        timeout: Duration,
-    ) -> BoxFuture<'a, Result<Stream, Error>> {
-        self.node.dial(addr, timeout)
-    }
-
-    fn logout(&self, timeout: Duration) -> BoxFuture<'_, Result<(), Error>> {
-        self.node.logout(timeout)
-    }
-
-    fn close(&self) -> BoxFuture<'_, ()> {
-        self.node.close()
     }
 }

@@ -1,7 +1,8 @@
-//! Inspection of a server and the limits around it, on the fake node: readiness, metrics, limits,
-//! the newer methods of the admin API.
+//! What a server tells about itself, on the fake node: readiness, metrics, status, and whom it
+//! knows.
 
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -9,25 +10,21 @@ use std::{
     time::Duration,
 };
 
-use ::http::Extensions;
-use axum::{Router, routing::get};
 use jiff::Timestamp;
 use tailbone::{
-    admin::{AdminApi, AdminClient, AdminSocket, ServerAddress},
+    admin::{AdminClient, ServerAddress},
     cli::{self, console::Console, layout::Layout},
-    config::{Authorization, Environment, KeySpec},
+    config::{Authorization, Environment},
     http::{
         health, layers,
-        serve::{Limits, Listening, LiveLimits, Server, serve},
+        serve::{Limits, Listening, Server},
     },
-    identity::{Caller, Callers, Directory, TailnetListener},
-    jwks::{FilePublisher, life::KeyLife},
-    keys::{KeyStore, Policy},
+    jwks::life::KeyLife,
     metrics::{self, MetricSources},
     part::ServerState,
     tailnet::{
-        BackendState, ListenAddr, Node,
-        fake::{FakeNode, FakeTailnet, Identity},
+        BackendState, Node,
+        fake::Identity,
         join::{JoinState, classify},
     },
     telemetry::{
@@ -36,97 +33,12 @@ use tailbone::{
     },
 };
 use tempfile::TempDir;
-use testkit::{http::Connection, soon};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use testkit::{
+    keys::key_life,
+    world::{Serving, World, caller_routes},
+};
 
-/// A node and its peers.
-pub(crate) struct World {
-    pub(crate) net: FakeTailnet,
-    node: FakeNode,
-}
-
-impl World {
-    pub(crate) fn new() -> Self {
-        let net = FakeTailnet::new();
-        let node = net.join("tailbone", Identity::user("owner@example.com"));
-        Self { net, node }
-    }
-
-    pub(crate) async fn serve(
-        &self,
-        port: u16,
-        router: Router,
-        limits: impl Into<LiveLimits>,
-        meter: Meter,
-    ) -> Server {
-        let limits = limits.into();
-        let callers = Callers::new(limits.clone());
-        self.serve_with(port, router, limits, meter, callers).await
-    }
-
-    /// Serves with these callers, which another listener may share.
-    pub(crate) async fn serve_paced(
-        &self,
-        port: u16,
-        router: Router,
-        limits: Limits,
-        callers: Callers,
-    ) -> Server {
-        self.serve_with(port, router, limits.into(), Meter::default(), callers)
-            .await
-    }
-
-    async fn serve_with(
-        &self,
-        port: u16,
-        router: Router,
-        limits: LiveLimits,
-        meter: Meter,
-        callers: Callers,
-    ) -> Server {
-        let listener = self.node.listen(ListenAddr::Port(port)).await.unwrap();
-        let directory = Directory::with(Arc::new(self.node.clone()), meter, Some(callers));
-        let identify = move |peer| directory.identify(peer);
-        serve(
-            "test",
-            TailnetListener(listener),
-            layers::wrap(router, "test"),
-            limits,
-            identify,
-        )
-    }
-
-    pub(crate) fn peer(&self, host: &str) -> FakeNode {
-        self.net
-            .join(host, Identity::user(&format!("{host}@example.com")))
-    }
-}
-
-pub(crate) async fn call(peer: &FakeNode, port: u16) -> Connection {
-    let addr = format!("tailbone:{port}");
-    Connection::over(peer.dial(&addr, Duration::from_secs(5)).await.unwrap()).await
-}
-
-pub(crate) fn who() -> Router {
-    Router::new().route("/", get(|caller: Caller| async move { caller.to_string() }))
-}
-
-fn keys(dir: &TempDir) -> KeyLife {
-    let policy = Policy {
-        token_life: Duration::from_secs(1200),
-        cache_time: Duration::from_secs(300),
-        skew: Duration::from_secs(60),
-        rotate_every: None,
-        withdrawn_grace: Duration::from_secs(86_400),
-    };
-    KeyLife::new(
-        KeyStore::new(dir.path().join("keys")),
-        Arc::new(FilePublisher::new(dir.path().join("jwks.json"))),
-        policy,
-        "tb",
-        KeySpec::Es256,
-    )
-}
+use crate::admin::{routes, serve_socket};
 
 #[tokio::test]
 async fn readyz_follows_its_latches_and_livez_does_not() {
@@ -150,15 +62,10 @@ async fn readyz_follows_its_latches_and_livez_does_not() {
         }
     });
     let _server = world
-        .serve(
-            80,
-            health::router(readiness),
-            Limits::default(),
-            Meter::default(),
-        )
+        .serve_limited(80, health::router(readiness), Limits::default())
         .await;
     let alice = world.peer("alice");
-    let mut alice = call(&alice, 80).await;
+    let mut alice = world.call(&alice, 80).await;
 
     let answer = alice.get("/readyz").await;
     assert_eq!(answer.status(), 503);
@@ -203,152 +110,20 @@ async fn readyz_follows_its_latches_and_livez_does_not() {
 }
 
 #[tokio::test]
-async fn a_peer_that_asks_too_often_gets_429_and_others_are_served() {
-    let world = World::new();
-    let limits = LiveLimits::from(Limits {
-        request_rate: 1,
-        request_burst: 3,
-        ..Limits::default()
-    });
-    let _server = world
-        .serve(80, who(), limits.clone(), Meter::default())
-        .await;
-    let (greedy, modest) = (world.peer("greedy"), world.peer("modest"));
-    for _ in 0..3 {
-        // Each request has a connection of its own, but the account is the peer's.
-        assert_eq!(call(&greedy, 80).await.get("/").await.status(), 200);
-    }
-    let answer = call(&greedy, 80).await.get("/").await;
-    assert_eq!(answer.refusal(), (429, "too_many_requests".to_owned()));
-    assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
-    assert_eq!(call(&modest, 80).await.get("/").await.status(), 200);
-
-    // New limits apply at once, also to open connections.
-    let mut open = call(&greedy, 80).await;
-    limits.set(Limits {
-        request_rate: 0,
-        ..Limits::default()
-    });
-    for _ in 0..10 {
-        assert_eq!(open.get("/").await.status(), 200);
-    }
-}
-
-#[tokio::test]
-async fn a_peer_with_too_many_connections_gets_503_and_others_are_served() {
-    let world = World::new();
-    let limits = Limits {
-        connections_per_peer: 2,
-        ..Limits::default()
-    };
-    let server = world.serve(80, who(), limits, Meter::default()).await;
-    let (greedy, modest) = (world.peer("greedy"), world.peer("modest"));
-    let mut first = call(&greedy, 80).await;
-    let mut second = call(&greedy, 80).await;
-    assert_eq!(first.get("/").await.status(), 200);
-    assert_eq!(second.get("/").await.status(), 200);
-
-    let mut third = greedy
-        .dial("tailbone:80", Duration::from_secs(5))
-        .await
-        .unwrap();
-    let mut said = Vec::new();
-    // The connection may be reset instead of closed, since nobody reads what it sends.
-    let _ = soon("the end", third.read_to_end(&mut said)).await;
-    let said = String::from_utf8(said).unwrap();
-    assert!(
-        said.starts_with("HTTP/1.1 503 ") && said.contains("retry-after: 1"),
-        "{said}"
-    );
-    assert_eq!(server.load().refused(), 1);
-    assert_eq!(call(&modest, 80).await.get("/").await.status(), 200);
-
-    // Released connections can be used again.
-    drop(first);
-    testkit::eventually("room", async || match server.load().open() {
-        1 => Ok(()),
-        open => Err(open.to_string()),
-    })
-    .await;
-    assert_eq!(call(&greedy, 80).await.get("/").await.status(), 200);
-}
-
-#[tokio::test]
-async fn d14_a_thousand_slow_connections_hold_up_nobody() {
-    let world = World::new();
-    let limits = Limits {
-        header_time: Duration::from_secs(300),
-        ..Limits::default()
-    };
-    let server = world.serve(80, who(), limits, Meter::default()).await;
-    let slow: Vec<_> = (0..4).map(|at| world.peer(&format!("slow{at}"))).collect();
-    let mut stuck = Vec::new();
-    for at in 0..1000 {
-        let mut stream = slow[at % slow.len()]
-            .dial("tailbone:80", Duration::from_secs(20))
-            .await
-            .unwrap();
-        stream.write_all(b"GET / HTTP/1.1\r\nHo").await.unwrap();
-        stuck.push(stream);
-    }
-    testkit::eventually("all are held", async || match server.load().open() {
-        1000 => Ok(()),
-        open => Err(open.to_string()),
-    })
-    .await;
-    let alice = world.peer("alice");
-    let mut kept = call(&alice, 80).await;
-    for _ in 0..20 {
-        assert_eq!(kept.get("/").await.status(), 200);
-        assert_eq!(call(&alice, 80).await.get("/").await.status(), 200);
-    }
-    // None of them was closed for the new one.
-    assert!(server.load().open() >= 1001, "{}", server.load().open());
-    drop(stuck);
-}
-
-#[tokio::test]
-async fn whoever_does_not_fetch_the_answer_is_let_go() {
-    let world = World::new();
-    let limits = Limits {
-        write_time: Duration::from_millis(200),
-        ..Limits::default()
-    };
-    let large = Router::new().route("/", get(|| async { vec![b'x'; 64 << 20] }));
-    let server = world.serve(80, large, limits, Meter::default()).await;
-    let peer = world.peer("lazy");
-    let mut stream = peer
-        .dial("tailbone:80", Duration::from_secs(5))
-        .await
-        .unwrap();
-    stream
-        .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-        .await
-        .unwrap();
-    testkit::eventually("it comes", async || match server.load().open() {
-        1 => Ok(()),
-        open => Err(open.to_string()),
-    })
-    .await;
-    testkit::eventually("it is let go", async || match server.load().open() {
-        0 => Ok(()),
-        open => Err(open.to_string()),
-    })
-    .await;
-    drop(stream);
-}
-
-#[tokio::test]
 async fn metrics_tell_what_was_counted_and_what_is() {
     let dir = TempDir::new().unwrap();
     let world = World::new();
-    let keys = keys(&dir);
+    let keys = key_life(dir.path());
     keys.start(Timestamp::now()).await.unwrap();
     let meter = Meter::default();
     let own = ServerState::default();
     own.readiness.switch("listeners-up", "not yet").release();
+    let serving = Serving {
+        meter: meter.clone(),
+        ..Limits::default().into()
+    };
     let issuer = world
-        .serve(80, who(), Limits::default(), meter.clone())
+        .serve_with(80, layers::wrap(caller_routes(), "test"), serving)
         .await;
     own.listeners.add(Listening {
         name: issuer.name(),
@@ -362,15 +137,13 @@ async fn metrics_tell_what_was_counted_and_what_is() {
         readiness: own.readiness.clone(),
         listeners: own.listeners.clone(),
     });
-    let _metrics = world
-        .serve(9090, router, Limits::default(), Meter::default())
-        .await;
+    let _metrics = world.serve_limited(9090, router, Limits::default()).await;
     let alice = world.peer("alice");
     // A change of the network map causes one more WhoIs call for each open connection.
     world.node.set_status(|status| {
         status.key_expiry = Some(Timestamp::from_second(4_000_000_000).unwrap());
     });
-    let mut caller = call(&alice, 80).await;
+    let mut caller = world.call(&alice, 80).await;
     for _ in 0..3 {
         assert_eq!(caller.get("/").await.status(), 200);
     }
@@ -383,7 +156,7 @@ async fn metrics_tell_what_was_counted_and_what_is() {
     meter.exchanged("deploy.toml");
     meter.issuer_keys_fetched("new");
 
-    let answer = call(&alice, 9090).await.get("/metrics").await;
+    let answer = world.call(&alice, 9090).await.get("/metrics").await;
     assert_eq!(answer.status(), 200);
     assert!(
         answer
@@ -455,27 +228,8 @@ async fn metrics_tell_what_was_counted_and_what_is() {
 }
 
 /// The admin API on a local socket.
-fn administration(path: &std::path::Path, keys: KeyLife, state: ServerState) -> Server {
-    let admin = AdminApi {
-        keys,
-        spec: KeySpec::Es256,
-        mode: Authorization::Grant,
-        state,
-        changes: Arc::default(),
-    };
-    let router = layers::wrap_grpc(tailbone::admin::router(admin).unwrap(), "admin");
-    let socket = AdminSocket::bind(path).unwrap();
-    serve(
-        "admin socket",
-        socket,
-        router,
-        Limits::default(),
-        |requester| {
-            let mut known = Extensions::new();
-            known.insert(requester);
-            known
-        },
-    )
+fn administration(path: &Path, keys: KeyLife, state: ServerState) -> Server {
+    serve_socket(path, routes(keys, Authorization::Grant, state))
 }
 
 #[tokio::test]
@@ -485,13 +239,13 @@ async fn a_policy_is_tried_with_a_live_caller() {
     let own = ServerState::default();
     own.membership.joined(Arc::new(world.node.clone()));
     let socket = dir.path().join("admin.sock");
-    let _server = administration(&socket, keys(&dir), own);
+    let _server = administration(&socket, key_life(dir.path()), own);
     let alice = world.peer("alice");
-    let robot = world.net.join("robot", Identity::tagged(["tag:ci"]));
+    let robot = world.tailnet.join("robot", Identity::tagged(["tag:ci"]));
     let mut foreign = Identity::user("eve@other.org");
     foreign.same_tailnet = false;
-    let eve = world.net.join("eve", foreign);
-    world.net.update("alice", |identity| {
+    let eve = world.tailnet.join("eve", foreign);
+    world.tailnet.update("alice", |identity| {
         let grant = serde_json::json!({ "paths": ["/docs"] });
         let capability = tailbone::policy::CAPABILITY.to_owned();
         identity.caps.entry(capability).or_default().push(grant);
@@ -571,7 +325,7 @@ async fn a_policy_is_tried_with_a_live_caller() {
         );
     }
     // A node that the tailnet no longer vouches for has no identity, whatever it was granted.
-    world.net.expire("alice");
+    world.tailnet.expire("alice");
     let (_, said) = test(alice.ip().to_string(), "/docs/x").await;
     assert!(
         said.starts_with("deny: no rule lets an unknown caller in; "),
@@ -588,7 +342,7 @@ async fn a_policy_is_tried_with_a_live_caller() {
 async fn status_and_whois_at_the_local_socket() {
     let dir = TempDir::new().unwrap();
     let world = World::new();
-    let keys = keys(&dir);
+    let keys = key_life(dir.path());
     let own = ServerState::default();
     let up = own.readiness.switch("listeners-up", "not yet");
     let path = dir.path().join("admin.sock");
@@ -630,7 +384,7 @@ async fn status_and_whois_at_the_local_socket() {
         (known.refusal.as_str(), known.tailnet.as_str()),
         ("", "fake-tailnet.ts.net")
     );
-    world.net.expire("alice");
+    world.tailnet.expire("alice");
     let known = client.who_is(format!("{}:443", alice.ip())).await.unwrap();
     assert_eq!(known.refusal, "node_expired");
     let unknown = client.who_is("100.99.99.99".into()).await.unwrap_err();
