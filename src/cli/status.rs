@@ -2,6 +2,8 @@
 //! ready, who is it, what does it serve, what is to be done. `--check` is for the health check of
 //! a container or a supervisor.
 
+use std::fmt;
+
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -82,6 +84,25 @@ pub(super) struct Status {
 }
 
 #[derive(Debug, Serialize)]
+struct Certificate {
+    names: Vec<String>,
+    issuer: String,
+    not_after: Option<String>,
+}
+
+impl fmt::Display for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = self.not_after.as_deref().unwrap_or("an unknown time");
+        write!(
+            f,
+            "a certificate for {} by {} until {end}",
+            self.names.join(", "),
+            self.issuer
+        )
+    }
+}
+
+#[derive(Debug, Serialize)]
 struct Latch {
     name: String,
     ready: bool,
@@ -126,6 +147,8 @@ struct Listener {
     name: String,
     address: String,
     connections: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate: Option<Certificate>,
 }
 
 impl From<StatusResponse> for Status {
@@ -186,6 +209,11 @@ impl From<StatusResponse> for Status {
                     name: listener.name,
                     address: listener.address,
                     connections: listener.connections,
+                    certificate: listener.certificate.map(|certificate| Certificate {
+                        names: certificate.names,
+                        issuer: certificate.issuer,
+                        not_after: moment(certificate.not_after),
+                    }),
                 })
                 .collect(),
         }
@@ -271,9 +299,13 @@ impl Status {
         let listeners = self.listeners.iter().map(|listener| {
             let connections = usize::try_from(listener.connections).unwrap_or(usize::MAX);
             let connections = count(connections, "connection", "connections");
+            let certificate = match &listener.certificate {
+                Some(certificate) => format!(", {certificate}"),
+                None => String::new(),
+            };
             (
                 &listener.name,
-                format!("{}, {connections}", listener.address),
+                format!("{}, {connections}{certificate}", listener.address),
             )
         });
         list.facts(&listeners.collect::<Vec<_>>());
@@ -393,11 +425,13 @@ mod tests {
                     name: "admin socket".into(),
                     address: ".tsnet/admin.sock".into(),
                     connections: 1,
+                    certificate: None,
                 },
                 proto::Listener {
                     name: "issuer".into(),
                     address: ":80".into(),
                     connections: 3,
+                    certificate: None,
                 },
             ],
             ..StatusResponse::default()

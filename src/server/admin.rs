@@ -62,6 +62,7 @@ pub(super) fn serve_local_socket(
                 name: server.name(),
                 addr: settings.admin.socket.display().to_string(),
                 load: server.load(),
+                certificate: None,
             });
             Ok(Some(server))
         }

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use crate::{
     admin::AdminSocketError,
-    http::{tls::TlsError, unix::BindError},
+    http::{certificate::CertificateError, tls::TlsError, unix::BindError},
     jwks::life::LifeError,
     part,
     tailnet::{self, join::JoinError},
@@ -35,6 +35,8 @@ pub enum ServerError {
         path: PathBuf,
         source: BindError,
     },
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error("the signing keys cannot be loaded")]

@@ -1,5 +1,5 @@
 //! The server's own readiness latches: the node is on the tailnet, a key can sign, the published
-//! document was read, the listeners are open.
+//! document was read, the listeners are open, their certificates are good.
 //!
 //! If the document can no longer be read, the server is degraded but ready: verifiers know the
 //! keys, so tokens remain valid, and all replicas read the same place, so holding the latch would
@@ -9,6 +9,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
+    http::serve::Listeners,
     jwks::life::KeyLife,
     part::ServerState,
     tailnet::join::JoinState,
@@ -46,6 +47,13 @@ pub(super) fn register(state: &ServerState, keys: Option<&KeyLife>) -> Switch {
     listeners
 }
 
+/// Adds the latch of the certificates, for a server that has a listener with TLS.
+pub(super) fn register_certificates(state: &ServerState) {
+    let open = state.listeners.clone();
+    let check = move |now| certificates(&open, now);
+    state.readiness.latch("certificates", check);
+}
+
 fn node_running(state: &JoinState) -> Result<(), String> {
     match state {
         JoinState::Running => Ok(()),
@@ -54,6 +62,21 @@ fn node_running(state: &JoinState) -> Result<(), String> {
             Err("a person has to log the node in; `tailbone status` shows where".to_owned())
         }
         other => Err(other.to_string()),
+    }
+}
+
+/// An ended certificate does not hold the latch: callers without TLS are still served, and another
+/// replica has the same one.
+fn certificates(listeners: &Listeners, now: Timestamp) -> State {
+    let listening = listeners.all();
+    let certificates = listening.iter().filter_map(|one| one.certificate.as_ref());
+    let troubles: Vec<_> = certificates
+        .filter_map(|certificate| certificate.facts().trouble(now))
+        .collect();
+    if troubles.is_empty() {
+        State::Released
+    } else {
+        State::Degraded(troubles.join("; "))
     }
 }
 

@@ -9,15 +9,16 @@ use std::sync::Arc;
 use ::http::Extensions;
 use axum::Router;
 
-use super::ServerError;
+use super::{ServerError, latches::register_certificates};
 use crate::{
     config::{Binding, Listen, TlsFiles},
     http::{
+        certificate::CertificateFiles,
         host::{HostRule, NodeNames},
         layers, redirect,
         serve::{Accept, Listening, LiveLimits, Server, serve},
         tcp::{PlainListener, Remote},
-        tls::{CertificateFiles, TlsListener},
+        tls::TlsListener,
         unix::UnixSocket,
     },
     identity::TailnetListener,
@@ -111,10 +112,15 @@ impl ListenerOpener {
         if reachable_from_outside {
             tracing::warn!(target: "server", component = name, %addr, "this listener has a host address, as configured: callers outside the tailnet may reach it");
         }
-        self.context
-            .state
-            .listeners
-            .add(Listening { name, addr, load });
+        if listener.certificate.is_some() {
+            register_certificates(&self.context.state);
+        }
+        self.context.state.listeners.add(Listening {
+            name,
+            addr,
+            load,
+            certificate: listener.certificate.clone(),
+        });
         Ok(listener)
     }
 

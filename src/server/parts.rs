@@ -13,8 +13,8 @@ use crate::{
     config::{Component, Settings},
     gate,
     http::{
+        certificate::CertificateFiles,
         serve::{Server, Stopped},
-        tls::CertificateFiles,
     },
     issuer, metrics,
     part::{Context, Lifecycle, Part, PartError},

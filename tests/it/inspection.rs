@@ -129,6 +129,7 @@ async fn metrics_tell_what_was_counted_and_what_is() {
         name: issuer.name(),
         addr: ":80".into(),
         load: issuer.load(),
+        certificate: None,
     });
     let router = metrics::router(MetricSources {
         meter: meter.clone(),

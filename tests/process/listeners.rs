@@ -94,14 +94,22 @@ fn a_caller_over_tls_on_the_tailnet_is_known_too() {
         );
         let host = tailnet.host("tls");
         let key = tailnet.devnet.ready_key().await;
-        let more = ["--components", "issuer", "--listen", &listen];
+        let metrics = format!("unix://{}", folder.path().join("metrics").display());
+        let more = [
+            "--components",
+            "issuer,metrics",
+            "--listen",
+            &listen,
+            "--metrics-listen",
+            &metrics,
+        ];
         let mut daemon = tailbone(&folder)
             .on(tailnet.devnet)
             .host(&host)
             .auth_key(&key)
             .flags(&more)
             .start();
-        daemon.listening(2).await;
+        daemon.listening(3).await;
         let alice = tailnet
             .node("alice", Owner::User("alice@example.com"))
             .await;
@@ -138,6 +146,20 @@ fn a_caller_over_tls_on_the_tailnet_is_known_too() {
             answer.header("location"),
             format!("https://{host}/issue?audience=a")
         );
+
+        // The certificate of the kit ends on 29 October 2126.
+        let metrics = async || {
+            UnixStream::connect(folder.path().join("metrics"))
+                .await
+                .unwrap()
+        };
+        let numbers = get(metrics().await, "/metrics").await;
+        let numbers = String::from_utf8_lossy(numbers.0.body()).into_owned();
+        let end = "tailbone_certificate_end_timestamp_seconds{listener=\"issuer\"} 4948938078.0";
+        assert!(numbers.contains(end), "{numbers}");
+        let latches = get(metrics().await, "/readyz?verbose").await;
+        let latches = String::from_utf8_lossy(latches.0.body()).into_owned();
+        assert!(latches.contains("certificates"), "{latches}");
 
         // A handshake that never comes does not hold up the stop.
         let silent = dial(443).await;

@@ -1,5 +1,6 @@
 //! HTTP for all components: serving a listener ([`serve`]), listeners
-//! on a host address ([`tcp`]) and on a unix socket ([`unix`]), TLS on any of them ([`tls`]), redirects
+//! on a host address ([`tcp`]) and on a unix socket ([`unix`]), TLS on any of them ([`tls`]) with its
+//! certificates ([`certificate`]), redirects
 //! to it ([`redirect`]), the
 //! layers around each router ([`layers`]), the one place where an error becomes a status
 //! ([`error`]), request rates ([`pace`]) and the accounts that they need ([`accounts`]), health
@@ -24,6 +25,7 @@
 //! ```
 
 pub mod accounts;
+pub mod certificate;
 pub mod error;
 pub mod grpc;
 pub mod health;

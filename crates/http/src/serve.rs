@@ -50,6 +50,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 use super::{
+    certificate::CertificateFiles,
     patience::{Answering, Patient, Requests, Times},
     peers::{Account, Held, Peers},
 };
@@ -275,6 +276,8 @@ pub struct Listening {
     pub name: &'static str,
     pub addr: String,
     pub load: Load,
+    /// What it shows, if it is one with TLS.
+    pub certificate: Option<Arc<CertificateFiles>>,
 }
 
 impl Listeners {

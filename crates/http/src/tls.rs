@@ -1,30 +1,20 @@
-//! TLS on the connections of any other listener, and the certificates that it shows.
+//! TLS on the connections of any other listener.
 //!
 //! Invariants
 //! - A handshake is a task of its own with a timeout, and their number is bounded, in all and per
-//!   network. At the bound the oldest handshake is aborted in favour of the new one, so accepting
+//!   peer. At the bound the oldest handshake is aborted in favour of the new one, so accepting
 //!   never waits: peers that say nothing delay nobody.
-//! - Certificate and key are read together and must match. When the files change they are read
-//!   again, and while their contents are broken the last good pair stays in use.
 //! - TLS 1.2 and 1.3 by aws-lc; HTTP/2 is offered.
 
 use std::{
     collections::VecDeque,
-    fmt, fs, io,
+    fmt, io,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
-use arc_swap::ArcSwap;
-use rustls::{
-    ServerConfig,
-    crypto::aws_lc_rs,
-    pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject},
-    server::{ClientHello, ResolvesServerCert},
-    sign::CertifiedKey,
-};
+use rustls::{ServerConfig, crypto::aws_lc_rs, server::ResolvesServerCert};
 use tokio::{
     net::TcpListener,
     task::{self, AbortHandle, JoinSet},
@@ -33,123 +23,18 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
+    certificate::CertificateFiles,
     serve::{Accept, Place},
     tcp::PlainListener,
 };
 
+/// Why there is no listener with TLS.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    #[error("{}: no certificate or key in PEM form", path.display())]
-    Pem {
-        path: PathBuf,
-        #[source]
-        cause: pem::Error,
-    },
-    #[error("{}: cannot be read", path.display())]
-    File {
-        path: PathBuf,
-        #[source]
-        cause: io::Error,
-    },
-    #[error("{}: no certificate", .0.display())]
-    NoCertificate(PathBuf),
-    #[error("certificate and key do not belong together, or are of a kind that is not supported")]
-    Pair(#[source] rustls::Error),
     #[error("TLS cannot be set up")]
     Provider(#[source] rustls::Error),
     #[error("{0} cannot be listened on")]
     Listen(SocketAddr, #[source] io::Error),
-}
-
-/// A certificate chain and its private key, from two PEM files.
-#[derive(Debug)]
-pub struct CertificateFiles {
-    cert: PathBuf,
-    key: PathBuf,
-    pair: ArcSwap<CertifiedKey>,
-    seen: ArcSwap<Option<[Stamp; 2]>>,
-}
-
-/// Modification time and length: tells two versions of a file apart without reading it.
-type Stamp = (SystemTime, u64);
-
-impl CertificateFiles {
-    pub fn open(cert: PathBuf, key: PathBuf) -> Result<Self, TlsError> {
-        // Taken before reading, so that a change in between is noticed at the next check.
-        let seen = stamps(&cert, &key);
-        let pair = read(&cert, &key)?;
-        Ok(Self {
-            cert,
-            key,
-            pair: ArcSwap::from_pointee(pair),
-            seen: ArcSwap::from_pointee(seen),
-        })
-    }
-
-    /// Reads the files again if they have changed, and says whether it did. On an error the old
-    /// pair stays and the files are read again at the next call: a renewal may have replaced only
-    /// one of them so far.
-    pub fn reload(&self) -> Result<bool, TlsError> {
-        let now = stamps(&self.cert, &self.key);
-        if now.is_some() && now == **self.seen.load() {
-            return Ok(false);
-        }
-        self.pair.store(Arc::new(read(&self.cert, &self.key)?));
-        self.seen.store(Arc::new(now));
-        Ok(true)
-    }
-
-    /// The same, with the outcome in the log. To be called every few seconds: two small files are
-    /// not worth a thread of their own.
-    pub fn tick(&self) {
-        match self.reload() {
-            Ok(true) => {
-                tracing::info!(target: "server", cert = %self.cert.display(), "certificate read again");
-            }
-            Ok(false) => {}
-            Err(error) => {
-                let error = tailbone_telemetry::chain(&error);
-                tracing::error!(target: "server", error, "certificate not read again; the old one stays in use");
-            }
-        }
-    }
-}
-
-impl ResolvesServerCert for CertificateFiles {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.pair.load_full())
-    }
-}
-
-fn stamps(cert: &PathBuf, key: &PathBuf) -> Option<[Stamp; 2]> {
-    let stamp = |path: &PathBuf| {
-        let meta = fs::metadata(path).ok()?;
-        Some((meta.modified().ok()?, meta.len()))
-    };
-    Some([stamp(cert)?, stamp(key)?])
-}
-
-fn read(cert: &PathBuf, key: &PathBuf) -> Result<CertifiedKey, TlsError> {
-    let text = |path: &PathBuf| {
-        fs::read(path).map_err(|cause| TlsError::File {
-            path: path.clone(),
-            cause,
-        })
-    };
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&text(cert)?)
-        .collect::<Result<_, _>>()
-        .map_err(|cause| TlsError::Pem {
-            path: cert.clone(),
-            cause,
-        })?;
-    if chain.is_empty() {
-        return Err(TlsError::NoCertificate(cert.clone()));
-    }
-    let private = PrivateKeyDer::from_pem_slice(&text(key)?).map_err(|cause| TlsError::Pem {
-        path: key.clone(),
-        cause,
-    })?;
-    CertifiedKey::from_der(chain, private, &aws_lc_rs::default_provider()).map_err(TlsError::Pair)
 }
 
 /// Accepts the connections of another listener, with TLS.

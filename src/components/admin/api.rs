@@ -317,6 +317,14 @@ impl AdminApi {
                     name: listening.name.to_owned(),
                     address: listening.addr,
                     connections: listening.load.open() as u64,
+                    certificate: listening.certificate.map(|certificate| {
+                        let facts = certificate.facts();
+                        proto::Certificate {
+                            names: facts.names.clone(),
+                            issuer: facts.issuer.clone(),
+                            not_after: facts.not_after.as_second(),
+                        }
+                    }),
                 })
                 .collect(),
             keys: snapshot.keys.iter().map(wire_key).collect(),

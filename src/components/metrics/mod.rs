@@ -226,14 +226,27 @@ impl MetricSources {
     fn add_connections(&self, registry: &mut Registry) {
         let open = Family::<Labels, Gauge>::default();
         let turned_away = Family::<Labels, Gauge>::default();
+        let ends = Family::<Labels, FloatGauge>::default();
         for listening in self.listeners.all() {
             let label = [("listener", listening.name)];
+            // A component may have several.
             open.get_or_create(&label)
-                .set(i64::try_from(listening.load.open()).unwrap_or(i64::MAX));
+                .inc_by(i64::try_from(listening.load.open()).unwrap_or(i64::MAX));
             turned_away
                 .get_or_create(&label)
-                .set(i64::try_from(listening.load.refused()).unwrap_or(i64::MAX));
+                .inc_by(i64::try_from(listening.load.refused()).unwrap_or(i64::MAX));
+            if let Some(certificate) = &listening.certificate {
+                let end = unix_seconds(certificate.facts().not_after);
+                let gauge = ends.get_or_create(&label);
+                let known = gauge.get();
+                gauge.set(if known > 0.0 { known.min(end) } else { end });
+            }
         }
+        registry.register(
+            "certificate_end_timestamp_seconds",
+            "When the listener's certificate ends, the first if it has several",
+            ends,
+        );
         registry.register("connections", "Open connections by listener", open);
         registry.register(
             "connections_turned_away",

@@ -9,8 +9,9 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use tailbone::http::{
+    certificate::{CertificateError, CertificateFiles},
     tcp::PlainListener,
-    tls::{CertificateFiles, TlsError, TlsListener},
+    tls::{TlsError, TlsListener},
 };
 use testkit::files::certificate_file;
 use tokio::{
@@ -21,8 +22,8 @@ use tokio::{
 use super::*;
 
 pub(super) async fn bind(addr: SocketAddr) -> Result<TlsListener<PlainListener>, TlsError> {
-    let files =
-        CertificateFiles::open(certificate_file("first.crt"), certificate_file("first.key"))?;
+    let files = (certificate_file("first.crt"), certificate_file("first.key"));
+    let files = CertificateFiles::open(files.0, files.1).unwrap();
     TlsListener::bind(addr, Arc::new(files)).await
 }
 
@@ -105,7 +106,7 @@ async fn certificates_are_read_anew_and_a_silent_peer_delays_nobody() {
         .set_modified(std::time::SystemTime::UNIX_EPOCH)
         .unwrap();
     assert!(
-        matches!(files.reload(), Err(TlsError::Pair(_))),
+        matches!(files.reload(), Err(CertificateError::Pair(_))),
         "a key of another certificate"
     );
     post(addr, "second.crt").await.unwrap();

@@ -19,9 +19,10 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tailbone_http::{
+    certificate::CertificateFiles,
     serve::{Limits, Server, serve},
     tcp::Remote,
-    tls::{CertificateFiles, TlsListener},
+    tls::TlsListener,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
