@@ -48,7 +48,11 @@ pub fn app() -> Result<Router, Mistakes> {
 /// them.
 async fn hello(admitted: Admitted) -> String {
     match admitted.visitor() {
-        Some(visitor) => format!("{} at {}\n", visitor.even_foreign(), visitor.node_name()),
+        Some(visitor) => format!(
+            "{} at {}\n",
+            visitor.caller_any_tailnet(),
+            visitor.node_name()
+        ),
         None => "somebody\n".to_owned(),
     }
 }

@@ -71,7 +71,7 @@ pub struct Part {
 /// A latch of [`Readiness`], with its name.
 pub type LatchCheck = (
     &'static str,
-    Box<dyn Fn(Timestamp) -> readiness::State + Send + Sync>,
+    Box<dyn Fn(Timestamp) -> readiness::LatchState + Send + Sync>,
 );
 
 /// Routes, and a listener for them.
@@ -145,7 +145,7 @@ impl Part {
         self
     }
 
-    pub fn latch<S: Into<readiness::State>>(
+    pub fn latch<S: Into<readiness::LatchState>>(
         mut self,
         name: &'static str,
         check: impl Fn(Timestamp) -> S + Send + Sync + 'static,

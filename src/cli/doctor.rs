@@ -30,7 +30,7 @@ use super::{
 use crate::{
     admin::{AdminClient, proto::StatusResponse},
     config::{self, Environment, Publish, Settings, Tailscale, table::Scope},
-    telemetry::chain,
+    telemetry::error_chain,
 };
 
 const SCOPES: &[Scope] = &[Scope::Root, Scope::Server, Scope::Start];
@@ -459,12 +459,12 @@ async fn control(settings: &Tailscale) -> Control {
     let client = reqwest::Client::builder()
         .timeout(TIMEOUT)
         .build()
-        .map_err(|error| unreachable(chain(&error)))?;
+        .map_err(|error| unreachable(error_chain(&error)))?;
     let answer = client
         .get(&address)
         .send()
         .await
-        .map_err(|error| unreachable(chain(&error.without_url())))?;
+        .map_err(|error| unreachable(error_chain(&error.without_url())))?;
     if answer.status().is_server_error() {
         return Err(unreachable(format!("it answers {}", answer.status())));
     }
@@ -653,7 +653,10 @@ fn public_address(bucket: &str, key: &str, endpoint: Option<&str>, path_style: b
 
 async fn fetched(address: &str) -> Result<Vec<u8>, String> {
     let words = |error: reqwest::Error| {
-        format!("{address} cannot be read: {}", chain(&error.without_url()))
+        format!(
+            "{address} cannot be read: {}",
+            error_chain(&error.without_url())
+        )
     };
     let client = reqwest::Client::builder()
         .timeout(TIMEOUT)

@@ -62,7 +62,7 @@ impl Failure {
     /// The whole chain of causes in one line, if there is anything to say.
     pub fn message(&self) -> Option<String> {
         let error: &(dyn Error + 'static) = self.error.as_deref()?;
-        Some(telemetry::chain(error))
+        Some(telemetry::error_chain(error))
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
     admin::{AdminClient, ServerAddress},
     config::{self, ClientSettings, Environment, OutputFormat, table::Scope},
     identity::{Caller, Visitor},
-    policy::{Decision, Effect, Host, LoadError, Path, RuleId, Rules, Step, Store, What, Who},
+    policy::{Effect, Host, LoadError, Path, RuleId, RuleStore, Rules, Step, Verdict, What, Who},
     tailnet::{WhoIs, WhoIsNode, WhoIsUser},
 };
 
@@ -130,7 +130,7 @@ pub(super) fn run(
 }
 
 pub(super) fn rules(file: Option<PathBuf>, capability: &str) -> Result<Rules, Failure> {
-    match Store::open(file.as_deref(), capability) {
+    match RuleStore::open(file.as_deref(), capability) {
         Ok(store) => Ok(store.rules().as_ref().clone()),
         Err(error @ LoadError::Mistakes { .. }) => {
             Err(Failure::with_code(super::exit::SETTINGS, error.to_string()))
@@ -267,7 +267,7 @@ fn what(matches: &ArgMatches) -> Result<What, String> {
 }
 
 /// Who is let in by which rule, or which rule would have to change.
-fn sentence(rules: &Rules, who: Who<'_>, what: &What, decision: &Decision) -> String {
+fn sentence(rules: &Rules, who: Who<'_>, what: &What, decision: &Verdict) -> String {
     let caller = caller(who);
     let effect = decision.effect.as_str();
     let rule = rule(&decision.rule);
@@ -301,7 +301,7 @@ fn caller(who: Who<'_>) -> String {
         Who::Funnel => return "a caller from the internet".to_owned(),
         Who::Known(visitor) => visitor,
     };
-    let name = match visitor.even_foreign() {
+    let name = match visitor.caller_any_tailnet() {
         Caller::Machine(machine) => format!("a machine with {}", machine.tags.join(", ")),
         Caller::User(user) => user.login.clone(),
         Caller::Funnel(_) => "a caller from the internet".to_owned(),
@@ -346,7 +346,7 @@ struct Evaluated {
 }
 
 impl Explained {
-    fn new(steps: &[Step], decision: &Decision, sentence: String) -> Self {
+    fn new(steps: &[Step], decision: &Verdict, sentence: String) -> Self {
         let line = |rule: &RuleId| match rule {
             RuleId::Local { line, .. } => Some(*line),
             _ => None,

@@ -68,7 +68,7 @@ pub(super) fn serve_local_socket(
         }
         Err(error @ AdminSocketError::InUse { .. }) => Err(error.into()),
         Err(error) => {
-            tracing::warn!(target: "admin", error = crate::telemetry::chain(&error), "the local admin socket is not available");
+            tracing::warn!(target: "admin", error = crate::telemetry::error_chain(&error), "the local admin socket is not available");
             Ok(None)
         }
     }

@@ -13,7 +13,7 @@ use std::{
 use qrcode::{EcLevel, QrCode, render::unicode::Dense1x2};
 use tokio::{task::JoinHandle, time::MissedTickBehavior};
 
-use crate::{config::Log, tailnet::join::JoinState, telemetry::foot};
+use crate::{config::Log, tailnet::join::JoinState, telemetry::status_line};
 
 /// A join that takes less time gets no spinner.
 const SPINNER_DELAY: Duration = Duration::from_millis(200);
@@ -60,7 +60,7 @@ impl JoinScreen {
     pub(super) fn show_state(&self, state: &JoinState) {
         if let JoinState::NeedsLogin { url } = state {
             let block = login_block(url, columns(), self.color);
-            foot::above(|| {
+            status_line::print_above(|| {
                 // If the terminal is gone, nobody can be told.
                 let _ = std::io::stderr().lock().write_all(block.as_bytes());
             });
@@ -76,7 +76,7 @@ impl Drop for JoinScreen {
         // The spinner draws under this lock and stops at empty words, so no frame follows.
         let mut message = self.message.lock().unwrap_or_else(PoisonError::into_inner);
         *message = "";
-        foot::clear();
+        status_line::clear();
     }
 }
 
@@ -96,8 +96,8 @@ async fn spin(message: Arc<Mutex<&'static str>>, color: bool) {
         // One column stays free: some terminals wrap when the last one is written.
         let text: String = text.chars().take(columns().saturating_sub(1)).collect();
         match text.strip_prefix(frame) {
-            Some(rest) if color => foot::set(&format!("\x1b[36m{frame}\x1b[0m{rest}")),
-            _ => foot::set(&text),
+            Some(rest) if color => status_line::set(&format!("\x1b[36m{frame}\x1b[0m{rest}")),
+            _ => status_line::set(&text),
         }
     }
 }

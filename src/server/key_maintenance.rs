@@ -86,12 +86,12 @@ async fn maintain(
         };
         match &outcome {
             Some(Ok(report)) => {
-                meter.jwks_looked(report.document_trouble.is_none());
+                meter.jwks_read(report.document_trouble.is_none());
                 for done in &report.done {
                     meter.key_changed(done.action, matches!(done.outcome, Outcome::Done));
                 }
             }
-            Some(Err(_)) => meter.jwks_looked(false),
+            Some(Err(_)) => meter.jwks_read(false),
             None => {}
         }
         match outcome {

@@ -13,7 +13,7 @@ use crate::{
     jwks::life::KeyLife,
     part::ServerState,
     tailnet::join::JoinState,
-    telemetry::readiness::{State, Switch},
+    telemetry::readiness::{LatchState, Switch},
 };
 
 /// The document is read at least twice a minute. A server that could not read it for this long is
@@ -34,12 +34,12 @@ pub(super) fn register(state: &ServerState, keys: Option<&KeyLife>) -> Switch {
         "the server does not listen yet, or no longer",
     );
     if let Some(keys) = keys {
-        let current_keys = keys.ring().clone();
+        let current_keys = keys.current_keys().clone();
         readiness.latch("key-signs", move |_| match current_keys.signer() {
             Ok(_) => Ok(()),
             Err(reason) => Err(reason.to_string()),
         });
-        let current_keys = keys.ring().clone();
+        let current_keys = keys.current_keys().clone();
         readiness.latch("jwks-read", move |now| {
             document_freshness(current_keys.snapshot().document_read, now)
         });
@@ -67,28 +67,28 @@ fn node_running(state: &JoinState) -> Result<(), String> {
 
 /// An ended certificate does not hold the latch: callers without TLS are still served, and another
 /// replica has the same one.
-fn certificates(listeners: &Listeners, now: Timestamp) -> State {
+fn certificates(listeners: &Listeners, now: Timestamp) -> LatchState {
     let listening = listeners.all();
     let certificates = listening.iter().filter_map(|one| one.certificate.as_ref());
     let troubles: Vec<_> = certificates
         .filter_map(|certificate| certificate.facts().trouble(now))
         .collect();
     if troubles.is_empty() {
-        State::Released
+        LatchState::Released
     } else {
-        State::Degraded(troubles.join("; "))
+        LatchState::Degraded(troubles.join("; "))
     }
 }
 
-fn document_freshness(read: Option<Timestamp>, now: Timestamp) -> State {
+fn document_freshness(read: Option<Timestamp>, now: Timestamp) -> LatchState {
     match read {
-        None => State::Held("the published document was never read".to_owned()),
-        Some(read) if now.duration_since(read) > STALE_AFTER => State::Degraded(format!(
+        None => LatchState::Held("the published document was never read".to_owned()),
+        Some(read) if now.duration_since(read) > STALE_AFTER => LatchState::Degraded(format!(
             "the published document was last read {} minutes ago; tokens go on under the keys that were published then, and no key \
              is rotated",
             now.duration_since(read).as_mins()
         )),
-        Some(_) => State::Released,
+        Some(_) => LatchState::Released,
     }
 }
 
@@ -99,19 +99,23 @@ mod tests {
     #[test]
     fn a_document_that_was_never_read_holds_and_one_not_read_for_long_degrades() {
         let at = |second| Timestamp::from_second(second).unwrap();
-        assert!(matches!(document_freshness(None, at(0)), State::Held(_)));
+        assert!(matches!(
+            document_freshness(None, at(0)),
+            LatchState::Held(_)
+        ));
         assert_eq!(
             document_freshness(Some(at(1000)), at(1000 + 15 * 60)),
-            State::Released
+            LatchState::Released
         );
-        let State::Degraded(reason) = document_freshness(Some(at(1000)), at(1000 + 16 * 60)) else {
+        let LatchState::Degraded(reason) = document_freshness(Some(at(1000)), at(1000 + 16 * 60))
+        else {
             panic!("not degraded");
         };
         assert!(reason.contains("last read 16 minutes ago"), "{reason}");
         // A clock set back makes nothing older.
         assert_eq!(
             document_freshness(Some(at(100_000)), at(1000)),
-            State::Released
+            LatchState::Released
         );
     }
 

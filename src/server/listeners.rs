@@ -24,7 +24,7 @@ use crate::{
     identity::TailnetListener,
     part::{AcceptedHosts, Context, Endpoint},
     tailnet::{ListenAddr, Peer, Via},
-    telemetry::trace::Neighbour,
+    telemetry::trace::FromTailnet,
     web::{Allowed, HostPattern},
 };
 
@@ -150,7 +150,7 @@ impl ListenerOpener {
             let via = peer.via;
             let mut extensions = with_host_rule(directory.identify(peer), hosts.as_ref());
             if via == Via::Tailnet {
-                extensions.insert(Neighbour);
+                extensions.insert(FromTailnet);
             }
             extensions
         }

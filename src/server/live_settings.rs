@@ -15,7 +15,7 @@ use crate::{
     config::{Reloaded, Settings},
     http::serve::{Limits, LiveLimits},
     jwks::life::KeyLife,
-    keys::Policy,
+    keys::KeyPolicy,
     telemetry,
 };
 
@@ -62,7 +62,7 @@ impl LiveSettings {
             self.limits.set(limits(now));
         }
         if now.keys != old.keys {
-            keys.set_policy(Policy::from(&now.keys));
+            keys.set_policy(KeyPolicy::from(&now.keys));
         }
         reloaded
     }

@@ -4,7 +4,7 @@
 //! things happen side by side: the node joins and its listeners open ("listening" in the log), and
 //! the keys are loaded. Making a first key takes an unpredictable time, and a bucket may be slow,
 //! so the server runs before it has its keys, and requests that need one wait
-//! ([`crate::keys::Ring::loaded`]). The supervisor is told "ready" when both are done.
+//! ([`crate::keys::CurrentKeys::loaded`]). The supervisor is told "ready" when both are done.
 //!
 //! Order of the end: listeners stop accepting, open requests get the grace time, their answers and
 //! the last telemetry are sent, the node logs out if it is ephemeral, and closes. A second signal
@@ -44,7 +44,7 @@ use self::{
 use crate::{
     config::Settings,
     http::host::NodeNames,
-    identity::{Callers, Directory},
+    identity::{CallerRates, Directory},
     jwks::life::KeyLife,
     keys::SigningQueue,
     metrics::MetricSources,
@@ -186,12 +186,12 @@ impl Daemon {
             state.membership.joined(node.clone());
             let names = NodeNames::default();
             node::update_names(&node, &names);
-            let callers = Callers::new(live_settings.limits.clone());
+            let callers = CallerRates::new(live_settings.limits.clone());
             let context = Context {
                 node: node.clone(),
                 directory: Directory::with(node.clone(), meter.clone(), Some(callers)),
                 keys: keys.clone(),
-                signing: Arc::new(SigningQueue::new(|work| tailnet::together(work))),
+                signing: Arc::new(SigningQueue::new(|work| tailnet::batch_wakeups(work))),
                 meter: meter.clone(),
                 state: state.clone(),
                 admin_routes,
@@ -260,7 +260,7 @@ impl Daemon {
                 }
                 _ = ticks.tick() => {
                     self.parts.tick();
-                    telemetry::audit::tell_repeated(Instant::now(), false);
+                    telemetry::audit::report_repeated(Instant::now(), false);
                 }
             }
         }
@@ -297,7 +297,7 @@ impl Daemon {
         let settings = self.live_settings.current();
         let started = Instant::now();
         self.parts.stop(settings.server.grace).await;
-        telemetry::audit::tell_repeated(started, true);
+        telemetry::audit::report_repeated(started, true);
         // The collector gets what is left of the grace time.
         let remaining = settings.server.grace.saturating_sub(started.elapsed());
         let flushed = async {

@@ -13,7 +13,8 @@ use crate::{
     tailnet::{
         self, Config, EmbeddedNode, Node,
         join::{
-            JoinError, JoinState, NEEDS_LOGIN, Plan, Progress, classify, join, make_state_directory,
+            JoinError, JoinLimits, JoinState, NEEDS_LOGIN, Progress, classify, join,
+            make_state_directory,
         },
     },
 };
@@ -33,11 +34,11 @@ pub(super) async fn join_tailnet(
     on_state: impl Fn(JoinState),
 ) -> Result<Arc<dyn Node>, JoinError> {
     let config = node_config(settings, log);
-    let plan = Plan::new(settings.join_retry, settings.join_timeout, config.has_key());
+    let limits = JoinLimits::new(settings.join_retry, settings.join_timeout, config.has_key());
     let make = || async { Ok(Arc::new(EmbeddedNode::start(&config).await?) as Arc<dyn Node>) };
     let screen = JoinScreen::of_terminal(log);
     let mut repeated = RepeatedLines::default();
-    let node = join(make, plan, |progress| {
+    let node = join(make, limits, |progress| {
         if let Progress::State(state) = &progress {
             on_state(JoinState::clone(state));
         }
@@ -202,7 +203,7 @@ mod tests {
         let names = NodeNames::default();
         update_names(&node, &names);
         let rule = HostRule::of_node(names.clone(), &[]);
-        let holds = |host: &str| rule.holds(&Host::parse(host).unwrap());
+        let holds = |host: &str| rule.accepts(&Host::parse(host).unwrap());
         assert!(holds("tailbone"));
         let following = tokio::spawn(follow_node(node, names));
         tokio::task::yield_now().await;

@@ -16,7 +16,7 @@ use jiff::{SignedDuration, Timestamp};
 use tailbone::{
     http::{
         layers,
-        serve::{Server, Standing},
+        serve::{Revocable, Server},
     },
     identity::{Connection, Refusal},
     tailnet::{
@@ -257,8 +257,8 @@ async fn a_new_connection_does_not_end_by_an_answer_from_before() {
     server.world.faulty.open_ports();
     let after = server.connection(2, 80);
     assert!(after.caller().await.is_ok());
-    assert_eq!(soon("the end", before.lost()).await, "no_network_access");
-    assert!(futures_util::poll!(after.lost()).is_pending());
+    assert_eq!(soon("the end", before.revoked()).await, "no_network_access");
+    assert!(futures_util::poll!(after.revoked()).is_pending());
 }
 
 /// The refresh after a new generation is repeated if the node could not answer.
@@ -274,7 +274,7 @@ async fn a_connection_ends_also_if_the_node_could_not_answer_at_once() {
     }
     server.world.faulty.set_fault(Fault::None);
     assert_eq!(
-        soon("the end", connection.lost()).await,
+        soon("the end", connection.revoked()).await,
         "no_network_access"
     );
 }

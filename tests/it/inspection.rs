@@ -29,7 +29,7 @@ use tailbone::{
     },
     telemetry::{
         meter::Meter,
-        readiness::{Readiness, State},
+        readiness::{LatchState, Readiness},
     },
 };
 use tempfile::TempDir;
@@ -56,9 +56,9 @@ async fn readyz_follows_its_latches_and_livez_does_not() {
     let bucket = outage.clone();
     readiness.latch("jwks-read", move |_| {
         if bucket.load(Ordering::Relaxed) {
-            State::Degraded("read 20 minutes ago".into())
+            LatchState::Degraded("read 20 minutes ago".into())
         } else {
-            State::Released
+            LatchState::Released
         }
     });
     let _server = world

@@ -16,7 +16,7 @@ use tailbone::{
         Document, Etag, FilePublisher, Found, PublishError, Publisher, UpdateError, Versioned,
         life::KeyLife, update,
     },
-    keys::{KeyStore, Policy, disk::Probe},
+    keys::{KeyPolicy, KeyStore, disk::Probe},
 };
 use testkit::{
     fault_proxy::{Fault, FaultProxy},
@@ -24,8 +24,8 @@ use testkit::{
     s3::{self, BUCKET, KEY_PATH, S3Server, publisher_at, publisher_with},
 };
 
-fn policy() -> Policy {
-    Policy {
+fn policy() -> KeyPolicy {
+    KeyPolicy {
         token_life: Duration::from_secs(1200),
         cache_time: Duration::from_secs(300),
         skew: Duration::from_secs(60),
@@ -182,7 +182,7 @@ async fn d01_read_error_is_never_an_empty_set() {
         KeySpec::Es256,
     );
     life.start(now()).await.unwrap();
-    let signer = life.ring().signer().unwrap();
+    let signer = life.current_keys().signer().unwrap();
     let object = server.object().unwrap();
     let files = names(folder.path());
 
@@ -244,7 +244,11 @@ async fn d01_read_error_is_never_an_empty_set() {
         proxy.heal();
         assert_eq!(server.object().unwrap(), object, "{name}");
         assert_eq!(names(folder.path()), files, "{name}");
-        assert_eq!(life.ring().signer().unwrap().kid(), signer.kid(), "{name}");
+        assert_eq!(
+            life.current_keys().signer().unwrap().kid(),
+            signer.kid(),
+            "{name}"
+        );
     }
     let report = life.sync(now()).await.unwrap();
     assert_eq!(
@@ -414,7 +418,7 @@ impl Publisher for Careless {
         async { Ok(Etag("same".into())) }.boxed()
     }
 
-    fn keep<'a>(
+    fn back_up<'a>(
         &'a self,
         _: &'a Document,
         _: Timestamp,
@@ -473,7 +477,7 @@ async fn files_keep_the_ten_newest_copies() {
     let publisher = FilePublisher::new(folder.path().join("jwks.json"));
     for n in 0..13 {
         publisher
-            .keep(
+            .back_up(
                 &Document::default(),
                 now() + jiff::SignedDuration::from_secs(n),
             )

@@ -12,7 +12,8 @@ use tailbone::{
         life::{Housekeeping, KeyLife, LifeError, Outcome, Report},
     },
     keys::{
-        KeyStore, KeyView, NoSigner, Policy, PrivateJwk, Signer, SigningQueue, State, disk::Probe,
+        KeyPolicy, KeyState, KeyStore, KeyView, NoSigner, PrivateJwk, Signer, SigningQueue,
+        disk::Probe,
     },
 };
 use testkit::{
@@ -30,8 +31,8 @@ pub(crate) fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_750_000_000 + seconds).unwrap()
 }
 
-pub(crate) fn policy() -> Policy {
-    Policy {
+pub(crate) fn policy() -> KeyPolicy {
+    KeyPolicy {
         token_life: Duration::from_secs(1200),
         cache_time: Duration::from_secs(300),
         skew: Duration::from_secs(60),
@@ -161,7 +162,7 @@ async fn an_old_directory_is_taken_over_unchanged_and_stays_readable_by_its_rule
     );
 
     // It signs at once with the same key as the Go program, and verifiers need nothing new.
-    let signer = life.ring().signer().unwrap();
+    let signer = life.current_keys().signer().unwrap();
     assert_eq!(
         (
             signer.kid().as_str(),
@@ -211,7 +212,10 @@ async fn an_old_directory_is_taken_over_unchanged_and_stays_readable_by_its_rule
     assert_eq!(mode(format!("{}.public.jwk", made.key.kid)), 0o644);
     assert_eq!(mode(format!("{}.state.json", made.key.kid)), 0o600);
     // Not yet: verifiers still have the old document.
-    assert_eq!(life.ring().signer().unwrap().kid().as_str(), NEW_KID);
+    assert_eq!(
+        life.current_keys().signer().unwrap().kid().as_str(),
+        NEW_KID
+    );
 }
 
 #[tokio::test]
@@ -222,13 +226,16 @@ async fn d10_a_fresh_install_makes_its_directory_and_first_key_and_signs_at_once
         folder.path().join("keys/jwks.json"),
     );
     let life = life(&directory, &jwks);
-    assert_eq!(life.ring().signer().unwrap_err(), NoSigner::NotLoaded);
+    assert_eq!(
+        life.current_keys().signer().unwrap_err(),
+        NoSigner::NotLoaded
+    );
     life.start(at(0)).await.unwrap();
     assert_eq!(
         fs::metadata(&directory).unwrap().permissions().mode() & 0o777,
         0o700
     );
-    let signer = life.ring().signer().unwrap();
+    let signer = life.current_keys().signer().unwrap();
     verify(&signer.sign(b"{}").unwrap(), &fs::read(&jwks).unwrap());
     assert_eq!(
         life.document().unwrap().document.to_bytes(),
@@ -237,7 +244,7 @@ async fn d10_a_fresh_install_makes_its_directory_and_first_key_and_signs_at_once
     // The next start makes no further key.
     let again = self::life(&directory, &jwks);
     again.start(at(10)).await.unwrap();
-    assert_eq!(again.ring().signer().unwrap().kid(), signer.kid());
+    assert_eq!(again.current_keys().signer().unwrap().kid(), signer.kid());
 }
 
 #[tokio::test]
@@ -262,12 +269,12 @@ async fn d03_a_key_that_could_not_be_published_leaves_nothing_that_signs() {
     let report = life.start(at(0)).await.unwrap();
     assert!(report.failed());
     assert!(matches!(
-        life.ring().signer(),
+        life.current_keys().signer(),
         Err(NoSigner::Unpublished { .. })
     ));
     proxy.heal();
     one_key_is_left(&life, at(1)).await;
-    let first = life.ring().signer().unwrap();
+    let first = life.current_keys().signer().unwrap();
 
     // An operator's new key is withdrawn, whatever went wrong.
     for fault in [Fault::code(403, "AccessDenied"), Fault::status(500)] {
@@ -298,7 +305,7 @@ async fn d03_a_key_that_could_not_be_published_leaves_nothing_that_signs() {
             .len(),
         1
     );
-    assert_eq!(life.ring().signer().unwrap().kid(), first.kid());
+    assert_eq!(life.current_keys().signer().unwrap().kid(), first.kid());
 }
 
 /// May take some passes: on a busy machine a pass may exceed its 300 ms, or come before an
@@ -348,7 +355,7 @@ async fn d08_of_two_keys_made_in_one_second_the_later_one_takes_over() {
         let in_a_moment = at(0) + jiff::SignedDuration::from_millis(300);
         let later = life.generate(None, in_a_moment).await.unwrap().key.kid;
         life.sync(at(1000)).await.unwrap();
-        assert_eq!(life.ring().signer().unwrap().kid().as_str(), later);
+        assert_eq!(life.current_keys().signer().unwrap().kid().as_str(), later);
     }
 }
 
@@ -358,7 +365,7 @@ async fn d07_housekeeping_deletes_nothing_on_a_missing_emptied_or_clobbered_docu
     let (directory, jwks) = (folder.path().join("keys"), folder.path().join("jwks.json"));
     let life = life(&directory, &jwks);
     life.start(at(0)).await.unwrap();
-    let kid = life.ring().signer().unwrap().kid().to_string();
+    let kid = life.current_keys().signer().unwrap().kid().to_string();
     let good = fs::read(&jwks).unwrap();
     let private = directory.join(format!("{kid}.private.jwk"));
     let key = fs::read(&private).unwrap();
@@ -403,7 +410,7 @@ async fn d07_housekeeping_deletes_nothing_on_a_missing_emptied_or_clobbered_docu
         .await
         .unwrap();
     assert_eq!(fs::read(&jwks).unwrap(), good);
-    assert_eq!(fresh.ring().signer().unwrap().kid().as_str(), kid);
+    assert_eq!(fresh.current_keys().signer().unwrap().kid().as_str(), kid);
 }
 
 #[tokio::test]
@@ -462,10 +469,10 @@ async fn d18_a_key_removed_on_one_replica_stops_signing_on_the_other() {
     a.start(at(0)).await.unwrap();
     b.start(at(0)).await.unwrap();
     b.sync(at(1000)).await.unwrap();
-    let victim = b.ring().signer().unwrap().kid().to_string();
-    let snapshot = b.ring().snapshot();
+    let victim = b.current_keys().signer().unwrap().kid().to_string();
+    let snapshot = b.current_keys().snapshot();
     let signing: Vec<_> = snapshot.keys.iter().filter(|key| key.signing).collect();
-    let active = |key: &&KeyView| key.state == Some(State::Active);
+    let active = |key: &&KeyView| key.state == Some(KeyState::Active);
     assert_eq!(snapshot.keys.iter().filter(active).count(), 1);
     assert!(signing.len() == 1 && signing[0].kid == victim && active(&signing[0]));
     let removed = a.remove(&victim, at(1001)).await.unwrap();
@@ -473,7 +480,7 @@ async fn d18_a_key_removed_on_one_replica_stops_signing_on_the_other() {
     assert!(!kids(&jwks).contains(&victim));
     b.poll(at(1100)).await.unwrap().expect("a look is due");
     assert!(
-        matches!(b.ring().signer(), Err(NoSigner::Withdrawn { kid }) if kid.as_str() == victim)
+        matches!(b.current_keys().signer(), Err(NoSigner::Withdrawn { kid }) if kid.as_str() == victim)
     );
     // It is never published again, not even after a restart.
     let b = life(&folder.path().join("b"), &jwks);
@@ -515,7 +522,10 @@ async fn d22_ids_with_path_parts_touch_nothing_outside() {
         "{:?}",
         report.skipped
     );
-    assert_eq!(life.ring().signer().unwrap().kid().as_str(), NEW_KID);
+    assert_eq!(
+        life.current_keys().signer().unwrap().kid().as_str(),
+        NEW_KID
+    );
     // Such an entry of the document can be removed from the document, and nothing else happens.
     life.remove("../outside", at(1)).await.unwrap();
     assert!(matches!(
@@ -599,7 +609,10 @@ async fn bad_files_are_told_and_left_alone() {
         .next()
         .unwrap();
     assert!(!words.contains(&secret[..16]));
-    assert_eq!(life.ring().signer().unwrap().kid().as_str(), NEW_KID);
+    assert_eq!(
+        life.current_keys().signer().unwrap().kid().as_str(),
+        NEW_KID
+    );
     life.housekeeping(Housekeeping::default(), at(1))
         .await
         .unwrap();
@@ -639,7 +652,10 @@ fn a_directory_that_cannot_be_written_still_signs() {
         runtime.block_on(async {
             let life = life(&inside, &document);
             let report = life.start(at(0)).await.unwrap();
-            assert_eq!(life.ring().signer().unwrap().kid().as_str(), NEW_KID);
+            assert_eq!(
+                life.current_keys().signer().unwrap().kid().as_str(),
+                NEW_KID
+            );
             assert!(
                 report
                     .trouble
@@ -679,19 +695,27 @@ async fn a_change_in_the_directory_is_seen_without_a_restart() {
     fs::rename(&new, &hidden).unwrap();
     let life = life(&directory, &jwks);
     life.start(at(0)).await.unwrap();
-    assert_eq!(life.ring().signer().unwrap().kid().as_str(), OLD_KID);
+    assert_eq!(
+        life.current_keys().signer().unwrap().kid().as_str(),
+        OLD_KID
+    );
     assert!(
         life.poll(at(0)).await.unwrap().is_none(),
         "nothing changed, nothing is due"
     );
     fs::rename(&hidden, &new).unwrap();
     assert!(life.poll(at(0)).await.unwrap().is_some());
-    assert_eq!(life.ring().signer().unwrap().kid().as_str(), NEW_KID);
+    assert_eq!(
+        life.current_keys().signer().unwrap().kid().as_str(),
+        NEW_KID
+    );
     // And one that disappears.
     fs::rename(&new, &hidden).unwrap();
     life.poll(at(0)).await.unwrap().unwrap();
     assert_ne!(
-        life.ring().signer().map(|signer| signer.kid().to_string()),
+        life.current_keys()
+            .signer()
+            .map(|signer| signer.kid().to_string()),
         Ok(NEW_KID.to_owned())
     );
 }
@@ -712,14 +736,14 @@ async fn a_first_key_that_the_start_could_not_make_is_made_later_and_no_other() 
     proxy.always("GET", Fault::status(500));
     life.start(at(0)).await.unwrap();
     life.sync(at(100)).await.unwrap();
-    assert!(life.ring().signer().is_err());
+    assert!(life.current_keys().signer().is_err());
     proxy.heal();
     life.sync(at(200)).await.unwrap();
-    let kid = life.ring().signer().unwrap().kid().clone();
+    let kid = life.current_keys().signer().unwrap().kid().clone();
     // An operator who removes the last key wants no key.
     life.remove(kid.as_str(), at(300)).await.unwrap();
     life.sync(at(400)).await.unwrap();
-    assert!(life.ring().signer().is_err());
+    assert!(life.current_keys().signer().is_err());
 }
 
 #[tokio::test]
@@ -738,18 +762,18 @@ async fn s3_down_signing_goes_on_with_what_was_last_published() {
     };
     let life = open(publisher_at(proxy.addr));
     life.start(at(0)).await.unwrap();
-    let kid = life.ring().signer().unwrap().kid().clone();
+    let kid = life.current_keys().signer().unwrap().kid().clone();
     let document = life.document().unwrap();
     proxy.always("GET", Fault::status(500));
     for life in [life, open(publisher_at(proxy.addr))] {
         for now in [100, 10_000] {
             life.sync(at(now)).await.unwrap();
             assert_eq!(
-                life.ring().signer().unwrap().kid(),
+                life.current_keys().signer().unwrap().kid(),
                 &kid,
                 "also after a restart"
             );
-            let snapshot = life.ring().snapshot();
+            let snapshot = life.current_keys().snapshot();
             assert!(
                 snapshot
                     .trouble
@@ -763,7 +787,7 @@ async fn s3_down_signing_goes_on_with_what_was_last_published() {
     proxy.heal();
     let life = open(publisher_at(proxy.addr));
     life.sync(at(20_000)).await.unwrap();
-    assert!(life.ring().snapshot().trouble.is_empty());
+    assert!(life.current_keys().snapshot().trouble.is_empty());
     assert_eq!(life.document().unwrap().document, document.document);
 }
 
@@ -788,11 +812,11 @@ async fn one_stale_read_does_not_stop_a_key() {
     );
     life.start(at(0)).await.unwrap();
     life.sync(at(400)).await.unwrap();
-    let kid = life.ring().signer().unwrap().kid().clone();
+    let kid = life.current_keys().signer().unwrap().kid().clone();
     proxy.once("GET", Fault::Replace(br#"{"keys":[]}"#.to_vec()));
     let report = life.sync(at(401)).await.unwrap();
-    assert_eq!(life.ring().signer().unwrap().kid(), &kid);
-    assert_eq!(view(&report, kid.as_str()).state, Some(State::Active));
+    assert_eq!(life.current_keys().signer().unwrap().kid(), &kid);
+    assert_eq!(view(&report, kid.as_str()).state, Some(KeyState::Active));
 }
 
 #[tokio::test]
@@ -834,7 +858,7 @@ async fn d15_signing_reads_nothing_from_the_disk() {
     let life = life(&directory, &jwks);
     life.start(at(0)).await.unwrap();
     fs::remove_dir_all(&directory).unwrap();
-    let token = life.ring().current_signer().unwrap().sign(b"{}").unwrap();
+    let token = life.current_keys().signer().unwrap().sign(b"{}").unwrap();
     verify(&token, JWKS.as_bytes());
 }
 
@@ -844,15 +868,15 @@ async fn d16_rotate_makes_one_successor_not_two() {
     let (directory, jwks) = (folder.path().join("keys"), folder.path().join("jwks.json"));
     let life = life(&directory, &jwks);
     life.start(at(0)).await.unwrap();
-    let first = life.ring().signer().unwrap().kid().to_string();
+    let first = life.current_keys().signer().unwrap().kid().to_string();
     let made = life.rotate(None, at(100)).await.unwrap();
-    assert!(!made.was_there && made.key.state == Some(State::Published) && !made.key.signing);
+    assert!(!made.existed && made.key.state == Some(KeyState::Published) && !made.key.signing);
     assert_eq!(made.key.signs_since, Some(at(100 + 360)));
     let again = life.rotate(None, at(101)).await.unwrap();
-    assert!(again.was_there && again.key.kid == made.key.kid);
+    assert!(again.existed && again.key.kid == made.key.kid);
     let report = life.sync(at(460)).await.unwrap();
     assert!(view(&report, &made.key.kid).signing);
-    assert_eq!(view(&report, &first).state, Some(State::Retired));
+    assert_eq!(view(&report, &first).state, Some(KeyState::Retired));
     assert!(!directory.join(format!("{first}.private.jwk")).exists());
     assert!(directory.join(format!("{first}.public.jwk")).exists());
 }
@@ -876,7 +900,7 @@ async fn d21_what_is_published_verifies_what_is_signed() {
             .await
             .unwrap();
         life.sync(at(n as i64 * 1000 + 500)).await.unwrap();
-        let signer = life.ring().signer().unwrap();
+        let signer = life.current_keys().signer().unwrap();
         assert_eq!(signer.kid().as_str(), made.key.kid);
         let token = queue.sign(&signer, br#"{"n":1}"#).await.unwrap();
         assert_eq!(
@@ -908,7 +932,10 @@ async fn two_processes_take_turns_and_two_housekeepings_are_safe() {
         (0, false),
         "{report:?}"
     );
-    assert_eq!(life.ring().signer().unwrap().kid().as_str(), NEW_KID);
+    assert_eq!(
+        life.current_keys().signer().unwrap().kid().as_str(),
+        NEW_KID
+    );
 }
 
 #[test]

@@ -18,7 +18,7 @@ use tailbone::{
         Document,
         life::{Housekeeping, KeyLife},
     },
-    keys::{KeyStore, State, disk::Probe},
+    keys::{KeyState, KeyStore, disk::Probe},
 };
 
 use crate::keys::{at, kids, life, names, with_probe};
@@ -108,7 +108,7 @@ fn prepare(folder: &Path) {
         life.sync(at(2000)).await.unwrap();
         fs::write(
             folder.join("victim"),
-            life.ring().signer().unwrap().kid().as_str(),
+            life.current_keys().signer().unwrap().kid().as_str(),
         )
         .unwrap();
         life.generate(None, at(2001)).await.unwrap();
@@ -183,7 +183,7 @@ fn recovers(folder: &Path, operation: &str, step: u32) {
             "{told}: {report:?}"
         );
         let signer = life
-            .ring()
+            .current_keys()
             .signer()
             .unwrap_or_else(|reason| panic!("{told}: {reason}: {report:?}"));
         let published = kids(&jwks);
@@ -223,8 +223,8 @@ fn recovers(folder: &Path, operation: &str, step: u32) {
         for key in &report.keys {
             let file = |kind: &str| keys.join(format!("{}.{kind}", key.kid)).exists();
             let expected = match key.state {
-                Some(State::Active | State::Published) => (true, true, true),
-                Some(State::Retired) => (false, true, true),
+                Some(KeyState::Active | KeyState::Published) => (true, true, true),
+                Some(KeyState::Retired) => (false, true, true),
                 None => (false, false, false),
                 other => panic!("{told}: {other:?}"),
             };

@@ -8,7 +8,7 @@ use jsonwebtoken::{DecodingKey, Validation, jwk::JwkSet};
 use tailbone::{
     config::KeySpec,
     jwks::{FilePublisher, life::KeyLife},
-    keys::{KeyStore, Policy},
+    keys::{KeyPolicy, KeyStore},
 };
 
 use crate::keys::{at, kids, policy};
@@ -42,7 +42,7 @@ struct World {
 }
 
 fn replica(directory: &Path, jwks: &Path, rotate_every: Option<u64>) -> KeyLife {
-    let policy = Policy {
+    let policy = KeyPolicy {
         rotate_every: rotate_every.map(Duration::from_secs),
         ..policy()
     };
@@ -89,7 +89,7 @@ impl World {
         let theirs = now + off;
         for life in &self.replicas {
             life.poll(theirs).await.unwrap();
-            let Ok(signer) = life.ring().signer() else {
+            let Ok(signer) = life.current_keys().signer() else {
                 self.refused += 1;
                 continue;
             };
@@ -188,7 +188,7 @@ async fn d16_the_same_over_two_replicas_with_directories_of_their_own() {
             // its key.
             let second = replica(&folder.path().join("b"), &jwks, Some(3000));
             second.start(now).await.unwrap();
-            assert!(second.ring().signer().is_err());
+            assert!(second.current_keys().signer().is_err());
             world.replicas.push(second);
         }
         if step == 400 {
@@ -222,7 +222,7 @@ async fn d16_the_same_over_two_replicas_that_share_a_directory() {
         let signers: Vec<_> = world
             .replicas
             .iter()
-            .map(|life| life.ring().signer().unwrap().kid().clone())
+            .map(|life| life.current_keys().signer().unwrap().kid().clone())
             .collect();
         if signers[0] != signers[1] {
             // The first server to check has switched already; the other one follows at its next
@@ -273,15 +273,15 @@ async fn d16_a_clock_set_back_loses_no_token() {
     let life = replica(&directory, &jwks, None);
     life.start(at(100_000)).await.unwrap();
     life.sync(at(100_500)).await.unwrap();
-    let old = life.ring().signer().unwrap().kid().to_string();
+    let old = life.current_keys().signer().unwrap().kid().to_string();
     // A token issued now ends at 101 700. The clock goes back a day, the server restarts, and the
     // key is rotated.
     let life = replica(&directory, &jwks, None);
     life.start(at(14_100)).await.unwrap();
-    assert_eq!(life.ring().signer().unwrap().kid().as_str(), old);
+    assert_eq!(life.current_keys().signer().unwrap().kid().as_str(), old);
     life.rotate(None, at(14_200)).await.unwrap();
     life.sync(at(15_000)).await.unwrap();
-    assert_ne!(life.ring().signer().unwrap().kid().as_str(), old);
+    assert_ne!(life.current_keys().signer().unwrap().kid().as_str(), old);
     for now in [20_000, 100_400, 101_700] {
         life.sync(at(now)).await.unwrap();
         assert!(kids(&jwks).contains(&old), "at {now}");

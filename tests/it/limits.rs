@@ -13,7 +13,7 @@ use tailbone::{
         layers,
         serve::{Limits, LiveLimits},
     },
-    identity::Callers,
+    identity::CallerRates,
     tailnet::{Node, fake::Identity},
 };
 use testkit::{
@@ -556,7 +556,7 @@ async fn one_caller_is_counted_over_all_listeners() {
         caller_burst: 2,
         ..Limits::default()
     };
-    let callers = Callers::new(limits);
+    let callers = CallerRates::new(limits);
     let serve = async |port| {
         let serving = Serving {
             limits: limits.into(),

@@ -55,14 +55,14 @@ func missing(what string) *node.Error {
 	return &node.Error{Code: node.Invalid, Message: what + ": a NULL pointer was given for the result"}
 }
 
-//export tailscale_set_program
-func tailscale_set_program(p *C.tailscale_program, kick_fd C.int32_t, out *C.tailscale_buf) C.int32_t {
+//export tailscale_set_callbacks
+func tailscale_set_callbacks(p *C.tailscale_callbacks, kick_fd C.int32_t, out *C.tailscale_buf) C.int32_t {
 	_, err := guard(func() ([]byte, *node.Error) {
-		if p == nil || p.open == nil || p.turn == nil || p.free == nil || p.kicked == nil {
+		if p == nil || p.open == nil || p.turn == nil || p.free == nil || p.take_kicks == nil {
 			node.Discard(int(kick_fd))
-			return nil, &node.Error{Code: node.Invalid, Message: "program: a function is missing"}
+			return nil, &node.Error{Code: node.Invalid, Message: "callbacks: a function is missing"}
 		}
-		return nil, node.SetCallbacks(&program{*p}, int(kick_fd))
+		return nil, node.SetCallbacks(&callbacks{*p}, int(kick_fd))
 	})
 	return answer(out, nil, err)
 }

@@ -18,7 +18,7 @@
  *  - No call waits for the network. EVERY WAIT IS A DESCRIPTOR: watch, listen and dial return at
  *    once with a SOCK_SEQPACKET unix socket on which messages arrive. Closing that descriptor
  *    cancels the wait and frees everything that belongs to it on the Go side, except accepted
- *    connections (see tailscale_program). These sockets and those of dialled connections are
+ *    connections (see tailscale_callbacks). These sockets and those of dialled connections are
  *    close-on-exec (receive with MSG_CMSG_CLOEXEC) and already non-blocking. The receiver may
  *    change O_NONBLOCK of a descriptor that it was given.
  *    Exceptions, limited by their argument or by this text: tailscale_start (local work only),
@@ -69,8 +69,8 @@ typedef struct {
   uint16_t local_port;
   uint8_t  peer_addr[16];        /* IPv6, IPv4 as ::ffff:a.b.c.d */
   uint8_t  local_addr[16];
-} tailscale_conn_head;           /* Kinds 0 and 1 are followed by the connection's number (uint64_t,
-                                    see tailscale_program). Kind 2 carries exactly one descriptor
+} tailscale_conn_header;           /* Kinds 0 and 1 are followed by the connection's number (uint64_t,
+                                    see tailscale_callbacks). Kind 2 carries exactly one descriptor
                                     (SCM_RIGHTS), a SOCK_STREAM unix socket. For Funnel, peer is the
                                     real internet source (FunnelConn.Src). */
 
@@ -90,54 +90,54 @@ typedef struct {
  * Rules for these functions
  *  - They are called on Go's threads, those of one connection never at the same time. They must not
  *    throw or unwind, and must not wait, since a thread of Go's waits with them. What they are lent
- *    (in, out, told, ids) is theirs for the duration of the call only.
+ *    (in, out, result, ids) is theirs for the duration of the call only.
  *  - open announces a connection by its number, which is never reused. The result stands for the
  *    connection in all calls until free, which is the last one. The message with the number on the
  *    listener's descriptor comes later.
  *  - turn brings what came from the network, at most the room reported by the last turn (65536 at
  *    first), and takes what is to be sent. It is called when something came, when everything taken
- *    before is sent and TAILSCALE_TELLS_MORE was reported, and after a kick.
+ *    before is sent and TAILSCALE_TURN_MORE was reported, and after a kick.
  *  - A kick asks for a turn when something changes outside one (bytes to send, room again after
- *    none, an end): it makes kick_fd readable, and kicked then returns the connection's number.
- *    Kicks for connections that are freed already are ignored.
+ *    none, an end): it makes kick_fd readable, and take_kicks then returns the connection's
+ *    number. Kicks for connections that are freed already are ignored.
  *  - A listener's descriptor may hold connections that were not taken. To release them, shut it
- *    down for reading, receive what is left, and report TAILSCALE_TELLS_CLOSED for each.
+ *    down for reading, receive what is left, and report TAILSCALE_TURN_CLOSED for each.
  *
  * How a connection ends
- *  - end is 1 from the network's end of stream on. Nothing more is brought; sending still works.
- *  - end is 2 at an abnormal end (reset, timeout, node closed). free follows.
- *  - TAILSCALE_TELLS_SHUT becomes FIN after the bytes that are still to be sent.
- *  - TAILSCALE_TELLS_CLOSED does as well. The connection has then ended, as it has when both
+ *  - inbound is 1 from the network's end of stream on. Nothing more is brought; sending still works.
+ *  - inbound is 2 at an abnormal end (reset, timeout, node closed). free follows.
+ *  - TAILSCALE_TURN_SHUTDOWN becomes FIN after the bytes that are still to be sent.
+ *  - TAILSCALE_TURN_CLOSED does as well. The connection has then ended, as it has when both
  *    directions have: free follows. A peer that takes none of the bytes still to be sent is given
  *    up after a minute.
  */
-enum tailscale_flag {
-  TAILSCALE_TELLS_MORE = 1,      /* there is more to send */
-  TAILSCALE_TELLS_SHUT = 2,      /* and nothing after it */
-  TAILSCALE_TELLS_CLOSED = 4     /* nor will anything be read */
+enum tailscale_turn_flag {
+  TAILSCALE_TURN_MORE = 1,       /* there is more to send */
+  TAILSCALE_TURN_SHUTDOWN = 2,   /* and nothing after it */
+  TAILSCALE_TURN_CLOSED = 4      /* nor will anything be read */
 };
 
 typedef struct {
   uint32_t out;                  /* bytes written into out */
   uint32_t room;                 /* bytes that the next turn may bring. After 0: kick once
                                     there is room */
-  uint32_t flags;                /* of tailscale_flag */
-} tailscale_told;
+  uint32_t flags;                /* of tailscale_turn_flag */
+} tailscale_turn_result;
 
-typedef void (*tailscale_turn)(uintptr_t conn, tailscale_bytes in, size_t in_len, uint32_t end,
-                               uint8_t *out, size_t out_cap, tailscale_told *told);
+typedef void (*tailscale_turn)(uintptr_t conn, tailscale_bytes in, size_t in_len, uint32_t inbound,
+                               uint8_t *out, size_t out_cap, tailscale_turn_result *result);
 
 typedef struct {
   uintptr_t (*open)(uint64_t id);
   tailscale_turn turn;
   void (*free)(uintptr_t conn);
-  size_t (*kicked)(uint64_t *ids, size_t cap);   /* how many numbers it wrote into ids; called again
-                                                    if that is cap */
-} tailscale_program;
+  size_t (*take_kicks)(uint64_t *ids, size_t cap);   /* how many numbers it wrote into ids; called
+                                                        again if that is cap */
+} tailscale_callbacks;
 
 /* The struct is copied. kick_fd (the reading end of a pipe) is given away, even if the call fails.
  * TAILSCALE_STATE if it was called before. */
-int32_t tailscale_set_program(tailscale_program *program, int32_t kick_fd, tailscale_buf *out);
+int32_t tailscale_set_callbacks(tailscale_callbacks *callbacks, int32_t kick_fd, tailscale_buf *out);
 
 /* JSON out {"tsnet":"1.102.5","go":"go1.26.8","tags":["ts_omit_..."]} */
 int32_t tailscale_version(tailscale_buf *out);

@@ -1,17 +1,17 @@
 //! A map with one account per key (peer, identity, client), for accounting what each may use.
 //!
 //! Invariants
-//! - A key has one account: as long as somebody holds it, and afterwards until it is as good as
-//!   new.
-//! - Memory is bounded: accounts that nobody holds and that are as good as new are dropped whenever
+//! - A key has one account: as long as somebody holds it, and afterwards until it is idle.
+//! - Memory is bounded: idle accounts that nobody holds are dropped whenever
 //!   the number of accounts has doubled.
 //!
-//! The owner of the map decides when an account is as good as new, and does the locking.
+//! An account is idle if forgetting it changes nothing. The owner of the map decides that, and does
+//! the locking.
 
 use std::{collections::HashMap, fmt, hash::Hash, sync::Arc};
 
 /// Below this number of accounts a sweep is not worth its cost.
-pub const SWEEP: usize = 1024;
+pub const MIN_SWEEP: usize = 1024;
 
 pub struct Accounts<K, V> {
     all: HashMap<K, Arc<V>>,
@@ -20,12 +20,12 @@ pub struct Accounts<K, V> {
 
 impl<K: Eq + Hash, V: Default> Accounts<K, V> {
     /// Returns the account of `key` and creates it if there is none.
-    pub fn of(&mut self, key: K, as_new: impl Fn(&V) -> bool) -> Arc<V> {
-        if self.all.len() >= self.sweep_at.max(SWEEP) {
+    pub fn get_or_insert(&mut self, key: K, is_idle: impl Fn(&V) -> bool) -> Arc<V> {
+        if self.all.len() >= self.sweep_at.max(MIN_SWEEP) {
             // An account that somebody holds must stay: a second one for its key would count from
             // zero.
             self.all
-                .retain(|_, account| Arc::strong_count(account) > 1 || !as_new(account));
+                .retain(|_, account| Arc::strong_count(account) > 1 || !is_idle(account));
             self.sweep_at = self.all.len() * 2;
         }
         self.all.entry(key).or_default().clone()

@@ -54,14 +54,14 @@ pub enum CertificateError {
 pub struct CertificateFiles {
     cert: PathBuf,
     key: PathBuf,
-    shown: ArcSwap<Shown>,
-    seen: ArcSwap<Option<[Stamp; 2]>>,
+    loaded: ArcSwap<Loaded>,
+    seen: ArcSwap<Option<[FileVersion; 2]>>,
 }
 
 #[derive(Debug)]
-struct Shown {
+struct Loaded {
     pair: Arc<CertifiedKey>,
-    about: Arc<CertificateFacts>,
+    facts: Arc<CertificateFacts>,
 }
 
 /// What people and monitors want to know of a certificate.
@@ -76,17 +76,17 @@ pub struct CertificateFacts {
 }
 
 /// Modification time and length: tells two versions of a file apart without reading it.
-type Stamp = (SystemTime, u64);
+type FileVersion = (SystemTime, u64);
 
 impl CertificateFiles {
     pub fn open(cert: PathBuf, key: PathBuf) -> Result<Self, CertificateError> {
         // Taken before reading, so that a change in between is noticed at the next check.
-        let seen = stamps(&cert, &key);
-        let shown = read(&cert, &key)?;
+        let seen = file_versions(&cert, &key);
+        let loaded = read(&cert, &key)?;
         Ok(Self {
             cert,
             key,
-            shown: ArcSwap::from_pointee(shown),
+            loaded: ArcSwap::from_pointee(loaded),
             seen: ArcSwap::from_pointee(seen),
         })
     }
@@ -95,17 +95,17 @@ impl CertificateFiles {
     /// pair stays and the files are read again at the next call: a renewal may have replaced only
     /// one of them so far.
     pub fn reload(&self) -> Result<bool, CertificateError> {
-        let now = stamps(&self.cert, &self.key);
+        let now = file_versions(&self.cert, &self.key);
         if now.is_some() && now == **self.seen.load() {
             return Ok(false);
         }
-        self.shown.store(Arc::new(read(&self.cert, &self.key)?));
+        self.loaded.store(Arc::new(read(&self.cert, &self.key)?));
         self.seen.store(Arc::new(now));
         Ok(true)
     }
 
-    /// As [`Self::reload`], with the outcome in the log. To be called every few seconds: two small files are
-    /// not worth a thread of their own.
+    /// As [`Self::reload`], with the outcome in the log. To be called every few seconds: two small
+    /// files are not worth a thread of their own.
     pub fn tick(&self) {
         match self.reload() {
             Ok(true) => {
@@ -113,7 +113,7 @@ impl CertificateFiles {
             }
             Ok(false) => {}
             Err(error) => {
-                let error = tailbone_telemetry::chain(&error);
+                let error = tailbone_telemetry::error_chain(&error);
                 tracing::error!(target: "server", error, "certificate not read again; the old one stays in use");
             }
         }
@@ -123,7 +123,7 @@ impl CertificateFiles {
 impl CertificateFiles {
     /// About the certificate that is shown now.
     pub fn facts(&self) -> Arc<CertificateFacts> {
-        self.shown.load().about.clone()
+        self.loaded.load().facts.clone()
     }
 }
 
@@ -194,11 +194,11 @@ fn timestamp(time: Time) -> Timestamp {
 
 impl ResolvesServerCert for CertificateFiles {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.shown.load().pair.clone())
+        Some(self.loaded.load().pair.clone())
     }
 }
 
-fn stamps(cert: &PathBuf, key: &PathBuf) -> Option<[Stamp; 2]> {
+fn file_versions(cert: &PathBuf, key: &PathBuf) -> Option<[FileVersion; 2]> {
     let stamp = |path: &PathBuf| {
         let meta = fs::metadata(path).ok()?;
         Some((meta.modified().ok()?, meta.len()))
@@ -206,7 +206,7 @@ fn stamps(cert: &PathBuf, key: &PathBuf) -> Option<[Stamp; 2]> {
     Some([stamp(cert)?, stamp(key)?])
 }
 
-fn read(cert: &PathBuf, key: &PathBuf) -> Result<Shown, CertificateError> {
+fn read(cert: &PathBuf, key: &PathBuf) -> Result<Loaded, CertificateError> {
     let text = |path: &PathBuf| {
         fs::read(path).map_err(|cause| CertificateError::File {
             path: path.clone(),
@@ -227,12 +227,12 @@ fn read(cert: &PathBuf, key: &PathBuf) -> Result<Shown, CertificateError> {
     let first = chain
         .first()
         .ok_or_else(|| CertificateError::NoCertificate(cert.clone()))?;
-    let about = Arc::new(CertificateFacts::read(first)?);
+    let facts = Arc::new(CertificateFacts::read(first)?);
     let pair = CertifiedKey::from_der(chain, private, &aws_lc_rs::default_provider())
         .map_err(CertificateError::Pair)?;
-    Ok(Shown {
+    Ok(Loaded {
         pair: Arc::new(pair),
-        about,
+        facts,
     })
 }
 

@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn trouble_of_ours_says_when_to_come_back() {
+    fn server_errors_have_retry_after() {
         let kind = Kind::Unavailable {
             retry_after: Duration::from_millis(200),
         };
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn too_often_says_when_to_come_back_too() {
+    fn too_many_requests_have_retry_after() {
         let kind = Kind::TooManyRequests {
             retry_after: Duration::from_secs(3),
         };

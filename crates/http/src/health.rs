@@ -26,12 +26,12 @@ const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 pub fn router(readiness: Readiness) -> Router {
     Router::new()
-        .route("/livez", get(live).fallback(only))
-        .route("/readyz", get(ready).fallback(only))
+        .route("/livez", get(live).fallback(method_not_allowed))
+        .route("/readyz", get(ready).fallback(method_not_allowed))
         .with_state(readiness)
 }
 
-async fn only() -> Error {
+async fn method_not_allowed() -> Error {
     Error::method_not_allowed("GET, HEAD")
 }
 
@@ -50,7 +50,7 @@ async fn ready(State(readiness): State<Readiness>, RawQuery(query): RawQuery) ->
         .unwrap_or_default()
         .split('&')
         .any(|word| word == "verbose" || word.starts_with("verbose="));
-    let latches = readiness.look(Timestamp::now());
+    let latches = readiness.check(Timestamp::now());
     let names = |wanted: fn(&Latch) -> bool| {
         let found = latches.iter().filter(|latch| wanted(latch));
         found.map(|latch| latch.name).collect()

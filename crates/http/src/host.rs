@@ -34,19 +34,19 @@ use tailbone_values::web::{Allowed, Host, HostPattern};
 
 /// Why the host that a request names is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unclear {
+pub enum UnclearHost {
     /// Two different hosts, or none where one is required.
     Ambiguous,
     Bad,
 }
 
-impl From<Unclear> for Error {
-    fn from(unclear: Unclear) -> Self {
-        let words = match unclear {
-            Unclear::Ambiguous => {
+impl From<UnclearHost> for Error {
+    fn from(error: UnclearHost) -> Self {
+        let words = match error {
+            UnclearHost::Ambiguous => {
                 "the request must name one host, in its Host header or its target"
             }
-            Unclear::Bad => "the host is not a host name or address",
+            UnclearHost::Bad => "the host is not a host name or address",
         };
         Self::new(Kind::BadRequest, "bad_host", words)
     }
@@ -54,39 +54,39 @@ impl From<Unclear> for Error {
 
 /// The host that a request names, with its port. It may be in the target (absolute form or
 /// `:authority`), in `Host`, or in both if they agree.
-pub fn asked(
+pub fn requested_host(
     version: Version,
     uri: &Uri,
     headers: &HeaderMap,
-) -> Result<Option<(Host, Option<u16>)>, Unclear> {
+) -> Result<Option<(Host, Option<u16>)>, UnclearHost> {
     let mut values = headers.get_all(header::HOST).iter();
     let value = values.next();
     if values.next().is_some() {
-        return Err(Unclear::Ambiguous);
+        return Err(UnclearHost::Ambiguous);
     }
-    let parse = |text: &str| Host::with_port(text).map_err(|_| Unclear::Bad);
+    let parse = |text: &str| Host::with_port(text).map_err(|_| UnclearHost::Bad);
     let named = match value {
         None => None,
-        Some(value) => Some(parse(value.to_str().map_err(|_| Unclear::Bad)?)?),
+        Some(value) => Some(parse(value.to_str().map_err(|_| UnclearHost::Bad)?)?),
     };
     let target = match uri.authority() {
         None => None,
         Some(authority) => Some(parse(authority.as_str())?),
     };
     match (target, named) {
-        (Some((one, _)), Some((other, _))) if one != other => Err(Unclear::Ambiguous),
+        (Some((one, _)), Some((other, _))) if one != other => Err(UnclearHost::Ambiguous),
         // RFC 9112, section 3.2: an HTTP/1.1 request always names a host.
-        (None, None) if version == Version::HTTP_11 => Err(Unclear::Ambiguous),
+        (None, None) if version == Version::HTTP_11 => Err(UnclearHost::Ambiguous),
         (target, named) => Ok(target.or(named)),
     }
 }
 
 /// The current names of a node. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct NodeNames(Arc<ArcSwap<Known>>);
+pub struct NodeNames(Arc<ArcSwap<NameSet>>);
 
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Known {
+struct NameSet {
     names: Vec<Host>,
     addresses: Vec<IpAddr>,
 }
@@ -110,7 +110,7 @@ impl NodeNames {
         } else {
             addresses.to_vec()
         };
-        let new = Known { names, addresses };
+        let new = NameSet { names, addresses };
         if **old != new {
             self.0.store(Arc::new(new));
         }
@@ -119,7 +119,7 @@ impl NodeNames {
 
 /// Where a listener's own names come from.
 #[derive(Debug, Clone)]
-enum Own {
+enum OwnNames {
     Loopback,
     Node(NodeNames),
 }
@@ -131,55 +131,55 @@ pub struct HostRule(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    own: Own,
-    also: Vec<Allowed<HostPattern>>,
+    own: OwnNames,
+    extra: Vec<Allowed<HostPattern>>,
     refused: AtomicU64,
 }
 
 impl HostRule {
     /// For a listener on the tailnet.
-    pub fn of_node(names: NodeNames, also: &[Allowed<HostPattern>]) -> Self {
-        Self::new(Own::Node(names), also)
+    pub fn of_node(names: NodeNames, extra: &[Allowed<HostPattern>]) -> Self {
+        Self::new(OwnNames::Node(names), extra)
     }
 
     /// For a listener on this machine's loopback.
-    pub fn of_loopback(also: &[Allowed<HostPattern>]) -> Self {
-        Self::new(Own::Loopback, also)
+    pub fn of_loopback(extra: &[Allowed<HostPattern>]) -> Self {
+        Self::new(OwnNames::Loopback, extra)
     }
 
-    fn new(own: Own, also: &[Allowed<HostPattern>]) -> Self {
+    fn new(own: OwnNames, extra: &[Allowed<HostPattern>]) -> Self {
         Self(Arc::new(Inner {
             own,
-            also: also.to_vec(),
+            extra: extra.to_vec(),
             refused: AtomicU64::new(0),
         }))
     }
 
     /// Refuses a request for another host.
     pub fn check(&self, version: Version, uri: &Uri, headers: &HeaderMap) -> Result<(), Error> {
-        match asked(version, uri, headers)? {
-            Some((host, _)) if !self.holds(&host) => Err(self.refuse(&host)),
+        match requested_host(version, uri, headers)? {
+            Some((host, _)) if !self.accepts(&host) => Err(self.refuse(&host)),
             _ => Ok(()),
         }
     }
 
     /// Whether this is a name of the listener.
-    pub fn holds(&self, host: &Host) -> bool {
+    pub fn accepts(&self, host: &Host) -> bool {
         let address = host.as_str().parse::<IpAddr>().ok();
         let address = address.map(|address| address.to_canonical());
         let own = match (&self.0.own, address) {
-            (Own::Loopback, Some(address)) => address.is_loopback(),
-            (Own::Loopback, None) => host.as_str() == "localhost",
-            (Own::Node(names), Some(address)) => names.0.load().addresses.contains(&address),
-            (Own::Node(names), None) => names.0.load().names.contains(host),
+            (OwnNames::Loopback, Some(address)) => address.is_loopback(),
+            (OwnNames::Loopback, None) => host.as_str() == "localhost",
+            (OwnNames::Node(names), Some(address)) => names.0.load().addresses.contains(&address),
+            (OwnNames::Node(names), None) => names.0.load().names.contains(host),
         };
-        let named = |one: &Allowed<HostPattern>| one.holds(|pattern| pattern.is(host));
-        own || self.0.also.iter().any(named)
+        let named = |one: &Allowed<HostPattern>| one.allows(|pattern| pattern.matches(host));
+        own || self.0.extra.iter().any(named)
     }
 
     /// The answer to a request for another host.
     pub fn refuse(&self, host: &Host) -> Error {
-        let known = self.known();
+        let known = self.names_for_message();
         if known.is_empty() {
             let kind = Kind::Unavailable {
                 retry_after: Duration::from_secs(1),
@@ -206,10 +206,10 @@ impl HostRule {
     }
 
     /// The listener's names for a message; empty while they are unknown.
-    fn known(&self) -> String {
+    fn names_for_message(&self) -> String {
         let mut words: Vec<String> = match &self.0.own {
-            Own::Loopback => ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into(),
-            Own::Node(names) => {
+            OwnNames::Loopback => ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into(),
+            OwnNames::Node(names) => {
                 let known = names.0.load();
                 let names = known.names.iter().map(|name| name.as_str().to_owned());
                 names
@@ -218,7 +218,7 @@ impl HostRule {
             }
         };
         if !words.is_empty() {
-            words.extend(self.0.also.iter().map(ToString::to_string));
+            words.extend(self.0.extra.iter().map(ToString::to_string));
         }
         words.join(", ")
     }
@@ -230,13 +230,13 @@ mod tests {
 
     use super::*;
 
-    fn rule(also: &[&str]) -> (HostRule, NodeNames) {
+    fn rule(extra: &[&str]) -> (HostRule, NodeNames) {
         let names = NodeNames::default();
-        let also: Vec<_> = also
+        let extra: Vec<_> = extra
             .iter()
             .map(|word| Allowed::parse(word, HostPattern::parse).unwrap())
             .collect();
-        (HostRule::of_node(names.clone(), &also), names)
+        (HostRule::of_node(names.clone(), &extra), names)
     }
 
     fn code(rule: &HostRule, version: Version, target: &str, hosts: &[&'static str]) -> String {

@@ -44,12 +44,12 @@ use super::{
     error::Kind,
     grpc,
     host::HostRule,
-    pace::too_often,
-    serve::{Bounds, InHand, Limits},
+    rate_limit::too_many_requests,
+    serve::{ConnectionLimits, InFlight, Limits},
 };
 use tailbone_telemetry::{
-    chain,
-    trace::{self, Neighbour},
+    error_chain,
+    trace::{self, FromTailnet},
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -61,50 +61,50 @@ pub struct RequestId(pub String);
 
 /// Wraps a component's routes. The component's name goes into the span.
 pub fn wrap(router: Router, component: &'static str) -> Router {
-    let around = Around {
+    let layers = RouterLayer {
         component,
-        answers: Answers::Ours,
+        answers: AnswerFormat::Json,
         time: Some(|limits| limits.request_time),
-        body: Bodies::OfASize,
-        own_hosts: true,
+        body: BodyLimit::Reject,
+        check_hosts: true,
     };
-    around.layer(with_fallback(router))
+    layers.layer(with_fallback(router))
 }
 
 /// Wraps routes that report a body that is too large in their own words: they see it end early.
-pub fn wrap_worded(router: Router, component: &'static str) -> Router {
-    let around = Around {
+pub fn wrap_own_errors(router: Router, component: &'static str) -> Router {
+    let layers = RouterLayer {
         component,
-        answers: Answers::OfOthers,
+        answers: AnswerFormat::Unchanged,
         time: Some(|limits| limits.request_time),
-        body: Bodies::Cut,
-        own_hosts: true,
+        body: BodyLimit::Truncate,
+        check_hosts: true,
     };
-    around.layer(with_fallback(router))
+    layers.layer(with_fallback(router))
 }
 
 /// Wraps gRPC services.
 pub fn wrap_grpc(router: Router, component: &'static str) -> Router {
-    let around = Around {
+    let layers = RouterLayer {
         component,
-        answers: Answers::Grpc,
+        answers: AnswerFormat::Grpc,
         time: Some(|limits| limits.call_time),
-        body: Bodies::OfASize,
-        own_hosts: true,
+        body: BodyLimit::Reject,
+        check_hosts: true,
     };
-    around.layer(router)
+    layers.layer(router)
 }
 
 /// Wraps routes that pass requests on, with bodies that may take any time.
 pub fn wrap_streaming(router: Router, component: &'static str) -> Router {
-    let around = Around {
+    let layers = RouterLayer {
         component,
-        answers: Answers::OfOthers,
+        answers: AnswerFormat::Unchanged,
         time: None,
-        body: Bodies::Any,
-        own_hosts: false,
+        body: BodyLimit::Unlimited,
+        check_hosts: false,
     };
-    around.layer(router)
+    layers.layer(router)
 }
 
 fn with_fallback(router: Router) -> Router {
@@ -114,37 +114,37 @@ fn with_fallback(router: Router) -> Router {
 /// What surrounds the routes of a component. It is a single layer because each of axum's layers is
 /// a boxed service of its own, cloned for each request with everything that it holds.
 #[derive(Debug, Clone, Copy)]
-struct Around {
+struct RouterLayer {
     component: &'static str,
-    answers: Answers,
+    answers: AnswerFormat,
     /// The longest time for a handler, if there is a limit.
     time: Option<fn(&Limits) -> Duration>,
-    body: Bodies,
+    body: BodyLimit,
     /// Whether to accept only the listener's own names as hosts.
-    own_hosts: bool,
+    check_hosts: bool,
 }
 
 /// Whose answers pass through, which decides how a refusal of ours is written. A bare status from
 /// our own extractors gets our JSON body; answers of other servers, and answers with their own
 /// wording, stay as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Answers {
+enum AnswerFormat {
     Grpc,
-    OfOthers,
-    Ours,
+    Unchanged,
+    Json,
 }
 
 /// How request bodies are limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Bodies {
-    Any,
+enum BodyLimit {
+    Unlimited,
     /// A body ends early at the limit.
-    Cut,
+    Truncate,
     /// The same, and a request that declares a larger body is refused before it is read.
-    OfASize,
+    Reject,
 }
 
-impl Around {
+impl RouterLayer {
     fn layer(self, router: Router) -> Router {
         router.layer(layer_fn(move |route: Route| {
             service_fn(move |request| self.request(request, route.clone()))
@@ -163,20 +163,20 @@ impl Around {
                 .get::<MatchedPath>()
                 .map(MatchedPath::as_str),
             request.headers(),
-            request.extensions().get::<Neighbour>().is_some(),
+            request.extensions().get::<FromTailnet>().is_some(),
         );
         let limits = limits(request.extensions());
         let answers = match self.answers {
-            Answers::Grpc if grpc::check(request.version(), request.headers()).is_err() => {
-                Answers::Ours
+            AnswerFormat::Grpc if grpc::check(request.version(), request.headers()).is_err() => {
+                AnswerFormat::Json
             }
             answers => answers,
         };
         let admitted = admit(request.extensions(), &limits)
-            .and_then(|in_hand| self.is_ours(&request).map(|()| in_hand));
+            .and_then(|in_flight| self.check_host(&request).map(|()| in_flight));
         let response = match admitted {
-            Ok(_in_hand) => {
-                let answer = self.within(&limits, self.whole(&limits, request, route));
+            Ok(_in_flight) => {
+                let answer = self.with_timeout(&limits, self.call(&limits, request, route));
                 AssertUnwindSafe(answer)
                     .catch_unwind()
                     .instrument(span.clone())
@@ -195,9 +195,9 @@ impl Around {
     }
 
     /// Refuses a request for another host, where the listener's names are known.
-    fn is_ours(self, request: &Request) -> Result<(), Error> {
+    fn check_host(self, request: &Request) -> Result<(), Error> {
         match request.extensions().get::<HostRule>() {
-            Some(rule) if self.own_hosts => {
+            Some(rule) if self.check_hosts => {
                 rule.check(request.version(), request.uri(), request.headers())
             }
             _ => Ok(()),
@@ -205,7 +205,11 @@ impl Around {
     }
 
     /// The answer, or 408 if it takes too long.
-    async fn within(self, limits: &Limits, answer: impl Future<Output = Response>) -> Response {
+    async fn with_timeout(
+        self,
+        limits: &Limits,
+        answer: impl Future<Output = Response>,
+    ) -> Response {
         let Some(time) = self.time.map(|time| time(limits)) else {
             return answer.await;
         };
@@ -218,16 +222,16 @@ impl Around {
     }
 
     /// Calls the handler with a body that respects the limit.
-    async fn whole(self, limits: &Limits, mut request: Request, route: Route) -> Response {
+    async fn call(self, limits: &Limits, mut request: Request, route: Route) -> Response {
         let most = limits.body_bytes;
         let length = request.body().size_hint();
-        if self.body == Bodies::OfASize && length.lower() > most as u64 {
+        if self.body == BodyLimit::Reject && length.lower() > most as u64 {
             return too_large(most).into_response();
         }
         if !request.body().is_end_stream() {
             // axum has a limit of its own, with another value.
             DefaultBodyLimit::disable().apply(&mut request);
-            if self.body != Bodies::Any {
+            if self.body != BodyLimit::Unlimited {
                 request = request.map(|body| Body::new(Limited::new(body, most)));
             }
         }
@@ -238,17 +242,19 @@ impl Around {
 /// The limits of the request's listener, or the defaults if a router is used without one.
 pub(super) fn limits(extensions: &Extensions) -> Limits {
     extensions
-        .get::<Bounds>()
-        .map_or_else(Limits::default, Bounds::limits)
+        .get::<ConnectionLimits>()
+        .map_or_else(Limits::default, ConnectionLimits::limits)
 }
 
 /// Checks the peer's rate and the number of requests that are being handled.
-fn admit(extensions: &Extensions, limits: &Limits) -> Result<Option<InHand>, Error> {
-    let Some(bounds) = extensions.get::<Bounds>() else {
+fn admit(extensions: &Extensions, limits: &Limits) -> Result<Option<InFlight>, Error> {
+    let Some(connection) = extensions.get::<ConnectionLimits>() else {
         return Ok(None);
     };
-    bounds.pace(limits, Instant::now()).map_err(too_often)?;
-    bounds.take(limits).map(Some).ok_or_else(|| {
+    connection
+        .check_rate(limits, Instant::now())
+        .map_err(too_many_requests)?;
+    connection.take(limits).map(Some).ok_or_else(|| {
         let kind = Kind::Unavailable {
             retry_after: Duration::from_secs(1),
         };
@@ -256,15 +262,15 @@ fn admit(extensions: &Extensions, limits: &Limits) -> Result<Option<InHand>, Err
     })
 }
 
-fn answer(mut response: Response, answers: Answers, limits: &Limits, id: &str) -> Response {
+fn answer(mut response: Response, answers: AnswerFormat, limits: &Limits, id: &str) -> Response {
     let answer = |error: &Error| match answers {
-        Answers::Grpc => error.grpc().into_http(),
-        Answers::OfOthers | Answers::Ours => error.answer(id),
+        AnswerFormat::Grpc => error.grpc().into_http(),
+        AnswerFormat::Unchanged | AnswerFormat::Json => error.answer(id),
     };
     if let Some(error) = response.extensions_mut().remove::<Error>() {
         match (&error.kind, &error.cause) {
             (kind, Some(cause)) if kind.is_ours() => {
-                tracing::error!(target: "server", code = error.code, error = chain(cause.as_ref()), "request failed");
+                tracing::error!(target: "server", code = error.code, error = error_chain(cause.as_ref()), "request failed");
             }
             (kind, None) if kind.is_ours() => {
                 tracing::error!(target: "server", code = error.code, "request failed: {}", error.message);
@@ -277,7 +283,7 @@ fn answer(mut response: Response, answers: Answers, limits: &Limits, id: &str) -
     }
     // Refusals of axum's extractors, which do not know `Error`.
     match response.status() {
-        StatusCode::PAYLOAD_TOO_LARGE if answers != Answers::OfOthers => {
+        StatusCode::PAYLOAD_TOO_LARGE if answers != AnswerFormat::Unchanged => {
             answer(&too_large(limits.body_bytes))
         }
         _ => response,

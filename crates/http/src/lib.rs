@@ -1,11 +1,9 @@
-//! HTTP for all components: serving a listener ([`serve`]), listeners
-//! on a host address ([`tcp`]) and on a unix socket ([`unix`]), TLS on any of them ([`tls`]) with its
-//! certificates ([`certificate`]), redirects
-//! to it ([`redirect`]), the
-//! layers around each router ([`layers`]), the one place where an error becomes a status
-//! ([`error`]), request rates ([`pace`]) and the accounts that they need ([`accounts`]), health
-//! endpoints for probes ([`health`]), and the refusal of requests that a web page must not make
-//! ([`host`], [`origin`], [`grpc`]).
+//! HTTP for all components: serving a listener ([`serve`]), listeners on a host address ([`tcp`])
+//! and on a unix socket ([`unix`]), TLS on any of them ([`tls`]) with its certificates
+//! ([`certificate`]), redirects to it ([`redirect`]), the layers around each router ([`layers`]),
+//! the one place where an error becomes a status ([`error`]), request rates ([`rate_limit`]) and
+//! the accounts that they need ([`accounts`]), health endpoints for probes ([`health`]), and the
+//! refusal of requests that a web page must not make ([`host`], [`origin`], [`grpc`]).
 //!
 //! Components bring their routes, and say which [`error::Kind`] each of their errors is.
 //!
@@ -32,12 +30,12 @@ pub mod health;
 pub mod host;
 pub mod layers;
 pub mod origin;
-pub mod pace;
-mod patience;
 mod peers;
+pub mod rate_limit;
 pub mod redirect;
 pub mod serve;
 pub mod tcp;
+mod timeouts;
 pub mod tls;
 pub mod unix;
 

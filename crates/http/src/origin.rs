@@ -7,7 +7,7 @@
 //!
 //! There are two rules. Endpoints that give tokens to programs accept no requests of pages
 //! ([`for_programs`]). A service that may have pages of its own accepts requests of those pages
-//! only ([`foreign`]). Both have a list of origins that are allowed nevertheless.
+//! only ([`is_cross_origin`]). Both have a list of origins that are allowed nevertheless.
 
 use std::sync::Arc;
 
@@ -135,15 +135,19 @@ fn of(headers: &HeaderMap) -> String {
 
 /// The host and port that a request was sent to.
 #[derive(Debug, Clone, Copy)]
-pub struct Place<'a> {
+pub struct Destination<'a> {
     pub host: &'a Host,
     pub port: Option<u16>,
     /// Whether `port` is the port that the browser uses: some proxies pass on the host only.
-    pub port_told: bool,
+    pub port_known: bool,
 }
 
 /// Whether a request comes from a page of another origin than the one that it is sent to.
-pub fn foreign(headers: &HeaderMap, place: Place<'_>, allowed: &[Allowed<Origin>]) -> bool {
+pub fn is_cross_origin(
+    headers: &HeaderMap,
+    destination: Destination<'_>,
+    allowed: &[Allowed<Origin>],
+) -> bool {
     if !by_browser(headers) || is_allowed(headers, allowed) {
         return false;
     }
@@ -159,19 +163,19 @@ pub fn foreign(headers: &HeaderMap, place: Place<'_>, allowed: &[Allowed<Origin>
     else {
         return true;
     };
-    let port = if place.port_told || place.port.is_some() {
-        place.port
+    let port = if destination.port_known || destination.port.is_some() {
+        destination.port
     } else {
         origin.port()
     };
-    !origin.is_at(place.host, port)
+    !origin.is_own_server(destination.host, port)
 }
 
 fn is_allowed(headers: &HeaderMap, allowed: &[Allowed<Origin>]) -> bool {
     let origin = single(headers, &header::ORIGIN).and_then(|text| Origin::parse(text).ok());
     allowed
         .iter()
-        .any(|one| one.holds(|one| origin.as_ref() == Some(one)))
+        .any(|one| one.allows(|one| origin.as_ref() == Some(one)))
 }
 
 /// The value of a header that occurs exactly once.
@@ -237,12 +241,12 @@ mod tests {
     fn a_page_asks_its_own_site_alone() {
         let host = Host::parse("wiki").unwrap();
         let is = |list: &[(&'static str, &'static str)], allowed: &[&str]| {
-            let place = Place {
+            let destination = Destination {
                 host: &host,
                 port: Some(8082),
-                port_told: true,
+                port_known: true,
             };
-            foreign(&headers(list), place, &words(allowed))
+            is_cross_origin(&headers(list), destination, &words(allowed))
         };
         assert!(!is(&[], &[]));
         assert!(!is(&[("origin", "http://wiki:8082")], &[]));
@@ -288,16 +292,16 @@ mod tests {
     #[test]
     fn a_port_that_the_proxy_did_not_tell_is_not_compared() {
         let host = Host::parse("wiki").unwrap();
-        let place = |port, port_told| Place {
+        let destination = |port, port_known| Destination {
             host: &host,
             port,
-            port_told,
+            port_known,
         };
         let page = headers(&[("origin", "https://wiki:8443")]);
-        assert!(!foreign(&page, place(None, false), &[]));
-        assert!(foreign(&page, place(Some(80), false), &[]));
-        assert!(foreign(&page, place(None, true), &[]));
+        assert!(!is_cross_origin(&page, destination(None, false), &[]));
+        assert!(is_cross_origin(&page, destination(Some(80), false), &[]));
+        assert!(is_cross_origin(&page, destination(None, true), &[]));
         let evil = headers(&[("origin", "https://evil.example:8443")]);
-        assert!(foreign(&evil, place(None, false), &[]));
+        assert!(is_cross_origin(&evil, destination(None, false), &[]));
     }
 }

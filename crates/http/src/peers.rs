@@ -3,7 +3,7 @@
 //! Invariants
 //! - A peer is an address, or the network that one host usually has for itself ([`network`]); the
 //!   listener decides which. All connections of a peer share one account, which outlives them until
-//!   it is as good as new (`accounts.rs`).
+//!   it is idle (`accounts.rs`).
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -14,7 +14,7 @@ use std::{
     time::Instant,
 };
 
-use super::{accounts::Accounts, pace::Bucket};
+use super::{accounts::Accounts, rate_limit::TokenBucket};
 
 /// The network that one host outside of a tailnet can choose its addresses from: an IPv6 host
 /// commonly has a /64 for itself. A tailnet node has one address that it cannot choose.
@@ -26,26 +26,31 @@ pub(super) fn network(addr: IpAddr) -> IpAddr {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Peers(Mutex<Accounts<IpAddr, Account>>);
+pub(super) struct Peers(Mutex<Accounts<IpAddr, PeerAccount>>);
 
 /// The account of one peer.
 #[derive(Debug, Default)]
-pub(super) struct Account {
+pub(super) struct PeerAccount {
     connections: AtomicUsize,
-    bucket: Bucket,
+    bucket: TokenBucket,
 }
 
 impl Peers {
     /// Adds a connection of `peer`, unless it has `most` already.
-    pub(super) fn connect(&self, peer: IpAddr, most: usize, now: Instant) -> Option<Held> {
+    pub(super) fn connect(
+        &self,
+        peer: IpAddr,
+        most: usize,
+        now: Instant,
+    ) -> Option<PeerConnection> {
         let mut accounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let account = accounts.of(peer.to_canonical(), |account| account.as_new(now));
+        let account = accounts.get_or_insert(peer.to_canonical(), |account| account.is_idle(now));
         // The counter is only increased under the lock, so the bound holds.
         if account.connections.load(Ordering::Acquire) >= most {
             return None;
         }
         account.connections.fetch_add(1, Ordering::AcqRel);
-        Some(Held(account))
+        Some(PeerConnection(account))
     }
 
     #[cfg(test)]
@@ -56,27 +61,27 @@ impl Peers {
 
 /// A counted connection, until dropped.
 #[derive(Debug)]
-pub(super) struct Held(Arc<Account>);
+pub(super) struct PeerConnection(Arc<PeerAccount>);
 
-impl Held {
-    pub(super) fn account(&self) -> Arc<Account> {
+impl PeerConnection {
+    pub(super) fn account(&self) -> Arc<PeerAccount> {
         self.0.clone()
     }
 }
 
-impl Drop for Held {
+impl Drop for PeerConnection {
     fn drop(&mut self) {
         self.0.connections.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-impl Account {
-    pub(super) fn bucket(&self) -> &Bucket {
+impl PeerAccount {
+    pub(super) fn bucket(&self) -> &TokenBucket {
         &self.bucket
     }
 
-    fn as_new(&self, now: Instant) -> bool {
-        self.connections.load(Ordering::Acquire) == 0 && self.bucket.as_new(now)
+    fn is_idle(&self, now: Instant) -> bool {
+        self.connections.load(Ordering::Acquire) == 0 && self.bucket.is_idle(now)
     }
 }
 
@@ -84,7 +89,7 @@ impl Account {
 mod tests {
     use std::time::Duration;
 
-    use super::{super::accounts::SWEEP, *};
+    use super::{super::accounts::MIN_SWEEP, *};
 
     fn ip(last: u32) -> IpAddr {
         std::net::Ipv4Addr::from(0x6440_0000 + last).into()
@@ -139,7 +144,7 @@ mod tests {
             let held = peers.connect(ip(peer), 1, at).unwrap();
             held.account().bucket().take(10, 10, at).unwrap();
         }
-        assert!(peers.len() <= 2 * SWEEP, "{}", peers.len());
+        assert!(peers.len() <= 2 * MIN_SWEEP, "{}", peers.len());
         assert!(
             peers.connect(ip(0), 1, now).is_none(),
             "who is there stays counted"

@@ -21,8 +21,8 @@ pub fn router(port: u16) -> Router {
 }
 
 fn redirect(port: u16, request: &Request) -> Result<Response, Error> {
-    let (host, _) = host::asked(request.version(), request.uri(), request.headers())?
-        .ok_or_else(|| Error::from(host::Unclear::Ambiguous))?;
+    let (host, _) = host::requested_host(request.version(), request.uri(), request.headers())?
+        .ok_or_else(|| Error::from(host::UnclearHost::Ambiguous))?;
     let port = match port {
         443 => String::new(),
         port => format!(":{port}"),

@@ -10,7 +10,7 @@
 //! - A stop cuts off no request within the grace time. That includes connections that are
 //!   established but not accepted yet, and those that have not sent their first request yet.
 //! - After [`Server::stop`] no connection of this listener is left.
-//! - A connection that its peer is no longer allowed to have ([`Standing`]) ends at once, with
+//! - A connection that its peer is no longer allowed to have ([`Revocable`]) ends at once, with
 //!   whatever it carries.
 //! - A listener that fails ends the server with its error; the server never stops accepting
 //!   silently.
@@ -51,8 +51,8 @@ use tower::ServiceExt;
 
 use super::{
     certificate::CertificateFiles,
-    patience::{Answering, Patient, Requests, Times},
-    peers::{Account, Held, Peers},
+    peers::{PeerAccount, PeerConnection, Peers},
+    timeouts::{AnswerBody, ConnectionRequests, TimedStream, Timeouts},
 };
 
 /// A source of connections. It retries temporary failures itself; an error means that the listener
@@ -69,7 +69,7 @@ pub trait Accept: Send + 'static {
     }
 
     /// How another thread may poll a connection too, if one may.
-    fn home(_: &Self::Io) -> Option<Place> {
+    fn poll_in_place(_: &Self::Io) -> Option<PollInPlace> {
         None
     }
 
@@ -81,13 +81,13 @@ pub trait Accept: Send + 'static {
 }
 
 /// Wraps a connection's future so that another thread may poll it too.
-pub type Place = Box<dyn FnOnce(BoxFuture<'static, ()>) -> BoxFuture<'static, ()> + Send>;
+pub type PollInPlace = Box<dyn FnOnce(BoxFuture<'static, ()>) -> BoxFuture<'static, ()> + Send>;
 
 /// A connection's right to exist, where it can lose it. `identify` adds it to the extensions, as
-/// `Arc<dyn Standing>`.
-pub trait Standing: Send + Sync + 'static {
+/// `Arc<dyn Revocable>`.
+pub trait Revocable: Send + Sync + 'static {
     /// Resolves to the reason when the connection must end.
-    fn lost(&self) -> BoxFuture<'_, &'static str>;
+    fn revoked(&self) -> BoxFuture<'_, &'static str>;
 }
 
 /// How long a connection may take after a stop to send its first request. A peer that connected
@@ -95,7 +95,7 @@ pub trait Standing: Send + Sync + 'static {
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// One peer may have at most this fraction (one fourth) of a listener's connections.
-const PEERS_PART: usize = 4;
+const MAX_PEER_SHARE: usize = 4;
 
 /// The limits of a listener and its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,7 +157,7 @@ impl Limits {
     /// The limit of connections for one peer. It is never all of the listener's: a process with few
     /// file descriptors has few connections.
     pub fn share(&self) -> usize {
-        let part = (self.connections / PEERS_PART).max(1);
+        let part = (self.connections / MAX_PEER_SHARE).max(1);
         self.connections_per_peer.min(part)
     }
 }
@@ -185,20 +185,20 @@ impl LiveLimits {
 /// What limits the requests of a connection. It is among their extensions, where [`super::layers`]
 /// finds it.
 #[derive(Debug, Clone)]
-pub(super) struct Bounds {
+pub(super) struct ConnectionLimits {
     /// `None` where the listener cannot tell peers apart.
-    account: Option<Arc<Account>>,
+    account: Option<Arc<PeerAccount>>,
     limits: LiveLimits,
     load: Load,
 }
 
-impl Bounds {
+impl ConnectionLimits {
     pub(super) fn limits(&self) -> Limits {
         self.limits.now()
     }
 
     /// Counts one request of the peer. `Err` has the time to wait before the next try.
-    pub(super) fn pace(&self, limits: &Limits, now: Instant) -> Result<(), Duration> {
+    pub(super) fn check_rate(&self, limits: &Limits, now: Instant) -> Result<(), Duration> {
         match &self.account {
             Some(account) => account
                 .bucket()
@@ -208,20 +208,20 @@ impl Bounds {
     }
 
     /// Counts a request as being handled, if there is room for it.
-    pub(super) fn take(&self, limits: &Limits) -> Option<InHand> {
-        let held = InHand(self.load.clone());
-        let before = self.load.0.in_hand.fetch_add(1, Ordering::AcqRel);
-        (before < limits.requests).then_some(held)
+    pub(super) fn take(&self, limits: &Limits) -> Option<InFlight> {
+        let counted = InFlight(self.load.clone());
+        let before = self.load.0.in_flight.fetch_add(1, Ordering::AcqRel);
+        (before < limits.requests).then_some(counted)
     }
 }
 
 /// A request being handled, until dropped.
 #[derive(Debug)]
-pub(super) struct InHand(Load);
+pub(super) struct InFlight(Load);
 
-impl Drop for InHand {
+impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.0.in_hand.fetch_sub(1, Ordering::AcqRel);
+        self.0.0.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -232,7 +232,7 @@ pub struct Load(Arc<Counts>);
 #[derive(Debug, Default)]
 struct Counts {
     open: AtomicUsize,
-    in_hand: AtomicUsize,
+    in_flight: AtomicUsize,
     refused: AtomicU64,
     closed: Notify,
 }
@@ -250,7 +250,7 @@ impl Load {
 
     /// Waits until a connection may be accepted. Only one task per server asks, so the room is
     /// still there when it accepts.
-    async fn room(&self, limits: &LiveLimits) {
+    async fn await_slot(&self, limits: &LiveLimits) {
         loop {
             let closed = self.0.closed.notified();
             if self.open() < limits.now().connections {
@@ -261,9 +261,9 @@ impl Load {
         }
     }
 
-    fn take(&self) -> Slot {
+    fn take(&self) -> OpenConnection {
         self.0.open.fetch_add(1, Ordering::AcqRel);
-        Slot(self.clone())
+        OpenConnection(self.clone())
     }
 }
 
@@ -298,9 +298,9 @@ impl Listeners {
 
 /// A counted connection, until dropped.
 #[derive(Debug)]
-struct Slot(Load);
+struct OpenConnection(Load);
 
-impl Drop for Slot {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.0.open.fetch_sub(1, Ordering::AcqRel);
         self.0.0.closed.notify_one();
@@ -399,13 +399,13 @@ where
         let accepted = async {
             // Wait for room first: a connection that cannot be served yet is better left with the
             // node.
-            connections.load.room(&connections.limits).await;
+            connections.load.await_slot(&connections.limits).await;
             listener.accept().await
         };
         tokio::select! {
             grace = &mut stopped => break Ok(grace.unwrap_or_default()),
             accepted = accepted => match accepted {
-                Ok((io, addr)) => connections.begin::<L>(io, L::peer(&addr), identify(addr)),
+                Ok((io, addr)) => connections.serve::<L>(io, L::peer(&addr), identify(addr)),
                 Err(error) => break Err(error),
             }
         }
@@ -420,7 +420,7 @@ where
                 let Ok((io, addr)) = listener.accept().await else {
                     break;
                 };
-                connections.begin::<L>(io, L::peer(&addr), identify(addr));
+                connections.serve::<L>(io, L::peer(&addr), identify(addr));
             }
         }
         drop(listener);
@@ -442,7 +442,7 @@ fn builder(limits: Limits) -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        // `Patient` has the timeouts instead: it tells silence from a head that is arriving.
+        // `TimedStream` has the timeouts instead: it tells silence from a head that is arriving.
         .header_read_timeout(None)
         .max_buf_size(limits.header_bytes);
     builder
@@ -454,7 +454,7 @@ fn builder(limits: Limits) -> auto::Builder<TokioExecutor> {
 }
 
 /// The peer has as many connections as it may have.
-struct Full;
+struct PeerFull;
 
 const TURNED_AWAY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
     content-type: application/json\r\ncache-control: no-store\r\ncontent-length: 91\r\n\r\n\
@@ -482,13 +482,13 @@ struct Connections {
 
 impl Connections {
     /// Counts the connection for its peer, where the peer is known.
-    fn admit(&self, peer: Option<IpAddr>) -> Result<Option<Held>, Full> {
+    fn admit(&self, peer: Option<IpAddr>) -> Result<Option<PeerConnection>, PeerFull> {
         let Some(peer) = peer else {
             return Ok(None);
         };
         let most = self.limits.now().share();
         match self.peers.connect(peer, most, Instant::now()) {
-            Some(held) => Ok(Some(held)),
+            Some(counted) => Ok(Some(counted)),
             None => {
                 // Log refusals 1, 2, 4, 8, …: a flood of connections must not become a flood of log
                 // lines.
@@ -496,36 +496,42 @@ impl Connections {
                 if (before + 1).is_power_of_two() {
                     tracing::warn!(target: "server", %peer, most, so_far = before + 1, "connections turned away: a peer has as many as it may have");
                 }
-                Err(Full)
+                Err(PeerFull)
             }
         }
     }
 
     /// Serves a connection, unless its peer has too many.
-    fn begin<L: Accept>(&self, io: L::Io, peer: Option<IpAddr>, known: Extensions) {
+    fn serve<L: Accept>(&self, io: L::Io, peer: Option<IpAddr>, extensions: Extensions) {
         match self.admit(peer) {
-            Ok(held) => self.spawn(L::home(&io), io, known, held, self.load.take()),
-            Err(Full) => turn_away(io),
+            Ok(counted) => self.spawn(
+                L::poll_in_place(&io),
+                io,
+                extensions,
+                counted,
+                self.load.take(),
+            ),
+            Err(PeerFull) => turn_away(io),
         }
     }
 
     fn spawn<I>(
         &self,
-        home: Option<Place>,
+        poll_in_place: Option<PollInPlace>,
         io: I,
-        mut known: Extensions,
-        held: Option<Held>,
-        slot: Slot,
+        mut extensions: Extensions,
+        counted: Option<PeerConnection>,
+        slot: OpenConnection,
     ) where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        known.insert(Bounds {
-            account: held.as_ref().map(Held::account),
+        extensions.insert(ConnectionLimits {
+            account: counted.as_ref().map(PeerConnection::account),
             limits: self.limits.clone(),
             load: self.load.clone(),
         });
-        let standing = known.get::<Arc<dyn Standing>>().cloned();
-        let requests = Requests::new(Instant::now().into());
+        let revocable = extensions.get::<Arc<dyn Revocable>>().cloned();
+        let requests = ConnectionRequests::new(Instant::now().into());
         let router = self.router.clone();
         let service = {
             let requests = requests.clone();
@@ -533,25 +539,25 @@ impl Connections {
                 let open = requests.begin();
                 let http2 = request.version() == Version::HTTP_2;
                 let mut request = request.map(Body::new);
-                request.extensions_mut().extend(known.clone());
+                request.extensions_mut().extend(extensions.clone());
                 let answer = router.clone().oneshot(request);
                 let requests = requests.clone();
                 async move {
                     let answer = answer.await?;
                     if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-                        requests.give_away();
+                        requests.mark_upgraded();
                     }
-                    Ok::<_, Infallible>(answer.map(|body| Answering::new(body, open, http2)))
+                    Ok::<_, Infallible>(answer.map(|body| AnswerBody::new(body, open, http2)))
                 }
             })
         };
         let limits = self.limits.now();
-        let times = Times {
+        let timeouts = Timeouts {
             header: limits.header_time,
             idle: limits.idle_time,
             write: limits.write_time,
         };
-        let io = TokioIo::new(Patient::new(io, times, requests.clone()));
+        let io = TokioIo::new(TimedStream::new(io, timeouts, requests.clone()));
         let connection = builder(limits)
             .serve_connection_with_upgrades(io, service)
             .into_owned();
@@ -560,42 +566,42 @@ impl Connections {
             let mut connection = pin!(connection);
             // hyper's graceful shutdown at once ends a connection from which nothing has been read,
             // though its first request may be on the way.
-            let asked = async {
+            let asked_to_stop = async {
                 stop.cancelled().await;
-                let _ = tokio::time::timeout(FIRST_REQUEST, requests.first()).await;
+                let _ = tokio::time::timeout(FIRST_REQUEST, requests.first_request()).await;
             };
-            let lost = async {
-                let why = match &standing {
-                    Some(standing) => standing.lost().await,
+            let revoked = async {
+                let why = match &revocable {
+                    Some(revocable) => revocable.revoked().await,
                     None => std::future::pending().await,
                 };
                 tracing::debug!(target: "server", why, "a connection is ended: its peer may no longer have it");
             };
-            let mut over = pin!(async {
+            let mut must_end = pin!(async {
                 tokio::select! {
                     () = cut.cancelled() => {}
-                    () = lost => {}
-                    () = requests.unread(times.write) => {}
+                    () = revoked => {}
+                    () = requests.answer_unread(timeouts.write) => {}
                 }
             });
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,
-                () = over.as_mut() => Ok(()),
-                () = asked => {
+                () = must_end.as_mut() => Ok(()),
+                () = asked_to_stop => {
                     connection.as_mut().graceful_shutdown();
                     tokio::select! {
                         ended = connection => ended,
-                        () = over => Ok(()),
+                        () = must_end => Ok(()),
                     }
                 }
             };
             if let Err(error) = ended {
                 tracing::debug!(target: "server", error, "connection ended early");
             }
-            drop((slot, held));
+            drop((slot, counted));
         };
-        match home {
-            Some(home) => self.open.spawn(home(Box::pin(serving))),
+        match poll_in_place {
+            Some(poll_in_place) => self.open.spawn(poll_in_place(Box::pin(serving))),
             None => self.open.spawn(serving),
         };
     }
@@ -623,7 +629,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_to_those_turned_away_is_whole() {
+    fn the_answer_to_a_refused_connection_is_complete() {
         let text = std::str::from_utf8(TURNED_AWAY).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(

@@ -24,7 +24,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
     certificate::CertificateFiles,
-    serve::{Accept, Place},
+    serve::{Accept, PollInPlace},
     tcp::PlainListener,
 };
 
@@ -43,7 +43,7 @@ pub struct TlsListener<L: Accept> {
     acceptor: TlsAcceptor,
     handshakes: JoinSet<Outcome<L>>,
     /// The running handshakes, the oldest first.
-    ages: VecDeque<Handshake>,
+    running: VecDeque<Handshake>,
     /// Why the other listener ended. The handshakes that it left are still completed.
     failure: Option<io::Error>,
     /// Set once new connections are refused.
@@ -56,16 +56,16 @@ type Outcome<L> = Option<(TlsStream<<L as Accept>::Io>, <L as Accept>::Addr)>;
 /// A running handshake.
 #[derive(Debug)]
 struct Handshake {
-    of: Option<IpAddr>,
+    peer: Option<IpAddr>,
     task: AbortHandle,
 }
 
 /// The number of handshakes that may run at a time, in all and per peer.
-const HANDSHAKES: usize = 256;
-const HANDSHAKES_EACH: usize = 32;
-const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+const MAX_HANDSHAKES: usize = 256;
+const MAX_HANDSHAKES_PER_PEER: usize = 32;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The time for handshakes that run when new connections begin to be refused.
-const LAST_HANDSHAKES: Duration = Duration::from_secs(1);
+const LAST_HANDSHAKES_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl TlsListener<PlainListener> {
     /// On a host address.
@@ -97,31 +97,31 @@ impl<L: Accept> TlsListener<L> {
             listener,
             acceptor: Arc::new(config).into(),
             handshakes: JoinSet::new(),
-            ages: VecDeque::with_capacity(HANDSHAKES),
+            running: VecDeque::with_capacity(MAX_HANDSHAKES),
             failure: None,
             last: None,
         })
     }
 
-    fn begin(&mut self, io: L::Io, addr: L::Addr) {
-        let of = L::peer(&addr);
-        if let Some(oldest) = over_bound(&self.ages, of)
-            && let Some(handshake) = self.ages.remove(oldest)
+    fn start_handshake(&mut self, io: L::Io, addr: L::Addr) {
+        let peer = L::peer(&addr);
+        if let Some(oldest) = over_bound(&self.running, peer)
+            && let Some(handshake) = self.running.remove(oldest)
         {
             handshake.task.abort();
         }
         let handshake = self.acceptor.accept(io);
         let task = self.handshakes.spawn(async move {
-            match tokio::time::timeout(HANDSHAKE_TIME, handshake).await {
+            match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
                 Ok(Ok(stream)) => Some((stream, addr)),
                 Ok(Err(error)) => {
-                    tracing::debug!(target: "server", peer = ?of, %error, "TLS handshake failed");
+                    tracing::debug!(target: "server", peer = ?peer, %error, "TLS handshake failed");
                     None
                 }
                 Err(_) => None,
             }
         });
-        self.ages.push_back(Handshake { of, task });
+        self.running.push_back(Handshake { peer, task });
     }
 
     fn ended_because(&mut self) -> io::Error {
@@ -130,7 +130,7 @@ impl<L: Accept> TlsListener<L> {
     }
 
     fn ended(&mut self, task: task::Id) {
-        self.ages.retain(|handshake| handshake.task.id() != task);
+        self.running.retain(|handshake| handshake.task.id() != task);
     }
 }
 
@@ -138,7 +138,7 @@ impl<L: Accept + fmt::Debug> fmt::Debug for TlsListener<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TlsListener")
             .field("listener", &self.listener)
-            .field("handshakes", &self.ages.len())
+            .field("handshakes", &self.running.len())
             .finish_non_exhaustive()
     }
 }
@@ -146,17 +146,17 @@ impl<L: Accept + fmt::Debug> fmt::Debug for TlsListener<L> {
 /// Which running handshake is aborted for a new one of this peer, if any: the oldest of this peer
 /// if it has its share, else the oldest of all at the total bound. An honest peer completes its
 /// handshake within a round trip or two, long before that many others arrive.
-fn over_bound(ages: &VecDeque<Handshake>, of: Option<IpAddr>) -> Option<usize> {
-    let mut own = ages
+fn over_bound(running: &VecDeque<Handshake>, peer: Option<IpAddr>) -> Option<usize> {
+    let mut own = running
         .iter()
         .enumerate()
-        .filter(|(_, handshake)| of.is_some() && handshake.of == of)
+        .filter(|(_, handshake)| peer.is_some() && handshake.peer == peer)
         .map(|(at, _)| at);
     let oldest = own.next();
-    if oldest.is_some() && own.count() + 1 >= HANDSHAKES_EACH {
+    if oldest.is_some() && own.count() + 1 >= MAX_HANDSHAKES_PER_PEER {
         return oldest;
     }
-    (ages.len() >= HANDSHAKES).then_some(0)
+    (running.len() >= MAX_HANDSHAKES).then_some(0)
 }
 
 /// Never without a time.
@@ -175,8 +175,8 @@ impl<L: Accept> Accept for TlsListener<L> {
         L::peer(addr)
     }
 
-    fn home(io: &Self::Io) -> Option<Place> {
-        L::home(io.get_ref().0)
+    fn poll_in_place(io: &Self::Io) -> Option<PollInPlace> {
+        L::poll_in_place(io.get_ref().0)
     }
 
     /// Running handshakes may still be completed, but a peer that says nothing is not waited for.
@@ -184,19 +184,19 @@ impl<L: Accept> Accept for TlsListener<L> {
         if !self.listener.refuse() {
             self.failure = Some(self.ended_because());
         }
-        self.last = Some(Instant::now() + LAST_HANDSHAKES);
-        self.failure.is_none() || !self.ages.is_empty()
+        self.last = Some(Instant::now() + LAST_HANDSHAKES_TIMEOUT);
+        self.failure.is_none() || !self.running.is_empty()
     }
 
     /// Dropping this future loses nothing: running handshakes belong to the listener.
     async fn accept(&mut self) -> io::Result<(Self::Io, L::Addr)> {
         loop {
-            if self.failure.is_some() && self.ages.is_empty() {
+            if self.failure.is_some() && self.running.is_empty() {
                 return Err(self.ended_because());
             }
             tokio::select! {
                 accepted = self.listener.accept(), if self.failure.is_none() => match accepted {
-                    Ok((io, addr)) => self.begin(io, addr),
+                    Ok((io, addr)) => self.start_handshake(io, addr),
                     Err(error) => self.failure = Some(error),
                 },
                 Some(done) = self.handshakes.join_next_with_id() => match done {

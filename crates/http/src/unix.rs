@@ -33,8 +33,8 @@ use super::serve::Accept;
 /// Connections that wait to be accepted; the kernel has its own bound.
 const BACKLOG: i32 = 1024;
 /// The pause after a failed accept grows from the first to the second value.
-const PAUSE: Duration = Duration::from_millis(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// A process at the other end, as the kernel identifies it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub struct LocalPeer {
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     #[error("another process listens there")]
-    Live,
+    InUse,
     #[error("a file that is no socket is there, and is left alone")]
     NotASocket,
     #[error(transparent)]
@@ -64,7 +64,7 @@ pub struct UnixSocket {
 impl UnixSocket {
     /// Listens at `path`. Needs a tokio runtime.
     pub fn bind(path: &Path, mode: u32) -> Result<Self, BindError> {
-        remove_dead(path)?;
+        remove_stale(path)?;
         let socket = create(path, mode)?;
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
         let inode = fs::symlink_metadata(path)?.ino();
@@ -90,10 +90,10 @@ fn create(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn remove_dead(path: &Path) -> Result<(), BindError> {
+fn remove_stale(path: &Path) -> Result<(), BindError> {
     match fs::symlink_metadata(path) {
         Ok(file) if file.file_type().is_socket() => match BlockingStream::connect(path) {
-            Ok(_) => Err(BindError::Live),
+            Ok(_) => Err(BindError::InUse),
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 Ok(fs::remove_file(path)?)
             }
@@ -110,7 +110,7 @@ impl Accept for UnixSocket {
     type Addr = LocalPeer;
 
     async fn accept(&mut self) -> io::Result<(UnixStream, LocalPeer)> {
-        let mut pause = PAUSE;
+        let mut pause = FIRST_PAUSE;
         loop {
             let accepted = self.listener.accept().await;
             // A connection without credentials is dropped; the next one may have them.
@@ -122,7 +122,7 @@ impl Accept for UnixSocket {
                 Err(error) => {
                     tracing::warn!(target: "server", socket = %self.path.display(), %error, ?pause, "accepting on a unix socket failed, trying again");
                     tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    pause = (pause * 2).min(MAX_PAUSE);
                 }
             }
         }
@@ -150,7 +150,7 @@ mod tests {
         assert_eq!(mode & 0o777, 0o660);
         assert!(matches!(
             UnixSocket::bind(&path, 0o600),
-            Err(BindError::Live)
+            Err(BindError::InUse)
         ));
         drop(first);
         assert!(!path.exists());

@@ -2,7 +2,7 @@
 //! is one caller, a tagged machine is its node.
 //!
 //! Invariants
-//! - All connections of a caller share one bucket, which outlives them until it is as good as new
+//! - All connections of a caller share one bucket, which outlives them until it is full
 //!   ([`tailbone_http::accounts`]).
 //! - The table is only locked when a connection learns who its caller is; a single request only
 //!   needs the bucket.
@@ -17,13 +17,13 @@ use std::{
 
 use super::{Caller, Visitor};
 use tailbone_http as http;
-use tailbone_http::{accounts::Accounts, pace, pace::Bucket, serve::LiveLimits};
+use tailbone_http::{accounts::Accounts, rate_limit, rate_limit::TokenBucket, serve::LiveLimits};
 
 /// The callers of a server. Clones share one table.
 #[derive(Debug, Clone)]
-pub struct Callers {
+pub struct CallerRates {
     limits: LiveLimits,
-    buckets: Arc<Mutex<Accounts<Key, Bucket>>>,
+    buckets: Arc<Mutex<Accounts<Key, TokenBucket>>>,
 }
 
 /// Stable ids: names and logins may change.
@@ -36,11 +36,11 @@ enum Key {
 /// A caller's bucket, and the limits that apply to it.
 #[derive(Debug)]
 pub(super) struct Allowance {
-    bucket: Arc<Bucket>,
+    bucket: Arc<TokenBucket>,
     limits: LiveLimits,
 }
 
-impl Callers {
+impl CallerRates {
     pub fn new(limits: impl Into<LiveLimits>) -> Self {
         Self {
             limits: limits.into(),
@@ -49,14 +49,14 @@ impl Callers {
     }
 
     pub(super) fn allowance(&self, visitor: &Visitor, now: Instant) -> Option<Allowance> {
-        let key = match visitor.even_foreign() {
+        let key = match visitor.caller_any_tailnet() {
             Caller::Funnel(_) => return None,
             Caller::Machine(machine) => Key::Node(machine.id.clone()),
             Caller::User(user) => Key::User(user.id),
         };
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         Some(Allowance {
-            bucket: buckets.of(key, |bucket| bucket.as_new(now)),
+            bucket: buckets.get_or_insert(key, |bucket| bucket.is_idle(now)),
             limits: self.limits.clone(),
         })
     }
@@ -73,7 +73,7 @@ impl Allowance {
         let limits = self.limits.now();
         self.bucket
             .take(limits.caller_rate, limits.caller_burst, now)
-            .map_err(pace::too_often)
+            .map_err(rate_limit::too_many_requests)
     }
 }
 
@@ -82,11 +82,11 @@ mod tests {
     use std::{collections::BTreeMap, time::Duration};
 
     use super::*;
-    use tailbone_http::{accounts::SWEEP, error::Kind, serve::Limits};
+    use tailbone_http::{accounts::MIN_SWEEP, error::Kind, serve::Limits};
     use tailbone_tailnet::{WhoIs, WhoIsNode, WhoIsUser};
 
-    fn callers(rate: u32, burst: u32) -> Callers {
-        Callers::new(Limits {
+    fn callers(rate: u32, burst: u32) -> CallerRates {
+        CallerRates::new(Limits {
             caller_rate: rate,
             caller_burst: burst,
             ..Limits::default()
@@ -162,7 +162,7 @@ mod tests {
             let allowance = callers.allowance(&visitor(user.cast_signed(), "n", &[]), at);
             allowance.unwrap().take(at).unwrap();
         }
-        assert!(callers.len() <= 2 * SWEEP, "{}", callers.len());
+        assert!(callers.len() <= 2 * MIN_SWEEP, "{}", callers.len());
         let late = now + Duration::from_secs(100);
         let again = callers.allowance(&visitor(0, "stays", &[]), late).unwrap();
         assert!(Arc::ptr_eq(&stays.bucket, &again.bucket));

@@ -21,7 +21,7 @@ use jiff::Timestamp;
 
 use super::{Caller, Directory, Refusal, Visitor, directory::Entry};
 use tailbone_http as http;
-use tailbone_http::{error::Kind, serve::Standing};
+use tailbone_http::{error::Kind, serve::Revocable};
 use tailbone_tailnet::{Peer, Via};
 use tailbone_telemetry::trace;
 
@@ -33,7 +33,7 @@ pub struct Connection {
     /// `None` for connections from the internet, which have no identity.
     entry: Option<Arc<Entry>>,
     /// The first identity that was found, which fixes the connection's node.
-    first: OnceLock<Arc<Visitor>>,
+    pinned: OnceLock<Arc<Visitor>>,
     directory: Directory,
 }
 
@@ -41,16 +41,16 @@ impl Connection {
     pub(super) fn new(directory: Directory, peer: Peer) -> Self {
         let entry =
             (peer.via == Via::Tailnet).then(|| directory.entry(peer.addr.ip(), Some(peer.local)));
-        let first = OnceLock::new();
-        if let Some(known) = entry.as_ref().and_then(|entry| entry.fresh())
-            && let Ok(visitor) = &known.answer
+        let pinned = OnceLock::new();
+        if let Some(answer) = entry.as_ref().and_then(|entry| entry.fresh())
+            && let Ok(visitor) = &answer.visitor
         {
-            let _ = first.set(visitor.clone());
+            let _ = pinned.set(visitor.clone());
         }
         Self {
             peer,
             entry,
-            first,
+            pinned,
             directory,
         }
     }
@@ -90,12 +90,12 @@ impl Connection {
         let Some(entry) = &self.entry else {
             return Err(Refusal::Funnel);
         };
-        let known = entry.known(now).await?;
-        let visitor = known.answer.as_ref().map_err(Refusal::clone)?;
-        if self.first.get_or_init(|| visitor.clone()).node_id() != visitor.node_id() {
+        let answer = entry.current(now).await?;
+        let visitor = answer.visitor.as_ref().map_err(Refusal::clone)?;
+        if self.pinned.get_or_init(|| visitor.clone()).node_id() != visitor.node_id() {
             return Err(Refusal::OtherNode);
         }
-        visitor.at(now)?;
+        visitor.check_expiry(now)?;
         trace::caller(visitor.kind());
         Ok(visitor.clone())
     }
@@ -103,9 +103,9 @@ impl Connection {
     /// Counts one request of the caller last found by [`Self::caller`] or [`Self::visitor`]. `Err`
     /// is the answer to a caller that asks too often. To be called once per request, by the code
     /// that asks for its caller.
-    pub fn pace(&self) -> Result<(), http::Error> {
-        let known = self.entry.as_ref().and_then(|entry| entry.last());
-        match known.as_ref().map(|known| &known.allowance) {
+    pub fn count_request(&self) -> Result<(), http::Error> {
+        let answer = self.entry.as_ref().and_then(|entry| entry.last());
+        match answer.as_ref().map(|answer| &answer.allowance) {
             Some(Some(allowance)) => allowance.take(Instant::now()),
             _ => Ok(()),
         }
@@ -126,8 +126,8 @@ impl Connection {
 
     /// When the key of the caller's node expires, as far as known.
     pub fn key_expiry(&self) -> Option<Timestamp> {
-        let known = self.entry.as_ref()?.last()?;
-        known.answer.as_ref().ok()?.key_expiry()
+        let answer = self.entry.as_ref()?.last()?;
+        answer.visitor.as_ref().ok()?.key_expiry()
     }
 
     /// Generation of the network map. Until it changes, the result of [`Self::visitor`] stays the
@@ -137,18 +137,20 @@ impl Connection {
     }
 
     /// The reason for which the connection must end, if there is one.
-    fn over(&self, entry: &Entry) -> Option<Refusal> {
-        let known = entry.last()?;
-        match (&known.answer, self.first.get()) {
+    fn must_end(&self, entry: &Entry) -> Option<Refusal> {
+        let answer = entry.last()?;
+        match (&answer.visitor, self.pinned.get()) {
             (Err(refusal), _) if refusal.ends_connection() => Some(refusal.clone()),
-            (Ok(now), Some(first)) if now.node_id() != first.node_id() => Some(Refusal::OtherNode),
+            (Ok(now), Some(pinned)) if now.node_id() != pinned.node_id() => {
+                Some(Refusal::OtherNode)
+            }
             _ => None,
         }
     }
 }
 
-impl Standing for Connection {
-    fn lost(&self) -> BoxFuture<'_, &'static str> {
+impl Revocable for Connection {
+    fn revoked(&self) -> BoxFuture<'_, &'static str> {
         Box::pin(async move {
             let Some(entry) = &self.entry else {
                 return std::future::pending().await;
@@ -156,7 +158,7 @@ impl Standing for Connection {
             loop {
                 let mut changed = pin!(entry.changed());
                 changed.as_mut().enable();
-                if let Some(refusal) = self.over(entry) {
+                if let Some(refusal) = self.must_end(entry) {
                     return refusal.code();
                 }
                 changed.await;
@@ -175,7 +177,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
         match connection.caller().await? {
             Caller::Funnel(_) => Err(Refusal::Funnel.into()),
             caller => {
-                connection.pace()?;
+                connection.count_request()?;
                 Ok(caller)
             }
         }

@@ -27,8 +27,8 @@ use tokio::sync::{Notify, futures::Notified, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Instrument;
 
-use super::{Callers, Connection, Refusal, Visitor, callers::Allowance};
-use tailbone_http::serve::Standing;
+use super::{CallerRates, Connection, Refusal, Visitor, callers::Allowance};
+use tailbone_http::serve::Revocable;
 use tailbone_tailnet as tailnet;
 use tailbone_tailnet::{
     Node, Peer, Status,
@@ -37,14 +37,14 @@ use tailbone_tailnet::{
 use tailbone_telemetry::meter::Meter;
 
 /// The longest time for a WhoIs answer, including the wait for another call about the same address.
-const WHOIS_TIME: Duration = Duration::from_secs(5);
+const WHOIS_TIMEOUT: Duration = Duration::from_secs(5);
 /// The number of entries without a connection that are kept. Few tailnets have more callers, and
 /// dropped ones are looked up again.
-const KEPT: usize = 4096;
+const MAX_UNUSED: usize = 4096;
 /// Concurrent WhoIs calls when the entries are refreshed after a new generation.
-const QUESTIONS: usize = 2;
+const REFRESH_CONCURRENCY: usize = 2;
 /// The longest pause after such a refresh.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// The table. Clones share it.
 #[derive(Debug, Clone)]
@@ -65,7 +65,7 @@ struct Shared {
     /// The node's own status, checked at each request.
     status: watch::Receiver<Arc<Status>>,
     meter: Meter,
-    callers: Option<Callers>,
+    callers: Option<CallerRates>,
 }
 
 #[derive(Debug, Default)]
@@ -87,17 +87,17 @@ struct Key {
 pub(super) struct Entry {
     key: Key,
     shared: Shared,
-    known: ArcSwapOption<Known>,
+    answer: ArcSwapOption<Answer>,
     /// Held by the task whose WhoIs call is running.
-    asking: tokio::sync::Mutex<()>,
+    whois_running: tokio::sync::Mutex<()>,
     changed: Notify,
 }
 
 /// An answer, and the generation of the network map for which it is valid.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct Answer {
     generation: u64,
-    pub(super) answer: Result<Arc<Visitor>, Refusal>,
+    pub(super) visitor: Result<Arc<Visitor>, Refusal>,
     pub(super) allowance: Option<Allowance>,
 }
 
@@ -110,7 +110,7 @@ impl Directory {
 
     /// The same, counting WhoIs calls in `meter`, and limiting the rate of each caller over all of
     /// its connections ([`Connection::pace`]).
-    pub fn with(node: Arc<dyn Node>, meter: Meter, callers: Option<Callers>) -> Self {
+    pub fn with(node: Arc<dyn Node>, meter: Meter, callers: Option<CallerRates>) -> Self {
         let status = node.watch();
         let generation = node.generation();
         let ended = CancellationToken::new();
@@ -137,10 +137,10 @@ impl Directory {
     /// continue.
     pub fn identify(&self, peer: Peer) -> Extensions {
         let connection = self.connection(peer);
-        let mut known = Extensions::new();
-        known.insert(Arc::clone(&connection) as Arc<dyn Standing>);
-        known.insert(connection);
-        known
+        let mut extensions = Extensions::new();
+        extensions.insert(Arc::clone(&connection) as Arc<dyn Revocable>);
+        extensions.insert(connection);
+        extensions
     }
 
     pub(super) fn generation(&self) -> u64 {
@@ -157,9 +157,9 @@ impl Directory {
     /// nothing.
     pub async fn visitor(&self, addr: IpAddr) -> Result<Arc<Visitor>, Refusal> {
         let now = Timestamp::now();
-        let known = self.entry(addr, None).known(now).await?;
-        let visitor = known.answer.clone()?;
-        visitor.at(now)?;
+        let answer = self.entry(addr, None).current(now).await?;
+        let visitor = answer.visitor.clone()?;
+        visitor.check_expiry(now)?;
         Ok(visitor)
     }
 
@@ -182,8 +182,8 @@ impl Directory {
         let entry = Arc::new(Entry {
             key,
             shared: self.0.shared.clone(),
-            known: ArcSwapOption::empty(),
-            asking: tokio::sync::Mutex::default(),
+            answer: ArcSwapOption::empty(),
+            whois_running: tokio::sync::Mutex::default(),
             changed: Notify::new(),
         });
         entries.all.insert(key, entry.clone());
@@ -210,7 +210,7 @@ impl Inner {
 
 impl Entries {
     fn make_room(&mut self) {
-        if self.all.len() >= self.sweep_at.max(KEPT) {
+        if self.all.len() >= self.sweep_at.max(MAX_UNUSED) {
             self.forget_unheld();
             self.sweep_at = self.all.len() * 2;
         }
@@ -246,15 +246,15 @@ async fn follow(
             // If a WhoIs call failed, the next round starts without waiting for a change of the
             // map.
             again = stream::iter(held)
-                .map(|entry| async move { entry.known(Timestamp::now()).await.err() })
-                .buffer_unordered(QUESTIONS)
+                .map(|entry| async move { entry.current(Timestamp::now()).await.err() })
+                .buffer_unordered(REFRESH_CONCURRENCY)
                 .any(async |error| matches!(error, Some(Refusal::WhoIsFailed(_))))
                 .await;
             drop(inner);
             let pause = if again {
-                LONGEST_PAUSE
+                MAX_PAUSE
             } else {
-                began.elapsed().min(LONGEST_PAUSE)
+                began.elapsed().min(MAX_PAUSE)
             };
             tokio::select! {
                 () = ended.cancelled() => return,
@@ -276,46 +276,46 @@ async fn follow(
 impl Entry {
     /// The current answer. The node is only asked if the network map has changed since the last
     /// one.
-    pub(super) async fn known(&self, now: Timestamp) -> Result<Arc<Known>, Refusal> {
-        running(&self.shared.status.borrow(), now)?;
-        if let Some(known) = self.fresh() {
+    pub(super) async fn current(&self, now: Timestamp) -> Result<Arc<Answer>, Refusal> {
+        check_own_node(&self.shared.status.borrow(), now)?;
+        if let Some(answer) = self.fresh() {
             self.shared.meter.whois_kept();
-            return Ok(known);
+            return Ok(answer);
         }
         let asked = async {
-            let _turn = self.asking.lock().await;
+            let _turn = self.whois_running.lock().await;
             match self.fresh() {
-                Some(known) => {
+                Some(answer) => {
                     self.shared.meter.whois_kept();
-                    Ok(known)
+                    Ok(answer)
                 }
-                None => self.ask().await,
+                None => self.ask_node().await,
             }
         };
-        tokio::time::timeout(WHOIS_TIME, asked)
+        tokio::time::timeout(WHOIS_TIMEOUT, asked)
             .await
             .unwrap_or_else(|_| {
-                let words = format!("no answer within {WHOIS_TIME:?}");
-                Err(failed(tailnet::Error::Timeout(words)))
+                let words = format!("no answer within {WHOIS_TIMEOUT:?}");
+                Err(whois_failed(tailnet::Error::Timeout(words)))
             })
             .inspect_err(|_| self.shared.meter.whois_asked(false))
     }
 
     /// The last answer, valid or not.
-    pub(super) fn last(&self) -> Option<Arc<Known>> {
-        self.known.load_full()
+    pub(super) fn last(&self) -> Option<Arc<Answer>> {
+        self.answer.load_full()
     }
 
     fn ends_connections(&self) -> bool {
-        let known = self.known.load();
-        let answer = known.as_ref().map(|known| &known.answer);
+        let answer = self.answer.load();
+        let answer = answer.as_ref().map(|answer| &answer.visitor);
         matches!(answer, Some(Err(refusal)) if refusal.ends_connection())
     }
 
     /// The last answer, if it is valid for the current generation.
-    pub(super) fn fresh(&self) -> Option<Arc<Known>> {
+    pub(super) fn fresh(&self) -> Option<Arc<Answer>> {
         let generation = self.shared.node.generation();
-        self.last().filter(|known| known.generation == generation)
+        self.last().filter(|answer| answer.generation == generation)
     }
 
     /// Resolves when an answer arrives that differs from the one before. Call this before reading
@@ -324,7 +324,7 @@ impl Entry {
         self.changed.notified()
     }
 
-    async fn ask(&self) -> Result<Arc<Known>, Refusal> {
+    async fn ask_node(&self) -> Result<Arc<Answer>, Refusal> {
         let Shared {
             node,
             status,
@@ -337,36 +337,36 @@ impl Entry {
             Some(local) => node.whois_at(peer, local),
             None => node.whois(peer),
         };
-        let answer = match question.instrument(tracing::debug_span!("whois")).await {
+        let visitor = match question.instrument(tracing::debug_span!("whois")).await {
             Ok(whois) => {
                 let own = status.borrow().tailnet.clone();
                 Visitor::from_whois(whois, &own).map(Arc::new)
             }
             Err(tailnet::Error::NotFound) => Err(Refusal::UnknownPeer),
             Err(tailnet::Error::Forbidden(_)) => Err(Refusal::NoNetworkAccess),
-            Err(error) => return Err(failed(error)),
+            Err(error) => return Err(whois_failed(error)),
         };
-        let allowance = match (&answer, callers) {
+        let allowance = match (&visitor, callers) {
             (Ok(visitor), Some(callers)) => callers.allowance(visitor, Instant::now()),
             _ => None,
         };
-        meter.whois_asked(answer.is_ok());
-        let known = Arc::new(Known {
+        meter.whois_asked(visitor.is_ok());
+        let answer = Arc::new(Answer {
             generation,
-            answer,
+            visitor,
             allowance,
         });
-        let before = self.known.swap(Some(known.clone()));
-        if before.is_none_or(|before| !before.same(&known)) {
+        let before = self.answer.swap(Some(answer.clone()));
+        if before.is_none_or(|before| !before.has_same_visitor(&answer)) {
             self.changed.notify_waiters();
         }
-        Ok(known)
+        Ok(answer)
     }
 }
 
-impl Known {
-    fn same(&self, other: &Self) -> bool {
-        match (&self.answer, &other.answer) {
+impl Answer {
+    fn has_same_visitor(&self, other: &Self) -> bool {
+        match (&self.visitor, &other.visitor) {
             (Ok(one), Ok(other)) => one == other,
             (Err(one), Err(other)) => one.code() == other.code(),
             _ => false,
@@ -374,14 +374,14 @@ impl Known {
     }
 }
 
-fn failed(error: tailnet::Error) -> Refusal {
+fn whois_failed(error: tailnet::Error) -> Refusal {
     Refusal::WhoIsFailed(Arc::new(error))
 }
 
 /// Whether our node's answers about others can be trusted: it is on the tailnet, its key is valid,
 /// and the control server knows it. Checked at each request, since the network map does not change
 /// when our own node loses its place in it.
-fn running(status: &Status, now: Timestamp) -> Result<(), Refusal> {
+fn check_own_node(status: &Status, now: Timestamp) -> Result<(), Refusal> {
     match classify(status, false, now) {
         JoinState::Running => Ok(()),
         state => Err(Refusal::NotRunning {

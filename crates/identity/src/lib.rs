@@ -12,7 +12,8 @@
 //!   tailnet.
 //! - Code that wants callers of other tailnets has to ask for them: they come as a [`Visitor`],
 //!   from [`Connection::visitor`].
-//! - Request rates are counted per identity, over all of its nodes and connections ([`Callers`]).
+//! - Request rates are counted per identity, over all of its nodes and connections
+//!   ([`CallerRates`]).
 //! - An address that a trusted proxy reports is looked up in the [`Directory`] and never treated as
 //!   a connection.
 //!
@@ -48,7 +49,7 @@ pub mod policy;
 mod visitor;
 
 pub use caller::{Caller, Machine, Refusal, User};
-pub use callers::Callers;
+pub use callers::CallerRates;
 pub use connection::Connection;
 pub use directory::Directory;
 pub use listener::TailnetListener;

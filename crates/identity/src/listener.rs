@@ -3,7 +3,7 @@
 
 use std::{io, net::IpAddr};
 
-use tailbone_http::serve::{Accept, Place};
+use tailbone_http::serve::{Accept, PollInPlace};
 use tailbone_tailnet::{Listener, Peer, Stream};
 
 /// A listener on the tailnet, as [`tailbone_http::serve`] takes connections from it.
@@ -22,9 +22,9 @@ impl Accept for TailnetListener {
         self.0.accept().await.map_err(io::Error::other)
     }
 
-    fn home(stream: &Stream) -> Option<Place> {
-        let home = stream.home()?;
-        Some(Box::new(home))
+    fn poll_in_place(stream: &Stream) -> Option<PollInPlace> {
+        let wrap = stream.poll_in_place()?;
+        Some(Box::new(wrap))
     }
 
     fn refuse(&mut self) -> bool {

@@ -7,7 +7,8 @@ use tailbone_tailnet::WhoIs;
 
 /// A caller that the network vouches for. It may be from another tailnet: a user with whom our node
 /// was shared (a sharee), or a node that was shared into our tailnet. Most of the program must not
-/// see those: [`Visitor::caller`] refuses them, and only [`Visitor::even_foreign`] returns them.
+/// see those: [`Visitor::caller`] refuses them, and only [`Visitor::caller_any_tailnet`] returns
+/// them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Visitor {
     caller: Caller,
@@ -55,7 +56,7 @@ impl Visitor {
 
     /// `Err` from the time on at which the node's key expires. The node itself marks a peer as
     /// expired only seconds later.
-    pub fn at(&self, now: Timestamp) -> Result<(), Refusal> {
+    pub fn check_expiry(&self, now: Timestamp) -> Result<(), Refusal> {
         match self.key_expiry {
             Some(expiry) if expiry <= now => Err(Refusal::NodeExpired {
                 node: self.node_name.clone(),
@@ -83,7 +84,7 @@ impl Visitor {
     }
 
     /// The caller, from any tailnet: for code that has its own rule about other tailnets.
-    pub fn even_foreign(&self) -> &Caller {
+    pub fn caller_any_tailnet(&self) -> &Caller {
         &self.caller
     }
 

@@ -23,7 +23,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use rustix::fs::FlockOperation;
 
 /// Names of temporary files start with this.
-pub const TEMPORARY: &str = ".tmp-";
+pub const TEMPORARY_PREFIX: &str = ".tmp-";
 
 /// What went wrong with a file or directory, worded so that an operator knows what to do.
 #[derive(Debug, thiserror::Error)]
@@ -65,9 +65,9 @@ fn reading(path: &Path) -> impl FnOnce(io::Error) -> DiskError {
 
 /// The steps of a write, in order, as a [`Probe`] sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum WriteStep {
     /// The temporary file exists and is half written.
-    Half,
+    HalfWritten,
     /// The temporary file is complete and on the disk.
     Synced,
     /// The new file is in place.
@@ -81,18 +81,18 @@ pub enum Step {
 /// Called at each step before the next one. The default does nothing; a test may end the process in
 /// it.
 #[derive(Clone, Default)]
-pub struct Probe(Option<Arc<Told>>);
+pub struct Probe(Option<Arc<Callback>>);
 
-type Told = dyn Fn(Step, &Path) + Send + Sync;
+type Callback = dyn Fn(WriteStep, &Path) + Send + Sync;
 
 impl Probe {
-    pub fn new(told: impl Fn(Step, &Path) + Send + Sync + 'static) -> Self {
-        Self(Some(Arc::new(told)))
+    pub fn new(callback: impl Fn(WriteStep, &Path) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(callback)))
     }
 
-    fn tell(&self, step: Step, path: &Path) {
-        if let Some(told) = &self.0 {
-            told(step, path);
+    fn report(&self, step: WriteStep, path: &Path) {
+        if let Some(callback) = &self.0 {
+            callback(step, path);
         }
     }
 }
@@ -110,7 +110,7 @@ impl std::fmt::Debug for Probe {
 /// Puts `bytes` at `path`, replacing what is there. The file gets `mode` whatever the umask is.
 pub fn write(path: &Path, bytes: &[u8], mode: u32, probe: &Probe) -> Result<(), DiskError> {
     let directory = parent(path);
-    let temporary = directory.join(format!("{TEMPORARY}{}", random_name()));
+    let temporary = directory.join(format!("{TEMPORARY_PREFIX}{}", random_name()));
     let written = (|| {
         let mut file = OpenOptions::new()
             .write(true)
@@ -120,12 +120,12 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32, probe: &Probe) -> Result<(), 
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         let (first, rest) = bytes.split_at(bytes.len() / 2);
         file.write_all(first)?;
-        probe.tell(Step::Half, path);
+        probe.report(WriteStep::HalfWritten, path);
         file.write_all(rest)?;
         file.sync_all()?;
-        probe.tell(Step::Synced, path);
+        probe.report(WriteStep::Synced, path);
         fs::rename(&temporary, path)?;
-        probe.tell(Step::Renamed, path);
+        probe.report(WriteStep::Renamed, path);
         sync_directory(directory)
     })();
     written.map_err(|error| {
@@ -137,14 +137,14 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32, probe: &Probe) -> Result<(), 
 
 /// Deletes a file and returns whether it existed.
 pub fn delete(path: &Path, probe: &Probe) -> Result<bool, DiskError> {
-    probe.tell(Step::Deleting, path);
+    probe.report(WriteStep::Deleting, path);
     match fs::remove_file(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(DiskError::at(path)(error)),
     }
     sync_directory(parent(path)).map_err(DiskError::at(path))?;
-    probe.tell(Step::Deleted, path);
+    probe.report(WriteStep::Deleted, path);
     Ok(true)
 }
 

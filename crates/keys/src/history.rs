@@ -96,13 +96,13 @@ impl History {
         if version != VERSION {
             return Err(HistoryError::Version(version));
         }
-        let written: Written = serde_json::from_slice(json).map_err(json_error)?;
+        let written: HistoryFile = serde_json::from_slice(json).map_err(json_error)?;
         Ok(written.into())
     }
 
     pub fn to_file(&self) -> Vec<u8> {
         // Plain data with text as map keys, so serialising cannot fail.
-        let mut json = serde_json::to_vec_pretty(&Written::from(self)).unwrap_or_default();
+        let mut json = serde_json::to_vec_pretty(&HistoryFile::from(self)).unwrap_or_default();
         json.push(b'\n');
         json
     }
@@ -110,7 +110,7 @@ impl History {
 
 /// The format of the file. Times are RFC 3339; the life is in whole seconds, rounded up.
 #[derive(Serialize, Deserialize)]
-struct Written {
+struct HistoryFile {
     version: u32,
     created: Time,
     #[serde(default)]
@@ -126,11 +126,11 @@ struct Written {
     #[serde(default)]
     longest_life_seconds: u64,
     #[serde(default)]
-    places: BTreeMap<String, WrittenPlace>,
+    places: BTreeMap<String, PlaceFile>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct WrittenPlace {
+struct PlaceFile {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     published: Option<Time>,
     #[serde(default)]
@@ -156,7 +156,7 @@ impl<'de> Deserialize<'de> for Time {
     }
 }
 
-impl From<&History> for Written {
+impl From<&History> for HistoryFile {
     fn from(history: &History) -> Self {
         let life = history.longest_life;
         Self {
@@ -172,7 +172,7 @@ impl From<&History> for Written {
                 .places
                 .iter()
                 .map(|(place, publication)| {
-                    let written = WrittenPlace {
+                    let written = PlaceFile {
                         published: publication.published.map(Time),
                         alone: publication.alone,
                         absent: publication.absent.map(Time),
@@ -184,8 +184,8 @@ impl From<&History> for Written {
     }
 }
 
-impl From<Written> for History {
-    fn from(written: Written) -> Self {
+impl From<HistoryFile> for History {
+    fn from(written: HistoryFile) -> Self {
         let plain = |time: Option<Time>| time.map(|Time(time)| time);
         Self {
             created: written.created.0,

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 
 /// Longest id accepted from outside. File names may have 255 bytes, and the id is followed by
 /// `.private.jwk.…`.
-const LONGEST: usize = 128;
+const MAX_LENGTH: usize = 128;
 
 /// The name of a key: the `kid` in tokens and documents, and the first part of its file names.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,7 +29,7 @@ pub enum InvalidKeyId {
     Control(String),
     #[error("key id {0:?} starts with a dot")]
     Hidden(String),
-    #[error("key id of {0} bytes is longer than {LONGEST}")]
+    #[error("key id of {0} bytes is longer than {MAX_LENGTH}")]
     Long(usize),
     #[error("the machine gives no random bytes")]
     NoRandomness,
@@ -68,11 +68,11 @@ impl FromStr for KeyId {
     type Err = InvalidKeyId;
 
     fn from_str(text: &str) -> Result<Self, InvalidKeyId> {
-        let shown = || text.chars().take(LONGEST).collect::<String>();
+        let shown = || text.chars().take(MAX_LENGTH).collect::<String>();
         if text.is_empty() {
             return Err(InvalidKeyId::Empty);
         }
-        if text.len() > LONGEST {
+        if text.len() > MAX_LENGTH {
             return Err(InvalidKeyId::Long(text.len()));
         }
         if text.contains(['/', '\\']) {

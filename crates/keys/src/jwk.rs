@@ -197,9 +197,9 @@ pub(super) enum KeyPair {
 /// and its callers need the cores too.
 const NICE: i32 = 10;
 
-/// How long those threads have the search for themselves. On a busy machine they get next to nothing
-/// of the cores, and callers wait for the key. (RSA 2048, 200 keys on one idle thread: median 46 ms,
-/// 95th percentile 111 ms.)
+/// How long those threads have the search for themselves. On a busy machine they get next to
+/// nothing of the cores, and callers wait for the key. (RSA 2048, 200 keys on one idle thread:
+/// median 46 ms, 95th percentile 111 ms.)
 const NICE_TIME: Duration = Duration::from_millis(300);
 
 /// Runs `make` on two threads and returns the first result; the other threads end by themselves.
@@ -719,7 +719,7 @@ mod tests {
     }
 
     #[test]
-    fn a_search_stands_back_and_its_caller_does_not() {
+    fn a_search_has_low_priority_and_its_caller_keeps_its_own() {
         let own = || getpriority_process(None).unwrap();
         let before = own();
         assert_eq!(sooner(own), Some(NICE));
@@ -727,7 +727,7 @@ mod tests {
     }
 
     #[test]
-    fn a_search_stands_back_for_a_moment_only() {
+    fn a_starved_search_continues_at_normal_priority() {
         let own = || getpriority_process(None).unwrap();
         let before = own();
         let starved = move || {

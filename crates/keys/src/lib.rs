@@ -16,32 +16,32 @@
 //! ```
 //!
 //! A server does not choose keys itself. [`jwks::life::KeyLife`] makes, publishes and retires them,
-//! its ring says which one signs now, and a [`SigningQueue`] per process does so.
+//! its [`CurrentKeys`] say which one signs now, and a [`SigningQueue`] per process does so.
 //!
 //! - [`KeyId`]: names that are safe as file names; [`PrivateJwk`], [`PublicJwk`]: the two halves
 //!   and their written form.
-//! - [`Signer`]: a key prepared once; [`SigningQueue`]: limits concurrent RSA signatures; [`Ring`]:
-//!   what signs now, readable without locks.
+//! - [`Signer`]: a key prepared once; [`SigningQueue`]: limits concurrent RSA signatures;
+//!   [`CurrentKeys`]: what signs now, readable without locks.
 //! - [`KeyStore`]: the directory; [`History`]: the facts of a key's life; [`rotation`]: the rules,
 //!   a pure function of the facts.
 //! - [`disk`]: atomic files and locks.
 //!
 //! Publishing is in [`jwks`], of which the other modules know nothing. Time is always an argument.
 
+mod current;
 pub mod disk;
 mod history;
 mod id;
 mod jwk;
 pub mod jwks;
-mod ring;
 pub mod rotation;
 mod signer;
 mod store;
 
+pub use current::{CurrentKeys, KeyView, Snapshot};
 pub use history::{History, HistoryError, Publication};
 pub use id::{InvalidKeyId, KeyId};
 pub use jwk::{Algorithm, JwkError, KeySpec, PrivateJwk, PublicJwk, PublicParts, RSA_SIZES};
-pub use ring::{KeyView, Ring, Snapshot};
-pub use rotation::{NoSigner, Policy, State};
+pub use rotation::{KeyPolicy, KeyState, NoSigner};
 pub use signer::{Batch, SignError, Signer, SigningQueue};
 pub use store::{Contents, Fingerprint, KeyStore, Skipped, StoreError, StoredKey};

@@ -25,7 +25,7 @@ const LEASE: Duration = Duration::from_secs(600);
 
 /// The operator's settings for a key's life.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Policy {
+pub struct KeyPolicy {
     /// Life of a token.
     pub token_life: Duration,
     /// How long verifiers may cache a document.
@@ -38,7 +38,7 @@ pub struct Policy {
     pub withdrawn_grace: Duration,
 }
 
-impl Policy {
+impl KeyPolicy {
     /// From publishing to signing: by then every verifier has fetched the document again.
     fn wait(&self) -> Duration {
         self.cache_time.saturating_add(self.skew)
@@ -47,7 +47,7 @@ impl Policy {
 
 /// What a pass may do in addition.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Leave {
+pub struct PassOptions {
     /// Make a key if none can sign, now or later (when a server starts).
     pub first_key: bool,
     /// Delete withdrawn keys, and inherited keys that are superseded (housekeeping).
@@ -62,19 +62,19 @@ pub struct Record {
     /// The private half is here and can sign.
     pub can_sign: bool,
     /// There is a private file, valid or not.
-    pub private_file: bool,
-    pub public_file: bool,
+    pub has_private_file: bool,
+    pub has_public_file: bool,
     /// The public half is known.
     pub public: bool,
     /// There is a state file.
-    pub known: bool,
+    pub has_state_file: bool,
 }
 
 impl Record {
     /// True if this directory is responsible for the key. A public half alone, without facts, is a
     /// copy from elsewhere.
     fn ours(&self) -> bool {
-        self.known || self.private_file
+        self.has_state_file || self.has_private_file
     }
 
     /// Superseded before this program took over: nothing of ours ever depended on the key.
@@ -85,7 +85,7 @@ impl Record {
 
 /// What was found at the place of publication.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Seen {
+pub enum Observation {
     Document {
         /// Ids of our keys in the document, if the key under that id is ours.
         holds: BTreeSet<KeyId>,
@@ -102,7 +102,7 @@ pub enum Seen {
 /// A key's state, derived from its facts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum KeyState {
     Pending,
     Published,
     Active,
@@ -111,7 +111,7 @@ pub enum State {
     Removing,
 }
 
-impl State {
+impl KeyState {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
@@ -124,7 +124,7 @@ impl State {
     }
 }
 
-impl std::fmt::Display for State {
+impl std::fmt::Display for KeyState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.as_str())
     }
@@ -134,14 +134,14 @@ impl std::fmt::Display for State {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Action {
     /// Write the public file, which a crash left unwritten.
-    MendPublic(KeyId),
+    RestorePublic(KeyId),
     /// Take a key out of the document if it is there, and delete its files: completes a removal, or
     /// undoes a generate that was interrupted.
     FinishRemoval(KeyId),
     /// Put the public half into the document.
     Publish(KeyId),
     /// Record that the key signs: before it begins to, and again before the last entry expires.
-    Arm(KeyId),
+    Activate(KeyId),
     /// Record that the key no longer signs.
     Retire(KeyId),
     DeletePrivate(KeyId),
@@ -177,17 +177,17 @@ pub enum NoSigner {
     Withdrawn { kid: KeyId },
 }
 
-/// What [`decide`] returns.
+/// What [`View::decide`] returns.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Decision {
-    /// The key that signs from now on, after its `Arm`, if there is one, has been carried out.
+pub struct KeyPlan {
+    /// The key that signs from now on, after its `Activate`, if there is one, has been carried out.
     pub signer: Result<KeyId, NoSigner>,
     pub actions: Vec<Action>,
 }
 
-/// Records what was seen at `place` in the facts. Call before [`decide`].
-pub fn observe(records: &mut [Record], place: &str, seen: &Seen, now: Timestamp) {
-    let Seen::Document { holds, others, .. } = seen else {
+/// Records what was seen at `place` in the facts. Call before [`View::decide`].
+pub fn observe(records: &mut [Record], place: &str, observation: &Observation, now: Timestamp) {
+    let Observation::Document { holds, others, .. } = observation else {
         return;
     };
     for record in records.iter_mut().filter(|record| record.ours()) {
@@ -214,64 +214,37 @@ pub fn observe(records: &mut [Record], place: &str, seen: &Seen, now: Timestamp)
     }
 }
 
-/// Decides which key signs and what has to be done.
-pub fn decide(
-    records: &[Record],
-    place: &str,
-    seen: &Seen,
-    policy: &Policy,
-    leave: Leave,
-    now: Timestamp,
-) -> Decision {
-    let ours: Vec<&Record> = records.iter().filter(|record| record.ours()).collect();
-    let signer = choose(&ours, place, seen, policy, now);
-    let mut actions = Vec::new();
-    for record in &ours {
-        due(
-            record,
-            signer,
-            place,
-            seen,
-            policy,
-            leave,
-            now,
-            &mut actions,
-        );
-    }
-    if generate_due(&ours, signer, place, seen, policy, leave, now) {
-        actions.push(Action::Generate);
-    }
-    actions.sort();
-    Decision {
-        signer: match signer {
-            Some(signer) => Ok(signer.kid.clone()),
-            None => Err(why_none(records, &ours, place, policy)),
-        },
-        actions,
-    }
+/// What the rules look at: one place of publication, at one time.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    pub place: &'a str,
+    pub observation: &'a Observation,
+    pub policy: &'a KeyPolicy,
+    pub options: PassOptions,
+    pub now: Timestamp,
 }
 
 /// The state of a key at `place`.
-pub fn state(record: &Record, place: &str) -> State {
+pub fn state(record: &Record, place: &str) -> KeyState {
     let history = &record.history;
     let publication = history.at(place);
     if history.removing.is_some() {
-        State::Removing
+        KeyState::Removing
     } else if publication.absent.is_some() {
-        State::Withdrawn
+        KeyState::Withdrawn
     } else if history.retired.is_some() {
-        State::Retired
+        KeyState::Retired
     } else if publication.published.is_none() {
-        State::Pending
+        KeyState::Pending
     } else if history.activated.is_some() {
-        State::Active
+        KeyState::Active
     } else {
-        State::Published
+        KeyState::Published
     }
 }
 
 /// When a published key begins to sign, unless it is needed earlier.
-pub fn signs_from(history: &History, place: &str, policy: &Policy) -> Option<Timestamp> {
+pub fn signs_from(history: &History, place: &str, policy: &KeyPolicy) -> Option<Timestamp> {
     history
         .at(place)
         .published
@@ -280,7 +253,7 @@ pub fn signs_from(history: &History, place: &str, policy: &Policy) -> Option<Tim
 
 /// When a retired key may leave the document: every token that it signed has then expired, on every
 /// clock and in every cache.
-pub fn gone_from(history: &History, policy: &Policy) -> Option<Timestamp> {
+pub fn gone_from(history: &History, policy: &KeyPolicy) -> Option<Timestamp> {
     let retired = history.retired?;
     let last = history
         .may_sign_until
@@ -290,7 +263,7 @@ pub fn gone_from(history: &History, policy: &Policy) -> Option<Timestamp> {
 }
 
 /// Records in the facts that the key signs.
-pub fn arm(history: &mut History, policy: &Policy, now: Timestamp) {
+pub fn record_signing(history: &mut History, policy: &KeyPolicy, now: Timestamp) {
     history.activated.get_or_insert(now);
     let until = later(now, LEASE);
     history.may_sign_until = Some(
@@ -306,212 +279,216 @@ pub fn retire(history: &mut History, now: Timestamp) {
     history.retired.get_or_insert(now);
 }
 
-fn choose<'a>(
-    ours: &[&'a Record],
-    place: &str,
-    seen: &Seen,
-    policy: &Policy,
-    now: Timestamp,
-) -> Option<&'a Record> {
-    let candidates: Vec<&Record> = ours
-        .iter()
-        .copied()
-        .filter(|record| {
-            record.can_sign && matches!(state(record, place), State::Published | State::Active)
-        })
-        .collect();
-    let in_use = |record: &&&Record| record.history.activated.is_some() || record.history.inherited;
-    let waited = |record: &&&Record| {
-        signs_from(&record.history, place, policy).is_some_and(|from| from <= now)
-    };
-    let confirmed = |record: &&&Record| matches!(seen, Seen::Document { holds, .. } if holds.contains(&record.kid));
-    let alone = |record: &&&Record| record.history.at(place).alone;
-    let newest = |fit: &dyn Fn(&&&Record) -> bool| {
-        candidates
+impl View<'_> {
+    /// Decides which key signs and what has to be done.
+    pub fn decide(&self, records: &[Record]) -> KeyPlan {
+        let ours: Vec<&Record> = records.iter().filter(|record| record.ours()).collect();
+        let signer = self.choose_signer(&ours);
+        let mut actions = Vec::new();
+        for record in &ours {
+            self.add_due(record, signer, &mut actions);
+        }
+        if self.generate_is_due(&ours, signer) {
+            actions.push(Action::Generate);
+        }
+        actions.sort();
+        KeyPlan {
+            signer: match signer {
+                Some(signer) => Ok(signer.kid.clone()),
+                None => Err(self.explain_no_signer(records, &ours)),
+            },
+            actions,
+        }
+    }
+
+    fn choose_signer<'r>(&self, ours: &[&'r Record]) -> Option<&'r Record> {
+        let candidates: Vec<&Record> = ours
             .iter()
-            .filter(|record| fit(record))
-            .max_by_key(|record| rank(record, policy, now))
             .copied()
-    };
-    // The signer changes only after the document was read and holds the new key; without that, only
-    // if no other key can sign.
-    newest(&|record| in_use(record) || (waited(record) && confirmed(record)))
-        .or_else(|| newest(&waited))
-        .or_else(|| newest(&alone))
-}
+            .filter(|record| {
+                record.can_sign
+                    && matches!(
+                        state(record, self.place),
+                        KeyState::Published | KeyState::Active
+                    )
+            })
+            .collect();
+        let in_use =
+            |record: &&&Record| record.history.activated.is_some() || record.history.inherited;
+        let waited = |record: &&&Record| {
+            signs_from(&record.history, self.place, self.policy)
+                .is_some_and(|from| from <= self.now)
+        };
+        let confirmed = |record: &&&Record| matches!(self.observation, Observation::Document { holds, .. } if holds.contains(&record.kid));
+        let alone = |record: &&&Record| record.history.at(self.place).alone;
+        let newest = |fit: &dyn Fn(&&&Record) -> bool| {
+            candidates
+                .iter()
+                .filter(|record| fit(record))
+                .max_by_key(|record| self.rank(record))
+                .copied()
+        };
+        // The signer changes only after the document was read and holds the new key; without that,
+        // only if no other key can sign.
+        newest(&|record| in_use(record) || (waited(record) && confirmed(record)))
+            .or_else(|| newest(&waited))
+            .or_else(|| newest(&alone))
+    }
 
-/// The newer key wins, and a date in the future loses. Of two keys made in the same second the
-/// first by name wins, as in the original.
-fn rank<'a>(
-    record: &'a Record,
-    policy: &Policy,
-    now: Timestamp,
-) -> (bool, Timestamp, Reverse<&'a KeyId>) {
-    (
-        !is_future(&record.history, policy, now),
-        record.history.created,
-        Reverse(&record.kid),
-    )
-}
+    /// The newer key wins, and a date in the future loses. Of two keys made in the same second the
+    /// first by name wins, as in the original.
+    fn rank<'r>(&self, record: &'r Record) -> (bool, Timestamp, Reverse<&'r KeyId>) {
+        (
+            !self.is_future(&record.history),
+            record.history.created,
+            Reverse(&record.kid),
+        )
+    }
 
-fn is_future(history: &History, policy: &Policy, now: Timestamp) -> bool {
-    history.created > later(now, policy.skew)
-}
+    fn is_future(&self, history: &History) -> bool {
+        history.created > later(self.now, self.policy.skew)
+    }
 
-#[allow(
-    clippy::too_many_arguments,
-    reason = "one call; a struct would only rename them"
-)]
-fn due(
-    record: &Record,
-    signer: Option<&Record>,
-    place: &str,
-    seen: &Seen,
-    policy: &Policy,
-    leave: Leave,
-    now: Timestamp,
-    actions: &mut Vec<Action>,
-) {
-    let Record { kid, history, .. } = record;
-    let kid = || kid.clone();
-    let state = state(record, place);
-    let seen_at_all = *seen != Seen::Unknown;
-    if state == State::Removing {
-        if seen_at_all {
-            actions.push(Action::FinishRemoval(kid()));
-        }
-        return;
-    }
-    // A generate that ended before the private half was written, or files that were deleted by
-    // hand.
-    if history.retired.is_none()
-        && history.activated.is_none()
-        && !record.private_file
-        && !history.inherited
-    {
-        if seen_at_all {
-            actions.push(Action::FinishRemoval(kid()));
-        }
-        return;
-    }
-    if record.can_sign && !record.public_file {
-        actions.push(Action::MendPublic(kid()));
-    }
-    match seen {
-        Seen::Document { .. } if state == State::Pending && record.can_sign => {
-            actions.push(Action::Publish(kid()));
-        }
-        // A lost document is no removal of keys.
-        Seen::Missing if state != State::Withdrawn && record.public => {
-            actions.push(Action::Publish(kid()));
-        }
-        _ => {}
-    }
-    let over = gone_from(history, policy).is_some_and(|gone| gone <= now);
-    if state == State::Withdrawn {
-        let long_ago = history
-            .at(place)
-            .absent
-            .is_some_and(|absent| later(absent, policy.withdrawn_grace) <= now);
-        let used_elsewhere = history.places.iter().any(|(other, publication)| {
-            other != place && publication.published.is_some() && publication.absent.is_none()
-        });
-        if !matches!(seen, Seen::Document { empty: false, .. }) {
+    fn add_due(&self, record: &Record, signer: Option<&Record>, actions: &mut Vec<Action>) {
+        let Record { kid, history, .. } = record;
+        let kid = || kid.clone();
+        let state = state(record, self.place);
+        let certain = *self.observation != Observation::Unknown;
+        if state == KeyState::Removing {
+            if certain {
+                actions.push(Action::FinishRemoval(kid()));
+            }
             return;
         }
-        if over && !record.superseded_before_us() {
-            // An expiry that was interrupted between the document and the files.
-            actions.push(Action::Expire(kid()));
-        } else if leave.clean && long_ago && !used_elsewhere {
-            actions.push(Action::DeleteWithdrawn(kid()));
-        }
-        return;
-    }
-    if let Some(signer) = signer {
-        if std::ptr::eq(signer, record) {
-            let renew = history
-                .may_sign_until
-                .is_none_or(|until| until < later(now, LEASE / 2));
-            if history.activated.is_none() || renew || history.longest_life < policy.token_life {
-                actions.push(Action::Arm(kid()));
+        // A generate that ended before the private half was written, or files that were deleted by
+        // hand.
+        if history.retired.is_none()
+            && history.activated.is_none()
+            && !record.has_private_file
+            && !history.inherited
+        {
+            if certain {
+                actions.push(Action::FinishRemoval(kid()));
             }
-        } else if matches!(state, State::Active | State::Published)
-            && rank(record, policy, now) < rank(signer, policy, now)
+            return;
+        }
+        if record.can_sign && !record.has_public_file {
+            actions.push(Action::RestorePublic(kid()));
+        }
+        match self.observation {
+            Observation::Document { .. } if state == KeyState::Pending && record.can_sign => {
+                actions.push(Action::Publish(kid()));
+            }
+            // A lost document is no removal of keys.
+            Observation::Missing if state != KeyState::Withdrawn && record.public => {
+                actions.push(Action::Publish(kid()));
+            }
+            _ => {}
+        }
+        let over = gone_from(history, self.policy).is_some_and(|gone| gone <= self.now);
+        if state == KeyState::Withdrawn {
+            let long_ago = history
+                .at(self.place)
+                .absent
+                .is_some_and(|absent| later(absent, self.policy.withdrawn_grace) <= self.now);
+            let used_elsewhere = history.places.iter().any(|(other, publication)| {
+                other != self.place
+                    && publication.published.is_some()
+                    && publication.absent.is_none()
+            });
+            if !matches!(self.observation, Observation::Document { empty: false, .. }) {
+                return;
+            }
+            if over && !record.superseded_before_us() {
+                // An expiry that was interrupted between the document and the files.
+                actions.push(Action::Expire(kid()));
+            } else if self.options.clean && long_ago && !used_elsewhere {
+                actions.push(Action::DeleteWithdrawn(kid()));
+            }
+            return;
+        }
+        if let Some(signer) = signer {
+            if std::ptr::eq(signer, record) {
+                let renew = history
+                    .may_sign_until
+                    .is_none_or(|until| until < later(self.now, LEASE / 2));
+                if history.activated.is_none()
+                    || renew
+                    || history.longest_life < self.policy.token_life
+                {
+                    actions.push(Action::Activate(kid()));
+                }
+            } else if matches!(state, KeyState::Active | KeyState::Published)
+            && self.rank(record) < self.rank(signer)
             // Nobody knows why an inherited file is dated in the future: its key does not win, but
             // is not retired either.
-            && !(history.inherited && is_future(history, policy, now))
+            && !(history.inherited && self.is_future(history))
+            {
+                actions.push(Action::Retire(kid()));
+            }
+        }
+        if state == KeyState::Retired && (self.options.clean || !record.superseded_before_us()) {
+            if record.has_private_file {
+                actions.push(Action::DeletePrivate(kid()));
+            }
+            if over && matches!(self.observation, Observation::Document { empty: false, .. }) {
+                actions.push(Action::Expire(kid()));
+            }
+        }
+    }
+
+    fn generate_is_due(&self, ours: &[&Record], signer: Option<&Record>) -> bool {
+        if *self.observation == Observation::Unknown {
+            return false;
+        }
+        let hopeful = |record: &&&Record| {
+            record.can_sign
+                && matches!(
+                    state(record, self.place),
+                    KeyState::Pending | KeyState::Published | KeyState::Active
+                )
+        };
+        let Some(signer) = signer else {
+            return (self.options.first_key || self.policy.rotate_every.is_some())
+                && !ours.iter().any(|record| hopeful(&record));
+        };
+        let successor = ours
+            .iter()
+            .filter(hopeful)
+            .any(|record| self.rank(record) > self.rank(signer));
+        let old = |every| later(signer.history.created, every) <= self.now;
+        !successor && self.policy.rotate_every.is_some_and(old)
+    }
+
+    fn explain_no_signer(&self, records: &[Record], ours: &[&Record]) -> NoSigner {
+        let newest = |wanted: KeyState| {
+            ours.iter()
+                .filter(|record| record.can_sign && state(record, self.place) == wanted)
+                .max_by_key(|record| record.history.created)
+        };
+        if let Some(record) = newest(KeyState::Published) {
+            let from = signs_from(&record.history, self.place, self.policy)
+                .unwrap_or(record.history.created);
+            NoSigner::Waiting {
+                kid: record.kid.clone(),
+                from,
+            }
+        } else if let Some(record) = newest(KeyState::Pending) {
+            NoSigner::Unpublished {
+                kid: record.kid.clone(),
+            }
+        } else if let Some(record) = newest(KeyState::Withdrawn) {
+            NoSigner::Withdrawn {
+                kid: record.kid.clone(),
+            }
+        } else if records
+            .iter()
+            .any(|record| record.has_private_file && !record.can_sign)
         {
-            actions.push(Action::Retire(kid()));
+            NoSigner::Unusable
+        } else {
+            NoSigner::NoKeys
         }
-    }
-    if state == State::Retired && (leave.clean || !record.superseded_before_us()) {
-        if record.private_file {
-            actions.push(Action::DeletePrivate(kid()));
-        }
-        if over && matches!(seen, Seen::Document { empty: false, .. }) {
-            actions.push(Action::Expire(kid()));
-        }
-    }
-}
-
-fn generate_due(
-    ours: &[&Record],
-    signer: Option<&Record>,
-    place: &str,
-    seen: &Seen,
-    policy: &Policy,
-    leave: Leave,
-    now: Timestamp,
-) -> bool {
-    if *seen == Seen::Unknown {
-        return false;
-    }
-    let hopeful = |record: &&&Record| {
-        record.can_sign
-            && matches!(
-                state(record, place),
-                State::Pending | State::Published | State::Active
-            )
-    };
-    let Some(signer) = signer else {
-        return (leave.first_key || policy.rotate_every.is_some())
-            && !ours.iter().any(|record| hopeful(&record));
-    };
-    let successor = ours
-        .iter()
-        .filter(hopeful)
-        .any(|record| rank(record, policy, now) > rank(signer, policy, now));
-    let old = |every| later(signer.history.created, every) <= now;
-    !successor && policy.rotate_every.is_some_and(old)
-}
-
-fn why_none(records: &[Record], ours: &[&Record], place: &str, policy: &Policy) -> NoSigner {
-    let newest = |wanted: State| {
-        ours.iter()
-            .filter(|record| record.can_sign && state(record, place) == wanted)
-            .max_by_key(|record| record.history.created)
-    };
-    if let Some(record) = newest(State::Published) {
-        let from = signs_from(&record.history, place, policy).unwrap_or(record.history.created);
-        NoSigner::Waiting {
-            kid: record.kid.clone(),
-            from,
-        }
-    } else if let Some(record) = newest(State::Pending) {
-        NoSigner::Unpublished {
-            kid: record.kid.clone(),
-        }
-    } else if let Some(record) = newest(State::Withdrawn) {
-        NoSigner::Withdrawn {
-            kid: record.kid.clone(),
-        }
-    } else if records
-        .iter()
-        .any(|record| record.private_file && !record.can_sign)
-    {
-        NoSigner::Unusable
-    } else {
-        NoSigner::NoKeys
     }
 }
 

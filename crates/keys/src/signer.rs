@@ -13,7 +13,7 @@
 //! - Between two slow signatures an async worker runs other ready tasks, so nothing waits for more
 //!   than one signature.
 //!
-//! `rotation.rs` and `ring.rs` decide whether a signer may be used now.
+//! `rotation.rs` and `current.rs` decide whether a signer may be used now.
 
 use std::{
     collections::VecDeque,
@@ -47,7 +47,7 @@ pub struct Signer {
     public: PublicJwk,
     pair: KeyPair,
     /// The header in base64url, followed by a dot.
-    head: String,
+    header: String,
 }
 
 impl Signer {
@@ -55,7 +55,7 @@ impl Signer {
         let public = key.public().clone();
         Ok(Self {
             pair: key.pair()?,
-            head: head(&public, "JWT"),
+            header: header(&public, "JWT"),
             public,
         })
     }
@@ -79,17 +79,17 @@ impl Signer {
 
     /// The compact JWS over `claims`, a JSON object.
     pub fn sign(&self, claims: &[u8]) -> Result<String, SignError> {
-        self.sign_below(&self.head, claims)
+        self.sign_with_header(&self.header, claims)
     }
 
     /// As [`Self::sign`], with another `typ` (RFC 8725, 3.11) of letters, digits, `+`, `-` and `.`.
     pub fn sign_as(&self, typ: &str, claims: &[u8]) -> Result<String, SignError> {
-        self.sign_below(&head(&self.public, typ), claims)
+        self.sign_with_header(&header(&self.public, typ), claims)
     }
 
-    fn sign_below(&self, head: &str, claims: &[u8]) -> Result<String, SignError> {
-        let mut token = String::with_capacity(head.len() + (claims.len() + 512) * 4 / 3 + 8);
-        token.push_str(head);
+    fn sign_with_header(&self, header: &str, claims: &[u8]) -> Result<String, SignError> {
+        let mut token = String::with_capacity(header.len() + (claims.len() + 512) * 4 / 3 + 8);
+        token.push_str(header);
         URL_SAFE_NO_PAD.encode_string(claims, &mut token);
         let message = token.as_bytes();
         let signature = match &self.pair {
@@ -119,16 +119,16 @@ impl Signer {
 }
 
 /// The header in base64url, followed by a dot.
-fn head(public: &PublicJwk, typ: &str) -> String {
+fn header(public: &PublicJwk, typ: &str) -> String {
     let kid = serde_json::Value::from(public.kid.as_str());
     let typ = serde_json::Value::from(typ);
     let header = format!(
         r#"{{"alg":"{}","kid":{kid},"typ":{typ}}}"#,
         public.algorithm()
     );
-    let mut head = URL_SAFE_NO_PAD.encode(header);
-    head.push('.');
-    head
+    let mut header = URL_SAFE_NO_PAD.encode(header);
+    header.push('.');
+    header
 }
 
 impl fmt::Debug for Signer {
@@ -152,10 +152,10 @@ pub struct SigningQueue(Arc<Queue>);
 struct Queue {
     jobs: Mutex<Jobs>,
     /// Tokens that wait or are being signed.
-    held: AtomicUsize,
-    room: usize,
-    turns: usize,
-    patience: Duration,
+    reserved: AtomicUsize,
+    capacity: usize,
+    concurrency: usize,
+    batch_timeout: Duration,
     batch: Batch,
 }
 
@@ -180,27 +180,27 @@ struct Job {
 
 /// How long a signed token may wait for its batch, not counting the signature in progress when the
 /// time is up.
-const PATIENCE: Duration = Duration::from_millis(1);
+const BATCH_TIMEOUT: Duration = Duration::from_millis(1);
 
 impl SigningQueue {
     /// One turn per core, and room for about a second's worth of tokens for each.
     pub fn new(batch: Batch) -> Self {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
-        Self::build(cores, cores * 1024, PATIENCE, batch)
+        Self::build(cores, cores * 1024, BATCH_TIMEOUT, batch)
     }
 
-    /// `turns` signatures at a time, and room for `room` tokens in all.
-    pub fn with(turns: usize, room: usize) -> Self {
-        Self::build(turns, room, PATIENCE, |work| work())
+    /// `concurrency` signatures at a time, and room for `capacity` tokens in all.
+    pub fn with(concurrency: usize, capacity: usize) -> Self {
+        Self::build(concurrency, capacity, BATCH_TIMEOUT, |work| work())
     }
 
-    fn build(turns: usize, room: usize, patience: Duration, batch: Batch) -> Self {
+    fn build(concurrency: usize, capacity: usize, batch_timeout: Duration, batch: Batch) -> Self {
         Self(Arc::new(Queue {
             jobs: Mutex::default(),
-            held: AtomicUsize::new(0),
-            room,
-            turns,
-            patience,
+            reserved: AtomicUsize::new(0),
+            capacity,
+            concurrency,
+            batch_timeout,
             batch,
         }))
     }
@@ -229,7 +229,7 @@ impl SigningQueue {
         if !signer.is_slow() {
             return sign(signer, typ, claims);
         }
-        let _place = self.0.place()?;
+        let _slot = self.0.reserve()?;
         let (answer, token) = oneshot::channel();
         self.0.put(Job {
             signer: Arc::clone(signer),
@@ -249,11 +249,11 @@ fn sign(signer: &Signer, typ: Option<&str>, claims: &[u8]) -> Result<String, Sig
 }
 
 impl Queue {
-    fn place(&self) -> Result<Place<'_>, SignError> {
-        let place = Place(&self.held);
-        let before = self.held.fetch_add(1, Ordering::AcqRel);
-        if before < self.room {
-            Ok(place)
+    fn reserve(&self) -> Result<QueueSlot<'_>, SignError> {
+        let slot = QueueSlot(&self.reserved);
+        let before = self.reserved.fetch_add(1, Ordering::AcqRel);
+        if before < self.capacity {
+            Ok(slot)
         } else {
             Err(SignError::Overloaded)
         }
@@ -261,19 +261,19 @@ impl Queue {
 
     fn put(self: &Arc<Self>, job: Job) {
         let mut jobs = self.jobs();
-        if jobs.waiting.len() >= self.room {
+        if jobs.waiting.len() >= self.capacity {
             // A caller that has gone has given its place back but left its job in the queue.
             jobs.waiting.retain(|job| !job.answer.is_closed());
         }
         jobs.waiting.push_back(job);
-        if jobs.signing < self.turns {
+        if jobs.signing < self.concurrency {
             jobs.signing += 1;
             drop(jobs);
-            let turn = Turn {
+            let task = SigningTask {
                 queue: Arc::clone(self),
-                over: false,
+                finished: false,
             };
-            tokio::spawn(turn.sign());
+            tokio::spawn(task.sign());
         }
     }
 
@@ -284,14 +284,14 @@ impl Queue {
 }
 
 /// The right to sign, until the queue is empty.
-struct Turn {
+struct SigningTask {
     queue: Arc<Queue>,
-    over: bool,
+    finished: bool,
 }
 
-impl Turn {
+impl SigningTask {
     async fn sign(mut self) {
-        while let Some(most) = self.share() {
+        while let Some(most) = self.batch_size() {
             let began = Instant::now();
             let mut signed = Vec::new();
             for _ in 0..most {
@@ -304,7 +304,7 @@ impl Turn {
                 if !job.answer.is_closed() {
                     signed.push((sign(&job.signer, job.typ, &job.claims), job.answer));
                 }
-                if began.elapsed() >= self.queue.patience {
+                if began.elapsed() >= self.queue.batch_timeout {
                     break;
                 }
             }
@@ -319,30 +319,30 @@ impl Turn {
 
     /// How many of the waiting jobs to sign for the next batch: half of this turn's part, so that
     /// the other half is waiting while the answers travel. `None` ends the turn.
-    fn share(&mut self) -> Option<usize> {
+    fn batch_size(&mut self) -> Option<usize> {
         let mut jobs = self.queue.jobs();
         let waiting = jobs.waiting.len();
         if waiting == 0 {
             // Done under the lock, so the next job to come begins a new turn.
             jobs.signing -= 1;
-            self.over = true;
+            self.finished = true;
         }
-        (waiting > 0).then(|| waiting.div_ceil(2 * self.queue.turns))
+        (waiting > 0).then(|| waiting.div_ceil(2 * self.queue.concurrency))
     }
 }
 
-impl Drop for Turn {
+impl Drop for SigningTask {
     fn drop(&mut self) {
-        if !self.over {
+        if !self.finished {
             self.queue.jobs().signing -= 1;
         }
     }
 }
 
 /// A place in the queue, held until dropped.
-struct Place<'a>(&'a AtomicUsize);
+struct QueueSlot<'a>(&'a AtomicUsize);
 
-impl Drop for Place<'_> {
+impl Drop for QueueSlot<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -506,7 +506,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_queue_signs_and_sheds() {
+    async fn the_queue_signs_and_refuses_when_full() {
         let signer = Arc::new(Signer::new(rsa()).unwrap());
         let queue = SigningQueue::with(1, 2);
         let tokens = join_all((0..50).map(|_| queue.sign(&signer, b"{}"))).await;
@@ -532,7 +532,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_gone_leaves_place_and_turn_to_others() {
+    async fn an_abandoned_request_frees_its_slot() {
         let signer = Arc::new(Signer::new(rsa()).unwrap());
         let queue = SigningQueue::with(1, 2);
         let mut gone: Vec<_> = (0..2)
@@ -555,13 +555,13 @@ mod tests {
 
     /// The batch is half of the waiting tokens, but a single one if signing takes long.
     #[tokio::test]
-    async fn tokens_are_handed_over_together() {
+    async fn tokens_are_delivered_in_batches() {
         let signer = Arc::new(Signer::new(rsa()).unwrap());
-        for (patience, at_once) in [
+        for (batch_timeout, at_once) in [
             (Duration::from_secs(3600), vec![4, 6, 7, 8]),
             (Duration::ZERO, (1..=8).collect()),
         ] {
-            let queue = SigningQueue::build(1, 8, patience, |work| work());
+            let queue = SigningQueue::build(1, 8, batch_timeout, |work| work());
             let mut waiting: Vec<_> = (0..8)
                 .map(|_| Box::pin(queue.sign(&signer, b"{}")))
                 .collect();
@@ -581,7 +581,7 @@ mod tests {
                 waiting = left;
                 tokio::task::yield_now().await;
             }
-            assert_eq!(seen, at_once, "{patience:?}");
+            assert_eq!(seen, at_once, "{batch_timeout:?}");
         }
     }
 

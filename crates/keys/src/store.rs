@@ -32,10 +32,10 @@ const STATE: &str = ".state.json";
 const LOCK: &str = ".lock";
 
 /// Size limit of a key file in bytes; an RSA key of 8192 bits takes 7 KiB.
-const LARGEST: u64 = 64 * 1024;
+const MAX_FILE: u64 = 64 * 1024;
 
 /// A temporary file of this age was left by a process that died.
-const STALE: Duration = Duration::from_secs(60);
+const STALE_AFTER: Duration = Duration::from_secs(60);
 
 /// A directory of keys. Cheap to clone; holds no file open.
 #[derive(Debug, Clone)]
@@ -63,11 +63,11 @@ pub struct StoredKey {
     pub private: Option<PrivateJwk>,
     pub history: History,
     /// There is a state file.
-    pub known: bool,
+    pub has_state_file: bool,
     /// There is a private file, valid or not.
-    pub private_file: bool,
+    pub has_private_file: bool,
     /// There is a public file, valid or not.
-    pub public_file: bool,
+    pub has_public_file: bool,
 }
 
 impl StoredKey {
@@ -235,7 +235,7 @@ impl KeyStore {
         for name in self.names()? {
             if !name
                 .to_str()
-                .is_some_and(|name| name.starts_with(disk::TEMPORARY))
+                .is_some_and(|name| name.starts_with(disk::TEMPORARY_PREFIX))
             {
                 continue;
             }
@@ -244,7 +244,8 @@ impl KeyStore {
                 .ok()
                 .and_then(|metadata| Timestamp::from_second(metadata.mtime()).ok());
             // A file dated in the future is stale as well: its writer's clock was set back.
-            if modified.is_some_and(|modified| now.duration_since(modified).unsigned_abs() > STALE)
+            if modified
+                .is_some_and(|modified| now.duration_since(modified).unsigned_abs() > STALE_AFTER)
             {
                 disk::delete(&path, &self.probe)?;
             }
@@ -256,7 +257,7 @@ impl KeyStore {
         let created = name.created().unwrap_or(Timestamp::UNIX_EPOCH);
         let mut history = History::inherited(created);
         if files.state {
-            match self.take(&name, STATE, |json| Ok(History::from_file(json)?)) {
+            match self.read_file(&name, STATE, |json| Ok(History::from_file(json)?)) {
                 Ok(Some(known)) => history = known,
                 Ok(None) => {}
                 Err(reason) => {
@@ -273,7 +274,7 @@ impl KeyStore {
         let mut private = None;
         if files.private {
             let path = self.path(&name, PRIVATE);
-            match self.take(&name, PRIVATE, |json| {
+            match self.read_file(&name, PRIVATE, |json| {
                 Ok(PrivateJwk::from_file(json, &name)?)
             }) {
                 Ok(key) => private = key,
@@ -286,7 +287,7 @@ impl KeyStore {
         }
         let mut public = None;
         if files.public {
-            match self.take(&name, PUBLIC, |json| Ok(PublicJwk::from_json(json)?)) {
+            match self.read_file(&name, PUBLIC, |json| Ok(PublicJwk::from_json(json)?)) {
                 Ok(key) => public = key,
                 Err(reason) => contents.skip(self.path(&name, PUBLIC), reason),
             }
@@ -312,9 +313,9 @@ impl KeyStore {
             public,
             private,
             history,
-            known: files.state,
-            private_file: files.private,
-            public_file: files.public,
+            has_state_file: files.state,
+            has_private_file: files.private,
+            has_public_file: files.public,
         };
         if let Some(other) = contents.keys.iter().find(|other| other.kid() == key.kid()) {
             let reason = format!(
@@ -328,13 +329,13 @@ impl KeyStore {
         contents.keys.push(key);
     }
 
-    fn take<T>(
+    fn read_file<T>(
         &self,
         name: &KeyId,
         kind: &str,
         parse: impl FnOnce(&[u8]) -> Result<T, FileError>,
     ) -> Result<Option<T>, FileError> {
-        match disk::read(&self.path(name, kind), LARGEST)? {
+        match disk::read(&self.path(name, kind), MAX_FILE)? {
             Some(bytes) => parse(&zeroize::Zeroizing::new(bytes)).map(Some),
             // Deleted since the directory was listed.
             None => Ok(None),

@@ -5,8 +5,8 @@
 //!   that has called into Go carries state of Go's runtime, and tokio's own threads come and go.)
 //! - A panic in the work becomes an [`Error::Internal`] of that call; the thread goes on.
 //! - Calls that return at once never wait behind calls that may take seconds: each kind has its own
-//!   [`Lane`].
-//! - Work whose caller has gone is skipped, unless it was submitted with [`Lane::detach`].
+//!   [`CallThreads`].
+//! - Work whose caller has gone is skipped, unless it was submitted with [`CallThreads::detach`].
 
 use std::{
     any::Any,
@@ -24,18 +24,18 @@ use tokio::sync::oneshot;
 use super::Error;
 
 /// Calls that only look something up or make a descriptor.
-pub(super) static QUICK: Lane = Lane::new(3);
+pub(super) static QUICK: CallThreads = CallThreads::new(3);
 /// Calls that may take seconds: start, logout, close. Enough threads that many nodes can be closed
 /// within one time limit.
-pub(super) static SLOW: Lane = Lane::new(12);
+pub(super) static SLOW: CallThreads = CallThreads::new(12);
 
-static THREADS: AtomicUsize = AtomicUsize::new(0);
+static STARTED_THREADS: AtomicUsize = AtomicUsize::new(0);
 
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A queue and the threads that serve it.
-pub(super) struct Lane {
-    width: usize,
+pub(super) struct CallThreads {
+    max_threads: usize,
     queue: Mutex<Queue>,
     wake: Condvar,
 }
@@ -46,10 +46,10 @@ struct Queue {
     idle: usize,
 }
 
-impl Lane {
-    const fn new(width: usize) -> Self {
+impl CallThreads {
+    const fn new(max_threads: usize) -> Self {
         Self {
-            width,
+            max_threads,
             queue: Mutex::new(Queue {
                 jobs: VecDeque::new(),
                 threads: 0,
@@ -70,7 +70,7 @@ impl Lane {
         self.submit(Box::new(move || {
             if !answer.is_closed() {
                 // If the caller has gone meanwhile, dropping the result here closes what it holds.
-                drop(answer.send(caught(work)));
+                drop(answer.send(catch_panic(work)));
             }
         }))?;
         waiting
@@ -84,7 +84,7 @@ impl Lane {
         F: FnOnce() -> Result<(), Error> + Send + 'static,
     {
         let outcome = self.submit(Box::new(|| {
-            if let Err(error) = caught(work) {
+            if let Err(error) = catch_panic(work) {
                 tracing::warn!(%error, "a call into the node failed");
             }
         }));
@@ -96,8 +96,8 @@ impl Lane {
     fn submit(&'static self, job: Job) -> Result<(), Error> {
         let mut queue = self.lock();
         queue.jobs.push_back(job);
-        if queue.jobs.len() > queue.idle && queue.threads < self.width {
-            let number = THREADS.fetch_add(1, Ordering::Relaxed);
+        if queue.jobs.len() > queue.idle && queue.threads < self.max_threads {
+            let number = STARTED_THREADS.fetch_add(1, Ordering::Relaxed);
             let spawned = thread::Builder::new()
                 .name(format!("tailnet-go-{number}"))
                 .spawn(|| self.serve());
@@ -143,12 +143,16 @@ impl Lane {
 }
 
 /// Runs the work; a panic becomes an error.
-fn caught<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|panic| Err(Error::Internal(format!("panic: {}", words(panic.as_ref())))))
+fn catch_panic<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        Err(Error::Internal(format!(
+            "panic: {}",
+            panic_message(panic.as_ref())
+        )))
+    })
 }
 
-fn words(panic: &(dyn Any + Send)) -> &str {
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()
         .copied()
@@ -167,34 +171,34 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_an_error_and_the_thread_goes_on() {
-        static LANE: Lane = Lane::new(1);
-        let panicked = LANE
+        static THREADS_UNDER_TEST: CallThreads = CallThreads::new(1);
+        let panicked = THREADS_UNDER_TEST
             .run(|| -> Result<(), Error> { panic!("on purpose {}", 7) })
             .await;
         assert!(
-            matches!(&panicked, Err(Error::Internal(words)) if words == "panic: on purpose 7"),
+            matches!(&panicked, Err(Error::Internal(panic_message)) if panic_message == "panic: on purpose 7"),
             "{panicked:?}"
         );
-        let name = LANE
+        let name = THREADS_UNDER_TEST
             .run(|| Ok(thread::current().name().map(str::to_owned)))
             .await
             .unwrap();
         assert!(name.unwrap().starts_with("tailnet-go-"));
-        assert_eq!(LANE.lock().threads, 1);
+        assert_eq!(THREADS_UNDER_TEST.lock().threads, 1);
     }
 
     #[tokio::test]
     async fn work_without_a_waiter_is_skipped_unless_detached() {
-        static LANE: Lane = Lane::new(1);
+        static THREADS_UNDER_TEST: CallThreads = CallThreads::new(1);
         let (release, held) = mpsc::channel::<()>();
-        LANE.detach(move || {
+        THREADS_UNDER_TEST.detach(move || {
             held.recv().ok();
             Ok(())
         });
         let ran = Arc::new(AtomicUsize::new(0));
         let skipped = {
             let ran = Arc::clone(&ran);
-            LANE.run(move || {
+            THREADS_UNDER_TEST.run(move || {
                 ran.fetch_add(1, Ordering::SeqCst);
                 Ok(())
             })
@@ -206,21 +210,21 @@ mod tests {
         );
         {
             let ran = Arc::clone(&ran);
-            LANE.detach(move || {
+            THREADS_UNDER_TEST.detach(move || {
                 ran.fetch_add(10, Ordering::SeqCst);
                 Ok(())
             });
         }
         release.send(()).unwrap();
-        LANE.run(|| Ok(())).await.unwrap();
+        THREADS_UNDER_TEST.run(|| Ok(())).await.unwrap();
         assert_eq!(ran.load(Ordering::SeqCst), 10);
     }
 
     #[tokio::test]
-    async fn a_lane_is_no_wider_than_it_says() {
-        static LANE: Lane = Lane::new(2);
+    async fn a_lane_has_no_more_threads_than_its_limit() {
+        static THREADS_UNDER_TEST: CallThreads = CallThreads::new(2);
         let all = (0..50).map(|_| {
-            LANE.run(|| {
+            THREADS_UNDER_TEST.run(|| {
                 thread::sleep(Duration::from_millis(1));
                 Ok(())
             })
@@ -228,6 +232,6 @@ mod tests {
         for done in futures_util::future::join_all(all).await {
             done.unwrap();
         }
-        assert_eq!(LANE.lock().threads, 2);
+        assert_eq!(THREADS_UNDER_TEST.lock().threads, 2);
     }
 }

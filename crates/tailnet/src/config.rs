@@ -21,7 +21,7 @@ pub struct Config {
     /// Whether the control server forgets the node when it goes away.
     pub ephemeral: bool,
     pub tags: Vec<String>,
-    pub store: Store,
+    pub store: StateStore,
     /// OAuth client secret, instead of an auth key.
     pub client_secret: Option<Secret>,
     /// OAuth client of a federated identity, with `id_token` or `audience`.
@@ -49,7 +49,7 @@ impl Default for Config {
             control_url: None,
             ephemeral: false,
             tags: Vec::new(),
-            store: Store::default(),
+            store: StateStore::default(),
             client_secret: None,
             client_id: None,
             id_token: None,
@@ -64,7 +64,7 @@ impl Default for Config {
 
 /// Where the node's state is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum Store {
+pub enum StateStore {
     /// Files in [`Config::dir`].
     #[default]
     Dir,
@@ -106,11 +106,11 @@ impl Config {
             )));
         };
         let store = match &self.store {
-            Store::Dir => String::new(),
-            Store::Memory => "mem:".into(),
-            Store::Kube(name) => format!("kube:{name}"),
+            StateStore::Dir => String::new(),
+            StateStore::Memory => "mem:".into(),
+            StateStore::Kube(name) => format!("kube:{name}"),
         };
-        let wire = Wire {
+        let message = ConfigMessage {
             dir,
             hostname: &self.hostname,
             auth_key: reveal(self.auth_key.as_ref()),
@@ -129,7 +129,7 @@ impl Config {
         };
         // Large enough that the buffer seldom grows, since growing leaves copies of secrets behind.
         let mut json = Zeroizing::new(Vec::with_capacity(16 * 1024));
-        serde_json::to_writer(&mut *json, &wire).map_err(|e| Error::Internal(e.to_string()))?;
+        serde_json::to_writer(&mut *json, &message).map_err(|e| Error::Internal(e.to_string()))?;
         Ok(json)
     }
 }
@@ -139,7 +139,7 @@ fn reveal(secret: Option<&Secret>) -> &str {
 }
 
 #[derive(Serialize)]
-struct Wire<'a> {
+struct ConfigMessage<'a> {
     dir: &'a str,
     hostname: &'a str,
     auth_key: &'a str,
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_relative_directory_is_ours_not_gos() {
+    fn a_relative_directory_is_made_absolute() {
         let config = Config {
             dir: PathBuf::from("state"),
             ..Config::default()
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_cross_but_do_not_show() {
+    fn secrets_reach_go_but_are_not_printed() {
         let config = Config {
             auth_key: Some(Secret::new("tskey-x")),
             ..Config::default()

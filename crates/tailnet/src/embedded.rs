@@ -29,27 +29,27 @@ use super::{
     BackendState, Config, Error, ListenAddr, Listener, Node, Status, Stream, WhoIs,
     calls::{QUICK, SLOW},
     ffi::{self, Handle},
-    listener::Source,
+    listener::{AcceptOutcome, Source},
     log,
-    wire::{Arrival, Channel},
+    wire::{Channel, ChannelError, ConnectionMessage},
 };
 
 /// The longest that [`Node::close`] takes. Go's own limit is 5.5 s.
 pub const CLOSE_WITHIN: Duration = Duration::from_secs(6);
 
-/// Buffer for one state of the node, in bytes. Larger than the kernel's default limit for a
+/// Buffer for one status of the node, in bytes. Larger than the kernel's default limit for a
 /// message, so every state fits.
-const PICTURE: usize = 256 * 1024;
+const STATUS_BUFFER: usize = 256 * 1024;
 
 /// How much longer than Go we wait for the outcome of a dial.
-const DIAL_SLACK: Duration = Duration::from_secs(2);
+const DIAL_MARGIN: Duration = Duration::from_secs(2);
 
 /// A tsnet node in this process.
 #[derive(Debug)]
 pub struct EmbeddedNode(Arc<Inner>);
 
 #[derive(Debug)]
-pub(super) struct Inner {
+struct Inner {
     handle: Arc<Handle>,
     generation: Arc<AtomicU64>,
     status: Arc<watch::Sender<Arc<Status>>>,
@@ -74,18 +74,18 @@ impl EmbeddedNode {
         let counter = Arc::clone(&generation);
         // If a later step fails or the caller gives up waiting, dropping the node closes it.
         let opened = SLOW.run(move || {
-            ffi::set_program()?;
+            ffi::set_callbacks()?;
             let handle = Handle::open(&settings, Arc::clone(&counter), Some(log_start))?;
             let inner = Inner::new(handle, counter);
             inner.handle.start()?;
-            let pictures = inner.handle.watch()?;
-            Ok((inner, pictures))
+            let statuses = inner.handle.watch()?;
+            Ok((inner, statuses))
         });
         tokio::spawn(log::pump(log_end, config.hostname.clone()));
-        let (inner, pictures) = opened.await?;
+        let (inner, statuses) = opened.await?;
 
         tokio::spawn(follow(
-            Channel::new(pictures)?,
+            Channel::new(statuses)?,
             Arc::clone(&inner.status),
             inner.ended.clone(),
         ));
@@ -93,8 +93,8 @@ impl EmbeddedNode {
     }
 
     /// The node's own state together with its peers, as JSON for people (`status`, `bugreport`).
-    pub async fn picture(&self) -> Result<serde_json::Value, Error> {
-        let handle = self.0.open()?;
+    pub async fn status_with_peers(&self) -> Result<serde_json::Value, Error> {
+        let handle = self.0.handle()?;
         QUICK.run(move || decode(&handle.status()?, "status")).await
     }
 }
@@ -110,7 +110,7 @@ impl Node for EmbeddedNode {
 
     fn whois(&self, peer: SocketAddr) -> BoxFuture<'_, Result<WhoIs, Error>> {
         Box::pin(async move {
-            let handle = self.0.open()?;
+            let handle = self.0.handle()?;
             let peer = peer.ip().to_canonical().to_string();
             QUICK
                 .run(move || decode(&handle.whois(peer.as_bytes(), b"")?, "WhoIs"))
@@ -120,7 +120,7 @@ impl Node for EmbeddedNode {
 
     fn whois_at(&self, peer: SocketAddr, local: SocketAddr) -> BoxFuture<'_, Result<WhoIs, Error>> {
         Box::pin(async move {
-            let handle = self.0.open()?;
+            let handle = self.0.handle()?;
             let (peer, local) = (peer.ip().to_canonical().to_string(), local.to_string());
             QUICK
                 .run(move || {
@@ -133,10 +133,10 @@ impl Node for EmbeddedNode {
 
     fn listen(&self, addr: ListenAddr) -> BoxFuture<'_, Result<Listener, Error>> {
         Box::pin(async move {
-            let handle = self.0.open()?;
+            let handle = self.0.handle()?;
             let text = addr.to_string();
             let connections = QUICK.run(move || handle.listen(&text)).await?;
-            let source = Source::Embedded {
+            let source = EmbeddedSource {
                 channel: Channel::new(connections)?,
                 node: Arc::clone(&self.0),
             };
@@ -150,19 +150,19 @@ impl Node for EmbeddedNode {
         timeout: Duration,
     ) -> BoxFuture<'a, Result<Stream, Error>> {
         Box::pin(async move {
-            let handle = self.0.open()?;
+            let handle = self.0.handle()?;
             let text = addr.to_owned();
             let timeout_ms = milliseconds(timeout);
             let outcome = async {
                 let outcome = QUICK.run(move || handle.dial(&text, timeout_ms)).await?;
                 match Channel::new(outcome)?.connection().await? {
-                    Some(Arrival::Dialled { socket }) => {
-                        Ok(Stream::pair(socket, Arc::clone(&self.0) as _)?)
+                    Some(ConnectionMessage::Dialled { socket }) => {
+                        Ok(Stream::dialled(socket, Arc::clone(&self.0) as _)?)
                     }
-                    Some(Arrival::Accepted { .. }) => {
+                    Some(ConnectionMessage::Accepted { .. }) => {
                         Err(Error::Internal("a dial told of an accept".into()))
                     }
-                    Some(Arrival::Failure(error)) => Err(error),
+                    Some(ConnectionMessage::Failure(error)) => Err(error),
                     None => Err(Error::Canceled),
                 }
             };
@@ -170,7 +170,7 @@ impl Node for EmbeddedNode {
                 biased;
                 () = self.0.ended.cancelled() => Err(Error::Closed),
                 outcome = outcome => outcome,
-                () = tokio::time::sleep(timeout.saturating_add(DIAL_SLACK)) => {
+                () = tokio::time::sleep(timeout.saturating_add(DIAL_MARGIN)) => {
                     Err(Error::Timeout(format!("dialling {addr}")))
                 }
             }
@@ -179,7 +179,7 @@ impl Node for EmbeddedNode {
 
     fn logout(&self, timeout: Duration) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
-            let handle = self.0.open()?;
+            let handle = self.0.handle()?;
             let timeout_ms = milliseconds(timeout);
             SLOW.run(move || handle.logout(timeout_ms)).await
         })
@@ -197,6 +197,42 @@ impl Node for EmbeddedNode {
     }
 }
 
+/// Connections from the tailnet, as Go announces them.
+#[derive(Debug)]
+struct EmbeddedSource {
+    channel: Channel,
+    node: Arc<Inner>,
+}
+
+impl Source for EmbeddedSource {
+    fn next(&mut self) -> BoxFuture<'_, AcceptOutcome> {
+        Box::pin(async move {
+            match self.channel.connection().await {
+                Ok(Some(ConnectionMessage::Accepted {
+                    stream: Some(stream),
+                    peer,
+                })) => {
+                    let node = Arc::clone(&self.node) as _;
+                    AcceptOutcome::Connection(Stream::accepted(stream, node), peer)
+                }
+                Ok(Some(ConnectionMessage::Accepted { stream: None, .. })) => AcceptOutcome::Ended,
+                Ok(Some(ConnectionMessage::Dialled { .. })) => {
+                    AcceptOutcome::End(Error::Internal("a listener told of a dial".into()))
+                }
+                // Go reports what went wrong. If it was the end, Go closes the channel next.
+                Ok(Some(ConnectionMessage::Failure(error))) => AcceptOutcome::Retry(error),
+                Ok(None) => AcceptOutcome::End(Error::Closed),
+                Err(lost @ ChannelError::Lost) => AcceptOutcome::Retry(lost.into()),
+                Err(error) => AcceptOutcome::End(error.into()),
+            }
+        })
+    }
+
+    fn refuse(&self) -> bool {
+        self.channel.refuse_new()
+    }
+}
+
 impl Inner {
     fn new(handle: Handle, generation: Arc<AtomicU64>) -> Self {
         Self {
@@ -210,7 +246,7 @@ impl Inner {
     }
 
     /// The handle, unless the node is being closed.
-    fn open(&self) -> Result<Arc<Handle>, Error> {
+    fn handle(&self) -> Result<Arc<Handle>, Error> {
         if self.closing.load(Ordering::Acquire) {
             return Err(Error::Closed);
         }
@@ -222,7 +258,7 @@ impl Inner {
             return;
         }
         self.ended.cancel();
-        self.status.send_modify(stop);
+        self.status.send_modify(mark_stopped);
         // Answers about peers that were cached before are invalid from here on.
         self.generation.fetch_add(1, Ordering::AcqRel);
         let handle = Arc::clone(&self.handle);
@@ -243,18 +279,18 @@ impl Drop for Inner {
 
 /// Publishes each state that the node reports, until it ends.
 async fn follow(
-    pictures: Channel,
+    statuses: Channel,
     status: Arc<watch::Sender<Arc<Status>>>,
     ended: CancellationToken,
 ) {
     let outcome = tokio::select! {
         biased;
         () = ended.cancelled() => return,
-        outcome = receive(&pictures, &status, &ended) => outcome,
+        outcome = receive_statuses(&statuses, &status, &ended) => outcome,
     };
     // A node whose state is unknown must not be taken for a running one.
     status.send_modify(|last| {
-        stop(last);
+        mark_stopped(last);
         if let Err(error) = &outcome {
             Arc::make_mut(last).error = error.to_string();
         }
@@ -264,28 +300,28 @@ async fn follow(
     }
 }
 
-async fn receive(
-    pictures: &Channel,
+async fn receive_statuses(
+    statuses: &Channel,
     status: &watch::Sender<Arc<Status>>,
     ended: &CancellationToken,
 ) -> Result<(), Error> {
-    let mut text = vec![0; PICTURE];
-    while let Some(length) = pictures.text(&mut text).await? {
-        let picture: Status = decode(text.get(..length).unwrap_or_default(), "state")?;
+    let mut text = vec![0; STATUS_BUFFER];
+    while let Some(length) = statuses.text(&mut text).await? {
+        let newest: Status = decode(text.get(..length).unwrap_or_default(), "state")?;
         status.send_if_modified(|last| {
             // Closing cancels first and then sets `Stopped` under the same lock; no state may
             // follow that.
             if ended.is_cancelled() {
                 return false;
             }
-            *last = Arc::new(picture);
+            *last = Arc::new(newest);
             true
         });
     }
     Ok(())
 }
 
-fn stop(last: &mut Arc<Status>) {
+fn mark_stopped(last: &mut Arc<Status>) {
     Arc::make_mut(last).state = BackendState::Stopped;
 }
 

@@ -2,42 +2,48 @@
 //! For fast tests.
 //!
 //! It keeps the promises of [`Node`] and passes the same list of tests as the embedded node
-//! (`tests/testkit/src/node_contract.rs`), so a component meets the same behaviour on it as on a real
-//! tailnet.
+//! (`tests/testkit/src/node_contract.rs`), so a component meets the same behaviour on it as on a
+//! real tailnet.
 //!
 //! How it works: node number N has the tailnet address `100.64.x.y` and dials from the loopback
 //! address `127.64.x.y` (`x.y` = N), so a listener knows its caller by the source address alone.
 //! Another program can act as a node too: it binds [`FakeNode::source`] and connects to
 //! [`FakeNode::host_addr`]. Callers from `127.65.0.0/16` come through Funnel.
 //!
-//! It is always compiled but hidden, and neither behind a feature nor `cfg(test)`: the test
-//! binaries use the library as every user does, and a feature would build and link the library,
-//! with the Go archive, a second time. Only tests may name this module.
+//! It is there only with the feature `test-util`, which only tests switch on.
 
 use std::{
+    any::Any,
     collections::BTreeMap,
+    fmt,
+    future::Future as _,
+    io::{self, IoSlice},
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU16, AtomicU64, Ordering},
     },
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use futures_util::future::BoxFuture;
 use tokio::{
-    net::{TcpListener, TcpSocket},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::watch,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{
     BackendState, Error, ListenAddr, Listener, Node, Peer, Status, Stream, Via, WhoIs, WhoIsNode,
-    WhoIsUser, listener::Source,
+    WhoIsUser,
+    listener::{AcceptOutcome, Source},
 };
 
 const SUFFIX: &str = "fake-tailnet.ts.net";
-const TAGGED: i64 = 1;
+const TAGGED_USER: i64 = 1;
 
 /// A tailnet: what its nodes know of each other.
 #[derive(Debug, Clone, Default)]
@@ -142,7 +148,7 @@ impl FakeTailnet {
             nodes.insert(host.into(), entry);
             inner
         };
-        self.tell();
+        self.announce_change();
         FakeNode(inner)
     }
 
@@ -172,7 +178,7 @@ impl FakeTailnet {
                 }
             });
         }
-        self.tell();
+        self.announce_change();
         true
     }
 
@@ -193,12 +199,12 @@ impl FakeTailnet {
                 }
             });
         }
-        self.tell();
+        self.announce_change();
         true
     }
 
     /// Announces a change of the network map to all nodes.
-    fn tell(&self) {
+    fn announce_change(&self) {
         // Upgraded outside of the lock, because dropping the last owner of a node takes it again.
         let all: Vec<Weak<Inner>> = self.0.lock().values().map(|e| e.node.clone()).collect();
         for inner in all.iter().filter_map(Weak::upgrade) {
@@ -251,7 +257,7 @@ impl FakeNode {
             .host_addr(port)
             .ok_or_else(|| Error::Refused(format!("nobody listens on {port}")))?;
         let socket = connect(Ipv4Addr::new(127, 65, 0, 9).into(), to).await?;
-        Ok(Stream::tcp(
+        Ok(FakeStream::stream(
             socket,
             &CancellationToken::new(),
             Arc::new(()),
@@ -318,7 +324,7 @@ impl FakeNode {
                 .ok_or_else(|| Error::Refused(format!("{addr} refused the connection")))?
         };
         let socket = connect(self.source(), to).await?;
-        Ok(Stream::tcp(
+        Ok(FakeStream::stream(
             socket,
             &self.0.ended,
             Arc::clone(&self.0) as _,
@@ -397,11 +403,7 @@ impl Node for FakeNode {
                 local: SocketAddr::new(self.ip(), port),
                 node: Arc::clone(&self.0),
             };
-            Ok(Listener::new(
-                Source::Fake(listener),
-                addr,
-                self.0.ended.clone(),
-            ))
+            Ok(Listener::new(listener, addr, self.0.ended.clone()))
         })
     }
 
@@ -469,23 +471,34 @@ impl Drop for Inner {
 
 /// A listening port of a fake node.
 #[derive(Debug)]
-pub(super) struct FakeListener {
+struct FakeListener {
     socket: TcpListener,
     local: SocketAddr,
     node: Arc<Inner>,
 }
 
+impl Source for FakeListener {
+    fn next(&mut self) -> BoxFuture<'_, AcceptOutcome> {
+        Box::pin(async move {
+            match self.accept().await {
+                Ok((stream, peer)) => AcceptOutcome::Connection(stream, peer),
+                Err(error) => AcceptOutcome::Retry(error),
+            }
+        })
+    }
+}
+
 impl FakeListener {
-    pub(super) async fn accept(&self) -> Result<(Stream, Peer), Error> {
+    async fn accept(&self) -> Result<(Stream, Peer), Error> {
         let (socket, from) = self.socket.accept().await?;
-        let (ip, via) = caller(from.ip());
+        let (ip, via) = peer_of(from.ip());
         let peer = Peer {
             addr: SocketAddr::new(ip, from.port()),
             local: self.local,
             via,
         };
         let owner = Arc::clone(&self.node) as _;
-        Ok((Stream::tcp(socket, &self.node.ended, owner)?, peer))
+        Ok((FakeStream::stream(socket, &self.node.ended, owner)?, peer))
     }
 }
 
@@ -496,20 +509,121 @@ impl Drop for FakeListener {
     }
 }
 
-async fn connect(from: IpAddr, to: SocketAddr) -> Result<tokio::net::TcpStream, Error> {
+/// A connection of a fake node.
+pub(super) struct FakeStream {
+    socket: TcpStream,
+    /// The kernel reports a reset only once, to whichever direction asks first. The other one must
+    /// not take the silence that follows for an orderly end.
+    reset: bool,
+    /// The end of the node. Each direction has its own future, as a different task may poll it.
+    reader_ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    writer_ended: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl FakeStream {
+    fn stream(
+        socket: TcpStream,
+        ended: &CancellationToken,
+        owner: Arc<dyn Any + Send + Sync>,
+    ) -> io::Result<Stream> {
+        socket.set_nodelay(true)?;
+        let stream = Self {
+            socket,
+            reset: false,
+            reader_ended: Box::pin(ended.clone().cancelled_owned()),
+            writer_ended: Box::pin(ended.clone().cancelled_owned()),
+        };
+        Ok(Stream::fake(stream, owner))
+    }
+
+    /// Calls `write` on the socket unless the node has ended, and remembers a failure.
+    fn write<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if self.writer_ended.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        write(Pin::new(&mut self.socket), cx)
+    }
+}
+
+impl AsyncRead for FakeStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.reader_ended.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        let before = buf.filled().len();
+        let room = buf.remaining() > 0;
+        let read = ready!(Pin::new(&mut self.socket).poll_read(cx, buf));
+        self.reset |= read.is_err();
+        let end = room && read.is_ok() && buf.filled().len() == before;
+        if end && self.reset {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        Poll::Ready(read)
+    }
+}
+
+impl AsyncWrite for FakeStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = self.write(cx, |socket, cx| socket.poll_write(cx, buf));
+        self.reset |= matches!(written, Poll::Ready(Err(_)));
+        written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = self.write(cx, |socket, cx| socket.poll_write_vectored(cx, bufs));
+        self.reset |= matches!(written, Poll::Ready(Err(_)));
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.write(cx, |socket, cx| socket.poll_shutdown(cx))
+    }
+}
+
+impl fmt::Debug for FakeStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("FakeStream").field(&self.socket).finish()
+    }
+}
+
+async fn connect(from: IpAddr, to: SocketAddr) -> Result<TcpStream, Error> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::new(from, 0))?;
     socket
         .connect(to)
         .await
         .map_err(|error| match error.kind() {
-            std::io::ErrorKind::ConnectionRefused => Error::Refused(error.to_string()),
+            io::ErrorKind::ConnectionRefused => Error::Refused(error.to_string()),
             _ => Error::Io(error.to_string()),
         })
 }
 
 /// The caller that a source address on this host stands for.
-fn caller(ip: IpAddr) -> (IpAddr, Via) {
+fn peer_of(ip: IpAddr) -> (IpAddr, Via) {
     match ip.to_canonical() {
         IpAddr::V4(v4) => match v4.octets() {
             [127, 64, x, y] => (Ipv4Addr::new(100, 64, x, y).into(), Via::Tailnet),
@@ -576,7 +690,7 @@ fn whois(host: &str, entry: &Entry) -> WhoIs {
         }
     } else {
         WhoIsUser {
-            id: TAGGED,
+            id: TAGGED_USER,
             login: "tagged-devices".into(),
             display_name: "Tagged Devices".into(),
             picture: String::new(),

@@ -4,8 +4,8 @@
 //! - A call returns its own code and message. Only [`error`] turns the code into an [`Error`].
 //! - Memory that Go gives away is a [`Buf`], which frees it when dropped.
 //! - A descriptor that crosses becomes an `OwnedFd` before anything else happens.
-//! - Go calls back into [`program`] only. It lends bytes for the duration of such a call and owns a
-//!   share of the connection that it names. No panic leaves.
+//! - Go calls back into [`callbacks`] only. It lends bytes for the duration of such a call and owns
+//!   a share of the connection that it names. No panic leaves.
 //! - The generation counter is our memory. Go writes to it until `tailscale_close` has returned: a
 //!   [`Handle`] keeps it alive until then, and for ever if closing failed.
 //! - Go's runtime starts before `main`. What must be set up before that has its own place in the
@@ -31,10 +31,10 @@ use std::{
 use libtailscale_sys as sys;
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{Error, direct};
+use super::{Error, shared_buffer};
 
 /// Length in bytes of the fixed part of each message about a connection.
-pub(super) const HEAD: usize = size_of::<sys::tailscale_conn_head>();
+pub(super) const HEADER: usize = size_of::<sys::tailscale_conn_header>();
 
 /// How much later than asked for a thread of this process may wake from a sleep, in nanoseconds.
 /// The kernel's default is a twentieth of it.
@@ -151,7 +151,7 @@ impl Handle {
             .map_or(std::ptr::null_mut(), |g| g.as_ptr());
         // SAFETY: `settings` is borrowed for the call with its length. The counter is owned by
         // `handle`, which keeps it until close has returned, and both sides access it atomically.
-        // `log` was given up by `into_raw_fd` above. `node` and `out` are locals of this thread.
+        // `log` was given up by `into_raw_fd` above. `node` and `sent` are locals of this thread.
         let outcome = call(|out| unsafe {
             sys::tailscale_new(
                 settings.as_ptr(),
@@ -251,8 +251,8 @@ impl std::fmt::Debug for Handle {
     }
 }
 
-/// Registers [`program`] with Go; once for the process.
-pub(super) fn set_program() -> Result<(), Error> {
+/// Registers [`callbacks`] with Go; once for the process.
+pub(super) fn set_callbacks() -> Result<(), Error> {
     static SET: std::sync::Mutex<bool> = std::sync::Mutex::new(false);
     let mut set = SET
         .lock()
@@ -264,47 +264,49 @@ pub(super) fn set_program() -> Result<(), Error> {
         rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK,
     )
     .map_err(io::Error::from)?;
-    direct::KICKS.by(wake);
-    let mut program = sys::tailscale_program {
-        open: Some(program::open),
-        turn: Some(program::turn),
-        free: Some(program::free),
-        kicked: Some(program::kicked),
+    shared_buffer::KICKS.set_pipe(wake);
+    let mut callbacks = sys::tailscale_callbacks {
+        open: Some(callbacks::open),
+        turn: Some(callbacks::turn),
+        free: Some(callbacks::free),
+        take_kicks: Some(callbacks::take_kicks),
     };
     // SAFETY: a struct of this thread that is copied during the call, and local out-pointers; the
     // descriptor was given up.
-    call(|out| unsafe { sys::tailscale_set_program(&raw mut program, woken.into_raw_fd(), out) })?;
+    call(|out| unsafe {
+        sys::tailscale_set_callbacks(&raw mut callbacks, woken.into_raw_fd(), out)
+    })?;
     *set = true;
     Ok(())
 }
 
 /// The functions that Go calls, from its own threads.
-mod program {
+mod callbacks {
     use std::{
         panic::{AssertUnwindSafe, catch_unwind},
         sync::Arc,
     };
 
     use super::{
-        direct::{self, Conn, End, KICKS},
+        shared_buffer::{self, InboundState, KICKS, SharedBuffer},
         sys,
     };
 
     pub(super) extern "C" fn open(id: u64) -> usize {
-        Arc::into_raw(direct::open(id)).expose_provenance()
+        Arc::into_raw(shared_buffer::open(id)).expose_provenance()
     }
 
     pub(super) unsafe extern "C" fn turn(
-        conn: usize,
+        shared: usize,
         input: *const u8,
         input_len: usize,
         end: u32,
         out: *mut u8,
         out_len: usize,
-        told: *mut sys::tailscale_told,
+        result: *mut sys::tailscale_turn_result,
     ) {
         // SAFETY: Go got this reference from `open` and has not freed it.
-        let conn: &Conn = unsafe { &*std::ptr::with_exposed_provenance(conn) };
+        let shared: &SharedBuffer = unsafe { &*std::ptr::with_exposed_provenance(shared) };
         let input = match input_len {
             0 => &[],
             // SAFETY: lent by Go for the call, with its length.
@@ -317,44 +319,45 @@ mod program {
             n => unsafe { std::slice::from_raw_parts_mut(out, n) },
         };
         let end = match end {
-            0 => End::Open,
-            1 => End::Ended,
-            _ => End::Broken,
+            0 => InboundState::Open,
+            1 => InboundState::Ended,
+            _ => InboundState::Broken,
         };
-        let outcome = catch_unwind(AssertUnwindSafe(|| conn.turn(input, end, out)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| shared.turn(input, end, out)));
         let answer = match outcome {
-            Ok(told) => sys::tailscale_told {
-                out: number(told.out),
-                room: number(told.room),
-                flags: flag(told.more, sys::TAILSCALE_TELLS_MORE)
-                    | flag(told.shut, sys::TAILSCALE_TELLS_SHUT)
-                    | flag(told.closed, sys::TAILSCALE_TELLS_CLOSED),
+            Ok(result) => sys::tailscale_turn_result {
+                out: number(result.sent),
+                room: number(result.room),
+                flags: flag(result.more, sys::TAILSCALE_TURN_MORE)
+                    | flag(result.shutdown, sys::TAILSCALE_TURN_SHUTDOWN)
+                    | flag(result.closed, sys::TAILSCALE_TURN_CLOSED),
             },
             // Whatever went wrong, this connection is not served any further.
-            Err(_) => sys::tailscale_told {
+            Err(_) => sys::tailscale_turn_result {
                 out: 0,
                 room: 0,
-                flags: flag(true, sys::TAILSCALE_TELLS_CLOSED),
+                flags: flag(true, sys::TAILSCALE_TURN_CLOSED),
             },
         };
         // SAFETY: lent by Go for the call.
-        unsafe { *told = answer };
+        unsafe { *result = answer };
     }
 
-    pub(super) unsafe extern "C" fn free(conn: usize) {
+    pub(super) unsafe extern "C" fn free(shared: usize) {
         // SAFETY: Go got this reference from `open` and frees it once.
-        let conn: Arc<Conn> = unsafe { Arc::from_raw(std::ptr::with_exposed_provenance(conn)) };
-        let _ = catch_unwind(AssertUnwindSafe(move || conn.freed()));
+        let shared: Arc<SharedBuffer> =
+            unsafe { Arc::from_raw(std::ptr::with_exposed_provenance(shared)) };
+        let _ = catch_unwind(AssertUnwindSafe(move || shared.freed()));
     }
 
-    pub(super) unsafe extern "C" fn kicked(ids: *mut u64, cap: usize) -> usize {
+    pub(super) unsafe extern "C" fn take_kicks(ids: *mut u64, cap: usize) -> usize {
         // SAFETY: lent by Go for the call, with its length.
         let ids = unsafe { std::slice::from_raw_parts_mut(ids, cap) };
         KICKS.take(ids)
     }
 
     #[allow(clippy::unnecessary_cast)] // The type is whatever bindgen picks.
-    fn flag(set: bool, flag: sys::tailscale_flag) -> u32 {
+    fn flag(set: bool, flag: sys::tailscale_turn_flag) -> u32 {
         if set { flag as u32 } else { 0 }
     }
 
@@ -431,24 +434,24 @@ pub(super) fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 /// The error that a code of the C ABI stands for.
-pub(super) fn error(code: i64, words: &[u8]) -> Error {
-    let words = String::from_utf8_lossy(words).into_owned();
+pub(super) fn error(code: i64, message: &[u8]) -> Error {
+    let message = String::from_utf8_lossy(message).into_owned();
     match code {
-        code::INVALID => Error::Invalid(words),
+        code::INVALID => Error::Invalid(message),
         code::CLOSED => Error::Closed,
-        code::STATE => Error::State(words),
+        code::STATE => Error::State(message),
         code::NOT_FOUND => Error::NotFound,
-        code::IN_USE => Error::InUse(words),
-        code::TIMEOUT => Error::Timeout(words),
+        code::IN_USE => Error::InUse(message),
+        code::TIMEOUT => Error::Timeout(message),
         code::CANCELED => Error::Canceled,
-        code::REFUSED => Error::Refused(words),
-        code::UNREACHABLE => Error::Unreachable(words),
-        code::IO => Error::Io(words),
-        code::START => Error::Start(words),
-        code::PANIC => Error::Panic(words),
-        code::INTERNAL => Error::Internal(words),
-        code::FORBIDDEN => Error::Forbidden(words),
-        other => Error::Internal(format!("unknown code {other} from the node: {words}")),
+        code::REFUSED => Error::Refused(message),
+        code::UNREACHABLE => Error::Unreachable(message),
+        code::IO => Error::Io(message),
+        code::START => Error::Start(message),
+        code::PANIC => Error::Panic(message),
+        code::INTERNAL => Error::Internal(message),
+        code::FORBIDDEN => Error::Forbidden(message),
+        other => Error::Internal(format!("unknown code {other} from the node: {message}")),
     }
 }
 
@@ -515,7 +518,7 @@ mod tests {
 
     #[test]
     fn a_panic_in_go_is_an_error_with_its_words() {
-        assert!(matches!(panic_in_go(), Err(Error::Panic(words)) if !words.is_empty()));
+        assert!(matches!(panic_in_go(), Err(Error::Panic(message)) if !message.is_empty()));
         // And the process goes on.
         assert!(!version().unwrap().is_empty());
     }
@@ -576,6 +579,6 @@ mod tests {
 
     #[test]
     fn a_code_that_we_do_not_know_is_told() {
-        assert!(matches!(error(4711, b"x"), Error::Internal(words) if words.contains("4711")));
+        assert!(matches!(error(4711, b"x"), Error::Internal(message) if message.contains("4711")));
     }
 }

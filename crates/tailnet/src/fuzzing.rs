@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use super::{
     Error, Peer,
-    wire::{self, Arrival},
+    wire::{self, ConnectionMessage},
 };
 
 /// The content of a message from a listener or a dial.
@@ -19,8 +19,8 @@ pub enum Message {
 /// Parses one message, with the descriptor that came along.
 pub fn message(bytes: &[u8], descriptor: Option<OwnedFd>) -> Option<Message> {
     Some(match wire::parse(bytes, descriptor).ok()? {
-        Arrival::Accepted { stream, peer } => Message::Accepted(peer, stream.is_some()),
-        Arrival::Dialled { .. } => Message::Dialled,
-        Arrival::Failure(error) => Message::Failure(error),
+        ConnectionMessage::Accepted { stream, peer } => Message::Accepted(peer, stream.is_some()),
+        ConnectionMessage::Dialled { .. } => Message::Dialled,
+        ConnectionMessage::Failure(error) => Message::Failure(error),
     })
 }

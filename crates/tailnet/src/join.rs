@@ -46,7 +46,7 @@ use super::{BackendState, Error, Node, Status};
 /// How long a node that cannot reach its control server may go on trying by itself. It keeps using
 /// the same new node key, while a new node would make another. A control server that has used up a
 /// single-use auth key, but whose answer was lost, would refuse that one.
-const PATIENCE: Duration = Duration::from_secs(3);
+const REPLACE_AFTER: Duration = Duration::from_secs(3);
 
 /// Why a person has to log the node in. Without the login URL, for callers that print it elsewhere.
 pub const NEEDS_LOGIN: &str = "this node has to be logged in by a person: it has no auth key, and no earlier state with a key that \
@@ -57,7 +57,7 @@ pub const NEEDS_LOGIN: &str = "this node has to be logged in by a person: it has
 pub enum JoinState {
     /// The control server refuses the auth key, or whatever else we log in with.
     BadKey {
-        words: String,
+        message: String,
     },
     /// The control server does not know the node any more.
     Deleted,
@@ -72,12 +72,12 @@ pub enum JoinState {
     },
     /// The control server cannot be reached, or has trouble of its own.
     NoNetwork {
-        words: String,
+        message: String,
     },
     /// The control server does not let this node in, and it was given no key that could be the
     /// cause.
     Refused {
-        words: String,
+        message: String,
     },
     Running,
     Starting,
@@ -137,9 +137,9 @@ impl JoinState {
 impl fmt::Display for JoinState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::BadKey { words } => write!(
+            Self::BadKey { message } => write!(
                 f,
-                "the control server refuses the auth key or what it is to allow: {words}. Make a new key or secret (not used up, \
+                "the control server refuses the auth key or what it is to allow: {message}. Make a new key or secret (not used up, \
                  not expired, of this tailnet, with these tags) and set it, for example as server.tailscale.authkey; a node whose \
                  state is still good needs none"
             ),
@@ -159,14 +159,14 @@ impl fmt::Display for JoinState {
                 f,
                 "{NEEDS_LOGIN} login URL: {url} (or set server.tailscale.authkey)"
             ),
-            Self::NoNetwork { words } => write!(
+            Self::NoNetwork { message } => write!(
                 f,
-                "the control server cannot be reached: {words}. Check the network, DNS, a proxy or firewall in between, and \
+                "the control server cannot be reached: {message}. Check the network, DNS, a proxy or firewall in between, and \
                  server.tailscale.controlUrl"
             ),
-            Self::Refused { words } => write!(
+            Self::Refused { message } => write!(
                 f,
-                "the control server was reached and does not let this node in: {words}. Look the node up there (it may have been \
+                "the control server was reached and does not let this node in: {message}. Look the node up there (it may have been \
                  removed or belong to somebody else); to join it as a new node, set server.tailscale.authkey and move \
                  server.tailscale.dir away"
             ),
@@ -188,7 +188,7 @@ pub fn classify(status: &Status, has_key: bool, now: Timestamp) -> JoinState {
     let expired = status.expired || status.key_expiry.is_some_and(|end| end <= now);
     match status.state {
         BackendState::Running if expired => JoinState::Expired,
-        BackendState::Running if forgotten(status) => JoinState::Deleted,
+        BackendState::Running if unknown_to_control(status) => JoinState::Deleted,
         BackendState::Running => JoinState::Running,
         BackendState::Stopped | BackendState::InUseOtherUser => JoinState::Stopped,
         BackendState::NeedsMachineAuth => JoinState::NeedsApproval,
@@ -197,33 +197,33 @@ pub fn classify(status: &Status, has_key: bool, now: Timestamp) -> JoinState {
         | BackendState::Starting
         | BackendState::Unknown => {
             let refusal = refusal(status);
-            if has_key && let Some(words) = refusal {
+            if has_key && let Some(message) = refusal {
                 JoinState::BadKey {
-                    words: one_line(words),
+                    message: one_line(message),
                 }
-            } else if expired || status.control_error.contains(EXPIRED_ANEW) {
+            } else if expired || status.control_error.contains(NEW_KEY_EXPIRED) {
                 JoinState::Expired
-            } else if forgotten(status) {
+            } else if unknown_to_control(status) {
                 JoinState::Deleted
             } else if status.state == BackendState::NeedsLogin && !status.auth_url.is_empty() {
                 JoinState::NeedsLogin {
                     url: one_line(&status.auth_url),
                 }
-            } else if let Some(words) = refusal
+            } else if let Some(message) = refusal
                 && !status.control_error.is_empty()
             {
                 JoinState::Refused {
-                    words: one_line(words),
+                    message: one_line(message),
                 }
             } else if !status.control_error.is_empty() {
                 JoinState::NoNetwork {
-                    words: one_line(&status.control_error),
+                    message: one_line(&status.control_error),
                 }
             } else if !status.error.is_empty() {
                 // tsnet trades a client secret or an id token for a key in the background while it
                 // starts. This is how a failure of that shows.
                 JoinState::NoNetwork {
-                    words: one_line(&status.error),
+                    message: one_line(&status.error),
                 }
             } else {
                 JoinState::Starting
@@ -234,7 +234,7 @@ pub fn classify(status: &Status, has_key: bool, now: Timestamp) -> JoinState {
 
 /// What tsnet reports when it registers a new node key and is told that this one has expired as
 /// well. headscale does so: it expires the node, not the key.
-const EXPIRED_ANEW: &str = "server says NodeKeyExpired";
+const NEW_KEY_EXPIRED: &str = "server says NodeKeyExpired";
 
 /// The message with which a server that was reached refused us or our key. Network trouble is not a
 /// refusal.
@@ -246,43 +246,45 @@ fn refusal(status: &Status) -> Option<&str> {
         BackendState::NoState if !error.is_empty() && !control_error.is_empty() => Some(error),
         // tsnet first trades a client secret or an id token for a key, and that was refused.
         BackendState::NoState if !error.is_empty() => {
-            let no = TRADE_REFUSED.iter().any(|code| error.contains(code))
-                || TRADE_STATUS.iter().any(|before| refuses(error, before));
+            let no = EXCHANGE_REFUSED.iter().any(|code| error.contains(code))
+                || BEFORE_EXCHANGE_STATUS
+                    .iter()
+                    .any(|before| has_final_status(error, before));
             no.then_some(error)
         }
         // Some control servers refuse with an HTTP status instead of a message.
         BackendState::NeedsLogin | BackendState::NoState => {
-            refuses(control_error, "register request: http ").then_some(control_error)
+            has_final_status(control_error, "register request: http ").then_some(control_error)
         }
         _ => None,
     }
 }
 
 /// Error codes of RFC 6749, section 5.2, as Go's OAuth library prints them.
-const TRADE_REFUSED: [&str; 3] = [
+const EXCHANGE_REFUSED: [&str; 3] = [
     "oauth2: \"invalid_",
     "oauth2: \"unauthorized_",
     "oauth2: \"access_denied",
 ];
 
 /// The text before an HTTP status where trading for a key fails.
-const TRADE_STATUS: [&str; 3] = [
+const BEFORE_EXCHANGE_STATUS: [&str; 3] = [
     "oauth2: cannot fetch token: ",
     "token exchange failed with status ",
     "Status: ",
 ];
 
 /// True if the text holds, right after `before`, an HTTP status that trying again does not change.
-fn refuses(words: &str, before: &str) -> bool {
-    let status = words
+fn has_final_status(message: &str, before: &str) -> bool {
+    let status = message
         .split_once(before)
         .and_then(|(_, answer)| answer.get(..3)?.parse::<u16>().ok());
     status.is_some_and(|code| (400..500).contains(&code) && !matches!(code, 408 | 425 | 429))
 }
 
 /// Text from elsewhere, put on one line.
-fn one_line(words: &str) -> String {
-    words
+fn one_line(message: &str) -> String {
+    message
         .split(|c: char| c.is_whitespace() || c.is_control())
         .filter(|word| !word.is_empty())
         .collect::<Vec<_>>()
@@ -291,7 +293,7 @@ fn one_line(words: &str) -> String {
 
 /// True if the control server no longer knows a node that it knew. The node itself goes on with its
 /// last network map for ever.
-fn forgotten(status: &Status) -> bool {
+fn unknown_to_control(status: &Status) -> bool {
     !status.in_map_poll
         && status
             .control_error
@@ -300,21 +302,21 @@ fn forgotten(status: &Status) -> bool {
 
 /// Times and limits of joining.
 #[derive(Debug, Clone, Copy)]
-pub struct Plan {
+pub struct JoinLimits {
     /// Pause between a failed start and the next, varied by a fifth either way.
     pub retry: Duration,
     /// How long a node without network may go on trying before it is replaced by a new one.
-    pub patience: Duration,
+    pub replace_after: Duration,
     pub timeout: Duration,
     /// The node was given something to log in with.
     pub has_key: bool,
 }
 
-impl Plan {
+impl JoinLimits {
     pub fn new(retry: Duration, timeout: Duration, has_key: bool) -> Self {
         Self {
             retry,
-            patience: retry.max(PATIENCE),
+            replace_after: retry.max(REPLACE_AFTER),
             timeout,
             has_key,
         }
@@ -350,13 +352,13 @@ pub enum JoinError {
         user: u32,
         error: io::Error,
     },
-    #[error("the node did not join the tailnet within {}: {last}", whole(*.after))]
-    TimedOut { last: Stuck, after: Duration },
+    #[error("the node did not join the tailnet within {}: {last}", human_duration(*.after))]
+    TimedOut { last: LastProgress, after: Duration },
 }
 
 /// Where joining was when its time ran out.
 #[derive(Debug, thiserror::Error)]
-pub enum Stuck {
+pub enum LastProgress {
     #[error("{0}")]
     State(JoinState),
     #[error(
@@ -372,13 +374,13 @@ impl JoinError {
         match self {
             Self::Refused(state)
             | Self::TimedOut {
-                last: Stuck::State(state),
+                last: LastProgress::State(state),
                 ..
             } => state.code(),
             Self::Settings(_) => "bad-settings",
             Self::StateDirectory { .. } => "no-state-dir",
             Self::TimedOut {
-                last: Stuck::StartFailed(_),
+                last: LastProgress::StartFailed(_),
                 ..
             } => "start-failed",
         }
@@ -389,14 +391,14 @@ impl JoinError {
         match self {
             Self::Refused(state)
             | Self::TimedOut {
-                last: Stuck::State(state),
+                last: LastProgress::State(state),
                 ..
             } => state.exit_code(),
             // The code of every other mistake in the settings.
             Self::Settings(_) => 64,
             Self::StateDirectory { .. } => 19,
             Self::TimedOut {
-                last: Stuck::StartFailed(_),
+                last: LastProgress::StartFailed(_),
                 ..
             } => 17,
         }
@@ -440,7 +442,7 @@ pub fn make_state_directory(dir: &Path) -> Result<(), JoinError> {
 /// Makes nodes until one is `Running`. Dropping the future closes the current one.
 pub async fn join<F, Fut>(
     make: F,
-    plan: Plan,
+    limits: JoinLimits,
     report: impl FnMut(Progress<'_>),
 ) -> Result<Arc<dyn Node>, JoinError>
 where
@@ -449,15 +451,15 @@ where
 {
     let mut attempts = Attempts {
         make,
-        plan,
+        limits,
         report,
-        last: Stuck::State(JoinState::Starting),
-        told: None,
+        last: LastProgress::State(JoinState::Starting),
+        reported: None,
         node: None,
     };
     // A time-out beyond the range of the clock means none.
     let deadline = Instant::now()
-        .checked_add(plan.timeout)
+        .checked_add(limits.timeout)
         .unwrap_or_else(|| Instant::now() + Duration::from_secs(u32::MAX.into()));
     let outcome = timeout_at(deadline, attempts.run()).await;
     if let Ok(Ok(node)) = outcome {
@@ -468,23 +470,23 @@ where
         Ok(outcome) => outcome,
         Err(_) => Err(JoinError::TimedOut {
             last: attempts.last,
-            after: plan.timeout,
+            after: limits.timeout,
         }),
     }
 }
 
 struct Attempts<F, R> {
     make: F,
-    plan: Plan,
+    limits: JoinLimits,
     report: R,
-    last: Stuck,
-    told: Option<JoinState>,
+    last: LastProgress,
+    reported: Option<JoinState>,
     /// Held here and not in a future, so that it can still be closed after a time-out.
     node: Option<Arc<dyn Node>>,
 }
 
 /// How following a node ended.
-enum End {
+enum FollowOutcome {
     Joined,
     Refused(JoinState),
     /// A new node may succeed.
@@ -503,52 +505,52 @@ where
                 Ok(node) => node,
                 Err(error @ Error::Invalid(_)) => return Err(JoinError::Settings(error)),
                 Err(error) => {
-                    let pause = jittered(self.plan.retry);
+                    let pause = jittered(self.limits.retry);
                     (self.report)(Progress::StartFailed {
                         error: &error,
                         pause,
                     });
-                    self.last = Stuck::StartFailed(error);
+                    self.last = LastProgress::StartFailed(error);
                     sleep(pause).await;
                     continue;
                 }
             };
             self.node = Some(Arc::clone(&node));
             match self.follow(&*node).await {
-                End::Joined => {
+                FollowOutcome::Joined => {
                     self.node = None;
                     return Ok(node);
                 }
-                End::Refused(state) => return Err(JoinError::Refused(state)),
-                End::Failed => self.close().await,
+                FollowOutcome::Refused(state) => return Err(JoinError::Refused(state)),
+                FollowOutcome::Failed => self.close().await,
             }
         }
     }
 
-    async fn follow(&mut self, node: &dyn Node) -> End {
+    async fn follow(&mut self, node: &dyn Node) -> FollowOutcome {
         let mut watch = node.watch();
         // When to give up on a state that the node may never leave by itself.
-        let mut patience: Option<Instant> = None;
+        let mut give_up_at: Option<Instant> = None;
         loop {
             let status = Arc::clone(&watch.borrow_and_update());
-            let state = classify(&status, self.plan.has_key, Timestamp::now());
-            self.tell(&state);
+            let state = classify(&status, self.limits.has_key, Timestamp::now());
+            self.report_state(&state);
             match state {
-                JoinState::Running => return End::Joined,
-                JoinState::BadKey { .. } => return End::Refused(state),
+                JoinState::Running => return FollowOutcome::Joined,
+                JoinState::BadKey { .. } => return FollowOutcome::Refused(state),
                 JoinState::Deleted | JoinState::NoNetwork { .. } | JoinState::Stopped => {
                     let now = Instant::now();
-                    patience.get_or_insert_with(|| {
+                    give_up_at.get_or_insert_with(|| {
                         now + jittered(match state {
-                            JoinState::NoNetwork { .. } => self.plan.patience,
-                            _ => self.plan.retry,
+                            JoinState::NoNetwork { .. } => self.limits.replace_after,
+                            _ => self.limits.retry,
                         })
                     });
                 }
-                _ => patience = None,
+                _ => give_up_at = None,
             }
             let changed = async {
-                match patience {
+                match give_up_at {
                     Some(end) => tokio::select! {
                         changed = watch.changed() => changed.is_ok(),
                         () = sleep_until(end) => false,
@@ -557,19 +559,19 @@ where
                 }
             };
             if !changed.await {
-                return End::Failed;
+                return FollowOutcome::Failed;
             }
         }
     }
 
-    fn tell(&mut self, state: &JoinState) {
-        if self.told.as_ref() != Some(state) {
+    fn report_state(&mut self, state: &JoinState) {
+        if self.reported.as_ref() != Some(state) {
             (self.report)(Progress::State(state));
-            self.told = Some(state.clone());
+            self.reported = Some(state.clone());
         }
         // That a new node is starting does not tell why the previous one failed.
-        if *state != JoinState::Starting || matches!(self.last, Stuck::StartFailed(_)) {
-            self.last = Stuck::State(state.clone());
+        if *state != JoinState::Starting || matches!(self.last, LastProgress::StartFailed(_)) {
+            self.last = LastProgress::State(state.clone());
         }
     }
 
@@ -596,7 +598,7 @@ fn jittered(pause: Duration) -> Duration {
 }
 
 /// Formats a time as the settings do: `1m5s`.
-fn whole(time: Duration) -> String {
+fn human_duration(time: Duration) -> String {
     let millis = time.as_millis();
     if millis < 1000 {
         return format!("{millis}ms");
@@ -664,7 +666,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_the_control_server_move_no_cursor() {
+    fn text_of_the_control_server_cannot_move_the_cursor() {
         let hostile = "a\u{1b}[2J\nb".to_owned();
         for status in [
             Status {
@@ -681,9 +683,9 @@ mod tests {
             },
         ] {
             for has_key in [true, false] {
-                let told = classify(&status, has_key, now()).to_string();
-                assert!(told.contains("a [2J b"), "{told:?}");
-                assert!(!told.chars().any(char::is_control), "{told:?}");
+                let reported = classify(&status, has_key, now()).to_string();
+                assert!(reported.contains("a [2J b"), "{reported:?}");
+                assert!(!reported.chars().any(char::is_control), "{reported:?}");
             }
         }
     }
@@ -695,13 +697,16 @@ mod tests {
             control_error: "invalid key: not found".into(),
             ..at(BackendState::NeedsLogin)
         };
-        let words = "invalid key: not found".to_owned();
-        assert_eq!(classify(&refused, true, now()), JoinState::BadKey { words });
+        let message = "invalid key: not found".to_owned();
+        assert_eq!(
+            classify(&refused, true, now()),
+            JoinState::BadKey { message }
+        );
         // Without a key, no key can be bad, and the network is not the cause either.
-        let words = "invalid key: not found".to_owned();
+        let message = "invalid key: not found".to_owned();
         assert_eq!(
             classify(&refused, false, now()),
-            JoinState::Refused { words }
+            JoinState::Refused { message }
         );
         // A node that has joined needs no key.
         let joined = Status {
@@ -713,7 +718,7 @@ mod tests {
 
     #[test]
     fn a_refusal_by_status_is_a_bad_key_but_trouble_is_not() {
-        for (words, code) in [
+        for (message, code) in [
             ("register request: http 401: unauthorized", "bad-key"),
             ("register request: http 403: no", "bad-key"),
             ("register request: http 408: later", "no-network"),
@@ -724,15 +729,15 @@ mod tests {
             ("dial tcp 127.0.0.1:1: connection refused", "no-network"),
         ] {
             let status = Status {
-                control_error: words.into(),
+                control_error: message.into(),
                 ..at(BackendState::NeedsLogin)
             };
-            assert_eq!(classify(&status, true, now()).code(), code, "{words}");
+            assert_eq!(classify(&status, true, now()).code(), code, "{message}");
             let without = match code {
                 "bad-key" => "refused",
                 other => other,
             };
-            assert_eq!(classify(&status, false, now()).code(), without, "{words}");
+            assert_eq!(classify(&status, false, now()).code(), without, "{message}");
         }
     }
 
@@ -772,15 +777,15 @@ mod tests {
         ] {
             let error = make_state_directory(bad).unwrap_err();
             assert_eq!((error.code(), error.exit_code()), ("no-state-dir", 19));
-            let words = error.to_string();
-            assert!(words.contains(bad.to_str().unwrap()), "{words}");
-            assert!(words.contains("server.tailscale.waitForDir"), "{words}");
+            let message = error.to_string();
+            assert!(message.contains(bad.to_str().unwrap()), "{message}");
+            assert!(message.contains("server.tailscale.waitForDir"), "{message}");
         }
     }
 
     #[test]
-    fn a_secret_that_cannot_be_traded() {
-        for (words, code) in [
+    fn a_secret_that_cannot_be_exchanged() {
+        for (message, code) in [
             ("x: oauth2: \"invalid_client\"", "bad-key"),
             ("x: oauth2: \"temporarily_unavailable\"", "no-network"),
             ("x: oauth2: cannot fetch token: 401 Unauthorized", "bad-key"),
@@ -797,7 +802,7 @@ mod tests {
             ("dial tcp: lookup api: no such host", "no-network"),
         ] {
             let status = Status {
-                error: words.into(),
+                error: message.into(),
                 ..at(BackendState::NoState)
             };
             assert_eq!(classify(&status, true, now()).code(), code);
@@ -862,13 +867,13 @@ mod tests {
             Just(BackendState::Running),
             Just(BackendState::Unknown),
         ];
-        let words = prop_oneof![Just(String::new()), "\\PC*", "register request: http \\PC*"];
+        let message = prop_oneof![Just(String::new()), "\\PC*", "register request: http \\PC*"];
         let expiry = proptest::option::of(-10i64..10);
         (
             states,
-            words.clone(),
-            words.clone(),
-            words,
+            message.clone(),
+            message.clone(),
+            message,
             any::<bool>(),
             expiry,
         )
@@ -902,7 +907,7 @@ mod tests {
         }
 
         #[test]
-        fn the_same_in_gives_the_same_out(status in any_status(), has_key: bool) {
+        fn classification_depends_on_its_arguments_alone(status in any_status(), has_key: bool) {
             prop_assert_eq!(classify(&status, has_key, now()), classify(&status.clone(), has_key, now()));
         }
 
@@ -916,15 +921,15 @@ mod tests {
 
     #[test]
     fn codes_and_exit_codes_are_distinct() {
-        let words = || "w".to_owned();
+        let message = || "w".to_owned();
         let all = [
-            JoinState::BadKey { words: words() },
+            JoinState::BadKey { message: message() },
             JoinState::Deleted,
             JoinState::Expired,
             JoinState::NeedsApproval,
-            JoinState::NeedsLogin { url: words() },
-            JoinState::NoNetwork { words: words() },
-            JoinState::Refused { words: words() },
+            JoinState::NeedsLogin { url: message() },
+            JoinState::NoNetwork { message: message() },
+            JoinState::Refused { message: message() },
             JoinState::Running,
             JoinState::Starting,
             JoinState::Stopped,
@@ -942,16 +947,16 @@ mod tests {
     #[test]
     fn times_as_people_write_them() {
         for (millis, text) in [(1, "1ms"), (1000, "1s"), (60_000, "1m"), (65_400, "1m5s")] {
-            assert_eq!(whole(Duration::from_millis(millis)), text);
+            assert_eq!(human_duration(Duration::from_millis(millis)), text);
         }
     }
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn plan(has_key: bool) -> Plan {
-        Plan {
+    fn limits(has_key: bool) -> JoinLimits {
+        JoinLimits {
             retry: 5 * MS,
-            patience: 5 * MS,
+            replace_after: 5 * MS,
             timeout: 200 * MS,
             has_key,
         }
@@ -991,20 +996,23 @@ mod tests {
             Ok(Arc::new(node))
         }
 
-        async fn join(&self, plan: Plan) -> (Result<Arc<dyn Node>, JoinError>, Vec<String>) {
-            let mut told = Vec::new();
+        async fn join(
+            &self,
+            limits: JoinLimits,
+        ) -> (Result<Arc<dyn Node>, JoinError>, Vec<String>) {
+            let mut reported = Vec::new();
             let outcome = join(
                 || self.make(),
-                plan,
+                limits,
                 |progress| {
-                    told.push(match progress {
+                    reported.push(match progress {
                         Progress::State(state) => state.code().into(),
                         Progress::StartFailed { error, .. } => error.to_string(),
                     });
                 },
             )
             .await;
-            (outcome, told)
+            (outcome, reported)
         }
 
         fn assert_all_closed(&self, but: usize) {
@@ -1020,23 +1028,23 @@ mod tests {
     #[tokio::test]
     async fn a_node_that_runs_is_joined() {
         let script = Script::new([Ok(at(BackendState::Running))]);
-        let (outcome, told) = script.join(plan(true)).await;
+        let (outcome, reported) = script.join(limits(true)).await;
         let _node = outcome.unwrap();
-        assert_eq!(told, ["running"]);
+        assert_eq!(reported, ["running"]);
         script.assert_all_closed(1);
     }
 
     #[tokio::test]
-    async fn failed_starts_are_tried_again_and_told() {
+    async fn failed_starts_are_retried_and_reported() {
         let script = Script::new([
             Err(Error::Start("no state".into())),
             Err(Error::Io("disk".into())),
             Ok(at(BackendState::Running)),
         ]);
-        let (outcome, told) = script.join(plan(true)).await;
+        let (outcome, reported) = script.join(limits(true)).await;
         let _node = outcome.unwrap();
         assert_eq!(
-            told,
+            reported,
             ["the node would not start: no state", "disk", "running"]
         );
     }
@@ -1053,9 +1061,9 @@ mod tests {
             Ok(at(BackendState::Stopped)),
             Ok(at(BackendState::Running)),
         ]);
-        let (outcome, told) = script.join(plan(true)).await;
+        let (outcome, reported) = script.join(limits(true)).await;
         let _node = outcome.unwrap();
-        assert_eq!(told, ["no-network", "stopped", "running"]);
+        assert_eq!(reported, ["no-network", "stopped", "running"]);
         assert_eq!(script.made.load(Ordering::SeqCst), 4);
         script.assert_all_closed(1);
     }
@@ -1069,9 +1077,9 @@ mod tests {
         let script = Script::new([Ok(refused)]);
         let began = Instant::now();
         let (outcome, _) = script
-            .join(Plan {
+            .join(JoinLimits {
                 timeout: 3_600_000 * MS,
-                ..plan(true)
+                ..limits(true)
             })
             .await;
         let error = outcome.unwrap_err();
@@ -1084,7 +1092,7 @@ mod tests {
     #[tokio::test]
     async fn wrong_settings_end_it_at_once() {
         let script = Script::new([Err(Error::Invalid("hostname: too long".into()))]);
-        let (outcome, _) = script.join(plan(true)).await;
+        let (outcome, _) = script.join(limits(true)).await;
         let error = outcome.unwrap_err();
         assert_eq!((error.code(), error.exit_code()), ("bad-settings", 64));
         assert_eq!(script.made.load(Ordering::SeqCst), 1);
@@ -1093,12 +1101,12 @@ mod tests {
     #[tokio::test]
     async fn a_login_is_waited_for_with_one_node() {
         let script = Script::new([Ok(login_url())]);
-        let (outcome, told) = script.join(plan(false)).await;
+        let (outcome, reported) = script.join(limits(false)).await;
         let error = outcome.unwrap_err();
         assert_eq!((error.code(), error.exit_code()), ("needs-login", 11));
         assert!(error.to_string().contains("https://login/a/1"), "{error}");
         assert!(error.to_string().contains("within 200ms"), "{error}");
-        assert_eq!(told, ["needs-login"]);
+        assert_eq!(reported, ["needs-login"]);
         assert_eq!(script.made.load(Ordering::SeqCst), 1);
         script.assert_all_closed(0);
     }
@@ -1122,10 +1130,10 @@ mod tests {
                 node.set_status(|s| *s = at(state));
             }
         };
-        let ((outcome, told), ()) = tokio::join!(script.join(plan(false)), steps);
+        let ((outcome, reported), ()) = tokio::join!(script.join(limits(false)), steps);
         let _node = outcome.unwrap();
         assert_eq!(
-            told,
+            reported,
             ["needs-login", "needs-approval", "starting", "running"]
         );
     }
@@ -1160,9 +1168,9 @@ mod tests {
         ] {
             let script = Script::new([step]);
             let (outcome, _) = script
-                .join(Plan {
+                .join(JoinLimits {
                     timeout: 40 * MS,
-                    ..plan(true)
+                    ..limits(true)
                 })
                 .await;
             let error = outcome.unwrap_err();
@@ -1175,7 +1183,7 @@ mod tests {
     async fn dropping_closes_the_node() {
         let script = Script::new([Ok(login_url())]);
         {
-            let joining = join(|| script.make(), plan(false), |_| {});
+            let joining = join(|| script.make(), limits(false), |_| {});
             assert!(tokio::time::timeout(20 * MS, joining).await.is_err());
         }
         let nodes = std::mem::take(&mut *script.nodes.lock().unwrap());

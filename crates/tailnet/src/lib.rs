@@ -15,8 +15,8 @@
 //! - `ffi.rs` is the fence: every call into Go, and the unsafe code;
 //! - `calls.rs` has the threads that make those calls;
 //! - `wire.rs` reads the messages that Go sends on descriptors;
-//! - `direct.rs` holds the bytes of accepted connections in memory that Go fills and empties;
-//! - `inline.rs` lets Go's thread poll the task that serves a connection.
+//! - `shared_buffer` holds the bytes of accepted connections in memory that Go fills and empties,
+//!   and lets Go's thread poll the future that serves a connection.
 //!
 //! What a caller may do is decided in `identity` and above, not here.
 //!
@@ -42,21 +42,22 @@
 //! # }
 //! ```
 
+#[cfg(feature = "test-util")]
+mod axum;
 mod calls;
 mod config;
-mod direct;
 mod embedded;
 mod error;
-#[doc(hidden)]
+#[cfg(any(test, feature = "test-util"))]
 pub mod fake;
 mod ffi;
-#[doc(hidden)]
+#[cfg(feature = "test-util")]
 pub mod fuzzing;
-mod inline;
 pub mod join;
 mod listener;
 mod log;
 mod membership;
+mod shared_buffer;
 mod status;
 mod stream;
 mod wire;
@@ -66,8 +67,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-pub use config::{Config, LogLevel, Store};
-pub use direct::together;
+pub use config::{Config, LogLevel, StateStore};
 pub use embedded::{
     CLOSE_WITHIN, EmbeddedNode, EngineVersion, RuntimeLimits, RuntimeStats, engine_version,
     limit_runtime, runtime_stats,
@@ -75,6 +75,7 @@ pub use embedded::{
 pub use error::Error;
 pub use listener::{ListenAddr, Listener, Peer, Via};
 pub use membership::Membership;
+pub use shared_buffer::batch_wakeups;
 pub use status::{BackendState, Status, WhoIs, WhoIsNode, WhoIsUser};
 pub use stream::Stream;
 

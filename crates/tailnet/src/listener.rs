@@ -11,23 +11,18 @@
 //! - The node lives at least as long as its listeners, unless it is closed.
 
 use std::{
-    fmt, io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::Arc,
+    fmt,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
-use axum::{extract::connect_info::Connected, serve::IncomingStream};
+use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Error, Stream,
-    fake::FakeListener,
-    wire::{Arrival, Broken, Channel},
-};
+use super::{Error, Stream};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// What to listen on. Never a host address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +72,8 @@ pub enum Via {
 /// Accepts connections from the tailnet.
 #[derive(Debug)]
 pub struct Listener {
-    source: Source,
+    /// `None` once the listener has ended.
+    source: Option<Box<dyn Source>>,
     addr: ListenAddr,
     /// Cancelled when the node is closed.
     ended: CancellationToken,
@@ -87,30 +83,35 @@ pub struct Listener {
     failure: Option<Error>,
 }
 
-#[derive(Debug)]
-pub(super) enum Source {
-    Embedded {
-        channel: Channel,
-        node: Arc<super::embedded::Inner>,
-    },
-    Fake(FakeListener),
-    Dead,
+/// Where a listener's connections come from.
+pub(super) trait Source: fmt::Debug + Send + Sync {
+    /// One attempt to accept. Dropping the future loses no connection.
+    fn next(&mut self) -> BoxFuture<'_, AcceptOutcome>;
+
+    /// As [`Listener::refuse`].
+    fn refuse(&self) -> bool {
+        false
+    }
 }
 
 /// Outcome of one attempt to accept.
-enum Next {
+pub(super) enum AcceptOutcome {
     Connection(Stream, Peer),
     /// The connection ended before it was accepted.
     Ended,
     /// No connection this time, but the next attempt may succeed.
-    Passing(Error),
+    Retry(Error),
     End(Error),
 }
 
 impl Listener {
-    pub(super) fn new(source: Source, addr: ListenAddr, ended: CancellationToken) -> Self {
+    pub(super) fn new(
+        source: impl Source + 'static,
+        addr: ListenAddr,
+        ended: CancellationToken,
+    ) -> Self {
         Self {
-            source,
+            source: Some(Box::new(source)),
             addr,
             ended,
             pause: FIRST_PAUSE,
@@ -122,27 +123,30 @@ impl Listener {
     /// no connection.
     pub async fn accept(&mut self) -> Result<(Stream, Peer), Error> {
         loop {
-            let next = tokio::select! {
-                biased;
-                () = self.ended.cancelled() => Next::End(Error::Closed),
-                next = self.source.next() => next,
+            let Some(source) = &mut self.source else {
+                return Err(self.failure.take().unwrap_or(Error::Closed));
             };
-            match next {
-                Next::Connection(stream, peer) => {
+            let outcome = tokio::select! {
+                biased;
+                () = self.ended.cancelled() => AcceptOutcome::End(Error::Closed),
+                outcome = source.next() => outcome,
+            };
+            match outcome {
+                AcceptOutcome::Connection(stream, peer) => {
                     self.pause = FIRST_PAUSE;
                     self.failure = None;
                     return Ok((stream, peer));
                 }
-                Next::Ended => {}
-                Next::End(error) => {
-                    self.source = Source::Dead;
+                AcceptOutcome::Ended => {}
+                AcceptOutcome::End(error) => {
+                    self.source = None;
                     return Err(self.failure.take().unwrap_or(error));
                 }
-                Next::Passing(error) => {
+                AcceptOutcome::Retry(error) => {
                     tracing::warn!(%error, addr = %self.addr, pause = ?self.pause, "accept failed, trying again");
                     self.failure = Some(error);
                     let pause = self.pause;
-                    self.pause = (pause * 2).min(LONGEST_PAUSE);
+                    self.pause = (pause * 2).min(MAX_PAUSE);
                     tokio::select! {
                         () = self.ended.cancelled() => {}
                         () = tokio::time::sleep(pause) => {}
@@ -155,79 +159,10 @@ impl Listener {
     /// Refuses new connections. Returns true if established connections can still be accepted until
     /// `accept` fails. False if this listener cannot tell the two apart: the caller should drop it.
     pub fn refuse(&mut self) -> bool {
-        match &self.source {
-            Source::Embedded { channel, .. } => channel.say_last(),
-            Source::Fake(_) | Source::Dead => false,
-        }
+        self.source.as_ref().is_some_and(|source| source.refuse())
     }
 
     pub fn local_addr(&self) -> ListenAddr {
         self.addr
-    }
-}
-
-impl Source {
-    async fn next(&mut self) -> Next {
-        match self {
-            Self::Dead => Next::End(Error::Closed),
-            Self::Embedded { channel, node } => match channel.connection().await {
-                Ok(Some(Arrival::Accepted {
-                    stream: Some(stream),
-                    peer,
-                })) => Next::Connection(Stream::direct(stream, Arc::clone(node) as _), peer),
-                Ok(Some(Arrival::Accepted { stream: None, .. })) => Next::Ended,
-                Ok(Some(Arrival::Dialled { .. })) => {
-                    Next::End(Error::Internal("a listener told of a dial".into()))
-                }
-                // Go reports what went wrong. If it was the end, Go closes the channel next.
-                Ok(Some(Arrival::Failure(error))) => Next::Passing(error),
-                Ok(None) => Next::End(Error::Closed),
-                Err(lost @ Broken::Lost) => Next::Passing(lost.into()),
-                Err(broken) => Next::End(broken.into()),
-            },
-            Self::Fake(listener) => match listener.accept().await {
-                Ok((stream, peer)) => Next::Connection(stream, peer),
-                Err(error) => Next::Passing(error),
-            },
-        }
-    }
-}
-
-/// For `axum::serve`. A listener that has ended logs it once and then never returns. A caller that
-/// must act on the end calls [`Listener::accept`] itself.
-impl axum::serve::Listener for Listener {
-    type Io = Stream;
-    type Addr = Peer;
-
-    async fn accept(&mut self) -> (Stream, Peer) {
-        match Self::accept(self).await {
-            Ok(connection) => connection,
-            Err(error) => {
-                if !matches!(error, Error::Closed) {
-                    tracing::error!(%error, addr = %self.addr, "listener ended");
-                }
-                std::future::pending().await
-            }
-        }
-    }
-
-    /// A listener has no peer: both addresses are our own.
-    fn local_addr(&self) -> io::Result<Peer> {
-        let own = match self.addr {
-            ListenAddr::Port(port) => SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port),
-            ListenAddr::Addr(ip, port) => SocketAddr::new(ip, port),
-        };
-        Ok(Peer {
-            addr: own,
-            local: own,
-            via: Via::Tailnet,
-        })
-    }
-}
-
-/// Makes `ConnectInfo<Peer>` work in handlers.
-impl Connected<IncomingStream<'_, Listener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Listener>) -> Self {
-        *stream.remote_addr()
     }
 }

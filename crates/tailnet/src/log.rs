@@ -10,7 +10,7 @@ use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 
 /// Longer lines are cut into pieces of this many bytes.
-const LONGEST: u64 = 64 * 1024;
+const MAX_LINE: u64 = 64 * 1024;
 
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 struct Line {
@@ -29,12 +29,12 @@ pub(super) async fn pump(pipe: impl AsyncRead + Unpin, node: String) {
     loop {
         bytes.clear();
         match (&mut pipe)
-            .take(LONGEST)
+            .take(MAX_LINE)
             .read_until(b'\n', &mut bytes)
             .await
         {
             Ok(0) => return,
-            Ok(_) => tell(&line(&bytes), &node),
+            Ok(_) => emit(&line(&bytes), &node),
             Err(error) => {
                 tracing::warn!(target: "tsnet", %error, node, "the node's log can no longer be read");
                 return;
@@ -55,7 +55,7 @@ fn line(bytes: &[u8]) -> Line {
     line
 }
 
-fn tell(line: &Line, node: &str) {
+fn emit(line: &Line, node: &str) {
     if line.dropped > 0 {
         tracing::warn!(target: "tsnet", dropped = line.dropped, node, "lines of the node's log were dropped");
     }
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_told_as_it_is() {
+    fn a_line_that_is_not_json_is_logged_as_it_is() {
         let line = line(b"fatal \xff\n");
         assert_eq!(line.msg, "fatal \u{fffd}");
     }

@@ -1,5 +1,5 @@
-//! The server's own place on the tailnet, as everybody in the process may ask for it: from the first
-//! moment on, while the node joins, and once it has joined.
+//! The server's own place on the tailnet, as everybody in the process may ask for it: from the
+//! first moment on, while the node joins, and once it has joined.
 
 use std::sync::{Arc, OnceLock};
 

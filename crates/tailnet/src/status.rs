@@ -23,7 +23,7 @@ pub struct Status {
     pub addresses: Vec<IpAddr>,
     /// MagicDNS suffix of the tailnet.
     pub tailnet: String,
-    #[serde(deserialize_with = "moment")]
+    #[serde(deserialize_with = "optional_timestamp")]
     pub key_expiry: Option<jiff::Timestamp>,
     pub expired: bool,
     pub tags: Vec<String>,
@@ -76,7 +76,7 @@ pub struct WhoIsNode {
     pub hostname: String,
     pub addresses: Vec<IpAddr>,
     pub tags: Vec<String>,
-    #[serde(deserialize_with = "moment")]
+    #[serde(deserialize_with = "optional_timestamp")]
     pub key_expiry: Option<jiff::Timestamp>,
     pub expired: bool,
     /// Shared into this tailnet by someone.
@@ -94,7 +94,9 @@ pub struct WhoIsUser {
 }
 
 /// A time in RFC 3339; an empty string is `None`.
-fn moment<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<jiff::Timestamp>, D::Error> {
+fn optional_timestamp<'de, D: serde::Deserializer<'de>>(
+    d: D,
+) -> Result<Option<jiff::Timestamp>, D::Error> {
     let text = String::deserialize(d)?;
     if text.is_empty() {
         return Ok(None);
@@ -119,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_new_does_no_harm_and_is_not_running() {
+    fn unknown_fields_are_ignored_and_an_unknown_state_is_not_running() {
         let json = r#"{"state":"Meditating","key_expiry":"","news":[1]}"#;
         let status: Status = serde_json::from_str(json).unwrap();
         assert_eq!(status.state, BackendState::Unknown);
@@ -127,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_that_is_none_is_an_error() {
+    fn an_invalid_time_is_an_error() {
         assert!(serde_json::from_str::<Status>(r#"{"key_expiry":"tomorrow"}"#).is_err());
     }
 }

@@ -10,7 +10,6 @@
 use std::{
     any::Any,
     fmt,
-    future::Future,
     io::{self, IoSlice},
     os::fd::{AsFd, OwnedFd},
     pin::Pin,
@@ -18,17 +17,16 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use super::{
-    direct::Direct,
-    inline::{Home, Inline},
-};
 use futures_util::future::BoxFuture;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpStream, UnixStream},
+    net::UnixStream,
 };
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+#[cfg(any(test, feature = "test-util"))]
+use super::fake::FakeStream;
+use super::shared_buffer::AcceptedStream;
 
 /// Bytes to and from a peer.
 pub struct Stream {
@@ -37,87 +35,61 @@ pub struct Stream {
     _owner: Arc<dyn Any + Send + Sync>,
 }
 
+#[derive(Debug)]
 enum Kind {
     /// Accepted by the embedded node.
-    Direct(Direct),
-    /// Dialled by the embedded node: one end of a socket pair. Go copies between its other end and
-    /// the tailnet.
-    Pair {
-        socket: UnixStream,
-        /// We have ended our direction.
-        shut: bool,
-    },
-    /// A connection of the fake node.
-    Tcp(Box<Tcp>),
+    Accepted(AcceptedStream),
+    /// Dialled by the embedded node.
+    Dialled(DialledStream),
+    #[cfg(any(test, feature = "test-util"))]
+    Fake(Box<FakeStream>),
 }
 
-struct Tcp {
-    socket: TcpStream,
-    /// The kernel reports a reset only once, to whichever direction asks first. The other one must
-    /// not take the silence that follows for an orderly end.
-    broken: bool,
-    /// The end of the node. Each direction has its own future, as a different task may poll it.
-    reader_ended: Pin<Box<WaitForCancellationFutureOwned>>,
-    writer_ended: Pin<Box<WaitForCancellationFutureOwned>>,
+/// One end of a socket pair. Go copies between its other end and the tailnet.
+#[derive(Debug)]
+struct DialledStream {
+    socket: UnixStream,
+    /// We have ended our direction.
+    write_ended: bool,
 }
 
 impl Stream {
-    pub(super) fn pair(socket: OwnedFd, owner: Arc<dyn Any + Send + Sync>) -> io::Result<Self> {
-        let socket = std::os::unix::net::UnixStream::from(socket);
-        socket.set_nonblocking(true)?;
-        Ok(Self {
-            kind: Kind::Pair {
-                socket: UnixStream::from_std(socket)?,
-                shut: false,
-            },
-            _owner: owner,
-        })
-    }
-
-    pub(super) fn direct(direct: Direct, owner: Arc<dyn Any + Send + Sync>) -> Self {
+    pub(super) fn accepted(stream: AcceptedStream, owner: Arc<dyn Any + Send + Sync>) -> Self {
         Self {
-            kind: Kind::Direct(direct),
+            kind: Kind::Accepted(stream),
             _owner: owner,
         }
     }
 
-    /// Wraps the future that serves this stream so that Go's turns may poll it too. `None` for a
-    /// stream that has no turns.
-    pub fn home(
-        &self,
-    ) -> Option<impl FnOnce(BoxFuture<'static, ()>) -> BoxFuture<'static, ()> + Send + use<>> {
-        let Kind::Direct(direct) = &self.kind else {
-            return None;
-        };
-        let conn = Arc::clone(direct.conn());
-        Some(move |future| {
-            let turns = Arc::downgrade(&conn);
-            let promise = move |inline: &Arc<Inline>| {
-                turns
-                    .upgrade()
-                    .is_some_and(|conn| conn.promise_turn(inline))
-            };
-            let home = Home::new(future, promise);
-            conn.serve_inline(home.inline());
-            Box::pin(home) as BoxFuture<'static, ()>
+    pub(super) fn dialled(socket: OwnedFd, owner: Arc<dyn Any + Send + Sync>) -> io::Result<Self> {
+        let socket = std::os::unix::net::UnixStream::from(socket);
+        socket.set_nonblocking(true)?;
+        Ok(Self {
+            kind: Kind::Dialled(DialledStream {
+                socket: UnixStream::from_std(socket)?,
+                write_ended: false,
+            }),
+            _owner: owner,
         })
     }
 
-    pub(super) fn tcp(
-        socket: TcpStream,
-        ended: &CancellationToken,
-        owner: Arc<dyn Any + Send + Sync>,
-    ) -> io::Result<Self> {
-        socket.set_nodelay(true)?;
-        Ok(Self {
-            kind: Kind::Tcp(Box::new(Tcp {
-                socket,
-                broken: false,
-                reader_ended: Box::pin(ended.clone().cancelled_owned()),
-                writer_ended: Box::pin(ended.clone().cancelled_owned()),
-            })),
+    #[cfg(any(test, feature = "test-util"))]
+    pub(super) fn fake(stream: FakeStream, owner: Arc<dyn Any + Send + Sync>) -> Self {
+        Self {
+            kind: Kind::Fake(Box::new(stream)),
             _owner: owner,
-        })
+        }
+    }
+
+    /// Wraps the future that serves this stream so that Go's thread may poll it too. `None` for a
+    /// stream whose bytes do not come in Go's turns.
+    pub fn poll_in_place(
+        &self,
+    ) -> Option<impl FnOnce(BoxFuture<'static, ()>) -> BoxFuture<'static, ()> + Send + use<>> {
+        match &self.kind {
+            Kind::Accepted(stream) => Some(stream.poll_in_place()),
+            _ => None,
+        }
     }
 }
 
@@ -128,35 +100,27 @@ impl AsyncRead for Stream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match &mut self.kind {
-            Kind::Direct(direct) => direct.poll_read(cx, buf),
-            Kind::Pair { socket, shut } => {
-                let before = buf.filled().len();
-                let room = buf.remaining() > 0;
-                ready!(Pin::new(&mut *socket).poll_read(cx, buf))?;
-                let end = room && buf.filled().len() == before;
-                // An orderly end of the peer closes one direction, and ours is still open. Go
-                // signals a broken connection by closing its end of the pair, so the socket is hung
-                // up in both directions although we did not shut it down.
-                if end && !*shut && hung_up(socket)? {
-                    return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-                }
-                Poll::Ready(Ok(()))
-            }
-            Kind::Tcp(tcp) => {
-                if tcp.reader_ended.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-                }
-                let before = buf.filled().len();
-                let room = buf.remaining() > 0;
-                let read = ready!(Pin::new(&mut tcp.socket).poll_read(cx, buf));
-                tcp.broken |= read.is_err();
-                let end = room && read.is_ok() && buf.filled().len() == before;
-                if end && tcp.broken {
-                    return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-                }
-                Poll::Ready(read)
-            }
+            Kind::Accepted(stream) => stream.poll_read(cx, buf),
+            Kind::Dialled(stream) => stream.poll_read(cx, buf),
+            #[cfg(any(test, feature = "test-util"))]
+            Kind::Fake(stream) => Pin::new(&mut **stream).poll_read(cx, buf),
         }
+    }
+}
+
+impl DialledStream {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let room = buf.remaining() > 0;
+        ready!(Pin::new(&mut self.socket).poll_read(cx, buf))?;
+        let end = room && buf.filled().len() == before;
+        // An orderly end of the peer closes one direction, and ours is still open. Go signals a
+        // broken connection by closing its end of the pair, so the socket is hung up in both
+        // directions although we did not shut it down.
+        if end && !self.write_ended && hung_up(&self.socket)? {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -166,12 +130,12 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if let Kind::Direct(direct) = &self.kind {
-            return direct.poll_write(cx, &[IoSlice::new(buf)]);
+        match &mut self.kind {
+            Kind::Accepted(stream) => stream.poll_write(cx, &[IoSlice::new(buf)]),
+            Kind::Dialled(stream) => Pin::new(&mut stream.socket).poll_write(cx, buf),
+            #[cfg(any(test, feature = "test-util"))]
+            Kind::Fake(stream) => Pin::new(&mut **stream).poll_write(cx, buf),
         }
-        let written = self.kind.writer(cx)?.poll_write(cx, buf);
-        self.kind.note(&written);
-        written
     }
 
     fn poll_write_vectored(
@@ -179,12 +143,12 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if let Kind::Direct(direct) = &self.kind {
-            return direct.poll_write(cx, bufs);
+        match &mut self.kind {
+            Kind::Accepted(stream) => stream.poll_write(cx, bufs),
+            Kind::Dialled(stream) => Pin::new(&mut stream.socket).poll_write_vectored(cx, bufs),
+            #[cfg(any(test, feature = "test-util"))]
+            Kind::Fake(stream) => Pin::new(&mut **stream).poll_write_vectored(cx, bufs),
         }
-        let written = self.kind.writer(cx)?.poll_write_vectored(cx, bufs);
-        self.kind.note(&written);
-        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -197,51 +161,29 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.kind {
-            Kind::Direct(direct) => {
-                direct.shutdown();
+        let shutdown = match &mut self.kind {
+            Kind::Accepted(stream) => {
+                stream.shutdown();
                 return Poll::Ready(Ok(()));
             }
-            Kind::Pair { shut, .. } => *shut = true,
-            Kind::Tcp(_) => {}
-        }
-        let shutdown = ready!(self.kind.writer(cx)?.poll_shutdown(cx));
+            Kind::Dialled(stream) => {
+                stream.write_ended = true;
+                Pin::new(&mut stream.socket).poll_shutdown(cx)
+            }
+            #[cfg(any(test, feature = "test-util"))]
+            Kind::Fake(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
+        };
         // The peer has gone already, so it need not be told.
-        Poll::Ready(match shutdown {
+        Poll::Ready(match ready!(shutdown) {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
             other => other,
         })
     }
 }
 
-impl Kind {
-    fn writer(&mut self, cx: &mut Context<'_>) -> io::Result<Pin<&mut (dyn AsyncWrite + Unpin)>> {
-        match self {
-            Self::Direct(_) => Err(io::ErrorKind::Unsupported.into()),
-            Self::Pair { socket, .. } => Ok(Pin::new(socket)),
-            Self::Tcp(tcp) => {
-                if tcp.writer_ended.as_mut().poll(cx).is_ready() {
-                    return Err(io::ErrorKind::ConnectionReset.into());
-                }
-                Ok(Pin::new(&mut tcp.socket))
-            }
-        }
-    }
-
-    fn note(&mut self, written: &Poll<io::Result<usize>>) {
-        if let (Self::Tcp(tcp), Poll::Ready(Err(_))) = (self, written) {
-            tcp.broken = true;
-        }
-    }
-}
-
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.kind {
-            Kind::Direct(direct) => f.debug_tuple("Stream").field(direct).finish(),
-            Kind::Pair { socket, .. } => f.debug_tuple("Stream").field(socket).finish(),
-            Kind::Tcp(tcp) => f.debug_tuple("Stream").field(&tcp.socket).finish(),
-        }
+        f.debug_tuple("Stream").field(&self.kind).finish()
     }
 }
 
@@ -270,7 +212,7 @@ mod tests {
 
     fn pair() -> (Stream, Other) {
         let (ours, theirs) = Other::pair().unwrap();
-        (Stream::pair(ours.into(), Arc::new(())).unwrap(), theirs)
+        (Stream::dialled(ours.into(), Arc::new(())).unwrap(), theirs)
     }
 
     #[tokio::test]

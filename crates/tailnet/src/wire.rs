@@ -2,7 +2,7 @@
 //!
 //! Invariants
 //! - One message is one `recvmsg`; a connection and the address of its peer come out of the same
-//!   call. An accepted connection is a number (`direct.rs`), a dialled one a descriptor.
+//!   call. An accepted connection is a number (`shared_buffer.rs`), a dialled one a descriptor.
 //! - Connections that were not taken are closed with their channel.
 //! - A message that is cut short, too long, of another version or kind, or with the wrong number of
 //!   descriptors is an error. Nothing is guessed, and descriptors that came along are closed.
@@ -21,21 +21,20 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFl
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
-    Error, Peer, Via,
-    direct::{self, Direct},
-    ffi,
+    Error, Peer, Via, ffi,
+    shared_buffer::{self, AcceptedStream},
 };
 
 /// Length in bytes of the fixed part that begins each message.
-const HEAD: usize = ffi::HEAD;
+const HEADER: usize = ffi::HEADER;
 const VERSION: u8 = 1;
 const ACCEPTED: u8 = 0;
-const FUNNELLED: u8 = 1;
+const FUNNEL: u8 = 1;
 const DIALLED: u8 = 2;
 const FAILURE: u8 = 255;
 
 /// Limit in bytes of the text of a failure.
-const WORDS: usize = 4096;
+const MAX_MESSAGE: usize = 4096;
 
 /// Our end of a message socket.
 #[derive(Debug)]
@@ -43,14 +42,14 @@ pub(super) struct Channel(AsyncFd<OwnedFd>);
 
 /// A connection, or the reason why there is none.
 #[derive(Debug)]
-pub(super) enum Arrival {
+pub(super) enum ConnectionMessage {
     /// One end of a socket pair.
     Dialled {
         socket: OwnedFd,
     },
     /// `None`: the connection has ended already.
     Accepted {
-        stream: Option<Direct>,
+        stream: Option<AcceptedStream>,
         peer: Peer,
     },
     Failure(Error),
@@ -58,9 +57,9 @@ pub(super) enum Arrival {
 
 /// The channel broke the contract of the C ABI.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Broken {
+pub(super) enum ChannelError {
     #[error("a message that is not ours: {0}")]
-    Foreign(String),
+    Malformed(String),
     #[error("receiving from the node: {0}")]
     Io(#[from] io::Error),
     /// The kernel dropped the connection that the message carried.
@@ -68,11 +67,11 @@ pub(super) enum Broken {
     Lost,
 }
 
-impl From<Broken> for Error {
-    fn from(broken: Broken) -> Self {
+impl From<ChannelError> for Error {
+    fn from(broken: ChannelError) -> Self {
         match broken {
-            Broken::Foreign(_) => Self::Internal(broken.to_string()),
-            Broken::Io(_) | Broken::Lost => Self::Io(broken.to_string()),
+            ChannelError::Malformed(_) => Self::Internal(broken.to_string()),
+            ChannelError::Io(_) | ChannelError::Lost => Self::Io(broken.to_string()),
         }
     }
 }
@@ -84,12 +83,12 @@ impl Channel {
     }
 
     /// The next connection; `None` when the other side has closed the channel.
-    pub(super) async fn connection(&self) -> Result<Option<Arrival>, Broken> {
+    pub(super) async fn connection(&self) -> Result<Option<ConnectionMessage>, ChannelError> {
         self.0
             .async_io(Interest::READABLE, |fd| match receive_connection(fd) {
                 // `async_io` waits for the next message only on an `io::Error`, so this one must
                 // stay one.
-                Err(Broken::Io(error)) => Err(error),
+                Err(ChannelError::Io(error)) => Err(error),
                 other => Ok(other),
             })
             .await?
@@ -97,17 +96,17 @@ impl Channel {
 
     /// Shuts down our direction, on which nothing is ever sent. Go takes that for "accept no more".
     /// False if that failed.
-    pub(super) fn say_last(&self) -> bool {
+    pub(super) fn refuse_new(&self) -> bool {
         rustix::net::shutdown(self.0.get_ref(), rustix::net::Shutdown::Write).is_ok()
     }
 
     /// Receives the next text and returns its length in `text`; `None` when the other side has
     /// closed the channel.
-    pub(super) async fn text(&self, text: &mut [u8]) -> Result<Option<usize>, Broken> {
+    pub(super) async fn text(&self, text: &mut [u8]) -> Result<Option<usize>, ChannelError> {
         let (length, flags) = self
             .0
             .async_io(Interest::READABLE, |fd| {
-                let message = repeat(|| {
+                let message = retry_interrupted(|| {
                     recvmsg(
                         fd,
                         &mut [IoSliceMut::new(text)],
@@ -119,7 +118,7 @@ impl Channel {
             })
             .await?;
         if flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-            return Err(Broken::Foreign(format!(
+            return Err(ChannelError::Malformed(format!(
                 "longer than {} bytes, or not a text",
                 text.len()
             )));
@@ -138,13 +137,13 @@ impl Drop for Channel {
     }
 }
 
-fn receive_connection(fd: &OwnedFd) -> Result<Option<Arrival>, Broken> {
-    let mut bytes = [0; HEAD + WORDS];
+fn receive_connection(fd: &OwnedFd) -> Result<Option<ConnectionMessage>, ChannelError> {
+    let mut bytes = [0; HEADER + MAX_MESSAGE];
     // Room for more descriptors than the one expected, so that a second one is noticed. The kernel
     // would drop it silently.
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let message = repeat(|| {
+    let message = retry_interrupted(|| {
         recvmsg(
             fd,
             &mut [IoSliceMut::new(&mut bytes)],
@@ -162,19 +161,19 @@ fn receive_connection(fd: &OwnedFd) -> Result<Option<Arrival>, Broken> {
         .collect();
 
     if message.flags.contains(ReturnFlags::CTRUNC) && sockets.is_empty() {
-        return Err(Broken::Lost);
+        return Err(ChannelError::Lost);
     }
     if message
         .flags
         .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
     {
-        return Err(Broken::Foreign(format!(
+        return Err(ChannelError::Malformed(format!(
             "cut after {} bytes",
             message.bytes
         )));
     }
     let Some(message) = bytes.get(..message.bytes) else {
-        return Err(Broken::Foreign("longer than its buffer".into()));
+        return Err(ChannelError::Malformed("longer than its buffer".into()));
     };
     if message.is_empty() {
         return Ok(None);
@@ -182,15 +181,18 @@ fn receive_connection(fd: &OwnedFd) -> Result<Option<Arrival>, Broken> {
     let socket = match (sockets.len(), sockets.pop()) {
         (1, socket) => socket,
         (0, _) => None,
-        (more, _) => return Err(Broken::Foreign(format!("{more} descriptors"))),
+        (more, _) => return Err(ChannelError::Malformed(format!("{more} descriptors"))),
     };
     parse(message, socket).map(Some)
 }
 
 /// Parses a whole message.
-pub(super) fn parse(message: &[u8], socket: Option<OwnedFd>) -> Result<Arrival, Broken> {
-    let Some((head, words)) = message.split_first_chunk::<HEAD>() else {
-        return Err(Broken::Foreign(format!(
+pub(super) fn parse(
+    message: &[u8],
+    socket: Option<OwnedFd>,
+) -> Result<ConnectionMessage, ChannelError> {
+    let Some((header, rest)) = message.split_first_chunk::<HEADER>() else {
+        return Err(ChannelError::Malformed(format!(
             "{} bytes are no head",
             message.len()
         )));
@@ -205,40 +207,42 @@ pub(super) fn parse(message: &[u8], socket: Option<OwnedFd>) -> Result<Arrival, 
         local0,
         local1,
         addrs @ ..,
-    ] = *head;
+    ] = *header;
     if version != VERSION {
-        return Err(Broken::Foreign(format!("version {version}")));
+        return Err(ChannelError::Malformed(format!("version {version}")));
     }
     let via = match kind {
         DIALLED => {
-            return match (socket, words.is_empty()) {
-                (Some(socket), true) => Ok(Arrival::Dialled { socket }),
-                _ => Err(Broken::Foreign(format!(
+            return match (socket, rest.is_empty()) {
+                (Some(socket), true) => Ok(ConnectionMessage::Dialled { socket }),
+                _ => Err(ChannelError::Malformed(format!(
                     "a connection of {} bytes, or without its descriptor",
                     message.len()
                 ))),
             };
         }
         ACCEPTED => Via::Tailnet,
-        FUNNELLED => Via::Funnel,
+        FUNNEL => Via::Funnel,
         FAILURE => {
             let code = u16::from_ne_bytes([code0, code1]);
             return match socket {
-                Some(_) => Err(Broken::Foreign("a failure with a descriptor".into())),
-                None => Ok(Arrival::Failure(ffi::error(code.into(), words))),
+                Some(_) => Err(ChannelError::Malformed(
+                    "a failure with a descriptor".into(),
+                )),
+                None => Ok(ConnectionMessage::Failure(ffi::error(code.into(), rest))),
             };
         }
-        other => return Err(Broken::Foreign(format!("kind {other}"))),
+        other => return Err(ChannelError::Malformed(format!("kind {other}"))),
     };
-    let (None, Ok(id)) = (socket, words.try_into()) else {
-        return Err(Broken::Foreign(format!(
+    let (None, Ok(id)) = (socket, rest.try_into()) else {
+        return Err(ChannelError::Malformed(format!(
             "a connection of {} bytes, or with a descriptor",
             message.len()
         )));
     };
     let (peer, local) = addrs.split_at(16);
-    Ok(Arrival::Accepted {
-        stream: direct::take(u64::from_ne_bytes(id)),
+    Ok(ConnectionMessage::Accepted {
+        stream: shared_buffer::take(u64::from_ne_bytes(id)),
         peer: Peer {
             addr: address(peer, [peer0, peer1])?,
             local: address(local, [local0, local1])?,
@@ -248,10 +252,10 @@ pub(super) fn parse(message: &[u8], socket: Option<OwnedFd>) -> Result<Arrival, 
 }
 
 /// The address is IPv6, or IPv4 as `::ffff:a.b.c.d`; the port is in host byte order.
-fn address(ip: &[u8], port: [u8; 2]) -> Result<SocketAddr, Broken> {
+fn address(ip: &[u8], port: [u8; 2]) -> Result<SocketAddr, ChannelError> {
     let ip: [u8; 16] = ip
         .try_into()
-        .map_err(|_| Broken::Foreign("an address of another length".into()))?;
+        .map_err(|_| ChannelError::Malformed("an address of another length".into()))?;
     Ok(SocketAddr::new(
         IpAddr::V6(Ipv6Addr::from(ip)).to_canonical(),
         u16::from_ne_bytes(port),
@@ -259,7 +263,7 @@ fn address(ip: &[u8], port: [u8; 2]) -> Result<SocketAddr, Broken> {
 }
 
 /// Repeats a call that a signal interrupted.
-fn repeat<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
+fn retry_interrupted<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
             Err(rustix::io::Errno::INTR) => {}
@@ -300,16 +304,16 @@ mod tests {
         sendmsg(to, &[IoSlice::new(bytes)], &mut control, SendFlags::empty()).unwrap();
     }
 
-    fn head(kind: u8) -> Vec<u8> {
-        let mut head = vec![VERSION, kind];
+    fn header(kind: u8) -> Vec<u8> {
+        let mut header = vec![VERSION, kind];
         for short in [6u16, 1234, 80] {
-            head.extend(short.to_ne_bytes());
+            header.extend(short.to_ne_bytes());
         }
         for ip in ["::ffff:100.64.0.7", "fd7a:115c:a1e0::9"] {
-            head.extend(ip.parse::<Ipv6Addr>().unwrap().octets());
+            header.extend(ip.parse::<Ipv6Addr>().unwrap().octets());
         }
-        assert_eq!(head.len(), HEAD);
-        head
+        assert_eq!(header.len(), HEADER);
+        header
     }
 
     fn any_fd() -> OwnedFd {
@@ -320,30 +324,35 @@ mod tests {
     const ID: u64 = 1 << 60;
 
     fn accepted(kind: u8, id: u64) -> Vec<u8> {
-        [head(kind), id.to_ne_bytes().to_vec()].concat()
+        [header(kind), id.to_ne_bytes().to_vec()].concat()
     }
 
     #[tokio::test]
     async fn a_connection_comes_with_its_peer() {
         let (channel, theirs) = pair();
-        let _conns = [direct::open(ID), direct::open(ID + 1)];
+        let _conns = [shared_buffer::open(ID), shared_buffer::open(ID + 1)];
         send(&theirs, &accepted(ACCEPTED, ID), &[]);
-        send(&theirs, &accepted(FUNNELLED, ID + 1), &[]);
-        let Some(Arrival::Accepted { stream, peer }) = channel.connection().await.unwrap() else {
+        send(&theirs, &accepted(FUNNEL, ID + 1), &[]);
+        let Some(ConnectionMessage::Accepted { stream, peer }) =
+            channel.connection().await.unwrap()
+        else {
             panic!()
         };
         assert!(stream.is_some());
         assert_eq!(peer.addr, "100.64.0.7:1234".parse().unwrap());
         assert_eq!(peer.local, "[fd7a:115c:a1e0::9]:80".parse().unwrap());
         assert_eq!(peer.via, Via::Tailnet);
-        let Some(Arrival::Accepted { stream, peer }) = channel.connection().await.unwrap() else {
+        let Some(ConnectionMessage::Accepted { stream, peer }) =
+            channel.connection().await.unwrap()
+        else {
             panic!()
         };
         assert!(stream.is_some());
         assert_eq!(peer.via, Via::Funnel);
         // A connection that was taken already, or has ended meanwhile.
         send(&theirs, &accepted(ACCEPTED, ID), &[]);
-        let Some(Arrival::Accepted { stream, .. }) = channel.connection().await.unwrap() else {
+        let Some(ConnectionMessage::Accepted { stream, .. }) = channel.connection().await.unwrap()
+        else {
             panic!()
         };
         assert!(stream.is_none());
@@ -354,8 +363,9 @@ mod tests {
     #[tokio::test]
     async fn a_dialled_connection_is_a_descriptor_that_no_child_gets() {
         let (channel, theirs) = pair();
-        send(&theirs, &head(DIALLED), &[&any_fd()]);
-        let Some(Arrival::Dialled { socket }) = channel.connection().await.unwrap() else {
+        send(&theirs, &header(DIALLED), &[&any_fd()]);
+        let Some(ConnectionMessage::Dialled { socket }) = channel.connection().await.unwrap()
+        else {
             panic!()
         };
         let flags = rustix::io::fcntl_getfd(&socket).unwrap();
@@ -363,56 +373,60 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nobody_took_is_closed_with_its_channel() {
+    async fn connections_left_in_a_channel_are_closed_with_it() {
         let (channel, theirs) = pair();
-        let conns = [direct::open(ID + 2), direct::open(ID + 3)];
+        let conns = [shared_buffer::open(ID + 2), shared_buffer::open(ID + 3)];
         send(&theirs, &accepted(ACCEPTED, ID + 2), &[]);
         send(&theirs, &accepted(ACCEPTED, ID + 3), &[]);
         drop(channel);
         for conn in conns {
-            assert!(conn.turn(b"", direct::End::Open, &mut []).closed);
+            assert!(
+                conn.turn(b"", shared_buffer::InboundState::Open, &mut [])
+                    .closed
+            );
         }
     }
 
     #[tokio::test]
     async fn a_failure_comes_with_its_words() {
         let (channel, theirs) = pair();
-        let mut message = head(FAILURE);
+        let mut message = header(FAILURE);
         message[2..4].copy_from_slice(&8u16.to_ne_bytes());
         message.extend(b"nobody listens there");
         send(&theirs, &message, &[]);
-        let Some(Arrival::Failure(Error::Refused(words))) = channel.connection().await.unwrap()
+        let Some(ConnectionMessage::Failure(Error::Refused(rest))) =
+            channel.connection().await.unwrap()
         else {
             panic!()
         };
-        assert_eq!(words, "nobody listens there");
+        assert_eq!(rest, "nobody listens there");
     }
 
     #[tokio::test]
-    async fn foreign_messages_are_errors_and_leave_no_descriptor() {
+    async fn malformed_messages_are_errors_and_leak_no_descriptor() {
         let other_version = {
-            let mut head = head(ACCEPTED);
-            head[0] = 2;
-            head
+            let mut header = header(ACCEPTED);
+            header[0] = 2;
+            header
         };
         let too_long = [accepted(ACCEPTED, ID), vec![0]].concat();
-        let way_too_long = [head(FAILURE), vec![0; WORDS + 1]].concat();
+        let way_too_long = [header(FAILURE), vec![0; MAX_MESSAGE + 1]].concat();
         let (fd, gone) = rustix::pipe::pipe().unwrap();
         let cases: Vec<(&str, Vec<u8>, Vec<&OwnedFd>)> = vec![
-            ("short", head(DIALLED)[..39].to_vec(), vec![&fd]),
+            ("short", header(DIALLED)[..39].to_vec(), vec![&fd]),
             ("version", other_version, vec![&fd]),
-            ("kind", head(77), vec![&fd]),
-            ("no descriptor", head(DIALLED), vec![]),
-            ("two descriptors", head(DIALLED), vec![&fd, &fd]),
-            ("six descriptors", head(DIALLED), vec![&fd; 6]),
-            ("no number", head(ACCEPTED), vec![]),
+            ("kind", header(77), vec![&fd]),
+            ("no descriptor", header(DIALLED), vec![]),
+            ("two descriptors", header(DIALLED), vec![&fd, &fd]),
+            ("six descriptors", header(DIALLED), vec![&fd; 6]),
+            ("no number", header(ACCEPTED), vec![]),
             (
                 "accepted with descriptor",
                 accepted(ACCEPTED, ID),
                 vec![&fd],
             ),
             ("trailing byte", too_long, vec![]),
-            ("failure with descriptor", head(FAILURE), vec![&fd]),
+            ("failure with descriptor", header(FAILURE), vec![&fd]),
             ("cut", way_too_long, vec![]),
         ];
         for (name, bytes, fds) in cases {
@@ -420,7 +434,7 @@ mod tests {
             send(&theirs, &bytes, &fds);
             let outcome = channel.connection().await;
             assert!(
-                matches!(outcome, Err(Broken::Foreign(_))),
+                matches!(outcome, Err(ChannelError::Malformed(_))),
                 "{name}: {outcome:?}"
             );
         }
@@ -440,12 +454,12 @@ mod tests {
         send(&theirs, b"123456789", &[]);
         assert!(matches!(
             channel.text(&mut text).await,
-            Err(Broken::Foreign(_))
+            Err(ChannelError::Malformed(_))
         ));
         send(&theirs, b"1", &[&any_fd()]);
         assert!(matches!(
             channel.text(&mut text).await,
-            Err(Broken::Foreign(_))
+            Err(ChannelError::Malformed(_))
         ));
         drop(theirs);
         assert_eq!(channel.text(&mut text).await.unwrap(), None);
@@ -453,9 +467,9 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_bytes_make_the_parser_fall_over(bytes: Vec<u8>, with_fd: bool) {
+        fn the_parser_never_panics(bytes: Vec<u8>, with_fd: bool) {
             let outcome = parse(&bytes, with_fd.then(any_fd));
-            if bytes.len() < HEAD {
+            if bytes.len() < HEADER {
                 proptest::prop_assert!(outcome.is_err());
             }
         }

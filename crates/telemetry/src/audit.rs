@@ -7,7 +7,7 @@
 //! Invariants
 //! - Every action that was carried out has a line. Callers can cause any number of refusals, so
 //!   refusals of the same action, caller and reason only have a few lines per period. The others
-//!   are counted; the count is in the next line, or in a line of its own ([`tell_repeated`]).
+//!   are counted; the count is in the next line, or in a line of its own ([`report_repeated`]).
 //! - The memory for this is bounded, and so is the number of lines.
 
 use std::{
@@ -22,12 +22,12 @@ pub(super) const TARGET: &str = "audit";
 pub(super) const REPEATED: &str = "repeated";
 
 /// The number of lines for similar refusals in one period.
-const EACH: u32 = 10;
+const LINES_PER_WINDOW: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(10);
 /// Different refusals that are counted separately in one period; all others are counted together.
-const APART: usize = 500;
+const MAX_KEYS: usize = 500;
 /// Bytes of a text that are compared.
-const WORD: usize = 200;
+const MAX_TEXT: usize = 200;
 
 /// The decision that an audit line reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,29 +58,29 @@ pub(super) static REFUSALS: LazyLock<Refusals> = LazyLock::new(Refusals::default
 
 /// Writes the number of refusals without a line for each period that has ended. To be called every
 /// few seconds, and once with `all` at the end of the process.
-pub fn tell_repeated(now: Instant, all: bool) {
-    for (like, repeated) in REFUSALS.over(now, all) {
-        let Like {
+pub fn report_repeated(now: Instant, all: bool) {
+    for (key, repeated) in REFUSALS.ended(now, all) {
+        let RefusalKey {
             action,
             caller,
             reason,
-        } = like;
+        } = key;
         audit!(Decision::Refused, action, caller, reason, repeated);
     }
 }
 
 /// Refusals that agree in these fields count as similar.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Like {
+pub(super) struct RefusalKey {
     action: String,
     caller: String,
     reason: String,
 }
 
-impl Like {
+impl RefusalKey {
     pub(super) fn new(action: &str, caller: &str, reason: &str) -> Self {
         let cut = |text: &str| {
-            let end = text.floor_char_boundary(WORD);
+            let end = text.floor_char_boundary(MAX_TEXT);
             text.get(..end).unwrap_or_default().to_owned()
         };
         Self {
@@ -92,7 +92,7 @@ impl Like {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Refusals(Mutex<HashMap<Like, Count>>);
+pub(super) struct Refusals(Mutex<HashMap<RefusalKey, Count>>);
 
 #[derive(Debug)]
 struct Count {
@@ -104,14 +104,14 @@ struct Count {
 impl Refusals {
     /// Counts a refusal. `None` if it gets no line, otherwise the number of similar ones before it
     /// that got none.
-    pub(super) fn take(&self, like: Like, now: Instant) -> Option<u64> {
+    pub(super) fn take(&self, key: RefusalKey, now: Instant) -> Option<u64> {
         let mut counts = self.counts();
-        let like = if counts.len() < APART || counts.contains_key(&like) {
-            like
+        let key = if counts.len() < MAX_KEYS || counts.contains_key(&key) {
+            key
         } else {
-            Like::new(&like.action, "various callers", "various reasons")
+            RefusalKey::new(&key.action, "various callers", "various reasons")
         };
-        let count = counts.entry(like).or_insert(Count {
+        let count = counts.entry(key).or_insert(Count {
             since: now,
             written: 0,
             unwritten: 0,
@@ -125,7 +125,7 @@ impl Refusals {
             };
             return Some(unwritten);
         }
-        if count.written < EACH {
+        if count.written < LINES_PER_WINDOW {
             count.written += 1;
             return Some(0);
         }
@@ -134,16 +134,16 @@ impl Refusals {
     }
 
     /// Removes counts whose period has ended, and returns those with refusals that had no line.
-    fn over(&self, now: Instant, all: bool) -> Vec<(Like, u64)> {
-        let over = |count: &Count| all || now.saturating_duration_since(count.since) >= WINDOW;
+    fn ended(&self, now: Instant, all: bool) -> Vec<(RefusalKey, u64)> {
+        let ended = |count: &Count| all || now.saturating_duration_since(count.since) >= WINDOW;
         self.counts()
-            .extract_if(|_, count| over(count))
+            .extract_if(|_, count| ended(count))
             .filter(|(_, count)| count.unwritten > 0)
-            .map(|(like, count)| (like, count.unwritten))
+            .map(|(key, count)| (key, count.unwritten))
             .collect()
     }
 
-    fn counts(&self) -> MutexGuard<'_, HashMap<Like, Count>> {
+    fn counts(&self) -> MutexGuard<'_, HashMap<RefusalKey, Count>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -152,8 +152,8 @@ impl Refusals {
 mod tests {
     use super::*;
 
-    fn of(caller: &str) -> Like {
-        Like::new("gate", caller, "denied_by_policy")
+    fn of(caller: &str) -> RefusalKey {
+        RefusalKey::new("gate", caller, "denied_by_policy")
     }
 
     #[test]
@@ -164,24 +164,24 @@ mod tests {
         for _ in 0..1000 {
             written += u32::from(refusals.take(of("mallory"), now).is_some());
         }
-        assert_eq!(written, EACH);
+        assert_eq!(written, LINES_PER_WINDOW);
         // Refusals of another caller have their own lines.
         assert_eq!(refusals.take(of("alice"), now), Some(0));
         assert_eq!(
-            refusals.take(Like::new("issue", "mallory", "denied_by_policy"), now),
+            refusals.take(RefusalKey::new("issue", "mallory", "denied_by_policy"), now),
             Some(0)
         );
         // The count is reported by the next refusal, or at the end of the period if there is none.
         let later = now + WINDOW;
         assert_eq!(
             refusals.take(of("mallory"), later),
-            Some(u64::from(1000 - EACH))
+            Some(u64::from(1000 - LINES_PER_WINDOW))
         );
-        for _ in 0..EACH {
+        for _ in 0..LINES_PER_WINDOW {
             refusals.take(of("mallory"), later);
         }
-        assert_eq!(refusals.over(later, false), []);
-        assert_eq!(refusals.over(later + WINDOW, false), [(of("mallory"), 1)]);
+        assert_eq!(refusals.ended(later, false), []);
+        assert_eq!(refusals.ended(later + WINDOW, false), [(of("mallory"), 1)]);
         assert!(refusals.counts().is_empty());
     }
 
@@ -192,9 +192,12 @@ mod tests {
         let lines = (0..100_000)
             .filter(|n| refusals.take(of(&format!("caller {n}")), now).is_some())
             .count();
-        assert!(lines <= APART + EACH as usize, "{lines} lines");
-        assert!(refusals.counts().len() <= APART + 1);
-        let told: u64 = refusals.over(now, true).iter().map(|(_, n)| n).sum();
+        assert!(
+            lines <= MAX_KEYS + LINES_PER_WINDOW as usize,
+            "{lines} lines"
+        );
+        assert!(refusals.counts().len() <= MAX_KEYS + 1);
+        let told: u64 = refusals.ended(now, true).iter().map(|(_, n)| n).sum();
         assert_eq!(told + lines as u64, 100_000);
     }
 }

@@ -1,6 +1,6 @@
 //! What the program reports about itself: log lines ([`log`], above a terminal's status line,
-//! [`foot`]), audit lines ([`mod@audit`]), counters ([`meter`]), spans ([`trace`]), readiness
-//! ([`readiness`]), and the export of spans and counters to a collector ([`otlp`]).
+//! [`status_line`]), audit lines ([`mod@audit`]), counters ([`meter`]), spans ([`trace`]),
+//! readiness ([`readiness`]), and the export of spans and counters to a collector ([`otlp`]).
 //!
 //! Invariant: no token, private key or secret ever enters an event. A field with a key's id is
 //! always called `kid`.
@@ -13,22 +13,22 @@
 //! let readiness = Readiness::default();
 //! let node = readiness.switch("node", "the node has not joined yet");
 //! let now = jiff::Timestamp::now();
-//! assert_eq!(readiness.look(now)[0].reason, "the node has not joined yet");
+//! assert_eq!(readiness.check(now)[0].reason, "the node has not joined yet");
 //! node.release();
-//! assert!(readiness::all(&readiness.look(now)));
+//! assert!(readiness::all(&readiness.check(now)));
 //! ```
 
 pub mod audit;
-pub mod foot;
 pub mod log;
 pub mod meter;
 pub mod otlp;
 pub mod readiness;
+pub mod status_line;
 pub mod trace;
 mod writer;
 
 /// An error with all of its causes, in one line.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

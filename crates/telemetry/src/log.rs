@@ -39,7 +39,7 @@ use tracing_subscriber::{
 use super::{
     audit::{self, Decision},
     otlp::Otlp,
-    writer::{Kind, Lost, Stream, Writer},
+    writer::{Kind, LostLines, Stream, Writer},
 };
 
 /// How log lines are written.
@@ -80,7 +80,7 @@ pub const OWN_TARGETS: [&str; 10] = [
 ];
 
 /// The number of lines that are kept for `recent`.
-const RECENT: usize = 200;
+const MAX_RECENT: usize = 200;
 /// Bytes of each kept line.
 const RECENT_BYTES: usize = 1024;
 
@@ -91,7 +91,7 @@ const FIELDS: usize = 12;
 /// The lowest level that is logged, for the whole process like the subscriber.
 static LEVEL: AtomicU8 = AtomicU8::new(LogLevel::Info as u8);
 static WRITER: OnceLock<Arc<Writer>> = OnceLock::new();
-static LAST: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
+static RECENT_LINES: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
 
 /// Changes the log level of the running process.
 pub fn set_level(to: LogLevel) {
@@ -102,21 +102,21 @@ pub fn set_level(to: LogLevel) {
 
 /// The last lines, the oldest first.
 pub fn recent() -> Vec<String> {
-    let last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    let last = RECENT_LINES.lock().unwrap_or_else(PoisonError::into_inner);
     last.iter().cloned().collect()
 }
 
-fn keep(line: &str) {
+fn remember(line: &str) {
     let end = line.floor_char_boundary(RECENT_BYTES);
     let kept = line.get(..end).unwrap_or_default();
-    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut place = match last.len() {
-        RECENT.. => last.pop_front().unwrap_or_default(),
+    let mut last = RECENT_LINES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut slot = match last.len() {
+        MAX_RECENT.. => last.pop_front().unwrap_or_default(),
         _ => String::new(),
     };
-    place.clear();
-    place.push_str(kept);
-    last.push_back(place);
+    slot.clear();
+    slot.push_str(kept);
+    last.push_back(slot);
 }
 
 /// Starts logging for the whole process. A second call has no effect. Spans go to `otlp` if there
@@ -140,14 +140,16 @@ pub fn flush(limit: Duration) {
 
 fn start(settings: &Log, stream: Stream, terminal: bool, otlp: Option<&Otlp>) {
     set_level(settings.level);
-    let told = match settings.format {
-        LogFormat::Json => |lost| of_lost(lost).json() + "\n",
-        LogFormat::Console => |lost| of_lost(lost).console(false) + "\n",
+    let lost_line = match settings.format {
+        LogFormat::Json => |lost| line_about_lost(lost).json() + "\n",
+        LogFormat::Console => |lost| line_about_lost(lost).console(false) + "\n",
     };
     let lines = Lines {
         format: settings.format,
         color: !settings.no_color && terminal,
-        writer: WRITER.get_or_init(|| Writer::new(stream, told)).clone(),
+        writer: WRITER
+            .get_or_init(|| Writer::new(stream, lost_line))
+            .clone(),
     };
     // Only fails if a subscriber is already installed, which is then used.
     let _ = match otlp {
@@ -197,7 +199,7 @@ struct Lines {
 }
 
 /// The line that reports lost lines.
-fn of_lost(lost: Lost) -> Line<'static> {
+fn line_about_lost(lost: LostLines) -> Line<'static> {
     let fields = vec![
         ("message", "log lines were lost: nobody read them".into()),
         ("refusals", lost.refusals.into()),
@@ -255,7 +257,7 @@ where
             LogFormat::Json => line.json(),
             LogFormat::Console => line.console(self.color),
         };
-        keep(&text);
+        remember(&text);
         text.push('\n');
         self.writer.line(text, kind);
     }
@@ -368,12 +370,12 @@ impl Fields {
         if self.0.iter().any(|(name, _)| *name == audit::REPEATED) {
             return true; // this is such a count
         }
-        let like = audit::Like::new(
+        let key = audit::RefusalKey::new(
             &self.text("message"),
             &self.text("caller"),
             &self.text("reason"),
         );
-        match audit::REFUSALS.take(like, now) {
+        match audit::REFUSALS.take(key, now) {
             None => false,
             Some(0) => true,
             Some(repeated) => {
@@ -408,7 +410,7 @@ impl Visit for Fields {
         self.put(field, value);
     }
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
-        self.put(field, super::chain(value));
+        self.put(field, super::error_chain(value));
     }
 }
 

@@ -19,45 +19,45 @@ pub struct Meter(Arc<Counts>);
 
 #[derive(Debug)]
 struct Counts {
-    tokens: Family<Outcome, Counter>,
+    tokens: Family<TokenLabels, Counter>,
     signing: Histogram,
-    whois: Family<Answer, Counter>,
-    reloads: Family<Answer, Counter>,
-    jwks: Family<Answer, Counter>,
-    changes: Family<Change, Counter>,
-    decisions: Family<Ruling, Counter>,
-    upstreams: Family<Answer, Counter>,
-    exchanges: Family<Exchange, Counter>,
-    issuers: Family<Answer, Counter>,
+    whois: Family<ResultLabels, Counter>,
+    reloads: Family<ResultLabels, Counter>,
+    jwks: Family<ResultLabels, Counter>,
+    changes: Family<KeyChangeLabels, Counter>,
+    decisions: Family<DecisionLabels, Counter>,
+    upstreams: Family<ResultLabels, Counter>,
+    exchanges: Family<ExchangeLabels, Counter>,
+    issuers: Family<ResultLabels, Counter>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Outcome {
+struct TokenLabels {
     component: &'static str,
     result: &'static str,
     reason: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Answer {
+struct ResultLabels {
     result: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Change {
+struct KeyChangeLabels {
     change: &'static str,
     result: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Ruling {
+struct DecisionLabels {
     result: &'static str,
     reason: &'static str,
     rule: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Exchange {
+struct ExchangeLabels {
     policy: String,
     result: &'static str,
     reason: &'static str,
@@ -99,7 +99,7 @@ impl Meter {
     fn token(&self, component: &'static str, result: &'static str, reason: &'static str) {
         self.0
             .tokens
-            .get_or_create(&Outcome {
+            .get_or_create(&TokenLabels {
                 component,
                 result,
                 reason,
@@ -117,17 +117,17 @@ impl Meter {
     }
 
     fn whois(&self, result: &'static str) {
-        self.0.whois.get_or_create(&Answer { result }).inc();
+        self.0.whois.get_or_create(&ResultLabels { result }).inc();
     }
 
     pub fn reloaded(&self, done: bool) {
         let result = if done { "done" } else { "failed" };
-        self.0.reloads.get_or_create(&Answer { result }).inc();
+        self.0.reloads.get_or_create(&ResultLabels { result }).inc();
     }
 
-    pub fn jwks_looked(&self, readable: bool) {
+    pub fn jwks_read(&self, readable: bool) {
         let result = if readable { "done" } else { "failed" };
-        self.0.jwks.get_or_create(&Answer { result }).inc();
+        self.0.jwks.get_or_create(&ResultLabels { result }).inc();
     }
 
     /// `change` is the name that the key's life cycle has for it.
@@ -135,24 +135,27 @@ impl Meter {
         let result = if done { "done" } else { "failed" };
         self.0
             .changes
-            .get_or_create(&Change { change, result })
+            .get_or_create(&KeyChangeLabels { change, result })
             .inc();
     }
 
     /// A decision of the gate. `reason` is the code of the refusal or empty; `rule` is the name in
     /// the operator's file.
     pub fn decided(&self, result: &'static str, reason: &'static str, rule: String) {
-        let ruling = Ruling {
+        let labels = DecisionLabels {
             result,
             reason,
             rule,
         };
-        self.0.decisions.get_or_create(&ruling).inc();
+        self.0.decisions.get_or_create(&labels).inc();
     }
 
     /// `result` is `answered`, or the error code of the failed call.
     pub fn upstream(&self, result: &'static str) {
-        self.0.upstreams.get_or_create(&Answer { result }).inc();
+        self.0
+            .upstreams
+            .get_or_create(&ResultLabels { result })
+            .inc();
     }
 
     /// `policy` is empty if none applies.
@@ -166,7 +169,7 @@ impl Meter {
 
     fn exchange(&self, policy: &str, result: &'static str, reason: &'static str) {
         let policy = policy.to_owned();
-        let exchange = Exchange {
+        let exchange = ExchangeLabels {
             policy,
             result,
             reason,
@@ -176,7 +179,7 @@ impl Meter {
 
     /// The result of fetching an outside issuer's keys: `new`, `unchanged` or `failed`.
     pub fn issuer_keys_fetched(&self, result: &'static str) {
-        self.0.issuers.get_or_create(&Answer { result }).inc();
+        self.0.issuers.get_or_create(&ResultLabels { result }).inc();
     }
 
     /// Adds the counters to a registry.

@@ -21,7 +21,7 @@ use serde::Serialize;
 
 /// The result of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
+pub enum LatchState {
     Released,
     /// Something is wrong, for this reason, but the server should stay in service.
     Degraded(String),
@@ -29,18 +29,18 @@ pub enum State {
     Held(String),
 }
 
-impl From<Result<(), String>> for State {
+impl From<Result<(), String>> for LatchState {
     fn from(outcome: Result<(), String>) -> Self {
         outcome.map_or_else(Self::Held, |()| Self::Released)
     }
 }
 
-type Look = dyn Fn(Timestamp) -> State + Send + Sync;
-type Named = (&'static str, Arc<Look>);
+type Check = dyn Fn(Timestamp) -> LatchState + Send + Sync;
+type NamedCheck = (&'static str, Arc<Check>);
 
 /// All latches of a server. Clones share them and are cheap.
 #[derive(Clone, Default)]
-pub struct Readiness(Arc<RwLock<Vec<Named>>>);
+pub struct Readiness(Arc<RwLock<Vec<NamedCheck>>>);
 
 /// The state of a latch at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -55,15 +55,15 @@ pub struct Latch {
 
 impl Readiness {
     /// Adds a latch, or replaces the latch with that name.
-    pub fn latch<S: Into<State>>(
+    pub fn latch<S: Into<LatchState>>(
         &self,
         name: &'static str,
-        look: impl Fn(Timestamp) -> S + Send + Sync + 'static,
+        check: impl Fn(Timestamp) -> S + Send + Sync + 'static,
     ) {
-        let look = move |now| look(now).into();
+        let check = move |now| check(now).into();
         let mut latches = self.0.write().unwrap_or_else(PoisonError::into_inner);
         latches.retain(|(known, _)| *known != name);
-        latches.push((name, Arc::new(look)));
+        latches.push((name, Arc::new(check)));
     }
 
     /// Adds a latch that its owner releases and holds explicitly. It is held at first.
@@ -81,7 +81,7 @@ impl Readiness {
     }
 
     /// All latches, in the order in which they were added.
-    pub fn look(&self, now: Timestamp) -> Vec<Latch> {
+    pub fn check(&self, now: Timestamp) -> Vec<Latch> {
         // The lock is not held during a check, which is foreign code.
         let latches = self
             .0
@@ -90,11 +90,11 @@ impl Readiness {
             .clone();
         latches
             .into_iter()
-            .map(|(name, look)| {
-                let (ready, degraded, reason) = match look(now) {
-                    State::Released => (true, false, String::new()),
-                    State::Degraded(reason) => (true, true, reason),
-                    State::Held(reason) => (false, false, reason),
+            .map(|(name, check)| {
+                let (ready, degraded, reason) = match check(now) {
+                    LatchState::Released => (true, false, String::new()),
+                    LatchState::Degraded(reason) => (true, true, reason),
+                    LatchState::Held(reason) => (false, false, reason),
                 };
                 Latch {
                     name,
@@ -115,7 +115,9 @@ pub fn all(latches: &[Latch]) -> bool {
 
 impl std::fmt::Debug for Readiness {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.look(Timestamp::now())).finish()
+        f.debug_list()
+            .entries(self.check(Timestamp::now()))
+            .finish()
     }
 }
 
@@ -138,8 +140,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_is_ready_before_saying_what_it_takes() {
-        assert!(!all(&Readiness::default().look(Timestamp::UNIX_EPOCH)));
+    fn nothing_is_ready_without_a_latch() {
+        assert!(!all(&Readiness::default().check(Timestamp::UNIX_EPOCH)));
     }
 
     #[test]
@@ -151,7 +153,7 @@ mod tests {
                 .then_some(())
                 .ok_or_else(|| "too late".to_owned())
         });
-        let at = |second| readiness.look(Timestamp::from_second(second).unwrap());
+        let at = |second| readiness.check(Timestamp::from_second(second).unwrap());
         assert!(!all(&at(0)));
         assert_eq!(at(0)[0].reason, "not listening yet");
         listeners.release();
@@ -172,8 +174,8 @@ mod tests {
     #[test]
     fn a_degraded_latch_is_told_and_leaves_the_server_ready() {
         let readiness = Readiness::default();
-        readiness.latch("jwks", |_| State::Degraded("old".into()));
-        let latches = readiness.look(Timestamp::UNIX_EPOCH);
+        readiness.latch("jwks", |_| LatchState::Degraded("old".into()));
+        let latches = readiness.check(Timestamp::UNIX_EPOCH);
         assert!(all(&latches));
         assert!(
             latches[0].degraded && latches[0].reason == "old",
@@ -184,8 +186,8 @@ mod tests {
     #[test]
     fn a_latch_of_the_same_name_takes_the_place() {
         let readiness = Readiness::default();
-        readiness.latch("x", |_| State::Held("old".into()));
-        readiness.latch("x", |_| State::Released);
-        assert!(all(&readiness.look(Timestamp::UNIX_EPOCH)));
+        readiness.latch("x", |_| LatchState::Held("old".into()));
+        readiness.latch("x", |_| LatchState::Released);
+        assert!(all(&readiness.check(Timestamp::UNIX_EPOCH)));
     }
 }

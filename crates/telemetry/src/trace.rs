@@ -32,7 +32,7 @@ pub(super) fn export() {
 
 /// Marks a request from a node of the tailnet, among its extensions.
 #[derive(Debug, Clone, Copy)]
-pub struct Neighbour;
+pub struct FromTailnet;
 
 /// Creates the span of a request. It continues a trace that a tailnet node has begun. A trace from
 /// elsewhere only gets a link, because its sender would also decide whether it is sampled.
@@ -42,7 +42,7 @@ pub fn request(
     method: &Method,
     route: Option<&str>,
     headers: &HeaderMap,
-    neighbour: bool,
+    from_tailnet: bool,
 ) -> Span {
     let span = tracing::info_span!(
         "request",
@@ -62,14 +62,14 @@ pub fn request(
     let context = TraceContextPropagator::new().extract(&Headers(headers));
     let remote = context.span().span_context().clone();
     if remote.is_valid() {
-        if neighbour {
+        if from_tailnet {
             // Only fails for a span that has already started.
             let _ = span.set_parent(context);
         } else {
             span.add_link(remote);
         }
     }
-    let method = known(method);
+    let method = method_name(method);
     match route {
         Some(route) => {
             span.record("otel.name", format!("{method} {route}"));
@@ -103,13 +103,13 @@ pub fn caller(kind: &'static str) {
 }
 
 /// The method's name; all unknown methods are one value, as the conventions demand.
-fn known(method: &Method) -> &'static str {
+fn method_name(method: &Method) -> &'static str {
     const KNOWN: [&str; 9] = [
         "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
     ];
     KNOWN
         .into_iter()
-        .find(|known| *known == method.as_str())
+        .find(|name| *name == method.as_str())
         .unwrap_or("_OTHER")
 }
 
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_neighbours_trace_goes_on_and_a_strangers_is_linked() {
+    fn a_trace_from_the_tailnet_continues_and_others_are_linked() {
         let kept = Kept::default();
         let provider = SdkTracerProvider::builder()
             .with_simple_exporter(kept.clone())
@@ -161,8 +161,8 @@ mod tests {
         let mut headers = HeaderMap::new();
         let value = format!("00-{trace}-00f067aa0ba902b7-01");
         headers.insert("traceparent", value.parse().unwrap());
-        let made = |headers: &HeaderMap, neighbour, method: &Method, status| {
-            let span = request("issuer", "1", method, Some("/issue"), headers, neighbour);
+        let made = |headers: &HeaderMap, from_tailnet, method: &Method, status| {
+            let span = request("issuer", "1", method, Some("/issue"), headers, from_tailnet);
             answered(&span, status);
             drop(span);
             kept.0.lock().unwrap().pop().unwrap()

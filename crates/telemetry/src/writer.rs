@@ -23,10 +23,10 @@ use rustix::{
     fs::{FileType, fstat},
 };
 
-use super::foot;
+use super::status_line;
 
 /// What a writable pipe takes without blocking (PIPE_BUF in pipe(7)).
-const AT_ONCE: usize = 4096;
+const PIPE_BUF: usize = 4096;
 
 /// The kind of a line, in ascending order of importance. Each kind may fill the memory up to a
 /// bound of its own.
@@ -40,7 +40,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    fn most(self) -> usize {
+    fn max_bytes(self) -> usize {
         match self {
             Self::Refusal => 1 << 20,
             Self::Other => 2 << 20,
@@ -51,7 +51,7 @@ impl Kind {
 
 /// The numbers of dropped lines.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Lost {
+pub(super) struct LostLines {
     pub(super) refusals: u64,
     pub(super) others: u64,
     pub(super) done: u64,
@@ -79,7 +79,7 @@ impl AsFd for Stream {
 }
 
 impl Stream {
-    fn put(&self, bytes: &[u8]) -> io::Result<()> {
+    fn write(&self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::Err => io::stderr().lock().write_all(bytes),
             Self::Out => {
@@ -91,7 +91,7 @@ impl Stream {
     }
 
     /// Waits until there is room, or the reader is gone.
-    fn ready(&self, within: Option<&Timespec>) -> bool {
+    fn is_writable(&self, within: Option<&Timespec>) -> bool {
         let mut fds = [PollFd::new(self, PollFlags::OUT)];
         loop {
             match poll(&mut fds, within) {
@@ -109,7 +109,7 @@ pub(super) struct Writer {
     /// Whether the stream is a regular file, for which no write waits for a reader.
     file: bool,
     /// Makes the line that reports dropped lines.
-    told: fn(Lost) -> String,
+    lost_line: fn(LostLines) -> String,
     state: Mutex<State>,
     caught_up: Condvar,
 }
@@ -118,14 +118,14 @@ pub(super) struct Writer {
 struct State {
     lines: VecDeque<String>,
     bytes: usize,
-    lost: Lost,
+    lost: LostLines,
     /// Whether lines are waiting, which a thread writes.
     behind: bool,
 }
 
 impl State {
-    fn keep(&mut self, line: String, kind: Kind) {
-        if self.bytes + line.len() > kind.most() {
+    fn enqueue(&mut self, line: String, kind: Kind) {
+        if self.bytes + line.len() > kind.max_bytes() {
             let lost = match kind {
                 Kind::Refusal => &mut self.lost.refusals,
                 Kind::Other => &mut self.lost.others,
@@ -140,13 +140,13 @@ impl State {
 }
 
 impl Writer {
-    pub(super) fn new(stream: Stream, told: fn(Lost) -> String) -> Arc<Self> {
+    pub(super) fn new(stream: Stream, lost_line: fn(LostLines) -> String) -> Arc<Self> {
         let file = fstat(&stream)
             .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
         Arc::new(Self {
             stream,
             file,
-            told,
+            lost_line,
             state: Mutex::default(),
             caught_up: Condvar::new(),
         })
@@ -157,8 +157,8 @@ impl Writer {
         let mut state = self.state();
         if !state.behind {
             let now = Timespec::default();
-            if self.file || line.len() <= AT_ONCE && self.stream.ready(Some(&now)) {
-                self.put(line.as_bytes());
+            if self.file || line.len() <= PIPE_BUF && self.stream.is_writable(Some(&now)) {
+                self.write(line.as_bytes());
                 return;
             }
             let writer = self.clone();
@@ -170,7 +170,7 @@ impl Writer {
             }
             state.behind = true;
         }
-        state.keep(line, kind);
+        state.enqueue(line, kind);
     }
 
     /// Waits at most `limit` until no line is waiting.
@@ -182,33 +182,33 @@ impl Writer {
     }
 
     fn catch_up(&self) {
-        while let Some(line) = self.next() {
-            for piece in line.as_bytes().chunks(AT_ONCE) {
+        while let Some(line) = self.next_line() {
+            for piece in line.as_bytes().chunks(PIPE_BUF) {
                 // Without holding a lock: this may take forever.
-                self.stream.ready(None);
-                self.put(piece);
+                self.stream.is_writable(None);
+                self.write(piece);
             }
         }
         self.caught_up.notify_all();
     }
 
-    fn next(&self) -> Option<String> {
+    fn next_line(&self) -> Option<String> {
         let mut state = self.state();
         if let Some(line) = state.lines.pop_front() {
             state.bytes -= line.len();
             return Some(line);
         }
         let lost = std::mem::take(&mut state.lost);
-        if lost != Lost::default() {
-            return Some((self.told)(lost));
+        if lost != LostLines::default() {
+            return Some((self.lost_line)(lost));
         }
         state.behind = false;
         None
     }
 
-    fn put(&self, bytes: &[u8]) {
+    fn write(&self, bytes: &[u8]) {
         // If the stream is gone, there is nowhere to report it.
-        let _ = foot::above(|| self.stream.put(bytes));
+        let _ = status_line::print_above(|| self.stream.write(bytes));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -225,7 +225,7 @@ mod tests {
 
     use super::*;
 
-    fn told(lost: Lost) -> String {
+    fn lost_line(lost: LostLines) -> String {
         format!("{} {} {} lost\n", lost.refusals, lost.others, lost.done)
     }
 
@@ -233,7 +233,7 @@ mod tests {
     fn pipe() -> (Arc<Writer>, BufReader<File>) {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         (
-            Writer::new(Stream::File(writer.into()), told),
+            Writer::new(Stream::File(writer.into()), lost_line),
             BufReader::new(reader.into()),
         )
     }
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_stalls_holds_up_nobody_and_what_was_done_is_kept_longest() {
+    fn a_stalled_reader_blocks_no_writer_and_lines_about_actions_are_kept_longest() {
         let (writer, reader) = pipe();
         let began = Instant::now();
         let kinds = [Kind::Refusal, Kind::Other, Kind::Done];
@@ -267,7 +267,7 @@ mod tests {
             began.elapsed()
         );
         let waiting = writer.state().bytes;
-        assert!(waiting <= Kind::Done.most(), "{waiting} bytes");
+        assert!(waiting <= Kind::Done.max_bytes(), "{waiting} bytes");
 
         let mut next = [0; 3];
         let mut said = None;

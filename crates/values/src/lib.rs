@@ -7,7 +7,7 @@
 //! use tailbone_values::{Secret, web::{Host, HostPattern}};
 //!
 //! let pattern = HostPattern::parse("*.example.com")?;
-//! assert!(pattern.is(&Host::parse("wiki.example.com").map_err(|bad| bad.to_string())?));
+//! assert!(pattern.matches(&Host::parse("wiki.example.com").map_err(|bad| bad.to_string())?));
 //! assert_eq!(format!("{:?}", Secret::new("tskey-auth-1")), "(hidden)");
 //! # Ok::<(), String>(())
 //! ```

@@ -94,7 +94,7 @@ impl HostPattern {
         })
     }
 
-    pub fn is(&self, host: &Host) -> bool {
+    pub fn matches(&self, host: &Host) -> bool {
         match self {
             Self::Below(suffix) => host.0.len() > suffix.len() && host.0.ends_with(suffix),
             Self::Exactly(name) => name == host,
@@ -142,20 +142,20 @@ impl Origin {
         }
         let scheme = scheme.to_ascii_lowercase();
         let (host, port) = Host::with_port(authority).map_err(|_| bad())?;
-        let port = not_its_own(&scheme, port);
+        let port = non_default_port(&scheme, port);
         Ok(Self::Of { scheme, host, port })
     }
 
     /// Whether a request of a page of this origin goes to the page's own server, which was
     /// addressed by this host and port.
-    pub fn is_at(&self, host: &Host, port: Option<u16>) -> bool {
+    pub fn is_own_server(&self, host: &Host, port: Option<u16>) -> bool {
         match self {
             Self::Null => false,
             Self::Of {
                 scheme,
                 host: own,
                 port: own_port,
-            } => own == host && *own_port == not_its_own(scheme, port),
+            } => own == host && *own_port == non_default_port(scheme, port),
         }
     }
 
@@ -184,7 +184,7 @@ impl fmt::Display for Origin {
 }
 
 /// The port, unless it is the scheme's default.
-fn not_its_own(scheme: &str, port: Option<u16>) -> Option<u16> {
+fn non_default_port(scheme: &str, port: Option<u16>) -> Option<u16> {
     let own = match scheme {
         "http" => 80,
         "https" => 443,
@@ -209,7 +209,7 @@ impl<T> Allowed<T> {
     }
 
     /// Whether this element allows the value that `is` recognizes.
-    pub fn holds(&self, is: impl FnOnce(&T) -> bool) -> bool {
+    pub fn allows(&self, is: impl FnOnce(&T) -> bool) -> bool {
         match self {
             Self::Any => true,
             Self::One(one) => is(one),
@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn a_wildcard_holds_what_is_below_it_alone() {
         let below = HostPattern::parse("*.Example.com").unwrap();
-        let is = |name| below.is(&Host::parse(name).unwrap());
+        let is = |name| below.matches(&Host::parse(name).unwrap());
         assert!(is("a.example.com") && is("a.b.example.com"));
         assert!(!is("example.com") && !is("evilexample.com"));
         assert!(HostPattern::parse("a:80").is_err() && HostPattern::parse("*").is_err());
@@ -263,7 +263,7 @@ mod tests {
     fn an_origin_is_scheme_host_and_port() {
         let at = |origin: &str, host: &str| {
             let (host, port) = Host::with_port(host).unwrap();
-            Origin::parse(origin).unwrap().is_at(&host, port)
+            Origin::parse(origin).unwrap().is_own_server(&host, port)
         };
         assert!(at("http://wiki", "wiki") && at("http://wiki", "Wiki.:80"));
         assert!(at("http://wiki:8082", "wiki:8082"));

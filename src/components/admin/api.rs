@@ -175,7 +175,7 @@ impl AdminApi {
         }
         let connection = Connection::of(&head.extensions)?;
         let caller = connection.caller().await?;
-        connection.pace()?;
+        connection.count_request()?;
         Ok(Requester::Tailnet(caller))
     }
 
@@ -253,7 +253,7 @@ impl AdminApi {
             .await
             .map_err(|error| key_error(KeyOperation::Rotate, &error))?;
         made.report.audit();
-        if made.was_there {
+        if made.existed {
             tracing::info!(target: "admin", kid = made.key.kid, "a successor is waiting already");
         } else {
             tracing::info!(target: "admin", kid = made.key.kid, algorithm = made.key.algorithm, "generated new key pair");
@@ -268,8 +268,8 @@ impl AdminApi {
         let now = Timestamp::now();
         let node = self.state.membership.status();
         let join = self.state.membership.state(now);
-        let latches = self.state.readiness.look(now);
-        let snapshot = self.keys.ring().snapshot();
+        let latches = self.state.readiness.check(now);
+        let snapshot = self.keys.current_keys().snapshot();
         StatusResponse {
             version: version::VERSION.to_owned(),
             commit: version::COMMIT.to_owned(),

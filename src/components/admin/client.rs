@@ -26,7 +26,7 @@ use super::{
     },
     socket,
 };
-use crate::telemetry::chain;
+use crate::telemetry::error_chain;
 
 /// The address of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,7 +145,7 @@ impl ServerAddress {
                     Endpoint::from_shared(format!("http://{authority}")).map_err(|error| {
                         CallError {
                             code: Code::InvalidArgument,
-                            message: chain(&error),
+                            message: error_chain(&error),
                         }
                     })?;
                 endpoint.connect().await.map_err(|error| CallError {

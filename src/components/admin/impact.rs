@@ -2,7 +2,7 @@
 //! refusal if nobody was asked.
 
 use super::proto::Key;
-use crate::keys::State;
+use crate::keys::KeyState;
 
 /// What removing a key would break, for the question asked before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub struct Impact {
 
 /// What the removal of a key would break, according to a server's list of keys.
 pub fn impact(keys: &[Key], kid: &str) -> Impact {
-    let active = |key: &&Key| key.state == State::Active.as_str();
+    let active = |key: &&Key| key.state == KeyState::Active.as_str();
     let key = keys.iter().find(|key| key.key_id == kid);
     Impact {
         signing: key.is_some_and(|key| key.signs_since != 0),
@@ -29,7 +29,7 @@ pub fn impact(keys: &[Key], kid: &str) -> Impact {
         // state.
         tokens_may_be_valid: key.is_some_and(|key| {
             key.state.is_empty()
-                || [State::Active, State::Retired]
+                || [KeyState::Active, KeyState::Retired]
                     .iter()
                     .any(|state| key.state == state.as_str())
         }),

@@ -79,7 +79,7 @@ impl AdminSocket {
             other => AdminSocketError::Directory(other),
         })?;
         let socket = UnixSocket::bind(path, MODE).map_err(|error| match error {
-            BindError::Live => in_use(),
+            BindError::InUse => in_use(),
             BindError::NotASocket => AdminSocketError::NotASocket {
                 path: path.to_path_buf(),
             },

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    http::{self, error::Kind, host::Unclear},
+    http::{self, error::Kind, host::UnclearHost},
     identity::Refusal,
     policy::{self, WhatError},
     web::BadHost,
@@ -144,11 +144,11 @@ impl From<MalformedRequest> for http::Error {
     }
 }
 
-impl From<Unclear> for MalformedRequest {
-    fn from(unclear: Unclear) -> Self {
+impl From<UnclearHost> for MalformedRequest {
+    fn from(unclear: UnclearHost) -> Self {
         match unclear {
-            Unclear::Ambiguous => Self::AmbiguousHost,
-            Unclear::Bad => Self::What(WhatError::BadHost),
+            UnclearHost::Ambiguous => Self::AmbiguousHost,
+            UnclearHost::Bad => Self::What(WhatError::BadHost),
         }
     }
 }

@@ -37,7 +37,7 @@ use super::{
 };
 use crate::{
     audit, config,
-    http::{self, error::Kind, origin::Place, pace::Clients},
+    http::{self, error::Kind, origin::Destination, rate_limit::ClientRates},
     identity::{Connection, Directory, Refusal},
     policy::{Host, Path, Selector, What, caller_word},
     telemetry::audit::Decision,
@@ -65,7 +65,7 @@ const RETURN_MARK: &str = "tailbone_gate=1";
 pub(super) struct ForwardAuth {
     guard: Arc<Guard>,
     directory: Directory,
-    clients: Clients,
+    clients: ClientRates,
     proxies: Vec<Selector>,
     client_header: Option<HeaderName>,
     redirect: Option<Redirect>,
@@ -126,7 +126,7 @@ impl ForwardAuth {
         Ok(Self {
             guard,
             directory,
-            clients: Clients::default(),
+            clients: ClientRates::default(),
             proxies,
             client_header,
             redirect,
@@ -159,7 +159,7 @@ impl ForwardAuth {
         let convention = Convention::of(parts.uri.path());
         let forwarded = convention.parse(parts, self.client_header.as_ref())?;
         self.clients
-            .pace(forwarded.client, &parts.extensions, Instant::now())?;
+            .count_request(forwarded.client, &parts.extensions, Instant::now())?;
         let caller = match self.directory.visitor(forwarded.client).await {
             Ok(visitor) if proxy.has_node_id(visitor.node_id()) => {
                 return Err(MalformedRequest::ClientIsProxy.into());
@@ -223,7 +223,7 @@ impl ForwardAuth {
         let visitor = connection.visitor().await?;
         let trusted = visitor
             .caller()
-            .is_ok_and(|caller| self.proxies.iter().any(|proxy| proxy.is(caller)));
+            .is_ok_and(|caller| self.proxies.iter().any(|proxy| proxy.matches(caller)));
         if trusted {
             return Ok(TrustedProxy::Node(visitor.node_id().to_owned()));
         }
@@ -287,12 +287,12 @@ impl ForwardedRequest {
         let Some(host) = &self.what.host else {
             return false;
         };
-        let place = Place {
+        let destination = Destination {
             host,
             port: self.port,
-            port_told: false,
+            port_known: false,
         };
-        layer::is_cross_origin(parts, self.what.method.as_ref(), place, allowed)
+        layer::is_cross_origin(parts, self.what.method.as_ref(), destination, allowed)
     }
 }
 

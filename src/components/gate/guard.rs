@@ -45,13 +45,13 @@ fn audit_name(caller: &Result<Arc<Visitor>, Refusal>) -> String {
 /// The rules, and the checks that come before them.
 #[derive(Debug)]
 pub(super) struct Guard {
-    policy: Arc<policy::Store>,
+    policy: Arc<policy::RuleStore>,
     expected_tailnet: Option<String>,
     meter: Meter,
 }
 
 impl Guard {
-    pub(super) fn new(policy: Arc<policy::Store>, expected_tailnet: Option<String>) -> Self {
+    pub(super) fn new(policy: Arc<policy::RuleStore>, expected_tailnet: Option<String>) -> Self {
         Self {
             policy,
             expected_tailnet,
@@ -69,7 +69,7 @@ impl Guard {
         &self.meter
     }
 
-    pub(super) fn policy(&self) -> &policy::Store {
+    pub(super) fn policy(&self) -> &policy::RuleStore {
         &self.policy
     }
 

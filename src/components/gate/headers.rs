@@ -133,7 +133,7 @@ impl IdentityValues {
             }
             Admitted::Identified(visitor) => visitor,
         };
-        let grants = forwarded_grants(visitor.even_foreign(), capabilities);
+        let grants = forwarded_grants(visitor.caller_any_tailnet(), capabilities);
         let node = Self {
             tailnet: utf8_value(visitor.tailnet()),
             node_id: utf8_value(visitor.node_id()),
@@ -145,7 +145,7 @@ impl IdentityValues {
             },
             ..Self::NONE
         };
-        match visitor.even_foreign() {
+        match visitor.caller_any_tailnet() {
             Caller::User(user) => {
                 let local_part = user.login.split('@').next().unwrap_or_default();
                 Self {

@@ -13,7 +13,7 @@
 //! # }
 //!
 //! async fn hello(caller: Admitted) -> String {
-//!     caller.visitor().map(|v| format!("Hello, {}!", v.even_foreign())).unwrap_or_default()
+//!     caller.visitor().map(|v| format!("Hello, {}!", v.caller_any_tailnet())).unwrap_or_default()
 //! }
 //! ```
 //!
@@ -44,9 +44,9 @@ use crate::{
     http::{
         Error,
         error::Kind,
-        host::asked,
+        host::requested_host,
         layers::RequestId,
-        origin::{Place, foreign},
+        origin::{self, Destination},
     },
     identity::Connection,
     policy::{self, Path, Rules, What},
@@ -64,13 +64,13 @@ pub struct GateLayer {
 impl GateLayer {
     pub fn new(rules: Rules) -> Self {
         Self::with_guard(Arc::new(Guard::new(
-            Arc::new(policy::Store::fixed(rules)),
+            Arc::new(policy::RuleStore::fixed(rules)),
             None,
         )))
     }
 
     /// The same, with rules that may change at any time.
-    pub fn with_store(store: Arc<policy::Store>, expected_tailnet: Option<String>) -> Self {
+    pub fn with_store(store: Arc<policy::RuleStore>, expected_tailnet: Option<String>) -> Self {
         Self::with_guard(Arc::new(Guard::new(store, expected_tailnet)))
     }
 
@@ -167,14 +167,14 @@ impl GateLayer {
         );
         let what = recheck.what();
         let (host, port) = host(parts)?;
-        let place = Place {
+        let destination = Destination {
             host: &host,
             port,
-            port_told: true,
+            port_known: true,
         };
-        let cross_origin = is_cross_origin(parts, what.method.as_ref(), place, &self.origins);
+        let cross_origin = is_cross_origin(parts, what.method.as_ref(), destination, &self.origins);
         let caller = connection.visitor().await;
-        connection.pace()?;
+        connection.count_request()?;
         if cross_origin {
             return Err(self.guard.refuse(&caller, what, Denial::CrossOrigin).into());
         }
@@ -192,7 +192,8 @@ impl GateLayer {
 /// The host that a request to this node names, with its port. It is required, since rules and
 /// upstreams depend on it.
 pub(super) fn host(parts: &Parts) -> Result<(Host, Option<u16>), MalformedRequest> {
-    asked(parts.version, &parts.uri, &parts.headers)?.ok_or(MalformedRequest::AmbiguousHost)
+    requested_host(parts.version, &parts.uri, &parts.headers)?
+        .ok_or(MalformedRequest::AmbiguousHost)
 }
 
 /// Whether a page of another origin sent this request, and could do harm with it without reading
@@ -201,14 +202,14 @@ pub(super) fn host(parts: &Parts) -> Result<(Host, Option<u16>), MalformedReques
 pub(super) fn is_cross_origin(
     parts: &Parts,
     method: Option<&Method>,
-    place: Place<'_>,
+    destination: Destination<'_>,
     allowed: &[Allowed<Origin>],
 ) -> bool {
     let safe = method
         .is_some_and(|method| matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS));
     let websocket = parts.headers.contains_key(header::UPGRADE)
         || parts.headers.contains_key(header::SEC_WEBSOCKET_KEY);
-    (!safe || websocket) && foreign(&parts.headers, place, allowed)
+    (!safe || websocket) && origin::is_cross_origin(&parts.headers, destination, allowed)
 }
 
 /// What a request to this node asks for.

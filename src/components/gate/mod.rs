@@ -115,7 +115,7 @@ impl Gate {
         sign: Option<SignFn>,
         meter: Meter,
     ) -> Result<Self, GateError> {
-        let store = policy::Store::open(settings.policy.as_deref(), &settings.capability)?;
+        let store = policy::RuleStore::open(settings.policy.as_deref(), &settings.capability)?;
         if settings.policy.is_none() {
             tracing::warn!(target: "gate", capability = settings.capability, "no gate.policy: only callers with a grant have access");
         }

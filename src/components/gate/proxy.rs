@@ -37,7 +37,7 @@ use super::{
 };
 use crate::{
     config,
-    http::{self, error::Kind, host::HostRule, layers::RequestId, origin::Place},
+    http::{self, error::Kind, host::HostRule, layers::RequestId, origin::Destination},
     identity::{Connection, Refusal, Visitor},
     policy::{Host, What},
     web::{Allowed, Origin},
@@ -134,7 +134,7 @@ impl ReverseProxy {
         );
         let what = recheck.what();
         let caller = connection.visitor().await;
-        connection.pace()?;
+        connection.count_request()?;
         if let Some(denied) = self.check_destination(&parts, &caller)? {
             return Err(self.guard.refuse(&caller, what, denied).into());
         }
@@ -243,19 +243,20 @@ impl ReverseProxy {
     ) -> Result<Option<Denial>, MalformedRequest> {
         let (host, port) = layer::host(parts)?;
         if let Some(rule) = parts.extensions.get::<HostRule>() {
-            let known = rule.holds(&host)
+            let known = rule.accepts(&host)
                 || self.upstream_table.names_host(&host)
                 || self.guard.names_host(caller, &host);
             if !known {
                 return Ok(Some(Denial::UnknownHost(Box::new(rule.refuse(&host)))));
             }
         }
-        let place = Place {
+        let destination = Destination {
             host: &host,
             port,
-            port_told: true,
+            port_known: true,
         };
-        let foreign = layer::is_cross_origin(parts, Some(&parts.method), place, &self.origins);
+        let foreign =
+            layer::is_cross_origin(parts, Some(&parts.method), destination, &self.origins);
         Ok(foreign.then_some(Denial::CrossOrigin))
     }
 

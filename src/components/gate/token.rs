@@ -36,7 +36,7 @@ pub(super) fn sign_with_active_key(context: &Context) -> SignFn {
         let (keys, queue) = (keys.clone(), queue.clone());
         async move {
             let failed = |why: &dyn std::fmt::Display| BackendTokenError(why.to_string());
-            let signer = keys.ring().loaded().await.signer();
+            let signer = keys.current_keys().loaded().await.signer();
             let signer = signer.map_err(|why| failed(&why))?;
             queue
                 .sign_as(&signer, BACKEND_TOKEN_TYPE, &claims)
@@ -125,7 +125,7 @@ impl BackendTokens {
                 "the request names no host, and gate.tokenAudience is not set".into(),
             ));
         }
-        let (sub, login, name, tags) = match visitor.even_foreign() {
+        let (sub, login, name, tags) = match visitor.caller_any_tailnet() {
             Caller::User(user) => (
                 format!("user-{}", user.id),
                 Some(user.login.as_str()),

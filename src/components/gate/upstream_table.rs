@@ -80,7 +80,12 @@ impl UpstreamTable {
 
     /// Whether an upstream names this host or its domain.
     pub(super) fn names_host(&self, host: &Host) -> bool {
-        let named = |upstream: &Upstream| upstream.host.as_ref().is_some_and(|name| name.is(host));
+        let named = |upstream: &Upstream| {
+            upstream
+                .host
+                .as_ref()
+                .is_some_and(|name| name.matches(host))
+        };
         self.0.iter().any(named)
     }
 
@@ -96,7 +101,7 @@ impl UpstreamTable {
         path: &Path,
     ) -> Result<Option<&Upstream>, MalformedRequest> {
         let for_host = |upstream: &&Upstream| match &upstream.host {
-            Some(pattern) => pattern.is(host),
+            Some(pattern) => pattern.matches(host),
             None => true,
         };
         let chosen = path.choose(|holds| {

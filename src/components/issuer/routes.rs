@@ -139,7 +139,7 @@ async fn issue(
 const CLAIMS_CAPACITY: usize = 512;
 
 async fn token(issuer: &Issuer, caller: &Caller) -> Result<String, Error> {
-    let current_keys = issuer.keys.ring().loaded().await;
+    let current_keys = issuer.keys.current_keys().loaded().await;
     let signer = current_keys.signer().map_err(no_signing_key)?;
     let rules = issuer.rules.load_full();
     let claims = IssuerClaims::new(caller, &rules, Timestamp::now(), Uuid::new_v4())
@@ -203,7 +203,7 @@ fn signing_failed(cause: impl std::error::Error + Send + Sync + 'static) -> Erro
 /// The published document as last read, with the keys of other servers, so that verifiers get the
 /// same keys here as at the place of publication.
 async fn jwks(State(issuer): State<Arc<Issuer>>, request: HeaderMap) -> Result<Response, Error> {
-    issuer.keys.ring().loaded().await;
+    issuer.keys.current_keys().loaded().await;
     let Some(published) = issuer.keys.document() else {
         let kind = Kind::Unavailable {
             retry_after: Duration::from_secs(10),

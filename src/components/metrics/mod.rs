@@ -131,7 +131,7 @@ impl MetricSources {
     }
 
     fn add_readiness(&self, registry: &mut Registry, now: Timestamp) {
-        let latches = self.readiness.look(now);
+        let latches = self.readiness.check(now);
         gauge(
             registry,
             "ready",
@@ -180,7 +180,7 @@ impl MetricSources {
     }
 
     fn add_keys(&self, registry: &mut Registry, now: Timestamp) {
-        let snapshot = self.keys.ring().snapshot();
+        let snapshot = self.keys.current_keys().snapshot();
         gauge(
             registry,
             "signing",
@@ -199,7 +199,7 @@ impl MetricSources {
         let keys_by_state = Family::<Labels, Gauge>::default();
         for key in &snapshot.keys {
             keys_by_state
-                .get_or_create(&[("state", key.state.map_or("foreign", keys::State::as_str))])
+                .get_or_create(&[("state", key.state.map_or("foreign", keys::KeyState::as_str))])
                 .inc();
         }
         registry.register(

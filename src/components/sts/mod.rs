@@ -21,7 +21,7 @@
 //! - An issuer whose keys cannot be fetched only delays its own callers, for a bounded time.
 //!
 //! Done elsewhere: listeners and the layers around the routes
-//! ([`crate::http::layers::wrap_worded`]), fetching keys ([`crate::jwks::fetch`]), the syntax of
+//! ([`crate::http::layers::wrap_own_errors`]), fetching keys ([`crate::jwks::fetch`]), the syntax of
 //! settings. Callers are identified by their token only: an identity on the tailnet is logged at
 //! most, since jobs also call from outside.
 
@@ -54,7 +54,7 @@ use self::{
 use crate::{
     config::{self, Listen},
     http::{layers, origin},
-    jwks::fetch::{self, Fetcher, Source, SourceState},
+    jwks::fetch::{self, Fetcher, KeySource, SourceState},
     part::{AcceptedHosts, Context, Lifecycle, Part, PartError},
     telemetry::meter::Meter,
 };
@@ -66,7 +66,7 @@ pub fn part(settings: &config::Settings, context: &Context) -> Result<Part, Part
     let exchange = TokenExchange::start(settings, context.meter.clone())?;
     let routes = origin::wrap(router(exchange.state()), origins);
     let routes = origin::share(routes, origins);
-    let routes = layers::wrap_worded(routes, "sts");
+    let routes = layers::wrap_own_errors(routes, "sts");
     let state = exchange.state();
     let mut part = Part::new("sts")
         .latch("sts-issuers", move |_| {
@@ -140,9 +140,9 @@ pub struct Granted {
 impl TokenExchange {
     /// Reads the policies and starts to fetch the issuers' keys. Needs a running tokio runtime.
     pub fn start(settings: &config::Sts, meter: Meter) -> Result<Self, SetupError> {
-        let rules = fetch::Rules {
+        let rules = fetch::FetchLimits {
             cool_down: settings.jwks_cool_down,
-            ..fetch::Rules::default()
+            ..fetch::FetchLimits::default()
         };
         Self::start_with(settings, rules, meter)
     }
@@ -150,13 +150,13 @@ impl TokenExchange {
     /// The same with other rules for fetching the issuers' keys.
     pub fn start_with(
         settings: &config::Sts,
-        rules: fetch::Rules,
+        rules: fetch::FetchLimits,
         meter: Meter,
     ) -> Result<Self, SetupError> {
         let state = SharedState {
             settings: settings.clone(),
             policies: ArcSwap::default(),
-            keys: Fetcher::new(rules)?.counted(meter.clone()),
+            keys: Fetcher::new(rules)?.with_meter(meter.clone()),
             endpoint: TokenEndpoint::new(
                 settings.token_url.clone(),
                 settings.timeout,
@@ -305,7 +305,7 @@ impl SharedState {
         monotonic_now: Instant,
     ) -> CheckedToken<'a> {
         let issuer = token.claims.text("iss").unwrap_or_default();
-        let sources: BTreeSet<&Source> = policy::policies_for_issuer(policies, issuer)
+        let sources: BTreeSet<&KeySource> = policy::policies_for_issuer(policies, issuer)
             .filter(|policy| {
                 // No fetch for a token whose algorithm is not allowed anyway.
                 (token.algorithm).is_some_and(|algorithm| policy.algorithms.contains(&algorithm))

@@ -349,7 +349,7 @@ async fn respond(
                 Decision::Refused,
                 "exchange",
                 reason = error.code(),
-                cause = crate::telemetry::chain(&error),
+                cause = crate::telemetry::error_chain(&error),
                 issuer = issuer,
                 subject = subject,
                 verified = verified,
@@ -406,7 +406,7 @@ fn refusal_response(dialect: Dialect, error: ExchangeError) -> Response {
     }
     let (status, text) = error.plain_answer();
     if status.is_server_error() {
-        tracing::error!(target: "sts", code = error.code(), error = crate::telemetry::chain(&error), "exchange failed");
+        tracing::error!(target: "sts", code = error.code(), error = crate::telemetry::error_chain(&error), "exchange failed");
     }
     let mut response = plain_response(status, text);
     let headers = response.headers_mut();

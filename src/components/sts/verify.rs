@@ -115,7 +115,7 @@ impl ParsedToken {
         match &self.kid {
             Kid::Absent => self.signature(set) == SignatureCheck::Valid,
             Kid::NotAString => true,
-            Kid::Text(kid) => set.has(kid),
+            Kid::Text(kid) => set.contains(kid),
         }
     }
 
@@ -127,7 +127,7 @@ impl ParsedToken {
         if self.critical || self.kid == Kid::NotAString {
             return SignatureCheck::NoMatchingKey;
         }
-        let mut matching_keys = set.fitting(self.kid(), algorithm).peekable();
+        let mut matching_keys = set.candidates(self.kid(), algorithm).peekable();
         if matching_keys.peek().is_none() {
             return SignatureCheck::NoMatchingKey;
         }

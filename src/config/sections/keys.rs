@@ -8,7 +8,7 @@ use std::{
 };
 
 use tailbone_keys::{
-    KeyStore, Policy,
+    KeyPolicy, KeyStore,
     jwks::{FilePublisher, Publisher, S3Publisher, S3Settings, life::KeyLife},
 };
 
@@ -125,7 +125,7 @@ pub enum Publish {
     },
 }
 
-impl From<&Keys> for Policy {
+impl From<&Keys> for KeyPolicy {
     fn from(keys: &Keys) -> Self {
         Self {
             token_life: keys.expiry,
@@ -143,7 +143,7 @@ impl Keys {
         KeyLife::new(
             KeyStore::new(&self.dir),
             self.publisher(),
-            Policy::from(self),
+            KeyPolicy::from(self),
             &self.prefix,
             self.spec,
         )

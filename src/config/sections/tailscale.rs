@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use tailbone_tailnet::{Config, Store};
+use tailbone_tailnet::{Config, StateStore};
 
 use crate::config::{
     Secret,
@@ -102,7 +102,7 @@ pub struct Tailscale {
     pub dir: PathBuf,
     pub hostname: String,
     pub control_url: Option<String>,
-    pub state: Store,
+    pub state: StateStore,
     pub client_secret: Option<Secret>,
     pub client_id: Option<String>,
     pub id_token: Option<Secret>,
@@ -199,7 +199,7 @@ impl Reader<'_> {
                 format!("not read; for the node it is {}", row.variable()),
             );
         }
-        if state == Some(Store::Memory) && ephemeral == Some(false) {
+        if state == Some(StateStore::Memory) && ephemeral == Some(false) {
             self.mistake(
                 &STATE,
                 Some("mem".into()),
@@ -228,13 +228,13 @@ impl Reader<'_> {
     }
 }
 
-fn state(typed: &str, origin: &Origin) -> Result<Reading<Store>, String> {
+fn state(typed: &str, origin: &Origin) -> Result<Reading<StateStore>, String> {
     text(typed, origin)?.try_map(|text| {
         Ok(match text.as_str() {
-            "dir" => Store::Dir,
-            "mem" => Store::Memory,
+            "dir" => StateStore::Dir,
+            "mem" => StateStore::Memory,
             other => match other.strip_prefix("kube:") {
-                Some(name) if !name.is_empty() => Store::Kube(name.to_owned()),
+                Some(name) if !name.is_empty() => StateStore::Kube(name.to_owned()),
                 _ => return Err("no place for state; there are dir, mem and kube:NAME".into()),
             },
         })

@@ -43,7 +43,7 @@ fn document(data: &[u8], value: Option<&Value>) {
     let mut changed = document.clone();
     match changed.add(&KEY) {
         Ok(added) => {
-            assert!(changed.holds(&KEY));
+            assert!(changed.contains(&KEY));
             if added {
                 assert!(changed.remove(KEY.kid.as_str()));
             }
@@ -51,7 +51,7 @@ fn document(data: &[u8], value: Option<&Value>) {
         }
         Err(_) => {
             assert_eq!(changed, document);
-            assert!(!document.holds(&KEY));
+            assert!(!document.contains(&KEY));
         }
     }
 }
@@ -77,7 +77,7 @@ fn key_set(data: &[u8], value: Option<&Value>) {
         Algorithm::ES384,
         Algorithm::EdDSA,
     ] {
-        for key in set.fitting(None, algorithm) {
+        for key in set.candidates(None, algorithm) {
             let published = keys.iter().any(|published| {
                 published.get("kid").and_then(Value::as_str) == key.kid.as_deref()
                     && may_verify(published, algorithm)

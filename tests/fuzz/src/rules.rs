@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use http::Method;
 use tailbone::{
     identity::Visitor,
-    policy::{CAPABILITY, Decision, Effect, Host, Path, RuleId, Rules, What, Who},
+    policy::{CAPABILITY, Effect, Host, Path, RuleId, Rules, Verdict, What, Who},
 };
 
 const ALICE: &str = r#"{"node":{"id":"n2","name":"laptop.a.ts.net","tags":[]},
@@ -83,7 +83,7 @@ fn callers() -> impl Iterator<Item = Who<'static>> {
         .chain(known)
 }
 
-fn known_to_be_allowed(who: Who<'_>, decision: &Decision, text: &str) {
+fn known_to_be_allowed(who: Who<'_>, decision: &Verdict, text: &str) {
     if decision.rule == RuleId::End {
         assert_eq!(decision.effect, Effect::Deny);
     }

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderValue, Uri, Version, header};
 use tailbone::{
     http::{
         host::{HostRule, NodeNames},
-        origin::{self, Place},
+        origin::{self, Destination},
     },
     web::{Host, Origin},
 };
@@ -104,12 +104,12 @@ fn foreign(host: &str, origin: &str, site: &str, headers: &HeaderMap) {
     let Ok((known, port)) = Host::with_port(host) else {
         return;
     };
-    let place = Place {
+    let destination = Destination {
         host: &known,
         port,
-        port_told: true,
+        port_known: true,
     };
-    if origin::foreign(headers, place, &[]) {
+    if origin::is_cross_origin(headers, destination, &[]) {
         return;
     }
     if !site.is_empty() {

@@ -144,13 +144,16 @@ async fn d18_other_servers_stop_signing_with_a_removed_key_at_their_next_look() 
     // verifiers know another key already.
     let later = now + CACHE_TIME + SKEW;
     other.sync(later).await.unwrap();
-    let theirs = other.ring().signer().unwrap().kid().to_string();
+    let theirs = other.current_keys().signer().unwrap().kid().to_string();
     assert!(server.published().contains(&theirs));
 
     let remaining = remove(&mut server.owner().await, &theirs, Some(false)).await;
     assert_eq!(remaining.unwrap().len(), 1);
     other.sync(later + Duration::from_secs(31)).await.unwrap();
-    assert!(other.ring().signer().is_err(), "signs with a removed key");
+    assert!(
+        other.current_keys().signer().is_err(),
+        "signs with a removed key"
+    );
 }
 
 #[tokio::test]
@@ -174,7 +177,13 @@ async fn d26_a_client_can_tell_what_went_wrong() {
     // If the document is no JWKS, nothing is overwritten and every method reports it.
     let document = server.keys_dir().join("jwks.json");
     std::fs::write(&document, "<html>").unwrap();
-    let kid = server.keys.ring().signer().unwrap().kid().to_string();
+    let kid = server
+        .keys
+        .current_keys()
+        .signer()
+        .unwrap()
+        .kid()
+        .to_string();
     let generated = api
         .generate_new_keys(GenerateNewKeysRequest::default())
         .await

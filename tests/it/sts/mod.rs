@@ -58,7 +58,7 @@ struct World {
     tokens: TokenEndpoint,
     dir: tempfile::TempDir,
     settings: config::Sts,
-    fetching: fetch::Rules,
+    fetching: fetch::FetchLimits,
     meter: Meter,
 }
 
@@ -96,9 +96,9 @@ impl World {
             token_url: tokens.url.parse().unwrap(),
             ..defaults.sts
         };
-        let fetching = fetch::Rules {
+        let fetching = fetch::FetchLimits {
             time: Duration::from_millis(500),
-            ..fetch::Rules::default()
+            ..fetch::FetchLimits::default()
         };
         Self {
             issuer,
@@ -140,7 +140,7 @@ impl World {
         self
     }
 
-    fn fetching(mut self, change: impl FnOnce(&mut fetch::Rules)) -> Self {
+    fn fetching(mut self, change: impl FnOnce(&mut fetch::FetchLimits)) -> Self {
         change(&mut self.fetching);
         self
     }
@@ -155,7 +155,7 @@ impl World {
         let server = serve(
             "sts",
             PlainListener(tcp),
-            layers::wrap_worded(routes, "sts"),
+            layers::wrap_own_errors(routes, "sts"),
             Limits::default(),
             Remote::identify,
         );
@@ -253,7 +253,7 @@ impl Running {
         self.sts.as_ref().unwrap()
     }
 
-    /// Waits until `holds` is true, for background work.
+    /// Waits until `accepts` is true, for background work.
     async fn until(&self, holds: impl Fn(&Self) -> bool) {
         eventually(|| holds(self)).await;
     }

@@ -72,7 +72,7 @@ async fn certificates_are_read_anew_and_a_silent_peer_delays_nobody() {
     let _server = serve(
         "sts",
         listener,
-        layers::wrap_worded(sts::router(sts.state()), "sts"),
+        layers::wrap_own_errors(sts::router(sts.state()), "sts"),
         Limits::default(),
         Remote::identify,
     );

@@ -77,11 +77,11 @@ async fn the_picture_for_people_has_the_peers() {
     let key = tailnet.devnet.ready_key().await;
     let node = tailnet.start(&tailnet.config("picture", &key)).await;
     running(&*node).await;
-    let picture = node.picture().await.unwrap();
+    let picture = node.status_with_peers().await.unwrap();
     assert!(picture["peers"].is_array(), "{picture}");
     assert_eq!(picture["state"], "Running");
     tailnet.end().await;
-    assert!(matches!(node.picture().await, Err(Error::Closed)));
+    assert!(matches!(node.status_with_peers().await, Err(Error::Closed)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,7 +10,7 @@ use serde_json::json;
 use tailbone::config::Secret;
 use tailbone::tailnet::{
     BackendState, CLOSE_WITHIN, Config, EmbeddedNode, Node,
-    join::{JoinError, JoinState, Plan, Progress, classify, join},
+    join::{JoinError, JoinLimits, JoinState, Progress, classify, join},
 };
 use testkit::{
     devnet::{Devnet, Key},
@@ -45,9 +45,9 @@ async fn joins(
     timeout: Duration,
     told: &Told,
 ) -> Result<Arc<dyn Node>, JoinError> {
-    let plan = Plan {
+    let plan = JoinLimits {
         retry: Duration::from_millis(200),
-        patience: Duration::from_millis(500),
+        replace_after: Duration::from_millis(500),
         timeout,
         has_key: config.has_key(),
     };
@@ -371,7 +371,7 @@ async fn dropping_the_wait_closes_the_node() {
         *slot.lock().unwrap() = Some(node.watch());
         Ok(Arc::new(node) as Arc<dyn Node>)
     };
-    let plan = Plan::new(Duration::from_secs(1), LONG, false);
+    let plan = JoinLimits::new(Duration::from_secs(1), LONG, false);
     let waited = tokio::time::timeout(Duration::from_millis(500), join(make, plan, |_| {})).await;
     assert!(waited.is_err());
     let mut watch = slot.lock().unwrap().take().unwrap();

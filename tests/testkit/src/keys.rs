@@ -3,12 +3,12 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use tailbone_keys::{
-    KeySpec, KeyStore, Policy,
+    KeyPolicy, KeySpec, KeyStore,
     jwks::{FilePublisher, life::KeyLife},
 };
 
-pub fn policy() -> Policy {
-    Policy {
+pub fn policy() -> KeyPolicy {
+    KeyPolicy {
         token_life: Duration::from_secs(20 * 60),
         cache_time: Duration::from_secs(5 * 60),
         skew: Duration::from_secs(60),

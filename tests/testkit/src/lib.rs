@@ -54,7 +54,7 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     }
 }
 
-/// Calls `look` until it succeeds.
+/// Calls `check` until it succeeds.
 pub async fn eventually<T: Debug>(
     what: &str,
     mut look: impl AsyncFnMut() -> Result<T, String>,

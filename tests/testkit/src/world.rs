@@ -8,7 +8,7 @@ use tailbone_http::{
     layers,
     serve::{Limits, LiveLimits, Server, serve},
 };
-use tailbone_identity::{Caller, Callers, Directory, TailnetListener};
+use tailbone_identity::{Caller, CallerRates, Directory, TailnetListener};
 use tailbone_tailnet::{
     ListenAddr, Node, Peer,
     fake::{FakeNode, FakeTailnet, Identity},
@@ -130,7 +130,7 @@ pub struct Serving {
     /// The hosts for which requests are taken, if not for all.
     pub hosts: Option<HostRule>,
     /// Counts each caller's requests. A listener that counts has identities of its own.
-    pub callers: Option<Callers>,
+    pub callers: Option<CallerRates>,
     /// Counts what such a listener asks the node.
     pub meter: Meter,
 }
@@ -150,7 +150,7 @@ impl Default for Serving {
 impl From<LiveLimits> for Serving {
     fn from(limits: LiveLimits) -> Self {
         Self {
-            callers: Some(Callers::new(limits.clone())),
+            callers: Some(CallerRates::new(limits.clone())),
             limits,
             ..Self::default()
         }

@@ -34,7 +34,7 @@ pub const TAILSCALE_FORBIDDEN: tailscale_code = 14;
 pub type tailscale_code = i32;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
-pub struct tailscale_conn_head {
+pub struct tailscale_conn_header {
     pub version: u8,
     pub kind: u8,
     pub code: u16,
@@ -43,13 +43,13 @@ pub struct tailscale_conn_head {
     pub peer_addr: [u8; 16usize],
     pub local_addr: [u8; 16usize],
 }
-pub const TAILSCALE_TELLS_MORE: tailscale_flag = 1;
-pub const TAILSCALE_TELLS_SHUT: tailscale_flag = 2;
-pub const TAILSCALE_TELLS_CLOSED: tailscale_flag = 4;
-pub type tailscale_flag = u32;
+pub const TAILSCALE_TURN_MORE: tailscale_turn_flag = 1;
+pub const TAILSCALE_TURN_SHUTDOWN: tailscale_turn_flag = 2;
+pub const TAILSCALE_TURN_CLOSED: tailscale_turn_flag = 4;
+pub type tailscale_turn_flag = u32;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
-pub struct tailscale_told {
+pub struct tailscale_turn_result {
     pub out: u32,
     pub room: u32,
     pub flags: u32,
@@ -59,23 +59,24 @@ pub type tailscale_turn = ::core::option::Option<
         conn: usize,
         in_: tailscale_bytes,
         in_len: usize,
-        end: u32,
+        inbound: u32,
         out: *mut u8,
         out_cap: usize,
-        told: *mut tailscale_told,
+        result: *mut tailscale_turn_result,
     ),
 >;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
-pub struct tailscale_program {
+pub struct tailscale_callbacks {
     pub open: ::core::option::Option<unsafe extern "C" fn(id: u64) -> usize>,
     pub turn: tailscale_turn,
     pub free: ::core::option::Option<unsafe extern "C" fn(conn: usize)>,
-    pub kicked: ::core::option::Option<unsafe extern "C" fn(ids: *mut u64, cap: usize) -> usize>,
+    pub take_kicks:
+        ::core::option::Option<unsafe extern "C" fn(ids: *mut u64, cap: usize) -> usize>,
 }
 unsafe extern "C" {
-    pub fn tailscale_set_program(
-        program: *mut tailscale_program,
+    pub fn tailscale_set_callbacks(
+        callbacks: *mut tailscale_callbacks,
         kick_fd: i32,
         out: *mut tailscale_buf,
     ) -> i32;

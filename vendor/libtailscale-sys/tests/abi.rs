@@ -7,12 +7,12 @@ use libtailscale_sys::*;
 use std::{mem, ptr, slice, str, sync::atomic::AtomicU64, time::Instant};
 
 const _: () = {
-    assert!(mem::size_of::<tailscale_conn_head>() == 40);
-    assert!(mem::offset_of!(tailscale_conn_head, code) == 2);
-    assert!(mem::offset_of!(tailscale_conn_head, peer_port) == 4);
-    assert!(mem::offset_of!(tailscale_conn_head, local_port) == 6);
-    assert!(mem::offset_of!(tailscale_conn_head, peer_addr) == 8);
-    assert!(mem::offset_of!(tailscale_conn_head, local_addr) == 24);
+    assert!(mem::size_of::<tailscale_conn_header>() == 40);
+    assert!(mem::offset_of!(tailscale_conn_header, code) == 2);
+    assert!(mem::offset_of!(tailscale_conn_header, peer_port) == 4);
+    assert!(mem::offset_of!(tailscale_conn_header, local_port) == 6);
+    assert!(mem::offset_of!(tailscale_conn_header, peer_addr) == 8);
+    assert!(mem::offset_of!(tailscale_conn_header, local_addr) == 24);
     assert!(mem::size_of::<tailscale_buf>() == 2 * mem::size_of::<usize>());
 };
 

@@ -62,7 +62,7 @@ const (
 	InboundBroken              // a reset, a timeout, the end of the node: nothing goes either way any more
 )
 
-// TurnResult is what a turn reports, with the layout of tailscale_told in tailscale.h.
+// TurnResult is what a turn reports, with the layout of tailscale_turn_result in tailscale.h.
 type TurnResult struct {
 	Out   uint32 // bytes written into out
 	Room  uint32 // bytes that the next turn may bring; after 0 comes a kick once there is room
@@ -137,7 +137,7 @@ func SetCallbacks(p Callbacks, kicks int) *Error {
 	defer program.mu.Unlock()
 	if program.Callbacks != nil {
 		unix.Close(kicks)
-		return errorf(BadState, "the program was set before")
+		return errorf(BadState, "the callbacks were set before")
 	}
 	if err := unix.SetNonblock(kicks, true); err != nil {
 		unix.Close(kicks)

@@ -12,7 +12,7 @@
 //   - Shutting the descriptor down for writing refuses new flows. Those whose handshake is in
 //     progress or done still arrive; then the descriptor ends.
 //   - Closing the descriptor closes the listener. The program frees the connections that were not
-//     taken (tailscale_program in tailscale.h).
+//     taken (tailscale_callbacks in tailscale.h).
 
 package node
 
@@ -55,7 +55,7 @@ func (n *Node) Listen(addr []byte) (int, *Error) {
 		return -1, err
 	}
 	if !callbacksSet() {
-		return -1, errorf(BadState, "nobody is there to be given connections (tailscale_set_program)")
+		return -1, errorf(BadState, "the program has not set its callbacks for connections (tailscale_set_callbacks)")
 	}
 	lb, err := n.backend()
 	if err != nil {

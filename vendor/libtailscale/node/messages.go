@@ -1,7 +1,7 @@
 // Messages that hand over a connection: its header together with its descriptor, or with the number
 // of an accepted one, so that nothing has to be looked up later.
 //
-// The header is tailscale_conn_head of tailscale.h, byte for byte.
+// The header is tailscale_conn_header of tailscale.h, byte for byte.
 
 package node
 

@@ -21,7 +21,7 @@ use tailbone_values::web::{Host, HostPattern};
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[derive(Default)]
-struct Words {
+struct GrantValue {
     decision: Choice,
     hosts: Vec<String>,
     paths: Vec<String>,
@@ -41,7 +41,7 @@ enum Choice {
 
 /// The caller's grants as steps, denying ones first.
 pub(super) fn steps(visitor: &Visitor, capability: &str, what: &What) -> Vec<Step> {
-    let values = visitor.even_foreign().grants(capability).iter();
+    let values = visitor.caller_any_tailnet().grants(capability).iter();
     let mut steps: Vec<Step> = values
         .enumerate()
         .map(|(at, value)| step(at + 1, value, visitor.foreign(), what))
@@ -52,7 +52,7 @@ pub(super) fn steps(visitor: &Visitor, capability: &str, what: &What) -> Vec<Ste
 
 /// Whether a readable grant names this host.
 pub(super) fn name_host(visitor: &Visitor, capability: &str, host: &Host) -> bool {
-    let values = visitor.even_foreign().grants(capability).iter();
+    let values = visitor.caller_any_tailnet().grants(capability).iter();
     values
         .filter_map(|value| read(value).ok())
         .any(|(_, scope, _)| scope.names_host(host))
@@ -93,7 +93,7 @@ fn step(number: usize, value: &Value, foreign: bool, what: &What) -> Step {
 }
 
 fn read(value: &Value) -> Result<(Effect, Scope, bool), String> {
-    let words = Words::deserialize(value).map_err(|error| error.to_string())?;
+    let words = GrantValue::deserialize(value).map_err(|error| error.to_string())?;
     let effect = match words.decision {
         Choice::Allow => Effect::Allow,
         Choice::Anonymous => Effect::Anonymous,
@@ -130,7 +130,7 @@ pub(super) struct Condition {
 }
 
 impl Condition {
-    pub(super) fn met(&self, caller: &Caller) -> bool {
+    pub(super) fn is_met(&self, caller: &Caller) -> bool {
         let values = caller.grants(&self.capability);
         if self.has.is_empty() {
             return caller.has_capability(&self.capability);

@@ -16,7 +16,7 @@
 //! - "Allow" always means an identified caller; access without identity is `Anonymous`.
 //!
 //! Not decided here: who the caller is (the crate itself), what a denial looks like (the
-//! components), and when the file is read again ([`Store`] reads it when it is told to).
+//! components), and when the file is read again ([`RuleStore`] reads it when it is told to).
 //!
 //! `sts/policy` is a separate rule language, with the wire format of TailSTS: it compares claims of
 //! outside tokens and knows no tailnet callers, hosts or paths.
@@ -31,7 +31,7 @@ use std::{borrow::Cow, fmt};
 
 pub use file::{Mistake, Mistakes};
 pub use selector::Selector;
-pub use store::{Change, LoadError, Store};
+pub use store::{Change, LoadError, RuleStore};
 pub use what::{Path, PathPrefix, What, WhatError};
 
 pub use tailbone_values::web::{Host, HostPattern};
@@ -107,7 +107,7 @@ impl fmt::Display for RuleId {
 
 /// The result of [`Rules::decide`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Decision {
+pub struct Verdict {
     pub effect: Effect,
     pub rule: RuleId,
     /// For people.
@@ -189,10 +189,10 @@ impl Rules {
         })
     }
 
-    pub fn decide(&self, who: Who<'_>, what: &What) -> Decision {
+    pub fn decide(&self, who: Who<'_>, what: &What) -> Verdict {
         let mut steps = self.steps(who, what);
         match steps.find(|step| step.decides) {
-            Some(step) => Decision {
+            Some(step) => Verdict {
                 effect: step.effect,
                 rule: step.rule,
                 why: step.why,
@@ -202,7 +202,7 @@ impl Rules {
     }
 
     /// All rules up to the one that decides, each with its reason.
-    pub fn explain(&self, who: Who<'_>, what: &What) -> (Vec<Step>, Decision) {
+    pub fn explain(&self, who: Who<'_>, what: &What) -> (Vec<Step>, Verdict) {
         let mut seen = Vec::new();
         for step in self.steps(who, what) {
             let decides = step.decides;
@@ -212,7 +212,7 @@ impl Rules {
             }
         }
         let decision = match seen.last().filter(|step| step.decides) {
-            Some(step) => Decision {
+            Some(step) => Verdict {
                 effect: step.effect,
                 rule: step.rule.clone(),
                 why: step.why.clone(),
@@ -227,7 +227,10 @@ impl Rules {
     pub fn nearest(&self, who: Who<'_>, what: &What) -> Option<Near> {
         let granting = self.rules.iter().filter(|rule| rule.effect != Effect::Deny);
         let misses = granting.map(|rule| {
-            let (request, caller) = (rule.scope.matches(what, rule.effect), rule.about(who));
+            let (request, caller) = (
+                rule.scope.matches(what, rule.effect),
+                rule.match_caller(who),
+            );
             let parts = [request, caller];
             let misses = parts.iter().filter(|(found, _)| *found != Match::Yes);
             let near = Near {
@@ -266,8 +269,8 @@ impl Rules {
     }
 }
 
-fn end() -> Decision {
-    Decision {
+fn end() -> Verdict {
+    Verdict {
         effect: Effect::Deny,
         rule: RuleId::End,
         why: "no rule matches, and the end of the list denies".into(),
@@ -280,7 +283,7 @@ impl Rule {
         let caller = if scope.0 == Match::No {
             (Match::No, "")
         } else {
-            self.about(who)
+            self.match_caller(who)
         };
         let (effect, decides, why): (_, _, Cow<'static, str>) =
             match (self.effect, scope.0, caller.0) {
@@ -311,7 +314,7 @@ impl Rule {
     }
 
     /// Whether the rule applies to this caller, and if not, because of which part.
-    fn about(&self, who: Who<'_>) -> (Match, &'static str) {
+    fn match_caller(&self, who: Who<'_>) -> (Match, &'static str) {
         let lets_through = self.effect != Effect::Deny;
         if !self.needs_identity() {
             return (Match::Yes, "");
@@ -350,12 +353,12 @@ impl Rule {
         {
             return (Match::No, "another tailnet");
         }
-        let caller = visitor.even_foreign();
-        if !self.who.is_empty() && !self.who.iter().any(|selector| selector.is(caller)) {
+        let caller = visitor.caller_any_tailnet();
+        if !self.who.is_empty() && !self.who.iter().any(|selector| selector.matches(caller)) {
             return (Match::No, "not for this caller");
         }
         match &self.grant {
-            Some(condition) if !condition.met(caller) => {
+            Some(condition) if !condition.is_met(caller) => {
                 (Match::No, "the caller lacks the grant that it asks for")
             }
             _ => (Match::Yes, ""),
@@ -387,7 +390,7 @@ pub fn same_tailnet(written: &str, actual: &str) -> bool {
 
 /// The caller's name for an audit line, with a mark if it is from another tailnet.
 pub fn caller_word(visitor: &Visitor) -> String {
-    let caller: &Caller = visitor.even_foreign();
+    let caller: &Caller = visitor.caller_any_tailnet();
     if visitor.foreign() {
         format!("foreign {caller}")
     } else {

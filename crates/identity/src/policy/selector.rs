@@ -57,7 +57,7 @@ impl Selector {
 
     /// Whether this selects the caller. Only tags make a caller a machine: the login of a tagged
     /// node is nobody's.
-    pub fn is(&self, caller: &Caller) -> bool {
+    pub fn matches(&self, caller: &Caller) -> bool {
         match (self, caller) {
             (Self::Anyone, _) | (Self::Funnel, Caller::Funnel(_)) => true,
             (Self::Everybody, caller) => !matches!(caller, Caller::Funnel(_)),

@@ -1,8 +1,8 @@
 //! The active rules, and how new ones replace them while requests are being decided.
 //!
 //! A file that cannot be read or has mistakes changes nothing: the previous rules stay active.
-//! Nothing here watches the file by itself: the caller's timer calls [`Store::tick`], and SIGHUP
-//! leads to [`Store::reload`].
+//! Nothing here watches the file by itself: the caller's timer calls [`RuleStore::tick`], and SIGHUP
+//! leads to [`RuleStore::reload`].
 
 use std::{
     fs, io,
@@ -38,31 +38,31 @@ pub enum Change {
 
 /// The source of the rules, and the active rules.
 #[derive(Debug)]
-pub struct Store {
+pub struct RuleStore {
     path: Option<PathBuf>,
     capability: String,
     rules: ArcSwap<Rules>,
     changed: Notify,
     /// The state at the last check. The lock also keeps two reloads from overtaking each other.
-    seen: Mutex<Seen>,
+    last_check: Mutex<LastCheck>,
 }
 
 #[derive(Debug, Default)]
-struct Seen {
-    mark: Option<Mark>,
+struct LastCheck {
+    version: Option<FileVersion>,
     text: String,
 }
 
 /// Tells a changed file from an unchanged one. The inode shows a replacement within the resolution
 /// of the file system's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Mark {
+struct FileVersion {
     inode: u64,
     length: u64,
     modified: (i64, i64),
 }
 
-impl Store {
+impl RuleStore {
     /// Loads the rules for the first time. Without a file only the tailnet's grants decide.
     pub fn open(path: Option<&Path>, capability: &str) -> Result<Self, LoadError> {
         let store = Self {
@@ -70,7 +70,7 @@ impl Store {
             capability: capability.to_owned(),
             rules: ArcSwap::from_pointee(Rules::grants_only(capability)),
             changed: Notify::new(),
-            seen: Mutex::default(),
+            last_check: Mutex::default(),
         };
         store.reload()?;
         Ok(store)
@@ -83,7 +83,7 @@ impl Store {
             capability: String::new(),
             rules: ArcSwap::from_pointee(rules),
             changed: Notify::new(),
-            seen: Mutex::default(),
+            last_check: Mutex::default(),
         }
     }
 
@@ -102,44 +102,47 @@ impl Store {
 
     /// Reads and checks the file, and activates its rules.
     pub fn reload(&self) -> Result<Change, LoadError> {
-        self.look(true)
+        self.check(true)
     }
 
     /// Reads the file if it has changed since the last check. Mistakes in a file are reported once,
     /// not at each tick.
     pub fn tick(&self) -> Result<Change, LoadError> {
-        self.look(false)
+        self.check(false)
     }
 
-    fn look(&self, even_if_unmarked: bool) -> Result<Change, LoadError> {
+    fn check(&self, force: bool) -> Result<Change, LoadError> {
         let Some(path) = &self.path else {
             return Ok(Change::Unchanged);
         };
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last_check = self
+            .last_check
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let failed = |source| LoadError::File {
             path: path.clone(),
             source,
         };
-        let mark = match mark(path) {
-            Ok(mark) => mark,
-            Err(_) if !even_if_unmarked && seen.mark.is_none() => return Ok(Change::Unchanged),
+        let version = match version(path) {
+            Ok(version) => version,
+            Err(_) if !force && last_check.version.is_none() => return Ok(Change::Unchanged),
             Err(error) => {
-                seen.mark = None;
+                last_check.version = None;
                 return Err(failed(error));
             }
         };
-        if !even_if_unmarked && seen.mark == Some(mark) {
+        if !force && last_check.version == Some(version) {
             return Ok(Change::Unchanged);
         }
-        seen.mark = Some(mark);
-        if mark.length > FILE_BYTES {
+        last_check.version = Some(version);
+        if version.length > FILE_BYTES {
             return Err(LoadError::TooLarge { path: path.clone() });
         }
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) => {
                 // The file exists and may become readable before the next tick.
-                seen.mark = None;
+                last_check.version = None;
                 return Err(failed(error));
             }
         };
@@ -148,19 +151,19 @@ impl Store {
                 path: path.clone(),
                 source,
             })?;
-        if text == seen.text && !text.is_empty() {
+        if text == last_check.text && !text.is_empty() {
             return Ok(Change::Unchanged);
         }
-        seen.text = text;
+        last_check.text = text;
         self.rules.store(Arc::new(rules));
         self.changed.notify_waiters();
         Ok(Change::Loaded)
     }
 }
 
-fn mark(path: &Path) -> io::Result<Mark> {
+fn version(path: &Path) -> io::Result<FileVersion> {
     let file = fs::metadata(path)?;
-    Ok(Mark {
+    Ok(FileVersion {
         inode: file.ino(),
         length: file.len(),
         modified: (file.mtime(), file.mtime_nsec()),
@@ -178,7 +181,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("policy.toml");
         fs::write(&path, ALLOW).unwrap();
-        let store = Store::open(Some(&path), "").unwrap();
+        let store = RuleStore::open(Some(&path), "").unwrap();
         let first = store.rules();
         assert_eq!(store.tick().unwrap(), Change::Unchanged);
 
@@ -206,7 +209,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("policy.toml");
         fs::write(&path, ALLOW).unwrap();
-        let store = Store::open(Some(&path), "").unwrap();
+        let store = RuleStore::open(Some(&path), "").unwrap();
         let new = dir.path().join("new");
         fs::write(&new, "[[rule]]\ndecision = \"deny\" \n").unwrap();
         fs::rename(&new, &path).unwrap();
@@ -216,7 +219,7 @@ mod tests {
     #[test]
     fn a_missing_file_is_an_error_at_the_start() {
         assert!(matches!(
-            Store::open(Some(Path::new("/nowhere/policy.toml")), ""),
+            RuleStore::open(Some(Path::new("/nowhere/policy.toml")), ""),
             Err(LoadError::File { .. })
         ));
     }

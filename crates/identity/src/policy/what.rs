@@ -51,11 +51,11 @@ impl From<BadHost> for WhatError {
 }
 
 /// The most readings that a path may have. An honest path has one or two.
-const READINGS: usize = 64;
+const MAX_READINGS: usize = 64;
 /// The most bytes written for all readings together: enough for the longest path with escapes.
-const READING_WORK: usize = 256 << 10;
+const MAX_READING_BYTES: usize = 256 << 10;
 /// Longer paths are refused before any work is spent on them.
-const PATH_BYTES: usize = 8 << 10;
+const MAX_PATH_BYTES: usize = 8 << 10;
 
 /// A path with every reading that some server could arrive at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +70,7 @@ impl Path {
     /// needed.
     pub fn sent(raw: &str) -> Result<Self, WhatError> {
         let raw = raw.as_bytes();
-        if raw.first() != Some(&b'/') || raw.len() > PATH_BYTES {
+        if raw.first() != Some(&b'/') || raw.len() > MAX_PATH_BYTES {
             return Err(WhatError::BadPath);
         }
         Ok(Self {
@@ -147,18 +147,18 @@ fn read(sent: &[u8], work: &mut usize) -> Result<Vec<Vec<u8>>, WhatError> {
         if readings.contains(&reading) {
             continue;
         }
-        if !clean(&reading) {
+        if !has_valid_bytes(&reading) {
             return Err(WhatError::BadPath);
         }
-        if readings.len() == READINGS {
+        if readings.len() == MAX_READINGS {
             return Err(WhatError::AmbiguousPath);
         }
-        if !plain(&reading) {
-            for way in WAYS {
-                if *work + reading.len() > READING_WORK {
+        if !has_one_reading(&reading) {
+            for transform in TRANSFORMATIONS {
+                if *work + reading.len() > MAX_READING_BYTES {
                     return Err(WhatError::AmbiguousPath);
                 }
-                let other = way(&reading);
+                let other = transform(&reading);
                 *work += other.len();
                 if other != reading && !open.contains(&other) {
                     open.push_back(other);
@@ -171,29 +171,29 @@ fn read(sent: &[u8], work: &mut usize) -> Result<Vec<Vec<u8>>, WhatError> {
 }
 
 /// One transformation that servers apply to a path.
-type Way = fn(&[u8]) -> Vec<u8>;
+type Transformation = fn(&[u8]) -> Vec<u8>;
 
-const WAYS: [Way; 9] = [
+const TRANSFORMATIONS: [Transformation; 9] = [
     decode,
-    decode_wide,
-    narrow,
-    turn,
-    cut_parameters,
-    cut_query,
-    cut_ends,
-    merge,
-    resolve,
+    decode_u_escapes,
+    narrow_full_width,
+    replace_backslashes,
+    remove_parameters,
+    remove_query,
+    remove_trailing_dots,
+    merge_slashes,
+    resolve_dots,
 ];
 
 /// Refuses control characters and overlong UTF-8, which no honest path contains in any reading.
-fn clean(reading: &[u8]) -> bool {
+fn has_valid_bytes(reading: &[u8]) -> bool {
     reading
         .iter()
         .all(|b| !b.is_ascii_control() && !matches!(b, 0xc0 | 0xc1 | 0xf5..=0xff))
 }
 
 /// Whether all servers read it alike.
-fn plain(reading: &[u8]) -> bool {
+fn has_one_reading(reading: &[u8]) -> bool {
     let odd = |b: &u8| matches!(*b, b'%' | b'\\' | b';' | b'?' | b'#' | FULL_WIDTH);
     let segment = |s: &[u8]| !s.is_empty() && !matches!(s.last(), Some(b'.' | b' '));
     let inner = reading.get(1..).unwrap_or_default();
@@ -221,11 +221,11 @@ fn decode(path: &[u8]) -> Vec<u8> {
 }
 
 /// Decodes every `%uXXXX` once, as IIS and old Java servers do.
-fn decode_wide(path: &[u8]) -> Vec<u8> {
+fn decode_u_escapes(path: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(path.len());
     let mut rest = path;
     while let Some((first, tail)) = rest.split_first() {
-        match (first, wide(tail)) {
+        match (first, u_escape(tail)) {
             (b'%', Some(c)) => {
                 out.extend(c.encode_utf8(&mut [0; 4]).as_bytes());
                 rest = tail.get(5..).unwrap_or_default();
@@ -240,7 +240,7 @@ fn decode_wide(path: &[u8]) -> Vec<u8> {
 }
 
 /// The character that `uXXXX` stands for.
-fn wide(text: &[u8]) -> Option<char> {
+fn u_escape(text: &[u8]) -> Option<char> {
     let hex = match text.get(..5)? {
         [b'u' | b'U', hex @ ..] => hex,
         _ => return None,
@@ -256,7 +256,7 @@ const FULL_WIDTH: u8 = 0xef;
 
 /// The full-width forms of ASCII as ASCII: the "best fit" of servers whose names of files have a
 /// narrower character set than Unicode.
-fn narrow(path: &[u8]) -> Vec<u8> {
+fn narrow_full_width(path: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(path.len());
     let mut rest = path;
     while let Some((first, tail)) = rest.split_first() {
@@ -276,7 +276,7 @@ fn narrow(path: &[u8]) -> Vec<u8> {
 
 /// Removes dots and blanks at the end of each segment, as Windows does with file names. `.` and
 /// `..` are not names.
-fn cut_ends(path: &[u8]) -> Vec<u8> {
+fn remove_trailing_dots(path: &[u8]) -> Vec<u8> {
     let cut = |segment: &[u8]| -> Vec<u8> {
         let blank = |b: &u8| *b == b' ';
         let end = |b: &u8| matches!(b, b'.' | b' ');
@@ -300,14 +300,14 @@ fn cut_ends(path: &[u8]) -> Vec<u8> {
 }
 
 /// Replaces backslashes by slashes.
-fn turn(path: &[u8]) -> Vec<u8> {
+fn replace_backslashes(path: &[u8]) -> Vec<u8> {
     path.iter()
         .map(|b| if *b == b'\\' { b'/' } else { *b })
         .collect()
 }
 
 /// Removes everything from the first `;` on in each segment.
-fn cut_parameters(path: &[u8]) -> Vec<u8> {
+fn remove_parameters(path: &[u8]) -> Vec<u8> {
     let cut = |segment: &[u8]| -> Vec<u8> {
         segment
             .split(|b| *b == b';')
@@ -322,7 +322,7 @@ fn cut_parameters(path: &[u8]) -> Vec<u8> {
 }
 
 /// Removes everything from a `?` or `#` on, which decoding may have produced.
-fn cut_query(path: &[u8]) -> Vec<u8> {
+fn remove_query(path: &[u8]) -> Vec<u8> {
     path.split(|b| matches!(b, b'?' | b'#'))
         .next()
         .unwrap_or_default()
@@ -330,14 +330,14 @@ fn cut_query(path: &[u8]) -> Vec<u8> {
 }
 
 /// Merges consecutive slashes.
-fn merge(path: &[u8]) -> Vec<u8> {
+fn merge_slashes(path: &[u8]) -> Vec<u8> {
     let mut out = path.to_vec();
     out.dedup_by(|next, before| *next == b'/' && *before == b'/');
     out
 }
 
 /// Resolves `.` and `..` segments; nothing leads above the root.
-fn resolve(path: &[u8]) -> Vec<u8> {
+fn resolve_dots(path: &[u8]) -> Vec<u8> {
     let mut out: Vec<&[u8]> = Vec::new();
     let mut open_end = false;
     for segment in path.split(|b| *b == b'/').skip(1) {
@@ -413,7 +413,7 @@ impl Scope {
             (_, true) => (Match::Yes, ""),
             (None, _) => (Match::Maybe, "the proxy did not tell the host"),
             (Some(host), _) => (
-                Match::from_bool(self.hosts.iter().any(|pattern| pattern.is(host))),
+                Match::from_bool(self.hosts.iter().any(|pattern| pattern.matches(host))),
                 "another host",
             ),
         };
@@ -436,7 +436,7 @@ impl Scope {
 
     /// Whether a host is named explicitly or by its domain, not by the absence of a restriction.
     pub(super) fn names_host(&self, host: &Host) -> bool {
-        self.hosts.iter().any(|pattern| pattern.is(host))
+        self.hosts.iter().any(|pattern| pattern.matches(host))
     }
 
     pub(super) fn names_methods(&self) -> bool {
@@ -549,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn what_hides_too_much_is_no_path() {
+    fn a_path_with_too_many_readings_is_refused() {
         for raw in [
             "",
             "admin",
@@ -566,7 +566,7 @@ mod tests {
         let nested = format!("/{}2e", "%25".to_owned() + &"25".repeat(80));
         assert_eq!(Path::parse(&nested), Err(WhatError::AmbiguousPath));
         assert_eq!(
-            Path::parse(&format!("/{}", "a".repeat(PATH_BYTES))),
+            Path::parse(&format!("/{}", "a".repeat(MAX_PATH_BYTES))),
             Err(WhatError::BadPath)
         );
     }
@@ -574,25 +574,25 @@ mod tests {
     #[test]
     fn a_long_path_costs_little_however_much_it_hides() {
         let fill = |open: &str, close: &str| {
-            let room = PATH_BYTES - open.len() - close.len();
+            let room = MAX_PATH_BYTES - open.len() - close.len();
             format!("{open}{}{close}", "a".repeat(room))
         };
         let nested = "%25".to_owned() + &"25".repeat(200) + "2e";
         for raw in [
             fill("/", &nested),
             fill("/", "%2525252e%5c%3b%3f//."),
-            format!("/{}", "%2525".repeat(PATH_BYTES / 5 - 1)),
-            format!("/{}", "a;b//./%5c".repeat(PATH_BYTES / 10 - 1)),
-            format!("/{}", "%u002525u002e/".repeat(PATH_BYTES / 14 - 1)),
+            format!("/{}", "%2525".repeat(MAX_PATH_BYTES / 5 - 1)),
+            format!("/{}", "a;b//./%5c".repeat(MAX_PATH_BYTES / 10 - 1)),
+            format!("/{}", "%u002525u002e/".repeat(MAX_PATH_BYTES / 14 - 1)),
         ] {
             let mut work = 0;
             let _ = read(raw.as_bytes(), &mut work);
-            assert!(work <= 32 * PATH_BYTES, "{work} bytes: {}", &raw[..40]);
+            assert!(work <= 32 * MAX_PATH_BYTES, "{work} bytes: {}", &raw[..40]);
         }
         // An honest path of the same length, with escapes, is readable.
-        let honest = format!("/{}", "%E3%81%82/".repeat(PATH_BYTES / 10 - 1));
+        let honest = format!("/{}", "%E3%81%82/".repeat(MAX_PATH_BYTES / 10 - 1));
         assert_eq!(read(honest.as_bytes(), &mut 0).unwrap().len(), 2);
-        let deep = format!("/{}", "a/b%20c/".repeat(PATH_BYTES / 8 - 1));
+        let deep = format!("/{}", "a/b%20c/".repeat(MAX_PATH_BYTES / 8 - 1));
         assert_eq!(read(deep.as_bytes(), &mut 0).unwrap().len(), 2);
     }
 

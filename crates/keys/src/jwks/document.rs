@@ -15,14 +15,14 @@ use serde_json::{Map, Value};
 use crate::{KeyId, PublicJwk};
 
 /// Size limit in bytes of a document, read or written.
-pub const LARGEST: usize = 1024 * 1024;
+pub const MAX_DOCUMENT: usize = 1024 * 1024;
 
 /// A JWK set.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Document {
     keys: Vec<Value>,
     /// Members beside `keys`.
-    others: Map<String, Value>,
+    other_members: Map<String, Value>,
 }
 
 /// Why bytes are not a JWKS.
@@ -36,7 +36,7 @@ pub enum Unreadable {
     NotJson(String),
     #[error("it is JSON, but not an object")]
     NotObject,
-    #[error("it is larger than {LARGEST} bytes")]
+    #[error("it is larger than {MAX_DOCUMENT} bytes")]
     TooLarge,
 }
 
@@ -47,27 +47,28 @@ pub struct KidTaken(pub KeyId);
 
 impl Document {
     pub fn parse(bytes: &[u8]) -> Result<Self, Unreadable> {
-        if bytes.len() > LARGEST {
+        if bytes.len() > MAX_DOCUMENT {
             return Err(Unreadable::TooLarge);
         }
         let value: Value = serde_json::from_slice(bytes).map_err(|error| {
             Unreadable::NotJson(format!("line {}, column {}", error.line(), error.column()))
         })?;
-        let Value::Object(mut others) = value else {
+        let Value::Object(mut other_members) = value else {
             return Err(Unreadable::NotObject);
         };
-        match others.remove("keys") {
+        match other_members.remove("keys") {
             None => Err(Unreadable::NoKeys),
-            Some(Value::Array(keys)) if keys.iter().all(Value::is_object) => {
-                Ok(Self { keys, others })
-            }
+            Some(Value::Array(keys)) if keys.iter().all(Value::is_object) => Ok(Self {
+                keys,
+                other_members,
+            }),
             Some(_) => Err(Unreadable::Keys),
         }
     }
 
     /// The bytes to publish.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut whole = self.others.clone();
+        let mut whole = self.other_members.clone();
         whole.insert("keys".to_owned(), Value::Array(self.keys.clone()));
         sorted(Value::Object(whole)).to_string().into_bytes()
     }
@@ -92,7 +93,7 @@ impl Document {
     }
 
     /// True if the document holds this very key, not only its id.
-    pub fn holds(&self, key: &PublicJwk) -> bool {
+    pub fn contains(&self, key: &PublicJwk) -> bool {
         self.find(key.kid.as_str())
             .is_some_and(|value| key.same_key(value))
     }
@@ -189,7 +190,7 @@ mod tests {
                 String::from_utf8_lossy(bytes)
             );
         }
-        let huge = vec![b' '; LARGEST + 1];
+        let huge = vec![b' '; MAX_DOCUMENT + 1];
         assert_eq!(Document::parse(&huge), Err(Unreadable::TooLarge));
         assert!(Document::parse(br#"{"keys":[]}"#).unwrap().is_empty());
     }
@@ -222,7 +223,7 @@ mod tests {
         )
         .unwrap();
         assert!(document.add(&key("tb-1")).is_err());
-        assert!(!document.holds(&key("tb-1")));
+        assert!(!document.contains(&key("tb-1")));
     }
 
     #[test]

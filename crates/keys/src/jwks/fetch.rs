@@ -1,16 +1,16 @@
 //! Fetches and caches the keys of other issuers, to verify their tokens.
 //!
-//! Each [`Source`] has its own task, so trouble with one issuer never affects another. A task
-//! fetches at once, again when the answer's cache time has passed (within the limits of [`Rules`]),
-//! and earlier if a verifier asks for a key that is missing.
+//! Each [`KeySource`] has its own task, so trouble with one issuer never affects another. A task
+//! fetches at once, again when the answer's cache time has passed (within the limits of
+//! [`FetchLimits`]), and earlier if a verifier asks for a key that is missing.
 //!
 //! Invariants
 //! - The last good set is kept until another good one arrives; a failed or unreadable fetch never
 //!   empties it.
 //! - Verifiers cause at most one fetch per cool-down and source, however many unknown keys they
 //!   see, and wait no longer than that fetch may take.
-//! - A body has at most [`Rules::body_bytes`], a fetch takes at most [`Rules::time`], a redirect
-//!   never leaves the host.
+//! - A body has at most [`FetchLimits::body_bytes`], a fetch takes at most [`FetchLimits::time`], a
+//!   redirect never leaves the host.
 //! - A key is bound to its algorithms when it is read. Only here are type, curve, `alg`, `use`,
 //!   `key_ops` and size checked.
 //!
@@ -38,14 +38,14 @@ use tailbone_telemetry::meter::Meter;
 
 /// Where an issuer's keys are found.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Source {
+pub enum KeySource {
     /// In the `jwks_uri` of the issuer's OpenID configuration.
     Discovery { issuer: String },
     /// At this address.
     Jwks { url: String },
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for KeySource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Discovery { issuer } => write!(f, "discovery of {issuer}"),
@@ -56,30 +56,30 @@ impl fmt::Display for Source {
 
 /// Limits for fetching.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rules {
+pub struct FetchLimits {
     pub body_bytes: usize,
     /// For one fetch, from the name look-up to the last byte. The two requests of discovery share
     /// it.
     pub time: Duration,
     /// The shortest time after which a set is fetched again, whatever its headers say.
-    pub keep_least: Duration,
+    pub min_cache_time: Duration,
     /// If the headers say nothing.
-    pub keep_default: Duration,
-    pub keep_most: Duration,
+    pub default_cache_time: Duration,
+    pub max_cache_time: Duration,
     /// Least time between two fetches that verifiers ask for.
     pub cool_down: Duration,
     /// Pause after a failure: begins with the first and doubles up to the second.
     pub retry: (Duration, Duration),
 }
 
-impl Default for Rules {
+impl Default for FetchLimits {
     fn default() -> Self {
         Self {
             body_bytes: 1 << 20,
             time: Duration::from_secs(5),
-            keep_least: Duration::from_secs(60),
-            keep_default: Duration::from_secs(15 * 60),
-            keep_most: Duration::from_secs(3600),
+            min_cache_time: Duration::from_secs(60),
+            default_cache_time: Duration::from_secs(15 * 60),
+            max_cache_time: Duration::from_secs(3600),
             cool_down: Duration::from_secs(60),
             retry: (Duration::from_secs(1), Duration::from_secs(60)),
         }
@@ -90,14 +90,14 @@ impl Default for Rules {
 #[derive(Debug)]
 pub struct Fetcher {
     fetch: Fetch,
-    watched: Mutex<BTreeMap<Source, Watched>>,
+    watched: Mutex<BTreeMap<KeySource, Watched>>,
 }
 
 /// What verifiers see of a source, and how they ask its task for a fetch.
 #[derive(Debug)]
 struct Watched {
-    view: watch::Receiver<View>,
-    ask: Arc<Ask>,
+    view: watch::Receiver<SourceView>,
+    request: Arc<FetchRequest>,
     task: JoinHandle<()>,
 }
 
@@ -108,7 +108,7 @@ impl Drop for Watched {
 }
 
 #[derive(Debug, Clone, Default)]
-struct View {
+struct SourceView {
     set: Option<Arc<KeySet>>,
     /// Number of fetches that have ended, successful or not.
     ended: u64,
@@ -117,22 +117,22 @@ struct View {
 }
 
 #[derive(Debug, Default)]
-struct Ask {
+struct FetchRequest {
     nudge: Notify,
-    last: Mutex<Option<Asked>>,
+    last: Mutex<Option<LastRequest>>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Asked {
+struct LastRequest {
     at: Instant,
-    /// [`View::ended`] at that time. While it is unchanged, the fetch has not ended yet.
+    /// [`SourceView::ended`] at that time. While it is unchanged, the fetch has not ended yet.
     ended: u64,
 }
 
 /// State of a source, for readiness and status.
 #[derive(Debug, Clone)]
 pub struct SourceState {
-    pub source: Source,
+    pub source: KeySource,
     /// Number of usable keys in the last good set.
     pub keys: Option<usize>,
     /// The first fetch has ended.
@@ -145,13 +145,13 @@ pub struct SourceState {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Missing {
     #[error("the keys of {0} are not watched")]
-    NotWatched(Source),
+    NotWatched(KeySource),
     #[error("the keys of {0} could not be fetched yet")]
-    NotFetched(Source, #[source] Option<Arc<FetchError>>),
+    NotFetched(KeySource, #[source] Option<Arc<FetchError>>),
 }
 
 impl Fetcher {
-    pub fn new(rules: Rules) -> Result<Self, reqwest::Error> {
+    pub fn new(limits: FetchLimits) -> Result<Self, reqwest::Error> {
         let same_host = reqwest::redirect::Policy::custom(|attempt| {
             let from = attempt.previous().last();
             let stays = from.is_some_and(|from| from.origin() == attempt.url().origin());
@@ -165,14 +165,14 @@ impl Fetcher {
         });
         let client = reqwest::Client::builder()
             .redirect(same_host)
-            .connect_timeout(rules.time)
-            .timeout(rules.time)
+            .connect_timeout(limits.time)
+            .timeout(limits.time)
             .user_agent(concat!("tailbone/", env!("CARGO_PKG_VERSION")))
             .build()?;
         Ok(Self {
             fetch: Fetch {
                 client,
-                rules,
+                limits,
                 meter: Meter::default(),
             },
             watched: Mutex::default(),
@@ -181,23 +181,31 @@ impl Fetcher {
 
     /// Counts the fetches in `meter`, for sources watched from now on.
     #[must_use]
-    pub fn counted(mut self, meter: Meter) -> Self {
+    pub fn with_meter(mut self, meter: Meter) -> Self {
         self.fetch.meter = meter;
         self
     }
 
     /// Watches exactly these sources: starts a task for each new one and stops those that are gone.
     /// Needs a running tokio runtime.
-    pub fn watch(&self, sources: &BTreeSet<Source>) {
+    pub fn watch(&self, sources: &BTreeSet<KeySource>) {
         let mut watched = lock(&self.watched);
         watched.retain(|source, _| sources.contains(source));
         for source in sources {
             watched.entry(source.clone()).or_insert_with(|| {
-                let (state, view) = watch::channel(View::default());
-                let ask = Arc::new(Ask::default());
-                let task =
-                    tokio::spawn(keep(self.fetch.clone(), source.clone(), state, ask.clone()));
-                Watched { view, ask, task }
+                let (state, view) = watch::channel(SourceView::default());
+                let request = Arc::new(FetchRequest::default());
+                let task = tokio::spawn(watch_source(
+                    self.fetch.clone(),
+                    source.clone(),
+                    state,
+                    request.clone(),
+                ));
+                Watched {
+                    view,
+                    request,
+                    task,
+                }
             });
         }
     }
@@ -207,16 +215,16 @@ impl Fetcher {
     /// `enough`. `now` is the time for the cool-down.
     pub async fn keys(
         &self,
-        source: &Source,
+        source: &KeySource,
         enough: impl Fn(&KeySet) -> bool,
         now: Instant,
     ) -> Result<Arc<KeySet>, Missing> {
-        let (mut view, ask) = {
+        let (mut view, request) = {
             let watched = lock(&self.watched);
             let watched = watched
                 .get(source)
                 .ok_or_else(|| Missing::NotWatched(source.clone()))?;
-            (watched.view.clone(), watched.ask.clone())
+            (watched.view.clone(), watched.request.clone())
         };
         let seen = view.borrow_and_update().clone();
         if let Some(set) = seen.set.as_ref().filter(|set| enough(set)) {
@@ -225,11 +233,11 @@ impl Fetcher {
         // A fetch in progress serves all who wait. The cool-down limits only new ones.
         let coming = seen.fetching
             || seen.ended == 0
-            || ask.fetch(seen.ended, now, self.fetch.rules.cool_down);
+            || request.fetch(seen.ended, now, self.fetch.limits.cool_down);
         if coming {
             // The task limits its fetch. This limit is for a runtime that is too busy to run the
             // task.
-            let limit = self.fetch.rules.time + Duration::from_secs(1);
+            let limit = self.fetch.limits.time + Duration::from_secs(1);
             let _ =
                 tokio::time::timeout(limit, view.wait_for(|view| view.ended > seen.ended)).await;
         }
@@ -255,7 +263,7 @@ impl Fetcher {
     }
 }
 
-impl Ask {
+impl FetchRequest {
     /// Returns true if a fetch is coming: one was asked for already, or this call asks for one
     /// because the cool-down is over.
     fn fetch(&self, ended: u64, now: Instant, cool_down: Duration) -> bool {
@@ -264,7 +272,7 @@ impl Ask {
             Some(asked) if asked.ended == ended => true,
             Some(asked) if now.saturating_duration_since(asked.at) < cool_down => false,
             _ => {
-                *last = Some(Asked { at: now, ended });
+                *last = Some(LastRequest { at: now, ended });
                 self.nudge.notify_one();
                 true
             }
@@ -273,12 +281,17 @@ impl Ask {
 }
 
 /// The task of one source.
-async fn keep(fetch: Fetch, source: Source, state: watch::Sender<View>, ask: Arc<Ask>) {
+async fn watch_source(
+    fetch: Fetch,
+    source: KeySource,
+    state: watch::Sender<SourceView>,
+    request: Arc<FetchRequest>,
+) {
     let mut failures = 0;
     let mut etag = None;
     loop {
         state.send_modify(|view| view.fetching = true);
-        let outcome = fetch.set(&source, etag.as_deref()).await;
+        let outcome = fetch.key_set(&source, etag.as_deref()).await;
         fetch.meter.issuer_keys_fetched(match &outcome {
             Ok(Fetched { set: Some(_), .. }) => "new",
             Ok(_) => "unchanged",
@@ -287,7 +300,7 @@ async fn keep(fetch: Fetch, source: Source, state: watch::Sender<View>, ask: Arc
         let wait = match outcome {
             Ok(fetched) => {
                 failures = 0;
-                let keep = fetched.keep;
+                let cache_time = fetched.cache_time;
                 if fetched.set.is_some() {
                     etag = fetched.etag;
                 }
@@ -300,15 +313,15 @@ async fn keep(fetch: Fetch, source: Source, state: watch::Sender<View>, ask: Arc
                     view.fetching = false;
                     view.ended += 1;
                 });
-                keep
+                cache_time
             }
             Err(problem) => {
-                let again = back_off(failures, fetch.rules.retry);
+                let again = back_off(failures, fetch.limits.retry);
                 failures = failures.saturating_add(1);
                 tracing::warn!(
                     target: "jwks",
                     source = %source,
-                    error = tailbone_telemetry::chain(&problem),
+                    error = tailbone_telemetry::error_chain(&problem),
                     retry_s = again.as_secs(),
                     "keys not fetched; the last good ones stay in use"
                 );
@@ -322,7 +335,7 @@ async fn keep(fetch: Fetch, source: Source, state: watch::Sender<View>, ask: Arc
         };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            () = ask.nudge.notified() => {}
+            () = request.nudge.notified() => {}
         }
     }
 }
@@ -360,7 +373,7 @@ pub enum FetchError {
 #[derive(Debug, Clone)]
 struct Fetch {
     client: reqwest::Client,
-    rules: Rules,
+    limits: FetchLimits,
     meter: Meter,
 }
 
@@ -368,24 +381,24 @@ struct Fetched {
     /// `None` if the set we have is still the newest.
     set: Option<KeySet>,
     etag: Option<String>,
-    keep: Duration,
+    cache_time: Duration,
 }
 
 impl Fetch {
-    async fn set(&self, source: &Source, etag: Option<&str>) -> Result<Fetched, FetchError> {
-        tokio::time::timeout(self.rules.time, self.set_unbounded(source, etag))
+    async fn key_set(&self, source: &KeySource, etag: Option<&str>) -> Result<Fetched, FetchError> {
+        tokio::time::timeout(self.limits.time, self.key_set_unbounded(source, etag))
             .await
-            .unwrap_or(Err(FetchError::TooSlow(self.rules.time)))
+            .unwrap_or(Err(FetchError::TooSlow(self.limits.time)))
     }
 
-    async fn set_unbounded(
+    async fn key_set_unbounded(
         &self,
-        source: &Source,
+        source: &KeySource,
         etag: Option<&str>,
     ) -> Result<Fetched, FetchError> {
         let url = match source {
-            Source::Discovery { issuer } => self.discover(issuer).await?,
-            Source::Jwks { url } => address(url)?,
+            KeySource::Discovery { issuer } => self.discover(issuer).await?,
+            KeySource::Jwks { url } => address(url)?,
         };
         let mut request = self
             .client
@@ -396,19 +409,19 @@ impl Fetch {
         }
         let response = request.send().await.map_err(request_error)?;
         let headers = response.headers().clone();
-        let keep = keep_for(&headers, Timestamp::now(), &self.rules);
+        let cache_time = cache_time_of(&headers, Timestamp::now(), &self.limits);
         if response.status() == StatusCode::NOT_MODIFIED && etag.is_some() {
             return Ok(Fetched {
                 set: None,
                 etag: None,
-                keep,
+                cache_time,
             });
         }
         let body = self.body(response).await?;
         Ok(Fetched {
             set: Some(KeySet::parse(&body)?),
             etag: text(&headers, header::ETAG).map(str::to_owned),
-            keep,
+            cache_time,
         })
     }
 
@@ -444,7 +457,7 @@ impl Fetch {
         if response.status() != StatusCode::OK {
             return Err(FetchError::Status(response.status()));
         }
-        let most = self.rules.body_bytes;
+        let most = self.limits.body_bytes;
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(request_error)? {
             if body.len() + chunk.len() > most {
@@ -473,9 +486,12 @@ fn address(text: &str) -> Result<Url, FetchError> {
 }
 
 /// How long a set may be kept according to the headers of its answer, within the limits.
-fn keep_for(headers: &HeaderMap, now: Timestamp, rules: &Rules) -> Duration {
-    let asked = asked_cache_time(headers, now).unwrap_or(rules.keep_default);
-    asked.clamp(rules.keep_least, rules.keep_most.max(rules.keep_least))
+fn cache_time_of(headers: &HeaderMap, now: Timestamp, limits: &FetchLimits) -> Duration {
+    let asked = asked_cache_time(headers, now).unwrap_or(limits.default_cache_time);
+    asked.clamp(
+        limits.min_cache_time,
+        limits.max_cache_time.max(limits.min_cache_time),
+    )
 }
 
 fn asked_cache_time(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
@@ -545,9 +561,9 @@ pub enum SetError {
 
 /// A token without a `kid` is tried with every key that fits, so the number of keys is a cost that
 /// the issuer must not choose.
-const MOST_KEYS: usize = 256;
-const LEAST_RSA_BITS: usize = 2048;
-const MOST_RSA_BITS: usize = 8192;
+const MAX_KEYS: usize = 256;
+const MIN_RSA_BITS: usize = 2048;
+const MAX_RSA_BITS: usize = 8192;
 
 impl KeySet {
     /// Skips keys that are broken, of unknown kinds, or unfit for verifying. A set of only such
@@ -563,8 +579,8 @@ impl KeySet {
         let keys: Vec<_> = document
             .keys
             .into_iter()
-            .filter_map(|key| serde_json::from_value::<Jwk>(key).ok()?.usable())
-            .take(MOST_KEYS)
+            .filter_map(|key| serde_json::from_value::<Jwk>(key).ok()?.verification_key())
+            .take(MAX_KEYS)
             .collect();
         if keys.is_empty() && told > 0 {
             return Err(SetError::NoUsableKey(told));
@@ -583,13 +599,13 @@ impl KeySet {
         self.keys.is_empty()
     }
 
-    pub fn has(&self, kid: &str) -> bool {
+    pub fn contains(&self, kid: &str) -> bool {
         self.keys.iter().any(|key| key.kid.as_deref() == Some(kid))
     }
 
     /// The keys that may verify `algorithm`: those with the id `kid`, or all if the token names
     /// none.
-    pub fn fitting<'a>(
+    pub fn candidates<'a>(
         &'a self,
         kid: Option<&'a str>,
         algorithm: Algorithm,
@@ -616,7 +632,7 @@ struct Jwk {
 }
 
 impl Jwk {
-    fn usable(self) -> Option<PublicKey> {
+    fn verification_key(self) -> Option<PublicKey> {
         let for_signatures = self.usage.as_deref().is_none_or(|usage| usage == "sig");
         let for_verifying =
             (self.key_ops.as_ref()).is_none_or(|ops| ops.iter().any(|op| op == "verify"));
@@ -642,7 +658,7 @@ impl Jwk {
             ("RSA", _) => {
                 let (n, e) = (unbase64(&self.n)?, unbase64(&self.e)?);
                 let bits = bits(&n);
-                if !(LEAST_RSA_BITS..=MOST_RSA_BITS).contains(&bits) {
+                if !(MIN_RSA_BITS..=MAX_RSA_BITS).contains(&bits) {
                     return None;
                 }
                 let key = DecodingKey::from_rsa_raw_components(&n, &e);
@@ -724,41 +740,47 @@ mod tests {
 
     #[test]
     fn cache_headers_count_within_bounds() {
-        let rules = Rules::default();
+        let limits = FetchLimits::default();
         let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
-        let keep = |lines: &[(&'static str, &'static str)]| {
-            keep_for(&headers(lines), now, &rules).as_secs()
+        let cache_time = |lines: &[(&'static str, &'static str)]| {
+            cache_time_of(&headers(lines), now, &limits).as_secs()
         };
-        assert_eq!(keep(&[]), 900);
-        assert_eq!(keep(&[("cache-control", "public, max-age=300")]), 300);
+        assert_eq!(cache_time(&[]), 900);
+        assert_eq!(cache_time(&[("cache-control", "public, max-age=300")]), 300);
         assert_eq!(
-            keep(&[("cache-control", "max-age=300"), ("age", "100")]),
+            cache_time(&[("cache-control", "max-age=300"), ("age", "100")]),
             200
         );
-        assert_eq!(keep(&[("cache-control", "max-age=5")]), 60);
-        assert_eq!(keep(&[("cache-control", "max-age=99999999")]), 3600);
-        assert_eq!(keep(&[("cache-control", "no-store, max-age=600")]), 60);
-        assert_eq!(keep(&[("expires", "Thu, 01 Jan 2026 00:10:00 GMT")]), 600);
-        assert_eq!(keep(&[("expires", "0")]), 60);
-        assert_eq!(keep(&[("cache-control", "max-age=nonsense")]), 900);
+        assert_eq!(cache_time(&[("cache-control", "max-age=5")]), 60);
+        assert_eq!(cache_time(&[("cache-control", "max-age=99999999")]), 3600);
+        assert_eq!(
+            cache_time(&[("cache-control", "no-store, max-age=600")]),
+            60
+        );
+        assert_eq!(
+            cache_time(&[("expires", "Thu, 01 Jan 2026 00:10:00 GMT")]),
+            600
+        );
+        assert_eq!(cache_time(&[("expires", "0")]), 60);
+        assert_eq!(cache_time(&[("cache-control", "max-age=nonsense")]), 900);
     }
 
     #[test]
     fn retries_grow_to_a_bound_and_asking_has_a_cool_down() {
-        let retry = Rules::default().retry;
+        let retry = FetchLimits::default().retry;
         let waits: Vec<_> = (0..8).map(|n| back_off(n, retry).as_secs()).collect();
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
         assert_eq!(back_off(u32::MAX, retry).as_secs(), 60);
 
-        let (ask, now) = (Ask::default(), Instant::now());
+        let (request, now) = (FetchRequest::default(), Instant::now());
         let minute = Duration::from_secs(60);
-        assert!(ask.fetch(1, now, minute));
+        assert!(request.fetch(1, now, minute));
         assert!(
-            ask.fetch(1, now, minute),
+            request.fetch(1, now, minute),
             "the one that is coming serves all"
         );
-        assert!(!ask.fetch(2, now + minute / 2, minute));
-        assert!(ask.fetch(2, now + minute, minute));
+        assert!(!request.fetch(2, now + minute / 2, minute));
+        assert!(request.fetch(2, now + minute, minute));
     }
 
     #[test]
@@ -780,7 +802,7 @@ mod tests {
         ]});
         let set = KeySet::parse(document.to_string().as_bytes()).unwrap();
         let fits = |algorithm| -> Vec<_> {
-            set.fitting(None, algorithm)
+            set.candidates(None, algorithm)
                 .filter_map(|key| key.kid.as_deref())
                 .collect()
         };

@@ -18,14 +18,16 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
 
-use super::{Document, Etag, PublishError, Publisher, Unreadable, Versioned, document::LARGEST};
+use super::{
+    Document, Etag, PublishError, Publisher, Unreadable, Versioned, document::MAX_DOCUMENT,
+};
 use crate::disk::{self, DiskError, Lock, Probe};
 
 const BACKUPS: usize = 10;
 
 /// How long a writer waits for another one; a write takes milliseconds.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-const LOCK_LOOK: Duration = Duration::from_millis(2);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+const LOCK_POLL: Duration = Duration::from_millis(2);
 
 /// Publishes into a file.
 #[derive(Debug, Clone)]
@@ -100,15 +102,15 @@ impl Publisher for FilePublisher {
             let lock = loop {
                 match self.blocking(Inner::lock).await? {
                     Some(lock) => break lock,
-                    None if waited >= LOCK_PATIENCE => {
+                    None if waited >= LOCK_TIMEOUT => {
                         return Err(PublishError::Unavailable {
                             place: self.inner.place.clone(),
                             detail: "another process keeps its lock".to_owned(),
                         });
                     }
                     None => {
-                        tokio::time::sleep(LOCK_LOOK).await;
-                        waited += LOCK_LOOK;
+                        tokio::time::sleep(LOCK_POLL).await;
+                        waited += LOCK_POLL;
                     }
                 }
             };
@@ -122,13 +124,14 @@ impl Publisher for FilePublisher {
         .boxed()
     }
 
-    fn keep<'a>(
+    fn back_up<'a>(
         &'a self,
         document: &'a Document,
         now: Timestamp,
     ) -> BoxFuture<'a, Result<String, PublishError>> {
         let bytes = document.to_bytes();
-        self.blocking(move |inner| inner.keep(&bytes, now)).boxed()
+        self.blocking(move |inner| inner.back_up(&bytes, now))
+            .boxed()
     }
 }
 
@@ -145,7 +148,7 @@ impl Inner {
     }
 
     fn bytes(&self) -> Result<Option<Vec<u8>>, PublishError> {
-        disk::read(&self.path, LARGEST as u64).map_err(|error| match error {
+        disk::read(&self.path, MAX_DOCUMENT as u64).map_err(|error| match error {
             DiskError::TooLarge { .. } => self.unreadable(Unreadable::TooLarge),
             DiskError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 self.denied("")
@@ -159,7 +162,7 @@ impl Inner {
         match Lock::take(&with_suffix(&self.path, ".lock")) {
             Ok(lock) => Ok(Some(lock)),
             Err(DiskError::Locked { .. }) => Ok(None),
-            Err(other) => Err(self.writing(other)),
+            Err(other) => Err(self.write_error(other)),
         }
     }
 
@@ -172,21 +175,22 @@ impl Inner {
             });
         }
         // World-readable: it is public, and a web server of another user may serve it.
-        disk::write(&self.path, bytes, 0o644, &self.probe).map_err(|error| self.writing(error))?;
+        disk::write(&self.path, bytes, 0o644, &self.probe)
+            .map_err(|error| self.write_error(error))?;
         Ok(etag(bytes))
     }
 
-    fn keep(&self, bytes: &[u8], now: Timestamp) -> Result<String, PublishError> {
+    fn back_up(&self, bytes: &[u8], now: Timestamp) -> Result<String, PublishError> {
         let stem = with_suffix(&self.path, ".bak-");
         let time = now.strftime("%Y%m%dT%H%M%S%.9fZ").to_string();
         let path = with_suffix(&stem, &time);
-        disk::write(&path, bytes, 0o644, &self.probe).map_err(|error| self.writing(error))?;
-        self.forget_oldest(&stem);
+        disk::write(&path, bytes, 0o644, &self.probe).map_err(|error| self.write_error(error))?;
+        self.delete_old_backups(&stem);
         Ok(path.display().to_string())
     }
 
     /// Deletes all but the newest backups. One that cannot be deleted does no harm.
-    fn forget_oldest(&self, stem: &Path) {
+    fn delete_old_backups(&self, stem: &Path) {
         let (Some(directory), Some(stem)) = (
             stem.parent(),
             stem.file_name().and_then(|name| name.to_str()),
@@ -221,13 +225,13 @@ impl Inner {
     fn make_directory(&self) -> Result<(), PublishError> {
         match self.path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => {
-                disk::make_directory(parent).map_err(|error| self.writing(error))
+                disk::make_directory(parent).map_err(|error| self.write_error(error))
             }
             _ => Ok(()),
         }
     }
 
-    fn writing(&self, error: DiskError) -> PublishError {
+    fn write_error(&self, error: DiskError) -> PublishError {
         match error {
             DiskError::ReadOnly { .. } => {
                 self.denied(": it, or its directory, is read-only for this user")

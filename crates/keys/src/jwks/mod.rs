@@ -2,8 +2,8 @@
 //! life of keys in it.
 //!
 //! - [`life::KeyLife`] is what servers and operators use: `start`, `poll`/`sync`, `generate`,
-//!   `list`, `remove`, `rotate`, `housekeeping`. `ring()` is for signing; `document()` is what
-//!   `/.well-known/jwks.json` serves (`.document.to_bytes()`).
+//!   `list`, `remove`, `rotate`, `housekeeping`. `current_keys()` is for signing; `document()` is
+//!   what `/.well-known/jwks.json` serves (`.document.to_bytes()`).
 //! - [`Document`]: parse, change, write; foreign content survives.
 //! - [`Publisher`]: [`FilePublisher`], [`S3Publisher`]; [`update`] changes a document without
 //!   losing anyone's change.
@@ -18,7 +18,7 @@ pub mod life;
 mod publisher;
 mod s3;
 
-pub use document::{Document, KidTaken, LARGEST, Unreadable};
+pub use document::{Document, KidTaken, MAX_DOCUMENT, Unreadable};
 pub use file::FilePublisher;
 pub use publisher::{
     Etag, Found, PublishError, Publisher, UpdateError, Updated, Versioned, update,

@@ -12,13 +12,13 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tracing::Instrument;
 
-use super::{Document, Unreadable, document::LARGEST};
+use super::{Document, Unreadable, document::MAX_DOCUMENT};
 
 /// Attempts of one update. With the pauses below they last about a minute, enough for eight writers
 /// at the same time.
-const TRIES: u32 = 60;
+const MAX_ATTEMPTS: u32 = 60;
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
-const LONGEST_PAUSE: Duration = Duration::from_millis(400);
+const MAX_PAUSE: Duration = Duration::from_millis(400);
 
 /// Names one version of the document; only to be compared.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -69,7 +69,7 @@ pub trait Publisher: Send + Sync + fmt::Debug + 'static {
     ) -> BoxFuture<'a, Result<Etag, PublishError>>;
 
     /// Keeps a copy of a document that is about to lose keys, and returns where.
-    fn keep<'a>(
+    fn back_up<'a>(
         &'a self,
         document: &'a Document,
         now: Timestamp,
@@ -120,7 +120,7 @@ pub async fn update<E>(
     };
     let mut wrote = false;
     let mut last_error = None;
-    for _ in 0..TRIES {
+    for _ in 0..MAX_ATTEMPTS {
         // Before the first write an error is final. After it, an error only means that the outcome
         // is not known yet.
         let before = match publisher.read().await {
@@ -159,7 +159,7 @@ pub async fn update<E>(
             result.changed = wrote;
             return Ok(result);
         }
-        if after.to_bytes().len() > LARGEST {
+        if after.to_bytes().len() > MAX_DOCUMENT {
             // A document that is too large to read is not written.
             return Err(UpdateError::Publish(PublishError::Unreadable {
                 place: publisher.place().to_owned(),
@@ -173,7 +173,7 @@ pub async fn update<E>(
             && result.backup.is_none()
             && before.document.kids().any(|kid| after.find(kid).is_none())
         {
-            result.backup = Some(publisher.keep(&before.document, now).await);
+            result.backup = Some(publisher.back_up(&before.document, now).await);
         }
         match publisher
             .write(&after, before.as_ref().map(|before| &before.etag))
@@ -246,6 +246,6 @@ impl Pause {
         let _ = aws_lc_rs::rand::fill(&mut random);
         let share = f64::from(u16::from_le_bytes(random)) / f64::from(u16::MAX);
         tokio::time::sleep(self.next.mul_f64(0.2 + 0.8 * share)).await;
-        self.next = (self.next * 2).min(LONGEST_PAUSE);
+        self.next = (self.next * 2).min(MAX_PAUSE);
     }
 }

@@ -5,7 +5,7 @@
 //!   that is repeated after it took effect would look like somebody else's.
 //! - Only `NoSuchKey` means that there is no document. Any other 404, and every other failure, is
 //!   an error.
-//! - No more than [`LARGEST`] bytes are read, and every request has a time limit.
+//! - No more than [`MAX_DOCUMENT`] bytes are read, and every request has a time limit.
 //! - Credentials, region and endpoint are found as every AWS program finds them. None of them is
 //!   ever shown.
 
@@ -26,10 +26,12 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
 use tokio::sync::OnceCell;
 
-use super::{Document, Etag, PublishError, Publisher, Unreadable, Versioned, document::LARGEST};
+use super::{
+    Document, Etag, PublishError, Publisher, Unreadable, Versioned, document::MAX_DOCUMENT,
+};
 
-const CONNECT: Duration = Duration::from_secs(3);
-const ATTEMPT: Duration = Duration::from_secs(6);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// Where the object is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,24 +65,24 @@ struct Inner {
 struct Service {
     client: Client,
     /// Time limit of one attempt of one request, its body included.
-    patience: Duration,
+    attempt_timeout: Duration,
 }
 
 impl S3Publisher {
     /// With credentials and region from the environment, profile files or the instance, found when
     /// they are first needed.
     pub fn new(settings: &S3Settings) -> Self {
-        Self::of(settings, OnceCell::new())
+        Self::build(settings, OnceCell::new())
     }
 
     /// With a configuration made by the caller. Its time limit for one attempt, if it has one, is
     /// kept.
     pub fn with_config(shared: &aws_config::SdkConfig, settings: &S3Settings) -> Self {
         let service = Service::new(shared, settings);
-        Self::of(settings, OnceCell::new_with(Some(service)))
+        Self::build(settings, OnceCell::new_with(Some(service)))
     }
 
-    fn of(settings: &S3Settings, service: OnceCell<Service>) -> Self {
+    fn build(settings: &S3Settings, service: OnceCell<Service>) -> Self {
         let at = settings
             .endpoint
             .as_deref()
@@ -98,10 +100,10 @@ impl S3Publisher {
 
 impl Service {
     fn new(shared: &aws_config::SdkConfig, settings: &S3Settings) -> Self {
-        let patience = shared
+        let attempt_timeout = shared
             .timeout_config()
             .and_then(TimeoutConfig::operation_attempt_timeout)
-            .unwrap_or(ATTEMPT);
+            .unwrap_or(ATTEMPT_TIMEOUT);
         let mut config = aws_sdk_s3::config::Builder::from(shared)
             .force_path_style(settings.path_style)
             // Many services do not know the newer checksums; TLS and reading back protect the
@@ -111,9 +113,9 @@ impl Service {
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .timeout_config(
                 TimeoutConfig::builder()
-                    .connect_timeout(CONNECT)
-                    .operation_attempt_timeout(patience)
-                    .operation_timeout(patience * 2)
+                    .connect_timeout(CONNECT_TIMEOUT)
+                    .operation_attempt_timeout(attempt_timeout)
+                    .operation_timeout(attempt_timeout * 2)
                     .build(),
             )
             .retry_config(RetryConfig::standard().with_max_attempts(2));
@@ -126,7 +128,7 @@ impl Service {
         }
         Self {
             client: Client::from_conf(config.build()),
-            patience,
+            attempt_timeout,
         }
     }
 }
@@ -157,7 +159,7 @@ impl Publisher for S3Publisher {
         .boxed()
     }
 
-    fn keep<'a>(
+    fn back_up<'a>(
         &'a self,
         document: &'a Document,
         now: Timestamp,
@@ -183,7 +185,10 @@ impl Inner {
     }
 
     async fn read(&self) -> Result<Option<Versioned>, PublishError> {
-        let Service { client, patience } = self.service().await;
+        let Service {
+            client,
+            attempt_timeout,
+        } = self.service().await;
         let answer = client
             .get_object()
             .bucket(&self.settings.bucket)
@@ -205,7 +210,7 @@ impl Inner {
         let too_large = || self.unreadable(Unreadable::TooLarge);
         if object
             .content_length
-            .is_some_and(|length| usize::try_from(length).is_ok_and(|length| length > LARGEST))
+            .is_some_and(|length| usize::try_from(length).is_ok_and(|length| length > MAX_DOCUMENT))
         {
             return Err(too_large());
         }
@@ -215,13 +220,13 @@ impl Inner {
                 let part = part
                     .map_err(|error| self.unavailable(&format!("the answer broke off: {error}")))?;
                 bytes.extend_from_slice(&part);
-                if bytes.len() > LARGEST {
+                if bytes.len() > MAX_DOCUMENT {
                     return Err(too_large());
                 }
             }
             Ok(bytes)
         };
-        let bytes = tokio::time::timeout(*patience, body)
+        let bytes = tokio::time::timeout(*attempt_timeout, body)
             .await
             .map_err(|_| self.unavailable("the answer did not end in time"))??;
         if object

@@ -11,8 +11,8 @@ fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(seconds).unwrap()
 }
 
-fn policy() -> Policy {
-    Policy {
+fn policy() -> KeyPolicy {
+    KeyPolicy {
         token_life: Duration::from_secs(20 * MINUTE),
         cache_time: Duration::from_secs(5 * MINUTE),
         skew: Duration::from_secs(MINUTE),
@@ -42,20 +42,20 @@ impl Store {
             kid: kid.clone(),
             history,
             can_sign: true,
-            private_file: true,
-            public_file: true,
+            has_private_file: true,
+            has_public_file: true,
             public: true,
-            known: !inherited,
+            has_state_file: !inherited,
         });
         kid
     }
 
-    fn seen(&self, document: Option<&Vec<KeyId>>) -> Seen {
+    fn observation(&self, document: Option<&Vec<KeyId>>) -> Observation {
         let Some(document) = document else {
-            return Seen::Missing;
+            return Observation::Missing;
         };
         let ours = |kid: &&KeyId| self.records.iter().any(|record| record.kid == **kid);
-        Seen::Document {
+        Observation::Document {
             holds: document.iter().filter(ours).cloned().collect(),
             others: !document.iter().all(|kid| ours(&kid)),
             empty: document.is_empty(),
@@ -66,11 +66,11 @@ impl Store {
         &mut self,
         document: &mut Option<Vec<KeyId>>,
         reachable: bool,
-        policy: &Policy,
-        leave: Leave,
+        policy: &KeyPolicy,
+        options: PassOptions,
         now: Timestamp,
-    ) -> Decision {
-        let mut decision = self.look(document, reachable, policy, leave, now);
+    ) -> KeyPlan {
+        let mut decision = self.look(document, reachable, policy, options, now);
         if reachable
             && decision
                 .actions
@@ -85,7 +85,7 @@ impl Store {
                     restored.push(kid.clone());
                 }
             }
-            decision = self.look(document, reachable, policy, leave, now);
+            decision = self.look(document, reachable, policy, options, now);
         }
         for action in &decision.actions {
             let position = |kid: &KeyId| {
@@ -96,13 +96,13 @@ impl Store {
             };
             match action {
                 Action::Publish(_) => unreachable!("published above: {decision:?}"),
-                Action::MendPublic(kid) => {
+                Action::RestorePublic(kid) => {
                     let n = position(kid);
-                    self.records[n].public_file = true;
+                    self.records[n].has_public_file = true;
                 }
-                Action::Arm(kid) => {
+                Action::Activate(kid) => {
                     let n = position(kid);
-                    arm(&mut self.records[n].history, policy, now);
+                    record_signing(&mut self.records[n].history, policy, now);
                 }
                 Action::Retire(kid) => {
                     let n = position(kid);
@@ -110,7 +110,7 @@ impl Store {
                 }
                 Action::DeletePrivate(kid) => {
                     let n = position(kid);
-                    self.records[n].private_file = false;
+                    self.records[n].has_private_file = false;
                     self.records[n].can_sign = false;
                 }
                 Action::Expire(kid) | Action::FinishRemoval(kid) => {
@@ -128,7 +128,7 @@ impl Store {
             }
         }
         for record in &mut self.records {
-            record.known = true;
+            record.has_state_file = true;
         }
         self.signer = decision.signer.clone().ok();
         if let Some(document) = document
@@ -143,20 +143,27 @@ impl Store {
         &mut self,
         document: &Option<Vec<KeyId>>,
         reachable: bool,
-        policy: &Policy,
-        leave: Leave,
+        policy: &KeyPolicy,
+        options: PassOptions,
         now: Timestamp,
-    ) -> Decision {
-        let seen = if reachable {
-            self.seen(document.as_ref())
+    ) -> KeyPlan {
+        let observation = if reachable {
+            self.observation(document.as_ref())
         } else {
-            Seen::Unknown
+            Observation::Unknown
         };
-        observe(&mut self.records, PLACE, &seen, now);
-        decide(&self.records, PLACE, &seen, policy, leave, now)
+        observe(&mut self.records, PLACE, &observation, now);
+        View {
+            place: PLACE,
+            observation: &observation,
+            policy,
+            options,
+            now,
+        }
+        .decide(&self.records)
     }
 
-    fn state(&self, kid: &KeyId) -> Option<State> {
+    fn state(&self, kid: &KeyId) -> Option<KeyState> {
         self.records
             .iter()
             .find(|record| record.kid == *kid)
@@ -164,15 +171,15 @@ impl Store {
     }
 }
 
-const QUIET: Leave = Leave {
+const QUIET: PassOptions = PassOptions {
     first_key: false,
     clean: false,
 };
-const FIRST: Leave = Leave {
+const FIRST: PassOptions = PassOptions {
     first_key: true,
     clean: false,
 };
-const CLEAN: Leave = Leave {
+const CLEAN: PassOptions = PassOptions {
     first_key: false,
     clean: true,
 };
@@ -215,10 +222,10 @@ fn d16_a_successor_waits_then_signs_and_the_old_key_rests_then_goes() {
     }
     let decision = store.tick(&mut document, true, &policy(), QUIET, at(2360));
     assert_eq!(decision.signer, Ok(second.clone()));
-    assert_eq!(store.state(&first), Some(State::Retired));
+    assert_eq!(store.state(&first), Some(KeyState::Retired));
     store.tick(&mut document, true, &policy(), QUIET, at(2361));
     assert!(
-        !store.records[0].private_file,
+        !store.records[0].has_private_file,
         "the private half of a retired key goes at once"
     );
     let gone = gone_from(&store.records[0].history, &policy()).unwrap();
@@ -250,7 +257,7 @@ fn d16_a_key_dated_in_the_future_does_not_win_but_serves_where_it_is_the_only_on
     assert_eq!(decision.signer, Ok(now_key));
     assert_eq!(
         store.state(&future),
-        Some(State::Active),
+        Some(KeyState::Active),
         "and is not thrown away for it"
     );
 }
@@ -405,9 +412,9 @@ fn an_old_directory_works_at_once_and_a_server_deletes_nothing_of_it() {
             "the newest that is published, not {lost}"
         );
         assert_eq!(document.as_ref(), Some(&keys));
-        assert!(store.records.iter().all(|record| record.private_file));
+        assert!(store.records.iter().all(|record| record.has_private_file));
     }
-    assert_eq!(store.state(&lost), Some(State::Withdrawn));
+    assert_eq!(store.state(&lost), Some(KeyState::Withdrawn));
     store.tick(&mut document, true, &policy(), CLEAN, at(100_000_001));
     assert_eq!(document, Some(vec![keys[2].clone()]));
 }
@@ -441,7 +448,7 @@ fn an_outage_changes_nothing() {
             decision
                 .actions
                 .iter()
-                .all(|action| matches!(action, Action::Arm(_))),
+                .all(|action| matches!(action, Action::Activate(_))),
             "{decision:?}"
         );
     }
@@ -490,7 +497,7 @@ proptest! {
         events in events(),
         rotate_every in prop::option::of(600..20_000u64),
     ) {
-        let mut policy = Policy { rotate_every: rotate_every.map(Duration::from_secs), ..policy() };
+        let mut policy = KeyPolicy { rotate_every: rotate_every.map(Duration::from_secs), ..policy() };
         let mut now = at(1_740_000_000);
         let mut document: Option<Vec<KeyId>> = None;
         let mut stores = [Store::default(), Store::default()];
@@ -503,9 +510,9 @@ proptest! {
                 Event::Advance(seconds) => now += SignedDuration::from_secs(seconds.into()),
                 Event::SetBack(seconds) => now -= SignedDuration::from_secs(seconds.into()),
                 Event::Tick { store, reachable, clean } => {
-                    let leave = Leave { first_key: true, clean };
+                    let options = PassOptions { first_key: true, clean };
                     let before = stores[store].signer.clone();
-                    let decision = stores[store].tick(&mut document, reachable, &policy, leave, now);
+                    let decision = stores[store].tick(&mut document, reachable, &policy, options, now);
                     if let Ok(kid) = &decision.signer {
                         let record = stores[store].records.iter().find(|record| record.kid == *kid).unwrap();
                         prop_assert!(record.can_sign && record.history.retired.is_none());
@@ -518,7 +525,7 @@ proptest! {
                         // waited.
                         if let Some(before) = before.filter(|before| before != kid) {
                             let could = stores[store].records.iter().any(|record| {
-                                record.kid == before && record.can_sign && state(record, PLACE) == State::Active
+                                record.kid == before && record.can_sign && state(record, PLACE) == KeyState::Active
                             });
                             let waited = signs_from(&record.history, PLACE, &policy).unwrap() <= now;
                             prop_assert!(waited || !could);

@@ -22,7 +22,7 @@ use url::Url;
 use super::{Audience, ClaimCondition, ClaimPattern, ExchangePolicy, grants_tags};
 use crate::{
     config::{Credentials, Secret, duration, printable},
-    jwks::fetch::Source,
+    jwks::fetch::KeySource,
 };
 
 /// The policies, with warnings for the operator.
@@ -382,12 +382,12 @@ impl<'a> PolicyReader<'a> {
         }
     }
 
-    fn source(&mut self, issuers: Option<&[String]>) -> Option<Source> {
+    fn source(&mut self, issuers: Option<&[String]>) -> Option<KeySource> {
         let Some(url) = self.text("jwks_url")? else {
             return match issuers? {
                 [issuer] => {
                     self.check_key_url("issuer", issuer, "no JWKS URL, and the issuer is not an address whose OpenID configuration could name one")?;
-                    Some(Source::Discovery {
+                    Some(KeySource::Discovery {
                         issuer: issuer.clone(),
                     })
                 }
@@ -398,7 +398,7 @@ impl<'a> PolicyReader<'a> {
             return self.mistake(Some("jwks_url"), "no JWKS URL");
         }
         self.check_key_url("jwks_url", &url, "unparsable JWKS URL")?;
-        Some(Source::Jwks { url })
+        Some(KeySource::Jwks { url })
     }
 
     /// Checks a URL for fetching keys. Without TLS it is accepted with a warning, on loopback

@@ -28,7 +28,7 @@ pub(super) use file::is_loopback;
 pub use file::{LoadedPolicies, PolicyLoadError, PolicyMistake, load};
 
 use super::verify::{ParsedToken, SignatureCheck, TimeClaim, TokenClaims};
-use crate::{config::Credentials, jwks::fetch::Source};
+use crate::{config::Credentials, jwks::fetch::KeySource};
 
 /// One policy file.
 #[derive(Debug, Clone)]
@@ -44,7 +44,7 @@ pub struct ExchangePolicy {
     /// `audience`
     pub audience: Audience,
     /// `jwks_url`, or discovery if absent.
-    pub source: Source,
+    pub source: KeySource,
     /// `allowed_scopes`
     pub scopes: Vec<String>,
     /// `[claims]`
@@ -102,11 +102,11 @@ pub struct RequestedAccess<'a> {
 #[derive(Debug)]
 pub struct CheckedToken<'a> {
     pub token: &'a ParsedToken,
-    pub signatures: Vec<(Source, SignatureCheck)>,
+    pub signatures: Vec<(KeySource, SignatureCheck)>,
 }
 
 impl CheckedToken<'_> {
-    fn signature(&self, source: &Source) -> SignatureCheck {
+    fn signature(&self, source: &KeySource) -> SignatureCheck {
         self.signatures
             .iter()
             .find(|(checked, _)| checked == source)

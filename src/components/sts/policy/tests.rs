@@ -12,8 +12,8 @@ fn now() -> Timestamp {
     Timestamp::from_second(NOW).unwrap()
 }
 
-fn source(n: u8) -> Source {
-    Source::Jwks {
+fn source(n: u8) -> KeySource {
+    KeySource::Jwks {
         url: format!("https://keys.example/{n}"),
     }
 }
@@ -495,7 +495,7 @@ ref = { glob = "refs/heads/*" }
     let policy = &loaded.policies[0];
     assert_eq!(
         policy.source,
-        Source::Discovery {
+        KeySource::Discovery {
             issuer: policy.issuers[0].clone()
         }
     );

@@ -25,18 +25,18 @@ use tokio::sync::Mutex;
 
 use super::{Publisher, Versioned};
 use crate::KeySpec;
-use crate::{Fingerprint, KeyStore, Policy, Ring, Signer, disk::Lock};
+use crate::{CurrentKeys, Fingerprint, KeyPolicy, KeyStore, Signer, disk::Lock};
 
 pub use error::LifeError;
-pub use operations::{Housekeeping, Made, Removed};
+pub use operations::{GeneratedKey, Housekeeping, Removal};
 pub use pass::{Done, Outcome, Report};
 
 /// How long one process waits for another that holds the directory's lock.
-const LOCK_PATIENCE: Duration = Duration::from_secs(15);
-const LOCK_LOOK: Duration = Duration::from_millis(20);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(15);
+const LOCK_POLL: Duration = Duration::from_millis(20);
 
 /// Longest time between two reads of the document.
-const LOOK: Duration = Duration::from_secs(30);
+const MAX_READ_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Keys of one directory at one place of publication. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -48,24 +48,24 @@ pub struct KeyLife {
 struct Inner {
     store: KeyStore,
     publisher: Arc<dyn Publisher>,
-    policy: ArcSwap<Policy>,
+    policy: ArcSwap<KeyPolicy>,
     prefix: String,
     spec: KeySpec,
-    ring: Ring,
+    current_keys: CurrentKeys,
     document: ArcSwapOption<Versioned>,
-    memory: Mutex<Memory>,
+    pass_state: Mutex<PassState>,
 }
 
 /// What one pass keeps for the next.
 #[derive(Debug, Default)]
-struct Memory {
+struct PassState {
     signer: Option<Arc<Signer>>,
     fingerprint: Option<Fingerprint>,
-    next_look: Option<Timestamp>,
+    next_read: Option<Timestamp>,
     document_read: Option<Timestamp>,
     /// A start was allowed to make the first key and could not: the disk was full, or the document
     /// could not be reached.
-    first_key_owed: bool,
+    first_key_pending: bool,
 }
 
 impl KeyLife {
@@ -73,7 +73,7 @@ impl KeyLife {
     pub fn new(
         store: KeyStore,
         publisher: Arc<dyn Publisher>,
-        policy: Policy,
+        policy: KeyPolicy,
         prefix: &str,
         spec: KeySpec,
     ) -> Self {
@@ -84,16 +84,16 @@ impl KeyLife {
                 policy: ArcSwap::from_pointee(policy),
                 prefix: prefix.to_owned(),
                 spec,
-                ring: Ring::default(),
+                current_keys: CurrentKeys::default(),
                 document: ArcSwapOption::empty(),
-                memory: Mutex::default(),
+                pass_state: Mutex::default(),
             }),
         }
     }
 
     /// What this server signs with.
-    pub fn ring(&self) -> &Ring {
-        &self.inner.ring
+    pub fn current_keys(&self) -> &CurrentKeys {
+        &self.inner.current_keys
     }
 
     /// The document as last read, with other servers' keys: what `/.well-known/jwks.json` serves.
@@ -106,15 +106,15 @@ impl KeyLife {
         self.inner.publisher.place()
     }
 
-    pub fn policy(&self) -> Arc<Policy> {
+    pub fn policy(&self) -> Arc<KeyPolicy> {
         self.inner.policy.load_full()
     }
 
     /// Replaces the policy of the running server; the next pass uses it. The life of tokens never
     /// gets shorter, because the keys of tokens issued under a longer life must stay published.
-    pub fn set_policy(&self, policy: Policy) {
+    pub fn set_policy(&self, policy: KeyPolicy) {
         let token_life = policy.token_life.max(self.policy().token_life);
-        self.inner.policy.store(Arc::new(Policy {
+        self.inner.policy.store(Arc::new(KeyPolicy {
             token_life,
             ..policy
         }));
@@ -124,12 +124,15 @@ impl KeyLife {
     /// if it did or if the document is due to be read. `None`: nothing was due.
     pub async fn poll(&self, now: Timestamp) -> Result<Option<Report>, LifeError> {
         let due = {
-            let memory = self.inner.memory.lock().await;
+            let pass_state = self.inner.pass_state.lock().await;
             let changed = self.disk(KeyStore::fingerprint).await?
-                != memory.fingerprint.clone().unwrap_or_default();
+                != pass_state.fingerprint.clone().unwrap_or_default();
             // A clock that is set back must not postpone the next read.
             let far = |next: Timestamp| next.duration_since(now) > SignedDuration::from_secs(3600);
-            changed || memory.next_look.is_none_or(|next| next <= now || far(next))
+            changed
+                || pass_state
+                    .next_read
+                    .is_none_or(|next| next <= now || far(next))
         };
         if due {
             self.sync(now).await.map(Some)
@@ -165,18 +168,18 @@ impl KeyLife {
                     return Ok(None);
                 }
                 Err(LifeError::Store(StoreError::Disk(DiskError::Locked { .. })))
-                    if waited < LOCK_PATIENCE =>
+                    if waited < LOCK_TIMEOUT =>
                 {
-                    tokio::time::sleep(LOCK_LOOK).await;
-                    waited += LOCK_LOOK;
+                    tokio::time::sleep(LOCK_POLL).await;
+                    waited += LOCK_POLL;
                 }
                 Err(other) => return Err(other),
             }
         }
     }
 
-    fn next_look(&self, now: Timestamp) -> Timestamp {
-        let every = (self.policy().cache_time / 4).clamp(Duration::from_secs(1), LOOK);
+    fn next_read(&self, now: Timestamp) -> Timestamp {
+        let every = (self.policy().cache_time / 4).clamp(Duration::from_secs(1), MAX_READ_INTERVAL);
         SignedDuration::try_from(every)
             .ok()
             .and_then(|every| now.checked_add(every).ok())

@@ -7,24 +7,24 @@ use jiff::Timestamp;
 
 use super::{
     KeyLife, LifeError,
-    pass::{Report, unavailable},
+    pass::{Mode, Report, unavailable},
 };
 use crate::KeySpec;
 use crate::jwks::update;
-use crate::{KeyView, State, rotation::Leave};
+use crate::{KeyState, KeyView, rotation::PassOptions};
 
 /// A key that was made, or found waiting.
 #[derive(Debug, Clone)]
-pub struct Made {
+pub struct GeneratedKey {
     pub key: KeyView,
     /// The key existed already and waits to take over (`rotate` only).
-    pub was_there: bool,
+    pub existed: bool,
     pub report: Report,
 }
 
 /// A removal.
 #[derive(Debug, Clone)]
-pub struct Removed {
+pub struct Removal {
     /// The keys left in the document, in its order.
     pub remaining: Vec<KeyView>,
     pub report: Report,
@@ -45,13 +45,17 @@ impl KeyLife {
     ///
     /// If it cannot be published it is deleted again: after an error no key is left that would sign
     /// some day.
-    pub async fn generate(&self, spec: Option<KeySpec>, now: Timestamp) -> Result<Made, LifeError> {
-        let mut memory = self.inner.memory.lock().await;
+    pub async fn generate(
+        &self,
+        spec: Option<KeySpec>,
+        now: Timestamp,
+    ) -> Result<GeneratedKey, LifeError> {
+        let mut pass_state = self.inner.pass_state.lock().await;
         let lock = self.lock_directory().await?.ok_or(LifeError::ReadOnly)?;
         // Fails before a key is made if there is no usable document.
         self.inner.publisher.read().await?;
         // Restores a lost document first, or the new key would be alone in it.
-        self.pass(&mut memory, true, Leave::default(), false, now)
+        self.pass(&mut pass_state, Mode::Apply, PassOptions::default(), now)
             .await?;
         let public = self.make(spec.unwrap_or(self.inner.spec), now).await?;
         let last = self.document();
@@ -64,40 +68,44 @@ impl KeyLife {
         .await
         .map_err(LifeError::from);
         if let Err(error) = published {
-            self.take_back(&public.kid, &error, now).await?;
+            self.undo_generate(&public.kid, &error, now).await?;
             return Err(error);
         }
         let report = self
-            .pass(&mut memory, true, Leave::default(), false, now)
+            .pass(&mut pass_state, Mode::Apply, PassOptions::default(), now)
             .await?;
         drop(lock);
         let key = find(&report, public.kid.as_str())?;
-        Ok(Made {
+        Ok(GeneratedKey {
             key,
-            was_there: false,
+            existed: false,
             report,
         })
     }
 
     /// Every key of the document and the directory; changes nothing.
     pub async fn list(&self, now: Timestamp) -> Result<Report, LifeError> {
-        let mut memory = self.inner.memory.lock().await;
-        self.pass(&mut memory, true, Leave::default(), true, now)
+        let mut pass_state = self.inner.pass_state.lock().await;
+        self.pass(&mut pass_state, Mode::DryRun, PassOptions::default(), now)
             .await
     }
 
     /// Gives the signing key a successor, unless one is waiting already.
-    pub async fn rotate(&self, spec: Option<KeySpec>, now: Timestamp) -> Result<Made, LifeError> {
+    pub async fn rotate(
+        &self,
+        spec: Option<KeySpec>,
+        now: Timestamp,
+    ) -> Result<GeneratedKey, LifeError> {
         let report = self.sync(now).await?;
         let waiting = report
             .keys
             .iter()
             .rev()
-            .find(|key| key.state == Some(State::Published));
+            .find(|key| key.state == Some(KeyState::Published));
         match waiting.cloned() {
-            Some(key) => Ok(Made {
+            Some(key) => Ok(GeneratedKey {
                 key,
-                was_there: true,
+                existed: true,
                 report,
             }),
             None => self.generate(spec, now).await,
@@ -106,19 +114,24 @@ impl KeyLife {
 
     /// Takes a key out of the document and deletes its files in this directory. Other servers that
     /// hold it stop signing with it at their next pass.
-    pub async fn remove(&self, kid: &str, now: Timestamp) -> Result<Removed, LifeError> {
-        let mut memory = self.inner.memory.lock().await;
+    pub async fn remove(&self, kid: &str, now: Timestamp) -> Result<Removal, LifeError> {
+        let mut pass_state = self.inner.pass_state.lock().await;
         let lock = self.lock_directory().await?;
         self.inner.publisher.read().await?;
         // Restores a lost document first, or the removal would leave a document of only what this
         // directory knows.
-        self.pass(&mut memory, lock.is_some(), Leave::default(), false, now)
-            .await?;
+        self.pass(
+            &mut pass_state,
+            Mode::of(lock.as_ref()),
+            PassOptions::default(),
+            now,
+        )
+        .await?;
         let contents = self.disk(|store| store.load()).await?;
         let local = contents
             .keys
             .iter()
-            .find(|key| key.kid().as_str() == kid && (key.known || key.private_file))
+            .find(|key| key.kid().as_str() == kid && (key.has_state_file || key.has_private_file))
             .map(|key| (key.name.clone(), key.history.clone()));
         if local.is_some() && lock.is_none() {
             return Err(LifeError::ReadOnly);
@@ -129,10 +142,10 @@ impl KeyLife {
             self.disk(move |store| store.write_history(&name, &history))
                 .await?;
         }
-        let mut was_there = false;
+        let mut existed = false;
         let updated = update(&*self.inner.publisher, now, |document, _| {
-            was_there |= document.remove(kid);
-            if was_there || local.is_some() {
+            existed |= document.remove(kid);
+            if existed || local.is_some() {
                 Ok(())
             } else {
                 Err(LifeError::NotFound(kid.to_owned()))
@@ -156,7 +169,12 @@ impl KeyLife {
             self.disk(move |store| store.delete(&name)).await?;
         }
         let mut report = self
-            .pass(&mut memory, lock.is_some(), Leave::default(), false, now)
+            .pass(
+                &mut pass_state,
+                Mode::of(lock.as_ref()),
+                PassOptions::default(),
+                now,
+            )
             .await?;
         updated.tell(&mut report);
         drop(lock);
@@ -166,7 +184,7 @@ impl KeyLife {
             .filter(|key| key.published)
             .cloned()
             .collect();
-        Ok(Removed { remaining, report })
+        Ok(Removal { remaining, report })
     }
 
     /// One pass that may clean up: keys withdrawn long ago, and inherited keys that are superseded.
@@ -175,19 +193,20 @@ impl KeyLife {
         options: Housekeeping,
         now: Timestamp,
     ) -> Result<Report, LifeError> {
-        let leave = Leave {
-            first_key: options.first_key,
+        let Housekeeping { dry_run, first_key } = options;
+        let options = PassOptions {
+            first_key,
             clean: true,
         };
-        if options.dry_run {
-            let mut memory = self.inner.memory.lock().await;
-            return self.pass(&mut memory, true, leave, true, now).await;
+        if dry_run {
+            let mut pass_state = self.inner.pass_state.lock().await;
+            return self.pass(&mut pass_state, Mode::DryRun, options, now).await;
         }
-        self.run(leave, false, now).await
+        self.run(options, now).await
     }
 
     /// Undoes a generate whose key could not be published.
-    async fn take_back(
+    async fn undo_generate(
         &self,
         kid: &crate::KeyId,
         error: &LifeError,

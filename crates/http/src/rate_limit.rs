@@ -2,13 +2,13 @@
 //!
 //! Invariants
 //! - A bucket is one instant: the time until which the rate has been used up by the requests so
-//!   far. It costs the same at any rate. A bucket whose instant is in the past is as good as new
+//!   far. It costs the same at any rate. A bucket whose instant is in the past is full
 //!   and may be forgotten.
 //! - Time is an argument; the rule never reads a clock. The clock is a monotonic one: setting the
 //!   machine's date neither adds nor removes requests.
 //!
 //! Buckets are kept per peer address in `peers.rs`, per identity in the crate `identity`, and per
-//! client of a proxy in [`Clients`].
+//! client of a proxy in [`ClientRates`].
 
 use std::{
     net::IpAddr,
@@ -21,9 +21,9 @@ use ::http::Extensions;
 use super::{Error, accounts::Accounts, error::Kind, layers::limits};
 
 #[derive(Debug, Default)]
-pub struct Bucket(Mutex<Option<Instant>>);
+pub struct TokenBucket(Mutex<Option<Instant>>);
 
-impl Bucket {
+impl TokenBucket {
     /// Takes one request: `rate` per second in the long run, `burst` of them at once; a rate of 0
     /// is no limit. `Err` has the time to wait before the next try.
     pub fn take(&self, rate: u32, burst: u32, now: Instant) -> Result<(), Duration> {
@@ -43,7 +43,7 @@ impl Bucket {
     }
 
     /// Whether the bucket is full, so that forgetting it changes nothing.
-    pub fn as_new(&self, now: Instant) -> bool {
+    pub fn is_idle(&self, now: Instant) -> bool {
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -54,26 +54,31 @@ impl Bucket {
 /// The clients on whose behalf a proxy asks, by address. The proxy itself is one peer, or cannot be
 /// told from others: its own bucket would count everybody's requests together, or nobody's.
 #[derive(Debug, Default)]
-pub struct Clients(Mutex<Accounts<IpAddr, Bucket>>);
+pub struct ClientRates(Mutex<Accounts<IpAddr, TokenBucket>>);
 
-impl Clients {
+impl ClientRates {
     /// Takes one request of a client, at the rate that the listener allows one of its peers. `Err`
     /// is the answer to a client that asks too often.
-    pub fn pace(&self, client: IpAddr, proxied: &Extensions, now: Instant) -> Result<(), Error> {
+    pub fn count_request(
+        &self,
+        client: IpAddr,
+        proxied: &Extensions,
+        now: Instant,
+    ) -> Result<(), Error> {
         let limits = limits(proxied);
         let bucket = self
             .0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .of(client.to_canonical(), |bucket| bucket.as_new(now));
+            .get_or_insert(client.to_canonical(), |bucket| bucket.is_idle(now));
         bucket
             .take(limits.request_rate, limits.request_burst, now)
-            .map_err(too_often)
+            .map_err(too_many_requests)
     }
 }
 
 /// The answer to a caller that asks too often.
-pub fn too_often(retry_after: Duration) -> Error {
+pub fn too_many_requests(retry_after: Duration) -> Error {
     // Rounded up, so that a caller that comes back at the given second is not refused again.
     let seconds = retry_after.as_secs_f64().ceil().max(1.0);
     let kind = Kind::TooManyRequests {
@@ -92,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_burst_at_once_then_the_rate() {
-        let bucket = Bucket::default();
+        let bucket = TokenBucket::default();
         let now = Instant::now();
         for request in 0..10 {
             assert_eq!(bucket.take(5, 10, now), Ok(()), "request {request}");
@@ -110,7 +115,7 @@ mod tests {
 
     #[test]
     fn a_long_pause_saves_up_no_more_than_the_burst() {
-        let bucket = Bucket::default();
+        let bucket = TokenBucket::default();
         let now = Instant::now();
         bucket.take(5, 2, now).unwrap();
         let later = now + Duration::from_secs(3600);
@@ -120,30 +125,31 @@ mod tests {
 
     #[test]
     fn no_rate_is_no_limit() {
-        let bucket = Bucket::default();
+        let bucket = TokenBucket::default();
         let now = Instant::now();
         assert!((0..10_000).all(|_| bucket.take(0, 0, now).is_ok()));
     }
 
     #[test]
     fn clients_of_one_proxy_are_told_apart() {
-        let clients = Clients::default();
+        let clients = ClientRates::default();
         let now = Instant::now();
-        let pace = |client: &str| clients.pace(client.parse().unwrap(), &Extensions::new(), now);
+        let rate_limit =
+            |client: &str| clients.count_request(client.parse().unwrap(), &Extensions::new(), now);
         let burst = crate::serve::Limits::default().request_burst;
-        assert!((0..burst).all(|_| pace("100.64.0.1").is_ok()));
-        let refused = pace("::ffff:100.64.0.1").unwrap_err();
+        assert!((0..burst).all(|_| rate_limit("100.64.0.1").is_ok()));
+        let refused = rate_limit("::ffff:100.64.0.1").unwrap_err();
         assert_eq!(refused.code, "too_many_requests");
-        assert!(pace("100.64.0.2").is_ok());
+        assert!(rate_limit("100.64.0.2").is_ok());
     }
 
     #[test]
-    fn only_what_is_paid_for_is_as_new() {
-        let bucket = Bucket::default();
+    fn a_bucket_is_idle_once_it_is_refilled() {
+        let bucket = TokenBucket::default();
         let now = Instant::now();
-        assert!(bucket.as_new(now));
+        assert!(bucket.is_idle(now));
         bucket.take(2, 2, now).unwrap();
-        assert!(!bucket.as_new(now));
-        assert!(bucket.as_new(now + Duration::from_millis(500)));
+        assert!(!bucket.is_idle(now));
+        assert!(bucket.is_idle(now + Duration::from_millis(500)));
     }
 }

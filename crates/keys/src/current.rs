@@ -5,7 +5,7 @@
 //! - A signer gets here only after `rotation.rs` chose it and its facts are written. If there is
 //!   none, the reason is here.
 //! - A server that is still making its first key refuses nobody for that: requests wait a little
-//!   ([`Ring::loaded`]).
+//!   ([`CurrentKeys::loaded`]).
 //!
 //! `jwks::life` writes the snapshots.
 
@@ -16,15 +16,15 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::SetOnce;
 
-use super::{Algorithm, KeyId, NoSigner, Signer, Skipped, State};
+use super::{Algorithm, KeyId, KeyState, NoSigner, Signer, Skipped};
 
 /// How long a request waits for the first snapshot. Long enough to make most first keys and to read
 /// a bucket that answers.
-const PATIENCE: Duration = Duration::from_secs(5);
+const FIRST_LOAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The keys of a running server. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Ring {
+pub struct CurrentKeys {
     current: Arc<ArcSwap<Snapshot>>,
     loaded: Arc<SetOnce<()>>,
 }
@@ -57,7 +57,7 @@ pub struct KeyView {
     #[serde(serialize_with = "seconds")]
     pub created: Option<Timestamp>,
     /// `None`: the key of another server.
-    pub state: Option<State>,
+    pub state: Option<KeyState>,
     /// The document held the key when it was last read.
     pub published: bool,
     /// This server signs with the key now.
@@ -78,7 +78,7 @@ fn seconds<S: serde::Serializer>(
     time.map(Timestamp::as_second).serialize(serializer)
 }
 
-impl Default for Ring {
+impl Default for CurrentKeys {
     fn default() -> Self {
         Self {
             current: Arc::new(ArcSwap::from_pointee(Snapshot {
@@ -93,24 +93,19 @@ impl Default for Ring {
     }
 }
 
-impl Ring {
+impl CurrentKeys {
     /// Waits until directory and document have been read once, which only a starting server has not
     /// done. After 5 seconds it returns anyway, and [`Self::signer`] then gives
     /// [`NoSigner::NotLoaded`].
     pub async fn loaded(&self) -> &Self {
-        self.loaded_within(PATIENCE).await
+        self.loaded_within(FIRST_LOAD_TIMEOUT).await
     }
 
-    async fn loaded_within(&self, patience: Duration) -> &Self {
+    async fn loaded_within(&self, timeout: Duration) -> &Self {
         if !self.loaded.initialized() {
-            let _ = tokio::time::timeout(patience, self.loaded.wait()).await;
+            let _ = tokio::time::timeout(timeout, self.loaded.wait()).await;
         }
         self
-    }
-
-    /// The key to sign with now.
-    pub fn current_signer(&self) -> Option<Arc<Signer>> {
-        self.current.load().signer.as_ref().ok().cloned()
     }
 
     /// The key to sign with now, or the reason why there is none.
@@ -146,21 +141,21 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_first_look_is_waited_for_but_not_for_ever() {
-        let ring = Ring::default();
-        let waited = ring.loaded_within(Duration::from_millis(1)).await.signer();
+    async fn the_first_load_is_awaited_within_a_bound() {
+        let keys = CurrentKeys::default();
+        let waited = keys.loaded_within(Duration::from_millis(1)).await.signer();
         assert_eq!(waited.unwrap_err(), NoSigner::NotLoaded);
 
-        let mut waiting = Box::pin(ring.loaded());
+        let mut waiting = Box::pin(keys.loaded());
         assert!(futures_util::poll!(&mut waiting).is_pending());
-        ring.replace(Snapshot {
+        keys.replace(Snapshot {
             signer: Err(NoSigner::NoKeys),
             keys: Vec::new(),
             trouble: Vec::new(),
             skipped: Vec::new(),
             document_read: None,
         });
-        let looked = futures_util::poll!(&mut waiting).map(Ring::signer);
+        let looked = futures_util::poll!(&mut waiting).map(CurrentKeys::signer);
         assert!(matches!(looked, Poll::Ready(Err(NoSigner::NoKeys))));
     }
 }

@@ -12,7 +12,7 @@
 //!   over.
 //! - An HTTP/2 peer may read from its connection and yet never open the flow-control window of one
 //!   answer. A piece of an answer that waits for it has the same timeout as a write
-//!   ([`Requests::unread`]).
+//!   ([`ConnectionRequests::answer_unread`]).
 
 use std::{
     collections::HashMap,
@@ -38,11 +38,11 @@ use tokio::{
 
 /// The first bytes of an HTTP/2 connection (RFC 9113, section 3.4). hyper pings a peer only after
 /// all of them have arrived, so an incomplete preface counts as a head that is arriving.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The timeouts of a connection.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Times {
+pub(super) struct Timeouts {
     pub(super) header: Duration,
     pub(super) idle: Duration,
     pub(super) write: Duration,
@@ -50,61 +50,61 @@ pub(super) struct Times {
 
 /// The requests of one connection, as far as its stream must know about them.
 #[derive(Debug)]
-pub(super) struct Requests {
+pub(super) struct ConnectionRequests {
     /// When the connection began.
     start: Instant,
-    begun: AtomicU64,
+    started: AtomicU64,
     open: AtomicUsize,
     /// When the last request ended, in milliseconds since `start`.
     ended: AtomicU64,
-    given_away: AtomicBool,
+    upgraded: AtomicBool,
     first: Notify,
     /// The answers over HTTP/2 of which a piece waits for the flow-control window, and since when.
-    waiting: Mutex<HashMap<u64, Instant>>,
-    some_wait: Notify,
+    blocked: Mutex<HashMap<u64, Instant>>,
+    answer_blocked: Notify,
 }
 
-impl Requests {
+impl ConnectionRequests {
     pub(super) fn new(start: Instant) -> Arc<Self> {
         Arc::new(Self {
             start,
-            begun: AtomicU64::new(0),
+            started: AtomicU64::new(0),
             open: AtomicUsize::new(0),
             ended: AtomicU64::new(0),
-            given_away: AtomicBool::new(false),
+            upgraded: AtomicBool::new(false),
             first: Notify::new(),
-            waiting: Mutex::default(),
-            some_wait: Notify::new(),
+            blocked: Mutex::default(),
+            answer_blocked: Notify::new(),
         })
     }
 
     /// Counts one more request, which is open until the body of its answer has ended.
-    pub(super) fn begin(self: &Arc<Self>) -> Open {
+    pub(super) fn begin(self: &Arc<Self>) -> OpenRequest {
         self.open.fetch_add(1, Ordering::AcqRel);
-        let number = self.begun.fetch_add(1, Ordering::AcqRel);
+        let number = self.started.fetch_add(1, Ordering::AcqRel);
         if number == 0 {
             self.first.notify_one();
         }
-        Open {
+        OpenRequest {
             requests: self.clone(),
             number,
         }
     }
 
     /// Waits until a piece of an answer has waited for this long to be read.
-    pub(super) async fn unread(&self, longest: Duration) {
+    pub(super) async fn answer_unread(&self, longest: Duration) {
         loop {
-            let oldest = self.waiting().values().min().copied();
+            let oldest = self.blocked().values().min().copied();
             match oldest {
-                None => self.some_wait.notified().await,
+                None => self.answer_blocked.notified().await,
                 Some(since) if Instant::now() >= since + longest => return,
                 Some(since) => sleep_until(since + longest).await,
             }
         }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, Instant>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn blocked(&self) -> MutexGuard<'_, HashMap<u64, Instant>> {
+        self.blocked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn end(&self, now: Instant) {
@@ -119,52 +119,52 @@ impl Requests {
     }
 
     /// Waits for the first request.
-    pub(super) async fn first(&self) {
-        if self.begun.load(Ordering::Acquire) == 0 {
+    pub(super) async fn first_request(&self) {
+        if self.started.load(Ordering::Acquire) == 0 {
             self.first.notified().await;
         }
     }
 
     /// The connection was upgraded to another protocol.
-    pub(super) fn give_away(&self) {
-        self.given_away.store(true, Ordering::Release);
+    pub(super) fn mark_upgraded(&self) {
+        self.upgraded.store(true, Ordering::Release);
     }
 }
 
 /// An open request, until dropped.
 #[derive(Debug)]
-pub(super) struct Open {
-    requests: Arc<Requests>,
+pub(super) struct OpenRequest {
+    requests: Arc<ConnectionRequests>,
     number: u64,
 }
 
-impl Open {
+impl OpenRequest {
     /// A piece of the answer is handed to the connection, which asks for the next one when the
     /// peer's window has had room for this one.
-    fn waits(&self, now: Instant) {
-        let mut waiting = self.requests.waiting();
-        if waiting.is_empty() {
-            self.requests.some_wait.notify_one();
+    fn mark_blocked(&self, now: Instant) {
+        let mut blocked = self.requests.blocked();
+        if blocked.is_empty() {
+            self.requests.answer_blocked.notify_one();
         }
-        waiting.insert(self.number, now);
+        blocked.insert(self.number, now);
     }
 
     /// No piece of this answer waits to be read.
-    fn waits_no_more(&self) {
-        self.requests.waiting().remove(&self.number);
+    fn mark_unblocked(&self) {
+        self.requests.blocked().remove(&self.number);
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenRequest {
     fn drop(&mut self) {
-        self.waits_no_more();
+        self.mark_unblocked();
         self.requests.end(Instant::now());
     }
 }
 
 /// Bytes of an answer that are handed to an HTTP/2 connection at a time. The peer must read this
 /// many within the write timeout.
-const PIECE: usize = 16 << 10;
+const CHUNK: usize = 16 << 10;
 
 /// The body of an answer; its request stays open until the body ends.
 ///
@@ -173,15 +173,15 @@ const PIECE: usize = 16 << 10;
 /// each frame of the body is a piece of its own. Then a piece after which the connection asks for
 /// no other is never larger than the window.
 #[derive(Debug)]
-pub(super) struct Answering {
+pub(super) struct AnswerBody {
     body: Body,
-    open: Open,
+    open: OpenRequest,
     http2: bool,
     rest: Bytes,
 }
 
-impl Answering {
-    pub(super) fn new(body: Body, open: Open, http2: bool) -> Self {
+impl AnswerBody {
+    pub(super) fn new(body: Body, open: OpenRequest, http2: bool) -> Self {
         Self {
             body,
             open,
@@ -191,7 +191,7 @@ impl Answering {
     }
 }
 
-impl HttpBody for Answering {
+impl HttpBody for AnswerBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -210,21 +210,21 @@ impl HttpBody for Answering {
                     Ok(data) if !data.is_empty() => this.rest = data,
                     Ok(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
                     Err(frame) => {
-                        this.open.waits_no_more();
+                        this.open.mark_unblocked();
                         return Poll::Ready(Some(Ok(frame)));
                     }
                 },
                 other => {
-                    this.open.waits_no_more();
+                    this.open.mark_unblocked();
                     return other;
                 }
             }
         }
         let length = match this.rest.len() {
             1 => 1,
-            left => (left - 1).min(PIECE),
+            left => (left - 1).min(CHUNK),
         };
-        this.open.waits(Instant::now());
+        this.open.mark_blocked(Instant::now());
         Poll::Ready(Some(Ok(Frame::data(this.rest.split_to(length)))))
     }
 
@@ -244,24 +244,24 @@ impl HttpBody for Answering {
 }
 
 #[derive(Debug)]
-pub(super) struct Patient<I> {
+pub(super) struct TimedStream<I> {
     io: I,
-    times: Times,
-    requests: Arc<Requests>,
-    reading: Reading,
+    timeouts: Timeouts,
+    requests: Arc<ConnectionRequests>,
+    read_state: ReadState,
     /// Runs while a write or a flush is blocked.
-    waiting: Option<Pin<Box<Sleep>>>,
+    blocked: Option<Pin<Box<Sleep>>>,
     /// Whether it is a write that is blocked. Then only the progress of a write stops the timer: a
     /// flush of earlier data may succeed meanwhile.
-    write: bool,
+    write_blocked: bool,
 }
 
 /// The state of the reading side.
 #[derive(Debug)]
-struct Reading {
+struct ReadState {
     protocol: Protocol,
     /// The number of requests that had begun when this wait began.
-    begun: u64,
+    started: u64,
     /// True while a head is arriving, or on a new connection; false in the silence between two
     /// requests.
     head: bool,
@@ -272,10 +272,10 @@ struct Reading {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wait {
+enum ReadWait {
     Forever,
     /// A request is being handled; check again later.
-    InHand,
+    RequestOpen,
     Until(Instant),
 }
 
@@ -292,7 +292,7 @@ impl Protocol {
         let Self::Unknown(seen) = self else {
             return self;
         };
-        let open = &PREFACE[seen..];
+        let open = &HTTP2_PREFACE[seen..];
         let length = open.len().min(bytes.len());
         if open[..length] != bytes[..length] {
             Self::Http1
@@ -304,56 +304,62 @@ impl Protocol {
     }
 }
 
-impl Reading {
-    fn new(times: &Times, now: Instant) -> Self {
+impl ReadState {
+    fn new(timeouts: &Timeouts, now: Instant) -> Self {
         Self {
             protocol: Protocol::Unknown(0),
-            begun: 0,
+            started: 0,
             head: true,
-            deadline: now + times.header,
+            deadline: now + timeouts.header,
             timer: None,
         }
     }
 
-    fn heard(&mut self, bytes: &[u8], times: &Times, requests: &Requests, now: Instant) {
+    fn received(
+        &mut self,
+        bytes: &[u8],
+        timeouts: &Timeouts,
+        requests: &ConnectionRequests,
+        now: Instant,
+    ) {
         self.protocol = self.protocol.after(bytes);
-        let waited = !self.head && requests.begun.load(Ordering::Acquire) == self.begun;
+        let waited = !self.head && requests.started.load(Ordering::Acquire) == self.started;
         if waited && !bytes.is_empty() {
             self.head = true;
-            self.deadline = now + times.header;
+            self.deadline = now + timeouts.header;
         }
     }
 
     /// How long to wait for the peer in the present state.
-    fn wait(&mut self, times: &Times, requests: &Requests) -> Wait {
-        if self.protocol == Protocol::Http2 || requests.given_away.load(Ordering::Acquire) {
-            return Wait::Forever;
+    fn wait(&mut self, timeouts: &Timeouts, requests: &ConnectionRequests) -> ReadWait {
+        if self.protocol == Protocol::Http2 || requests.upgraded.load(Ordering::Acquire) {
+            return ReadWait::Forever;
         }
         if requests.open.load(Ordering::Acquire) > 0 {
-            return Wait::InHand;
+            return ReadWait::RequestOpen;
         }
-        let begun = requests.begun.load(Ordering::Acquire);
-        if begun != self.begun {
-            self.begun = begun;
+        let started = requests.started.load(Ordering::Acquire);
+        if started != self.started {
+            self.started = started;
             self.head = false;
-            self.deadline = requests.ended() + times.idle;
+            self.deadline = requests.ended() + timeouts.idle;
         }
-        Wait::Until(self.deadline)
+        ReadWait::Until(self.deadline)
     }
 
     /// Ready when the deadline for reading has passed.
-    fn poll_late(
+    fn poll_deadline(
         &mut self,
         cx: &mut Context<'_>,
-        times: &Times,
-        requests: &Requests,
+        timeouts: &Timeouts,
+        requests: &ConnectionRequests,
     ) -> Poll<io::Error> {
-        let deadline = match self.wait(times, requests) {
-            Wait::Forever => return Poll::Pending,
+        let deadline = match self.wait(timeouts, requests) {
+            ReadWait::Forever => return Poll::Pending,
             // Nothing wakes this task when the request has been answered, since hyper has polled
             // for the next head already. So check again after the idle timeout.
-            Wait::InHand => Instant::now() + times.idle,
-            Wait::Until(deadline) => deadline,
+            ReadWait::RequestOpen => Instant::now() + timeouts.idle,
+            ReadWait::Until(deadline) => deadline,
         };
         let timer = self
             .timer
@@ -375,37 +381,37 @@ impl Reading {
     }
 }
 
-impl<I> Patient<I> {
-    pub(super) fn new(io: I, times: Times, requests: Arc<Requests>) -> Self {
-        let reading = Reading::new(&times, requests.start);
+impl<I> TimedStream<I> {
+    pub(super) fn new(io: I, timeouts: Timeouts, requests: Arc<ConnectionRequests>) -> Self {
+        let read_state = ReadState::new(&timeouts, requests.start);
         Self {
             io,
-            times,
+            timeouts,
             requests,
-            reading,
-            waiting: None,
-            write: false,
+            read_state,
+            blocked: None,
+            write_blocked: false,
         }
     }
 
     /// Passes the outcome of a write or flush on, or an error if it has been blocked for too long.
-    fn judge<T>(
+    fn check_blocked<T>(
         &mut self,
         outcome: Poll<io::Result<T>>,
         write: bool,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<T>> {
         if outcome.is_ready() {
-            if write || !self.write {
-                self.waiting = None;
-                self.write = false;
+            if write || !self.write_blocked {
+                self.blocked = None;
+                self.write_blocked = false;
             }
             return outcome;
         }
-        self.write |= write;
-        let time = self.times.write;
-        let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(time)));
-        ready!(waiting.as_mut().poll(cx));
+        self.write_blocked |= write;
+        let time = self.timeouts.write;
+        let blocked = self.blocked.get_or_insert_with(|| Box::pin(sleep(time)));
+        ready!(blocked.as_mut().poll(cx));
         Poll::Ready(Err(io::Error::new(
             io::ErrorKind::TimedOut,
             "the peer does not read its answer",
@@ -413,7 +419,7 @@ impl<I> Patient<I> {
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Patient<I> {
+impl<I: AsyncRead + Unpin> AsyncRead for TimedStream<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -423,27 +429,27 @@ impl<I: AsyncRead + Unpin> AsyncRead for Patient<I> {
         let this = &mut *self;
         match Pin::new(&mut this.io).poll_read(cx, buf) {
             Poll::Pending => this
-                .reading
-                .poll_late(cx, &this.times, &this.requests)
+                .read_state
+                .poll_deadline(cx, &this.timeouts, &this.requests)
                 .map(Err),
             outcome => {
-                let heard = buf.filled().get(before..).unwrap_or_default();
-                this.reading
-                    .heard(heard, &this.times, &this.requests, Instant::now());
+                let received = buf.filled().get(before..).unwrap_or_default();
+                this.read_state
+                    .received(received, &this.timeouts, &this.requests, Instant::now());
                 outcome
             }
         }
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Patient<I> {
+impl<I: AsyncWrite + Unpin> AsyncWrite for TimedStream<I> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.judge(outcome, true, cx)
+        self.check_blocked(outcome, true, cx)
     }
 
     fn poll_write_vectored(
@@ -452,7 +458,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Patient<I> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.judge(outcome, true, cx)
+        self.check_blocked(outcome, true, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -461,12 +467,12 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Patient<I> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.io).poll_flush(cx);
-        self.judge(outcome, false, cx)
+        self.check_blocked(outcome, false, cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.io).poll_shutdown(cx);
-        self.judge(outcome, false, cx)
+        self.check_blocked(outcome, false, cx)
     }
 }
 
@@ -476,7 +482,7 @@ mod tests {
 
     use super::*;
 
-    const TIMES: Times = Times {
+    const TIMES: Timeouts = Timeouts {
         header: Duration::from_secs(1),
         idle: Duration::from_secs(5),
         write: Duration::from_millis(200),
@@ -486,64 +492,70 @@ mod tests {
     fn silence_and_a_slow_head_have_bounds_of_their_own() {
         let start = Instant::now();
         let at = |second| start + Duration::from_secs(second);
-        let requests = Requests::new(start);
-        let mut reading = Reading::new(&TIMES, start);
+        let requests = ConnectionRequests::new(start);
+        let mut read_state = ReadState::new(&TIMES, start);
         // The first head has one timeout from the start of the connection; further bytes do not
         // extend it.
         for second in 0..3 {
-            assert_eq!(reading.wait(&TIMES, &requests), Wait::Until(at(1)));
-            reading.heard(b"x", &TIMES, &requests, at(second));
+            assert_eq!(read_state.wait(&TIMES, &requests), ReadWait::Until(at(1)));
+            read_state.received(b"x", &TIMES, &requests, at(second));
         }
         // No deadline while a request is open; afterwards the idle timeout.
         let open = requests.begin();
-        assert_eq!(reading.wait(&TIMES, &requests), Wait::InHand);
+        assert_eq!(read_state.wait(&TIMES, &requests), ReadWait::RequestOpen);
         std::mem::forget(open);
         requests.end(at(100));
         for second in 101..103 {
-            assert_eq!(reading.wait(&TIMES, &requests), Wait::Until(at(105)));
+            assert_eq!(read_state.wait(&TIMES, &requests), ReadWait::Until(at(105)));
             // The end of the stream does not begin a head.
-            reading.heard(b"", &TIMES, &requests, at(second));
+            read_state.received(b"", &TIMES, &requests, at(second));
         }
         // The next head has its timeout from its first byte on.
         for second in 104..107 {
-            reading.heard(b"G", &TIMES, &requests, at(second));
-            assert_eq!(reading.wait(&TIMES, &requests), Wait::Until(at(105)));
+            read_state.received(b"G", &TIMES, &requests, at(second));
+            assert_eq!(read_state.wait(&TIMES, &requests), ReadWait::Until(at(105)));
         }
         // A request that begins and ends between two checks is followed by the idle timeout too.
         std::mem::forget(requests.begin());
         requests.end(at(200));
-        assert_eq!(reading.wait(&TIMES, &requests), Wait::Until(at(205)));
+        assert_eq!(read_state.wait(&TIMES, &requests), ReadWait::Until(at(205)));
     }
 
     #[test]
-    fn http2_and_what_was_given_away_are_left_alone() {
+    fn http2_and_upgraded_connections_have_no_read_deadline() {
         let now = Instant::now();
-        let requests = Requests::new(now);
-        let mut reading = Reading::new(&TIMES, now);
-        reading.heard(b"PR", &TIMES, &requests, now);
-        assert!(matches!(reading.wait(&TIMES, &requests), Wait::Until(_)));
-        reading.heard(b"I * HTTP/2.0\r\n\r\nSM\r\n\r\n", &TIMES, &requests, now);
-        assert_eq!(reading.wait(&TIMES, &requests), Wait::Forever);
+        let requests = ConnectionRequests::new(now);
+        let mut read_state = ReadState::new(&TIMES, now);
+        read_state.received(b"PR", &TIMES, &requests, now);
+        assert!(matches!(
+            read_state.wait(&TIMES, &requests),
+            ReadWait::Until(_)
+        ));
+        read_state.received(b"I * HTTP/2.0\r\n\r\nSM\r\n\r\n", &TIMES, &requests, now);
+        assert_eq!(read_state.wait(&TIMES, &requests), ReadWait::Forever);
 
-        let mut reading = Reading::new(&TIMES, now);
+        let mut read_state = ReadState::new(&TIMES, now);
         drop(requests.begin());
-        assert!(matches!(reading.wait(&TIMES, &requests), Wait::Until(_)));
-        requests.give_away();
-        assert_eq!(reading.wait(&TIMES, &requests), Wait::Forever);
+        assert!(matches!(
+            read_state.wait(&TIMES, &requests),
+            ReadWait::Until(_)
+        ));
+        requests.mark_upgraded();
+        assert_eq!(read_state.wait(&TIMES, &requests), ReadWait::Forever);
     }
 
     #[test]
-    fn a_part_of_the_http2_preface_buys_no_time() {
+    fn a_part_of_the_http2_preface_extends_no_deadline() {
         let start = Instant::now();
-        for length in 0..PREFACE.len() {
-            let requests = Requests::new(start);
-            let mut reading = Reading::new(&TIMES, start);
-            for byte in PREFACE[..length].chunks(1) {
-                reading.heard(byte, &TIMES, &requests, start + TIMES.header / 2);
+        for length in 0..HTTP2_PREFACE.len() {
+            let requests = ConnectionRequests::new(start);
+            let mut read_state = ReadState::new(&TIMES, start);
+            for byte in HTTP2_PREFACE[..length].chunks(1) {
+                read_state.received(byte, &TIMES, &requests, start + TIMES.header / 2);
             }
             assert_eq!(
-                reading.wait(&TIMES, &requests),
-                Wait::Until(start + TIMES.header),
+                read_state.wait(&TIMES, &requests),
+                ReadWait::Until(start + TIMES.header),
                 "{length} bytes"
             );
         }
@@ -551,14 +563,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_wait_ends_at_its_deadline_though_an_older_timer_runs() {
-        let times = Times {
+        let timeouts = Timeouts {
             header: Duration::from_secs(1),
             idle: Duration::from_millis(50),
             ..TIMES
         };
         let (ours, mut theirs) = tokio::io::duplex(100);
-        let requests = Requests::new(Instant::now());
-        let mut stream = Patient::new(ours, times, requests.clone());
+        let requests = ConnectionRequests::new(Instant::now());
+        let mut stream = TimedStream::new(ours, timeouts, requests.clone());
         let mut piece = [0; 1];
         let first = tokio::time::timeout(Duration::from_millis(5), stream.read(&mut piece)).await;
         assert!(first.is_err(), "{first:?}");
@@ -566,23 +578,23 @@ mod tests {
         let began = Instant::now();
         let error = stream.read(&mut piece).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert!(began.elapsed() < times.header, "{:?}", began.elapsed());
+        assert!(began.elapsed() < timeouts.header, "{:?}", began.elapsed());
         // A deadline later than the timer's is respected as well.
         theirs.write_all(b"G").await.unwrap();
         assert_eq!(stream.read(&mut piece).await.unwrap(), 1);
         let began = Instant::now();
         stream.read(&mut piece).await.unwrap_err();
         assert!(
-            began.elapsed() >= times.header - Duration::from_millis(100),
+            began.elapsed() >= timeouts.header - Duration::from_millis(100),
             "{:?}",
             began.elapsed()
         );
     }
 
     #[test]
-    fn the_preface_is_known_in_pieces_and_never_guessed() {
+    fn the_preface_is_recognized_in_pieces_and_only_when_complete() {
         let unknown = Protocol::Unknown(0);
-        let most = &PREFACE[3..PREFACE.len() - 1];
+        let most = &HTTP2_PREFACE[3..HTTP2_PREFACE.len() - 1];
         assert_eq!(
             unknown.after(b"P").after(b"RI").after(most).after(b"\n"),
             Protocol::Http2
@@ -594,9 +606,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_does_not_read_is_let_go_and_who_reads_slowly_is_not() {
+    async fn a_client_that_reads_nothing_is_disconnected_and_a_slow_one_is_not() {
         let (ours, mut theirs) = tokio::io::duplex(16);
-        let mut stream = Patient::new(ours, TIMES, Requests::new(Instant::now()));
+        let mut stream = TimedStream::new(ours, TIMES, ConnectionRequests::new(Instant::now()));
         let reader = tokio::spawn(async move {
             let mut piece = [0; 16];
             for _ in 0..4 {

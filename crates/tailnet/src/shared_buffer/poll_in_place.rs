@@ -2,14 +2,14 @@
 //! waits for.
 //!
 //! Invariants
-//! - The future belongs to a tokio task (its [`Home`]), so it ends, panics and is cancelled as any
-//!   task does.
+//! - The future belongs to a tokio task (its [`InPlaceTask`]), so it ends, panics and is cancelled
+//!   as any task does.
 //! - One thread polls it at a time. A thread that finds it being polled sets a flag; the poller
 //!   then polls again. No wake is lost.
-//! - A future woken inside [`together`](super::together) is polled by a turn that is certain to
-//!   come. If none is, tokio polls it.
-//! - A turn polls only a future that was woken, and at most [`POLLS`] times; tokio does the rest.
-//!   Go bounds how many turns run at a time, since each of them occupies a thread.
+//! - A future woken inside [`batch_wakeups`](super::batch_wakeups) is polled by a turn that is
+//!   certain to come. If none is, tokio polls it.
+//! - A turn polls only a future that was woken, and at most [`MAX_POLLS`] times; tokio does the
+//!   rest. Go bounds how many turns run at a time, since each of them occupies a thread.
 //! - A panic never leaves a turn; it is passed on to the task.
 
 use std::{
@@ -28,7 +28,7 @@ use futures_util::{future::BoxFuture, task::AtomicWaker};
 use tokio::runtime::Handle;
 
 /// How often one turn polls a future that keeps waking itself.
-const POLLS: usize = 8;
+const MAX_POLLS: usize = 8;
 
 /// Not woken and not being polled.
 const IDLE: u8 = 0;
@@ -40,95 +40,97 @@ const POLLED_AND_WOKEN: u8 = 3;
 const DONE: u8 = 4;
 
 /// Returns true if a turn that has not begun yet will poll the future just woken.
-type Promise = dyn Fn(&Arc<Inline>) -> bool + Send + Sync;
+type Promise = dyn Fn(&Arc<PolledInPlace>) -> bool + Send + Sync;
 
 /// A future that turns may poll, and the state that decides who polls it.
-pub(super) struct Inline {
+pub(super) struct PolledInPlace {
+    /// One of the constants above.
     state: AtomicU8,
     future: Mutex<Option<BoxFuture<'static, ()>>>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
-    home: AtomicWaker,
-    promise: Box<Promise>,
+    /// Wakes the tokio task that owns the future.
+    task: AtomicWaker,
+    promise_turn: Box<Promise>,
     runtime: Handle,
 }
 
 /// The right to poll, held until dropped.
-pub(super) struct Turn<'a>(&'a Arc<Inline>);
+pub(super) struct PollGuard<'a>(&'a Arc<PolledInPlace>);
 
 /// The tokio task that owns the future.
-pub(super) struct Home(Arc<Inline>);
+pub(super) struct InPlaceTask(Arc<PolledInPlace>);
 
-impl Home {
+impl InPlaceTask {
     /// Must be called inside a tokio runtime.
     pub(super) fn new(
         future: BoxFuture<'static, ()>,
-        promise: impl Fn(&Arc<Inline>) -> bool + Send + Sync + 'static,
+        promise_turn: impl Fn(&Arc<PolledInPlace>) -> bool + Send + Sync + 'static,
     ) -> Self {
-        Self(Arc::new(Inline {
+        Self(Arc::new(PolledInPlace {
             state: AtomicU8::new(WOKEN),
             future: Mutex::new(Some(future)),
             panic: Mutex::new(None),
-            home: AtomicWaker::new(),
-            promise: Box::new(promise),
+            task: AtomicWaker::new(),
+            promise_turn: Box::new(promise_turn),
             runtime: Handle::current(),
         }))
     }
 
-    pub(super) fn inline(&self) -> Arc<Inline> {
+    pub(super) fn future(&self) -> Arc<PolledInPlace> {
         Arc::clone(&self.0)
     }
 }
 
-impl Inline {
+impl PolledInPlace {
     /// Takes the right to poll, for a turn. `None`: another thread is polling it and will see any
     /// new wake.
-    pub(super) fn begin(self: &Arc<Self>) -> Option<Turn<'_>> {
-        let mine = self.changed(IDLE, POLLED) || self.changed(WOKEN, POLLED_AND_WOKEN);
-        // Not `then_some`: it would build the `Turn` in either case, and dropping that releases
-        // another thread's right.
-        mine.then(|| Turn(self))
+    pub(super) fn acquire(self: &Arc<Self>) -> Option<PollGuard<'_>> {
+        let acquired = self.transition(IDLE, POLLED) || self.transition(WOKEN, POLLED_AND_WOKEN);
+        // Not `then_some`: it would build the `PollGuard` in either case, and dropping that
+        // releases another thread's right.
+        acquired.then(|| PollGuard(self))
     }
 
     /// No further turn comes: a future that relied on one is polled by tokio.
-    pub(super) fn has_no_turns(&self) {
-        self.home.wake();
+    pub(super) fn no_more_turns(&self) {
+        self.task.wake();
     }
 
     /// Polls once. The caller must have the right to.
     fn poll(self: &Arc<Self>) {
         let waker = Waker::from(Arc::clone(self));
         let mut cx = Context::from_waker(&waker);
-        let mut place = lock(&self.future);
+        let mut slot = lock(&self.future);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            if let Some(future) = place.as_mut()
+            if let Some(future) = slot.as_mut()
                 && future.as_mut().poll(&mut cx).is_ready()
             {
-                *place = None;
+                *slot = None;
             }
         }));
         if let Err(panic) = outcome {
             *lock(&self.panic) = Some(panic);
-            let broken = place.take();
+            let broken = slot.take();
             // Dropping what is left of the future may panic as well.
             let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
         }
-        if place.is_none() {
+        if slot.is_none() {
             self.state.store(DONE, Ordering::Release);
         }
     }
 
-    fn changed(&self, from: u8, to: u8) -> bool {
+    fn transition(&self, from: u8, to: u8) -> bool {
         self.state
             .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
             .is_ok()
     }
 }
 
-impl Turn<'_> {
-    /// Polls while the future has been woken, at most [`POLLS`] times.
+impl PollGuard<'_> {
+    /// Polls while the future has been woken, at most [`MAX_POLLS`] times.
     pub(super) fn run(&mut self) {
-        for _ in 0..POLLS {
-            if !self.0.changed(POLLED_AND_WOKEN, POLLED) {
+        for _ in 0..MAX_POLLS {
+            if !self.0.transition(POLLED_AND_WOKEN, POLLED) {
                 return;
             }
             let _runtime = self.0.runtime.enter();
@@ -137,17 +139,17 @@ impl Turn<'_> {
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for PollGuard<'_> {
     fn drop(&mut self) {
-        if self.0.changed(POLLED, IDLE) {
+        if self.0.transition(POLLED, IDLE) {
             return;
         }
-        self.0.changed(POLLED_AND_WOKEN, WOKEN);
-        self.0.home.wake();
+        self.0.transition(POLLED_AND_WOKEN, WOKEN);
+        self.0.task.wake();
     }
 }
 
-impl Wake for Inline {
+impl Wake for PolledInPlace {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -155,14 +157,14 @@ impl Wake for Inline {
     fn wake_by_ref(self: &Arc<Self>) {
         loop {
             let state = self.state.load(Ordering::Acquire);
-            let (next, home) = match state {
+            let (next, wake_task) = match state {
                 IDLE => (WOKEN, true),
                 POLLED => (POLLED_AND_WOKEN, false),
                 _ => return,
             };
-            if self.changed(state, next) {
-                if home && !(self.promise)(self) {
-                    self.home.wake();
+            if self.transition(state, next) {
+                if wake_task && !(self.promise_turn)(self) {
+                    self.task.wake();
                 }
                 return;
             }
@@ -170,36 +172,36 @@ impl Wake for Inline {
     }
 }
 
-impl Future for Home {
+impl Future for InPlaceTask {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let inline = &self.0;
-        inline.home.register(cx.waker());
-        if inline.changed(WOKEN, POLLED) {
-            inline.poll();
-            if !inline.changed(POLLED, IDLE) && inline.changed(POLLED_AND_WOKEN, WOKEN) {
+        let future = &self.0;
+        future.task.register(cx.waker());
+        if future.transition(WOKEN, POLLED) {
+            future.poll();
+            if !future.transition(POLLED, IDLE) && future.transition(POLLED_AND_WOKEN, WOKEN) {
                 // Let other tasks run first, as any task that wakes itself does.
                 cx.waker().wake_by_ref();
             }
         }
-        if inline.state.load(Ordering::Acquire) != DONE {
+        if future.state.load(Ordering::Acquire) != DONE {
             return Poll::Pending;
         }
-        if let Some(panic) = lock(&inline.panic).take() {
+        if let Some(panic) = lock(&future.panic).take() {
             resume_unwind(panic);
         }
         Poll::Ready(())
     }
 }
 
-impl Drop for Home {
+impl Drop for InPlaceTask {
     fn drop(&mut self) {
         // The lock waits for a turn that is polling right now.
-        let mut place = lock(&self.0.future);
-        let future = place.take();
+        let mut slot = lock(&self.0.future);
+        let future = slot.take();
         self.0.state.store(DONE, Ordering::Release);
-        drop(place);
+        drop(slot);
         drop(future);
     }
 }
@@ -227,48 +229,44 @@ mod tests {
 
     use super::{
         super::{
-            direct::{
-                Conn, End,
-                tests::{connection, kicks},
-            },
-            together,
+            InboundState, SharedBuffer, batch_wakeups,
+            tests::{connection, kicks},
         },
         *,
     };
+    use crate::Stream;
 
-    /// A task with its home, after the connection was read once and had nothing.
-    async fn serving<F>(
-        future: impl FnOnce(super::super::Stream) -> F,
-    ) -> (Arc<Conn>, JoinHandle<()>)
+    /// A task that serves a stream, after the connection was read once and had nothing.
+    async fn serving<F>(future: impl FnOnce(Stream) -> F) -> (Arc<SharedBuffer>, JoinHandle<()>)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let (conn, stream) = connection();
-        let home = stream.home().unwrap();
-        let task = tokio::spawn(home(Box::pin(future(stream))));
-        while conn
-            .inline()
+        let (shared, stream) = connection();
+        let wrap = stream.poll_in_place().unwrap();
+        let task = tokio::spawn(wrap(Box::pin(future(stream))));
+        while shared
+            .in_place()
             .is_none_or(|i| i.state.load(Ordering::Acquire) != IDLE)
         {
             tokio::task::yield_now().await;
         }
-        (conn, task)
+        (shared, task)
     }
 
     /// A turn on a thread of its own, as Go does it.
-    fn turn(conn: &Arc<Conn>, input: &'static [u8]) -> (Vec<u8>, ThreadId) {
-        let conn = Arc::clone(conn);
+    fn turn(shared: &Arc<SharedBuffer>, input: &'static [u8]) -> (Vec<u8>, ThreadId) {
+        let shared = Arc::clone(shared);
         thread::spawn(move || {
             let mut out = vec![0; 100];
-            let told = conn.turn(input, End::Open, &mut out);
-            out.truncate(told.out);
+            let result = shared.turn(input, InboundState::Open, &mut out);
+            out.truncate(result.sent);
             (out, thread::current().id())
         })
         .join()
         .unwrap()
     }
 
-    async fn echo(mut stream: super::super::Stream, heard: std::sync::mpsc::Sender<ThreadId>) {
+    async fn echo(mut stream: Stream, heard: std::sync::mpsc::Sender<ThreadId>) {
         let mut bytes = [0; 100];
         while let Ok(n @ 1..) = stream.read(&mut bytes).await {
             let _ = heard.send(thread::current().id());
@@ -277,43 +275,43 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn an_answer_leaves_with_the_turn_that_brought_its_question() {
-        let (told, heard) = channel();
-        let (conn, _task) = serving(|stream| echo(stream, told)).await;
+    async fn an_answer_leaves_in_the_turn_that_brought_its_request() {
+        let (result, heard) = channel();
+        let (shared, _task) = serving(|stream| echo(stream, result)).await;
         for _ in 0..3 {
-            let (out, on) = turn(&conn, b"ping");
+            let (out, on) = turn(&shared, b"ping");
             assert_eq!(out, b"ping");
             assert_eq!(heard.recv().unwrap(), on);
         }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_turn_has_the_runtime_and_what_wakes_elsewhere_is_done_by_tokio() {
-        let (conn, task) = serving(|mut stream| async move {
+    async fn a_turn_has_the_runtime_and_wakes_outside_turns_go_to_tokio() {
+        let (shared, task) = serving(|mut stream| async move {
             stream.read_u8().await.unwrap();
             tokio::time::sleep(Duration::from_millis(1)).await;
             stream.write_all(b"late").await.unwrap();
         })
         .await;
-        assert_eq!(turn(&conn, b"x").0, b"");
+        assert_eq!(turn(&shared, b"x").0, b"");
         task.await.unwrap();
-        assert_eq!(turn(&conn, b"").0, b"late");
+        assert_eq!(turn(&shared, b"").0, b"late");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn what_is_woken_together_goes_on_in_the_turn_that_it_asks_for() {
-        let (tell, told) = tokio::sync::oneshot::channel();
+    async fn tasks_woken_in_a_batch_are_polled_in_the_turn_they_request() {
+        let (tell, result) = tokio::sync::oneshot::channel();
         let (polled, on) = channel();
-        let (conn, task) = serving(|mut stream| async move {
-            let word: &[u8] = told.await.unwrap();
+        let (shared, task) = serving(|mut stream| async move {
+            let word: &[u8] = result.await.unwrap();
             let _ = polled.send(thread::current().id());
             stream.write_all(word).await.unwrap();
         })
         .await;
-        together(|| tell.send(b"word").unwrap());
-        assert_eq!(kicks(&conn), 1);
+        batch_wakeups(|| tell.send(b"word").unwrap());
+        assert_eq!(kicks(&shared), 1);
         assert!(on.try_recv().is_err(), "polled before its turn");
-        let (out, thread) = turn(&conn, b"");
+        let (out, thread) = turn(&shared, b"");
         assert_eq!(out, b"word");
         assert_eq!(on.recv().unwrap(), thread);
         task.await.unwrap();
@@ -333,11 +331,11 @@ mod tests {
         }
         let within = Arc::new(Within(Mutex::new(None)));
         let (begin, begun) = tokio::sync::oneshot::channel();
-        let (tell, told) = tokio::sync::oneshot::channel();
+        let (tell, result) = tokio::sync::oneshot::channel();
         let (hold, held) = channel::<()>();
         let (release, released) = channel::<()>();
         let waker = Waker::from(within.clone());
-        let (conn, task) = serving(|mut stream| async move {
+        let (shared, task) = serving(|mut stream| async move {
             // The buffer is full, so the turn makes room in it and wakes the writer.
             stream.write_all(&[0; 64 << 10]).await.unwrap();
             let full = Pin::new(&mut stream)
@@ -347,41 +345,41 @@ mod tests {
             begun.await.unwrap();
             hold.send(()).unwrap();
             released.recv().unwrap();
-            told.await.unwrap();
+            result.await.unwrap();
         })
         .await;
-        let inline = Arc::clone(conn.inline().unwrap());
+        let in_place = Arc::clone(shared.in_place().unwrap());
         *lock(&within.0) = Some(Box::new(move || {
-            assert_eq!(inline.state.load(Ordering::Acquire), POLLED);
+            assert_eq!(in_place.state.load(Ordering::Acquire), POLLED);
             release.send(()).unwrap();
-            while inline.state.load(Ordering::Acquire) != IDLE {
+            while in_place.state.load(Ordering::Acquire) != IDLE {
                 thread::yield_now();
             }
-            together(|| tell.send(()).unwrap());
+            batch_wakeups(|| tell.send(()).unwrap());
         }));
         begin.send(()).unwrap();
         held.recv().unwrap();
-        assert_eq!(turn(&conn, b"").0.len(), 100);
+        assert_eq!(turn(&shared, b"").0.len(), 100);
         let ended = tokio::time::timeout(Duration::from_secs(20), task).await;
         ended.expect("the promised turn was over").unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn where_no_turn_comes_any_more_tokio_goes_on() {
+    async fn without_further_turns_tokio_polls_the_task() {
         for freed_before in [true, false] {
-            let (tell, told) = tokio::sync::oneshot::channel();
-            let (conn, task) = serving(|stream| async move {
-                told.await.unwrap();
+            let (tell, result) = tokio::sync::oneshot::channel();
+            let (shared, task) = serving(|stream| async move {
+                result.await.unwrap();
                 drop(stream);
             })
             .await;
             if freed_before {
-                conn.freed();
+                shared.freed();
             }
-            together(|| tell.send(()).unwrap());
-            assert_eq!(kicks(&conn), usize::from(!freed_before));
+            batch_wakeups(|| tell.send(()).unwrap());
+            assert_eq!(kicks(&shared), usize::from(!freed_before));
             if !freed_before {
-                conn.freed();
+                shared.freed();
             }
             let ended = tokio::time::timeout(Duration::from_secs(20), task).await;
             ended.expect("a promised turn never came").unwrap();
@@ -389,30 +387,30 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_panic_in_a_turn_is_the_tasks() {
-        let (conn, task) = serving(|mut stream| async move {
+    async fn a_panic_in_a_turn_fails_the_task() {
+        let (shared, task) = serving(|mut stream| async move {
             stream.read_u8().await.unwrap();
             panic!("on purpose");
         })
         .await;
-        assert_eq!(turn(&conn, b"x").0, b"");
+        assert_eq!(turn(&shared, b"x").0, b"");
         assert!(task.await.unwrap_err().is_panic());
         // The stream was dropped with the future.
-        assert!(conn.turn(b"", End::Open, &mut []).closed);
+        assert!(shared.turn(b"", InboundState::Open, &mut []).closed);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_future_that_ends_in_a_turn_ends_its_task_and_one_that_is_aborted_is_dropped() {
-        let (conn, task) = serving(|mut stream| async move {
+        let (shared, task) = serving(|mut stream| async move {
             stream.read_u8().await.unwrap();
         })
         .await;
-        turn(&conn, b"x");
+        turn(&shared, b"x");
         task.await.unwrap();
 
         let held = Arc::new(());
         let weak: Weak<()> = Arc::downgrade(&held);
-        let (conn, task) = serving(|mut stream| async move {
+        let (shared, task) = serving(|mut stream| async move {
             let _held = held;
             stream.read_u8().await.unwrap();
         })
@@ -420,14 +418,14 @@ mod tests {
         task.abort();
         assert!(task.await.unwrap_err().is_cancelled());
         assert!(weak.upgrade().is_none());
-        assert!(conn.turn(b"x", End::Open, &mut []).closed);
+        assert!(shared.turn(b"x", InboundState::Open, &mut []).closed);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_future_that_never_rests_does_not_hold_the_turn() {
+    async fn a_future_that_keeps_waking_itself_does_not_hold_the_turn() {
         let (polls, counted) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (all, in_turn) = (Arc::clone(&polls), Arc::clone(&counted));
-        let (conn, task) = serving(|mut stream| async move {
+        let (shared, task) = serving(|mut stream| async move {
             stream.read_u8().await.unwrap();
             let turns = thread::current().id();
             std::future::poll_fn(|cx| {
@@ -444,10 +442,10 @@ mod tests {
             .await;
         })
         .await;
-        turn(&conn, b"x");
+        turn(&shared, b"x");
         task.await.unwrap();
         assert_eq!(polls.load(Ordering::SeqCst), 100);
-        assert!(counted.load(Ordering::SeqCst) <= POLLS);
+        assert!(counted.load(Ordering::SeqCst) <= MAX_POLLS);
     }
 
     /// Turns on one thread and wakes from tokio on another, each finding the other polling. Every
@@ -456,7 +454,7 @@ mod tests {
     async fn no_wake_is_lost() {
         const TURNS: usize = 20_000;
         let (tick, mut ticks) = tokio::sync::mpsc::unbounded_channel::<()>();
-        let (conn, task) = serving(|mut stream| async move {
+        let (shared, task) = serving(|mut stream| async move {
             let (mut heard, mut ticked) = (0, 0);
             let mut byte = [0; 1];
             while heard < TURNS || ticked < TURNS {
@@ -473,7 +471,7 @@ mod tests {
         let ticking: JoinHandle<()> = tokio::spawn(async move {
             for n in 0..TURNS {
                 if n % 3 == 0 {
-                    together(|| tick.send(()).unwrap());
+                    batch_wakeups(|| tick.send(()).unwrap());
                 } else {
                     tick.send(()).unwrap();
                 }
@@ -487,17 +485,17 @@ mod tests {
         let turning = thread::spawn(move || {
             let mut brought = 0;
             while brought < TURNS {
-                let mut told = conn.turn(b"x", End::Open, &mut [0; 8]);
+                let mut result = shared.turn(b"x", InboundState::Open, &mut [0; 8]);
                 brought += 1;
-                while told.room == 0 && !told.closed {
+                while result.room == 0 && !result.closed {
                     thread::yield_now();
-                    told = conn.turn(b"", End::Open, &mut []);
+                    result = shared.turn(b"", InboundState::Open, &mut []);
                 }
             }
             // From here on as Go does: a turn only after a kick.
             while !until.load(Ordering::SeqCst) {
-                if kicks(&conn) > 0 {
-                    conn.turn(b"", End::Open, &mut []);
+                if kicks(&shared) > 0 {
+                    shared.turn(b"", InboundState::Open, &mut []);
                 }
                 thread::yield_now();
             }

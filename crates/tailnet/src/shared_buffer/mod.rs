@@ -1,39 +1,48 @@
-//! An accepted connection of the embedded node: two buffers in memory, which Go fills and empties.
+//! An accepted connection of the embedded node: two buffers in memory that Go and Rust share.
+//! `docs/design/polling-in-place.md` explains it with pictures.
 //!
 //! Invariants
-//! - Go moves bytes in turns ([`Conn::turn`]). A connection has one turn at a time, and the memory
-//!   that Go lends is ours only during the turn.
-//! - A state change outside a turn notifies Go (a kick), at most once until the next turn. A kick
-//!   never blocks. All changes inside one [`together`] share one kick.
+//! - Go moves bytes in turns ([`SharedBuffer::turn`]). A connection has one turn at a time, and the
+//!   memory that Go lends is ours only during the turn.
+//! - A state change outside a turn notifies Go (a kick, `kicks.rs`), at most once until the next
+//!   turn.
 //! - Both buffers are bounded. A full one makes its writer wait.
 //! - Bytes that arrived before a reset can still be read; every read after them reports the reset.
 //!
 //! During a turn the future that serves the connection may be polled on Go's own thread
-//! (`inline.rs`). An answer that is ready at once then leaves with the turn that brought its
+//! (`poll_in_place.rs`). An answer that is ready at once then leaves with the turn that brought its
 //! request, and no other thread is woken.
+//!
+//! Nothing outside of this module knows of turns and kicks, except `ffi.rs`, through which Go
+//! calls, and [`batch_wakeups`].
+
+mod kicks;
+mod poll_in_place;
 
 use std::{
-    cell::RefCell,
     collections::HashMap,
     fmt,
     io::{self, IoSlice},
-    os::fd::OwnedFd,
     sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError},
     task::{Context, Poll, Waker},
 };
 
+use futures_util::future::BoxFuture;
 use tokio::io::ReadBuf;
 
-use super::inline::Inline;
+use poll_in_place::{InPlaceTask, PolledInPlace};
+
+pub(crate) use kicks::KICKS;
+pub use kicks::batch_wakeups;
 
 /// Limit of the bytes received and not yet read.
-const INBOUND: usize = 64 << 10;
+const MAX_INBOUND: usize = 64 << 10;
 /// Limit of the bytes written and not yet sent. Go takes at most this many in a turn.
-const OUTBOUND: usize = 64 << 10;
+const MAX_OUTBOUND: usize = 64 << 10;
 
 /// State of the direction from the peer, as Go reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
+pub(crate) enum InboundState {
     Open,
     Ended,
     Broken,
@@ -41,47 +50,47 @@ pub(super) enum End {
 
 /// What a turn reports to Go.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Told {
+pub(crate) struct TurnResult {
     /// Bytes written into Go's buffer.
-    pub(super) out: usize,
+    pub(crate) sent: usize,
     /// Bytes that the next turn may bring.
-    pub(super) room: usize,
+    pub(crate) room: usize,
     /// There are more bytes to send than fitted into Go's buffer.
-    pub(super) more: bool,
+    pub(crate) more: bool,
     /// We have ended our direction, after the bytes that are still to be sent.
-    pub(super) shut: bool,
+    pub(crate) shutdown: bool,
     /// The stream was dropped: nothing that arrives is read any more.
-    pub(super) closed: bool,
+    pub(crate) closed: bool,
 }
 
-/// The state that Go and a [`Direct`] share.
-pub(super) struct Conn {
+/// The buffers and the state that Go and an [`AcceptedStream`] share.
+pub(crate) struct SharedBuffer {
     id: u64,
     state: Mutex<State>,
-    inline: OnceLock<Arc<Inline>>,
+    in_place: OnceLock<Arc<PolledInPlace>>,
 }
 
 #[derive(Default)]
 struct State {
     inbound: Buffer,
     /// The peer has ended its direction.
-    ended: bool,
+    peer_ended: bool,
     /// The connection is reset: neither direction carries bytes any more.
-    broken: bool,
-    reader: Option<Waker>,
+    reset: bool,
+    read_waker: Option<Waker>,
     /// The last turn reported no room, so Go waits for a kick before it reads on.
-    full: bool,
+    room_awaited: bool,
 
     outbound: Buffer,
     /// We have ended our direction.
-    shut: bool,
+    write_ended: bool,
     /// The stream was dropped.
     closed: bool,
-    writer: Option<Waker>,
+    write_waker: Option<Waker>,
 
     /// A turn is in progress. Changes made meanwhile need no kick: the turn reports them when it
     /// ends.
-    turning: bool,
+    in_turn: bool,
     /// Go was kicked and has not begun its turn yet.
     kicked: bool,
     /// Go has released the connection: no further turn comes.
@@ -100,7 +109,7 @@ impl Buffer {
         self.bytes.len() - self.start
     }
 
-    fn put(&mut self, more: &[u8]) {
+    fn push(&mut self, more: &[u8]) {
         if self.start > 0 && self.bytes.len() + more.len() > self.bytes.capacity() {
             self.bytes.drain(..self.start);
             self.start = 0;
@@ -114,7 +123,7 @@ impl Buffer {
         rest.get(..most).unwrap_or(rest)
     }
 
-    fn took(&mut self, n: usize) {
+    fn consume(&mut self, n: usize) {
         self.start += n;
         if self.start >= self.bytes.len() {
             *self = Self::default();
@@ -122,105 +131,114 @@ impl Buffer {
     }
 }
 
-impl Conn {
+impl SharedBuffer {
     fn lock(&self) -> MutexGuard<'_, State> {
         // No panic can occur between two changes that belong together, so a poisoned lock is
         // harmless.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One turn of Go's: `input` was received, `output` is to be filled with bytes to send.
-    pub(super) fn turn(&self, input: &[u8], end: End, output: &mut [u8]) -> Told {
-        let (reader, writer) = {
+    /// One turn of Go: `input` was received, `output` is to be filled with bytes to send.
+    pub(crate) fn turn(
+        &self,
+        input: &[u8],
+        inbound: InboundState,
+        output: &mut [u8],
+    ) -> TurnResult {
+        let (read_waker, write_waker) = {
             let mut state = self.lock();
-            state.turning = true;
+            state.in_turn = true;
             state.kicked = false;
             if !state.closed {
-                state.inbound.put(input);
+                state.inbound.push(input);
             }
-            state.ended |= end == End::Ended;
-            state.broken |= end == End::Broken;
-            let news = !input.is_empty() || end != End::Open;
-            let reader = if news { state.reader.take() } else { None };
-            let writer = if end == End::Broken {
-                state.writer.take()
+            state.peer_ended |= inbound == InboundState::Ended;
+            state.reset |= inbound == InboundState::Broken;
+            let news = !input.is_empty() || inbound != InboundState::Open;
+            let read_waker = if news { state.read_waker.take() } else { None };
+            let write_waker = if inbound == InboundState::Broken {
+                state.write_waker.take()
             } else {
                 None
             };
-            (reader, writer)
+            (read_waker, write_waker)
         };
         // Only after `kicked` is cleared: a task that relied on this turn (`promise_turn`) has
         // marked its future as woken by then.
-        let mut inline = self.inline.get().and_then(|inline| inline.begin());
-        wake(reader);
-        wake(writer);
-        if let Some(inline) = &mut inline {
-            inline.run();
+        let mut guard = self.in_place.get().and_then(|future| future.acquire());
+        wake(read_waker);
+        wake(write_waker);
+        if let Some(guard) = &mut guard {
+            guard.run();
         }
-        let mut out = 0;
+        let mut sent = 0;
         loop {
             let mut state = self.lock();
-            let room = output.get_mut(out..).unwrap_or_default();
+            let room = output.get_mut(sent..).unwrap_or_default();
             let bytes = state.outbound.front(room.len());
             let n = bytes.len();
             if let Some(room) = room.get_mut(..n) {
                 room.copy_from_slice(bytes);
             }
-            state.outbound.took(n);
-            out += n;
-            let writer = if n > 0 { state.writer.take() } else { None };
-            if let Some(writer) = writer {
+            state.outbound.consume(n);
+            sent += n;
+            let write_waker = if n > 0 {
+                state.write_waker.take()
+            } else {
+                None
+            };
+            if let Some(write_waker) = write_waker {
                 drop(state);
-                writer.wake();
-                if let Some(inline) = &mut inline {
-                    inline.run();
+                write_waker.wake();
+                if let Some(guard) = &mut guard {
+                    guard.run();
                 }
                 continue;
             }
-            // Before `turning` is cleared: a task that sees no turn in progress must be able to
+            // Before `in_turn` is cleared: a task that sees no turn in progress must be able to
             // start polling.
-            drop(inline);
-            state.turning = false;
+            drop(guard);
+            state.in_turn = false;
             let room = if state.closed {
                 0
             } else {
-                INBOUND.saturating_sub(state.inbound.len())
+                MAX_INBOUND.saturating_sub(state.inbound.len())
             };
-            state.full = room == 0;
-            return Told {
-                out,
+            state.room_awaited = room == 0;
+            return TurnResult {
+                sent,
                 room,
                 more: state.outbound.len() > 0,
-                shut: state.shut,
+                shutdown: state.write_ended,
                 closed: state.closed,
             };
         }
     }
 
     /// Go has released the connection.
-    pub(super) fn freed(&self) {
-        opened().remove(&self.id);
+    pub(crate) fn freed(&self) {
+        announced().remove(&self.id);
         let mut state = self.lock();
-        state.broken |= !(state.ended && state.shut);
+        state.reset |= !(state.peer_ended && state.write_ended);
         state.freed = true;
-        let waiting = [state.reader.take(), state.writer.take()];
+        let waiting = [state.read_waker.take(), state.write_waker.take()];
         drop(state);
         waiting.into_iter().for_each(wake);
-        if let Some(inline) = self.inline.get() {
-            inline.has_no_turns();
+        if let Some(in_place) = self.in_place.get() {
+            in_place.no_more_turns();
         }
     }
 
-    /// Asks for a turn that will poll the future just woken. Returns true only inside [`together`],
-    /// if this future is the one polled in turns, and if a turn that has not begun yet is certain
-    /// to come. After false the caller wakes the task instead.
-    pub(super) fn promise_turn(&self, inline: &Arc<Inline>) -> bool {
-        let is_ours = |one| Arc::ptr_eq(one, inline);
-        if !are_together() || !self.inline.get().is_some_and(is_ours) {
+    /// Asks for a turn that will poll the future just woken. Returns true only inside
+    /// [`batch_wakeups`], if this future is the one polled in turns, and if a turn that has not
+    /// begun yet is certain to come. After false the caller wakes the task instead.
+    fn promise_turn(&self, in_place: &Arc<PolledInPlace>) -> bool {
+        let is_ours = |one| Arc::ptr_eq(one, in_place);
+        if !kicks::in_batch() || !self.in_place.get().is_some_and(is_ours) {
             return false;
         }
         let state = self.lock();
-        if state.turning || state.freed {
+        if state.in_turn || state.freed {
             return false;
         }
         self.kick(state);
@@ -228,60 +246,25 @@ impl Conn {
     }
 
     /// Lets the turns of the connection poll this future.
-    pub(super) fn serve_inline(&self, inline: Arc<Inline>) {
+    fn poll_in_turns(&self, in_place: Arc<PolledInPlace>) {
         // Only the first future of a connection is polled in turns; a second one is polled by tokio
         // alone.
-        let _ = self.inline.set(inline);
+        let _ = self.in_place.set(in_place);
     }
 
     #[cfg(test)]
-    pub(super) fn inline(&self) -> Option<&Arc<Inline>> {
-        self.inline.get()
+    fn in_place(&self) -> Option<&Arc<PolledInPlace>> {
+        self.in_place.get()
     }
 
     fn kick(&self, mut state: MutexGuard<'_, State>) {
-        if state.turning || state.kicked || state.freed {
+        if state.in_turn || state.kicked || state.freed {
             return;
         }
         state.kicked = true;
         drop(state);
-        TOGETHER.with_borrow_mut(|together| match together {
-            Some(ids) => ids.push(self.id),
-            None => KICKS.push(&[self.id]),
-        });
+        kicks::kick(self.id);
     }
-}
-
-thread_local! {
-    /// Kicks held back until [`together`] ends; `None` outside of it.
-    static TOGETHER: RefCell<Option<Vec<u64>>> = const { RefCell::new(None) };
-}
-
-/// Runs `work` and notifies Go once for all connections that it makes ready. Their futures are
-/// polled in Go's turns, so their answers leave the machine together.
-pub fn together<T>(work: impl FnOnce() -> T) -> T {
-    /// Sends the kicks also if `work` panics.
-    struct Go;
-
-    impl Drop for Go {
-        fn drop(&mut self) {
-            if let Some(ids) = TOGETHER.take() {
-                KICKS.push(&ids);
-            }
-        }
-    }
-
-    if are_together() {
-        return work();
-    }
-    TOGETHER.set(Some(Vec::new()));
-    let _go = Go;
-    work()
-}
-
-/// True if this thread is inside [`together`].
-fn are_together() -> bool {
-    TOGETHER.with_borrow(Option::is_some)
 }
 
 fn wake(waker: Option<Waker>) {
@@ -291,14 +274,28 @@ fn wake(waker: Option<Waker>) {
 }
 
 /// Our end of an accepted connection. Dropping it closes the connection.
-pub(super) struct Direct(Arc<Conn>);
+pub(crate) struct AcceptedStream(Arc<SharedBuffer>);
 
-impl Direct {
-    pub(super) fn conn(&self) -> &Arc<Conn> {
-        &self.0
+impl AcceptedStream {
+    /// Wraps the future that serves this stream so that turns may poll it too.
+    pub(crate) fn poll_in_place(
+        &self,
+    ) -> impl FnOnce(BoxFuture<'static, ()>) -> BoxFuture<'static, ()> + Send + use<> {
+        let shared = Arc::clone(&self.0);
+        move |future| {
+            let turns = Arc::downgrade(&shared);
+            let promise_turn = move |future: &Arc<PolledInPlace>| {
+                turns
+                    .upgrade()
+                    .is_some_and(|shared| shared.promise_turn(future))
+            };
+            let task = InPlaceTask::new(future, promise_turn);
+            shared.poll_in_turns(task.future());
+            Box::pin(task)
+        }
     }
 
-    pub(super) fn poll_read(
+    pub(crate) fn poll_read(
         &self,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
@@ -308,43 +305,43 @@ impl Direct {
         let n = bytes.len();
         if n > 0 || buf.remaining() == 0 {
             buf.put_slice(bytes);
-            state.inbound.took(n);
-            if state.full && state.inbound.len() <= INBOUND / 2 {
-                state.full = false;
+            state.inbound.consume(n);
+            if state.room_awaited && state.inbound.len() <= MAX_INBOUND / 2 {
+                state.room_awaited = false;
                 self.0.kick(state);
             }
             return Poll::Ready(Ok(()));
         }
-        if state.broken {
+        if state.reset {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        if state.ended {
+        if state.peer_ended {
             return Poll::Ready(Ok(()));
         }
-        remember(&mut state.reader, cx);
+        store_waker(&mut state.read_waker, cx);
         Poll::Pending
     }
 
-    pub(super) fn poll_write(
+    pub(crate) fn poll_write(
         &self,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut state = self.0.lock();
-        if state.broken || state.shut {
+        if state.reset || state.write_ended {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        let mut room = OUTBOUND.saturating_sub(state.outbound.len());
+        let mut room = MAX_OUTBOUND.saturating_sub(state.outbound.len());
         let before = room;
         let mut asked = false;
         for buf in bufs {
             asked |= !buf.is_empty();
             let part = buf.get(..room).unwrap_or(buf);
-            state.outbound.put(part);
+            state.outbound.push(part);
             room -= part.len();
         }
         if asked && before == 0 {
-            remember(&mut state.writer, cx);
+            store_waker(&mut state.write_waker, cx);
             return Poll::Pending;
         }
         if before > room {
@@ -353,105 +350,65 @@ impl Direct {
         Poll::Ready(Ok(before - room))
     }
 
-    pub(super) fn shutdown(&self) {
+    pub(crate) fn shutdown(&self) {
         let mut state = self.0.lock();
-        if !state.shut {
-            state.shut = true;
+        if !state.write_ended {
+            state.write_ended = true;
             self.0.kick(state);
         }
     }
 }
 
-fn remember(place: &mut Option<Waker>, cx: &Context<'_>) {
-    match place {
+fn store_waker(slot: &mut Option<Waker>, cx: &Context<'_>) {
+    match slot {
         Some(waker) => waker.clone_from(cx.waker()),
-        None => *place = Some(cx.waker().clone()),
+        None => *slot = Some(cx.waker().clone()),
     }
 }
 
-impl Drop for Direct {
+impl Drop for AcceptedStream {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.closed = true;
-        state.shut = true;
+        state.write_ended = true;
         state.inbound = Buffer::default();
-        let waiting = (state.reader.take(), state.writer.take());
+        let waiting = (state.read_waker.take(), state.write_waker.take());
         self.0.kick(state);
         drop(waiting);
     }
 }
 
-impl fmt::Debug for Direct {
+impl fmt::Debug for AcceptedStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Direct").field(&self.0.id).finish()
     }
 }
 
 /// Connections that Go has announced and that nobody has taken yet.
-static OPENED: LazyLock<Mutex<HashMap<u64, Arc<Conn>>>> = LazyLock::new(Mutex::default);
+static ANNOUNCED: LazyLock<Mutex<HashMap<u64, Arc<SharedBuffer>>>> = LazyLock::new(Mutex::default);
 
-fn opened() -> MutexGuard<'static, HashMap<u64, Arc<Conn>>> {
-    OPENED.lock().unwrap_or_else(PoisonError::into_inner)
+fn announced() -> MutexGuard<'static, HashMap<u64, Arc<SharedBuffer>>> {
+    ANNOUNCED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Go announces a connection.
-pub(super) fn open(id: u64) -> Arc<Conn> {
-    let conn = Arc::new(Conn {
+pub(crate) fn open(id: u64) -> Arc<SharedBuffer> {
+    let shared = Arc::new(SharedBuffer {
         id,
         state: Mutex::default(),
-        inline: OnceLock::new(),
+        in_place: OnceLock::new(),
     });
-    opened().insert(id, Arc::clone(&conn));
-    conn
+    announced().insert(id, Arc::clone(&shared));
+    shared
 }
 
 /// Takes a connection that was announced, unless it has ended.
-pub(super) fn take(id: u64) -> Option<Direct> {
-    opened().remove(&id).map(Direct)
-}
-
-/// Connections that want a turn, and how Go is woken for them.
-pub(super) static KICKS: Kicks = Kicks {
-    ids: Mutex::new(Vec::new()),
-    wake: OnceLock::new(),
-};
-
-pub(super) struct Kicks {
-    ids: Mutex<Vec<u64>>,
-    wake: OnceLock<OwnedFd>,
-}
-
-impl Kicks {
-    /// Wakes Go by this descriptor from here on.
-    pub(super) fn by(&self, wake: OwnedFd) {
-        let _ = self.wake.set(wake);
-    }
-
-    fn push(&self, more: &[u64]) {
-        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
-        // Go takes all: only the first have to wake it.
-        let first = ids.is_empty() && !more.is_empty();
-        ids.extend_from_slice(more);
-        drop(ids);
-        if let (true, Some(wake)) = (first, self.wake.get()) {
-            // A full pipe is readable, which is all that is wanted.
-            let _ = rustix::io::write(wake, &[1]);
-        }
-    }
-
-    /// Fills `out` with the numbers that wait longest.
-    pub(super) fn take(&self, out: &mut [u64]) -> usize {
-        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
-        let n = ids.len().min(out.len());
-        for (out, id) in out.iter_mut().zip(ids.drain(..n)) {
-            *out = id;
-        }
-        n
-    }
+pub(crate) fn take(id: u64) -> Option<AcceptedStream> {
+    announced().remove(&id).map(AcceptedStream)
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::{
         pin::pin,
         sync::atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -460,26 +417,27 @@ pub(super) mod tests {
 
     use tokio::io::AsyncReadExt;
 
-    use super::{super::Stream, *};
+    use super::*;
+    use crate::Stream;
 
     /// A connection as Go announces it, and our end of it.
-    pub(in super::super) fn connection() -> (Arc<Conn>, Stream) {
+    pub(in super::super) fn connection() -> (Arc<SharedBuffer>, Stream) {
         static IDS: AtomicU64 = AtomicU64::new(1 << 61);
-        let conn = open(IDS.fetch_add(1, Ordering::Relaxed));
-        let direct = take(conn.id).unwrap();
-        (conn, Stream::direct(direct, Arc::new(())))
+        let shared = open(IDS.fetch_add(1, Ordering::Relaxed));
+        let stream = take(shared.id).unwrap();
+        (shared, Stream::accepted(stream, Arc::new(())))
     }
 
     /// How often the connection has kicked since it was last asked.
-    pub(in super::super) fn kicks(conn: &Conn) -> usize {
+    pub(in super::super) fn kicks(shared: &SharedBuffer) -> usize {
         let mut ids = KICKS.ids.lock().unwrap();
         let before = ids.len();
-        ids.retain(|id| *id != conn.id);
+        ids.retain(|id| *id != shared.id);
         before - ids.len()
     }
 
-    fn nothing(conn: &Conn) -> Told {
-        conn.turn(b"", End::Open, &mut [])
+    fn nothing(shared: &SharedBuffer) -> TurnResult {
+        shared.turn(b"", InboundState::Open, &mut [])
     }
 
     #[derive(Default)]
@@ -492,35 +450,40 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn what_comes_in_is_read_and_its_room_is_told() {
-        let (conn, mut stream) = connection();
-        let told = conn.turn(b"hello", End::Open, &mut []);
-        assert_eq!(told.room, INBOUND - 5);
+    async fn inbound_data_is_read_and_the_freed_room_reported() {
+        let (shared, mut stream) = connection();
+        let result = shared.turn(b"hello", InboundState::Open, &mut []);
+        assert_eq!(result.room, MAX_INBOUND - 5);
         let mut two = [0; 2];
         stream.read_exact(&mut two).await.unwrap();
         assert_eq!(&two, b"he");
         // Nobody waits for the room: no kick.
-        assert_eq!(kicks(&conn), 0);
-        let told = conn.turn(b" again", End::Open, &mut []);
-        assert_eq!(told.room, INBOUND - 9);
+        assert_eq!(kicks(&shared), 0);
+        let result = shared.turn(b" again", InboundState::Open, &mut []);
+        assert_eq!(result.room, MAX_INBOUND - 9);
         let mut rest = [0; 9];
         stream.read_exact(&mut rest).await.unwrap();
         assert_eq!(&rest, b"llo again");
-        assert_eq!(nothing(&conn).room, INBOUND);
+        assert_eq!(nothing(&shared).room, MAX_INBOUND);
 
-        // A full side is told as such, and kicks when half of it is free.
-        assert_eq!(conn.turn(&vec![7; INBOUND], End::Open, &mut []).room, 0);
-        let mut most = vec![0; INBOUND / 2 - 1];
+        // A full side is result as such, and kicks when half of it is free.
+        assert_eq!(
+            shared
+                .turn(&vec![7; MAX_INBOUND], InboundState::Open, &mut [])
+                .room,
+            0
+        );
+        let mut most = vec![0; MAX_INBOUND / 2 - 1];
         stream.read_exact(&mut most).await.unwrap();
-        assert_eq!(kicks(&conn), 0);
+        assert_eq!(kicks(&shared), 0);
         stream.read_exact(&mut two).await.unwrap();
         stream.read_exact(&mut two).await.unwrap();
-        assert_eq!(kicks(&conn), 1);
+        assert_eq!(kicks(&shared), 1);
     }
 
     #[tokio::test]
-    async fn what_goes_out_is_bounded_and_one_kick_tells_of_it() {
-        let (conn, stream) = connection();
+    async fn outbound_data_is_bounded_and_announced_by_one_kick() {
+        let (shared, stream) = connection();
         let mut stream = pin!(stream);
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(Arc::clone(&woken));
@@ -529,40 +492,43 @@ pub(super) mod tests {
             tokio::io::AsyncWrite::poll_write(stream.as_mut(), &mut cx, bytes).map(Result::unwrap)
         };
         assert_eq!(write(b"abc"), Poll::Ready(3));
-        assert_eq!(write(&vec![b'x'; OUTBOUND]), Poll::Ready(OUTBOUND - 3));
+        assert_eq!(
+            write(&vec![b'x'; MAX_OUTBOUND]),
+            Poll::Ready(MAX_OUTBOUND - 3)
+        );
         assert_eq!(write(b"more"), Poll::Pending);
         assert_eq!(write(b""), Poll::Ready(0));
-        assert_eq!(kicks(&conn), 1);
+        assert_eq!(kicks(&shared), 1);
 
         // Go may take little at a time, or nothing.
-        assert!(nothing(&conn).more);
+        assert!(nothing(&shared).more);
         assert_eq!(woken.0.load(Ordering::SeqCst), 0);
         let mut two = [0; 2];
-        let told = conn.turn(b"", End::Open, &mut two);
-        assert_eq!((told.out, told.more, &two), (2, true, b"ab"));
+        let result = shared.turn(b"", InboundState::Open, &mut two);
+        assert_eq!((result.sent, result.more, &two), (2, true, b"ab"));
         assert_eq!(woken.0.load(Ordering::SeqCst), 1);
         assert_eq!(write(b"more"), Poll::Ready(2));
-        let mut all = vec![0; 2 * OUTBOUND];
-        let told = conn.turn(b"", End::Open, &mut all);
-        assert_eq!((told.out, told.more), (OUTBOUND, false));
-        assert_eq!(all.get(OUTBOUND - 2..OUTBOUND), Some(&b"mo"[..]));
+        let mut all = vec![0; 2 * MAX_OUTBOUND];
+        let result = shared.turn(b"", InboundState::Open, &mut all);
+        assert_eq!((result.sent, result.more), (MAX_OUTBOUND, false));
+        assert_eq!(all.get(MAX_OUTBOUND - 2..MAX_OUTBOUND), Some(&b"mo"[..]));
         assert_eq!(write(b"next"), Poll::Ready(4));
-        assert_eq!(kicks(&conn), 2);
+        assert_eq!(kicks(&shared), 2);
     }
 
     #[tokio::test]
     async fn an_end_is_an_end_and_a_reset_is_a_reset() {
-        let (conn, mut stream) = connection();
-        conn.turn(b"question", End::Ended, &mut []);
+        let (shared, mut stream) = connection();
+        shared.turn(b"question", InboundState::Ended, &mut []);
         let mut all = Vec::new();
         stream.read_to_end(&mut all).await.unwrap();
         assert_eq!(all, b"question");
         // Ours is still open.
-        assert!(!nothing(&conn).shut);
+        assert!(!nothing(&shared).shutdown);
 
-        let (conn, mut stream) = connection();
-        conn.turn(b"last words", End::Open, &mut []);
-        conn.turn(b"", End::Broken, &mut []);
+        let (shared, mut stream) = connection();
+        shared.turn(b"last words", InboundState::Open, &mut []);
+        shared.turn(b"", InboundState::Broken, &mut []);
         let mut words = [0; 10];
         stream.read_exact(&mut words).await.unwrap();
         assert_eq!(&words, b"last words");
@@ -577,14 +543,22 @@ pub(super) mod tests {
         // A connection that Go frees before both directions have ended is broken, even if one of
         // them has ended; after both it is over.
         for (shut, end) in [(false, true), (true, false), (true, true)] {
-            let (conn, mut stream) = connection();
+            let (shared, mut stream) = connection();
             if shut {
                 tokio::io::AsyncWriteExt::shutdown(&mut stream)
                     .await
                     .unwrap();
             }
-            conn.turn(b"", if end { End::Ended } else { End::Open }, &mut []);
-            conn.freed();
+            shared.turn(
+                b"",
+                if end {
+                    InboundState::Ended
+                } else {
+                    InboundState::Open
+                },
+                &mut [],
+            );
+            shared.freed();
             let read = stream.read(&mut words).await;
             assert_eq!(read.is_ok(), shut && end, "{shut} {end} {read:?}");
         }
@@ -592,50 +566,50 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn a_waiting_reader_and_writer_learn_of_the_reset() {
-        let (conn, stream) = connection();
+        let (shared, stream) = connection();
         let (mut from, mut to) = tokio::io::split(stream);
         let reading = tokio::spawn(async move { from.read(&mut [0; 1]).await });
         let writing = tokio::spawn(async move {
-            tokio::io::AsyncWriteExt::write_all(&mut to, &[0; 2 * OUTBOUND]).await
+            tokio::io::AsyncWriteExt::write_all(&mut to, &[0; 2 * MAX_OUTBOUND]).await
         });
-        while conn.lock().reader.is_none() || conn.lock().writer.is_none() {
+        while shared.lock().read_waker.is_none() || shared.lock().write_waker.is_none() {
             tokio::task::yield_now().await;
         }
-        conn.turn(b"", End::Broken, &mut []);
+        shared.turn(b"", InboundState::Broken, &mut []);
         assert!(reading.await.unwrap().is_err());
         assert!(writing.await.unwrap().is_err());
     }
 
     #[tokio::test]
-    async fn a_dropped_stream_is_closed_after_its_last_words() {
-        let (conn, mut stream) = connection();
+    async fn a_dropped_stream_is_closed_after_its_outbound_data() {
+        let (shared, mut stream) = connection();
         tokio::io::AsyncWriteExt::write_all(&mut stream, b"bye")
             .await
             .unwrap();
-        conn.turn(b"never read", End::Open, &mut []);
-        kicks(&conn);
+        shared.turn(b"never read", InboundState::Open, &mut []);
+        kicks(&shared);
         drop(stream);
-        assert_eq!(kicks(&conn), 1);
-        let told = nothing(&conn);
-        assert!(told.more && told.closed && told.room == 0);
+        assert_eq!(kicks(&shared), 1);
+        let result = nothing(&shared);
+        assert!(result.more && result.closed && result.room == 0);
         let mut out = [0; 8];
-        let told = conn.turn(b"", End::Open, &mut out);
-        assert_eq!((told.out, &out[..3]), (3, &b"bye"[..]));
-        assert!(!told.more && told.shut && told.closed);
+        let result = shared.turn(b"", InboundState::Open, &mut out);
+        assert_eq!((result.sent, &out[..3]), (3, &b"bye"[..]));
+        assert!(!result.more && result.shutdown && result.closed);
         // What comes all the same is not kept.
-        conn.turn(b"more", End::Open, &mut []);
-        assert_eq!(conn.lock().inbound.len(), 0);
-        assert_eq!(Arc::strong_count(&conn), 1);
+        shared.turn(b"more", InboundState::Open, &mut []);
+        assert_eq!(shared.lock().inbound.len(), 0);
+        assert_eq!(Arc::strong_count(&shared), 1);
     }
 
     #[tokio::test]
-    async fn what_is_said_together_kicks_together() {
+    async fn writes_in_a_batch_kick_at_its_end() {
         let ((one, mut ours), (two, mut others)) = (connection(), connection());
-        let held = together(|| {
+        let held = batch_wakeups(|| {
             say(&mut ours);
             say(&mut others);
             // One in another is no end of it.
-            together(|| ());
+            batch_wakeups(|| ());
             (kicks(&one), kicks(&two))
         });
         assert_eq!(held, (0, 0));
@@ -643,7 +617,7 @@ pub(super) mod tests {
         // Also where it panics; and afterwards all is as before.
         nothing(&one);
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            together(|| {
+            batch_wakeups(|| {
                 say(&mut ours);
                 panic!("on purpose");
             });
@@ -663,10 +637,10 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_opened_and_freed_leaves_nothing() {
-        let conn = open(1 << 59);
-        conn.freed();
+    fn an_opened_and_freed_buffer_leaves_nothing() {
+        let shared = open(1 << 59);
+        shared.freed();
         assert!(take(1 << 59).is_none());
-        assert_eq!(Arc::strong_count(&conn), 1);
+        assert_eq!(Arc::strong_count(&shared), 1);
     }
 }

@@ -2,7 +2,7 @@
 //! above it.
 //!
 //! Invariant: while there may be a status line, every line for the terminal is written inside
-//! [`above`]. So no line is torn, and no remains of the status line are left.
+//! [`print_above`]. So no line is torn, and no remains of the status line are left.
 
 use std::{
     io::Write as _,
@@ -10,7 +10,7 @@ use std::{
 };
 
 /// The current status line, on standard error.
-static FOOT: Mutex<Option<String>> = Mutex::new(None);
+static STATUS_LINE: Mutex<Option<String>> = Mutex::new(None);
 
 /// Moves to the beginning of the line and clears it.
 const ERASE: &str = "\r\x1b[2K";
@@ -18,33 +18,33 @@ const ERASE: &str = "\r\x1b[2K";
 /// Shows a text or replaces the previous one. It must fit on one line: a wrapped line could not be
 /// cleared.
 pub fn set(text: &str) {
-    let mut foot = foot();
+    let mut status_line = lock();
     write(&format!("{ERASE}{text}"));
-    *foot = Some(text.to_owned());
+    *status_line = Some(text.to_owned());
 }
 
 /// Removes the status line.
 pub fn clear() {
-    if foot().take().is_some() {
+    if lock().take().is_some() {
         write(ERASE);
     }
 }
 
 /// Writes complete lines in place of the status line, and the status line below them.
-pub fn above<T>(lines: impl FnOnce() -> T) -> T {
-    let foot = foot();
-    if foot.is_some() {
+pub fn print_above<T>(lines: impl FnOnce() -> T) -> T {
+    let status_line = lock();
+    if status_line.is_some() {
         write(ERASE);
     }
     let done = lines();
-    if let Some(text) = foot.as_deref() {
+    if let Some(text) = status_line.as_deref() {
         write(text);
     }
     done
 }
 
-fn foot() -> MutexGuard<'static, Option<String>> {
-    FOOT.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock() -> MutexGuard<'static, Option<String>> {
+    STATUS_LINE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn write(text: &str) {
