@@ -36,7 +36,7 @@ const (
 
 type control struct {
 	tailnet   *tailnet
-	listener  *controlListener
+	listener  *faultyListener
 	relays    *tailcfg.DERPMap
 	baseURL   string
 	noiseKey  key.MachinePrivate
@@ -45,7 +45,7 @@ type control struct {
 	stopping  context.Context
 }
 
-func newControl(ctx context.Context, tailnet *tailnet, listener *controlListener, relays *tailcfg.DERPMap) *control {
+func newControl(ctx context.Context, tailnet *tailnet, listener *faultyListener, relays *tailcfg.DERPMap) *control {
 	c := &control{
 		tailnet:   tailnet,
 		listener:  listener,

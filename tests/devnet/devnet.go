@@ -43,7 +43,7 @@ type ready struct {
 
 type devnet struct {
 	tailnet  *tailnet
-	listener *controlListener
+	listener *faultyListener
 	dir      string
 	api      *http.Server
 	apiURL   string
@@ -93,7 +93,7 @@ func (d *devnet) startAll(ctx, lifetime context.Context, o options) (err error) 
 	if err != nil {
 		return err
 	}
-	if d.listener, err = newControlListener(); err != nil {
+	if d.listener, err = newFaultyListener(); err != nil {
 		return err
 	}
 	control := newControl(lifetime, d.tailnet, d.listener, relays)

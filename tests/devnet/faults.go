@@ -1,4 +1,4 @@
-// The control server's listener, and the faults that it can be given: hold, fail, slow, down.
+// Listeners of servers that can be given faults: hold, fail, slow, down.
 //
 // Invariants: the port stays ours from start to end, even while nothing listens on it, so that
 // "down" refuses connections and "ok" comes back at the same address. A fault applies to a request
@@ -58,7 +58,7 @@ func (f *fault) check() error {
 // appliesTo reports whether the fault applies to a path.
 func (f *fault) appliesTo(path string) bool { return strings.HasPrefix(path, f.Path) }
 
-type controlListener struct {
+type faultyListener struct {
 	addr string // host:port, the same for life
 
 	mu         sync.Mutex
@@ -71,9 +71,9 @@ type controlListener struct {
 	server     *http.Server
 }
 
-// newControlListener takes a loopback port; nothing is served before serve.
-func newControlListener() (*controlListener, error) {
-	l := &controlListener{
+// newFaultyListener takes a loopback port; nothing is served before serve.
+func newFaultyListener() (*faultyListener, error) {
+	l := &faultyListener{
 		fault:      fault{Mode: "ok"},
 		changed:    make(chan struct{}),
 		streamsCut: make(chan struct{}),
@@ -82,14 +82,14 @@ func newControlListener() (*controlListener, error) {
 	}
 	port, err := l.reservePort(0)
 	if err != nil {
-		return nil, fmt.Errorf("no loopback port for the control server: %w", err)
+		return nil, fmt.Errorf("no loopback port for a server: %w", err)
 	}
 	l.addr = fmt.Sprintf("127.0.0.1:%d", port)
 	return l, nil
 }
 
 // reservePort takes the port without listening, so that connections are refused.
-func (l *controlListener) reservePort(port int) (int, error) {
+func (l *faultyListener) reservePort(port int) (int, error) {
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return 0, err
@@ -111,14 +111,14 @@ func (l *controlListener) reservePort(port int) (int, error) {
 }
 
 // serve serves handler, and goes on after each "down".
-func (l *controlListener) serve(handler http.Handler) error {
+func (l *faultyListener) serve(handler http.Handler) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.server = &http.Server{Handler: handler, ErrorLog: discardLog}
 	return l.listen()
 }
 
-func (l *controlListener) listen() error {
+func (l *faultyListener) listen() error {
 	if err := syscall.Listen(l.reservedFD, 1024); err != nil {
 		return fmt.Errorf("cannot listen on %s: %w", l.addr, err)
 	}
@@ -134,14 +134,14 @@ func (l *controlListener) listen() error {
 	return nil
 }
 
-func (l *controlListener) currentFault() fault {
+func (l *faultyListener) currentFault() fault {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.fault
 }
 
 // setFault changes the fault; it is in force when set returns.
-func (l *controlListener) setFault(f fault) error {
+func (l *faultyListener) setFault(f fault) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	was := l.fault.Mode
@@ -155,7 +155,7 @@ func (l *controlListener) setFault(f fault) error {
 		var p int
 		fmt.Sscan(port, &p)
 		if _, err := l.reservePort(p); err != nil {
-			return fmt.Errorf("lost the control port: %w", err)
+			return fmt.Errorf("lost the port of %s: %w", l.addr, err)
 		}
 		for c := range l.conns {
 			c.Close()
@@ -174,21 +174,21 @@ func (l *controlListener) setFault(f fault) error {
 }
 
 // streamsEnd returns a channel that is closed when the streams that run now must end.
-func (l *controlListener) streamsEnd() <-chan struct{} {
+func (l *faultyListener) streamsEnd() <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.streamsCut
 }
 
 // withFault applies the fault to every request.
-func (l *controlListener) withFault(next http.Handler) http.Handler {
+func (l *faultyListener) withFault(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		status, ok := l.await(r.Context(), r.URL.Path)
 		switch {
 		case !ok:
 			panic(http.ErrAbortHandler)
 		case status != 0:
-			http.Error(w, "devnet: the control server was told to fail", status)
+			http.Error(w, "devnet: this server was told to fail", status)
 		default:
 			next.ServeHTTP(w, r)
 		}
@@ -198,14 +198,14 @@ func (l *controlListener) withFault(next http.Handler) http.Handler {
 // mayDeliver delays a message of a running stream while control is held or slow. It returns false
 // if the client has gone, or control fails: the stream must then end even if it has not seen yet
 // that it was cut.
-func (l *controlListener) mayDeliver(ctx context.Context) bool {
+func (l *faultyListener) mayDeliver(ctx context.Context) bool {
 	status, ok := l.await(ctx, "/machine/map")
 	return ok && status == 0
 }
 
 // await waits until no fault holds a request for this path. It returns a status if the request must
 // fail, and false if the client has gone or the listener is closed.
-func (l *controlListener) await(ctx context.Context, path string) (status int, ok bool) {
+func (l *faultyListener) await(ctx context.Context, path string) (status int, ok bool) {
 	for {
 		l.mu.Lock()
 		f, changed := l.fault, l.changed
@@ -237,7 +237,7 @@ func (l *controlListener) await(ctx context.Context, path string) (status int, o
 	}
 }
 
-func (l *controlListener) close() {
+func (l *faultyListener) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.server != nil {
@@ -256,7 +256,7 @@ func (l *controlListener) close() {
 // can be cut.
 type trackingListener struct {
 	net.Listener
-	owner *controlListener
+	owner *faultyListener
 }
 
 func (l *trackingListener) Accept() (net.Conn, error) {
@@ -273,7 +273,7 @@ func (l *trackingListener) Accept() (net.Conn, error) {
 
 type trackedConn struct {
 	net.Conn
-	owner *controlListener
+	owner *faultyListener
 	once  sync.Once
 }
 

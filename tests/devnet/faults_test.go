@@ -34,7 +34,7 @@ func getKey(d *devnet, timeout time.Duration) (int, error) {
 }
 
 func TestAStreamSendsNothingWhileControlFails(t *testing.T) {
-	d, err := newControlListener()
+	d, err := newFaultyListener()
 	if err != nil {
 		t.Fatal(err)
 	}
