@@ -208,6 +208,17 @@ func tailscale_dial(handle C.uint64_t, addr C.tailscale_bytes, len C.size_t, tim
 	})
 }
 
+//export tailscale_cert
+func tailscale_cert(handle C.uint64_t, name C.tailscale_bytes, len C.size_t, min_validity_s C.int64_t, fd *C.int32_t, out *C.tailscale_buf) C.int32_t {
+	return descriptor(handle, fd, out, func(n *node.Node) (int, *node.Error) {
+		in, err := input(name, len)
+		if err != nil {
+			return -1, err
+		}
+		return n.Cert(in, int64(min_validity_s))
+	})
+}
+
 //export tailscale_logout
 func tailscale_logout(handle C.uint64_t, timeout_ms C.int64_t, out *C.tailscale_buf) C.int32_t {
 	_, err := guard(func() ([]byte, *node.Error) {

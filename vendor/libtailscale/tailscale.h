@@ -15,8 +15,8 @@
  *    the length is 0. They are copied before the call returns.
  *  - Every exported function recovers from panics: it returns TAILSCALE_PANIC with the panic's
  *    text.
- *  - No call waits for the network. EVERY WAIT IS A DESCRIPTOR: watch, listen and dial return at
- *    once with a SOCK_SEQPACKET unix socket on which messages arrive. Closing that descriptor
+ *  - No call waits for the network. EVERY WAIT IS A DESCRIPTOR: watch, listen, dial and cert return
+ *    at once with a SOCK_SEQPACKET unix socket on which messages arrive. Closing that descriptor
  *    cancels the wait and frees everything that belongs to it on the Go side, except accepted
  *    connections (see tailscale_callbacks). These sockets and those of dialled connections are
  *    close-on-exec (receive with MSG_CMSG_CLOEXEC) and already non-blocking. The receiver may
@@ -49,13 +49,17 @@ enum tailscale_code {            /* int32_t on the wire */
   TAILSCALE_IN_USE = 5,          /* listen: port already taken on this node */
   TAILSCALE_TIMEOUT = 6,
   TAILSCALE_CANCELED = 7,
-  TAILSCALE_REFUSED = 8,         /* dial: connection refused / reset */
-  TAILSCALE_UNREACHABLE = 9,     /* dial: no such host, no route */
+  TAILSCALE_REFUSED = 8,         /* dial: connection refused / reset; cert: the control server did
+                                    not publish the DNS record */
+  TAILSCALE_UNREACHABLE = 9,     /* dial: no such host, no route; cert: no way to the authority or
+                                    to the control server */
   TAILSCALE_IO = 10,             /* files, sockets, descriptors of this machine */
   TAILSCALE_START = 11,          /* tsnet failed to start. Final: close and make a new node */
   TAILSCALE_PANIC = 12,
   TAILSCALE_INTERNAL = 13,
-  TAILSCALE_FORBIDDEN = 14       /* WhoIs: the peer may not reach the local address */
+  TAILSCALE_FORBIDDEN = 14,      /* WhoIs: the peer may not reach the local address */
+  TAILSCALE_NO_HTTPS = 15,       /* cert: HTTPS is not enabled in the tailnet */
+  TAILSCALE_ACME = 16            /* cert: the certificate authority refused */
 };
 
 /* Head of every message on a listener's or dial's descriptor. Host byte order. 40 bytes. */
@@ -188,7 +192,9 @@ int32_t tailscale_start(uint64_t node, tailscale_buf *out);
  *  "key_expiry" (RFC 3339 or ""),"expired":bool,"tags":[...],
  *  "owner" (login of the node's owner, "" if tagged),
  *  "owner_id" (that user's number, null if tagged),"health":["..."],"in_map_poll":bool,
- *  "control_error" (message of the last failed contact with the control server, "" if none)}
+ *  "control_error" (message of the last failed contact with the control server, "" if none),
+ *  "cert_domains":[...] (names of the node that tailscale_cert takes; empty if HTTPS is not enabled
+ *  in the tailnet)}
  * May be called before tailscale_start. The descriptor ends when the node is closed. */
 int32_t tailscale_watch(uint64_t node, int32_t *fd, tailscale_buf *out);
 
@@ -213,6 +219,29 @@ int32_t tailscale_listen(uint64_t node, tailscale_bytes addr, size_t len, int32_
 /* addr "100.64.0.7:80", "[fd7a::1]:80", "name:80", "name.tailnet.ts.net:80". Tailnet only.
  * timeout_ms from 1 to 600000. */
 int32_t tailscale_dial(uint64_t node, tailscale_bytes addr, size_t len, int64_t timeout_ms,
+                       int32_t *fd, tailscale_buf *out);
+
+/* A certificate for name, one of the watch's "cert_domains", that stays valid for min_validity_s
+ * seconds or longer. 0 takes one that is valid now; a negative number also one that ended at most
+ * so long ago. No more than two thirds of the certificate's life are asked for. One message
+ * arrives (at most 65536 bytes), then the descriptor ends:
+ * {"cert" (PEM, the chain with the leaf first),"key" (PEM)}, or
+ * {"code" (a tailscale_code),"message" (one sentence),"acme_status" (the HTTP status with which the
+ *  certificate authority refused, null if it did not),"retry_after" (seconds until another try
+ *  makes sense, null if that is not known)}
+ * Codes: TAILSCALE_STATE (the node is not running, so it cannot order), TAILSCALE_NO_HTTPS,
+ * TAILSCALE_INVALID (not a name of this node), TAILSCALE_ACME, TAILSCALE_REFUSED,
+ * TAILSCALE_UNREACHABLE, TAILSCALE_TIMEOUT (an order may take 5 minutes, and a minute for each
+ * answer of the authority), TAILSCALE_IO, TAILSCALE_CLOSED.
+ *
+ * The pair is kept in the state directory (certs/NAME.crt and certs/NAME.key, as tsnet does) or in
+ * the Kubernetes secret. One that lasts long enough is given from there, without the network and
+ * before the node is running. Otherwise one is ordered at Let's Encrypt, or at the ACME directory
+ * that TS_DEBUG_ACME_DIRECTORY_URL names, by dns-01; a node makes one order at a time. Failed
+ * orders and waits that the authority asks for are remembered over restarts: until the next order
+ * is allowed, a call fails at once with the code and the message of the last failure, and with
+ * what is left of the wait. A failure leaves the kept pair as it is. */
+int32_t tailscale_cert(uint64_t node, tailscale_bytes name, size_t len, int64_t min_validity_s,
                        int32_t *fd, tailscale_buf *out);
 
 int32_t tailscale_logout(uint64_t node, int64_t timeout_ms, tailscale_buf *out);

@@ -31,6 +31,8 @@ pub const TAILSCALE_START: tailscale_code = 11;
 pub const TAILSCALE_PANIC: tailscale_code = 12;
 pub const TAILSCALE_INTERNAL: tailscale_code = 13;
 pub const TAILSCALE_FORBIDDEN: tailscale_code = 14;
+pub const TAILSCALE_NO_HTTPS: tailscale_code = 15;
+pub const TAILSCALE_ACME: tailscale_code = 16;
 pub type tailscale_code = i32;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -115,6 +117,14 @@ unsafe extern "C" {
         addr: tailscale_bytes,
         len: usize,
         timeout_ms: i64,
+        fd: *mut i32,
+        out: *mut tailscale_buf,
+    ) -> i32;
+    pub fn tailscale_cert(
+        node: u64,
+        name: tailscale_bytes,
+        len: usize,
+        min_validity_s: i64,
         fd: *mut i32,
         out: *mut tailscale_buf,
     ) -> i32;

@@ -129,6 +129,11 @@ func FuzzAddresses(f *testing.F) {
 				t.Errorf("%q is %v, and then %v, %v", raw, addr, again, err)
 			}
 		}
+		name, err := parseCertName(raw)
+		oneLine(t, err)
+		if err == nil && (strings.ContainsAny(name, "/*") || strings.Contains(name, "..")) {
+			t.Errorf("%q is the name of a file %q", raw, name)
+		}
 		host, port, err := parseDial(raw)
 		oneLine(t, err)
 		if err == nil {

@@ -41,29 +41,11 @@ func (n *Node) Dial(addr []byte, timeout time.Duration) (int, *Error) {
 	if s := lb.State(); s != ipn.Running {
 		return -1, errorf(BadState, "the node cannot dial: its state is %v, not Running", s)
 	}
-	socket, programFD, perr := socketPair(unix.SOCK_SEQPACKET)
-	if perr != nil {
-		return -1, ioError("making the dial's sockets", perr)
-	}
-	ctx, cancel := context.WithTimeout(n.ctx, timeout)
-	ok := n.spawn(func() {
-		defer cancel()
-		defer socket.file.Close()
-		if err := n.dial(ctx, lb, host, port, socket); err != nil {
-			socket.trySend(failureMessage(err))
+	return n.oneOutcome("dial", timeout, func(ctx context.Context, outcome socketEnd) {
+		if err := n.dial(ctx, lb, host, port, outcome); err != nil {
+			outcome.trySend(failureMessage(err))
 		}
 	})
-	if !ok {
-		cancel()
-		socket.file.Close()
-		unix.Close(programFD)
-		return -1, errClosed
-	}
-	go func() { // ends with our end at the latest
-		socket.awaitHangup()
-		cancel()
-	}()
-	return programFD, nil
 }
 
 func parseDial(addr []byte) (host string, port uint16, err *Error) {

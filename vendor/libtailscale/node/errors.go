@@ -31,6 +31,8 @@ const (
 	Panic
 	Internal
 	Forbidden
+	NoHTTPS
+	ACME
 )
 
 // Error is a code with its message.

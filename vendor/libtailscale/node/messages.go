@@ -1,13 +1,16 @@
-// Messages that hand over a connection: its header together with its descriptor, or with the number
-// of an accepted one, so that nothing has to be looked up later.
+// Messages that hand over a connection: its header together with its descriptor, or with the
+// number of an accepted one, so that nothing has to be looked up later. And the descriptors on
+// which a call sends one message, its outcome.
 //
 // The header is tailscale_conn_header of tailscale.h, byte for byte.
 
 package node
 
 import (
+	"context"
 	"encoding/binary"
 	"net/netip"
+	"time"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
@@ -63,4 +66,30 @@ func validPrefix(s string) string {
 func sendDescriptor(to socketEnd, head [headerLen]byte, fd int) error {
 	defer unix.Close(fd)
 	return to.send(head[:], unix.UnixRights(fd))
+}
+
+// oneOutcome returns a descriptor on which f sends one message, the outcome of a call; our end is
+// closed after it. f's context ends with the descriptor, with the node, and after limit.
+func (n *Node) oneOutcome(call string, limit time.Duration, f func(ctx context.Context, outcome socketEnd)) (int, *Error) {
+	outcome, programFD, err := socketPair(unix.SOCK_SEQPACKET)
+	if err != nil {
+		return -1, ioError("making the sockets of a "+call, err)
+	}
+	ctx, cancel := context.WithTimeout(n.ctx, limit)
+	ok := n.spawn(func() {
+		defer cancel()
+		defer outcome.file.Close()
+		f(ctx, outcome)
+	})
+	if !ok {
+		cancel()
+		outcome.file.Close()
+		unix.Close(programFD)
+		return -1, errClosed
+	}
+	go func() { // ends with our end at the latest
+		outcome.awaitHangup()
+		cancel()
+	}()
+	return programFD, nil
 }

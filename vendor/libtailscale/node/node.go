@@ -66,6 +66,7 @@ type Node struct {
 	listeners listeners
 	conns     connSet
 	greet     greeter
+	ordering  chan struct{} // holds a value while a certificate is ordered
 
 	rejoins bool // the node was on the tailnet in an earlier run; set by start
 }
@@ -123,6 +124,7 @@ func New(raw []byte, gen *uint64, logFD int) (handle uint64, err *Error) {
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.gen.counter = gen
 	n.greet.wake = make(chan struct{}, 1)
+	n.ordering = make(chan struct{}, 1)
 	n.log = newLogger(logFD, cfg.level)
 	table.next++
 	if table.nodes == nil {

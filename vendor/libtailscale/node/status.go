@@ -40,6 +40,7 @@ type nodeStatus struct {
 	Health       []string     `json:"health"`
 	InMapPoll    bool         `json:"in_map_poll"`
 	ControlError string       `json:"control_error"`
+	CertDomains  []string     `json:"cert_domains"`
 	Peers        []peer       `json:"peers,omitzero"`
 }
 
@@ -68,7 +69,7 @@ func (n *Node) Status() ([]byte, *Error) {
 func (n *Node) currentStatus(withPeers bool) *nodeStatus {
 	p := &nodeStatus{Generation: n.gen.now(), State: ipn.NoState.String()}
 	p.Error, p.ControlError = n.lastErrors.get()
-	p.Addresses, p.Tags, p.Health = []netip.Addr{}, []string{}, []string{}
+	p.Addresses, p.Tags, p.Health, p.CertDomains = []netip.Addr{}, []string{}, []string{}, []string{}
 	if withPeers {
 		p.Peers = []peer{}
 	}
@@ -93,6 +94,7 @@ func (n *Node) currentStatus(withPeers bool) *nodeStatus {
 	}
 	p.Health = append(p.Health, st.Health...)
 	p.Addresses = append(p.Addresses, st.TailscaleIPs...)
+	p.CertDomains = append(p.CertDomains, st.CertDomains...)
 	if st.CurrentTailnet != nil {
 		p.Tailnet = st.CurrentTailnet.MagicDNSSuffix
 	}

@@ -247,3 +247,32 @@ func TestKubeStateWithoutRights(t *testing.T) {
 		t.Errorf("the secret holds %v", keys)
 	}
 }
+
+// A certificate is kept in the secret, since the directory of a pod does not outlive it.
+func TestKubeStateKeepsCertificates(t *testing.T) {
+	k := newCluster(t, "get", "update", "patch", "create")
+	a, tn := newCertTailnet(t)
+	cfg := tn.config("first")
+	cfg.Store = "kube:state"
+	m := tn.make(cfg)
+	m.await("Running")
+	first := m.mustCert(a, firstName, 0)
+	m.close()
+	keys := k.keys("state")
+	for _, want := range []string{firstName + ".crt", firstName + ".key", accountKeyName} {
+		if !slices.Contains(keys, want) {
+			t.Errorf("the secret has no %s, but %v", want, keys)
+		}
+	}
+
+	cfg.Dir = filepath.Join(t.TempDir(), "another")
+	m = tn.make(cfg)
+	m.await("Running")
+	if again := m.mustCert(a, firstName, 0); string(again.chain) != string(first.chain) {
+		t.Error("another certificate after the directory was lost")
+	}
+	if _, orders := a.counts(); orders != 1 {
+		t.Errorf("%d orders", orders)
+	}
+	m.close()
+}
