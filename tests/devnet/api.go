@@ -91,6 +91,14 @@ func (d *devnet) routes() http.Handler {
 		},
 		"POST /config": d.setConfig,
 
+		"GET /dns": func(*http.Request) (any, error) {
+			return d.locked(func() (any, error) {
+				return map[string]any{"records": append([]dnsRecord{}, d.tailnet.records...)}, nil
+			})
+		},
+		"GET /acme":  d.onACME(func(*http.Request) (any, error) { return d.acme.counts(), nil }),
+		"POST /acme": d.onACME(d.setACME),
+
 		"GET /control":  func(*http.Request) (any, error) { return d.listener.currentFault(), nil },
 		"POST /control": d.setControl,
 
@@ -568,6 +576,7 @@ func (d *devnet) setConfig(r *http.Request) (any, error) {
 			return nil, badRequest("ephemeral_grace_ms must not be negative")
 		}
 		d.tailnet.config = in
+		d.tailnet.touch()
 		return in, nil
 	})
 }
@@ -586,6 +595,29 @@ func (d *devnet) setControl(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return in, nil
+}
+
+func (d *devnet) onACME(f apiHandler) apiHandler {
+	return func(r *http.Request) (any, error) {
+		if d.acme == nil || d.acme.record() == nil {
+			return nil, apiError{http.StatusNotFound, "there is no ACME server: devnet was started without --https"}
+		}
+		return f(r)
+	}
+}
+
+func (d *devnet) setACME(r *http.Request) (any, error) {
+	var in fault
+	if err := readBody(r, &in); err != nil {
+		return nil, err
+	}
+	if err := in.check(); err != nil {
+		return nil, badRequest("%v", err)
+	}
+	if err := d.acme.front.setFault(in); err != nil {
+		return nil, err
+	}
+	return d.acme.counts(), nil
 }
 
 func (d *devnet) postPeer(r *http.Request) (any, error) {

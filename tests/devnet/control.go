@@ -43,6 +43,8 @@ type control struct {
 	legacyKey key.MachinePublic
 	handler   http.Handler
 	stopping  context.Context
+	// publish hands a record to the resolver of the ACME server; nil if there is none.
+	publish func(context.Context, dnsRecord) error
 }
 
 func newControl(ctx context.Context, tailnet *tailnet, listener *faultyListener, relays *tailcfg.DERPMap) *control {
@@ -95,9 +97,7 @@ func (c *control) serveUpgrade(w http.ResponseWriter, r *http.Request) {
 	}
 	inner.HandleFunc("POST /machine/register", as(c.serveRegister))
 	inner.HandleFunc("POST /machine/map", as(c.serveMap))
-	inner.HandleFunc("POST /machine/set-dns", func(w http.ResponseWriter, r *http.Request) {
-		writeJSON(w, http.StatusOK, &tailcfg.SetDNSResponse{})
-	})
+	inner.HandleFunc("POST /machine/set-dns", as(c.serveSetDNS))
 	done := func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNoContent) }
 	inner.HandleFunc("POST /machine/update-health", done)
 	inner.HandleFunc("POST /machine/audit-log", done)

@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -26,6 +27,8 @@ type options struct {
 	suffix         string
 	ephemeralGrace time.Duration
 	delay          time.Duration // of a packet from node to node; they then meet at the relay alone
+	https          bool          // the tailnet has HTTPS, and an ACME server issues certificates
+	acmeCA         *testCA       // vouches for the ACME server; nil: a new one
 	dir            string        // where to make the devnet's directory; empty: as the system has it
 	nodeLogs       io.Writer     // nil: none
 }
@@ -38,12 +41,14 @@ type ready struct {
 	Owner      string                `json:"owner"`
 	Suffix     string                `json:"magic_dns_suffix"`
 	Peers      map[string]peerRecord `json:"peers"`
+	ACME       *acmeRecord           `json:"acme,omitempty"`
 	PID        int                   `json:"pid"`
 }
 
 type devnet struct {
 	tailnet  *tailnet
 	listener *faultyListener
+	acme     *acmeServer // nil if the tailnet started without HTTPS
 	dir      string
 	api      *http.Server
 	apiURL   string
@@ -97,13 +102,22 @@ func (d *devnet) startAll(ctx, lifetime context.Context, o options) (err error) 
 		return err
 	}
 	control := newControl(lifetime, d.tailnet, d.listener, relays)
+	acmeReady := make(chan error, 1)
+	if o.https {
+		d.tailnet.config.HTTPS = true
+		d.acme = &acmeServer{dir: d.dir, ca: o.acmeCA, logs: o.nodeLogs}
+		control.publish = d.acme.publish
+		go func() { acmeReady <- d.acme.start(ctx) }() // takes as long as the peers
+	} else {
+		acmeReady <- nil
+	}
 	if err := d.listener.serve(control.handler); err != nil {
-		return err
+		return errors.Join(err, <-acmeReady)
 	}
 
 	ln, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
-		return fmt.Errorf("no port for the test API: %w", err)
+		return errors.Join(fmt.Errorf("no port for the test API: %w", err), <-acmeReady)
 	}
 	d.apiURL = "http://" + ln.Addr().String()
 	d.api = &http.Server{Handler: d.routes(), ErrorLog: discardLog}
@@ -125,7 +139,7 @@ func (d *devnet) startAll(ctx, lifetime context.Context, o options) (err error) 
 			err = e
 		}
 	}
-	return err
+	return errors.Join(err, <-acmeReady)
 }
 
 // addPeer joins one more peer and waits until it runs.
@@ -187,6 +201,9 @@ func (d *devnet) ready() ready {
 		Peers:      map[string]peerRecord{},
 		PID:        os.Getpid(),
 	}
+	if d.acme != nil {
+		r.ACME = d.acme.record()
+	}
 	for name, p := range d.peers {
 		r.Peers[name] = p.record
 	}
@@ -227,6 +244,9 @@ func (d *devnet) close() {
 	}
 	if d.listener != nil {
 		d.listener.close()
+	}
+	if d.acme != nil {
+		d.acme.close()
 	}
 	if d.dir != "" {
 		os.RemoveAll(d.dir)

@@ -7,12 +7,14 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"log"
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,13 +25,14 @@ import (
 // purpose.
 var discardLog = log.New(io.Discard, "", 0)
 
-// fault is the body of POST /control. Path, if given, limits it to requests whose path begins
-// with it (for example /machine/register).
+// fault is the body of POST /control and POST /acme. Path, if given, limits it to requests whose
+// path begins with it (for example /machine/register). RetryAfter is in seconds.
 type fault struct {
-	Mode    string `json:"mode"`
-	DelayMS int    `json:"delay_ms,omitempty"`
-	Status  int    `json:"status,omitempty"`
-	Path    string `json:"path,omitempty"`
+	Mode       string `json:"mode"`
+	DelayMS    int    `json:"delay_ms,omitempty"`
+	Status     int    `json:"status,omitempty"`
+	RetryAfter int    `json:"retry_after,omitempty"`
+	Path       string `json:"path,omitempty"`
 }
 
 func (f *fault) check() error {
@@ -49,6 +52,9 @@ func (f *fault) check() error {
 	default:
 		return fmt.Errorf("mode %q is not one of ok, hold, fail, slow, down", f.Mode)
 	}
+	if f.RetryAfter != 0 && (f.Mode != "fail" || f.RetryAfter < 0) {
+		return fmt.Errorf("retry_after is for mode fail, and above 0")
+	}
 	if f.Path != "" && f.Mode == "down" {
 		return fmt.Errorf("mode down cannot be limited to a path")
 	}
@@ -59,7 +65,10 @@ func (f *fault) check() error {
 func (f *fault) appliesTo(path string) bool { return strings.HasPrefix(path, f.Path) }
 
 type faultyListener struct {
-	addr string // host:port, the same for life
+	addr string      // host:port, the same for life
+	tls  *tls.Config // nil: plain
+	// refuse writes the answer to a request that must fail.
+	refuse func(http.ResponseWriter, fault)
 
 	mu         sync.Mutex
 	fault      fault
@@ -74,6 +83,9 @@ type faultyListener struct {
 // newFaultyListener takes a loopback port; nothing is served before serve.
 func newFaultyListener() (*faultyListener, error) {
 	l := &faultyListener{
+		refuse: func(w http.ResponseWriter, f fault) {
+			http.Error(w, "devnet: this server was told to fail", f.Status)
+		},
 		fault:      fault{Mode: "ok"},
 		changed:    make(chan struct{}),
 		streamsCut: make(chan struct{}),
@@ -130,7 +142,11 @@ func (l *faultyListener) listen() error {
 		return fmt.Errorf("cannot listen on %s: %w", l.addr, err)
 	}
 	l.listener = ln
-	go l.server.Serve(&trackingListener{ln, l})
+	var to net.Listener = &trackingListener{ln, l}
+	if l.tls != nil {
+		to = tls.NewListener(to, l.tls)
+	}
+	go l.server.Serve(to)
 	return nil
 }
 
@@ -183,12 +199,15 @@ func (l *faultyListener) streamsEnd() <-chan struct{} {
 // withFault applies the fault to every request.
 func (l *faultyListener) withFault(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		status, ok := l.await(r.Context(), r.URL.Path)
+		failing, ok := l.await(r.Context(), r.URL.Path)
 		switch {
 		case !ok:
 			panic(http.ErrAbortHandler)
-		case status != 0:
-			http.Error(w, "devnet: this server was told to fail", status)
+		case failing != nil:
+			if failing.RetryAfter > 0 {
+				w.Header().Set("Retry-After", strconv.Itoa(failing.RetryAfter))
+			}
+			l.refuse(w, *failing)
 		default:
 			next.ServeHTTP(w, r)
 		}
@@ -199,40 +218,40 @@ func (l *faultyListener) withFault(next http.Handler) http.Handler {
 // if the client has gone, or control fails: the stream must then end even if it has not seen yet
 // that it was cut.
 func (l *faultyListener) mayDeliver(ctx context.Context) bool {
-	status, ok := l.await(ctx, "/machine/map")
-	return ok && status == 0
+	failing, ok := l.await(ctx, "/machine/map")
+	return ok && failing == nil
 }
 
-// await waits until no fault holds a request for this path. It returns a status if the request must
-// fail, and false if the client has gone or the listener is closed.
-func (l *faultyListener) await(ctx context.Context, path string) (status int, ok bool) {
+// await waits until no fault holds a request for this path. It returns the fault by which the
+// request must fail, and false if the client has gone or the listener is closed.
+func (l *faultyListener) await(ctx context.Context, path string) (failing *fault, ok bool) {
 	for {
 		l.mu.Lock()
 		f, changed := l.fault, l.changed
 		l.mu.Unlock()
 		if !f.appliesTo(path) {
-			return 0, true
+			return nil, true
 		}
 		switch f.Mode {
 		case "fail":
-			return f.Status, true
+			return &f, true
 		case "down":
-			return 0, false
+			return nil, false
 		case "slow":
 			select {
 			case <-time.After(time.Duration(f.DelayMS) * time.Millisecond):
-				return 0, true
+				return nil, true
 			case <-ctx.Done():
-				return 0, false
+				return nil, false
 			}
 		case "hold":
 			select {
 			case <-changed:
 			case <-ctx.Done():
-				return 0, false
+				return nil, false
 			}
 		default:
-			return 0, true
+			return nil, true
 		}
 	}
 }

@@ -4,8 +4,12 @@ go 1.26.6
 
 require (
 	golang.org/x/net v0.56.0
+	tailbone.dev/libtailscale v0.0.0
 	tailscale.com v1.102.5
 )
+
+// The tests join our own node.
+replace tailbone.dev/libtailscale => ../../vendor/libtailscale
 
 require (
 	filippo.io/edwards25519 v1.2.0 // indirect

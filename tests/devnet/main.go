@@ -71,6 +71,7 @@ func parse(args []string) (o options, withParent, withStdin bool, err error) {
 	fs.StringVar(&o.suffix, "suffix", "example-devnet.ts.net", "MagicDNS `suffix` of the tailnet")
 	fs.DurationVar(&o.ephemeralGrace, "ephemeral-grace", 2*time.Second, "`time` after which an absent ephemeral node is deleted")
 	fs.DurationVar(&o.delay, "delay", 0, "`time` that a packet takes from node to node, all of them through the relay")
+	fs.BoolVar(&o.https, "https", false, "the tailnet has HTTPS, and an ACME server (pebble) issues certificates")
 	fs.BoolVar(&withParent, "with-parent", true, "end when the process that started this one is gone")
 	fs.BoolVar(&withStdin, "with-stdin", false, "end when stdin is closed")
 	verbose := fs.Bool("verbose", false, "print the peers' logs on stderr")

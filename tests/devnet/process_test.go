@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -162,6 +163,52 @@ func TestEndsWithParent(t *testing.T) {
 	}
 	cmd.Process.Kill()
 	awaitEnd(t, r, tempDirOf(cmd))
+}
+
+// The ACME server's processes have no other tie to devnet than the kernel's.
+func TestACMEServerEndsWithADevnetThatIsKilled(t *testing.T) {
+	cmd := exec.Command(script, "--https")
+	r, _ := startScript(t, cmd)
+	tmp := tempDirOf(cmd)
+	pids := processesIn(tmp)
+	if len(pids) != 2 {
+		t.Fatalf("%d processes, want pebble and its resolver", len(pids))
+	}
+	for _, pid := range pids {
+		for _, addr := range listeners(t, pid) {
+			if !strings.HasPrefix(addr, "0100007F:") {
+				t.Errorf("listens on %s, which is not 127.0.0.1", addr)
+			}
+		}
+	}
+	if r.ACME == nil {
+		t.Fatalf("ready line: %+v", r)
+	}
+	for _, file := range []string{r.ACME.CAFile, r.ACME.RootFile} {
+		if text, err := os.ReadFile(file); err != nil || !strings.Contains(string(text), "BEGIN CERTIFICATE") {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+	syscall.Kill(r.PID, syscall.SIGKILL)
+	cmd.Wait()
+	waitUntil(t, 5*time.Second, func() string {
+		if left := processesIn(tmp); len(left) > 0 {
+			return "processes " + fmt.Sprint(left) + " live"
+		}
+		return ""
+	})
+}
+
+// processesIn returns the processes that work below a directory.
+func processesIn(dir string) (pids []int) {
+	all, _ := filepath.Glob("/proc/[0-9]*/cwd")
+	for _, link := range all {
+		if to, err := os.Readlink(link); err == nil && strings.HasPrefix(to, dir+"/") {
+			pid, _ := strconv.Atoi(strings.Split(link, "/")[2])
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 func TestOutlivesThreadOfParent(t *testing.T) {

@@ -46,6 +46,7 @@ type tailnet struct {
 	grants      []*grant
 	accessRules []accessRule // nil: everybody reaches everybody
 	invented    inventedPeers
+	records     []dnsRecord
 	config      config
 
 	lastNode      tailcfg.NodeID
@@ -63,6 +64,7 @@ type config struct {
 	RequireAuth      bool  `json:"require_auth"`
 	StrictKeys       bool  `json:"strict_keys"`
 	KeepExpired      bool  `json:"keep_expired"`
+	HTTPS            bool  `json:"https"`
 	EphemeralGraceMS int64 `json:"ephemeral_grace_ms"`
 }
 

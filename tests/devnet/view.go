@@ -31,7 +31,7 @@ type view struct {
 
 func (t *tailnet) viewOf(n *node, now time.Time) *view {
 	v := &view{self: t.nodeMessage(n, now)}
-	v.self.CapMap = selfCaps()
+	v.self.CapMap = t.selfCaps()
 	online := true
 	v.self.Online = &online
 
@@ -60,7 +60,7 @@ func (t *tailnet) viewOf(n *node, now time.Time) *view {
 	v.dns = &tailcfg.DNSConfig{
 		Proxied:     true, // MagicDNS on; there is no resolver for anything else
 		Domains:     []string{t.suffix},
-		CertDomains: []string{n.host + "." + t.suffix},
+		CertDomains: t.certDomainsOf(n),
 	}
 	return v
 }
@@ -118,16 +118,19 @@ func (t *tailnet) applySharing(n *node, d *tailcfg.Node) {
 	}
 }
 
-// selfCaps are features that an owner could have switched on for every node: HTTPS certificates and
-// Funnel, so that listeners which need them start.
-func selfCaps() tailcfg.NodeCapMap {
-	return tailcfg.NodeCapMap{
-		tailcfg.CapabilityHTTPS:                                 nil,
+// selfCaps are features that an owner could have switched on for every node: HTTPS certificates, if
+// they are, and Funnel.
+func (t *tailnet) selfCaps() tailcfg.NodeCapMap {
+	caps := tailcfg.NodeCapMap{
 		tailcfg.NodeAttrFunnel:                                  nil,
 		tailcfg.CapabilityFunnelPorts + "?ports=443,8443,10000": nil,
 		// There is no router on loopback to ask for a port.
 		tailcfg.NodeAttrDisableUPnP: nil,
 	}
+	if t.config.HTTPS {
+		caps[tailcfg.CapabilityHTTPS] = nil
+	}
+	return caps
 }
 
 // filterFor lets everybody reach everybody, or those who may reach n by the access rules, and adds
