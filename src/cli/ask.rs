@@ -2,11 +2,8 @@
 //! default it is the server at the local admin socket, so neither a host, a home directory nor the
 //! tailnet is needed.
 
-use std::os::unix::net::UnixStream;
-
 use clap::ArgMatches;
 use tokio::runtime::Runtime;
-use tonic::Code;
 
 use super::{args, console::Console, exit::Failure};
 use crate::{
@@ -41,26 +38,26 @@ impl ServerCall {
         &self,
         call: impl AsyncFnOnce(&AdminClient) -> Result<T, CallError>,
     ) -> Result<T, Failure> {
-        self.runtime.block_on(call(&self.client)).map_err(|error| {
-            if is_no_server(&error, &self.settings) {
-                Failure::failed(format!("{}. {OTHER_SERVER}", error.message))
-            } else {
-                Failure::failed(error.message)
-            }
+        let answer = self.runtime.block_on(call(&self.client));
+        answer.map_err(|error| {
+            let advice = advice(&error, &self.settings).unwrap_or_default();
+            Failure::failed(error.message).advise(advice)
         })
     }
 }
 
-/// For errors of commands that can ask another server than the one at the local socket.
-pub(super) const OTHER_SERVER: &str =
-    "Or name another server with --host (admin.client.host, TB_ADMIN_CLIENT_HOST)";
-
-/// Whether a call failed because there is no server at the local socket. A server that lacks
-/// something itself answers with the same code.
-pub(super) fn is_no_server(error: &CallError, settings: &ClientSettings) -> bool {
-    error.code == Code::Unavailable
-        && settings.host.is_empty()
-        && UnixStream::connect(&settings.socket).is_err()
+/// What to do if there is no server, for commands that can ask another than the one at the local
+/// socket.
+pub(super) fn advice(error: &CallError, settings: &ClientSettings) -> Option<&'static str> {
+    match (error.unreachable, settings.host.is_empty()) {
+        (false, _) => None,
+        (true, true) => {
+            Some("Or name another server with --host (admin.client.host, TB_ADMIN_CLIENT_HOST)")
+        }
+        (true, false) => {
+            Some("Check name and port, and whether this machine is on the tailnet of the server")
+        }
+    }
 }
 
 pub(super) fn target(settings: &ClientSettings) -> ServerAddress {

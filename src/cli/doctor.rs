@@ -30,7 +30,7 @@ use super::{
 use crate::{
     admin::{AdminClient, proto::StatusResponse},
     config::{self, Environment, Publish, Settings, Tailscale, table::Scope},
-    telemetry::error_chain,
+    telemetry::{error_chain, innermost_cause},
 };
 
 const SCOPES: &[Scope] = &[Scope::Root, Scope::Server, Scope::Start];
@@ -249,7 +249,10 @@ impl Finding {
 }
 
 async fn examine(settings: &Settings, server: &AdminClient, write: bool) -> Checks {
-    let status = async { server.status().await.map_err(|error| error.message) };
+    let status = async {
+        let status = server.status().await;
+        status.map_err(|error| as_sentence(&error.message))
+    };
     let (status, control) = tokio::join!(status, control(&settings.server.tailscale));
     let status = &status;
     let all: Vec<(&'static str, BoxFuture<'_, Finding>)> = vec![
@@ -315,14 +318,16 @@ async fn directory(path: &Path, setting: &'static str) -> Finding {
 }
 
 fn writable(path: &Path, setting: &str) -> Finding {
+    // A command in a hint can be pasted anywhere.
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let path = absolute.as_path();
     let shown = path.display();
     // The server makes what is missing below the nearest directory that exists.
     let mut existing = path;
-    while !existing.exists() {
-        match existing.parent() {
-            Some(parent) if parent != Path::new("") => existing = parent,
-            _ => existing = Path::new("."),
-        }
+    while !existing.exists()
+        && let Some(parent) = existing.parent()
+    {
+        existing = parent;
     }
     if !existing.is_dir() {
         let file = existing.display();
@@ -464,7 +469,7 @@ async fn control(settings: &Tailscale) -> Control {
         .get(&address)
         .send()
         .await
-        .map_err(|error| unreachable(error_chain(&error.without_url())))?;
+        .map_err(|error| unreachable(innermost_cause(&error)))?;
     if answer.status().is_server_error() {
         return Err(unreachable(format!("it answers {}", answer.status())));
     }
@@ -517,6 +522,12 @@ fn skew(control: &Control) -> Finding {
     finding.hint(hint).command("sudo timedatectl set-ntp true")
 }
 
+fn as_sentence(words: &str) -> String {
+    let mut letters = words.chars();
+    let first = letters.next().into_iter().flat_map(char::to_uppercase);
+    first.chain(letters).collect()
+}
+
 /// What the running server answered, or why none did.
 type Answer = Result<StatusResponse, String>;
 
@@ -524,7 +535,7 @@ const NO_SERVER: &str = "no running server to ask";
 
 fn join_state(status: &Answer) -> Finding {
     match status {
-        Err(words) => skip(format!("{NO_SERVER}: {words}")),
+        Err(words) => skip(NO_SERVER).hint(words.as_str()),
         Ok(status) if status.join_state == "running" => ok(format!(
             "{} at {}",
             status.node_name,

@@ -23,6 +23,8 @@ pub struct Failure {
     code: u8,
     /// Absent if everything was said already, or nobody reads it.
     error: Option<Box<dyn Error + Send + Sync>>,
+    /// What the person can do about it.
+    advice: String,
 }
 
 impl Failure {
@@ -40,6 +42,16 @@ impl Failure {
         Self {
             code,
             error: Some(error.into()),
+            advice: String::new(),
+        }
+    }
+
+    /// Adds what the person can do about it: a sentence without its final dot.
+    #[must_use]
+    pub fn advise(self, advice: impl Into<String>) -> Self {
+        Self {
+            advice: advice.into(),
+            ..self
         }
     }
 
@@ -50,6 +62,7 @@ impl Failure {
             return Self {
                 code: DONE,
                 error: None,
+                advice: String::new(),
             };
         }
         Self::failed(error)
@@ -59,10 +72,15 @@ impl Failure {
         self.code
     }
 
-    /// The whole chain of causes in one line, if there is anything to say.
+    /// The whole chain of causes and the advice in one line, if there is anything to say.
     pub fn message(&self) -> Option<String> {
         let error: &(dyn Error + 'static) = self.error.as_deref()?;
-        Some(telemetry::error_chain(error))
+        let mut message = telemetry::error_chain(error);
+        if !self.advice.is_empty() {
+            message.push_str(". ");
+            message.push_str(&self.advice);
+        }
+        Some(message)
     }
 }
 
@@ -90,6 +108,12 @@ mod tests {
         assert_eq!(
             Failure::failed(Outer(Middle(cause))).message().as_deref(),
             Some("reading the key: opening: no such file")
+        );
+        let cause = io::Error::new(io::ErrorKind::NotFound, "no such file");
+        let failure = Failure::failed(Outer(Middle(cause))).advise("Make one");
+        assert_eq!(
+            failure.message().as_deref(),
+            Some("reading the key: opening: no such file. Make one")
         );
     }
 

@@ -6,6 +6,7 @@
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 use serde::Serialize;
+use tonic::Code;
 
 use super::{
     args, ask,
@@ -129,6 +130,9 @@ enum KeysError {
     Life(#[from] LifeError),
 }
 
+/// The advice for an id that no key has.
+const KNOWN_KEYS: &str = "`tailbone keys list` shows the keys";
+
 /// One command with everything that it needs.
 struct Invocation {
     keys: Keys,
@@ -221,6 +225,9 @@ impl Invocation {
                     .signs_since
                     .map(Timestamp::as_second)
                     .unwrap_or_default();
+                if made.existed {
+                    console.say("A successor is waiting already; no other is made");
+                }
                 Ok((Some(admin::wire_key(&made.key)), from, Some(made.report)))
             }
         });
@@ -246,16 +253,19 @@ impl Invocation {
 
     /// gRPC's wording stays in the message, for scripts that look for it.
     fn failed(&self, what: &str, error: &KeysError) -> Failure {
-        let other_ways = match error {
-            KeysError::Call(error) if ask::is_no_server(error, &self.settings) => {
-                format!(
-                    ". {}, or work on the key directory with --local",
-                    ask::OTHER_SERVER
-                )
-            }
-            _ => String::new(),
+        let advice = match error {
+            KeysError::Call(error) => match ask::advice(error, &self.settings) {
+                Some(advice) if self.settings.host.is_empty() => {
+                    format!("{advice}, or work on the key directory with --local")
+                }
+                Some(advice) => advice.to_owned(),
+                None if error.code == Code::NotFound => KNOWN_KEYS.to_owned(),
+                None => String::new(),
+            },
+            KeysError::Life(LifeError::NotFound(_)) => KNOWN_KEYS.to_owned(),
+            KeysError::Life(_) => String::new(),
         };
-        Failure::failed(format!("{what}{error}{other_ways}"))
+        Failure::failed(format!("{what}{error}")).advise(advice)
     }
 
     /// Size and algorithm that were typed for a new key. Zero and nothing leave them to the server.

@@ -137,6 +137,8 @@ pub(super) struct List {
     layout: Layout,
     /// Of everything below a heading.
     indent: usize,
+    /// The width of the mark before the last sentence or item.
+    lead: usize,
     text: String,
 }
 
@@ -145,6 +147,7 @@ impl List {
         Self {
             layout,
             indent: 0,
+            lead: 0,
             text: String::new(),
         }
     }
@@ -180,19 +183,15 @@ impl List {
 
     /// Words about the line above.
     pub(super) fn note(&mut self, words: &str) {
-        let indent = " ".repeat(self.indent + 4);
-        for line in self.wrap(words, self.indent + 4) {
-            self.line(&format!("{indent}{line}"));
-        }
+        let start = self.indent + self.lead + 2;
+        let lines = self.wrap(words, start);
+        self.lines(&" ".repeat(start), start, &lines);
     }
 
     /// Something to copy, in one piece.
     pub(super) fn verbatim(&mut self, text: &str) {
-        self.line(&format!(
-            "{}{}",
-            " ".repeat(self.indent + 6),
-            printable(text)
-        ));
+        let indent = " ".repeat(self.indent + self.lead + 4);
+        self.line(&format!("{indent}{}", printable(text)));
     }
 
     /// Labels and values in two columns. Empty values are left out; without any label the values
@@ -233,7 +232,8 @@ impl List {
     }
 
     fn led(&mut self, mark: Mark, lead: &str, words: &str) {
-        let start = self.indent + width(lead);
+        self.lead = width(lead);
+        let start = self.indent + self.lead;
         let lines = self.wrap(words, start);
         let lead = format!(
             "{}{}",

@@ -112,9 +112,14 @@ pub(super) fn run(
     };
     let raw = args::raw(matches, &[Scope::Root, Scope::Policy], environment);
     let ((file, capability, format), _) = console.accept(config::load_policy(&raw))?;
+    let has_file = file.is_some();
     let rules = rules(file, &capability)?;
     if name == "check" {
-        console.say("The policy is fine");
+        console.say(if has_file {
+            "The policy is fine"
+        } else {
+            "There is no file of rules (gate.policy is not set): only grants of the tailnet decide"
+        });
         return Ok(());
     }
     let mistake = |words: String| Failure::with_code(USAGE, words);
@@ -135,7 +140,10 @@ pub(super) fn rules(file: Option<PathBuf>, capability: &str) -> Result<Rules, Fa
         Err(error @ LoadError::Mistakes { .. }) => {
             Err(Failure::with_code(super::exit::SETTINGS, error.to_string()))
         }
-        Err(error) => Err(Failure::failed(error.to_string())),
+        Err(error) => {
+            let words = format!("the file of rules cannot be used: {error}");
+            Err(Failure::failed(words).advise("Set another as gate.policy"))
+        }
     }
 }
 
@@ -210,6 +218,9 @@ fn visitor(matches: &ArgMatches) -> Result<Option<Visitor>, String> {
     if login.is_none() && tags.is_empty() {
         return Ok(None);
     }
+    if login.as_deref() == Some("") {
+        return Err("--as: write a login, for example --as alice@example.com".to_owned());
+    }
     let foreign = matches.get_flag("foreign");
     let tailnet = matches
         .get_one::<String>("tailnet")
@@ -256,6 +267,9 @@ fn what(matches: &ArgMatches) -> Result<What, String> {
         path: text("path")
             .map(|path| {
                 let bare = path.split(['?', '#']).next().unwrap_or_default();
+                if !bare.starts_with('/') {
+                    return Err(format!("--path {path}: a path begins with /"));
+                }
                 Path::parse(bare).map_err(|error| format!("--path {path}: {error}"))
             })
             .transpose()?,
@@ -384,7 +398,9 @@ impl Output for Explained {
         };
         list.sentence(mark, &self.sentence);
         if self.rules.is_empty() {
-            list.note("There are neither rules in a file nor grants of the caller.");
+            list.note(
+                "There are no rules, neither in a file (gate.policy) nor in the caller's grants.",
+            );
             return list.finish();
         }
         list.heading("Rules, in their order");

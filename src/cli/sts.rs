@@ -143,13 +143,13 @@ pub enum StsCommandError {
     Client(#[from] ClientError),
     #[error(transparent)]
     Policies(#[from] PolicyLoadError),
-    #[error(transparent)]
-    Token(#[from] MalformedToken),
-    #[error(transparent)]
-    Trial(#[from] TrialError),
+    #[error("the token file {0} holds no token")]
+    Token(PathBuf, #[source] MalformedToken),
     #[error("the token file {0} cannot be read")]
     TokenFile(PathBuf, #[source] io::Error),
-    #[error("{0} cannot be listened at; choose another with --listen and --port")]
+    #[error(transparent)]
+    Trial(#[from] TrialError),
+    #[error("there can be no listener at {0}")]
     Listen(SocketAddr, #[source] io::Error),
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -188,8 +188,24 @@ pub(super) fn run(
     outcome.map_err(|error| match error {
         StsCommandError::Usage(sentence) => Failure::with_code(exit::USAGE, sentence),
         StsCommandError::Io(error) => Failure::output(error),
-        other => Failure::failed(other),
+        other => {
+            let advice = advice(&other);
+            Failure::failed(other).advise(advice)
+        }
     })
+}
+
+fn advice(error: &StsCommandError) -> &'static str {
+    match error {
+        StsCommandError::Client(ClientError::Unreachable { .. }) => {
+            "Name the exchange with --server or TAILSTS_SERVER"
+        }
+        StsCommandError::Listen(..) => "Choose another address with --listen and --port",
+        StsCommandError::Policies(
+            PolicyLoadError::Directory { .. } | PolicyLoadError::Empty(_),
+        ) => "Name another directory with --policies-dir or TB_STS_POLICIESDIR",
+        _ => "",
+    }
 }
 
 impl Sts {
@@ -226,7 +242,7 @@ impl Exchange {
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
             .ok_or_else(|| {
                 usage(format!(
-                    "--server {server}: neither an http nor an https address"
+                    "--server {server}: not an address such as https://sts.example.com:8443"
                 ))
             })?;
         let mut scopes = words(&self.scopes);
@@ -258,7 +274,8 @@ impl Exchange {
         }
         if let Some(name) = &self.token_variable {
             let token = first(variables, &[name]);
-            let token = token.ok_or_else(|| usage(format!("the variable {name} is not set")))?;
+            let token =
+                token.ok_or_else(|| usage(format!("--token-variable {name}: it is not set")))?;
             return Ok(TokenSource::Text(Secret::new(token)));
         }
         if let Some(token) = first(variables, &["OIDC_TOKEN", "TAILBONE_ID_TOKEN"]) {
@@ -331,8 +348,10 @@ impl Explain {
         } else {
             std::fs::read_to_string(&self.token_file)
         };
-        let text = text.map_err(|error| StsCommandError::TokenFile(self.token_file, error))?;
-        let token = ParsedToken::read(text.trim())?;
+        let text =
+            text.map_err(|error| StsCommandError::TokenFile(self.token_file.clone(), error))?;
+        let token = ParsedToken::read(text.trim())
+            .map_err(|error| StsCommandError::Token(self.token_file, error))?;
         let trusted =
             |policy: &policy::ExchangePolicy| (policy.source.clone(), SignatureCheck::Valid);
         let checked_token = CheckedToken {

@@ -23,5 +23,6 @@ mod keys_crash;
 mod keys_fixture;
 mod keys_rotation;
 mod limits;
+mod prompt;
 mod sts;
 mod tailnet;

@@ -384,14 +384,8 @@ fn in_a_fresh_directory_the_doctor_finds_no_failure_and_its_list_fits() {
             let text = without_colours(&raw);
             assert_eq!(code, Some(0), "{text}");
             assert_fits(&text, columns.into());
-            assert!(
-                text.contains("  ✓ State: .tsnet does not exist yet;"),
-                "{text}"
-            );
-            assert!(
-                text.contains("  ✓ Signing keys: keys does not exist"),
-                "{text}"
-            );
+            assert!(text.contains("  ✓ State: "), "{text}");
+            assert!(text.contains("  ✓ Signing keys: "), "{text}");
             assert!(text.contains("  ! Auth key: none is set"), "{text}");
             assert!(raw.contains("\x1b[32m✓"), "{raw}");
             let left = std::fs::read_dir(folder.path()).unwrap().count();
@@ -411,10 +405,7 @@ fn in_a_fresh_directory_the_doctor_finds_no_failure_and_its_list_fits() {
             .unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{text}");
-        assert!(
-            text.contains("  ok   State: .tsnet does not exist yet;"),
-            "{text}"
-        );
+        assert!(text.contains("  ok   State: "), "{text}");
         assert!(!text.contains(['✓', '✗', '\x1b']), "{text}");
     });
 }

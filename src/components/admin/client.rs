@@ -26,7 +26,7 @@ use super::{
     },
     socket,
 };
-use crate::telemetry::error_chain;
+use crate::telemetry::{error_chain, innermost_cause};
 
 /// The address of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub enum ServerAddress {
 pub struct CallError {
     pub code: Code,
     pub message: String,
+    /// No server was reached. A server that lacks something itself answers with the same code.
+    pub unreachable: bool,
 }
 
 /// A client for one server.
@@ -122,6 +124,7 @@ impl AdminClient {
         };
         tokio::time::timeout(self.timeout, attempt).await.unwrap_or_else(|_| {
             Err(CallError {
+                unreachable: false,
                 code: Code::DeadlineExceeded,
                 message: format!(
                     "no answer from {} within {}; a change may have been made anyway: check with `tailbone keys list`",
@@ -146,17 +149,20 @@ impl ServerAddress {
                         CallError {
                             code: Code::InvalidArgument,
                             message: error_chain(&error),
+                            unreachable: false,
                         }
                     })?;
                 endpoint.connect().await.map_err(|error| CallError {
                     code: Code::Unavailable,
                     message: format!("{authority} cannot be reached: {}", innermost_cause(&error)),
+                    unreachable: true,
                 })
             }
             Self::Socket(path) => {
                 let unreachable = |message| CallError {
                     code: Code::Unavailable,
                     message,
+                    unreachable: true,
                 };
                 let stream = open_socket(path).await.map_err(unreachable)?;
                 let mut stream = Some(TokioIo::new(stream));
@@ -196,20 +202,12 @@ async fn open_socket(path: &Path) -> Result<UnixStream, String> {
     })
 }
 
-/// The innermost cause: the outer errors only say "transport error".
-fn innermost_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
-}
-
 impl From<Status> for CallError {
     fn from(status: Status) -> Self {
         Self {
             code: status.code(),
             message: status.message().to_owned(),
+            unreachable: false,
         }
     }
 }

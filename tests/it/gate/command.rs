@@ -131,8 +131,8 @@ fn a_policy_without_rules_gets_a_sentence_in_place_of_an_empty_list() {
         (code, &*out),
         (
             0,
-            "deny: no rule lets bob@example.com in, and none comes near: add one\n    \
-             There are neither rules in a file nor grants of the caller.\n"
+            "deny: no rule lets bob@example.com in, and none comes near: add one\n  \
+             There are no rules, neither in a file (gate.policy) nor in the caller's\n  grants.\n"
         )
     );
 }
