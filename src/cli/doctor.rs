@@ -102,7 +102,7 @@ pub(super) fn run(
     let server = AdminClient::new(target(&client), client.timeout.min(TIMEOUT));
     let checks = runtime()?.block_on(examine(&settings, &server, matches.get_flag("write")));
     output::print(console, client.output, &checks)?;
-    match checks.number(Verdict::Fail) {
+    match checks.number(CheckResult::Fail) {
         0 => Ok(()),
         failed => Err(Failure::failed(format!(
             "{} failed",
@@ -113,7 +113,7 @@ pub(super) fn run(
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Verdict {
+enum CheckResult {
     Ok,
     Warn,
     Fail,
@@ -124,7 +124,7 @@ enum Verdict {
 /// The result of a check and, if something is wrong, what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Finding {
-    verdict: Verdict,
+    result: CheckResult,
     /// What was found.
     words: String,
     /// What to do, in words.
@@ -145,7 +145,7 @@ impl Serialize for Check {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut check = serializer.serialize_struct("Check", 3)?;
         check.serialize_field("name", self.name)?;
-        check.serialize_field("verdict", &self.finding.verdict)?;
+        check.serialize_field("verdict", &self.finding.result)?;
         check.serialize_field("words", &self.finding.one_line())?;
         check.end()
     }
@@ -155,8 +155,8 @@ impl Serialize for Check {
 struct Checks(Vec<Check>);
 
 impl Checks {
-    fn number(&self, verdict: Verdict) -> usize {
-        let same = |check: &&Check| check.finding.verdict == verdict;
+    fn number(&self, verdict: CheckResult) -> usize {
+        let same = |check: &&Check| check.finding.result == verdict;
         self.0.iter().filter(same).count()
     }
 }
@@ -174,17 +174,20 @@ impl Output for Checks {
         }
         list.heading("Result");
         let parts = [
-            (Verdict::Ok, "ok", "ok"),
-            (Verdict::Warn, "warning", "warnings"),
-            (Verdict::Fail, "failure", "failures"),
-            (Verdict::Skip, "skipped", "skipped"),
+            (CheckResult::Ok, "ok", "ok"),
+            (CheckResult::Warn, "warning", "warnings"),
+            (CheckResult::Fail, "failure", "failures"),
+            (CheckResult::Skip, "skipped", "skipped"),
         ];
         let parts = parts.map(|(verdict, one, many)| (self.number(verdict), one, many));
         let parts = parts.iter().filter(|(number, ..)| *number > 0);
         let parts: Vec<_> = parts
             .map(|(number, one, many)| count(*number, one, many))
             .collect();
-        let mark = match (self.number(Verdict::Fail), self.number(Verdict::Warn)) {
+        let mark = match (
+            self.number(CheckResult::Fail),
+            self.number(CheckResult::Warn),
+        ) {
             (0, 0) => Mark::Good,
             (0, _) => Mark::Warning,
             _ => Mark::Bad,
@@ -195,9 +198,9 @@ impl Output for Checks {
 }
 
 impl Finding {
-    fn new(verdict: Verdict, words: impl Into<String>) -> Self {
+    fn new(result: CheckResult, words: impl Into<String>) -> Self {
         Self {
-            verdict,
+            result,
             words: words.into(),
             hint: String::new(),
             command: String::new(),
@@ -219,11 +222,11 @@ impl Finding {
     }
 
     fn add(&self, title: &str, list: &mut List) {
-        let mark = match self.verdict {
-            Verdict::Fail => Mark::Bad,
-            Verdict::Ok => Mark::Good,
-            Verdict::Skip => Mark::None,
-            Verdict::Warn => Mark::Warning,
+        let mark = match self.result {
+            CheckResult::Fail => Mark::Bad,
+            CheckResult::Ok => Mark::Good,
+            CheckResult::Skip => Mark::None,
+            CheckResult::Warn => Mark::Warning,
         };
         list.item(mark, &format!("{title}: {}", self.words));
         match (self.hint.is_empty(), self.command.is_empty()) {
@@ -294,19 +297,19 @@ async fn examine(settings: &Settings, server: &AdminClient, write: bool) -> Chec
 }
 
 fn ok(words: impl Into<String>) -> Finding {
-    Finding::new(Verdict::Ok, words)
+    Finding::new(CheckResult::Ok, words)
 }
 
 fn warn(words: impl Into<String>) -> Finding {
-    Finding::new(Verdict::Warn, words)
+    Finding::new(CheckResult::Warn, words)
 }
 
 fn fail(words: impl Into<String>) -> Finding {
-    Finding::new(Verdict::Fail, words)
+    Finding::new(CheckResult::Fail, words)
 }
 
 fn skip(words: impl Into<String>) -> Finding {
-    Finding::new(Verdict::Skip, words)
+    Finding::new(CheckResult::Skip, words)
 }
 
 /// A file is made and removed, since permissions alone tell neither of a full disk nor of a
@@ -663,12 +666,8 @@ fn public_address(bucket: &str, key: &str, endpoint: Option<&str>, path_style: b
 }
 
 async fn fetched(address: &str) -> Result<Vec<u8>, String> {
-    let words = |error: reqwest::Error| {
-        format!(
-            "{address} cannot be read: {}",
-            error_chain(&error.without_url())
-        )
-    };
+    let words =
+        |error: reqwest::Error| format!("{address} cannot be read: {}", innermost_cause(&error));
     let client = reqwest::Client::builder()
         .timeout(TIMEOUT)
         .build()
@@ -734,9 +733,9 @@ mod tests {
     #[test]
     fn a_directory_is_tried_and_left_as_it_was() {
         let dir = tempfile::TempDir::new().unwrap();
-        assert_eq!(writable(dir.path(), SETTING).verdict, Verdict::Ok);
+        assert_eq!(writable(dir.path(), SETTING).result, CheckResult::Ok);
         let missing = writable(&dir.path().join("a/b"), SETTING);
-        assert_eq!(missing.verdict, Verdict::Ok);
+        assert_eq!(missing.result, CheckResult::Ok);
         assert!(
             missing.words.ends_with("server start makes it"),
             "{missing:?}"
@@ -745,7 +744,7 @@ mod tests {
         let file = dir.path().join("a file");
         fs::write(&file, "").unwrap();
         let finding = writable(&file, SETTING);
-        assert_eq!(finding.verdict, Verdict::Fail);
+        assert_eq!(finding.result, CheckResult::Fail);
         let path = file.display();
         assert_eq!(finding.command, format!("mv '{path}' '{path}.old'"));
     }
@@ -758,7 +757,7 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..20 {
                         let finding = writable(&dir.path().join("missing"), SETTING);
-                        assert_eq!(finding.verdict, Verdict::Ok, "{finding:?}");
+                        assert_eq!(finding.result, CheckResult::Ok, "{finding:?}");
                     }
                 });
             }
@@ -769,7 +768,7 @@ mod tests {
     fn each_trouble_of_a_directory_has_its_sentence_and_its_command() {
         // Root may write wherever the file system lets it.
         let finding = writable(Path::new("/proc/1"), SETTING);
-        assert_eq!(finding.verdict, Verdict::Fail, "{finding:?}");
+        assert_eq!(finding.result, CheckResult::Fail, "{finding:?}");
         assert!(finding.hint.contains(SETTING), "{finding:?}");
         if !rustix::process::geteuid().is_root() {
             let dir = tempfile::TempDir::new().unwrap();
@@ -919,28 +918,28 @@ Result
     #[test]
     fn an_ending_key_is_told_before_it_ends() {
         let now = Timestamp::from_second(1_000_000).unwrap();
-        let verdict = |expiry| key_expiry(&running(expiry), now).verdict;
-        assert_eq!(verdict(0), Verdict::Ok);
-        assert_eq!(verdict(999_999), Verdict::Fail);
-        assert_eq!(verdict(1_000_000 + 13 * 86_400), Verdict::Warn);
-        assert_eq!(verdict(1_000_000 + 15 * 86_400), Verdict::Ok);
+        let verdict = |expiry| key_expiry(&running(expiry), now).result;
+        assert_eq!(verdict(0), CheckResult::Ok);
+        assert_eq!(verdict(999_999), CheckResult::Fail);
+        assert_eq!(verdict(1_000_000 + 13 * 86_400), CheckResult::Warn);
+        assert_eq!(verdict(1_000_000 + 15 * 86_400), CheckResult::Ok);
         let soon = key_expiry(&running(1_000_000 + 86_400), now);
         assert_eq!(soon.words, "it expires in 1 day");
         let unknown = key_expiry(&Err("gone".into()), now);
-        assert_eq!(unknown.verdict, Verdict::Skip);
+        assert_eq!(unknown.result, CheckResult::Skip);
     }
 
     #[test]
     fn a_clock_that_is_off_is_told() {
         let at = |apart: u64| {
             let theirs = SystemTime::now() - Duration::from_secs(apart);
-            skew(&Ok((String::new(), Some(theirs)))).verdict
+            skew(&Ok((String::new(), Some(theirs)))).result
         };
-        assert_eq!(at(1), Verdict::Ok);
-        assert_eq!(at(60), Verdict::Warn);
-        assert_eq!(at(86_400), Verdict::Fail);
+        assert_eq!(at(1), CheckResult::Ok);
+        assert_eq!(at(60), CheckResult::Warn);
+        assert_eq!(at(86_400), CheckResult::Fail);
         let unknown = skew(&Ok((String::new(), None)));
-        assert_eq!(unknown.verdict, Verdict::Skip);
+        assert_eq!(unknown.result, CheckResult::Skip);
     }
 
     #[test]

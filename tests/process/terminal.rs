@@ -320,7 +320,7 @@ async fn log_alone(tailnet: &DevnetTailnet, session: &Session) {
     assert!(screen.addresses().is_empty(), "{raw}");
 }
 
-/// Runs a command at a terminal of this width, and returns its exit code and its output.
+/// Runs a command with its result at a terminal of this width, and returns exit code and result.
 fn at_a_terminal(
     columns: u16,
     arguments: &[&str],
@@ -334,8 +334,8 @@ fn at_a_terminal(
         .env_clear()
         .envs(variables.iter().copied())
         .stdin(Stdio::null())
-        .stdout(theirs.try_clone().unwrap())
-        .stderr(theirs)
+        .stdout(theirs)
+        .stderr(Stdio::inherit())
         .spawn()
         .unwrap();
     let mut raw = Vec::new();
