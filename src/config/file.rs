@@ -168,7 +168,7 @@ pub(super) fn parse(text: &str, format: Format) -> Result<Vec<Item>, String> {
         Tree::Table(entries) => flatten("", entries, &mut items)?,
         Tree::Nothing => {}
         Tree::List(_) | Tree::Scalar(_) => {
-            return Err("holds no settings: its top must be a table of keys".into());
+            return Err("contains no settings: its top level must be a table of keys".into());
         }
     }
     Ok(items)

@@ -153,7 +153,7 @@ impl Listen {
             && options.take("plain").is_none()
             && !addr.ip().is_loopback()
         {
-            return Err("outside the loopback tokens need TLS: use https, or add ?plain where a proxy in front ends TLS".into());
+            return Err("outside of loopback, tokens need TLS: use https, or add ?plain if a proxy in front terminates TLS".into());
         }
         options.done()?;
         Ok(listen)
@@ -254,7 +254,7 @@ impl<'a> Options<'a> {
         for option in query.split('&').filter(|option| !option.is_empty()) {
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
             if all.iter().any(|(known, _)| *known == name) {
-                return Err(format!("{name} is there twice"));
+                return Err(format!("{name} occurs twice"));
             }
             all.push((name, value));
         }

@@ -84,7 +84,7 @@ pub(super) fn fit(text: &str) -> Result<(), String> {
         .chars()
         .any(char::is_control)
     {
-        return Err("holds a control character".into());
+        return Err("contains a control character".into());
     }
     Ok(())
 }
@@ -197,7 +197,7 @@ pub(super) fn binding(typed: &str, _: &Origin) -> Result<Reading<Binding>, Strin
     })?;
     if address.is_unspecified() {
         return Ok(Reading::new(Binding::Auto, "auto").odd(Some(
-            "no tailnet address; taken as auto (the Go program listened and nothing reached it)"
+            "not a tailnet address; taken as auto (the Go program listened and nothing reached it)"
                 .into(),
         )));
     }
@@ -286,7 +286,7 @@ pub(super) fn url(typed: &str, _: &Origin) -> Result<Reading<Option<String>>, St
         None => Err("not an address such as https://host".into()),
         Some(authority) if authority.as_str().contains('@') => {
             // It would appear in logs and errors.
-            Err("an address with a name or password in it is not taken".into())
+            Err("an address with a user name or password is not accepted".into())
         }
         Some(_) => Ok(Reading::new(Some(text.to_owned()), text)),
     }
@@ -338,7 +338,7 @@ pub(super) const HIDDEN: &str = "(hidden)";
 pub(super) fn whole_secret(secret: &Secret, blanks: bool) -> Result<(), String> {
     if secret.reveal() == HIDDEN {
         // Copied from `config show`. The control server would only say that the key is wrong.
-        return Err("is the mark of a hidden secret, not a secret".into());
+        return Err("is the placeholder for a hidden secret, not a secret".into());
     }
     if secret.reveal().len() > LONGEST {
         return Err(format!("longer than {LONGEST} bytes"));
@@ -347,7 +347,7 @@ pub(super) fn whole_secret(secret: &Secret, blanks: bool) -> Result<(), String> 
         .reveal()
         .contains(|c: char| c.is_control() || c.is_whitespace() && !(blanks && c == ' '))
     {
-        return Err("holds blanks, line ends or control characters".into());
+        return Err("contains blanks, line ends or control characters".into());
     }
     Ok(())
 }

@@ -336,8 +336,8 @@ pub fn page() -> String {
          Flags win over variables, variables over the config file, the file over defaults. \
          An empty variable counts as unset.\n\
          Durations are written as in Go (`90s`, `1h30m`). \
-         `docs/compatibility.md` tells what differs from the Go program.\n\n\
-         | Key | Variable | Flag | Default | What may be typed | Meaning |\n\
+         `docs/compatibility.md` lists what differs from the Go program.\n\n\
+         | Key | Variable | Flag | Default | Valid values | Meaning |\n\
          |---|---|---|---|---|---|\n",
     );
     for row in ALL {

@@ -18,25 +18,28 @@ rows! {
     BINDING = row("admin.binding", Kind::Binding)
         .flag("admin-binding", Scope::Start)
         .default("auto")
-        .help("Tailnet address of the admin API; auto takes all of the node's");
+        .help("Tailnet address of the admin API; auto means every address of the node");
     LISTEN = row("admin.listen", Kind::Words(&[]))
         .flag("admin-listen", Scope::Start)
         .example("tailnet://:50051")
         .help(
-            "Where the admin API listens, by commas or blanks, instead of admin.port and admin.binding; docs/reference/listeners.md \
-             has the forms",
+            "Where the admin API listens, separated by commas or blanks, instead of admin.port \
+             and admin.binding; docs/reference/listeners.md lists the forms",
         );
     AUTHORIZATION = row("admin.authorization", Kind::Word(&["grant", "open"]))
         .flag("admin-authorization", Scope::Start)
         .default("grant")
-        .help("Who may administer: owner, local socket or grant; or whoever reaches the port");
+        .help(
+            "Who may administer: with grant the node's owner, the local socket and callers with \
+             a grant; with open every caller that reaches the port",
+        );
     SOCKET = row("admin.socket", Kind::Path)
         .flag("admin-socket", Scope::Start)
         .flag("admin-socket", Scope::Keys)
         .flag("admin-socket", Scope::Policy)
         .derived("admin.sock in server.tailscale.dir")
         .example("/run/tailbone/admin.sock")
-        .help("Local admin socket");
+        .help("Path of the local admin socket");
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

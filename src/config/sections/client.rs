@@ -19,7 +19,7 @@ rows! {
         .flag("host", Scope::Keys)
         .default("")
         .example("tailbone")
-        .help("Server to administer; without one the local admin socket");
+        .help("Server to administer; the local admin socket if empty");
     PORT = row("admin.client.port", Kind::Port)
         .flag("port", Scope::Keys)
         .default("50051")
@@ -27,7 +27,7 @@ rows! {
     TIMEOUT = row("admin.client.timeout", duration(Duration::from_millis(100), HOUR))
         .flag("timeout", Scope::Keys)
         .default("30s")
-        .help("Time given to one call of the admin API");
+        .help("Time limit of one call of the admin API");
 }
 
 /// The settings of `tailbone keys …` and other clients of the admin API.

@@ -12,7 +12,7 @@ rows! {
     COMPONENTS = row("components", Kind::Words(Component::NAMES))
         .flag("components", Scope::Start)
         .default("issuer,admin")
-        .help("Parts of the program to run, by commas or blanks");
+        .help("Components to run, separated by commas or blanks");
 }
 
 /// Makes the type with the lists of all its values.

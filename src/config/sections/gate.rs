@@ -21,124 +21,133 @@ rows! {
     BINDING = row("gate.binding", Kind::Binding)
         .flag("gate-binding", Scope::Start)
         .default("auto")
-        .help("Tailnet address of the gate; auto takes all of the node's");
+        .help("Tailnet address of the gate; auto means every address of the node");
     LISTEN = row("gate.listen", Kind::Words(&[]))
         .flag("gate-listen", Scope::Start)
         .example("tailnet://:8082")
         .help(
-            "Where the reverse proxy listens, by commas or blanks, instead of gate.port and gate.binding; docs/reference/listeners.md \
-             has the forms",
+            "Where the reverse proxy listens, separated by commas or blanks, instead of \
+             gate.port and gate.binding; docs/reference/listeners.md lists the forms",
         );
     UPSTREAM = row("gate.upstream", Kind::Words(&[]))
         .flag("gate-upstream", Scope::Start)
         .example("http://127.0.0.1:3000")
         .help(
-            "Services behind the reverse proxy: http, https, h2c or h2 (HTTP/2 with TLS) and \
-             address, after host, path or both and = where there are several",
+            "Services behind the reverse proxy, as scheme://address with the scheme http, \
+             https, h2c or h2 (HTTP/2 with TLS); several services need a host, a path or both \
+             and = before it",
         );
     UPSTREAM_TIMEOUT = row("gate.upstreamTimeout", duration_or_off(Duration::from_millis(10), DAY))
         .flag("gate-upstream-timeout", Scope::Start)
         .default("5m")
         .help(
-            "Time given to a service until its answer begins, or off; for uploads the clock \
-             begins anew with each part",
+            "Time limit until a service begins its answer, or off; it starts again with each \
+             part of an upload that the service reads",
         );
     UPSTREAM_CA = row("gate.upstreamCa", Kind::Path)
         .flag("gate-upstream-ca", Scope::Start)
         .example("/etc/tailbone/upstream-ca.pem")
         .help(
-            "PEM file of those who may have signed the certificates of https and h2 services; \
-             without one, whom the system trusts",
+            "PEM file with the authorities that sign the certificates of https and h2 services; \
+             those of the system if empty",
         );
     POLICY = row("gate.policy", Kind::Path)
         .flag("gate-policy", Scope::Start)
         .flag("policy", Scope::Policy)
         .example("/etc/tailbone/policy.toml")
         .help(
-            "File of rules that say who may do what; without one, grants of the tailnet decide \
-             alone",
+            "File of access rules; without one, only grants in the tailnet's policy give access",
         );
     CAPABILITY = row("gate.capability", Kind::Text)
         .flag("gate-capability", Scope::Start)
         .flag("capability", Scope::Policy)
         .default(tailbone_identity::policy::CAPABILITY)
-        .help("Capability of the grants that are asked before the file");
+        .help("Capability whose grants are evaluated before the file");
     ALLOWED_ORIGINS = row("gate.allowedOrigins", Kind::Words(&[]))
         .flag("gate-allowed-origins", Scope::Start)
         .example("https://app.example.com")
         .help(
             "Origins whose web pages may open WebSockets and send other methods than GET, HEAD \
-             and OPTIONS to the services behind the gate, besides each service's own pages; * is \
-             every page",
+             and OPTIONS to the services behind the gate, besides each service's own pages; * \
+             allows every page",
         );
     EXPECTED_TAILNET = row("gate.expectedTailnet", Kind::Text)
         .flag("gate-expected-tailnet", Scope::Start)
         .default("")
         .example("tailnet-x.ts.net")
-        .help("MagicDNS suffix that callers must have");
+        .help("MagicDNS suffix of the tailnet that callers must belong to");
     FORWARD_CAPABILITIES = row("gate.forwardCapabilities", Kind::Words(&[]))
         .flag("gate-forward-capabilities", Scope::Start)
         .example("example.com/cap/wiki")
-        .help("Capabilities whose values backends are told, in Tailscale-App-Capabilities");
+        .help(
+            "Capabilities whose values are sent to backends in Tailscale-App-Capabilities",
+        );
     TOKEN = row("gate.token", Kind::Bool)
         .flag("gate-token", Scope::Start)
         .default("false")
-        .help("Give backends a signed JWT about the caller, in Tailbone-Token");
+        .help("Send backends a signed JWT about the caller in Tailbone-Token");
     TOKEN_ISSUER = row("gate.tokenIssuer", Kind::Text)
         .flag("gate-token-issuer", Scope::Start)
         .derived("keys.issuer and /gate")
         .example("tailbone/gate")
         .help(
-            "The iss claim of that token; another than keys.issuer, so that nobody takes it for a \
-             token of the issuer",
+            "The iss claim of that token; it should differ from keys.issuer, or the token could \
+             be mistaken for one of the issuer",
         );
     TOKEN_AUDIENCE = row("gate.tokenAudience", Kind::Text)
         .flag("gate-token-audience", Scope::Start)
         .default("")
         .help(
-            "The aud claim of that token; the host that was asked for when empty, which every \
-             upstream must then name",
+            "The aud claim of that token; if empty, the requested host, and then every upstream \
+             must name its host",
         );
     TOKEN_EXPIRY = row("gate.tokenExpiry", duration(Duration::from_secs(1), HOUR))
         .flag("gate-token-expiry", Scope::Start)
         .default("1m")
-        .help("Life of that token, in whole seconds");
+        .help("Lifetime of that token, in whole seconds");
     RECHECK = row("gate.recheck", duration(Duration::from_millis(10), HOUR))
         .flag("gate-recheck", Scope::Start)
         .default("10s")
         .help(
-            "How often open streams and WebSockets are decided about again when nothing has \
-             changed",
+            "How often the access of open streams and WebSockets is checked again if nothing \
+             has changed",
         );
     AUTH_PORT = row("gate.auth.port", Kind::Port)
         .flag("gate-auth-port", Scope::Start)
         .default("8083")
-        .help("Port of forward-auth on the tailnet, where gate.auth.proxies names somebody");
+        .help(
+            "Port of forward-auth on the tailnet; it only listens if gate.auth.proxies is not \
+             empty",
+        );
     AUTH_LISTEN = row("gate.auth.listen", Kind::Words(&[]))
         .flag("gate-auth-listen", Scope::Start)
         .example("unix:///run/tailbone/gate.sock?mode=0660")
         .help(
-            "Where forward-auth listens, by commas or blanks, instead of gate.auth.port, gate.binding and gate.auth.socket; docs/reference/listeners.md \
-             has the forms",
+            "Where forward-auth listens, separated by commas or blanks, instead of \
+             gate.auth.port, gate.binding and gate.auth.socket; docs/reference/listeners.md \
+             lists the forms",
         );
     AUTH_PROXIES = row("gate.auth.proxies", Kind::Words(&[]))
         .flag("gate-auth-proxies", Scope::Start)
         .example("tag:proxy")
         .help(
-            "Proxies on the tailnet that may ask about others, by tag; by login only with \
-             gate.auth.userProxies",
+            "Proxies on the tailnet that may ask about other callers, by tag; by login only \
+             with gate.auth.userProxies",
         );
     AUTH_USER_PROXIES = row("gate.auth.userProxies", Kind::Bool)
         .flag("gate-auth-user-proxies", Scope::Start)
         .default("false")
         .help(
-            "Take logins in gate.auth.proxies too, although web pages in those users' browsers \
-             may then ask about others",
+            "Allow logins in gate.auth.proxies too, although web pages in those users' browsers \
+             can then ask about other callers",
         );
     AUTH_SOCKET = row("gate.auth.socket", Kind::Path)
         .flag("gate-auth-socket", Scope::Start)
         .example("/run/tailbone/gate.sock")
-        .help("Unix socket for proxies on this machine; whoever can open it may ask about others");
+        .help(
+            "Unix socket for proxies on this machine; every process that can open it may ask \
+             about other callers",
+        );
     AUTH_SOCKET_MODE = row("gate.auth.socketMode", Kind::Text)
         .flag("gate-auth-socket-mode", Scope::Start)
         .default("0660")
@@ -148,13 +157,15 @@ rows! {
         .default("")
         .example("X-Real-IP")
         .help(
-            "Header in which proxies tell the client's address; Remote-Addr or X-Forwarded-For, \
-             by route, when empty",
+            "Header in which proxies report the client's address; if empty, Remote-Addr or \
+             X-Forwarded-For, depending on the route",
         );
     AUTH_REDIRECT = row("gate.auth.redirect", Kind::Url)
         .flag("gate-auth-redirect", Scope::Start)
         .example("https://join.example.com/")
-        .help("Page to which browsers without identity are sent instead of a 401");
+        .help(
+            "Page to which browsers without an identity are redirected instead of getting a 401",
+        );
 }
 
 /// Identity in front of HTTP services.

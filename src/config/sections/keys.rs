@@ -35,7 +35,9 @@ rows! {
         .flag("bucket", Scope::Server)
         .default("")
         .example("acme-jwks")
-        .help("S3 bucket where the JWKS is published; without one it is a file");
+        .help(
+            "S3 bucket where the JWKS is published; if empty, it is published in a file",
+        );
     KEY_PATH = row("keys.keyPath", Kind::Text)
         .flag("key-path", Scope::Server)
         .default(".well-known/jwks.json")
@@ -43,7 +45,9 @@ rows! {
     S3_ENDPOINT = row("keys.s3.endpoint", Kind::Url)
         .flag("s3-endpoint", Scope::Server)
         .example("https://s3.example.com")
-        .help("Address of an S3-compatible store; without it the AWS rules hold");
+        .help(
+            "Address of an S3-compatible store; if empty, AWS's usual configuration applies",
+        );
     S3_PATH_STYLE = row("keys.s3.pathStyle", Kind::Bool)
         .flag("s3-path-style", Scope::Server)
         .default("false")
@@ -56,16 +60,18 @@ rows! {
     ISSUER = row("keys.issuer", Kind::Text)
         .flag("issuer", Scope::Start)
         .default("tailbone")
-        .help("The iss claim; left out of tokens when empty");
+        .help("The iss claim; omitted from tokens if empty");
     EXPIRY = row("keys.expiry", old_duration(Duration::from_secs(1), MONTH))
         .flag("expiry", Scope::Server)
         .default("20m")
-        .help("Life of a token, in whole seconds");
+        .help("Lifetime of a token, in whole seconds");
     ALGORITHM = row("keys.algorithm", Kind::Word(&["RS256", "ES256", "EdDSA"]))
         .flag("key-algorithm", Scope::Server)
         .flag("algorithm", Scope::Make)
         .default("RS256")
-        .help("Algorithm of new keys; a Go server on the same directory signs with RS256 alone");
+        .help(
+            "Algorithm of new keys; a Go server on the same directory only signs with RS256",
+        );
     SIZE = row("keys.size", Kind::Size(RSA_SIZES))
         .flag("key-size", Scope::Server)
         .short("size", 's', Scope::Make)
@@ -75,7 +81,7 @@ rows! {
         .flag("rotate-every", Scope::Server)
         .default("off")
         .example("720h")
-        .help("Age at which the signing key gets a successor");
+        .help("Age at which the signing key gets a successor, or off");
     CACHE_TIME = row("keys.cacheTime", duration(Duration::ZERO, DAY))
         .flag("cache-time", Scope::Server)
         .default("5m")

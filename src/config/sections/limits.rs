@@ -20,63 +20,72 @@ rows! {
     REQUESTS = row("server.limits.requests", count(1, 1_000_000))
         .flag("limit-requests", Scope::Start)
         .default("4096")
-        .help("Requests in hand of one listener at once; further ones get 503");
+        .help(
+            "Requests of one listener that are handled at once; further ones get 503",
+        );
     REQUEST_RATE = row("server.limits.requestRate", count(0, 1_000_000))
         .flag("limit-request-rate", Scope::Start)
         .default("1000")
-        .help("Requests a second of one peer in the long run, then 429; 0 is no limit");
+        .help(
+            "Average requests per second of one peer; further ones get 429; 0 means no limit",
+        );
     REQUEST_BURST = row("server.limits.requestBurst", count(1, 1_000_000))
         .flag("limit-request-burst", Scope::Start)
         .default("5000")
-        .help("Requests of one peer at once before the rate counts");
+        .help("Requests of one peer at once before the rate applies");
     CALLER_RATE = row("server.limits.callerRate", count(0, 1_000_000))
         .flag("limit-caller-rate", Scope::Start)
         .default("2000")
         .help(
-            "Requests a second of one caller (a user with all devices, or a tagged machine), then \
-             429; 0 is no limit",
+            "Average requests per second of one caller (a user with all devices, or a tagged \
+             machine); further ones get 429; 0 means no limit",
         );
     CALLER_BURST = row("server.limits.callerBurst", count(1, 1_000_000))
         .flag("limit-caller-burst", Scope::Start)
         .default("10000")
-        .help("Requests of one caller at once before that rate counts");
+        .help("Requests of one caller at once before that rate applies");
     HEADER_BYTES = row("server.limits.headerBytes", count(8 << 10, 1 << 20))
         .flag("limit-header-bytes", Scope::Start)
         .default("16384")
-        .help("Bytes of a request's head; a longer one gets 431");
+        .help("Largest head of a request, in bytes; a larger one gets 431");
     BODY_BYTES = row("server.limits.bodyBytes", count(1 << 10, 64 << 20))
         .flag("limit-body-bytes", Scope::Start)
         .default("65536")
         .help(
-            "Bytes of a request's body, but for what passes through the gate; a longer one gets \
+            "Largest body of a request, in bytes, except through the gate; a larger one gets \
              413",
         );
     HEADER_TIME = row("server.limits.headerTime", duration(Duration::from_millis(100), HOUR))
         .flag("limit-header-time", Scope::Start)
         .default("60s")
-        .help("Time for the head of a request, and for the first one of a connection");
+        .help(
+            "Time limit for the head of a request; on a new connection it starts at once",
+        );
     IDLE_TIME = row("server.limits.idleTime", duration(Duration::from_millis(100), HOUR))
         .flag("limit-idle-time", Scope::Start)
         .default("60s")
         .help(
-            "Silence between two requests of a connection; over HTTP/2 the time after which a \
-             ping asks whether somebody is there",
+            "Longest silence between two requests of a connection; over HTTP/2 the time after \
+             which a ping checks that the peer is still there",
         );
     REQUEST_TIME = row("server.limits.requestTime", duration(Duration::from_millis(100), HOUR))
         .flag("limit-request-time", Scope::Start)
         .default("30s")
         .help(
-            "Time for answering a request, its body included, but for what passes through the \
-             gate; then 408",
+            "Time limit for answering a request, including its body, except through the gate; \
+             then 408",
         );
     CALL_TIME = row("server.limits.callTime", duration(Duration::from_secs(1), HOUR))
         .flag("limit-call-time", Scope::Start)
         .default("2m")
-        .help("The same for a call of the admin API, which may wait for key changes of others");
+        .help(
+            "The same for a call of the admin API, which may have to wait for other changes of \
+             keys",
+        );
     WRITE_TIME = row("server.limits.writeTime", duration(Duration::from_millis(100), HOUR))
         .flag("limit-write-time", Scope::Start)
         .default("30s")
-        .help("The longest that an answer waits for its reader");
+        .help("Longest time that a part of an answer waits to be read");
 }
 
 impl Reader<'_> {

@@ -12,11 +12,11 @@ rows! {
     LEVEL = row("log.level", Kind::Word(&["trace", "debug", "info", "warn", "error"]))
         .flag("log-level", Scope::Server)
         .default("info")
-        .help("Least level that is logged");
+        .help("Lowest level that is logged");
     FORMAT = row("log.format", Kind::Word(&["console", "json"]))
         .flag("log-format", Scope::Server)
         .default("console")
-        .help("Form of the log lines");
+        .help("Format of the log lines");
     NO_COLOR = row("log.no_color", Kind::Bool)
         .flag("no-color", Scope::Server)
         .default("false")

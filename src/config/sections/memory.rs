@@ -12,8 +12,8 @@ rows! {
         .default("auto")
         .example("192MiB")
         .help(
-            "Memory of the node inside (Go), above which it collects rather than grows: auto is \
-             GOMEMLIMIT, else three quarters of the cgroup's limit",
+            "Memory limit of the embedded node (Go), near which it collects garbage more often: \
+             auto is GOMEMLIMIT, or else three quarters of the cgroup's limit",
         );
 }
 

@@ -19,15 +19,15 @@ rows! {
         .default("auto")
         .example("127.0.0.1")
         .help(
-            "Tailnet address of the metrics; auto takes all of the node's, a loopback address the \
-             machine's own",
+            "Tailnet address of the metrics, or a loopback address of the machine; auto means \
+             every address of the node",
         );
     LISTEN = row("metrics.listen", Kind::Words(&[]))
         .flag("metrics-listen", Scope::Start)
         .example("http://127.0.0.1:9090")
         .help(
-            "Where the metrics component listens, by commas or blanks, instead of metrics.port and metrics.binding; docs/reference/listeners.md \
-             has the forms",
+            "Where the metrics component listens, separated by commas or blanks, instead of \
+             metrics.port and metrics.binding; docs/reference/listeners.md lists the forms",
         );
 }
 

@@ -26,32 +26,32 @@ rows! {
     BINDING = row("server.binding", Kind::Binding)
         .short("binding", 'b', Scope::Start)
         .default("auto")
-        .help("Tailnet address of the issuer; auto takes all of the node's");
+        .help("Tailnet address of the issuer; auto means every address of the node");
     LISTEN = row("server.listen", Kind::Words(&[]))
         .flag("listen", Scope::Start)
         .example("tailnet://:80,http://127.0.0.1:8080")
         .help(
-            "Where the issuer listens, by commas or blanks, instead of server.port and server.binding; docs/reference/listeners.md \
-             has the forms",
+            "Where the issuer listens, separated by commas or blanks, instead of server.port \
+             and server.binding; docs/reference/listeners.md lists the forms",
         );
     ALLOWED_HOSTS = row("server.allowedHosts", Kind::Words(&[]))
         .flag("allowed-hosts", Scope::Start)
         .example("tailbone.example.com")
         .help(
-            "Names of one's own under which the listeners are called, besides the node's names \
-             and addresses; *.name takes all below it, * every host",
+            "Further host names of the listeners, besides the node's names and addresses; \
+             *.name includes all names below it, * every host",
         );
     ALLOWED_ORIGINS = row("server.allowedOrigins", Kind::Words(&[]))
         .flag("allowed-origins", Scope::Start)
         .example("https://app.example.com")
         .help(
-            "Origins whose web pages may ask for tokens, at the issuer and at the exchange; * is \
-             every page",
+            "Origins whose web pages may request tokens from the issuer and the exchange; * \
+             allows every page",
         );
     GRACE = row("server.grace", duration(Duration::ZERO, HOUR))
         .flag("grace", Scope::Start)
         .default("10s")
-        .help("Time given to open requests on a stop");
+        .help("Time that open requests have to finish when the server stops");
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -22,13 +22,15 @@ rows! {
     BINDING = row("sts.binding", Kind::Binding)
         .flag("sts-binding", Scope::Start)
         .default("auto")
-        .help("Tailnet address of the token exchange; auto takes all of the node's");
+        .help(
+            "Tailnet address of the token exchange; auto means every address of the node",
+        );
     LISTEN = row("sts.listen", Kind::Words(&[]))
         .flag("sts-listen", Scope::Start)
         .example("tailnet://:8080,http://127.0.0.1:8080")
         .help(
-            "Where the token exchange listens, by commas or blanks, instead of sts.port, sts.binding and sts.host.*; docs/reference/listeners.md \
-             has the forms",
+            "Where the token exchange listens, separated by commas or blanks, instead of \
+             sts.port, sts.binding and sts.host.*; docs/reference/listeners.md lists the forms",
         );
     POLICIES_DIR = row("sts.policiesDir", Kind::Path)
         .flag("sts-policies-dir", Scope::Start)
@@ -43,7 +45,7 @@ rows! {
         .flag("sts-client-id", Scope::Start)
         .aliases(&["TS_CLIENT_ID"])
         .example("k123456CNTRL")
-        .help("OAuth client of Tailscale's API; a policy may bring its own");
+        .help("OAuth client for Tailscale's API; a policy may name its own");
     CLIENT_SECRET = row("sts.clientSecret", Kind::Secret)
         .flag("sts-client-secret", Scope::Start)
         .aliases(&["TS_CLIENT_SECRET"])
@@ -57,14 +59,14 @@ rows! {
     TIMEOUT = row("sts.timeout", duration(Duration::from_millis(100), HOUR))
         .flag("sts-timeout", Scope::Start)
         .default("10s")
-        .help("Time given to one call of the token endpoint");
+        .help("Time limit of one call of the token endpoint");
     CACHE_TIME = row("sts.cacheTime", duration_or_off(Duration::from_secs(1), HOUR))
         .flag("sts-cache-time", Scope::Start)
         .default("off")
         .example("5m")
         .help(
-            "How long an access token is given to further callers with the same policy, scopes \
-             and tags",
+            "How long an access token is reused for callers with the same policy, scopes and \
+             tags",
         );
     LEEWAY = row("sts.leeway", duration(Duration::ZERO, HOUR))
         .flag("sts-leeway", Scope::Start)
@@ -73,18 +75,21 @@ rows! {
     JWKS_COOL_DOWN = row("sts.jwks.coolDown", duration(Duration::from_secs(1), HOUR))
         .flag("sts-jwks-cool-down", Scope::Start)
         .default("1m")
-        .help("Least time between two fetches of an issuer's keys that unknown keys cause");
+        .help(
+            "Minimum time between two fetches of an issuer's keys that are caused by unknown \
+             keys",
+        );
     HOST_LISTEN = row("sts.host.listen", Kind::Text)
         .flag("sts-host-listen", Scope::Start)
         .example("0.0.0.0:8443")
         .help(
-            "Host address where the exchange listens too, for callers outside the tailnet; none \
-             without it",
+            "Host address where the exchange also listens, for callers outside the tailnet; \
+             none if empty",
         );
     HOST_CERT = row("sts.host.cert", Kind::Text)
         .flag("sts-host-cert", Scope::Start)
         .example("/etc/tls/tls.crt")
-        .help("Certificate chain of that listener (PEM); read anew when it changes");
+        .help("Certificate chain of that listener (PEM); read again when it changes");
     HOST_KEY = row("sts.host.key", Kind::Text)
         .flag("sts-host-key", Scope::Start)
         .example("/etc/tls/tls.key")
@@ -92,7 +97,9 @@ rows! {
     HOST_PLAIN = row("sts.host.plain", Kind::Bool)
         .flag("sts-host-plain", Scope::Start)
         .default("false")
-        .help("That listener has no TLS, because a proxy in front ends it");
+        .help(
+            "That listener has no TLS, because a proxy in front of it terminates TLS",
+        );
 }
 
 /// The token exchange.

@@ -20,13 +20,13 @@ rows! {
         .aliases(&["TS_AUTHKEY", "TS_AUTH_KEY"])
         .example("file:/run/secrets/authkey")
         .help(
-            "Auth key for the first join, or file:PATH of a file that holds it; TS_AUTHKEY means \
-             the same where nothing else to log in with is typed",
+            "Auth key for the first join, or file:PATH of a file that contains it; TS_AUTHKEY \
+             does the same if no other credential is set",
         );
     CONTROL_URL = row("server.tailscale.controlUrl", Kind::Url)
         .flag("ts-control-url", Scope::Start)
         .example("https://headscale.example.com")
-        .help("Control server; without it Tailscale's own");
+        .help("Control server; Tailscale's own if empty");
     HOSTNAME = row("server.tailscale.hostname", Kind::Text)
         .flag("ts-hostname", Scope::Start)
         .default("tailbone")
@@ -46,48 +46,51 @@ rows! {
     CLIENT_SECRET = row("server.tailscale.clientSecret", Kind::Secret)
         .flag("ts-client-secret", Scope::Start)
         .example("file:/run/secrets/client")
-        .help("OAuth client secret to join with instead of an auth key; needs tags");
+        .help("OAuth client secret to join with instead of an auth key; requires tags");
     CLIENT_ID = row("server.tailscale.clientId", Kind::Text)
         .flag("ts-client-id", Scope::Start)
         .default("")
         .example("k123456CNTRL")
         .help(
-            "Client of a federated identity to join with, with an ID token or an audience; needs \
-             tags",
+            "Client id of a federated identity to join with, together with an ID token or an \
+             audience; requires tags",
         );
     ID_TOKEN = row("server.tailscale.idToken", Kind::Secret)
         .flag("ts-id-token", Scope::Start)
         .example("file:/run/secrets/id-token")
-        .help("ID token of that identity, or file:PATH of a file that holds it");
+        .help("ID token of that identity, or file:PATH of a file that contains it");
     AUDIENCE = row("server.tailscale.audience", Kind::Text)
         .flag("ts-audience", Scope::Start)
         .default("")
-        .help("Audience to ask the cloud's own token endpoint for, instead of an ID token");
+        .help(
+            "Audience to request a token for from the cloud's own token endpoint, instead of an \
+             ID token",
+        );
     EPHEMERAL = row("server.tailscale.ephemeral", Kind::Bool)
         .flag("ts-ephemeral", Scope::Start)
         .default("false")
-        .help("Let the control server forget the node when it goes away");
+        .help("Let the control server remove the node when it goes away");
     TAGS = row("server.tailscale.tags", Kind::Words(&[]))
         .flag("ts-tags", Scope::Start)
         .example("tag:tailbone")
-        .help("Tags the node asks for, by commas or blanks");
+        .help("Tags that the node requests, separated by commas or blanks");
     JOIN_TIMEOUT = row(
         "server.tailscale.joinTimeout",
         old_duration(Duration::from_millis(100), DAY),
     )
         .flag("ts-join-timeout", Scope::Start)
         .default("60s")
-        .help("Time given to the join before it is a failure");
+        .help("Time limit for joining the tailnet");
     JOIN_RETRY = row("server.tailscale.joinRetry", old_duration(Duration::from_millis(10), HOUR))
         .flag("ts-join-retry", Scope::Start)
         .default("1s")
-        .help("Wait between two attempts to join");
+        .help("Pause between two attempts to join");
     WAIT_FOR_DIR = row("server.tailscale.waitForDir", Kind::Bool)
         .flag("ts-wait-for-dir", Scope::Start)
         .default("false")
         .help(
-            "Keep trying while the state directory cannot be made or written, for a volume that \
-             comes later; otherwise the start ends at once",
+            "Keep trying while the state directory cannot be created or written, for a volume \
+             that is mounted later; otherwise the start fails at once",
         );
     UPLOAD_LOGS = row("server.tailscale.uploadLogs", Kind::Bool)
         .flag("ts-upload-logs", Scope::Start)
@@ -203,7 +206,7 @@ impl Reader<'_> {
             self.mistake(
                 &STATE,
                 Some("mem".into()),
-                "a node that forgets itself must be ephemeral: set server.tailscale.ephemeral"
+                "a node whose state is only in memory must be ephemeral: set server.tailscale.ephemeral"
                     .into(),
             );
             return None;
@@ -235,7 +238,7 @@ fn state(typed: &str, origin: &Origin) -> Result<Reading<StateStore>, String> {
             "mem" => StateStore::Memory,
             other => match other.strip_prefix("kube:") {
                 Some(name) if !name.is_empty() => StateStore::Kube(name.to_owned()),
-                _ => return Err("no place for state; there are dir, mem and kube:NAME".into()),
+                _ => return Err("not a place for state; there are dir, mem and kube:NAME".into()),
             },
         })
     })
@@ -256,7 +259,7 @@ fn hostname(typed: &str, origin: &Origin) -> Result<Reading<String>, String> {
         && !name.starts_with('-')
         && !name.ends_with('-');
     let odd = (!plain).then(|| {
-        "not of letters, digits and - alone: the control server gives the node another name"
+        "contains other characters than letters, digits and -: the control server gives the node another name"
             .to_owned()
     });
     Ok(reading.odd(odd))

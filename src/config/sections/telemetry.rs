@@ -17,16 +17,16 @@ rows! {
         .aliases(&["OTEL_EXPORTER_OTLP_ENDPOINT"])
         .example("http://127.0.0.1:4318")
         .help(
-            "Collector that traces and metrics are sent to (OTLP, http/protobuf); none without \
-             it. OTEL_EXPORTER_OTLP_ENDPOINT does the same",
+            "Collector that traces and metrics are sent to (OTLP, http/protobuf); nothing is \
+             sent if empty. OTEL_EXPORTER_OTLP_ENDPOINT does the same",
         );
     HEADERS = row("server.telemetry.otlp.headers", Kind::Secret)
         .flag("otlp-headers", Scope::Start)
         .aliases(&["OTEL_EXPORTER_OTLP_HEADERS"])
         .example("file:/run/secrets/otlp-headers")
         .help(
-            "Headers for the collector, name=value by commas, or file:PATH of a file that holds \
-             them. OTEL_EXPORTER_OTLP_HEADERS does the same",
+            "Headers for the collector, name=value separated by commas, or file:PATH of a file \
+             that contains them. OTEL_EXPORTER_OTLP_HEADERS does the same",
         );
     INTERVAL = row("server.telemetry.otlp.interval", duration(Duration::from_millis(100), HOUR))
         .flag("otlp-interval", Scope::Start)
@@ -87,14 +87,14 @@ fn headers(text: &str) -> Result<Vec<(String, Secret)>, String> {
                 .ok_or_else(|| format!("pair {place} is not name=value"))?;
             let name = name.trim().to_ascii_lowercase();
             if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
-                return Err(format!("pair {place} has no header's name before ="));
+                return Err(format!("pair {place} has no header name before ="));
             }
             let value = unescaped(value.trim());
             match value {
                 Some(value) if http::HeaderValue::from_str(&value).is_ok() => {
                     Ok((name, Secret::new(value)))
                 }
-                _ => Err(format!("the value of {name} cannot be a header's")),
+                _ => Err(format!("the value of {name} cannot be sent in a header")),
             }
         })
         .collect()

@@ -158,7 +158,7 @@ fn no_secret_is_ever_shown() {
     // The texts that must replace it.
     for words in [
         "(hidden)",
-        "holds blanks, line ends or control characters",
+        "contains blanks, line ends or control characters",
         "longer than 4096 bytes",
         "everybody on this machine can read it",
         "one value, not a list",
