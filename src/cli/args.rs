@@ -14,12 +14,12 @@ use clap::{
 };
 
 use crate::config::{
-    Environment, Flags, Raw, Value,
-    table::{self, Default, Flag, Kind, Row, Scope},
+    Environment, Flags, RawSettings, RawValue,
+    table::{self, DefaultValue, Flag, FlagScope, Row, ValueKind},
 };
 
 /// The flags of one scope.
-pub(super) fn of(scope: Scope) -> impl Iterator<Item = Arg> {
+pub(super) fn of(scope: FlagScope) -> impl Iterator<Item = Arg> {
     table::ALL.iter().filter_map(move |row| {
         let flag = row.flag_in(&[scope])?;
         Some(arg(row, flag))
@@ -43,14 +43,18 @@ pub(super) fn config() -> Arg {
 }
 
 /// The values that were typed for a command that takes the flags of `scopes`.
-pub(super) fn raw(matches: &ArgMatches, scopes: &[Scope], environment: &Environment) -> Raw {
+pub(super) fn raw(
+    matches: &ArgMatches,
+    scopes: &[FlagScope],
+    environment: &Environment,
+) -> RawSettings {
     let config = matches
         .get_one::<OsString>("config")
         .filter(|path| !path.is_empty());
-    Raw::collect(given(matches, scopes), environment, config.map(Path::new))
+    RawSettings::collect(given(matches, scopes), environment, config.map(Path::new))
 }
 
-pub(super) fn given(matches: &ArgMatches, scopes: &[Scope]) -> Flags {
+pub(super) fn given(matches: &ArgMatches, scopes: &[FlagScope]) -> Flags {
     let mut flags = Flags::default();
     for row in table::ALL {
         let Some(flag) = row.flag_in(scopes) else {
@@ -65,12 +69,12 @@ pub(super) fn given(matches: &ArgMatches, scopes: &[Scope]) -> Flags {
             .flatten()
             .cloned()
             .collect();
-        let value = if matches!(row.kind, Kind::Words(_)) {
-            Value::List(texts)
+        let value = if matches!(row.kind, ValueKind::Words(_)) {
+            RawValue::List(texts)
         } else {
-            Value::Text(texts.pop().unwrap_or_default())
+            RawValue::Text(texts.pop().unwrap_or_default())
         };
-        flags.give(row, format!("--{}", flag.long), value);
+        flags.set(row, format!("--{}", flag.long), value);
     }
     flags
 }
@@ -85,14 +89,14 @@ fn arg(row: &'static Row, flag: &Flag) -> Arg {
         .long_help(long_help(row, flag))
         .global(matches!(
             flag.scope,
-            Scope::Keys | Scope::Root | Scope::Server
+            FlagScope::Keys | FlagScope::Root | FlagScope::Server
         ));
     let arg = match flag.short {
         Some(short) => arg.short(short),
         None => arg,
     };
     match row.kind {
-        Kind::Bool => arg
+        ValueKind::Bool => arg
             .action(ArgAction::Set)
             .num_args(0..=1)
             .require_equals(true)
@@ -100,7 +104,7 @@ fn arg(row: &'static Row, flag: &Flag) -> Arg {
             .value_name(value_name(row.kind))
             .value_parser(ValueParser::string()),
         kind => arg
-            .action(if matches!(kind, Kind::Words(_)) {
+            .action(if matches!(kind, ValueKind::Words(_)) {
                 ArgAction::Append
             } else {
                 ArgAction::Set
@@ -108,7 +112,7 @@ fn arg(row: &'static Row, flag: &Flag) -> Arg {
             .allow_hyphen_values(true)
             .value_name(value_name(kind))
             .value_hint(match kind {
-                Kind::Path => clap::ValueHint::AnyPath,
+                ValueKind::Path => clap::ValueHint::AnyPath,
                 _ => clap::ValueHint::Unknown,
             })
             .value_parser(Suggested(kind)),
@@ -118,11 +122,11 @@ fn arg(row: &'static Row, flag: &Flag) -> Arg {
 fn help(row: &Row, flag: &Flag) -> String {
     let default = match row.default {
         // If it is not typed, it is not sent, and the server's own setting counts.
-        _ if flag.scope == Scope::Make => " [default: the server's setting]".into(),
-        Default::Derived(words) => format!(" [default: {words}]"),
-        Default::Empty | Default::Text("") => String::new(),
-        Default::Text(_) if matches!(row.kind, Kind::Bool) => String::new(),
-        Default::Text(text) => format!(" [default: {text}]"),
+        _ if flag.scope == FlagScope::Make => " [default: the server's setting]".into(),
+        DefaultValue::Derived(words) => format!(" [default: {words}]"),
+        DefaultValue::Empty | DefaultValue::Text("") => String::new(),
+        DefaultValue::Text(_) if matches!(row.kind, ValueKind::Bool) => String::new(),
+        DefaultValue::Text(text) => format!(" [default: {text}]"),
     };
     format!("{}{default} [env: {}]", row.help, row.variable())
 }
@@ -130,40 +134,40 @@ fn help(row: &Row, flag: &Flag) -> String {
 /// Also says what may be typed, if clap does not list it.
 fn long_help(row: &Row, flag: &Flag) -> String {
     let bounds = match row.kind {
-        Kind::Binding
-        | Kind::Count { .. }
-        | Kind::Duration { .. }
-        | Kind::Memory { .. }
-        | Kind::Port
-        | Kind::Url => {
-            format!("; {}", row.kind.words())
+        ValueKind::Binding
+        | ValueKind::Count { .. }
+        | ValueKind::Duration { .. }
+        | ValueKind::Memory { .. }
+        | ValueKind::Port
+        | ValueKind::Url => {
+            format!("; {}", row.kind.description())
         }
         _ => String::new(),
     };
     format!("{} [key: {}{bounds}]", help(row, flag), row.key)
 }
 
-fn value_name(kind: Kind) -> &'static str {
+fn value_name(kind: ValueKind) -> &'static str {
     match kind {
-        Kind::Binding => "ADDRESS",
-        Kind::Bool => "BOOL",
-        Kind::Count { .. } => "NUMBER",
-        Kind::Duration { .. } => "DURATION",
-        Kind::Memory { .. } => "BYTES",
-        Kind::Path => "PATH",
-        Kind::Port => "PORT",
-        Kind::Secret => "SECRET",
-        Kind::Size(_) => "BITS",
-        Kind::Text => "TEXT",
-        Kind::Url => "URL",
-        Kind::Word(_) => "WORD",
-        Kind::Words(_) => "LIST",
+        ValueKind::Binding => "ADDRESS",
+        ValueKind::Bool => "BOOL",
+        ValueKind::Count { .. } => "NUMBER",
+        ValueKind::Duration { .. } => "DURATION",
+        ValueKind::Memory { .. } => "BYTES",
+        ValueKind::Path => "PATH",
+        ValueKind::Port => "PORT",
+        ValueKind::Secret => "SECRET",
+        ValueKind::Size(_) => "BITS",
+        ValueKind::Text => "TEXT",
+        ValueKind::Url => "URL",
+        ValueKind::Word(_) => "WORD",
+        ValueKind::Words(_) => "LIST",
     }
 }
 
 /// Offers a setting's words to completion and help, and accepts any other: the loader checks them.
 #[derive(Clone)]
-struct Suggested(Kind);
+struct Suggested(ValueKind);
 
 impl TypedValueParser for Suggested {
     type Value = String;
@@ -179,7 +183,7 @@ impl TypedValueParser for Suggested {
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
         match self.0 {
-            Kind::Word(words) | Kind::Words(words @ [_, ..]) => {
+            ValueKind::Word(words) | ValueKind::Words(words @ [_, ..]) => {
                 Some(Box::new(words.iter().map(PossibleValue::new)))
             }
             _ => None,

@@ -8,7 +8,7 @@ use tokio::runtime::Runtime;
 use super::{args, console::Console, exit::Failure};
 use crate::{
     admin::{AdminClient, CallError, ServerAddress},
-    config::{self, ClientSettings, Environment, table::Scope},
+    config::{self, ClientSettings, Environment, table::FlagScope},
 };
 
 /// Settings, server and runtime of one command.
@@ -24,7 +24,7 @@ impl ServerCall {
         environment: &Environment,
         console: &mut Console<'_>,
     ) -> Result<Self, Failure> {
-        let raw = args::raw(matches, &[Scope::Root, Scope::Keys], environment);
+        let raw = args::raw(matches, &[FlagScope::Root, FlagScope::Keys], environment);
         let (settings, _) = console.accept(config::load_client(&raw))?;
         Ok(Self {
             client: AdminClient::new(target(&settings), settings.timeout),

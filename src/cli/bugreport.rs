@@ -19,11 +19,11 @@ use super::{
 };
 use crate::{
     admin::AdminClient,
-    config::{self, Environment, OutputFormat, table::Scope},
+    config::{self, Environment, OutputFormat, table::FlagScope},
     version,
 };
 
-const SCOPES: &[Scope] = &[Scope::Root, Scope::Server, Scope::Start];
+const SCOPES: &[FlagScope] = &[FlagScope::Root, FlagScope::Server, FlagScope::Start];
 
 pub(super) fn command() -> Command {
     Command::new("bugreport")
@@ -32,8 +32,8 @@ pub(super) fn command() -> Command {
              log lines",
         )
         .args(
-            args::of(Scope::Server)
-                .chain(args::of(Scope::Start))
+            args::of(FlagScope::Server)
+                .chain(args::of(FlagScope::Start))
                 .map(|arg| arg.global(false)),
         )
 }

@@ -12,15 +12,15 @@ use super::{
     layout::Layout,
     output::{self, Output, Table},
 };
-use crate::config::{self, Entry, Environment, table::Scope};
+use crate::config::{self, EffectiveValue, Environment, table::FlagScope};
 
 /// Both take the flags of `server start`, so that a whole command line can be checked.
-const SCOPES: &[Scope] = &[Scope::Root, Scope::Server, Scope::Start];
+const SCOPES: &[FlagScope] = &[FlagScope::Root, FlagScope::Server, FlagScope::Start];
 
 pub(super) fn command() -> Command {
     let flags = || {
-        args::of(Scope::Server)
-            .chain(args::of(Scope::Start))
+        args::of(FlagScope::Server)
+            .chain(args::of(FlagScope::Start))
             .map(|arg| arg.global(false))
     };
     Command::new("config")
@@ -73,7 +73,7 @@ pub(super) fn run(
 }
 
 /// The values, nested as in a config file.
-struct Plain<'a>(&'a [Entry]);
+struct Plain<'a>(&'a [EffectiveValue]);
 
 impl Output for Plain<'_> {
     fn text(&self, layout: Layout) -> String {
@@ -108,7 +108,7 @@ impl Serialize for Plain<'_> {
 }
 
 /// The values with their origins: a list.
-struct WithOrigin<'a>(&'a [Entry]);
+struct WithOrigin<'a>(&'a [EffectiveValue]);
 
 impl Output for WithOrigin<'_> {
     fn text(&self, layout: Layout) -> String {

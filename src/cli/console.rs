@@ -5,7 +5,7 @@
 use std::io::{self, BufRead, IsTerminal, Write};
 
 use super::{exit::Failure, layout::Layout};
-use crate::config::{Loaded, Origins, Warning};
+use crate::config::{LoadResult, Remark, ValueOrigins};
 
 pub struct Console<'a> {
     pub out: &'a mut dyn Write,
@@ -26,7 +26,7 @@ impl std::fmt::Debug for Console<'_> {
 
 impl Console<'_> {
     /// Takes the settings out of a load, after the config file's name and the warnings.
-    pub fn accept<T>(&mut self, loaded: Loaded<T>) -> Result<(T, Origins), Failure> {
+    pub fn accept<T>(&mut self, loaded: LoadResult<T>) -> Result<(T, ValueOrigins), Failure> {
         match loaded {
             Ok((settings, origins, warnings)) => {
                 if let Some(file) = &origins.file {
@@ -55,7 +55,7 @@ impl Console<'_> {
             .map_err(Failure::output)
     }
 
-    fn warn(&mut self, warnings: &[Warning]) {
+    fn warn(&mut self, warnings: &[Remark]) {
         for warning in warnings {
             self.say(&format!("Warning: {warning}"));
         }

@@ -29,11 +29,11 @@ use super::{
 };
 use crate::{
     admin::{AdminClient, proto::StatusResponse},
-    config::{self, Environment, Publish, Settings, Tailscale, table::Scope},
+    config::{self, Environment, Publish, Settings, TailscaleSettings, table::FlagScope},
     telemetry::{error_chain, innermost_cause},
 };
 
-const SCOPES: &[Scope] = &[Scope::Root, Scope::Server, Scope::Start];
+const SCOPES: &[FlagScope] = &[FlagScope::Root, FlagScope::Server, FlagScope::Start];
 /// For each answer from the network.
 const TIMEOUT: Duration = Duration::from_secs(10);
 const CONTROL: &str = "https://controlplane.tailscale.com";
@@ -80,8 +80,8 @@ pub(super) fn command() -> Command {
     Command::new("doctor")
         .about("Check what commonly goes wrong and say what to do; takes the flags of server start")
         .args(
-            args::of(Scope::Server)
-                .chain(args::of(Scope::Start))
+            args::of(FlagScope::Server)
+                .chain(args::of(FlagScope::Start))
                 .map(|arg| arg.global(false)),
         )
         .arg(
@@ -396,7 +396,7 @@ fn moved_away(path: &Path) -> String {
     format!("mv {} {}", quoted(&path), quoted(&format!("{path}.old")))
 }
 
-fn auth_key(settings: &Tailscale) -> Finding {
+fn auth_key(settings: &TailscaleSettings) -> Finding {
     let has_joined = settings.dir.join("tailscaled.state").exists();
     let Some(key) = &settings.authkey else {
         return if has_joined {
@@ -456,7 +456,7 @@ struct Unreachable {
     cause: String,
 }
 
-async fn control(settings: &Tailscale) -> Control {
+async fn control(settings: &TailscaleSettings) -> Control {
     let base = settings.control_url.as_deref().unwrap_or(CONTROL);
     let base = base.trim_end_matches('/');
     let address = format!("{base}/key?v=88");
@@ -895,7 +895,8 @@ Result
 
     #[tokio::test]
     async fn every_check_has_its_place_in_the_list() {
-        let raw = config::Raw::collect(config::Flags::default(), &Environment::default(), None);
+        let raw =
+            config::RawSettings::collect(config::Flags::default(), &Environment::default(), None);
         let ((settings, client), ..) = config::load_all(&raw).unwrap();
         let mut settings = settings;
         // Nothing listens there, so nothing outside of this machine is asked.

@@ -10,7 +10,7 @@
 
 use std::{error::Error, io};
 
-use crate::{config::Mistakes, telemetry};
+use crate::{config::InvalidSettings, telemetry};
 
 pub const DONE: u8 = 0;
 pub const FAILED: u8 = 1;
@@ -84,8 +84,8 @@ impl Failure {
     }
 }
 
-impl From<Mistakes> for Failure {
-    fn from(mistakes: Mistakes) -> Self {
+impl From<InvalidSettings> for Failure {
+    fn from(mistakes: InvalidSettings) -> Self {
         Self::with_code(SETTINGS, mistakes)
     }
 }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     admin::{self, AdminClient, CallError, Impact, proto},
-    config::{self, ClientSettings, Environment, OutputFormat, Purpose, table::Scope},
+    config::{self, ClientSettings, Environment, OutputFormat, Purpose, table::FlagScope},
     jwks::life::{KeyLife, LifeError, Report},
 };
 
@@ -26,11 +26,11 @@ pub(super) fn command() -> Command {
     Command::new("keys")
         .alias("key")
         .about("Make, list, rotate and remove signing keys")
-        .args(args::of(Scope::Keys))
+        .args(args::of(FlagScope::Keys))
         .subcommand(
             Command::new("generate")
                 .about("Make a signing key and publish its public half")
-                .args(args::of(Scope::Make))
+                .args(args::of(FlagScope::Make))
                 .arg(local()),
         )
         .subcommand(
@@ -42,7 +42,7 @@ pub(super) fn command() -> Command {
         .subcommand(
             Command::new("remove")
                 .about("Remove a key; tokens it signed can no longer be verified")
-                .args(args::of(Scope::Remove))
+                .args(args::of(FlagScope::Remove))
                 .arg(
                     Arg::new("keyID")
                         .required(true)
@@ -54,7 +54,7 @@ pub(super) fn command() -> Command {
         .subcommand(
             Command::new("rotate")
                 .about("Make the successor of the signing key; it signs once verifiers know it")
-                .args(args::of(Scope::Make))
+                .args(args::of(FlagScope::Make))
                 .arg(local()),
         )
 }
@@ -74,10 +74,10 @@ pub(super) fn run(
     let Some((name, matches)) = matches.subcommand() else {
         return super::help(Some("keys"), console);
     };
-    let mut scopes = vec![Scope::Root, Scope::Keys];
+    let mut scopes = vec![FlagScope::Root, FlagScope::Keys];
     match name {
-        "generate" | "rotate" => scopes.push(Scope::Make),
-        "remove" => scopes.push(Scope::Remove),
+        "generate" | "rotate" => scopes.push(FlagScope::Make),
+        "remove" => scopes.push(FlagScope::Remove),
         _ => {}
     }
     let raw = args::raw(matches, &scopes, environment);

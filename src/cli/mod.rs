@@ -39,7 +39,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, error::ErrorKind};
 
 use self::{console::Console, exit::Failure, layout::Layout};
 use crate::{
-    config::{Environment, table::Scope},
+    config::{Environment, table::FlagScope},
     telemetry,
 };
 
@@ -107,7 +107,7 @@ pub fn command() -> Command {
                 .help("Print version and commit"),
         )
         .arg(args::config().global(true))
-        .args(args::of(Scope::Root))
+        .args(args::of(FlagScope::Root))
         .subcommand(server::command())
         .subcommand(keys::command())
         .subcommand(status::command())

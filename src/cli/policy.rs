@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     admin::{AdminClient, ServerAddress},
-    config::{self, ClientSettings, Environment, OutputFormat, table::Scope},
+    config::{self, ClientSettings, Environment, OutputFormat, table::FlagScope},
     identity::{Caller, Visitor},
     policy::{Effect, Host, LoadError, Path, RuleId, RuleStore, Rules, Step, Verdict, What, Who},
     tailnet::{WhoIs, WhoIsNode, WhoIsUser},
@@ -34,7 +34,7 @@ pub(super) fn command() -> Command {
     };
     Command::new("policy")
         .about("Check the gate's rules and try them out")
-        .args(args::of(Scope::Policy).map(|arg| arg.global(true)))
+        .args(args::of(FlagScope::Policy).map(|arg| arg.global(true)))
         .subcommand(Command::new("check").about("Load the file of rules and report every mistake"))
         .subcommand(
             Command::new("test")
@@ -110,7 +110,7 @@ pub(super) fn run(
     let Some((name, matches)) = matches.subcommand() else {
         return super::help(Some("policy"), console);
     };
-    let raw = args::raw(matches, &[Scope::Root, Scope::Policy], environment);
+    let raw = args::raw(matches, &[FlagScope::Root, FlagScope::Policy], environment);
     let ((file, capability, format), _) = console.accept(config::load_policy(&raw))?;
     let has_file = file.is_some();
     let rules = rules(file, &capability)?;

@@ -11,7 +11,7 @@ use super::{
     output::{self, Output, Table},
 };
 use crate::{
-    config::{self, Environment, OutputFormat, Purpose, Settings, table::Scope},
+    config::{self, Environment, OutputFormat, Purpose, Settings, table::FlagScope},
     jwks::life::{Outcome, Report},
     server, telemetry,
 };
@@ -19,11 +19,11 @@ use crate::{
 pub(super) fn command() -> Command {
     Command::new("server")
         .about("Run the services")
-        .args(args::of(Scope::Server))
+        .args(args::of(FlagScope::Server))
         .subcommand(
             Command::new("start")
                 .about("Join the tailnet and serve until told to stop")
-                .args(args::of(Scope::Start)),
+                .args(args::of(FlagScope::Start)),
         )
         .subcommand(
             Command::new("housekeeping")
@@ -49,14 +49,14 @@ pub(super) fn run(
         Some(("start", matches)) => {
             let raw = args::raw(
                 matches,
-                &[Scope::Root, Scope::Server, Scope::Start],
+                &[FlagScope::Root, FlagScope::Server, FlagScope::Start],
                 environment,
             );
             let (settings, _) = console.accept(config::load(&raw, Purpose::Start))?;
             start(&settings, || load_again(matches, environment))
         }
         Some(("housekeeping", matches)) => {
-            let raw = args::raw(matches, &[Scope::Root, Scope::Server], environment);
+            let raw = args::raw(matches, &[FlagScope::Root, FlagScope::Server], environment);
             let ((settings, format), _) =
                 console.accept(config::load_with_output(&raw, Purpose::Housekeeping))?;
             housekeeping(&settings, matches.get_flag("dry-run"), format, console)
@@ -75,7 +75,7 @@ fn start(
 /// Loads the same command line and variables over the present contents of the config file and of
 /// the files of secrets.
 fn load_again(matches: &ArgMatches, environment: &Environment) -> Result<Settings, String> {
-    let scopes = &[Scope::Root, Scope::Server, Scope::Start];
+    let scopes = &[FlagScope::Root, FlagScope::Server, FlagScope::Start];
     let raw = args::raw(matches, scopes, environment);
     config::load(&raw, Purpose::Start)
         .map(|(settings, ..)| settings)

@@ -18,13 +18,13 @@ use super::{
 };
 use crate::{
     admin::proto::{self, StatusResponse},
-    config::{Environment, table::Scope},
+    config::{Environment, table::FlagScope},
 };
 
 pub(super) fn command() -> Command {
     Command::new("status")
         .about("Show whether a running server is ready, who it is and what it serves")
-        .args(args::of(Scope::Keys))
+        .args(args::of(FlagScope::Keys))
         .arg(
             Arg::new("check")
                 .long("check")

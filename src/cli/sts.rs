@@ -501,7 +501,7 @@ fn usage(sentence: String) -> StsCommandError {
 
 fn go_duration(text: &str) -> Result<Duration, String> {
     match duration::parse(text) {
-        Ok(duration::Signed {
+        Ok(duration::GoDuration {
             negative: false,
             size,
         }) => Ok(size),

@@ -11,7 +11,7 @@ use super::{
     output::{self, Output},
 };
 use crate::{
-    config::{self, Environment, Raw, table::Scope},
+    config::{self, Environment, RawSettings, table::FlagScope},
     version,
 };
 
@@ -22,8 +22,8 @@ pub(super) fn command() -> Command {
 /// Only the flag counts here: the Go program printed the two lines whatever `TB_OUTPUT` was, and
 /// the version must be printed even if the config file is broken.
 pub(super) fn run(matches: &ArgMatches, console: &mut Console<'_>) -> Result<(), Failure> {
-    let flags = args::given(matches, &[Scope::Root]);
-    let raw = Raw::collect(flags, &Environment::default(), None);
+    let flags = args::given(matches, &[FlagScope::Root]);
+    let raw = RawSettings::collect(flags, &Environment::default(), None);
     let (format, _) = console.accept(config::load_output(&raw))?;
     let build = Build {
         version: version::VERSION,

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     admin::AdminClient,
-    config::{Environment, duration, table::Scope},
+    config::{Environment, duration, table::FlagScope},
 };
 
 /// Between two checks.
@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub(super) fn command() -> Command {
     Command::new("wait")
         .about("Wait until a server is ready; --timeout bounds the whole wait")
-        .args(args::of(Scope::Keys))
+        .args(args::of(FlagScope::Keys))
         .arg(
             Arg::new("ready")
                 .long("ready")
@@ -58,7 +58,7 @@ pub(super) fn run(
         None => Ok(()),
         Some(last) => Err(Failure::failed(format!(
             "not ready within {}: {last}",
-            duration::show(whole)
+            duration::format(whole)
         ))),
     }
 }

@@ -15,13 +15,13 @@ use super::{
 };
 use crate::{
     admin::proto::WhoIsResponse,
-    config::{Environment, table::Scope},
+    config::{Environment, table::FlagScope},
 };
 
 pub(super) fn command() -> Command {
     Command::new("whois")
         .about("Ask a running server who is behind a tailnet address")
-        .args(args::of(Scope::Keys))
+        .args(args::of(FlagScope::Keys))
         .arg(
             Arg::new("address")
                 .required(true)

@@ -5,16 +5,16 @@
 
 use std::time::Duration;
 
-/// A duration as typed. It may be negative, which no setting allows and error messages mention.
+/// A duration as it was given. It may be negative, which no setting allows and error messages mention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Signed {
+pub struct GoDuration {
     pub negative: bool,
     pub size: Duration,
 }
 
 /// Why a text is not a duration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Trouble {
+pub enum DurationError {
     #[error("not a duration such as 90s, 20m or 1h30m")]
     Form,
     #[error("longer than 292 years")]
@@ -38,16 +38,16 @@ const UNITS: [(&str, u128); 8] = [
 ];
 
 /// Reads a Go duration.
-pub fn parse(text: &str) -> Result<Signed, Trouble> {
+pub fn parse(text: &str) -> Result<GoDuration, DurationError> {
     let (negative, mut rest) = sign(text);
     if rest == "0" {
-        return Ok(Signed {
+        return Ok(GoDuration {
             negative: false,
             size: Duration::ZERO,
         });
     }
     if rest.is_empty() {
-        return Err(Trouble::Form);
+        return Err(DurationError::Form);
     }
     let mut total: u128 = 0;
     while !rest.is_empty() {
@@ -57,27 +57,27 @@ pub fn parse(text: &str) -> Result<Signed, Trouble> {
             None => ("", after),
         };
         if whole.is_empty() && fraction.is_empty() {
-            return Err(Trouble::Form);
+            return Err(DurationError::Form);
         }
         let unit_length = after
             .find(|c: char| c == '.' || c.is_ascii_digit())
             .unwrap_or(after.len());
         let (name, after) = after.split_at(unit_length);
         if name.is_empty() {
-            return Err(Trouble::Unit);
+            return Err(DurationError::Unit);
         }
         let unit = UNITS
             .iter()
             .find(|(known, _)| *known == name)
             .map(|(_, unit)| *unit)
-            .ok_or(Trouble::Form)?;
+            .ok_or(DurationError::Form)?;
         total += amount(whole, fraction, unit)?;
         if total > MOST {
-            return Err(Trouble::TooLong);
+            return Err(DurationError::TooLong);
         }
         rest = after;
     }
-    Ok(Signed {
+    Ok(GoDuration {
         negative: negative && total > 0,
         size: nanoseconds(total),
     })
@@ -85,7 +85,7 @@ pub fn parse(text: &str) -> Result<Signed, Trouble> {
 
 /// Reads a number without a unit as nanoseconds, as the Go program does in variables and files.
 /// `None`: the text is not such a number.
-pub fn parse_bare(text: &str) -> Option<Result<Signed, Trouble>> {
+pub fn parse_bare(text: &str) -> Option<Result<GoDuration, DurationError>> {
     let (_, rest) = sign(text);
     let (whole, after) = digits(rest);
     let after = after
@@ -98,7 +98,7 @@ pub fn parse_bare(text: &str) -> Option<Result<Signed, Trouble>> {
 }
 
 /// The shortest text that [`parse`] reads back as this duration: `1h30m`, not `1h30m0s`.
-pub fn show(duration: Duration) -> String {
+pub fn format(duration: Duration) -> String {
     let mut rest = duration.as_nanos();
     if rest == 0 {
         return "0s".into();
@@ -137,21 +137,21 @@ fn digits(text: &str) -> (&str, &str) {
 
 /// Digits of a fraction after the eighteenth are less than a nanosecond even in hours. They are
 /// dropped, as Go drops them.
-fn amount(whole: &str, fraction: &str, unit: u128) -> Result<u128, Trouble> {
+fn amount(whole: &str, fraction: &str, unit: u128) -> Result<u128, DurationError> {
     let whole = whole.trim_start_matches('0');
     if whole.len() > 19 {
-        return Err(Trouble::TooLong);
+        return Err(DurationError::TooLong);
     }
     let whole: u128 = if whole.is_empty() {
         0
     } else {
-        whole.parse().map_err(|_| Trouble::Form)?
+        whole.parse().map_err(|_| DurationError::Form)?
     };
     let fraction = &fraction[..fraction.len().min(18)];
     let part: u128 = if fraction.is_empty() {
         0
     } else {
-        fraction.parse().map_err(|_| Trouble::Form)?
+        fraction.parse().map_err(|_| DurationError::Form)?
     };
     let mut scale: u128 = 1;
     for _ in 0..fraction.len() {
@@ -212,13 +212,13 @@ mod tests {
         for text in [
             "", "-", "s", ".", ".s", "+.s", "1d", "1 h", "1h 30m", "abc", "1e3s", "1hx",
         ] {
-            assert_eq!(parse(text), Err(Trouble::Form), "{text}");
+            assert_eq!(parse(text), Err(DurationError::Form), "{text}");
         }
         for text in ["3", "90", "1.5", "1h30"] {
-            assert_eq!(parse(text), Err(Trouble::Unit), "{text}");
+            assert_eq!(parse(text), Err(DurationError::Unit), "{text}");
         }
         for text in ["9223372036854775808ns", "3000000h", "99999999999999999999s"] {
-            assert_eq!(parse(text), Err(Trouble::TooLong), "{text}");
+            assert_eq!(parse(text), Err(DurationError::TooLong), "{text}");
         }
     }
 
@@ -241,7 +241,7 @@ mod tests {
             (Duration::from_secs(5400), "1h30m"),
             (Duration::from_millis(1500), "1s500ms"),
         ] {
-            assert_eq!(show(duration), text);
+            assert_eq!(format(duration), text);
         }
     }
 
@@ -249,7 +249,7 @@ mod tests {
         #[test]
         fn what_is_shown_is_read_back(nanoseconds in 0..i64::MAX) {
             let duration = Duration::from_nanos(nanoseconds.unsigned_abs());
-            prop_assert_eq!(parse(&show(duration)), Ok(Signed { negative: false, size: duration }));
+            prop_assert_eq!(parse(&format(duration)), Ok(GoDuration { negative: false, size: duration }));
         }
 
         #[test]

@@ -17,17 +17,17 @@ use serde::{
 };
 
 use super::{
-    raw::Value,
-    report::{Origin, Remark},
+    raw::RawValue,
+    report::{Remark, ValueOrigin},
 };
 
 /// The extensions that the Go program looks for in the home directory, in its order. `None`: we do
 /// not read that format.
-const EXTENSIONS: [(&str, Option<Format>); 12] = [
-    ("json", Some(Format::Json)),
-    ("toml", Some(Format::Toml)),
-    ("yaml", Some(Format::Yaml)),
-    ("yml", Some(Format::Yaml)),
+const EXTENSIONS: [(&str, Option<FileFormat>); 12] = [
+    ("json", Some(FileFormat::Json)),
+    ("toml", Some(FileFormat::Toml)),
+    ("yaml", Some(FileFormat::Yaml)),
+    ("yml", Some(FileFormat::Yaml)),
     ("properties", None),
     ("props", None),
     ("prop", None),
@@ -39,10 +39,10 @@ const EXTENSIONS: [(&str, Option<Format>); 12] = [
 ];
 
 /// A larger config file is not read; it was hardly meant to be one.
-const LARGEST: u64 = 1024 * 1024;
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
+pub(super) enum FileFormat {
     Json,
     Toml,
     Yaml,
@@ -50,16 +50,16 @@ pub(super) enum Format {
 
 /// The config file to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct ConfigFile {
     pub(super) path: PathBuf,
-    pub(super) format: Format,
+    pub(super) format: FileFormat,
 }
 
 /// One setting of a file, with its key as written there.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Item {
+pub(super) struct FileEntry {
     pub(super) key: String,
-    pub(super) value: Value,
+    pub(super) value: RawValue,
 }
 
 /// Finds the file that `--config` names, or else the first one in the home directory.
@@ -67,7 +67,7 @@ pub(super) fn locate(
     config: Option<&Path>,
     home: Option<&OsStr>,
     warnings: &mut Vec<Remark>,
-) -> Result<Option<Found>, Remark> {
+) -> Result<Option<ConfigFile>, Remark> {
     if let Some(path) = config {
         let extension = path
             .extension()
@@ -77,12 +77,12 @@ pub(super) fn locate(
             .find(|(known, _)| extension.as_deref() == Some(known))
             .and_then(|(_, format)| *format);
         return match format {
-            Some(format) => Ok(Some(Found {
+            Some(format) => Ok(Some(ConfigFile {
                 path: path.to_owned(),
                 format,
             })),
             None => Err(Remark {
-                origin: Origin::Flag("--config".into()),
+                origin: ValueOrigin::Flag("--config".into()),
                 value: Some(path.display().to_string()),
                 sentence: "not a config file that can be read: its name must end in .toml, .yaml \
                            (.yml) or .json"
@@ -99,11 +99,11 @@ pub(super) fn locate(
             continue;
         }
         match format {
-            Some(format) => return Ok(Some(Found { path, format })),
+            Some(format) => return Ok(Some(ConfigFile { path, format })),
             None => {
                 // The Go program reads it, so its owner must learn that we do not.
                 warnings.push(Remark {
-                    origin: Origin::File { path, key: None },
+                    origin: ValueOrigin::File { path, key: None },
                     value: None,
                     sentence: "is not read: a config file is .tailbone.json, .toml, .yaml or .yml"
                         .into(),
@@ -116,9 +116,9 @@ pub(super) fn locate(
 }
 
 /// All settings of a file that have a value.
-pub(super) fn read(found: &Found) -> Result<Vec<Item>, Remark> {
+pub(super) fn read(found: &ConfigFile) -> Result<Vec<FileEntry>, Remark> {
     let broken = |sentence: String| Remark {
-        origin: Origin::File {
+        origin: ValueOrigin::File {
             path: found.path.clone(),
             key: None,
         },
@@ -127,25 +127,25 @@ pub(super) fn read(found: &Found) -> Result<Vec<Item>, Remark> {
     };
     let mut bytes = Vec::new();
     std::fs::File::open(&found.path)
-        .and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
+        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
         .map_err(|error| broken(format!("cannot be read: {error}")))?;
-    if bytes.len() as u64 > LARGEST {
+    if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(broken("is larger than 1 MiB".into()));
     }
     let text = String::from_utf8(bytes).map_err(|_| broken("is not text in UTF-8".into()))?;
     parse(text.strip_prefix('\u{feff}').unwrap_or(&text), found.format).map_err(broken)
 }
 
-pub(super) fn parse(text: &str, format: Format) -> Result<Vec<Item>, String> {
+pub(super) fn parse(text: &str, format: FileFormat) -> Result<Vec<FileEntry>, String> {
     let tree = match format {
-        Format::Json => serde_json::from_str(text).map_err(|error| {
+        FileFormat::Json => serde_json::from_str(text).map_err(|error| {
             format!(
                 "is not JSON (line {}, column {})",
                 error.line(),
                 error.column()
             )
         }),
-        Format::Toml => toml::from_str(text).map_err(|error| {
+        FileFormat::Toml => toml::from_str(text).map_err(|error| {
             let line = error
                 .span()
                 .map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
@@ -154,7 +154,7 @@ pub(super) fn parse(text: &str, format: Format) -> Result<Vec<Item>, String> {
                 None => format!("is not TOML: {}", error.message()),
             }
         }),
-        Format::Yaml => yaml_serde::from_str(text).map_err(|error| match error.location() {
+        FileFormat::Yaml => yaml_serde::from_str(text).map_err(|error| match error.location() {
             Some(place) => format!(
                 "is not YAML (line {}, column {})",
                 place.line(),
@@ -174,7 +174,11 @@ pub(super) fn parse(text: &str, format: Format) -> Result<Vec<Item>, String> {
     Ok(items)
 }
 
-fn flatten(group: &str, entries: Vec<(String, Tree)>, items: &mut Vec<Item>) -> Result<(), String> {
+fn flatten(
+    group: &str,
+    entries: Vec<(String, Tree)>,
+    items: &mut Vec<FileEntry>,
+) -> Result<(), String> {
     for (name, tree) in entries {
         let key = if group.is_empty() {
             name
@@ -185,9 +189,9 @@ fn flatten(group: &str, entries: Vec<(String, Tree)>, items: &mut Vec<Item>) -> 
             // A key without a value is unset, as in the Go program.
             Tree::Nothing => {}
             Tree::Table(entries) => flatten(&key, entries, items)?,
-            Tree::Scalar(text) => items.push(Item {
+            Tree::Scalar(text) => items.push(FileEntry {
                 key,
-                value: Value::Text(text),
+                value: RawValue::Text(text),
             }),
             Tree::List(trees) => {
                 let mut list = Vec::new();
@@ -199,9 +203,9 @@ fn flatten(group: &str, entries: Vec<(String, Tree)>, items: &mut Vec<Item>) -> 
                         }
                     }
                 }
-                items.push(Item {
+                items.push(FileEntry {
                     key,
-                    value: Value::List(list),
+                    value: RawValue::List(list),
                 });
             }
         }
@@ -282,11 +286,11 @@ impl<'de> Visitor<'de> for TreeVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Tree, A::Error> {
         let mut entries = Vec::new();
-        while let Some(Name(name)) = map.next_key()? {
+        while let Some(KeyName(name)) = map.next_key()? {
             entries.push((name, map.next_value()?));
         }
         // The TOML parser presents a date as a table with one key of its own. No setting is a date;
-        // as a text it gets the error of the setting that it was typed for.
+        // as a text it gets the error of the setting that it was given for.
         if let [(name, Tree::Scalar(date))] = entries.as_slice()
             && name.starts_with("$__toml_private")
         {
@@ -297,9 +301,9 @@ impl<'de> Visitor<'de> for TreeVisitor {
 }
 
 /// A key. YAML also has keys that are not strings.
-struct Name(String);
+struct KeyName(String);
 
-impl<'de> Deserialize<'de> for Name {
+impl<'de> Deserialize<'de> for KeyName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Tree::deserialize(deserializer)? {
             Tree::Scalar(text) => Ok(Self(text)),
@@ -314,7 +318,7 @@ impl<'de> Deserialize<'de> for Name {
 mod tests {
     use super::*;
 
-    fn flat(text: &str, format: Format) -> Vec<(String, Value)> {
+    fn flat(text: &str, format: FileFormat) -> Vec<(String, RawValue)> {
         parse(text, format)
             .expect(text)
             .into_iter()
@@ -326,15 +330,15 @@ mod tests {
     fn the_three_formats_mean_the_same() {
         let toml = flat(
             "components = ['issuer', 'admin']\n[server]\nport = 8080\n[server.tailscale]\nephemeral = true\nhostname = 'x'",
-            Format::Toml,
+            FileFormat::Toml,
         );
         let yaml = flat(
             "components: [issuer, admin]\nserver:\n  port: 8080\n  tailscale:\n    ephemeral: true\n    hostname: x\n    authkey:\n",
-            Format::Yaml,
+            FileFormat::Yaml,
         );
         let json = flat(
             r#"{"components":["issuer","admin"],"server":{"port":8080,"tailscale.ephemeral":true,"tailscale":{"hostname":"x","authkey":null}}}"#,
-            Format::Json,
+            FileFormat::Json,
         );
         assert_eq!(toml, yaml);
         assert_eq!(toml, json);
@@ -344,26 +348,26 @@ mod tests {
     #[test]
     fn odd_values_are_texts_for_the_loader_to_judge() {
         let one = |text, format| flat(text, format).remove(0).1;
-        assert_eq!(one("a = 2026-01-02", Format::Toml), "2026-01-02".into());
-        assert_eq!(one("a = 80.0", Format::Toml), "80".into());
-        for format in [Format::Yaml, Format::Json] {
+        assert_eq!(one("a = 2026-01-02", FileFormat::Toml), "2026-01-02".into());
+        assert_eq!(one("a = 80.0", FileFormat::Toml), "80".into());
+        for format in [FileFormat::Yaml, FileFormat::Json] {
             let text = match format {
-                Format::Yaml => "a: 99999999999999999999",
+                FileFormat::Yaml => "a: 99999999999999999999",
                 _ => r#"{"a": 99999999999999999999}"#,
             };
             assert!(
-                matches!(one(text, format), Value::Text(text) if text.starts_with('9') || text.starts_with('1'))
+                matches!(one(text, format), RawValue::Text(text) if text.starts_with('9') || text.starts_with('1'))
             );
         }
-        assert_eq!(flat("80: x", Format::Yaml)[0].0, "80");
+        assert_eq!(flat("80: x", FileFormat::Yaml)[0].0, "80");
     }
 
     #[test]
     fn an_empty_file_has_no_settings() {
-        assert_eq!(flat("", Format::Toml), []);
-        assert_eq!(flat("", Format::Yaml), []);
-        assert_eq!(flat("{}", Format::Json), []);
-        assert!(parse("", Format::Json).is_err());
+        assert_eq!(flat("", FileFormat::Toml), []);
+        assert_eq!(flat("", FileFormat::Yaml), []);
+        assert_eq!(flat("{}", FileFormat::Json), []);
+        assert!(parse("", FileFormat::Json).is_err());
     }
 
     #[test]
@@ -371,26 +375,29 @@ mod tests {
         for (text, format) in [
             (
                 "[server.tailscale]\nauthkey = tskey-auth-secret\n",
-                Format::Toml,
+                FileFormat::Toml,
             ),
             (
                 "[server.tailscale]\nauthkey = \"tskey-auth-secret\n",
-                Format::Toml,
+                FileFormat::Toml,
             ),
             (
                 "server:\n  tailscale:\n    authkey: *tskey-auth-secret\n",
-                Format::Yaml,
+                FileFormat::Yaml,
             ),
-            ("server:\n  authkey: \"tskey-auth-secret\n", Format::Yaml),
-            ("server: !tskey-auth-secret {a: [}\n", Format::Yaml),
+            (
+                "server:\n  authkey: \"tskey-auth-secret\n",
+                FileFormat::Yaml,
+            ),
+            ("server: !tskey-auth-secret {a: [}\n", FileFormat::Yaml),
             (
                 "{\"server\": {\"authkey\": tskey-auth-secret}}",
-                Format::Json,
+                FileFormat::Json,
             ),
-            ("{\"tskey-auth-secret\"}", Format::Json),
-            ("tskey-auth-secret", Format::Yaml),
-            ("[1, 2]", Format::Json),
-            ("keys: [[tskey-auth-secret]]", Format::Yaml),
+            ("{\"tskey-auth-secret\"}", FileFormat::Json),
+            ("tskey-auth-secret", FileFormat::Yaml),
+            ("[1, 2]", FileFormat::Json),
+            ("keys: [[tskey-auth-secret]]", FileFormat::Yaml),
         ] {
             let error = parse(text, format).err().expect(text);
             assert!(!error.contains("tskey"), "{error}");

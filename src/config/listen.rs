@@ -12,9 +12,9 @@ use std::{
 
 use super::{
     load::Settings,
-    meaning::Binding,
-    read::Reader,
-    report::Origin,
+    parse::Binding,
+    read::SettingsReader,
+    report::ValueOrigin,
     sections::{
         admin,
         components::Component,
@@ -24,12 +24,12 @@ use super::{
     table::{self, Row},
 };
 
-const FORMS: &str = "not a listener such as tailnet://:80, tailnet+tls://:443?cert=PATH&key=PATH, https://0.0.0.0:8443?cert=PATH&key=PATH, http://127.0.0.1:8080 or unix:///run/tailbone.sock";
+const EXPECTED_FORMS: &str = "not a listener such as tailnet://:80, tailnet+tls://:443?cert=PATH&key=PATH, https://0.0.0.0:8443?cert=PATH&key=PATH, http://127.0.0.1:8080 or unix:///run/tailbone.sock";
 
-const PORT: &str = "the port is a number from 1 to 65535";
+const INVALID_PORT: &str = "the port is a number from 1 to 65535";
 
 /// The mode of a unix socket that names none: for our own user alone.
-const PRIVATE: u32 = 0o600;
+const DEFAULT_SOCKET_MODE: u32 = 0o600;
 
 /// A place to listen at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,12 +110,12 @@ impl Listen {
     /// | `https://0.0.0.0:8443?cert=PATH&key=PATH` | the same with TLS; PEM files |
     /// | `unix:///run/x.sock?mode=0660` | a unix socket; the mode is 0600 without one |
     pub fn parse(word: &str) -> Result<Self, String> {
-        let (kind, rest) = word.split_once("://").ok_or(FORMS)?;
-        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let mut options = Options::parse(query)?;
+        let (kind, rest) = word.split_once("://").ok_or(EXPECTED_FORMS)?;
+        let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let mut options = QueryOptions::parse(query)?;
         let listen = match kind {
             "tailnet" => {
-                let (binding, port) = tailnet(place)?;
+                let (binding, port) = parse_tailnet_address(address)?;
                 Self::Tailnet {
                     binding,
                     port,
@@ -123,7 +123,7 @@ impl Listen {
                 }
             }
             "tailnet+tls" => {
-                let (binding, port) = tailnet(place)?;
+                let (binding, port) = parse_tailnet_address(address)?;
                 Self::Tailnet {
                     binding,
                     port,
@@ -131,23 +131,23 @@ impl Listen {
                 }
             }
             "redirect" => {
-                let (binding, port) = tailnet(place)?;
+                let (binding, port) = parse_tailnet_address(address)?;
                 let to = match options.take("to") {
                     None => 443,
-                    Some(to) => to.parse().ok().filter(|to| *to != 0).ok_or(PORT)?,
+                    Some(to) => to.parse().ok().filter(|to| *to != 0).ok_or(INVALID_PORT)?,
                 };
                 Self::Redirect { binding, port, to }
             }
-            "unix" => Self::parse_unix(place, options.take("mode"))?,
+            "unix" => Self::parse_unix(address, options.take("mode"))?,
             "http" => Self::Host {
-                addr: host(place)?,
+                addr: parse_host_address(address)?,
                 tls: None,
             },
             "https" => Self::Host {
-                addr: host(place)?,
+                addr: parse_host_address(address)?,
                 tls: Some(options.tls_files(kind)?),
             },
-            _ => return Err(FORMS.into()),
+            _ => return Err(EXPECTED_FORMS.into()),
         };
         if let Self::Host { addr, tls: None } = &listen
             && options.take("plain").is_none()
@@ -159,16 +159,16 @@ impl Listen {
         Ok(listen)
     }
 
-    fn parse_unix(place: &str, mode: Option<&str>) -> Result<Self, String> {
-        if !place.starts_with('/') {
+    fn parse_unix(address: &str, mode: Option<&str>) -> Result<Self, String> {
+        if !address.starts_with('/') {
             return Err("the path of a unix socket is absolute: unix:///run/tailbone.sock".into());
         }
         let mode = match mode {
-            None => PRIVATE,
+            None => DEFAULT_SOCKET_MODE,
             Some(mode) => file_mode(mode)?,
         };
         Ok(Self::Unix {
-            path: place.into(),
+            path: address.into(),
             mode,
         })
     }
@@ -218,14 +218,14 @@ impl Listen {
     }
 }
 
-fn tailnet(place: &str) -> Result<(Binding, u16), String> {
-    match place.strip_prefix(':') {
+fn parse_tailnet_address(address: &str) -> Result<(Binding, u16), String> {
+    match address.strip_prefix(':') {
         Some(port) => match port.parse() {
             Ok(port) if port != 0 => Ok((Binding::Auto, port)),
-            _ => Err(PORT.into()),
+            _ => Err(INVALID_PORT.into()),
         },
         None => {
-            let addr = host(place)?;
+            let addr = parse_host_address(address)?;
             Ok((Binding::Addr(addr.ip()), addr.port()))
         }
     }
@@ -238,17 +238,17 @@ pub(super) fn file_mode(text: &str) -> Result<u32, String> {
         .ok_or_else(|| "not a file mode in octal, such as 0660".into())
 }
 
-fn host(place: &str) -> Result<SocketAddr, String> {
-    match place.parse::<SocketAddr>() {
+fn parse_host_address(address: &str) -> Result<SocketAddr, String> {
+    match address.parse::<SocketAddr>() {
         Ok(addr) if addr.port() != 0 => Ok(addr),
         _ => Err("not an IP address with a port such as 127.0.0.1:8080 or [::1]:8080".into()),
     }
 }
 
 /// What follows the question mark. Paths stand there as they are, so nothing is percent-decoded.
-struct Options<'a>(Vec<(&'a str, &'a str)>);
+struct QueryOptions<'a>(Vec<(&'a str, &'a str)>);
 
-impl<'a> Options<'a> {
+impl<'a> QueryOptions<'a> {
     fn parse(query: &'a str) -> Result<Self, String> {
         let mut all: Vec<(&str, &str)> = Vec::new();
         for option in query.split('&').filter(|option| !option.is_empty()) {
@@ -284,22 +284,22 @@ impl<'a> Options<'a> {
     }
 }
 
-impl Reader<'_> {
+impl SettingsReader<'_> {
     /// The listeners of a component: those of its `listen` setting, or else those of the older
-    /// settings in `older`, which have no effect if `listen` is typed.
+    /// settings in `legacy_rows`, which have no effect if `listen` is set.
     pub(super) fn listen(
         &mut self,
         row: &'static Row,
-        older: &[&'static Row],
-        of_older: Option<Vec<Listen>>,
+        legacy_rows: &[&'static Row],
+        legacy_listeners: Option<Vec<Listen>>,
     ) -> Option<Vec<Listen>> {
         let listen = self.words(row, Listen::parse)?;
         if listen.is_empty() {
-            return of_older;
+            return legacy_listeners;
         }
-        for row_of_old in older {
-            if self.is_typed(row_of_old) {
-                let origin = self.typed(row_of_old).origin;
+        for legacy_row in legacy_rows {
+            if self.is_set(legacy_row) {
+                let origin = self.lookup(legacy_row).origin;
                 self.warn(origin, format!("has no effect: {} is set", row.key));
             }
         }
@@ -307,21 +307,21 @@ impl Reader<'_> {
     }
 
     /// Records a mistake for each two listeners at the same place.
-    pub(super) fn compare_listeners(&mut self, settings: &Settings) {
+    pub(super) fn report_collisions(&mut self, settings: &Settings) {
         let listeners = listeners(settings);
         for (at, one) in listeners.iter().enumerate() {
             for other in listeners.iter().skip(at + 1) {
                 if one.listen.collides(&other.listen) {
-                    self.collision(one, other);
+                    self.report_collision(one, other);
                 }
             }
         }
     }
 
-    fn collision(&mut self, one: &ConfiguredListener, other: &ConfiguredListener) {
+    fn report_collision(&mut self, one: &ConfiguredListener, other: &ConfiguredListener) {
         let (one_row, other_row) = (self.row_of(one), self.row_of(other));
-        let (first, second) = (self.typed(one_row).origin, self.typed(other_row).origin);
-        let (row, named) = if first == Origin::Default {
+        let (first, second) = (self.lookup(one_row).origin, self.lookup(other_row).origin);
+        let (row, named) = if first == ValueOrigin::Default {
             (other_row, format!("{} ({first})", one_row.key))
         } else {
             (one_row, format!("{} ({second})", other_row.key))
@@ -340,7 +340,7 @@ impl Reader<'_> {
 
     /// The setting that says where the listener is.
     fn row_of(&self, listener: &ConfiguredListener) -> &'static Row {
-        if self.is_typed(listener.row) {
+        if self.is_set(listener.row) {
             listener.row
         } else {
             listener.legacy_row

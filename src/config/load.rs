@@ -4,11 +4,12 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use super::{
     Log,
-    raw::Raw,
-    read::{Loaded, Reader},
+    raw::RawSettings,
+    read::{LoadResult, SettingsReader},
     sections::{
-        admin::Admin, client::ClientSettings, components::Component, gate::Gate, keys::Keys,
-        metrics::Metrics, output::OutputFormat, server::Server, sts::Sts,
+        admin::AdminSettings, client::ClientSettings, components::Component, gate::GateSettings,
+        keys::KeySettings, metrics::MetricsSettings, output::OutputFormat, server::ServerSettings,
+        sts::StsSettings,
     },
 };
 
@@ -26,33 +27,33 @@ pub enum Purpose {
 pub struct Settings {
     pub components: BTreeSet<Component>,
     pub log: Log,
-    pub keys: Keys,
-    pub server: Server,
-    pub admin: Admin,
-    pub metrics: Metrics,
-    pub gate: Gate,
-    pub sts: Sts,
+    pub keys: KeySettings,
+    pub server: ServerSettings,
+    pub admin: AdminSettings,
+    pub metrics: MetricsSettings,
+    pub gate: GateSettings,
+    pub sts: StsSettings,
 }
 
 /// Loads the settings of `tailbone server …`.
-pub fn load(raw: &Raw, purpose: Purpose) -> Loaded<Settings> {
-    let mut reader = Reader::new(raw);
+pub fn load(raw: &RawSettings, purpose: Purpose) -> LoadResult<Settings> {
+    let mut reader = SettingsReader::new(raw);
     let settings = reader.settings(purpose);
     reader.done(settings)
 }
 
 /// Loads the settings of `tailbone keys …`. Mistakes in settings that only a server reads do not
 /// stop it.
-pub fn load_client(raw: &Raw) -> Loaded<ClientSettings> {
-    let mut reader = Reader::new(raw);
+pub fn load_client(raw: &RawSettings) -> LoadResult<ClientSettings> {
+    let mut reader = SettingsReader::new(raw);
     let settings = reader.client();
     reader.done(settings)
 }
 
 /// Loads what `tailbone policy …` reads: the file of rules, the capability of grants, and how
 /// results are printed.
-pub fn load_policy(raw: &Raw) -> Loaded<(Option<PathBuf>, String, OutputFormat)> {
-    let mut reader = Reader::new(raw);
+pub fn load_policy(raw: &RawSettings) -> LoadResult<(Option<PathBuf>, String, OutputFormat)> {
+    let mut reader = SettingsReader::new(raw);
     let file = reader.gate_policy();
     let capability = reader.gate_capability();
     let format = reader.output();
@@ -61,29 +62,32 @@ pub fn load_policy(raw: &Raw) -> Loaded<(Option<PathBuf>, String, OutputFormat)>
 }
 
 /// Loads everything, for `tailbone config …`.
-pub fn load_all(raw: &Raw) -> Loaded<(Settings, ClientSettings)> {
-    let mut reader = Reader::new(raw);
+pub fn load_all(raw: &RawSettings) -> LoadResult<(Settings, ClientSettings)> {
+    let mut reader = SettingsReader::new(raw);
     let server = reader.settings(Purpose::Start);
     let client = reader.client();
     reader.done(server.zip(client))
 }
 
 /// Loads the settings of a `tailbone server …` command that prints a result.
-pub fn load_with_output(raw: &Raw, purpose: Purpose) -> Loaded<(Settings, OutputFormat)> {
-    let mut reader = Reader::new(raw);
+pub fn load_with_output(
+    raw: &RawSettings,
+    purpose: Purpose,
+) -> LoadResult<(Settings, OutputFormat)> {
+    let mut reader = SettingsReader::new(raw);
     let settings = reader.settings(purpose);
     let format = reader.output();
     reader.done(settings.zip(format))
 }
 
 /// Loads how results are printed, for a command that needs no other setting.
-pub fn load_output(raw: &Raw) -> Loaded<OutputFormat> {
-    let mut reader = Reader::new(raw);
+pub fn load_output(raw: &RawSettings) -> LoadResult<OutputFormat> {
+    let mut reader = SettingsReader::new(raw);
     let format = reader.output();
     reader.done(format)
 }
 
-impl Reader<'_> {
+impl SettingsReader<'_> {
     fn settings(&mut self, purpose: Purpose) -> Option<Settings> {
         let components = self.components();
         let log = self.log();
@@ -92,7 +96,7 @@ impl Reader<'_> {
         let state_dir = server.as_ref().map(|server| server.tailscale.dir.as_path());
         let admin = self.admin(state_dir);
         let metrics = self.metrics();
-        let gate = self.gate(keys.as_ref().map(|keys| keys.issuer.as_str()));
+        let gate = self.gate(keys.as_ref().map(|keys| keys.token.issuer.as_str()));
         let exchanges = |components: &BTreeSet<Component>| components.contains(&Component::Sts);
         let sts = self.sts(components.as_ref().is_some_and(exchanges));
         let settings = Settings {
@@ -105,7 +109,7 @@ impl Reader<'_> {
             gate: gate?,
             sts: sts?,
         };
-        self.compare_listeners(&settings);
+        self.report_collisions(&settings);
         Some(settings)
     }
 }

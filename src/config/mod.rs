@@ -1,9 +1,9 @@
-//! Settings: what was typed (flags, environment, file) and what it means ([`Settings`]).
+//! Settings: what was given (flags, environment, file) and what it means ([`Settings`]).
 //!
 //! A value goes through these files: a row in `sections/` names it (`table.rs` says what a row is),
-//! `raw.rs` finds what is typed for it (`file.rs` reads files, `otel.rs` the variables of
+//! `raw.rs` finds what was given for it (`file.rs` reads files, `otel.rs` the variables of
 //! OpenTelemetry), and the section's reader makes a checked value of it with the methods of
-//! `read.rs` (`meaning.rs` reads one text). `load.rs` puts the sections together, `listen.rs` says
+//! `read.rs` (`parse.rs` parses one text). `load.rs` puts the sections together, `listen.rs` says
 //! where each component listens, `reload.rs` applies what may change while the server runs,
 //! and `report.rs` says what is wrong.
 //!
@@ -17,8 +17,8 @@ mod file;
 pub mod fuzzing;
 mod listen;
 mod load;
-mod meaning;
 mod otel;
+mod parse;
 mod raw;
 mod read;
 mod reload;
@@ -30,23 +30,23 @@ pub use listen::Listen;
 pub use load::{
     Purpose, Settings, load, load_all, load_client, load_output, load_policy, load_with_output,
 };
-pub use meaning::Binding;
-pub use raw::{Environment, Flags, Raw, Typed, Value};
-pub use read::{Entry, Loaded, Origins};
+pub use parse::Binding;
+pub use raw::{Environment, Flags, GivenValue, RawSettings, RawValue};
+pub use read::{EffectiveValue, LoadResult, ValueOrigins};
 pub use reload::Reloaded;
-pub use report::{Mistake, Mistakes, Origin, Remark, Warning};
+pub use report::{InvalidSettings, Remark, ValueOrigin};
 pub use sections::{
-    admin::{Admin, Authorization},
+    admin::{AdminSettings, Authorization, MAX_SOCKET_PATH_BYTES},
     client::ClientSettings,
     components::Component,
-    gate::{Gate, GateAuth, GateToken, Upstream, UpstreamScheme},
-    keys::{Keys, Publish},
-    memory::Memory,
-    metrics::Metrics,
+    gate::{GateAuthSettings, GateSettings, GateTokenSettings, UpstreamScheme, UpstreamSettings},
+    keys::{KeySettings, Publish, TokenSettings},
+    memory::MemoryLimit,
+    metrics::MetricsSettings,
     output::OutputFormat,
-    server::Server,
-    sts::{Credentials, Sts, TlsFiles},
-    tailscale::Tailscale,
+    server::ServerSettings,
+    sts::{Credentials, StsSettings, TlsFiles},
+    tailscale::TailscaleSettings,
 };
 
 /// The types of the layers below that settings are made of.

@@ -1,32 +1,32 @@
-//! OpenTelemetry's own variables, which apply if our settings for the export are not typed.
+//! OpenTelemetry's own variables, which apply if our settings for the export are not set.
 //!
 //! They are often set for all programs of a machine or a cluster. So an address that is wrong, or
 //! that wants a protocol we do not speak, is a warning and does not keep the server from starting.
 //! So are headers that cannot be read (`sections/telemetry.rs`).
 
 use super::{
-    meaning::url,
-    raw::{Environment, Raw},
-    report::{Origin, Remark},
+    parse::url,
+    raw::{Environment, RawSettings},
+    report::{Remark, ValueOrigin},
     sections::telemetry,
 };
 
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 const PROTOCOL: &str = "OTEL_EXPORTER_OTLP_PROTOCOL";
 
-impl Raw {
+impl RawSettings {
     pub(super) fn take_otel(&mut self, environment: &Environment) {
         let disabled = environment.text("OTEL_SDK_DISABLED");
         if disabled.is_some_and(|word| word.eq_ignore_ascii_case("true")) {
             return;
         }
-        if self.typed(&telemetry::ENDPOINT).is_none() {
+        if self.given(&telemetry::ENDPOINT).is_none() {
             let Some(endpoint) = environment.text(ENDPOINT) else {
                 return;
             };
             let protocol = environment.text(PROTOCOL).unwrap_or("http/protobuf");
             let trouble = if protocol == "http/protobuf" {
-                url(endpoint, &Origin::Variable(ENDPOINT.into())).err()
+                url(endpoint, &ValueOrigin::Variable(ENDPOINT.into())).err()
             } else {
                 Some(format!(
                     "{PROTOCOL} is {protocol}, and only http/protobuf is spoken here; name a \
@@ -36,7 +36,7 @@ impl Raw {
             };
             if let Some(trouble) = trouble {
                 self.warnings.push(Remark {
-                    origin: Origin::Variable(ENDPOINT.into()),
+                    origin: ValueOrigin::Variable(ENDPOINT.into()),
                     // It may contain a password; `url` refuses that.
                     value: None,
                     sentence: format!("not used, so nothing is exported: {trouble}"),
@@ -45,7 +45,7 @@ impl Raw {
             }
         }
         for row in [&telemetry::ENDPOINT, &telemetry::HEADERS] {
-            if self.typed(row).is_none() {
+            if self.given(row).is_none() {
                 self.take_alias(row, environment);
             }
         }

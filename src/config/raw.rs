@@ -1,4 +1,4 @@
-//! What is typed, with its origin; `read.rs` asks what it means.
+//! What was given, with its origin; `read.rs` asks what it means.
 //!
 //! There are three layers: flags win over the environment, the environment over the file. Defaults
 //! are in the table.
@@ -17,8 +17,8 @@ use std::{
 };
 
 use super::{
-    file::{self, Found},
-    report::{Origin, Remark},
+    file::{self, ConfigFile},
+    report::{Remark, ValueOrigin},
     sections::{
         components::{self, Component},
         sts, tailscale,
@@ -26,15 +26,15 @@ use super::{
     table::{self, Row},
 };
 
-/// The value of a setting, as typed.
+/// The value of a setting, as it was given.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Value {
+pub enum RawValue {
     List(Vec<String>),
     Text(String),
 }
 
 /// Shows the shape only, because the value may be a secret.
-impl fmt::Debug for Value {
+impl fmt::Debug for RawValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::List(_) => "List(…)",
@@ -43,21 +43,21 @@ impl fmt::Debug for Value {
     }
 }
 
-impl From<&str> for Value {
+impl From<&str> for RawValue {
     fn from(text: &str) -> Self {
         Self::Text(text.to_owned())
     }
 }
 
-/// A value and where it is typed.
+/// A value and where it comes from.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Typed {
-    pub value: Value,
-    pub origin: Origin,
+pub struct GivenValue {
+    pub value: RawValue,
+    pub origin: ValueOrigin,
 }
 
 /// Shows the origin only, because the value may be a secret.
-impl fmt::Debug for Typed {
+impl fmt::Debug for GivenValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Typed({})", self.origin)
     }
@@ -106,16 +106,16 @@ impl fmt::Debug for Environment {
 
 /// The flags that were given.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Flags(BTreeMap<&'static str, Typed>);
+pub struct Flags(BTreeMap<&'static str, GivenValue>);
 
 impl Flags {
     /// `name` is the flag as it was typed, with its dashes.
-    pub fn give(&mut self, row: &'static Row, name: impl Into<String>, value: Value) {
+    pub fn set(&mut self, row: &'static Row, name: impl Into<String>, value: RawValue) {
         self.0.insert(
             row.key,
-            Typed {
+            GivenValue {
                 value,
-                origin: Origin::Flag(name.into()),
+                origin: ValueOrigin::Flag(name.into()),
             },
         );
     }
@@ -129,7 +129,7 @@ impl fmt::Debug for Flags {
 
 /// Variables that tell other tsnet programs how to log in; this one does not read them for that.
 /// Two of them are also TailSTS's, with another meaning.
-static NOT_READ: [(&str, &Row); 5] = [
+static TSNET_VARIABLES: [(&str, &Row); 5] = [
     ("TS_AUDIENCE", &tailscale::AUDIENCE),
     ("TS_CLIENT_ID", &tailscale::CLIENT_ID),
     ("TS_CLIENT_SECRET", &tailscale::CLIENT_SECRET),
@@ -137,24 +137,24 @@ static NOT_READ: [(&str, &Row); 5] = [
     ("TS_ID_TOKEN", &tailscale::ID_TOKEN),
 ];
 
-const OF_TAILSTS: [&str; 2] = ["TS_CLIENT_ID", "TS_CLIENT_SECRET"];
+const TAILSTS_VARIABLES: [&str; 2] = ["TS_CLIENT_ID", "TS_CLIENT_SECRET"];
 
 /// The three layers.
 #[derive(Clone, Default)]
-pub struct Raw {
-    flags: BTreeMap<&'static str, Typed>,
-    variables: BTreeMap<&'static str, Typed>,
-    file: BTreeMap<&'static str, Typed>,
+pub struct RawSettings {
+    flags: BTreeMap<&'static str, GivenValue>,
+    variables: BTreeMap<&'static str, GivenValue>,
+    file: BTreeMap<&'static str, GivenValue>,
     pub(super) no_color: bool,
     pub(super) json_logging: bool,
-    /// Those of [`NOT_READ`] that are set, each with the setting to use in its place.
-    pub(super) not_read: Vec<(&'static str, &'static Row)>,
+    /// Those of [`TSNET_VARIABLES`] that are set, each with the setting to use in its place.
+    pub(super) unread_variables: Vec<(&'static str, &'static Row)>,
     pub(super) path: Option<PathBuf>,
     pub(super) mistakes: Vec<Remark>,
     pub(super) warnings: Vec<Remark>,
 }
 
-impl fmt::Debug for Raw {
+impl fmt::Debug for RawSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for layer in [&self.flags, &self.variables, &self.file] {
             show_origins(layer, f)?;
@@ -163,17 +163,20 @@ impl fmt::Debug for Raw {
     }
 }
 
-fn show_origins(layer: &BTreeMap<&'static str, Typed>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn show_origins(
+    layer: &BTreeMap<&'static str, GivenValue>,
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
     f.debug_map()
         .entries(
             layer
                 .iter()
-                .map(|(key, typed)| (key, typed.origin.to_string())),
+                .map(|(key, given)| (key, given.origin.to_string())),
         )
         .finish()
 }
 
-impl Raw {
+impl RawSettings {
     /// Reads the environment and the file: `config`, or else the one in the home directory.
     /// Mistakes in them are kept for the reader, which reports them together with all others.
     pub fn collect(flags: Flags, environment: &Environment, config: Option<&Path>) -> Self {
@@ -198,30 +201,30 @@ impl Raw {
     /// TailSTS are so common (`PORT`) that they are read only if that component runs.
     fn take_aliases(&mut self, environment: &Environment) {
         self.take_otel(environment);
-        // Every tsnet program reads these; they apply if nothing of ours to log in with is typed.
+        // Every tsnet program reads these; they apply if none of our credentials is set.
         let ours = [
             &tailscale::AUTHKEY,
             &tailscale::CLIENT_ID,
             &tailscale::CLIENT_SECRET,
         ];
-        if ours.iter().all(|row| self.typed(row).is_none()) {
+        if ours.iter().all(|row| self.given(row).is_none()) {
             self.take_alias(&tailscale::AUTHKEY, environment);
         }
         let components = self
-            .typed(&components::COMPONENTS)
-            .map(|typed| &typed.value);
+            .given(&components::COMPONENTS)
+            .map(|given| &given.value);
         let runs = |text: &String| {
             text.split(|c: char| c == ',' || c.is_whitespace())
                 .any(|word| word.eq_ignore_ascii_case(Component::Sts.name()))
         };
         let sts = match components {
-            Some(Value::Text(text)) => runs(text),
-            Some(Value::List(texts)) => texts.iter().any(runs),
+            Some(RawValue::Text(text)) => runs(text),
+            Some(RawValue::List(texts)) => texts.iter().any(runs),
             None => false,
         };
-        self.not_read = NOT_READ
+        self.unread_variables = TSNET_VARIABLES
             .into_iter()
-            .filter(|(name, _)| !(sts && OF_TAILSTS.contains(name)))
+            .filter(|(name, _)| !(sts && TAILSTS_VARIABLES.contains(name)))
             .filter(|(name, _)| environment.value(name).is_some())
             .collect();
         if !sts {
@@ -236,20 +239,20 @@ impl Raw {
     }
 
     pub(super) fn take_alias(&mut self, row: &'static Row, environment: &Environment) {
-        let typed = row
+        let given = row
             .aliases
             .iter()
             .find_map(|name| Some((name, environment.text(name)?)));
-        if let Some((name, text)) = typed {
-            self.variables.entry(row.key).or_insert_with(|| Typed {
-                value: Value::Text(text.to_owned()),
-                origin: Origin::Variable((*name).to_owned()),
+        if let Some((name, text)) = given {
+            self.variables.entry(row.key).or_insert_with(|| GivenValue {
+                value: RawValue::Text(text.to_owned()),
+                origin: ValueOrigin::Variable((*name).to_owned()),
             });
         }
     }
 
-    /// What is typed for a setting, from the strongest layer that has it.
-    pub(super) fn typed(&self, row: &Row) -> Option<&Typed> {
+    /// What was given for a setting, from the strongest layer that has it.
+    pub(super) fn given(&self, row: &Row) -> Option<&GivenValue> {
         [&self.flags, &self.variables, &self.file]
             .into_iter()
             .find_map(|layer| layer.get(row.key))
@@ -265,7 +268,7 @@ impl Raw {
                 (None, None) => continue,
                 (Some(_), Some(file)) => {
                     self.mistakes.push(Remark {
-                        origin: Origin::Variable(plain),
+                        origin: ValueOrigin::Variable(plain),
                         value: None,
                         sentence: format!("{file} is set too: keep one of the two"),
                     });
@@ -278,11 +281,11 @@ impl Raw {
                     (name, value)
                 }
             };
-            let origin = Origin::Variable(name);
+            let origin = ValueOrigin::Variable(name);
             match value {
                 Some(text) => {
-                    let value = Value::Text(text);
-                    self.variables.insert(row.key, Typed { value, origin });
+                    let value = RawValue::Text(text);
+                    self.variables.insert(row.key, GivenValue { value, origin });
                 }
                 None => self.mistakes.push(Remark {
                     origin,
@@ -320,14 +323,14 @@ impl Raw {
                 (None, None) => "no such setting, not read".into(),
             };
             self.warnings.push(Remark {
-                origin: Origin::Variable(name.to_owned()),
+                origin: ValueOrigin::Variable(name.to_owned()),
                 value: None,
                 sentence,
             });
         }
     }
 
-    fn take_file(&mut self, found: &Found) {
+    fn take_file(&mut self, found: &ConfigFile) {
         let items = match file::read(found) {
             Ok(items) => items,
             Err(mistake) => {
@@ -337,7 +340,7 @@ impl Raw {
         };
         self.path = Some(found.path.clone());
         for item in items {
-            let origin = Origin::File {
+            let origin = ValueOrigin::File {
                 path: found.path.clone(),
                 key: Some(item.key.clone()),
             };
@@ -349,11 +352,11 @@ impl Raw {
                 });
                 continue;
             };
-            let typed = Typed {
+            let given = GivenValue {
                 value: item.value,
                 origin: origin.clone(),
             };
-            if self.file.insert(row.key, typed).is_some() {
+            if self.file.insert(row.key, given).is_some() {
                 self.mistakes.push(Remark {
                     origin,
                     value: None,
@@ -429,12 +432,12 @@ mod tests {
     #[test]
     fn debug_shows_no_value() {
         let mut flags = Flags::default();
-        flags.give(&tailscale::AUTHKEY, "--ts-authkey", "tskey-one".into());
+        flags.set(&tailscale::AUTHKEY, "--ts-authkey", "tskey-one".into());
         let environment: Environment = [("TB_SERVER_TAILSCALE_AUTHKEY", "tskey-two")]
             .into_iter()
             .collect();
         let shown = format!("{flags:?} {environment:?}");
-        let raw = format!("{:?}", Raw::collect(flags, &environment, None));
+        let raw = format!("{:?}", RawSettings::collect(flags, &environment, None));
         assert!(shown.contains("TB_SERVER_TAILSCALE_AUTHKEY"), "{shown}");
         assert!(raw.contains("flag --ts-authkey"), "{raw}");
         assert!(

@@ -1,4 +1,4 @@
-//! Reads rows: what is typed for a setting, or its default, becomes a checked value.
+//! Reads rows: what was given for a setting, or its default, becomes a checked value.
 //!
 //! Every row is read, whatever was wrong before it, so that all mistakes are reported at once. A
 //! reading method returns `None` after it has recorded a mistake. Where the Go program accepted a
@@ -15,45 +15,45 @@ use serde_json::Value as Json;
 
 use super::{
     Secret, duration,
-    meaning::{
-        Binding, HIDDEN, Reading, binding, boolean, bounded, count, fit, known_word, path, port,
-        secret_file, strange_word, text, url, whole_secret,
+    parse::{
+        Binding, HIDDEN, ParsedValue, binding, boolean, bounded, check_secret, check_text, count,
+        match_word, path, port, secret_file, text, unknown_word, url,
     },
-    raw::{Raw, Typed, Value},
-    report::{Mistakes, Origin, Remark, Warning},
-    table::{self, Default, Row},
+    raw::{GivenValue, RawSettings, RawValue},
+    report::{InvalidSettings, Remark, ValueOrigin},
+    table::{self, DefaultValue, Row},
 };
 use crate::web::Allowed;
 
 /// Where every effective value comes from.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Origins {
+pub struct ValueOrigins {
     /// The config file that was read.
     pub file: Option<PathBuf>,
-    pub entries: Vec<Entry>,
+    pub entries: Vec<EffectiveValue>,
 }
 
 /// One effective value. For a secret it is the word `(hidden)`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Entry {
+pub struct EffectiveValue {
     pub row: &'static Row,
     pub value: Json,
-    pub origin: Origin,
+    pub origin: ValueOrigin,
 }
 
 /// Settings with their origins and warnings, or everything that is wrong.
-pub type Loaded<T> = Result<(T, Origins, Vec<Warning>), Mistakes>;
+pub type LoadResult<T> = Result<(T, ValueOrigins, Vec<Remark>), InvalidSettings>;
 
 /// Reads rows, and keeps the mistakes, warnings and values that it finds.
-pub(super) struct Reader<'a> {
-    pub(super) raw: &'a Raw,
+pub(super) struct SettingsReader<'a> {
+    pub(super) raw: &'a RawSettings,
     mistakes: Vec<Remark>,
     warnings: Vec<Remark>,
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: Vec<EffectiveValue>,
 }
 
-impl<'a> Reader<'a> {
-    pub(super) fn new(raw: &'a Raw) -> Self {
+impl<'a> SettingsReader<'a> {
+    pub(super) fn new(raw: &'a RawSettings) -> Self {
         Self {
             raw,
             mistakes: raw.mistakes.clone(),
@@ -63,23 +63,24 @@ impl<'a> Reader<'a> {
     }
 
     /// What was read, or all mistakes if there are any.
-    pub(super) fn done<T>(mut self, settings: Option<T>) -> Loaded<T> {
+    pub(super) fn done<T>(mut self, settings: Option<T>) -> LoadResult<T> {
         // Two loads may have rows in common.
         distinct(&mut self.mistakes);
         distinct(&mut self.warnings);
         distinct(&mut self.entries);
         match settings {
             Some(settings) if self.mistakes.is_empty() => {
-                let position =
-                    |entry: &Entry| table::ALL.iter().position(|row| row.key == entry.row.key);
+                let position = |entry: &EffectiveValue| {
+                    table::ALL.iter().position(|row| row.key == entry.row.key)
+                };
                 self.entries.sort_by_key(position);
-                let origins = Origins {
+                let origins = ValueOrigins {
                     file: self.raw.path.clone(),
                     entries: self.entries,
                 };
                 Ok((settings, origins, self.warnings))
             }
-            _ => Err(Mistakes {
+            _ => Err(InvalidSettings {
                 mistakes: self.mistakes,
                 warnings: self.warnings,
             }),
@@ -108,66 +109,66 @@ impl<'a> Reader<'a> {
 
     pub(super) fn duration(&mut self, row: &'static Row) -> Option<Duration> {
         let kind = row.kind;
-        self.read(row, |typed, origin| bounded(kind, typed, origin))
+        self.read(row, |input, origin| bounded(kind, input, origin))
     }
 
     pub(super) fn count(&mut self, row: &'static Row) -> Option<u32> {
         let kind = row.kind;
-        self.read(row, |typed, _| count(kind, typed))
+        self.read(row, |input, _| count(kind, input))
     }
 
     /// A duration that is a number of seconds on the wire.
     pub(super) fn whole_seconds(&mut self, row: &'static Row) -> Option<Duration> {
         let kind = row.kind;
-        self.read(row, |typed, origin| {
-            let mut reading = bounded(kind, typed, origin)?;
-            let whole = Duration::from_secs(reading.meaning.as_secs());
-            if whole != reading.meaning {
-                let shown = duration::show(whole);
-                reading.odd = Some(format!("only whole seconds count: taken as {shown}"));
-                reading.meaning = whole;
-                reading.plain = shown.into();
+        self.read(row, |input, origin| {
+            let mut parsed = bounded(kind, input, origin)?;
+            let whole = Duration::from_secs(parsed.value.as_secs());
+            if whole != parsed.value {
+                let shown = duration::format(whole);
+                parsed.warning = Some(format!("only whole seconds count: taken as {shown}"));
+                parsed.value = whole;
+                parsed.shown = shown.into();
             }
-            Ok(reading)
+            Ok(parsed)
         })
     }
 
     /// A path, or `None` if it is empty.
     pub(super) fn optional_path(&mut self, row: &'static Row) -> Option<Option<PathBuf>> {
-        self.read(row, |typed, origin| {
+        self.read(row, |input, origin| {
             let path = |text: String| (!text.is_empty()).then(|| PathBuf::from(text));
-            Ok(text(typed, origin)?.map(path))
+            Ok(text(input, origin)?.map(path))
         })
     }
 
     /// A text, or `None` if it is empty.
     pub(super) fn optional_text(&mut self, row: &'static Row) -> Option<Option<String>> {
-        self.read(row, |typed, origin| {
-            Ok(text(typed, origin)?.map(|text| Some(text).filter(|text| !text.is_empty())))
+        self.read(row, |input, origin| {
+            Ok(text(input, origin)?.map(|text| Some(text).filter(|text| !text.is_empty())))
         })
     }
 
     /// One of the row's words; any other is a mistake.
     pub(super) fn word(&mut self, row: &'static Row) -> Option<&'static str> {
-        self.read(row, |typed, _| {
-            let word = known_word(row, typed).ok_or_else(|| strange_word(row, typed))?;
-            Ok(Reading::new(word, word))
+        self.read(row, |input, _| {
+            let word = match_word(row, input).ok_or_else(|| unknown_word(row, input))?;
+            Ok(ParsedValue::new(word, word))
         })
     }
 
     /// One of the row's words. Any other word means `fallback`, as in the Go program, and is warned
     /// about.
-    pub(super) fn lenient_word(
+    pub(super) fn word_or(
         &mut self,
         row: &'static Row,
         fallback: &'static str,
     ) -> Option<&'static str> {
-        self.read(row, |typed, _| {
-            Ok(match known_word(row, typed) {
-                Some(word) => Reading::new(word, word),
-                None => Reading::new(fallback, fallback).odd(Some(format!(
+        self.read(row, |input, _| {
+            Ok(match match_word(row, input) {
+                Some(word) => ParsedValue::new(word, word),
+                None => ParsedValue::new(fallback, fallback).with_warning(Some(format!(
                     "{}; taken as {fallback}",
-                    strange_word(row, typed)
+                    unknown_word(row, input)
                 ))),
             })
         })
@@ -177,15 +178,15 @@ impl<'a> Reader<'a> {
     pub(super) fn words<T>(
         &mut self,
         row: &'static Row,
-        meaning: impl Fn(&str) -> Result<T, String>,
+        parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<Vec<T>>
     where
         T: ToString,
     {
-        let typed = self.typed(row);
-        let texts = match &typed.value {
-            Value::List(list) => list.clone(),
-            Value::Text(text) => vec![text.clone()],
+        let given = self.lookup(row);
+        let texts = match &given.value {
+            RawValue::List(list) => list.clone(),
+            RawValue::Text(text) => vec![text.clone()],
         };
         let mut words = Vec::new();
         let mut fine = true;
@@ -194,22 +195,22 @@ impl<'a> Reader<'a> {
             .flat_map(|text| text.split([',', ' ', '\t', '\n', '\r']))
             .filter(|word| !word.is_empty())
         {
-            match fit(word).and_then(|()| meaning(word)) {
+            match check_text(word).and_then(|()| parse(word)) {
                 Ok(word) => words.push(word),
                 Err(sentence) => {
                     fine = false;
                     self.mistakes.push(Remark {
-                        origin: typed.origin.clone(),
+                        origin: given.origin.clone(),
                         value: Some(word.to_owned()),
                         sentence,
                     });
                 }
             }
         }
-        self.entries.push(Entry {
+        self.entries.push(EffectiveValue {
             row,
             value: words.iter().map(ToString::to_string).collect(),
-            origin: typed.origin,
+            origin: given.origin,
         });
         fine.then_some(words)
     }
@@ -224,26 +225,26 @@ impl<'a> Reader<'a> {
         if allowed.iter().any(|one| matches!(one, Allowed::Any)) {
             let sentence = "* switches this protection off: any web page may then use its \
                             visitor's identity here; name those that are meant";
-            self.warn(self.typed(row).origin, sentence.into());
+            self.warn(self.lookup(row).origin, sentence.into());
         }
         Some(allowed)
     }
 
     /// A secret, or `file:PATH` of a file that holds it. No remark contains its text.
     pub(super) fn secret(&mut self, row: &'static Row) -> Option<Option<Secret>> {
-        self.any_secret(row, false)
+        self.read_secret(row, false)
     }
 
     /// A secret that may contain blanks.
     pub(super) fn secret_with_blanks(&mut self, row: &'static Row) -> Option<Option<Secret>> {
-        self.any_secret(row, true)
+        self.read_secret(row, true)
     }
 
-    fn any_secret(&mut self, row: &'static Row, blanks: bool) -> Option<Option<Secret>> {
-        let typed = self.typed(row);
-        let Value::Text(text) = &typed.value else {
+    fn read_secret(&mut self, row: &'static Row, blanks: bool) -> Option<Option<Secret>> {
+        let given = self.lookup(row);
+        let RawValue::Text(text) = &given.value else {
             self.mistakes.push(Remark {
-                origin: typed.origin,
+                origin: given.origin,
                 value: None,
                 sentence: "one value, not a list".into(),
             });
@@ -252,11 +253,11 @@ impl<'a> Reader<'a> {
         let read = match text.strip_prefix("file:") {
             Some(path) => secret_file(Path::new(path)),
             None => {
-                if let Origin::Flag(_) = typed.origin
+                if let ValueOrigin::Flag(_) = given.origin
                     && !text.is_empty()
                 {
                     self.warnings.push(Remark {
-                        origin: typed.origin.clone(),
+                        origin: given.origin.clone(),
                         value: None,
                         sentence: format!(
                             "everybody on this machine can read it in the list of processes; \
@@ -268,19 +269,19 @@ impl<'a> Reader<'a> {
                 Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
             }
         };
-        match read.and_then(|secret| whole_secret(&secret, blanks).map(|()| secret)) {
+        match read.and_then(|secret| check_secret(&secret, blanks).map(|()| secret)) {
             Ok(secret) => {
                 let secret = Some(secret).filter(|secret| !secret.reveal().is_empty());
-                self.entries.push(Entry {
+                self.entries.push(EffectiveValue {
                     row,
                     value: if secret.is_some() { HIDDEN } else { "" }.into(),
-                    origin: typed.origin,
+                    origin: given.origin,
                 });
                 Some(secret)
             }
             Err(sentence) => {
                 self.mistakes.push(Remark {
-                    origin: typed.origin,
+                    origin: given.origin,
                     value: None,
                     sentence,
                 });
@@ -293,32 +294,32 @@ impl<'a> Reader<'a> {
     pub(super) fn read<T>(
         &mut self,
         row: &'static Row,
-        meaning: impl FnOnce(&str, &Origin) -> Result<Reading<T>, String>,
+        parse: impl FnOnce(&str, &ValueOrigin) -> Result<ParsedValue<T>, String>,
     ) -> Option<T> {
-        let typed = self.typed(row);
-        let (value, result) = match &typed.value {
-            Value::List(_) => (None, Err("one value, not a list".to_owned())),
-            Value::Text(text) => (
+        let given = self.lookup(row);
+        let (value, result) = match &given.value {
+            RawValue::List(_) => (None, Err("one value, not a list".to_owned())),
+            RawValue::Text(text) => (
                 Some(text.clone()),
-                fit(text).and_then(|()| meaning(text, &typed.origin)),
+                check_text(text).and_then(|()| parse(text, &given.origin)),
             ),
         };
         let remark = |sentence| Remark {
-            origin: typed.origin.clone(),
+            origin: given.origin.clone(),
             value,
             sentence,
         };
         match result {
-            Ok(reading) => {
-                if let Some(odd) = reading.odd {
-                    self.warnings.push(remark(odd));
+            Ok(parsed) => {
+                if let Some(warning) = parsed.warning {
+                    self.warnings.push(remark(warning));
                 }
-                self.entries.push(Entry {
+                self.entries.push(EffectiveValue {
                     row,
-                    value: reading.plain,
-                    origin: typed.origin,
+                    value: parsed.shown,
+                    origin: given.origin,
                 });
-                Some(reading.meaning)
+                Some(parsed.value)
             }
             Err(sentence) => {
                 self.mistakes.push(remark(sentence));
@@ -327,33 +328,33 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Whether the setting is typed anywhere. If not, its default applies.
-    pub(super) fn is_typed(&self, row: &Row) -> bool {
-        self.raw.typed(row).is_some()
+    /// Whether the setting is given anywhere. If not, its default applies.
+    pub(super) fn is_set(&self, row: &Row) -> bool {
+        self.raw.given(row).is_some()
     }
 
-    /// What is typed for the setting, or its default.
-    pub(super) fn typed(&self, row: &Row) -> Typed {
+    /// What was given for the setting, or its default.
+    pub(super) fn lookup(&self, row: &Row) -> GivenValue {
         let default = match row.default {
-            Default::Text(text) => text,
-            Default::Derived(_) | Default::Empty => "",
+            DefaultValue::Text(text) => text,
+            DefaultValue::Derived(_) | DefaultValue::Empty => "",
         };
-        self.raw.typed(row).cloned().unwrap_or(Typed {
+        self.raw.given(row).cloned().unwrap_or(GivenValue {
             value: default.into(),
-            origin: Origin::Default,
+            origin: ValueOrigin::Default,
         })
     }
 
     /// Records the value of a setting that is made from others.
     pub(super) fn derived(&mut self, row: &'static Row, value: &str) {
-        self.entries.push(Entry {
+        self.entries.push(EffectiveValue {
             row,
             value: value.into(),
-            origin: Origin::Default,
+            origin: ValueOrigin::Default,
         });
     }
 
-    pub(super) fn warn(&mut self, origin: Origin, sentence: String) {
+    pub(super) fn warn(&mut self, origin: ValueOrigin, sentence: String) {
         self.warnings.push(Remark {
             origin,
             value: None,
@@ -363,7 +364,7 @@ impl<'a> Reader<'a> {
 
     pub(super) fn mistake(&mut self, row: &Row, value: Option<String>, sentence: String) {
         self.mistakes.push(Remark {
-            origin: self.typed(row).origin,
+            origin: self.lookup(row).origin,
             value,
             sentence,
         });

@@ -6,9 +6,9 @@ use std::{fmt, path::PathBuf};
 
 use tailbone_values::printable;
 
-/// Where a value is typed.
+/// Where a value comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
+pub enum ValueOrigin {
     Default,
     /// A config file, and the key in it if the remark is about one.
     File {
@@ -21,7 +21,7 @@ pub enum Origin {
     Variable(String),
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for ValueOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
@@ -39,32 +39,26 @@ impl fmt::Display for Origin {
 /// One sentence about one setting, with its origin: `TB_SERVER_PORT=abc: not a port (1-65535)`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remark {
-    pub origin: Origin,
-    /// What is typed. Absent for secrets, and where it adds nothing.
+    pub origin: ValueOrigin,
+    /// What was given. Absent for secrets, and where it adds nothing.
     pub value: Option<String>,
     pub sentence: String,
 }
 
-/// Something that stops the program.
-pub type Mistake = Remark;
-
-/// Something that people should know and that stops nothing.
-pub type Warning = Remark;
-
 impl fmt::Display for Remark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.origin {
-            Origin::Default => f.write_str("default")?,
-            Origin::File { path, key } => {
+            ValueOrigin::Default => f.write_str("default")?,
+            ValueOrigin::File { path, key } => {
                 f.write_str(&printable(&path.to_string_lossy()))?;
                 if let Some(key) = key {
-                    write!(f, ": {}", short(key))?;
+                    write!(f, ": {}", shorten(key))?;
                 }
             }
-            Origin::Flag(name) | Origin::Variable(name) => f.write_str(&short(name))?,
+            ValueOrigin::Flag(name) | ValueOrigin::Variable(name) => f.write_str(&shorten(name))?,
         }
         if let Some(value) = &self.value {
-            write!(f, "={}", short(value))?;
+            write!(f, "={}", shorten(value))?;
         }
         // The sentence may quote a path or a name.
         write!(f, ": {}", printable(&self.sentence))
@@ -73,15 +67,16 @@ impl fmt::Display for Remark {
 
 /// Everything that is wrong, at once.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Mistakes {
-    pub mistakes: Vec<Mistake>,
+pub struct InvalidSettings {
+    /// What stops the program.
+    pub mistakes: Vec<Remark>,
     /// The warnings; one may explain a mistake.
-    pub warnings: Vec<Warning>,
+    pub warnings: Vec<Remark>,
 }
 
-impl std::error::Error for Mistakes {}
+impl std::error::Error for InvalidSettings {}
 
-impl fmt::Display for Mistakes {
+impl fmt::Display for InvalidSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.mistakes.as_slice() {
             [one] => write!(f, "{one}"),
@@ -97,9 +92,9 @@ impl fmt::Display for Mistakes {
 }
 
 /// A value, short enough for a message.
-fn short(text: &str) -> String {
-    const MOST: usize = 80;
-    match text.char_indices().nth(MOST) {
+fn shorten(text: &str) -> String {
+    const MAX_CHARS: usize = 80;
+    match text.char_indices().nth(MAX_CHARS) {
         Some((end, _)) => format!("{}…", printable(&text[..end])),
         None => printable(text),
     }
@@ -112,7 +107,7 @@ mod tests {
     #[test]
     fn values_are_short_and_printable() {
         let remark = Remark {
-            origin: Origin::Variable("TB_SERVER_PORT".into()),
+            origin: ValueOrigin::Variable("TB_SERVER_PORT".into()),
             value: Some(format!("\u{1b}[2J\n{}", "x".repeat(200))),
             sentence: "not a port".into(),
         };
@@ -124,7 +119,7 @@ mod tests {
         assert!(text.ends_with("x…: not a port"), "{text}");
         assert!(text.len() < 130, "{text}");
         let remark = Remark {
-            origin: Origin::File {
+            origin: ValueOrigin::File {
                 path: "/a\nb".into(),
                 key: None,
             },

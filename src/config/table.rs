@@ -3,7 +3,7 @@
 //! A row has a setting's key, the flags that carry it, its default, its kind with bounds, and its
 //! help. The rows themselves are in `sections/`. The command line's flags, the names of the
 //! variables, `config show`, `config check` and `docs/settings.md` are made from them, so they
-//! cannot disagree. A row says what may be typed; the section's reader says what it means.
+//! cannot disagree. A row says which texts are valid; the section's reader says what it means.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use super::{duration, sections};
 pub struct Row {
     /// Its name in a config file. Dots separate the names of nested tables.
     pub key: &'static str,
-    pub kind: Kind,
-    pub default: Default,
+    pub kind: ValueKind,
+    pub default: DefaultValue,
     pub help: &'static str,
     pub example: &'static str,
     flags: [Option<Flag>; 3],
@@ -35,12 +35,12 @@ impl PartialEq for Row {
 pub struct Flag {
     pub long: &'static str,
     pub short: Option<char>,
-    pub scope: Scope,
+    pub scope: FlagScope,
 }
 
 /// The commands that take a flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
+pub enum FlagScope {
     /// `keys …`, also before the last word.
     Keys,
     /// `keys generate` and `keys rotate`.
@@ -57,9 +57,9 @@ pub enum Scope {
     Start,
 }
 
-/// What may be typed.
+/// Which texts are valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ValueKind {
     Binding,
     Bool,
     /// A whole number within bounds, both included.
@@ -93,9 +93,9 @@ pub enum Kind {
     Words(&'static [&'static str]),
 }
 
-/// The value of a setting that is not typed.
+/// The value of a setting that is not set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Default {
+pub enum DefaultValue {
     /// Made from another setting; the text says how.
     Derived(&'static str),
     Empty,
@@ -109,7 +109,7 @@ pub(super) const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 pub(super) const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Longest value of any setting, in bytes.
-pub const LONGEST: usize = 4096;
+pub const MAX_VALUE_BYTES: usize = 4096;
 
 /// Makes the rows of a section, and its list of them.
 macro_rules! rows {
@@ -123,7 +123,7 @@ macro_rules! rows {
 pub(super) use rows;
 
 /// The whole table, in the order in which it is shown.
-pub static ALL: &[&Row] = &joined::<{ count_of(sections::ROWS) }>(sections::ROWS);
+pub static ALL: &[&Row] = &concatenated::<{ count_of(sections::ROWS) }>(sections::ROWS);
 
 const fn count_of(sections: &[&[&Row]]) -> usize {
     let mut count = 0;
@@ -136,7 +136,7 @@ const fn count_of(sections: &[&[&Row]]) -> usize {
 }
 
 /// All rows of the sections in one list. `N` is their number.
-const fn joined<const N: usize>(sections: &[&[&'static Row]]) -> [&'static Row; N] {
+const fn concatenated<const N: usize>(sections: &[&[&'static Row]]) -> [&'static Row; N] {
     let mut all = [sections[0][0]; N];
     let mut next = 0;
     let mut section = 0;
@@ -153,8 +153,8 @@ const fn joined<const N: usize>(sections: &[&[&'static Row]]) -> [&'static Row; 
 }
 
 /// A duration that the Go program had as a setting too.
-pub(super) const fn old_duration(least: Duration, most: Duration) -> Kind {
-    Kind::Duration {
+pub(super) const fn legacy_duration(least: Duration, most: Duration) -> ValueKind {
+    ValueKind::Duration {
         least,
         most,
         off: false,
@@ -162,12 +162,12 @@ pub(super) const fn old_duration(least: Duration, most: Duration) -> Kind {
     }
 }
 
-pub(super) const fn count(least: u32, most: u32) -> Kind {
-    Kind::Count { least, most }
+pub(super) const fn count(least: u32, most: u32) -> ValueKind {
+    ValueKind::Count { least, most }
 }
 
-pub(super) const fn duration(least: Duration, most: Duration) -> Kind {
-    Kind::Duration {
+pub(super) const fn duration(least: Duration, most: Duration) -> ValueKind {
+    ValueKind::Duration {
         least,
         most,
         off: false,
@@ -175,8 +175,8 @@ pub(super) const fn duration(least: Duration, most: Duration) -> Kind {
     }
 }
 
-pub(super) const fn duration_or_off(least: Duration, most: Duration) -> Kind {
-    Kind::Duration {
+pub(super) const fn duration_or_off(least: Duration, most: Duration) -> ValueKind {
+    ValueKind::Duration {
         least,
         most,
         off: true,
@@ -184,11 +184,11 @@ pub(super) const fn duration_or_off(least: Duration, most: Duration) -> Kind {
     }
 }
 
-pub(super) const fn row(key: &'static str, kind: Kind) -> Row {
+pub(super) const fn row(key: &'static str, kind: ValueKind) -> Row {
     Row {
         key,
         kind,
-        default: Default::Empty,
+        default: DefaultValue::Empty,
         help: "",
         example: "",
         flags: [None, None, None],
@@ -197,7 +197,7 @@ pub(super) const fn row(key: &'static str, kind: Kind) -> Row {
 }
 
 impl Row {
-    pub(super) const fn flag(self, long: &'static str, scope: Scope) -> Self {
+    pub(super) const fn flag(self, long: &'static str, scope: FlagScope) -> Self {
         self.with(Flag {
             long,
             short: None,
@@ -205,7 +205,7 @@ impl Row {
         })
     }
 
-    pub(super) const fn short(self, long: &'static str, short: char, scope: Scope) -> Self {
+    pub(super) const fn short(self, long: &'static str, short: char, scope: FlagScope) -> Self {
         self.with(Flag {
             long,
             short: Some(short),
@@ -224,12 +224,12 @@ impl Row {
     }
 
     pub(super) const fn default(mut self, text: &'static str) -> Self {
-        self.default = Default::Text(text);
+        self.default = DefaultValue::Text(text);
         self
     }
 
-    pub(super) const fn derived(mut self, words: &'static str) -> Self {
-        self.default = Default::Derived(words);
+    pub(super) const fn derived(mut self, text: &'static str) -> Self {
+        self.default = DefaultValue::Derived(text);
         self
     }
 
@@ -243,8 +243,8 @@ impl Row {
         self
     }
 
-    pub(super) const fn help(mut self, words: &'static str) -> Self {
-        self.help = words;
+    pub(super) const fn help(mut self, text: &'static str) -> Self {
+        self.help = text;
         self
     }
 
@@ -253,7 +253,7 @@ impl Row {
     }
 
     /// The flag of a command that has the flags of `scopes`.
-    pub fn flag_in(&self, scopes: &[Scope]) -> Option<&Flag> {
+    pub fn flag_in(&self, scopes: &[FlagScope]) -> Option<&Flag> {
         self.flags().find(|flag| scopes.contains(&flag.scope))
     }
 
@@ -264,7 +264,7 @@ impl Row {
 
     /// The variable that names a file with the value. Only secrets have one.
     pub fn file_variable(&self) -> Option<String> {
-        matches!(self.kind, Kind::Secret).then(|| format!("{}_FILE", self.variable()))
+        matches!(self.kind, ValueKind::Secret).then(|| format!("{}_FILE", self.variable()))
     }
 }
 
@@ -291,9 +291,9 @@ pub fn groups() -> Vec<&'static str> {
     groups
 }
 
-impl Kind {
-    /// What may be typed, in words, for help and for error sentences.
-    pub fn words(&self) -> String {
+impl ValueKind {
+    /// The valid texts, for help and for error sentences.
+    pub fn description(&self) -> String {
         match self {
             Self::Binding => "auto or an IP address".into(),
             Self::Bool => "true or false".into(),
@@ -301,7 +301,11 @@ impl Kind {
             Self::Duration {
                 least, most, off, ..
             } => {
-                let bounds = format!("{} to {}", duration::show(*least), duration::show(*most));
+                let bounds = format!(
+                    "{} to {}",
+                    duration::format(*least),
+                    duration::format(*most)
+                );
                 if *off {
                     format!("duration, off or {bounds}")
                 } else {
@@ -329,7 +333,7 @@ impl Kind {
 }
 
 /// The table as a page: `docs/settings.md`.
-pub fn page() -> String {
+pub fn settings_page() -> String {
     let mut page = String::from(
         "# Settings\n\n\
          Made from the tables in `src/config/sections/`; a test fails when this page is stale.\n\n\
@@ -344,8 +348,12 @@ pub fn page() -> String {
         let flags = row
             .flags()
             .map(|flag| match flag.short {
-                Some(short) => format!("`-{short}`, `--{}` ({})", flag.long, flag.scope.words()),
-                None => format!("`--{}` ({})", flag.long, flag.scope.words()),
+                Some(short) => format!(
+                    "`-{short}`, `--{}` ({})",
+                    flag.long,
+                    flag.scope.description()
+                ),
+                None => format!("`--{}` ({})", flag.long, flag.scope.description()),
             })
             .collect::<Vec<_>>()
             .join("<br>");
@@ -354,9 +362,9 @@ pub fn page() -> String {
             variables += &format!("<br>`{file}`");
         }
         let default = match row.default {
-            Default::Derived(words) => words.to_owned(),
-            Default::Empty | Default::Text("") => "empty".into(),
-            Default::Text(text) => format!("`{text}`"),
+            DefaultValue::Derived(text) => text.to_owned(),
+            DefaultValue::Empty | DefaultValue::Text("") => "empty".into(),
+            DefaultValue::Text(text) => format!("`{text}`"),
         };
         let example = if row.example.is_empty() {
             String::new()
@@ -366,16 +374,16 @@ pub fn page() -> String {
         page += &format!(
             "| `{}` | {variables} | {flags} | {default} | {} | {}.{example} |\n",
             row.key,
-            row.kind.words(),
+            row.kind.description(),
             row.help,
         );
     }
     page
 }
 
-impl Scope {
+impl FlagScope {
     /// The commands, in words.
-    pub fn words(self) -> &'static str {
+    pub fn description(self) -> &'static str {
         match self {
             Self::Keys => "keys",
             Self::Make => "keys generate, keys rotate",

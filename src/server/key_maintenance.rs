@@ -230,15 +230,17 @@ mod tests {
         let _here =
             tracing::subscriber::set_default(tracing_subscriber::registry().with(heard.clone()));
         let dir = tempfile::TempDir::new().unwrap();
-        let keys = config::Keys {
+        let keys = config::KeySettings {
             dir: dir.path().to_owned(),
-            issuer: String::new(),
-            expiry: Duration::from_secs(60),
+            token: config::TokenSettings {
+                issuer: String::new(),
+                expiry: Duration::from_secs(60),
+                skew: Duration::ZERO,
+            },
             prefix: "tb".to_owned(),
             spec: KeySpec::Es256,
             rotate_every: None,
             cache_time: Duration::from_secs(300),
-            skew: Duration::ZERO,
             publish: Publish::File {
                 path: dir.path().join("jwks.json"),
             },

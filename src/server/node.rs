@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::join_screen::JoinScreen;
 use crate::{
-    config::{Log, LogLevel, Tailscale},
+    config::{Log, LogLevel, TailscaleSettings},
     http::host::NodeNames,
     tailnet::{
         self, Config, EmbeddedNode, Node,
@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Fails if the state directory can never be made.
-pub(super) fn prepare_state_directory(settings: &Tailscale) -> Result<(), JoinError> {
+pub(super) fn prepare_state_directory(settings: &TailscaleSettings) -> Result<(), JoinError> {
     if settings.wait_for_dir {
         return Ok(());
     }
@@ -29,7 +29,7 @@ pub(super) fn prepare_state_directory(settings: &Tailscale) -> Result<(), JoinEr
 
 /// Joins the tailnet.
 pub(super) async fn join_tailnet(
-    settings: &Tailscale,
+    settings: &TailscaleSettings,
     log: &Log,
     on_state: impl Fn(JoinState),
 ) -> Result<Arc<dyn Node>, JoinError> {
@@ -62,7 +62,7 @@ pub(super) async fn join_tailnet(
     Ok(node)
 }
 
-fn node_config(settings: &Tailscale, log: &Log) -> Config {
+fn node_config(settings: &TailscaleSettings, log: &Log) -> Config {
     Config {
         log_level: match log.level {
             LogLevel::Trace => tailnet::LogLevel::Trace,

@@ -11,11 +11,12 @@ use jiff::Timestamp;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk::JwkSet};
 use serde_json::{Value, json};
 use tailbone::{
+    config::TokenSettings,
     http::{
         layers,
         serve::{Accept, Limits, Server, serve},
     },
-    issuer::{Issuer, TokenRules, router},
+    issuer::{Issuer, router},
     jwks::life::KeyLife,
     keys::SigningQueue,
     tailnet::{
@@ -69,7 +70,7 @@ impl IssuerServer {
         let keys = key_life(dir.path());
         let policy = policy();
         let routes = router(Issuer {
-            rules: Arc::new(ArcSwap::from_pointee(TokenRules {
+            token: Arc::new(ArcSwap::from_pointee(TokenSettings {
                 issuer: "tailbone".into(),
                 expiry: policy.token_life,
                 skew: policy.skew,

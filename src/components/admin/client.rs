@@ -129,7 +129,7 @@ impl AdminClient {
                 message: format!(
                     "no answer from {} within {}; a change may have been made anyway: check with `tailbone keys list`",
                     self.server,
-                    crate::config::duration::show(self.timeout)
+                    crate::config::duration::format(self.timeout)
                 ),
             })
         })

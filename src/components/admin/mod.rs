@@ -56,4 +56,4 @@ pub use authorize::{
 pub use client::{AdminClient, CallError, ServerAddress};
 pub use impact::{Impact, consequences, impact};
 
-pub use socket::{AdminSocket, AdminSocketError, MAX_PATH_BYTES};
+pub use socket::{AdminSocket, AdminSocketError};

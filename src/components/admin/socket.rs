@@ -18,15 +18,13 @@ use tokio::net::UnixStream;
 
 use super::authorize::Requester;
 use crate::{
+    config::MAX_SOCKET_PATH_BYTES,
     http::{
         serve::Accept,
         unix::{BindError, LocalPeer, UnixSocket},
     },
     keys::disk::{self, DiskError, Lock},
 };
-
-/// The length of `sun_path` without the final NUL.
-pub const MAX_PATH_BYTES: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 
 const MODE: u32 = 0o600;
 
@@ -48,7 +46,7 @@ pub enum AdminSocketError {
     #[error("the directory of the local admin socket cannot be written")]
     Directory(#[source] DiskError),
     #[error(
-        "the path of the local admin socket is {length} bytes long and the system takes {MAX_PATH_BYTES}: set admin.socket \
+        "the path of the local admin socket is {length} bytes long and the system takes {MAX_SOCKET_PATH_BYTES}: set admin.socket \
          (--admin-socket, TB_ADMIN_SOCKET) to a shorter one than {path}"
     )]
     TooLong { path: PathBuf, length: usize },
@@ -113,7 +111,7 @@ impl Accept for AdminSocket {
 /// anything.
 pub(super) fn check_length(path: &Path) -> Result<(), AdminSocketError> {
     let length = path.as_os_str().as_bytes().len();
-    if length > MAX_PATH_BYTES {
+    if length > MAX_SOCKET_PATH_BYTES {
         return Err(AdminSocketError::TooLong {
             path: path.to_path_buf(),
             length,
@@ -237,8 +235,8 @@ mod tests {
             dir.path()
                 .join("x".repeat(length - dir.path().as_os_str().len() - 1))
         };
-        AdminSocket::bind(&path_of_length(MAX_PATH_BYTES)).unwrap();
-        let words = AdminSocket::bind(&path_of_length(MAX_PATH_BYTES + 1))
+        AdminSocket::bind(&path_of_length(MAX_SOCKET_PATH_BYTES)).unwrap();
+        let words = AdminSocket::bind(&path_of_length(MAX_SOCKET_PATH_BYTES + 1))
             .unwrap_err()
             .to_string();
         for part in ["108 bytes", "107", "admin.socket", "TB_ADMIN_SOCKET"] {

@@ -87,7 +87,7 @@ impl ForwardAuth {
     pub(super) fn new(
         guard: Arc<Guard>,
         directory: Directory,
-        settings: &config::Gate,
+        settings: &config::GateSettings,
         tokens: Option<Arc<BackendTokens>>,
     ) -> Result<Self, GateError> {
         let auth = &settings.auth;

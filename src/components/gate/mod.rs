@@ -110,7 +110,7 @@ impl Gate {
     /// Loads the policy and checks the settings for consistency. `sign` is required if backends get
     /// tokens.
     pub fn build(
-        settings: &config::Gate,
+        settings: &config::GateSettings,
         directory: Directory,
         sign: Option<SignFn>,
         meter: Meter,
@@ -126,7 +126,7 @@ impl Gate {
             (Some(token), Some(sign)) => Some(Arc::new(BackendTokens::new(token, sign))),
             (Some(_), None) => return Err(GateError::NoSigner),
         };
-        let without_host = |upstream: &&config::Upstream| upstream.host.is_empty();
+        let without_host = |upstream: &&config::UpstreamSettings| upstream.host.is_empty();
         if let Some(token) = &settings.token
             && token.audience.is_none()
             && let Some(upstream) = settings.upstreams.iter().find(without_host)

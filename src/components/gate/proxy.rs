@@ -67,7 +67,7 @@ impl std::fmt::Debug for ReverseProxy {
 impl ReverseProxy {
     pub(super) fn new(
         guard: Arc<Guard>,
-        settings: &config::Gate,
+        settings: &config::GateSettings,
         tokens: Option<Arc<BackendTokens>>,
     ) -> Result<Self, GateError> {
         Ok(Self {

@@ -49,7 +49,7 @@ pub(super) fn sign_with_active_key(context: &Context) -> SignFn {
 
 /// Makes tokens for backends.
 pub(super) struct BackendTokens {
-    settings: config::GateToken,
+    settings: config::GateTokenSettings,
     sign: SignFn,
 }
 
@@ -84,7 +84,7 @@ struct BackendClaims<'a> {
 const CLOCK_SKEW: i64 = 30;
 
 impl BackendTokens {
-    pub(super) fn new(settings: &config::GateToken, sign: SignFn) -> Self {
+    pub(super) fn new(settings: &config::GateTokenSettings, sign: SignFn) -> Self {
         Self {
             settings: settings.clone(),
             sign,

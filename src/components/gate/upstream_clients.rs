@@ -51,7 +51,7 @@ pub(super) struct UpstreamClients {
 }
 
 impl UpstreamClients {
-    pub(super) fn new(settings: &config::Gate) -> Result<Self, GateError> {
+    pub(super) fn new(settings: &config::GateSettings) -> Result<Self, GateError> {
         let mut upstreams = settings.upstreams.iter();
         let roots = match &settings.upstream_ca {
             Some(file) => read_roots(file)?,

@@ -38,9 +38,9 @@ impl Upstream {
 pub(super) struct UpstreamTable(Vec<Upstream>);
 
 impl UpstreamTable {
-    pub(super) fn new(settings: &[config::Upstream]) -> Result<Self, GateError> {
+    pub(super) fn new(settings: &[config::UpstreamSettings]) -> Result<Self, GateError> {
         let mut upstreams: Vec<Upstream> = Vec::new();
-        for config::Upstream {
+        for config::UpstreamSettings {
             host,
             path,
             address,
@@ -121,7 +121,7 @@ mod tests {
     fn table(list: &[(&str, &str, &str)]) -> UpstreamTable {
         let settings: Vec<_> = list
             .iter()
-            .map(|(host, path, address)| config::Upstream {
+            .map(|(host, path, address)| config::UpstreamSettings {
                 host: (*host).into(),
                 path: (*path).into(),
                 address: (*address).into(),
@@ -163,13 +163,13 @@ mod tests {
 
     #[test]
     fn two_for_the_same_are_a_mistake() {
-        let twice = config::Upstream {
+        let twice = config::UpstreamSettings {
             host: String::new(),
             path: "/a/".into(),
             address: "x:1".into(),
             scheme: UpstreamScheme::Http,
         };
-        let other = config::Upstream {
+        let other = config::UpstreamSettings {
             path: "/a".into(),
             ..twice.clone()
         };

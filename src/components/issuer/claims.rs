@@ -1,5 +1,5 @@
 //! The claims of a token: those of the contract in their order, then additional ones. A pure
-//! function of caller, rules and time.
+//! function of caller, settings and time.
 
 use std::time::Duration;
 
@@ -7,28 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::{config, identity::Caller};
-
-/// What all tokens have in common.
-#[derive(Debug, Clone)]
-pub struct TokenRules {
-    /// `iss`; left out if empty.
-    pub issuer: String,
-    /// `exp` − `iat`.
-    pub expiry: Duration,
-    /// How long before `iat` the token's `nbf` is, for verifiers whose clock is behind.
-    pub skew: Duration,
-}
-
-impl TokenRules {
-    pub fn from_settings(settings: &config::Keys) -> Self {
-        Self {
-            issuer: settings.issuer.clone(),
-            expiry: settings.expiry,
-            skew: settings.skew,
-        }
-    }
-}
+use crate::{config::TokenSettings, identity::Caller};
 
 /// The claims of an issued token (RFC 7519). `iss` to `display_name` are those of the Go Tailbone;
 /// the others are additions.
@@ -57,7 +36,7 @@ impl<'a> IssuerClaims<'a> {
     /// `None` for a Funnel caller, which has no identity.
     pub fn new(
         caller: &'a Caller,
-        rules: &'a TokenRules,
+        settings: &'a TokenSettings,
         now: Timestamp,
         id: Uuid,
     ) -> Option<Self> {
@@ -81,9 +60,9 @@ impl<'a> IssuerClaims<'a> {
             ),
         };
         Some(Self {
-            iss: &rules.issuer,
-            exp: iat.saturating_add(seconds(rules.expiry)),
-            nbf: iat.saturating_sub(seconds(rules.skew)),
+            iss: &settings.issuer,
+            exp: iat.saturating_add(seconds(settings.expiry)),
+            nbf: iat.saturating_sub(seconds(settings.skew)),
             iat,
             user,
             display_name,

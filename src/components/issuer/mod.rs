@@ -20,5 +20,5 @@
 mod claims;
 mod routes;
 
-pub use claims::{IssuerClaims, TokenRules};
+pub use claims::IssuerClaims;
 pub use routes::{Issuer, part, router};

@@ -19,10 +19,10 @@ use serde::Serialize;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::{IssuerClaims, TokenRules};
+use super::IssuerClaims;
 use crate::{
     audit,
-    config::Settings,
+    config::{Settings, TokenSettings},
     http::{Error, error::Kind, health, layers, origin},
     identity::{Caller, Refusal},
     jwks::life::KeyLife,
@@ -37,7 +37,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Issuer {
     /// May be replaced while the server runs.
-    pub rules: Arc<ArcSwap<TokenRules>>,
+    pub token: Arc<ArcSwap<TokenSettings>>,
     pub keys: KeyLife,
     pub signing: Arc<SigningQueue>,
     /// How long verifiers may cache the published keys.
@@ -49,11 +49,9 @@ pub struct Issuer {
 
 /// The component, at its listeners.
 pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
-    let rules = Arc::new(ArcSwap::from_pointee(TokenRules::from_settings(
-        &settings.keys,
-    )));
+    let token_settings = Arc::new(ArcSwap::from_pointee(settings.keys.token.clone()));
     let routes = router(Issuer {
-        rules: rules.clone(),
+        token: token_settings.clone(),
         keys: context.keys.clone(),
         signing: context.signing.clone(),
         cache_time: settings.keys.cache_time,
@@ -67,15 +65,14 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
             settings.server.listen.clone(),
             &layers::wrap(routes, "issuer"),
         )
-        .lifecycle(ReloadedRules(rules)))
+        .lifecycle(ReloadedTokenSettings(token_settings)))
 }
 
-struct ReloadedRules(Arc<ArcSwap<TokenRules>>);
+struct ReloadedTokenSettings(Arc<ArcSwap<TokenSettings>>);
 
-impl Lifecycle for ReloadedRules {
+impl Lifecycle for ReloadedTokenSettings {
     fn reload(&self, settings: &Settings) {
-        self.0
-            .store(Arc::new(TokenRules::from_settings(&settings.keys)));
+        self.0.store(Arc::new(settings.keys.token.clone()));
     }
 }
 
@@ -141,8 +138,8 @@ const CLAIMS_CAPACITY: usize = 512;
 async fn token(issuer: &Issuer, caller: &Caller) -> Result<String, Error> {
     let current_keys = issuer.keys.current_keys().loaded().await;
     let signer = current_keys.signer().map_err(no_signing_key)?;
-    let rules = issuer.rules.load_full();
-    let claims = IssuerClaims::new(caller, &rules, Timestamp::now(), Uuid::new_v4())
+    let token_settings = issuer.token.load_full();
+    let claims = IssuerClaims::new(caller, &token_settings, Timestamp::now(), Uuid::new_v4())
         .ok_or(Refusal::Funnel)?;
     let mut bytes = Vec::with_capacity(CLAIMS_CAPACITY);
     serde_json::to_writer(&mut bytes, &claims).map_err(signing_failed)?;

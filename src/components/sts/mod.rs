@@ -101,7 +101,7 @@ pub struct TokenExchange {
 /// The state that all requests share. Apart from caches, no request changes what another one reads.
 #[derive(Debug)]
 pub struct SharedState {
-    settings: config::Sts,
+    settings: config::StsSettings,
     policies: ArcSwap<Vec<ExchangePolicy>>,
     keys: Fetcher,
     endpoint: TokenEndpoint,
@@ -139,7 +139,7 @@ pub struct Granted {
 
 impl TokenExchange {
     /// Reads the policies and starts to fetch the issuers' keys. Needs a running tokio runtime.
-    pub fn start(settings: &config::Sts, meter: Meter) -> Result<Self, SetupError> {
+    pub fn start(settings: &config::StsSettings, meter: Meter) -> Result<Self, SetupError> {
         let rules = fetch::FetchLimits {
             cool_down: settings.jwks_cool_down,
             ..fetch::FetchLimits::default()
@@ -149,7 +149,7 @@ impl TokenExchange {
 
     /// The same with other rules for fetching the issuers' keys.
     pub fn start_with(
-        settings: &config::Sts,
+        settings: &config::StsSettings,
         rules: fetch::FetchLimits,
         meter: Meter,
     ) -> Result<Self, SetupError> {

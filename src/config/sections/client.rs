@@ -8,24 +8,24 @@ use super::{
     tailscale,
 };
 use crate::config::{
-    meaning::{Reading, text},
-    read::Reader,
-    report::Origin,
-    table::{HOUR, Kind, Scope, duration, row, rows},
+    parse::{ParsedValue, text},
+    read::SettingsReader,
+    report::ValueOrigin,
+    table::{FlagScope, HOUR, ValueKind, duration, row, rows},
 };
 
 rows! {
-    HOST = row("admin.client.host", Kind::Text)
-        .flag("host", Scope::Keys)
+    HOST = row("admin.client.host", ValueKind::Text)
+        .flag("host", FlagScope::Keys)
         .default("")
         .example("tailbone")
         .help("Server to administer; the local admin socket if empty");
-    PORT = row("admin.client.port", Kind::Port)
-        .flag("port", Scope::Keys)
+    PORT = row("admin.client.port", ValueKind::Port)
+        .flag("port", FlagScope::Keys)
         .default("50051")
         .help("Port of that server's admin API");
     TIMEOUT = row("admin.client.timeout", duration(Duration::from_millis(100), HOUR))
-        .flag("timeout", Scope::Keys)
+        .flag("timeout", FlagScope::Keys)
         .default("30s")
         .help("Time limit of one call of the admin API");
 }
@@ -44,13 +44,13 @@ pub struct ClientSettings {
     pub socket: PathBuf,
     /// `keys.dir`, for `--local`.
     pub keys_dir: PathBuf,
-    /// `keys.size` if it is typed; otherwise the server decides.
+    /// `keys.size` if it is set; otherwise the server decides.
     pub key_size: Option<u32>,
-    /// `keys.algorithm` in its proper spelling if it is typed; otherwise the server decides.
+    /// `keys.algorithm` in its proper spelling if it is set; otherwise the server decides.
     pub key_algorithm: Option<String>,
 }
 
-impl Reader<'_> {
+impl SettingsReader<'_> {
     pub(in crate::config) fn client(&mut self) -> Option<ClientSettings> {
         let host = self.read(&HOST, host);
         let port = self.port(&PORT);
@@ -62,9 +62,9 @@ impl Reader<'_> {
         let keys_dir = self.path(&keys::DIR);
         let size = self.key_size();
         let algorithm = self.key_algorithm();
-        // If they are not typed here, the server's own settings apply.
-        let size_typed = self.is_typed(&keys::SIZE);
-        let algorithm_typed = self.is_typed(&keys::ALGORITHM);
+        // If they are not set here, the server's own settings apply.
+        let size_is_set = self.is_set(&keys::SIZE);
+        let algorithm_is_set = self.is_set(&keys::ALGORITHM);
         Some(ClientSettings {
             host: host?,
             port: port?,
@@ -73,15 +73,15 @@ impl Reader<'_> {
             no_confirmation: no_confirmation?,
             socket: socket?,
             keys_dir: keys_dir?,
-            key_size: size.map(|bits| size_typed.then_some(bits))?,
-            key_algorithm: algorithm.map(|name| algorithm_typed.then(|| name.to_owned()))?,
+            key_size: size.map(|bits| size_is_set.then_some(bits))?,
+            key_algorithm: algorithm.map(|name| algorithm_is_set.then(|| name.to_owned()))?,
         })
     }
 }
 
-fn host(typed: &str, origin: &Origin) -> Result<Reading<String>, String> {
-    let reading = text(typed, origin)?;
-    let host = reading.meaning.trim();
+fn host(input: &str, origin: &ValueOrigin) -> Result<ParsedValue<String>, String> {
+    let reading = text(input, origin)?;
+    let host = reading.value.trim();
     // The Go program required brackets around an IPv6 address; here they are optional.
     let bare = host
         .strip_prefix('[')
@@ -98,5 +98,5 @@ fn host(typed: &str, origin: &Origin) -> Result<Reading<String>, String> {
             );
         }
     }
-    Ok(Reading::new(bare.to_owned(), bare))
+    Ok(ParsedValue::new(bare.to_owned(), bare))
 }

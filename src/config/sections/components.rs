@@ -4,13 +4,13 @@ use std::{collections::BTreeSet, fmt};
 
 use crate::config::{
     raw::suggestion,
-    read::Reader,
-    table::{Kind, Scope, row, rows},
+    read::SettingsReader,
+    table::{FlagScope, ValueKind, row, rows},
 };
 
 rows! {
-    COMPONENTS = row("components", Kind::Words(Component::NAMES))
-        .flag("components", Scope::Start)
+    COMPONENTS = row("components", ValueKind::Words(Component::NAMES))
+        .flag("components", FlagScope::Start)
         .default("issuer,admin")
         .help("Components to run, separated by commas or blanks");
 }
@@ -54,7 +54,7 @@ impl fmt::Display for Component {
     }
 }
 
-impl Reader<'_> {
+impl SettingsReader<'_> {
     pub(in crate::config) fn components(&mut self) -> Option<BTreeSet<Component>> {
         let components = self.words(&COMPONENTS, component)?;
         if components.is_empty() {

@@ -5,32 +5,32 @@ use std::{fmt, path::PathBuf, time::Duration};
 use crate::{
     config::{
         listen::{Listen, file_mode},
-        meaning::{Binding, Reading, text},
-        read::Reader,
+        parse::{Binding, ParsedValue, text},
+        read::SettingsReader,
         report,
-        table::{DAY, HOUR, Kind, Scope, duration, duration_or_off, row, rows},
+        table::{DAY, FlagScope, HOUR, ValueKind, duration, duration_or_off, row, rows},
     },
     web::{Allowed, Origin},
 };
 
 rows! {
-    PORT = row("gate.port", Kind::Port)
-        .flag("gate-port", Scope::Start)
+    PORT = row("gate.port", ValueKind::Port)
+        .flag("gate-port", FlagScope::Start)
         .default("8082")
         .help("Port of the gate's reverse proxy on the tailnet");
-    BINDING = row("gate.binding", Kind::Binding)
-        .flag("gate-binding", Scope::Start)
+    BINDING = row("gate.binding", ValueKind::Binding)
+        .flag("gate-binding", FlagScope::Start)
         .default("auto")
         .help("Tailnet address of the gate; auto means every address of the node");
-    LISTEN = row("gate.listen", Kind::Words(&[]))
-        .flag("gate-listen", Scope::Start)
+    LISTEN = row("gate.listen", ValueKind::Words(&[]))
+        .flag("gate-listen", FlagScope::Start)
         .example("tailnet://:8082")
         .help(
             "Where the reverse proxy listens, separated by commas or blanks, instead of \
              gate.port and gate.binding; docs/reference/listeners.md lists the forms",
         );
-    UPSTREAM = row("gate.upstream", Kind::Words(&[]))
-        .flag("gate-upstream", Scope::Start)
+    UPSTREAM = row("gate.upstream", ValueKind::Words(&[]))
+        .flag("gate-upstream", FlagScope::Start)
         .example("http://127.0.0.1:3000")
         .help(
             "Services behind the reverse proxy, as scheme://address with the scheme http, \
@@ -38,130 +38,130 @@ rows! {
              and = before it",
         );
     UPSTREAM_TIMEOUT = row("gate.upstreamTimeout", duration_or_off(Duration::from_millis(10), DAY))
-        .flag("gate-upstream-timeout", Scope::Start)
+        .flag("gate-upstream-timeout", FlagScope::Start)
         .default("5m")
         .help(
             "Time limit until a service begins its answer, or off; it starts again with each \
              part of an upload that the service reads",
         );
-    UPSTREAM_CA = row("gate.upstreamCa", Kind::Path)
-        .flag("gate-upstream-ca", Scope::Start)
+    UPSTREAM_CA = row("gate.upstreamCa", ValueKind::Path)
+        .flag("gate-upstream-ca", FlagScope::Start)
         .example("/etc/tailbone/upstream-ca.pem")
         .help(
             "PEM file with the authorities that sign the certificates of https and h2 services; \
              those of the system if empty",
         );
-    POLICY = row("gate.policy", Kind::Path)
-        .flag("gate-policy", Scope::Start)
-        .flag("policy", Scope::Policy)
+    POLICY = row("gate.policy", ValueKind::Path)
+        .flag("gate-policy", FlagScope::Start)
+        .flag("policy", FlagScope::Policy)
         .example("/etc/tailbone/policy.toml")
         .help(
             "File of access rules; without one, only grants in the tailnet's policy give access",
         );
-    CAPABILITY = row("gate.capability", Kind::Text)
-        .flag("gate-capability", Scope::Start)
-        .flag("capability", Scope::Policy)
+    CAPABILITY = row("gate.capability", ValueKind::Text)
+        .flag("gate-capability", FlagScope::Start)
+        .flag("capability", FlagScope::Policy)
         .default(tailbone_identity::policy::CAPABILITY)
         .help("Capability whose grants are evaluated before the file");
-    ALLOWED_ORIGINS = row("gate.allowedOrigins", Kind::Words(&[]))
-        .flag("gate-allowed-origins", Scope::Start)
+    ALLOWED_ORIGINS = row("gate.allowedOrigins", ValueKind::Words(&[]))
+        .flag("gate-allowed-origins", FlagScope::Start)
         .example("https://app.example.com")
         .help(
             "Origins whose web pages may open WebSockets and send other methods than GET, HEAD \
              and OPTIONS to the services behind the gate, besides each service's own pages; * \
              allows every page",
         );
-    EXPECTED_TAILNET = row("gate.expectedTailnet", Kind::Text)
-        .flag("gate-expected-tailnet", Scope::Start)
+    EXPECTED_TAILNET = row("gate.expectedTailnet", ValueKind::Text)
+        .flag("gate-expected-tailnet", FlagScope::Start)
         .default("")
         .example("tailnet-x.ts.net")
         .help("MagicDNS suffix of the tailnet that callers must belong to");
-    FORWARD_CAPABILITIES = row("gate.forwardCapabilities", Kind::Words(&[]))
-        .flag("gate-forward-capabilities", Scope::Start)
+    FORWARD_CAPABILITIES = row("gate.forwardCapabilities", ValueKind::Words(&[]))
+        .flag("gate-forward-capabilities", FlagScope::Start)
         .example("example.com/cap/wiki")
         .help(
             "Capabilities whose values are sent to backends in Tailscale-App-Capabilities",
         );
-    TOKEN = row("gate.token", Kind::Bool)
-        .flag("gate-token", Scope::Start)
+    TOKEN = row("gate.token", ValueKind::Bool)
+        .flag("gate-token", FlagScope::Start)
         .default("false")
         .help("Send backends a signed JWT about the caller in Tailbone-Token");
-    TOKEN_ISSUER = row("gate.tokenIssuer", Kind::Text)
-        .flag("gate-token-issuer", Scope::Start)
+    TOKEN_ISSUER = row("gate.tokenIssuer", ValueKind::Text)
+        .flag("gate-token-issuer", FlagScope::Start)
         .derived("keys.issuer and /gate")
         .example("tailbone/gate")
         .help(
             "The iss claim of that token; it should differ from keys.issuer, or the token could \
              be mistaken for one of the issuer",
         );
-    TOKEN_AUDIENCE = row("gate.tokenAudience", Kind::Text)
-        .flag("gate-token-audience", Scope::Start)
+    TOKEN_AUDIENCE = row("gate.tokenAudience", ValueKind::Text)
+        .flag("gate-token-audience", FlagScope::Start)
         .default("")
         .help(
             "The aud claim of that token; if empty, the requested host, and then every upstream \
              must name its host",
         );
     TOKEN_EXPIRY = row("gate.tokenExpiry", duration(Duration::from_secs(1), HOUR))
-        .flag("gate-token-expiry", Scope::Start)
+        .flag("gate-token-expiry", FlagScope::Start)
         .default("1m")
         .help("Lifetime of that token, in whole seconds");
     RECHECK = row("gate.recheck", duration(Duration::from_millis(10), HOUR))
-        .flag("gate-recheck", Scope::Start)
+        .flag("gate-recheck", FlagScope::Start)
         .default("10s")
         .help(
             "How often the access of open streams and WebSockets is checked again if nothing \
              has changed",
         );
-    AUTH_PORT = row("gate.auth.port", Kind::Port)
-        .flag("gate-auth-port", Scope::Start)
+    AUTH_PORT = row("gate.auth.port", ValueKind::Port)
+        .flag("gate-auth-port", FlagScope::Start)
         .default("8083")
         .help(
             "Port of forward-auth on the tailnet; it only listens if gate.auth.proxies is not \
              empty",
         );
-    AUTH_LISTEN = row("gate.auth.listen", Kind::Words(&[]))
-        .flag("gate-auth-listen", Scope::Start)
+    AUTH_LISTEN = row("gate.auth.listen", ValueKind::Words(&[]))
+        .flag("gate-auth-listen", FlagScope::Start)
         .example("unix:///run/tailbone/gate.sock?mode=0660")
         .help(
             "Where forward-auth listens, separated by commas or blanks, instead of \
              gate.auth.port, gate.binding and gate.auth.socket; docs/reference/listeners.md \
              lists the forms",
         );
-    AUTH_PROXIES = row("gate.auth.proxies", Kind::Words(&[]))
-        .flag("gate-auth-proxies", Scope::Start)
+    AUTH_PROXIES = row("gate.auth.proxies", ValueKind::Words(&[]))
+        .flag("gate-auth-proxies", FlagScope::Start)
         .example("tag:proxy")
         .help(
             "Proxies on the tailnet that may ask about other callers, by tag; by login only \
              with gate.auth.userProxies",
         );
-    AUTH_USER_PROXIES = row("gate.auth.userProxies", Kind::Bool)
-        .flag("gate-auth-user-proxies", Scope::Start)
+    AUTH_USER_PROXIES = row("gate.auth.userProxies", ValueKind::Bool)
+        .flag("gate-auth-user-proxies", FlagScope::Start)
         .default("false")
         .help(
             "Allow logins in gate.auth.proxies too, although web pages in those users' browsers \
              can then ask about other callers",
         );
-    AUTH_SOCKET = row("gate.auth.socket", Kind::Path)
-        .flag("gate-auth-socket", Scope::Start)
+    AUTH_SOCKET = row("gate.auth.socket", ValueKind::Path)
+        .flag("gate-auth-socket", FlagScope::Start)
         .example("/run/tailbone/gate.sock")
         .help(
             "Unix socket for proxies on this machine; every process that can open it may ask \
              about other callers",
         );
-    AUTH_SOCKET_MODE = row("gate.auth.socketMode", Kind::Text)
-        .flag("gate-auth-socket-mode", Scope::Start)
+    AUTH_SOCKET_MODE = row("gate.auth.socketMode", ValueKind::Text)
+        .flag("gate-auth-socket-mode", FlagScope::Start)
         .default("0660")
         .help("File mode of that socket, in octal");
-    AUTH_CLIENT_HEADER = row("gate.auth.clientHeader", Kind::Text)
-        .flag("gate-auth-client-header", Scope::Start)
+    AUTH_CLIENT_HEADER = row("gate.auth.clientHeader", ValueKind::Text)
+        .flag("gate-auth-client-header", FlagScope::Start)
         .default("")
         .example("X-Real-IP")
         .help(
             "Header in which proxies report the client's address; if empty, Remote-Addr or \
              X-Forwarded-For, depending on the route",
         );
-    AUTH_REDIRECT = row("gate.auth.redirect", Kind::Url)
-        .flag("gate-auth-redirect", Scope::Start)
+    AUTH_REDIRECT = row("gate.auth.redirect", ValueKind::Url)
+        .flag("gate-auth-redirect", FlagScope::Start)
         .example("https://join.example.com/")
         .help(
             "Page to which browsers without an identity are redirected instead of getting a 401",
@@ -170,11 +170,11 @@ rows! {
 
 /// Identity in front of HTTP services.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Gate {
+pub struct GateSettings {
     /// The listeners of the reverse proxy.
     pub listen: Vec<Listen>,
     /// The services behind the reverse proxy.
-    pub upstreams: Vec<Upstream>,
+    pub upstreams: Vec<UpstreamSettings>,
     /// The longest time until a service begins to answer; zero is no limit.
     pub upstream_timeout: Duration,
     /// Authorities whose certificates services may have, in place of those that the system trusts.
@@ -190,15 +190,15 @@ pub struct Gate {
     /// The capabilities whose values are sent to services.
     pub forward_capabilities: Vec<String>,
     /// `gate.token`: the token that services get, if any.
-    pub token: Option<GateToken>,
+    pub token: Option<GateTokenSettings>,
     /// How often open streams and WebSockets are checked again if nothing has changed.
     pub recheck: Duration,
-    pub auth: GateAuth,
+    pub auth: GateAuthSettings,
 }
 
 /// A service behind the reverse proxy: `[host][/path=]scheme://address`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Upstream {
+pub struct UpstreamSettings {
     /// Empty for every host.
     pub host: String,
     /// Empty for every path.
@@ -240,7 +240,7 @@ impl UpstreamScheme {
     }
 }
 
-impl fmt::Display for Upstream {
+impl fmt::Display for UpstreamSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             host,
@@ -260,7 +260,7 @@ impl fmt::Display for Upstream {
 
 /// The token for the services behind the gate.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GateToken {
+pub struct GateTokenSettings {
     /// The `iss` claim; the default is `keys.issuer` with `/gate`.
     pub issuer: String,
     /// The `aud` claim; if it is absent, the host of the request.
@@ -270,7 +270,7 @@ pub struct GateToken {
 
 /// Forward-auth.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GateAuth {
+pub struct GateAuthSettings {
     /// Callers on a unix socket are proxies of this machine, so every process that can open one is
     /// trusted. Other callers must be among `proxies`.
     pub listen: Vec<Listen>,
@@ -284,9 +284,9 @@ pub struct GateAuth {
     pub redirect: Option<String>,
 }
 
-impl Reader<'_> {
+impl SettingsReader<'_> {
     /// `issuer` is `keys.issuer`.
-    pub(in crate::config) fn gate(&mut self, issuer: Option<&str>) -> Option<Gate> {
+    pub(in crate::config) fn gate(&mut self, issuer: Option<&str>) -> Option<GateSettings> {
         let port = self.port(&PORT);
         let binding = self.binding(&BINDING);
         let older = Listen::tailnet(binding, port).map(|listen| vec![listen]);
@@ -309,14 +309,14 @@ impl Reader<'_> {
         let recheck = self.duration(&RECHECK);
         let auth = self.gate_auth(binding);
         let token = match token? {
-            true => Some(GateToken {
+            true => Some(GateTokenSettings {
                 issuer: issuer?,
                 audience: audience?,
                 life: life?,
             }),
             false => None,
         };
-        Some(Gate {
+        Some(GateSettings {
             listen: listen?,
             upstreams: upstreams?,
             upstream_timeout: upstream_timeout?,
@@ -342,7 +342,7 @@ impl Reader<'_> {
 
     /// The default differs from the issuer's `iss`, because many verifiers check nothing else.
     fn token_issuer(&mut self, issuer: Option<&str>) -> Option<String> {
-        if !self.is_typed(&TOKEN_ISSUER) {
+        if !self.is_set(&TOKEN_ISSUER) {
             let derived = match issuer? {
                 "" => "gate".to_owned(),
                 issuer => format!("{issuer}/gate"),
@@ -352,18 +352,18 @@ impl Reader<'_> {
         }
         let same = "is keys.issuer: whoever takes tokens of the issuer then takes those of the \
                     gate too, made for any backend";
-        self.read(&TOKEN_ISSUER, |typed, origin| {
-            let reading = text(typed, origin)?;
-            if reading.meaning.is_empty() {
+        self.read(&TOKEN_ISSUER, |input, origin| {
+            let reading = text(input, origin)?;
+            if reading.value.is_empty() {
                 return Err("an empty iss claim".into());
             }
-            let odd = (Some(reading.meaning.as_str()) == issuer).then(|| same.to_owned());
-            Ok(reading.odd(odd))
+            let warning = (Some(reading.value.as_str()) == issuer).then(|| same.to_owned());
+            Ok(reading.with_warning(warning))
         })
     }
 
     /// `binding` is `gate.binding`.
-    fn gate_auth(&mut self, binding: Option<Binding>) -> Option<GateAuth> {
+    fn gate_auth(&mut self, binding: Option<Binding>) -> Option<GateAuthSettings> {
         let port = self.port(&AUTH_PORT);
         let proxies = self.words(&AUTH_PROXIES, proxy);
         let user_proxies = self.bool(&AUTH_USER_PROXIES);
@@ -383,7 +383,7 @@ impl Reader<'_> {
         let listen = self.listen(&AUTH_LISTEN, rows, older);
         let client_header = self.optional_text(&AUTH_CLIENT_HEADER);
         let redirect = self.url(&AUTH_REDIRECT);
-        Some(GateAuth {
+        Some(GateAuthSettings {
             listen: listen?,
             proxies: proxies?,
             user_proxies: user_proxies?,
@@ -394,7 +394,7 @@ impl Reader<'_> {
 }
 
 /// Reads `[host][/path]=scheme://host:port`. The gate itself checks the host and the path.
-fn upstream(word: &str) -> Result<Upstream, String> {
+fn upstream(word: &str) -> Result<UpstreamSettings, String> {
     let (place, url) = match word.split_once('=') {
         Some((place, url)) => (place, url),
         None => ("", word),
@@ -417,7 +417,7 @@ fn upstream(word: &str) -> Result<Upstream, String> {
         Some(at) => place.split_at(at),
         None => (place, ""),
     };
-    Ok(Upstream {
+    Ok(UpstreamSettings {
         host: host.to_owned(),
         path: path.to_owned(),
         address: address.to_owned(),
@@ -435,7 +435,7 @@ fn proxy(word: &str) -> Result<String, String> {
     }
 }
 
-fn socket_mode(typed: &str, _: &report::Origin) -> Result<Reading<u32>, String> {
-    let mode = file_mode(typed)?;
-    Ok(Reading::new(mode, format!("{mode:04o}")))
+fn socket_mode(input: &str, _: &report::ValueOrigin) -> Result<ParsedValue<u32>, String> {
+    let mode = file_mode(input)?;
+    Ok(ParsedValue::new(mode, format!("{mode:04o}")))
 }

@@ -14,96 +14,93 @@ use tailbone_keys::{
 
 use crate::config::{
     KeySpec, RSA_SIZES,
-    duration::show,
-    meaning::{Reading, integer, octal, text},
-    read::Reader,
+    duration::format,
+    parse::{ParsedValue, integer, octal_warning, text},
+    read::SettingsReader,
     reload::Reloaded,
-    report::Origin,
+    report::ValueOrigin,
     table::{
-        DAY, Default, HOUR, Kind, MINUTE, MONTH, Scope, YEAR, duration, duration_or_off,
-        old_duration, row, rows,
+        DAY, DefaultValue, FlagScope, HOUR, MINUTE, MONTH, ValueKind, YEAR, duration,
+        duration_or_off, legacy_duration, row, rows,
     },
 };
 
 rows! {
-    DIR = row("keys.dir", Kind::Path)
-        .flag("dir", Scope::Server)
-        .flag("dir", Scope::Keys)
+    DIR = row("keys.dir", ValueKind::Path)
+        .flag("dir", FlagScope::Server)
+        .flag("dir", FlagScope::Keys)
         .default("keys")
         .help("Directory of the signing keys");
-    BUCKET = row("keys.bucket", Kind::Text)
-        .flag("bucket", Scope::Server)
+    BUCKET = row("keys.bucket", ValueKind::Text)
+        .flag("bucket", FlagScope::Server)
         .default("")
         .example("acme-jwks")
         .help(
             "S3 bucket where the JWKS is published; if empty, it is published in a file",
         );
-    KEY_PATH = row("keys.keyPath", Kind::Text)
-        .flag("key-path", Scope::Server)
+    KEY_PATH = row("keys.keyPath", ValueKind::Text)
+        .flag("key-path", FlagScope::Server)
         .default(".well-known/jwks.json")
         .help("Name of the JWKS object in the bucket");
-    S3_ENDPOINT = row("keys.s3.endpoint", Kind::Url)
-        .flag("s3-endpoint", Scope::Server)
+    S3_ENDPOINT = row("keys.s3.endpoint", ValueKind::Url)
+        .flag("s3-endpoint", FlagScope::Server)
         .example("https://s3.example.com")
         .help(
             "Address of an S3-compatible store; if empty, AWS's usual configuration applies",
         );
-    S3_PATH_STYLE = row("keys.s3.pathStyle", Kind::Bool)
-        .flag("s3-path-style", Scope::Server)
+    S3_PATH_STYLE = row("keys.s3.pathStyle", ValueKind::Bool)
+        .flag("s3-path-style", FlagScope::Server)
         .default("false")
         .help("Put the bucket into the path instead of the host name");
-    JWKS_FILE = row("keys.jwksFile", Kind::Path)
-        .flag("jwks-file", Scope::Server)
+    JWKS_FILE = row("keys.jwksFile", ValueKind::Path)
+        .flag("jwks-file", FlagScope::Server)
         .derived("jwks.json in keys.dir, unless there is a bucket")
         .example("/srv/www/jwks.json")
         .help("File where the JWKS is published");
-    ISSUER = row("keys.issuer", Kind::Text)
-        .flag("issuer", Scope::Start)
+    ISSUER = row("keys.issuer", ValueKind::Text)
+        .flag("issuer", FlagScope::Start)
         .default("tailbone")
         .help("The iss claim; omitted from tokens if empty");
-    EXPIRY = row("keys.expiry", old_duration(Duration::from_secs(1), MONTH))
-        .flag("expiry", Scope::Server)
+    EXPIRY = row("keys.expiry", legacy_duration(Duration::from_secs(1), MONTH))
+        .flag("expiry", FlagScope::Server)
         .default("20m")
         .help("Lifetime of a token, in whole seconds");
-    ALGORITHM = row("keys.algorithm", Kind::Word(&["RS256", "ES256", "EdDSA"]))
-        .flag("key-algorithm", Scope::Server)
-        .flag("algorithm", Scope::Make)
+    ALGORITHM = row("keys.algorithm", ValueKind::Word(&["RS256", "ES256", "EdDSA"]))
+        .flag("key-algorithm", FlagScope::Server)
+        .flag("algorithm", FlagScope::Make)
         .default("RS256")
         .help(
             "Algorithm of new keys; a Go server on the same directory only signs with RS256",
         );
-    SIZE = row("keys.size", Kind::Size(RSA_SIZES))
-        .flag("key-size", Scope::Server)
-        .short("size", 's', Scope::Make)
+    SIZE = row("keys.size", ValueKind::Size(RSA_SIZES))
+        .flag("key-size", FlagScope::Server)
+        .short("size", 's', FlagScope::Make)
         .default("2048")
         .help("Bits of a new RSA key: 2048, 3072 or 4096");
     ROTATE_EVERY = row("keys.rotateEvery", duration_or_off(MINUTE, YEAR))
-        .flag("rotate-every", Scope::Server)
+        .flag("rotate-every", FlagScope::Server)
         .default("off")
         .example("720h")
         .help("Age at which the signing key gets a successor, or off");
     CACHE_TIME = row("keys.cacheTime", duration(Duration::ZERO, DAY))
-        .flag("cache-time", Scope::Server)
+        .flag("cache-time", FlagScope::Server)
         .default("5m")
         .help("How long verifiers may keep the JWKS; a new key waits this long before it signs");
     SKEW = row("keys.skew", duration(Duration::ZERO, HOUR))
-        .flag("clock-skew", Scope::Server)
+        .flag("clock-skew", FlagScope::Server)
         .default("1m")
         .help("How far verifiers' clocks may be off");
-    PREFIX = row("key.prefix", Kind::Text)
-        .flag("key-prefix", Scope::Server)
+    PREFIX = row("key.prefix", ValueKind::Text)
+        .flag("key-prefix", FlagScope::Server)
         .default("tb")
         .help("First part of a new key's id: letters, digits, underscore, dot");
 }
 
 /// Signing keys and where their public halves are published.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Keys {
+pub struct KeySettings {
     pub dir: PathBuf,
-    /// The `iss` claim; left out of tokens when empty.
-    pub issuer: String,
-    /// Life of a token, in whole seconds.
-    pub expiry: Duration,
+    pub token: TokenSettings,
     /// First part of a new key's id.
     pub prefix: String,
     /// `keys.algorithm` and, for RSA, `keys.size`: what a new key is.
@@ -112,9 +109,18 @@ pub struct Keys {
     pub rotate_every: Option<Duration>,
     /// How long verifiers may keep the JWKS; a new key waits this long before it signs.
     pub cache_time: Duration,
-    /// How far verifiers' clocks may be off.
-    pub skew: Duration,
     pub publish: Publish,
+}
+
+/// What all tokens of the issuer have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenSettings {
+    /// The `iss` claim; omitted from tokens if empty.
+    pub issuer: String,
+    /// The time from `iat` to `exp`, in whole seconds.
+    pub expiry: Duration,
+    /// How far verifiers' clocks may be off: a token's `nbf` is this long before its `iat`.
+    pub skew: Duration,
 }
 
 /// Where the JWKS is published for verifiers.
@@ -131,19 +137,19 @@ pub enum Publish {
     },
 }
 
-impl From<&Keys> for KeyPolicy {
-    fn from(keys: &Keys) -> Self {
+impl From<&KeySettings> for KeyPolicy {
+    fn from(keys: &KeySettings) -> Self {
         Self {
-            token_life: keys.expiry,
+            token_life: keys.token.expiry,
             cache_time: keys.cache_time,
-            skew: keys.skew,
+            skew: keys.token.skew,
             rotate_every: keys.rotate_every,
             withdrawn_grace: DAY,
         }
     }
 }
 
-impl Keys {
+impl KeySettings {
     /// The keys of `keys.dir` at their place of publication. Reads nothing yet.
     pub fn life(&self) -> KeyLife {
         KeyLife::new(
@@ -177,18 +183,21 @@ impl Keys {
     pub(in crate::config) fn reload(&mut self, new: &Self, reloaded: &mut Reloaded) {
         let Self {
             dir,
-            issuer,
-            expiry,
+            token:
+                TokenSettings {
+                    issuer,
+                    expiry,
+                    skew,
+                },
             prefix,
             spec,
             rotate_every,
             cache_time,
-            skew,
             publish,
         } = new;
-        reloaded.apply(ISSUER.key, &mut self.issuer, issuer);
-        reloaded.apply(EXPIRY.key, &mut self.expiry, expiry);
-        reloaded.apply(SKEW.key, &mut self.skew, skew);
+        reloaded.apply(ISSUER.key, &mut self.token.issuer, issuer);
+        reloaded.apply(EXPIRY.key, &mut self.token.expiry, expiry);
+        reloaded.apply(SKEW.key, &mut self.token.skew, skew);
         reloaded.apply(ROTATE_EVERY.key, &mut self.rotate_every, rotate_every);
         reloaded.leave(DIR.key, &self.dir, dir);
         let places = "keys.bucket, keys.jwksFile, keys.keyPath or keys.s3";
@@ -199,8 +208,8 @@ impl Keys {
     }
 }
 
-impl Reader<'_> {
-    pub(in crate::config) fn keys(&mut self) -> Option<Keys> {
+impl SettingsReader<'_> {
+    pub(in crate::config) fn keys(&mut self) -> Option<KeySettings> {
         let dir = self.path(&DIR);
         let issuer = self.read(&ISSUER, text);
         let expiry = self.whole_seconds(&EXPIRY);
@@ -217,19 +226,22 @@ impl Reader<'_> {
         {
             self.mistake(
                 &ROTATE_EVERY,
-                Some(show(every)),
+                Some(format(every)),
                 format!(
                     "a new key waits {} (keys.cacheTime) before it signs, so it would be replaced \
                      before it signs",
-                    show(cache)
+                    format(cache)
                 ),
             );
         }
         let bits = bits?;
-        Some(Keys {
+        Some(KeySettings {
             dir: dir?,
-            issuer: issuer?,
-            expiry: expiry?,
+            token: TokenSettings {
+                issuer: issuer?,
+                expiry: expiry?,
+                skew: skew?,
+            },
             prefix: prefix?,
             spec: match algorithm? {
                 "ES256" => KeySpec::Es256,
@@ -238,7 +250,6 @@ impl Reader<'_> {
             },
             rotate_every: Some(rotate_every?).filter(|every| !every.is_zero()),
             cache_time: cache_time?,
-            skew: skew?,
             publish: publish?,
         })
     }
@@ -254,13 +265,13 @@ impl Reader<'_> {
 
     fn publish(&mut self, keys_dir: Option<&Path>) -> Option<Publish> {
         let bucket = self.read(&BUCKET, bucket);
-        let key_path = self.read(&KEY_PATH, |typed, origin| {
-            let mut reading = text(typed, origin)?;
-            if reading.meaning.is_empty()
-                && let Default::Text(default) = KEY_PATH.default
+        let key_path = self.read(&KEY_PATH, |input, origin| {
+            let mut reading = text(input, origin)?;
+            if reading.value.is_empty()
+                && let DefaultValue::Text(default) = KEY_PATH.default
             {
-                reading.meaning = default.to_owned();
-                reading.plain = default.into();
+                reading.value = default.to_owned();
+                reading.shown = default.into();
             }
             Ok(reading)
         });
@@ -269,12 +280,12 @@ impl Reader<'_> {
         let (bucket, key_path, endpoint, path_style) = (bucket?, key_path?, endpoint?, path_style?);
         if bucket.is_empty() {
             for row in [&S3_ENDPOINT, &S3_PATH_STYLE] {
-                if self.is_typed(row) {
-                    let origin = self.typed(row).origin;
+                if self.is_set(row) {
+                    let origin = self.lookup(row).origin;
                     self.warn(origin, "has no effect without keys.bucket".into());
                 }
             }
-            let path = if self.is_typed(&JWKS_FILE) {
+            let path = if self.is_set(&JWKS_FILE) {
                 self.path(&JWKS_FILE)?
             } else {
                 let path = keys_dir?.join("jwks.json");
@@ -283,11 +294,11 @@ impl Reader<'_> {
             };
             return Some(Publish::File { path });
         }
-        if self.is_typed(&JWKS_FILE) {
+        if self.is_set(&JWKS_FILE) {
             let other = self
                 .raw
-                .typed(&BUCKET)
-                .map_or_else(String::new, |typed| format!(" ({})", typed.origin));
+                .given(&BUCKET)
+                .map_or_else(String::new, |input| format!(" ({})", input.origin));
             self.mistake(
                 &JWKS_FILE,
                 None,
@@ -304,17 +315,17 @@ impl Reader<'_> {
     }
 }
 
-fn size(typed: &str, _: &Origin) -> Result<Reading<u32>, String> {
-    let size = integer(typed)
+fn size(input: &str, _: &ValueOrigin) -> Result<ParsedValue<u32>, String> {
+    let size = integer(input)
         .and_then(|number| u32::try_from(number).ok())
         .filter(|size| RSA_SIZES.contains(size))
         .ok_or("not the size of an RSA key: 2048, 3072 or 4096")?;
-    Ok(Reading::new(size, size).odd(octal(typed, i64::from(size))))
+    Ok(ParsedValue::new(size, size).with_warning(octal_warning(input, i64::from(size))))
 }
 
-fn prefix(typed: &str, origin: &Origin) -> Result<Reading<String>, String> {
-    let reading = text(typed, origin)?;
-    let prefix = &reading.meaning;
+fn prefix(input: &str, origin: &ValueOrigin) -> Result<ParsedValue<String>, String> {
+    let reading = text(input, origin)?;
+    let prefix = &reading.value;
     if prefix.contains('-') {
         return Err(
             "a - in the prefix makes key ids that cannot be read back: the time is what follows \
@@ -329,9 +340,9 @@ fn prefix(typed: &str, origin: &Origin) -> Result<Reading<String>, String> {
     Ok(reading)
 }
 
-fn bucket(typed: &str, origin: &Origin) -> Result<Reading<String>, String> {
-    let reading = text(typed, origin)?;
-    if reading.meaning.contains("://") || reading.meaning.contains(char::is_whitespace) {
+fn bucket(input: &str, origin: &ValueOrigin) -> Result<ParsedValue<String>, String> {
+    let reading = text(input, origin)?;
+    if reading.value.contains("://") || reading.value.contains(char::is_whitespace) {
         return Err("not the name of a bucket; write the name alone".into());
     }
     Ok(reading)

@@ -2,23 +2,23 @@
 
 use crate::config::{
     Log, LogFormat, LogLevel,
-    read::{Entry, Reader},
+    read::{EffectiveValue, SettingsReader},
     reload::Reloaded,
-    report::Origin,
-    table::{Kind, Scope, row, rows},
+    report::ValueOrigin,
+    table::{FlagScope, ValueKind, row, rows},
 };
 
 rows! {
-    LEVEL = row("log.level", Kind::Word(&["trace", "debug", "info", "warn", "error"]))
-        .flag("log-level", Scope::Server)
+    LEVEL = row("log.level", ValueKind::Word(&["trace", "debug", "info", "warn", "error"]))
+        .flag("log-level", FlagScope::Server)
         .default("info")
         .help("Lowest level that is logged");
-    FORMAT = row("log.format", Kind::Word(&["console", "json"]))
-        .flag("log-format", Scope::Server)
+    FORMAT = row("log.format", ValueKind::Word(&["console", "json"]))
+        .flag("log-format", FlagScope::Server)
         .default("console")
         .help("Format of the log lines");
-    NO_COLOR = row("log.no_color", Kind::Bool)
-        .flag("no-color", Scope::Server)
+    NO_COLOR = row("log.no_color", ValueKind::Bool)
+        .flag("no-color", FlagScope::Server)
         .default("false")
         .help("No colours in console log lines; a non-empty NO_COLOR does the same");
 }
@@ -34,10 +34,10 @@ pub(in crate::config) fn reload(old: &mut Log, new: &Log, reloaded: &mut Reloade
     reloaded.leave(FORMAT.key, &old.no_color, no_color);
 }
 
-impl Reader<'_> {
+impl SettingsReader<'_> {
     pub(in crate::config) fn log(&mut self) -> Option<Log> {
-        let level = self.lenient_word(&LEVEL, "info");
-        let format = self.lenient_word(&FORMAT, "console");
+        let level = self.word_or(&LEVEL, "info");
+        let format = self.word_or(&FORMAT, "console");
         let no_color = self.no_color();
         Some(Log {
             level: match level? {
@@ -49,21 +49,21 @@ impl Reader<'_> {
             },
             format: match format? {
                 "json" => LogFormat::Json,
-                // TailSTS's variable applies if this setting is not typed.
-                _ if self.raw.json_logging && !self.is_typed(&FORMAT) => LogFormat::Json,
+                // TailSTS's variable applies if this setting is not set.
+                _ if self.raw.json_logging && !self.is_set(&FORMAT) => LogFormat::Json,
                 _ => LogFormat::Console,
             },
             no_color: no_color?,
         })
     }
 
-    /// `NO_COLOR` (no-color.org) applies if the setting itself is not typed.
+    /// `NO_COLOR` (no-color.org) applies if the setting itself is not set.
     fn no_color(&mut self) -> Option<bool> {
-        if self.raw.no_color && !self.is_typed(&NO_COLOR) {
-            self.entries.push(Entry {
+        if self.raw.no_color && !self.is_set(&NO_COLOR) {
+            self.entries.push(EffectiveValue {
                 row: &NO_COLOR,
                 value: true.into(),
-                origin: Origin::Variable("NO_COLOR".into()),
+                origin: ValueOrigin::Variable("NO_COLOR".into()),
             });
             return Some(true);
         }

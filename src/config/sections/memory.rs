@@ -1,14 +1,14 @@
 //! `server.limits.memory`: how much memory the Go node in this process may use.
 
 use crate::config::{
-    meaning::Reading,
-    read::Reader,
-    table::{Kind, Scope, row, rows},
+    parse::ParsedValue,
+    read::SettingsReader,
+    table::{FlagScope, ValueKind, row, rows},
 };
 
 rows! {
-    MEMORY = row("server.limits.memory", Kind::Memory { least: 32 << 20 })
-        .flag("limit-memory", Scope::Start)
+    MEMORY = row("server.limits.memory", ValueKind::Memory { least: 32 << 20 })
+        .flag("limit-memory", FlagScope::Start)
         .default("auto")
         .example("192MiB")
         .help(
@@ -19,30 +19,30 @@ rows! {
 
 /// How much memory the Go node may use before it collects garbage rather than grows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Memory {
+pub enum MemoryLimit {
     /// What `GOMEMLIMIT` says, else a share of the cgroup's limit.
     Auto,
     Bytes(u64),
     Off,
 }
 
-impl Reader<'_> {
-    pub(in crate::config) fn memory(&mut self) -> Option<Memory> {
-        self.read(&MEMORY, |typed, _| memory(MEMORY.kind, typed))
+impl SettingsReader<'_> {
+    pub(in crate::config) fn memory(&mut self) -> Option<MemoryLimit> {
+        self.read(&MEMORY, |input, _| memory(MEMORY.kind, input))
     }
 }
 
 /// Reads bytes as `GOMEMLIMIT` writes them, so that its value can be copied here.
-fn memory(kind: Kind, typed: &str) -> Result<Reading<Memory>, String> {
-    let Kind::Memory { least } = kind else {
+fn memory(kind: ValueKind, input: &str) -> Result<ParsedValue<MemoryLimit>, String> {
+    let ValueKind::Memory { least } = kind else {
         return Err("not an amount of memory".into());
     };
-    let text = typed.trim();
+    let text = input.trim();
     if text.eq_ignore_ascii_case("auto") || text.is_empty() {
-        return Ok(Reading::new(Memory::Auto, "auto"));
+        return Ok(ParsedValue::new(MemoryLimit::Auto, "auto"));
     }
     if text.eq_ignore_ascii_case("off") {
-        return Ok(Reading::new(Memory::Off, "off"));
+        return Ok(ParsedValue::new(MemoryLimit::Off, "off"));
     }
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text.get(digits.len()..) {
@@ -65,5 +65,5 @@ fn memory(kind: Kind, typed: &str) -> Result<Reading<Memory>, String> {
             least >> 20
         ));
     }
-    Ok(Reading::new(Memory::Bytes(bytes), text))
+    Ok(ParsedValue::new(MemoryLimit::Bytes(bytes), text))
 }

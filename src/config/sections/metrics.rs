@@ -4,26 +4,26 @@ use std::net::SocketAddr;
 
 use crate::config::{
     listen::Listen,
-    meaning::Binding,
-    read::Reader,
-    table::{Kind, Scope, row, rows},
+    parse::Binding,
+    read::SettingsReader,
+    table::{FlagScope, ValueKind, row, rows},
 };
 
 rows! {
-    PORT = row("metrics.port", Kind::Port)
-        .flag("metrics-port", Scope::Start)
+    PORT = row("metrics.port", ValueKind::Port)
+        .flag("metrics-port", FlagScope::Start)
         .default("9090")
         .help("Port of the metrics");
-    BINDING = row("metrics.binding", Kind::Binding)
-        .flag("metrics-binding", Scope::Start)
+    BINDING = row("metrics.binding", ValueKind::Binding)
+        .flag("metrics-binding", FlagScope::Start)
         .default("auto")
         .example("127.0.0.1")
         .help(
             "Tailnet address of the metrics, or a loopback address of the machine; auto means \
              every address of the node",
         );
-    LISTEN = row("metrics.listen", Kind::Words(&[]))
-        .flag("metrics-listen", Scope::Start)
+    LISTEN = row("metrics.listen", ValueKind::Words(&[]))
+        .flag("metrics-listen", FlagScope::Start)
         .example("http://127.0.0.1:9090")
         .help(
             "Where the metrics component listens, separated by commas or blanks, instead of \
@@ -32,12 +32,12 @@ rows! {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Metrics {
+pub struct MetricsSettings {
     pub listen: Vec<Listen>,
 }
 
-impl Reader<'_> {
-    pub(in crate::config) fn metrics(&mut self) -> Option<Metrics> {
+impl SettingsReader<'_> {
+    pub(in crate::config) fn metrics(&mut self) -> Option<MetricsSettings> {
         let port = self.port(&PORT);
         let binding = self.binding(&BINDING);
         let older = match (binding, port) {
@@ -50,6 +50,6 @@ impl Reader<'_> {
         };
         let older = older.map(|listen| vec![listen]);
         let listen = self.listen(&LISTEN, &[&PORT, &BINDING], older);
-        Some(Metrics { listen: listen? })
+        Some(MetricsSettings { listen: listen? })
     }
 }

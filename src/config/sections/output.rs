@@ -1,17 +1,17 @@
 //! `output` and `no-confirmation`: how a command shows its result, and whether it asks first.
 
 use crate::config::{
-    read::Reader,
-    table::{Kind, Scope, row, rows},
+    read::SettingsReader,
+    table::{FlagScope, ValueKind, row, rows},
 };
 
 rows! {
-    OUTPUT = row("output", Kind::Word(&["text", "table", "json", "yaml", "yml"]))
-        .short("output", 'o', Scope::Root)
+    OUTPUT = row("output", ValueKind::Word(&["text", "table", "json", "yaml", "yml"]))
+        .short("output", 'o', FlagScope::Root)
         .default("text")
         .help("How results are printed; text and table are the same");
-    NO_CONFIRMATION = row("no-confirmation", Kind::Bool)
-        .short("yes", 'y', Scope::Remove)
+    NO_CONFIRMATION = row("no-confirmation", ValueKind::Bool)
+        .short("yes", 'y', FlagScope::Remove)
         .default("false")
         .help("Do not ask before a key is removed");
 }
@@ -24,9 +24,9 @@ pub enum OutputFormat {
     Yaml,
 }
 
-impl Reader<'_> {
+impl SettingsReader<'_> {
     pub(in crate::config) fn output(&mut self) -> Option<OutputFormat> {
-        let format = self.lenient_word(&OUTPUT, "text")?;
+        let format = self.word_or(&OUTPUT, "text")?;
         Some(match format {
             "json" => OutputFormat::Json,
             "yaml" | "yml" => OutputFormat::Yaml,

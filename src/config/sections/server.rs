@@ -3,59 +3,59 @@
 use std::time::Duration;
 
 use super::{
-    memory::{MEMORY, Memory},
-    tailscale::Tailscale,
+    memory::{MEMORY, MemoryLimit},
+    tailscale::TailscaleSettings,
 };
 use crate::{
     config::{
         Limits, Otlp,
         listen::Listen,
         load::Purpose,
-        read::Reader,
+        read::SettingsReader,
         reload::Reloaded,
-        table::{HOUR, Kind, Scope, duration, row, rows},
+        table::{FlagScope, HOUR, ValueKind, duration, row, rows},
     },
     web::{Allowed, HostPattern, Origin},
 };
 
 rows! {
-    PORT = row("server.port", Kind::Port)
-        .short("port", 'p', Scope::Start)
+    PORT = row("server.port", ValueKind::Port)
+        .short("port", 'p', FlagScope::Start)
         .default("80")
         .help("Port of the issuer on the tailnet");
-    BINDING = row("server.binding", Kind::Binding)
-        .short("binding", 'b', Scope::Start)
+    BINDING = row("server.binding", ValueKind::Binding)
+        .short("binding", 'b', FlagScope::Start)
         .default("auto")
         .help("Tailnet address of the issuer; auto means every address of the node");
-    LISTEN = row("server.listen", Kind::Words(&[]))
-        .flag("listen", Scope::Start)
+    LISTEN = row("server.listen", ValueKind::Words(&[]))
+        .flag("listen", FlagScope::Start)
         .example("tailnet://:80,http://127.0.0.1:8080")
         .help(
             "Where the issuer listens, separated by commas or blanks, instead of server.port \
              and server.binding; docs/reference/listeners.md lists the forms",
         );
-    ALLOWED_HOSTS = row("server.allowedHosts", Kind::Words(&[]))
-        .flag("allowed-hosts", Scope::Start)
+    ALLOWED_HOSTS = row("server.allowedHosts", ValueKind::Words(&[]))
+        .flag("allowed-hosts", FlagScope::Start)
         .example("tailbone.example.com")
         .help(
             "Further host names of the listeners, besides the node's names and addresses; \
              *.name includes all names below it, * every host",
         );
-    ALLOWED_ORIGINS = row("server.allowedOrigins", Kind::Words(&[]))
-        .flag("allowed-origins", Scope::Start)
+    ALLOWED_ORIGINS = row("server.allowedOrigins", ValueKind::Words(&[]))
+        .flag("allowed-origins", FlagScope::Start)
         .example("https://app.example.com")
         .help(
             "Origins whose web pages may request tokens from the issuer and the exchange; * \
              allows every page",
         );
     GRACE = row("server.grace", duration(Duration::ZERO, HOUR))
-        .flag("grace", Scope::Start)
+        .flag("grace", FlagScope::Start)
         .default("10s")
         .help("Time that open requests have to finish when the server stops");
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Server {
+pub struct ServerSettings {
     /// The issuer's listeners.
     pub listen: Vec<Listen>,
     /// Names of the listeners besides the node's own.
@@ -66,13 +66,13 @@ pub struct Server {
     pub grace: Duration,
     pub limits: Limits,
     /// `server.limits.memory`
-    pub memory: Memory,
-    pub tailscale: Tailscale,
+    pub memory: MemoryLimit,
+    pub tailscale: TailscaleSettings,
     /// `server.telemetry.otlp.*`; nothing is exported when absent.
     pub otlp: Option<Otlp>,
 }
 
-impl Server {
+impl ServerSettings {
     pub(in crate::config) fn reload(&mut self, new: &Self, reloaded: &mut Reloaded) {
         let Self {
             listen,
@@ -97,8 +97,8 @@ impl Server {
     }
 }
 
-impl Reader<'_> {
-    pub(in crate::config) fn server(&mut self, purpose: Purpose) -> Option<Server> {
+impl SettingsReader<'_> {
+    pub(in crate::config) fn server(&mut self, purpose: Purpose) -> Option<ServerSettings> {
         let port = self.port(&PORT);
         let binding = self.binding(&BINDING);
         let older = Listen::tailnet(binding, port).map(|listen| vec![listen]);
@@ -110,7 +110,7 @@ impl Reader<'_> {
         let memory = self.memory();
         let tailscale = self.tailscale(purpose);
         let otlp = self.otlp(purpose);
-        Some(Server {
+        Some(ServerSettings {
             listen: listen?,
             allowed_hosts: allowed_hosts?,
             allowed_origins: allowed_origins?,

@@ -8,60 +8,60 @@ use url::Url;
 use crate::config::{
     Secret,
     listen::Listen,
-    meaning::{Reading, text},
-    read::Reader,
-    table::{HOUR, Kind, Scope, duration, duration_or_off, row, rows},
+    parse::{ParsedValue, text},
+    read::SettingsReader,
+    table::{FlagScope, HOUR, ValueKind, duration, duration_or_off, row, rows},
 };
 
 rows! {
-    PORT = row("sts.port", Kind::Port)
-        .flag("sts-port", Scope::Start)
+    PORT = row("sts.port", ValueKind::Port)
+        .flag("sts-port", FlagScope::Start)
         .aliases(&["PORT"])
         .default("8080")
         .help("Port of the token exchange on the tailnet");
-    BINDING = row("sts.binding", Kind::Binding)
-        .flag("sts-binding", Scope::Start)
+    BINDING = row("sts.binding", ValueKind::Binding)
+        .flag("sts-binding", FlagScope::Start)
         .default("auto")
         .help(
             "Tailnet address of the token exchange; auto means every address of the node",
         );
-    LISTEN = row("sts.listen", Kind::Words(&[]))
-        .flag("sts-listen", Scope::Start)
+    LISTEN = row("sts.listen", ValueKind::Words(&[]))
+        .flag("sts-listen", FlagScope::Start)
         .example("tailnet://:8080,http://127.0.0.1:8080")
         .help(
             "Where the token exchange listens, separated by commas or blanks, instead of \
              sts.port, sts.binding and sts.host.*; docs/reference/listeners.md lists the forms",
         );
-    POLICIES_DIR = row("sts.policiesDir", Kind::Path)
-        .flag("sts-policies-dir", Scope::Start)
+    POLICIES_DIR = row("sts.policiesDir", ValueKind::Path)
+        .flag("sts-policies-dir", FlagScope::Start)
         .aliases(&["POLICIES_DIR"])
         .default("policies")
         .help("Directory of the exchange's policies");
-    STRICT = row("sts.strict", Kind::Bool)
-        .flag("sts-strict", Scope::Start)
+    STRICT = row("sts.strict", ValueKind::Bool)
+        .flag("sts-strict", FlagScope::Start)
         .default("false")
         .help("Refuse policies that would load with a warning, such as those without an audience");
-    CLIENT_ID = row("sts.clientId", Kind::Text)
-        .flag("sts-client-id", Scope::Start)
+    CLIENT_ID = row("sts.clientId", ValueKind::Text)
+        .flag("sts-client-id", FlagScope::Start)
         .aliases(&["TS_CLIENT_ID"])
         .example("k123456CNTRL")
         .help("OAuth client for Tailscale's API; a policy may name its own");
-    CLIENT_SECRET = row("sts.clientSecret", Kind::Secret)
-        .flag("sts-client-secret", Scope::Start)
+    CLIENT_SECRET = row("sts.clientSecret", ValueKind::Secret)
+        .flag("sts-client-secret", FlagScope::Start)
         .aliases(&["TS_CLIENT_SECRET"])
         .example("file:/run/secrets/client")
         .help("Secret of that client");
-    TOKEN_URL = row("sts.tokenUrl", Kind::Url)
-        .flag("sts-token-url", Scope::Start)
+    TOKEN_URL = row("sts.tokenUrl", ValueKind::Url)
+        .flag("sts-token-url", FlagScope::Start)
         .aliases(&["TS_TOKEN_URL"])
         .default("https://api.tailscale.com/api/v2/oauth/token")
         .help("Token endpoint of Tailscale's API");
     TIMEOUT = row("sts.timeout", duration(Duration::from_millis(100), HOUR))
-        .flag("sts-timeout", Scope::Start)
+        .flag("sts-timeout", FlagScope::Start)
         .default("10s")
         .help("Time limit of one call of the token endpoint");
     CACHE_TIME = row("sts.cacheTime", duration_or_off(Duration::from_secs(1), HOUR))
-        .flag("sts-cache-time", Scope::Start)
+        .flag("sts-cache-time", FlagScope::Start)
         .default("off")
         .example("5m")
         .help(
@@ -69,33 +69,33 @@ rows! {
              tags",
         );
     LEEWAY = row("sts.leeway", duration(Duration::ZERO, HOUR))
-        .flag("sts-leeway", Scope::Start)
+        .flag("sts-leeway", FlagScope::Start)
         .default("0s")
         .help("How far issuers' clocks may be off");
     JWKS_COOL_DOWN = row("sts.jwks.coolDown", duration(Duration::from_secs(1), HOUR))
-        .flag("sts-jwks-cool-down", Scope::Start)
+        .flag("sts-jwks-cool-down", FlagScope::Start)
         .default("1m")
         .help(
             "Minimum time between two fetches of an issuer's keys that are caused by unknown \
              keys",
         );
-    HOST_LISTEN = row("sts.host.listen", Kind::Text)
-        .flag("sts-host-listen", Scope::Start)
+    HOST_LISTEN = row("sts.host.listen", ValueKind::Text)
+        .flag("sts-host-listen", FlagScope::Start)
         .example("0.0.0.0:8443")
         .help(
             "Host address where the exchange also listens, for callers outside the tailnet; \
              none if empty",
         );
-    HOST_CERT = row("sts.host.cert", Kind::Text)
-        .flag("sts-host-cert", Scope::Start)
+    HOST_CERT = row("sts.host.cert", ValueKind::Text)
+        .flag("sts-host-cert", FlagScope::Start)
         .example("/etc/tls/tls.crt")
         .help("Certificate chain of that listener (PEM); read again when it changes");
-    HOST_KEY = row("sts.host.key", Kind::Text)
-        .flag("sts-host-key", Scope::Start)
+    HOST_KEY = row("sts.host.key", ValueKind::Text)
+        .flag("sts-host-key", FlagScope::Start)
         .example("/etc/tls/tls.key")
         .help("File with the key of that certificate (PEM)");
-    HOST_PLAIN = row("sts.host.plain", Kind::Bool)
-        .flag("sts-host-plain", Scope::Start)
+    HOST_PLAIN = row("sts.host.plain", ValueKind::Bool)
+        .flag("sts-host-plain", FlagScope::Start)
         .default("false")
         .help(
             "That listener has no TLS, because a proxy in front of it terminates TLS",
@@ -104,7 +104,7 @@ rows! {
 
 /// The token exchange.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sts {
+pub struct StsSettings {
     pub listen: Vec<Listen>,
     pub policies_dir: PathBuf,
     /// Refuse policies that load with a warning.
@@ -137,9 +137,9 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
-impl Reader<'_> {
+impl SettingsReader<'_> {
     /// `on`: the exchange is switched on.
-    pub(in crate::config) fn sts(&mut self, on: bool) -> Option<Sts> {
+    pub(in crate::config) fn sts(&mut self, on: bool) -> Option<StsSettings> {
         let port = self.port(&PORT);
         let binding = self.binding(&BINDING);
         let policies_dir = self.path(&POLICIES_DIR);
@@ -165,7 +165,7 @@ impl Reader<'_> {
             &HOST_PLAIN,
         ];
         let listen = self.listen(&LISTEN, rows, older);
-        Some(Sts {
+        Some(StsSettings {
             listen: listen?,
             policies_dir: policies_dir?,
             strict: strict?,
@@ -200,13 +200,13 @@ impl Reader<'_> {
     }
 
     fn token_url(&mut self) -> Option<Url> {
-        let typed = self.url(&TOKEN_URL)?.unwrap_or_default();
-        if let Ok(url) = Url::parse(&typed) {
+        let input = self.url(&TOKEN_URL)?.unwrap_or_default();
+        if let Ok(url) = Url::parse(&input) {
             return Some(url);
         }
         self.mistake(
             &TOKEN_URL,
-            Some(typed),
+            Some(input),
             "not an http or https address".into(),
         );
         None
@@ -214,20 +214,20 @@ impl Reader<'_> {
 
     /// `sts.host.*`: an additional listener on a host address, for callers outside the tailnet.
     fn host_listener(&mut self, on: bool) -> Option<Option<Listen>> {
-        let addr = self.read(&HOST_LISTEN, |typed, _| {
-            let typed = typed.trim();
-            if typed.is_empty() {
-                return Ok(Reading::new(None, ""));
+        let addr = self.read(&HOST_LISTEN, |input, _| {
+            let input = input.trim();
+            if input.is_empty() {
+                return Ok(ParsedValue::new(None, ""));
             }
-            match typed.parse::<SocketAddr>() {
-                Ok(addr) => Ok(Reading::new(Some(addr), typed)),
+            match input.parse::<SocketAddr>() {
+                Ok(addr) => Ok(ParsedValue::new(Some(addr), input)),
                 Err(_) => Err("not an address with a port such as 0.0.0.0:8443".into()),
             }
         });
         let cert = self.read(&HOST_CERT, text);
         let key = self.read(&HOST_KEY, text);
-        let plain = self.bool(&HOST_PLAIN);
-        let (addr, cert, key, plain) = (addr?, cert?, key?, plain?);
+        let shown = self.bool(&HOST_PLAIN);
+        let (addr, cert, key, shown) = (addr?, cert?, key?, shown?);
         if !on {
             return Some(None);
         }
@@ -239,7 +239,7 @@ impl Reader<'_> {
                 let tls = Some(TlsFiles { cert, key });
                 return Some(Some(Listen::Host { addr, tls }));
             }
-            (Some(addr), None, None) if plain || addr.ip().is_loopback() => {
+            (Some(addr), None, None) if shown || addr.ip().is_loopback() => {
                 return Some(Some(Listen::Host { addr, tls: None }));
             }
             (Some(_), None, None) => (

@@ -7,99 +7,99 @@ use tailbone_tailnet::{Config, StateStore};
 use crate::config::{
     Secret,
     load::Purpose,
-    meaning::{Reading, text},
-    read::Reader,
+    parse::{ParsedValue, text},
+    read::SettingsReader,
     reload::Reloaded,
-    report::Origin,
-    table::{DAY, HOUR, Kind, Scope, old_duration, row, rows},
+    report::ValueOrigin,
+    table::{DAY, FlagScope, HOUR, ValueKind, legacy_duration, row, rows},
 };
 
 rows! {
-    AUTHKEY = row("server.tailscale.authkey", Kind::Secret)
-        .flag("ts-authkey", Scope::Start)
+    AUTHKEY = row("server.tailscale.authkey", ValueKind::Secret)
+        .flag("ts-authkey", FlagScope::Start)
         .aliases(&["TS_AUTHKEY", "TS_AUTH_KEY"])
         .example("file:/run/secrets/authkey")
         .help(
             "Auth key for the first join, or file:PATH of a file that contains it; TS_AUTHKEY \
              does the same if no other credential is set",
         );
-    CONTROL_URL = row("server.tailscale.controlUrl", Kind::Url)
-        .flag("ts-control-url", Scope::Start)
+    CONTROL_URL = row("server.tailscale.controlUrl", ValueKind::Url)
+        .flag("ts-control-url", FlagScope::Start)
         .example("https://headscale.example.com")
         .help("Control server; Tailscale's own if empty");
-    HOSTNAME = row("server.tailscale.hostname", Kind::Text)
-        .flag("ts-hostname", Scope::Start)
+    HOSTNAME = row("server.tailscale.hostname", ValueKind::Text)
+        .flag("ts-hostname", FlagScope::Start)
         .default("tailbone")
         .help("Name of the node on the tailnet");
-    DIR = row("server.tailscale.dir", Kind::Path)
-        .flag("ts-dir", Scope::Start)
+    DIR = row("server.tailscale.dir", ValueKind::Path)
+        .flag("ts-dir", FlagScope::Start)
         .default(".tsnet")
         .help("Directory of the node's state");
-    STATE = row("server.tailscale.state", Kind::Text)
-        .flag("ts-state", Scope::Start)
+    STATE = row("server.tailscale.state", ValueKind::Text)
+        .flag("ts-state", FlagScope::Start)
         .default("dir")
         .example("kube:tailbone-state")
         .help(
             "Where the node's state is kept: dir, mem (gone with the process, ephemeral nodes \
              only), or kube:NAME of a Kubernetes secret",
         );
-    CLIENT_SECRET = row("server.tailscale.clientSecret", Kind::Secret)
-        .flag("ts-client-secret", Scope::Start)
+    CLIENT_SECRET = row("server.tailscale.clientSecret", ValueKind::Secret)
+        .flag("ts-client-secret", FlagScope::Start)
         .example("file:/run/secrets/client")
         .help("OAuth client secret to join with instead of an auth key; requires tags");
-    CLIENT_ID = row("server.tailscale.clientId", Kind::Text)
-        .flag("ts-client-id", Scope::Start)
+    CLIENT_ID = row("server.tailscale.clientId", ValueKind::Text)
+        .flag("ts-client-id", FlagScope::Start)
         .default("")
         .example("k123456CNTRL")
         .help(
             "Client id of a federated identity to join with, together with an ID token or an \
              audience; requires tags",
         );
-    ID_TOKEN = row("server.tailscale.idToken", Kind::Secret)
-        .flag("ts-id-token", Scope::Start)
+    ID_TOKEN = row("server.tailscale.idToken", ValueKind::Secret)
+        .flag("ts-id-token", FlagScope::Start)
         .example("file:/run/secrets/id-token")
         .help("ID token of that identity, or file:PATH of a file that contains it");
-    AUDIENCE = row("server.tailscale.audience", Kind::Text)
-        .flag("ts-audience", Scope::Start)
+    AUDIENCE = row("server.tailscale.audience", ValueKind::Text)
+        .flag("ts-audience", FlagScope::Start)
         .default("")
         .help(
             "Audience to request a token for from the cloud's own token endpoint, instead of an \
              ID token",
         );
-    EPHEMERAL = row("server.tailscale.ephemeral", Kind::Bool)
-        .flag("ts-ephemeral", Scope::Start)
+    EPHEMERAL = row("server.tailscale.ephemeral", ValueKind::Bool)
+        .flag("ts-ephemeral", FlagScope::Start)
         .default("false")
         .help("Let the control server remove the node when it goes away");
-    TAGS = row("server.tailscale.tags", Kind::Words(&[]))
-        .flag("ts-tags", Scope::Start)
+    TAGS = row("server.tailscale.tags", ValueKind::Words(&[]))
+        .flag("ts-tags", FlagScope::Start)
         .example("tag:tailbone")
         .help("Tags that the node requests, separated by commas or blanks");
     JOIN_TIMEOUT = row(
         "server.tailscale.joinTimeout",
-        old_duration(Duration::from_millis(100), DAY),
+        legacy_duration(Duration::from_millis(100), DAY),
     )
-        .flag("ts-join-timeout", Scope::Start)
+        .flag("ts-join-timeout", FlagScope::Start)
         .default("60s")
         .help("Time limit for joining the tailnet");
-    JOIN_RETRY = row("server.tailscale.joinRetry", old_duration(Duration::from_millis(10), HOUR))
-        .flag("ts-join-retry", Scope::Start)
+    JOIN_RETRY = row("server.tailscale.joinRetry", legacy_duration(Duration::from_millis(10), HOUR))
+        .flag("ts-join-retry", FlagScope::Start)
         .default("1s")
         .help("Pause between two attempts to join");
-    WAIT_FOR_DIR = row("server.tailscale.waitForDir", Kind::Bool)
-        .flag("ts-wait-for-dir", Scope::Start)
+    WAIT_FOR_DIR = row("server.tailscale.waitForDir", ValueKind::Bool)
+        .flag("ts-wait-for-dir", FlagScope::Start)
         .default("false")
         .help(
             "Keep trying while the state directory cannot be created or written, for a volume \
              that is mounted later; otherwise the start fails at once",
         );
-    UPLOAD_LOGS = row("server.tailscale.uploadLogs", Kind::Bool)
-        .flag("ts-upload-logs", Scope::Start)
+    UPLOAD_LOGS = row("server.tailscale.uploadLogs", ValueKind::Bool)
+        .flag("ts-upload-logs", FlagScope::Start)
         .default("false")
         .help("Send the node's own log to Tailscale");
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tailscale {
+pub struct TailscaleSettings {
     /// Needed only if there is no state yet.
     pub authkey: Option<Secret>,
     pub dir: PathBuf,
@@ -119,8 +119,8 @@ pub struct Tailscale {
 }
 
 /// What the settings hold; defaults for the rest.
-impl From<&Tailscale> for Config {
-    fn from(settings: &Tailscale) -> Self {
+impl From<&TailscaleSettings> for Config {
+    fn from(settings: &TailscaleSettings) -> Self {
         Self {
             hostname: settings.hostname.clone(),
             dir: settings.dir.clone(),
@@ -139,7 +139,7 @@ impl From<&Tailscale> for Config {
     }
 }
 
-impl Tailscale {
+impl TailscaleSettings {
     pub(in crate::config) fn reload(&self, new: &Self, reloaded: &mut Reloaded) {
         let Self {
             dir,
@@ -170,8 +170,8 @@ impl Tailscale {
     }
 }
 
-impl Reader<'_> {
-    pub(in crate::config) fn tailscale(&mut self, purpose: Purpose) -> Option<Tailscale> {
+impl SettingsReader<'_> {
+    pub(in crate::config) fn tailscale(&mut self, purpose: Purpose) -> Option<TailscaleSettings> {
         // Housekeeping joins no tailnet, so a secret that it cannot read is no mistake there.
         let mut secret = |row| match purpose {
             Purpose::Housekeeping => Some(None),
@@ -194,11 +194,11 @@ impl Reader<'_> {
         let upload_logs = self.bool(&UPLOAD_LOGS);
         let ignored = match purpose {
             Purpose::Housekeeping => &[][..],
-            Purpose::Start => &self.raw.not_read,
+            Purpose::Start => &self.raw.unread_variables,
         };
         for (name, row) in ignored {
             self.warn(
-                Origin::Variable((*name).to_owned()),
+                ValueOrigin::Variable((*name).to_owned()),
                 format!("not read; for the node it is {}", row.variable()),
             );
         }
@@ -211,7 +211,7 @@ impl Reader<'_> {
             );
             return None;
         }
-        Some(Tailscale {
+        Some(TailscaleSettings {
             authkey: authkey?,
             dir: dir?,
             hostname: hostname?,
@@ -231,8 +231,8 @@ impl Reader<'_> {
     }
 }
 
-fn state(typed: &str, origin: &Origin) -> Result<Reading<StateStore>, String> {
-    text(typed, origin)?.try_map(|text| {
+fn state(input: &str, origin: &ValueOrigin) -> Result<ParsedValue<StateStore>, String> {
+    text(input, origin)?.try_map(|text| {
         Ok(match text.as_str() {
             "dir" => StateStore::Dir,
             "mem" => StateStore::Memory,
@@ -244,25 +244,25 @@ fn state(typed: &str, origin: &Origin) -> Result<Reading<StateStore>, String> {
     })
 }
 
-fn hostname(typed: &str, origin: &Origin) -> Result<Reading<String>, String> {
-    let reading = text(typed, origin)?;
-    let name = &reading.meaning;
+fn hostname(input: &str, origin: &ValueOrigin) -> Result<ParsedValue<String>, String> {
+    let reading = text(input, origin)?;
+    let name = &reading.value;
     if name.is_empty() {
         return Err("an empty host name".into());
     }
     if name.len() > 63 {
         return Err("longer than a host name can be (63 bytes)".into());
     }
-    let plain = name
+    let shown = name
         .bytes()
         .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
         && !name.starts_with('-')
         && !name.ends_with('-');
-    let odd = (!plain).then(|| {
+    let warning = (!shown).then(|| {
         "contains other characters than letters, digits and -: the control server gives the node another name"
             .to_owned()
     });
-    Ok(reading.odd(odd))
+    Ok(reading.with_warning(warning))
 }
 
 fn tag(word: &str) -> Result<String, String> {

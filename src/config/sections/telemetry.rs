@@ -6,22 +6,22 @@ use std::time::Duration;
 use crate::config::{
     Otlp, Secret,
     load::Purpose,
-    read::Reader,
-    report::Origin,
-    table::{HOUR, Kind, Scope, duration, row, rows},
+    read::SettingsReader,
+    report::ValueOrigin,
+    table::{FlagScope, HOUR, ValueKind, duration, row, rows},
 };
 
 rows! {
-    ENDPOINT = row("server.telemetry.otlp.endpoint", Kind::Url)
-        .flag("otlp-endpoint", Scope::Start)
+    ENDPOINT = row("server.telemetry.otlp.endpoint", ValueKind::Url)
+        .flag("otlp-endpoint", FlagScope::Start)
         .aliases(&["OTEL_EXPORTER_OTLP_ENDPOINT"])
         .example("http://127.0.0.1:4318")
         .help(
             "Collector that traces and metrics are sent to (OTLP, http/protobuf); nothing is \
              sent if empty. OTEL_EXPORTER_OTLP_ENDPOINT does the same",
         );
-    HEADERS = row("server.telemetry.otlp.headers", Kind::Secret)
-        .flag("otlp-headers", Scope::Start)
+    HEADERS = row("server.telemetry.otlp.headers", ValueKind::Secret)
+        .flag("otlp-headers", FlagScope::Start)
         .aliases(&["OTEL_EXPORTER_OTLP_HEADERS"])
         .example("file:/run/secrets/otlp-headers")
         .help(
@@ -29,12 +29,12 @@ rows! {
              that contains them. OTEL_EXPORTER_OTLP_HEADERS does the same",
         );
     INTERVAL = row("server.telemetry.otlp.interval", duration(Duration::from_millis(100), HOUR))
-        .flag("otlp-interval", Scope::Start)
+        .flag("otlp-interval", FlagScope::Start)
         .default("1m")
         .help("Time between two exports of the metrics");
 }
 
-impl Reader<'_> {
+impl SettingsReader<'_> {
     /// `Some(None)`: nothing is exported.
     pub(in crate::config) fn otlp(&mut self, purpose: Purpose) -> Option<Option<Otlp>> {
         let endpoint = self.url(&ENDPOINT);
@@ -59,10 +59,10 @@ impl Reader<'_> {
             Err(sentence) => sentence,
         };
         // Neither remark contains the value, which is a secret.
-        let ours = Origin::Variable(HEADERS.variable());
-        match self.typed(&HEADERS).origin {
+        let ours = ValueOrigin::Variable(HEADERS.variable());
+        match self.lookup(&HEADERS).origin {
             // OpenTelemetry's variable is often set for all programs of a machine.
-            origin @ Origin::Variable(_) if origin != ours => {
+            origin @ ValueOrigin::Variable(_) if origin != ours => {
                 self.warn(origin, format!("not used: {sentence}"));
                 Some(Vec::new())
             }
@@ -104,17 +104,17 @@ fn headers(text: &str) -> Result<Vec<(String, Secret)>, String> {
 /// result is not UTF-8.
 fn unescaped(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
-    let mut plain = Vec::with_capacity(bytes.len());
+    let mut shown = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while let Some(&byte) = bytes.get(at) {
         let escaped = (byte == b'%')
             .then(|| text.get(at + 1..at + 3))
             .flatten()
             .and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        plain.push(escaped.unwrap_or(byte));
+        shown.push(escaped.unwrap_or(byte));
         at += if escaped.is_some() { 3 } else { 1 };
     }
-    String::from_utf8(plain).ok()
+    String::from_utf8(shown).ok()
 }
 
 #[cfg(test)]

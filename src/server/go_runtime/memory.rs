@@ -16,7 +16,7 @@ use std::{
 };
 
 use crate::{
-    config::Memory,
+    config::MemoryLimit,
     tailnet::{self, RuntimeLimits, limit_runtime},
 };
 
@@ -40,7 +40,7 @@ enum LimitSource {
 }
 
 /// Sets the limit and logs it.
-pub(in crate::server) async fn limit_memory(setting: Memory) {
+pub(in crate::server) async fn limit_memory(setting: MemoryLimit) {
     let (bytes, source) = choose_limit(
         setting,
         env::var_os("GOMEMLIMIT").is_some_and(|text| !text.is_empty()),
@@ -70,16 +70,16 @@ async fn set_limit(bytes: Option<u64>) -> Result<Option<u64>, tailnet::Error> {
 
 /// The limit to set. `None` leaves the runtime as it is: it has read `GOMEMLIMIT` itself.
 fn choose_limit(
-    setting: Memory,
+    setting: MemoryLimit,
     set_by_environment: bool,
     cgroup: impl FnOnce() -> Option<u64>,
 ) -> (Option<u64>, LimitSource) {
     match setting {
-        Memory::Bytes(bytes) => (Some(bytes), LimitSource::Setting),
+        MemoryLimit::Bytes(bytes) => (Some(bytes), LimitSource::Setting),
         // Go's own word for no limit.
-        Memory::Off => (Some(i64::MAX.cast_unsigned()), LimitSource::Setting),
-        Memory::Auto if set_by_environment => (None, LimitSource::Environment),
-        Memory::Auto => match cgroup() {
+        MemoryLimit::Off => (Some(i64::MAX.cast_unsigned()), LimitSource::Setting),
+        MemoryLimit::Auto if set_by_environment => (None, LimitSource::Environment),
+        MemoryLimit::Auto => match cgroup() {
             Some(limit) => (Some(go_share(limit)), LimitSource::Cgroup),
             None => (None, LimitSource::None),
         },
@@ -87,10 +87,10 @@ fn choose_limit(
 }
 
 /// The memory of the whole process, Go and the rest, as far as it is known.
-pub(in crate::server) fn process_memory(setting: Memory) -> Option<u64> {
+pub(in crate::server) fn process_memory(setting: MemoryLimit) -> Option<u64> {
     match setting {
-        Memory::Bytes(go) => Some(go.saturating_add(go / 3)),
-        Memory::Auto | Memory::Off => cgroup_limit(Path::new("/")),
+        MemoryLimit::Bytes(go) => Some(go.saturating_add(go / 3)),
+        MemoryLimit::Auto | MemoryLimit::Off => cgroup_limit(Path::new("/")),
     }
 }
 
@@ -259,19 +259,19 @@ mod tests {
         let cgroup = || Some(256 * MIB);
         let not_consulted = || -> Option<u64> { panic!("nobody asked for the cgroup") };
         assert_eq!(
-            choose_limit(Memory::Bytes(64 * MIB), true, not_consulted),
+            choose_limit(MemoryLimit::Bytes(64 * MIB), true, not_consulted),
             (Some(64 * MIB), LimitSource::Setting)
         );
         assert_eq!(
-            choose_limit(Memory::Auto, true, not_consulted),
+            choose_limit(MemoryLimit::Auto, true, not_consulted),
             (None, LimitSource::Environment)
         );
         assert_eq!(
-            choose_limit(Memory::Auto, false, cgroup),
+            choose_limit(MemoryLimit::Auto, false, cgroup),
             (Some(192 * MIB), LimitSource::Cgroup)
         );
         assert_eq!(
-            choose_limit(Memory::Auto, false, || None),
+            choose_limit(MemoryLimit::Auto, false, || None),
             (None, LimitSource::None)
         );
     }

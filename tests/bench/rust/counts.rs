@@ -23,9 +23,9 @@ use std::{
 use http::Method;
 use jiff::Timestamp;
 use tailbone::{
-    config::KeySpec,
+    config::{KeySpec, TokenSettings},
     identity::{Caller, Visitor},
-    issuer::{IssuerClaims, TokenRules},
+    issuer::IssuerClaims,
     jwks::Document,
     keys::{PrivateJwk, PublicJwk, Signer},
     policy::{self, CAPABILITY, Host, Rules, What, Who},
@@ -230,7 +230,7 @@ fn whois() -> Outcome<()> {
 }
 
 fn tokens() -> Outcome<()> {
-    let rules = TokenRules {
+    let settings = TokenSettings {
         issuer: "tailbone".to_owned(),
         expiry: Duration::from_secs(1200),
         skew: Duration::from_secs(60),
@@ -246,7 +246,7 @@ fn tokens() -> Outcome<()> {
         count(name, || {
             Ok(serde_json::to_vec(&IssuerClaims::new(
                 black_box(caller),
-                &rules,
+                &settings,
                 now,
                 id,
             ))?)
@@ -255,7 +255,7 @@ fn tokens() -> Outcome<()> {
     // Ed25519 uses no random number, so every signature executes the same instructions.
     let key = PrivateJwk::generate("tb-1740172800".parse()?, KeySpec::EdDsa)?;
     let signer = Signer::new(&key)?;
-    let claims = serde_json::to_vec(&IssuerClaims::new(&machine, &rules, now, id))?;
+    let claims = serde_json::to_vec(&IssuerClaims::new(&machine, &settings, now, id))?;
     count("signature (EdDSA)", || Ok(signer.sign(black_box(&claims))?))
 }
 

@@ -4,7 +4,8 @@ use std::{collections::BTreeSet, fmt::Write as _, io::Write as _, time::Duration
 
 use serde_json::{Map, Value as Json};
 use tailbone::config::{
-    self, Entry, Environment, Flags, Origin, Origins, Purpose, Raw, Value, duration, fuzzing,
+    self, EffectiveValue, Environment, Flags, Purpose, RawSettings, RawValue, ValueOrigin,
+    ValueOrigins, duration, fuzzing,
 };
 
 /// A secret in the environment, which no mistake in a file may reveal.
@@ -24,9 +25,9 @@ pub(super) fn run(data: &[u8]) {
     };
     same_in_every_format(&items);
     // No other file on the machine may be opened.
-    let opens = |value: &Value| match value {
-        Value::Text(text) => text.to_ascii_lowercase().contains("file:"),
-        Value::List(list) => list
+    let opens = |value: &RawValue| match value {
+        RawValue::Text(text) => text.to_ascii_lowercase().contains("file:"),
+        RawValue::List(list) => list
             .iter()
             .any(|text| text.to_ascii_lowercase().contains("file:")),
     };
@@ -47,11 +48,11 @@ fn quotes_nothing(text: &str, told: &str) {
     }
 }
 
-fn same_in_every_format(items: &[(String, Value)]) {
+fn same_in_every_format(items: &[(String, RawValue)]) {
     let keys: BTreeSet<&str> = items.iter().map(|(key, _)| key.as_str()).collect();
     let texts = items.iter().flat_map(|(_, value)| match value {
-        Value::Text(text) => std::slice::from_ref(text),
-        Value::List(list) => list.as_slice(),
+        RawValue::Text(text) => std::slice::from_ref(text),
+        RawValue::List(list) => list.as_slice(),
     });
     let all: Vec<&str> = keys
         .iter()
@@ -72,14 +73,14 @@ fn same_in_every_format(items: &[(String, Value)]) {
     let mut toml = String::new();
     for (key, value) in items {
         let value = match value {
-            Value::Text(text) => Json::from(text.as_str()),
-            Value::List(list) => Json::from(list.clone()),
+            RawValue::Text(text) => Json::from(text.as_str()),
+            RawValue::List(list) => Json::from(list.clone()),
         };
         writeln!(toml, "{} = {value}", Json::from(key.as_str())).unwrap();
         json.insert(key.clone(), value);
     }
     let json = Json::Object(json).to_string();
-    let sorted = |mut items: Vec<(String, Value)>| {
+    let sorted = |mut items: Vec<(String, RawValue)>| {
         items.sort_by(|one, other| one.0.cmp(&other.0));
         items
     };
@@ -100,7 +101,7 @@ fn load(extension: &str, text: &str) {
             .tempfile_in("/dev/shm")
             .unwrap();
         file.write_all(text.as_bytes()).unwrap();
-        let raw = Raw::collect(Flags::default(), &environment, Some(file.path()));
+        let raw = RawSettings::collect(Flags::default(), &environment, Some(file.path()));
         config::load(&raw, Purpose::Start)
     };
     match loaded(text, extension) {
@@ -126,12 +127,12 @@ fn load(extension: &str, text: &str) {
     }
 }
 
-fn from_file(entry: &&Entry) -> bool {
-    matches!(entry.origin, Origin::File { .. }) && entry.value != "(hidden)"
+fn from_file(entry: &&EffectiveValue) -> bool {
+    matches!(entry.origin, ValueOrigin::File { .. }) && entry.value != "(hidden)"
 }
 
 /// The effective settings of a file, as a file like the output of `tailbone config show`.
-fn written(origins: &Origins) -> String {
+fn written(origins: &ValueOrigins) -> String {
     let entries = origins.entries.iter().filter(from_file);
     let map: Map<String, Json> = entries
         .map(|entry| (entry.row.key.to_owned(), entry.value.clone()))
@@ -139,7 +140,7 @@ fn written(origins: &Origins) -> String {
     Json::Object(map).to_string()
 }
 
-fn values(origins: &Origins) -> Vec<(&str, &Json)> {
+fn values(origins: &ValueOrigins) -> Vec<(&str, &Json)> {
     let entries = origins.entries.iter().filter(from_file);
     entries.map(|entry| (entry.row.key, &entry.value)).collect()
 }
@@ -148,7 +149,7 @@ fn durations(text: &str) {
     for word in text.split_whitespace() {
         if let Ok(read) = duration::parse(word) {
             assert!(read.size <= Duration::from_nanos(i64::MAX as u64));
-            let shown = duration::show(read.size);
+            let shown = duration::format(read.size);
             assert_eq!(
                 duration::parse(&shown).map(|again| again.size),
                 Ok(read.size)

@@ -3,7 +3,7 @@
 use serde_json::Value as Json;
 use tailbone::{
     cli,
-    config::{self, Flags, Raw, sections, table},
+    config::{self, Flags, RawSettings, sections, table},
 };
 
 use super::run;
@@ -96,9 +96,10 @@ fn d09_the_size_reaches_the_request() {
         ran.err
     );
     let mut flags = Flags::default();
-    flags.give(&sections::keys::SIZE, "--size", "4096".into());
+    flags.set(&sections::keys::SIZE, "--size", "4096".into());
     let environment = [("TB_KEYS_SIZE", "3072")].into_iter().collect();
-    let (settings, _, _) = config::load_client(&Raw::collect(flags, &environment, None)).unwrap();
+    let (settings, _, _) =
+        config::load_client(&RawSettings::collect(flags, &environment, None)).unwrap();
     assert_eq!(settings.key_size, Some(4096));
 }
 

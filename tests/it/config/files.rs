@@ -1,7 +1,7 @@
 //! Config files: where they are searched for, their forms, and broken ones.
 
 use serde_json::Value as Json;
-use tailbone::config::{self, Environment, Flags, Purpose, Raw};
+use tailbone::config::{self, Environment, Flags, Purpose, RawSettings};
 
 use super::{file, load, run, with_file};
 
@@ -166,7 +166,7 @@ fn what_config_show_prints_can_be_used_as_a_config_file() {
         // With a bucket there is no file, so the output must not contain `keys.jwksFile`.
         let shown = run(&["config", "show", "-o", format], &variables).out;
         let (_directory, path) = file(&format!("t.{format}"), &shown);
-        let again = Raw::collect(Flags::default(), &Environment::default(), Some(&path));
+        let again = RawSettings::collect(Flags::default(), &Environment::default(), Some(&path));
         let (settings, _, warnings) = config::load(&again, Purpose::Start).unwrap();
         assert_eq!(settings, load(&variables).unwrap());
         assert_eq!(warnings, []);

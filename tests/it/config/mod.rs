@@ -20,7 +20,10 @@ use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
 use serde_json::Value as Json;
 use tailbone::{
     cli::{self, console::Console, layout::Layout},
-    config::{self, ClientSettings, Environment, Flags, Listen, Mistakes, Purpose, Raw, Settings},
+    config::{
+        self, ClientSettings, Environment, Flags, InvalidSettings, Listen, Purpose, RawSettings,
+        Settings,
+    },
 };
 use tempfile::TempDir;
 
@@ -74,11 +77,11 @@ fn show(arguments: &[&str], variables: &[(&str, &str)]) -> BTreeMap<String, (Jso
         .collect()
 }
 
-fn raw(variables: &[(&str, &str)]) -> Raw {
-    Raw::collect(Flags::default(), &variables.iter().copied().collect(), None)
+fn raw(variables: &[(&str, &str)]) -> RawSettings {
+    RawSettings::collect(Flags::default(), &variables.iter().copied().collect(), None)
 }
 
-fn load(variables: &[(&str, &str)]) -> Result<Settings, Mistakes> {
+fn load(variables: &[(&str, &str)]) -> Result<Settings, InvalidSettings> {
     config::load(&raw(variables), Purpose::Start).map(|(settings, _, _)| settings)
 }
 

@@ -5,8 +5,8 @@ use std::{path::Path, time::Duration};
 use proptest::prelude::*;
 use serde_json::json;
 use tailbone::config::{
-    self, Authorization, Component, Environment, Flags, KeySpec, LogFormat, LogLevel, Origin,
-    OutputFormat, Publish, Raw, Value, table,
+    self, Authorization, Component, Environment, Flags, KeySpec, LogFormat, LogLevel, OutputFormat,
+    Publish, RawSettings, RawValue, ValueOrigin, table,
 };
 
 use super::{client, file, listen, load, run, show, with_file};
@@ -142,7 +142,7 @@ fn defaults_mean_what_the_contract_says() {
     );
     assert_eq!(settings.log.level, LogLevel::Info);
     assert_eq!(settings.log.format, LogFormat::Console);
-    assert_eq!(settings.keys.expiry, Duration::from_secs(1200));
+    assert_eq!(settings.keys.token.expiry, Duration::from_secs(1200));
     assert_eq!(settings.keys.spec, KeySpec::Rs256 { bits: 2048 });
     assert_eq!(settings.keys.rotate_every, None);
     assert_eq!(
@@ -184,7 +184,7 @@ fn any_row() -> impl Strategy<Value = &'static table::Row> {
         .filter(|row| {
             matches!(
                 row.kind,
-                table::Kind::Path | table::Kind::Port | table::Kind::Duration { .. }
+                table::ValueKind::Path | table::ValueKind::Port | table::ValueKind::Duration { .. }
             )
         })
         .collect();
@@ -193,8 +193,8 @@ fn any_row() -> impl Strategy<Value = &'static table::Row> {
 
 fn any_value(row: &table::Row, seed: u16) -> String {
     match row.kind {
-        table::Kind::Port => (1000 + seed % 40_000).to_string(),
-        table::Kind::Duration { .. } => format!("{}m", 6 + seed % 50),
+        table::ValueKind::Port => (1000 + seed % 40_000).to_string(),
+        table::ValueKind::Duration { .. } => format!("{}m", 6 + seed % 50),
         _ => format!("path-{seed}"),
     }
 }
@@ -223,18 +223,18 @@ proptest! {
         std::fs::write(&path, nested.to_string()).unwrap();
         let mut flags = Flags::default();
         if let Some(value) = &by_flag {
-            flags.give(row, "--flag", Value::Text(value.clone()));
+            flags.set(row, "--flag", RawValue::Text(value.clone()));
         }
         let environment: Environment = by_variable.iter().map(|value| (row.variable(), value)).collect();
-        let (_, origins, warnings) = config::load_all(&Raw::collect(flags, &environment, Some(&path)))
+        let (_, origins, warnings) = config::load_all(&RawSettings::collect(flags, &environment, Some(&path)))
             .map_err(|mistakes| TestCaseError::fail(mistakes.to_string()))?;
 
         let expected = match (by_flag, by_variable, by_file) {
-            (Some(value), _, _) => Some((value, Origin::Flag("--flag".into()))),
-            (None, Some(value), _) => Some((value, Origin::Variable(row.variable()))),
+            (Some(value), _, _) => Some((value, ValueOrigin::Flag("--flag".into()))),
+            (None, Some(value), _) => Some((value, ValueOrigin::Variable(row.variable()))),
             (None, None, Some(value)) => {
                 let key = if capitals { row.key.to_uppercase() } else { row.key.to_owned() };
-                Some((value, Origin::File { path, key: Some(key) }))
+                Some((value, ValueOrigin::File { path, key: Some(key) }))
             }
             (None, None, None) => None,
         };
@@ -245,7 +245,7 @@ proptest! {
                 let text = entry.value.as_str().map_or_else(|| entry.value.to_string(), str::to_owned);
                 prop_assert_eq!(text, value);
             }
-            None => prop_assert_eq!(&entry.origin, &Origin::Default),
+            None => prop_assert_eq!(&entry.origin, &ValueOrigin::Default),
         }
         prop_assert!(warnings.is_empty(), "{:?}", warnings);
     }
@@ -256,7 +256,7 @@ proptest! {
         value in prop_oneof![any::<String>(), any::<String>().prop_map(|text| format!("file:{text}"))],
     ) {
         let environment: Environment = [(row.variable(), value.replace('\0', ""))].into_iter().collect();
-        if let Err(mistakes) = config::load_all(&Raw::collect(Flags::default(), &environment, None)) {
+        if let Err(mistakes) = config::load_all(&RawSettings::collect(Flags::default(), &environment, None)) {
             for line in mistakes.to_string().lines() {
                 prop_assert!(!line.chars().any(char::is_control), "{line:?}");
             }

@@ -82,7 +82,7 @@ fn config_show_as_yaml() {
 #[test]
 fn the_page_of_settings_is_fresh() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/settings.md");
-    let page = table::page();
+    let page = table::settings_page();
     if std::env::var_os("TAILBONE_UPDATE_DOCS").is_some() {
         std::fs::write(&path, &page).unwrap();
     }

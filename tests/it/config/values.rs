@@ -4,7 +4,7 @@
 use std::{ffi::OsString, os::unix::ffi::OsStringExt, time::Duration};
 
 use tailbone::config::{
-    self, Component, Environment, Flags, LogFormat, LogLevel, Purpose, Raw, table,
+    self, Component, Environment, Flags, LogFormat, LogLevel, Purpose, RawSettings, table,
 };
 
 use super::{Ran, client, listen, load, mistake, remarks, run, warning, with_file};
@@ -114,7 +114,11 @@ fn durations_are_bounded() {
         None
     );
     assert_eq!(
-        load(&[("TB_KEYS_EXPIRY", "20m\n")]).unwrap().keys.expiry,
+        load(&[("TB_KEYS_EXPIRY", "20m\n")])
+            .unwrap()
+            .keys
+            .token
+            .expiry,
         Duration::from_secs(1200)
     );
     assert!(warning("TB_KEYS_EXPIRY", "90500ms").contains("taken as 1m30s"));
@@ -347,7 +351,7 @@ fn values_that_are_too_long_or_no_plain_text_are_refused() {
         .into_iter()
         .collect();
     let mistakes = config::load(
-        &Raw::collect(Flags::default(), &environment, None),
+        &RawSettings::collect(Flags::default(), &environment, None),
         Purpose::Start,
     )
     .unwrap_err();

@@ -264,7 +264,7 @@ async fn tokens_are_for_a_host_that_the_operator_named() {
     let build = |host: &str, audience: Option<&str>| {
         let mut settings = server.settings.clone();
         settings.upstreams[0].host = host.into();
-        settings.token = Some(tailbone::config::GateToken {
+        settings.token = Some(tailbone::config::GateTokenSettings {
             issuer: "tailbone/gate".into(),
             audience: audience.map(str::to_owned),
             life: std::time::Duration::from_secs(60),

@@ -470,8 +470,8 @@ async fn http2_upstreams_are_spoken_to_at_once_and_trailers_pass() {
 #[tokio::test]
 async fn a_gate_that_cannot_work_is_not_built() {
     let server = GateServer::start(ALLOW_OWN).await;
-    let settings = |change: fn(&mut config::Gate)| {
-        let mut gate = config::Gate {
+    let settings = |change: fn(&mut config::GateSettings)| {
+        let mut gate = config::GateSettings {
             listen: Vec::new(),
             upstreams: vec![upstream("", "", SocketAddr::from(([127, 0, 0, 1], 1)))],
             upstream_timeout: Duration::ZERO,
@@ -483,7 +483,7 @@ async fn a_gate_that_cannot_work_is_not_built() {
             forward_capabilities: Vec::new(),
             token: None,
             recheck: Duration::from_secs(1),
-            auth: config::GateAuth {
+            auth: config::GateAuthSettings {
                 listen: Vec::new(),
                 proxies: Vec::new(),
                 user_proxies: false,
@@ -534,8 +534,8 @@ async fn a_gate_that_cannot_work_is_not_built() {
         settings(|g| g.policy = Some("/nowhere".into())),
         Err(GateError::Policy(_))
     ));
-    let token = |g: &mut config::Gate| {
-        g.token = Some(config::GateToken {
+    let token = |g: &mut config::GateSettings| {
+        g.token = Some(config::GateTokenSettings {
             issuer: "x".into(),
             audience: None,
             life: Duration::from_secs(1),

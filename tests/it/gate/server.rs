@@ -49,7 +49,7 @@ pub(super) struct GateServer {
     /// Limits of the local socket.
     pub(super) limits: LiveLimits,
     pub(super) backend: Backend,
-    pub(super) settings: config::Gate,
+    pub(super) settings: config::GateSettings,
     pub(super) socket: PathBuf,
     pub(super) policy_file: PathBuf,
     peers: BTreeMap<&'static str, FakeNode>,
@@ -64,25 +64,25 @@ impl GateServer {
         Self::with(policy, |_| {}).await
     }
 
-    pub(super) async fn with(policy: &str, change: impl FnOnce(&mut config::Gate)) -> Self {
+    pub(super) async fn with(policy: &str, change: impl FnOnce(&mut config::GateSettings)) -> Self {
         Self::build(policy, change, None, &["*"]).await
     }
 
     /// A world whose reverse proxy only accepts its own names and those of upstreams and rules.
     pub(super) async fn called_by_name(
         policy: &str,
-        change: impl FnOnce(&mut config::Gate),
+        change: impl FnOnce(&mut config::GateSettings),
     ) -> Self {
         Self::build(policy, change, None, &[]).await
     }
 
     pub(super) async fn signing(policy: &str, sign: SignFn) -> Self {
-        let token = config::GateToken {
+        let token = config::GateTokenSettings {
             issuer: "tailbone/gate".into(),
             audience: None,
             life: Duration::from_secs(60),
         };
-        let change = |gate: &mut config::Gate| {
+        let change = |gate: &mut config::GateSettings| {
             gate.token = Some(token);
             gate.upstreams[0].host = "app.example.com".into();
         };
@@ -91,7 +91,7 @@ impl GateServer {
 
     async fn build(
         policy: &str,
-        change: impl FnOnce(&mut config::Gate),
+        change: impl FnOnce(&mut config::GateSettings),
         sign: Option<SignFn>,
         hosts: &[&str],
     ) -> Self {
@@ -111,7 +111,7 @@ impl GateServer {
             ("proxy", Identity::tagged(["tag:proxy"])),
         ];
         let peers = peers.map(|(host, identity)| (host, world.join(host, identity)));
-        let mut settings = config::Gate {
+        let mut settings = config::GateSettings {
             listen: vec![Listen::parse(&format!("tailnet://:{PROXY_PORT}")).unwrap()],
             upstreams: vec![upstream("", "", backend.addr)],
             upstream_timeout: Duration::ZERO,
@@ -123,7 +123,7 @@ impl GateServer {
             forward_capabilities: Vec::new(),
             token: None,
             recheck: Duration::from_millis(20),
-            auth: config::GateAuth {
+            auth: config::GateAuthSettings {
                 listen: vec![
                     Listen::parse(&format!("tailnet://:{AUTH_PORT}")).unwrap(),
                     Listen::parse(&format!("unix://{}", socket.display())).unwrap(),
@@ -291,8 +291,8 @@ impl GateServer {
     }
 }
 
-pub(super) fn upstream(host: &str, path: &str, addr: SocketAddr) -> config::Upstream {
-    config::Upstream {
+pub(super) fn upstream(host: &str, path: &str, addr: SocketAddr) -> config::UpstreamSettings {
+    config::UpstreamSettings {
         host: host.into(),
         path: path.into(),
         address: addr.to_string(),

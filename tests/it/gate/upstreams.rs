@@ -29,7 +29,7 @@ async fn gate_to(
     trusted: Option<&str>,
 ) -> GateServer {
     let port = addr.port();
-    let upstream = config::Upstream {
+    let upstream = config::UpstreamSettings {
         scheme,
         address: format!("{host}:{port}"),
         ..upstream("", "", addr)

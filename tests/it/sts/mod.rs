@@ -18,7 +18,7 @@ use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tailbone::{
-    config::{self, Credentials, Environment, Flags, KeySpec, Purpose, Raw, Secret},
+    config::{self, Credentials, Environment, Flags, KeySpec, Purpose, RawSettings, Secret},
     http::{
         layers, origin,
         serve::{Limits, Server, serve},
@@ -57,7 +57,7 @@ struct World {
     issuer: JwksServer,
     tokens: TokenEndpoint,
     dir: tempfile::TempDir,
-    settings: config::Sts,
+    settings: config::StsSettings,
     fetching: fetch::FetchLimits,
     meter: Meter,
 }
@@ -88,9 +88,9 @@ impl World {
             id: ID.into(),
             secret: Secret::new(SECRET),
         });
-        let nothing_typed = Raw::collect(Flags::default(), &Environment::default(), None);
+        let nothing_typed = RawSettings::collect(Flags::default(), &Environment::default(), None);
         let (defaults, ..) = config::load(&nothing_typed, Purpose::Start).unwrap();
-        let settings = config::Sts {
+        let settings = config::StsSettings {
             policies_dir: dir.path().to_owned(),
             credentials,
             token_url: tokens.url.parse().unwrap(),
@@ -135,7 +135,7 @@ impl World {
         self
     }
 
-    fn set(mut self, change: impl FnOnce(&mut config::Sts)) -> Self {
+    fn set(mut self, change: impl FnOnce(&mut config::StsSettings)) -> Self {
         change(&mut self.settings);
         self
     }

@@ -1,9 +1,9 @@
-//! What one text means: functions from a typed value to its meaning, one per kind of setting. What
+//! Parses one text: a function per kind of setting, from what was given to a checked value. What
 //! only one section has is in that section's file.
 //!
-//! Each returns the meaning with a remark if the text is odd, or a sentence that says why it has no
-//! meaning. A sentence about a secret never quotes it. Only [`secret_file`] opens anything.
-//! `read.rs` adds which setting a text belongs to and where it was typed.
+//! Each returns the value, with a warning if the text is unusual, or a sentence that says why it is
+//! invalid. A sentence about a secret never quotes it. Only [`secret_file`] opens anything.
+//! `read.rs` adds which setting a text belongs to and where it comes from.
 
 use std::{
     fmt,
@@ -18,8 +18,8 @@ use serde_json::Value as Json;
 use super::{
     Secret, duration,
     raw::suggestion,
-    report::Origin,
-    table::{Kind, LONGEST, Row},
+    report::ValueOrigin,
+    table::{MAX_VALUE_BYTES, Row, ValueKind},
 };
 
 /// The tailnet address that a listener binds.
@@ -32,52 +32,52 @@ pub enum Binding {
 }
 
 /// What a text means, and what is odd about the text.
-pub(super) struct Reading<T> {
-    pub(super) meaning: T,
+pub(super) struct ParsedValue<T> {
+    pub(super) value: T,
     /// The value in its plainest spelling, for `config show`.
-    pub(super) plain: Json,
-    pub(super) odd: Option<String>,
+    pub(super) shown: Json,
+    pub(super) warning: Option<String>,
 }
 
-impl<T> Reading<T> {
-    pub(super) fn new(meaning: T, plain: impl Into<Json>) -> Self {
+impl<T> ParsedValue<T> {
+    pub(super) fn new(value: T, shown: impl Into<Json>) -> Self {
         Self {
-            meaning,
-            plain: plain.into(),
-            odd: None,
+            value,
+            shown: shown.into(),
+            warning: None,
         }
     }
 
-    pub(super) fn odd(mut self, sentence: Option<String>) -> Self {
-        self.odd = sentence;
+    pub(super) fn with_warning(mut self, sentence: Option<String>) -> Self {
+        self.warning = sentence;
         self
     }
 
-    pub(super) fn map<U>(self, change: impl FnOnce(T) -> U) -> Reading<U> {
-        Reading {
-            meaning: change(self.meaning),
-            plain: self.plain,
-            odd: self.odd,
+    pub(super) fn map<U>(self, change: impl FnOnce(T) -> U) -> ParsedValue<U> {
+        ParsedValue {
+            value: change(self.value),
+            shown: self.shown,
+            warning: self.warning,
         }
     }
 
     pub(super) fn try_map<U>(
         self,
         change: impl FnOnce(T) -> Result<U, String>,
-    ) -> Result<Reading<U>, String> {
-        Ok(Reading {
-            meaning: change(self.meaning)?,
-            plain: self.plain,
-            odd: self.odd,
+    ) -> Result<ParsedValue<U>, String> {
+        Ok(ParsedValue {
+            value: change(self.value)?,
+            shown: self.shown,
+            warning: self.warning,
         })
     }
 }
 
 /// Refuses what no setting may contain, because it would be cut or misread later: a NUL ends a C
 /// string, a newline forges a log line.
-pub(super) fn fit(text: &str) -> Result<(), String> {
-    if text.len() > LONGEST {
-        return Err(format!("longer than {LONGEST} bytes"));
+pub(super) fn check_text(text: &str) -> Result<(), String> {
+    if text.len() > MAX_VALUE_BYTES {
+        return Err(format!("longer than {MAX_VALUE_BYTES} bytes"));
     }
     if text
         .trim_end_matches(['\r', '\n'])
@@ -90,33 +90,33 @@ pub(super) fn fit(text: &str) -> Result<(), String> {
 }
 
 /// A text as it is, without the newline at its end that a value from a file often has.
-pub(super) fn text(typed: &str, _: &Origin) -> Result<Reading<String>, String> {
-    let text = typed.trim_end_matches(['\r', '\n']);
-    Ok(Reading::new(text.to_owned(), text))
+pub(super) fn text(input: &str, _: &ValueOrigin) -> Result<ParsedValue<String>, String> {
+    let text = input.trim_end_matches(['\r', '\n']);
+    Ok(ParsedValue::new(text.to_owned(), text))
 }
 
-pub(super) fn path(typed: &str, origin: &Origin) -> Result<Reading<PathBuf>, String> {
-    let text = text(typed, origin)?.meaning;
+pub(super) fn path(input: &str, origin: &ValueOrigin) -> Result<ParsedValue<PathBuf>, String> {
+    let text = text(input, origin)?.value;
     if text.is_empty() {
         return Err("an empty path".into());
     }
-    Ok(Reading::new(PathBuf::from(&text), text))
+    Ok(ParsedValue::new(PathBuf::from(&text), text))
 }
 
-pub(super) fn boolean(typed: &str, _: &Origin) -> Result<Reading<bool>, String> {
+pub(super) fn boolean(input: &str, _: &ValueOrigin) -> Result<ParsedValue<bool>, String> {
     // The words that Go accepts, and no others.
-    let value = match typed.trim() {
+    let value = match input.trim() {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
         "0" | "f" | "F" | "false" | "FALSE" | "False" => false,
         _ => return Err("not true or false".into()),
     };
-    Ok(Reading::new(value, value))
+    Ok(ParsedValue::new(value, value))
 }
 
 /// An integer as the Go program reads it: `80`, `0x50`, `0o120`, `0b1010000`, `0120` (octal),
 /// `8_0`, `80.0`.
-pub(super) fn integer(typed: &str) -> Option<i64> {
-    let text = typed.trim();
+pub(super) fn integer(input: &str) -> Option<i64> {
+    let text = input.trim();
     let text = match text.split_once('.') {
         Some((whole, zeros)) if zeros.bytes().all(|byte| byte == b'0') => whole,
         Some(_) => return None,
@@ -156,8 +156,8 @@ pub(super) fn integer(typed: &str) -> Option<i64> {
 }
 
 /// The warning that a leading zero makes a number octal in Go, which few people expect.
-pub(super) fn octal(typed: &str, value: i64) -> Option<String> {
-    let digits = typed.trim().trim_start_matches(['+', '-']);
+pub(super) fn octal_warning(input: &str, value: i64) -> Option<String> {
+    let digits = input.trim().trim_start_matches(['+', '-']);
     (digits.len() > 1
         && digits
             .bytes()
@@ -166,8 +166,8 @@ pub(super) fn octal(typed: &str, value: i64) -> Option<String> {
     .then(|| format!("the leading 0 makes it octal: taken as {value}"))
 }
 
-pub(super) fn port(typed: &str, origin: &Origin) -> Result<Reading<u16>, String> {
-    if typed.starts_with("tcp://") && matches!(origin, Origin::Variable(_)) {
+pub(super) fn port(input: &str, origin: &ValueOrigin) -> Result<ParsedValue<u16>, String> {
+    if input.starts_with("tcp://") && matches!(origin, ValueOrigin::Variable(_)) {
         // Kubernetes sets such variables to the addresses of services.
         return Err(
             "not a port (1-65535); Kubernetes made this variable for a service of that name: set \
@@ -175,18 +175,18 @@ pub(super) fn port(typed: &str, origin: &Origin) -> Result<Reading<u16>, String>
                 .into(),
         );
     }
-    let number = integer(typed);
+    let number = integer(input);
     let port = number
         .and_then(|number| u16::try_from(number).ok())
         .filter(|port| *port != 0)
         .ok_or("not a port (1-65535)")?;
-    Ok(Reading::new(port, port).odd(octal(typed, i64::from(port))))
+    Ok(ParsedValue::new(port, port).with_warning(octal_warning(input, i64::from(port))))
 }
 
-pub(super) fn binding(typed: &str, _: &Origin) -> Result<Reading<Binding>, String> {
-    let text = typed.trim();
+pub(super) fn binding(input: &str, _: &ValueOrigin) -> Result<ParsedValue<Binding>, String> {
+    let text = input.trim();
     if text.is_empty() || text.eq_ignore_ascii_case("auto") {
-        return Ok(Reading::new(Binding::Auto, "auto"));
+        return Ok(ParsedValue::new(Binding::Auto, "auto"));
     }
     let bare = text
         .strip_prefix('[')
@@ -196,37 +196,40 @@ pub(super) fn binding(typed: &str, _: &Origin) -> Result<Reading<Binding>, Strin
         "not auto or an IP address; a host name cannot be bound on the tailnet".to_owned()
     })?;
     if address.is_unspecified() {
-        return Ok(Reading::new(Binding::Auto, "auto").odd(Some(
+        return Ok(ParsedValue::new(Binding::Auto, "auto").with_warning(Some(
             "not a tailnet address; taken as auto (the Go program listened and nothing reached it)"
                 .into(),
         )));
     }
-    Ok(Reading::new(Binding::Addr(address), address.to_string()))
+    Ok(ParsedValue::new(
+        Binding::Addr(address),
+        address.to_string(),
+    ))
 }
 
-pub(super) fn count(kind: Kind, typed: &str) -> Result<Reading<u32>, String> {
-    let Kind::Count { least, most } = kind else {
+pub(super) fn count(kind: ValueKind, input: &str) -> Result<ParsedValue<u32>, String> {
+    let ValueKind::Count { least, most } = kind else {
         return Err("not a number".into());
     };
     let bounds = format!("it may be {least} to {most}");
-    let number: i64 = typed
+    let number: i64 = input
         .trim()
         .parse()
         .map_err(|_| format!("not a whole number; {bounds}"))?;
     u32::try_from(number)
         .ok()
         .filter(|number| (least..=most).contains(number))
-        .map(|number| Reading::new(number, number))
+        .map(|number| ParsedValue::new(number, number))
         .ok_or_else(|| format!("out of bounds; {bounds}"))
 }
 
 pub(super) fn bounded(
-    kind: Kind,
-    typed: &str,
-    origin: &Origin,
-) -> Result<Reading<Duration>, String> {
+    kind: ValueKind,
+    input: &str,
+    origin: &ValueOrigin,
+) -> Result<ParsedValue<Duration>, String> {
     let (least, most, off, bare) = match kind {
-        Kind::Duration {
+        ValueKind::Duration {
             least,
             most,
             off,
@@ -234,14 +237,14 @@ pub(super) fn bounded(
         } => (least, most, off, bare),
         _ => (Duration::ZERO, Duration::MAX, false, false),
     };
-    let text = typed.trim();
+    let text = input.trim();
     if off && text.eq_ignore_ascii_case("off") {
-        return Ok(Reading::new(Duration::ZERO, "off"));
+        return Ok(ParsedValue::new(Duration::ZERO, "off"));
     }
     // The Go program's flags refuse a number without a unit; in variables and files it means
     // nanoseconds. Settings that the Go program does not have refuse it everywhere.
     let bare = match origin {
-        Origin::Flag(_) => None,
+        ValueOrigin::Flag(_) => None,
         _ if text == "0" || !bare => None,
         _ => duration::parse_bare(text),
     };
@@ -249,8 +252,8 @@ pub(super) fn bounded(
     let read = bare
         .unwrap_or_else(|| duration::parse(text))
         .map_err(|trouble| trouble.to_string())?;
-    let shown = duration::show(read.size);
-    let bounds = format!("{} to {}", duration::show(least), duration::show(most));
+    let shown = duration::format(read.size);
+    let bounds = format!("{} to {}", duration::format(least), duration::format(most));
     let meant = if bare_number {
         format!("a number without a unit is nanoseconds ({shown}); ")
     } else {
@@ -260,21 +263,21 @@ pub(super) fn bounded(
         return Err(format!("{meant}negative; it may be {bounds}"));
     }
     if off && read.size.is_zero() {
-        return Ok(Reading::new(Duration::ZERO, "off"));
+        return Ok(ParsedValue::new(Duration::ZERO, "off"));
     }
     if read.size < least || read.size > most {
         return Err(format!("{meant}out of bounds; it may be {bounds}"));
     }
-    let odd = bare_number.then(|| {
+    let warning = bare_number.then(|| {
         format!("a number without a unit is nanoseconds: taken as {shown}; write {shown}")
     });
-    Ok(Reading::new(read.size, shown).odd(odd))
+    Ok(ParsedValue::new(read.size, shown).with_warning(warning))
 }
 
-pub(super) fn url(typed: &str, _: &Origin) -> Result<Reading<Option<String>>, String> {
-    let text = typed.trim();
+pub(super) fn url(input: &str, _: &ValueOrigin) -> Result<ParsedValue<Option<String>>, String> {
+    let text = input.trim();
     if text.is_empty() {
-        return Ok(Reading::new(None, ""));
+        return Ok(ParsedValue::new(None, ""));
     }
     let fine = text
         .parse::<http::Uri>()
@@ -288,25 +291,25 @@ pub(super) fn url(typed: &str, _: &Origin) -> Result<Reading<Option<String>>, St
             // It would appear in logs and errors.
             Err("an address with a user name or password is not accepted".into())
         }
-        Some(_) => Ok(Reading::new(Some(text.to_owned()), text)),
+        Some(_) => Ok(ParsedValue::new(Some(text.to_owned()), text)),
     }
 }
 
-pub(super) fn known_word(row: &Row, typed: &str) -> Option<&'static str> {
-    let Kind::Word(words) = row.kind else {
+pub(super) fn match_word(row: &Row, input: &str) -> Option<&'static str> {
+    let ValueKind::Word(words) = row.kind else {
         return None;
     };
     words
         .iter()
-        .find(|word| word.eq_ignore_ascii_case(typed.trim()))
+        .find(|word| word.eq_ignore_ascii_case(input.trim()))
         .copied()
 }
 
-pub(super) fn strange_word(row: &Row, typed: &str) -> String {
-    let Kind::Word(words) = row.kind else {
+pub(super) fn unknown_word(row: &Row, input: &str) -> String {
+    let ValueKind::Word(words) = row.kind else {
         return "not known".into();
     };
-    match suggestion(typed, words.iter().copied()) {
+    match suggestion(input, words.iter().copied()) {
         Some(meant) => format!("not one of {}; did you mean {meant}?", words.join(", ")),
         None => format!("not one of {}", words.join(", ")),
     }
@@ -315,13 +318,16 @@ pub(super) fn strange_word(row: &Row, typed: &str) -> String {
 pub(super) fn secret_file(path: &Path) -> Result<Secret, String> {
     let trouble =
         |error: &dyn fmt::Display| format!("file {} cannot be read: {error}", path.display());
-    let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(LONGEST + 1));
+    let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(MAX_VALUE_BYTES + 1));
     std::fs::File::open(path)
-        .and_then(|file| file.take(LONGEST as u64 + 1).read_to_end(&mut bytes))
+        .and_then(|file| {
+            file.take(MAX_VALUE_BYTES as u64 + 1)
+                .read_to_end(&mut bytes)
+        })
         .map_err(|error| trouble(&error))?;
-    if bytes.len() > LONGEST {
+    if bytes.len() > MAX_VALUE_BYTES {
         return Err(format!(
-            "file {} is longer than {LONGEST} bytes",
+            "file {} is longer than {MAX_VALUE_BYTES} bytes",
             path.display()
         ));
     }
@@ -335,13 +341,13 @@ pub(super) fn secret_file(path: &Path) -> Result<Secret, String> {
 pub(super) const HIDDEN: &str = "(hidden)";
 
 /// Refuses a secret that is cut, or is no secret at all. `blanks`: it may contain blanks.
-pub(super) fn whole_secret(secret: &Secret, blanks: bool) -> Result<(), String> {
+pub(super) fn check_secret(secret: &Secret, blanks: bool) -> Result<(), String> {
     if secret.reveal() == HIDDEN {
         // Copied from `config show`. The control server would only say that the key is wrong.
         return Err("is the placeholder for a hidden secret, not a secret".into());
     }
-    if secret.reveal().len() > LONGEST {
-        return Err(format!("longer than {LONGEST} bytes"));
+    if secret.reveal().len() > MAX_VALUE_BYTES {
+        return Err(format!("longer than {MAX_VALUE_BYTES} bytes"));
     }
     if secret
         .reveal()
