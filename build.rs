@@ -44,7 +44,8 @@ fn link() {
 }
 
 /// The admin API from `proto/admin.proto`, without a protoc: server and client, descriptors for
-/// reflection, and the path of each method, against which `src/components/admin/authorize.rs` is checked.
+/// reflection, and the path of each method, against which `src/components/admin/authorize.rs` is
+/// checked.
 fn grpc() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     let out = PathBuf::from(env::var("OUT_DIR")?);

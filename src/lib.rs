@@ -1,7 +1,7 @@
 //! tailbone: identity services on a Tailscale network, from a node inside the process.
 //!
-//! Dependencies point down: [`cli`] and [`server`] -> the [`components`] -> [`part`] -> [`config`] ->
-//! the crates, which are re-exported here: [`identity`] with [`policy`], [`keys`] with [`jwks`],
+//! Dependencies point down: [`cli`] and [`server`] -> the [`components`] -> [`part`] -> [`config`]
+//! -> the crates, which are re-exported here: [`identity`] with [`policy`], [`keys`] with [`jwks`],
 //! [`tailnet`], [`http`], [`telemetry`] and [`web`]. Components never import each other.
 //! `ARCHITECTURE.md` is the map.
 

@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-/// A duration as it was given. It may be negative, which no setting allows and error messages mention.
+/// A duration as it was given. It may be negative, which no setting allows and error messages
+/// mention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GoDuration {
     pub negative: bool,

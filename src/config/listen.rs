@@ -104,7 +104,7 @@ impl Listen {
     /// |---|---|
     /// | `tailnet://:80`, `tailnet://100.64.0.1:80` | all addresses of the node, or one |
     /// | `tailnet+tls://:443?cert=PATH&key=PATH` | the same with TLS; PEM files |
-    /// | `redirect://:80?to=443` | the same, where callers are sent to https; `to` is 443 without it |
+    /// | `redirect://:80?to=443` | the same, where callers are sent to https; 443 without `to` |
     /// | `http://127.0.0.1:8080` | a loopback address of the machine |
     /// | `http://0.0.0.0:8080?plain` | any of its addresses, where a proxy in front ends TLS |
     /// | `https://0.0.0.0:8443?cert=PATH&key=PATH` | the same with TLS; PEM files |

@@ -139,7 +139,8 @@ class Caller:
             self.stopped.wait(PAUSE)
 
     def lost(self, at):
-        """Whether a call was open at that time and never answered. Its server is gone, and nothing tells the caller."""
+        """Whether a call was open at that time and never answered: nothing tells the caller that
+        its server is gone."""
         return any(began < at < ended and not token for began, ended, token in self.calls)
 
     def first(self, since):
@@ -180,7 +181,8 @@ def one(binary, tailnet, proxies, number, uid, state):
         shutil.rmtree(folder)
         with contextlib.suppress(OSError):
             urllib.request.urlopen(urllib.request.Request(f"{tailnet['api_url']}/nodes/{host}", method="DELETE"), timeout=20).close()
-    # A request that the killed process had taken waits for the caller's own limit, whatever comes after.
+    # A request that the killed process had taken waits for the caller's own limit, whatever comes
+    # after.
     open_calls = 0
     if state == "killed":
         waiting = [caller for caller in callers if not caller.lost(stopped)]

@@ -47,8 +47,8 @@ AMONG_PEERS = ["floor", "floor-whois", "constant", "es256", "gate"]
 
 IDLE = [100, 1_000, 10_000]
 SLOW = 1_000
-# What is asked for there costs about as much as the floor's: the listener is measured, and an exchange
-# verifies an RSA signature and calls another server.
+# What is asked for there costs about as much as the floor's: the listener is measured, and an
+# exchange verifies an RSA signature and calls another server.
 RESETS = ["floor", "floor-whois", "es256", "gate", "sts-health", "admin"]
 # Seconds of quiet before memory is measured.
 AFTER = 3

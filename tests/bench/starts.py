@@ -4,9 +4,9 @@
 
 Each run has a new host name on an empty state folder (cold), or is a second start on the folder of
 the first, ended by TERM (--warm) or KILL (--killed), with a caller that has an open session
-with the first. The caller is the devnet peer "alice", used through its SOCKS5 proxy. It begins to call only
-after the server has said "listening", and calls again if it has not heard of the node yet. Prints
-one JSON object; times are milliseconds.
+with the first. The caller is the devnet peer "alice", used through its SOCKS5 proxy. It begins to
+call only after the server has said "listening", and calls again if it has not heard of the node
+yet. Prints one JSON object; times are milliseconds.
 """
 
 import argparse

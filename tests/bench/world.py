@@ -224,5 +224,5 @@ def end(process):
 
 
 def most_connections():
-    """How many connections the program accepts with its descriptors (src/server/live_settings.rs)."""
+    """How many connections the program accepts (src/server/live_settings.rs)."""
     return (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 100) // 4 - 32

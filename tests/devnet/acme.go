@@ -1,7 +1,7 @@
 // An ACME server that issues real certificates: pebble of Let's Encrypt, which asks
 // pebble-challtestsrv for the DNS records that nodes have published. Both are processes from
-// Debian's package. In front of pebble there is a proxy that counts, and that can be given faults as
-// the control server can.
+// Debian's package. In front of pebble there is a proxy that counts, and that can be given faults
+// as the control server can.
 //
 // Invariants: everything listens on 127.0.0.1; the processes end with this one, however it ends;
 // their files are in the devnet's directory. The proxy speaks TLS, since pebble refuses requests

@@ -249,7 +249,8 @@ func TestEphemeral(t *testing.T) {
 	if n := getNode(t, d, "bykey"); !n.Ephemeral {
 		t.Errorf("the node is %+v", n)
 	}
-	// The node is absent at some time during Close, which may itself take longer than the grace time.
+	// The node is absent at some time during Close, which may itself take longer than the grace
+	// time.
 	began := time.Now()
 	s.Close()
 	waitUntil(t, 3*time.Second, func() string { return isGone("bykey") })

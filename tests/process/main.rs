@@ -1,8 +1,8 @@
 //! Tests that need a process of their own: they count its descriptors and threads, or change its
 //! limits or signal handlers.
 //!
-//! A test calls [`alone`] with its body, which runs it by starting this program again, and shows its
-//! output. [`own_network`] does so in a network namespace of its own.
+//! A test calls [`alone`] with its body, which runs it by starting this program again, and shows
+//! its output. [`own_network`] does so in a network namespace of its own.
 
 // A test reports failures by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

@@ -108,7 +108,8 @@ typedef struct {
  *    down for reading, receive what is left, and report TAILSCALE_TURN_CLOSED for each.
  *
  * How a connection ends
- *  - inbound is 1 from the network's end of stream on. Nothing more is brought; sending still works.
+ *  - inbound is 1 from the network's end of stream on. Nothing more is brought; sending still
+ *    works.
  *  - inbound is 2 at an abnormal end (reset, timeout, node closed). free follows.
  *  - TAILSCALE_TURN_SHUTDOWN becomes FIN after the bytes that are still to be sent.
  *  - TAILSCALE_TURN_CLOSED does as well. The connection has then ended, as it has when both

@@ -43,7 +43,8 @@ pub fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// The innermost cause of an error, for libraries whose outer errors only say that something failed.
+/// The innermost cause of an error, for libraries whose outer errors only say that something
+/// failed.
 pub fn innermost_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {

@@ -26,8 +26,8 @@
 //!   with queries, cookies or tokens.
 //!
 //! Done elsewhere: identification ([`crate::identity`]), rules ([`crate::policy`]), statuses
-//! ([`crate::http`]), signing (the caller of [`Gate::build`] passes a [`SignFn`]), listening, and the
-//! timer that calls [`Lifecycle::tick`] (the composition root).
+//! ([`crate::http`]), signing (the caller of [`Gate::build`] passes a [`SignFn`]), listening, and
+//! the timer that calls [`Lifecycle::tick`] (the composition root).
 
 mod error;
 mod forward_auth;
@@ -165,8 +165,8 @@ impl Gate {
     }
 
     /// Forward-auth, if a proxy is trusted. Wrap it with [`crate::http::layers::wrap`]; requests
-    /// must carry an `Arc<Connection>`, or the extensions of [`local_proxy_extensions`] if they come over the
-    /// local socket.
+    /// must carry an `Arc<Connection>`, or the extensions of [`local_proxy_extensions`] if they
+    /// come over the local socket.
     pub fn auth_router(&self) -> Option<Router> {
         self.auth.clone().map(forward_auth::router)
     }

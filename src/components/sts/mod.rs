@@ -21,8 +21,8 @@
 //! - An issuer whose keys cannot be fetched only delays its own callers, for a bounded time.
 //!
 //! Done elsewhere: listeners and the layers around the routes
-//! ([`crate::http::layers::wrap_own_errors`]), fetching keys ([`crate::jwks::fetch`]), the syntax of
-//! settings. Callers are identified by their token only: an identity on the tailnet is logged at
+//! ([`crate::http::layers::wrap_own_errors`]), fetching keys ([`crate::jwks::fetch`]), the syntax
+//! of settings. Callers are identified by their token only: an identity on the tailnet is logged at
 //! most, since jobs also call from outside.
 
 pub mod client;

@@ -1,5 +1,5 @@
-//! What each kind of value may be. Quirks of the Go program are kept with a warning, or refused with
-//! an explanation.
+//! What each kind of value may be. Quirks of the Go program are kept with a warning, or refused
+//! with an explanation.
 
 use std::{ffi::OsString, os::unix::ffi::OsStringExt, time::Duration};
 

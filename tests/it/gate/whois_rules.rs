@@ -108,8 +108,8 @@ async fn w04_a_peer_that_the_tailnet_does_not_know_is_401() {
 
 #[tokio::test]
 async fn w05_a_name_of_an_unusual_shape_is_no_reason_to_refuse() {
-    // The middleware cut the tailnet's name out of the node's name; we use the suffix from the control
-    // server.
+    // The middleware cut the tailnet's name out of the node's name; we use the suffix from the
+    // control server.
     let server = GateServer::start(ALLOW_OWN).await;
     server.node_is_called("laptop");
     assert_eq!(server.ask_about("alice").await.status, 204);

@@ -174,7 +174,8 @@ func (o *certOrder) order(ctx context.Context) (*certPair, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Without a common name, which may have 64 bytes at most: authorities take the alternative name.
+	// Without a common name, which may have 64 bytes at most: authorities take the alternative
+	// name.
 	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{DNSNames: []string{o.host}}, key)
 	if err != nil {
 		return nil, err

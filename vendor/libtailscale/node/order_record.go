@@ -1,6 +1,6 @@
 // What is remembered about the orders for one name, so that failing ones do not reach the limits of
-// the authority, whatever happens in between. Let's Encrypt allows five failed validations of a name
-// in an hour.
+// the authority, whatever happens in between. Let's Encrypt allows five failed validations of a
+// name in an hour.
 //
 // Invariants: everything depends on the time that is passed. A record of another directory, or of a
 // clock that ran ahead, is as good as none.

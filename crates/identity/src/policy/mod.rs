@@ -222,8 +222,8 @@ impl Rules {
         (seen, decision)
     }
 
-    /// The rule that comes nearest to granting access: the first of those with the fewest parts that
-    /// do not match, and rather one for other callers than one for other requests.
+    /// The rule that comes nearest to granting access: the first of those with the fewest parts
+    /// that do not match, and rather one for other callers than one for other requests.
     pub fn nearest(&self, who: Who<'_>, what: &What) -> Option<Near> {
         let granting = self.rules.iter().filter(|rule| rule.effect != Effect::Deny);
         let misses = granting.map(|rule| {

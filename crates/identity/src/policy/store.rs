@@ -1,8 +1,8 @@
 //! The active rules, and how new ones replace them while requests are being decided.
 //!
 //! A file that cannot be read or has mistakes changes nothing: the previous rules stay active.
-//! Nothing here watches the file by itself: the caller's timer calls [`RuleStore::tick`], and SIGHUP
-//! leads to [`RuleStore::reload`].
+//! Nothing here watches the file by itself: the caller's timer calls [`RuleStore::tick`], and
+//! SIGHUP leads to [`RuleStore::reload`].
 
 use std::{
     fs, io,
