@@ -11,7 +11,7 @@ use tailbone::telemetry::log::OWN_TARGETS;
 
 /// The program's modules from the bottom up. A module may only import those of lower rows; the
 /// first row is the crates, whose own order Cargo holds.
-const ROWS: &[&[&str]] = &[
+const LAYERS: &[&[&str]] = &[
     &[
         "http",
         "identity",
@@ -32,19 +32,19 @@ const ROWS: &[&[&str]] = &[
 const COMPONENTS: &str = "src/components";
 
 #[test]
-fn arrows_point_down() {
+fn modules_import_only_lower_ones() {
     let mut wrong = Vec::new();
     for module in modules() {
-        let row = row(&module)
-            .unwrap_or_else(|| panic!("{module} has no row in tests/it/architecture.rs"));
+        let layer = layer(&module)
+            .unwrap_or_else(|| panic!("{module} has no layer in tests/it/architecture.rs"));
         for (file, import) in imports(&module) {
             if import == module {
                 continue;
             }
-            let Some(other) = self::row(&import) else {
+            let Some(other) = self::layer(&import) else {
                 continue;
             };
-            if other >= row {
+            if other >= layer {
                 wrong.push(format!("{} imports crate::{import}", file.display()));
             }
         }
@@ -53,7 +53,7 @@ fn arrows_point_down() {
 }
 
 #[test]
-fn the_reader_sees_imports_at_all() {
+fn the_import_reader_finds_imports() {
     let seen: BTreeSet<_> = imports("gate")
         .into_iter()
         .map(|(_, import)| import)
@@ -78,7 +78,7 @@ fn keys_know_nothing_of_publishing_and_identity_nothing_of_policy() {
 
 /// The log takes a target that it does not know for a library's, and drops its lines below `warn`.
 #[test]
-fn the_log_knows_every_target_of_ours() {
+fn the_log_lists_every_target_of_ours() {
     let used: BTreeSet<_> = all_sources()
         .into_iter()
         .flat_map(|file| targets(&fs::read_to_string(file).unwrap()))
@@ -117,7 +117,7 @@ const TIMELESS: &[&str] = &[
 ];
 
 #[test]
-fn what_depends_on_the_time_is_told_it() {
+fn code_that_depends_on_time_takes_it_as_an_argument() {
     let mut read = Vec::new();
     for place in TIMELESS.iter().map(Path::new) {
         let files = if place.is_dir() {
@@ -170,7 +170,7 @@ fn d25_no_private_key_lies_in_the_tree() {
         concat!(r#""d""#, ":"),
         concat!(r#""d""#, " :"),
     ];
-    let named = ["tests/it/keys_fixture.rs", "tests/it/keys_small_rsa.jwk"];
+    let named = ["tests/it/keys/go_fixture.rs", "tests/it/keys/small_rsa.jwk"];
     let allowed = |file: &str| file.starts_with("tests/testkit/tls/") || named.contains(&file);
     let wrong: Vec<_> = files
         .split('\0')
@@ -197,8 +197,8 @@ fn targets(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-fn row(module: &str) -> Option<usize> {
-    ROWS.iter().position(|modules| modules.contains(&module))
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|modules| modules.contains(&module))
 }
 
 /// The program's modules; each component is one.

@@ -102,7 +102,7 @@ async fn ends(what: &str, stream: &mut Stream) {
 }
 
 #[tokio::test]
-async fn a_new_connection_asks_nobody_while_the_network_map_stands() {
+async fn a_new_connection_makes_no_whois_call_while_the_network_map_stands() {
     let server = IdentityServer::new();
     for from in 1..=100 {
         let connection = server.connection(from, 80);
@@ -124,7 +124,7 @@ async fn a_new_connection_asks_nobody_while_the_network_map_stands() {
 }
 
 #[tokio::test]
-async fn callers_that_come_at_the_same_time_share_one_question() {
+async fn concurrent_callers_share_one_whois_call() {
     let server = IdentityServer::new();
     server.world.faulty.hold_answers();
     let connections: Vec<_> = (1..=50).map(|from| server.connection(from, 80)).collect();
@@ -140,7 +140,7 @@ async fn callers_that_come_at_the_same_time_share_one_question() {
 }
 
 #[tokio::test]
-async fn a_question_whose_asker_goes_away_is_asked_by_the_next_in_line() {
+async fn a_whois_call_whose_request_goes_away_is_made_by_the_next() {
     let server = IdentityServer::new();
     server.world.faulty.hold_answers();
     let first = server.connection(1, 80);
@@ -155,7 +155,7 @@ async fn a_question_whose_asker_goes_away_is_asked_by_the_next_in_line() {
 }
 
 #[tokio::test]
-async fn that_the_node_could_not_answer_is_not_kept() {
+async fn a_failed_whois_call_is_not_kept() {
     let server = IdentityServer::new();
     let connection = server.connection(1, 80);
     server.world.faulty.set_fault(Fault::Fails);
@@ -248,7 +248,7 @@ async fn connections_end_when_their_port_is_closed_to_their_peer() {
 
 /// The packet filter admits a peer shortly before the generation changes.
 #[tokio::test]
-async fn a_new_connection_does_not_end_by_an_answer_from_before() {
+async fn a_new_connection_does_not_end_by_an_older_answer() {
     let server = IdentityServer::new();
     server.close_ports(&[80]);
     let before = server.connection(1, 80);
@@ -263,7 +263,7 @@ async fn a_new_connection_does_not_end_by_an_answer_from_before() {
 
 /// The refresh after a new generation is repeated if the node could not answer.
 #[tokio::test]
-async fn a_connection_ends_also_if_the_node_could_not_answer_at_once() {
+async fn a_connection_ends_even_if_the_node_could_not_answer_at_once() {
     let server = IdentityServer::new();
     let connection = server.connection(1, 80);
     connection.caller().await.unwrap();

@@ -150,7 +150,7 @@ async fn a_user_gets_the_claims_of_the_contract_and_a_stable_subject() {
 }
 
 #[tokio::test]
-async fn the_answer_is_json_that_nobody_keeps() {
+async fn the_answer_is_json_and_must_not_be_cached() {
     let issuer = IssuerServer::new().await;
     let answer = issuer.alice().await.post("/issue").await;
     assert_eq!(answer.header("content-type"), "application/json");
@@ -163,7 +163,7 @@ async fn the_answer_is_json_that_nobody_keeps() {
 }
 
 #[tokio::test]
-async fn d06_a_machine_is_told_from_all_others() {
+async fn d06_each_machine_has_claims_of_its_own() {
     let issuer = IssuerServer::new().await;
     let one = issuer.world.join("ci-1", Identity::tagged(["tag:ci"]));
     let two = issuer
@@ -187,7 +187,7 @@ async fn d06_a_machine_is_told_from_all_others() {
 }
 
 #[tokio::test]
-async fn d06_whoever_is_in_doubt_gets_no_token() {
+async fn d06_a_caller_in_doubt_gets_no_token() {
     let issuer = IssuerServer::new().await;
     let foreign = Identity {
         same_tailnet: false,
@@ -238,7 +238,7 @@ fn named(host: &str, method: &str, path: &str) -> Request<Full<Bytes>> {
 }
 
 /// The headers that browsers add to requests of pages, which pages cannot remove.
-const MARKS: [(&str, &str); 5] = [
+const BROWSER_HEADERS: [(&str, &str); 5] = [
     ("origin", "http://evil.example"),
     // After DNS rebinding the page is of the same origin.
     ("origin", "http://tailbone"),
@@ -251,7 +251,7 @@ const MARKS: [(&str, &str); 5] = [
 async fn a_page_gets_no_token() {
     let issuer = IssuerServer::new().await;
     let mut alice = issuer.alice().await;
-    for (name, value) in MARKS {
+    for (name, value) in BROWSER_HEADERS {
         let mut page = request("POST", "/issue");
         page.headers_mut().insert(name, value.parse().unwrap());
         let answer = alice.send(page).await;
@@ -272,7 +272,7 @@ async fn a_page_gets_no_token() {
 }
 
 #[tokio::test]
-async fn the_fetch_of_a_program_is_none_of_a_page() {
+async fn a_fetch_by_a_program_is_no_request_of_a_page() {
     let issuer = IssuerServer::new().await;
     let mut program = request("POST", "/issue");
     // As Node.js sends them.
@@ -291,7 +291,7 @@ fn page_allowed() -> Allowing<'static> {
 }
 
 #[tokio::test]
-async fn a_page_that_is_meant_gets_a_token_and_may_read_it() {
+async fn an_allowed_page_gets_a_token_and_may_read_it() {
     let issuer = IssuerServer::allowing(page_allowed()).await;
     let mut alice = issuer.alice().await;
     let mut page = request("POST", "/issue");
@@ -312,7 +312,7 @@ async fn a_page_that_is_meant_gets_a_token_and_may_read_it() {
 }
 
 #[tokio::test]
-async fn a_page_that_is_meant_may_ask_beforehand() {
+async fn an_allowed_page_gets_an_answer_to_its_preflight() {
     let issuer = IssuerServer::allowing(page_allowed()).await;
     let mut alice = issuer.alice().await;
     let mut ask = async |origin: &str| {
@@ -384,7 +384,7 @@ async fn only_a_name_of_the_node_is_answered() {
 }
 
 #[tokio::test]
-async fn a_caller_without_a_host_is_none_of_a_browser() {
+async fn the_host_rule_in_every_form_of_request() {
     let issuer = IssuerServer::new().await;
     let alice = issuer
         .world
@@ -483,7 +483,7 @@ async fn without_a_key_the_answer_is_503_and_the_first_key_ends_it() {
 
 /// A server listens before it has its first key.
 #[tokio::test]
-async fn who_calls_while_the_first_key_is_made_waits_for_it() {
+async fn callers_wait_while_the_first_key_is_made() {
     let issuer = IssuerServer::without_key(Allowing::default()).await;
     let (mut alice, mut verifier) = (issuer.alice().await, issuer.alice().await);
     // Both requests have been sent and get no answer yet.
@@ -569,7 +569,7 @@ async fn d21_the_published_keys_are_served_with_what_caches_need() {
 }
 
 #[tokio::test]
-async fn health_says_what_the_original_said() {
+async fn healthz_answers_as_the_go_program() {
     let issuer = IssuerServer::without_key(Allowing::default()).await;
     let answer = issuer.alice().await.get("/_healthz").await;
     assert_eq!(answer.status(), 200);
@@ -581,7 +581,7 @@ async fn health_says_what_the_original_said() {
 }
 
 #[tokio::test]
-async fn d14_a_peer_that_does_not_finish_its_request_is_let_go_and_blocks_nobody() {
+async fn d14_a_peer_that_does_not_finish_its_request_is_disconnected_and_blocks_nobody() {
     let issuer = IssuerServer::allowing(Allowing {
         limits: Limits {
             header_time: Duration::from_millis(200),
@@ -641,7 +641,7 @@ async fn d13_a_stop_lets_open_requests_finish_and_then_says_so() {
 }
 
 #[tokio::test]
-async fn d13_a_connection_that_stands_when_the_stop_comes_still_gets_its_answer() {
+async fn d13_a_connection_that_is_open_at_the_stop_still_gets_its_answer() {
     use tailbone::http::serve::Stopped;
     let issuer = IssuerServer::new().await;
     let mut fresh = issuer.alice().await;
@@ -657,9 +657,9 @@ async fn d13_a_connection_that_stands_when_the_stop_comes_still_gets_its_answer(
 }
 
 /// A listener that fails.
-struct Dying;
+struct FailingListener;
 
-impl Accept for Dying {
+impl Accept for FailingListener {
     type Io = tailbone::tailnet::Stream;
     type Addr = ();
     async fn accept(&mut self) -> std::io::Result<(Self::Io, ())> {
@@ -668,10 +668,14 @@ impl Accept for Dying {
 }
 
 #[tokio::test]
-async fn d13_a_listener_that_dies_is_not_silent() {
-    let mut server = serve("x", Dying, axum::Router::new(), Limits::default(), |()| {
-        Extensions::new()
-    });
+async fn d13_a_failed_listener_is_reported() {
+    let mut server = serve(
+        "x",
+        FailingListener,
+        axum::Router::new(),
+        Limits::default(),
+        |()| Extensions::new(),
+    );
     assert_eq!(
         soon("the end", server.failed()).await.to_string(),
         "the node is gone"

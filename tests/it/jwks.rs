@@ -16,30 +16,21 @@ use tailbone::{
         Document, Etag, FilePublisher, Found, PublishError, Publisher, UpdateError, Versioned,
         life::KeyLife, update,
     },
-    keys::{KeyPolicy, KeyStore, disk::Probe},
+    keys::{KeyStore, disk::Probe},
 };
 use testkit::{
     fault_proxy::{Fault, FaultProxy},
-    publisher_contract::{Place, behaves, document, key, now, storm},
+    keys::policy,
+    publisher_contract::{Publication, change_at_once, check_contract, document, key, now},
     s3::{self, BUCKET, KEY_PATH, S3Server, publisher_at, publisher_with},
 };
-
-fn policy() -> KeyPolicy {
-    KeyPolicy {
-        token_life: Duration::from_secs(1200),
-        cache_time: Duration::from_secs(300),
-        skew: Duration::from_secs(60),
-        rotate_every: None,
-        withdrawn_grace: Duration::from_secs(86_400),
-    }
-}
 
 #[tokio::test]
 async fn a_file_is_a_place_of_publication() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("deep/er/jwks.json");
     let (read, put, kept) = (path.clone(), path.clone(), path.clone());
-    behaves(&Place {
+    check_contract(&Publication {
         publisher: Arc::new(FilePublisher::new(&path)),
         bytes: Box::new(move || fs::read(&read).ok()),
         put: Box::new(move |bytes| fs::write(&put, bytes).unwrap()),
@@ -70,7 +61,7 @@ async fn a_file_is_a_place_of_publication() {
 async fn a_bucket_is_a_place_of_publication() {
     let server = Arc::new(S3Server::start());
     let (read, put, kept) = (server.clone(), server.clone(), server.clone());
-    behaves(&Place {
+    check_contract(&Publication {
         publisher: Arc::new(server.publisher()),
         bytes: Box::new(move || read.object()),
         put: Box::new(move |bytes| put_raw(&put, bytes)),
@@ -117,7 +108,7 @@ fn put_raw(server: &S3Server, bytes: &[u8]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d02_a_storm_of_changes_loses_none_in_a_file() {
     let folder = tempfile::tempdir().unwrap();
-    storm(
+    change_at_once(
         Arc::new(FilePublisher::new(folder.path().join("jwks.json"))),
         8,
         50,
@@ -128,11 +119,11 @@ async fn d02_a_storm_of_changes_loses_none_in_a_file() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d02_a_storm_of_changes_loses_none_in_a_bucket() {
     let server = S3Server::start();
-    storm(Arc::new(server.publisher()), 8, 50).await;
+    change_at_once(Arc::new(server.publisher()), 8, 50).await;
 }
 
 #[tokio::test]
-async fn what_is_put_into_a_bucket_says_what_it_is() {
+async fn an_object_in_a_bucket_has_its_type_and_its_cache_time() {
     let server = S3Server::start();
     let proxy = FaultProxy::start(server.addr).await;
     let publisher = publisher_at(proxy.addr);
@@ -382,12 +373,12 @@ async fn a_copy_that_may_not_be_kept_does_not_stop_a_removal() {
 /// A store that accepts every write and ignores the conditions, with a second writer that does not
 /// check.
 #[derive(Debug)]
-struct Careless {
+struct IgnoresConditions {
     document: Mutex<Document>,
     overwrites: Mutex<u32>,
 }
 
-impl Publisher for Careless {
+impl Publisher for IgnoresConditions {
     fn place(&self) -> &str {
         "careless"
     }
@@ -429,7 +420,7 @@ impl Publisher for Careless {
 
 #[tokio::test]
 async fn d02_a_place_that_ignores_conditions_is_noticed_and_the_change_made_again() {
-    let place = Careless {
+    let place = IgnoresConditions {
         document: Mutex::default(),
         overwrites: Mutex::new(2),
     };
@@ -444,7 +435,7 @@ async fn d02_a_place_that_ignores_conditions_is_noticed_and_the_change_made_agai
         document(&["tb-other", "tb-1"])
     );
     // A store that never keeps anything is reported as such.
-    let place = Careless {
+    let place = IgnoresConditions {
         document: Mutex::default(),
         overwrites: Mutex::new(u32::MAX),
     };

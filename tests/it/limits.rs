@@ -11,7 +11,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tailbone::{
     http::{
         layers,
-        serve::{Limits, LiveLimits},
+        serve::{Limits, LiveLimits, Server},
     },
     identity::CallerRates,
     tailnet::{Node, fake::Identity},
@@ -26,6 +26,15 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::Semaphore,
 };
+
+/// Waits until the server has this many open connections.
+async fn until_open(server: &Server, connections: usize) {
+    eventually("connections", async || match server.load().open() {
+        open if open == connections => Ok(()),
+        open => Err(open.to_string()),
+    })
+    .await;
+}
 
 #[tokio::test]
 async fn a_peer_that_asks_too_often_gets_429_and_others_are_served() {
@@ -90,11 +99,7 @@ async fn a_peer_with_too_many_connections_gets_503_and_others_are_served() {
 
     // Released connections can be used again.
     drop(first);
-    eventually("room", async || match server.load().open() {
-        1 => Ok(()),
-        open => Err(open.to_string()),
-    })
-    .await;
+    until_open(&server, 1).await;
     assert_eq!(world.call(&greedy, 80).await.get("/").await.status(), 200);
 }
 
@@ -116,11 +121,7 @@ async fn d14_a_thousand_slow_connections_hold_up_nobody() {
         stream.write_all(b"GET / HTTP/1.1\r\nHo").await.unwrap();
         stuck.push(stream);
     }
-    eventually("all are held", async || match server.load().open() {
-        1000 => Ok(()),
-        open => Err(open.to_string()),
-    })
-    .await;
+    until_open(&server, 1000).await;
     let alice = world.peer("alice");
     let mut kept = world.call(&alice, 80).await;
     for _ in 0..20 {
@@ -133,7 +134,7 @@ async fn d14_a_thousand_slow_connections_hold_up_nobody() {
 }
 
 #[tokio::test]
-async fn whoever_does_not_fetch_the_answer_is_let_go() {
+async fn a_peer_that_does_not_read_its_answer_is_disconnected() {
     let world = World::new();
     let limits = Limits {
         write_time: Duration::from_millis(200),
@@ -150,16 +151,8 @@ async fn whoever_does_not_fetch_the_answer_is_let_go() {
         .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         .await
         .unwrap();
-    eventually("it comes", async || match server.load().open() {
-        1 => Ok(()),
-        open => Err(open.to_string()),
-    })
-    .await;
-    eventually("it is let go", async || match server.load().open() {
-        0 => Ok(()),
-        open => Err(open.to_string()),
-    })
-    .await;
+    until_open(&server, 1).await;
+    until_open(&server, 0).await;
     drop(stream);
 }
 
@@ -233,7 +226,7 @@ async fn a_request_is_answered_in_its_time_or_with_408() {
 }
 
 #[tokio::test]
-async fn more_requests_than_may_be_in_hand_are_refused_at_once() {
+async fn requests_beyond_the_limit_are_refused_at_once() {
     let world = World::new();
     let limits = Limits {
         requests: 2,
@@ -277,7 +270,7 @@ async fn more_requests_than_may_be_in_hand_are_refused_at_once() {
 }
 
 #[tokio::test]
-async fn silence_between_requests_has_a_bound_of_its_own() {
+async fn silence_between_requests_has_a_timeout_of_its_own() {
     let world = World::new();
     let limits = Limits {
         header_time: Duration::from_secs(300),
@@ -307,13 +300,7 @@ async fn silence_between_requests_has_a_bound_of_its_own() {
     let answer = kept.get("/").await;
     assert_eq!(answer.0.body().as_ref(), b"piece piece piece piece ");
     assert_eq!(server.load().open(), 2);
-    eventually("the silent one is let go", async || {
-        match server.load().open() {
-            1 => Ok(()),
-            open => Err(open.to_string()),
-        }
-    })
-    .await;
+    until_open(&server, 1).await;
     drop(quiet);
 }
 
@@ -343,11 +330,7 @@ async fn a_part_of_the_http2_preface_does_not_hold_a_connection() {
         let ended = soon("the end", stream.read_to_end(&mut rest)).await;
         assert!(ended.is_err() || rest.is_empty(), "{} bytes", at + 1);
     }
-    eventually("all are let go", async || match server.load().open() {
-        0 => Ok(()),
-        open => Err(open.to_string()),
-    })
-    .await;
+    until_open(&server, 0).await;
 }
 
 #[tokio::test]
@@ -400,7 +383,7 @@ fn ask() -> hyper::Request<Empty<Bytes>> {
 }
 
 #[tokio::test]
-async fn answers_that_have_no_room_to_be_sent_do_not_hold_an_http2_connection() {
+async fn answers_without_a_window_do_not_hold_an_http2_connection() {
     let world = World::new();
     let limits = Limits {
         write_time: Duration::from_millis(300),
@@ -419,16 +402,12 @@ async fn answers_that_have_no_room_to_be_sent_do_not_hold_an_http2_connection() 
         // Heads need no window. A late request may find the connection closed.
         let answers = soon("the heads", join_all(asked)).await;
         assert!(answers.iter().any(Result::is_ok), "window {window}");
-        eventually("it is let go", async || match server.load().open() {
-            0 => Ok(()),
-            open => Err(format!("{open}, window {window}")),
-        })
-        .await;
+        until_open(&server, 0).await;
     }
 }
 
 #[tokio::test]
-async fn who_reads_an_http2_answer_slowly_gets_all_of_it() {
+async fn a_slow_reader_of_an_http2_answer_gets_all_of_it() {
     let world = World::new();
     let limits = Limits {
         write_time: Duration::from_secs(1),

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use testkit::{
     backend::{Answer, Backend},
     devnet::{Devnet, Key},
-    proxies::{Gate, Place, Proxy},
+    proxies::{Gate, Proxy, ProxySetup},
     spoof,
     tailnet::{config, running},
 };
@@ -123,19 +123,19 @@ fn real_proxies_know_a_tailnets_callers_and_believe_none_of_their_words() {
         ] {
             let dir = folder.path().join(name);
             fs::create_dir(&dir).unwrap();
-            let place = Place {
+            let setup = ProxySetup {
                 listen: SocketAddr::new(ip, port),
                 gate,
                 backend: backend.addr,
             };
-            fronts.push((name, port, Proxy::named(name, &dir, place).await));
+            fronts.push((name, port, Proxy::named(name, &dir, setup).await));
         }
         for peer in ["alice", "robot", "eve"] {
             devnet.ping(peer, "web").await;
         }
 
         for (name, port, proxy) in &fronts {
-            let curl = async |peer: &str, asks: &[Ask]| {
+            let curl = async |peer: &str, asks: &[CurlRequest]| {
                 curl(&devnet, folder.path(), peer, *port, asks).await
             };
 
@@ -143,11 +143,11 @@ fn real_proxies_know_a_tailnets_callers_and_believe_none_of_their_words() {
             let alice = curl(
                 "alice",
                 &[
-                    Ask::get("/docs/x?y=1"),
-                    Ask::get("/docs"),
-                    Ask::get("/docs/../other").with("path-as-is"),
-                    Ask::get("/other"),
-                    Ask::get("/docs/x").with("data = \"the body\""),
+                    CurlRequest::get("/docs/x?y=1"),
+                    CurlRequest::get("/docs"),
+                    CurlRequest::get("/docs/../other").with("path-as-is"),
+                    CurlRequest::get("/other"),
+                    CurlRequest::get("/docs/x").with("data = \"the body\""),
                 ],
             )
             .await;
@@ -159,12 +159,12 @@ fn real_proxies_know_a_tailnets_callers_and_believe_none_of_their_words() {
                 gate.log()
             );
             assert_eq!(
-                alice[0].seen("tailscale-user-login"),
+                alice[0].received("tailscale-user-login"),
                 ["alice@example.com"],
                 "{name}"
             );
             assert_eq!(
-                alice[0].seen("x-forwarded-for"),
+                alice[0].received("x-forwarded-for"),
                 [devnet.ready.peers["alice"].ip.clone()],
                 "{name}"
             );
@@ -174,14 +174,21 @@ fn real_proxies_know_a_tailnets_callers_and_believe_none_of_their_words() {
             // A machine that may only read.
             let robot = curl(
                 "robot",
-                &[Ask::get("/any"), Ask::get("/any").with("data = \"x\"")],
+                &[
+                    CurlRequest::get("/any"),
+                    CurlRequest::get("/any").with("data = \"x\""),
+                ],
             )
             .await;
             assert_eq!(statuses(&robot), [200, 403], "{name}: {robot:?}");
-            assert_eq!(robot[0].seen("tailscale-tags"), ["tag:ci"], "{name}");
+            assert_eq!(robot[0].received("tailscale-tags"), ["tag:ci"], "{name}");
 
             // A known user without a grant; and a page that is open to everybody.
-            let eve = curl("eve", &[Ask::get("/docs/x"), Ask::get("/public")]).await;
+            let eve = curl(
+                "eve",
+                &[CurlRequest::get("/docs/x"), CurlRequest::get("/public")],
+            )
+            .await;
             assert_eq!(statuses(&eve), [403, 200], "{name}: {eve:?}");
 
             // The host itself: from an address outside any tailnet, and from its own, a node's
@@ -191,7 +198,7 @@ fn real_proxies_know_a_tailnets_callers_and_believe_none_of_their_words() {
                 (&ip.to_string(), if *name == "caddy" { 401 } else { 403 }),
             ];
             for (from, status) in host {
-                let own = Ask::get("/docs/x").with(&format!("interface = \"{from}\""));
+                let own = CurlRequest::get("/docs/x").with(&format!("interface = \"{from}\""));
                 let answer = direct(folder.path(), SocketAddr::new(ip, *port), &own).await;
                 assert_eq!(answer.status, status, "{name} from {from}: {answer:?}");
             }
@@ -201,10 +208,10 @@ fn real_proxies_know_a_tailnets_callers_and_believe_none_of_their_words() {
                 .map(|peer| devnet.ready.peers[peer].ip.parse().unwrap())
                 .into();
             let tricks = spoof::tricks(&somebody);
-            let asks = |path: &str| -> Vec<Ask> {
+            let asks = |path: &str| -> Vec<CurlRequest> {
                 tricks
                     .iter()
-                    .map(|headers| Ask::get(path).headers(headers))
+                    .map(|headers| CurlRequest::get(path).headers(headers))
                     .collect()
             };
             let mut passed = Vec::new();
@@ -216,7 +223,7 @@ fn real_proxies_know_a_tailnets_callers_and_believe_none_of_their_words() {
                 let from = devnet.ready.peers[peer].ip.parse().unwrap();
                 for (answer, trick) in curl(peer, &asks(path)).await.iter().zip(&tricks) {
                     let wrong = match (answer.status, login) {
-                        (200, Some(login)) => spoof::believed(answer, login, from),
+                        (200, Some(login)) => spoof::deception(answer, login, from),
                         // A proxy may refuse what looks odd to it.
                         (400 | 403, None) | (400, Some(_)) => None,
                         _ => Some(format!("{answer:?}")),
@@ -274,12 +281,12 @@ async fn address(devnet: &Devnet, host: &str) -> IpAddr {
 }
 
 /// A request, in the form of lines for curl's configuration.
-struct Ask {
+struct CurlRequest {
     path: String,
     lines: Vec<String>,
 }
 
-impl Ask {
+impl CurlRequest {
     fn get(path: &str) -> Self {
         Self {
             path: path.into(),
@@ -311,24 +318,29 @@ async fn curl(
     folder: &std::path::Path,
     peer: &str,
     port: u16,
-    asks: &[Ask],
+    asks: &[CurlRequest],
 ) -> Vec<Answer> {
     let proxy = format!("proxy = \"{}\"", devnet.ready.peers[peer].proxy);
     call(folder, &format!("http://web:{port}"), &proxy, asks).await
 }
 
 /// Sends a request from the host itself.
-async fn direct(folder: &std::path::Path, to: SocketAddr, ask: &Ask) -> Answer {
+async fn direct(folder: &std::path::Path, to: SocketAddr, ask: &CurlRequest) -> Answer {
     let (base, way) = (format!("http://{to}"), "noproxy = \"*\"");
     call(folder, &base, way, std::slice::from_ref(ask))
         .await
         .remove(0)
 }
 
-async fn call(folder: &std::path::Path, base: &str, way: &str, asks: &[Ask]) -> Vec<Answer> {
+async fn call(
+    folder: &std::path::Path,
+    base: &str,
+    way: &str,
+    asks: &[CurlRequest],
+) -> Vec<Answer> {
     let answers = TempDir::new_in(folder).unwrap();
     let mut text = String::new();
-    for (number, Ask { path, lines }) in asks.iter().enumerate() {
+    for (number, CurlRequest { path, lines }) in asks.iter().enumerate() {
         let file = answers.path().join(number.to_string());
         writeln!(
             text,

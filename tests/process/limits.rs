@@ -19,7 +19,7 @@ async fn call(peer: &dyn Node) -> Option<Connection> {
     Some(Connection::over(stream).await)
 }
 
-async fn answers(peer: &dyn Node) -> Connection {
+async fn connection_once_up(peer: &dyn Node) -> Connection {
     eventually("the server answers", async || {
         let mut connection = call(peer).await.ok_or("no connection".to_owned())?;
         match connection.get("/livez").await.status() {
@@ -32,7 +32,7 @@ async fn answers(peer: &dyn Node) -> Connection {
 }
 
 #[test]
-fn a_log_that_nobody_reads_holds_up_nobody_and_what_was_lost_is_counted() {
+fn a_log_that_nobody_reads_holds_up_nobody_and_loses_no_line_of_a_token() {
     alone(async {
         let devnet = Devnet::start();
         let folder = TempDir::new().unwrap();
@@ -46,7 +46,7 @@ fn a_log_that_nobody_reads_holds_up_nobody_and_what_was_lost_is_counted() {
             .output(Stdio::piped(), Stdio::inherit())
             .start();
         let alice = users_node(&devnet, folder.path(), "alice").await;
-        let mut connection = answers(&alice).await;
+        let mut connection = connection_once_up(&alice).await;
         for _ in 0..4000 {
             assert_eq!(connection.post("/issue").await.status(), 200);
         }
@@ -99,8 +99,8 @@ fn a_thousand_connections_that_ask_and_do_not_read_fit_into_256_mib() {
             .start();
         let greedy = users_node(&devnet, folder.path(), "greedy").await;
         let alice = users_node(&devnet, folder.path(), "alice").await;
-        let mut kept = answers(&alice).await;
-        drop(answers(&greedy).await);
+        let mut kept = connection_once_up(&alice).await;
+        drop(connection_once_up(&greedy).await);
         let before = daemon.peak_memory();
         let flood = join_all((0..1000).map(|_| asks_and_does_not_read(&greedy)));
         let _ = tokio::time::timeout(Duration::from_secs(20), flood).await;

@@ -59,7 +59,7 @@ fn every_thread_sleeps_in_coarse_steps() {
 
 /// The log line about memory of a server whose control server does not exist: the runtime is
 /// configured before that is needed. `cgroup` is where the server runs.
-async fn told_of_memory(cgroup: Option<&Cgroup>, variables: &[(&str, &str)]) -> String {
+async fn memory_line(cgroup: Option<&Cgroup>, variables: &[(&str, &str)]) -> String {
     let folder = TempDir::new().unwrap();
     let mut start = tailbone(&folder)
         .flags(&["--ts-control-url", "http://127.0.0.1:9"])
@@ -115,7 +115,7 @@ impl Drop for Cgroup {
 #[test]
 fn the_setting_wins_over_the_variable_and_that_over_the_cgroup() {
     alone(async {
-        let said = told_of_memory(
+        let said = memory_line(
             None,
             &[
                 ("TB_SERVER_LIMITS_MEMORY", "64MiB"),
@@ -128,7 +128,7 @@ fn the_setting_wins_over_the_variable_and_that_over_the_cgroup() {
             "{said}"
         );
         let variable = [("GOMEMLIMIT", "80MiB")];
-        let said = told_of_memory(None, &variable).await;
+        let said = memory_line(None, &variable).await;
         assert!(
             said.contains(&format!("bytes={}", 80 * MIB)) && said.contains("GOMEMLIMIT"),
             "{said}"
@@ -136,12 +136,12 @@ fn the_setting_wins_over_the_variable_and_that_over_the_cgroup() {
 
         match Cgroup::new(200 * MIB) {
             Ok(cgroup) => {
-                let said = told_of_memory(Some(&cgroup), &[]).await;
+                let said = memory_line(Some(&cgroup), &[]).await;
                 assert!(
                     said.contains(&format!("bytes={}", 150 * MIB)) && said.contains("cgroup"),
                     "{said}"
                 );
-                let said = told_of_memory(Some(&cgroup), &variable).await;
+                let said = memory_line(Some(&cgroup), &variable).await;
                 assert!(said.contains("GOMEMLIMIT"), "{said}");
             }
             Err(why) => eprintln!("the cgroup's part is left out, none can be made here: {why}"),

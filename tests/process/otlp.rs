@@ -342,7 +342,7 @@ fn a_collector_gets_the_spans_and_numbers_of_a_token_and_nothing_secret() {
 }
 
 #[test]
-fn a_stop_sends_what_is_left() {
+fn a_stop_exports_the_last_spans_and_numbers() {
     alone(async {
         let tailnet = DevnetTailnet::new();
         let collector = Collector::start(200).await;

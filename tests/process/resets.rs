@@ -34,7 +34,7 @@ fn connections_that_are_reset_refuse_nobody_else() {
         for port in PORTS {
             let addr = format!("tailbone:{port}");
             let storm = devnet.resets("mallory", "tailbone", port, STORM);
-            let (reset, answers) = tokio::join!(storm, answered(&alice, &addr, STORM));
+            let (reset, answers) = tokio::join!(storm, count_answers(&alice, &addr, STORM));
             eprintln!("port {port}: {answers} answers beside {reset} resets");
             assert!(reset > 100, "the storm on port {port} was {reset} resets");
             assert!(answers > 20, "{answers} answers on port {port}");
@@ -46,7 +46,7 @@ fn connections_that_are_reset_refuse_nobody_else() {
 }
 
 /// Sends requests on new connections and counts them. Each must be answered.
-async fn answered(node: &dyn Node, addr: &str, during: Duration) -> u32 {
+async fn count_answers(node: &dyn Node, addr: &str, during: Duration) -> u32 {
     let began = Instant::now();
     let mut answers = 0;
     // At least one request after the storm.

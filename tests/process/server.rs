@@ -33,7 +33,7 @@ async fn token(node: &dyn Node, host: &str) -> String {
 }
 
 /// A request for a token that is not answered yet.
-async fn waits(node: &dyn Node, host: &str) -> tokio::task::JoinHandle<Answer> {
+async fn unanswered_request(node: &dyn Node, host: &str) -> tokio::task::JoinHandle<Answer> {
     let mut caller = Connection::to(node, host, 80).await;
     let mut asked = tokio::spawn(async move { caller.post("/issue").await });
     let early = tokio::time::timeout(Duration::from_millis(50), &mut asked).await;
@@ -93,7 +93,7 @@ fn d10_d17_an_auth_key_alone_gives_an_issuer_that_comes_back_without_it() {
 }
 
 #[test]
-fn it_listens_before_it_has_its_keys_and_who_calls_waits_for_them() {
+fn it_listens_before_it_has_its_keys_and_callers_wait_for_them() {
     alone(async {
         let tailnet = DevnetTailnet::new();
         let folder = TempDir::new().unwrap();
@@ -115,7 +115,7 @@ fn it_listens_before_it_has_its_keys_and_who_calls_waits_for_them() {
             .start();
         daemon.listening(1).await;
         assert!(!daemon.log().contains("keys loaded"), "{}", daemon.log());
-        let asked = waits(&*alice, &host).await;
+        let asked = unanswered_request(&*alice, &host).await;
         drop(held);
         let answer = soon("a token", asked).await.unwrap();
         assert_eq!(answer.status(), 200, "{answer:?}\n{}", daemon.log());
@@ -125,7 +125,7 @@ fn it_listens_before_it_has_its_keys_and_who_calls_waits_for_them() {
         let held = store.lock().unwrap();
         let mut daemon = tailbone(&folder).on(tailnet.devnet).host(&host).start();
         daemon.listening(2).await;
-        let asked = waits(&*alice, &host).await;
+        let asked = unanswered_request(&*alice, &host).await;
         daemon.signal(Signal::TERM);
         daemon.logs_times("shutting down listeners", 2).await;
         drop(held);
@@ -359,19 +359,19 @@ fn a_state_directory_on_a_volume_that_comes_later_is_waited_for_with_one_line() 
             .auth_key(&key)
             .flags(&more)
             .start();
-        daemon.logs("would not start").await;
+        daemon.logs("the node did not start").await;
         tokio::time::sleep(Duration::from_millis(500)).await;
         fs::remove_file(&volume).unwrap();
         fs::create_dir(&volume).unwrap();
         daemon.listening(1).await;
         let said = daemon.log();
-        assert_eq!(said.matches("would not start").count(), 1, "{said}");
+        assert_eq!(said.matches("the node did not start").count(), 1, "{said}");
         assert_eq!(daemon.stop().code(), Some(0), "{said}");
     });
 }
 
 #[test]
-fn no_variable_of_tsnets_own_reaches_the_node() {
+fn none_of_tsnets_variables_reaches_the_node() {
     alone(async {
         // A control server that checks an auth key even if none is needed, like the real one and
         // headscale.
@@ -426,7 +426,7 @@ fn no_variable_of_tsnets_own_reaches_the_node() {
 }
 
 #[test]
-fn tsnets_names_of_the_auth_key_are_names_of_ours_and_the_weakest() {
+fn tsnets_variables_of_the_auth_key_count_last() {
     alone(async {
         let tailnet = DevnetTailnet::new();
         let (_, secret) = tailnet.devnet.oauth_client(&["tag:made"], None).await;

@@ -41,7 +41,7 @@ const ROUNDS: usize = 3;
 const SETTINGS: &str = "components = \"issuer,metrics\"\n[keys]\nexpiry = \"1s\"\ncacheTime = \"0s\"\n\
     skew = \"0s\"\nalgorithm = \"ES256\"\n[server.tailscale]\nhostname = \"tailbone\"\n";
 
-type Held = BTreeMap<&'static str, f64>;
+type Measurements = BTreeMap<&'static str, f64>;
 
 /// The most by which a measurement may exceed the first one.
 const MAY_GROW: [(&str, f64); 5] = [
@@ -52,7 +52,7 @@ const MAY_GROW: [(&str, f64); 5] = [
     ("process_resident_memory_bytes", 8.0 * 1024.0 * 1024.0),
 ];
 
-async fn measured(peer: &dyn Node) -> Held {
+async fn measured(peer: &dyn Node) -> Measurements {
     let answer = Connection::to(peer, "tailbone", 9090)
         .await
         .get("/metrics")
@@ -70,7 +70,7 @@ async fn measured(peer: &dyn Node) -> Held {
 }
 
 /// The minimum of several measurements: requests in progress and garbage are not leaks.
-async fn at_rest(peer: &dyn Node) -> Held {
+async fn at_rest(peer: &dyn Node) -> Measurements {
     let mut least = measured(peer).await;
     for _ in 0..20 {
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -233,7 +233,7 @@ fn more_callers_than_descriptors_wait_and_leave_the_rest_alive() {
             .await;
         daemon.ready();
         assert!(
-            daemon.log().contains("may not have more descriptors"),
+            daemon.log().contains("has too few file descriptors"),
             "{}",
             daemon.log()
         );

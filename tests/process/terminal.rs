@@ -4,11 +4,10 @@
 
 use std::{
     fs::File,
-    io::Read,
+    io::{self, Read},
     os::fd::OwnedFd,
     path::Path,
     process::{Command, Stdio},
-    sync::{Arc, Mutex},
 };
 
 use rustix::{
@@ -18,7 +17,7 @@ use rustix::{
     termios::{Winsize, tcsetwinsize},
 };
 use tempfile::TempDir;
-use testkit::{daemon::Daemon, eventually, tailnet::DevnetTailnet};
+use testkit::{daemon::Daemon, eventually, tailnet::DevnetTailnet, written::Written};
 
 use super::{alone, tailbone};
 
@@ -30,7 +29,7 @@ const COLUMNS: u16 = 500;
 struct Session {
     _daemon: Daemon,
     host: String,
-    written: Arc<Mutex<Vec<u8>>>,
+    written: Written,
     _folder: TempDir,
 }
 
@@ -56,16 +55,10 @@ impl Session {
             .variables(variables)
             .output(theirs.try_clone().unwrap(), theirs)
             .start();
-        let written = Arc::<Mutex<Vec<u8>>>::default();
-        let reader = written.clone();
-        std::thread::spawn(move || {
-            let mut terminal = File::from(ours);
-            let mut piece = [0; 4096];
-            // The end of the other side shows as an error.
-            while let Ok(length) = terminal.read(&mut piece) {
-                reader.lock().unwrap().extend(&piece[..length]);
-            }
-        });
+        let written = Written::default();
+        let mut copy = written.clone();
+        // The end of a terminal's other side is an error.
+        std::thread::spawn(move || io::copy(&mut File::from(ours), &mut copy));
         Self {
             _daemon: daemon,
             host,
@@ -76,7 +69,7 @@ impl Session {
 
     /// Everything that was written, including control sequences.
     fn raw(&self) -> String {
-        String::from_utf8_lossy(&self.written.lock().unwrap()).into_owned()
+        self.written.text()
     }
 
     fn screen(&self) -> Screen {

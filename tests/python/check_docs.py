@@ -1,6 +1,7 @@
 """Checks every Markdown file of the tree: each relative link and anchor leads somewhere, each page
 of docs/ is in the summary and can be reached from its index, the files and tests that pages name
-exist, and text wraps at 100. Prints what is wrong, and exits with 1 then.
+exist, each number of a defect in the name of a test has a row, and text wraps at 100. Prints what
+is wrong, and exits with 1 then.
 """
 
 import pathlib
@@ -35,6 +36,7 @@ def main():
         if path not in MADE:
             width(path, text)
     summary(pages, leads_to)
+    numbers(pages["docs/compatibility/defects.md"], functions)
     mentions()
     if wrong:
         sys.exit("\n".join(wrong))
@@ -81,6 +83,15 @@ def spans(path, text, functions):
             wrong.append(f"{path}: names {span}, which is not there")
         if TEST.fullmatch(span) and path.startswith("docs/") and not span.startswith("tailbone_") and span not in functions:
             wrong.append(f"{path}: names the test {span}, which is not there")
+
+
+def numbers(text, functions):
+    """Each number of a defect in the name of a test has a row in the list."""
+    rows = {f"{letter.lower()}{int(number):02}" for letter, number in re.findall(r"^\| ([DTWG])(\d+) \|", text, re.M)}
+    for name in sorted(functions):
+        for number in re.match(r"((?:[dtwg]\d+_)*)", name)[1].split("_")[:-1]:
+            if number not in rows:
+                wrong.append(f"docs/compatibility/defects.md: has no row for {number} of the test {name}")
 
 
 def width(path, text):

@@ -95,7 +95,7 @@ async fn d05_a_refusal_names_the_grant_and_carries_code_and_id() {
 }
 
 #[tokio::test]
-async fn owner_socket_and_grants_open_what_they_should() {
+async fn owner_socket_and_grants_give_access_to_their_methods() {
     use Code::{Ok, PermissionDenied as No};
     let server = AdminServer::new().await;
     assert_eq!(codes(&server, &mut server.owner().await).await, [Ok; 5]);
@@ -174,7 +174,7 @@ async fn an_owner_who_tags_the_node_away_loses_it() {
 }
 
 #[tokio::test]
-async fn doubt_about_who_calls_is_a_refusal_also_in_mode_open() {
+async fn a_caller_in_doubt_is_refused_even_in_mode_open() {
     for mode in [Authorization::Grant, Authorization::Open] {
         let server = AdminServer::with(mode).await;
         let stranger = |change: fn(&mut Identity)| {
@@ -226,7 +226,7 @@ async fn doubt_about_who_calls_is_a_refusal_also_in_mode_open() {
 }
 
 #[tokio::test]
-async fn open_lets_every_known_caller_in() {
+async fn mode_open_lets_every_known_caller_in() {
     let server = AdminServer::with(Authorization::Open).await;
     for (host, identity) in [
         ("laptop", Identity::user("bob@example.com")),
@@ -357,7 +357,7 @@ async fn d05_each_call_is_one_audit_line_and_no_line_holds_a_secret() {
 
 /// A stream sends no further requests, so it only ends with its connection.
 #[tokio::test]
-async fn a_watch_ends_when_the_tailnet_no_longer_lets_its_caller_connect() {
+async fn a_health_watch_ends_when_the_filter_closes_the_port_to_its_caller() {
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
     let server = AdminServer::new().await;

@@ -242,7 +242,7 @@ async fn a_removal_says_what_it_breaks_and_asks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn yes_in_the_environment_asks_nothing() {
+async fn a_confirmation_in_the_environment_skips_the_question() {
     let server = AdminServer::new().await;
     let shell = Shell::at(&server.socket()).and("TB_NO_CONFIRMATION", "true");
     let kid = server.published().remove(0);
@@ -308,7 +308,7 @@ async fn what_goes_wrong_is_told_with_code_and_words() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_keys_at_all_is_no_failure() {
+async fn an_empty_list_of_keys_is_no_failure() {
     let server = AdminServer::new().await;
     let shell = Shell::at(&server.socket());
     let kid = server.published().remove(0);
@@ -319,7 +319,7 @@ async fn no_keys_at_all_is_no_failure() {
 }
 
 /// A port on this host that leads to the admin API in the name of a tailnet node.
-async fn through(server: &AdminServer, identity: Identity) -> SocketAddr {
+async fn forward_from(server: &AdminServer, identity: Identity) -> SocketAddr {
     let node = server.world.tailnet.join("desk", identity);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -342,7 +342,7 @@ async fn a_host_that_is_named_wins_over_the_socket() {
     let shell = Shell::at(&server.socket());
     let list = serde_json::json!({"methods": ["list"]});
     let bob = Identity::user("bob@example.com").cap(ADMIN_CAPABILITY, list);
-    let addr = through(&server, bob).await;
+    let addr = forward_from(&server, bob).await;
     let host = format!("--host {} --port {}", addr.ip(), addr.port());
     let (code, out, err) = shell.raw(&format!("keys list {host}")).await;
     assert_eq!(code, 0, "{err}");
@@ -357,7 +357,7 @@ async fn a_host_that_is_named_wins_over_the_socket() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn d12_without_host_and_socket_both_ways_are_named() {
+async fn d12_without_host_and_socket_the_error_names_both_ways() {
     let empty = TempDir::new().unwrap();
     let shell = Shell::with(&[("TB_SERVER_TAILSCALE_DIR", empty.path())]);
     let (code, out, err) = shell.raw("keys generate").await;
@@ -421,7 +421,7 @@ async fn d26_an_unanswered_question_is_exit_code_2() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_size_of_a_key_is_told_without_a_server() {
+async fn the_size_of_a_local_key_is_in_the_json() {
     let dir = TempDir::new().unwrap();
     let shell = Shell::with(&[("TB_KEYS_DIR", &dir.path().join("keys"))]);
     for command in ["keys generate --local --size 3072", "keys list --local"] {

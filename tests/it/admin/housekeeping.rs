@@ -11,22 +11,22 @@ use super::{
 };
 
 /// A key directory with one published key.
-struct Place {
+struct KeyFolder {
     dir: TempDir,
     shell: Shell,
 }
 
-impl Place {
+impl KeyFolder {
     async fn new() -> Self {
         let dir = TempDir::new().unwrap();
         let shell = Shell::with(&[("TB_KEYS_DIR", &dir.path().join("keys"))]);
-        let place = Self { dir, shell };
-        let (code, _, err) = place
+        let folder = Self { dir, shell };
+        let (code, _, err) = folder
             .shell
             .raw("keys generate --local --algorithm ES256")
             .await;
         assert_eq!(code, 0, "{err}");
-        place
+        folder
     }
 
     fn keys(&self) -> PathBuf {
@@ -61,19 +61,19 @@ fn private_files(keys: &Path) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pass_with_nothing_to_do_says_so_in_each_form() {
-    let place = Place::new().await;
+    let folder = KeyFolder::new().await;
     let mask = |text: &str| {
-        let id = &published(&place.keys())[0];
-        let text = text.replace(place.keys().to_str().unwrap(), "<keys>");
+        let id = &published(&folder.keys())[0];
+        let text = text.replace(folder.keys().to_str().unwrap(), "<keys>");
         text.replace(id, "<kid>")
     };
-    let (code, out, err) = place.pass("").await;
+    let (code, out, err) = folder.pass("").await;
     assert_eq!((code, &*err), (0, ""));
     assert_eq!(
         out,
         " Action   KeyId  Outcome  Reason \n nothing  -      done     -      \n"
     );
-    let (code, out, _) = place.pass(" -o json").await;
+    let (code, out, _) = folder.pass(" -o json").await;
     assert_eq!(code, 0);
     let report: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(report["done"], serde_json::json!([]));
@@ -82,7 +82,7 @@ async fn a_pass_with_nothing_to_do_says_so_in_each_form() {
         "file:<keys>/jwks.json"
     );
     assert_eq!(report["keys"][0]["state"], "active");
-    let (code, out, _) = place.pass(" -o yaml").await;
+    let (code, out, _) = folder.pass(" -o yaml").await;
     assert_eq!(code, 0);
     assert!(
         mask(&out).starts_with("place: file:<keys>/jwks.json\ndry_run: false\n"),
@@ -99,19 +99,19 @@ async fn d07_a_document_that_is_missing_empty_or_broken_deletes_nothing() {
         Some("<html>"),
         Some(""),
     ] {
-        let place = Place::new().await;
+        let folder = KeyFolder::new().await;
         match content {
-            None => std::fs::remove_file(place.document()).unwrap(),
-            Some(text) => std::fs::write(place.document(), text).unwrap(),
+            None => std::fs::remove_file(folder.document()).unwrap(),
+            Some(text) => std::fs::write(folder.document(), text).unwrap(),
         }
-        let (code, out, err) = place.pass("").await;
-        assert_eq!(private_files(&place.keys()), 1, "{content:?}: {out}{err}");
+        let (code, out, err) = folder.pass("").await;
+        assert_eq!(private_files(&folder.keys()), 1, "{content:?}: {out}{err}");
         let readable = matches!(content, None | Some("{\"keys\":[]}"));
         assert_eq!(code, u8::from(!readable), "{content:?}: {out}{err}");
         if !readable {
             assert!(err.contains("cannot be used and is left alone"), "{err}");
             assert_eq!(
-                std::fs::read_to_string(place.document()).unwrap(),
+                std::fs::read_to_string(folder.document()).unwrap(),
                 content.unwrap()
             );
         }
@@ -120,36 +120,36 @@ async fn d07_a_document_that_is_missing_empty_or_broken_deletes_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dry_run_tells_and_changes_nothing() {
-    let place = Place::new().await;
-    std::fs::remove_file(place.document()).unwrap();
-    let (_, out, err) = place.pass(" --dry-run").await;
+    let folder = KeyFolder::new().await;
+    std::fs::remove_file(folder.document()).unwrap();
+    let (_, out, err) = folder.pass(" --dry-run").await;
     assert!(
         out.contains("publish") && out.contains("planned"),
         "{out}{err}"
     );
-    assert!(!place.document().exists());
-    let (code, out, err) = place.pass("").await;
+    assert!(!folder.document().exists());
+    let (code, out, err) = folder.pass("").await;
     assert_eq!(code, 0, "{err}");
     assert!(out.contains("publish") && out.contains("done"), "{out}");
-    assert_eq!(published(&place.keys()).len(), 1);
+    assert_eq!(published(&folder.keys()).len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rotation_happens_only_where_it_is_set() {
-    let place = Place::new().await;
-    grow_older(&place.keys());
-    let (code, _, err) = place.pass("").await;
+    let folder = KeyFolder::new().await;
+    grow_older(&folder.keys());
+    let (code, _, err) = folder.pass("").await;
     assert_eq!(code, 0, "{err}");
-    assert_eq!(published(&place.keys()), [OLD], "rotation is off");
-    let (code, out, err) = place.pass(" --rotate-every 24h --dry-run").await;
+    assert_eq!(published(&folder.keys()), [OLD], "rotation is off");
+    let (code, out, err) = folder.pass(" --rotate-every 24h --dry-run").await;
     assert_eq!(code, 0, "{err}");
     assert!(out.contains("generate") && out.contains("planned"), "{out}");
-    assert_eq!(published(&place.keys()).len(), 1);
-    let (code, out, err) = place.pass(" --rotate-every 24h").await;
+    assert_eq!(published(&folder.keys()).len(), 1);
+    let (code, out, err) = folder.pass(" --rotate-every 24h").await;
     assert_eq!(code, 0, "{err}");
     assert!(out.contains("generate"), "{out}");
-    assert_eq!(published(&place.keys()).len(), 2);
-    let (code, out, _) = place.pass(" --rotate-every 24h").await;
+    assert_eq!(published(&folder.keys()).len(), 2);
+    let (code, out, _) = folder.pass(" --rotate-every 24h").await;
     assert!(
         code == 0 && out.contains("nothing"),
         "one successor is enough: {out}"
@@ -157,7 +157,7 @@ async fn rotation_happens_only_where_it_is_set() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_place_that_nobody_started_yet_is_told_and_left_alone() {
+async fn a_folder_without_keys_is_reported_and_left_alone() {
     let dir = TempDir::new().unwrap();
     let shell = Shell::with(&[("TB_KEYS_DIR", &dir.path().join("keys"))]);
     let (code, _, err) = shell.raw("server housekeeping --log-level error").await;

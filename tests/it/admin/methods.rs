@@ -115,7 +115,7 @@ async fn d18_the_signing_key_goes_only_where_that_is_known_and_wanted() {
 }
 
 #[tokio::test]
-async fn a_client_from_before_says_nothing_and_means_it() {
+async fn an_old_client_removes_the_signing_key_without_force() {
     let server = AdminServer::new().await;
     let signing = server.published().remove(0);
     assert_eq!(
@@ -254,7 +254,7 @@ async fn d23_a_server_tells_the_version_and_commit_it_was_built_from() {
 }
 
 #[tokio::test]
-async fn what_was_begun_is_finished_when_its_client_hangs_up() {
+async fn a_change_is_finished_even_if_its_client_disconnects() {
     let server = AdminServer::new().await;
     // The directory is locked, so the call waits.
     let lock = KeyStore::new(server.keys_dir()).lock().unwrap();
@@ -325,7 +325,7 @@ async fn health_and_reflection_are_for_everybody() {
 }
 
 #[tokio::test]
-async fn what_is_no_call_of_ours_is_told_so() {
+async fn unknown_methods_and_broken_messages_have_their_own_codes() {
     let server = AdminServer::new().await;
     let stream = tokio::net::UnixStream::connect(server.socket())
         .await
@@ -395,7 +395,7 @@ async fn what_is_no_call_of_ours_is_told_so() {
 }
 
 #[test]
-fn the_wire_is_the_go_programs() {
+fn messages_on_the_wire_are_those_of_the_go_program() {
     // Encoded by hand from the contract: key_id = 1, algorithm = 2, created_at = 4, and no field 3.
     let old: &[u8] = b"\x0a\x0dtb-1740172800\x12\x05RS256\x20\x80\xdc\xe3\xbd\x06";
     let key = Key {

@@ -3,11 +3,11 @@
 
 mod authorization;
 mod cli;
+mod concurrent_changes;
 mod housekeeping;
 mod methods;
 mod old_client;
 mod pages;
-mod together;
 
 use std::{
     path::{Path, PathBuf},

@@ -33,7 +33,7 @@ async fn run(target: &str) -> Vec<Value> {
 }
 
 /// A loopback port that leads to the admin API in the name of `node`.
-async fn through(node: FakeNode) -> String {
+async fn forward_from(node: FakeNode) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap().to_string();
     tokio::spawn(async move {
@@ -102,7 +102,7 @@ async fn an_old_client_generates_lists_and_removes() {
         .world
         .tailnet
         .join("desk", Identity::user("owner@example.com"));
-    let lines = run(&through(owner).await).await;
+    let lines = run(&forward_from(owner).await).await;
     does_everything(&server, &before, &lines);
     let lines = run(&format!("unix:{}", server.socket().display())).await;
     does_everything(&server, &before, &lines);
@@ -116,7 +116,7 @@ async fn d05_an_old_client_without_a_right_changes_nothing_and_reads_why() {
         .world
         .tailnet
         .join("laptop", Identity::user("bob@example.com"));
-    let lines = run(&through(bob).await).await;
+    let lines = run(&forward_from(bob).await).await;
     assert_eq!(lines.len(), 6);
     for line in lines {
         assert_eq!(line["code"], "PERMISSION_DENIED", "{line}");

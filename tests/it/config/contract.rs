@@ -41,7 +41,7 @@ pub(super) fn contract() -> Vec<Row> {
 }
 
 #[test]
-fn every_row_of_the_contract_flag_over_variable_over_file_over_default() {
+fn in_every_row_a_flag_wins_over_the_variable_the_file_and_the_default() {
     for row in contract() {
         if row.key == "output" {
             // It changes the format of this very output; see `output_follows_the_same_order`.

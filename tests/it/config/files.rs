@@ -58,7 +58,7 @@ fn a_file_that_is_no_longer_read_is_told() {
 }
 
 #[test]
-fn keys_of_a_file_know_no_capitals_and_may_be_dotted() {
+fn keys_in_a_file_ignore_case_and_may_be_dotted() {
     let text = "[SERVER.TailScale]\nJoinTIMEOUT = '5s'\nhostname = 'x'\n[keys]\n'S3.pathstyle' = true\nBUCKET = 'b'\n";
     let ran = with_file("t.toml", text, &["config", "show", "-o", "json"]);
     let shown: Json = serde_json::from_str(&ran.out).expect(&ran.err);

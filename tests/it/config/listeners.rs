@@ -1,9 +1,9 @@
 //! Where components listen, and addresses that two of them cannot share.
 
-use super::{Ran, listen, load, mistake, remarks, run, warning};
+use super::{Ran, addresses, load, mistake, remarks, run, warning};
 
 #[test]
-fn listeners_are_typed_or_made_from_the_older_settings() {
+fn listeners_are_given_or_made_from_the_older_settings() {
     let gate = [
         ("TB_COMPONENTS", "gate,metrics,sts"),
         ("TB_GATE_UPSTREAM", "http://127.0.0.1:3000"),
@@ -16,17 +16,17 @@ fn listeners_are_typed_or_made_from_the_older_settings() {
         ("TB_METRICS_BINDING", "127.0.0.1"),
         ("TB_STS_HOST_LISTEN", "127.0.0.1:8443"),
     ]);
-    assert_eq!(listen(&older.gate.listen), ["tailnet://100.64.0.1:8082"]);
+    assert_eq!(addresses(&older.gate.listen), ["tailnet://100.64.0.1:8082"]);
     assert_eq!(
-        listen(&older.gate.auth.listen),
+        addresses(&older.gate.auth.listen),
         [
             "tailnet://100.64.0.1:8083",
             "unix:///run/gate.sock?mode=0660"
         ]
     );
-    assert_eq!(listen(&older.metrics.listen), ["http://127.0.0.1:9090"]);
+    assert_eq!(addresses(&older.metrics.listen), ["http://127.0.0.1:9090"]);
     assert_eq!(
-        listen(&older.sts.listen),
+        addresses(&older.sts.listen),
         ["tailnet://:8080", "http://127.0.0.1:8443"]
     );
 
@@ -38,11 +38,11 @@ fn listeners_are_typed_or_made_from_the_older_settings() {
         ("TB_STS_LISTEN", "https://0.0.0.0:443?cert=/c&key=/k"),
     ]);
     assert_eq!(
-        listen(&typed.gate.listen),
+        addresses(&typed.gate.listen),
         ["http://127.0.0.1:1", "unix:///run/x?mode=0666"]
     );
     assert_eq!(
-        listen(&typed.sts.listen),
+        addresses(&typed.sts.listen),
         ["https://0.0.0.0:443?cert=/c&key=/k"]
     );
     let both = remarks(&[
@@ -78,7 +78,7 @@ fn listeners_are_typed_or_made_from_the_older_settings() {
 fn a_binding_is_auto_or_an_address_of_the_node() {
     for text in ["auto", "AUTO", " "] {
         let settings = load(&[("TB_SERVER_BINDING", text)]).unwrap();
-        assert_eq!(listen(&settings.server.listen), ["tailnet://:80"]);
+        assert_eq!(addresses(&settings.server.listen), ["tailnet://:80"]);
     }
     let ran = run(&["config", "check", "--binding", ""], &[]);
     assert_eq!(ran.err, "The settings are fine\n");
@@ -87,14 +87,14 @@ fn a_binding_is_auto_or_an_address_of_the_node() {
         let ip = text.trim_matches(['[', ']']).parse().unwrap();
         let addr = std::net::SocketAddr::new(ip, 50051);
         assert_eq!(
-            listen(&settings.admin.listen),
+            addresses(&settings.admin.listen),
             [format!("tailnet://{addr}")]
         );
     }
     for text in ["0.0.0.0", "::", "[::]"] {
         assert!(warning("TB_SERVER_BINDING", text).contains("taken as auto"));
         let settings = load(&[("TB_SERVER_BINDING", text)]).unwrap();
-        assert_eq!(listen(&settings.server.listen), ["tailnet://:80"]);
+        assert_eq!(addresses(&settings.server.listen), ["tailnet://:80"]);
     }
     for text in [
         "localhost",

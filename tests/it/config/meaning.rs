@@ -182,7 +182,7 @@ fn contradictions_of_the_exchange_are_told_with_all_other_mistakes() {
 }
 
 #[test]
-fn the_gates_issuer_follows_the_issuers_and_is_another() {
+fn the_gates_issuer_is_made_from_the_issuers_name() {
     let issuer = |variables: &[(&str, &str)]| {
         let mut all = vec![("TB_GATE_TOKEN", "true")];
         all.extend(variables);

@@ -128,6 +128,6 @@ fn with_file(name: &str, text: &str, arguments: &[&str]) -> Ran {
     ran
 }
 
-fn listen(listen: &[Listen]) -> Vec<String> {
+fn addresses(listen: &[Listen]) -> Vec<String> {
     listen.iter().map(ToString::to_string).collect()
 }

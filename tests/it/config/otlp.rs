@@ -15,7 +15,7 @@ fn nothing_is_exported_unless_asked_for() {
 }
 
 #[test]
-fn opentelemetrys_variables_hold_where_ours_were_not_typed() {
+fn opentelemetrys_variables_count_where_ours_are_not_given() {
     let both = [(ENDPOINT, "http://theirs:4318"), (HEADERS, "a=1,B=x%20y")];
     let otlp = load(&both).unwrap().server.otlp.unwrap();
     assert_eq!(otlp.endpoint, "http://theirs:4318");
@@ -49,7 +49,7 @@ fn opentelemetrys_variables_hold_where_ours_were_not_typed() {
 }
 
 #[test]
-fn variables_that_are_not_for_us_warn_and_stop_nothing() {
+fn mistakes_in_opentelemetrys_variables_are_warnings() {
     for (variables, words) in [
         (vec![(ENDPOINT, "collector:4317")], "not an address"),
         (vec![(ENDPOINT, "http://u:hush@c:4318")], "name or password"),
@@ -83,7 +83,7 @@ fn variables_that_are_not_for_us_warn_and_stop_nothing() {
 }
 
 #[test]
-fn headers_are_a_secret_and_what_was_typed_for_us_must_be_right() {
+fn headers_are_secret_and_mistakes_in_our_settings_are_errors() {
     let told = mistake("TB_SERVER_TELEMETRY_OTLP_HEADERS", "hush");
     assert!(
         told.contains("pair 1 is not name=value") && !told.contains("hush"),

@@ -9,7 +9,7 @@ use tailbone::config::{
     Publish, RawSettings, RawValue, ValueOrigin, table,
 };
 
-use super::{client, file, listen, load, run, show, with_file};
+use super::{addresses, client, file, load, run, show, with_file};
 
 #[test]
 fn output_follows_the_same_order() {
@@ -151,7 +151,7 @@ fn defaults_mean_what_the_contract_says() {
             path: "keys/jwks.json".into()
         }
     );
-    assert_eq!(listen(&settings.server.listen), ["tailnet://:80"]);
+    assert_eq!(addresses(&settings.server.listen), ["tailnet://:80"]);
     assert_eq!(settings.server.grace, Duration::from_secs(10));
     assert_eq!(settings.server.tailscale.authkey, None);
     assert_eq!(settings.server.tailscale.control_url, None);

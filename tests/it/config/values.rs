@@ -7,7 +7,7 @@ use tailbone::config::{
     self, Component, Environment, Flags, LogFormat, LogLevel, Purpose, RawSettings, table,
 };
 
-use super::{Ran, client, listen, load, mistake, remarks, run, warning, with_file};
+use super::{Ran, addresses, client, load, mistake, remarks, run, warning, with_file};
 
 #[test]
 fn components_are_separated_by_commas_blanks_or_both() {
@@ -140,7 +140,7 @@ fn integers_are_read_as_go_reads_them() {
         ("8_0", 80),
     ] {
         assert_eq!(
-            load(&[("TB_SERVER_PORT", text)]).map(|settings| listen(&settings.server.listen)),
+            load(&[("TB_SERVER_PORT", text)]).map(|settings| addresses(&settings.server.listen)),
             Ok(vec![format!("tailnet://:{port}")]),
             "{text}"
         );

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tailbone::config::LogFormat;
 
-use super::{Ran, listen, load, remarks, run, warning, with_file};
+use super::{Ran, addresses, load, remarks, run, warning, with_file};
 
 #[test]
 fn a_variable_with_the_name_of_a_group_is_told_and_not_read() {
@@ -60,7 +60,7 @@ fn unknown_variables_are_warned_about_and_unknown_keys_refused() {
 }
 
 #[test]
-fn tsnets_name_of_the_auth_key_is_read_where_nothing_of_ours_is_typed() {
+fn tsnets_variable_of_the_auth_key_counts_where_ours_are_not_given() {
     let authkey = |variables: &[(&'static str, &'static str)]| {
         let authkey = load(variables).unwrap().server.tailscale.authkey;
         authkey.map(|key| key.reveal().to_owned())
@@ -80,7 +80,7 @@ fn tsnets_name_of_the_auth_key_is_read_where_nothing_of_ours_is_typed() {
 }
 
 #[test]
-fn tsnets_other_variables_are_not_read_and_that_is_told() {
+fn tsnets_other_variables_are_not_read_and_a_warning_says_so() {
     for (variable, ours) in [
         ("TS_AUDIENCE", "TB_SERVER_TAILSCALE_AUDIENCE"),
         ("TS_CLIENT_ID", "TB_SERVER_TAILSCALE_CLIENTID"),
@@ -121,7 +121,7 @@ fn the_exchange_takes_over_tailsts_variables_where_it_runs() {
     let with =
         |more: &[(&'static str, &'static str)]| load(&[&variables[..], more].concat()).unwrap();
     let on = with(&[("TB_COMPONENTS", "admin,sts")]);
-    assert_eq!(listen(&on.sts.listen), ["tailnet://:9000"]);
+    assert_eq!(addresses(&on.sts.listen), ["tailnet://:9000"]);
     assert_eq!(on.sts.policies_dir, Path::new("/policies"));
     let client = on.sts.credentials.unwrap();
     assert_eq!(
@@ -132,12 +132,12 @@ fn the_exchange_takes_over_tailsts_variables_where_it_runs() {
     assert_eq!(on.log.format, LogFormat::Json);
     let own = with(&[("TB_COMPONENTS", "sts"), ("TB_STS_PORT", "9001")]);
     assert_eq!(
-        listen(&own.sts.listen),
+        addresses(&own.sts.listen),
         ["tailnet://:9001"],
         "our own name wins"
     );
     let off = with(&[("TB_COMPONENTS", "issuer")]);
-    assert_eq!(listen(&off.sts.listen), ["tailnet://:8080"]);
+    assert_eq!(addresses(&off.sts.listen), ["tailnet://:8080"]);
     assert_eq!(off.sts.credentials, None);
     assert_eq!(off.log.format, LogFormat::Console);
 }

@@ -22,8 +22,8 @@ async fn funnel_callers_have_no_identity_and_are_never_looked_up() {
         )
         .await;
     assert_eq!(public.status, 200);
-    assert_eq!(public.seen("tailscale-funnel-request"), ["?1"]);
-    assert!(public.seen("tailscale-user").is_empty());
+    assert_eq!(public.received("tailscale-funnel-request"), ["?1"]);
+    assert!(public.received("tailscale-user").is_empty());
     let private = server
         .send_from(server::FUNNEL, "GET /", &["Host: x"])
         .await;
@@ -44,7 +44,7 @@ async fn each_route_reads_its_own_convention_alone() {
     let nginx = async |more: &[&str]| {
         let mut headers = vec![addr.as_str(), host];
         headers.extend(more);
-        server.ask_bare("GET /auth/nginx", &headers).await.status
+        server.ask_line("GET /auth/nginx", &headers).await.status
     };
     assert_eq!(
         nginx(&["X-Original-URI: /x", "X-Original-Method: GET"]).await,
@@ -86,7 +86,7 @@ async fn each_route_reads_its_own_convention_alone() {
         ];
         headers.extend(more);
         server
-            .ask_bare("GET /auth/forwarded", &headers)
+            .ask_line("GET /auth/forwarded", &headers)
             .await
             .status
     };
@@ -121,7 +121,7 @@ async fn each_route_reads_its_own_convention_alone() {
         403
     );
 
-    let envoy = async |line: &str| server.ask_bare(line, &[&chain, host]).await.status;
+    let envoy = async |line: &str| server.ask_line(line, &[&chain, host]).await.status;
     assert_eq!(envoy("GET /auth/envoy/x").await, 200);
     assert_eq!(envoy("GET /auth/envoy/admin").await, 403);
     assert_eq!(envoy("DELETE /auth/envoy/x").await, 403);
@@ -150,7 +150,7 @@ async fn browsers_without_identity_are_redirected_only_where_asked() {
             &accept,
             &method,
         ];
-        server.ask_bare("GET /auth/forwarded", &told).await
+        server.ask_line("GET /auth/forwarded", &told).await
     };
     let answer = ask("192.0.2.1", "text/html", "GET").await;
     assert_eq!(answer.status, 302);
@@ -187,7 +187,7 @@ async fn a_backend_gets_a_token_if_asked() {
     let token = server
         .get("alice", "/")
         .await
-        .seen("tailbone-token")
+        .received("tailbone-token")
         .concat();
     for part in [
         "'aud':'app.example.com'",
@@ -249,7 +249,7 @@ async fn decisions_and_what_comes_back_are_counted() {
 }
 
 #[tokio::test]
-async fn a_changed_policy_holds_for_the_next_request_and_a_broken_one_for_none() {
+async fn a_changed_policy_applies_to_the_next_request_and_a_broken_one_to_none() {
     let server = GateServer::start(ALLOW_OWN).await;
     assert_eq!(server.get("alice", "/").await.status, 200);
     server.policy("[[rule]]\ndecision = \"deny\"\n");
@@ -272,7 +272,7 @@ async fn changed_rights_reach_a_connection_that_is_open() {
 }
 
 #[tokio::test]
-async fn behind_the_local_socket_each_client_has_a_rate() {
+async fn each_client_behind_the_local_socket_has_its_own_rate_limit() {
     let server = GateServer::start(ALLOW_OWN).await;
     server.limits.set(Limits {
         request_rate: 1,
@@ -293,7 +293,7 @@ fn long_path() -> String {
 }
 
 #[tokio::test]
-async fn a_path_that_hides_much_is_refused_only_where_a_rule_or_a_route_is_about_paths() {
+async fn a_deeply_escaped_path_is_refused_only_where_a_rule_or_a_route_is_about_paths() {
     let server = GateServer::start(ALLOW_OWN).await;
     let status = async |peer: &str| server.get(peer, &long_path()).await.status;
     assert_eq!(status("alice").await, 200);

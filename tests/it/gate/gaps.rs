@@ -29,7 +29,7 @@ async fn g01_behind_a_proxy_nobody_becomes_the_proxy() {
     let seen = server
         .send("alice", "GET /", &["Host: x", &other, &spoof])
         .await;
-    assert_eq!(seen.seen("tailscale-user"), ["alice@example.com"]);
+    assert_eq!(seen.received("tailscale-user"), ["alice@example.com"]);
 }
 
 #[tokio::test]
@@ -50,7 +50,7 @@ async fn g01_only_trusted_proxies_may_ask() {
 }
 
 #[tokio::test]
-async fn g02_trouble_unknown_and_unwanted_are_told_apart_and_nothing_inner_is_told() {
+async fn g02_failures_unknown_and_refused_callers_have_codes_of_their_own() {
     let server =
         GateServer::start("[[rule]]\ndecision = \"allow\"\nwho = [\"alice@example.com\"]\n").await;
     assert_eq!(server.ask_about("bob").await.status, 403);

@@ -10,7 +10,7 @@ use tailbone::{
     telemetry::meter::Meter,
     web::{Allowed, Origin},
 };
-use testkit::backend::{raw, request};
+use testkit::backend::{request, send_raw};
 use tokio::io::AsyncWriteExt as _;
 
 use super::{
@@ -40,8 +40,8 @@ async fn at(server: &GateServer, peer: &str, host: &str, path: &str) -> (u16, St
 }
 
 #[tokio::test]
-async fn a_name_that_nothing_here_has_reaches_nobody() {
-    let server = GateServer::called_by_name(NAMED, |gate| {
+async fn a_request_for_an_unknown_host_reaches_no_upstream() {
+    let server = GateServer::with_own_names_only(NAMED, |gate| {
         let addr = gate.upstreams[0].address.parse().unwrap();
         gate.upstreams
             .push(upstream("*.lab.example.com", "/", addr));
@@ -182,7 +182,7 @@ async fn the_layer_has_the_same_rule() {
     ] {
         let origin = format!("Origin: {origin}");
         let text = request("POST /", &["Host: own", "Content-Length: 0", &origin]);
-        let answer = raw(server.source("alice"), to, &text).await;
+        let answer = send_raw(server.source("alice"), to, &text).await;
         assert_eq!(answer.status, status, "{origin}");
     }
 }
@@ -258,7 +258,7 @@ async fn forward_auth_says_no_to_pages_of_another_site_too() {
 }
 
 #[tokio::test]
-async fn tokens_are_for_a_host_that_the_operator_named() {
+async fn backend_tokens_need_a_named_host() {
     let server = GateServer::start(ALLOW_OWN).await;
     let sign: tailbone::gate::SignFn = std::sync::Arc::new(|_| Box::pin(async { Ok("t".into()) }));
     let build = |host: &str, audience: Option<&str>| {

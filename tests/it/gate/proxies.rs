@@ -7,8 +7,8 @@ use std::{
 };
 
 use testkit::{
-    backend::{Answer, raw, request},
-    proxies::{Gate, Place, Proxy, free_addr},
+    backend::{Answer, request, send_raw},
+    proxies::{Gate, Proxy, ProxySetup, free_addr},
     spoof,
 };
 
@@ -24,33 +24,33 @@ const OWN: &str = "Origin: http://app.example.com";
 
 #[tokio::test]
 async fn nginx_with_auth_request() {
-    behaves("nginx").await;
+    check_proxy("nginx").await;
 }
 
 #[tokio::test]
 async fn caddy_with_forward_auth() {
-    behaves("caddy").await;
+    check_proxy("caddy").await;
 }
 
 #[tokio::test]
 async fn haproxy_with_the_script_that_is_delivered() {
-    behaves("haproxy").await;
+    check_proxy("haproxy").await;
 }
 
 #[tokio::test]
 async fn envoy_with_ext_authz() {
-    behaves("envoy").await;
+    check_proxy("envoy").await;
 }
 
 /// The requirements that every proxy must meet.
-async fn behaves(name: &str) {
+async fn check_proxy(name: &str) {
     let server = &GateServer::start(POLICY).await;
-    let place = Place {
+    let setup = ProxySetup {
         listen: free_addr(),
         gate: Gate::Socket(&server.socket),
         backend: server.backend.addr,
     };
-    let proxy = &Proxy::named(name, server.dir.path(), place).await;
+    let proxy = &Proxy::named(name, server.dir.path(), setup).await;
     // The caller's identity.
     let answer = curl(server, proxy, "alice", &["/x?y=1"]).await;
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -60,11 +60,11 @@ async fn behaves(name: &str) {
         ("tailscale-login", "alice"),
         ("tailscale-tailnet", "fake-tailnet.ts.net"),
     ] {
-        assert_eq!(answer.seen(header), [value], "{header}");
+        assert_eq!(answer.received(header), [value], "{header}");
     }
     assert_eq!(answer.json()["target"], "/x?y=1");
     let machine = curl(server, proxy, "robot", &["/x"]).await;
-    assert_eq!(machine.seen("tailscale-tags"), ["tag:ci,tag:prod"]);
+    assert_eq!(machine.received("tailscale-tags"), ["tag:ci,tag:prod"]);
 
     // The caller's rights.
     for (peer, arguments, status) in [
@@ -126,14 +126,14 @@ async fn behaves(name: &str) {
         "the question took nothing of it"
     );
     // A caller that the tailnet does not know: the host itself.
-    let stranger = raw(
+    let stranger = send_raw(
         [127, 0, 0, 1].into(),
         proxy.addr,
         &request("GET /x", &["Host: app"]),
     )
     .await;
     assert_eq!(stranger.status, 401);
-    let probe = raw(
+    let probe = send_raw(
         [127, 0, 0, 1].into(),
         proxy.addr,
         &request("GET /public", &["Host: app"]),
@@ -150,12 +150,12 @@ async fn behaves(name: &str) {
     for trick in &tricks {
         let mut headers = vec!["Host: app.example.com"];
         headers.extend(trick.iter().map(String::as_str));
-        let ask = async |from, line| raw(from, proxy.addr, &request(line, &headers)).await;
+        let ask = async |from, line| send_raw(from, proxy.addr, &request(line, &headers)).await;
         // bob is allowed, as bob; the host's own address has no identity and may only see what is
         // public.
         let bob = ask(server.source("bob"), "GET /x").await;
         let believed = match bob.status {
-            200 => spoof::believed(&bob, "bob@example.com", server.source("bob")),
+            200 => spoof::deception(&bob, "bob@example.com", server.source("bob")),
             // A proxy may refuse what looks odd to it.
             400 | 403 => None,
             other => Some(other.to_string()),
@@ -166,7 +166,7 @@ async fn behaves(name: &str) {
         }
         let public = ask(host, "GET /public").await;
         if public.status == 200 {
-            let believed = spoof::believed(&public, "", host);
+            let believed = spoof::deception(&public, "", host);
             passed.extend(believed.map(|seen| format!("public {trick:?}: {seen}")));
         }
     }

@@ -16,7 +16,7 @@ use tokio::{
 use super::server::{ALLOW_OWN, GateServer, PROXY_PORT, upstream};
 
 #[tokio::test]
-async fn a_backend_learns_who_calls_and_by_which_way() {
+async fn a_backend_learns_its_caller_and_the_forwarded_host() {
     let server = GateServer::start(ALLOW_OWN).await;
     let answer = server
         .send(
@@ -45,14 +45,17 @@ async fn a_backend_learns_who_calls_and_by_which_way() {
             &format!("for={ip};host=\"app.example.com:8080\";proto=http"),
         ),
     ] {
-        assert_eq!(answer.seen(header), [value], "{header}");
+        assert_eq!(answer.received(header), [value], "{header}");
     }
-    assert_eq!(answer.seen("x-request-id"), [answer.header("x-request-id")]);
-    assert!(answer.seen("connection").is_empty());
+    assert_eq!(
+        answer.received("x-request-id"),
+        [answer.header("x-request-id")]
+    );
+    assert!(answer.received("connection").is_empty());
 }
 
 #[tokio::test]
-async fn a_machine_is_told_by_its_tags_and_never_by_a_user() {
+async fn a_machine_is_named_by_its_tags_and_never_by_a_user() {
     let server = GateServer::start(ALLOW_OWN).await;
     let answer = server
         .send(
@@ -61,14 +64,15 @@ async fn a_machine_is_told_by_its_tags_and_never_by_a_user() {
             &["Host: x", "Tailscale-User: alice@example.com"],
         )
         .await;
-    assert_eq!(answer.seen("tailscale-tags"), ["tag:ci,tag:prod"]);
+    assert_eq!(answer.received("tailscale-tags"), ["tag:ci,tag:prod"]);
     assert!(
-        answer.seen("tailscale-user").is_empty() && answer.seen("tailscale-user-login").is_empty()
+        answer.received("tailscale-user").is_empty()
+            && answer.received("tailscale-user-login").is_empty()
     );
 }
 
 #[tokio::test]
-async fn capabilities_are_told_where_configured() {
+async fn capabilities_are_forwarded_where_configured() {
     let server = GateServer::with(ALLOW_OWN, |gate| {
         gate.forward_capabilities = vec!["example.com/cap/wiki".into()];
     })
@@ -84,7 +88,7 @@ async fn capabilities_are_told_where_configured() {
     });
     let answer = server.get("alice", "/").await;
     assert_eq!(
-        answer.seen("tailscale-app-capabilities"),
+        answer.received("tailscale-app-capabilities"),
         [r#"{"example.com/cap/wiki":[{"role":"reader"}]}"#]
     );
     // The gate's layer around a service of our own reports the same.
@@ -166,26 +170,26 @@ async fn no_header_from_outside_makes_anybody_somebody_else() {
                 bytes.extend(b"0\r\nTailscale-User: SPOOF\r\n\r\n");
             }
             let answer =
-                testkit::backend::raw(server.source(peer), server.proxy_addr(), &bytes).await;
+                testkit::backend::send_raw(server.source(peer), server.proxy_addr(), &bytes).await;
             assert_eq!(answer.status, 200, "{spoof:?}: {answer:?}");
-            for (name, value) in answer.all_seen() {
+            for (name, value) in answer.all_received() {
                 assert!(
                     !value.contains("SPOOF") && !name.contains("spoof"),
                     "{spoof:?}: {name}: {value}"
                 );
             }
-            let seen = answer.seen("tailscale-user");
+            let seen = answer.received("tailscale-user");
             assert_eq!(seen.first().map(String::as_str), login, "{spoof:?}");
             assert_eq!(
                 answer
-                    .seen("tailscale-user-login")
+                    .received("tailscale-user-login")
                     .first()
                     .map(String::as_str),
                 login,
                 "{spoof:?}"
             );
             assert_eq!(
-                answer.seen("x-forwarded-for"),
+                answer.received("x-forwarded-for"),
                 [server.ip(peer).to_string()],
                 "{spoof:?}"
             );
@@ -234,7 +238,12 @@ async fn a_method_cannot_be_replaced_where_rules_speak_of_methods() {
         )
         .await;
     assert_eq!(answer.status, 200);
-    assert!(answer.all_seen().iter().all(|(_, value)| value != "DELETE"));
+    assert!(
+        answer
+            .all_received()
+            .iter()
+            .all(|(_, value)| value != "DELETE")
+    );
     assert_eq!(
         server.send("alice", "DELETE /", &["Host: a"]).await.status,
         403
@@ -324,7 +333,8 @@ async fn bodies_of_any_size_pass() {
     let mut bytes =
         testkit::backend::request("POST /", &["Host: x", &format!("Content-Length: {size}")]);
     bytes.extend(std::iter::repeat_n(b'x', size));
-    let answer = testkit::backend::raw(server.source("alice"), server.proxy_addr(), &bytes).await;
+    let answer =
+        testkit::backend::send_raw(server.source("alice"), server.proxy_addr(), &bytes).await;
     assert_eq!(answer.status, 200);
     assert!(answer.body.len() > size);
 }
@@ -392,7 +402,7 @@ async fn a_tunnel_ends_when_its_caller_is_no_longer_let_through() {
 }
 
 #[tokio::test]
-async fn nothing_but_a_websocket_is_switched_to() {
+async fn only_websockets_may_upgrade() {
     let server = GateServer::start(ALLOW_OWN).await;
     // The backend would accept any upgrade, but must never be asked.
     for upgrade in [
@@ -422,8 +432,8 @@ async fn http2_upstreams_are_spoken_to_at_once_and_trailers_pass() {
     .await;
     let answer = server.get("alice", "/x").await;
     assert_eq!(answer.json()["version"], "HTTP/2.0");
-    assert_eq!(answer.seen("tailscale-user"), ["alice@example.com"]);
-    assert_eq!(answer.seen("x-forwarded-host"), ["app.example.com"]);
+    assert_eq!(answer.received("tailscale-user"), ["alice@example.com"]);
+    assert_eq!(answer.received("x-forwarded-host"), ["app.example.com"]);
     // Like gRPC: HTTP/2 all the way, with trailers in the answer. Trailers of a request are
     // dropped.
     let io = hyper_util::rt::TokioIo::new(server.connect("alice").await);
@@ -582,7 +592,7 @@ async fn ends(stream: &mut tokio::net::TcpStream) {
 }
 
 /// Everything that can go on for a caller, started and with its first data received.
-async fn begun(server: &GateServer) -> Vec<(&'static str, TcpStream)> {
+async fn open_streams(server: &GateServer) -> Vec<(&'static str, TcpStream)> {
     let mut all = Vec::new();
     for (what, request, until) in [
         ("a WebSocket", UPGRADE, "\r\n\r\n"),
@@ -627,16 +637,16 @@ async fn all_end(streams: Vec<(&'static str, TcpStream)>) {
     }
 }
 
-async fn seldom_looked_at(policy: &str) -> GateServer {
+async fn rechecking_seldom(policy: &str) -> GateServer {
     GateServer::with(policy, |gate| gate.recheck = Duration::from_secs(3600)).await
 }
 
 const ALICE_ALONE: &str = "[[rule]]\ndecision = \"allow\"\nwho = [\"alice@example.com\"]\n";
 
 #[tokio::test]
-async fn what_goes_on_ends_when_the_policy_changes() {
-    let server = seldom_looked_at(ALICE_ALONE).await;
-    let streams = begun(&server).await;
+async fn open_streams_end_when_the_policy_refuses_their_caller() {
+    let server = rechecking_seldom(ALICE_ALONE).await;
+    let streams = open_streams(&server).await;
     // Another rule that also admits her changes nothing.
     server.policy(&format!("{ALICE_ALONE}\n# more\n"));
     let mut events = server.connect("alice").await;
@@ -654,9 +664,9 @@ async fn what_goes_on_ends_when_the_policy_changes() {
 }
 
 #[tokio::test]
-async fn what_goes_on_ends_when_the_tailnet_changes_who_calls() {
-    let server = seldom_looked_at(ALICE_ALONE).await;
-    let streams = begun(&server).await;
+async fn open_streams_end_when_the_tailnet_changes_their_caller() {
+    let server = rechecking_seldom(ALICE_ALONE).await;
+    let streams = open_streams(&server).await;
     server.world.tailnet.update("alice", |identity| {
         identity.login = "mallory@example.com".into()
     });
@@ -664,9 +674,9 @@ async fn what_goes_on_ends_when_the_tailnet_changes_who_calls() {
 }
 
 #[tokio::test]
-async fn what_goes_on_ends_when_the_network_access_does_whatever_the_rules_say() {
-    let server = seldom_looked_at("[[rule]]\ndecision = \"anonymous\"\n").await;
-    let streams = begun(&server).await;
+async fn open_streams_end_with_the_network_access_whatever_the_rules_say() {
+    let server = rechecking_seldom("[[rule]]\ndecision = \"anonymous\"\n").await;
+    let streams = open_streams(&server).await;
     server
         .world
         .tailnet
@@ -675,14 +685,14 @@ async fn what_goes_on_ends_when_the_network_access_does_whatever_the_rules_say()
 }
 
 #[tokio::test]
-async fn what_goes_on_ends_with_the_key_of_the_callers_node() {
-    let server = seldom_looked_at(ALICE_ALONE).await;
+async fn open_streams_end_with_the_key_of_the_callers_node() {
+    let server = rechecking_seldom(ALICE_ALONE).await;
     let expiry = jiff::Timestamp::now() + Duration::from_millis(1500);
     server
         .world
         .tailnet
         .update("alice", |identity| identity.key_expiry = Some(expiry));
-    let streams = begun(&server).await;
+    let streams = open_streams(&server).await;
     all_end(streams).await;
     assert!(jiff::Timestamp::now() >= expiry);
 }

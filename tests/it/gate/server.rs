@@ -24,7 +24,7 @@ use tailbone::{
     telemetry::meter::Meter,
 };
 use testkit::{
-    backend::{Answer, Backend, connect, raw, request},
+    backend::{Answer, Backend, connect, request, send_raw},
     faulty_node::Fault,
     world::{Serving, World},
 };
@@ -69,7 +69,7 @@ impl GateServer {
     }
 
     /// A world whose reverse proxy only accepts its own names and those of upstreams and rules.
-    pub(super) async fn called_by_name(
+    pub(super) async fn with_own_names_only(
         policy: &str,
         change: impl FnOnce(&mut config::GateSettings),
     ) -> Self {
@@ -220,7 +220,7 @@ impl GateServer {
     pub(super) async fn ask(&self, path: &str, headers: &[&str]) -> Answer {
         let mut all = vec!["Host: app.example.com"];
         all.extend(headers);
-        self.ask_bare(&format!("GET {path}"), &all).await
+        self.ask_line(&format!("GET {path}"), &all).await
     }
 
     /// Asks about a peer in the convention of nginx-auth.
@@ -229,7 +229,7 @@ impl GateServer {
         self.ask("/", &[&addr, "Remote-Port: 1234"]).await
     }
 
-    pub(super) async fn ask_bare(&self, line: &str, headers: &[&str]) -> Answer {
+    pub(super) async fn ask_line(&self, line: &str, headers: &[&str]) -> Answer {
         let mut stream = UnixStream::connect(&self.socket).await.unwrap();
         stream.write_all(&request(line, headers)).await.unwrap();
         let mut answer = Vec::new();
@@ -242,7 +242,7 @@ impl GateServer {
         let mut all = vec!["Host: app.example.com"];
         all.extend(headers);
         let to = self.world.node.host_addr(AUTH_PORT).unwrap();
-        raw(
+        send_raw(
             self.source(peer),
             to,
             &request(&format!("GET {path}"), &all),
@@ -261,15 +261,15 @@ impl GateServer {
     }
 
     pub(super) async fn send_from(&self, from: IpAddr, line: &str, headers: &[&str]) -> Answer {
-        raw(from, self.proxy_addr(), &request(line, headers)).await
+        send_raw(from, self.proxy_addr(), &request(line, headers)).await
     }
 
     pub(super) async fn connect(&self, peer: &str) -> TcpStream {
         connect(self.source(peer), self.proxy_addr()).await
     }
 
-    pub(super) async fn keep_alive(&self, peer: &str) -> Open {
-        Open(self.connect(peer).await)
+    pub(super) async fn keep_alive(&self, peer: &str) -> KeptConnection {
+        KeptConnection(self.connect(peer).await)
     }
 
     /// Serves another router on the tailnet.
@@ -282,7 +282,7 @@ impl GateServer {
     pub(super) async fn serve_own(mut self, app: Router, peer: &str, path: &str) -> Answer {
         self.serve(OWN_PORT, layers::wrap(app, "own")).await;
         let to = self.world.node.host_addr(OWN_PORT).unwrap();
-        raw(
+        send_raw(
             self.source(peer),
             to,
             &request(&format!("GET {path}"), &["Host: own"]),
@@ -301,9 +301,9 @@ pub(super) fn upstream(host: &str, path: &str, addr: SocketAddr) -> config::Upst
 }
 
 /// A connection that stays open.
-pub(super) struct Open(TcpStream);
+pub(super) struct KeptConnection(TcpStream);
 
-impl Open {
+impl KeptConnection {
     /// Sends one more request and returns its status; the body is read and discarded.
     pub(super) async fn get(&mut self, path: &str) -> u16 {
         let text = format!("GET {path} HTTP/1.1\r\nHost: app.example.com\r\n\r\n");

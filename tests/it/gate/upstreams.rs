@@ -53,8 +53,8 @@ async fn services_with_tls_are_spoken_to_as_the_scheme_says() {
         let answer = server.get("alice", "/x?y=1").await;
         assert_eq!(answer.status, 200, "{answer:?}");
         assert_eq!(answer.json()["version"], version);
-        assert_eq!(answer.seen("tailscale-user"), ["alice@example.com"]);
-        assert_eq!(answer.seen("x-forwarded-host"), ["app.example.com"]);
+        assert_eq!(answer.received("tailscale-user"), ["alice@example.com"]);
+        assert_eq!(answer.received("x-forwarded-host"), ["app.example.com"]);
     }
     let server = gate_to(
         backend.addr,
@@ -117,7 +117,7 @@ async fn an_answer_that_does_not_begin_is_504_with_an_id() {
 }
 
 #[tokio::test]
-async fn an_upload_and_an_answer_may_take_longer_than_its_beginning() {
+async fn uploads_and_answers_may_take_longer_than_the_timeout() {
     let backend = Backend::start().await;
     let server = gate_to(backend.addr, UpstreamScheme::Http, "127.0.0.1", None).await;
     // The service answers after the whole upload: as long as parts arrive, the gate does not give

@@ -121,7 +121,7 @@ async fn w06_the_tailnet_is_the_magicdns_suffix_without_final_dot() {
     let answer = server.ask_about("alice").await;
     assert_eq!(answer.header("tailscale-tailnet"), "fake-tailnet.ts.net");
     assert_eq!(
-        server.get("alice", "/").await.seen("tailscale-tailnet"),
+        server.get("alice", "/").await.received("tailscale-tailnet"),
         ["fake-tailnet.ts.net"]
     );
 }

@@ -35,7 +35,10 @@ async fn output_of(
     (String::from_utf8(out).unwrap(), result)
 }
 
-pub(super) async fn exchange(server: &str, more: &[&str]) -> Result<String, StsCommandError> {
+pub(super) async fn exchange_command(
+    server: &str,
+    more: &[&str],
+) -> Result<String, StsCommandError> {
     let arguments: Vec<_> = ["exchange", "--server", server]
         .iter()
         .chain(more)
@@ -52,7 +55,7 @@ pub(super) async fn trial(
     let line = ["sts", "serve-trial-issuer"].iter().chain(arguments);
     let line = Line::try_parse_from(line).unwrap();
     let (stop, stopped) = oneshot::channel();
-    let out = Shared::default();
+    let out = Written::default();
     let mut writer = out.clone();
     tokio::spawn(async move {
         let variables: Environment = variables.iter().copied().collect();
@@ -62,33 +65,16 @@ pub(super) async fn trial(
             .await
             .unwrap();
     });
-    eventually(|| out.0.lock().unwrap().ends_with(b"\n")).await;
-    let token = String::from_utf8(out.0.lock().unwrap().clone())
-        .unwrap()
-        .trim()
-        .to_owned();
+    until("a token", || out.text().ends_with('\n')).await;
+    let token = out.text().trim().to_owned();
     let read = sts::verify::ParsedToken::read(&token).unwrap();
     let base = read.claims.text("iss").unwrap().to_owned();
     (token, base, stop)
 }
 
-#[derive(Clone, Default)]
-struct Shared(Arc<std::sync::Mutex<Vec<u8>>>);
-
-impl std::io::Write for Shared {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn tokens_come_from_variables_files_and_github() {
-    let running = World::new()
+    let running = Exchange::new()
         .await
         .policy("p.toml", &["acls", "routes"], "audience = \"us\"")
         .run()
@@ -105,7 +91,7 @@ async fn tokens_come_from_variables_files_and_github() {
     let file = running.dir.path().join(".token");
     std::fs::write(&file, format!("{token}\n")).unwrap();
     assert_eq!(
-        exchange(&running.url, &["--token-file", file.to_str().unwrap()])
+        exchange_command(&running.url, &["--token-file", file.to_str().unwrap()])
             .await
             .unwrap(),
         wanted
@@ -122,7 +108,7 @@ async fn tokens_come_from_variables_files_and_github() {
         wanted
     );
 
-    let json = exchange(
+    let json = exchange_command(
         &running.url,
         &["--token", &token, "--scopes", "acls routes", "--json"],
     )
@@ -199,13 +185,13 @@ impl GitHub {
 
 #[tokio::test]
 async fn refusals_are_told_without_the_token() {
-    let running = World::new()
+    let running = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "")
         .run()
         .await;
     let token = running.token(|_| {});
-    let refused = exchange(&running.url, &["--token", &token, "--scopes", "all"])
+    let refused = exchange_command(&running.url, &["--token", &token, "--scopes", "all"])
         .await
         .unwrap_err()
         .to_string();
@@ -214,21 +200,21 @@ async fn refusals_are_told_without_the_token() {
         "{refused}"
     );
     assert!(!refused.contains(&token));
-    let gone = exchange("http://127.0.0.1:1", &["--token", &token])
+    let gone = exchange_command("http://127.0.0.1:1", &["--token", &token])
         .await
         .unwrap_err();
     assert!(gone.to_string().contains("cannot be reached"), "{gone}");
-    let none = exchange(&running.url, &[]).await.unwrap_err();
+    let none = exchange_command(&running.url, &[]).await.unwrap_err();
     assert!(matches!(none, StsCommandError::Usage(_)));
 }
 
 #[tokio::test]
 async fn policies_are_checked_and_explained() {
-    let world = World::new()
+    let exchange = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "subject = \"test\"")
         .policy("q.toml", &["routes"], "subject = \"q\"");
-    let dir = world.dir.path().to_str().unwrap();
+    let dir = exchange.dir.path().to_str().unwrap();
     let checked = run(&["check", "--policies-dir", dir], &[]).await.unwrap();
     assert!(
         checked.contains("warning: p.toml: audience")
@@ -241,8 +227,8 @@ async fn policies_are_checked_and_explained() {
             .is_err()
     );
 
-    let file = world.dir.path().join(".token");
-    std::fs::write(&file, world.token(|_| {})).unwrap();
+    let file = exchange.dir.path().join(".token");
+    std::fs::write(&file, exchange.token(|_| {})).unwrap();
     let explain = [
         "explain",
         "--policies-dir",
@@ -273,8 +259,8 @@ async fn policies_are_checked_and_explained() {
         "{said}"
     );
 
-    let file = world.dir.path().join(".foreign");
-    let foreign = world.token(|claims| claims["iss"] = "https://elsewhere.example".into());
+    let file = exchange.dir.path().join(".foreign");
+    let foreign = exchange.token(|claims| claims["iss"] = "https://elsewhere.example".into());
     std::fs::write(&file, foreign).unwrap();
     let mut explain = explain;
     explain[4] = file.to_str().unwrap();
@@ -287,7 +273,7 @@ async fn policies_are_checked_and_explained() {
         "{said}"
     );
 
-    let one = World::new()
+    let one = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "subject = \"test\"");
     let dir = one.dir.path().to_str().unwrap();

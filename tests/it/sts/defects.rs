@@ -7,10 +7,10 @@ use super::*;
 
 #[tokio::test]
 async fn t01_validation_is_enforced() {
-    let world = World::new().await
+    let exchange = Exchange::new().await
         .file("a.toml", "issuer = \"\"\nalgorithm = \"HS256\"\njwks_url = \"/jwks\"\nallowed_scopes = []")
         .file("b.toml", "issuer = \"https://x.example\"\nalgorithm = \"RS256\"\njwks_url = \"https://x.example/k\"\nallowed_scopes = [\"acls\"]\nscope = 1");
-    let told = TokenExchange::start(&world.settings, Meter::default())
+    let told = TokenExchange::start(&exchange.settings, Meter::default())
         .unwrap_err()
         .to_string();
     for part in [
@@ -30,7 +30,7 @@ async fn t02_two_hundred_callers_each_get_their_own_grant() {
     let scopes: Vec<String> = (0..200).map(|n| format!("scope{n}")).collect();
     let all: Vec<&str> = scopes.iter().map(String::as_str).collect();
     let running = Arc::new(
-        World::new()
+        Exchange::new()
             .await
             .policy("p.toml", &all, "")
             .set(|settings| settings.cache_time = Duration::from_secs(60))
@@ -62,7 +62,7 @@ async fn t02_two_hundred_callers_each_get_their_own_grant() {
     }
     let wrong: usize = callers.join_all().await.into_iter().sum();
     assert_eq!(wrong, 0, "callers got another's grant, or none");
-    for seen in running.tokens.seen() {
+    for seen in running.tokens.requests() {
         assert!(seen.basic && seen.value("grant_type") == Some("client_credentials"));
         assert_eq!(seen.value("client_secret"), None);
     }
@@ -71,13 +71,13 @@ async fn t02_two_hundred_callers_each_get_their_own_grant() {
 /// `client.rs` runs the client; this checks that both ends agree.
 #[tokio::test]
 async fn t03_client_and_server_speak_the_same() {
-    let running = World::new()
+    let running = Exchange::new()
         .await
         .policy("p.toml", &["acls", "routes"], "")
         .run()
         .await;
     let token = running.token(|_| {});
-    let printed = super::client::exchange(
+    let printed = super::client::exchange_command(
         &running.url,
         &["--token", &token, "--scopes", "acls,routes"],
     )
@@ -88,7 +88,7 @@ async fn t03_client_and_server_speak_the_same() {
 
 #[tokio::test]
 async fn t04_the_audience_is_checked() {
-    let running = World::new()
+    let running = Exchange::new()
         .await
         .policy(
             "p.toml",
@@ -114,7 +114,7 @@ async fn t04_the_audience_is_checked() {
     }
 
     // A file of the old form has no audience: it loads with a warning, and `strict` refuses it.
-    let old = World::new().await.policy("p.toml", &["acls"], "");
+    let old = Exchange::new().await.policy("p.toml", &["acls"], "");
     let lines = Lines::listen();
     let old = old.run().await;
     assert!(
@@ -130,7 +130,7 @@ async fn t04_the_audience_is_checked() {
             .status,
         200
     );
-    let mut strict = old.world.settings.clone();
+    let mut strict = old.exchange.settings.clone();
     strict.strict = true;
     assert!(
         TokenExchange::start(&strict, Meter::default())
@@ -142,7 +142,7 @@ async fn t04_the_audience_is_checked() {
 
 #[tokio::test]
 async fn t05_tokens_expire_and_may_be_too_old() {
-    let running = World::new()
+    let running = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "max_token_age = \"5m\"")
         .run()
@@ -163,7 +163,7 @@ async fn t05_tokens_expire_and_may_be_too_old() {
         200
     );
 
-    let lax = World::new()
+    let lax = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "require_exp = false")
         .run()
@@ -174,7 +174,7 @@ async fn t05_tokens_expire_and_may_be_too_old() {
 
 #[tokio::test]
 async fn t06_every_policy_of_an_issuer_counts() {
-    let running = World::new()
+    let running = Exchange::new()
         .await
         .policy("a.toml", &["acls"], "subject = \"first\"")
         .policy(
@@ -197,7 +197,7 @@ async fn t06_every_policy_of_an_issuer_counts() {
 
 #[tokio::test]
 async fn t07_random_key_ids_cost_one_fetch_and_hold_nobody() {
-    let running = World::new()
+    let running = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "")
         .fetching(|rules| rules.cool_down = Duration::from_secs(3600))
@@ -231,7 +231,7 @@ fn with_kid(token: &str, kid: &str) -> String {
 
 #[tokio::test]
 async fn t08_bodies_and_times_have_bounds() {
-    let running = World::new()
+    let running = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "")
         .set(|settings| settings.timeout = Duration::from_millis(100))
@@ -266,7 +266,7 @@ async fn t08_bodies_and_times_have_bounds() {
 
 #[tokio::test]
 async fn t09_claim_names_are_exact_and_stand_once() {
-    let running = World::new()
+    let running = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "subject = \"root\"")
         .run()
@@ -297,7 +297,7 @@ async fn t10_a_taken_port_is_an_error_and_stopping_ends_the_tasks() {
         "{error}"
     );
 
-    let mut running = World::with(
+    let mut running = Exchange::with(
         JwksServer::start(Behaviour::Status(500)).await,
         TokenEndpoint::start().await,
     )
@@ -316,7 +316,7 @@ async fn t10_a_taken_port_is_an_error_and_stopping_ends_the_tasks() {
 
 #[tokio::test]
 async fn t11_only_policies_are_policies() {
-    let world = World::new()
+    let exchange = Exchange::new()
         .await
         .policy("z.toml", &["acls"], "")
         .file("z.toml~", "junk [")
@@ -326,14 +326,14 @@ async fn t11_only_policies_are_policies() {
         .file("README.md", "# junk [")
         .file("#z.toml#", "junk [");
     let example = "issuer = \"http://localhost:8888\"\nalgorithm = \"RS256\"\njwks_url = \"http://localhost:8888/jwks\"\nallowed_scopes = [\"all\"]";
-    let world = world.file("policy.example.toml", example);
+    let exchange = exchange.file("policy.example.toml", example);
     // The layout of a Kubernetes volume.
-    let data = world.dir.path().join("..2026_01_01");
+    let data = exchange.dir.path().join("..2026_01_01");
     std::fs::create_dir(&data).unwrap();
-    std::fs::rename(world.dir.path().join("z.toml"), data.join("z.toml")).unwrap();
-    std::os::unix::fs::symlink("..2026_01_01", world.dir.path().join("..data")).unwrap();
-    std::os::unix::fs::symlink("..data/z.toml", world.dir.path().join("z.toml")).unwrap();
-    let loaded = sts::policy::load(world.dir.path(), false).unwrap();
+    std::fs::rename(exchange.dir.path().join("z.toml"), data.join("z.toml")).unwrap();
+    std::os::unix::fs::symlink("..2026_01_01", exchange.dir.path().join("..data")).unwrap();
+    std::os::unix::fs::symlink("..data/z.toml", exchange.dir.path().join("z.toml")).unwrap();
+    let loaded = sts::policy::load(exchange.dir.path(), false).unwrap();
     let names: Vec<_> = loaded.policies.iter().map(|p| p.name.as_str()).collect();
     assert_eq!(names, ["z.toml"]);
     let warnings: Vec<_> = loaded.warnings.iter().map(|w| w.file.as_str()).collect();
@@ -341,15 +341,16 @@ async fn t11_only_policies_are_policies() {
         warnings.contains(&"policy.example.toml") && warnings.contains(&"README.md"),
         "{warnings:?}"
     );
-    TokenExchange::start(&world.settings, Meter::default()).unwrap();
+    TokenExchange::start(&exchange.settings, Meter::default()).unwrap();
 }
 
 #[tokio::test]
 async fn t12_tailscales_answers_are_told_apart() {
-    let world = World::new()
-        .await
-        .policy("p.toml", &["acls", "forbidden"], "tags = [\"tag:ci\"]");
-    let running = world
+    let exchange =
+        Exchange::new()
+            .await
+            .policy("p.toml", &["acls", "forbidden"], "tags = [\"tag:ci\"]");
+    let running = exchange
         .set(|settings| settings.cache_time = Duration::from_secs(300))
         .run()
         .await;
@@ -364,7 +365,7 @@ async fn t12_tailscales_answers_are_told_apart() {
     // A refused scope is a fault of the grant: one request, no second try in the other style.
     let refused = running.ask_json(&good, &["forbidden"]).await;
     assert_eq!(code(&refused), (400, "invalid_scope".into()));
-    assert_eq!(running.tokens.seen().len(), 1);
+    assert_eq!(running.tokens.requests().len(), 1);
 
     running.tokens.trouble(Trouble::Answer(503, "{}"));
     assert_eq!(
@@ -377,15 +378,15 @@ async fn t12_tailscales_answers_are_told_apart() {
         granted.plain(),
         (200, TokenEndpoint::token_for("acls", "tag:ci").as_str())
     );
-    let calls = running.tokens.seen().len();
+    let calls = running.tokens.requests().len();
     assert_eq!(running.ask(&good, &["acls"]).await.status, 200);
     assert_eq!(
-        running.tokens.seen().len(),
+        running.tokens.requests().len(),
         calls,
         "the second is from the cache"
     );
 
-    let throttled = World::new()
+    let throttled = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "")
         .run()
@@ -400,9 +401,13 @@ async fn t12_tailscales_answers_are_told_apart() {
     let second = throttled.ask_json(&good, &["acls"]).await;
     assert_eq!(code(&second), (503, "temporarily_unavailable".into()));
     assert!(!second.header("retry-after").is_empty());
-    assert_eq!(throttled.tokens.seen().len(), 1, "Retry-After is kept to");
+    assert_eq!(
+        throttled.tokens.requests().len(),
+        1,
+        "Retry-After is kept to"
+    );
 
-    let form = World::with(
+    let form = Exchange::with(
         JwksServer::of(&[rsa()]).await,
         TokenEndpoint::start_form_only().await,
     )
@@ -412,7 +417,12 @@ async fn t12_tailscales_answers_are_told_apart() {
     for _ in 0..2 {
         assert_eq!(form.ask(&form.token(|_| {}), &["acls"]).await.status, 200);
     }
-    let styles: Vec<_> = form.tokens.seen().iter().map(|seen| seen.basic).collect();
+    let styles: Vec<_> = form
+        .tokens
+        .requests()
+        .iter()
+        .map(|seen| seen.basic)
+        .collect();
     assert_eq!(
         styles,
         [true, false, false],
@@ -422,7 +432,7 @@ async fn t12_tailscales_answers_are_told_apart() {
 
 #[tokio::test]
 async fn t13_every_decision_is_written_down_and_no_token_is() {
-    let running = World::new()
+    let running = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "subject = \"test\"")
         .run()
@@ -514,11 +524,11 @@ async fn t13_every_decision_is_written_down_and_no_token_is() {
 
 #[tokio::test]
 async fn t14_credentials_are_needed_at_the_start_and_may_lie_in_files() {
-    let world = World::new()
+    let exchange = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "")
         .set(|settings| settings.credentials = None);
-    let told = TokenExchange::start(&world.settings, Meter::default())
+    let told = TokenExchange::start(&exchange.settings, Meter::default())
         .unwrap_err()
         .to_string();
     assert!(
@@ -526,7 +536,7 @@ async fn t14_credentials_are_needed_at_the_start_and_may_lie_in_files() {
         "{told}"
     );
 
-    let own = world
+    let own = exchange
         .policy(
             "p.toml",
             &["acls"],
@@ -546,7 +556,7 @@ async fn t14_credentials_are_needed_at_the_start_and_may_lie_in_files() {
 /// none.
 #[tokio::test]
 async fn t15_a_key_never_verifies_what_it_was_not_made_for() {
-    let running = World::new()
+    let running = Exchange::new()
         .await
         .policy(
             "p.toml",
@@ -623,11 +633,11 @@ async fn t16_the_trial_issuers_tokens_expire_and_name_their_key() {
     assert!((590.0..=600.0).contains(&left), "{left}");
 
     // An exchange accepts them, by discovery.
-    let world = World::new().await;
+    let exchange = Exchange::new().await;
     let policy = format!(
         "issuer = \"{base}\"\nalgorithm = \"RS256\"\naudience = \"us\"\nsubject = \"me\"\nallowed_scopes = [\"acls\"]"
     );
-    let running = world.file("p.toml", &policy).run().await;
+    let running = exchange.file("p.toml", &policy).run().await;
     assert_eq!(running.ask(&token, &["acls"]).await.status, 200);
     let fresh = running
         .http

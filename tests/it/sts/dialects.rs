@@ -7,8 +7,8 @@ const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
 const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
 
 #[tokio::test]
-async fn json_is_oauths() {
-    let running = World::new()
+async fn json_answers_follow_oauth() {
+    let running = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "subject = \"test\"")
         .run()
@@ -65,7 +65,7 @@ async fn json_is_oauths() {
 
 #[tokio::test]
 async fn json_tells_strangers_nothing_about_policies() {
-    let running = World::new()
+    let running = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "")
         .run()
@@ -81,7 +81,7 @@ async fn json_tells_strangers_nothing_about_policies() {
 
 #[tokio::test]
 async fn text_stays_the_default() {
-    let running = World::new()
+    let running = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "")
         .run()
@@ -103,7 +103,7 @@ async fn text_stays_the_default() {
 
 #[tokio::test]
 async fn token_exchange_as_rfc_8693_has_it() {
-    let running = World::new()
+    let running = Exchange::new()
         .await
         .policy(
             "p.toml",
@@ -174,7 +174,7 @@ async fn token_exchange_as_rfc_8693_has_it() {
 
 #[tokio::test]
 async fn reload_takes_good_policies_and_keeps_the_old_ones_over_bad_ones() {
-    let running = World::new()
+    let running = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "")
         .run()

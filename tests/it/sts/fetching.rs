@@ -14,14 +14,14 @@ async fn an_issuer_that_hangs_delays_nobody_else() {
         "issuer = \"{}\"\nalgorithm = \"RS256\"\njwks_url = \"{hanging_jwks}\"\nallowed_scopes = [\"acls\"]",
         hanging.url
     );
-    let world = async || {
-        World::new()
+    let exchange = async || {
+        Exchange::new()
             .await
             .policy("p.toml", &["acls"], "")
             .file("a-hanging.toml", &other)
     };
     // A request that waited for the other issuer's timeout would be far too late.
-    let endless = world()
+    let endless = exchange()
         .await
         .fetching(|rules| rules.time = Duration::from_secs(3600));
     let running = endless.run().await;
@@ -29,7 +29,7 @@ async fn an_issuer_that_hangs_delays_nobody_else() {
     let answer = soon("a token of the other issuer", running.ask(&good, &["acls"])).await;
     assert_eq!(answer.status, 200);
 
-    let running = world().await.run().await;
+    let running = exchange().await.run().await;
     let stuck = running.token(|c| c["iss"] = hanging.url.as_str().into());
     let answer = running.ask(&stuck, &["acls"]).await;
     assert_eq!(answer.plain(), (401, "cannot handle this token\n"));
@@ -49,7 +49,7 @@ async fn an_issuer_that_hangs_delays_nobody_else() {
 #[tokio::test]
 async fn bad_answers_never_replace_a_good_set() {
     let elsewhere = JwksServer::of(&[rsa()]).await;
-    let running = World::new()
+    let running = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "")
         .fetching(|rules| rules.cool_down = Duration::ZERO)
@@ -109,7 +109,7 @@ async fn bad_first_answers_leave_the_start_alone() {
         Behaviour::Text("nonsense"),
         Behaviour::Status(404),
     ] {
-        let running = World::with(
+        let running = Exchange::with(
             JwksServer::start(trouble.clone()).await,
             TokenEndpoint::start().await,
         )
@@ -140,7 +140,7 @@ async fn bad_first_answers_leave_the_start_alone() {
 
 #[tokio::test]
 async fn a_new_key_is_found_at_once_and_a_gone_one_is_forgotten() {
-    let running = World::new()
+    let running = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "")
         .fetching(|rules| rules.cool_down = MINUTE)
@@ -163,7 +163,7 @@ async fn a_new_key_is_found_at_once_and_a_gone_one_is_forgotten() {
 
 #[tokio::test]
 async fn tokens_without_a_key_id_are_tried_with_every_fitting_key() {
-    let running = World::new()
+    let running = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "")
         .run()
@@ -221,19 +221,19 @@ fn nameless(claims: &Value) -> (String, Value) {
 
 #[tokio::test]
 async fn discovery_finds_the_keys_of_the_very_issuer() {
-    let world = World::new().await;
-    let keys = world.issuer.jwks_url();
-    let issuer = world.issuer.url.clone();
+    let exchange = Exchange::new().await;
+    let keys = exchange.issuer.jwks_url();
+    let issuer = exchange.issuer.url.clone();
     let policy = format!(
         "issuer = \"{issuer}\"\nalgorithms = [\"RS256\", \"ES256\"]\naudience = \"us\"\nsubject = \"test\"\nallowed_scopes = [\"acls\"]"
     );
-    let world = world
+    let exchange = exchange
         .file("p.toml", &policy)
         .fetching(|rules| rules.cool_down = Duration::ZERO);
-    world
+    exchange
         .issuer
         .configure(json!({"issuer": "https://evil.example", "jwks_uri": keys}));
-    let running = world.run().await;
+    let running = exchange.run().await;
     let good = sign(ec(), &running.claims());
     assert_eq!(running.ask(&good, &["acls"]).await.status, 401);
     let problem = running.sts().readiness().sources[0]
@@ -255,7 +255,7 @@ async fn discovery_finds_the_keys_of_the_very_issuer() {
 
 #[tokio::test]
 async fn an_unchanged_set_is_not_sent_again() {
-    let running = World::new()
+    let running = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "")
         .fetching(|rules| rules.cool_down = Duration::ZERO)

@@ -33,6 +33,8 @@ use tailbone::{
 use testkit::{
     jwks_server::{Behaviour, JwksServer, signer},
     token_endpoint::{ID, SECRET, TokenEndpoint, Trouble},
+    until,
+    written::Written,
 };
 
 /// A key that many tests share, since making one takes a moment.
@@ -53,7 +55,7 @@ fn ec() -> &'static Signer {
 }
 
 /// An exchange with everything around it.
-struct World {
+struct Exchange {
     issuer: JwksServer,
     tokens: TokenEndpoint,
     dir: tempfile::TempDir,
@@ -62,18 +64,18 @@ struct World {
     meter: Meter,
 }
 
-/// A world whose exchange is running.
-struct Running {
-    world: World,
+/// An exchange that runs.
+struct RunningExchange {
+    exchange: Exchange,
     sts: Option<TokenExchange>,
     url: String,
-    /// One per world: a shared client would share connections between runtimes of tests, which end
-    /// at different times.
+    /// One per exchange: a shared client would share connections between runtimes of tests, which
+    /// end at different times.
     http: reqwest::Client,
     _server: Server,
 }
 
-impl World {
+impl Exchange {
     async fn new() -> Self {
         Self::with(
             JwksServer::of(&[rsa(), ec()]).await,
@@ -145,7 +147,7 @@ impl World {
         self
     }
 
-    async fn run(self) -> Running {
+    async fn run(self) -> RunningExchange {
         let sts =
             TokenExchange::start_with(&self.settings, self.fetching, self.meter.clone()).unwrap();
         let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -159,8 +161,8 @@ impl World {
             Limits::default(),
             Remote::identify,
         );
-        Running {
-            world: self,
+        RunningExchange {
+            exchange: self,
             sts: Some(sts),
             url,
             http: reqwest::Client::new(),
@@ -181,11 +183,11 @@ impl World {
     }
 }
 
-impl std::ops::Deref for Running {
-    type Target = World;
+impl std::ops::Deref for RunningExchange {
+    type Target = Exchange;
 
-    fn deref(&self) -> &World {
-        &self.world
+    fn deref(&self) -> &Exchange {
+        &self.exchange
     }
 }
 
@@ -227,7 +229,7 @@ impl Answer {
     }
 }
 
-impl Running {
+impl RunningExchange {
     fn post(&self) -> reqwest::RequestBuilder {
         self.http.post(&self.url)
     }
@@ -255,18 +257,8 @@ impl Running {
 
     /// Waits until `accepts` is true, for background work.
     async fn until(&self, holds: impl Fn(&Self) -> bool) {
-        eventually(|| holds(self)).await;
+        until("background work", || holds(self)).await;
     }
-}
-
-async fn eventually(holds: impl Fn() -> bool) {
-    for _ in 0..500 {
-        if holds() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("it did not happen within 5 s");
 }
 
 fn read(path: &Path) -> String {
@@ -284,46 +276,32 @@ static AWAKE: LazyLock<tracing::Dispatch> = LazyLock::new(|| {
 
 /// The lines that were logged on this thread during its life.
 struct Lines {
-    text: Arc<std::sync::Mutex<Vec<u8>>>,
+    written: Written,
     _guard: tracing::subscriber::DefaultGuard,
 }
 
 impl Lines {
     fn listen() -> Self {
-        let text = Arc::new(std::sync::Mutex::new(Vec::new()));
-        let writer = Writer(text.clone());
+        let written = Written::default();
+        let writer = written.clone();
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(tracing::Level::DEBUG)
             .with_ansi(false)
             .with_writer(move || writer.clone())
             .finish();
         Self {
-            text,
+            written,
             _guard: tracing::subscriber::set_default(subscriber),
         }
     }
 
     fn all(&self) -> String {
-        String::from_utf8(self.text.lock().unwrap().clone()).unwrap()
+        self.written.text()
     }
 
     fn audit(&self) -> Vec<String> {
         let all = self.all();
         let audit = all.lines().filter(|line| line.contains(" audit: "));
         audit.map(str::to_owned).collect()
-    }
-}
-
-#[derive(Clone)]
-struct Writer(Arc<std::sync::Mutex<Vec<u8>>>);
-
-impl std::io::Write for Writer {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }

@@ -55,7 +55,7 @@ async fn post(addr: SocketAddr, trusted: &str) -> std::io::Result<String> {
 
 #[tokio::test]
 async fn certificates_are_read_anew_and_a_silent_peer_delays_nobody() {
-    let world = World::new().await.policy("p.toml", &["acls"], "");
+    let exchange = Exchange::new().await.policy("p.toml", &["acls"], "");
     let dir = tempfile::tempdir().unwrap();
     let (cert, key) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
     let put = |name: &str| {
@@ -68,7 +68,7 @@ async fn certificates_are_read_anew_and_a_silent_peer_delays_nobody() {
         .await
         .unwrap();
     let addr = listener.local_addr().unwrap();
-    let sts = TokenExchange::start(&world.settings, Meter::default()).unwrap();
+    let sts = TokenExchange::start(&exchange.settings, Meter::default()).unwrap();
     let _server = serve(
         "sts",
         listener,

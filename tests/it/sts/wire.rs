@@ -3,11 +3,12 @@
 use super::*;
 
 #[tokio::test]
-async fn every_row_of_the_table() {
-    let world = World::new()
-        .await
-        .policy("p.toml", &["acls", "routes"], "subject = \"test\"");
-    let running = world.run().await;
+async fn every_answer_of_tailsts_contract() {
+    let exchange =
+        Exchange::new()
+            .await
+            .policy("p.toml", &["acls", "routes"], "subject = \"test\"");
+    let running = exchange.run().await;
     let good = running.token(|_| {});
     let body = |text: &'static str| running.post().bearer_auth(&good).body(text);
     let rows = [
@@ -89,7 +90,7 @@ async fn every_row_of_the_table() {
         (403, "request denied\n")
     );
     assert_eq!(
-        running.tokens.seen().len(),
+        running.tokens.requests().len(),
         0,
         "no refusal may reach Tailscale"
     );
@@ -123,8 +124,8 @@ fn forged(token: &str) -> String {
 }
 
 #[tokio::test]
-async fn any_path_and_post_alone() {
-    let running = World::new()
+async fn every_path_takes_post_and_nothing_else() {
+    let running = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "")
         .run()
@@ -149,7 +150,7 @@ async fn any_path_and_post_alone() {
 
 #[tokio::test]
 async fn bodies_are_read_as_loosely_as_the_original_did() {
-    let running = World::new()
+    let running = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "")
         .run()
@@ -181,10 +182,10 @@ async fn bodies_are_read_as_loosely_as_the_original_did() {
 
 #[tokio::test]
 async fn a_page_exchanges_nothing_unless_its_origin_is_allowed() {
-    let world = World::new()
+    let exchange = Exchange::new()
         .await
         .policy("p.toml", &["acls"], "subject = \"test\"");
-    let running = world.run().await;
+    let running = exchange.run().await;
     let good = running.token(|_| {});
     let ask = |name: &str, value: &str| {
         let request = running.post().bearer_auth(&good).header(name, value);
@@ -199,7 +200,7 @@ async fn a_page_exchanges_nothing_unless_its_origin_is_allowed() {
         assert_eq!(answer.status, 403, "{name}: {value}");
         assert_eq!(answer.json()["error"], "browser_request");
     }
-    assert!(running.tokens.seen().is_empty());
+    assert!(running.tokens.requests().is_empty());
     assert_eq!(ask("origin", "https://app.example.com").await.status, 200);
     // The exchange's health is public.
     let health = running.http.get(format!("{}_healthz", running.url));

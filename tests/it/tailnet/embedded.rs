@@ -49,7 +49,7 @@ async fn a_restart_on_old_state_needs_no_key_and_keeps_the_name() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn its_own_picture() {
+async fn the_nodes_own_status_is_complete() {
     let tailnet = DevnetTailnet::new();
     let node = tailnet
         .node("picture", Owner::User("alice@example.com"))
@@ -72,7 +72,7 @@ async fn its_own_picture() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_picture_for_people_has_the_peers() {
+async fn the_detailed_status_has_the_peers() {
     let tailnet = DevnetTailnet::new();
     let key = tailnet.devnet.ready_key().await;
     let node = tailnet.start(&tailnet.config("picture", &key)).await;
@@ -155,7 +155,7 @@ async fn close_during_dial_ends_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dial_that_is_given_up_or_takes_too_long() {
+async fn a_dial_ends_when_it_is_dropped_or_takes_too_long() {
     let tailnet = DevnetTailnet::new();
     let node = tailnet
         .node("patient", Owner::User("alice@example.com"))
@@ -199,7 +199,7 @@ async fn two_nodes_in_one_process_are_two() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn settings_that_are_not_what_they_must_be_are_refused_never_cut() {
+async fn invalid_settings_are_refused_and_never_cut() {
     let tailnet = DevnetTailnet::new();
     let good = || tailnet.config("settings", "");
     let long = "x".repeat(100_000);
@@ -293,7 +293,7 @@ async fn settings_that_are_not_what_they_must_be_are_refused_never_cut() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_state_directory_that_cannot_be_is_a_failed_start() {
+async fn an_impossible_state_directory_fails_the_start() {
     let tailnet = DevnetTailnet::new();
     let file = tempfile::NamedTempFile::new().unwrap();
     let refused = EmbeddedNode::start(&Config {
@@ -321,7 +321,7 @@ async fn a_state_directory_that_cannot_be_is_a_failed_start() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_inside_is_told() {
+async fn the_versions_of_go_and_tsnet_are_known() {
     let version = engine_version().await.unwrap();
     assert!(version.tsnet.starts_with("1."), "{version:?}");
     assert!(version.go.starts_with("go1."), "{version:?}");

@@ -20,9 +20,9 @@ use testkit::{
 
 /// The states that were reported during joining.
 #[derive(Default)]
-struct Told(Mutex<Vec<JoinState>>);
+struct ReportedStates(Mutex<Vec<JoinState>>);
 
-impl Told {
+impl ReportedStates {
     fn codes(&self) -> Vec<&'static str> {
         self.0.lock().unwrap().iter().map(JoinState::code).collect()
     }
@@ -43,7 +43,7 @@ impl Told {
 async fn joins(
     config: &Config,
     timeout: Duration,
-    told: &Told,
+    reported: &ReportedStates,
 ) -> Result<Arc<dyn Node>, JoinError> {
     let plan = JoinLimits {
         retry: Duration::from_millis(200),
@@ -58,7 +58,7 @@ async fn joins(
     let began = Instant::now();
     let outcome = join(make, plan, |progress| {
         if let Progress::State(state) = progress {
-            told.0.lock().unwrap().push(state.clone());
+            reported.0.lock().unwrap().push(state.clone());
         }
     })
     .await;
@@ -73,7 +73,7 @@ async fn joins(
 const LONG: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(1500);
 
-fn place() -> (Devnet, tempfile::TempDir) {
+fn devnet_and_state() -> (Devnet, tempfile::TempDir) {
     (Devnet::start(), tempfile::tempdir().unwrap())
 }
 
@@ -82,25 +82,29 @@ fn with_key(devnet: &Devnet, state: &Path) -> Config {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_a_key_it_runs() {
-    let (devnet, state) = place();
-    let told = Told::default();
-    let node = joins(&with_key(&devnet, state.path()), LONG, &told)
+async fn a_node_with_a_key_joins() {
+    let (devnet, state) = devnet_and_state();
+    let reported = ReportedStates::default();
+    let node = joins(&with_key(&devnet, state.path()), LONG, &reported)
         .await
         .unwrap();
-    assert_eq!(told.codes().last(), Some(&"running"));
-    assert!(!told.codes().contains(&"needs-login"), "{:?}", told.codes());
+    assert_eq!(reported.codes().last(), Some(&"running"));
+    assert!(
+        !reported.codes().contains(&"needs-login"),
+        "{:?}",
+        reported.codes()
+    );
     node.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_keys_are_told_at_once() {
-    let (devnet, state) = place();
+async fn bad_keys_are_reported_at_once() {
+    let (devnet, state) = devnet_and_state();
     let used = devnet.ready_key().await;
     let first = joins(
         &config(&devnet, state.path(), "first", &used),
         LONG,
-        &Told::default(),
+        &ReportedStates::default(),
     )
     .await
     .unwrap();
@@ -119,11 +123,11 @@ async fn bad_keys_are_told_at_once() {
         let refused = joins(
             &config(&devnet, state.path(), what, key),
             LONG,
-            &Told::default(),
+            &ReportedStates::default(),
         )
         .await;
         let error = refused.err().unwrap();
-        eprintln!("{what}: told after {:?}: {error}", began.elapsed());
+        eprintln!("{what}: reported after {:?}: {error}", began.elapsed());
         assert_eq!(
             (error.code(), error.exit_code()),
             ("bad-key", 14),
@@ -136,13 +140,13 @@ async fn bad_keys_are_told_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_person_logs_it_in() {
-    let (devnet, state) = place();
+async fn a_login_by_a_person_completes_the_join() {
+    let (devnet, state) = devnet_and_state();
     devnet.configure(json!({ "require_auth": true })).await;
-    let told = Told::default();
+    let reported = ReportedStates::default();
     let config = config(&devnet, state.path(), "joiner", "");
-    let (joined, ()) = tokio::join!(joins(&config, LONG, &told), async {
-        let waiting = told.reaches("needs-login").await;
+    let (joined, ()) = tokio::join!(joins(&config, LONG, &reported), async {
+        let waiting = reported.reaches("needs-login").await;
         let JoinState::NeedsLogin { url } = waiting else {
             panic!("{waiting:?}")
         };
@@ -155,13 +159,13 @@ async fn a_person_logs_it_in() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_logs_it_in() {
-    let (devnet, state) = place();
+async fn a_join_without_a_login_times_out() {
+    let (devnet, state) = devnet_and_state();
     devnet.configure(json!({ "require_auth": true })).await;
     let refused = joins(
         &config(&devnet, state.path(), "joiner", ""),
         SHORT,
-        &Told::default(),
+        &ReportedStates::default(),
     )
     .await;
     let error = refused.err().unwrap();
@@ -173,43 +177,49 @@ async fn nobody_logs_it_in() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_admin_approves_it() {
-    let (devnet, state) = place();
+async fn an_approval_by_an_admin_completes_the_join() {
+    let (devnet, state) = devnet_and_state();
     devnet.configure(json!({ "require_approval": true })).await;
-    let told = Told::default();
+    let reported = ReportedStates::default();
     let config = with_key(&devnet, state.path());
-    let refused = joins(&config, SHORT, &Told::default()).await.err().unwrap();
+    let refused = joins(&config, SHORT, &ReportedStates::default())
+        .await
+        .err()
+        .unwrap();
     assert_eq!(
         (refused.code(), refused.exit_code()),
         ("needs-approval", 12),
         "{refused}"
     );
-    let (joined, ()) = tokio::join!(joins(&config, LONG, &told), async {
-        told.reaches("needs-approval").await;
+    let (joined, ()) = tokio::join!(joins(&config, LONG, &reported), async {
+        reported.reaches("needs-approval").await;
         devnet.approve("joiner").await;
     });
     joined.unwrap().close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_network_it_waits_and_comes_back() {
+async fn a_join_goes_on_when_the_control_server_is_back() {
     for trouble in [
         json!({ "mode": "down" }),
         json!({ "mode": "fail", "status": 500 }),
     ] {
-        let (devnet, state) = place();
+        let (devnet, state) = devnet_and_state();
         devnet.control(trouble.clone()).await;
         let config = with_key(&devnet, state.path());
-        let error = joins(&config, SHORT, &Told::default()).await.err().unwrap();
+        let error = joins(&config, SHORT, &ReportedStates::default())
+            .await
+            .err()
+            .unwrap();
         assert_eq!(
             (error.code(), error.exit_code()),
             ("no-network", 15),
             "{trouble}: {error}"
         );
 
-        let told = Told::default();
-        let (joined, ()) = tokio::join!(joins(&config, LONG, &told), async {
-            told.reaches("no-network").await;
+        let reported = ReportedStates::default();
+        let (joined, ()) = tokio::join!(joins(&config, LONG, &reported), async {
+            reported.reaches("no-network").await;
             devnet.control(json!({ "mode": "ok" })).await;
         });
         joined.unwrap().close().await;
@@ -217,14 +227,17 @@ async fn without_network_it_waits_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_control_server_that_says_nothing() {
-    let (devnet, state) = place();
+async fn a_join_goes_on_when_a_silent_control_server_answers() {
+    let (devnet, state) = devnet_and_state();
     devnet.control(json!({ "mode": "hold" })).await;
     let config = with_key(&devnet, state.path());
-    let error = joins(&config, SHORT, &Told::default()).await.err().unwrap();
+    let error = joins(&config, SHORT, &ReportedStates::default())
+        .await
+        .err()
+        .unwrap();
     assert!(matches!(error.exit_code(), 10 | 15), "{error}");
-    let told = Told::default();
-    let (joined, ()) = tokio::join!(joins(&config, LONG, &told), async {
+    let reported = ReportedStates::default();
+    let (joined, ()) = tokio::join!(joins(&config, LONG, &reported), async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         devnet.control(json!({ "mode": "ok" })).await;
     });
@@ -233,61 +246,77 @@ async fn a_control_server_that_says_nothing() {
 
 /// Like headscale: the node has expired, whatever key it brings.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_expired_node_that_may_bring_no_new_key_is_told_as_expired() {
-    let (devnet, state) = place();
+async fn an_expired_node_whose_key_may_not_change_is_reported_as_expired() {
+    let (devnet, state) = devnet_and_state();
     devnet.configure(json!({ "keep_expired": true })).await;
     let with = with_key(&devnet, state.path());
-    let node = joins(&with, LONG, &Told::default()).await.unwrap();
+    let node = joins(&with, LONG, &ReportedStates::default())
+        .await
+        .unwrap();
     node.close().await;
     devnet.expire("joiner").await;
     let without = config(&devnet, state.path(), "joiner", "");
     for config in [&without, &with] {
-        let told = Told::default();
-        let error = joins(config, 2 * SHORT, &told).await.err().unwrap();
+        let reported = ReportedStates::default();
+        let error = joins(config, 2 * SHORT, &reported).await.err().unwrap();
         assert_eq!(
             (error.code(), error.exit_code()),
             ("expired", 13),
             "{error}"
         );
-        assert!(!told.codes().contains(&"no-network"), "{:?}", told.codes());
+        assert!(
+            !reported.codes().contains(&"no-network"),
+            "{:?}",
+            reported.codes()
+        );
     }
     devnet.unexpire("joiner").await;
-    let node = joins(&without, LONG, &Told::default()).await.unwrap();
+    let node = joins(&without, LONG, &ReportedStates::default())
+        .await
+        .unwrap();
     node.close().await;
 }
 
 /// If the control server answers, the network is not the cause.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_control_server_that_does_not_let_a_node_in_is_not_told_as_out_of_reach() {
-    let (devnet, state) = place();
+async fn a_control_server_that_refuses_a_node_is_not_reported_as_unreachable() {
+    let (devnet, state) = devnet_and_state();
     let refusing = json!({ "mode": "fail", "status": 403, "path": "/machine/register" });
     devnet.control(refusing).await;
     let without = config(&devnet, state.path(), "joiner", "");
-    let told = Told::default();
-    let error = joins(&without, SHORT, &told).await.err().unwrap();
+    let reported = ReportedStates::default();
+    let error = joins(&without, SHORT, &reported).await.err().unwrap();
     assert_eq!(
         (error.code(), error.exit_code()),
         ("refused", 20),
         "{error}"
     );
-    assert!(!told.codes().contains(&"no-network"), "{:?}", told.codes());
+    assert!(
+        !reported.codes().contains(&"no-network"),
+        "{:?}",
+        reported.codes()
+    );
 }
 
 /// The control server tells a node with an expired key to log in again; extending the key helps at
 /// the next start.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_expired_key_at_the_start_asks_for_a_login() {
-    let (devnet, state) = place();
+    let (devnet, state) = devnet_and_state();
     devnet.configure(json!({ "require_auth": true })).await;
-    joins(&with_key(&devnet, state.path()), LONG, &Told::default())
-        .await
-        .unwrap()
-        .close()
-        .await;
+    joins(
+        &with_key(&devnet, state.path()),
+        LONG,
+        &ReportedStates::default(),
+    )
+    .await
+    .unwrap()
+    .close()
+    .await;
     devnet.expire("joiner").await;
 
     let without = config(&devnet, state.path(), "joiner", "");
-    let error = joins(&without, SHORT, &Told::default())
+    let error = joins(&without, SHORT, &ReportedStates::default())
         .await
         .err()
         .unwrap();
@@ -297,7 +326,7 @@ async fn an_expired_key_at_the_start_asks_for_a_login() {
         "{error}"
     );
     devnet.unexpire("joiner").await;
-    joins(&without, LONG, &Told::default())
+    joins(&without, LONG, &ReportedStates::default())
         .await
         .unwrap()
         .close()
@@ -305,39 +334,49 @@ async fn an_expired_key_at_the_start_asks_for_a_login() {
 
     // With a new auth key nobody has to do anything.
     devnet.expire("joiner").await;
-    joins(&with_key(&devnet, state.path()), LONG, &Told::default())
-        .await
-        .unwrap()
-        .close()
-        .await;
+    joins(
+        &with_key(&devnet, state.path()),
+        LONG,
+        &ReportedStates::default(),
+    )
+    .await
+    .unwrap()
+    .close()
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deleted_node_joins_anew_with_its_key() {
-    let (devnet, state) = place();
+    let (devnet, state) = devnet_and_state();
     devnet.configure(json!({ "require_auth": true })).await;
     let config_with = with_key(&devnet, state.path());
-    let node = joins(&config_with, LONG, &Told::default()).await.unwrap();
+    let node = joins(&config_with, LONG, &ReportedStates::default())
+        .await
+        .unwrap();
     let was = node.watch().borrow().id.clone();
     node.close().await;
     devnet.delete_node("joiner").await;
 
     let without = config(&devnet, state.path(), "joiner", "");
-    let error = joins(&without, SHORT, &Told::default())
+    let error = joins(&without, SHORT, &ReportedStates::default())
         .await
         .err()
         .unwrap();
     assert_eq!(error.code(), "needs-login", "{error}");
-    let node = joins(&config_with, LONG, &Told::default()).await.unwrap();
+    let node = joins(&config_with, LONG, &ReportedStates::default())
+        .await
+        .unwrap();
     assert_ne!(node.watch().borrow().id, was);
     node.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_befalls_a_running_node_is_seen() {
-    let (devnet, state) = place();
+async fn changes_of_a_running_node_are_seen() {
+    let (devnet, state) = devnet_and_state();
     let config = with_key(&devnet, state.path());
-    let node = joins(&config, LONG, &Told::default()).await.unwrap();
+    let node = joins(&config, LONG, &ReportedStates::default())
+        .await
+        .unwrap();
     let meaning = || classify(&node.watch().borrow().clone(), true, jiff::Timestamp::now());
     let is = |code: &'static str| {
         let meaning = &meaning;
@@ -362,7 +401,7 @@ async fn what_befalls_a_running_node_is_seen() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dropping_the_wait_closes_the_node() {
-    let (devnet, state) = place();
+    let (devnet, state) = devnet_and_state();
     devnet.configure(json!({ "require_auth": true })).await;
     let config = config(&devnet, state.path(), "joiner", "");
     let slot = Mutex::new(None);
@@ -384,8 +423,8 @@ async fn dropping_the_wait_closes_the_node() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_an_oauth_secret_it_runs() {
-    let (devnet, state) = place();
+async fn a_node_with_an_oauth_secret_joins() {
+    let (devnet, state) = devnet_and_state();
     let (_, secret) = devnet.oauth_client(&["tag:made"], None).await;
     let with = |secret: &str| Config {
         client_secret: Some(Secret::new(secret)),
@@ -393,7 +432,7 @@ async fn with_an_oauth_secret_it_runs() {
         ..config(&devnet, state.path(), "joiner", "")
     };
     let wrong = secret.replacen("?baseURL", "x?baseURL", 1);
-    let error = joins(&with(&wrong), LONG, &Told::default())
+    let error = joins(&with(&wrong), LONG, &ReportedStates::default())
         .await
         .err()
         .unwrap();
@@ -404,17 +443,21 @@ async fn with_an_oauth_secret_it_runs() {
         "{error}"
     );
 
-    let node = joins(&with(&secret), LONG, &Told::default()).await.unwrap();
+    let node = joins(&with(&secret), LONG, &ReportedStates::default())
+        .await
+        .unwrap();
     assert_eq!(node.watch().borrow().tags, ["tag:made"]);
     node.close().await;
     // Existing state needs no secret, valid or not.
-    let node = joins(&with(&wrong), LONG, &Told::default()).await.unwrap();
+    let node = joins(&with(&wrong), LONG, &ReportedStates::default())
+        .await
+        .unwrap();
     node.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_a_federated_identity_it_runs() {
-    let (devnet, state) = place();
+async fn a_node_with_a_federated_identity_joins() {
+    let (devnet, state) = devnet_and_state();
     let (id, _) = devnet.oauth_client(&["tag:made"], Some("a.b.c")).await;
     let with = |token: &str| Config {
         client_id: Some(id.clone()),
@@ -422,7 +465,7 @@ async fn with_a_federated_identity_it_runs() {
         tags: vec!["tag:made".into()],
         ..config(&devnet, state.path(), "joiner", "")
     };
-    let error = joins(&with("x.y.z"), LONG, &Told::default())
+    let error = joins(&with("x.y.z"), LONG, &ReportedStates::default())
         .await
         .err()
         .unwrap();
@@ -432,6 +475,8 @@ async fn with_a_federated_identity_it_runs() {
         ("bad-key", 14),
         "{error}"
     );
-    let node = joins(&with("a.b.c"), LONG, &Told::default()).await.unwrap();
+    let node = joins(&with("a.b.c"), LONG, &ReportedStates::default())
+        .await
+        .unwrap();
     node.close().await;
 }

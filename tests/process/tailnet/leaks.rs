@@ -12,7 +12,7 @@ use testkit::{
     tailnet::{DevnetTailnet, Owner, Tailnet, config, running},
 };
 
-use super::Held;
+use super::Resources;
 use crate::alone;
 
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -54,10 +54,10 @@ async fn life() {
 fn closing_gives_everything_back() {
     alone(async {
         life().await;
-        let before = Held::back_to(
-            Held {
+        let before = Resources::back_to(
+            Resources {
                 goroutines: 200,
-                ..Held::now().await
+                ..Resources::now().await
             },
             PATIENCE,
         )
@@ -65,7 +65,7 @@ fn closing_gives_everything_back() {
         assert_eq!((before.nodes, before.conns), (0, 0));
         for _ in 0..5 {
             life().await;
-            Held::back_to(before, PATIENCE).await;
+            Resources::back_to(before, PATIENCE).await;
         }
     });
 }
@@ -106,15 +106,15 @@ fn ending_while_joining_gives_everything_back() {
             match before {
                 // Dropped nodes close by themselves.
                 None => {
-                    let stopped = Held {
+                    let stopped = Resources {
                         goroutines: 60,
                         nodes: 0,
-                        ..Held::now().await
+                        ..Resources::now().await
                     };
-                    before = Some(Held::back_to(stopped, PATIENCE).await);
+                    before = Some(Resources::back_to(stopped, PATIENCE).await);
                 }
                 Some(before) => {
-                    Held::back_to(before, PATIENCE).await;
+                    Resources::back_to(before, PATIENCE).await;
                 }
             }
         }
@@ -139,10 +139,10 @@ fn refused_settings_and_failed_starts_give_everything_back() {
             assert!(EmbeddedNode::start(&failing).await.is_err());
             if round == 4 {
                 tokio::time::sleep(Duration::from_millis(500)).await;
-                before = Some(Held::now().await);
+                before = Some(Resources::now().await);
             }
         }
-        Held::back_to(before.unwrap(), PATIENCE).await;
+        Resources::back_to(before.unwrap(), PATIENCE).await;
     });
 }
 
@@ -164,12 +164,12 @@ fn a_node_may_outlive_its_runtime() {
         .unwrap();
         assert_eq!(tailbone::tailnet::runtime_stats().await.unwrap().nodes, 1);
         drop(node);
-        let stopped = Held {
+        let stopped = Resources {
             goroutines: 60,
             nodes: 0,
-            ..Held::now().await
+            ..Resources::now().await
         };
-        Held::back_to(stopped, PATIENCE).await;
+        Resources::back_to(stopped, PATIENCE).await;
     });
 }
 

@@ -11,7 +11,7 @@ use testkit::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::Held;
+use super::Resources;
 use crate::alone;
 
 #[test]
@@ -52,7 +52,7 @@ fn a_listener_outlives_the_limit_of_descriptors() {
 
         let usual = getrlimit(Resource::Nofile);
         let few = Rlimit {
-            current: Some(Held::now().await.fds as u64 + 30),
+            current: Some(Resources::now().await.fds as u64 + 30),
             ..usual
         };
         setrlimit(Resource::Nofile, few).unwrap();

@@ -11,13 +11,13 @@ use testkit::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::Held;
+use super::Resources;
 use crate::alone;
 
 /// Connections are opened and closed from several peers, interleaved, while the identity of one
 /// peer changes: each is answered with its own peer's identity, and nothing stays behind.
 #[test]
-fn ten_thousand_connections() {
+fn ten_thousand_connections_are_never_mixed_up_and_leave_nothing_behind() {
     alone(async {
         let tailnet = DevnetTailnet::new();
         let server = tailnet
@@ -50,7 +50,7 @@ fn ten_thousand_connections() {
         // Creates threads and pools that are created once.
         assert_eq!(while_bob_is_renamed(1_000).await, 0);
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let before = Held::now().await;
+        let before = Resources::now().await;
 
         let began = Instant::now();
         let mixed_up = while_bob_is_renamed(10_000).await;
@@ -59,7 +59,7 @@ fn ten_thousand_connections() {
             "10000 connections, each answered with its identity, in {took:?}; {mixed_up} mixed up"
         );
         assert_eq!(mixed_up, 0);
-        Held::back_to(before, Duration::from_secs(30)).await;
+        Resources::back_to(before, Duration::from_secs(30)).await;
         tailnet.end().await;
     });
 }

@@ -1,42 +1,18 @@
 //! The node's log arrives as events, without any secret in it.
 
-use std::{
-    io,
-    sync::{Arc, Mutex},
-};
-
 use tailbone::tailnet::{LogLevel, Node};
 use testkit::{
     eventually,
     tailnet::{DevnetTailnet, Tailnet, running},
+    written::Written,
 };
 
 use crate::alone;
 
-#[derive(Clone, Default)]
-struct Captured(Arc<Mutex<Vec<u8>>>);
-
-impl Captured {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
-    }
-}
-
-impl io::Write for Captured {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[test]
 fn lines_of_the_node_are_events_without_secrets() {
     alone(async {
-        let captured = Captured::default();
+        let captured = Written::default();
         let writer = captured.clone();
         tracing_subscriber::fmt()
             .with_ansi(false)

@@ -15,7 +15,7 @@ use tailbone::tailnet::runtime_stats;
 
 /// The process's resources at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Held {
+struct Resources {
     fds: usize,
     threads: usize,
     /// Without those of our call threads: Go counts each of our threads that has ever called it, as
@@ -25,7 +25,7 @@ struct Held {
     nodes: u64,
 }
 
-impl Held {
+impl Resources {
     async fn now() -> Self {
         let stats = runtime_stats().await.unwrap();
         Self {
@@ -37,15 +37,16 @@ impl Held {
         }
     }
 
-    /// Waits until no more is held than in `before`, give or take [`UNSURE`]. Go may have created a
-    /// few more threads under load, and never ends one. More than a few would be ours.
+    /// Waits until no more is held than in `before`, give or take [`GOROUTINE_TOLERANCE`]. Go may
+    /// have created a few more threads under load, and never ends one. More than a few would be
+    /// ours.
     async fn back_to(before: Self, patience: Duration) -> Self {
         let began = Instant::now();
         loop {
             let now = Self::now().await;
             let back = now.fds <= before.fds
                 && now.threads <= before.threads + 6
-                && now.goroutines <= before.goroutines + UNSURE
+                && now.goroutines <= before.goroutines + GOROUTINE_TOLERANCE
                 && now.conns <= before.conns
                 && now.nodes <= before.nodes;
             if back {
@@ -61,7 +62,7 @@ impl Held {
 /// A call thread only counts as a goroutine after it has made a call, so the number subtracted may
 /// be too large by the threads that were created and not used. A leak shows in each round of a
 /// test, and there are more rounds than this.
-const UNSURE: u64 = 2;
+const GOROUTINE_TOLERANCE: u64 = 2;
 
 fn call_threads() -> u64 {
     fs::read_dir("/proc/self/task")
@@ -73,7 +74,7 @@ fn call_threads() -> u64 {
         .count() as u64
 }
 
-impl fmt::Display for Held {
+impl fmt::Display for Resources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,

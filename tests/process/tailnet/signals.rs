@@ -42,7 +42,7 @@ fn count_signal(signal: libc::c_int) {
 }
 
 #[test]
-fn storms_of_signals_under_load() {
+fn storms_of_signals_under_load_mix_up_no_connection() {
     alone(async {
         count_signal(libc::SIGTERM);
         count_signal(libc::SIGHUP);

@@ -233,7 +233,7 @@ impl Answer {
     }
 
     /// Values of a request header as the backend received it.
-    pub fn seen(&self, name: &str) -> Vec<String> {
+    pub fn received(&self, name: &str) -> Vec<String> {
         self.json()["headers"]
             .as_array()
             .unwrap_or_else(|| panic!("the backend was not reached: {self:?}"))
@@ -244,7 +244,7 @@ impl Answer {
     }
 
     /// Names and values of all request headers as the backend received them.
-    pub fn all_seen(&self) -> Vec<(String, String)> {
+    pub fn all_received(&self) -> Vec<(String, String)> {
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         self.json()["headers"]
             .as_array()
@@ -263,7 +263,7 @@ pub async fn connect(from: IpAddr, to: SocketAddr) -> TcpStream {
 }
 
 /// Sends bytes as they are and reads until the other side closes.
-pub async fn raw(from: IpAddr, to: SocketAddr, bytes: &[u8]) -> Answer {
+pub async fn send_raw(from: IpAddr, to: SocketAddr, bytes: &[u8]) -> Answer {
     let mut stream = connect(from, to).await;
     stream.write_all(bytes).await.unwrap();
     let mut answer = Vec::new();

@@ -29,6 +29,7 @@ pub mod spoof;
 pub mod tailnet;
 pub mod token_endpoint;
 pub mod world;
+pub mod written;
 
 use std::{
     fmt::Debug,
@@ -54,7 +55,13 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     }
 }
 
-/// Calls `check` until it succeeds.
+/// Waits until a condition holds.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let no = || "it does not hold".to_owned();
+    eventually(what, async || holds().then_some(()).ok_or_else(no)).await;
+}
+
+/// Calls `look` until it succeeds.
 pub async fn eventually<T: Debug>(
     what: &str,
     mut look: impl AsyncFnMut() -> Result<T, String>,

@@ -16,7 +16,7 @@ use crate::{
 
 /// Address of a proxy, and what it stands between.
 #[derive(Debug, Clone, Copy)]
-pub struct Place<'a> {
+pub struct ProxySetup<'a> {
     pub listen: SocketAddr,
     pub gate: Gate<'a>,
     pub backend: SocketAddr,
@@ -38,26 +38,26 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    pub async fn named(name: &str, dir: &Path, place: Place<'_>) -> Self {
+    pub async fn named(name: &str, dir: &Path, setup: ProxySetup<'_>) -> Self {
         match name {
-            "nginx" => Self::nginx(dir, place).await,
-            "caddy" => Self::caddy(dir, place).await,
-            "haproxy" => Self::haproxy(dir, place).await,
-            "envoy" => Self::envoy(dir, place).await,
+            "nginx" => Self::nginx(dir, setup).await,
+            "caddy" => Self::caddy(dir, setup).await,
+            "haproxy" => Self::haproxy(dir, setup).await,
+            "envoy" => Self::envoy(dir, setup).await,
             other => panic!("no proxy {other}"),
         }
     }
 
-    async fn nginx(dir: &Path, place: Place<'_>) -> Self {
+    async fn nginx(dir: &Path, setup: ProxySetup<'_>) -> Self {
         let shown = dir.display();
-        let gate = match place.gate {
+        let gate = match setup.gate {
             Gate::Socket(path) => format!("unix:{}:", path.display()),
             Gate::At(addr) => addr.to_string(),
         };
         let changes = [
-            ("listen 80;", format!("listen {};", place.listen)),
+            ("listen 80;", format!("listen {};", setup.listen)),
             ("unix:/run/tailbone/gate.sock:", gate),
-            ("127.0.0.1:3000", place.backend.to_string()),
+            ("127.0.0.1:3000", setup.backend.to_string()),
         ];
         let server = recipe("nginx/tailbone-gate.conf", &changes);
         // One process under our own user: if that is root, a worker of another user could not open
@@ -81,13 +81,13 @@ impl Proxy {
             .arg(dir)
             .arg("-c")
             .arg(file);
-        Self::start("nginx", command, dir, place.listen).await
+        Self::start("nginx", command, dir, setup.listen).await
     }
 
-    async fn caddy(dir: &Path, place: Place<'_>) -> Self {
+    async fn caddy(dir: &Path, setup: ProxySetup<'_>) -> Self {
         let file = dir.join("Caddyfile");
-        let (ip, port) = (place.listen.ip(), place.listen.port());
-        let gate = match place.gate {
+        let (ip, port) = (setup.listen.ip(), setup.listen.port());
+        let gate = match setup.gate {
             Gate::Socket(path) => format!("unix/{}", path.display()),
             Gate::At(addr) => addr.to_string(),
         };
@@ -97,7 +97,7 @@ impl Proxy {
                 format!("http://:{port} {{\n\tbind {ip}\n"),
             ),
             ("unix//run/tailbone/gate.sock", gate),
-            ("127.0.0.1:3000", place.backend.to_string()),
+            ("127.0.0.1:3000", setup.backend.to_string()),
         ];
         let site = recipe("caddy/Caddyfile", &changes);
         fs::write(
@@ -113,46 +113,46 @@ impl Proxy {
         command
             .args(["run", "--adapter", "caddyfile", "--config"])
             .arg(file);
-        Self::start("caddy", command, dir, place.listen).await
+        Self::start("caddy", command, dir, setup.listen).await
     }
 
-    async fn haproxy(dir: &Path, place: Place<'_>) -> Self {
+    async fn haproxy(dir: &Path, setup: ProxySetup<'_>) -> Self {
         let file = dir.join("haproxy.cfg");
         let script = tree("deploy/haproxy/tailbone-auth.lua");
-        let Gate::Socket(socket) = place.gate else {
+        let Gate::Socket(socket) = setup.gate else {
             panic!("HAProxy asks at the socket alone")
         };
         let changes = [
-            ("bind :80\n", format!("bind {}\n", place.listen)),
+            ("bind :80\n", format!("bind {}\n", setup.listen)),
             (
                 "/etc/haproxy/tailbone-auth.lua",
                 script.display().to_string(),
             ),
             ("/run/tailbone/gate.sock", socket.display().to_string()),
-            ("127.0.0.1:3000", place.backend.to_string()),
+            ("127.0.0.1:3000", setup.backend.to_string()),
         ];
         fs::write(&file, recipe("haproxy/haproxy.cfg", &changes)).unwrap();
         let mut command = Command::new("haproxy");
         command.arg("-db").arg("-f").arg(file);
-        Self::start("haproxy", command, dir, place.listen).await
+        Self::start("haproxy", command, dir, setup.listen).await
     }
 
-    async fn envoy(dir: &Path, place: Place<'_>) -> Self {
+    async fn envoy(dir: &Path, setup: ProxySetup<'_>) -> Self {
         let file = dir.join("envoy.yaml");
         let endpoint =
             |addr: SocketAddr| format!("{{ address: {}, port_value: {} }}", addr.ip(), addr.port());
-        let gate = match place.gate {
+        let gate = match setup.gate {
             Gate::Socket(path) => format!("pipe: {{ path: {} }}", path.display()),
             Gate::At(addr) => format!("socket_address: {}", endpoint(addr)),
         };
         let changes = [
             (
                 "{ address: 0.0.0.0, port_value: 80 }",
-                endpoint(place.listen),
+                endpoint(setup.listen),
             ),
             (
                 "{ address: 127.0.0.1, port_value: 3000 }",
-                endpoint(place.backend),
+                endpoint(setup.backend),
             ),
             ("pipe: { path: /run/tailbone/gate.sock }", gate),
         ];
@@ -168,7 +168,7 @@ impl Proxy {
                 "-c",
             ])
             .arg(file);
-        Self::start("envoy", command, dir, place.listen).await
+        Self::start("envoy", command, dir, setup.listen).await
     }
 
     async fn start(name: &str, mut command: Command, dir: &Path, addr: SocketAddr) -> Self {

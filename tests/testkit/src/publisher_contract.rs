@@ -7,7 +7,7 @@ use tailbone_keys::PublicJwk;
 use tailbone_keys::jwks::{Document, Etag, PublishError, Publisher, Unreadable, update};
 
 /// A new place, and direct access to its bytes.
-pub struct Place {
+pub struct Publication {
     pub publisher: Arc<dyn Publisher>,
     pub bytes: Box<dyn Fn() -> Option<Vec<u8>>>,
     pub put: Box<Put>,
@@ -35,42 +35,42 @@ pub fn document(kids: &[&str]) -> Document {
     document
 }
 
-async fn a_document_does_not_grow_beyond_what_is_read(place: &Place) {
+async fn a_document_does_not_grow_beyond_what_is_read(publication: &Publication) {
     let mut full = document(&["tb-1"]).to_bytes();
     let end = full.len() - 1;
     let note = format!(r#","note":"{}""#, "x".repeat(1024 * 1024 - full.len() - 30));
     full.splice(end..end, note.into_bytes());
-    (place.put)(&full);
-    let added = update(&*place.publisher, now(), |document, _| {
+    (publication.put)(&full);
+    let added = update(&*publication.publisher, now(), |document, _| {
         document.add(&key("tb-2")).map(drop)
     })
     .await;
     assert!(added.unwrap_err().to_string().contains("larger than"));
-    assert_eq!((place.bytes)().unwrap(), full);
+    assert_eq!((publication.bytes)().unwrap(), full);
 }
 
 /// The whole list except the storm.
-pub async fn behaves(place: &Place) {
-    missing_is_neither_empty_nor_unreadable(place).await;
-    a_write_wants_what_it_replaces(place).await;
-    what_cannot_be_read_is_left_alone(place).await;
-    foreign_content_survives(place).await;
-    a_removal_keeps_a_copy(place).await;
-    a_document_does_not_grow_beyond_what_is_read(place).await;
+pub async fn check_contract(publication: &Publication) {
+    missing_is_neither_empty_nor_unreadable(publication).await;
+    a_write_wants_what_it_replaces(publication).await;
+    what_cannot_be_read_is_left_alone(publication).await;
+    foreign_content_survives(publication).await;
+    a_removal_keeps_a_copy(publication).await;
+    a_document_does_not_grow_beyond_what_is_read(publication).await;
 }
 
-async fn missing_is_neither_empty_nor_unreadable(place: &Place) {
-    let publisher = &place.publisher;
+async fn missing_is_neither_empty_nor_unreadable(publication: &Publication) {
+    let publisher = &publication.publisher;
     assert_eq!(publisher.read().await.unwrap(), None);
     let etag = publisher.write(&Document::default(), None).await.unwrap();
     let read = publisher.read().await.unwrap().unwrap();
     assert!(read.document.is_empty());
     assert_eq!(read.etag, etag);
-    assert_eq!((place.bytes)().unwrap(), br#"{"keys":[]}"#);
+    assert_eq!((publication.bytes)().unwrap(), br#"{"keys":[]}"#);
 }
 
-async fn a_write_wants_what_it_replaces(place: &Place) {
-    let publisher = &place.publisher;
+async fn a_write_wants_what_it_replaces(publication: &Publication) {
+    let publisher = &publication.publisher;
     let conflict = |result: Result<Etag, PublishError>| {
         assert!(
             matches!(result, Err(PublishError::Conflict { .. })),
@@ -88,7 +88,7 @@ async fn a_write_wants_what_it_replaces(place: &Place) {
     assert_eq!((read.etag, read.document), (new, document(&["tb-1"])));
 }
 
-async fn what_cannot_be_read_is_left_alone(place: &Place) {
+async fn what_cannot_be_read_is_left_alone(publication: &Publication) {
     let half = br#"{"keys":[{"kid":"tb-1"#;
     type Expected = fn(&Unreadable) -> bool;
     let cases: [(&[u8], Expected); 4] = [
@@ -100,39 +100,43 @@ async fn what_cannot_be_read_is_left_alone(place: &Place) {
         }),
     ];
     for (bytes, expected) in cases {
-        (place.put)(bytes);
-        let error = place.publisher.read().await.unwrap_err();
+        (publication.put)(bytes);
+        let error = publication.publisher.read().await.unwrap_err();
         assert!(
             matches!(&error, PublishError::Unreadable { reason, .. } if expected(reason)),
             "{error:?}"
         );
-        let added = update(&*place.publisher, now(), |document, _| {
+        let added = update(&*publication.publisher, now(), |document, _| {
             document.add(&key("tb-9")).map(drop)
         })
         .await;
         assert!(added.is_err());
-        assert_eq!((place.bytes)().unwrap(), bytes, "nothing was overwritten");
+        assert_eq!(
+            (publication.bytes)().unwrap(),
+            bytes,
+            "nothing was overwritten"
+        );
     }
 }
 
-async fn foreign_content_survives(place: &Place) {
+async fn foreign_content_survives(publication: &Publication) {
     let foreign =
         br#"{"keys":[{"kid":"theirs","kty":"oct","odd":[1,{"b":null}]},{"kty":"RSA"}],"note":"x"}"#;
-    (place.put)(foreign);
-    let updated = update(&*place.publisher, now(), |document, _| {
+    (publication.put)(foreign);
+    let updated = update(&*publication.publisher, now(), |document, _| {
         document.add(&key("tb-1")).map(drop)
     })
     .await
     .unwrap();
     assert!(updated.changed && updated.backup.is_none() && updated.lost_writes == 0);
     assert_eq!(
-        String::from_utf8((place.bytes)().unwrap()).unwrap(),
+        String::from_utf8((publication.bytes)().unwrap()).unwrap(),
         concat!(
             r#"{"keys":[{"kid":"theirs","kty":"oct","odd":[1,{"b":null}]},{"kty":"RSA"},"#,
             r#"{"alg":"ES256","crv":"P-256","kid":"tb-1","kty":"EC","x":"AA","y":"AQ"}],"note":"x"}"#
         )
     );
-    let again = update(&*place.publisher, now(), |document, _| {
+    let again = update(&*publication.publisher, now(), |document, _| {
         document.add(&key("tb-1")).map(drop)
     })
     .await
@@ -140,25 +144,25 @@ async fn foreign_content_survives(place: &Place) {
     assert!(!again.changed, "what is there is not written again");
 }
 
-async fn a_removal_keeps_a_copy(place: &Place) {
-    let before = (place.backups)().len();
-    let updated = update(&*place.publisher, now(), |document, _| {
+async fn a_removal_keeps_a_copy(publication: &Publication) {
+    let before = (publication.backups)().len();
+    let updated = update(&*publication.publisher, now(), |document, _| {
         document.remove("tb-1");
         Ok::<_, Infallible>(())
     })
     .await
     .unwrap();
     assert!(updated.backup.unwrap().is_ok());
-    assert_eq!((place.backups)().len(), before + 1);
+    assert_eq!((publication.backups)().len(), before + 1);
     assert_eq!(
-        (place.bytes)().unwrap(),
+        (publication.bytes)().unwrap(),
         br#"{"keys":[{"kid":"theirs","kty":"oct","odd":[1,{"b":null}]},{"kty":"RSA"}],"note":"x"}"#
     );
 }
 
 /// `writers` at once, each making `changes` changes: adding keys, and removing half of its own
 /// again. Nothing is lost.
-pub async fn storm(publisher: Arc<dyn Publisher>, writers: usize, changes: usize) {
+pub async fn change_at_once(publisher: Arc<dyn Publisher>, writers: usize, changes: usize) {
     let tasks: Vec<_> = (0..writers)
         .map(|writer| {
             let publisher = publisher.clone();

@@ -73,11 +73,11 @@ pub fn tricks(addresses: &[IpAddr]) -> Vec<Vec<String>> {
 
 /// What is wrong with what a service received, if anything: an invented value arrived, or it was
 /// told another caller than `login` (no caller, if that is empty) or another address than `from`.
-pub fn believed(answer: &Answer, login: &str, from: IpAddr) -> Option<String> {
-    let seen = answer.all_seen();
+pub fn deception(answer: &Answer, login: &str, from: IpAddr) -> Option<String> {
+    let seen = answer.all_received();
     let invented = seen.iter().any(|(_, value)| value.contains(MARK));
     let told = |name: &str| -> Vec<String> {
-        let values = answer.seen(name).into_iter();
+        let values = answer.received(name).into_iter();
         values.filter(|value| !value.is_empty()).collect()
     };
     let who: Vec<&str> = (!login.is_empty()).then_some(login).into_iter().collect();

@@ -43,19 +43,19 @@ pub struct TokenEndpoint {
 
 #[derive(Default)]
 struct Shared {
-    seen: Mutex<Vec<Seen>>,
+    requests: Mutex<Vec<TokenRequest>>,
     troubles: Mutex<VecDeque<Trouble>>,
     form_only: bool,
 }
 
 /// A request as it arrived, valid or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
+pub struct TokenRequest {
     pub basic: bool,
     pub form: Vec<(String, String)>,
 }
 
-impl Seen {
+impl TokenRequest {
     pub fn value(&self, name: &str) -> Option<&str> {
         let found = self.form.iter().find(|(known, _)| known == name);
         found.map(|(_, value)| value.as_str())
@@ -100,8 +100,8 @@ impl TokenEndpoint {
         self.state.troubles.lock().unwrap().push_back(trouble);
     }
 
-    pub fn seen(&self) -> Vec<Seen> {
-        self.state.seen.lock().unwrap().clone()
+    pub fn requests(&self) -> Vec<TokenRequest> {
+        self.state.requests.lock().unwrap().clone()
     }
 
     /// The token for these scopes and tags.
@@ -119,11 +119,11 @@ async fn token(
 ) -> Response {
     let form: Vec<(String, String)> = form_urlencoded::parse(&body).into_owned().collect();
     let basic = headers.get(header::AUTHORIZATION).cloned();
-    let seen = Seen {
+    let seen = TokenRequest {
         basic: basic.is_some(),
         form,
     };
-    state.seen.lock().unwrap().push(seen.clone());
+    state.requests.lock().unwrap().push(seen.clone());
     let trouble = state.troubles.lock().unwrap().pop_front();
     match trouble {
         Some(Trouble::Answer(status, body)) => {

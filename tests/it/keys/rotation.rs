@@ -10,8 +10,9 @@ use tailbone::{
     jwks::{FilePublisher, life::KeyLife},
     keys::{KeyPolicy, KeyStore},
 };
+use testkit::keys::policy;
 
-use crate::keys::{at, kids, policy};
+use super::{at, kids};
 
 const STEP: i64 = 15;
 const CACHE: i64 = 300;
@@ -31,8 +32,8 @@ struct Token {
     ends: Timestamp,
 }
 
-/// Servers, verifiers, and all tokens so far.
-struct World {
+/// Servers, verifiers, and all tokens so far, while hours pass.
+struct Simulation {
     jwks: std::path::PathBuf,
     replicas: Vec<KeyLife>,
     verifiers: Vec<Verifier>,
@@ -55,7 +56,7 @@ fn replica(directory: &Path, jwks: &Path, rotate_every: Option<u64>) -> KeyLife 
     )
 }
 
-impl World {
+impl Simulation {
     async fn new(folder: &Path, replicas: Vec<KeyLife>) -> Self {
         let jwks = folder.join("jwks.json");
         for life in &replicas {
@@ -138,45 +139,46 @@ impl World {
 async fn d16_verifiers_never_meet_an_unknown_key_while_keys_rotate() {
     let folder = tempfile::tempdir().unwrap();
     let jwks = folder.path().join("jwks.json");
-    let mut world = World::new(
+    let mut simulation = Simulation::new(
         folder.path(),
         vec![replica(&folder.path().join("a"), &jwks, Some(3600))],
     )
     .await;
     for step in 0..6 * 3600 / STEP {
-        world.step(at(step * STEP)).await;
+        simulation.step(at(step * STEP)).await;
     }
-    assert_eq!(world.refused, 0);
-    assert!(world.keys_used() >= 5, "{}", world.keys_used());
+    assert_eq!(simulation.refused, 0);
+    assert!(simulation.keys_used() >= 5, "{}", simulation.keys_used());
     assert!(kids(&jwks).len() <= 3, "old keys go: {:?}", kids(&jwks));
-    assert!(world.checks > 100_000);
+    assert!(simulation.checks > 100_000);
 }
 
 #[tokio::test]
-async fn d16_the_same_over_restarts_and_rotations_by_hand() {
+async fn d16_verifiers_know_every_key_over_restarts_and_rotations_by_hand() {
     let folder = tempfile::tempdir().unwrap();
     let (directory, jwks) = (folder.path().join("a"), folder.path().join("jwks.json"));
-    let mut world = World::new(folder.path(), vec![replica(&directory, &jwks, None)]).await;
+    let mut simulation =
+        Simulation::new(folder.path(), vec![replica(&directory, &jwks, None)]).await;
     for step in 0..4 * 3600 / STEP {
         let now = at(step * STEP);
         if step % 7 == 3 {
-            world.replicas[0] = replica(&directory, &jwks, None);
-            world.replicas[0].start(now).await.unwrap();
+            simulation.replicas[0] = replica(&directory, &jwks, None);
+            simulation.replicas[0].start(now).await.unwrap();
         }
         if step % 150 == 20 {
-            world.replicas[0].rotate(None, now).await.unwrap();
+            simulation.replicas[0].rotate(None, now).await.unwrap();
         }
-        world.step(now).await;
+        simulation.step(now).await;
     }
-    assert_eq!(world.refused, 0);
-    assert!(world.keys_used() >= 6, "{}", world.keys_used());
+    assert_eq!(simulation.refused, 0);
+    assert!(simulation.keys_used() >= 6, "{}", simulation.keys_used());
 }
 
 #[tokio::test]
-async fn d16_the_same_over_two_replicas_with_directories_of_their_own() {
+async fn d16_verifiers_know_every_key_of_two_replicas_with_directories_of_their_own() {
     let folder = tempfile::tempdir().unwrap();
     let jwks = folder.path().join("jwks.json");
-    let mut world = World::new(
+    let mut simulation = Simulation::new(
         folder.path(),
         vec![replica(&folder.path().join("a"), &jwks, Some(2400))],
     )
@@ -189,24 +191,24 @@ async fn d16_the_same_over_two_replicas_with_directories_of_their_own() {
             let second = replica(&folder.path().join("b"), &jwks, Some(3000));
             second.start(now).await.unwrap();
             assert!(second.current_keys().signer().is_err());
-            world.replicas.push(second);
+            simulation.replicas.push(second);
         }
         if step == 400 {
-            world.replicas[1] = replica(&folder.path().join("b"), &jwks, Some(3000));
-            world.replicas[1].start(now).await.unwrap();
+            simulation.replicas[1] = replica(&folder.path().join("b"), &jwks, Some(3000));
+            simulation.replicas[1].start(now).await.unwrap();
         }
-        world.step(now).await;
+        simulation.step(now).await;
     }
     assert_eq!(
-        i64::try_from(world.refused).unwrap(),
+        i64::try_from(simulation.refused).unwrap(),
         (300 + 60) / STEP,
         "it refused while it waited, no longer"
     );
-    assert!(world.keys_used() >= 8, "{}", world.keys_used());
+    assert!(simulation.keys_used() >= 8, "{}", simulation.keys_used());
 }
 
 #[tokio::test]
-async fn d16_the_same_over_two_replicas_that_share_a_directory() {
+async fn d16_verifiers_know_every_key_of_two_replicas_that_share_a_directory() {
     let folder = tempfile::tempdir().unwrap();
     let (directory, jwks) = (
         folder.path().join("shared"),
@@ -216,10 +218,10 @@ async fn d16_the_same_over_two_replicas_that_share_a_directory() {
         replica(&directory, &jwks, Some(2400)),
         replica(&directory, &jwks, Some(2400)),
     ];
-    let mut world = World::new(folder.path(), both).await;
+    let mut simulation = Simulation::new(folder.path(), both).await;
     for step in 0..4 * 3600 / STEP {
-        world.step(at(step * STEP)).await;
-        let signers: Vec<_> = world
+        simulation.step(at(step * STEP)).await;
+        let signers: Vec<_> = simulation
             .replicas
             .iter()
             .map(|life| life.current_keys().signer().unwrap().kid().clone())
@@ -227,12 +229,12 @@ async fn d16_the_same_over_two_replicas_that_share_a_directory() {
         if signers[0] != signers[1] {
             // The first server to check has switched already; the other one follows at its next
             // check.
-            world.replicas[0].poll(at(step * STEP)).await.unwrap();
-            world.replicas[1].poll(at(step * STEP)).await.unwrap();
+            simulation.replicas[0].poll(at(step * STEP)).await.unwrap();
+            simulation.replicas[1].poll(at(step * STEP)).await.unwrap();
         }
     }
-    assert_eq!(world.refused, 0);
-    let used = world.keys_used();
+    assert_eq!(simulation.refused, 0);
+    let used = simulation.keys_used();
     assert!(
         (5..=8).contains(&used),
         "one successor at a time, not one of each: {used}"
@@ -244,7 +246,7 @@ async fn d16_a_clock_that_steps_a_day_and_comes_back_refuses_nobody() {
     let folder = tempfile::tempdir().unwrap();
     let jwks = folder.path().join("jwks.json");
     let servers = vec![replica(&folder.path().join("a"), &jwks, Some(2400))];
-    let mut world = World::new(folder.path(), servers).await;
+    let mut simulation = Simulation::new(folder.path(), servers).await;
     // A little more than an hour with each clock. The clock steps when only tokens of the current
     // key are left: to a clock that is a day ahead, all others have expired, and their key is
     // removed (docs/design/key-life.md).
@@ -253,17 +255,17 @@ async fn d16_a_clock_that_steps_a_day_and_comes_back_refuses_nobody() {
     for (span, off) in [zero, day, zero, -day, zero].into_iter().enumerate() {
         let begin = 4200 * i64::try_from(span).unwrap();
         for second in (begin..begin + 4200).step_by(STEP as usize) {
-            world.step_off(at(second), off).await;
+            simulation.step_off(at(second), off).await;
         }
     }
-    assert_eq!(world.refused, 0);
+    assert_eq!(simulation.refused, 0);
     // A key from a wrong future signs until that time has come; then it is rotated like any other.
-    let before = world.keys_used();
+    let before = simulation.keys_used();
     for second in (2 * 86_400..2 * 86_400 + 2 * 3600).step_by(STEP as usize) {
-        world.step(at(second)).await;
+        simulation.step(at(second)).await;
     }
-    assert_eq!(world.refused, 0);
-    assert!(world.keys_used() >= before + 2, "{before}");
+    assert_eq!(simulation.refused, 0);
+    assert!(simulation.keys_used() >= before + 2, "{before}");
 }
 
 #[tokio::test]

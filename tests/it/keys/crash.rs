@@ -21,7 +21,7 @@ use tailbone::{
     keys::{KeyState, KeyStore, disk::Probe},
 };
 
-use crate::keys::{at, kids, life, names, with_probe};
+use super::{at, key_life, kids, names, with_probe};
 
 const OPERATIONS: [&str; 5] = ["start", "generate", "rotate", "remove", "housekeeping"];
 /// The time of the operation: the successor in the prepared directory is due, and the key before it
@@ -72,27 +72,27 @@ fn victim() {
 }
 
 #[test]
-fn killed_at_any_step_of_a_first_start() {
+fn a_kill_at_any_step_of_a_first_start_loses_nothing() {
     every_step("start", |_| {});
 }
 
 #[test]
-fn killed_at_any_step_of_generate() {
+fn a_kill_at_any_step_of_generate_loses_nothing() {
     every_step("generate", prepare);
 }
 
 #[test]
-fn killed_at_any_step_of_rotate() {
+fn a_kill_at_any_step_of_rotate_loses_nothing() {
     every_step("rotate", prepare);
 }
 
 #[test]
-fn killed_at_any_step_of_remove() {
+fn a_kill_at_any_step_of_remove_loses_nothing() {
     every_step("remove", prepare);
 }
 
 #[test]
-fn killed_at_any_step_of_housekeeping() {
+fn a_kill_at_any_step_of_housekeeping_loses_nothing() {
     every_step("housekeeping", prepare);
 }
 
@@ -101,7 +101,7 @@ fn killed_at_any_step_of_housekeeping() {
 fn prepare(folder: &Path) {
     let jwks = folder.join("jwks.json");
     let keys = folder.join("keys");
-    let life = life(&keys, &jwks);
+    let life = key_life(&keys, &jwks);
     runtime().block_on(async {
         life.start(at(0)).await.unwrap();
         life.generate(None, at(1000)).await.unwrap();
@@ -137,7 +137,7 @@ fn every_step(operation: &str, prepare: impl Fn(&Path)) {
         fs::create_dir(&folder).unwrap();
         copy(prepared.path(), &folder);
         let status = Command::new(std::env::current_exe().unwrap())
-            .args(["keys_crash::victim", "--exact", "--ignored"])
+            .args(["keys::crash::victim", "--exact", "--ignored"])
             .env("TAILBONE_TEST_CRASH_FOLDER", &folder)
             .env("TAILBONE_TEST_CRASH_OPERATION", operation)
             .env("TAILBONE_TEST_CRASH_STEP", step.to_string())
@@ -175,7 +175,7 @@ fn recovers(folder: &Path, operation: &str, step: u32) {
         let before = fs::read(&jwks)
             .ok()
             .map(|bytes| Document::parse(&bytes).unwrap_or_else(|error| panic!("{told}: {error}")));
-        let life = life(&keys, &jwks);
+        let life = key_life(&keys, &jwks);
         // Temporary files count as abandoned when they are a minute old by the file system's clock.
         let report = life.start(at(THEN + 1)).await.unwrap();
         assert!(
@@ -262,7 +262,7 @@ fn swept(keys: &Path, jwks: &Path, told: &str) {
         "{told}: {:?}",
         names(keys)
     );
-    let _: &KeyLife = &life(keys, jwks);
+    let _: &KeyLife = &key_life(keys, jwks);
 }
 
 fn copy(from: &Path, to: &Path) {
