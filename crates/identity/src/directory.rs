@@ -109,7 +109,7 @@ impl Directory {
     }
 
     /// The same, counting WhoIs calls in `meter`, and limiting the rate of each caller over all of
-    /// its connections ([`Connection::pace`]).
+    /// its connections ([`Connection::count_request`]).
     pub fn with(node: Arc<dyn Node>, meter: Meter, callers: Option<CallerRates>) -> Self {
         let status = node.watch();
         let generation = node.generation();
