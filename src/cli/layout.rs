@@ -4,7 +4,7 @@
 //! - Colours, and marks such as ✓, appear on a terminal only.
 //! - A command or an address that a person may copy is never broken: a terminal folds a long one,
 //!   and copying gives all of it.
-//! - Elsewhere data stays on one line for `grep`, and sentences are wrapped at [`PIPE`] columns,
+//! - Elsewhere data stays on one line for `grep`, and sentences are wrapped at `PIPE` columns,
 //!   since a pipe often ends at a person (`docker exec`, a CI log).
 
 use std::io::IsTerminal as _;
