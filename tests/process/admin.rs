@@ -96,7 +96,7 @@ fn d12_the_socket_is_there_before_the_join_and_survives_a_kill() {
         let refused = list(folder.path());
         assert_eq!(refused.status.code(), Some(1));
         assert!(
-            said(&refused).contains("its server is gone"),
+            said(&refused).contains("it has ended; start it again"),
             "{}",
             said(&refused)
         );
