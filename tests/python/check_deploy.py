@@ -131,7 +131,7 @@ def known():
     """The variables of the settings, read from their sections."""
     names = set()
     text = "".join(path.read_text() for path in sorted((root / SECTIONS).glob("*.rs")))
-    for key, kind in re.findall(r'\brow\(\s*"([^"]+)",\s*(?:Kind::)?(\w+)', text):
+    for key, kind in re.findall(r'\brow\(\s*"([^"]+)",\s*(?:ValueKind::)?(\w+)', text):
         name = "TB_" + re.sub(r"[.-]", "_", key).upper()
         names |= {name, f"{name}_FILE"} if kind == "Secret" else {name}
     return names

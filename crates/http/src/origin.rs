@@ -153,8 +153,9 @@ pub fn is_cross_origin(
     }
     // The browser's own comparison is more reliable than ours: a proxy in between may have changed
     // the host or port that we see.
-    if let Some(site) = single(headers, &FETCH_SITE) {
-        return !matches!(site, "same-origin" | "none");
+    if headers.contains_key(&FETCH_SITE) {
+        // No browser sends it twice, or in letters that cannot be read.
+        return !matches!(single(headers, &FETCH_SITE), Some("same-origin" | "none"));
     }
     if !headers.contains_key(header::ORIGIN) {
         return false;

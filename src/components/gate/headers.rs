@@ -192,9 +192,10 @@ fn utf8_value(text: &str) -> HeaderValue {
     HeaderValue::from_bytes(text.as_bytes()).unwrap_or(HeaderValue::from_static(""))
 }
 
-/// The text, encoded by RFC 2047 (Q encoding) if it is not plain ASCII.
+/// The text, encoded by RFC 2047 (Q encoding) if it is not plain ASCII, or if a reader might take a
+/// part of it for an encoded word.
 fn rfc2047_value(text: &str) -> HeaderValue {
-    if text.bytes().all(|b| matches!(b, b' '..=b'~')) {
+    if text.bytes().all(|b| matches!(b, b' '..=b'~')) && !text.contains("=?") {
         return utf8_value(text);
     }
     const ENCODED_WORD_START: &str = "=?utf-8?q?";
@@ -444,6 +445,11 @@ mod tests {
     fn names_beyond_ascii_are_encoded_words_of_rfc_2047() {
         assert_eq!(rfc2047_value("Alice Smith"), "Alice Smith");
         assert_eq!(rfc2047_value("Zoë =?_"), "=?utf-8?q?Zo=C3=AB_=3D=3F=5F?=");
+        // The name of somebody who would like to have another one.
+        assert_eq!(
+            rfc2047_value("=?utf-8?q?Bob?="),
+            "=?utf-8?q?=3D=3Futf-8=3Fq=3FBob=3F=3D?="
+        );
         let long = rfc2047_value(&"é".repeat(30));
         let words: Vec<_> = long.to_str().unwrap().split(' ').collect();
         assert!(

@@ -19,7 +19,10 @@ pub(super) fn run(data: &[u8]) {
         return;
     };
     // It leads to the page of the setting and nowhere else, with one more parameter.
-    let location = location.to_str().unwrap();
+    let Ok(location) = location.to_str() else {
+        assert!(!setting.is_ascii(), "only the setting's own letters");
+        return;
+    };
     let (page, fragment) = setting.split_at(setting.find('#').unwrap_or(setting.len()));
     let added = location.strip_prefix(page).expect("the setting's page");
     let back = added
