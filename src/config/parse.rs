@@ -284,7 +284,9 @@ pub(super) fn url(input: &str, _: &ValueOrigin) -> Result<ParsedValue<Option<Str
         .ok()
         .filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")))
         .and_then(|uri| uri.authority().cloned())
-        .filter(|authority| !authority.host().is_empty());
+        .filter(|authority| !authority.host().is_empty())
+        // Some have the form of an address but no browser can open them, such as https://a.86.
+        .filter(|_| ::url::Url::parse(text).is_ok());
     match fine {
         None => Err("not an address such as https://host".into()),
         Some(authority) if authority.as_str().contains('@') => {

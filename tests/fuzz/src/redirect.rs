@@ -9,6 +9,10 @@ pub(super) fn run(data: &[u8]) {
     let Some((setting, lines)) = super::text(data).and_then(|text| text.split_once('\n')) else {
         return;
     };
+    // The settings refuse an address that cannot be opened.
+    let Ok(page) = Url::parse(setting) else {
+        return;
+    };
     let Some(parts) = super::request::read("/auth/forwarded", lines.split('\n')) else {
         return;
     };
@@ -23,8 +27,8 @@ pub(super) fn run(data: &[u8]) {
         assert!(!setting.is_ascii(), "only the setting's own letters");
         return;
     };
-    let (page, fragment) = setting.split_at(setting.find('#').unwrap_or(setting.len()));
-    let added = location.strip_prefix(page).expect("the setting's page");
+    let (start, fragment) = setting.split_at(setting.find('#').unwrap_or(setting.len()));
+    let added = location.strip_prefix(start).expect("the setting's page");
     let back = added
         .strip_suffix(fragment)
         .and_then(|added| added.strip_prefix(['?', '&']))
@@ -32,7 +36,7 @@ pub(super) fn run(data: &[u8]) {
         .expect("one parameter");
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"-._~%".contains(&b);
     assert!(back.bytes().all(fits), "{back}");
-    let (page, there) = (Url::parse(setting).unwrap(), Url::parse(location).unwrap());
+    let there = Url::parse(location).unwrap();
     assert_eq!(page.origin(), there.origin());
     assert!(matches!(there.scheme(), "http" | "https"));
     let told = there.query_pairs().filter(|(name, _)| name == "rd").last();

@@ -271,6 +271,7 @@ fn addresses_hosts_and_tags_of_another_form_are_refused() {
         "https://",
         "http://a b",
         "https:///x",
+        "https://a.example.86/",
     ] {
         assert!(
             mistake("TB_SERVER_TAILSCALE_CONTROLURL", text).contains("not an address"),
