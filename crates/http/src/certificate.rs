@@ -91,6 +91,11 @@ impl CertificateFiles {
         })
     }
 
+    /// About the certificate that is shown now.
+    pub fn facts(&self) -> Arc<CertificateFacts> {
+        self.loaded.load().facts.clone()
+    }
+
     /// Reads the files again if they have changed, and says whether it did. On an error the old
     /// pair stays and the files are read again at the next call: a renewal may have replaced only
     /// one of them so far.
@@ -117,13 +122,6 @@ impl CertificateFiles {
                 tracing::error!(target: "server", error, "certificate not read again; the old one stays in use");
             }
         }
-    }
-}
-
-impl CertificateFiles {
-    /// About the certificate that is shown now.
-    pub fn facts(&self) -> Arc<CertificateFacts> {
-        self.loaded.load().facts.clone()
     }
 }
 

@@ -195,7 +195,7 @@ mod tests {
     fn headers(list: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in list {
-            headers.append(*name, HeaderValue::from_static(value));
+            headers.append(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
         headers
     }
@@ -288,6 +288,13 @@ mod tests {
             &[]
         ));
         assert!(is(&[("sec-fetch-site", "same-site")], &[]));
+        // Twice, or beyond ASCII: the origin alone would let these in.
+        for site in [["same-origin", "none"].as_slice(), &["same-origin\u{497}"]] {
+            let mut list = vec![("origin", "http://wiki:8082")];
+            assert!(!is(&list, &[]));
+            list.extend(site.iter().map(|site| ("sec-fetch-site", *site)));
+            assert!(is(&list, &[]), "{site:?}");
+        }
     }
 
     #[test]
