@@ -11,6 +11,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tailbone_values::Object;
 
 /// The format that this program writes. A file with another number is left alone.
 const VERSION: u32 = 1;
@@ -92,11 +93,12 @@ impl History {
             version: u32,
         }
         let json_error = |error: serde_json::Error| HistoryError::Json(error.to_string());
-        let Versioned { version } = serde_json::from_slice(json).map_err(json_error)?;
+        let Object(Versioned { version }) = serde_json::from_slice(json).map_err(json_error)?;
         if version != VERSION {
             return Err(HistoryError::Version(version));
         }
-        let written: HistoryFile = serde_json::from_slice(json).map_err(json_error)?;
+        let Object(written): Object<HistoryFile> =
+            serde_json::from_slice(json).map_err(json_error)?;
         Ok(written.into())
     }
 

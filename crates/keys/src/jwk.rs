@@ -27,6 +27,7 @@ use rsa::{
 };
 use rustix::process::setpriority_process;
 use serde::{Deserialize, Serialize};
+use tailbone_values::Object;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::{InvalidKeyId, KeyId};
@@ -529,7 +530,8 @@ struct RawJwk {
 impl RawJwk {
     fn parse(json: &[u8]) -> Result<Self, JwkError> {
         // The parser's own message may quote the text, which may be a private key.
-        serde_json::from_slice(json).map_err(|error| {
+        let read = serde_json::from_slice::<Object<Self>>(json);
+        read.map(|Object(key)| key).map_err(|error| {
             JwkError::Json(match error.classify() {
                 serde_json::error::Category::Data => "members of unexpected types",
                 serde_json::error::Category::Eof => "the text ends early",

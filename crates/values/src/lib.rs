@@ -1,5 +1,5 @@
-//! Values that every layer reads: secrets, the names of hosts and the origins of web pages, and
-//! texts that are safe to print.
+//! Values that every layer reads: secrets, the names of hosts and the origins of web pages, texts
+//! that are safe to print, and JSON objects.
 //!
 //! They know nothing of where they come from or what they are for.
 //!
@@ -12,9 +12,11 @@
 //! # Ok::<(), String>(())
 //! ```
 
+mod object;
 mod printable;
 mod secret;
 pub mod web;
 
+pub use object::Object;
 pub use printable::printable;
 pub use secret::Secret;

@@ -14,6 +14,7 @@
 
 use ::http::Extensions;
 use serde::Deserialize;
+use tailbone_values::Object;
 
 use crate::{config::Authorization, identity::Caller};
 
@@ -187,7 +188,7 @@ struct AdminGrant {
 }
 
 fn grants(value: &serde_json::Value, right: Right) -> bool {
-    AdminGrant::deserialize(value).is_ok_and(|grant| {
+    Object::<AdminGrant>::deserialize(value).is_ok_and(|Object(grant)| {
         grant
             .methods
             .iter()

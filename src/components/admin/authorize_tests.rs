@@ -162,6 +162,7 @@ fn table() -> Vec<AccessCase> {
         ),
         ("another name", user(&[json!({"method": ["*"]})]), vec![]),
         ("a bare list", user(&[json!(["*"])]), vec![]),
+        ("members by position", user(&[json!([["*"]])]), vec![]),
         ("a bare word", user(&[json!("*")]), vec![]),
         ("true", user(&[json!(true)]), vec![]),
         ("null", user(&[json!(null)]), vec![]),

@@ -8,6 +8,7 @@ use std::{io::Read, path::PathBuf, time::Duration};
 
 use ::http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
+use tailbone_values::Object;
 use url::Url;
 
 use crate::config::Secret;
@@ -175,7 +176,7 @@ async fn github(
     if response.status() != StatusCode::OK {
         return Err(ClientError::GitHubAnswer(response.status().to_string()));
     }
-    let token: GitHubToken = response.json().await.map_err(transport_error)?;
+    let Object(token): Object<GitHubToken> = response.json().await.map_err(transport_error)?;
     Ok(Secret::new(token.value))
 }
 
@@ -188,8 +189,8 @@ fn parse_answer(body: &str) -> Option<ExchangeResponse> {
         scope: Option<String>,
     }
 
-    let json = match serde_json::from_str::<JsonAnswer>(body) {
-        Ok(json) => json,
+    let json = match serde_json::from_str::<Object<JsonAnswer>>(body) {
+        Ok(Object(json)) => json,
         Err(_) => JsonAnswer {
             access_token: body.trim().to_owned(),
             expires_in: None,
@@ -215,8 +216,8 @@ fn error_message(body: &str) -> String {
         request_id: Option<String>,
     }
 
-    let text = match serde_json::from_str::<JsonError>(body) {
-        Ok(json) => {
+    let text = match serde_json::from_str::<Object<JsonError>>(body) {
+        Ok(Object(json)) => {
             let mut text = json.error;
             if let Some(description) = json.error_description {
                 text = format!("{text}: {description}");

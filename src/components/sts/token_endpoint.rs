@@ -19,6 +19,7 @@ use std::{
 use ::http::{HeaderMap, StatusCode, header};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Deserialize;
+use tailbone_values::Object;
 use tokio::sync::Semaphore;
 use url::{Url, form_urlencoded};
 
@@ -355,7 +356,7 @@ fn parse_body(headers: &HeaderMap, body: &[u8]) -> Option<TokenResponse> {
         .and_then(|content_type| content_type.to_str().ok())
         .unwrap_or_default()
         .to_ascii_lowercase();
-    if let Ok(answer) = serde_json::from_slice(body) {
+    if let Ok(Object(answer)) = serde_json::from_slice(body) {
         return Some(answer);
     }
     let form = content_type.starts_with("text/plain")

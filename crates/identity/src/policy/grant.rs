@@ -16,7 +16,10 @@ use super::{
     what::{PathPrefix, Scope},
 };
 use crate::{Caller, Visitor};
-use tailbone_values::web::{Host, HostPattern};
+use tailbone_values::{
+    Object,
+    web::{Host, HostPattern},
+};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -93,7 +96,8 @@ fn step(number: usize, value: &Value, foreign: bool, what: &What) -> Step {
 }
 
 fn read(value: &Value) -> Result<(Effect, Scope, bool), String> {
-    let words = GrantValue::deserialize(value).map_err(|error| error.to_string())?;
+    let Object(words) =
+        Object::<GrantValue>::deserialize(value).map_err(|error| error.to_string())?;
     let effect = match words.decision {
         Choice::Allow => Effect::Allow,
         Choice::Anonymous => Effect::Anonymous,

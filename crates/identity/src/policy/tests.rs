@@ -376,6 +376,9 @@ fn grants_come_before_local_rules_and_denying_ones_first() {
     for value in [
         json!([{"path": ["/x"]}]),
         json!(["x"]),
+        // Neither a value without members nor one with its members by position.
+        json!([[]]),
+        json!([["allow"]]),
         json!([{"paths": ["x"]}]),
         json!([{"decision": "maybe"}]),
     ] {

@@ -35,6 +35,7 @@ use tokio::{
 use url::Url;
 
 use tailbone_telemetry::meter::Meter;
+use tailbone_values::Object;
 
 /// Where an issuer's keys are found.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -439,7 +440,7 @@ impl Fetch {
         ))?;
         let response = self.client.get(url.clone()).send().await;
         let body = self.body(response.map_err(request_error)?).await?;
-        let found: Configuration =
+        let Object(found): Object<Configuration> =
             serde_json::from_slice(&body).map_err(FetchError::Configuration)?;
         if found.issuer != issuer {
             return Err(FetchError::OtherIssuer {
@@ -574,12 +575,14 @@ impl KeySet {
             keys: Vec<serde_json::Value>,
         }
 
-        let document: Document = serde_json::from_slice(document).map_err(SetError::Form)?;
+        let Object(document): Object<Document> =
+            serde_json::from_slice(document).map_err(SetError::Form)?;
         let told = document.keys.len();
         let keys: Vec<_> = document
             .keys
             .into_iter()
-            .filter_map(|key| serde_json::from_value::<Jwk>(key).ok()?.verification_key())
+            .filter_map(|key| serde_json::from_value::<Object<Jwk>>(key).ok())
+            .filter_map(|Object(key)| key.verification_key())
             .take(MAX_KEYS)
             .collect();
         if keys.is_empty() && told > 0 {
@@ -798,6 +801,7 @@ mod tests {
             {"kty": "EC", "kid": "p256", "crv": "P-256", "x": x, "y": x},
             {"kty": "EC", "kid": "short", "crv": "P-384", "x": x, "y": x},
             {"kty": "oct", "kid": "secret", "k": x},
+            ["RSA", "by position", null, null, null, null, wide, "AQAB", null, null],
             {"kty": "RSA"}, 7, {"kty": "PQ", "kid": "new"},
         ]});
         let set = KeySet::parse(document.to_string().as_bytes()).unwrap();
@@ -810,12 +814,13 @@ mod tests {
         assert_eq!(fits(Algorithm::RS512), ["any", "one"]);
         assert_eq!(fits(Algorithm::ES256), ["p256"]);
         assert!(fits(Algorithm::HS256).is_empty());
-        assert_eq!(set.skipped, 9);
+        assert_eq!(set.skipped, 10);
     }
 
     #[test]
     fn garbage_is_not_an_empty_set() {
         assert!(KeySet::parse(b"{}").is_err());
+        assert!(KeySet::parse(b"[[]]").is_err());
         assert!(KeySet::parse(b"<html>").is_err());
         assert!(KeySet::parse(br#"{"keys":[{"kty":"oct"}]}"#).is_err());
         assert!(KeySet::parse(br#"{"keys":[]}"#).unwrap().is_empty());
