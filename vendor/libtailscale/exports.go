@@ -197,6 +197,13 @@ func tailscale_listen(handle C.uint64_t, addr C.tailscale_bytes, len C.size_t, f
 	})
 }
 
+//export tailscale_listen_funnel
+func tailscale_listen_funnel(handle C.uint64_t, port C.uint32_t, fd *C.int32_t, out *C.tailscale_buf) C.int32_t {
+	return descriptor(handle, fd, out, func(n *node.Node) (int, *node.Error) {
+		return n.ListenFunnel(uint32(port))
+	})
+}
+
 //export tailscale_dial
 func tailscale_dial(handle C.uint64_t, addr C.tailscale_bytes, len C.size_t, timeout_ms C.int64_t, fd *C.int32_t, out *C.tailscale_buf) C.int32_t {
 	return descriptor(handle, fd, out, func(n *node.Node) (int, *node.Error) {

@@ -58,8 +58,11 @@ enum tailscale_code {            /* int32_t on the wire */
   TAILSCALE_PANIC = 12,
   TAILSCALE_INTERNAL = 13,
   TAILSCALE_FORBIDDEN = 14,      /* WhoIs: the peer may not reach the local address */
-  TAILSCALE_NO_HTTPS = 15,       /* cert: HTTPS is not enabled in the tailnet */
-  TAILSCALE_ACME = 16            /* cert: the certificate authority refused */
+  TAILSCALE_NO_HTTPS = 15,       /* cert, listen_funnel: HTTPS is not enabled in the tailnet */
+  TAILSCALE_ACME = 16,           /* cert: the certificate authority refused */
+  TAILSCALE_NO_FUNNEL = 17,      /* listen_funnel: the node has not the attribute "funnel" */
+  TAILSCALE_FUNNEL_PORT = 18     /* listen_funnel: the tailnet does not allow this port; the message
+                                    names those that it allows */
 };
 
 /* Head of every message on a listener's or dial's descriptor. Host byte order. 40 bytes. */
@@ -76,7 +79,8 @@ typedef struct {
 } tailscale_conn_header;           /* Kinds 0 and 1 are followed by the connection's number (uint64_t,
                                     see tailscale_callbacks). Kind 2 carries exactly one descriptor
                                     (SCM_RIGHTS), a SOCK_STREAM unix socket. For Funnel, peer is the
-                                    real internet source (FunnelConn.Src). */
+                                    caller on the internet, and local has the port that it
+                                    called. */
 
 /* How a dialled connection ends, seen from the caller's unix socket
  *  - The network's end of stream: read gives 0; the writing side still works.
@@ -216,6 +220,15 @@ int32_t tailscale_whois(uint64_t node, tailscale_bytes addr, size_t len, tailsca
  * must be started; it need not be running yet. */
 int32_t tailscale_listen(uint64_t node, tailscale_bytes addr, size_t len, int32_t *fd,
                          tailscale_buf *out);
+
+/* Connections from the internet, through Funnel, to port 443, 8443 or 10000 of the node's first
+ * cert_domain. They come as they are, so TLS is the caller's part; messages of kind 1. Nothing
+ * listens on the host. The same port may be listened on for the tailnet as well. While there is
+ * such a listener, the node has no other listener on port 1, where ingress nodes connect to.
+ * The node must be running (TAILSCALE_STATE) and be allowed to use Funnel (TAILSCALE_NO_HTTPS,
+ * TAILSCALE_NO_FUNNEL, TAILSCALE_FUNNEL_PORT). If the tailnet withdraws that later, the descriptor
+ * gets a failure with one of these codes and ends. */
+int32_t tailscale_listen_funnel(uint64_t node, uint32_t port, int32_t *fd, tailscale_buf *out);
 
 /* addr "100.64.0.7:80", "[fd7a::1]:80", "name:80", "name.tailnet.ts.net:80". Tailnet only.
  * timeout_ms from 1 to 600000. */

@@ -33,6 +33,8 @@ pub const TAILSCALE_INTERNAL: tailscale_code = 13;
 pub const TAILSCALE_FORBIDDEN: tailscale_code = 14;
 pub const TAILSCALE_NO_HTTPS: tailscale_code = 15;
 pub const TAILSCALE_ACME: tailscale_code = 16;
+pub const TAILSCALE_NO_FUNNEL: tailscale_code = 17;
+pub const TAILSCALE_FUNNEL_PORT: tailscale_code = 18;
 pub type tailscale_code = i32;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -109,6 +111,12 @@ unsafe extern "C" {
         node: u64,
         addr: tailscale_bytes,
         len: usize,
+        fd: *mut i32,
+        out: *mut tailscale_buf,
+    ) -> i32;
+    pub fn tailscale_listen_funnel(
+        node: u64,
+        port: u32,
         fd: *mut i32,
         out: *mut tailscale_buf,
     ) -> i32;

@@ -33,6 +33,8 @@ const (
 	Forbidden
 	NoHTTPS
 	ACME
+	NoFunnel
+	FunnelPort
 )
 
 // Error is a code with its message.

@@ -48,6 +48,7 @@ func newExtension(_ tslogger.Logf, sb ipnext.SafeBackend) (ipnext.Extension, err
 	tun := sb.Sys().Tun.Get()
 	collectOneFlowAtATime(tun)
 	endTimeWaitOnSyn(tun, ns)
+	n.(*Node).funnel.letIngressPass(tun)
 	n.(*Node).lb.Store(lb)
 	return &extension{n.(*Node)}, nil
 }
@@ -59,6 +60,7 @@ func (e *extension) Shutdown() error { return nil }
 
 func (e *extension) Init(h ipnext.Host) error {
 	h.Hooks().MutateNotifyLocked.Add(e.node.onNotify)
+	e.node.funnel.announcePeerAPI(h)
 	return nil
 }
 
@@ -73,6 +75,7 @@ func (n *Node) onNotify(nt *ipn.Notify) {
 	}
 	if mayChangeIdentity(nt) {
 		n.gen.bump()
+		n.funnel.mayHaveChanged()
 	}
 	if nt.State != nil && *nt.State == ipn.Running || nt.SelfChange != nil || len(nt.PeersChanged) > 0 || len(nt.PeerChangedPatch) > 0 {
 		if n.cfg.GreetMax > 0 {

@@ -43,6 +43,7 @@ type listeners struct {
 type listener struct {
 	node        *Node
 	addr        netip.AddrPort
+	funnel      bool // for connections from the internet (funnel.go)
 	socket      socketEnd
 	backlog     backlog
 	handshaking atomic.Int32 // flows let in whose handshake goes on; too high if handshakes have failed
@@ -69,24 +70,45 @@ func (n *Node) Listen(addr []byte) (int, *Error) {
 			}
 		}
 	}
-	socket, programFD, perr := socketPair(unix.SOCK_SEQPACKET)
-	if perr != nil {
-		return -1, ioError("making the listener's sockets", perr)
+	if at.Port() == peerAPIPort && n.funnel.open.Load() {
+		return -1, errorf(InUse, "port %d is where Funnel's connections come to this node", peerAPIPort)
 	}
-	socket.raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, socketBufferBytes) })
-	l := &listener{node: n, addr: at, socket: socket}
+	l, programFD, err := n.newListener(at)
+	if err != nil {
+		return -1, err
+	}
 	if err := n.listeners.add(l); err != nil {
-		socket.file.Close()
-		unix.Close(programFD)
+		l.discard(programFD)
 		return -1, err
 	}
 	if !n.spawn(l.awaitClose) {
 		n.listeners.remove(l)
-		socket.file.Close()
-		unix.Close(programFD)
+		l.discard(programFD)
 		return -1, errClosed
 	}
 	return programFD, nil
+}
+
+// newListener makes a listener that is in no table yet, and the program's end of its socket.
+func (n *Node) newListener(at netip.AddrPort) (*listener, int, *Error) {
+	socket, programFD, err := socketPair(unix.SOCK_SEQPACKET)
+	if err != nil {
+		return nil, -1, ioError("making the listener's sockets", err)
+	}
+	socket.raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, socketBufferBytes) })
+	return &listener{node: n, addr: at, socket: socket}, programFD, nil
+}
+
+// discard closes both ends of a listener that was never served.
+func (l *listener) discard(programFD int) {
+	l.socket.file.Close()
+	unix.Close(programFD)
+}
+
+// end reports why the listener ends, and closes it.
+func (l *listener) end(why *Error) {
+	l.socket.trySend(failureMessage(why))
+	l.socket.file.Close()
 }
 
 func parseListen(addr []byte) (netip.AddrPort, *Error) {
@@ -145,15 +167,30 @@ func (p *listeners) closeAll() {
 	p.byAddr = nil
 	p.mu.Unlock()
 	for _, l := range all {
-		l.socket.trySend(failureMessage(errClosed))
-		l.socket.file.Close()
+		l.end(errClosed)
 	}
+}
+
+// has reports whether there is a listener on this port, on any address.
+func (p *listeners) has(port uint16) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for at := range p.byAddr {
+		if at.Port() == port {
+			return true
+		}
+	}
+	return false
 }
 
 // awaitClose frees the listener when the program closes its descriptor.
 func (l *listener) awaitClose() {
 	l.socket.awaitHangup()
-	l.node.listeners.remove(l)
+	if l.funnel {
+		l.node.removeFunnel(l)
+	} else {
+		l.node.listeners.remove(l)
+	}
 	l.awaitPending()
 	l.socket.file.Close()
 }
@@ -184,6 +221,9 @@ func (l *listener) closed() bool {
 // port that it does not serve itself.
 func (p *listeners) acceptHandler(n *Node) func(src, dst netip.AddrPort) (func(net.Conn), bool) {
 	return func(src, dst netip.AddrPort) (func(net.Conn), bool) {
+		if dst.Port() == peerAPIPort && n.funnel.open.Load() {
+			return func(c net.Conn) { n.acceptIngress(c, src) }, n.isOwn(dst.Addr())
+		}
 		p.mu.Lock()
 		l := p.byAddr[dst]
 		if l == nil {
@@ -193,10 +233,8 @@ func (p *listeners) acceptHandler(n *Node) func(src, dst netip.AddrPort) (func(n
 		if l == nil {
 			return nil, false
 		}
-		if !l.addr.Addr().IsValid() {
-			if ip4, ip6 := n.srv.TailscaleIPs(); dst.Addr() != ip4 && dst.Addr() != ip6 {
-				return nil, false
-			}
+		if !l.addr.Addr().IsValid() && !n.isOwn(dst.Addr()) {
+			return nil, false
 		}
 		if l.backlog.full(src.Addr()) {
 			n.log.printfLimited(levelWarn, "connections to port %d are refused: too many wait to be taken (%d, or %d of one peer)",
@@ -209,6 +247,12 @@ func (p *listeners) acceptHandler(n *Node) func(src, dst netip.AddrPort) (func(n
 			l.deliver(c, src, dst)
 		}, true
 	}
+}
+
+// isOwn reports whether this is one of the node's own addresses.
+func (n *Node) isOwn(ip netip.Addr) bool {
+	ip4, ip6 := n.srv.TailscaleIPs()
+	return ip == ip4 || ip == ip6
 }
 
 // deliver passes an accepted connection to the program, after those that came before it.
@@ -224,7 +268,11 @@ func (l *listener) deliver(c net.Conn, src, dst netip.AddrPort) {
 		c.Close()
 		return
 	}
-	head := connHeader(kindAccepted, src, dst)
+	kind := byte(kindAccepted)
+	if l.funnel {
+		kind = kindFunnel
+	}
+	head := connHeader(kind, src, dst)
 	msg := binary.NativeEndian.AppendUint64(head[:], conn.id)
 	if !l.backlog.put(&pendingConn{conn: conn, peer: src.Addr(), message: msg}, l.announce) {
 		conn.abort()

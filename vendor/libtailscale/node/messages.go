@@ -20,13 +20,13 @@ const (
 	headerVersion = 1
 	headerLen     = 40
 	kindAccepted  = 0
+	kindFunnel    = 1
 	kindDialled   = 2
 	kindFailure   = 255
 	maxMessage    = 1000
 )
 
-// connHeader describes a connection. A Funnel listener will need kind 1 and the peer's address on
-// the internet.
+// connHeader describes a connection. For one through Funnel, remote is the caller on the internet.
 func connHeader(kind byte, remote, local netip.AddrPort) [headerLen]byte {
 	var h [headerLen]byte
 	h[0], h[1] = headerVersion, kind

@@ -64,6 +64,7 @@ type Node struct {
 	lastErrors backendErrors
 
 	listeners listeners
+	funnel    funnel
 	conns     connSet
 	greet     greeter
 	ordering  chan struct{} // holds a value while a certificate is ordered
@@ -125,6 +126,7 @@ func New(raw []byte, gen *uint64, logFD int) (handle uint64, err *Error) {
 	n.gen.counter = gen
 	n.greet.wake = make(chan struct{}, 1)
 	n.ordering = make(chan struct{}, 1)
+	n.funnel.init()
 	n.log = newLogger(logFD, cfg.level)
 	table.next++
 	if table.nodes == nil {
@@ -241,6 +243,7 @@ func (n *Node) start() {
 		n.spawn(n.conns.sweepStuck(n.ctx))
 		n.spawn(func() { releaseMemory(n.ctx) })
 		n.spawn(n.greetPeers)
+		n.spawn(n.followFunnel)
 	}
 }
 
@@ -400,6 +403,7 @@ func (n *Node) close(starting bool) *Error {
 	go func() {
 		defer close(done)
 		n.listeners.closeAll()
+		n.funnel.closeAll(n)
 		awaitAcks(n.conns.closeAll())
 		if starting {
 			<-n.started

@@ -306,7 +306,7 @@ func receiveAny(t testing.TB, fd int, within time.Duration) (*testConn, *failure
 	}
 	c := &testConn{t: t, fd: -1, kind: msg[1], peer: addr(8, 4), local: addr(24, 6)}
 	t.Cleanup(c.close)
-	if c.kind == kindAccepted {
+	if c.kind == kindAccepted || c.kind == kindFunnel {
 		if oobn != 0 || n != headerLen+8 {
 			t.Fatalf("an accepted connection of %d bytes, %d of control messages", n, oobn)
 		}
