@@ -575,6 +575,11 @@ func (d *devnet) setConfig(r *http.Request) (any, error) {
 		if in.EphemeralGraceMS < 0 {
 			return nil, badRequest("ephemeral_grace_ms must not be negative")
 		}
+		if in.FunnelPorts != "" {
+			if _, err := parsePorts(in.FunnelPorts); err != nil {
+				return nil, badRequest("funnel_ports: %v", err)
+			}
+		}
 		d.tailnet.config = in
 		d.tailnet.touch()
 		return in, nil

@@ -28,6 +28,7 @@ type options struct {
 	ephemeralGrace time.Duration
 	delay          time.Duration // of a packet from node to node; they then meet at the relay alone
 	https          bool          // the tailnet has HTTPS, and an ACME server issues certificates
+	funnel         bool          // the tailnet has HTTPS, and connections from the internet come in
 	acmeCA         *testCA       // vouches for the ACME server; nil: a new one
 	dir            string        // where to make the devnet's directory; empty: as the system has it
 	nodeLogs       io.Writer     // nil: none
@@ -42,13 +43,15 @@ type ready struct {
 	Suffix     string                `json:"magic_dns_suffix"`
 	Peers      map[string]peerRecord `json:"peers"`
 	ACME       *acmeRecord           `json:"acme,omitempty"`
+	Funnel     map[uint16]string     `json:"funnel,omitempty"`
 	PID        int                   `json:"pid"`
 }
 
 type devnet struct {
 	tailnet  *tailnet
 	listener *faultyListener
-	acme     *acmeServer // nil if the tailnet started without HTTPS
+	acme     *acmeServer  // nil if the tailnet started without HTTPS
+	funnel   *funnelFront // nil without --funnel
 	dir      string
 	api      *http.Server
 	apiURL   string
@@ -103,8 +106,8 @@ func (d *devnet) startAll(ctx, lifetime context.Context, o options) (err error) 
 	}
 	control := newControl(lifetime, d.tailnet, d.listener, relays)
 	acmeReady := make(chan error, 1)
+	d.tailnet.config.HTTPS = o.https || o.funnel
 	if o.https {
-		d.tailnet.config.HTTPS = true
 		d.acme = &acmeServer{dir: d.dir, ca: o.acmeCA, logs: o.nodeLogs}
 		control.publish = d.acme.publish
 		go func() { acmeReady <- d.acme.start(ctx) }() // takes as long as the peers
@@ -127,14 +130,25 @@ func (d *devnet) startAll(ctx, lifetime context.Context, o options) (err error) 
 	d.authKey = d.tailnet.addKey(authKey{reusable: true, anyTags: true}).text()
 	d.tailnet.mu.Unlock()
 
-	errs := make(chan error, len(o.peers))
+	errs := make(chan error, len(o.peers)+1)
+	if o.funnel {
+		go func() {
+			front, err := startFunnel(ctx, d.tailnet, d.dir, "http://"+d.listener.addr, d.logf)
+			d.mu.Lock()
+			d.funnel = front
+			d.mu.Unlock()
+			errs <- err
+		}()
+	} else {
+		errs <- nil
+	}
 	for _, s := range o.peers {
 		go func() {
 			_, err := d.addPeer(ctx, s)
 			errs <- err
 		}()
 	}
-	for range o.peers {
+	for range len(o.peers) + 1 {
 		if e := <-errs; e != nil {
 			err = e
 		}
@@ -204,6 +218,9 @@ func (d *devnet) ready() ready {
 	if d.acme != nil {
 		r.ACME = d.acme.record()
 	}
+	if d.funnel != nil {
+		r.Funnel = d.funnel.record()
+	}
 	for name, p := range d.peers {
 		r.Peers[name] = p.record
 	}
@@ -214,7 +231,7 @@ func (d *devnet) close() {
 	d.mu.Lock()
 	peers := d.peers
 	d.peers = map[string]*peer{}
-	was := d.closed
+	funnel, was := d.funnel, d.closed
 	d.closed = true
 	d.mu.Unlock()
 	if was {
@@ -229,6 +246,9 @@ func (d *devnet) close() {
 		var all sync.WaitGroup
 		for _, p := range peers {
 			all.Go(p.close)
+		}
+		if funnel != nil {
+			all.Go(funnel.close)
 		}
 		all.Wait()
 	}()

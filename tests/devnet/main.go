@@ -72,6 +72,7 @@ func parse(args []string) (o options, withParent, withStdin bool, err error) {
 	fs.DurationVar(&o.ephemeralGrace, "ephemeral-grace", 2*time.Second, "`time` after which an absent ephemeral node is deleted")
 	fs.DurationVar(&o.delay, "delay", 0, "`time` that a packet takes from node to node, all of them through the relay")
 	fs.BoolVar(&o.https, "https", false, "the tailnet has HTTPS, and an ACME server (pebble) issues certificates")
+	fs.BoolVar(&o.funnel, "funnel", false, "the tailnet has HTTPS and Funnel, with an ingress node and its public ports on loopback")
 	fs.BoolVar(&withParent, "with-parent", true, "end when the process that started this one is gone")
 	fs.BoolVar(&withStdin, "with-stdin", false, "end when stdin is closed")
 	verbose := fs.Bool("verbose", false, "print the peers' logs on stderr")

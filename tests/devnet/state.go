@@ -60,12 +60,15 @@ type tailnet struct {
 
 // config holds the switches of POST /config.
 type config struct {
-	RequireApproval  bool  `json:"require_approval"`
-	RequireAuth      bool  `json:"require_auth"`
-	StrictKeys       bool  `json:"strict_keys"`
-	KeepExpired      bool  `json:"keep_expired"`
-	HTTPS            bool  `json:"https"`
-	EphemeralGraceMS int64 `json:"ephemeral_grace_ms"`
+	RequireApproval bool `json:"require_approval"`
+	RequireAuth     bool `json:"require_auth"`
+	StrictKeys      bool `json:"strict_keys"`
+	KeepExpired     bool `json:"keep_expired"`
+	HTTPS           bool `json:"https"`
+	Funnel          bool `json:"funnel"`
+	// Ports of Funnel, as in the capability that the node gets: "443,8000-8100". Empty: none.
+	FunnelPorts      string `json:"funnel_ports"`
+	EphemeralGraceMS int64  `json:"ephemeral_grace_ms"`
 }
 
 type user struct {
@@ -101,6 +104,7 @@ type node struct {
 	sharee    bool
 	sharer    tailcfg.UserID
 	ownPeer   bool // one of devnet's own peers
+	ingress   bool // brings connections from the internet, see funnel.go
 }
 
 // grant gives app capabilities to src when it talks to dst. Both are kept as written and matched
@@ -130,7 +134,7 @@ func newTailnet(suffix, owner string, ephemeralGrace time.Duration) *tailnet {
 		created: time.Now().UTC().Truncate(time.Second),
 		keys:    map[string]*authKey{},
 		tokens:  map[string]*oauthClient{},
-		config:  config{RequireAuth: true, EphemeralGraceMS: ephemeralGrace.Milliseconds()},
+		config:  config{RequireAuth: true, Funnel: true, FunnelPorts: "443,8443,10000", EphemeralGraceMS: ephemeralGrace.Milliseconds()},
 	}
 	t.users[taggedUser] = &user{id: taggedUser, login: "tagged-devices", display: "Tagged Devices"}
 	t.lastUser = taggedUser
@@ -296,7 +300,7 @@ func (t *tailnet) byKey(k key.NodePublic) *node {
 func (t *tailnet) matches(ref string, n *node) bool {
 	switch {
 	case ref == "*":
-		return true
+		return !n.ingress
 	case strings.HasPrefix(ref, "tag:"):
 		return slices.Contains(n.tags, ref)
 	case strings.Contains(ref, "@"):

@@ -36,7 +36,12 @@ func startDevnet(t *testing.T, peers ...string) *devnet {
 
 func startSlowDevnet(t *testing.T, delay time.Duration, peers ...string) *devnet {
 	t.Helper()
-	o := options{delay: delay, owner: owner, suffix: suffix, ephemeralGrace: 300 * time.Millisecond, dir: t.TempDir()}
+	return startDevnetWith(t, options{delay: delay}, peers...)
+}
+
+func startDevnetWith(t *testing.T, o options, peers ...string) *devnet {
+	t.Helper()
+	o.owner, o.suffix, o.ephemeralGrace, o.dir = owner, suffix, 300*time.Millisecond, t.TempDir()
 	for _, p := range peers {
 		spec, err := parsePeer(p)
 		if err != nil {

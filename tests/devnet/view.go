@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -35,13 +36,18 @@ func (t *tailnet) viewOf(n *node, now time.Time) *view {
 	online := true
 	v.self.Online = &online
 
+	var ingress []string
 	users := map[tailcfg.UserID]bool{v.self.User: true}
 	for _, p := range t.sorted() {
-		if p == n || !p.approved || !n.approved {
+		if p == n || !p.approved || !n.approved || t.strangers(n, p) {
 			continue
 		}
 		d := t.nodeMessage(p, now)
 		t.applySharing(p, d)
+		if p.ingress {
+			d.UnsignedPeerAPIOnly = true
+			ingress = append(ingress, p.v4.String(), p.v6.String())
+		}
 		v.peers = append(v.peers, d)
 		users[d.User] = true
 		if d.Sharer != 0 {
@@ -54,6 +60,15 @@ func (t *tailnet) viewOf(n *node, now time.Time) *view {
 		}
 	}
 	v.filter = t.filterFor(n)
+	if ingress != nil {
+		v.filter = append(v.filter, ingressRule(n, ingress))
+		// A node takes no filter that lets an unsigned peer in.
+		for i := range v.filter {
+			if slices.Equal(v.filter[i].SrcIPs, []string{"*"}) {
+				v.filter[i].SrcIPs = t.addressesOf("*")
+			}
+		}
+	}
 	if t.users[n.user].login == t.owner {
 		v.invented = &t.invented
 	}
@@ -118,17 +133,21 @@ func (t *tailnet) applySharing(n *node, d *tailcfg.Node) {
 	}
 }
 
-// selfCaps are features that an owner could have switched on for every node: HTTPS certificates, if
-// they are, and Funnel.
+// selfCaps are features that an owner may have switched on for every node: HTTPS certificates and
+// Funnel.
 func (t *tailnet) selfCaps() tailcfg.NodeCapMap {
 	caps := tailcfg.NodeCapMap{
-		tailcfg.NodeAttrFunnel:                                  nil,
-		tailcfg.CapabilityFunnelPorts + "?ports=443,8443,10000": nil,
 		// There is no router on loopback to ask for a port.
 		tailcfg.NodeAttrDisableUPnP: nil,
 	}
 	if t.config.HTTPS {
 		caps[tailcfg.CapabilityHTTPS] = nil
+	}
+	if t.config.Funnel {
+		caps[tailcfg.NodeAttrFunnel] = nil
+	}
+	if t.config.FunnelPorts != "" {
+		caps[tailcfg.CapabilityFunnelPorts+tailcfg.NodeCapability("?ports="+t.config.FunnelPorts)] = nil
 	}
 	return caps
 }
@@ -149,7 +168,7 @@ func (t *tailnet) filterFor(n *node) []tailcfg.FilterRule {
 			}
 			caps[tailcfg.PeerCapability(name)] = raw
 		}
-		from := t.addressesOf(g.Src)
+		from := t.sourcesOf(g.Src)
 		if from == nil {
 			continue
 		}
@@ -170,7 +189,7 @@ func (t *tailnet) accessTo(n *node) []tailcfg.FilterRule {
 	}
 	rules := []tailcfg.FilterRule{}
 	for _, a := range t.accessRules {
-		from := t.addressesOf(a.Src)
+		from := t.sourcesOf(a.Src)
 		ports, err := parsePorts(a.Ports)
 		if from == nil || err != nil || !t.matches(a.Dst, n) {
 			continue
@@ -186,11 +205,15 @@ func (t *tailnet) accessTo(n *node) []tailcfg.FilterRule {
 	return rules
 }
 
-// addressesOf lists the addresses of the nodes that src means, nil if it means none.
-func (t *tailnet) addressesOf(src string) []string {
+// sourcesOf lists the addresses of the nodes that src means, nil if it means none.
+func (t *tailnet) sourcesOf(src string) []string {
 	if src == "*" {
 		return []string{"*"}
 	}
+	return t.addressesOf(src)
+}
+
+func (t *tailnet) addressesOf(src string) []string {
 	var all []string
 	for _, p := range t.sorted() {
 		if t.matches(src, p) {
