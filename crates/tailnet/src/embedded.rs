@@ -20,14 +20,18 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
+use jiff::SignedDuration;
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde::Deserialize;
 use tokio::{net::unix::pipe, sync::watch};
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
 
 use super::{
-    BackendState, Config, Error, ListenAddr, Listener, Node, Status, Stream, WhoIs,
+    BackendState, CertificateError, CertificatePair, CertificateRefusal, Config, Error, ListenAddr,
+    Listener, Node, Status, Stream, WhoIs,
     calls::{QUICK, SLOW},
+    certificate,
     ffi::{self, Handle},
     listener::{AcceptOutcome, Source},
     log,
@@ -43,6 +47,9 @@ const STATUS_BUFFER: usize = 256 * 1024;
 
 /// How much longer than Go we wait for the outcome of a dial.
 const DIAL_MARGIN: Duration = Duration::from_secs(2);
+
+/// How long we wait for a certificate. Go's own limit for an order is 5 minutes.
+const CERTIFICATE_TIMEOUT: Duration = Duration::from_secs(6 * 60);
 
 /// A tsnet node in this process.
 #[derive(Debug)]
@@ -173,6 +180,41 @@ impl Node for EmbeddedNode {
                 () = tokio::time::sleep(timeout.saturating_add(DIAL_MARGIN)) => {
                     Err(Error::Timeout(format!("dialling {addr}")))
                 }
+            }
+        })
+    }
+
+    fn certificate<'a>(
+        &'a self,
+        name: &'a str,
+        min_validity: SignedDuration,
+    ) -> BoxFuture<'a, Result<CertificatePair, CertificateError>> {
+        Box::pin(async move {
+            let handle = self.0.handle()?;
+            let (name, seconds) = (name.to_owned(), min_validity.as_secs());
+            let outcome = async {
+                let outcome = QUICK
+                    .run(move || handle.certificate(&name, seconds))
+                    .await?;
+                let mut text = Zeroizing::new(vec![0; certificate::MAX_MESSAGE]);
+                match Channel::new(outcome)?
+                    .text(&mut text)
+                    .await
+                    .map_err(Error::from)?
+                {
+                    Some(length) => certificate::parse(text.get(..length).unwrap_or_default()),
+                    None => Err(Error::Canceled.into()),
+                }
+            };
+            tokio::select! {
+                biased;
+                () = self.0.ended.cancelled() => Err(Error::Closed.into()),
+                outcome = outcome => outcome,
+                // Go has limits of its own, which are shorter.
+                () = tokio::time::sleep(CERTIFICATE_TIMEOUT) => Err(CertificateError::new(
+                    CertificateRefusal::Unreachable,
+                    "the node did not say what became of the certificate",
+                )),
             }
         })
     }

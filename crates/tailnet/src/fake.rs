@@ -29,6 +29,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
+use jiff::SignedDuration;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpSocket, TcpStream},
@@ -37,8 +38,8 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{
-    BackendState, Error, ListenAddr, Listener, Node, Peer, Status, Stream, Via, WhoIs, WhoIsNode,
-    WhoIsUser,
+    BackendState, CertificateError, CertificatePair, CertificateRefusal, Error, ListenAddr,
+    Listener, Node, Peer, Status, Stream, Via, WhoIs, WhoIsNode, WhoIsUser,
     listener::{AcceptOutcome, Source},
 };
 
@@ -138,6 +139,7 @@ impl FakeTailnet {
                 generation: AtomicU64::new(1),
                 status: watch::Sender::new(Arc::new(status(host, number, &identity))),
                 ended: CancellationToken::new(),
+                certificates: Mutex::default(),
             });
             let entry = Entry {
                 number,
@@ -223,7 +225,6 @@ impl Net {
 #[derive(Debug, Clone)]
 pub struct FakeNode(Arc<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     net: FakeTailnet,
     host: String,
@@ -231,7 +232,12 @@ struct Inner {
     generation: AtomicU64,
     status: watch::Sender<Arc<Status>>,
     ended: CancellationToken,
+    certificates: Mutex<Option<Authority>>,
 }
+
+/// Gives certificates for a name and the validity that was asked for.
+type Authority =
+    Arc<dyn Fn(&str, SignedDuration) -> Result<CertificatePair, CertificateError> + Send + Sync>;
 
 impl FakeNode {
     /// The tailnet address.
@@ -274,6 +280,47 @@ impl FakeNode {
             }
         });
         self.0.bump();
+    }
+
+    /// Enables HTTPS for the node's name. `authority` gives the certificates.
+    pub fn enable_https(
+        &self,
+        authority: impl Fn(&str, SignedDuration) -> Result<CertificatePair, CertificateError>
+        + Send
+        + Sync
+        + 'static,
+    ) {
+        *self.0.authority() = Some(Arc::new(authority));
+        self.set_status(|status| status.cert_domains = vec![status.name.clone()]);
+    }
+
+    fn order(
+        &self,
+        name: &str,
+        min_validity: SignedDuration,
+    ) -> Result<CertificatePair, CertificateError> {
+        self.running()?;
+        let authority = self.0.authority().clone();
+        let Some(authority) = authority else {
+            return Err(CertificateError::new(
+                CertificateRefusal::NoHttps,
+                "HTTPS is not enabled in this tailnet",
+            ));
+        };
+        if !self
+            .0
+            .status
+            .borrow()
+            .cert_domains
+            .iter()
+            .any(|own| own == name)
+        {
+            return Err(CertificateError::new(
+                CertificateRefusal::OtherName,
+                format!("{name} is not a name of this node"),
+            ));
+        }
+        authority(name, min_validity)
     }
 
     fn entry<T>(&self, look: impl FnOnce(&mut Entry) -> T) -> Option<T> {
@@ -422,6 +469,14 @@ impl Node for FakeNode {
         })
     }
 
+    fn certificate<'a>(
+        &'a self,
+        name: &'a str,
+        min_validity: SignedDuration,
+    ) -> BoxFuture<'a, Result<CertificatePair, CertificateError>> {
+        Box::pin(async move { self.order(name, min_validity) })
+    }
+
     fn logout(&self, _timeout: Duration) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
             if self.0.ended.is_cancelled() {
@@ -437,11 +492,26 @@ impl Node for FakeNode {
     }
 }
 
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FakeNode")
+            .field("host", &self.host)
+            .field("status", &self.status)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Inner {
     fn bump(&self) {
         let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1;
         self.status
             .send_modify(|last| Arc::make_mut(last).generation = generation);
+    }
+
+    fn authority(&self) -> MutexGuard<'_, Option<Authority>> {
+        self.certificates
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// This node's entry in the tailnet, unless another node has taken its place.

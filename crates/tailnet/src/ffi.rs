@@ -31,7 +31,7 @@ use std::{
 use libtailscale_sys as sys;
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{Error, shared_buffer};
+use super::{CertificateRefusal, Error, shared_buffer};
 
 /// Length in bytes of the fixed part of each message about a connection.
 pub(super) const HEADER: usize = size_of::<sys::tailscale_conn_header>();
@@ -197,6 +197,21 @@ impl Handle {
         // SAFETY: `addr` is borrowed for the call with its length; local out-pointers.
         descriptor(|fd, out| unsafe {
             sys::tailscale_dial(self.node, addr.as_ptr(), addr.len(), timeout_ms, fd, out)
+        })
+    }
+
+    /// A descriptor on which one message arrives: the pair, or the reason why there is none.
+    pub(super) fn certificate(&self, name: &str, min_validity_s: i64) -> Result<OwnedFd, Error> {
+        // SAFETY: `name` is borrowed for the call with its length; local out-pointers.
+        descriptor(|fd, out| unsafe {
+            sys::tailscale_cert(
+                self.node,
+                name.as_ptr(),
+                name.len(),
+                min_validity_s,
+                fd,
+                out,
+            )
         })
     }
 
@@ -455,6 +470,22 @@ pub(super) fn error(code: i64, message: &[u8]) -> Error {
     }
 }
 
+/// What a code of the C ABI means for a certificate that did not come.
+pub(super) fn certificate_refusal(code: i64, acme_status: Option<u16>) -> CertificateRefusal {
+    match code {
+        code::ACME => CertificateRefusal::Authority {
+            status: acme_status,
+        },
+        code::REFUSED => CertificateRefusal::Control,
+        code::NO_HTTPS => CertificateRefusal::NoHttps,
+        code::CLOSED | code::CANCELED => CertificateRefusal::NodeGone,
+        code::STATE => CertificateRefusal::NotRunning,
+        code::INVALID => CertificateRefusal::OtherName,
+        code::TIMEOUT | code::UNREACHABLE => CertificateRefusal::Unreachable,
+        _ => CertificateRefusal::Own,
+    }
+}
+
 /// Makes a call that returns bytes.
 fn call(go: impl FnOnce(*mut sys::tailscale_buf) -> i32) -> Result<Buf, Error> {
     let mut out = Buf::empty();
@@ -499,6 +530,8 @@ mod code {
     pub(super) const PANIC: i64 = sys::TAILSCALE_PANIC as i64;
     pub(super) const INTERNAL: i64 = sys::TAILSCALE_INTERNAL as i64;
     pub(super) const FORBIDDEN: i64 = sys::TAILSCALE_FORBIDDEN as i64;
+    pub(super) const NO_HTTPS: i64 = sys::TAILSCALE_NO_HTTPS as i64;
+    pub(super) const ACME: i64 = sys::TAILSCALE_ACME as i64;
 }
 
 #[cfg(test)]

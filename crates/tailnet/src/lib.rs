@@ -45,6 +45,7 @@
 #[cfg(feature = "test-util")]
 mod axum;
 mod calls;
+mod certificate;
 mod config;
 mod embedded;
 mod error;
@@ -65,8 +66,10 @@ mod wire;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
+use jiff::SignedDuration;
 use tokio::sync::watch;
 
+pub use certificate::{CertificateError, CertificatePair, CertificateRefusal};
 pub use config::{Config, LogLevel, StateStore};
 pub use embedded::{
     CLOSE_WITHIN, EmbeddedNode, EngineVersion, RuntimeLimits, RuntimeStats, engine_version,
@@ -98,6 +101,18 @@ pub trait Node: Send + Sync + std::fmt::Debug + 'static {
     /// Opens a TCP connection over the tailnet to `host:port`; MagicDNS names work.
     fn dial<'a>(&'a self, addr: &'a str, timeout: Duration)
     -> BoxFuture<'a, Result<Stream, Error>>;
+    /// A certificate for `name`, one of [`Status::cert_domains`], that is valid for at least
+    /// `min_validity` from now on. A negative time also takes one that ended at most so long ago.
+    /// No more than two thirds of a certificate's life are asked for.
+    ///
+    /// A pair that the node keeps and that lasts long enough is given at once, without the network.
+    /// Otherwise one is ordered, which may take minutes. The node itself orders no more often than
+    /// the authority allows, over restarts too, so callers may ask at any time.
+    fn certificate<'a>(
+        &'a self,
+        name: &'a str,
+        min_validity: SignedDuration,
+    ) -> BoxFuture<'a, Result<CertificatePair, CertificateError>>;
     /// Removes this node from the control server, as an ephemeral node does on a clean stop.
     fn logout(&self, timeout: Duration) -> BoxFuture<'_, Result<(), Error>>;
     /// Ends all listeners, streams and waits. Idempotent; takes at most 6 s.

@@ -36,6 +36,9 @@ pub struct Status {
     pub in_map_poll: bool,
     /// Why the last contact with the control server failed; empty if it did not.
     pub control_error: String,
+    /// The names for which the node can have certificates; none if HTTPS is not enabled in the
+    /// tailnet.
+    pub cert_domains: Vec<String>,
 }
 
 /// The states of Tailscale's backend, under its own names.

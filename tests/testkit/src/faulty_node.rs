@@ -11,7 +11,11 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use tailbone_tailnet::{Error, ListenAddr, Listener, Node, Status, Stream, WhoIs, fake::FakeNode};
+use jiff::SignedDuration;
+use tailbone_tailnet::{
+    CertificateError, CertificatePair, Error, ListenAddr, Listener, Node, Status, Stream, WhoIs,
+    fake::FakeNode,
+};
 use tokio::sync::{Semaphore, watch};
 
 /// What is wrong with the answers to WhoIs.
@@ -146,6 +150,14 @@ impl Node for FaultyNode {
         timeout: Duration,
     ) -> BoxFuture<'a, Result<Stream, Error>> {
         self.node.dial(addr, timeout)
+    }
+
+    fn certificate<'a>(
+        &'a self,
+        name: &'a str,
+        min_validity: SignedDuration,
+    ) -> BoxFuture<'a, Result<CertificatePair, CertificateError>> {
+        self.node.certificate(name, min_validity)
     }
 
     fn logout(&self, timeout: Duration) -> BoxFuture<'_, Result<(), Error>> {

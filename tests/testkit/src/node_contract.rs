@@ -13,9 +13,11 @@ use std::{
 
 use axum::{Router, extract::ConnectInfo, routing::get};
 use futures_util::future::join_all;
+use jiff::SignedDuration;
 use tailbone_identity::Directory;
 use tailbone_tailnet::{
-    BackendState, CLOSE_WITHIN, Error, ListenAddr, Listener, Node, Peer, Stream, Via,
+    BackendState, CLOSE_WITHIN, CertificateRefusal, Error, ListenAddr, Listener, Node, Peer,
+    Stream, Via,
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
@@ -36,6 +38,7 @@ macro_rules! node_contract {
             a_reset_is_seen
             a_slow_peer_blocks_nobody
             a_tagged_node_has_tags_and_no_login
+            a_tailnet_without_https_has_no_certificate
             addresses_that_are_none_are_refused
             big_data_goes_both_ways
             close_ends_everything
@@ -104,6 +107,22 @@ pub async fn a_connection_comes_with_its_peer(tailnet: &impl Tailnet) {
         ours.write_all(b"pong").await.unwrap();
         assert_eq!(take(&mut theirs, 4).await, b"pong");
     }
+}
+
+pub async fn a_tailnet_without_https_has_no_certificate(tailnet: &impl Tailnet) {
+    let server = tailnet.node("server", ALICE).await;
+    let status = running(&*server).await;
+    assert!(status.cert_domains.is_empty(), "{status:?}");
+    let any = SignedDuration::ZERO;
+    let refused = server.certificate(&status.name, any).await.unwrap_err();
+    assert_eq!(refused.reason, CertificateRefusal::NoHttps, "{refused}");
+    assert!(
+        refused.message.contains("HTTPS is not enabled"),
+        "{refused}"
+    );
+    server.close().await;
+    let refused = server.certificate(&status.name, any).await.unwrap_err();
+    assert_eq!(refused.reason, CertificateRefusal::NodeGone, "{refused}");
 }
 
 pub async fn a_tagged_node_has_tags_and_no_login(tailnet: &impl Tailnet) {
