@@ -88,10 +88,15 @@ struct Certificate {
     names: Vec<String>,
     issuer: String,
     not_after: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trouble: Option<String>,
 }
 
 impl fmt::Display for Certificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.names.is_empty() {
+            return f.write_str("no certificate yet");
+        }
         let end = self.not_after.as_deref().unwrap_or("an unknown time");
         write!(
             f,
@@ -213,6 +218,7 @@ impl From<StatusResponse> for Status {
                         names: certificate.names,
                         issuer: certificate.issuer,
                         not_after: moment(certificate.not_after),
+                        trouble: some(certificate.trouble),
                     }),
                 })
                 .collect(),

@@ -24,7 +24,7 @@ use super::{
     table::{self, Row},
 };
 
-const EXPECTED_FORMS: &str = "not a listener such as tailnet://:80, tailnet+tls://:443?cert=PATH&key=PATH, https://0.0.0.0:8443?cert=PATH&key=PATH, http://127.0.0.1:8080 or unix:///run/tailbone.sock";
+const EXPECTED_FORMS: &str = "not a listener such as tailnet://:80, tailnet+tls://:443, https://0.0.0.0:8443?cert=PATH&key=PATH, http://127.0.0.1:8080 or unix:///run/tailbone.sock";
 
 const INVALID_PORT: &str = "the port is a number from 1 to 65535";
 
@@ -39,7 +39,7 @@ pub enum Listen {
     Tailnet {
         binding: Binding,
         port: u16,
-        tls: Option<TlsFiles>,
+        tls: Option<TailnetTls>,
     },
     /// The same place, for callers that ask for http there: they are sent to https at the port
     /// `to`.
@@ -60,13 +60,25 @@ pub enum Listen {
     },
 }
 
+/// The certificate of a listener with TLS on the tailnet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TailnetTls {
+    Files(TlsFiles),
+    /// That of the node's name in the tailnet, by ACME.
+    Node,
+}
+
 /// As a setting writes it; [`Listen::parse`] reads it.
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tailnet { tls: None, .. } => write!(f, "tailnet://{}", self.addr()),
             Self::Tailnet {
-                tls: Some(TlsFiles { cert, key }),
+                tls: Some(TailnetTls::Node),
+                ..
+            } => write!(f, "tailnet+tls://{}", self.addr()),
+            Self::Tailnet {
+                tls: Some(TailnetTls::Files(TlsFiles { cert, key })),
                 ..
             } => {
                 let (cert, key) = (cert.display(), key.display());
@@ -103,7 +115,8 @@ impl Listen {
     /// | Word | Listens at |
     /// |---|---|
     /// | `tailnet://:80`, `tailnet://100.64.0.1:80` | all addresses of the node, or one |
-    /// | `tailnet+tls://:443?cert=PATH&key=PATH` | the same with TLS; PEM files |
+    /// | `tailnet+tls://:443` | the same with TLS, with the certificate of the node's name |
+    /// | `tailnet+tls://:443?cert=PATH&key=PATH` | the same for another name; PEM files |
     /// | `redirect://:80?to=443` | the same, where callers are sent to https; 443 without `to` |
     /// | `http://127.0.0.1:8080` | a loopback address of the machine |
     /// | `http://0.0.0.0:8080?plain` | any of its addresses, where a proxy in front ends TLS |
@@ -124,10 +137,15 @@ impl Listen {
             }
             "tailnet+tls" => {
                 let (binding, port) = parse_tailnet_address(address)?;
+                let tls = if options.is_empty() {
+                    TailnetTls::Node
+                } else {
+                    TailnetTls::Files(options.tls_files(kind)?)
+                };
                 Self::Tailnet {
                     binding,
                     port,
-                    tls: Some(options.tls_files(kind)?),
+                    tls: Some(tls),
                 }
             }
             "redirect" => {
@@ -259,6 +277,10 @@ impl<'a> QueryOptions<'a> {
             all.push((name, value));
         }
         Ok(Self(all))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     fn take(&mut self, name: &str) -> Option<&'a str> {
@@ -442,6 +464,8 @@ mod tests {
             "tailnet://:80",
             "tailnet://100.64.0.1:80",
             "tailnet://[fd7a:115c:a1e0::1]:8082",
+            "tailnet+tls://:443",
+            "tailnet+tls://[fd7a:115c:a1e0::1]:8443",
             "tailnet+tls://:443?cert=/etc/tls/tls.crt&key=/etc/tls/tls.key",
             "redirect://100.64.0.1:80?to=8443",
             "http://127.0.0.1:9090",
@@ -466,7 +490,8 @@ mod tests {
             ("tailnet://:0", "1 to 65535"),
             ("tailnet://host:80", "not an IP address"),
             ("tailnet://:80?plain", "means nothing"),
-            ("tailnet+tls://:443", "tailnet+tls needs both files"),
+            ("tailnet+tls://:443?cert=/a", "tailnet+tls needs both files"),
+            ("tailnet+tls://:443?name=x", "tailnet+tls needs both files"),
             ("redirect://:80?to=0", "1 to 65535"),
             ("http://0.0.0.0:8080", "need TLS"),
             ("http://127.0.0.1", "with a port"),

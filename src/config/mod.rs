@@ -26,7 +26,7 @@ mod report;
 pub mod sections;
 pub mod table;
 
-pub use listen::Listen;
+pub use listen::{Listen, TailnetTls};
 pub use load::{
     Purpose, Settings, load, load_all, load_client, load_output, load_policy, load_with_output,
 };

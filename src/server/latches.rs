@@ -65,14 +65,16 @@ fn node_running(state: &JoinState) -> Result<(), String> {
     }
 }
 
-/// An ended certificate does not hold the latch: callers without TLS are still served, and another
-/// replica has the same one.
+/// Neither a missing nor an ended certificate holds the latch: callers without TLS are still
+/// served, and another replica has the same one.
 fn certificates(listeners: &Listeners, now: Timestamp) -> LatchState {
     let listening = listeners.all();
     let certificates = listening.iter().filter_map(|one| one.certificate.as_ref());
-    let troubles: Vec<_> = certificates
-        .filter_map(|certificate| certificate.facts().trouble(now))
+    let mut troubles: Vec<_> = certificates
+        .filter_map(|certificate| certificate.trouble(now))
         .collect();
+    // Listeners may share one.
+    troubles.dedup();
     if troubles.is_empty() {
         LatchState::Released
     } else {

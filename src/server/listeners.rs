@@ -9,11 +9,11 @@ use std::sync::Arc;
 use ::http::Extensions;
 use axum::Router;
 
-use super::{ServerError, latches::register_certificates};
+use super::{ServerError, latches::register_certificates, node_certificate::CertificateRenewal};
 use crate::{
-    config::{Binding, Listen, TlsFiles},
+    config::{Binding, Listen, TailnetTls, TlsFiles},
     http::{
-        certificate::CertificateFiles,
+        certificate::{CertificateFiles, CertificateSource},
         host::{HostRule, NodeNames},
         layers, redirect,
         serve::{Accept, Listening, LiveLimits, Server, serve},
@@ -35,12 +35,14 @@ pub(super) struct ListenerOpener {
     pub(super) names: NodeNames,
     /// Names of one's own, besides the node's.
     pub(super) hosts: Vec<Allowed<HostPattern>>,
+    /// The certificate of the node's name, which several listeners may share.
+    pub(super) renewal: Arc<CertificateRenewal>,
 }
 
 /// A listener that serves, with the certificate that it uses.
 pub(super) struct OpenListener {
     pub(super) server: Server,
-    pub(super) certificate: Option<Arc<CertificateFiles>>,
+    pub(super) certificate: Option<Arc<dyn CertificateSource>>,
 }
 
 impl ListenerOpener {
@@ -60,12 +62,15 @@ impl ListenerOpener {
                         self.serve_on(name, listener, endpoint.routes, self.identify(hosts))
                     }
                     // The names are those of the certificate.
-                    Some(TlsFiles { cert, key }) => {
-                        let files = Arc::new(CertificateFiles::open(cert, key)?);
+                    Some(tls) => {
+                        let certificate: Arc<dyn CertificateSource> = match tls {
+                            TailnetTls::Files(files) => certificate_of(files)?,
+                            TailnetTls::Node => self.renewal.certificate(),
+                        };
                         let listener = self.on_tailnet(name, addr).await?;
-                        let listener = TlsListener::new(listener, files.clone())?;
+                        let listener = TlsListener::new(listener, certificate.clone())?;
                         OpenListener {
-                            certificate: Some(files),
+                            certificate: Some(certificate),
                             ..self.serve_on(name, listener, endpoint.routes, self.identify(None))
                         }
                     }
@@ -91,8 +96,8 @@ impl ListenerOpener {
                             .map_err(|source| ServerError::HostListener { addr, source })?;
                         self.serve_on(name, PlainListener(listener), endpoint.routes, identify)
                     }
-                    Some(TlsFiles { cert, key }) => {
-                        let files = Arc::new(CertificateFiles::open(cert, key)?);
+                    Some(files) => {
+                        let files = certificate_of(files)?;
                         let listener = TlsListener::bind(addr, files.clone()).await?;
                         OpenListener {
                             certificate: Some(files),
@@ -168,6 +173,10 @@ impl ListenerOpener {
             certificate: None,
         }
     }
+}
+
+fn certificate_of(files: TlsFiles) -> Result<Arc<CertificateFiles>, ServerError> {
+    Ok(Arc::new(CertificateFiles::open(files.cert, files.key)?))
 }
 
 fn with_host_rule(mut extensions: Extensions, hosts: Option<&HostRule>) -> Extensions {

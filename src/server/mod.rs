@@ -23,6 +23,7 @@ mod latches;
 mod listeners;
 mod live_settings;
 mod node;
+mod node_certificate;
 mod parts;
 mod supervisor;
 
@@ -39,7 +40,7 @@ pub use housekeeping::{housekeeping, succeeded};
 
 use self::{
     key_maintenance::KeyMaintenance, listeners::ListenerOpener, live_settings::LiveSettings,
-    parts::RunningParts, supervisor::Supervisor,
+    node_certificate::CertificateRenewal, parts::RunningParts, supervisor::Supervisor,
 };
 use crate::{
     config::Settings,
@@ -208,6 +209,7 @@ impl Daemon {
                 limits: live_settings.limits.clone(),
                 names: names.clone(),
                 hosts: settings.server.allowed_hosts.clone(),
+                renewal: Arc::new(CertificateRenewal::new(node.clone())),
             };
             let parts = RunningParts::start(settings, opener, socket).await?;
             listeners_up.release();

@@ -7,13 +7,14 @@ use futures_util::{FutureExt as _, future::select_all};
 use super::{
     ServerError,
     listeners::{ListenerOpener, OpenListener},
+    node_certificate::CertificateRenewal,
 };
 use crate::{
     admin,
     config::{Component, Settings},
     gate,
     http::{
-        certificate::CertificateFiles,
+        certificate::CertificateSource,
         serve::{Server, Stopped},
     },
     issuer, metrics,
@@ -64,7 +65,8 @@ pub(super) fn needs_keys(settings: &Settings) -> bool {
 pub(super) struct RunningParts {
     servers: Vec<Server>,
     lifecycles: Vec<Box<dyn Lifecycle>>,
-    certificates: Vec<Arc<CertificateFiles>>,
+    certificates: Vec<Arc<dyn CertificateSource>>,
+    renewal: Arc<CertificateRenewal>,
 }
 
 impl RunningParts {
@@ -79,6 +81,7 @@ impl RunningParts {
             servers: socket.into_iter().collect(),
             lifecycles: Vec::new(),
             certificates: Vec::new(),
+            renewal: opener.renewal.clone(),
         };
         for component in &settings.components {
             let part = (entry(*component).build)(settings, &opener.context);
@@ -123,6 +126,7 @@ impl RunningParts {
         for certificate in &self.certificates {
             certificate.tick();
         }
+        self.renewal.retry_now();
     }
 
     /// Waits until a listener fails.

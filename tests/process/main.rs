@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod admin;
+mod certificates;
 mod disk;
 mod front_proxies;
 mod gate;

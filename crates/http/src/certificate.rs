@@ -1,12 +1,14 @@
-//! Certificates from files, and what people and monitors want to know of them.
+//! Where the certificates of listeners come from, what people and monitors want to know of them,
+//! and those from files. That of the node itself is in [`super::node_certificate`].
 //!
-//! Invariant: certificate and key are read together and must match. When the files change they are
-//! read again, and while their contents are broken the last good pair stays in use.
+//! Invariant of those from files: certificate and key are read together and must match. When the
+//! files change they are read again, and while their contents are broken the last good pair stays
+//! in use.
 
 use std::{
     fs, io,
     net::{Ipv4Addr, Ipv6Addr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::SystemTime,
 };
@@ -14,6 +16,7 @@ use std::{
 use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
 use rustls::{
+    AlertDescription,
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject},
     server::{ClientHello, ResolvesServerCert},
@@ -25,6 +28,24 @@ use x509_cert::{
     ext::pkix::{SubjectAltName, name::GeneralName},
     time::Time,
 };
+
+/// The certificate of one or more listeners with TLS.
+pub trait CertificateSource: ResolvesServerCert {
+    /// The alert with which a handshake for this name must end, if it must. A client that names no
+    /// server, as one that knows only an address, has `None`.
+    fn refusal(&self, _server_name: Option<&str>) -> Option<AlertDescription> {
+        None
+    }
+
+    /// About the certificate that is shown now; `None` if there is none yet.
+    fn facts(&self) -> Option<Arc<CertificateFacts>>;
+
+    /// Why a person has to look after the certificate, if so.
+    fn trouble(&self, now: Timestamp) -> Option<String>;
+
+    /// Comes every few seconds.
+    fn tick(&self) {}
+}
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -54,14 +75,15 @@ pub enum CertificateError {
 pub struct CertificateFiles {
     cert: PathBuf,
     key: PathBuf,
-    loaded: ArcSwap<Loaded>,
+    loaded: ArcSwap<LoadedCertificate>,
     seen: ArcSwap<Option<[FileVersion; 2]>>,
 }
 
+/// A chain and its key, which belong together.
 #[derive(Debug)]
-struct Loaded {
-    pair: Arc<CertifiedKey>,
-    facts: Arc<CertificateFacts>,
+pub(super) struct LoadedCertificate {
+    pub(super) pair: Arc<CertifiedKey>,
+    pub(super) facts: Arc<CertificateFacts>,
 }
 
 /// What people and monitors want to know of a certificate.
@@ -91,11 +113,6 @@ impl CertificateFiles {
         })
     }
 
-    /// About the certificate that is shown now.
-    pub fn facts(&self) -> Arc<CertificateFacts> {
-        self.loaded.load().facts.clone()
-    }
-
     /// Reads the files again if they have changed, and says whether it did. On an error the old
     /// pair stays and the files are read again at the next call: a renewal may have replaced only
     /// one of them so far.
@@ -108,10 +125,20 @@ impl CertificateFiles {
         self.seen.store(Arc::new(now));
         Ok(true)
     }
+}
 
-    /// As [`Self::reload`], with the outcome in the log. To be called every few seconds: two small
-    /// files are not worth a thread of their own.
-    pub fn tick(&self) {
+impl CertificateSource for CertificateFiles {
+    fn facts(&self) -> Option<Arc<CertificateFacts>> {
+        Some(self.loaded.load().facts.clone())
+    }
+
+    fn trouble(&self, now: Timestamp) -> Option<String> {
+        self.loaded.load().facts.trouble(now)
+    }
+
+    /// As [`Self::reload`], with the outcome in the log. Two small files are not worth a thread of
+    /// their own.
+    fn tick(&self) {
         match self.reload() {
             Ok(true) => {
                 tracing::info!(target: "server", cert = %self.cert.display(), "certificate read again");
@@ -145,11 +172,22 @@ impl CertificateFacts {
         read().map_err(CertificateError::Der)
     }
 
+    /// From when on the certificate should be renewed: when two thirds of its life are over.
+    pub fn renew_at(&self) -> Timestamp {
+        self.not_after
+            .checked_sub(self.life() / 3)
+            .unwrap_or(self.not_after)
+    }
+
+    /// For how long it is valid in all.
+    pub fn life(&self) -> SignedDuration {
+        self.not_after.duration_since(self.not_before)
+    }
+
     /// Why a person has to look after this certificate, if so. Who renews in time has done so
     /// before a week, or a tenth of its life, is left.
     pub fn trouble(&self, now: Timestamp) -> Option<String> {
-        let life = self.not_after.duration_since(self.not_before);
-        let margin = (life / 10).min(SignedDuration::from_hours(7 * 24));
+        let margin = (self.life() / 10).min(SignedDuration::from_hours(7 * 24));
         let names = self.names.join(", ");
         if self.not_after <= now {
             Some(format!(
@@ -204,34 +242,42 @@ fn file_versions(cert: &PathBuf, key: &PathBuf) -> Option<[FileVersion; 2]> {
     Some([stamp(cert)?, stamp(key)?])
 }
 
-fn read(cert: &PathBuf, key: &PathBuf) -> Result<Loaded, CertificateError> {
-    let text = |path: &PathBuf| {
+fn read(cert: &Path, key: &Path) -> Result<LoadedCertificate, CertificateError> {
+    let text = |path: &Path| {
         fs::read(path).map_err(|cause| CertificateError::File {
-            path: path.clone(),
+            path: path.to_owned(),
             cause,
         })
     };
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&text(cert)?)
-        .collect::<Result<_, _>>()
-        .map_err(|cause| CertificateError::Pem {
-            path: cert.clone(),
+    LoadedCertificate::parse((cert, &text(cert)?), (key, &text(key)?))
+}
+
+impl LoadedCertificate {
+    /// From the contents (PEM) of two files, whose names are for errors.
+    pub(super) fn parse(
+        (cert, chain): (&Path, &[u8]),
+        (key, private): (&Path, &[u8]),
+    ) -> Result<Self, CertificateError> {
+        let not_pem = |path: &Path, cause| CertificateError::Pem {
+            path: path.to_owned(),
             cause,
-        })?;
-    let private =
-        PrivateKeyDer::from_pem_slice(&text(key)?).map_err(|cause| CertificateError::Pem {
-            path: key.clone(),
-            cause,
-        })?;
-    let first = chain
-        .first()
-        .ok_or_else(|| CertificateError::NoCertificate(cert.clone()))?;
-    let facts = Arc::new(CertificateFacts::read(first)?);
-    let pair = CertifiedKey::from_der(chain, private, &aws_lc_rs::default_provider())
-        .map_err(CertificateError::Pair)?;
-    Ok(Loaded {
-        pair: Arc::new(pair),
-        facts,
-    })
+        };
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain)
+            .collect::<Result<_, _>>()
+            .map_err(|cause| not_pem(cert, cause))?;
+        let private =
+            PrivateKeyDer::from_pem_slice(private).map_err(|cause| not_pem(key, cause))?;
+        let first = chain
+            .first()
+            .ok_or_else(|| CertificateError::NoCertificate(cert.to_owned()))?;
+        let facts = Arc::new(CertificateFacts::read(first)?);
+        let pair = CertifiedKey::from_der(chain, private, &aws_lc_rs::default_provider())
+            .map_err(CertificateError::Pair)?;
+        Ok(Self {
+            pair: Arc::new(pair),
+            facts,
+        })
+    }
 }
 
 #[cfg(test)]

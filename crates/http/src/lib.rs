@@ -1,9 +1,10 @@
 //! HTTP for all components: serving a listener ([`serve`]), listeners on a host address ([`tcp`])
 //! and on a unix socket ([`unix`]), TLS on any of them ([`tls`]) with its certificates
-//! ([`certificate`]), redirects to it ([`redirect`]), the layers around each router ([`layers`]),
-//! the one place where an error becomes a status ([`error`]), request rates ([`rate_limit`]) and
-//! the accounts that they need ([`accounts`]), health endpoints for probes ([`health`]), and the
-//! refusal of requests that a web page must not make ([`host`], [`origin`], [`grpc`]).
+//! ([`certificate`], [`node_certificate`]), redirects to it ([`redirect`]), the layers around each
+//! router ([`layers`]), the one place where an error becomes a status ([`error`]), request rates
+//! ([`rate_limit`]) and the accounts that they need ([`accounts`]), health endpoints for probes
+//! ([`health`]), and the refusal of requests that a web page must not make ([`host`], [`origin`],
+//! [`grpc`]).
 //!
 //! Components bring their routes, and say which [`error::Kind`] each of their errors is.
 //!
@@ -29,6 +30,7 @@ pub mod grpc;
 pub mod health;
 pub mod host;
 pub mod layers;
+pub mod node_certificate;
 pub mod origin;
 mod peers;
 pub mod rate_limit;

@@ -50,7 +50,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 use super::{
-    certificate::CertificateFiles,
+    certificate::CertificateSource,
     peers::{PeerAccount, PeerConnection, Peers},
     timeouts::{AnswerBody, ConnectionRequests, TimedStream, Timeouts},
 };
@@ -277,7 +277,7 @@ pub struct Listening {
     pub addr: String,
     pub load: Load,
     /// What it shows, if it is one with TLS.
-    pub certificate: Option<Arc<CertificateFiles>>,
+    pub certificate: Option<Arc<dyn CertificateSource>>,
 }
 
 impl Listeners {

@@ -4,6 +4,7 @@
 //! - A handshake is a task of its own with a timeout, and their number is bounded, in all and per
 //!   peer. At the bound the oldest handshake is aborted in favour of the new one, so accepting
 //!   never waits: peers that say nothing delay nobody.
+//! - A handshake for which there is no certificate is refused with an alert, at once.
 //! - TLS 1.2 and 1.3 by aws-lc; HTTP/2 is offered.
 
 use std::{
@@ -14,16 +15,17 @@ use std::{
     time::Duration,
 };
 
-use rustls::{ServerConfig, crypto::aws_lc_rs, server::ResolvesServerCert};
+use rustls::{AlertDescription, ServerConfig, crypto::aws_lc_rs, server::Acceptor};
 use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     net::TcpListener,
     task::{self, AbortHandle, JoinSet},
     time::Instant,
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use super::{
-    certificate::CertificateFiles,
+    certificate::CertificateSource,
     serve::{Accept, PollInPlace},
     tcp::PlainListener,
 };
@@ -40,7 +42,8 @@ pub enum TlsError {
 /// Accepts the connections of another listener, with TLS.
 pub struct TlsListener<L: Accept> {
     listener: L,
-    acceptor: TlsAcceptor,
+    config: Arc<ServerConfig>,
+    certificates: Arc<dyn CertificateSource>,
     handshakes: JoinSet<Outcome<L>>,
     /// The running handshakes, the oldest first.
     running: VecDeque<Handshake>,
@@ -69,11 +72,14 @@ const LAST_HANDSHAKES_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl TlsListener<PlainListener> {
     /// On a host address.
-    pub async fn bind(addr: SocketAddr, files: Arc<CertificateFiles>) -> Result<Self, TlsError> {
+    pub async fn bind(
+        addr: SocketAddr,
+        certificates: Arc<dyn CertificateSource>,
+    ) -> Result<Self, TlsError> {
         let tcp = TcpListener::bind(addr)
             .await
             .map_err(|cause| TlsError::Listen(addr, cause))?;
-        Self::new(PlainListener(tcp), files)
+        Self::new(PlainListener(tcp), certificates)
     }
 
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -82,20 +88,21 @@ impl TlsListener<PlainListener> {
 }
 
 impl<L: Accept> TlsListener<L> {
-    /// `certificates` chooses one for each handshake. A client that comes again may resume its
+    /// `certificates` gives one for each handshake. A client that comes again may resume its
     /// session, by a ticket that only this listener can read.
-    pub fn new(listener: L, certificates: Arc<dyn ResolvesServerCert>) -> Result<Self, TlsError> {
+    pub fn new(listener: L, certificates: Arc<dyn CertificateSource>) -> Result<Self, TlsError> {
         let mut config =
             ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
                 .with_safe_default_protocol_versions()
                 .map_err(TlsError::Provider)?
                 .with_no_client_auth()
-                .with_cert_resolver(certificates);
+                .with_cert_resolver(certificates.clone());
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         config.ticketer = aws_lc_rs::Ticketer::new().map_err(TlsError::Provider)?;
         Ok(Self {
             listener,
-            acceptor: Arc::new(config).into(),
+            config: Arc::new(config),
+            certificates,
             handshakes: JoinSet::new(),
             running: VecDeque::with_capacity(MAX_HANDSHAKES),
             failure: None,
@@ -110,7 +117,7 @@ impl<L: Accept> TlsListener<L> {
         {
             handshake.task.abort();
         }
-        let handshake = self.acceptor.accept(io);
+        let handshake = handshake(io, self.config.clone(), self.certificates.clone());
         let task = self.handshakes.spawn(async move {
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
                 Ok(Ok(stream)) => Some((stream, addr)),
@@ -141,6 +148,31 @@ impl<L: Accept + fmt::Debug> fmt::Debug for TlsListener<L> {
             .field("handshakes", &self.running.len())
             .finish_non_exhaustive()
     }
+}
+
+async fn handshake<Io: AsyncRead + AsyncWrite + Unpin>(
+    io: Io,
+    config: Arc<ServerConfig>,
+    certificates: Arc<dyn CertificateSource>,
+) -> io::Result<TlsStream<Io>> {
+    let mut begun = LazyConfigAcceptor::new(Acceptor::default(), io).await?;
+    let server_name = begun.client_hello().server_name().map(str::to_owned);
+    let Some(alert) = certificates.refusal(server_name.as_deref()) else {
+        return begun.into_stream(config).await;
+    };
+    begun.io.write_all(&fatal_alert(alert)).await?;
+    begun.io.shutdown().await?;
+    Err(io::Error::other(format!(
+        "refused with the alert {alert:?} for the name {server_name:?}"
+    )))
+}
+
+/// A record with an alert before anything is encrypted (RFC 8446 sections 5.1 and 6). rustls itself
+/// has one alert for all handshakes without a certificate.
+fn fatal_alert(alert: AlertDescription) -> [u8; 7] {
+    const ALERT: u8 = 21;
+    const FATAL: u8 = 2;
+    [ALERT, 3, 3, 0, 2, FATAL, alert.into()]
 }
 
 /// Which running handshake is aborted for a new one of this peer, if any: the oldest of this peer

@@ -32,7 +32,7 @@ use super::{
 use crate::{
     audit,
     config::{Authorization, KeySpec, RSA_SIZES, Settings},
-    http::{Error, error::Kind, grpc, unix::LocalPeer},
+    http::{Error, certificate::CertificateSource, error::Kind, grpc, unix::LocalPeer},
     identity::{Caller, Connection, Visitor},
     jwks::life::{KeyLife, LifeError},
     keys::KeyView,
@@ -317,19 +317,15 @@ impl AdminApi {
                     name: listening.name.to_owned(),
                     address: listening.addr,
                     connections: listening.load.open() as u64,
-                    certificate: listening.certificate.map(|certificate| {
-                        let facts = certificate.facts();
-                        proto::Certificate {
-                            names: facts.names.clone(),
-                            issuer: facts.issuer.clone(),
-                            not_after: facts.not_after.as_second(),
-                        }
-                    }),
+                    certificate: listening
+                        .certificate
+                        .map(|certificate| wire_certificate(&*certificate, now)),
                 })
                 .collect(),
             keys: snapshot.keys.iter().map(wire_key).collect(),
             jwks_place: self.keys.place().to_owned(),
             health: node.health.clone(),
+            certificate_names: node.cert_domains.clone(),
         }
     }
 
@@ -617,6 +613,22 @@ fn requested_spec(size: i32, algorithm: &str, setting: KeySpec) -> Result<Option
     match bits {
         None => Ok(Some(other)),
         Some(_) => refused(format!("only RS256 keys have a size, not {algorithm} keys")),
+    }
+}
+
+fn wire_certificate(certificate: &dyn CertificateSource, now: Timestamp) -> proto::Certificate {
+    let trouble = certificate.trouble(now).unwrap_or_default();
+    match certificate.facts() {
+        Some(facts) => proto::Certificate {
+            names: facts.names.clone(),
+            issuer: facts.issuer.clone(),
+            not_after: facts.not_after.as_second(),
+            trouble,
+        },
+        None => proto::Certificate {
+            trouble,
+            ..proto::Certificate::default()
+        },
     }
 }
 

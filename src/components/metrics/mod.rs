@@ -235,8 +235,9 @@ impl MetricSources {
             turned_away
                 .get_or_create(&label)
                 .inc_by(i64::try_from(listening.load.refused()).unwrap_or(i64::MAX));
-            if let Some(certificate) = &listening.certificate {
-                let end = unix_seconds(certificate.facts().not_after);
+            let certificate = listening.certificate.as_ref();
+            if let Some(facts) = certificate.and_then(|certificate| certificate.facts()) {
+                let end = unix_seconds(facts.not_after);
                 let gauge = ends.get_or_create(&label);
                 let known = gauge.get();
                 gauge.set(if known > 0.0 { known.min(end) } else { end });

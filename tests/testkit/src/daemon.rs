@@ -40,10 +40,15 @@ impl Start {
         .variable("TB_COMPONENTS", "issuer")
     }
 
-    /// On this devnet.
+    /// On this devnet, with its certificate authority.
     #[must_use]
-    pub fn on(self, devnet: &Devnet) -> Self {
+    pub fn on(mut self, devnet: &Devnet) -> Self {
         let url = &devnet.ready.control_url;
+        if let Some(acme) = &devnet.ready.acme {
+            self = self
+                .variable("TS_DEBUG_ACME_DIRECTORY_URL", &acme.directory)
+                .variable("SSL_CERT_FILE", &acme.ca_file);
+        }
         Self {
             control_url: Some(url.clone()),
             ..self.variable("TB_SERVER_TAILSCALE_CONTROLURL", url)

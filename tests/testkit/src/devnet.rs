@@ -29,8 +29,28 @@ pub struct Ready {
     pub control_url: String,
     pub auth_key: String,
     pub api_url: String,
+    /// If the tailnet started with HTTPS.
+    pub acme: Option<AcmeRecord>,
     #[serde(default)]
     pub peers: std::collections::BTreeMap<String, PeerRecord>,
+}
+
+/// The certificate authority of the tailnet.
+#[derive(Debug, Clone, Deserialize)]
+pub struct AcmeRecord {
+    pub directory: String,
+    /// Who vouches for its server.
+    pub ca_file: PathBuf,
+    /// Who signs what it issues.
+    pub root_file: PathBuf,
+}
+
+/// What the certificate authority has been asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct AcmeCounts {
+    pub requests: u64,
+    /// Those that were accepted.
+    pub orders: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -58,12 +78,19 @@ impl Devnet {
         Self::with_peers(&[])
     }
 
+    /// With HTTPS and a certificate authority.
+    pub fn with_https() -> Self {
+        Self::with_flags(["--https"])
+    }
+
     /// Each peer as `NAME=LOGIN` or `NAME=tag:X`.
     pub fn with_peers(peers: &[&str]) -> Self {
+        Self::with_flags(peers.iter().flat_map(|peer| ["--peer", peer]))
+    }
+
+    fn with_flags<'a>(flags: impl IntoIterator<Item = &'a str>) -> Self {
         let mut command = Command::new(program());
-        for peer in peers {
-            command.args(["--peer", peer]);
-        }
+        command.args(flags);
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -201,6 +228,16 @@ impl Devnet {
     /// Sets the trouble of the control server: `{"mode":"ok|hold|fail|slow|down", …}`.
     pub async fn control(&self, trouble: Value) {
         self.post("/control", trouble).await;
+    }
+
+    /// Sets the fault of the certificate authority, as [`Self::control`] does.
+    pub async fn set_acme_fault(&self, fault: Value) {
+        self.post("/acme", fault).await;
+    }
+
+    pub async fn acme_counts(&self) -> AcmeCounts {
+        let counts = self.call(reqwest::Method::GET, "/acme", None).await;
+        serde_json::from_value(counts).unwrap()
     }
 
     async fn post(&self, path: &str, body: Value) -> Value {

@@ -12,6 +12,7 @@
 )]
 
 pub mod backend;
+pub mod certificates;
 pub mod counts;
 pub mod daemon;
 pub mod devnet;
