@@ -6,10 +6,11 @@
 
 use std::{
     io::{IsTerminal, Write as _},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use qrcode::{EcLevel, QrCode, render::unicode::Dense1x2};
 use tokio::{task::JoinHandle, time::MissedTickBehavior};
 
@@ -66,7 +67,7 @@ impl JoinScreen {
             });
         }
         // After the address: who reads that a login is waited for finds it above.
-        *self.message.lock().unwrap_or_else(PoisonError::into_inner) = waiting_message(state);
+        *self.message.lock() = waiting_message(state);
     }
 }
 
@@ -74,7 +75,7 @@ impl Drop for JoinScreen {
     fn drop(&mut self) {
         self.spinner.abort();
         // The spinner draws under this lock and stops at empty words, so no frame follows.
-        let mut message = self.message.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut message = self.message.lock();
         *message = "";
         status_line::clear();
     }
@@ -87,7 +88,7 @@ async fn spin(message: Arc<Mutex<&'static str>>, color: bool) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for frame in FRAMES.into_iter().cycle() {
         ticks.tick().await;
-        let message = message.lock().unwrap_or_else(PoisonError::into_inner);
+        let message = message.lock();
         if message.is_empty() {
             return;
         }

@@ -8,11 +8,13 @@
 use std::{
     net::{IpAddr, Ipv6Addr},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Instant,
 };
+
+use parking_lot::Mutex;
 
 use super::{accounts::Accounts, rate_limit::TokenBucket};
 
@@ -43,7 +45,7 @@ impl Peers {
         most: usize,
         now: Instant,
     ) -> Option<PeerConnection> {
-        let mut accounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut accounts = self.0.lock();
         let account = accounts.get_or_insert(peer.to_canonical(), |account| account.is_idle(now));
         // The counter is only increased under the lock, so the bound holds.
         if account.connections.load(Ordering::Acquire) >= most {
@@ -55,7 +57,7 @@ impl Peers {
 
     #[cfg(test)]
     fn len(&self) -> usize {
-        self.0.lock().unwrap().count()
+        self.0.lock().count()
     }
 }
 

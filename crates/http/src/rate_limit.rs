@@ -12,11 +12,11 @@
 
 use std::{
     net::IpAddr,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use ::http::Extensions;
+use parking_lot::Mutex;
 
 use super::{Error, accounts::Accounts, error::Kind, layers::limits};
 
@@ -31,7 +31,7 @@ impl TokenBucket {
             return Ok(());
         }
         let one = Duration::from_secs(1) / rate;
-        let mut paid = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut paid = self.0.lock();
         let next = paid.filter(|until| *until > now).unwrap_or(now) + one;
         let ahead = next - now;
         let allowed = one.saturating_mul(burst.max(1));
@@ -44,10 +44,7 @@ impl TokenBucket {
 
     /// Whether the bucket is full, so that forgetting it changes nothing.
     pub fn is_idle(&self, now: Instant) -> bool {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_none_or(|until| until <= now)
+        self.0.lock().is_none_or(|until| until <= now)
     }
 }
 
@@ -69,7 +66,6 @@ impl ClientRates {
         let bucket = self
             .0
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
             .get_or_insert(client.to_canonical(), |bucket| bucket.is_idle(now));
         bucket
             .take(limits.request_rate, limits.request_burst, now)

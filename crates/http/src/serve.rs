@@ -25,7 +25,7 @@ use std::{
     net::IpAddr,
     pin::{Pin, pin},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Waker},
@@ -41,6 +41,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use parking_lot::RwLock;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{Notify, oneshot},
@@ -282,17 +283,11 @@ pub struct Listening {
 
 impl Listeners {
     pub fn add(&self, listening: Listening) {
-        self.0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(listening);
+        self.0.write().push(listening);
     }
 
     pub fn all(&self) -> Vec<Listening> {
-        self.0
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.0.read().clone()
     }
 }
 

@@ -20,7 +20,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
@@ -30,6 +30,7 @@ use std::{
 use axum::body::{Body, HttpBody};
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::Notify,
@@ -94,17 +95,13 @@ impl ConnectionRequests {
     /// Waits until a piece of an answer has waited for this long to be read.
     pub(super) async fn answer_unread(&self, longest: Duration) {
         loop {
-            let oldest = self.blocked().values().min().copied();
+            let oldest = self.blocked.lock().values().min().copied();
             match oldest {
                 None => self.answer_blocked.notified().await,
                 Some(since) if Instant::now() >= since + longest => return,
                 Some(since) => sleep_until(since + longest).await,
             }
         }
-    }
-
-    fn blocked(&self) -> MutexGuard<'_, HashMap<u64, Instant>> {
-        self.blocked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn end(&self, now: Instant) {
@@ -142,7 +139,7 @@ impl OpenRequest {
     /// A piece of the answer is handed to the connection, which asks for the next one when the
     /// peer's window has had room for this one.
     fn mark_blocked(&self, now: Instant) {
-        let mut blocked = self.requests.blocked();
+        let mut blocked = self.requests.blocked.lock();
         if blocked.is_empty() {
             self.requests.answer_blocked.notify_one();
         }
@@ -151,7 +148,7 @@ impl OpenRequest {
 
     /// No piece of this answer waits to be read.
     fn mark_unblocked(&self) {
-        self.requests.blocked().remove(&self.number);
+        self.requests.blocked.lock().remove(&self.number);
     }
 }
 

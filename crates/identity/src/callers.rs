@@ -10,10 +10,9 @@
 //! Callers without identity (from the internet, or unknown to the tailnet) are only limited by
 //! address, in [`tailbone_http::serve`].
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
+
+use parking_lot::Mutex;
 
 use super::{Caller, Visitor};
 use tailbone_http as http;
@@ -54,7 +53,7 @@ impl CallerRates {
             Caller::Machine(machine) => Key::Node(machine.id.clone()),
             Caller::User(user) => Key::User(user.id),
         };
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buckets = self.buckets.lock();
         Some(Allowance {
             bucket: buckets.get_or_insert(key, |bucket| bucket.is_idle(now)),
             limits: self.limits.clone(),
@@ -63,7 +62,7 @@ impl CallerRates {
 
     #[cfg(test)]
     fn len(&self) -> usize {
-        self.buckets.lock().unwrap().count()
+        self.buckets.lock().count()
     }
 }
 

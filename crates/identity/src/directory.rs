@@ -15,7 +15,7 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
@@ -23,6 +23,7 @@ use ::http::Extensions;
 use arc_swap::ArcSwapOption;
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, futures::Notified, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Instrument;
@@ -169,7 +170,7 @@ impl Directory {
             peer: peer.to_canonical(),
             local,
         };
-        let mut entries = self.0.lock();
+        let mut entries = self.0.entries.lock();
         if let Some(entry) = entries.all.get(&key) {
             // This peer has just passed the packet filter. So an answer that it may not connect is
             // outdated, or will come again from a new WhoIs call. The connections that hold the old
@@ -193,18 +194,12 @@ impl Directory {
     /// The number of entries.
     #[doc(hidden)]
     pub fn len(&self) -> usize {
-        self.0.lock().all.len()
+        self.0.entries.lock().all.len()
     }
 
     #[doc(hidden)]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-}
-
-impl Inner {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Entries> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -239,7 +234,7 @@ async fn follow(
             seen = generation;
             let began = Instant::now();
             let held: Vec<_> = {
-                let mut entries = inner.lock();
+                let mut entries = inner.entries.lock();
                 entries.forget_unheld();
                 entries.all.values().cloned().collect()
             };

@@ -20,7 +20,7 @@ use std::{
     fmt,
     num::NonZero,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -29,6 +29,7 @@ use std::{
 
 use aws_lc_rs::{rand::SystemRandom, signature::RSA_PKCS1_SHA256};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::{Algorithm, JwkError, KeyId, PrivateJwk, PublicJwk, jwk::KeyPair};
@@ -260,7 +261,7 @@ impl Queue {
     }
 
     fn put(self: &Arc<Self>, job: Job) {
-        let mut jobs = self.jobs();
+        let mut jobs = self.jobs.lock();
         if jobs.waiting.len() >= self.capacity {
             // A caller that has gone has given its place back but left its job in the queue.
             jobs.waiting.retain(|job| !job.answer.is_closed());
@@ -275,11 +276,6 @@ impl Queue {
             };
             tokio::spawn(task.sign());
         }
-    }
-
-    fn jobs(&self) -> MutexGuard<'_, Jobs> {
-        // No panic can occur between two changes that belong together.
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -298,7 +294,7 @@ impl SigningTask {
                 // The worker first runs other ready tasks: a signature never follows another one
                 // directly.
                 tokio::task::yield_now().await;
-                let Some(job) = self.queue.jobs().waiting.pop_front() else {
+                let Some(job) = self.queue.jobs.lock().waiting.pop_front() else {
                     break;
                 };
                 if !job.answer.is_closed() {
@@ -320,7 +316,7 @@ impl SigningTask {
     /// How many of the waiting jobs to sign for the next batch: half of this turn's part, so that
     /// the other half is waiting while the answers travel. `None` ends the turn.
     fn batch_size(&mut self) -> Option<usize> {
-        let mut jobs = self.queue.jobs();
+        let mut jobs = self.queue.jobs.lock();
         let waiting = jobs.waiting.len();
         if waiting == 0 {
             // Done under the lock, so the next job to come begins a new turn.
@@ -334,7 +330,7 @@ impl SigningTask {
 impl Drop for SigningTask {
     fn drop(&mut self) {
         if !self.finished {
-            self.queue.jobs().signing -= 1;
+            self.queue.jobs.lock().signing -= 1;
         }
     }
 }
@@ -518,7 +514,7 @@ mod tests {
         }
         // When a turn has ended, another one can begin.
         let again = async {
-            while queue.0.jobs().signing > 0 {
+            while queue.0.jobs.lock().signing > 0 {
                 tokio::task::yield_now().await;
             }
             queue.sign(&signer, b"{}").await
@@ -549,7 +545,7 @@ mod tests {
             let gone = Box::pin(queue.sign(&signer, b"{}"));
             assert!(futures_util::poll!(gone).is_pending());
         }
-        let kept = queue.0.jobs().waiting.len();
+        let kept = queue.0.jobs.lock().waiting.len();
         assert!(kept <= 2, "{kept} jobs that nobody waits for");
     }
 

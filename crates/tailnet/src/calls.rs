@@ -12,13 +12,11 @@ use std::{
     any::Any,
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
 
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 use super::Error;
@@ -94,7 +92,7 @@ impl CallThreads {
     }
 
     fn submit(&'static self, job: Job) -> Result<(), Error> {
-        let mut queue = self.lock();
+        let mut queue = self.queue.lock();
         queue.jobs.push_back(job);
         if queue.jobs.len() > queue.idle && queue.threads < self.max_threads {
             let number = STARTED_THREADS.fetch_add(1, Ordering::Relaxed);
@@ -119,26 +117,18 @@ impl CallThreads {
     }
 
     fn serve(&self) {
-        let mut queue = self.lock();
+        let mut queue = self.queue.lock();
         loop {
             if let Some(job) = queue.jobs.pop_front() {
                 drop(queue);
                 job();
-                queue = self.lock();
+                queue = self.queue.lock();
             } else {
                 queue.idle += 1;
-                queue = self
-                    .wake
-                    .wait(queue)
-                    .unwrap_or_else(PoisonError::into_inner);
+                self.wake.wait(&mut queue);
                 queue.idle -= 1;
             }
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        // No job runs under the lock, so a panic cannot leave the queue half changed.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -184,7 +174,7 @@ mod tests {
             .await
             .unwrap();
         assert!(name.unwrap().starts_with("tailnet-go-"));
-        assert_eq!(THREADS_UNDER_TEST.lock().threads, 1);
+        assert_eq!(THREADS_UNDER_TEST.queue.lock().threads, 1);
     }
 
     #[tokio::test]
@@ -232,6 +222,6 @@ mod tests {
         for done in futures_util::future::join_all(all).await {
             done.unwrap();
         }
-        assert_eq!(THREADS_UNDER_TEST.lock().threads, 2);
+        assert_eq!(THREADS_UNDER_TEST.queue.lock().threads, 2);
     }
 }

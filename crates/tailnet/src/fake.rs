@@ -21,7 +21,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Weak,
         atomic::{AtomicU16, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -30,6 +30,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use jiff::SignedDuration;
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpSocket, TcpStream},
@@ -127,7 +128,7 @@ impl FakeTailnet {
     /// first.
     pub fn join(&self, host: &str, identity: Identity) -> FakeNode {
         let inner = {
-            let mut nodes = self.0.lock();
+            let mut nodes = self.0.nodes.lock();
             let number = match nodes.get(host) {
                 Some(known) => known.number,
                 None => self.0.numbers.fetch_add(1, Ordering::Relaxed) + 1,
@@ -158,7 +159,7 @@ impl FakeTailnet {
     /// that name.
     pub fn update(&self, host: &str, change: impl FnOnce(&mut Identity)) -> bool {
         let node = {
-            let mut nodes = self.0.lock();
+            let mut nodes = self.0.nodes.lock();
             let Some(entry) = nodes.get_mut(host) else {
                 return false;
             };
@@ -191,7 +192,7 @@ impl FakeTailnet {
 
     /// Removes the node, as the control server would. The node itself has to log in again.
     pub fn remove(&self, host: &str) -> bool {
-        let Some(entry) = self.0.lock().remove(host) else {
+        let Some(entry) = self.0.nodes.lock().remove(host) else {
             return false;
         };
         if let Some(inner) = entry.node.upgrade() {
@@ -208,16 +209,16 @@ impl FakeTailnet {
     /// Announces a change of the network map to all nodes.
     fn announce_change(&self) {
         // Upgraded outside of the lock, because dropping the last owner of a node takes it again.
-        let all: Vec<Weak<Inner>> = self.0.lock().values().map(|e| e.node.clone()).collect();
+        let all: Vec<Weak<Inner>> = self
+            .0
+            .nodes
+            .lock()
+            .values()
+            .map(|e| e.node.clone())
+            .collect();
         for inner in all.iter().filter_map(Weak::upgrade) {
             inner.bump();
         }
-    }
-}
-
-impl Net {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -290,7 +291,7 @@ impl FakeNode {
         + Sync
         + 'static,
     ) {
-        *self.0.authority() = Some(Arc::new(authority));
+        *self.0.certificates.lock() = Some(Arc::new(authority));
         self.set_status(|status| status.cert_domains = vec![status.name.clone()]);
     }
 
@@ -300,7 +301,7 @@ impl FakeNode {
         min_validity: SignedDuration,
     ) -> Result<CertificatePair, CertificateError> {
         self.running()?;
-        let authority = self.0.authority().clone();
+        let authority = self.0.certificates.lock().clone();
         let Some(authority) = authority else {
             return Err(CertificateError::new(
                 CertificateRefusal::NoHttps,
@@ -351,7 +352,7 @@ impl FakeNode {
             {
                 return std::future::pending().await;
             }
-            let nodes = self.0.net.0.lock();
+            let nodes = self.0.net.0.nodes.lock();
             let entry = match host.parse::<IpAddr>() {
                 Ok(ip) => nodes.values().find(|e| tailnet_ip(e.number) == ip),
                 Err(_) => {
@@ -394,7 +395,7 @@ impl Node for FakeNode {
                 return Err(Error::Closed);
             }
             let ip = peer.ip().to_canonical();
-            let nodes = self.0.net.0.lock();
+            let nodes = self.0.net.0.nodes.lock();
             nodes
                 .iter()
                 .find(|(_, entry)| tailnet_ip(entry.number) == ip)
@@ -407,7 +408,7 @@ impl Node for FakeNode {
         Box::pin(async move {
             let whois = self.whois(peer).await?;
             let ip = peer.ip().to_canonical();
-            let nodes = self.0.net.0.lock();
+            let nodes = self.0.net.0.nodes.lock();
             let closed = nodes
                 .values()
                 .find(|entry| tailnet_ip(entry.number) == ip)
@@ -508,15 +509,9 @@ impl Inner {
             .send_modify(|last| Arc::make_mut(last).generation = generation);
     }
 
-    fn authority(&self) -> MutexGuard<'_, Option<Authority>> {
-        self.certificates
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// This node's entry in the tailnet, unless another node has taken its place.
     fn entry<T>(&self, look: impl FnOnce(&mut Entry) -> T) -> Option<T> {
-        let mut nodes = self.net.0.lock();
+        let mut nodes = self.net.0.nodes.lock();
         let entry = nodes.get_mut(&self.host)?;
         std::ptr::eq(entry.node.as_ptr(), self).then(|| look(entry))
     }

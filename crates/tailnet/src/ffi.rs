@@ -268,10 +268,8 @@ impl std::fmt::Debug for Handle {
 
 /// Registers [`callbacks`] with Go; once for the process.
 pub(super) fn set_callbacks() -> Result<(), Error> {
-    static SET: std::sync::Mutex<bool> = std::sync::Mutex::new(false);
-    let mut set = SET
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    static SET: parking_lot::Mutex<bool> = parking_lot::Mutex::new(false);
+    let mut set = SET.lock();
     if *set {
         return Ok(());
     }

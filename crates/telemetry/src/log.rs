@@ -16,12 +16,13 @@ use std::{
     fmt::Write as _,
     io::IsTerminal,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicU8, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use tracing::{
     Event, Level, Metadata, Subscriber,
@@ -102,14 +103,14 @@ pub fn set_level(to: LogLevel) {
 
 /// The last lines, the oldest first.
 pub fn recent() -> Vec<String> {
-    let last = RECENT_LINES.lock().unwrap_or_else(PoisonError::into_inner);
+    let last = RECENT_LINES.lock();
     last.iter().cloned().collect()
 }
 
 fn remember(line: &str) {
     let end = line.floor_char_boundary(RECENT_BYTES);
     let kept = line.get(..end).unwrap_or_default();
-    let mut last = RECENT_LINES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut last = RECENT_LINES.lock();
     let mut slot = match last.len() {
         MAX_RECENT.. => last.pop_front().unwrap_or_default(),
         _ => String::new(),

@@ -12,11 +12,12 @@
 //! secret.
 
 use std::sync::{
-    Arc, PoisonError, RwLock,
+    Arc,
     atomic::{AtomicBool, Ordering},
 };
 
 use jiff::Timestamp;
+use parking_lot::RwLock;
 use serde::Serialize;
 
 /// The result of a check.
@@ -61,7 +62,7 @@ impl Readiness {
         check: impl Fn(Timestamp) -> S + Send + Sync + 'static,
     ) {
         let check = move |now| check(now).into();
-        let mut latches = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut latches = self.0.write();
         latches.retain(|(known, _)| *known != name);
         latches.push((name, Arc::new(check)));
     }
@@ -83,11 +84,7 @@ impl Readiness {
     /// All latches, in the order in which they were added.
     pub fn check(&self, now: Timestamp) -> Vec<Latch> {
         // The lock is not held during a check, which is foreign code.
-        let latches = self
-            .0
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let latches = self.0.read().clone();
         latches
             .into_iter()
             .map(|(name, check)| {

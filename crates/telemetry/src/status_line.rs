@@ -4,10 +4,9 @@
 //! Invariant: while there may be a status line, every line for the terminal is written inside
 //! [`print_above`]. So no line is torn, and no remains of the status line are left.
 
-use std::{
-    io::Write as _,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::io::Write as _;
+
+use parking_lot::Mutex;
 
 /// The current status line, on standard error.
 static STATUS_LINE: Mutex<Option<String>> = Mutex::new(None);
@@ -18,21 +17,21 @@ const ERASE: &str = "\r\x1b[2K";
 /// Shows a text or replaces the previous one. It must fit on one line: a wrapped line could not be
 /// cleared.
 pub fn set(text: &str) {
-    let mut status_line = lock();
+    let mut status_line = STATUS_LINE.lock();
     write(&format!("{ERASE}{text}"));
     *status_line = Some(text.to_owned());
 }
 
 /// Removes the status line.
 pub fn clear() {
-    if lock().take().is_some() {
+    if STATUS_LINE.lock().take().is_some() {
         write(ERASE);
     }
 }
 
 /// Writes complete lines in place of the status line, and the status line below them.
 pub fn print_above<T>(lines: impl FnOnce() -> T) -> T {
-    let status_line = lock();
+    let status_line = STATUS_LINE.lock();
     if status_line.is_some() {
         write(ERASE);
     }
@@ -41,10 +40,6 @@ pub fn print_above<T>(lines: impl FnOnce() -> T) -> T {
         write(text);
     }
     done
-}
-
-fn lock() -> MutexGuard<'static, Option<String>> {
-    STATUS_LINE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn write(text: &str) {

@@ -13,11 +13,12 @@ use std::{
     fs::File,
     io::{self, Write},
     os::fd::{AsFd, BorrowedFd},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
     time::Duration,
 };
 
+use parking_lot::{Condvar, Mutex};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{FileType, fstat},
@@ -154,7 +155,7 @@ impl Writer {
 
     /// Writes a complete line, including its line break.
     pub(super) fn line(self: &Arc<Self>, line: String, kind: Kind) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if !state.behind {
             let now = Timespec::default();
             if self.file || line.len() <= PIPE_BUF && self.stream.is_writable(Some(&now)) {
@@ -175,10 +176,9 @@ impl Writer {
 
     /// Waits at most `limit` until no line is waiting.
     pub(super) fn flush(&self, limit: Duration) {
-        let state = self.state();
-        let _ = self
-            .caught_up
-            .wait_timeout_while(state, limit, |state| state.behind);
+        let mut state = self.state.lock();
+        self.caught_up
+            .wait_while_for(&mut state, |state| state.behind, limit);
     }
 
     fn catch_up(&self) {
@@ -193,7 +193,7 @@ impl Writer {
     }
 
     fn next_line(&self) -> Option<String> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if let Some(line) = state.lines.pop_front() {
             state.bytes -= line.len();
             return Some(line);
@@ -209,10 +209,6 @@ impl Writer {
     fn write(&self, bytes: &[u8]) {
         // If the stream is gone, there is nowhere to report it.
         let _ = status_line::print_above(|| self.stream.write(bytes));
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -242,7 +238,7 @@ mod tests {
     fn a_line_is_there_when_the_call_returns() {
         let (writer, mut reader) = pipe();
         writer.line("first\n".into(), Kind::Other);
-        assert!(!writer.state().behind);
+        assert!(!writer.state.lock().behind);
         let mut line = String::new();
         reader.read_line(&mut line).unwrap();
         assert_eq!(line, "first\n");
@@ -266,7 +262,7 @@ mod tests {
             "{:?}",
             began.elapsed()
         );
-        let waiting = writer.state().bytes;
+        let waiting = writer.state.lock().bytes;
         assert!(waiting <= Kind::Done.max_bytes(), "{waiting} bytes");
 
         let mut next = [0; 3];
@@ -290,7 +286,7 @@ mod tests {
             }
         }
         writer.flush(Duration::from_secs(10));
-        assert!(!writer.state().behind);
+        assert!(!writer.state.lock().behind);
         // Every missing line is counted, and all lines about completed actions arrived.
         let said = said.unwrap();
         let counts: Vec<u32> = said
@@ -326,7 +322,7 @@ mod tests {
         writer.line("x".repeat(200_000), Kind::Other);
         let began = Instant::now();
         writer.flush(Duration::from_millis(50));
-        assert!(writer.state().behind);
+        assert!(writer.state.lock().behind);
         assert!(began.elapsed() >= Duration::from_millis(50));
     }
 
@@ -336,7 +332,7 @@ mod tests {
         writer.line("x".repeat(200_000), Kind::Other);
         drop(reader);
         writer.flush(Duration::from_secs(10));
-        assert!(!writer.state().behind);
+        assert!(!writer.state.lock().behind);
         writer.line("x\n".into(), Kind::Done);
     }
 }

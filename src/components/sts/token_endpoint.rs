@@ -12,12 +12,12 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use ::http::{HeaderMap, StatusCode, header};
 use base64::{Engine, engine::general_purpose::STANDARD};
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tailbone_values::Object;
 use tokio::sync::Semaphore;
@@ -156,7 +156,7 @@ impl TokenEndpoint {
 
     /// Drops cached tokens, so that a changed policy takes effect at once.
     pub fn clear_cache(&self) {
-        lock(&self.cache).clear();
+        self.cache.lock().clear();
     }
 
     /// Endpoints differ in how they expect the secret. The second style is only tried if the first
@@ -213,15 +213,15 @@ impl TokenEndpoint {
     }
 
     fn client(&self, id: &str) -> ClientState {
-        lock(&self.clients).get(id).copied().unwrap_or_default()
+        self.clients.lock().get(id).copied().unwrap_or_default()
     }
 
     fn update_client(&self, id: &str, change: impl FnOnce(&mut ClientState)) {
-        change(lock(&self.clients).entry(id.to_owned()).or_default());
+        change(self.clients.lock().entry(id.to_owned()).or_default());
     }
 
     fn cached(&self, key: &(String, RequestedGrant), now: Instant) -> Option<AccessToken> {
-        let cache = lock(&self.cache);
+        let cache = self.cache.lock();
         let cached = cache.get(key).filter(|cached| now < cached.fresh_until)?;
         Some(AccessToken {
             token: cached.token.clone(),
@@ -235,7 +235,7 @@ impl TokenEndpoint {
         if keep.is_zero() {
             return;
         }
-        let mut cache = lock(&self.cache);
+        let mut cache = self.cache.lock();
         if cache.len() >= MAX_CACHED_TOKENS {
             cache.retain(|_, cached| now < cached.fresh_until);
         }
@@ -419,11 +419,6 @@ fn retry_after(headers: &HeaderMap) -> Duration {
         .and_then(|value| value.to_str().ok());
     let seconds = text.and_then(|text| text.trim().parse().ok());
     Duration::from_secs(seconds.unwrap_or(5_u64).clamp(1, 3600))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No panic can leave the data behind these locks half changed.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

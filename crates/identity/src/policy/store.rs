@@ -8,10 +8,11 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, futures::Notified};
 
 use super::{Mistakes, Rules};
@@ -115,10 +116,7 @@ impl RuleStore {
         let Some(path) = &self.path else {
             return Ok(Change::Unchanged);
         };
-        let mut last_check = self
-            .last_check
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut last_check = self.last_check.lock();
         let failed = |source| LoadError::File {
             path: path.clone(),
             source,

@@ -19,7 +19,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -27,6 +27,7 @@ use ::http::{HeaderMap, StatusCode, header};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 use jsonwebtoken::{Algorithm, DecodingKey};
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::{
     sync::{Notify, watch},
@@ -190,7 +191,7 @@ impl Fetcher {
     /// Watches exactly these sources: starts a task for each new one and stops those that are gone.
     /// Needs a running tokio runtime.
     pub fn watch(&self, sources: &BTreeSet<KeySource>) {
-        let mut watched = lock(&self.watched);
+        let mut watched = self.watched.lock();
         watched.retain(|source, _| sources.contains(source));
         for source in sources {
             watched.entry(source.clone()).or_insert_with(|| {
@@ -221,7 +222,7 @@ impl Fetcher {
         now: Instant,
     ) -> Result<Arc<KeySet>, Missing> {
         let (mut view, request) = {
-            let watched = lock(&self.watched);
+            let watched = self.watched.lock();
             let watched = watched
                 .get(source)
                 .ok_or_else(|| Missing::NotWatched(source.clone()))?;
@@ -249,7 +250,8 @@ impl Fetcher {
     }
 
     pub fn states(&self) -> Vec<SourceState> {
-        lock(&self.watched)
+        self.watched
+            .lock()
             .iter()
             .map(|(source, watched)| {
                 let view = watched.view.borrow();
@@ -268,7 +270,7 @@ impl FetchRequest {
     /// Returns true if a fetch is coming: one was asked for already, or this call asks for one
     /// because the cool-down is over.
     fn fetch(&self, ended: u64, now: Instant, cool_down: Duration) -> bool {
-        let mut last = lock(&self.last);
+        let mut last = self.last.lock();
         match *last {
             Some(asked) if asked.ended == ended => true,
             Some(asked) if now.saturating_duration_since(asked.at) < cool_down => false,
@@ -716,11 +718,6 @@ pub fn name(algorithm: Algorithm) -> &'static str {
         Algorithm::EdDSA => "EdDSA",
         _ => "unknown",
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // No panic can leave what these locks guard half changed.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -5,11 +5,9 @@
 //!   writes a byte to a pipe that Go reads.
 //! - All kicks inside one [`batch_wakeups`] reach Go together, when it ends.
 
-use std::{
-    cell::RefCell,
-    os::fd::OwnedFd,
-    sync::{Mutex, OnceLock, PoisonError},
-};
+use std::{cell::RefCell, os::fd::OwnedFd, sync::OnceLock};
+
+use parking_lot::Mutex;
 
 thread_local! {
     /// Kicks held back until [`batch_wakeups`] ends; `None` outside of it.
@@ -69,7 +67,7 @@ impl Kicks {
     }
 
     fn push(&self, more: &[u64]) {
-        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ids = self.ids.lock();
         // Go takes all: only the first have to wake it.
         let first = ids.is_empty() && !more.is_empty();
         ids.extend_from_slice(more);
@@ -82,7 +80,7 @@ impl Kicks {
 
     /// Fills `sent` with the numbers that wait longest.
     pub(crate) fn take(&self, out: &mut [u64]) -> usize {
-        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ids = self.ids.lock();
         let n = ids.len().min(out.len());
         for (out, id) in out.iter_mut().zip(ids.drain(..n)) {
             *out = id;

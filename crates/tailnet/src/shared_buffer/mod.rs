@@ -23,11 +23,12 @@ use std::{
     collections::HashMap,
     fmt,
     io::{self, IoSlice},
-    sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, LazyLock, OnceLock},
     task::{Context, Poll, Waker},
 };
 
 use futures_util::future::BoxFuture;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::io::ReadBuf;
 
 use poll_in_place::{InPlaceTask, PolledInPlace};
@@ -132,12 +133,6 @@ impl Buffer {
 }
 
 impl SharedBuffer {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // No panic can occur between two changes that belong together, so a poisoned lock is
-        // harmless.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// One turn of Go: `input` was received, `output` is to be filled with bytes to send.
     pub(crate) fn turn(
         &self,
@@ -146,7 +141,7 @@ impl SharedBuffer {
         output: &mut [u8],
     ) -> TurnResult {
         let (read_waker, write_waker) = {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             state.in_turn = true;
             state.kicked = false;
             if !state.closed {
@@ -173,7 +168,7 @@ impl SharedBuffer {
         }
         let mut sent = 0;
         loop {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             let room = output.get_mut(sent..).unwrap_or_default();
             let bytes = state.outbound.front(room.len());
             let n = bytes.len();
@@ -217,8 +212,8 @@ impl SharedBuffer {
 
     /// Go has released the connection.
     pub(crate) fn freed(&self) {
-        announced().remove(&self.id);
-        let mut state = self.lock();
+        ANNOUNCED.lock().remove(&self.id);
+        let mut state = self.state.lock();
         state.reset |= !(state.peer_ended && state.write_ended);
         state.freed = true;
         let waiting = [state.read_waker.take(), state.write_waker.take()];
@@ -237,7 +232,7 @@ impl SharedBuffer {
         if !kicks::in_batch() || !self.in_place.get().is_some_and(is_ours) {
             return false;
         }
-        let state = self.lock();
+        let state = self.state.lock();
         if state.in_turn || state.freed {
             return false;
         }
@@ -300,7 +295,7 @@ impl AcceptedStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let mut state = self.0.lock();
+        let mut state = self.0.state.lock();
         let bytes = state.inbound.front(buf.remaining());
         let n = bytes.len();
         if n > 0 || buf.remaining() == 0 {
@@ -327,7 +322,7 @@ impl AcceptedStream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let mut state = self.0.lock();
+        let mut state = self.0.state.lock();
         if state.reset || state.write_ended {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
@@ -351,7 +346,7 @@ impl AcceptedStream {
     }
 
     pub(crate) fn shutdown(&self) {
-        let mut state = self.0.lock();
+        let mut state = self.0.state.lock();
         if !state.write_ended {
             state.write_ended = true;
             self.0.kick(state);
@@ -368,7 +363,7 @@ fn store_waker(slot: &mut Option<Waker>, cx: &Context<'_>) {
 
 impl Drop for AcceptedStream {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
+        let mut state = self.0.state.lock();
         state.closed = true;
         state.write_ended = true;
         state.inbound = Buffer::default();
@@ -387,10 +382,6 @@ impl fmt::Debug for AcceptedStream {
 /// Connections that Go has announced and that nobody has taken yet.
 static ANNOUNCED: LazyLock<Mutex<HashMap<u64, Arc<SharedBuffer>>>> = LazyLock::new(Mutex::default);
 
-fn announced() -> MutexGuard<'static, HashMap<u64, Arc<SharedBuffer>>> {
-    ANNOUNCED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Go announces a connection.
 pub(crate) fn open(id: u64) -> Arc<SharedBuffer> {
     let shared = Arc::new(SharedBuffer {
@@ -398,13 +389,13 @@ pub(crate) fn open(id: u64) -> Arc<SharedBuffer> {
         state: Mutex::default(),
         in_place: OnceLock::new(),
     });
-    announced().insert(id, Arc::clone(&shared));
+    ANNOUNCED.lock().insert(id, Arc::clone(&shared));
     shared
 }
 
 /// Takes a connection that was announced, unless it has ended.
 pub(crate) fn take(id: u64) -> Option<AcceptedStream> {
-    announced().remove(&id).map(AcceptedStream)
+    ANNOUNCED.lock().remove(&id).map(AcceptedStream)
 }
 
 #[cfg(test)]
@@ -430,7 +421,7 @@ pub(crate) mod tests {
 
     /// How often the connection has kicked since it was last asked.
     pub(in super::super) fn kicks(shared: &SharedBuffer) -> usize {
-        let mut ids = KICKS.ids.lock().unwrap();
+        let mut ids = KICKS.ids.lock();
         let before = ids.len();
         ids.retain(|id| *id != shared.id);
         before - ids.len()
@@ -572,7 +563,8 @@ pub(crate) mod tests {
         let writing = tokio::spawn(async move {
             tokio::io::AsyncWriteExt::write_all(&mut to, &[0; 2 * MAX_OUTBOUND]).await
         });
-        while shared.lock().read_waker.is_none() || shared.lock().write_waker.is_none() {
+        while shared.state.lock().read_waker.is_none() || shared.state.lock().write_waker.is_none()
+        {
             tokio::task::yield_now().await;
         }
         shared.turn(b"", InboundState::Broken, &mut []);
@@ -598,7 +590,7 @@ pub(crate) mod tests {
         assert!(!result.more && result.shutdown && result.closed);
         // What comes all the same is not kept.
         shared.turn(b"more", InboundState::Open, &mut []);
-        assert_eq!(shared.lock().inbound.len(), 0);
+        assert_eq!(shared.state.lock().inbound.len(), 0);
         assert_eq!(Arc::strong_count(&shared), 1);
     }
 

@@ -18,13 +18,14 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU8, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
 };
 
 use futures_util::{future::BoxFuture, task::AtomicWaker};
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 /// How often one turn polls a future that keeps waking itself.
@@ -100,7 +101,7 @@ impl PolledInPlace {
     fn poll(self: &Arc<Self>) {
         let waker = Waker::from(Arc::clone(self));
         let mut cx = Context::from_waker(&waker);
-        let mut slot = lock(&self.future);
+        let mut slot = self.future.lock();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             if let Some(future) = slot.as_mut()
                 && future.as_mut().poll(&mut cx).is_ready()
@@ -109,7 +110,7 @@ impl PolledInPlace {
             }
         }));
         if let Err(panic) = outcome {
-            *lock(&self.panic) = Some(panic);
+            *self.panic.lock() = Some(panic);
             let broken = slot.take();
             // Dropping what is left of the future may panic as well.
             let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
@@ -188,7 +189,7 @@ impl Future for InPlaceTask {
         if future.state.load(Ordering::Acquire) != DONE {
             return Poll::Pending;
         }
-        if let Some(panic) = lock(&future.panic).take() {
+        if let Some(panic) = future.panic.lock().take() {
             resume_unwind(panic);
         }
         Poll::Ready(())
@@ -198,16 +199,12 @@ impl Future for InPlaceTask {
 impl Drop for InPlaceTask {
     fn drop(&mut self) {
         // The lock waits for a turn that is polling right now.
-        let mut slot = lock(&self.0.future);
+        let mut slot = self.0.future.lock();
         let future = slot.take();
         self.0.state.store(DONE, Ordering::Release);
         drop(slot);
         drop(future);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -325,7 +322,7 @@ mod tests {
         struct Within(Mutex<Option<Late>>);
         impl Wake for Within {
             fn wake(self: Arc<Self>) {
-                let late = lock(&self.0).take();
+                let late = self.0.lock().take();
                 late.into_iter().for_each(|late| late());
             }
         }
@@ -349,7 +346,7 @@ mod tests {
         })
         .await;
         let in_place = Arc::clone(shared.in_place().unwrap());
-        *lock(&within.0) = Some(Box::new(move || {
+        *within.0.lock() = Some(Box::new(move || {
             assert_eq!(in_place.state.load(Ordering::Acquire), POLLED);
             release.send(()).unwrap();
             while in_place.state.load(Ordering::Acquire) != IDLE {
