@@ -21,7 +21,7 @@ use crate::{
     admin::{AdminClient, ServerAddress},
     config::{self, ClientSettings, Environment, OutputFormat, table::FlagScope},
     identity::{Caller, Visitor},
-    policy::{Effect, Host, LoadError, Path, RuleId, RuleStore, Rules, Step, Verdict, What, Who},
+    policy::{Effect, Host, LoadError, Path, RuleId, RuleStore, Rules, Step, Target, Verdict, Who},
     tailnet::{WhoIs, WhoIsNode, WhoIsUser},
 };
 
@@ -130,8 +130,8 @@ pub(super) fn run(
         }
         None => visitor(matches).map_err(mistake)?,
     };
-    let what = what(matches).map_err(mistake)?;
-    test(matches, &rules, visitor.as_ref(), &what, format, console)
+    let target = target(matches).map_err(mistake)?;
+    test(matches, &rules, visitor.as_ref(), &target, format, console)
 }
 
 pub(super) fn rules(file: Option<PathBuf>, capability: &str) -> Result<Rules, Failure> {
@@ -151,7 +151,7 @@ fn test(
     matches: &ArgMatches,
     rules: &Rules,
     visitor: Option<&Visitor>,
-    what: &What,
+    target: &Target,
     format: OutputFormat,
     console: &mut Console<'_>,
 ) -> Result<(), Failure> {
@@ -160,8 +160,8 @@ fn test(
         None if matches.get_flag("funnel") => Who::Funnel,
         None => Who::Nobody,
     };
-    let (steps, decision) = rules.explain(who, what);
-    let sentence = sentence(rules, who, what, &decision);
+    let (steps, decision) = rules.explain(who, target);
+    let sentence = sentence(rules, who, target, &decision);
     let answer = Explained::new(&steps, &decision, sentence);
     output::print(console, format, &answer)?;
     match matches.get_one::<String>("expect") {
@@ -257,10 +257,10 @@ fn visitor(matches: &ArgMatches) -> Result<Option<Visitor>, String> {
         .map_err(|refusal| refusal.to_string())
 }
 
-fn what(matches: &ArgMatches) -> Result<What, String> {
+fn target(matches: &ArgMatches) -> Result<Target, String> {
     let text = |name: &str| matches.get_one::<String>(name).map(String::as_str);
     let method = text("method").unwrap_or("GET");
-    Ok(What {
+    Ok(Target {
         host: text("host")
             .map(|host| Host::parse(host).map_err(|error| format!("--host {host}: {error}")))
             .transpose()?,
@@ -281,7 +281,7 @@ fn what(matches: &ArgMatches) -> Result<What, String> {
 }
 
 /// Who is let in by which rule, or which rule would have to change.
-fn sentence(rules: &Rules, who: Who<'_>, what: &What, decision: &Verdict) -> String {
+fn sentence(rules: &Rules, who: Who<'_>, target: &Target, decision: &Verdict) -> String {
     let caller = caller(who);
     let effect = decision.effect.as_str();
     let rule = rule(&decision.rule);
@@ -289,7 +289,7 @@ fn sentence(rules: &Rules, who: Who<'_>, what: &What, decision: &Verdict) -> Str
         (Effect::Allow, _) => format!("{effect}: {rule} lets {caller} in"),
         (Effect::Anonymous, _) => format!("{effect}: {rule} lets {caller} in, without identity"),
         (Effect::Deny, RuleId::End) => {
-            let change = match rules.nearest(who, what) {
+            let change = match rules.nearest(who, target) {
                 None => ", and none comes near: add one".to_owned(),
                 Some(near) => format!(
                     "; the nearest, {}, would have to change: {}",

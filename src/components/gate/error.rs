@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     http::{self, error::Kind, host::UnclearHost},
     identity::Refusal,
-    policy::{self, WhatError},
+    policy::{self, TargetError},
     web::BadHost,
 };
 
@@ -51,7 +51,7 @@ pub(super) enum Denial {
     /// It names a host that is unknown here. Holds the answer.
     UnknownHost(Box<http::Error>),
     /// Its host or path cannot be used for a decision.
-    Target(WhatError),
+    Target(TargetError),
     WrongTailnet,
 }
 
@@ -85,7 +85,7 @@ impl From<Denial> for http::Error {
                 "a web page of another origin may not send this request; to allow it, add its origin to the setting gate.allowedOrigins",
             ),
             Denial::UnknownHost(error) => *error,
-            Denial::Target(what) => MalformedRequest::What(what).into(),
+            Denial::Target(error) => MalformedRequest::Target(error).into(),
             Denial::WrongTailnet => {
                 Self::new(Kind::Forbidden, code, "this service is for another tailnet")
             }
@@ -102,7 +102,7 @@ pub(super) enum MalformedRequest {
     ClientAddressInvalid,
     ClientAddressMissing,
     ClientIsProxy,
-    What(WhatError),
+    Target(TargetError),
 }
 
 impl From<MalformedRequest> for http::Error {
@@ -138,7 +138,7 @@ impl From<MalformedRequest> for http::Error {
                 "client_is_proxy",
                 "the client address is the proxy's own: make the proxy report its client's address".into(),
             ),
-            MalformedRequest::What(what) => (Kind::BadRequest, "bad_request_target", what.to_string()),
+            MalformedRequest::Target(error) => (Kind::BadRequest, "bad_request_target", error.to_string()),
         };
         Self::new(kind, code, message)
     }
@@ -148,20 +148,20 @@ impl From<UnclearHost> for MalformedRequest {
     fn from(unclear: UnclearHost) -> Self {
         match unclear {
             UnclearHost::Ambiguous => Self::AmbiguousHost,
-            UnclearHost::Bad => Self::What(WhatError::BadHost),
+            UnclearHost::Bad => Self::Target(TargetError::BadHost),
         }
     }
 }
 
 impl From<BadHost> for MalformedRequest {
     fn from(bad: BadHost) -> Self {
-        Self::What(bad.into())
+        Self::Target(bad.into())
     }
 }
 
-impl From<WhatError> for MalformedRequest {
-    fn from(error: WhatError) -> Self {
-        Self::What(error)
+impl From<TargetError> for MalformedRequest {
+    fn from(error: TargetError) -> Self {
+        Self::Target(error)
     }
 }
 

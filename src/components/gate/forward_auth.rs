@@ -39,7 +39,7 @@ use crate::{
     audit, config,
     http::{self, error::Kind, origin::Destination, rate_limit::ClientRates},
     identity::{Connection, Directory, Refusal},
-    policy::{Host, Path, Selector, What, caller_word},
+    policy::{Host, Path, Selector, Target, caller_word},
     telemetry::audit::Decision,
     web::{Allowed, Origin},
 };
@@ -172,12 +172,12 @@ impl ForwardAuth {
         if forwarded.is_cross_origin(parts, &self.origins) {
             return Err(self
                 .guard
-                .refuse(&caller, &forwarded.what, Denial::CrossOrigin)
+                .refuse(&caller, &forwarded.target, Denial::CrossOrigin)
                 .into());
         }
         let admitted = match self.guard.admit(
             caller,
-            &forwarded.what,
+            &forwarded.target,
             forwarded.expected_tailnet.as_deref(),
         ) {
             Ok(admitted) => admitted,
@@ -201,7 +201,7 @@ impl ForwardAuth {
             response.headers_mut().insert(name, value);
         }
         if let Some(tokens) = &self.tokens {
-            let host = forwarded.what.host.as_ref().map_or("", Host::as_str);
+            let host = forwarded.target.host.as_ref().map_or("", Host::as_str);
             let token = tokens.token(&admitted, host, Timestamp::now()).await;
             if let Some(token) = token.map_err(token_unavailable)? {
                 response.headers_mut().insert(headers::TOKEN, token);
@@ -270,7 +270,7 @@ pub(super) enum Convention<'a> {
 /// What the proxy asked about.
 pub(super) struct ForwardedRequest {
     pub(super) client: IpAddr,
-    pub(super) what: What,
+    pub(super) target: Target,
     /// The port of the host, if the proxy reported it.
     port: Option<u16>,
     expected_tailnet: Option<String>,
@@ -284,7 +284,7 @@ impl ForwardedRequest {
     /// Whether a page of another origin sent the request that the proxy holds. The proxy copies the
     /// browser's headers; if it does not report the method, it may be any method.
     fn is_cross_origin(&self, parts: &Parts, allowed: &[Allowed<Origin>]) -> bool {
-        let Some(host) = &self.what.host else {
+        let Some(host) = &self.target.host else {
             return false;
         };
         let destination = Destination {
@@ -292,7 +292,7 @@ impl ForwardedRequest {
             port: self.port,
             port_known: false,
         };
-        layer::is_cross_origin(parts, self.what.method.as_ref(), destination, allowed)
+        layer::is_cross_origin(parts, self.target.method.as_ref(), destination, allowed)
     }
 }
 
@@ -384,7 +384,7 @@ impl<'a> Convention<'a> {
         Ok(ForwardedRequest {
             client,
             port,
-            what: What { host, path, method },
+            target: Target { host, path, method },
             expected_tailnet,
             url,
             reaches_browser: self != Self::Nginx,
@@ -541,7 +541,7 @@ impl Redirect {
     ) -> Option<HeaderValue> {
         let (proto, host, target) = forwarded.url.as_ref()?;
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let is_safe = matches!(forwarded.what.method, Some(Method::GET | Method::HEAD));
+        let is_safe = matches!(forwarded.target.method, Some(Method::GET | Method::HEAD));
         let wants_html =
             text("accept").is_some_and(|accept| accept.to_ascii_lowercase().contains("text/html"));
         let is_script = text("x-requested-with").is_some()
@@ -554,7 +554,7 @@ impl Redirect {
         let was_sent_back = query.split('&').any(|pair| pair == RETURN_MARK);
         let path = target.split(['?', '#']).next().unwrap_or_default();
         let at_login_page =
-            forwarded.what.host.as_ref() == Some(&self.host) && path.starts_with(&self.path);
+            forwarded.target.host.as_ref() == Some(&self.host) && path.starts_with(&self.path);
         if was_sent_back || at_login_page {
             return None;
         }
@@ -679,7 +679,7 @@ mod tests {
         ForwardedRequest {
             client: [100, 64, 0, 1].into(),
             port: None,
-            what: What {
+            target: Target {
                 host: Some(Host::parse(host).unwrap()),
                 path: None,
                 method: Some(method),

@@ -9,13 +9,13 @@ use super::{
     forward_auth::{Convention, Redirect},
     headers, layer,
 };
-use crate::policy::What;
+use crate::policy::Target;
 
 /// What a proxy asks about.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RequestedAccess {
     pub client: IpAddr,
-    pub what: What,
+    pub target: Target,
     /// Where a browser would be sent, for the given setting `gate.auth.redirect`.
     pub redirect: Option<HeaderValue>,
     /// Scheme, host with port, target.
@@ -36,15 +36,15 @@ pub fn forwarded_request(
         .and_then(|redirect| redirect.for_browser(&forwarded, &parts.headers));
     Some(RequestedAccess {
         client: forwarded.client,
-        what: forwarded.what,
+        target: forwarded.target,
         redirect,
         url: forwarded.url,
     })
 }
 
 /// Reads a request to the reverse proxy or the tower layer.
-pub fn direct_request(parts: &Parts) -> Option<What> {
-    layer::what(parts).ok()
+pub fn direct_request(parts: &Parts) -> Option<Target> {
+    layer::target(parts).ok()
 }
 
 /// Changes the headers of a request as the reverse proxy does on the way to a backend.

@@ -7,7 +7,7 @@ use super::error::Denial;
 use crate::{
     audit,
     identity::{Refusal, Visitor},
-    policy::{self, Effect, Host, RuleId, What, Who, caller_word, same_tailnet},
+    policy::{self, Effect, Host, RuleId, Target, Who, caller_word, same_tailnet},
     telemetry::{audit::Decision, meter::Meter},
 };
 
@@ -78,12 +78,12 @@ impl Guard {
     pub(super) fn admit(
         &self,
         caller: Result<Arc<Visitor>, Refusal>,
-        what: &What,
+        target: &Target,
         expected: Option<&str>,
     ) -> Result<Admitted, Denial> {
         let name = audit_name(&caller);
-        let (outcome, rule) = self.decide(caller, what, expected);
-        self.record(&name, what, &outcome, &rule);
+        let (outcome, rule) = self.decide(caller, target, expected);
+        self.record(&name, target, &outcome, &rule);
         outcome
     }
 
@@ -91,11 +91,11 @@ impl Guard {
     pub(super) fn refuse(
         &self,
         caller: &Result<Arc<Visitor>, Refusal>,
-        what: &What,
+        target: &Target,
         denial: Denial,
     ) -> Denial {
         let outcome = Err(denial.clone());
-        self.record(&audit_name(caller), what, &outcome, &RuleId::End);
+        self.record(&audit_name(caller), target, &outcome, &RuleId::End);
         denial
     }
 
@@ -108,9 +108,15 @@ impl Guard {
         self.policy.rules().name_host(who, host)
     }
 
-    fn record(&self, name: &str, what: &What, outcome: &Result<Admitted, Denial>, rule: &RuleId) {
-        let host = what.host.as_ref().map_or("", |host| host.as_str());
-        let path = what
+    fn record(
+        &self,
+        name: &str,
+        target: &Target,
+        outcome: &Result<Admitted, Denial>,
+        rule: &RuleId,
+    ) {
+        let host = target.host.as_ref().map_or("", |host| host.as_str());
+        let path = target
             .path
             .as_ref()
             .map(|path| path.first_segment())
@@ -138,18 +144,18 @@ impl Guard {
     pub(super) fn recheck(
         &self,
         caller: Result<Arc<Visitor>, Refusal>,
-        what: &What,
+        target: &Target,
     ) -> Result<(), Denial> {
-        if self.decide(caller.clone(), what, None).0.is_ok() {
+        if self.decide(caller.clone(), target, None).0.is_ok() {
             return Ok(());
         }
-        self.admit(caller, what, None).map(drop)
+        self.admit(caller, target, None).map(drop)
     }
 
     fn decide(
         &self,
         caller: Result<Arc<Visitor>, Refusal>,
-        what: &What,
+        target: &Target,
         expected: Option<&str>,
     ) -> (Result<Admitted, Denial>, RuleId) {
         if let Err(refusal) = &caller
@@ -175,13 +181,15 @@ impl Guard {
             Err(_) => Who::Nobody,
         };
         let funnel = matches!(who, Who::Funnel);
-        let decision = rules.decide(who, what);
+        let decision = rules.decide(who, target);
         let outcome = match (decision.effect, caller) {
             (Effect::Anonymous, _) => Ok(Admitted::Anonymous { funnel }),
             // The reason for having no identity says more than the rule that denies those without.
             (_, Err(denial)) => Err(denial),
             (Effect::Allow, Ok(visitor)) => Ok(Admitted::Identified(visitor)),
-            (Effect::Deny, Ok(_)) => Err(what.unreadable().map_or(Denial::Policy, Denial::Target)),
+            (Effect::Deny, Ok(_)) => {
+                Err(target.unreadable().map_or(Denial::Policy, Denial::Target))
+            }
         };
         (outcome, decision.rule)
     }

@@ -49,7 +49,7 @@ use crate::{
         origin::{self, Destination},
     },
     identity::Connection,
-    policy::{self, Path, Rules, What},
+    policy::{self, Path, Rules, Target},
     web::{Allowed, Host, Origin},
 };
 
@@ -158,27 +158,31 @@ where
 impl GateLayer {
     async fn admit(&self, parts: &mut Parts) -> Result<Arc<Recheck>, Error> {
         let connection = Connection::of(&parts.extensions)?.clone();
-        let what = what(parts)?;
+        let target = target(parts)?;
         let recheck = Recheck::new(
             self.guard.clone(),
             connection.clone(),
-            what,
+            target,
             recheck::DEFAULT_INTERVAL,
         );
-        let what = recheck.what();
+        let target = recheck.target();
         let (host, port) = host(parts)?;
         let destination = Destination {
             host: &host,
             port,
             port_known: true,
         };
-        let cross_origin = is_cross_origin(parts, what.method.as_ref(), destination, &self.origins);
+        let cross_origin =
+            is_cross_origin(parts, target.method.as_ref(), destination, &self.origins);
         let caller = connection.visitor().await;
         connection.count_request()?;
         if cross_origin {
-            return Err(self.guard.refuse(&caller, what, Denial::CrossOrigin).into());
+            return Err(self
+                .guard
+                .refuse(&caller, target, Denial::CrossOrigin)
+                .into());
         }
-        let admitted = self.guard.admit(caller, what, None)?;
+        let admitted = self.guard.admit(caller, target, None)?;
         headers::strip_identity(
             &mut parts.headers,
             self.guard.policy().rules().name_methods(),
@@ -213,9 +217,9 @@ pub(super) fn is_cross_origin(
 }
 
 /// What a request to this node asks for.
-pub(super) fn what(parts: &Parts) -> Result<What, MalformedRequest> {
+pub(super) fn target(parts: &Parts) -> Result<Target, MalformedRequest> {
     let (host, _) = host(parts)?;
-    Ok(What {
+    Ok(Target {
         host: Some(host),
         path: Some(Path::sent(parts.uri.path())?),
         method: Some(parts.method.clone()),

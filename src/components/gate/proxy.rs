@@ -39,7 +39,7 @@ use crate::{
     config,
     http::{self, error::Kind, host::HostRule, layers::RequestId, origin::Destination},
     identity::{Connection, Refusal, Visitor},
-    policy::{Host, What},
+    policy::{Host, Target},
     web::{Allowed, Origin},
 };
 
@@ -125,21 +125,21 @@ impl ReverseProxy {
         let wants_tunnel = is_websocket(&request);
         let client_side = wants_tunnel.then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
-        let what = layer::what(&parts)?;
+        let target = layer::target(&parts)?;
         let recheck = Recheck::new(
             self.guard.clone(),
             connection.clone(),
-            what,
+            target,
             self.recheck_interval,
         );
-        let what = recheck.what();
+        let target = recheck.target();
         let caller = connection.visitor().await;
         connection.count_request()?;
         if let Some(denied) = self.check_destination(&parts, &caller)? {
-            return Err(self.guard.refuse(&caller, what, denied).into());
+            return Err(self.guard.refuse(&caller, target, denied).into());
         }
-        let admitted = self.guard.admit(caller, what, None)?;
-        let upstream = self.upstream(what)?;
+        let admitted = self.guard.admit(caller, target, None)?;
+        let upstream = self.upstream(target)?;
 
         let host = host_header(&parts)?;
         headers::strip_hop_by_hop(&mut parts.headers);
@@ -155,7 +155,7 @@ impl ReverseProxy {
             "http",
         );
         if let Some(tokens) = &self.tokens {
-            let name = what.host.as_ref().map_or("", Host::as_str);
+            let name = target.host.as_ref().map_or("", Host::as_str);
             let token = tokens.token(&admitted, name, Timestamp::now()).await;
             if let Some(token) = token.map_err(token_unavailable)? {
                 parts.headers.insert(headers::TOKEN, token);
@@ -260,8 +260,8 @@ impl ReverseProxy {
         Ok(foreign.then_some(Denial::CrossOrigin))
     }
 
-    fn upstream(&self, what: &What) -> Result<&Upstream, http::Error> {
-        let (Some(host), Some(path)) = (&what.host, &what.path) else {
+    fn upstream(&self, target: &Target) -> Result<&Upstream, http::Error> {
+        let (Some(host), Some(path)) = (&target.host, &target.path) else {
             return Err(http::Error::not_found());
         };
         match self.upstream_table.choose(host, path)? {

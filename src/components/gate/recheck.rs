@@ -20,7 +20,7 @@ use jiff::Timestamp;
 use super::{error::Denial, guard::Guard};
 use crate::{
     identity::Connection,
-    policy::{Rules, What},
+    policy::{Rules, Target},
 };
 
 /// The interval if none is set.
@@ -31,7 +31,7 @@ pub(super) const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 pub(super) struct Recheck {
     guard: Arc<Guard>,
     connection: Arc<Connection>,
-    what: What,
+    target: Target,
     interval: Duration,
     /// What the first decision was based on.
     generation: u64,
@@ -42,7 +42,7 @@ impl Recheck {
     pub(super) fn new(
         guard: Arc<Guard>,
         connection: Arc<Connection>,
-        what: What,
+        target: Target,
         interval: Duration,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -50,13 +50,13 @@ impl Recheck {
             rules: guard.policy().rules(),
             guard,
             connection,
-            what,
+            target,
             interval,
         })
     }
 
-    pub(super) fn what(&self) -> &What {
-        &self.what
+    pub(super) fn target(&self) -> &Target {
+        &self.target
     }
 
     /// Resolves when the caller loses access.
@@ -73,7 +73,7 @@ impl Recheck {
             });
             if !unchanged {
                 let caller = self.connection.visitor().await;
-                if let Err(denied) = self.guard.recheck(caller, &self.what) {
+                if let Err(denied) = self.guard.recheck(caller, &self.target) {
                     return denied;
                 }
             }

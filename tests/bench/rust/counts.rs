@@ -28,7 +28,7 @@ use tailbone::{
     issuer::IssuerClaims,
     jwks::Document,
     keys::{PrivateJwk, PublicJwk, Signer},
-    policy::{self, CAPABILITY, Host, Rules, What, Who},
+    policy::{self, CAPABILITY, Host, Rules, Target, Who},
     tailnet::WhoIs,
 };
 use uuid::Uuid;
@@ -286,12 +286,12 @@ fn policy() -> Outcome<()> {
         ),
     ] {
         count(name, || {
-            let what = What {
+            let target = Target {
                 host: Some(Host::parse(black_box("wiki.example.com:443"))?),
                 path: Some(policy::Path::parse(black_box(path))?),
                 method: Some(Method::GET),
             };
-            let decision = rules.decide(Who::Known(visitor), &what);
+            let decision = rules.decide(Who::Known(visitor), &target);
             if decision.rule.to_string() != decides {
                 return Err(format!("{} decided", decision.rule).into());
             }

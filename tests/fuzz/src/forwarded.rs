@@ -83,7 +83,7 @@ fn forwarded_request(parts: &Parts) {
             assert_eq!(again.as_ref(), Some(&asked), "{invented} in front");
         }
     }
-    if let Some(host) = &asked.what.host {
+    if let Some(host) = &asked.target.host {
         plain(host);
     }
 }
@@ -115,10 +115,10 @@ fn plain(host: &Host) {
 }
 
 fn passed_on(name: &str, parts: &Parts) {
-    let Some(what) = fuzzing::direct_request(parts) else {
+    let Some(target) = fuzzing::direct_request(parts) else {
         return;
     };
-    plain(what.host.as_ref().unwrap());
+    plain(target.host.as_ref().unwrap());
     let Some(host) = parts.headers.get(header::HOST) else {
         return;
     };

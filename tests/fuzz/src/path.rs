@@ -3,7 +3,7 @@
 //! A path that is allowed for a prefix must be below it for every server that could be behind us. A
 //! path must be denied by a rule as soon as one server would find it below the rule's prefix.
 
-use tailbone::policy::{CAPABILITY, Effect, Path, PathPrefix, Rules, What, Who};
+use tailbone::policy::{CAPABILITY, Effect, Path, PathPrefix, Rules, Target, Who};
 
 pub(super) fn run(data: &[u8]) {
     let Some((prefix, sent)) = super::text(data).and_then(|text| text.split_once('\n')) else {
@@ -24,11 +24,11 @@ pub(super) fn run(data: &[u8]) {
     let all_but_below = rules(format!(
         "[[rule]]\ndecision = 'deny'\npaths = ['{prefix}']\n[[rule]]\ndecision = 'anonymous'\n"
     ));
-    let what = What {
+    let target = Target {
         path: Some(path),
-        ..What::default()
+        ..Target::default()
     };
-    let passes = |rules: &Rules| rules.decide(Who::Nobody, &what).effect == Effect::Anonymous;
+    let passes = |rules: &Rules| rules.decide(Who::Nobody, &target).effect == Effect::Anonymous;
     let (allowed, not_denied) = (passes(&only_below), passes(&all_but_below));
     assert!(!(allowed && not_denied), "both below and not below");
     for server in SERVERS {

@@ -52,7 +52,7 @@ pub(super) fn run(data: &[u8]) {
     if let Ok(url) = Url::parse(&back)
         && let Some(url::Host::Domain(name)) = url.host()
     {
-        assert_eq!(Host::parse(name).ok(), asked.what.host, "{back}");
+        assert_eq!(Host::parse(name).ok(), asked.target.host, "{back}");
         assert!(url.username().is_empty() && url.password().is_none());
     }
     let mut again = parts.clone();

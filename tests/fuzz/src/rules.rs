@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use http::Method;
 use tailbone::{
     identity::Visitor,
-    policy::{CAPABILITY, Effect, Host, Path, RuleId, Rules, Verdict, What, Who},
+    policy::{CAPABILITY, Effect, Host, Path, RuleId, Rules, Target, Verdict, Who},
 };
 
 const ALICE: &str = r#"{"node":{"id":"n2","name":"laptop.a.ts.net","tags":[]},
@@ -21,7 +21,7 @@ static VISITORS: LazyLock<[Visitor; 3]> = LazyLock::new(|| {
 });
 
 /// The requests to decide about; the first is that of a proxy that reports nothing.
-static REQUESTS: LazyLock<Vec<What>> = LazyLock::new(|| {
+static REQUESTS: LazyLock<Vec<Target>> = LazyLock::new(|| {
     let hosts = [None, Some("wiki.example.com"), Some("example.com")];
     let paths = [None, Some("/"), Some("/admin/x"), Some("/public/../admin")];
     let methods = [None, Some(Method::GET), Some(Method::POST)];
@@ -29,7 +29,7 @@ static REQUESTS: LazyLock<Vec<What>> = LazyLock::new(|| {
     for host in hosts {
         for path in paths {
             for method in &methods {
-                requests.push(What {
+                requests.push(Target {
                     host: host.map(|host| Host::parse(host).unwrap()),
                     path: path.map(|path| Path::parse(path).unwrap()),
                     method: method.clone(),
@@ -60,15 +60,15 @@ pub(super) fn run(data: &[u8]) {
     let then_deny = format!("{text}\n[[rule]]\nname = 'the last'\ndecision = 'deny'\n");
     let then_deny = Rules::parse(&then_deny, CAPABILITY).ok();
 
-    for (at, what) in REQUESTS.iter().enumerate() {
+    for (at, target) in REQUESTS.iter().enumerate() {
         for who in callers() {
-            let decision = rules.decide(who, what);
-            assert_eq!(rules.explain(who, what).1, decision);
+            let decision = rules.decide(who, target);
+            assert_eq!(rules.explain(who, target).1, decision);
             known_to_be_allowed(who, &decision, text);
             if let Some(longer) = &then_deny
                 && decision.rule != RuleId::End
             {
-                let again = longer.decide(who, what);
+                let again = longer.decide(who, target);
                 assert_eq!(again, decision, "a later rule changed it");
             }
         }
@@ -131,7 +131,7 @@ fn doubt_lets_nobody_in(rules: &Rules, at: usize) {
 }
 
 /// Whether `clear` equals `vague` with more values known.
-fn fits(vague: &What, clear: &What) -> bool {
+fn fits(vague: &Target, clear: &Target) -> bool {
     fn told<T: PartialEq>(vague: &Option<T>, clear: &Option<T>) -> bool {
         vague.is_none() || vague == clear
     }

@@ -29,7 +29,7 @@ use toml::{
 use super::{
     Effect, Rule, Selector,
     grant::{self, Condition},
-    what::{PathPrefix, Scope},
+    target::{PathPrefix, Scope},
 };
 use tailbone_values::printable;
 use tailbone_values::web::HostPattern;

@@ -12,8 +12,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
-    Effect, Match, RuleId, Step, What,
-    what::{PathPrefix, Scope},
+    Effect, Match, RuleId, Step, Target,
+    target::{PathPrefix, Scope},
 };
 use crate::{Caller, Visitor};
 use tailbone_values::{
@@ -43,11 +43,11 @@ enum Choice {
 }
 
 /// The caller's grants as steps, denying ones first.
-pub(super) fn steps(visitor: &Visitor, capability: &str, what: &What) -> Vec<Step> {
+pub(super) fn steps(visitor: &Visitor, capability: &str, target: &Target) -> Vec<Step> {
     let values = visitor.caller_any_tailnet().grants(capability).iter();
     let mut steps: Vec<Step> = values
         .enumerate()
-        .map(|(at, value)| step(at + 1, value, visitor.foreign(), what))
+        .map(|(at, value)| step(at + 1, value, visitor.foreign(), target))
         .collect();
     steps.sort_by_key(|step| step.effect != Effect::Deny);
     steps
@@ -58,13 +58,13 @@ pub(super) fn name_host(visitor: &Visitor, capability: &str, host: &Host) -> boo
     let values = visitor.caller_any_tailnet().grants(capability).iter();
     values
         .filter_map(|value| read(value).ok())
-        .any(|(_, scope, _)| scope.names_host(host))
+        .any(|grant| grant.scope.names_host(host))
 }
 
-fn step(number: usize, value: &Value, foreign: bool, what: &What) -> Step {
+fn step(number: usize, value: &Value, foreign: bool, target: &Target) -> Step {
     let rule = RuleId::Grant(number);
-    let (effect, scope, for_foreign) = match read(value) {
-        Ok(read) => read,
+    let grant = match read(value) {
+        Ok(grant) => grant,
         Err(mistake) => {
             return Step {
                 rule,
@@ -74,16 +74,16 @@ fn step(number: usize, value: &Value, foreign: bool, what: &What) -> Step {
             };
         }
     };
-    let (sure, why) = scope.matches(what, effect);
-    let needed = if effect == Effect::Deny {
+    let (sure, why) = grant.scope.matches(target, grant.effect);
+    let needed = if grant.effect == Effect::Deny {
         Match::Maybe
     } else {
         Match::Yes
     };
-    let meant = effect == Effect::Deny || for_foreign || !foreign;
+    let meant = grant.effect == Effect::Deny || grant.foreign || !foreign;
     Step {
         rule,
-        effect,
+        effect: grant.effect,
         decides: meant && sure >= needed,
         why: if !meant {
             "not for callers of another tailnet".into()
@@ -95,7 +95,15 @@ fn step(number: usize, value: &Value, foreign: bool, what: &What) -> Step {
     }
 }
 
-fn read(value: &Value) -> Result<(Effect, Scope, bool), String> {
+/// What a value grants.
+struct Grant {
+    effect: Effect,
+    scope: Scope,
+    /// Whether it also applies to callers of other tailnets.
+    foreign: bool,
+}
+
+fn read(value: &Value) -> Result<Grant, String> {
     let Object(words) =
         Object::<GrantValue>::deserialize(value).map_err(|error| error.to_string())?;
     let effect = match words.decision {
@@ -111,7 +119,11 @@ fn read(value: &Value) -> Result<(Effect, Scope, bool), String> {
         paths: paths.collect::<Result<_, _>>()?,
         methods: methods.collect::<Result<_, _>>()?,
     };
-    Ok((effect, scope, words.foreign))
+    Ok(Grant {
+        effect,
+        scope,
+        foreign: words.foreign,
+    })
 }
 
 /// A method in the spelling of HTTP.

@@ -1,7 +1,7 @@
 //! Access rules: one rule language for the components that guard a service.
 //!
 //! [`Rules::decide`] is a pure function of the rules, the caller ([`Who`]) and the request
-//! ([`What`]). It evaluates in this order:
+//! ([`Target`]). It evaluates in this order:
 //!
 //! 1. the grants that the tailnet's own policy file gives the caller for our capability. A denying
 //!    grant beats an allowing one, since grants have no order that an operator could rely on;
@@ -25,14 +25,14 @@ mod file;
 mod grant;
 mod selector;
 mod store;
-mod what;
+mod target;
 
 use std::{borrow::Cow, fmt};
 
 pub use file::{Mistake, Mistakes};
 pub use selector::Selector;
 pub use store::{Change, LoadError, RuleStore};
-pub use what::{Path, PathPrefix, What, WhatError};
+pub use target::{Path, PathPrefix, Target, TargetError};
 
 pub use tailbone_values::web::{Host, HostPattern};
 
@@ -169,7 +169,7 @@ struct Rule {
     foreign: Option<bool>,
     tailnet: Option<String>,
     grant: Option<grant::Condition>,
-    scope: what::Scope,
+    scope: target::Scope,
 }
 
 impl Rules {
@@ -189,8 +189,8 @@ impl Rules {
         })
     }
 
-    pub fn decide(&self, who: Who<'_>, what: &What) -> Verdict {
-        let mut steps = self.steps(who, what);
+    pub fn decide(&self, who: Who<'_>, target: &Target) -> Verdict {
+        let mut steps = self.steps(who, target);
         match steps.find(|step| step.decides) {
             Some(step) => Verdict {
                 effect: step.effect,
@@ -202,9 +202,9 @@ impl Rules {
     }
 
     /// All rules up to the one that decides, each with its reason.
-    pub fn explain(&self, who: Who<'_>, what: &What) -> (Vec<Step>, Verdict) {
+    pub fn explain(&self, who: Who<'_>, target: &Target) -> (Vec<Step>, Verdict) {
         let mut seen = Vec::new();
-        for step in self.steps(who, what) {
+        for step in self.steps(who, target) {
             let decides = step.decides;
             seen.push(step);
             if decides {
@@ -224,11 +224,11 @@ impl Rules {
 
     /// The rule that comes nearest to granting access: the first of those with the fewest parts
     /// that do not match, and rather one for other callers than one for other requests.
-    pub fn nearest(&self, who: Who<'_>, what: &What) -> Option<Near> {
+    pub fn nearest(&self, who: Who<'_>, target: &Target) -> Option<Near> {
         let granting = self.rules.iter().filter(|rule| rule.effect != Effect::Deny);
         let misses = granting.map(|rule| {
             let (request, caller) = (
-                rule.scope.matches(what, rule.effect),
+                rule.scope.matches(target, rule.effect),
                 rule.match_caller(who),
             );
             let parts = [request, caller];
@@ -258,14 +258,14 @@ impl Rules {
         granted || self.rules.iter().any(|rule| rule.scope.names_host(host))
     }
 
-    fn steps<'a>(&'a self, who: Who<'a>, what: &'a What) -> impl Iterator<Item = Step> + 'a {
+    fn steps<'a>(&'a self, who: Who<'a>, target: &'a Target) -> impl Iterator<Item = Step> + 'a {
         let grants = match (&self.capability, who) {
-            (Some(capability), Who::Known(visitor)) => grant::steps(visitor, capability, what),
+            (Some(capability), Who::Known(visitor)) => grant::steps(visitor, capability, target),
             _ => Vec::new(),
         };
         grants
             .into_iter()
-            .chain(self.rules.iter().map(move |rule| rule.step(who, what)))
+            .chain(self.rules.iter().map(move |rule| rule.step(who, target)))
     }
 }
 
@@ -278,8 +278,8 @@ fn end() -> Verdict {
 }
 
 impl Rule {
-    fn step(&self, who: Who<'_>, what: &What) -> Step {
-        let scope = self.scope.matches(what, self.effect);
+    fn step(&self, who: Who<'_>, target: &Target) -> Step {
+        let scope = self.scope.matches(target, self.effect);
         let caller = if scope.0 == Match::No {
             (Match::No, "")
         } else {

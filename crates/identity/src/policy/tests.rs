@@ -42,24 +42,24 @@ fn granted(values: Value) -> Visitor {
     })
 }
 
-fn what(host: &str, path: &str, method: Method) -> What {
-    What {
+fn target(host: &str, path: &str, method: Method) -> Target {
+    Target {
         host: Some(Host::parse(host).unwrap()),
         path: Some(Path::parse(path).unwrap()),
         method: Some(method),
     }
 }
 
-fn get(path: &str) -> What {
-    what("app.example.com", path, Method::GET)
+fn get(path: &str) -> Target {
+    target("app.example.com", path, Method::GET)
 }
 
 fn rules(text: &str) -> Rules {
     Rules::parse(text, CAPABILITY).unwrap_or_else(|mistakes| panic!("{mistakes}"))
 }
 
-fn told(rules: &Rules, who: Who<'_>, what: &What) -> String {
-    let decision = rules.decide(who, what);
+fn told(rules: &Rules, who: Who<'_>, target: &Target) -> String {
+    let decision = rules.decide(who, target);
     format!("{} {}", decision.effect.as_str(), decision.rule)
 }
 
@@ -224,12 +224,12 @@ fn what_the_proxy_does_not_tell_opens_nothing() {
     );
     let alice = user("alice@example.com");
     assert_eq!(
-        told(&rules, Who::Known(&alice), &What::default()),
+        told(&rules, Who::Known(&alice), &Target::default()),
         "deny rule:b"
     );
-    let no_path = What {
+    let no_path = Target {
         method: Some(Method::GET),
-        ..What::default()
+        ..Target::default()
     };
     assert_eq!(told(&rules, Who::Known(&alice), &no_path), "allow rule:c");
 }
@@ -242,7 +242,7 @@ fn hosts_and_methods() {
     let alice = user("alice@example.com");
     let effect = |host, method| {
         rules
-            .decide(Who::Known(&alice), &what(host, "/", method))
+            .decide(Who::Known(&alice), &target(host, "/", method))
             .effect
     };
     assert_eq!(effect("WIKI.example.com:8080", Method::GET), Effect::Allow);
@@ -262,7 +262,7 @@ fn a_denied_method_is_denied_in_any_case() {
         "[[rule]]\ndecision = \"deny\"\nmethods = [\"DELETE\"]\n[[rule]]\ndecision = \"allow\"\n",
     );
     let alice = user("alice@example.com");
-    let lower = what("a", "/", Method::from_bytes(b"delete").unwrap());
+    let lower = target("a", "/", Method::from_bytes(b"delete").unwrap());
     assert_eq!(
         rules.decide(Who::Known(&alice), &lower).effect,
         Effect::Deny
@@ -630,7 +630,7 @@ proptest! {
         let raw = format!("/{}", segments.join("/"));
         let Ok(path) = Path::parse(&raw) else { return Ok(()) };
         let rules = rules("[[rule]]\ndecision = \"deny\"\npaths = [\"/admin\"]\n[[rule]]\ndecision = \"allow\"\npaths = [\"/public\"]\n");
-        let asked = What { path: Some(path), ..get("/") };
+        let asked = Target { path: Some(path), ..get("/") };
         let effect = rules.decide(Who::Known(&user("a@b.c")), &asked).effect;
         let read = as_most_servers_read_it(&raw);
         let below = |prefix: &str| read == prefix || read.starts_with(&format!("{prefix}/"));

@@ -20,22 +20,22 @@ use tailbone_values::web::{BadHost, Host, HostPattern};
 
 /// What a request asks for. `None` is what the proxy did not report.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct What {
+pub struct Target {
     pub host: Option<Host>,
     pub path: Option<Path>,
     pub method: Option<Method>,
 }
 
-impl What {
+impl Target {
     /// Why the path has no readings, if a rule or route needed them.
-    pub fn unreadable(&self) -> Option<WhatError> {
+    pub fn unreadable(&self) -> Option<TargetError> {
         self.path.as_ref()?.unreadable()
     }
 }
 
 /// Why a host or path cannot be used for a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum WhatError {
+pub enum TargetError {
     #[error("the path can be read in too many ways")]
     AmbiguousPath,
     #[error("the path has bytes in it that no path needs")]
@@ -44,7 +44,7 @@ pub enum WhatError {
     BadHost,
 }
 
-impl From<BadHost> for WhatError {
+impl From<BadHost> for TargetError {
     fn from(_: BadHost) -> Self {
         Self::BadHost
     }
@@ -62,16 +62,16 @@ const MAX_PATH_BYTES: usize = 8 << 10;
 pub struct Path {
     sent: Vec<u8>,
     /// Filled on first use.
-    readings: OnceLock<Result<Vec<Vec<u8>>, WhatError>>,
+    readings: OnceLock<Result<Vec<Vec<u8>>, TargetError>>,
 }
 
 impl Path {
     /// The path of a request target, without the query. Errors in it appear when the readings are
     /// needed.
-    pub fn sent(raw: &str) -> Result<Self, WhatError> {
+    pub fn sent(raw: &str) -> Result<Self, TargetError> {
         let raw = raw.as_bytes();
         if raw.first() != Some(&b'/') || raw.len() > MAX_PATH_BYTES {
-            return Err(WhatError::BadPath);
+            return Err(TargetError::BadPath);
         }
         Ok(Self {
             sent: raw.to_vec(),
@@ -80,18 +80,18 @@ impl Path {
     }
 
     /// The same, with the readings computed at once.
-    pub fn parse(raw: &str) -> Result<Self, WhatError> {
+    pub fn parse(raw: &str) -> Result<Self, TargetError> {
         let path = Self::sent(raw)?;
         path.readings()?;
         Ok(path)
     }
 
     /// The error, if a rule or route needed the readings and there are none.
-    pub fn unreadable(&self) -> Option<WhatError> {
+    pub fn unreadable(&self) -> Option<TargetError> {
         self.readings.get()?.as_ref().err().copied()
     }
 
-    fn readings(&self) -> Result<&[Vec<u8>], WhatError> {
+    fn readings(&self) -> Result<&[Vec<u8>], TargetError> {
         match self.readings.get_or_init(|| read(&self.sent, &mut 0)) {
             Ok(readings) => Ok(readings),
             Err(error) => Err(*error),
@@ -116,7 +116,7 @@ impl Path {
     pub fn choose<'a, T>(
         &self,
         mut which: impl FnMut(&dyn Fn(&PathPrefix) -> bool) -> Option<&'a T>,
-    ) -> Result<Option<&'a T>, WhatError> {
+    ) -> Result<Option<&'a T>, TargetError> {
         // If no prefix restricts the path, the readings do not matter.
         let compared = Cell::new(false);
         let here = which(&|prefix| {
@@ -132,7 +132,7 @@ impl Path {
             match chosen {
                 None => chosen = Some(here),
                 Some(before) if before.map(std::ptr::from_ref) == here.map(std::ptr::from_ref) => {}
-                Some(_) => return Err(WhatError::AmbiguousPath),
+                Some(_) => return Err(TargetError::AmbiguousPath),
             }
         }
         Ok(chosen.flatten())
@@ -140,7 +140,7 @@ impl Path {
 }
 
 /// Computes all readings of a path; the first is the path as sent. `work` counts the bytes written.
-fn read(sent: &[u8], work: &mut usize) -> Result<Vec<Vec<u8>>, WhatError> {
+fn read(sent: &[u8], work: &mut usize) -> Result<Vec<Vec<u8>>, TargetError> {
     let mut readings: Vec<Vec<u8>> = Vec::new();
     let mut open = VecDeque::from([sent.to_vec()]);
     while let Some(reading) = open.pop_front() {
@@ -148,15 +148,15 @@ fn read(sent: &[u8], work: &mut usize) -> Result<Vec<Vec<u8>>, WhatError> {
             continue;
         }
         if !has_valid_bytes(&reading) {
-            return Err(WhatError::BadPath);
+            return Err(TargetError::BadPath);
         }
         if readings.len() == MAX_READINGS {
-            return Err(WhatError::AmbiguousPath);
+            return Err(TargetError::AmbiguousPath);
         }
         if !has_one_reading(&reading) {
             for transform in TRANSFORMATIONS {
                 if *work + reading.len() > MAX_READING_BYTES {
-                    return Err(WhatError::AmbiguousPath);
+                    return Err(TargetError::AmbiguousPath);
                 }
                 let other = transform(&reading);
                 *work += other.len();
@@ -408,8 +408,8 @@ pub(super) struct Scope {
 impl Scope {
     /// How certainly the rule applies to this request, and because of which part it does not. A
     /// denying rule ignores case in paths and methods, since some servers do.
-    pub(super) fn matches(&self, what: &What, effect: Effect) -> (Match, &'static str) {
-        let host = match (&what.host, self.hosts.is_empty()) {
+    pub(super) fn matches(&self, target: &Target, effect: Effect) -> (Match, &'static str) {
+        let host = match (&target.host, self.hosts.is_empty()) {
             (_, true) => (Match::Yes, ""),
             (None, _) => (Match::Maybe, "the proxy did not tell the host"),
             (Some(host), _) => (
@@ -418,12 +418,12 @@ impl Scope {
             ),
         };
         let deny = effect == Effect::Deny;
-        let path = match (&what.path, self.paths.is_empty()) {
+        let path = match (&target.path, self.paths.is_empty()) {
             (_, true) => (Match::Yes, ""),
             (None, _) => (Match::Maybe, "the proxy did not tell the path"),
             (Some(path), _) => self.path(path, deny),
         };
-        let method = match (&what.method, self.methods.is_empty()) {
+        let method = match (&target.method, self.methods.is_empty()) {
             (_, true) => (Match::Yes, ""),
             (None, _) => (Match::Maybe, "the proxy did not tell the method"),
             (Some(method), _) => (self.method(method, deny), "another method"),
@@ -561,13 +561,13 @@ mod tests {
             "/%c0%ae%c0%ae/",
             "/%7f",
         ] {
-            assert_eq!(Path::parse(raw), Err(WhatError::BadPath), "{raw}");
+            assert_eq!(Path::parse(raw), Err(TargetError::BadPath), "{raw}");
         }
         let nested = format!("/{}2e", "%25".to_owned() + &"25".repeat(80));
-        assert_eq!(Path::parse(&nested), Err(WhatError::AmbiguousPath));
+        assert_eq!(Path::parse(&nested), Err(TargetError::AmbiguousPath));
         assert_eq!(
             Path::parse(&format!("/{}", "a".repeat(MAX_PATH_BYTES))),
-            Err(WhatError::BadPath)
+            Err(TargetError::BadPath)
         );
     }
 
@@ -604,18 +604,21 @@ mod tests {
             path.choose(|holds| holds(&anywhere).then_some(&1)),
             Ok(Some(&1))
         );
-        let what = What {
+        let target = Target {
             path: Some(path),
-            ..What::default()
+            ..Target::default()
         };
-        assert_eq!(Scope::default().matches(&what, Effect::Allow).0, Match::Yes);
-        let path = what.path.unwrap();
+        assert_eq!(
+            Scope::default().matches(&target, Effect::Allow).0,
+            Match::Yes
+        );
+        let path = target.path.unwrap();
         assert!(path.readings.get().is_none());
 
         let public = PathPrefix::parse("/a").unwrap();
         assert_eq!(
             path.choose(|holds| holds(&public).then_some(&1)),
-            Err(WhatError::AmbiguousPath)
+            Err(TargetError::AmbiguousPath)
         );
         assert!(path.readings.get().is_some());
     }
@@ -627,22 +630,22 @@ mod tests {
             ..Scope::default()
         };
         for (raw, error) in [
-            ("/a%00", WhatError::BadPath),
+            ("/a%00", TargetError::BadPath),
             (
                 &*format!("/a/{}2e", "%25".to_owned() + &"25".repeat(80)),
-                WhatError::AmbiguousPath,
+                TargetError::AmbiguousPath,
             ),
         ] {
             let path = Path::sent(raw).unwrap();
             assert_eq!(path.unreadable(), None);
-            let what = What {
+            let target = Target {
                 path: Some(path),
-                ..What::default()
+                ..Target::default()
             };
             for effect in [Effect::Allow, Effect::Anonymous, Effect::Deny] {
-                assert_eq!(scope.matches(&what, effect).0, Match::Maybe);
+                assert_eq!(scope.matches(&target, effect).0, Match::Maybe);
             }
-            assert_eq!(what.unreadable(), Some(error));
+            assert_eq!(target.unreadable(), Some(error));
         }
     }
 
