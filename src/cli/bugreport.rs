@@ -57,9 +57,11 @@ pub(super) fn run(
             "kernel": rustix::system::uname().release().to_string_lossy(),
         }),
     );
-    // Wrong settings are often the very fault that is reported.
-    let client = match config::load_all(&raw) {
-        Ok(((_, client), origins, warnings)) => {
+    // Wrong settings are often the very fault that is reported; those of the client may be right
+    // all the same.
+    let client = config::load_client(&raw).map(|(client, ..)| client).ok();
+    match config::load_all(&raw) {
+        Ok((_, origins, warnings)) => {
             let settings: Map<String, Value> = origins
                 .entries
                 .iter()
@@ -71,13 +73,9 @@ pub(super) fn run(
             report.add("settings", settings.into());
             let warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
             report.add("warnings", warnings.into());
-            Some(client)
         }
-        Err(mistakes) => {
-            report.add("mistakes", mistakes.to_string().into());
-            None
-        }
-    };
+        Err(mistakes) => report.add("mistakes", mistakes.to_string().into()),
+    }
     let mut format = OutputFormat::Text;
     if let Some(settings) = client {
         format = settings.output;

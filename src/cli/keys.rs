@@ -17,7 +17,10 @@ use super::{
     prompt,
 };
 use crate::{
-    admin::{self, AdminClient, CallError, Impact, proto},
+    admin::{
+        self, AdminClient, CallError, Impact,
+        proto::{self, RotateKeysResponse},
+    },
     config::{self, ClientSettings, Environment, OutputFormat, Purpose, table::FlagScope},
     jwks::life::{KeyLife, LifeError, Report},
 };
@@ -216,29 +219,30 @@ impl Invocation {
         let made = self.wait(async |keys| match keys {
             Keys::Server(client) => {
                 let answer = client.rotate(size, algorithm).await?;
-                Ok((answer.key, answer.signs_from, None))
+                Ok((answer, None))
             }
             Keys::Local { life, spec } => {
                 let made = life.rotate(Some(*spec), Timestamp::now()).await?;
-                let from = made
-                    .key
-                    .signs_since
-                    .map(Timestamp::as_second)
-                    .unwrap_or_default();
-                if made.existed {
-                    console.say("A successor is waiting already; no other is made");
-                }
-                Ok((Some(admin::wire_key(&made.key)), from, Some(made.report)))
+                let signs_from = made.key.signs_since.map(Timestamp::as_second);
+                let answer = RotateKeysResponse {
+                    key: Some(admin::wire_key(&made.key)),
+                    signs_from: signs_from.unwrap_or_default(),
+                    existed: made.existed,
+                };
+                Ok((answer, Some(made.report)))
             }
         });
-        let (key, signs_from, report) =
+        let (answer, report) =
             made.map_err(|error| self.failed("failed to rotate keys: ", &error))?;
         warn(report.as_ref(), console);
+        if answer.existed {
+            console.say("A successor is waiting already; no other is made");
+        }
         show_rotated(
             console,
             self.settings.output,
-            &key.unwrap_or_default().into(),
-            signs_from,
+            &answer.key.unwrap_or_default().into(),
+            answer.signs_from,
         )
     }
 

@@ -176,3 +176,14 @@ fn a_successor_that_is_waiting_already_is_mentioned() {
         "{err}"
     );
 }
+
+#[test]
+fn a_bugreport_with_wrong_settings_has_the_format_that_was_asked_for() {
+    let dir = TempDir::new().unwrap();
+    let (code, out, _) = run("bugreport -o json --port none", &dir);
+    assert_eq!(code, 0);
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let mistakes = report["mistakes"].as_str().unwrap();
+    assert!(mistakes.contains("--port"), "{mistakes}");
+    assert!(report["status"]["unreachable"].is_string(), "{report}");
+}

@@ -261,6 +261,7 @@ impl AdminApi {
         Ok(RotateKeysResponse {
             key: Some(wire_key(&made.key)),
             signs_from: seconds(made.key.signs_since),
+            existed: made.existed,
         })
     }
 
