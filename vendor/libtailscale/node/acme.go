@@ -73,7 +73,7 @@ func newCertOrder(r *certRequest, previous *certPair) *certOrder {
 	if u, err := url.Parse(o.directory); err == nil && u.Host != "" {
 		o.authority = u.Host
 	}
-	o.record = readOrderRecord(r.node.store, r.host, o.directory)
+	o.record = readOrderRecord(r.node.orderState(), r.host, o.directory)
 	return o
 }
 
@@ -104,7 +104,7 @@ func (o *certOrder) run(ctx context.Context) (*certPair, *certFailure) {
 }
 
 func (o *certOrder) writeRecord() error {
-	err := o.record.write(o.node.store, o.host)
+	err := o.record.write(o.node.orderState(), o.host)
 	if err != nil {
 		o.node.log.printf(levelWarn, "the outcome of the order for %s could not be kept: %v", o.host, err)
 	}

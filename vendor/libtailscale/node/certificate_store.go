@@ -84,6 +84,34 @@ func readIfExists(path string) ([]byte, error) {
 	return data, err
 }
 
+// orderState is where the outcomes of orders are remembered: in the node's state, which outlives
+// the process, or beside the certificates if the state is only in memory.
+func (n *Node) orderState() ipn.StateStore {
+	if n.cfg.Store == "mem:" {
+		return stateInFiles{filepath.Join(n.cfg.Dir, certDir)}
+	}
+	return n.store
+}
+
+type stateInFiles struct{ dir string }
+
+func (s stateInFiles) file(id ipn.StateKey) string { return filepath.Join(s.dir, string(id)+".json") }
+
+func (s stateInFiles) ReadState(id ipn.StateKey) ([]byte, error) {
+	data, err := readIfExists(s.file(id))
+	if err == nil && data == nil {
+		return nil, ipn.ErrStateNotExist
+	}
+	return data, err
+}
+
+func (s stateInFiles) WriteState(id ipn.StateKey, data []byte) error {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	return atomicfile.WriteFile(s.file(id), data, 0o600)
+}
+
 type certsInState struct{ state stateWithCerts }
 
 func (s certsInState) pair(host string) (chain, key []byte, err error) {

@@ -484,6 +484,28 @@ func TestPassingTrouble(t *testing.T) {
 	m.mustCert(a, firstName, 0)
 }
 
+// A node whose state is only in memory must not order at each start either.
+func TestWaitOfNodeWithoutState(t *testing.T) {
+	a, tn := newCertTailnet(t)
+	cfg := tn.config("first")
+	cfg.Store, cfg.Ephemeral = "mem:", true
+	m := tn.make(cfg)
+	m.await("Running")
+	a.on("/new-order", 429, "120", "rateLimited", "too many")
+	m.cert(firstName, 0).check(t, ACME, 429, "too many")
+	requests, _ := a.counts()
+	if err := m.node().Logout(5 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	m.close()
+	m = tn.make(cfg)
+	m.await("Running")
+	m.cert(firstName, 0).check(t, ACME, 429, "waits for")
+	if now, _ := a.counts(); now != requests {
+		t.Errorf("%d requests during the wait", now-requests)
+	}
+}
+
 func TestSetDNSRefused(t *testing.T) {
 	_, tn := newCertTailnet(t, func(c *testcontrol.Server) {
 		c.OnSetDNS = func(*tailcfg.SetDNSRequest) error { return errors.New("the zone is locked") }
