@@ -28,7 +28,10 @@ use super::{
     output::{self, Output},
 };
 use crate::{
-    admin::{AdminClient, proto::StatusResponse},
+    admin::{
+        AdminClient,
+        proto::{self, StatusResponse},
+    },
     config::{self, Environment, Publish, Settings, TailscaleSettings, table::FlagScope},
     telemetry::{error_chain, innermost_cause},
 };
@@ -44,7 +47,7 @@ const SKEW_FAIL: Duration = Duration::from_secs(300);
 const EXPIRY_WARN: i64 = 14 * 86_400;
 
 /// The headings, each with the names and titles of its checks.
-const SECTIONS: [(&str, &[(&str, &str)]); 5] = [
+const SECTIONS: [(&str, &[(&str, &str)]); 6] = [
     (
         "Directories",
         &[
@@ -67,6 +70,13 @@ const SECTIONS: [(&str, &[(&str, &str)]); 5] = [
             ("key-expiry", "Node key"),
             ("whois-works", "Identities"),
             ("readiness", "Readiness"),
+        ],
+    ),
+    (
+        "HTTPS",
+        &[
+            ("https-enabled", "Tailnet"),
+            ("certificates", "Certificates"),
         ],
     ),
     (
@@ -165,6 +175,10 @@ impl Output for Checks {
     fn text(&self, layout: Layout) -> String {
         let mut list = List::new(layout);
         for (heading, names) in SECTIONS {
+            let is_one = |check: &Check| names.iter().any(|(name, _)| check.name == *name);
+            if !self.0.iter().any(is_one) {
+                continue;
+            }
             list.heading(heading);
             for (name, title) in names {
                 for check in self.0.iter().filter(|check| check.name == *name) {
@@ -283,6 +297,14 @@ async fn examine(settings: &Settings, server: &AdminClient, write: bool) -> Chec
         ),
         ("whois-works", Box::pin(whois(status, server))),
         ("readiness", Box::pin(async move { readiness(status) })),
+        (
+            "https-enabled",
+            Box::pin(async move { https_enabled(status, settings.uses_node_certificate()) }),
+        ),
+        (
+            "certificates",
+            Box::pin(async move { certificates(status, Timestamp::now()) }),
+        ),
         ("jwks-public", Box::pin(jwks_public(settings))),
         ("bucket-write", Box::pin(bucket_write(settings, write))),
         ("descriptors", Box::pin(async { descriptors() })),
@@ -609,6 +631,60 @@ fn readiness(status: &Answer) -> Finding {
     }
 }
 
+/// Whether the node can have the certificate that listeners need.
+fn https_enabled(status: &Answer, is_needed: bool) -> Finding {
+    match status {
+        _ if !is_needed => skip("no listener uses the certificate of the node's name"),
+        Err(_) => skip(NO_SERVER),
+        Ok(status) if status.join_state != "running" => skip("the node is not on the tailnet"),
+        Ok(status) if status.certificate_names.is_empty() => {
+            fail("HTTPS is not enabled in this tailnet")
+                .hint("Enable \"HTTPS Certificates\" on the DNS page of the admin console")
+                .command("https://login.tailscale.com/admin/dns")
+        }
+        Ok(status) => ok(format!(
+            "the node can have a certificate for {}",
+            status.certificate_names.join(", ")
+        )),
+    }
+}
+
+/// Whether each certificate is valid, and renewed in time.
+fn certificates(status: &Answer, now: Timestamp) -> Finding {
+    let Ok(status) = status else {
+        return skip(NO_SERVER);
+    };
+    let listeners = status.listeners.iter();
+    let mut all: Vec<_> = listeners
+        .filter_map(|listener| listener.certificate.as_ref())
+        .collect();
+    // Listeners may share one.
+    all.dedup();
+    if all.is_empty() {
+        return skip("no listener uses TLS");
+    }
+    let troubles: Vec<_> = all
+        .iter()
+        .map(|certificate| certificate.trouble.as_str())
+        .filter(|trouble| !trouble.is_empty())
+        .collect();
+    if troubles.is_empty() {
+        let each = all.iter().map(|certificate| {
+            let end = Timestamp::from_second(certificate.not_after).unwrap_or_default();
+            let (names, issuer) = (certificate.names.join(", "), &certificate.issuer);
+            format!("{names} by {issuer} until {end}")
+        });
+        return ok(each.collect::<Vec<_>>().join("; "));
+    }
+    let is_usable = |certificate: &&proto::Certificate| certificate.not_after > now.as_second();
+    let words = troubles.join("; ");
+    if all.iter().all(is_usable) {
+        warn(words)
+    } else {
+        fail(words)
+    }
+}
+
 /// Reads the document as a verifier does: without credentials.
 async fn jwks_public(settings: &Settings) -> Finding {
     match &settings.keys.publish {
@@ -928,6 +1004,53 @@ Result
         assert_eq!(soon.words, "it expires in 1 day");
         let unknown = key_expiry(&Err("gone".into()), now);
         assert_eq!(unknown.result, CheckResult::Skip);
+    }
+
+    #[test]
+    fn https_that_is_not_enabled_is_told_with_what_to_click() {
+        let mut status = running(0);
+        let verdict = |status: &Answer, needed| https_enabled(status, needed).result;
+        assert_eq!(verdict(&status, false), CheckResult::Skip);
+        let missing = https_enabled(&status, true);
+        assert_eq!(missing.result, CheckResult::Fail);
+        assert!(missing.one_line().contains("admin/dns"), "{missing:?}");
+        status.as_mut().unwrap().certificate_names = vec!["a.b.ts.net".into()];
+        assert_eq!(verdict(&status, true), CheckResult::Ok);
+        assert_eq!(verdict(&Err("gone".into()), true), CheckResult::Skip);
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_renewed_is_a_warning_and_one_that_has_ended_a_failure() {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let found = |not_after, trouble: &str| {
+            let certificate = proto::Certificate {
+                names: vec!["a.b.ts.net".into()],
+                issuer: "CN=test".into(),
+                not_after,
+                trouble: trouble.into(),
+            };
+            let listener = proto::Listener {
+                certificate: Some(certificate),
+                ..proto::Listener::default()
+            };
+            let mut status = running(0);
+            status.as_mut().unwrap().listeners = vec![listener.clone(), listener];
+            certificates(&status, now)
+        };
+        let good = found(2_000_000, "");
+        assert_eq!(good.result, CheckResult::Ok);
+        assert_eq!(
+            good.words,
+            "a.b.ts.net by CN=test until 1970-01-24T03:33:20Z"
+        );
+        let late = found(2_000_000, "it could not be renewed");
+        assert_eq!(
+            (late.result, late.words.as_str()),
+            (CheckResult::Warn, "it could not be renewed")
+        );
+        assert_eq!(found(999_999, "it ended").result, CheckResult::Fail);
+        assert_eq!(found(0, "there is none").result, CheckResult::Fail);
+        assert_eq!(certificates(&running(0), now).result, CheckResult::Skip);
     }
 
     #[test]

@@ -437,6 +437,17 @@ fn listeners_of(component: Component, settings: &Settings) -> Vec<ConfiguredList
     }
 }
 
+impl Settings {
+    /// Whether a listener uses the certificate of the node's name.
+    pub fn uses_node_certificate(&self) -> bool {
+        let mut all = listeners(self).into_iter();
+        all.any(|listener| {
+            let tls = Some(TailnetTls::Node);
+            matches!(listener.listen, Listen::Tailnet { tls: wanted, .. } if wanted == tls)
+        })
+    }
+}
+
 fn configured(
     name: &'static str,
     row: &'static Row,

@@ -11,7 +11,8 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use rustix::process::Signal;
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, Error, HandshakeKind, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject as _},
@@ -20,6 +21,7 @@ use serde_json::{Value, json};
 use tailbone::tailnet::{EmbeddedNode, Node as _, Stream};
 use tempfile::TempDir;
 use testkit::{
+    certificates::{SelfSigned, self_signed},
     daemon::{Daemon, Start},
     devnet::{Devnet, Key},
     eventually,
@@ -303,6 +305,209 @@ fn the_nodes_name_has_a_certificate_that_outlives_restarts() {
             assert_eq!(answer.status(), 200);
         }
         assert_eq!(edge.devnet.acme_counts().await, orders);
+        edge.end().await;
+    });
+}
+
+#[test]
+fn a_tailnet_without_https_says_so_and_https_that_comes_later_is_used_at_once() {
+    alone(async {
+        let edge = Edge::new().await;
+        edge.devnet.configure(json!({ "https": false })).await;
+        let mut daemon = edge.server("late", &reusable()).await.start();
+        daemon.listening(3).await;
+        daemon.ready();
+
+        let said = trouble(&daemon, &["HTTPS is not enabled", "refuse all callers"]).await;
+        for words in ["\"HTTPS Certificates\"", "/admin/dns", "next try"] {
+            assert!(said.contains(words), "{said}");
+        }
+        assert!(
+            daemon
+                .log()
+                .contains("no new certificate for the node's name")
+        );
+        let http1 = edge.https(&["http/1.1"]);
+        let name = format!("late.{SUFFIX}");
+        let began = Instant::now();
+        let refused = handshake(&http1, &name, edge.dial("late", 443).await).await;
+        let Err(Error::AlertReceived(AlertDescription::InternalError)) = refused else {
+            panic!("{refused:?}");
+        };
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            began.elapsed()
+        );
+        // Callers without TLS are served.
+        let mut plain = Connection::over(edge.dial("late", 80).await)
+            .await
+            .host("late");
+        assert_eq!(plain.get("/").await.status(), 308);
+        assert_eq!(
+            examined(&daemon, &["https-enabled", "certificates"]),
+            ["fail", "fail"],
+            "{}",
+            daemon.log()
+        );
+
+        edge.devnet.configure(json!({ "https": true })).await;
+        trouble(&daemon, &[]).await;
+        let stream = handshake(&http1, &name, edge.dial("late", 443).await).await;
+        let answer = issue_over_http1(stream.unwrap(), &name).await;
+        assert_eq!(user(&answer.json()), "alice@example.com");
+        assert_eq!(
+            examined(&daemon, &["https-enabled", "certificates"]),
+            ["ok", "ok"],
+            "{}",
+            daemon.log()
+        );
+        assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
+        edge.end().await;
+    });
+}
+
+/// The verdicts of the doctor, who takes the flags of the server.
+fn examined(daemon: &Daemon, names: &[&str]) -> Vec<String> {
+    let flags = ["doctor", "-o", "json", "--listen", "tailnet+tls://:443"];
+    let output = daemon.run(&flags);
+    let checks: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let verdict = |name: &&str| {
+        let checks = checks.as_array().unwrap();
+        let check = checks.iter().find(|check| check["name"] == **name);
+        check.unwrap()["verdict"].as_str().unwrap().to_owned()
+    };
+    names.iter().map(verdict).collect()
+}
+
+/// A pair for the host that began and ends so many days from now, kept by its server.
+fn kept(edge: &Edge, host: &str, from: i32, to: i32) -> SelfSigned {
+    const DAY: SignedDuration = SignedDuration::from_hours(24);
+    let name = format!("{host}.{SUFFIX}");
+    let now = Timestamp::now();
+    let pair = self_signed(&[&name], now + DAY * from, now + DAY * to);
+    let folder = edge.folder.path().join(format!("server-{host}"));
+    pair.keep(&folder.join(".tsnet"), &name);
+    pair
+}
+
+#[test]
+fn while_renewals_fail_the_old_certificate_serves_on_and_restarts_order_nothing() {
+    alone(async {
+        let edge = Edge::new().await;
+
+        // The authority is down.
+        let (start, name) = (
+            edge.server("old", &reusable()).await,
+            format!("old.{SUFFIX}"),
+        );
+        let old = kept(&edge, "old", -80, 10);
+        let trusting_old = Arc::new(client(&[CertificateDer::from(old.der)], &["http/1.1"]));
+        edge.devnet.set_acme_fault(json!({ "mode": "down" })).await;
+        let mut daemon = start.start();
+        daemon.listening(3).await;
+        let said = [
+            "cannot be reached",
+            "is used until it ends at",
+            "the next try is at",
+        ];
+        trouble(&daemon, &said).await;
+        daemon.ready();
+        let stream = handshake(&trusting_old, &name, edge.dial("old", 443).await).await;
+        let answer = issue_over_http1(stream.unwrap(), &name).await;
+        assert_eq!(user(&answer.json()), "alice@example.com");
+        let shown = certificate(&daemon).await;
+        assert_eq!(shown["issuer"], "CN=test", "{shown}");
+        assert!(
+            shown["trouble"]
+                .as_str()
+                .unwrap()
+                .contains("cannot be reached"),
+            "{shown}"
+        );
+        assert_eq!(
+            examined(&daemon, &["certificates"]),
+            ["warn"],
+            "{}",
+            daemon.log()
+        );
+
+        // It is back, and a reload asks it at once.
+        edge.devnet.set_acme_fault(json!({ "mode": "ok" })).await;
+        daemon.signal(Signal::HUP);
+        trouble(&daemon, &[]).await;
+        let stream = handshake(&edge.https(&[]), &name, edge.dial("old", 443).await).await;
+        assert!(stream.is_ok(), "{stream:?}");
+        assert_eq!(edge.devnet.acme_counts().await.orders, 1);
+        assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
+
+        // The authority has a limit, and the certificate has ended while the node was off.
+        let host = "ended";
+        let name = format!("{host}.{SUFFIX}");
+        let start = async || edge.server(host, &reusable()).await;
+        let first = start().await;
+        let ended = kept(&edge, host, -91, -1);
+        let trusting_ended = Arc::new(client(&[CertificateDer::from(ended.der)], &["http/1.1"]));
+        let limit = json!({ "mode": "fail", "status": 429, "retry_after": 3600 });
+        edge.devnet.set_acme_fault(limit).await;
+        let said = [
+            "429 (rate limit)",
+            "ended at",
+            "could not be renewed",
+            "the next try is at",
+        ];
+        let mut daemon = first.start();
+        daemon.listening(3).await;
+        trouble(&daemon, &said).await;
+        let before = edge.devnet.acme_counts().await;
+        // Without the fault, the wait holds all the same.
+        edge.devnet.set_acme_fault(json!({ "mode": "ok" })).await;
+        daemon.signal(Signal::HUP);
+        trouble(&daemon, &["waits for", "429 (rate limit)"]).await;
+        assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
+        for restart in 1..=3 {
+            daemon = start().await.start();
+            daemon.listening(3 * (restart + 1)).await;
+            trouble(&daemon, &["waits for", "429 (rate limit)", "ended at"]).await;
+            let shown = handshake(&trusting_ended, &name, edge.dial(host, 443).await).await;
+            let Err(Error::InvalidCertificate(CertificateError::ExpiredContext { .. })) = shown
+            else {
+                panic!("the ended one is shown: {shown:?}");
+            };
+            assert_eq!(
+                examined(&daemon, &["certificates"]),
+                ["fail"],
+                "{}",
+                daemon.log()
+            );
+            assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
+        }
+        assert_eq!(edge.devnet.acme_counts().await, before, "nothing was asked");
+        edge.end().await;
+    });
+}
+
+#[test]
+fn a_node_without_state_keeps_its_certificate_while_it_has_its_name() {
+    alone(async {
+        let edge = Edge::new().await;
+        let key = Key {
+            ephemeral: true,
+            ..reusable()
+        };
+        let flags = ["--ts-state", "mem", "--ts-ephemeral"];
+        for start in 1..=2 {
+            let mut daemon = edge.server("fleeting", &key).await.flags(&flags).start();
+            daemon.listening(3 * start).await;
+            let shown = certificate(&daemon).await;
+            assert_eq!(
+                shown["names"],
+                json!([format!("fleeting.{SUFFIX}")]),
+                "{shown}"
+            );
+            assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
+        }
+        assert_eq!(edge.devnet.acme_counts().await.orders, 1);
         edge.end().await;
     });
 }
