@@ -8,6 +8,8 @@
 //! Invariants
 //! - A component that is switched off is not built: it has no routes, no listeners and no tasks.
 //! - Components do not know each other. What two of them need is in the context or below them.
+//! - What is reachable from the internet is a router of its own ([`Routes::on_the_internet`]). A
+//!   component that has none has nothing there.
 //! - A part has no listener of its own: it says where it wants to be served, and each kind of
 //!   listener brings its limits, its host names and the identity of its callers.
 //!
@@ -23,7 +25,7 @@ use jiff::Timestamp;
 
 use crate::{
     config::{Listen, Settings},
-    http::{serve::Listeners, unix::LocalPeer},
+    http::{layers, serve::Listeners, unix::LocalPeer},
     identity::Directory,
     jwks::life::KeyLife,
     keys::SigningQueue,
@@ -74,6 +76,39 @@ pub type LatchCheck = (
     Box<dyn Fn(Timestamp) -> readiness::LatchState + Send + Sync>,
 );
 
+/// The routes of a component, by who can reach them.
+#[derive(Debug, Clone)]
+pub struct Routes {
+    within: Router,
+    internet: Router,
+}
+
+impl Routes {
+    /// For all listeners but those of Funnel, where nothing is found.
+    pub fn new(component: &'static str, within: Router) -> Self {
+        Self {
+            within,
+            internet: layers::wrap(Router::new(), component),
+        }
+    }
+
+    /// Also these, for everybody on the internet. Their callers have no identity.
+    #[must_use]
+    pub fn on_the_internet(self, internet: Router) -> Self {
+        Self { internet, ..self }
+    }
+
+    fn at(&self, listen: &Listen) -> Router {
+        match listen {
+            Listen::Funnel { .. } => self.internet.clone(),
+            Listen::Tailnet { .. }
+            | Listen::Redirect { .. }
+            | Listen::Host { .. }
+            | Listen::Unix { .. } => self.within.clone(),
+        }
+    }
+}
+
 /// Routes, and a listener for them.
 #[derive(Debug)]
 pub struct Endpoint {
@@ -120,7 +155,7 @@ impl Part {
     }
 
     /// Serves the routes at each of these listeners, under their own names of host.
-    pub fn serve(self, name: &'static str, listen: Vec<Listen>, routes: &Router) -> Self {
+    pub fn serve(self, name: &'static str, listen: Vec<Listen>, routes: &Routes) -> Self {
         self.serve_as(name, listen, routes, AcceptedHosts::Own, |_| {
             Extensions::new()
         })
@@ -130,15 +165,15 @@ impl Part {
         mut self,
         name: &'static str,
         listen: Vec<Listen>,
-        routes: &Router,
+        routes: &Routes,
         hosts: AcceptedHosts,
         identify_local: fn(LocalPeer) -> Extensions,
     ) -> Self {
         self.endpoints
             .extend(listen.into_iter().map(|listen| Endpoint {
                 name,
+                routes: routes.at(&listen),
                 listen,
-                routes: routes.clone(),
                 hosts,
                 identify_local,
             }));

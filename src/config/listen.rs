@@ -1,8 +1,9 @@
 //! Where a component listens: the kinds of listeners, and which of them each component has.
 //!
-//! Every component can be served by a listener of any kind. The kind decides what is known of a
-//! caller: on the tailnet their identity, on a host address their address, on a unix socket their
-//! user and process.
+//! Every component can be served by a listener of any kind, except that only those with routes for
+//! the internet can stand on Funnel. The kind decides what is known of a caller: on the tailnet
+//! their identity, on a host address and through Funnel their address, on a unix socket their user
+//! and process.
 
 use std::{
     fmt,
@@ -24,7 +25,10 @@ use super::{
     table::{self, Row},
 };
 
-const EXPECTED_FORMS: &str = "not a listener such as tailnet://:80, tailnet+tls://:443, https://0.0.0.0:8443?cert=PATH&key=PATH, http://127.0.0.1:8080 or unix:///run/tailbone.sock";
+const EXPECTED_FORMS: &str = "not a listener such as tailnet://:80, tailnet+tls://:443, https://0.0.0.0:8443?cert=PATH&key=PATH, http://127.0.0.1:8080, funnel://:443 or unix:///run/tailbone.sock";
+
+/// The ports on which Tailscale takes connections from the internet.
+const FUNNEL_PORTS: [u16; 3] = [443, 8443, 10000];
 
 const INVALID_PORT: &str = "the port is a number from 1 to 65535";
 
@@ -58,9 +62,14 @@ pub enum Listen {
         path: PathBuf,
         mode: u32,
     },
+    /// A port of the node's name on the internet, always with TLS.
+    Funnel {
+        port: u16,
+        tls: TailnetTls,
+    },
 }
 
-/// The certificate of a listener with TLS on the tailnet.
+/// The certificate of a listener with TLS on the tailnet or on Funnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TailnetTls {
     Files(TlsFiles),
@@ -95,6 +104,17 @@ impl fmt::Display for Listen {
                 write!(f, "https://{addr}?cert={cert}&key={key}")
             }
             Self::Unix { path, mode } => write!(f, "unix://{}?mode={mode:04o}", path.display()),
+            Self::Funnel {
+                tls: TailnetTls::Node,
+                ..
+            } => write!(f, "funnel://{}", self.addr()),
+            Self::Funnel {
+                tls: TailnetTls::Files(TlsFiles { cert, key }),
+                ..
+            } => {
+                let (cert, key) = (cert.display(), key.display());
+                write!(f, "funnel://{}?cert={cert}&key={key}", self.addr())
+            }
         }
     }
 }
@@ -121,6 +141,8 @@ impl Listen {
     /// | `http://127.0.0.1:8080` | a loopback address of the machine |
     /// | `http://0.0.0.0:8080?plain` | any of its addresses, where a proxy in front ends TLS |
     /// | `https://0.0.0.0:8443?cert=PATH&key=PATH` | the same with TLS; PEM files |
+    /// | `funnel://:443` | the internet: that port of the node's name, with its certificate |
+    /// | `funnel://:443?cert=PATH&key=PATH` | the same for another name; PEM files |
     /// | `unix:///run/x.sock?mode=0660` | a unix socket; the mode is 0600 without one |
     pub fn parse(word: &str) -> Result<Self, String> {
         let (kind, rest) = word.split_once("://").ok_or(EXPECTED_FORMS)?;
@@ -137,15 +159,10 @@ impl Listen {
             }
             "tailnet+tls" => {
                 let (binding, port) = parse_tailnet_address(address)?;
-                let tls = if options.is_empty() {
-                    TailnetTls::Node
-                } else {
-                    TailnetTls::Files(options.tls_files(kind)?)
-                };
                 Self::Tailnet {
                     binding,
                     port,
-                    tls: Some(tls),
+                    tls: Some(options.tailnet_tls(kind)?),
                 }
             }
             "redirect" => {
@@ -156,6 +173,10 @@ impl Listen {
                 };
                 Self::Redirect { binding, port, to }
             }
+            "funnel" => Self::Funnel {
+                port: parse_funnel_port(address)?,
+                tls: options.tailnet_tls(kind)?,
+            },
             "unix" => Self::parse_unix(address, options.take("mode"))?,
             "http" => Self::Host {
                 addr: parse_host_address(address)?,
@@ -202,6 +223,7 @@ impl Listen {
             }
             Self::Host { addr, .. } => addr.to_string(),
             Self::Unix { path, .. } => path.display().to_string(),
+            Self::Funnel { port, .. } => format!(":{port}"),
         }
     }
 
@@ -211,7 +233,7 @@ impl Listen {
             Self::Tailnet { binding, port, .. } | Self::Redirect { binding, port, .. } => {
                 Some((*binding, *port))
             }
-            Self::Host { .. } | Self::Unix { .. } => None,
+            Self::Host { .. } | Self::Unix { .. } | Self::Funnel { .. } => None,
         }
     }
 
@@ -231,6 +253,7 @@ impl Listen {
                 addr.port() == other.port() && same
             }
             (Self::Unix { path, .. }, Self::Unix { path: other, .. }) => path == other,
+            (Self::Funnel { port, .. }, Self::Funnel { port: other, .. }) => port == other,
             _ => false,
         }
     }
@@ -247,6 +270,12 @@ fn parse_tailnet_address(address: &str) -> Result<(Binding, u16), String> {
             Ok((Binding::Addr(addr.ip()), addr.port()))
         }
     }
+}
+
+fn parse_funnel_port(address: &str) -> Result<u16, String> {
+    let port = address.strip_prefix(':').and_then(|port| port.parse().ok());
+    port.filter(|port| FUNNEL_PORTS.contains(port))
+        .ok_or_else(|| "Funnel has the ports :443, :8443 and :10000 alone".into())
 }
 
 pub(super) fn file_mode(text: &str) -> Result<u32, String> {
@@ -279,13 +308,17 @@ impl<'a> QueryOptions<'a> {
         Ok(Self(all))
     }
 
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     fn take(&mut self, name: &str) -> Option<&'a str> {
         let at = self.0.iter().position(|(known, _)| *known == name)?;
         Some(self.0.remove(at).1)
+    }
+
+    /// Without files the certificate is that of the node's name.
+    fn tailnet_tls(&mut self, kind: &str) -> Result<TailnetTls, String> {
+        if self.0.is_empty() {
+            return Ok(TailnetTls::Node);
+        }
+        Ok(TailnetTls::Files(self.tls_files(kind)?))
     }
 
     fn tls_files(&mut self, kind: &str) -> Result<TlsFiles, String> {
@@ -349,15 +382,31 @@ impl SettingsReader<'_> {
             (one_row, format!("{} ({second})", other_row.key))
         };
         let (value, need) = match &one.listen {
-            Listen::Tailnet { port, .. } | Listen::Redirect { port, .. } => {
-                (port.to_string(), "two ports")
-            }
+            Listen::Tailnet { port, .. }
+            | Listen::Redirect { port, .. }
+            | Listen::Funnel { port, .. } => (port.to_string(), "two ports"),
             Listen::Host { addr, .. } => (addr.port().to_string(), "two ports"),
             Listen::Unix { path, .. } => (path.display().to_string(), "two paths"),
         };
         let (one, other) = (one.name, other.name);
         let sentence = format!("{named} is the same: {one} and {other} need {need}");
         self.mistake(row, Some(value), sentence);
+    }
+
+    /// Records a mistake for each listener of Funnel whose routes are not for the internet.
+    pub(super) fn report_funnel(&mut self, settings: &Settings) {
+        for one in listeners(settings) {
+            if let Listen::Funnel { .. } = one.listen
+                && !one.has_internet_routes()
+            {
+                let row = self.row_of(&one);
+                let sentence = format!(
+                    "{} has nothing for the internet: it cannot stand on Funnel",
+                    one.name
+                );
+                self.mistake(row, Some(one.listen.to_string()), sentence);
+            }
+        }
     }
 
     /// The setting that says where the listener is.
@@ -376,6 +425,14 @@ struct ConfiguredListener {
     row: &'static Row,
     legacy_row: &'static Row,
     listen: Listen,
+}
+
+impl ConfiguredListener {
+    /// Whether the component says which of its routes exist on the internet
+    /// ([`crate::part::Routes`]).
+    fn has_internet_routes(&self) -> bool {
+        [&server::LISTEN, &gate::LISTEN, &sts::LISTEN].contains(&self.row)
+    }
 }
 
 /// The listeners of the components that are switched on.
@@ -484,6 +541,8 @@ mod tests {
             "http://0.0.0.0:8080?plain",
             "https://0.0.0.0:8443?cert=/etc/tls/tls.crt&key=/etc/tls/tls.key",
             "unix:///run/tailbone/gate.sock?mode=0660",
+            "funnel://:443",
+            "funnel://:8443?cert=/etc/tls/tls.crt&key=/etc/tls/tls.key",
         ] {
             assert_eq!(Listen::parse(word).unwrap().to_string(), word);
         }
@@ -510,6 +569,9 @@ mod tests {
             ("https://0.0.0.0:8443?cert=/a", "both files"),
             ("unix://run/x", "absolute"),
             ("unix:///run/x?mode=9", "octal"),
+            ("funnel://:80?cert=/a&key=/b", ":443, :8443 and :10000"),
+            ("funnel://100.64.0.1:443", ":443, :8443 and :10000"),
+            ("funnel://:443?cert=/a", "both files"),
         ] {
             let error = Listen::parse(word).unwrap_err();
             assert!(error.contains(reason), "{word}: {error}");
@@ -538,5 +600,9 @@ mod tests {
         assert!(collide("http://127.0.0.1:80", "http://0.0.0.0:80?plain"));
         assert!(!collide("http://127.0.0.1:80", "http://127.0.0.2:80"));
         assert!(collide("unix:///a", "unix:///a?mode=0660"));
+        let funnel = "funnel://:443?cert=/c&key=/k";
+        assert!(collide(funnel, "funnel://:443?cert=/d&key=/l"));
+        assert!(!collide(funnel, "funnel://:8443?cert=/c&key=/k"));
+        assert!(!collide(funnel, "tailnet://:443"), "another network");
     }
 }

@@ -110,6 +110,7 @@ impl SettingsReader<'_> {
             sts: sts?,
         };
         self.report_collisions(&settings);
+        self.report_funnel(&settings);
         Some(settings)
     }
 }

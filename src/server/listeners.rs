@@ -1,15 +1,19 @@
 //! Opens the listeners of all parts, each according to its kind.
 //!
 //! The kind decides what each request of a connection carries: on the tailnet the connection with
-//! its identity, on a host address the peer's address, on a unix socket what the component says of
-//! a local process. It also decides which host names are the listener's own.
+//! its identity, through Funnel the same without one, on a host address the peer's address, on a
+//! unix socket what the component says of a local process. It also decides which host names are the
+//! listener's own.
 
 use std::sync::Arc;
 
 use ::http::Extensions;
 use axum::Router;
 
-use super::{ServerError, latches::register_certificates, node_certificate::CertificateRenewal};
+use super::{
+    ServerError, funnel::FunnelPorts, latches::register_certificates,
+    node_certificate::CertificateRenewal,
+};
 use crate::{
     config::{Binding, Listen, TailnetTls, TlsFiles},
     http::{
@@ -37,6 +41,7 @@ pub(super) struct ListenerOpener {
     pub(super) hosts: Vec<Allowed<HostPattern>>,
     /// The certificate of the node's name, which several listeners may share.
     pub(super) renewal: Arc<CertificateRenewal>,
+    pub(super) funnel: FunnelPorts,
 }
 
 /// A listener that serves, with the certificate that it uses.
@@ -52,6 +57,7 @@ impl ListenerOpener {
         let addr = endpoint.listen.addr();
         let reachable_from_outside =
             matches!(&endpoint.listen, Listen::Host { addr, .. } if !addr.ip().is_loopback());
+        let funnel = matches!(endpoint.listen, Listen::Funnel { .. });
         let listener = match endpoint.listen {
             Listen::Tailnet { binding, port, tls } => {
                 let addr = listen_addr(binding, port);
@@ -63,10 +69,7 @@ impl ListenerOpener {
                     }
                     // The names are those of the certificate.
                     Some(tls) => {
-                        let certificate: Arc<dyn CertificateSource> = match tls {
-                            TailnetTls::Files(files) => certificate_of(files)?,
-                            TailnetTls::Node => self.renewal.certificate(),
-                        };
+                        let certificate = self.tailnet_certificate(tls)?;
                         let listener = self.on_tailnet(name, addr).await?;
                         let listener = TlsListener::new(listener, certificate.clone())?;
                         OpenListener {
@@ -106,6 +109,21 @@ impl ListenerOpener {
                     }
                 }
             }
+            Listen::Funnel { port, tls } => {
+                let certificate = self.tailnet_certificate(tls)?;
+                let Context { state, node, .. } = &self.context;
+                let listening = self.funnel.listen(state, node.clone(), name, port).await;
+                let listener = listening.map_err(|source| ServerError::TailnetListener {
+                    name,
+                    addr: ListenAddr::Funnel(port),
+                    source,
+                })?;
+                let listener = TlsListener::new(listener, certificate.clone())?;
+                OpenListener {
+                    certificate: Some(certificate),
+                    ..self.serve_on(name, listener, endpoint.routes, self.identify(None))
+                }
+            }
             Listen::Unix { path, mode } => {
                 let socket = UnixSocket::bind(&path, mode)
                     .map_err(|source| ServerError::UnixSocket { name, path, source })?;
@@ -116,6 +134,9 @@ impl ListenerOpener {
         tracing::info!(target: "server", component = name, binding = %addr, "listening");
         if reachable_from_outside {
             tracing::warn!(target: "server", component = name, %addr, "this listener has a host address, as configured: callers outside the tailnet may reach it");
+        }
+        if funnel {
+            tracing::warn!(target: "server", component = name, %addr, "this listener is on the internet, through Funnel, as configured");
         }
         if listener.certificate.is_some() {
             register_certificates(&self.context.state);
@@ -138,6 +159,16 @@ impl ListenerOpener {
         listener
             .map(TailnetListener)
             .map_err(|source| ServerError::TailnetListener { name, addr, source })
+    }
+
+    fn tailnet_certificate(
+        &self,
+        tls: TailnetTls,
+    ) -> Result<Arc<dyn CertificateSource>, ServerError> {
+        Ok(match tls {
+            TailnetTls::Files(files) => certificate_of(files)?,
+            TailnetTls::Node => self.renewal.certificate(),
+        })
     }
 
     fn node_names(&self, hosts: AcceptedHosts) -> Option<HostRule> {

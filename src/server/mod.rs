@@ -15,6 +15,7 @@
 
 mod admin;
 mod error;
+mod funnel;
 mod go_runtime;
 mod housekeeping;
 mod join_screen;
@@ -39,8 +40,9 @@ pub use error::ServerError;
 pub use housekeeping::{housekeeping, succeeded};
 
 use self::{
-    key_maintenance::KeyMaintenance, listeners::ListenerOpener, live_settings::LiveSettings,
-    node_certificate::CertificateRenewal, parts::RunningParts, supervisor::Supervisor,
+    funnel::FunnelPorts, key_maintenance::KeyMaintenance, listeners::ListenerOpener,
+    live_settings::LiveSettings, node_certificate::CertificateRenewal, parts::RunningParts,
+    supervisor::Supervisor,
 };
 use crate::{
     config::Settings,
@@ -210,6 +212,7 @@ impl Daemon {
                 names: names.clone(),
                 hosts: settings.server.allowed_hosts.clone(),
                 renewal: Arc::new(CertificateRenewal::new(node.clone())),
+                funnel: FunnelPorts::default(),
             };
             let parts = RunningParts::start(settings, opener, socket).await?;
             listeners_up.release();

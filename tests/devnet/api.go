@@ -193,6 +193,7 @@ type nodeRecord struct {
 	Peer        bool       `json:"peer"`
 	Sharee      bool       `json:"sharee,omitempty"`
 	Sharer      string     `json:"sharer,omitempty"`
+	Funnel      bool       `json:"funnel"` // announced by the node
 }
 
 func (t *tailnet) record(n *node) nodeRecord {
@@ -216,6 +217,7 @@ func (t *tailnet) record(n *node) nodeRecord {
 		KeyID:       n.keyID,
 		Peer:        n.ownPeer,
 		Sharee:      n.sharee,
+		Funnel:      n.hostinfo != nil && n.hostinfo.IngressEnabled,
 	}
 	if !n.expiry.IsZero() {
 		at := n.expiry

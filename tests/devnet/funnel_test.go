@@ -83,6 +83,9 @@ func TestFunnel(t *testing.T) {
 
 	// An ordinary peer is no ingress, and the ingress is no ordinary peer: it reaches no port.
 	public := getNode(t, d, "public")
+	if !public.Funnel {
+		t.Errorf("the node announces Funnel, but is shown as %+v", public)
+	}
 	peerAPI, _ := d.tailnet.funnelNode(name)
 	alice := d.peers["alice"].node
 	mustCall(t, d, "POST", "/peers/alice/ping", m{"to": "public"})

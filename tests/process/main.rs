@@ -11,6 +11,7 @@ mod admin;
 mod certificates;
 mod disk;
 mod front_proxies;
+mod funnel;
 mod gate;
 
 mod join;

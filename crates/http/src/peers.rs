@@ -20,7 +20,7 @@ use super::{accounts::Accounts, rate_limit::TokenBucket};
 
 /// The network that one host outside of a tailnet can choose its addresses from: an IPv6 host
 /// commonly has a /64 for itself. A tailnet node has one address that it cannot choose.
-pub(super) fn network(addr: IpAddr) -> IpAddr {
+pub fn network(addr: IpAddr) -> IpAddr {
     match addr.to_canonical() {
         IpAddr::V6(addr) => Ipv6Addr::from_bits(addr.to_bits() & (u128::MAX << 64)).into(),
         addr @ IpAddr::V4(_) => addr,

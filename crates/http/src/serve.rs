@@ -56,6 +56,8 @@ use super::{
     timeouts::{AnswerBody, ConnectionRequests, TimedStream, Timeouts},
 };
 
+pub use super::peers::network;
+
 /// A source of connections. It retries temporary failures itself; an error means that the listener
 /// has failed for good.
 pub trait Accept: Send + 'static {

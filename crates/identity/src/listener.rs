@@ -3,8 +3,8 @@
 
 use std::{io, net::IpAddr};
 
-use tailbone_http::serve::{Accept, PollInPlace};
-use tailbone_tailnet::{Listener, Peer, Stream};
+use tailbone_http::serve::{Accept, PollInPlace, network};
+use tailbone_tailnet::{Listener, Peer, Stream, Via};
 
 /// A listener on the tailnet, as [`tailbone_http::serve`] takes connections from it.
 #[derive(Debug)]
@@ -14,8 +14,14 @@ impl Accept for TailnetListener {
     type Io = Stream;
     type Addr = Peer;
 
+    /// A node has one address, which it cannot choose. On the internet a host chooses among those
+    /// of its network.
     fn peer(peer: &Peer) -> Option<IpAddr> {
-        Some(peer.addr.ip())
+        let addr = peer.addr.ip();
+        Some(match peer.via {
+            Via::Tailnet => addr,
+            Via::Funnel => network(addr),
+        })
     }
 
     async fn accept(&mut self) -> io::Result<(Stream, Peer)> {

@@ -32,6 +32,7 @@ impl axum::serve::Listener for Listener {
         let own = match self.local_addr() {
             ListenAddr::Port(port) => SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port),
             ListenAddr::Addr(ip, port) => SocketAddr::new(ip, port),
+            ListenAddr::Funnel(port) => SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port),
         };
         Ok(Peer {
             addr: own,

@@ -141,8 +141,12 @@ impl Node for EmbeddedNode {
     fn listen(&self, addr: ListenAddr) -> BoxFuture<'_, Result<Listener, Error>> {
         Box::pin(async move {
             let handle = self.0.handle()?;
-            let text = addr.to_string();
-            let connections = QUICK.run(move || handle.listen(&text)).await?;
+            let connections = QUICK
+                .run(move || match addr {
+                    ListenAddr::Funnel(port) => handle.listen_funnel(port),
+                    ListenAddr::Port(_) | ListenAddr::Addr(..) => handle.listen(&addr.to_string()),
+                })
+                .await?;
             let source = EmbeddedSource {
                 channel: Channel::new(connections)?,
                 node: Arc::clone(&self.0),
@@ -260,6 +264,9 @@ impl Source for EmbeddedSource {
                 Ok(Some(ConnectionMessage::Accepted { stream: None, .. })) => AcceptOutcome::Ended,
                 Ok(Some(ConnectionMessage::Dialled { .. })) => {
                     AcceptOutcome::End(Error::Internal("a listener told of a dial".into()))
+                }
+                Ok(Some(ConnectionMessage::Failure(error @ Error::NoFunnel { .. }))) => {
+                    AcceptOutcome::End(error)
                 }
                 // Go reports what went wrong. If it was the end, Go closes the channel next.
                 Ok(Some(ConnectionMessage::Failure(error))) => AcceptOutcome::Retry(error),

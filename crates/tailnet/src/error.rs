@@ -33,6 +33,20 @@ pub enum Error {
     /// The tailnet's policy does not let a peer reach an address of ours.
     #[error("{0}")]
     Forbidden(String),
+    /// The tailnet does not let this node use Funnel, or not any more.
+    #[error("{message}")]
+    NoFunnel { lack: FunnelLack, message: String },
+}
+
+/// What a tailnet lacks for a listener of Funnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FunnelLack {
+    /// The node has not the attribute `funnel`.
+    Attribute,
+    /// HTTPS is not enabled.
+    Https,
+    /// The port is not one of those that the node may use; the message names those.
+    Port,
 }
 
 impl From<std::io::Error> for Error {

@@ -39,8 +39,8 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{
-    BackendState, CertificateError, CertificatePair, CertificateRefusal, Error, ListenAddr,
-    Listener, Node, Peer, Status, Stream, Via, WhoIs, WhoIsNode, WhoIsUser,
+    BackendState, CertificateError, CertificatePair, CertificateRefusal, Error, FunnelLack,
+    ListenAddr, Listener, Node, Peer, Status, Stream, Via, WhoIs, WhoIsNode, WhoIsUser,
     listener::{AcceptOutcome, Source},
 };
 
@@ -117,6 +117,17 @@ struct Entry {
     node: Weak<Inner>,
     /// The ports being listened on, with their addresses on this host.
     ports: BTreeMap<u16, SocketAddr>,
+    /// Those of Funnel.
+    funnel: BTreeMap<u16, SocketAddr>,
+}
+
+impl Entry {
+    fn ports(&mut self, via: Via) -> &mut BTreeMap<u16, SocketAddr> {
+        match via {
+            Via::Tailnet => &mut self.ports,
+            Via::Funnel => &mut self.funnel,
+        }
+    }
 }
 
 impl FakeTailnet {
@@ -141,12 +152,14 @@ impl FakeTailnet {
                 status: watch::Sender::new(Arc::new(status(host, number, &identity))),
                 ended: CancellationToken::new(),
                 certificates: Mutex::default(),
+                funnel_lack: watch::Sender::new(Some(FunnelLack::Https)),
             });
             let entry = Entry {
                 number,
                 identity,
                 node: Arc::downgrade(&inner),
                 ports: BTreeMap::new(),
+                funnel: BTreeMap::new(),
             };
             nodes.insert(host.into(), entry);
             inner
@@ -234,6 +247,8 @@ struct Inner {
     status: watch::Sender<Arc<Status>>,
     ended: CancellationToken,
     certificates: Mutex<Option<Authority>>,
+    /// What the tailnet lacks for Funnel.
+    funnel_lack: watch::Sender<Option<FunnelLack>>,
 }
 
 /// Gives certificates for a name and the validity that was asked for.
@@ -258,10 +273,19 @@ impl FakeNode {
             .flatten()
     }
 
-    /// A connection from a caller on the internet, through Funnel.
+    /// Says what the tailnet lacks for Funnel. At first it has no HTTPS.
+    pub fn set_funnel_lack(&self, lack: Option<FunnelLack>) {
+        self.0.funnel_lack.send_replace(lack);
+        self.0.bump();
+    }
+
+    /// A connection from a caller on the internet, through Funnel: to a listener of Funnel, or else
+    /// to one of the tailnet.
     pub async fn dial_as_funnel(&self, port: u16) -> Result<Stream, Error> {
-        let to = self
-            .host_addr(port)
+        let funnel = self.entry(|entry| entry.funnel.get(&port).copied());
+        let to = funnel
+            .flatten()
+            .or_else(|| self.host_addr(port))
             .ok_or_else(|| Error::Refused(format!("nobody listens on {port}")))?;
         let socket = connect(Ipv4Addr::new(127, 65, 0, 9).into(), to).await?;
         Ok(FakeStream::stream(
@@ -436,19 +460,33 @@ impl Node for FakeNode {
                     "{ip} is not an address of this node"
                 )));
             }
+            let mut via = Via::Tailnet;
+            if let ListenAddr::Funnel(port) = addr {
+                via = Via::Funnel;
+                if ![443, 8443, 10000].contains(&port) {
+                    return Err(Error::Invalid(format!(
+                        "{addr}: it has 443, 8443 and 10000"
+                    )));
+                }
+                if let Some(lack) = *self.0.funnel_lack.borrow() {
+                    return Err(no_funnel(lack));
+                }
+            }
             let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
             let at = socket.local_addr()?;
             self.entry(|entry| {
-                if entry.ports.contains_key(&port) {
+                let ports = entry.ports(via);
+                if ports.contains_key(&port) {
                     return Err(Error::InUse(format!("port {port} is already listened on")));
                 }
-                entry.ports.insert(port, at);
+                ports.insert(port, at);
                 Ok(())
             })
             .unwrap_or_else(|| Err(Error::State("the node is not on the tailnet".into())))?;
             let listener = FakeListener {
                 socket,
                 local: SocketAddr::new(self.ip(), port),
+                via,
                 node: Arc::clone(&self.0),
             };
             Ok(Listener::new(listener, addr, self.0.ended.clone()))
@@ -524,7 +562,10 @@ impl Inner {
         self.status
             .send_modify(|last| Arc::make_mut(last).state = BackendState::Stopped);
         self.bump();
-        self.entry(|entry| entry.ports.clear());
+        self.entry(|entry| {
+            entry.ports.clear();
+            entry.funnel.clear();
+        });
     }
 }
 
@@ -539,15 +580,19 @@ impl Drop for Inner {
 struct FakeListener {
     socket: TcpListener,
     local: SocketAddr,
+    via: Via,
     node: Arc<Inner>,
 }
 
 impl Source for FakeListener {
     fn next(&mut self) -> BoxFuture<'_, AcceptOutcome> {
         Box::pin(async move {
-            match self.accept().await {
-                Ok((stream, peer)) => AcceptOutcome::Connection(stream, peer),
-                Err(error) => AcceptOutcome::Retry(error),
+            tokio::select! {
+                accepted = self.accept() => match accepted {
+                    Ok((stream, peer)) => AcceptOutcome::Connection(stream, peer),
+                    Err(error) => AcceptOutcome::Retry(error),
+                },
+                lack = self.forbidden() => AcceptOutcome::End(no_funnel(lack)),
             }
         })
     }
@@ -557,6 +602,10 @@ impl FakeListener {
     async fn accept(&self) -> Result<(Stream, Peer), Error> {
         let (socket, from) = self.socket.accept().await?;
         let (ip, via) = peer_of(from.ip());
+        let via = match self.via {
+            Via::Tailnet => via,
+            Via::Funnel => Via::Funnel,
+        };
         let peer = Peer {
             addr: SocketAddr::new(ip, from.port()),
             local: self.local,
@@ -565,12 +614,34 @@ impl FakeListener {
         let owner = Arc::clone(&self.node) as _;
         Ok((FakeStream::stream(socket, &self.node.ended, owner)?, peer))
     }
+
+    /// Waits until the tailnet withdraws Funnel; for ever if this is no listener of Funnel.
+    async fn forbidden(&self) -> FunnelLack {
+        let mut lack = self.node.funnel_lack.subscribe();
+        loop {
+            if self.via == Via::Funnel
+                && let Some(lack) = *lack.borrow_and_update()
+            {
+                return lack;
+            }
+            if lack.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+fn no_funnel(lack: FunnelLack) -> Error {
+    Error::NoFunnel {
+        lack,
+        message: format!("the tailnet lacks something for Funnel: {lack:?}"),
+    }
 }
 
 impl Drop for FakeListener {
     fn drop(&mut self) {
         self.node
-            .entry(|entry| entry.ports.remove(&self.local.port()));
+            .entry(|entry| entry.ports(self.via).remove(&self.local.port()));
     }
 }
 

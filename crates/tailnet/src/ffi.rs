@@ -31,7 +31,7 @@ use std::{
 use libtailscale_sys as sys;
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{CertificateRefusal, Error, shared_buffer};
+use super::{CertificateRefusal, Error, FunnelLack, shared_buffer};
 
 /// Length in bytes of the fixed part of each message about a connection.
 pub(super) const HEADER: usize = size_of::<sys::tailscale_conn_header>();
@@ -189,6 +189,14 @@ impl Handle {
         // SAFETY: `addr` is borrowed for the call with its length; local out-pointers.
         descriptor(|fd, out| unsafe {
             sys::tailscale_listen(self.node, addr.as_ptr(), addr.len(), fd, out)
+        })
+    }
+
+    /// As [`Self::listen`], for connections from the internet.
+    pub(super) fn listen_funnel(&self, port: u16) -> Result<OwnedFd, Error> {
+        // SAFETY: numbers and local out-pointers, used by this thread during the call alone.
+        descriptor(|fd, out| unsafe {
+            sys::tailscale_listen_funnel(self.node, port.into(), fd, out)
         })
     }
 
@@ -464,6 +472,9 @@ pub(super) fn error(code: i64, message: &[u8]) -> Error {
         code::PANIC => Error::Panic(message),
         code::INTERNAL => Error::Internal(message),
         code::FORBIDDEN => Error::Forbidden(message),
+        code::NO_HTTPS => no_funnel(FunnelLack::Https, message),
+        code::NO_FUNNEL => no_funnel(FunnelLack::Attribute, message),
+        code::FUNNEL_PORT => no_funnel(FunnelLack::Port, message),
         other => Error::Internal(format!("unknown code {other} from the node: {message}")),
     }
 }
@@ -482,6 +493,10 @@ pub(super) fn certificate_refusal(code: i64, acme_status: Option<u16>) -> Certif
         code::TIMEOUT | code::UNREACHABLE => CertificateRefusal::Unreachable,
         _ => CertificateRefusal::Own,
     }
+}
+
+fn no_funnel(lack: FunnelLack, message: String) -> Error {
+    Error::NoFunnel { lack, message }
 }
 
 /// Makes a call that returns bytes.
@@ -530,6 +545,8 @@ mod code {
     pub(super) const FORBIDDEN: i64 = sys::TAILSCALE_FORBIDDEN as i64;
     pub(super) const NO_HTTPS: i64 = sys::TAILSCALE_NO_HTTPS as i64;
     pub(super) const ACME: i64 = sys::TAILSCALE_ACME as i64;
+    pub(super) const NO_FUNNEL: i64 = sys::TAILSCALE_NO_FUNNEL as i64;
+    pub(super) const FUNNEL_PORT: i64 = sys::TAILSCALE_FUNNEL_PORT as i64;
 }
 
 #[cfg(test)]

@@ -75,7 +75,7 @@ pub use embedded::{
     CLOSE_WITHIN, EmbeddedNode, EngineVersion, RuntimeLimits, RuntimeStats, engine_version,
     limit_runtime, runtime_stats,
 };
-pub use error::Error;
+pub use error::{Error, FunnelLack};
 pub use listener::{ListenAddr, Listener, Peer, Via};
 pub use membership::Membership;
 pub use shared_buffer::batch_wakeups;
@@ -96,7 +96,9 @@ pub trait Node: Send + Sync + std::fmt::Debug + 'static {
     /// [`Error::Forbidden`] if the packet filter would not let the peer connect now. (The node
     /// applies the filter only to the first packet of a connection.)
     fn whois_at(&self, peer: SocketAddr, local: SocketAddr) -> BoxFuture<'_, Result<WhoIs, Error>>;
-    /// Listens on the tailnet only, never on an address of the host.
+    /// Listens on the tailnet or through Funnel, never on an address of the host.
+    /// [`Error::NoFunnel`] if the tailnet does not let the node use Funnel; a listener of Funnel
+    /// ends with the same error when the tailnet withdraws that.
     fn listen(&self, addr: ListenAddr) -> BoxFuture<'_, Result<Listener, Error>>;
     /// Opens a TCP connection over the tailnet to `host:port`; MagicDNS names work.
     fn dial<'a>(&'a self, addr: &'a str, timeout: Duration)

@@ -1,4 +1,4 @@
-//! Accepts connections from the tailnet, each with its peer.
+//! Accepts connections from the tailnet, or from the internet through Funnel, each with its peer.
 //!
 //! Invariants
 //! - [`Listener::accept`] fails only when no further connection can ever come. A passing failure of
@@ -31,22 +31,26 @@ pub enum ListenAddr {
     Port(u16),
     /// A port on one tailnet address.
     Addr(IpAddr, u16),
+    /// A port of the node's name on the internet: 443, 8443 or 10000. Connections are as callers
+    /// send them, so with TLS.
+    Funnel(u16),
 }
 
 impl ListenAddr {
     pub fn port(self) -> u16 {
         match self {
-            Self::Port(port) | Self::Addr(_, port) => port,
+            Self::Port(port) | Self::Addr(_, port) | Self::Funnel(port) => port,
         }
     }
 }
 
-/// As Go reads it: `:80`, `100.64.0.1:80`, `[fd7a::1]:80`.
+/// Those on the tailnet as Go reads them: `:80`, `100.64.0.1:80`, `[fd7a::1]:80`.
 impl fmt::Display for ListenAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Port(port) => write!(f, ":{port}"),
             Self::Addr(ip, port) => SocketAddr::new(ip, port).fmt(f),
+            Self::Funnel(port) => write!(f, "port {port} of Funnel"),
         }
     }
 }

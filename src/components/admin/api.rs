@@ -36,7 +36,7 @@ use crate::{
     identity::{Caller, Connection, Visitor},
     jwks::life::{KeyLife, LifeError},
     keys::KeyView,
-    part::{AcceptedHosts, Context, Part, PartError, ServerState},
+    part::{self, AcceptedHosts, Context, Part, PartError, ServerState},
     tailnet::{self, join::JoinState},
     telemetry::{self, audit::Decision as Audited, readiness},
     version,
@@ -66,7 +66,7 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
     Ok(Part::new("admin").serve_as(
         "admin",
         settings.admin.listen.clone(),
-        &context.admin_routes,
+        &part::Routes::new("admin", context.admin_routes.clone()),
         AcceptedHosts::Own,
         |LocalPeer { uid, pid }| Requester::Local { uid, pid }.identify(),
     ))

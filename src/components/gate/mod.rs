@@ -58,7 +58,7 @@ use crate::{
     config,
     http::layers,
     identity::Directory,
-    part::{self, AcceptedHosts, Context, Lifecycle, Part},
+    part::{self, AcceptedHosts, Context, Lifecycle, Part, Routes},
     policy::{self, Change},
     telemetry::meter::Meter,
     web::{Allowed, Origin},
@@ -80,10 +80,12 @@ pub fn part(settings: &config::Settings, context: &Context) -> Result<Part, part
     let mut part = Part::new("gate");
     if let Some(routes) = gate.proxy_router() {
         let routes = layers::wrap_streaming(routes, "gate");
+        // The rules decide what `funnel` may do.
+        let routes = Routes::new("gate", routes.clone()).on_the_internet(routes);
         part = part.serve("gate", settings.listen.clone(), &routes);
     }
     if let Some(routes) = gate.auth_router() {
-        let routes = layers::wrap(routes, "gate");
+        let routes = Routes::new("gate", layers::wrap(routes, "gate"));
         // The caller is a proxy, and names the host that its client asked for.
         part = part.serve_as(
             "gate auth",

@@ -6,6 +6,8 @@
 //! | `GET /.well-known/jwks.json` | 200 and the published keys (RFC 7517) |
 //! | `GET /_healthz` | 200 `{"commit", "ok", "version"}`, without any checks |
 //!
+//! Through Funnel there is only the document with the keys.
+//!
 //! Invariants
 //! - The claims come only from the connection's identity; body, query and headers of the request do
 //!   not influence them.
@@ -21,4 +23,4 @@ mod claims;
 mod routes;
 
 pub use claims::IssuerClaims;
-pub use routes::{Issuer, part, router};
+pub use routes::{Issuer, internet_router, part, router};

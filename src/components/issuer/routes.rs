@@ -27,7 +27,7 @@ use crate::{
     identity::{Caller, Refusal},
     jwks::life::KeyLife,
     keys::{NoSigner, SignError, SigningQueue},
-    part::{Context, Lifecycle, Part, PartError},
+    part::{Context, Lifecycle, Part, PartError, Routes},
     telemetry::{audit::Decision, meter::Meter},
     version,
     web::{Allowed, Origin},
@@ -50,21 +50,19 @@ pub struct Issuer {
 /// The component, at its listeners.
 pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
     let token_settings = Arc::new(ArcSwap::from_pointee(settings.keys.token.clone()));
-    let routes = router(Issuer {
+    let issuer = Issuer {
         token: token_settings.clone(),
         keys: context.keys.clone(),
         signing: context.signing.clone(),
         cache_time: settings.keys.cache_time,
         origins: settings.server.allowed_origins.clone().into(),
         meter: context.meter.clone(),
-    })
-    .merge(health::router(context.state.readiness.clone()));
+    };
+    let internet = layers::wrap(internet_router(issuer.clone()), "issuer");
+    let routes = router(issuer).merge(health::router(context.state.readiness.clone()));
+    let routes = Routes::new("issuer", layers::wrap(routes, "issuer")).on_the_internet(internet);
     Ok(Part::new("issuer")
-        .serve(
-            "issuer",
-            settings.server.listen.clone(),
-            &layers::wrap(routes, "issuer"),
-        )
+        .serve("issuer", settings.server.listen.clone(), &routes)
         .lifecycle(ReloadedTokenSettings(token_settings)))
 }
 
@@ -93,6 +91,16 @@ pub fn router(issuer: Issuer) -> Router {
         )
         .with_state(Arc::new(issuer));
     origin::share(routes, &origins)
+}
+
+/// What verifiers outside of the tailnet read, and nothing else.
+pub fn internet_router(issuer: Issuer) -> Router {
+    Router::new()
+        .route(
+            "/.well-known/jwks.json",
+            get(jwks).fallback(|| method_not_allowed("GET, HEAD")),
+        )
+        .with_state(Arc::new(issuer))
 }
 
 async fn method_not_allowed(allow: &'static str) -> Error {

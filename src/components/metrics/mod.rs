@@ -36,7 +36,7 @@ use crate::{
     http::{Error, error::Kind, health, layers, serve::Listeners},
     jwks::life::KeyLife,
     keys,
-    part::{Context, Part, PartError},
+    part::{Context, Part, PartError, Routes},
     tailnet::{
         self, Node, RuntimeStats,
         join::{JoinState, classify},
@@ -63,6 +63,7 @@ pub struct MetricSources {
 /// The component, at its listeners.
 pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
     let routes = layers::wrap(router(MetricSources::from_context(context)), "metrics");
+    let routes = Routes::new("metrics", routes);
     Ok(Part::new("metrics").serve("metrics", settings.metrics.listen.clone(), &routes))
 }
 

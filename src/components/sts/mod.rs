@@ -55,7 +55,7 @@ use crate::{
     config::{self, Listen},
     http::{layers, origin},
     jwks::fetch::{self, Fetcher, KeySource, SourceState},
-    part::{AcceptedHosts, Context, Lifecycle, Part, PartError},
+    part::{AcceptedHosts, Context, Lifecycle, Part, PartError, Routes},
     telemetry::meter::Meter,
 };
 
@@ -67,6 +67,8 @@ pub fn part(settings: &config::Settings, context: &Context) -> Result<Part, Part
     let routes = origin::wrap(router(exchange.state()), origins);
     let routes = origin::share(routes, origins);
     let routes = layers::wrap_own_errors(routes, "sts");
+    // The caller's identity is in the token, not in the connection.
+    let routes = Routes::new("sts", routes.clone()).on_the_internet(routes);
     let state = exchange.state();
     let mut part = Part::new("sts")
         .latch("sts-issuers", move |_| {
@@ -82,9 +84,9 @@ pub fn part(settings: &config::Settings, context: &Context) -> Result<Part, Part
         .lifecycle(exchange);
     for listen in settings.listen.clone() {
         let (name, hosts) = match listen {
-            // The names there are those of the certificate or of the proxy in front, and the
-            // caller's identity is in the token, not in the connection.
+            // The names there are those of the certificate or of the proxy in front.
             Listen::Host { .. } => ("sts host", AcceptedHosts::Any),
+            Listen::Funnel { .. } => ("sts funnel", AcceptedHosts::Any),
             _ => ("sts", AcceptedHosts::Own),
         };
         part = part.serve_as(name, vec![listen], &routes, hosts, |_| Extensions::new());

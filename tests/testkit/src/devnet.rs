@@ -6,6 +6,7 @@
 
 use std::{
     io::{BufRead, BufReader},
+    net::SocketAddr,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::OnceLock,
@@ -31,6 +32,9 @@ pub struct Ready {
     pub api_url: String,
     /// If the tailnet started with HTTPS.
     pub acme: Option<AcmeRecord>,
+    /// Where each port of Funnel is on loopback, if it started with Funnel.
+    #[serde(default)]
+    pub funnel: std::collections::BTreeMap<String, SocketAddr>,
     #[serde(default)]
     pub peers: std::collections::BTreeMap<String, PeerRecord>,
 }
@@ -81,6 +85,11 @@ impl Devnet {
     /// With HTTPS and a certificate authority.
     pub fn with_https() -> Self {
         Self::with_flags(["--https"])
+    }
+
+    /// With HTTPS and Funnel, but without a certificate authority.
+    pub fn with_funnel() -> Self {
+        Self::with_flags(["--funnel"])
     }
 
     /// Each peer as `NAME=LOGIN` or `NAME=tag:X`.

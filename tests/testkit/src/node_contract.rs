@@ -16,8 +16,8 @@ use futures_util::future::join_all;
 use jiff::SignedDuration;
 use tailbone_identity::Directory;
 use tailbone_tailnet::{
-    BackendState, CLOSE_WITHIN, CertificateRefusal, Error, ListenAddr, Listener, Node, Peer,
-    Stream, Via,
+    BackendState, CLOSE_WITHIN, CertificateRefusal, Error, FunnelLack, ListenAddr, Listener, Node,
+    Peer, Stream, Via,
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
@@ -39,6 +39,7 @@ macro_rules! node_contract {
             a_slow_peer_blocks_nobody
             a_tagged_node_has_tags_and_no_login
             a_tailnet_without_https_has_no_certificate
+            a_tailnet_without_https_has_no_funnel
             addresses_that_are_none_are_refused
             big_data_goes_both_ways
             close_ends_everything
@@ -123,6 +124,19 @@ pub async fn a_tailnet_without_https_has_no_certificate(tailnet: &impl Tailnet) 
     server.close().await;
     let refused = server.certificate(&status.name, any).await.unwrap_err();
     assert_eq!(refused.reason, CertificateRefusal::NodeGone, "{refused}");
+}
+
+pub async fn a_tailnet_without_https_has_no_funnel(tailnet: &impl Tailnet) {
+    let server = tailnet.node("server", ALICE).await;
+    running(&*server).await;
+    let refused = server.listen(ListenAddr::Funnel(443)).await.unwrap_err();
+    let lack = FunnelLack::Https;
+    assert!(
+        matches!(&refused, Error::NoFunnel { lack: told, .. } if *told == lack),
+        "{refused:?}"
+    );
+    let refused = server.listen(ListenAddr::Funnel(80)).await.unwrap_err();
+    assert!(matches!(refused, Error::Invalid(_)), "{refused:?}");
 }
 
 pub async fn a_tagged_node_has_tags_and_no_login(tailnet: &impl Tailnet) {
