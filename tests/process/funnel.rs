@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tailbone::tailnet::{EmbeddedNode, Node as _};
 use tempfile::TempDir;
 use testkit::{
+    backend::Backend,
     certificates::{SelfSigned, self_signed},
     daemon::Daemon,
     devnet::Devnet,
@@ -68,17 +69,15 @@ impl Edge {
 
     /// The server, with these listeners of the issuer.
     async fn start(&self, listen: &str) -> Daemon {
+        self.start_with(&["--components", "issuer,metrics", "--listen", listen])
+            .await
+    }
+
+    async fn start_with(&self, flags: &[&str]) -> Daemon {
         let metrics = format!("unix://{}", self.folder().join("metrics").display());
-        let flags = [
-            "--components",
-            "issuer,metrics",
-            "--listen",
-            listen,
-            "--metrics-listen",
-            &metrics,
-        ];
         tailbone(self.folder())
-            .flags(&flags)
+            .flags(flags)
+            .flags(&["--metrics-listen", &metrics])
             .host("public")
             .joining(&self.devnet)
             .await
@@ -315,5 +314,107 @@ fn a_listener_of_funnel_follows_the_tailnets_policy() {
             "{log}"
         );
         assert!(daemon.stop().success(), "{log}");
+    });
+}
+
+const RULES: &str = "[[rule]]\ndecision = \"anonymous\"\nwho = [\"funnel\"]\npaths = [\"/open\"]\n[[rule]]\ndecision = \"allow\"\n";
+
+const POLICY: &str = "issuer = \"http://127.0.0.1:1\"\njwks_url = \"http://127.0.0.1:1/jwks\"\nalgorithm = \"RS256\"\nsubject = \"ci\"\naudience = \"any\"\nallowed_scopes = [\"acls\"]\n";
+
+#[test]
+fn gate_and_exchange_are_on_the_internet_where_the_settings_say_so() {
+    alone(async {
+        let edge = Edge::new();
+        let backend = Backend::start().await;
+        fs::write(edge.folder().join("rules.toml"), RULES).unwrap();
+        fs::create_dir(edge.folder().join("policies")).unwrap();
+        fs::write(edge.folder().join("policies/ci.toml"), POLICY).unwrap();
+        let files = edge.files();
+        let flags = [
+            "--components",
+            "gate,sts,metrics",
+            "--gate-listen",
+            &format!("funnel://:443?{files}"),
+            "--gate-upstream",
+            &format!("http://{}", backend.addr),
+            "--gate-policy",
+            "rules.toml",
+            "--sts-listen",
+            &format!("funnel://:8443?{files}"),
+            "--sts-client-id",
+            "id",
+            "--sts-client-secret",
+            "secret",
+        ];
+        let mut daemon = edge.start_with(&flags).await;
+        daemon.listening(3).await;
+
+        // The rules of the gate say what callers without an identity may do, whatever they claim.
+        let alice = users_node(&edge.devnet, edge.folder(), "alice").await;
+        let mut internet = edge.connection(9, 443).await;
+        let mut asked = request("GET", "/open");
+        claim_everything(&mut asked, &alice);
+        let open = internet.send(asked).await;
+        assert_eq!(open.status(), 200, "{}", daemon.log());
+        let received = open.json()["headers"].clone();
+        let received = received.as_array().unwrap();
+        assert!(
+            received.contains(&json!(["tailscale-funnel-request", "?1"])),
+            "{received:?}"
+        );
+        let about_users = |header: &&Value| header[0].as_str().unwrap().contains("tailscale-user");
+        assert_eq!(received.iter().find(about_users), None);
+        let mut asked = request("GET", "/private");
+        claim_everything(&mut asked, &alice);
+        assert_eq!(internet.send(asked).await.status(), 403);
+
+        // The exchange looks at the token alone.
+        let mut ci = edge.connection(9, 8443).await;
+        let answer = ci.post("/").await;
+        assert_eq!(answer.status(), 401, "{}", daemon.log());
+        let log = daemon.log();
+        assert!(
+            log.contains("127.0.0.9:"),
+            "the audit line has no address: {log}"
+        );
+        assert!(
+            edge.call(9, 10000).await.is_err(),
+            "nobody asked for this port"
+        );
+        alice.close().await;
+    });
+}
+
+#[test]
+fn callers_on_the_internet_are_limited_by_their_address() {
+    alone(async {
+        let edge = Edge::new();
+        let listen = format!("funnel://:443?{}", edge.files());
+        let flags = [
+            "--components",
+            "issuer,metrics",
+            "--listen",
+            &listen,
+            "--limit-connections-per-peer",
+            "2",
+            "--limit-request-rate",
+            "1",
+            "--limit-request-burst",
+            "3",
+        ];
+        let mut daemon = edge.start_with(&flags).await;
+        daemon.listening(2).await;
+        let mut first = edge.connection(9, 443).await;
+        let mut limited = false;
+        for _ in 0..100 {
+            limited |= first.get("/.well-known/jwks.json").await.status() == 429;
+        }
+        assert!(limited, "{}", daemon.log());
+        let _second = edge.connection(9, 443).await;
+        let mut third = edge.connection(9, 443).await;
+        assert_eq!(third.get("/.well-known/jwks.json").await.status(), 503);
+        // Somebody else is none of them.
+        let mut other = edge.connection(10, 443).await;
+        assert_eq!(other.get("/.well-known/jwks.json").await.status(), 200);
     });
 }

@@ -212,3 +212,52 @@ fn metrics_on_loopback_may_have_a_port_of_the_tailnet() {
     assert_eq!(code, 64);
     assert!(said.contains("issuer and metrics need two ports"), "{said}");
 }
+
+#[test]
+fn what_has_nothing_for_the_internet_does_not_stand_on_funnel() {
+    let check = |more: &[&str]| {
+        let mut all = vec![
+            "config",
+            "check",
+            "--components=issuer,admin,metrics,gate,sts",
+        ];
+        all.extend([
+            "--gate-upstream=http://127.0.0.1:3000",
+            "--gate-auth-proxies=tag:web",
+        ]);
+        all.extend(more);
+        run(&all, &[])
+    };
+    for (flag, component) in [
+        ("--admin-listen=funnel://:443", "admin API"),
+        ("--metrics-listen=funnel://:443", "metrics"),
+        (
+            "--gate-auth-listen=funnel://:443",
+            "the gate's forward-auth",
+        ),
+    ] {
+        let Ran {
+            code, err: said, ..
+        } = check(&[flag]);
+        assert_eq!(code, 64, "{flag}: {said}");
+        let words = format!("{component} has nothing for the internet: it cannot stand on Funnel");
+        assert!(said.contains(&words), "{flag}: {said}");
+    }
+    let fine = [
+        "--listen=funnel://:443",
+        "--gate-listen=funnel://:8443",
+        "--sts-listen=funnel://:10000",
+    ];
+    let Ran {
+        code, err: said, ..
+    } = check(&fine);
+    assert_eq!(code, 0, "{said}");
+    let Ran {
+        code, err: said, ..
+    } = check(&["--listen=funnel://:443", "--sts-listen=funnel://:443"]);
+    assert_eq!(
+        (code, said.contains("issuer and sts need two ports")),
+        (64, true),
+        "{said}"
+    );
+}
