@@ -299,7 +299,9 @@ async fn examine(settings: &Settings, server: &AdminClient, write: bool) -> Chec
         ("readiness", Box::pin(async move { readiness(status) })),
         (
             "https-enabled",
-            Box::pin(async move { https_enabled(status, settings.uses_node_certificate()) }),
+            Box::pin(async move {
+                https_enabled(status, !settings.node_certificate_ports().is_empty())
+            }),
         ),
         (
             "certificates",

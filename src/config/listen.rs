@@ -495,13 +495,22 @@ fn listeners_of(component: Component, settings: &Settings) -> Vec<ConfiguredList
 }
 
 impl Settings {
-    /// Whether a listener uses the certificate of the node's name.
-    pub fn uses_node_certificate(&self) -> bool {
-        let mut all = listeners(self).into_iter();
-        all.any(|listener| {
-            let tls = Some(TailnetTls::Node);
-            matches!(listener.listen, Listen::Tailnet { tls: wanted, .. } if wanted == tls)
+    /// The ports of the listeners that use the certificate of the node's name.
+    pub fn node_certificate_ports(&self) -> Vec<u16> {
+        let all = listeners(self).into_iter();
+        all.filter_map(|listener| match listener.listen {
+            Listen::Tailnet {
+                port,
+                tls: Some(TailnetTls::Node),
+                ..
+            }
+            | Listen::Funnel {
+                port,
+                tls: TailnetTls::Node,
+            } => Some(port),
+            _ => None,
         })
+        .collect()
     }
 }
 

@@ -42,6 +42,8 @@ pub(super) struct ListenerOpener {
     /// The certificate of the node's name, which several listeners may share.
     pub(super) renewal: Arc<CertificateRenewal>,
     pub(super) funnel: FunnelPorts,
+    /// The ports where it is used.
+    pub(super) node_certificate_ports: Vec<u16>,
 }
 
 /// A listener that serves, with the certificate that it uses.
@@ -82,7 +84,9 @@ impl ListenerOpener {
             Listen::Redirect { binding, port, to } => {
                 let hosts = self.node_names(endpoint.hosts);
                 let listener = self.on_tailnet(name, listen_addr(binding, port)).await?;
-                let routes = layers::wrap(redirect::router(to), name);
+                let names = self.node_certificate_ports.contains(&to);
+                let names = names.then(|| self.names.clone());
+                let routes = layers::wrap(redirect::router(to, names), name);
                 self.serve_on(name, listener, routes, self.identify(hosts))
             }
             Listen::Host { addr, tls } => {

@@ -213,6 +213,7 @@ impl Daemon {
                 hosts: settings.server.allowed_hosts.clone(),
                 renewal: Arc::new(CertificateRenewal::new(node.clone())),
                 funnel: FunnelPorts::default(),
+                node_certificate_ports: settings.node_certificate_ports(),
             };
             let parts = RunningParts::start(settings, opener, socket).await?;
             listeners_up.release();

@@ -343,7 +343,12 @@ fn a_tailnet_without_https_says_so_and_https_that_comes_later_is_used_at_once() 
         let mut plain = Connection::over(edge.dial("late", 80).await)
             .await
             .host("late");
-        assert_eq!(plain.get("/").await.status(), 308);
+        let answer = plain.get("/issue").await;
+        let location = answer.header("location");
+        assert_eq!(
+            (answer.status(), location),
+            (308, format!("https://{name}/issue").as_str())
+        );
         assert_eq!(
             examined(&daemon, &["https-enabled", "certificates"]),
             ["fail", "fail"],

@@ -117,6 +117,19 @@ impl NodeNames {
     }
 }
 
+impl NodeNames {
+    /// The node's full name, if this is one of its names or addresses.
+    pub(super) fn full(&self, host: &Host) -> Option<Host> {
+        let own = self.0.load();
+        let address = host.as_str().parse::<IpAddr>().ok();
+        let is_own = match address {
+            Some(address) => own.addresses.contains(&address.to_canonical()),
+            None => own.names.contains(host),
+        };
+        is_own.then(|| own.names.first().cloned()).flatten()
+    }
+}
+
 /// Where a listener's own names come from.
 #[derive(Debug, Clone)]
 enum OwnNames {

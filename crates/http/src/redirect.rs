@@ -1,4 +1,5 @@
-//! Sends callers that ask for `http` to `https` at the same host.
+//! Sends callers that ask for `http` to `https` at the same host, or at the name for which there is
+//! a certificate.
 
 use axum::{
     Router,
@@ -8,21 +9,30 @@ use axum::{
 };
 use http::{HeaderValue, StatusCode, header};
 
-use super::{Error, error::Kind, host};
+use super::{
+    Error,
+    error::Kind,
+    host::{self, NodeNames},
+};
 
 /// Redirects every request to `https` at this port, with its path and query. The method stays
 /// (308, RFC 9110, section 15.4.9), so that a `POST` is not turned into a `GET`.
-pub fn router(port: u16) -> Router {
-    let answer = any(async move |request: Request| redirect(port, &request));
+///
+/// With `names`, callers that use another name or an address of this node are sent to its full
+/// name: the certificate is for that one alone.
+pub fn router(port: u16, names: Option<NodeNames>) -> Router {
+    let answer =
+        any(move |request: Request| std::future::ready(redirect(port, names.as_ref(), &request)));
     // Not the router's fallback: `layers` sets that.
     Router::new()
         .route("/", answer.clone())
         .route("/{*path}", answer)
 }
 
-fn redirect(port: u16, request: &Request) -> Result<Response, Error> {
+fn redirect(port: u16, names: Option<&NodeNames>, request: &Request) -> Result<Response, Error> {
     let (host, _) = host::requested_host(request.version(), request.uri(), request.headers())?
         .ok_or_else(|| Error::from(host::UnclearHost::Ambiguous))?;
+    let host = names.and_then(|names| names.full(&host)).unwrap_or(host);
     let port = match port {
         443 => String::new(),
         port => format!(":{port}"),
@@ -54,7 +64,7 @@ mod tests {
 
     fn location(port: u16, host: &str, target: &str) -> Result<String, &'static str> {
         let request = Request::post(target).header(header::HOST, host);
-        match redirect(port, &request.body(Body::empty()).unwrap()) {
+        match redirect(port, None, &request.body(Body::empty()).unwrap()) {
             Ok(response) => {
                 assert_eq!(response.status(), StatusCode::PERMANENT_REDIRECT);
                 let location = &response.headers()[header::LOCATION];
@@ -76,6 +86,31 @@ mod tests {
             to(443, "[fd7a::1]:80"),
             "https://[fd7a::1]/issue?audience=a%20b"
         );
+    }
+
+    #[test]
+    fn where_a_certificate_is_for_the_full_name_callers_are_sent_there() {
+        let names = NodeNames::default();
+        let address = "100.64.0.1".parse().unwrap();
+        names.set("tailbone.example.ts.net", "tailbone", &[address]);
+        let to = |host: &str| {
+            let request = Request::get("/").header(header::HOST, host);
+            let request = request.body(Body::empty()).unwrap();
+            let response = redirect(443, Some(&names), &request).unwrap();
+            response.headers()[header::LOCATION]
+                .to_str()
+                .unwrap()
+                .to_owned()
+        };
+        for own in [
+            "tailbone",
+            "TAILBONE:80",
+            "100.64.0.1",
+            "tailbone.example.ts.net.",
+        ] {
+            assert_eq!(to(own), "https://tailbone.example.ts.net/", "{own}");
+        }
+        assert_eq!(to("auth.example.com"), "https://auth.example.com/");
     }
 
     #[test]
