@@ -38,7 +38,9 @@ const (
 	// This many endpoints can be reset at once. Half of the queue, as other packets need room too.
 	maxEndpointsAtClose = 256
 
-	drainTimeout = 3500 * time.Millisecond
+	// Twice the time that an endpoint's final state takes. With ackTimeout it leaves a second of
+	// closeLimit to whatever else must stop.
+	drainTimeout = 2 * finalStateTimeout
 
 	// Size in bytes of the buffer for each direction of a connection: what it begins with, the
 	// least, and what it may grow to while bytes come and go quickly. All buffers together grow to

@@ -59,6 +59,7 @@ type Node struct {
 	closing    bool
 	closed     chan struct{}
 	closeErr   *Error
+	stopping   atomic.Value // a string: what close waits for
 	goroutines sync.WaitGroup
 	watchers   map[chan struct{}]struct{}
 	lastErrors backendErrors
@@ -402,13 +403,17 @@ func (n *Node) close(starting bool) *Error {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		n.stopping.Store("its listeners")
 		n.listeners.closeAll()
 		n.funnel.closeAll(n)
+		n.stopping.Store("what its peers have to acknowledge")
 		awaitAcks(n.conns.closeAll())
 		if starting {
+			n.stopping.Store("its start")
 			<-n.started
 			n.stopServer()
 		}
+		n.stopping.Store("the goroutines of its connections")
 		n.conns.closeAll() // flows that arrived meanwhile
 		n.goroutines.Wait()
 		n.conns.wait()
@@ -425,7 +430,7 @@ func (n *Node) close(starting bool) *Error {
 	select {
 	case <-done:
 	case <-limit.C:
-		err = errorf(Timeout, "the node did not stop within %v; what is left of it stops in the background", closeLimit)
+		err = errorf(Timeout, "the node did not stop within %v: it still waits for %v, and stops in the background", closeLimit, n.stopping.Load())
 		n.log.printf(levelWarn, "%s", err.Message)
 	}
 	n.gen.stop()
@@ -443,8 +448,10 @@ func (n *Node) stopServer() {
 		return // tsnet was not reached, or gave up before it built anything
 	}
 	if sys := n.srv.Sys(); n.startErr == nil {
+		n.stopping.Store("the last packets of its connections")
 		drainEndpoints(sys)
 	}
+	n.stopping.Store("the control server")
 	// The control client is stopped first, so that no network map reaches an engine that is closed
 	// (see setEmptySelfNode). An ephemeral node must log out before that: tsnet would do it itself,
 	// but needs the control client for it.
@@ -461,6 +468,7 @@ func (n *Node) stopServer() {
 	}
 	// Also after a failed start. Upstream fault, seen in tailscale.com v1.102.5: Start then closes
 	// most of what it had built, but not its netstack and its bus. Close closes those as well.
+	n.stopping.Store("tsnet")
 	n.srv.Close()
 }
 
