@@ -23,3 +23,4 @@ mod limits;
 mod prompt;
 mod sts;
 mod tailnet;
+mod tls;
