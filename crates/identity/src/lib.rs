@@ -23,7 +23,7 @@
 //! The node says who is behind an address, and rules say what that caller may do:
 //!
 //! ```
-//! use tailbone_identity::{Visitor, policy::{CAPABILITY, Effect, Path, Rules, What, Who}};
+//! use tailbone_identity::{Visitor, policy::{CAPABILITY, Effect, Path, Rules, Target, Who}};
 //! use tailbone_tailnet::{WhoIs, WhoIsUser};
 //!
 //! let whois = WhoIs {
@@ -34,7 +34,7 @@
 //! let alice = Visitor::from_whois(whois, "example.ts.net")?;
 //! let rules = "[[rule]]\ndecision = 'allow'\nwho = ['*@example.com']\npaths = ['/docs']\n";
 //! let rules = Rules::parse(rules, CAPABILITY)?;
-//! let docs = What { path: Some(Path::parse("/docs/start")?), ..What::default() };
+//! let docs = Target { path: Some(Path::parse("/docs/start")?), ..Target::default() };
 //! assert_eq!(rules.decide(Who::Known(&alice), &docs).effect, Effect::Allow);
 //! assert_eq!(rules.decide(Who::Nobody, &docs).effect, Effect::Deny);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
