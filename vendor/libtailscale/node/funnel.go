@@ -237,23 +237,29 @@ func (n *Node) announceFunnel(lb *ipnlocal.LocalBackend, again bool) *Error {
 	if nm == nil || !nm.SelfNode.Valid() || len(nm.DNS.CertDomains) == 0 {
 		return nil // nothing is announced without a name
 	}
-	wanted := make(map[ipn.HostPort]bool)
-	f.mu.Lock()
-	for port := range f.used {
-		wanted[hostPort(nm, port)] = f.byPort[port] != nil
-	}
-	f.mu.Unlock()
 	config := new(ipn.ServeConfig)
 	if current := lb.ServeConfig(); current.Valid() {
 		config = current.AsStruct()
 	}
+	wanted := make(map[ipn.HostPort]bool)
+	changed, repeated := false, false
+	f.mu.Lock()
+	for port := range f.used {
+		wanted[hostPort(nm, port)] = f.byPort[port] != nil
+		for target := range config.AllowFunnel {
+			if target != hostPort(nm, port) && strings.HasSuffix(string(target), fmt.Sprintf(":%d", port)) {
+				delete(config.AllowFunnel, target) // the node had another name
+				changed = true
+			}
+		}
+	}
+	f.mu.Unlock()
 	set := func() *Error {
 		if err := lb.SetServeConfig(config, ""); err != nil {
 			return errorf(Internal, "announcing Funnel: %v", err)
 		}
 		return nil
 	}
-	changed, repeated := false, false
 	for target, on := range wanted {
 		if was, known := config.AllowFunnel[target]; known && was == on {
 			repeated = repeated || on

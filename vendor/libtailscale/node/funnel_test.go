@@ -134,9 +134,19 @@ func TestFunnelTakesConnectionsFromTheInternet(t *testing.T) {
 		in.close()
 	}
 
+	// An ingress may also come over IPv6.
+	out := ingress.dial(fmt.Sprintf("[%v]:%d", server.ip(6), peerAPIPort))
+	out.write([]byte(ingressHead("203.0.113.7:4711", "server.loop.ts.net:443")))
+	in := receive(t, ln)
+	if in.peer.Addr() != netip.MustParseAddr("203.0.113.7") || in.local.Addr() != server.ip(4) {
+		t.Errorf("over IPv6: %v -> %v", in.peer, in.local)
+	}
+	out.close()
+	in.close()
+
 	// The tailnet's own callers come to the other listener, and are not taken for the internet.
-	out := ingress.dial(fmt.Sprintf("%v:443", server.ip(4)))
-	in := receive(t, tailnetLn)
+	out = ingress.dial(fmt.Sprintf("%v:443", server.ip(4)))
+	in = receive(t, tailnetLn)
 	if in.kind != kindAccepted || in.peer.Addr() != ingress.ip(4) {
 		t.Errorf("a peer: kind %d, %v", in.kind, in.peer)
 	}
@@ -293,6 +303,7 @@ func TestFunnelIsAnnouncedAgainAfterARestart(t *testing.T) {
 	ln := m.listenFunnel(443)
 	tn.awaitAnnounced(m, true)
 	left := lb.ServeConfig().AsStruct() // as a node leaves it that is killed
+	left.AllowFunnel["renamed.loop.ts.net:443"] = true
 	m.close()
 	unix.Close(ln)
 	if on := lb.ServeConfig().AllowFunnel().Get("server.loop.ts.net:443"); on {
@@ -307,6 +318,9 @@ func TestFunnelIsAnnouncedAgainAfterARestart(t *testing.T) {
 	}
 	ln = m.listenFunnel(443)
 	tn.awaitAnnounced(m, true)
+	if all := lb.ServeConfig().AllowFunnel().AsMap(); len(all) != 1 || !all["server.loop.ts.net:443"] {
+		t.Errorf("what is announced: %v", all)
+	}
 	m.close()
 	unix.Close(ln)
 
