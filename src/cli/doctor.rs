@@ -77,6 +77,7 @@ const SECTIONS: [(&str, &[(&str, &str)]); 6] = [
         &[
             ("https-enabled", "Tailnet"),
             ("certificates", "Certificates"),
+            ("funnel-allowed", "Funnel"),
         ],
     ),
     (
@@ -306,6 +307,10 @@ async fn examine(settings: &Settings, server: &AdminClient, write: bool) -> Chec
         (
             "certificates",
             Box::pin(async move { certificates(status, Timestamp::now()) }),
+        ),
+        (
+            "funnel-allowed",
+            Box::pin(async move { funnel_allowed(status, &settings.funnel_ports()) }),
         ),
         ("jwks-public", Box::pin(jwks_public(settings))),
         ("bucket-write", Box::pin(bucket_write(settings, write))),
@@ -684,6 +689,25 @@ fn certificates(status: &Answer, now: Timestamp) -> Finding {
         warn(words)
     } else {
         fail(words)
+    }
+}
+
+/// Whether the tailnet lets the node use Funnel at these ports.
+fn funnel_allowed(status: &Answer, ports: &[u16]) -> Finding {
+    match status {
+        _ if ports.is_empty() => skip("no listener is on Funnel"),
+        Err(_) => skip(NO_SERVER),
+        Ok(status) => match status.latches.iter().find(|latch| latch.name == "funnel") {
+            None => warn("the server runs without its Funnel listeners").hint("Start it again"),
+            Some(latch) if latch.reason.is_empty() => {
+                let ports: Vec<_> = ports.iter().map(u16::to_string).collect();
+                ok(format!(
+                    "the node is on the internet at {}",
+                    ports.join(", ")
+                ))
+            }
+            Some(latch) => fail(latch.reason.clone()),
+        },
     }
 }
 

@@ -512,6 +512,16 @@ impl Settings {
         })
         .collect()
     }
+
+    /// The ports of the listeners on Funnel.
+    pub fn funnel_ports(&self) -> Vec<u16> {
+        let all = listeners(self).into_iter();
+        all.filter_map(|listener| match listener.listen {
+            Listen::Funnel { port, .. } => Some(port),
+            _ => None,
+        })
+        .collect()
+    }
 }
 
 fn configured(

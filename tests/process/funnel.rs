@@ -10,7 +10,10 @@ use std::{
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, header::HeaderName};
-use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+};
 use serde_json::{Value, json};
 use tailbone::tailnet::{EmbeddedNode, Node as _};
 use tempfile::TempDir;
@@ -39,16 +42,36 @@ struct Edge {
     devnet: Devnet,
     folder: TempDir,
     pair: SelfSigned,
+    /// Whom callers trust.
+    root: CertificateDer<'static>,
 }
 
 impl Edge {
+    /// Where certificates are ours.
     fn new() -> Self {
+        Self::on(Devnet::with_funnel())
+    }
+
+    fn on(devnet: Devnet) -> Self {
         let now = jiff::Timestamp::now();
         let day = jiff::SignedDuration::from_hours(24);
+        let pair = self_signed(&[NAME], now - day, now + 90 * day);
         Self {
-            devnet: Devnet::with_funnel(),
+            devnet,
             folder: TempDir::new().unwrap(),
-            pair: self_signed(&[NAME], now - day, now + 90 * day),
+            root: pair.der.clone().into(),
+            pair,
+        }
+    }
+
+    /// Where they come from a certificate authority.
+    fn with_authority() -> Self {
+        let devnet = Devnet::with_https_and_funnel();
+        let authority = devnet.ready.acme.as_ref().unwrap();
+        let root = CertificateDer::from_pem_file(&authority.root_file).unwrap();
+        Self {
+            root,
+            ..Self::on(devnet)
         }
     }
 
@@ -94,7 +117,7 @@ impl Edge {
     /// Somebody at this loopback address, which stands for one on the internet, calls a port.
     async fn call(&self, from: u8, port: u16) -> Result<TlsStream<TcpStream>, rustls::Error> {
         let mut roots = RootCertStore::empty();
-        roots.add(self.pair.der.clone().into()).unwrap();
+        roots.add(self.root.clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider);
         let config = config.with_safe_default_protocol_versions().unwrap();
@@ -153,6 +176,16 @@ async fn latch(daemon: &Daemon, words: &str) -> String {
     .await
 }
 
+/// What `doctor` thinks of Funnel.
+fn funnel_allowed(daemon: &Daemon) -> String {
+    let output = daemon.run(&["doctor", "-o", "json", "--listen", "funnel://:443"]);
+    let checks: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let check = checks
+        .iter()
+        .find(|check| check["name"] == "funnel-allowed");
+    check.unwrap()["verdict"].as_str().unwrap().to_owned()
+}
+
 /// What listens on TCP ports of this machine, by the process.
 fn tcp_listeners(process: u32) -> Vec<String> {
     const LISTEN: &str = "0A";
@@ -204,9 +237,8 @@ fn claim_everything(request: &mut Request<Full<Bytes>>, who: &EmbeddedNode) {
 #[test]
 fn verifiers_on_the_internet_read_the_keys_and_nothing_else() {
     alone(async {
-        let edge = Edge::new();
-        let listen = format!("tailnet://:80,funnel://:443?{}", edge.files());
-        let mut daemon = edge.start(&listen).await;
+        let edge = Edge::with_authority();
+        let mut daemon = edge.start("tailnet://:80,funnel://:443").await;
         daemon.listening(3).await;
         daemon.logs("this listener is on the internet").await;
         daemon.ready();
@@ -255,6 +287,8 @@ fn verifiers_on_the_internet_read_the_keys_and_nothing_else() {
         assert_eq!(tcp_listeners(std::process::id()).len(), 1);
         assert_eq!(tcp_listeners(daemon.child.id()), Vec::<String>::new());
 
+        // The certificate was ordered once, by a record in the DNS.
+        assert_eq!(edge.devnet.acme_counts().await.orders, 1);
         assert!(edge.announced().await);
         assert!(daemon.stop().success(), "{}", daemon.log());
         assert!(!edge.announced().await, "it is still announced");
@@ -290,15 +324,20 @@ fn a_listener_of_funnel_follows_the_tailnets_policy() {
             (json!({"funnel_ports": "8443"}), "allowed ports are: 8443"),
             (json!({"funnel_ports": "443,8443,10000"}), ""),
         ] {
+            assert_eq!(funnel_allowed(&daemon), "fail", "{}", daemon.log());
             edge.devnet.configure(allowed).await;
             latch(&daemon, words).await;
         }
+        assert_eq!(funnel_allowed(&daemon), "ok", "{}", daemon.log());
         assert_eq!(edge.get("/.well-known/jwks.json").await.status(), 200);
 
         // What is withdrawn comes back by itself, and the log has one line for each change.
         for (allowed, words) in [(false, "nodeAttrs"), (true, "")] {
             edge.devnet.configure(json!({ "funnel": allowed })).await;
-            latch(&daemon, words).await;
+            let reason = latch(&daemon, words).await;
+            let shown = String::from_utf8(daemon.run(&["status"]).stdout).unwrap();
+            let shown = shown.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(shown.contains(&reason), "{reason}: {shown}");
         }
         assert_eq!(edge.get("/.well-known/jwks.json").await.status(), 200);
         let log = daemon.log();
@@ -411,8 +450,10 @@ fn callers_on_the_internet_are_limited_by_their_address() {
         }
         assert!(limited, "{}", daemon.log());
         let _second = edge.connection(9, 443).await;
-        let mut third = edge.connection(9, 443).await;
-        assert_eq!(third.get("/.well-known/jwks.json").await.status(), 503);
+        let mut third = edge.call(9, 443).await.unwrap();
+        let mut answer = [0; 12];
+        let read = soon("an answer", third.read_exact(&mut answer)).await;
+        assert_eq!((read.unwrap(), &answer), (12, b"HTTP/1.1 503"));
         // Somebody else is none of them.
         let mut other = edge.connection(10, 443).await;
         assert_eq!(other.get("/.well-known/jwks.json").await.status(), 200);

@@ -92,6 +92,11 @@ impl Devnet {
         Self::with_flags(["--funnel"])
     }
 
+    /// With HTTPS, Funnel and a certificate authority.
+    pub fn with_https_and_funnel() -> Self {
+        Self::with_flags(["--https", "--funnel"])
+    }
+
     /// Each peer as `NAME=LOGIN` or `NAME=tag:X`.
     pub fn with_peers(peers: &[&str]) -> Self {
         Self::with_flags(peers.iter().flat_map(|peer| ["--peer", peer]))
