@@ -151,7 +151,7 @@ impl Place {
             _ => &status.name,
         };
         Self {
-            name: name.clone(),
+            name: name.trim_end_matches('.').to_owned(),
             https: !domains.is_empty(),
             state: status.state,
         }
@@ -234,12 +234,13 @@ fn why(error: &CertificateError) -> String {
         CertificateRefusal::Control => {
             "if the control server does not offer HTTPS, give the listener files with cert= and key="
         }
-        CertificateRefusal::NoHttps => "after that nothing else needs to be done",
         CertificateRefusal::NotRunning => "the latch node-running says what to do",
         CertificateRefusal::Unreachable => {
             "see whether this machine may open connections to it over https"
         }
-        CertificateRefusal::NodeGone | CertificateRefusal::OtherName => return message.to_owned(),
+        CertificateRefusal::NoHttps
+        | CertificateRefusal::NodeGone
+        | CertificateRefusal::OtherName => return message.to_owned(),
     };
     format!("{message} ({advice})")
 }

@@ -221,8 +221,25 @@ fn the_nodes_name_has_a_certificate_that_outlives_restarts() {
         let edge = Edge::new().await;
         let name = format!("edge.{SUFFIX}");
         let start = async || edge.server("edge", &reusable()).await.start();
+        let http1 = edge.https(&["http/1.1"]);
+
+        // Neither the start nor a handshake waits for an authority that does not answer.
+        edge.devnet.set_acme_fault(json!({ "mode": "hold" })).await;
         let mut daemon = start().await;
         daemon.listening(3).await;
+        daemon.ready();
+        trouble(&daemon, &["no certificate yet"]).await;
+        let began = Instant::now();
+        let refused = handshake(&http1, &name, edge.dial("edge", 443).await).await;
+        let Err(Error::AlertReceived(AlertDescription::InternalError)) = refused else {
+            panic!("{refused:?}");
+        };
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            began.elapsed()
+        );
+        edge.devnet.set_acme_fault(json!({ "mode": "ok" })).await;
 
         // As people and monitors see it.
         let shown = certificate(&daemon).await;
@@ -250,7 +267,6 @@ fn the_nodes_name_has_a_certificate_that_outlives_restarts() {
             let token = issue_over_http2(stream, &name).await;
             assert_eq!(user(&token), "alice@example.com");
         }
-        let http1 = edge.https(&["http/1.1"]);
         let stream = handshake(&http1, &name, edge.dial("edge", 443).await).await;
         let answer = issue_over_http1(stream.unwrap(), &name).await;
         assert_eq!(user(&answer.json()), "alice@example.com");
