@@ -27,12 +27,16 @@ CELLS = {
     "c64": (64, True, "one"),
     "new8": (8, False, "new"),
     "many64": (64, True, "many"),
+    "resumed8": (8, False, "new"),
 }
 
 # In the order of the table.
 FLOORS = ["floor", "floor-short", "floor-short-half", "floor-whois"]
 ISSUERS = {"rs256": "RS256", "es256": "ES256", "eddsa": "EdDSA"}
-TARGETS = [*FLOORS, "constant", "constant-all", *ISSUERS, "gate", "proxy", "sts"]
+# Over TLS, with certificates that devnet's ACME server issues.
+TLS_FLOORS = ["tls-floor", "tls-floor-short", "tls-floor-whois"]
+TLS = [*TLS_FLOORS, "tls-constant", "tls-es256"]
+TARGETS = [*FLOORS, "constant", "constant-all", *ISSUERS, "gate", "proxy", "sts", *TLS]
 # With GOMAXPROCS as the other side has it.
 PROCESSORS = ["floor-short-half", "constant-all"]
 CORES = len(os.sched_getaffinity(0))
@@ -75,13 +79,15 @@ def experiments(world, options):
         found.append(Experiment(f"rules/{count}", lambda count=count: plan.rules(count)))
         found.append(Experiment(f"policies/{count}", lambda count=count: plan.policies(count)))
     found += [Experiment(f"peers/{count}", lambda count=count: plan.peers(count)) for count in PEERS]
-    for target in ("floor", "es256"):
+    for target in ("floor", "es256", "tls-floor", "tls-es256"):
         found.append(Experiment(f"idle/{target}", lambda target=target: plan.idle(target)))
+    for target in ("floor", "es256"):
         found.append(Experiment(f"after/{target}", lambda target=target: plan.after(target)))
     for state in ("cold", "warm", "killed"):
         found.append(Experiment(f"start/{state}/own", lambda state=state: plan.start(state, None), once=True))
         if os.getuid() == 0:
             found.append(Experiment(f"start/{state}/65532", lambda state=state: plan.start(state, 65532), once=True))
+    found.append(Experiment("start/tls/own", lambda: plan.start("tls", None), once=True))
     for peers in (1, 30):
         found.append(Experiment(f"contact/cold/{peers}", lambda peers=peers: plan.contact("cold", peers, 1), once=True))
     for state in ("warm", "killed", "moved"):
@@ -98,7 +104,7 @@ class Plan:
         self.before = [f"before-{name}" for name in ("constant", *ISSUERS)] if options.before else []
 
     def has(self, target, cell):
-        return {"many64": target in WITH_MANY, "new8": target not in PROCESSORS}.get(cell, True)
+        return {"many64": target in WITH_MANY, "new8": target not in PROCESSORS, "resumed8": target in TLS}.get(cell, True)
 
     def measure(self, load, server, request, conns, keep_alive=True):
         """A run. Repeated once if other processes used the machine; the quieter one counts."""
@@ -114,6 +120,7 @@ class Plan:
     def load(self, target, cell):
         conns, keep_alive, who = CELLS[cell]
         server, request = self.target(target)
+        request = request | {"resume": cell == "resumed8"}
         return self.measure(self.world.load(who), server, request, conns, keep_alive)
 
     def target(self, name):
@@ -129,6 +136,14 @@ class Plan:
             return self.constant(world.floor("floor-half", environment=half), self.constant_length())
         if name == "floor-whois":
             return self.constant(world.floor("floor-whois", whois=True), LONG)
+        if name in TLS_FLOORS:
+            whois = name == "tls-floor-whois"
+            length = self.constant_length() if name == "tls-floor-short" else LONG
+            return self.tls_constant(world.floor("tls-floor-whois" if whois else "tls-floor", whois=whois, tls=True), length)
+        if name in TLS:
+            server = self.tls_issuer(name)
+            request = get(server, 443, "/_healthz") if name == "tls-constant" else issue(server, 443)
+            return server, secured(request, server, world)
         binary = self.options.before if name.startswith("before-") else None
         kind = name.removeprefix("before-")
         if kind in ("constant", "constant-all"):
@@ -146,6 +161,13 @@ class Plan:
 
     def constant(self, server, length):
         return server, get(server, 80, f"/{length}")
+
+    def tls_constant(self, server, length):
+        return server, secured(get(server, 443, f"/{length}"), server, self.world)
+
+    def tls_issuer(self, name):
+        settings = {"TB_KEYS_ALGORITHM": "ES256", "TB_SERVER_LISTEN": "tailnet+tls://:443"}
+        return self.world.tailbone(name, settings, until=b" in use ")
 
     def constant_length(self):
         server, request = self.target("constant")
@@ -284,6 +306,11 @@ class Plan:
         load, name = self.world.load("many"), self.world.fresh(f"idle-{target}")
         if target == "floor":
             server, request = self.constant(self.world.floor(name), LONG)
+        elif target == "tls-floor":
+            server, request = self.tls_constant(self.world.floor(name, tls=True), LONG)
+        elif target == "tls-es256":
+            server = self.tls_issuer(name)
+            request = secured(issue(server, 443), server, self.world)
         else:
             server = self.world.tailbone(name, {"TB_KEYS_ALGORITHM": ISSUERS[target]})
             request = issue(server)
@@ -322,7 +349,10 @@ class Plan:
         return {"busy": busy, "quiet": load.usage(server)}
 
     def start(self, state, uid):
-        return starts.measure(self.world.programs["tailbone"], self.world.devnet, self.options.starts, uid, state)
+        devnet = self.world.devnet
+        if state == "tls":
+            devnet = devnet | {"environment": self.world.acme | {"TB_SERVER_LISTEN": "tailnet+tls://:443"}}
+        return starts.measure(self.world.programs["tailbone"], devnet, self.options.starts, uid, state)
 
     def contact(self, state, peers, callers, real=False):
         uid = 65532 if os.getuid() == 0 else None
@@ -346,8 +376,12 @@ def get(server, port, path):
     return {"addr": f"{server.ip}:{port}", "method": "GET", "path": path, "expect": 200}
 
 
-def issue(server):
-    return {"addr": f"{server.ip}:80", "method": "POST", "path": "/issue", "expect": 200}
+def secured(request, server, world):
+    return request | {"tls": world.node(server.name)["name"]}
+
+
+def issue(server, port=80):
+    return {"addr": f"{server.ip}:{port}", "method": "POST", "path": "/issue", "expect": 200}
 
 
 def decision(server, world):

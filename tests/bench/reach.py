@@ -36,6 +36,14 @@ def aims(runs):
     yield from (at_least(f"ES256 token, requests/s at {cell[1:]} connections, of the floor's", 0.9,
                          runs.ratios(f"load/es256/{cell}", f"load/floor/{cell}", per_second))
                 for cell in ("c8", "c64"))
+    for cell in ("c8", "c64"):
+        yield at_least(f"constant over TLS, requests/s at {cell[1:]} connections, of the TLS floor's", 1.0,
+                       runs.ratios(f"load/tls-constant/{cell}", f"load/tls-floor-short/{cell}", per_second))
+        yield at_least(f"ES256 token over TLS, requests/s at {cell[1:]} connections, of the TLS floor's", 0.9,
+                       runs.ratios(f"load/tls-es256/{cell}", f"load/tls-floor/{cell}", per_second))
+    for cell, words in (("new8", "new each time"), ("resumed8", "new each time, sessions resumed")):
+        yield at_least(f"ES256 token over TLS, requests/s at 8 connections, {words}, of the TLS floor's with WhoIs", 1.2,
+                       runs.ratios(f"load/tls-es256/{cell}", f"load/tls-floor-whois/{cell}", per_second))
     for target in RESETS[2:]:
         name = f"resets/{target}"
         yield at_least(f"{target} beside a peer that resets its connections, answers/s of the floor + WhoIs beside it", 0.9,
@@ -52,6 +60,8 @@ def aims(runs):
                         runs.ratios(f"load/{name.lower()}/c64", "load/floor/c64", peak_mb))
                 for name in ("RS256", "ES256"))
     yield at_most("memory per idle connection, of the floor's", 1.5, runs.ratios("idle/es256", "idle/floor", idle_kib))
+    yield at_most("memory per idle TLS connection, of the TLS floor's", 1.0, runs.ratios("idle/tls-es256", "idle/tls-floor", idle_kib))
+    yield at_most("start to first answer over TLS with a kept certificate, more than without TLS", 50, later_with_tls(runs), "ms")
     states = {"cold": "empty state", "warm": "kept state, ended by TERM", "killed": "kept state, ended by KILL"}
     for state, words in states.items():
         for uid in ("own", "65532"):
@@ -77,6 +87,12 @@ def contacts():
         for peers in (4, 30) if state != "moved" else ():
             yield f"{state}/{peers}", f"four callers, {words}, peers: {peers}", 1200, "40 of 40"
         yield f"{state}/real", f"a tailscaled calls, {words}", 1200, "36 of 40"
+
+
+def later_with_tls(runs):
+    secured, plain = runs.rounds("start/tls/own"), runs.rounds("start/warm/own")
+    return [secured[number]["first_answer_ms"]["median"] - plain[number]["first_answer_ms"]["median"]
+            for number in sorted(secured.keys() & plain.keys())]
 
 
 def among_peers(runs, count, target):

@@ -26,11 +26,17 @@ NAMES = {
     "gate": "gate, forward-auth decision over the tailnet",
     "proxy": f"gate, reverse proxy, {LONG} bytes from a local service",
     "sts": "exchange, RS256 subject token, stub token endpoint",
+    "tls-floor": f"TLS floor: the floor on tsnet's `ListenTLS`, {LONG} bytes",
+    "tls-floor-short": "the same, as short as our constant",
+    "tls-floor-whois": "the same, with a WhoIs per request",
+    "tls-constant": "TLS, our constant",
+    "tls-es256": "TLS, `POST /issue`, ES256",
     "sts-health": "exchange (`GET /_healthz`)",
     "admin": "admin (a refusal of what is not gRPC)",
 }
 NAMES |= {f"before-{name}": f"before: {NAMES[name]}" for name in ("constant", *ISSUERS)}
-WORDS = {"c1": "1", "c8": "8", "c64": "64", "new8": "8, new each time", "many64": f"64, from {MANY} callers"}
+WORDS = {"c1": "1", "c8": "8", "c64": "64", "new8": "8, new each time", "many64": f"64, from {MANY} callers",
+         "resumed8": "8, new each time, sessions resumed"}
 
 
 def main():
@@ -82,6 +88,8 @@ def loads(runs):
                 continue
             values = [spread(runs.values(name, of)) for of in (per_second, p50, p99, cpu_us)]
             floor = "floor-short" if "constant" in target or "short" in target else "floor"
+            if target.startswith("tls-"):
+                floor = f"tls-{floor}"
             ratio = spread(runs.ratios(name, f"load/{floor}/{cell}", per_second))
             counts = [spread(runs.values(name, of), only_median=True) for of in (switches, peak_mb, load_cpu_us)]
             errors = sum(runs.values(name, lambda result: result["errors"]))
@@ -111,7 +119,7 @@ def signs(runs):
 def starts(runs):
     rows = []
     for state, words in (("cold", "empty state"), ("warm", "kept state, ended by TERM before, caller with an open session"),
-                         ("killed", "the same, ended by KILL")):
+                         ("tls", "the same over TLS, with the kept certificate"), ("killed", "kept state, ended by KILL before")):
         for uid in ("own", "65532"):
             for _, result in sorted(runs.rounds(f"start/{state}/{uid}").items()):
                 rows.append([words, str(result["uid"]), str(len(result["runs"])), *(
@@ -139,7 +147,7 @@ def first_contact(runs):
 
 def idle(runs):
     rows = []
-    for target in ("floor", "es256"):
+    for target in ("floor", "es256", "tls-floor", "tls-es256"):
         rounds = runs.rounds(f"idle/{target}")
         if not rounds:
             continue

@@ -2,11 +2,12 @@
 
     starts.py BINARY DEVNET_JSON [--runs 20] [--uid 65532] [--warm | --killed]
 
-Each run has a new host name on an empty state folder (cold), or is a second start on the folder of
-the first, ended by TERM (--warm) or KILL (--killed), with a caller that has an open session
-with the first. The caller is the devnet peer "alice", used through its SOCKS5 proxy. It begins to
-call only after the server has said "listening", and calls again if it has not heard of the node
-yet. Prints one JSON object; times are milliseconds.
+Each run has a new host name on an empty state folder (cold), or is a second start on the folder
+of the first, ended by TERM (--warm) or KILL (--killed), with a caller that has an open session
+with the first. State "tls" is as warm, with answers over TLS. The caller is the devnet peer
+"alice", used through its SOCKS5 proxy. It begins to call only after the server has said
+"listening", and calls again if it has not heard of the node yet. Prints one JSON object; times
+are milliseconds.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import statistics
 import struct
 import subprocess
@@ -65,15 +67,15 @@ def one(binary, devnet, number, uid, state):
     host = f"start-{os.getpid()}-{state}-{uid}-{number}".lower()
     try:
         if state != "cold":
-            start(binary, devnet, folder, host, uid, signal.SIGKILL if state == "killed" else signal.SIGTERM, settle=0)
-        return start(binary, devnet, folder, host, uid, signal.SIGTERM, settle=1)
+            start(binary, devnet, folder, host, uid, state, signal.SIGKILL if state == "killed" else signal.SIGTERM, settle=0)
+        return start(binary, devnet, folder, host, uid, state, signal.SIGTERM, settle=1)
     finally:
         shutil.rmtree(folder)
         # The tailnet of the next run must be as small as that of this one.
         urllib.request.urlopen(urllib.request.Request(f"{devnet['api_url']}/nodes/{host}", method="DELETE"), timeout=20).close()
 
 
-def start(binary, devnet, folder, host, uid, ending, settle):
+def start(binary, devnet, folder, host, uid, state, ending, settle):
     began = time.monotonic()
     server = launch(binary, devnet, folder, host, uid, subprocess.PIPE)
     try:
@@ -85,7 +87,8 @@ def start(binary, devnet, folder, host, uid, ending, settle):
         else:
             raise Failed("the server ended:\n" + "".join(said))
         listening = time.monotonic()
-        while not (answer := post(devnet["peers"]["alice"]["proxy"], host, 80, "/issue")):
+        root = devnet["acme"]["root_file"] if state == "tls" else None
+        while not (answer := post(devnet["peers"]["alice"]["proxy"], host, 443 if root else 80, "/issue", root=root)):
             if time.monotonic() - listening > HEARD:
                 raise Failed(f"alice cannot dial {host}")
             time.sleep(0.002)
@@ -122,9 +125,10 @@ def rss(pid):
         return next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
 
 
-def post(proxy, host, port, path, limit=30):
-    """One request through a SOCKS5 proxy that resolves the name (RFC 1928). None if it cannot dial;
-    TimeoutError after `limit` seconds.
+def post(proxy, host, port, path, limit=30, root=None):
+    """One request through a SOCKS5 proxy that resolves the name (RFC 1928), over TLS if there is a
+    `root` to trust. None if it cannot dial or has no certificate yet; TimeoutError after `limit`
+    seconds.
     """
     until = time.monotonic() + limit
     where = proxy.split("://")[1].rsplit(":", 1)
@@ -137,6 +141,14 @@ def post(proxy, host, port, path, limit=30):
         if reply[1] != 0:
             return None
         read(stream, {1: 4, 4: 16}[reply[3]] + 2, until)
+        if root:
+            context = ssl.create_default_context(cafile=root)
+            # The certificate is for the full name.
+            context.check_hostname = False
+            try:
+                stream = context.wrap_socket(stream, server_hostname=host)
+            except ssl.SSLError:
+                return None
         stream.sendall(f"POST {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         answer = b""
         while chunk := receive(stream, 65536, until):

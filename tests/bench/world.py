@@ -35,7 +35,10 @@ class World:
 
     def __enter__(self):
         # The tailnet's owner does not call.
-        self.devnet = self.json_process("devnet", [ROOT / "scripts/devnet", "--with-stdin", "--peer", "alice=alice@example.com"])
+        self.devnet = self.json_process(
+            "devnet", [ROOT / "scripts/devnet", "--with-stdin", "--https", "--peer", "alice=alice@example.com"])
+        acme = self.devnet["acme"]
+        self.acme = {"TS_DEBUG_ACME_DIRECTORY_URL": acme["directory"], "SSL_CERT_FILE": acme["ca_file"]}
         if self.peers:
             self.api("POST", "/crowd", {"count": self.peers})
         return self
@@ -71,15 +74,15 @@ class World:
             self.stub_says = self.json_process("stub", [self.programs["bench"], "stub"])
         return self.stub_says
 
-    def floor(self, name, whois=False, environment=None):
+    def floor(self, name, whois=False, environment=None, tls=False):
         if name not in self.servers:
             command = [self.programs["bench"], "floor", "--control", self.devnet["control_url"],
-                       "--key", self.devnet["auth_key"], "--hostname", name] + ["--whois"] * whois
-            said = self.json_process(name, command, environment)
+                       "--key", self.devnet["auth_key"], "--hostname", name] + ["--whois"] * whois + ["--tls"] * tls
+            said = self.json_process(name, command, self.acme | (environment or {}))
             self.servers[name] = Server(name, self.processes[name], said["ip"], None)
         return self.servers[name]
 
-    def tailbone(self, name, environment, binary=None, prepare=None):
+    def tailbone(self, name, environment, binary=None, prepare=None, until=b" listening "):
         """The program under test, in its own folder, which `prepare` may fill and which is kept."""
         if name not in self.servers:
             folder = self.work / name
@@ -87,7 +90,7 @@ class World:
                 folder.mkdir()
                 if prepare:
                     prepare(folder)
-            environment = LIMITS | {
+            environment = LIMITS | self.acme | {
                 "TB_SERVER_TAILSCALE_AUTHKEY": self.devnet["auth_key"],
                 "TB_SERVER_TAILSCALE_CONTROLURL": self.devnet["control_url"],
                 "TB_SERVER_TAILSCALE_HOSTNAME": name,
@@ -98,7 +101,7 @@ class World:
                 # It does not watch stdin, so the kernel ends it if this process is killed.
                 ["setpriv", "--pdeathsig", "TERM", binary or self.programs["tailbone"], "server", "start"],
                 cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log.open("wb"), stderr=subprocess.STDOUT)
-            said = wait_for_line(self.processes[name], log, b" listening ")
+            said = wait_for_line(self.processes[name], log, until)
             listening = time.monotonic() - began
             if not said:
                 raise Failed(f"{name} ended:\n{log.read_text()}")

@@ -6,6 +6,7 @@ package main
 import (
 	"flag"
 	"fmt"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -17,6 +18,7 @@ func floor(args []string) error {
 	key := flags.String("key", "", "auth key")
 	hostname := flags.String("hostname", "floor", "`name` of the node")
 	whois := flags.Bool("whois", false, "ask who calls, for each request")
+	secured := flags.Bool("tls", false, "serve TLS on port 443, with the node's certificate")
 	if err := parse(flags, args); err != nil {
 		return err
 	}
@@ -29,7 +31,12 @@ func floor(args []string) error {
 	if err != nil {
 		return err
 	}
-	listener, err := n.Listen("tcp", ":80")
+	var listener net.Listener
+	if *secured {
+		listener, err = n.ListenTLS("tcp", ":443")
+	} else {
+		listener, err = n.Listen("tcp", ":80")
+	}
 	if err != nil {
 		return err
 	}

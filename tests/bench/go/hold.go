@@ -95,7 +95,7 @@ func (c *callers) open(o order, first func(*conn) error) (any, error) {
 		places <- struct{}{}
 		all.Go(func() {
 			defer func() { <-places }()
-			conn, err := n.connect(o.Request.Addr)
+			conn, err := n.connect(o.Request)
 			if err == nil {
 				c.held.add(conn)
 				err = first(conn)

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -25,6 +26,8 @@ type node struct {
 	name string
 	ip   netip.Addr
 	dir  string
+	// Of TLS, by the server's name.
+	sessions tls.ClientSessionCache
 }
 
 func join(controlURL, authKey, hostname string) (*node, error) {
@@ -53,7 +56,13 @@ func join(controlURL, authKey, hostname string) (*node, error) {
 		os.RemoveAll(dir)
 		return nil, fmt.Errorf("%s did not join: %w", hostname, err)
 	}
-	return &node{Server: server, name: hostname, ip: status.TailscaleIPs[0], dir: dir}, nil
+	return &node{
+		Server:   server,
+		name:     hostname,
+		ip:       status.TailscaleIPs[0],
+		dir:      dir,
+		sessions: tls.NewLRUClientSessionCache(0),
+	}, nil
 }
 
 func (n *node) close() {

@@ -110,7 +110,7 @@ func (w *worker) work(n *node, o order, bytes []byte, measuring, stop *atomic.Bo
 // once makes one request, on the existing connection or on a new one.
 func (w *worker) once(n *node, o order, bytes []byte, c **conn) (length int, err error) {
 	if *c == nil {
-		if *c, err = n.connect(o.Request.Addr); err != nil {
+		if *c, err = n.connect(o.Request); err != nil {
 			return 0, err
 		}
 	}
