@@ -37,3 +37,25 @@ impl Accept for TailnetListener {
         self.0.refuse()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_on_the_internet_is_one_peer_whichever_of_its_addresses_it_takes() {
+        let peer = |via, addr: &str| {
+            let (addr, local) = (addr.parse().unwrap(), "[fd7a::1]:443".parse().unwrap());
+            TailnetListener::peer(&Peer { addr, local, via })
+        };
+        for via in [Via::Tailnet, Via::Funnel] {
+            let (one, two) = (peer(via, "[2001:db8::1]:1"), peer(via, "[2001:db8::2]:1"));
+            assert_eq!(one == two, via == Via::Funnel);
+            assert_ne!(peer(via, "203.0.113.1:1"), peer(via, "203.0.113.2:1"));
+        }
+        assert_ne!(
+            peer(Via::Funnel, "[2001:db8:0:1::1]:1"),
+            peer(Via::Funnel, "[2001:db8:0:2::1]:1")
+        );
+    }
+}
