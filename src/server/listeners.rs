@@ -22,7 +22,7 @@ use crate::{
         layers, redirect,
         serve::{Accept, Listening, LiveLimits, Server, serve},
         tcp::{PlainListener, Remote},
-        tls::TlsListener,
+        tls::{OverTls, TlsListener},
         unix::UnixSocket,
     },
     identity::TailnetListener,
@@ -74,10 +74,8 @@ impl ListenerOpener {
                         let certificate = self.tailnet_certificate(tls)?;
                         let listener = self.on_tailnet(name, addr).await?;
                         let listener = TlsListener::new(listener, certificate.clone())?;
-                        OpenListener {
-                            certificate: Some(certificate),
-                            ..self.serve_on(name, listener, endpoint.routes, self.identify(None))
-                        }
+                        let identify = self.identify(None);
+                        self.serve_tls(name, listener, certificate, endpoint.routes, identify)
                     }
                 }
             }
@@ -106,10 +104,7 @@ impl ListenerOpener {
                     Some(files) => {
                         let files = certificate_of(files)?;
                         let listener = TlsListener::bind(addr, files.clone()).await?;
-                        OpenListener {
-                            certificate: Some(files),
-                            ..self.serve_on(name, listener, endpoint.routes, identify)
-                        }
+                        self.serve_tls(name, listener, files, endpoint.routes, identify)
                     }
                 }
             }
@@ -123,10 +118,8 @@ impl ListenerOpener {
                     source,
                 })?;
                 let listener = TlsListener::new(listener, certificate.clone())?;
-                OpenListener {
-                    certificate: Some(certificate),
-                    ..self.serve_on(name, listener, endpoint.routes, self.identify(None))
-                }
+                let identify = self.identify(None);
+                self.serve_tls(name, listener, certificate, endpoint.routes, identify)
             }
             Listen::Unix { path, mode } => {
                 let socket = UnixSocket::bind(&path, mode)
@@ -193,6 +186,26 @@ impl ListenerOpener {
                 extensions.insert(FromTailnet);
             }
             extensions
+        }
+    }
+
+    /// As [`Self::serve_on`], at a listener with this certificate.
+    fn serve_tls<L: Accept>(
+        &self,
+        name: &'static str,
+        listener: TlsListener<L>,
+        certificate: Arc<dyn CertificateSource>,
+        routes: Router,
+        identify: impl Fn(L::Addr) -> Extensions + Send + Sync + 'static,
+    ) -> OpenListener {
+        let identify = move |addr| {
+            let mut extensions = identify(addr);
+            extensions.insert(OverTls);
+            extensions
+        };
+        OpenListener {
+            certificate: Some(certificate),
+            ..self.serve_on(name, listener, routes, identify)
         }
     }
 

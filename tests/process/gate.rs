@@ -8,17 +8,20 @@ use std::{
     process::{Command, Stdio},
 };
 
+use ::http::HeaderValue;
 use rustix::process::Signal;
+use rustls::pki_types::ServerName;
 use tailbone::tailnet::Node;
 use tempfile::TempDir;
 use testkit::{
     backend::Backend,
-    files::venv,
-    http::{Connection, request},
+    files::{certificate_file, venv},
+    http::{Connection, dial, request},
+    soon,
     tailnet::{DevnetTailnet, Owner, Tailnet},
 };
 
-use super::{alone, tailbone};
+use super::{alone, listeners::https, tailbone};
 
 const RULES: &str = r#"
 [[rule]]
@@ -73,6 +76,74 @@ fn a_user_whose_login_has_no_domain_is_named_by_a_rule() {
             403
         );
         assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
+    });
+}
+
+#[test]
+fn a_service_learns_by_which_scheme_the_caller_came() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
+        let folder = TempDir::new().unwrap();
+        let backend = Backend::start().await;
+        let policy = folder.path().join("policy.toml");
+        fs::write(&policy, "[[rule]]\ndecision = \"allow\"\nwho = [\"*\"]\n").unwrap();
+        let upstream = format!("http://{}", backend.addr);
+        let host = tailnet.host("wiki");
+        let key = tailnet.devnet.ready_key().await;
+        let alice = tailnet
+            .node("alice", Owner::User("alice@staff.example.com"))
+            .await;
+        let (cert, key_file) = (certificate_file("first.crt"), certificate_file("first.key"));
+        let (cert, key_file) = (cert.display(), key_file.display());
+        let listen = format!("tailnet://:80,tailnet+tls://:443?cert={cert}&key={key_file}");
+        let more = [
+            "--components",
+            "gate",
+            "--gate-upstream",
+            &upstream,
+            "--gate-policy",
+            policy.to_str().unwrap(),
+            "--gate-listen",
+            &listen,
+        ];
+        let mut daemon = tailbone(&folder)
+            .on(tailnet.devnet)
+            .host(&host)
+            .auth_key(&key)
+            .flags(&more)
+            .start();
+        daemon.listening(2).await;
+
+        let plain = dial(&*alice, &format!("{host}:80")).await;
+        let mut plain = Connection::over(plain).await.host(&host);
+        let name = ServerName::try_from("localhost").unwrap();
+        let encrypted = dial(&*alice, &format!("{host}:443")).await;
+        let encrypted = soon("a handshake", https().connect(name, encrypted)).await;
+        let mut encrypted = Connection::over(encrypted.unwrap()).await.host(&host);
+        for (connection, scheme) in [(&mut plain, "http"), (&mut encrypted, "https")] {
+            // What the caller claims does not count.
+            let mut asked = request("GET", "/page");
+            let claim = HeaderValue::from_static("gopher");
+            asked.headers_mut().insert("x-forwarded-proto", claim);
+            let answer = connection.send(asked).await;
+            assert_eq!(answer.status(), 200, "{answer:?}\n{}", daemon.log());
+            let headers = answer.json()["headers"].clone();
+            let received = |name: &str| -> Vec<String> {
+                let all = headers.as_array().unwrap().iter();
+                let same = all.filter(|pair| pair[0] == name);
+                same.map(|pair| pair[1].as_str().unwrap().to_owned())
+                    .collect()
+            };
+            assert_eq!(received("x-forwarded-proto"), [scheme]);
+            assert_eq!(received("tailscale-user-login").len(), 1);
+            let forwarded = received("forwarded").concat();
+            assert!(
+                forwarded.ends_with(&format!("proto={scheme}")),
+                "{forwarded}"
+            );
+        }
+        assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
+        tailnet.end().await;
     });
 }
 

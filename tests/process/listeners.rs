@@ -49,7 +49,7 @@ async fn post(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, path
 }
 
 /// Trusts the certificate `first` of the kit, which is for `localhost`, and keeps its sessions.
-fn https() -> TlsConnector {
+pub(super) fn https() -> TlsConnector {
     let mut roots = RootCertStore::empty();
     roots
         .add(CertificateDer::from_pem_file(certificate_file("first.crt")).unwrap())

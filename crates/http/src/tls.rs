@@ -63,6 +63,10 @@ struct Handshake {
     task: AbortHandle,
 }
 
+/// Among the extensions of each request that came over TLS which ended in this process.
+#[derive(Debug, Clone, Copy)]
+pub struct OverTls;
+
 /// The number of handshakes that may run at a time, in all and per peer.
 const MAX_HANDSHAKES: usize = 256;
 const MAX_HANDSHAKES_PER_PEER: usize = 32;

@@ -37,7 +37,9 @@ use super::{
 };
 use crate::{
     config,
-    http::{self, error::Kind, host::HostRule, layers::RequestId, origin::Destination},
+    http::{
+        self, error::Kind, host::HostRule, layers::RequestId, origin::Destination, tls::OverTls,
+    },
     identity::{Connection, Refusal, Visitor},
     policy::{Host, Target},
     web::{Allowed, Origin},
@@ -142,6 +144,7 @@ impl ReverseProxy {
         let upstream = self.upstream(target)?;
 
         let host = host_header(&parts)?;
+        let over_tls = parts.extensions.get::<OverTls>().is_some();
         headers::strip_hop_by_hop(&mut parts.headers);
         headers::strip_identity(
             &mut parts.headers,
@@ -152,7 +155,7 @@ impl ReverseProxy {
             &mut parts.headers,
             connection.peer().addr.ip(),
             &host,
-            "http",
+            if over_tls { "https" } else { "http" },
         );
         if let Some(tokens) = &self.tokens {
             let name = target.host.as_ref().map_or("", Host::as_str);
