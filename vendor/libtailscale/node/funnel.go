@@ -507,7 +507,7 @@ func (n *Node) routeIngress(r *http.Request, lb *ipnlocal.LocalBackend, allowed 
 	if !own || l == nil {
 		return refuse(http.StatusForbidden, "denied")
 	}
-	if l.backlog.full(src.Addr()) {
+	if l.backlog.full(l.peerOf(src.Addr())) {
 		return refuse(http.StatusServiceUnavailable, "too many connections wait to be taken")
 	}
 	l.handshaking.Add(1)

@@ -291,6 +291,25 @@ func TestIngressRequestsThatAreRefused(t *testing.T) {
 	check()
 }
 
+func TestCallersOnTheInternetAreCountedByTheirNetwork(t *testing.T) {
+	for _, try := range []struct {
+		funnel   bool
+		one, two string
+		same     bool
+	}{
+		{true, "2001:db8::1", "2001:db8::2", true},
+		{true, "2001:db8:0:1::1", "2001:db8:0:2::1", false},
+		{true, "203.0.113.1", "203.0.113.2", false},
+		{false, "fd7a::1", "fd7a::2", false},
+	} {
+		l := &listener{funnel: try.funnel}
+		one, two := l.peerOf(netip.MustParseAddr(try.one)), l.peerOf(netip.MustParseAddr(try.two))
+		if (one == two) != try.same {
+			t.Errorf("%+v: %v, %v", try, one, two)
+		}
+	}
+}
+
 func TestFunnelIsAnnouncedAgainAfterARestart(t *testing.T) {
 	defer func(was time.Duration) { staleAnnouncementTimeout = was }(staleAnnouncementTimeout)
 	staleAnnouncementTimeout = 200 * time.Millisecond

@@ -249,6 +249,15 @@ func (p *listeners) acceptHandler(n *Node) func(src, dst netip.AddrPort) (func(n
 	}
 }
 
+// peerOf returns what a caller is counted by in the backlog. A node has one address of each kind. A
+// host on the internet chooses among those of its network.
+func (l *listener) peerOf(ip netip.Addr) netip.Addr {
+	if l.funnel && ip.Is6() {
+		return netip.PrefixFrom(ip, 64).Masked().Addr()
+	}
+	return ip
+}
+
 // isOwn reports whether this is one of the node's own addresses.
 func (n *Node) isOwn(ip netip.Addr) bool {
 	ip4, ip6 := n.srv.TailscaleIPs()
@@ -274,7 +283,7 @@ func (l *listener) deliver(c net.Conn, src, dst netip.AddrPort) {
 	}
 	head := connHeader(kind, src, dst)
 	msg := binary.NativeEndian.AppendUint64(head[:], conn.id)
-	if !l.backlog.put(&pendingConn{conn: conn, peer: src.Addr(), message: msg}, l.announce) {
+	if !l.backlog.put(&pendingConn{conn: conn, peer: l.peerOf(src.Addr()), message: msg}, l.announce) {
 		conn.abort()
 	}
 }
