@@ -212,8 +212,17 @@ impl Listen {
         })
     }
 
-    /// The address alone, for people.
-    pub fn addr(&self) -> String {
+    /// The address as logs and `tailbone status` show it. Tailnet and Funnel may both serve a
+    /// port.
+    pub fn label(&self) -> String {
+        let addr = self.addr();
+        match self {
+            Self::Funnel { .. } => format!("funnel{addr}"),
+            _ => addr,
+        }
+    }
+
+    fn addr(&self) -> String {
         match self {
             Self::Tailnet { binding, port, .. } | Self::Redirect { binding, port, .. } => {
                 match binding {
@@ -570,6 +579,17 @@ mod tests {
         assert_eq!(redirect.to_string(), "redirect://:80?to=443");
         let private = Listen::parse("unix:///run/x").unwrap();
         assert_eq!(private.to_string(), "unix:///run/x?mode=0600");
+    }
+
+    #[test]
+    fn a_port_of_the_internet_is_told_from_one_of_the_tailnet() {
+        for (word, label) in [
+            ("tailnet+tls://:443", ":443"),
+            ("funnel://:443", "funnel:443"),
+            ("unix:///run/x", "/run/x"),
+        ] {
+            assert_eq!(Listen::parse(word).unwrap().label(), label);
+        }
     }
 
     #[test]

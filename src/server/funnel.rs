@@ -8,13 +8,9 @@
 //! - What the tailnet lacks never ends the server; everything else that a listener fails with does.
 //! - The log has one line for each change, however often the node is asked.
 
-use std::{
-    io,
-    net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::{
@@ -73,7 +69,7 @@ impl FunnelPorts {
             access: access.clone(),
         };
         listener.try_open().await?;
-        lock(&self.0).push(access);
+        self.0.lock().push(access);
         let ports = self.clone();
         state.readiness.latch("funnel", move |_| ports.latch());
         Ok(listener)
@@ -81,11 +77,11 @@ impl FunnelPorts {
 
     /// A port that is not open does not hold the latch: callers on the tailnet are served.
     fn latch(&self) -> LatchState {
-        let ports = lock(&self.0);
+        let ports = self.0.lock();
         let missing: Vec<_> = ports
             .iter()
             .filter_map(|access| {
-                let missing = lock(&access.missing).clone()?;
+                let missing = access.missing.lock().clone()?;
                 Some(format!("port {} of Funnel waits: {missing}", access.port))
             })
             .collect();
@@ -114,7 +110,7 @@ impl FunnelListener {
     }
 
     fn opened(&mut self, listener: Listener, status: &Status) {
-        if lock(&self.access.missing).take().is_some() {
+        if self.access.missing.lock().take().is_some() {
             tracing::info!(target: "server", component = self.name, port = self.port, node = status.name, "listening on Funnel, which is allowed now");
         }
         self.open = Some(TailnetListener(listener));
@@ -122,7 +118,7 @@ impl FunnelListener {
 
     fn refused(&mut self, missing: String) {
         self.open = None;
-        let mut known = lock(&self.access.missing);
+        let mut known = self.access.missing.lock();
         if known.as_ref() != Some(&missing) {
             tracing::warn!(target: "server", component = self.name, port = self.port, missing, "cannot listen on Funnel yet");
         }
@@ -181,10 +177,6 @@ fn advice(lack: FunnelLack, message: &str, status: &Status) -> String {
         }
         FunnelLack::Port => format!("{message}; choose another port"),
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

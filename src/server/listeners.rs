@@ -56,7 +56,7 @@ impl ListenerOpener {
     /// Opens a listener and begins to serve.
     pub(super) async fn open(&self, endpoint: Endpoint) -> Result<OpenListener, ServerError> {
         let name = endpoint.name;
-        let addr = endpoint.listen.addr();
+        let addr = endpoint.listen.label();
         let reachable_from_outside =
             matches!(&endpoint.listen, Listen::Host { addr, .. } if !addr.ip().is_loopback());
         let funnel = matches!(endpoint.listen, Listen::Funnel { .. });
