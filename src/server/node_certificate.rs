@@ -238,7 +238,8 @@ fn why(error: &CertificateError) -> String {
         CertificateRefusal::Unreachable => {
             "see whether this machine may open connections to it over https"
         }
-        CertificateRefusal::NoHttps
+        CertificateRefusal::Interrupted
+        | CertificateRefusal::NoHttps
         | CertificateRefusal::NodeGone
         | CertificateRefusal::OtherName => return message.to_owned(),
     };

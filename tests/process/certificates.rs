@@ -532,3 +532,32 @@ fn a_node_without_state_keeps_its_certificate_while_it_has_its_name() {
         edge.end().await;
     });
 }
+
+#[test]
+fn an_order_that_a_kill_interrupts_is_not_repeated_at_once() {
+    alone(async {
+        let edge = Edge::new().await;
+        let held = json!({ "mode": "hold", "path": "/order-plz" });
+        edge.devnet.set_acme_fault(held).await;
+        let mut daemon = edge.server("killed", &reusable()).await.start();
+        daemon.listening(3).await;
+        eventually("an order", async || {
+            let state = std::fs::read_to_string(daemon.path(".tsnet/tailscaled.state"));
+            let state = state.map_err(|error| error.to_string())?;
+            let is_written = state.contains("_tailbone-cert-");
+            is_written.then_some(()).ok_or_else(|| daemon.log())
+        })
+        .await;
+        daemon.signal(Signal::KILL);
+        daemon.end();
+
+        edge.devnet.set_acme_fault(json!({ "mode": "ok" })).await;
+        let before = edge.devnet.acme_counts().await;
+        daemon = edge.server("killed", &reusable()).await.start();
+        daemon.listening(6).await;
+        trouble(&daemon, &["the last order was interrupted", "waits for"]).await;
+        assert_eq!(edge.devnet.acme_counts().await.orders, before.orders);
+        assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
+        edge.end().await;
+    });
+}

@@ -36,6 +36,9 @@ pub enum CertificateRefusal {
     Authority { status: Option<u16> },
     /// The control server did not publish the DNS record that proves whose name it is.
     Control,
+    /// The last order was interrupted, by the end of the process for instance. The node waits
+    /// before the next one, since the authority may have counted it.
+    Interrupted,
     /// HTTPS is not enabled in the tailnet.
     NoHttps,
     /// The node is closed.
@@ -64,7 +67,8 @@ impl CertificateError {
 impl From<Error> for CertificateError {
     fn from(error: Error) -> Self {
         let reason = match &error {
-            Error::Closed | Error::Canceled => CertificateRefusal::NodeGone,
+            Error::Canceled => CertificateRefusal::Interrupted,
+            Error::Closed => CertificateRefusal::NodeGone,
             Error::State(_) => CertificateRefusal::NotRunning,
             Error::Invalid(_) => CertificateRefusal::OtherName,
             _ => CertificateRefusal::Own,
@@ -140,7 +144,7 @@ mod tests {
             (2, CertificateRefusal::NodeGone),
             (3, CertificateRefusal::NotRunning),
             (6, CertificateRefusal::Unreachable),
-            (7, CertificateRefusal::NodeGone),
+            (7, CertificateRefusal::Interrupted),
             (8, CertificateRefusal::Control),
             (9, CertificateRefusal::Unreachable),
             (10, CertificateRefusal::Own),
