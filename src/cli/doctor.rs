@@ -661,12 +661,16 @@ fn certificates(status: &Answer, now: Timestamp) -> Finding {
     let Ok(status) = status else {
         return skip(NO_SERVER);
     };
-    let listeners = status.listeners.iter();
-    let mut all: Vec<_> = listeners
-        .filter_map(|listener| listener.certificate.as_ref())
-        .collect();
-    // Listeners may share one.
-    all.dedup();
+    let mut all: Vec<&proto::Certificate> = Vec::new();
+    for listener in &status.listeners {
+        // Listeners may share one.
+        all.extend(
+            listener
+                .certificate
+                .as_ref()
+                .filter(|certificate| !all.contains(certificate)),
+        );
+    }
     if all.is_empty() {
         return skip("no listener uses TLS");
     }

@@ -70,11 +70,13 @@ fn node_running(state: &JoinState) -> Result<(), String> {
 fn certificates(listeners: &Listeners, now: Timestamp) -> LatchState {
     let listening = listeners.all();
     let certificates = listening.iter().filter_map(|one| one.certificate.as_ref());
-    let mut troubles: Vec<_> = certificates
-        .filter_map(|certificate| certificate.trouble(now))
-        .collect();
-    // Listeners may share one.
-    troubles.dedup();
+    let mut troubles: Vec<String> = Vec::new();
+    for trouble in certificates.filter_map(|certificate| certificate.trouble(now)) {
+        // Listeners may share one.
+        if !troubles.contains(&trouble) {
+            troubles.push(trouble);
+        }
+    }
     if troubles.is_empty() {
         LatchState::Released
     } else {
