@@ -108,7 +108,12 @@ func init() {
 // letIngressPass lets new flows to the PeerAPI through the packet filter, as tsnet does for its own
 // server. It must be called before the node has peers.
 func (f *funnel) letIngressPass(tun *tstun.Wrapper) {
-	tun.PeerAPIPort = func(netip.Addr) (uint16, bool) { return peerAPIPort, f.open.Load() }
+	tun.PeerAPIPort = func(netip.Addr) (uint16, bool) {
+		if !f.open.Load() {
+			return 0, false // the port is told to pings too
+		}
+		return peerAPIPort, true
+	}
 }
 
 // announcePeerAPI tells peers the port of the PeerAPI while there is one. The services in the host
