@@ -107,13 +107,13 @@ impl fmt::Display for Listen {
             Self::Funnel {
                 tls: TailnetTls::Node,
                 ..
-            } => f.write_str(&self.addr()),
+            } => write!(f, "funnel://{}", self.addr()),
             Self::Funnel {
                 tls: TailnetTls::Files(TlsFiles { cert, key }),
                 ..
             } => {
                 let (cert, key) = (cert.display(), key.display());
-                write!(f, "{}?cert={cert}&key={key}", self.addr())
+                write!(f, "funnel://{}?cert={cert}&key={key}", self.addr())
             }
         }
     }
@@ -232,8 +232,7 @@ impl Listen {
             }
             Self::Host { addr, .. } => addr.to_string(),
             Self::Unix { path, .. } => path.display().to_string(),
-            // The same port may be listened on for the tailnet as well.
-            Self::Funnel { port, .. } => format!("funnel://:{port}"),
+            Self::Funnel { port, .. } => format!(":{port}"),
         }
     }
 
