@@ -18,6 +18,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use futures_util::future::{BoxFuture, join_all};
 use jiff::Timestamp;
 use serde::{Serialize, Serializer, ser::SerializeStruct as _};
+use serde_json::Value;
 
 use super::{
     args,
@@ -82,7 +83,11 @@ const SECTIONS: [(&str, &[(&str, &str)]); 6] = [
     ),
     (
         "Published keys (JWKS)",
-        &[("jwks-public", "Reading"), ("bucket-write", "Writing")],
+        &[
+            ("jwks-public", "Reading"),
+            ("jwks-outside", "Outside"),
+            ("bucket-write", "Writing"),
+        ],
     ),
     ("Limits", &[("descriptors", "File descriptors")]),
 ];
@@ -101,6 +106,12 @@ pub(super) fn command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Also check that the JWKS can be written, by writing it back unchanged"),
         )
+        .arg(
+            Arg::new("jwks-url")
+                .long("jwks-url")
+                .value_name("URL")
+                .help("Also read the JWKS at this address, where verifiers are told to read it"),
+        )
 }
 
 pub(super) fn run(
@@ -111,7 +122,9 @@ pub(super) fn run(
     let raw = args::raw(matches, SCOPES, environment);
     let ((settings, client), _) = console.accept(config::load_all(&raw))?;
     let server = AdminClient::new(target(&client), client.timeout.min(TIMEOUT));
-    let checks = runtime()?.block_on(examine(&settings, &server, matches.get_flag("write")));
+    let write = matches.get_flag("write");
+    let jwks_url = matches.get_one::<String>("jwks-url").map(String::as_str);
+    let checks = runtime()?.block_on(examine(&settings, &server, write, jwks_url));
     output::print(console, client.output, &checks)?;
     match checks.number(CheckResult::Fail) {
         0 => Ok(()),
@@ -266,7 +279,12 @@ impl Finding {
     }
 }
 
-async fn examine(settings: &Settings, server: &AdminClient, write: bool) -> Checks {
+async fn examine(
+    settings: &Settings,
+    server: &AdminClient,
+    write: bool,
+    jwks_url: Option<&str>,
+) -> Checks {
     let status = async {
         let status = server.status().await;
         status.map_err(|error| as_sentence(&error.message))
@@ -313,6 +331,7 @@ async fn examine(settings: &Settings, server: &AdminClient, write: bool) -> Chec
             Box::pin(async move { funnel_allowed(status, &settings.funnel_ports()) }),
         ),
         ("jwks-public", Box::pin(jwks_public(settings))),
+        ("jwks-outside", Box::pin(jwks_outside(status, jwks_url))),
         ("bucket-write", Box::pin(bucket_write(settings, write))),
         ("descriptors", Box::pin(async { descriptors() })),
     ];
@@ -746,12 +765,49 @@ async fn jwks_public(settings: &Settings) -> Finding {
     }
 }
 
-fn jwks(bytes: &[u8], place: &str) -> Finding {
-    let document: Option<serde_json::Value> = serde_json::from_slice(bytes).ok();
-    match document
-        .as_ref()
-        .and_then(|document| document["keys"].as_array())
+/// Reads the document at an address that verifiers were given: through Funnel, a bucket or a CDN.
+async fn jwks_outside(status: &Answer, address: Option<&str>) -> Finding {
+    let Some(address) = address else {
+        return skip("not checked without --jwks-url");
+    };
+    let bytes = match fetched(address).await {
+        Ok(bytes) => bytes,
+        Err(words) => {
+            return fail(words).hint(
+                "Verifiers that were told to read the keys there take no token; see whether the \
+                 name resolves in the public DNS, and what serves it",
+            );
+        }
+    };
+    let Some(keys) = keys_of(&bytes) else {
+        return fail(format!("{address} holds no JWKS"));
+    };
+    let signing = status.as_ref().map_or("", |status| &status.signing_key);
+    if !signing.is_empty() && !keys.iter().any(|key| key["kid"] == signing) {
+        return fail(format!(
+            "{address} does not have the key {signing}, with which the server signs"
+        ))
+        .hint("Another server's keys are there, or a copy that is not renewed");
+    }
+    ok(format!(
+        "{address} has {}",
+        count(keys.len(), "key", "keys")
+    ))
+}
+
+fn keys_of(document: &[u8]) -> Option<Vec<Value>> {
+    match serde_json::from_slice::<Value>(document)
+        .ok()?
+        .get_mut("keys")?
+        .take()
     {
+        Value::Array(keys) => Some(keys),
+        _ => None,
+    }
+}
+
+fn jwks(bytes: &[u8], place: &str) -> Finding {
+    match keys_of(bytes) {
         None => fail(format!("{place} holds no JWKS"))
             .hint("The server leaves it alone. Move it away, and the server publishes a new one"),
         Some(keys) => ok(format!("{place} has {}", count(keys.len(), "key", "keys"))),
@@ -1008,7 +1064,7 @@ Result
         // Nothing listens there, so nothing outside of this machine is asked.
         settings.server.tailscale.control_url = Some("http://127.0.0.1:1".into());
         let server = AdminClient::new(target(&client), TIMEOUT);
-        let checks = examine(&settings, &server, false).await;
+        let checks = examine(&settings, &server, false, None).await;
         let names: Vec<_> = checks.0.iter().map(|check| check.name).collect();
         let listed = SECTIONS.iter().flat_map(|(_, names)| names.iter());
         assert_eq!(names, listed.map(|(name, _)| *name).collect::<Vec<_>>());
@@ -1094,6 +1150,45 @@ Result
         assert_eq!(at(86_400), CheckResult::Fail);
         let unknown = skew(&Ok((String::new(), None)));
         assert_eq!(unknown.result, CheckResult::Skip);
+    }
+
+    #[tokio::test]
+    async fn keys_outside_are_those_with_which_the_server_signs() {
+        let address = served(r#"{"keys": [{"kid": "tb-1"}, {"kid": "tb-2"}]}"#).await;
+        let signing = |kid: &str| {
+            Ok(StatusResponse {
+                signing_key: kid.to_owned(),
+                ..StatusResponse::default()
+            })
+        };
+        let check = async |status: Answer| jwks_outside(&status, Some(&address)).await;
+        let found = check(signing("tb-2")).await;
+        assert_eq!(found, ok(format!("{address} has 2 keys")));
+        let unknown = check(Err("not running".into())).await;
+        assert_eq!(unknown.result, CheckResult::Ok, "{unknown:?}");
+        let other = check(signing("tb-3")).await;
+        assert_eq!(other.result, CheckResult::Fail);
+        assert!(other.words.contains("does not have the key tb-3"));
+
+        for page in ["<html>", "[[]]", r#"{"keys": {}}"#] {
+            let page = served(page).await;
+            let page = jwks_outside(&signing("tb-1"), Some(&page)).await;
+            assert!(page.words.ends_with("holds no JWKS"), "{page:?}");
+        }
+        for nowhere in ["http://127.0.0.1:1/jwks.json", "jwks.json"] {
+            let found = jwks_outside(&signing("tb-1"), Some(nowhere)).await;
+            assert_eq!(found.result, CheckResult::Fail);
+            assert!(found.words.starts_with(nowhere), "{found:?}");
+        }
+    }
+
+    /// The address of a server on loopback that answers every request with this text.
+    async fn served(text: &'static str) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}/jwks.json", listener.local_addr().unwrap());
+        let app = axum::Router::new().fallback(move || async move { text });
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        address
     }
 
     #[test]
