@@ -35,7 +35,7 @@ FLOORS = ["floor", "floor-short", "floor-short-half", "floor-whois"]
 ISSUERS = {"rs256": "RS256", "es256": "ES256", "eddsa": "EdDSA"}
 # Over TLS, with certificates that devnet's ACME server issues.
 TLS_FLOORS = ["tls-floor", "tls-floor-short", "tls-floor-whois"]
-TLS = [*TLS_FLOORS, "tls-constant", "tls-es256"]
+TLS = [*TLS_FLOORS, "tls-constant", "tls-es256", "tls-jwks", "funnel-jwks"]
 TARGETS = [*FLOORS, "constant", "constant-all", *ISSUERS, "gate", "proxy", "sts", *TLS]
 # With GOMAXPROCS as the other side has it.
 PROCESSORS = ["floor-short-half", "constant-all"]
@@ -141,9 +141,12 @@ class Plan:
             length = self.constant_length() if name == "tls-floor-short" else LONG
             return self.tls_constant(world.floor("tls-floor-whois" if whois else "tls-floor", whois=whois, tls=True), length)
         if name in TLS:
-            server = self.tls_issuer(name)
-            request = get(server, 443, "/_healthz") if name == "tls-constant" else issue(server, 443)
-            return server, secured(request, server, world)
+            server = self.tls_issuer("jwks" if name.endswith("-jwks") else name)
+            request = {"tls-constant": get(server, 443, "/_healthz"), "tls-es256": issue(server, 443)}.get(name)
+            request = secured(request or get(server, 443, "/.well-known/jwks.json"), server, world)
+            if name == "funnel-jwks":
+                request |= {"addr": world.devnet["funnel"]["443"], "outside": True}
+            return server, request
         binary = self.options.before if name.startswith("before-") else None
         kind = name.removeprefix("before-")
         if kind in ("constant", "constant-all"):
@@ -166,7 +169,8 @@ class Plan:
         return server, secured(get(server, 443, f"/{length}"), server, self.world)
 
     def tls_issuer(self, name):
-        settings = {"TB_KEYS_ALGORITHM": "ES256", "TB_SERVER_LISTEN": "tailnet+tls://:443"}
+        settings = {"TB_KEYS_ALGORITHM": "ES256", "TB_SERVER_LISTEN": "tailnet+tls://:443"
+                    + (",funnel://:443" if name == "jwks" else "")}
         return self.world.tailbone(name, settings, until=b" in use ")
 
     def constant_length(self):

@@ -31,6 +31,8 @@ NAMES = {
     "tls-floor-whois": "the same, with a WhoIs per request",
     "tls-constant": "TLS, our constant",
     "tls-es256": "TLS, `POST /issue`, ES256",
+    "tls-jwks": "TLS, `GET /.well-known/jwks.json`",
+    "funnel-jwks": "the same from the internet, through Funnel's ingress (of the row above)",
     "sts-health": "exchange (`GET /_healthz`)",
     "admin": "admin (a refusal of what is not gRPC)",
 }
@@ -90,6 +92,9 @@ def loads(runs):
             floor = "floor-short" if "constant" in target or "short" in target else "floor"
             if target.startswith("tls-"):
                 floor = f"tls-{floor}"
+            elif target == "funnel-jwks":
+                # No floor: tsnet's own ingress is not among the build tags.
+                floor = "tls-jwks"
             ratio = spread(runs.ratios(name, f"load/{floor}/{cell}", per_second))
             counts = [spread(runs.values(name, of), only_median=True) for of in (switches, peak_mb, load_cpu_us)]
             errors = sum(runs.values(name, lambda result: result["errors"]))

@@ -17,7 +17,8 @@ import (
 
 // request is what a caller sends, over and over.
 type request struct {
-	Addr    string            `json:"addr"` // host:port on the tailnet
+	Addr    string            `json:"addr"` // host:port on the tailnet, or outside of it
+	Outside bool              `json:"outside"`
 	Method  string            `json:"method"`
 	Path    string            `json:"path"`
 	Headers map[string]string `json:"headers"`
@@ -54,7 +55,11 @@ type conn struct {
 func (n *node) connect(r request) (*conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	stream, err := n.Dial(ctx, "tcp", r.Addr)
+	dial := n.Dial
+	if r.Outside {
+		dial = new(net.Dialer).DialContext
+	}
+	stream, err := dial(ctx, "tcp", r.Addr)
 	if err != nil {
 		return nil, err
 	}
