@@ -1,4 +1,5 @@
-//! The runtime of the embedded node: its memory limit from the setting, the variable or the cgroup.
+//! The runtime of the embedded node: its memory limit from the setting, the variable or the cgroup,
+//! and the sleep of its threads.
 
 use std::{
     fs,
@@ -33,6 +34,26 @@ fn the_runtime_tells_the_limit_that_it_was_given() {
             None
         );
         assert_eq!(runtime_stats().await.unwrap().memory_limit, None);
+    });
+}
+
+#[test]
+fn every_thread_sleeps_in_coarse_steps() {
+    alone(async {
+        runtime_stats().await.unwrap();
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: only root may read the timer slack of other threads");
+            return;
+        }
+        let mut threads = 0;
+        for task in fs::read_dir("/proc/self/task").unwrap() {
+            let task = task.unwrap().file_name();
+            let slack = Path::new("/proc").join(task).join("timerslack_ns");
+            assert_eq!(fs::read_to_string(slack).unwrap().trim(), "1000000");
+            threads += 1;
+        }
+        // The test's threads, tokio's, and Go's own.
+        assert!(threads > 4, "{threads} threads");
     });
 }
 
