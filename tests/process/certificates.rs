@@ -122,6 +122,20 @@ impl Edge {
         dial(&self.alice, &format!("{host}:{port}")).await
     }
 
+    /// Without a certificate a handshake ends with an alert, and does not wait for one.
+    async fn refuses_at_once(&self, host: &str, config: &Arc<ClientConfig>, name: &str) {
+        let began = Instant::now();
+        let refused = handshake(config, name, self.dial(host, 443).await).await;
+        let Err(Error::AlertReceived(AlertDescription::InternalError)) = refused else {
+            panic!("{refused:?}");
+        };
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            began.elapsed()
+        );
+    }
+
     async fn end(self) {
         self.alice.close().await;
     }
@@ -229,16 +243,7 @@ fn the_nodes_name_has_a_certificate_that_outlives_restarts() {
         daemon.listening(3).await;
         daemon.ready();
         trouble(&daemon, &["no certificate yet"]).await;
-        let began = Instant::now();
-        let refused = handshake(&http1, &name, edge.dial("edge", 443).await).await;
-        let Err(Error::AlertReceived(AlertDescription::InternalError)) = refused else {
-            panic!("{refused:?}");
-        };
-        assert!(
-            began.elapsed() < Duration::from_secs(5),
-            "{:?}",
-            began.elapsed()
-        );
+        edge.refuses_at_once("edge", &http1, &name).await;
         edge.devnet.set_acme_fault(json!({ "mode": "ok" })).await;
 
         // As people and monitors see it.
@@ -345,16 +350,7 @@ fn a_tailnet_without_https_says_so_and_https_that_comes_later_is_used_at_once() 
         );
         let http1 = edge.https(&["http/1.1"]);
         let name = format!("late.{SUFFIX}");
-        let began = Instant::now();
-        let refused = handshake(&http1, &name, edge.dial("late", 443).await).await;
-        let Err(Error::AlertReceived(AlertDescription::InternalError)) = refused else {
-            panic!("{refused:?}");
-        };
-        assert!(
-            began.elapsed() < Duration::from_secs(5),
-            "{:?}",
-            began.elapsed()
-        );
+        edge.refuses_at_once("late", &http1, &name).await;
         // Callers without TLS are served.
         let mut plain = Connection::over(edge.dial("late", 80).await)
             .await

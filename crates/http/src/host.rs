@@ -121,13 +121,25 @@ impl NodeNames {
     /// The node's full name, if this is one of its names or addresses.
     pub(super) fn full(&self, host: &Host) -> Option<Host> {
         let own = self.0.load();
-        let address = host.as_str().parse::<IpAddr>().ok();
-        let is_own = match address {
-            Some(address) => own.addresses.contains(&address.to_canonical()),
-            None => own.names.contains(host),
-        };
-        is_own.then(|| own.names.first().cloned()).flatten()
+        own.contains(host)
+            .then(|| own.names.first().cloned())
+            .flatten()
     }
+}
+
+impl NameSet {
+    fn contains(&self, host: &Host) -> bool {
+        match address(host) {
+            Some(address) => self.addresses.contains(&address),
+            None => self.names.contains(host),
+        }
+    }
+}
+
+/// The host, if it is an address.
+fn address(host: &Host) -> Option<IpAddr> {
+    let address = host.as_str().parse::<IpAddr>().ok();
+    address.map(|address| address.to_canonical())
 }
 
 /// Where a listener's own names come from.
@@ -178,13 +190,12 @@ impl HostRule {
 
     /// Whether this is a name of the listener.
     pub fn accepts(&self, host: &Host) -> bool {
-        let address = host.as_str().parse::<IpAddr>().ok();
-        let address = address.map(|address| address.to_canonical());
-        let own = match (&self.0.own, address) {
-            (OwnNames::Loopback, Some(address)) => address.is_loopback(),
-            (OwnNames::Loopback, None) => host.as_str() == "localhost",
-            (OwnNames::Node(names), Some(address)) => names.0.load().addresses.contains(&address),
-            (OwnNames::Node(names), None) => names.0.load().names.contains(host),
+        let own = match &self.0.own {
+            OwnNames::Loopback => match address(host) {
+                Some(address) => address.is_loopback(),
+                None => host.as_str() == "localhost",
+            },
+            OwnNames::Node(names) => names.0.load().contains(host),
         };
         let named = |one: &Allowed<HostPattern>| one.allows(|pattern| pattern.matches(host));
         own || self.0.extra.iter().any(named)

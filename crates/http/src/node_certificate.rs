@@ -50,7 +50,7 @@ pub struct RenewalTrouble {
 
 impl NodeCertificate {
     /// Uses this pair (PEM, the leaf first) from now on. A pair that cannot be used changes
-    /// nothing. The trouble is over if the certificate need not be renewed yet.
+    /// nothing.
     pub fn show(
         &self,
         name: &str,
