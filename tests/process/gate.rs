@@ -1,12 +1,7 @@
 //! The gate in the real program, on a real tailnet: the caller is the node at the other end,
 //! whatever the request claims.
 
-use std::{
-    fs,
-    io::Write as _,
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::fs;
 
 use ::http::HeaderValue;
 use rustix::process::Signal;
@@ -15,9 +10,9 @@ use tailbone::tailnet::Node;
 use tempfile::TempDir;
 use testkit::{
     backend::Backend,
-    files::{certificate_file, venv},
+    files::certificate_file,
     http::{Connection, dial, request},
-    soon,
+    pyjwt, soon,
     tailnet::{DevnetTailnet, Owner, Tailnet},
 };
 
@@ -237,31 +232,6 @@ fn peers_of_a_tailnet_are_who_they_are_and_not_who_they_say() {
     });
 }
 
-/// The result of an independent verifier that accepts tokens of this issuer.
-fn verify(jwks: &Path, issuer: &str, token: &str) -> Result<String, String> {
-    let mut python = Command::new(venv("bin/python"))
-        .args(["tests/python/verify_jwt.py", jwks.to_str().unwrap(), issuer])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let input = serde_json::json!({ "token": token }).to_string();
-    python
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(input.as_bytes())
-        .unwrap();
-    let output = python.wait_with_output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    if output.status.success() {
-        Ok(text(&output.stdout))
-    } else {
-        Err(text(&output.stderr))
-    }
-}
-
 #[test]
 fn a_token_for_a_backend_is_none_of_the_issuers() {
     alone(async {
@@ -306,12 +276,13 @@ fn a_token_for_a_backend_is_none_of_the_issuers() {
         let jwks = folder.path().join("published.json");
         fs::write(&jwks, issuer.get("/.well-known/jwks.json").await.0.body()).unwrap();
 
-        verify(&jwks, "tailbone", issued["token"].as_str().unwrap())
+        pyjwt::verify(&jwks, "tailbone", issued["token"].as_str().unwrap())
             .expect("a token of the issuer");
-        let refused = verify(&jwks, "tailbone", for_backend).expect_err("a token of the gate");
+        let refused =
+            pyjwt::verify(&jwks, "tailbone", for_backend).expect_err("a token of the gate");
         assert!(refused.contains("InvalidIssuerError"), "{refused}");
         // Its own verifier accepts it and sees its type.
-        let taken = verify(&jwks, "tailbone/gate", for_backend).unwrap();
+        let taken = pyjwt::verify(&jwks, "tailbone/gate", for_backend).unwrap();
         assert!(taken.contains(r#""typ": "gate+jwt""#), "{taken}");
         assert!(taken.contains(&format!(r#""aud": "{host}""#)), "{taken}");
         assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());

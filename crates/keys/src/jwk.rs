@@ -3,7 +3,8 @@
 //! Invariants
 //! - Written members are exactly the original's, in alphabetical order, base64url without padding:
 //!   RSA private `alg,d,dp,dq,e,kid,kty,n,p,q,qi`, public `alg,e,kid,kty,n`; EC
-//!   `alg,crv,d,kid,kty,x,y`; Ed25519 `alg,crv,d,kid,kty,x`.
+//!   `alg,crv,d,kid,kty,x,y`; Ed25519 `alg,crv,d,kid,kty,x`. Members of EC keys have the full
+//!   length of their curve's field, with leading zeros (RFC 7518, 6.2).
 //! - A [`PrivateJwk`] has been checked once, RSA by the `rsa` crate and every kind by aws-lc: its
 //!   parts fit together, and its kind and size are ones that we sign with.
 //! - Private parts are wiped when dropped and appear in no `Debug` output, error or log.
@@ -11,12 +12,16 @@
 //! `signer.rs` signs. aws-lc alone makes RSA keys and signs with them; the `rsa` crate represents
 //! and checks them, and no private operation uses it.
 
-use std::{fmt, num::NonZero, sync::mpsc, thread, time::Duration};
+use std::{fmt, num::NonZero, str::FromStr, sync::mpsc, thread, time::Duration};
 
 use aws_lc_rs::{
     encoding::{AsBigEndian, AsDer, EcPrivateKeyBin},
     rsa::{KeyPair as RsaKeyPair, KeySize},
-    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _},
+    signature::{
+        ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING,
+        ECDSA_P521_SHA512_FIXED_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair,
+        KeyPair as _,
+    },
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use rsa::{
@@ -45,34 +50,138 @@ pub enum KeySpec {
     Rs256 { bits: u32 },
     /// ES256 (P-256).
     Es256,
+    /// ES384 (P-384).
+    Es384,
+    /// ES512 (P-521).
+    Es512,
     /// EdDSA (Ed25519).
     EdDsa,
 }
 
+impl KeySpec {
+    /// A key for this algorithm; an RSA key has `rsa_bits`.
+    pub fn new(algorithm: Algorithm, rsa_bits: u32) -> Self {
+        match algorithm {
+            Algorithm::EdDsa => Self::EdDsa,
+            Algorithm::Es256 => Self::Es256,
+            Algorithm::Es384 => Self::Es384,
+            Algorithm::Es512 => Self::Es512,
+            Algorithm::Rs256 => Self::Rs256 { bits: rsa_bits },
+        }
+    }
+
+    pub fn algorithm(self) -> Algorithm {
+        match self {
+            Self::EdDsa => Algorithm::EdDsa,
+            Self::Es256 => Algorithm::Es256,
+            Self::Es384 => Algorithm::Es384,
+            Self::Es512 => Algorithm::Es512,
+            Self::Rs256 { .. } => Algorithm::Rs256,
+        }
+    }
+}
+
 /// Signature algorithms under their JOSE names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum Algorithm {
     #[serde(rename = "EdDSA")]
     EdDsa,
     #[serde(rename = "ES256")]
     Es256,
+    #[serde(rename = "ES384")]
+    Es384,
+    #[serde(rename = "ES512")]
+    Es512,
     #[serde(rename = "RS256")]
     Rs256,
 }
 
 impl Algorithm {
+    /// All of them, in the order in which people are offered them.
+    pub const ALL: [Self; 5] = [
+        Self::Rs256,
+        Self::Es256,
+        Self::Es384,
+        Self::Es512,
+        Self::EdDsa,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::EdDsa => "EdDSA",
             Self::Es256 => "ES256",
+            Self::Es384 => "ES384",
+            Self::Es512 => "ES512",
             Self::Rs256 => "RS256",
         }
+    }
+}
+
+/// No algorithm that we sign with has this name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not one of RS256, ES256, ES384, ES512, EdDSA")]
+pub struct UnknownAlgorithm(pub String);
+
+impl FromStr for Algorithm {
+    type Err = UnknownAlgorithm;
+
+    fn from_str(name: &str) -> Result<Self, UnknownAlgorithm> {
+        Self::ALL
+            .into_iter()
+            .find(|algorithm| algorithm.as_str() == name)
+            .ok_or_else(|| UnknownAlgorithm(name.chars().take(64).collect()))
     }
 }
 
 impl fmt::Display for Algorithm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+/// A curve of EC keys. Each is used with one algorithm alone (RFC 7518, 3.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Curve {
+    P256,
+    P384,
+    P521,
+}
+
+impl Curve {
+    const ALL: [Self; 3] = [Self::P256, Self::P384, Self::P521];
+
+    /// The name in JWKs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::P256 => "P-256",
+            Self::P384 => "P-384",
+            Self::P521 => "P-521",
+        }
+    }
+
+    pub fn algorithm(self) -> Algorithm {
+        match self {
+            Self::P256 => Algorithm::Es256,
+            Self::P384 => Algorithm::Es384,
+            Self::P521 => Algorithm::Es512,
+        }
+    }
+
+    /// Length in bytes of a coordinate, and of a private key.
+    pub fn length(self) -> usize {
+        match self {
+            Self::P256 => 32,
+            Self::P384 => 48,
+            Self::P521 => 66,
+        }
+    }
+
+    fn signing(self) -> &'static EcdsaSigningAlgorithm {
+        match self {
+            Self::P256 => &ECDSA_P256_SHA256_FIXED_SIGNING,
+            Self::P384 => &ECDSA_P384_SHA384_FIXED_SIGNING,
+            Self::P521 => &ECDSA_P521_SHA512_FIXED_SIGNING,
+        }
     }
 }
 
@@ -89,7 +198,7 @@ pub enum JwkError {
     Inconsistent(&'static str),
     #[error("not a JWK: {0}")]
     Json(&'static str),
-    #[error("key type {0:?} is not one of RSA, EC (P-256), OKP (Ed25519)")]
+    #[error("key type {0:?} is not one of RSA, EC (P-256, P-384, P-521), OKP (Ed25519)")]
     Kind(String),
     #[error("member `{0}` is missing")]
     Missing(&'static str),
@@ -111,7 +220,7 @@ pub struct PublicJwk {
 /// The key itself; members are base64url text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PublicParts {
-    Ec { x: String, y: String },
+    Ec { curve: Curve, x: String, y: String },
     Ed25519 { x: String },
     Rsa { e: String, n: String },
 }
@@ -125,7 +234,7 @@ impl PublicJwk {
 
     pub fn algorithm(&self) -> Algorithm {
         match self.parts {
-            PublicParts::Ec { .. } => Algorithm::Es256,
+            PublicParts::Ec { curve, .. } => curve.algorithm(),
             PublicParts::Ed25519 { .. } => Algorithm::EdDsa,
             PublicParts::Rsa { .. } => Algorithm::Rs256,
         }
@@ -136,8 +245,9 @@ impl PublicJwk {
         let alg = self.algorithm().as_str();
         let kid = self.kid.as_str();
         match &self.parts {
-            PublicParts::Ec { x, y } => {
-                serde_json::json!({"alg": alg, "crv": "P-256", "kid": kid, "kty": "EC", "x": x, "y": y})
+            PublicParts::Ec { curve, x, y } => {
+                let crv = curve.as_str();
+                serde_json::json!({"alg": alg, "crv": crv, "kid": kid, "kty": "EC", "x": x, "y": y})
             }
             PublicParts::Ed25519 { x } => {
                 serde_json::json!({"alg": alg, "crv": "Ed25519", "kid": kid, "kty": "OKP", "x": x})
@@ -254,30 +364,9 @@ impl PrivateJwk {
                     },
                 })
             }
-            KeySpec::Es256 => {
-                let pair =
-                    EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).map_err(failed)?;
-                let d: EcPrivateKeyBin<'_> = pair.private_key().as_be_bytes().map_err(failed)?;
-                // An uncompressed point: 04, x, y.
-                let (x, y) = pair
-                    .public_key()
-                    .as_ref()
-                    .split_first()
-                    .and_then(|(_, point)| point.split_at_checked(32))
-                    .ok_or(JwkError::NotGenerated)?;
-                Ok(Self {
-                    parts: PrivateParts::Ec {
-                        d: text(d.as_ref()),
-                    },
-                    public: PublicJwk {
-                        kid,
-                        parts: PublicParts::Ec {
-                            x: text(x),
-                            y: text(y),
-                        },
-                    },
-                })
-            }
+            KeySpec::Es256 => Self::generate_ec(kid, Curve::P256),
+            KeySpec::Es384 => Self::generate_ec(kid, Curve::P384),
+            KeySpec::Es512 => Self::generate_ec(kid, Curve::P521),
             KeySpec::Rs256 { bits } => {
                 let size = match bits {
                     2048 => KeySize::Rsa2048,
@@ -298,6 +387,33 @@ impl PrivateJwk {
                 })
             }
         }
+    }
+
+    fn generate_ec(kid: KeyId, curve: Curve) -> Result<Self, JwkError> {
+        let text = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+        let failed = |_| JwkError::NotGenerated;
+        let pair = EcdsaKeyPair::generate(curve.signing()).map_err(failed)?;
+        let d: EcPrivateKeyBin<'_> = pair.private_key().as_be_bytes().map_err(failed)?;
+        // An uncompressed point: 04, x, y.
+        let (x, y) = pair
+            .public_key()
+            .as_ref()
+            .split_first()
+            .and_then(|(_, point)| point.split_at_checked(curve.length()))
+            .ok_or(JwkError::NotGenerated)?;
+        Ok(Self {
+            parts: PrivateParts::Ec {
+                d: text(d.as_ref()),
+            },
+            public: PublicJwk {
+                kid,
+                parts: PublicParts::Ec {
+                    curve,
+                    x: text(x),
+                    y: text(y),
+                },
+            },
+        })
     }
 
     /// Parses the text of a private key file. `name` is the id in the file's name, for a JWK
@@ -377,18 +493,20 @@ impl PrivateJwk {
         // Room for the largest key: growing would leave copies of private parts behind.
         let mut file = Zeroizing::new(Vec::with_capacity(16 * 1024));
         let written = match (&self.public.parts, &self.parts) {
-            (PublicParts::Ec { x, y }, PrivateParts::Ec { d }) => serde_json::to_writer_pretty(
-                &mut *file,
-                &Ec {
-                    alg,
-                    crv: "P-256",
-                    d,
-                    kid,
-                    kty: "EC",
-                    x,
-                    y,
-                },
-            ),
+            (PublicParts::Ec { curve, x, y }, PrivateParts::Ec { d }) => {
+                serde_json::to_writer_pretty(
+                    &mut *file,
+                    &Ec {
+                        alg,
+                        crv: curve.as_str(),
+                        d,
+                        kid,
+                        kty: "EC",
+                        x,
+                        y,
+                    },
+                )
+            }
             (PublicParts::Ed25519 { x }, PrivateParts::Ed25519 { d }) => {
                 serde_json::to_writer_pretty(
                     &mut *file,
@@ -437,13 +555,14 @@ impl PrivateJwk {
     /// The key pair as aws-lc represents it. aws-lc checks that the parts belong together.
     pub(super) fn pair(&self) -> Result<KeyPair, JwkError> {
         match (&self.public.parts, &self.parts) {
-            (PublicParts::Ec { x, y }, PrivateParts::Ec { d }) => {
+            (PublicParts::Ec { curve, x, y }, PrivateParts::Ec { d }) => {
+                let length = curve.length();
                 let mut point = vec![4u8];
-                point.extend_from_slice(&fixed::<32>(x, "x")?[..]);
-                point.extend_from_slice(&fixed::<32>(y, "y")?[..]);
+                point.extend_from_slice(&fixed(x, "x", length)?);
+                point.extend_from_slice(&fixed(y, "y", length)?);
                 EcdsaKeyPair::from_private_key_and_public_key(
-                    &ECDSA_P256_SHA256_FIXED_SIGNING,
-                    &fixed::<32>(d, "d")?[..],
+                    curve.signing(),
+                    &fixed(d, "d", length)?,
                     &point,
                 )
                 .map(KeyPair::Ec)
@@ -451,8 +570,8 @@ impl PrivateJwk {
             }
             (PublicParts::Ed25519 { x }, PrivateParts::Ed25519 { d }) => {
                 Ed25519KeyPair::from_seed_and_public_key(
-                    &fixed::<32>(d, "d")?[..],
-                    &fixed::<32>(x, "x")?[..],
+                    &fixed(d, "d", ED25519_LENGTH)?,
+                    &fixed(x, "x", ED25519_LENGTH)?,
                 )
                 .map(KeyPair::Ed25519)
                 .map_err(|rejected| JwkError::Inconsistent(rejected.reason()))
@@ -553,8 +672,10 @@ impl RawJwk {
                 .ok_or(JwkError::Missing(name))
         };
         let kty = self.kty.as_deref().ok_or(JwkError::Missing("kty"))?;
+        let curve = |name: &str| Curve::ALL.into_iter().find(|curve| curve.as_str() == name);
         let parts = match (kty, self.crv.as_deref()) {
-            ("EC", Some("P-256")) => PublicParts::Ec {
+            ("EC", Some(crv)) if let Some(curve) = curve(crv) => PublicParts::Ec {
+                curve,
                 x: have(&self.x, "x")?,
                 y: have(&self.y, "y")?,
             },
@@ -596,6 +717,9 @@ impl Drop for RawJwk {
         }
     }
 }
+
+/// Length in bytes of both halves of an Ed25519 key.
+const ED25519_LENGTH: usize = 32;
 
 const CONTRADICT: &str = "they contradict each other";
 
@@ -653,16 +777,18 @@ fn integer(text: &str, member: &'static str) -> Result<BoxedUint, JwkError> {
     Ok(BoxedUint::from_be_slice_vartime(&bytes))
 }
 
-/// Parses a value of exactly `N` bytes.
-fn fixed<const N: usize>(text: &str, member: &'static str) -> Result<Zeroizing<[u8; N]>, JwkError> {
+/// Parses a value of exactly `length` bytes.
+fn fixed(text: &str, member: &'static str, length: usize) -> Result<Zeroizing<Vec<u8>>, JwkError> {
     let bytes = Zeroizing::new(
         URL_SAFE_NO_PAD
             .decode(text)
             .map_err(|_| JwkError::Encoding(member))?,
     );
-    <[u8; N]>::try_from(bytes.as_slice())
-        .map(Zeroizing::new)
-        .map_err(|_| JwkError::Encoding(member))
+    if bytes.len() == length {
+        Ok(bytes)
+    } else {
+        Err(JwkError::Encoding(member))
+    }
 }
 
 #[cfg(test)]
@@ -718,6 +844,52 @@ mod tests {
                 .into();
         }
         read(&padded).unwrap();
+    }
+
+    /// Half of all P-521 coordinates begin with a byte of zeros, and a P-256 one in 256.
+    #[test]
+    fn members_of_ec_keys_have_the_full_length_of_their_curve() {
+        let kid: KeyId = "tb-1".parse().unwrap();
+        let mut with_zeros = 0;
+        for curve in Curve::ALL {
+            for _ in 0..32 {
+                let key = PrivateJwk::generate_ec(kid.clone(), curve).unwrap();
+                let file: serde_json::Value = serde_json::from_slice(&key.to_file()).unwrap();
+                assert_eq!(file["crv"], curve.as_str());
+                assert_eq!(file["alg"], curve.algorithm().as_str());
+                for member in ["d", "x", "y"] {
+                    let bytes = URL_SAFE_NO_PAD
+                        .decode(file[member].as_str().unwrap())
+                        .unwrap();
+                    assert_eq!(bytes.len(), curve.length(), "{member} of {curve:?}");
+                    with_zeros += usize::from(bytes[0] == 0);
+                    // Without its leading zeros it is no member of an EC key.
+                    let mut short = file.clone();
+                    short[member] = URL_SAFE_NO_PAD.encode(&bytes[1..]).into();
+                    let refused = PrivateJwk::from_file(short.to_string().as_bytes(), &kid);
+                    assert!(matches!(refused, Err(JwkError::Encoding(name)) if name == member));
+                }
+            }
+        }
+        assert!(with_zeros > 0, "no key of this test begins with zeros");
+    }
+
+    #[test]
+    fn an_ec_key_is_of_its_curves_algorithm_alone() {
+        let kid: KeyId = "tb-1".parse().unwrap();
+        for curve in Curve::ALL {
+            let key = PrivateJwk::generate_ec(kid.clone(), curve).unwrap();
+            let file: serde_json::Value = serde_json::from_slice(&key.to_file()).unwrap();
+            for other in Curve::ALL.into_iter().filter(|other| *other != curve) {
+                let mut mixed = file.clone();
+                mixed["alg"] = other.algorithm().as_str().into();
+                let refused = PrivateJwk::from_file(mixed.to_string().as_bytes(), &kid);
+                assert!(matches!(refused, Err(JwkError::Algorithm { .. })));
+                mixed["crv"] = other.as_str().into();
+                let refused = PrivateJwk::from_file(mixed.to_string().as_bytes(), &kid);
+                assert!(matches!(refused, Err(JwkError::Encoding(_))), "{refused:?}");
+            }
+        }
     }
 
     #[test]

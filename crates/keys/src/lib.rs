@@ -41,7 +41,10 @@ mod store;
 pub use current::{CurrentKeys, KeyView, Snapshot};
 pub use history::{History, HistoryError, Publication};
 pub use id::{InvalidKeyId, KeyId};
-pub use jwk::{Algorithm, JwkError, KeySpec, PrivateJwk, PublicJwk, PublicParts, RSA_SIZES};
+pub use jwk::{
+    Algorithm, Curve, JwkError, KeySpec, PrivateJwk, PublicJwk, PublicParts, RSA_SIZES,
+    UnknownAlgorithm,
+};
 pub use rotation::{KeyPolicy, KeyState, NoSigner};
 pub use signer::{Batch, SignError, Signer, SigningQueue};
 pub use store::{Contents, Fingerprint, KeyStore, Skipped, StoreError, StoredKey};

@@ -596,7 +596,7 @@ fn requested_spec(size: i32, algorithm: &str, setting: KeySpec) -> Result<Option
     };
     let setting_bits = match setting {
         KeySpec::Rs256 { bits } => Some(bits),
-        KeySpec::EdDsa | KeySpec::Es256 => None,
+        KeySpec::EdDsa | KeySpec::Es256 | KeySpec::Es384 | KeySpec::Es512 => None,
     };
     let other = match algorithm {
         "" if bits.is_none() => return Ok(None),
@@ -608,8 +608,14 @@ fn requested_spec(size: i32, algorithm: &str, setting: KeySpec) -> Result<Option
             return Ok(Some(KeySpec::Rs256 { bits }));
         }
         "ES256" => KeySpec::Es256,
+        "ES384" => KeySpec::Es384,
+        "ES512" => KeySpec::Es512,
         "EdDSA" => KeySpec::EdDsa,
-        _ => return refused("unknown algorithm; choose RS256, ES256 or EdDSA".to_owned()),
+        _ => {
+            return refused(
+                "unknown algorithm; choose RS256, ES256, ES384, ES512 or EdDSA".to_owned(),
+            );
+        }
     };
     match bits {
         None => Ok(Some(other)),
@@ -700,6 +706,8 @@ mod tests {
             Ok(Some(KeySpec::Rs256 { bits: 2048 }))
         );
         assert_eq!(of(0, "ES256", rs256), Ok(Some(KeySpec::Es256)));
+        assert_eq!(of(0, "ES384", rs256), Ok(Some(KeySpec::Es384)));
+        assert_eq!(of(0, "ES512", rs256), Ok(Some(KeySpec::Es512)));
         assert_eq!(of(0, "EdDSA", rs256), Ok(Some(KeySpec::EdDsa)));
         for (size, algorithm, setting) in [
             (1024, "", rs256),
@@ -709,6 +717,8 @@ mod tests {
             (i32::MIN, "", rs256),
             (2048, "", KeySpec::Es256),
             (2048, "ES256", rs256),
+            (2048, "", KeySpec::Es512),
+            (521, "ES512", rs256),
             (256, "EdDSA", rs256),
             (0, "HS256", rs256),
             (0, "rs256", rs256),

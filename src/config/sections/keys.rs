@@ -65,7 +65,7 @@ rows! {
         .flag("expiry", FlagScope::Server)
         .default("20m")
         .help("Lifetime of a token, in whole seconds");
-    ALGORITHM = row("keys.algorithm", ValueKind::Word(&["RS256", "ES256", "EdDSA"]))
+    ALGORITHM = row("keys.algorithm", ValueKind::Word(&["RS256", "ES256", "ES384", "ES512", "EdDSA"]))
         .flag("key-algorithm", FlagScope::Server)
         .flag("algorithm", FlagScope::Make)
         .default("RS256")
@@ -245,6 +245,8 @@ impl SettingsReader<'_> {
             prefix: prefix?,
             spec: match algorithm? {
                 "ES256" => KeySpec::Es256,
+                "ES384" => KeySpec::Es384,
+                "ES512" => KeySpec::Es512,
                 "EdDSA" => KeySpec::EdDsa,
                 _ => KeySpec::Rs256 { bits },
             },

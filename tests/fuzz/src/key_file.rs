@@ -1,5 +1,5 @@
-//! Files of private keys. Input: the type of key (`ec`, `ed` or `rsa`) in the first line, then a
-//! JSON object with members to replace in a valid file; `null` removes one.
+//! Files of private keys. Input: the type of key (`ec`, `ec384`, `ec521`, `ed` or `rsa`) in the
+//! first line, then a JSON object with members to replace in a valid file; `null` removes one.
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
@@ -17,6 +17,8 @@ type Members = Map<String, Value>;
 static FILES: LazyLock<BTreeMap<&str, Members>> = LazyLock::new(|| {
     [
         ("ec", KeySpec::Es256),
+        ("ec384", KeySpec::Es384),
+        ("ec521", KeySpec::Es512),
         ("ed", KeySpec::EdDsa),
         ("rsa", KeySpec::Rs256 { bits: 2048 }),
     ]

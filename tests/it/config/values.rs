@@ -222,7 +222,7 @@ fn log_words_that_are_not_known_fall_back_with_a_warning() {
     );
     // Settings for security or keys have no fallback for unknown words.
     assert!(mistake("TB_ADMIN_AUTHORIZATION", "opne").contains("did you mean open?"));
-    assert!(mistake("TB_KEYS_ALGORITHM", "HS256").contains("RS256, ES256, EdDSA"));
+    assert!(mistake("TB_KEYS_ALGORITHM", "HS256").contains("RS256, ES256, ES384, ES512, EdDSA"));
 }
 
 #[test]

@@ -215,6 +215,7 @@ async fn d21_what_is_published_verifies_what_is_signed() {
     for (n, spec) in [
         KeySpec::Rs256 { bits: 2048 },
         KeySpec::Es256,
+        KeySpec::Es384,
         KeySpec::EdDsa,
     ]
     .into_iter()

@@ -25,6 +25,7 @@ pub mod keys;
 pub mod node_contract;
 pub mod proxies;
 pub mod publisher_contract;
+pub mod pyjwt;
 pub mod s3;
 pub mod spoof;
 pub mod tailnet;
