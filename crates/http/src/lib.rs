@@ -3,8 +3,8 @@
 //! ([`certificate`], [`node_certificate`]), redirects to it ([`redirect`]), the layers around each
 //! router ([`layers`]), the one place where an error becomes a status ([`error`]), request rates
 //! ([`rate_limit`]) and the accounts that they need ([`accounts`]), health endpoints for probes
-//! ([`health`]), and the refusal of requests that a web page must not make ([`host`], [`origin`],
-//! [`grpc`]).
+//! ([`health`]), the refusal of requests that a web page must not make ([`host`], [`origin`],
+//! [`grpc`]), and requests to one other server ([`client`]).
 //!
 //! Components bring their routes, and say which [`error::Kind`] each of their errors is.
 //!
@@ -25,6 +25,7 @@
 
 pub mod accounts;
 pub mod certificate;
+pub mod client;
 pub mod error;
 pub mod grpc;
 pub mod health;

@@ -18,5 +18,5 @@ mod secret;
 pub mod web;
 
 pub use object::Object;
-pub use printable::printable;
+pub use printable::{excerpt, printable};
 pub use secret::Secret;

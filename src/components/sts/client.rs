@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tailbone_values::Object;
 use url::Url;
 
-use crate::config::Secret;
+use crate::{config::Secret, http::client};
 
 /// Where to find the job's token.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,12 +79,7 @@ pub async fn exchange(request: ExchangeRequest) -> Result<ExchangeResponse, Clie
         server: server.clone(),
         cause: cause.without_url(),
     };
-    let client = reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .timeout(TIMEOUT)
-        .user_agent(concat!("tailbone/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .map_err(unreachable)?;
+    let client = client::builder(TIMEOUT).build().map_err(unreachable)?;
     let token = find_token(request.token, &client).await?;
     let response = client
         .post(request.server)
@@ -103,7 +98,7 @@ pub async fn exchange(request: ExchangeRequest) -> Result<ExchangeResponse, Clie
     if status != StatusCode::OK {
         return Err(ClientError::Refused {
             status,
-            message: error_message(&body),
+            message: client::error_message(&body),
         });
     }
     parse_answer(&body).ok_or(ClientError::InvalidAnswer)
@@ -207,31 +202,6 @@ fn parse_answer(body: &str) -> Option<ExchangeResponse> {
     })
 }
 
-/// The exchange's error message, made safe for a terminal.
-fn error_message(body: &str) -> String {
-    #[derive(Deserialize)]
-    struct JsonError {
-        error: String,
-        error_description: Option<String>,
-        request_id: Option<String>,
-    }
-
-    let text = match serde_json::from_str::<Object<JsonError>>(body) {
-        Ok(Object(json)) => {
-            let mut text = json.error;
-            if let Some(description) = json.error_description {
-                text = format!("{text}: {description}");
-            }
-            if let Some(id) = json.request_id {
-                text = format!("{text} (request {id})");
-            }
-            text
-        }
-        Err(_) => body.trim().to_owned(),
-    };
-    super::for_log(&text)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,16 +224,5 @@ mod tests {
         ] {
             assert_eq!(found(odd), None, "{odd}");
         }
-    }
-
-    #[test]
-    fn a_refusal_quotes_the_server() {
-        assert_eq!(error_message("subject mismatch\n"), "subject mismatch");
-        assert_eq!(
-            error_message(
-                r#"{"error":"invalid_scope","error_description":"no","request_id":"r1"}"#
-            ),
-            "invalid_scope: no (request r1)"
-        );
     }
 }

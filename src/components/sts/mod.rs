@@ -341,13 +341,3 @@ struct RefusedExchange {
     /// Whether the signature was valid, so that the claims are really the issuer's.
     verified: bool,
 }
-
-/// Makes a foreign text safe for a log line: short, and without characters that could begin a new
-/// line.
-fn for_log(text: &str) -> String {
-    const MOST: usize = 256;
-    text.chars()
-        .take(MOST)
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
-}

@@ -16,6 +16,7 @@ use axum::{
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use tailbone_values::excerpt;
 use url::form_urlencoded;
 
 use super::{ExchangeError, Granted, RefusedExchange, SharedState, policy, verify::ParsedToken};
@@ -259,7 +260,7 @@ impl TokenExchangeForm {
         // learn that.
         let target = (self.0.iter()).find(|(name, _)| name == "resource" || name == "audience");
         if let Some((_, target)) = target {
-            return Err(ExchangeError::UnsupportedTarget(super::for_log(target)));
+            return Err(ExchangeError::UnsupportedTarget(excerpt(target)));
         }
         let split_words = |text: Option<&str>| -> Vec<String> {
             text.unwrap_or_default()
@@ -294,7 +295,7 @@ async fn respond(
     request: &ParsedRequest,
     peer: Option<String>,
 ) -> Response {
-    let scopes = super::for_log(&request.scopes.join(" "));
+    let scopes = excerpt(&request.scopes.join(" "));
     let token = match ParsedToken::read(&request.token) {
         Ok(token) => token,
         Err(error) => {
@@ -314,9 +315,9 @@ async fn respond(
         scopes: &request.scopes,
         tags: &request.tags,
     };
-    let claim = |name| super::for_log(token.claims.text(name).unwrap_or_default());
+    let claim = |name| excerpt(token.claims.text(name).unwrap_or_default());
     let (issuer, subject, jti) = (claim("iss"), claim("sub"), claim("jti"));
-    let kid = token.kid().map(super::for_log);
+    let kid = token.kid().map(excerpt);
     let outcome = state
         .exchange(&token, requested, Timestamp::now(), Instant::now())
         .await;
@@ -355,7 +356,7 @@ async fn respond(
                 verified = verified,
                 policy = policy,
                 scopes = scopes,
-                tags = super::for_log(&request.tags.join(" ")),
+                tags = excerpt(&request.tags.join(" ")),
                 kid = kid,
                 jti = jti,
                 peer = peer

@@ -23,7 +23,10 @@ use tailbone_values::Object;
 use tokio::sync::Semaphore;
 use url::{Url, form_urlencoded};
 
-use crate::config::{Credentials, Secret};
+use crate::{
+    config::{Credentials, Secret},
+    http::client,
+};
 
 /// What a request is to get.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -98,7 +101,6 @@ struct CachedToken {
 }
 
 const MAX_CALLS: usize = 64;
-const MAX_BODY_BYTES: usize = 1 << 20;
 const MAX_CACHED_TOKENS: usize = 1024;
 /// The least remaining lifetime of a cached token that is given away.
 const MIN_REMAINING_LIFE: Duration = Duration::from_secs(60);
@@ -106,11 +108,7 @@ const MAX_BLOCKED_TIME: Duration = Duration::from_secs(300);
 
 impl TokenEndpoint {
     pub fn new(url: Url, timeout: Duration, cache_time: Duration) -> Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .timeout(timeout)
-            .user_agent(concat!("tailbone/", env!("CARGO_PKG_VERSION")))
-            .build()?;
+        let http = client::builder(timeout).build()?;
         Ok(Self {
             http,
             url,
@@ -197,7 +195,7 @@ impl TokenEndpoint {
         let answer = async {
             let response = request.send().await?;
             let (status, headers) = (response.status(), response.headers().clone());
-            Ok((status, headers, read_body(response).await?))
+            Ok((status, headers, client::read_body(response).await?))
         };
         let (status, headers, body) = answer.await.map_err(|error| self.transport_error(error))?;
         let body = body.ok_or(TokenEndpointError::InvalidAnswer("it is larger than 1 MiB"))?;
@@ -285,17 +283,6 @@ fn basic_authorization(
 }
 
 /// `None` if the body is too large.
-async fn read_body(mut response: reqwest::Response) -> Result<Option<Vec<u8>>, reqwest::Error> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        if body.len() + chunk.len() > MAX_BODY_BYTES {
-            return Ok(None);
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(Some(body))
-}
-
 #[derive(Debug, Default, Deserialize)]
 struct TokenResponse {
     access_token: Option<String>,
