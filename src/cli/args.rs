@@ -5,16 +5,17 @@
 //! given twice the second counts, `-p80`, `-p=80` and `-p 80` are the same, a switch takes
 //! `--switch=false`, and a value may begin with a dash.
 
-use std::{ffi::OsString, path::Path};
+use std::{ffi::OsString, path::Path, time::Duration};
 
 use clap::{
     Arg, ArgAction, ArgMatches,
     builder::{PossibleValue, TypedValueParser, ValueParser},
     parser::ValueSource,
 };
+use url::Url;
 
 use crate::config::{
-    Environment, Flags, RawSettings, RawValue,
+    Environment, Flags, RawSettings, RawValue, duration,
     table::{self, DefaultValue, Flag, FlagScope, Row, ValueKind},
 };
 
@@ -77,6 +78,24 @@ pub(super) fn given(matches: &ArgMatches, scopes: &[FlagScope]) -> Flags {
         flags.set(row, format!("--{}", flag.long), value);
     }
     flags
+}
+
+/// Parses a value as Go writes durations.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    match duration::parse(text) {
+        Ok(duration::GoDuration {
+            negative: false,
+            size,
+        }) => Ok(size),
+        Ok(_) => Err("it must not be negative".to_owned()),
+        Err(trouble) => Err(trouble.to_string()),
+    }
+}
+
+/// An address at which a server speaks HTTP.
+pub(super) fn server_url(text: &str) -> Option<Url> {
+    let url = Url::parse(text).ok()?;
+    (matches!(url.scheme(), "http" | "https") && url.has_host()).then_some(url)
 }
 
 fn arg(row: &'static Row, flag: &Flag) -> Arg {

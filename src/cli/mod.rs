@@ -27,6 +27,7 @@ pub mod sts;
 mod version;
 mod wait;
 mod whois;
+pub mod workload;
 
 use std::{
     ffi::OsString,
@@ -116,6 +117,7 @@ pub fn command() -> Command {
         .subcommand(doctor::command())
         .subcommand(bugreport::command())
         .subcommand(sts::command())
+        .subcommand(workload::command())
         .subcommand(policy::command())
         .subcommand(config::command())
         .subcommand(version::command())
@@ -137,6 +139,7 @@ fn dispatch(
         Some(("doctor", matches)) => doctor::run(matches, environment, console),
         Some(("bugreport", matches)) => bugreport::run(matches, environment, console),
         Some(("sts", matches)) => sts::run(matches, environment, console),
+        Some(("workload", matches)) => workload::run(matches, environment, console),
         Some(("policy", matches)) => policy::run(matches, environment, console),
         Some(("config", matches)) => config::run(matches, environment, console),
         Some(("version", matches)) => version::run(matches, console),

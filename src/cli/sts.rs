@@ -19,13 +19,13 @@ use jiff::Timestamp;
 use url::Url;
 
 use super::{
-    ask,
+    args, ask,
     console::Console,
     exit::{self, Failure},
     layout::{Layout, List, Mark, count},
 };
 use crate::{
-    config::{Environment, Secret, duration},
+    config::{Environment, Secret},
     http::{
         layers,
         serve::{Limits, serve},
@@ -105,7 +105,7 @@ pub struct Explain {
     #[arg(long)]
     tags: Vec<String>,
     /// How far the issuer's clock may be off
-    #[arg(long, default_value = "0s", value_parser = go_duration)]
+    #[arg(long, default_value = "0s", value_parser = args::duration)]
     leeway: Duration,
 }
 
@@ -130,7 +130,7 @@ pub struct Trial {
     #[arg(long)]
     kid: Option<String>,
     /// Life of a token
-    #[arg(long, default_value = "1h", value_parser = go_duration)]
+    #[arg(long, default_value = "1h", value_parser = args::duration)]
     life: Duration,
 }
 
@@ -237,14 +237,11 @@ impl Exchange {
             .clone()
             .or_else(|| first(variables, &["TAILSTS_SERVER"]))
             .unwrap_or_else(|| "http://localhost:8080".to_owned());
-        let server = Url::parse(&server)
-            .ok()
-            .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-            .ok_or_else(|| {
-                usage(format!(
-                    "--server {server}: not an address such as https://sts.example.com:8443"
-                ))
-            })?;
+        let server = args::server_url(&server).ok_or_else(|| {
+            usage(format!(
+                "--server {server}: not an address such as https://sts.example.com:8443"
+            ))
+        })?;
         let mut scopes = words(&self.scopes);
         if scopes.is_empty() {
             scopes = words(&Vec::from_iter(first(variables, &["SCOPES"])));
@@ -497,17 +494,6 @@ fn words(texts: &[String]) -> Vec<String> {
 
 fn usage(sentence: String) -> StsCommandError {
     StsCommandError::Usage(sentence)
-}
-
-fn go_duration(text: &str) -> Result<Duration, String> {
-    match duration::parse(text) {
-        Ok(duration::GoDuration {
-            negative: false,
-            size,
-        }) => Ok(size),
-        Ok(_) => Err("it must not be negative".to_owned()),
-        Err(trouble) => Err(trouble.to_string()),
-    }
 }
 
 /// TailSTS took long flags with one dash too (`-url …`). Adds the second dash to those of `sts

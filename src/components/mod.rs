@@ -6,3 +6,4 @@ pub mod gate;
 pub mod issuer;
 pub mod metrics;
 pub mod sts;
+pub mod workload;

@@ -24,7 +24,7 @@ const LAYERS: &[&[&str]] = &[
     ],
     &["config", "signals", "version"],
     &["part"],
-    &["admin", "gate", "issuer", "metrics", "sts"],
+    &["admin", "gate", "issuer", "metrics", "sts", "workload"],
     &["server"],
     &["cli"],
 ];

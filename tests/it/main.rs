@@ -24,3 +24,4 @@ mod prompt;
 mod sts;
 mod tailnet;
 mod tls;
+mod workload_client;

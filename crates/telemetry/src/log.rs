@@ -67,7 +67,7 @@ pub enum LogFormat {
 }
 
 /// Our own targets that are not module paths. Lines of other targets count as those of libraries.
-pub const OWN_TARGETS: [&str; 10] = [
+pub const OWN_TARGETS: [&str; 11] = [
     "admin",
     "audit",
     "gate",
@@ -78,6 +78,7 @@ pub const OWN_TARGETS: [&str; 10] = [
     "sts",
     "ts",
     "tsnet",
+    "workload",
 ];
 
 /// The number of lines that are kept for `recent`.

@@ -1,0 +1,3 @@
+//! Tokens for machines that the clouds trust.
+
+pub mod client;
