@@ -16,7 +16,8 @@
 //! ```
 //!
 //! A server does not choose keys itself. [`jwks::life::KeyLife`] makes, publishes and retires them,
-//! its [`CurrentKeys`] say which one signs now, and a [`SigningQueue`] per process does so.
+//! its [`CurrentKeys`] say which one signs now, and a [`SigningQueue`] per process does so. A
+//! [`jwks::KeySet`] has such a life for each of several algorithms.
 //!
 //! - [`KeyId`]: names that are safe as file names; [`PrivateJwk`], [`PublicJwk`]: the two halves
 //!   and their written form.

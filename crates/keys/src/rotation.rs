@@ -17,7 +17,7 @@ use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{History, KeyId};
+use super::{Algorithm, History, KeyId};
 
 /// How far ahead the permission to sign is recorded. It limits what a clock that is set back can
 /// do, and how long another process may go on using a retired key.
@@ -159,6 +159,8 @@ pub enum Action {
 pub enum NoSigner {
     #[error("the keys are still being loaded, or the first one made")]
     NotLoaded,
+    #[error("this key set has no keys for {algorithm}")]
+    NotInSet { algorithm: Algorithm },
     #[error("there is no signing key yet; make one with `tailbone keys generate`")]
     NoKeys,
     #[error("none of the key files can be used; `tailbone keys list` says why")]
@@ -166,7 +168,7 @@ pub enum NoSigner {
     #[error("key {kid} is not published yet")]
     Unpublished { kid: KeyId },
     #[error(
-        "key {kid} is published and signs from {from}: other servers' keys are in the JWKS, so verifiers may have a copy without this one \
+        "key {kid} is published and signs from {from}: other keys are in the JWKS, so verifiers may have a copy without this one \
          for keys.cacheTime + keys.skew. A key directory shared with the other servers, or a key made that long before the start \
          (`tailbone keys generate --local`), needs no wait"
     )]

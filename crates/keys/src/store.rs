@@ -113,6 +113,18 @@ impl KeyStore {
         Self { probe, ..self }
     }
 
+    /// A directory below this one.
+    pub fn below(&self, name: &str) -> Self {
+        Self {
+            directory: self.directory.join(name),
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn probe(&self) -> Probe {
+        self.probe.clone()
+    }
+
     pub fn directory(&self) -> &Path {
         &self.directory
     }

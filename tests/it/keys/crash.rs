@@ -14,16 +14,24 @@ use std::{
 };
 
 use tailbone::{
+    config::KeySpec,
     jwks::{
         Document,
-        life::{Housekeeping, KeyLife},
+        life::{Housekeeping, KeyLife, Report},
     },
     keys::{KeyState, KeyStore, disk::Probe},
 };
 
-use super::{at, key_life, kids, names, with_probe};
+use super::{at, key_life, kids, names, set::key_set, with_probe};
 
-const OPERATIONS: [&str; 5] = ["start", "generate", "rotate", "remove", "housekeeping"];
+const OPERATIONS: [&str; 6] = [
+    "start",
+    "start set",
+    "generate",
+    "rotate",
+    "remove",
+    "housekeeping",
+];
 /// The time of the operation: the successor in the prepared directory is due, and the key before it
 /// may be removed.
 const THEN: i64 = 1_000_000;
@@ -52,6 +60,10 @@ fn victim() {
     runtime().block_on(async {
         match &*operation {
             "start" => drop(life.start(at(THEN)).await.unwrap()),
+            "start set" => {
+                let set = key_set(folder, &[KeySpec::Es384, KeySpec::EdDsa], &probe);
+                drop(set.start(at(THEN)).await.unwrap());
+            }
             "generate" => {
                 let made = life.generate(None, at(THEN)).await.unwrap();
                 fs::write(folder.join("acknowledged"), made.key.kid).unwrap();
@@ -74,6 +86,11 @@ fn victim() {
 #[test]
 fn a_kill_at_any_step_of_a_first_start_loses_nothing() {
     every_step("start", |_| {});
+}
+
+#[test]
+fn a_kill_at_any_step_of_a_first_start_of_a_set_delays_no_key() {
+    every_step("start set", |_| {});
 }
 
 #[test]
@@ -155,7 +172,11 @@ fn every_step(operation: &str, prepare: impl Fn(&Path)) {
                 false
             }
         };
-        recovers(&folder, operation, step);
+        if operation == "start set" {
+            set_recovers(&folder, step);
+        } else {
+            recovers(&folder, operation, step);
+        }
         if finished {
             assert!(
                 step >= 8,
@@ -165,6 +186,34 @@ fn every_step(operation: &str, prepare: impl Fn(&Path)) {
         }
         step += 1;
     }
+}
+
+/// Whatever was written before the kill, the first keys of all algorithms sign at the next start,
+/// and no other keys are left.
+fn set_recovers(folder: &Path, step: u32) {
+    let told = format!("killed at step {step}");
+    let jwks = folder.join("jwks.json");
+    let specs = [KeySpec::Es384, KeySpec::EdDsa];
+    runtime().block_on(async {
+        // The document of a new set holds a key of each algorithm, or does not exist.
+        if jwks.exists() {
+            assert_eq!(kids(&jwks).len(), 3, "{told}");
+        }
+        let set = key_set(folder, &specs, &Probe::default());
+        let reports = set.start(at(THEN + 1)).await.unwrap();
+        assert!(!reports.iter().any(Report::failed), "{told}: {reports:?}");
+        for algorithm in set.algorithms() {
+            let signer = set
+                .signer(algorithm)
+                .unwrap_or_else(|reason| panic!("{told}: {algorithm}: {reason}: {reports:?}"));
+            assert!(kids(&jwks).contains(&signer.kid().to_string()), "{told}");
+        }
+        assert_eq!(kids(&jwks).len(), 3, "{told}");
+        assert!(!folder.join("set/first-keys.json").exists(), "{told}");
+        let reports = set.sync(at(THEN + 2)).await.unwrap();
+        let idle = |report: &Report| report.done.is_empty() && report.trouble.is_empty();
+        assert!(reports.iter().all(idle), "{told}: {reports:?}");
+    });
 }
 
 fn recovers(folder: &Path, operation: &str, step: u32) {

@@ -8,6 +8,7 @@ mod housekeeping;
 mod publication;
 mod replicas;
 mod rotation;
+mod set;
 mod verifiers;
 
 use std::{fs, path::Path, sync::Arc};

@@ -4,6 +4,7 @@
 //! - [`life::KeyLife`] is what servers and operators use: `start`, `poll`/`sync`, `generate`,
 //!   `list`, `remove`, `rotate`, `housekeeping`. `current_keys()` is for signing; `document()` is
 //!   what `/.well-known/jwks.json` serves (`.document.to_bytes()`).
+//! - [`KeySet`] is several lives, one for each algorithm, that share one document.
 //! - [`Document`]: parse, change, write; foreign content survives.
 //! - [`Publisher`]: [`FilePublisher`], [`S3Publisher`]; [`update`] changes a document without
 //!   losing anyone's change.
@@ -17,6 +18,7 @@ mod file;
 pub mod life;
 mod publisher;
 mod s3;
+mod set;
 
 pub use document::{Document, KidTaken, MAX_DOCUMENT, Unreadable};
 pub use file::FilePublisher;
@@ -24,3 +26,4 @@ pub use publisher::{
     Etag, Found, PublishError, Publisher, UpdateError, Updated, Versioned, update,
 };
 pub use s3::{S3Publisher, S3Settings};
+pub use set::KeySet;

@@ -1,7 +1,7 @@
 //! Why an operation on the keys was not done.
 
 use crate::jwks::{KidTaken, PublishError, UpdateError};
-use crate::{InvalidKeyId, JwkError, StoreError};
+use crate::{Algorithm, InvalidKeyId, JwkError, StoreError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum LifeError {
@@ -9,6 +9,8 @@ pub enum LifeError {
     Interrupted(String),
     #[error("key {0} not found")]
     NotFound(String),
+    #[error("this key set has no keys for {algorithm}")]
+    NotInSet { algorithm: Algorithm },
     #[error(transparent)]
     Id(#[from] InvalidKeyId),
     #[error(transparent)]

@@ -19,16 +19,17 @@ mod pass;
 
 use std::{sync::Arc, time::Duration};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Mutex;
 
-use super::{Publisher, Versioned};
+use super::{Publisher, Versioned, set::Shared};
 use crate::KeySpec;
 use crate::{CurrentKeys, Fingerprint, KeyPolicy, KeyStore, Signer, disk::Lock};
 
 pub use error::LifeError;
 pub use operations::{GeneratedKey, Housekeeping, Removal};
+pub(in crate::jwks) use pass::NewDocument;
 pub use pass::{Done, Outcome, Report};
 
 /// How long one process waits for another that holds the directory's lock.
@@ -52,7 +53,7 @@ struct Inner {
     prefix: String,
     spec: KeySpec,
     current_keys: CurrentKeys,
-    document: ArcSwapOption<Versioned>,
+    shared: Shared,
     pass_state: Mutex<PassState>,
 }
 
@@ -77,6 +78,18 @@ impl KeyLife {
         prefix: &str,
         spec: KeySpec,
     ) -> Self {
+        Self::in_set(store, publisher, policy, prefix, spec, Shared::default())
+    }
+
+    /// As [`Self::new`], for a life beside others.
+    pub(in crate::jwks) fn in_set(
+        store: KeyStore,
+        publisher: Arc<dyn Publisher>,
+        policy: KeyPolicy,
+        prefix: &str,
+        spec: KeySpec,
+        shared: Shared,
+    ) -> Self {
         Self {
             inner: Arc::new(Inner {
                 store,
@@ -85,7 +98,7 @@ impl KeyLife {
                 prefix: prefix.to_owned(),
                 spec,
                 current_keys: CurrentKeys::default(),
-                document: ArcSwapOption::empty(),
+                shared,
                 pass_state: Mutex::default(),
             }),
         }
@@ -98,12 +111,17 @@ impl KeyLife {
 
     /// The document as last read, with other servers' keys: what `/.well-known/jwks.json` serves.
     pub fn document(&self) -> Option<Arc<Versioned>> {
-        self.inner.document.load_full()
+        self.inner.shared.document.load_full()
     }
 
     /// The name of the place of publication, for people.
     pub fn place(&self) -> &str {
         self.inner.publisher.place()
+    }
+
+    /// What a new key is if nothing else is asked for.
+    pub fn spec(&self) -> KeySpec {
+        self.inner.spec
     }
 
     pub fn policy(&self) -> Arc<KeyPolicy> {
@@ -146,43 +164,55 @@ impl KeyLife {
         &self,
         work: impl FnOnce(&KeyStore) -> Result<T, E> + Send + 'static,
     ) -> Result<T, LifeError> {
-        let store = self.inner.store.clone();
-        match tokio::task::spawn_blocking(move || work(&store)).await {
-            Ok(result) => result.map_err(Into::into),
-            Err(error) => Err(LifeError::Interrupted(error.to_string())),
-        }
+        on_disk(&self.inner.store, work).await
     }
 
     /// The directory's lock. `None` if the directory cannot be written: then no other process
     /// changes it either.
-    async fn lock_directory(&self) -> Result<Option<Lock>, LifeError> {
-        use crate::{StoreError, disk::DiskError};
-        let mut waited = Duration::ZERO;
-        loop {
-            let taken = self
-                .disk(|store| store.create().and_then(|()| store.lock()))
-                .await;
-            match taken {
-                Ok(lock) => return Ok(Some(lock)),
-                Err(LifeError::Store(StoreError::Disk(DiskError::ReadOnly { .. }))) => {
-                    return Ok(None);
-                }
-                Err(LifeError::Store(StoreError::Disk(DiskError::Locked { .. })))
-                    if waited < LOCK_TIMEOUT =>
-                {
-                    tokio::time::sleep(LOCK_POLL).await;
-                    waited += LOCK_POLL;
-                }
-                Err(other) => return Err(other),
-            }
-        }
+    pub(in crate::jwks) async fn lock_directory(&self) -> Result<Option<Lock>, LifeError> {
+        lock_when_free(&self.inner.store).await
     }
 
-    fn next_read(&self, now: Timestamp) -> Timestamp {
+    pub(in crate::jwks) fn next_read(&self, now: Timestamp) -> Timestamp {
         let every = (self.policy().cache_time / 4).clamp(Duration::from_secs(1), MAX_READ_INTERVAL);
         SignedDuration::try_from(every)
             .ok()
             .and_then(|every| now.checked_add(every).ok())
             .unwrap_or(now)
+    }
+}
+
+/// Runs `work` on a directory where it may block.
+async fn on_disk<T: Send + 'static, E: Into<LifeError> + Send + 'static>(
+    store: &KeyStore,
+    work: impl FnOnce(&KeyStore) -> Result<T, E> + Send + 'static,
+) -> Result<T, LifeError> {
+    let store = store.clone();
+    match tokio::task::spawn_blocking(move || work(&store)).await {
+        Ok(result) => result.map_err(Into::into),
+        Err(error) => Err(LifeError::Interrupted(error.to_string())),
+    }
+}
+
+/// Waits for the directory's lock. `None` if the directory cannot be written: then no other process
+/// changes it either.
+pub(in crate::jwks) async fn lock_when_free(store: &KeyStore) -> Result<Option<Lock>, LifeError> {
+    use crate::{StoreError, disk::DiskError};
+    let mut waited = Duration::ZERO;
+    loop {
+        let taken = on_disk(store, |store| store.create().and_then(|()| store.lock())).await;
+        match taken {
+            Ok(lock) => return Ok(Some(lock)),
+            Err(LifeError::Store(StoreError::Disk(DiskError::ReadOnly { .. }))) => {
+                return Ok(None);
+            }
+            Err(LifeError::Store(StoreError::Disk(DiskError::Locked { .. })))
+                if waited < LOCK_TIMEOUT =>
+            {
+                tokio::time::sleep(LOCK_POLL).await;
+                waited += LOCK_POLL;
+            }
+            Err(other) => return Err(other),
+        }
     }
 }

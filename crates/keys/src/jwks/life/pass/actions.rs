@@ -138,7 +138,7 @@ impl KeyLife {
                 }
                 report.document_trouble = None;
                 report.unread = None;
-                inputs.take(updated, report);
+                inputs.take(self, updated, report);
             }
             Err(error) => {
                 for kid in kids {
@@ -208,7 +208,7 @@ impl KeyLife {
                         Ok::<_, LifeError>(())
                     })
                     .await?;
-                    inputs.take(updated, report);
+                    inputs.take(self, updated, report);
                 }
                 self.disk(move |store| store.delete(&name)).await
             }

@@ -2,14 +2,14 @@
 
 use jiff::Timestamp;
 
-use super::Report;
+use super::{Done, Outcome, Report};
 use crate::{
-    Contents, History, KeyId, StoredKey,
+    Contents, History, KeyId, PublicJwk, StoreError, StoredKey,
     jwks::{
-        Document, Updated, Versioned,
+        Document, PublishError, Updated, Versioned,
         life::{KeyLife, LifeError},
     },
-    rotation::{self, Observation, Record},
+    rotation::{self, Action, Observation, PassOptions, Record, View},
 };
 
 /// The directory and the document, read at one time.
@@ -38,7 +38,8 @@ impl KeyLife {
         }
         let (document, observation) = match read {
             Ok(Some(versioned)) => {
-                let observation = observation(&contents, &versioned.document);
+                self.check_first_keys(&versioned.document).await?;
+                let observation = self.observation(&contents, &versioned.document);
                 (Some(versioned), observation)
             }
             Ok(None) => {
@@ -81,10 +82,109 @@ impl KeyLife {
             }
         }
         if let Some(versioned) = &inputs.document {
-            inputs.observation = observation(&inputs.contents, &versioned.document);
+            inputs.observation = self.observation(&inputs.contents, &versioned.document);
         }
         rotation::observe(&mut inputs.records, self.place(), &inputs.observation, now);
         Ok(())
+    }
+
+    /// Keys of a set did not come together if one of them is missing from the document.
+    async fn check_first_keys(&self, document: &Document) -> Result<(), LifeError> {
+        let first_keys = &self.inner.shared.first_keys;
+        if first_keys.contradicted_by(document) {
+            let first_keys = first_keys.clone();
+            self.disk(move |_| first_keys.forget().map_err(StoreError::from))
+                .await?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn observation(&self, contents: &Contents, document: &Document) -> Observation {
+        let find = |kid: &str| contents.keys.iter().find(|key| key.kid().as_str() == kid);
+        let held: Vec<&StoredKey> = contents
+            .keys
+            .iter()
+            .filter(|key| {
+                key.public
+                    .as_ref()
+                    .is_some_and(|public| document.contains(public))
+            })
+            .collect();
+        // The keys of a set that were put there by the same write as ours: no verifier has a copy
+        // of the document with theirs and without ours.
+        let mut together = self.inner.shared.first_keys.kids();
+        let new = |key: &&&StoredKey| key.history.at(self.place()).published.is_none();
+        if !held
+            .iter()
+            .filter(new)
+            .all(|key| together.contains(key.kid()))
+        {
+            together.clear();
+        }
+        Observation::Document {
+            holds: held.iter().map(|key| key.kid().clone()).collect(),
+            others: document.keys().iter().any(|value| {
+                value
+                    .get("kid")
+                    .and_then(serde_json::Value::as_str)
+                    .is_none_or(|kid| {
+                        find(kid).is_none() && !together.iter().any(|first| first.as_str() == kid)
+                    })
+            }),
+            empty: document.is_empty(),
+        }
+    }
+
+    /// What this directory's keys are for a document that does not exist. Makes the first key if
+    /// that is asked for and due. Call with the directory's lock held.
+    pub(in crate::jwks) async fn keys_for_new_document(
+        &self,
+        first_key: bool,
+        now: Timestamp,
+    ) -> Result<NewDocument, LifeError> {
+        let options = PassOptions {
+            first_key,
+            ..PassOptions::default()
+        };
+        let plan = |contents: &Contents| {
+            let view = View {
+                place: self.place(),
+                observation: &Observation::Missing,
+                policy: &self.policy(),
+                options,
+                now,
+            };
+            view.decide(&records(contents)).actions
+        };
+        let mut contents = self.disk(|store| store.load()).await?;
+        let made = plan(&contents).contains(&Action::Generate);
+        if made {
+            self.make(self.inner.spec, now).await?;
+            contents = self.disk(|store| store.load()).await?;
+        }
+        let due = plan(&contents);
+        let mut keys = Vec::new();
+        for key in &contents.keys {
+            if let Some(public) = &key.public
+                && due.contains(&Action::Publish(key.kid().clone()))
+            {
+                keys.push(public.clone());
+            }
+        }
+        let unpublished = |key: &StoredKey| {
+            let History {
+                inherited,
+                activated,
+                ..
+            } = key.history;
+            let publication = key.history.at(self.place());
+            !inherited && activated.is_none() && publication.published.is_none()
+        };
+        Ok(NewDocument {
+            made,
+            keys,
+            never_published: contents.keys.iter().all(unpublished),
+        })
     }
 
     fn misses_a_key(&self, contents: &Contents, document: &Document) -> bool {
@@ -100,6 +200,34 @@ impl KeyLife {
     }
 }
 
+/// One directory's part of a document that does not exist.
+#[derive(Debug)]
+pub(in crate::jwks) struct NewDocument {
+    /// One of them was made for it.
+    pub(in crate::jwks) made: bool,
+    pub(in crate::jwks) keys: Vec<PublicJwk>,
+    /// None of the directory's keys was ever published there.
+    pub(in crate::jwks) never_published: bool,
+}
+
+impl NewDocument {
+    /// What has been done when the attempt to write the document is over.
+    pub(in crate::jwks) fn done(&self, written: &Result<(), PublishError>) -> Vec<Done> {
+        let mut done = Vec::new();
+        if self.made {
+            done.push(super::actions::done(&Action::Generate, Outcome::Done));
+        }
+        done.extend(self.keys.iter().map(|key| {
+            let outcome = match written {
+                Ok(()) => Outcome::Done,
+                Err(error) => Outcome::Failed(error.to_string()),
+            };
+            super::actions::done(&Action::Publish(key.kid.clone()), outcome)
+        }));
+        done
+    }
+}
+
 impl Inputs {
     pub(super) fn is_active(&self, kid: &KeyId) -> bool {
         self.records
@@ -108,10 +236,10 @@ impl Inputs {
     }
 
     /// Takes over the document as an update left it.
-    pub(super) fn take(&mut self, updated: Updated, report: &mut Report) {
+    pub(super) fn take(&mut self, life: &KeyLife, updated: Updated, report: &mut Report) {
         updated.tell(report);
         self.observation = match &updated.document {
-            Some(versioned) => observation(&self.contents, &versioned.document),
+            Some(versioned) => life.observation(&self.contents, &versioned.document),
             None => Observation::Missing,
         };
         self.document = updated.document;
@@ -133,27 +261,4 @@ fn records(contents: &Contents) -> Vec<Record> {
         has_state_file: key.has_state_file,
     };
     contents.keys.iter().map(record).collect()
-}
-
-fn observation(contents: &Contents, document: &Document) -> Observation {
-    let ours = |kid: &str| contents.keys.iter().find(|key| key.kid().as_str() == kid);
-    Observation::Document {
-        holds: contents
-            .keys
-            .iter()
-            .filter(|key| {
-                key.public
-                    .as_ref()
-                    .is_some_and(|public| document.contains(public))
-            })
-            .map(|key| key.kid().clone())
-            .collect(),
-        others: document.keys().iter().any(|value| {
-            value
-                .get("kid")
-                .and_then(serde_json::Value::as_str)
-                .is_none_or(|kid| ours(kid).is_none())
-        }),
-        empty: document.is_empty(),
-    }
 }

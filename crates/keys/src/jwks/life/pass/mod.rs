@@ -11,13 +11,14 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tailbone_telemetry::{audit, audit::Decision};
 
+pub(in crate::jwks) use self::inputs::NewDocument;
 use self::{actions::done, inputs::Inputs};
 use super::{KeyLife, LifeError, PassState};
 use crate::{
     KeyId, KeyView, NoSigner, Skipped,
     disk::Lock,
     jwks::{PublishError, Updated},
-    rotation::{Action, KeyPlan, PassOptions, View},
+    rotation::{Action, KeyPlan, Observation, PassOptions, View},
 };
 
 /// Upper limit of decide-and-act rounds in one pass. A new key needs five (generate, publish,
@@ -169,6 +170,7 @@ impl KeyLife {
                 .filter(|action| {
                     !failed.contains(action)
                         && (mode == Mode::Apply || matches!(action, Action::Publish(_)))
+                        && !self.left_to_the_set(action, &inputs)
                 })
                 .cloned()
                 .collect();
@@ -187,6 +189,13 @@ impl KeyLife {
         self.publish_snapshot(pass_state, inputs, plan.signer, mode, &mut report, now)
             .await;
         Ok(report)
+    }
+
+    /// A set puts the first keys of all its lives into a new document at once.
+    fn left_to_the_set(&self, action: &Action, inputs: &Inputs) -> bool {
+        matches!(action, Action::Publish(_))
+            && inputs.observation == Observation::Missing
+            && self.inner.shared.first_keys.unwritten()
     }
 
     fn decide(&self, inputs: &Inputs, options: PassOptions, now: Timestamp) -> KeyPlan {

@@ -67,7 +67,7 @@ impl KeyLife {
         pass_state.next_read = Some(self.next_read(now));
         if let Some(versioned) = inputs.document {
             pass_state.document_read = Some(now);
-            self.inner.document.store(Some(Arc::new(versioned)));
+            self.inner.shared.document.store(Some(Arc::new(versioned)));
         }
         if let Err(NoSigner::NoKeys) = signer
             && !report.skipped.is_empty()
