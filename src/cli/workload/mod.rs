@@ -6,6 +6,8 @@
 //! commands whose result it is.
 
 mod agent;
+mod aws;
+mod google;
 mod token;
 
 use std::{
@@ -28,6 +30,8 @@ use crate::{
     telemetry,
     workload::client::{
         agent::OnceError,
+        aws::RoleError,
+        google::SecretError,
         issuer::{Issuer, TokenError},
     },
 };
@@ -38,6 +42,12 @@ pub enum Workload {
     Token(token::Token),
     /// Keep token files fresh, as AWS and Azure SDKs read them
     Agent(agent::Agent),
+    /// Print credentials of AWS, for credential_process of its SDKs
+    AwsCredentials(aws::AwsCredentials),
+    /// Print a token as Google's libraries read it from an executable
+    GoogleExecutable(google::GoogleExecutable),
+    /// Answer GET with tokens on loopback, as Google's libraries read them from a URL
+    Serve(google::Serve),
 }
 
 /// The issuer and the way to it.
@@ -69,6 +79,10 @@ pub enum WorkloadError {
     Reach(#[from] ReachError),
     #[error(transparent)]
     Once(#[from] OnceError),
+    #[error(transparent)]
+    Role(#[from] RoleError),
+    #[error("the secret in {0} cannot be used")]
+    Secret(PathBuf, #[source] SecretError),
     #[error("there is no listener at {0}")]
     Listen(std::net::SocketAddr, #[source] io::Error),
     #[error(transparent)]
@@ -164,8 +178,9 @@ impl Workload {
     /// The format of the command's log, if it writes one.
     fn log(&self) -> Option<LogFormat> {
         match self {
-            Self::Token(_) => None,
+            Self::AwsCredentials(_) | Self::GoogleExecutable(_) | Self::Token(_) => None,
             Self::Agent(agent) => agent.log(),
+            Self::Serve(_) => Some(LogFormat::Console),
         }
     }
 
@@ -180,6 +195,9 @@ impl Workload {
         match self {
             Self::Token(token) => token.run(surroundings, out).await,
             Self::Agent(agent) => agent.run(surroundings, signals).await,
+            Self::AwsCredentials(aws) => aws.run(surroundings, out).await,
+            Self::GoogleExecutable(google) => google.run(surroundings, out).await,
+            Self::Serve(serve) => serve.run(surroundings, signals).await,
         }
     }
 }

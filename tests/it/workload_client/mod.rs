@@ -1,6 +1,8 @@
 //! `tailbone workload …` against a small issuer.
 
 mod agent;
+mod aws;
+mod google;
 mod issuer;
 mod token;
 
