@@ -27,7 +27,7 @@ use crate::{
     config::{Listen, Settings},
     http::{layers, serve::Listeners, unix::LocalPeer},
     identity::Directory,
-    jwks::life::KeyLife,
+    jwks::{KeySet, life::KeyLife},
     keys::SigningQueue,
     tailnet::{Membership, Node},
     telemetry::{
@@ -41,12 +41,23 @@ use crate::{
 pub struct Context {
     pub node: Arc<dyn Node>,
     pub directory: Directory,
+    /// The keys of the issuer and the gate.
     pub keys: KeyLife,
+    /// The keys of components that have their own.
+    pub key_sets: Arc<[KeySet]>,
     pub signing: Arc<SigningQueue>,
     pub meter: Meter,
     pub state: ServerState,
     /// The admin API. The local admin socket serves the same routes before there is a node.
     pub admin_routes: Router,
+}
+
+impl Context {
+    /// The component's own keys, if it declared some (`server/parts.rs`). The server keeps them in
+    /// order.
+    pub fn keys_of(&self, component: &str) -> Option<&KeySet> {
+        self.key_sets.iter().find(|set| set.name() == component)
+    }
 }
 
 /// What the server knows about itself, from its first moment on: the node may not exist yet.

@@ -1,7 +1,7 @@
 //! Keeps the keys in order while the server runs: checks them every second, logs what changed, and
 //! writes an audit line for each change.
 
-use std::{panic, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, panic, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::{
@@ -11,18 +11,28 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    jwks::life::{KeyLife, LifeError, Outcome, Report},
+    jwks::{
+        KeySet,
+        life::{LifeError, Outcome, Report},
+    },
+    keys::Algorithm,
     telemetry::meter::Meter,
 };
 
-/// The time between two checks of the key directory. `KeyLife::poll` checks the published document
+/// The time between two checks of the key directories. `KeySet::poll` checks the published document
 /// less often.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The task that keeps the keys in order; there is none if nothing signs. Dropping this ends the
-/// task, if need be within a pass, which is safe anywhere.
+/// Keeps the keys of all sets in order; of none if nothing signs. Dropping this ends the tasks, if
+/// need be within a pass, which is safe anywhere.
 #[derive(Debug, Default)]
 pub(super) struct KeyMaintenance {
+    tasks: Vec<Maintained>,
+}
+
+/// The task of one set.
+#[derive(Debug)]
+struct Maintained {
     check_requested: Arc<Notify>,
     /// The outcome of the first pass, until it is asked for.
     first_pass: Option<oneshot::Receiver<Result<(), LifeError>>>,
@@ -30,47 +40,70 @@ pub(super) struct KeyMaintenance {
 }
 
 impl KeyMaintenance {
-    /// Loads the keys, makes the first one if there is none, and then keeps them in order.
-    pub(super) fn start(life: KeyLife, meter: Meter) -> Self {
-        let check_requested = Arc::new(Notify::new());
-        let (first_pass, outcome) = oneshot::channel();
-        let task = tokio::spawn(maintain(life, first_pass, check_requested.clone(), meter));
+    /// Loads the keys, makes the first ones where there are none, and then keeps them in order.
+    pub(super) fn start(sets: Vec<KeySet>, meter: &Meter) -> Self {
+        let several = sets.len() > 1;
+        let start = |set: KeySet| {
+            let check_requested = Arc::new(Notify::new());
+            let (first_pass, outcome) = oneshot::channel();
+            let problems = LoggedProblems {
+                set: several.then(|| set.name().to_owned()),
+                ..LoggedProblems::default()
+            };
+            let requested = check_requested.clone();
+            let task = tokio::spawn(maintain(
+                set,
+                first_pass,
+                requested,
+                meter.clone(),
+                problems,
+            ));
+            Maintained {
+                check_requested,
+                first_pass: Some(outcome),
+                _task: Some(AbortOnDropHandle::new(task)),
+            }
+        };
         Self {
-            check_requested,
-            first_pass: Some(outcome),
-            _task: Some(AbortOnDropHandle::new(task)),
+            tasks: sets.into_iter().map(start).collect(),
         }
     }
 
-    /// Waits until the keys are loaded. After an error, nothing keeps them in order. Cancel safe.
+    /// Waits until all keys are loaded. After an error, nothing keeps those of the set in order.
+    /// Cancel safe.
     pub(super) async fn loaded(&mut self) -> Result<(), LifeError> {
-        let Some(first_pass) = &mut self.first_pass else {
-            return Ok(());
-        };
-        match first_pass.await {
-            Ok(outcome) => {
-                self.first_pass = None;
-                outcome
+        for task in &mut self.tasks {
+            let Some(first_pass) = &mut task.first_pass else {
+                continue;
+            };
+            match first_pass.await {
+                Ok(outcome) => {
+                    task.first_pass = None;
+                    outcome?;
+                }
+                // The sender is dropped only on panic (already logged); propagate it.
+                Err(dropped) => panic::resume_unwind(Box::new(dropped)),
             }
-            // The sender is dropped only on panic (already logged); propagate it.
-            Err(dropped) => panic::resume_unwind(Box::new(dropped)),
         }
+        Ok(())
     }
 
     /// Checks the keys at once, as on a hang-up signal.
     pub(super) fn check_now(&self) {
-        self.check_requested.notify_one();
+        for task in &self.tasks {
+            task.check_requested.notify_one();
+        }
     }
 }
 
 async fn maintain(
-    life: KeyLife,
+    set: KeySet,
     first_pass: oneshot::Sender<Result<(), LifeError>>,
     check_requested: Arc<Notify>,
     meter: Meter,
+    mut problems: LoggedProblems,
 ) {
-    let mut problems = LoggedProblems::default();
-    let loaded = load(&life, &mut problems).await;
+    let loaded = load(&set, &mut problems).await;
     let failed = loaded.is_err();
     // If the handle was dropped, this task ends too, and nobody needs the outcome.
     let _ = first_pass.send(loaded);
@@ -81,32 +114,35 @@ async fn maintain(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let outcome = tokio::select! {
-            _ = ticks.tick() => life.poll(Timestamp::now()).await.transpose(),
-            () = check_requested.notified() => Some(life.sync(Timestamp::now()).await),
+            _ = ticks.tick() => set.poll(Timestamp::now()).await,
+            () = check_requested.notified() => set.sync(Timestamp::now()).await,
         };
-        match &outcome {
-            Some(Ok(report)) => {
-                meter.jwks_read(report.document_trouble.is_none());
-                for done in &report.done {
-                    meter.key_changed(done.action, matches!(done.outcome, Outcome::Done));
-                }
-            }
-            Some(Err(_)) => meter.jwks_read(false),
-            None => {}
-        }
         match outcome {
-            None => {}
-            Some(Ok(report)) => problems.log_report(&report),
-            Some(Err(error)) => problems.log_new(vec![error.to_string()]),
+            Ok(reports) if reports.is_empty() => {}
+            Ok(reports) => {
+                for (_, report) in &reports {
+                    meter.jwks_read(report.document_trouble.is_none());
+                    for done in &report.done {
+                        meter.key_changed(done.action, matches!(done.outcome, Outcome::Done));
+                    }
+                }
+                problems.log_reports(&reports);
+            }
+            Err(error) => {
+                meter.jwks_read(false);
+                problems.log_error(&error);
+            }
         }
     }
 }
-
-async fn load(life: &KeyLife, problems: &mut LoggedProblems) -> Result<(), LifeError> {
-    let report = life.start(Timestamp::now()).await?;
-    problems.log_report(&report);
-    if report.no_signer.is_none() {
-        tracing::info!(target: "keys", place = report.place, kid = signing_kid(&report), "keys loaded");
+async fn load(set: &KeySet, problems: &mut LoggedProblems) -> Result<(), LifeError> {
+    let reports = set.start(Timestamp::now()).await?;
+    problems.log_reports(&reports);
+    for (_, report) in &reports {
+        if report.no_signer.is_none() {
+            let set = problems.set.as_deref();
+            tracing::info!(target: "keys", set, place = report.place, kid = signing_kid(report), "keys loaded");
+        }
     }
     Ok(())
 }
@@ -123,35 +159,50 @@ fn signing_kid(report: &Report) -> &str {
 /// minute.
 #[derive(Debug, Default)]
 struct LoggedProblems {
-    problems: Vec<String>,
+    /// The set's name, if there are several.
+    set: Option<String>,
+    /// Those of each life, since not all are due at once; under `None` an error of the last pass.
+    problems: BTreeMap<Option<Algorithm>, Vec<String>>,
 }
 
 impl LoggedProblems {
-    fn log_report(&mut self, report: &Report) {
-        report.audit();
-        let skipped = report
-            .skipped
-            .iter()
-            .map(|file| format!("{} is not used: {}", file.path.display(), file.reason));
-        let problems = report
-            .document_trouble
-            .iter()
-            .chain(&report.trouble)
-            .chain(&report.no_signer)
-            .cloned()
-            .chain(skipped);
-        self.log_new(problems.collect());
+    fn log_reports(&mut self, reports: &[(Algorithm, Report)]) {
+        let mut now = self.problems.clone();
+        now.remove(&None);
+        for (algorithm, report) in reports {
+            report.audit();
+            let skipped = report
+                .skipped
+                .iter()
+                .map(|file| format!("{} is not used: {}", file.path.display(), file.reason));
+            let problems = report
+                .document_trouble
+                .iter()
+                .chain(&report.trouble)
+                .chain(&report.no_signer)
+                .cloned()
+                .chain(skipped);
+            now.insert(Some(*algorithm), problems.collect());
+        }
+        self.log_new(now);
     }
 
-    fn log_new(&mut self, now: Vec<String>) {
-        for problem in now
-            .iter()
-            .filter(|problem| !self.problems.contains(problem))
-        {
-            tracing::warn!(target: "keys", "{problem}");
+    fn log_error(&mut self, error: &LifeError) {
+        self.log_new([(None, vec![error.to_string()])].into());
+    }
+
+    fn log_new(&mut self, now: BTreeMap<Option<Algorithm>, Vec<String>>) {
+        let mut known: Vec<&String> = self.problems.values().flatten().collect();
+        let any_before = !known.is_empty();
+        let set = self.set.as_deref();
+        for problem in now.values().flatten() {
+            if !known.contains(&problem) {
+                tracing::warn!(target: "keys", set, "{problem}");
+                known.push(problem);
+            }
         }
-        if now.is_empty() && !self.problems.is_empty() {
-            tracing::info!(target: "keys", "the problems with the keys are solved");
+        if any_before && now.values().all(Vec::is_empty) {
+            tracing::info!(target: "keys", set, "the problems with the keys are solved");
         }
         self.problems = now;
     }
@@ -215,8 +266,11 @@ mod tests {
     async fn a_panic_while_loading_is_no_endless_start() {
         let (first_pass, heard) = oneshot::channel();
         let mut maintenance = KeyMaintenance {
-            first_pass: Some(heard),
-            ..KeyMaintenance::default()
+            tasks: vec![Maintained {
+                check_requested: Arc::default(),
+                first_pass: Some(heard),
+                _task: None,
+            }],
         };
         drop(first_pass);
         let asked = tokio::spawn(async move { maintenance.loaded().await });
@@ -248,8 +302,8 @@ mod tests {
         let broken = dir.path().join("tb-1740172800.private.jwk");
         std::fs::write(&broken, "no key").unwrap();
 
-        let life = keys.life();
-        let mut maintenance = KeyMaintenance::start(life, Meter::default());
+        let set = KeySet::of("issuer", keys.life());
+        let mut maintenance = KeyMaintenance::start(vec![set], &Meter::default());
         maintenance.loaded().await.unwrap();
         assert_eq!(heard.times("is not used"), 1);
         // Once a second broken file is reported, a pass with the first trouble still there is over.

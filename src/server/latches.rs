@@ -8,9 +8,10 @@
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::parts::OwnKeys;
 use crate::{
     http::serve::Listeners,
-    jwks::life::KeyLife,
+    jwks::{KeySet, life::KeyLife},
     part::ServerState,
     tailnet::join::JoinState,
     telemetry::readiness::{LatchState, Switch},
@@ -52,6 +53,35 @@ pub(super) fn register_certificates(state: &ServerState) {
     let open = state.listeners.clone();
     let check = move |now| certificates(&open, now);
     state.readiness.latch("certificates", check);
+}
+
+/// Adds the latches of a component's own keys.
+pub(super) fn register_key_set(state: &ServerState, set: &KeySet, own: &OwnKeys) {
+    let (keys, document) = (set.clone(), set.clone());
+    let readiness = &state.readiness;
+    readiness.latch(own.key_signs, move |_| keys_sign(&keys));
+    readiness.latch(own.jwks_read, move |now| {
+        document_freshness(document.document_read(), now)
+    });
+}
+
+/// Held while no key signs. While some algorithms have none, as one that was added to the set,
+/// callers of the others are served.
+fn keys_sign(set: &KeySet) -> LatchState {
+    let without_key: Vec<String> = set
+        .algorithms()
+        .filter_map(|algorithm| {
+            let reason = set.signer(algorithm).err()?;
+            Some(format!("{algorithm}: {reason}"))
+        })
+        .collect();
+    if without_key.is_empty() {
+        LatchState::Released
+    } else if without_key.len() < set.algorithms().count() {
+        LatchState::Degraded(without_key.join("; "))
+    } else {
+        LatchState::Held(without_key.join("; "))
+    }
 }
 
 fn node_running(state: &JoinState) -> Result<(), String> {
@@ -98,7 +128,13 @@ fn document_freshness(read: Option<Timestamp>, now: Timestamp) -> LatchState {
 
 #[cfg(test)]
 mod tests {
+    use std::{sync::Arc, time::Duration};
+
     use super::*;
+    use crate::{
+        jwks::FilePublisher,
+        keys::{KeyPolicy, KeySpec, KeyStore},
+    };
 
     #[test]
     fn a_document_that_was_never_read_holds_and_one_not_read_for_long_degrades() {
@@ -120,6 +156,36 @@ mod tests {
         assert_eq!(
             document_freshness(Some(at(100_000)), at(1000)),
             LatchState::Released
+        );
+    }
+
+    #[tokio::test]
+    async fn a_set_is_ready_while_one_algorithm_signs() {
+        let folder = tempfile::tempdir().unwrap();
+        let publisher = || Arc::new(FilePublisher::new(folder.path().join("jwks.json")));
+        let store = || KeyStore::new(folder.path().join("keys"));
+        let policy = KeyPolicy {
+            token_life: Duration::from_secs(60),
+            cache_time: Duration::from_secs(300),
+            skew: Duration::ZERO,
+            rotate_every: None,
+            withdrawn_grace: Duration::ZERO,
+        };
+        let open = |others: &[KeySpec]| {
+            let (es256, policy) = (KeySpec::Es256, &policy);
+            KeySet::new("x", store(), publisher(), policy, "tb", es256, others)
+        };
+        let now = Timestamp::now();
+        let first = open(&[]);
+        assert!(matches!(keys_sign(&first), LatchState::Held(_)));
+        first.start(now).await.unwrap();
+        assert_eq!(keys_sign(&first), LatchState::Released);
+        let more = open(&[KeySpec::EdDsa]);
+        more.start(now).await.unwrap();
+        let state = keys_sign(&more);
+        assert!(
+            matches!(&state, LatchState::Degraded(reason) if reason.starts_with("EdDSA: ")),
+            "{state:?}"
         );
     }
 

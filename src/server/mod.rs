@@ -40,15 +40,19 @@ pub use error::ServerError;
 pub use housekeeping::{housekeeping, succeeded};
 
 use self::{
-    funnel::FunnelPorts, key_maintenance::KeyMaintenance, listeners::ListenerOpener,
-    live_settings::LiveSettings, node_certificate::CertificateRenewal, parts::RunningParts,
+    funnel::FunnelPorts,
+    key_maintenance::KeyMaintenance,
+    listeners::ListenerOpener,
+    live_settings::LiveSettings,
+    node_certificate::CertificateRenewal,
+    parts::{OwnKeys, RunningParts},
     supervisor::Supervisor,
 };
 use crate::{
     config::Settings,
     http::host::NodeNames,
     identity::{CallerRates, Directory},
-    jwks::life::KeyLife,
+    jwks::{KeySet, life::KeyLife},
     keys::SigningQueue,
     metrics::MetricSources,
     part::{Context, ServerState},
@@ -165,6 +169,12 @@ impl Daemon {
         let needs_keys = parts::needs_keys(settings);
         let keys = settings.keys.life();
         let listeners_up = latches::register(&state, needs_keys.then_some(&keys));
+        let open = |own: OwnKeys| {
+            let set = (own.set)(settings);
+            latches::register_key_set(&state, &set, &own);
+            set
+        };
+        let key_sets: Arc<[KeySet]> = parts::own_keys(settings).map(open).collect();
         go_runtime::limit_memory(settings.server.memory).await;
         let admin_routes = admin::routes(settings, &keys, &state)?;
         let socket = admin::serve_local_socket(
@@ -173,11 +183,9 @@ impl Daemon {
             live_settings.limits.clone(),
             &state.listeners,
         )?;
-        let mut key_maintenance = if needs_keys {
-            KeyMaintenance::start(keys.clone(), meter.clone())
-        } else {
-            KeyMaintenance::default()
-        };
+        let issuer_keys = needs_keys.then(|| KeySet::of("issuer", keys.clone()));
+        let maintained = issuer_keys.into_iter().chain(key_sets.iter().cloned());
+        let mut key_maintenance = KeyMaintenance::start(maintained.collect(), &meter);
         let report_join_state = |join: JoinState| {
             supervisor.status(join.code());
             state.membership.joining(join);
@@ -194,6 +202,7 @@ impl Daemon {
                 node: node.clone(),
                 directory: Directory::with(node.clone(), meter.clone(), Some(callers)),
                 keys: keys.clone(),
+                key_sets,
                 signing: Arc::new(SigningQueue::new(|work| tailnet::batch_wakeups(work))),
                 meter: meter.clone(),
                 state: state.clone(),

@@ -17,7 +17,9 @@ use crate::{
         certificate::CertificateSource,
         serve::{Server, Stopped},
     },
-    issuer, metrics,
+    issuer,
+    jwks::KeySet,
+    metrics,
     part::{Context, Lifecycle, Part, PartError},
     sts,
 };
@@ -27,6 +29,16 @@ struct ComponentEntry {
     build: fn(&Settings, &Context) -> Result<Part, PartError>,
     /// Whether it signs anything with the keys, so that there must be some.
     needs_keys: fn(&Settings) -> bool,
+    own_keys: Option<OwnKeys>,
+}
+
+/// The keys that belong to a component alone.
+pub(super) struct OwnKeys {
+    /// The set, under the component's name. Reads nothing yet.
+    pub(super) set: fn(&Settings) -> KeySet,
+    /// The names of its latches: a key signs, and the document was read.
+    pub(super) key_signs: &'static str,
+    pub(super) jwks_read: &'static str,
 }
 
 /// All components there are: the compiler refuses one that is missing here.
@@ -35,22 +47,27 @@ fn entry(component: Component) -> ComponentEntry {
         Component::Issuer => ComponentEntry {
             build: issuer::part,
             needs_keys: |_| true,
+            own_keys: None,
         },
         Component::Admin => ComponentEntry {
             build: admin::part,
             needs_keys: |_| true,
+            own_keys: None,
         },
         Component::Gate => ComponentEntry {
             build: gate::part,
             needs_keys: |settings| settings.gate.token.is_some(),
+            own_keys: None,
         },
         Component::Sts => ComponentEntry {
             build: sts::part,
             needs_keys: |_| false,
+            own_keys: None,
         },
         Component::Metrics => ComponentEntry {
             build: metrics::part,
             needs_keys: |_| false,
+            own_keys: None,
         },
     }
 }
@@ -59,6 +76,12 @@ fn entry(component: Component) -> ComponentEntry {
 pub(super) fn needs_keys(settings: &Settings) -> bool {
     let mut components = settings.components.iter();
     components.any(|component| (entry(*component).needs_keys)(settings))
+}
+
+/// The own keys of the components that have some.
+pub(super) fn own_keys(settings: &Settings) -> impl Iterator<Item = OwnKeys> {
+    let components = settings.components.iter();
+    components.filter_map(|component| entry(*component).own_keys)
 }
 
 /// What runs.

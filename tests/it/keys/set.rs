@@ -75,7 +75,7 @@ async fn the_first_keys_of_a_new_set_sign_at_once() {
         let done = report.done.iter().map(|done| done.action);
         done.collect::<Vec<_>>()
     };
-    for report in &reports {
+    for (_, report) in &reports {
         assert_eq!(done(report), ["generate", "publish", "activate"]);
     }
     let jwks = fs::read(folder.path().join("jwks.json")).unwrap();
@@ -243,7 +243,7 @@ async fn first_keys_that_could_not_be_published_are_published_together_later() {
     let store = KeyStore::new(folder.path().join("set"));
     let set = with_publisher(store, &[KeySpec::EdDsa], place.clone());
     let reports = set.start(at(0)).await.unwrap();
-    for report in &reports {
+    for (_, report) in &reports {
         let mut failed = report.done.iter().filter_map(|done| match &done.outcome {
             Outcome::Failed(reason) => Some(reason),
             _ => None,

@@ -196,6 +196,12 @@ impl KeySet {
         self.first().document()
     }
 
+    /// When the document was last read without an error.
+    pub fn document_read(&self) -> Option<Timestamp> {
+        let read = |(_, life): (Algorithm, &KeyLife)| life.current_keys().snapshot().document_read;
+        self.lives().filter_map(read).max()
+    }
+
     /// The name of the place of publication, for people.
     pub fn place(&self) -> &str {
         self.first().place()
@@ -221,7 +227,7 @@ impl KeySet {
     }
 
     /// Reads everything, and makes the first key of each algorithm that has none that can sign.
-    pub async fn start(&self, now: Timestamp) -> Result<Vec<Report>, LifeError> {
+    pub async fn start(&self, now: Timestamp) -> Result<Vec<(Algorithm, Report)>, LifeError> {
         let made = match &self.inner.common {
             Some(common) => {
                 let mut next_look = common.next_look.lock().await;
@@ -230,28 +236,29 @@ impl KeySet {
             None => Vec::new(),
         };
         let mut reports = Vec::new();
-        for (_, life) in self.lives() {
-            reports.push(life.start(now).await?);
+        for (algorithm, life) in self.lives() {
+            reports.push((algorithm, life.start(now).await?));
         }
         add_done(&mut reports, made);
         self.forget_first_keys(&reports).await;
         Ok(reports)
     }
 
-    /// Called by a server about every second: reports of the passes that were due.
-    pub async fn poll(&self, now: Timestamp) -> Result<Vec<Report>, LifeError> {
+    /// Called by a server about every second. Returns the reports of the passes that were due.
+    pub async fn poll(&self, now: Timestamp) -> Result<Vec<(Algorithm, Report)>, LifeError> {
         if let Some(reports) = self.look_again(now).await? {
             return Ok(reports);
         }
         let mut reports = Vec::new();
-        for (_, life) in self.lives() {
-            reports.extend(life.poll(now).await?);
+        for (algorithm, life) in self.lives() {
+            let report = life.poll(now).await?;
+            reports.extend(report.map(|report| (algorithm, report)));
         }
         Ok(reports)
     }
 
     /// Reads everything and does whatever is due.
-    pub async fn sync(&self, now: Timestamp) -> Result<Vec<Report>, LifeError> {
+    pub async fn sync(&self, now: Timestamp) -> Result<Vec<(Algorithm, Report)>, LifeError> {
         let made = match &self.inner.common {
             Some(common) => {
                 let mut next_look = common.next_look.lock().await;
@@ -261,8 +268,8 @@ impl KeySet {
             None => Vec::new(),
         };
         let mut reports = Vec::new();
-        for (_, life) in self.lives() {
-            reports.push(life.sync(now).await?);
+        for (algorithm, life) in self.lives() {
+            reports.push((algorithm, life.sync(now).await?));
         }
         add_done(&mut reports, made);
         Ok(reports)
@@ -317,7 +324,7 @@ impl KeySet {
         &self,
         options: Housekeeping,
         now: Timestamp,
-    ) -> Result<Vec<Report>, LifeError> {
+    ) -> Result<Vec<(Algorithm, Report)>, LifeError> {
         let made = match &self.inner.common {
             Some(common) if !options.dry_run => {
                 let mut next_look = common.next_look.lock().await;
@@ -327,8 +334,8 @@ impl KeySet {
             _ => Vec::new(),
         };
         let mut reports = Vec::new();
-        for (_, life) in self.lives() {
-            reports.push(life.housekeeping(options, now).await?);
+        for (algorithm, life) in self.lives() {
+            reports.push((algorithm, life.housekeeping(options, now).await?));
         }
         add_done(&mut reports, made);
         Ok(reports)
@@ -352,7 +359,10 @@ impl KeySet {
 
     /// Looks for a document that has not been seen yet, and runs a pass of every life if there is
     /// one now: its keys may sign.
-    async fn look_again(&self, now: Timestamp) -> Result<Option<Vec<Report>>, LifeError> {
+    async fn look_again(
+        &self,
+        now: Timestamp,
+    ) -> Result<Option<Vec<(Algorithm, Report)>>, LifeError> {
         let Some(common) = &self.inner.common else {
             return Ok(None);
         };
@@ -365,8 +375,8 @@ impl KeySet {
             return Ok(None);
         }
         let mut reports = Vec::new();
-        for (_, life) in self.lives() {
-            reports.push(life.sync(now).await?);
+        for (algorithm, life) in self.lives() {
+            reports.push((algorithm, life.sync(now).await?));
         }
         add_done(&mut reports, made);
         self.forget_first_keys(&reports).await;
@@ -494,9 +504,10 @@ impl KeySet {
 
     /// The file of the first keys is not needed once the facts of every key are written. Left
     /// behind it does no harm.
-    async fn forget_first_keys(&self, reports: &[Report]) {
-        let complete =
-            |report: &Report| report.document_trouble.is_none() && report.trouble.is_empty();
+    async fn forget_first_keys(&self, reports: &[(Algorithm, Report)]) {
+        let complete = |(_, report): &(Algorithm, Report)| {
+            report.document_trouble.is_none() && report.trouble.is_empty()
+        };
         if let Some(common) = &self.inner.common
             && reports.iter().all(complete)
         {
@@ -515,8 +526,8 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Adds what the set did for each life before the life's own pass.
-fn add_done(reports: &mut [Report], done: Vec<Vec<Done>>) {
-    for (report, done) in reports.iter_mut().zip(done) {
+fn add_done(reports: &mut [(Algorithm, Report)], done: Vec<Vec<Done>>) {
+    for ((_, report), done) in reports.iter_mut().zip(done) {
         report.done.splice(0..0, done);
     }
 }
