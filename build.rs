@@ -45,7 +45,7 @@ fn link() {
 
 /// The admin API from `proto/admin.proto`, without a protoc: server and client, descriptors for
 /// reflection, and the path of each method, against which `src/components/admin/authorize.rs` is
-/// checked.
+/// checked. SPIFFE's Workload API is none of our own and has none of these.
 fn grpc() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     let out = PathBuf::from(env::var("OUT_DIR")?);
@@ -66,6 +66,8 @@ fn grpc() -> Result<(), Box<dyn Error>> {
     }
     fs::write(out.join("admin_methods.rs"), format!("&{paths:?}"))?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
+    let spiffe = protox::compile(["proto/spiffe.proto"], ["proto"])?;
+    tonic_prost_build::configure().compile_fds(spiffe)?;
     Ok(())
 }
 

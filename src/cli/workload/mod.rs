@@ -8,6 +8,7 @@
 mod agent;
 mod aws;
 mod google;
+mod spiffe;
 mod token;
 
 use std::{
@@ -25,7 +26,10 @@ use crate::{
         self, Environment, Log, LogFormat, LogLevel, OutputFormat, RawSettings, Secret,
         table::FlagScope,
     },
-    http::client::{Reach, ReachError},
+    http::{
+        client::{Reach, ReachError},
+        unix::BindError,
+    },
     signals::{Signal, Signals},
     telemetry,
     workload::client::{
@@ -48,6 +52,8 @@ pub enum Workload {
     GoogleExecutable(google::GoogleExecutable),
     /// Answer GET with tokens on loopback, as Google's libraries read them from a URL
     Serve(google::Serve),
+    /// Serve SPIFFE's Workload API on a unix socket: JWT-SVIDs and their keys
+    Spiffe(spiffe::Spiffe),
 }
 
 /// The issuer and the way to it.
@@ -81,6 +87,8 @@ pub enum WorkloadError {
     Once(#[from] OnceError),
     #[error(transparent)]
     Role(#[from] RoleError),
+    #[error("there is no socket at {0}")]
+    Socket(PathBuf, #[source] BindError),
     #[error("the secret in {0} cannot be used")]
     Secret(PathBuf, #[source] SecretError),
     #[error("there is no listener at {0}")]
@@ -180,7 +188,7 @@ impl Workload {
         match self {
             Self::AwsCredentials(_) | Self::GoogleExecutable(_) | Self::Token(_) => None,
             Self::Agent(agent) => agent.log(),
-            Self::Serve(_) => Some(LogFormat::Console),
+            Self::Serve(_) | Self::Spiffe(_) => Some(LogFormat::Console),
         }
     }
 
@@ -198,6 +206,7 @@ impl Workload {
             Self::AwsCredentials(aws) => aws.run(surroundings, out).await,
             Self::GoogleExecutable(google) => google.run(surroundings, out).await,
             Self::Serve(serve) => serve.run(surroundings, signals).await,
+            Self::Spiffe(spiffe) => spiffe.run(surroundings, signals).await,
         }
     }
 }

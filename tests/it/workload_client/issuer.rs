@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -38,8 +38,8 @@ pub(super) struct IssuerState {
     pub(super) life: AtomicU64,
     pub(super) tokens: AtomicU64,
     pub(super) away: AtomicBool,
-    key: EncodingKey,
-    jwk: Value,
+    /// The last key signs.
+    keys: Mutex<Vec<(String, EncodingKey, Value)>>,
 }
 
 impl FakeIssuer {
@@ -50,15 +50,14 @@ impl FakeIssuer {
     pub(super) async fn with_subject(subject: &str) -> Self {
         let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", tcp.local_addr().unwrap());
-        let (key, jwk) = key_pair();
+        let (key, jwk) = key_pair("k1");
         let state = Arc::new(IssuerState {
             url: url.clone(),
             subject: subject.to_owned(),
             life: AtomicU64::new(300),
             tokens: AtomicU64::new(0),
             away: AtomicBool::new(false),
-            key,
-            jwk,
+            keys: Mutex::new(vec![("k1".to_owned(), key, jwk)]),
         });
         let router = Router::new()
             .route("/token", post(token))
@@ -85,6 +84,13 @@ impl FakeIssuer {
 
     pub(super) fn set_away(&self, away: bool) {
         self.state.away.store(away, Ordering::SeqCst);
+    }
+
+    /// Signs with a new key from now on.
+    pub(super) fn rotate(&self, kid: &str) {
+        let (key, jwk) = key_pair(kid);
+        let mut keys = self.state.keys.lock().unwrap();
+        keys.push((kid.to_owned(), key, jwk));
     }
 
     pub(super) fn set_life(&self, seconds: u64) {
@@ -123,8 +129,10 @@ async fn token(
         "exp": expires, "jti": number.to_string(),
     });
     let mut header = Header::new(Algorithm::ES256);
-    header.kid = Some("k1".to_owned());
-    let token = jsonwebtoken::encode(&header, &claims, &state.key).unwrap();
+    let keys = state.keys.lock().unwrap();
+    let (kid, key, _) = keys.last().unwrap();
+    header.kid = Some(kid.clone());
+    let token = jsonwebtoken::encode(&header, &claims, key).unwrap();
     Json(json!({
         "access_token": token, "token_type": "Bearer", "expires_in": life.to_string(),
         "expires_on": expires.to_string(), "not_before": now.to_string(),
@@ -143,10 +151,12 @@ async fn discovery(State(state): State<Arc<IssuerState>>) -> Json<Value> {
 }
 
 async fn jwks(State(state): State<Arc<IssuerState>>) -> Json<Value> {
-    Json(json!({"keys": [state.jwk]}))
+    let keys = state.keys.lock().unwrap();
+    let jwks: Vec<_> = keys.iter().map(|(_, _, jwk)| jwk.clone()).collect();
+    Json(json!({"keys": jwks}))
 }
 
-fn key_pair() -> (EncodingKey, Value) {
+fn key_pair(kid: &str) -> (EncodingKey, Value) {
     use aws_lc_rs::{
         rand::SystemRandom,
         signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
@@ -159,7 +169,7 @@ fn key_pair() -> (EncodingKey, Value) {
     let point = pair.public_key().as_ref();
     let (x, y) = point[1..].split_at(32);
     let jwk = json!({
-        "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": "k1",
+        "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": kid,
         "x": URL_SAFE_NO_PAD.encode(x), "y": URL_SAFE_NO_PAD.encode(y),
     });
     (EncodingKey::from_ec_der(document.as_ref()), jwk)

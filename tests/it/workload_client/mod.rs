@@ -4,6 +4,7 @@ mod agent;
 mod aws;
 mod google;
 mod issuer;
+mod spiffe;
 mod token;
 
 use std::{io, time::Duration};

@@ -7,12 +7,7 @@
 //! - A request that a browser sent for a page is refused, and so is one for a foreign host.
 //! - Only the audiences that were named get tokens.
 
-use std::{
-    collections::HashMap,
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
 use ::http::{HeaderMap, Uri, Version, header};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
@@ -23,11 +18,12 @@ use axum::{
     routing::get,
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use jiff::Timestamp;
 use serde::Serialize;
-use tokio::sync::Mutex;
 
-use super::issuer::{IssuedToken, Issuer};
+use super::{
+    cache::CachedTokens,
+    issuer::{IssuedToken, Issuer, TokenError},
+};
 use crate::{
     config::Secret,
     http::{
@@ -131,23 +127,20 @@ pub struct TokenSource(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    issuer: Issuer,
+    tokens: CachedTokens,
     /// The first is for requests that name none.
     audiences: Vec<String>,
     secret: Secret,
     hosts: HostRule,
-    /// Tokens that are given again until half of their life is over.
-    tokens: Mutex<HashMap<String, (IssuedToken, Instant)>>,
 }
 
 impl TokenSource {
     pub fn new(issuer: Issuer, audiences: Vec<String>, secret: Secret) -> Self {
         Self(Arc::new(Inner {
-            issuer,
+            tokens: CachedTokens::new(issuer),
             audiences,
             secret,
             hosts: HostRule::of_loopback(&[]),
-            tokens: Mutex::default(),
         }))
     }
 
@@ -215,34 +208,17 @@ impl TokenSource {
         Ok(())
     }
 
-    /// A token and the rest of its life. Requests for a token wait for each other, so that a burst
-    /// of them asks the issuer once.
     async fn token(&self, audience: &str) -> Result<(IssuedToken, Duration), Error> {
-        let mut tokens = self.0.tokens.lock().await;
-        if let Some((token, since)) = tokens.get(audience) {
-            let age = since.elapsed();
-            // A machine that slept has a timer that stood still.
-            let by_clock = token.expires.duration_since(Timestamp::now());
-            if age < token.life / 2 && by_clock.is_positive() {
-                return Ok((token.clone(), token.life - age));
-            }
-        }
-        let token = self.0.issuer.token(audience, Timestamp::now()).await;
-        let token = token.map_err(|error| {
+        self.0.tokens.get(audience).await.map_err(|error| {
             let kind = match &error {
-                super::issuer::TokenError::Refused { status, .. } if status.is_client_error() => {
-                    Kind::Forbidden
-                }
-                super::issuer::TokenError::TimedOut { .. } => Kind::GatewayTimeout,
+                TokenError::Refused { status, .. } if status.is_client_error() => Kind::Forbidden,
+                TokenError::TimedOut { .. } => Kind::GatewayTimeout,
                 _ => Kind::BadGateway,
             };
             let words = telemetry::error_chain(&error);
             tracing::warn!(target: "workload", audience, error = words, "no token");
             Error::new(kind, "no_token", words)
-        })?;
-        tokens.insert(audience.to_owned(), (token.clone(), Instant::now()));
-        let life = token.life;
-        Ok((token, life))
+        })
     }
 }
 

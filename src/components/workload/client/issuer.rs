@@ -79,6 +79,10 @@ impl Issuer {
         self.base.as_str().trim_end_matches('/')
     }
 
+    pub fn host(&self) -> &str {
+        self.base.host_str().unwrap_or_default()
+    }
+
     /// Asks for one token, without retries.
     pub async fn token(&self, audience: &str, now: Timestamp) -> Result<IssuedToken, TokenError> {
         let mut url = self.below("token");
@@ -199,6 +203,14 @@ pub(super) fn unverified_claims(token: &str) -> Option<Map<String, Value>> {
     }
     let bytes = URL_SAFE_NO_PAD.decode(claims).ok()?;
     serde_json::from_slice(&bytes).ok()
+}
+
+/// The algorithm that a token's header names.
+pub(super) fn algorithm(token: &str) -> Option<String> {
+    let (header, _) = token.split_once('.')?;
+    let bytes = URL_SAFE_NO_PAD.decode(header).ok()?;
+    let header: Map<String, Value> = serde_json::from_slice(&bytes).ok()?;
+    Some(header.get("alg")?.as_str()?.to_owned())
 }
 
 #[cfg(test)]

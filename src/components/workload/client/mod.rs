@@ -2,7 +2,7 @@
 //! no server.
 //!
 //! [`issuer`] fetches a token, [`agent`] keeps files fresh, [`aws`] buys credentials with a token,
-//! and [`google`] answers as the libraries of Google ask.
+//! [`google`] answers as the libraries of Google ask, and [`spiffe`] as those of SPIFFE.
 //!
 //! Invariants: no token appears in an error or a log line; a token reaches the file, the standard
 //! output or the server that was named, and nothing else. Flags and variables are the command
@@ -10,5 +10,7 @@
 
 pub mod agent;
 pub mod aws;
+mod cache;
 pub mod google;
 pub mod issuer;
+pub mod spiffe;
