@@ -34,6 +34,7 @@ pub(super) fn command() -> Command {
             Command::new("generate")
                 .about("Make a signing key and publish its public half")
                 .args(args::of(FlagScope::Make))
+                .arg(set())
                 .arg(local()),
         )
         .subcommand(
@@ -58,8 +59,17 @@ pub(super) fn command() -> Command {
             Command::new("rotate")
                 .about("Make the successor of the signing key; it signs once verifiers know it")
                 .args(args::of(FlagScope::Make))
+                .arg(set())
                 .arg(local()),
         )
+}
+
+fn set() -> Arg {
+    Arg::new("set")
+        .long("set")
+        .value_name("component")
+        .conflicts_with("local")
+        .help("The component whose own keys are meant, as listed; else those of issuer and gate")
 }
 
 fn local() -> Arg {
@@ -97,6 +107,12 @@ pub(super) fn run(
     };
     let command = Invocation {
         keys,
+        set: matches
+            .try_get_one::<String>("set")
+            .ok()
+            .flatten()
+            .cloned()
+            .unwrap_or_default(),
         settings,
         runtime: ask::runtime()?,
     };
@@ -139,6 +155,8 @@ const KNOWN_KEYS: &str = "`tailbone keys list` shows the keys";
 /// One command with everything that it needs.
 struct Invocation {
     keys: Keys,
+    /// The component whose keys are meant; empty for issuer and gate.
+    set: String,
     settings: ClientSettings,
     runtime: tokio::runtime::Runtime,
 }
@@ -147,7 +165,10 @@ impl Invocation {
     fn generate(&self, console: &mut Console<'_>) -> Result<(), Failure> {
         let (size, algorithm) = self.requested();
         let made = self.wait(async |keys| match keys {
-            Keys::Server(client) => Ok((client.generate(size, algorithm).await?.key, None)),
+            Keys::Server(client) => {
+                let made = client.generate(size, algorithm, self.set.clone()).await?;
+                Ok((made.key, None))
+            }
             Keys::Local { life, spec } => {
                 let made = life.generate(Some(*spec), Timestamp::now()).await?;
                 Ok((Some(admin::wire_key(&made.key)), Some(made.report)))
@@ -218,7 +239,7 @@ impl Invocation {
         let (size, algorithm) = self.requested();
         let made = self.wait(async |keys| match keys {
             Keys::Server(client) => {
-                let answer = client.rotate(size, algorithm).await?;
+                let answer = client.rotate(size, algorithm, self.set.clone()).await?;
                 Ok((answer, None))
             }
             Keys::Local { life, spec } => {
@@ -351,6 +372,9 @@ pub struct Key {
     pub published: bool,
     #[serde(skip_serializing_if = "is_zero")]
     pub size: i64,
+    /// The component whose own key it is.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub set: String,
 }
 
 /// The same in YAML: names in small letters without underscores. The members that the Go program
@@ -368,6 +392,8 @@ struct YamlKey<'a> {
     published: bool,
     #[serde(skip_serializing_if = "is_zero")]
     size: i64,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    set: &'a str,
 }
 
 impl Key {
@@ -380,6 +406,7 @@ impl Key {
             signssince: self.signs_since,
             published: self.published,
             size: self.size,
+            set: &self.set,
         }
     }
 
@@ -399,6 +426,7 @@ impl From<proto::Key> for Key {
             signs_since: key.signs_since,
             published: key.published,
             size: key.size.into(),
+            set: key.set,
         }
     }
 }
@@ -487,7 +515,7 @@ impl Output for Listed<'_> {
             }
             return table.text(layout);
         }
-        let mut table = Table::new([
+        let names = [
             "KeyId",
             "Algorithm",
             "Created",
@@ -495,7 +523,15 @@ impl Output for Listed<'_> {
             "Age",
             "Signs since",
             "Published",
-        ]);
+        ];
+        let in_sets = keys.iter().any(|key| !key.set.is_empty());
+        let mut table = if in_sets {
+            let [id, algorithm, created, state, age, since, published] = names;
+            let set = "Keys of";
+            Table::new([id, algorithm, created, state, age, since, published, set])
+        } else {
+            Table::new(names)
+        };
         for key in keys {
             let [id, algorithm, created] = old(key);
             let since = if key.signs_since == 0 {
@@ -509,15 +545,18 @@ impl Output for Listed<'_> {
                 key.state.clone()
             };
             let published = if key.published { "yes" } else { "no" };
-            table.row([
-                id,
-                algorithm,
-                created,
-                state,
-                age(key.created_at, self.now),
-                since,
-                published.to_owned(),
-            ]);
+            let age = age(key.created_at, self.now);
+            let published = published.to_owned();
+            if in_sets {
+                let set = if key.set.is_empty() {
+                    "issuer".to_owned()
+                } else {
+                    key.set.clone()
+                };
+                table.row([id, algorithm, created, state, age, since, published, set]);
+            } else {
+                table.row([id, algorithm, created, state, age, since, published]);
+            }
         }
         table.text(layout)
     }
@@ -717,6 +756,24 @@ mod tests {
             show(OutputFormat::Yaml),
             "- keyid: tb-1740172800\n  algorithm: RS256\n  createdat: 1740172800\n- keyid: foreign\n  algorithm: ''\n  createdat: 0\n"
         );
+    }
+
+    #[test]
+    fn keys_of_a_component_name_it_and_all_rows_have_the_column() {
+        let mut keys = keys_with_state();
+        keys.push(Key {
+            key_id: "tb-1740172900".into(),
+            set: "workload".into(),
+            ..keys[0].clone()
+        });
+        let show = |format| shown(|console| show_listed(console, format, &keys, now())).0;
+        let table = show(OutputFormat::Text);
+        let ends: Vec<_> = table.lines().map(|line| line.trim_end()).collect();
+        assert!(ends[0].ends_with("Published  Keys of"), "{table}");
+        assert!(ends[1].ends_with("issuer"), "{table}");
+        assert!(ends[3].ends_with("workload"), "{table}");
+        assert_eq!(show(OutputFormat::Json).matches("\"set\"").count(), 1);
+        assert_eq!(show(OutputFormat::Yaml).matches("set: workload").count(), 1);
     }
 
     #[test]

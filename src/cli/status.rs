@@ -80,6 +80,8 @@ pub(super) struct Status {
     signing_key: Option<String>,
     signing_trouble: Option<String>,
     jwks: Jwks,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    key_sets: Vec<KeySet>,
     listeners: Vec<Listener>,
 }
 
@@ -138,6 +140,16 @@ struct Key {
     published: bool,
     created: Option<String>,
     signs_since: Option<String>,
+    /// The component whose own key it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    set: Option<String>,
+}
+
+/// The keys of a component that has its own.
+#[derive(Debug, Serialize)]
+struct KeySet {
+    name: String,
+    jwks: Jwks,
 }
 
 #[derive(Debug, Serialize)]
@@ -198,6 +210,7 @@ impl From<StatusResponse> for Status {
                     published: key.published,
                     created: moment(key.created_at),
                     signs_since: moment(key.signs_since),
+                    set: some(key.set),
                 })
                 .collect(),
             signing_key: some(status.signing_key),
@@ -207,6 +220,18 @@ impl From<StatusResponse> for Status {
                 read_at: moment(status.jwks_read_at),
                 trouble: some(status.jwks_trouble),
             },
+            key_sets: status
+                .key_sets
+                .into_iter()
+                .map(|set| KeySet {
+                    name: set.name,
+                    jwks: Jwks {
+                        place: set.jwks_place,
+                        read_at: moment(set.jwks_read_at),
+                        trouble: some(set.jwks_trouble),
+                    },
+                })
+                .collect(),
             listeners: status
                 .listeners
                 .into_iter()
@@ -330,12 +355,17 @@ impl Status {
             _ => {}
         }
         let keys = self.keys.iter().map(|key| {
-            let signs = if self.signing_key.as_ref() == Some(&key.id) {
-                ", signs"
-            } else {
-                ""
+            let signs = match &key.set {
+                Some(_) => key.signs_since.is_some(),
+                None => self.signing_key.as_ref() == Some(&key.id),
             };
-            (&key.id, format!("{}, {}{signs}", key.algorithm, key.state))
+            let signs = if signs { ", signs" } else { "" };
+            let of = match &key.set {
+                Some(set) => format!(" for {set}"),
+                None => String::new(),
+            };
+            let state = &key.state;
+            (&key.id, format!("{}, {state}{signs}{of}", key.algorithm))
         });
         list.facts(&keys.collect::<Vec<_>>());
 
@@ -348,6 +378,15 @@ impl Status {
             ),
             ("Problem", self.jwks.trouble.clone().unwrap_or_default()),
         ]);
+        for set in &self.key_sets {
+            list.heading(&format!("Published keys of {}", set.name));
+            let read = set.jwks.read_at.clone();
+            list.facts(&[
+                ("Place", set.jwks.place.clone()),
+                ("Last read", read.unwrap_or_else(|| "never".into())),
+                ("Problem", set.jwks.trouble.clone().unwrap_or_default()),
+            ]);
+        }
     }
 
     fn add_next_steps(&self, list: &mut List) {

@@ -13,7 +13,7 @@ use crate::{
         layers,
         serve::{Listeners, Listening, LiveLimits, Server, serve},
     },
-    jwks::life::KeyLife,
+    jwks::{KeySet, life::KeyLife},
     part::ServerState,
 };
 
@@ -21,10 +21,12 @@ use crate::{
 pub(super) fn routes(
     settings: &Settings,
     keys: &KeyLife,
+    sets: Arc<[KeySet]>,
     state: &ServerState,
 ) -> Result<Router, ServerError> {
     let admin = AdminApi {
         keys: keys.clone(),
+        sets,
         spec: settings.keys.spec,
         mode: settings.admin.authorization,
         state: state.clone(),

@@ -176,7 +176,7 @@ impl Daemon {
         };
         let key_sets: Arc<[KeySet]> = parts::own_keys(settings).map(open).collect();
         go_runtime::limit_memory(settings.server.memory).await;
-        let admin_routes = admin::routes(settings, &keys, &state)?;
+        let admin_routes = admin::routes(settings, &keys, key_sets.clone(), &state)?;
         let socket = admin::serve_local_socket(
             settings,
             admin_routes.clone(),

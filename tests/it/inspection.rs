@@ -14,12 +14,13 @@ use jiff::Timestamp;
 use tailbone::{
     admin::{AdminClient, ServerAddress},
     cli::{self, console::Console, layout::Layout},
-    config::{Authorization, Environment},
+    config::{Authorization, Environment, KeySpec},
     http::{
         health, layers,
         serve::{Limits, Listening, Server},
     },
-    jwks::life::KeyLife,
+    jwks::{FilePublisher, KeySet, life::KeyLife},
+    keys::KeyStore,
     metrics::{self, MetricSources},
     part::ServerState,
     tailnet::{
@@ -34,7 +35,7 @@ use tailbone::{
 };
 use tempfile::TempDir;
 use testkit::{
-    keys::key_life,
+    keys::{key_life, policy},
     world::{Serving, World, caller_routes},
 };
 
@@ -115,6 +116,17 @@ async fn metrics_tell_what_was_counted_and_what_is() {
     let world = World::new();
     let keys = key_life(dir.path());
     keys.start(Timestamp::now()).await.unwrap();
+    let folder = TempDir::new().unwrap();
+    let set = KeySet::new(
+        "workload",
+        KeyStore::new(folder.path().join("keys")),
+        Arc::new(FilePublisher::new(folder.path().join("jwks.json"))),
+        &policy(),
+        "tb",
+        KeySpec::Es256,
+        &[KeySpec::EdDsa],
+    );
+    set.start(Timestamp::now()).await.unwrap();
     let meter = Meter::default();
     let own = ServerState::default();
     own.readiness.switch("listeners-up", "not yet").release();
@@ -135,6 +147,7 @@ async fn metrics_tell_what_was_counted_and_what_is() {
         meter: meter.clone(),
         node: Arc::new(world.node.clone()),
         keys,
+        key_sets: [set].into(),
         readiness: own.readiness.clone(),
         listeners: own.listeners.clone(),
     });
@@ -181,6 +194,9 @@ async fn metrics_tell_what_was_counted_and_what_is() {
         "tailbone_node_key_expiry_timestamp_seconds 4000000000.0",
         r#"tailbone_keys{state="active"} 1"#,
         "tailbone_signing 1.0",
+        r#"tailbone_key_set_signing{set="workload",algorithm="EdDSA"} 1"#,
+        r#"tailbone_key_set_keys{set="workload",state="active"} 2"#,
+        r#"tailbone_key_set_jwks_trouble{set="workload"} 0"#,
         "tailbone_ready 1.0",
         r#"tailbone_latch_held{latch="listeners-up"} 0"#,
         r#"tailbone_latch_degraded{latch="listeners-up"} 0"#,
@@ -194,6 +210,8 @@ async fn metrics_tell_what_was_counted_and_what_is() {
         "process_open_fds ",
         "process_resident_memory_bytes ",
         "tailbone_signing_key_age_seconds ",
+        "tailbone_key_set_signing_key_age_seconds{",
+        "tailbone_key_set_jwks_read_timestamp_seconds{",
         "tailbone_jwks_read_timestamp_seconds ",
         "tailbone_go_goroutines ",
         "tailbone_go_heap_bytes ",

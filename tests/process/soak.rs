@@ -105,7 +105,12 @@ async fn rotations(daemon: &Daemon) {
     let socket = daemon.path(".tsnet/admin.sock");
     let client = AdminClient::new(ServerAddress::Socket(socket), Duration::from_secs(20));
     for _ in 0..ROTATIONS {
-        let made = client.rotate(0, String::new()).await.unwrap().key.unwrap();
+        let made = client
+            .rotate(0, String::new(), String::new())
+            .await
+            .unwrap()
+            .key
+            .unwrap();
         // The keys would otherwise stay in the document as long as tokens of theirs may exist.
         for key in client.list().await.unwrap() {
             if key.key_id != made.key_id {

@@ -34,7 +34,10 @@ use crate::{
     config::{Authorization, KeySpec, RSA_SIZES, Settings},
     http::{Error, certificate::CertificateSource, error::Kind, grpc, unix::LocalPeer},
     identity::{Caller, Connection, Visitor},
-    jwks::life::{KeyLife, LifeError},
+    jwks::{
+        KeySet,
+        life::{GeneratedKey, KeyLife, LifeError},
+    },
     keys::KeyView,
     part::{self, AcceptedHosts, Context, Part, PartError, ServerState},
     tailnet::{self, join::JoinState},
@@ -52,7 +55,10 @@ const MAX_KID_BYTES: usize = 512;
 /// The state of the methods. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct AdminApi {
+    /// The keys of issuer and gate.
     pub keys: KeyLife,
+    /// The keys of components that have their own.
+    pub sets: Arc<[KeySet]>,
     /// The kind of a new key, unless the request names one.
     pub spec: KeySpec,
     pub mode: Authorization,
@@ -179,17 +185,58 @@ impl AdminApi {
         Ok(Requester::Tailnet(caller))
     }
 
-    async fn generate(&self, size: i32, algorithm: &str) -> Result<Key, Error> {
-        let spec = requested_spec(size, algorithm, self.spec)?;
+    async fn generate(&self, size: i32, algorithm: &str, set: &str) -> Result<Key, Error> {
+        let set = self.set(set)?;
         let _changes = self.changes.lock().await;
-        let made = self
-            .keys
-            .generate(spec, Timestamp::now())
-            .await
-            .map_err(|error| key_error(KeyOperation::Generate, &error))?;
+        let now = Timestamp::now();
+        let made: Result<GeneratedKey, LifeError> = match set {
+            None => {
+                let spec = requested_spec(size, algorithm, self.spec)?;
+                self.keys.generate(spec, now).await
+            }
+            Some(set) => {
+                let spec = requested_spec_in(size, algorithm, set)?;
+                set.generate(Some(spec), now).await
+            }
+        };
+        let made = made.map_err(|error| key_error(KeyOperation::Generate, &error))?;
         made.report.audit();
         tracing::info!(target: "admin", kid = made.key.kid, algorithm = made.key.algorithm, "generated new key pair");
-        Ok(wire_key(&made.key))
+        Ok(key_of(set, &made.key))
+    }
+
+    /// The set of that name; `None` for the keys of issuer and gate.
+    fn set(&self, name: &str) -> Result<Option<&KeySet>, Error> {
+        if name.is_empty() {
+            return Ok(None);
+        }
+        match self.sets.iter().find(|set| set.name() == name) {
+            Some(set) => Ok(Some(set)),
+            None => {
+                let names: Vec<_> = self.sets.iter().map(KeySet::name).collect();
+                let message = match names.as_slice() {
+                    [] => "no component of this server has keys of its own".to_owned(),
+                    names => format!("no such key set; there is {}", names.join(", ")),
+                };
+                Err(Error::new(Kind::BadRequest, "unknown_key_set", message))
+            }
+        }
+    }
+
+    /// The set that this key belongs to, and its keys; `None` if it is in none. A key of another
+    /// server belongs to the set in whose document it is.
+    async fn set_with(&self, kid: &str) -> Result<Option<(&KeySet, Vec<Key>)>, LifeError> {
+        let known = self.keys.current_keys().snapshot();
+        let known = known.keys.iter().any(|key| key.kid == kid);
+        for set in self.sets.iter() {
+            let (keys, _) = set.list(Timestamp::now()).await?;
+            let belongs = |key: &KeyView| key.kid == kid && (key.state.is_some() || !known);
+            if keys.iter().any(belongs) {
+                let keys = keys.iter().map(|key| key_of(Some(set), key));
+                return Ok(Some((set, keys.collect())));
+            }
+        }
+        Ok(None)
     }
 
     async fn list(&self) -> Result<Vec<Key>, Error> {
@@ -201,7 +248,18 @@ impl AdminApi {
         if let Some(error) = report.unread {
             return Err(list_error(error));
         }
-        Ok(report.keys.iter().map(wire_key).collect())
+        let mut listed: Vec<Key> = report.keys.iter().map(wire_key).collect();
+        for set in self.sets.iter() {
+            let (keys, unread) = set
+                .list(Timestamp::now())
+                .await
+                .map_err(|error| key_error(KeyOperation::List, &error))?;
+            if let Some(error) = unread {
+                return Err(list_error(error));
+            }
+            listed.extend(keys.iter().map(|key| key_of(Some(set), key)));
+        }
+        Ok(listed)
     }
 
     async fn remove(&self, kid: &str, force: Option<bool>) -> Result<Vec<Key>, Error> {
@@ -213,12 +271,18 @@ impl AdminApi {
             ));
         }
         let _changes = self.changes.lock().await;
+        let failed = |error: LifeError| key_error(KeyOperation::Remove, &error);
+        let in_set = self.set_with(kid).await.map_err(failed)?;
         // Older clients leave this out: they have asked their user before the call.
         if force == Some(false) {
-            let failed = |error: LifeError| key_error(KeyOperation::Remove, &error);
-            let synced = self.keys.sync(Timestamp::now()).await.map_err(failed)?;
-            synced.audit();
-            let keys: Vec<_> = synced.keys.iter().map(wire_key).collect();
+            let keys = match &in_set {
+                Some((_, keys)) => keys.clone(),
+                None => {
+                    let synced = self.keys.sync(Timestamp::now()).await.map_err(failed)?;
+                    synced.audit();
+                    synced.keys.iter().map(wire_key).collect()
+                }
+            };
             let impact = impact(&keys, kid);
             if impact.signing || impact.last {
                 let explanation = consequences(kid, impact).join("; ");
@@ -229,29 +293,43 @@ impl AdminApi {
                 ));
             }
         }
-        let removed = self
-            .keys
-            .remove(kid, Timestamp::now())
-            .await
-            .map_err(|error| {
-                if let LifeError::NotFound(_) = error {
-                    tracing::warn!(target: "admin", kid, "key not found in JWKS");
-                }
-                key_error(KeyOperation::Remove, &error)
-            })?;
+        let set = in_set.map(|(set, _)| set);
+        let removed = match set {
+            Some(set) => set.remove(kid, Timestamp::now()).await,
+            None => self.keys.remove(kid, Timestamp::now()).await,
+        };
+        let removed = removed.map_err(|error| {
+            if let LifeError::NotFound(_) = error {
+                tracing::warn!(target: "admin", kid, "key not found in JWKS");
+            }
+            key_error(KeyOperation::Remove, &error)
+        })?;
         removed.report.audit();
         tracing::info!(target: "admin", kid, remaining_keys = removed.remaining.len(), "removed key from JWKS");
-        Ok(removed.remaining.iter().map(wire_key).collect())
+        let remaining = removed.remaining.iter();
+        Ok(remaining.map(|key| key_of(set, key)).collect())
     }
 
-    async fn rotate(&self, size: i32, algorithm: &str) -> Result<RotateKeysResponse, Error> {
-        let spec = requested_spec(size, algorithm, self.spec)?;
+    async fn rotate(
+        &self,
+        size: i32,
+        algorithm: &str,
+        set: &str,
+    ) -> Result<RotateKeysResponse, Error> {
+        let set = self.set(set)?;
         let _changes = self.changes.lock().await;
-        let made = self
-            .keys
-            .rotate(spec, Timestamp::now())
-            .await
-            .map_err(|error| key_error(KeyOperation::Rotate, &error))?;
+        let now = Timestamp::now();
+        let made: Result<GeneratedKey, LifeError> = match set {
+            None => {
+                let spec = requested_spec(size, algorithm, self.spec)?;
+                self.keys.rotate(spec, now).await
+            }
+            Some(set) => {
+                let spec = requested_spec_in(size, algorithm, set)?;
+                set.rotate(Some(spec), now).await
+            }
+        };
+        let made = made.map_err(|error| key_error(KeyOperation::Rotate, &error))?;
         made.report.audit();
         if made.existed {
             tracing::info!(target: "admin", kid = made.key.kid, "a successor is waiting already");
@@ -259,7 +337,7 @@ impl AdminApi {
             tracing::info!(target: "admin", kid = made.key.kid, algorithm = made.key.algorithm, "generated new key pair");
         }
         Ok(RotateKeysResponse {
-            key: Some(wire_key(&made.key)),
+            key: Some(key_of(set, &made.key)),
             signs_from: seconds(made.key.signs_since),
             existed: made.existed,
         })
@@ -323,11 +401,30 @@ impl AdminApi {
                         .map(|certificate| wire_certificate(&*certificate, now)),
                 })
                 .collect(),
-            keys: snapshot.keys.iter().map(wire_key).collect(),
+            keys: self.last_read_keys(&snapshot.keys),
+            key_sets: self
+                .sets
+                .iter()
+                .map(|set| proto::KeySet {
+                    name: set.name().to_owned(),
+                    jwks_place: set.place().to_owned(),
+                    jwks_read_at: seconds(set.document_read()),
+                    jwks_trouble: set.trouble().join("; "),
+                })
+                .collect(),
             jwks_place: self.keys.place().to_owned(),
             health: node.health.clone(),
             certificate_names: node.cert_domains.clone(),
         }
+    }
+
+    /// The keys as last read: those of issuer and gate, and those of the sets.
+    fn last_read_keys(&self, keys: &[KeyView]) -> Vec<Key> {
+        let mut all: Vec<Key> = keys.iter().map(wire_key).collect();
+        for set in self.sets.iter() {
+            all.extend(set.keys().iter().map(|key| key_of(Some(set), key)));
+        }
+        all
     }
 
     /// The identity of a caller at this address, as the components would see it.
@@ -447,11 +544,18 @@ impl AdminService for AdminApi {
         &self,
         request: Request<GenerateNewKeysRequest>,
     ) -> Result<Response<GenerateNewKeysResponse>, Status> {
-        let (admission, GenerateNewKeysRequest { size, algorithm }) = admission_of(request)?;
+        let (
+            admission,
+            GenerateNewKeysRequest {
+                size,
+                algorithm,
+                set,
+            },
+        ) = admission_of(request)?;
         let admin = self.clone();
         let call = async move {
             Ok(GenerateNewKeysResponse {
-                key: Some(admin.generate(size, &algorithm).await?),
+                key: Some(admin.generate(size, &algorithm, &set).await?),
             })
         };
         self.run_to_completion(admission, None, |answer| key_id(answer.key.as_ref()), call)
@@ -492,9 +596,16 @@ impl AdminService for AdminApi {
         &self,
         request: Request<RotateKeysRequest>,
     ) -> Result<Response<RotateKeysResponse>, Status> {
-        let (admission, RotateKeysRequest { size, algorithm }) = admission_of(request)?;
+        let (
+            admission,
+            RotateKeysRequest {
+                size,
+                algorithm,
+                set,
+            },
+        ) = admission_of(request)?;
         let admin = self.clone();
-        let call = async move { admin.rotate(size, &algorithm).await };
+        let call = async move { admin.rotate(size, &algorithm, &set).await };
         self.run_to_completion(admission, None, |answer| key_id(answer.key.as_ref()), call)
             .await
     }
@@ -623,6 +734,21 @@ fn requested_spec(size: i32, algorithm: &str, setting: KeySpec) -> Result<Option
     }
 }
 
+/// The key of a set that a request asks for.
+fn requested_spec_in(size: i32, algorithm: &str, set: &KeySet) -> Result<KeySpec, Error> {
+    let own = |algorithm| set.life(algorithm).map(KeyLife::spec);
+    let Some(default) = own(set.default_algorithm()) else {
+        return Err(Error::new(
+            Kind::Internal,
+            "internal",
+            "a set without keys of its own algorithm",
+        ));
+    };
+    let spec = requested_spec(size, algorithm, default)?.unwrap_or(default);
+    // Without a size, the set's setting for this algorithm decides.
+    Ok(own(spec.algorithm()).filter(|_| size == 0).unwrap_or(spec))
+}
+
 fn wire_certificate(certificate: &dyn CertificateSource, now: Timestamp) -> proto::Certificate {
     let trouble = certificate.trouble(now).unwrap_or_default();
     match certificate.facts() {
@@ -636,6 +762,14 @@ fn wire_certificate(certificate: &dyn CertificateSource, now: Timestamp) -> prot
             trouble,
             ..proto::Certificate::default()
         },
+    }
+}
+
+/// A key in its wire format, with the set that it belongs to.
+fn key_of(set: Option<&KeySet>, view: &KeyView) -> Key {
+    Key {
+        set: set.map_or_else(String::new, |set| set.name().to_owned()),
+        ..wire_key(view)
     }
 }
 
@@ -656,6 +790,7 @@ pub fn wire_key(view: &KeyView) -> Key {
         },
         published: view.published,
         size: i32::try_from(view.bits).unwrap_or_default(),
+        set: String::new(),
     }
 }
 

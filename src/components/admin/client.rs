@@ -61,8 +61,13 @@ impl AdminClient {
         &self,
         size: i32,
         algorithm: String,
+        set: String,
     ) -> Result<GenerateNewKeysResponse, CallError> {
-        let request = GenerateNewKeysRequest { size, algorithm };
+        let request = GenerateNewKeysRequest {
+            size,
+            algorithm,
+            set,
+        };
         self.call(async |mut api| api.generate_new_keys(request).await)
             .await
     }
@@ -89,8 +94,13 @@ impl AdminClient {
         &self,
         size: i32,
         algorithm: String,
+        set: String,
     ) -> Result<RotateKeysResponse, CallError> {
-        let request = RotateKeysRequest { size, algorithm };
+        let request = RotateKeysRequest {
+            size,
+            algorithm,
+            set,
+        };
         self.call(async |mut api| api.rotate_keys(request).await)
             .await
     }

@@ -40,6 +40,7 @@ fn kind(error: &LifeError) -> (Kind, &'static str) {
     };
     match error {
         LifeError::NotFound(_) => (Kind::NotFound, "key_not_found"),
+        LifeError::NotInSet { .. } => (Kind::BadRequest, "bad_key_spec"),
         LifeError::KidTaken(_) => (Kind::Conflict, "key_id_taken"),
         LifeError::Publish(PublishError::Conflict { .. }) => (Kind::Conflict, "jwks_conflict"),
         // It is our permission that is missing and not the caller's, so PermissionDenied would be

@@ -34,7 +34,7 @@ use prometheus_client::{
 use crate::{
     config::Settings,
     http::{Error, error::Kind, health, layers, serve::Listeners},
-    jwks::life::KeyLife,
+    jwks::{KeySet, life::KeyLife},
     keys,
     part::{Context, Part, PartError, Routes},
     tailnet::{
@@ -56,6 +56,7 @@ pub struct MetricSources {
     pub meter: Meter,
     pub node: Arc<dyn Node>,
     pub keys: KeyLife,
+    pub key_sets: Arc<[KeySet]>,
     pub readiness: Readiness,
     pub listeners: Listeners,
 }
@@ -86,6 +87,8 @@ async fn scrape(State(metrics): State<MetricSources>) -> Result<Response, Error>
 }
 
 type Labels = [(&'static str, &'static str); 1];
+type SetLabels = [(&'static str, String); 1];
+type KeyLabels = [(&'static str, String); 2];
 type FloatGauge = Gauge<f64, AtomicU64>;
 
 impl MetricSources {
@@ -94,6 +97,7 @@ impl MetricSources {
             meter: context.meter.clone(),
             node: context.node.clone(),
             keys: context.keys.clone(),
+            key_sets: context.key_sets.clone(),
             readiness: context.state.readiness.clone(),
             listeners: context.state.listeners.clone(),
         }
@@ -124,6 +128,9 @@ impl MetricSources {
         self.add_readiness(registry, now);
         self.add_node(registry, now);
         self.add_keys(registry, now);
+        if !self.key_sets.is_empty() {
+            self.add_key_sets(registry, now);
+        }
         self.add_connections(registry);
         if let Some(runtime) = runtime {
             go_metrics(registry, runtime);
@@ -221,6 +228,70 @@ impl MetricSources {
             "jwks_trouble",
             "Problems with reading or publishing the document",
             as_f64(snapshot.trouble.len() as u64),
+        );
+    }
+
+    /// The keys of components that have their own. Those above are the keys of issuer and gate.
+    fn add_key_sets(&self, registry: &mut Registry, now: Timestamp) {
+        let signing = Family::<KeyLabels, Gauge>::default();
+        let ages = Family::<KeyLabels, FloatGauge>::default();
+        let keys_by_state = Family::<KeyLabels, Gauge>::default();
+        let read = Family::<SetLabels, FloatGauge>::default();
+        let trouble = Family::<SetLabels, Gauge>::default();
+        for set in self.key_sets.iter() {
+            let label = |name, value: &str| [("set", set.name().to_owned()), (name, value.into())];
+            let keys = set.keys();
+            for algorithm in set.algorithms() {
+                let label = label("algorithm", algorithm.as_str());
+                let signer = set.signer(algorithm).ok();
+                signing
+                    .get_or_create(&label)
+                    .set(i64::from(signer.is_some()));
+                let key = signer.and_then(|signer| {
+                    keys.iter()
+                        .find(|key| key.kid == signer.kid().as_str())
+                        .and_then(|key| key.created.or(key.signs_since))
+                });
+                if let Some(since) = key {
+                    let age = unix_seconds(now) - unix_seconds(since);
+                    ages.get_or_create(&label).set(age);
+                }
+            }
+            for key in &keys {
+                let state = key.state.map_or("foreign", keys::KeyState::as_str);
+                keys_by_state.get_or_create(&label("state", state)).inc();
+            }
+            let set_label = [("set", set.name().to_owned())];
+            if let Some(time) = set.document_read() {
+                read.get_or_create(&set_label).set(unix_seconds(time));
+            }
+            let troubles = i64::try_from(set.trouble().len()).unwrap_or(i64::MAX);
+            trouble.get_or_create(&set_label).set(troubles);
+        }
+        registry.register(
+            "key_set_signing",
+            "1 while the component has a key of its own to sign with",
+            signing,
+        );
+        registry.register(
+            "key_set_signing_key_age_seconds",
+            "Age of the component's key that signs",
+            ages,
+        );
+        registry.register(
+            "key_set_keys",
+            "Keys of the component by state; foreign ones are other servers'",
+            keys_by_state,
+        );
+        registry.register(
+            "key_set_jwks_read_timestamp_seconds",
+            "When the component's published document was last read",
+            read,
+        );
+        registry.register(
+            "key_set_jwks_trouble",
+            "Problems with reading or publishing the component's document",
+            trouble,
         );
     }
 

@@ -1,16 +1,24 @@
 //! The effects and answers of the methods.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use http_body_util::BodyExt as _;
 use jiff::Timestamp;
 use prost::Message as _;
 use tailbone::{
-    admin::proto::{
-        GenerateNewKeysRequest, Key, RemoveKeyRequest, RotateKeysRequest, StatusRequest,
+    admin::{
+        AdminApi,
+        proto::{
+            GenerateNewKeysRequest, Key, RemoveKeyRequest, RotateKeysRequest, StatusRequest,
+            admin_service_client::AdminServiceClient,
+        },
+        router,
     },
-    jwks::{FilePublisher, life::KeyLife},
-    keys::KeyStore,
+    config::{Authorization, KeySpec},
+    http::layers,
+    jwks::{FilePublisher, KeySet, life::KeyLife},
+    keys::{Algorithm, KeyStore},
+    part::ServerState,
     tailnet::fake::Identity,
 };
 use testkit::{eventually, soon};
@@ -73,6 +81,7 @@ async fn d09_size_and_algorithm_are_what_was_asked_for() {
         let request = GenerateNewKeysRequest {
             size,
             algorithm: algorithm.into(),
+            ..GenerateNewKeysRequest::default()
         };
         let key = soon("a key", api.generate_new_keys(request)).await;
         let key = key.unwrap().into_inner().key.unwrap();
@@ -83,11 +92,93 @@ async fn d09_size_and_algorithm_are_what_was_asked_for() {
         let request = GenerateNewKeysRequest {
             size,
             algorithm: algorithm.into(),
+            ..GenerateNewKeysRequest::default()
         };
         let refused = api.generate_new_keys(request).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{size} {algorithm}");
     }
     assert_eq!(server.published(), before);
+}
+
+#[tokio::test]
+async fn keys_of_a_component_are_listed_rotated_and_removed_beside_the_issuers() {
+    let server = AdminServer::new().await;
+    let folder = tempfile::TempDir::new().unwrap();
+    let set = KeySet::new(
+        "workload",
+        KeyStore::new(folder.path().join("keys")),
+        Arc::new(FilePublisher::new(folder.path().join("jwks.json"))),
+        &policy(),
+        "wl",
+        KeySpec::Es384,
+        &[KeySpec::Rs256 { bits: 3072 }],
+    );
+    let before = Timestamp::now() - Duration::from_secs(10);
+    for (_, report) in set.start(before).await.unwrap() {
+        assert!(!report.failed(), "{report:?}");
+    }
+    let admin = AdminApi {
+        keys: server.keys.clone(),
+        sets: [set.clone()].into(),
+        spec: KeySpec::Es256,
+        mode: Authorization::Grant,
+        state: ServerState::default(),
+        changes: Arc::default(),
+    };
+    let path = folder.path().join("admin.sock");
+    let routes = layers::wrap_grpc(router(admin).unwrap(), "admin");
+    let _served = super::serve_socket(&path, routes);
+    let stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+    let mut api = AdminServiceClient::new(super::over(stream).await);
+
+    let sets = |keys: &[Key]| {
+        let mut sets: Vec<_> = keys
+            .iter()
+            .map(|key| format!("{} {} {}", key.set, key.algorithm, key.size))
+            .collect();
+        sets.sort();
+        sets
+    };
+    let listed = list(&mut api).await;
+    assert_eq!(
+        sets(&listed),
+        [" ES256 0", "workload ES384 0", "workload RS256 3072"]
+    );
+    // The size is the set's; an algorithm that the set does not have is refused.
+    let rotate = |algorithm: &str, set: &str| RotateKeysRequest {
+        algorithm: algorithm.into(),
+        set: set.into(),
+        ..RotateKeysRequest::default()
+    };
+    let made = soon("a key", api.rotate_keys(rotate("RS256", "workload"))).await;
+    let made = made.unwrap().into_inner().key.unwrap();
+    assert_eq!((&*made.set, made.size), ("workload", 3072));
+    for (algorithm, set, words) in [
+        ("EdDSA", "workload", "no keys for EdDSA"),
+        ("ES384", "oidc", "there is workload"),
+    ] {
+        let refused = soon("an answer", api.rotate_keys(rotate(algorithm, set))).await;
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+        assert!(refused.message().contains(words), "{refused:?}");
+    }
+    let status = soon("a status", api.status(StatusRequest {})).await;
+    let status = status.unwrap().into_inner();
+    assert_eq!(status.keys.len(), 4);
+    assert_eq!(status.key_sets[0].name, "workload");
+    assert!(status.key_sets[0].jwks_read_at > 0);
+
+    // What signs is not removed unasked; what does not is removed from its set's document.
+    let signing = set.signer(Algorithm::Es384).unwrap().kid().to_string();
+    let refused = remove(&mut api, &signing, Some(false)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    let left = remove(&mut api, &made.key_id, Some(false)).await.unwrap();
+    assert_eq!(left.len(), 2);
+    assert!(left.contains(&signing));
+    let left = remove(&mut api, &signing, Some(true)).await.unwrap();
+    assert_eq!(left.len(), 1);
+    assert!(set.signer(Algorithm::Es384).is_err());
+    assert_eq!(server.published().len(), 1, "the issuer's key stays");
 }
 
 #[tokio::test]

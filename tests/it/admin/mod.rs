@@ -125,6 +125,7 @@ impl AdminServer {
 /// The routes of the admin API.
 pub(crate) fn routes(keys: KeyLife, mode: Authorization, state: ServerState) -> Router {
     let admin = AdminApi {
+        sets: Arc::default(),
         keys,
         spec: KeySpec::Es256,
         mode,

@@ -158,7 +158,8 @@ async fn each_algorithm_rotates_by_itself() {
     set.remove(&other, at(2000)).await.unwrap();
     assert!(set.signer(Algorithm::EdDsa).is_err());
     assert_eq!(signing(&set, Algorithm::Es256), made.key.kid);
-    let left = set.list(at(2001)).await.unwrap();
+    let (left, unread) = set.list(at(2001)).await.unwrap();
+    assert_eq!(unread, None);
     assert_eq!(left.len(), 2, "the retired key and its successor");
     assert!(left.iter().all(|key| key.kid != other));
 }

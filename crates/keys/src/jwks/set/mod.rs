@@ -202,6 +202,19 @@ impl KeySet {
         self.lives().filter_map(read).max()
     }
 
+    /// What is wrong with reading or publishing the keys, in words for an operator.
+    pub fn trouble(&self) -> Vec<String> {
+        let mut troubles: Vec<String> = Vec::new();
+        for (_, life) in self.lives() {
+            for trouble in &life.current_keys().snapshot().trouble {
+                if !troubles.contains(trouble) {
+                    troubles.push(trouble.clone());
+                }
+            }
+        }
+        troubles
+    }
+
     /// The name of the place of publication, for people.
     pub fn place(&self) -> &str {
         self.first().place()
@@ -310,13 +323,19 @@ impl KeySet {
         life.remove(kid, now).await
     }
 
-    /// Every key of the document and the directories; changes nothing.
-    pub async fn list(&self, now: Timestamp) -> Result<Vec<KeyView>, LifeError> {
-        let mut views = Vec::new();
+    /// Every key of the document and the directories, and why the document could not be read.
+    /// Changes nothing.
+    pub async fn list(
+        &self,
+        now: Timestamp,
+    ) -> Result<(Vec<KeyView>, Option<PublishError>), LifeError> {
+        let (mut views, mut unread) = (Vec::new(), None);
         for (_, life) in self.lives() {
-            views.push(life.list(now).await?.keys);
+            let report = life.list(now).await?;
+            views.push(report.keys);
+            unread = unread.or(report.unread);
         }
-        Ok(merge(views.into_iter()))
+        Ok((merge(views.into_iter()), unread))
     }
 
     /// One pass of every life that may clean up ([`KeyLife::housekeeping`]).
