@@ -118,7 +118,12 @@ impl Caller {
             .is_some_and(|grants| grants.contains_key(capability))
     }
 
-    fn all_grants(&self) -> Option<&Grants> {
+    /// Every capability that the tailnet's policy grants this caller on our node.
+    pub fn all_grants(&self) -> Option<&BTreeMap<String, Vec<serde_json::Value>>> {
+        self.shared_grants().map(Arc::as_ref)
+    }
+
+    fn shared_grants(&self) -> Option<&Grants> {
         match self {
             Self::Funnel(_) => None,
             Self::Machine(machine) => Some(&machine.grants),

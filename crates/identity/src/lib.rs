@@ -40,17 +40,21 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod audience;
 mod caller;
 mod callers;
 mod connection;
 mod directory;
 mod listener;
 pub mod policy;
+mod subject;
 mod visitor;
 
+pub use audience::{AudiencePattern, MAX_AUDIENCE_BYTES};
 pub use caller::{Caller, Machine, Refusal, User};
 pub use callers::CallerRates;
 pub use connection::Connection;
 pub use directory::Directory;
 pub use listener::TailnetListener;
+pub use subject::{NoSubject, SubjectTemplate};
 pub use visitor::Visitor;

@@ -1,5 +1,7 @@
 //! A caller together with their tailnet, which may be another one than ours.
 
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 
 use super::{Caller, Refusal};
@@ -16,6 +18,8 @@ pub struct Visitor {
     tailnet: String,
     node_id: String,
     node_name: String,
+    display_name: String,
+    addresses: Vec<IpAddr>,
     key_expiry: Option<Timestamp>,
     picture: String,
 }
@@ -41,6 +45,8 @@ impl Visitor {
         } else {
             name
         };
+        let display_name = display_name(&node_name, &whois.node.hostname, foreign);
+        let addresses = whois.node.addresses.clone();
         let key_expiry = whois.node.key_expiry;
         let picture = whois.user.picture.clone();
         Ok(Self {
@@ -49,6 +55,8 @@ impl Visitor {
             tailnet,
             node_id,
             node_name,
+            display_name,
+            addresses,
             key_expiry,
             picture,
         })
@@ -117,11 +125,34 @@ impl Visitor {
         &self.node_name
     }
 
+    /// The calling node's name as Tailscale's own programs show it: `web`, or `web (web-7f9c)` where
+    /// the machine calls itself otherwise; for a node of another tailnet its whole name.
+    pub fn display_name(&self) -> &str {
+        &self.display_name
+    }
+
+    /// The tailnet addresses of the calling node.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
     /// URL of the user's picture; empty for machines.
     pub fn picture(&self) -> &str {
         match self.caller {
             Caller::User(_) => &self.picture,
             _ => "",
         }
+    }
+}
+
+fn display_name(name: &str, hostname: &str, foreign: bool) -> String {
+    if foreign {
+        return name.to_owned();
+    }
+    let label = name.split('.').next().unwrap_or_default();
+    if hostname.is_empty() || hostname.eq_ignore_ascii_case(label) {
+        label.to_owned()
+    } else {
+        format!("{label} ({hostname})")
     }
 }

@@ -1,5 +1,5 @@
-//! Values that every layer reads: secrets, the names of hosts and the origins of web pages, texts
-//! that are safe to print, and JSON objects.
+//! Values that every layer reads: secrets, the names of hosts and the origins of web pages, patterns,
+//! texts that are safe to print, and JSON objects.
 //!
 //! They know nothing of where they come from or what they are for.
 //!
@@ -12,6 +12,7 @@
 //! # Ok::<(), String>(())
 //! ```
 
+pub mod glob;
 mod object;
 mod printable;
 mod secret;

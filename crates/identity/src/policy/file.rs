@@ -26,13 +26,8 @@ use toml::{
     de::{DeArray, DeTable, DeValue},
 };
 
-use super::{
-    Effect, Rule, Selector,
-    grant::{self, Condition},
-    target::{PathPrefix, Scope},
-};
+use super::{Effect, Rule, Scope, Selector, grant::Condition};
 use tailbone_values::printable;
-use tailbone_values::web::HostPattern;
 
 /// One mistake in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,16 +74,18 @@ impl fmt::Display for Mistakes {
 impl std::error::Error for Mistakes {}
 
 const TOP: [&str; 3] = ["groups", "rule", "version"];
-const RULE: [&str; 9] = [
-    "decision", "foreign", "grant", "hosts", "methods", "name", "paths", "tailnet", "who",
-];
+const RULE: [&str; 6] = ["decision", "foreign", "grant", "name", "tailnet", "who"];
 const GRANT: [&str; 2] = ["capability", "has"];
 
-type Node<'i> = Spanned<DeValue<'i>>;
+/// One value of the file, with its place.
+pub type Node<'i> = Spanned<DeValue<'i>>;
 type Groups = BTreeMap<String, Vec<Selector>>;
 
-pub(super) fn parse(text: &str) -> Result<Vec<Rule>, Mistakes> {
-    let mut reader = Reader {
+/// The rules of a file, and what it says beside them.
+type Contents<S> = (Vec<Rule<S>>, <S as Scope>::Top);
+
+pub(super) fn parse<S: Scope>(text: &str) -> Result<Contents<S>, Mistakes> {
+    let mut reader = RuleReader {
         text,
         mistakes: Vec::new(),
     };
@@ -98,27 +95,30 @@ pub(super) fn parse(text: &str) -> Result<Vec<Rule>, Mistakes> {
         reader.mistake(&at, "", error.message());
     }
     // After a syntax error the parser's tree is a guess, which would produce false mistakes.
-    let rules = if reader.mistakes.is_empty() {
-        reader.file(table.get_ref())
+    let contents = if reader.mistakes.is_empty() {
+        let top = S::of_top(&mut reader, table.get_ref());
+        (reader.file(table.get_ref()), top)
     } else {
-        Vec::new()
+        (Vec::new(), S::Top::default())
     };
     let mut mistakes = reader.mistakes;
     if mistakes.is_empty() {
-        return Ok(rules);
+        return Ok(contents);
     }
     mistakes.sort_by_key(|mistake| mistake.line);
     Err(Mistakes(mistakes))
 }
 
-struct Reader<'i> {
+/// Reads a file, and collects its mistakes.
+#[derive(Debug)]
+pub struct RuleReader<'i> {
     text: &'i str,
     mistakes: Vec<Mistake>,
 }
 
-impl Reader<'_> {
-    fn file(&mut self, table: &DeTable<'_>) -> Vec<Rule> {
-        self.known_keys(table, "", &TOP);
+impl RuleReader<'_> {
+    fn file<S: Scope>(&mut self, table: &DeTable<'_>) -> Vec<Rule<S>> {
+        self.known_keys(table, "", &[&TOP, S::TOP_KEYS].concat());
         if let Some(version) = table.get("version") {
             let one = version
                 .get_ref()
@@ -132,7 +132,7 @@ impl Reader<'_> {
             Some(node) => self.groups(node),
             None => Groups::new(),
         };
-        let mut rules: Vec<Rule> = Vec::new();
+        let mut rules: Vec<Rule<S>> = Vec::new();
         let Some(node) = table.get("rule") else {
             return rules;
         };
@@ -208,18 +208,18 @@ impl Reader<'_> {
         groups
     }
 
-    fn rule(
+    fn rule<S: Scope>(
         &mut self,
         table: &DeTable<'_>,
         span: &Range<usize>,
         field: &str,
         number: usize,
         groups: &Groups,
-    ) -> Rule {
-        self.known_keys(table, field, &RULE);
+    ) -> Rule<S> {
+        self.known_keys(table, field, &[&RULE, S::KEYS].concat());
         let at = |key: &str| format!("{field}.{key}");
         let name = self.text_of(table, "name", field).map(|(_, name)| name);
-        let effect = self.effect(table, span, field);
+        let effect = self.effect(table, span, field, S::EFFECTS);
         let who = match table.get("who") {
             Some(node) => self.who(node, &at("who"), groups, effect),
             None => Vec::new(),
@@ -234,37 +234,36 @@ impl Reader<'_> {
             grant: table
                 .get("grant")
                 .and_then(|node| self.grant(node, &at("grant"))),
-            scope: Scope {
-                hosts: self.list(table, "hosts", field, HostPattern::parse),
-                paths: self.list(table, "paths", field, PathPrefix::parse),
-                methods: self.list(table, "methods", field, grant::method),
-            },
+            scope: S::of_rule(self, table, field),
         }
     }
 
-    fn effect(&mut self, table: &DeTable<'_>, span: &Range<usize>, field: &str) -> Effect {
-        let field = format!("{field}.decision");
-        if !table.contains_key("decision") {
-            self.mistake(span, &field, "is missing: allow, deny or anonymous");
-        }
-        let at = field
-            .rsplit_once('.')
-            .map_or("", |(rule, _)| rule)
-            .to_owned();
-        match self.text_of(table, "decision", &at) {
-            Some((_, word)) if word == "allow" => Effect::Allow,
-            Some((_, word)) if word == "anonymous" => Effect::Anonymous,
-            Some((_, word)) if word == "deny" => Effect::Deny,
-            Some((span, word)) => {
-                self.mistake(
-                    &span,
-                    &field,
-                    format!("{word:?} is not allow, deny or anonymous"),
-                );
-                Effect::Deny
+    fn effect(
+        &mut self,
+        table: &DeTable<'_>,
+        span: &Range<usize>,
+        rule: &str,
+        known: &[Effect],
+    ) -> Effect {
+        let field = format!("{rule}.decision");
+        let words = match known {
+            [first @ .., last] => {
+                let first: Vec<&str> = first.iter().map(|effect| effect.as_str()).collect();
+                format!("{} or {}", first.join(", "), last.as_str())
             }
-            None => Effect::Deny,
+            [] => String::new(),
+        };
+        if !table.contains_key("decision") {
+            self.mistake(span, &field, format!("is missing: {words}"));
         }
+        let Some((span, word)) = self.text_of(table, "decision", rule) else {
+            return Effect::Deny;
+        };
+        if let Some(effect) = known.iter().find(|effect| effect.as_str() == word) {
+            return *effect;
+        }
+        self.mistake(&span, &field, format!("{word:?} is not {words}"));
+        Effect::Deny
     }
 
     fn who(
@@ -348,7 +347,8 @@ impl Reader<'_> {
         Some(Condition { capability, has })
     }
 
-    fn json(&mut self, node: &Node<'_>, field: &str) -> serde_json::Value {
+    /// A value of a member, as JSON.
+    pub fn json(&mut self, node: &Node<'_>, field: &str) -> serde_json::Value {
         match node.get_ref() {
             DeValue::String(text) => text.as_ref().into(),
             DeValue::Boolean(yes) => (*yes).into(),
@@ -373,7 +373,7 @@ impl Reader<'_> {
     }
 
     /// A list of strings, each converted by `read`.
-    fn list<T>(
+    pub fn list<T>(
         &mut self,
         table: &DeTable<'_>,
         key: &str,
@@ -428,7 +428,8 @@ impl Reader<'_> {
         words
     }
 
-    fn text_of(
+    /// A string that is not empty.
+    pub fn text_of(
         &mut self,
         table: &DeTable<'_>,
         key: &str,
@@ -451,7 +452,7 @@ impl Reader<'_> {
         None
     }
 
-    fn boolean(&mut self, table: &DeTable<'_>, key: &str, field: &str) -> Option<bool> {
+    pub fn boolean(&mut self, table: &DeTable<'_>, key: &str, field: &str) -> Option<bool> {
         let node = table.get(key)?;
         let yes = node.get_ref().as_bool();
         if yes.is_none() {
@@ -464,7 +465,8 @@ impl Reader<'_> {
         yes
     }
 
-    fn known_keys(&mut self, table: &DeTable<'_>, field: &str, known: &[&str]) {
+    /// Refuses keys that are none of `known`.
+    pub fn known_keys(&mut self, table: &DeTable<'_>, field: &str, known: &[&str]) {
         for (key, _) in table {
             let name = key.get_ref().as_ref();
             if !known.contains(&name) {
@@ -479,7 +481,8 @@ impl Reader<'_> {
         }
     }
 
-    fn mistake(&mut self, at: &Range<usize>, field: &str, message: impl Into<String>) {
+    /// Notes a mistake at a place of the file.
+    pub fn mistake(&mut self, at: &Range<usize>, field: &str, message: impl Into<String>) {
         let line = self.line(at.start);
         self.mistakes.push(Mistake {
             line,

@@ -11,10 +11,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{
-    Effect, Match, RuleId, Step, Target,
-    target::{PathPrefix, Scope},
-};
+use super::{Effect, Grant, Match, RequestScope, RuleId, Scope, Step, target::PathPrefix};
 use crate::{Caller, Visitor};
 use tailbone_values::{
     Object,
@@ -42,14 +39,18 @@ enum Choice {
     Deny,
 }
 
-/// The caller's grants as steps, denying ones first.
-pub(super) fn steps(visitor: &Visitor, capability: &str, target: &Target) -> Vec<Step> {
+/// The caller's grants as steps with their scopes, denying ones first.
+pub(super) fn steps<S: Scope>(
+    visitor: &Visitor,
+    capability: &str,
+    target: &S::Target,
+) -> Vec<(Step, Option<S>)> {
     let values = visitor.caller_any_tailnet().grants(capability).iter();
-    let mut steps: Vec<Step> = values
+    let mut steps: Vec<_> = values
         .enumerate()
         .map(|(at, value)| step(at + 1, value, visitor.foreign(), target))
         .collect();
-    steps.sort_by_key(|step| step.effect != Effect::Deny);
+    steps.sort_by_key(|(step, _)| step.effect != Effect::Deny);
     steps
 }
 
@@ -57,21 +58,27 @@ pub(super) fn steps(visitor: &Visitor, capability: &str, target: &Target) -> Vec
 pub(super) fn name_host(visitor: &Visitor, capability: &str, host: &Host) -> bool {
     let values = visitor.caller_any_tailnet().grants(capability).iter();
     values
-        .filter_map(|value| read(value).ok())
+        .filter_map(|value| RequestScope::of_grant(value).ok())
         .any(|grant| grant.scope.names_host(host))
 }
 
-fn step(number: usize, value: &Value, foreign: bool, target: &Target) -> Step {
+fn step<S: Scope>(
+    number: usize,
+    value: &Value,
+    foreign: bool,
+    target: &S::Target,
+) -> (Step, Option<S>) {
     let rule = RuleId::Grant(number);
-    let grant = match read(value) {
+    let grant = match S::of_grant(value) {
         Ok(grant) => grant,
         Err(mistake) => {
-            return Step {
+            let step = Step {
                 rule,
                 effect: Effect::Deny,
                 decides: true,
                 why: format!("the grant cannot be read: {mistake}").into(),
             };
+            return (step, None);
         }
     };
     let (sure, why) = grant.scope.matches(target, grant.effect);
@@ -81,7 +88,7 @@ fn step(number: usize, value: &Value, foreign: bool, target: &Target) -> Step {
         Match::Yes
     };
     let meant = grant.effect == Effect::Deny || grant.foreign || !foreign;
-    Step {
+    let step = Step {
         rule,
         effect: grant.effect,
         decides: meant && sure >= needed,
@@ -92,18 +99,12 @@ fn step(number: usize, value: &Value, foreign: bool, target: &Target) -> Step {
         } else {
             why.into()
         },
-    }
+    };
+    (step, Some(grant.scope))
 }
 
-/// What a value grants.
-struct Grant {
-    effect: Effect,
-    scope: Scope,
-    /// Whether it also applies to callers of other tailnets.
-    foreign: bool,
-}
-
-fn read(value: &Value) -> Result<Grant, String> {
+/// Reads a grant of web requests.
+pub(super) fn read(value: &Value) -> Result<Grant<RequestScope>, String> {
     let Object(words) =
         Object::<GrantValue>::deserialize(value).map_err(|error| error.to_string())?;
     let effect = match words.decision {
@@ -114,7 +115,7 @@ fn read(value: &Value) -> Result<Grant, String> {
     let hosts = words.hosts.iter().map(|word| HostPattern::parse(word));
     let paths = words.paths.iter().map(|word| PathPrefix::parse(word));
     let methods = words.methods.iter().map(|word| method(word));
-    let scope = Scope {
+    let scope = RequestScope {
         hosts: hosts.collect::<Result<_, _>>()?,
         paths: paths.collect::<Result<_, _>>()?,
         methods: methods.collect::<Result<_, _>>()?,

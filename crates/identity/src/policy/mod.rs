@@ -1,6 +1,6 @@
 //! Access rules: one rule language for the components that guard a service.
 //!
-//! [`Rules::decide`] is a pure function of the rules, the caller ([`Who`]) and the request
+//! [`RuleList::decide`] is a pure function of the rules, the caller ([`Who`]) and the request
 //! ([`Target`]). It evaluates in this order:
 //!
 //! 1. the grants that the tailnet's own policy file gives the caller for our capability. A denying
@@ -15,24 +15,30 @@
 //! - Callers from another tailnet and from the internet get access only by a rule that names them.
 //! - "Allow" always means an identified caller; access without identity is `Anonymous`.
 //!
+//! What rules are about is a [`Scope`]: web requests for the gate ([`RequestScope`]), or whatever
+//! another component guards. It adds its own words to the file and to the grants; callers, groups
+//! and the order of evaluation are the same for all.
+//!
 //! Not decided here: who the caller is (the crate itself), what a denial looks like (the
-//! components), and when the file is read again ([`RuleStore`] reads it when it is told to).
+//! components), and when the file is read again ([`RuleFile`] reads it when it is told to).
 //!
 //! `sts/policy` is a separate rule language, with the wire format of TailSTS: it compares claims of
 //! outside tokens and knows no tailnet callers, hosts or paths.
 
 mod file;
 mod grant;
+mod scope;
 mod selector;
 mod store;
 mod target;
 
 use std::{borrow::Cow, fmt};
 
-pub use file::{Mistake, Mistakes};
+pub use file::{Mistake, Mistakes, Node, RuleReader};
+pub use scope::{Grant, Match, Scope};
 pub use selector::Selector;
-pub use store::{Change, LoadError, RuleStore};
-pub use target::{Path, PathPrefix, Target, TargetError};
+pub use store::{Change, LoadError, RuleFile};
+pub use target::{Path, PathPrefix, RequestScope, Target, TargetError};
 
 pub use tailbone_values::web::{Host, HostPattern};
 
@@ -40,6 +46,9 @@ use crate::{Caller, Visitor};
 
 /// The capability whose grants are rules for the gate, unless the settings name another one.
 pub const CAPABILITY: &str = "tailbone.dev/cap/gate";
+
+/// The same for workload tokens.
+pub const WORKLOAD_CAPABILITY: &str = "tailbone.dev/cap/workload";
 
 /// The caller, as the rules see it.
 #[derive(Debug, Clone, Copy)]
@@ -105,7 +114,7 @@ impl fmt::Display for RuleId {
     }
 }
 
-/// The result of [`Rules::decide`].
+/// The result of [`RuleList::decide`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
     pub effect: Effect,
@@ -132,34 +141,24 @@ pub struct Near {
     pub misses: Vec<&'static str>,
 }
 
-/// How certain it is that a rule applies to this request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Match {
-    No,
-    Maybe,
-    Yes,
-}
+/// Rules about web requests.
+pub type Rules = RuleList<RequestScope>;
 
-impl Match {
-    fn from_bool(yes: bool) -> Self {
-        if yes { Self::Yes } else { Self::No }
-    }
-
-    fn any(matches: impl IntoIterator<Item = Self>) -> Self {
-        matches.into_iter().max().unwrap_or(Self::No)
-    }
-}
+/// The file with rules about web requests.
+pub type RuleStore = RuleFile<RequestScope>;
 
 /// Valid rules, ready to decide.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Rules {
-    rules: Vec<Rule>,
+pub struct RuleList<S: Scope> {
+    rules: Vec<Rule<S>>,
+    /// What the file says beside its rules.
+    top: S::Top,
     /// `None` if grants are not evaluated.
     capability: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-struct Rule {
+struct Rule<S> {
     name: String,
     line: usize,
     effect: Effect,
@@ -169,42 +168,63 @@ struct Rule {
     foreign: Option<bool>,
     tailnet: Option<String>,
     grant: Option<grant::Condition>,
-    scope: target::Scope,
+    scope: S,
 }
 
-impl Rules {
+impl<S: Scope> RuleList<S> {
     /// No local rules: only the tailnet's grants decide.
     pub fn grants_only(capability: &str) -> Self {
         Self {
             rules: Vec::new(),
+            top: S::Top::default(),
             capability: Some(capability.to_owned()).filter(|name| !name.is_empty()),
         }
     }
 
     /// Reads a file of rules and reports all of its mistakes at once.
     pub fn parse(text: &str, capability: &str) -> Result<Self, Mistakes> {
+        let (rules, top) = file::parse(text)?;
         Ok(Self {
-            rules: file::parse(text)?,
+            rules,
+            top,
             ..Self::grants_only(capability)
         })
     }
 
-    pub fn decide(&self, who: Who<'_>, target: &Target) -> Verdict {
+    /// What the file says beside its rules.
+    pub fn top(&self) -> &S::Top {
+        &self.top
+    }
+
+    pub fn decide(&self, who: Who<'_>, target: &S::Target) -> Verdict {
+        self.decide_with_scope(who, target).0
+    }
+
+    /// The verdict, with what the rule or grant that decided says about its scope; `None` at the
+    /// end of the list and for a grant that cannot be read.
+    pub fn decide_with_scope<'a>(
+        &'a self,
+        who: Who<'a>,
+        target: &'a S::Target,
+    ) -> (Verdict, Option<Cow<'a, S>>) {
         let mut steps = self.steps(who, target);
-        match steps.find(|step| step.decides) {
-            Some(step) => Verdict {
-                effect: step.effect,
-                rule: step.rule,
-                why: step.why,
-            },
-            None => end(),
+        match steps.find(|(step, _)| step.decides) {
+            Some((step, scope)) => {
+                let verdict = Verdict {
+                    effect: step.effect,
+                    rule: step.rule,
+                    why: step.why,
+                };
+                (verdict, scope)
+            }
+            None => (end(), None),
         }
     }
 
     /// All rules up to the one that decides, each with its reason.
-    pub fn explain(&self, who: Who<'_>, target: &Target) -> (Vec<Step>, Verdict) {
+    pub fn explain(&self, who: Who<'_>, target: &S::Target) -> (Vec<Step>, Verdict) {
         let mut seen = Vec::new();
-        for step in self.steps(who, target) {
+        for (step, _) in self.steps(who, target) {
             let decides = step.decides;
             seen.push(step);
             if decides {
@@ -224,7 +244,7 @@ impl Rules {
 
     /// The rule that comes nearest to granting access: the first of those with the fewest parts
     /// that do not match, and rather one for other callers than one for other requests.
-    pub fn nearest(&self, who: Who<'_>, target: &Target) -> Option<Near> {
+    pub fn nearest(&self, who: Who<'_>, target: &S::Target) -> Option<Near> {
         let granting = self.rules.iter().filter(|rule| rule.effect != Effect::Deny);
         let misses = granting.map(|rule| {
             let (request, caller) = (
@@ -244,6 +264,26 @@ impl Rules {
             .map(|(_, near)| near)
     }
 
+    fn steps<'a>(
+        &'a self,
+        who: Who<'a>,
+        target: &'a S::Target,
+    ) -> impl Iterator<Item = (Step, Option<Cow<'a, S>>)> + 'a {
+        let grants = match (&self.capability, who) {
+            (Some(capability), Who::Known(visitor)) => grant::steps(visitor, capability, target),
+            _ => Vec::new(),
+        };
+        let grants = grants
+            .into_iter()
+            .map(|(step, scope)| (step, scope.map(Cow::Owned)));
+        let rules = self.rules.iter();
+        grants.chain(
+            rules.map(move |rule| (rule.step(who, target), Some(Cow::Borrowed(&rule.scope)))),
+        )
+    }
+}
+
+impl Rules {
     /// Whether any rule depends on methods. A header that overrides the method could get around it.
     pub fn name_methods(&self) -> bool {
         self.rules.iter().any(|rule| rule.scope.names_methods())
@@ -257,16 +297,6 @@ impl Rules {
         };
         granted || self.rules.iter().any(|rule| rule.scope.names_host(host))
     }
-
-    fn steps<'a>(&'a self, who: Who<'a>, target: &'a Target) -> impl Iterator<Item = Step> + 'a {
-        let grants = match (&self.capability, who) {
-            (Some(capability), Who::Known(visitor)) => grant::steps(visitor, capability, target),
-            _ => Vec::new(),
-        };
-        grants
-            .into_iter()
-            .chain(self.rules.iter().map(move |rule| rule.step(who, target)))
-    }
 }
 
 fn end() -> Verdict {
@@ -277,8 +307,8 @@ fn end() -> Verdict {
     }
 }
 
-impl Rule {
-    fn step(&self, who: Who<'_>, target: &Target) -> Step {
+impl<S: Scope> Rule<S> {
+    fn step(&self, who: Who<'_>, target: &S::Target) -> Step {
         let scope = self.scope.matches(target, self.effect);
         let caller = if scope.0 == Match::No {
             (Match::No, "")

@@ -1,8 +1,8 @@
 //! The active rules, and how new ones replace them while requests are being decided.
 //!
 //! A file that cannot be read or has mistakes changes nothing: the previous rules stay active.
-//! Nothing here watches the file by itself: the caller's timer calls [`RuleStore::tick`], and
-//! SIGHUP leads to [`RuleStore::reload`].
+//! Nothing here watches the file by itself: the caller's timer calls [`RuleFile::tick`], and
+//! SIGHUP leads to [`RuleFile::reload`].
 
 use std::{
     fs, io,
@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, futures::Notified};
 
-use super::{Mistakes, Rules};
+use super::{Mistakes, RuleList, Scope};
 
 /// Nobody writes that many rules by hand; a larger file is the wrong file.
 const FILE_BYTES: u64 = 1 << 20;
@@ -39,10 +39,10 @@ pub enum Change {
 
 /// The source of the rules, and the active rules.
 #[derive(Debug)]
-pub struct RuleStore {
+pub struct RuleFile<S: Scope> {
     path: Option<PathBuf>,
     capability: String,
-    rules: ArcSwap<Rules>,
+    rules: ArcSwap<RuleList<S>>,
     changed: Notify,
     /// The state at the last check. The lock also keeps two reloads from overtaking each other.
     last_check: Mutex<LastCheck>,
@@ -63,13 +63,13 @@ struct FileVersion {
     modified: (i64, i64),
 }
 
-impl RuleStore {
+impl<S: Scope> RuleFile<S> {
     /// Loads the rules for the first time. Without a file only the tailnet's grants decide.
     pub fn open(path: Option<&Path>, capability: &str) -> Result<Self, LoadError> {
         let store = Self {
             path: path.map(Path::to_path_buf),
             capability: capability.to_owned(),
-            rules: ArcSwap::from_pointee(Rules::grants_only(capability)),
+            rules: ArcSwap::from_pointee(RuleList::grants_only(capability)),
             changed: Notify::new(),
             last_check: Mutex::default(),
         };
@@ -78,7 +78,7 @@ impl RuleStore {
     }
 
     /// Given rules, without a file.
-    pub fn fixed(rules: Rules) -> Self {
+    pub fn fixed(rules: RuleList<S>) -> Self {
         Self {
             path: None,
             capability: String::new(),
@@ -88,7 +88,7 @@ impl RuleStore {
         }
     }
 
-    pub fn rules(&self) -> Arc<Rules> {
+    pub fn rules(&self) -> Arc<RuleList<S>> {
         self.rules.load_full()
     }
 
@@ -145,7 +145,7 @@ impl RuleStore {
             }
         };
         let rules =
-            Rules::parse(&text, &self.capability).map_err(|source| LoadError::Mistakes {
+            RuleList::parse(&text, &self.capability).map_err(|source| LoadError::Mistakes {
                 path: path.clone(),
                 source,
             })?;
@@ -171,6 +171,7 @@ fn version(path: &Path) -> io::Result<FileVersion> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::RuleStore;
 
     const ALLOW: &str = "[[rule]]\ndecision = \"allow\"\n";
 

@@ -14,8 +14,10 @@
 use std::{cell::Cell, collections::VecDeque, sync::OnceLock};
 
 use ::http::Method;
+use serde_json::Value;
+use toml::de::DeTable;
 
-use super::{Effect, Match};
+use super::{Effect, Grant, Match, RuleReader, Scope, grant};
 use tailbone_values::web::{BadHost, Host, HostPattern};
 
 /// What a request asks for. `None` is what the proxy did not report.
@@ -397,18 +399,38 @@ impl PathPrefix {
     }
 }
 
-/// The part of a rule that concerns the request. An empty list means no restriction.
+/// The part of a rule that concerns a web request. An empty list means no restriction.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Scope {
+pub struct RequestScope {
     pub(super) hosts: Vec<HostPattern>,
     pub(super) paths: Vec<PathPrefix>,
     pub(super) methods: Vec<Method>,
 }
 
-impl Scope {
-    /// How certainly the rule applies to this request, and because of which part it does not. A
-    /// denying rule ignores case in paths and methods, since some servers do.
-    pub(super) fn matches(&self, target: &Target, effect: Effect) -> (Match, &'static str) {
+impl Scope for RequestScope {
+    type Target = Target;
+    type Top = ();
+
+    const KEYS: &'static [&'static str] = &["hosts", "methods", "paths"];
+    const TOP_KEYS: &'static [&'static str] = &[];
+    const EFFECTS: &'static [Effect] = &[Effect::Allow, Effect::Deny, Effect::Anonymous];
+
+    fn of_rule(reader: &mut RuleReader<'_>, table: &DeTable<'_>, field: &str) -> Self {
+        Self {
+            hosts: reader.list(table, "hosts", field, HostPattern::parse),
+            paths: reader.list(table, "paths", field, PathPrefix::parse),
+            methods: reader.list(table, "methods", field, grant::method),
+        }
+    }
+
+    fn of_top(_: &mut RuleReader<'_>, _: &DeTable<'_>) -> Self::Top {}
+
+    fn of_grant(value: &Value) -> Result<Grant<Self>, String> {
+        grant::read(value)
+    }
+
+    /// A denying rule ignores case in paths and methods, since some servers do.
+    fn matches(&self, target: &Target, effect: Effect) -> (Match, &'static str) {
         let host = match (&target.host, self.hosts.is_empty()) {
             (_, true) => (Match::Yes, ""),
             (None, _) => (Match::Maybe, "the proxy did not tell the host"),
@@ -433,7 +455,9 @@ impl Scope {
             .min_by_key(|(sure, _)| *sure)
             .unwrap_or((Match::No, ""))
     }
+}
 
+impl RequestScope {
     /// Whether a host is named explicitly or by its domain, not by the absence of a restriction.
     pub(super) fn names_host(&self, host: &Host) -> bool {
         self.hosts.iter().any(|pattern| pattern.matches(host))
@@ -609,7 +633,7 @@ mod tests {
             ..Target::default()
         };
         assert_eq!(
-            Scope::default().matches(&target, Effect::Allow).0,
+            RequestScope::default().matches(&target, Effect::Allow).0,
             Match::Yes
         );
         let path = target.path.unwrap();
@@ -625,9 +649,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_doubt_and_says_so() {
-        let scope = Scope {
+        let scope = RequestScope {
             paths: vec![PathPrefix::parse("/a").unwrap()],
-            ..Scope::default()
+            ..RequestScope::default()
         };
         for (raw, error) in [
             ("/a%00", TargetError::BadPath),

@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use super::{LoadedPolicies, PolicyMistake, file, glob};
+use tailbone_values::glob;
+
+use super::{LoadedPolicies, PolicyMistake, file};
 
 /// Parses the text of one policy file that names no other file.
 pub fn parse(text: &str) -> Result<LoadedPolicies, Vec<PolicyMistake>> {

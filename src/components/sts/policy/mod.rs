@@ -16,13 +16,13 @@
 mod file;
 #[doc(hidden)]
 pub mod fuzzing;
-mod glob;
 
 use std::{fmt, time::Duration};
 
 use jiff::Timestamp;
 use jsonwebtoken::Algorithm;
 use serde_json::Value;
+use tailbone_values::glob;
 
 pub(super) use file::is_loopback;
 pub use file::{LoadedPolicies, PolicyLoadError, PolicyMistake, load};

@@ -1,9 +1,9 @@
-//! Patterns for claims, as in cloud policies: `*` stands for any number of characters (including
+//! Patterns for texts, as in cloud policies: `*` stands for any number of characters (including
 //! none, and including slashes), `?` for one, and a backslash makes the next character literal.
 
 /// Whether `pattern` matches the whole of `text`. Needs linear memory, and at worst time
 /// proportional to the product of both lengths: no pattern takes exponential time.
-pub(super) fn matches(pattern: &str, text: &str) -> bool {
+pub fn matches(pattern: &str, text: &str) -> bool {
     let pattern = pieces(pattern);
     let text: Vec<char> = text.chars().collect();
     let (mut pattern_at, mut text_at) = (0, 0);
