@@ -21,6 +21,7 @@ use super::{
         components::Component,
         gate, metrics, server,
         sts::{self, TlsFiles},
+        workload,
     },
     table::{self, Row},
 };
@@ -440,7 +441,13 @@ impl ConfiguredListener {
     /// Whether the component says which of its routes exist on the internet
     /// ([`crate::part::Routes`]).
     fn has_internet_routes(&self) -> bool {
-        [&server::LISTEN, &gate::LISTEN, &sts::LISTEN].contains(&self.row)
+        [
+            &server::LISTEN,
+            &gate::LISTEN,
+            &sts::LISTEN,
+            &workload::LISTEN,
+        ]
+        .contains(&self.row)
     }
 }
 
@@ -487,6 +494,12 @@ fn listeners_of(component: Component, settings: &Settings) -> Vec<ConfiguredList
             ));
             listeners
         }
+        Component::Workload => configured(
+            "workload",
+            &workload::LISTEN,
+            &workload::LISTEN,
+            &settings.workload.listen,
+        ),
         Component::Sts => {
             let is_host = |listen: &Listen| matches!(listen, Listen::Host { .. });
             let listen = settings.sts.listen.iter().cloned();

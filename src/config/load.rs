@@ -9,7 +9,7 @@ use super::{
     sections::{
         admin::AdminSettings, client::ClientSettings, components::Component, gate::GateSettings,
         keys::KeySettings, metrics::MetricsSettings, output::OutputFormat, server::ServerSettings,
-        sts::StsSettings,
+        sts::StsSettings, workload::WorkloadSettings,
     },
 };
 
@@ -23,7 +23,7 @@ pub enum Purpose {
 
 /// Everything that `tailbone server …` needs to know: checked, typed values with every default
 /// filled in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     pub components: BTreeSet<Component>,
     pub log: Log,
@@ -33,6 +33,7 @@ pub struct Settings {
     pub metrics: MetricsSettings,
     pub gate: GateSettings,
     pub sts: StsSettings,
+    pub workload: WorkloadSettings,
 }
 
 /// Loads the settings of `tailbone server …`.
@@ -97,8 +98,12 @@ impl SettingsReader<'_> {
         let admin = self.admin(state_dir);
         let metrics = self.metrics();
         let gate = self.gate(keys.as_ref().map(|keys| keys.token.issuer.as_str()));
-        let exchanges = |components: &BTreeSet<Component>| components.contains(&Component::Sts);
-        let sts = self.sts(components.as_ref().is_some_and(exchanges));
+        let on = |component| {
+            let components: Option<&BTreeSet<Component>> = components.as_ref();
+            components.is_some_and(|components| components.contains(&component))
+        };
+        let sts = self.sts(on(Component::Sts));
+        let workload = self.workload(keys.as_ref(), on(Component::Workload));
         let settings = Settings {
             components: components?,
             log: log?,
@@ -108,6 +113,7 @@ impl SettingsReader<'_> {
             metrics: metrics?,
             gate: gate?,
             sts: sts?,
+            workload: workload?,
         };
         self.report_collisions(&settings);
         self.report_funnel(&settings);

@@ -47,6 +47,7 @@ pub use sections::{
     server::ServerSettings,
     sts::{Credentials, StsSettings, TlsFiles},
     tailscale::TailscaleSettings,
+    workload::{WorkloadKeySettings, WorkloadSettings},
 };
 
 /// The types of the layers below that settings are made of.

@@ -44,6 +44,7 @@ impl Settings {
             metrics,
             gate,
             sts,
+            workload,
         } = new;
         let mut reloaded = Reloaded::default();
         reloaded.leave("components", &self.components, components);
@@ -54,6 +55,7 @@ impl Settings {
         reloaded.leave("metrics", &self.metrics, metrics);
         reloaded.leave("gate", &self.gate, gate);
         reloaded.leave("sts", &self.sts, sts);
+        self.workload.reload(workload, &mut reloaded);
         reloaded
     }
 }

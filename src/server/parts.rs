@@ -21,7 +21,7 @@ use crate::{
     jwks::KeySet,
     metrics,
     part::{Context, Lifecycle, Part, PartError},
-    sts,
+    sts, workload,
 };
 
 /// What the server knows of a component.
@@ -63,6 +63,15 @@ fn entry(component: Component) -> ComponentEntry {
             build: sts::part,
             needs_keys: |_| false,
             own_keys: None,
+        },
+        Component::Workload => ComponentEntry {
+            build: workload::part,
+            needs_keys: |_| false,
+            own_keys: Some(OwnKeys {
+                set: |settings| settings.workload.keys.set(),
+                key_signs: "workload-key-signs",
+                jwks_read: "workload-jwks-read",
+            }),
         },
         Component::Metrics => ComponentEntry {
             build: metrics::part,

@@ -24,4 +24,5 @@ mod prompt;
 mod sts;
 mod tailnet;
 mod tls;
+mod workload;
 mod workload_client;

@@ -3,7 +3,7 @@
 //! | In the template | Becomes |
 //! |---|---|
 //! | `{id}` | the stable node id, which survives renames and is never given to another node |
-//! | `{name}` | the full MagicDNS name, as tsiam has it; a node that is renamed gets another one, and its old name may pass to another node |
+//! | `{name}` | the full MagicDNS name, as in tsiam; it may pass to another node |
 //! | `{label}` | the first label of that name |
 //! | `{tag}` | the node's tag without `tag:`; a node with several tags, or none, gets no token |
 //! | `{user}` | the login of the node's owner; a tagged node gets no token |

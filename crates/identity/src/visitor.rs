@@ -125,8 +125,8 @@ impl Visitor {
         &self.node_name
     }
 
-    /// The calling node's name as Tailscale's own programs show it: `web`, or `web (web-7f9c)` where
-    /// the machine calls itself otherwise; for a node of another tailnet its whole name.
+    /// The calling node's name as Tailscale's own programs show it: `web`, or `web (web-7f9c)`
+    /// where the machine calls itself otherwise; for a node of another tailnet its whole name.
     pub fn display_name(&self) -> &str {
         &self.display_name
     }

@@ -1,5 +1,5 @@
-//! Values that every layer reads: secrets, the names of hosts and the origins of web pages, patterns,
-//! texts that are safe to print, and JSON objects.
+//! Values that every layer reads: secrets, the names of hosts and the origins of web pages,
+//! patterns, texts that are safe to print, and JSON objects.
 //!
 //! They know nothing of where they come from or what they are for.
 //!

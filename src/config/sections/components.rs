@@ -45,6 +45,7 @@ components! {
     Admin = "admin",
     Gate = "gate",
     Sts = "sts",
+    Workload = "workload",
     Metrics = "metrics",
 }
 
@@ -104,8 +105,8 @@ mod tests {
     fn the_others_are_named_in_a_sentence() {
         assert_eq!(
             component("xylophone"),
-            Err("no component xylophone; there are issuer, admin, gate, sts and metrics".into())
+            Err("no component xylophone; there are issuer, admin, gate, sts, workload and metrics".into())
         );
-        assert_eq!(names("or"), "issuer, admin, gate, sts or metrics");
+        assert_eq!(names("or"), "issuer, admin, gate, sts, workload or metrics");
     }
 }

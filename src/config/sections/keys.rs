@@ -12,6 +12,7 @@ use tailbone_keys::{
     jwks::{FilePublisher, Publisher, S3Publisher, S3Settings, life::KeyLife},
 };
 
+use super::workload;
 use crate::config::{
     KeySpec, RSA_SIZES,
     duration::format,
@@ -20,7 +21,7 @@ use crate::config::{
     reload::Reloaded,
     report::ValueOrigin,
     table::{
-        DAY, DefaultValue, FlagScope, HOUR, MINUTE, MONTH, ValueKind, YEAR, duration,
+        DAY, DefaultValue, FlagScope, HOUR, MINUTE, MONTH, Row, ValueKind, YEAR, duration,
         duration_or_off, legacy_duration, row, rows,
     },
 };
@@ -137,6 +138,19 @@ pub enum Publish {
     },
 }
 
+/// The rows that say where a key set is published.
+pub(super) struct PublishRows {
+    pub(super) bucket: &'static Row,
+    pub(super) key_path: &'static Row,
+    pub(super) file: &'static Row,
+}
+
+const PLACE: PublishRows = PublishRows {
+    bucket: &BUCKET,
+    key_path: &KEY_PATH,
+    file: &JWKS_FILE,
+};
+
 impl From<&KeySettings> for KeyPolicy {
     fn from(keys: &KeySettings) -> Self {
         Self {
@@ -145,6 +159,27 @@ impl From<&KeySettings> for KeyPolicy {
             skew: keys.token.skew,
             rotate_every: keys.rotate_every,
             withdrawn_grace: DAY,
+        }
+    }
+}
+
+impl Publish {
+    /// The publisher for this place; verifiers may keep what is there for `cache_time`.
+    pub fn publisher(&self, cache_time: Duration) -> Arc<dyn Publisher> {
+        match self {
+            Self::File { path } => Arc::new(FilePublisher::new(path)),
+            Self::S3 {
+                bucket,
+                key_path,
+                endpoint,
+                path_style,
+            } => Arc::new(S3Publisher::new(&S3Settings {
+                bucket: bucket.clone(),
+                key_path: key_path.clone(),
+                endpoint: endpoint.clone(),
+                path_style: *path_style,
+                cache_time,
+            })),
         }
     }
 }
@@ -163,21 +198,7 @@ impl KeySettings {
 
     /// The publisher for the place that the settings name.
     pub fn publisher(&self) -> Arc<dyn Publisher> {
-        match &self.publish {
-            Publish::File { path } => Arc::new(FilePublisher::new(path)),
-            Publish::S3 {
-                bucket,
-                key_path,
-                endpoint,
-                path_style,
-            } => Arc::new(S3Publisher::new(&S3Settings {
-                bucket: bucket.clone(),
-                key_path: key_path.clone(),
-                endpoint: endpoint.clone(),
-                path_style: *path_style,
-                cache_time: self.cache_time,
-            })),
-        }
+        self.publish.publisher(self.cache_time)
     }
 
     pub(in crate::config) fn reload(&mut self, new: &Self, reloaded: &mut Reloaded) {
@@ -219,7 +240,17 @@ impl SettingsReader<'_> {
         let rotate_every = self.duration(&ROTATE_EVERY);
         let cache_time = self.duration(&CACHE_TIME);
         let skew = self.duration(&SKEW);
-        let publish = self.publish(dir.as_deref());
+        let publish = self.publish(&PLACE, dir.as_deref());
+        if let Some(Publish::File { .. }) = publish
+            && !self.is_set(&workload::KEYS_BUCKET)
+        {
+            for row in [&S3_ENDPOINT, &S3_PATH_STYLE] {
+                if self.is_set(row) {
+                    let origin = self.lookup(row).origin;
+                    self.warn(origin, "has no effect without keys.bucket".into());
+                }
+            }
+        }
         if let (Some(every), Some(cache)) = (rotate_every, cache_time)
             && !every.is_zero()
             && every <= cache
@@ -265,12 +296,17 @@ impl SettingsReader<'_> {
         self.read(&SIZE, size)
     }
 
-    fn publish(&mut self, keys_dir: Option<&Path>) -> Option<Publish> {
-        let bucket = self.read(&BUCKET, bucket);
-        let key_path = self.read(&KEY_PATH, |input, origin| {
+    /// Where a key set is published. The address of the S3 store is the same for all of them.
+    pub(super) fn publish(
+        &mut self,
+        rows: &PublishRows,
+        keys_dir: Option<&Path>,
+    ) -> Option<Publish> {
+        let bucket = self.read(rows.bucket, bucket);
+        let key_path = self.read(rows.key_path, |input, origin| {
             let mut reading = text(input, origin)?;
             if reading.value.is_empty()
-                && let DefaultValue::Text(default) = KEY_PATH.default
+                && let DefaultValue::Text(default) = rows.key_path.default
             {
                 reading.value = default.to_owned();
                 reading.shown = default.into();
@@ -281,30 +317,27 @@ impl SettingsReader<'_> {
         let path_style = self.bool(&S3_PATH_STYLE);
         let (bucket, key_path, endpoint, path_style) = (bucket?, key_path?, endpoint?, path_style?);
         if bucket.is_empty() {
-            for row in [&S3_ENDPOINT, &S3_PATH_STYLE] {
-                if self.is_set(row) {
-                    let origin = self.lookup(row).origin;
-                    self.warn(origin, "has no effect without keys.bucket".into());
-                }
-            }
-            let path = if self.is_set(&JWKS_FILE) {
-                self.path(&JWKS_FILE)?
+            let path = if self.is_set(rows.file) {
+                self.path(rows.file)?
             } else {
                 let path = keys_dir?.join("jwks.json");
-                self.derived(&JWKS_FILE, &path.display().to_string());
+                self.derived(rows.file, &path.display().to_string());
                 path
             };
             return Some(Publish::File { path });
         }
-        if self.is_set(&JWKS_FILE) {
+        if self.is_set(rows.file) {
             let other = self
                 .raw
-                .given(&BUCKET)
+                .given(rows.bucket)
                 .map_or_else(String::new, |input| format!(" ({})", input.origin));
             self.mistake(
-                &JWKS_FILE,
+                rows.file,
                 None,
-                format!("keys.bucket{other} is set too: the JWKS is published in one place"),
+                format!(
+                    "{}{other} is set too: the JWKS is published in one place",
+                    rows.bucket.key
+                ),
             );
             return None;
         }

@@ -31,4 +31,5 @@ sections! {
     client,
     gate,
     sts,
+    workload,
 }

@@ -42,10 +42,15 @@ fn a_reload_applies_a_changed_setting_or_names_it() {
             "keys.keyPath" | "keys.s3.endpoint" | "keys.s3.pathStyle" => "acme-jwks",
             _ => "",
         };
+        let workload_bucket = match setting.key {
+            "workload.keys.keyPath" => "acme-workload-jwks",
+            _ => "",
+        };
         let with = |value: Option<&str>| {
             let mut typed = BTreeMap::from([
                 ("TB_COMPONENTS", "issuer,admin,gate,sts,metrics"),
                 ("TB_KEYS_BUCKET", bucket),
+                ("TB_WORKLOAD_KEYS_BUCKET", workload_bucket),
                 ("TB_GATE_TOKEN", "true"),
                 ("TB_GATE_UPSTREAM", "http://127.0.0.1:3000"),
                 ("TB_GATE_AUTH_PROXIES", "tag:proxy"),

@@ -105,6 +105,10 @@ impl Answer {
             .map_or("", |value| value.to_str().expect("text"))
     }
 
+    pub fn text(&self) -> String {
+        String::from_utf8(self.0.body().to_vec()).expect("text")
+    }
+
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(self.0.body())
             .unwrap_or_else(|error| panic!("{error}: {:?}", self.0.body()))
