@@ -8,6 +8,7 @@
 mod agent;
 mod aws;
 mod google;
+mod recipe;
 mod spiffe;
 mod token;
 
@@ -50,6 +51,8 @@ pub enum Workload {
     AwsCredentials(aws::AwsCredentials),
     /// Print a token as Google's libraries read it from an executable
     GoogleExecutable(google::GoogleExecutable),
+    /// Print the commands and policies with which a cloud trusts the issuer
+    Recipe(recipe::Recipe),
     /// Answer GET with tokens on loopback, as Google's libraries read them from a URL
     Serve(google::Serve),
     /// Serve SPIFFE's Workload API on a unix socket: JWT-SVIDs and their keys
@@ -186,7 +189,10 @@ impl Workload {
     /// The format of the command's log, if it writes one.
     fn log(&self) -> Option<LogFormat> {
         match self {
-            Self::AwsCredentials(_) | Self::GoogleExecutable(_) | Self::Token(_) => None,
+            Self::AwsCredentials(_)
+            | Self::GoogleExecutable(_)
+            | Self::Recipe(_)
+            | Self::Token(_) => None,
             Self::Agent(agent) => agent.log(),
             Self::Serve(_) | Self::Spiffe(_) => Some(LogFormat::Console),
         }
@@ -205,6 +211,7 @@ impl Workload {
             Self::Agent(agent) => agent.run(surroundings, signals).await,
             Self::AwsCredentials(aws) => aws.run(surroundings, out).await,
             Self::GoogleExecutable(google) => google.run(surroundings, out).await,
+            Self::Recipe(recipe) => recipe.run(surroundings, out).await,
             Self::Serve(serve) => serve.run(surroundings, signals).await,
             Self::Spiffe(spiffe) => spiffe.run(surroundings, signals).await,
         }

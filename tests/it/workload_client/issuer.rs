@@ -34,6 +34,8 @@ pub(super) struct FakeIssuer {
 
 pub(super) struct IssuerState {
     pub(super) url: String,
+    /// The issuer in the discovery document.
+    pub(super) named: Mutex<String>,
     pub(super) subject: String,
     pub(super) life: AtomicU64,
     pub(super) tokens: AtomicU64,
@@ -53,6 +55,7 @@ impl FakeIssuer {
         let (key, jwk) = key_pair("k1");
         let state = Arc::new(IssuerState {
             url: url.clone(),
+            named: Mutex::new(url.clone()),
             subject: subject.to_owned(),
             life: AtomicU64::new(300),
             tokens: AtomicU64::new(0),
@@ -143,7 +146,7 @@ async fn token(
 async fn discovery(State(state): State<Arc<IssuerState>>) -> Json<Value> {
     let url = &state.url;
     Json(json!({
-        "issuer": url,
+        "issuer": *state.named.lock().unwrap(),
         "jwks_uri": format!("{url}/.well-known/jwks.json"),
         "token_endpoint": format!("{url}/token"),
         "id_token_signing_alg_values_supported": ["ES256"],

@@ -4,6 +4,7 @@ mod agent;
 mod aws;
 mod google;
 mod issuer;
+mod recipe;
 mod spiffe;
 mod token;
 
