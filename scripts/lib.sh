@@ -17,6 +17,7 @@ cargo_deny_version=0.20.2
 kubernetes_validate_version=1.37.0
 pyyaml_version=6.0.3
 envoy_version=1.36.4
+openbao_version=2.7.2
 actionlint_version=v1.7.12
 mdbook_version=0.5.4
 

@@ -45,6 +45,7 @@ pub use sections::{
     metrics::MetricsSettings,
     output::OutputFormat,
     server::ServerSettings,
+    signer::SignerSettings,
     sts::{Credentials, StsSettings, TlsFiles},
     tailscale::TailscaleSettings,
     workload::{WorkloadKeySettings, WorkloadSettings},

@@ -293,6 +293,7 @@ mod tests {
             },
             prefix: "tb".to_owned(),
             spec: KeySpec::Es256,
+            signer: config::SignerSettings::default(),
             rotate_every: None,
             cache_time: Duration::from_secs(300),
             publish: Publish::File {

@@ -37,7 +37,7 @@ pub(super) fn register(state: &ServerState, keys: Option<&KeyLife>) -> Switch {
     if let Some(keys) = keys {
         let current_keys = keys.current_keys().clone();
         readiness.latch("key-signs", move |_| match current_keys.signer() {
-            Ok(_) => Ok(()),
+            Ok(signer) => signer.trouble().map_or(Ok(()), Err),
             Err(reason) => Err(reason.to_string()),
         });
         let current_keys = keys.current_keys().clone();

@@ -20,6 +20,7 @@ mod listeners;
 mod memory;
 mod otlp;
 mod pages;
+mod remote_signer;
 mod resets;
 mod server;
 mod soak;

@@ -25,6 +25,7 @@
 //!   [`CurrentKeys`]: what signs now, readable without locks.
 //! - [`KeyStore`]: the directory; [`History`]: the facts of a key's life; [`rotation`]: the rules,
 //!   a pure function of the facts.
+//! - [`remote`]: keys whose private half a signing service keeps.
 //! - [`disk`]: atomic files and locks.
 //!
 //! Publishing is in [`jwks`], of which the other modules know nothing. Time is always an argument.
@@ -35,6 +36,7 @@ mod history;
 mod id;
 mod jwk;
 pub mod jwks;
+pub mod remote;
 pub mod rotation;
 mod signer;
 mod store;

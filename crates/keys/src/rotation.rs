@@ -17,7 +17,7 @@ use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Algorithm, History, KeyId};
+use super::{Algorithm, History, KeyId, remote::Trouble};
 
 /// How far ahead the permission to sign is recorded. It limits what a clock that is set back can
 /// do, and how long another process may go on using a retired key.
@@ -163,6 +163,8 @@ pub enum NoSigner {
     NotInSet { algorithm: Algorithm },
     #[error("there is no signing key yet; make one with `tailbone keys generate`")]
     NoKeys,
+    #[error("the signing service made no key: {0}")]
+    NotMade(Trouble),
     #[error("none of the key files can be used; `tailbone keys list` says why")]
     Unusable,
     #[error("key {kid} is not published yet")]

@@ -3,7 +3,7 @@
 //!
 //! Invariants
 //! - A [`Signer`] parses nothing when it signs: key and header are ready. It holds the only copy of
-//!   the private key in use.
+//!   the private key in use, unless a signing service keeps it.
 //! - The header is `{"alg","kid","typ":"JWT"}`, in this order. Tokens that must not pass for the
 //!   issuer's have another `typ` ([`Signer::sign_as`]).
 //! - [`SigningQueue::sign`] never waits for room: a full queue is an error at once
@@ -32,7 +32,11 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::{Algorithm, JwkError, KeyId, PrivateJwk, PublicJwk, jwk::KeyPair};
+use super::{
+    Algorithm, JwkError, KeyId, PrivateJwk, PublicJwk,
+    jwk::KeyPair,
+    remote::{RemoteFailure, RemoteKey},
+};
 
 /// Why there is no token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -41,24 +45,52 @@ pub enum SignError {
     Crypto,
     #[error("more tokens are asked for than this machine can sign")]
     Overloaded,
+    #[error(transparent)]
+    Remote(RemoteFailure),
+    #[error("the private key is with a signing service, which only a queue of signatures asks")]
+    NotHere,
 }
 
 /// One private key, ready to sign.
 pub struct Signer {
     public: PublicJwk,
-    pair: KeyPair,
+    engine: Engine,
     /// The header in base64url, followed by a dot.
     header: String,
+}
+
+/// What makes the signatures.
+enum Engine {
+    Local(KeyPair),
+    Remote(RemoteKey),
 }
 
 impl Signer {
     pub fn new(key: &PrivateJwk) -> Result<Self, JwkError> {
         let public = key.public().clone();
         Ok(Self {
-            pair: key.pair()?,
+            engine: Engine::Local(key.pair()?),
             header: header(&public, "JWT"),
             public,
         })
+    }
+
+    /// With a key that a signing service keeps. Only a [`SigningQueue`] signs with it.
+    pub(crate) fn remote(key: RemoteKey) -> Self {
+        let public = key.public().clone();
+        Self {
+            header: header(&public, "JWT"),
+            engine: Engine::Remote(key),
+            public,
+        }
+    }
+
+    /// Why the key cannot sign now although it may, in words for readiness.
+    pub fn trouble(&self) -> Option<String> {
+        match &self.engine {
+            Engine::Local(_) => None,
+            Engine::Remote(key) => key.trouble().map(|trouble| trouble.to_string()),
+        }
     }
 
     pub fn kid(&self) -> &KeyId {
@@ -75,7 +107,7 @@ impl Signer {
 
     /// True if signing takes long enough (about a millisecond) to need a [`SigningQueue`].
     pub fn is_slow(&self) -> bool {
-        matches!(self.pair, KeyPair::Rsa(_))
+        matches!(self.engine, Engine::Local(KeyPair::Rsa(_)))
     }
 
     /// The compact JWS over `claims`, a JSON object.
@@ -89,11 +121,16 @@ impl Signer {
     }
 
     fn sign_with_header(&self, header: &str, claims: &[u8]) -> Result<String, SignError> {
-        let mut token = String::with_capacity(header.len() + (claims.len() + 512) * 4 / 3 + 8);
-        token.push_str(header);
-        URL_SAFE_NO_PAD.encode_string(claims, &mut token);
+        self.sign_unsigned(unsigned(header, claims))
+    }
+
+    /// Appends the signature.
+    pub(crate) fn sign_unsigned(&self, mut token: String) -> Result<String, SignError> {
+        let Engine::Local(pair) = &self.engine else {
+            return Err(SignError::NotHere);
+        };
         let message = token.as_bytes();
-        let signature = match &self.pair {
+        let signature = match pair {
             KeyPair::Ec(pair) => URL_SAFE_NO_PAD.encode(
                 pair.sign(&SystemRandom::new(), message)
                     .map_err(|_| SignError::Crypto)?,
@@ -117,6 +154,15 @@ impl Signer {
         token.push_str(&signature);
         Ok(token)
     }
+}
+
+/// What is signed: the header, which ends in a dot, and the claims in base64url. Has room for the
+/// signature.
+fn unsigned(header: &str, claims: &[u8]) -> String {
+    let mut text = String::with_capacity(header.len() + (claims.len() + 512) * 4 / 3 + 8);
+    text.push_str(header);
+    URL_SAFE_NO_PAD.encode_string(claims, &mut text);
+    text
 }
 
 /// The header in base64url, followed by a dot.
@@ -206,7 +252,8 @@ impl SigningQueue {
         }))
     }
 
-    /// Signs `claims`. Slow keys wait for their turn; fast ones sign at once on this thread.
+    /// Signs `claims`. Slow keys wait for their turn; fast ones sign at once on this thread. For a
+    /// remote key its service is asked, within limits of its own ([`crate::remote`]).
     pub async fn sign(&self, signer: &Arc<Signer>, claims: &[u8]) -> Result<String, SignError> {
         self.sign_typed(signer, None, claims).await
     }
@@ -227,6 +274,13 @@ impl SigningQueue {
         typ: Option<&'static str>,
         claims: &[u8],
     ) -> Result<String, SignError> {
+        if let Engine::Remote(key) = &signer.engine {
+            let input = match typ {
+                Some(typ) => unsigned(&header(&signer.public, typ), claims),
+                None => unsigned(&signer.header, claims),
+            };
+            return key.sign(input).await;
+        }
         if !signer.is_slow() {
             return sign(signer, typ, claims);
         }

@@ -1,5 +1,6 @@
 //! The key directory: `<kid>.private.jwk` (0600) and `<kid>.public.jwk` (0644) as the original
-//! wrote them, and `<kid>.state.json`.
+//! wrote them, and `<kid>.state.json`. A key that a signing service keeps has `<kid>.remote.json`
+//! in place of the private half.
 //!
 //! Invariants
 //! - A file that is not what its name says is reported ([`Skipped`]) and left alone: neither
@@ -24,10 +25,12 @@ use jiff::Timestamp;
 use super::{
     History, HistoryError, JwkError, KeyId, PrivateJwk, PublicJwk,
     disk::{self, DiskError, Lock, Probe},
+    remote::{KeyReference, ReferenceError},
 };
 
 const PRIVATE: &str = ".private.jwk";
 const PUBLIC: &str = ".public.jwk";
+const REMOTE: &str = ".remote.json";
 const STATE: &str = ".state.json";
 const LOCK: &str = ".lock";
 
@@ -61,10 +64,12 @@ pub struct StoredKey {
     pub name: KeyId,
     pub public: Option<PublicJwk>,
     pub private: Option<PrivateJwk>,
+    /// The reference that stands in place of the private half.
+    pub remote: Option<KeyReference>,
     pub history: History,
     /// There is a state file.
     pub has_state_file: bool,
-    /// There is a private file, valid or not.
+    /// There is a private file or a reference in its place, valid or not.
     pub has_private_file: bool,
     /// There is a public file, valid or not.
     pub has_public_file: bool,
@@ -164,7 +169,7 @@ impl KeyStore {
         let mut files: BTreeMap<KeyId, Files> = BTreeMap::new();
         for name in self.names()? {
             let path = self.directory.join(&name);
-            let kinds = [PRIVATE, PUBLIC, STATE];
+            let kinds = [PRIVATE, PUBLIC, REMOTE, STATE];
             let Some((stem, kind)) = name.to_str().and_then(|name| {
                 kinds
                     .iter()
@@ -178,6 +183,7 @@ impl KeyStore {
                     match kind {
                         PRIVATE => files.private = true,
                         PUBLIC => files.public = true,
+                        REMOTE => files.remote = true,
                         _ => files.state = true,
                     }
                 }
@@ -211,6 +217,14 @@ impl KeyStore {
         self.write_public(name, key.public())
     }
 
+    /// As [`Self::add`], for a key that a signing service keeps.
+    pub fn add_reference(&self, key: &KeyReference, history: &History) -> Result<(), StoreError> {
+        let name = &key.public.kid;
+        self.write_history(name, history)?;
+        disk::write(&self.path(name, REMOTE), &key.to_file(), 0o600, &self.probe)?;
+        self.write_public(name, &key.public)
+    }
+
     pub fn write_public(&self, name: &KeyId, key: &PublicJwk) -> Result<(), StoreError> {
         Ok(disk::write(
             &self.path(name, PUBLIC),
@@ -229,14 +243,15 @@ impl KeyStore {
         )?)
     }
 
-    /// Deletes the private half and returns whether it existed.
+    /// Deletes the private half, or the reference in its place, and returns whether it existed.
     pub fn delete_private(&self, name: &KeyId) -> Result<bool, StoreError> {
-        Ok(disk::delete(&self.path(name, PRIVATE), &self.probe)?)
+        let reference = disk::delete(&self.path(name, REMOTE), &self.probe)?;
+        Ok(disk::delete(&self.path(name, PRIVATE), &self.probe)? || reference)
     }
 
     /// Deletes all files of a key, the facts last.
     pub fn delete(&self, name: &KeyId) -> Result<(), StoreError> {
-        for kind in [PRIVATE, PUBLIC, STATE] {
+        for kind in [PRIVATE, REMOTE, PUBLIC, STATE] {
             disk::delete(&self.path(name, kind), &self.probe)?;
         }
         Ok(())
@@ -304,18 +319,27 @@ impl KeyStore {
                 Err(reason) => contents.skip(self.path(&name, PUBLIC), reason),
             }
         }
-        if let Some(private) = &private {
-            if public
-                .as_ref()
-                .is_some_and(|public| public != private.public())
-            {
+        let mut remote = None;
+        if files.remote {
+            let path = self.path(&name, REMOTE);
+            match self.read_file(&name, REMOTE, |json| Ok(KeyReference::from_file(json)?)) {
+                Ok(Some(_)) if files.private => {
+                    contents.skip(path, "there is a private key of that name");
+                }
+                Ok(key) => remote = key,
+                Err(reason) => contents.skip(path, reason),
+            }
+        }
+        let signs = private.as_ref().map(PrivateJwk::public);
+        if let Some(signs) = signs.or(remote.as_ref().map(|remote| &remote.public)) {
+            if public.as_ref().is_some_and(|public| public != signs) {
                 contents.skip(
                     self.path(&name, PUBLIC),
                     "it does not belong to the private key of that name",
                 );
             }
             // It signs with the private half, so that half is the one that counts.
-            public = Some(private.public().clone());
+            public = Some(signs.clone());
         }
         if public.is_none() && !files.state {
             return;
@@ -324,9 +348,10 @@ impl KeyStore {
             name,
             public,
             private,
+            remote,
             history,
             has_state_file: files.state,
-            has_private_file: files.private,
+            has_private_file: files.private || files.remote,
             has_public_file: files.public,
         };
         if let Some(other) = contents.keys.iter().find(|other| other.kid() == key.kid()) {
@@ -391,6 +416,7 @@ impl Contents {
 struct Files {
     private: bool,
     public: bool,
+    remote: bool,
     state: bool,
 }
 
@@ -403,4 +429,6 @@ enum FileError {
     History(#[from] HistoryError),
     #[error(transparent)]
     Jwk(#[from] JwkError),
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
 }

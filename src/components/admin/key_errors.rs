@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::{
     http::{Error, error::Kind},
     jwks::{PublishError, life::LifeError},
-    keys::{StoreError, disk::DiskError},
+    keys::{StoreError, disk::DiskError, remote::Trouble},
 };
 
 /// The operation that failed.
@@ -51,6 +51,14 @@ fn kind(error: &LifeError) -> (Kind, &'static str) {
             (Kind::Precondition, "jwks_unreadable")
         }
         LifeError::Publish(PublishError::Unavailable { .. }) => (unavailable, "jwks_unavailable"),
+        LifeError::Remote(error) => match error.trouble {
+            Trouble::Away | Trouble::Sealed | Trouble::Slow | Trouble::Throttled => {
+                (unavailable, "signer_unavailable")
+            }
+            Trouble::Disabled | Trouble::Forbidden | Trouble::Mismatch | Trouble::Refused => {
+                (Kind::Precondition, "signer_refused")
+            }
+        },
         LifeError::ReadOnly | LifeError::Store(StoreError::Disk(DiskError::ReadOnly { .. })) => {
             (Kind::Precondition, "keys_read_only")
         }

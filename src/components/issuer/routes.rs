@@ -26,7 +26,7 @@ use crate::{
     http::{Error, error::Kind, health, layers, origin},
     identity::{Caller, Refusal},
     jwks::life::KeyLife,
-    keys::{NoSigner, SignError, SigningQueue},
+    keys::{NoSigner, SignError, SigningQueue, remote::RemoteFailure},
     part::{Context, Lifecycle, Part, PartError, Routes},
     telemetry::{audit::Decision, meter::Meter},
     version,
@@ -159,6 +159,7 @@ async fn token(issuer: &Issuer, caller: &Caller) -> Result<String, Error> {
         .await
         .map_err(|error| match error {
             SignError::Overloaded => overloaded(),
+            SignError::Remote(failure) => signer_unavailable(failure),
             other => signing_failed(other),
         })?;
     issuer.meter.token_issued("issuer", started.elapsed());
@@ -194,6 +195,13 @@ fn overloaded() -> Error {
         "overloaded",
         "this server cannot sign as many tokens as are requested; try again",
     )
+}
+
+fn signer_unavailable(failure: RemoteFailure) -> Error {
+    let kind = Kind::Unavailable {
+        retry_after: failure.retry_after,
+    };
+    Error::new(kind, "signer_unavailable", failure.to_string())
 }
 
 fn signing_failed(cause: impl std::error::Error + Send + Sync + 'static) -> Error {

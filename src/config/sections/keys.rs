@@ -14,7 +14,7 @@ use tailbone_keys::{
 
 use super::workload;
 use crate::config::{
-    KeySpec, RSA_SIZES,
+    KeySpec, RSA_SIZES, SignerSettings,
     duration::format,
     parse::{ParsedValue, integer, octal_warning, text},
     read::SettingsReader,
@@ -106,6 +106,8 @@ pub struct KeySettings {
     pub prefix: String,
     /// `keys.algorithm` and, for RSA, `keys.size`: what a new key is.
     pub spec: KeySpec,
+    /// Where new keys are made, and the services that keep keys.
+    pub signer: SignerSettings,
     /// Age at which the signing key gets a successor; `None` turns this off.
     pub rotate_every: Option<Duration>,
     /// How long verifiers may keep the JWKS; a new key waits this long before it signs.
@@ -194,6 +196,7 @@ impl KeySettings {
             &self.prefix,
             self.spec,
         )
+        .with_remote(self.signer.services())
     }
 
     /// The publisher for the place that the settings name.
@@ -212,6 +215,7 @@ impl KeySettings {
                 },
             prefix,
             spec,
+            signer,
             rotate_every,
             cache_time,
             publish,
@@ -224,6 +228,8 @@ impl KeySettings {
         let places = "keys.bucket, keys.jwksFile, keys.keyPath or keys.s3";
         reloaded.leave(places, &self.publish, publish);
         reloaded.leave("keys.algorithm or keys.size", &self.spec, spec);
+        let services = "keys.signer, keys.remote or a signing service";
+        reloaded.leave(services, &self.signer, signer);
         reloaded.leave(PREFIX.key, &self.prefix, prefix);
         reloaded.leave(CACHE_TIME.key, &self.cache_time, cache_time);
     }
@@ -237,6 +243,7 @@ impl SettingsReader<'_> {
         let prefix = self.read(&PREFIX, prefix);
         let algorithm = self.key_algorithm();
         let bits = self.key_size();
+        let signer = self.signer();
         let rotate_every = self.duration(&ROTATE_EVERY);
         let cache_time = self.duration(&CACHE_TIME);
         let skew = self.duration(&SKEW);
@@ -281,6 +288,7 @@ impl SettingsReader<'_> {
                 "EdDSA" => KeySpec::EdDsa,
                 _ => KeySpec::Rs256 { bits },
             },
+            signer: signer?,
             rotate_every: Some(rotate_every?).filter(|every| !every.is_zero()),
             cache_time: cache_time?,
             publish: publish?,

@@ -21,6 +21,7 @@ sections! {
     output,
     log,
     keys,
+    signer,
     server,
     limits,
     telemetry,

@@ -1,9 +1,49 @@
 //! What settings of the node and of components mean together.
 
 use serde_json::json;
-use tailbone::config::Publish;
+use tailbone::{
+    config::{Publish, Secret},
+    keys::remote::{ServiceKind, vault::VaultToken},
+};
 
 use super::{Ran, load, mistake, remarks, run, show, warning};
+
+#[test]
+fn a_signing_service_needs_its_address_and_its_token() {
+    let told = |variables: &[(&str, &str)]| load(variables).unwrap_err().to_string();
+    let vault = ("TB_KEYS_SIGNER", "vault");
+    let address = ("TB_KEYS_VAULT_ADDRESS", "https://vault.example.com/base/");
+    let words = told(&[vault]);
+    assert!(
+        words.contains("TB_KEYS_SIGNER: vault needs keys.vault.address"),
+        "{words}"
+    );
+    let words = told(&[vault, address]);
+    assert!(
+        words.contains("TB_KEYS_SIGNER: vault needs keys.vault.token"),
+        "{words}"
+    );
+    for (variable, value) in [
+        ("TB_KEYS_VAULT_MOUNT", "a/../b"),
+        ("TB_KEYS_VAULT_KEY", "a/b"),
+        ("TB_KEYS_VAULT_KEY", "{alg}"),
+    ] {
+        let words = told(&[(variable, value)]);
+        assert!(words.contains("not "), "{words}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "hush\n").unwrap();
+    let path = file.to_str().unwrap();
+    let settings = load(&[vault, address, ("TB_KEYS_VAULT_TOKEN_FILE", path)]).unwrap();
+    let signer = settings.keys.signer;
+    assert_eq!(signer.maker, Some(ServiceKind::Vault));
+    // The file is kept, because another program writes the next token there.
+    assert_eq!(signer.vault.unwrap().token, VaultToken::File(file));
+    let fixed = load(&[vault, address, ("TB_KEYS_VAULT_TOKEN", "hush")]).unwrap();
+    let token = fixed.keys.signer.vault.unwrap().token;
+    assert_eq!(token, VaultToken::Fixed(Secret::new("hush")));
+}
 
 #[test]
 fn the_node_may_join_with_a_client_instead_of_a_key() {

@@ -32,6 +32,7 @@ fn a_reload_applies_a_changed_setting_or_names_it() {
     for setting in table::ALL {
         let others = match setting.key {
             "server.telemetry.otlp.headers" => vec!["a=b"],
+            "keys.signer" => vec!["vault"],
             key => match contract.iter().find(|row| row.key == key) {
                 Some(row) => row.others.to_vec(),
                 None => vec!["another"],
@@ -51,6 +52,8 @@ fn a_reload_applies_a_changed_setting_or_names_it() {
                 ("TB_COMPONENTS", "issuer,admin,gate,sts,metrics"),
                 ("TB_KEYS_BUCKET", bucket),
                 ("TB_WORKLOAD_KEYS_BUCKET", workload_bucket),
+                ("TB_KEYS_VAULT_ADDRESS", "https://vault.example.com"),
+                ("TB_KEYS_VAULT_TOKEN", "hush"),
                 ("TB_GATE_TOKEN", "true"),
                 ("TB_GATE_UPSTREAM", "http://127.0.0.1:3000"),
                 ("TB_GATE_AUTH_PROXIES", "tag:proxy"),

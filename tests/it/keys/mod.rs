@@ -6,6 +6,7 @@ mod go_directory;
 mod go_fixture;
 mod housekeeping;
 mod publication;
+mod remote;
 mod replicas;
 mod rotation;
 mod set;

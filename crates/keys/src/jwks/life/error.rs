@@ -1,7 +1,7 @@
 //! Why an operation on the keys was not done.
 
 use crate::jwks::{KidTaken, PublishError, UpdateError};
-use crate::{Algorithm, InvalidKeyId, JwkError, StoreError};
+use crate::{Algorithm, InvalidKeyId, JwkError, StoreError, remote::ServiceError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum LifeError {
@@ -19,6 +19,8 @@ pub enum LifeError {
     KidTaken(#[from] KidTaken),
     #[error(transparent)]
     Publish(#[from] PublishError),
+    #[error("the signing service made no key: {0}")]
+    Remote(#[from] ServiceError),
     #[error("the key directory cannot be written, so no key can be made or removed here")]
     ReadOnly,
     #[error(transparent)]

@@ -25,7 +25,9 @@ use tokio::sync::Mutex;
 
 use super::{Publisher, Versioned, set::Shared};
 use crate::KeySpec;
-use crate::{CurrentKeys, Fingerprint, KeyPolicy, KeyStore, Signer, disk::Lock};
+use crate::{
+    CurrentKeys, Fingerprint, KeyPolicy, KeyStore, Signer, disk::Lock, remote::RemoteServices,
+};
 
 pub use error::LifeError;
 pub use operations::{GeneratedKey, Housekeeping, Removal};
@@ -52,6 +54,7 @@ struct Inner {
     policy: ArcSwap<KeyPolicy>,
     prefix: String,
     spec: KeySpec,
+    remote: RemoteServices,
     current_keys: CurrentKeys,
     shared: Shared,
     pass_state: Mutex<PassState>,
@@ -97,11 +100,23 @@ impl KeyLife {
                 policy: ArcSwap::from_pointee(policy),
                 prefix: prefix.to_owned(),
                 spec,
+                remote: RemoteServices::default(),
                 current_keys: CurrentKeys::default(),
                 shared,
                 pass_state: Mutex::default(),
             }),
         }
+    }
+
+    /// With keys that signing services keep. For a life that nobody else has yet.
+    #[must_use]
+    pub fn with_remote(mut self, remote: RemoteServices) -> Self {
+        let inner = Arc::get_mut(&mut self.inner);
+        debug_assert!(inner.is_some(), "a clone exists, which has no services");
+        if let Some(inner) = inner {
+            inner.remote = remote;
+        }
+        self
     }
 
     /// What this server signs with.

@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     Algorithm, KeyPolicy, KeySpec, KeyStore, KeyView, NoSigner, Signer, jwks::PublishError,
+    remote::RemoteServices,
 };
 
 pub(in crate::jwks) use first_keys::FirstKeys;
@@ -137,6 +138,20 @@ impl KeySet {
                 common: None,
             }),
         }
+    }
+
+    /// With keys that signing services keep. For a set that nobody else has yet.
+    #[must_use]
+    pub fn with_remote(mut self, remote: &RemoteServices) -> Self {
+        let inner = Arc::get_mut(&mut self.inner);
+        debug_assert!(inner.is_some(), "a clone exists, which has no services");
+        if let Some(inner) = inner {
+            let lives = std::mem::take(&mut inner.lives).into_iter();
+            inner.lives = lives
+                .map(|(algorithm, life)| (algorithm, life.with_remote(remote.clone())))
+                .collect();
+        }
+        self
     }
 
     /// The name for people, logs and metrics.

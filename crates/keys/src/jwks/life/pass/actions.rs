@@ -67,6 +67,9 @@ impl KeyLife {
                 Ok(()) => Outcome::Done,
                 Err(error) => {
                     failed.insert(action.clone());
+                    if let LifeError::Remote(error) = &error {
+                        report.not_made = Some(error.trouble);
+                    }
                     Outcome::Failed(error.to_string())
                 }
             };
@@ -220,13 +223,21 @@ impl KeyLife {
         }
     }
 
-    /// Makes a key and writes its files; it is pending then.
+    /// Makes a key and writes its files; it is pending then. A process that ends between a signing
+    /// service's key and its files leaves a key in the service that nobody uses.
     pub(in crate::jwks::life) async fn make(
         &self,
         spec: KeySpec,
         now: Timestamp,
     ) -> Result<PublicJwk, LifeError> {
         let kid = KeyId::generate(&self.inner.prefix, now)?;
+        if let Some(service) = self.inner.remote.maker() {
+            let reference = service.make(kid, spec).await?;
+            let public = reference.public.clone();
+            self.disk(move |store| store.add_reference(&reference, &History::new(now)))
+                .await?;
+            return Ok(public);
+        }
         self.disk(move |store| {
             let key = PrivateJwk::generate(kid, spec)?;
             // With fractions of a second, which the id does not hold: of two keys made in the same

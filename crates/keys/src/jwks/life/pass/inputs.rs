@@ -9,6 +9,7 @@ use crate::{
         Document, PublishError, Updated, Versioned,
         life::{KeyLife, LifeError},
     },
+    remote::{KeyReference, RemoteServices},
     rotation::{self, Action, Observation, PassOptions, Record, View},
 };
 
@@ -27,7 +28,7 @@ impl KeyLife {
         report: &mut Report,
     ) -> Result<Inputs, LifeError> {
         let contents = self.disk(|store| store.load()).await?;
-        let records = records(&contents);
+        let records = records(&contents, &self.inner.remote);
         let mut read = self.inner.publisher.read().await;
         // If a key of ours is missing from the document, read it again: a copy of the object may be
         // stale.
@@ -74,7 +75,7 @@ impl KeyLife {
             .map(|record| (record.kid.clone(), record.history.clone()))
             .collect();
         inputs.contents = self.disk(|store| store.load()).await?;
-        inputs.records = records(&inputs.contents);
+        inputs.records = records(&inputs.contents, &self.inner.remote);
         // Facts that could not be written (the disk is full or read-only) still hold for this pass.
         for record in &mut inputs.records {
             if let Some((_, history)) = facts.iter().find(|(kid, _)| *kid == record.kid) {
@@ -154,7 +155,7 @@ impl KeyLife {
                 options,
                 now,
             };
-            view.decide(&records(contents)).actions
+            view.decide(&records(contents, &self.inner.remote)).actions
         };
         let mut contents = self.disk(|store| store.load()).await?;
         let made = plan(&contents).contains(&Action::Generate);
@@ -250,11 +251,12 @@ pub(super) fn record_is_ours(record: &Record) -> bool {
     record.has_state_file || record.has_private_file
 }
 
-fn records(contents: &Contents) -> Vec<Record> {
+fn records(contents: &Contents, remote: &RemoteServices) -> Vec<Record> {
+    let there = |reference: &KeyReference| remote.has(reference.location.service);
     let record = |key: &StoredKey| Record {
         kid: key.kid().clone(),
         history: key.history.clone(),
-        can_sign: key.private.is_some(),
+        can_sign: key.private.is_some() || key.remote.as_ref().is_some_and(there),
         has_private_file: key.has_private_file,
         has_public_file: key.has_public_file,
         public: key.public.is_some(),

@@ -18,6 +18,7 @@ use crate::{
     KeyId, KeyView, NoSigner, Skipped,
     disk::Lock,
     jwks::{PublishError, Updated},
+    remote::Trouble,
     rotation::{Action, KeyPlan, Observation, PassOptions, View},
 };
 
@@ -67,6 +68,9 @@ pub struct Report {
     pub keys: Vec<KeyView>,
     /// Why no key signs.
     pub no_signer: Option<String>,
+    /// Why a signing service made no key.
+    #[serde(skip)]
+    pub not_made: Option<Trouble>,
 }
 
 /// One action and its outcome.
@@ -140,6 +144,7 @@ impl KeyLife {
             skipped: Vec::new(),
             keys: Vec::new(),
             no_signer: None,
+            not_made: None,
         };
         match mode {
             Mode::Apply => self.disk(move |store| store.sweep(now)).await?,

@@ -9,7 +9,7 @@ use super::{
     inputs::{Inputs, record_is_ours},
 };
 use crate::{
-    KeyId, KeyState, KeyView, NoSigner, PublicJwk, Signer, Snapshot,
+    KeyId, KeyState, KeyView, NoSigner, PublicJwk, Signer, Snapshot, StoredKey,
     jwks::{
         Document,
         document::modulus_bits,
@@ -45,11 +45,13 @@ impl KeyLife {
                 .keys
                 .iter()
                 .find(|key| *key.kid() == kid)
-                .and_then(|key| key.private.as_ref())
-                .and_then(|private| Signer::new(private).ok())
+                .and_then(|key| self.signer_of(key))
                 .map(Arc::new)
                 .ok_or(NoSigner::Unusable)
         });
+        if let (Err(NoSigner::NoKeys), Some(trouble)) = (&signer, report.not_made) {
+            signer = Err(NoSigner::NotMade(trouble));
+        }
         report.skipped.clone_from(&inputs.contents.skipped);
         for path in &inputs.contents.exposed {
             report.add_trouble(format!(
@@ -57,6 +59,11 @@ impl KeyLife {
                 path.display()
             ));
         }
+        self.tell_where_keys_are(
+            &inputs,
+            signer.as_ref().ok().map(|signer| signer.kid()),
+            report,
+        );
         report.keys = self.views(&inputs, signer.as_ref().ok().map(|signer| signer.kid()));
         report.no_signer = signer.as_ref().err().map(ToString::to_string);
         if mode == Mode::DryRun {
@@ -83,6 +90,39 @@ impl KeyLife {
             skipped: report.skipped.clone(),
             document_read: pass_state.document_read,
         });
+    }
+
+    fn signer_of(&self, key: &StoredKey) -> Option<Signer> {
+        if let Some(private) = &key.private {
+            return Signer::new(private).ok();
+        }
+        let key = self.inner.remote.key(key.remote.as_ref()?)?;
+        key.ok().map(Signer::remote)
+    }
+
+    fn tell_where_keys_are(&self, inputs: &Inputs, signing: Option<&KeyId>, report: &mut Report) {
+        for key in &inputs.contents.keys {
+            if let Some(reference) = &key.remote
+                && !self.inner.remote.has(reference.location.service)
+            {
+                report.add_trouble(format!(
+                    "key {} is kept by {}, which the settings do not name",
+                    key.kid(),
+                    reference.location.service
+                ));
+            }
+            if let Some(service) = self.inner.remote.maker()
+                && key.private.is_some()
+                && signing == Some(key.kid())
+            {
+                report.add_trouble(format!(
+                    "key {} signs and is in the key directory, not in {}; `tailbone keys rotate` \
+                     moves on to a key that is",
+                    key.kid(),
+                    service.kind()
+                ));
+            }
+        }
     }
 
     /// The document's keys in its order, then those of the directory that are not in it.

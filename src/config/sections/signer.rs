@@ -1,0 +1,179 @@
+//! `keys.signer`, `keys.remote.*` and a group for each signing service: where new keys are made,
+//! and how to reach the services that keep them.
+//!
+//! A service whose settings are here signs with the keys that it already has, also while
+//! `keys.signer` names another place for new ones.
+
+use std::{sync::Arc, time::Duration};
+
+use tailbone_keys::remote::{
+    KeyService, RemoteLimits, RemoteServices, ServiceKind,
+    vault::{Vault, VaultSettings, VaultToken},
+};
+use url::Url;
+
+use crate::config::{
+    RawValue,
+    parse::{ParsedValue, text},
+    read::SettingsReader,
+    report::ValueOrigin,
+    table::{FlagScope, HOUR, ValueKind, count, duration, row, rows},
+};
+
+rows! {
+    SIGNER = row("keys.signer", ValueKind::Word(&["local", "vault"]))
+        .flag("signer", FlagScope::Server)
+        .default("local")
+        .help(
+            "Where new keys are made: in keys.dir, or by a signing service that never hands \
+             them out",
+        );
+    CONCURRENCY = row("keys.remote.concurrency", count(1, 4096))
+        .flag("signer-concurrency", FlagScope::Server)
+        .default("64")
+        .help("Most signatures that a signing service is asked for at one time");
+    TIMEOUT = row("keys.remote.timeout", duration(Duration::from_millis(100), HOUR))
+        .flag("signer-timeout", FlagScope::Server)
+        .default("3s")
+        .help("How long a caller waits for a signing service, repeated calls included");
+    VAULT_ADDRESS = row("keys.vault.address", ValueKind::Url)
+        .flag("vault-address", FlagScope::Server)
+        .example("https://vault.example.com:8200")
+        .help("Address of HashiCorp Vault or OpenBao");
+    VAULT_MOUNT = row("keys.vault.mount", ValueKind::Text)
+        .flag("vault-mount", FlagScope::Server)
+        .default("transit")
+        .help("Path at which the transit engine is mounted there");
+    VAULT_KEY = row("keys.vault.key", ValueKind::Text)
+        .flag("vault-key", FlagScope::Server)
+        .default("tailbone")
+        .help(
+            "Name of the transit key; {algorithm} in it stands for rs256 and the like. It is made \
+             if there is none",
+        );
+    VAULT_NAMESPACE = row("keys.vault.namespace", ValueKind::Text)
+        .flag("vault-namespace", FlagScope::Server)
+        .example("team/prod")
+        .help("Namespace of the transit engine");
+    VAULT_TOKEN = row("keys.vault.token", ValueKind::Secret)
+        .flag("vault-token", FlagScope::Server)
+        .example("file:/run/vault/token")
+        .help("Token for the service; a file is read again when the service refuses its token");
+    VAULT_CA_FILE = row("keys.vault.caFile", ValueKind::Path)
+        .flag("vault-ca-file", FlagScope::Server)
+        .example("/etc/vault/ca.crt")
+        .help("Certificates (PEM) to trust for that address, beside those of the system");
+}
+
+/// Where new keys are made, and the signing services.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SignerSettings {
+    /// Makes new keys; `None`: they are made in the key directory.
+    pub maker: Option<ServiceKind>,
+    pub limits: RemoteLimits,
+    pub vault: Option<VaultSettings>,
+}
+
+impl SignerSettings {
+    /// The services. Connects to nothing yet.
+    pub fn services(&self) -> RemoteServices {
+        let mut services: Vec<Arc<dyn KeyService>> = Vec::new();
+        if let Some(vault) = &self.vault {
+            services.push(Arc::new(Vault::new(vault.clone())));
+        }
+        let maker = self
+            .maker
+            .and_then(|maker| services.iter().position(|service| service.kind() == maker))
+            .map(|at| services.remove(at));
+        RemoteServices::new(maker, services, self.limits)
+    }
+}
+
+impl SettingsReader<'_> {
+    pub(in crate::config) fn signer(&mut self) -> Option<SignerSettings> {
+        let maker = self.word(&SIGNER);
+        let concurrency = self.count(&CONCURRENCY);
+        let timeout = self.duration(&TIMEOUT);
+        let vault = self.vault(maker == Some("vault"));
+        Some(SignerSettings {
+            maker: match maker? {
+                "vault" => Some(ServiceKind::Vault),
+                _ => None,
+            },
+            limits: RemoteLimits {
+                concurrency: usize::try_from(concurrency?).unwrap_or(usize::MAX),
+                timeout: timeout?,
+            },
+            vault: vault?,
+        })
+    }
+
+    fn vault(&mut self, needed: bool) -> Option<Option<VaultSettings>> {
+        let address = self.url(&VAULT_ADDRESS);
+        let mount = self.read(&VAULT_MOUNT, mount);
+        let key = self.read(&VAULT_KEY, transit_key);
+        let namespace = self.optional_text(&VAULT_NAMESPACE);
+        let token = self.vault_token();
+        let ca_file = self.optional_path(&VAULT_CA_FILE);
+        let Some(address) = address? else {
+            if needed {
+                self.mistake(&SIGNER, None, "vault needs keys.vault.address too".into());
+                return None;
+            }
+            return Some(None);
+        };
+        let Some(token) = token? else {
+            let origin = self.lookup(&VAULT_ADDRESS).origin;
+            if needed {
+                self.mistake(&SIGNER, None, "vault needs keys.vault.token too".into());
+                return None;
+            }
+            self.warn(origin, "has no effect without keys.vault.token".into());
+            return Some(None);
+        };
+        Some(Some(VaultSettings {
+            // It was checked to be one when it was read.
+            address: Url::parse(&address).ok()?,
+            mount: mount?,
+            key: key?,
+            namespace: namespace?,
+            token,
+            ca_file: ca_file?,
+        }))
+    }
+
+    /// The secret, or the file that holds it and is read again later.
+    fn vault_token(&mut self) -> Option<Option<VaultToken>> {
+        let given = self.lookup(&VAULT_TOKEN);
+        let secret = self.secret(&VAULT_TOKEN)?;
+        Some(secret.map(|secret| match given.value {
+            RawValue::Text(text) => match text.strip_prefix("file:") {
+                Some(path) => VaultToken::File(path.into()),
+                None => VaultToken::Fixed(secret),
+            },
+            RawValue::List(_) => VaultToken::Fixed(secret),
+        }))
+    }
+}
+
+fn mount(input: &str, origin: &ValueOrigin) -> Result<ParsedValue<String>, String> {
+    let parsed = text(input, origin)?.map(|text| text.trim_matches('/').to_owned());
+    let fine = |part: &str| !part.is_empty() && part != "." && part != "..";
+    if parsed.value.split('/').all(fine) {
+        Ok(parsed)
+    } else {
+        Err("not a path such as transit".into())
+    }
+}
+
+fn transit_key(input: &str, origin: &ValueOrigin) -> Result<ParsedValue<String>, String> {
+    let parsed = text(input, origin)?;
+    let name = parsed.value.replace("{algorithm}", "rs256");
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    let ends = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if name.starts_with(ends) && name.ends_with(ends) && name.chars().all(fine) {
+        Ok(parsed)
+    } else {
+        Err("not the name of a transit key: letters, digits, _, - or .".into())
+    }
+}
