@@ -12,7 +12,11 @@ use super::{
     layout::Layout,
     output::{self, Output, Table},
 };
-use crate::config::{self, EffectiveValue, Environment, table::FlagScope};
+use crate::{
+    config::{self, EffectiveValue, Environment, table::FlagScope},
+    policy::RequestScope,
+    workload::access::AudienceScope,
+};
 
 /// Both take the flags of `server start`, so that a whole command line can be checked.
 const SCOPES: &[FlagScope] = &[FlagScope::Root, FlagScope::Server, FlagScope::Start];
@@ -52,10 +56,9 @@ pub(super) fn run(
         Some(("check", matches)) => {
             let raw = args::raw(matches, SCOPES, environment);
             let ((settings, _), _) = console.accept(config::load_all(&raw))?;
-            // The gate's rules have their own file, which is part of the settings to be checked.
-            if let Some(file) = settings.gate.policy {
-                super::policy::rules(Some(file), &settings.gate.capability)?;
-            }
+            // Rules have files of their own, which are part of the settings to be checked.
+            super::policy::rules::<RequestScope>("gate.policy", &settings.gate.rules)?;
+            super::policy::rules::<AudienceScope>("workload.policy", &settings.workload.rules)?;
             console.say("The settings are fine");
             Ok(())
         }

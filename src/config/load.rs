@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, path::PathBuf};
 
+use tailbone_identity::AudiencePattern;
+
 use super::{
     Log,
     raw::RawSettings,
@@ -51,15 +53,33 @@ pub fn load_client(raw: &RawSettings) -> LoadResult<ClientSettings> {
     reader.done(settings)
 }
 
-/// Loads what `tailbone policy …` reads: the file of rules, the capability of grants, and how
-/// results are printed.
-pub fn load_policy(raw: &RawSettings) -> LoadResult<(Option<PathBuf>, String, OutputFormat)> {
+/// What `tailbone policy …` reads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PolicySettings {
+    pub gate: RuleSource,
+    pub workload: RuleSource,
+    /// `workload.audiences`
+    pub audiences: Vec<AudiencePattern>,
+    /// `workload.allowWithoutGrant`
+    pub allow_without_grant: bool,
+    /// How results are printed.
+    pub format: OutputFormat,
+}
+
+/// Where the rules of a component are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleSource {
+    /// Without one, grants decide alone.
+    pub file: Option<PathBuf>,
+    /// Whose grants are rules too; if empty, grants are not consulted.
+    pub capability: String,
+}
+
+/// Loads what `tailbone policy …` reads.
+pub fn load_policy(raw: &RawSettings) -> LoadResult<PolicySettings> {
     let mut reader = SettingsReader::new(raw);
-    let file = reader.gate_policy();
-    let capability = reader.gate_capability();
-    let format = reader.output();
-    let settings = file.zip(capability).zip(format);
-    reader.done(settings.map(|((file, capability), format)| (file, capability, format)))
+    let settings = reader.policy();
+    reader.done(settings)
 }
 
 /// Loads everything, for `tailbone config …`.
@@ -89,6 +109,21 @@ pub fn load_output(raw: &RawSettings) -> LoadResult<OutputFormat> {
 }
 
 impl SettingsReader<'_> {
+    fn policy(&mut self) -> Option<PolicySettings> {
+        let gate = self.gate_rules();
+        let workload = self.workload_rules();
+        let audiences = self.workload_audiences();
+        let allow_without_grant = self.workload_allow_without_grant();
+        let format = self.output();
+        Some(PolicySettings {
+            gate: gate?,
+            workload: workload?,
+            audiences: audiences?,
+            allow_without_grant: allow_without_grant?,
+            format: format?,
+        })
+    }
+
     fn settings(&mut self, purpose: Purpose) -> Option<Settings> {
         let components = self.components();
         let log = self.log();

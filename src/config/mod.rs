@@ -28,7 +28,8 @@ pub mod table;
 
 pub use listen::{Listen, TailnetTls};
 pub use load::{
-    Purpose, Settings, load, load_all, load_client, load_output, load_policy, load_with_output,
+    PolicySettings, Purpose, RuleSource, Settings, load, load_all, load_client, load_output,
+    load_policy, load_with_output,
 };
 pub use parse::Binding;
 pub use raw::{Environment, Flags, GivenValue, RawSettings, RawValue};

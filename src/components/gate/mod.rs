@@ -117,9 +117,10 @@ impl Gate {
         sign: Option<SignFn>,
         meter: Meter,
     ) -> Result<Self, GateError> {
-        let store = policy::RuleStore::open(settings.policy.as_deref(), &settings.capability)?;
-        if settings.policy.is_none() {
-            tracing::warn!(target: "gate", capability = settings.capability, "no gate.policy: only callers with a grant have access");
+        let rules = &settings.rules;
+        let store = policy::RuleStore::open(rules.file.as_deref(), &rules.capability)?;
+        if rules.file.is_none() {
+            tracing::warn!(target: "gate", capability = rules.capability, "no gate.policy: only callers with a grant have access");
         }
         let guard = Guard::new(Arc::new(store), settings.expected_tailnet.clone());
         let guard = Arc::new(guard.with_meter(meter));

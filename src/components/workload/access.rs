@@ -36,7 +36,7 @@
 //!   that the program makes can be given another value.
 //! - Callers of other tailnets need a rule or a grant that says so.
 
-use std::{str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, time::Duration};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -316,49 +316,73 @@ pub struct Access {
 pub enum Verdict {
     Allowed {
         terms: TokenTerms,
-        by: String,
+        by: DecidedBy,
     },
     /// The audience is not among those of the settings.
     NotListed,
     /// This caller may not have it.
     NotPermitted {
-        by: String,
+        by: DecidedBy,
     },
 }
 
+/// What decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DecidedBy {
+    /// `workload.audiences`
+    Audiences,
+    /// A rule, a grant of ours, or the end of the list.
+    Rule(RuleId),
+    /// `workload.allowWithoutGrant`
+    Setting,
+    /// A grant of tsiam's capability.
+    TsiamGrant,
+}
+
+impl fmt::Display for DecidedBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Audiences => f.write_str("workload.audiences"),
+            Self::Rule(rule) => rule.fmt(f),
+            Self::Setting => f.write_str("workload.allowWithoutGrant"),
+            Self::TsiamGrant => write!(f, "a grant of {TSIAM_CAPABILITY}"),
+        }
+    }
+}
+
 impl Access {
-    pub fn decide(&self, rules: &AudienceRules, visitor: &Visitor, audience: &str) -> Verdict {
+    pub fn decide(&self, rules: &AudienceRules, who: Who<'_>, audience: &str) -> Verdict {
         let listed =
             self.audiences.is_empty() || self.audiences.iter().any(|one| one.matches(audience));
         // The reader put the character in place of bytes that are no text.
         if !listed || audience.contains(char::REPLACEMENT_CHARACTER) {
             return Verdict::NotListed;
         }
-        let (verdict, scope) = rules.decide_with_scope(Who::Known(visitor), audience);
-        match (verdict.effect, &verdict.rule) {
-            (Effect::Deny, RuleId::End) => self.without_rule(visitor, audience),
-            (Effect::Deny | Effect::Anonymous, rule) => Verdict::NotPermitted {
-                by: rule.to_string(),
-            },
-            (Effect::Allow, rule) => Verdict::Allowed {
+        let (verdict, scope) = rules.decide_with_scope(who, audience);
+        match (verdict.effect, verdict.rule, who) {
+            (Effect::Allow, rule, _) => Verdict::Allowed {
                 terms: scope.map(|scope| scope.terms.clone()).unwrap_or_default(),
-                by: rule.to_string(),
+                by: DecidedBy::Rule(rule),
+            },
+            (Effect::Deny, RuleId::End, Who::Known(visitor)) => {
+                self.without_rule(visitor, audience)
+            }
+            (Effect::Deny | Effect::Anonymous, rule, _) => Verdict::NotPermitted {
+                by: DecidedBy::Rule(rule),
             },
         }
     }
 
     fn without_rule(&self, visitor: &Visitor, audience: &str) -> Verdict {
-        let allowed = |by: &str| Verdict::Allowed {
+        let allowed = |by| Verdict::Allowed {
             terms: TokenTerms::default(),
-            by: by.to_owned(),
+            by,
         };
         match granted_by_tsiam(visitor.caller_any_tailnet(), audience) {
-            Some(true) => allowed("grant:tsiam"),
-            None if self.allow_without_grant && !visitor.foreign() => {
-                allowed("workload.allowWithoutGrant")
-            }
+            Some(true) => allowed(DecidedBy::TsiamGrant),
+            None if self.allow_without_grant && !visitor.foreign() => allowed(DecidedBy::Setting),
             Some(false) | None => Verdict::NotPermitted {
-                by: RuleId::End.to_string(),
+                by: DecidedBy::Rule(RuleId::End),
             },
         }
     }

@@ -38,7 +38,7 @@ pub use tokens::{TokenMaker, TokenSettings};
 
 use self::access::{Access, AudienceRuleFile};
 use crate::{
-    config::{Settings, WorkloadSettings},
+    config::{RuleSource, Settings, WorkloadSettings},
     http::layers,
     part::{Context, Lifecycle, Part, PartError, Routes},
     policy::LoadError,
@@ -52,7 +52,8 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
     let issuer = issuer_name::issuer_name(configured, &node, Some(&settings.keys.dir))?;
     let keys = context.keys_of("workload").cloned();
     let keys = keys.ok_or("the server made no keys for workload tokens")?;
-    let rules = AudienceRuleFile::open(settings.policy.as_deref(), &settings.capability)?;
+    let RuleSource { file, capability } = &settings.rules;
+    let rules = AudienceRuleFile::open(file.as_deref(), capability)?;
     let tokens = TokenMaker {
         issuer: issuer.as_str().into(),
         keys,

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use tracing::Instrument as _;
 
 use super::{
-    access::{self, Access, AudienceRuleFile, TokenTerms, Verdict},
+    access::{self, Access, AudienceRuleFile, DecidedBy, TokenTerms, Verdict},
     claims::{self, TokenInput, Validity},
 };
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     identity::{NoSubject, SubjectTemplate, Visitor, policy},
     jwks::KeySet,
     keys::{Algorithm, NoSigner, SignError, Signer, SigningQueue},
+    policy::Who,
     telemetry::{audit::Decision, error_chain, meter::Meter},
 };
 
@@ -98,7 +99,8 @@ impl TokenMaker {
     pub async fn token(&self, visitor: &Visitor, audience: &str) -> Result<IssuedToken, NoToken> {
         let settings = self.settings.load_full();
         let rules = self.rules.rules();
-        let verdict = settings.access.decide(&rules, visitor, audience);
+        let who = Who::Known(visitor);
+        let verdict = settings.access.decide(&rules, who, audience);
         let made = match &verdict {
             Verdict::NotListed => Err(NoToken::NotListed),
             Verdict::NotPermitted { .. } => Err(NoToken::NotPermitted),
@@ -120,7 +122,7 @@ impl TokenMaker {
             }
         };
         let by = match verdict {
-            Verdict::NotListed => "workload.audiences".to_owned(),
+            Verdict::NotListed => DecidedBy::Audiences,
             Verdict::Allowed { by, .. } | Verdict::NotPermitted { by } => by,
         };
         match made {
@@ -132,7 +134,7 @@ impl TokenMaker {
                     node = visitor.node_id(),
                     sub = signed.subject,
                     audience = audience,
-                    rule = by,
+                    rule = %by,
                     kid = signed.signer.kid().as_str(),
                     jti = signed.id
                 );
@@ -146,7 +148,7 @@ impl TokenMaker {
                     caller = policy::caller_word(visitor),
                     node = visitor.node_id(),
                     audience = printable(audience),
-                    rule = by,
+                    rule = %by,
                     reason = refused.code(),
                     detail = error_chain(&refused)
                 );

@@ -4,6 +4,7 @@ use std::{fmt, path::PathBuf, time::Duration};
 
 use crate::{
     config::{
+        RuleSource,
         listen::{Listen, file_mode},
         parse::{Binding, ParsedValue, text},
         read::SettingsReader,
@@ -179,10 +180,7 @@ pub struct GateSettings {
     pub upstream_timeout: Duration,
     /// Authorities whose certificates services may have, in place of those that the system trusts.
     pub upstream_ca: Option<PathBuf>,
-    /// The file of local rules. Without one, grants decide alone.
-    pub policy: Option<PathBuf>,
-    /// The capability whose grants are rules for the gate; if empty, grants are not consulted.
-    pub capability: String,
+    pub rules: RuleSource,
     /// Whose pages may change things and open WebSockets here, besides the service's own pages.
     pub allowed_origins: Vec<Allowed<Origin>>,
     /// The MagicDNS suffix that callers must have.
@@ -297,8 +295,7 @@ impl SettingsReader<'_> {
         let listen = listen.map(|listen| if runs { listen } else { Vec::new() });
         let upstream_timeout = self.duration(&UPSTREAM_TIMEOUT);
         let upstream_ca = self.optional_path(&UPSTREAM_CA);
-        let policy = self.gate_policy();
-        let capability = self.gate_capability();
+        let rules = self.gate_rules();
         let allowed_origins = self.allowed(&ALLOWED_ORIGINS, Origin::parse);
         let expected_tailnet = self.optional_text(&EXPECTED_TAILNET);
         let forward_capabilities = self.words(&FORWARD_CAPABILITIES, |word| Ok(word.to_owned()));
@@ -321,8 +318,7 @@ impl SettingsReader<'_> {
             upstreams: upstreams?,
             upstream_timeout: upstream_timeout?,
             upstream_ca: upstream_ca?,
-            policy: policy?,
-            capability: capability?,
+            rules: rules?,
             allowed_origins: allowed_origins?,
             expected_tailnet: expected_tailnet?,
             forward_capabilities: forward_capabilities?,
@@ -332,12 +328,13 @@ impl SettingsReader<'_> {
         })
     }
 
-    pub(in crate::config) fn gate_policy(&mut self) -> Option<Option<PathBuf>> {
-        self.optional_path(&POLICY)
-    }
-
-    pub(in crate::config) fn gate_capability(&mut self) -> Option<String> {
-        self.read(&CAPABILITY, text)
+    pub(in crate::config) fn gate_rules(&mut self) -> Option<RuleSource> {
+        let file = self.optional_path(&POLICY);
+        let capability = self.read(&CAPABILITY, text);
+        Some(RuleSource {
+            file: file?,
+            capability: capability?,
+        })
     }
 
     /// The default differs from the issuer's `iss`, because many verifiers check nothing else.

@@ -10,6 +10,7 @@ use tailbone_keys::{
 
 use super::keys::{KeySettings, Publish, PublishRows};
 use crate::config::{
+    RuleSource,
     duration::format,
     listen::Listen,
     parse::{ParsedValue, text},
@@ -38,19 +39,23 @@ rows! {
         .help("The iss claim, at which clouds find the keys");
     AUDIENCES = row("workload.audiences", ValueKind::Words(&[]))
         .flag("workload-audiences", FlagScope::Start)
+        .flag("workload-audiences", FlagScope::Policy)
         .example("sts.amazonaws.com,https://*.example.com")
         .help("Audiences that tokens may have, with * for any text; if empty, rules and grants alone decide");
     POLICY = row("workload.policy", ValueKind::Text)
         .flag("workload-policy", FlagScope::Start)
+        .flag("workload-policy", FlagScope::Policy)
         .default("")
         .example("/etc/tailbone/workload.toml")
         .help("File with rules about callers and audiences; without it the tailnet's grants decide");
     CAPABILITY = row("workload.capability", ValueKind::Text)
         .flag("workload-capability", FlagScope::Start)
+        .flag("workload-capability", FlagScope::Policy)
         .default(tailbone_identity::policy::WORKLOAD_CAPABILITY)
         .help("Capability whose grants are evaluated before the file");
     ALLOW_WITHOUT_GRANT = row("workload.allowWithoutGrant", ValueKind::Bool)
         .flag("workload-allow-without-grant", FlagScope::Start)
+        .flag("workload-allow-without-grant", FlagScope::Policy)
         .default("false")
         .help(
             "Callers of the tailnet to whom no rule and no grant applies get tokens for every \
@@ -118,8 +123,7 @@ pub struct WorkloadSettings {
     /// `None`: the node's name says it.
     pub issuer: Option<String>,
     pub audiences: Vec<AudiencePattern>,
-    pub policy: Option<PathBuf>,
-    pub capability: String,
+    pub rules: RuleSource,
     pub allow_without_grant: bool,
     pub lifetime: Duration,
     pub algorithm: Algorithm,
@@ -179,8 +183,7 @@ impl WorkloadSettings {
             listen,
             issuer,
             audiences,
-            policy,
-            capability,
+            rules,
             allow_without_grant,
             lifetime,
             algorithm,
@@ -196,8 +199,8 @@ impl WorkloadSettings {
         reloaded.apply(CAP_MAP.key, &mut self.cap_map, cap_map);
         reloaded.leave(LISTEN.key, &self.listen, listen);
         reloaded.leave(ISSUER.key, &self.issuer, issuer);
-        reloaded.leave(POLICY.key, &self.policy, policy);
-        reloaded.leave(CAPABILITY.key, &self.capability, capability);
+        let rows = "workload.policy or workload.capability";
+        reloaded.leave(rows, &self.rules, rules);
         reloaded.leave(ALGORITHM.key, &self.algorithm, algorithm);
         reloaded.leave("workload.keys", &self.keys, keys);
     }
@@ -212,10 +215,9 @@ impl SettingsReader<'_> {
     ) -> Option<WorkloadSettings> {
         let listen = self.words(&LISTEN, Listen::parse);
         let name = self.issuer_url();
-        let audiences = self.words(&AUDIENCES, AudiencePattern::parse);
-        let policy = self.optional_path(&POLICY);
-        let capability = self.read(&CAPABILITY, text);
-        let allow_without_grant = self.bool(&ALLOW_WITHOUT_GRANT);
+        let audiences = self.workload_audiences();
+        let rules = self.workload_rules();
+        let allow_without_grant = self.workload_allow_without_grant();
         let lifetime = self.whole_seconds(&LIFETIME);
         let algorithm = self.word(&ALGORITHM).and_then(|word| word.parse().ok());
         let subject = self.read(&SUBJECT, |input, _| {
@@ -240,8 +242,7 @@ impl SettingsReader<'_> {
             listen: listen?,
             issuer: name?,
             audiences,
-            policy: policy?,
-            capability: capability?,
+            rules: rules?,
             allow_without_grant,
             lifetime: lifetime?,
             algorithm,
@@ -249,6 +250,23 @@ impl SettingsReader<'_> {
             cap_map: cap_map?,
             keys,
         })
+    }
+
+    pub(in crate::config) fn workload_rules(&mut self) -> Option<RuleSource> {
+        let file = self.optional_path(&POLICY);
+        let capability = self.read(&CAPABILITY, text);
+        Some(RuleSource {
+            file: file?,
+            capability: capability?,
+        })
+    }
+
+    pub(in crate::config) fn workload_audiences(&mut self) -> Option<Vec<AudiencePattern>> {
+        self.words(&AUDIENCES, AudiencePattern::parse)
+    }
+
+    pub(in crate::config) fn workload_allow_without_grant(&mut self) -> Option<bool> {
+        self.bool(&ALLOW_WITHOUT_GRANT)
     }
 
     /// An https address without query and fragment (RFC 8414, section 2), as it was written.

@@ -17,6 +17,16 @@ fn policy(text: &str, arguments: &[&str]) -> (u8, String, String) {
 }
 
 fn policy_on(layout: Layout, text: &str, arguments: &[&str]) -> (u8, String, String) {
+    run(layout, "--policy", text, arguments)
+}
+
+/// Runs `tailbone policy …` with a file of rules that this flag names.
+pub(crate) fn run(
+    layout: Layout,
+    flag: &str,
+    text: &str,
+    arguments: &[&str],
+) -> (u8, String, String) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("policy.toml");
     fs::write(&file, text).unwrap();
@@ -24,7 +34,7 @@ fn policy_on(layout: Layout, text: &str, arguments: &[&str]) -> (u8, String, Str
     let all = ["tailbone", "policy"]
         .into_iter()
         .chain(arguments.iter().copied());
-    let flags = ["--policy", file.to_str().unwrap()];
+    let flags = [flag, file.to_str().unwrap()];
     let code = cli::execute(
         all.chain(flags).map(OsString::from),
         &Environment::default(),

@@ -1,7 +1,7 @@
 //! The gate on a fake tailnet. `docs/compatibility/gate.md` says what is done differently from a
 //! published WhoIs middleware, and why.
 
-mod command;
+pub(crate) mod command;
 mod decisions;
 /// The published example must work.
 #[allow(dead_code, unreachable_pub)]

@@ -486,8 +486,10 @@ async fn a_gate_that_cannot_work_is_not_built() {
             upstreams: vec![upstream("", "", SocketAddr::from(([127, 0, 0, 1], 1)))],
             upstream_timeout: Duration::ZERO,
             upstream_ca: None,
-            policy: None,
-            capability: "x".into(),
+            rules: config::RuleSource {
+                file: None,
+                capability: "x".into(),
+            },
             allowed_origins: Vec::new(),
             expected_tailnet: None,
             forward_capabilities: Vec::new(),
@@ -541,7 +543,7 @@ async fn a_gate_that_cannot_work_is_not_built() {
         );
     }
     assert!(matches!(
-        settings(|g| g.policy = Some("/nowhere".into())),
+        settings(|g| g.rules.file = Some("/nowhere".into())),
         Err(GateError::Policy(_))
     ));
     let token = |g: &mut config::GateSettings| {

@@ -116,8 +116,10 @@ impl GateServer {
             upstreams: vec![upstream("", "", backend.addr)],
             upstream_timeout: Duration::ZERO,
             upstream_ca: None,
-            policy: Some(policy_file.clone()),
-            capability: CAPABILITY.into(),
+            rules: config::RuleSource {
+                file: Some(policy_file.clone()),
+                capability: CAPABILITY.into(),
+            },
             allowed_origins: Vec::new(),
             expected_tailnet: None,
             forward_capabilities: Vec::new(),

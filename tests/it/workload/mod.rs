@@ -2,6 +2,7 @@
 //! what.
 
 mod access;
+mod command;
 mod documents;
 mod oauth;
 mod tokens;

@@ -1,11 +1,13 @@
-//! `tailbone policy test` and `tailbone policy check`: the decisions of the gate's rules, without a
-//! node and without a request.
+//! `tailbone policy test` and `tailbone policy check`: the decisions of the gate's rules and of
+//! those for workload tokens, without a node and without a request.
 //!
 //! The command line describes the caller, including their grants; or it names a live address, and
 //! the running server at the local admin socket says who that is and what the tailnet grants them.
 //! In both cases the rules are those of the file, whether they are in force or not.
 
-use std::{collections::BTreeMap, path::PathBuf};
+mod audience;
+
+use std::collections::BTreeMap;
 
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};
 use serde::Serialize;
@@ -19,10 +21,14 @@ use super::{
 };
 use crate::{
     admin::{AdminClient, ServerAddress},
-    config::{self, ClientSettings, Environment, OutputFormat, table::FlagScope},
+    config::{self, ClientSettings, Environment, OutputFormat, RuleSource, table::FlagScope},
     identity::{Caller, Visitor},
-    policy::{Effect, Host, LoadError, Path, RuleId, RuleStore, Rules, Step, Target, Verdict, Who},
+    policy::{
+        Effect, Host, LoadError, Path, RequestScope, RuleFile, RuleId, RuleList, Rules, Scope,
+        Step, Target, Verdict, Who,
+    },
     tailnet::{WhoIs, WhoIsNode, WhoIsUser},
+    workload::access::AudienceScope,
 };
 
 /// The tailnet of callers who are not from another one.
@@ -33,9 +39,9 @@ pub(super) fn command() -> Command {
         Arg::new(name).long(name).value_name(value).help(help)
     };
     Command::new("policy")
-        .about("Check the gate's rules and try them out")
+        .about("Check the rules of the gate and for workload tokens, and try them out")
         .args(args::of(FlagScope::Policy).map(|arg| arg.global(true)))
-        .subcommand(Command::new("check").about("Load the file of rules and report every mistake"))
+        .subcommand(Command::new("check").about("Load the files of rules and report every mistake"))
         .subcommand(
             Command::new("test")
                 .about("Say who is let in by which rule, or which rule would have to change")
@@ -86,6 +92,14 @@ pub(super) fn command() -> Command {
                     "Method of the request [default: GET]",
                 ))
                 .arg(
+                    text(
+                        "audience",
+                        "AUDIENCE",
+                        "The caller asks for a workload token with this audience",
+                    )
+                    .conflicts_with_all(["host", "path", "method"]),
+                )
+                .arg(
                     text("expect", "DECISION", "Fail unless this is the decision").value_parser([
                         "allow",
                         "anonymous",
@@ -111,10 +125,11 @@ pub(super) fn run(
         return super::help(Some("policy"), console);
     };
     let raw = args::raw(matches, &[FlagScope::Root, FlagScope::Policy], environment);
-    let ((file, capability, format), _) = console.accept(config::load_policy(&raw))?;
-    let has_file = file.is_some();
-    let rules = rules(file, &capability)?;
+    let (settings, _) = console.accept(config::load_policy(&raw))?;
     if name == "check" {
+        rules::<RequestScope>("gate.policy", &settings.gate)?;
+        rules::<AudienceScope>("workload.policy", &settings.workload)?;
+        let has_file = settings.gate.file.is_some() || settings.workload.file.is_some();
         console.say(if has_file {
             "The policy is fine"
         } else {
@@ -130,40 +145,44 @@ pub(super) fn run(
         }
         None => visitor(matches).map_err(mistake)?,
     };
-    let target = target(matches).map_err(mistake)?;
-    test(matches, &rules, visitor.as_ref(), &target, format, console)
+    let who = match &visitor {
+        Some(visitor) => Who::Known(visitor),
+        None if matches.get_flag("funnel") => Who::Funnel,
+        None => Who::Nobody,
+    };
+    let answer = if let Some(audience) = matches.get_one::<String>("audience") {
+        audience::explain(&settings, who, audience)?
+    } else {
+        let rules = rules("gate.policy", &settings.gate)?;
+        let target = target(matches).map_err(mistake)?;
+        let (steps, decision) = rules.explain(who, &target);
+        let sentence = sentence(&rules, who, &target, &decision);
+        Explained::new(&steps, &decision, sentence)
+    };
+    print(matches, &answer, settings.format, console)
 }
 
-pub(super) fn rules(file: Option<PathBuf>, capability: &str) -> Result<Rules, Failure> {
-    match RuleStore::open(file.as_deref(), capability) {
+/// The rules of a component; `setting` names their file.
+pub(super) fn rules<S: Scope>(setting: &str, source: &RuleSource) -> Result<RuleList<S>, Failure> {
+    match RuleFile::open(source.file.as_deref(), &source.capability) {
         Ok(store) => Ok(store.rules().as_ref().clone()),
         Err(error @ LoadError::Mistakes { .. }) => {
             Err(Failure::with_code(super::exit::SETTINGS, error.to_string()))
         }
         Err(error) => {
             let words = format!("the file of rules cannot be used: {error}");
-            Err(Failure::failed(words).advise("Set another as gate.policy"))
+            Err(Failure::failed(words).advise(format!("Set another as {setting}")))
         }
     }
 }
 
-fn test(
+fn print(
     matches: &ArgMatches,
-    rules: &Rules,
-    visitor: Option<&Visitor>,
-    target: &Target,
+    answer: &Explained,
     format: OutputFormat,
     console: &mut Console<'_>,
 ) -> Result<(), Failure> {
-    let who = match visitor {
-        Some(visitor) => Who::Known(visitor),
-        None if matches.get_flag("funnel") => Who::Funnel,
-        None => Who::Nobody,
-    };
-    let (steps, decision) = rules.explain(who, target);
-    let sentence = sentence(rules, who, target, &decision);
-    let answer = Explained::new(&steps, &decision, sentence);
-    output::print(console, format, &answer)?;
+    output::print(console, format, answer)?;
     match matches.get_one::<String>("expect") {
         Some(expected) if expected != answer.decision => Err(Failure::failed(format!(
             "expected {expected}, but the decision is {}",
@@ -346,7 +365,18 @@ struct Explained {
     /// For people.
     #[serde(skip)]
     sentence: String,
+    /// What people read where there are no rules.
+    #[serde(skip)]
+    without_rules: &'static str,
     rules: Vec<Evaluated>,
+}
+
+/// Where a local rule is.
+fn line(rule: &RuleId) -> Option<usize> {
+    match rule {
+        RuleId::Local { line, .. } => Some(*line),
+        RuleId::End | RuleId::Grant(_) => None,
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -361,10 +391,6 @@ struct Evaluated {
 
 impl Explained {
     fn new(steps: &[Step], decision: &Verdict, sentence: String) -> Self {
-        let line = |rule: &RuleId| match rule {
-            RuleId::Local { line, .. } => Some(*line),
-            _ => None,
-        };
         Self {
             decision: decision.effect.as_str(),
             rule: decision.rule.to_string(),
@@ -374,6 +400,8 @@ impl Explained {
                 None => format!("{}: {}", decision.rule, decision.why),
             },
             sentence,
+            without_rules: "There are no rules, neither in a file (gate.policy) nor in the \
+                            caller's grants.",
             rules: steps
                 .iter()
                 .map(|step| Evaluated {
@@ -398,9 +426,7 @@ impl Output for Explained {
         };
         list.sentence(mark, &self.sentence);
         if self.rules.is_empty() {
-            list.note(
-                "There are no rules, neither in a file (gate.policy) nor in the caller's grants.",
-            );
+            list.note(self.without_rules);
             return list.finish();
         }
         list.heading("Rules, in their order");
