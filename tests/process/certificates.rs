@@ -40,7 +40,7 @@ use super::{alone, tailbone};
 const SUFFIX: &str = "example-devnet.ts.net";
 
 /// A client that trusts these authorities and offers these protocols.
-fn client(roots: &[CertificateDer<'static>], protocols: &[&str]) -> ClientConfig {
+pub(super) fn client(roots: &[CertificateDer<'static>], protocols: &[&str]) -> ClientConfig {
     let mut store = RootCertStore::empty();
     for root in roots {
         store.add(root.clone()).unwrap();
@@ -53,7 +53,7 @@ fn client(roots: &[CertificateDer<'static>], protocols: &[&str]) -> ClientConfig
     config
 }
 
-async fn handshake(
+pub(super) async fn handshake(
     config: &Arc<ClientConfig>,
     name: &str,
     stream: Stream,
@@ -150,7 +150,7 @@ fn reusable() -> Key {
 }
 
 /// What the server says at its metrics socket.
-async fn ask(daemon: &Daemon, path: &str) -> String {
+pub(super) async fn ask(daemon: &Daemon, path: &str) -> String {
     let stream = UnixStream::connect(daemon.path("metrics")).await.unwrap();
     let mut connection = Connection::over(stream).await.host("localhost");
     let answer = connection.get(path).await;

@@ -35,15 +35,16 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{alone, tailbone};
 
-const NAME: &str = "public.example-devnet.ts.net";
+/// The full name of the server.
+pub(super) const NAME: &str = "public.example-devnet.ts.net";
 
 /// The program on a tailnet with Funnel.
-struct Edge {
-    devnet: Devnet,
+pub(super) struct Edge {
+    pub(super) devnet: Devnet,
     folder: TempDir,
     pair: SelfSigned,
     /// Whom callers trust.
-    root: CertificateDer<'static>,
+    pub(super) root: CertificateDer<'static>,
 }
 
 impl Edge {
@@ -65,7 +66,7 @@ impl Edge {
     }
 
     /// Where they come from a certificate authority.
-    fn with_authority() -> Self {
+    pub(super) fn with_authority() -> Self {
         let devnet = Devnet::with_https_and_funnel();
         let authority = devnet.ready.acme.as_ref().unwrap();
         let root = CertificateDer::from_pem_file(&authority.root_file).unwrap();
@@ -75,7 +76,7 @@ impl Edge {
         }
     }
 
-    fn folder(&self) -> &Path {
+    pub(super) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
@@ -96,7 +97,7 @@ impl Edge {
             .await
     }
 
-    async fn start_with(&self, flags: &[&str]) -> Daemon {
+    pub(super) async fn start_with(&self, flags: &[&str]) -> Daemon {
         let metrics = format!("unix://{}", self.folder().join("metrics").display());
         tailbone(self.folder())
             .flags(flags)
@@ -139,7 +140,7 @@ impl Edge {
     }
 
     /// The same, once the tailnet lets somebody through.
-    async fn connection(&self, from: u8, port: u16) -> Connection {
+    pub(super) async fn connection(&self, from: u8, port: u16) -> Connection {
         let stream = eventually("a caller from the internet", async || {
             self.call(from, port)
                 .await
@@ -148,7 +149,7 @@ impl Edge {
         Connection::over(stream.await).await.host(NAME)
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub(super) async fn get(&self, path: &str) -> Answer {
         self.connection(9, 443).await.get(path).await
     }
 }
@@ -218,7 +219,7 @@ async fn ask_peer_api(peer: &EmbeddedNode, request: &str) -> String {
 }
 
 /// Adds every header by which somebody could claim to be this node, or to come from elsewhere.
-fn claim_everything(request: &mut Request<Full<Bytes>>, who: &EmbeddedNode) {
+pub(super) fn claim_everything(request: &mut Request<Full<Bytes>>, who: &EmbeddedNode) {
     let addresses = who.watch().borrow().addresses.clone();
     let ingress = [
         format!("Tailscale-Ingress-Src: {}:1", addresses[0]),

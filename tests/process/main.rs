@@ -28,6 +28,7 @@ mod status;
 mod tailnet;
 mod terminal;
 mod trouble;
+mod workload;
 
 use std::{any::type_name_of_val, future::Future, path::Path, process::Command};
 
