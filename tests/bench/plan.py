@@ -35,7 +35,8 @@ FLOORS = ["floor", "floor-short", "floor-short-half", "floor-whois"]
 ISSUERS = {"rs256": "RS256", "es256": "ES256", "eddsa": "EdDSA"}
 # Over TLS, with certificates that devnet's ACME server issues.
 TLS_FLOORS = ["tls-floor", "tls-floor-short", "tls-floor-whois"]
-TLS = [*TLS_FLOORS, "tls-constant", "tls-es256", "tls-jwks", "funnel-jwks"]
+WORKLOAD = {"workload-es256": "ES256", "workload-rs256": "RS256"}
+TLS = [*TLS_FLOORS, "tls-constant", "tls-es256", *WORKLOAD, "tls-jwks", "funnel-jwks"]
 TARGETS = [*FLOORS, "constant", "constant-all", *ISSUERS, "gate", "proxy", "sts", *TLS]
 # With GOMAXPROCS as the other side has it.
 PROCESSORS = ["floor-short-half", "constant-all"]
@@ -140,6 +141,9 @@ class Plan:
             whois = name == "tls-floor-whois"
             length = self.constant_length() if name == "tls-floor-short" else LONG
             return self.tls_constant(world.floor("tls-floor-whois" if whois else "tls-floor", whois=whois, tls=True), length)
+        if name in WORKLOAD:
+            server = self.workload(name)
+            return server, secured(workload_token(server), server, world)
         if name in TLS:
             server = self.tls_issuer("jwks" if name.endswith("-jwks") else name)
             request = {"tls-constant": get(server, 443, "/_healthz"), "tls-es256": issue(server, 443)}.get(name)
@@ -172,6 +176,14 @@ class Plan:
         settings = {"TB_KEYS_ALGORITHM": "ES256", "TB_SERVER_LISTEN": "tailnet+tls://:443"
                     + (",funnel://:443" if name == "jwks" else "")}
         return self.world.tailbone(name, settings, until=b" in use ")
+
+    def workload(self, name):
+        """Gives everybody every audience, by a rule of the file."""
+        return self.world.tailbone(name, {
+            "TB_COMPONENTS": "workload",
+            "TB_WORKLOAD_ALGORITHM": WORKLOAD[name],
+            "TB_WORKLOAD_POLICY": "policy.toml",
+        }, prepare=lambda folder: (folder / "policy.toml").write_text(rule("all", "*")), until=b" in use ")
 
     def constant_length(self):
         server, request = self.target("constant")
@@ -386,6 +398,11 @@ def secured(request, server, world):
 
 def issue(server, port=80):
     return {"addr": f"{server.ip}:{port}", "method": "POST", "path": "/issue", "expect": 200}
+
+
+def workload_token(server):
+    return {"addr": f"{server.ip}:443", "method": "POST", "path": "/token?resource=https://bench.example.com",
+            "headers": {"X-Tsiam": "1"}, "expect": 200}
 
 
 def decision(server, world):

@@ -41,6 +41,10 @@ def aims(runs):
                        runs.ratios(f"load/tls-constant/{cell}", f"load/tls-floor-short/{cell}", per_second))
         yield at_least(f"ES256 token over TLS, requests/s at {cell[1:]} connections, of the TLS floor's", 0.9,
                        runs.ratios(f"load/tls-es256/{cell}", f"load/tls-floor/{cell}", per_second))
+    for cell in ("c8", "c64", "new8"):
+        words = "new each time" if cell == "new8" else "kept"
+        yield at_least(f"workload token, ES256 over TLS, requests/s at {cell.lstrip('cnew')} connections, {words}, of our TLS constant", 0.9,
+                       runs.ratios(f"load/workload-es256/{cell}", f"load/tls-constant/{cell}", per_second))
     for cell, words in (("new8", "new each time"), ("resumed8", "new each time, sessions resumed")):
         yield at_least(f"ES256 token over TLS, requests/s at 8 connections, {words}, of the TLS floor's with WhoIs", 1.2,
                        runs.ratios(f"load/tls-es256/{cell}", f"load/tls-floor-whois/{cell}", per_second))

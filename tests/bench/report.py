@@ -31,6 +31,8 @@ NAMES = {
     "tls-floor-whois": "the same, with a WhoIs per request",
     "tls-constant": "TLS, our constant",
     "tls-es256": "TLS, `POST /issue`, ES256",
+    "workload-es256": "TLS, workload `POST /token`, ES256",
+    "workload-rs256": "TLS, workload `POST /token`, RS256",
     "tls-jwks": "TLS, `GET /.well-known/jwks.json`",
     "funnel-jwks": "the same from the internet, through Funnel's ingress (of the row above)",
     "sts-health": "exchange (`GET /_healthz`)",
