@@ -16,7 +16,10 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -192,10 +195,23 @@ pub fn make_directory(path: &Path) -> Result<(), DiskError> {
     sync_directory(parent(path)).map_err(DiskError::at(path))
 }
 
-/// Holds an `flock` until dropped.
+/// Holds an `flock` until dropped, or a lock in memory.
 #[derive(Debug)]
-pub struct Lock {
-    _file: File,
+pub struct Lock(#[expect(dead_code, reason = "held until dropped")] Held);
+
+#[derive(Debug)]
+enum Held {
+    #[expect(dead_code, reason = "held until dropped")]
+    File(File),
+    Memory(Arc<AtomicBool>),
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Self::Memory(locked) = self {
+            locked.store(false, Ordering::Release);
+        }
+    }
 }
 
 impl Lock {
@@ -210,12 +226,22 @@ impl Lock {
             .open(path)
             .map_err(DiskError::at(path))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { _file: file }),
+            Ok(()) => Ok(Self(Held::File(file))),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(DiskError::Locked {
                 path: path.to_path_buf(),
             }),
             Err(errno) => Err(DiskError::at(path)(errno.into())),
         }
+    }
+
+    /// The same for what is in memory alone; `path` is its name for people.
+    pub(crate) fn in_memory(locked: &Arc<AtomicBool>, path: &Path) -> Result<Self, DiskError> {
+        if locked.swap(true, Ordering::Acquire) {
+            return Err(DiskError::Locked {
+                path: path.to_path_buf(),
+            });
+        }
+        Ok(Self(Held::Memory(locked.clone())))
     }
 }
 

@@ -15,6 +15,7 @@
 use std::{fmt, num::NonZero, str::FromStr, sync::mpsc, thread, time::Duration};
 
 use aws_lc_rs::{
+    digest::{SHA256, digest},
     encoding::{AsBigEndian, AsDer, EcPrivateKeyBin},
     rsa::{KeyPair as RsaKeyPair, KeySize},
     signature::{
@@ -263,6 +264,22 @@ impl PublicJwk {
         format!("{:#}", self.to_value()).into_bytes()
     }
 
+    /// The SHA-256 thumbprint of the key (RFC 7638) in base64url, whatever its id is.
+    pub fn thumbprint(&self) -> String {
+        // The required members in alphabetical order, without white space.
+        let members = match &self.parts {
+            PublicParts::Ec { curve, x, y } => format!(
+                r#"{{"crv":"{}","kty":"EC","x":"{x}","y":"{y}"}}"#,
+                curve.as_str()
+            ),
+            PublicParts::Ed25519 { x } => {
+                format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}"#)
+            }
+            PublicParts::Rsa { e, n } => format!(r#"{{"e":"{e}","kty":"RSA","n":"{n}"}}"#),
+        };
+        URL_SAFE_NO_PAD.encode(digest(&SHA256, members.as_bytes()))
+    }
+
     /// True if `value`, an entry of a document, is this very key: the same id and public parts.
     /// Other members do not matter.
     pub fn same_key(&self, value: &serde_json::Value) -> bool {
@@ -454,72 +471,40 @@ impl PrivateJwk {
 
     /// The JWK as its file holds it, indented by two spaces.
     pub fn to_file(&self) -> Zeroizing<Vec<u8>> {
-        // The order of the fields is that of the members in the file: alphabetical.
-        #[derive(Serialize)]
-        struct Ec<'a> {
-            alg: &'a str,
-            crv: &'a str,
-            d: &'a str,
-            kid: &'a str,
-            kty: &'a str,
-            x: &'a str,
-            y: &'a str,
-        }
-        #[derive(Serialize)]
-        struct Okp<'a> {
-            alg: &'a str,
-            crv: &'a str,
-            d: &'a str,
-            kid: &'a str,
-            kty: &'a str,
-            x: &'a str,
-        }
-        #[derive(Serialize)]
-        struct Rsa<'a> {
-            alg: &'a str,
-            d: &'a str,
-            dp: &'a str,
-            dq: &'a str,
-            e: &'a str,
-            kid: &'a str,
-            kty: &'a str,
-            n: &'a str,
-            p: &'a str,
-            q: &'a str,
-            qi: &'a str,
-        }
+        self.write(|json, members| serde_json::to_writer_pretty(json, members))
+    }
+
+    /// The same members without white space.
+    pub fn to_compact(&self) -> Zeroizing<Vec<u8>> {
+        self.write(|json, members| serde_json::to_writer(json, members))
+    }
+
+    fn write(
+        &self,
+        write: impl FnOnce(&mut Vec<u8>, &PrivateMembers<'_>) -> serde_json::Result<()>,
+    ) -> Zeroizing<Vec<u8>> {
         let alg = self.public.algorithm().as_str();
         let kid = self.public.kid.as_str();
         // Room for the largest key: growing would leave copies of private parts behind.
         let mut file = Zeroizing::new(Vec::with_capacity(16 * 1024));
-        let written = match (&self.public.parts, &self.parts) {
-            (PublicParts::Ec { curve, x, y }, PrivateParts::Ec { d }) => {
-                serde_json::to_writer_pretty(
-                    &mut *file,
-                    &Ec {
-                        alg,
-                        crv: curve.as_str(),
-                        d,
-                        kid,
-                        kty: "EC",
-                        x,
-                        y,
-                    },
-                )
-            }
-            (PublicParts::Ed25519 { x }, PrivateParts::Ed25519 { d }) => {
-                serde_json::to_writer_pretty(
-                    &mut *file,
-                    &Okp {
-                        alg,
-                        crv: "Ed25519",
-                        d,
-                        kid,
-                        kty: "OKP",
-                        x,
-                    },
-                )
-            }
+        let members = match (&self.public.parts, &self.parts) {
+            (PublicParts::Ec { curve, x, y }, PrivateParts::Ec { d }) => PrivateMembers::Ec {
+                alg,
+                crv: curve.as_str(),
+                d,
+                kid,
+                kty: "EC",
+                x,
+                y,
+            },
+            (PublicParts::Ed25519 { x }, PrivateParts::Ed25519 { d }) => PrivateMembers::Okp {
+                alg,
+                crv: "Ed25519",
+                d,
+                kid,
+                kty: "OKP",
+                x,
+            },
             (
                 PublicParts::Rsa { e, n },
                 PrivateParts::Rsa {
@@ -530,24 +515,23 @@ impl PrivateJwk {
                     dq,
                     qi,
                 },
-            ) => serde_json::to_writer_pretty(
-                &mut *file,
-                &Rsa {
-                    alg,
-                    d,
-                    dp,
-                    dq,
-                    e,
-                    kid,
-                    kty: "RSA",
-                    n,
-                    p,
-                    q,
-                    qi,
-                },
-            ),
-            _ => Ok(()),
+            ) => PrivateMembers::Rsa {
+                alg,
+                d,
+                dp,
+                dq,
+                e,
+                kid,
+                kty: "RSA",
+                n,
+                p,
+                q,
+                qi,
+            },
+            // A key's halves are of one kind.
+            _ => return file,
         };
+        let written = write(&mut file, &members);
         debug_assert!(written.is_ok() && !file.is_empty());
         file
     }
@@ -625,6 +609,43 @@ impl fmt::Debug for PrivateJwk {
             .field("public", &self.public)
             .finish_non_exhaustive()
     }
+}
+
+/// The members of a private JWK. The order of the fields is that of the members in the file:
+/// alphabetical.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum PrivateMembers<'a> {
+    Ec {
+        alg: &'a str,
+        crv: &'a str,
+        d: &'a str,
+        kid: &'a str,
+        kty: &'a str,
+        x: &'a str,
+        y: &'a str,
+    },
+    Okp {
+        alg: &'a str,
+        crv: &'a str,
+        d: &'a str,
+        kid: &'a str,
+        kty: &'a str,
+        x: &'a str,
+    },
+    Rsa {
+        alg: &'a str,
+        d: &'a str,
+        dp: &'a str,
+        dq: &'a str,
+        e: &'a str,
+        kid: &'a str,
+        kty: &'a str,
+        n: &'a str,
+        p: &'a str,
+        q: &'a str,
+        qi: &'a str,
+    },
 }
 
 /// A JWK as any program may have written it.
@@ -872,6 +893,23 @@ mod tests {
             }
         }
         assert!(with_zeros > 0, "no key of this test begins with zeros");
+    }
+
+    /// The example of RFC 7638, 3.1.
+    #[test]
+    fn a_thumbprint_is_that_of_the_rfc() {
+        let key = concat!(
+            r#"{"kty":"RSA","n":"0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK"#,
+            r#"7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf"#,
+            r#"0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD0"#,
+            r#"8qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJz"#,
+            r#"KnqDKgw","e":"AQAB","alg":"RS256","kid":"2011-04-29"}"#,
+        );
+        let key = PublicJwk::from_json(key.as_bytes()).unwrap();
+        assert_eq!(
+            key.thumbprint(),
+            "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"
+        );
     }
 
     #[test]

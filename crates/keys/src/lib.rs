@@ -26,7 +26,7 @@
 //! - [`KeyStore`]: the directory; [`History`]: the facts of a key's life; [`rotation`]: the rules,
 //!   a pure function of the facts.
 //! - [`remote`]: keys whose private half a signing service keeps.
-//! - [`disk`]: atomic files and locks.
+//! - [`disk`]: atomic files and locks. [`tsiam`]: the keys of the program that we replace.
 //!
 //! Publishing is in [`jwks`], of which the other modules know nothing. Time is always an argument.
 
@@ -40,6 +40,7 @@ pub mod remote;
 pub mod rotation;
 mod signer;
 mod store;
+pub mod tsiam;
 
 pub use current::{CurrentKeys, KeyView, Snapshot};
 pub use history::{History, HistoryError, Publication};

@@ -9,6 +9,8 @@
 //!   request that was not checked ([`KeyId`]).
 //! - Every write is atomic (`disk.rs`). Changes of more than one file are made under
 //!   [`KeyStore::lock`].
+//! - A store in memory holds the same files and writes none of them anywhere. Its keys end with the
+//!   process.
 //!
 //! `rotation.rs` interprets the facts; `jwks::life` decides who writes when.
 
@@ -17,10 +19,16 @@ use std::{
     fs, io,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
+use zeroize::Zeroizing;
 
 use super::{
     History, HistoryError, JwkError, KeyId, PrivateJwk, PublicJwk,
@@ -44,7 +52,29 @@ const STALE_AFTER: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone)]
 pub struct KeyStore {
     directory: PathBuf,
-    probe: Probe,
+    files: FilesIn,
+}
+
+/// Where the files are.
+#[derive(Debug, Clone)]
+enum FilesIn {
+    Directory(Probe),
+    Memory(Arc<Memory>),
+}
+
+/// Files in memory. Clones of a store share them.
+#[derive(Default)]
+struct Memory {
+    files: Mutex<BTreeMap<String, Zeroizing<Vec<u8>>>>,
+    /// Goes up with every change.
+    changes: AtomicU64,
+    locked: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Memory").finish_non_exhaustive()
+    }
 }
 
 /// Everything in the directory, read at one time.
@@ -101,6 +131,11 @@ pub struct Fingerprint(Vec<(std::ffi::OsString, u64, u64, i64, i64)>);
 pub enum StoreError {
     #[error("key directory: {0}")]
     Disk(#[from] DiskError),
+    #[error(
+        "{0} is damaged or of a newer version; it says which keys were taken over and must not \
+         be guessed"
+    )]
+    Note(PathBuf),
     #[error("key directory {path} cannot be read: {source}")]
     Unreadable { path: PathBuf, source: io::Error },
 }
@@ -109,25 +144,57 @@ impl KeyStore {
     pub fn new(directory: impl Into<PathBuf>) -> Self {
         Self {
             directory: directory.into(),
-            probe: Probe::default(),
+            files: FilesIn::Directory(Probe::default()),
         }
+    }
+
+    /// A store that is never written anywhere.
+    pub fn in_memory() -> Self {
+        Self {
+            directory: PathBuf::from("(memory)"),
+            files: FilesIn::Memory(Arc::default()),
+        }
+    }
+
+    pub fn is_in_memory(&self) -> bool {
+        matches!(self.files, FilesIn::Memory(_))
     }
 
     /// Reports each step of each write to `probe`, for tests that end the process in the middle.
     pub fn with_probe(self, probe: Probe) -> Self {
-        Self { probe, ..self }
-    }
-
-    /// A directory below this one.
-    pub fn below(&self, name: &str) -> Self {
         Self {
-            directory: self.directory.join(name),
-            ..self.clone()
+            files: FilesIn::Directory(probe),
+            ..self
         }
     }
 
-    pub(crate) fn probe(&self) -> Probe {
-        self.probe.clone()
+    /// A directory below this one. In memory it is a new one at each call.
+    pub(crate) fn below(&self, name: &str) -> Self {
+        Self {
+            directory: self.directory.join(name),
+            files: match &self.files {
+                FilesIn::Directory(probe) => FilesIn::Directory(probe.clone()),
+                FilesIn::Memory(_) => FilesIn::Memory(Arc::default()),
+            },
+        }
+    }
+
+    /// Reads a file that is no key.
+    pub(crate) fn read_note(&self, name: &str) -> Result<Option<Vec<u8>>, DiskError> {
+        self.read(name)
+    }
+
+    /// Writes a file that is no key.
+    pub(crate) fn write_note(&self, name: &str, bytes: &[u8]) -> Result<(), DiskError> {
+        self.write(name, bytes, 0o600)
+    }
+
+    /// Deletes a file that is no key.
+    pub(crate) fn delete_note(&self, name: &str) -> Result<(), DiskError> {
+        if self.read(name)?.is_some() {
+            self.delete_file(name)?;
+        }
+        Ok(())
     }
 
     pub fn directory(&self) -> &Path {
@@ -136,18 +203,29 @@ impl KeyStore {
 
     /// Makes the directory (0700) if it does not exist.
     pub fn create(&self) -> Result<(), StoreError> {
-        Ok(disk::make_directory(&self.directory)?)
+        match &self.files {
+            FilesIn::Directory(_) => Ok(disk::make_directory(&self.directory)?),
+            FilesIn::Memory(_) => Ok(()),
+        }
     }
 
     /// Keeps other processes and tasks from changing the directory. Fails at once if another one
     /// holds the lock.
     pub fn lock(&self) -> Result<Lock, StoreError> {
-        Ok(Lock::take(&self.directory.join(LOCK))?)
+        let path = self.directory.join(LOCK);
+        match &self.files {
+            FilesIn::Directory(_) => Ok(Lock::take(&path)?),
+            FilesIn::Memory(memory) => Ok(Lock::in_memory(&memory.locked, &path)?),
+        }
     }
 
     /// A cheap summary of the directory: names, sizes and times only.
     pub fn fingerprint(&self) -> Result<Fingerprint, StoreError> {
         let mut entries = Vec::new();
+        if let FilesIn::Memory(memory) = &self.files {
+            let changes = memory.changes.load(Ordering::SeqCst);
+            return Ok(Fingerprint(vec![(Default::default(), changes, 0, 0, 0)]));
+        }
         for name in self.names()? {
             let Ok(metadata) = fs::metadata(self.directory.join(&name)) else {
                 continue;
@@ -206,14 +284,19 @@ impl KeyStore {
     /// Writes a new key, the facts first. So a private half without facts was always made by the
     /// original.
     pub fn add(&self, key: &PrivateJwk, history: &History) -> Result<(), StoreError> {
-        let name = &key.public().kid;
+        self.add_as(&key.public().kid, key, history)
+    }
+
+    /// As [`Self::add`], for a key whose id is no name of ours: its files have this name, and the
+    /// id is in them.
+    pub fn add_as(
+        &self,
+        name: &KeyId,
+        key: &PrivateJwk,
+        history: &History,
+    ) -> Result<(), StoreError> {
         self.write_history(name, history)?;
-        disk::write(
-            &self.path(name, PRIVATE),
-            &key.to_file(),
-            0o600,
-            &self.probe,
-        )?;
+        self.write(&file_name(name, PRIVATE), &key.to_file(), 0o600)?;
         self.write_public(name, key.public())
     }
 
@@ -221,44 +304,71 @@ impl KeyStore {
     pub fn add_reference(&self, key: &KeyReference, history: &History) -> Result<(), StoreError> {
         let name = &key.public.kid;
         self.write_history(name, history)?;
-        disk::write(&self.path(name, REMOTE), &key.to_file(), 0o600, &self.probe)?;
+        self.write(&file_name(name, REMOTE), &key.to_file(), 0o600)?;
         self.write_public(name, &key.public)
     }
 
     pub fn write_public(&self, name: &KeyId, key: &PublicJwk) -> Result<(), StoreError> {
-        Ok(disk::write(
-            &self.path(name, PUBLIC),
-            &key.to_file(),
-            0o644,
-            &self.probe,
-        )?)
+        Ok(self.write(&file_name(name, PUBLIC), &key.to_file(), 0o644)?)
     }
 
     pub fn write_history(&self, name: &KeyId, history: &History) -> Result<(), StoreError> {
-        Ok(disk::write(
-            &self.path(name, STATE),
-            &history.to_file(),
-            0o600,
-            &self.probe,
-        )?)
+        Ok(self.write(&file_name(name, STATE), &history.to_file(), 0o600)?)
     }
 
     /// Deletes the private half, or the reference in its place, and returns whether it existed.
     pub fn delete_private(&self, name: &KeyId) -> Result<bool, StoreError> {
-        let reference = disk::delete(&self.path(name, REMOTE), &self.probe)?;
-        Ok(disk::delete(&self.path(name, PRIVATE), &self.probe)? || reference)
+        let reference = self.delete_file(&file_name(name, REMOTE))?;
+        Ok(self.delete_file(&file_name(name, PRIVATE))? || reference)
     }
 
     /// Deletes all files of a key, the facts last.
     pub fn delete(&self, name: &KeyId) -> Result<(), StoreError> {
         for kind in [PRIVATE, REMOTE, PUBLIC, STATE] {
-            disk::delete(&self.path(name, kind), &self.probe)?;
+            self.delete_file(&file_name(name, kind))?;
         }
         Ok(())
     }
 
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, DiskError> {
+        match &self.files {
+            FilesIn::Directory(_) => disk::read(&self.directory.join(name), MAX_FILE),
+            FilesIn::Memory(memory) => {
+                let files = memory.files.lock();
+                Ok(files.get(name).map(|bytes| bytes.to_vec()))
+            }
+        }
+    }
+
+    fn write(&self, name: &str, bytes: &[u8], mode: u32) -> Result<(), DiskError> {
+        match &self.files {
+            FilesIn::Directory(probe) => {
+                disk::write(&self.directory.join(name), bytes, mode, probe)
+            }
+            FilesIn::Memory(memory) => {
+                let bytes = Zeroizing::new(bytes.to_vec());
+                memory.files.lock().insert(name.to_owned(), bytes);
+                memory.changes.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            }
+        }
+    }
+
+    fn delete_file(&self, name: &str) -> Result<bool, DiskError> {
+        match &self.files {
+            FilesIn::Directory(probe) => disk::delete(&self.directory.join(name), probe),
+            FilesIn::Memory(memory) => {
+                memory.changes.fetch_add(1, Ordering::SeqCst);
+                Ok(memory.files.lock().remove(name).is_some())
+            }
+        }
+    }
+
     /// Deletes what writers left behind when they died. Call with the lock held.
     pub fn sweep(&self, now: Timestamp) -> Result<(), StoreError> {
+        let FilesIn::Directory(probe) = &self.files else {
+            return Ok(());
+        };
         for name in self.names()? {
             if !name
                 .to_str()
@@ -274,7 +384,7 @@ impl KeyStore {
             if modified
                 .is_some_and(|modified| now.duration_since(modified).unsigned_abs() > STALE_AFTER)
             {
-                disk::delete(&path, &self.probe)?;
+                disk::delete(&path, probe)?;
             }
         }
         Ok(())
@@ -307,7 +417,9 @@ impl KeyStore {
                 Ok(key) => private = key,
                 Err(reason) => contents.skip(path.clone(), reason),
             }
-            if fs::metadata(&path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0)
+            if !self.is_in_memory()
+                && fs::metadata(&path)
+                    .is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0)
             {
                 contents.exposed.push(path);
             }
@@ -372,19 +484,22 @@ impl KeyStore {
         kind: &str,
         parse: impl FnOnce(&[u8]) -> Result<T, FileError>,
     ) -> Result<Option<T>, FileError> {
-        match disk::read(&self.path(name, kind), MAX_FILE)? {
-            Some(bytes) => parse(&zeroize::Zeroizing::new(bytes)).map(Some),
+        match self.read(&file_name(name, kind))? {
+            Some(bytes) => parse(&Zeroizing::new(bytes)).map(Some),
             // Deleted since the directory was listed.
             None => Ok(None),
         }
     }
 
     fn path(&self, name: &KeyId, kind: &str) -> PathBuf {
-        self.directory.join(format!("{name}{kind}"))
+        self.directory.join(file_name(name, kind))
     }
 
     /// All entries, sorted.
     fn names(&self) -> Result<Vec<std::ffi::OsString>, StoreError> {
+        if let FilesIn::Memory(memory) = &self.files {
+            return Ok(memory.files.lock().keys().map(Into::into).collect());
+        }
         let unreadable = |source| StoreError::Unreadable {
             path: self.directory.clone(),
             source,
@@ -401,6 +516,10 @@ impl KeyStore {
         names.sort();
         Ok(names)
     }
+}
+
+fn file_name(name: &KeyId, kind: &str) -> String {
+    format!("{name}{kind}")
 }
 
 impl Contents {

@@ -10,7 +10,10 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     path::Path,
     process::{Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use tailbone::{
@@ -19,12 +22,17 @@ use tailbone::{
         Document,
         life::{Housekeeping, KeyLife, Report},
     },
-    keys::{KeyState, KeyStore, disk::Probe},
+    keys::{Algorithm, KeyState, KeyStore, disk::Probe, tsiam::KeyFile},
 };
 
-use super::{at, key_life, kids, names, set::key_set, with_probe};
+use super::{
+    at, key_life, kids, names,
+    set::{TSIAM_KID, key_set, tsiam_key},
+    with_probe,
+};
 
-const OPERATIONS: [&str; 6] = [
+const OPERATIONS: [&str; 7] = [
+    "take over",
     "start",
     "start set",
     "generate",
@@ -60,8 +68,9 @@ fn victim() {
     runtime().block_on(async {
         match &*operation {
             "start" => drop(life.start(at(THEN)).await.unwrap()),
-            "start set" => {
+            "start set" | "take over" => {
                 let set = key_set(folder, &[KeySpec::Es384, KeySpec::EdDsa], &probe);
+                let set = set.taking_over(Arc::new(KeyFile::new(folder.join("key.json"))));
                 drop(set.start(at(THEN)).await.unwrap());
             }
             "generate" => {
@@ -91,6 +100,13 @@ fn a_kill_at_any_step_of_a_first_start_loses_nothing() {
 #[test]
 fn a_kill_at_any_step_of_a_first_start_of_a_set_delays_no_key() {
     every_step("start set", |_| {});
+}
+
+#[test]
+fn a_kill_at_any_step_of_a_takeover_keeps_the_key() {
+    every_step("take over", |folder| {
+        drop(tsiam_key(folder, KeySpec::Es384));
+    });
 }
 
 #[test]
@@ -172,10 +188,10 @@ fn every_step(operation: &str, prepare: impl Fn(&Path)) {
                 false
             }
         };
-        if operation == "start set" {
-            set_recovers(&folder, step);
-        } else {
-            recovers(&folder, operation, step);
+        match operation {
+            "start set" => set_recovers(&folder, step),
+            "take over" => takeover_recovers(&folder, step),
+            _ => recovers(&folder, operation, step),
         }
         if finished {
             assert!(
@@ -216,6 +232,26 @@ fn set_recovers(folder: &Path, step: u32) {
         let reports = set.sync(at(THEN + 2)).await.unwrap();
         let idle = |(_, report): &(_, Report)| report.done.is_empty() && report.trouble.is_empty();
         assert!(reports.iter().all(idle), "{told}: {reports:?}");
+    });
+}
+
+/// The key that was taken over signs, and nothing else for its algorithm was made.
+fn takeover_recovers(folder: &Path, step: u32) {
+    let told = format!("killed at step {step}");
+    runtime().block_on(async {
+        let set = key_set(folder, &[KeySpec::Es384, KeySpec::EdDsa], &Probe::default());
+        let set = set.taking_over(Arc::new(KeyFile::new(folder.join("key.json"))));
+        let reports = set.start(at(THEN + 1)).await.unwrap();
+        assert!(
+            !reports.iter().any(|(_, report)| report.failed()),
+            "{told}: {reports:?}"
+        );
+        let signer = set.signer(Algorithm::Es384);
+        let signer = signer.unwrap_or_else(|reason| panic!("{told}: {reason}: {reports:?}"));
+        assert_eq!(signer.kid().as_str(), TSIAM_KID, "{told}");
+        let published = kids(&folder.join("jwks.json"));
+        assert_eq!(published.len(), 3, "{told}: {published:?}");
+        assert!(published.contains(&TSIAM_KID.to_owned()), "{told}");
     });
 }
 

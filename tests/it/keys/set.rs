@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use futures_util::future::BoxFuture;
@@ -17,7 +18,7 @@ use tailbone::{
         Document, Etag, FilePublisher, KeySet, PublishError, Publisher, Versioned,
         life::{Outcome, Report},
     },
-    keys::{Algorithm, KeyState, KeyStore, NoSigner, disk::Probe},
+    keys::{Algorithm, KeyState, KeyStore, NoSigner, PrivateJwk, disk::Probe, tsiam::KeyFile},
 };
 use testkit::keys::policy;
 
@@ -153,7 +154,8 @@ async fn each_algorithm_rotates_by_itself() {
     assert_eq!(signing(&set, Algorithm::EdDsa), other);
 
     let refused = set.rotate(Some(KeySpec::Es384), at(1001)).await;
-    assert!(refused.unwrap_err().to_string().contains("ES384"));
+    let words_told = refused.unwrap_err().to_string();
+    assert!(words_told.contains("ES384") && words_told.contains("key.json"));
     // A removal finds the life that has the key.
     set.remove(&other, at(2000)).await.unwrap();
     assert!(set.signer(Algorithm::EdDsa).is_err());
@@ -311,4 +313,125 @@ async fn a_first_key_that_is_missing_from_the_document_waits() {
     signing(&set, Algorithm::Es256);
     waits(&set, Algorithm::EdDsa, at(2 + WAIT));
     assert!(!folder.path().join("set/first-keys.json").exists());
+}
+
+/// As tsiam writes it: compact, with an id of 22 characters.
+pub(super) const TSIAM_KID: &str = "AAECAwQFBgcICQoLDA0ODw";
+
+/// tsiam's key file in this folder, and its bytes.
+pub(super) fn tsiam_key(folder: &Path, spec: KeySpec) -> Vec<u8> {
+    let key = PrivateJwk::generate(TSIAM_KID.parse().unwrap(), spec).unwrap();
+    fs::write(folder.join("key.json"), &*key.to_compact()).unwrap();
+    key.to_compact().to_vec()
+}
+
+fn taking_over(folder: &Path, others: &[KeySpec]) -> KeySet {
+    set(folder, others).taking_over(Arc::new(KeyFile::new(folder.join("key.json"))))
+}
+
+#[tokio::test]
+async fn tsiams_key_signs_at_once_under_its_id_and_its_file_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = tsiam_key(folder.path(), KeySpec::Es256);
+    let set = taking_over(folder.path(), &[KeySpec::EdDsa]);
+    let now = Timestamp::now() + Duration::from_secs(5);
+    let reports = set.start(now).await.unwrap();
+    assert_eq!(signing(&set, Algorithm::Es256), TSIAM_KID);
+    let done: Vec<_> = reports[0].1.done.iter().map(|done| done.action).collect();
+    assert_eq!(done, ["take over", "publish"]);
+    let jwks = fs::read(folder.path().join("jwks.json")).unwrap();
+    let token = set.signer(Algorithm::Es256).unwrap().sign(b"{}").unwrap();
+    verify(&token, &jwks);
+    // tsiam's verifiers know its key and no other.
+    assert!(matches!(
+        set.signer(Algorithm::EdDsa),
+        Err(NoSigner::Waiting { .. })
+    ));
+    assert_eq!(fs::read(folder.path().join("key.json")).unwrap(), bytes);
+
+    // Once: with the next start it is there already, and when it is removed it stays away.
+    let later = now + Duration::from_secs(1);
+    let again = taking_over(folder.path(), &[KeySpec::EdDsa]);
+    again.start(later).await.unwrap();
+    assert_eq!(signing(&again, Algorithm::Es256), TSIAM_KID);
+    assert_eq!(kids(&folder.path().join("jwks.json")).len(), 2);
+    again.remove(TSIAM_KID, later).await.unwrap();
+    let last = taking_over(folder.path(), &[KeySpec::EdDsa]);
+    last.start(later + Duration::from_secs(1)).await.unwrap();
+    let published = kids(&folder.path().join("jwks.json"));
+    assert!(!published.contains(&TSIAM_KID.to_owned()), "{published:?}");
+}
+
+#[tokio::test]
+async fn tsiams_key_retires_like_any_other_and_stays_published_for_its_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    tsiam_key(folder.path(), KeySpec::Es256);
+    let set = taking_over(folder.path(), &[]);
+    let start = Timestamp::now();
+    let after = |seconds: u64| start + Duration::from_secs(seconds);
+    set.start(start).await.unwrap();
+    let made = set.rotate(None, after(10)).await.unwrap().key.kid;
+    set.sync(after(10 + 360)).await.unwrap();
+    assert_eq!(signing(&set, Algorithm::Es256), made);
+    // Its last token may live for an hour: longer than ours.
+    let jwks = folder.path().join("jwks.json");
+    set.sync(after(370 + 3600)).await.unwrap();
+    assert!(kids(&jwks).contains(&TSIAM_KID.to_owned()));
+    set.sync(after(370 + 3600 + 1200)).await.unwrap();
+    assert_eq!(kids(&jwks), [made]);
+}
+
+#[tokio::test]
+async fn a_key_of_tsiam_that_must_not_sign_ends_the_start_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("key.json");
+    for (json, words) in [
+        (r#"{"alg":"HS256","k":"c2VjcmV0","kty":"oct"}"#, "symmetric"),
+        ("{", "not a JWK"),
+    ] {
+        fs::write(&path, json).unwrap();
+        let refused = taking_over(folder.path(), &[]).start(at(0)).await;
+        let words_told = refused.unwrap_err().to_string();
+        assert!(words_told.contains(words), "{words_told}");
+        assert!(words_told.contains("key.json"), "{words_told}");
+        assert!(!words_told.contains("c2VjcmV0"), "{words_told}");
+    }
+    // A key of an algorithm that the set does not have is not left out silently.
+    tsiam_key(folder.path(), KeySpec::Es384);
+    let refused = taking_over(folder.path(), &[]).start(at(0)).await;
+    assert!(refused.unwrap_err().to_string().contains("ES384"));
+    assert!(!folder.path().join("jwks.json").exists());
+    // Where there is no file, the set makes its own key.
+    fs::remove_file(&path).unwrap();
+    let set = taking_over(folder.path(), &[]);
+    set.start(at(0)).await.unwrap();
+    signing(&set, Algorithm::Es256);
+}
+
+#[tokio::test]
+async fn a_set_in_memory_lives_as_any_other_and_writes_nothing() {
+    let new = || {
+        let others = [KeySpec::EdDsa];
+        KeySet::in_memory("workload", &policy(), "tb", KeySpec::Es256, &others)
+    };
+    let set = new();
+    set.start(at(0)).await.unwrap();
+    let first = signing(&set, Algorithm::Es256);
+    signing(&set, Algorithm::EdDsa);
+    let made = set.rotate(None, at(1000)).await.unwrap().key.kid;
+    assert_eq!(signing(&set, Algorithm::Es256), first);
+    assert_eq!(set.poll(at(1000 + WAIT)).await.unwrap().len(), 2);
+    assert_eq!(signing(&set, Algorithm::Es256), made);
+    let token = set.signer(Algorithm::Es256).unwrap().sign(b"{}").unwrap();
+    verify(&token, &set.document().unwrap().document.to_bytes());
+    // The retired key goes when its last token is over; nothing is due then.
+    set.sync(at(1000 + WAIT + 3000)).await.unwrap();
+    let left: Vec<_> = set.keys().into_iter().map(|key| key.kid).collect();
+    assert!(left.len() == 2 && !left.contains(&first), "{left:?}");
+    assert!(set.poll(at(1000 + WAIT + 3001)).await.unwrap().is_empty());
+
+    let other = new();
+    other.start(at(0)).await.unwrap();
+    assert_ne!(signing(&other, Algorithm::Es256), first);
+    assert!(!Path::new("(memory)").exists());
 }

@@ -6,8 +6,8 @@
 //!   what `/.well-known/jwks.json` serves (`.document.to_bytes()`).
 //! - [`KeySet`] is several lives, one for each algorithm, that share one document.
 //! - [`Document`]: parse, change, write; foreign content survives.
-//! - [`Publisher`]: [`FilePublisher`], [`S3Publisher`]; [`update`] changes a document without
-//!   losing anyone's change.
+//! - [`Publisher`]: [`FilePublisher`], [`S3Publisher`], [`MemoryPublisher`]; [`update`] changes a
+//!   document without losing anyone's change.
 //! - [`fetch`] reads other issuers' documents, to verify their tokens.
 //!
 //! `jwks` uses `keys`, never the other way round.
@@ -16,12 +16,14 @@ mod document;
 pub mod fetch;
 mod file;
 pub mod life;
+mod memory;
 mod publisher;
 mod s3;
 mod set;
 
 pub use document::{Document, KidTaken, MAX_DOCUMENT, Unreadable};
 pub use file::FilePublisher;
+pub use memory::MemoryPublisher;
 pub use publisher::{
     Etag, Found, PublishError, Publisher, UpdateError, Updated, Versioned, update,
 };

@@ -1,7 +1,9 @@
 //! Why an operation on the keys was not done.
 
 use crate::jwks::{KidTaken, PublishError, UpdateError};
-use crate::{Algorithm, InvalidKeyId, JwkError, StoreError, remote::ServiceError};
+use crate::{
+    Algorithm, InvalidKeyId, JwkError, StoreError, remote::ServiceError, tsiam::SourceError,
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum LifeError {
@@ -23,6 +25,8 @@ pub enum LifeError {
     Remote(#[from] ServiceError),
     #[error("the key directory cannot be written, so no key can be made or removed here")]
     ReadOnly,
+    #[error(transparent)]
+    Source(#[from] SourceError),
     #[error(transparent)]
     Store(#[from] StoreError),
 }

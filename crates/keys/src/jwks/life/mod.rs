@@ -134,6 +134,10 @@ impl KeyLife {
         self.inner.publisher.place()
     }
 
+    pub(in crate::jwks) fn store(&self) -> &KeyStore {
+        &self.inner.store
+    }
+
     /// What a new key is if nothing else is asked for.
     pub fn spec(&self) -> KeySpec {
         self.inner.spec

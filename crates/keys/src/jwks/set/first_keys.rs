@@ -11,29 +11,21 @@
 //!   lacks one of its keys: then the keys did not come together.
 //! - A file that cannot be read counts as none: its keys wait.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use tailbone_values::Object;
 
-use crate::{
-    KeyId,
-    disk::{self, DiskError, Probe},
-    jwks::Document,
-};
+use crate::{KeyId, KeyStore, disk::DiskError, jwks::Document};
 
 const NAME: &str = "first-keys.json";
 const VERSION: u32 = 1;
-const MAX_FILE: u64 = 64 * 1024;
 
 /// The first keys of a set. The default belongs to a life without a set, and is always empty.
 #[derive(Debug, Default)]
 pub(in crate::jwks) struct FirstKeys {
-    file: Option<(PathBuf, Probe)>,
+    store: Option<KeyStore>,
     group: ArcSwap<Group>,
 }
 
@@ -53,23 +45,23 @@ struct File {
 
 impl FirstKeys {
     /// Those of the set in this directory. Reads nothing yet.
-    pub(super) fn of(directory: &Path, probe: Probe) -> Self {
+    pub(super) fn of(store: &KeyStore) -> Self {
         Self {
-            file: Some((directory.join(NAME), probe)),
+            store: Some(store.clone()),
             group: ArcSwap::default(),
         }
     }
 
     pub(super) fn load(&self, place: &str) {
-        let kids = self.file.as_ref().and_then(|(path, _)| {
-            let bytes = disk::read(path, MAX_FILE).ok()??;
+        let kids = self.store.as_ref().and_then(|store| {
+            let bytes = store.read_note(NAME).ok()??;
             let Object(file) = serde_json::from_slice::<Object<File>>(&bytes).ok()?;
             if file.version != VERSION || file.place != place {
                 return None;
             }
             file.kids.iter().map(|kid| kid.parse().ok()).collect()
         });
-        self.group.store(std::sync::Arc::new(Group {
+        self.group.store(Arc::new(Group {
             kids: kids.unwrap_or_default(),
             unwritten: false,
         }));
@@ -77,7 +69,7 @@ impl FirstKeys {
 
     /// These keys are about to be published together, at a place without a document.
     pub(super) fn record(&self, place: &str, kids: BTreeSet<KeyId>) -> Result<(), DiskError> {
-        if let Some((path, probe)) = &self.file {
+        if let Some(store) = &self.store {
             let file = File {
                 version: VERSION,
                 place: place.to_owned(),
@@ -86,9 +78,9 @@ impl FirstKeys {
             // Plain data, so serialising cannot fail.
             let mut json = serde_json::to_vec_pretty(&file).unwrap_or_default();
             json.push(b'\n');
-            disk::write(path, &json, 0o600, probe)?;
+            store.write_note(NAME, &json)?;
         }
-        self.group.store(std::sync::Arc::new(Group {
+        self.group.store(Arc::new(Group {
             kids,
             unwritten: true,
         }));
@@ -98,7 +90,7 @@ impl FirstKeys {
     /// The document exists, with these keys or without them.
     pub(super) fn written(&self) {
         let kids = self.group.load().kids.clone();
-        self.group.store(std::sync::Arc::new(Group {
+        self.group.store(Arc::new(Group {
             kids,
             unwritten: false,
         }));
@@ -106,11 +98,9 @@ impl FirstKeys {
 
     /// The keys did not come together, or their facts are recorded.
     pub(in crate::jwks) fn forget(&self) -> Result<(), DiskError> {
-        self.group.store(std::sync::Arc::default());
-        if let Some((path, probe)) = &self.file
-            && path.exists()
-        {
-            disk::delete(path, probe)?;
+        self.group.store(Arc::default());
+        if let Some(store) = &self.store {
+            store.delete_note(NAME)?;
         }
         Ok(())
     }
@@ -141,7 +131,7 @@ mod tests {
     fn what_is_recorded_is_loaded_again_for_the_same_place_alone() {
         let folder = tempfile::tempdir().unwrap();
         let kids: BTreeSet<KeyId> = ["tb-1", "tb-2"].map(|kid| kid.parse().unwrap()).into();
-        let first = FirstKeys::of(folder.path(), Probe::default());
+        let first = FirstKeys::of(&KeyStore::new(folder.path()));
         first.load("here");
         assert!(first.kids().is_empty() && !first.unwritten());
         first.record("here", kids.clone()).unwrap();
@@ -149,7 +139,7 @@ mod tests {
         first.written();
         assert!(!first.unwritten());
 
-        let again = FirstKeys::of(folder.path(), Probe::default());
+        let again = FirstKeys::of(&KeyStore::new(folder.path()));
         again.load("elsewhere");
         assert!(again.kids().is_empty());
         again.load("here");

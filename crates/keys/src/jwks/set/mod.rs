@@ -15,8 +15,12 @@
 //! Locks are taken in this order: the set's directory, then the lives' in the order of their names.
 
 mod first_keys;
+mod taken_over;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, OnceLock},
+};
 
 use arc_swap::ArcSwapOption;
 use futures_util::future::join_all;
@@ -24,15 +28,17 @@ use jiff::Timestamp;
 use tokio::sync::Mutex;
 
 use super::{
-    Publisher, Versioned,
+    MemoryPublisher, Publisher, Versioned,
     life::{
         Done, GeneratedKey, Housekeeping, KeyLife, LifeError, NewDocument, Outcome, Removal,
         Report, lock_when_free,
     },
 };
 use crate::{
-    Algorithm, KeyPolicy, KeySpec, KeyStore, KeyView, NoSigner, Signer, jwks::PublishError,
+    Algorithm, History, KeyId, KeyPolicy, KeySpec, KeyStore, KeyView, NoSigner, PublicJwk, Signer,
+    jwks::PublishError,
     remote::RemoteServices,
+    tsiam::{self, KeySource, Refused, SourceError},
 };
 
 pub(in crate::jwks) use first_keys::FirstKeys;
@@ -65,7 +71,10 @@ struct Inner {
 struct Common {
     store: KeyStore,
     publisher: Arc<dyn Publisher>,
+    prefix: String,
     shared: Shared,
+    /// Where the key of the program is that we replace.
+    inherited: OnceLock<Arc<dyn KeySource>>,
     /// When to look again for a document that has not been seen yet. One pass of the set at a time.
     next_look: Mutex<Look>,
 }
@@ -94,7 +103,7 @@ impl KeySet {
     ) -> Self {
         let shared = Shared {
             document: Arc::default(),
-            first_keys: Arc::new(FirstKeys::of(store.directory(), store.probe())),
+            first_keys: Arc::new(FirstKeys::of(&store)),
         };
         let mut lives: Vec<(Algorithm, KeyLife)> = Vec::new();
         for spec in others.iter().chain([&default]) {
@@ -119,11 +128,39 @@ impl KeySet {
                 common: Some(Common {
                     store,
                     publisher,
+                    prefix: prefix.to_owned(),
                     shared,
                     next_look: Mutex::default(),
+                    inherited: OnceLock::new(),
                 }),
             }),
         }
+    }
+
+    /// A set whose keys and document are in this process alone: each start makes new keys, and
+    /// whoever has cached the document refuses their tokens until the copy is too old.
+    pub fn in_memory(
+        name: &str,
+        policy: &KeyPolicy,
+        prefix: &str,
+        default: KeySpec,
+        others: &[KeySpec],
+    ) -> Self {
+        let publisher = Arc::new(MemoryPublisher::default());
+        let store = KeyStore::in_memory();
+        Self::new(name, store, publisher, policy, prefix, default, others)
+    }
+
+    /// Takes over the key that is found there when the set starts, once: it signs under its own id
+    /// until its successor does, and what is found there is left as it is. The set must have its
+    /// algorithm.
+    #[must_use]
+    pub fn taking_over(self, source: Arc<dyn KeySource>) -> Self {
+        if let Some(common) = &self.inner.common {
+            // Only a second source would find the place taken.
+            let _ = common.inherited.set(source);
+        }
+        self
     }
 
     /// The set of one life, which stays as it is: its keys are in its directory itself, and they
@@ -256,18 +293,30 @@ impl KeySet {
 
     /// Reads everything, and makes the first key of each algorithm that has none that can sign.
     pub async fn start(&self, now: Timestamp) -> Result<Vec<(Algorithm, Report)>, LifeError> {
-        let made = match &self.inner.common {
-            Some(common) => {
-                let mut next_look = common.next_look.lock().await;
-                self.look(common, &mut next_look, true, now).await?
+        let (mut made, mut taken) = (Vec::new(), None);
+        if let Some(common) = &self.inner.common {
+            if common.store.is_in_memory() {
+                tracing::warn!(
+                    target: "keys",
+                    set = self.name(),
+                    "the signing keys are kept in memory alone: they do not survive a restart"
+                );
             }
-            None => Vec::new(),
-        };
+            let mut next_look = common.next_look.lock().await;
+            taken = self.take_over(common, now).await?;
+            made = self.look(common, &mut next_look, true, now).await?;
+        }
         let mut reports = Vec::new();
         for (algorithm, life) in self.lives() {
             reports.push((algorithm, life.start(now).await?));
         }
         add_done(&mut reports, made);
+        if let Some(public) = taken {
+            let own = |(algorithm, _): &&mut (Algorithm, Report)| *algorithm == public.algorithm();
+            if let Some((_, report)) = reports.iter_mut().find(own) {
+                report.done.insert(0, Done::taken_over(&public.kid));
+            }
+        }
         self.forget_first_keys(&reports).await;
         Ok(reports)
     }
@@ -529,6 +578,41 @@ impl KeySet {
             }
             Err(_) => Ok((false, done)),
         }
+    }
+
+    /// Returns the key if it was taken over now.
+    async fn take_over(
+        &self,
+        common: &Common,
+        now: Timestamp,
+    ) -> Result<Option<PublicJwk>, LifeError> {
+        let Some(source) = common.inherited.get() else {
+            return Ok(None);
+        };
+        let Some(found) = source.read().await? else {
+            return Ok(None);
+        };
+        let created = found.created.unwrap_or(now).min(now);
+        let name = KeyId::generate(&common.prefix, created)?;
+        let refused = |reason| SourceError::Refused {
+            place: source.place().to_owned(),
+            reason,
+        };
+        let key = tsiam::parse(&found.json, &name).map_err(refused)?;
+        let algorithm = key.public().algorithm();
+        let life = self
+            .life(algorithm)
+            .ok_or_else(|| refused(Refused::NotInSet { algorithm }))?;
+        let _lock = life.lock_directory().await?.ok_or(LifeError::ReadOnly)?;
+        let history = History {
+            // It has signed before, so verifiers know it and it need not wait.
+            activated: Some(created),
+            longest_life: tsiam::LONGEST_TOKEN_LIFE,
+            may_sign_until: Some(now),
+            ..History::new(created)
+        };
+        let store = life.store().clone();
+        blocking(move || taken_over::take(&store, &name, key, &history)).await
     }
 
     async fn forget(&self, common: &Common) -> Result<(), LifeError> {

@@ -77,11 +77,22 @@ pub struct Report {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Done {
     /// `publish`, `activate`, `retire`, `delete private half`, `expire`, `delete`, `finish
-    /// removal`, `mend`, `generate`
+    /// removal`, `mend`, `generate`, `take over`
     pub action: &'static str,
     pub kid: Option<KeyId>,
     #[serde(flatten)]
     pub outcome: Outcome,
+}
+
+impl Done {
+    /// The key of another program is in the directory now.
+    pub(in crate::jwks) fn taken_over(kid: &KeyId) -> Self {
+        Self {
+            action: "take over",
+            kid: Some(kid.clone()),
+            outcome: Outcome::Done,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
