@@ -18,6 +18,11 @@ kubernetes_validate_version=1.37.0
 pyyaml_version=6.0.3
 envoy_version=1.36.4
 openbao_version=2.7.2
+boto3_version=1.44.8
+azure_identity_version=1.27.0
+google_auth_version=2.63.0
+requests_version=2.34.2
+spiffe_version=0.3.2
 actionlint_version=v1.7.12
 mdbook_version=0.5.4
 

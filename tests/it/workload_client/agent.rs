@@ -214,9 +214,7 @@ async fn metrics_are_served_on_loopback_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("token");
     let write = format!("sts.amazonaws.com={}", path.display());
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let addr = free.local_addr().unwrap().to_string();
-    drop(free);
+    let addr = free_address();
     let line = [
         "agent",
         "--server",

@@ -67,9 +67,7 @@ impl Source {
     async fn start(issuer: &FakeIssuer) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("secret");
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let addr = free.local_addr().unwrap().to_string();
-        drop(free);
+        let addr = free_address();
         let line = [
             "serve",
             "--server",

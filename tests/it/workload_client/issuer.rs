@@ -1,4 +1,4 @@
-//! A small issuer: signs with ES256, counts its tokens, and fails on demand.
+//! A small issuer: counts its tokens, and fails on demand.
 
 use std::{
     collections::HashMap,
@@ -15,8 +15,6 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use tailbone::{
     config::Limits,
@@ -24,7 +22,9 @@ use tailbone::{
         serve::{Server, serve},
         tcp::{PlainListener, Remote},
     },
+    keys::{KeySpec, Signer},
 };
+use testkit::jwks_server::signer;
 
 pub(super) struct FakeIssuer {
     pub(super) url: String,
@@ -33,15 +33,14 @@ pub(super) struct FakeIssuer {
 }
 
 pub(super) struct IssuerState {
-    pub(super) url: String,
-    /// The issuer in the discovery document.
+    /// The issuer in tokens and in the discovery document.
     pub(super) named: Mutex<String>,
     pub(super) subject: String,
     pub(super) life: AtomicU64,
     pub(super) tokens: AtomicU64,
     pub(super) away: AtomicBool,
     /// The last key signs.
-    keys: Mutex<Vec<(String, EncodingKey, Value)>>,
+    keys: Mutex<Vec<Signer>>,
 }
 
 impl FakeIssuer {
@@ -50,17 +49,20 @@ impl FakeIssuer {
     }
 
     pub(super) async fn with_subject(subject: &str) -> Self {
+        Self::build(subject, KeySpec::Es256, None).await
+    }
+
+    /// `name` is the issuer's name, if it is not the address.
+    pub(super) async fn build(subject: &str, spec: KeySpec, name: Option<&str>) -> Self {
         let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", tcp.local_addr().unwrap());
-        let (key, jwk) = key_pair("k1");
         let state = Arc::new(IssuerState {
-            url: url.clone(),
-            named: Mutex::new(url.clone()),
+            named: Mutex::new(name.unwrap_or(&url).to_owned()),
             subject: subject.to_owned(),
             life: AtomicU64::new(300),
             tokens: AtomicU64::new(0),
             away: AtomicBool::new(false),
-            keys: Mutex::new(vec![("k1".to_owned(), key, jwk)]),
+            keys: Mutex::new(vec![signer("k1", spec)]),
         });
         let router = Router::new()
             .route("/token", post(token))
@@ -91,9 +93,8 @@ impl FakeIssuer {
 
     /// Signs with a new key from now on.
     pub(super) fn rotate(&self, kid: &str) {
-        let (key, jwk) = key_pair(kid);
-        let mut keys = self.state.keys.lock().unwrap();
-        keys.push((kid.to_owned(), key, jwk));
+        let key = signer(kid, KeySpec::Es256);
+        self.state.keys.lock().unwrap().push(key);
     }
 
     pub(super) fn set_life(&self, seconds: u64) {
@@ -128,14 +129,15 @@ async fn token(
     let life = state.life.load(Ordering::SeqCst);
     let expires = now + i64::try_from(life).unwrap();
     let claims = json!({
-        "iss": state.url, "sub": state.subject, "aud": [audience], "iat": now, "nbf": now,
+        "iss": *state.named.lock().unwrap(), "sub": state.subject, "aud": [audience], "iat": now, "nbf": now,
         "exp": expires, "jti": number.to_string(),
     });
-    let mut header = Header::new(Algorithm::ES256);
     let keys = state.keys.lock().unwrap();
-    let (kid, key, _) = keys.last().unwrap();
-    header.kid = Some(kid.clone());
-    let token = jsonwebtoken::encode(&header, &claims, key).unwrap();
+    let token = keys
+        .last()
+        .unwrap()
+        .sign(claims.to_string().as_bytes())
+        .unwrap();
     Json(json!({
         "access_token": token, "token_type": "Bearer", "expires_in": life.to_string(),
         "expires_on": expires.to_string(), "not_before": now.to_string(),
@@ -144,9 +146,9 @@ async fn token(
 }
 
 async fn discovery(State(state): State<Arc<IssuerState>>) -> Json<Value> {
-    let url = &state.url;
+    let url = state.named.lock().unwrap();
     Json(json!({
-        "issuer": *state.named.lock().unwrap(),
+        "issuer": *url,
         "jwks_uri": format!("{url}/.well-known/jwks.json"),
         "token_endpoint": format!("{url}/token"),
         "id_token_signing_alg_values_supported": ["ES256"],
@@ -155,25 +157,6 @@ async fn discovery(State(state): State<Arc<IssuerState>>) -> Json<Value> {
 
 async fn jwks(State(state): State<Arc<IssuerState>>) -> Json<Value> {
     let keys = state.keys.lock().unwrap();
-    let jwks: Vec<_> = keys.iter().map(|(_, _, jwk)| jwk.clone()).collect();
+    let jwks: Vec<_> = keys.iter().map(|key| key.public().to_value()).collect();
     Json(json!({"keys": jwks}))
-}
-
-fn key_pair(kid: &str) -> (EncodingKey, Value) {
-    use aws_lc_rs::{
-        rand::SystemRandom,
-        signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
-    };
-    let document =
-        EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())
-            .unwrap();
-    let pair =
-        EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, document.as_ref()).unwrap();
-    let point = pair.public_key().as_ref();
-    let (x, y) = point[1..].split_at(32);
-    let jwk = json!({
-        "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": kid,
-        "x": URL_SAFE_NO_PAD.encode(x), "y": URL_SAFE_NO_PAD.encode(y),
-    });
-    (EncodingKey::from_ec_der(document.as_ref()), jwk)
 }

@@ -5,6 +5,7 @@ mod aws;
 mod google;
 mod issuer;
 mod recipe;
+mod sdks;
 mod spiffe;
 mod token;
 
@@ -83,6 +84,12 @@ impl Running {
         self.signal(Signal::Terminate);
         soon("the end", self.task).await.unwrap()
     }
+}
+
+/// An address on loopback where nobody listens.
+fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
 }
 
 /// The error with its causes, as the command line prints it.

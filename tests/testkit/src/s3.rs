@@ -14,8 +14,8 @@ use aws_sdk_s3::config::{Region, SharedCredentialsProvider};
 use tailbone_keys::jwks::{S3Publisher, S3Settings};
 use tempfile::TempDir;
 
-const ACCESS: &str = "test-access";
-const SECRET: &str = "test-secret";
+pub const ACCESS: &str = "test-access";
+pub const SECRET: &str = "test-secret";
 
 pub const BUCKET: &str = "keys-of-a-test";
 pub const KEY_PATH: &str = ".well-known/jwks.json";
@@ -59,6 +59,13 @@ impl S3Server {
     /// The object's bytes on the server's disk.
     pub fn object(&self) -> Option<Vec<u8>> {
         std::fs::read(self.root.path().join(BUCKET).join(KEY_PATH)).ok()
+    }
+
+    /// Puts an object where the keys would be.
+    pub fn put_object(&self, content: &str) {
+        let path = self.root.path().join(BUCKET).join(KEY_PATH);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
     }
 
     /// Names of all objects beside it.
