@@ -41,11 +41,10 @@ pub(super) const HEADER: usize = size_of::<sys::tailscale_conn_header>();
 #[cfg(target_os = "linux")]
 const TIMER_SLACK: std::num::NonZeroU64 = std::num::NonZeroU64::new(1_000_000).unwrap();
 
-/// Go's watchdog thread (`sysmon`) sleeps 20 µs at a time while there is work, and for a
-/// millisecond after that. Under some thousand requests a second it never stops, and on a machine
-/// with few cores each wake-up takes a processor away from a request. With this slack it wakes once
-/// a millisecond. Go's and tokio's timers count in milliseconds anyway, and sockets wake their
-/// readers as before.
+/// Go's watchdog thread (`sysmon`) sleeps 20 µs at a time while there is work. With this slack it
+/// wakes once a millisecond, which wins no processor time, but keeps the memory under a flood of
+/// connections within its limit (docs/design/go-on-half-of-the-cores.md). Go's and tokio's timers
+/// count in milliseconds anyway, and sockets wake their readers as before.
 ///
 /// Threads inherit the slack, so it is set before Go starts its first one. Numbered entries of
 /// `.init_array` run before all others (GNU ld).

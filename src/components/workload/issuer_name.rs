@@ -6,7 +6,10 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::keys::disk::{self, DiskError, Probe};
+use crate::{
+    keys::disk::{self, DiskError, Probe},
+    telemetry::readiness::LatchState,
+};
 
 /// The file in the directory of the keys.
 const FILE: &str = "issuer";
@@ -70,6 +73,18 @@ pub(super) fn issuer_name(
     Ok(name)
 }
 
+/// Whether a name that was made of the node's is still that of the node.
+pub(super) fn still_named(issuer: &str, node: &str) -> LatchState {
+    if node.is_empty() || issuer == format!("https://{node}") {
+        return LatchState::Released;
+    }
+    LatchState::Degraded(format!(
+        "the node is now called {node}, and tokens still say {issuer}, where clouds no longer find \
+         the keys: give the node its old name back, or set workload.issuer; the next start is \
+         refused otherwise"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +108,18 @@ mod tests {
         assert_eq!(told, "https://a-1.b.ts.net");
         assert_eq!(issuer_name(None, "a-1.b.ts.net", keep).unwrap(), told);
         assert!(issuer_name(None, "a.b.ts.net", keep).is_err());
+    }
+
+    #[test]
+    fn a_rename_while_the_server_runs_is_told() {
+        let issuer = "https://a.b.ts.net";
+        for same in ["a.b.ts.net", ""] {
+            assert_eq!(still_named(issuer, same), LatchState::Released);
+        }
+        let LatchState::Degraded(told) = still_named(issuer, "c.b.ts.net") else {
+            panic!("not told");
+        };
+        assert!(told.contains("now called c.b.ts.net"), "{told}");
     }
 
     #[test]

@@ -71,9 +71,16 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
     let internet = layers::wrap_own_errors(internet_router(workload.clone()), "workload");
     let routes = layers::wrap_own_errors(router(workload), "workload");
     let routes = Routes::new("workload", routes).on_the_internet(internet);
-    Ok(Part::new("workload")
+    let part = Part::new("workload")
         .serve("workload", settings.listen.clone(), &routes)
-        .lifecycle(lifecycle))
+        .lifecycle(lifecycle);
+    if configured.is_some() {
+        return Ok(part);
+    }
+    let status = context.node.watch();
+    Ok(part.latch("workload-issuer", move |_| {
+        issuer_name::still_named(&issuer, &status.borrow().name)
+    }))
 }
 
 impl From<&WorkloadSettings> for TokenSettings {
