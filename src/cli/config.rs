@@ -1,5 +1,7 @@
-//! `tailbone config check` and `tailbone config show`: the settings and their origins. Both change
-//! nothing.
+//! `tailbone config check` and `tailbone config show`: the settings and their origins. `tailbone
+//! config migrate`: tsiam's settings as ours. They change nothing.
+
+use std::{ffi::OsString, path::Path};
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::Serialize;
@@ -45,6 +47,15 @@ pub(super) fn command() -> Command {
                 )
                 .args(flags()),
         )
+        .subcommand(
+            Command::new("migrate")
+                .about("Print the settings of tsiam's config file as a config file (TOML)")
+                .long_about(
+                    "Print the settings of tsiam's config file as a config file (TOML). Reads the \
+                     file that --config names, or else the one that tsiam would find. Prints no \
+                     secret and changes nothing",
+                ),
+        )
 }
 
 pub(super) fn run(
@@ -69,6 +80,21 @@ pub(super) fn run(
                 output::print(console, client.output, &WithOrigin(&origins.entries))
             } else {
                 output::print(console, client.output, &Plain(&origins.entries))
+            }
+        }
+        Some(("migrate", matches)) => {
+            let config = matches
+                .get_one::<OsString>("config")
+                .filter(|path| !path.is_empty());
+            match config::migrate(environment, config.map(Path::new)) {
+                Ok(migration) => {
+                    console.warn(&migration.warnings);
+                    console.print(&migration.text)
+                }
+                Err(mistakes) => {
+                    console.warn(&mistakes.warnings);
+                    Err(mistakes.into())
+                }
             }
         }
         _ => super::help(Some("config"), console),

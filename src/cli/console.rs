@@ -55,7 +55,7 @@ impl Console<'_> {
             .map_err(Failure::output)
     }
 
-    fn warn(&mut self, warnings: &[Remark]) {
+    pub(super) fn warn(&mut self, warnings: &[Remark]) {
         for warning in warnings {
             self.say(&format!("Warning: {warning}"));
         }

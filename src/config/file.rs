@@ -115,25 +115,37 @@ pub(super) fn locate(
     Ok(None)
 }
 
-/// All settings of a file that have a value.
-pub(super) fn read(found: &ConfigFile) -> Result<Vec<FileEntry>, Remark> {
-    let broken = |sentence: String| Remark {
+/// All settings of a text that have a value.
+pub(super) fn entries(found: &ConfigFile, text: &str) -> Result<Vec<FileEntry>, Remark> {
+    parse(text, found.format).map_err(|sentence| broken(&found.path, sentence))
+}
+
+/// The text of a config file.
+pub(super) fn text_of(path: &Path) -> Result<String, Remark> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(|error| broken(path, format!("cannot be read: {error}")))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(broken(path, "is larger than 1 MiB".into()));
+    }
+    let text = String::from_utf8(bytes);
+    let text = text.map_err(|_| broken(path, "is not text in UTF-8".into()))?;
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    })
+}
+
+pub(super) fn broken(path: &Path, sentence: String) -> Remark {
+    Remark {
         origin: ValueOrigin::File {
-            path: found.path.clone(),
+            path: path.to_owned(),
             key: None,
         },
         value: None,
         sentence,
-    };
-    let mut bytes = Vec::new();
-    std::fs::File::open(&found.path)
-        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(|error| broken(format!("cannot be read: {error}")))?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(broken("is larger than 1 MiB".into()));
     }
-    let text = String::from_utf8(bytes).map_err(|_| broken("is not text in UTF-8".into()))?;
-    parse(text.strip_prefix('\u{feff}').unwrap_or(&text), found.format).map_err(broken)
 }
 
 pub(super) fn parse(text: &str, format: FileFormat) -> Result<Vec<FileEntry>, String> {

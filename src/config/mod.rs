@@ -1,11 +1,11 @@
 //! Settings: what was given (flags, environment, file) and what it means ([`Settings`]).
 //!
 //! A value goes through these files: a row in `sections/` names it (`table.rs` says what a row is),
-//! `raw.rs` finds what was given for it (`file.rs` reads files, `otel.rs` the variables of
-//! OpenTelemetry), and the section's reader makes a checked value of it with the methods of
-//! `read.rs` (`parse.rs` parses one text). `load.rs` puts the sections together, `listen.rs` says
-//! where each component listens, `reload.rs` applies what may change while the server runs,
-//! and `report.rs` says what is wrong.
+//! `raw.rs` finds what was given for it (`file.rs` reads files, `tsiam/` those of tsiam, `otel.rs`
+//! the variables of OpenTelemetry), and the section's reader makes a checked value of it with the
+//! methods of `read.rs` (`parse.rs` parses one text). `load.rs` puts the sections together,
+//! `listen.rs` says where each component listens, `reload.rs` applies what may change while the
+//! server runs, and `report.rs` says what is wrong.
 //!
 //! Every mistake is reported at once with its origin, and no message contains a secret. The command
 //! line takes its flags from the table; how they are parsed is its own business.
@@ -25,6 +25,7 @@ mod reload;
 mod report;
 pub mod sections;
 pub mod table;
+mod tsiam;
 
 pub use listen::{Listen, TailnetTls};
 pub use load::{
@@ -51,6 +52,7 @@ pub use sections::{
     tailscale::TailscaleSettings,
     workload::{WorkloadKeySettings, WorkloadSettings},
 };
+pub use tsiam::{Migration, migrate};
 
 /// The types of the layers below that settings are made of.
 pub use tailbone_http::serve::Limits;

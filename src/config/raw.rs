@@ -17,13 +17,14 @@ use std::{
 };
 
 use super::{
-    file::{self, ConfigFile},
+    file::{self, ConfigFile, FileFormat},
     report::{Remark, ValueOrigin},
     sections::{
         components::{self, Component},
         sts, tailscale,
     },
     table::{self, Row},
+    tsiam::{self, Owner},
 };
 
 /// The value of a setting, as it was given.
@@ -177,8 +178,9 @@ fn show_origins(
 }
 
 impl RawSettings {
-    /// Reads the environment and the file: `config`, or else the one in the home directory.
-    /// Mistakes in them are kept for the reader, which reports them together with all others.
+    /// Reads the environment and the file: `config`, or else the one in the home directory, or else
+    /// tsiam's if the component runs that replaces it. Mistakes in them are kept for the reader,
+    /// which reports them together with all others.
     pub fn collect(flags: Flags, environment: &Environment, config: Option<&Path>) -> Self {
         let mut raw = Self {
             flags: flags.0,
@@ -188,12 +190,29 @@ impl RawSettings {
         raw.take_variables(environment);
         raw.warn_of_unknown_variables(environment);
         match file::locate(config, environment.value("HOME"), &mut raw.warnings) {
-            Ok(Some(found)) => raw.take_file(&found),
+            Ok(Some(found)) => raw.take_file(&found, environment),
+            Ok(None) if raw.runs(Component::Workload) => raw.search_tsiam(environment),
             Ok(None) => {}
             Err(mistake) => raw.mistakes.push(mistake),
         }
         raw.take_aliases(environment);
         raw
+    }
+
+    /// What tsiam's file alone says: `config`, or else the one that tsiam would find. `None`: there
+    /// is none.
+    pub(super) fn of_tsiam(environment: &Environment, config: Option<&Path>) -> Option<Self> {
+        let mut raw = Self::default();
+        match config {
+            Some(path) => raw.take_tsiam(path),
+            None => raw.search_tsiam(environment),
+        }
+        (raw.path.is_some() || !raw.mistakes.is_empty()).then_some(raw)
+    }
+
+    /// What the config file gave.
+    pub(super) fn in_file(&self, row: &Row) -> Option<&GivenValue> {
+        self.file.get(row.key)
     }
 
     /// Reads the variables of other programs: OpenTelemetry's (`otel.rs`), tsnet's names of the
@@ -210,18 +229,7 @@ impl RawSettings {
         if ours.iter().all(|row| self.given(row).is_none()) {
             self.take_alias(&tailscale::AUTHKEY, environment);
         }
-        let components = self
-            .given(&components::COMPONENTS)
-            .map(|given| &given.value);
-        let runs = |text: &String| {
-            text.split(|c: char| c == ',' || c.is_whitespace())
-                .any(|word| word.eq_ignore_ascii_case(Component::Sts.name()))
-        };
-        let sts = match components {
-            Some(RawValue::Text(text)) => runs(text),
-            Some(RawValue::List(texts)) => texts.iter().any(runs),
-            None => false,
-        };
+        let sts = self.runs(Component::Sts);
         self.unread_variables = TSNET_VARIABLES
             .into_iter()
             .filter(|(name, _)| !(sts && TAILSTS_VARIABLES.contains(name)))
@@ -235,6 +243,22 @@ impl RawSettings {
             json.is_some_and(|word| matches!(word, "1" | "t" | "T" | "true" | "TRUE" | "True"));
         for row in sts::ROWS {
             self.take_alias(row, environment);
+        }
+    }
+
+    /// Whether the component is named. None of those that are asked for here runs by default.
+    fn runs(&self, component: Component) -> bool {
+        let named = |text: &String| {
+            text.split(|c: char| c == ',' || c.is_whitespace())
+                .any(|word| word.eq_ignore_ascii_case(component.name()))
+        };
+        match self
+            .given(&components::COMPONENTS)
+            .map(|given| &given.value)
+        {
+            Some(RawValue::Text(text)) => named(text),
+            Some(RawValue::List(texts)) => texts.iter().any(named),
+            None => false,
         }
     }
 
@@ -330,15 +354,23 @@ impl RawSettings {
         }
     }
 
-    fn take_file(&mut self, found: &ConfigFile) {
-        let items = match file::read(found) {
+    fn take_file(&mut self, found: &ConfigFile, environment: &Environment) {
+        let text = match file::text_of(&found.path) {
+            Ok(text) => text,
+            Err(mistake) => return self.mistakes.push(mistake),
+        };
+        let items = match file::entries(found, &text) {
             Ok(items) => items,
-            Err(mistake) => {
-                self.mistakes.push(mistake);
-                return;
-            }
+            Err(mistake) => return self.mistakes.push(mistake),
         };
         self.path = Some(found.path.clone());
+        match tsiam::owner(&items) {
+            Ok(Owner::Tsiam) if found.format != FileFormat::Toml => {
+                return self.take_tsiam_text(&found.path, &text);
+            }
+            Ok(_) => {}
+            Err(sentence) => return self.mistakes.push(file::broken(&found.path, sentence)),
+        }
         for item in items {
             let origin = ValueOrigin::File {
                 path: found.path.clone(),
@@ -363,6 +395,60 @@ impl RawSettings {
                     sentence: "set twice in this file".into(),
                 });
             }
+        }
+        if self.runs(Component::Workload) && environment.value(tsiam::VARIABLE).is_some() {
+            self.warnings.push(Remark {
+                origin: ValueOrigin::Variable(tsiam::VARIABLE.into()),
+                value: None,
+                sentence: format!(
+                    "not read, since the settings are in {}",
+                    found.path.display()
+                ),
+            });
+        }
+    }
+
+    fn search_tsiam(&mut self, environment: &Environment) {
+        match tsiam::locate(environment, &mut self.warnings) {
+            Ok(Some(path)) => self.take_tsiam(&path),
+            Ok(None) => {}
+            Err(mistake) => self.mistakes.push(mistake),
+        }
+    }
+
+    /// Reads a file that only tsiam's settings may be in.
+    fn take_tsiam(&mut self, path: &Path) {
+        self.path = Some(path.to_owned());
+        let text = match file::text_of(path) {
+            Ok(text) => text,
+            Err(mistake) => return self.mistakes.push(mistake),
+        };
+        // A file that cannot be parsed is reported below.
+        let items = file::parse(&text, FileFormat::Yaml).unwrap_or_default();
+        match tsiam::owner(&items) {
+            Ok(Owner::Tailbone) => self.mistakes.push(file::broken(
+                path,
+                "has settings of tailbone, not of tsiam: name it with --config".into(),
+            )),
+            Ok(Owner::Neither | Owner::Tsiam) => self.take_tsiam_text(path, &text),
+            Err(sentence) => self.mistakes.push(file::broken(path, sentence)),
+        }
+    }
+
+    fn take_tsiam_text(&mut self, path: &Path, text: &str) {
+        let reading = tsiam::read(path, text);
+        self.mistakes.extend(reading.mistakes);
+        self.warnings.extend(reading.warnings);
+        for (row, given) in reading.values {
+            self.file.insert(row.key, given);
+        }
+        if !self.file.is_empty() && !self.runs(Component::Workload) {
+            self.mistakes.push(file::broken(
+                path,
+                "is a config file of tsiam, which the component workload replaces: add workload \
+                 to the components"
+                    .into(),
+            ));
         }
     }
 }

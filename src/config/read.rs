@@ -183,18 +183,44 @@ impl<'a> SettingsReader<'a> {
     where
         T: ToString,
     {
+        self.list(row, false, parse)
+    }
+
+    /// The same, but each value of a list in a file is taken as it is, with commas and blanks.
+    pub(super) fn whole_words<T>(
+        &mut self,
+        row: &'static Row,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>>
+    where
+        T: ToString,
+    {
+        self.list(row, true, parse)
+    }
+
+    fn list<T>(
+        &mut self,
+        row: &'static Row,
+        whole: bool,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>>
+    where
+        T: ToString,
+    {
         let given = self.lookup(row);
-        let texts = match &given.value {
-            RawValue::List(list) => list.clone(),
-            RawValue::Text(text) => vec![text.clone()],
+        let split = |text: &String| {
+            text.split([',', ' ', '\t', '\n', '\r'])
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let texts: Vec<String> = match (&given.value, &given.origin) {
+            (RawValue::List(list), ValueOrigin::File { .. }) if whole => list.clone(),
+            (RawValue::List(list), _) => list.iter().flat_map(split).collect(),
+            (RawValue::Text(text), _) => split(text),
         };
         let mut words = Vec::new();
         let mut fine = true;
-        for word in texts
-            .iter()
-            .flat_map(|text| text.split([',', ' ', '\t', '\n', '\r']))
-            .filter(|word| !word.is_empty())
-        {
+        for word in texts.iter().filter(|word| !word.is_empty()) {
             match check_text(word).and_then(|()| parse(word)) {
                 Ok(word) => words.push(word),
                 Err(sentence) => {

@@ -262,7 +262,8 @@ impl SettingsReader<'_> {
     }
 
     pub(in crate::config) fn workload_audiences(&mut self) -> Option<Vec<AudiencePattern>> {
-        self.words(&AUDIENCES, AudiencePattern::parse)
+        // An audience may contain a comma.
+        self.whole_words(&AUDIENCES, AudiencePattern::parse)
     }
 
     pub(in crate::config) fn workload_allow_without_grant(&mut self) -> Option<bool> {

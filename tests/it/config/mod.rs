@@ -12,6 +12,7 @@ mod precedence;
 mod reload;
 mod report;
 mod secrets;
+mod tsiam;
 mod values;
 mod variables;
 

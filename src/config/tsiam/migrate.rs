@@ -1,0 +1,118 @@
+//! tsiam's config file as one of ours, for `tailbone config migrate`.
+
+use std::path::Path;
+
+use tailbone_values::printable;
+
+use crate::config::{
+    load::load_all,
+    raw::{Environment, RawSettings, RawValue},
+    report::{InvalidSettings, Remark, ValueOrigin},
+    sections::workload,
+    table::{self, Row, ValueKind},
+};
+
+/// A file of ours that says what tsiam's says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Migration {
+    /// TOML, with a comment for each thing that has no setting.
+    pub text: String,
+    pub warnings: Vec<Remark>,
+}
+
+/// Makes a file of ours from tsiam's: from `config`, or else from the one that tsiam would find.
+/// Contains no secret.
+pub fn migrate(
+    environment: &Environment,
+    config: Option<&Path>,
+) -> Result<Migration, InvalidSettings> {
+    let Some(raw) = RawSettings::of_tsiam(environment, config) else {
+        return Err(InvalidSettings {
+            mistakes: vec![Remark {
+                origin: ValueOrigin::Flag("--config".into()),
+                value: None,
+                sentence: "names no config file of tsiam, and there is none where tsiam looks: \
+                           TSIAM_CONFIG, and config.yaml or config.yml in the working directory, \
+                           ~/.tsiam and /etc/tsiam"
+                    .into(),
+            }],
+            warnings: Vec::new(),
+        });
+    };
+    let (_, origins, warnings) = load_all(&raw)?;
+    let path = origins.file.unwrap_or_default();
+    Ok(Migration {
+        text: toml(&raw, &path, &warnings),
+        warnings,
+    })
+}
+
+fn toml(raw: &RawSettings, path: &Path, warnings: &[Remark]) -> String {
+    let mut text = format!(
+        "# Settings of tailbone, made from tsiam's {} by tailbone config migrate.\n\
+         # Behind each value is tsiam's key.\n",
+        printable(&path.to_string_lossy())
+    );
+    for warning in warnings {
+        text += &format!("# {warning}\n");
+    }
+    let mut group = "";
+    for row in table::ALL {
+        let Some(given) = raw.in_file(row) else {
+            if row == &&workload::CAP_MAP {
+                text += &cap_map();
+            }
+            continue;
+        };
+        let (parent, name) = row.key.rsplit_once('.').unwrap_or(("", row.key));
+        if parent != group {
+            text += &format!("\n[{parent}]\n");
+            group = parent;
+        } else if group.is_empty() {
+            text.push('\n');
+        }
+        let ValueOrigin::File { key: Some(key), .. } = &given.origin else {
+            continue;
+        };
+        let value = match row.kind {
+            ValueKind::Secret => {
+                let file = path.parent().unwrap_or(Path::new("")).join("authkey");
+                text += "# The key is a secret, so it is not printed. Write it into this file, or leave the\n\
+                         # line out if the node has joined: its state has the login.\n";
+                quoted(&format!("file:{}", file.display()))
+            }
+            _ => toml_value(row, &given.value),
+        };
+        text += &format!("{name} = {value}  # {key}\n");
+    }
+    text
+}
+
+/// tsiam cannot leave it out, and we leave it out unless it is asked for.
+fn cap_map() -> String {
+    "# tsiam's tokens carry all capabilities of the caller, which tells verifiers about the tailnet's\n\
+     # policy. If one of them reads capMap:\n\
+     # capMap = true\n"
+        .into()
+}
+
+fn toml_value(row: &Row, value: &RawValue) -> String {
+    match (row.kind, value) {
+        (ValueKind::Bool, RawValue::Text(text)) => text.clone(),
+        (ValueKind::Words(_), RawValue::Text(text)) => {
+            list(text.split([',', ' ']).filter(|word| !word.is_empty()))
+        }
+        (_, RawValue::Text(text)) => quoted(text),
+        (_, RawValue::List(texts)) => list(texts.iter().map(String::as_str)),
+    }
+}
+
+fn list<'a>(texts: impl Iterator<Item = &'a str>) -> String {
+    let texts: Vec<_> = texts.map(quoted).collect();
+    format!("[{}]", texts.join(", "))
+}
+
+/// A basic string of TOML, which has the escapes of JSON.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
