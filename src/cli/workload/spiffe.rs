@@ -8,12 +8,9 @@ use tokio::sync::mpsc;
 use super::{Connection, Surroundings, WorkloadError, usage};
 use crate::{
     config::Limits,
-    http::{
-        serve::serve,
-        unix::{LocalPeer, UnixSocket},
-    },
+    http::{serve::serve, unix::LocalPeer},
     signals::Signal,
-    workload::client::spiffe::{WorkloadApi, is_trust_domain},
+    workload::client::spiffe::{ApiSocket, WorkloadApi, is_trust_domain},
 };
 
 #[derive(Debug, Args)]
@@ -48,7 +45,7 @@ impl Spiffe {
             )));
         }
         let mode = if self.group { 0o660 } else { 0o600 };
-        let socket = UnixSocket::bind(&self.socket, mode)
+        let socket = ApiSocket::bind(&self.socket, mode)
             .map_err(|error| WorkloadError::Socket(self.socket.clone(), error))?;
         let mut signals = signals().map_err(WorkloadError::Signals)?;
         let path = self.socket.display();

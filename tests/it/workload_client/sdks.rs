@@ -1,5 +1,5 @@
-//! SDKs of the clouds with what `tailbone workload` gives them, against token services that check
-//! our tokens with PyJWT.
+//! SDKs of the clouds and SPIFFE's library for Python with what `tailbone workload` gives them,
+//! against token services that check our tokens with PyJWT.
 
 use std::{
     io::Write as _,
@@ -194,4 +194,30 @@ async fn a_cloud_refuses_what_it_does_not_trust() {
             .unwrap_err();
         assert!(said.contains(expected), "{said}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spiffes_library_for_python_takes_the_workload_api() {
+    let id = "spiffe://tail1234.ts.net/web";
+    let issuer = FakeIssuer::with_subject(id).await;
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("api.sock");
+    let path = socket.to_str().unwrap();
+    let line = [
+        "spiffe",
+        "--server",
+        &issuer.url,
+        "--socket",
+        path,
+        "--trust-domain",
+        "tail1234.ts.net",
+    ];
+    let api = Running::start(&line, &[]);
+    until("the socket", || socket.exists()).await;
+    let more = json!({"spiffe_socket": path});
+    let got = python(&["spiffe"], settings(&issuer), more).await.unwrap();
+    assert_eq!(got["spiffe"]["id"], id);
+    assert_eq!(got["spiffe"]["fetched"], id);
+    assert_eq!(got["spiffe"]["domains"], json!(["tail1234.ts.net"]));
+    api.stop().await.unwrap();
 }

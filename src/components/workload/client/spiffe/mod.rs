@@ -9,6 +9,8 @@
 //! - Every process that may open the socket has this machine's identity: the socket's mode is the
 //!   protection.
 
+mod socket;
+
 use std::{
     pin::Pin,
     sync::Arc,
@@ -28,9 +30,10 @@ use self::proto::{
     X509svidRequest, X509svidResponse,
     spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer},
 };
+pub use self::socket::ApiSocket;
 use super::{
     cache::CachedTokens,
-    issuer::{Issuer, TokenError},
+    issuer::{self, Issuer, TokenError},
 };
 use crate::{http::layers, telemetry};
 
@@ -293,13 +296,13 @@ impl SpiffeWorkloadApi for WorkloadApi {
             status(&error)
         })?;
         let text = token.token.reveal();
-        let claims = super::issuer::unverified_claims(text).unwrap_or_default();
+        let claims = issuer::unverified_claims(text).unwrap_or_default();
         let subject = claims
             .get("sub")
             .and_then(Value::as_str)
             .unwrap_or_default();
         self.identity(subject).map_err(Status::permission_denied)?;
-        let algorithm = super::issuer::algorithm(text).unwrap_or_default();
+        let algorithm = issuer::algorithm(text).unwrap_or_default();
         if !ALGORITHMS.iter().any(|(name, _)| *name == algorithm) {
             return Err(Status::permission_denied(format!(
                 "the token's algorithm is {algorithm:?}, which SPIFFE does not allow: let the \
