@@ -351,7 +351,7 @@ impl From<NoToken> for OAuthError {
                 "invalid_target",
                 "the caller has no subject for tokens of this audience",
             ),
-            NoToken::NoSigner(_) | NoToken::Overloaded => {
+            NoToken::NoSigner(_) | NoToken::NoSigningService(_) | NoToken::Overloaded => {
                 Self::unavailable(refused.retry_after().unwrap_or_default())
             }
             NoToken::Failed(_) => Self {

@@ -426,6 +426,11 @@ impl From<NoToken> for TsiamError {
                 "no_signing_key",
                 "No key can sign tokens of this audience at the moment",
             ),
+            NoToken::NoSigningService(_) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "signer_unavailable",
+                "The signing service cannot sign at the moment",
+            ),
             NoToken::Overloaded => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "overloaded",

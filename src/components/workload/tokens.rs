@@ -18,7 +18,7 @@ use crate::{
     audit,
     identity::{NoSubject, SubjectTemplate, Visitor, policy},
     jwks::KeySet,
-    keys::{Algorithm, NoSigner, SignError, Signer, SigningQueue},
+    keys::{Algorithm, NoSigner, SignError, Signer, SigningQueue, remote::RemoteFailure},
     policy::Who,
     telemetry::{audit::Decision, error_chain, meter::Meter},
 };
@@ -65,6 +65,8 @@ pub enum NoToken {
     NoSubject(#[from] NoSubject),
     #[error("no key of the algorithm that the audience needs can sign")]
     NoSigner(#[from] NoSigner),
+    #[error(transparent)]
+    NoSigningService(RemoteFailure),
     #[error("there are more requests than this server can sign tokens for")]
     Overloaded,
     #[error("the token could not be signed")]
@@ -79,6 +81,7 @@ impl NoToken {
             Self::NotPermitted => "audience_not_permitted",
             Self::NoSubject(_) => "no_subject",
             Self::NoSigner(_) => "no_signing_key",
+            Self::NoSigningService(_) => "signer_unavailable",
             Self::Overloaded => "overloaded",
             Self::Failed(_) => "signing_failed",
         }
@@ -88,6 +91,7 @@ impl NoToken {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::NoSigner(_) => Some(Duration::from_secs(10)),
+            Self::NoSigningService(failure) => Some(failure.retry_after),
             Self::Overloaded => Some(Duration::from_secs(1)),
             _ => None,
         }
@@ -186,6 +190,7 @@ impl TokenMaker {
             .await
             .map_err(|error| match error {
                 SignError::Overloaded => NoToken::Overloaded,
+                SignError::Remote(failure) => NoToken::NoSigningService(failure),
                 other => failed(other.into()),
             })?;
         self.meter.token_issued("workload", started.elapsed());
