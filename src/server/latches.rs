@@ -71,7 +71,10 @@ fn keys_sign(set: &KeySet) -> LatchState {
     let without_key: Vec<String> = set
         .algorithms()
         .filter_map(|algorithm| {
-            let reason = set.signer(algorithm).err()?;
+            let reason = match set.signer(algorithm) {
+                Ok(signer) => signer.trouble()?,
+                Err(reason) => reason.to_string(),
+            };
             Some(format!("{algorithm}: {reason}"))
         })
         .collect();

@@ -68,7 +68,10 @@ fn entry(component: Component) -> ComponentEntry {
             build: workload::part,
             needs_keys: |_| false,
             own_keys: Some(OwnKeys {
-                set: |settings| settings.workload.keys.set(),
+                set: |settings| {
+                    let keys = settings.workload.keys.set();
+                    keys.with_remote(&settings.keys.signer.services())
+                },
                 key_signs: "workload-key-signs",
                 jwks_read: "workload-jwks-read",
             }),

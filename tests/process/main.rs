@@ -20,6 +20,7 @@ mod listeners;
 mod memory;
 mod otlp;
 mod pages;
+mod pkcs11;
 mod remote_signer;
 mod resets;
 mod server;

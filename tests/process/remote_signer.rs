@@ -26,15 +26,15 @@ struct Setting {
     folder: TempDir,
 }
 
-const SIGN: (&str, &[&str]) = ("transit/sign/tailbone", &["update"]);
+const SIGN: (&str, &[&str]) = ("transit/sign/tailbone-es256", &["update"]);
 
 impl Setting {
     async fn new(tailnet: &DevnetTailnet) -> Self {
         let bao = OpenBao::start().await;
         bao.allow(&[
             SIGN,
-            ("transit/keys/tailbone", &["read", "create", "update"]),
-            ("transit/keys/tailbone/rotate", &["update"]),
+            ("transit/keys/tailbone-es256", &["read", "create", "update"]),
+            ("transit/keys/tailbone-es256/rotate", &["update"]),
         ])
         .await;
         let folder = TempDir::new().unwrap();
@@ -155,9 +155,9 @@ fn an_issuer_goes_on_through_what_befalls_its_signing_service() {
         setting.issues().await;
 
         let bao = &setting.bao;
-        let rotate = "transit/keys/tailbone/rotate";
+        let rotate = "transit/keys/tailbone-es256/rotate";
         bao.ok(Method::POST, rotate, json!({})).await;
-        let config = "transit/keys/tailbone/config";
+        let config = "transit/keys/tailbone-es256/config";
         let least = json!({"min_encryption_version": 2});
         bao.ok(Method::POST, config, least).await;
         setting.refuses("disabled or deleted the key").await;

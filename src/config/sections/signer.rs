@@ -8,6 +8,8 @@ use std::{sync::Arc, time::Duration};
 
 use tailbone_keys::remote::{
     KeyService, RemoteLimits, RemoteServices, ServiceKind,
+    awskms::{AwsKms, AwsKmsSettings},
+    pkcs11::{Pkcs11Settings, Token},
     vault::{Vault, VaultSettings, VaultToken},
 };
 use url::Url;
@@ -21,7 +23,7 @@ use crate::config::{
 };
 
 rows! {
-    SIGNER = row("keys.signer", ValueKind::Word(&["local", "vault"]))
+    SIGNER = row("keys.signer", ValueKind::Word(&["local", "vault", "awskms", "pkcs11"]))
         .flag("signer", FlagScope::Server)
         .default("local")
         .help(
@@ -46,7 +48,7 @@ rows! {
         .help("Path at which the transit engine is mounted there");
     VAULT_KEY = row("keys.vault.key", ValueKind::Text)
         .flag("vault-key", FlagScope::Server)
-        .default("tailbone")
+        .default("tailbone-{algorithm}")
         .help(
             "Name of the transit key; {algorithm} in it stands for rs256 and the like. It is made \
              if there is none",
@@ -63,6 +65,30 @@ rows! {
         .flag("vault-ca-file", FlagScope::Server)
         .example("/etc/vault/ca.crt")
         .help("Certificates (PEM) to trust for that address, beside those of the system");
+    AWSKMS_REGION = row("keys.awskms.region", ValueKind::Text)
+        .flag("awskms-region", FlagScope::Server)
+        .example("eu-central-1")
+        .help("Region of AWS KMS; if empty, AWS's usual configuration applies");
+    AWSKMS_ENDPOINT = row("keys.awskms.endpoint", ValueKind::Url)
+        .flag("awskms-endpoint", FlagScope::Server)
+        .example("https://kms.example.com")
+        .help("Address of another service with the interface of AWS KMS");
+    PKCS11_MODULE = row("keys.pkcs11.module", ValueKind::Path)
+        .flag("pkcs11-module", FlagScope::Server)
+        .example("/usr/lib/softhsm/libsofthsm2.so")
+        .help("Shared library of the device's vendor");
+    PKCS11_TOKEN = row("keys.pkcs11.token", ValueKind::Text)
+        .flag("pkcs11-token", FlagScope::Server)
+        .example("tailbone")
+        .help("Label of the token that keeps the keys");
+    PKCS11_PIN = row("keys.pkcs11.pin", ValueKind::Secret)
+        .flag("pkcs11-pin", FlagScope::Server)
+        .example("file:/run/secrets/pin")
+        .help("PIN of that token's user");
+    PKCS11_SESSIONS = row("keys.pkcs11.sessions", count(1, 64))
+        .flag("pkcs11-sessions", FlagScope::Server)
+        .default("4")
+        .help("Sessions with the token, each on a thread of its own");
 }
 
 /// Where new keys are made, and the signing services.
@@ -72,6 +98,9 @@ pub struct SignerSettings {
     pub maker: Option<ServiceKind>,
     pub limits: RemoteLimits,
     pub vault: Option<VaultSettings>,
+    /// Needs no setting, since AWS's usual configuration may say everything.
+    pub awskms: AwsKmsSettings,
+    pub pkcs11: Option<Pkcs11Settings>,
 }
 
 impl SignerSettings {
@@ -81,6 +110,10 @@ impl SignerSettings {
         if let Some(vault) = &self.vault {
             services.push(Arc::new(Vault::new(vault.clone())));
         }
+        if let Some(pkcs11) = &self.pkcs11 {
+            services.push(Arc::new(Token::new(pkcs11.clone())));
+        }
+        services.push(Arc::new(AwsKms::new(self.awskms.clone())));
         let maker = self
             .maker
             .and_then(|maker| services.iter().position(|service| service.kind() == maker))
@@ -95,8 +128,13 @@ impl SettingsReader<'_> {
         let concurrency = self.count(&CONCURRENCY);
         let timeout = self.duration(&TIMEOUT);
         let vault = self.vault(maker == Some("vault"));
+        let pkcs11 = self.pkcs11(maker == Some("pkcs11"));
+        let region = self.optional_text(&AWSKMS_REGION);
+        let endpoint = self.url(&AWSKMS_ENDPOINT);
         Some(SignerSettings {
             maker: match maker? {
+                "awskms" => Some(ServiceKind::AwsKms),
+                "pkcs11" => Some(ServiceKind::Pkcs11),
                 "vault" => Some(ServiceKind::Vault),
                 _ => None,
             },
@@ -105,6 +143,11 @@ impl SettingsReader<'_> {
                 timeout: timeout?,
             },
             vault: vault?,
+            awskms: AwsKmsSettings {
+                endpoint: endpoint?,
+                region: region?,
+            },
+            pkcs11: pkcs11?,
         })
     }
 
@@ -139,6 +182,29 @@ impl SettingsReader<'_> {
             namespace: namespace?,
             token,
             ca_file: ca_file?,
+        }))
+    }
+
+    fn pkcs11(&mut self, needed: bool) -> Option<Option<Pkcs11Settings>> {
+        let module = self.optional_path(&PKCS11_MODULE);
+        let token = self.optional_text(&PKCS11_TOKEN);
+        let pin = self.secret_with_blanks(&PKCS11_PIN);
+        let sessions = self.count(&PKCS11_SESSIONS);
+        let (module, token, pin, sessions) = (module?, token?, pin?, sessions?);
+        let (Some(module), Some(token), Some(pin)) = (module, token, pin) else {
+            if needed {
+                let sentence =
+                    "pkcs11 needs keys.pkcs11.module, keys.pkcs11.token and keys.pkcs11.pin too";
+                self.mistake(&SIGNER, None, sentence.into());
+                return None;
+            }
+            return Some(None);
+        };
+        Some(Some(Pkcs11Settings {
+            module,
+            token,
+            pin,
+            sessions: usize::try_from(sessions).unwrap_or(usize::MAX),
         }))
     }
 

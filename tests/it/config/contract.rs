@@ -108,6 +108,7 @@ fn the_contract_names_every_row_of_the_table() {
             "server.tailscale.clientSecret",
             "server.tailscale.idToken",
             "server.telemetry.otlp.headers",
+            "keys.pkcs11.pin",
             "keys.vault.token",
             "sts.clientSecret",
             "no-confirmation",

@@ -23,6 +23,8 @@ fn a_signing_service_needs_its_address_and_its_token() {
         words.contains("TB_KEYS_SIGNER: vault needs keys.vault.token"),
         "{words}"
     );
+    let words = told(&[("TB_KEYS_SIGNER", "pkcs11"), ("TB_KEYS_PKCS11_TOKEN", "x")]);
+    assert!(words.contains("needs keys.pkcs11.module"), "{words}");
     for (variable, value) in [
         ("TB_KEYS_VAULT_MOUNT", "a/../b"),
         ("TB_KEYS_VAULT_KEY", "a/b"),

@@ -3,22 +3,26 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use futures_util::{FutureExt as _, future::BoxFuture};
 use reqwest::Method;
 use serde_json::json;
 use tailbone::{
     config::KeySpec,
     jwks::{FilePublisher, life::KeyLife},
     keys::{
-        KeyStore, NoSigner, SignError, SigningQueue,
+        History, KeyId, KeyStore, NoSigner, SignError, SigningQueue,
         remote::{
-            RemoteLimits, RemoteServices, Trouble,
+            KeyLocation, KeyReference, KeyService, RemoteLimits, RemoteServices, ServiceError,
+            ServiceKind, Trouble,
             vault::{Vault, VaultSettings, VaultToken},
         },
     },
 };
 use testkit::{
     eventually,
+    fault_proxy::{Fault, FaultProxy},
     keys::policy,
+    moto::{self, Moto},
     openbao::OpenBao,
     signer_contract::{KeyPlace, check_contract},
 };
@@ -46,8 +50,58 @@ async fn openbao_keeps_the_list() {
     check_contract(&place, verify).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn aws_kms_keeps_the_list() {
+    let moto = Moto::start();
+    let place = KeyPlace {
+        service: Some(Arc::new(moto.service())),
+        specs: vec![KeySpec::Es256, KeySpec::Es384, RSA],
+    };
+    check_contract(&place, verify).await;
+    let folder = tempfile::tempdir().unwrap();
+    let life = life_with(folder.path(), Arc::new(moto.service()));
+    let error = life.generate(Some(KeySpec::EdDsa), at(0)).await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("keys.algorithm"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_kms_says_is_told() {
+    let moto = Moto::start();
+    let proxy = FaultProxy::start(moto.addr).await;
+    let folder = tempfile::tempdir().unwrap();
+    let life = life_with(folder.path(), Arc::new(moto::service_at(proxy.addr)));
+    life.start(at(0)).await.unwrap();
+    signs_again(&life).await;
+    let answer = |status, code: &str| Fault::Answer {
+        status,
+        body: json!({"__type": code, "message": "x"}).to_string().into(),
+    };
+    for (fault, trouble) in [
+        (answer(400, "DisabledException"), Trouble::Disabled),
+        (answer(400, "KMSInvalidStateException"), Trouble::Disabled),
+        (answer(400, "AccessDeniedException"), Trouble::Forbidden),
+        (answer(400, "ThrottlingException"), Trouble::Throttled),
+        (answer(500, "KMSInternalException"), Trouble::Away),
+        (Fault::DropAfter, Trouble::Away),
+        (Fault::Delay(Duration::from_secs(60)), Trouble::Slow),
+    ] {
+        proxy.always("POST", fault);
+        refused_for(&life, trouble).await;
+        proxy.heal();
+        signs_again(&life).await;
+    }
+    // A single throttled call is repeated, and the caller does not notice.
+    proxy.once("POST", answer(400, "ThrottlingException"));
+    sign(&life).await.unwrap();
+}
+
 /// A server's keys in a folder, which Vault makes.
 fn vault_life(folder: &Path, settings: VaultSettings) -> KeyLife {
+    life_with(folder, Arc::new(Vault::new(settings)))
+}
+
+fn life_with(folder: &Path, service: Arc<dyn KeyService>) -> KeyLife {
     let limits = RemoteLimits {
         concurrency: 8,
         timeout: Duration::from_secs(2),
@@ -59,11 +113,7 @@ fn vault_life(folder: &Path, settings: VaultSettings) -> KeyLife {
         "tb",
         KeySpec::Es256,
     )
-    .with_remote(RemoteServices::new(
-        Some(Arc::new(Vault::new(settings))),
-        Vec::new(),
-        limits,
-    ))
+    .with_remote(RemoteServices::new(Some(service), Vec::new(), limits))
 }
 
 async fn sign(life: &KeyLife) -> Result<String, SignError> {
@@ -198,5 +248,167 @@ async fn a_vault_token_may_lose_its_permission_and_its_file_may_change() {
     let remark = |name: &String| std::fs::read_to_string(folder.path().join("keys").join(name));
     for name in names(&folder.path().join("keys")) {
         assert!(!remark(&name).unwrap().contains(&next), "{name}");
+    }
+}
+
+/// What a token costs beside the service's own time. Run by hand, on a quiet machine:
+/// `cargo test --release --test it -- --ignored --nocapture added_time`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures; docs/design/remote-signers.md has the figures"]
+async fn added_time_of_a_remote_signature() {
+    const MESSAGE: &[u8] = &[b'a'; 400];
+    let bao = OpenBao::start().await;
+    let vault: Arc<dyn KeyService> = Arc::new(Vault::new(bao.settings()));
+    for (name, service) in [
+        ("5 ms away", Arc::new(Distant::new()) as Arc<dyn KeyService>),
+        ("OpenBao on this machine", vault),
+    ] {
+        let made = service.make("tb-1750000000".parse().unwrap(), KeySpec::Es256);
+        let key = made.await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let store = KeyStore::new(folder.path().join("keys"));
+        store.create().unwrap();
+        store.add_reference(&key, &History::new(at(0))).unwrap();
+        let life = KeyLife::new(
+            store,
+            Arc::new(FilePublisher::new(folder.path().join("jwks.json"))),
+            policy(),
+            "tb",
+            KeySpec::Es256,
+        )
+        .with_remote(RemoteServices::new(
+            Some(service.clone()),
+            Vec::new(),
+            RemoteLimits::default(),
+        ));
+        life.start(at(0)).await.unwrap();
+        let signer = life.current_keys().signer().unwrap();
+        let queue = Arc::new(SigningQueue::with(2, 1024));
+        for callers in [1, 8, 64] {
+            // In turns, so that what else the machine does meets both.
+            let (mut own, mut whole) = (Vec::new(), Vec::new());
+            for _ in 0..5 {
+                let (service, key) = (service.clone(), Arc::new(key.clone()));
+                own.extend(
+                    times(callers, move || {
+                        let (service, key) = (service.clone(), key.clone());
+                        async move { drop(service.sign(&key, MESSAGE).await.unwrap()) }
+                    })
+                    .await,
+                );
+                let (queue, signer) = (queue.clone(), signer.clone());
+                whole.extend(
+                    times(callers, move || {
+                        let (queue, signer) = (queue.clone(), signer.clone());
+                        async move { drop(queue.sign(&signer, MESSAGE).await.unwrap()) }
+                    })
+                    .await,
+                );
+            }
+            let [own, whole] = [own, whole].map(median);
+            println!(
+                "{name}, {callers} callers: {own:?} alone, {whole:?} with us: {:?} added",
+                whole.saturating_sub(own)
+            );
+        }
+    }
+}
+
+/// The time of each call, by this number of callers at once.
+async fn times<F>(callers: usize, call: impl Fn() -> F + Clone + Send + 'static) -> Vec<Duration>
+where
+    F: Future<Output = ()> + Send,
+{
+    let caller = || {
+        let call = call.clone();
+        tokio::spawn(async move {
+            let mut times = Vec::new();
+            for _ in 0..(1024 / callers).max(32) {
+                let began = std::time::Instant::now();
+                call().await;
+                times.push(began.elapsed());
+            }
+            times
+        })
+    };
+    let callers: Vec<_> = (0..callers).map(|_| caller()).collect();
+    let mut times = Vec::new();
+    for caller in callers {
+        times.extend(caller.await.unwrap());
+    }
+    times
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// A service that signs 5 ms away, at whatever rate it is asked.
+#[derive(Debug)]
+struct Distant(ecdsa::Pair);
+
+impl Distant {
+    fn new() -> Self {
+        Self(ecdsa::Pair::new())
+    }
+}
+
+impl KeyService for Distant {
+    fn kind(&self) -> ServiceKind {
+        ServiceKind::Vault
+    }
+
+    fn make(&self, kid: KeyId, _: KeySpec) -> BoxFuture<'_, Result<KeyReference, ServiceError>> {
+        let location = KeyLocation {
+            key: "distant".into(),
+            service: ServiceKind::Vault,
+            version: "1".into(),
+        };
+        let public = self.0.public(kid);
+        async { Ok(KeyReference { location, public }) }.boxed()
+    }
+
+    fn sign<'a>(
+        &'a self,
+        _: &'a KeyReference,
+        message: &'a [u8],
+    ) -> BoxFuture<'a, Result<Vec<u8>, ServiceError>> {
+        async {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            Ok(self.0.sign(message))
+        }
+        .boxed()
+    }
+}
+
+/// A key pair that signs any message, as a service does.
+mod ecdsa {
+    use aws_lc_rs::{
+        rand::SystemRandom,
+        signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
+    };
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    use tailbone::keys::{KeyId, PublicJwk};
+
+    #[derive(Debug)]
+    pub(super) struct Pair(EcdsaKeyPair);
+
+    impl Pair {
+        pub(super) fn new() -> Self {
+            Self(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap())
+        }
+
+        pub(super) fn public(&self, kid: KeyId) -> PublicJwk {
+            let point = self.0.public_key().as_ref();
+            let [x, y] = [&point[1..33], &point[33..]].map(|part| URL_SAFE_NO_PAD.encode(part));
+            let jwk = serde_json::json!({"kid": kid.as_str(), "kty": "EC", "crv": "P-256", "x": x, "y": y});
+            PublicJwk::from_json(jwk.to_string().as_bytes()).unwrap()
+        }
+
+        pub(super) fn sign(&self, message: &[u8]) -> Vec<u8> {
+            let signature = self.0.sign(&SystemRandom::new(), message).unwrap();
+            signature.as_ref().to_vec()
+        }
     }
 }

@@ -16,8 +16,10 @@
 //!
 //! `rotation.rs` decides which key signs and knows nothing of services.
 
+pub mod awskms;
 mod breaker;
 mod engine;
+pub mod pkcs11;
 mod public;
 mod services;
 pub mod vault;
@@ -35,6 +37,10 @@ pub use services::RemoteServices;
 /// A kind of signing service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ServiceKind {
+    #[serde(rename = "awskms")]
+    AwsKms,
+    #[serde(rename = "pkcs11")]
+    Pkcs11,
     #[serde(rename = "vault")]
     Vault,
 }
@@ -43,6 +49,8 @@ impl ServiceKind {
     /// The value of `keys.signer` and of the reference files.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::AwsKms => "awskms",
+            Self::Pkcs11 => "pkcs11",
             Self::Vault => "vault",
         }
     }
@@ -51,6 +59,8 @@ impl ServiceKind {
 impl fmt::Display for ServiceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::AwsKms => "AWS KMS",
+            Self::Pkcs11 => "a PKCS#11 token",
             Self::Vault => "Vault",
         })
     }

@@ -83,6 +83,40 @@ pub(super) fn from_point(curve: Curve, point: &[u8]) -> Option<PublicParts> {
     })
 }
 
+/// The R ‖ S of an ECDSA signature in DER (RFC 3279, section 2.2.3).
+pub(super) fn fixed_signature(curve: Curve, der: &[u8]) -> Option<Vec<u8>> {
+    const SEQUENCE: u8 = 0x30;
+    const INTEGER: u8 = 0x02;
+    /// The content of the element with this tag at the beginning, and what follows it.
+    fn element(tag: u8, der: &[u8]) -> Option<(&[u8], &[u8])> {
+        match der {
+            // A P-521 signature has 137 bytes and more.
+            [first, 0x81, length, rest @ ..] if *first == tag => {
+                rest.split_at_checked((*length).into())
+            }
+            [first, length @ 0..=0x7f, rest @ ..] if *first == tag => {
+                rest.split_at_checked((*length).into())
+            }
+            _ => None,
+        }
+    }
+    let (numbers, []) = element(SEQUENCE, der)? else {
+        return None;
+    };
+    let (r, rest) = element(INTEGER, numbers)?;
+    let (s, []) = element(INTEGER, rest)? else {
+        return None;
+    };
+    let mut fixed = vec![0; 2 * curve.length()];
+    for (number, place) in [r, s].into_iter().zip(fixed.chunks_mut(curve.length())) {
+        let zeros = number.iter().take_while(|byte| **byte == 0).count();
+        let digits = number.get(zeros..)?;
+        let start = place.len().checked_sub(digits.len())?;
+        place.get_mut(start..)?.copy_from_slice(digits);
+    }
+    Some(fixed)
+}
+
 /// A public key, ready to verify signatures.
 pub(super) struct Verifier(ParsedPublicKey);
 
@@ -136,6 +170,28 @@ impl std::fmt::Debug for Verifier {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_of_a_signature_have_the_full_length() {
+        let fixed = |der: &[u8]| fixed_signature(Curve::P256, der);
+        // R with the zero of a positive number, S short.
+        let mut der = vec![0x30, 0x27, 0x02, 0x21, 0x00, 0xff];
+        der.extend([0x11; 31]);
+        der.extend([0x02, 0x02, 0x01, 0x02]);
+        let raw = fixed(&der).unwrap();
+        assert_eq!(raw.len(), 64);
+        assert_eq!(raw[0], 0xff);
+        assert_eq!(raw[1..32], [0x11; 31]);
+        assert_eq!(raw[32..62], [0; 30]);
+        assert_eq!(raw[62..], [1, 2]);
+        // Nothing else passes.
+        assert_eq!(fixed(&der[..der.len() - 1]), None);
+        assert_eq!(fixed(&[&der[..], &[0]].concat()), None);
+        assert_eq!(fixed(&[]), None);
+        assert_eq!(fixed(&[0x30, 0x03, 0x02, 0x01, 0x01]), None);
+        let long = [&[0x30, 0x26, 0x02, 0x21][..], &[0x11; 33], &[2, 1, 1]].concat();
+        assert_eq!(fixed(&long), None, "a number longer than the field");
+    }
     use crate::{Algorithm, KeySpec, PrivateJwk, Signer};
 
     #[test]
