@@ -43,7 +43,7 @@ async fn start(edge: &Edge, flags: &[&str]) -> Daemon {
 
 /// A connection over TLS from a node of the tailnet.
 async fn https(edge: &Edge, node: &EmbeddedNode) -> Connection {
-    let config = Arc::new(client(&[edge.root.clone()], &["http/1.1"]));
+    let config = Arc::new(client(std::slice::from_ref(&edge.root), &["http/1.1"]));
     let stream = dial(node, &format!("{NAME}:443")).await;
     let stream = handshake(&config, NAME, stream).await.unwrap();
     Connection::over(stream).await.host(NAME)
