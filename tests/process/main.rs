@@ -30,6 +30,7 @@ mod tailnet;
 mod terminal;
 mod trouble;
 mod workload;
+mod workload_client;
 
 use std::{any::type_name_of_val, future::Future, path::Path, process::Command};
 

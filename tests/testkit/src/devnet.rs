@@ -102,6 +102,12 @@ impl Devnet {
         Self::with_flags(peers.iter().flat_map(|peer| ["--peer", peer]))
     }
 
+    /// Each peer as `NAME=LOGIN` or `NAME=tag:X`, with HTTPS and a certificate authority.
+    pub fn with_https_and_peers(peers: &[&str]) -> Self {
+        let peers = peers.iter().flat_map(|peer| ["--peer", peer]);
+        Self::with_flags(["--https"].into_iter().chain(peers))
+    }
+
     fn with_flags<'a>(flags: impl IntoIterator<Item = &'a str>) -> Self {
         let mut command = Command::new(program());
         command.args(flags);
