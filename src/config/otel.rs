@@ -4,6 +4,8 @@
 //! that wants a protocol we do not speak, is a warning and does not keep the server from starting.
 //! So are headers that cannot be read (`sections/telemetry.rs`).
 
+use tailbone_telemetry::otlp::Signals;
+
 use super::{
     parse::url,
     raw::{Environment, RawSettings},
@@ -34,6 +36,14 @@ impl RawSettings {
                     telemetry::ENDPOINT.variable()
                 ))
             };
+            let signals = Signals {
+                traces: self.exports(environment, "OTEL_TRACES_EXPORTER"),
+                metrics: self.exports(environment, "OTEL_METRICS_EXPORTER"),
+            };
+            if !signals.traces && !signals.metrics {
+                return;
+            }
+            self.otlp_signals = signals;
             if let Some(trouble) = trouble {
                 self.warnings.push(Remark {
                     origin: ValueOrigin::Variable(ENDPOINT.into()),
@@ -49,5 +59,26 @@ impl RawSettings {
                 self.take_alias(row, environment);
             }
         }
+    }
+
+    /// Whether a signal goes out over OTLP, which is the default.
+    fn exports(&mut self, environment: &Environment, name: &str) -> bool {
+        let Some(words) = environment.text(name) else {
+            return true;
+        };
+        let mut words = words.split(',').map(str::trim);
+        if words.clone().any(|word| word == "otlp") {
+            return true;
+        }
+        if let Some(other) = words.find(|word| *word != "none") {
+            let sentence = "only otlp and none are known here, so nothing is exported; the \
+                            component metrics serves what Prometheus reads";
+            self.warnings.push(Remark {
+                origin: ValueOrigin::Variable(name.to_owned()),
+                value: Some(other.to_owned()),
+                sentence: sentence.into(),
+            });
+        }
+        false
     }
 }

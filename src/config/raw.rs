@@ -16,6 +16,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tailbone_telemetry::otlp::Signals;
+
 use super::{
     file::{self, ConfigFile, FileFormat},
     report::{Remark, ValueOrigin},
@@ -148,6 +150,7 @@ pub struct RawSettings {
     file: BTreeMap<&'static str, GivenValue>,
     pub(super) no_color: bool,
     pub(super) json_logging: bool,
+    pub(super) otlp_signals: Signals,
     /// Those of [`TSNET_VARIABLES`] that are set, each with the setting to use in its place.
     pub(super) unread_variables: Vec<(&'static str, &'static Row)>,
     pub(super) path: Option<PathBuf>,

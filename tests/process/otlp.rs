@@ -210,6 +210,7 @@ fn a_collector_gets_the_spans_and_numbers_of_a_token_and_nothing_secret() {
             ),
             ("OTEL_SERVICE_NAME", "tokens"),
             ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test"),
+            ("CONTAINER_APP_REPLICA_NAME", "tokens--abc-1"),
             ("OTEL_BSP_SCHEDULE_DELAY", "50"),
         ];
         let mut issuer = Issuer::start(&tailnet, &["--otlp-interval", "100ms"], &variables).await;
@@ -313,6 +314,10 @@ fn a_collector_gets_the_spans_and_numbers_of_a_token_and_nothing_secret() {
         for attributes in [resource, same] {
             assert_eq!(attribute(&attributes, "service.name"), "tokens");
             assert_eq!(attribute(&attributes, "deployment.environment"), "test");
+            assert_eq!(
+                attribute(&attributes, "service.instance.id"),
+                "tokens--abc-1"
+            );
             assert_eq!(
                 attribute(&attributes, "service.version"),
                 env!("CARGO_PKG_VERSION")

@@ -49,7 +49,9 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
     let settings = &settings.workload;
     let node = context.node.watch().borrow().name.clone();
     let configured = settings.issuer.as_deref();
-    let issuer = issuer_name::issuer_name(configured, &node, Some(&settings.keys.dir))?;
+    // A set that is only in memory has no place for it.
+    let keep = Some(settings.keys.dir.as_path()).filter(|_| !settings.keys.in_memory);
+    let issuer = issuer_name::issuer_name(configured, &node, keep)?;
     let keys = context.keys_of("workload").cloned();
     let keys = keys.ok_or("the server made no keys for workload tokens")?;
     let RuleSource { file, capability } = &settings.rules;

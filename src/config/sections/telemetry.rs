@@ -49,6 +49,7 @@ impl SettingsReader<'_> {
             endpoint,
             headers,
             interval,
+            signals: self.raw.otlp_signals,
         }))
     }
 

@@ -1,11 +1,12 @@
 //! `workload.*`: tokens for machines that clouds trust.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tailbone_identity::{AudiencePattern, SubjectTemplate};
 use tailbone_keys::{
     Algorithm, KeyPolicy, KeySpec, KeyStore,
     jwks::KeySet,
+    tsiam::KeyFile,
 };
 
 use super::keys::{KeySettings, Publish, PublishRows};
@@ -85,6 +86,18 @@ rows! {
         .flag("workload-keys-dir", FlagScope::Start)
         .default("workload-keys")
         .help("Directory of the keys for workload tokens");
+    KEYS_STORAGE = row("workload.keys.storage", ValueKind::Word(&["dir", "memory"]))
+        .flag("workload-keys-storage", FlagScope::Start)
+        .default("dir")
+        .help(
+            "Where these keys are kept: dir is workload.keys.dir; in memory they are gone with \
+             the process, and each start makes new ones",
+        );
+    KEYS_TAKE_OVER = row("workload.keys.takeOver", ValueKind::Text)
+        .flag("workload-keys-take-over", FlagScope::Start)
+        .default("")
+        .example("/var/lib/tsiam/key.json")
+        .help("tsiam's key file; its key is copied once, keeps its id and signs first");
     KEYS_ALGORITHMS = row("workload.keys.algorithms", ValueKind::Words(ALGORITHMS))
         .flag("workload-keys-algorithms", FlagScope::Start)
         .default("RS256,ES256")
@@ -136,6 +149,10 @@ pub struct WorkloadSettings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkloadKeySettings {
     pub dir: PathBuf,
+    /// Nothing is written, neither keys nor their document.
+    pub in_memory: bool,
+    /// The key file of the tsiam that is replaced.
+    pub take_over: Option<PathBuf>,
     /// One key for each.
     pub specs: Vec<KeySpec>,
     /// That of `workload.algorithm`.
@@ -165,15 +182,23 @@ impl From<&WorkloadKeySettings> for KeyPolicy {
 impl WorkloadKeySettings {
     /// The keys at their place of publication. Reads nothing yet.
     pub fn set(&self) -> KeySet {
-        KeySet::new(
-            "workload",
+        let (name, policy) = ("workload", KeyPolicy::from(self));
+        if self.in_memory {
+            return KeySet::in_memory(name, &policy, &self.prefix, self.default, &self.specs);
+        }
+        let set = KeySet::new(
+            name,
             KeyStore::new(&self.dir),
             self.publish.publisher(self.cache_time),
-            &KeyPolicy::from(self),
+            &policy,
             &self.prefix,
             self.default,
             &self.specs,
-        )
+        );
+        match &self.take_over {
+            Some(file) => set.taking_over(Arc::new(KeyFile::new(file))),
+            None => set,
+        }
     }
 }
 
@@ -294,6 +319,8 @@ impl SettingsReader<'_> {
         on: bool,
     ) -> Option<WorkloadKeySettings> {
         let dir = self.path(&KEYS_DIR);
+        let in_memory = self.word(&KEYS_STORAGE).map(|word| word == "memory");
+        let take_over = self.optional_path(&KEYS_TAKE_OVER);
         let algorithms = self.words(&KEYS_ALGORITHMS, |word| {
             word.parse::<Algorithm>().map_err(|error| error.to_string())
         });
@@ -302,6 +329,7 @@ impl SettingsReader<'_> {
         let bits = self.key_size();
         let (dir, publish, issuer) = (dir?, publish?, issuer?);
         let (mut algorithms, rotate_every, bits) = (algorithms?, rotate_every?, bits?);
+        let (in_memory, take_over) = (in_memory?, take_over?);
         algorithms.sort_unstable();
         algorithms.dedup();
         if algorithms.is_empty() {
@@ -314,6 +342,15 @@ impl SettingsReader<'_> {
                 format(issuer.cache_time)
             );
             self.mistake(&KEYS_ROTATE_EVERY, Some(format(rotate_every)), sentence);
+        }
+        if on && in_memory {
+            for row in [&KEYS_BUCKET, &KEYS_JWKS_FILE, &KEYS_TAKE_OVER] {
+                if self.is_set(row) {
+                    let sentence = "has no effect on keys in memory (workload.keys.storage), \
+                                    which this process alone knows: keep one of the two";
+                    self.mistake(row, None, sentence.into());
+                }
+            }
         }
         if on && dir == issuer.dir {
             let sentence = "the keys of the issuer are there (keys.dir): each set needs its own";
@@ -329,6 +366,8 @@ impl SettingsReader<'_> {
         }
         Some(WorkloadKeySettings {
             dir,
+            in_memory,
+            take_over,
             default: KeySpec::new(algorithm, bits),
             specs: algorithms.into_iter().map(|one| KeySpec::new(one, bits)).collect(),
             publish,

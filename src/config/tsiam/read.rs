@@ -269,7 +269,7 @@ impl Reading {
             self.warn(
                 "logs.omitHealthChecks",
                 "has no effect: the log has no line for each request, but one for each token and \
-                 each refusal; requests are counted in the metrics"
+                 each refusal"
                     .into(),
             );
         }
@@ -356,11 +356,18 @@ impl Reading {
                 self.use_algorithm(stored.or(algorithm));
                 let dir = path.parent().unwrap_or(Path::new("")).join("workload-keys");
                 self.set(&workload::KEYS_DIR, &dir.to_string_lossy(), key);
+                self.set(&workload::KEYS_TAKE_OVER, &path.to_string_lossy(), key);
             }
-            "memory" | "azurekeyvaultkeys" | "azurekeyvaultsecrets" => self.refuse_value(
+            "memory" => {
+                self.use_algorithm(algorithm);
+                self.set(&workload::KEYS_STORAGE, "memory", "signingKey.storage");
+            }
+            "azurekeyvaultkeys" | "azurekeyvaultsecrets" => self.refuse_value(
                 "signingKey.storage",
                 storage,
-                "cannot be used yet; choose file".into(),
+                "keys in Azure Key Vault are not taken over: write the key into a file and name \
+                 it with signingKey.file.storagePath, or begin with a new key in a file"
+                    .into(),
             ),
             _ => self.refuse_value(
                 "signingKey.storage",

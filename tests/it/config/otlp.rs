@@ -49,6 +49,32 @@ fn opentelemetrys_variables_count_where_ours_are_not_given() {
 }
 
 #[test]
+fn opentelemetrys_variables_say_what_is_exported() {
+    let (traces, metrics) = ("OTEL_TRACES_EXPORTER", "OTEL_METRICS_EXPORTER");
+    let signals = |more: &[(&str, &str)]| {
+        let mut variables = vec![(ENDPOINT, "http://c:4318")];
+        variables.extend(more);
+        let otlp = load(&variables).unwrap().server.otlp;
+        otlp.map(|otlp| (otlp.signals.traces, otlp.signals.metrics))
+    };
+    assert_eq!(signals(&[]), Some((true, true)));
+    assert_eq!(signals(&[(traces, "none")]), Some((false, true)));
+    assert_eq!(signals(&[(metrics, "none")]), Some((true, false)));
+    assert_eq!(signals(&[(metrics, "console, otlp")]), Some((true, true)));
+    assert_eq!(signals(&[(traces, "none"), (metrics, "none")]), None);
+    // Our setting says that both are wanted.
+    let ours = ("TB_SERVER_TELEMETRY_OTLP_ENDPOINT", "http://ours:4318");
+    assert_eq!(signals(&[ours, (traces, "none")]), Some((true, true)));
+
+    let prometheus = [(ENDPOINT, "http://c:4318"), (metrics, "prometheus")];
+    let (warnings, _) = remarks(&prometheus);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let start = "OTEL_METRICS_EXPORTER=prometheus: only otlp and none are known here";
+    assert!(warnings[0].starts_with(start), "{warnings:?}");
+    assert_eq!(signals(&prometheus[1..]), Some((true, false)));
+}
+
+#[test]
 fn mistakes_in_opentelemetrys_variables_are_warnings() {
     for (variables, words) in [
         (vec![(ENDPOINT, "collector:4317")], "not an address"),

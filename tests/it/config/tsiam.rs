@@ -5,10 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use jiff::Timestamp;
 use serde_json::{Value as Json, json};
+use tailbone::keys::{Algorithm, KeySpec, PrivateJwk};
 use tempfile::TempDir;
 
-use super::{Ran, run, show};
+use super::{Ran, load, remarks, run, show};
 
 /// Has every key of tsiam's table.
 const WHOLE: &str = "\
@@ -155,6 +157,11 @@ fn every_key_is_a_setting_whose_origin_names_it() {
         (
             "workload.keys.dir",
             json!("/nowhere/tsiam/workload-keys"),
+            "signingKey.file.storagePath",
+        ),
+        (
+            "workload.keys.takeOver",
+            json!("/nowhere/tsiam/key.json"),
             "signingKey.file.storagePath",
         ),
         (
@@ -402,6 +409,10 @@ fn the_reader_is_as_strict_as_tsiam() {
             "signingKey.storage=disk: not one of file, memory, AzureKeyVaultKeys, AzureKeyVaultSecrets",
         ),
         (
+            "signingKey: {storage: AzureKeyVaultSecrets}",
+            "signingKey.storage=AzureKeyVaultSecrets: keys in Azure Key Vault are not taken over",
+        ),
+        (
             "signingKey: {}",
             "signingKey.file.storagePath: must be set when signingKey.storage is file",
         ),
@@ -437,6 +448,60 @@ fn all_mistakes_are_told_at_once() {
         told.starts_with("Error: 5 mistakes in the settings\n"),
         "{told}"
     );
+}
+
+#[tokio::test]
+async fn tsiams_key_signs_at_once_under_its_id_and_its_file_stays() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("key.json");
+    let kid = "AAECAwQFBgcICQoLDA0ODw";
+    let key = PrivateJwk::generate(kid.parse().unwrap(), KeySpec::EdDsa).unwrap();
+    std::fs::write(&file, &*key.to_compact()).unwrap();
+    let path = file.display();
+    // The default algorithm is another one.
+    let tsiam = Tsiam::new(&format!(
+        "tokens: {{allowedAudiences: [a]}}\nsigningKey: {{file: {{storagePath: {path}}}}}\n"
+    ));
+    let settings = load(&tsiam.variables()).unwrap().workload;
+    assert_eq!(settings.algorithm, Algorithm::EdDsa);
+    let set = settings.keys.set();
+    set.start(Timestamp::now()).await.unwrap();
+    assert_eq!(set.signer(Algorithm::EdDsa).unwrap().kid().as_str(), kid);
+    assert_eq!(std::fs::read(&file).unwrap(), *key.to_compact());
+    assert!(dir.path().join("workload-keys/jwks.json").is_file());
+}
+
+#[tokio::test]
+async fn keys_in_memory_leave_no_file_behind() {
+    let tsiam = Tsiam::new("tokens: {allowedAudiences: [a]}\nsigningKey: {storage: MEMORY}\n");
+    let dir = tsiam.dir.path().join("keys");
+    let dir = ("TB_WORKLOAD_KEYS_DIR", dir.to_str().unwrap());
+    let variables: Vec<_> = tsiam.variables().into_iter().chain([dir]).collect();
+    let settings = load(&variables).unwrap().workload;
+    let set = settings.keys.set();
+    set.start(Timestamp::now()).await.unwrap();
+    assert_eq!(set.algorithms().collect::<Vec<_>>(), [Algorithm::Es256]);
+    set.signer(Algorithm::Es256).unwrap();
+    assert!(!Path::new(dir.1).exists());
+}
+
+#[test]
+fn what_keys_in_memory_cannot_have_is_refused() {
+    for (name, value) in [
+        ("TB_WORKLOAD_KEYS_BUCKET", "acme"),
+        ("TB_WORKLOAD_KEYS_JWKSFILE", "a.json"),
+        ("TB_WORKLOAD_KEYS_TAKEOVER", "key.json"),
+    ] {
+        let variables = [
+            ("TB_COMPONENTS", "workload"),
+            ("TB_WORKLOAD_KEYS_STORAGE", "memory"),
+        ];
+        let variables: Vec<_> = variables.into_iter().chain([(name, value)]).collect();
+        let (_, mistakes) = remarks(&variables);
+        assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+        let start = format!("{name}: has no effect on keys in memory");
+        assert!(mistakes[0].starts_with(&start), "{mistakes:?}");
+    }
 }
 
 /// A key as tsiam stores it; only the name of the algorithm matters here.

@@ -51,6 +51,29 @@ async fn the_claims_are_tsiams_in_their_order() {
 }
 
 #[tokio::test]
+async fn every_lifetime_is_in_the_claims_and_in_the_answer() {
+    let server = WorkloadServer::open().await;
+    let mut web = server.web().await;
+    for minutes in [1, 5, 30, 60] {
+        let seconds = minutes * 60;
+        server.set(|settings| settings.lifetime = Duration::from_secs(seconds));
+        let before = Timestamp::now().as_second();
+        let answer = token_for(&mut web, AUDIENCE).await;
+        let (_, claims) = server.verified(&token_in(&answer)).await;
+        let (told, number) = (answer.json(), |name: &str| claims[name].as_i64().unwrap());
+        assert_eq!(told["expires_in"], seconds.to_string());
+        assert_eq!(told["expires_on"], number("exp").to_string());
+        assert_eq!(told["not_before"], number("nbf").to_string());
+        assert_eq!(
+            number("exp") - number("iat"),
+            i64::try_from(seconds).unwrap()
+        );
+        assert_eq!(number("nbf"), number("iat"));
+        assert!((before..=Timestamp::now().as_second()).contains(&number("iat")));
+    }
+}
+
+#[tokio::test]
 async fn every_token_has_an_id_of_its_own() {
     let server = WorkloadServer::open().await;
     let mut web = server.web().await;

@@ -147,6 +147,41 @@ async fn browsers_are_refused_before_anything_else_is_looked_at() {
 }
 
 #[tokio::test]
+async fn any_word_in_the_header_is_enough_and_headers_of_programs_do_no_harm() {
+    let server = WorkloadServer::open().await;
+    let mut web = server.web().await;
+    for (name, value, status) in [
+        ("X-Tsiam", "1", 200),
+        ("X-Tsiam", "true", 200),
+        ("x-tsiam", "any word", 200),
+        ("X-TSIAM", "0", 200),
+        ("X-Tsiam", "", 403),
+        ("X-Other", "1", 403),
+    ] {
+        let mut request = request("POST", "/token?resource=a");
+        let headers = request.headers_mut();
+        for (name, value) in [
+            ("accept", "*/*"),
+            ("user-agent", "curl/8.5.0"),
+            ("content-type", "application/json"),
+        ] {
+            headers.insert(name, value.parse().unwrap());
+        }
+        let name: ::http::HeaderName = name.parse().unwrap();
+        headers.insert(name.clone(), value.parse().unwrap());
+        let answer = web.send(request).await;
+        assert_eq!(answer.status(), status, "{name}: {value:?}");
+    }
+    let mut several = asking("/token?resource=a");
+    for name in ["sec-fetch-user", "sec-fetch-mode", "origin"] {
+        several.headers_mut().insert(name, "x".parse().unwrap());
+    }
+    // The first in tsiam's order is told.
+    let told = web.send(several).await.json();
+    assert_eq!(told["innerError"], "found browser header 'Origin'");
+}
+
+#[tokio::test]
 async fn paths_and_methods_are_answered_as_gos_router_does() {
     let server = WorkloadServer::open().await;
     let mut web = server.web().await;

@@ -9,7 +9,8 @@
 //! - The collector is called over the machine's own network, never over the tailnet.
 //!
 //! [`super::trace`] describes the contents of spans. OpenTelemetry's SDK reads its own variables:
-//! `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_…`.
+//! `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_…`, and
+//! `CONTAINER_APP_REPLICA_NAME` of Azure Container Apps.
 
 mod collector;
 mod numbers;
@@ -55,6 +56,23 @@ pub struct Settings {
     /// Valid names and values of HTTP headers.
     pub headers: Vec<(String, Secret)>,
     pub interval: Duration,
+    pub signals: Signals,
+}
+
+/// What is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signals {
+    pub traces: bool,
+    pub metrics: bool,
+}
+
+impl Default for Signals {
+    fn default() -> Self {
+        Self {
+            traces: true,
+            metrics: true,
+        }
+    }
 }
 
 /// A running export.
@@ -62,6 +80,7 @@ pub struct Settings {
 pub struct Otlp {
     collector: Collector,
     interval: Duration,
+    signals: Signals,
     resource: Resource,
     provider: SdkTracerProvider,
     numbers: Option<(JoinHandle<()>, Arc<Notify>)>,
@@ -81,10 +100,13 @@ impl Otlp {
             .with_resource(resource.clone())
             .with_batch_exporter(exporter)
             .build();
-        trace::export();
+        if settings.signals.traces {
+            trace::export();
+        }
         Ok(Self {
             collector,
             interval: settings.interval,
+            signals: settings.signals,
             resource,
             provider,
             numbers: None,
@@ -97,13 +119,16 @@ impl Otlp {
     where
         S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
     {
+        let traces = self.signals.traces;
         tracing_opentelemetry::layer()
             .with_tracer(self.provider.tracer("tailbone"))
             .with_location(false)
             .with_threads(false)
             .with_target(false)
             .with_tracked_inactivity(false)
-            .with_filter(filter_fn(|meta| meta.is_span() && log::is_ours(meta)))
+            .with_filter(filter_fn(move |meta| {
+                traces && meta.is_span() && log::is_ours(meta)
+            }))
     }
 
     /// Starts to export numbers, which `read` collects.
@@ -112,6 +137,9 @@ impl Otlp {
         F: Fn() -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Registry> + Send + 'static,
     {
+        if !self.signals.metrics {
+            return;
+        }
         let stop = Arc::new(Notify::new());
         let collector = self.collector.clone();
         let resource = ResourceMessage {
@@ -174,6 +202,13 @@ fn resource(version: &'static str) -> Resource {
         .with_service_name("tailbone")
         .with_attribute(KeyValue::new("service.version", version))
         .with_detector(Box::new(EnvResourceDetector::new()));
+    // Azure's name of the replica; tsiam too takes it as the instance.
+    let ours = match std::env::var("CONTAINER_APP_REPLICA_NAME") {
+        Ok(name) if !name.is_empty() => {
+            ours.with_attribute(KeyValue::new("service.instance.id", name))
+        }
+        _ => ours,
+    };
     match std::env::var("OTEL_SERVICE_NAME") {
         Ok(name) if !name.is_empty() => ours.with_service_name(name),
         _ => ours,
