@@ -26,10 +26,12 @@
 //! - [`KeyStore`]: the directory; [`History`]: the facts of a key's life; [`rotation`]: the rules,
 //!   a pure function of the facts.
 //! - [`remote`]: keys whose private half a signing service keeps.
+//! - [`sealing`]: private halves that a vault keeps, and [`azure`], the vaults that do.
 //! - [`disk`]: atomic files and locks. [`tsiam`]: the keys of the program that we replace.
 //!
 //! Publishing is in [`jwks`], of which the other modules know nothing. Time is always an argument.
 
+pub mod azure;
 mod current;
 pub mod disk;
 mod history;
@@ -38,6 +40,7 @@ mod jwk;
 pub mod jwks;
 pub mod remote;
 pub mod rotation;
+pub mod sealing;
 mod signer;
 mod store;
 pub mod tsiam;

@@ -34,11 +34,13 @@ use super::{
     History, HistoryError, JwkError, KeyId, PrivateJwk, PublicJwk,
     disk::{self, DiskError, Lock, Probe},
     remote::{KeyReference, ReferenceError},
+    sealing::{SealError, Sealed, Sealing},
 };
 
 const PRIVATE: &str = ".private.jwk";
 const PUBLIC: &str = ".public.jwk";
 const REMOTE: &str = ".remote.json";
+const SEALED: &str = ".private.sealed.json";
 const STATE: &str = ".state.json";
 const LOCK: &str = ".lock";
 
@@ -53,6 +55,8 @@ const STALE_AFTER: Duration = Duration::from_secs(60);
 pub struct KeyStore {
     directory: PathBuf,
     files: FilesIn,
+    /// What keeps the private halves of new keys, if the directory does not.
+    sealed: Option<Sealed>,
 }
 
 /// Where the files are.
@@ -131,6 +135,8 @@ pub struct Fingerprint(Vec<(std::ffi::OsString, u64, u64, i64, i64)>);
 pub enum StoreError {
     #[error("key directory: {0}")]
     Disk(#[from] DiskError),
+    #[error(transparent)]
+    Seal(#[from] SealError),
     #[error(
         "{0} is damaged or of a newer version; it says which keys were taken over and must not \
          be guessed"
@@ -145,6 +151,7 @@ impl KeyStore {
         Self {
             directory: directory.into(),
             files: FilesIn::Directory(Probe::default()),
+            sealed: None,
         }
     }
 
@@ -153,6 +160,16 @@ impl KeyStore {
         Self {
             directory: PathBuf::from("(memory)"),
             files: FilesIn::Memory(Arc::default()),
+            sealed: None,
+        }
+    }
+
+    /// Has the private halves of new keys kept there. Those that are in the directory stay in it.
+    #[must_use]
+    pub fn with_sealing(self, sealing: Arc<dyn Sealing>) -> Self {
+        Self {
+            sealed: Some(Sealed::new(sealing)),
+            ..self
         }
     }
 
@@ -176,6 +193,7 @@ impl KeyStore {
                 FilesIn::Directory(probe) => FilesIn::Directory(probe.clone()),
                 FilesIn::Memory(_) => FilesIn::Memory(Arc::default()),
             },
+            sealed: self.sealed.clone(),
         }
     }
 
@@ -247,7 +265,7 @@ impl KeyStore {
         let mut files: BTreeMap<KeyId, Files> = BTreeMap::new();
         for name in self.names()? {
             let path = self.directory.join(&name);
-            let kinds = [PRIVATE, PUBLIC, REMOTE, STATE];
+            let kinds = [PRIVATE, PUBLIC, REMOTE, SEALED, STATE];
             let Some((stem, kind)) = name.to_str().and_then(|name| {
                 kinds
                     .iter()
@@ -262,6 +280,7 @@ impl KeyStore {
                         PRIVATE => files.private = true,
                         PUBLIC => files.public = true,
                         REMOTE => files.remote = true,
+                        SEALED => files.sealed = true,
                         _ => files.state = true,
                     }
                 }
@@ -273,7 +292,7 @@ impl KeyStore {
             }
         }
         for (name, files) in files {
-            self.load_key(name, files, &mut contents);
+            self.load_key(name, files, &mut contents)?;
         }
         contents
             .keys
@@ -296,7 +315,13 @@ impl KeyStore {
         history: &History,
     ) -> Result<(), StoreError> {
         self.write_history(name, history)?;
-        self.write(&file_name(name, PRIVATE), &key.to_file(), 0o600)?;
+        match &self.sealed {
+            Some(vault) => {
+                let sealed = vault.seal(name, &key.to_compact())?;
+                self.write(&file_name(name, SEALED), &sealed, 0o600)?;
+            }
+            None => self.write(&file_name(name, PRIVATE), &key.to_file(), 0o600)?,
+        }
         self.write_public(name, key.public())
     }
 
@@ -318,16 +343,33 @@ impl KeyStore {
 
     /// Deletes the private half, or the reference in its place, and returns whether it existed.
     pub fn delete_private(&self, name: &KeyId) -> Result<bool, StoreError> {
-        let reference = self.delete_file(&file_name(name, REMOTE))?;
+        let reference = self.delete_file(&file_name(name, REMOTE))? || self.delete_sealed(name)?;
         Ok(self.delete_file(&file_name(name, PRIVATE))? || reference)
     }
 
     /// Deletes all files of a key, the facts last.
     pub fn delete(&self, name: &KeyId) -> Result<(), StoreError> {
+        self.delete_sealed(name)?;
         for kind in [PRIVATE, REMOTE, PUBLIC, STATE] {
             self.delete_file(&file_name(name, kind))?;
         }
         Ok(())
+    }
+
+    /// Has the vault forget the private half, and then deletes what refers to it.
+    fn delete_sealed(&self, name: &KeyId) -> Result<bool, StoreError> {
+        let file = file_name(name, SEALED);
+        let Some(sealed) = self.read(&file)? else {
+            return Ok(false);
+        };
+        if let Some(vault) = &self.sealed {
+            match vault.discard(&sealed) {
+                Err(error) if !error.is_final() => return Err(error.into()),
+                // Another vault's, or gone already.
+                Err(_) | Ok(()) => {}
+            }
+        }
+        Ok(self.delete_file(&file)?)
     }
 
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>, DiskError> {
@@ -390,7 +432,12 @@ impl KeyStore {
         Ok(())
     }
 
-    fn load_key(&self, name: KeyId, files: Files, contents: &mut Contents) {
+    fn load_key(
+        &self,
+        name: KeyId,
+        files: Files,
+        contents: &mut Contents,
+    ) -> Result<(), StoreError> {
         let created = name.created().unwrap_or(Timestamp::UNIX_EPOCH);
         let mut history = History::inherited(created);
         if files.state {
@@ -404,7 +451,7 @@ impl KeyStore {
                         self.path(&name, STATE),
                         format!("{reason}; the key {name} is not used"),
                     );
-                    return;
+                    return Ok(());
                 }
             }
         }
@@ -422,6 +469,18 @@ impl KeyStore {
                     .is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0)
             {
                 contents.exposed.push(path);
+            }
+        }
+        if files.sealed && private.is_none() {
+            let opened = self.read_file(&name, SEALED, |sealed| match &self.sealed {
+                Some(vault) => Ok(PrivateJwk::from_file(&vault.open(sealed)?, &name)?),
+                None => Err(FileError::NoVault),
+            });
+            match opened {
+                Ok(key) => private = key,
+                // The key may come back, and must not be replaced meanwhile.
+                Err(FileError::Seal(error)) if !error.is_final() => return Err(error.into()),
+                Err(reason) => contents.skip(self.path(&name, SEALED), reason),
             }
         }
         let mut public = None;
@@ -454,7 +513,7 @@ impl KeyStore {
             public = Some(signs.clone());
         }
         if public.is_none() && !files.state {
-            return;
+            return Ok(());
         }
         let key = StoredKey {
             name,
@@ -463,7 +522,7 @@ impl KeyStore {
             remote,
             history,
             has_state_file: files.state,
-            has_private_file: files.private || files.remote,
+            has_private_file: files.private || files.remote || files.sealed,
             has_public_file: files.public,
         };
         if let Some(other) = contents.keys.iter().find(|other| other.kid() == key.kid()) {
@@ -473,9 +532,10 @@ impl KeyStore {
                 other.name
             );
             contents.skip(self.path(&key.name, PRIVATE), reason);
-            return;
+            return Ok(());
         }
         contents.keys.push(key);
+        Ok(())
     }
 
     fn read_file<T>(
@@ -536,6 +596,7 @@ struct Files {
     private: bool,
     public: bool,
     remote: bool,
+    sealed: bool,
     state: bool,
 }
 
@@ -548,6 +609,10 @@ enum FileError {
     History(#[from] HistoryError),
     #[error(transparent)]
     Jwk(#[from] JwkError),
+    #[error("it is sealed by a vault, and the settings name none")]
+    NoVault,
+    #[error(transparent)]
+    Seal(#[from] SealError),
     #[error(transparent)]
     Reference(#[from] ReferenceError),
 }

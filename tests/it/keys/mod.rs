@@ -1,5 +1,6 @@
 //! The life of keys with real files.
 
+mod azure;
 mod crash;
 mod directory;
 mod go_directory;

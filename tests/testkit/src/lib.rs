@@ -21,6 +21,7 @@ pub mod faulty_node;
 pub mod files;
 pub mod http;
 pub mod jwks_server;
+pub mod key_vault;
 pub mod keys;
 pub mod moto;
 pub mod node_contract;
