@@ -26,6 +26,8 @@ google_auth_version=2.63.0
 requests_version=2.34.2
 spiffe_version=0.3.2
 moto_version=5.2.5
+jose_version=6.2.17
+nimbus_version=10.10
 actionlint_version=v1.7.12
 mdbook_version=0.5.4
 

@@ -29,6 +29,7 @@ mod status;
 mod tailnet;
 mod terminal;
 mod trouble;
+mod verifiers;
 mod workload;
 mod workload_client;
 

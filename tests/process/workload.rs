@@ -21,14 +21,15 @@ use super::{
 
 const AUDIENCE: &str = "https://vault.example.com";
 
-const ISSUER: &str = "https://public.example-devnet.ts.net";
+pub(super) const ISSUER: &str = "https://public.example-devnet.ts.net";
 
 const LATCHES: [&str; 2] = ["workload-key-signs", "workload-jwks-read"];
 
-/// The server, which issues on the tailnet, publishes on the internet, and gives every audience to
-/// everybody.
-async fn start(edge: &Edge, flags: &[&str]) -> Daemon {
-    let rules = "[[rule]]\ndecision = \"allow\"\n";
+/// Every audience for everybody.
+pub(super) const OPEN: &str = "[[rule]]\ndecision = \"allow\"\n";
+
+/// The server, which issues on the tailnet by these rules, and publishes on the internet.
+pub(super) async fn start(edge: &Edge, rules: &str, flags: &[&str]) -> Daemon {
     fs::write(edge.folder().join("workload.toml"), rules).unwrap();
     let all = [
         "--components",
@@ -42,7 +43,7 @@ async fn start(edge: &Edge, flags: &[&str]) -> Daemon {
 }
 
 /// A connection over TLS from a node of the tailnet.
-async fn https(edge: &Edge, node: &EmbeddedNode) -> Connection {
+pub(super) async fn https(edge: &Edge, node: &EmbeddedNode) -> Connection {
     let config = Arc::new(client(std::slice::from_ref(&edge.root), &["http/1.1"]));
     let stream = dial(node, &format!("{NAME}:443")).await;
     let stream = handshake(&config, NAME, stream).await.unwrap();
@@ -50,7 +51,7 @@ async fn https(edge: &Edge, node: &EmbeddedNode) -> Connection {
 }
 
 /// What clients of tsiam ask for.
-async fn token(connection: &mut Connection, audience: &str) -> String {
+pub(super) async fn token(connection: &mut Connection, audience: &str) -> String {
     let mut asked = request("POST", &format!("/token?resource={audience}"));
     asked.headers_mut().insert("x-tsiam", "1".parse().unwrap());
     let answer = connection.send(asked).await;
@@ -59,7 +60,7 @@ async fn token(connection: &mut Connection, audience: &str) -> String {
 }
 
 /// The header or the claims of a token.
-fn part(token: &str, at: usize) -> Value {
+pub(super) fn part(token: &str, at: usize) -> Value {
     let part = token.split('.').nth(at).unwrap();
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
 }
@@ -100,7 +101,7 @@ fn not_found(answer: &Answer) {
 fn tokens_come_over_the_tailnet_and_their_keys_through_funnel() {
     alone(async {
         let edge = Edge::with_authority();
-        let mut daemon = start(&edge, &[]).await;
+        let mut daemon = start(&edge, OPEN, &[]).await;
         daemon.logs("certificate of the node's name in use").await;
         daemon.ready();
         let released = LATCHES.map(|name| (name.to_owned(), true)).to_vec();
@@ -140,7 +141,7 @@ fn tokens_come_over_the_tailnet_and_their_keys_through_funnel() {
 
         // A restart keeps issuer and keys.
         assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
-        daemon = start(&edge, &[]).await;
+        daemon = start(&edge, OPEN, &[]).await;
         daemon.logs_times("workload tokens are issued", 2).await;
         daemon.ready();
         let after = token(&mut https(&edge, &alice).await, AUDIENCE).await;
@@ -158,13 +159,13 @@ fn tokens_come_over_the_tailnet_and_their_keys_through_funnel() {
 fn a_node_that_lost_its_name_issues_nothing_until_a_setting_says_the_issuer() {
     alone(async {
         let edge = Edge::with_authority();
-        let mut daemon = start(&edge, &[]).await;
+        let mut daemon = start(&edge, OPEN, &[]).await;
         daemon.logs("workload tokens are issued").await;
         assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
 
         // A new node cannot have the name, which the old one still has.
         fs::remove_dir_all(edge.folder().join(".tsnet")).unwrap();
-        daemon = start(&edge, &[]).await;
+        daemon = start(&edge, OPEN, &[]).await;
         assert_eq!(daemon.end().code(), Some(1), "{}", daemon.log());
         let log = daemon.log();
         for words in [
@@ -177,7 +178,7 @@ fn a_node_that_lost_its_name_issues_nothing_until_a_setting_says_the_issuer() {
         }
         assert_eq!(log.matches("workload tokens are issued").count(), 1);
 
-        daemon = start(&edge, &["--workload-issuer", ISSUER]).await;
+        daemon = start(&edge, OPEN, &["--workload-issuer", ISSUER]).await;
         daemon.logs_times("workload tokens are issued", 2).await;
         assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
     });

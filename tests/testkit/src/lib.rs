@@ -13,6 +13,7 @@
 
 pub mod backend;
 pub mod certificates;
+pub mod connect_proxy;
 pub mod counts;
 pub mod daemon;
 pub mod devnet;
@@ -35,6 +36,7 @@ pub mod softhsm;
 pub mod spoof;
 pub mod tailnet;
 pub mod token_endpoint;
+pub mod verifiers;
 pub mod world;
 pub mod written;
 

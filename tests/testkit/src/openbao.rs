@@ -9,13 +9,13 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tailbone_keys::remote::vault::{VaultSettings, VaultToken};
 use tailbone_values::Secret;
 use tempfile::TempDir;
 
-use crate::{certificates::self_signed, patience};
+use crate::{certificates::self_signed, connect_proxy::ConnectProxy, patience};
 
 pub struct OpenBao {
     child: Option<Child>,
@@ -24,10 +24,17 @@ pub struct OpenBao {
     client: reqwest::Client,
     root: String,
     unseal_key: String,
+    /// The way to issuers.
+    proxy: Option<String>,
 }
 
 impl OpenBao {
     pub async fn start() -> Self {
+        Self::start_behind(None).await
+    }
+
+    /// With this proxy between it and the issuers of tokens.
+    pub async fn start_behind(proxy: Option<&ConnectProxy>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let now = Timestamp::now();
         let day = SignedDuration::from_hours(24);
@@ -47,6 +54,7 @@ impl OpenBao {
             client,
             root: String::new(),
             unseal_key: String::new(),
+            proxy: proxy.map(ConnectProxy::url),
         };
         bao.run().await;
         let shares = json!({"secret_shares": 1, "secret_threshold": 1});
@@ -92,6 +100,7 @@ impl OpenBao {
         let program = program();
         let mut child = Command::new(&program)
             .args(["server", "-config", &at("config.json")])
+            .envs(self.proxy.iter().map(|url| ("HTTPS_PROXY", url)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -140,6 +149,13 @@ impl OpenBao {
 
     /// A call as root, which must succeed.
     pub async fn ok(&self, method: Method, path: &str, body: Value) -> Value {
+        let (status, answer) = self.call(method, path, body).await;
+        assert!(status.is_success(), "{path}: {status}: {answer}");
+        answer
+    }
+
+    /// A call as root.
+    pub async fn call(&self, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
         let answer = self
             .client
             .request(method, format!("{}/v1/{path}", self.address()))
@@ -150,8 +166,7 @@ impl OpenBao {
             .unwrap();
         let status = answer.status();
         let text = answer.text().await.unwrap();
-        assert!(status.is_success(), "{path}: {status}: {text}");
-        serde_json::from_str(&text).unwrap_or_default()
+        (status, serde_json::from_str(&text).unwrap_or_default())
     }
 
     /// Sets the policy `signer`: a path and its capabilities for each line.

@@ -200,8 +200,29 @@ pub fn config(devnet: &Devnet, state: &std::path::Path, host: &str, auth_key: &s
 pub async fn users_node(devnet: &Devnet, state: &std::path::Path, host: &str) -> EmbeddedNode {
     let key = Key {
         login: format!("{host}@example.com"),
-        preauthorized: true,
         ..Key::default()
+    };
+    node_with(devnet, state, host, key).await
+}
+
+/// A running machine with this tag, on a devnet used by one test.
+pub async fn tagged_node(
+    devnet: &Devnet,
+    state: &std::path::Path,
+    host: &str,
+    tag: &str,
+) -> EmbeddedNode {
+    let key = Key {
+        tags: vec![tag.to_owned()],
+        ..Key::default()
+    };
+    node_with(devnet, state, host, key).await
+}
+
+async fn node_with(devnet: &Devnet, state: &std::path::Path, host: &str, key: Key) -> EmbeddedNode {
+    let key = Key {
+        preauthorized: true,
+        ..key
     };
     let key = devnet.key(&key).await;
     let node = EmbeddedNode::start(&config(devnet, state, host, &key))

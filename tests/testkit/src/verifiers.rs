@@ -1,0 +1,150 @@
+//! Libraries that verify tokens and are not ours, each in a program below `tests/verifiers`. A
+//! program reads the issuer's documents itself, and then says of each token what its library says.
+
+use std::{
+    ffi::OsString,
+    io::{BufRead as _, BufReader, Write as _},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::mpsc::{self, Receiver},
+};
+
+use serde_json::Value;
+
+use crate::{
+    connect_proxy::ConnectProxy,
+    files::{self, tree, venv},
+    patience,
+};
+
+/// What a verifier is told of the issuer.
+pub struct TrustedIssuer<'a> {
+    pub issuer: &'a str,
+    /// Who signs the certificate of its web server.
+    pub ca_file: &'a Path,
+    /// Those that the verifier takes for its own.
+    pub audiences: &'a [String],
+    /// The way to the issuer.
+    pub proxy: &'a ConnectProxy,
+}
+
+/// Whatever verifies tokens.
+#[allow(async_fn_in_trait)] // Used by the tests of this workspace alone.
+pub trait Verifier {
+    /// What the verifier makes of the token, or why it refuses the token, in its own words.
+    async fn verify(&mut self, token: &str) -> Result<Value, String>;
+}
+
+/// A running program. It ends when dropped.
+pub struct VerifierProgram {
+    child: Child,
+    /// `None` once the program has to end.
+    tokens: Option<ChildStdin>,
+    answers: Receiver<String>,
+}
+
+impl VerifierProgram {
+    /// The authenticator of Kubernetes' API server, with this file as its
+    /// `--authentication-config`.
+    pub fn kubernetes(config: &Path, proxy: &ConnectProxy) -> Self {
+        let arguments = [OsString::from("kubernetes"), config.into()];
+        Self::start(go().args(arguments), proxy)
+    }
+
+    /// go-spiffe, which knows the tailnet's name as a trust domain.
+    pub fn go_spiffe(trusted: &TrustedIssuer<'_>) -> Self {
+        let mut command = go();
+        command.arg("spiffe").args(arguments(trusted));
+        Self::start(&mut command, trusted.proxy)
+    }
+
+    pub fn pyjwt(trusted: &TrustedIssuer<'_>) -> Self {
+        let mut command = Command::new(venv("bin/python"));
+        command
+            .arg(tree("tests/verifiers/verify_pyjwt.py"))
+            .args(arguments(trusted));
+        Self::start(&mut command, trusted.proxy)
+    }
+
+    /// jose, of npm.
+    pub fn jose(trusted: &TrustedIssuer<'_>) -> Self {
+        let mut command = Command::new("node");
+        command
+            .arg(tree("tests/verifiers/verify_jose.mjs"))
+            .arg(files::cache("npm/node_modules/jose/dist/webapi/index.js"))
+            .args(arguments(trusted));
+        Self::start(&mut command, trusted.proxy)
+    }
+
+    /// Nimbus JOSE + JWT, of Maven Central.
+    pub fn nimbus(trusted: &TrustedIssuer<'_>) -> Self {
+        let mut command = Command::new("java");
+        command
+            .arg("-cp")
+            .arg(files::cache("bin/nimbus-jose-jwt.jar"))
+            .arg("-Dhttps.proxyHost=127.0.0.1")
+            .arg(format!("-Dhttps.proxyPort={}", trusted.proxy.addr.port()))
+            .arg(tree("tests/verifiers/VerifyNimbus.java"))
+            .args(arguments(trusted));
+        Self::start(&mut command, trusted.proxy)
+    }
+
+    fn start(command: &mut Command, proxy: &ConnectProxy) -> Self {
+        let mut child = command
+            .env("HTTPS_PROXY", proxy.url())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}; run scripts/setup --tests"));
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (sender, answers) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self {
+            tokens: child.stdin.take(),
+            child,
+            answers,
+        }
+    }
+}
+
+impl Verifier for VerifierProgram {
+    /// Blocks its thread, while the tasks of the runtime's other threads carry the documents.
+    async fn verify(&mut self, token: &str) -> Result<Value, String> {
+        let tokens = self.tokens.as_mut().unwrap();
+        writeln!(tokens, "{token}").expect("it runs");
+        let line = self.answers.recv_timeout(patience());
+        let answer: Value = serde_json::from_str(&line.expect("an answer")).unwrap();
+        match answer.get("accepted") {
+            Some(accepted) => Ok(accepted.clone()),
+            None => Err(answer["refused"].as_str().unwrap().to_owned()),
+        }
+    }
+}
+
+impl Drop for VerifierProgram {
+    fn drop(&mut self) {
+        // Each program ends at the end of its input.
+        drop(self.tokens.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// The Go program, which `scripts/setup` builds.
+fn go() -> Command {
+    Command::new(files::cache("bin/token-verifiers"))
+}
+
+fn arguments(trusted: &TrustedIssuer<'_>) -> Vec<OsString> {
+    let ca_file: PathBuf = trusted.ca_file.to_owned();
+    let audiences = trusted.audiences.iter().map(OsString::from);
+    [trusted.issuer.into(), ca_file.into()]
+        .into_iter()
+        .chain(audiences)
+        .collect()
+}
