@@ -388,6 +388,8 @@ pub fn vault(facts: &IssuerFacts, recipe: &VaultRecipe) -> String {
     script.command(&[
         &format!("vault write {}", quote(&format!("auth/{mount}/config"))),
         &format!("oidc_discovery_url={}", quote(&facts.issuer)),
+        // Without it, tokens of another issuer are accepted that are signed with these keys.
+        &format!("bound_issuer={}", quote(&facts.issuer)),
     ]);
     script.line("# with a certificate of your own also: oidc_discovery_ca_pem=@ca.pem");
     let wildcard = subject.contains('*');
