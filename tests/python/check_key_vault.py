@@ -6,6 +6,7 @@ Arguments: the stand-in's port, its certificate, and a command:
   open            opens the envelope on standard input as this program writes it; prints the key
   set NAME        sets a secret to standard input
   get NAME VERSION  prints a secret
+  sign KEY ALG DIGEST  signs with the vault's key and verifies that; the digest is in hexadecimal
 """
 
 import base64
@@ -17,7 +18,7 @@ import time
 from azure.core.credentials import AccessToken
 from azure.core.exceptions import ResourceNotFoundError
 from azure.keyvault.keys import KeyClient
-from azure.keyvault.keys.crypto import CryptographyClient, KeyWrapAlgorithm
+from azure.keyvault.keys.crypto import CryptographyClient, KeyWrapAlgorithm, SignatureAlgorithm
 from azure.keyvault.secrets import SecretClient
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -68,3 +69,11 @@ elif command == "get":
         print(SecretClient(VAULT, **options).get_secret(*rest).value)
     except ResourceNotFoundError:
         sys.exit("no such secret")
+elif command == "sign":
+    name, algorithm, digest = rest
+    key = KeyClient(VAULT, **options).get_key(name)
+    crypto = CryptographyClient(key, **options)
+    algorithm, digest = SignatureAlgorithm(algorithm), bytes.fromhex(digest)
+    signed = crypto.sign(algorithm, digest)
+    # With the public half, in the client.
+    print(crypto.verify(algorithm, digest, signed.signature).is_valid)

@@ -2,7 +2,7 @@
 
 Arguments: certificate and key as PEM files. Prints its port. Every vault host is the same vault.
 `POST /test/TROUBLE` changes how it behaves from then on: `none`, `deny` (403), `away` (503),
-`rotate` (a new version of each key), `disable` (each version that there is).
+`rotate` (a new version of each key), `disable` and `enable` (each version that there is).
 
 `check_key_vault.py` holds it against Microsoft's own clients.
 """
@@ -19,7 +19,8 @@ import urllib.parse
 import uuid
 
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, decode_dss_signature
 
 RESOURCE = "https://vault.example"
 OAEP = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
@@ -44,11 +45,48 @@ def add_version(name):
     keys.setdefault(name, []).append([uuid.uuid4().hex, made, True])
 
 
+CURVES = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}
+HASHES = {"256": hashes.SHA256(), "384": hashes.SHA384(), "512": hashes.SHA512()}
+SIGNS = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
+
+
+def create_version(name, wanted):
+    if wanted["kty"] == "EC":
+        made = ec.generate_private_key(CURVES[wanted["crv"]])
+    else:
+        made = rsa.generate_private_key(public_exponent=65537, key_size=wanted["key_size"])
+    keys.setdefault(name, []).append([uuid.uuid4().hex, made, True])
+
+
+def public_jwk(key):
+    numbers = key.public_key().public_numbers()
+    if isinstance(key, rsa.RSAPrivateKey):
+        n = numbers.n.to_bytes(key.key_size // 8, "big")
+        return {"kty": "RSA", "n": encode(n), "e": "AQAB"}
+    length = (key.key_size + 7) // 8
+    x, y = (encode(part.to_bytes(length, "big")) for part in (numbers.x, numbers.y))
+    crv = next(crv for crv, curve in CURVES.items() if curve.name == key.curve.name)
+    return {"kty": "EC", "crv": crv, "x": x, "y": y}
+
+
+def sign(key, alg, digest):
+    is_rsa = isinstance(key, rsa.RSAPrivateKey)
+    if alg != ("RS256" if is_rsa else SIGNS[key.curve.name]):
+        raise Refused(400, "BadParameter")
+    hashed = Prehashed(HASHES[alg[2:]])
+    if is_rsa:
+        return key.sign(digest, padding.PKCS1v15(), hashed)
+    length = (key.key_size + 7) // 8
+    numbers = decode_dss_signature(key.sign(digest, ec.ECDSA(hashed)))
+    return b"".join(number.to_bytes(length, "big") for number in numbers)
+
+
 class Refused(Exception):
-    def __init__(self, status, code):
+    def __init__(self, status, code, message="refused by the stand-in"):
         super().__init__(code)
         self.status = status
         self.code = code
+        self.message = message
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -75,7 +113,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             try:
                 self.route(path, body)
             except Refused as refused:
-                error = {"code": refused.code, "message": "refused by the stand-in"}
+                error = {"code": refused.code, "message": refused.message}
                 self.answer(refused.status, {"error": error})
 
     do_GET = do_POST = do_PUT = do_DELETE = handle_request
@@ -86,10 +124,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if path[1] == "rotate":
                 for name in keys:
                     add_version(name)
-            elif path[1] == "disable":
+            elif path[1] in ("disable", "enable"):
                 for versions in keys.values():
                     for version in versions:
-                        version[2] = False
+                        version[2] = path[1] == "enable"
             else:
                 trouble = path[1]
             return self.answer(200, {})
@@ -124,7 +162,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(200, {"token_type": "Bearer", "expires_in": 3600, "access_token": token})
 
     def keys(self, vault, name, rest, value):
-        if name not in keys:
+        if rest == ["create"]:
+            create_version(name, value)
+            rest = []
+        elif name not in keys:
             add_version(name)
         versions = keys[name]
         kid = lambda version: f"{vault}/keys/{name}/{version}"
@@ -134,20 +175,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 for age, (version, _, on) in enumerate(versions)
             ]
             return self.answer(200, {"value": listed, "nextLink": None})
-        operation = rest[-1] if rest and rest[-1] in ("wrapkey", "unwrapkey") else None
+        operation = rest[-1] if rest and rest[-1] in ("sign", "unwrapkey", "wrapkey") else None
         wanted = rest[0] if rest and rest[0] != operation else versions[-1][0]
         found = [version for version in versions if version[0] == wanted]
         if not found:
             raise Refused(404, "KeyNotFound")
         version, key, enabled = found[0]
         if operation is None:
-            numbers = key.public_key().public_numbers()
-            n = numbers.n.to_bytes(256, "big")
-            jwk = {"kid": kid(version), "kty": "RSA", "n": encode(n), "e": "AQAB"}
-            jwk["key_ops"] = ["wrapKey", "unwrapKey"]
+            jwk = {"kid": kid(version), **public_jwk(key)}
+            jwk["key_ops"] = ["sign", "verify", "wrapKey", "unwrapKey"]
             return self.answer(200, {"key": jwk, "attributes": {"enabled": enabled}})
         if not enabled:
-            raise Refused(403, "Forbidden")
+            message = f"Operation {operation} is not allowed on a disabled key."
+            raise Refused(403, "Forbidden", message)
+        if operation == "sign":
+            result = sign(key, value.get("alg"), decode(value["value"]))
+            return self.answer(200, {"kid": kid(version), "value": encode(result)})
         if value.get("alg") != "RSA-OAEP-256":
             raise Refused(400, "BadParameter")
         try:

@@ -9,6 +9,7 @@ use std::{sync::Arc, time::Duration};
 use tailbone_keys::remote::{
     KeyService, RemoteLimits, RemoteServices, ServiceKind,
     awskms::{AwsKms, AwsKmsSettings},
+    azure::{KeyVault, KeyVaultSettings},
     pkcs11::{Pkcs11Settings, Token},
     vault::{Vault, VaultSettings, VaultToken},
 };
@@ -23,7 +24,7 @@ use crate::config::{
 };
 
 rows! {
-    SIGNER = row("keys.signer", ValueKind::Word(&["local", "vault", "awskms", "pkcs11"]))
+    SIGNER = row("keys.signer", ValueKind::Word(&["local", "vault", "awskms", "azure", "pkcs11"]))
         .flag("signer", FlagScope::Server)
         .default("local")
         .help(
@@ -73,6 +74,14 @@ rows! {
         .flag("awskms-endpoint", FlagScope::Server)
         .example("https://kms.example.com")
         .help("Address of another service with the interface of AWS KMS");
+    AZURE_VAULT = row("keys.azure.vault", ValueKind::Url)
+        .flag("azure-vault", FlagScope::Server)
+        .example("https://acme.vault.azure.net")
+        .help("Address of the Azure Key Vault that keeps the keys");
+    AZURE_KEY = row("keys.azure.key", ValueKind::Text)
+        .flag("azure-key", FlagScope::Server)
+        .default("tailbone-{algorithm}")
+        .help("Name of its key, whose versions sign; {algorithm} in it stands for rs256 and the like");
     PKCS11_MODULE = row("keys.pkcs11.module", ValueKind::Path)
         .flag("pkcs11-module", FlagScope::Server)
         .example("/usr/lib/softhsm/libsofthsm2.so")
@@ -100,6 +109,7 @@ pub struct SignerSettings {
     pub vault: Option<VaultSettings>,
     /// Needs no setting, since AWS's usual configuration may say everything.
     pub awskms: AwsKmsSettings,
+    pub azure: Option<KeyVaultSettings>,
     pub pkcs11: Option<Pkcs11Settings>,
 }
 
@@ -109,6 +119,9 @@ impl SignerSettings {
         let mut services: Vec<Arc<dyn KeyService>> = Vec::new();
         if let Some(vault) = &self.vault {
             services.push(Arc::new(Vault::new(vault.clone())));
+        }
+        if let Some(azure) = &self.azure {
+            services.push(Arc::new(KeyVault::new(azure.clone())));
         }
         if let Some(pkcs11) = &self.pkcs11 {
             services.push(Arc::new(Token::new(pkcs11.clone())));
@@ -128,12 +141,14 @@ impl SettingsReader<'_> {
         let concurrency = self.count(&CONCURRENCY);
         let timeout = self.duration(&TIMEOUT);
         let vault = self.vault(maker == Some("vault"));
+        let azure = self.azure(maker == Some("azure"));
         let pkcs11 = self.pkcs11(maker == Some("pkcs11"));
         let region = self.optional_text(&AWSKMS_REGION);
         let endpoint = self.url(&AWSKMS_ENDPOINT);
         Some(SignerSettings {
             maker: match maker? {
                 "awskms" => Some(ServiceKind::AwsKms),
+                "azure" => Some(ServiceKind::Azure),
                 "pkcs11" => Some(ServiceKind::Pkcs11),
                 "vault" => Some(ServiceKind::Vault),
                 _ => None,
@@ -147,6 +162,7 @@ impl SettingsReader<'_> {
                 endpoint: endpoint?,
                 region: region?,
             },
+            azure: azure?,
             pkcs11: pkcs11?,
         })
     }
@@ -183,6 +199,17 @@ impl SettingsReader<'_> {
             token,
             ca_file: ca_file?,
         }))
+    }
+
+    fn azure(&mut self, needed: bool) -> Option<Option<KeyVaultSettings>> {
+        let vault = self.url(&AZURE_VAULT);
+        let key = self.read(&AZURE_KEY, vault_key);
+        let (vault, key) = (vault?, key?);
+        if vault.is_none() && needed {
+            self.mistake(&SIGNER, None, "azure needs keys.azure.vault too".into());
+            return None;
+        }
+        Some(vault.map(|vault| KeyVaultSettings { vault, key }))
     }
 
     fn pkcs11(&mut self, needed: bool) -> Option<Option<Pkcs11Settings>> {
@@ -229,6 +256,17 @@ fn mount(input: &str, origin: &ValueOrigin) -> Result<ParsedValue<String>, Strin
         Ok(parsed)
     } else {
         Err("not a path such as transit".into())
+    }
+}
+
+fn vault_key(input: &str, origin: &ValueOrigin) -> Result<ParsedValue<String>, String> {
+    let parsed = text(input, origin)?;
+    let name = parsed.value.replace("{algorithm}", "rs256");
+    let fine = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if (1..=127).contains(&name.len()) && name.chars().all(fine) {
+        Ok(parsed)
+    } else {
+        Err("not the name of a vault key: letters, digits or -".into())
     }
 }
 

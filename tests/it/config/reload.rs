@@ -54,6 +54,7 @@ fn a_reload_applies_a_changed_setting_or_names_it() {
                 ("TB_WORKLOAD_KEYS_BUCKET", workload_bucket),
                 ("TB_KEYS_VAULT_ADDRESS", "https://vault.example.com"),
                 ("TB_KEYS_VAULT_TOKEN", "hush"),
+                ("TB_KEYS_AZURE_VAULT", "https://acme.vault.azure.net"),
                 ("TB_KEYS_PKCS11_MODULE", "/module.so"),
                 ("TB_KEYS_PKCS11_TOKEN", "token"),
                 ("TB_KEYS_PKCS11_PIN", "hush"),

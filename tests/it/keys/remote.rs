@@ -11,9 +11,11 @@ use tailbone::{
     jwks::{FilePublisher, life::KeyLife},
     keys::{
         History, KeyId, KeyStore, NoSigner, SignError, SigningQueue,
+        azure::AzureIdentity,
         remote::{
             KeyLocation, KeyReference, KeyService, RemoteLimits, RemoteServices, ServiceError,
             ServiceKind, Trouble,
+            azure::{self, KeyVaultSettings},
             vault::{Vault, VaultSettings, VaultToken},
         },
     },
@@ -21,6 +23,7 @@ use tailbone::{
 use testkit::{
     eventually,
     fault_proxy::{Fault, FaultProxy},
+    key_vault::{KeyVault, VAULT},
     keys::policy,
     moto::{self, Moto},
     openbao::OpenBao,
@@ -93,6 +96,62 @@ async fn what_kms_says_is_told() {
     }
     // A single throttled call is repeated, and the caller does not notice.
     proxy.once("POST", answer(400, "ThrottlingException"));
+    sign(&life).await.unwrap();
+}
+
+fn key_vault(vault: &KeyVault) -> Arc<dyn KeyService> {
+    let settings = KeyVaultSettings {
+        vault: VAULT.into(),
+        key: "tailbone-{algorithm}".into(),
+    };
+    let identity = || AzureIdentity::Secret {
+        tenant: "tenant".to_owned(),
+        client: "client".to_owned(),
+        secret: "s3cr3t".to_owned(),
+    };
+    Arc::new(azure::KeyVault::with_client(
+        settings,
+        identity,
+        vault.client(),
+    ))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn azure_key_vault_keeps_the_list() {
+    let vault = KeyVault::start();
+    let place = KeyPlace {
+        service: Some(key_vault(&vault)),
+        specs: vec![KeySpec::Es256, KeySpec::Es384, RSA],
+    };
+    check_contract(&place, verify).await;
+    // Microsoft's own client signs with the keys that were made, and verifies that.
+    for (algorithm, bytes) in [("ES256", 32), ("ES384", 48), ("RS256", 32)] {
+        let name = format!("tailbone-{}", algorithm.to_lowercase());
+        let digest = "ab".repeat(bytes);
+        let told = vault.check(&["sign", &name, algorithm, &digest], b"");
+        assert_eq!(told.as_deref(), Ok("True"), "{algorithm}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_azure_key_vault_says_is_told() {
+    let vault = KeyVault::start();
+    let folder = tempfile::tempdir().unwrap();
+    let life = life_with(folder.path(), key_vault(&vault));
+    life.start(at(0)).await.unwrap();
+    signs_again(&life).await;
+    for (what, trouble, end) in [
+        ("deny", Trouble::Forbidden, "none"),
+        ("away", Trouble::Away, "none"),
+        ("disable", Trouble::Disabled, "enable"),
+    ] {
+        vault.trouble(what).await;
+        refused_for(&life, trouble).await;
+        vault.trouble(end).await;
+        signs_again(&life).await;
+    }
+    // Another version of the vault's key changes nothing for the one that signs.
+    vault.trouble("rotate").await;
     sign(&life).await.unwrap();
 }
 

@@ -45,7 +45,7 @@ pub struct AzureClient {
 }
 
 impl AzureClient {
-    fn options(&self) -> ClientOptions {
+    pub(crate) fn options(&self) -> ClientOptions {
         let http = self.http.clone().or_else(|| {
             let limited = reqwest::Client::builder()
                 .connect_timeout(CONNECT_TIMEOUT)

@@ -17,6 +17,7 @@
 //! `rotation.rs` decides which key signs and knows nothing of services.
 
 pub mod awskms;
+pub mod azure;
 mod breaker;
 mod engine;
 pub mod pkcs11;
@@ -39,6 +40,8 @@ pub use services::RemoteServices;
 pub enum ServiceKind {
     #[serde(rename = "awskms")]
     AwsKms,
+    #[serde(rename = "azure")]
+    Azure,
     #[serde(rename = "pkcs11")]
     Pkcs11,
     #[serde(rename = "vault")]
@@ -50,6 +53,7 @@ impl ServiceKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::AwsKms => "awskms",
+            Self::Azure => "azure",
             Self::Pkcs11 => "pkcs11",
             Self::Vault => "vault",
         }
@@ -60,6 +64,7 @@ impl fmt::Display for ServiceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::AwsKms => "AWS KMS",
+            Self::Azure => "Azure Key Vault",
             Self::Pkcs11 => "a PKCS#11 token",
             Self::Vault => "Vault",
         })
