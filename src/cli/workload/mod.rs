@@ -62,8 +62,13 @@ pub enum Workload {
 /// The issuer and the way to it.
 #[derive(Debug, Args)]
 pub struct Connection {
-    /// Address of the issuer, such as https://tsiam.example.ts.net [TAILBONE_WORKLOAD_SERVER]
-    #[arg(long, value_name = "URL")]
+    // Not a comment of rustdoc, which would want a link.
+    #[arg(
+        long,
+        value_name = "URL",
+        help = "Address of the issuer, such as https://tsiam.example.ts.net \
+                [TAILBONE_WORKLOAD_SERVER]"
+    )]
     server: Option<String>,
     /// File with the certificates (PEM) that alone are trusted [default: the system's]
     #[arg(long, value_name = "PATH")]

@@ -8,12 +8,12 @@
 //! - The claims come from the connection's identity, the settings and the rules. Of the request
 //!   only the audience has a say.
 //! - Every URL is made of the issuer's name, which does not change without a word
-//!   ([`issuer_name`]).
+//!   (`issuer_name.rs`).
 //! - Through Funnel there are the documents and nothing else.
 //! - Each token and each refusal is one audit line; the token itself is never written anywhere.
 //!
-//! [`routes`] has tsiam's requests and answers, [`oauth`] those of the standards; [`access`]
-//! decides who gets what, [`tokens`] makes the token, [`documents`] is what verifiers read.
+//! `routes.rs` has tsiam's requests and answers, `oauth.rs` those of the standards; [`access`]
+//! decides who gets what, `tokens.rs` makes the token, `documents.rs` is what verifiers read.
 //! [`client`] asks for tokens, and needs no server here. Done elsewhere: identification
 //! ([`crate::identity`]), the life of the keys ([`crate::jwks`]).
 

@@ -5,7 +5,7 @@
 //! - A reader finds the old token or the new one, never a part of one: files are exchanged
 //!   atomically.
 //! - A token is renewed before two thirds of its life are over. While the issuer is away the old
-//!   file stays, and attempts become rarer, at most [`MAX_PAUSE`] apart.
+//!   file stays, and attempts become rarer, at most `MAX_PAUSE` apart.
 //! - Files do not wait for each other.
 
 use std::{
