@@ -9,7 +9,7 @@
 //!   was replaced behind its name is an error ([`Trouble::Mismatch`]), not a token.
 //! - At most [`RemoteLimits::concurrency`] signatures of a service are in progress, and a caller
 //!   waits at most [`RemoteLimits::timeout`], retries included.
-//! - While a service cannot sign, callers are refused at once ([`breaker`]); one probe at a time
+//! - While a service cannot sign, callers are refused at once (`breaker.rs`); one probe at a time
 //!   finds out when it can again.
 //! - Words for callers and readiness ([`Trouble`]) name no address, path or key; those for the log
 //!   do ([`ServiceError`]). Neither holds a credential.
