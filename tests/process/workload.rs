@@ -5,7 +5,10 @@ use std::{fs, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
-use tailbone::tailnet::{EmbeddedNode, Node as _};
+use tailbone::{
+    keys::{KeyId, KeySpec, PrivateJwk},
+    tailnet::{EmbeddedNode, Node as _},
+};
 use testkit::{
     daemon::Daemon,
     http::{Answer, Connection, dial, request},
@@ -150,6 +153,36 @@ fn tokens_come_over_the_tailnet_and_their_keys_through_funnel() {
         for token in [&before, &after] {
             verified(&edge, token).await;
         }
+        assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
+        alice.close().await;
+    });
+}
+
+#[test]
+fn tsiams_config_and_key_run_unchanged() {
+    alone(async {
+        let edge = Edge::with_authority();
+        let kid: KeyId = "mVxo7y5lJ0YB0Nd4S2pXqA".parse().unwrap();
+        let key = PrivateJwk::generate(kid.clone(), KeySpec::Es256).unwrap();
+        let key: Value = serde_json::from_slice(&key.to_file()).unwrap();
+        fs::write(edge.folder().join("key.json"), key.to_string()).unwrap();
+        let config = format!(
+            "tsnet:\n  funnel: true\ntokens:\n  lifetime: 10m\n  allowedAudiences: [{AUDIENCE}]\n  \
+             allowEmptyNodeCapability: true\nsigningKey:\n  file:\n    storagePath: key.json\n"
+        );
+        fs::write(edge.folder().join("config.yaml"), config).unwrap();
+        let mut daemon = edge.start_with(&["--components", "workload"]).await;
+        daemon.logs("certificate of the node's name in use").await;
+
+        let alice = users_node(&edge.devnet, edge.folder(), "alice").await;
+        let token = token(&mut https(&edge, &alice).await, AUDIENCE).await;
+        let header = json!({"alg": "ES256", "kid": kid.as_str(), "typ": "JWT"});
+        assert_eq!(part(&token, 0), header);
+        let claims = part(&token, 1);
+        assert_eq!(claims["sub"], alice.watch().borrow().name.as_str());
+        let life = claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap();
+        assert_eq!(life, 600);
+        verified(&edge, &token).await;
         assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
         alice.close().await;
     });

@@ -22,7 +22,9 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use tailbone_telemetry::innermost_cause;
 use tokio::sync::OnceCell;
 
-use super::{KeyLocation, KeyReference, KeyService, ServiceError, ServiceKind, Trouble, public};
+use super::{
+    KeyLocation, KeyReference, KeyService, ServiceError, ServiceKind, Trouble, made_within, public,
+};
 use crate::{Algorithm, Curve, KeyId, KeySpec, PublicJwk};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -175,15 +177,7 @@ impl KeyService for AwsKms {
     }
 
     fn make(&self, kid: KeyId, spec: KeySpec) -> BoxFuture<'_, Result<KeyReference, ServiceError>> {
-        async move {
-            tokio::time::timeout(MAKE_TIMEOUT, self.make_key(kid, spec))
-                .await
-                .unwrap_or_else(|_| {
-                    let detail = format!("no key within {MAKE_TIMEOUT:?}");
-                    Err(ServiceError::new(Trouble::Slow, detail))
-                })
-        }
-        .boxed()
+        made_within(MAKE_TIMEOUT, self.make_key(kid, spec)).boxed()
     }
 
     fn sign<'a>(

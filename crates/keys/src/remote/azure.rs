@@ -20,7 +20,9 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use tailbone_values::printable;
 use tokio::sync::OnceCell;
 
-use super::{KeyLocation, KeyReference, KeyService, ServiceError, ServiceKind, Trouble, public};
+use super::{
+    KeyLocation, KeyReference, KeyService, ServiceError, ServiceKind, Trouble, made_within, public,
+};
 use crate::{
     Algorithm, Curve, KeyId, KeySpec, PublicJwk, PublicParts,
     azure::{AzureClient, AzureIdentity},
@@ -206,14 +208,7 @@ impl KeyService for KeyVault {
     }
 
     fn make(&self, kid: KeyId, spec: KeySpec) -> BoxFuture<'_, Result<KeyReference, ServiceError>> {
-        async move {
-            let made = tokio::time::timeout(MAKE_TIMEOUT, self.make_key(kid, spec)).await;
-            made.unwrap_or_else(|_| {
-                let detail = format!("no key within {MAKE_TIMEOUT:?}");
-                Err(ServiceError::new(Trouble::Slow, detail))
-            })
-        }
-        .boxed()
+        made_within(MAKE_TIMEOUT, self.make_key(kid, spec)).boxed()
     }
 
     fn sign<'a>(

@@ -174,6 +174,17 @@ impl ServiceError {
     }
 }
 
+/// The key that a service makes, if it does so in time.
+async fn made_within(
+    limit: Duration,
+    made: impl Future<Output = Result<KeyReference, ServiceError>>,
+) -> Result<KeyReference, ServiceError> {
+    tokio::time::timeout(limit, made).await.unwrap_or_else(|_| {
+        let detail = format!("no key within {limit:?}");
+        Err(ServiceError::new(Trouble::Slow, detail))
+    })
+}
+
 /// Why there is no signature, for the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{trouble}")]

@@ -36,7 +36,9 @@ use parking_lot::Mutex;
 use tailbone_values::{Secret, printable};
 use tokio::sync::oneshot;
 
-use super::{KeyLocation, KeyReference, KeyService, ServiceError, ServiceKind, Trouble, public};
+use super::{
+    KeyLocation, KeyReference, KeyService, ServiceError, ServiceKind, Trouble, made_within, public,
+};
 use crate::{Algorithm, Curve, KeyId, KeySpec, PublicJwk, PublicParts};
 
 /// Time limit for making a key. A device may take a minute for an RSA key.
@@ -103,11 +105,7 @@ impl KeyService for Token {
     fn make(&self, kid: KeyId, spec: KeySpec) -> BoxFuture<'_, Result<KeyReference, ServiceError>> {
         async move {
             let made = self.run(|answer| Job::Make(kid, spec, answer));
-            let made = tokio::time::timeout(MAKE_TIMEOUT, made).await;
-            made.unwrap_or_else(|_| {
-                let detail = format!("no key within {MAKE_TIMEOUT:?}");
-                Err(ServiceError::new(Trouble::Slow, detail))
-            })
+            made_within(MAKE_TIMEOUT, made).await
         }
         .boxed()
     }

@@ -21,7 +21,9 @@ use tailbone_values::Secret;
 use tokio::sync::OnceCell;
 use url::Url;
 
-use super::{KeyLocation, KeyReference, KeyService, ServiceError, ServiceKind, Trouble, public};
+use super::{
+    KeyLocation, KeyReference, KeyService, ServiceError, ServiceKind, Trouble, made_within, public,
+};
 use crate::{Algorithm, KeyId, KeySpec, PublicJwk, PublicParts, disk};
 
 /// Time limit of a call that makes a key. RSA keys of 4096 bits take seconds.
@@ -285,15 +287,7 @@ impl KeyService for Vault {
     }
 
     fn make(&self, kid: KeyId, spec: KeySpec) -> BoxFuture<'_, Result<KeyReference, ServiceError>> {
-        async move {
-            tokio::time::timeout(MAKE_TIMEOUT, self.make_key(kid, spec))
-                .await
-                .unwrap_or_else(|_| {
-                    let detail = format!("no key within {MAKE_TIMEOUT:?}");
-                    Err(ServiceError::new(Trouble::Slow, detail))
-                })
-        }
-        .boxed()
+        made_within(MAKE_TIMEOUT, self.make_key(kid, spec)).boxed()
     }
 
     fn sign<'a>(
