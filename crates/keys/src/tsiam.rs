@@ -205,7 +205,7 @@ mod tests {
             (without(of(Algorithm::Rs256), "d"), "public key alone"),
             (weak, "weak RSA key: 1024 bits"),
             (
-                serde_json::json!({"kty": "EC", "crv": "secp256k1", "alg": "ES256K", "d": "AA"}),
+                serde_json::json!({"kty": "EC", "crv": "secp256k1", "alg": "ES256K", ("d"): "AA"}),
                 "secp256k1",
             ),
             (serde_json::json!([]), "not a JWK"),
