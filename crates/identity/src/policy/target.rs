@@ -175,8 +175,9 @@ fn read(sent: &[u8], work: &mut usize) -> Result<Vec<Vec<u8>>, TargetError> {
 /// One transformation that servers apply to a path.
 type Transformation = fn(&[u8]) -> Vec<u8>;
 
-const TRANSFORMATIONS: [Transformation; 9] = [
+const TRANSFORMATIONS: [Transformation; 10] = [
     decode,
+    decode_dots,
     decode_u_escapes,
     narrow_full_width,
     replace_backslashes,
@@ -217,6 +218,26 @@ fn decode(path: &[u8]) -> Vec<u8> {
                 rest = tail.get(2..).unwrap_or_default();
             }
             _ => out.push(*first),
+        }
+    }
+    out
+}
+
+/// Decodes dots alone. To readers of URLs as browsers are (URL standard, 4.4) `%2e%2e` leads up,
+/// while `%2f` stays a part of its segment.
+fn decode_dots(path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((first, tail)) = rest.split_first() {
+        match rest {
+            [b'%', b'2', b'e' | b'E', after @ ..] => {
+                out.push(b'.');
+                rest = after;
+            }
+            _ => {
+                out.push(*first);
+                rest = tail;
+            }
         }
     }
     out
@@ -532,6 +553,7 @@ mod tests {
             "/public/%2e%2e/admin",
             "/public/%2E./admin",
             "/public/%252e%252e/admin",
+            "/pu%2fblic/%2e%2e/admin",
             "/public%2f..%2fadmin",
             "/public\\..\\admin",
             "/public/%5c../../admin",
