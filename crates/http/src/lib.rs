@@ -4,7 +4,7 @@
 //! router ([`layers`]), the one place where an error becomes a status ([`error`]), request rates
 //! ([`rate_limit`]) and the accounts that they need ([`accounts`]), health endpoints for probes
 //! ([`health`]), the refusal of requests that a web page must not make ([`host`], [`origin`],
-//! [`grpc`]), and requests to one other server ([`client`]).
+//! [`grpc`]), forms ([`form`]), and requests to one other server ([`client`]).
 //!
 //! Components bring their routes, and say which [`error::Kind`] each of their errors is.
 //!
@@ -27,6 +27,7 @@ pub mod accounts;
 pub mod certificate;
 pub mod client;
 pub mod error;
+pub mod form;
 pub mod grpc;
 pub mod health;
 pub mod host;

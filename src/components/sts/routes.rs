@@ -20,7 +20,12 @@ use tailbone_values::excerpt;
 use url::form_urlencoded;
 
 use super::{ExchangeError, Granted, RefusedExchange, SharedState, policy, verify::ParsedToken};
-use crate::{audit, http::tcp::Remote, identity::Connection, telemetry::audit::Decision};
+use crate::{
+    audit,
+    http::{form::is_form, tcp::Remote},
+    identity::Connection,
+    telemetry::audit::Decision,
+};
 
 const TOKEN_EXCHANGE_GRANT: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const ACCESS_TOKEN_TYPE: &str = "urn:ietf:params:oauth:token-type:access_token";
@@ -441,19 +446,6 @@ fn plain_response(status: StatusCode, text: &str) -> Response {
 
 fn no_store(headers: &mut HeaderMap) {
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-}
-
-fn is_form(headers: &HeaderMap) -> bool {
-    let content_type = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|content_type| content_type.to_str().ok());
-    content_type
-        .and_then(|content_type| content_type.split(';').next())
-        .is_some_and(|content_type| {
-            content_type
-                .trim()
-                .eq_ignore_ascii_case("application/x-www-form-urlencoded")
-        })
 }
 
 /// Whether `Accept` names JSON, with at least the weight of text.

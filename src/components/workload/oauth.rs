@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     audit,
-    http::origin,
+    http::{form::is_form, origin},
     identity::{MAX_AUDIENCE_BYTES, Visitor},
     telemetry::audit::Decision,
 };
@@ -49,17 +49,6 @@ pub(super) async fn token(workload: &Workload, request: &Parts, body: Body) -> R
         ))
     };
     answer(workload, request, form).await
-}
-
-pub(super) fn is_form(headers: &HeaderMap) -> bool {
-    let media_type = headers.get(header::CONTENT_TYPE);
-    let media_type = media_type.and_then(|value| value.to_str().ok());
-    let media_type = media_type.and_then(|value| value.split(';').next());
-    media_type.is_some_and(|value| {
-        value
-            .trim()
-            .eq_ignore_ascii_case("application/x-www-form-urlencoded")
-    })
 }
 
 /// The parameters of a request. Those without a value count as absent.

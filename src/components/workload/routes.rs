@@ -37,7 +37,7 @@ use super::{
 };
 use crate::{
     audit,
-    http::error::Kind,
+    http::{error::Kind, form::is_form},
     identity::{Connection, MAX_AUDIENCE_BYTES, Visitor},
     telemetry::{audit::Decision, error_chain},
 };
@@ -199,7 +199,7 @@ fn clean_path(path: &str) -> Option<String> {
 }
 
 async fn token(workload: &Workload, request: &Parts, body: Body) -> Response {
-    if oauth::is_form(&request.headers) {
+    if is_form(&request.headers) {
         let form = oauth::read_form(body).await;
         if form.as_ref().is_ok_and(|form| form.has_grant_type()) {
             return oauth::answer(workload, request, form).await;

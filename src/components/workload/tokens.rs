@@ -8,10 +8,11 @@ use std::{
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
+use tailbone_values::excerpt;
 use tracing::Instrument as _;
 
 use super::{
-    access::{self, Access, AudienceRuleFile, DecidedBy, TokenTerms, Verdict},
+    access::{self, Access, AudienceEntry, AudienceRuleFile, DecidedBy, TokenTerms, Verdict},
     claims::{self, TokenInput, Validity},
 };
 use crate::{
@@ -109,9 +110,8 @@ impl TokenMaker {
             Verdict::NotListed => Err(NoToken::NotListed),
             Verdict::NotPermitted { .. } => Err(NoToken::NotPermitted),
             Verdict::Allowed { terms, .. } => {
-                let entry = access::entry_of(&rules, audience)
-                    .cloned()
-                    .unwrap_or_default();
+                let usual = AudienceEntry::default();
+                let entry = access::entry_of(&rules, audience).unwrap_or(&usual);
                 let wanted = WantedToken {
                     audience,
                     lifetime: shorter(entry.lifetime.unwrap_or(settings.lifetime), terms),
@@ -151,7 +151,7 @@ impl TokenMaker {
                     "workload token",
                     caller = policy::caller_word(visitor),
                     node = visitor.node_id(),
-                    audience = printable(audience),
+                    audience = excerpt(audience),
                     rule = %by,
                     reason = refused.code(),
                     detail = error_chain(&refused)
@@ -244,13 +244,4 @@ fn shorter(lifetime: Duration, terms: &TokenTerms) -> Duration {
     terms
         .max_lifetime
         .map_or(lifetime, |most| lifetime.min(most))
-}
-
-/// What a caller wrote, for a log line.
-fn printable(text: &str) -> String {
-    text.chars()
-        .take(128)
-        .collect::<String>()
-        .escape_debug()
-        .to_string()
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use serde::Deserialize;
-use tailbone_identity::AudiencePattern;
+use tailbone_identity::{AudiencePattern, MAX_AUDIENCE_BYTES};
 use yaml_serde::{Mapping, Value};
 use zeroize::Zeroizing;
 
@@ -70,9 +70,6 @@ const KEYS: [(&str, Type); 26] = [
 const ALGORITHMS: [&str; 5] = ["RS256", "ES256", "ES384", "ES512", "EdDSA"];
 
 const LEVELS: [&str; 4] = ["debug", "info", "warn", "error"];
-
-/// Longest audience in bytes.
-const MAX_AUDIENCE_BYTES: usize = 512;
 
 /// No private key is larger.
 const MAX_KEY_BYTES: u64 = 64 * 1024;
