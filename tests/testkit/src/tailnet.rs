@@ -189,9 +189,6 @@ pub fn config(devnet: &Devnet, state: &std::path::Path, host: &str, auth_key: &s
         auth_key: (!auth_key.is_empty()).then(|| Secret::new(auth_key)),
         control_url: Some(devnet.ready.control_url.clone()),
         log_level: LogLevel::Warn,
-        // Two nodes of one test start and talk within the same milliseconds, and a greeting that
-        // crosses the other side's first packet costs 15 s. Greeting is tested in the Go module.
-        greet_max: 0,
         ..Config::default()
     }
 }

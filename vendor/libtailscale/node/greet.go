@@ -12,8 +12,10 @@
 // reach it: TestLostHandshakeOfACaller must then pass without it.
 //
 // Invariants
-//   - No handshake is begun with a peer that has completed one with us. A peer that restarts (it
-//     then has another disco key) counts as one that has not.
+//   - No handshake is begun with a peer that has completed one of its own with us. A peer that
+//     restarts (it then has another disco key) counts as one that has not.
+//   - One that we began counts once the peer has answered through it: it may also have ended with a
+//     session that works one way.
 //   - A peer that is new to us first gets time for its own handshake. A peer that knows us from an
 //     earlier run does not: everything it sends in its old session is lost until it has a new one.
 //   - The wait before a new try doubles, so in the end it is longer than any round trip. Of two
@@ -40,6 +42,7 @@ import (
 	"tailscale.com/types/key"
 	"tailscale.com/util/mak"
 	"tailscale.com/wgengine"
+	"tailscale.com/wgengine/wgint"
 )
 
 const (
@@ -185,9 +188,9 @@ func (g *greetedPeers) takeUngreeted(peers []greetTarget, now time.Time) []greet
 	return out
 }
 
-// greetPeer returns when there is a session with the peer, or when handshakeTimeout is over. It
-// calls onReachable as soon as the peer can call us without losing its first packet, as far as we
-// can tell.
+// greetPeer returns when there is a session with the peer that works both ways, or when
+// handshakeTimeout is over. It calls onReachable as soon as the peer can call us without losing its
+// first packet, as far as we can tell.
 func (n *Node) greetPeer(lb *ipnlocal.LocalBackend, p greetTarget, skipDiscovery bool, onReachable func()) {
 	ctx, cancel := context.WithTimeout(n.ctx, handshakeTimeout)
 	defer cancel()
@@ -203,13 +206,17 @@ func (n *Node) greetPeer(lb *ipnlocal.LocalBackend, p greetTarget, skipDiscovery
 		var found bool
 		roundTrip, found = discoverPath(ctx, lb, p)
 		onReachable()
-		if !found || awaitHandshake(ctx, engine, p.key, waitFactor*(peerHandshakeWait+roundTrip)) {
+		if !found || awaitContact(ctx, engine, p.key, handshakeCompleted, waitFactor*(peerHandshakeWait+roundTrip)) {
 			return
 		}
 	}
-	beginHandshake := func() { engine.Ping(p.ip, tailcfg.PingTSMP, 0, func(*ipnstate.PingResult) {}) }
+	var answered atomic.Bool
+	answers := func(wgint.Peer) bool { return answered.Load() }
+	beginHandshake := func() {
+		engine.Ping(p.ip, tailcfg.PingTSMP, 0, func(r *ipnstate.PingResult) { answered.Store(answered.Load() || r.Err == "") })
+	}
 	beginHandshake()
-	for wait := waitFactor * (firstRetryWait + roundTrip); !awaitHandshake(ctx, engine, p.key, wait) && ctx.Err() == nil; wait *= 2 {
+	for wait := waitFactor * (firstRetryWait + roundTrip); !awaitContact(ctx, engine, p.key, answers, wait) && ctx.Err() == nil; wait *= 2 {
 		promptCallMeMaybe(lb, p)
 		engine.ResetDevicePeer(p.key) // otherwise WireGuard would not begin another handshake for 5 s
 		beginHandshake()
@@ -227,16 +234,16 @@ func promptCallMeMaybe(lb *ipnlocal.LocalBackend, p greetTarget) {
 	}
 }
 
-// awaitHandshake returns true as soon as a handshake with the peer has completed, and false after
-// nothing has come from the peer for the duration quiet.
-func awaitHandshake(ctx context.Context, engine wgengine.Engine, peer key.NodePublic, quiet time.Duration) bool {
+// awaitContact returns true as soon as the contact with the peer is made, and false after nothing
+// has come from the peer for the duration quiet.
+func awaitContact(ctx context.Context, engine wgengine.Engine, peer key.NodePublic, made func(wgint.Peer) bool, quiet time.Duration) bool {
 	var received uint64
 	for end := time.Now().Add(quiet); ctx.Err() == nil && time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		p, ok := engine.PeerByKey(peer)
 		if !ok {
 			continue
 		}
-		if !p.LastHandshake().IsZero() {
+		if made(p) {
 			return true
 		}
 		if r := p.RxBytes(); r != received {
@@ -245,6 +252,8 @@ func awaitHandshake(ctx context.Context, engine wgengine.Engine, peer key.NodePu
 	}
 	return false
 }
+
+func handshakeCompleted(p wgint.Peer) bool { return !p.LastHandshake().IsZero() }
 
 // discoverPath pings below WireGuard (disco) until the peer has answered, and returns how long the
 // answer took. The peer drops our pings until its control server has told it about us. Once it

@@ -20,6 +20,7 @@ import (
 	"tailscale.com/feature/buildfeatures"
 	"tailscale.com/ipn"
 	"tailscale.com/ipn/ipnstate"
+	"tailscale.com/net/packet"
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/key"
 	"tailscale.com/wgengine/netstack"
@@ -727,6 +728,24 @@ func TestLostHandshakeOfOurs(t *testing.T) {
 	<-greeted
 	if d := time.Since(began); d > wireGuardRetry || statusOfPeer(server, "caller").LastHandshake.IsZero() {
 		t.Errorf("%v later: %+v", d, statusOfPeer(server, "caller"))
+	}
+	awaitDiscoKey(caller, 1)
+}
+
+// A handshake may end with a session that works one way only. It is begun again until an answer has
+// come back through it.
+func TestSessionOfOneDirection(t *testing.T) {
+	server, caller := unconnectedPair(t)
+	tun := server.node().lb.Load().Sys().Tun.Get()
+	pongs, hand := 0, tun.OnTSMPPongReceived
+	tun.OnTSMPPongReceived = func(r packet.TSMPPongReply) {
+		if pongs++; pongs > 1 {
+			hand(r)
+		}
+	}
+	greet(server, "caller", true)
+	if begun := strings.Count(caller.log.text(), "Received handshake initiation"); pongs < 2 || begun < 2 {
+		t.Errorf("greeted after %d answers and %d handshakes", pongs, begun)
 	}
 	awaitDiscoKey(caller, 1)
 }
