@@ -1,8 +1,13 @@
 """Token services of AWS, Microsoft Entra and Google Cloud for tests: they check a token with PyJWT
 by the rules that these clouds have for issuers, and then hand out credentials.
 
-One HTTPS server on loopback plays all three. It reads the issuer's documents at another address
-than the issuer's name says, as if that name led there.
+One server on loopback plays all three, with TLS if it has a certificate. It reads the issuer's
+documents as each cloud does, and keeps them as long as they say.
+
+    token_services.py SETTINGS    a file with JSON
+
+As a program it prints its address as a line of JSON, and then a line for each token that it is
+shown. It runs until it is killed.
 """
 
 import base64
@@ -12,6 +17,7 @@ import http.server
 import json
 import re
 import ssl
+import sys
 import threading
 import time
 import urllib.parse
@@ -29,26 +35,48 @@ class Refused(Exception):
         self.code, self.words = code, words
 
 
+class Documents:
+    """What the issuer publishes, under its own name or at `documents` in its place.
+    `documents_proxy` is the way there, and `documents_ca` has the only certificates that are
+    trusted."""
+
+    def __init__(self, settings):
+        self.base = settings.get("documents", settings["issuer"])
+        handlers = []
+        if proxy := settings.get("documents_proxy"):
+            handlers.append(urllib.request.ProxyHandler({"https": proxy}))
+        if file := settings.get("documents_ca"):
+            handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=file)))
+        self.opener = urllib.request.build_opener(*handlers)
+        self.kept = {}
+
+    def read(self, path):
+        until, document = self.kept.get(path, (0, None))
+        if time.monotonic() < until:
+            return document
+        asked = time.monotonic()
+        with self.opener.open(self.base + path, timeout=5) as answer:
+            document = json.load(answer)
+            age = re.search(r"max-age=(\d+)", answer.headers.get("Cache-Control", ""))
+        self.kept[path] = asked + int(age[1]) if age else 0, document
+        return document
+
+
 class Issuer:
-    """What the clouds know of the issuer: its name, and where its documents are."""
+    """What the clouds know of the issuer: its name, and its documents."""
 
     def __init__(self, name, documents, code):
         self.name, self.code = name, code
-        discovery = self.read(f"{documents}/.well-known/openid-configuration")
+        discovery = documents.read("/.well-known/openid-configuration")
         if discovery["issuer"] != name:
             self.refuse(f"the document says {discovery['issuer']}")
         place = discovery["jwks_uri"]
         if not place.startswith(name):
             self.refuse(f"the keys are at {place}")
-        self.keys = self.read(documents + place.removeprefix(name))["keys"]
+        self.keys = documents.read(place.removeprefix(name))["keys"]
         address = urllib.parse.urlsplit(name)
         if address.scheme != "https" or address.query:
             self.refuse("not an https address")
-
-    @staticmethod
-    def read(url):
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return json.load(answer)
 
     def refuse(self, words):
         raise Refused(self.code, words)
@@ -79,10 +107,12 @@ class Issuer:
 
 
 class TokenServices:
-    def __init__(self, settings):
-        self.settings = settings
+    def __init__(self, settings, say=lambda record: None):
+        self.settings, self.say = settings, say
+        self.documents = Documents(settings)
         # Each token that bought something, by the name of the service.
         self.seen = {"aws": [], "azure": [], "google": []}
+        self.refused = []
         # How far clocks may be apart. The clouds allow minutes; none here shows a stale file.
         self.leeway = 0
         services = self
@@ -103,10 +133,13 @@ class TokenServices:
                 pass
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(settings["certificate"], settings["key"])
-        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
-        self.url = f"https://localhost:{self.server.server_port}"
+        scheme = "http"
+        if settings["certificate"]:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(settings["certificate"], settings["key"])
+            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+            scheme = "https"
+        self.url = f"{scheme}://localhost:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def answer(self, request, form):
@@ -123,6 +156,8 @@ class TokenServices:
             else:
                 status, kind, body = 404, "text/plain", path
         except Refused as refusal:
+            self.refused.append(str(refusal))
+            self.say({"refused": str(refusal)})
             status, kind, body = self.refusal(path, refusal)
         data = body.encode()
         request.send_response(status)
@@ -140,7 +175,11 @@ class TokenServices:
         return 400, "application/json", words
 
     def issuer(self, code):
-        return Issuer(self.settings["issuer"], self.settings["documents"], code)
+        return Issuer(self.settings["issuer"], self.documents, code)
+
+    def accept(self, service, claims):
+        self.seen[service].append(claims["jti"])
+        self.say({"service": service, "subject": claims["sub"], "audience": claims["aud"], "token": claims["jti"]})
 
     def aws(self, form, headers):
         """AssumeRoleWithWebIdentity."""
@@ -167,7 +206,7 @@ class TokenServices:
             issuer.refuse("several audiences")
         if form["RoleArn"] != self.settings["role"] or claims["sub"] != self.settings["subject"]:
             raise Refused("AccessDenied", "Not authorized to perform sts:AssumeRoleWithWebIdentity")
-        self.seen["aws"].append(claims["jti"])
+        self.accept("aws", claims)
         # So short that SDKs renew them with each request.
         end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=60)
         session_token = base64.b64encode(session.encode()).decode()
@@ -205,7 +244,7 @@ class TokenServices:
         claims = issuer.claims(form["client_assertion"], ["RS256"], ["api://AzureADTokenExchange"], self.leeway)
         if claims["sub"] != self.settings["subject"] or form["client_id"] != self.settings["client_id"]:
             raise Refused("AADSTS70021", "No matching federated identity record found for presented assertion.")
-        self.seen["azure"].append(claims["jti"])
+        self.accept("azure", claims)
         answer = {"token_type": "Bearer", "expires_in": 3599, "access_token": f"entra-{form['scope']}"}
         return json.dumps(answer)
 
@@ -227,6 +266,24 @@ class TokenServices:
             issuer.refuse("the times")
         if len(claims["sub"].encode()) > 127:
             issuer.refuse("the subject is too long")
-        self.seen["google"].append(claims["jti"])
+        self.accept("google", claims)
         answer = {"access_token": "google-token", "token_type": "Bearer", "expires_in": 3599}
         return json.dumps(answer | {"issued_token_type": "urn:ietf:params:oauth:token-type:access_token"})
+
+
+def main():
+    with open(sys.argv[1], encoding="utf-8") as file:
+        settings = json.load(file)
+    lock = threading.Lock()
+
+    def say(record):
+        with lock:
+            print(json.dumps(record), flush=True)
+
+    services = TokenServices(settings, say)
+    say({"url": services.url})
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
