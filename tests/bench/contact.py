@@ -1,18 +1,20 @@
 """First contact: what callers see that dial all the time, from before the server's process starts.
 
-    contact.py BINARY [--runs 40] [--uid 65532] [--state cold | warm | killed | moved]
-               [--peers 1] [--callers 1] [--tailscaled PROGRAM] [--delay 0]
+    contact.py BINARY [--runs 40] [--uid 65532] [--peers 1]
+               [--state cold | warm | killed | moved | newcomer]
+               [--callers 1] [--tailscaled PROGRAM] [--delay 0]
 
 Each caller begins 20 ms after the end of its last call, and gives a call up after 3 s. Each run has
 a new host name. Cold: the callers begin before the first start on an empty state folder. Warm and
 killed: they call the first process, which is ended by TERM or KILL, and go on while a second one
 starts on its folder. Moved: as warm, and the second process has another UDP port, as in a container
-that is replaced. The callers are peers of a devnet with the given number of peers. With
---tailscaled each caller is a real tailscaled in userspace mode beside them. With --delay a packet
-takes that many milliseconds from node to node. A call whose request the killed process had taken
-waits for the caller's limit, since nobody is left to answer or to reset it; such callers are left
-out of their run and counted (open_at_kill). Prints one JSON object; times are milliseconds from the
-start of the (second) process.
+that is replaced. Newcomer: the server runs, and in each run a peer joins and calls it at once, as a
+job in a container does; its times count from the end of its join. The callers are peers of a devnet
+with the given number of peers. With --tailscaled each caller is a real tailscaled in userspace mode
+beside them. With --delay a packet takes that many milliseconds from node to node. A call whose
+request the killed process had taken waits for the caller's limit, since nobody is left to answer or
+to reset it; such callers are left out of their run and counted (open_at_kill). Prints one JSON
+object; times are milliseconds from the start of the (second) process, or of the newcomer.
 """
 
 import argparse
@@ -47,7 +49,7 @@ def main():
     parser.add_argument("binary")
     parser.add_argument("--runs", type=int, default=40)
     parser.add_argument("--uid", type=int)
-    parser.add_argument("--state", choices=("cold", "warm", "killed", "moved"), default="cold")
+    parser.add_argument("--state", choices=("cold", "warm", "killed", "moved", "newcomer"), default="cold")
     parser.add_argument("--peers", type=int, default=1)
     parser.add_argument("--callers", type=int, default=1)
     parser.add_argument("--tailscaled", type=pathlib.Path)
@@ -67,7 +69,10 @@ def measure(binary, count, uid, state, peers, callers, tailscaled=None, delay=0)
             proxies = [real_caller(stack, tailscaled, tailnet, number) for number in range(callers)]
         else:
             proxies = [peer["proxy"] for _, peer in sorted(tailnet["peers"].items())][:callers]
-        runs = [one(binary, tailnet, proxies, number, uid, state) for number in range(count)]
+        if state == "newcomer":
+            runs = newcomers(stack, binary, tailnet, count, uid)
+        else:
+            runs = [one(binary, tailnet, proxies, number, uid, state) for number in range(count)]
     firsts = sorted(max(run["first_ms"]) for run in runs)
     return {"uid": os.getuid() if uid is None else uid, "state": state, "peers": peers, "callers": callers, "delay": delay,
             "tailscaled": bool(tailscaled), "runs": runs, "first_ms": spread(firsts),
@@ -180,7 +185,7 @@ def one(binary, tailnet, proxies, number, uid, state):
             starts.stop(server, signal.SIGTERM)
         shutil.rmtree(folder)
         with contextlib.suppress(OSError):
-            urllib.request.urlopen(urllib.request.Request(f"{tailnet['api_url']}/nodes/{host}", method="DELETE"), timeout=20).close()
+            api(tailnet, "DELETE", f"/nodes/{host}")
     # A request that the killed process had taken waits for the caller's own limit, whatever comes
     # after.
     open_calls = 0
@@ -190,6 +195,39 @@ def one(binary, tailnet, proxies, number, uid, state):
     longest = max(ended - max(since, began) for caller in callers for since, ended, _ in caller.calls if ended >= began)
     return {"first_ms": [round((caller.first(began) - began) * 1000, 1) for caller in callers],
             "longest_call_ms": round(longest * 1000, 1), "open_at_kill": open_calls}
+
+
+def newcomers(stack, binary, tailnet, count, uid):
+    folder = tempfile.mkdtemp(prefix="tailbone-contact.")
+    stack.callback(shutil.rmtree, folder)
+    if uid is not None:
+        os.chown(folder, uid, uid)
+    host = f"contact-{os.getpid()}-newcomer"
+    server = starts.launch(binary, tailnet, folder, host, uid)
+    stack.callback(starts.stop, server, signal.SIGTERM)
+    caller = Caller(tailnet["peers"]["peer00"]["proxy"], host)
+    until_all([caller], 0)
+    caller.stop()
+    return [newcomer(tailnet, host, f"newcomer{number:02}") for number in range(count)]
+
+
+def newcomer(tailnet, host, name):
+    peer = api(tailnet, "POST", "/peers", {"name": name, "login": f"{name}@example.com"})
+    began = time.monotonic()
+    caller = Caller(peer["proxy"], host)
+    try:
+        until_all([caller], began)
+    finally:
+        caller.stop()
+        api(tailnet, "DELETE", f"/peers/{name}")
+    longest = max(ended - since for since, ended, _ in caller.calls)
+    return {"first_ms": [round((caller.first(began) - began) * 1000, 1)], "longest_call_ms": round(longest * 1000, 1), "open_at_kill": 0}
+
+
+def api(tailnet, method, path, body=None):
+    request = urllib.request.Request(tailnet["api_url"] + path, method=method, data=None if body is None else json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.loads(answer.read() or b"null")
 
 
 def forget_port(folder):

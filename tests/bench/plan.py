@@ -91,6 +91,7 @@ def experiments(world, options):
     found.append(Experiment("start/tls/own", lambda: plan.start("tls", None), once=True))
     for peers in (1, 30):
         found.append(Experiment(f"contact/cold/{peers}", lambda peers=peers: plan.contact("cold", peers, 1), once=True))
+    found.append(Experiment("contact/newcomer/1", lambda: plan.contact("newcomer", 1, 1), once=True))
     for state in ("warm", "killed", "moved"):
         for peers in (4, 30) if state != "moved" else ():
             found.append(Experiment(f"contact/{state}/{peers}", lambda state=state, peers=peers: plan.contact(state, peers, 4), once=True))

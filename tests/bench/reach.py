@@ -86,6 +86,8 @@ def contacts():
     for peers in (1, 30):
         yield f"cold/{peers}", f"called from before the start, empty state, peers: {peers}", 350, "38 of 40"
         yield f"cold/{peers}", f"called from before the start, empty state, peers: {peers}", 1200, "40 of 40"
+    yield "newcomer/1", "a peer calls as soon as it has joined", 350, "38 of 40"
+    yield "newcomer/1", "a peer calls as soon as it has joined", 1200, "40 of 40"
     for state, words in (("warm", "kept state, ended by TERM"), ("killed", "kept state, ended by KILL"),
                          ("moved", "kept state at another UDP port")):
         for peers in (4, 30) if state != "moved" else ():

@@ -140,7 +140,8 @@ def starts(runs):
 def first_contact(runs):
     rows = []
     for state, words in (("cold", "empty state, called from before the start"), ("warm", "kept state, ended by TERM"),
-                         ("killed", "kept state, ended by KILL"), ("moved", "kept state at another UDP port")):
+                         ("killed", "kept state, ended by KILL"), ("moved", "kept state at another UDP port"),
+                         ("newcomer", "called by a peer as soon as it has joined")):
         for who in ("1", "4", "30", "real"):
             for _, result in sorted(runs.rounds(f"contact/{state}/{who}").items()):
                 first, left_out = result["first_ms"], result.get("open_at_kill", 0)
