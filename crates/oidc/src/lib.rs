@@ -2,3 +2,5 @@
 //!
 //! Nothing here knows the tailnet. The component `oidc` of the program tells each rule who calls,
 //! and gives it the time.
+
+pub mod store;
