@@ -292,14 +292,19 @@ func (n *Node) announceFunnel(lb *ipnlocal.LocalBackend, again bool) *Error {
 	return set()
 }
 
-// withdrawStale removes announcements that no listener of this run has taken over.
-func (n *Node) withdrawStale(lb *ipnlocal.LocalBackend) {
+// withdrawStale removes announcements that no listener of this run has taken over. It returns false
+// while it cannot, because the node has not joined yet or its state cannot be written.
+func (n *Node) withdrawStale(lb *ipnlocal.LocalBackend) bool {
 	f := &n.funnel
 	f.announcing.Lock()
 	defer f.announcing.Unlock()
-	nm, current := lb.NetMapNoPeers(), lb.ServeConfig()
-	if nm == nil || !nm.SelfNode.Valid() || !current.Valid() || current.AllowFunnel().Len() == 0 {
-		return
+	nm := lb.NetMapNoPeers()
+	if nm == nil || !nm.SelfNode.Valid() {
+		return false
+	}
+	current := lb.ServeConfig()
+	if !current.Valid() || current.AllowFunnel().Len() == 0 {
+		return true
 	}
 	config := current.AsStruct()
 	f.mu.Lock()
@@ -314,11 +319,13 @@ func (n *Node) withdrawStale(lb *ipnlocal.LocalBackend) {
 	}
 	f.mu.Unlock()
 	if len(config.AllowFunnel) == current.AllowFunnel().Len() {
-		return
+		return true
 	}
 	if err := lb.SetServeConfig(config, ""); err != nil {
 		n.log.printf(levelWarn, "Funnel listeners of an earlier run are still announced: %v", err)
+		return false
 	}
+	return true
 }
 
 func hostPort(nm *netmap.NetworkMap, port uint16) ipn.HostPort {
@@ -338,7 +345,9 @@ func (n *Node) followFunnel() {
 		case <-n.ctx.Done():
 			return
 		case <-stale:
-			n.withdrawStale(lb)
+			if !n.withdrawStale(lb) {
+				stale = time.After(staleAnnouncementTimeout)
+			}
 		case <-n.funnel.recheck:
 			n.endForbiddenFunnel(lb)
 		}

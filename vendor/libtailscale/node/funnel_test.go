@@ -343,7 +343,8 @@ func TestFunnelIsAnnouncedAgainAfterARestart(t *testing.T) {
 	m.close()
 	unix.Close(ln)
 
-	// Without a listener the announcement goes.
+	// Without a listener the announcement goes, also if the node joins late.
+	staleAnnouncementTimeout = time.Millisecond
 	m = tn.make(cfg)
 	m.await("Running")
 	waitFor(t, "the announcement to go", func() bool {
