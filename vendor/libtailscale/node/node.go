@@ -447,9 +447,9 @@ func (n *Node) stopServer() {
 	if n.startErr != nil && n.srv.Sys() == nil {
 		return // tsnet was not reached, or gave up before it built anything
 	}
-	if sys := n.srv.Sys(); n.startErr == nil {
+	if n.startErr == nil {
 		n.stopping.Store("the last packets of its connections")
-		drainEndpoints(sys)
+		stopSending(n.srv.Sys())
 	}
 	n.stopping.Store("the control server")
 	// The control client is stopped first, so that no network map reaches an engine that is closed

