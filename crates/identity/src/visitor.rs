@@ -18,6 +18,8 @@ pub struct Visitor {
     tailnet: String,
     node_id: String,
     node_name: String,
+    node_key: String,
+    node_number: i64,
     display_name: String,
     addresses: Vec<IpAddr>,
     key_expiry: Option<Timestamp>,
@@ -47,6 +49,8 @@ impl Visitor {
         };
         let display_name = display_name(&node_name, &whois.node.hostname, foreign);
         let addresses = whois.node.addresses.clone();
+        let node_key = whois.node.key.clone();
+        let node_number = whois.node.numeric_id;
         let key_expiry = whois.node.key_expiry;
         let picture = whois.user.picture.clone();
         Ok(Self {
@@ -55,6 +59,8 @@ impl Visitor {
             tailnet,
             node_id,
             node_name,
+            node_key,
+            node_number,
             display_name,
             addresses,
             key_expiry,
@@ -123,6 +129,17 @@ impl Visitor {
     /// MagicDNS name of the calling node, or its host name where the tailnet has no MagicDNS.
     pub fn node_name(&self) -> &str {
         &self.node_name
+    }
+
+    /// Public key of the calling node: `nodekey:` and 64 hexadecimal digits.
+    pub fn node_key(&self) -> &str {
+        &self.node_key
+    }
+
+    /// The calling node's number on the control server. Only what tsidp's tokens say needs it;
+    /// everything else uses the stable id.
+    pub fn node_number(&self) -> i64 {
+        self.node_number
     }
 
     /// The calling node's name as Tailscale's own programs show it: `web`, or `web (web-7f9c)`

@@ -843,6 +843,8 @@ fn whois(host: &str, entry: &Entry) -> WhoIs {
             expired: identity.expired,
             sharer: identity.sharer,
             user_id: user.id,
+            key: format!("nodekey:{:064x}", entry.number),
+            numeric_id: entry.number.into(),
         },
         user,
         caps: identity.caps.clone(),

@@ -85,6 +85,10 @@ pub struct WhoIsNode {
     /// Shared into this tailnet by someone.
     pub sharer: bool,
     pub user_id: i64,
+    /// Public key of the node, as `nodekey:` and 64 hexadecimal digits.
+    pub key: String,
+    /// The node's number on the control server, beside its stable id.
+    pub numeric_id: i64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]

@@ -426,7 +426,8 @@ func TestWhoIs(t *testing.T) {
 			t.Fatalf("%s: %v", addr, err)
 		}
 		if w.Node.Name != "client.loop.ts.net" || w.Node.ID != b.lastStatus.ID || w.Node.Hostname != "client" || len(w.Node.Addresses) != 2 ||
-			w.User.Login != b.lastStatus.Owner || w.User.Login == "" || w.User.ID != w.Node.UserID || !w.SameTailnet || w.Node.Sharer || w.Node.Expired {
+			w.User.Login != b.lastStatus.Owner || w.User.Login == "" || w.User.ID != w.Node.UserID || !w.SameTailnet || w.Node.Sharer || w.Node.Expired ||
+			!strings.HasPrefix(w.Node.Key, "nodekey:") || w.Node.NumericID == 0 {
 			t.Errorf("%s: %+v", addr, w)
 		}
 		if got := fmt.Sprintf("%s", w.Caps["example.com/cap/admin"]); got != `[{"level":3} "x"]` {

@@ -39,6 +39,8 @@ type whoisNode struct {
 	Expired   bool         `json:"expired"`
 	Sharer    bool         `json:"sharer"`
 	UserID    int64        `json:"user_id"`
+	Key       string       `json:"key"`
+	NumericID int64        `json:"numeric_id"`
 }
 
 type whoisUser struct {
@@ -77,6 +79,7 @@ func (n *Node) WhoIs(addr, local []byte) ([]byte, *Error) {
 		Node: whoisNode{
 			ID: string(nv.StableID()), Name: fqdn(nv.Name()),
 			Addresses: []netip.Addr{}, Tags: []string{}, Sharer: nv.Sharer() != 0, UserID: int64(nv.User()),
+			Key: nv.Key().String(), NumericID: int64(nv.ID()),
 		},
 		User: whoisUser{ID: int64(up.ID), Login: up.LoginName, DisplayName: up.DisplayName, Picture: up.ProfilePicURL},
 		Caps: map[string][]json.RawMessage{},
