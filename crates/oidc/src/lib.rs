@@ -3,4 +3,17 @@
 //! Nothing here knows the tailnet. The component `oidc` of the program tells each rule who calls,
 //! and gives it the time.
 
+pub mod authorize;
+pub mod capability;
+pub mod claims;
+pub mod client;
+pub mod discovery;
+mod error;
+pub mod grant;
+mod params;
+pub mod provider;
 pub mod store;
+pub mod token;
+
+pub use error::{OidcError, describable};
+pub use params::Params;

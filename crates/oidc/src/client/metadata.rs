@@ -1,0 +1,460 @@
+//! What a client says about itself (RFC 7591, OpenID Connect Registration 1.0), and what its entry
+//! says about it here.
+//!
+//! Invariants
+//! - What was registered is checked: an entry never has a redirect URI that runs a script, nor a
+//!   way to authenticate that is not offered.
+//! - What is stored is read leniently, since an entry that was good once must stay readable; a way
+//!   to authenticate that is not known any more authenticates nobody.
+//! - Unknown members are ignored.
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+use tailbone_values::Object;
+
+use super::redirect;
+
+/// The most redirect URIs of a client, and the longest text of any member: a registration stays
+/// small.
+const MAX_URIS: usize = 64;
+const MAX_TEXT: usize = 2048;
+
+/// How a client proves who it is at the token endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuthMethod {
+    #[default]
+    ClientSecretBasic,
+    ClientSecretPost,
+    /// A public client, which has no secret and must use PKCE.
+    None,
+    PrivateKeyJwt,
+    /// Of an entry that another version wrote.
+    #[serde(other)]
+    Unknown,
+}
+
+impl AuthMethod {
+    pub fn has_secret(self) -> bool {
+        matches!(self, Self::ClientSecretBasic | Self::ClientSecretPost)
+    }
+}
+
+/// Whether a login of this client shows a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Login {
+    /// The person confirms the login once in a session.
+    #[default]
+    Confirm,
+    /// As in tsidp: identity on the tailnet is enough.
+    Silent,
+}
+
+/// The metadata of a client, as it is registered, stored and answered.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClientMetadata {
+    #[serde(skip_serializing_if = "String::is_empty", deserialize_with = "or_null")]
+    pub client_name: String,
+    #[serde(deserialize_with = "or_null")]
+    pub redirect_uris: Vec<String>,
+    #[serde(deserialize_with = "or_null")]
+    pub token_endpoint_auth_method: AuthMethod,
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_null")]
+    pub grant_types: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_null")]
+    pub response_types: Vec<String>,
+    #[serde(skip_serializing_if = "String::is_empty", deserialize_with = "or_null")]
+    pub scope: String,
+    #[serde(skip_serializing_if = "String::is_empty", deserialize_with = "or_null")]
+    pub client_uri: String,
+    #[serde(skip_serializing_if = "String::is_empty", deserialize_with = "or_null")]
+    pub logo_uri: String,
+    #[serde(skip_serializing_if = "String::is_empty", deserialize_with = "or_null")]
+    pub policy_uri: String,
+    #[serde(skip_serializing_if = "String::is_empty", deserialize_with = "or_null")]
+    pub tos_uri: String,
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_null")]
+    pub contacts: Vec<String>,
+    #[serde(skip_serializing_if = "String::is_empty", deserialize_with = "or_null")]
+    pub application_type: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jwks: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jwks_uri: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id_token_signed_response_alg: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub userinfo_signed_response_alg: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_object_signing_alg: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_null")]
+    pub request_uris: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_null")]
+    pub post_logout_redirect_uris: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backchannel_logout_uri: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backchannel_logout_session_required: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sector_identifier_uri: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_max_age: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub require_auth_time: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub software_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub software_version: Option<String>,
+    /// Ours, and of no registration: whether a login shows a page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub login: Option<Login>,
+}
+
+/// `null` counts as absent, as Go writes an empty list.
+fn or_null<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// Why a registration is refused, with the code of RFC 7591, section 3.2.2.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadMetadata {
+    /// In tsidp's words.
+    #[error("invalid request body")]
+    NotJson,
+    /// In tsidp's words.
+    #[error("redirect_uris is required")]
+    NoRedirectUri,
+    #[error("redirect URI number {number} {why}")]
+    RedirectUri {
+        number: usize,
+        why: redirect::BadRedirectUri,
+    },
+    #[error("{0}")]
+    Other(String),
+}
+
+impl BadMetadata {
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotJson => "invalid_request",
+            Self::RedirectUri { .. } => "invalid_redirect_uri",
+            Self::NoRedirectUri | Self::Other(_) => "invalid_client_metadata",
+        }
+    }
+}
+
+/// What a registration may choose from.
+#[derive(Debug, Clone, Copy)]
+pub struct Offered<'a> {
+    pub auth_methods: &'a [&'a str],
+    pub grant_types: &'a [&'a str],
+    pub id_token_algorithms: &'a [&'a str],
+}
+
+impl ClientMetadata {
+    /// Reads what is stored. An entry of tsidp's predecessor has one `redirect_uri`.
+    pub fn from_stored(json: &str) -> Result<Self, serde_json::Error> {
+        #[derive(Deserialize)]
+        struct Legacy {
+            #[serde(default)]
+            redirect_uri: Option<String>,
+        }
+        let Object(mut metadata) = serde_json::from_str::<Object<Self>>(json)?;
+        if metadata.redirect_uris.is_empty() {
+            let Object(legacy) = serde_json::from_str::<Object<Legacy>>(json)?;
+            let uri = legacy.redirect_uri.filter(|uri| !uri.is_empty());
+            metadata.redirect_uris.extend(uri);
+        }
+        Ok(metadata)
+    }
+
+    /// As it is stored.
+    pub fn to_stored(&self) -> Result<String, serde_json::Error> {
+        serde_json::to_string(self)
+    }
+
+    /// Reads a registration, with tsidp's defaults for what is absent.
+    pub fn register(body: &[u8], offered: Offered<'_>) -> Result<Self, BadMetadata> {
+        let value: Value = serde_json::from_slice(body).map_err(|_| BadMetadata::NotJson)?;
+        if let Some(method) = value
+            .get("token_endpoint_auth_method")
+            .and_then(Value::as_str)
+        {
+            one_of("token_endpoint_auth_method", method, offered.auth_methods)?;
+        }
+        let Object(mut metadata) =
+            serde_json::from_value::<Object<Self>>(value).map_err(|_| BadMetadata::NotJson)?;
+        // Not for a client to say about itself.
+        metadata.login = None;
+        if metadata.grant_types.is_empty() {
+            metadata.grant_types.push("authorization_code".into());
+        }
+        if metadata.response_types.is_empty() {
+            metadata.response_types.push("code".into());
+        }
+        if metadata.application_type.is_empty() {
+            metadata.application_type = "web".into();
+        }
+        metadata.check(offered)?;
+        Ok(metadata)
+    }
+
+    fn check(&self, offered: Offered<'_>) -> Result<(), BadMetadata> {
+        let redirects = self
+            .grant_types
+            .iter()
+            .any(|one| one == "authorization_code");
+        if self.redirect_uris.is_empty() && redirects {
+            return Err(BadMetadata::NoRedirectUri);
+        }
+        let lists = [
+            ("redirect_uris", &self.redirect_uris),
+            ("request_uris", &self.request_uris),
+            ("post_logout_redirect_uris", &self.post_logout_redirect_uris),
+            ("contacts", &self.contacts),
+            ("grant_types", &self.grant_types),
+            ("response_types", &self.response_types),
+        ];
+        for (name, list) in lists {
+            if list.len() > MAX_URIS || list.iter().any(|one| one.len() > MAX_TEXT) {
+                return other(format!("{name} is too long"));
+            }
+        }
+        for (at, uri) in self.redirect_uris.iter().enumerate() {
+            redirect::check(uri).map_err(|why| BadMetadata::RedirectUri {
+                number: at + 1,
+                why,
+            })?;
+        }
+        for uri in &self.post_logout_redirect_uris {
+            if let Err(why) = redirect::check(uri) {
+                return other(format!("a URI of post_logout_redirect_uris {why}"));
+            }
+        }
+        for grant_type in &self.grant_types {
+            one_of("grant_types", grant_type, offered.grant_types)?;
+        }
+        for response_type in &self.response_types {
+            one_of("response_types", response_type, &["code"])?;
+        }
+        one_of(
+            "application_type",
+            &self.application_type,
+            &["web", "native"],
+        )?;
+        if let Some(algorithm) = &self.id_token_signed_response_alg {
+            one_of(
+                "id_token_signed_response_alg",
+                algorithm,
+                offered.id_token_algorithms,
+            )?;
+        }
+        if self
+            .subject_type
+            .as_deref()
+            .is_some_and(|kind| kind != "public")
+        {
+            return other("subject_type is public".into());
+        }
+        self.check_links()
+    }
+
+    /// What pages show and programs fetch. Only web addresses are either.
+    fn check_links(&self) -> Result<(), BadMetadata> {
+        let optional = |uri: &'_ Option<String>| uri.clone().unwrap_or_default();
+        for (name, uri, schemes) in [
+            (
+                "client_uri",
+                self.client_uri.clone(),
+                &["http", "https"][..],
+            ),
+            ("logo_uri", self.logo_uri.clone(), &["http", "https"][..]),
+            (
+                "policy_uri",
+                self.policy_uri.clone(),
+                &["http", "https"][..],
+            ),
+            ("tos_uri", self.tos_uri.clone(), &["http", "https"][..]),
+            ("jwks_uri", optional(&self.jwks_uri), &["https"][..]),
+            (
+                "sector_identifier_uri",
+                optional(&self.sector_identifier_uri),
+                &["https"][..],
+            ),
+            (
+                "backchannel_logout_uri",
+                optional(&self.backchannel_logout_uri),
+                &["http", "https"][..],
+            ),
+        ] {
+            if uri.is_empty() {
+                continue;
+            }
+            let scheme = uri.split(':').next().unwrap_or_default();
+            let fits = schemes.iter().any(|one| scheme.eq_ignore_ascii_case(one));
+            if !fits || uri.len() > MAX_TEXT || redirect::check(&uri).is_err() {
+                return other(format!("{name} is no {} address", schemes.join(" or ")));
+            }
+        }
+        if self.jwks.is_some() && self.jwks_uri.is_some() {
+            return other("jwks and jwks_uri exclude each other".into());
+        }
+        let texts = [&self.client_name, &self.scope];
+        if texts.iter().any(|text| text.len() > MAX_TEXT) {
+            return other("client_name or scope is too long".into());
+        }
+        Ok(())
+    }
+
+    /// The name for people.
+    pub fn display_name<'a>(&'a self, client_id: &'a str) -> &'a str {
+        if self.client_name.is_empty() {
+            client_id
+        } else {
+            &self.client_name
+        }
+    }
+
+    pub fn is_public(&self) -> bool {
+        self.token_endpoint_auth_method == AuthMethod::None
+    }
+
+    pub fn may_use(&self, grant_type: &str) -> bool {
+        self.grant_types.iter().any(|one| one == grant_type)
+    }
+}
+
+fn other<T>(sentence: String) -> Result<T, BadMetadata> {
+    Err(BadMetadata::Other(sentence))
+}
+
+fn one_of(name: &str, value: &str, offered: &[&str]) -> Result<(), BadMetadata> {
+    if offered.contains(&value) {
+        return Ok(());
+    }
+    other(format!("{name} is one of {}", offered.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const OFFERED: Offered<'_> = Offered {
+        auth_methods: &["client_secret_basic", "client_secret_post", "none"],
+        grant_types: &["authorization_code", "refresh_token"],
+        id_token_algorithms: &["RS256", "ES256"],
+    };
+
+    fn register(body: Value) -> Result<ClientMetadata, BadMetadata> {
+        ClientMetadata::register(body.to_string().as_bytes(), OFFERED)
+    }
+
+    #[test]
+    fn a_minimal_registration_gets_tsidps_defaults() {
+        let metadata = register(json!({"redirect_uris": ["https://a/cb"], "newer": 1})).unwrap();
+        let stored = metadata.to_stored().unwrap();
+        assert_eq!(
+            serde_json::from_str::<Value>(&stored).unwrap(),
+            json!({
+                "redirect_uris": ["https://a/cb"],
+                "token_endpoint_auth_method": "client_secret_basic",
+                "grant_types": ["authorization_code"],
+                "response_types": ["code"],
+                "application_type": "web",
+            })
+        );
+        assert_eq!(ClientMetadata::from_stored(&stored).unwrap(), metadata);
+    }
+
+    #[test]
+    fn a_registration_does_not_choose_whether_its_login_is_silent() {
+        let body = json!({"redirect_uris": ["https://a/cb"], "login": "silent"});
+        assert_eq!(register(body).unwrap().login, None);
+    }
+
+    #[test]
+    fn what_is_refused_and_under_which_code() {
+        let uris = json!(["https://a/cb"]);
+        for (body, code) in [
+            (json!([]), "invalid_request"),
+            (json!({"redirect_uris": "https://a/cb"}), "invalid_request"),
+            (json!({}), "invalid_client_metadata"),
+            (json!({"redirect_uris": []}), "invalid_client_metadata"),
+            (json!({"redirect_uris": null}), "invalid_client_metadata"),
+            (
+                json!({"redirect_uris": ["https://a/#f"]}),
+                "invalid_redirect_uri",
+            ),
+            (
+                json!({"redirect_uris": ["javascript:1"]}),
+                "invalid_redirect_uri",
+            ),
+            (
+                json!({"redirect_uris": uris, "token_endpoint_auth_method": "tls_client_auth"}),
+                "invalid_client_metadata",
+            ),
+            (
+                json!({"redirect_uris": uris, "grant_types": ["password"]}),
+                "invalid_client_metadata",
+            ),
+            (
+                json!({"redirect_uris": uris, "response_types": ["token"]}),
+                "invalid_client_metadata",
+            ),
+            (
+                json!({"redirect_uris": uris, "logo_uri": "javascript:alert(1)"}),
+                "invalid_client_metadata",
+            ),
+            (
+                json!({"redirect_uris": uris, "jwks_uri": "http://a/jwks"}),
+                "invalid_client_metadata",
+            ),
+            (
+                json!({"redirect_uris": uris, "jwks_uri": "https://a/j", "jwks": {"keys": []}}),
+                "invalid_client_metadata",
+            ),
+            (
+                json!({"redirect_uris": uris, "id_token_signed_response_alg": "none"}),
+                "invalid_client_metadata",
+            ),
+            (
+                json!({"redirect_uris": vec!["https://a/cb"; 65]}),
+                "invalid_client_metadata",
+            ),
+        ] {
+            let refused = register(body.clone()).unwrap_err();
+            assert_eq!(refused.code(), code, "{body}: {refused}");
+        }
+        assert_eq!(
+            ClientMetadata::register(b"{", OFFERED),
+            Err(BadMetadata::NotJson)
+        );
+    }
+
+    #[test]
+    fn entries_of_tsidp_and_of_its_predecessor_are_read() {
+        let stored = |value: Value| ClientMetadata::from_stored(&value.to_string()).unwrap();
+        let tsidp = stored(json!({
+            "client_id": "0".repeat(32), "client_secret": "s", "client_name": "Proxmox",
+            "redirect_uris": ["https://pve:8006"], "redirect_uri": "https://pve:8006",
+            "created_at": "0001-01-01T00:00:00Z",
+        }));
+        assert_eq!(tsidp.redirect_uris, ["https://pve:8006"]);
+        assert_eq!(tsidp.client_name, "Proxmox");
+        let older = stored(json!({"redirect_uris": null, "redirect_uri": "https://a/cb"}));
+        assert_eq!(older.redirect_uris, ["https://a/cb"]);
+        let both = stored(json!({"redirect_uris": ["https://b"], "redirect_uri": "https://a"}));
+        assert_eq!(both.redirect_uris, ["https://b"]);
+        let newer = stored(json!({"token_endpoint_auth_method": "tls_client_auth"}));
+        assert_eq!(newer.token_endpoint_auth_method, AuthMethod::Unknown);
+        assert!(!newer.is_public() && !newer.token_endpoint_auth_method.has_secret());
+    }
+}

@@ -1,0 +1,222 @@
+//! What clients read before they ask: the metadata of OpenID Connect Discovery 1.0 and of RFC 8414.
+//!
+//! Invariants
+//! - Every URL is made of the issuer's name. No header and no part of a request has a say in it.
+//! - What is told is what is offered: each list has one source, which the endpoints use as well.
+//! - tsidp's members stand first and in its order; both documents agree.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{
+    authorize::{ResponseMode, SCOPES},
+    claims,
+    token::Offers,
+};
+
+pub const OPENID_PATH: &str = "/.well-known/openid-configuration";
+pub const OAUTH_PATH: &str = "/.well-known/oauth-authorization-server";
+pub const JWKS_PATH: &str = "/.well-known/jwks.json";
+pub const AUTHORIZE_PATH: &str = "/authorize";
+pub const TOKEN_PATH: &str = "/token";
+pub const USERINFO_PATH: &str = "/userinfo";
+pub const INTROSPECT_PATH: &str = "/introspect";
+pub const REVOKE_PATH: &str = "/revoke";
+pub const REGISTER_PATH: &str = "/register";
+
+/// How clients may authenticate.
+pub const AUTH_METHODS: [&str; 3] = ["client_secret_post", "client_secret_basic", "none"];
+
+/// What the documents tell.
+#[derive(Debug, Clone)]
+pub struct Metadata<'a> {
+    pub issuer: &'a str,
+    /// Of ID tokens. RS256 is among them (OpenID Connect Core, section 15.1).
+    pub algorithms: Vec<&'a str>,
+    pub offers: Offers,
+}
+
+/// Who reads a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reader {
+    /// Through Funnel, where nobody can register a client.
+    Internet,
+    Tailnet,
+}
+
+impl Metadata<'_> {
+    fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.issuer.trim_end_matches('/'))
+    }
+
+    /// The document of OpenID Connect Discovery.
+    pub fn openid(&self, reader: Reader) -> Vec<u8> {
+        let mut document = Document::default();
+        document.add("issuer", self.issuer);
+        document.add("authorization_endpoint", self.url(AUTHORIZE_PATH));
+        document.add("token_endpoint", self.url(TOKEN_PATH));
+        document.add("userinfo_endpoint", self.url(USERINFO_PATH));
+        document.add("introspection_endpoint", self.url(INTROSPECT_PATH));
+        if reader == Reader::Tailnet {
+            document.add("registration_endpoint", self.url(REGISTER_PATH));
+        }
+        document.add("jwks_uri", self.url(JWKS_PATH));
+        document.add("scopes_supported", json!(SCOPES));
+        document.add("response_types_supported", json!(["code"]));
+        document.add("subject_types_supported", json!(["public"]));
+        document.add("claims_supported", json!(claims::SUPPORTED));
+        let algorithms = json!(self.algorithms);
+        document.add("id_token_signing_alg_values_supported", algorithms);
+        document.add("grant_types_supported", json!(self.offers.grant_types()));
+        document.add("token_endpoint_auth_methods_supported", json!(AUTH_METHODS));
+        document.add("code_challenge_methods_supported", json!(["S256"]));
+        document.add("claims_parameter_supported", true);
+        document.add("request_parameter_supported", false);
+        // Absent would mean true.
+        document.add("request_uri_parameter_supported", false);
+        self.add_common(&mut document);
+        document.print()
+    }
+
+    /// The document of RFC 8414.
+    pub fn oauth(&self, reader: Reader) -> Vec<u8> {
+        let mut document = Document::default();
+        document.add("issuer", self.issuer);
+        document.add("authorization_endpoint", self.url(AUTHORIZE_PATH));
+        document.add("token_endpoint", self.url(TOKEN_PATH));
+        document.add("introspection_endpoint", self.url(INTROSPECT_PATH));
+        if reader == Reader::Tailnet {
+            document.add("registration_endpoint", self.url(REGISTER_PATH));
+        }
+        document.add("jwks_uri", self.url(JWKS_PATH));
+        document.add("response_types_supported", json!(["code"]));
+        document.add("grant_types_supported", json!(self.offers.grant_types()));
+        document.add("scopes_supported", json!(SCOPES));
+        document.add("token_endpoint_auth_methods_supported", json!(AUTH_METHODS));
+        let kinds = json!(["resource_indicators"]);
+        document.add("authorization_details_types_supported", kinds);
+        document.add("resource_indicators_supported", true);
+        document.add("code_challenge_methods_supported", json!(["S256"]));
+        self.add_common(&mut document);
+        document.print()
+    }
+
+    fn add_common(&self, document: &mut Document) {
+        document.add("revocation_endpoint", self.url(REVOKE_PATH));
+        let methods = json!(AUTH_METHODS);
+        document.add("revocation_endpoint_auth_methods_supported", methods);
+        document.add("response_modes_supported", json!(ResponseMode::NAMES));
+        document.add("authorization_response_iss_parameter_supported", true);
+    }
+}
+
+/// An object whose members keep their order.
+#[derive(Default)]
+struct Document(Vec<(&'static str, Value)>);
+
+impl Document {
+    fn add(&mut self, name: &'static str, value: impl Into<Value>) {
+        self.0.push((name, value.into()));
+    }
+
+    /// Indented by two blanks, with a newline at the end, as tsidp's.
+    fn print(&self) -> Vec<u8> {
+        let mut text = serde_json::to_vec_pretty(self).unwrap_or_default();
+        text.push(b'\n');
+        text
+    }
+}
+
+impl Serialize for Document {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metadata(issuer: &str) -> Metadata<'_> {
+        Metadata {
+            issuer,
+            algorithms: vec!["RS256", "ES256"],
+            offers: Offers::default(),
+        }
+    }
+
+    #[test]
+    fn tsidps_members_stand_first_and_in_its_order() {
+        let text = String::from_utf8(metadata("https://idp").openid(Reader::Tailnet)).unwrap();
+        assert!(
+            text.starts_with("{\n  \"issuer\": \"https://idp\",\n"),
+            "{text}"
+        );
+        let mut at = 0;
+        for name in [
+            "issuer",
+            "authorization_endpoint",
+            "token_endpoint",
+            "userinfo_endpoint",
+            "introspection_endpoint",
+            "registration_endpoint",
+            "jwks_uri",
+            "scopes_supported",
+            "response_types_supported",
+            "subject_types_supported",
+            "claims_supported",
+            "id_token_signing_alg_values_supported",
+            "grant_types_supported",
+            "token_endpoint_auth_methods_supported",
+            "code_challenge_methods_supported",
+        ] {
+            let found = text.find(&format!("\n  \"{name}\":")).unwrap_or_default();
+            assert!(found > at || name == "issuer", "{name} is not in its place");
+            at = found;
+        }
+        assert!(text.ends_with("}\n"));
+    }
+
+    #[test]
+    fn both_documents_agree_and_the_internet_reads_of_no_registration() {
+        let metadata = metadata("https://idp");
+        let parse = |text: Vec<u8>| serde_json::from_slice::<Value>(&text).unwrap();
+        for reader in [Reader::Tailnet, Reader::Internet] {
+            let (one, other) = (
+                parse(metadata.openid(reader)),
+                parse(metadata.oauth(reader)),
+            );
+            for (name, value) in other.as_object().unwrap() {
+                assert!(one.get(name).is_none_or(|same| same == value), "{name}");
+            }
+            for document in [&one, &other] {
+                let told = document.get("registration_endpoint").is_some();
+                assert_eq!(told, reader == Reader::Tailnet);
+            }
+        }
+    }
+
+    #[test]
+    fn the_urls_of_an_issuer_with_a_path_keep_it() {
+        let document = metadata("https://a.example.com/tenant/").openid(Reader::Tailnet);
+        let document: Value = serde_json::from_slice(&document).unwrap();
+        assert_eq!(document["issuer"], "https://a.example.com/tenant/");
+        assert_eq!(
+            document["token_endpoint"],
+            "https://a.example.com/tenant/token"
+        );
+    }
+
+    #[test]
+    fn token_exchange_is_told_where_it_is_on() {
+        let on = Metadata {
+            offers: Offers {
+                token_exchange: true,
+            },
+            ..metadata("https://idp")
+        };
+        let document: Value = serde_json::from_slice(&on.oauth(Reader::Tailnet)).unwrap();
+        let types = document["grant_types_supported"].as_array().unwrap();
+        assert!(types.contains(&json!(crate::token::TOKEN_EXCHANGE)));
+    }
+}

@@ -1,0 +1,53 @@
+//! What was granted, as it is kept between the requests of a login.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::claims::{ClaimsRequest, Identity};
+
+/// How long a code may be redeemed, in seconds.
+pub const CODE_LIFETIME: i64 = 60;
+
+/// How long a refresh token lives, in seconds, as in tsidp: 30 days, and anew with each use.
+pub const REFRESH_LIFETIME: i64 = 30 * 24 * 3600;
+
+/// The grant of one login.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct GrantDetails {
+    pub identity: Identity,
+    pub scopes: Vec<String>,
+    /// Not all that were asked for, or more than the client may know of: the token's answer names
+    /// the scopes (RFC 6749, section 3.3).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub scopes_narrowed: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resources: Vec<String>,
+    pub redirect_uri: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<String>,
+    /// Of PKCE, always S256.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub challenge: Option<String>,
+    /// When the person last confirmed who they are, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth_time: Option<i64>,
+    #[serde(default)]
+    pub claims: ClaimsRequest,
+}
+
+/// One access token of a grant.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct AccessDetails {
+    pub scopes: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resources: Vec<String>,
+    /// The id of the ID token that came with it; an exchanged token has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// It came of a token exchange: its audiences are the resources alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exchanged: bool,
+    /// On whose behalf (RFC 8693, section 4.1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub act: Option<Value>,
+}

@@ -1,0 +1,181 @@
+//! What tells about tokens, and ends them: `/userinfo`, `/introspect`, `/revoke`.
+
+use http::StatusCode;
+use jiff::Timestamp;
+use serde_json::{Map, Value};
+
+use super::{Caller, Provider, store_failed, tokens::details_of, written};
+use crate::{
+    OidcError, Params,
+    capability::Rules,
+    claims::Granted,
+    grant::AccessDetails,
+    store::{Digest, Presented as InStore, RefreshToken},
+    token::Presented,
+};
+
+/// Why a bearer token is refused (RFC 6750, section 3.1), in tsidp's words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BearerError {
+    /// As a challenge alone, without a body.
+    Challenge {
+        status: StatusCode,
+        code: &'static str,
+        description: &'static str,
+    },
+    Other(OidcError),
+}
+
+impl From<OidcError> for BearerError {
+    fn from(error: OidcError) -> Self {
+        Self::Other(error)
+    }
+}
+
+/// Who asks about a token, or exchanges one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Inspector {
+    Client(String),
+    /// Without a secret, by the network's word.
+    Node(String),
+}
+
+impl Inspector {
+    /// As tsidp writes it.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Client(id) => id.clone(),
+            Self::Node(id) => format!("node:{id}"),
+        }
+    }
+}
+
+impl Provider {
+    /// The claims about the person of an access token.
+    pub async fn userinfo(
+        &self,
+        token: Option<&str>,
+        now: Timestamp,
+    ) -> Result<Map<String, Value>, BearerError> {
+        let challenge = |status, code, description| BearerError::Challenge {
+            status,
+            code,
+            description,
+        };
+        let token = token.ok_or_else(|| {
+            let words = "invalid Authorization header";
+            challenge(StatusCode::BAD_REQUEST, "invalid_request", words)
+        })?;
+        let found = self.access_token(token, now).await?;
+        let (token, grant) = found
+            .ok_or_else(|| challenge(StatusCode::UNAUTHORIZED, "invalid_token", "invalid token"))?;
+        let held: AccessDetails = serde_json::from_str(&token.details).map_err(written)?;
+        let details = details_of(&grant)?;
+        let rules = Rules::parse(&details.identity.grants)
+            .map_err(|_| OidcError::invalid_request("failed to unmarshal capability"))?;
+        let granted = Granted {
+            client_id: &token.client_id,
+            identity: &details.identity,
+            scopes: &held.scopes,
+            resources: &held.resources,
+            wishes: &details.claims,
+        };
+        let claims = self.claims().userinfo(granted, &rules);
+        let failed = |_| OidcError::invalid_request("failed to process user claims");
+        Ok(claims.map_err(failed)?)
+    }
+
+    /// Who asks, at endpoints that a node may use without a secret. Wrong credentials are an error:
+    /// a client that shows some means them.
+    pub async fn inspector(
+        &self,
+        form: &Params,
+        authorization: Option<&str>,
+        caller: &Caller,
+        now: Timestamp,
+    ) -> Result<Option<Inspector>, OidcError> {
+        let presented = Presented::read(authorization, form)?;
+        if let Some(presented) = presented.filter(|presented| presented.secret.is_some()) {
+            return match self.proven(&presented, now).await? {
+                Some(_) => Ok(Some(Inspector::Client(presented.client_id))),
+                None => Err(OidcError::invalid_client(StatusCode::UNAUTHORIZED)),
+            };
+        }
+        let node = caller.node().filter(|_| self.settings.nodes_may_inspect);
+        Ok(node.map(|node| Inspector::Node(node.to_owned())))
+    }
+
+    /// RFC 7662. `None`: the token is not active, or nobody may ask.
+    pub async fn introspect(
+        &self,
+        form: &Params,
+        inspector: Option<&Inspector>,
+        now: Timestamp,
+    ) -> Result<Option<Map<String, Value>>, OidcError> {
+        form.check_duplicates()?;
+        let token = form.get("token");
+        let token = token.ok_or_else(|| OidcError::invalid_request("token is required"))?;
+        if inspector.is_none() {
+            return Ok(None);
+        }
+        let Some((token, grant)) = self.access_token(token, now).await? else {
+            return Ok(None);
+        };
+        let held: AccessDetails = serde_json::from_str(&token.details).map_err(written)?;
+        let details = details_of(&grant)?;
+        let granted = Granted {
+            client_id: &token.client_id,
+            identity: &details.identity,
+            scopes: &held.scopes,
+            resources: &held.resources,
+            wishes: &details.claims,
+        };
+        let mut claims = self.claims().introspection(granted, held.exchanged);
+        let issued = token.issued_at.as_second();
+        claims.insert("exp".into(), token.expires_at.as_second().into());
+        claims.insert("iat".into(), issued.into());
+        let skew = crate::claims::LIFETIME;
+        claims.insert("nbf".into(), issued.saturating_sub(skew).into());
+        if let Some(id) = held.id {
+            claims.insert("jti".into(), id.into());
+        }
+        if let Some(act) = held.act {
+            claims.insert("act".into(), act);
+        }
+        Ok(Some(claims))
+    }
+
+    /// RFC 7009: a token of this client ends, with all that came of it if it is a refresh token. A
+    /// token that nobody knows has ended already.
+    pub async fn revoke(
+        &self,
+        form: &Params,
+        authorization: Option<&str>,
+        now: Timestamp,
+    ) -> Result<(), OidcError> {
+        form.check_duplicates()?;
+        let refused = || OidcError::invalid_client(StatusCode::UNAUTHORIZED);
+        let presented = Presented::read(authorization, form)?.ok_or_else(refused)?;
+        self.proven(&presented, now).await?.ok_or_else(refused)?;
+        let token = form.get("token");
+        let token = token.ok_or_else(|| OidcError::invalid_request("token is required"))?;
+        if let Some(refresh) = RefreshToken::parse(token) {
+            let grace = std::time::Duration::ZERO;
+            let known = self.store.present_refresh(&refresh, grace, now).await;
+            if let InStore::Valid(grant) = known.map_err(store_failed)?
+                && grant.client_id == presented.client_id
+            {
+                let revoked = self.store.revoke_grant(grant.id, now).await;
+                revoked.map_err(store_failed)?;
+            }
+            return Ok(());
+        }
+        if let Some((known, _)) = self.access_token(token, now).await?
+            && known.client_id == presented.client_id
+        {
+            let revoked = self.store.revoke_access_token(Digest::of(token), now).await;
+            revoked.map_err(store_failed)?;
+        }
+        Ok(())
+    }
+}

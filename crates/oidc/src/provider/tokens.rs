@@ -1,0 +1,395 @@
+//! `/token`: codes, refresh tokens and exchanged tokens.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use super::{
+    Caller, Gone, Inspector, Provider, after, algorithm_of, no_random, rules_of, store_failed,
+    written,
+};
+use crate::{
+    OidcError, Params,
+    capability::Rules,
+    claims::{Granted, IdToken, LIFETIME, Style},
+    client::ClientMetadata,
+    grant::{AccessDetails, GrantDetails, REFRESH_LIFETIME},
+    store::{AccessToken, Digest, Grant, Issue, Presented as InStore, RefreshToken, random_token},
+    token::{self, ACCESS_TOKEN_TYPE, Exchange, Presented, TokenAnswer, TokenRequest, prove},
+};
+
+/// How long the answer to a refresh may be asked for again, because it was lost.
+const LOST_ANSWER: Duration = Duration::from_secs(60);
+
+/// A grant that is about to give tokens.
+struct Giving<'a> {
+    client: &'a ClientMetadata,
+    grant: &'a Grant,
+    details: &'a GrantDetails,
+    rules: &'a Rules,
+    resources: Vec<String>,
+    /// tsidp repeats it at a refresh; the standard leaves it out there.
+    nonce: Option<&'a str>,
+}
+
+/// Tokens that are made, and not stored yet.
+struct Made {
+    id_token: String,
+    access_token: Zeroizing<String>,
+    stored: AccessToken,
+}
+
+impl Provider {
+    pub async fn token(
+        &self,
+        form: &Params,
+        authorization: Option<&str>,
+        caller: &Caller,
+        now: Timestamp,
+    ) -> Result<TokenAnswer, OidcError> {
+        match TokenRequest::read(form, self.settings.offers)? {
+            TokenRequest::Code {
+                code,
+                redirect_uri,
+                verifier,
+                resources,
+            } => {
+                let code = Digest::of(code);
+                let unknown = || OidcError::invalid_grant("code not found");
+                let presented = self.store.present_code(code, now).await;
+                let InStore::Valid(grant) = presented.map_err(store_failed)? else {
+                    return Err(unknown());
+                };
+                let redeemed = async {
+                    let presented = Presented::read(authorization, form)?;
+                    let client = self.client_of(&grant, presented.as_ref(), now).await?;
+                    let details = details_of(&grant)?;
+                    token::check_redemption(&details, redirect_uri, verifier)?;
+                    self.first_tokens(code, &grant, details, &client, resources, now)
+                        .await
+                };
+                match redeemed.await {
+                    // Whoever has the code and not what goes with it has stolen it.
+                    Err(error) if error.status.is_client_error() => {
+                        let burnt = self.store.burn_code(code).await;
+                        burnt.map_err(store_failed)?;
+                        Err(error)
+                    }
+                    other => other,
+                }
+            }
+            TokenRequest::Refresh { token, resources } => {
+                let unknown = || OidcError::invalid_grant("invalid refresh token");
+                let token = RefreshToken::parse(token).ok_or_else(unknown)?;
+                let presented = self.store.present_refresh(&token, LOST_ANSWER, now).await;
+                let InStore::Valid(grant) = presented.map_err(store_failed)? else {
+                    return Err(unknown());
+                };
+                let presented = Presented::read(authorization, form)?;
+                let client = self.client_of(&grant, presented.as_ref(), now).await?;
+                self.refreshed(&token, &grant, &client, resources, now)
+                    .await
+            }
+            TokenRequest::Exchange(exchange) => {
+                let inspector = self.inspector(form, authorization, caller, now).await?;
+                let refused = || {
+                    let words = "invalid client credentials";
+                    OidcError::new(StatusCode::UNAUTHORIZED, "invalid_client", words)
+                };
+                let inspector = inspector.ok_or_else(refused)?;
+                self.exchanged(exchange, &inspector, now).await
+            }
+        }
+    }
+
+    /// The client of the grant, if the request proves that it is that client; in tsidp's words.
+    async fn client_of(
+        &self,
+        grant: &Grant,
+        presented: Option<&Presented>,
+        now: Timestamp,
+    ) -> Result<ClientMetadata, OidcError> {
+        let refused = || OidcError::invalid_client(StatusCode::UNAUTHORIZED);
+        let presented = presented.ok_or_else(refused)?;
+        if presented.client_id != grant.client_id {
+            // A client that is who it says it is presents what another one was given (RFC 6749,
+            // section 5.2).
+            if self.proven(presented, now).await?.is_some() {
+                return Err(OidcError::invalid_grant("it was given to another client"));
+            }
+            return Err(OidcError::invalid_client(StatusCode::BAD_REQUEST));
+        }
+        self.proven(presented, now).await?.ok_or_else(refused)
+    }
+
+    /// The client that a request proves to be.
+    pub(super) async fn proven(
+        &self,
+        presented: &Presented,
+        now: Timestamp,
+    ) -> Result<Option<ClientMetadata>, OidcError> {
+        let Some((client, metadata)) = self.client(&presented.client_id, now).await? else {
+            return Ok(None);
+        };
+        let is_secret = |given: &str| {
+            let valid = |end: Option<Timestamp>| end.is_none_or(|end| end > now);
+            let mut secrets = client.secrets.iter();
+            secrets.any(|one| valid(one.expires_at) && one.digest.matches(given))
+        };
+        match prove(presented, &metadata, is_secret) {
+            Ok(_) => Ok(Some(metadata)),
+            Err(_) => {
+                tracing::warn!(target: "oidc", client_id = presented.client_id, "a client did not prove who it is");
+                Ok(None)
+            }
+        }
+    }
+
+    async fn first_tokens(
+        &self,
+        code: Digest,
+        grant: &Grant,
+        mut details: GrantDetails,
+        client: &ClientMetadata,
+        requested: &[String],
+        now: Timestamp,
+    ) -> Result<TokenAnswer, OidcError> {
+        let rules = rules_of(&details.identity)?;
+        let resources = token::resources(&details, &rules, requested, "invalid resource")?;
+        if details.resources.is_empty() {
+            details.resources.clone_from(&resources);
+        }
+        let giving = Giving {
+            client,
+            grant,
+            details: &details,
+            rules: &rules,
+            resources,
+            nonce: details.nonce.as_deref(),
+        };
+        let made = self.make(giving, now).await?;
+        let issue = Issue {
+            access: Some(made.stored.clone()),
+            refresh_until: Some(after(now, REFRESH_LIFETIME)),
+            details: Some(serde_json::to_string(&details).map_err(written)?),
+        };
+        let redeemed = self.store.redeem_code(code, &issue, now).await;
+        let InStore::Valid(issued) = redeemed.map_err(store_failed)? else {
+            return Err(OidcError::invalid_grant("code not found"));
+        };
+        Ok(answer(made, issued.refresh, &details))
+    }
+
+    async fn refreshed(
+        &self,
+        token: &RefreshToken,
+        grant: &Grant,
+        client: &ClientMetadata,
+        requested: &[String],
+        now: Timestamp,
+    ) -> Result<TokenAnswer, OidcError> {
+        let mut details = details_of(grant)?;
+        details.identity = match self.network.again(&details.identity).await {
+            Ok(identity) => identity,
+            Err(gone @ Gone::Refused(_)) => {
+                tracing::info!(target: "oidc", client_id = grant.client_id, login = details.identity.login, reason = %gone, "a grant was revoked");
+                let revoked = self.store.revoke_grant(grant.id, now).await;
+                revoked.map_err(store_failed)?;
+                return Err(OidcError::invalid_grant(
+                    "the person or the device is not allowed any more",
+                ));
+            }
+            Err(gone @ Gone::Unavailable(_)) => {
+                tracing::error!(target: "oidc", reason = %gone, "no refresh");
+                return Err(OidcError::unavailable());
+            }
+        };
+        let rules = rules_of(&details.identity)?;
+        let refused = "resource validation failed";
+        let resources = token::resources(&details, &rules, requested, refused)?;
+        if details.resources.is_empty() {
+            details.resources.clone_from(&resources);
+        }
+        let nonce = details.nonce.as_deref();
+        let giving = Giving {
+            client,
+            grant,
+            details: &details,
+            rules: &rules,
+            resources,
+            nonce: nonce.filter(|_| self.settings.style == Style::Tsidp),
+        };
+        let made = self.make(giving, now).await?;
+        let issue = Issue {
+            access: Some(made.stored.clone()),
+            refresh_until: Some(after(now, REFRESH_LIFETIME)),
+            details: Some(serde_json::to_string(&details).map_err(written)?),
+        };
+        let rotated = self
+            .store
+            .rotate_refresh(token, LOST_ANSWER, &issue, now)
+            .await;
+        let InStore::Valid(issued) = rotated.map_err(store_failed)? else {
+            return Err(OidcError::invalid_grant("invalid refresh token"));
+        };
+        Ok(answer(made, issued.refresh, &details))
+    }
+
+    async fn make(&self, giving: Giving<'_>, now: Timestamp) -> Result<Made, OidcError> {
+        let details = giving.details;
+        let access_token = random_token().map_err(no_random)?;
+        let id = Uuid::new_v4().simple().to_string();
+        let algorithm = algorithm_of(giving.client, &self.keys);
+        let granted = Granted {
+            client_id: &giving.grant.client_id,
+            identity: &details.identity,
+            scopes: &details.scopes,
+            resources: &giving.resources,
+            wishes: &details.claims,
+        };
+        let token = IdToken {
+            now: now.as_second(),
+            id: &id,
+            nonce: giving.nonce,
+            auth_time: details.auth_time,
+            access_token: Some((&access_token, algorithm.as_str())),
+        };
+        let claims = self.claims().id_token(granted, giving.rules, token);
+        let claims = claims.map_err(|error| {
+            tracing::warn!(target: "oidc", login = details.identity.login, error = %error, "no token");
+            OidcError::invalid_request("failed to merge extra claims")
+        })?;
+        let id_token = self.sign(algorithm, &claims).await?;
+        let stored = AccessDetails {
+            scopes: details.scopes.clone(),
+            resources: giving.resources,
+            id: Some(id),
+            ..AccessDetails::default()
+        };
+        Ok(Made {
+            id_token,
+            stored: AccessToken {
+                digest: Digest::of(&access_token),
+                client_id: giving.grant.client_id.clone(),
+                issued_at: now,
+                expires_at: after(now, LIFETIME),
+                details: serde_json::to_string(&stored).map_err(written)?,
+            },
+            access_token,
+        })
+    }
+
+    /// RFC 8693. The new token is for other audiences, and lives no longer than the subject token.
+    async fn exchanged(
+        &self,
+        exchange: Exchange<'_>,
+        inspector: &Inspector,
+        now: Timestamp,
+    ) -> Result<TokenAnswer, OidcError> {
+        let subject = self.access_token(exchange.subject_token, now).await?;
+        let (token, grant) = subject.ok_or_else(|| {
+            let words = "invalid subject token";
+            OidcError::new(StatusCode::UNAUTHORIZED, "invalid_grant", words)
+        })?;
+        let held: AccessDetails = serde_json::from_str(&token.details).map_err(written)?;
+        let details = details_of(&grant)?;
+        let denied =
+            |words: &'static str| OidcError::new(StatusCode::FORBIDDEN, "access_denied", words);
+        let rules = rules_of(&details.identity)
+            .map_err(|_| denied("failed to unmarshal STS capability"))?;
+        let audiences = rules.allowed(&details.identity.login, exchange.audiences);
+        if audiences.is_empty() {
+            return Err(denied("access denied for requested audience"));
+        }
+        let act = match exchange.actor_token {
+            None => held.act.clone(),
+            Some(actor) => {
+                let found = self.access_token(actor, now).await?;
+                let (token, grant) = found
+                    .ok_or_else(|| OidcError::invalid_request("invalid or expired actor_token"))?;
+                Some(actor_of(&token, &grant)?)
+            }
+        };
+        let access_token = random_token().map_err(no_random)?;
+        let stored = AccessDetails {
+            scopes: held.scopes.clone(),
+            resources: audiences,
+            id: None,
+            exchanged: true,
+            act,
+        };
+        let until = token.expires_at.min(after(now, LIFETIME));
+        let stored = AccessToken {
+            digest: Digest::of(&access_token),
+            client_id: inspector.name(),
+            issued_at: now,
+            expires_at: until,
+            details: serde_json::to_string(&stored).map_err(written)?,
+        };
+        let added = self.store.add_access_token(grant.id, &stored, now).await;
+        if !added.map_err(store_failed)? {
+            let words = "invalid subject token";
+            return Err(OidcError::new(
+                StatusCode::UNAUTHORIZED,
+                "invalid_grant",
+                words,
+            ));
+        }
+        let scope = held.scopes.join(" ");
+        Ok(TokenAnswer {
+            id_token: None,
+            issued_token_type: Some(ACCESS_TOKEN_TYPE),
+            token_type: "Bearer",
+            access_token: access_token.to_string(),
+            refresh_token: None,
+            expires_in: until.as_second() - now.as_second(),
+            scope: exchange
+                .scope
+                .is_some_and(|asked| asked != scope)
+                .then_some(scope),
+        })
+    }
+
+    /// A living access token and its grant.
+    pub(super) async fn access_token(
+        &self,
+        token: &str,
+        now: Timestamp,
+    ) -> Result<Option<(AccessToken, Grant)>, OidcError> {
+        let found = self.store.access_token(Digest::of(token), now).await;
+        found.map_err(store_failed)
+    }
+}
+
+/// The actor of a delegation (RFC 8693, section 4.1), with those before it.
+fn actor_of(token: &AccessToken, grant: &Grant) -> Result<Value, OidcError> {
+    let held: AccessDetails = serde_json::from_str(&token.details).map_err(written)?;
+    let mut act = json!({"client_id": token.client_id});
+    if let Some(subject) = &grant.subject {
+        act["sub"] = subject.as_str().into();
+    }
+    if let Some(before) = held.act {
+        act["act"] = before;
+    }
+    Ok(act)
+}
+
+pub(super) fn details_of(grant: &Grant) -> Result<GrantDetails, OidcError> {
+    serde_json::from_str(&grant.details).map_err(written)
+}
+
+fn answer(made: Made, refresh: Option<RefreshToken>, details: &GrantDetails) -> TokenAnswer {
+    TokenAnswer {
+        id_token: Some(made.id_token),
+        issued_token_type: None,
+        token_type: "Bearer",
+        access_token: made.access_token.to_string(),
+        refresh_token: refresh.map(|token| token.reveal().to_string()),
+        expires_in: LIFETIME,
+        scope: details.scopes_narrowed.then(|| details.scopes.join(" ")),
+    }
+}
