@@ -31,12 +31,12 @@ use crate::{
         serve::{Limits, serve},
         tcp::{PlainListener, Remote},
     },
+    jwks::verify::{MalformedToken, ParsedToken, SignatureCheck},
     signals::{Signal, Signals},
     sts::{
         client::{self, ClientError, ExchangeRequest, ExchangeResponse, TokenSource},
         policy::{self, CheckedToken, PolicyLoadError},
         trial_issuer::{self, TrialError, TrialIssuer, TrialSettings},
-        verify::{MalformedToken, ParsedToken, SignatureCheck},
     },
 };
 

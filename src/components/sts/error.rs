@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use ::http::StatusCode;
 
-use super::{policy::RefusalReason, token_endpoint::TokenEndpointError, verify::MalformedToken};
-use crate::http::{self, error::Kind};
+use super::{policy::RefusalReason, token_endpoint::TokenEndpointError};
+use crate::{
+    http::{self, error::Kind},
+    jwks::verify::MalformedToken,
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {

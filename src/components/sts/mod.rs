@@ -31,7 +31,6 @@ pub mod policy;
 mod routes;
 pub mod token_endpoint;
 pub mod trial_issuer;
-pub mod verify;
 
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
@@ -49,12 +48,14 @@ use self::{
         RequestedAccess,
     },
     token_endpoint::{AccessToken, RequestedGrant, TokenEndpoint},
-    verify::{ParsedToken, SignatureCheck},
 };
 use crate::{
     config::{self, Listen},
     http::{layers, origin},
-    jwks::fetch::{self, Fetcher, KeySource, SourceState},
+    jwks::{
+        fetch::{self, Fetcher, KeySource, SourceState},
+        verify::{ParsedToken, SignatureCheck},
+    },
     part::{AcceptedHosts, Context, Lifecycle, Part, PartError, Routes},
     telemetry::meter::Meter,
 };

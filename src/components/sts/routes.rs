@@ -19,11 +19,12 @@ use serde_json::{Map, Value};
 use tailbone_values::excerpt;
 use url::form_urlencoded;
 
-use super::{ExchangeError, Granted, RefusedExchange, SharedState, policy, verify::ParsedToken};
+use super::{ExchangeError, Granted, RefusedExchange, SharedState, policy};
 use crate::{
     audit,
     http::{form::is_form, tcp::Remote},
     identity::Connection,
+    jwks::verify::ParsedToken,
     telemetry::audit::Decision,
 };
 

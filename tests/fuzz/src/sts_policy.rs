@@ -7,12 +7,12 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 use jsonwebtoken::Algorithm;
 use serde_json::json;
-use tailbone::sts::{
-    policy::{
+use tailbone::{
+    jwks::verify::{ParsedToken, SignatureCheck},
+    sts::policy::{
         self, Audience, CheckedToken, ClaimPattern, ExchangePolicy, PolicyOutcome, RequestedAccess,
         fuzzing,
     },
-    verify::{ParsedToken, SignatureCheck},
 };
 
 const NOW: i64 = 1_800_000_000;

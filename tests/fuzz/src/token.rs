@@ -14,9 +14,9 @@ use serde::{
     de::{IgnoredAny, MapAccess, Visitor},
 };
 use serde_json::{Value, json};
-use tailbone::{
-    jwks::fetch::KeySet,
-    sts::verify::{ParsedToken, SignatureCheck, TimeClaim},
+use tailbone::jwks::{
+    fetch::KeySet,
+    verify::{ParsedToken, SignatureCheck, TimeClaim},
 };
 
 const KID: &str = "k1";

@@ -67,7 +67,7 @@ pub(super) async fn trial(
     });
     until("a token", || out.text().ends_with('\n')).await;
     let token = out.text().trim().to_owned();
-    let read = sts::verify::ParsedToken::read(&token).unwrap();
+    let read = tailbone::jwks::verify::ParsedToken::read(&token).unwrap();
     let base = read.claims.text("iss").unwrap().to_owned();
     (token, base, stop)
 }

@@ -623,10 +623,10 @@ async fn t16_the_trial_issuers_tokens_expire_and_name_their_key() {
         &[("KID", "mine"), ("SUBJECT", "me")],
     )
     .await;
-    let read = sts::verify::ParsedToken::read(&token).unwrap();
+    let read = tailbone::jwks::verify::ParsedToken::read(&token).unwrap();
     assert_eq!(read.kid(), Some("mine"));
     assert_eq!(read.claims.text("sub"), Some("me"));
-    let sts::verify::TimeClaim::At(exp) = read.claims.time("exp") else {
+    let tailbone::jwks::verify::TimeClaim::At(exp) = read.claims.time("exp") else {
         panic!("no exp")
     };
     let left = exp - Timestamp::now().as_second() as f64;

@@ -497,7 +497,8 @@ fn cache_time_of(headers: &HeaderMap, now: Timestamp, limits: &FetchLimits) -> D
     )
 }
 
-fn asked_cache_time(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+/// How long the headers of an answer allow to keep it, if they say so (RFC 9111).
+pub fn asked_cache_time(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let mut max_age = None;
     for line in headers.get_all(header::CACHE_CONTROL) {
         for directive in line.to_str().unwrap_or_default().split(',') {

@@ -8,7 +8,7 @@
 //! - [`Document`]: parse, change, write; foreign content survives.
 //! - [`Publisher`]: [`FilePublisher`], [`S3Publisher`], [`MemoryPublisher`]; [`update`] changes a
 //!   document without losing anyone's change.
-//! - [`fetch`] reads other issuers' documents, to verify their tokens.
+//! - [`fetch`] reads other issuers' documents, to verify their tokens with [`verify`].
 //!
 //! `jwks` uses `keys`, never the other way round.
 
@@ -20,6 +20,7 @@ mod memory;
 mod publisher;
 mod s3;
 mod set;
+pub mod verify;
 
 pub use document::{Document, KidTaken, MAX_DOCUMENT, Unreadable};
 pub use file::FilePublisher;

@@ -27,8 +27,13 @@ use tailbone_values::glob;
 pub(super) use file::is_loopback;
 pub use file::{LoadedPolicies, PolicyLoadError, PolicyMistake, load};
 
-use super::verify::{ParsedToken, SignatureCheck, TimeClaim, TokenClaims};
-use crate::{config::Credentials, jwks::fetch::KeySource};
+use crate::{
+    config::Credentials,
+    jwks::{
+        fetch::KeySource,
+        verify::{ParsedToken, SignatureCheck, TimeClaim, TokenClaims},
+    },
+};
 
 /// One policy file.
 #[derive(Debug, Clone)]

@@ -1,9 +1,9 @@
-//! Parses a token and verifies its signature. [`super::policy`] evaluates the claims.
+//! Parses a token of another issuer and verifies its signature. Callers evaluate the claims.
 //!
 //! Invariants
 //! - The bytes that are parsed are the bytes whose signature is checked; nothing is serialized
 //!   again.
-//! - The token chooses neither key type nor algorithm: the policy must allow its `alg`, and a key
+//! - The token chooses neither key type nor algorithm: the caller must allow its `alg`, and a key
 //!   is only used with the algorithms that were assigned to it when its set was read. Keys, URLs
 //!   and certificates in the header are ignored.
 //! - Claim names are compared exactly, and a duplicate name makes the token invalid: two parsers of
@@ -19,7 +19,7 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
-use crate::jwks::fetch::KeySet;
+use super::fetch::{KeySet, PublicKey};
 
 /// A parsed token, not verified yet.
 #[derive(Clone)]
@@ -30,6 +30,7 @@ pub struct ParsedToken {
     /// `None` for an algorithm that JOSE defines and this code does not verify.
     pub algorithm: Option<Algorithm>,
     pub kid: Kid,
+    pub typ: Typ,
     /// The header has a `crit` entry, which always demands something unsupported.
     critical: bool,
     pub claims: TokenClaims,
@@ -50,6 +51,16 @@ pub enum Kid {
     Absent,
     /// Present, but not a string.
     NotAString,
+    Text(String),
+}
+
+/// The `typ` of the header, which says what kind of token it is (RFC 8725, 3.11).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Typ {
+    Absent,
+    /// Present, but not a string.
+    NotAString,
+    /// In lower case, without the `application/` that may stand before it (RFC 7515, 4.1.9).
     Text(String),
 }
 
@@ -92,11 +103,17 @@ impl ParsedToken {
             Some(Value::String(kid)) => Kid::Text(kid.clone()),
             Some(_) => Kid::NotAString,
         };
+        let typ = match header_map.get("typ") {
+            None => Typ::Absent,
+            Some(Value::String(typ)) => Typ::read(typ),
+            Some(_) => Typ::NotAString,
+        };
         Ok(Self {
             message: format!("{header}.{payload}"),
             signature: signature.to_owned(),
             algorithm,
             kid,
+            typ,
             critical: header_map.contains_key("crit"),
             claims: TokenClaims(claims),
         })
@@ -121,13 +138,31 @@ impl ParsedToken {
 
     /// Verifies the signature with the keys of one set.
     pub fn signature(&self, set: &KeySet) -> SignatureCheck {
+        self.signature_by(|algorithm| set.candidates(self.kid(), algorithm))
+    }
+
+    /// The same, where a key without an id counts as one that the token may name. For a set that
+    /// belongs to one client: such sets often give no ids, and name the key in their tokens.
+    pub fn signature_by_owner(&self, set: &KeySet) -> SignatureCheck {
+        self.signature_by(|algorithm| {
+            set.candidates(None, algorithm).filter(|key| {
+                let kid = key.kid.as_deref();
+                self.kid() == kid || self.kid().is_none() || kid.is_none()
+            })
+        })
+    }
+
+    fn signature_by<'a, K: Iterator<Item = &'a PublicKey>>(
+        &'a self,
+        candidates: impl FnOnce(Algorithm) -> K,
+    ) -> SignatureCheck {
         let Some(algorithm) = self.algorithm else {
             return SignatureCheck::Invalid;
         };
         if self.critical || self.kid == Kid::NotAString {
             return SignatureCheck::NoMatchingKey;
         }
-        let mut matching_keys = set.candidates(self.kid(), algorithm).peekable();
+        let mut matching_keys = candidates(algorithm).peekable();
         if matching_keys.peek().is_none() {
             return SignatureCheck::NoMatchingKey;
         }
@@ -140,6 +175,25 @@ impl ParsedToken {
             SignatureCheck::Valid
         } else {
             SignatureCheck::Invalid
+        }
+    }
+}
+
+impl Typ {
+    fn read(text: &str) -> Self {
+        let text = text.to_ascii_lowercase();
+        Self::Text(match text.strip_prefix("application/") {
+            Some(short) => short.to_owned(),
+            None => text,
+        })
+    }
+
+    /// Whether it is absent, `JWT`, or this kind, which is in lower case.
+    pub fn is_plain_or(&self, kind: &str) -> bool {
+        match self {
+            Self::Absent => true,
+            Self::NotAString => false,
+            Self::Text(typ) => typ == "jwt" || typ == kind,
         }
     }
 }
@@ -197,6 +251,11 @@ impl TokenClaims {
             Some(Value::Array(many)) => many.iter().map(Value::as_str).collect(),
             Some(_) => None,
         }
+    }
+
+    /// All claims by their names.
+    pub fn all(&self) -> &Map<String, Value> {
+        &self.0
     }
 
     /// A claim by its name, or by a JSON pointer if the name begins with a slash.
@@ -293,6 +352,22 @@ mod tests {
             assert_eq!(token.algorithm, None);
             assert_eq!(token.signature(&KeySet::default()), SignatureCheck::Invalid);
         }
+    }
+
+    #[test]
+    fn the_kind_of_a_token_is_read_as_a_media_type() {
+        let typ = |typ: &str| {
+            let header = format!(r#"{{"alg":"RS256","typ":{typ}}}"#);
+            token(&header, "{}").unwrap().typ
+        };
+        assert_eq!(typ(r#""application/AT+JWT""#), Typ::Text("at+jwt".into()));
+        assert!(typ(r#""JWT""#).is_plain_or("at+jwt"));
+        assert!(typ(r#""at+jwt""#).is_plain_or("at+jwt"));
+        assert!(!typ(r#""at+jwt""#).is_plain_or("logout+jwt"));
+        assert_eq!(typ("7"), Typ::NotAString);
+        assert!(!Typ::NotAString.is_plain_or("at+jwt"));
+        let absent = token(r#"{"alg":"RS256"}"#, "{}").unwrap().typ;
+        assert!(absent.is_plain_or("at+jwt"));
     }
 
     #[test]
