@@ -62,7 +62,8 @@ pub fn build(timeout: Duration, reach: &Reach) -> Result<reqwest::Client, ReachE
     builder.build().map_err(ReachError::Client)
 }
 
-fn certificates(path: &Path) -> Result<Vec<reqwest::Certificate>, ReachError> {
+/// The certificates in a file of PEM, at least one.
+pub fn certificates(path: &Path) -> Result<Vec<reqwest::Certificate>, ReachError> {
     let pem = std::fs::read(path).map_err(|cause| ReachError::CaFile {
         path: path.to_path_buf(),
         cause,
@@ -84,10 +85,18 @@ fn parse_proxy(proxy: &Secret) -> Result<reqwest::Proxy, ReachError> {
 }
 
 /// The body, or nothing if it is larger than [`MAX_BODY_BYTES`].
-pub async fn read_body(mut response: reqwest::Response) -> Result<Option<Vec<u8>>, reqwest::Error> {
+pub async fn read_body(response: reqwest::Response) -> Result<Option<Vec<u8>>, reqwest::Error> {
+    read_body_up_to(response, MAX_BODY_BYTES).await
+}
+
+/// The body, or nothing if it is larger than `most` bytes.
+pub async fn read_body_up_to(
+    mut response: reqwest::Response,
+    most: usize,
+) -> Result<Option<Vec<u8>>, reqwest::Error> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
-        if body.len() + chunk.len() > MAX_BODY_BYTES {
+        if body.len() + chunk.len() > most {
             return Ok(None);
         }
         body.extend_from_slice(&chunk);
