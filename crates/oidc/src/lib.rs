@@ -3,6 +3,7 @@
 //! Nothing here knows the tailnet. The component `oidc` of the program tells each rule who calls,
 //! and gives it the time.
 
+pub mod assertion;
 pub mod authorize;
 pub mod capability;
 pub mod claims;
@@ -14,6 +15,9 @@ pub mod fetch;
 pub mod grant;
 mod params;
 pub mod provider;
+pub mod request_object;
+#[cfg(test)]
+mod signing;
 pub mod store;
 pub mod token;
 
