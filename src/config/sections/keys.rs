@@ -197,6 +197,7 @@ impl KeySettings {
             self.spec,
         )
         .with_remote(self.signer.services())
+        .in_real_time()
     }
 
     /// The publisher for the place that the settings name.

@@ -184,7 +184,8 @@ impl WorkloadKeySettings {
     pub fn set(&self) -> KeySet {
         let (name, policy) = ("workload", KeyPolicy::from(self));
         if self.in_memory {
-            return KeySet::in_memory(name, &policy, &self.prefix, self.default, &self.specs);
+            return KeySet::in_memory(name, &policy, &self.prefix, self.default, &self.specs)
+                .in_real_time();
         }
         let set = KeySet::new(
             name,
@@ -194,7 +195,8 @@ impl WorkloadKeySettings {
             &self.prefix,
             self.default,
             &self.specs,
-        );
+        )
+        .in_real_time();
         match &self.take_over {
             Some(file) => set.taking_over(Arc::new(KeyFile::new(file))),
             None => set,

@@ -26,6 +26,27 @@ use super::{
     key_life, kids, names, verify, view,
 };
 
+/// Verifiers cannot know a key before its publication is over, however long making and publishing
+/// it took.
+#[tokio::test]
+async fn the_wait_of_a_key_counts_from_when_it_was_read_back() {
+    let server = S3Server::start();
+    let proxy = FaultProxy::start(server.addr).await;
+    let folder = tempfile::tempdir().unwrap();
+    let publisher = Arc::new(publisher_at(proxy.addr));
+    let store = KeyStore::new(folder.path());
+    let life = KeyLife::new(store, publisher, policy(), "tb", KeySpec::Es256).in_real_time();
+    life.start(at(0)).await.unwrap();
+    let slow = Duration::from_millis(300);
+    proxy.once("PUT", Fault::Delay(slow));
+    let made = life.generate(None, at(1)).await.unwrap();
+    let waits = policy().cache_time + policy().skew;
+    assert!(
+        made.key.signs_since.unwrap() >= at(1) + slow + waits,
+        "{made:?}"
+    );
+}
+
 #[tokio::test]
 async fn d03_a_key_that_could_not_be_published_leaves_nothing_that_signs() {
     let server = S3Server::start();

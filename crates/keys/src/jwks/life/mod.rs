@@ -17,7 +17,10 @@ mod error;
 mod operations;
 mod pass;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
@@ -57,12 +60,15 @@ struct Inner {
     remote: RemoteServices,
     current_keys: CurrentKeys,
     shared: Shared,
+    real_time: bool,
     pass_state: Mutex<PassState>,
 }
 
 /// What one pass keeps for the next.
 #[derive(Debug, Default)]
 struct PassState {
+    /// When the caller asked, whose time is an argument; `None` where time stands still.
+    asked: Option<Instant>,
     signer: Option<Arc<Signer>>,
     fingerprint: Option<Fingerprint>,
     next_read: Option<Timestamp>,
@@ -103,9 +109,23 @@ impl KeyLife {
                 remote: RemoteServices::default(),
                 current_keys: CurrentKeys::default(),
                 shared,
+                real_time: false,
                 pass_state: Mutex::default(),
             }),
         }
+    }
+
+    /// Time goes on while a pass runs, as it does for verifiers: the wait of a key counts from when
+    /// it was read back, and not from the start of the pass that made and published it. Without
+    /// this, time is the argument alone. For a life that nobody else has yet.
+    #[must_use]
+    pub fn in_real_time(mut self) -> Self {
+        let inner = Arc::get_mut(&mut self.inner);
+        debug_assert!(inner.is_some(), "a clone exists, whose time stands still");
+        if let Some(inner) = inner {
+            inner.real_time = true;
+        }
+        self
     }
 
     /// With keys that signing services keep. For a life that nobody else has yet.
@@ -132,6 +152,11 @@ impl KeyLife {
     /// The name of the place of publication, for people.
     pub fn place(&self) -> &str {
         self.inner.publisher.place()
+    }
+
+    /// Call when the caller asks, before any wait.
+    fn asked(&self) -> Option<Instant> {
+        self.inner.real_time.then(Instant::now)
     }
 
     pub(in crate::jwks) fn store(&self) -> &KeyStore {
@@ -199,6 +224,14 @@ impl KeyLife {
             .and_then(|every| now.checked_add(every).ok())
             .unwrap_or(now)
     }
+}
+
+/// The present, where `now` was the time when the caller asked.
+fn present(now: Timestamp, asked: Option<Instant>) -> Timestamp {
+    let passed = asked.and_then(|asked| SignedDuration::try_from(asked.elapsed()).ok());
+    passed
+        .and_then(|passed| now.checked_add(passed).ok())
+        .unwrap_or(now)
 }
 
 /// Runs `work` on a directory where it may block.

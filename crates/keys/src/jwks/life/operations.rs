@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::{
     KeyLife, LifeError,
     pass::{Mode, Report, unavailable},
+    present,
 };
 use crate::KeySpec;
 use crate::jwks::update;
@@ -50,7 +51,9 @@ impl KeyLife {
         spec: Option<KeySpec>,
         now: Timestamp,
     ) -> Result<GeneratedKey, LifeError> {
+        let asked = self.asked();
         let mut pass_state = self.inner.pass_state.lock().await;
+        pass_state.asked = asked;
         let lock = self.lock_directory().await?.ok_or(LifeError::ReadOnly)?;
         // Fails before a key is made if there is no usable document.
         self.inner.publisher.read().await?;
@@ -85,7 +88,9 @@ impl KeyLife {
 
     /// Every key of the document and the directory; changes nothing.
     pub async fn list(&self, now: Timestamp) -> Result<Report, LifeError> {
+        let asked = self.asked();
         let mut pass_state = self.inner.pass_state.lock().await;
+        pass_state.asked = asked;
         self.pass(&mut pass_state, Mode::DryRun, PassOptions::default(), now)
             .await
     }
@@ -96,6 +101,7 @@ impl KeyLife {
         spec: Option<KeySpec>,
         now: Timestamp,
     ) -> Result<GeneratedKey, LifeError> {
+        let asked = self.asked();
         let report = self.sync(now).await?;
         let waiting = report
             .keys
@@ -108,14 +114,16 @@ impl KeyLife {
                 existed: true,
                 report,
             }),
-            None => self.generate(spec, now).await,
+            None => self.generate(spec, present(now, asked)).await,
         }
     }
 
     /// Takes a key out of the document and deletes its files in this directory. Other servers that
     /// hold it stop signing with it at their next pass.
     pub async fn remove(&self, kid: &str, now: Timestamp) -> Result<Removal, LifeError> {
+        let asked = self.asked();
         let mut pass_state = self.inner.pass_state.lock().await;
+        pass_state.asked = asked;
         let lock = self.lock_directory().await?;
         self.inner.publisher.read().await?;
         // Restores a lost document first, or the removal would leave a document of only what this
@@ -199,7 +207,9 @@ impl KeyLife {
             clean: true,
         };
         if dry_run {
+            let asked = self.asked();
             let mut pass_state = self.inner.pass_state.lock().await;
+            pass_state.asked = asked;
             return self.pass(&mut pass_state, Mode::DryRun, options, now).await;
         }
         self.run(options, now).await

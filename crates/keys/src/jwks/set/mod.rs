@@ -191,6 +191,20 @@ impl KeySet {
         self
     }
 
+    /// As [`KeyLife::in_real_time`], for each life. For a set that nobody else has yet.
+    #[must_use]
+    pub fn in_real_time(mut self) -> Self {
+        let inner = Arc::get_mut(&mut self.inner);
+        debug_assert!(inner.is_some(), "a clone exists, whose time stands still");
+        if let Some(inner) = inner {
+            let lives = std::mem::take(&mut inner.lives).into_iter();
+            inner.lives = lives
+                .map(|(algorithm, life)| (algorithm, life.in_real_time()))
+                .collect();
+        }
+        self
+    }
+
     /// The name for people, logs and metrics.
     pub fn name(&self) -> &str {
         &self.inner.name

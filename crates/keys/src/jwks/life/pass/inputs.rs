@@ -1,5 +1,7 @@
 //! What a pass decides on: the directory and the document, read at one time.
 
+use std::time::Instant;
+
 use jiff::Timestamp;
 
 use super::{Done, Outcome, Report};
@@ -7,7 +9,7 @@ use crate::{
     Contents, History, KeyId, PublicJwk, StoreError, StoredKey,
     jwks::{
         Document, PublishError, Updated, Versioned,
-        life::{KeyLife, LifeError},
+        life::{KeyLife, LifeError, present},
     },
     remote::{KeyReference, RemoteServices},
     rotation::{self, Action, Observation, PassOptions, Record, View},
@@ -25,6 +27,7 @@ impl KeyLife {
     pub(super) async fn read_inputs(
         &self,
         now: Timestamp,
+        asked: Option<Instant>,
         report: &mut Report,
     ) -> Result<Inputs, LifeError> {
         let contents = self.disk(|store| store.load()).await?;
@@ -59,7 +62,8 @@ impl KeyLife {
             document,
             observation,
         };
-        rotation::observe(&mut inputs.records, self.place(), &inputs.observation, now);
+        let seen = present(now, asked);
+        rotation::observe(&mut inputs.records, self.place(), &inputs.observation, seen);
         Ok(inputs)
     }
 
@@ -68,6 +72,7 @@ impl KeyLife {
         &self,
         inputs: &mut Inputs,
         now: Timestamp,
+        asked: Option<Instant>,
     ) -> Result<(), LifeError> {
         let facts: Vec<(KeyId, History)> = inputs
             .records
@@ -85,7 +90,8 @@ impl KeyLife {
         if let Some(versioned) = &inputs.document {
             inputs.observation = self.observation(&inputs.contents, &versioned.document);
         }
-        rotation::observe(&mut inputs.records, self.place(), &inputs.observation, now);
+        let seen = present(now, asked);
+        rotation::observe(&mut inputs.records, self.place(), &inputs.observation, seen);
         Ok(())
     }
 

@@ -124,7 +124,9 @@ impl KeyLife {
         options: PassOptions,
         now: Timestamp,
     ) -> Result<Report, LifeError> {
+        let asked = self.asked();
         let mut pass_state = self.inner.pass_state.lock().await;
+        pass_state.asked = asked;
         let lock = self.lock_directory().await?;
         let options = PassOptions {
             first_key: options.first_key || pass_state.first_key_pending,
@@ -165,7 +167,8 @@ impl KeyLife {
                 self.inner.store.directory().display()
             )),
         }
-        let mut inputs = self.read_inputs(now, &mut report).await?;
+        let asked = pass_state.asked;
+        let mut inputs = self.read_inputs(now, asked, &mut report).await?;
         let mut failed: BTreeSet<Action> = BTreeSet::new();
         let mut plan = self.decide(&inputs, options, now);
         for _ in 0..ROUNDS {
@@ -195,7 +198,7 @@ impl KeyLife {
             }
             self.execute(&mut inputs, due, &mut failed, &mut report, now)
                 .await;
-            self.reread(&mut inputs, now).await?;
+            self.reread(&mut inputs, now, asked).await?;
             plan = self.decide(&inputs, options, now);
         }
         if mode != Mode::DryRun {
