@@ -80,28 +80,33 @@ impl TokenInput<'_> {
     /// The payload, with its members in alphabetical order.
     pub(super) fn payload(&self) -> Result<Vec<u8>, serde_json::Error> {
         let Validity { from, until } = self.validity();
-        let aud = if self.aud_is_text {
-            json!(self.audience)
-        } else {
-            json!([self.audience])
-        };
-        let mut claims = self.extra.clone();
-        claims.insert("aud".into(), aud);
-        claims.insert("exp".into(), until.into());
-        claims.insert("iat".into(), from.into());
-        claims.insert("iss".into(), self.issuer.into());
-        claims.insert("jti".into(), self.id.into());
-        claims.insert("nbf".into(), from.into());
-        claims.insert("sub".into(), self.subject.into());
-        if self.aws_session {
-            claims.insert(AWS_TAGS.into(), aws_tags(self.visitor));
-            claims.extend(aws_source_identity(self.visitor));
-        }
         let record = NodeRecord::new(self.visitor, self.with_capabilities);
-        serde_json::to_vec(&Payload {
-            before: &claims,
-            record: &record,
-        })
+        let aud = if self.aud_is_text {
+            Claim::Text(self.audience)
+        } else {
+            Claim::List([self.audience])
+        };
+        let mut claims = Vec::with_capacity(RESERVED.len() + self.extra.len());
+        claims.extend([
+            ("aud", aud),
+            ("exp", Claim::Number(until)),
+            ("iat", Claim::Number(from)),
+            ("iss", Claim::Text(self.issuer)),
+            (TSIAM_CAPABILITY, Claim::Node(&record)),
+            ("jti", Claim::Text(self.id)),
+            ("nbf", Claim::Number(from)),
+            ("sub", Claim::Text(self.subject)),
+        ]);
+        if self.aws_session {
+            claims.push((AWS_TAGS, Claim::Made(aws_tags(self.visitor))));
+            let identity = aws_source_identity(self.visitor);
+            claims.extend(identity.map(|identity| (AWS_SOURCE_IDENTITY, Claim::Text(identity))));
+        }
+        // No rule may name one of those above.
+        let extra = self.extra.iter();
+        claims.extend(extra.map(|(name, value)| (name.as_str(), Claim::Added(value))));
+        claims.sort_unstable_by_key(|(name, _)| *name);
+        serde_json::to_vec(&Payload(claims))
     }
 }
 
@@ -112,30 +117,27 @@ pub(super) fn token_id() -> Result<String, aws_lc_rs::error::Unspecified> {
     Ok(URL_SAFE_NO_PAD.encode(bytes))
 }
 
-/// Claims in alphabetical order, with the record of the node in its place among them; the record's
-/// own members keep their order.
-struct Payload<'a> {
-    before: &'a Map<String, Value>,
-    record: &'a NodeRecord<'a>,
-}
+/// Claims in this order.
+struct Payload<'a>(Vec<(&'a str, Claim<'a>)>);
 
 impl Serialize for Payload<'_> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        use serde::ser::SerializeMap as _;
-        let mut map = serializer.serialize_map(Some(self.before.len() + 1))?;
-        let (before, after): (Vec<_>, Vec<_>) = self
-            .before
-            .iter()
-            .partition(|(name, _)| name.as_str() < TSIAM_CAPABILITY);
-        for (name, value) in before {
-            map.serialize_entry(name, value)?;
-        }
-        map.serialize_entry(TSIAM_CAPABILITY, self.record)?;
-        for (name, value) in after {
-            map.serialize_entry(name, value)?;
-        }
-        map.end()
+        serializer.collect_map(self.0.iter().map(|(name, claim)| (name, claim)))
     }
+}
+
+/// The value of a claim, borrowed where it can be: a token costs no copy of what is known anyway.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Claim<'a> {
+    /// By a rule or a grant.
+    Added(&'a Value),
+    List([&'a str; 1]),
+    Made(Value),
+    /// Its own members keep their order.
+    Node(&'a NodeRecord<'a>),
+    Number(i64),
+    Text(&'a str),
 }
 
 /// The node, as tsiam describes it.
@@ -215,12 +217,12 @@ fn aws_tags(visitor: &Visitor) -> Value {
 
 /// Who is behind the session in CloudTrail: the user, or the node's stable id. Left out where AWS
 /// would refuse it.
-fn aws_source_identity(visitor: &Visitor) -> Option<(String, Value)> {
-    let identity = match visitor.caller_any_tailnet() {
+fn aws_source_identity(visitor: &Visitor) -> Option<&str> {
+    let identity: &str = match visitor.caller_any_tailnet() {
         Caller::User(user) => &user.login,
         _ => visitor.node_id(),
     };
     let fits = |c: char| c.is_ascii_alphanumeric() || "_=,.@+-".contains(c);
     (AWS_SOURCE_IDENTITY_CHARS.contains(&identity.len()) && identity.chars().all(fits))
-        .then(|| (AWS_SOURCE_IDENTITY.to_owned(), identity.into()))
+        .then_some(identity)
 }
