@@ -67,7 +67,12 @@ impl Edge {
 
     /// Where they come from a certificate authority.
     pub(super) fn with_authority() -> Self {
-        let devnet = Devnet::with_https_and_funnel();
+        Self::with_authority_and_peers(&[])
+    }
+
+    /// With these peers of the tailnet too.
+    pub(super) fn with_authority_and_peers(peers: &[&str]) -> Self {
+        let devnet = Devnet::with_https_funnel_and_peers(peers);
         let authority = devnet.ready.acme.as_ref().unwrap();
         let root = CertificateDer::from_pem_file(&authority.root_file).unwrap();
         Self {

@@ -9,6 +9,7 @@
 
 mod admin;
 mod certificates;
+mod cloud_sdks;
 mod disk;
 mod front_proxies;
 mod funnel;

@@ -29,33 +29,28 @@ os.environ.update(
     REQUESTS_CA_BUNDLE=settings["certificate"],
     SSL_CERT_FILE=settings["certificate"],
 )
+# One that the caller uses.
+os.environ.pop("AWS_PROFILE", None)
 
 
-def bucket(**session):
-    """Reads the object with credentials that the SDK renews before each read, as they end soon."""
-    import boto3
-    from botocore.config import Config
+def object_reader(**session):
+    from read_object import reader
 
-    credentials = boto3.Session(**session).get_credentials()
-    config = Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1})
+    read = reader(settings["s3"], **session)
+    return lambda: read(settings["bucket"], settings["object"])
 
-    def read():
-        now = credentials.get_frozen_credentials()
-        assert now.token, "credentials of a role have a session token"
-        # The object store of the tests has no TLS and knows no session tokens.
-        keys = {"aws_access_key_id": now.access_key, "aws_secret_access_key": now.secret_key}
-        client = boto3.client("s3", endpoint_url=settings["s3"], config=config, **keys)
-        return client.get_object(Bucket=settings["bucket"], Key=settings["object"])["Body"].read().decode()
 
-    return read
+def command_line(*command):
+    """A command of `tailbone workload` with the issuer and the way to it, as one line."""
+    return shlex.join([settings["tailbone"], "workload", *command, *settings["reach"]])
 
 
 def aws_file():
     os.environ.update(AWS_WEB_IDENTITY_TOKEN_FILE=settings["aws_file"], AWS_ROLE_ARN=settings["role"])
-    read = bucket()
-    # As long as it takes for the file to have had some tokens.
+    read = object_reader()
+    # As long as it takes for the file to have had some tokens, or until the test ends it.
     reads, started = 0, time.monotonic()
-    while len(set(services.seen["aws"])) < settings["rotations"]:
+    while len(set(services.seen["aws"])) < settings["rotations"] or not over():
         if time.monotonic() - started > 60:
             sys.exit(f"the file does not change: {services.seen['aws']}")
         content = read()
@@ -63,15 +58,19 @@ def aws_file():
         time.sleep(0.2)
     for name in ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"):
         del os.environ[name]
-    return {"object": content, "reads": reads, "tokens": len(set(services.seen["aws"]))}
+    return {"object": content, "reads": reads, "tokens": len(set(services.seen["aws"])), "refused": services.refused}
+
+
+def over():
+    file = settings.get("end_file")
+    return file is None or pathlib.Path(file).exists()
 
 
 def aws_process():
-    command = [settings["tailbone"], "workload", "aws-credentials", "--server", settings["server"]]
-    command += ["--role-arn", settings["role"]]
-    process = f"[profile web]\nregion = us-east-1\ncredential_process = {shlex.join(command)}\n"
+    command = command_line("aws-credentials", "--role-arn", settings["role"])
+    process = f"[profile web]\nregion = us-east-1\ncredential_process = {command}\n"
     (folder / "aws-config").write_text(process, encoding="utf-8")
-    return {"object": bucket(profile_name="web")()}
+    return {"object": object_reader(profile_name="web")()}
 
 
 def azure():
@@ -119,9 +118,8 @@ def google_url():
 
 def google_executable():
     os.environ["GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES"] = "1"
-    command = [settings["tailbone"], "workload", "google-executable", "--server", settings["server"]]
     output = folder / "google-output"
-    executable = {"command": shlex.join(command), "timeout_millis": 20000, "output_file": str(output)}
+    executable = {"command": command_line("google-executable"), "timeout_millis": 20000, "output_file": str(output)}
     got = google({"executable": executable})
     return got | {"kept": json.loads(output.read_text(encoding="utf-8"))["success"]}
 

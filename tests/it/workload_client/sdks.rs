@@ -1,17 +1,13 @@
 //! SDKs of the clouds and SPIFFE's library for Python with what `tailbone workload` gives them,
 //! against token services that check our tokens with PyJWT.
 
-use std::{
-    io::Write as _,
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::path::Path;
 
 use serde_json::{Value, json};
 use tailbone::keys::{Algorithm, KeySpec};
 use testkit::{
-    files::{certificate_file, venv},
-    s3::{self, S3Server},
+    cloud_sdks::{self, AZURE, GOOGLE, joined},
+    s3::S3Server,
 };
 
 use super::*;
@@ -19,8 +15,6 @@ use super::*;
 /// Without a port, as AWS wants it.
 const ISSUER: &str = "https://id.example.com";
 const SUBJECT: &str = "nABC123CNTRL";
-const GOOGLE: &str =
-    "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/w/providers/p";
 
 /// An issuer whose tokens every cloud takes.
 async fn issuer() -> FakeIssuer {
@@ -28,49 +22,13 @@ async fn issuer() -> FakeIssuer {
 }
 
 fn settings(issuer: &FakeIssuer) -> Value {
-    json!({
-        "issuer": ISSUER,
-        "documents": issuer.url,
-        "server": issuer.url,
-        "subject": SUBJECT,
-        "certificate": certificate_file("first.crt"),
-        "key": certificate_file("first.key"),
-        "tailbone": env!("CARGO_BIN_EXE_tailbone"),
-        "role": "arn:aws:iam::123456789012:role/web",
-        "client_id": "00000000-0000-0000-0000-000000000002",
-        "google_audience": GOOGLE,
-        "rotations": 1,
-    })
+    let tailbone = env!("CARGO_BIN_EXE_tailbone");
+    let all = cloud_sdks::settings(ISSUER, SUBJECT, tailbone, &["--server", &issuer.url]);
+    joined([all, json!({"documents": issuer.url})])
 }
 
-/// What the script's functions got, or what it said when one failed.
-async fn python(functions: &[&str], settings: Value, more: Value) -> Result<Value, String> {
-    let mut settings = settings;
-    settings
-        .as_object_mut()
-        .unwrap()
-        .extend(more.as_object().unwrap().clone());
-    let mut command = Command::new(venv("bin/python"));
-    command
-        .arg("tests/python/cloud_sdks.py")
-        .args(functions)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let output = tokio::task::spawn_blocking(move || {
-        let mut child = command.spawn().unwrap();
-        let input = settings.to_string();
-        let mut stdin = child.stdin.take().unwrap();
-        stdin.write_all(input.as_bytes()).unwrap();
-        drop(stdin);
-        child.wait_with_output().unwrap()
-    });
-    let output = output.await.unwrap();
-    if output.status.success() {
-        Ok(serde_json::from_slice(&output.stdout).unwrap())
-    } else {
-        Err(String::from_utf8_lossy(&output.stderr).into_owned())
-    }
+async fn python(functions: &[&str], issuer: &FakeIssuer, more: Value) -> Result<Value, String> {
+    cloud_sdks::run(functions, joined([settings(issuer), more])).await
 }
 
 fn agent(issuer: &FakeIssuer, files: &[(&str, &Path)]) -> Running {
@@ -100,18 +58,11 @@ async fn boto3_reads_an_object_while_its_token_is_renewed() {
     let file = dir.path().join("aws");
     let agent = agent(&issuer, &[("sts.amazonaws.com", &file)]);
     until("the file", || file.exists()).await;
-    let more = json!({
-        "aws_file": file,
-        "s3": format!("http://{}", store.addr),
-        "bucket": s3::BUCKET,
-        "object": s3::KEY_PATH,
-        "access": s3::ACCESS,
-        "secret": s3::SECRET,
-        "rotations": 4,
-    });
-    let got = python(&["aws_file", "aws_process"], settings(&issuer), more)
-        .await
-        .unwrap();
+    let more = json!({"aws_file": file, "rotations": 4});
+    let more = joined([cloud_sdks::store(&store), more]);
+    let functions = ["aws_file", "aws_process"];
+    let got = python(&functions, &issuer, more).await.unwrap();
+    assert_eq!(got["aws_file"]["refused"], json!([]));
     assert_eq!(got["aws_file"]["object"], "what a token buys");
     assert!(got["aws_file"]["tokens"].as_u64().unwrap() >= 4, "{got}");
     assert!(got["aws_file"]["reads"].as_u64().unwrap() > 10, "{got}");
@@ -124,10 +75,7 @@ async fn azure_and_google_libraries_get_access_tokens() {
     let issuer = issuer().await;
     let dir = tempfile::tempdir().unwrap();
     let [azure, google, secret] = ["azure", "google", "secret"].map(|name| dir.path().join(name));
-    let files = [
-        ("api://AzureADTokenExchange", azure.as_path()),
-        (GOOGLE, google.as_path()),
-    ];
+    let files = [(AZURE, azure.as_path()), (GOOGLE, google.as_path())];
     let agent = agent(&issuer, &files);
     let addr = free_address();
     let line = [
@@ -151,7 +99,7 @@ async fn azure_and_google_libraries_get_access_tokens() {
         "source_secret": std::fs::read_to_string(&secret).unwrap(),
     });
     let functions = ["azure", "google_file", "google_url", "google_executable"];
-    let got = python(&functions, settings(&issuer), more).await.unwrap();
+    let got = python(&functions, &issuer, more).await.unwrap();
     assert_eq!(
         got,
         json!({
@@ -178,7 +126,7 @@ async fn a_cloud_refuses_what_it_does_not_trust() {
         (&other, "AADSTS70021"),
     ] {
         let file = dir.path().join("azure");
-        let write = format!("api://AzureADTokenExchange={}", file.display());
+        let write = format!("{AZURE}={}", file.display());
         run(&[
             "agent",
             "--once",
@@ -189,9 +137,8 @@ async fn a_cloud_refuses_what_it_does_not_trust() {
         ])
         .await
         .unwrap();
-        let said = python(&["azure"], settings(issuer), json!({"azure_file": file}))
-            .await
-            .unwrap_err();
+        let more = json!({"azure_file": file});
+        let said = python(&["azure"], issuer, more).await.unwrap_err();
         assert!(said.contains(expected), "{said}");
     }
 }
@@ -215,7 +162,7 @@ async fn spiffes_library_for_python_takes_the_workload_api() {
     let api = Running::start(&line, &[]);
     until("the socket", || socket.exists()).await;
     let more = json!({"spiffe_socket": path});
-    let got = python(&["spiffe"], settings(&issuer), more).await.unwrap();
+    let got = python(&["spiffe"], &issuer, more).await.unwrap();
     assert_eq!(got["spiffe"]["id"], id);
     assert_eq!(got["spiffe"]["fetched"], id);
     assert_eq!(got["spiffe"]["domains"], json!(["tail1234.ts.net"]));

@@ -92,11 +92,6 @@ impl Devnet {
         Self::with_flags(["--funnel"])
     }
 
-    /// With HTTPS, Funnel and a certificate authority.
-    pub fn with_https_and_funnel() -> Self {
-        Self::with_flags(["--https", "--funnel"])
-    }
-
     /// Each peer as `NAME=LOGIN` or `NAME=tag:X`.
     pub fn with_peers(peers: &[&str]) -> Self {
         Self::with_flags(peers.iter().flat_map(|peer| ["--peer", peer]))
@@ -106,6 +101,12 @@ impl Devnet {
     pub fn with_https_and_peers(peers: &[&str]) -> Self {
         let peers = peers.iter().flat_map(|peer| ["--peer", peer]);
         Self::with_flags(["--https"].into_iter().chain(peers))
+    }
+
+    /// The same with Funnel.
+    pub fn with_https_funnel_and_peers(peers: &[&str]) -> Self {
+        let peers = peers.iter().flat_map(|peer| ["--peer", peer]);
+        Self::with_flags(["--https", "--funnel"].into_iter().chain(peers))
     }
 
     fn with_flags<'a>(flags: impl IntoIterator<Item = &'a str>) -> Self {

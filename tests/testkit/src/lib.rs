@@ -13,6 +13,7 @@
 
 pub mod backend;
 pub mod certificates;
+pub mod cloud_sdks;
 pub mod connect_proxy;
 pub mod counts;
 pub mod daemon;

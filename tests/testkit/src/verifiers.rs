@@ -135,6 +135,19 @@ impl Drop for VerifierProgram {
     }
 }
 
+/// What go-spiffe gets for the audience by the Workload API at this socket: the SVID's `id`, and
+/// how `other`, for which it is not, is `refused`. An error has the library's own words.
+pub fn workload_api(socket: &Path, audience: &str, other: &str) -> Result<Value, String> {
+    let mut command = go();
+    command.arg("workload-api").arg(socket);
+    let output = command.args([audience, other]).output().unwrap();
+    if output.status.success() {
+        Ok(serde_json::from_slice(&output.stdout).unwrap())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
 /// The Go program, which `scripts/setup` builds.
 fn go() -> Command {
     Command::new(files::cache("bin/token-verifiers"))

@@ -3,6 +3,10 @@
 //
 //	verifiers kubernetes CONFIG
 //	verifiers spiffe ISSUER CA_FILE AUDIENCE…
+//	verifiers workload-api SOCKET AUDIENCE OTHER_AUDIENCE
+//
+// The last one is a workload and reads no tokens: it gets one by the Workload API, and prints one
+// line.
 //
 // CONFIG is what the API server takes as --authentication-config.
 // Each line of standard input is a token. Each line of standard output is what the library says of
@@ -35,6 +39,8 @@ func run(arguments []string) error {
 	var v verifier
 	var err error
 	switch {
+	case len(arguments) == 4 && arguments[0] == "workload-api":
+		return useWorkloadAPI(arguments[1], arguments[2], arguments[3])
 	case len(arguments) == 2 && arguments[0] == "kubernetes":
 		v, err = newKubernetes(ctx, arguments[1])
 	case len(arguments) > 3 && arguments[0] == "spiffe":
