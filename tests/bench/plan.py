@@ -3,10 +3,12 @@
 Each has a name and runs once per round, all in turn, so that changes of the machine affect all of
 them alike.
 
-Names: load/TARGET/CELL, idle/TARGET, after/TARGET, keys/N, rules/N, policies/N, slow/TARGET,
-resets/TARGET, peers/N, sign, start/STATE/UID, contact/STATE/PEERS, contact/STATE/real, size.
+Names: load/TARGET/CELL, idle/TARGET, after/TARGET, tokens/TARGET, keys/N, rules/N, policies/N,
+slow/TARGET, resets/TARGET, peers/N, sign, start/STATE/UID, contact/STATE/PEERS,
+contact/STATE/real, size.
 """
 
+import collections
 import concurrent.futures
 import json
 import os
@@ -52,6 +54,8 @@ AMONG_PEERS = ["floor", "floor-whois", "constant", "es256", "gate"]
 
 IDLE = [100, 1_000, 10_000]
 SLOW = 1_000
+# Tokens that one server issues while its memory is watched, and how often that is read.
+TOKENS, TOKENS_STEP = 1_000_000, 100_000
 # What is asked for there costs about as much as the floor's: the listener is measured, and an
 # exchange verifies an RSA signature and calls another server.
 RESETS = ["floor", "floor-whois", "es256", "gate", "sts-health", "admin"]
@@ -84,6 +88,7 @@ def experiments(world, options):
         found.append(Experiment(f"idle/{target}", lambda target=target: plan.idle(target)))
     for target in ("floor", "es256"):
         found.append(Experiment(f"after/{target}", lambda target=target: plan.after(target)))
+    found.append(Experiment("tokens/workload-es256", lambda: plan.tokens("workload-es256"), once=True))
     for state in ("cold", "warm", "killed"):
         found.append(Experiment(f"start/{state}/own", lambda state=state: plan.start(state, None), once=True))
         if os.getuid() == 0:
@@ -143,7 +148,7 @@ class Plan:
             length = self.constant_length() if name == "tls-floor-short" else LONG
             return self.tls_constant(world.floor("tls-floor-whois" if whois else "tls-floor", whois=whois, tls=True), length)
         if name in WORKLOAD:
-            server = self.workload(name)
+            server = self.workload(name, WORKLOAD[name])
             return server, secured(workload_token(server), server, world)
         if name in TLS:
             server = self.tls_issuer("jwks" if name.endswith("-jwks") else name)
@@ -178,11 +183,11 @@ class Plan:
                     + (",funnel://:443" if name == "jwks" else "")}
         return self.world.tailbone(name, settings, until=b" in use ")
 
-    def workload(self, name):
+    def workload(self, name, algorithm):
         """Gives everybody every audience, by a rule of the file."""
         return self.world.tailbone(name, {
             "TB_COMPONENTS": "workload",
-            "TB_WORKLOAD_ALGORITHM": WORKLOAD[name],
+            "TB_WORKLOAD_ALGORITHM": algorithm,
             "TB_WORKLOAD_POLICY": "policy.toml",
         }, prepare=lambda folder: (folder / "policy.toml").write_text(rule("all", "*")), until=b" in use ")
 
@@ -364,6 +369,29 @@ class Plan:
         busy = self.measure(load, server, request, 64)
         time.sleep(AFTER)
         return {"busy": busy, "quiet": load.usage(server)}
+
+    def tokens(self, target):
+        """Memory of a server of its own while it issues tokens, with pauses in which it is read."""
+        server = self.workload(self.world.fresh(f"tokens-{target}"), WORKLOAD[target])
+        request, load = secured(workload_token(server), server, self.world), self.world.load("one")
+        try:
+            load.reach(server, request)
+            steps, issued, errors = [{"tokens": 0} | load.usage(server)], 0, collections.Counter()
+            rate = load.run(server, request, 64, measure=1)["per_second"]
+            while issued < TOKENS:
+                left = TOKENS_STEP * len(steps) - issued
+                # Half of the new connections are refused at first: a peer may have 32 handshakes at
+                # a time. The warm-up is for that.
+                result = load.run(server, request, 64, measure=max(left / rate, 0.2))
+                if not result["requests"]:
+                    raise Failed(f"no answer from {server.name}: {result}")
+                issued, rate = issued + result["requests"], result["per_second"]
+                errors += collections.Counter(result.get("why", {}))
+                if issued >= TOKENS_STEP * len(steps):
+                    steps.append({"tokens": issued} | self.settled(load, server))
+            return {"steps": steps, "errors": errors.total(), "why": errors}
+        finally:
+            self.world.forget(server)
 
     def start(self, state, uid):
         devnet = self.world.devnet

@@ -63,6 +63,9 @@ def aims(runs):
     yield from (at_most(f"memory at 64 busy connections ({name}), of the floor's", 1.0,
                         runs.ratios(f"load/{name.lower()}/c64", "load/floor/c64", peak_mb))
                 for name in ("RS256", "ES256"))
+    # By then heaps and buffers have the size that 64 busy connections need.
+    yield at_most("memory after a million workload tokens, of that after 300 000", 1.05,
+                  runs.values("tokens/workload-es256", lambda result: result["steps"][-1]["rss_kib"] / result["steps"][3]["rss_kib"]))
     yield at_most("memory per idle connection, of the floor's", 1.5, runs.ratios("idle/es256", "idle/floor", idle_kib))
     yield at_most("memory per idle TLS connection, of the TLS floor's", 1.0, runs.ratios("idle/tls-es256", "idle/tls-floor", idle_kib))
     yield at_most("start to first answer over TLS with a kept certificate, more than without TLS", 50, later_with_tls(runs), "ms")

@@ -8,7 +8,7 @@ import pathlib
 
 import picture
 import reach
-from plan import AFTER, AMONG_PEERS, CELLS, ISSUERS, LONG, PEERS, RESETS, SLOW, TARGETS
+from plan import AFTER, AMONG_PEERS, CELLS, ISSUERS, LONG, PEERS, RESETS, SLOW, TARGETS, WORKLOAD
 from results import Runs, cpu_us, load_cpu_us, median, p50, p99, peak_mb, per_second, sign_cpu_us, switches
 from world import MANY
 
@@ -70,6 +70,7 @@ def tables(runs):
         ("Growth", growth(runs)),
         ("Size of the tailnet", peers(runs)),
         ("Memory after load", after(runs)),
+        ("Memory over a million workload tokens", tokens(runs)),
         ("Slow callers", slow(runs)),
         ("Connections that are reset", resets(runs)),
         ("How quiet the machine was", quiet(runs)),
@@ -92,7 +93,7 @@ def loads(runs):
                 continue
             values = [spread(runs.values(name, of)) for of in (per_second, p50, p99, cpu_us)]
             floor = "floor-short" if "constant" in target or "short" in target else "floor"
-            if target.startswith("tls-"):
+            if target.startswith(("tls-", "workload-")):
                 floor = f"tls-{floor}"
             elif target == "funnel-jwks":
                 # No floor: tsnet's own ingress is not among the build tags.
@@ -173,6 +174,14 @@ def after(runs):
                                                                       lambda result: result["quiet"]["rss_kib"] / 1024))]
             for target in ("floor", "es256") if runs.rounds(name := f"after/{target}")]
     return table(["", "RSS MB at 64 connections", f"after {AFTER} s of quiet"], rows)
+
+
+def tokens(runs):
+    for target in WORKLOAD:
+        for _, result in sorted(runs.rounds(f"tokens/{target}").items()):
+            heads = [NAMES[target], *(f"{round(step['tokens'], -3):,}".replace(",", " ") for step in result["steps"]), "errors"]
+            return table(heads, [["RSS MB", *(number(step["rss_kib"] / 1024) for step in result["steps"]), str(result["errors"])]])
+    return ""
 
 
 def growth(runs):
