@@ -6,7 +6,7 @@
 //! - A claim without a value is left out; it is never empty and never `null`, but for `addresses`,
 //!   which tsidp writes that way.
 //! - No grant of the tailnet's policy changes what the protocol needs: a name of [`PROTECTED`]
-//!   fails the request, as in tsidp, and one of [`OURS`] has no effect.
+//!   fails the request, as in tsidp, and one of `OURS` has no effect.
 
 mod extra;
 mod request;

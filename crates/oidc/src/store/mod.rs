@@ -5,7 +5,7 @@
 //! - What a call has acknowledged survives a kill and a loss of power.
 //! - A call does all of its change or nothing. Where several callers race for something that may
 //!   be used once, exactly one of them has it, whichever processes they are in.
-//! - Nothing stored gives access: secrets, codes, tokens and cookies are digests ([`secret`]).
+//! - Nothing stored gives access: secrets, codes, tokens and cookies are digests (`secret`).
 //! - What has expired is never returned, whether or not [`Store::sweep`] has come by.
 //! - Time is an argument.
 //!
