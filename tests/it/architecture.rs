@@ -111,6 +111,7 @@ const TIMELESS: &[&str] = &[
     "crates/identity/src/visitor.rs",
     "crates/keys/src/jwks/verify.rs",
     "crates/keys/src/rotation.rs",
+    "crates/oidc/src/store",
     "src/components/gate/guard.rs",
     "src/components/issuer/claims.rs",
     "src/components/sts/policy",

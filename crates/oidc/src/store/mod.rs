@@ -5,7 +5,7 @@
 //! - What a call has acknowledged survives a kill and a loss of power.
 //! - A call does all of its change or nothing. Where several callers race for something that may
 //!   be used once, exactly one of them has it, whichever processes they are in.
-//! - Nothing stored gives access: secrets, codes, tokens and cookies are digests (`secret`).
+//! - Nothing stored gives access: secrets, codes, tokens and cookies are digests.
 //! - What has expired is never returned, whether or not [`Store::sweep`] has come by.
 //! - Time is an argument.
 //!
@@ -15,9 +15,16 @@
 //! redirect URI, verifier, scopes) is the protocol's business: it reads by `present_…`, decides,
 //! and then calls `redeem_…` or `rotate_…`, where the race is decided.
 
+mod calls;
+mod database;
+mod dump;
+mod operations;
+mod postgres;
 mod records;
-#[expect(dead_code, reason = "a database will use it")]
+mod schema;
 mod secret;
+mod sqlite;
+pub mod tsidp;
 
 use std::{
     fmt,
@@ -29,8 +36,10 @@ use std::{
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 
+pub use postgres::{Postgres, PostgresError, PostgresSettings};
 pub use records::*;
 pub use secret::{Digest, GrantId, NoRandom, RefreshToken, SessionId, random_token};
+pub use sqlite::{OpenError, Sqlite};
 
 /// Bytes of a client id, a user's name or the owner of a registration. PostgreSQL cannot put more
 /// than 2700 into an index.
