@@ -160,8 +160,8 @@ int32_t tailscale_runtime_set(tailscale_bytes json, size_t len, tailscale_buf *o
 int32_t tailscale_runtime_stats(tailscale_buf *out);
 
 /* Config JSON (unknown members are an error): {"dir" (absolute; may be absent with a store),
- *  "hostname","auth_key","client_secret","client_id","id_token","audience","control_url",
- *  "ephemeral":bool,"tags":[...],"store":"" | "mem:" (only ephemeral) | "kube:NAME",
+ *  "hostname","auth_key","client_secret","client_id","id_token","audience","id_token_fd":n,
+ *  "control_url","ephemeral":bool,"tags":[...],"store":"" | "mem:" (only ephemeral) | "kube:NAME",
  *  "log_level":"trace|debug|info|warn|error|off" (default info),"upload_logs":bool,"netns":bool,
  *  "greet_max":n (0 = no greeting)}
  *  upload_logs and netns apply to the process: nodes that live at the same time must agree on
@@ -171,6 +171,9 @@ int32_t tailscale_runtime_stats(tailscale_buf *out);
  *  If no key at all is given, tsnet itself reads TS_AUTHKEY and similar variables from the
  *  environment as it was when the process began; a warning is logged. It never takes the control
  *  URL from there.
+ * id_token_fd: a stream socket, which Go duplicates; absent or 0 for none. If the node needs an ID
+ *  token for its audience, Go writes one byte on it, once, and reads {"id_token":"..."} or
+ *  {"error":"..."} up to the end of the stream.
  * generation: memory of the CALLER (8-byte aligned; NULL for none). Go adds 1 to it atomically at
  *  each change of state or of the network map until tailscale_close has returned. Peers that only
  *  go online or offline or move are not counted.

@@ -1,6 +1,9 @@
 //! Settings of a node, as Go gets them. Go checks them; here the strings only pass through.
 
-use std::path::PathBuf;
+use std::{
+    os::fd::{AsRawFd, BorrowedFd, RawFd},
+    path::PathBuf,
+};
 
 use serde::Serialize;
 use zeroize::Zeroizing;
@@ -92,8 +95,12 @@ impl Config {
         self.auth_key.is_some() || self.client_secret.is_some() || self.client_id.is_some()
     }
 
-    /// The JSON that Go gets. It holds secrets, so it is wiped when dropped.
-    pub(super) fn json(&self) -> Result<Zeroizing<Vec<u8>>, Error> {
+    /// The JSON that Go gets. It holds secrets, so it is wiped when dropped. Go duplicates
+    /// `id_tokens`, on which it asks for an ID token.
+    pub(super) fn json(
+        &self,
+        id_tokens: Option<BorrowedFd<'_>>,
+    ) -> Result<Zeroizing<Vec<u8>>, Error> {
         // Go requires an absolute path. A relative one refers to our own working directory.
         let dir = match std::path::absolute(&self.dir) {
             Ok(dir) => dir,
@@ -118,6 +125,7 @@ impl Config {
             client_id: self.client_id.as_deref().unwrap_or_default(),
             id_token: reveal(self.id_token.as_ref()),
             audience: self.audience.as_deref().unwrap_or_default(),
+            id_token_fd: id_tokens.map(|socket| socket.as_raw_fd()),
             control_url: self.control_url.as_deref().unwrap_or_default(),
             ephemeral: self.ephemeral,
             tags: &self.tags,
@@ -147,6 +155,8 @@ struct ConfigMessage<'a> {
     client_id: &'a str,
     id_token: &'a str,
     audience: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id_token_fd: Option<RawFd>,
     control_url: &'a str,
     ephemeral: bool,
     tags: &'a [String],
@@ -169,7 +179,7 @@ mod tests {
             dir: PathBuf::from(OsStr::from_bytes(b"/state/\xff")),
             ..Config::default()
         };
-        assert!(matches!(config.json(), Err(Error::Invalid(_))));
+        assert!(matches!(config.json(None), Err(Error::Invalid(_))));
     }
 
     #[test]
@@ -178,7 +188,7 @@ mod tests {
             dir: PathBuf::from("state"),
             ..Config::default()
         };
-        let json: serde_json::Value = serde_json::from_slice(&config.json().unwrap()).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&config.json(None).unwrap()).unwrap();
         let here = std::env::current_dir().unwrap().join("state");
         assert_eq!(json["dir"], here.to_str().unwrap());
     }
@@ -190,7 +200,7 @@ mod tests {
             ..Config::default()
         };
         assert!(!format!("{config:?}").contains("tskey-x"));
-        let json: serde_json::Value = serde_json::from_slice(&config.json().unwrap()).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&config.json(None).unwrap()).unwrap();
         assert_eq!(json["auth_key"], "tskey-x");
         assert_eq!(json["log_level"], "info");
     }

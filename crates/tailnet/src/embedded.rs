@@ -11,7 +11,7 @@
 use std::{
     io,
     net::SocketAddr,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -33,6 +33,7 @@ use super::{
     calls::{QUICK, SLOW},
     certificate,
     ffi::{self, Handle},
+    id_token,
     listener::{AcceptOutcome, Source},
     log,
     wire::{Channel, ChannelError, ConnectionMessage},
@@ -73,7 +74,11 @@ impl EmbeddedNode {
     ///
     /// A failure is final for this node; a new one may use the same state directory.
     pub async fn start(config: &Config) -> Result<Self, Error> {
-        let settings = config.json()?;
+        let id_tokens = match &config.audience {
+            Some(audience) => Some(id_token::offer(audience)?),
+            None => None,
+        };
+        let settings = config.json(id_tokens.as_ref().map(AsFd::as_fd))?;
         let (log_end, log_start) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
         let log_end = log_receiver(log_end)?;
         let generation = Arc::new(AtomicU64::new(0));
@@ -83,6 +88,7 @@ impl EmbeddedNode {
         let opened = SLOW.run(move || {
             ffi::set_callbacks()?;
             let handle = Handle::open(&settings, Arc::clone(&counter), Some(log_start))?;
+            drop(id_tokens); // Go has its own descriptor of the socket.
             let inner = Inner::new(handle, counter);
             inner.handle.start()?;
             let statuses = inner.handle.watch()?;

@@ -14,6 +14,7 @@
 //!
 //! - `ffi.rs` is the fence: every call into Go, and the unsafe code;
 //! - `calls.rs` has the threads that make those calls;
+//! - `id_token.rs` asks the platform for an ID token when Go needs one to join;
 //! - `wire.rs` reads the messages that Go sends on descriptors;
 //! - `shared_buffer` holds the bytes of accepted connections in memory that Go fills and empties,
 //!   and lets Go's thread poll the future that serves a connection.
@@ -54,6 +55,7 @@ pub mod fake;
 mod ffi;
 #[cfg(feature = "test-util")]
 pub mod fuzzing;
+mod id_token;
 pub mod join;
 mod listener;
 mod log;

@@ -32,6 +32,7 @@ type Config struct {
 	ClientID     string   `json:"client_id"`
 	IDToken      string   `json:"id_token"`
 	Audience     string   `json:"audience"`
+	IDTokenFD    int      `json:"id_token_fd"`
 	ControlURL   string   `json:"control_url"`
 	Ephemeral    bool     `json:"ephemeral"`
 	Tags         []string `json:"tags"`
@@ -136,6 +137,11 @@ func ParseConfig(raw []byte) (*Config, *Error) {
 		return nil, errorf(Invalid, "client_id: missing; id_token and audience are used only with it")
 	}
 	return &c, nil
+}
+
+// usesIDToken reports whether starting first trades an ID token for an auth key.
+func (c *Config) usesIDToken() bool {
+	return c.AuthKey == "" && c.ClientSecret == "" && c.ClientID != ""
 }
 
 // usesExchange reports whether starting first trades a client secret or an ID token for an auth key

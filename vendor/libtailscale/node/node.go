@@ -47,6 +47,8 @@ type Node struct {
 	cancel  context.CancelFunc
 	tempDir string // to be removed at close
 
+	idTokens idTokens // asked at most once, while the node starts
+
 	srv           tsnet.Server
 	store         ipn.StateStore
 	lb            atomic.Pointer[ipnlocal.LocalBackend] // set while srv starts, see extension.go
@@ -111,13 +113,19 @@ func New(raw []byte, gen *uint64, logFD int) (handle uint64, err *Error) {
 	if err != nil {
 		return 0, err
 	}
+	idTokens, err := newIDTokens(cfg.IDTokenFD)
+	if err != nil {
+		return 0, err
+	}
 	table.mu.Lock()
 	defer table.mu.Unlock()
 	if err := applyProcessSettings(cfg); err != nil {
+		idTokens.close()
 		return 0, err
 	}
 	n := &Node{
 		cfg:           cfg,
+		idTokens:      idTokens,
 		filterChanged: make(chan struct{}, 1),
 		started:       make(chan struct{}),
 		closed:        make(chan struct{}),
@@ -296,18 +304,22 @@ func (n *Node) startServer() (err *Error) {
 		// tsnet would trade the secret for a key at each start and then ignore the key, because
 		// existing state wins.
 		n.srv.AuthKey = ""
+	} else if n.cfg.usesIDToken() {
+		key, err := n.federatedKey()
+		if err != nil {
+			return errorf(Start, "error resolving auth key: %v", err)
+		}
+		n.srv.AuthKey = key
 	} else {
 		n.srv.ClientSecret = n.cfg.ClientSecret
-		n.srv.ClientID = n.cfg.ClientID
-		n.srv.IDToken = n.cfg.IDToken
-		n.srv.Audience = n.cfg.Audience
 	}
+	n.idTokens.close()
 	// Upstream fault, seen in tailscale.com v1.102.5: tsnet falls back to environment variables for
 	// each of these settings that is empty, and has no option against it. Unsetting them here would
 	// change the environment of the whole process while other threads read it. So warn. The program
 	// hides them from Go (crates/tailnet/src/ffi.rs); both can go when tsnet has such an option.
 	if n.srv.AuthKey == "" {
-		for _, v := range []string{"TS_AUTHKEY", "TS_AUTH_KEY", "TS_CLIENT_SECRET", "TS_CLIENT_ID", "TS_ID_TOKEN", "TS_AUDIENCE"} {
+		for _, v := range []string{"TS_AUTHKEY", "TS_AUTH_KEY", "TS_CLIENT_SECRET"} {
 			if os.Getenv(v) != "" {
 				n.log.printf(levelWarn, "%s is set in the environment; the node uses it where the configuration gives nothing", v)
 			}
@@ -434,6 +446,7 @@ func (n *Node) close(starting bool) *Error {
 		n.log.printf(levelWarn, "%s", err.Message)
 	}
 	n.gen.stop()
+	n.idTokens.close()
 	n.log.close()
 	return err
 }
