@@ -50,7 +50,7 @@ pub use sections::{
     signer::SignerSettings,
     sts::{Credentials, StsSettings, TlsFiles},
     tailscale::TailscaleSettings,
-    workload::{WorkloadKeySettings, WorkloadSettings},
+    workload::{WorkloadKeySettings, WorkloadKeyStorage, WorkloadSettings},
 };
 pub use tsiam::{Migration, migrate};
 

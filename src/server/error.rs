@@ -6,6 +6,7 @@ use crate::{
     admin::AdminSocketError,
     http::{certificate::CertificateError, tls::TlsError, unix::BindError},
     jwks::life::LifeError,
+    keys::azure::InvalidVault,
     part,
     tailnet::{self, join::JoinError},
     telemetry::otlp::NoCollector,
@@ -39,6 +40,8 @@ pub enum ServerError {
     Certificate(#[from] CertificateError),
     #[error(transparent)]
     Tls(#[from] TlsError),
+    #[error(transparent)]
+    Vault(#[from] InvalidVault),
     #[error("the signing keys cannot be loaded")]
     Keys(#[from] LifeError),
     #[error(transparent)]

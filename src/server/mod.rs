@@ -53,7 +53,7 @@ use crate::{
     http::host::NodeNames,
     identity::{CallerRates, Directory},
     jwks::{KeySet, life::KeyLife},
-    keys::SigningQueue,
+    keys::{SigningQueue, azure::InvalidVault},
     metrics::MetricSources,
     part::{Context, ServerState},
     signals::{Signal, Signals},
@@ -170,11 +170,12 @@ impl Daemon {
         let keys = settings.keys.life();
         let listeners_up = latches::register(&state, needs_keys.then_some(&keys));
         let open = |own: OwnKeys| {
-            let set = (own.set)(settings);
+            let set = (own.set)(settings)?;
             latches::register_key_set(&state, &set, &own);
-            set
+            Ok::<_, InvalidVault>(set)
         };
-        let key_sets: Arc<[KeySet]> = parts::own_keys(settings).map(open).collect();
+        let key_sets = parts::own_keys(settings).map(open);
+        let key_sets: Arc<[KeySet]> = key_sets.collect::<Result<_, _>>()?;
         go_runtime::limit_memory(settings.server.memory).await;
         let admin_routes = admin::routes(settings, &keys, key_sets.clone(), &state)?;
         let socket = admin::serve_local_socket(

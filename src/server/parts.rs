@@ -19,6 +19,7 @@ use crate::{
     },
     issuer,
     jwks::KeySet,
+    keys::azure::InvalidVault,
     metrics,
     part::{Context, Lifecycle, Part, PartError},
     sts, workload,
@@ -35,7 +36,7 @@ struct ComponentEntry {
 /// The keys that belong to a component alone.
 pub(super) struct OwnKeys {
     /// The set, under the component's name. Reads nothing yet.
-    pub(super) set: fn(&Settings) -> KeySet,
+    pub(super) set: fn(&Settings) -> Result<KeySet, InvalidVault>,
     /// The names of its latches: a key signs, and the document was read.
     pub(super) key_signs: &'static str,
     pub(super) jwks_read: &'static str,
@@ -69,8 +70,8 @@ fn entry(component: Component) -> ComponentEntry {
             needs_keys: |_| false,
             own_keys: Some(OwnKeys {
                 set: |settings| {
-                    let keys = settings.workload.keys.set();
-                    keys.with_remote(&settings.keys.signer.services())
+                    let keys = settings.workload.keys.set()?;
+                    Ok(keys.with_remote(&settings.keys.signer.services()))
                 },
                 key_signs: "workload-key-signs",
                 jwks_read: "workload-jwks-read",

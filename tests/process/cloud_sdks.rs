@@ -53,7 +53,7 @@ impl World {
         edge.devnet.ping("web", "public").await;
         // Once the internet reaches the server, clouds do.
         assert_eq!(edge.get("/.well-known/jwks.json").await.status(), 200);
-        let proxy = ConnectProxy::start(NAME, edge.devnet.ready.funnel["443"]).await;
+        let proxy = ConnectProxy::start(&[NAME], edge.devnet.ready.funnel["443"]).await;
         let words = ["--server", ISSUER, "--timeout", "30s", "--ca-file"];
         let mut reach: Vec<_> = words.map(str::to_owned).to_vec();
         let tailnet = edge.devnet.ready.peers["web"].proxy.clone();

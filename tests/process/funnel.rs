@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use testkit::{
     backend::Backend,
     certificates::{SelfSigned, self_signed},
-    daemon::Daemon,
+    daemon::{Daemon, Start},
     devnet::Devnet,
     eventually,
     http::{Answer, Connection, dial, request},
@@ -103,6 +103,10 @@ impl Edge {
     }
 
     pub(super) async fn start_with(&self, flags: &[&str]) -> Daemon {
+        self.to_start(flags).await.start()
+    }
+
+    pub(super) async fn to_start(&self, flags: &[&str]) -> Start {
         let metrics = format!("unix://{}", self.folder().join("metrics").display());
         tailbone(self.folder())
             .flags(flags)
@@ -110,7 +114,6 @@ impl Edge {
             .host("public")
             .joining(&self.devnet)
             .await
-            .start()
     }
 
     /// Whether the control server takes the server for a node with Funnel.

@@ -69,7 +69,7 @@ impl World {
         let web = tagged_node(&edge.devnet, edge.folder(), "web", "tag:web").await;
         // Once the internet reaches the server, verifiers do.
         assert_eq!(edge.get("/.well-known/jwks.json").await.status(), 200);
-        let proxy = ConnectProxy::start(NAME, edge.devnet.ready.funnel["443"]).await;
+        let proxy = ConnectProxy::start(&[NAME], edge.devnet.ready.funnel["443"]).await;
         Self {
             edge,
             daemon,

@@ -12,6 +12,7 @@ use tailbone::{
 use testkit::{
     daemon::Daemon,
     http::{Answer, Connection, dial, request},
+    key_vault::{self, KeyVault},
     pyjwt,
     tailnet::users_node,
 };
@@ -184,6 +185,92 @@ fn tsiams_config_and_key_run_unchanged() {
         assert_eq!(life, 600);
         verified(&edge, &token).await;
         assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
+        alice.close().await;
+    });
+}
+
+/// Both storages of tsiam in Azure Key Vault, with its own key in them, and with the vault away.
+#[test]
+fn tsiams_keys_in_azure_key_vault_sign_and_go_on_without_it() {
+    alone(async {
+        let vault = KeyVault::start();
+        let proxy = vault.proxy().await;
+        let edge = Edge::with_authority();
+        let alice = users_node(&edge.devnet, edge.folder(), "alice").await;
+        let kid: KeyId = "mVxo7y5lJ0YB0Nd4S2pXqA".parse().unwrap();
+        // A vault key of 2048 bits can wrap tsiam's Ed25519 keys alone.
+        let storages = [
+            (
+                "AzureKeyVaultSecrets",
+                "azureKeyVaultSecrets",
+                KeySpec::Es256,
+                "secretName: tsiam-key",
+            ),
+            (
+                "AzureKeyVaultKeys",
+                "azureKeyVaultKeys",
+                KeySpec::EdDsa,
+                "keyName: wrapper, storagePath: key.bin",
+            ),
+        ];
+        for (before, (storage, group, spec, more)) in storages.into_iter().enumerate() {
+            let key = PrivateJwk::generate(kid.clone(), spec).unwrap();
+            let text = key.to_compact();
+            vault.check(&["set", "tsiam-key"], &text).unwrap();
+            if spec == KeySpec::EdDsa {
+                let blob = vault.check(&["wrap", "wrapper"], &text).unwrap();
+                let blob = URL_SAFE_NO_PAD.decode(blob).unwrap();
+                fs::write(edge.folder().join("key.bin"), blob).unwrap();
+            }
+            let algorithm = spec.algorithm();
+            let config = format!(
+                "tsnet: {{stateDir: .tsnet}}\ntokens:\n  allowedAudiences: [{AUDIENCE}]\n  \
+                 allowEmptyNodeCapability: true\nsigningKey:\n  algorithm: {algorithm}\n  storage: \
+                 {storage}\n  {group}: {{vaultUrl: '{}', tenantId: {}, clientId: {}, clientSecret: \
+                 {}, {more}}}\n",
+                key_vault::VAULT,
+                key_vault::TENANT,
+                key_vault::CLIENT,
+                key_vault::CLIENT_SECRET
+            );
+            fs::write(edge.folder().join("config.yaml"), config).unwrap();
+            let start = async || {
+                let trusted = edge.folder().join("trusted.pem");
+                let mut roots = fs::read(vault.ca_file()).unwrap();
+                let authority = edge.devnet.ready.acme.as_ref().unwrap();
+                roots.extend(fs::read(&authority.ca_file).unwrap());
+                fs::write(&trusted, roots).unwrap();
+                let start = edge.to_start(&["--components", "workload"]).await;
+                start
+                    .variable("SSL_CERT_FILE", &trusted)
+                    .variable("HTTPS_PROXY", proxy.url())
+                    .variable("NO_PROXY", "127.0.0.1,localhost")
+                    .start()
+            };
+            let header = json!({"alg": algorithm.as_str(), "kid": kid.as_str(), "typ": "JWT"});
+
+            let mut daemon = start().await;
+            let issued = "workload tokens are issued";
+            daemon.logs_times(issued, before + 1).await;
+            daemon.logs("certificate of the node's name in use").await;
+            daemon.ready();
+            let mut connection = https(&edge, &alice).await;
+            assert_eq!(part(&token(&mut connection, AUDIENCE).await, 0), header);
+            // The keys are here already.
+            vault.trouble("away").await;
+            assert_eq!(part(&token(&mut connection, AUDIENCE).await, 0), header);
+            drop(connection);
+            assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
+            assert!(!daemon.log().contains(key_vault::CLIENT_SECRET));
+            for private in ["workload-keys", ".tsnet/workload-keys"] {
+                let found = edge.folder().join(private).join(algorithm.as_str());
+                for file in fs::read_dir(found).into_iter().flatten().flatten() {
+                    let name = file.file_name().into_string().unwrap();
+                    assert!(!name.ends_with(".private.jwk"), "{name}");
+                }
+            }
+            vault.trouble("none").await;
+        }
         alice.close().await;
     });
 }

@@ -32,7 +32,10 @@ pub const LONGEST_TOKEN_LIFE: std::time::Duration = std::time::Duration::from_se
 pub enum Refused {
     #[error("it names no algorithm: its member `alg` is missing")]
     NoAlgorithm,
-    #[error("it is for {algorithm}, and this key set has no keys for that")]
+    #[error(
+        "it is for {algorithm}, and this key set has no keys for that: name it in the settings \
+         (signingKey.algorithm of tsiam, or workload.keys.algorithms)"
+    )]
     NotInSet { algorithm: Algorithm },
     #[error("it is not a key that we can sign with: {0}")]
     Other(JwkError),

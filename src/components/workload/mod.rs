@@ -38,7 +38,7 @@ pub use tokens::{TokenMaker, TokenSettings};
 
 use self::access::{Access, AudienceRuleFile};
 use crate::{
-    config::{RuleSource, Settings, WorkloadSettings},
+    config::{RuleSource, Settings, WorkloadKeyStorage, WorkloadSettings},
     http::layers,
     part::{Context, Lifecycle, Part, PartError, Routes},
     policy::LoadError,
@@ -50,7 +50,8 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
     let node = context.node.watch().borrow().name.clone();
     let configured = settings.issuer.as_deref();
     // A set that is only in memory has no place for it.
-    let keep = Some(settings.keys.dir.as_path()).filter(|_| !settings.keys.in_memory);
+    let kept = settings.keys.storage != WorkloadKeyStorage::Memory;
+    let keep = kept.then_some(settings.keys.dir.as_path());
     let issuer = issuer_name::issuer_name(configured, &node, keep)?;
     let keys = context.keys_of("workload").cloned();
     let keys = keys.ok_or("the server made no keys for workload tokens")?;

@@ -261,13 +261,17 @@ fn mount(input: &str, origin: &ValueOrigin) -> Result<ParsedValue<String>, Strin
 
 fn vault_key(input: &str, origin: &ValueOrigin) -> Result<ParsedValue<String>, String> {
     let parsed = text(input, origin)?;
-    let name = parsed.value.replace("{algorithm}", "rs256");
-    let fine = |c: char| c.is_ascii_alphanumeric() || c == '-';
-    if (1..=127).contains(&name.len()) && name.chars().all(fine) {
+    if is_vault_name(&parsed.value.replace("{algorithm}", "rs256")) {
         Ok(parsed)
     } else {
         Err("not the name of a vault key: letters, digits or -".into())
     }
+}
+
+/// What Azure Key Vault takes as the name of a key or secret.
+pub(super) fn is_vault_name(name: &str) -> bool {
+    let fine = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    (1..=127).contains(&name.len()) && name.chars().all(fine)
 }
 
 fn transit_key(input: &str, origin: &ValueOrigin) -> Result<ParsedValue<String>, String> {

@@ -5,11 +5,18 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use tailbone_identity::{AudiencePattern, SubjectTemplate};
 use tailbone_keys::{
     Algorithm, KeyPolicy, KeySpec, KeyStore,
+    azure::{
+        AzureClient, AzureIdentity, InvalidVault, SecretPerKey, SingleSecret, VaultSettings,
+        WrappedKeyFile, WrappingKey,
+    },
     jwks::KeySet,
-    tsiam::KeyFile,
+    tsiam::{KeyFile, KeySource},
 };
 
-use super::keys::{KeySettings, Publish, PublishRows};
+use super::{
+    keys::{KeySettings, Publish, PublishRows},
+    signer::is_vault_name,
+};
 use crate::config::{
     RuleSource,
     duration::format,
@@ -21,6 +28,14 @@ use crate::config::{
         DAY, FlagScope, HOUR, MINUTE, ValueKind, YEAR, duration, duration_or_off, row, rows,
     },
 };
+
+/// The last two are named as in tsiam.
+const STORAGES: &[&str] = &[
+    "dir",
+    "memory",
+    "AzureKeyVaultKeys",
+    "AzureKeyVaultSecrets",
+];
 
 const ALGORITHMS: &[&str] = &["RS256", "ES256", "ES384", "ES512", "EdDSA"];
 
@@ -86,18 +101,21 @@ rows! {
         .flag("workload-keys-dir", FlagScope::Start)
         .default("workload-keys")
         .help("Directory of the keys for workload tokens");
-    KEYS_STORAGE = row("workload.keys.storage", ValueKind::Word(&["dir", "memory"]))
+    KEYS_STORAGE = row("workload.keys.storage", ValueKind::Word(STORAGES))
         .flag("workload-keys-storage", FlagScope::Start)
         .default("dir")
         .help(
-            "Where these keys are kept: dir is workload.keys.dir; in memory they are gone with \
-             the process, and each start makes new ones",
+            "Where private keys are kept: in workload.keys.dir; in memory, gone with the process; \
+             in the directory, encrypted with a key of Azure Key Vault; or as its secrets",
         );
     KEYS_TAKE_OVER = row("workload.keys.takeOver", ValueKind::Text)
         .flag("workload-keys-take-over", FlagScope::Start)
         .default("")
         .example("/var/lib/tsiam/key.json")
-        .help("tsiam's key file; its key is copied once, keeps its id and signs first");
+        .help(
+            "tsiam's key file; its key is copied once, keeps its id and signs first. With \
+             AzureKeyVaultSecrets the vault has it",
+        );
     KEYS_ALGORITHMS = row("workload.keys.algorithms", ValueKind::Words(ALGORITHMS))
         .flag("workload-keys-algorithms", FlagScope::Start)
         .default("RS256,ES256")
@@ -121,6 +139,35 @@ rows! {
         .derived("jwks.json in workload.keys.dir, unless there is a bucket")
         .example("/srv/www/workload-jwks.json")
         .help("File where these keys are published");
+    AZURE_VAULT = row("workload.keys.azure.vault", ValueKind::Url)
+        .flag("workload-keys-azure-vault", FlagScope::Start)
+        .example("https://acme.vault.azure.net")
+        .help("Address of the Azure Key Vault of workload.keys.storage");
+    AZURE_NAME = row("workload.keys.azure.name", ValueKind::Text)
+        .flag("workload-keys-azure-name", FlagScope::Start)
+        .default("")
+        .example("tsiam-key")
+        .help(
+            "Name of its key; or what the names of its secrets begin with, and in whole the \
+             secret of tsiam, which is taken over",
+        );
+    AZURE_TENANT = row("workload.keys.azure.tenantId", ValueKind::Text)
+        .flag("workload-keys-azure-tenant-id", FlagScope::Start)
+        .default("")
+        .example("11111111-2222-3333-4444-555555555555")
+        .help(
+            "Tenant of the application that may use the vault; without tenant, client and secret, \
+             Azure's own variables or the machine's managed identity apply",
+        );
+    AZURE_CLIENT = row("workload.keys.azure.clientId", ValueKind::Text)
+        .flag("workload-keys-azure-client-id", FlagScope::Start)
+        .default("")
+        .example("66666666-7777-8888-9999-000000000000")
+        .help("Id of that application");
+    AZURE_CLIENT_SECRET = row("workload.keys.azure.clientSecret", ValueKind::Secret)
+        .flag("workload-keys-azure-client-secret", FlagScope::Start)
+        .example("file:/run/secrets/azure")
+        .help("Its secret, or file:PATH of a file that contains it");
 }
 
 const PLACE: PublishRows = PublishRows {
@@ -145,12 +192,23 @@ pub struct WorkloadSettings {
     pub keys: WorkloadKeySettings,
 }
 
+/// Where the private halves of workload keys are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WorkloadKeyStorage {
+    Dir,
+    /// Nothing is written, neither keys nor their document.
+    Memory,
+    /// In the directory, encrypted with this key of a vault.
+    VaultKey(VaultSettings),
+    /// In the vault's secrets whose names begin with this one.
+    VaultSecrets(VaultSettings),
+}
+
 /// The key set of workload tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkloadKeySettings {
     pub dir: PathBuf,
-    /// Nothing is written, neither keys nor their document.
-    pub in_memory: bool,
+    pub storage: WorkloadKeyStorage,
     /// The key file of the tsiam that is replaced.
     pub take_over: Option<PathBuf>,
     /// One key for each.
@@ -180,16 +238,37 @@ impl From<&WorkloadKeySettings> for KeyPolicy {
 }
 
 impl WorkloadKeySettings {
-    /// The keys at their place of publication. Reads nothing yet.
-    pub fn set(&self) -> KeySet {
+    /// The keys at their place of publication. Reads nothing yet, and asks no vault.
+    pub fn set(&self) -> Result<KeySet, InvalidVault> {
         let (name, policy) = ("workload", KeyPolicy::from(self));
-        if self.in_memory {
-            return KeySet::in_memory(name, &policy, &self.prefix, self.default, &self.specs)
-                .in_real_time();
-        }
+        let store = KeyStore::new(&self.dir);
+        let file = self.take_over.as_deref();
+        let (store, source): (KeyStore, Option<Arc<dyn KeySource>>) = match &self.storage {
+            WorkloadKeyStorage::Dir => {
+                let source = file.map(|file| -> Arc<dyn KeySource> { Arc::new(KeyFile::new(file)) });
+                (store, source)
+            }
+            WorkloadKeyStorage::Memory => {
+                let (prefix, specs) = (&self.prefix, &self.specs);
+                let set = KeySet::in_memory(name, &policy, prefix, self.default, specs);
+                return Ok(set.in_real_time());
+            }
+            WorkloadKeyStorage::VaultKey(vault) => {
+                let key = WrappingKey::new(vault, &AzureClient::default())?;
+                let source = file.map(|file| -> Arc<dyn KeySource> {
+                    Arc::new(WrappedKeyFile::new(file, key.clone()))
+                });
+                (store.with_sealing(Arc::new(key)), source)
+            }
+            WorkloadKeyStorage::VaultSecrets(vault) => {
+                let secrets = SecretPerKey::new(vault, &AzureClient::default())?;
+                let source: Arc<dyn KeySource> = Arc::new(SingleSecret::new(secrets.clone()));
+                (store.with_sealing(Arc::new(secrets)), Some(source))
+            }
+        };
         let set = KeySet::new(
             name,
-            KeyStore::new(&self.dir),
+            store,
             self.publish.publisher(self.cache_time),
             &policy,
             &self.prefix,
@@ -197,10 +276,10 @@ impl WorkloadKeySettings {
             &self.specs,
         )
         .in_real_time();
-        match &self.take_over {
-            Some(file) => set.taking_over(Arc::new(KeyFile::new(file))),
+        Ok(match source {
+            Some(source) => set.taking_over(source),
             None => set,
-        }
+        })
     }
 }
 
@@ -321,7 +400,7 @@ impl SettingsReader<'_> {
         on: bool,
     ) -> Option<WorkloadKeySettings> {
         let dir = self.path(&KEYS_DIR);
-        let in_memory = self.word(&KEYS_STORAGE).map(|word| word == "memory");
+        let storage = self.workload_key_storage(on);
         let take_over = self.optional_path(&KEYS_TAKE_OVER);
         let algorithms = self.words(&KEYS_ALGORITHMS, |word| {
             word.parse::<Algorithm>().map_err(|error| error.to_string())
@@ -331,7 +410,7 @@ impl SettingsReader<'_> {
         let bits = self.key_size();
         let (dir, publish, issuer) = (dir?, publish?, issuer?);
         let (mut algorithms, rotate_every, bits) = (algorithms?, rotate_every?, bits?);
-        let (in_memory, take_over) = (in_memory?, take_over?);
+        let (storage, take_over) = (storage?, take_over?);
         algorithms.sort_unstable();
         algorithms.dedup();
         if algorithms.is_empty() {
@@ -345,7 +424,12 @@ impl SettingsReader<'_> {
             );
             self.mistake(&KEYS_ROTATE_EVERY, Some(format(rotate_every)), sentence);
         }
-        if on && in_memory {
+        if on && matches!(storage, WorkloadKeyStorage::VaultSecrets(_)) && take_over.is_some() {
+            let sentence = "with the storage AzureKeyVaultSecrets the key of tsiam is in the \
+                            vault, as the secret workload.keys.azure.name, and not in a file";
+            self.mistake(&KEYS_TAKE_OVER, None, sentence.into());
+        }
+        if on && storage == WorkloadKeyStorage::Memory {
             for row in [&KEYS_BUCKET, &KEYS_JWKS_FILE, &KEYS_TAKE_OVER] {
                 if self.is_set(row) {
                     let sentence = "has no effect on keys in memory (workload.keys.storage), \
@@ -368,7 +452,7 @@ impl SettingsReader<'_> {
         }
         Some(WorkloadKeySettings {
             dir,
-            in_memory,
+            storage,
             take_over,
             default: KeySpec::new(algorithm, bits),
             specs: algorithms.into_iter().map(|one| KeySpec::new(one, bits)).collect(),
@@ -377,6 +461,75 @@ impl SettingsReader<'_> {
             rotate_every: Some(rotate_every).filter(|every| !every.is_zero()),
             cache_time: issuer.cache_time,
             skew: issuer.token.skew,
+        })
+    }
+
+    /// `on`: what the storage needs must be there.
+    fn workload_key_storage(&mut self, on: bool) -> Option<WorkloadKeyStorage> {
+        let storage = self.word(&KEYS_STORAGE);
+        let vault = self.workload_vault(on);
+        let (storage, vault) = (storage?, vault?);
+        let in_vault = match storage {
+            "AzureKeyVaultKeys" => WorkloadKeyStorage::VaultKey,
+            "AzureKeyVaultSecrets" => WorkloadKeyStorage::VaultSecrets,
+            "memory" => return Some(WorkloadKeyStorage::Memory),
+            _ => return Some(WorkloadKeyStorage::Dir),
+        };
+        if on {
+            let (missing_vault, missing_name) = (vault.vault.is_empty(), vault.name.is_empty());
+            for (row, missing) in [(&AZURE_VAULT, missing_vault), (&AZURE_NAME, missing_name)] {
+                if missing {
+                    let sentence = format!("{storage} needs {} too", row.key);
+                    self.mistake(&KEYS_STORAGE, None, sentence);
+                }
+            }
+        }
+        Some(in_vault(vault))
+    }
+
+    /// With empty texts for what is not set.
+    fn workload_vault(&mut self, on: bool) -> Option<VaultSettings> {
+        let vault = self.url(&AZURE_VAULT);
+        let name = self.read(&AZURE_NAME, |input, origin| {
+            let name = text(input, origin)?;
+            if name.value.is_empty() || is_vault_name(&name.value) {
+                Ok(name)
+            } else {
+                Err("not a name of a vault: letters, digits or -".into())
+            }
+        });
+        let tenant = self.optional_text(&AZURE_TENANT);
+        let client = self.optional_text(&AZURE_CLIENT);
+        let secret = self.secret(&AZURE_CLIENT_SECRET);
+        let vault = vault?.unwrap_or_default();
+        if on && !vault.is_empty() && !vault.starts_with("https://") {
+            let sentence = "a vault is asked over https alone";
+            self.mistake(&AZURE_VAULT, Some(vault.clone()), sentence.into());
+        }
+        let identity = match (tenant?, client?, secret?) {
+            (Some(tenant), Some(client), Some(secret)) => AzureIdentity::Secret {
+                tenant,
+                client,
+                secret,
+            },
+            (None, None, None) => AzureIdentity::Environment,
+            _ => {
+                for row in [&AZURE_TENANT, &AZURE_CLIENT, &AZURE_CLIENT_SECRET] {
+                    if on && self.is_set(row) {
+                        let origin = self.lookup(row).origin;
+                        let sentence = "has no effect without the two others of tenantId, \
+                                        clientId and clientSecret: the environment says who this \
+                                        server is to Azure";
+                        self.warn(origin, sentence.into());
+                    }
+                }
+                AzureIdentity::Environment
+            }
+        };
+        Some(VaultSettings {
+            vault,
+            name: name?,
+            identity,
         })
     }
 }

@@ -76,9 +76,9 @@ fn toml(raw: &RawSettings, path: &Path, warnings: &[Remark]) -> String {
         };
         let value = match row.kind {
             ValueKind::Secret => {
-                let file = path.parent().unwrap_or(Path::new("")).join("authkey");
-                text += "# The key is a secret, so it is not printed. Write it into this file, or leave the\n\
-                         # line out if the node has joined: its state has the login.\n";
+                let (name, comment) = secret_file(row);
+                let file = path.parent().unwrap_or(Path::new("")).join(name);
+                text += comment;
                 quoted(&format!("file:{}", file.display()))
             }
             _ => toml_value(row, &given.value),
@@ -94,6 +94,22 @@ fn cap_map() -> String {
      # policy. If one of them reads capMap:\n\
      # capMap = true\n"
         .into()
+}
+
+/// The file in which a secret is expected afterwards, and the comment that says so.
+fn secret_file(row: &Row) -> (&'static str, &'static str) {
+    if row.key == workload::AZURE_CLIENT_SECRET.key {
+        (
+            "azure-client-secret",
+            "# This is a secret, so it is not printed. Write it into this file.\n",
+        )
+    } else {
+        (
+            "authkey",
+            "# The key is a secret, so it is not printed. Write it into this file, or leave the\n\
+             # line out if the node has joined: its state has the login.\n",
+        )
+    }
 }
 
 fn toml_value(row: &Row, value: &RawValue) -> String {

@@ -227,12 +227,10 @@ impl Reading {
         if let Some(key) = text("tsnet.authKey") {
             self.set(&tailscale::AUTHKEY, key, "tsnet.authKey");
         }
+        let dir = self.state_dir(text);
         match text("tsnet.stateDir") {
             Some(dir) => self.set(&tailscale::DIR, dir, "tsnet.stateDir"),
-            None => {
-                let dir = self.path.parent().unwrap_or(Path::new("")).join("tsnet");
-                self.set_default(&tailscale::DIR, &dir.to_string_lossy(), "tsnet.stateDir");
-            }
+            None => self.set_default(&tailscale::DIR, &dir.to_string_lossy(), "tsnet.stateDir"),
         }
         if let Some(ephemeral) = bool("tsnet.ephemeral") {
             self.set(
@@ -331,8 +329,8 @@ impl Reading {
         match storage.to_ascii_lowercase().as_str() {
             "file" => {
                 let key = "signingKey.file.storagePath";
-                let Some(path) = text(key) else {
-                    return self.refuse(key, "must be set when signingKey.storage is file".into());
+                let Some(path) = self.needed(key, "file", text) else {
+                    return;
                 };
                 let path = Path::new(path);
                 let stored = self.stored_algorithm(path);
@@ -351,21 +349,30 @@ impl Reading {
                     });
                 }
                 self.use_algorithm(stored.or(algorithm));
-                let dir = path.parent().unwrap_or(Path::new("")).join("workload-keys");
-                self.set(&workload::KEYS_DIR, &dir.to_string_lossy(), key);
-                self.set(&workload::KEYS_TAKE_OVER, &path.to_string_lossy(), key);
+                self.set_key_file(path, key);
             }
             "memory" => {
                 self.use_algorithm(algorithm);
                 self.set(&workload::KEYS_STORAGE, "memory", "signingKey.storage");
             }
-            "azurekeyvaultkeys" | "azurekeyvaultsecrets" => self.refuse_value(
-                "signingKey.storage",
-                storage,
-                "keys in Azure Key Vault are not taken over: write the key into a file and name \
-                 it with signingKey.file.storagePath, or begin with a new key in a file"
-                    .into(),
-            ),
+            "azurekeyvaultkeys" => {
+                self.use_algorithm(algorithm);
+                let (storage, group) = ("AzureKeyVaultKeys", "signingKey.azureKeyVaultKeys");
+                self.vault(storage, group, "keyName", text);
+                let key = format!("{group}.storagePath");
+                if let Some(path) = self.needed(&key, storage, text) {
+                    self.set_key_file(Path::new(path), &key);
+                }
+            }
+            "azurekeyvaultsecrets" => {
+                self.use_algorithm(algorithm);
+                let (storage, group) = ("AzureKeyVaultSecrets", "signingKey.azureKeyVaultSecrets");
+                self.vault(storage, group, "secretName", text);
+                // tsiam needs no directory for it, and that of its config may be read-only.
+                let dir = self.state_dir(text).join("workload-keys");
+                let key = "signingKey.storage";
+                self.set_default(&workload::KEYS_DIR, &dir.to_string_lossy(), key);
+            }
             _ => self.refuse_value(
                 "signingKey.storage",
                 storage,
@@ -376,6 +383,65 @@ impl Reading {
                     "AzureKeyVaultSecrets",
                 ]),
             ),
+        }
+    }
+
+    fn state_dir<'a>(&self, text: &impl Fn(&str) -> Option<&'a str>) -> PathBuf {
+        match text("tsnet.stateDir") {
+            Some(dir) => dir.into(),
+            None => self.path.parent().unwrap_or(Path::new("")).join("tsnet"),
+        }
+    }
+
+    /// A file with a key, which is taken over into a directory beside it.
+    fn set_key_file(&mut self, path: &Path, key: &str) {
+        let dir = path.parent().unwrap_or(Path::new("")).join("workload-keys");
+        self.set(&workload::KEYS_DIR, &dir.to_string_lossy(), key);
+        self.set(&workload::KEYS_TAKE_OVER, &path.to_string_lossy(), key);
+    }
+
+    /// A value that the chosen storage cannot do without.
+    fn needed<'a>(
+        &mut self,
+        key: &str,
+        storage: &str,
+        text: &impl Fn(&str) -> Option<&'a str>,
+    ) -> Option<&'a str> {
+        let value = text(key);
+        if value.is_none() {
+            let sentence = format!("must be set when signingKey.storage is {storage}");
+            self.refuse(key, sentence);
+        }
+        value
+    }
+
+    /// One of the two groups about Azure Key Vault. `name`: which of its keys has the name.
+    fn vault<'a>(
+        &mut self,
+        storage: &str,
+        group: &str,
+        name: &str,
+        text: &impl Fn(&str) -> Option<&'a str>,
+    ) {
+        self.set(&workload::KEYS_STORAGE, storage, "signingKey.storage");
+        for (row, key) in [
+            (&workload::AZURE_VAULT, "vaultUrl"),
+            (&workload::AZURE_NAME, name),
+        ] {
+            let key = format!("{group}.{key}");
+            if let Some(value) = self.needed(&key, storage, text) {
+                self.set(row, value, &key);
+            }
+        }
+        for (row, key) in [
+            (&workload::AZURE_TENANT, "tenantId"),
+            (&workload::AZURE_CLIENT, "clientId"),
+            (&workload::AZURE_CLIENT_SECRET, "clientSecret"),
+        ] {
+            let key = format!("{group}.{key}");
+            if let Some(value) = text(&key) {
+                self.set(row, value, &key);
+            }
         }
     }
 

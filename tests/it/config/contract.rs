@@ -111,6 +111,7 @@ fn the_contract_names_every_row_of_the_table() {
             "keys.pkcs11.pin",
             "keys.vault.token",
             "sts.clientSecret",
+            "workload.keys.azure.clientSecret",
             "no-confirmation",
             "admin.client.host",
             "admin.client.port",

@@ -7,7 +7,10 @@ use std::{
 
 use jiff::Timestamp;
 use serde_json::{Value as Json, json};
-use tailbone::keys::{Algorithm, KeySpec, PrivateJwk};
+use tailbone::{
+    config::WorkloadKeyStorage,
+    keys::{Algorithm, KeySpec, PrivateJwk, azure::AzureIdentity},
+};
 use tempfile::TempDir;
 
 use super::{Ran, load, remarks, run, show};
@@ -57,6 +60,25 @@ const SMALL: &str = "\
 tokens: {allowedAudiences: [sts.amazonaws.com]}
 signingKey: {file: {storagePath: /nowhere/tsiam/key.json}}
 ";
+
+/// With a storage in Azure Key Vault, and every key of its group.
+fn in_azure(storage: &str, group: &str, more: &str) -> String {
+    format!(
+        "tokens: {{allowedAudiences: [a]}}\nsigningKey:\n  storage: {storage}\n  {group}:\n    \
+         vaultUrl: https://acme.vault.azure.net/\n    {more}\n    tenantId: t\n    clientId: c\n    \
+         clientSecret: azure-hush\n"
+    )
+}
+
+fn wrapped() -> String {
+    let more = "keyName: wrapper\n    storagePath: /nowhere/tsiam/key.bin";
+    in_azure("azurekeyvaultkeys", "azureKeyVaultKeys", more)
+}
+
+fn secrets() -> String {
+    let more = "secretName: tsiam-key";
+    in_azure("AzureKeyVaultSecrets", "azureKeyVaultSecrets", more)
+}
 
 /// tsiam's file in a directory of its own.
 struct Tsiam {
@@ -177,6 +199,117 @@ fn every_key_is_a_setting_whose_origin_names_it() {
         tsiam.check().err,
         "Using config file: DIR/config.yaml\nThe settings are fine\n"
     );
+}
+
+#[test]
+fn keys_in_azure_key_vault_are_found_where_tsiam_has_them() {
+    for (text, group, name, value) in [
+        (wrapped(), "azureKeyVaultKeys", "keyName", "wrapper"),
+        (secrets(), "azureKeyVaultSecrets", "secretName", "tsiam-key"),
+    ] {
+        let tsiam = Tsiam::new(&text);
+        let shown = tsiam.show();
+        for (key, value, theirs) in [
+            ("vault", "https://acme.vault.azure.net/", "vaultUrl"),
+            ("name", value, name),
+            ("tenantId", "t", "tenantId"),
+            ("clientId", "c", "clientId"),
+            ("clientSecret", "(hidden)", "clientSecret"),
+        ] {
+            let origin = format!("file {}: signingKey.{group}.{theirs}", tsiam.at());
+            let key = format!("workload.keys.azure.{key}");
+            assert_eq!(shown[&key], (json!(value), origin), "{key}");
+        }
+        assert_eq!(
+            tsiam.check().err,
+            "Using config file: DIR/config.yaml\nThe settings are fine\n"
+        );
+        let keys = load(&tsiam.variables()).unwrap().workload.keys;
+        let (WorkloadKeyStorage::VaultKey(vault) | WorkloadKeyStorage::VaultSecrets(vault)) =
+            &keys.storage
+        else {
+            panic!("{:?}", keys.storage);
+        };
+        assert_eq!(vault.name, value);
+        let AzureIdentity::Secret { secret, .. } = &vault.identity else {
+            panic!("{vault:?}");
+        };
+        assert_eq!(secret.reveal(), "azure-hush");
+        assert!(!format!("{keys:?}").contains("hush"));
+        keys.set().unwrap();
+    }
+    let shown = Tsiam::new(&wrapped()).show();
+    assert_eq!(shown["workload.keys.storage"].0, "AzureKeyVaultKeys");
+    assert_eq!(shown["workload.keys.takeOver"].0, "/nowhere/tsiam/key.bin");
+    assert_eq!(shown["workload.keys.dir"].0, "/nowhere/tsiam/workload-keys");
+    // tsiam keeps no file here, so the directory is in the node's.
+    let tsiam = Tsiam::new(&format!("{}tsnet: {{stateDir: /var/lib/t}}\n", secrets()));
+    let shown = tsiam.show();
+    assert_eq!(shown["workload.keys.storage"].0, "AzureKeyVaultSecrets");
+    assert_eq!(shown["workload.keys.takeOver"].0, "");
+    assert_eq!(shown["workload.keys.dir"].0, "/var/lib/t/workload-keys");
+}
+
+#[test]
+fn without_an_application_the_environment_says_who_the_server_is_to_azure() {
+    let all = secrets();
+    let environment = |text: &str| {
+        let tsiam = Tsiam::new(text);
+        let keys = load(&tsiam.variables()).unwrap().workload.keys;
+        let WorkloadKeyStorage::VaultSecrets(vault) = keys.storage else {
+            panic!("{:?}", keys.storage);
+        };
+        assert_eq!(vault.identity, AzureIdentity::Environment);
+        tsiam.check().err
+    };
+    let none = all.replace("tenantId: t", "tenantId: ''");
+    let none = none.replace("clientId: c", "clientId:");
+    let none = none.replace("clientSecret: azure-hush", "clientSecret: ''");
+    assert!(!environment(&none).contains("Warning"));
+    // tsiam says nothing here.
+    let told = environment(&all.replace("tenantId: t", "tenantId: ''"));
+    for key in ["clientId", "clientSecret"] {
+        let words = format!("signingKey.azureKeyVaultSecrets.{key}: has no effect without");
+        assert!(told.contains(&words), "{told}");
+    }
+}
+
+#[test]
+fn what_a_vault_needs_is_asked_for() {
+    let variables = [
+        ("TB_COMPONENTS", "workload"),
+        ("TB_WORKLOAD_KEYS_STORAGE", "AzureKeyVaultSecrets"),
+    ];
+    let with = |more: &[(&'static str, &'static str)]| {
+        let variables: Vec<_> = variables.iter().chain(more).copied().collect();
+        remarks(&variables).1
+    };
+    let needs = "TB_WORKLOAD_KEYS_STORAGE: AzureKeyVaultSecrets needs workload.keys.azure";
+    assert_eq!(
+        with(&[]),
+        [format!("{needs}.vault too"), format!("{needs}.name too")]
+    );
+    let vault = ("TB_WORKLOAD_KEYS_AZURE_VAULT", "https://a.vault.azure.net");
+    let name = ("TB_WORKLOAD_KEYS_AZURE_NAME", "tsiam-key");
+    assert_eq!(with(&[vault, name]), [""; 0]);
+    for (more, words) in [
+        (
+            [vault, ("TB_WORKLOAD_KEYS_AZURE_NAME", "a_b")],
+            "TB_WORKLOAD_KEYS_AZURE_NAME=a_b: not a name of a vault",
+        ),
+        (
+            [("TB_WORKLOAD_KEYS_AZURE_VAULT", "http://a.example"), name],
+            "TB_WORKLOAD_KEYS_AZURE_VAULT=http://a.example: a vault is asked over https alone",
+        ),
+    ] {
+        let told = with(&more);
+        assert!(told.len() == 1 && told[0].starts_with(words), "{told:?}");
+    }
+    let told = with(&[vault, name, ("TB_WORKLOAD_KEYS_TAKEOVER", "key.json")]);
+    let words = "TB_WORKLOAD_KEYS_TAKEOVER: with the storage AzureKeyVaultSecrets";
+    assert!(told.len() == 1 && told[0].starts_with(words), "{told:?}");
+    // What a component that is off would need is not.
+    assert_eq!(remarks(&variables[1..]).1, [""; 0]);
 }
 
 #[test]
@@ -410,7 +543,19 @@ fn the_reader_is_as_strict_as_tsiam() {
         ),
         (
             "signingKey: {storage: AzureKeyVaultSecrets}",
-            "signingKey.storage=AzureKeyVaultSecrets: keys in Azure Key Vault are not taken over",
+            "signingKey.azureKeyVaultSecrets.secretName: must be set when signingKey.storage is AzureKeyVaultSecrets",
+        ),
+        (
+            "signingKey: {storage: azurekeyvaultsecrets, azureKeyVaultSecrets: {secretName: a}}",
+            "signingKey.azureKeyVaultSecrets.vaultUrl: must be set when signingKey.storage is AzureKeyVaultSecrets",
+        ),
+        (
+            "signingKey: {storage: AzureKeyVaultKeys, azureKeyVaultKeys: {vaultUrl: 'https://a', keyName: b}}",
+            "signingKey.azureKeyVaultKeys.storagePath: must be set when signingKey.storage is AzureKeyVaultKeys",
+        ),
+        (
+            "signingKey: {storage: AzureKeyVaultKeys, azureKeyVaultKeys: {vaultUrl: 'https://a', storagePath: b}}",
+            "signingKey.azureKeyVaultKeys.keyName: must be set when signingKey.storage is AzureKeyVaultKeys",
         ),
         (
             "signingKey: {}",
@@ -464,7 +609,7 @@ async fn tsiams_key_signs_at_once_under_its_id_and_its_file_stays() {
     ));
     let settings = load(&tsiam.variables()).unwrap().workload;
     assert_eq!(settings.algorithm, Algorithm::EdDsa);
-    let set = settings.keys.set();
+    let set = settings.keys.set().unwrap();
     set.start(Timestamp::now()).await.unwrap();
     assert_eq!(set.signer(Algorithm::EdDsa).unwrap().kid().as_str(), kid);
     assert_eq!(std::fs::read(&file).unwrap(), *key.to_compact());
@@ -478,7 +623,7 @@ async fn keys_in_memory_leave_no_file_behind() {
     let dir = ("TB_WORKLOAD_KEYS_DIR", dir.to_str().unwrap());
     let variables: Vec<_> = tsiam.variables().into_iter().chain([dir]).collect();
     let settings = load(&variables).unwrap().workload;
-    let set = settings.keys.set();
+    let set = settings.keys.set().unwrap();
     set.start(Timestamp::now()).await.unwrap();
     assert_eq!(set.algorithms().collect::<Vec<_>>(), [Algorithm::Es256]);
     set.signer(Algorithm::Es256).unwrap();
@@ -562,7 +707,7 @@ fn settings_of(config: &Path) -> Json {
 
 #[test]
 fn a_migrated_file_means_the_same() {
-    for text in [WHOLE, SMALL] {
+    for text in [WHOLE, SMALL, &wrapped(), &secrets()] {
         let tsiam = Tsiam::new(text);
         let found = run(&["config", "migrate"], &[("TSIAM_CONFIG", tsiam.at())]);
         assert_eq!(found.code, 0, "{}", found.err);
@@ -570,7 +715,9 @@ fn a_migrated_file_means_the_same() {
         assert_eq!(named.out, found.out);
         assert!(!found.out.contains("hush"), "{}", found.out);
 
-        std::fs::write(tsiam.dir.path().join("authkey"), "tskey-auth-hush\n").unwrap();
+        for secret in ["authkey", "azure-client-secret"] {
+            std::fs::write(tsiam.dir.path().join(secret), "hush\n").unwrap();
+        }
         let migrated = tsiam.dir.path().join("tailbone.toml");
         std::fs::write(&migrated, &found.out).unwrap();
         assert_eq!(

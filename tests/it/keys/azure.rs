@@ -9,35 +9,24 @@ use tailbone::{
     jwks::{FilePublisher, KeySet},
     keys::{
         Algorithm, KeyStore, PrivateJwk,
-        azure::{
-            AzureIdentity, SecretPerKey, SingleSecret, TokenCredential, WrappedKeyFile, WrappingKey,
-        },
+        azure::{SecretPerKey, SingleSecret, WrappedKeyFile, WrappingKey},
         sealing::{SealError, Sealing},
         tsiam::KeySource,
     },
 };
 use testkit::{
-    key_vault::{KeyVault, VAULT},
+    key_vault::{KeyVault, VAULT, settings},
     keys::policy,
 };
 
 use super::{at, set::TSIAM_KID};
 
-fn credential(vault: &KeyVault) -> Arc<dyn TokenCredential> {
-    let identity = AzureIdentity::Secret {
-        tenant: "tenant".to_owned(),
-        client: "client".to_owned(),
-        secret: "s3cr3t".to_owned(),
-    };
-    identity.credential(&vault.client()).unwrap()
-}
-
 fn wrapping(vault: &KeyVault) -> WrappingKey {
-    WrappingKey::new(VAULT, "wrapper", credential(vault), &vault.client()).unwrap()
+    WrappingKey::new(&settings("wrapper"), &vault.client()).unwrap()
 }
 
 fn secrets(vault: &KeyVault) -> SecretPerKey {
-    SecretPerKey::new(VAULT, "tsiam-key", credential(vault), &vault.client()).unwrap()
+    SecretPerKey::new(&settings("tsiam-key"), &vault.client()).unwrap()
 }
 
 /// Both ways, each as two processes have it.

@@ -11,7 +11,6 @@ use tailbone::{
     jwks::{FilePublisher, life::KeyLife},
     keys::{
         History, KeyId, KeyStore, NoSigner, SignError, SigningQueue,
-        azure::AzureIdentity,
         remote::{
             KeyLocation, KeyReference, KeyService, RemoteLimits, RemoteServices, ServiceError,
             ServiceKind, Trouble,
@@ -23,7 +22,7 @@ use tailbone::{
 use testkit::{
     eventually,
     fault_proxy::{Fault, FaultProxy},
-    key_vault::{KeyVault, VAULT},
+    key_vault::{self, KeyVault, VAULT},
     keys::policy,
     moto::{self, Moto},
     openbao::OpenBao,
@@ -104,14 +103,9 @@ fn key_vault(vault: &KeyVault) -> Arc<dyn KeyService> {
         vault: VAULT.into(),
         key: "tailbone-{algorithm}".into(),
     };
-    let identity = || AzureIdentity::Secret {
-        tenant: "tenant".to_owned(),
-        client: "client".to_owned(),
-        secret: "s3cr3t".to_owned(),
-    };
     Arc::new(azure::KeyVault::with_client(
         settings,
-        identity,
+        key_vault::identity(),
         vault.client(),
     ))
 }

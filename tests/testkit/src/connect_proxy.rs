@@ -1,5 +1,5 @@
-//! A proxy for `CONNECT` that knows one host. Programs that take their proxy from `HTTPS_PROXY`
-//! find there, at the host's own name, a server that listens on loopback.
+//! A proxy for `CONNECT` that knows the hosts of one server. Programs that take their proxy from
+//! `HTTPS_PROXY` find there, at the hosts' own names, a server that listens on loopback.
 
 use std::{io, net::SocketAddr};
 
@@ -19,18 +19,19 @@ pub struct ConnectProxy {
 }
 
 impl ConnectProxy {
-    /// Connections to port 443 of `host` go to `server`; others are refused.
-    pub async fn start(host: &str, server: SocketAddr) -> Self {
+    /// Connections to port 443 of these hosts go to `server`; others are refused.
+    pub async fn start(hosts: &[&str], server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         // Python says HTTP/1.0.
-        let line = format!("CONNECT {host}:443 HTTP/1.");
+        let line = |host: &&str| format!("CONNECT {host}:443 HTTP/1.");
+        let lines: Vec<String> = hosts.iter().map(line).collect();
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let line = line.clone();
+                let lines = lines.clone();
                 tokio::spawn(async move {
                     // A client that goes away has seen enough.
-                    let _ = forward(client, &line, server).await;
+                    let _ = forward(client, &lines, server).await;
                 });
             }
         });
@@ -49,12 +50,12 @@ impl Drop for ConnectProxy {
     }
 }
 
-async fn forward(mut client: TcpStream, line: &str, server: SocketAddr) -> io::Result<()> {
+async fn forward(mut client: TcpStream, lines: &[String], server: SocketAddr) -> io::Result<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") && head.len() < MAX_HEAD {
         head.push(client.read_u8().await?);
     }
-    if !head.starts_with(line.as_bytes()) {
+    if !lines.iter().any(|line| head.starts_with(line.as_bytes())) {
         return client.write_all(b"HTTP/1.1 403 Forbidden\r\n\r\n").await;
     }
     let mut server = TcpStream::connect(server).await?;

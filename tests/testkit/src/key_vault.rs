@@ -4,18 +4,48 @@
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     net::SocketAddr,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use jiff::Timestamp;
-use tailbone_keys::azure::AzureClient;
+use tailbone_keys::azure::{AzureClient, AzureIdentity, VaultSettings};
+use tailbone_values::Secret;
 use tempfile::TempDir;
 
-use crate::{certificates::self_signed, files::venv};
+use crate::{certificates::self_signed, connect_proxy::ConnectProxy, files::venv};
 
 /// The vault's address. Only the client of [`KeyVault::client`] finds it.
 pub const VAULT: &str = "https://stub.vault.example";
+
+/// What the vault is told of the one application that it knows.
+pub const TENANT: &str = "tenant";
+pub const CLIENT: &str = "client";
+pub const CLIENT_SECRET: &str = "s3cr3t";
+
+const HOSTS: [&str; 3] = [
+    "stub.vault.example",
+    "login.microsoftonline.com",
+    "login.example",
+];
+
+pub fn identity() -> AzureIdentity {
+    AzureIdentity::Secret {
+        tenant: TENANT.into(),
+        client: CLIENT.into(),
+        secret: Secret::new(CLIENT_SECRET),
+    }
+}
+
+/// For a store that uses this name in the vault.
+pub fn settings(name: &str) -> VaultSettings {
+    VaultSettings {
+        vault: VAULT.into(),
+        name: name.into(),
+        identity: identity(),
+    }
+}
 
 pub struct KeyVault {
     server: Child,
@@ -28,12 +58,7 @@ impl KeyVault {
         let folder = TempDir::new().unwrap();
         let now = Timestamp::now();
         let day = Duration::from_secs(86_400);
-        let names = [
-            "stub.vault.example",
-            "login.microsoftonline.com",
-            "login.example",
-        ];
-        let pair = self_signed(&names, now - day, now + day);
+        let pair = self_signed(&HOSTS, now - day, now + day);
         let [certificate, key] =
             ["certificate.pem", "key.pem"].map(|name| folder.path().join(name));
         std::fs::write(&certificate, pair.cert).unwrap();
@@ -56,7 +81,7 @@ impl KeyVault {
     }
 
     fn http(&self) -> reqwest::Client {
-        let certificate = std::fs::read(self.folder.path().join("certificate.pem")).unwrap();
+        let certificate = std::fs::read(self.ca_file()).unwrap();
         reqwest::Client::builder()
             .tls_certs_only([reqwest::Certificate::from_pem(&certificate).unwrap()])
             .resolve("stub.vault.example", self.addr)
@@ -64,6 +89,16 @@ impl KeyVault {
             .no_proxy()
             .build()
             .unwrap()
+    }
+
+    /// The certificate to trust.
+    pub fn ca_file(&self) -> PathBuf {
+        self.folder.path().join("certificate.pem")
+    }
+
+    /// A proxy behind which another process finds the vault at its own address.
+    pub async fn proxy(&self) -> ConnectProxy {
+        ConnectProxy::start(&HOSTS, self.addr).await
     }
 
     /// For the program under test.
@@ -87,7 +122,7 @@ impl KeyVault {
                 "tests/python/check_key_vault.py",
                 &self.addr.port().to_string(),
             ])
-            .arg(self.folder.path().join("certificate.pem"))
+            .arg(self.ca_file())
             .args(command)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -12,11 +12,10 @@
 mod secrets;
 mod wrapping;
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
-pub use azure_core::credentials::TokenCredential;
 use azure_core::{
-    credentials::Secret,
+    credentials::TokenCredential,
     error::ErrorKind,
     http::{ClientOptions, ExponentialRetryOptions, RetryOptions, StatusCode, Transport},
 };
@@ -25,6 +24,8 @@ use azure_identity::{
     ManagedIdentityCredential, ManagedIdentityCredentialOptions, WorkloadIdentityCredential,
     WorkloadIdentityCredentialOptions,
 };
+
+use tailbone_values::Secret;
 
 use crate::sealing::SealError;
 
@@ -65,31 +66,24 @@ impl AzureClient {
 }
 
 /// Who this server is to Azure.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum AzureIdentity {
     /// An application with its secret.
     Secret {
         tenant: String,
         client: String,
-        secret: String,
+        secret: Secret,
     },
     /// What the environment offers: an application's secret (`AZURE_CLIENT_SECRET`), a federated
     /// token (`AZURE_FEDERATED_TOKEN_FILE`), or the machine's managed identity.
+    #[default]
     Environment,
-}
-
-impl std::fmt::Debug for AzureIdentity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Secret { .. } => "Secret",
-            Self::Environment => "Environment",
-        })
-    }
 }
 
 impl AzureIdentity {
     /// The credential. Asks nobody yet.
-    pub fn credential(
-        self,
+    pub(crate) fn credential(
+        &self,
         client: &AzureClient,
     ) -> Result<Arc<dyn TokenCredential>, azure_core::Error> {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
@@ -98,17 +92,17 @@ impl AzureIdentity {
                 tenant,
                 client,
                 secret,
-            } => Some((tenant, client, secret)),
+            } => Some((tenant.clone(), client.clone(), secret.clone())),
             Self::Environment => variable("AZURE_TENANT_ID")
                 .zip(variable("AZURE_CLIENT_ID"))
                 .zip(variable("AZURE_CLIENT_SECRET"))
-                .map(|((tenant, client), secret)| (tenant, client, secret)),
+                .map(|((tenant, client), secret)| (tenant, client, Secret::new(secret))),
         };
         if let Some((tenant, id, secret)) = of_application {
             let options = ClientSecretCredentialOptions {
                 client_options: client.options(),
             };
-            let secret = Secret::new(secret);
+            let secret = azure_core::credentials::Secret::new(secret.reveal().to_owned());
             return Ok(ClientSecretCredential::new(
                 &tenant,
                 id,
@@ -130,6 +124,87 @@ impl AzureIdentity {
             ..ManagedIdentityCredentialOptions::default()
         };
         Ok(ManagedIdentityCredential::new(Some(options))?)
+    }
+}
+
+/// A vault, the name of what is used there, and who this server is to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VaultSettings {
+    /// `https://NAME.vault.azure.net`
+    pub vault: String,
+    /// Of a key or of secrets.
+    pub name: String,
+    pub identity: AzureIdentity,
+}
+
+/// A vault that cannot even be asked: its address or the server's identity is none.
+#[derive(Debug, thiserror::Error)]
+#[error("{vault} cannot be asked: {source}")]
+pub struct InvalidVault {
+    vault: String,
+    source: azure_core::Error,
+}
+
+/// What is used of a vault, and the client for it. Cheap to clone.
+struct InVault<C> {
+    client: Arc<C>,
+    name: String,
+    /// For people.
+    place: String,
+}
+
+impl<C> InVault<C> {
+    /// `build` makes the client of its kind; it asks nobody yet.
+    fn new(
+        settings: &VaultSettings,
+        client: &AzureClient,
+        place: String,
+        build: impl FnOnce(
+            &str,
+            Arc<dyn TokenCredential>,
+            ClientOptions,
+        ) -> Result<C, azure_core::Error>,
+    ) -> Result<Self, InvalidVault> {
+        let built = settings
+            .identity
+            .credential(client)
+            .and_then(|credential| build(&settings.vault, credential, client.options()));
+        let client = built.map_err(|source| InvalidVault {
+            vault: settings.vault.clone(),
+            source,
+        })?;
+        Ok(Self {
+            client: Arc::new(client),
+            name: settings.name.clone(),
+            place,
+        })
+    }
+
+    fn error(&self, error: &azure_core::Error) -> SealError {
+        seal_error(&self.place, error)
+    }
+
+    fn foreign(&self) -> SealError {
+        SealError::Foreign {
+            place: self.place.clone(),
+        }
+    }
+}
+
+impl<C> Clone for InVault<C> {
+    fn clone(&self) -> Self {
+        Self {
+            client: self.client.clone(),
+            name: self.name.clone(),
+            place: self.place.clone(),
+        }
+    }
+}
+
+/// Microsoft's clients have no form for people.
+impl<C> fmt::Debug for InVault<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("InVault").field(&self.place).finish()
     }
 }
 

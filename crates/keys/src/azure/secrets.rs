@@ -1,8 +1,5 @@
 //! Private halves as secrets of a vault, and the single secret of tsiam.
 
-use std::sync::Arc;
-
-use azure_core::credentials::TokenCredential;
 use azure_security_keyvault_secrets::{
     ResourceId, SecretClient, SecretClientOptions,
     models::{SecretClientGetSecretOptions, SetSecretParameters},
@@ -13,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tailbone_values::Object;
 use zeroize::Zeroizing;
 
-use super::{AzureClient, is_not_found, seal_error};
+use super::{AzureClient, InVault, InvalidVault, VaultSettings, is_not_found, seal_error};
 use crate::{
     KeyId,
     sealing::{SealError, Sealing},
@@ -23,18 +20,8 @@ use crate::{
 const VERSION: u32 = 1;
 
 /// A secret for each key. The names begin with that of tsiam's single one.
-#[derive(Clone)]
-pub struct SecretPerKey {
-    client: Arc<SecretClient>,
-    name: String,
-    place: String,
-}
-
-impl std::fmt::Debug for SecretPerKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("SecretPerKey").field(&self.place).finish()
-    }
-}
+#[derive(Debug, Clone)]
+pub struct SecretPerKey(InVault<SecretClient>);
 
 /// What the directory holds in place of a private half.
 #[derive(Serialize, Deserialize)]
@@ -46,26 +33,22 @@ struct Reference {
 }
 
 impl SecretPerKey {
-    /// Secrets whose names begin with `name` in the vault at `vault`. Asks nobody yet.
-    pub fn new(
-        vault: &str,
-        name: &str,
-        credential: Arc<dyn TokenCredential>,
-        client: &AzureClient,
-    ) -> Result<Self, azure_core::Error> {
-        let options = SecretClientOptions {
-            client_options: client.options(),
-            ..SecretClientOptions::default()
-        };
-        Ok(Self {
-            client: Arc::new(SecretClient::new(vault, credential, Some(options))?),
-            name: name.to_owned(),
-            place: vault.trim_end_matches('/').to_owned(),
-        })
-    }
-
-    fn error(&self, error: &azure_core::Error) -> SealError {
-        seal_error(&self.place, error)
+    /// Secrets whose names begin with that of the settings. Asks nobody yet.
+    pub fn new(settings: &VaultSettings, client: &AzureClient) -> Result<Self, InvalidVault> {
+        let place = settings.vault.trim_end_matches('/').to_owned();
+        let secrets = InVault::new(
+            settings,
+            client,
+            place,
+            |vault, credential, client_options| {
+                let options = SecretClientOptions {
+                    client_options,
+                    ..SecretClientOptions::default()
+                };
+                SecretClient::new(vault, credential, Some(options))
+            },
+        );
+        secrets.map(Self)
     }
 
     fn reference(&self, sealed: &[u8]) -> Result<Reference, SealError> {
@@ -74,17 +57,15 @@ impl SecretPerKey {
                 reference @ Reference {
                     version: VERSION, ..
                 },
-            )) if reference.vault == self.place => Ok(reference),
-            _ => Err(SealError::Foreign {
-                place: self.place.clone(),
-            }),
+            )) if reference.vault == self.0.place => Ok(reference),
+            _ => Err(self.0.foreign()),
         }
     }
 }
 
 impl Sealing for SecretPerKey {
     fn place(&self) -> &str {
-        &self.place
+        &self.0.place
     }
 
     fn seal<'a>(
@@ -98,7 +79,7 @@ impl Sealing for SecretPerKey {
             let id: String = id
                 .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
                 .collect();
-            let secret = format!("{}-{id}", self.name);
+            let secret = format!("{}-{id}", self.0.name);
             let parameters = SetSecretParameters {
                 value: Some(String::from_utf8_lossy(key).into_owned()),
                 content_type: Some("application/jwk+json".to_owned()),
@@ -106,14 +87,14 @@ impl Sealing for SecretPerKey {
             };
             let set = async {
                 let request = parameters.try_into()?;
-                let answer = self.client.set_secret(&secret, request, None).await?;
+                let answer = self.0.client.set_secret(&secret, request, None).await?;
                 answer.into_model()
             };
-            let set = set.await.map_err(|error| self.error(&error))?;
+            let set = set.await.map_err(|error| self.0.error(&error))?;
             let id = set.id.and_then(|id| id.parse::<ResourceId>().ok());
             let reference = Reference {
                 version: VERSION,
-                vault: self.place.clone(),
+                vault: self.0.place.clone(),
                 secret,
                 secret_version: id.and_then(|id| id.version).unwrap_or_default(),
             };
@@ -136,10 +117,10 @@ impl Sealing for SecretPerKey {
                 ..SecretClientGetSecretOptions::default()
             };
             let get = async {
-                let answer = self.client.get_secret(&reference.secret, Some(options));
+                let answer = self.0.client.get_secret(&reference.secret, Some(options));
                 answer.await?.into_model()
             };
-            let secret = get.await.map_err(|error| self.error(&error))?;
+            let secret = get.await.map_err(|error| self.0.error(&error))?;
             let value = secret.value.unwrap_or_default();
             Ok(Zeroizing::new(value.into_bytes()))
         }
@@ -149,10 +130,10 @@ impl Sealing for SecretPerKey {
     fn discard<'a>(&'a self, sealed: &'a [u8]) -> BoxFuture<'a, Result<(), SealError>> {
         async move {
             let reference = self.reference(sealed)?;
-            match self.client.delete_secret(&reference.secret, None).await {
+            match self.0.client.delete_secret(&reference.secret, None).await {
                 Ok(_) => Ok(()),
                 Err(error) if is_not_found(&error) => Ok(()),
-                Err(error) => Err(self.error(&error)),
+                Err(error) => Err(self.0.error(&error)),
             }
         }
         .boxed()
@@ -170,7 +151,7 @@ impl SingleSecret {
     /// The secret whose name those of `secrets` begin with.
     pub fn new(secrets: SecretPerKey) -> Self {
         Self {
-            place: format!("{}/secrets/{}", secrets.place, secrets.name),
+            place: format!("{}/secrets/{}", secrets.0.place, secrets.0.name),
             secrets,
         }
     }
@@ -184,7 +165,7 @@ impl KeySource for SingleSecret {
     fn read(&self) -> BoxFuture<'_, Result<Option<Found>, SourceError>> {
         async move {
             let get = async {
-                let answer = self.secrets.client.get_secret(&self.secrets.name, None);
+                let answer = self.secrets.0.client.get_secret(&self.secrets.0.name, None);
                 answer.await?.into_model()
             };
             let secret = match get.await {

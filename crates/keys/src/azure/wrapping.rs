@@ -1,9 +1,8 @@
 //! A vault key that wraps: envelopes of ours, and tsiam's file.
 
-use std::{path::PathBuf, sync::Arc};
+use std::path::PathBuf;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
-use azure_core::credentials::TokenCredential;
 use azure_security_keyvault_keys::{
     KeyClient, KeyClientOptions, ResourceId,
     models::{EncryptionAlgorithm, KeyOperationParameters},
@@ -14,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tailbone_values::Object;
 use zeroize::Zeroizing;
 
-use super::{AzureClient, seal_error};
+use super::{AzureClient, InVault, InvalidVault, VaultSettings, seal_error};
 use crate::{
     KeyId,
     disk::{self, DiskError},
@@ -29,18 +28,8 @@ const CONTENT_KEY: usize = 32;
 const MAX_WRAPPED: u64 = 4096;
 
 /// A key of a vault that wraps others.
-#[derive(Clone)]
-pub struct WrappingKey {
-    client: Arc<KeyClient>,
-    key: String,
-    place: String,
-}
-
-impl std::fmt::Debug for WrappingKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("WrappingKey").field(&self.place).finish()
-    }
-}
+#[derive(Debug, Clone)]
+pub struct WrappingKey(InVault<KeyClient>);
 
 /// What the directory holds in place of a private half.
 #[derive(Serialize, Deserialize)]
@@ -63,51 +52,43 @@ impl Envelope {
 }
 
 impl WrappingKey {
-    /// The key of that name in the vault at `vault` (`https://NAME.vault.azure.net`). Asks nobody
-    /// yet.
-    pub fn new(
-        vault: &str,
-        key: &str,
-        credential: Arc<dyn TokenCredential>,
-        client: &AzureClient,
-    ) -> Result<Self, azure_core::Error> {
-        let options = KeyClientOptions {
-            client_options: client.options(),
-            ..KeyClientOptions::default()
-        };
-        Ok(Self {
-            client: Arc::new(KeyClient::new(vault, credential, Some(options))?),
-            key: key.to_owned(),
-            place: format!("{}/keys/{key}", vault.trim_end_matches('/')),
-        })
-    }
-
-    fn error(&self, error: &azure_core::Error) -> SealError {
-        seal_error(&self.place, error)
+    /// Asks nobody yet.
+    pub fn new(settings: &VaultSettings, client: &AzureClient) -> Result<Self, InvalidVault> {
+        let VaultSettings { vault, name, .. } = settings;
+        let place = format!("{}/keys/{name}", vault.trim_end_matches('/'));
+        let key = InVault::new(
+            settings,
+            client,
+            place,
+            |vault, credential, client_options| {
+                let options = KeyClientOptions {
+                    client_options,
+                    ..KeyClientOptions::default()
+                };
+                KeyClient::new(vault, credential, Some(options))
+            },
+        );
+        key.map(Self)
     }
 
     fn lost(&self, detail: &str) -> SealError {
         SealError::Lost {
-            place: self.place.clone(),
+            place: self.0.place.clone(),
             detail: detail.to_owned(),
-        }
-    }
-
-    fn foreign(&self) -> SealError {
-        SealError::Foreign {
-            place: self.place.clone(),
         }
     }
 
     /// The wrapped key, and the version of the vault's key that wrapped it: the latest.
     async fn wrap(&self, content_key: &[u8]) -> Result<(Vec<u8>, String), SealError> {
         let parameters = parameters(content_key.to_vec());
-        let request = parameters.try_into().map_err(|error| self.error(&error))?;
+        let request = parameters
+            .try_into()
+            .map_err(|error| self.0.error(&error))?;
         let wrapped = async {
-            let answer = self.client.wrap_key(&self.key, request, None).await?;
+            let answer = self.0.client.wrap_key(&self.0.name, request, None).await?;
             answer.into_model()
         };
-        let result = wrapped.await.map_err(|error| self.error(&error))?;
+        let result = wrapped.await.map_err(|error| self.0.error(&error))?;
         let version = result
             .kid
             .and_then(|kid| kid.parse::<ResourceId>().ok())
@@ -115,7 +96,7 @@ impl WrappingKey {
         match (result.result, version) {
             (Some(wrapped), Some(version)) => Ok((wrapped, version)),
             _ => Err(SealError::Away {
-                place: self.place.clone(),
+                place: self.0.place.clone(),
                 detail: "its answer names no key version".to_owned(),
             }),
         }
@@ -129,8 +110,9 @@ impl WrappingKey {
     ) -> Result<Zeroizing<Vec<u8>>, azure_core::Error> {
         let request = parameters(wrapped.to_vec()).try_into()?;
         let answer = self
+            .0
             .client
-            .unwrap_key(&self.key, version, request, None)
+            .unwrap_key(&self.0.name, version, request, None)
             .await?;
         let result = answer.into_model()?;
         Ok(Zeroizing::new(result.result.unwrap_or_default()))
@@ -138,7 +120,10 @@ impl WrappingKey {
 
     /// All versions of the vault's key, the newest first.
     async fn versions(&self) -> Result<Vec<String>, azure_core::Error> {
-        let mut pager = self.client.list_key_properties_versions(&self.key, None)?;
+        let mut pager = self
+            .0
+            .client
+            .list_key_properties_versions(&self.0.name, None)?;
         let mut versions = Vec::new();
         while let Some(key) = pager.try_next().await? {
             let created = key.attributes.and_then(|attributes| attributes.created);
@@ -162,7 +147,7 @@ fn parameters(value: Vec<u8>) -> KeyOperationParameters {
 
 impl Sealing for WrappingKey {
     fn place(&self) -> &str {
-        &self.place
+        &self.0.place
     }
 
     fn seal<'a>(
@@ -172,7 +157,7 @@ impl Sealing for WrappingKey {
     ) -> BoxFuture<'a, Result<Vec<u8>, SealError>> {
         async move {
             let failed = |_| SealError::Away {
-                place: self.place.clone(),
+                place: self.0.place.clone(),
                 detail: "the crypto library refused".to_owned(),
             };
             let mut content_key = Zeroizing::new([0u8; CONTENT_KEY]);
@@ -180,7 +165,7 @@ impl Sealing for WrappingKey {
             let (wrapped, key_version) = self.wrap(&*content_key).await?;
             let mut envelope = Envelope {
                 version: VERSION,
-                key: self.place.clone(),
+                key: self.0.place.clone(),
                 key_version,
                 wrapped: URL_SAFE_NO_PAD.encode(wrapped),
                 nonce: String::new(),
@@ -210,19 +195,19 @@ impl Sealing for WrappingKey {
     ) -> BoxFuture<'a, Result<Zeroizing<Vec<u8>>, SealError>> {
         async move {
             let Ok(Object(envelope)) = serde_json::from_slice::<Object<Envelope>>(sealed) else {
-                return Err(self.foreign());
+                return Err(self.0.foreign());
             };
-            if envelope.version != VERSION || envelope.key != self.place {
-                return Err(self.foreign());
+            if envelope.version != VERSION || envelope.key != self.0.place {
+                return Err(self.0.foreign());
             }
-            let bytes = |text: &str| URL_SAFE_NO_PAD.decode(text).map_err(|_| self.foreign());
+            let bytes = |text: &str| URL_SAFE_NO_PAD.decode(text).map_err(|_| self.0.foreign());
             let wrapped = bytes(&envelope.wrapped)?;
             let nonce = bytes(&envelope.nonce)?;
             let mut text = Zeroizing::new(bytes(&envelope.ciphertext)?);
             let content_key = self
                 .unwrap(&envelope.key_version, &wrapped)
                 .await
-                .map_err(|error| self.error(&error))?;
+                .map_err(|error| self.0.error(&error))?;
             let damaged = || self.lost("the envelope is damaged");
             let aes = RandomizedNonceKey::new(&AES_256_GCM, &content_key).map_err(|_| damaged())?;
             let nonce = Nonce::try_assume_unique_for_key(&nonce).map_err(|_| damaged())?;
@@ -256,7 +241,7 @@ impl WrappedKeyFile {
     pub fn new(path: impl Into<PathBuf>, key: WrappingKey) -> Self {
         let path = path.into();
         Self {
-            place: format!("{} ({})", path.display(), key.place),
+            place: format!("{} ({})", path.display(), key.0.place),
             path,
             key,
         }

@@ -46,7 +46,7 @@ pub struct KeyVaultSettings {
 /// A vault, with the credentials that the environment offers.
 pub struct KeyVault {
     settings: KeyVaultSettings,
-    identity: fn() -> AzureIdentity,
+    identity: AzureIdentity,
     http: AzureClient,
     /// Made for the first call, because it looks at the environment.
     client: OnceCell<KeyClient>,
@@ -61,17 +61,13 @@ impl fmt::Debug for KeyVault {
 impl KeyVault {
     /// Connects to nothing yet.
     pub fn new(settings: KeyVaultSettings) -> Self {
-        Self::with_client(
-            settings,
-            || AzureIdentity::Environment,
-            AzureClient::default(),
-        )
+        Self::with_client(settings, AzureIdentity::Environment, AzureClient::default())
     }
 
     /// With an identity and a way of making requests of the caller's own.
     pub fn with_client(
         settings: KeyVaultSettings,
-        identity: fn() -> AzureIdentity,
+        identity: AzureIdentity,
         http: AzureClient,
     ) -> Self {
         Self {
@@ -84,7 +80,7 @@ impl KeyVault {
 
     async fn client(&self) -> Result<&KeyClient, ServiceError> {
         let build = async || {
-            let credential = (self.identity)().credential(&self.http)?;
+            let credential = self.identity.credential(&self.http)?;
             let mut options = KeyClientOptions {
                 client_options: self.http.options(),
                 ..KeyClientOptions::default()
