@@ -23,6 +23,11 @@ use crate::{
 /// less often.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The time before a vault that gave no keys at the start is asked again; it doubles up to the
+/// longest.
+const FIRST_VAULT_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_VAULT_PAUSE: Duration = Duration::from_secs(15);
+
 /// Keeps the keys of all sets in order; of none if nothing signs. Dropping this ends the tasks, if
 /// need be within a pass, which is safe anywhere.
 #[derive(Debug, Default)]
@@ -103,7 +108,7 @@ async fn maintain(
     meter: Meter,
     mut problems: LoggedProblems,
 ) {
-    let loaded = load(&set, &mut problems).await;
+    let loaded = load(&set, &check_requested, &mut problems).await;
     let failed = loaded.is_err();
     // If the handle was dropped, this task ends too, and nobody needs the outcome.
     let _ = first_pass.send(loaded);
@@ -135,8 +140,26 @@ async fn maintain(
         }
     }
 }
-async fn load(set: &KeySet, problems: &mut LoggedProblems) -> Result<(), LifeError> {
-    let reports = set.start(Timestamp::now()).await?;
+
+/// Reads the keys for the first time. A vault that does not give them is asked again and again, and
+/// the readiness latch says why; everything else that is wrong is an error.
+async fn load(
+    set: &KeySet,
+    check_requested: &Notify,
+    problems: &mut LoggedProblems,
+) -> Result<(), LifeError> {
+    let mut pause = FIRST_VAULT_PAUSE;
+    let reports = loop {
+        match set.start(Timestamp::now()).await {
+            Ok(reports) => break reports,
+            Err(error) if error.vault_trouble().is_some() => problems.log_error(&error),
+            Err(error) => return Err(error),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_VAULT_PAUSE),
+            () = check_requested.notified() => {}
+        }
+    };
     problems.log_reports(&reports);
     for (_, report) in &reports {
         if report.no_signer.is_none() {
@@ -210,12 +233,25 @@ impl LoggedProblems {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    };
 
+    use futures_util::{FutureExt as _, future::BoxFuture};
+    use prometheus_client::registry::Registry;
     use tracing_subscriber::{Layer, layer::SubscriberExt};
+    use zeroize::Zeroizing;
 
     use super::*;
-    use crate::config::{self, KeySpec, Publish};
+    use crate::{
+        config::{self, KeySpec, Publish},
+        jwks::FilePublisher,
+        keys::{
+            KeyId, KeyPolicy, KeyStore,
+            sealing::{SealError, Sealing},
+        },
+    };
 
     /// The words of every event.
     #[derive(Clone, Default)]
@@ -276,6 +312,130 @@ mod tests {
         let asked = tokio::spawn(async move { maintenance.loaded().await });
         let ended = tokio::time::timeout(Duration::from_secs(20), asked).await;
         assert!(ended.unwrap().unwrap_err().is_panic());
+    }
+
+    /// A vault whose sealed keys are the keys.
+    #[derive(Debug, Default)]
+    struct Vault {
+        away: AtomicBool,
+    }
+
+    impl Vault {
+        fn answer<T: Send + 'static>(&self, answer: T) -> BoxFuture<'_, Result<T, SealError>> {
+            let away = self.away.load(Ordering::Relaxed);
+            let answer = if away {
+                let place = "https://vault.example".to_owned();
+                let detail = "503".to_owned();
+                Err(SealError::Away { place, detail })
+            } else {
+                Ok(answer)
+            };
+            std::future::ready(answer).boxed()
+        }
+    }
+
+    impl Sealing for Vault {
+        fn kind(&self) -> &'static str {
+            "test"
+        }
+
+        fn place(&self) -> &str {
+            "https://vault.example"
+        }
+
+        fn seal<'a>(
+            &'a self,
+            _: &'a KeyId,
+            key: &'a [u8],
+        ) -> BoxFuture<'a, Result<Vec<u8>, SealError>> {
+            self.answer(key.to_vec())
+        }
+
+        fn open<'a>(
+            &'a self,
+            sealed: &'a [u8],
+        ) -> BoxFuture<'a, Result<Zeroizing<Vec<u8>>, SealError>> {
+            self.answer(Zeroizing::new(sealed.to_vec()))
+        }
+
+        fn discard<'a>(&'a self, _: &'a [u8]) -> BoxFuture<'a, Result<(), SealError>> {
+            self.answer(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_vault_that_is_away_at_the_start_is_waited_for() {
+        let heard = Heard::default();
+        let _here =
+            tracing::subscriber::set_default(tracing_subscriber::registry().with(heard.clone()));
+        let folder = tempfile::tempdir().unwrap();
+        let policy = KeyPolicy {
+            token_life: Duration::from_secs(60),
+            cache_time: Duration::from_secs(300),
+            skew: Duration::ZERO,
+            rotate_every: None,
+            withdrawn_grace: Duration::ZERO,
+        };
+        let vault = Arc::new(Vault::default());
+        let meter = Meter::default();
+        let open = || {
+            let store = KeyStore::new(folder.path().join("set")).with_sealing(vault.clone());
+            let publisher = Arc::new(FilePublisher::new(folder.path().join("jwks.json")));
+            let (spec, store) = (KeySpec::Es256, store.counted_by(&meter));
+            KeySet::new("workload", store, publisher, &policy, "tb", spec, &[])
+        };
+        // Neither the first keys nor those of a restart are had without the vault.
+        for _ in 0..2 {
+            vault.away.store(true, Ordering::Relaxed);
+            let set = open();
+            let mut maintenance = KeyMaintenance::start(vec![set.clone()], &meter);
+            let reason = "the vault of the private keys cannot be reached";
+            becomes_true(|| {
+                let refused = set.signer(Algorithm::Es256);
+                refused.is_err_and(|refused| refused.to_string() == reason)
+            })
+            .await;
+            vault.away.store(false, Ordering::Relaxed);
+            maintenance.check_now();
+            maintenance.loaded().await.unwrap();
+            becomes_true(|| set.signer(Algorithm::Es256).is_ok()).await;
+        }
+        for told in [
+            "the vault of the private keys cannot be reached",
+            "https://vault.example cannot be reached",
+            "the problems with the keys are solved",
+        ] {
+            heard.hears(told).await;
+        }
+        // What was tried while it was away has left nothing.
+        let files = std::fs::read_dir(folder.path().join("set/ES256")).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        assert_eq!(
+            names.filter(|name| name.ends_with(".state.json")).count(),
+            1
+        );
+        let mut registry = Registry::default();
+        meter.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for counted in [
+            r#"service="test",call="seal",result="away""#,
+            r#"service="test",call="seal",result="done""#,
+            r#"service="test",call="open",result="away""#,
+            r#"service="test",call="open",result="done""#,
+        ] {
+            assert!(text.contains(counted), "{counted}: {text}");
+        }
+    }
+
+    async fn becomes_true(reached: impl Fn() -> bool) {
+        let reached = async {
+            while !reached() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let reached = tokio::time::timeout(Duration::from_secs(20), reached).await;
+        reached.unwrap();
     }
 
     #[tokio::test]

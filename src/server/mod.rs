@@ -167,10 +167,10 @@ impl Daemon {
         let live_settings = LiveSettings::new(settings);
         let meter = Meter::default();
         let needs_keys = parts::needs_keys(settings);
-        let keys = settings.keys.life();
+        let keys = settings.keys.life_counted_by(&meter);
         let listeners_up = latches::register(&state, needs_keys.then_some(&keys));
         let open = |own: OwnKeys| {
-            let set = (own.set)(settings)?;
+            let set = (own.set)(settings, &meter)?;
             latches::register_key_set(&state, &set, &own);
             Ok::<_, InvalidVault>(set)
         };

@@ -22,7 +22,9 @@ use crate::{
     keys::azure::InvalidVault,
     metrics,
     part::{Context, Lifecycle, Part, PartError},
-    sts, workload,
+    sts,
+    telemetry::meter::Meter,
+    workload,
 };
 
 /// What the server knows of a component.
@@ -35,8 +37,8 @@ struct ComponentEntry {
 
 /// The keys that belong to a component alone.
 pub(super) struct OwnKeys {
-    /// The set, under the component's name. Reads nothing yet.
-    pub(super) set: fn(&Settings) -> Result<KeySet, InvalidVault>,
+    /// The set, under the component's name, with its calls of services counted. Reads nothing yet.
+    pub(super) set: fn(&Settings, &Meter) -> Result<KeySet, InvalidVault>,
     /// The names of its latches: a key signs, and the document was read.
     pub(super) key_signs: &'static str,
     pub(super) jwks_read: &'static str,
@@ -69,9 +71,10 @@ fn entry(component: Component) -> ComponentEntry {
             build: workload::part,
             needs_keys: |_| false,
             own_keys: Some(OwnKeys {
-                set: |settings| {
-                    let keys = settings.workload.keys.set()?;
-                    Ok(keys.with_remote(&settings.keys.signer.services()))
+                set: |settings, meter| {
+                    let keys = settings.workload.keys.set_counted_by(meter)?;
+                    let services = settings.keys.signer.services().counted_by(meter);
+                    Ok(keys.with_remote(&services))
                 },
                 key_signs: "workload-key-signs",
                 jwks_read: "workload-jwks-read",

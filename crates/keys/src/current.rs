@@ -81,13 +81,9 @@ fn seconds<S: serde::Serializer>(
 impl Default for CurrentKeys {
     fn default() -> Self {
         Self {
-            current: Arc::new(ArcSwap::from_pointee(Snapshot {
-                signer: Err(NoSigner::NotLoaded),
-                keys: Vec::new(),
-                trouble: Vec::new(),
-                skipped: Vec::new(),
-                document_read: None,
-            })),
+            current: Arc::new(ArcSwap::from_pointee(Snapshot::nothing(
+                NoSigner::NotLoaded,
+            ))),
             loaded: Arc::default(),
         }
     }
@@ -122,9 +118,27 @@ impl CurrentKeys {
         // An error means that it is set already.
         let _ = self.loaded.set(());
     }
+
+    /// Says why the keys are not loaded. What was loaded stays.
+    pub(crate) fn not_loaded_because(&self, reason: NoSigner) {
+        let signer = self.signer();
+        if let Err(NoSigner::NotLoaded | NoSigner::Vault(_)) = signer {
+            self.replace(Snapshot::nothing(reason));
+        }
+    }
 }
 
 impl Snapshot {
+    fn nothing(reason: NoSigner) -> Self {
+        Self {
+            signer: Err(reason),
+            keys: Vec::new(),
+            trouble: Vec::new(),
+            skipped: Vec::new(),
+            document_read: None,
+        }
+    }
+
     /// The id and algorithm of the signing key, for status pages.
     pub fn signing(&self) -> Option<(&KeyId, Algorithm)> {
         self.signer
@@ -148,13 +162,7 @@ mod tests {
 
         let mut waiting = Box::pin(keys.loaded());
         assert!(futures_util::poll!(&mut waiting).is_pending());
-        keys.replace(Snapshot {
-            signer: Err(NoSigner::NoKeys),
-            keys: Vec::new(),
-            trouble: Vec::new(),
-            skipped: Vec::new(),
-            document_read: None,
-        });
+        keys.replace(Snapshot::nothing(NoSigner::NoKeys));
         let looked = futures_util::poll!(&mut waiting).map(CurrentKeys::signer);
         assert!(matches!(looked, Poll::Ready(Err(NoSigner::NoKeys))));
     }

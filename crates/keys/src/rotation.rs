@@ -17,7 +17,7 @@ use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Algorithm, History, KeyId, remote::Trouble};
+use super::{Algorithm, History, KeyId, remote::Trouble, sealing::VaultTrouble};
 
 /// How far ahead the permission to sign is recorded. It limits what a clock that is set back can
 /// do, and how long another process may go on using a retired key.
@@ -165,6 +165,8 @@ pub enum NoSigner {
     NoKeys,
     #[error("the signing service made no key: {0}")]
     NotMade(Trouble),
+    #[error("{0}")]
+    Vault(VaultTrouble),
     #[error("none of the key files can be used; `tailbone keys list` says why")]
     Unusable,
     #[error("key {kid} is not published yet")]

@@ -9,17 +9,30 @@
 //!   ([`SealError::is_final`]): no successor is made for a key that may come back.
 //! - What is sealed is not written anywhere in the clear.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{collections::HashMap, fmt, sync::Arc, time::Instant};
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use tailbone_telemetry::meter::Meter;
 use zeroize::Zeroizing;
 
 use super::KeyId;
 
+/// Why a vault gives no private halves, for callers and readiness: the words name no address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum VaultTrouble {
+    #[error("the vault of the private keys cannot be reached")]
+    Away,
+    #[error("the vault of the private keys denies them to this server")]
+    Denied,
+}
+
 /// Keeps private halves. Implementations: [`crate::azure::WrappingKey`] and
 /// [`crate::azure::SecretPerKey`]; both pass the same list of tests.
 pub trait Sealing: Send + Sync + fmt::Debug + 'static {
+    /// What metrics call it.
+    fn kind(&self) -> &'static str;
+
     /// Names the vault for people. Never contains a secret.
     fn place(&self) -> &str;
 
@@ -56,7 +69,26 @@ pub enum SealError {
 impl SealError {
     /// Nothing will bring the key back.
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Foreign { .. } | Self::Lost { .. })
+        self.trouble().is_none()
+    }
+
+    /// What may pass, unless it is final.
+    pub fn trouble(&self) -> Option<VaultTrouble> {
+        match self {
+            Self::Away { .. } => Some(VaultTrouble::Away),
+            Self::Denied { .. } => Some(VaultTrouble::Denied),
+            Self::Foreign { .. } | Self::Lost { .. } => None,
+        }
+    }
+
+    /// The label of metrics.
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Away { .. } => "away",
+            Self::Denied { .. } => "forbidden",
+            Self::Foreign { .. } => "foreign",
+            Self::Lost { .. } => "lost",
+        }
     }
 }
 
@@ -65,6 +97,7 @@ impl SealError {
 pub(crate) struct Sealed {
     sealing: Arc<dyn Sealing>,
     opened: Arc<Mutex<Opened>>,
+    meter: Meter,
 }
 
 /// Private halves by what the directory holds in place of them.
@@ -83,11 +116,19 @@ impl Sealed {
         Self {
             sealing,
             opened: Arc::default(),
+            meter: Meter::default(),
+        }
+    }
+
+    pub(crate) fn counted_by(self, meter: &Meter) -> Self {
+        Self {
+            meter: meter.clone(),
+            ..self
         }
     }
 
     pub(crate) fn seal(&self, name: &KeyId, key: &[u8]) -> Result<Vec<u8>, SealError> {
-        let sealed = self.wait(self.sealing.seal(name, key))?;
+        let sealed = self.wait("seal", self.sealing.seal(name, key))?;
         self.remember(&sealed, key);
         Ok(sealed)
     }
@@ -96,14 +137,14 @@ impl Sealed {
         if let Some(key) = self.opened.lock().get(sealed) {
             return Ok(key.clone());
         }
-        let key = self.wait(self.sealing.open(sealed))?;
+        let key = self.wait("open", self.sealing.open(sealed))?;
         self.remember(sealed, &key);
         Ok(key)
     }
 
     pub(crate) fn discard(&self, sealed: &[u8]) -> Result<(), SealError> {
         self.opened.lock().remove(sealed);
-        self.wait(self.sealing.discard(sealed))
+        self.wait("discard", self.sealing.discard(sealed))
     }
 
     fn remember(&self, sealed: &[u8], key: &[u8]) {
@@ -111,13 +152,23 @@ impl Sealed {
         self.opened.lock().insert(sealed.to_vec(), key);
     }
 
-    fn wait<T>(&self, answer: BoxFuture<'_, Result<T, SealError>>) -> Result<T, SealError> {
-        match tokio::runtime::Handle::try_current() {
+    fn wait<T>(
+        &self,
+        call: &'static str,
+        answer: BoxFuture<'_, Result<T, SealError>>,
+    ) -> Result<T, SealError> {
+        let began = Instant::now();
+        let outcome = match tokio::runtime::Handle::try_current() {
             Ok(runtime) => runtime.block_on(answer),
             Err(error) => Err(SealError::Away {
                 place: self.sealing.place().to_owned(),
                 detail: error.to_string(),
             }),
-        }
+        };
+        let result = outcome.as_ref().map_or_else(SealError::code, |_| "done");
+        let service = self.sealing.kind();
+        self.meter
+            .key_service_called(service, call, result, began.elapsed());
+        outcome
     }
 }

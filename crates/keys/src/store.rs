@@ -28,6 +28,7 @@ use std::{
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
+use tailbone_telemetry::meter::Meter;
 use zeroize::Zeroizing;
 
 use super::{
@@ -161,6 +162,15 @@ impl KeyStore {
             directory: PathBuf::from("(memory)"),
             files: FilesIn::Memory(Arc::default()),
             sealed: None,
+        }
+    }
+
+    /// With calls of the vault counted there. Call after [`Self::with_sealing`].
+    #[must_use]
+    pub fn counted_by(self, meter: &Meter) -> Self {
+        Self {
+            sealed: self.sealed.map(|sealed| sealed.counted_by(meter)),
+            ..self
         }
     }
 
@@ -314,12 +324,14 @@ impl KeyStore {
         key: &PrivateJwk,
         history: &History,
     ) -> Result<(), StoreError> {
+        // Before the facts: a vault that is away leaves no files of a key that does not exist.
+        let sealed = match &self.sealed {
+            Some(vault) => Some(vault.seal(name, &key.to_compact())?),
+            None => None,
+        };
         self.write_history(name, history)?;
-        match &self.sealed {
-            Some(vault) => {
-                let sealed = vault.seal(name, &key.to_compact())?;
-                self.write(&file_name(name, SEALED), &sealed, 0o600)?;
-            }
+        match sealed {
+            Some(sealed) => self.write(&file_name(name, SEALED), &sealed, 0o600)?,
             None => self.write(&file_name(name, PRIVATE), &key.to_file(), 0o600)?,
         }
         self.write_public(name, key.public())

@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 use crate::{
     Algorithm, JwkError, KeyId, PrivateJwk,
     disk::{self, DiskError},
+    sealing::SealError,
 };
 
 /// Size limit in bytes; an RSA key of 8192 bits takes 7 KiB.
@@ -97,6 +98,8 @@ pub enum SourceError {
     Refused { place: String, reason: Refused },
     #[error("{place}: {detail}")]
     Unavailable { place: String, detail: String },
+    #[error("{place}: {error}")]
+    Vault { place: String, error: SealError },
 }
 
 /// A place where tsiam keeps its key.

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
@@ -29,6 +29,9 @@ struct Counts {
     upstreams: Family<ResultLabels, Counter>,
     exchanges: Family<ExchangeLabels, Counter>,
     issuers: Family<ResultLabels, Counter>,
+    service_calls: Family<ServiceCallLabels, Counter>,
+    service_seconds: Family<ServiceLabels, Histogram, fn() -> Histogram>,
+    service_refuses: Family<ServiceLabel, Gauge>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -63,9 +66,32 @@ struct ExchangeLabels {
     reason: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServiceCallLabels {
+    service: &'static str,
+    call: &'static str,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServiceLabels {
+    service: &'static str,
+    call: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServiceLabel {
+    service: &'static str,
+}
+
 /// From 0.1 ms (EdDSA, idle machine) to the longest wait that the overload limit allows.
 const SIGNING: [f64; 12] = [
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5,
+];
+
+/// From a token on this machine to the time limit of a service that is far away.
+const SERVICE: [f64; 10] = [
+    0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 3.0,
 ];
 
 impl Default for Meter {
@@ -81,6 +107,9 @@ impl Default for Meter {
             upstreams: Family::default(),
             exchanges: Family::default(),
             issuers: Family::default(),
+            service_calls: Family::default(),
+            service_seconds: Family::new_with_constructor(|| Histogram::new(SERVICE)),
+            service_refuses: Family::default(),
         }))
     }
 }
@@ -182,6 +211,38 @@ impl Meter {
         self.0.issuers.get_or_create(&ResultLabels { result }).inc();
     }
 
+    /// A call of a service that keeps private keys. `result` is `done` or what was wrong.
+    pub fn key_service_called(
+        &self,
+        service: &'static str,
+        call: &'static str,
+        result: &'static str,
+        took: Duration,
+    ) {
+        let labels = ServiceCallLabels {
+            service,
+            call,
+            result,
+        };
+        self.0.service_calls.get_or_create(&labels).inc();
+        let labels = ServiceLabels { service, call };
+        let seconds = self.0.service_seconds.get_or_create(&labels);
+        seconds.observe(took.as_secs_f64());
+    }
+
+    /// Callers are refused without a call from now on (`begins`), or no longer.
+    pub fn key_service_refuses(&self, service: &'static str, begins: bool) {
+        let gauge = self
+            .0
+            .service_refuses
+            .get_or_create(&ServiceLabel { service });
+        if begins {
+            gauge.inc();
+        } else {
+            gauge.dec();
+        }
+    }
+
     /// Adds the counters to a registry.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
@@ -233,6 +294,21 @@ impl Meter {
             "sts_key_fetches",
             "Fetches of outside issuers' keys, by what came of them",
             self.0.issuers.clone(),
+        );
+        registry.register(
+            "key_service_calls",
+            "Calls of services and vaults that keep private keys, by what came of them",
+            self.0.service_calls.clone(),
+        );
+        registry.register(
+            "key_service_call_seconds",
+            "Time of those calls, each repetition by itself",
+            self.0.service_seconds.clone(),
+        );
+        registry.register(
+            "key_service_refusing",
+            "Keys of a service whose callers are refused without a call, because it does not sign",
+            self.0.service_refuses.clone(),
         );
     }
 }

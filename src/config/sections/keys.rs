@@ -11,6 +11,7 @@ use tailbone_keys::{
     KeyPolicy, KeyStore,
     jwks::{FilePublisher, Publisher, S3Publisher, S3Settings, life::KeyLife},
 };
+use tailbone_telemetry::meter::Meter;
 
 use super::workload;
 use crate::config::{
@@ -189,6 +190,11 @@ impl Publish {
 impl KeySettings {
     /// The keys of `keys.dir` at their place of publication. Reads nothing yet.
     pub fn life(&self) -> KeyLife {
+        self.life_counted_by(&Meter::default())
+    }
+
+    /// With calls of signing services counted there.
+    pub fn life_counted_by(&self, meter: &Meter) -> KeyLife {
         KeyLife::new(
             KeyStore::new(&self.dir),
             self.publisher(),
@@ -196,7 +202,7 @@ impl KeySettings {
             &self.prefix,
             self.spec,
         )
-        .with_remote(self.signer.services())
+        .with_remote(self.signer.services().counted_by(meter))
         .in_real_time()
     }
 

@@ -12,6 +12,7 @@ use tailbone_keys::{
     jwks::KeySet,
     tsiam::{KeyFile, KeySource},
 };
+use tailbone_telemetry::meter::Meter;
 
 use super::{
     keys::{KeySettings, Publish, PublishRows},
@@ -240,6 +241,11 @@ impl From<&WorkloadKeySettings> for KeyPolicy {
 impl WorkloadKeySettings {
     /// The keys at their place of publication. Reads nothing yet, and asks no vault.
     pub fn set(&self) -> Result<KeySet, InvalidVault> {
+        self.set_counted_by(&Meter::default())
+    }
+
+    /// With calls of the vault counted there.
+    pub fn set_counted_by(&self, meter: &Meter) -> Result<KeySet, InvalidVault> {
         let (name, policy) = ("workload", KeyPolicy::from(self));
         let store = KeyStore::new(&self.dir);
         let file = self.take_over.as_deref();
@@ -268,7 +274,7 @@ impl WorkloadKeySettings {
         };
         let set = KeySet::new(
             name,
-            store,
+            store.counted_by(meter),
             self.publish.publisher(self.cache_time),
             &policy,
             &self.prefix,

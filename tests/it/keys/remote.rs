@@ -4,11 +4,12 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, future::BoxFuture};
+use prometheus_client::{encoding::text::encode, registry::Registry};
 use reqwest::Method;
 use serde_json::json;
 use tailbone::{
     config::KeySpec,
-    jwks::{FilePublisher, life::KeyLife},
+    jwks::{FilePublisher, KeySet, life::KeyLife},
     keys::{
         History, KeyId, KeyStore, NoSigner, SignError, SigningQueue,
         remote::{
@@ -18,6 +19,7 @@ use tailbone::{
             vault::{Vault, VaultSettings, VaultToken},
         },
     },
+    telemetry::meter::Meter,
 };
 use testkit::{
     eventually,
@@ -147,6 +149,77 @@ async fn what_azure_key_vault_says_is_told() {
     // Another version of the vault's key changes nothing for the one that signs.
     vault.trouble("rotate").await;
     sign(&life).await.unwrap();
+}
+
+/// What the meter shows for this series.
+fn counted(meter: &Meter, series: &str) -> u64 {
+    let mut registry = Registry::default();
+    meter.register(&mut registry);
+    let mut text = String::new();
+    encode(&mut text, &registry).unwrap();
+    let value = text.lines().find_map(|line| line.strip_prefix(series));
+    value.map_or(0, |value| value.trim().parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_whose_service_is_away_at_the_start_says_so_and_gets_its_keys_later() {
+    let vault = KeyVault::start();
+    let folder = tempfile::tempdir().unwrap();
+    let meter = Meter::default();
+    let limits = RemoteLimits::default();
+    let services = RemoteServices::new(Some(key_vault(&vault)), Vec::new(), limits);
+    let set = KeySet::new(
+        "workload",
+        KeyStore::new(folder.path().join("set")),
+        Arc::new(FilePublisher::new(folder.path().join("jwks.json"))),
+        &policy(),
+        "tb",
+        KeySpec::Es256,
+        &[KeySpec::Es384],
+    )
+    .with_remote(&services.counted_by(&meter));
+    vault.trouble("away").await;
+    let reports = set.start(at(0)).await.unwrap();
+    assert_eq!(reports.len(), 2);
+    for (algorithm, report) in &reports {
+        let refused = set.signer(*algorithm).unwrap_err();
+        assert_eq!(refused, NoSigner::NotMade(Trouble::Away), "{algorithm}");
+        let words = "the signing service made no key: the signing service cannot be reached";
+        assert_eq!(report.no_signer.as_deref(), Some(words), "{algorithm}");
+    }
+    let made = r#"key_service_calls_total{service="azure",call="make",result="#;
+    assert!(counted(&meter, &format!("{made}\"away\"}}")) >= 2);
+
+    // A pass of the running server makes both, and neither waits for the other.
+    vault.trouble("none").await;
+    set.poll(at(60)).await.unwrap();
+    let queue = SigningQueue::with(1, 64);
+    for (algorithm, _) in reports {
+        let signer = set.signer(algorithm).unwrap();
+        let token = queue.sign(&signer, b"{}").await.unwrap();
+        verify(&token, &set.document().unwrap().document.to_bytes());
+    }
+    assert_eq!(counted(&meter, &format!("{made}\"done\"}}")), 2);
+    let signed = r#"key_service_calls_total{service="azure",call="sign",result="done"}"#;
+    assert_eq!(counted(&meter, signed), 2);
+
+    // One key's callers are refused, which is told until its probe gets a signature.
+    let refusing = r#"key_service_refusing{service="azure"}"#;
+    assert_eq!(counted(&meter, refusing), 0);
+    vault.trouble("deny").await;
+    let signer = set.signer(set.default_algorithm()).unwrap();
+    queue.sign(&signer, b"{}").await.unwrap_err();
+    assert_eq!(counted(&meter, refusing), 1);
+    vault.trouble("none").await;
+    eventually("a probe", async || match counted(&meter, refusing) {
+        0 => Ok(()),
+        _ => Err("still refused".to_owned()),
+    })
+    .await;
+    let probed = r#"key_service_calls_total{service="azure",call="probe",result="done"}"#;
+    assert_eq!(counted(&meter, probed), 1);
+    let time = r#"key_service_call_seconds_count{service="azure",call="sign"}"#;
+    assert_eq!(counted(&meter, time), 3);
 }
 
 /// A server's keys in a folder, which Vault makes.

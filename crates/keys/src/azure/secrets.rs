@@ -64,6 +64,10 @@ impl SecretPerKey {
 }
 
 impl Sealing for SecretPerKey {
+    fn kind(&self) -> &'static str {
+        "azure-secrets"
+    }
+
     fn place(&self) -> &str {
         &self.0.place
     }
@@ -172,9 +176,9 @@ impl KeySource for SingleSecret {
                 Ok(secret) => secret,
                 Err(error) if is_not_found(&error) => return Ok(None),
                 Err(error) => {
-                    return Err(SourceError::Unavailable {
+                    return Err(SourceError::Vault {
                         place: self.place.clone(),
-                        detail: seal_error("the vault", &error).to_string(),
+                        error: seal_error("the vault", &error),
                     });
                 }
             };

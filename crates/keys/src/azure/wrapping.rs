@@ -146,6 +146,10 @@ fn parameters(value: Vec<u8>) -> KeyOperationParameters {
 }
 
 impl Sealing for WrappingKey {
+    fn kind(&self) -> &'static str {
+        "azure-wrapping"
+    }
+
     fn place(&self) -> &str {
         &self.0.place
     }
@@ -288,9 +292,9 @@ impl KeySource for WrappedKeyFile {
             let json = self
                 .unwrap(&wrapped)
                 .await
-                .map_err(|error| SourceError::Unavailable {
+                .map_err(|error| SourceError::Vault {
                     place: self.place.clone(),
-                    detail: seal_error("the vault", &error).to_string(),
+                    error: seal_error("the vault", &error),
                 })?;
             Ok(Some(Found {
                 json,

@@ -22,15 +22,10 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use tailbone_telemetry::innermost_cause;
 use tokio::sync::OnceCell;
 
-use super::{
-    KeyLocation, KeyReference, KeyService, ServiceError, ServiceKind, Trouble, made_within, public,
-};
+use super::{KeyLocation, KeyReference, KeyService, ServiceError, ServiceKind, Trouble, public};
 use crate::{Algorithm, Curve, KeyId, KeySpec, PublicJwk};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Time limit of all calls that make one key.
-const MAKE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Longest message in bytes that KMS hashes itself.
 const MAX_RAW: usize = 4096;
@@ -177,7 +172,7 @@ impl KeyService for AwsKms {
     }
 
     fn make(&self, kid: KeyId, spec: KeySpec) -> BoxFuture<'_, Result<KeyReference, ServiceError>> {
-        made_within(MAKE_TIMEOUT, self.make_key(kid, spec)).boxed()
+        self.make_key(kid, spec).boxed()
     }
 
     fn sign<'a>(

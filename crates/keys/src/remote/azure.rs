@@ -20,16 +20,11 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use tailbone_values::printable;
 use tokio::sync::OnceCell;
 
-use super::{
-    KeyLocation, KeyReference, KeyService, ServiceError, ServiceKind, Trouble, made_within, public,
-};
+use super::{KeyLocation, KeyReference, KeyService, ServiceError, ServiceKind, Trouble, public};
 use crate::{
     Algorithm, Curve, KeyId, KeySpec, PublicJwk, PublicParts,
     azure::{AzureClient, AzureIdentity},
 };
-
-/// Time limit for making a key.
-const MAKE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The pause before a repeated call.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -204,7 +199,7 @@ impl KeyService for KeyVault {
     }
 
     fn make(&self, kid: KeyId, spec: KeySpec) -> BoxFuture<'_, Result<KeyReference, ServiceError>> {
-        made_within(MAKE_TIMEOUT, self.make_key(kid, spec)).boxed()
+        self.make_key(kid, spec).boxed()
     }
 
     fn sign<'a>(

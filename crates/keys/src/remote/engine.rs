@@ -12,6 +12,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use parking_lot::Mutex;
+use tailbone_telemetry::meter::Meter;
 use tokio::sync::Semaphore;
 
 use super::{
@@ -19,7 +20,7 @@ use super::{
     breaker::{Breaker, Change},
     public::Verifier,
 };
-use crate::{JwkError, PublicJwk, SignError};
+use crate::{JwkError, KeyId, KeySpec, PublicJwk, SignError};
 
 /// Callers that may wait for each signature in progress. More are refused at once.
 const WAITING_PER_SLOT: usize = 16;
@@ -38,6 +39,7 @@ pub(super) struct BoundedService {
     slots: Arc<Semaphore>,
     /// Callers that wait or whose signature is in progress.
     callers: Arc<AtomicUsize>,
+    meter: Meter,
 }
 
 impl BoundedService {
@@ -47,7 +49,43 @@ impl BoundedService {
             limits,
             slots: Arc::new(Semaphore::new(limits.concurrency)),
             callers: Arc::default(),
+            meter: Meter::default(),
         }
+    }
+
+    /// The same service and limits.
+    pub(super) fn counted_by(&self, meter: &Meter) -> Self {
+        Self {
+            service: self.service.clone(),
+            limits: self.limits,
+            slots: self.slots.clone(),
+            callers: self.callers.clone(),
+            meter: meter.clone(),
+        }
+    }
+
+    /// Makes a key, or the next version of one.
+    pub(super) async fn make(
+        &self,
+        kid: KeyId,
+        spec: KeySpec,
+    ) -> Result<KeyReference, ServiceError> {
+        let began = Instant::now();
+        let limit = self.service.make_timeout();
+        let made = tokio::time::timeout(limit, self.service.make(kid, spec)).await;
+        let made = made.unwrap_or_else(|_| {
+            let detail = format!("no key within {limit:?}");
+            Err(ServiceError::new(Trouble::Slow, detail))
+        });
+        self.count("make", began, made.as_ref().err());
+        made
+    }
+
+    fn count(&self, call: &'static str, began: Instant, error: Option<&ServiceError>) {
+        let service = self.service.kind().as_str();
+        let result = error.map_or("done", |error| error.trouble.as_str());
+        self.meter
+            .key_service_called(service, call, result, began.elapsed());
     }
 
     pub(super) fn service(&self) -> &dyn KeyService {
@@ -127,7 +165,7 @@ impl RemoteKey {
         key.admit()?;
         let key = key.clone();
         let call = tokio::spawn(async move {
-            let outcome = key.call(input.as_bytes(), deadline).await;
+            let outcome = key.call("sign", input.as_bytes(), deadline).await;
             drop((slot, place));
             let change = key.breaker.lock().record(
                 outcome.as_ref().map(drop).map_err(|error| error.trouble),
@@ -163,29 +201,18 @@ impl Inner {
     /// Asks the service until it signs, the time is up, or it says that asking again is no use.
     async fn call(
         &self,
+        purpose: &'static str,
         message: &[u8],
         deadline: tokio::time::Instant,
     ) -> Result<Vec<u8>, ServiceError> {
         let mut attempt = 1;
         loop {
-            let call = self.service.service().sign(&self.reference, message);
-            let error = match tokio::time::timeout_at(deadline, call).await {
-                Ok(Ok(signature)) if self.verifier.accepts(message, &signature) => {
-                    return Ok(signature);
-                }
-                Ok(Ok(_)) => {
-                    return Err(ServiceError::new(
-                        Trouble::Mismatch,
-                        "a signature does not verify with the published JWK",
-                    ));
-                }
-                Ok(Err(error)) => error,
-                Err(_) => {
-                    return Err(ServiceError::new(
-                        Trouble::Slow,
-                        format!("no signature within {:?}", self.service.limits.timeout),
-                    ));
-                }
+            let began = Instant::now();
+            let signed = self.call_once(message, deadline).await;
+            self.service.count(purpose, began, signed.as_ref().err());
+            let error = match signed {
+                Ok(signature) => return Ok(signature),
+                Err(error) => error,
             };
             let Some(pause) = error.retry_after else {
                 return Err(error);
@@ -196,6 +223,25 @@ impl Inner {
             }
             attempt += 1;
             tokio::time::sleep_until(next).await;
+        }
+    }
+
+    async fn call_once(
+        &self,
+        message: &[u8],
+        deadline: tokio::time::Instant,
+    ) -> Result<Vec<u8>, ServiceError> {
+        let call = self.service.service().sign(&self.reference, message);
+        let Ok(signed) = tokio::time::timeout_at(deadline, call).await else {
+            let detail = format!("no signature within {:?}", self.service.limits.timeout);
+            return Err(ServiceError::new(Trouble::Slow, detail));
+        };
+        let signature = signed?;
+        if self.verifier.accepts(message, &signature) {
+            Ok(signature)
+        } else {
+            let detail = "a signature does not verify with the published JWK";
+            Err(ServiceError::new(Trouble::Mismatch, detail))
         }
     }
 
@@ -213,6 +259,12 @@ impl Inner {
     /// Logs what an operator should know.
     fn report(&self, change: Change, error: Option<&ServiceError>) {
         let service = self.reference.location.service;
+        let meter = &self.service.meter;
+        match change {
+            Change::Closed => meter.key_service_refuses(service.as_str(), false),
+            Change::Opened => meter.key_service_refuses(service.as_str(), true),
+            Change::None | Change::Other => {}
+        }
         let kid = self.reference.public.kid.as_str();
         let error = error.map(ToString::to_string);
         match change {
@@ -227,6 +279,15 @@ impl Inner {
             Change::Closed => {
                 tracing::info!(target: "keys", %service, kid, "the signing service signs again");
             }
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.breaker.lock().trouble().is_some() {
+            let service = self.reference.location.service.as_str();
+            self.service.meter.key_service_refuses(service, false);
         }
     }
 }
@@ -246,7 +307,7 @@ async fn probe(key: Weak<Inner>, opened: u64) {
         tokio::time::sleep(pause).await;
         let Some(key) = key.upgrade() else { return };
         let deadline = tokio::time::Instant::now() + key.service.limits.timeout;
-        let outcome = key.call(PROBE, deadline).await;
+        let outcome = key.call("probe", PROBE, deadline).await;
         let change = key.breaker.lock().record_probe(
             outcome.as_ref().map(drop).map_err(|error| error.trouble),
             Instant::now(),

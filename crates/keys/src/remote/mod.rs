@@ -80,6 +80,11 @@ pub trait KeyService: fmt::Debug + Send + Sync {
     /// Makes a key, or the next version of one.
     fn make(&self, kid: KeyId, spec: KeySpec) -> BoxFuture<'_, Result<KeyReference, ServiceError>>;
 
+    /// How long that may take.
+    fn make_timeout(&self) -> Duration {
+        Duration::from_secs(30)
+    }
+
     /// The signature over `message` as a JWS holds it (RFC 7518, section 3; R ‖ S for ECDSA).
     fn sign<'a>(
         &'a self,
@@ -145,6 +150,22 @@ pub enum Trouble {
     Throttled,
 }
 
+impl Trouble {
+    /// The label of metrics.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Away => "away",
+            Self::Disabled => "disabled",
+            Self::Forbidden => "forbidden",
+            Self::Mismatch => "mismatch",
+            Self::Refused => "refused",
+            Self::Sealed => "sealed",
+            Self::Slow => "slow",
+            Self::Throttled => "throttled",
+        }
+    }
+}
+
 /// What went wrong with a call of a service.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{trouble}: {detail}")]
@@ -172,17 +193,6 @@ impl ServiceError {
             ..self
         }
     }
-}
-
-/// The key that a service makes, if it does so in time.
-async fn made_within(
-    limit: Duration,
-    made: impl Future<Output = Result<KeyReference, ServiceError>>,
-) -> Result<KeyReference, ServiceError> {
-    tokio::time::timeout(limit, made).await.unwrap_or_else(|_| {
-        let detail = format!("no key within {limit:?}");
-        Err(ServiceError::new(Trouble::Slow, detail))
-    })
 }
 
 /// Why there is no signature, for the caller.

@@ -36,9 +36,7 @@ use parking_lot::Mutex;
 use tailbone_values::{Secret, printable};
 use tokio::sync::oneshot;
 
-use super::{
-    KeyLocation, KeyReference, KeyService, ServiceError, ServiceKind, Trouble, made_within, public,
-};
+use super::{KeyLocation, KeyReference, KeyService, ServiceError, ServiceKind, Trouble, public};
 use crate::{Algorithm, Curve, KeyId, KeySpec, PublicJwk, PublicParts};
 
 /// Time limit for making a key. A device may take a minute for an RSA key.
@@ -103,11 +101,11 @@ impl KeyService for Token {
     }
 
     fn make(&self, kid: KeyId, spec: KeySpec) -> BoxFuture<'_, Result<KeyReference, ServiceError>> {
-        async move {
-            let made = self.run(|answer| Job::Make(kid, spec, answer));
-            made_within(MAKE_TIMEOUT, made).await
-        }
-        .boxed()
+        self.run(move |answer| Job::Make(kid, spec, answer)).boxed()
+    }
+
+    fn make_timeout(&self) -> Duration {
+        MAKE_TIMEOUT
     }
 
     fn sign<'a>(

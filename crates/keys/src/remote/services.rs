@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use tailbone_telemetry::meter::Meter;
+
 use super::{
-    KeyReference, KeyService, RemoteLimits, ServiceKind,
+    KeyReference, KeyService, RemoteLimits, ServiceError, ServiceKind,
     engine::{BoundedService, RemoteKey},
 };
-use crate::JwkError;
+use crate::{JwkError, KeyId, KeySpec};
 
 /// The signing services that the settings name. Cheap to clone; clones share the limits.
 #[derive(Debug, Clone, Default)]
@@ -33,14 +35,34 @@ impl RemoteServices {
         }
     }
 
+    /// The same services, with their calls counted there.
+    #[must_use]
+    pub fn counted_by(&self, meter: &Meter) -> Self {
+        let counted = |service: &Arc<BoundedService>| Arc::new(service.counted_by(meter));
+        Self {
+            services: self.services.iter().map(counted).collect(),
+            maker: self.maker.as_ref().map(counted),
+        }
+    }
+
     /// Whether the keys of this service can sign here.
     pub(crate) fn has(&self, kind: ServiceKind) -> bool {
         self.find(kind).is_some()
     }
 
     /// The service that makes new keys, if they are not local.
-    pub(crate) fn maker(&self) -> Option<&dyn KeyService> {
-        self.maker.as_ref().map(|maker| maker.service())
+    pub(crate) fn maker(&self) -> Option<ServiceKind> {
+        self.maker.as_ref().map(|maker| maker.service().kind())
+    }
+
+    /// Has that service make one.
+    pub(crate) async fn make(
+        &self,
+        kid: KeyId,
+        spec: KeySpec,
+    ) -> Option<Result<KeyReference, ServiceError>> {
+        let maker = self.maker.as_ref()?;
+        Some(maker.make(kid, spec).await)
     }
 
     /// What signs with this key.

@@ -21,13 +21,9 @@ use tailbone_values::Secret;
 use tokio::sync::OnceCell;
 use url::Url;
 
-use super::{
-    KeyLocation, KeyReference, KeyService, ServiceError, ServiceKind, Trouble, made_within, public,
-};
+use super::{KeyLocation, KeyReference, KeyService, ServiceError, ServiceKind, Trouble, public};
 use crate::{Algorithm, KeyId, KeySpec, PublicJwk, PublicParts, disk};
 
-/// Time limit of a call that makes a key. RSA keys of 4096 bits take seconds.
-const MAKE_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Size limit of an answer in bytes. The answer that describes a key lists all of its versions,
@@ -287,7 +283,7 @@ impl KeyService for Vault {
     }
 
     fn make(&self, kid: KeyId, spec: KeySpec) -> BoxFuture<'_, Result<KeyReference, ServiceError>> {
-        made_within(MAKE_TIMEOUT, self.make_key(kid, spec)).boxed()
+        self.make_key(kid, spec).boxed()
     }
 
     fn sign<'a>(

@@ -2,7 +2,8 @@
 
 use crate::jwks::{KidTaken, PublishError, UpdateError};
 use crate::{
-    Algorithm, InvalidKeyId, JwkError, StoreError, remote::ServiceError, tsiam::SourceError,
+    Algorithm, InvalidKeyId, JwkError, NoSigner, StoreError, remote::ServiceError,
+    sealing::VaultTrouble, tsiam::SourceError,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +30,26 @@ pub enum LifeError {
     Source(#[from] SourceError),
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl LifeError {
+    /// What is wrong with the vault of the private halves, if that is the trouble. It may pass, so
+    /// a server waits for it.
+    pub fn vault_trouble(&self) -> Option<VaultTrouble> {
+        match self {
+            Self::Source(SourceError::Vault { error, .. })
+            | Self::Store(StoreError::Seal(error)) => error.trouble(),
+            _ => None,
+        }
+    }
+
+    /// Why nothing signs, where the key that was to be the first one was not made.
+    pub(super) fn as_no_signer(&self) -> Option<NoSigner> {
+        match self {
+            Self::Remote(error) => Some(NoSigner::NotMade(error.trouble)),
+            other => other.vault_trouble().map(NoSigner::Vault),
+        }
+    }
 }
 
 impl<E: Into<LifeError>> From<UpdateError<E>> for LifeError {

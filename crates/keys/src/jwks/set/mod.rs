@@ -306,7 +306,22 @@ impl KeySet {
     }
 
     /// Reads everything, and makes the first key of each algorithm that has none that can sign.
+    ///
+    /// After an error because of a vault ([`LifeError::vault_trouble`]) it may be called again.
     pub async fn start(&self, now: Timestamp) -> Result<Vec<(Algorithm, Report)>, LifeError> {
+        let started = self.load(now).await;
+        if let Err(error) = &started
+            && let Some(trouble) = error.vault_trouble()
+        {
+            for (_, life) in self.lives() {
+                let reason = NoSigner::Vault(trouble);
+                life.current_keys().not_loaded_because(reason);
+            }
+        }
+        started
+    }
+
+    async fn load(&self, now: Timestamp) -> Result<Vec<(Algorithm, Report)>, LifeError> {
         let (mut made, mut taken) = (Vec::new(), None);
         if let Some(common) = &self.inner.common {
             if common.store.is_in_memory() {

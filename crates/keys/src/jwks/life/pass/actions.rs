@@ -67,9 +67,7 @@ impl KeyLife {
                 Ok(()) => Outcome::Done,
                 Err(error) => {
                     failed.insert(action.clone());
-                    if let LifeError::Remote(error) = &error {
-                        report.not_made = Some(error.trouble);
-                    }
+                    report.not_made = error.as_no_signer().or(report.not_made.take());
                     Outcome::Failed(error.to_string())
                 }
             };
@@ -231,8 +229,8 @@ impl KeyLife {
         now: Timestamp,
     ) -> Result<PublicJwk, LifeError> {
         let kid = KeyId::generate(&self.inner.prefix, now)?;
-        if let Some(service) = self.inner.remote.maker() {
-            let reference = service.make(kid, spec).await?;
+        if let Some(made) = self.inner.remote.make(kid.clone(), spec).await {
+            let reference = made?;
             let public = reference.public.clone();
             self.disk(move |store| store.add_reference(&reference, &History::new(now)))
                 .await?;

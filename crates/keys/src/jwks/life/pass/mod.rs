@@ -18,7 +18,6 @@ use crate::{
     KeyId, KeyView, NoSigner, Skipped,
     disk::Lock,
     jwks::{PublishError, Updated},
-    remote::Trouble,
     rotation::{Action, KeyPlan, Observation, PassOptions, View},
 };
 
@@ -68,9 +67,9 @@ pub struct Report {
     pub keys: Vec<KeyView>,
     /// Why no key signs.
     pub no_signer: Option<String>,
-    /// Why a signing service made no key.
+    /// Why a service or a vault let no key be made.
     #[serde(skip)]
-    pub not_made: Option<Trouble>,
+    pub not_made: Option<NoSigner>,
 }
 
 /// One action and its outcome.

@@ -49,8 +49,8 @@ impl KeyLife {
                 .map(Arc::new)
                 .ok_or(NoSigner::Unusable)
         });
-        if let (Err(NoSigner::NoKeys), Some(trouble)) = (&signer, report.not_made) {
-            signer = Err(NoSigner::NotMade(trouble));
+        if let (Err(NoSigner::NoKeys), Some(reason)) = (&signer, &report.not_made) {
+            signer = Err(reason.clone());
         }
         report.skipped.clone_from(&inputs.contents.skipped);
         for path in &inputs.contents.exposed {
@@ -119,7 +119,7 @@ impl KeyLife {
                     "key {} signs and is in the key directory, not in {}; `tailbone keys rotate` \
                      moves on to a key that is",
                     key.kid(),
-                    service.kind()
+                    service
                 ));
             }
         }
