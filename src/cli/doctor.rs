@@ -33,7 +33,11 @@ use crate::{
         AdminClient,
         proto::{self, StatusResponse},
     },
-    config::{self, Environment, Publish, Settings, TailscaleSettings, table::FlagScope},
+    config::{
+        self, Component, Environment, Publish, Settings, TailscaleSettings, WorkloadKeyStorage,
+        table::FlagScope,
+    },
+    jwks::Publisher,
     telemetry::{error_chain, innermost_cause},
 };
 
@@ -54,6 +58,7 @@ const SECTIONS: [(&str, &[(&str, &str)]); 6] = [
         &[
             ("state-dir-writable", "State"),
             ("keys-dir", "Signing keys"),
+            ("workload-keys-dir", "Keys of workload tokens"),
         ],
     ),
     (
@@ -87,6 +92,8 @@ const SECTIONS: [(&str, &[(&str, &str)]); 6] = [
             ("jwks-public", "Reading"),
             ("jwks-outside", "Outside"),
             ("bucket-write", "Writing"),
+            ("workload-jwks-public", "Reading, for workload tokens"),
+            ("workload-bucket-write", "Writing, for workload tokens"),
         ],
     ),
     ("Limits", &[("descriptors", "File descriptors")]),
@@ -291,7 +298,9 @@ async fn examine(
     };
     let (status, control) = tokio::join!(status, control(&settings.server.tailscale));
     let status = &status;
-    let all: Vec<(&'static str, BoxFuture<'_, Finding>)> = vec![
+    let workload = settings.components.contains(&Component::Workload);
+    let workload = workload.then_some(&settings.workload.keys);
+    let mut all: Vec<(&'static str, BoxFuture<'_, Finding>)> = vec![
         (
             "state-dir-writable",
             Box::pin(directory(
@@ -330,11 +339,24 @@ async fn examine(
             "funnel-allowed",
             Box::pin(async move { funnel_allowed(status, &settings.funnel_ports()) }),
         ),
-        ("jwks-public", Box::pin(jwks_public(settings))),
+        ("jwks-public", Box::pin(jwks_public(&settings.keys.publish))),
         ("jwks-outside", Box::pin(jwks_outside(status, jwks_url))),
-        ("bucket-write", Box::pin(bucket_write(settings, write))),
-        ("descriptors", Box::pin(async { descriptors() })),
+        (
+            "bucket-write",
+            Box::pin(async move { bucket_write(&*settings.keys.publisher(), write).await }),
+        ),
     ];
+    if let Some(keys) = workload.filter(|keys| keys.storage != WorkloadKeyStorage::Memory) {
+        let dir = directory(&keys.dir, "workload.keys.dir");
+        all.insert(2, ("workload-keys-dir", Box::pin(dir)));
+        all.push(("workload-jwks-public", Box::pin(jwks_public(&keys.publish))));
+        let publisher = keys.publish.publisher(keys.cache_time);
+        all.push((
+            "workload-bucket-write",
+            Box::pin(async move { bucket_write(&*publisher, write).await }),
+        ));
+    }
+    all.push(("descriptors", Box::pin(async { descriptors() })));
     let checks = all.into_iter().map(|(name, check)| async move {
         Check {
             name,
@@ -735,8 +757,8 @@ fn funnel_allowed(status: &Answer, ports: &[u16]) -> Finding {
 }
 
 /// Reads the document as a verifier does: without credentials.
-async fn jwks_public(settings: &Settings) -> Finding {
-    match &settings.keys.publish {
+async fn jwks_public(publish: &Publish) -> Finding {
+    match publish {
         Publish::File { path } => match fs::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => skip(format!(
                 "{} does not exist yet; server start makes it",
@@ -782,10 +804,14 @@ async fn jwks_outside(status: &Answer, address: Option<&str>) -> Finding {
     let Some(keys) = keys_of(&bytes) else {
         return fail(format!("{address} holds no JWKS"));
     };
-    let signing = status.as_ref().map_or("", |status| &status.signing_key);
-    if !signing.is_empty() && !keys.iter().any(|key| key["kid"] == signing) {
+    let has = |kid: &&String| keys.iter().any(|key| key["kid"] == **kid);
+    let signing = status.as_ref().map(signing_keys).unwrap_or_default();
+    // Every set has a document of its own.
+    if !signing.iter().any(|kids| kids.iter().all(has))
+        && let Some(missing) = signing.iter().flatten().find(|kid| !has(kid))
+    {
         return fail(format!(
-            "{address} does not have the key {signing}, with which the server signs"
+            "{address} does not have the key {missing}, with which the server signs"
         ))
         .hint("Another server's keys are there, or a copy that is not renewed");
     }
@@ -793,6 +819,19 @@ async fn jwks_outside(status: &Answer, address: Option<&str>) -> Finding {
         "{address} has {}",
         count(keys.len(), "key", "keys")
     ))
+}
+
+/// The ids of the keys that sign, those of issuer and gate and those of each set by themselves.
+fn signing_keys(status: &StatusResponse) -> Vec<Vec<&String>> {
+    let issuer = vec![&status.signing_key];
+    let sets = status.key_sets.iter().map(|set| {
+        let keys = status.keys.iter();
+        let signing = keys.filter(|key| key.set == set.name && key.signs_since != 0);
+        signing.map(|key| &key.key_id).collect()
+    });
+    let mut all: Vec<Vec<_>> = [issuer].into_iter().chain(sets).collect();
+    all.retain(|kids| kids.iter().any(|kid| !kid.is_empty()));
+    all
 }
 
 fn keys_of(document: &[u8]) -> Option<Vec<Value>> {
@@ -847,11 +886,10 @@ async fn fetched(address: &str) -> Result<Vec<u8>, String> {
 
 /// The document is written over itself on condition of its version, so that nothing changes and no
 /// change of another server is lost.
-async fn bucket_write(settings: &Settings, asked: bool) -> Finding {
+async fn bucket_write(publisher: &dyn Publisher, asked: bool) -> Finding {
     if !asked {
         return skip("not checked without --write");
     }
-    let publisher = settings.keys.publisher();
     let read = match publisher.read().await {
         Ok(Some(read)) => read,
         Ok(None) => {
@@ -1064,10 +1102,18 @@ Result
         // Nothing listens there, so nothing outside of this machine is asked.
         settings.server.tailscale.control_url = Some("http://127.0.0.1:1".into());
         let server = AdminClient::new(target(&client), TIMEOUT);
-        let checks = examine(&settings, &server, false, None).await;
-        let names: Vec<_> = checks.0.iter().map(|check| check.name).collect();
         let listed = SECTIONS.iter().flat_map(|(_, names)| names.iter());
-        assert_eq!(names, listed.map(|(name, _)| *name).collect::<Vec<_>>());
+        let mut listed: Vec<_> = listed.map(|(name, _)| *name).collect();
+        let names = async |settings: &Settings| {
+            let checks = examine(settings, &server, false, None).await;
+            checks.0.iter().map(|check| check.name).collect::<Vec<_>>()
+        };
+        settings.components.insert(Component::Workload);
+        assert_eq!(names(&settings).await, listed);
+        // What is switched off is not checked.
+        settings.components.remove(&Component::Workload);
+        listed.retain(|name| !name.starts_with("workload-"));
+        assert_eq!(names(&settings).await, listed);
     }
 
     fn running(expiry: i64) -> Answer {
@@ -1166,6 +1212,23 @@ Result
         assert_eq!(found, ok(format!("{address} has 2 keys")));
         let unknown = check(Err("not running".into())).await;
         assert_eq!(unknown.result, CheckResult::Ok, "{unknown:?}");
+        // Those of a component with its own keys count as well.
+        let mut both = signing("tb-3");
+        let status = both.as_mut().unwrap();
+        status.key_sets = vec![proto::KeySet {
+            name: "workload".into(),
+            ..proto::KeySet::default()
+        }];
+        let of_set = |kid: &str, since| proto::Key {
+            key_id: kid.into(),
+            set: "workload".into(),
+            signs_since: since,
+            ..proto::Key::default()
+        };
+        status.keys = vec![of_set("tb-1", 1), of_set("tb-2", 1), of_set("tb-9", 0)];
+        assert_eq!(check(both.clone()).await.result, CheckResult::Ok);
+        both.as_mut().unwrap().keys[2].signs_since = 1;
+        assert_eq!(check(both).await.result, CheckResult::Fail);
         let other = check(signing("tb-3")).await;
         assert_eq!(other.result, CheckResult::Fail);
         assert!(other.words.contains("does not have the key tb-3"));

@@ -22,7 +22,11 @@ use crate::{
         proto::{self, RotateKeysResponse},
     },
     config::{self, ClientSettings, Environment, OutputFormat, Purpose, table::FlagScope},
-    jwks::life::{KeyLife, LifeError, Report},
+    jwks::{
+        KeySet,
+        life::{KeyLife, LifeError, Report},
+    },
+    server::LocalKeys,
 };
 
 pub(super) fn command() -> Command {
@@ -98,8 +102,11 @@ pub(super) fn run(
     let keys = if matches.get_flag("local") {
         // The place of publication is a setting of the server. The warnings were printed above.
         let (server, ..) = config::load(&raw, Purpose::Housekeeping)?;
+        let LocalKeys { issuer, sets } = LocalKeys::new(&server).map_err(Failure::failed)?;
         Keys::Local {
-            life: server.keys.life(),
+            listed: issuer.is_some(),
+            life: issuer.unwrap_or_else(|| server.keys.life()),
+            sets,
             spec: server.keys.spec,
         }
     } else {
@@ -134,6 +141,9 @@ enum Keys {
     /// Those of the key directory, without a server.
     Local {
         life: KeyLife,
+        /// Something needs the keys of `life`.
+        listed: bool,
+        sets: Vec<KeySet>,
         spec: config::KeySpec,
     },
     /// Those of a running server.
@@ -169,14 +179,14 @@ impl Invocation {
                 let made = client.generate(size, algorithm, self.set.clone()).await?;
                 Ok((made.key, None))
             }
-            Keys::Local { life, spec } => {
+            Keys::Local { life, spec, .. } => {
                 let made = life.generate(Some(*spec), Timestamp::now()).await?;
                 Ok((Some(admin::wire_key(&made.key)), Some(made.report)))
             }
         });
         let (key, report) =
             made.map_err(|error| self.failed("failed to generate keys: ", &error))?;
-        warn(report.as_ref(), console);
+        warn(&report, false, console);
         show_generated(
             console,
             self.settings.output,
@@ -188,7 +198,7 @@ impl Invocation {
         let listed = self
             .listed()
             .inspect_err(|_| console.say("Failed to list keys"))?;
-        warn(listed.1.as_ref(), console);
+        warn(&listed.1, false, console);
         show_listed(
             console,
             self.settings.output,
@@ -219,14 +229,19 @@ impl Invocation {
         let force = yes || impact.is_some_and(|impact| impact.signing || impact.last);
         let removed = self.wait(async |keys| match keys {
             Keys::Server(client) => Ok((client.remove(kid.to_owned(), force).await?, None)),
-            Keys::Local { life, .. } => {
-                let removed = life.remove(kid, Timestamp::now()).await?;
-                let remaining = removed.remaining.iter().map(admin::wire_key).collect();
+            Keys::Local { life, sets, .. } => {
+                let set = set_with(sets, kid).await?;
+                let removed = match set {
+                    Some(set) => set.remove(kid, Timestamp::now()).await?,
+                    None => life.remove(kid, Timestamp::now()).await?,
+                };
+                let remaining = removed.remaining.iter();
+                let remaining = remaining.map(|key| admin::key_of(set, key)).collect();
                 Ok((remaining, Some(removed.report)))
             }
         });
         let (remaining, report) = removed.map_err(failed)?;
-        warn(report.as_ref(), console);
+        warn(&report, false, console);
         show_remaining(
             console,
             self.settings.output,
@@ -242,7 +257,7 @@ impl Invocation {
                 let answer = client.rotate(size, algorithm, self.set.clone()).await?;
                 Ok((answer, None))
             }
-            Keys::Local { life, spec } => {
+            Keys::Local { life, spec, .. } => {
                 let made = life.rotate(Some(*spec), Timestamp::now()).await?;
                 let signs_from = made.key.signs_since.map(Timestamp::as_second);
                 let answer = RotateKeysResponse {
@@ -255,7 +270,7 @@ impl Invocation {
         });
         let (answer, report) =
             made.map_err(|error| self.failed("failed to rotate keys: ", &error))?;
-        warn(report.as_ref(), console);
+        warn(&report, false, console);
         if answer.existed {
             console.say("A successor is waiting already; no other is made");
         }
@@ -272,7 +287,7 @@ impl Invocation {
         Ok(admin::impact(&keys, kid))
     }
 
-    fn listed(&self) -> Result<(Vec<proto::Key>, Option<Report>), Failure> {
+    fn listed(&self) -> Result<(Vec<proto::Key>, Vec<Report>), Failure> {
         self.wait(list).map_err(|error| self.failed("", &error))
     }
 
@@ -314,36 +329,66 @@ impl Invocation {
     }
 }
 
-async fn list(keys: &Keys) -> Result<(Vec<proto::Key>, Option<Report>), KeysError> {
+async fn list(keys: &Keys) -> Result<(Vec<proto::Key>, Vec<Report>), KeysError> {
     match keys {
-        Keys::Server(client) => Ok((client.list().await?, None)),
-        Keys::Local { life, .. } => {
-            let report = life.list(Timestamp::now()).await?;
-            Ok((
-                report.keys.iter().map(admin::wire_key).collect(),
-                Some(report),
-            ))
+        Keys::Server(client) => Ok((client.list().await?, Vec::new())),
+        Keys::Local {
+            life, listed, sets, ..
+        } => {
+            let (mut keys, mut reports) = (Vec::new(), Vec::new());
+            if *listed {
+                let report = life.list(Timestamp::now()).await?;
+                keys.extend(report.keys.iter().map(admin::wire_key));
+                reports.push(report);
+            }
+            for set in sets {
+                let (own, of_set) = set.survey(Timestamp::now()).await?;
+                keys.extend(own.iter().map(|key| admin::key_of(Some(set), key)));
+                reports.extend(of_set);
+            }
+            Ok((keys, reports))
         }
     }
 }
 
-/// Prints as warnings what a server would write into its log.
-fn warn(report: Option<&Report>, console: &mut Console<'_>) {
-    let Some(report) = report else {
-        return;
-    };
-    let skipped = report
-        .skipped
-        .iter()
-        .map(|file| format!("{} is not used: {}", file.path.display(), file.reason));
-    for words in report
-        .document_trouble
-        .iter()
-        .chain(&report.trouble)
-        .cloned()
-        .chain(skipped)
-    {
-        console.say(&format!("Warning: {words}"));
+/// The set that has this key in its directories.
+async fn set_with<'a>(sets: &'a [KeySet], kid: &str) -> Result<Option<&'a KeySet>, LifeError> {
+    for set in sets {
+        let (keys, _) = set.survey(Timestamp::now()).await?;
+        if keys.iter().any(|key| key.kid == kid && key.state.is_some()) {
+            return Ok(Some(set));
+        }
+    }
+    Ok(None)
+}
+
+/// Prints as warnings what a server would write into its log; `signing`: also why no key signs.
+pub(super) fn warn<'a>(
+    reports: impl IntoIterator<Item = &'a Report>,
+    signing: bool,
+    console: &mut Console<'_>,
+) {
+    let mut told: Vec<String> = Vec::new();
+    for report in reports {
+        let skipped = report
+            .skipped
+            .iter()
+            .map(|file| format!("{} is not used: {}", file.path.display(), file.reason));
+        let no_signer = report.no_signer.iter().filter(|_| signing);
+        for words in report
+            .document_trouble
+            .iter()
+            .chain(&report.trouble)
+            .chain(no_signer)
+            .cloned()
+            .chain(skipped)
+        {
+            // The lives of a set read the same document.
+            if !told.contains(&words) {
+                console.say(&format!("Warning: {words}"));
+                told.push(words);
+            }
+        }
     }
 }
 

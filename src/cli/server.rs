@@ -7,13 +7,15 @@ use super::{
     args,
     console::Console,
     exit::Failure,
+    keys,
     layout::Layout,
     output::{self, Output, Table},
 };
 use crate::{
     config::{self, Environment, OutputFormat, Purpose, Settings, table::FlagScope},
-    jwks::life::{Outcome, Report},
-    server, telemetry,
+    jwks::life::Outcome,
+    server::{self, Housekept},
+    telemetry,
 };
 
 pub(super) fn command() -> Command {
@@ -94,24 +96,11 @@ fn housekeeping(
     } else {
         telemetry::log::init_beside_result(&settings.log);
     }
-    let report = server::housekeeping(settings, dry_run)
+    let done = server::housekeeping(settings, dry_run)
         .map_err(|error| Failure::with_code(error.exit_code(), error))?;
-    let skipped = report
-        .skipped
-        .iter()
-        .map(|file| format!("{} is not used: {}", file.path.display(), file.reason));
-    for words in report
-        .document_trouble
-        .iter()
-        .chain(&report.trouble)
-        .chain(&report.no_signer)
-        .cloned()
-        .chain(skipped)
-    {
-        console.say(&format!("Warning: {words}"));
-    }
-    output::print(console, format, &Actions(&report))?;
-    if server::succeeded(&report) {
+    keys::warn(done.reports(), true, console);
+    output::print(console, format, &Actions(&done))?;
+    if done.succeeded() {
         Ok(())
     } else {
         Err(Failure::failed(
@@ -124,12 +113,14 @@ fn housekeeping(
 /// The actions of one pass.
 #[derive(Serialize)]
 #[serde(transparent)]
-struct Actions<'a>(&'a Report);
+struct Actions<'a>(&'a Housekept);
 
 impl Output for Actions<'_> {
     fn text(&self, layout: Layout) -> String {
         let mut table = Table::new(["Action", "KeyId", "Outcome", "Reason"]);
-        for done in &self.0.done {
+        let dry_run = self.0.reports().any(|report| report.dry_run);
+        let actions: Vec<_> = self.0.reports().flat_map(|report| &report.done).collect();
+        for done in &actions {
             let kid = done.kid.as_ref().map_or("-", |kid| kid.as_str());
             let (outcome, reason) = match &done.outcome {
                 Outcome::Done => ("done", "-"),
@@ -138,12 +129,12 @@ impl Output for Actions<'_> {
             };
             table.row([done.action, kid, outcome, reason].map(str::to_owned));
         }
-        if self.0.done.is_empty() {
+        if actions.is_empty() {
             table.row(
                 [
                     "nothing",
                     "-",
-                    if self.0.dry_run { "planned" } else { "done" },
+                    if dry_run { "planned" } else { "done" },
                     "-",
                 ]
                 .map(str::to_owned),

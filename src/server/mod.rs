@@ -37,7 +37,7 @@ use std::{
 use tokio::{task::JoinHandle, time::MissedTickBehavior};
 
 pub use error::ServerError;
-pub use housekeeping::{housekeeping, succeeded};
+pub use housekeeping::{Housekept, KeptSet, LocalKeys, housekeeping};
 
 use self::{
     funnel::FunnelPorts,

@@ -100,6 +100,13 @@ pub(super) fn own_keys(settings: &Settings) -> impl Iterator<Item = OwnKeys> {
     components.filter_map(|component| entry(*component).own_keys)
 }
 
+/// The own keys of the components, for commands without a server. Reads nothing yet.
+pub(super) fn key_sets(settings: &Settings) -> Result<Vec<KeySet>, InvalidVault> {
+    let meter = Meter::default();
+    let open = |own: OwnKeys| (own.set)(settings, &meter);
+    own_keys(settings).map(open).collect()
+}
+
 /// What runs.
 pub(super) struct RunningParts {
     servers: Vec<Server>,

@@ -766,7 +766,7 @@ fn wire_certificate(certificate: &dyn CertificateSource, now: Timestamp) -> prot
 }
 
 /// A key in its wire format, with the set that it belongs to.
-fn key_of(set: Option<&KeySet>, view: &KeyView) -> Key {
+pub fn key_of(set: Option<&KeySet>, view: &KeyView) -> Key {
     Key {
         set: set.map_or_else(String::new, |set| set.name().to_owned()),
         ..wire_key(view)

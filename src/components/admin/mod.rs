@@ -48,7 +48,7 @@ pub mod proto {
         include_bytes!(concat!(env!("OUT_DIR"), "/admin_descriptors.bin"));
 }
 
-pub use api::{AdminApi, part, router, wire_key};
+pub use api::{AdminApi, key_of, part, router, wire_key};
 pub use authorize::{
     ADMIN_CAPABILITY, Access, AccessDecision, AccessRule, AccessRules, DECLARED_METHODS, METHODS,
     Requester, Right, access, authorize,

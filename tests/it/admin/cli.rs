@@ -49,7 +49,7 @@ impl Shell {
         }
     }
 
-    fn and(mut self, name: &str, value: &str) -> Self {
+    pub(super) fn and(mut self, name: &str, value: &str) -> Self {
         self.variables.push((name.to_owned(), value.to_owned()));
         self
     }

@@ -1,9 +1,19 @@
 //! `tailbone server housekeeping`: one pass, without a node.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use serde_json::Value;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tailbone::{
+    config::KeySpec,
+    jwks::{FilePublisher, KeySet},
+    keys::KeyStore,
+};
 use tempfile::TempDir;
+use testkit::keys::policy;
 
 use super::{
     cli::{OLD, Shell, grow_older},
@@ -164,4 +174,88 @@ async fn a_folder_without_keys_is_reported_and_left_alone() {
     assert_eq!(code, 1);
     assert!(err.contains("there is no JWKS yet"), "{err}");
     assert!(!dir.path().join("keys/jwks.json").exists());
+}
+
+/// Keys for workload tokens, in a folder of their own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_components_own_keys_are_listed_kept_in_order_and_removed_without_a_server() {
+    let dir = TempDir::new().unwrap();
+    let (keys, own) = (dir.path().join("keys"), dir.path().join("own"));
+    let shell = Shell::with(&[
+        ("TB_KEYS_DIR", &keys),
+        ("TB_WORKLOAD_KEYS_DIR", &own),
+        ("TB_COMPONENTS", Path::new("workload")),
+        ("TB_WORKLOAD_ALGORITHM", Path::new("ES256")),
+        ("TB_WORKLOAD_KEYS_ALGORITHMS", Path::new("ES256,EdDSA")),
+        ("TB_OUTPUT", Path::new("json")),
+        ("TB_LOG_LEVEL", Path::new("error")),
+    ]);
+    let document = own.join("jwks.json");
+    let set = KeySet::new(
+        "workload",
+        KeyStore::new(&own),
+        Arc::new(FilePublisher::new(&document)),
+        &policy(),
+        "tb",
+        KeySpec::Es256,
+        &[KeySpec::EdDsa],
+    );
+    set.start(Timestamp::now()).await.unwrap();
+    let run = async |arguments: &str| {
+        let (code, out, err) = shell.raw(arguments).await;
+        let result: Value = serde_json::from_str(&out).unwrap_or_default();
+        (code, result, err)
+    };
+
+    let (code, listed, err) = run("keys list --local").await;
+    assert_eq!((code, err.as_str()), (0, ""));
+    let listed = listed.as_array().unwrap();
+    assert_eq!(listed.len(), 2);
+    for key in listed {
+        assert_eq!(
+            (&key["set"], &key["state"]),
+            (&json!("workload"), &json!("active"))
+        );
+    }
+
+    let (code, done, err) = run("server housekeeping").await;
+    assert_eq!((code, err.as_str()), (0, ""));
+    let sets = done["sets"].as_array().unwrap();
+    let algorithms: Vec<_> = sets.iter().map(|set| &set["algorithm"]).collect();
+    assert_eq!(algorithms, ["ES256", "EdDSA"]);
+    assert!(
+        sets.iter()
+            .all(|one| one["set"] == "workload" && one["done"] == json!([]))
+    );
+    // There are no other keys, and none are made.
+    assert!(done.get("place").is_none(), "{done}");
+    assert!(!keys.exists());
+
+    // A document that was lost comes back with both keys.
+    std::fs::remove_file(&document).unwrap();
+    run("server housekeeping --dry-run").await;
+    assert!(!document.exists());
+    run("server housekeeping").await;
+    assert_eq!(published(&own).len(), 2);
+
+    let kid = listed[0]["key_id"].as_str().unwrap();
+    let (code, left, err) = run(&format!("keys remove --local --yes {kid}")).await;
+    assert_eq!(code, 0, "{err}");
+    assert!(
+        left.as_array()
+            .unwrap()
+            .iter()
+            .all(|key| key["key_id"] != kid)
+    );
+    let (_, listed, _) = run("keys list --local").await;
+    assert_eq!(listed.as_array().unwrap().len(), 1);
+
+    // Beside the issuer, whose keys have the report to themselves.
+    let both = shell.clone().and("TB_COMPONENTS", "issuer,workload");
+    let (_, out, _) = both.raw("server housekeeping").await;
+    let done: Value = serde_json::from_str(&out).unwrap();
+    assert!(
+        done["place"].is_string() && done["sets"].is_array(),
+        "{done}"
+    );
 }

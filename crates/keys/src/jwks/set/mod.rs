@@ -422,13 +422,19 @@ impl KeySet {
         &self,
         now: Timestamp,
     ) -> Result<(Vec<KeyView>, Option<PublishError>), LifeError> {
-        let (mut views, mut unread) = (Vec::new(), None);
+        let (keys, reports) = self.survey(now).await?;
+        let unread = reports.into_iter().find_map(|report| report.unread);
+        Ok((keys, unread))
+    }
+
+    /// The same keys, and what the lives say of directories and document. Changes nothing.
+    pub async fn survey(&self, now: Timestamp) -> Result<(Vec<KeyView>, Vec<Report>), LifeError> {
+        let mut reports = Vec::new();
         for (_, life) in self.lives() {
-            let report = life.list(now).await?;
-            views.push(report.keys);
-            unread = unread.or(report.unread);
+            reports.push(life.list(now).await?);
         }
-        Ok((merge(views.into_iter()), unread))
+        let views = reports.iter().map(|report| report.keys.clone());
+        Ok((merge(views), reports))
     }
 
     /// One pass of every life that may clean up ([`KeyLife::housekeeping`]).
