@@ -4,7 +4,8 @@
 //! router ([`layers`]), the one place where an error becomes a status ([`error`]), request rates
 //! ([`rate_limit`]) and the accounts that they need ([`accounts`]), health endpoints for probes
 //! ([`health`]), the refusal of requests that a web page must not make ([`host`], [`origin`],
-//! [`grpc`]), forms ([`form`]), and requests to one other server ([`client`]).
+//! [`grpc`]), forms ([`form`]), documents that everybody may keep ([`public_document`]), and
+//! requests to one other server ([`client`]).
 //!
 //! Components bring their routes, and say which [`error::Kind`] each of their errors is.
 //!
@@ -35,6 +36,7 @@ pub mod layers;
 pub mod node_certificate;
 pub mod origin;
 mod peers;
+pub mod public_document;
 pub mod rate_limit;
 pub mod redirect;
 pub mod serve;

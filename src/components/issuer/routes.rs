@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ::http::{HeaderMap, HeaderValue, StatusCode, header};
+use ::http::{HeaderMap, HeaderValue, header};
 use arc_swap::ArcSwap;
 use axum::{
     Json, Router,
@@ -23,7 +23,7 @@ use super::IssuerClaims;
 use crate::{
     audit,
     config::{Settings, TokenSettings},
-    http::{Error, error::Kind, health, layers, origin},
+    http::{Error, error::Kind, health, layers, origin, public_document},
     identity::{Caller, Refusal},
     jwks::life::KeyLife,
     keys::{NoSigner, SignError, SigningQueue, remote::RemoteFailure},
@@ -227,25 +227,13 @@ async fn jwks(State(issuer): State<Arc<Issuer>>, request: HeaderMap) -> Result<R
             "the published keys could not be read yet; the server's log says why",
         ));
     };
-    let etag = format!("\"{}\"", published.etag.0.trim_matches('"'));
-    let unchanged = request
-        .get_all(header::IF_NONE_MATCH)
-        .iter()
-        .any(|theirs| theirs.as_bytes() == etag.as_bytes());
-    let headers = [
-        (header::CONTENT_TYPE, "application/json".to_owned()),
-        (
-            header::CACHE_CONTROL,
-            format!("public, max-age={}", issuer.cache_time.as_secs()),
-        ),
-        (header::ETAG, etag),
-        // Public keys may be read by anybody, including verifiers in browsers.
-        (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*".to_owned()),
-    ];
-    if unchanged {
-        return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
-    }
-    Ok((headers, published.document.to_bytes()).into_response())
+    Ok(public_document::answer(
+        &request,
+        "application/json",
+        published.etag.0.trim_matches('"'),
+        issuer.cache_time,
+        published.document.to_bytes(),
+    ))
 }
 
 /// Says that the process answers, and its version. Readiness is reported elsewhere.

@@ -37,7 +37,7 @@ use super::{
 };
 use crate::{
     audit,
-    http::{error::Kind, form::is_form},
+    http::{error::Kind, form::is_form, public_document},
     identity::{Connection, MAX_AUDIENCE_BYTES, Visitor},
     telemetry::{audit::Decision, error_chain},
 };
@@ -476,7 +476,7 @@ impl IntoResponse for TsiamError {
 /// JSON as Go's encoder writes it, with a newline at the end, for nobody to keep.
 pub(super) fn json_answer(status: StatusCode, body: &impl Serialize) -> Response {
     let headers = [
-        (header::CONTENT_TYPE, JSON),
+        (header::CONTENT_TYPE, HeaderValue::from_static(JSON)),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
     ];
     let Ok(mut text) = serde_json::to_vec(body) else {
@@ -494,7 +494,7 @@ pub(super) fn with_retry_after(mut response: Response, wait: Option<Duration>) -
     response
 }
 
-const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
+const JSON: &str = "application/json; charset=utf-8";
 
 /// The keys as last read from where they are published, those of other servers among them, with
 /// what verifiers expect of each.
@@ -528,32 +528,8 @@ fn for_signatures(key: &Value) -> Value {
 }
 
 fn document(workload: &Workload, request: &HeaderMap, bytes: Vec<u8>) -> Response {
-    let etag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(digest(&SHA256, &bytes)));
-    let max_age = format!("public, max-age={}", workload.cache_time.as_secs());
-    let headers = [
-        (header::CONTENT_TYPE, JSON),
-        (
-            header::CACHE_CONTROL,
-            HeaderValue::try_from(max_age).unwrap_or(HeaderValue::from_static("no-cache")),
-        ),
-        (
-            header::ETAG,
-            HeaderValue::try_from(&etag).unwrap_or(HeaderValue::from_static("")),
-        ),
-        // Anybody may read them, verifiers in browsers as well.
-        (
-            header::ACCESS_CONTROL_ALLOW_ORIGIN,
-            HeaderValue::from_static("*"),
-        ),
-    ];
-    let theirs = request.get_all(header::IF_NONE_MATCH).iter();
-    if theirs
-        .into_iter()
-        .any(|theirs| theirs.as_bytes() == etag.as_bytes())
-    {
-        return (StatusCode::NOT_MODIFIED, headers).into_response();
-    }
-    (headers, Body::from(bytes)).into_response()
+    let etag = URL_SAFE_NO_PAD.encode(digest(&SHA256, &bytes));
+    public_document::answer(request, JSON, &etag, workload.cache_time, bytes)
 }
 
 #[cfg(test)]
