@@ -346,6 +346,43 @@ fn a_collector_gets_the_spans_and_numbers_of_a_token_and_nothing_secret() {
     });
 }
 
+/// The switches that tsiam's documents name.
+#[test]
+fn each_signal_can_be_left_out_by_opentelemetrys_variables() {
+    alone(async {
+        let tailnet = DevnetTailnet::new();
+        let (traces, metrics) = ("OTEL_TRACES_EXPORTER", "OTEL_METRICS_EXPORTER");
+        let cases = [
+            (vec![(traces, "none")], [false, true], 0),
+            (vec![(metrics, "none"), (traces, "otlp")], [true, false], 0),
+            (
+                vec![(metrics, "prometheus"), (traces, "console")],
+                [false; 2],
+                2,
+            ),
+            (vec![("OTEL_SDK_DISABLED", "true")], [false; 2], 0),
+        ];
+        for (switches, exported, warnings) in cases {
+            let collector = Collector::start(200).await;
+            let endpoint = format!("http://{}", collector.addr);
+            let mut variables = vec![("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())];
+            variables.extend(&switches);
+            let mut issuer = Issuer::start(&tailnet, &[], &variables).await;
+            // The publication of the first key has a span.
+            issuer.daemon.ready();
+            // Which exports what is left.
+            issuer.stop();
+            let all = collector.all();
+            let got = ["/v1/traces", "/v1/metrics"]
+                .map(|path| all.iter().any(|message| message.path == path));
+            assert_eq!(got, exported, "{switches:?}");
+            let said = issuer.daemon.log();
+            let told = said.matches("only otlp and none are known here").count();
+            assert_eq!(told, warnings, "{switches:?}: {said}");
+        }
+    });
+}
+
 #[test]
 fn a_stop_exports_the_last_spans_and_numbers() {
     alone(async {
