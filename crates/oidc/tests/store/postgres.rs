@@ -3,12 +3,15 @@
 use std::{sync::Arc, time::Duration, time::Instant};
 
 use tailbone_oidc::store::{
-    ClientOrigin, GrantId, Issue, Postgres, PostgresError, Presented, Store, StoreError,
+    ClientOrigin, GrantId, Issue, Postgres, PostgresError, PostgresSettings, Presented, Store,
+    StoreError,
 };
+
+use tailbone_values::Secret;
 
 use crate::{
     promises::{self, at, both, client, code, grant, race},
-    server::{Proxy, Server, Way, settings},
+    server::{Proxy, Server, Way, certificate, settings},
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -274,7 +277,7 @@ async fn a_database_that_does_not_suit_is_refused() {
     );
     let mut settings = server.settings(&database);
     let address = settings.address.reveal().replace("tailbone@", "small@");
-    settings.address = tailbone_values::Secret::new(address);
+    settings.address = Secret::new(address);
     let store = Postgres::open(&settings).await.unwrap();
     let issue = Issue {
         refresh_until: None,
@@ -290,11 +293,66 @@ async fn a_database_that_does_not_suit_is_refused() {
         ("postgres://u:s3cret@h/db?sslmode=maybe", "sslmode"),
         ("host=h password=s3cret colour=blue", "colour"),
     ] {
-        settings.address = tailbone_values::Secret::new(address);
+        settings.address = Secret::new(address);
         let error = Postgres::open(&settings).await.unwrap_err().to_string();
         assert!(
             error.contains(words) && !error.contains("s3cret"),
             "{address}: {error}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_is_verified_and_is_demanded_of_other_machines() {
+    let Some(server) = Server::start_with_tls() else {
+        return;
+    };
+    let open = async |port: u16, words: &str, authorities: &str| {
+        let address =
+            format!("hostaddr=127.0.0.1 port={port} user=tailbone dbname=postgres {words}");
+        let settings = PostgresSettings {
+            address: Secret::new(address),
+            authorities: Some(certificate(authorities)),
+            ..server.settings("postgres")
+        };
+        match Postgres::open(&settings).await {
+            Ok(store) => store.check().await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
+    };
+    let port = server.addr.port();
+    open(port, "host=localhost sslmode=require", "first.crt")
+        .await
+        .unwrap();
+    let used = "SELECT count(*) FROM pg_stat_ssl WHERE ssl";
+    assert_ne!(server.ask("postgres", used), "0");
+    let refused = |outcome: Result<(), String>, words: &str| {
+        let error = outcome.unwrap_err();
+        assert!(error.contains(words), "{words}: {error}");
+    };
+    // Another authority, another name, and no file of authorities.
+    let strange = open(port, "host=localhost sslmode=require", "second.crt").await;
+    refused(strange, "certificate");
+    refused(
+        open(port, "host=db.example", "first.crt").await,
+        "certificate",
+    );
+    refused(
+        open(port, "host=localhost", "first.key").await,
+        "no certificates",
+    );
+    refused(
+        open(port, "host=localhost", "none").await,
+        "none: no certificates",
+    );
+
+    let Some(plain) = Server::start() else {
+        return;
+    };
+    let port = plain.addr.port();
+    refused(open(port, "host=db.example", "first.crt").await, "TLS");
+    open(port, "host=db.example sslmode=disable", "first.crt")
+        .await
+        .unwrap();
+    open(port, "host=localhost", "first.crt").await.unwrap();
 }

@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::{SocketAddr, TcpListener},
-    os::unix::fs::{MetadataExt as _, chown},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -29,11 +29,21 @@ pub(crate) struct Server {
     child: Child,
     pub(crate) addr: SocketAddr,
     databases: AtomicUsize,
+    options: Vec<String>,
 }
 
 impl Server {
     /// `None`, with a printed reason, where PostgreSQL is not installed.
     pub(crate) fn start() -> Option<Self> {
+        Self::start_with(&[])
+    }
+
+    /// With the first of the tests' certificates, which is for `localhost`.
+    pub(crate) fn start_with_tls() -> Option<Self> {
+        Self::start_with(&["ssl=on", "ssl_cert_file=tls.crt", "ssl_key_file=tls.key"])
+    }
+
+    fn start_with(options: &[&str]) -> Option<Self> {
         let Some(programs) = programs() else {
             eprintln!("left out, PostgreSQL is not installed: scripts/setup --tests installs it");
             return None;
@@ -60,12 +70,20 @@ impl Server {
             .output()
             .unwrap();
         assert!(made.status.success(), "{made:?}");
+        for (from, to) in [("first.crt", "tls.crt"), ("first.key", "tls.key")] {
+            let to = data.join(to);
+            fs::copy(certificate(from), &to).unwrap();
+            fs::set_permissions(&to, fs::Permissions::from_mode(0o600)).unwrap();
+            let (user, group) = owner(folder.path());
+            chown(&to, Some(user), Some(group)).unwrap();
+        }
         let addr = TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
             .unwrap();
         let mut server = Self {
-            child: run(&programs, folder.path(), addr),
+            child: run(&programs, folder.path(), addr, options),
+            options: options.iter().map(|&option| option.to_owned()).collect(),
             folder,
             programs,
             addr,
@@ -87,7 +105,8 @@ impl Server {
     }
 
     pub(crate) fn resume(&mut self) {
-        self.child = run(&self.programs, self.folder.path(), self.addr);
+        let options: Vec<_> = self.options.iter().map(String::as_str).collect();
+        self.child = run(&self.programs, self.folder.path(), self.addr, &options);
         self.wait();
     }
 
@@ -164,7 +183,14 @@ pub(crate) fn settings(addr: SocketAddr, database: &str) -> PostgresSettings {
     }
 }
 
-fn run(programs: &Path, folder: &Path, addr: SocketAddr) -> Child {
+/// Of the tests' certificates and keys.
+pub(crate) fn certificate(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/testkit/tls")
+        .join(name)
+}
+
+fn run(programs: &Path, folder: &Path, addr: SocketAddr, options: &[&str]) -> Child {
     let log = fs::File::create(folder.join("log")).unwrap();
     command(&programs.join("postgres"), folder)
         .arg("-D")
@@ -173,6 +199,7 @@ fn run(programs: &Path, folder: &Path, addr: SocketAddr) -> Child {
         .args(["-c", "listen_addresses=127.0.0.1"])
         .arg("-c")
         .arg(format!("unix_socket_directories={}", folder.display()))
+        .args(options.iter().flat_map(|option| ["-c", option]))
         .stdout(Stdio::null())
         .stderr(log)
         .spawn()
