@@ -6,10 +6,10 @@ use jiff::Timestamp;
 use tailbone::{
     config::KeySpec,
     jwks::{
-        Document, Publisher as _,
+        Document, FilePublisher, Publisher as _,
         life::{KeyLife, LifeError},
     },
-    keys::{KeyState, KeyStore, NoSigner, SigningQueue},
+    keys::{KeyPolicy, KeyState, KeyStore, NoSigner, SigningQueue},
 };
 use testkit::{
     eventually,
@@ -45,6 +45,23 @@ async fn the_wait_of_a_key_counts_from_when_it_was_read_back() {
         made.key.signs_since.unwrap() >= at(1) + slow + waits,
         "{made:?}"
     );
+}
+
+#[tokio::test]
+async fn without_waits_a_new_key_signs_when_it_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let publisher = Arc::new(FilePublisher::new(folder.path().join("jwks.json")));
+    let no_waits = KeyPolicy {
+        cache_time: Duration::ZERO,
+        skew: Duration::ZERO,
+        ..policy()
+    };
+    let store = KeyStore::new(folder.path().join("keys"));
+    let life = KeyLife::new(store, publisher, no_waits, "tb", KeySpec::Es256).in_real_time();
+    life.start(at(0)).await.unwrap();
+    let made = life.generate(None, at(1)).await.unwrap();
+    let signer = life.current_keys().signer().unwrap();
+    assert_eq!(signer.kid().as_str(), made.key.kid);
 }
 
 #[tokio::test]

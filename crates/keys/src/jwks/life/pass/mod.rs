@@ -13,7 +13,7 @@ use tailbone_telemetry::{audit, audit::Decision};
 
 pub(in crate::jwks) use self::inputs::NewDocument;
 use self::{actions::done, inputs::Inputs};
-use super::{KeyLife, LifeError, PassState};
+use super::{KeyLife, LifeError, PassState, present};
 use crate::{
     KeyId, KeyView, NoSigner, Skipped,
     disk::Lock,
@@ -169,7 +169,7 @@ impl KeyLife {
         let asked = pass_state.asked;
         let mut inputs = self.read_inputs(now, asked, &mut report).await?;
         let mut failed: BTreeSet<Action> = BTreeSet::new();
-        let mut plan = self.decide(&inputs, options, now);
+        let mut plan = self.decide(&inputs, options, present(now, asked));
         for _ in 0..ROUNDS {
             if mode == Mode::DryRun {
                 report.done = plan
@@ -198,12 +198,13 @@ impl KeyLife {
             self.execute(&mut inputs, due, &mut failed, &mut report, now)
                 .await;
             self.reread(&mut inputs, now, asked).await?;
-            plan = self.decide(&inputs, options, now);
+            plan = self.decide(&inputs, options, present(now, asked));
         }
         if mode != Mode::DryRun {
             let none = matches!(plan.signer, Err(NoSigner::NoKeys));
             pass_state.first_key_pending = options.first_key && none;
         }
+        let now = present(now, asked);
         self.publish_snapshot(pass_state, inputs, plan.signer, mode, &mut report, now)
             .await;
         Ok(report)
