@@ -154,9 +154,11 @@ impl KeyLife {
         self.inner.publisher.place()
     }
 
-    /// Call when the caller asks, before any wait.
+    /// Call when the caller asks, before any wait. A key that waits for nobody signs in the pass
+    /// that published it.
     fn asked(&self) -> Option<Instant> {
-        self.inner.real_time.then(Instant::now)
+        let waits = !self.policy().wait().is_zero();
+        (self.inner.real_time && waits).then(Instant::now)
     }
 
     pub(in crate::jwks) fn store(&self) -> &KeyStore {
