@@ -13,7 +13,7 @@ pub mod server;
 pub mod signals;
 pub mod version;
 
-pub use components::{admin, gate, issuer, metrics, sts, workload};
+pub use components::{admin, gate, issuer, metrics, oidc, sts, workload};
 pub use tailbone_http as http;
 pub use tailbone_identity::{self as identity, policy};
 pub use tailbone_keys::{self as keys, jwks};

@@ -5,5 +5,6 @@ pub mod admin;
 pub mod gate;
 pub mod issuer;
 pub mod metrics;
+pub mod oidc;
 pub mod sts;
 pub mod workload;

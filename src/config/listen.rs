@@ -19,7 +19,7 @@ use super::{
     sections::{
         admin,
         components::Component,
-        gate, metrics, server,
+        gate, metrics, oidc, server,
         sts::{self, TlsFiles},
         workload,
     },
@@ -446,6 +446,7 @@ impl ConfiguredListener {
             &gate::LISTEN,
             &sts::LISTEN,
             &workload::LISTEN,
+            &oidc::LISTEN,
         ]
         .contains(&self.row)
     }
@@ -500,6 +501,7 @@ fn listeners_of(component: Component, settings: &Settings) -> Vec<ConfiguredList
             &workload::LISTEN,
             &settings.workload.listen,
         ),
+        Component::Oidc => configured("oidc", &oidc::LISTEN, &oidc::LISTEN, &settings.oidc.listen),
         Component::Sts => {
             let is_host = |listen: &Listen| matches!(listen, Listen::Host { .. });
             let listen = settings.sts.listen.iter().cloned();

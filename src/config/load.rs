@@ -10,8 +10,8 @@ use super::{
     read::{LoadResult, SettingsReader},
     sections::{
         admin::AdminSettings, client::ClientSettings, components::Component, gate::GateSettings,
-        keys::KeySettings, metrics::MetricsSettings, output::OutputFormat, server::ServerSettings,
-        sts::StsSettings, workload::WorkloadSettings,
+        keys::KeySettings, metrics::MetricsSettings, oidc::OidcSettings, output::OutputFormat,
+        server::ServerSettings, sts::StsSettings, workload::WorkloadSettings,
     },
 };
 
@@ -36,6 +36,7 @@ pub struct Settings {
     pub gate: GateSettings,
     pub sts: StsSettings,
     pub workload: WorkloadSettings,
+    pub oidc: OidcSettings,
 }
 
 /// Loads the settings of `tailbone server …`.
@@ -139,6 +140,7 @@ impl SettingsReader<'_> {
         };
         let sts = self.sts(on(Component::Sts));
         let workload = self.workload(keys.as_ref(), on(Component::Workload));
+        let oidc = self.oidc(keys.as_ref(), on(Component::Oidc));
         let settings = Settings {
             components: components?,
             log: log?,
@@ -149,6 +151,7 @@ impl SettingsReader<'_> {
             gate: gate?,
             sts: sts?,
             workload: workload?,
+            oidc: oidc?,
         };
         self.report_collisions(&settings);
         self.report_funnel(&settings);

@@ -2,10 +2,10 @@
 //!
 //! A value goes through these files: a row in `sections/` names it (`table.rs` says what a row is),
 //! `raw.rs` finds what was given for it (`file.rs` reads files, `tsiam/` those of tsiam, `otel.rs`
-//! the variables of OpenTelemetry), and the section's reader makes a checked value of it with the
-//! methods of `read.rs` (`parse.rs` parses one text). `load.rs` puts the sections together,
-//! `listen.rs` says where each component listens, `reload.rs` applies what may change while the
-//! server runs, and `report.rs` says what is wrong.
+//! and `tsidp.rs` the variables of OpenTelemetry and of tsidp), and the section's reader makes a
+//! checked value of it with the methods of `read.rs` (`parse.rs` parses one text). `load.rs` puts
+//! the sections together, `listen.rs` says where each component listens, `reload.rs` applies what
+//! may change while the server runs, and `report.rs` says what is wrong.
 //!
 //! Every mistake is reported at once with its origin, and no message contains a secret. The command
 //! line takes its flags from the table; how they are parsed is its own business.
@@ -26,6 +26,7 @@ mod report;
 pub mod sections;
 pub mod table;
 mod tsiam;
+mod tsidp;
 
 pub use listen::{Listen, TailnetTls};
 pub use load::{
@@ -45,6 +46,7 @@ pub use sections::{
     keys::{KeySettings, Publish, TokenSettings},
     memory::MemoryLimit,
     metrics::MetricsSettings,
+    oidc::{OidcErrorFormat, OidcKeySettings, OidcSettings},
     output::OutputFormat,
     server::ServerSettings,
     signer::SignerSettings,

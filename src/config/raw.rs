@@ -232,6 +232,9 @@ impl RawSettings {
         if ours.iter().all(|row| self.given(row).is_none()) {
             self.take_alias(&tailscale::AUTHKEY, environment);
         }
+        if self.runs(Component::Oidc) {
+            self.take_tsidp(environment);
+        }
         let sts = self.runs(Component::Sts);
         self.unread_variables = TSNET_VARIABLES
             .into_iter()
@@ -276,6 +279,11 @@ impl RawSettings {
                 origin: ValueOrigin::Variable((*name).to_owned()),
             });
         }
+    }
+
+    /// Adds what a variable of another program says, unless one of ours says something.
+    pub(super) fn add_variable(&mut self, row: &'static Row, given: GivenValue) {
+        self.variables.entry(row.key).or_insert(given);
     }
 
     /// What was given for a setting, from the strongest layer that has it.

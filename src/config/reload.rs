@@ -45,6 +45,7 @@ impl Settings {
             gate,
             sts,
             workload,
+            oidc,
         } = new;
         let mut reloaded = Reloaded::default();
         reloaded.leave("components", &self.components, components);
@@ -56,6 +57,7 @@ impl Settings {
         reloaded.leave("gate", &self.gate, gate);
         reloaded.leave("sts", &self.sts, sts);
         self.workload.reload(workload, &mut reloaded);
+        self.oidc.reload(oidc, &mut reloaded);
         reloaded
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     issuer,
     jwks::KeySet,
     keys::azure::InvalidVault,
-    metrics,
+    metrics, oidc,
     part::{Context, Lifecycle, Part, PartError},
     sts,
     telemetry::meter::Meter,
@@ -78,6 +78,18 @@ fn entry(component: Component) -> ComponentEntry {
                 },
                 key_signs: "workload-key-signs",
                 jwks_read: "workload-jwks-read",
+            }),
+        },
+        Component::Oidc => ComponentEntry {
+            build: oidc::part,
+            needs_keys: |_| false,
+            own_keys: Some(OwnKeys {
+                set: |settings, meter| {
+                    let services = settings.keys.signer.services().counted_by(meter);
+                    Ok(settings.oidc.keys.set().with_remote(&services))
+                },
+                key_signs: "oidc-key-signs",
+                jwks_read: "oidc-jwks-read",
             }),
         },
         Component::Metrics => ComponentEntry {

@@ -24,7 +24,9 @@ const LAYERS: &[&[&str]] = &[
     ],
     &["config", "signals", "version"],
     &["part"],
-    &["admin", "gate", "issuer", "metrics", "sts", "workload"],
+    &[
+        "admin", "gate", "issuer", "metrics", "oidc", "sts", "workload",
+    ],
     &["server"],
     &["cli"],
 ];

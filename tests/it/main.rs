@@ -20,6 +20,7 @@ mod issuer;
 mod jwks;
 mod keys;
 mod limits;
+mod oidc;
 mod prompt;
 mod sts;
 mod tailnet;

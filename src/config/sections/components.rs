@@ -46,6 +46,7 @@ components! {
     Gate = "gate",
     Sts = "sts",
     Workload = "workload",
+    Oidc = "oidc",
     Metrics = "metrics",
 }
 
@@ -105,8 +106,8 @@ mod tests {
     fn the_others_are_named_in_a_sentence() {
         assert_eq!(
             component("xylophone"),
-            Err("no component xylophone; there are issuer, admin, gate, sts, workload and metrics".into())
+            Err("no component xylophone; there are issuer, admin, gate, sts, workload, oidc and metrics".into())
         );
-        assert_eq!(names("or"), "issuer, admin, gate, sts, workload or metrics");
+        assert_eq!(names("or"), "issuer, admin, gate, sts, workload, oidc or metrics");
     }
 }

@@ -33,4 +33,5 @@ sections! {
     gate,
     sts,
     workload,
+    oidc,
 }

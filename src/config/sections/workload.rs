@@ -26,7 +26,7 @@ use crate::config::{
     read::SettingsReader,
     reload::Reloaded,
     table::{
-        DAY, FlagScope, HOUR, MINUTE, ValueKind, YEAR, duration, duration_or_off, row, rows,
+        DAY, FlagScope, HOUR, MINUTE, Row, ValueKind, YEAR, duration, duration_or_off, row, rows,
     },
 };
 
@@ -326,7 +326,7 @@ impl SettingsReader<'_> {
         on: bool,
     ) -> Option<WorkloadSettings> {
         let listen = self.words(&LISTEN, Listen::parse);
-        let name = self.issuer_url();
+        let name = self.issuer_url(&ISSUER);
         let audiences = self.workload_audiences();
         let rules = self.workload_rules();
         let allow_without_grant = self.workload_allow_without_grant();
@@ -383,8 +383,8 @@ impl SettingsReader<'_> {
     }
 
     /// An https address without query and fragment (RFC 8414, section 2), as it was written.
-    fn issuer_url(&mut self) -> Option<Option<String>> {
-        let given = self.url(&ISSUER)?.filter(|url| !url.is_empty());
+    pub(super) fn issuer_url(&mut self, row: &'static Row) -> Option<Option<String>> {
+        let given = self.url(row)?.filter(|url| !url.is_empty());
         let Some(issuer) = given else {
             return Some(None);
         };
@@ -395,7 +395,7 @@ impl SettingsReader<'_> {
             return Some(Some(issuer));
         }
         let sentence = "not an https address without query, which an issuer's name is";
-        self.mistake(&ISSUER, Some(issuer), sentence.into());
+        self.mistake(row, Some(issuer), sentence.into());
         None
     }
 

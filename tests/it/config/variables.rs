@@ -141,3 +141,47 @@ fn the_exchange_takes_over_tailsts_variables_where_it_runs() {
     assert_eq!(off.sts.credentials, None);
     assert_eq!(off.log.format, LogFormat::Console);
 }
+
+#[test]
+fn variables_of_tsidp_count_where_its_successor_runs() {
+    let theirs = [
+        ("TS_HOSTNAME", "idp"),
+        ("TS_STATE_DIR", "/data"),
+        ("TSIDP_PORT", "8443"),
+        ("TSIDP_USE_FUNNEL", "1"),
+        ("TSIDP_LOCAL_PORT", "8080"),
+        ("TSIDP_ENABLE_STS", "true"),
+        ("TSIDP_LOG", "debug"),
+    ];
+    let mut given = vec![("TB_COMPONENTS", "oidc")];
+    given.extend(theirs);
+    let settings = load(&given).unwrap();
+    let node = &settings.server.tailscale;
+    assert_eq!(
+        (node.hostname.as_str(), node.dir.as_path()),
+        ("idp", Path::new("/data"))
+    );
+    let oidc = &settings.oidc;
+    let listen = [
+        "tailnet+tls://:8443",
+        "funnel://:8443",
+        "http://127.0.0.1:8080",
+    ];
+    assert_eq!(addresses(&oidc.listen), listen);
+    assert_eq!(oidc.dir, Path::new("/data/oidc"));
+    assert_eq!(oidc.take_over.as_deref(), Some(Path::new("/data")));
+    assert!(oidc.token_exchange);
+
+    given.push(("TB_OIDC_LISTEN", "tailnet+tls://:443"));
+    given.push(("TB_OIDC_TOKENEXCHANGE", "false"));
+    let ours = load(&given).unwrap().oidc;
+    assert_eq!(addresses(&ours.listen), ["tailnet+tls://:443"]);
+    assert!(!ours.token_exchange);
+    let elsewhere = load(&theirs).unwrap();
+    assert_eq!(elsewhere.oidc, load(&[]).unwrap().oidc);
+    for (name, value) in [("TSIDP_PORT", "0"), ("TSIDP_USE_FUNNEL", "yes")] {
+        let (_, mistakes) = remarks(&[("TB_COMPONENTS", "oidc"), (name, value)]);
+        assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+        assert!(mistakes[0].contains(name), "{mistakes:?}");
+    }
+}

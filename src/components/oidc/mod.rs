@@ -1,0 +1,193 @@
+//! The OpenID provider: people log in to applications with their identity on the tailnet.
+//!
+//! An application (the client) sends the browser here; the browser's connection says who it is. The
+//! application redeems the code that comes back for tokens, and asks what it wants to know. All
+//! that tsidp does, and what the standards add.
+//!
+//! Invariants
+//! - Who a person is says the connection, and nothing in the request.
+//! - Through Funnel applications read documents, redeem, ask and revoke. Nobody logs in there,
+//!   registers or administers.
+//! - A page shows only escaped text, runs only our own script, and is in no other page's frame.
+//!
+//! `routes.rs` has the endpoints, `answers.rs` how they answer, `pages.rs` the pages, `callers.rs`
+//! what the tailnet says. Done elsewhere: the steps of a login and what tokens say
+//! ([`tailbone_oidc`]), the life of the keys ([`crate::jwks`]).
+
+mod answers;
+mod callers;
+mod pages;
+mod routes;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use tailbone_oidc::{
+    provider::{Provider, ProviderSettings},
+    store::{Client, Sqlite, Store, tsidp},
+    token::Offers,
+};
+
+pub use callers::TailnetPeople;
+pub use routes::{Oidc, internet_router, router};
+
+use crate::{
+    config::Settings,
+    http::layers,
+    part::{Context, Lifecycle, Part, PartError, Routes},
+    telemetry::readiness::LatchState,
+};
+
+/// The database in the component's directory.
+const DATABASE: &str = "oidc.db";
+
+/// How often expired rows are looked for, and how many of each kind are deleted at once.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
+const SWEEP_ROWS: u32 = 500;
+
+/// Pause before clients of tsidp are copied again after a failure.
+const IMPORT_AGAIN: Duration = Duration::from_secs(5);
+
+/// The component, at its listeners.
+pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
+    let settings = &settings.oidc;
+    let node = context.node.watch().borrow().name.clone();
+    let issuer = match &settings.issuer {
+        Some(issuer) => issuer.clone(),
+        None if !node.contains('.') => {
+            return Err(
+                "the node has no full name, of which the issuer's name is made: turn \
+                        MagicDNS on in the tailnet, or set oidc.issuer"
+                    .into(),
+            );
+        }
+        None => issuer_of(&node, &settings.listen),
+    };
+    let keys = context.keys_of("oidc").cloned();
+    let keys = keys.ok_or("the server made no keys for the OpenID provider")?;
+    let store: Arc<dyn Store> = Arc::new(Sqlite::open(&settings.dir.join(DATABASE))?);
+    let capability: Arc<str> = settings.capability.as_str().into();
+    let provider = Provider {
+        settings: Arc::new(ProviderSettings {
+            issuer: issuer.clone(),
+            host: node,
+            style: settings.claims,
+            offers: Offers {
+                token_exchange: settings.token_exchange,
+            },
+            unknown_scopes: settings.unknown_scopes,
+            nodes_may_inspect: settings.nodes_may_inspect,
+        }),
+        store: store.clone(),
+        keys,
+        signing: context.signing.clone(),
+        network: Arc::new(TailnetPeople {
+            directory: context.directory.clone(),
+            capability: capability.clone(),
+        }),
+    };
+    let found = match &settings.take_over {
+        Some(dir) => tsidp::read_clients(dir, Timestamp::now())?.map(|clients| (dir, clients)),
+        None => None,
+    };
+    let imported = Arc::new(AtomicBool::new(found.is_none()));
+    if let Some((dir, clients)) = found {
+        let (store, imported) = (store.clone(), imported.clone());
+        let source = dir.display().to_string();
+        tokio::spawn(async move {
+            import(&*store, &source, clients).await;
+            imported.store(true, Ordering::Release);
+        });
+    }
+    tracing::info!(target: "oidc", issuer, store = store.place(), "people can log in to applications");
+    let oidc = Arc::new(Oidc {
+        provider,
+        capability,
+        errors: settings.errors,
+        cache_time: settings.keys.cache_time,
+    });
+    let internet = layers::wrap_own_errors(internet_router(oidc.clone()), "oidc");
+    let routes = layers::wrap_own_errors(router(oidc), "oidc");
+    let routes = Routes::new("oidc", routes).on_the_internet(internet);
+    Ok(Part::new("oidc")
+        .serve("oidc", settings.listen.clone(), &routes)
+        .latch("oidc-clients", move |_| {
+            if imported.load(Ordering::Acquire) {
+                return LatchState::Released;
+            }
+            LatchState::Held("the clients of tsidp are being copied".to_owned())
+        })
+        .lifecycle(Sweeper {
+            store,
+            last: Mutex::new(Instant::now()),
+        }))
+}
+
+/// Copies clients of tsidp, unless that has happened before. Tries again while the store does not
+/// answer.
+async fn import(store: &dyn Store, source: &str, clients: Vec<Client>) {
+    loop {
+        match store
+            .import_clients(source, &clients, Timestamp::now())
+            .await
+        {
+            Ok(imported) => {
+                tracing::info!(target: "oidc", source, ?imported, "tsidp's clients are here");
+                return;
+            }
+            Err(error) => {
+                tracing::error!(target: "oidc", source, error = %error, "tsidp's clients could not be copied yet");
+                tokio::time::sleep(IMPORT_AGAIN).await;
+            }
+        }
+    }
+}
+
+/// The node's name, with the port of the first listener where it is not the usual one, as in tsidp.
+fn issuer_of(node: &str, listen: &[crate::config::Listen]) -> String {
+    let port = listen.iter().find_map(|listen| match listen {
+        crate::config::Listen::Tailnet { port, .. }
+        | crate::config::Listen::Funnel { port, .. } => Some(*port),
+        _ => None,
+    });
+    match port {
+        None | Some(443) => format!("https://{node}"),
+        Some(port) => format!("https://{node}:{port}"),
+    }
+}
+
+/// Deletes what has expired, a little at a time.
+struct Sweeper {
+    store: Arc<dyn Store>,
+    last: Mutex<Instant>,
+}
+
+impl Lifecycle for Sweeper {
+    fn tick(&self) {
+        let mut last = self.last.lock();
+        if last.elapsed() < SWEEP_EVERY {
+            return;
+        }
+        *last = Instant::now();
+        let store = self.store.clone();
+        tokio::spawn(async move {
+            loop {
+                match store.sweep(SWEEP_ROWS, Timestamp::now()).await {
+                    Ok(swept) if swept.more => tokio::time::sleep(Duration::from_millis(100)).await,
+                    Ok(_) => return,
+                    Err(error) => {
+                        tracing::warn!(target: "oidc", error = %error, "expired rows could not be deleted");
+                        return;
+                    }
+                }
+            }
+        });
+    }
+}

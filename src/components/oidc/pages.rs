@@ -1,0 +1,228 @@
+//! The pages, as plain as they can be.
+//!
+//! Invariants
+//! - Everything that a client or a person named is escaped.
+//! - No page can be framed, and none runs a script but the one that posts a form, which its hash
+//!   names.
+
+use std::fmt::Write as _;
+
+use ::http::{HeaderValue, StatusCode, header};
+use aws_lc_rs::digest::{SHA256, digest};
+use axum::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use tailbone_oidc::{OidcError, provider::Question};
+
+/// Posts the only form of its page.
+const POST_FORM: &str = "document.forms[0].submit()";
+
+/// A page, and what besides itself it needs.
+struct Page<'a> {
+    title: &'a str,
+    /// HTML.
+    body: String,
+    script: bool,
+    /// The origin of a picture.
+    pictures: Option<String>,
+}
+
+impl Page<'_> {
+    fn answer(self, status: StatusCode) -> Response {
+        let script = self.script.then(|| {
+            let hash = STANDARD.encode(digest(&SHA256, POST_FORM.as_bytes()));
+            format!(" script-src 'sha256-{hash}';")
+        });
+        let pictures = self.pictures.map(|origin| format!(" img-src {origin};"));
+        let policy = format!(
+            "default-src 'none';{}{} base-uri 'none'; frame-ancestors 'none'",
+            script.unwrap_or_default(),
+            pictures.unwrap_or_default(),
+        );
+        let html = format!(
+            "<!DOCTYPE html>\n<html lang=\"en\">\n<head><meta charset=\"utf-8\">\
+             <meta name=\"viewport\" content=\"width=device-width\">\
+             <title>{}</title></head>\n<body>\n{}</body>\n</html>\n",
+            escaped(self.title),
+            self.body
+        );
+        let policy = HeaderValue::try_from(policy);
+        let headers = [
+            (
+                header::CONTENT_TYPE,
+                HeaderValue::from_static("text/html; charset=utf-8"),
+            ),
+            (
+                header::CONTENT_SECURITY_POLICY,
+                policy.unwrap_or(HeaderValue::from_static(
+                    "default-src 'none'; frame-ancestors 'none'",
+                )),
+            ),
+            (
+                header::X_CONTENT_TYPE_OPTIONS,
+                HeaderValue::from_static("nosniff"),
+            ),
+            (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+            (
+                header::REFERRER_POLICY,
+                HeaderValue::from_static("no-referrer"),
+            ),
+            (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        ];
+        (status, headers, Body::from(html)).into_response()
+    }
+}
+
+/// An error that only the person can do something about.
+pub(super) fn error(error: &OidcError) -> Response {
+    let (code, description) = (escaped(error.code), escaped(&error.description));
+    let page = Page {
+        title: "This login does not work",
+        body: format!(
+            "<h1>This login does not work</h1>\n<p>The application sent a request that cannot be \
+             answered: {description}.</p>\n<p><code>{code}</code></p>\n"
+        ),
+        script: false,
+        pictures: None,
+    };
+    page.answer(error.status)
+}
+
+/// What the form of a question carries.
+pub(super) struct QuestionForm<'a> {
+    pub(super) action: &'a str,
+    /// The authorization request, as a query.
+    pub(super) request: &'a str,
+    /// What the browser has as a cookie too.
+    pub(super) token: &'a str,
+}
+
+/// Asks the person whether they mean to log in.
+pub(super) fn question(question: &Question, form: &QuestionForm<'_>) -> Response {
+    let client = &question.client;
+    let name = escaped(client.display_name(&question.client_id));
+    let login = escaped(&question.login);
+    let mut body = format!("<h1>Log in to {name}</h1>\n");
+    let logo = Some(client.logo_uri.as_str()).filter(|uri| uri.starts_with("https://"));
+    if let Some(logo) = logo {
+        let logo = escaped(logo);
+        let _ = writeln!(
+            body,
+            "<p><img src=\"{logo}\" alt=\"\" height=\"64\" referrerpolicy=\"no-referrer\"></p>"
+        );
+    }
+    let target = escaped(&target_of(&question.redirect_uri));
+    let _ = writeln!(
+        body,
+        "<p>The application will learn that you are <b>{login}</b>. You go on to \
+         <b>{target}</b>.</p>"
+    );
+    for (uri, words) in [
+        (&client.client_uri, "About the application"),
+        (&client.policy_uri, "Its privacy policy"),
+        (&client.tos_uri, "Its terms of service"),
+    ] {
+        if !uri.is_empty() {
+            let uri = escaped(uri);
+            let _ = writeln!(
+                body,
+                "<p><a href=\"{uri}\" rel=\"noreferrer noopener\" target=\"_blank\">{words}</a></p>"
+            );
+        }
+    }
+    let who = if question.name.is_empty() {
+        &question.login
+    } else {
+        &question.name
+    };
+    let _ = writeln!(
+        body,
+        "<form method=\"post\" action=\"{}\">\
+         <input type=\"hidden\" name=\"request\" value=\"{}\">\
+         <input type=\"hidden\" name=\"confirm\" value=\"{}\">\n\
+         <button name=\"decision\" value=\"continue\" autofocus>Continue as {}</button>\n\
+         <button name=\"decision\" value=\"cancel\">Cancel</button></form>",
+        escaped(form.action),
+        escaped(form.request),
+        escaped(form.token),
+        escaped(who)
+    );
+    let page = Page {
+        title: "Log in",
+        body,
+        script: false,
+        pictures: logo.and_then(origin_of),
+    };
+    page.answer(StatusCode::OK)
+}
+
+/// Sends an answer to the client as a form.
+pub(super) fn posted_form(action: &str, fields: &[(&'static str, String)]) -> Response {
+    let mut body = format!("<form method=\"post\" action=\"{}\">\n", escaped(action));
+    for (name, value) in fields {
+        let value = escaped(value);
+        let _ = writeln!(
+            body,
+            "<input type=\"hidden\" name=\"{name}\" value=\"{value}\">"
+        );
+    }
+    let _ = write!(
+        body,
+        "<noscript><button>Continue</button></noscript>\n</form>\n<script>{POST_FORM}</script>\n"
+    );
+    let page = Page {
+        title: "Continue",
+        body,
+        script: true,
+        pictures: None,
+    };
+    page.answer(StatusCode::OK)
+}
+
+/// The place that a person knows by name: a host, or the scheme of an application.
+fn target_of(uri: &str) -> String {
+    match url::Url::parse(uri) {
+        Ok(url) => match url.host_str() {
+            Some(host) if matches!(url.scheme(), "http" | "https") => host.to_owned(),
+            _ => format!("{}:", url.scheme()),
+        },
+        Err(_) => uri.to_owned(),
+    }
+}
+
+fn origin_of(uri: &str) -> Option<String> {
+    let url = url::Url::parse(uri).ok()?;
+    Some(url.origin().ascii_serialization())
+}
+
+/// Safe as text and inside of a quoted attribute.
+fn escaped(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => safe.push_str("&amp;"),
+            '<' => safe.push_str("&lt;"),
+            '>' => safe.push_str("&gt;"),
+            '"' => safe.push_str("&quot;"),
+            '\'' => safe.push_str("&#39;"),
+            c => safe.push(c),
+        }
+    }
+    safe
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_stays_text() {
+        let text = "<script>\"'&";
+        assert_eq!(escaped(text), "&lt;script&gt;&quot;&#39;&amp;");
+        assert_eq!(target_of("https://a.example.com:8443/x"), "a.example.com");
+        assert_eq!(target_of("cursor://anysphere.cursor/x"), "cursor:");
+        assert_eq!(target_of("com.example:/x"), "com.example:");
+    }
+}

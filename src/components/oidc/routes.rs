@@ -1,0 +1,725 @@
+//! The endpoints, with tsidp's checks in its order.
+//!
+//! | Request | On the tailnet | Through Funnel |
+//! |---|---|---|
+//! | `GET` of what is below `/.well-known/` | the documents | the same, without registration |
+//! | `GET`, `POST /authorize` | a code, a question or an error | 401 |
+//! | `POST /authorize/confirm` | the answer of the question's page | 401 |
+//! | `POST /token`, `/introspect`, `/revoke` | as the standards say | the same |
+//! | `GET`, `POST /userinfo` | claims about the person | the same |
+//! | `POST /register` | a new client, with `allow_dcr` | 401 |
+//! | `/clients/` | tsidp's API, with `allow_admin_ui` | 401 |
+//!
+//! Everything else is refused as tsidp's pages are: 403 to those who do not administer, 404 to
+//! those who do.
+
+use std::sync::Arc;
+
+use ::http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
+use aws_lc_rs::{
+    constant_time::verify_slices_are_equal,
+    digest::{SHA256, digest},
+};
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+    routing::{MethodRouter, any},
+};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tailbone_oidc::{
+    OidcError, Params,
+    authorize::Answer,
+    capability::Rules,
+    client::ClientMetadata,
+    discovery::{
+        AUTHORIZE_PATH, INTROSPECT_PATH, JWKS_PATH, Metadata, OAUTH_PATH, OPENID_PATH,
+        REGISTER_PATH, REVOKE_PATH, Reader, TOKEN_PATH, USERINFO_PATH,
+    },
+    provider::{
+        AuthorizeRequest, Authorized, Browser, Caller, Confirmation, NewSession, Provider,
+        Registrar, SESSION_LIFETIME,
+    },
+    store::random_token,
+};
+
+use super::{
+    answers::{self, JSON},
+    callers::{KnownCaller, known_caller},
+    pages::{self, QuestionForm},
+};
+use crate::{
+    audit,
+    config::OidcErrorFormat as ErrorFormat,
+    http::{form::is_form, host::requested_host},
+    telemetry::audit::Decision,
+    web::Origin,
+};
+
+const CONFIRM_PATH: &str = "/authorize/confirm";
+const CLIENTS_PATH: &str = "/clients/";
+
+/// The cookies. Their names keep them to this host and to TLS.
+const SESSION_COOKIE: &str = "__Host-oidc-session";
+const CONFIRM_COOKIE: &str = "__Host-oidc-confirm";
+
+/// The largest form or registration.
+const MAX_BODY: usize = 256 << 10;
+
+/// The state of the routes.
+#[derive(Debug)]
+pub struct Oidc {
+    pub provider: Provider,
+    /// Whose values are the rules of callers.
+    pub capability: Arc<str>,
+    pub errors: ErrorFormat,
+    /// How long verifiers may cache the published keys.
+    pub cache_time: std::time::Duration,
+}
+
+pub fn router(oidc: Arc<Oidc>) -> Router {
+    routes(any(on_the_tailnet), oidc)
+}
+
+/// What applications outside of the tailnet need.
+pub fn internet_router(oidc: Arc<Oidc>) -> Router {
+    routes(any(on_the_internet), oidc)
+}
+
+/// Each path has its route, for traces; what becomes of a request is one table for all of them.
+fn routes(handler: MethodRouter<Arc<Oidc>>, oidc: Arc<Oidc>) -> Router {
+    let paths = [
+        "/",
+        AUTHORIZE_PATH,
+        CONFIRM_PATH,
+        TOKEN_PATH,
+        USERINFO_PATH,
+        INTROSPECT_PATH,
+        REVOKE_PATH,
+        REGISTER_PATH,
+        OPENID_PATH,
+        OAUTH_PATH,
+        JWKS_PATH,
+        "/{*path}",
+    ];
+    let routes = paths.into_iter().fold(Router::new(), |router, path| {
+        router.route(path, handler.clone())
+    });
+    routes.with_state(oidc)
+}
+
+async fn on_the_tailnet(State(oidc): State<Arc<Oidc>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    // Tailscale's own proxy marks requests from the internet. Whoever sends the mark themselves
+    // loses rights by it, and gains none.
+    let marked = parts.headers.get("tailscale-funnel-request");
+    let reader = if marked.is_some_and(|mark| !mark.is_empty()) {
+        Reader::Internet
+    } else {
+        Reader::Tailnet
+    };
+    answer(&oidc, reader, parts, body).await
+}
+
+async fn on_the_internet(State(oidc): State<Arc<Oidc>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    answer(&oidc, Reader::Internet, parts, body).await
+}
+
+async fn answer(oidc: &Oidc, reader: Reader, request: Parts, body: Body) -> Response {
+    let internet = reader == Reader::Internet;
+    let preflight = request.method == Method::OPTIONS;
+    match request.uri.path() {
+        path @ (OPENID_PATH | OAUTH_PATH | JWKS_PATH) => {
+            if preflight {
+                return answers::preflight("GET, OPTIONS", "*");
+            }
+            let response = match path {
+                JWKS_PATH => jwks(oidc, &request.headers).await,
+                _ => discovery(oidc, reader, path),
+            };
+            answers::share(response, "GET, OPTIONS", "*")
+        }
+        AUTHORIZE_PATH | CONFIRM_PATH if internet => {
+            let words = "not allowed over funnel";
+            let refused = OidcError::new(StatusCode::UNAUTHORIZED, "access_denied", words);
+            answers::error_page(oidc.errors, &request.headers, &refused)
+        }
+        AUTHORIZE_PATH => authorize(oidc, &request, body).await,
+        CONFIRM_PATH => confirm(oidc, &request, body).await,
+        TOKEN_PATH => {
+            if preflight {
+                return answers::preflight("POST, OPTIONS", "*");
+            }
+            let response = token(oidc, &request, body, internet).await;
+            answers::share(response, "POST, OPTIONS", "*")
+        }
+        USERINFO_PATH => {
+            let (methods, headers) = ("GET, POST, OPTIONS", "Authorization, Content-Type");
+            if preflight {
+                return answers::preflight(methods, headers);
+            }
+            answers::share(userinfo(oidc, &request, body).await, methods, headers)
+        }
+        INTROSPECT_PATH => {
+            let told = introspect(oidc, &request, body, internet).await;
+            told.unwrap_or_else(|error| answers::error(oidc.errors, &request.headers, &error))
+        }
+        REVOKE_PATH => {
+            if preflight {
+                return answers::preflight("POST, OPTIONS", "*");
+            }
+            let response = match revoke(oidc, &request, body).await {
+                Ok(()) => StatusCode::OK.into_response(),
+                Err(error) => answers::error(oidc.errors, &request.headers, &error),
+            };
+            answers::share(response, "POST, OPTIONS", "*")
+        }
+        REGISTER_PATH => {
+            if preflight && !internet {
+                return answers::preflight("POST, OPTIONS", "*");
+            }
+            let response = match register(oidc, &request, body, internet).await {
+                Ok(response) => response,
+                Err(error) => answers::error(oidc.errors, &request.headers, &error),
+            };
+            answers::share(response, "POST, OPTIONS", "*")
+        }
+        "/clients" => {
+            let to = HeaderValue::from_static(CLIENTS_PATH);
+            (StatusCode::MOVED_PERMANENTLY, [(header::LOCATION, to)]).into_response()
+        }
+        path => {
+            let below = path.strip_prefix(CLIENTS_PATH);
+            let told = administered(oidc, &request, body, below, internet).await;
+            told.unwrap_or_else(|error| answers::error(oidc.errors, &request.headers, &error))
+        }
+    }
+}
+
+fn discovery(oidc: &Oidc, reader: Reader, path: &str) -> Response {
+    let provider = &oidc.provider;
+    let metadata = Metadata {
+        issuer: &provider.settings.issuer,
+        algorithms: provider.keys.algorithms().map(|one| one.as_str()).collect(),
+        offers: provider.settings.offers,
+    };
+    let document = match path {
+        OAUTH_PATH => metadata.oauth(reader),
+        _ => metadata.openid(reader),
+    };
+    let headers = [
+        (header::CONTENT_TYPE, JSON),
+        (
+            header::CACHE_CONTROL,
+            HeaderValue::from_static("public, max-age=300"),
+        ),
+    ];
+    (headers, Body::from(document)).into_response()
+}
+
+async fn jwks(oidc: &Oidc, request: &HeaderMap) -> Response {
+    let keys = oidc.provider.keys.loaded().await;
+    let Some(published) = keys.document() else {
+        let error = OidcError::server_error("internal server error");
+        return answers::error(oidc.errors, request, &error);
+    };
+    // Without `use`, some clients take a key for one that encrypts.
+    let keys: Vec<Value> = published
+        .document
+        .keys()
+        .iter()
+        .cloned()
+        .map(|mut key| {
+            if let Some(members) = key.as_object_mut() {
+                members.entry("use").or_insert_with(|| "sig".into());
+            }
+            key
+        })
+        .collect();
+    let document = json!({ "keys": keys });
+    let bytes = serde_json::to_vec_pretty(&document).unwrap_or_default();
+    let etag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(digest(&SHA256, &bytes)));
+    let max_age = format!("public, max-age={}", oidc.cache_time.as_secs());
+    let unchanged = request
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .any(|theirs| theirs.as_bytes() == etag.as_bytes());
+    let headers = [
+        (header::CONTENT_TYPE, JSON),
+        (
+            header::CACHE_CONTROL,
+            HeaderValue::try_from(max_age).unwrap_or(HeaderValue::from_static("no-cache")),
+        ),
+        (
+            header::ETAG,
+            HeaderValue::try_from(etag).unwrap_or(HeaderValue::from_static("")),
+        ),
+    ];
+    if unchanged {
+        return (StatusCode::NOT_MODIFIED, headers).into_response();
+    }
+    (headers, Body::from(bytes)).into_response()
+}
+
+async fn authorize(oidc: &Oidc, request: &Parts, body: Body) -> Response {
+    let params = match (&request.method, is_form(&request.headers)) {
+        (&Method::GET | &Method::HEAD, _) | (&Method::POST, false) => Ok(query(request)),
+        (&Method::POST, true) => form(body).await.map(|mut params| {
+            params.add(request.uri.query().unwrap_or_default().as_bytes());
+            params
+        }),
+        _ => Err(OidcError::method_not_allowed()),
+    };
+    let shown = match params {
+        Ok(params) => authorized(oidc, request, &params, None).await,
+        Err(error) => Err(error),
+    };
+    shown.unwrap_or_else(|error| answers::error_page(oidc.errors, &request.headers, &error))
+}
+
+/// The person's answer to the page. It counts if the page was shown to this very browser, which has
+/// the page's token as a cookie too; otherwise the page is shown again.
+async fn confirm(oidc: &Oidc, request: &Parts, body: Body) -> Response {
+    let shown = async {
+        if request.method != Method::POST {
+            return Err(OidcError::method_not_allowed());
+        }
+        let form = form(body).await?;
+        let params = Params::parse(form.get("request").unwrap_or_default().as_bytes());
+        let token = form.get("confirm").unwrap_or_default();
+        let same = cookie(&request.headers, CONFIRM_COOKIE).is_some_and(|cookie| {
+            verify_slices_are_equal(cookie.as_bytes(), token.as_bytes()).is_ok()
+        });
+        let ours = same && is_same_origin(oidc, request);
+        let confirmation = match form.get("decision") {
+            Some("continue") if ours => Some(Confirmation::Confirmed),
+            Some("cancel") if ours => Some(Confirmation::Cancelled),
+            _ => None,
+        };
+        authorized(oidc, request, &params, confirmation).await
+    };
+    let shown = shown.await;
+    shown.unwrap_or_else(|error| answers::error_page(oidc.errors, &request.headers, &error))
+}
+
+async fn authorized(
+    oidc: &Oidc,
+    request: &Parts,
+    params: &Params,
+    confirmation: Option<Confirmation>,
+) -> Result<Response, OidcError> {
+    let KnownCaller { caller, .. } = identified(oidc, request).await?;
+    let navigates = request
+        .headers
+        .get("sec-fetch-mode")
+        .is_some_and(|mode| mode == "navigate");
+    let wanted = AuthorizeRequest {
+        params,
+        caller: &caller,
+        browser: Browser {
+            cookie: cookie(&request.headers, SESSION_COOKIE),
+            navigates,
+        },
+        confirmation,
+    };
+    let now = Timestamp::now();
+    match oidc.provider.authorize(wanted, now).await? {
+        Authorized::Ask(question) => ask(oidc, request, params, &question),
+        Authorized::Answer {
+            answer,
+            granted,
+            session,
+        } => {
+            let login = match &caller {
+                Caller::Person(identity) => identity.login.as_str(),
+                Caller::Machine { node } => node,
+                Caller::Unknown => "",
+            };
+            let client_id = params.get("client_id");
+            if granted {
+                audit!(Decision::Allowed, "login", caller = login, client_id);
+            } else {
+                audit!(Decision::Refused, "login", caller = login, client_id);
+            }
+            let mut response = match answer {
+                Answer::Redirect(to) => redirect(request, &to),
+                Answer::Form { action, fields } => pages::posted_form(&action, &fields),
+            };
+            if let Some(NewSession { cookie }) = session {
+                let lax = format!("SameSite=Lax; Max-Age={SESSION_LIFETIME}");
+                set_cookie(&mut response, SESSION_COOKIE, &cookie, &lax);
+            }
+            Ok(response)
+        }
+    }
+}
+
+fn redirect(request: &Parts, to: &str) -> Response {
+    let Ok(to) = HeaderValue::try_from(to) else {
+        let error = OidcError::server_error("invalid redirect URI");
+        return answers::error(ErrorFormat::Json, &request.headers, &error);
+    };
+    let status = if request.method == Method::POST {
+        StatusCode::SEE_OTHER
+    } else {
+        StatusCode::FOUND
+    };
+    let headers = [
+        (header::LOCATION, to),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ];
+    (status, headers).into_response()
+}
+
+fn ask(
+    oidc: &Oidc,
+    request: &Parts,
+    params: &Params,
+    question: &tailbone_oidc::provider::Question,
+) -> Result<Response, OidcError> {
+    // Two pages of one browser have one token, so that both can be answered.
+    let known = cookie(&request.headers, CONFIRM_COOKIE).filter(|token| token.len() == 32);
+    let token = match known {
+        Some(token) => token.to_owned(),
+        None => random_token()
+            .map_err(|_| OidcError::unavailable())?
+            .to_string(),
+    };
+    let form = QuestionForm {
+        action: &confirm_url(&oidc.provider.settings.issuer),
+        request: &params.encode(),
+        token: &token,
+    };
+    let mut response = pages::question(question, &form);
+    set_cookie(&mut response, CONFIRM_COOKIE, &token, "SameSite=Strict");
+    Ok(response)
+}
+
+/// The path of the confirmation, below that of the issuer.
+fn confirm_url(issuer: &str) -> String {
+    let path = url::Url::parse(issuer).map_or(String::new(), |url| url.path().to_owned());
+    format!("{}{CONFIRM_PATH}", path.trim_end_matches('/'))
+}
+
+async fn token(oidc: &Oidc, request: &Parts, body: Body, internet: bool) -> Response {
+    let answered = async {
+        if request.method != Method::POST {
+            return Err(OidcError::method_not_allowed());
+        }
+        let form = form(body).await?;
+        let caller = caller_for_secrets(oidc, request, internet).await?;
+        let authorization = authorization(&request.headers);
+        let now = Timestamp::now();
+        let provider = &oidc.provider;
+        let answer = provider.token(&form, authorization, &caller, now).await;
+        let grant_type = tailbone_values::excerpt(form.get("grant_type").unwrap_or_default());
+        match &answer {
+            Ok(_) => audit!(Decision::Allowed, "issued oidc tokens", grant_type),
+            Err(error) => audit!(
+                Decision::Refused,
+                "oidc tokens",
+                grant_type,
+                reason = error.code,
+                detail = %error.description
+            ),
+        }
+        answer
+    };
+    match answered.await {
+        Ok(answer) => answers::json(StatusCode::OK, &answer),
+        Err(error) => answers::error(oidc.errors, &request.headers, &error),
+    }
+}
+
+async fn userinfo(oidc: &Oidc, request: &Parts, body: Body) -> Response {
+    let posted = match request.method {
+        Method::GET | Method::HEAD => None,
+        Method::POST if is_form(&request.headers) => match form(body).await {
+            Ok(form) => form.get("access_token").map(str::to_owned),
+            Err(error) => return answers::error(oidc.errors, &request.headers, &error),
+        },
+        Method::POST => None,
+        _ => {
+            let error = OidcError::method_not_allowed();
+            return answers::error(oidc.errors, &request.headers, &error);
+        }
+    };
+    let bearer = authorization(&request.headers).and_then(|value| {
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(token)
+    });
+    let token = match (bearer, posted.as_deref()) {
+        (Some(_), Some(_)) => {
+            let error = OidcError::invalid_request("the token is in two places");
+            return answers::error(oidc.errors, &request.headers, &error);
+        }
+        (bearer, posted) => bearer.or(posted),
+    };
+    match oidc.provider.userinfo(token, Timestamp::now()).await {
+        Ok(claims) => answers::json(StatusCode::OK, &claims),
+        Err(refused) => answers::bearer_error(oidc.errors, &request.headers, &refused),
+    }
+}
+
+async fn introspect(
+    oidc: &Oidc,
+    request: &Parts,
+    body: Body,
+    internet: bool,
+) -> Result<Response, OidcError> {
+    if request.method != Method::POST {
+        return Err(OidcError::method_not_allowed());
+    }
+    let form = form(body).await?;
+    let caller = caller_for_secrets(oidc, request, internet).await?;
+    let authorization = authorization(&request.headers);
+    let now = Timestamp::now();
+    let provider = &oidc.provider;
+    let inspector = provider
+        .inspector(&form, authorization, &caller, now)
+        .await?;
+    let told = provider.introspect(&form, inspector.as_ref(), now).await?;
+    Ok(match told {
+        Some(claims) => answers::json(StatusCode::OK, &claims),
+        None => answers::json(StatusCode::OK, &json!({"active": false})),
+    })
+}
+
+async fn revoke(oidc: &Oidc, request: &Parts, body: Body) -> Result<(), OidcError> {
+    if request.method != Method::POST {
+        return Err(OidcError::method_not_allowed());
+    }
+    let form = form(body).await?;
+    let authorization = authorization(&request.headers);
+    oidc.provider
+        .revoke(&form, authorization, Timestamp::now())
+        .await
+}
+
+async fn register(
+    oidc: &Oidc,
+    request: &Parts,
+    body: Body,
+    internet: bool,
+) -> Result<Response, OidcError> {
+    let (caller, rules) = privileged(oidc, request, internet).await?;
+    if request.method != Method::POST {
+        return Err(OidcError::method_not_allowed());
+    }
+    if !rules.allow_dcr() {
+        return Err(not_granted());
+    }
+    let body = read(body).await?;
+    let client = oidc
+        .provider
+        .register(&body, &caller, Timestamp::now())
+        .await?;
+    audit!(
+        Decision::Allowed,
+        "registered client",
+        client_id = client.client_id
+    );
+    Ok(answers::json(StatusCode::CREATED, &client))
+}
+
+/// tsidp's `/clients/`, and what its pages are for.
+async fn administered(
+    oidc: &Oidc,
+    request: &Parts,
+    body: Body,
+    below: Option<&str>,
+    internet: bool,
+) -> Result<Response, OidcError> {
+    let (caller, rules) = privileged(oidc, request, internet).await?;
+    if !rules.allow_admin_ui() {
+        return Err(not_granted());
+    }
+    let reads = matches!(request.method, Method::GET | Method::HEAD);
+    if !reads && !is_same_origin(oidc, request) {
+        let words = "cross-origin request";
+        return Err(OidcError::new(
+            StatusCode::FORBIDDEN,
+            "access_denied",
+            words,
+        ));
+    }
+    let missing = || OidcError::new(StatusCode::NOT_FOUND, "not_found", "client not found");
+    let provider = &oidc.provider;
+    let now = Timestamp::now();
+    match (below, &request.method) {
+        (None, _) => Err(OidcError::new(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            "not found",
+        )),
+        (Some(""), &Method::GET) => {
+            let clients = provider.list_clients(now).await?;
+            Ok(answers::json(StatusCode::OK, &clients))
+        }
+        (Some("new"), &Method::POST) => {
+            let form = form(body).await?;
+            let name = form.get("name").unwrap_or_default();
+            let uris = lines(form.get("redirect_uri").unwrap_or_default());
+            if name.is_empty() || uris.is_empty() {
+                return Err(OidcError::invalid_request("missing redirect_uri or name"));
+            }
+            for uri in &uris {
+                tailbone_oidc::client::redirect::check(uri)
+                    .map_err(|why| OidcError::invalid_request(format!("redirect_uri {why}")))?;
+            }
+            let metadata = ClientMetadata {
+                client_name: name.to_owned(),
+                redirect_uris: uris,
+                ..ClientMetadata::default()
+            };
+            let client = provider
+                .add(metadata, Registrar::Admin, &caller, now)
+                .await?;
+            audit!(
+                Decision::Allowed,
+                "added client",
+                client_id = client.client_id
+            );
+            Ok(answers::json(StatusCode::OK, &client))
+        }
+        (Some(""), _) | (Some("new"), _) => Err(OidcError::method_not_allowed()),
+        (Some(id), &Method::GET) => {
+            let client = provider.listed_client(id, now).await?.ok_or_else(missing)?;
+            Ok(answers::json(StatusCode::OK, &client))
+        }
+        (Some(id), &Method::DELETE) => {
+            if !provider.remove_client(id, now).await? {
+                return Err(missing());
+            }
+            audit!(
+                Decision::Allowed,
+                "removed client",
+                client_id = tailbone_values::excerpt(id)
+            );
+            Ok(StatusCode::NO_CONTENT.into_response())
+        }
+        (Some(_), _) => Err(OidcError::method_not_allowed()),
+    }
+}
+
+/// The lines of a text, trimmed, without empty ones.
+fn lines(text: &str) -> Vec<String> {
+    let lines = text.lines().map(str::trim);
+    lines
+        .filter(|line| !line.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+fn not_granted() -> OidcError {
+    let words = "application capability not granted";
+    OidcError::new(StatusCode::FORBIDDEN, "access_denied", words)
+}
+
+/// The caller of an endpoint that needs rights, and its rules; in tsidp's order and words.
+async fn privileged(
+    oidc: &Oidc,
+    request: &Parts,
+    internet: bool,
+) -> Result<(Caller, Rules), OidcError> {
+    if internet {
+        let words = "not available over funnel";
+        return Err(OidcError::new(
+            StatusCode::UNAUTHORIZED,
+            "access_denied",
+            words,
+        ));
+    }
+    let KnownCaller { caller, grants } = identified(oidc, request).await?;
+    if caller == Caller::Unknown {
+        return Err(OidcError::server_error("Error getting WhoIs"));
+    }
+    let rules = Rules::parse(&grants)
+        .map_err(|_| OidcError::server_error("failed unmarshaling app cap rule"))?;
+    Ok((caller, rules))
+}
+
+async fn identified(oidc: &Oidc, request: &Parts) -> Result<KnownCaller, OidcError> {
+    let known = known_caller(&request.extensions, &oidc.capability).await;
+    known.map_err(|_| {
+        let words = "the caller makes more requests than it may";
+        OidcError::new(StatusCode::TOO_MANY_REQUESTS, "invalid_request", words)
+    })
+}
+
+/// The caller of an endpoint where clients show secrets: one that the network does not know may
+/// call as well.
+async fn caller_for_secrets(
+    oidc: &Oidc,
+    request: &Parts,
+    internet: bool,
+) -> Result<Caller, OidcError> {
+    if internet {
+        return Ok(Caller::Unknown);
+    }
+    Ok(identified(oidc, request).await?.caller)
+}
+
+/// Whether no page of another origin sent the request (tsidp's rule, that of Go's
+/// `CrossOriginProtection`).
+fn is_same_origin(oidc: &Oidc, request: &Parts) -> bool {
+    let headers = &request.headers;
+    let origin = headers.get(header::ORIGIN).map(HeaderValue::to_str);
+    let own = |origin: &str| origin == oidc.provider.settings.issuer.trim_end_matches('/');
+    match headers.get("sec-fetch-site").map(HeaderValue::as_bytes) {
+        Some(b"same-origin" | b"none") => true,
+        Some(site) if !site.is_empty() => matches!(origin, Some(Ok(origin)) if own(origin)),
+        _ => match origin {
+            None => true,
+            Some(Err(_)) => false,
+            Some(Ok(origin)) => {
+                let host = requested_host(request.version, &request.uri, headers);
+                let host = host.ok().flatten();
+                own(origin)
+                    || Origin::parse(origin).is_ok_and(|origin| {
+                        host.is_some_and(|(host, port)| origin.is_own_server(&host, port))
+                    })
+            }
+        },
+    }
+}
+
+fn query(request: &Parts) -> Params {
+    Params::parse(request.uri.query().unwrap_or_default().as_bytes())
+}
+
+async fn read(body: Body) -> Result<bytes::Bytes, OidcError> {
+    to_bytes(body, MAX_BODY)
+        .await
+        .map_err(|_| OidcError::invalid_request("the body is too large, or was cut off"))
+}
+
+async fn form(body: Body) -> Result<Params, OidcError> {
+    Ok(Params::parse(&read(body).await?))
+}
+
+fn authorization(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::AUTHORIZATION)?.to_str().ok()
+}
+
+/// The value of a cookie.
+fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let lines = headers.get_all(header::COOKIE).iter();
+    lines
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='))
+        .find(|(known, _)| *known == name)
+        .map(|(_, value)| value)
+}
+
+fn set_cookie(response: &mut Response, name: &str, value: &str, rest: &str) {
+    let cookie = format!("{name}={value}; Path=/; Secure; HttpOnly; {rest}");
+    if let Ok(cookie) = HeaderValue::try_from(cookie) {
+        response.headers_mut().append(header::SET_COOKIE, cookie);
+    }
+}

@@ -1,0 +1,282 @@
+//! `oidc.*`: the OpenID provider.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tailbone_keys::{
+    Algorithm, KeyPolicy, KeySpec, KeyStore,
+    jwks::{FilePublisher, KeySet},
+};
+use tailbone_oidc::{authorize::UnknownScopes, capability, claims::Style};
+
+use super::keys::KeySettings;
+use crate::config::{
+    duration::format,
+    listen::Listen,
+    parse::text,
+    read::SettingsReader,
+    reload::Reloaded,
+    table::{DAY, FlagScope, HOUR, MINUTE, ValueKind, YEAR, duration_or_off, row, rows},
+};
+
+/// The algorithms whose hashes clients agree on. RS256 must be among them (OpenID Connect Core,
+/// section 15.1).
+const ALGORITHMS: &[&str] = &["RS256", "ES256", "ES384", "ES512"];
+
+rows! {
+    LISTEN = row("oidc.listen", ValueKind::Words(&[]))
+        .flag("oidc-listen", FlagScope::Start)
+        .default("tailnet+tls://:443")
+        .example("tailnet+tls://:443,funnel://:443")
+        .help(
+            "Where people log in and applications redeem, separated by commas or blanks; \
+             applications outside of the tailnet need Funnel; docs/reference/listeners.md lists \
+             the forms",
+        );
+    ISSUER = row("oidc.issuer", ValueKind::Url)
+        .flag("oidc-issuer", FlagScope::Start)
+        .derived("https:// and the node's full name, which must then never change")
+        .example("https://login.example.com")
+        .help("The iss claim, at which applications find the provider");
+    DIR = row("oidc.dir", ValueKind::Path)
+        .flag("oidc-dir", FlagScope::Start)
+        .default("oidc")
+        .help("Directory of the provider's state: clients, logins and keys");
+    TAKE_OVER = row("oidc.takeOver", ValueKind::Text)
+        .flag("oidc-take-over", FlagScope::Start)
+        .default("")
+        .example("/var/lib/tsidp")
+        .help("tsidp's directory; its clients are copied once, keep their ids and secrets, and log in without a page");
+    CAPABILITY = row("oidc.capability", ValueKind::Text)
+        .flag("oidc-capability", FlagScope::Start)
+        .default(capability::CAPABILITY)
+        .help("Capability whose grants say who administers, registers clients and may have which resources and claims");
+    TOKEN_EXCHANGE = row("oidc.tokenExchange", ValueKind::Bool)
+        .flag("oidc-token-exchange", FlagScope::Start)
+        .default("false")
+        .aliases(&["TSIDP_ENABLE_STS"])
+        .help("Exchange access tokens for ones of other audiences (RFC 8693)");
+    CLAIMS = row("oidc.claims", ValueKind::Word(&["tsidp", "standard"]))
+        .flag("oidc-claims", FlagScope::Start)
+        .default("tsidp")
+        .help(
+            "Which claims stand where: as in tsidp, where ID tokens tell the device, mail and \
+             name, or as in OpenID Connect Core, where UserInfo does and asks for scopes",
+        );
+    UNKNOWN_SCOPES = row("oidc.unknownScopes", ValueKind::Word(&["ignore", "refuse"]))
+        .flag("oidc-unknown-scopes", FlagScope::Start)
+        .default("ignore")
+        .help("What becomes of scopes that mean nothing here; tsidp refuses them");
+    INTROSPECTION = row("oidc.introspection", ValueKind::Word(&["tailnet", "clients"]))
+        .flag("oidc-introspection", FlagScope::Start)
+        .default("tailnet")
+        .help(
+            "Who may introspect and exchange tokens: every node of the tailnet, as in tsidp, or \
+             clients that show their secret",
+        );
+    ERRORS = row("oidc.errors", ValueKind::Word(&["json", "tsidp"]))
+        .flag("oidc-errors", FlagScope::Start)
+        .default("json")
+        .help("How errors for programs are written; tsidp writes text unless Accept names JSON");
+    KEYS_ALGORITHMS = row("oidc.algorithms", ValueKind::Words(ALGORITHMS))
+        .flag("oidc-algorithms", FlagScope::Start)
+        .default("RS256,ES256")
+        .help("Algorithms for which there is a key; clients may choose one, and have RS256 otherwise");
+    KEYS_ROTATE_EVERY = row("oidc.rotateEvery", duration_or_off(MINUTE, YEAR))
+        .flag("oidc-rotate-every", FlagScope::Start)
+        .default("off")
+        .example("720h")
+        .help("Age at which each of these keys gets a successor, or off");
+}
+
+/// The OpenID provider.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OidcSettings {
+    pub listen: Vec<Listen>,
+    /// `None`: the node's name says it.
+    pub issuer: Option<String>,
+    pub dir: PathBuf,
+    /// The directory of the tsidp that is replaced.
+    pub take_over: Option<PathBuf>,
+    pub capability: String,
+    pub token_exchange: bool,
+    pub claims: Style,
+    pub unknown_scopes: UnknownScopes,
+    /// Nodes of the tailnet may introspect and exchange without a secret.
+    pub nodes_may_inspect: bool,
+    pub errors: OidcErrorFormat,
+    pub keys: OidcKeySettings,
+}
+
+/// How errors for programs are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OidcErrorFormat {
+    /// As RFC 6749 says.
+    #[default]
+    Json,
+    /// As tsidp: text, unless `Accept` names JSON.
+    Tsidp,
+}
+
+/// The provider's own keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OidcKeySettings {
+    pub dir: PathBuf,
+    /// Where the document is written.
+    pub document: PathBuf,
+    /// One key for each; that of RS256 is the default.
+    pub specs: Vec<KeySpec>,
+    pub default: KeySpec,
+    pub prefix: String,
+    pub rotate_every: Option<Duration>,
+    /// As for the keys of the issuer.
+    pub cache_time: Duration,
+    pub skew: Duration,
+}
+
+impl From<&OidcKeySettings> for KeyPolicy {
+    fn from(keys: &OidcKeySettings) -> Self {
+        Self {
+            // An ID token lives five minutes, and is a hint for some time after.
+            token_life: HOUR,
+            cache_time: keys.cache_time,
+            skew: keys.skew,
+            rotate_every: keys.rotate_every,
+            withdrawn_grace: DAY,
+        }
+    }
+}
+
+impl OidcKeySettings {
+    /// The keys at their place of publication. Reads nothing yet.
+    pub fn set(&self) -> KeySet {
+        KeySet::new(
+            "oidc",
+            KeyStore::new(&self.dir),
+            Arc::new(FilePublisher::new(&self.document)),
+            &self.into(),
+            &self.prefix,
+            self.default,
+            &self.specs,
+        )
+    }
+}
+
+impl OidcSettings {
+    pub(in crate::config) fn reload(&mut self, new: &Self, reloaded: &mut Reloaded) {
+        let Self {
+            listen,
+            issuer,
+            dir,
+            take_over,
+            capability,
+            token_exchange,
+            claims,
+            unknown_scopes,
+            nodes_may_inspect,
+            errors,
+            keys,
+        } = new;
+        reloaded.leave(LISTEN.key, &self.listen, listen);
+        reloaded.leave(ISSUER.key, &self.issuer, issuer);
+        reloaded.leave(DIR.key, &self.dir, dir);
+        reloaded.leave(TAKE_OVER.key, &self.take_over, take_over);
+        reloaded.leave(CAPABILITY.key, &self.capability, capability);
+        let exchange = &self.token_exchange;
+        reloaded.leave(TOKEN_EXCHANGE.key, exchange, token_exchange);
+        reloaded.leave(CLAIMS.key, &self.claims, claims);
+        let scopes = &self.unknown_scopes;
+        reloaded.leave(UNKNOWN_SCOPES.key, scopes, unknown_scopes);
+        let inspect = &self.nodes_may_inspect;
+        reloaded.leave(INTROSPECTION.key, inspect, nodes_may_inspect);
+        reloaded.leave(ERRORS.key, &self.errors, errors);
+        let rows = "oidc.algorithms or oidc.rotateEvery";
+        reloaded.leave(rows, &self.keys, keys);
+    }
+}
+
+impl SettingsReader<'_> {
+    /// `issuer` has what the key sets have in common; `on`: the component is switched on.
+    pub(in crate::config) fn oidc(
+        &mut self,
+        issuer: Option<&KeySettings>,
+        on: bool,
+    ) -> Option<OidcSettings> {
+        let listen = self.words(&LISTEN, Listen::parse);
+        let name = self.issuer_url(&ISSUER);
+        let dir = self.path(&DIR);
+        let take_over = self.optional_path(&TAKE_OVER);
+        let capability = self.read(&CAPABILITY, text);
+        let token_exchange = self.bool(&TOKEN_EXCHANGE);
+        let claims = self.word(&CLAIMS).map(|word| match word {
+            "standard" => Style::Standard,
+            _ => Style::Tsidp,
+        });
+        let unknown_scopes = self.word(&UNKNOWN_SCOPES).map(|word| match word {
+            "refuse" => UnknownScopes::Refuse,
+            _ => UnknownScopes::Ignore,
+        });
+        let nodes_may_inspect = self.word(&INTROSPECTION).map(|word| word == "tailnet");
+        let errors = self.word(&ERRORS).map(|word| match word {
+            "tsidp" => OidcErrorFormat::Tsidp,
+            _ => OidcErrorFormat::Json,
+        });
+        let keys = self.oidc_keys(issuer, dir.as_deref(), on);
+        Some(OidcSettings {
+            listen: listen?,
+            issuer: name?,
+            dir: dir?,
+            take_over: take_over?,
+            capability: capability?,
+            token_exchange: token_exchange?,
+            claims: claims?,
+            unknown_scopes: unknown_scopes?,
+            nodes_may_inspect: nodes_may_inspect?,
+            errors: errors?,
+            keys: keys?,
+        })
+    }
+
+    fn oidc_keys(
+        &mut self,
+        issuer: Option<&KeySettings>,
+        dir: Option<&std::path::Path>,
+        on: bool,
+    ) -> Option<OidcKeySettings> {
+        let algorithms = self.words(&KEYS_ALGORITHMS, |word| {
+            word.parse::<Algorithm>().map_err(|error| error.to_string())
+        });
+        let rotate_every = self.duration(&KEYS_ROTATE_EVERY);
+        let bits = self.key_size();
+        let (mut algorithms, rotate_every, bits) = (algorithms?, rotate_every?, bits?);
+        let (issuer, dir) = (issuer?, dir?);
+        algorithms.sort_unstable();
+        algorithms.dedup();
+        if on && !algorithms.contains(&Algorithm::Rs256) {
+            let sentence = "RS256 is missing, which every client must be able to count on";
+            self.mistake(&KEYS_ALGORITHMS, None, sentence.into());
+        }
+        if !rotate_every.is_zero() && rotate_every <= issuer.cache_time {
+            let sentence = format!(
+                "a new key waits {} (keys.cacheTime) before it signs, so it would be replaced \
+                 before it signs",
+                format(issuer.cache_time)
+            );
+            self.mistake(&KEYS_ROTATE_EVERY, Some(format(rotate_every)), sentence);
+        }
+        let keys = dir.join("keys");
+        if on && keys == issuer.dir {
+            let sentence = "the keys of the issuer are there (keys.dir): each set needs its own";
+            self.mistake(&DIR, Some(dir.display().to_string()), sentence.into());
+        }
+        Some(OidcKeySettings {
+            document: keys.join("jwks.json"),
+            dir: keys,
+            default: KeySpec::new(Algorithm::Rs256, bits),
+            specs: algorithms.into_iter().map(|one| KeySpec::new(one, bits)).collect(),
+            prefix: issuer.prefix.clone(),
+            rotate_every: Some(rotate_every).filter(|every| !every.is_zero()),
+            cache_time: issuer.cache_time,
+            skew: issuer.token.skew,
+        })
+    }
+}

@@ -1,0 +1,332 @@
+//! The component `oidc` with the fake node and a store on disk: whole logins, and what is refused
+//! on the way.
+
+mod clients;
+mod documents;
+mod login;
+mod pages;
+mod tokens;
+
+use std::{sync::Arc, time::Duration};
+
+use ::http::{Request, StatusCode, header};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use http_body_util::Full;
+use jiff::Timestamp;
+use jsonwebtoken::{DecodingKey, Validation, jwk::JwkSet};
+use serde_json::{Value, json};
+use tailbone::{
+    config::OidcErrorFormat,
+    http::{layers, serve::Server},
+    jwks::KeySet,
+    keys::{KeySpec, SigningQueue},
+    oidc::{Oidc, TailnetPeople, internet_router, router},
+    tailnet::fake::{FakeNode, Identity},
+};
+use tailbone_oidc::{
+    authorize::UnknownScopes,
+    capability::CAPABILITY,
+    claims::Style,
+    client::{AuthMethod, ClientMetadata, Login},
+    provider::{Provider, ProviderSettings},
+    store::{Client, ClientOrigin, ClientSecret, Digest, Sqlite},
+    token::Offers,
+};
+use tempfile::TempDir;
+use testkit::{
+    http::{Answer, Connection, request},
+    keys::policy,
+    world::World,
+};
+
+const ISSUER: &str = "https://idp.example.ts.net";
+const HOST: &str = "idp.example.ts.net";
+const APP: &str = "https://app.example.com/callback?tenant=1";
+const SECRET: &str = "a-secret-of-the-application-that-nobody-else-knows";
+const VERIFIER: &str = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
+const CHALLENGE: &str = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM";
+const RESOURCE: &str = "https://mcp.example.com/";
+
+/// The component on a world of its own, with a client for each kind of login.
+struct OidcServer {
+    world: World,
+    provider: Provider,
+    _dir: TempDir,
+    _server: Server,
+    _internet: Server,
+}
+
+impl OidcServer {
+    async fn open() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    async fn with(change: impl FnOnce(&mut ProviderSettings)) -> Self {
+        let dir = TempDir::new().unwrap();
+        let keys = KeySet::in_memory("oidc", &policy(), "tb", KeySpec::Es256, &[]);
+        keys.start(Timestamp::now()).await.expect("the first keys");
+        let mut settings = ProviderSettings {
+            issuer: ISSUER.into(),
+            host: HOST.into(),
+            style: Style::Tsidp,
+            offers: Offers {
+                token_exchange: true,
+            },
+            unknown_scopes: UnknownScopes::Ignore,
+            nodes_may_inspect: true,
+        };
+        change(&mut settings);
+        let world = World::new();
+        let provider = Provider {
+            settings: Arc::new(settings),
+            store: Arc::new(Sqlite::open(&dir.path().join("oidc.db")).unwrap()),
+            keys,
+            signing: Arc::new(SigningQueue::new(|work| work())),
+            network: Arc::new(TailnetPeople {
+                directory: world.directory.clone(),
+                capability: CAPABILITY.into(),
+            }),
+        };
+        let oidc = Arc::new(Oidc {
+            provider: provider.clone(),
+            capability: CAPABILITY.into(),
+            errors: OidcErrorFormat::Json,
+            cache_time: Duration::from_secs(300),
+        });
+        let server = Self {
+            _server: world
+                .serve(443, layers::wrap_own_errors(router(oidc.clone()), "oidc"))
+                .await,
+            _internet: world
+                .serve(8443, layers::wrap_own_errors(internet_router(oidc), "oidc"))
+                .await,
+            world,
+            provider,
+            _dir: dir,
+        };
+        server
+            .add("silent", AuthMethod::ClientSecretBasic, Login::Silent)
+            .await;
+        server
+            .add("asking", AuthMethod::ClientSecretBasic, Login::Confirm)
+            .await;
+        server.add("public", AuthMethod::None, Login::Silent).await;
+        server
+    }
+
+    async fn add(&self, id: &str, method: AuthMethod, login: Login) {
+        let metadata = ClientMetadata {
+            client_name: format!("The {id} application"),
+            redirect_uris: vec!["http://127.0.0.1/cb".into(), APP.into()],
+            token_endpoint_auth_method: method,
+            login: Some(login),
+            ..ClientMetadata::default()
+        };
+        let now = Timestamp::now();
+        let secret = ClientSecret {
+            digest: Digest::of(SECRET),
+            created_at: now,
+            expires_at: None,
+        };
+        let client = Client {
+            id: id.into(),
+            origin: ClientOrigin::File,
+            owner: None,
+            secrets: Some(secret)
+                .into_iter()
+                .filter(|_| method.has_secret())
+                .collect(),
+            registration_token: None,
+            metadata: metadata.to_stored().unwrap(),
+            created_at: now,
+            updated_at: now,
+            expires_at: None,
+            version: 0,
+        };
+        self.provider.store.add_client(&client, None).await.unwrap();
+    }
+
+    async fn alice(&self) -> Connection {
+        self.person("alice", |identity| identity).await
+    }
+
+    /// A connection of a person whose grants the test chooses.
+    async fn person(&self, name: &str, grants: impl FnOnce(Identity) -> Identity) -> Connection {
+        self.device(name, grants).await.1
+    }
+
+    async fn device(
+        &self,
+        name: &str,
+        grants: impl FnOnce(Identity) -> Identity,
+    ) -> (FakeNode, Connection) {
+        let identity = grants(Identity::user(&format!("{name}@example.com")));
+        let node = self.world.join(name, identity);
+        let connection = self.world.call(&node, 443).await;
+        (node, connection)
+    }
+
+    async fn machine(&self) -> Connection {
+        let node = self.world.join("ci", Identity::tagged(["tag:ci"]));
+        self.world.call(&node, 443).await
+    }
+
+    /// The back end of an application that is not on the tailnet.
+    async fn outside(&self) -> Connection {
+        let peer = self.world.peer("outside");
+        self.world.call(&peer, 8443).await
+    }
+
+    /// The claims of an ID token, after another library has verified it with the published keys.
+    async fn verified(&self, token: &str) -> Value {
+        let document = self.outside().await.get("/.well-known/jwks.json").await;
+        let keys: JwkSet = serde_json::from_value(document.json()).unwrap();
+        let header = jsonwebtoken::decode_header(token).unwrap();
+        let key = keys.find(header.kid.as_deref().unwrap());
+        let mut rules = Validation::new(header.alg);
+        rules.validate_aud = false;
+        rules.set_issuer(&[ISSUER]);
+        let key = DecodingKey::from_jwk(key.expect("it is published")).unwrap();
+        jsonwebtoken::decode::<Value>(token, &key, &rules)
+            .unwrap()
+            .claims
+    }
+}
+
+fn mcp(identity: Identity) -> Identity {
+    let rule = json!({"users": ["*"], "resources": [RESOURCE, "https://other.example.com"]});
+    identity.cap(CAPABILITY, rule)
+}
+
+fn query(pairs: &[(&str, &str)]) -> String {
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    query.extend_pairs(pairs);
+    query.finish()
+}
+
+/// The usual request of a client, and what the test adds.
+fn asking(client: &str, more: &[(&str, &str)]) -> String {
+    let usual = [
+        ("response_type", "code"),
+        ("client_id", client),
+        ("redirect_uri", APP),
+        ("state", "st&te"),
+        ("scope", "openid email profile"),
+        ("nonce", "n-1"),
+    ];
+    let usual = usual
+        .into_iter()
+        .filter(|(name, _)| more.iter().all(|(other, _)| name != other));
+    let all: Vec<_> = usual
+        .chain(more.iter().copied())
+        .filter(|(_, value)| *value != "-")
+        .collect();
+    format!("/authorize?{}", query(&all))
+}
+
+fn form(path: &str, pairs: &[(&str, &str)]) -> Request<Full<Bytes>> {
+    let (mut parts, _) = request("POST", path).into_parts();
+    let kind = "application/x-www-form-urlencoded".parse().unwrap();
+    parts.headers.insert(header::CONTENT_TYPE, kind);
+    Request::from_parts(parts, Full::from(query(pairs)))
+}
+
+fn with(
+    mut request: Request<Full<Bytes>>,
+    name: &'static str,
+    value: &str,
+) -> Request<Full<Bytes>> {
+    request.headers_mut().insert(name, value.parse().unwrap());
+    request
+}
+
+fn basic(client: &str) -> String {
+    let pair = base64::engine::general_purpose::STANDARD.encode(format!("{client}:{SECRET}"));
+    format!("Basic {pair}")
+}
+
+/// The parameters of a redirect to the client.
+fn answer_of(answer: &Answer) -> Vec<(String, String)> {
+    assert_eq!(answer.status(), StatusCode::FOUND, "{answer:?}");
+    let to = answer.header("location");
+    let query = to
+        .strip_prefix(&format!("{APP}&"))
+        .unwrap_or_else(|| panic!("{to}"));
+    url::form_urlencoded::parse(query.as_bytes())
+        .into_owned()
+        .collect()
+}
+
+fn field<'a>(fields: &'a [(String, String)], name: &str) -> &'a str {
+    let found = fields.iter().find(|(known, _)| known == name);
+    found.map_or("", |(_, value)| value)
+}
+
+/// The code of a login that shows no page.
+async fn code(connection: &mut Connection, path: &str) -> String {
+    let fields = answer_of(&connection.get(path).await);
+    assert_eq!(field(&fields, "state"), "st&te");
+    assert_eq!(field(&fields, "iss"), ISSUER);
+    let code = field(&fields, "code").to_owned();
+    assert!(
+        code.len() == 32 && code.bytes().all(|b| b"0123456789abcdef".contains(&b)),
+        "{fields:?}"
+    );
+    code
+}
+
+/// Redeems a code as the client `silent`.
+async fn redeem(connection: &mut Connection, code: &str, more: &[(&str, &str)]) -> Answer {
+    let usual = [
+        ("grant_type", "authorization_code"),
+        ("code", code),
+        ("redirect_uri", APP),
+    ];
+    let all: Vec<_> = usual.into_iter().chain(more.iter().copied()).collect();
+    let request = with(form("/token", &all), "authorization", &basic("silent"));
+    connection.send(request).await
+}
+
+/// The tokens of a whole login of `silent`.
+async fn tokens(connection: &mut Connection, more: &[(&str, &str)]) -> Value {
+    let code = code(connection, &asking("silent", more)).await;
+    let answer = redeem(connection, &code, &[]).await;
+    assert_eq!(answer.status(), 200, "{answer:?}");
+    answer.json()
+}
+
+async fn refresh(connection: &mut Connection, token: &Value, more: &[(&str, &str)]) -> Answer {
+    let usual = [
+        ("grant_type", "refresh_token"),
+        ("refresh_token", token.as_str().unwrap()),
+    ];
+    let all: Vec<_> = usual.into_iter().chain(more.iter().copied()).collect();
+    let request = with(form("/token", &all), "authorization", &basic("silent"));
+    connection.send(request).await
+}
+
+async fn userinfo(connection: &mut Connection, token: &Value) -> Answer {
+    let bearer = format!("Bearer {}", token.as_str().unwrap());
+    connection
+        .send(with(request("GET", "/userinfo"), "authorization", &bearer))
+        .await
+}
+
+/// Status, code and words of a refusal.
+fn refusal(answer: &Answer) -> (u16, String, String) {
+    let body = answer.json();
+    let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
+    assert_eq!(answer.header("cache-control"), "no-store");
+    (answer.status(), text("error"), text("error_description"))
+}
+
+fn is(status: u16, code: &str, words: &str) -> (u16, String, String) {
+    (status, code.into(), words.into())
+}
+
+/// The header of a token.
+fn header_of(token: &str) -> Value {
+    let header = token.split('.').next().unwrap();
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).unwrap()).unwrap()
+}
