@@ -13,6 +13,8 @@
     clippy::cast_possible_truncation
 )]
 
+mod client_address;
+mod client_assertion;
 mod fence;
 mod forwarded;
 mod jwks;
@@ -31,6 +33,8 @@ pub type Target = fn(&[u8]);
 
 /// All targets by name, which is also the name of the corpus.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("client_address", client_address::run),
+    ("client_assertion", client_assertion::run),
     ("fence", fence::run),
     ("forwarded", forwarded::run),
     ("jwks", jwks::run),
