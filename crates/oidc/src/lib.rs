@@ -23,6 +23,8 @@ pub mod request_object;
 #[cfg(test)]
 mod signing;
 pub mod store;
+#[cfg(test)]
+mod store_tests;
 pub mod token;
 
 pub use error::{OidcError, describable};

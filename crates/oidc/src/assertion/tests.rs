@@ -6,6 +6,7 @@ use super::*;
 use crate::{
     fetch::{CacheBounds, FetchSettings, GuardedClient, tests::*},
     signing::{TestKey, base64, set_of},
+    store_tests::{World, after, now},
 };
 
 const ISSUER: &str = "https://idp.example";
@@ -318,4 +319,38 @@ fn a_workload_token_authenticates_the_client_that_trusts_its_subject() {
         "assertion_subject",
         "one of the client's own is none"
     );
+}
+
+/// What was used once does not count again, while it could still be valid, and only for its client.
+#[tokio::test]
+async fn an_assertion_is_accepted_once() {
+    let world = World::new().await;
+    let key = TestKey::es256();
+    let keys = ClientKeys::of(Some(&set_of(key.jwk(None))), None).unwrap();
+    let cache = cache_without_fetches();
+    let code = async |assertion: &str, at: Timestamp| {
+        let read = ClientAssertion::read(JWT_BEARER, assertion, None).unwrap();
+        let expected = Expected { at, ..expected() };
+        let verified = read.verify(&keys, &cache, &world.store, &expected, Instant::now());
+        verified.await.map_or_else(|error| error.code(), |()| "")
+    };
+    let assertion = key.sign(&claims(json!({})));
+    let forged = TestKey::es256().sign(&claims(json!({})));
+    assert_eq!(code(&forged, now()).await, "assertion_signature");
+    assert_eq!(
+        code(&assertion, now()).await,
+        "",
+        "a forged one uses nothing up"
+    );
+    assert_eq!(code(&assertion, now()).await, "assertion_replayed");
+    assert_eq!(code(&assertion, after(119)).await, "assertion_replayed");
+    assert_eq!(code(&assertion, after(120)).await, "assertion_expired");
+    let of_other = claims(json!({"iss": "other", "sub": "other"}));
+    assert_eq!(
+        code(&key.sign(&of_other), now()).await,
+        "",
+        "ids are those of one client"
+    );
+    let next = key.sign(&claims(json!({"jti": "j2"})));
+    assert_eq!(code(&next, now()).await, "");
 }

@@ -175,6 +175,10 @@ pub async fn poll(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        store::{DeviceDecision, Presented},
+        store_tests::*,
+    };
 
     #[test]
     fn a_user_code_is_read_however_it_is_typed() {
@@ -224,5 +228,47 @@ mod tests {
                 "slow_down"
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn a_device_waits_until_its_user_has_decided() {
+        let world = World::new().await;
+        let store = &world.store;
+        let uri = "https://idp.example/device";
+        let begun = async || start(store, "app", "{}", uri, now()).await.unwrap();
+        let answer = async |device: &DeviceAnswer, seconds| {
+            let polled = poll(store, &device.device_code, after(seconds)).await;
+            polled.unwrap().map_err(|not_yet| not_yet.code())
+        };
+        let device = begun().await;
+        assert_eq!(answer(&device, 5).await, Err("authorization_pending"));
+        assert_eq!(answer(&device, 6).await, Err("slow_down"));
+        let typed = typed_user_code(&device.user_code).unwrap();
+        let waiting = store.device(typed, after(7)).await.unwrap().unwrap();
+        assert_eq!(
+            (waiting.client_id.as_str(), waiting.details.as_str()),
+            ("app", "{}")
+        );
+        let approved = DeviceDecision::Approved(new_grant("app"));
+        assert!(
+            store
+                .decide_device(typed, &approved, after(8))
+                .await
+                .unwrap()
+        );
+        let code = answer(&device, 60).await.unwrap();
+        assert_eq!(code, Digest::of(&device.device_code));
+        let presented = store.present_code(code, after(60)).await.unwrap();
+        assert!(matches!(presented, Presented::Valid(grant) if grant.client_id == "app"));
+
+        let refused = begun().await;
+        let typed = typed_user_code(&refused.user_code).unwrap();
+        let denied = DeviceDecision::Denied;
+        assert!(store.decide_device(typed, &denied, after(8)).await.unwrap());
+        assert_eq!(answer(&refused, 60).await, Err("access_denied"));
+        let late = begun().await;
+        assert_eq!(answer(&late, 901).await, Err("expired_token"));
+        let unknown = poll(store, "0", now()).await.unwrap();
+        assert_eq!(unknown, Err(NotYet::ExpiredToken));
     }
 }

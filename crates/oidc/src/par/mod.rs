@@ -135,6 +135,7 @@ fn of_client(found: Option<PushedRequest>, client_id: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store_tests::*;
 
     #[test]
     fn a_pushed_request_is_that_of_its_client_without_what_authenticates_it() {
@@ -168,5 +169,32 @@ mod tests {
         assert_eq!(known, Digest::of("0123"));
         assert_eq!(reference("https://app.example/r"), None);
         assert_eq!(reference("urn:IETF:params:oauth:request_uri:0123"), None);
+    }
+
+    #[tokio::test]
+    async fn a_pushed_request_is_taken_once_by_the_client_that_pushed_it() {
+        let world = World::new().await;
+        let store = &world.store;
+        let form = parameters(b"scope=openid", "app").unwrap();
+        let answer = push(store, form.clone(), "app", now()).await.unwrap();
+        assert_eq!(answer.expires_in, 90);
+        let reference = reference(&answer.request_uri).unwrap();
+        let peeked = async |client, at| peek(store, reference, client, at).await.unwrap();
+        let taken = async |client, at| take(store, reference, client, at).await.unwrap();
+        assert_eq!(peeked("app", now()).await.as_deref(), Some(form.as_str()));
+        assert_eq!(peeked("other", now()).await, None);
+        assert_eq!(taken("other", now()).await, None);
+        assert_eq!(
+            peeked("app", after(89)).await.as_deref(),
+            Some(form.as_str())
+        );
+        assert_eq!(peeked("app", after(90)).await, None, "its time is over");
+        assert_eq!(
+            taken("app", after(89)).await.as_deref(),
+            Some(form.as_str())
+        );
+        assert_eq!(taken("app", after(89)).await, None, "once");
+        let unknown = Digest::of("0");
+        assert_eq!(take(store, unknown, "app", now()).await.unwrap(), None);
     }
 }
