@@ -5,6 +5,8 @@
 //!   their own, each with a session of its own. A thread that hangs costs the others nothing.
 //! - Private keys are made on the token as sensitive and not extractable.
 //! - A PIN that the token refused is not tried again: a few more attempts would lock the token.
+//! - Whoever drops a [`Token`] waits until its threads have left the module ([`CLOSE_TIMEOUT`]). A
+//!   process that ends meanwhile takes the module's memory from under them.
 //!
 //! The `CKA_ID` of a key is its `kid`, in bytes.
 
@@ -17,8 +19,8 @@ use std::{
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
-    thread,
-    time::Duration,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use aws_lc_rs::digest::{self, digest};
@@ -42,6 +44,9 @@ use crate::{Algorithm, Curve, KeyId, KeySpec, PublicJwk, PublicParts};
 /// Time limit for making a key. A device may take a minute for an RSA key.
 const MAKE_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// Time limit for the threads to end. One that hangs in the device is left behind.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The pause before a repeated call.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -61,8 +66,15 @@ pub struct Pkcs11Settings {
 #[derive(Debug)]
 pub struct Token {
     settings: Arc<Pkcs11Settings>,
-    /// Made when the first job comes.
-    jobs: Mutex<Option<mpsc::Sender<Job>>>,
+    /// Started when the first job comes.
+    threads: Mutex<Option<Threads>>,
+}
+
+/// They end when the sender is dropped.
+#[derive(Debug)]
+struct Threads {
+    jobs: mpsc::Sender<Job>,
+    handles: Vec<JoinHandle<()>>,
 }
 
 enum Job {
@@ -77,7 +89,7 @@ impl Token {
     pub fn new(settings: Pkcs11Settings) -> Self {
         Self {
             settings: Arc::new(settings),
-            jobs: Mutex::default(),
+            threads: Mutex::default(),
         }
     }
 
@@ -89,9 +101,23 @@ impl Token {
     }
 
     fn send(&self, job: Job) -> Option<()> {
-        let mut jobs = self.jobs.lock();
-        let sender = jobs.get_or_insert_with(|| start_threads(&self.settings));
-        sender.send(job).ok()
+        let mut threads = self.threads.lock();
+        let threads = threads.get_or_insert_with(|| start_threads(&self.settings));
+        threads.jobs.send(job).ok()
+    }
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        let Some(Threads { jobs, handles }) = self.threads.get_mut().take() else {
+            return;
+        };
+        drop(jobs);
+        let began = Instant::now();
+        while handles.iter().any(|thread| !thread.is_finished()) && began.elapsed() < CLOSE_TIMEOUT
+        {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -118,24 +144,27 @@ impl KeyService for Token {
     }
 }
 
-/// The threads end when the sender is dropped.
-fn start_threads(settings: &Arc<Pkcs11Settings>) -> mpsc::Sender<Job> {
+fn start_threads(settings: &Arc<Pkcs11Settings>) -> Threads {
     let (sender, jobs) = mpsc::channel();
     let jobs = Arc::new(Mutex::new(jobs));
     let shared = Arc::new(SharedModule::default());
-    for _ in 0..settings.sessions.max(1) {
+    let start = |_| {
         let worker = Worker {
             settings: settings.clone(),
             shared: shared.clone(),
             open: None,
         };
         let jobs = jobs.clone();
-        // If no thread can be started, jobs fail when the receiver is dropped.
-        let _ = thread::Builder::new()
+        thread::Builder::new()
             .name("pkcs11".to_owned())
-            .spawn(move || worker.run(&jobs));
+            .spawn(move || worker.run(&jobs))
+    };
+    // If no thread can be started, jobs fail because their receiver is dropped.
+    let handles = (0..settings.sessions.max(1)).map(start);
+    Threads {
+        jobs: sender,
+        handles: handles.filter_map(Result::ok).collect(),
     }
-    sender
 }
 
 /// What the threads have in common.
