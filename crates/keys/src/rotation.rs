@@ -40,7 +40,7 @@ pub struct KeyPolicy {
 
 impl KeyPolicy {
     /// From publishing to signing: by then every verifier has fetched the document again.
-    pub(crate) fn wait(&self) -> Duration {
+    fn wait(&self) -> Duration {
         self.cache_time.saturating_add(self.skew)
     }
 }

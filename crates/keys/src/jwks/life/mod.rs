@@ -154,11 +154,9 @@ impl KeyLife {
         self.inner.publisher.place()
     }
 
-    /// Call when the caller asks, before any wait. A key that waits for nobody signs in the pass
-    /// that published it.
+    /// Call when the caller asks, before any wait.
     fn asked(&self) -> Option<Instant> {
-        let waits = !self.policy().wait().is_zero();
-        (self.inner.real_time && waits).then(Instant::now)
+        self.inner.real_time.then(Instant::now)
     }
 
     pub(in crate::jwks) fn store(&self) -> &KeyStore {
