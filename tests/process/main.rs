@@ -19,6 +19,7 @@ mod join;
 mod limits;
 mod listeners;
 mod memory;
+mod oidc;
 mod otlp;
 mod pages;
 mod pkcs11;
