@@ -158,6 +158,7 @@ impl OidcKeySettings {
             self.default,
             &self.specs,
         )
+        .in_real_time()
     }
 }
 
