@@ -5,8 +5,8 @@
 //!   their own, each with a session of its own. A thread that hangs costs the others nothing.
 //! - Private keys are made on the token as sensitive and not extractable.
 //! - A PIN that the token refused is not tried again: a few more attempts would lock the token.
-//! - Whoever drops a [`Token`] waits until its threads have left the module ([`CLOSE_TIMEOUT`]). A
-//!   process that ends meanwhile takes the module's memory from under them.
+//! - Whoever drops a [`Token`] waits until its threads have left the module, 2 s at most. A process
+//!   that ends meanwhile takes the module's memory from under them.
 //!
 //! The `CKA_ID` of a key is its `kid`, in bytes.
 
