@@ -74,7 +74,10 @@ async fn oidcc_server_with_private_key_jwt_and_inline_keys_without_kid() {
     let stranger = TestKey::rs256().sign(&claims(json!({})));
     let error = check(&stranger).await.unwrap_err();
     assert_eq!(error.code(), "assertion_signature", "{error}");
-    let changed = format!("{}A", &good[..good.len() - 1]);
+    let (signed, signature) = good.rsplit_once('.').unwrap();
+    let (_, signature_of_another) = named.rsplit_once('.').unwrap();
+    assert_ne!(signature, signature_of_another);
+    let changed = format!("{signed}.{signature_of_another}");
     assert!(check(&changed).await.is_err());
 }
 
