@@ -64,9 +64,10 @@ impl FromStr for PrivateHost {
             Some((address, bits)) => (address, Some(bits)),
             None => (text, None),
         };
+        let most = |address: &IpAddr| if address.is_ipv4() { 32 } else { 128 };
         match (address.parse::<IpAddr>(), bits) {
             (Ok(address), bits) => {
-                let most = if address.is_ipv4() { 32 } else { 128 };
+                let most = most(&address);
                 let bits = match bits {
                     None => most,
                     Some(bits) => bits
@@ -77,7 +78,17 @@ impl FromStr for PrivateHost {
                 };
                 Ok(Self::Network { address, bits })
             }
-            (Err(_), None) => HostPattern::parse(text).map(Self::Named).map_err(|_| bad()),
+            (Err(_), None) => {
+                let pattern = HostPattern::parse(text).map_err(|_| bad())?;
+                // `10.1.2.3.` is an address as well: a name may end in a dot.
+                match pattern.to_string().parse::<IpAddr>() {
+                    Ok(address) => Ok(Self::Network {
+                        address,
+                        bits: most(&address),
+                    }),
+                    Err(_) => Ok(Self::Named(pattern)),
+                }
+            }
             (Err(_), Some(_)) => Err(bad()),
         }
     }
@@ -228,6 +239,7 @@ mod tests {
         assert!(!permits(&["10.1.0.0/16"], "any.example", "10.2.0.1"));
         assert!(permits(&["fd00::/8"], "[fd12::1]", "fd12::1"));
         assert!(permits(&["127.0.0.1"], "127.0.0.1", "127.0.0.1"));
+        assert!(permits(&["10.1.2.3."], "any.example", "10.1.2.3"));
         assert!(!permits(&["127.0.0.1"], "localhost", "127.0.0.2"));
         assert!(permits(&["0.0.0.0/0"], "localhost", "127.0.0.2"));
         assert!(!permits(&["0.0.0.0/0"], "localhost", "::1"));
