@@ -343,7 +343,7 @@ fn parse_body(headers: &HeaderMap, body: &[u8]) -> Option<TokenResponse> {
         .and_then(|content_type| content_type.to_str().ok())
         .unwrap_or_default()
         .to_ascii_lowercase();
-    if let Ok(Object(answer)) = serde_json::from_slice(body) {
+    if let Ok(answer) = Object::from_bytes(body) {
         return Some(answer);
     }
     let form = content_type.starts_with("text/plain")

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::Algorithm;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use tailbone::{
     jwks::{Document, fetch::KeySet},
@@ -60,7 +61,13 @@ fn key_set(data: &[u8], value: Option<&Value>) {
     let Ok(set) = KeySet::parse(data) else {
         return;
     };
-    let keys = value.unwrap()["keys"].as_array().unwrap();
+    assert!(str::from_utf8(data).is_ok() && serde_json::from_slice::<IgnoredAny>(data).is_ok());
+    // Members that are not read may have what no `Value` holds: lone surrogates, 1e999, a depth
+    // above 128.
+    let Some(value) = value else {
+        return;
+    };
+    let keys = value["keys"].as_array().unwrap();
     assert_eq!(set.is_empty(), keys.is_empty());
     assert!(set.len() <= keys.len().min(256));
     for algorithm in [

@@ -442,8 +442,7 @@ impl Fetch {
         ))?;
         let response = self.client.get(url.clone()).send().await;
         let body = self.body(response.map_err(request_error)?).await?;
-        let Object(found): Object<Configuration> =
-            serde_json::from_slice(&body).map_err(FetchError::Configuration)?;
+        let found: Configuration = Object::from_bytes(&body).map_err(FetchError::Configuration)?;
         if found.issuer != issuer {
             return Err(FetchError::OtherIssuer {
                 found: found.issuer,
@@ -578,8 +577,7 @@ impl KeySet {
             keys: Vec<serde_json::Value>,
         }
 
-        let Object(document): Object<Document> =
-            serde_json::from_slice(document).map_err(SetError::Form)?;
+        let document: Document = Object::from_bytes(document).map_err(SetError::Form)?;
         let told = document.keys.len();
         let keys: Vec<_> = document
             .keys

@@ -142,8 +142,8 @@ impl Cached for ClientDocument {
     type Error = DocumentError;
 
     fn parse(url: &FetchUrl, body: &[u8]) -> Result<Self, DocumentError> {
-        let Object(mut metadata): Object<Map<String, Value>> =
-            serde_json::from_slice(body).map_err(|error| DocumentError::Form(error.to_string()))?;
+        let mut metadata: Map<String, Value> =
+            Object::from_bytes(body).map_err(|error| DocumentError::Form(error.to_string()))?;
         if metadata.get("client_id").and_then(Value::as_str) != Some(url.as_str()) {
             return Err(DocumentError::OtherClient);
         }
