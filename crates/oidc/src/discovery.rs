@@ -22,6 +22,9 @@ pub const TOKEN_PATH: &str = "/token";
 pub const USERINFO_PATH: &str = "/userinfo";
 pub const INTROSPECT_PATH: &str = "/introspect";
 pub const REVOKE_PATH: &str = "/revoke";
+pub const DEVICE_AUTHORIZATION_PATH: &str = "/device_authorization";
+/// The page that takes user codes.
+pub const DEVICE_PATH: &str = "/device";
 pub const REGISTER_PATH: &str = "/register";
 
 /// How clients may authenticate.
@@ -46,7 +49,7 @@ pub enum Reader {
 
 impl Metadata<'_> {
     fn url(&self, path: &str) -> String {
-        format!("{}{path}", self.issuer.trim_end_matches('/'))
+        url_of(self.issuer, path)
     }
 
     /// The document of OpenID Connect Discovery.
@@ -105,9 +108,16 @@ impl Metadata<'_> {
         document.add("revocation_endpoint", self.url(REVOKE_PATH));
         let methods = json!(AUTH_METHODS);
         document.add("revocation_endpoint_auth_methods_supported", methods);
+        let devices = self.url(DEVICE_AUTHORIZATION_PATH);
+        document.add("device_authorization_endpoint", devices);
         document.add("response_modes_supported", json!(ResponseMode::NAMES));
         document.add("authorization_response_iss_parameter_supported", true);
     }
+}
+
+/// The address of a path of this issuer.
+pub fn url_of(issuer: &str, path: &str) -> String {
+    format!("{}{path}", issuer.trim_end_matches('/'))
 }
 
 /// An object whose members keep their order.

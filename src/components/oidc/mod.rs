@@ -10,12 +10,13 @@
 //!   registers or administers.
 //! - A page shows only escaped text, runs only our own script, and is in no other page's frame.
 //!
-//! `routes.rs` has the endpoints, `answers.rs` how they answer, `pages.rs` the pages, `callers.rs`
-//! what the tailnet says. Done elsewhere: the steps of a login and what tokens say
-//! ([`tailbone_oidc`]), the life of the keys ([`crate::jwks`]).
+//! `routes.rs` has the endpoints, `device.rs` those for devices, `answers.rs` how they answer,
+//! `pages.rs` the pages, `callers.rs` what the tailnet says. Done elsewhere: the steps of a login
+//! and what tokens say ([`tailbone_oidc`]), the life of the keys ([`crate::jwks`]).
 
 mod answers;
 mod callers;
+mod device;
 mod pages;
 mod routes;
 
@@ -30,6 +31,7 @@ use std::{
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use tailbone_oidc::{
+    device::Tries,
     provider::{Provider, ProviderSettings},
     store::{Client, Sqlite, Store, tsidp},
     token::Offers,
@@ -92,6 +94,8 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
             directory: context.directory.clone(),
             capability: capability.clone(),
         }),
+        user_codes: Arc::new(Tries::of_user_codes()),
+        new_devices: Arc::new(Tries::of_new_devices()),
     };
     let found = match &settings.take_over {
         Some(dir) => tsidp::read_clients(dir, Timestamp::now())?.map(|clients| (dir, clients)),

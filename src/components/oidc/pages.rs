@@ -20,17 +20,18 @@ use tailbone_oidc::{OidcError, provider::Question};
 const POST_FORM: &str = "document.forms[0].submit()";
 
 /// A page, and what besides itself it needs.
-struct Page<'a> {
-    title: &'a str,
+#[derive(Default)]
+pub(super) struct Page<'a> {
+    pub(super) title: &'a str,
     /// HTML.
-    body: String,
-    script: bool,
+    pub(super) body: String,
+    pub(super) script: bool,
     /// The origin of a picture.
-    pictures: Option<String>,
+    pub(super) pictures: Option<String>,
 }
 
 impl Page<'_> {
-    fn answer(self, status: StatusCode) -> Response {
+    pub(super) fn answer(self, status: StatusCode) -> Response {
         let script = self.script.then(|| {
             let hash = STANDARD.encode(digest(&SHA256, POST_FORM.as_bytes()));
             format!(" script-src 'sha256-{hash}';")
@@ -198,7 +199,7 @@ fn origin_of(uri: &str) -> Option<String> {
 }
 
 /// Safe as text and inside of a quoted attribute.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

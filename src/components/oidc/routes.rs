@@ -7,6 +7,8 @@
 //! | `POST /authorize/confirm` | the answer of the question's page | 401 |
 //! | `POST /token`, `/introspect`, `/revoke` | as the standards say | the same |
 //! | `GET`, `POST /userinfo` | claims about the person | the same |
+//! | `POST /device_authorization` | codes for a device | the same |
+//! | `GET`, `POST /device` | the page that takes a device's code | 401 |
 //! | `POST /register` | a new client, with `allow_dcr` | 401 |
 //! | `/clients/` | tsidp's API, with `allow_admin_ui` | 401 |
 //!
@@ -36,8 +38,9 @@ use tailbone_oidc::{
     capability::Rules,
     client::ClientMetadata,
     discovery::{
-        AUTHORIZE_PATH, INTROSPECT_PATH, JWKS_PATH, Metadata, OAUTH_PATH, OPENID_PATH,
-        REGISTER_PATH, REVOKE_PATH, Reader, TOKEN_PATH, USERINFO_PATH,
+        AUTHORIZE_PATH, DEVICE_AUTHORIZATION_PATH, DEVICE_PATH, INTROSPECT_PATH, JWKS_PATH,
+        Metadata, OAUTH_PATH, OPENID_PATH, REGISTER_PATH, REVOKE_PATH, Reader, TOKEN_PATH,
+        USERINFO_PATH,
     },
     provider::{
         AuthorizeRequest, Authorized, Browser, Caller, Confirmation, NewSession, Provider,
@@ -49,6 +52,7 @@ use tailbone_oidc::{
 use super::{
     answers::{self, JSON},
     callers::{KnownCaller, known_caller},
+    device,
     pages::{self, QuestionForm},
 };
 use crate::{
@@ -99,6 +103,8 @@ fn routes(handler: MethodRouter<Arc<Oidc>>, oidc: Arc<Oidc>) -> Router {
         USERINFO_PATH,
         INTROSPECT_PATH,
         REVOKE_PATH,
+        DEVICE_AUTHORIZATION_PATH,
+        DEVICE_PATH,
         REGISTER_PATH,
         OPENID_PATH,
         OAUTH_PATH,
@@ -143,13 +149,24 @@ async fn answer(oidc: &Oidc, reader: Reader, request: Parts, body: Body) -> Resp
             };
             answers::share(response, "GET, OPTIONS", "*")
         }
-        AUTHORIZE_PATH | CONFIRM_PATH if internet => {
+        AUTHORIZE_PATH | CONFIRM_PATH | DEVICE_PATH if internet => {
             let words = "not allowed over funnel";
             let refused = OidcError::new(StatusCode::UNAUTHORIZED, "access_denied", words);
             answers::error_page(oidc.errors, &request.headers, &refused)
         }
         AUTHORIZE_PATH => authorize(oidc, &request, body).await,
         CONFIRM_PATH => confirm(oidc, &request, body).await,
+        DEVICE_PATH => device::page(oidc, &request, body).await,
+        DEVICE_AUTHORIZATION_PATH => {
+            if preflight {
+                return answers::preflight("POST, OPTIONS", "*");
+            }
+            let response = match device::begin(oidc, &request, body, internet).await {
+                Ok(response) => response,
+                Err(error) => answers::error(oidc.errors, &request.headers, &error),
+            };
+            answers::share(response, "POST, OPTIONS", "*")
+        }
         TOKEN_PATH => {
             if preflight {
                 return answers::preflight("POST, OPTIONS", "*");
@@ -290,20 +307,46 @@ async fn confirm(oidc: &Oidc, request: &Parts, body: Body) -> Response {
         }
         let form = form(body).await?;
         let params = Params::parse(form.get("request").unwrap_or_default().as_bytes());
-        let token = form.get("confirm").unwrap_or_default();
-        let same = cookie(&request.headers, CONFIRM_COOKIE).is_some_and(|cookie| {
-            verify_slices_are_equal(cookie.as_bytes(), token.as_bytes()).is_ok()
-        });
-        let ours = same && is_same_origin(oidc, request);
-        let confirmation = match form.get("decision") {
-            Some("continue") if ours => Some(Confirmation::Confirmed),
-            Some("cancel") if ours => Some(Confirmation::Cancelled),
-            _ => None,
-        };
+        let confirmation = decision(&form).filter(|_| is_own_form(oidc, request, &form));
         authorized(oidc, request, &params, confirmation).await
     };
     let shown = shown.await;
     shown.unwrap_or_else(|error| answers::error_page(oidc.errors, &request.headers, &error))
+}
+
+/// What the person has pressed.
+pub(super) fn decision(form: &Params) -> Option<Confirmation> {
+    match form.get("decision") {
+        Some("continue") => Some(Confirmation::Confirmed),
+        Some("cancel") => Some(Confirmation::Cancelled),
+        _ => None,
+    }
+}
+
+/// Whether the form is on a page that was shown to this very browser, which has the page's token as
+/// a cookie too.
+pub(super) fn is_own_form(oidc: &Oidc, request: &Parts, form: &Params) -> bool {
+    let token = form.get("confirm").unwrap_or_default();
+    let same = cookie(&request.headers, CONFIRM_COOKIE)
+        .is_some_and(|cookie| verify_slices_are_equal(cookie.as_bytes(), token.as_bytes()).is_ok());
+    same && is_same_origin(oidc, request)
+}
+
+/// The token of a page with a form. Two pages of one browser have one, so that both can be
+/// answered.
+pub(super) fn form_token(request: &Parts) -> Result<String, OidcError> {
+    let known = cookie(&request.headers, CONFIRM_COOKIE).filter(|token| token.len() == 32);
+    match known {
+        Some(token) => Ok(token.to_owned()),
+        None => Ok(random_token()
+            .map_err(|_| OidcError::unavailable())?
+            .to_string()),
+    }
+}
+
+/// Gives the browser the token of the page.
+pub(super) fn set_form_token(response: &mut Response, token: &str) {
+    set_cookie(response, CONFIRM_COOKIE, token, "SameSite=Strict");
 }
 
 async fn authorized(
@@ -381,28 +424,21 @@ fn ask(
     params: &Params,
     question: &tailbone_oidc::provider::Question,
 ) -> Result<Response, OidcError> {
-    // Two pages of one browser have one token, so that both can be answered.
-    let known = cookie(&request.headers, CONFIRM_COOKIE).filter(|token| token.len() == 32);
-    let token = match known {
-        Some(token) => token.to_owned(),
-        None => random_token()
-            .map_err(|_| OidcError::unavailable())?
-            .to_string(),
-    };
+    let token = form_token(request)?;
     let form = QuestionForm {
-        action: &confirm_url(&oidc.provider.settings.issuer),
+        action: &own_path(&oidc.provider.settings.issuer, CONFIRM_PATH),
         request: &params.encode(),
         token: &token,
     };
     let mut response = pages::question(question, &form);
-    set_cookie(&mut response, CONFIRM_COOKIE, &token, "SameSite=Strict");
+    set_form_token(&mut response, &token);
     Ok(response)
 }
 
-/// The path of the confirmation, below that of the issuer.
-fn confirm_url(issuer: &str) -> String {
-    let path = url::Url::parse(issuer).map_or(String::new(), |url| url.path().to_owned());
-    format!("{}{CONFIRM_PATH}", path.trim_end_matches('/'))
+/// A path of ours, below that of the issuer.
+pub(super) fn own_path(issuer: &str, path: &str) -> String {
+    let issuer = url::Url::parse(issuer).map_or(String::new(), |url| url.path().to_owned());
+    format!("{}{path}", issuer.trim_end_matches('/'))
 }
 
 async fn token(oidc: &Oidc, request: &Parts, body: Body, internet: bool) -> Response {
@@ -643,7 +679,7 @@ async fn privileged(
     Ok((caller, rules))
 }
 
-async fn identified(oidc: &Oidc, request: &Parts) -> Result<KnownCaller, OidcError> {
+pub(super) async fn identified(oidc: &Oidc, request: &Parts) -> Result<KnownCaller, OidcError> {
     let known = known_caller(&request.extensions, &oidc.capability).await;
     known.map_err(|_| {
         let words = "the caller makes more requests than it may";
@@ -653,7 +689,7 @@ async fn identified(oidc: &Oidc, request: &Parts) -> Result<KnownCaller, OidcErr
 
 /// The caller of an endpoint where clients show secrets: one that the network does not know may
 /// call as well.
-async fn caller_for_secrets(
+pub(super) async fn caller_for_secrets(
     oidc: &Oidc,
     request: &Parts,
     internet: bool,
@@ -688,7 +724,7 @@ fn is_same_origin(oidc: &Oidc, request: &Parts) -> bool {
     }
 }
 
-fn query(request: &Parts) -> Params {
+pub(super) fn query(request: &Parts) -> Params {
     Params::parse(request.uri.query().unwrap_or_default().as_bytes())
 }
 
@@ -698,11 +734,11 @@ async fn read(body: Body) -> Result<bytes::Bytes, OidcError> {
         .map_err(|_| OidcError::invalid_request("the body is too large, or was cut off"))
 }
 
-async fn form(body: Body) -> Result<Params, OidcError> {
+pub(super) async fn form(body: Body) -> Result<Params, OidcError> {
     Ok(Params::parse(&read(body).await?))
 }
 
-fn authorization(headers: &HeaderMap) -> Option<&str> {
+pub(super) fn authorization(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::AUTHORIZATION)?.to_str().ok()
 }
 

@@ -2,6 +2,7 @@
 //! on the way.
 
 mod clients;
+mod device;
 mod documents;
 mod login;
 mod pages;
@@ -29,6 +30,7 @@ use tailbone_oidc::{
     capability::CAPABILITY,
     claims::Style,
     client::{AuthMethod, ClientMetadata, Login},
+    device::Tries,
     provider::{Provider, ProviderSettings},
     store::{Client, ClientOrigin, ClientSecret, Digest, Sqlite},
     token::Offers,
@@ -87,6 +89,8 @@ impl OidcServer {
                 directory: world.directory.clone(),
                 capability: CAPABILITY.into(),
             }),
+            user_codes: Arc::new(Tries::of_user_codes()),
+            new_devices: Arc::new(Tries::of_new_devices()),
         };
         let oidc = Arc::new(Oidc {
             provider: provider.clone(),
@@ -116,13 +120,24 @@ impl OidcServer {
     }
 
     async fn add(&self, id: &str, method: AuthMethod, login: Login) {
-        let metadata = ClientMetadata {
+        self.add_with(id, method, |metadata| metadata.login = Some(login))
+            .await;
+    }
+
+    /// A client of which the test says more.
+    async fn add_with(
+        &self,
+        id: &str,
+        method: AuthMethod,
+        change: impl FnOnce(&mut ClientMetadata),
+    ) {
+        let mut metadata = ClientMetadata {
             client_name: format!("The {id} application"),
             redirect_uris: vec!["http://127.0.0.1/cb".into(), APP.into()],
             token_endpoint_auth_method: method,
-            login: Some(login),
             ..ClientMetadata::default()
         };
+        change(&mut metadata);
         let now = Timestamp::now();
         let secret = ClientSecret {
             digest: Digest::of(SECRET),

@@ -6,20 +6,20 @@ const SESSION: &str = "__Host-oidc-session";
 const CONFIRM: &str = "__Host-oidc-confirm";
 
 /// A browser: it keeps cookies and says so.
-struct Browser {
-    connection: Connection,
-    cookies: Vec<(String, String)>,
+pub(super) struct Browser {
+    pub(super) connection: Connection,
+    pub(super) cookies: Vec<(String, String)>,
 }
 
 impl Browser {
-    async fn of(server: &OidcServer, name: &str) -> Self {
+    pub(super) async fn of(server: &OidcServer, name: &str) -> Self {
         Self {
             connection: server.person(name, |identity| identity).await,
             cookies: Vec::new(),
         }
     }
 
-    async fn send(&mut self, request: Request<Full<Bytes>>) -> Answer {
+    pub(super) async fn send(&mut self, request: Request<Full<Bytes>>) -> Answer {
         let request = with(request, "sec-fetch-mode", "navigate");
         let pairs = self
             .cookies
@@ -40,11 +40,11 @@ impl Browser {
         answer
     }
 
-    async fn get(&mut self, path: &str) -> Answer {
+    pub(super) async fn get(&mut self, path: &str) -> Answer {
         self.send(request("GET", path)).await
     }
 
-    fn cookie(&self, name: &str) -> Option<&str> {
+    pub(super) fn cookie(&self, name: &str) -> Option<&str> {
         let found = self.cookies.iter().find(|(known, _)| known == name);
         found.map(|(_, value)| value.as_str())
     }
@@ -89,7 +89,7 @@ impl Browser {
 }
 
 /// The value of a hidden field.
-fn hidden(page: &Answer, name: &str) -> String {
+pub(super) fn hidden(page: &Answer, name: &str) -> String {
     assert_eq!(page.status(), 200, "{page:?}");
     let text = page.text();
     let begin = format!("name=\"{name}\" value=\"");

@@ -18,7 +18,7 @@ pub use consent::{Asked, Decision, Session, decide};
 pub use pkce::{Challenge, verify};
 pub use request::{
     AuthorizationRequest, Destination, Prompt, ReadRules, Refused, UnknownScopes, destination,
-    parse_scopes,
+    parse_scopes, resources,
 };
 
 /// The scopes that mean something here.

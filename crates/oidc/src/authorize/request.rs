@@ -275,7 +275,7 @@ fn max_age(params: &Params, client: &ClientMetadata) -> Result<Option<u64>, Refu
 }
 
 /// RFC 8707, section 2: absolute, without a fragment.
-fn resources(params: &Params) -> Result<Vec<String>, Refused> {
+pub fn resources(params: &Params) -> Result<Vec<String>, Refused> {
     let named = params.all("resource");
     let bad = |sentence| Err(Refused::new("invalid_target", sentence));
     if named.len() > MAX_WORDS {

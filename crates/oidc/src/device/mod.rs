@@ -4,9 +4,11 @@
 //! - The device code has 128 random bits; both codes are stored as digests. A user code has
 //!   [`USER_CODE_LETTERS`] letters of an alphabet without vowels, which makes no words, and without
 //!   letters that are mistaken for others.
-//! - A user code can be guessed in the end. What a guess costs is for the page that takes it: it
-//!   needs a session, and limits tries per person (section 5.1).
+//! - A user code can be guessed in the end, so each person has few tries ([`Tries`], section 5.1).
+//!   That it is a person who tries is for the page to say.
 //! - A device that asks too often is told to slow down, and hears nothing else.
+
+mod tries;
 
 use std::time::Duration;
 
@@ -14,6 +16,8 @@ use aws_lc_rs::rand;
 use jiff::Timestamp;
 use serde::Serialize;
 use url::form_urlencoded;
+
+pub use tries::Tries;
 
 use crate::store::{DevicePoll, DeviceRequest, Digest, NoRandom, Store, StoreError, random_token};
 
@@ -117,9 +121,18 @@ fn shown_user_code(code: &str) -> String {
     format!("{first}-{second}")
 }
 
+/// What a person typed, as the device shows it. `None` if it can be no code.
+pub fn tidied_user_code(typed: &str) -> Option<String> {
+    letters_of(typed).map(|code| shown_user_code(&code))
+}
+
 /// What a person typed, as it is stored: case and everything that is no letter do not count.
 /// `None` if it can be no code.
 pub fn typed_user_code(typed: &str) -> Option<Digest> {
+    letters_of(typed).map(|code| Digest::of(&code))
+}
+
+fn letters_of(typed: &str) -> Option<String> {
     let letters: String = typed
         .chars()
         .filter(|c| !c.is_whitespace() && !matches!(c, '-' | '.' | '_' | '\u{2010}'..='\u{2015}'))
@@ -128,7 +141,7 @@ pub fn typed_user_code(typed: &str) -> Option<Digest> {
         .collect();
     let fits = |letter: u8| ALPHABET.contains(&letter);
     let is_code = letters.len() == USER_CODE_LETTERS && letters.bytes().all(fits);
-    is_code.then(|| Digest::of(&letters))
+    is_code.then_some(letters)
 }
 
 /// Why a device has no tokens yet (section 3.5). Each is 400 with its code.
@@ -194,6 +207,7 @@ mod tests {
             format!("{}\u{2013}{}", &code[..4], &code[4..]),
         ] {
             assert_eq!(typed_user_code(&typed), stored, "{typed}");
+            assert_eq!(tidied_user_code(&typed), Some(shown_user_code(&code)));
         }
         for bad in ["", "BCDF", "BCDFBCDFB", "AAAAAAAA", "BCDF-BCD1", "ÄCDFBCDF"] {
             assert_eq!(typed_user_code(bad), None, "{bad}");

@@ -363,7 +363,7 @@ impl Provider {
     }
 
     /// A registered client ends some time after its last login.
-    async fn note_use(&self, client: &Client, now: Timestamp) -> Result<(), OidcError> {
+    pub(super) async fn note_use(&self, client: &Client, now: Timestamp) -> Result<(), OidcError> {
         let end = after(now, UNUSED_CLIENT);
         let noted = client
             .expires_at

@@ -10,6 +10,7 @@
 //!   log, never in the answer.
 
 mod authorization;
+mod device;
 mod inspection;
 mod registration;
 mod tokens;
@@ -27,6 +28,7 @@ use tailbone_keys::{
 pub use authorization::{
     AuthorizeRequest, Authorized, Browser, Confirmation, NewSession, Question, SESSION_LIFETIME,
 };
+pub use device::{Decided, DeviceQuestion};
 pub use inspection::{BearerError, Inspector};
 pub use registration::{ClientView, ListedClient, Registrar};
 
@@ -36,6 +38,7 @@ use crate::{
     capability::Rules,
     claims::{self, Identity, Style},
     client::{ClientMetadata, Login},
+    device::Tries,
     store::{Client, ClientOrigin, NoRandom, Store, StoreError},
     token::Offers,
 };
@@ -48,6 +51,10 @@ pub struct Provider {
     pub keys: KeySet,
     pub signing: Arc<SigningQueue>,
     pub network: Arc<dyn Network>,
+    /// Of user codes, by person.
+    pub user_codes: Arc<Tries>,
+    /// Of devices that begin a login, by caller.
+    pub new_devices: Arc<Tries>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

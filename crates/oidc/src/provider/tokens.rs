@@ -17,6 +17,7 @@ use crate::{
     capability::Rules,
     claims::{Granted, IdToken, LIFETIME, Style},
     client::ClientMetadata,
+    device::{self, DEVICE_CODE_GRANT},
     grant::{AccessDetails, GrantDetails, REFRESH_LIFETIME},
     store::{AccessToken, Digest, Grant, Issue, Presented as InStore, RefreshToken, random_token},
     token::{self, ACCESS_TOKEN_TYPE, Exchange, Presented, TokenAnswer, TokenRequest, prove},
@@ -24,6 +25,22 @@ use crate::{
 
 /// How long the answer to a refresh may be asked for again, because it was lost.
 const LOST_ANSWER: Duration = Duration::from_secs(60);
+
+/// A code that somebody presents.
+struct Redeemed<'a> {
+    code: Digest,
+    came_from: CameFrom<'a>,
+    resources: &'a [String],
+}
+
+/// How a code came to its client.
+enum CameFrom<'a> {
+    Browser {
+        redirect_uri: Option<&'a str>,
+        verifier: Option<&'a str>,
+    },
+    Device,
+}
 
 /// A grant that is about to give tokens.
 struct Giving<'a> {
@@ -58,29 +75,32 @@ impl Provider {
                 verifier,
                 resources,
             } => {
-                let code = Digest::of(code);
-                let unknown = || OidcError::invalid_grant("code not found");
-                let presented = self.store.present_code(code, now).await;
-                let InStore::Valid(grant) = presented.map_err(store_failed)? else {
-                    return Err(unknown());
+                let code = Redeemed {
+                    code: Digest::of(code),
+                    came_from: CameFrom::Browser {
+                        redirect_uri,
+                        verifier,
+                    },
+                    resources,
                 };
-                let redeemed = async {
-                    let presented = Presented::read(authorization, form)?;
-                    let client = self.client_of(&grant, presented.as_ref(), now).await?;
-                    let details = details_of(&grant)?;
-                    token::check_redemption(&details, redirect_uri, verifier)?;
-                    self.first_tokens(code, &grant, details, &client, resources, now)
-                        .await
+                self.redeem(code, form, authorization, now).await
+            }
+            TokenRequest::Device {
+                device_code,
+                resources,
+            } => {
+                self.client_for(DEVICE_CODE_GRANT, form, authorization, now)
+                    .await?;
+                let polled = device::poll(&*self.store, device_code, now).await;
+                let approved = polled.map_err(store_failed)?;
+                let code = approved
+                    .map_err(|not_yet| OidcError::bad(not_yet.code(), not_yet.to_string()))?;
+                let code = Redeemed {
+                    code,
+                    came_from: CameFrom::Device,
+                    resources,
                 };
-                match redeemed.await {
-                    // Whoever has the code and not what goes with it has stolen it.
-                    Err(error) if error.status.is_client_error() => {
-                        let burnt = self.store.burn_code(code).await;
-                        burnt.map_err(store_failed)?;
-                        Err(error)
-                    }
-                    other => other,
-                }
+                self.redeem(code, form, authorization, now).await
             }
             TokenRequest::Refresh { token, resources } => {
                 let unknown = || OidcError::invalid_grant("invalid refresh token");
@@ -104,6 +124,65 @@ impl Provider {
                 self.exchanged(exchange, &inspector, now).await
             }
         }
+    }
+
+    /// The tokens of a code, for the client and the request that it was given for.
+    async fn redeem(
+        &self,
+        redeemed: Redeemed<'_>,
+        form: &Params,
+        authorization: Option<&str>,
+        now: Timestamp,
+    ) -> Result<TokenAnswer, OidcError> {
+        let code = redeemed.code;
+        let unknown = || OidcError::invalid_grant("code not found");
+        let presented = self.store.present_code(code, now).await;
+        let InStore::Valid(grant) = presented.map_err(store_failed)? else {
+            return Err(unknown());
+        };
+        let answered = async {
+            let presented = Presented::read(authorization, form)?;
+            let client = self.client_of(&grant, presented.as_ref(), now).await?;
+            let details = details_of(&grant)?;
+            match redeemed.came_from {
+                CameFrom::Browser {
+                    redirect_uri,
+                    verifier,
+                } => token::check_redemption(&details, redirect_uri, verifier)?,
+                // Only the code of a device has none.
+                CameFrom::Device if details.redirect_uri.is_empty() => {}
+                CameFrom::Device => return Err(unknown()),
+            }
+            self.first_tokens(code, &grant, details, &client, redeemed.resources, now)
+                .await
+        };
+        match answered.await {
+            // Whoever has the code and not what goes with it has stolen it.
+            Err(error) if error.status.is_client_error() => {
+                let burnt = self.store.burn_code(code).await;
+                burnt.map_err(store_failed)?;
+                Err(error)
+            }
+            other => other,
+        }
+    }
+
+    /// The client that sends the request, which must have registered this grant type.
+    pub(super) async fn client_for(
+        &self,
+        grant_type: &str,
+        form: &Params,
+        authorization: Option<&str>,
+        now: Timestamp,
+    ) -> Result<(String, ClientMetadata), OidcError> {
+        let refused = || OidcError::invalid_client(StatusCode::UNAUTHORIZED);
+        let presented = Presented::read(authorization, form)?.ok_or_else(refused)?;
+        let client = self.proven(&presented, now).await?.ok_or_else(refused)?;
+        if !client.may_use(grant_type) {
+            let words = "the client did not register this grant type";
+            return Err(OidcError::bad("unauthorized_client", words));
+        }
+        Ok((presented.client_id, client))
     }
 
     /// The client of the grant, if the request proves that it is that client; in tsidp's words.

@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 
-use crate::{OidcError, Params};
+use crate::{OidcError, Params, device::DEVICE_CODE_GRANT};
 
 pub const AUTHORIZATION_CODE: &str = "authorization_code";
 pub const REFRESH_TOKEN: &str = "refresh_token";
@@ -16,10 +16,11 @@ pub struct Offers {
 }
 
 impl Offers {
-    /// As discovery tells them, in tsidp's order.
+    /// As discovery tells them, tsidp's first and in its order.
     pub fn grant_types(self) -> Vec<&'static str> {
         let mut names = vec![AUTHORIZATION_CODE, REFRESH_TOKEN];
         names.extend(self.token_exchange.then_some(TOKEN_EXCHANGE));
+        names.push(DEVICE_CODE_GRANT);
         names
     }
 }
@@ -33,11 +34,15 @@ pub enum TokenRequest<'a> {
         verifier: Option<&'a str>,
         resources: &'a [String],
     },
+    Device {
+        device_code: &'a str,
+        resources: &'a [String],
+    },
+    Exchange(Exchange<'a>),
     Refresh {
         token: &'a str,
         resources: &'a [String],
     },
-    Exchange(Exchange<'a>),
 }
 
 /// RFC 8693.
@@ -62,6 +67,10 @@ impl<'a> TokenRequest<'a> {
             }),
             Some(REFRESH_TOKEN) => Ok(Self::Refresh {
                 token: required(params, "refresh_token")?,
+                resources: params.all("resource"),
+            }),
+            Some(DEVICE_CODE_GRANT) => Ok(Self::Device {
+                device_code: required(params, "device_code")?,
                 resources: params.all("resource"),
             }),
             Some(TOKEN_EXCHANGE) if offers.token_exchange => {
@@ -159,6 +168,11 @@ mod tests {
                 "invalid_request",
                 "a parameter occurs twice",
             ),
+            (
+                &format!("grant_type={DEVICE_CODE_GRANT}"),
+                "invalid_request",
+                "device_code is required",
+            ),
             (&exchange, "invalid_request", "subject_token is required"),
             (
                 &format!("{exchange}&subject_token=t"),
@@ -200,6 +214,6 @@ mod tests {
             panic!("no exchange");
         };
         assert_eq!(exchange.audiences, ["a", "b"]);
-        assert_eq!(offers.grant_types().len(), 3);
+        assert_eq!(offers.grant_types()[2], TOKEN_EXCHANGE);
     }
 }
