@@ -22,6 +22,7 @@ use crate::{
         proto::{self, RotateKeysResponse},
     },
     config::{self, ClientSettings, Environment, OutputFormat, Purpose, table::FlagScope},
+    http,
     jwks::{
         KeySet,
         life::{KeyLife, LifeError, Report},
@@ -72,7 +73,6 @@ fn set() -> Arg {
     Arg::new("set")
         .long("set")
         .value_name("component")
-        .conflicts_with("local")
         .help("The component whose own keys are meant, as listed; else those of issuer and gate")
 }
 
@@ -157,6 +157,8 @@ enum KeysError {
     Call(#[from] CallError),
     #[error(transparent)]
     Life(#[from] LifeError),
+    #[error(transparent)]
+    Request(#[from] http::Error),
 }
 
 /// The advice for an id that no key has.
@@ -179,9 +181,16 @@ impl Invocation {
                 let made = client.generate(size, algorithm, self.set.clone()).await?;
                 Ok((made.key, None))
             }
-            Keys::Local { life, spec, .. } => {
-                let made = life.generate(Some(*spec), Timestamp::now()).await?;
-                Ok((Some(admin::wire_key(&made.key)), Some(made.report)))
+            Keys::Local {
+                life, sets, spec, ..
+            } => {
+                let now = Timestamp::now();
+                let set = admin::named_set(sets, &self.set)?;
+                let made = match set {
+                    Some(set) => set.generate(Some(self.spec_in(set)?), now).await?,
+                    None => life.generate(Some(*spec), now).await?,
+                };
+                Ok((Some(admin::key_of(set, &made.key)), Some(made.report)))
             }
         });
         let (key, report) =
@@ -257,11 +266,18 @@ impl Invocation {
                 let answer = client.rotate(size, algorithm, self.set.clone()).await?;
                 Ok((answer, None))
             }
-            Keys::Local { life, spec, .. } => {
-                let made = life.rotate(Some(*spec), Timestamp::now()).await?;
+            Keys::Local {
+                life, sets, spec, ..
+            } => {
+                let now = Timestamp::now();
+                let set = admin::named_set(sets, &self.set)?;
+                let made = match set {
+                    Some(set) => set.rotate(Some(self.spec_in(set)?), now).await?,
+                    None => life.rotate(Some(*spec), now).await?,
+                };
                 let signs_from = made.key.signs_since.map(Timestamp::as_second);
                 let answer = RotateKeysResponse {
-                    key: Some(admin::wire_key(&made.key)),
+                    key: Some(admin::key_of(set, &made.key)),
                     signs_from: signs_from.unwrap_or_default(),
                     existed: made.existed,
                 };
@@ -303,7 +319,7 @@ impl Invocation {
                 None => String::new(),
             },
             KeysError::Life(LifeError::NotFound(_)) => KNOWN_KEYS.to_owned(),
-            KeysError::Life(_) => String::new(),
+            KeysError::Life(_) | KeysError::Request(_) => String::new(),
         };
         Failure::failed(format!("{what}{error}")).advise(advice)
     }
@@ -319,6 +335,12 @@ impl Invocation {
             size,
             self.settings.key_algorithm.clone().unwrap_or_default(),
         )
+    }
+
+    /// The new key of a set, as a server would choose it.
+    fn spec_in(&self, set: &KeySet) -> Result<config::KeySpec, http::Error> {
+        let (size, algorithm) = self.requested();
+        admin::requested_spec_in(size, &algorithm, set)
     }
 
     fn wait<T>(

@@ -21,6 +21,7 @@ use super::{
     },
     impact::{consequences, impact},
     key_errors::{KeyOperation, key_error, list_error},
+    new_key::{named_set, requested_spec, requested_spec_in},
     proto::{
         self, GenerateNewKeysRequest, GenerateNewKeysResponse, Key, ListKeysRequest,
         ListKeysResponse, RecentLogRequest, RecentLogResponse, RemoveKeyRequest, RemoveKeyResponse,
@@ -31,7 +32,7 @@ use super::{
 };
 use crate::{
     audit,
-    config::{Authorization, KeySpec, RSA_SIZES, Settings},
+    config::{Authorization, KeySpec, Settings},
     http::{Error, certificate::CertificateSource, error::Kind, grpc, unix::LocalPeer},
     identity::{Caller, Connection, Visitor},
     jwks::{
@@ -186,7 +187,7 @@ impl AdminApi {
     }
 
     async fn generate(&self, size: i32, algorithm: &str, set: &str) -> Result<Key, Error> {
-        let set = self.set(set)?;
+        let set = named_set(&self.sets, set)?;
         let _changes = self.changes.lock().await;
         let now = Timestamp::now();
         let made: Result<GeneratedKey, LifeError> = match set {
@@ -203,24 +204,6 @@ impl AdminApi {
         made.report.audit();
         tracing::info!(target: "admin", kid = made.key.kid, algorithm = made.key.algorithm, "generated new key pair");
         Ok(key_of(set, &made.key))
-    }
-
-    /// The set of that name; `None` for the keys of issuer and gate.
-    fn set(&self, name: &str) -> Result<Option<&KeySet>, Error> {
-        if name.is_empty() {
-            return Ok(None);
-        }
-        match self.sets.iter().find(|set| set.name() == name) {
-            Some(set) => Ok(Some(set)),
-            None => {
-                let names: Vec<_> = self.sets.iter().map(KeySet::name).collect();
-                let message = match names.as_slice() {
-                    [] => "no component of this server has keys of its own".to_owned(),
-                    names => format!("no such key set; there is {}", names.join(", ")),
-                };
-                Err(Error::new(Kind::BadRequest, "unknown_key_set", message))
-            }
-        }
     }
 
     /// The set that this key belongs to, and its keys; `None` if it is in none. A key of another
@@ -316,7 +299,7 @@ impl AdminApi {
         algorithm: &str,
         set: &str,
     ) -> Result<RotateKeysResponse, Error> {
-        let set = self.set(set)?;
+        let set = named_set(&self.sets, set)?;
         let _changes = self.changes.lock().await;
         let now = Timestamp::now();
         let made: Result<GeneratedKey, LifeError> = match set {
@@ -693,62 +676,6 @@ fn key_id(key: Option<&Key>) -> Option<String> {
     key.map(|key| key.key_id.clone())
 }
 
-/// The key that a request asks for; `None` leaves it to the setting.
-fn requested_spec(size: i32, algorithm: &str, setting: KeySpec) -> Result<Option<KeySpec>, Error> {
-    let refused = |message: String| Err(Error::new(Kind::BadRequest, "bad_key_spec", message));
-    let bits = match u32::try_from(size) {
-        Ok(0) => None,
-        Ok(bits) if RSA_SIZES.contains(&bits) => Some(bits),
-        _ => {
-            return refused(format!(
-                "there are no keys of {size} bits; RS256 keys have 2048, 3072 or 4096"
-            ));
-        }
-    };
-    let setting_bits = match setting {
-        KeySpec::Rs256 { bits } => Some(bits),
-        KeySpec::EdDsa | KeySpec::Es256 | KeySpec::Es384 | KeySpec::Es512 => None,
-    };
-    let other = match algorithm {
-        "" if bits.is_none() => return Ok(None),
-        "" if setting_bits.is_none() => {
-            return refused("only RS256 keys have a size, and this server makes keys of another algorithm: name RS256 too".to_owned());
-        }
-        "" | "RS256" => {
-            let bits = bits.or(setting_bits).unwrap_or(RSA_SIZES[0]);
-            return Ok(Some(KeySpec::Rs256 { bits }));
-        }
-        "ES256" => KeySpec::Es256,
-        "ES384" => KeySpec::Es384,
-        "ES512" => KeySpec::Es512,
-        "EdDSA" => KeySpec::EdDsa,
-        _ => {
-            return refused(
-                "unknown algorithm; choose RS256, ES256, ES384, ES512 or EdDSA".to_owned(),
-            );
-        }
-    };
-    match bits {
-        None => Ok(Some(other)),
-        Some(_) => refused(format!("only RS256 keys have a size, not {algorithm} keys")),
-    }
-}
-
-/// The key of a set that a request asks for.
-fn requested_spec_in(size: i32, algorithm: &str, set: &KeySet) -> Result<KeySpec, Error> {
-    let own = |algorithm| set.life(algorithm).map(KeyLife::spec);
-    let Some(default) = own(set.default_algorithm()) else {
-        return Err(Error::new(
-            Kind::Internal,
-            "internal",
-            "a set without keys of its own algorithm",
-        ));
-    };
-    let spec = requested_spec(size, algorithm, default)?.unwrap_or(default);
-    // Without a size, the set's setting for this algorithm decides.
-    Ok(own(spec.algorithm()).filter(|_| size == 0).unwrap_or(spec))
-}
-
 fn wire_certificate(certificate: &dyn CertificateSource, now: Timestamp) -> proto::Certificate {
     let trouble = certificate.trouble(now).unwrap_or_default();
     match certificate.facts() {
@@ -821,49 +748,5 @@ mod tests {
             .map(drop)
             .unwrap_err();
         assert_eq!(refused.code(), Code::Internal);
-    }
-
-    #[test]
-    fn d09_size_and_algorithm_are_the_requests_within_bounds() {
-        let rs256 = KeySpec::Rs256 { bits: 3072 };
-        let of = |size, algorithm, setting| {
-            requested_spec(size, algorithm, setting).map_err(|error| error.grpc().code())
-        };
-        assert_eq!(of(0, "", rs256), Ok(None));
-        assert_eq!(of(4096, "", rs256), Ok(Some(KeySpec::Rs256 { bits: 4096 })));
-        assert_eq!(of(0, "RS256", rs256), Ok(Some(rs256)));
-        assert_eq!(
-            of(0, "RS256", KeySpec::EdDsa),
-            Ok(Some(KeySpec::Rs256 { bits: 2048 }))
-        );
-        assert_eq!(
-            of(2048, "RS256", KeySpec::Es256),
-            Ok(Some(KeySpec::Rs256 { bits: 2048 }))
-        );
-        assert_eq!(of(0, "ES256", rs256), Ok(Some(KeySpec::Es256)));
-        assert_eq!(of(0, "ES384", rs256), Ok(Some(KeySpec::Es384)));
-        assert_eq!(of(0, "ES512", rs256), Ok(Some(KeySpec::Es512)));
-        assert_eq!(of(0, "EdDSA", rs256), Ok(Some(KeySpec::EdDsa)));
-        for (size, algorithm, setting) in [
-            (1024, "", rs256),
-            (2047, "RS256", rs256),
-            (16384, "", rs256),
-            (-2048, "", rs256),
-            (i32::MIN, "", rs256),
-            (2048, "", KeySpec::Es256),
-            (2048, "ES256", rs256),
-            (2048, "", KeySpec::Es512),
-            (521, "ES512", rs256),
-            (256, "EdDSA", rs256),
-            (0, "HS256", rs256),
-            (0, "rs256", rs256),
-            (0, "none", rs256),
-        ] {
-            assert_eq!(
-                of(size, algorithm, setting),
-                Err(Code::InvalidArgument),
-                "{size} {algorithm:?} {setting:?}"
-            );
-        }
     }
 }

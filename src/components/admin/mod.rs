@@ -32,6 +32,7 @@ mod authorize;
 mod client;
 mod impact;
 mod key_errors;
+mod new_key;
 mod socket;
 
 /// Code generated from `proto/admin.proto`.
@@ -55,5 +56,5 @@ pub use authorize::{
 };
 pub use client::{AdminClient, CallError, ServerAddress};
 pub use impact::{Impact, consequences, impact};
-
+pub use new_key::{named_set, requested_spec_in};
 pub use socket::{AdminSocket, AdminSocketError};

@@ -178,7 +178,7 @@ async fn a_folder_without_keys_is_reported_and_left_alone() {
 
 /// Keys for workload tokens, in a folder of their own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_components_own_keys_are_listed_kept_in_order_and_removed_without_a_server() {
+async fn a_components_own_keys_are_listed_made_kept_and_removed_without_a_server() {
     let dir = TempDir::new().unwrap();
     let (keys, own) = (dir.path().join("keys"), dir.path().join("own"));
     let shell = Shell::with(&[
@@ -239,6 +239,28 @@ async fn a_components_own_keys_are_listed_kept_in_order_and_removed_without_a_se
     assert_eq!(published(&own).len(), 2);
 
     let kid = listed[0]["key_id"].as_str().unwrap();
+    let (code, made, err) = run("keys rotate --local --set workload --algorithm EdDSA").await;
+    assert_eq!((code, err.as_str()), (0, ""));
+    let successor = &made[0]["key"];
+    assert_eq!(
+        (&successor["set"], &successor["algorithm"]),
+        (&json!("workload"), &json!("EdDSA"))
+    );
+    // Without an algorithm, it is the set's default.
+    let (code, made, err) = run("keys generate --local --set workload").await;
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert_eq!(made[0]["key"]["algorithm"], "ES256");
+    assert_eq!(published(&own).len(), 4);
+    assert!(!keys.exists());
+
+    let (code, _, err) = run("keys rotate --local --set gate").await;
+    assert_eq!(code, 1);
+    let words = "failed to rotate keys: unknown_key_set: no such key set; there is workload";
+    assert!(err.contains(words), "{err}");
+    let (code, _, err) = run("keys generate --local --set workload --algorithm RS256").await;
+    assert_eq!(code, 1, "{err}");
+    assert_eq!(published(&own).len(), 4);
+
     let (code, left, err) = run(&format!("keys remove --local --yes {kid}")).await;
     assert_eq!(code, 0, "{err}");
     assert!(
@@ -248,7 +270,7 @@ async fn a_components_own_keys_are_listed_kept_in_order_and_removed_without_a_se
             .all(|key| key["key_id"] != kid)
     );
     let (_, listed, _) = run("keys list --local").await;
-    assert_eq!(listed.as_array().unwrap().len(), 1);
+    assert_eq!(listed.as_array().unwrap().len(), 3);
 
     // Beside the issuer, whose keys have the report to themselves.
     let both = shell.clone().and("TB_COMPONENTS", "issuer,workload");
