@@ -9,13 +9,13 @@ use axum::{
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 /// The document, or 304 if the caller has it already. `etag` has no quotes; `max_age` is how long a
-/// copy may be used.
+/// copy may be used. To `HEAD` the server sends the same without the document.
 pub fn answer(
     request: &HeaderMap,
     content_type: &'static str,
     etag: &str,
     max_age: Duration,
-    document: Vec<u8>,
+    document: impl Into<Body>,
 ) -> Response {
     let etag = format!("\"{etag}\"");
     let value = |text: &str| HeaderValue::try_from(text).ok();
@@ -32,7 +32,7 @@ pub fn answer(
     let mut response = if is_known(request, &etag) {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
-        Body::from(document).into_response()
+        document.into().into_response()
     };
     for (name, value) in headers {
         if let Some(value) = value {

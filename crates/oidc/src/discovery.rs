@@ -26,6 +26,7 @@ pub const DEVICE_AUTHORIZATION_PATH: &str = "/device_authorization";
 /// The page that takes user codes.
 pub const DEVICE_PATH: &str = "/device";
 pub const REGISTER_PATH: &str = "/register";
+pub const END_SESSION_PATH: &str = "/logout";
 
 /// How clients may authenticate.
 pub const AUTH_METHODS: [&str; 3] = ["client_secret_post", "client_secret_basic", "none"];
@@ -77,6 +78,7 @@ impl Metadata<'_> {
         document.add("request_parameter_supported", false);
         // Absent would mean true.
         document.add("request_uri_parameter_supported", false);
+        document.add("end_session_endpoint", self.url(END_SESSION_PATH));
         self.add_common(&mut document);
         document.print()
     }

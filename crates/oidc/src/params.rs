@@ -67,6 +67,14 @@ impl Params {
         query.finish()
     }
 
+    /// All of them, for a page that sends them again.
+    pub fn pairs(&self) -> Vec<(&str, String)> {
+        let values = self.values.iter();
+        values
+            .flat_map(|(name, values)| values.iter().map(|one| (name.as_str(), one.clone())))
+            .collect()
+    }
+
     pub fn check_duplicates(&self) -> Result<(), OidcError> {
         match self.duplicate() {
             None => Ok(()),

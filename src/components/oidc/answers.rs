@@ -46,11 +46,29 @@ pub(super) fn error(format: ErrorFormat, request: &HeaderMap, error: &OidcError)
 
 /// The same for a person, where nothing may be sent to the client.
 pub(super) fn error_page(format: ErrorFormat, request: &HeaderMap, error: &OidcError) -> Response {
+    page_or_error(format, request, error, pages::error)
+}
+
+/// The same for a person who wanted to sign out.
+pub(super) fn sign_out_error(
+    format: ErrorFormat,
+    request: &HeaderMap,
+    error: &OidcError,
+) -> Response {
+    page_or_error(format, request, error, pages::sign_out_error)
+}
+
+fn page_or_error(
+    format: ErrorFormat,
+    request: &HeaderMap,
+    error: &OidcError,
+    page: fn(&OidcError) -> Response,
+) -> Response {
     if !accepts(request, "text/html") {
         return self::error(format, request, error);
     }
     log(error);
-    let mut response = pages::error(error);
+    let mut response = page(error);
     add_headers(&mut response, error);
     response
 }

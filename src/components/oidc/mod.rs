@@ -10,13 +10,16 @@
 //!   registers or administers.
 //! - A page shows only escaped text, runs only our own script, and is in no other page's frame.
 //!
-//! `routes.rs` has the endpoints, `device.rs` those for devices, `answers.rs` how they answer,
-//! `pages.rs` the pages, `callers.rs` what the tailnet says. Done elsewhere: the steps of a login
-//! and what tokens say ([`tailbone_oidc`]), the life of the keys ([`crate::jwks`]).
+//! `routes.rs` has the endpoints, `device.rs` those for devices, `logout.rs` those of signing out,
+//! `keys.rs` the published keys, `answers.rs` how they answer, `pages.rs` the pages, `callers.rs`
+//! what the tailnet says. Done elsewhere: the steps of a login and what tokens say
+//! ([`tailbone_oidc`]), the life of the keys ([`crate::jwks`]).
 
 mod answers;
 mod callers;
 mod device;
+mod keys;
+mod logout;
 mod pages;
 mod routes;
 
@@ -38,6 +41,7 @@ use tailbone_oidc::{
 };
 
 pub use callers::TailnetPeople;
+pub use keys::ServedKeys;
 pub use routes::{Oidc, internet_router, router};
 
 use crate::{
@@ -116,6 +120,7 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
         capability,
         errors: settings.errors,
         cache_time: settings.keys.cache_time,
+        served_keys: ServedKeys::default(),
     });
     let internet = layers::wrap_own_errors(internet_router(oidc.clone()), "oidc");
     let routes = layers::wrap_own_errors(router(oidc), "oidc");

@@ -91,10 +91,73 @@ pub(super) fn error(error: &OidcError) -> Response {
     page.answer(error.status)
 }
 
+/// The same for a request to sign out.
+pub(super) fn sign_out_error(error: &OidcError) -> Response {
+    let (code, description) = (escaped(error.code), escaped(&error.description));
+    let page = Page {
+        title: "Signing out does not work",
+        body: format!(
+            "<h1>Signing out does not work</h1>\n<p>You are still signed in. The application sent \
+             a request that cannot be answered: {description}.</p>\n<p><code>{code}</code></p>\n"
+        ),
+        script: false,
+        pictures: None,
+    };
+    page.answer(error.status)
+}
+
+/// Asks the person whether they mean to sign out. `login`: who they are, where that is known.
+pub(super) fn sign_out_question(login: Option<&str>, form: &QuestionForm<'_>) -> Response {
+    let who = login.map_or(String::new(), |login| {
+        format!(", <b>{}</b>", escaped(login))
+    });
+    let page = Page {
+        title: "Sign out",
+        body: format!(
+            "<h1>Sign out?</h1>\n<p>Do you want to sign out in this browser{who}? Applications \
+             that you logged in to from here are told.</p>\n\
+             <form method=\"post\" action=\"{}\">\
+             <input type=\"hidden\" name=\"request\" value=\"{}\">\
+             <input type=\"hidden\" name=\"confirm\" value=\"{}\">\n\
+             <button name=\"decision\" value=\"continue\" autofocus>Sign out</button>\n\
+             <button name=\"decision\" value=\"cancel\">Stay signed in</button></form>\n",
+            escaped(form.action),
+            escaped(form.request),
+            escaped(form.token)
+        ),
+        script: false,
+        pictures: None,
+    };
+    page.answer(StatusCode::OK)
+}
+
+/// The end of a request to sign out that leads nowhere else.
+pub(super) fn signed_out() -> Response {
+    sentence(
+        "Signed out",
+        "You are signed out in this browser. Applications may ask who you are again.",
+    )
+}
+
+/// The person was asked, and does not want to sign out.
+pub(super) fn still_signed_in() -> Response {
+    sentence("Signed in", "You are still signed in.")
+}
+
+fn sentence(title: &str, sentence: &str) -> Response {
+    let page = Page {
+        title,
+        body: format!("<h1>{title}</h1>\n<p>{sentence}</p>\n"),
+        script: false,
+        pictures: None,
+    };
+    page.answer(StatusCode::OK)
+}
+
 /// What the form of a question carries.
 pub(super) struct QuestionForm<'a> {
     pub(super) action: &'a str,
-    /// The authorization request, as a query.
+    /// The request that is asked about, as a query.
     pub(super) request: &'a str,
     /// What the browser has as a cookie too.
     pub(super) token: &'a str,
@@ -159,11 +222,11 @@ pub(super) fn question(question: &Question, form: &QuestionForm<'_>) -> Response
     page.answer(StatusCode::OK)
 }
 
-/// Sends an answer to the client as a form.
-pub(super) fn posted_form(action: &str, fields: &[(&'static str, String)]) -> Response {
+/// Sends an answer to the client as a form, or a request of another site as one of our own.
+pub(super) fn posted_form<N: AsRef<str>>(action: &str, fields: &[(N, String)]) -> Response {
     let mut body = format!("<form method=\"post\" action=\"{}\">\n", escaped(action));
     for (name, value) in fields {
-        let value = escaped(value);
+        let (name, value) = (escaped(name.as_ref()), escaped(value));
         let _ = writeln!(
             body,
             "<input type=\"hidden\" name=\"{name}\" value=\"{value}\">"

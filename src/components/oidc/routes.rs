@@ -5,6 +5,7 @@
 //! | `GET` of what is below `/.well-known/` | the documents | the same, without registration |
 //! | `GET`, `POST /authorize` | a code, a question or an error | 401 |
 //! | `POST /authorize/confirm` | the answer of the question's page | 401 |
+//! | `GET`, `POST /logout`, `POST /logout/confirm` | the end of the browser's session | the same |
 //! | `POST /token`, `/introspect`, `/revoke` | as the standards say | the same |
 //! | `GET`, `POST /userinfo` | claims about the person | the same |
 //! | `POST /device_authorization` | codes for a device | the same |
@@ -18,10 +19,7 @@
 use std::sync::Arc;
 
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
-use aws_lc_rs::{
-    constant_time::verify_slices_are_equal,
-    digest::{SHA256, digest},
-};
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::{
     Router,
     body::{Body, to_bytes},
@@ -29,18 +27,17 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodRouter, any},
 };
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::json;
 use tailbone_oidc::{
     OidcError, Params,
     authorize::Answer,
     capability::Rules,
     client::ClientMetadata,
     discovery::{
-        AUTHORIZE_PATH, DEVICE_AUTHORIZATION_PATH, DEVICE_PATH, INTROSPECT_PATH, JWKS_PATH,
-        Metadata, OAUTH_PATH, OPENID_PATH, REGISTER_PATH, REVOKE_PATH, Reader, TOKEN_PATH,
-        USERINFO_PATH,
+        AUTHORIZE_PATH, DEVICE_AUTHORIZATION_PATH, DEVICE_PATH, END_SESSION_PATH, INTROSPECT_PATH,
+        JWKS_PATH, Metadata, OAUTH_PATH, OPENID_PATH, REGISTER_PATH, REVOKE_PATH, Reader,
+        TOKEN_PATH, USERINFO_PATH,
     },
     provider::{
         AuthorizeRequest, Authorized, Browser, Caller, Confirmation, NewSession, Provider,
@@ -53,6 +50,8 @@ use super::{
     answers::{self, JSON},
     callers::{KnownCaller, known_caller},
     device,
+    keys::ServedKeys,
+    logout::{self, SIGN_OUT_PATH},
     pages::{self, QuestionForm},
 };
 use crate::{
@@ -67,7 +66,7 @@ const CONFIRM_PATH: &str = "/authorize/confirm";
 const CLIENTS_PATH: &str = "/clients/";
 
 /// The cookies. Their names keep them to this host and to TLS.
-const SESSION_COOKIE: &str = "__Host-oidc-session";
+pub(super) const SESSION_COOKIE: &str = "__Host-oidc-session";
 const CONFIRM_COOKIE: &str = "__Host-oidc-confirm";
 
 /// The largest form or registration.
@@ -82,6 +81,7 @@ pub struct Oidc {
     pub errors: ErrorFormat,
     /// How long verifiers may cache the published keys.
     pub cache_time: std::time::Duration,
+    pub served_keys: ServedKeys,
 }
 
 pub fn router(oidc: Arc<Oidc>) -> Router {
@@ -99,6 +99,8 @@ fn routes(handler: MethodRouter<Arc<Oidc>>, oidc: Arc<Oidc>) -> Router {
         "/",
         AUTHORIZE_PATH,
         CONFIRM_PATH,
+        END_SESSION_PATH,
+        SIGN_OUT_PATH,
         TOKEN_PATH,
         USERINFO_PATH,
         INTROSPECT_PATH,
@@ -144,7 +146,7 @@ async fn answer(oidc: &Oidc, reader: Reader, request: Parts, body: Body) -> Resp
                 return answers::preflight("GET, OPTIONS", "*");
             }
             let response = match path {
-                JWKS_PATH => jwks(oidc, &request.headers).await,
+                JWKS_PATH => oidc.served_keys.answer(oidc, &request.headers).await,
                 _ => discovery(oidc, reader, path),
             };
             answers::share(response, "GET, OPTIONS", "*")
@@ -167,6 +169,8 @@ async fn answer(oidc: &Oidc, reader: Reader, request: Parts, body: Body) -> Resp
             };
             answers::share(response, "POST, OPTIONS", "*")
         }
+        END_SESSION_PATH => logout::end_session(oidc, &request, body, internet).await,
+        SIGN_OUT_PATH => logout::confirm(oidc, &request, body, internet).await,
         TOKEN_PATH => {
             if preflight {
                 return answers::preflight("POST, OPTIONS", "*");
@@ -238,64 +242,24 @@ fn discovery(oidc: &Oidc, reader: Reader, path: &str) -> Response {
     (headers, Body::from(document)).into_response()
 }
 
-async fn jwks(oidc: &Oidc, request: &HeaderMap) -> Response {
-    let keys = oidc.provider.keys.loaded().await;
-    let Some(published) = keys.document() else {
-        let error = OidcError::server_error("internal server error");
-        return answers::error(oidc.errors, request, &error);
+async fn authorize(oidc: &Oidc, request: &Parts, body: Body) -> Response {
+    let shown = match params_of(request, body).await {
+        Ok(params) => authorized(oidc, request, &params, None).await,
+        Err(error) => Err(error),
     };
-    // Without `use`, some clients take a key for one that encrypts.
-    let keys: Vec<Value> = published
-        .document
-        .keys()
-        .iter()
-        .cloned()
-        .map(|mut key| {
-            if let Some(members) = key.as_object_mut() {
-                members.entry("use").or_insert_with(|| "sig".into());
-            }
-            key
-        })
-        .collect();
-    let document = json!({ "keys": keys });
-    let bytes = serde_json::to_vec_pretty(&document).unwrap_or_default();
-    let etag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(digest(&SHA256, &bytes)));
-    let max_age = format!("public, max-age={}", oidc.cache_time.as_secs());
-    let unchanged = request
-        .get_all(header::IF_NONE_MATCH)
-        .iter()
-        .any(|theirs| theirs.as_bytes() == etag.as_bytes());
-    let headers = [
-        (header::CONTENT_TYPE, JSON),
-        (
-            header::CACHE_CONTROL,
-            HeaderValue::try_from(max_age).unwrap_or(HeaderValue::from_static("no-cache")),
-        ),
-        (
-            header::ETAG,
-            HeaderValue::try_from(etag).unwrap_or(HeaderValue::from_static("")),
-        ),
-    ];
-    if unchanged {
-        return (StatusCode::NOT_MODIFIED, headers).into_response();
-    }
-    (headers, Body::from(bytes)).into_response()
+    shown.unwrap_or_else(|error| answers::error_page(oidc.errors, &request.headers, &error))
 }
 
-async fn authorize(oidc: &Oidc, request: &Parts, body: Body) -> Response {
-    let params = match (&request.method, is_form(&request.headers)) {
+/// The parameters of the query, and of the form of a `POST`.
+pub(super) async fn params_of(request: &Parts, body: Body) -> Result<Params, OidcError> {
+    match (&request.method, is_form(&request.headers)) {
         (&Method::GET | &Method::HEAD, _) | (&Method::POST, false) => Ok(query(request)),
         (&Method::POST, true) => form(body).await.map(|mut params| {
             params.add(request.uri.query().unwrap_or_default().as_bytes());
             params
         }),
         _ => Err(OidcError::method_not_allowed()),
-    };
-    let shown = match params {
-        Ok(params) => authorized(oidc, request, &params, None).await,
-        Err(error) => Err(error),
-    };
-    shown.unwrap_or_else(|error| answers::error_page(oidc.errors, &request.headers, &error))
+    }
 }
 
 /// The person's answer to the page. It counts if the page was shown to this very browser, which has
@@ -401,7 +365,7 @@ async fn authorized(
     }
 }
 
-fn redirect(request: &Parts, to: &str) -> Response {
+pub(super) fn redirect(request: &Parts, to: &str) -> Response {
     let Ok(to) = HeaderValue::try_from(to) else {
         let error = OidcError::server_error("invalid redirect URI");
         return answers::error(ErrorFormat::Json, &request.headers, &error);
@@ -702,7 +666,7 @@ pub(super) async fn caller_for_secrets(
 
 /// Whether no page of another origin sent the request (tsidp's rule, that of Go's
 /// `CrossOriginProtection`).
-fn is_same_origin(oidc: &Oidc, request: &Parts) -> bool {
+pub(super) fn is_same_origin(oidc: &Oidc, request: &Parts) -> bool {
     let headers = &request.headers;
     let origin = headers.get(header::ORIGIN).map(HeaderValue::to_str);
     let own = |origin: &str| origin == oidc.provider.settings.issuer.trim_end_matches('/');
@@ -743,7 +707,7 @@ pub(super) fn authorization(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// The value of a cookie.
-fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+pub(super) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let lines = headers.get_all(header::COOKIE).iter();
     lines
         .filter_map(|line| line.to_str().ok())
@@ -753,7 +717,7 @@ fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
         .map(|(_, value)| value)
 }
 
-fn set_cookie(response: &mut Response, name: &str, value: &str, rest: &str) {
+pub(super) fn set_cookie(response: &mut Response, name: &str, value: &str, rest: &str) {
     let cookie = format!("{name}={value}; Path=/; Secure; HttpOnly; {rest}");
     if let Ok(cookie) = HeaderValue::try_from(cookie) {
         response.headers_mut().append(header::SET_COOKIE, cookie);

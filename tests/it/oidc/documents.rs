@@ -60,6 +60,12 @@ async fn the_documents_are_for_everybody_and_tell_the_truth() {
         keys.header("etag"),
     );
     assert_eq!(alice.send(known).await.status(), 304);
+    assert_eq!(keys.header("cache-control"), "public, max-age=300");
+    let head = alice.send(request("HEAD", DOCUMENTS[2])).await;
+    assert_eq!((head.status(), head.text().as_str()), (200, ""));
+    for name in ["cache-control", "content-length", "content-type", "etag"] {
+        assert_eq!(head.header(name), keys.header(name), "{name}");
+    }
 }
 
 #[tokio::test]

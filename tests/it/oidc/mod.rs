@@ -5,7 +5,9 @@ mod clients;
 mod device;
 mod documents;
 mod login;
+mod logout;
 mod pages;
+mod suite;
 mod tokens;
 
 use std::{sync::Arc, time::Duration};
@@ -22,7 +24,7 @@ use tailbone::{
     http::{layers, serve::Server},
     jwks::KeySet,
     keys::{KeySpec, SigningQueue},
-    oidc::{Oidc, TailnetPeople, internet_router, router},
+    oidc::{Oidc, ServedKeys, TailnetPeople, internet_router, router},
     tailnet::fake::{FakeNode, Identity},
 };
 use tailbone_oidc::{
@@ -97,6 +99,7 @@ impl OidcServer {
             capability: CAPABILITY.into(),
             errors: OidcErrorFormat::Json,
             cache_time: Duration::from_secs(300),
+            served_keys: ServedKeys::default(),
         });
         let server = Self {
             _server: world

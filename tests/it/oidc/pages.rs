@@ -2,7 +2,7 @@
 
 use super::*;
 
-const SESSION: &str = "__Host-oidc-session";
+pub(super) const SESSION: &str = "__Host-oidc-session";
 const CONFIRM: &str = "__Host-oidc-confirm";
 
 /// A browser: it keeps cookies and says so.
@@ -50,7 +50,7 @@ impl Browser {
     }
 
     /// Presses a button of the page.
-    async fn press(&mut self, page: &Answer, decision: &str) -> Answer {
+    pub(super) async fn press(&mut self, page: &Answer, decision: &str) -> Answer {
         let (request, token) = (hidden(page, "request"), hidden(page, "confirm"));
         let pairs = [
             ("request", request.as_str()),
@@ -62,14 +62,14 @@ impl Browser {
     }
 
     /// The ID token's claims of a login that was confirmed.
-    async fn confirmed(&mut self, server: &OidcServer, path: &str) -> Value {
+    pub(super) async fn confirmed(&mut self, server: &OidcServer, path: &str) -> Value {
         let page = self.get(path).await;
         let answer = self.press(&page, "continue").await;
         assert_eq!(answer.status(), 303, "{answer:?}");
         self.claims(server, answer.header("location")).await
     }
 
-    async fn claims(&mut self, server: &OidcServer, location: &str) -> Value {
+    pub(super) async fn claims(&mut self, server: &OidcServer, location: &str) -> Value {
         let query = location.strip_prefix(&format!("{APP}&")).unwrap();
         let fields: Vec<_> = url::form_urlencoded::parse(query.as_bytes())
             .into_owned()

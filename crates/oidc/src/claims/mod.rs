@@ -63,7 +63,7 @@ const OURS: [&str; 14] = [
 ];
 
 /// What the builder can put into an ID token or UserInfo, tsidp's first and in its order.
-pub const SUPPORTED: [&str; 22] = [
+pub const SUPPORTED: [&str; 23] = [
     "sub",
     "aud",
     "exp",
@@ -86,6 +86,7 @@ pub const SUPPORTED: [&str; 22] = [
     "nonce",
     "picture",
     "preferred_username",
+    "sid",
 ];
 
 /// How long an ID token and an access token live, in seconds, as in tsidp.
@@ -185,6 +186,8 @@ pub struct IdToken<'a> {
     pub id: &'a str,
     pub nonce: Option<&'a str>,
     pub auth_time: Option<i64>,
+    /// The browser session of the login, which a logout names.
+    pub session: Option<&'a str>,
     /// The access token that comes with it, and the algorithm of the signature.
     pub access_token: Option<(&'a str, &'a str)>,
 }
@@ -229,6 +232,9 @@ impl Provider<'_> {
         }
         if let Some(time) = token.auth_time {
             claims.insert("auth_time".into(), time.into());
+        }
+        if let Some(session) = token.session {
+            claims.insert("sid".into(), session.into());
         }
         if let Some(hash) = token
             .access_token

@@ -63,6 +63,7 @@ impl Case {
             now: 1000,
             id: "j1",
             nonce: Some("n-1"),
+            session: None,
             auth_time: None,
             access_token: None,
         };
@@ -250,6 +251,7 @@ fn every_claim_that_is_built_is_told_in_discovery() {
         now: 0,
         id: "j",
         nonce: Some("n"),
+        session: Some("s"),
         auth_time: Some(0),
         access_token: Some(("t", "RS256")),
     };

@@ -1,5 +1,5 @@
-//! Telling clients that a session has ended (OpenID Connect Back-Channel Logout 1.0): the logout
-//! token, and its delivery.
+//! The end of a session: the request to sign out, in `request`; and telling clients (OpenID
+//! Connect Back-Channel Logout 1.0): the logout token, and its delivery.
 //!
 //! Invariants
 //! - A logout token has a `typ` of its own, an `events` claim and no `nonce`, so that nobody takes
@@ -10,11 +10,15 @@
 //!
 //! Which clients are told, and signing, are for the component.
 
+mod request;
+
 use std::{fmt, future::Future, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
 use serde::Serialize;
+
+pub use request::{EndSessionRequest, IdTokenHint};
 
 use crate::fetch::{FetchError, FetchUrl, GuardedClient};
 

@@ -5,9 +5,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{
-    Caller, Provider, after, login_of, no_random, rules_of, store_failed, verified, written,
-};
+use super::{Caller, Provider, after, login_of, no_random, rules_of, store_failed, written};
 use crate::{
     OidcError, Params,
     authorize::{
@@ -190,7 +188,10 @@ impl Provider {
             wanted.resources = allowed;
         }
         let subject = identity.subject();
-        let hinted = self.hinted(wanted.id_token_hint.as_deref());
+        let hinted = match &wanted.id_token_hint {
+            Some(hint) => self.hinted(hint).await,
+            None => None,
+        };
         if wanted.prompt.none && wanted.id_token_hint.is_some() && hinted.is_none() {
             let sentence = "id_token_hint is no ID token of this issuer";
             return Ok(Err(Refused::new("login_required", sentence)));
@@ -204,7 +205,8 @@ impl Provider {
             });
         let login = login_of(&addressed.client, &addressed.metadata);
         let at = now.as_second();
-        let decision = authorize::decide(&wanted, login, known, &subject, hinted.as_deref(), at);
+        let hinted = hinted.as_ref().map(|hint| hint.subject.as_str());
+        let decision = authorize::decide(&wanted, login, known, &subject, hinted, at);
         let (auth_time, confirmed) = match (decision, request.confirmation) {
             (Decision::Refuse(code, sentence), _) => return Ok(Err(Refused::new(code, sentence))),
             (Decision::Ask(_), Some(Confirmation::Cancelled)) => {
@@ -242,13 +244,6 @@ impl Provider {
             granted: true,
             session: new_session,
         }))
-    }
-
-    /// The subject of an ID token of ours, which may have expired.
-    fn hinted(&self, hint: Option<&str>) -> Option<String> {
-        let published = self.document()?;
-        let claims = verified(hint?, &published.document, &self.settings.issuer)?;
-        Some(claims.get("sub")?.as_str()?.to_owned())
     }
 
     /// The browser's session, if it is that of this person.

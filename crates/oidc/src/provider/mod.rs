@@ -12,6 +12,7 @@
 mod authorization;
 mod device;
 mod inspection;
+mod logout;
 mod registration;
 mod tokens;
 
@@ -30,6 +31,7 @@ pub use authorization::{
 };
 pub use device::{Decided, DeviceQuestion};
 pub use inspection::{BearerError, Inspector};
+pub use logout::{SignOut, SignOutRequest};
 pub use registration::{ClientView, ListedClient, Registrar};
 
 use crate::{
@@ -159,11 +161,6 @@ impl Provider {
         let signed = self.signing.sign(&signer, &payload).await;
         signed.map_err(|error| failed(&error))
     }
-
-    /// The published keys, as they were last read.
-    fn document(&self) -> Option<Arc<tailbone_keys::jwks::Versioned>> {
-        self.keys.document()
-    }
 }
 
 /// The algorithm of a client's ID tokens.
@@ -217,13 +214,17 @@ fn after(now: Timestamp, seconds: i64) -> Timestamp {
     Timestamp::from_second(end).unwrap_or(Timestamp::MAX)
 }
 
-/// A token of this issuer, with a good signature; times are not looked at.
+/// A token of this issuer, with a good signature; times are not looked at. One whose `typ` says
+/// that it is no ID token is none.
 fn verified(
     token: &str,
     published: &Document,
     issuer: &str,
 ) -> Option<serde_json::Map<String, serde_json::Value>> {
     let header = jsonwebtoken::decode_header(token).ok()?;
+    if header.typ.is_some_and(|typ| typ != "JWT") {
+        return None;
+    }
     let key = published.find(header.kid.as_deref()?)?;
     // The key says which algorithm it is for; the token has no say in it.
     let algorithm = key.get("alg")?.as_str()?.parse().ok()?;

@@ -330,11 +330,13 @@ impl Provider {
             resources: &giving.resources,
             wishes: &details.claims,
         };
+        let session = giving.grant.session.map(|session| session.text());
         let token = IdToken {
             now: now.as_second(),
             id: &id,
             nonce: giving.nonce,
             auth_time: details.auth_time,
+            session: session.as_deref(),
             access_token: Some((&access_token, algorithm.as_str())),
         };
         let claims = self.claims().id_token(granted, giving.rules, token);
