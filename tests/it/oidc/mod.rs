@@ -67,9 +67,13 @@ impl OidcServer {
     }
 
     async fn with(change: impl FnOnce(&mut ProviderSettings)) -> Self {
-        let dir = TempDir::new().unwrap();
         let keys = KeySet::in_memory("oidc", &policy(), "tb", KeySpec::Es256, &[]);
         keys.start(Timestamp::now()).await.expect("the first keys");
+        Self::with_keys(keys, change).await
+    }
+
+    async fn with_keys(keys: KeySet, change: impl FnOnce(&mut ProviderSettings)) -> Self {
+        let dir = TempDir::new().unwrap();
         let mut settings = ProviderSettings {
             issuer: ISSUER.into(),
             host: HOST.into(),

@@ -97,7 +97,7 @@ pub(super) fn hidden(page: &Answer, name: &str) -> String {
     rest.split('"').next().unwrap().replace("&amp;", "&")
 }
 
-fn is_page(answer: &Answer) -> bool {
+pub(super) fn is_page(answer: &Answer) -> bool {
     answer.status() == 200 && answer.text().contains("Continue as alice")
 }
 
