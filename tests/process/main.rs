@@ -20,6 +20,7 @@ mod limits;
 mod listeners;
 mod memory;
 mod oidc;
+mod oidc_clients;
 mod otlp;
 mod pages;
 mod pkcs11;

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use serde_json::{Value, json};
 use testkit::{
+    daemon::Daemon,
     http::{Answer, request},
     pyjwt,
     tailnet::users_node,
@@ -20,12 +21,12 @@ use super::{
     workload::{ISSUER, https, part},
 };
 
-const APP: &str = "https://app.example.com/callback";
-const ID: &str = "0123456789abcdef0123456789abcdef";
-const SECRET: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+pub(super) const APP: &str = "https://app.example.com/callback";
+pub(super) const ID: &str = "0123456789abcdef0123456789abcdef";
+pub(super) const SECRET: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 /// An application of tsidp, as its file has it.
-fn tsidp(edge: &Edge) {
+pub(super) fn tsidp(edge: &Edge) {
     let dir = edge.folder().join("tsidp");
     fs::create_dir(&dir).unwrap();
     let client = json!({
@@ -34,6 +35,21 @@ fn tsidp(edge: &Edge) {
     });
     let file = json!({ ID: client }).to_string();
     fs::write(dir.join("oidc-funnel-clients.json"), file).unwrap();
+}
+
+/// The server, with the applications of tsidp.
+pub(super) async fn start(edge: &Edge) -> Daemon {
+    let flags = [
+        "--components",
+        "oidc,metrics",
+        "--oidc-listen",
+        "tailnet+tls://:443,funnel://:443",
+        "--oidc-take-over",
+        "tsidp",
+    ];
+    let mut daemon = edge.start_with(&flags).await;
+    daemon.logs("certificate of the node's name in use").await;
+    daemon
 }
 
 fn posted(pairs: &[(&str, &str)]) -> Request<Full<Bytes>> {
@@ -61,16 +77,7 @@ fn an_application_of_tsidp_logs_people_in_and_a_restart_ends_nothing() {
     alone(async {
         let edge = Edge::with_authority();
         tsidp(&edge);
-        let flags = [
-            "--components",
-            "oidc,metrics",
-            "--oidc-listen",
-            "tailnet+tls://:443,funnel://:443",
-            "--oidc-take-over",
-            "tsidp",
-        ];
-        let mut daemon = edge.start_with(&flags).await;
-        daemon.logs("certificate of the node's name in use").await;
+        let mut daemon = start(&edge).await;
         daemon.ready();
         let alice = users_node(&edge.devnet, edge.folder(), "alice").await;
         let mut browser = https(&edge, &alice).await;
@@ -107,8 +114,7 @@ fn an_application_of_tsidp_logs_people_in_and_a_restart_ends_nothing() {
         for secret in [SECRET, code, token] {
             assert!(!log.contains(secret), "a secret is in the log");
         }
-        let mut daemon = edge.start_with(&flags).await;
-        daemon.logs("certificate of the node's name in use").await;
+        let _daemon = start(&edge).await;
         let refresh = tokens["refresh_token"].as_str().unwrap();
         let refreshed = [("grant_type", "refresh_token"), ("refresh_token", refresh)];
         let again = through_funnel(&edge, &refreshed).await;

@@ -109,6 +109,16 @@ impl Answer {
         String::from_utf8(self.0.body().to_vec()).expect("text")
     }
 
+    /// The value of a hidden field of a page.
+    pub fn hidden_field(&self, name: &str) -> String {
+        assert_eq!(self.status(), 200, "{self:?}");
+        let page = self.text();
+        let begin = format!("name=\"{name}\" value=\"");
+        let (_, rest) = page.split_once(&begin).unwrap_or_else(|| panic!("{page}"));
+        let (value, _) = rest.split_once('"').expect("the end of the value");
+        value.replace("&amp;", "&")
+    }
+
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(self.0.body())
             .unwrap_or_else(|error| panic!("{error}: {:?}", self.0.body()))

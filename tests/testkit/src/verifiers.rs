@@ -3,10 +3,8 @@
 
 use std::{
     ffi::OsString,
-    io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, Stdio},
-    sync::mpsc::{self, Receiver},
+    process::Command,
 };
 
 use serde_json::Value;
@@ -14,7 +12,7 @@ use serde_json::Value;
 use crate::{
     connect_proxy::ConnectProxy,
     files::{self, tree, venv},
-    patience,
+    line_program::LineProgram,
 };
 
 /// What a verifier is told of the issuer.
@@ -35,13 +33,8 @@ pub trait Verifier {
     async fn verify(&mut self, token: &str) -> Result<Value, String>;
 }
 
-/// A running program. It ends when dropped.
-pub struct VerifierProgram {
-    child: Child,
-    /// `None` once the program has to end.
-    tokens: Option<ChildStdin>,
-    answers: Receiver<String>,
-}
+/// A running program.
+pub struct VerifierProgram(LineProgram);
 
 impl VerifierProgram {
     /// The authenticator of Kubernetes' API server, with this file as its
@@ -90,48 +83,18 @@ impl VerifierProgram {
     }
 
     fn start(command: &mut Command, proxy: &ConnectProxy) -> Self {
-        let mut child = command
-            .env("HTTPS_PROXY", proxy.url())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command:?}: {error}; run scripts/setup --tests"));
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let (sender, answers) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        Self {
-            tokens: child.stdin.take(),
-            child,
-            answers,
-        }
+        Self(LineProgram::start(command, proxy))
     }
 }
 
 impl Verifier for VerifierProgram {
-    /// Blocks its thread, while the tasks of the runtime's other threads carry the documents.
     async fn verify(&mut self, token: &str) -> Result<Value, String> {
-        let tokens = self.tokens.as_mut().unwrap();
-        writeln!(tokens, "{token}").expect("it runs");
-        let line = self.answers.recv_timeout(patience());
-        let answer: Value = serde_json::from_str(&line.expect("an answer")).unwrap();
+        self.0.say(token);
+        let answer = self.0.answer();
         match answer.get("accepted") {
             Some(accepted) => Ok(accepted.clone()),
             None => Err(answer["refused"].as_str().unwrap().to_owned()),
         }
-    }
-}
-
-impl Drop for VerifierProgram {
-    fn drop(&mut self) {
-        // Each program ends at the end of its input.
-        drop(self.tokens.take());
-        let _ = self.child.wait();
     }
 }
 
@@ -149,7 +112,7 @@ pub fn workload_api(socket: &Path, audience: &str, other: &str) -> Result<Value,
 }
 
 /// The Go program, which `scripts/setup` builds.
-fn go() -> Command {
+pub(crate) fn go() -> Command {
     Command::new(files::cache("bin/token-verifiers"))
 }
 

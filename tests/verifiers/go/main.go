@@ -1,12 +1,14 @@
 // Verifies tokens as programs in Go do that are not ours: Kubernetes' API server, with its own
-// authenticator, and go-spiffe.
+// authenticator, and go-spiffe. Logs people in with go-oidc.
 //
 //	verifiers kubernetes CONFIG
 //	verifiers spiffe ISSUER CA_FILE AUDIENCE…
 //	verifiers workload-api SOCKET AUDIENCE OTHER_AUDIENCE
+//	verifiers login ISSUER CA_FILE CLIENT_ID SECRET REDIRECT_URI
 //
-// The last one is a workload and reads no tokens: it gets one by the Workload API, and prints one
-// line.
+// workload-api is a workload and reads no tokens: it gets one by the Workload API, and prints one
+// line. login is a web application and reads no tokens either: it prints the address to which it
+// sends the browser, reads the one at which the browser comes back, and prints what it learned.
 //
 // CONFIG is what the API server takes as --authentication-config.
 // Each line of standard input is a token. Each line of standard output is what the library says of
@@ -41,6 +43,8 @@ func run(arguments []string) error {
 	switch {
 	case len(arguments) == 4 && arguments[0] == "workload-api":
 		return useWorkloadAPI(arguments[1], arguments[2], arguments[3])
+	case len(arguments) == 6 && arguments[0] == "login":
+		return logIn(ctx, arguments[1], arguments[2], arguments[3], arguments[4], arguments[5])
 	case len(arguments) == 2 && arguments[0] == "kubernetes":
 		v, err = newKubernetes(ctx, arguments[1])
 	case len(arguments) > 3 && arguments[0] == "spiffe":

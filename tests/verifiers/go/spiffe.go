@@ -2,14 +2,11 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
-	"os"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -25,19 +22,11 @@ type spiffe struct {
 }
 
 func newSPIFFE(issuer, authority string, audiences []string) (*spiffe, error) {
-	roots, err := os.ReadFile(authority)
+	client, err := clientTrusting(authority)
 	if err != nil {
 		return nil, err
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(roots) {
-		return nil, fmt.Errorf("%s has no certificate", authority)
-	}
-	transport := &http.Transport{
-		Proxy:           http.ProxyFromEnvironment,
-		TLSClientConfig: &tls.Config{RootCAs: pool},
-	}
-	s := &spiffe{client: &http.Client{Transport: transport}, audiences: audiences}
+	s := &spiffe{client: client, audiences: audiences}
 	if s.domain, err = domainOf(issuer); err != nil {
 		return nil, err
 	}

@@ -1,0 +1,86 @@
+//! Web applications that log people in with libraries which are not ours, each a program below
+//! `tests/verifiers`. The test is the browser: it gets the address to which the application sends
+//! it, and says at which one it comes back.
+
+use std::{ffi::OsString, path::Path, process::Command};
+
+use serde_json::Value;
+
+use crate::{
+    connect_proxy::ConnectProxy,
+    files::{self, tree, venv},
+    line_program::LineProgram,
+    verifiers::go,
+};
+
+/// The provider as an application knows it, and the application as the provider knows it.
+pub struct Registration<'a> {
+    pub issuer: &'a str,
+    /// Who signs the certificate of the provider's web server.
+    pub ca_file: &'a Path,
+    pub client_id: &'a str,
+    pub secret: &'a str,
+    pub redirect_uri: &'a str,
+    /// The way to the provider.
+    pub proxy: &'a ConnectProxy,
+}
+
+impl Registration<'_> {
+    fn arguments(&self) -> [OsString; 5] {
+        [
+            self.issuer.into(),
+            self.ca_file.into(),
+            self.client_id.into(),
+            self.secret.into(),
+            self.redirect_uri.into(),
+        ]
+    }
+
+    /// Authlib, in a web application made with Flask.
+    pub fn authlib(&self) -> Application {
+        let mut command = Command::new(venv("bin/python"));
+        command.arg(tree("tests/verifiers/login_authlib.py"));
+        self.start(command)
+    }
+
+    /// coreos/go-oidc.
+    pub fn go_oidc(&self) -> Application {
+        let mut command = go();
+        command.arg("login");
+        self.start(command)
+    }
+
+    /// openid-client, of npm.
+    pub fn openid_client(&self) -> Application {
+        let mut command = Command::new("node");
+        command
+            .arg(tree("tests/verifiers/login_openid_client.mjs"))
+            .arg(files::cache(
+                "npm/node_modules/openid-client/build/index.js",
+            ));
+        self.start(command)
+    }
+
+    fn start(&self, mut command: Command) -> Application {
+        command.args(self.arguments());
+        Application(LineProgram::start(&mut command, self.proxy))
+    }
+}
+
+/// An application that waits for a person to log in.
+pub struct Application(LineProgram);
+
+impl Application {
+    /// Where it sends the browser.
+    pub fn authorize(&self) -> String {
+        let said = self.0.answer();
+        said["authorize"].as_str().unwrap().to_owned()
+    }
+
+    /// What it learned once the browser came back at this address: the `claims` of the ID token,
+    /// those of `userinfo`, and those of a second ID token, after the first was `refreshed`.
+    pub fn learned(mut self, back: &str) -> Value {
+        self.0.say(back);
+        self.0.answer()
+    }
+}
