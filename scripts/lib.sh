@@ -30,6 +30,7 @@ jose_version=6.2.17
 openid_client_version=6.8.9
 authlib_version=1.9.6
 flask_version=3.1.3
+mcp_version=2.3.0
 nimbus_version=10.10
 actionlint_version=v1.7.12
 mdbook_version=0.5.4

@@ -1,12 +1,22 @@
 //! Applications whose libraries are not ours log a person in with the real program. The browser is
 //! on the tailnet; the application's back end is not, and reaches the provider through Funnel.
 
-use serde_json::Value;
+use std::{net::SocketAddr, sync::Arc};
+
+use ::http::{Request, header};
+use bytes::Bytes;
+use http_body_util::Full;
+use serde_json::{Value, json};
+use tailbone::tailnet::{EmbeddedNode, Node as _};
+use tailbone_oidc::capability::CAPABILITY;
 use testkit::{
     connect_proxy::ConnectProxy,
-    oidc_clients::{Application, Registration},
+    eventually,
+    http::{Connection, dial, request},
+    oidc_clients::{self, Registration},
     tailnet::users_node,
 };
+use tokio::{io::copy_bidirectional, net::TcpListener};
 
 use super::{
     alone,
@@ -67,6 +77,98 @@ fn libraries_of_three_languages_log_a_person_in() {
             assert_eq!(login.status(), 302, "{library}: {login:?}");
             check(&application.learned(login.header("location")), library);
         }
+        let log = daemon.log();
+        assert!(daemon.stop().success(), "{log}");
+    });
+}
+
+/// An address on loopback where programs find the provider as this node of the tailnet does.
+async fn way_of(node: Arc<EmbeddedNode>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut program, _)) = listener.accept().await {
+            let node = node.clone();
+            tokio::spawn(async move {
+                let mut server = dial(&*node, &format!("{NAME}:443")).await;
+                // A program that goes away has seen enough.
+                let _ = copy_bidirectional(&mut program, &mut server).await;
+            });
+        }
+    });
+    addr
+}
+
+fn posted(path: &str, pairs: &[(&str, &str)]) -> Request<Full<Bytes>> {
+    let mut form = url::form_urlencoded::Serializer::new(String::new());
+    form.extend_pairs(pairs);
+    let (mut parts, _) = request("POST", path).into_parts();
+    let kind = "application/x-www-form-urlencoded".parse().unwrap();
+    parts.headers.insert(header::CONTENT_TYPE, kind);
+    Request::from_parts(parts, Full::from(form.finish()))
+}
+
+/// The person reads the page of a login and confirms it. Where the browser goes then.
+async fn confirmed(browser: &mut Connection, path: &str) -> String {
+    let page = browser.get(path).await;
+    let [asked, token] = ["request", "confirm"].map(|name| page.hidden_field(name));
+    let pairs = [
+        ("request", asked.as_str()),
+        ("confirm", &token),
+        ("decision", "continue"),
+    ];
+    let mut answer = posted("/authorize/confirm", &pairs);
+    let cookie = page.header("set-cookie").split(';').next().unwrap();
+    let headers = answer.headers_mut();
+    headers.insert(header::COOKIE, cookie.parse().unwrap());
+    headers.insert(header::ORIGIN, ISSUER.parse().unwrap());
+    let answer = browser.send(answer).await;
+    assert_eq!(answer.status(), 303, "{answer:?}");
+    answer.header("location").to_owned()
+}
+
+/// The client registers itself, as a grant allows, and asks for a token for the MCP server. The
+/// server asks the provider about the token by its node's identity.
+#[test]
+fn an_mcp_client_registers_itself_and_uses_a_server_as_the_person() {
+    alone(async {
+        let edge = Edge::with_authority();
+        tsidp(&edge);
+        let mut daemon = start(&edge).await;
+        daemon.ready();
+        let alice = Arc::new(users_node(&edge.devnet, edge.folder(), "alice").await);
+        let mut browser = https(&edge, &alice).await;
+        let nodes = edge.devnet.nodes().await;
+        let server = nodes.iter().find(|node| node["host"] == "public").unwrap();
+        let grant = json!({"allow_dcr": true, "users": ["*"], "resources": ["*"]});
+        let from = alice.watch().borrow().id.clone();
+        let to = server["id"].as_str().unwrap();
+        edge.devnet.grant(&from, to, CAPABILITY, grant).await;
+        eventually("the grant counts", async || {
+            let answer = browser.send(posted("/register", &[])).await;
+            (answer.status() == 400)
+                .then_some(())
+                .ok_or_else(|| format!("{answer:?}"))
+        })
+        .await;
+
+        let proxy = ConnectProxy::start(&[NAME], way_of(alice.clone()).await).await;
+        let ca_file = &edge.devnet.ready.acme.as_ref().unwrap().root_file;
+        let client = oidc_clients::mcp(ISSUER, ca_file, &proxy);
+        let address = client.authorize();
+        let path = address
+            .strip_prefix(ISSUER)
+            .unwrap_or_else(|| panic!("{address}"));
+        assert!(path.contains("&resource="), "{path}");
+        let back = confirmed(&mut browser, path).await;
+        assert!(back.starts_with("http://127.0.0.1:8976/callback?code="));
+        let learned = client.learned(&back);
+        let claims = &learned["claims"];
+        assert_eq!(claims["username"], "alice@example.com", "{learned}");
+        assert_eq!(claims["client_id"], learned["client_id"]);
+        let audiences = json!([learned["client_id"], learned["resource"]]);
+        assert_eq!(claims["aud"], audiences);
+        assert_eq!(learned["refreshable"], true);
         let log = daemon.log();
         assert!(daemon.stop().success(), "{log}");
     });

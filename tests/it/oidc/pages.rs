@@ -88,13 +88,8 @@ impl Browser {
     }
 }
 
-/// The value of a hidden field.
 pub(super) fn hidden(page: &Answer, name: &str) -> String {
-    assert_eq!(page.status(), 200, "{page:?}");
-    let text = page.text();
-    let begin = format!("name=\"{name}\" value=\"");
-    let (_, rest) = text.split_once(&begin).unwrap_or_else(|| panic!("{text}"));
-    rest.split('"').next().unwrap().replace("&amp;", "&")
+    page.hidden_field(name)
 }
 
 pub(super) fn is_page(answer: &Answer) -> bool {

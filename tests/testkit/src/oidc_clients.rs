@@ -67,6 +67,17 @@ impl Registration<'_> {
     }
 }
 
+/// An MCP client and its server, made with the package mcp of PyPI. The client registers itself at
+/// the provider, and the server asks the provider about each token.
+pub fn mcp(issuer: &str, ca_file: &Path, proxy: &ConnectProxy) -> Application {
+    let mut command = Command::new(venv("bin/python"));
+    command
+        .arg(tree("tests/verifiers/login_mcp.py"))
+        .arg(issuer)
+        .arg(ca_file);
+    Application(LineProgram::start(&mut command, proxy))
+}
+
 /// An application that waits for a person to log in.
 pub struct Application(LineProgram);
 
@@ -77,8 +88,9 @@ impl Application {
         said["authorize"].as_str().unwrap().to_owned()
     }
 
-    /// What it learned once the browser came back at this address: the `claims` of the ID token,
-    /// those of `userinfo`, and those of a second ID token, after the first was `refreshed`.
+    /// What it learned once the browser came back at this address. A web application tells the
+    /// `claims` of the ID token, those of `userinfo`, and those of a second ID token, after the
+    /// first was `refreshed`.
     pub fn learned(mut self, back: &str) -> Value {
         self.0.say(back);
         self.0.answer()
