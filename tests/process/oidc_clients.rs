@@ -1,11 +1,12 @@
 //! Applications whose libraries are not ours log a person in with the real program. The browser is
 //! on the tailnet; the application's back end is not, and reaches the provider through Funnel.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{fs, net::SocketAddr, sync::Arc};
 
 use ::http::{Request, header};
 use bytes::Bytes;
 use http_body_util::Full;
+use reqwest::Method;
 use serde_json::{Value, json};
 use tailbone::tailnet::{EmbeddedNode, Node as _};
 use tailbone_oidc::capability::CAPABILITY;
@@ -14,6 +15,7 @@ use testkit::{
     eventually,
     http::{Connection, dial, request},
     oidc_clients::{self, Registration},
+    openbao::OpenBao,
     tailnet::users_node,
 };
 use tokio::{io::copy_bidirectional, net::TcpListener};
@@ -44,7 +46,7 @@ fn check(learned: &Value, library: &str) {
 }
 
 #[test]
-fn libraries_of_three_languages_log_a_person_in() {
+fn libraries_of_three_languages_and_openbao_log_a_person_in() {
     alone(async {
         let edge = Edge::with_authority();
         tsidp(&edge);
@@ -77,9 +79,45 @@ fn libraries_of_three_languages_log_a_person_in() {
             assert_eq!(login.status(), 302, "{library}: {login:?}");
             check(&application.learned(login.header("location")), library);
         }
+        log_in_to_openbao(&registered, &mut browser).await;
         let log = daemon.log();
         assert!(daemon.stop().success(), "{log}");
     });
+}
+
+/// OpenBao's own method for people, which knows them by their mail.
+async fn log_in_to_openbao(registered: &Registration<'_>, browser: &mut Connection) {
+    let bao = OpenBao::start_behind(Some(registered.proxy)).await;
+    bao.ok(Method::POST, "sys/auth/oidc", json!({"type": "oidc"}))
+        .await;
+    let config = json!({
+        "oidc_discovery_url": ISSUER,
+        "oidc_discovery_ca_pem": fs::read_to_string(registered.ca_file).unwrap(),
+        "oidc_client_id": ID,
+        "oidc_client_secret": SECRET,
+    });
+    bao.ok(Method::POST, "auth/oidc/config", config).await;
+    let role = json!({
+        "role_type": "oidc",
+        "user_claim": "email",
+        "oidc_scopes": ["email", "profile"],
+        "claim_mappings": {"preferred_username": "name"},
+        "allowed_redirect_uris": [APP],
+    });
+    bao.ok(Method::POST, "auth/oidc/role/people", role).await;
+    let asked = json!({"role": "people", "redirect_uri": APP});
+    let asked = bao.ok(Method::POST, "auth/oidc/oidc/auth_url", asked).await;
+    let address = asked["data"]["auth_url"].as_str().unwrap();
+    let path = address
+        .strip_prefix(ISSUER)
+        .unwrap_or_else(|| panic!("{address}"));
+    let login = browser.get(path).await;
+    assert_eq!(login.status(), 302, "{login:?}");
+    let (_, answer) = login.header("location").split_once('?').unwrap();
+    let back = format!("auth/oidc/oidc/callback?{answer}");
+    let token = bao.ok(Method::GET, &back, json!({})).await;
+    assert_eq!(token["auth"]["metadata"]["role"], "people", "{token}");
+    assert_eq!(token["auth"]["metadata"]["name"], "alice", "{token}");
 }
 
 /// An address on loopback where programs find the provider as this node of the tailnet does.

@@ -8,6 +8,7 @@ HTTPS_PROXY is the way to the provider.
 """
 
 import json
+import os
 import sys
 from urllib.parse import urlsplit
 
@@ -15,6 +16,9 @@ from authlib.integrations.flask_client import OAuth
 from flask import Flask
 
 issuer, ca_file, client_id, secret, redirect_uri = sys.argv[1:]
+# For requests, this counts more than what a session says.
+os.environ["REQUESTS_CA_BUNDLE"] = ca_file
+own = urlsplit(redirect_uri)
 
 app = Flask("application")
 app.secret_key = "keeps the state of a login in the browser's cookie"
@@ -26,7 +30,6 @@ provider = OAuth(app).register(
     client_kwargs={
         "scope": "openid email profile",
         "code_challenge_method": "S256",
-        "verify": ca_file,
     },
 )
 
@@ -36,16 +39,16 @@ def login():
     return provider.authorize_redirect(redirect_uri)
 
 
-@app.get(urlsplit(redirect_uri).path)
+@app.get(own.path)
 def callback():
     # Checks the state, and every claim of the ID token that it knows.
     token = provider.authorize_access_token()
     told = provider.userinfo(token=token)
-    session = provider._get_session()
-    refreshed = session.refresh_token(
-        provider.load_server_metadata()["token_endpoint"],
-        refresh_token=token["refresh_token"],
-    )
+    metadata = provider.load_server_metadata()
+    with provider._get_oauth_client(**metadata) as session:
+        refreshed = session.refresh_token(
+            metadata["token_endpoint"], refresh_token=token["refresh_token"]
+        )
     return {
         "claims": token["userinfo"],
         "userinfo": told,
@@ -53,8 +56,10 @@ def callback():
     }
 
 
+app.testing = True  # An error ends the program.
 browser = app.test_client()
-print(json.dumps({"authorize": browser.get("/login").location}), flush=True)
+at = {"base_url": f"{own.scheme}://{own.netloc}"}
+print(json.dumps({"authorize": browser.get("/login", **at).location}), flush=True)
 back = urlsplit(sys.stdin.readline().strip())
-answer = browser.get(f"{back.path}?{back.query}", base_url=f"{back.scheme}://{back.netloc}")
-print(answer.get_data(as_text=True).replace("\n", ""), flush=True)
+answer = browser.get(f"{back.path}?{back.query}", **at)
+print(json.dumps(answer.json), flush=True)
