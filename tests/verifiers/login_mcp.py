@@ -1,4 +1,4 @@
-"""Logs a person in as an MCP client does, with the package mcp, at an MCP server of the same package.
+"""Logs a person in as an MCP client does, with the package mcp, at an MCP server made with it.
 
     login_mcp.py ISSUER CA_FILE
 

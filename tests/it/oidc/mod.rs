@@ -9,6 +9,7 @@ mod logout;
 mod pages;
 mod suite;
 mod tokens;
+mod tsidp;
 
 use std::{sync::Arc, time::Duration};
 

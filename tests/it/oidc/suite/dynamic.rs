@@ -139,8 +139,8 @@ async fn pairwise_is_refused() {
     assert_eq!(refusal(&answer).1, "invalid_client_metadata");
 }
 
-/// Checks a client whose redirect URIs stand at its `sector_identifier_uri`. Skipped where discovery
-/// does not name `pairwise`.
+/// Checks a client whose redirect URIs stand at its `sector_identifier_uri`. Skipped where
+/// discovery does not name `pairwise`.
 #[tokio::test]
 async fn oidcc_registration_sector_uri() {
     pairwise_is_refused().await;
