@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     config::{self, EffectiveValue, Environment, table::FlagScope},
+    oidc::access::LoginScope,
     policy::RequestScope,
     workload::access::AudienceScope,
 };
@@ -70,6 +71,7 @@ pub(super) fn run(
             // Rules have files of their own, which are part of the settings to be checked.
             super::policy::rules::<RequestScope>("gate.policy", &settings.gate.rules)?;
             super::policy::rules::<AudienceScope>("workload.policy", &settings.workload.rules)?;
+            super::policy::rules::<LoginScope>("oidc.policy", &settings.oidc.access.rules)?;
             console.say("The settings are fine");
             Ok(())
         }

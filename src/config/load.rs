@@ -9,9 +9,17 @@ use super::{
     raw::RawSettings,
     read::{LoadResult, SettingsReader},
     sections::{
-        admin::AdminSettings, client::ClientSettings, components::Component, gate::GateSettings,
-        keys::KeySettings, metrics::MetricsSettings, oidc::OidcSettings, output::OutputFormat,
-        server::ServerSettings, sts::StsSettings, workload::WorkloadSettings,
+        admin::AdminSettings,
+        client::ClientSettings,
+        components::Component,
+        gate::GateSettings,
+        keys::KeySettings,
+        metrics::MetricsSettings,
+        oidc::{LoginSettings, OidcSettings},
+        output::OutputFormat,
+        server::ServerSettings,
+        sts::StsSettings,
+        workload::WorkloadSettings,
     },
 };
 
@@ -63,6 +71,8 @@ pub struct PolicySettings {
     pub audiences: Vec<AudiencePattern>,
     /// `workload.allowWithoutGrant`
     pub allow_without_grant: bool,
+    /// Who may log in to which application.
+    pub logins: LoginSettings,
     /// How results are printed.
     pub format: OutputFormat,
 }
@@ -115,12 +125,14 @@ impl SettingsReader<'_> {
         let workload = self.workload_rules();
         let audiences = self.workload_audiences();
         let allow_without_grant = self.workload_allow_without_grant();
+        let logins = self.login_access();
         let format = self.output();
         Some(PolicySettings {
             gate: gate?,
             workload: workload?,
             audiences: audiences?,
             allow_without_grant: allow_without_grant?,
+            logins: logins?,
             format: format?,
         })
     }

@@ -46,7 +46,7 @@ pub use sections::{
     keys::{KeySettings, Publish, TokenSettings},
     memory::MemoryLimit,
     metrics::MetricsSettings,
-    oidc::{OidcErrorFormat, OidcKeySettings, OidcSettings},
+    oidc::{LoginSettings, OidcErrorFormat, OidcKeySettings, OidcSettings},
     output::OutputFormat,
     server::ServerSettings,
     signer::SignerSettings,

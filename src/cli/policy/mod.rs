@@ -1,11 +1,12 @@
-//! `tailbone policy test` and `tailbone policy check`: the decisions of the gate's rules and of
-//! those for workload tokens, without a node and without a request.
+//! `tailbone policy test` and `tailbone policy check`: the decisions of the gate's rules, of those
+//! for workload tokens and of those about logins, without a node and without a request.
 //!
 //! The command line describes the caller, including their grants; or it names a live address, and
 //! the running server at the local admin socket says who that is and what the tailnet grants them.
 //! In both cases the rules are those of the file, whether they are in force or not.
 
 mod audience;
+mod login;
 
 use std::collections::BTreeMap;
 
@@ -23,6 +24,7 @@ use crate::{
     admin::{AdminClient, ServerAddress},
     config::{self, ClientSettings, Environment, OutputFormat, RuleSource, table::FlagScope},
     identity::{Caller, Visitor},
+    oidc::access::LoginScope,
     policy::{
         Effect, Host, LoadError, Path, RequestScope, RuleFile, RuleId, RuleList, Rules, Scope,
         Step, Target, Verdict, Who,
@@ -39,7 +41,9 @@ pub(super) fn command() -> Command {
         Arg::new(name).long(name).value_name(value).help(help)
     };
     Command::new("policy")
-        .about("Check the rules of the gate and for workload tokens, and try them out")
+        .about(
+            "Check the rules of the gate, for workload tokens and about logins, and try them out",
+        )
         .args(args::of(FlagScope::Policy).map(|arg| arg.global(true)))
         .subcommand(Command::new("check").about("Load the files of rules and report every mistake"))
         .subcommand(
@@ -100,6 +104,15 @@ pub(super) fn command() -> Command {
                     .conflicts_with_all(["host", "path", "method"]),
                 )
                 .arg(
+                    text(
+                        "client",
+                        "ID",
+                        "The caller logs in to the application with this client id",
+                    )
+                    .conflicts_with_all(["host", "path", "method", "audience"]),
+                )
+                .arg(flag("registered", "The application registered itself").requires("client"))
+                .arg(
                     text("expect", "DECISION", "Fail unless this is the decision").value_parser([
                         "allow",
                         "anonymous",
@@ -129,7 +142,9 @@ pub(super) fn run(
     if name == "check" {
         rules::<RequestScope>("gate.policy", &settings.gate)?;
         rules::<AudienceScope>("workload.policy", &settings.workload)?;
-        let has_file = settings.gate.file.is_some() || settings.workload.file.is_some();
+        rules::<LoginScope>("oidc.policy", &settings.logins.rules)?;
+        let sources = [&settings.gate, &settings.workload, &settings.logins.rules];
+        let has_file = sources.iter().any(|source| source.file.is_some());
         console.say(if has_file {
             "The policy is fine"
         } else {
@@ -152,6 +167,8 @@ pub(super) fn run(
     };
     let answer = if let Some(audience) = matches.get_one::<String>("audience") {
         audience::explain(&settings, who, audience)?
+    } else if let Some(client) = matches.get_one::<String>("client") {
+        login::explain(&settings, who, client, matches.get_flag("registered"))?
     } else {
         let rules = rules("gate.policy", &settings.gate)?;
         let target = target(matches).map_err(mistake)?;

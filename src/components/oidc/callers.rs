@@ -1,17 +1,19 @@
 //! What the tailnet says about a caller, in the words of the provider.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use ::http::Extensions;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tailbone_oidc::{
     claims::{self, Device},
-    provider::{Caller, Gone, Network},
+    provider::{Admission, Caller, Denial, Gone, Network},
 };
 
+use super::access::{LoginAccess, LoginTarget};
 use crate::{
     identity::{self, Connection, Directory, Refusal, Visitor},
+    policy::{Effect, Who},
     telemetry::error_chain,
 };
 
@@ -91,6 +93,27 @@ fn identity_of(visitor: &Visitor, capability: &str) -> Option<claims::Identity> 
 pub struct TailnetPeople {
     pub directory: Directory,
     pub capability: Arc<str>,
+    pub access: Arc<LoginAccess>,
+}
+
+impl TailnetPeople {
+    /// Who has this person's device now.
+    async fn visitor(&self, identity: &claims::Identity) -> Result<Arc<Visitor>, Gone> {
+        let refused = |why: &str| Gone::Refused(why.to_owned());
+        let address: Option<&IpAddr> = identity.device.addresses.first();
+        let address = *address.ok_or_else(|| refused("the device has no address"))?;
+        let visitor = self.directory.visitor(address).await;
+        let visitor = visitor.map_err(|refusal| match refusal {
+            Refusal::NotRunning { .. } | Refusal::WhoIsFailed(_) => {
+                Gone::Unavailable(error_chain(&refusal))
+            }
+            other => Gone::Refused(other.to_string()),
+        })?;
+        if visitor.node_id() != identity.device.id {
+            return Err(refused("the address is that of another device"));
+        }
+        Ok(visitor)
+    }
 }
 
 impl Network for TailnetPeople {
@@ -99,25 +122,36 @@ impl Network for TailnetPeople {
         identity: &'a claims::Identity,
     ) -> BoxFuture<'a, Result<claims::Identity, Gone>> {
         Box::pin(async move {
+            let visitor = self.visitor(identity).await?;
             let refused = |why: &str| Gone::Refused(why.to_owned());
-            let addresses = &identity.device.addresses;
-            let address = addresses.first();
-            let address = *address.ok_or_else(|| refused("the device has no address"))?;
-            let visitor = self.directory.visitor(address).await;
-            let visitor = visitor.map_err(|refusal| match refusal {
-                Refusal::NotRunning { .. } | Refusal::WhoIsFailed(_) => {
-                    Gone::Unavailable(error_chain(&refusal))
-                }
-                other => Gone::Refused(other.to_string()),
-            })?;
-            if visitor.node_id() != identity.device.id {
-                return Err(refused("the address is that of another device"));
-            }
             match identity_of(&visitor, &self.capability) {
                 Some(now) if now.user_id == identity.user_id => Ok(now),
                 Some(_) => Err(refused("the device belongs to somebody else")),
                 None => Err(refused("the device has tags")),
             }
+        })
+    }
+
+    fn admits<'a>(
+        &'a self,
+        identity: &'a claims::Identity,
+        client_id: &'a str,
+        registered: bool,
+    ) -> BoxFuture<'a, Result<Admission, Gone>> {
+        Box::pin(async move {
+            let visitor = self.visitor(identity).await?;
+            let login = LoginTarget {
+                client_id: client_id.to_owned(),
+                registered,
+            };
+            let verdict = self.access.decide(Who::Known(&visitor), &login);
+            if verdict.effect == Effect::Allow {
+                return Ok(Admission::Allowed);
+            }
+            Ok(Admission::Denied(Denial {
+                rule: verdict.rule.to_string(),
+                contact: self.access.contact(),
+            }))
         })
     }
 }

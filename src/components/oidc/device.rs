@@ -124,6 +124,10 @@ fn audit_decision(decided: &Decided, person: &Identity) {
         Decided::Cancelled { client_id } | Decided::NotAllowed { client_id } => {
             audit!(Decision::Refused, "device login", caller, client_id);
         }
+        Decided::Denied { client_id, denial } => {
+            let rule = denial.rule.as_str();
+            audit!(Decision::Refused, "device login", caller, client_id, rule);
+        }
         Decided::Unknown => audit!(Decision::Refused, "device login", caller),
     }
 }
@@ -196,6 +200,16 @@ impl DevicePage<'_> {
                 "The device is not connected",
                 "It was told that you refused. You can close this page.",
             ),
+            Decided::Denied { client_id, denial } => {
+                let (why, ask) = super::denied::reason_and_contact(denial);
+                let client_id = escaped(client_id);
+                let body = format!(
+                    "<h1>The device is not connected</h1>\n<p>You may not log in to this \
+                     application (<code>{client_id}</code>). {why}.</p>\n<p>If you need it, ask \
+                     {ask}.</p>\n"
+                );
+                return shown("The device is not connected", body);
+            }
             Decided::NotAllowed { .. } => (
                 "The device is not connected",
                 "It asks for access that the policy of your tailnet does not give you.",

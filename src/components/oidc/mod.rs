@@ -11,12 +11,14 @@
 //! - A page shows only escaped text, runs only our own script, and is in no other page's frame.
 //!
 //! `routes.rs` has the endpoints, `device.rs` those for devices, `logout.rs` those of signing out,
-//! `keys.rs` the published keys, `answers.rs` how they answer, `pages.rs` the pages, `callers.rs`
-//! what the tailnet says. Done elsewhere: the steps of a login and what tokens say
-//! ([`tailbone_oidc`]), the life of the keys ([`crate::jwks`]).
+//! `keys.rs` the published keys, `answers.rs` how they answer, `pages.rs` and `denied.rs` the pages,
+//! `callers.rs` what the tailnet says, [`access`] who may log in where. Done elsewhere: the steps of
+//! a login and what tokens say ([`tailbone_oidc`]), the life of the keys ([`crate::jwks`]).
 
+pub mod access;
 mod answers;
 mod callers;
+mod denied;
 mod device;
 mod keys;
 mod logout;
@@ -44,10 +46,12 @@ pub use callers::TailnetPeople;
 pub use keys::ServedKeys;
 pub use routes::{Oidc, internet_router, router};
 
+use self::access::{LoginAccess, LoginRuleFile};
 use crate::{
-    config::Settings,
+    config::{RuleSource, Settings},
     http::layers,
     part::{Context, Lifecycle, Part, PartError, Routes},
+    policy::LoadError,
     telemetry::readiness::LatchState,
 };
 
@@ -80,6 +84,14 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
     let keys = keys.ok_or("the server made no keys for the OpenID provider")?;
     let store: Arc<dyn Store> = Arc::new(Sqlite::open(&settings.dir.join(DATABASE))?);
     let capability: Arc<str> = settings.capability.as_str().into();
+    let RuleSource {
+        file,
+        capability: of_rules,
+    } = &settings.access.rules;
+    let access = Arc::new(LoginAccess {
+        rules: LoginRuleFile::open(file.as_deref(), of_rules)?,
+        require_rule: settings.access.require_rule,
+    });
     let provider = Provider {
         settings: Arc::new(ProviderSettings {
             issuer: issuer.clone(),
@@ -97,6 +109,7 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
         network: Arc::new(TailnetPeople {
             directory: context.directory.clone(),
             capability: capability.clone(),
+            access: access.clone(),
         }),
         user_codes: Arc::new(Tries::of_user_codes()),
         new_devices: Arc::new(Tries::of_new_devices()),
@@ -133,10 +146,39 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
             }
             LatchState::Held("the clients of tsidp are being copied".to_owned())
         })
-        .lifecycle(Sweeper {
-            store,
-            last: Mutex::new(Instant::now()),
+        .lifecycle(Live {
+            access,
+            sweeper: Sweeper {
+                store,
+                last: Mutex::new(Instant::now()),
+            },
         }))
+}
+
+/// What goes on while the server runs.
+struct Live {
+    access: Arc<LoginAccess>,
+    sweeper: Sweeper,
+}
+
+impl Lifecycle for Live {
+    fn tick(&self) {
+        if let Err(error) = self.access.rules.tick() {
+            log_load_error(&error);
+        }
+        self.sweeper.tick();
+    }
+
+    fn reload(&self, _: &Settings) {
+        match self.access.rules.reload() {
+            Ok(_) => tracing::info!(target: "oidc", "policy reloaded"),
+            Err(error) => log_load_error(&error),
+        }
+    }
+}
+
+fn log_load_error(error: &LoadError) {
+    tracing::warn!(target: "oidc", error = error as &dyn std::error::Error, "the policy file has mistakes; the previous rules stay in force");
 }
 
 /// Copies clients of tsidp, unless that has happened before. Tries again while the store does not
@@ -178,7 +220,7 @@ struct Sweeper {
     last: Mutex<Instant>,
 }
 
-impl Lifecycle for Sweeper {
+impl Sweeper {
     fn tick(&self) {
         let mut last = self.last.lock();
         if last.elapsed() < SWEEP_EVERY {

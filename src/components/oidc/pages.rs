@@ -224,14 +224,7 @@ pub(super) fn question(question: &Question, form: &QuestionForm<'_>) -> Response
 
 /// Sends an answer to the client as a form, or a request of another site as one of our own.
 pub(super) fn posted_form<N: AsRef<str>>(action: &str, fields: &[(N, String)]) -> Response {
-    let mut body = format!("<form method=\"post\" action=\"{}\">\n", escaped(action));
-    for (name, value) in fields {
-        let (name, value) = (escaped(name.as_ref()), escaped(value));
-        let _ = writeln!(
-            body,
-            "<input type=\"hidden\" name=\"{name}\" value=\"{value}\">"
-        );
-    }
+    let mut body = form_of(action, fields);
     let _ = write!(
         body,
         "<noscript><button>Continue</button></noscript>\n</form>\n<script>{POST_FORM}</script>\n"
@@ -243,6 +236,19 @@ pub(super) fn posted_form<N: AsRef<str>>(action: &str, fields: &[(N, String)]) -
         pictures: None,
     };
     page.answer(StatusCode::OK)
+}
+
+/// The open tag of a form, with the fields of an answer.
+pub(super) fn form_of<N: AsRef<str>>(action: &str, fields: &[(N, String)]) -> String {
+    let mut form = format!("<form method=\"post\" action=\"{}\">\n", escaped(action));
+    for (name, value) in fields {
+        let (name, value) = (escaped(name.as_ref()), escaped(value));
+        let _ = writeln!(
+            form,
+            "<input type=\"hidden\" name=\"{name}\" value=\"{value}\">"
+        );
+    }
+    form
 }
 
 /// The place that a person knows by name: a host, or the scheme of an application.

@@ -49,7 +49,7 @@ use tailbone_oidc::{
 use super::{
     answers::{self, JSON},
     callers::{KnownCaller, known_caller},
-    device,
+    denied, device,
     keys::ServedKeys,
     logout::{self, SIGN_OUT_PATH},
     pages::{self, QuestionForm},
@@ -336,6 +336,12 @@ async fn authorized(
     let now = Timestamp::now();
     match oidc.provider.authorize(wanted, now).await? {
         Authorized::Ask(question) => ask(oidc, request, params, &question),
+        Authorized::Denied(denied) => {
+            let (login, client_id) = (&denied.login, &denied.client_id);
+            let rule = &denied.denial.rule;
+            audit!(Decision::Refused, "login", caller = %login, client_id = %client_id, rule = %rule);
+            Ok(denied::page(&denied))
+        }
         Authorized::Answer {
             answer,
             granted,

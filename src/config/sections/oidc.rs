@@ -10,6 +10,7 @@ use tailbone_oidc::{authorize::UnknownScopes, capability, claims::Style};
 
 use super::keys::KeySettings;
 use crate::config::{
+    RuleSource,
     duration::format,
     listen::Listen,
     parse::text,
@@ -50,6 +51,25 @@ rows! {
         .flag("oidc-capability", FlagScope::Start)
         .default(capability::CAPABILITY)
         .help("Capability whose grants say who administers, registers clients and may have which resources and claims");
+    POLICY = row("oidc.policy", ValueKind::Text)
+        .flag("oidc-policy", FlagScope::Start)
+        .flag("oidc-policy", FlagScope::Policy)
+        .default("")
+        .example("/etc/tailbone/logins.toml")
+        .help("File with rules about who may log in to which application; without it the tailnet's grants decide");
+    POLICY_CAPABILITY = row("oidc.policyCapability", ValueKind::Text)
+        .flag("oidc-policy-capability", FlagScope::Start)
+        .flag("oidc-policy-capability", FlagScope::Policy)
+        .default(tailbone_identity::policy::LOGIN_CAPABILITY)
+        .help("Capability whose grants are evaluated before that file");
+    REQUIRE_RULE = row("oidc.requireRule", ValueKind::Bool)
+        .flag("oidc-require-rule", FlagScope::Start)
+        .flag("oidc-require-rule", FlagScope::Policy)
+        .default("false")
+        .help(
+            "Nobody logs in without a rule or a grant that allows it; with a file of rules that \
+             is always so",
+        );
     TOKEN_EXCHANGE = row("oidc.tokenExchange", ValueKind::Bool)
         .flag("oidc-token-exchange", FlagScope::Start)
         .default("false")
@@ -98,6 +118,7 @@ pub struct OidcSettings {
     /// The directory of the tsidp that is replaced.
     pub take_over: Option<PathBuf>,
     pub capability: String,
+    pub access: LoginSettings,
     pub token_exchange: bool,
     pub claims: Style,
     pub unknown_scopes: UnknownScopes,
@@ -105,6 +126,14 @@ pub struct OidcSettings {
     pub nodes_may_inspect: bool,
     pub errors: OidcErrorFormat,
     pub keys: OidcKeySettings,
+}
+
+/// Who may log in to which application.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoginSettings {
+    pub rules: RuleSource,
+    /// Nobody logs in without a rule or a grant; always so where there is a file.
+    pub require_rule: bool,
 }
 
 /// How errors for programs are written.
@@ -170,6 +199,7 @@ impl OidcSettings {
             dir,
             take_over,
             capability,
+            access,
             token_exchange,
             claims,
             unknown_scopes,
@@ -182,6 +212,8 @@ impl OidcSettings {
         reloaded.leave(DIR.key, &self.dir, dir);
         reloaded.leave(TAKE_OVER.key, &self.take_over, take_over);
         reloaded.leave(CAPABILITY.key, &self.capability, capability);
+        let rows = "oidc.policy, oidc.policyCapability or oidc.requireRule";
+        reloaded.leave(rows, &self.access, access);
         let exchange = &self.token_exchange;
         reloaded.leave(TOKEN_EXCHANGE.key, exchange, token_exchange);
         reloaded.leave(CLAIMS.key, &self.claims, claims);
@@ -207,6 +239,7 @@ impl SettingsReader<'_> {
         let dir = self.path(&DIR);
         let take_over = self.optional_path(&TAKE_OVER);
         let capability = self.read(&CAPABILITY, text);
+        let access = self.login_access();
         let token_exchange = self.bool(&TOKEN_EXCHANGE);
         let claims = self.word(&CLAIMS).map(|word| match word {
             "standard" => Style::Standard,
@@ -228,12 +261,24 @@ impl SettingsReader<'_> {
             dir: dir?,
             take_over: take_over?,
             capability: capability?,
+            access: access?,
             token_exchange: token_exchange?,
             claims: claims?,
             unknown_scopes: unknown_scopes?,
             nodes_may_inspect: nodes_may_inspect?,
             errors: errors?,
             keys: keys?,
+        })
+    }
+
+    pub(in crate::config) fn login_access(&mut self) -> Option<LoginSettings> {
+        let file = self.optional_path(&POLICY);
+        let capability = self.read(&POLICY_CAPABILITY, text);
+        let require_rule = self.bool(&REQUIRE_RULE);
+        let (file, capability) = (file?, capability?);
+        Some(LoginSettings {
+            require_rule: require_rule? || file.is_some(),
+            rules: RuleSource { file, capability },
         })
     }
 

@@ -1,6 +1,7 @@
 //! The component `oidc` with the fake node and a store on disk: whole logins, and what is refused
 //! on the way.
 
+mod access;
 mod clients;
 mod device;
 mod documents;
@@ -25,7 +26,12 @@ use tailbone::{
     http::{layers, serve::Server},
     jwks::KeySet,
     keys::{KeySpec, SigningQueue},
-    oidc::{Oidc, ServedKeys, TailnetPeople, internet_router, router},
+    oidc::{
+        Oidc, ServedKeys, TailnetPeople,
+        access::{LoginAccess, LoginRuleFile, LoginRules},
+        internet_router, router,
+    },
+    policy::LOGIN_CAPABILITY,
     tailnet::fake::{FakeNode, Identity},
 };
 use tailbone_oidc::{
@@ -57,6 +63,7 @@ const RESOURCE: &str = "https://mcp.example.com/";
 struct OidcServer {
     world: World,
     provider: Provider,
+    access: Arc<LoginAccess>,
     _dir: TempDir,
     _server: Server,
     _internet: Server,
@@ -68,12 +75,29 @@ impl OidcServer {
     }
 
     async fn with(change: impl FnOnce(&mut ProviderSettings)) -> Self {
-        let keys = KeySet::in_memory("oidc", &policy(), "tb", KeySpec::Es256, &[]);
-        keys.start(Timestamp::now()).await.expect("the first keys");
-        Self::with_keys(keys, change).await
+        Self::with_keys(es256().await, change).await
     }
 
     async fn with_keys(keys: KeySet, change: impl FnOnce(&mut ProviderSettings)) -> Self {
+        let access = LoginAccess::grants_only(LOGIN_CAPABILITY);
+        Self::with_all(keys, access, change).await
+    }
+
+    /// With rules about who may log in where.
+    async fn with_rules(rules: LoginRuleFile) -> Self {
+        let require_rule = true;
+        let access = LoginAccess {
+            rules,
+            require_rule,
+        };
+        Self::with_all(es256().await, access, |_| {}).await
+    }
+
+    async fn with_all(
+        keys: KeySet,
+        access: LoginAccess,
+        change: impl FnOnce(&mut ProviderSettings),
+    ) -> Self {
         let dir = TempDir::new().unwrap();
         let mut settings = ProviderSettings {
             issuer: ISSUER.into(),
@@ -87,6 +111,7 @@ impl OidcServer {
         };
         change(&mut settings);
         let world = World::new();
+        let access = Arc::new(access);
         let provider = Provider {
             settings: Arc::new(settings),
             store: Arc::new(Sqlite::open(&dir.path().join("oidc.db")).unwrap()),
@@ -95,6 +120,7 @@ impl OidcServer {
             network: Arc::new(TailnetPeople {
                 directory: world.directory.clone(),
                 capability: CAPABILITY.into(),
+                access: access.clone(),
             }),
             user_codes: Arc::new(Tries::of_user_codes()),
             new_devices: Arc::new(Tries::of_new_devices()),
@@ -115,6 +141,7 @@ impl OidcServer {
                 .await,
             world,
             provider,
+            access,
             _dir: dir,
         };
         server
@@ -215,6 +242,13 @@ impl OidcServer {
             .unwrap()
             .claims
     }
+}
+
+/// One key, the cheapest.
+async fn es256() -> KeySet {
+    let keys = KeySet::in_memory("oidc", &policy(), "tb", KeySpec::Es256, &[]);
+    keys.start(Timestamp::now()).await.expect("the first keys");
+    keys
 }
 
 fn mcp(identity: Identity) -> Identity {

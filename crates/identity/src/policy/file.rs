@@ -436,7 +436,10 @@ impl RuleReader<'_> {
         field: &str,
     ) -> Option<(Range<usize>, String)> {
         let node = table.get(key)?;
-        let field = format!("{field}.{key}");
+        let field = match field {
+            "" => key.to_owned(),
+            field => format!("{field}.{key}"),
+        };
         match node.get_ref().as_str() {
             Some("") => self.mistake(&node.span(), &field, "is empty"),
             Some(text) if text.chars().any(char::is_control) => {

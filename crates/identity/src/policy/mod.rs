@@ -50,6 +50,9 @@ pub const CAPABILITY: &str = "tailbone.dev/cap/gate";
 /// The same for workload tokens.
 pub const WORKLOAD_CAPABILITY: &str = "tailbone.dev/cap/workload";
 
+/// The same for logins to applications.
+pub const LOGIN_CAPABILITY: &str = "tailbone.dev/cap/login";
+
 /// The caller, as the rules see it.
 #[derive(Debug, Clone, Copy)]
 pub enum Who<'a> {

@@ -5,7 +5,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{Caller, Provider, after, login_of, no_random, rules_of, store_failed, written};
+use super::{
+    Admission, Caller, Denial, Provider, access::NOT_ADMITTED, after, login_of, no_random,
+    rules_of, store_failed, written,
+};
 use crate::{
     OidcError, Params,
     authorize::{
@@ -59,6 +62,8 @@ pub struct AuthorizeRequest<'a> {
 pub enum Authorized {
     /// The person is asked.
     Ask(Box<Question>),
+    /// The person is told, and goes back to the client from that page.
+    Denied(Box<DeniedLogin>),
     Answer {
         answer: Answer,
         /// The client gets a code, and no error.
@@ -87,6 +92,17 @@ pub struct Question {
     pub redirect_uri: String,
     pub login: String,
     pub name: String,
+}
+
+/// What the page says to a person who may not log in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeniedLogin {
+    pub client: ClientMetadata,
+    pub client_id: String,
+    pub login: String,
+    pub denial: Denial,
+    /// What the client is told.
+    pub answer: Answer,
 }
 
 /// What is kept with a session.
@@ -179,6 +195,22 @@ impl Provider {
                 Ok(wanted) => wanted,
                 Err(refused) => return Ok(Err(refused)),
             };
+        let admission = self.admission(identity, &addressed.client).await?;
+        if let Admission::Denied(denial) = admission {
+            if !request.browser.navigates || wanted.prompt.none {
+                return Ok(Err(Refused::new("access_denied", NOT_ADMITTED)));
+            }
+            let issuer = &self.settings.issuer;
+            return Ok(Ok(Authorized::Denied(Box::new(DeniedLogin {
+                client: addressed.metadata.clone(),
+                client_id: addressed.client.id.clone(),
+                login: identity.login.clone(),
+                denial,
+                answer: addressed
+                    .reply_to
+                    .error(issuer, "access_denied", NOT_ADMITTED),
+            }))));
+        }
         if !wanted.resources.is_empty() {
             let allowed = rules_of(identity)?.allowed(&identity.login, &wanted.resources);
             if allowed.is_empty() {

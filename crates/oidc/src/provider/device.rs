@@ -10,7 +10,9 @@ use http::StatusCode;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Caller, Confirmation, Provider, no_random, rules_of, store_failed, written};
+use super::{
+    Admission, Caller, Confirmation, Denial, Provider, no_random, rules_of, store_failed, written,
+};
 use crate::{
     OidcError, Params,
     authorize::{self, Refused},
@@ -51,6 +53,11 @@ pub enum Decided {
     },
     Cancelled {
         client_id: String,
+    },
+    /// The person may not log in to this application. The device hears that it is refused.
+    Denied {
+        client_id: String,
+        denial: Denial,
     },
     /// The device asks for resources of which the person may have none. It hears that it is
     /// refused.
@@ -123,15 +130,27 @@ impl Provider {
             return Ok(Decided::Unknown);
         };
         let client_id = device.client_id.clone();
-        let (decision, decided) = match confirmation {
-            Confirmation::Cancelled => (DeviceDecision::Denied, Decided::Cancelled { client_id }),
-            Confirmation::Confirmed => match self.device_grant(&device, person, now)? {
-                Some(grant) => (
-                    DeviceDecision::Approved(grant),
-                    Decided::Approved { client_id },
-                ),
-                None => (DeviceDecision::Denied, Decided::NotAllowed { client_id }),
-            },
+        let admission = match self.client(&client_id, now).await? {
+            Some((client, _)) => self.admission(person, &client).await?,
+            None => return Ok(Decided::Unknown),
+        };
+        let (decision, decided) = match (confirmation, admission) {
+            (Confirmation::Cancelled, _) => {
+                (DeviceDecision::Denied, Decided::Cancelled { client_id })
+            }
+            (Confirmation::Confirmed, Admission::Denied(denial)) => (
+                DeviceDecision::Denied,
+                Decided::Denied { client_id, denial },
+            ),
+            (Confirmation::Confirmed, Admission::Allowed) => {
+                match self.device_grant(&device, person, now)? {
+                    Some(grant) => (
+                        DeviceDecision::Approved(grant),
+                        Decided::Approved { client_id },
+                    ),
+                    None => (DeviceDecision::Denied, Decided::NotAllowed { client_id }),
+                }
+            }
         };
         if let Decided::Approved { client_id } = &decided
             && let Some((client, _)) = self.client(client_id, now).await?

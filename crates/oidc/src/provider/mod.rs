@@ -9,6 +9,7 @@
 //! - Trouble of the store or the keys is told as [`OidcError::unavailable`], with its cause in the
 //!   log, never in the answer.
 
+mod access;
 mod authorization;
 mod device;
 mod inspection;
@@ -26,8 +27,10 @@ use tailbone_keys::{
     jwks::{Document, KeySet},
 };
 
+pub use access::{Admission, Denial};
 pub use authorization::{
-    AuthorizeRequest, Authorized, Browser, Confirmation, NewSession, Question, SESSION_LIFETIME,
+    AuthorizeRequest, Authorized, Browser, Confirmation, DeniedLogin, NewSession, Question,
+    SESSION_LIFETIME,
 };
 pub use device::{Decided, DeviceQuestion};
 pub use inspection::{BearerError, Inspector};
@@ -108,6 +111,14 @@ impl Caller {
 pub trait Network: std::fmt::Debug + Send + Sync {
     /// The same person on the same device, as the network knows them now.
     fn again<'a>(&'a self, identity: &'a Identity) -> BoxFuture<'a, Result<Identity, Gone>>;
+
+    /// Whether this person may log in at a client; `registered`: the client made its own entry.
+    fn admits<'a>(
+        &'a self,
+        identity: &'a Identity,
+        client_id: &'a str,
+        registered: bool,
+    ) -> BoxFuture<'a, Result<Admission, Gone>>;
 }
 
 /// Why the network does not vouch for a person any more.

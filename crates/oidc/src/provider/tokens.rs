@@ -9,8 +9,8 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::{
-    Caller, Gone, Inspector, Provider, after, algorithm_of, no_random, rules_of, store_failed,
-    written,
+    Caller, Gone, Inspector, Provider, access::NOT_ADMITTED, after, algorithm_of, no_random,
+    rules_of, store_failed, written,
 };
 use crate::{
     OidcError, Params,
@@ -287,6 +287,12 @@ impl Provider {
                 return Err(OidcError::unavailable());
             }
         };
+        let identity = &details.identity;
+        if !self.admits(identity, &grant.client_id, now).await? {
+            let revoked = self.store.revoke_grant(grant.id, now).await;
+            revoked.map_err(store_failed)?;
+            return Err(OidcError::invalid_grant(NOT_ADMITTED));
+        }
         let rules = rules_of(&details.identity)?;
         let refused = "resource validation failed";
         let resources = token::resources(&details, &rules, requested, refused)?;
@@ -380,6 +386,17 @@ impl Provider {
         let details = details_of(&grant)?;
         let denied =
             |words: &'static str| OidcError::new(StatusCode::FORBIDDEN, "access_denied", words);
+        let mut clients = vec![grant.client_id.as_str()];
+        if let Inspector::Client(exchanging) = inspector
+            && *exchanging != grant.client_id
+        {
+            clients.push(exchanging);
+        }
+        for client_id in clients {
+            if !self.admits(&details.identity, client_id, now).await? {
+                return Err(denied(NOT_ADMITTED));
+            }
+        }
         let rules = rules_of(&details.identity)
             .map_err(|_| denied("failed to unmarshal STS capability"))?;
         let audiences = rules.allowed(&details.identity.login, exchange.audiences);
