@@ -97,6 +97,7 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
             issuer: issuer.clone(),
             host: node,
             style: settings.claims,
+            mapping: settings.mapping.clone(),
             offers: Offers {
                 token_exchange: settings.token_exchange,
             },

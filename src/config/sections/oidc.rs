@@ -6,7 +6,11 @@ use tailbone_keys::{
     Algorithm, KeyPolicy, KeySpec, KeyStore,
     jwks::{FilePublisher, KeySet},
 };
-use tailbone_oidc::{authorize::UnknownScopes, capability, claims::Style};
+use tailbone_oidc::{
+    authorize::UnknownScopes,
+    capability,
+    claims::{Mapping, Style},
+};
 
 use super::keys::KeySettings;
 use crate::config::{
@@ -82,6 +86,25 @@ rows! {
             "Which claims stand where: as in tsidp, where ID tokens tell the device, mail and \
              name, or as in OpenID Connect Core, where UserInfo does and asks for scopes",
         );
+    USER_NAMES = row("oidc.userNames", ValueKind::Words(&[]))
+        .flag("oidc-user-names", FlagScope::Start)
+        .example("*@github={name}-gh,*={name}")
+        .help(
+            "How preferred_username is made of a login: rules PATTERN=TEMPLATE, of which the first \
+             that matches counts; {login}, {name}, {domain} and {host} stand for parts; without a \
+             rule it is what stands before the @",
+        );
+    MAIL = row("oidc.mail", ValueKind::Words(&[]))
+        .flag("oidc-mail", FlagScope::Start)
+        .example("*@*={login},*={name}@example.com")
+        .help(
+            "The same for email; without a rule it is the login, and for logins of GitHub and \
+             passkeys one of this host, to which nobody can write",
+        );
+    VERIFIED_DOMAINS = row("oidc.verifiedMailDomains", ValueKind::Words(&[]))
+        .flag("oidc-verified-mail-domains", FlagScope::Start)
+        .example("example.com")
+        .help("Domains whose addresses belong to the people who log in with them: email_verified is true");
     UNKNOWN_SCOPES = row("oidc.unknownScopes", ValueKind::Word(&["ignore", "refuse"]))
         .flag("oidc-unknown-scopes", FlagScope::Start)
         .default("ignore")
@@ -121,6 +144,8 @@ pub struct OidcSettings {
     pub access: LoginSettings,
     pub token_exchange: bool,
     pub claims: Style,
+    /// How names and mail are made of logins.
+    pub mapping: Mapping,
     pub unknown_scopes: UnknownScopes,
     /// Nodes of the tailnet may introspect and exchange without a secret.
     pub nodes_may_inspect: bool,
@@ -202,6 +227,7 @@ impl OidcSettings {
             access,
             token_exchange,
             claims,
+            mapping,
             unknown_scopes,
             nodes_may_inspect,
             errors,
@@ -217,6 +243,8 @@ impl OidcSettings {
         let exchange = &self.token_exchange;
         reloaded.leave(TOKEN_EXCHANGE.key, exchange, token_exchange);
         reloaded.leave(CLAIMS.key, &self.claims, claims);
+        let rows = "oidc.userNames, oidc.mail or oidc.verifiedMailDomains";
+        reloaded.leave(rows, &self.mapping, mapping);
         let scopes = &self.unknown_scopes;
         reloaded.leave(UNKNOWN_SCOPES.key, scopes, unknown_scopes);
         let inspect = &self.nodes_may_inspect;
@@ -245,6 +273,7 @@ impl SettingsReader<'_> {
             "standard" => Style::Standard,
             _ => Style::Tsidp,
         });
+        let mapping = self.mapping();
         let unknown_scopes = self.word(&UNKNOWN_SCOPES).map(|word| match word {
             "refuse" => UnknownScopes::Refuse,
             _ => UnknownScopes::Ignore,
@@ -264,6 +293,7 @@ impl SettingsReader<'_> {
             access: access?,
             token_exchange: token_exchange?,
             claims: claims?,
+            mapping: mapping?,
             unknown_scopes: unknown_scopes?,
             nodes_may_inspect: nodes_may_inspect?,
             errors: errors?,
@@ -279,6 +309,17 @@ impl SettingsReader<'_> {
         Some(LoginSettings {
             require_rule: require_rule? || file.is_some(),
             rules: RuleSource { file, capability },
+        })
+    }
+
+    fn mapping(&mut self) -> Option<Mapping> {
+        let user_names = self.whole_words(&USER_NAMES, str::parse);
+        let mail = self.whole_words(&MAIL, str::parse);
+        let verified_domains = self.words(&VERIFIED_DOMAINS, str::parse);
+        Some(Mapping {
+            user_names: user_names?,
+            mail: mail?,
+            verified_domains: verified_domains?,
         })
     }
 

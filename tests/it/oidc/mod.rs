@@ -2,6 +2,7 @@
 //! on the way.
 
 mod access;
+mod claims;
 mod clients;
 mod device;
 mod documents;
@@ -37,7 +38,7 @@ use tailbone::{
 use tailbone_oidc::{
     authorize::UnknownScopes,
     capability::CAPABILITY,
-    claims::Style,
+    claims::{Mapping, Style},
     client::{AuthMethod, ClientMetadata, Login},
     device::Tries,
     provider::{Provider, ProviderSettings},
@@ -103,6 +104,7 @@ impl OidcServer {
             issuer: ISSUER.into(),
             host: HOST.into(),
             style: Style::Tsidp,
+            mapping: Mapping::default(),
             offers: Offers {
                 token_exchange: true,
             },

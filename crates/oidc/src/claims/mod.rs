@@ -9,6 +9,7 @@
 //!   fails the request, as in tsidp, and one of `OURS` has no effect.
 
 mod extra;
+mod mapping;
 mod request;
 
 use std::net::IpAddr;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 pub use extra::ProtectedClaim;
+pub use mapping::{MailDomain, Mapping, MappingRule};
 pub use request::{BadClaimsRequest, ClaimsRequest, Wish};
 
 use crate::capability::Rules;
@@ -63,7 +65,7 @@ const OURS: [&str; 14] = [
 ];
 
 /// What the builder can put into an ID token or UserInfo, tsidp's first and in its order.
-pub const SUPPORTED: [&str; 23] = [
+pub const SUPPORTED: [&str; 24] = [
     "sub",
     "aud",
     "exp",
@@ -82,12 +84,16 @@ pub const SUPPORTED: [&str; 23] = [
     "at_hash",
     "auth_time",
     "azp",
+    "email_verified",
     "name",
     "nonce",
     "picture",
     "preferred_username",
     "sid",
 ];
+
+/// The claims of the scope `email`.
+const EMAIL: [&str; 2] = ["email", "email_verified"];
 
 /// How long an ID token and an access token live, in seconds, as in tsidp.
 pub const LIFETIME: i64 = 300;
@@ -137,26 +143,6 @@ impl Identity {
     pub fn subject(&self) -> String {
         format!("userid:{}", self.user_id)
     }
-
-    /// The login as an address of mail. Some logins are none, and get one of this host, to which
-    /// nobody can write.
-    fn email(&self, host: &str) -> String {
-        if self.has_no_mailbox() {
-            format!("{}.{host}", self.login)
-        } else {
-            self.login.clone()
-        }
-    }
-
-    fn has_no_mailbox(&self) -> bool {
-        self.login.ends_with("@github") || self.login.ends_with("@passkey")
-    }
-
-    /// What stands before the `@`.
-    fn username(&self) -> Option<&str> {
-        let (name, _) = self.login.split_once('@')?;
-        (!name.is_empty()).then_some(name)
-    }
 }
 
 /// What was granted, as far as claims depend on it.
@@ -177,6 +163,7 @@ pub struct Provider<'a> {
     /// The node's full name, which stands behind logins that are no mail addresses.
     pub host: &'a str,
     pub style: Style,
+    pub mapping: &'a Mapping,
 }
 
 /// What an ID token has beside the person.
@@ -205,7 +192,7 @@ impl Provider<'_> {
         if self.style == Style::Tsidp {
             claims.extend(device(granted.identity));
             let scoped: [(&str, &[&str]); 2] = [
-                ("email", &["email"]),
+                ("email", &EMAIL),
                 ("profile", &["preferred_username", "picture"]),
             ];
             for (scope, names) in scoped {
@@ -257,11 +244,11 @@ impl Provider<'_> {
             Style::Tsidp => copy(
                 &mut claims,
                 &person,
-                &["name", "email", "picture", "username"],
+                &["name", "email", "email_verified", "picture", "username"],
             ),
             Style::Standard => {
                 if has("email") {
-                    copy(&mut claims, &person, &["email"]);
+                    copy(&mut claims, &person, &EMAIL);
                 }
                 if has("profile") {
                     let names = ["name", "picture", "preferred_username"];
@@ -288,7 +275,7 @@ impl Provider<'_> {
             copy(&mut claims, &person, &["preferred_username", "picture"]);
         }
         if has("email") {
-            copy(&mut claims, &person, &["email"]);
+            copy(&mut claims, &person, &EMAIL);
         }
         let audiences = if exchanged {
             granted.resources.to_vec()
@@ -316,12 +303,17 @@ impl Provider<'_> {
         };
         put("name", &identity.name);
         put("picture", &identity.picture);
-        if let Some(name) = identity.username() {
-            put("username", name);
-            put("preferred_username", name);
+        if let Some(name) = self.mapping.user_name(&identity.login, self.host) {
+            put("username", &name);
+            put("preferred_username", &name);
         }
-        if !identity.login.is_empty() {
-            put("email", &identity.email(self.host));
+        if let Some(mail) = self.mapping.mail(&identity.login, self.host) {
+            put("email", &mail.address);
+            // An application of tsidp may refuse `false`, and has never seen it.
+            let told = |verified: &bool| *verified || self.style == Style::Standard;
+            if let Some(verified) = mail.verified.filter(told) {
+                claims.insert("email_verified".into(), verified.into());
+            }
         }
         claims
     }

@@ -4,11 +4,19 @@ use super::*;
 
 const ISSUER: &str = "https://idp.tail1.ts.net";
 
+/// Without rules.
+static AS_TSIDP: Mapping = Mapping {
+    user_names: Vec::new(),
+    mail: Vec::new(),
+    verified_domains: Vec::new(),
+};
+
 fn provider(style: Style) -> Provider<'static> {
     Provider {
         issuer: ISSUER,
         host: "idp.tail1.ts.net",
         style,
+        mapping: &AS_TSIDP,
     }
 }
 
@@ -197,6 +205,72 @@ fn logins_without_a_mailbox_get_the_hosts_name() {
 }
 
 #[test]
+fn mail_is_told_to_be_verified_where_that_is_known_and_not_where_it_is_made_up() {
+    let listed = Mapping {
+        verified_domains: vec!["example.com".parse().unwrap()],
+        ..Mapping::default()
+    };
+    for (login, tsidp, standard) in [
+        ("a@example.com", json!(true), json!(true)),
+        ("a@example.org", Value::Null, Value::Null),
+        ("a@github", Value::Null, json!(false)),
+        ("alice", Value::Null, Value::Null),
+    ] {
+        for (style, verified) in [(Style::Tsidp, &tsidp), (Style::Standard, &standard)] {
+            let mut case = Case::of(&["openid", "email"]);
+            case.identity.login = login.into();
+            let made = Provider {
+                mapping: &listed,
+                ..provider(style)
+            };
+            let userinfo = made.userinfo(case.granted(), &case.rules).unwrap();
+            let told = made.introspection(case.granted(), false);
+            for claims in [userinfo, told] {
+                let found = claims.get("email_verified").unwrap_or(&Value::Null);
+                assert_eq!(found, verified, "{login} {style:?}");
+                assert_eq!(claims.contains_key("email"), login.contains('@'), "{login}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rule_of_the_settings_makes_the_same_name_everywhere() {
+    let mapping = Mapping {
+        user_names: vec!["*={name}".parse().unwrap()],
+        mail: vec!["*={name}@example.com".parse().unwrap()],
+        ..Mapping::default()
+    };
+    let made = Provider {
+        mapping: &mapping,
+        ..provider(Style::Tsidp)
+    };
+    let mut case = Case::of(&["openid", "email", "profile"]);
+    case.identity.login = "alice".into();
+    let token = IdToken {
+        now: 0,
+        id: "j",
+        nonce: None,
+        session: None,
+        auth_time: None,
+        access_token: None,
+    };
+    let token = made.id_token(case.granted(), &case.rules, token).unwrap();
+    let userinfo = made.userinfo(case.granted(), &case.rules).unwrap();
+    let told = made.introspection(case.granted(), false);
+    assert_eq!(userinfo["username"], "alice");
+    for claims in [&token, &told] {
+        assert_eq!(claims["preferred_username"], "alice");
+    }
+    for claims in [&token, &told, &userinfo] {
+        assert_eq!(claims["email"], "alice@example.com");
+    }
+    // Who it is stays the login, whatever applications call them.
+    assert_eq!(told["username"], "alice");
+    assert_eq!(told["sub"], "userid:7");
+}
+
+#[test]
 fn extra_claims_are_in_the_id_token_and_where_the_rule_says_so_in_userinfo() {
     let rules = json!([
         {"extraClaims": {"groups": ["admin"]}},
@@ -255,7 +329,14 @@ fn every_claim_that_is_built_is_told_in_discovery() {
         auth_time: Some(0),
         access_token: Some(("t", "RS256")),
     };
-    let made = provider(Style::Tsidp);
+    let verifying = Mapping {
+        verified_domains: vec!["example.com".parse().unwrap()],
+        ..Mapping::default()
+    };
+    let made = Provider {
+        mapping: &verifying,
+        ..provider(Style::Tsidp)
+    };
     let token = made.id_token(case.granted(), &case.rules, token).unwrap();
     let userinfo = made.userinfo(case.granted(), &case.rules).unwrap();
     let built: std::collections::BTreeSet<_> = token.keys().chain(userinfo.keys()).collect();

@@ -41,7 +41,7 @@ use crate::{
     OidcError,
     authorize::UnknownScopes,
     capability::Rules,
-    claims::{self, Identity, Style},
+    claims::{self, Identity, Mapping, Style},
     client::{ClientMetadata, Login},
     device::Tries,
     store::{Client, ClientOrigin, NoRandom, Store, StoreError},
@@ -69,6 +69,8 @@ pub struct ProviderSettings {
     /// The node's full name, which stands behind logins that are no mail addresses.
     pub host: String,
     pub style: Style,
+    /// How names and mail are made of logins.
+    pub mapping: Mapping,
     pub offers: Offers,
     pub unknown_scopes: UnknownScopes,
     /// A node of the tailnet may introspect and exchange tokens without a secret, as in tsidp.
@@ -136,6 +138,7 @@ impl Provider {
             issuer: &self.settings.issuer,
             host: &self.settings.host,
             style: self.settings.style,
+            mapping: &self.settings.mapping,
         }
     }
 
