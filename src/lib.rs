@@ -11,6 +11,7 @@ pub mod config;
 pub mod part;
 pub mod server;
 pub mod signals;
+pub mod token_endpoint;
 pub mod version;
 
 pub use components::{admin, gate, issuer, metrics, oidc, sts, workload};

@@ -15,7 +15,7 @@ use super::{
     output::{self, Output, Table},
 };
 use crate::{
-    config::{self, EffectiveValue, Environment, table::FlagScope},
+    config::{self, EffectiveValue, Environment, RuleSource, table::FlagScope},
     oidc::access::LoginScope,
     policy::RequestScope,
     workload::access::AudienceScope,
@@ -72,6 +72,11 @@ pub(super) fn run(
             super::policy::rules::<RequestScope>("gate.policy", &settings.gate.rules)?;
             super::policy::rules::<AudienceScope>("workload.policy", &settings.workload.rules)?;
             super::policy::rules::<LoginScope>("oidc.policy", &settings.oidc.access.rules)?;
+            let groups = RuleSource {
+                file: settings.oidc.groups.file.clone(),
+                capability: String::new(),
+            };
+            super::policy::rules::<LoginScope>("oidc.groups.file", &groups)?;
             console.say("The settings are fine");
             Ok(())
         }

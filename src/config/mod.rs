@@ -46,7 +46,10 @@ pub use sections::{
     keys::{KeySettings, Publish, TokenSettings},
     memory::MemoryLimit,
     metrics::MetricsSettings,
-    oidc::{LoginSettings, OidcErrorFormat, OidcKeySettings, OidcSettings},
+    oidc::{
+        GroupSettings, LoginSettings, OidcErrorFormat, OidcKeySettings, OidcSettings,
+        TailnetGroupSettings,
+    },
     output::OutputFormat,
     server::ServerSettings,
     signer::SignerSettings,

@@ -23,7 +23,7 @@ const LAYERS: &[&[&str]] = &[
         "web",
     ],
     &["config", "signals", "version"],
-    &["part"],
+    &["part", "token_endpoint"],
     &[
         "admin", "gate", "issuer", "metrics", "oidc", "sts", "workload",
     ],

@@ -21,6 +21,8 @@ pub struct Rule {
     /// Resources and audiences that may be asked for, or `*`.
     pub resources: Vec<String>,
     pub extra_claims: Map<String, Value>,
+    /// For the claim `groups`; tsidp knows no such member.
+    pub groups: Vec<String>,
     /// The extra claims go to UserInfo as well.
     pub include_in_user_info: bool,
 }
@@ -98,6 +100,8 @@ impl Rule {
                 rule.users = texts(value).ok_or_else(wrong)?;
             } else if is("resources") {
                 rule.resources = texts(value).ok_or_else(wrong)?;
+            } else if is("groups") {
+                rule.groups = texts(value).ok_or_else(wrong)?;
             } else if is("extraClaims") {
                 rule.extra_claims = value.as_object().ok_or_else(wrong)?.clone();
             } else if is("includeInUserInfo") {

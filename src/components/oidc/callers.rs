@@ -1,6 +1,6 @@
 //! What the tailnet says about a caller, in the words of the provider.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use ::http::Extensions;
 use futures_util::future::BoxFuture;
@@ -10,7 +10,10 @@ use tailbone_oidc::{
     provider::{Admission, Caller, Denial, Gone, Network},
 };
 
-use super::access::{LoginAccess, LoginTarget};
+use super::{
+    access::{LoginAccess, LoginTarget},
+    groups::Groups,
+};
 use crate::{
     identity::{self, Connection, Directory, Refusal, Visitor},
     policy::{Effect, Who},
@@ -30,6 +33,7 @@ pub(super) struct KnownCaller {
 pub(super) async fn known_caller(
     extensions: &Extensions,
     capability: &str,
+    groups: &Groups,
 ) -> Result<KnownCaller, crate::http::Error> {
     let unknown = || KnownCaller {
         caller: Caller::Unknown,
@@ -45,7 +49,7 @@ pub(super) async fn known_caller(
             let caller = visitor.caller_any_tailnet();
             Ok(KnownCaller {
                 grants: caller.grants(capability).to_vec(),
-                caller: caller_of(&visitor, capability),
+                caller: caller_of(&visitor, capability, groups),
             })
         }
         Err(Refusal::Funnel) => Ok(unknown()),
@@ -57,8 +61,8 @@ pub(super) async fn known_caller(
     }
 }
 
-fn caller_of(visitor: &Visitor, capability: &str) -> Caller {
-    match identity_of(visitor, capability) {
+fn caller_of(visitor: &Visitor, capability: &str, groups: &Groups) -> Caller {
+    match identity_of(visitor, capability, groups) {
         Some(identity) => Caller::Person(Box::new(identity)),
         None => Caller::Machine {
             node: visitor.node_id().to_owned(),
@@ -67,7 +71,7 @@ fn caller_of(visitor: &Visitor, capability: &str) -> Caller {
 }
 
 /// The person, as tsidp knows them too: also one of another tailnet with whom this node was shared.
-fn identity_of(visitor: &Visitor, capability: &str) -> Option<claims::Identity> {
+fn identity_of(visitor: &Visitor, capability: &str, groups: &Groups) -> Option<claims::Identity> {
     let caller = visitor.caller_any_tailnet();
     let identity::Caller::User(user) = caller else {
         return None;
@@ -85,6 +89,7 @@ fn identity_of(visitor: &Visitor, capability: &str) -> Option<claims::Identity> 
             addresses: visitor.addresses().to_vec(),
         },
         grants: caller.grants(capability).to_vec(),
+        groups: groups.of(visitor, Instant::now()),
     })
 }
 
@@ -94,6 +99,7 @@ pub struct TailnetPeople {
     pub directory: Directory,
     pub capability: Arc<str>,
     pub access: Arc<LoginAccess>,
+    pub groups: Arc<Groups>,
 }
 
 impl TailnetPeople {
@@ -124,7 +130,7 @@ impl Network for TailnetPeople {
         Box::pin(async move {
             let visitor = self.visitor(identity).await?;
             let refused = |why: &str| Gone::Refused(why.to_owned());
-            match identity_of(&visitor, &self.capability) {
+            match identity_of(&visitor, &self.capability, &self.groups) {
                 Some(now) if now.user_id == identity.user_id => Ok(now),
                 Some(_) => Err(refused("the device belongs to somebody else")),
                 None => Err(refused("the device has tags")),

@@ -11,15 +11,17 @@
 //! - A page shows only escaped text, runs only our own script, and is in no other page's frame.
 //!
 //! `routes.rs` has the endpoints, `device.rs` those for devices, `logout.rs` those of signing out,
-//! `keys.rs` the published keys, `answers.rs` how they answer, `pages.rs` and `denied.rs` the pages,
-//! `callers.rs` what the tailnet says, [`access`] who may log in where. Done elsewhere: the steps of
-//! a login and what tokens say ([`tailbone_oidc`]), the life of the keys ([`crate::jwks`]).
+//! `keys.rs` the published keys, `answers.rs` how they answer, `pages.rs` and `denied.rs` the
+//! pages, `callers.rs` what the tailnet says, [`access`] who may log in where, [`groups`] who is in
+//! which group. Done elsewhere: the steps of a login and what tokens say ([`tailbone_oidc`]), the
+//! life of the keys ([`crate::jwks`]).
 
 pub mod access;
 mod answers;
 mod callers;
 mod denied;
 mod device;
+pub mod groups;
 mod keys;
 mod logout;
 mod pages;
@@ -46,7 +48,10 @@ pub use callers::TailnetPeople;
 pub use keys::ServedKeys;
 pub use routes::{Oidc, internet_router, router};
 
-use self::access::{LoginAccess, LoginRuleFile};
+use self::{
+    access::{LoginAccess, LoginRuleFile},
+    groups::{Groups, TailnetGroups},
+};
 use crate::{
     config::{RuleSource, Settings},
     http::layers,
@@ -92,6 +97,16 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
         rules: LoginRuleFile::open(file.as_deref(), of_rules)?,
         require_rule: settings.access.require_rule,
     });
+    let groups = Arc::new(Groups {
+        file: match &settings.groups.file {
+            Some(file) => Some(LoginRuleFile::open(Some(file.as_path()), "")?),
+            None => None,
+        },
+        tailnet: match &settings.groups.tailnet {
+            Some(api) => Some(Arc::new(TailnetGroups::new(api)?)),
+            None => None,
+        },
+    });
     let provider = Provider {
         settings: Arc::new(ProviderSettings {
             issuer: issuer.clone(),
@@ -111,6 +126,7 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
             directory: context.directory.clone(),
             capability: capability.clone(),
             access: access.clone(),
+            groups: groups.clone(),
         }),
         user_codes: Arc::new(Tries::of_user_codes()),
         new_devices: Arc::new(Tries::of_new_devices()),
@@ -132,6 +148,7 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
     let oidc = Arc::new(Oidc {
         provider,
         capability,
+        groups: groups.clone(),
         errors: settings.errors,
         cache_time: settings.keys.cache_time,
         served_keys: ServedKeys::default(),
@@ -139,7 +156,11 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
     let internet = layers::wrap_own_errors(internet_router(oidc.clone()), "oidc");
     let routes = layers::wrap_own_errors(router(oidc), "oidc");
     let routes = Routes::new("oidc", routes).on_the_internet(internet);
-    Ok(Part::new("oidc")
+    let mut part = Part::new("oidc");
+    if let Some(tailnet) = groups.tailnet.clone() {
+        part = part.latch("oidc-groups", move |_| tailnet.state(Instant::now()));
+    }
+    Ok(part
         .serve("oidc", settings.listen.clone(), &routes)
         .latch("oidc-clients", move |_| {
             if imported.load(Ordering::Acquire) {
@@ -149,6 +170,7 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
         })
         .lifecycle(Live {
             access,
+            groups,
             sweeper: Sweeper {
                 store,
                 last: Mutex::new(Instant::now()),
@@ -159,21 +181,31 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
 /// What goes on while the server runs.
 struct Live {
     access: Arc<LoginAccess>,
+    groups: Arc<Groups>,
     sweeper: Sweeper,
 }
 
 impl Lifecycle for Live {
     fn tick(&self) {
-        if let Err(error) = self.access.rules.tick() {
-            log_load_error(&error);
+        let files = [Some(&self.access.rules), self.groups.file.as_ref()];
+        for file in files.into_iter().flatten() {
+            if let Err(error) = file.tick() {
+                log_load_error(&error);
+            }
+        }
+        if let Some(tailnet) = &self.groups.tailnet {
+            tailnet.tick(Instant::now());
         }
         self.sweeper.tick();
     }
 
     fn reload(&self, _: &Settings) {
-        match self.access.rules.reload() {
-            Ok(_) => tracing::info!(target: "oidc", "policy reloaded"),
-            Err(error) => log_load_error(&error),
+        let files = [Some(&self.access.rules), self.groups.file.as_ref()];
+        for file in files.into_iter().flatten() {
+            match file.reload() {
+                Ok(_) => tracing::info!(target: "oidc", "policy reloaded"),
+                Err(error) => log_load_error(&error),
+            }
         }
     }
 }

@@ -50,6 +50,7 @@ use super::{
     answers::{self, JSON},
     callers::{KnownCaller, known_caller},
     denied, device,
+    groups::Groups,
     keys::ServedKeys,
     logout::{self, SIGN_OUT_PATH},
     pages::{self, QuestionForm},
@@ -78,6 +79,7 @@ pub struct Oidc {
     pub provider: Provider,
     /// Whose values are the rules of callers.
     pub capability: Arc<str>,
+    pub groups: Arc<Groups>,
     pub errors: ErrorFormat,
     /// How long verifiers may cache the published keys.
     pub cache_time: std::time::Duration,
@@ -650,7 +652,7 @@ async fn privileged(
 }
 
 pub(super) async fn identified(oidc: &Oidc, request: &Parts) -> Result<KnownCaller, OidcError> {
-    let known = known_caller(&request.extensions, &oidc.capability).await;
+    let known = known_caller(&request.extensions, &oidc.capability, &oidc.groups).await;
     known.map_err(|_| {
         let words = "the caller makes more requests than it may";
         OidcError::new(StatusCode::TOO_MANY_REQUESTS, "invalid_request", words)

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use ::http::StatusCode;
 
-use super::{policy::RefusalReason, token_endpoint::TokenEndpointError};
+use super::policy::RefusalReason;
 use crate::{
     http::{self, error::Kind},
     jwks::verify::MalformedToken,
+    token_endpoint::TokenEndpointError,
 };
 
 #[derive(Debug, thiserror::Error)]

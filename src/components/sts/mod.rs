@@ -15,7 +15,7 @@
 //! - Only a policy grants anything, and only for a token whose signature and claims it accepts
 //!   ([`policy`]).
 //! - A call of Tailscale has the scopes and tags of one request and never of another
-//!   ([`token_endpoint`]).
+//!   ([`crate::token_endpoint`]).
 //! - Each exchange and each refusal is one audit line with issuer, subject, policy, scopes and
 //!   reason. No token is ever written anywhere.
 //! - An issuer whose keys cannot be fetched only delays its own callers, for a bounded time.
@@ -29,7 +29,6 @@ pub mod client;
 mod error;
 pub mod policy;
 mod routes;
-pub mod token_endpoint;
 pub mod trial_issuer;
 
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
@@ -42,12 +41,8 @@ use jiff::Timestamp;
 pub use error::ExchangeError;
 pub use routes::router;
 
-use self::{
-    policy::{
-        CheckedToken, ExchangePolicy, LoadedPolicies, PolicyLoadError, PolicyOutcome,
-        RequestedAccess,
-    },
-    token_endpoint::{AccessToken, RequestedGrant, TokenEndpoint},
+use self::policy::{
+    CheckedToken, ExchangePolicy, LoadedPolicies, PolicyLoadError, PolicyOutcome, RequestedAccess,
 };
 use crate::{
     config::{self, Listen},
@@ -58,6 +53,7 @@ use crate::{
     },
     part::{AcceptedHosts, Context, Lifecycle, Part, PartError, Routes},
     telemetry::meter::Meter,
+    token_endpoint::{AccessToken, RequestedGrant, TokenEndpoint, TokenEndpointError},
 };
 
 /// The component, at its listeners.
@@ -286,8 +282,7 @@ impl SharedState {
             .as_ref()
             .or(self.settings.credentials.as_ref());
         let credentials = credentials.ok_or_else(|| {
-            let missing =
-                token_endpoint::TokenEndpointError::ClientRefused("no client is set".to_owned());
+            let missing = TokenEndpointError::ClientRefused("no client is set".to_owned());
             refused(missing.into())
         })?;
         match self

@@ -12,7 +12,9 @@ use tailbone_oidc::{
     claims::{Mapping, Style},
 };
 
-use super::keys::KeySettings;
+use url::Url;
+
+use super::{keys::KeySettings, sts::Credentials};
 use crate::config::{
     RuleSource,
     duration::format,
@@ -105,6 +107,27 @@ rows! {
         .flag("oidc-verified-mail-domains", FlagScope::Start)
         .example("example.com")
         .help("Domains whose addresses belong to the people who log in with them: email_verified is true");
+    GROUPS_FILE = row("oidc.groups.file", ValueKind::Text)
+        .flag("oidc-groups-file", FlagScope::Start)
+        .default("")
+        .example("/etc/tailbone/groups.toml")
+        .help("File whose table [groups] says who is in which group, for the claim groups; may be that of oidc.policy");
+    GROUPS_CLIENT_ID = row("oidc.groups.clientId", ValueKind::Text)
+        .flag("oidc-groups-client-id", FlagScope::Start)
+        .default("")
+        .example("k123456CNTRL")
+        .help(
+            "OAuth client of Tailscale's API with the scope policy_file:read; the groups of the \
+             tailnet's policy file are groups of the claim, too",
+        );
+    GROUPS_CLIENT_SECRET = row("oidc.groups.clientSecret", ValueKind::Secret)
+        .flag("oidc-groups-client-secret", FlagScope::Start)
+        .example("file:/run/secrets/groups")
+        .help("Secret of that client");
+    GROUPS_API = row("oidc.groups.api", ValueKind::Url)
+        .flag("oidc-groups-api", FlagScope::Start)
+        .default("https://api.tailscale.com")
+        .help("Tailscale's API");
     UNKNOWN_SCOPES = row("oidc.unknownScopes", ValueKind::Word(&["ignore", "refuse"]))
         .flag("oidc-unknown-scopes", FlagScope::Start)
         .default("ignore")
@@ -146,11 +169,27 @@ pub struct OidcSettings {
     pub claims: Style,
     /// How names and mail are made of logins.
     pub mapping: Mapping,
+    pub groups: GroupSettings,
     pub unknown_scopes: UnknownScopes,
     /// Nodes of the tailnet may introspect and exchange without a secret.
     pub nodes_may_inspect: bool,
     pub errors: OidcErrorFormat,
     pub keys: OidcKeySettings,
+}
+
+/// Where groups are read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupSettings {
+    pub file: Option<PathBuf>,
+    /// The groups of the tailnet's policy file.
+    pub tailnet: Option<TailnetGroupSettings>,
+}
+
+/// How Tailscale's API is asked for the policy file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TailnetGroupSettings {
+    pub api: Url,
+    pub client: Credentials,
 }
 
 /// Who may log in to which application.
@@ -228,6 +267,7 @@ impl OidcSettings {
             token_exchange,
             claims,
             mapping,
+            groups,
             unknown_scopes,
             nodes_may_inspect,
             errors,
@@ -245,6 +285,7 @@ impl OidcSettings {
         reloaded.leave(CLAIMS.key, &self.claims, claims);
         let rows = "oidc.userNames, oidc.mail or oidc.verifiedMailDomains";
         reloaded.leave(rows, &self.mapping, mapping);
+        reloaded.leave("oidc.groups", &self.groups, groups);
         let scopes = &self.unknown_scopes;
         reloaded.leave(UNKNOWN_SCOPES.key, scopes, unknown_scopes);
         let inspect = &self.nodes_may_inspect;
@@ -274,6 +315,7 @@ impl SettingsReader<'_> {
             _ => Style::Tsidp,
         });
         let mapping = self.mapping();
+        let groups = self.groups(on);
         let unknown_scopes = self.word(&UNKNOWN_SCOPES).map(|word| match word {
             "refuse" => UnknownScopes::Refuse,
             _ => UnknownScopes::Ignore,
@@ -294,6 +336,7 @@ impl SettingsReader<'_> {
             token_exchange: token_exchange?,
             claims: claims?,
             mapping: mapping?,
+            groups: groups?,
             unknown_scopes: unknown_scopes?,
             nodes_may_inspect: nodes_may_inspect?,
             errors: errors?,
@@ -321,6 +364,44 @@ impl SettingsReader<'_> {
             mail: mail?,
             verified_domains: verified_domains?,
         })
+    }
+
+    fn groups(&mut self, on: bool) -> Option<GroupSettings> {
+        let file = self.optional_path(&GROUPS_FILE);
+        let id = self.read(&GROUPS_CLIENT_ID, text);
+        let secret = self.secret(&GROUPS_CLIENT_SECRET);
+        let api = self.url(&GROUPS_API);
+        let (file, id, secret, api) = (file?, id?, secret?, api?.unwrap_or_default());
+        let (row, missing) = match (id.is_empty(), secret) {
+            (true, None) => {
+                let tailnet = None;
+                return Some(GroupSettings { file, tailnet });
+            }
+            (false, Some(secret)) => {
+                let own = |url: &Url| match url.host_str() {
+                    Some(host) => ["127.0.0.1", "[::1]", "localhost"].contains(&host),
+                    None => false,
+                };
+                let url = Url::parse(&api).ok();
+                if let Some(api) = url.filter(|url| url.scheme() == "https" || own(url)) {
+                    let client = Credentials { id, secret };
+                    let tailnet = Some(TailnetGroupSettings { api, client });
+                    return Some(GroupSettings { file, tailnet });
+                }
+                let sentence = "not an https address: the client's secret goes there";
+                self.mistake(&GROUPS_API, Some(api), sentence.into());
+                return None;
+            }
+            (false, None) => (&GROUPS_CLIENT_ID, "oidc.groups.clientSecret"),
+            (true, Some(_)) => (&GROUPS_CLIENT_SECRET, "oidc.groups.clientId"),
+        };
+        if !on {
+            let tailnet = None;
+            return Some(GroupSettings { file, tailnet });
+        }
+        let sentence = format!("{missing} is missing: an OAuth client is both");
+        self.mistake(row, None, sentence);
+        None
     }
 
     fn oidc_keys(

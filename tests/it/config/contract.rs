@@ -112,6 +112,7 @@ fn the_contract_names_every_row_of_the_table() {
             "keys.vault.token",
             "sts.clientSecret",
             "workload.keys.azure.clientSecret",
+            "oidc.groups.clientSecret",
             "no-confirmation",
             "admin.client.host",
             "admin.client.port",

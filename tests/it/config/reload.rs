@@ -68,6 +68,8 @@ fn a_reload_applies_a_changed_setting_or_names_it() {
                 ("TB_GATE_AUTH_SOCKET", "/gate.sock"),
                 ("TB_SERVER_TELEMETRY_OTLP_ENDPOINT", "http://127.0.0.1:4318"),
                 ("TB_STS_CLIENTID", "id"),
+                ("TB_OIDC_GROUPS_CLIENTID", "id"),
+                ("TB_OIDC_GROUPS_CLIENTSECRET", "hush"),
                 ("TB_STS_CLIENTSECRET", "hush"),
                 ("TB_STS_HOST_LISTEN", "127.0.0.1:8443"),
                 ("TB_STS_HOST_CERT", "/tls.crt"),

@@ -189,7 +189,7 @@ async fn a_caller_whom_the_tailnet_does_not_know_logs_in_nowhere() {
 
 #[tokio::test]
 async fn scopes_that_mean_nothing_are_ignored_or_refused() {
-    let scope = [("scope", "openid,email profile groups offline_access")];
+    let scope = [("scope", "openid,email profile address offline_access")];
     let server = OidcServer::open().await;
     let mut alice = server.alice().await;
     assert_eq!(tokens(&mut alice, &scope).await["scope"], "profile");

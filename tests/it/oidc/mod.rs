@@ -6,6 +6,7 @@ mod claims;
 mod clients;
 mod device;
 mod documents;
+mod groups;
 mod login;
 mod logout;
 mod pages;
@@ -30,6 +31,7 @@ use tailbone::{
     oidc::{
         Oidc, ServedKeys, TailnetPeople,
         access::{LoginAccess, LoginRuleFile, LoginRules},
+        groups::{Groups, TailnetGroups},
         internet_router, router,
     },
     policy::LOGIN_CAPABILITY,
@@ -65,6 +67,7 @@ struct OidcServer {
     world: World,
     provider: Provider,
     access: Arc<LoginAccess>,
+    groups: Arc<Groups>,
     _dir: TempDir,
     _server: Server,
     _internet: Server,
@@ -81,7 +84,7 @@ impl OidcServer {
 
     async fn with_keys(keys: KeySet, change: impl FnOnce(&mut ProviderSettings)) -> Self {
         let access = LoginAccess::grants_only(LOGIN_CAPABILITY);
-        Self::with_all(keys, access, change).await
+        Self::with_all(keys, access, Groups::default(), change).await
     }
 
     /// With rules about who may log in where.
@@ -91,12 +94,18 @@ impl OidcServer {
             rules,
             require_rule,
         };
-        Self::with_all(es256().await, access, |_| {}).await
+        Self::with_all(es256().await, access, Groups::default(), |_| {}).await
+    }
+
+    async fn with_groups(groups: Groups) -> Self {
+        let access = LoginAccess::grants_only(LOGIN_CAPABILITY);
+        Self::with_all(es256().await, access, groups, |_| {}).await
     }
 
     async fn with_all(
         keys: KeySet,
         access: LoginAccess,
+        groups: Groups,
         change: impl FnOnce(&mut ProviderSettings),
     ) -> Self {
         let dir = TempDir::new().unwrap();
@@ -113,7 +122,7 @@ impl OidcServer {
         };
         change(&mut settings);
         let world = World::new();
-        let access = Arc::new(access);
+        let (access, groups) = (Arc::new(access), Arc::new(groups));
         let provider = Provider {
             settings: Arc::new(settings),
             store: Arc::new(Sqlite::open(&dir.path().join("oidc.db")).unwrap()),
@@ -123,6 +132,7 @@ impl OidcServer {
                 directory: world.directory.clone(),
                 capability: CAPABILITY.into(),
                 access: access.clone(),
+                groups: groups.clone(),
             }),
             user_codes: Arc::new(Tries::of_user_codes()),
             new_devices: Arc::new(Tries::of_new_devices()),
@@ -130,6 +140,7 @@ impl OidcServer {
         let oidc = Arc::new(Oidc {
             provider: provider.clone(),
             capability: CAPABILITY.into(),
+            groups: groups.clone(),
             errors: OidcErrorFormat::Json,
             cache_time: Duration::from_secs(300),
             served_keys: ServedKeys::default(),
@@ -144,6 +155,7 @@ impl OidcServer {
             world,
             provider,
             access,
+            groups,
             _dir: dir,
         };
         server

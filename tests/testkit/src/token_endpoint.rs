@@ -46,6 +46,13 @@ struct Shared {
     requests: Mutex<Vec<TokenRequest>>,
     troubles: Mutex<VecDeque<Trouble>>,
     form_only: bool,
+    policy: Mutex<Option<Policy>>,
+}
+
+/// The tailnet's policy file, as the API tells it.
+struct Policy {
+    status: u16,
+    body: String,
 }
 
 /// A request as it arrived, valid or not.
@@ -79,6 +86,7 @@ impl TokenEndpoint {
         });
         let router = Router::new()
             .route("/api/v2/oauth/token", any(token))
+            .route("/api/v2/tailnet/-/acl", any(policy_file))
             .with_state(state.clone());
         let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/api/v2/oauth/token", tcp.local_addr().unwrap());
@@ -96,6 +104,17 @@ impl TokenEndpoint {
         }
     }
 
+    /// What the API answers to whoever may read the policy file.
+    pub fn set_policy(&self, status: u16, body: impl Into<String>) {
+        let body = body.into();
+        *self.state.policy.lock().unwrap() = Some(Policy { status, body });
+    }
+
+    /// The API without a path.
+    pub fn api(&self) -> &str {
+        self.url.strip_suffix("/api/v2/oauth/token").unwrap()
+    }
+
     pub fn trouble(&self, trouble: Trouble) {
         self.state.troubles.lock().unwrap().push_back(trouble);
     }
@@ -108,6 +127,28 @@ impl TokenEndpoint {
     pub fn token_for(scopes: &str, tags: &str) -> String {
         let plain = |text: &str| text.replace(' ', "+");
         format!("tskey-api-{}/{}", plain(scopes), plain(tags))
+    }
+}
+
+async fn policy_file(
+    State(state): State<Arc<Shared>>,
+    method: Method,
+    headers: HeaderMap,
+) -> Response {
+    let of = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let token = TokenEndpoint::token_for("policy_file:read", "");
+    if of(header::AUTHORIZATION) != Some(&format!("Bearer {token}")) {
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
+    // Without this header the API tells the file with its comments, which is no JSON.
+    if method != Method::GET || of(header::ACCEPT) != Some("application/json") {
+        return "// HuJSON\n{}".into_response();
+    }
+    match &*state.policy.lock().unwrap() {
+        Some(Policy { status, body }) => {
+            (StatusCode::from_u16(*status).unwrap(), body.clone()).into_response()
+        }
+        None => StatusCode::NOT_FOUND.into_response(),
     }
 }
 

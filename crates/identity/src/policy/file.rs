@@ -79,10 +79,10 @@ const GRANT: [&str; 2] = ["capability", "has"];
 
 /// One value of the file, with its place.
 pub type Node<'i> = Spanned<DeValue<'i>>;
-type Groups = BTreeMap<String, Vec<Selector>>;
+pub(super) type Groups = BTreeMap<String, Vec<Selector>>;
 
-/// The rules of a file, and what it says beside them.
-type Contents<S> = (Vec<Rule<S>>, <S as Scope>::Top);
+/// The rules of a file, its groups, and what it says beside them.
+type Contents<S> = (Vec<Rule<S>>, Groups, <S as Scope>::Top);
 
 pub(super) fn parse<S: Scope>(text: &str) -> Result<Contents<S>, Mistakes> {
     let mut reader = RuleReader {
@@ -97,9 +97,10 @@ pub(super) fn parse<S: Scope>(text: &str) -> Result<Contents<S>, Mistakes> {
     // After a syntax error the parser's tree is a guess, which would produce false mistakes.
     let contents = if reader.mistakes.is_empty() {
         let top = S::of_top(&mut reader, table.get_ref());
-        (reader.file(table.get_ref()), top)
+        let (rules, groups) = reader.file(table.get_ref());
+        (rules, groups, top)
     } else {
-        (Vec::new(), S::Top::default())
+        (Vec::new(), Groups::new(), S::Top::default())
     };
     let mut mistakes = reader.mistakes;
     if mistakes.is_empty() {
@@ -117,7 +118,7 @@ pub struct RuleReader<'i> {
 }
 
 impl RuleReader<'_> {
-    fn file<S: Scope>(&mut self, table: &DeTable<'_>) -> Vec<Rule<S>> {
+    fn file<S: Scope>(&mut self, table: &DeTable<'_>) -> (Vec<Rule<S>>, Groups) {
         self.known_keys(table, "", &[&TOP, S::TOP_KEYS].concat());
         if let Some(version) = table.get("version") {
             let one = version
@@ -134,7 +135,7 @@ impl RuleReader<'_> {
         };
         let mut rules: Vec<Rule<S>> = Vec::new();
         let Some(node) = table.get("rule") else {
-            return rules;
+            return (rules, groups);
         };
         let Some(list) = node.get_ref().as_array() else {
             self.mistake(
@@ -142,7 +143,7 @@ impl RuleReader<'_> {
                 "rule",
                 "write each rule under a [[rule]] of its own",
             );
-            return rules;
+            return (rules, groups);
         };
         for (at, node) in list.iter().enumerate() {
             let field = format!("rule[{}]", at + 1);
@@ -164,7 +165,7 @@ impl RuleReader<'_> {
             }
             rules.push(rule);
         }
-        rules
+        (rules, groups)
     }
 
     fn groups(&mut self, node: &Node<'_>) -> Groups {

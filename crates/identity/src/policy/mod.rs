@@ -154,6 +154,8 @@ pub type RuleStore = RuleFile<RequestScope>;
 #[derive(Debug, Clone, PartialEq)]
 pub struct RuleList<S: Scope> {
     rules: Vec<Rule<S>>,
+    /// The file's groups, by name.
+    groups: file::Groups,
     /// What the file says beside its rules.
     top: S::Top,
     /// `None` if grants are not evaluated.
@@ -179,6 +181,7 @@ impl<S: Scope> RuleList<S> {
     pub fn grants_only(capability: &str) -> Self {
         Self {
             rules: Vec::new(),
+            groups: file::Groups::new(),
             top: S::Top::default(),
             capability: Some(capability.to_owned()).filter(|name| !name.is_empty()),
         }
@@ -186,9 +189,10 @@ impl<S: Scope> RuleList<S> {
 
     /// Reads a file of rules and reports all of its mistakes at once.
     pub fn parse(text: &str, capability: &str) -> Result<Self, Mistakes> {
-        let (rules, top) = file::parse(text)?;
+        let (rules, groups, top) = file::parse(text)?;
         Ok(Self {
             rules,
+            groups,
             top,
             ..Self::grants_only(capability)
         })
@@ -197,6 +201,14 @@ impl<S: Scope> RuleList<S> {
     /// What the file says beside its rules.
     pub fn top(&self) -> &S::Top {
         &self.top
+    }
+
+    /// The names of the file's groups that have this caller as a member.
+    pub fn groups_of<'a>(&'a self, caller: &'a Caller) -> impl Iterator<Item = &'a str> {
+        let groups = self.groups.iter();
+        groups
+            .filter(|(_, members)| members.iter().any(|one| one.matches(caller)))
+            .map(|(name, _)| name.as_str())
     }
 
     pub fn decide(&self, who: Who<'_>, target: &S::Target) -> Verdict {

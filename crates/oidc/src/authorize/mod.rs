@@ -22,4 +22,4 @@ pub use request::{
 };
 
 /// The scopes that mean something here.
-pub const SCOPES: [&str; 3] = ["openid", "email", "profile"];
+pub const SCOPES: [&str; 4] = ["openid", "email", "profile", "groups"];

@@ -363,10 +363,10 @@ mod tests {
             Ok(("openid email".into(), true))
         );
         assert_eq!(
-            read_as("scope=openid+groups", &client(), UnknownScopes::Refuse),
+            read_as("scope=openid+address", &client(), UnknownScopes::Refuse),
             Err((
                 "invalid_scope",
-                "invalid scope: unsupported scope: \"groups\"".into()
+                "invalid scope: unsupported scope: \"address\"".into()
             ))
         );
     }

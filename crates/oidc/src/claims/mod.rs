@@ -12,7 +12,7 @@ mod extra;
 mod mapping;
 mod request;
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use aws_lc_rs::digest::{SHA256, SHA384, SHA512, digest};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -65,7 +65,7 @@ const OURS: [&str; 14] = [
 ];
 
 /// What the builder can put into an ID token or UserInfo, tsidp's first and in its order.
-pub const SUPPORTED: [&str; 24] = [
+pub const SUPPORTED: [&str; 25] = [
     "sub",
     "aud",
     "exp",
@@ -85,12 +85,16 @@ pub const SUPPORTED: [&str; 24] = [
     "auth_time",
     "azp",
     "email_verified",
+    "groups",
     "name",
     "nonce",
     "picture",
     "preferred_username",
     "sid",
 ];
+
+/// The scope, and its claim.
+const GROUPS: &str = "groups";
 
 /// The claims of the scope `email`.
 const EMAIL: [&str; 2] = ["email", "email_verified"];
@@ -124,6 +128,10 @@ pub struct Identity {
     /// The values of the capability, as the tailnet's policy gave them at the time.
     #[serde(default)]
     pub grants: Vec<Value>,
+    /// The groups that the server's file and the tailnet's policy file have the person in; `None`
+    /// if nobody could say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<Vec<String>>,
 }
 
 /// The node from which the person logged in.
@@ -154,6 +162,19 @@ pub struct Granted<'a> {
     /// The audiences of the access token beside the client.
     pub resources: &'a [String],
     pub wishes: &'a ClaimsRequest,
+}
+
+impl Granted<'_> {
+    /// Whether it depends on groups of which nobody could say whether the person is in them.
+    pub fn lacks_groups(&self) -> bool {
+        let asked = [&self.wishes.id_token, &self.wishes.userinfo];
+        let wished = asked.iter().any(|wishes| wishes.contains_key(GROUPS));
+        self.identity.groups.is_none() && (wished || self.has(GROUPS))
+    }
+
+    fn has(&self, scope: &str) -> bool {
+        self.scopes.iter().any(|one| one == scope)
+    }
 }
 
 /// The provider, as claims tell it.
@@ -188,7 +209,7 @@ impl Provider<'_> {
     ) -> Result<Map<String, Value>, ProtectedClaim> {
         let mut claims = Map::new();
         let person = self.person(granted.identity);
-        let has = |scope: &str| granted.scopes.iter().any(|one| one == scope);
+        let has = |scope: &str| granted.has(scope);
         if self.style == Style::Tsidp {
             claims.extend(device(granted.identity));
             let scoped: [(&str, &[&str]); 2] = [
@@ -203,6 +224,7 @@ impl Provider<'_> {
         }
         self.add_wished(&mut claims, &person, granted, &granted.wishes.id_token);
         extra::add(&mut claims, rules.iter())?;
+        add_groups(&mut claims, granted, rules, &granted.wishes.id_token);
         let audiences = audiences(granted);
         if let [_, _, ..] = audiences.as_slice() {
             claims.insert("azp".into(), granted.client_id.into());
@@ -238,7 +260,7 @@ impl Provider<'_> {
         rules: &Rules,
     ) -> Result<Map<String, Value>, ProtectedClaim> {
         let person = self.person(granted.identity);
-        let has = |scope: &str| granted.scopes.iter().any(|one| one == scope);
+        let has = |scope: &str| granted.has(scope);
         let mut claims = Map::new();
         match self.style {
             Style::Tsidp => copy(
@@ -261,15 +283,21 @@ impl Provider<'_> {
             &mut claims,
             rules.iter().filter(|rule| rule.include_in_user_info),
         )?;
+        add_groups(&mut claims, granted, rules, &granted.wishes.userinfo);
         // A rule that stays out of UserInfo locks nobody out of it.
         claims.insert("sub".into(), granted.identity.subject().into());
         Ok(claims)
     }
 
     /// The claims of an active access token (RFC 7662), but for its times and its id.
-    pub fn introspection(&self, granted: Granted<'_>, exchanged: bool) -> Map<String, Value> {
+    pub fn introspection(
+        &self,
+        granted: Granted<'_>,
+        rules: &Rules,
+        exchanged: bool,
+    ) -> Map<String, Value> {
         let person = self.person(granted.identity);
-        let has = |scope: &str| granted.scopes.iter().any(|one| one == scope);
+        let has = |scope: &str| granted.has(scope);
         let mut claims = Map::new();
         if has("profile") {
             copy(&mut claims, &person, &["preferred_username", "picture"]);
@@ -277,6 +305,7 @@ impl Provider<'_> {
         if has("email") {
             copy(&mut claims, &person, &EMAIL);
         }
+        add_groups(&mut claims, granted, rules, &BTreeMap::new());
         let audiences = if exchanged {
             granted.resources.to_vec()
         } else {
@@ -325,7 +354,7 @@ impl Provider<'_> {
         claims: &mut Map<String, Value>,
         person: &Map<String, Value>,
         granted: Granted<'_>,
-        wishes: &std::collections::BTreeMap<String, Wish>,
+        wishes: &BTreeMap<String, Wish>,
     ) {
         let device = device(granted.identity);
         for name in wishes.keys() {
@@ -334,6 +363,33 @@ impl Provider<'_> {
                 claims.insert(name.clone(), value.clone());
             }
         }
+    }
+}
+
+/// The claim `groups`, where the scope of this name or the `claims` parameter asks for it: groups
+/// of the grants, of the server's file and of the tailnet's policy, behind those of `extraClaims`.
+fn add_groups(
+    claims: &mut Map<String, Value>,
+    granted: Granted<'_>,
+    rules: &Rules,
+    wishes: &BTreeMap<String, Wish>,
+) {
+    if !granted.has(GROUPS) && !wishes.contains_key(GROUPS) {
+        return;
+    }
+    let mut groups = match claims.remove(GROUPS) {
+        Some(Value::Array(extra)) => extra,
+        extra => extra.into_iter().collect(),
+    };
+    let of_grants = rules.iter().flat_map(|rule| &rule.groups);
+    for name in of_grants.chain(granted.identity.groups.iter().flatten()) {
+        let name = Value::from(name.as_str());
+        if !groups.contains(&name) {
+            groups.push(name);
+        }
+    }
+    if !groups.is_empty() {
+        claims.insert(GROUPS.into(), groups.into());
     }
 }
 

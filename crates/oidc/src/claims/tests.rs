@@ -34,6 +34,7 @@ fn alice() -> Identity {
             addresses: vec!["100.64.0.7".parse().unwrap(), "fd7a::7".parse().unwrap()],
         },
         grants: Vec::new(),
+        groups: Some(Vec::new()),
     }
 }
 
@@ -189,7 +190,7 @@ fn logins_without_a_mailbox_get_the_hosts_name() {
         for claims in [case.id_token(Style::Tsidp), case.userinfo(Style::Tsidp)] {
             assert_eq!(claims["email"], email);
         }
-        let told = provider(Style::Tsidp).introspection(case.granted(), false);
+        let told = provider(Style::Tsidp).introspection(case.granted(), &case.rules, false);
         assert_eq!(
             (&told["email"], &told["username"]),
             (&json!(email), &json!(login))
@@ -224,7 +225,7 @@ fn mail_is_told_to_be_verified_where_that_is_known_and_not_where_it_is_made_up()
                 ..provider(style)
             };
             let userinfo = made.userinfo(case.granted(), &case.rules).unwrap();
-            let told = made.introspection(case.granted(), false);
+            let told = made.introspection(case.granted(), &case.rules, false);
             for claims in [userinfo, told] {
                 let found = claims.get("email_verified").unwrap_or(&Value::Null);
                 assert_eq!(found, verified, "{login} {style:?}");
@@ -257,7 +258,7 @@ fn a_rule_of_the_settings_makes_the_same_name_everywhere() {
     };
     let token = made.id_token(case.granted(), &case.rules, token).unwrap();
     let userinfo = made.userinfo(case.granted(), &case.rules).unwrap();
-    let told = made.introspection(case.granted(), false);
+    let told = made.introspection(case.granted(), &case.rules, false);
     assert_eq!(userinfo["username"], "alice");
     for claims in [&token, &told] {
         assert_eq!(claims["preferred_username"], "alice");
@@ -290,9 +291,56 @@ fn extra_claims_are_in_the_id_token_and_where_the_rule_says_so_in_userinfo() {
 }
 
 #[test]
+fn groups_come_from_everywhere_once_and_where_they_are_asked_for() {
+    let rules = json!([
+        {"extraClaims": {"groups": "extra"}, "includeInUserInfo": true},
+        {"groups": ["granted", "staff"]},
+    ]);
+    let rules = Rules::parse(rules.as_array().unwrap()).unwrap();
+    let case_of = |scopes: &[&str]| {
+        let mut case = Case::of(scopes);
+        case.rules = rules.clone();
+        case.identity.groups = Some(vec!["admins".into(), "staff".into()]);
+        case
+    };
+    let asking = case_of(&["openid", "groups"]);
+    let all = json!(["extra", "granted", "staff", "admins"]);
+    for style in [Style::Tsidp, Style::Standard] {
+        assert_eq!(asking.id_token(style)["groups"], all);
+        assert_eq!(asking.userinfo(style)["groups"], all);
+    }
+    let told = provider(Style::Tsidp).introspection(asking.granted(), &asking.rules, false);
+    assert_eq!(told["groups"], json!(["granted", "staff", "admins"]));
+
+    // Without the scope only what tsidp tells as well.
+    let plain = case_of(&["openid"]);
+    assert_eq!(plain.id_token(Style::Tsidp)["groups"], "extra");
+    let mut wishing = case_of(&["openid"]);
+    wishing.wishes = ClaimsRequest::parse(r#"{"id_token": {"groups": null}}"#).unwrap();
+    assert_eq!(wishing.id_token(Style::Standard)["groups"], all);
+    assert_eq!(wishing.userinfo(Style::Standard)["groups"], "extra");
+
+    let nobody = Case::of(&["openid", "groups"]);
+    assert!(nobody.id_token(Style::Tsidp).get("groups").is_none());
+}
+
+#[test]
+fn whether_groups_are_missing_depends_on_who_asks() {
+    let mut case = Case::of(&["openid", "groups"]);
+    assert!(!case.granted().lacks_groups());
+    case.identity.groups = None;
+    assert!(case.granted().lacks_groups());
+    case.scopes.pop();
+    assert!(!case.granted().lacks_groups());
+    case.wishes = ClaimsRequest::parse(r#"{"userinfo": {"groups": null}}"#).unwrap();
+    assert!(case.granted().lacks_groups());
+}
+
+#[test]
 fn introspection_tells_one_subject_and_a_list_of_audiences() {
     let mut case = Case::of(&["openid", "email", "profile"]);
-    let told = Value::Object(provider(Style::Tsidp).introspection(case.granted(), false));
+    let told =
+        Value::Object(provider(Style::Tsidp).introspection(case.granted(), &case.rules, false));
     assert_eq!(
         told,
         json!({
@@ -303,7 +351,7 @@ fn introspection_tells_one_subject_and_a_list_of_audiences() {
         })
     );
     case.resources = vec!["https://a.example.com".into()];
-    let exchanged = provider(Style::Tsidp).introspection(case.granted(), true);
+    let exchanged = provider(Style::Tsidp).introspection(case.granted(), &case.rules, true);
     assert_eq!(exchanged["aud"], json!(["https://a.example.com"]));
 }
 
@@ -319,7 +367,8 @@ fn the_hash_of_an_access_token_fits_the_algorithm() {
 
 #[test]
 fn every_claim_that_is_built_is_told_in_discovery() {
-    let mut case = Case::of(&["openid", "email", "profile"]);
+    let mut case = Case::of(&["openid", "email", "profile", "groups"]);
+    case.identity.groups = Some(vec!["staff".into()]);
     case.resources = vec!["https://a.example.com".into()];
     let token = IdToken {
         now: 0,

@@ -15,7 +15,7 @@ use crate::{
         self, Answer, Asked, AuthorizationRequest, Decision, ReadRules, Refused, ReplyTo,
         destination,
     },
-    claims::Identity,
+    claims::{Granted, Identity},
     client::ClientMetadata,
     grant::{CODE_LIFETIME, GrantDetails},
     store::{Client, Code, Digest, Grant, GrantId, Session, SessionId, random_token},
@@ -210,6 +210,18 @@ impl Provider {
                     .reply_to
                     .error(issuer, "access_denied", NOT_ADMITTED),
             }))));
+        }
+        let asks = Granted {
+            client_id: &addressed.client.id,
+            identity,
+            scopes: &wanted.scopes,
+            resources: &[],
+            wishes: &wanted.claims,
+        };
+        if asks.lacks_groups() {
+            tracing::error!(target: "oidc", login = identity.login, "no login: the person's groups are not known");
+            let sentence = "the groups of the person are not known at the moment";
+            return Ok(Err(Refused::new("temporarily_unavailable", sentence)));
         }
         if !wanted.resources.is_empty() {
             let allowed = rules_of(identity)?.allowed(&identity.login, &wanted.resources);

@@ -130,7 +130,10 @@ impl Provider {
             resources: &held.resources,
             wishes: &details.claims,
         };
-        let mut claims = self.claims().introspection(granted, held.exchanged);
+        // As at UserInfo, a grant that cannot be read refuses everything.
+        let rules = Rules::parse(&details.identity.grants)
+            .map_err(|_| OidcError::invalid_request("failed to unmarshal capability"))?;
+        let mut claims = self.claims().introspection(granted, &rules, held.exchanged);
         let issued = token.issued_at.as_second();
         claims.insert("exp".into(), token.expires_at.as_second().into());
         claims.insert("iat".into(), issued.into());

@@ -336,6 +336,10 @@ impl Provider {
             resources: &giving.resources,
             wishes: &details.claims,
         };
+        if granted.lacks_groups() {
+            tracing::error!(target: "oidc", login = details.identity.login, "no token: the person's groups are not known");
+            return Err(OidcError::unavailable());
+        }
         let session = giving.grant.session.map(|session| session.text());
         let token = IdToken {
             now: now.as_second(),
