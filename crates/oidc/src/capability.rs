@@ -16,7 +16,8 @@ pub const CAPABILITY: &str = "tailscale.com/cap/tsidp";
 pub struct Rule {
     pub allow_admin_ui: bool,
     pub allow_dcr: bool,
-    /// Whom `resources` are for: logins, or `*`.
+    /// Whom `resources` are for: logins, or `*`; tags of machines, and `client:` with the id of a
+    /// client that acts for itself.
     pub users: Vec<String>,
     /// Resources and audiences that may be asked for, or `*`.
     pub resources: Vec<String>,
@@ -68,13 +69,19 @@ impl Rules {
 
     /// Those of the resources that this user may have, in their order.
     pub fn allowed(&self, login: &str, resources: &[String]) -> Vec<String> {
-        let mut kept: Vec<String> = Vec::new();
-        for resource in resources {
-            if self.allows(login, resource) && !kept.contains(resource) {
-                kept.push(resource.clone());
-            }
-        }
-        kept
+        kept(resources, |resource| self.allows(login, resource))
+    }
+
+    /// The same for a program that policy knows by these names. A rule must have one of them among
+    /// its users: `*` is every person.
+    pub fn allowed_to_program(&self, names: &[String], resources: &[String]) -> Vec<String> {
+        kept(resources, |wanted| {
+            self.0.iter().any(|rule| {
+                let listed = |one: &String| one == "*" || one == wanted;
+                rule.users.iter().any(|user| names.contains(user))
+                    && rule.resources.iter().any(listed)
+            })
+        })
     }
 }
 
@@ -112,6 +119,17 @@ impl Rule {
     }
 }
 
+/// Those that are allowed, each once.
+fn kept(resources: &[String], allowed: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut kept: Vec<String> = Vec::new();
+    for resource in resources {
+        if allowed(resource) && !kept.contains(resource) {
+            kept.push(resource.clone());
+        }
+    }
+    kept
+}
+
 fn texts(value: &Value) -> Option<Vec<String>> {
     let items = value.as_array()?.iter();
     items.map(|item| item.as_str().map(str::to_owned)).collect()
@@ -146,6 +164,26 @@ mod tests {
         assert_eq!(allowed("bob@github"), all[1..2]);
         assert!(!rules.allows("alice@example.com", "https://A.example.com"));
         assert!(!rules.allow_admin_ui() && !rules.allow_dcr());
+    }
+
+    #[test]
+    fn a_program_is_allowed_what_a_rule_gives_it_by_name() {
+        let rules = rules(json!([
+            {"users": ["*"], "resources": ["https://all.example.com"]},
+            {"users": ["tag:ci", "alice@example.com"], "resources": ["https://a.example.com"]},
+            {"users": ["client:c1"], "resources": ["*"]},
+        ]))
+        .unwrap();
+        let all = ["https://a.example.com", "https://all.example.com"].map(str::to_owned);
+        let allowed = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            rules.allowed_to_program(&names, &all)
+        };
+        assert_eq!(allowed(&["tag:x", "tag:ci"]), all[..1]);
+        assert_eq!(allowed(&["client:c1"]), all);
+        for nobody in [&[][..], &["client:c2"], &["tag:c"], &[""]] {
+            assert!(allowed(nobody).is_empty(), "{nobody:?}");
+        }
     }
 
     #[test]

@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::claims::{ClaimsRequest, Identity};
+use crate::{
+    capability::Rules,
+    claims::{ClaimsRequest, Identity},
+};
 
 /// How long a code may be redeemed, in seconds.
 pub const CODE_LIFETIME: i64 = 60;
@@ -11,7 +14,7 @@ pub const CODE_LIFETIME: i64 = 60;
 /// How long a refresh token lives, in seconds, as in tsidp: 30 days, and anew with each use.
 pub const REFRESH_LIFETIME: i64 = 30 * 24 * 3600;
 
-/// The grant of one login.
+/// The grant of one login, or of a program that acts for itself.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct GrantDetails {
     pub identity: Identity,
@@ -33,6 +36,20 @@ pub struct GrantDetails {
     pub auth_time: Option<i64>,
     #[serde(default)]
     pub claims: ClaimsRequest,
+    /// The names by which policy knows a program that acts for itself; empty for a person.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub program: Vec<String>,
+}
+
+impl GrantDetails {
+    /// Those of the resources that policy gives to whoever has the grant.
+    pub fn allowed(&self, rules: &Rules, resources: &[String]) -> Vec<String> {
+        if self.program.is_empty() {
+            rules.allowed(&self.identity.login, resources)
+        } else {
+            rules.allowed_to_program(&self.program, resources)
+        }
+    }
 }
 
 /// One access token of a grant.
@@ -44,7 +61,8 @@ pub struct AccessDetails {
     /// The id of the ID token that came with it; an exchanged token has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// It came of a token exchange: its audiences are the resources alone.
+    /// Its audiences are the resources alone: it came of a token exchange, or belongs to a machine
+    /// that is no client.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub exchanged: bool,
     /// On whose behalf (RFC 8693, section 4.1).

@@ -66,6 +66,12 @@ fn caller_of(visitor: &Visitor, capability: &str, groups: &Groups) -> Caller {
         Some(identity) => Caller::Person(Box::new(identity)),
         None => Caller::Machine {
             node: visitor.node_id().to_owned(),
+            tags: match visitor.caller() {
+                Ok(identity::Caller::Machine(machine)) => machine.tags.clone(),
+                // Tags of another tailnet are not those that our policy means.
+                _ => Vec::new(),
+            },
+            grants: visitor.caller_any_tailnet().grants(capability).to_vec(),
         },
     }
 }

@@ -351,7 +351,7 @@ async fn authorized(
         } => {
             let login = match &caller {
                 Caller::Person(identity) => identity.login.as_str(),
-                Caller::Machine { node } => node,
+                Caller::Machine { node, .. } => node,
                 Caller::Unknown => "",
             };
             let client_id = params.get("client_id");
@@ -660,13 +660,14 @@ pub(super) async fn identified(oidc: &Oidc, request: &Parts) -> Result<KnownCall
 }
 
 /// The caller of an endpoint where clients show secrets: one that the network does not know may
-/// call as well.
+/// call as well. For a page of another origin the network's word does not count, since the person
+/// or machine at whose browser it is did not send the request.
 pub(super) async fn caller_for_secrets(
     oidc: &Oidc,
     request: &Parts,
     internet: bool,
 ) -> Result<Caller, OidcError> {
-    if internet {
+    if internet || !is_same_origin(oidc, request) {
         return Ok(Caller::Unknown);
     }
     Ok(identified(oidc, request).await?.caller)

@@ -11,6 +11,7 @@ mod login;
 mod logout;
 mod pages;
 mod suite;
+mod programs;
 mod tokens;
 mod tsidp;
 

@@ -2,10 +2,10 @@
 
 use super::*;
 
-const EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
-const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
+pub(super) const EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+pub(super) const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
 
-async fn introspect(connection: &mut Connection, token: &Value) -> Value {
+pub(super) async fn introspect(connection: &mut Connection, token: &Value) -> Value {
     let pairs = [("token", token.as_str().unwrap())];
     let answer = connection.send(form("/introspect", &pairs)).await;
     assert_eq!(answer.status(), 200, "{answer:?}");

@@ -195,7 +195,8 @@ impl ClientMetadata {
         if metadata.grant_types.is_empty() {
             metadata.grant_types.push("authorization_code".into());
         }
-        if metadata.response_types.is_empty() {
+        let redirects = metadata.may_use("authorization_code");
+        if metadata.response_types.is_empty() && redirects {
             metadata.response_types.push("code".into());
         }
         if metadata.application_type.is_empty() {
@@ -239,6 +240,9 @@ impl ClientMetadata {
         }
         for grant_type in &self.grant_types {
             one_of("grant_types", grant_type, offered.grant_types)?;
+        }
+        if self.is_public() && self.may_use("client_credentials") {
+            return other("client_credentials is for clients that authenticate".into());
         }
         for response_type in &self.response_types {
             one_of("response_types", response_type, &["code"])?;
@@ -349,7 +353,7 @@ mod tests {
 
     const OFFERED: Offered<'_> = Offered {
         auth_methods: &["client_secret_basic", "client_secret_post", "none"],
-        grant_types: &["authorization_code", "refresh_token"],
+        grant_types: &["authorization_code", "refresh_token", "client_credentials"],
         id_token_algorithms: &["RS256", "ES256"],
     };
 
@@ -372,6 +376,13 @@ mod tests {
             })
         );
         assert_eq!(ClientMetadata::from_stored(&stored).unwrap(), metadata);
+    }
+
+    #[test]
+    fn a_client_that_logs_nobody_in_needs_no_redirect_uri() {
+        let body = json!({"grant_types": ["client_credentials"]});
+        let metadata = register(body).unwrap();
+        assert!(metadata.response_types.is_empty() && metadata.redirect_uris.is_empty());
     }
 
     #[test]
@@ -403,6 +414,10 @@ mod tests {
             ),
             (
                 json!({"redirect_uris": uris, "grant_types": ["password"]}),
+                "invalid_client_metadata",
+            ),
+            (
+                json!({"grant_types": ["client_credentials"], "token_endpoint_auth_method": "none"}),
                 "invalid_client_metadata",
             ),
             (

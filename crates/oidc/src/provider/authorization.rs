@@ -381,6 +381,7 @@ impl Provider {
             challenge: wanted.challenge.map(|one| one.as_str().to_owned()),
             auth_time: Some(auth_time),
             claims: wanted.claims,
+            program: Vec::new(),
         };
         let grant = Grant {
             id: GrantId::random().map_err(no_random)?,

@@ -69,6 +69,14 @@ impl Provider {
         let found = self.access_token(token, now).await?;
         let (token, grant) = found
             .ok_or_else(|| challenge(StatusCode::UNAUTHORIZED, "invalid_token", "invalid token"))?;
+        if grant.subject.is_none() {
+            let words = "the token is not that of a person";
+            return Err(challenge(
+                StatusCode::FORBIDDEN,
+                "insufficient_scope",
+                words,
+            ));
+        }
         let held: AccessDetails = serde_json::from_str(&token.details).map_err(written)?;
         let details = details_of(&grant)?;
         let rules = Rules::parse(&details.identity.grants)
@@ -134,6 +142,11 @@ impl Provider {
         let rules = Rules::parse(&details.identity.grants)
             .map_err(|_| OidcError::invalid_request("failed to unmarshal capability"))?;
         let mut claims = self.claims().introspection(granted, &rules, held.exchanged);
+        if grant.subject.is_none() {
+            // A program that acts for itself.
+            claims.insert("sub".into(), grant.client_id.into());
+            claims.remove("username");
+        }
         let issued = token.issued_at.as_second();
         claims.insert("exp".into(), token.expires_at.as_second().into());
         claims.insert("iat".into(), issued.into());

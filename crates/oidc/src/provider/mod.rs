@@ -14,6 +14,7 @@ mod authorization;
 mod device;
 mod inspection;
 mod logout;
+mod programs;
 mod registration;
 mod tokens;
 
@@ -83,6 +84,10 @@ pub enum Caller {
     /// A tagged node, which no person uses.
     Machine {
         node: String,
+        /// Empty if another tailnet gave them.
+        tags: Vec<String>,
+        /// The values of the capability, as policy gives them to the node.
+        grants: Vec<serde_json::Value>,
     },
     Person(Box<Identity>),
     /// From the internet, or the network does not know.
@@ -93,16 +98,25 @@ impl Caller {
     /// Who registers a client, for the limit of each.
     fn owner(&self) -> Option<String> {
         match self {
-            Self::Machine { node } => Some(format!("node:{node}")),
+            Self::Machine { node, .. } => Some(format!("node:{node}")),
             Self::Person(identity) => Some(identity.subject()),
             Self::Unknown => None,
+        }
+    }
+
+    /// What policy gives the node from which the request comes.
+    fn grants(&self) -> &[serde_json::Value] {
+        match self {
+            Self::Machine { grants, .. } => grants,
+            Self::Person(identity) => &identity.grants,
+            Self::Unknown => &[],
         }
     }
 
     /// For requests that need no secret: tsidp takes each node's word for itself.
     fn node(&self) -> Option<&str> {
         match self {
-            Self::Machine { node } => Some(node),
+            Self::Machine { node, .. } => Some(node),
             Self::Person(identity) => Some(&identity.device.id),
             Self::Unknown => None,
         }

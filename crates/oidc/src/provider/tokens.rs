@@ -69,6 +69,9 @@ impl Provider {
         now: Timestamp,
     ) -> Result<TokenAnswer, OidcError> {
         match TokenRequest::read(form, self.settings.offers)? {
+            TokenRequest::ClientCredentials => {
+                self.for_program(form, authorization, caller, now).await
+            }
             TokenRequest::Code {
                 code,
                 redirect_uri,
@@ -390,11 +393,15 @@ impl Provider {
         let details = details_of(&grant)?;
         let denied =
             |words: &'static str| OidcError::new(StatusCode::FORBIDDEN, "access_denied", words);
-        let mut clients = vec![grant.client_id.as_str()];
-        if let Inspector::Client(exchanging) = inspector
-            && *exchanging != grant.client_id
-        {
-            clients.push(exchanging);
+        // A program that acts for itself logs in nowhere.
+        let mut clients = Vec::new();
+        if grant.subject.is_some() {
+            clients.push(grant.client_id.as_str());
+            if let Inspector::Client(exchanging) = inspector
+                && *exchanging != grant.client_id
+            {
+                clients.push(exchanging);
+            }
         }
         for client_id in clients {
             if !self.admits(&details.identity, client_id, now).await? {
@@ -403,7 +410,7 @@ impl Provider {
         }
         let rules = rules_of(&details.identity)
             .map_err(|_| denied("failed to unmarshal STS capability"))?;
-        let audiences = rules.allowed(&details.identity.login, exchange.audiences);
+        let audiences = details.allowed(&rules, exchange.audiences);
         if audiences.is_empty() {
             return Err(denied("access denied for requested audience"));
         }
@@ -470,10 +477,8 @@ impl Provider {
 /// The actor of a delegation (RFC 8693, section 4.1), with those before it.
 fn actor_of(token: &AccessToken, grant: &Grant) -> Result<Value, OidcError> {
     let held: AccessDetails = serde_json::from_str(&token.details).map_err(written)?;
-    let mut act = json!({"client_id": token.client_id});
-    if let Some(subject) = &grant.subject {
-        act["sub"] = subject.as_str().into();
-    }
+    let subject = grant.subject.as_ref().unwrap_or(&grant.client_id);
+    let mut act = json!({"sub": subject, "client_id": token.client_id});
     if let Some(before) = held.act {
         act["act"] = before;
     }

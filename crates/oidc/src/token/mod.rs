@@ -12,8 +12,8 @@ use serde::Serialize;
 
 pub use authentication::{Presented, Proven, prove};
 pub use request::{
-    ACCESS_TOKEN_TYPE, AUTHORIZATION_CODE, Exchange, Offers, REFRESH_TOKEN, TOKEN_EXCHANGE,
-    TokenRequest,
+    ACCESS_TOKEN_TYPE, AUTHORIZATION_CODE, CLIENT_CREDENTIALS, Exchange, Offers, REFRESH_TOKEN,
+    TOKEN_EXCHANGE, TokenRequest,
 };
 
 use crate::{OidcError, authorize, capability::Rules, grant::GrantDetails};

@@ -5,6 +5,7 @@ use http::StatusCode;
 use crate::{OidcError, Params, device::DEVICE_CODE_GRANT};
 
 pub const AUTHORIZATION_CODE: &str = "authorization_code";
+pub const CLIENT_CREDENTIALS: &str = "client_credentials";
 pub const REFRESH_TOKEN: &str = "refresh_token";
 pub const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 pub const ACCESS_TOKEN_TYPE: &str = "urn:ietf:params:oauth:token-type:access_token";
@@ -20,7 +21,7 @@ impl Offers {
     pub fn grant_types(self) -> Vec<&'static str> {
         let mut names = vec![AUTHORIZATION_CODE, REFRESH_TOKEN];
         names.extend(self.token_exchange.then_some(TOKEN_EXCHANGE));
-        names.push(DEVICE_CODE_GRANT);
+        names.extend([CLIENT_CREDENTIALS, DEVICE_CODE_GRANT]);
         names
     }
 }
@@ -28,6 +29,7 @@ impl Offers {
 /// What a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenRequest<'a> {
+    ClientCredentials,
     Code {
         code: &'a str,
         redirect_uri: Option<&'a str>,
@@ -69,6 +71,7 @@ impl<'a> TokenRequest<'a> {
                 token: required(params, "refresh_token")?,
                 resources: params.all("resource"),
             }),
+            Some(CLIENT_CREDENTIALS) => Ok(Self::ClientCredentials),
             Some(DEVICE_CODE_GRANT) => Ok(Self::Device {
                 device_code: required(params, "device_code")?,
                 resources: params.all("resource"),
@@ -140,11 +143,6 @@ mod tests {
             ("", "unsupported_grant_type", "unsupported grant type"),
             (
                 "grant_type=password",
-                "unsupported_grant_type",
-                "unsupported grant type",
-            ),
-            (
-                "grant_type=client_credentials",
                 "unsupported_grant_type",
                 "unsupported grant type",
             ),
