@@ -58,13 +58,17 @@ pub struct AccessDetails {
     pub scopes: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resources: Vec<String>,
-    /// The id of the ID token that came with it; an exchanged token has none.
+    /// Of the token itself if it is a JWT, or else of the ID token that came with it; a random
+    /// token without one has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// Its audiences are the resources alone: it came of a token exchange, or belongs to a machine
     /// that is no client.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub exchanged: bool,
+    /// The audiences that it tells, if it is a JWT.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub told_audiences: Vec<String>,
     /// On whose behalf (RFC 8693, section 4.1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub act: Option<Value>,

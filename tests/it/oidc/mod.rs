@@ -7,6 +7,7 @@ mod clients;
 mod device;
 mod documents;
 mod groups;
+mod jwt;
 mod login;
 mod logout;
 mod pages;

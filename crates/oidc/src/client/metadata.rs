@@ -85,6 +85,9 @@ pub struct ClientMetadata {
     pub jwks_uri: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id_token_signed_response_alg: Option<String>,
+    /// Access tokens are JWTs of this algorithm (RFC 9068); without it they tell nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_token_signed_response_alg: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub userinfo_signed_response_alg: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -252,12 +255,19 @@ impl ClientMetadata {
             &self.application_type,
             &["web", "native"],
         )?;
-        if let Some(algorithm) = &self.id_token_signed_response_alg {
-            one_of(
+        for (name, algorithm) in [
+            (
                 "id_token_signed_response_alg",
-                algorithm,
-                offered.id_token_algorithms,
-            )?;
+                &self.id_token_signed_response_alg,
+            ),
+            (
+                "access_token_signed_response_alg",
+                &self.access_token_signed_response_alg,
+            ),
+        ] {
+            if let Some(algorithm) = algorithm {
+                one_of(name, algorithm, offered.id_token_algorithms)?;
+            }
         }
         if self
             .subject_type
@@ -438,6 +448,10 @@ mod tests {
             ),
             (
                 json!({"redirect_uris": uris, "id_token_signed_response_alg": "none"}),
+                "invalid_client_metadata",
+            ),
+            (
+                json!({"redirect_uris": uris, "access_token_signed_response_alg": "none"}),
                 "invalid_client_metadata",
             ),
             (

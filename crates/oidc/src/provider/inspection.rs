@@ -147,6 +147,9 @@ impl Provider {
             claims.insert("sub".into(), grant.client_id.into());
             claims.remove("username");
         }
+        if !held.told_audiences.is_empty() {
+            claims.insert("aud".into(), held.told_audiences.into());
+        }
         let issued = token.issued_at.as_second();
         claims.insert("exp".into(), token.expires_at.as_second().into());
         claims.insert("iat".into(), issued.into());

@@ -10,6 +10,7 @@
 //!   log, never in the answer.
 
 mod access;
+mod access_token;
 mod authorization;
 mod device;
 mod inspection;
@@ -48,6 +49,9 @@ use crate::{
     store::{Client, ClientOrigin, NoRandom, Store, StoreError},
     token::Offers,
 };
+
+/// The `typ` of an ID token, and of no other token.
+const ID_TOKEN_TYPE: &str = "JWT";
 
 /// What makes tokens and remembers them. Clones share one state.
 #[derive(Debug, Clone)]
@@ -172,10 +176,20 @@ impl Provider {
         Ok(Some((client, metadata)))
     }
 
-    /// Signs with the key of this algorithm.
+    /// Signs an ID token with the key of this algorithm.
     async fn sign(
         &self,
         algorithm: Algorithm,
+        claims: &impl Serialize,
+    ) -> Result<String, OidcError> {
+        self.sign_as(algorithm, ID_TOKEN_TYPE, claims).await
+    }
+
+    /// The same for a token of another `typ`.
+    async fn sign_as(
+        &self,
+        algorithm: Algorithm,
+        typ: &'static str,
         claims: &impl Serialize,
     ) -> Result<String, OidcError> {
         let failed = |error: &dyn std::error::Error| {
@@ -186,7 +200,12 @@ impl Provider {
         let signer = self.keys.loaded().await.signer(algorithm);
         let signer = signer.map_err(|error| failed(&error))?;
         let payload = serde_json::to_vec(claims).map_err(|error| failed(&error))?;
-        let signed = self.signing.sign(&signer, &payload).await;
+        let signed = if typ == ID_TOKEN_TYPE {
+            // Its header is ready.
+            self.signing.sign(&signer, &payload).await
+        } else {
+            self.signing.sign_as(&signer, typ, &payload).await
+        };
         signed.map_err(|error| failed(&error))
     }
 }
@@ -194,8 +213,13 @@ impl Provider {
 /// The algorithm of a client's ID tokens.
 fn algorithm_of(client: &ClientMetadata, keys: &KeySet) -> Algorithm {
     let wanted = client.id_token_signed_response_alg.as_deref();
+    offered_algorithm(wanted.unwrap_or_default(), keys)
+}
+
+/// The algorithm of this name, or the default one if there is no key for it.
+fn offered_algorithm(name: &str, keys: &KeySet) -> Algorithm {
+    let wanted: Option<Algorithm> = name.parse().ok();
     wanted
-        .and_then(|name| name.parse().ok())
         .filter(|wanted| keys.algorithms().any(|known| known == *wanted))
         .unwrap_or(keys.default_algorithm())
 }
@@ -250,7 +274,7 @@ fn verified(
     issuer: &str,
 ) -> Option<serde_json::Map<String, serde_json::Value>> {
     let header = jsonwebtoken::decode_header(token).ok()?;
-    if header.typ.is_some_and(|typ| typ != "JWT") {
+    if header.typ.is_some_and(|typ| typ != ID_TOKEN_TYPE) {
         return None;
     }
     let key = published.find(header.kid.as_deref()?)?;

@@ -11,13 +11,16 @@
 use http::StatusCode;
 use jiff::Timestamp;
 
-use super::{Caller, Provider, after, no_random, rules_of, store_failed, written};
+use super::{
+    Caller, Provider, access_token::NewAccess, after, no_random, rules_of, store_failed, written,
+};
 use crate::{
     OidcError, Params,
     authorize::{self, Refused},
     claims::{Identity, LIFETIME},
+    client::ClientMetadata,
     grant::{AccessDetails, GrantDetails},
-    store::{AccessToken, Digest, Grant, GrantId, Issue, random_token},
+    store::{Grant, GrantId, Issue},
     token::{CLIENT_CREDENTIALS, Presented, TokenAnswer},
 };
 
@@ -30,7 +33,8 @@ struct Program {
     name: String,
     /// By which policy knows it.
     names: Vec<String>,
-    is_client: bool,
+    /// `None`: a machine that is no client.
+    client: Option<ClientMetadata>,
 }
 
 impl Provider {
@@ -48,7 +52,7 @@ impl Provider {
         // Those that are known are about people, so none is left.
         let unknown = self.settings.unknown_scopes;
         authorize::parse_scopes(scope.unwrap_or_default(), unknown).map_err(refused)?;
-        if asked.is_empty() && !program.is_client {
+        if asked.is_empty() && program.client.is_none() {
             let words = "a machine must name the resource that its token is for";
             return Err(OidcError::bad("invalid_target", words));
         }
@@ -67,12 +71,19 @@ impl Provider {
             let words = "policy gives the program none of these resources";
             return Err(OidcError::bad("invalid_target", words));
         }
-        let access_token = random_token().map_err(no_random)?;
-        let stored = AccessDetails {
-            resources: details.resources.clone(),
-            exchanged: !program.is_client,
-            ..AccessDetails::default()
+        let wanted = NewAccess {
+            client: program.client.as_ref(),
+            client_id: &program.name,
+            subject: &program.name,
+            auth_time: None,
+            details: AccessDetails {
+                resources: details.resources.clone(),
+                exchanged: program.client.is_none(),
+                ..AccessDetails::default()
+            },
+            expires_at: after(now, LIFETIME),
         };
+        let (access_token, stored) = self.new_access(wanted, now).await?;
         let grant = Grant {
             id: GrantId::random().map_err(no_random)?,
             client_id: program.name.clone(),
@@ -82,13 +93,7 @@ impl Provider {
             details: serde_json::to_string(&details).map_err(written)?,
         };
         let issue = Issue {
-            access: Some(AccessToken {
-                digest: Digest::of(&access_token),
-                client_id: program.name,
-                issued_at: now,
-                expires_at: after(now, LIFETIME),
-                details: serde_json::to_string(&stored).map_err(written)?,
-            }),
+            access: Some(stored),
             refresh_until: None,
             details: None,
         };
@@ -119,7 +124,7 @@ impl Provider {
             return Ok(Program {
                 name: format!("node:{node}"),
                 names: tags.clone(),
-                is_client: false,
+                client: None,
             });
         }
         let client = self.client_for(CLIENT_CREDENTIALS, form, authorization, now);
@@ -139,7 +144,7 @@ impl Provider {
         Ok(Program {
             names: vec![format!("client:{id}")],
             name: id,
-            is_client: true,
+            client: Some(metadata),
         })
     }
 }

@@ -9,8 +9,8 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::{
-    Caller, Gone, Inspector, Provider, access::NOT_ADMITTED, after, algorithm_of, no_random,
-    rules_of, store_failed, written,
+    Caller, Gone, Inspector, Provider, access::NOT_ADMITTED, access_token::NewAccess, after,
+    algorithm_of, rules_of, store_failed, written,
 };
 use crate::{
     OidcError, Params,
@@ -19,7 +19,7 @@ use crate::{
     client::ClientMetadata,
     device::{self, DEVICE_CODE_GRANT},
     grant::{AccessDetails, GrantDetails, REFRESH_LIFETIME},
-    store::{AccessToken, Digest, Grant, Issue, Presented as InStore, RefreshToken, random_token},
+    store::{AccessToken, Digest, Grant, Issue, Presented as InStore, RefreshToken},
     token::{self, ACCESS_TOKEN_TYPE, Exchange, Presented, TokenAnswer, TokenRequest, prove},
 };
 
@@ -329,8 +329,21 @@ impl Provider {
 
     async fn make(&self, giving: Giving<'_>, now: Timestamp) -> Result<Made, OidcError> {
         let details = giving.details;
-        let access_token = random_token().map_err(no_random)?;
         let id = Uuid::new_v4().simple().to_string();
+        let wanted = NewAccess {
+            client: Some(giving.client),
+            client_id: &giving.grant.client_id,
+            subject: &details.identity.subject(),
+            auth_time: details.auth_time,
+            details: AccessDetails {
+                scopes: details.scopes.clone(),
+                resources: giving.resources.clone(),
+                id: Some(id.clone()),
+                ..AccessDetails::default()
+            },
+            expires_at: after(now, LIFETIME),
+        };
+        let (access_token, stored) = self.new_access(wanted, now).await?;
         let algorithm = algorithm_of(giving.client, &self.keys);
         let granted = Granted {
             client_id: &giving.grant.client_id,
@@ -358,21 +371,9 @@ impl Provider {
             OidcError::invalid_request("failed to merge extra claims")
         })?;
         let id_token = self.sign(algorithm, &claims).await?;
-        let stored = AccessDetails {
-            scopes: details.scopes.clone(),
-            resources: giving.resources,
-            id: Some(id),
-            ..AccessDetails::default()
-        };
         Ok(Made {
             id_token,
-            stored: AccessToken {
-                digest: Digest::of(&access_token),
-                client_id: giving.grant.client_id.clone(),
-                issued_at: now,
-                expires_at: after(now, LIFETIME),
-                details: serde_json::to_string(&stored).map_err(written)?,
-            },
+            stored,
             access_token,
         })
     }
@@ -423,22 +424,26 @@ impl Provider {
                 Some(actor_of(&token, &grant)?)
             }
         };
-        let access_token = random_token().map_err(no_random)?;
-        let stored = AccessDetails {
-            scopes: held.scopes.clone(),
-            resources: audiences,
-            id: None,
-            exchanged: true,
-            act,
-        };
         let until = token.expires_at.min(after(now, LIFETIME));
-        let stored = AccessToken {
-            digest: Digest::of(&access_token),
-            client_id: inspector.name(),
-            issued_at: now,
-            expires_at: until,
-            details: serde_json::to_string(&stored).map_err(written)?,
+        let exchanger = match inspector {
+            Inspector::Client(id) => self.client(id, now).await?.map(|(_, client)| client),
+            Inspector::Node(_) => None,
         };
+        let wanted = NewAccess {
+            client: exchanger.as_ref(),
+            client_id: &inspector.name(),
+            subject: grant.subject.as_deref().unwrap_or(&grant.client_id),
+            auth_time: details.auth_time,
+            details: AccessDetails {
+                scopes: held.scopes.clone(),
+                resources: audiences,
+                exchanged: true,
+                act,
+                ..AccessDetails::default()
+            },
+            expires_at: until,
+        };
+        let (access_token, stored) = self.new_access(wanted, now).await?;
         let added = self.store.add_access_token(grant.id, &stored, now).await;
         if !added.map_err(store_failed)? {
             let words = "invalid subject token";
