@@ -10,11 +10,11 @@
 //!   registers or administers.
 //! - A page shows only escaped text, runs only our own script, and is in no other page's frame.
 //!
-//! `routes.rs` has the endpoints, `device.rs` those for devices, `logout.rs` those of signing out,
-//! `keys.rs` the published keys, `answers.rs` how they answer, `pages.rs` and `denied.rs` the
-//! pages, `callers.rs` what the tailnet says, [`access`] who may log in where, [`groups`] who is in
-//! which group. Done elsewhere: the steps of a login and what tokens say ([`tailbone_oidc`]), the
-//! life of the keys ([`crate::jwks`]).
+//! `routes.rs` has the endpoints, `device.rs`, `logout.rs` and `registration.rs` those of one
+//! subject each, `keys.rs` the published keys, `answers.rs` how they answer, `pages.rs` and
+//! `denied.rs` the pages, `callers.rs` what the tailnet says, [`access`] who may log in where,
+//! [`groups`] who is in which group. Done elsewhere: the steps of a login and what tokens say
+//! ([`tailbone_oidc`]), the life of the keys ([`crate::jwks`]).
 
 pub mod access;
 mod answers;
@@ -25,6 +25,7 @@ pub mod groups;
 mod keys;
 mod logout;
 mod pages;
+mod registration;
 mod routes;
 
 use std::{

@@ -11,6 +11,7 @@
 //! | `POST /device_authorization` | codes for a device | the same |
 //! | `GET`, `POST /device` | the page that takes a device's code | 401 |
 //! | `POST /register` | a new client, with `allow_dcr` | 401 |
+//! | `GET`, `PUT`, `DELETE` below `/register/` | a client's own registration, by its token | 401 |
 //! | `/clients/` | tsidp's API, with `allow_admin_ui` | 401 |
 //!
 //! Everything else is refused as tsidp's pages are: 403 to those who do not administer, 404 to
@@ -54,6 +55,7 @@ use super::{
     keys::ServedKeys,
     logout::{self, SIGN_OUT_PATH},
     pages::{self, QuestionForm},
+    registration,
 };
 use crate::{
     audit,
@@ -110,6 +112,7 @@ fn routes(handler: MethodRouter<Arc<Oidc>>, oidc: Arc<Oidc>) -> Router {
         DEVICE_AUTHORIZATION_PATH,
         DEVICE_PATH,
         REGISTER_PATH,
+        registration::PATH,
         OPENID_PATH,
         OAUTH_PATH,
         JWKS_PATH,
@@ -214,6 +217,14 @@ async fn answer(oidc: &Oidc, reader: Reader, request: Parts, body: Body) -> Resp
         "/clients" => {
             let to = HeaderValue::from_static(CLIENTS_PATH);
             (StatusCode::MOVED_PERMANENTLY, [(header::LOCATION, to)]).into_response()
+        }
+        path if let Some(id) = path.strip_prefix(registration::BELOW) => {
+            let (methods, headers) = ("GET, PUT, DELETE, OPTIONS", "Authorization, Content-Type");
+            if preflight && !internet {
+                return answers::preflight(methods, headers);
+            }
+            let response = registration::answer(oidc, &request, body, id, internet).await;
+            answers::share(response, methods, headers)
         }
         path => {
             let below = path.strip_prefix(CLIENTS_PATH);
@@ -456,11 +467,7 @@ async fn userinfo(oidc: &Oidc, request: &Parts, body: Body) -> Response {
             return answers::error(oidc.errors, &request.headers, &error);
         }
     };
-    let bearer = authorization(&request.headers).and_then(|value| {
-        let (scheme, token) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then_some(token)
-    });
-    let token = match (bearer, posted.as_deref()) {
+    let token = match (bearer(&request.headers), posted.as_deref()) {
         (Some(_), Some(_)) => {
             let error = OidcError::invalid_request("the token is in two places");
             return answers::error(oidc.errors, &request.headers, &error);
@@ -623,6 +630,11 @@ fn lines(text: &str) -> Vec<String> {
         .collect()
 }
 
+pub(super) fn not_over_funnel() -> OidcError {
+    let words = "not available over funnel";
+    OidcError::new(StatusCode::UNAUTHORIZED, "access_denied", words)
+}
+
 fn not_granted() -> OidcError {
     let words = "application capability not granted";
     OidcError::new(StatusCode::FORBIDDEN, "access_denied", words)
@@ -635,12 +647,7 @@ async fn privileged(
     internet: bool,
 ) -> Result<(Caller, Rules), OidcError> {
     if internet {
-        let words = "not available over funnel";
-        return Err(OidcError::new(
-            StatusCode::UNAUTHORIZED,
-            "access_denied",
-            words,
-        ));
+        return Err(not_over_funnel());
     }
     let KnownCaller { caller, grants } = identified(oidc, request).await?;
     if caller == Caller::Unknown {
@@ -701,7 +708,7 @@ pub(super) fn query(request: &Parts) -> Params {
     Params::parse(request.uri.query().unwrap_or_default().as_bytes())
 }
 
-async fn read(body: Body) -> Result<bytes::Bytes, OidcError> {
+pub(super) async fn read(body: Body) -> Result<bytes::Bytes, OidcError> {
     to_bytes(body, MAX_BODY)
         .await
         .map_err(|_| OidcError::invalid_request("the body is too large, or was cut off"))
@@ -713,6 +720,12 @@ pub(super) async fn form(body: Body) -> Result<Params, OidcError> {
 
 pub(super) fn authorization(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::AUTHORIZATION)?.to_str().ok()
+}
+
+/// The token of a request that bears one.
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = authorization(headers)?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token)
 }
 
 /// The value of a cookie.

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn dcr(identity: Identity) -> Identity {
+pub(super) fn dcr(identity: Identity) -> Identity {
     identity.cap(CAPABILITY, json!({"allow_dcr": true}))
 }
 
@@ -10,7 +10,7 @@ fn admin(identity: Identity) -> Identity {
     identity.cap(CAPABILITY, json!({"allow_admin_ui": true}))
 }
 
-async fn register(connection: &mut Connection, body: Value) -> Answer {
+pub(super) async fn register(connection: &mut Connection, body: Value) -> Answer {
     let (parts, _) = request("POST", "/register").into_parts();
     connection
         .send(Request::from_parts(parts, Full::from(body.to_string())))

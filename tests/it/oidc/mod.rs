@@ -13,6 +13,7 @@ mod logout;
 mod pages;
 mod suite;
 mod programs;
+mod registration;
 mod tokens;
 mod tsidp;
 

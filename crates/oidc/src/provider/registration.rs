@@ -1,11 +1,18 @@
-//! Clients that register themselves (RFC 7591), and tsidp's `/clients/`.
+//! Clients that register themselves (RFC 7591) and keep their registration (RFC 7592), and tsidp's
+//! `/clients/`.
+//!
+//! Invariants
+//! - The registration access token is told once and stored as a digest. It stays the same for the
+//!   life of the client.
+//! - Whoever shows it reads, replaces or removes that one client, and learns no secret.
 
 use http::StatusCode;
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::{Caller, Provider, after, no_random, store_failed, written};
+use super::{BearerError, Caller, Provider, after, no_random, store_failed, written};
 use crate::{
     OidcError,
     client::{ClientMetadata, Offered},
@@ -28,6 +35,17 @@ const UNUSED: i64 = 90 * 24 * 3600;
 
 /// The most clients that `/clients/` lists.
 const LISTED: u32 = 10_000;
+
+/// How often a registration is read again, because somebody else has changed it.
+const TRIES: usize = 3;
+
+/// What only this server says of a client (RFC 7592, section 2.2).
+const OURS: [&str; 4] = [
+    "client_id_issued_at",
+    "client_secret_expires_at",
+    "registration_access_token",
+    "registration_client_uri",
+];
 
 /// Who makes a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +74,11 @@ pub struct ClientView {
     /// 0: never. Only of a client with a secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_secret_expires_at: Option<i64>,
+    /// Of RFC 7592, for a client that registered itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registration_access_token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registration_client_uri: Option<String>,
 }
 
 impl std::fmt::Debug for ClientView {
@@ -81,13 +104,18 @@ pub struct ListedClient {
 const NO_TIME: &str = "0001-01-01T00:00:00Z";
 
 impl Provider {
-    /// Reads a registration, stores the client and tells its secret once.
+    /// Reads a registration, stores the client and tells its secrets once.
     pub async fn register(
         &self,
         body: &[u8],
         caller: &Caller,
         now: Timestamp,
     ) -> Result<ClientView, OidcError> {
+        let metadata = self.read_registration(body)?;
+        self.add(metadata, Registrar::Client, caller, now).await
+    }
+
+    fn read_registration(&self, body: &[u8]) -> Result<ClientMetadata, OidcError> {
         let algorithms: Vec<&str> = self.keys.algorithms().map(|one| one.as_str()).collect();
         let mut grant_types = self.settings.offers.grant_types();
         grant_types.push(REFRESH_TOKEN);
@@ -96,10 +124,8 @@ impl Provider {
             grant_types: &grant_types,
             id_token_algorithms: &algorithms,
         };
-        let metadata = ClientMetadata::register(body, offered).map_err(|error| {
-            OidcError::bad(error.code(), crate::describable(&error.to_string()))
-        })?;
-        self.add(metadata, Registrar::Client, caller, now).await
+        ClientMetadata::register(body, offered)
+            .map_err(|error| OidcError::bad(error.code(), crate::describable(&error.to_string())))
     }
 
     /// Stores a new client.
@@ -122,6 +148,7 @@ impl Provider {
             expires_at: None,
         });
         let by_itself = registrar == Registrar::Client;
+        let registration_token = by_itself.then(new_secret).transpose()?;
         let client = Client {
             id,
             origin: match registrar {
@@ -130,7 +157,7 @@ impl Provider {
             },
             owner: caller.owner().filter(|_| by_itself),
             secrets: secrets.into_iter().collect(),
-            registration_token: None,
+            registration_token: registration_token.as_ref().map(|token| Digest::of(token)),
             metadata: metadata.to_stored().map_err(written)?,
             created_at: now,
             updated_at: now,
@@ -151,16 +178,124 @@ impl Provider {
             }
         }
         tracing::info!(target: "oidc", client_id = client.id, name = metadata.client_name, registered = by_itself, "a client was added");
-        Ok(ClientView {
-            client_secret_expires_at: secret.is_some().then_some(0),
-            client_secret: secret.map(|secret| secret.to_string()),
+        let told = Told {
+            secret: secret.as_deref().map(String::as_str),
+            registration_token: registration_token.as_deref().map(String::as_str),
+        };
+        Ok(self.view(&client, metadata, told))
+    }
+
+    /// The registration of the client that shows its token.
+    pub async fn registration(
+        &self,
+        id: &str,
+        token: Option<&str>,
+        now: Timestamp,
+    ) -> Result<ClientView, BearerError> {
+        let (client, metadata) = self.managed(id, token, now).await?;
+        let told = Told {
+            secret: None,
+            registration_token: token,
+        };
+        Ok(self.view(&client, metadata, told))
+    }
+
+    /// Replaces what the client said about itself; what it does not say again is gone. A client
+    /// that needs a secret now, and has none, gets one.
+    pub async fn replace_registration(
+        &self,
+        id: &str,
+        token: Option<&str>,
+        body: &[u8],
+        now: Timestamp,
+    ) -> Result<ClientView, BearerError> {
+        for _ in 0..TRIES {
+            let (client, _) = self.managed(id, token, now).await?;
+            let metadata = self.read_registration(body)?;
+            check_replacement(body, &client, now)?;
+            let mut secret = None;
+            let mut secrets = client.secrets.clone();
+            if !metadata.token_endpoint_auth_method.has_secret() {
+                secrets.clear();
+            } else if secrets.is_empty() {
+                let made = new_secret()?;
+                secrets.push(ClientSecret {
+                    digest: Digest::of(&made),
+                    created_at: now,
+                    expires_at: None,
+                });
+                secret = Some(made);
+            }
+            let changed = Client {
+                secrets,
+                metadata: metadata.to_stored().map_err(written)?,
+                updated_at: now,
+                ..client
+            };
+            let replaced = self.store.replace_client(&changed, now).await;
+            if replaced.map_err(store_failed)? {
+                let told = Told {
+                    secret: secret.as_deref().map(String::as_str),
+                    registration_token: token,
+                };
+                return Ok(self.view(&changed, metadata, told));
+            }
+            // It was changed or removed in the meantime.
+        }
+        Err(OidcError::unavailable().into())
+    }
+
+    /// Removes the client that shows its token, with all that it was given.
+    pub async fn remove_registration(
+        &self,
+        id: &str,
+        token: Option<&str>,
+        now: Timestamp,
+    ) -> Result<(), BearerError> {
+        self.managed(id, token, now).await?;
+        self.remove_client(id, now).await?;
+        Ok(())
+    }
+
+    /// The client whose registration access token this is. A client that does not exist is refused
+    /// in the same words.
+    async fn managed(
+        &self,
+        id: &str,
+        token: Option<&str>,
+        now: Timestamp,
+    ) -> Result<(Client, ClientMetadata), BearerError> {
+        let shown = |client: &Client| {
+            let known = client.registration_token;
+            token.is_some_and(|token| known.is_some_and(|known| known.matches(token)))
+        };
+        let found = self.client(id, now).await?;
+        found
+            .filter(|(client, _)| shown(client))
+            .ok_or(BearerError::Challenge {
+                status: StatusCode::UNAUTHORIZED,
+                code: "invalid_token",
+                description: "this is not the registration access token of the client",
+            })
+    }
+
+    fn view(&self, client: &Client, metadata: ClientMetadata, told: Told<'_>) -> ClientView {
+        let by_itself = client.origin == ClientOrigin::Registered;
+        let place = format!("{}/{}", discovery::REGISTER_PATH, client.id);
+        ClientView {
+            client_id: client.id.clone(),
+            client_secret: told.secret.map(str::to_owned),
+            client_secret_expires_at: (!client.secrets.is_empty()).then_some(0),
             redirect_uri: metadata.redirect_uris.first().cloned().unwrap_or_default(),
             metadata,
             dynamically_registered: by_itself,
-            created_at: now.to_string(),
-            client_id_issued_at: now.as_second(),
-            client_id: client.id,
-        })
+            created_at: client.created_at.to_string(),
+            client_id_issued_at: client.created_at.as_second(),
+            registration_access_token: told.registration_token.map(str::to_owned),
+            registration_client_uri: told
+                .registration_token
+                .map(|_| discovery::url_of(&self.settings.issuer, &place)),
+        }
     }
 
     /// All clients, without secrets.
@@ -192,6 +327,40 @@ impl Provider {
             .remove_client(id, now)
             .await
             .map_err(store_failed)
+    }
+}
+
+/// What of a client's secrets an answer tells.
+struct Told<'a> {
+    secret: Option<&'a str>,
+    registration_token: Option<&'a str>,
+}
+
+/// Whether this is a replacement for the registration of this client: it names the client, and
+/// says nothing that is only for this server to say.
+fn check_replacement(body: &[u8], client: &Client, now: Timestamp) -> Result<(), OidcError> {
+    let value: Value = serde_json::from_slice(body)
+        .map_err(|_| OidcError::invalid_request("invalid request body"))?;
+    if value.get("client_id").and_then(Value::as_str) != Some(&client.id) {
+        let words = "client_id must be that of the client";
+        return Err(OidcError::invalid_request(words));
+    }
+    if let Some(name) = OURS.into_iter().find(|name| value.get(name).is_some()) {
+        let words = format!("{name} is not for the client to say");
+        return Err(OidcError::invalid_request(words));
+    }
+    let is_current = |given: &str| {
+        let valid = |end: Option<Timestamp>| end.is_none_or(|end| end > now);
+        let mut secrets = client.secrets.iter();
+        secrets.any(|one| valid(one.expires_at) && one.digest.matches(given))
+    };
+    match value.get("client_secret") {
+        None => Ok(()),
+        Some(secret) if secret.as_str().is_some_and(is_current) => Ok(()),
+        Some(_) => {
+            let words = "client_secret is not that of the client, which cannot choose one";
+            Err(OidcError::invalid_request(words))
+        }
     }
 }
 
