@@ -58,7 +58,7 @@ impl Browser {
     }
 
     /// Presses a button of the page about a device.
-    async fn decide(&mut self, device: &Value, decision: &str) -> Answer {
+    pub(super) async fn decide(&mut self, device: &Value, decision: &str) -> Answer {
         let code = device["user_code"].as_str().unwrap();
         let page = self.enter(code).await;
         assert!(page.text().contains("Continue as alice"), "{page:?}");

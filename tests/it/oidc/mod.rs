@@ -6,14 +6,16 @@ mod claims;
 mod clients;
 mod device;
 mod documents;
+mod exchange;
 mod groups;
 mod jwt;
 mod login;
 mod logout;
 mod pages;
-mod suite;
 mod programs;
 mod registration;
+mod reuse;
+mod suite;
 mod tokens;
 mod tsidp;
 

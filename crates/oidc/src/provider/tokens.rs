@@ -26,6 +26,9 @@ use crate::{
 /// How long the answer to a refresh may be asked for again, because it was lost.
 const LOST_ANSWER: Duration = Duration::from_secs(60);
 
+/// The longest chain of actors. Each exchange with another actor makes it longer.
+const MAX_ACTORS: usize = 8;
+
 /// A code that somebody presents.
 struct Redeemed<'a> {
     code: Digest,
@@ -415,13 +418,19 @@ impl Provider {
         if audiences.is_empty() {
             return Err(denied("access denied for requested audience"));
         }
+        let scopes = token::narrowed(&held.scopes, exchange.scope)?;
         let act = match exchange.actor_token {
             None => held.act.clone(),
             Some(actor) => {
                 let found = self.access_token(actor, now).await?;
                 let (token, grant) = found
                     .ok_or_else(|| OidcError::invalid_request("invalid or expired actor_token"))?;
-                Some(actor_of(&token, &grant)?)
+                let act = actor_of(&token, &grant, held.act.as_ref())?;
+                if token::actors(&act) > MAX_ACTORS {
+                    let words = "more have acted for each other than may";
+                    return Err(OidcError::invalid_request(words));
+                }
+                Some(act)
             }
         };
         let until = token.expires_at.min(after(now, LIFETIME));
@@ -435,7 +444,7 @@ impl Provider {
             subject: grant.subject.as_deref().unwrap_or(&grant.client_id),
             auth_time: details.auth_time,
             details: AccessDetails {
-                scopes: held.scopes.clone(),
+                scopes: scopes.clone(),
                 resources: audiences,
                 exchanged: true,
                 act,
@@ -453,7 +462,7 @@ impl Provider {
                 words,
             ));
         }
-        let scope = held.scopes.join(" ");
+        let scope = scopes.join(" ");
         Ok(TokenAnswer {
             id_token: None,
             issued_token_type: Some(ACCESS_TOKEN_TYPE),
@@ -479,13 +488,18 @@ impl Provider {
     }
 }
 
-/// The actor of a delegation (RFC 8693, section 4.1), with those before it.
-fn actor_of(token: &AccessToken, grant: &Grant) -> Result<Value, OidcError> {
+/// The actor of a delegation (RFC 8693, section 4.1), with those who acted for the subject before.
+/// Where nobody did, those who acted for the actor are told, as in tsidp.
+fn actor_of(
+    token: &AccessToken,
+    grant: &Grant,
+    before: Option<&Value>,
+) -> Result<Value, OidcError> {
     let held: AccessDetails = serde_json::from_str(&token.details).map_err(written)?;
     let subject = grant.subject.as_ref().unwrap_or(&grant.client_id);
     let mut act = json!({"sub": subject, "client_id": token.client_id});
-    if let Some(before) = held.act {
-        act["act"] = before;
+    if let Some(before) = before.or(held.act.as_ref()) {
+        act["act"] = before.clone();
     }
     Ok(act)
 }

@@ -9,6 +9,7 @@ mod authentication;
 mod request;
 
 use serde::Serialize;
+use serde_json::Value;
 
 pub use authentication::{Presented, Proven, prove};
 pub use request::{
@@ -85,6 +86,25 @@ pub fn resources(
         return Err(target("requested resource not in original grant"));
     }
     Ok(allowed)
+}
+
+/// The scopes of an exchanged token: those of the subject token that are asked for, or all.
+pub fn narrowed(held: &[String], asked: Option<&str>) -> Result<Vec<String>, OidcError> {
+    let Some(asked) = asked else {
+        return Ok(held.to_vec());
+    };
+    let kept = |one: &&String| asked.split_whitespace().any(|word| word == *one);
+    let scopes: Vec<String> = held.iter().filter(kept).cloned().collect();
+    if scopes.is_empty() {
+        let words = "the subject token has none of these scopes";
+        return Err(OidcError::bad("invalid_scope", words));
+    }
+    Ok(scopes)
+}
+
+/// How many have acted, in an `act` claim.
+pub fn actors(act: &Value) -> usize {
+    std::iter::successors(Some(act), |act| act.get("act")).count()
 }
 
 #[cfg(test)]
@@ -166,6 +186,20 @@ mod tests {
                 Err((code, words.to_owned()))
             );
         }
+    }
+
+    #[test]
+    fn scopes_are_narrowed_and_never_widened() {
+        let held = owned(&["openid", "email"]);
+        let of = |asked| narrowed(&held, asked).map_err(|error| error.code);
+        assert_eq!(of(None), Ok(held.clone()));
+        assert_eq!(of(Some("email")), Ok(owned(&["email"])));
+        assert_eq!(of(Some("profile email openid")), Ok(held.clone()));
+        for none in ["profile", "", "emai"] {
+            assert_eq!(of(Some(none)), Err("invalid_scope"), "{none}");
+        }
+        let chain = json!({"sub": "a", "act": {"sub": "b", "act": {"sub": "c"}}});
+        assert_eq!(actors(&chain), 3);
     }
 
     #[test]
