@@ -289,7 +289,7 @@ impl Provider {
             redirect_uri: metadata.redirect_uris.first().cloned().unwrap_or_default(),
             metadata,
             dynamically_registered: by_itself,
-            created_at: client.created_at.to_string(),
+            created_at: in_milliseconds(client.created_at).to_string(),
             client_id_issued_at: client.created_at.as_second(),
             registration_access_token: told.registration_token.map(str::to_owned),
             registration_client_uri: told
@@ -362,6 +362,11 @@ fn check_replacement(body: &[u8], client: &Client, now: Timestamp) -> Result<(),
             Err(OidcError::invalid_request(words))
         }
     }
+}
+
+/// As the store keeps it, so that a client is told the same time whenever it asks.
+fn in_milliseconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_millisecond(time.as_millisecond()).unwrap_or(time)
 }
 
 fn listed(client: Client, created_at: String) -> ListedClient {
