@@ -31,6 +31,7 @@ openid_client_version=6.8.9
 authlib_version=1.9.6
 flask_version=3.1.3
 mcp_version=2.3.0
+mcp_sdk_version=1.32.2
 nimbus_version=10.10
 actionlint_version=v1.7.12
 mdbook_version=0.5.4

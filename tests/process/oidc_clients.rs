@@ -14,7 +14,7 @@ use testkit::{
     connect_proxy::ConnectProxy,
     eventually,
     http::{Connection, dial, request},
-    oidc_clients::{self, Registration},
+    oidc_clients::{McpServer, Registration},
     openbao::OpenBao,
     tailnet::users_node,
 };
@@ -165,10 +165,10 @@ async fn confirmed(browser: &mut Connection, path: &str) -> String {
     answer.header("location").to_owned()
 }
 
-/// The client registers itself, as a grant allows, and asks for a token for the MCP server. The
+/// Each client registers itself, as a grant allows, and asks for a token for the MCP server. The
 /// server asks the provider about the token by its node's identity.
 #[test]
-fn an_mcp_client_registers_itself_and_uses_a_server_as_the_person() {
+fn mcp_clients_register_themselves_and_use_a_server_as_the_person() {
     alone(async {
         let edge = Edge::with_authority();
         tsidp(&edge);
@@ -177,10 +177,10 @@ fn an_mcp_client_registers_itself_and_uses_a_server_as_the_person() {
         let alice = Arc::new(users_node(&edge.devnet, edge.folder(), "alice").await);
         let mut browser = https(&edge, &alice).await;
         let nodes = edge.devnet.nodes().await;
-        let server = nodes.iter().find(|node| node["host"] == "public").unwrap();
+        let provider = nodes.iter().find(|node| node["host"] == "public").unwrap();
         let grant = json!({"allow_dcr": true, "users": ["*"], "resources": ["*"]});
         let from = alice.watch().borrow().id.clone();
-        let to = server["id"].as_str().unwrap();
+        let to = provider["id"].as_str().unwrap();
         edge.devnet.grant(&from, to, CAPABILITY, grant).await;
         eventually("the grant counts", async || {
             let answer = browser.send(posted("/register", &[])).await;
@@ -192,21 +192,23 @@ fn an_mcp_client_registers_itself_and_uses_a_server_as_the_person() {
 
         let proxy = ConnectProxy::start(&[NAME], way_of(alice.clone()).await).await;
         let ca_file = &edge.devnet.ready.acme.as_ref().unwrap().root_file;
-        let client = oidc_clients::mcp(ISSUER, ca_file, &proxy);
-        let address = client.authorize();
-        let path = address
-            .strip_prefix(ISSUER)
-            .unwrap_or_else(|| panic!("{address}"));
-        assert!(path.contains("&resource="), "{path}");
-        let back = confirmed(&mut browser, path).await;
-        assert!(back.starts_with("http://127.0.0.1:8976/callback?code="));
-        let learned = client.learned(&back);
-        let claims = &learned["claims"];
-        assert_eq!(claims["username"], "alice@example.com", "{learned}");
-        assert_eq!(claims["client_id"], learned["client_id"]);
-        let audiences = json!([learned["client_id"], learned["resource"]]);
-        assert_eq!(claims["aud"], audiences);
-        assert_eq!(learned["refreshable"], true);
+        let server = McpServer::start(ISSUER, ca_file, &proxy);
+        for client in [McpServer::python_client, McpServer::javascript_client] {
+            let client = client(&server);
+            let address = client.authorize();
+            let path = address
+                .strip_prefix(ISSUER)
+                .unwrap_or_else(|| panic!("{address}"));
+            assert!(path.contains("&resource="), "{path}");
+            let back = confirmed(&mut browser, path).await;
+            assert!(back.starts_with("http://127.0.0.1:8976/callback?code="));
+            let learned = client.learned(&back);
+            let claims = &learned["claims"];
+            assert_eq!(claims["username"], "alice@example.com", "{learned}");
+            assert_eq!(claims["client_id"], learned["client_id"]);
+            assert_eq!(claims["aud"], json!([learned["client_id"], server.url]));
+            assert_eq!(learned["refreshable"], true);
+        }
         let log = daemon.log();
         assert!(daemon.stop().success(), "{log}");
     });

@@ -67,15 +67,51 @@ impl Registration<'_> {
     }
 }
 
-/// An MCP client and its server, made with the package mcp of PyPI. The client registers itself at
-/// the provider, and the server asks the provider about each token.
-pub fn mcp(issuer: &str, ca_file: &Path, proxy: &ConnectProxy) -> Application {
-    let mut command = Command::new(venv("bin/python"));
-    command
-        .arg(tree("tests/verifiers/login_mcp.py"))
-        .arg(issuer)
-        .arg(ca_file);
-    Application(LineProgram::start(&mut command, proxy))
+/// An MCP server made with the package mcp of PyPI, which asks the provider about each token. It
+/// ends when dropped.
+pub struct McpServer<'a> {
+    pub url: String,
+    ca_file: &'a Path,
+    proxy: &'a ConnectProxy,
+    _program: LineProgram,
+}
+
+impl<'a> McpServer<'a> {
+    pub fn start(issuer: &str, ca_file: &'a Path, proxy: &'a ConnectProxy) -> Self {
+        let mut command = Command::new(venv("bin/python"));
+        command
+            .arg(tree("tests/verifiers/mcp_server.py"))
+            .arg(issuer)
+            .arg(ca_file);
+        let program = LineProgram::start(&mut command, proxy);
+        Self {
+            url: program.answer()["server"].as_str().unwrap().to_owned(),
+            ca_file,
+            proxy,
+            _program: program,
+        }
+    }
+
+    /// A client of the same package. It registers itself at the provider.
+    pub fn python_client(&self) -> Application {
+        let mut command = Command::new(venv("bin/python"));
+        command.arg(tree("tests/verifiers/login_mcp.py"));
+        self.client(command)
+    }
+
+    /// A client made with @modelcontextprotocol/sdk of npm. It registers itself too.
+    pub fn javascript_client(&self) -> Application {
+        let mut command = Command::new("node");
+        command
+            .arg(tree("tests/verifiers/login_mcp.mjs"))
+            .arg(files::cache("npm/node_modules/@modelcontextprotocol/sdk"));
+        self.client(command)
+    }
+
+    fn client(&self, mut command: Command) -> Application {
+        command.arg(&self.url).arg(self.ca_file);
+        Application(LineProgram::start(&mut command, self.proxy))
+    }
 }
 
 /// An application that waits for a person to log in.
