@@ -8,7 +8,10 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use tailbone_keys::jwks::fetch::name;
+
 use crate::{
+    assertion,
     authorize::{ResponseMode, SCOPES},
     claims,
     token::Offers,
@@ -29,7 +32,12 @@ pub const REGISTER_PATH: &str = "/register";
 pub const END_SESSION_PATH: &str = "/logout";
 
 /// How clients may authenticate.
-pub const AUTH_METHODS: [&str; 3] = ["client_secret_post", "client_secret_basic", "none"];
+pub const AUTH_METHODS: [&str; 4] = [
+    "client_secret_post",
+    "client_secret_basic",
+    "none",
+    "private_key_jwt",
+];
 
 /// What the documents tell.
 #[derive(Debug, Clone)]
@@ -107,11 +115,22 @@ impl Metadata<'_> {
     }
 
     fn add_common(&self, document: &mut Document) {
+        let algorithms = json!(assertion::SIGNING_ALGORITHMS.map(name));
+        let name = "token_endpoint_auth_signing_alg_values_supported";
+        document.add(name, algorithms.clone());
         document.add("revocation_endpoint", self.url(REVOKE_PATH));
         let methods = json!(AUTH_METHODS);
-        document.add("revocation_endpoint_auth_methods_supported", methods);
         let devices = self.url(DEVICE_AUTHORIZATION_PATH);
         document.add("device_authorization_endpoint", devices);
+        document.add(
+            "revocation_endpoint_auth_methods_supported",
+            methods.clone(),
+        );
+        let name = "revocation_endpoint_auth_signing_alg_values_supported";
+        document.add(name, algorithms.clone());
+        document.add("introspection_endpoint_auth_methods_supported", methods);
+        let name = "introspection_endpoint_auth_signing_alg_values_supported";
+        document.add(name, algorithms);
         document.add("response_modes_supported", json!(ResponseMode::NAMES));
         document.add("authorization_response_iss_parameter_supported", true);
     }

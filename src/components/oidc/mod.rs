@@ -40,7 +40,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use tailbone_oidc::{
     device::Tries,
-    provider::{Provider, ProviderSettings},
+    provider::{Foreign, Provider, ProviderSettings, WorkloadIssuer},
     store::{Client, Sqlite, Store, tsidp},
     token::Offers,
 };
@@ -73,8 +73,10 @@ const IMPORT_AGAIN: Duration = Duration::from_secs(5);
 
 /// The component, at its listeners.
 pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
-    let settings = &settings.oidc;
     let node = context.node.watch().borrow().name.clone();
+    let workload_issuer = settings.workload.issuer.clone();
+    let workload_issuer = workload_issuer.unwrap_or_else(|| format!("https://{node}"));
+    let settings = &settings.oidc;
     let issuer = match &settings.issuer {
         Some(issuer) => issuer.clone(),
         None if !node.contains('.') => {
@@ -131,6 +133,14 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
         }),
         user_codes: Arc::new(Tries::of_user_codes()),
         new_devices: Arc::new(Tries::of_new_devices()),
+        foreign: Arc::new(Foreign::new(&settings.fetch)?),
+        workload: context
+            .keys_of("workload")
+            .cloned()
+            .map(|keys| WorkloadIssuer {
+                issuer: workload_issuer.into(),
+                keys,
+            }),
     };
     let found = match &settings.take_over {
         Some(dir) => tsidp::read_clients(dir, Timestamp::now())?.map(|clients| (dir, clients)),

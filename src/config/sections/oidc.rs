@@ -10,6 +10,7 @@ use tailbone_oidc::{
     authorize::UnknownScopes,
     capability,
     claims::{Mapping, Style},
+    fetch::{FetchSettings, PrivateHost, PrivateHosts},
 };
 
 use url::Url;
@@ -143,6 +144,18 @@ rows! {
         .flag("oidc-errors", FlagScope::Start)
         .default("json")
         .help("How errors for programs are written; tsidp writes text unless Accept names JSON");
+    PRIVATE_HOSTS = row("oidc.privateHosts", ValueKind::Words(&[]))
+        .flag("oidc-private-hosts", FlagScope::Start)
+        .default("")
+        .example("sso.internal,*.corp.example,10.1.0.0/16")
+        .help(
+            "Hosts and networks at which what clients name (their keys, for example) is fetched \
+             although the addresses are private; others are refused",
+        );
+    FETCH_CA_FILE = row("oidc.caFile", ValueKind::Path)
+        .flag("oidc-ca-file", FlagScope::Start)
+        .example("/etc/tailbone/ca.crt")
+        .help("Certificates (PEM) to trust at those addresses, beside those of the system");
     KEYS_ALGORITHMS = row("oidc.algorithms", ValueKind::Words(ALGORITHMS))
         .flag("oidc-algorithms", FlagScope::Start)
         .default("RS256,ES256")
@@ -174,6 +187,8 @@ pub struct OidcSettings {
     /// Nodes of the tailnet may introspect and exchange without a secret.
     pub nodes_may_inspect: bool,
     pub errors: OidcErrorFormat,
+    /// How the addresses are reached that clients name.
+    pub fetch: FetchSettings,
     pub keys: OidcKeySettings,
 }
 
@@ -271,6 +286,7 @@ impl OidcSettings {
             unknown_scopes,
             nodes_may_inspect,
             errors,
+            fetch,
             keys,
         } = new;
         reloaded.leave(LISTEN.key, &self.listen, listen);
@@ -291,6 +307,8 @@ impl OidcSettings {
         let inspect = &self.nodes_may_inspect;
         reloaded.leave(INTROSPECTION.key, inspect, nodes_may_inspect);
         reloaded.leave(ERRORS.key, &self.errors, errors);
+        let rows = "oidc.privateHosts or oidc.caFile";
+        reloaded.leave(rows, &self.fetch, fetch);
         let rows = "oidc.algorithms or oidc.rotateEvery";
         reloaded.leave(rows, &self.keys, keys);
     }
@@ -325,6 +343,10 @@ impl SettingsReader<'_> {
             "tsidp" => OidcErrorFormat::Tsidp,
             _ => OidcErrorFormat::Json,
         });
+        let private_hosts = self.words(&PRIVATE_HOSTS, |word| {
+            word.parse::<PrivateHost>().map_err(|bad| bad.to_string())
+        });
+        let ca_file = self.optional_path(&FETCH_CA_FILE);
         let keys = self.oidc_keys(issuer, dir.as_deref(), on);
         Some(OidcSettings {
             listen: listen?,
@@ -340,6 +362,11 @@ impl SettingsReader<'_> {
             unknown_scopes: unknown_scopes?,
             nodes_may_inspect: nodes_may_inspect?,
             errors: errors?,
+            fetch: FetchSettings {
+                private_hosts: PrivateHosts(private_hosts?),
+                ca_file: ca_file?,
+                ..FetchSettings::default()
+            },
             keys: keys?,
         })
     }

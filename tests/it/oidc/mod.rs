@@ -2,6 +2,8 @@
 //! on the way.
 
 mod access;
+mod application;
+mod assertions;
 mod claims;
 mod clients;
 mod device;
@@ -19,7 +21,10 @@ mod suite;
 mod tokens;
 mod tsidp;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use ::http::{Request, StatusCode, header};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -48,7 +53,8 @@ use tailbone_oidc::{
     claims::{Mapping, Style},
     client::{AuthMethod, ClientMetadata, Login},
     device::Tries,
-    provider::{Provider, ProviderSettings},
+    fetch::FetchSettings,
+    provider::{Foreign, Provider, ProviderSettings},
     store::{Client, ClientOrigin, ClientSecret, Digest, Sqlite},
     token::Offers,
 };
@@ -67,6 +73,10 @@ const VERIFIER: &str = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
 const CHALLENGE: &str = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM";
 const RESOURCE: &str = "https://mcp.example.com/";
 
+/// By the default settings. Parsing the certificates of the system takes a while.
+static FETCHES_NOTHING_PRIVATE: LazyLock<Arc<Foreign>> =
+    LazyLock::new(|| Arc::new(Foreign::new(&FetchSettings::default()).unwrap()));
+
 /// The component on a world of its own, with a client for each kind of login.
 struct OidcServer {
     world: World,
@@ -84,11 +94,17 @@ impl OidcServer {
     }
 
     async fn with(change: impl FnOnce(&mut ProviderSettings)) -> Self {
-        Self::with_keys(es256().await, change).await
+        Self::changed(|provider| change(Arc::make_mut(&mut provider.settings))).await
+    }
+
+    async fn changed(change: impl FnOnce(&mut Provider)) -> Self {
+        let access = LoginAccess::grants_only(LOGIN_CAPABILITY);
+        Self::with_all(es256().await, access, Groups::default(), change).await
     }
 
     async fn with_keys(keys: KeySet, change: impl FnOnce(&mut ProviderSettings)) -> Self {
         let access = LoginAccess::grants_only(LOGIN_CAPABILITY);
+        let change = |provider: &mut Provider| change(Arc::make_mut(&mut provider.settings));
         Self::with_all(keys, access, Groups::default(), change).await
     }
 
@@ -111,10 +127,10 @@ impl OidcServer {
         keys: KeySet,
         access: LoginAccess,
         groups: Groups,
-        change: impl FnOnce(&mut ProviderSettings),
+        change: impl FnOnce(&mut Provider),
     ) -> Self {
         let dir = TempDir::new().unwrap();
-        let mut settings = ProviderSettings {
+        let settings = ProviderSettings {
             issuer: ISSUER.into(),
             host: HOST.into(),
             style: Style::Tsidp,
@@ -125,10 +141,9 @@ impl OidcServer {
             unknown_scopes: UnknownScopes::Ignore,
             nodes_may_inspect: true,
         };
-        change(&mut settings);
         let world = World::new();
         let (access, groups) = (Arc::new(access), Arc::new(groups));
-        let provider = Provider {
+        let mut provider = Provider {
             settings: Arc::new(settings),
             store: Arc::new(Sqlite::open(&dir.path().join("oidc.db")).unwrap()),
             keys,
@@ -141,7 +156,10 @@ impl OidcServer {
             }),
             user_codes: Arc::new(Tries::of_user_codes()),
             new_devices: Arc::new(Tries::of_new_devices()),
+            foreign: FETCHES_NOTHING_PRIVATE.clone(),
+            workload: None,
         };
+        change(&mut provider);
         let oidc = Arc::new(Oidc {
             provider: provider.clone(),
             capability: CAPABILITY.into(),
@@ -192,6 +210,11 @@ impl OidcServer {
             ..ClientMetadata::default()
         };
         change(&mut metadata);
+        self.add_client(id, &metadata).await;
+    }
+
+    /// With the secret of all clients, if the client has one.
+    async fn add_client(&self, id: &str, metadata: &ClientMetadata) {
         let now = Timestamp::now();
         let secret = ClientSecret {
             digest: Digest::of(SECRET),
@@ -204,7 +227,7 @@ impl OidcServer {
             owner: None,
             secrets: Some(secret)
                 .into_iter()
-                .filter(|_| method.has_secret())
+                .filter(|_| metadata.token_endpoint_auth_method.has_secret())
                 .collect(),
             registration_token: None,
             metadata: metadata.to_stored().unwrap(),

@@ -25,7 +25,7 @@ use tailbone_keys::jwks::{
 };
 
 use crate::{
-    client_keys::{ClientKeys, SignatureProblem},
+    client_keys::{BadClientKeys, ClientKeys, SignatureProblem},
     fetch::{FetchError, KeyCache, NotFetched},
     store::{Digest, Store, StoreError},
 };
@@ -98,7 +98,11 @@ pub enum AssertionError {
     #[error("it has ended, begins later, or lives too long")]
     Expired,
     #[error(transparent)]
+    Keys(#[from] BadClientKeys),
+    #[error(transparent)]
     Malformed(#[from] MalformedToken),
+    #[error("the client does not authenticate by assertions")]
+    Method,
     #[error("it was used before")]
     Replayed,
     #[error(transparent)]
@@ -121,7 +125,9 @@ impl AssertionError {
             Self::Claim(_) => "assertion_claim",
             Self::ClientId => "assertion_client",
             Self::Expired => "assertion_expired",
+            Self::Keys(_) => "client_keys",
             Self::Malformed(_) => "assertion_malformed",
+            Self::Method => "assertion_method",
             Self::Replayed => "assertion_replayed",
             Self::Signature(SignatureProblem::NotFetched(_)) => "client_keys",
             Self::Signature(_) => "assertion_signature",
@@ -154,7 +160,7 @@ pub struct Expected<'a> {
 }
 
 /// An issuer and subject whose workload tokens authenticate a client.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrustedSubject {
     pub issuer: String,
     pub subject: String,

@@ -10,14 +10,19 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+use tailbone_keys::jwks::fetch::name;
 use tailbone_values::Object;
 
 use super::redirect;
+use crate::{assertion, client_keys::ClientKeys};
 
 /// The most redirect URIs of a client, and the longest text of any member: a registration stays
 /// small.
 const MAX_URIS: usize = 64;
 const MAX_TEXT: usize = 2048;
+
+/// The longest set of keys, in bytes.
+const MAX_KEYS: usize = 32 << 10;
 
 /// How a client proves who it is at the token endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -83,6 +88,12 @@ pub struct ClientMetadata {
     pub jwks: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jwks_uri: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_endpoint_auth_signing_alg: Option<String>,
+    /// Of this server alone: subjects of its workload tokens, which authenticate the client in the
+    /// place of keys of its own.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_null")]
+    pub workload_subjects: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id_token_signed_response_alg: Option<String>,
     /// Access tokens are JWTs of this algorithm (RFC 9068); without it they tell nothing.
@@ -195,6 +206,7 @@ impl ClientMetadata {
             serde_json::from_value::<Object<Self>>(value).map_err(|_| BadMetadata::NotJson)?;
         // Not for a client to say about itself.
         metadata.login = None;
+        metadata.jwks_uri = metadata.jwks_uri.filter(|uri| !uri.is_empty());
         if metadata.grant_types.is_empty() {
             metadata.grant_types.push("authorization_code".into());
         }
@@ -222,6 +234,7 @@ impl ClientMetadata {
             ("request_uris", &self.request_uris),
             ("post_logout_redirect_uris", &self.post_logout_redirect_uris),
             ("contacts", &self.contacts),
+            ("workload_subjects", &self.workload_subjects),
             ("grant_types", &self.grant_types),
             ("response_types", &self.response_types),
         ];
@@ -269,6 +282,7 @@ impl ClientMetadata {
                 one_of(name, algorithm, offered.id_token_algorithms)?;
             }
         }
+        self.check_keys()?;
         if self
             .subject_type
             .as_deref()
@@ -277,6 +291,31 @@ impl ClientMetadata {
             return other("subject_type is public".into());
         }
         self.check_links()
+    }
+
+    /// With what the client signs.
+    fn check_keys(&self) -> Result<(), BadMetadata> {
+        if let Some(algorithm) = &self.token_endpoint_auth_signing_alg {
+            let names = assertion::SIGNING_ALGORITHMS.map(name);
+            one_of("token_endpoint_auth_signing_alg", algorithm, &names)?;
+        }
+        if let Some(jwks) = &self.jwks {
+            let keys = jwks.get("keys").and_then(Value::as_array);
+            let is_secret = |key: &Value| key.get("d").is_some() || key.get("k").is_some();
+            if keys.is_some_and(|keys| keys.iter().any(is_secret)) {
+                return other("jwks has a private key, which nobody else must know".into());
+            }
+            if jwks.to_string().len() > MAX_KEYS {
+                return other("jwks is too long".into());
+            }
+        }
+        let keys = ClientKeys::of(self.jwks.as_ref(), self.jwks_uri.as_deref())
+            .map_err(|bad| BadMetadata::Other(bad.to_string()))?;
+        let signs = !matches!(keys, ClientKeys::None) || !self.workload_subjects.is_empty();
+        if self.token_endpoint_auth_method == AuthMethod::PrivateKeyJwt && !signs {
+            return other("private_key_jwt needs jwks, jwks_uri or workload_subjects".into());
+        }
+        Ok(())
     }
 
     /// What pages show and programs fetch. Only web addresses are either.
@@ -315,9 +354,6 @@ impl ClientMetadata {
             if !fits || uri.len() > MAX_TEXT || redirect::check(&uri).is_err() {
                 return other(format!("{name} is no {} address", schemes.join(" or ")));
             }
-        }
-        if self.jwks.is_some() && self.jwks_uri.is_some() {
-            return other("jwks and jwks_uri exclude each other".into());
         }
         let texts = [&self.client_name, &self.scope];
         if texts.iter().any(|text| text.len() > MAX_TEXT) {
@@ -362,7 +398,12 @@ mod tests {
     use super::*;
 
     const OFFERED: Offered<'_> = Offered {
-        auth_methods: &["client_secret_basic", "client_secret_post", "none"],
+        auth_methods: &[
+            "client_secret_basic",
+            "client_secret_post",
+            "none",
+            "private_key_jwt",
+        ],
         grant_types: &["authorization_code", "refresh_token", "client_credentials"],
         id_token_algorithms: &["RS256", "ES256"],
     };
@@ -444,6 +485,22 @@ mod tests {
             ),
             (
                 json!({"redirect_uris": uris, "jwks_uri": "https://a/j", "jwks": {"keys": []}}),
+                "invalid_client_metadata",
+            ),
+            (
+                json!({"redirect_uris": uris, "token_endpoint_auth_method": "private_key_jwt"}),
+                "invalid_client_metadata",
+            ),
+            (
+                json!({"redirect_uris": uris, "jwks": {"keys": [{"kty": "oct", "k": "AAAA"}]}}),
+                "invalid_client_metadata",
+            ),
+            (
+                json!({"redirect_uris": uris, "jwks": {"keys": "none"}}),
+                "invalid_client_metadata",
+            ),
+            (
+                json!({"redirect_uris": uris, "token_endpoint_auth_signing_alg": "HS256"}),
                 "invalid_client_metadata",
             ),
             (

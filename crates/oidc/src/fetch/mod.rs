@@ -61,7 +61,7 @@ const MAX_URL_BYTES: usize = 2048;
 const MAX_HEADERS: usize = 64;
 
 /// How the client of foreign addresses behaves.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchSettings {
     /// Hosts and networks that are permitted although their addresses are private.
     pub private_hosts: PrivateHosts,

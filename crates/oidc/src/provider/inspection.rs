@@ -103,7 +103,7 @@ impl Provider {
         now: Timestamp,
     ) -> Result<Option<Inspector>, OidcError> {
         let presented = Presented::read(authorization, form)?;
-        if let Some(presented) = presented.filter(|presented| presented.secret.is_some()) {
+        if let Some(presented) = presented.filter(Presented::has_credentials) {
             return match self.proven(&presented, now).await? {
                 Some(_) => Ok(Some(Inspector::Client(presented.client_id))),
                 None => Err(OidcError::invalid_client(StatusCode::UNAUTHORIZED)),

@@ -11,8 +11,10 @@
 
 mod access;
 mod access_token;
+mod authentication;
 mod authorization;
 mod device;
+mod foreign;
 mod inspection;
 mod logout;
 mod programs;
@@ -30,11 +32,13 @@ use tailbone_keys::{
 };
 
 pub use access::{Admission, Denial};
+pub use authentication::WorkloadIssuer;
 pub use authorization::{
     AuthorizeRequest, Authorized, Browser, Confirmation, DeniedLogin, NewSession, Question,
     SESSION_LIFETIME,
 };
 pub use device::{Decided, DeviceQuestion};
+pub use foreign::Foreign;
 pub use inspection::{BearerError, Inspector};
 pub use logout::{SignOut, SignOutRequest};
 pub use registration::{ClientView, ListedClient, Registrar};
@@ -65,6 +69,10 @@ pub struct Provider {
     pub user_codes: Arc<Tries>,
     /// Of devices that begin a login, by caller.
     pub new_devices: Arc<Tries>,
+    /// What clients name for the server to fetch.
+    pub foreign: Arc<Foreign>,
+    /// Whose tokens clients may authenticate with; `None`: nobody's.
+    pub workload: Option<WorkloadIssuer>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

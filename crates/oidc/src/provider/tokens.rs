@@ -20,7 +20,7 @@ use crate::{
     device::{self, DEVICE_CODE_GRANT},
     grant::{AccessDetails, GrantDetails, REFRESH_LIFETIME},
     store::{AccessToken, Digest, Grant, Issue, Presented as InStore, RefreshToken},
-    token::{self, ACCESS_TOKEN_TYPE, Exchange, Presented, TokenAnswer, TokenRequest, prove},
+    token::{self, ACCESS_TOKEN_TYPE, Exchange, Presented, TokenAnswer, TokenRequest},
 };
 
 /// How long the answer to a refresh may be asked for again, because it was lost.
@@ -209,29 +209,6 @@ impl Provider {
             return Err(OidcError::invalid_client(StatusCode::BAD_REQUEST));
         }
         self.proven(presented, now).await?.ok_or_else(refused)
-    }
-
-    /// The client that a request proves to be.
-    pub(super) async fn proven(
-        &self,
-        presented: &Presented,
-        now: Timestamp,
-    ) -> Result<Option<ClientMetadata>, OidcError> {
-        let Some((client, metadata)) = self.client(&presented.client_id, now).await? else {
-            return Ok(None);
-        };
-        let is_secret = |given: &str| {
-            let valid = |end: Option<Timestamp>| end.is_none_or(|end| end > now);
-            let mut secrets = client.secrets.iter();
-            secrets.any(|one| valid(one.expires_at) && one.digest.matches(given))
-        };
-        match prove(presented, &metadata, is_secret) {
-            Ok(_) => Ok(Some(metadata)),
-            Err(_) => {
-                tracing::warn!(target: "oidc", client_id = presented.client_id, "a client did not prove who it is");
-                Ok(None)
-            }
-        }
     }
 
     async fn first_tokens(

@@ -11,7 +11,7 @@ mod request;
 use serde::Serialize;
 use serde_json::Value;
 
-pub use authentication::{Presented, Proven, prove};
+pub use authentication::{Credentials, Presented, Proven, prove};
 pub use request::{
     ACCESS_TOKEN_TYPE, AUTHORIZATION_CODE, CLIENT_CREDENTIALS, Exchange, Offers, REFRESH_TOKEN,
     TOKEN_EXCHANGE, TokenRequest,
