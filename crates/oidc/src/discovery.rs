@@ -8,12 +8,12 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use tailbone_keys::jwks::fetch::name;
+use tailbone_keys::jwks::fetch::name as jose_name;
 
 use crate::{
     assertion,
     authorize::{ResponseMode, SCOPES},
-    claims,
+    claims, request_object,
     token::Offers,
 };
 
@@ -28,6 +28,7 @@ pub const REVOKE_PATH: &str = "/revoke";
 pub const DEVICE_AUTHORIZATION_PATH: &str = "/device_authorization";
 /// The page that takes user codes.
 pub const DEVICE_PATH: &str = "/device";
+pub const PAR_PATH: &str = "/par";
 pub const REGISTER_PATH: &str = "/register";
 pub const END_SESSION_PATH: &str = "/logout";
 
@@ -46,6 +47,8 @@ pub struct Metadata<'a> {
     /// Of ID tokens. RS256 is among them (OpenID Connect Core, section 15.1).
     pub algorithms: Vec<&'a str>,
     pub offers: Offers,
+    /// Clients may be described by documents at their ids.
+    pub client_documents: bool,
 }
 
 /// Who reads a document.
@@ -83,9 +86,6 @@ impl Metadata<'_> {
         document.add("token_endpoint_auth_methods_supported", json!(AUTH_METHODS));
         document.add("code_challenge_methods_supported", json!(["S256"]));
         document.add("claims_parameter_supported", true);
-        document.add("request_parameter_supported", false);
-        // Absent would mean true.
-        document.add("request_uri_parameter_supported", false);
         document.add("end_session_endpoint", self.url(END_SESSION_PATH));
         self.add_common(&mut document);
         document.print()
@@ -115,9 +115,16 @@ impl Metadata<'_> {
     }
 
     fn add_common(&self, document: &mut Document) {
-        let algorithms = json!(assertion::SIGNING_ALGORITHMS.map(name));
+        let algorithms = json!(assertion::SIGNING_ALGORITHMS.map(jose_name));
         let name = "token_endpoint_auth_signing_alg_values_supported";
         document.add(name, algorithms.clone());
+        document.add("request_parameter_supported", true);
+        document.add("request_uri_parameter_supported", true);
+        document.add("require_request_uri_registration", true);
+        let of_objects = json!(request_object::SIGNING_ALGORITHMS.map(jose_name));
+        // Absent would mean that unsigned ones count too.
+        document.add("request_object_signing_alg_values_supported", of_objects);
+        document.add("pushed_authorization_request_endpoint", self.url(PAR_PATH));
         document.add("revocation_endpoint", self.url(REVOKE_PATH));
         let methods = json!(AUTH_METHODS);
         let devices = self.url(DEVICE_AUTHORIZATION_PATH);
@@ -133,6 +140,9 @@ impl Metadata<'_> {
         document.add(name, algorithms);
         document.add("response_modes_supported", json!(ResponseMode::NAMES));
         document.add("authorization_response_iss_parameter_supported", true);
+        if self.client_documents {
+            document.add("client_id_metadata_document_supported", true);
+        }
     }
 }
 
@@ -173,6 +183,7 @@ mod tests {
             issuer,
             algorithms: vec!["RS256", "ES256"],
             offers: Offers::default(),
+            client_documents: false,
         }
     }
 

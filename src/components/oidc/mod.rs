@@ -10,8 +10,8 @@
 //!   registers or administers.
 //! - A page shows only escaped text, runs only our own script, and is in no other page's frame.
 //!
-//! `routes.rs` has the endpoints, `device.rs`, `logout.rs` and `registration.rs` those of one
-//! subject each, `keys.rs` the published keys, `answers.rs` how they answer, `pages.rs` and
+//! `routes.rs` has the endpoints, `device.rs`, `logout.rs`, `par.rs` and `registration.rs` those of
+//! one subject each, `keys.rs` the published keys, `answers.rs` how they answer, `pages.rs` and
 //! `denied.rs` the pages, `callers.rs` what the tailnet says, [`access`] who may log in where,
 //! [`groups`] who is in which group. Done elsewhere: the steps of a login and what tokens say
 //! ([`tailbone_oidc`]), the life of the keys ([`crate::jwks`]).
@@ -25,6 +25,7 @@ pub mod groups;
 mod keys;
 mod logout;
 mod pages;
+mod par;
 mod registration;
 mod routes;
 
@@ -40,6 +41,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use tailbone_oidc::{
     device::Tries,
+    documents::DocumentHosts,
     provider::{Foreign, Provider, ProviderSettings, WorkloadIssuer},
     store::{Client, Sqlite, Store, tsidp},
     token::Offers,
@@ -133,7 +135,10 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
         }),
         user_codes: Arc::new(Tries::of_user_codes()),
         new_devices: Arc::new(Tries::of_new_devices()),
-        foreign: Arc::new(Foreign::new(&settings.fetch)?),
+        foreign: Arc::new(Foreign::new(
+            &settings.fetch,
+            DocumentHosts::of(&settings.document_hosts),
+        )?),
         workload: context
             .keys_of("workload")
             .cloned()

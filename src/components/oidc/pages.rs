@@ -183,6 +183,19 @@ pub(super) fn question(question: &Question, form: &QuestionForm<'_>) -> Response
         "<p>The application will learn that you are <b>{login}</b>. You go on to \
          <b>{target}</b>.</p>"
     );
+    if let Some(host) = &question.described_by {
+        let host = escaped(host);
+        let _ = writeln!(
+            body,
+            "<p>What this page says about the application comes from <b>{host}</b>.</p>"
+        );
+        if question.on_own_device {
+            body.push_str(
+                "<p>The application runs on your own device, where every program can pretend to \
+                 be it. Continue only if you have just begun to log in there.</p>\n",
+            );
+        }
+    }
     for (uri, words) in [
         (&client.client_uri, "About the application"),
         (&client.policy_uri, "Its privacy policy"),

@@ -6,7 +6,7 @@
 //! | `GET`, `POST /authorize` | a code, a question or an error | 401 |
 //! | `POST /authorize/confirm` | the answer of the question's page | 401 |
 //! | `GET`, `POST /logout`, `POST /logout/confirm` | the end of the browser's session | the same |
-//! | `POST /token`, `/introspect`, `/revoke` | as the standards say | the same |
+//! | `POST /par`, `/token`, `/introspect`, `/revoke` | as the standards say | the same |
 //! | `GET`, `POST /userinfo` | claims about the person | the same |
 //! | `POST /device_authorization` | codes for a device | the same |
 //! | `GET`, `POST /device` | the page that takes a device's code | 401 |
@@ -37,7 +37,7 @@ use tailbone_oidc::{
     client::ClientMetadata,
     discovery::{
         AUTHORIZE_PATH, DEVICE_AUTHORIZATION_PATH, DEVICE_PATH, END_SESSION_PATH, INTROSPECT_PATH,
-        JWKS_PATH, Metadata, OAUTH_PATH, OPENID_PATH, REGISTER_PATH, REVOKE_PATH, Reader,
+        JWKS_PATH, Metadata, OAUTH_PATH, OPENID_PATH, PAR_PATH, REGISTER_PATH, REVOKE_PATH, Reader,
         TOKEN_PATH, USERINFO_PATH,
     },
     provider::{
@@ -55,7 +55,7 @@ use super::{
     keys::ServedKeys,
     logout::{self, SIGN_OUT_PATH},
     pages::{self, QuestionForm},
-    registration,
+    par, registration,
 };
 use crate::{
     audit,
@@ -105,6 +105,7 @@ fn routes(handler: MethodRouter<Arc<Oidc>>, oidc: Arc<Oidc>) -> Router {
         CONFIRM_PATH,
         END_SESSION_PATH,
         SIGN_OUT_PATH,
+        PAR_PATH,
         TOKEN_PATH,
         USERINFO_PATH,
         INTROSPECT_PATH,
@@ -176,6 +177,13 @@ async fn answer(oidc: &Oidc, reader: Reader, request: Parts, body: Body) -> Resp
         }
         END_SESSION_PATH => logout::end_session(oidc, &request, body, internet).await,
         SIGN_OUT_PATH => logout::confirm(oidc, &request, body, internet).await,
+        PAR_PATH => {
+            if preflight {
+                return answers::preflight("POST, OPTIONS", "*");
+            }
+            let response = par::push(oidc, &request, body, internet).await;
+            answers::share(response, "POST, OPTIONS", "*")
+        }
         TOKEN_PATH => {
             if preflight {
                 return answers::preflight("POST, OPTIONS", "*");
@@ -240,6 +248,7 @@ fn discovery(oidc: &Oidc, reader: Reader, path: &str) -> Response {
         issuer: &provider.settings.issuer,
         algorithms: provider.keys.algorithms().map(|one| one.as_str()).collect(),
         offers: provider.settings.offers,
+        client_documents: provider.foreign.document_hosts.is_some(),
     };
     let document = match path {
         OAUTH_PATH => metadata.oauth(reader),
@@ -348,7 +357,7 @@ async fn authorized(
     };
     let now = Timestamp::now();
     match oidc.provider.authorize(wanted, now).await? {
-        Authorized::Ask(question) => ask(oidc, request, params, &question),
+        Authorized::Ask(question) => ask(oidc, request, &question),
         Authorized::Denied(denied) => {
             let (login, client_id) = (&denied.login, &denied.client_id);
             let rule = &denied.denial.rule;
@@ -404,13 +413,12 @@ pub(super) fn redirect(request: &Parts, to: &str) -> Response {
 fn ask(
     oidc: &Oidc,
     request: &Parts,
-    params: &Params,
     question: &tailbone_oidc::provider::Question,
 ) -> Result<Response, OidcError> {
     let token = form_token(request)?;
     let form = QuestionForm {
         action: &own_path(&oidc.provider.settings.issuer, CONFIRM_PATH),
-        request: &params.encode(),
+        request: &question.request,
         token: &token,
     };
     let mut response = pages::question(question, &form);

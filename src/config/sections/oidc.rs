@@ -10,6 +10,7 @@ use tailbone_oidc::{
     authorize::UnknownScopes,
     capability,
     claims::{Mapping, Style},
+    documents::{DocumentHost, DocumentHosts},
     fetch::{FetchSettings, PrivateHost, PrivateHosts},
 };
 
@@ -144,6 +145,15 @@ rows! {
         .flag("oidc-errors", FlagScope::Start)
         .default("json")
         .help("How errors for programs are written; tsidp writes text unless Accept names JSON");
+    DOCUMENT_HOSTS = row("oidc.clientDocuments", ValueKind::Words(&[]))
+        .flag("oidc-client-documents", FlagScope::Start)
+        .default("")
+        .example("claude.ai,*.corp.example")
+        .help(
+            "Hosts whose documents describe clients, which then need no registration: their ids \
+             are addresses there; * stands for all hosts, ! before one excepts it, and without \
+             any there are no such clients",
+        );
     PRIVATE_HOSTS = row("oidc.privateHosts", ValueKind::Words(&[]))
         .flag("oidc-private-hosts", FlagScope::Start)
         .default("")
@@ -187,6 +197,8 @@ pub struct OidcSettings {
     /// Nodes of the tailnet may introspect and exchange without a secret.
     pub nodes_may_inspect: bool,
     pub errors: OidcErrorFormat,
+    /// Whose documents describe clients.
+    pub document_hosts: Vec<DocumentHost>,
     /// How the addresses are reached that clients name.
     pub fetch: FetchSettings,
     pub keys: OidcKeySettings,
@@ -286,6 +298,7 @@ impl OidcSettings {
             unknown_scopes,
             nodes_may_inspect,
             errors,
+            document_hosts,
             fetch,
             keys,
         } = new;
@@ -307,6 +320,8 @@ impl OidcSettings {
         let inspect = &self.nodes_may_inspect;
         reloaded.leave(INTROSPECTION.key, inspect, nodes_may_inspect);
         reloaded.leave(ERRORS.key, &self.errors, errors);
+        let hosts = &self.document_hosts;
+        reloaded.leave(DOCUMENT_HOSTS.key, hosts, document_hosts);
         let rows = "oidc.privateHosts or oidc.caFile";
         reloaded.leave(rows, &self.fetch, fetch);
         let rows = "oidc.algorithms or oidc.rotateEvery";
@@ -343,6 +358,14 @@ impl SettingsReader<'_> {
             "tsidp" => OidcErrorFormat::Tsidp,
             _ => OidcErrorFormat::Json,
         });
+        let document_hosts = self.words(&DOCUMENT_HOSTS, str::parse::<DocumentHost>);
+        if let Some(hosts) = &document_hosts
+            && !hosts.is_empty()
+            && DocumentHosts::of(hosts).is_none()
+        {
+            let sentence = "it only excepts hosts: add * to allow all others";
+            self.mistake(&DOCUMENT_HOSTS, None, sentence.into());
+        }
         let private_hosts = self.words(&PRIVATE_HOSTS, |word| {
             word.parse::<PrivateHost>().map_err(|bad| bad.to_string())
         });
@@ -362,6 +385,7 @@ impl SettingsReader<'_> {
             unknown_scopes: unknown_scopes?,
             nodes_may_inspect: nodes_may_inspect?,
             errors: errors?,
+            document_hosts: document_hosts?,
             fetch: FetchSettings {
                 private_hosts: PrivateHosts(private_hosts?),
                 ca_file: ca_file?,

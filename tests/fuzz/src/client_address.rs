@@ -5,7 +5,7 @@
 use serde_json::Value;
 use tailbone_oidc::{
     device,
-    documents::{ClientDocument, ClientUrl},
+    documents::{ClientDocument, ClientUrl, is_loopback_only},
     fetch::{Cached as _, FetchUrl, PrivateHost, PrivateHosts},
     par,
 };
@@ -55,7 +55,7 @@ fn describes(read: &ClientDocument, url: &FetchUrl, document: &str) {
     assert!(["none", "private_key_jwt"].contains(&method.as_str().unwrap()));
     let uris = whole["redirect_uris"].as_array().unwrap();
     assert!(!uris.is_empty() && uris.len() == read.redirect_uris.len());
-    if read.is_loopback_only() {
+    if is_loopback_only(&read.redirect_uris) {
         for uri in &read.redirect_uris {
             let host = Url::parse(uri).unwrap();
             let host = host.host_str().unwrap();

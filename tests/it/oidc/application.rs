@@ -1,5 +1,5 @@
-//! An application with a web server of its own, from which the provider fetches what the application
-//! names.
+//! An application with a web server of its own, from which the provider fetches what the
+//! application names.
 
 use std::{collections::HashMap, sync::Mutex};
 
@@ -15,10 +15,18 @@ use tailbone::http::{
     tcp::Remote,
     tls::TlsListener,
 };
-use tailbone_oidc::fetch::{PrivateHost, PrivateHosts};
+use tailbone_oidc::{
+    documents::{DocumentHost, DocumentHosts},
+    fetch::{PrivateHost, PrivateHosts},
+};
 use testkit::files::certificate_file;
 
 use super::*;
+
+/// For documents of clients.
+pub(super) fn every_host() -> Option<DocumentHosts> {
+    DocumentHosts::of(&[DocumentHost::All])
+}
 
 /// What is at a path.
 #[derive(Clone)]
@@ -69,7 +77,7 @@ impl Application {
             ca_file: Some(certificate_file("first.crt")),
             timeout,
         };
-        Arc::new(Foreign::new(&settings).unwrap())
+        Arc::new(Foreign::new(&settings, every_host()).unwrap())
     }
 
     pub(super) fn reached() -> Arc<Foreign> {

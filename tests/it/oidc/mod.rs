@@ -5,6 +5,7 @@ mod access;
 mod application;
 mod assertions;
 mod claims;
+mod client_documents;
 mod clients;
 mod device;
 mod documents;
@@ -16,6 +17,7 @@ mod logout;
 mod pages;
 mod programs;
 mod registration;
+mod requests;
 mod reuse;
 mod suite;
 mod tokens;
@@ -75,7 +77,7 @@ const RESOURCE: &str = "https://mcp.example.com/";
 
 /// By the default settings. Parsing the certificates of the system takes a while.
 static FETCHES_NOTHING_PRIVATE: LazyLock<Arc<Foreign>> =
-    LazyLock::new(|| Arc::new(Foreign::new(&FetchSettings::default()).unwrap()));
+    LazyLock::new(|| Arc::new(Foreign::new(&FetchSettings::default(), None).unwrap()));
 
 /// The component on a world of its own, with a client for each kind of login.
 struct OidcServer {

@@ -13,8 +13,12 @@ pub(super) struct Browser {
 
 impl Browser {
     pub(super) async fn of(server: &OidcServer, name: &str) -> Self {
+        Self::on(server.person(name, |identity| identity).await)
+    }
+
+    pub(super) fn on(connection: Connection) -> Self {
         Self {
-            connection: server.person(name, |identity| identity).await,
+            connection,
             cookies: Vec::new(),
         }
     }

@@ -31,15 +31,23 @@ pub fn destination(params: &Params) -> Result<Destination<'_>, OidcError> {
             return Err(OidcError::invalid_request(sentence));
         }
     }
-    let missing = |name: &str| OidcError::invalid_request(format!("must specify {name}"));
+    let redirect_uri = params.get("redirect_uri");
     Ok(Destination {
-        redirect_uri: params
-            .get("redirect_uri")
-            .ok_or_else(|| missing("redirect_uri"))?,
-        client_id: params
-            .get("client_id")
-            .ok_or_else(|| missing("client_id"))?,
+        redirect_uri: redirect_uri.ok_or_else(|| missing("redirect_uri"))?,
+        client_id: client_id(params)?,
     })
+}
+
+/// Which client asks, where the rest of its request stands elsewhere.
+pub fn client_id(params: &Params) -> Result<&str, OidcError> {
+    if params.all("client_id").len() > 1 {
+        return Err(OidcError::invalid_request("client_id occurs twice"));
+    }
+    params.get("client_id").ok_or_else(|| missing("client_id"))
+}
+
+fn missing(name: &str) -> OidcError {
+    OidcError::invalid_request(format!("must specify {name}"))
 }
 
 impl Destination<'_> {
@@ -135,14 +143,9 @@ impl AuthorizationRequest {
             let modes = ResponseMode::NAMES.join(" or ");
             return Err(Refused::invalid(format!("response_mode is {modes}")));
         }
-        for (name, code) in [
-            ("request", "request_not_supported"),
-            ("request_uri", "request_uri_not_supported"),
-            ("registration", "registration_not_supported"),
-        ] {
-            if params.get(name).is_some() {
-                return Err(Refused::new(code, format!("{name} is not supported")));
-            }
+        if params.get("registration").is_some() {
+            let sentence = "registration is not supported";
+            return Err(Refused::new("registration_not_supported", sentence));
         }
         match params.get("response_type") {
             Some("code") => {}
@@ -391,8 +394,6 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_is_refused_and_not_ignored() {
-        assert_eq!(code("request=x"), "request_not_supported");
-        assert_eq!(code("request_uri=x"), "request_uri_not_supported");
         assert_eq!(code("registration=x"), "registration_not_supported");
         assert_eq!(code("response_mode=fragment"), "invalid_request");
         assert_eq!(code("state=1&state=2"), "invalid_request");

@@ -9,12 +9,12 @@
 //! - Unknown members are ignored.
 
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tailbone_keys::jwks::fetch::name;
 use tailbone_values::Object;
 
 use super::redirect;
-use crate::{assertion, client_keys::ClientKeys};
+use crate::{assertion, client_keys::ClientKeys, request_object};
 
 /// The most redirect URIs of a client, and the longest text of any member: a registration stays
 /// small.
@@ -103,6 +103,12 @@ pub struct ClientMetadata {
     pub userinfo_signed_response_alg: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_object_signing_alg: Option<String>,
+    /// RFC 9101, section 10.5: nothing counts that the client did not sign.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub require_signed_request_object: Option<bool>,
+    /// RFC 9126, section 6.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub require_pushed_authorization_requests: Option<bool>,
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_null")]
     pub request_uris: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_null")]
@@ -221,6 +227,25 @@ impl ClientMetadata {
         Ok(metadata)
     }
 
+    /// Reads the document of a client. It speaks to other servers as well: what the client can do
+    /// elsewhere is left out.
+    pub fn from_document(
+        document: &Map<String, Value>,
+        offered: Offered<'_>,
+    ) -> Result<Self, BadMetadata> {
+        let mut document = document.clone();
+        for (name, known) in [
+            ("grant_types", offered.grant_types),
+            ("response_types", &["code"]),
+        ] {
+            if let Some(Value::Array(list)) = document.get_mut(name) {
+                list.retain(|one| one.as_str().is_none_or(|one| known.contains(&one)));
+            }
+        }
+        let body = serde_json::to_vec(&document).map_err(|_| BadMetadata::NotJson)?;
+        Self::register(&body, offered)
+    }
+
     fn check(&self, offered: Offered<'_>) -> Result<(), BadMetadata> {
         let redirects = self
             .grant_types
@@ -298,6 +323,15 @@ impl ClientMetadata {
         if let Some(algorithm) = &self.token_endpoint_auth_signing_alg {
             let names = assertion::SIGNING_ALGORITHMS.map(name);
             one_of("token_endpoint_auth_signing_alg", algorithm, &names)?;
+        }
+        if let Some(algorithm) = &self.request_object_signing_alg {
+            let names = request_object::SIGNING_ALGORITHMS.map(name);
+            one_of("request_object_signing_alg", algorithm, &names)?;
+        }
+        for uri in &self.request_uris {
+            if let Err(bad) = request_object::check_uri(uri) {
+                return other(format!("an address of request_uris is not usable: {bad}"));
+            }
         }
         if let Some(jwks) = &self.jwks {
             let keys = jwks.get("keys").and_then(Value::as_array);
@@ -437,6 +471,25 @@ mod tests {
     }
 
     #[test]
+    fn a_document_may_say_what_the_client_does_elsewhere() {
+        let document = json!({
+            "client_id": "https://app.example/c", "redirect_uris": ["http://127.0.0.1/cb"],
+            "token_endpoint_auth_method": "none", "grant_types": ["refresh_token", "password"],
+            "response_types": ["code", "token"], "login": "silent",
+        });
+        let read = |document: &Value| {
+            ClientMetadata::from_document(document.as_object().unwrap(), OFFERED)
+        };
+        let metadata = read(&document).unwrap();
+        assert_eq!(metadata.grant_types, ["refresh_token"]);
+        assert_eq!(metadata.response_types, ["code"]);
+        assert_eq!(metadata.login, None);
+        let mut bad = document;
+        bad["redirect_uris"] = json!(["javascript:1"]);
+        assert!(read(&bad).is_err());
+    }
+
+    #[test]
     fn a_registration_does_not_choose_whether_its_login_is_silent() {
         let body = json!({"redirect_uris": ["https://a/cb"], "login": "silent"});
         assert_eq!(register(body).unwrap().login, None);
@@ -493,6 +546,14 @@ mod tests {
             ),
             (
                 json!({"redirect_uris": uris, "jwks": {"keys": [{"kty": "oct", "k": "AAAA"}]}}),
+                "invalid_client_metadata",
+            ),
+            (
+                json!({"redirect_uris": uris, "request_object_signing_alg": "none"}),
+                "invalid_client_metadata",
+            ),
+            (
+                json!({"redirect_uris": uris, "request_uris": ["http://a/object"]}),
                 "invalid_client_metadata",
             ),
             (

@@ -12,7 +12,7 @@
 //!
 //! What the metadata mean is for `client` to say.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use serde_json::{Map, Value};
 use tailbone_values::{
@@ -101,7 +101,54 @@ pub struct DocumentHosts {
     pub blocked: Vec<HostPattern>,
 }
 
+/// A word of the list from which they are read: `*` allows all hosts, `!` before a host blocks it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DocumentHost {
+    All,
+    Allowed(HostPattern),
+    Blocked(HostPattern),
+}
+
+impl FromStr for DocumentHost {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix('!') {
+            _ if text == "*" => Ok(Self::All),
+            Some(blocked) => HostPattern::parse(blocked).map(Self::Blocked),
+            None => HostPattern::parse(text).map(Self::Allowed),
+        }
+    }
+}
+
+impl fmt::Display for DocumentHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("*"),
+            Self::Allowed(pattern) => pattern.fmt(f),
+            Self::Blocked(pattern) => write!(f, "!{pattern}"),
+        }
+    }
+}
+
 impl DocumentHosts {
+    /// `None`: the list allows no host.
+    pub fn of(words: &[DocumentHost]) -> Option<Self> {
+        let mut hosts = Self::default();
+        let mut all = false;
+        for word in words {
+            match word {
+                DocumentHost::All => all = true,
+                DocumentHost::Allowed(pattern) => hosts.allowed.push(pattern.clone()),
+                DocumentHost::Blocked(pattern) => hosts.blocked.push(pattern.clone()),
+            }
+        }
+        if all {
+            hosts.allowed.clear();
+        }
+        (all || !hosts.allowed.is_empty()).then_some(hosts)
+    }
+
     pub fn permit(&self, url: &ClientUrl) -> bool {
         let Ok(host) = Host::parse(url.0.host()) else {
             return false;
@@ -187,21 +234,19 @@ impl Cached for ClientDocument {
     }
 }
 
-impl ClientDocument {
-    /// Whether every redirect leads back to the user's own machine: then any program there can be
-    /// this client, and the page that asks the user should say so.
-    pub fn is_loopback_only(&self) -> bool {
-        self.redirect_uris.iter().all(|uri| {
-            let url = Url::parse(uri).ok();
-            let host = url.as_ref().and_then(Url::host);
-            match host {
-                Some(url::Host::Domain(name)) => name == "localhost",
-                Some(url::Host::Ipv4(address)) => address.is_loopback(),
-                Some(url::Host::Ipv6(address)) => address.is_loopback(),
-                None => false,
-            }
-        })
-    }
+/// Whether every redirect leads back to the user's own machine: then any program there can be this
+/// client, and the page that asks the user should say so.
+pub fn is_loopback_only(redirect_uris: &[String]) -> bool {
+    redirect_uris.iter().all(|uri| {
+        let url = Url::parse(uri).ok();
+        let host = url.as_ref().and_then(Url::host);
+        match host {
+            Some(url::Host::Domain(name)) => name == "localhost",
+            Some(url::Host::Ipv4(address)) => address.is_loopback(),
+            Some(url::Host::Ipv6(address)) => address.is_loopback(),
+            None => false,
+        }
+    })
 }
 
 #[cfg(test)]
@@ -212,6 +257,34 @@ mod tests {
 
     use super::*;
     use crate::fetch::tests::*;
+
+    #[test]
+    fn a_list_allows_the_hosts_that_it_names() {
+        let permits = |list: &str, id: &str| {
+            let words: Vec<DocumentHost> = (list.split_whitespace())
+                .map(|word| word.parse().unwrap())
+                .collect();
+            let url = ClientUrl::parse(id).unwrap();
+            DocumentHosts::of(&words).map(|hosts| hosts.permit(&url))
+        };
+        let (one, other) = ("https://app.example/c", "https://other.test/c");
+        for (list, of_one, of_other) in [
+            ("*", Some(true), Some(true)),
+            ("* !app.example", Some(false), Some(true)),
+            ("app.example", Some(true), Some(false)),
+            ("app.example *", Some(true), Some(true)),
+            ("*.test !app.example", Some(false), Some(true)),
+            ("", None, None),
+            ("!app.example", None, None),
+        ] {
+            assert_eq!(
+                (permits(list, one), permits(list, other)),
+                (of_one, of_other),
+                "{list}"
+            );
+        }
+        assert!("https://a".parse::<DocumentHost>().is_err());
+    }
 
     #[test]
     fn an_id_is_an_address_in_its_canonical_form() {
@@ -286,11 +359,15 @@ mod tests {
         let document = read(&with(json!({}))).unwrap();
         assert_eq!(document.metadata["token_endpoint_auth_method"], "none");
         assert_eq!(document.client_name.as_deref(), Some("App"));
-        assert!(document.is_loopback_only());
+        assert!(is_loopback_only(&document.redirect_uris));
         let mixed = json!({"redirect_uris": ["http://127.0.0.1/cb", "https://app.example/cb"]});
-        assert!(!read(&with(mixed)).unwrap().is_loopback_only());
+        assert!(!is_loopback_only(
+            &read(&with(mixed)).unwrap().redirect_uris
+        ));
         let scheme = json!({"redirect_uris": ["com.example.app:/cb"]});
-        assert!(!read(&with(scheme)).unwrap().is_loopback_only());
+        assert!(!is_loopback_only(
+            &read(&with(scheme)).unwrap().redirect_uris
+        ));
         let by_key = json!({"token_endpoint_auth_method": "private_key_jwt",
             "jwks_uri": "https://app.example/jwks"});
         assert!(read(&with(by_key)).is_ok());

@@ -180,6 +180,15 @@ impl<T: Cached> FetchCache<T> {
         known
     }
 
+    /// The value while it is fresh. Nothing is fetched.
+    pub async fn known(&self, url: &FetchUrl, now: Instant) -> Option<Arc<T>> {
+        let state = self.entries.lock().known(url.as_str())?;
+        let state = state.lock().await;
+        let current = state.current.as_ref();
+        let fresh = current.filter(|current| now < current.fresh_until);
+        fresh.map(|current| current.value.clone())
+    }
+
     async fn fetch(
         &self,
         url: &FetchUrl,
@@ -309,12 +318,16 @@ impl<T: Cached> Current<T> {
 const ENTRY_BYTES: usize = 512;
 
 impl<T: Cached> Entries<T> {
-    fn state(&mut self, url: &str) -> Arc<tokio::sync::Mutex<UrlState<T>>> {
+    fn known(&mut self, url: &str) -> Option<Arc<tokio::sync::Mutex<UrlState<T>>>> {
         self.clock += 1;
-        let clock = self.clock;
-        if let Some(entry) = self.by_url.get_mut(url) {
-            entry.used = clock;
-            return entry.state.clone();
+        let entry = self.by_url.get_mut(url)?;
+        entry.used = self.clock;
+        Some(entry.state.clone())
+    }
+
+    fn state(&mut self, url: &str) -> Arc<tokio::sync::Mutex<UrlState<T>>> {
+        if let Some(state) = self.known(url) {
+            return state;
         }
         let state = Arc::new(tokio::sync::Mutex::new(UrlState {
             current: None,
@@ -327,7 +340,7 @@ impl<T: Cached> Entries<T> {
             Entry {
                 state: state.clone(),
                 bytes: ENTRY_BYTES,
-                used: clock,
+                used: self.clock,
             },
         );
         self.bytes += ENTRY_BYTES;

@@ -16,8 +16,8 @@ use url::form_urlencoded;
 
 use crate::store::{Digest, PushedRequest, Store, StoreError, random_token};
 
-/// RFC 9126, section 2.2: "relatively short".
-pub const LIFETIME: Duration = Duration::from_secs(90);
+/// RFC 9126, section 2.2: "relatively short". The person may have to read a page meanwhile.
+pub const LIFETIME: Duration = Duration::from_secs(600);
 
 const PREFIX: &str = "urn:ietf:params:oauth:request_uri:";
 
@@ -177,7 +177,7 @@ mod tests {
         let store = &world.store;
         let form = parameters(b"scope=openid", "app").unwrap();
         let answer = push(store, form.clone(), "app", now()).await.unwrap();
-        assert_eq!(answer.expires_in, 90);
+        assert_eq!(answer.expires_in, 600);
         let reference = reference(&answer.request_uri).unwrap();
         let peeked = async |client, at| peek(store, reference, client, at).await.unwrap();
         let taken = async |client, at| take(store, reference, client, at).await.unwrap();
@@ -185,15 +185,15 @@ mod tests {
         assert_eq!(peeked("other", now()).await, None);
         assert_eq!(taken("other", now()).await, None);
         assert_eq!(
-            peeked("app", after(89)).await.as_deref(),
+            peeked("app", after(599)).await.as_deref(),
             Some(form.as_str())
         );
-        assert_eq!(peeked("app", after(90)).await, None, "its time is over");
+        assert_eq!(peeked("app", after(600)).await, None, "its time is over");
         assert_eq!(
-            taken("app", after(89)).await.as_deref(),
+            taken("app", after(599)).await.as_deref(),
             Some(form.as_str())
         );
-        assert_eq!(taken("app", after(89)).await, None, "once");
+        assert_eq!(taken("app", after(599)).await, None, "once");
         let unknown = Digest::of("0");
         assert_eq!(take(store, unknown, "app", now()).await.unwrap(), None);
     }

@@ -10,18 +10,26 @@ use std::{sync::Arc, time::Instant};
 use jiff::Timestamp;
 use tailbone_keys::jwks;
 
-use super::{Provider, store_failed};
+use super::{Provider, clients::Fetching, store_failed};
 use crate::{
     OidcError,
     assertion::{AssertedBy, AssertionError, ClientAssertion, Expected, TrustedSubject},
     client::{AuthMethod, ClientMetadata},
     client_keys::{ClientKeys, SignatureProblem},
-    discovery::{INTROSPECT_PATH, REVOKE_PATH, TOKEN_PATH, url_of},
+    discovery::{
+        DEVICE_AUTHORIZATION_PATH, INTROSPECT_PATH, PAR_PATH, REVOKE_PATH, TOKEN_PATH, url_of,
+    },
     token::{Credentials, Presented, prove},
 };
 
 /// Where clients authenticate. An assertion may be for each of them, or for the issuer.
-const ENDPOINTS: [&str; 3] = [TOKEN_PATH, INTROSPECT_PATH, REVOKE_PATH];
+const ENDPOINTS: [&str; 5] = [
+    TOKEN_PATH,
+    INTROSPECT_PATH,
+    REVOKE_PATH,
+    PAR_PATH,
+    DEVICE_AUTHORIZATION_PATH,
+];
 
 /// The issuer of workload tokens in this process.
 #[derive(Debug, Clone)]
@@ -37,10 +45,26 @@ impl Provider {
         presented: &Presented,
         now: Timestamp,
     ) -> Result<Option<ClientMetadata>, OidcError> {
-        let Some((client, metadata)) = self.client(&presented.client_id, now).await? else {
-            return Ok(None);
-        };
+        self.proven_by(presented, Fetching::Refused, now).await
+    }
+
+    /// The same, with leave to fetch the client's document.
+    pub(super) async fn proven_by(
+        &self,
+        presented: &Presented,
+        fetching: Fetching,
+        now: Timestamp,
+    ) -> Result<Option<ClientMetadata>, OidcError> {
         let client_id = presented.client_id.as_str();
+        let (client, metadata) = match self.client_by(client_id, fetching, now).await {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(None),
+            Err(error) if error.status.is_client_error() => {
+                tracing::warn!(target: "oidc", client_id, error = %error, "a client is not usable");
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
         let is_secret = |given: &str| {
             let valid = |end: Option<Timestamp>| end.is_none_or(|end| end > now);
             let mut secrets = client.secrets.iter();

@@ -6,17 +6,23 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{
-    Admission, Caller, Denial, Provider, access::NOT_ADMITTED, after, login_of, no_random,
+    Admission, Caller, Denial, Provider,
+    access::NOT_ADMITTED,
+    after,
+    clients::Fetching,
+    login_of, no_random,
+    requests::{Resolved, is_reference},
     rules_of, store_failed, written,
 };
 use crate::{
     OidcError, Params,
     authorize::{
-        self, Answer, Asked, AuthorizationRequest, Decision, ReadRules, Refused, ReplyTo,
+        self, Answer, Asked, AuthorizationRequest, Decision, Refused, ReplyTo, client_id,
         destination,
     },
     claims::{Granted, Identity},
     client::ClientMetadata,
+    documents::{ClientUrl, is_loopback_only},
     grant::{CODE_LIFETIME, GrantDetails},
     store::{Client, Code, Digest, Grant, GrantId, Session, SessionId, random_token},
 };
@@ -86,12 +92,18 @@ impl std::fmt::Debug for NewSession {
 /// What the page says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
+    /// The request that the form of the page repeats, as a query.
+    pub request: String,
     pub client: ClientMetadata,
     pub client_id: String,
     /// Where the person goes afterwards.
     pub redirect_uri: String,
     pub login: String,
     pub name: String,
+    /// The host that describes the client, where no administrator and no registration does.
+    pub described_by: Option<String>,
+    /// Its answers go to the person's own device, where any program can be it.
+    pub on_own_device: bool,
 }
 
 /// What the page says to a person who may not log in.
@@ -131,6 +143,12 @@ struct Addressed<'a> {
     identity: &'a Identity,
 }
 
+/// The host of an id that is an address.
+fn described_by(client_id: &str) -> Option<String> {
+    let url = ClientUrl::parse(client_id).ok()?;
+    Some(url.address().host().to_owned())
+}
+
 impl Provider {
     /// `Err` is for the person: nothing may be sent to the client.
     pub async fn authorize(
@@ -138,13 +156,22 @@ impl Provider {
         request: AuthorizeRequest<'_>,
         now: Timestamp,
     ) -> Result<Authorized, OidcError> {
-        let destination = destination(request.params)?;
+        let named = destination(request.params);
+        let client_id = match &named {
+            Ok(destination) => destination.client_id,
+            // The redirect URI may stand where the other parameters do.
+            Err(_) if is_reference(request.params) => client_id(request.params)?,
+            Err(error) => return Err(error.clone()),
+        };
         let unknown = || OidcError::bad("invalid_client", "invalid client ID");
-        let found = self.client(destination.client_id, now).await?;
+        // A caller whom the tailnet knows. Everybody else learns below that they are not.
+        let known = *request.caller != Caller::Unknown;
+        let found = self
+            .client_by(client_id, Fetching::allowed_if(known), now)
+            .await?;
         let (client, metadata) = found.ok_or_else(unknown)?;
-        let reply_to = destination.reply_to(&metadata, request.params)?;
         let refuse = |reply_to: &ReplyTo, refused: Refused| {
-            tracing::debug!(target: "oidc", client_id = destination.client_id, code = refused.code, description = refused.description, "a login was refused");
+            tracing::debug!(target: "oidc", client_id, code = refused.code, description = refused.description, "a login was refused");
             let issuer = &self.settings.issuer;
             Authorized::Answer {
                 answer: reply_to.error(issuer, refused.code, &refused.description),
@@ -152,6 +179,19 @@ impl Provider {
                 session: None,
             }
         };
+        let params = request.params;
+        let resolved = match self.resolved(params, client_id, &metadata, now).await? {
+            Ok(resolved) => resolved,
+            Err(refused) => {
+                // Only the request itself says where the client would hear of it.
+                let reply_to = named.and_then(|named| named.reply_to(&metadata, params));
+                return match reply_to {
+                    Ok(reply_to) => Ok(refuse(&reply_to, refused)),
+                    Err(_) => Err(OidcError::bad(refused.code, refused.description)),
+                };
+            }
+        };
+        let reply_to = destination(&resolved.params)?.reply_to(&metadata, &resolved.params)?;
         let identity = match request.caller {
             Caller::Person(identity) => identity,
             Caller::Machine { .. } => {
@@ -173,9 +213,12 @@ impl Provider {
             reply_to,
             identity,
         };
-        match self.answer(request, &addressed, now).await? {
+        match self.answer(request, &resolved, &addressed, now).await? {
             Ok(authorized) => Ok(authorized),
-            Err(refused) => Ok(refuse(&addressed.reply_to, refused)),
+            Err(refused) => {
+                self.end_pushed(&resolved, client_id, now).await?;
+                Ok(refuse(&addressed.reply_to, refused))
+            }
         }
     }
 
@@ -183,18 +226,17 @@ impl Provider {
     async fn answer(
         &self,
         request: AuthorizeRequest<'_>,
+        resolved: &Resolved,
         addressed: &Addressed<'_>,
         now: Timestamp,
     ) -> Result<Result<Authorized, Refused>, OidcError> {
-        let rules = ReadRules {
-            unknown_scopes: self.settings.unknown_scopes,
-        };
+        let (rules, params) = (self.read_rules(), &resolved.params);
         let identity = addressed.identity;
-        let mut wanted =
-            match AuthorizationRequest::read(request.params, &addressed.metadata, rules) {
-                Ok(wanted) => wanted,
-                Err(refused) => return Ok(Err(refused)),
-            };
+        let client_id = addressed.client.id.as_str();
+        let mut wanted = match AuthorizationRequest::read(params, &addressed.metadata, rules) {
+            Ok(wanted) => wanted,
+            Err(refused) => return Ok(Err(refused)),
+        };
         let admission = self.admission(identity, &addressed.client).await?;
         if let Admission::Denied(denial) = admission {
             if !request.browser.navigates || wanted.prompt.none {
@@ -258,12 +300,18 @@ impl Provider {
                 return Ok(Err(Refused::new("access_denied", sentence)));
             }
             (Decision::Ask(_), None) => {
+                let form = self
+                    .to_confirm(resolved, request.params, client_id, now)
+                    .await?;
                 return Ok(Ok(Authorized::Ask(Box::new(Question {
+                    request: form,
                     client: addressed.metadata.clone(),
                     client_id: addressed.client.id.clone(),
                     redirect_uri: addressed.reply_to.redirect_uri.clone(),
                     login: identity.login.clone(),
                     name: identity.name.clone(),
+                    described_by: described_by(&addressed.client.id),
+                    on_own_device: is_loopback_only(&addressed.metadata.redirect_uris),
                 }))));
             }
             (Decision::Ask(Asked::Login), Some(Confirmation::Confirmed)) => (at, true),
@@ -272,6 +320,7 @@ impl Provider {
             }
             (Decision::Proceed { auth_time }, _) => (auth_time, false),
         };
+        self.end_pushed(resolved, client_id, now).await?;
         let (session, new_session) = if confirmed || request.browser.navigates || session.is_some()
         {
             let confirmed = confirmed.then_some(addressed.client.id.as_str());

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use tailbone_http::client::ReachError;
 
-use crate::fetch::{CacheBounds, FetchSettings, GuardedClient, KeyCache};
+use crate::{
+    documents::{self, DocumentCache, DocumentHosts},
+    fetch::{CacheBounds, FetchSettings, GuardedClient, KeyCache},
+};
 
 /// The client of foreign addresses with its caches.
 #[derive(Debug)]
@@ -12,13 +15,21 @@ pub struct Foreign {
     pub client: Arc<GuardedClient>,
     /// What is at the `jwks_uri` of clients.
     pub keys: KeyCache,
+    pub documents: DocumentCache,
+    /// From where documents of clients come; `None`: from nowhere.
+    pub document_hosts: Option<DocumentHosts>,
 }
 
 impl Foreign {
-    pub fn new(settings: &FetchSettings) -> Result<Self, ReachError> {
+    pub fn new(
+        settings: &FetchSettings,
+        document_hosts: Option<DocumentHosts>,
+    ) -> Result<Self, ReachError> {
         let client = Arc::new(GuardedClient::new(settings)?);
         Ok(Self {
             keys: KeyCache::new(client.clone(), CacheBounds::default()),
+            documents: DocumentCache::new(client.clone(), documents::cache_bounds()),
+            document_hosts,
             client,
         })
     }

@@ -4,11 +4,12 @@ use http::StatusCode;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use super::{Caller, Provider, store_failed, tokens::details_of, written};
+use super::{Caller, Provider, clients::Fetching, store_failed, tokens::details_of, written};
 use crate::{
     OidcError, Params,
     capability::Rules,
     claims::Granted,
+    documents::ClientUrl,
     grant::AccessDetails,
     store::{Digest, Presented as InStore, RefreshToken},
     token::Presented,
@@ -104,7 +105,8 @@ impl Provider {
     ) -> Result<Option<Inspector>, OidcError> {
         let presented = Presented::read(authorization, form)?;
         if let Some(presented) = presented.filter(Presented::has_credentials) {
-            return match self.proven(&presented, now).await? {
+            let fetching = Fetching::allowed_if(*caller != Caller::Unknown);
+            return match self.proven_by(&presented, fetching, now).await? {
                 Some(_) => Ok(Some(Inspector::Client(presented.client_id))),
                 None => Err(OidcError::invalid_client(StatusCode::UNAUTHORIZED)),
             };
@@ -175,8 +177,15 @@ impl Provider {
         form.check_duplicates()?;
         let refused = || OidcError::invalid_client(StatusCode::UNAUTHORIZED);
         let presented = Presented::read(authorization, form)?.ok_or_else(refused)?;
-        self.proven(&presented, now).await?.ok_or_else(refused)?;
         let token = form.get("token");
+        let fetching = match token {
+            Some(token) => {
+                Fetching::allowed_if(self.is_of(token, &presented.client_id, now).await?)
+            }
+            None => Fetching::Refused,
+        };
+        let proven = self.proven_by(&presented, fetching, now).await?;
+        proven.ok_or_else(refused)?;
         let token = token.ok_or_else(|| OidcError::invalid_request("token is required"))?;
         if let Some(refresh) = RefreshToken::parse(token) {
             let grace = std::time::Duration::ZERO;
@@ -196,5 +205,20 @@ impl Provider {
             revoked.map_err(store_failed)?;
         }
         Ok(())
+    }
+
+    /// Whether a token that lives was given to this client. Asked only about clients of documents.
+    async fn is_of(&self, token: &str, client_id: &str, now: Timestamp) -> Result<bool, OidcError> {
+        if !ClientUrl::is_meant(client_id) {
+            return Ok(false);
+        }
+        if let Some(refresh) = RefreshToken::parse(token) {
+            let grace = std::time::Duration::ZERO;
+            let known = self.store.present_refresh(&refresh, grace, now).await;
+            let known = known.map_err(store_failed)?;
+            return Ok(matches!(known, InStore::Valid(grant) if grant.client_id == client_id));
+        }
+        let known = self.access_token(token, now).await?;
+        Ok(known.is_some_and(|(known, _)| known.client_id == client_id))
     }
 }

@@ -13,12 +13,14 @@ mod access;
 mod access_token;
 mod authentication;
 mod authorization;
+mod clients;
 mod device;
 mod foreign;
 mod inspection;
 mod logout;
 mod programs;
 mod registration;
+mod requests;
 mod tokens;
 
 use std::sync::Arc;
@@ -45,7 +47,7 @@ pub use registration::{ClientView, ListedClient, Registrar};
 
 use crate::{
     OidcError,
-    authorize::UnknownScopes,
+    authorize::{ReadRules, UnknownScopes},
     capability::Rules,
     claims::{self, Identity, Mapping, Style},
     client::{ClientMetadata, Login},
@@ -168,20 +170,10 @@ impl Provider {
         }
     }
 
-    /// A client and what it says about itself.
-    async fn client(
-        &self,
-        id: &str,
-        now: Timestamp,
-    ) -> Result<Option<(Client, ClientMetadata)>, OidcError> {
-        let Some(client) = self.store.client(id, now).await.map_err(store_failed)? else {
-            return Ok(None);
-        };
-        let metadata = ClientMetadata::from_stored(&client.metadata).map_err(|error| {
-            tracing::error!(target: "oidc", client_id = id, error = %error, "the entry of the client cannot be read");
-            OidcError::unavailable()
-        })?;
-        Ok(Some((client, metadata)))
+    fn read_rules(&self) -> ReadRules {
+        ReadRules {
+            unknown_scopes: self.settings.unknown_scopes,
+        }
     }
 
     /// Signs an ID token with the key of this algorithm.

@@ -112,6 +112,7 @@ impl Provider {
         now: Timestamp,
     ) -> Result<ClientView, OidcError> {
         let metadata = self.read_registration(body)?;
+        self.check_sector(&metadata).await?;
         self.add(metadata, Registrar::Client, caller, now).await
     }
 
@@ -212,6 +213,7 @@ impl Provider {
         for _ in 0..TRIES {
             let (client, _) = self.managed(id, token, now).await?;
             let metadata = self.read_registration(body)?;
+            self.check_sector(&metadata).await?;
             check_replacement(body, &client, now)?;
             let mut secret = None;
             let mut secrets = client.secrets.clone();

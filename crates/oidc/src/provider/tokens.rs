@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Caller, Gone, Inspector, Provider, access::NOT_ADMITTED, access_token::NewAccess, after,
-    algorithm_of, rules_of, store_failed, written,
+    algorithm_of, clients::Fetching, rules_of, store_failed, written,
 };
 use crate::{
     OidcError, Params,
@@ -208,7 +208,8 @@ impl Provider {
             }
             return Err(OidcError::invalid_client(StatusCode::BAD_REQUEST));
         }
-        self.proven(presented, now).await?.ok_or_else(refused)
+        let proven = self.proven_by(presented, Fetching::Allowed, now).await?;
+        proven.ok_or_else(refused)
     }
 
     async fn first_tokens(

@@ -22,7 +22,7 @@ use tailbone_keys::jwks::{
 use url::form_urlencoded;
 
 use crate::{
-    client_keys::{ClientKeys, SignatureProblem},
+    client_keys::{BadClientKeys, ClientKeys, SignatureProblem},
     fetch::{BadUrl, Content, FetchError, FetchUrl, Fetched, GuardedClient, KeyCache, Wanted},
 };
 
@@ -56,6 +56,8 @@ pub enum RequestObjectError {
     Fetch(#[from] FetchError),
     #[error("the request object is not from this client")]
     Issuer,
+    #[error("{0}")]
+    Keys(#[from] BadClientKeys),
     #[error("the request object is {0}")]
     Malformed(#[from] MalformedToken),
     #[error("{0} in the request object differs from the parameter")]
@@ -95,16 +97,21 @@ pub struct Requester<'a> {
     pub keys: &'a ClientKeys,
 }
 
+/// Whether a client may register the address of an object.
+pub fn check_uri(request_uri: &str) -> Result<FetchUrl, BadUrl> {
+    if request_uri.len() > MAX_REQUEST_URI_BYTES {
+        return Err(BadUrl::TooLong);
+    }
+    FetchUrl::parse(request_uri)
+}
+
 /// Fetches the object at a `request_uri`.
 pub async fn fetch(
     client: &GuardedClient,
     request_uri: &str,
     requester: &Requester<'_>,
 ) -> Result<String, RequestObjectError> {
-    if request_uri.len() > MAX_REQUEST_URI_BYTES {
-        return Err(BadUrl::TooLong.into());
-    }
-    let url = FetchUrl::parse(request_uri)?.without_fragment();
+    let url = check_uri(request_uri)?.without_fragment();
     // A fragment is the hash of a version of the object (section 6.2), which clients change.
     let is_registered = (requester.request_uris.iter())
         .filter_map(|registered| FetchUrl::parse(registered).ok())
