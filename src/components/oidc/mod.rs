@@ -135,6 +135,7 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
         }),
         user_codes: Arc::new(Tries::of_user_codes()),
         new_devices: Arc::new(Tries::of_new_devices()),
+        pushed_requests: Arc::new(Tries::of_pushed_requests()),
         foreign: Arc::new(Foreign::new(
             &settings.fetch,
             DocumentHosts::of(&settings.document_hosts),

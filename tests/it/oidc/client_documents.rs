@@ -158,6 +158,34 @@ async fn a_document_may_name_keys() {
 }
 
 #[tokio::test]
+async fn a_program_that_describes_itself_has_no_token_of_its_own() {
+    let (application, server) = open().await;
+    let id = application.url("/client");
+    let key = signer("1", KeySpec::Es256);
+    let program = json!({
+        "token_endpoint_auth_method": "private_key_jwt",
+        "jwks": {"keys": [key.public().to_value()]}, "grant_types": ["client_credentials"],
+    });
+    application.answer_json("/client", document(&id, program));
+    let mut alice = server.alice().await;
+    // Now the document is known.
+    assert_eq!(alice.get(&login(&id, LOOPBACK)).await.status(), 302);
+    let now = Timestamp::now().as_second();
+    let claims = json!({"iss": id, "sub": id, "aud": ISSUER, "exp": now + 60, "jti": "1"});
+    let assertion = key.sign(claims.to_string().as_bytes()).unwrap();
+    let request = form(
+        "/token",
+        &[
+            ("grant_type", "client_credentials"),
+            ("client_assertion_type", JWT_BEARER),
+            ("client_assertion", &assertion),
+        ],
+    );
+    let (status, code, _) = refusal(&alice.send(request).await);
+    assert_eq!((status, code.as_str()), (400, "unauthorized_client"));
+}
+
+#[tokio::test]
 async fn nobody_on_the_internet_makes_the_server_fetch() {
     let (application, server) = open().await;
     let id = application.url("/client");

@@ -158,6 +158,7 @@ impl OidcServer {
             }),
             user_codes: Arc::new(Tries::of_user_codes()),
             new_devices: Arc::new(Tries::of_new_devices()),
+            pushed_requests: Arc::new(Tries::of_pushed_requests()),
             foreign: FETCHES_NOTHING_PRIVATE.clone(),
             workload: None,
         };

@@ -163,6 +163,30 @@ async fn what_cannot_be_pushed() {
 }
 
 #[tokio::test]
+async fn a_client_without_credentials_pushes_a_bounded_number() {
+    let server = OidcServer::changed(|provider| {
+        provider.pushed_requests = Arc::new(Tries::new(2, 600));
+    })
+    .await;
+    let mut outside = server.outside().await;
+    let with_pkce = [
+        ("code_challenge", CHALLENGE),
+        ("code_challenge_method", "S256"),
+    ];
+    let public = changed("public", &with_pkce);
+    for status in [201, 201, 429] {
+        let answer = outside.send(form("/par", &public)).await;
+        assert_eq!(answer.status(), status, "{answer:?}");
+    }
+    // Each caller of the tailnet has their own, and a client with a secret any number.
+    let answer = server.alice().await.send(form("/par", &public)).await;
+    assert_eq!(answer.status(), 201);
+    for _ in 0..3 {
+        pushed(&mut outside, "silent").await;
+    }
+}
+
+#[tokio::test]
 async fn a_client_may_have_to_push_its_requests() {
     let server = OidcServer::open().await;
     let metadata = ClientMetadata {

@@ -45,6 +45,11 @@ impl Tries {
         Self::new(100, LIFETIME_SECONDS)
     }
 
+    /// Requests that a client without credentials sends ahead, all of which are stored.
+    pub fn of_pushed_requests() -> Self {
+        Self::new(300, LIFETIME_SECONDS)
+    }
+
     pub fn new(limit: u32, window: i64) -> Self {
         Self {
             limit,

@@ -226,6 +226,6 @@ impl Provider {
     }
 }
 
-fn too_many(words: &'static str) -> OidcError {
+pub(super) fn too_many(words: &'static str) -> OidcError {
     OidcError::new(StatusCode::TOO_MANY_REQUESTS, "invalid_request", words)
 }

@@ -71,6 +71,8 @@ pub struct Provider {
     pub user_codes: Arc<Tries>,
     /// Of devices that begin a login, by caller.
     pub new_devices: Arc<Tries>,
+    /// Of clients without credentials that push requests, by caller.
+    pub pushed_requests: Arc<Tries>,
     /// What clients name for the server to fetch.
     pub foreign: Arc<Foreign>,
     /// Whose tokens clients may authenticate with; `None`: nobody's.

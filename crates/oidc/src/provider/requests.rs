@@ -4,6 +4,7 @@
 //! Invariants
 //! - Of a request that was pushed only what was pushed counts. It ends with the answer that the
 //!   client gets for it.
+//! - A client that authenticates may push as many as it likes; of others each caller has a bound.
 //! - A page that asks the person carries the parameters of an object as a pushed request: the
 //!   object may have ended, or be another one, when the person answers.
 
@@ -12,7 +13,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 use url::form_urlencoded;
 
-use super::{Caller, Provider, clients::Fetching, store_failed};
+use super::{Caller, Provider, clients::Fetching, device::too_many, store_failed};
 use crate::{
     OidcError, Params,
     authorize::{AuthorizationRequest, Refused, destination},
@@ -59,6 +60,12 @@ impl Provider {
         let client = self.proven_by(&presented, fetching, now).await?;
         let client = client.ok_or_else(refused)?;
         let client_id = presented.client_id.as_str();
+        if !presented.has_credentials() {
+            let who = caller.owner().unwrap_or_else(|| client_id.to_owned());
+            if !self.pushed_requests.take(&who, now) {
+                return Err(too_many("more requests are pushed than may be"));
+            }
+        }
         let given = par::parameters(form.encode().as_bytes(), client_id).map_err(push_failed)?;
         let told = |refused: Refused| OidcError::bad(refused.code, refused.description);
         let given = Params::parse(given.as_bytes());
