@@ -200,6 +200,19 @@ pub struct IdToken<'a> {
     pub access_token: Option<(&'a str, &'a str)>,
 }
 
+/// What introspection tells of an access token beside the person.
+#[derive(Debug, Clone, Copy)]
+pub struct Introspected<'a> {
+    pub issued_at: i64,
+    pub expires_at: i64,
+    /// The id of the ID token that came with it.
+    pub id: Option<&'a str>,
+    /// It came of a token exchange: its audiences are the resources alone.
+    pub exchanged: bool,
+    /// On whose behalf (RFC 8693, section 4.1).
+    pub act: Option<&'a Value>,
+}
+
 impl Provider<'_> {
     pub fn id_token(
         &self,
@@ -289,12 +302,12 @@ impl Provider<'_> {
         Ok(claims)
     }
 
-    /// The claims of an active access token (RFC 7662), but for its times and its id.
+    /// The claims of an active access token (RFC 7662).
     pub fn introspection(
         &self,
         granted: Granted<'_>,
         rules: &Rules,
-        exchanged: bool,
+        token: Introspected<'_>,
     ) -> Map<String, Value> {
         let person = self.person(granted.identity);
         let has = |scope: &str| granted.has(scope);
@@ -306,7 +319,7 @@ impl Provider<'_> {
             copy(&mut claims, &person, &EMAIL);
         }
         add_groups(&mut claims, granted, rules, &BTreeMap::new());
-        let audiences = if exchanged {
+        let audiences = if token.exchanged {
             granted.resources.to_vec()
         } else {
             audiences(granted)
@@ -319,6 +332,16 @@ impl Provider<'_> {
         claims.insert("sub".into(), granted.identity.subject().into());
         claims.insert("token_type".into(), "Bearer".into());
         claims.insert("username".into(), granted.identity.login.as_str().into());
+        claims.insert("exp".into(), token.expires_at.into());
+        claims.insert("iat".into(), token.issued_at.into());
+        let starts = token.issued_at.saturating_sub(LIFETIME);
+        claims.insert("nbf".into(), starts.into());
+        if let Some(id) = token.id {
+            claims.insert("jti".into(), id.into());
+        }
+        if let Some(act) = token.act {
+            claims.insert("act".into(), act.clone());
+        }
         claims
     }
 

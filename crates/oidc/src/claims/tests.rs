@@ -4,6 +4,15 @@ use super::*;
 
 const ISSUER: &str = "https://idp.tail1.ts.net";
 
+/// An access token that came with an ID token.
+const PLAIN: Introspected<'static> = Introspected {
+    issued_at: 1000,
+    expires_at: 1300,
+    id: Some("j1"),
+    exchanged: false,
+    act: None,
+};
+
 /// Without rules.
 static AS_TSIDP: Mapping = Mapping {
     user_names: Vec::new(),
@@ -190,7 +199,7 @@ fn logins_without_a_mailbox_get_the_hosts_name() {
         for claims in [case.id_token(Style::Tsidp), case.userinfo(Style::Tsidp)] {
             assert_eq!(claims["email"], email);
         }
-        let told = provider(Style::Tsidp).introspection(case.granted(), &case.rules, false);
+        let told = provider(Style::Tsidp).introspection(case.granted(), &case.rules, PLAIN);
         assert_eq!(
             (&told["email"], &told["username"]),
             (&json!(email), &json!(login))
@@ -225,7 +234,7 @@ fn mail_is_told_to_be_verified_where_that_is_known_and_not_where_it_is_made_up()
                 ..provider(style)
             };
             let userinfo = made.userinfo(case.granted(), &case.rules).unwrap();
-            let told = made.introspection(case.granted(), &case.rules, false);
+            let told = made.introspection(case.granted(), &case.rules, PLAIN);
             for claims in [userinfo, told] {
                 let found = claims.get("email_verified").unwrap_or(&Value::Null);
                 assert_eq!(found, verified, "{login} {style:?}");
@@ -258,7 +267,7 @@ fn a_rule_of_the_settings_makes_the_same_name_everywhere() {
     };
     let token = made.id_token(case.granted(), &case.rules, token).unwrap();
     let userinfo = made.userinfo(case.granted(), &case.rules).unwrap();
-    let told = made.introspection(case.granted(), &case.rules, false);
+    let told = made.introspection(case.granted(), &case.rules, PLAIN);
     assert_eq!(userinfo["username"], "alice");
     for claims in [&token, &told] {
         assert_eq!(claims["preferred_username"], "alice");
@@ -309,7 +318,7 @@ fn groups_come_from_everywhere_once_and_where_they_are_asked_for() {
         assert_eq!(asking.id_token(style)["groups"], all);
         assert_eq!(asking.userinfo(style)["groups"], all);
     }
-    let told = provider(Style::Tsidp).introspection(asking.granted(), &asking.rules, false);
+    let told = provider(Style::Tsidp).introspection(asking.granted(), &asking.rules, PLAIN);
     assert_eq!(told["groups"], json!(["granted", "staff", "admins"]));
 
     // Without the scope only what tsidp tells as well.
@@ -340,18 +349,26 @@ fn whether_groups_are_missing_depends_on_who_asks() {
 fn introspection_tells_one_subject_and_a_list_of_audiences() {
     let mut case = Case::of(&["openid", "email", "profile"]);
     let told =
-        Value::Object(provider(Style::Tsidp).introspection(case.granted(), &case.rules, false));
+        Value::Object(provider(Style::Tsidp).introspection(case.granted(), &case.rules, PLAIN));
     assert_eq!(
         told,
         json!({
             "active": true, "client_id": "c1", "sub": "userid:7", "aud": ["c1"], "iss": ISSUER,
+            "iat": 1000, "exp": 1300, "nbf": 700, "jti": "j1",
             "username": "alice@example.com", "token_type": "Bearer",
             "scope": "openid email profile", "email": "alice@example.com",
             "preferred_username": "alice", "picture": "https://pictures.example.com/alice",
         })
     );
     case.resources = vec!["https://a.example.com".into()];
-    let exchanged = provider(Style::Tsidp).introspection(case.granted(), &case.rules, true);
+    let act = json!({"sub": "userid:8"});
+    let exchanged = Introspected {
+        id: None,
+        exchanged: true,
+        act: Some(&act),
+        ..PLAIN
+    };
+    let exchanged = provider(Style::Tsidp).introspection(case.granted(), &case.rules, exchanged);
     assert_eq!(exchanged["aud"], json!(["https://a.example.com"]));
 }
 

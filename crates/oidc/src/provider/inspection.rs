@@ -8,7 +8,7 @@ use super::{Caller, Provider, clients::Fetching, store_failed, tokens::details_o
 use crate::{
     OidcError, Params,
     capability::Rules,
-    claims::Granted,
+    claims::{Granted, Introspected},
     documents::ClientUrl,
     grant::AccessDetails,
     store::{Digest, Presented as InStore, RefreshToken},
@@ -143,7 +143,14 @@ impl Provider {
         // As at UserInfo, a grant that cannot be read refuses everything.
         let rules = Rules::parse(&details.identity.grants)
             .map_err(|_| OidcError::invalid_request("failed to unmarshal capability"))?;
-        let mut claims = self.claims().introspection(granted, &rules, held.exchanged);
+        let introspected = Introspected {
+            issued_at: token.issued_at.as_second(),
+            expires_at: token.expires_at.as_second(),
+            id: held.id.as_deref(),
+            exchanged: held.exchanged,
+            act: held.act.as_ref(),
+        };
+        let mut claims = self.claims().introspection(granted, &rules, introspected);
         if grant.subject.is_none() {
             // A program that acts for itself.
             claims.insert("sub".into(), grant.client_id.into());
@@ -151,17 +158,6 @@ impl Provider {
         }
         if !held.told_audiences.is_empty() {
             claims.insert("aud".into(), held.told_audiences.into());
-        }
-        let issued = token.issued_at.as_second();
-        claims.insert("exp".into(), token.expires_at.as_second().into());
-        claims.insert("iat".into(), issued.into());
-        let skew = crate::claims::LIFETIME;
-        claims.insert("nbf".into(), issued.saturating_sub(skew).into());
-        if let Some(id) = held.id {
-            claims.insert("jti".into(), id.into());
-        }
-        if let Some(act) = held.act {
-            claims.insert("act".into(), act);
         }
         Ok(Some(claims))
     }
