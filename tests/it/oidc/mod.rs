@@ -104,12 +104,6 @@ impl OidcServer {
         Self::with_all(es256().await, access, Groups::default(), change).await
     }
 
-    async fn with_keys(keys: KeySet, change: impl FnOnce(&mut ProviderSettings)) -> Self {
-        let access = LoginAccess::grants_only(LOGIN_CAPABILITY);
-        let change = |provider: &mut Provider| change(Arc::make_mut(&mut provider.settings));
-        Self::with_all(keys, access, Groups::default(), change).await
-    }
-
     /// With rules about who may log in where.
     async fn with_rules(rules: LoginRuleFile) -> Self {
         let require_rule = true;

@@ -514,9 +514,13 @@ pub(super) async fn oidcc_ensure_request_object_with_redirect_uri(mode: Mode) {
 /// Checks that a refresh token gives tokens about the same login, that another client cannot use it
 /// (400 `invalid_grant`), and that no answer is kept by a cache. Asks for `offline_access` with
 /// `prompt=consent` where that scope is supported.
-pub(super) async fn oidcc_refresh_token(mode: Mode) {
+async fn oidcc_refresh_token(mode: Mode) {
     let more = json!({"grant_types": ["authorization_code", "refresh_token"]});
-    let mut module = Module::of(mode, &more).await;
+    refreshes(mode, &more).await;
+}
+
+pub(super) async fn refreshes(mode: Mode, more: &Value) {
+    let mut module = Module::of(mode, more).await;
     let scopes = module.discovery().await["scopes_supported"].clone();
     let offline = scopes
         .as_array()
@@ -531,7 +535,7 @@ pub(super) async fn oidcc_refresh_token(mode: Mode) {
     let token = login.tokens["refresh_token"].as_str().unwrap();
     let pairs = [("grant_type", "refresh_token"), ("refresh_token", token)];
 
-    let client2 = registered(&module.server, &more).await;
+    let client2 = registered(&module.server, more).await;
     let stolen = module.token(&client2, &pairs).await;
     assert_eq!(refusal(&stolen).0, 400);
     assert_eq!(refusal(&stolen).1, "invalid_grant");

@@ -1,17 +1,43 @@
 //! The plan Dynamic OP: clients that register themselves, and what they register.
 
-use super::*;
+use super::{
+    super::application::{Application, At},
+    *,
+};
+
+/// What a client registers that authenticates by `private_key_jwt`: its key, which has no name.
+fn signing(more: Value) -> Value {
+    let mut key = CLIENT_KEY.public().to_value();
+    key.as_object_mut().unwrap().remove("kid");
+    let mut all = json!({
+        "token_endpoint_auth_method": "private_key_jwt",
+        "jwks": {"keys": [key]},
+    });
+    let members = all.as_object_mut().unwrap();
+    members.extend(more.as_object().unwrap().clone());
+    all
+}
+
+/// With a client that registers these members besides.
+async fn module(more: Value) -> Module {
+    Module::of(Mode::Default, &signing(more)).await
+}
+
+/// The same with a provider that reaches the client's own web server.
+async fn reaching(more: &Value) -> Module {
+    let server = server(|provider| provider.foreign = Application::reached()).await;
+    Module::on(server, Mode::Default, more).await
+}
 
 /// A client with these redirect URIs.
 async fn with_callbacks(uris: &[&str]) -> Module {
-    Module::of(Mode::Default, &json!({ "redirect_uris": uris })).await
+    module(json!({ "redirect_uris": uris })).await
 }
 
 /// Checks that a client which registers `id_token_signed_response_alg` RS256 gets such ID tokens.
 #[tokio::test]
 async fn oidcc_idtoken_rs256() {
-    let algorithm = json!({"id_token_signed_response_alg": "RS256"});
-    let mut module = Module::of(Mode::Default, &algorithm).await;
+    let mut module = module(json!({"id_token_signed_response_alg": "RS256"})).await;
     let login = module.login(&[]).await;
     let header = header_of(login.tokens["id_token"].as_str().unwrap());
     assert_eq!(header["alg"], "RS256");
@@ -66,7 +92,7 @@ async fn oidcc_redirect_uri_query_added() {
 /// is neither `invalid_redirect_uri` nor `invalid_client_metadata`.
 #[tokio::test]
 async fn oidcc_redirect_uri_regfrag() {
-    let module = Module::start(Mode::Default).await;
+    let module = module(json!({})).await;
     let fragment = json!({"redirect_uris": [format!("{CALLBACK}#foobar")]});
     let answer = register(&module.server, &fragment).await;
     assert_eq!(answer.header("content-type"), "application/json");
@@ -80,7 +106,7 @@ async fn oidcc_redirect_uri_regfrag() {
 /// the plan Config OP.
 #[tokio::test]
 async fn oidcc_discovery_endpoint_verification() {
-    let module = Module::start(Mode::Default).await;
+    let module = module(json!({})).await;
     let path = "/.well-known/openid-configuration";
     let document = module.server.alice().await.get(path).await.json();
     let names = |list: &str| document[list].as_array().unwrap().clone();
@@ -93,7 +119,7 @@ async fn oidcc_discovery_endpoint_verification() {
 
 /// What the page of a login shows of the client, and that the login succeeds.
 async fn shows(member: &str, uri: &str, html: &str) {
-    let mut module = Module::of(Mode::Default, &json!({ member: uri })).await;
+    let mut module = module(json!({ member: uri })).await;
     let page = module.authorize(&[]).await;
     assert!(is_page(&page), "{page:?}");
     assert!(page.text().contains(html), "{}", page.text());
@@ -125,7 +151,7 @@ async fn oidcc_registration_tos_uri() {
 /// No subjects are different for each client, so that the modules about sectors are skipped: a
 /// client that asks for such subjects is refused.
 async fn pairwise_is_refused() {
-    let module = Module::start(Mode::Default).await;
+    let module = module(json!({})).await;
     assert_eq!(
         module.discovery().await["subject_types_supported"],
         json!(["public"])
@@ -158,7 +184,8 @@ async fn oidcc_registration_sector_bad() {
 #[tokio::test]
 async fn oidcc_server_rotate_keys() {
     let keys = new_keys().await;
-    let mut module = Module::with_keys(keys.clone()).await;
+    let server = server(|provider| provider.keys = keys.clone()).await;
+    let mut module = Module::on(server, Mode::Default, &signing(json!({}))).await;
     let first = module.login(&[]).await;
     let before = kids(&module).await;
     keys.rotate(None, Timestamp::now()).await.unwrap();
@@ -195,5 +222,94 @@ async fn oidcc_ensure_request_object_with_redirect_uri() {
 /// As in the plan Basic OP.
 #[tokio::test]
 async fn oidcc_refresh_token() {
-    basic::oidcc_refresh_token(Mode::Default).await;
+    let more = json!({"grant_types": ["authorization_code", "refresh_token"]});
+    basic::refreshes(Mode::Default, &signing(more)).await;
+}
+
+/// Checks a plain login, as in the plan Basic OP, of a client that signs who it is.
+#[tokio::test]
+async fn oidcc_server() {
+    let mut module = module(json!({})).await;
+    assert_eq!(module.client.method, "private_key_jwt");
+    assert_eq!(module.client.secret, "");
+    let login = module.login(&[]).await;
+    assert_eq!(login.unexpected_claims(), [""; 0]);
+}
+
+/// Checks that an assertion counts which is for the issuer and not for the token endpoint. Warns
+/// where it does not.
+#[tokio::test]
+async fn oidcc_ensure_client_assertion_with_iss_aud_succeeds() {
+    let mut module = module(json!({})).await;
+    ISSUER.clone_into(&mut module.audience);
+    module.login(&[]).await;
+}
+
+/// A client whose keys stand at an address.
+fn keys_at(application: &Application, more: Value) -> Value {
+    let mut all = signing(more);
+    all["jwks_uri"] = application.url("/jwks").into();
+    all.as_object_mut().unwrap().remove("jwks");
+    all
+}
+
+fn key_set(key: &Signer) -> Value {
+    json!({"keys": [key.public().to_value()]})
+}
+
+/// Checks a login of a client whose keys stand at its `jwks_uri`.
+#[tokio::test]
+async fn oidcc_registration_jwks_uri() {
+    let application = Application::start().await;
+    application.answer_json("/jwks", key_set(&CLIENT_KEY));
+    let mut module = reaching(&keys_at(&application, json!({}))).await;
+    module.login(&[]).await;
+    assert_eq!(application.requests("/jwks"), 1);
+}
+
+/// Checks that a client may exchange its key: it refreshes with a key that the provider does not
+/// know yet, and that stands at its `jwks_uri`.
+#[tokio::test]
+async fn oidcc_refresh_token_rp_key_rotation() {
+    static SUCCESSOR: LazyLock<Signer> =
+        LazyLock::new(|| signer("2", KeySpec::Rs256 { bits: 2048 }));
+    let application = Application::start().await;
+    application.answer_json("/jwks", key_set(&CLIENT_KEY));
+    let more = json!({"grant_types": ["authorization_code", "refresh_token"]});
+    let mut module = reaching(&keys_at(&application, more)).await;
+    let login = module.login(&[]).await;
+
+    application.answer_json("/jwks", key_set(&SUCCESSOR));
+    module.key = &SUCCESSOR;
+    let token = login.tokens["refresh_token"].as_str().unwrap();
+    let pairs = [("grant_type", "refresh_token"), ("refresh_token", token)];
+    let answer = module.token(&module.client, &pairs).await;
+    assert_eq!(answer.status(), 200, "{answer:?}");
+    assert_eq!(application.requests("/jwks"), 2);
+}
+
+/// Checks a request that stands, signed with RS256, at an address which the client has registered
+/// and names with a fragment. What it says counts, and not the same parameters outside of it.
+#[tokio::test]
+async fn oidcc_request_uri_signed_rs256() {
+    let application = Application::start().await;
+    let at = application.url("/request.jwt#version");
+    let registered = json!({"request_uris": [at], "request_object_signing_alg": "RS256"});
+    let mut module = reaching(&signing(registered)).await;
+    let document = module.discovery().await;
+    assert_eq!(document["request_uri_parameter_supported"], true);
+    let algorithms = document["request_object_signing_alg_values_supported"].as_array();
+    assert!(algorithms.unwrap().contains(&json!("RS256")));
+    let claims = json!({
+        "iss": module.client.id, "aud": ISSUER, "client_id": module.client.id,
+        "response_type": "code", "redirect_uri": CALLBACK, "scope": "openid",
+        "state": STATE, "nonce": NONCE,
+    });
+    let object = module.key.sign(claims.to_string().as_bytes()).unwrap();
+    let kind = "application/oauth-authz-req+jwt";
+    application.answer("/request.jwt", At::Text(kind, object));
+    let outside = [("request_uri", at.as_str()), ("state", "-"), ("nonce", "-")];
+    let fields = module.answered(&outside).await;
+    module.finish(&fields, &[]).await;
+    assert!(application.requests("/request.jwt") >= 1);
 }

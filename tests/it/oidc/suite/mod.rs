@@ -14,7 +14,11 @@ mod dynamic;
 mod logout;
 mod table;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::LazyLock};
+
+use tailbone::keys::Signer;
+use tailbone_oidc::assertion::JWT_BEARER;
+use testkit::jwks_server::signer;
 
 use super::{
     pages::{Browser, SESSION, is_page},
@@ -66,6 +70,9 @@ struct RegisteredClient {
     method: String,
 }
 
+/// What the clients of the suite sign with. RSA keys are made slowly.
+static CLIENT_KEY: LazyLock<Signer> = LazyLock::new(|| signer("1", KeySpec::Rs256 { bits: 2048 }));
+
 /// A module under way: a provider, a client that has registered itself, and the browser in which
 /// the person logs in.
 struct Module {
@@ -75,6 +82,10 @@ struct Module {
     client: RegisteredClient,
     /// Where the client waits for answers.
     callback: String,
+    /// What the client signs with, if it does.
+    key: &'static Signer,
+    /// For whom its assertions are.
+    audience: String,
 }
 
 /// A whole login.
@@ -115,6 +126,17 @@ async fn new_keys() -> KeySet {
     let keys = KeySet::in_memory("oidc", &policy(), "tb", rs256, &[KeySpec::Es256]);
     keys.start(Timestamp::now()).await.expect("the first keys");
     keys
+}
+
+/// A provider as the certificate is for, and what the module changes.
+async fn server(change: impl FnOnce(&mut Provider)) -> OidcServer {
+    let keys = keys().await;
+    let server = OidcServer::changed(|provider| {
+        provider.keys = keys;
+        Arc::make_mut(&mut provider.settings).style = Style::Standard;
+        change(provider);
+    });
+    server.await
 }
 
 fn may_register(identity: Identity) -> Identity {
@@ -171,16 +193,12 @@ impl Module {
     }
 
     async fn with(mode: Mode, more: &Value, style: Style) -> Self {
-        Self::on(keys().await, mode, more, style).await
+        let server = server(|provider| Arc::make_mut(&mut provider.settings).style = style);
+        Self::on(server.await, mode, more).await
     }
 
-    /// With keys of its own.
-    async fn with_keys(keys: KeySet) -> Self {
-        Self::on(keys, Mode::Default, &json!({}), Style::Standard).await
-    }
-
-    async fn on(keys: KeySet, mode: Mode, more: &Value, style: Style) -> Self {
-        let server = OidcServer::with_keys(keys, |settings| settings.style = style).await;
+    /// On a server of its own.
+    async fn on(server: OidcServer, mode: Mode, more: &Value) -> Self {
         let client = registered(&server, more).await;
         let browser = Browser::of(&server, "alice").await;
         Self {
@@ -189,6 +207,8 @@ impl Module {
             browser,
             client,
             callback: CALLBACK.to_owned(),
+            key: &CLIENT_KEY,
+            audience: format!("{ISSUER}/token"),
         }
     }
 
@@ -302,8 +322,19 @@ impl Module {
         code
     }
 
+    /// Who the client is, signed (RFC 7523, section 3).
+    fn assertion(&self, client: &RegisteredClient) -> String {
+        let now = Timestamp::now().as_second();
+        let claims = json!({
+            "iss": client.id, "sub": client.id, "aud": self.audience, "iat": now,
+            "exp": now + 60, "jti": uuid::Uuid::new_v4().to_string(),
+        });
+        self.key.sign(claims.to_string().as_bytes()).unwrap()
+    }
+
     /// A request of the client to the token endpoint.
     async fn token(&self, client: &RegisteredClient, pairs: &[(&str, &str)]) -> Answer {
+        let assertion;
         let mut pairs = pairs.to_vec();
         let request = match client.method.as_str() {
             "client_secret_basic" => {
@@ -321,6 +352,12 @@ impl Module {
             "client_secret_post" => {
                 pairs.push(("client_id", &client.id));
                 pairs.push(("client_secret", &client.secret));
+                form("/token", &pairs)
+            }
+            "private_key_jwt" => {
+                assertion = self.assertion(client);
+                pairs.push(("client_assertion_type", JWT_BEARER));
+                pairs.push(("client_assertion", &assertion));
                 form("/token", &pairs)
             }
             other => panic!("no client authenticates by {other}"),
