@@ -1,5 +1,7 @@
 //! Token exchange (RFC 8693): who acts, for how long, and with what.
 
+use tailbone_oidc::{Params, provider::Caller};
+
 use super::{
     tokens::{ACCESS_TOKEN, EXCHANGE, introspect},
     *,
@@ -95,6 +97,23 @@ async fn an_exchanged_token_is_never_wider_nor_longer() {
         assert!(exp(&told) <= exp(&first), "{told}");
         assert!(told.get("refresh_token").is_none());
     }
+    // Late in the life of the subject token little is left.
+    let late = Timestamp::now() + Duration::from_secs(200);
+    let pairs = [
+        ("grant_type", EXCHANGE),
+        ("subject_token", subject.as_str().unwrap()),
+        ("subject_token_type", ACCESS_TOKEN),
+        ("audience", RESOURCE),
+    ];
+    let form = Params::parse(query(&pairs).as_bytes());
+    let gateway = Caller::Machine {
+        node: "gateway".into(),
+        tags: Vec::new(),
+        grants: Vec::new(),
+    };
+    let answer = server.provider.token(&form, None, &gateway, late).await;
+    let left = answer.unwrap().expires_in;
+    assert!((90..=100).contains(&left), "{left}");
     // Audiences are those of the person's policy, each once and in their order.
     let both = [
         ("audience", "https://denied.example.com"),
