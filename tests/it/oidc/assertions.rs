@@ -1,11 +1,12 @@
 //! Clients that sign who they are (`private_key_jwt`), and what else is presented as an assertion.
 
 use tailbone::keys::Signer;
-use tailbone_oidc::{assertion::JWT_BEARER, provider::WorkloadIssuer};
+use tailbone_oidc::{assertion::JWT_BEARER, device::DEVICE_CODE_GRANT, provider::WorkloadIssuer};
 use testkit::jwks_server::signer;
 
 use super::{
     application::{Application, At},
+    pages::Browser,
     *,
 };
 
@@ -106,6 +107,44 @@ async fn a_client_with_a_key_redeems_asks_and_revokes() {
         userinfo(&mut alice, &tokens["access_token"]).await.status(),
         401
     );
+}
+
+/// Each poll needs an assertion of its own, and only one.
+#[tokio::test]
+async fn a_client_with_a_key_begins_devices_and_acts_for_itself() {
+    let server = OidcServer::open().await;
+    let key = signer("1", KeySpec::Es256);
+    let metadata = by_key(|metadata| {
+        metadata.jwks = Some(without_id(&key));
+        metadata.grant_types = vec![DEVICE_CODE_GRANT.into(), "client_credentials".into()];
+    });
+    server.add_client(CLIENT, &metadata).await;
+    let mut outside = server.outside().await;
+    let proving = |path: &str, more: &[(&str, &str)]| {
+        let assertion = signed(&key, &claims(json!({})));
+        let mut pairs = presenting(&assertion).to_vec();
+        pairs.extend(more);
+        form(path, &pairs)
+    };
+    let own = [("grant_type", "client_credentials")];
+    let own = outside.send(proving("/token", &own)).await;
+    assert_eq!(own.status(), 200, "{own:?}");
+
+    let begun = outside.send(proving("/device_authorization", &[])).await;
+    assert_eq!(begun.status(), 200, "{begun:?}");
+    let device = begun.json();
+    let poll = [
+        ("grant_type", DEVICE_CODE_GRANT),
+        ("device_code", device["device_code"].as_str().unwrap()),
+    ];
+    let pending = outside.send(proving("/token", &poll)).await;
+    assert_eq!(refusal(&pending).1, "authorization_pending");
+    let mut alice = Browser::of(&server, "alice").await;
+    alice.decide(&device, "continue").await;
+    let answer = outside.send(proving("/token", &poll)).await;
+    assert_eq!(answer.status(), 200, "{answer:?}");
+    let unproven = outside.send(form("/token", &poll)).await;
+    assert_eq!(refusal(&unproven).0, 401);
 }
 
 #[tokio::test]

@@ -114,10 +114,16 @@ async fn a_jwt_is_only_the_token_that_was_given() {
         let answer = userinfo(&mut alice.connection, &json!(forged)).await;
         assert_eq!(answer.status(), 401, "{forged}");
     }
-    // Nor is it an ID token.
-    let hint = [("prompt", "none"), ("id_token_hint", token)];
-    let fields = answer_of(&alice.get(&asking("silent", &hint)).await);
-    assert_eq!(field(&fields, "error"), "login_required");
+    // Nor is it an ID token, which would be a good hint in this session.
+    alice.confirmed(&server, &asking("asking", &[])).await;
+    for (hint, error) in [
+        (given["id_token"].as_str().unwrap(), ""),
+        (token, "login_required"),
+    ] {
+        let hint = [("prompt", "none"), ("id_token_hint", hint)];
+        let fields = answer_of(&alice.get(&asking("asking", &hint)).await);
+        assert_eq!(field(&fields, "error"), error);
+    }
 }
 
 #[tokio::test]

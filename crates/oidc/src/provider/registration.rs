@@ -213,8 +213,8 @@ impl Provider {
         for _ in 0..TRIES {
             let (client, _) = self.managed(id, token, now).await?;
             let metadata = self.read_registration(body)?;
-            self.check_sector(&metadata).await?;
             check_replacement(body, &client, now)?;
+            self.check_sector(&metadata).await?;
             let mut secret = None;
             let mut secrets = client.secrets.clone();
             if !metadata.token_endpoint_auth_method.has_secret() {

@@ -29,6 +29,9 @@ const LOST_ANSWER: Duration = Duration::from_secs(60);
 /// The longest chain of actors. Each exchange with another actor makes it longer.
 const MAX_ACTORS: usize = 8;
 
+/// Of a code or token that another client presents.
+const OTHERS: &str = "it was given to another client";
+
 /// A code that somebody presents.
 struct Redeemed<'a> {
     code: Digest,
@@ -42,7 +45,11 @@ enum CameFrom<'a> {
         redirect_uri: Option<&'a str>,
         verifier: Option<&'a str>,
     },
-    Device,
+    /// With the client, which has proven who it is: an assertion proves it once.
+    Device {
+        client_id: String,
+        client: Box<ClientMetadata>,
+    },
 }
 
 /// A grant that is about to give tokens.
@@ -95,15 +102,18 @@ impl Provider {
                 device_code,
                 resources,
             } => {
-                self.client_for(DEVICE_CODE_GRANT, form, authorization, now)
-                    .await?;
+                let client = self.client_for(DEVICE_CODE_GRANT, form, authorization, now);
+                let (client_id, client) = client.await?;
                 let polled = device::poll(&*self.store, device_code, now).await;
                 let approved = polled.map_err(store_failed)?;
                 let code = approved
                     .map_err(|not_yet| OidcError::bad(not_yet.code(), not_yet.to_string()))?;
                 let code = Redeemed {
                     code,
-                    came_from: CameFrom::Device,
+                    came_from: CameFrom::Device {
+                        client_id,
+                        client: Box::new(client),
+                    },
                     resources,
                 };
                 self.redeem(code, form, authorization, now).await
@@ -147,18 +157,26 @@ impl Provider {
             return Err(unknown());
         };
         let answered = async {
-            let presented = Presented::read(authorization, form)?;
-            let client = self.client_of(&grant, presented.as_ref(), now).await?;
             let details = details_of(&grant)?;
-            match redeemed.came_from {
+            let client = match redeemed.came_from {
                 CameFrom::Browser {
                     redirect_uri,
                     verifier,
-                } => token::check_redemption(&details, redirect_uri, verifier)?,
-                // Only the code of a device has none.
-                CameFrom::Device if details.redirect_uri.is_empty() => {}
-                CameFrom::Device => return Err(unknown()),
-            }
+                } => {
+                    let presented = Presented::read(authorization, form)?;
+                    let client = self.client_of(&grant, presented.as_ref(), now).await?;
+                    token::check_redemption(&details, redirect_uri, verifier)?;
+                    client
+                }
+                CameFrom::Device { client_id, .. } if client_id != grant.client_id => {
+                    return Err(OidcError::invalid_grant(OTHERS));
+                }
+                // Only the code of a device has no redirect URI.
+                CameFrom::Device { .. } if !details.redirect_uri.is_empty() => {
+                    return Err(unknown());
+                }
+                CameFrom::Device { client, .. } => *client,
+            };
             self.first_tokens(code, &grant, details, &client, redeemed.resources, now)
                 .await
         };
@@ -204,7 +222,7 @@ impl Provider {
             // A client that is who it says it is presents what another one was given (RFC 6749,
             // section 5.2).
             if self.proven(presented, now).await?.is_some() {
-                return Err(OidcError::invalid_grant("it was given to another client"));
+                return Err(OidcError::invalid_grant(OTHERS));
             }
             return Err(OidcError::invalid_client(StatusCode::BAD_REQUEST));
         }
