@@ -6,6 +6,8 @@
 //! its local socket; without one the checks of the node are skipped. What `server start` makes by
 //! itself is no failure.
 
+mod oidc;
+
 use std::{
     fs, io,
     io::Write as _,
@@ -52,7 +54,7 @@ const SKEW_FAIL: Duration = Duration::from_secs(300);
 const EXPIRY_WARN: i64 = 14 * 86_400;
 
 /// The headings, each with the names and titles of its checks.
-const SECTIONS: [(&str, &[(&str, &str)]); 6] = [
+const SECTIONS: [(&str, &[(&str, &str)]); 7] = [
     (
         "Directories",
         &[
@@ -94,6 +96,14 @@ const SECTIONS: [(&str, &[(&str, &str)]); 6] = [
             ("bucket-write", "Writing"),
             ("workload-jwks-public", "Reading, for workload tokens"),
             ("workload-bucket-write", "Writing, for workload tokens"),
+        ],
+    ),
+    (
+        "OpenID provider",
+        &[
+            ("oidc-dir", "State and keys"),
+            ("oidc-store", "Database"),
+            ("oidc-discovery", "Applications"),
         ],
     ),
     ("Limits", &[("descriptors", "File descriptors")]),
@@ -355,6 +365,13 @@ async fn examine(
             "workload-bucket-write",
             Box::pin(async move { bucket_write(&*publisher, write).await }),
         ));
+    }
+    if settings.components.contains(&Component::Oidc) {
+        let provider = &settings.oidc;
+        all.push(("oidc-dir", Box::pin(directory(&provider.dir, "oidc.dir"))));
+        all.push(("oidc-store", Box::pin(oidc::store(provider))));
+        let discovery = oidc::discovery(provider, status);
+        all.push(("oidc-discovery", Box::pin(discovery)));
     }
     all.push(("descriptors", Box::pin(async { descriptors() })));
     let checks = all.into_iter().map(|(name, check)| async move {

@@ -18,6 +18,7 @@ pub mod exit;
 pub mod keys;
 pub mod layout;
 mod man;
+mod oidc;
 pub mod output;
 mod policy;
 pub mod prompt;
@@ -118,6 +119,7 @@ pub fn command() -> Command {
         .subcommand(bugreport::command())
         .subcommand(sts::command())
         .subcommand(workload::command())
+        .subcommand(oidc::command())
         .subcommand(policy::command())
         .subcommand(config::command())
         .subcommand(version::command())
@@ -140,6 +142,7 @@ fn dispatch(
         Some(("bugreport", matches)) => bugreport::run(matches, environment, console),
         Some(("sts", matches)) => sts::run(matches, environment, console),
         Some(("workload", matches)) => workload::run(matches, environment, console),
+        Some(("oidc", matches)) => oidc::run(matches, environment, console),
         Some(("policy", matches)) => policy::run(matches, environment, console),
         Some(("config", matches)) => config::run(matches, environment, console),
         Some(("version", matches)) => version::run(matches, console),

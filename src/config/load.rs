@@ -15,7 +15,7 @@ use super::{
         gate::GateSettings,
         keys::KeySettings,
         metrics::MetricsSettings,
-        oidc::{LoginSettings, OidcSettings},
+        oidc::{LoginSettings, OidcPlace, OidcSettings},
         output::OutputFormat,
         server::ServerSettings,
         sts::StsSettings,
@@ -117,6 +117,14 @@ pub fn load_output(raw: &RawSettings) -> LoadResult<OutputFormat> {
     let mut reader = SettingsReader::new(raw);
     let format = reader.output();
     reader.done(format)
+}
+
+/// Loads where the OpenID provider's state is, for `tailbone oidc …`.
+pub fn load_oidc_place(raw: &RawSettings) -> LoadResult<(OidcPlace, OutputFormat)> {
+    let mut reader = SettingsReader::new(raw);
+    let place = reader.oidc_place();
+    let format = reader.output();
+    reader.done(place.zip(format))
 }
 
 impl SettingsReader<'_> {

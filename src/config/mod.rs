@@ -30,8 +30,8 @@ mod tsidp;
 
 pub use listen::{Listen, TailnetTls};
 pub use load::{
-    PolicySettings, Purpose, RuleSource, Settings, load, load_all, load_client, load_output,
-    load_policy, load_with_output,
+    PolicySettings, Purpose, RuleSource, Settings, load, load_all, load_client, load_oidc_place,
+    load_output, load_policy, load_with_output,
 };
 pub use parse::Binding;
 pub use raw::{Environment, Flags, GivenValue, RawSettings, RawValue};
@@ -47,8 +47,8 @@ pub use sections::{
     memory::MemoryLimit,
     metrics::MetricsSettings,
     oidc::{
-        GroupSettings, LoginSettings, OidcErrorFormat, OidcKeySettings, OidcSettings,
-        TailnetGroupSettings,
+        GroupSettings, LoginSettings, OidcErrorFormat, OidcKeySettings, OidcPlace, OidcPostgres,
+        OidcSettings, OidcStore, TailnetGroupSettings,
     },
     output::OutputFormat,
     server::ServerSettings,

@@ -45,6 +45,8 @@ pub enum FlagScope {
     Keys,
     /// `keys generate` and `keys rotate`.
     Make,
+    /// `oidc …`.
+    Oidc,
     /// `policy …`.
     Policy,
     /// `keys remove`.
@@ -387,6 +389,7 @@ impl FlagScope {
         match self {
             Self::Keys => "keys",
             Self::Make => "keys generate, keys rotate",
+            Self::Oidc => "oidc",
             Self::Policy => "policy",
             Self::Remove => "keys remove",
             Self::Root => "all commands",

@@ -169,6 +169,11 @@ async fn metrics_tell_what_was_counted_and_what_is() {
     meter.upstream("answered");
     meter.exchanged("deploy.toml");
     meter.issuer_keys_fetched("new");
+    meter.key_service_refuses("vault", true);
+    meter.oidc_requested("authorize", "refused", "access_denied");
+    let took = Some(Duration::from_millis(2));
+    meter.oidc_store_called("write", "done", took);
+    meter.oidc_rows_swept(7);
 
     let answer = world.call(&alice, 9090).await.get("/metrics").await;
     assert_eq!(answer.status(), 200);
@@ -185,6 +190,10 @@ async fn metrics_tell_what_was_counted_and_what_is() {
         r#"tailbone_gate_upstreams_total{result="answered"} 1"#,
         r#"tailbone_sts_exchanges_total{policy="deploy.toml",result="granted",reason=""} 1"#,
         r#"tailbone_sts_key_fetches_total{result="new"} 1"#,
+        r#"tailbone_oidc_requests_total{endpoint="authorize",result="refused",reason="access_denied"} 1"#,
+        r#"tailbone_oidc_store_calls_total{call="write",result="done"} 1"#,
+        r#"tailbone_oidc_store_call_seconds_bucket{le="0.0025",call="write"} 1"#,
+        "tailbone_oidc_rows_swept_total 7",
         "tailbone_signing_seconds_count 1",
         r#"tailbone_signing_seconds_bucket{le="0.005"} 1"#,
         r#"tailbone_whois_total{result="known"} 1"#,

@@ -1,19 +1,26 @@
 //! The component `oidc` through the whole program: a person logs in over TLS on the tailnet, the
-//! application redeems through Funnel, and a restart ends nothing.
+//! application redeems through Funnel, and neither a restart nor a database that was away ends
+//! anything.
 
 use std::fs;
 
 use ::http::{Request, header};
+use aws_lc_rs::{
+    encoding::AsDer as _,
+    rsa::{KeyPair, KeySize},
+};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http_body_util::Full;
+use rsa::{pkcs1::EncodeRsaPrivateKey as _, pkcs8::DecodePrivateKey as _};
 use serde_json::{Value, json};
 use testkit::{
     daemon::Daemon,
-    http::{Answer, request},
+    http::{Answer, Connection, request},
     pyjwt,
     tailnet::users_node,
 };
+use tokio::net::UnixStream;
 
 use super::{
     alone,
@@ -25,7 +32,20 @@ pub(super) const APP: &str = "https://app.example.com/callback";
 pub(super) const ID: &str = "0123456789abcdef0123456789abcdef";
 pub(super) const SECRET: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
-/// An application of tsidp, as its file has it.
+/// The id of tsidp's key: a number above 2^53, as most of them are.
+const KID: u64 = 17_293_822_569_102_704_641;
+
+/// tsidp's file of its key.
+fn key_file() -> String {
+    let pair = KeyPair::generate(KeySize::Rsa2048).unwrap();
+    let key = rsa::PrivateKey::from_pkcs8_der(pair.as_der().unwrap().as_ref()).unwrap();
+    let text = STANDARD.encode(key.to_pkcs1_der().unwrap().as_bytes());
+    let (dashes, label) = ("-----", "RSA PRIVATE KEY");
+    let key = format!("{dashes}BEGIN {label}{dashes}\n{text}\n{dashes}END {label}{dashes}\n");
+    json!({"kid": KID, "key": key}).to_string()
+}
+
+/// An application of tsidp, as its file has it, and tsidp's key.
 pub(super) fn tsidp(edge: &Edge) {
     let dir = edge.folder().join("tsidp");
     fs::create_dir(&dir).unwrap();
@@ -35,6 +55,7 @@ pub(super) fn tsidp(edge: &Edge) {
     });
     let file = json!({ ID: client }).to_string();
     fs::write(dir.join("oidc-funnel-clients.json"), file).unwrap();
+    fs::write(dir.join("oidc-key.json"), key_file()).unwrap();
 }
 
 /// The server, with the applications of tsidp.
@@ -72,6 +93,28 @@ async fn through_funnel(edge: &Edge, pairs: &[(&str, &str)]) -> Value {
     answer.json()
 }
 
+fn asked() -> String {
+    format!(
+        "/authorize?response_type=code&client_id={ID}&scope=openid+email&state=s&redirect_uri={APP}"
+    )
+}
+
+fn code_of(login: &Answer) -> String {
+    assert_eq!(login.status(), 302, "{login:?}");
+    let location = login.header("location").to_owned();
+    let code = location.strip_prefix(&format!("{APP}?code=")).unwrap();
+    code.split('&').next().unwrap().to_owned()
+}
+
+async fn redeemed(edge: &Edge, code: &str) -> Value {
+    let form = [
+        ("grant_type", "authorization_code"),
+        ("code", code),
+        ("redirect_uri", APP),
+    ];
+    through_funnel(edge, &form).await
+}
+
 #[test]
 fn an_application_of_tsidp_logs_people_in_and_a_restart_ends_nothing() {
     alone(async {
@@ -81,21 +124,13 @@ fn an_application_of_tsidp_logs_people_in_and_a_restart_ends_nothing() {
         daemon.ready();
         let alice = users_node(&edge.devnet, edge.folder(), "alice").await;
         let mut browser = https(&edge, &alice).await;
-        let asked = format!(
-            "/authorize?response_type=code&client_id={ID}&scope=openid+email&state=s&redirect_uri={APP}"
-        );
+        let asked = asked();
         let login = browser.get(&asked).await;
-        assert_eq!(login.status(), 302, "{login:?}");
-        let location = login.header("location").to_owned();
-        let code = location.strip_prefix(&format!("{APP}?code=")).unwrap();
-        let code = code.split('&').next().unwrap();
-        let redeemed = [
-            ("grant_type", "authorization_code"),
-            ("code", code),
-            ("redirect_uri", APP),
-        ];
-        let tokens = through_funnel(&edge, &redeemed).await;
+        let code = &code_of(&login);
+        let tokens = redeemed(&edge, code).await;
         let token = tokens["id_token"].as_str().unwrap();
+        // Verifiers that have cached tsidp's document go on.
+        assert_eq!(part(token, 0)["kid"], KID.to_string());
         let claims = part(token, 1);
         assert_eq!(
             (&claims["iss"], &claims["aud"]),
@@ -121,5 +156,85 @@ fn an_application_of_tsidp_logs_people_in_and_a_restart_ends_nothing() {
         let later = part(again["id_token"].as_str().unwrap(), 1);
         assert_eq!(later["sub"], claims["sub"]);
         assert_eq!(later["auth_time"], claims["auth_time"]);
+    });
+}
+
+/// Status of `/readyz`, and the latch of the store.
+async fn readiness(daemon: &Daemon) -> (u16, Value) {
+    let stream = UnixStream::connect(daemon.path("metrics")).await.unwrap();
+    let mut connection = Connection::over(stream).await.host("localhost");
+    let answer = connection.get("/readyz?verbose").await;
+    let told: Value = answer.json();
+    let latches = told["latches"].as_array().unwrap();
+    let latch = latches.iter().find(|latch| latch["name"] == "oidc-store");
+    (answer.status(), latch.unwrap().clone())
+}
+
+#[test]
+fn a_postgresql_that_is_away_at_the_start_and_in_between_needs_no_restart() {
+    alone(async {
+        let Some(mut database) = tailbone_postgres::Server::start() else {
+            return;
+        };
+        let store = database.url(&database.database());
+        database.stop();
+        let edge = Edge::with_authority();
+        tsidp(&edge);
+        let flags = [
+            "--components",
+            "oidc,metrics",
+            "--oidc-listen",
+            "tailnet+tls://:443,funnel://:443",
+            "--oidc-take-over",
+            "tsidp",
+            "--oidc-store",
+            &store,
+        ];
+        let mut daemon = edge.start_with(&flags).await;
+        daemon.logs("certificate of the node's name in use").await;
+        daemon.logs("the store cannot be used yet").await;
+        let (status, latch) = readiness(&daemon).await;
+        assert_eq!((status, &latch["ready"]), (503, &json!(false)), "{latch}");
+        let alice = users_node(&edge.devnet, edge.folder(), "alice").await;
+        let mut browser = https(&edge, &alice).await;
+        let unavailable = async |browser: &mut Connection| {
+            let refused = browser.get(&asked()).await;
+            assert_eq!(refused.status(), 503, "{refused:?}");
+            assert_eq!(refused.json()["error"], "temporarily_unavailable");
+            assert!(!refused.header("retry-after").is_empty());
+        };
+        unavailable(&mut browser).await;
+
+        database.resume();
+        daemon.logs("tsidp's clients are here").await;
+        daemon.ready();
+        let tokens = redeemed(&edge, &code_of(&browser.get(&asked()).await)).await;
+
+        database.stop();
+        for _ in 0..3 {
+            unavailable(&mut browser).await;
+        }
+        let (status, latch) = readiness(&daemon).await;
+        let degraded = (&latch["ready"], &latch["degraded"]);
+        let ready = (&json!(true), &json!(true));
+        assert_eq!((status, degraded), (200, ready), "{latch}");
+        database.resume();
+        daemon.logs("the store answers again").await;
+        let refresh = tokens["refresh_token"].as_str().unwrap();
+        let refreshed = [("grant_type", "refresh_token"), ("refresh_token", refresh)];
+        through_funnel(&edge, &refreshed).await;
+        redeemed(&edge, &code_of(&browser.get(&asked()).await)).await;
+        assert!(daemon.stop().success());
+        let log = daemon.log();
+        assert_eq!(log.matches("the store does not answer").count(), 1, "{log}");
+        let reasons = log.lines().filter_map(|line| {
+            let (_, reason) = line.split_once("the store cannot be used yet")?;
+            Some(reason.to_owned())
+        });
+        let mut reasons: Vec<_> = reasons.collect();
+        let lines = reasons.len();
+        reasons.sort_unstable();
+        reasons.dedup();
+        assert_eq!(reasons.len(), lines, "a reason is there twice: {log}");
     });
 }

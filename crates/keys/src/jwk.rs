@@ -27,7 +27,7 @@ use aws_lc_rs::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use rsa::{
     BoxedUint, PrivateKey as RsaPrivateKey,
-    pkcs1::EncodeRsaPrivateKey as _,
+    pkcs1::{DecodeRsaPrivateKey as _, EncodeRsaPrivateKey as _},
     pkcs8::DecodePrivateKey as _,
     traits::{PrivateKeyParts as _, PublicKeyParts as _},
 };
@@ -461,6 +461,19 @@ impl PrivateJwk {
             },
         };
         let key = Self { public, parts };
+        key.pair()?;
+        Ok(key)
+    }
+
+    /// An RSA key as PKCS#1 has it.
+    pub fn from_pkcs1(kid: KeyId, der: &[u8]) -> Result<Self, JwkError> {
+        let key = RsaPrivateKey::from_pkcs1_der(der)
+            .map_err(|_| JwkError::Inconsistent("no RSA key in PKCS#1"))?;
+        let (public, parts) = rsa_members(&key).ok_or(JwkError::Inconsistent(CONTRADICT))?;
+        let key = Self {
+            parts,
+            public: PublicJwk { kid, parts: public },
+        };
         key.pair()?;
         Ok(key)
     }

@@ -27,7 +27,8 @@
 //!   a pure function of the facts.
 //! - [`remote`]: keys whose private half a signing service keeps.
 //! - [`sealing`]: private halves that a vault keeps, and [`azure`], the vaults that do.
-//! - [`disk`]: atomic files and locks. [`tsiam`]: the keys of the program that we replace.
+//! - [`disk`]: atomic files and locks. [`issuer_name`]: the name in tokens, kept beside the keys.
+//!   [`tsiam`], [`tsidp`]: the keys of the programs that we replace.
 //!
 //! Publishing is in [`jwks`], of which the other modules know nothing. Time is always an argument.
 
@@ -36,6 +37,7 @@ mod current;
 pub mod disk;
 mod history;
 mod id;
+pub mod issuer_name;
 mod jwk;
 pub mod jwks;
 pub mod remote;
@@ -44,6 +46,7 @@ pub mod sealing;
 mod signer;
 mod store;
 pub mod tsiam;
+pub mod tsidp;
 
 pub use current::{CurrentKeys, KeyView, Snapshot};
 pub use history::{History, HistoryError, Publication};

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Size limit in bytes; an RSA key of 8192 bits takes 7 KiB.
-const MAX_KEY: u64 = 64 * 1024;
+pub(crate) const MAX_KEY: u64 = 64 * 1024;
 
 /// tsiam's tokens live an hour at most. Its keys stay published that long after their last one.
 pub const LONGEST_TOKEN_LIFE: std::time::Duration = std::time::Duration::from_secs(3600);
@@ -38,6 +38,8 @@ pub enum Refused {
          (signingKey.algorithm of tsiam, or workload.keys.algorithms)"
     )]
     NotInSet { algorithm: Algorithm },
+    #[error("it is not a file of tsidp's key: {0}")]
+    NotTsidp(&'static str),
     #[error("it is not a key that we can sign with: {0}")]
     Other(JwkError),
     #[error("it is a public key alone, which cannot sign: its member `d` is missing")]
@@ -68,10 +70,16 @@ pub fn parse(json: &[u8], name: &KeyId) -> Result<PrivateJwk, Refused> {
             return Err(Refused::PublicOnly);
         }
     }
-    PrivateJwk::from_file(json, name).map_err(|error| match error {
-        JwkError::Size(bits) if bits < 2048 => Refused::Weak(bits),
-        other => Refused::Other(other),
-    })
+    PrivateJwk::from_file(json, name).map_err(Refused::from)
+}
+
+impl From<JwkError> for Refused {
+    fn from(error: JwkError) -> Self {
+        match error {
+            JwkError::Size(bits) if bits < 2048 => Self::Weak(bits),
+            other => Self::Other(other),
+        }
+    }
 }
 
 /// A key that another program made and may have signed with.
@@ -102,7 +110,7 @@ pub enum SourceError {
     Vault { place: String, error: SealError },
 }
 
-/// A place where tsiam keeps its key.
+/// A place where tsiam or tsidp keeps its key.
 pub trait KeySource: Send + Sync + fmt::Debug + 'static {
     /// Names the place for people. Never contains a secret.
     fn place(&self) -> &str;
@@ -148,7 +156,7 @@ impl KeySource for KeyFile {
     }
 }
 
-fn read_file(path: &Path) -> Result<Option<Found>, DiskError> {
+pub(crate) fn read_file(path: &Path) -> Result<Option<Found>, DiskError> {
     let Some(json) = disk::read(path, MAX_KEY)? else {
         return Ok(None);
     };

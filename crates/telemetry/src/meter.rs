@@ -32,6 +32,10 @@ struct Counts {
     service_calls: Family<ServiceCallLabels, Counter>,
     service_seconds: Family<ServiceLabels, Histogram, fn() -> Histogram>,
     service_refuses: Family<ServiceLabel, Gauge>,
+    oidc_requests: Family<OidcRequestLabels, Counter>,
+    oidc_store_calls: Family<StoreCallLabels, Counter>,
+    oidc_store_seconds: Family<StoreLabel, Histogram, fn() -> Histogram>,
+    oidc_rows_swept: Counter,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -84,6 +88,24 @@ struct ServiceLabel {
     service: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OidcRequestLabels {
+    endpoint: &'static str,
+    result: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StoreCallLabels {
+    call: &'static str,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StoreLabel {
+    call: &'static str,
+}
+
 /// From 0.1 ms (EdDSA, idle machine) to the longest wait that the overload limit allows.
 const SIGNING: [f64; 12] = [
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5,
@@ -92,6 +114,11 @@ const SIGNING: [f64; 12] = [
 /// From a token on this machine to the time limit of a service that is far away.
 const SERVICE: [f64; 10] = [
     0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 3.0,
+];
+
+/// From a read in SQLite to the time limit of a call.
+const STORE: [f64; 11] = [
+    0.000_1, 0.000_25, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 5.0,
 ];
 
 impl Default for Meter {
@@ -110,6 +137,10 @@ impl Default for Meter {
             service_calls: Family::default(),
             service_seconds: Family::new_with_constructor(|| Histogram::new(SERVICE)),
             service_refuses: Family::default(),
+            oidc_requests: Family::default(),
+            oidc_store_calls: Family::default(),
+            oidc_store_seconds: Family::new_with_constructor(|| Histogram::new(STORE)),
+            oidc_rows_swept: Counter::default(),
         }))
     }
 }
@@ -243,6 +274,46 @@ impl Meter {
         }
     }
 
+    /// A request to the OpenID provider. `result` is `done`, `asked` (a page), `refused` or
+    /// `failed`; `reason` is the code of the error, or empty.
+    pub fn oidc_requested(
+        &self,
+        endpoint: &'static str,
+        result: &'static str,
+        reason: &'static str,
+    ) {
+        let labels = OidcRequestLabels {
+            endpoint,
+            result,
+            reason,
+        };
+        self.0.oidc_requests.get_or_create(&labels).inc();
+    }
+
+    /// A call of the store of the OpenID provider: `read`, `write` or `bulk`, and what came of it.
+    /// `took` is absent where the time depends on how much there is to do.
+    pub fn oidc_store_called(
+        &self,
+        call: &'static str,
+        result: &'static str,
+        took: Option<Duration>,
+    ) {
+        let labels = StoreCallLabels { call, result };
+        self.0.oidc_store_calls.get_or_create(&labels).inc();
+        if let Some(took) = took {
+            let seconds = self
+                .0
+                .oidc_store_seconds
+                .get_or_create(&StoreLabel { call });
+            seconds.observe(took.as_secs_f64());
+        }
+    }
+
+    /// Expired rows that were deleted.
+    pub fn oidc_rows_swept(&self, rows: u64) {
+        self.0.oidc_rows_swept.inc_by(rows);
+    }
+
     /// Adds the counters to a registry.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
@@ -309,6 +380,26 @@ impl Meter {
             "key_service_refusing",
             "Keys of a service whose callers are refused without a call, because it does not sign",
             self.0.service_refuses.clone(),
+        );
+        registry.register(
+            "oidc_requests",
+            "Requests to the OpenID provider, by endpoint, what came of them, and the code of the error",
+            self.0.oidc_requests.clone(),
+        );
+        registry.register(
+            "oidc_store_calls",
+            "Calls of the store of the OpenID provider, by what came of them",
+            self.0.oidc_store_calls.clone(),
+        );
+        registry.register(
+            "oidc_store_call_seconds",
+            "Time of those calls, waiting for the database included",
+            self.0.oidc_store_seconds.clone(),
+        );
+        registry.register(
+            "oidc_rows_swept",
+            "Expired rows of the OpenID provider that were deleted",
+            self.0.oidc_rows_swept.clone(),
         );
     }
 }

@@ -10,7 +10,10 @@ use axum::{
 use serde::Serialize;
 use tailbone_oidc::{OidcError, describable, provider::BearerError};
 
-use super::pages;
+use super::{
+    counts::{self, Outcome},
+    pages,
+};
 use crate::config::OidcErrorFormat as ErrorFormat;
 
 pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -81,6 +84,8 @@ fn log(error: &OidcError) {
     } = error;
     let status = status.as_u16();
     match status {
+        // What is in the way has told its own reason, once.
+        503 => tracing::debug!(target: "oidc", status, code, %description, "a request failed"),
         500.. => {
             tracing::error!(target: "oidc", status, code, %description, "a request failed");
         }
@@ -92,6 +97,7 @@ fn log(error: &OidcError) {
 }
 
 fn add_headers(response: &mut Response, error: &OidcError) {
+    counts::mark(response, Outcome::Refused(error.code));
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, NO_STORE);
     headers.insert(header::PRAGMA, HeaderValue::from_static("no-cache"));
@@ -140,7 +146,9 @@ pub(super) fn bearer_error(
                 (header::WWW_AUTHENTICATE, challenge),
                 (header::CACHE_CONTROL, NO_STORE),
             ];
-            (*status, headers).into_response()
+            let mut response = (*status, headers).into_response();
+            counts::mark(&mut response, Outcome::Refused(code));
+            response
         }
     }
 }

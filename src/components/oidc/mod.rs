@@ -13,12 +13,14 @@
 //! `routes.rs` has the endpoints, `device.rs`, `logout.rs`, `par.rs` and `registration.rs` those of
 //! one subject each, `keys.rs` the published keys, `answers.rs` how they answer, `pages.rs` and
 //! `denied.rs` the pages, `callers.rs` what the tailnet says, [`access`] who may log in where,
-//! [`groups`] who is in which group. Done elsewhere: the steps of a login and what tokens say
+//! [`groups`] who is in which group, `counts.rs` the metrics, [`state`] where the state is and
+//! whether it answers. Done elsewhere: the steps of a login and what tokens say
 //! ([`tailbone_oidc`]), the life of the keys ([`crate::jwks`]).
 
 pub mod access;
 mod answers;
 mod callers;
+mod counts;
 mod denied;
 mod device;
 pub mod groups;
@@ -28,22 +30,16 @@ mod pages;
 mod par;
 mod registration;
 mod routes;
+pub mod state;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use jiff::Timestamp;
-use parking_lot::Mutex;
 use tailbone_oidc::{
     device::Tries,
     documents::DocumentHosts,
     provider::{Foreign, Provider, ProviderSettings, WorkloadIssuer},
-    store::{Client, Sqlite, Store, tsidp},
+    store::tsidp,
     token::Offers,
 };
 
@@ -54,24 +50,15 @@ pub use routes::{Oidc, internet_router, router};
 use self::{
     access::{LoginAccess, LoginRuleFile},
     groups::{Groups, TailnetGroups},
+    state::{Import, State, Upkeep},
 };
 use crate::{
-    config::{RuleSource, Settings},
+    config::{Listen, RuleSource, Settings},
     http::layers,
+    keys::issuer_name::Issuer,
     part::{Context, Lifecycle, Part, PartError, Routes},
     policy::LoadError,
-    telemetry::readiness::LatchState,
 };
-
-/// The database in the component's directory.
-const DATABASE: &str = "oidc.db";
-
-/// How often expired rows are looked for, and how many of each kind are deleted at once.
-const SWEEP_EVERY: Duration = Duration::from_secs(600);
-const SWEEP_ROWS: u32 = 500;
-
-/// Pause before clients of tsidp are copied again after a failure.
-const IMPORT_AGAIN: Duration = Duration::from_secs(5);
 
 /// The component, at its listeners.
 pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
@@ -79,20 +66,12 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
     let workload_issuer = settings.workload.issuer.clone();
     let workload_issuer = workload_issuer.unwrap_or_else(|| format!("https://{node}"));
     let settings = &settings.oidc;
-    let issuer = match &settings.issuer {
-        Some(issuer) => issuer.clone(),
-        None if !node.contains('.') => {
-            return Err(
-                "the node has no full name, of which the issuer's name is made: turn \
-                        MagicDNS on in the tailnet, or set oidc.issuer"
-                    .into(),
-            );
-        }
-        None => issuer_of(&node, &settings.listen),
-    };
+    let name = issuer_of(&settings.listen);
+    let configured = settings.issuer.as_deref();
+    let issuer = name.name(configured, &node, Some(&settings.dir))?;
     let keys = context.keys_of("oidc").cloned();
     let keys = keys.ok_or("the server made no keys for the OpenID provider")?;
-    let store: Arc<dyn Store> = Arc::new(Sqlite::open(&settings.dir.join(DATABASE))?);
+    let state = State::open(settings, &context.meter)?;
     let capability: Arc<str> = settings.capability.as_str().into();
     let RuleSource {
         file,
@@ -124,7 +103,7 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
             unknown_scopes: settings.unknown_scopes,
             nodes_may_inspect: settings.nodes_may_inspect,
         }),
-        store: store.clone(),
+        store: state.store.clone(),
         keys,
         signing: context.signing.clone(),
         network: Arc::new(TailnetPeople {
@@ -148,20 +127,15 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
                 keys,
             }),
     };
-    let found = match &settings.take_over {
-        Some(dir) => tsidp::read_clients(dir, Timestamp::now())?.map(|clients| (dir, clients)),
+    let import = match &settings.take_over {
+        Some(dir) => tsidp::read_clients(dir, Timestamp::now())?.map(|clients| Import {
+            source: dir.display().to_string(),
+            clients,
+        }),
         None => None,
     };
-    let imported = Arc::new(AtomicBool::new(found.is_none()));
-    if let Some((dir, clients)) = found {
-        let (store, imported) = (store.clone(), imported.clone());
-        let source = dir.display().to_string();
-        tokio::spawn(async move {
-            import(&*store, &source, clients).await;
-            imported.store(true, Ordering::Release);
-        });
-    }
-    tracing::info!(target: "oidc", issuer, store = store.place(), "people can log in to applications");
+    state.begin(import);
+    tracing::info!(target: "oidc", issuer, store = state.store.place(), "people can log in to applications");
     let oidc = Arc::new(Oidc {
         provider,
         capability,
@@ -169,6 +143,7 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
         errors: settings.errors,
         cache_time: settings.keys.cache_time,
         served_keys: ServedKeys::default(),
+        meter: context.meter.clone(),
     });
     let internet = layers::wrap_own_errors(internet_router(oidc.clone()), "oidc");
     let routes = layers::wrap_own_errors(router(oidc), "oidc");
@@ -177,29 +152,30 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
     if let Some(tailnet) = groups.tailnet.clone() {
         part = part.latch("oidc-groups", move |_| tailnet.state(Instant::now()));
     }
-    Ok(part
+    for (name, check) in state.latches() {
+        part = part.latch(name, move |_| check());
+    }
+    let part = part
         .serve("oidc", settings.listen.clone(), &routes)
-        .latch("oidc-clients", move |_| {
-            if imported.load(Ordering::Acquire) {
-                return LatchState::Released;
-            }
-            LatchState::Held("the clients of tsidp are being copied".to_owned())
-        })
         .lifecycle(Live {
             access,
             groups,
-            sweeper: Sweeper {
-                store,
-                last: Mutex::new(Instant::now()),
-            },
-        }))
+            upkeep: state.upkeep(),
+        });
+    if configured.is_some() {
+        return Ok(part);
+    }
+    let status = context.node.watch();
+    Ok(part.latch("oidc-issuer", move |_| {
+        name.still_named(&issuer, &status.borrow().name)
+    }))
 }
 
 /// What goes on while the server runs.
 struct Live {
     access: Arc<LoginAccess>,
     groups: Arc<Groups>,
-    sweeper: Sweeper,
+    upkeep: Upkeep,
 }
 
 impl Lifecycle for Live {
@@ -213,7 +189,7 @@ impl Lifecycle for Live {
         if let Some(tailnet) = &self.groups.tailnet {
             tailnet.tick(Instant::now());
         }
-        self.sweeper.tick();
+        self.upkeep.tick();
     }
 
     fn reload(&self, _: &Settings) {
@@ -231,64 +207,16 @@ fn log_load_error(error: &LoadError) {
     tracing::warn!(target: "oidc", error = error as &dyn std::error::Error, "the policy file has mistakes; the previous rules stay in force");
 }
 
-/// Copies clients of tsidp, unless that has happened before. Tries again while the store does not
-/// answer.
-async fn import(store: &dyn Store, source: &str, clients: Vec<Client>) {
-    loop {
-        match store
-            .import_clients(source, &clients, Timestamp::now())
-            .await
-        {
-            Ok(imported) => {
-                tracing::info!(target: "oidc", source, ?imported, "tsidp's clients are here");
-                return;
-            }
-            Err(error) => {
-                tracing::error!(target: "oidc", source, error = %error, "tsidp's clients could not be copied yet");
-                tokio::time::sleep(IMPORT_AGAIN).await;
-            }
-        }
-    }
-}
-
-/// The node's name, with the port of the first listener where it is not the usual one, as in tsidp.
-fn issuer_of(node: &str, listen: &[crate::config::Listen]) -> String {
+/// The provider as an issuer. Its name has the port of the first listener where that is not the
+/// usual one, as in tsidp.
+pub fn issuer_of(listen: &[Listen]) -> Issuer {
     let port = listen.iter().find_map(|listen| match listen {
-        crate::config::Listen::Tailnet { port, .. }
-        | crate::config::Listen::Funnel { port, .. } => Some(*port),
+        Listen::Tailnet { port, .. } | Listen::Funnel { port, .. } => Some(*port),
         _ => None,
     });
-    match port {
-        None | Some(443) => format!("https://{node}"),
-        Some(port) => format!("https://{node}:{port}"),
-    }
-}
-
-/// Deletes what has expired, a little at a time.
-struct Sweeper {
-    store: Arc<dyn Store>,
-    last: Mutex<Instant>,
-}
-
-impl Sweeper {
-    fn tick(&self) {
-        let mut last = self.last.lock();
-        if last.elapsed() < SWEEP_EVERY {
-            return;
-        }
-        *last = Instant::now();
-        let store = self.store.clone();
-        tokio::spawn(async move {
-            loop {
-                match store.sweep(SWEEP_ROWS, Timestamp::now()).await {
-                    Ok(swept) if swept.more => tokio::time::sleep(Duration::from_millis(100)).await,
-                    Ok(_) => return,
-                    Err(error) => {
-                        tracing::warn!(target: "oidc", error = %error, "expired rows could not be deleted");
-                        return;
-                    }
-                }
-            }
-        });
+    Issuer {
+        setting: "oidc.issuer",
+        who: "applications",
+        port,
     }
 }

@@ -50,6 +50,7 @@ use tailbone_oidc::{
 use super::{
     answers::{self, JSON},
     callers::{KnownCaller, known_caller},
+    counts::{self, Outcome},
     denied, device,
     groups::Groups,
     keys::ServedKeys,
@@ -61,11 +62,11 @@ use crate::{
     audit,
     config::OidcErrorFormat as ErrorFormat,
     http::{form::is_form, host::requested_host},
-    telemetry::audit::Decision,
+    telemetry::{audit::Decision, meter::Meter},
     web::Origin,
 };
 
-const CONFIRM_PATH: &str = "/authorize/confirm";
+pub(super) const CONFIRM_PATH: &str = "/authorize/confirm";
 const CLIENTS_PATH: &str = "/clients/";
 
 /// The cookies. Their names keep them to this host and to TLS.
@@ -86,6 +87,7 @@ pub struct Oidc {
     /// How long verifiers may cache the published keys.
     pub cache_time: std::time::Duration,
     pub served_keys: ServedKeys,
+    pub meter: Meter,
 }
 
 pub fn router(oidc: Arc<Oidc>) -> Router {
@@ -135,12 +137,21 @@ async fn on_the_tailnet(State(oidc): State<Arc<Oidc>>, request: Request) -> Resp
     } else {
         Reader::Tailnet
     };
-    answer(&oidc, reader, parts, body).await
+    counted(&oidc, reader, parts, body).await
 }
 
 async fn on_the_internet(State(oidc): State<Arc<Oidc>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    answer(&oidc, Reader::Internet, parts, body).await
+    counted(&oidc, Reader::Internet, parts, body).await
+}
+
+async fn counted(oidc: &Oidc, reader: Reader, request: Parts, body: Body) -> Response {
+    let endpoint = counts::endpoint(&request.method, request.uri.path());
+    let response = answer(oidc, reader, request, body).await;
+    if let Some(endpoint) = endpoint {
+        counts::count(&oidc.meter, endpoint, &response);
+    }
+    response
 }
 
 async fn answer(oidc: &Oidc, reader: Reader, request: Parts, body: Body) -> Response {
@@ -380,10 +391,14 @@ async fn authorized(
             } else {
                 audit!(Decision::Refused, "login", caller = login, client_id);
             }
+            let refused = (!granted).then(|| counts::refused_by(&answer));
             let mut response = match answer {
                 Answer::Redirect(to) => redirect(request, &to),
                 Answer::Form { action, fields } => pages::posted_form(&action, &fields),
             };
+            if let Some(refused) = refused {
+                counts::mark(&mut response, refused);
+            }
             if let Some(NewSession { cookie }) = session {
                 let lax = format!("SameSite=Lax; Max-Age={SESSION_LIFETIME}");
                 set_cookie(&mut response, SESSION_COOKIE, &cookie, &lax);
@@ -422,6 +437,7 @@ fn ask(
         token: &token,
     };
     let mut response = pages::question(question, &form);
+    counts::mark(&mut response, Outcome::Asked);
     set_form_token(&mut response, &token);
     Ok(response)
 }

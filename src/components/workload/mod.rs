@@ -8,7 +8,7 @@
 //! - The claims come from the connection's identity, the settings and the rules. Of the request
 //!   only the audience has a say.
 //! - Every URL is made of the issuer's name, which does not change without a word
-//!   (`issuer_name.rs`).
+//!   ([`crate::keys::issuer_name`]).
 //! - Through Funnel there are the documents and nothing else.
 //! - Each token and each refusal is one audit line; the token itself is never written anywhere.
 //!
@@ -21,7 +21,6 @@ pub mod access;
 mod claims;
 pub mod client;
 mod documents;
-mod issuer_name;
 mod oauth;
 mod query;
 mod routes;
@@ -32,7 +31,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-pub use issuer_name::IssuerNameError;
+pub use crate::keys::issuer_name::IssuerNameError;
 pub use routes::{Workload, internet_router, router};
 pub use tokens::{TokenMaker, TokenSettings};
 
@@ -40,8 +39,15 @@ use self::access::{Access, AudienceRuleFile};
 use crate::{
     config::{RuleSource, Settings, WorkloadKeyStorage, WorkloadSettings},
     http::layers,
+    keys::issuer_name::Issuer,
     part::{Context, Lifecycle, Part, PartError, Routes},
     policy::LoadError,
+};
+
+const ISSUER: Issuer = Issuer {
+    setting: "workload.issuer",
+    who: "clouds",
+    port: None,
 };
 
 /// The component, at its listeners.
@@ -52,7 +58,7 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
     // A set that is only in memory has no place for it.
     let kept = settings.keys.storage != WorkloadKeyStorage::Memory;
     let keep = kept.then_some(settings.keys.dir.as_path());
-    let issuer = issuer_name::issuer_name(configured, &node, keep)?;
+    let issuer = ISSUER.name(configured, &node, keep)?;
     let keys = context.keys_of("workload").cloned();
     let keys = keys.ok_or("the server made no keys for workload tokens")?;
     let RuleSource { file, capability } = &settings.rules;
@@ -82,7 +88,7 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
     }
     let status = context.node.watch();
     Ok(part.latch("workload-issuer", move |_| {
-        issuer_name::still_named(&issuer, &status.borrow().name)
+        ISSUER.still_named(&issuer, &status.borrow().name)
     }))
 }
 

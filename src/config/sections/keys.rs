@@ -156,11 +156,31 @@ const PLACE: PublishRows = PublishRows {
 
 impl From<&KeySettings> for KeyPolicy {
     fn from(keys: &KeySettings) -> Self {
-        Self {
-            token_life: keys.token.expiry,
-            cache_time: keys.cache_time,
-            skew: keys.token.skew,
-            rotate_every: keys.rotate_every,
+        keys.pace().policy(keys.token.expiry)
+    }
+}
+
+/// How fast the keys of a set follow each other, whatever their tokens are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct KeyPace {
+    pub(super) cache_time: Duration,
+    pub(super) skew: Duration,
+    pub(super) rotate_every: Option<Duration>,
+}
+
+impl KeyPace {
+    /// `token_life` is the longest life of a token.
+    pub(super) fn policy(self, token_life: Duration) -> KeyPolicy {
+        let Self {
+            cache_time,
+            skew,
+            rotate_every,
+        } = self;
+        KeyPolicy {
+            token_life,
+            cache_time,
+            skew,
+            rotate_every,
             withdrawn_grace: DAY,
         }
     }
@@ -188,6 +208,14 @@ impl Publish {
 }
 
 impl KeySettings {
+    fn pace(&self) -> KeyPace {
+        KeyPace {
+            cache_time: self.cache_time,
+            skew: self.token.skew,
+            rotate_every: self.rotate_every,
+        }
+    }
+
     /// The keys of `keys.dir` at their place of publication. Reads nothing yet.
     pub fn life(&self) -> KeyLife {
         self.life_counted_by(&Meter::default())
@@ -265,19 +293,8 @@ impl SettingsReader<'_> {
                 }
             }
         }
-        if let (Some(every), Some(cache)) = (rotate_every, cache_time)
-            && !every.is_zero()
-            && every <= cache
-        {
-            self.mistake(
-                &ROTATE_EVERY,
-                Some(format(every)),
-                format!(
-                    "a new key waits {} (keys.cacheTime) before it signs, so it would be replaced \
-                     before it signs",
-                    format(cache)
-                ),
-            );
+        if let (Some(every), Some(cache)) = (rotate_every, cache_time) {
+            self.refuse_early_rotation(&ROTATE_EVERY, every, cache);
         }
         let bits = bits?;
         Some(KeySettings {
@@ -300,6 +317,24 @@ impl SettingsReader<'_> {
             cache_time: cache_time?,
             publish: publish?,
         })
+    }
+
+    /// A key must not be replaced before it signs. Zero is off.
+    pub(super) fn refuse_early_rotation(
+        &mut self,
+        row: &'static Row,
+        every: Duration,
+        cache_time: Duration,
+    ) {
+        if every.is_zero() || every > cache_time {
+            return;
+        }
+        let sentence = format!(
+            "a new key waits {} (keys.cacheTime) before it signs, so it would be replaced before \
+             it signs",
+            format(cache_time)
+        );
+        self.mistake(row, Some(format(every)), sentence);
     }
 
     /// The algorithm of new keys, in its proper spelling.

@@ -1,10 +1,15 @@
 //! `oidc.*`: the OpenID provider.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tailbone_keys::{
     Algorithm, KeyPolicy, KeySpec, KeyStore,
     jwks::{FilePublisher, KeySet},
+    tsidp::TsidpKeyFile,
 };
 use tailbone_oidc::{
     authorize::UnknownScopes,
@@ -13,18 +18,20 @@ use tailbone_oidc::{
     documents::{DocumentHost, DocumentHosts},
     fetch::{FetchSettings, PrivateHost, PrivateHosts},
 };
-
+use tailbone_values::Secret;
 use url::Url;
 
-use super::{keys::KeySettings, sts::Credentials};
+use super::{
+    keys::{KeyPace, KeySettings},
+    sts::Credentials,
+};
 use crate::config::{
     RuleSource,
-    duration::format,
     listen::Listen,
     parse::text,
     read::SettingsReader,
     reload::Reloaded,
-    table::{DAY, FlagScope, HOUR, MINUTE, ValueKind, YEAR, duration_or_off, row, rows},
+    table::{FlagScope, HOUR, MINUTE, ValueKind, YEAR, count, duration_or_off, row, rows},
 };
 
 /// The algorithms whose hashes clients agree on. RS256 must be among them (OpenID Connect Core,
@@ -48,13 +55,42 @@ rows! {
         .help("The iss claim, at which applications find the provider");
     DIR = row("oidc.dir", ValueKind::Path)
         .flag("oidc-dir", FlagScope::Start)
+        .flag("oidc-dir", FlagScope::Oidc)
         .default("oidc")
         .help("Directory of the provider's state: clients, logins and keys");
     TAKE_OVER = row("oidc.takeOver", ValueKind::Text)
         .flag("oidc-take-over", FlagScope::Start)
         .default("")
         .example("/var/lib/tsidp")
-        .help("tsidp's directory; its clients are copied once, keep their ids and secrets, and log in without a page");
+        .help("tsidp's directory; its clients and its signing key are copied once, keep their ids and secrets, and the clients log in without a page");
+    STORE = row("oidc.store", ValueKind::Text)
+        .flag("oidc-store", FlagScope::Start)
+        .flag("oidc-store", FlagScope::Oidc)
+        .default("sqlite")
+        .example("postgres://tailbone@db.example.com/tailbone")
+        .help(
+            "Where the state is: in a file of SQLite below oidc.dir, or in the PostgreSQL \
+             database at this address, which several servers may share",
+        );
+    STORE_PASSWORD = row("oidc.storePassword", ValueKind::Secret)
+        .flag("oidc-store-password", FlagScope::Start)
+        .flag("oidc-store-password", FlagScope::Oidc)
+        .default("")
+        .help("Password for PostgreSQL");
+    STORE_CA_FILE = row("oidc.storeCaFile", ValueKind::Path)
+        .flag("oidc-store-ca-file", FlagScope::Start)
+        .flag("oidc-store-ca-file", FlagScope::Oidc)
+        .default("")
+        .example("/etc/tailbone/db-ca.pem")
+        .help(
+            "PEM file with the authorities that sign PostgreSQL's certificate; if empty, those of \
+             the system",
+        );
+    STORE_CONNECTIONS = row("oidc.storeConnections", count(1, 1000))
+        .flag("oidc-store-connections", FlagScope::Start)
+        .flag("oidc-store-connections", FlagScope::Oidc)
+        .default("8")
+        .help("Connections to PostgreSQL at most");
     CAPABILITY = row("oidc.capability", ValueKind::Text)
         .flag("oidc-capability", FlagScope::Start)
         .default(capability::CAPABILITY)
@@ -186,6 +222,7 @@ pub struct OidcSettings {
     pub dir: PathBuf,
     /// The directory of the tsidp that is replaced.
     pub take_over: Option<PathBuf>,
+    pub store: OidcStore,
     pub capability: String,
     pub access: LoginSettings,
     pub token_exchange: bool,
@@ -227,6 +264,31 @@ pub struct LoginSettings {
     pub require_rule: bool,
 }
 
+/// What the commands `oidc …` need to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OidcPlace {
+    /// Where the file of SQLite is.
+    pub dir: PathBuf,
+    pub store: OidcStore,
+}
+
+/// Where clients, grants and sessions are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OidcStore {
+    /// A file in [`OidcSettings::dir`].
+    Sqlite,
+    Postgres(OidcPostgres),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OidcPostgres {
+    pub url: Secret,
+    pub password: Option<Secret>,
+    /// `None`: the authorities of the system.
+    pub ca_file: Option<PathBuf>,
+    pub connections: usize,
+}
+
 /// How errors for programs are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OidcErrorFormat {
@@ -241,6 +303,8 @@ pub enum OidcErrorFormat {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OidcKeySettings {
     pub dir: PathBuf,
+    /// The directory of the tsidp whose key is taken over.
+    pub take_over: Option<PathBuf>,
     /// Where the document is written.
     pub document: PathBuf,
     /// One key for each; that of RS256 is the default.
@@ -255,21 +319,20 @@ pub struct OidcKeySettings {
 
 impl From<&OidcKeySettings> for KeyPolicy {
     fn from(keys: &OidcKeySettings) -> Self {
-        Self {
-            // An ID token lives five minutes, and is a hint for some time after.
-            token_life: HOUR,
+        let pace = KeyPace {
             cache_time: keys.cache_time,
             skew: keys.skew,
             rotate_every: keys.rotate_every,
-            withdrawn_grace: DAY,
-        }
+        };
+        // An ID token lives five minutes, and is a hint for some time after.
+        pace.policy(HOUR)
     }
 }
 
 impl OidcKeySettings {
     /// The keys at their place of publication. Reads nothing yet.
     pub fn set(&self) -> KeySet {
-        KeySet::new(
+        let set = KeySet::new(
             "oidc",
             KeyStore::new(&self.dir),
             Arc::new(FilePublisher::new(&self.document)),
@@ -278,7 +341,11 @@ impl OidcKeySettings {
             self.default,
             &self.specs,
         )
-        .in_real_time()
+        .in_real_time();
+        match &self.take_over {
+            Some(dir) => set.taking_over(Arc::new(TsidpKeyFile::in_directory(dir))),
+            None => set,
+        }
     }
 }
 
@@ -289,6 +356,7 @@ impl OidcSettings {
             issuer,
             dir,
             take_over,
+            store,
             capability,
             access,
             token_exchange,
@@ -306,6 +374,8 @@ impl OidcSettings {
         reloaded.leave(ISSUER.key, &self.issuer, issuer);
         reloaded.leave(DIR.key, &self.dir, dir);
         reloaded.leave(TAKE_OVER.key, &self.take_over, take_over);
+        let rows = "oidc.store, oidc.storePassword, oidc.storeCaFile or oidc.storeConnections";
+        reloaded.leave(rows, &self.store, store);
         reloaded.leave(CAPABILITY.key, &self.capability, capability);
         let rows = "oidc.policy, oidc.policyCapability or oidc.requireRule";
         reloaded.leave(rows, &self.access, access);
@@ -340,6 +410,7 @@ impl SettingsReader<'_> {
         let name = self.issuer_url(&ISSUER);
         let dir = self.path(&DIR);
         let take_over = self.optional_path(&TAKE_OVER);
+        let store = self.oidc_store();
         let capability = self.read(&CAPABILITY, text);
         let access = self.login_access();
         let token_exchange = self.bool(&TOKEN_EXCHANGE);
@@ -370,12 +441,13 @@ impl SettingsReader<'_> {
             word.parse::<PrivateHost>().map_err(|bad| bad.to_string())
         });
         let ca_file = self.optional_path(&FETCH_CA_FILE);
-        let keys = self.oidc_keys(issuer, dir.as_deref(), on);
+        let keys = self.oidc_keys(issuer, dir.as_deref(), take_over.clone().flatten(), on);
         Some(OidcSettings {
             listen: listen?,
             issuer: name?,
             dir: dir?,
             take_over: take_over?,
+            store: store?,
             capability: capability?,
             access: access?,
             token_exchange: token_exchange?,
@@ -455,10 +527,52 @@ impl SettingsReader<'_> {
         None
     }
 
+    pub(in crate::config) fn oidc_place(&mut self) -> Option<OidcPlace> {
+        let dir = self.path(&DIR);
+        let store = self.oidc_store();
+        Some(OidcPlace {
+            dir: dir?,
+            store: store?,
+        })
+    }
+
+    fn oidc_store(&mut self) -> Option<OidcStore> {
+        let place = self.read(&STORE, text);
+        let password = self.secret(&STORE_PASSWORD);
+        let ca_file = self.optional_path(&STORE_CA_FILE);
+        let connections = self.count(&STORE_CONNECTIONS);
+        let (place, password, ca_file) = (place?, password?, ca_file?);
+        if place.is_empty() || place == "sqlite" {
+            return Some(OidcStore::Sqlite);
+        }
+        // Not shown: what is wrong with it may be where its password stands.
+        let mut wrong = |sentence: &str| {
+            self.mistake(&STORE, None, sentence.into());
+            None
+        };
+        let url = match Url::parse(&place) {
+            Ok(url) if matches!(url.scheme(), "postgres" | "postgresql") => url,
+            _ => return wrong("neither sqlite nor an address postgres://USER@HOST/DATABASE"),
+        };
+        if url.password().is_some() || url.query_pairs().any(|(name, _)| name == "password") {
+            return wrong(
+                "a password does not belong here, where everybody sees it: write it into a file, \
+                 and file:PATH of that into oidc.storePassword",
+            );
+        }
+        Some(OidcStore::Postgres(OidcPostgres {
+            url: Secret::new(place),
+            password,
+            ca_file,
+            connections: usize::try_from(connections?).unwrap_or(usize::MAX),
+        }))
+    }
+
     fn oidc_keys(
         &mut self,
         issuer: Option<&KeySettings>,
-        dir: Option<&std::path::Path>,
+        dir: Option<&Path>,
+        take_over: Option<PathBuf>,
         on: bool,
     ) -> Option<OidcKeySettings> {
         let algorithms = self.words(&KEYS_ALGORITHMS, |word| {
@@ -474,14 +588,7 @@ impl SettingsReader<'_> {
             let sentence = "RS256 is missing, which every client must be able to count on";
             self.mistake(&KEYS_ALGORITHMS, None, sentence.into());
         }
-        if !rotate_every.is_zero() && rotate_every <= issuer.cache_time {
-            let sentence = format!(
-                "a new key waits {} (keys.cacheTime) before it signs, so it would be replaced \
-                 before it signs",
-                format(issuer.cache_time)
-            );
-            self.mistake(&KEYS_ROTATE_EVERY, Some(format(rotate_every)), sentence);
-        }
+        self.refuse_early_rotation(&KEYS_ROTATE_EVERY, rotate_every, issuer.cache_time);
         let keys = dir.join("keys");
         if on && keys == issuer.dir {
             let sentence = "the keys of the issuer are there (keys.dir): each set needs its own";
@@ -490,6 +597,7 @@ impl SettingsReader<'_> {
         Some(OidcKeySettings {
             document: keys.join("jwks.json"),
             dir: keys,
+            take_over,
             default: KeySpec::new(Algorithm::Rs256, bits),
             specs: algorithms.into_iter().map(|one| KeySpec::new(one, bits)).collect(),
             prefix: issuer.prefix.clone(),

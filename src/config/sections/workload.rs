@@ -15,18 +15,17 @@ use tailbone_keys::{
 use tailbone_telemetry::meter::Meter;
 
 use super::{
-    keys::{KeySettings, Publish, PublishRows},
+    keys::{KeyPace, KeySettings, Publish, PublishRows},
     signer::is_vault_name,
 };
 use crate::config::{
     RuleSource,
-    duration::format,
     listen::Listen,
     parse::{ParsedValue, text},
     read::SettingsReader,
     reload::Reloaded,
     table::{
-        DAY, FlagScope, HOUR, MINUTE, Row, ValueKind, YEAR, duration, duration_or_off, row, rows,
+        FlagScope, HOUR, MINUTE, Row, ValueKind, YEAR, duration, duration_or_off, row, rows,
     },
 };
 
@@ -227,14 +226,13 @@ pub struct WorkloadKeySettings {
 
 impl From<&WorkloadKeySettings> for KeyPolicy {
     fn from(keys: &WorkloadKeySettings) -> Self {
-        Self {
-            // The longest life that any audience may have.
-            token_life: HOUR,
+        let pace = KeyPace {
             cache_time: keys.cache_time,
             skew: keys.skew,
             rotate_every: keys.rotate_every,
-            withdrawn_grace: DAY,
-        }
+        };
+        // The longest life that any audience may have.
+        pace.policy(HOUR)
     }
 }
 
@@ -422,14 +420,7 @@ impl SettingsReader<'_> {
         if algorithms.is_empty() {
             self.mistake(&KEYS_ALGORITHMS, None, "no algorithm, so nothing could sign".into());
         }
-        if !rotate_every.is_zero() && rotate_every <= issuer.cache_time {
-            let sentence = format!(
-                "a new key waits {} (keys.cacheTime) before it signs, so it would be replaced \
-                 before it signs",
-                format(issuer.cache_time)
-            );
-            self.mistake(&KEYS_ROTATE_EVERY, Some(format(rotate_every)), sentence);
-        }
+        self.refuse_early_rotation(&KEYS_ROTATE_EVERY, rotate_every, issuer.cache_time);
         if on && matches!(storage, WorkloadKeyStorage::VaultSecrets(_)) && take_over.is_some() {
             let sentence = "with the storage AzureKeyVaultSecrets the key of tsiam is in the \
                             vault, as the secret workload.keys.azure.name, and not in a file";

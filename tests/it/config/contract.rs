@@ -110,6 +110,7 @@ fn the_contract_names_every_row_of_the_table() {
             "server.telemetry.otlp.headers",
             "keys.pkcs11.pin",
             "keys.vault.token",
+            "oidc.storePassword",
             "sts.clientSecret",
             "workload.keys.azure.clientSecret",
             "oidc.groups.clientSecret",

@@ -47,11 +47,18 @@ fn a_reload_applies_a_changed_setting_or_names_it() {
             "workload.keys.keyPath" => "acme-workload-jwks",
             _ => "",
         };
+        let oidc_store = match setting.key {
+            "oidc.storePassword" | "oidc.storeCaFile" | "oidc.storeConnections" => {
+                "postgres://tailbone@db.example.com/idp"
+            }
+            _ => "",
+        };
         let with = |value: Option<&str>| {
             let mut typed = BTreeMap::from([
                 ("TB_COMPONENTS", "issuer,admin,gate,sts,metrics"),
                 ("TB_KEYS_BUCKET", bucket),
                 ("TB_WORKLOAD_KEYS_BUCKET", workload_bucket),
+                ("TB_OIDC_STORE", oidc_store),
                 ("TB_KEYS_VAULT_ADDRESS", "https://vault.example.com"),
                 ("TB_KEYS_VAULT_TOKEN", "hush"),
                 ("TB_KEYS_AZURE_VAULT", "https://acme.vault.azure.net"),

@@ -7,6 +7,7 @@ mod assertions;
 mod claims;
 mod client_documents;
 mod clients;
+mod commands;
 mod device;
 mod documents;
 mod exchange;
@@ -17,6 +18,7 @@ mod logout;
 mod pages;
 mod programs;
 mod registration;
+mod replicas;
 mod requests;
 mod reuse;
 mod suite;
@@ -48,6 +50,7 @@ use tailbone::{
     },
     policy::LOGIN_CAPABILITY,
     tailnet::fake::{FakeNode, Identity},
+    telemetry::meter::Meter,
 };
 use tailbone_oidc::{
     authorize::UnknownScopes,
@@ -57,7 +60,7 @@ use tailbone_oidc::{
     device::Tries,
     fetch::FetchSettings,
     provider::{Foreign, Provider, ProviderSettings},
-    store::{Client, ClientOrigin, ClientSecret, Digest, Sqlite},
+    store::{Client, ClientOrigin, ClientSecret, Digest, Sqlite, Store},
     token::Offers,
 };
 use tempfile::TempDir;
@@ -85,7 +88,7 @@ struct OidcServer {
     provider: Provider,
     access: Arc<LoginAccess>,
     groups: Arc<Groups>,
-    _dir: TempDir,
+    _dir: Option<TempDir>,
     _server: Server,
     _internet: Server,
 }
@@ -126,6 +129,16 @@ impl OidcServer {
         change: impl FnOnce(&mut Provider),
     ) -> Self {
         let dir = TempDir::new().unwrap();
+        let store = Arc::new(Sqlite::open(&dir.path().join("oidc.db")).unwrap());
+        Self::on(store, Some(dir), (keys, access, groups), change).await
+    }
+
+    async fn on(
+        store: Arc<dyn Store>,
+        dir: Option<TempDir>,
+        (keys, access, groups): (KeySet, LoginAccess, Groups),
+        change: impl FnOnce(&mut Provider),
+    ) -> Self {
         let settings = ProviderSettings {
             issuer: ISSUER.into(),
             host: HOST.into(),
@@ -141,7 +154,7 @@ impl OidcServer {
         let (access, groups) = (Arc::new(access), Arc::new(groups));
         let mut provider = Provider {
             settings: Arc::new(settings),
-            store: Arc::new(Sqlite::open(&dir.path().join("oidc.db")).unwrap()),
+            store,
             keys,
             signing: Arc::new(SigningQueue::new(|work| work())),
             network: Arc::new(TailnetPeople {
@@ -164,6 +177,7 @@ impl OidcServer {
             errors: OidcErrorFormat::Json,
             cache_time: Duration::from_secs(300),
             served_keys: ServedKeys::default(),
+            meter: Meter::default(),
         });
         let server = Self {
             _server: world

@@ -245,11 +245,17 @@ fn rules_of(identity: &Identity) -> Result<Rules, OidcError> {
 }
 
 fn store_failed(error: StoreError) -> OidcError {
-    if let StoreError::Unsuitable { .. } = error {
-        return OidcError::invalid_request("a value is longer than it may be, or has a NUL");
+    match error {
+        StoreError::Unsuitable { .. } => {
+            OidcError::invalid_request("a value is longer than it may be, or has a NUL")
+        }
+        // The watcher of the store tells it once, whatever the number of requests.
+        StoreError::Full { .. } | StoreError::Unavailable { .. } => OidcError::unavailable(),
+        error => {
+            tracing::error!(target: "oidc", error = %error, "the store failed");
+            OidcError::unavailable()
+        }
     }
-    tracing::error!(target: "oidc", error = %error, "the store does not answer");
-    OidcError::unavailable()
 }
 
 fn no_random(error: NoRandom) -> OidcError {

@@ -25,6 +25,7 @@ mod schema;
 mod secret;
 mod sqlite;
 pub mod tsidp;
+mod watched;
 
 use std::{
     fmt,
@@ -40,6 +41,7 @@ pub use postgres::{Postgres, PostgresError, PostgresSettings};
 pub use records::*;
 pub use secret::{Digest, GrantId, NoRandom, RefreshToken, SessionId, random_token};
 pub use sqlite::{OpenError, Sqlite};
+pub use watched::{CallKind, Watched, Watcher};
 
 /// Bytes of a client id, a user's name or the owner of a registration. PostgreSQL cannot put more
 /// than 2700 into an index.

@@ -9,7 +9,15 @@
 //! - TLS verifies the server. Without TLS only the machine itself is asked, unless the address
 //!   says `sslmode=disable`.
 
-use std::{fmt, fs, path::Path, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use deadpool_postgres::{
     Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
@@ -42,10 +50,12 @@ const DIALECT: Dialect = Dialect {
 const ATTEMPTS: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PostgresSettings {
     /// A URL or the words of libpq.
     pub address: Secret,
+    /// In place of the address's own.
+    pub password: Option<Secret>,
     /// PEM file of the authorities that the server's certificate may be of; else the system's.
     pub authorities: Option<PathBuf>,
     pub connections: usize,
@@ -78,6 +88,7 @@ pub struct Postgres {
     place: String,
     pool: Pool,
     timeout: Duration,
+    prepared: AtomicBool,
 }
 
 impl fmt::Debug for Postgres {
@@ -89,6 +100,14 @@ impl fmt::Debug for Postgres {
 impl Postgres {
     /// Connects, and changes the tables to those of this version.
     pub async fn open(settings: &PostgresSettings) -> Result<Self, PostgresError> {
+        let postgres = Self::new(settings)?;
+        postgres.prepare().await?;
+        Ok(postgres)
+    }
+
+    /// Checks the settings and asks nobody. Until [`Self::prepare`] has succeeded, every call is
+    /// answered with [`StoreError::Unavailable`].
+    pub fn new(settings: &PostgresSettings) -> Result<Self, PostgresError> {
         let mut config: Config = settings
             .address
             .reveal()
@@ -103,6 +122,9 @@ impl Postgres {
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(settings.timeout);
         }
+        if let Some(password) = &settings.password {
+            config.password(password.reveal());
+        }
         let place = place(&config);
         let tls = MakeRustlsConnect::new(tls(settings.authorities.as_deref())?);
         let recycling = ManagerConfig {
@@ -115,19 +137,31 @@ impl Postgres {
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|error| PostgresError::Address(error.to_string()))?;
-        let postgres = Self {
+        Ok(Self {
             place,
             pool,
             timeout: settings.timeout,
-        };
-        postgres.fits().await?;
-        while postgres.run(Kind::Bulk, (), migrate).await? {}
-        Ok(postgres)
+            prepared: AtomicBool::new(false),
+        })
     }
 
-    /// Whether the database keeps what it acknowledges, and can hold all texts.
-    async fn fits(&self) -> Result<(), PostgresError> {
-        let (encoding, synchronous) = self.run(Kind::Read, (), read_settings).await?;
+    /// Checks that the database suits, and changes the tables to those of this version. May be
+    /// called again after an error.
+    pub async fn prepare(&self) -> Result<(), PostgresError> {
+        self.fits().await?;
+        while self.run_prepared(Kind::Bulk, (), migrate).await? {}
+        self.prepared.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// As [`super::Store::place`].
+    pub fn name(&self) -> &str {
+        &self.place
+    }
+
+    /// Whether the database answers, keeps what it acknowledges, and can hold all texts.
+    pub async fn fits(&self) -> Result<(), PostgresError> {
+        let (encoding, synchronous) = self.run_prepared(Kind::Read, (), read_settings).await?;
         let place = self.place.clone();
         if encoding != "UTF8" {
             return Err(PostgresError::Encoding { place, encoding });
@@ -136,6 +170,28 @@ impl Postgres {
             return Err(PostgresError::Unsynchronized { place });
         }
         Ok(())
+    }
+
+    /// Runs an operation, in at most the time of a call unless its kind may take longer.
+    async fn run_prepared<P, T>(
+        &self,
+        kind: Kind,
+        parameters: P,
+        operation: Operation<P, T>,
+    ) -> Result<T, StoreError> {
+        let attempts = self.attempts(kind, &parameters, operation);
+        let outcome = match kind {
+            Kind::Bulk | Kind::Snapshot => attempts.await,
+            Kind::Read | Kind::Statement | Kind::Transaction => {
+                tokio::time::timeout(self.timeout, attempts)
+                    .await
+                    .unwrap_or_else(|_| {
+                        let detail = format!("no answer within {:?}", self.timeout);
+                        Err(Failure::Unavailable(detail))
+                    })
+            }
+        };
+        outcome.map_err(|failure| failure.at(&self.place))
     }
 
     /// Runs an operation until it has an end.
@@ -196,19 +252,11 @@ impl Database for Postgres {
         T: Send + 'static,
     {
         async move {
-            let attempts = self.attempts(kind, &parameters, operation);
-            let outcome = match kind {
-                Kind::Bulk | Kind::Snapshot => attempts.await,
-                Kind::Read | Kind::Statement | Kind::Transaction => {
-                    tokio::time::timeout(self.timeout, attempts)
-                        .await
-                        .unwrap_or_else(|_| {
-                            let detail = format!("no answer within {:?}", self.timeout);
-                            Err(Failure::Unavailable(detail))
-                        })
-                }
-            };
-            outcome.map_err(|failure| failure.at(&self.place))
+            if !self.prepared.load(Ordering::Acquire) {
+                let detail = "it was not reached since the start".to_owned();
+                return Err(Failure::Unavailable(detail).at(&self.place));
+            }
+            self.run_prepared(kind, parameters, operation).await
         }
         .boxed()
     }

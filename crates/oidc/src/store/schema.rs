@@ -30,6 +30,11 @@ impl Dialect {
     }
 }
 
+/// The version of the tables that this program knows.
+pub(crate) fn newest() -> i64 {
+    i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
+}
+
 /// Takes the tables one migration further, in the transaction of `connection`; `false` if there is
 /// nothing left to do. To be called until then.
 ///
@@ -49,7 +54,7 @@ pub(crate) async fn step(
             ));
         }
     };
-    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    let known = newest();
     if version > known {
         return Err(Failure::Broken(format!(
             "a newer tailbone has changed the tables to version {version}, and this one knows \

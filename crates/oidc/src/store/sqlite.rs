@@ -73,7 +73,8 @@ pub struct Sqlite {
     readers: Vec<mpsc::Sender<Box<dyn Job>>>,
     next_reader: AtomicUsize,
     threads: Vec<JoinHandle<()>>,
-    _lock: Lock,
+    /// None for one that only reads.
+    _lock: Option<Lock>,
 }
 
 impl fmt::Debug for Sqlite {
@@ -103,16 +104,60 @@ impl Sqlite {
             readers: Vec::new(),
             next_reader: AtomicUsize::new(0),
             threads: Vec::new(),
-            _lock: lock,
+            _lock: Some(lock),
         };
         let writer = sqlite.start("oidc-write", connection, write)?;
         sqlite.writer = Some(writer);
-        for _ in 0..READERS {
-            let connection = connect(path).map_err(|error| failure(&error).at(&sqlite.place))?;
-            let reader = sqlite.start("oidc-read", connection, read)?;
-            sqlite.readers.push(reader);
-        }
+        sqlite.start_readers()?;
         Ok(sqlite)
+    }
+
+    /// Opens the file of another process to read it, copy it or dump it while that one serves. It
+    /// must be there, with the tables of this version.
+    pub fn open_to_read(path: &Path) -> Result<Self, OpenError> {
+        refuse_network(path)?;
+        let place = format!("sqlite:{}", path.display());
+        let connection = connect(path).map_err(|error| failure(&error).at(&place))?;
+        let number = |statement: &str| -> Result<i64, StoreError> {
+            connection
+                .query_row(statement, [], |row| row.get(0))
+                .map_err(|error| failure(&error).at(&place))
+        };
+        if number("PRAGMA application_id")? != APPLICATION {
+            return Err(OpenError::NotOurs {
+                path: path.to_owned(),
+            });
+        }
+        let version = number("SELECT version FROM oidc_schema")?;
+        if version != schema::newest() {
+            let known = schema::newest();
+            let detail = format!(
+                "its tables have version {version}, and this tailbone knows {known}: use the \
+                 tailbone that serves them"
+            );
+            return Err(StoreError::Broken { place, detail }.into());
+        }
+        let mut sqlite = Self {
+            place,
+            path: path.to_owned(),
+            writer: None,
+            readers: Vec::new(),
+            next_reader: AtomicUsize::new(0),
+            threads: Vec::new(),
+            _lock: None,
+        };
+        sqlite.start_readers()?;
+        Ok(sqlite)
+    }
+
+    fn start_readers(&mut self) -> Result<(), OpenError> {
+        for _ in 0..READERS {
+            let connection =
+                connect(&self.path).map_err(|error| failure(&error).at(&self.place))?;
+            let reader = self.start("oidc-read", connection, read)?;
+            self.readers.push(reader);
+        }
+        Ok(())
     }
 
     fn start(
@@ -133,6 +178,7 @@ impl Sqlite {
         Ok(sender)
     }
 
+    /// Why a call has no thread to run it.
     fn ended(&self) -> StoreError {
         StoreError::Unavailable {
             place: self.place.clone(),

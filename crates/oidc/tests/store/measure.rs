@@ -15,7 +15,7 @@ use tailbone_oidc::store::{Digest, Presented, Sqlite, Store};
 
 use crate::{
     promises::{at, both, code, grant},
-    server::Server,
+    server::{Server, Stores as _},
 };
 
 /// Median of the time that a write of one page and its sync take.

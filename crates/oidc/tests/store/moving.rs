@@ -11,7 +11,7 @@ use tailbone_oidc::store::{
 
 use crate::{
     promises::{at, both, client, code, grant, token},
-    server::Server,
+    server::{Server, Stores as _},
 };
 
 #[derive(Clone, Default)]

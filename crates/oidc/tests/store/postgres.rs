@@ -11,7 +11,7 @@ use tailbone_values::Secret;
 
 use crate::{
     promises::{self, at, both, client, code, grant, race},
-    server::{Proxy, Server, Way, certificate, settings},
+    server::{Proxy, Server, Stores as _, Way, certificate, settings},
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -57,3 +57,70 @@ pub(super) fn take(
     store.write_note(NAME, &json)?;
     Ok(new.then_some(public))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use jiff::Timestamp;
+
+    use crate::{
+        Algorithm, KeyPolicy, KeySpec, KeyStore,
+        jwks::{FilePublisher, KeySet},
+        tsidp::{
+            KEY_FILE, TsidpKeyFile,
+            tests::{KID, file, pem},
+        },
+    };
+
+    #[tokio::test]
+    async fn tsidps_key_signs_under_its_id_and_the_file_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let theirs = folder.path().join(KEY_FILE);
+        let bytes = file(&pem());
+        std::fs::write(&theirs, &bytes).unwrap();
+        let policy = KeyPolicy {
+            token_life: Duration::from_secs(3600),
+            cache_time: Duration::from_secs(300),
+            skew: Duration::ZERO,
+            rotate_every: None,
+            withdrawn_grace: Duration::ZERO,
+        };
+        let open = || {
+            let specs = [KeySpec::Rs256 { bits: 2048 }, KeySpec::Es256];
+            KeySet::new(
+                "oidc",
+                KeyStore::new(folder.path().join("keys")),
+                Arc::new(FilePublisher::new(folder.path().join("jwks.json"))),
+                &policy,
+                "tb",
+                specs[0],
+                &specs,
+            )
+            .taking_over(Arc::new(TsidpKeyFile::in_directory(folder.path())))
+        };
+        let now = Timestamp::now();
+        let set = open();
+        set.start(now).await.unwrap();
+        let signer = set.signer(Algorithm::Rs256).unwrap();
+        assert_eq!(signer.kid().as_str(), KID.to_string());
+        let document = set.document().unwrap();
+        let kids: Vec<_> = document
+            .document
+            .keys()
+            .iter()
+            .map(|key| &key["alg"])
+            .collect();
+        assert_eq!(kids.len(), 2, "one of each algorithm: {kids:?}");
+        assert!(document.document.find(&KID.to_string()).is_some());
+        assert_eq!(std::fs::read(&theirs).unwrap(), bytes);
+
+        // A second start has the same key, also without tsidp's file.
+        drop(set);
+        std::fs::remove_file(&theirs).unwrap();
+        let set = open();
+        set.start(now).await.unwrap();
+        let signer = set.signer(Algorithm::Rs256).unwrap();
+        assert_eq!(signer.kid().as_str(), KID.to_string());
+    }
+}
