@@ -4,7 +4,7 @@ use std::fmt;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::StatusCode;
-use tailbone_values::Secret;
+use tailbone_values::{Secret, excerpt};
 use url::form_urlencoded;
 
 use crate::{OidcError, Params, assertion::ClientAssertion, client::ClientMetadata};
@@ -95,6 +95,7 @@ impl Presented {
     /// RFC 7523, section 2.2.
     fn asserted(kind: &str, assertion: &str, client_id: Option<&str>) -> Result<Self, OidcError> {
         let assertion = ClientAssertion::read(kind, assertion, client_id).map_err(|error| {
+            let client_id = client_id.map(excerpt);
             tracing::warn!(target: "oidc", client_id, reason = error.code(), error = %error, "an assertion of a client cannot be read");
             OidcError::invalid_client(StatusCode::UNAUTHORIZED)
         })?;
