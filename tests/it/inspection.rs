@@ -174,6 +174,7 @@ async fn metrics_tell_what_was_counted_and_what_is() {
     let took = Some(Duration::from_millis(2));
     meter.oidc_store_called("write", "done", took);
     meter.oidc_rows_swept(7);
+    meter.logout_told("told");
 
     let answer = world.call(&alice, 9090).await.get("/metrics").await;
     assert_eq!(answer.status(), 200);
@@ -194,6 +195,7 @@ async fn metrics_tell_what_was_counted_and_what_is() {
         r#"tailbone_oidc_store_calls_total{call="write",result="done"} 1"#,
         r#"tailbone_oidc_store_call_seconds_bucket{le="0.0025",call="write"} 1"#,
         "tailbone_oidc_rows_swept_total 7",
+        r#"tailbone_oidc_logout_notices_total{result="told"} 1"#,
         "tailbone_signing_seconds_count 1",
         r#"tailbone_signing_seconds_bucket{le="0.005"} 1"#,
         r#"tailbone_whois_total{result="known"} 1"#,

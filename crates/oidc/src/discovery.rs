@@ -12,7 +12,7 @@ use tailbone_keys::jwks::fetch::name as jose_name;
 
 use crate::{
     assertion,
-    authorize::{ResponseMode, SCOPES},
+    authorize::{self, ResponseMode, SCOPES},
     claims, request_object,
     token::Offers,
 };
@@ -87,6 +87,14 @@ impl Metadata<'_> {
         document.add("code_challenge_methods_supported", json!(["S256"]));
         document.add("claims_parameter_supported", true);
         document.add("end_session_endpoint", self.url(END_SESSION_PATH));
+        document.add("acr_values_supported", json!(authorize::ACR_VALUES));
+        document.add("display_values_supported", json!(authorize::DISPLAYS));
+        document.add("prompt_values_supported", json!(authorize::PROMPTS));
+        document.add("ui_locales_supported", json!(authorize::LOCALES));
+        let algorithms = json!(self.algorithms);
+        document.add("userinfo_signing_alg_values_supported", algorithms);
+        document.add("backchannel_logout_supported", true);
+        document.add("backchannel_logout_session_supported", true);
         self.add_common(&mut document);
         document.print()
     }

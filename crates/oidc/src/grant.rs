@@ -34,6 +34,9 @@ pub struct GrantDetails {
     /// When the person last confirmed who they are, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth_time: Option<i64>,
+    /// How, where the request asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acr: Option<String>,
     #[serde(default)]
     pub claims: ClaimsRequest,
     /// The names by which policy knows a program that acts for itself; empty for a person.

@@ -29,6 +29,7 @@ struct Counts {
     upstreams: Family<ResultLabels, Counter>,
     exchanges: Family<ExchangeLabels, Counter>,
     issuers: Family<ResultLabels, Counter>,
+    logouts: Family<ResultLabels, Counter>,
     service_calls: Family<ServiceCallLabels, Counter>,
     service_seconds: Family<ServiceLabels, Histogram, fn() -> Histogram>,
     service_refuses: Family<ServiceLabel, Gauge>,
@@ -134,6 +135,7 @@ impl Default for Meter {
             upstreams: Family::default(),
             exchanges: Family::default(),
             issuers: Family::default(),
+            logouts: Family::default(),
             service_calls: Family::default(),
             service_seconds: Family::new_with_constructor(|| Histogram::new(SERVICE)),
             service_refuses: Family::default(),
@@ -240,6 +242,11 @@ impl Meter {
     /// The result of fetching an outside issuer's keys: `new`, `unchanged` or `failed`.
     pub fn issuer_keys_fetched(&self, result: &'static str) {
         self.0.issuers.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// An application was told that a session has ended: `told`, or the code of what went wrong.
+    pub fn logout_told(&self, result: &'static str) {
+        self.0.logouts.get_or_create(&ResultLabels { result }).inc();
     }
 
     /// A call of a service that keeps private keys. `result` is `done` or what was wrong.
@@ -365,6 +372,11 @@ impl Meter {
             "sts_key_fetches",
             "Fetches of outside issuers' keys, by what came of them",
             self.0.issuers.clone(),
+        );
+        registry.register(
+            "oidc_logout_notices",
+            "Applications to be told that a session has ended: told, or the code of what went wrong",
+            self.0.logouts.clone(),
         );
         registry.register(
             "key_service_calls",

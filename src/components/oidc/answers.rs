@@ -169,6 +169,18 @@ pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response {
     }
 }
 
+/// A signed answer, for nobody to keep.
+pub(super) fn jwt(token: String) -> Response {
+    let headers = [
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/jwt"),
+        ),
+        (header::CACHE_CONTROL, NO_STORE),
+    ];
+    (headers, Body::from(token)).into_response()
+}
+
 /// Pages of every origin may read the answer: it depends on no cookie.
 pub(super) fn share(
     mut response: Response,

@@ -11,11 +11,11 @@
 //! - A page shows only escaped text, runs only our own script, and is in no other page's frame.
 //!
 //! `routes.rs` has the endpoints, `device.rs`, `logout.rs`, `par.rs` and `registration.rs` those of
-//! one subject each, `keys.rs` the published keys, `answers.rs` how they answer, `pages.rs` and
-//! `denied.rs` the pages, `callers.rs` what the tailnet says, [`access`] who may log in where,
-//! [`groups`] who is in which group, `counts.rs` the metrics, [`state`] where the state is and
-//! whether it answers. Done elsewhere: the steps of a login and what tokens say
-//! ([`tailbone_oidc`]), the life of the keys ([`crate::jwks`]).
+//! one subject each, `notices.rs` tells applications of logouts, `keys.rs` has the published keys,
+//! `answers.rs` how the endpoints answer, `pages.rs` and `denied.rs` the pages, `callers.rs` what
+//! the tailnet says, [`access`] who may log in where, [`groups`] who is in which group, `counts.rs`
+//! the metrics, [`state`] where the state is and whether it answers. Done elsewhere: the steps of a
+//! login and what tokens say ([`tailbone_oidc`]), the life of the keys ([`crate::jwks`]).
 
 pub mod access;
 mod answers;
@@ -26,6 +26,7 @@ mod device;
 pub mod groups;
 mod keys;
 mod logout;
+mod notices;
 mod pages;
 mod par;
 mod registration;
@@ -38,6 +39,7 @@ use jiff::Timestamp;
 use tailbone_oidc::{
     device::Tries,
     documents::DocumentHosts,
+    fetch::GuardedClient,
     provider::{Foreign, Provider, ProviderSettings, WorkloadIssuer},
     store::tsidp,
     token::Offers,
@@ -45,6 +47,7 @@ use tailbone_oidc::{
 
 pub use callers::TailnetPeople;
 pub use keys::ServedKeys;
+pub use notices::LogoutNotices;
 pub use routes::{Oidc, internet_router, router};
 
 use self::{
@@ -112,6 +115,10 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
             access: access.clone(),
             groups: groups.clone(),
         }),
+        session_ends: Arc::new(LogoutNotices::new(
+            GuardedClient::new(&settings.fetch)?,
+            context.meter.clone(),
+        )),
         user_codes: Arc::new(Tries::of_user_codes()),
         new_devices: Arc::new(Tries::of_new_devices()),
         pushed_requests: Arc::new(Tries::of_pushed_requests()),

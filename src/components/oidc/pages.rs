@@ -196,6 +196,13 @@ pub(super) fn question(question: &Question, form: &QuestionForm<'_>) -> Response
             );
         }
     }
+    if let Some(expected) = &question.expected {
+        let expected = escaped(expected);
+        let _ = writeln!(
+            body,
+            "<p>It expects <b>{expected}</b>. On this device you are <b>{login}</b>.</p>"
+        );
+    }
     for (uri, words) in [
         (&client.client_uri, "About the application"),
         (&client.policy_uri, "Its privacy policy"),

@@ -42,7 +42,7 @@ use tailbone_oidc::{
     },
     provider::{
         AuthorizeRequest, Authorized, Browser, Caller, Confirmation, NewSession, Provider,
-        Registrar, SESSION_LIFETIME,
+        Registrar, SESSION_LIFETIME, UserInfo,
     },
     store::random_token,
 };
@@ -499,7 +499,8 @@ async fn userinfo(oidc: &Oidc, request: &Parts, body: Body) -> Response {
         (bearer, posted) => bearer.or(posted),
     };
     match oidc.provider.userinfo(token, Timestamp::now()).await {
-        Ok(claims) => answers::json(StatusCode::OK, &claims),
+        Ok(UserInfo::Claims(claims)) => answers::json(StatusCode::OK, &claims),
+        Ok(UserInfo::Signed(token)) => answers::jwt(token),
         Err(refused) => answers::bearer_error(oidc.errors, &request.headers, &refused),
     }
 }

@@ -8,6 +8,7 @@ mod claims;
 mod client_documents;
 mod clients;
 mod commands;
+mod core_parameters;
 mod device;
 mod documents;
 mod exchange;
@@ -15,6 +16,7 @@ mod groups;
 mod jwt;
 mod login;
 mod logout;
+mod notices;
 mod pages;
 mod programs;
 mod registration;
@@ -43,7 +45,7 @@ use tailbone::{
     jwks::KeySet,
     keys::{KeySpec, SigningQueue},
     oidc::{
-        Oidc, ServedKeys, TailnetPeople,
+        LogoutNotices, Oidc, ServedKeys, TailnetPeople,
         access::{LoginAccess, LoginRuleFile, LoginRules},
         groups::{Groups, TailnetGroups},
         internet_router, router,
@@ -58,7 +60,7 @@ use tailbone_oidc::{
     claims::{Mapping, Style},
     client::{AuthMethod, ClientMetadata, Login},
     device::Tries,
-    fetch::FetchSettings,
+    fetch::{FetchSettings, GuardedClient},
     provider::{Foreign, Provider, ProviderSettings},
     store::{Client, ClientOrigin, ClientSecret, Digest, Sqlite, Store},
     token::Offers,
@@ -163,6 +165,7 @@ impl OidcServer {
                 access: access.clone(),
                 groups: groups.clone(),
             }),
+            session_ends: Arc::new(notices(FetchSettings::default(), Meter::default())),
             user_codes: Arc::new(Tries::of_user_codes()),
             new_devices: Arc::new(Tries::of_new_devices()),
             pushed_requests: Arc::new(Tries::of_pushed_requests()),
@@ -283,6 +286,16 @@ impl OidcServer {
 
     /// The claims of an ID token, after another library has verified it with the published keys.
     async fn verified(&self, token: &str) -> Value {
+        self.verified_with(token, |_| {}).await
+    }
+
+    /// The same for a token that has no end.
+    async fn verified_without_times(&self, token: &str) -> Value {
+        self.verified_with(token, |rules| rules.required_spec_claims.clear())
+            .await
+    }
+
+    async fn verified_with(&self, token: &str, change: impl FnOnce(&mut Validation)) -> Value {
         let document = self.outside().await.get("/.well-known/jwks.json").await;
         let keys: JwkSet = serde_json::from_value(document.json()).unwrap();
         let header = jsonwebtoken::decode_header(token).unwrap();
@@ -290,6 +303,7 @@ impl OidcServer {
         let mut rules = Validation::new(header.alg);
         rules.validate_aud = false;
         rules.set_issuer(&[ISSUER]);
+        change(&mut rules);
         let key = DecodingKey::from_jwk(key.expect("it is published")).unwrap();
         jsonwebtoken::decode::<Value>(token, &key, &rules)
             .unwrap()
@@ -302,6 +316,11 @@ async fn es256() -> KeySet {
     let keys = KeySet::in_memory("oidc", &policy(), "tb", KeySpec::Es256, &[]);
     keys.start(Timestamp::now()).await.expect("the first keys");
     keys
+}
+
+/// Tells applications where these settings let it.
+fn notices(settings: FetchSettings, meter: Meter) -> LogoutNotices {
+    LogoutNotices::new(GuardedClient::new(&settings).unwrap(), meter)
 }
 
 fn mcp(identity: Identity) -> Identity {

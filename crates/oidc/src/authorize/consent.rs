@@ -8,7 +8,7 @@
 //!   nothing otherwise.
 //! - `auth_time` moves only when the person confirms, or when a session begins.
 
-use super::AuthorizationRequest;
+use super::{ACR_CONFIRMED, ACR_NETWORK, AuthorizationRequest};
 use crate::client::Login;
 
 /// The session of the browser, if it is that of the person who calls.
@@ -53,6 +53,27 @@ pub fn decide(
     if hinted.is_some_and(|hinted| hinted != subject) || !request.is_about(subject) {
         return Decision::Refuse("login_required", other_person);
     }
+    let network = request.takes_acr(ACR_NETWORK);
+    if !network && !request.takes_acr(ACR_CONFIRMED) {
+        let sentence = "the request must have an acr that is not among acr_values_supported";
+        return Decision::Refuse("unmet_authentication_requirements", sentence);
+    }
+    match by_session(request, login, session, now) {
+        Decision::Proceed { .. } if !network && request.prompt.none => Decision::Refuse(
+            "login_required",
+            "the acr of the request needs a confirmation",
+        ),
+        Decision::Proceed { .. } if !network => Decision::Ask(Asked::Login),
+        decision => decision,
+    }
+}
+
+fn by_session(
+    request: &AuthorizationRequest,
+    login: Login,
+    session: Option<Session>,
+    now: i64,
+) -> Decision {
     let prompt = request.prompt;
     let Some(session) = session else {
         if prompt.none {
@@ -204,6 +225,30 @@ mod tests {
         assert_eq!(decided("prompt=login", Login::Silent, known), ask);
         let none = decided("max_age=999&prompt=none", Login::Silent, known);
         assert_eq!(refused(none), "login_required");
+    }
+
+    #[test]
+    fn an_acr_that_must_be_is_there_or_the_login_fails() {
+        let wish = |acr: &str| {
+            let claims =
+                format!("{{\"id_token\":{{\"acr\":{{\"essential\":true,\"value\":\"{acr}\"}}}}}}");
+            let mut query = url::form_urlencoded::Serializer::new(String::new());
+            query.append_pair("claims", &claims);
+            query.finish()
+        };
+        let known = Some((9_000, true));
+        let then = Decision::Proceed { auth_time: 9_000 };
+        assert_eq!(decided(&wish("0"), Login::Confirm, known), then);
+        let ask = Decision::Ask(Asked::Login);
+        for login in [Login::Confirm, Login::Silent] {
+            assert_eq!(decided(&wish("1"), login, known), ask);
+            let none = decided(&format!("{}&prompt=none", wish("1")), login, known);
+            assert_eq!(refused(none), "login_required");
+            let unmet = decided(&wish("2"), login, known);
+            assert_eq!(refused(unmet), "unmet_authentication_requirements");
+        }
+        // A mere wish changes nothing.
+        assert_eq!(decided("acr_values=1", Login::Confirm, known), then);
     }
 
     #[test]

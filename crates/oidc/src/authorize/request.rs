@@ -2,7 +2,7 @@
 
 use url::Url;
 
-use super::{Challenge, ReplyTo, ResponseMode, SCOPES};
+use super::{ACR_CONFIRMED, ACR_NETWORK, Challenge, ReplyTo, ResponseMode, SCOPES};
 use crate::{
     OidcError, Params,
     claims::ClaimsRequest,
@@ -15,6 +15,9 @@ const MAX_WORDS: usize = 50;
 
 /// The longest value that is kept for later: a `nonce`, a `state`, a resource.
 const MAX_TEXT: usize = 2048;
+
+/// The longest login that is shown: a mail address has no more characters.
+const MAX_LOGIN: usize = 254;
 
 /// The client and the redirect URI that a request names, unchecked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,6 +128,10 @@ pub struct AuthorizationRequest {
     pub claims: ClaimsRequest,
     pub resources: Vec<String>,
     pub id_token_hint: Option<String>,
+    /// Who the client expects, for the page.
+    pub login_hint: Option<String>,
+    /// The ID token tells how the person was authenticated.
+    wants_acr: bool,
 }
 
 impl AuthorizationRequest {
@@ -180,6 +187,8 @@ impl AuthorizationRequest {
             claims,
             resources: resources(params)?,
             id_token_hint: params.get("id_token_hint").map(str::to_owned),
+            login_hint: login_hint(params),
+            wants_acr: params.get("acr_values").is_some(),
         })
     }
 
@@ -188,6 +197,27 @@ impl AuthorizationRequest {
         self.max_age.is_some()
             || client.require_auth_time == Some(true)
             || self.claims.wants_auth_time()
+    }
+
+    /// What the ID token says about the authentication, if the request asks. `confirmed`: the
+    /// person has confirmed this very request.
+    pub fn acr(&self, confirmed: bool) -> Option<&'static str> {
+        let asked = self.wants_acr || self.claims.id_token.contains_key("acr");
+        asked.then_some(if confirmed && self.takes_acr(ACR_CONFIRMED) {
+            ACR_CONFIRMED
+        } else {
+            ACR_NETWORK
+        })
+    }
+
+    /// Whether the request can do with this `acr`. One that merely wishes for another can (OpenID
+    /// Connect Core, section 5.5.1.1).
+    pub fn takes_acr(&self, acr: &str) -> bool {
+        let wish = self.claims.id_token.get("acr");
+        wish.is_none_or(|wish| {
+            let mut values = wish.values.iter();
+            !wish.essential || wish.values.is_empty() || values.any(|value| value == acr)
+        })
     }
 
     /// Whether the request is about a person of this subject, as far as it names one.
@@ -265,6 +295,14 @@ fn prompt(text: &str) -> Result<Prompt, Refused> {
         return Err(Refused::invalid("prompt=none excludes every other prompt"));
     }
     Ok(prompt)
+}
+
+/// What could be a login. Everything else is not shown: whoever sends a person here must not be
+/// able to write a sentence on our page.
+fn login_hint(params: &Params) -> Option<String> {
+    let hint = params.get("login_hint")?;
+    let shown = hint.len() <= MAX_LOGIN && hint.chars().all(|c| c.is_ascii_graphic());
+    shown.then(|| hint.to_owned())
 }
 
 fn max_age(params: &Params, client: &ClientMetadata) -> Result<Option<u64>, Refused> {
@@ -423,6 +461,45 @@ mod tests {
         let request = read(query).unwrap();
         assert_eq!(request.resources, ["https://a", "urn:b"]);
         assert_eq!(request.prompt, Prompt::default());
+    }
+
+    #[test]
+    fn how_the_person_was_authenticated_is_told_to_those_who_ask() {
+        let acr = |query: &str| {
+            let request = read(query).unwrap();
+            [request.acr(false), request.acr(true)]
+        };
+        let essential = |values: &str| {
+            let claims = format!("{{\"id_token\":{{\"acr\":{{\"essential\":true,{values}}}}}}}");
+            let mut query = url::form_urlencoded::Serializer::new(String::new());
+            query.append_pair("claims", &claims);
+            read(&query.finish()).unwrap()
+        };
+        assert_eq!(acr(""), [None, None]);
+        assert_eq!(acr("acr_values=1+2"), [Some("0"), Some("1")]);
+        assert_eq!(
+            acr("claims=%7B%22id_token%22:%7B%22acr%22:null%7D%7D"),
+            [Some("0"), Some("1")]
+        );
+        let confirmed = essential("\"values\":[\"1\",\"2\"]");
+        assert!(confirmed.takes_acr("1") && !confirmed.takes_acr("0"));
+        let network = essential("\"value\":\"0\"");
+        assert_eq!(
+            network.acr(true),
+            Some("0"),
+            "a confirmation is more than was asked for"
+        );
+        let neither = essential("\"value\":\"urn:mace:incommon:iap:silver\"");
+        assert!(!neither.takes_acr("0") && !neither.takes_acr("1"));
+    }
+
+    #[test]
+    fn only_a_login_is_a_login_hint() {
+        let hint = |query: &str| read(query).unwrap().login_hint;
+        assert_eq!(hint("login_hint=bob@a").as_deref(), Some("bob@a"));
+        for other in ["call+1-800", "b%0Aob", "%E2%80%AEbob", &"b".repeat(255)] {
+            assert_eq!(hint(&format!("login_hint={other}")), None, "{other}");
+        }
     }
 
     #[test]

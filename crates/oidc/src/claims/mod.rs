@@ -65,7 +65,7 @@ const OURS: [&str; 14] = [
 ];
 
 /// What the builder can put into an ID token or UserInfo, tsidp's first and in its order.
-pub const SUPPORTED: [&str; 25] = [
+pub const SUPPORTED: [&str; 26] = [
     "sub",
     "aud",
     "exp",
@@ -81,6 +81,7 @@ pub const SUPPORTED: [&str; 25] = [
     "node",
     "tailnet",
     "uid",
+    "acr",
     "at_hash",
     "auth_time",
     "azp",
@@ -194,6 +195,8 @@ pub struct IdToken<'a> {
     pub id: &'a str,
     pub nonce: Option<&'a str>,
     pub auth_time: Option<i64>,
+    /// How the person was authenticated.
+    pub acr: Option<&'a str>,
     /// The browser session of the login, which a logout names.
     pub session: Option<&'a str>,
     /// The access token that comes with it, and the algorithm of the signature.
@@ -254,6 +257,9 @@ impl Provider<'_> {
         }
         if let Some(time) = token.auth_time {
             claims.insert("auth_time".into(), time.into());
+        }
+        if let Some(acr) = token.acr {
+            claims.insert("acr".into(), acr.into());
         }
         if let Some(session) = token.session {
             claims.insert("sid".into(), session.into());

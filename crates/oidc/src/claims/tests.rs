@@ -82,6 +82,7 @@ impl Case {
             id: "j1",
             nonce: Some("n-1"),
             session: None,
+            acr: None,
             auth_time: None,
             access_token: None,
         };
@@ -262,6 +263,7 @@ fn a_rule_of_the_settings_makes_the_same_name_everywhere() {
         id: "j",
         nonce: None,
         session: None,
+        acr: None,
         auth_time: None,
         access_token: None,
     };
@@ -392,6 +394,7 @@ fn every_claim_that_is_built_is_told_in_discovery() {
         id: "j",
         nonce: Some("n"),
         session: Some("s"),
+        acr: Some("0"),
         auth_time: Some(0),
         access_token: Some(("t", "RS256")),
     };

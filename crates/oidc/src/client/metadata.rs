@@ -302,6 +302,10 @@ impl ClientMetadata {
                 "access_token_signed_response_alg",
                 &self.access_token_signed_response_alg,
             ),
+            (
+                "userinfo_signed_response_alg",
+                &self.userinfo_signed_response_alg,
+            ),
         ] {
             if let Some(algorithm) = algorithm {
                 one_of(name, algorithm, offered.id_token_algorithms)?;
@@ -377,7 +381,7 @@ impl ClientMetadata {
             (
                 "backchannel_logout_uri",
                 optional(&self.backchannel_logout_uri),
-                &["http", "https"][..],
+                &["https"][..],
             ),
         ] {
             if uri.is_empty() {
@@ -533,6 +537,10 @@ mod tests {
                 "invalid_client_metadata",
             ),
             (
+                json!({"redirect_uris": uris, "backchannel_logout_uri": "http://a/logout"}),
+                "invalid_client_metadata",
+            ),
+            (
                 json!({"redirect_uris": uris, "jwks_uri": "http://a/jwks"}),
                 "invalid_client_metadata",
             ),
@@ -570,6 +578,10 @@ mod tests {
             ),
             (
                 json!({"redirect_uris": uris, "access_token_signed_response_alg": "none"}),
+                "invalid_client_metadata",
+            ),
+            (
+                json!({"redirect_uris": uris, "userinfo_signed_response_alg": "HS256"}),
                 "invalid_client_metadata",
             ),
             (

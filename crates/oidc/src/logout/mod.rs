@@ -8,7 +8,7 @@
 //!   delays no other client's. A client that answers 400 is not asked again.
 //! - What is told to a client names the session, the user, or both: what the client knows of.
 //!
-//! Which clients are told, and signing, are for the component.
+//! Which clients are told, and signing, are for the provider; when, for the component.
 
 mod request;
 
@@ -56,47 +56,47 @@ pub struct LogoutClaims<'a> {
 #[error("a logout token names a session or a user")]
 pub struct NobodyLoggedOut;
 
-impl LogoutClaims<'_> {
-    /// The claims as JSON, to be signed with the type [`LOGOUT_TYP`].
-    pub fn payload(&self) -> Result<Vec<u8>, NobodyLoggedOut> {
-        #[derive(Serialize)]
-        struct Empty {}
-        #[derive(Serialize)]
-        struct Events {
-            #[serde(rename = "http://schemas.openid.net/event/backchannel-logout")]
-            logout: Empty,
-        }
-        #[derive(Serialize)]
-        struct Payload<'a> {
-            iss: &'a str,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            sub: Option<&'a str>,
-            aud: &'a str,
-            iat: i64,
-            exp: i64,
-            jti: &'a str,
-            events: Events,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            sid: Option<&'a str>,
-        }
+/// What is signed, with the type [`LOGOUT_TYP`].
+#[derive(Debug, Serialize)]
+pub struct LogoutPayload<'a> {
+    iss: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sub: Option<&'a str>,
+    aud: &'a str,
+    iat: i64,
+    exp: i64,
+    jti: &'a str,
+    events: Events,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sid: Option<&'a str>,
+}
 
+#[derive(Debug, Default, Serialize)]
+struct Events {
+    #[serde(rename = "http://schemas.openid.net/event/backchannel-logout")]
+    logout: Empty,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Empty {}
+
+impl<'a> LogoutClaims<'a> {
+    pub fn payload(&self) -> Result<LogoutPayload<'a>, NobodyLoggedOut> {
         if self.subject.is_none() && self.session.is_none() {
             return Err(NobodyLoggedOut);
         }
         let iat = self.at.as_second();
         let life = i64::try_from(LIFE.as_secs()).unwrap_or(i64::MAX);
-        let payload = Payload {
+        Ok(LogoutPayload {
             iss: self.issuer,
             sub: self.subject,
             aud: self.client_id,
             iat,
             exp: iat.saturating_add(life),
             jti: self.id,
-            events: Events { logout: Empty {} },
+            events: Events::default(),
             sid: self.session,
-        };
-        // Texts and numbers always have a form in JSON.
-        serde_json::to_vec(&payload).map_err(|_| NobodyLoggedOut)
+        })
     }
 }
 
@@ -168,7 +168,7 @@ async fn deliver_one<P: Future<Output = ()>>(
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
     use crate::fetch::tests::HostileServer;
@@ -183,7 +183,7 @@ mod tests {
             id: "j1",
             at: Timestamp::from_second(1_800_000_000).unwrap(),
         };
-        let payload: Value = serde_json::from_slice(&claims.payload().unwrap()).unwrap();
+        let payload = serde_json::to_value(claims.payload().unwrap()).unwrap();
         assert_eq!(
             payload,
             json!({
@@ -196,13 +196,13 @@ mod tests {
             subject: None,
             ..claims
         };
-        let payload: Value = serde_json::from_slice(&of_session.payload().unwrap()).unwrap();
+        let payload = serde_json::to_value(of_session.payload().unwrap()).unwrap();
         assert!(payload.get("sub").is_none() && payload["sid"] == "s1");
         let of_nobody = LogoutClaims {
             session: None,
             ..of_session
         };
-        assert_eq!(of_nobody.payload(), Err(NobodyLoggedOut));
+        assert_eq!(of_nobody.payload().err(), Some(NobodyLoggedOut));
         // What the suite and clients refuse.
         assert!(payload.get("nonce").is_none());
     }

@@ -104,6 +104,8 @@ pub struct Question {
     pub described_by: Option<String>,
     /// Its answers go to the person's own device, where any program can be it.
     pub on_own_device: bool,
+    /// Who the application expects, if that is somebody else.
+    pub expected: Option<String>,
 }
 
 /// What the page says to a person who may not log in.
@@ -282,7 +284,11 @@ impl Provider {
             let sentence = "id_token_hint is no ID token of this issuer";
             return Ok(Err(Refused::new("login_required", sentence)));
         }
-        let session = self.session(request.browser, &subject, now).await?;
+        let found = self.session(request.browser, now).await?;
+        let (session, of_other) = match found {
+            Some(found) if found.0.subject == subject => (Some(found), None),
+            other => (None, other.map(|(session, _)| session)),
+        };
         let known = session
             .as_ref()
             .map(|(session, details)| authorize::Session {
@@ -312,6 +318,9 @@ impl Provider {
                     name: identity.name.clone(),
                     described_by: described_by(&addressed.client.id),
                     on_own_device: is_loopback_only(&addressed.metadata.redirect_uris),
+                    expected: wanted
+                        .login_hint
+                        .filter(|hint| !hint.eq_ignore_ascii_case(&identity.login)),
                 }))));
             }
             (Decision::Ask(Asked::Login), Some(Confirmation::Confirmed)) => (at, true),
@@ -321,6 +330,7 @@ impl Provider {
             (Decision::Proceed { auth_time }, _) => (auth_time, false),
         };
         self.end_pushed(resolved, client_id, now).await?;
+        let acr = wanted.acr(confirmed);
         let (session, new_session) = if confirmed || request.browser.navigates || session.is_some()
         {
             let confirmed = confirmed.then_some(addressed.client.id.as_str());
@@ -329,8 +339,12 @@ impl Provider {
         } else {
             (None, None)
         };
+        if let (Some(_), Some(other)) = (&new_session, of_other) {
+            // The browser forgets its cookie, so nobody could sign out there any more.
+            self.end_session(other.id, now).await?;
+        }
         let code = self
-            .give_code(addressed, wanted, session, auth_time, now)
+            .give_code(addressed, wanted, session, (auth_time, acr), now)
             .await?;
         Ok(Ok(Authorized::Answer {
             answer: addressed.reply_to.code(&self.settings.issuer, &code),
@@ -339,11 +353,10 @@ impl Provider {
         }))
     }
 
-    /// The browser's session, if it is that of this person.
+    /// The browser's session, whosever it is.
     async fn session(
         &self,
         browser: Browser<'_>,
-        subject: &str,
         now: Timestamp,
     ) -> Result<Option<(Session, SessionDetails)>, OidcError> {
         let Some(cookie) = browser.cookie else {
@@ -351,12 +364,10 @@ impl Provider {
         };
         let session = self.store.session(Digest::of(cookie), now).await;
         let session = session.map_err(store_failed)?;
-        Ok(session
-            .filter(|session| session.subject == subject)
-            .map(|session| {
-                let details = serde_json::from_str(&session.details).unwrap_or_default();
-                (session, details)
-            }))
+        Ok(session.map(|session| {
+            let details = serde_json::from_str(&session.details).unwrap_or_default();
+            (session, details)
+        }))
     }
 
     /// Begins a session, or notes in it what has changed. A confirmed login gives it another
@@ -417,7 +428,7 @@ impl Provider {
         addressed: &Addressed<'_>,
         wanted: AuthorizationRequest,
         session: Option<SessionId>,
-        auth_time: i64,
+        (auth_time, acr): (i64, Option<&str>),
         now: Timestamp,
     ) -> Result<Zeroizing<String>, OidcError> {
         let details = GrantDetails {
@@ -429,6 +440,7 @@ impl Provider {
             nonce: wanted.nonce,
             challenge: wanted.challenge.map(|one| one.as_str().to_owned()),
             auth_time: Some(auth_time),
+            acr: acr.map(str::to_owned),
             claims: wanted.claims,
             program: Vec::new(),
         };

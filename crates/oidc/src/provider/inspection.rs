@@ -3,8 +3,12 @@
 use http::StatusCode;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
+use tailbone_keys::Algorithm;
 
-use super::{Caller, Provider, clients::Fetching, store_failed, tokens::details_of, written};
+use super::{
+    Caller, Provider, clients::Fetching, offered_algorithm, store_failed, tokens::details_of,
+    written,
+};
 use crate::{
     OidcError, Params,
     capability::Rules,
@@ -33,6 +37,15 @@ impl From<OidcError> for BearerError {
     }
 }
 
+/// What `/userinfo` tells, in the form that the client has registered.
+#[derive(Debug, Clone, PartialEq)]
+pub enum UserInfo {
+    Claims(Map<String, Value>),
+    /// The same claims with the issuer and the client as a signed token (OpenID Connect Core,
+    /// section 5.3.2). It has no times, so it is no ID token.
+    Signed(String),
+}
+
 /// Who asks about a token, or exchanges one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Inspector {
@@ -57,7 +70,7 @@ impl Provider {
         &self,
         token: Option<&str>,
         now: Timestamp,
-    ) -> Result<Map<String, Value>, BearerError> {
+    ) -> Result<UserInfo, BearerError> {
         let challenge = |status, code, description| BearerError::Challenge {
             status,
             code,
@@ -91,7 +104,25 @@ impl Provider {
         };
         let claims = self.claims().userinfo(granted, &rules);
         let failed = |_| OidcError::invalid_request("failed to process user claims");
-        Ok(claims.map_err(failed)?)
+        let mut claims = claims.map_err(failed)?;
+        let Some(algorithm) = self.userinfo_algorithm(&token.client_id, now).await? else {
+            return Ok(UserInfo::Claims(claims));
+        };
+        claims.insert("aud".into(), token.client_id.as_str().into());
+        claims.insert("iss".into(), self.settings.issuer.as_str().into());
+        Ok(UserInfo::Signed(self.sign(algorithm, &claims).await?))
+    }
+
+    /// The algorithm with which the client wants UserInfo to be signed; `None`: not at all. An
+    /// exchanged token may belong to a node, which is no client.
+    async fn userinfo_algorithm(
+        &self,
+        client_id: &str,
+        now: Timestamp,
+    ) -> Result<Option<Algorithm>, OidcError> {
+        let found = self.client(client_id, now).await?;
+        let wanted = found.and_then(|(_, metadata)| metadata.userinfo_signed_response_alg);
+        Ok(wanted.map(|name| offered_algorithm(&name, &self.keys)))
     }
 
     /// Who asks, at endpoints that a node may use without a secret. Wrong credentials are an error:

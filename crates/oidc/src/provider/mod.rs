@@ -41,8 +41,8 @@ pub use authorization::{
 };
 pub use device::{Decided, DeviceQuestion};
 pub use foreign::Foreign;
-pub use inspection::{BearerError, Inspector};
-pub use logout::{SignOut, SignOutRequest};
+pub use inspection::{BearerError, Inspector, UserInfo};
+pub use logout::{SessionEnds, SignOut, SignOutRequest};
 pub use registration::{ClientView, ListedClient, Registrar};
 
 use crate::{
@@ -67,6 +67,7 @@ pub struct Provider {
     pub keys: KeySet,
     pub signing: Arc<SigningQueue>,
     pub network: Arc<dyn Network>,
+    pub session_ends: Arc<dyn SessionEnds>,
     /// Of user codes, by person.
     pub user_codes: Arc<Tries>,
     /// Of devices that begin a login, by caller.

@@ -280,6 +280,9 @@ impl Provider {
                 tracing::info!(target: "oidc", client_id = grant.client_id, login = details.identity.login, reason = %gone, "a grant was revoked");
                 let revoked = self.store.revoke_grant(grant.id, now).await;
                 revoked.map_err(store_failed)?;
+                if let Some(session) = grant.session {
+                    self.end_session(session, now).await?;
+                }
                 return Err(OidcError::invalid_grant(
                     "the person or the device is not allowed any more",
                 ));
@@ -361,6 +364,7 @@ impl Provider {
             id: &id,
             nonce: giving.nonce,
             auth_time: details.auth_time,
+            acr: details.acr.as_deref(),
             session: session.as_deref(),
             access_token: Some((&access_token, algorithm.as_str())),
         };

@@ -43,6 +43,30 @@ async fn oidcc_idtoken_rs256() {
     assert_eq!(header["alg"], "RS256");
 }
 
+/// Checks that discovery names RS256 for UserInfo, and that a client which registers
+/// `userinfo_signed_response_alg` gets a token with its `sub` and without a `nonce`. Warns without
+/// `iss` and `aud`.
+#[tokio::test]
+async fn oidcc_userinfo_rs256() {
+    let algorithm = json!({"userinfo_signed_response_alg": "RS256"});
+    let mut module = Module::of(Mode::Default, &algorithm).await;
+    let told = module.discovery().await;
+    let offered = told["userinfo_signing_alg_values_supported"].as_array();
+    assert!(offered.unwrap().contains(&json!("RS256")));
+    let login = module.login(&[]).await;
+    let mut application = module.server.outside().await;
+    let answer = userinfo(&mut application, login.access_token()).await;
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.header("content-type"), "application/jwt");
+    let token = answer.text();
+    assert_eq!(header_of(&token)["alg"], "RS256");
+    let claims = module.server.verified_without_times(&token).await;
+    assert_eq!(claims["sub"], login.claims["sub"]);
+    assert_eq!(claims["iss"], ISSUER);
+    assert_eq!(claims["aud"], module.client.id);
+    assert!(claims.get("nonce").is_none());
+}
+
 /// Skipped where `none` is not among the algorithms, as in the plan Basic OP.
 #[tokio::test]
 async fn oidcc_idtoken_unsigned() {

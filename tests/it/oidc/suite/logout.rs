@@ -1,8 +1,11 @@
-//! The plan RP-Initiated Logout OP (`oidcc-rp-initiated-logout-certification-test-plan`). Where a
+//! The plans RP-Initiated Logout OP (`oidcc-rp-initiated-logout-certification-test-plan`) and
+//! Back-Channel OP (`oidcc-backchannel-rp-initiated-logout-certification-test-plan`). Where a
 //! module wants to see an error or a question, it takes a picture of the page; a redirect fails.
 
 use super::super::{
-    logout::{OUT, SignedIn, is_question, is_signed_out, logout},
+    logout::{OUT, SignedIn, is_question, is_signed_out, log_in, logout},
+    notices::Applications,
+    pages::Browser,
     *,
 };
 
@@ -187,4 +190,74 @@ async fn oidcc_rp_initiated_logout_only_state() {
     let answer = alice.press(&page, "continue").await;
     assert!(is_signed_out(&answer), "{answer:?}");
     nobody_is_signed_in(&mut alice).await;
+}
+
+/// `backchannel_logout_supported`, `backchannel_logout_session_supported` and
+/// `end_session_endpoint`, and every endpoint is https.
+#[tokio::test]
+async fn oidcc_backchannel_logout_discovery_endpoint_verification() {
+    let server = OidcServer::open().await;
+    let path = "/.well-known/openid-configuration";
+    let told = server.alice().await.get(path).await.json();
+    assert_eq!(told["backchannel_logout_supported"], true);
+    assert_eq!(told["backchannel_logout_session_supported"], true);
+    for (name, url) in told.as_object().unwrap() {
+        if name.ends_with("_endpoint") || name.ends_with("_uri") {
+            assert!(url.as_str().unwrap().starts_with("https://"), "{name}");
+        }
+    }
+}
+
+/// After a login and a sign-out with a hint the client is posted one logout token: signed with a
+/// published key, with the claims that the standard asks for, `sub` and `sid` of the ID token, and
+/// no `nonce`. Other parameters in the form warn. The browser goes back with the state, and a login
+/// without a page is `login_required`.
+#[tokio::test]
+async fn oidcc_backchannel_rp_initiated_logout() {
+    let (mut applications, server) = Applications::with_server().await;
+    let url = applications.url("/backchannel_logout");
+    server
+        .add_with("told", AuthMethod::ClientSecretBasic, |metadata| {
+            metadata.post_logout_redirect_uris = vec![OUT.into()];
+            metadata.backchannel_logout_uri = Some(url);
+            metadata.backchannel_logout_session_required = Some(true);
+            metadata.login = Some(Login::Silent);
+        })
+        .await;
+    let mut alice = Browser::of(&server, "alice").await;
+    let tokens = log_in(&mut alice, "told").await;
+    let id_token = tokens["id_token"].as_str().unwrap();
+    let state = state();
+    let asked = logout(&[
+        ("id_token_hint", id_token),
+        ("post_logout_redirect_uri", OUT),
+        ("state", &state),
+    ]);
+    let answer = alice.get(&asked).await;
+    assert_eq!(answer.header("location"), format!("{OUT}?state={state}"));
+
+    let (path, form) = applications.heard().await;
+    assert_eq!(path, "/backchannel_logout");
+    let [(name, token)] = form.as_slice() else {
+        panic!("{form:?}");
+    };
+    assert_eq!(name, "logout_token");
+    assert_eq!(header_of(token)["typ"], "logout+jwt");
+    let claims = server.verified(token).await;
+    let login = server.verified(id_token).await;
+    assert_eq!(claims["aud"], "told");
+    for name in ["iss", "sub", "sid"] {
+        assert!(claims[name].is_string(), "{name}");
+        assert_eq!(claims[name], login[name], "{name}");
+    }
+    let now = Timestamp::now().as_second();
+    assert!((now - 60..=now).contains(&claims["iat"].as_i64().unwrap()));
+    assert!(claims["exp"].as_i64().unwrap() > now);
+    assert!(!claims["jti"].as_str().unwrap().is_empty());
+    let event = "http://schemas.openid.net/event/backchannel-logout";
+    assert_eq!(claims["events"], json!({ event: {} }));
+    assert!(claims.get("nonce").is_none());
+
+    let fields = answer_of(&alice.get(&asking("told", &[("prompt", "none")])).await);
+    assert_eq!(field(&fields, "error"), "login_required");
 }

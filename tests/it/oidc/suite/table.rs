@@ -14,7 +14,7 @@ const PLANS: [(&str, usize, &[&str]); 5] = [
     ),
     ("Dynamic OP", 23, &["dynamic"]),
     ("RP-Initiated Logout OP", 11, &["logout"]),
-    ("Back-Channel Logout OP", 2, &["back_channel"]),
+    ("Back-Channel Logout OP", 2, &["logout"]),
 ];
 
 /// The rows of the table below a heading: module, test, result.
