@@ -15,7 +15,7 @@ use tailbone_oidc::{
     },
 };
 
-use super::{logout::SIGN_OUT_PATH, routes::CONFIRM_PATH};
+use super::{login::CONFIRM_PATH, logout::SIGN_OUT_PATH};
 use crate::telemetry::meter::Meter;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -22,11 +22,10 @@ use tailbone_oidc::{
 use super::{
     answers,
     callers::KnownCaller,
+    forms::{decision, form_token, is_own_form, own_path, set_form_token},
     pages::{Page, escaped},
-    routes::{
-        Oidc, authorization, caller_for_secrets, decision, form, form_token, identified,
-        is_own_form, own_path, query, set_form_token,
-    },
+    requests::{authorization, caller_for_secrets, form, identified, query},
+    routes::Oidc,
 };
 use crate::{audit, telemetry::audit::Decision};
 

@@ -15,11 +15,11 @@ use tailbone_oidc::{
 
 use super::{
     answers,
+    forms::{decision, form_token, is_own_form, is_same_origin, own_path, set_form_token},
+    login::redirect,
     pages::{self, QuestionForm},
-    routes::{
-        Oidc, SESSION_COOKIE, caller_for_secrets, cookie, decision, form, form_token, is_own_form,
-        is_same_origin, own_path, params_of, redirect, set_cookie, set_form_token,
-    },
+    requests::{SESSION_COOKIE, caller_for_secrets, cookie, form, params_of, set_cookie},
+    routes::Oidc,
 };
 use crate::{audit, telemetry::audit::Decision};
 

@@ -20,18 +20,23 @@
 pub mod access;
 mod answers;
 mod callers;
+mod clients;
 mod counts;
 mod denied;
 mod device;
+mod forms;
 pub mod groups;
 mod keys;
+mod login;
 mod logout;
 mod notices;
 mod pages;
 mod par;
 mod registration;
+mod requests;
 mod routes;
 pub mod state;
+mod tokens;
 
 use std::{sync::Arc, time::Instant};
 

@@ -7,7 +7,8 @@ use tailbone_oidc::OidcError;
 
 use super::{
     answers,
-    routes::{Oidc, authorization, caller_for_secrets, form},
+    requests::{authorization, caller_for_secrets, form},
+    routes::Oidc,
 };
 
 pub(super) async fn push(oidc: &Oidc, request: &Parts, body: Body, internet: bool) -> Response {

@@ -1,8 +1,9 @@
-//! What a client that registered itself does with its registration (RFC 7592), at the address and
-//! with the token that it was told.
+//! `/register`, for callers with the grant `allow_dcr` (RFC 7591), and what a client that was
+//! registered there does with its registration (RFC 7592), at the address and with the token that
+//! it was told.
 //!
 //! The token is enough: whoever lost the grant to register clients still keeps the ones there are.
-//! As for `/register`, there is nothing through Funnel.
+//! There is nothing of this through Funnel.
 
 use ::http::{Method, StatusCode, request::Parts};
 use axum::{
@@ -14,13 +15,40 @@ use tailbone_oidc::{OidcError, provider::BearerError};
 
 use super::{
     answers,
-    routes::{Oidc, bearer, identified, not_over_funnel, read},
+    requests::{bearer, identified, not_granted, not_over_funnel, privileged, read},
+    routes::Oidc,
 };
 use crate::{audit, telemetry::audit::Decision};
 
 /// The route, and what stands before the client's id in it.
 pub(super) const PATH: &str = "/register/{id}";
 pub(super) const BELOW: &str = "/register/";
+
+pub(super) async fn register(
+    oidc: &Oidc,
+    request: &Parts,
+    body: Body,
+    internet: bool,
+) -> Result<Response, OidcError> {
+    let (caller, rules) = privileged(oidc, request, internet).await?;
+    if request.method != Method::POST {
+        return Err(OidcError::method_not_allowed());
+    }
+    if !rules.allow_dcr() {
+        return Err(not_granted());
+    }
+    let body = read(body).await?;
+    let client = oidc
+        .provider
+        .register(&body, &caller, Timestamp::now())
+        .await?;
+    audit!(
+        Decision::Allowed,
+        "registered client",
+        client_id = client.client_id
+    );
+    Ok(answers::json(StatusCode::CREATED, &client))
+}
 
 pub(super) async fn answer(
     oidc: &Oidc,
