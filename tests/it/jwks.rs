@@ -171,7 +171,8 @@ async fn d01_read_error_is_never_an_empty_set() {
         policy(),
         "tb",
         KeySpec::Es256,
-    );
+    )
+    .in_told_time();
     life.start(now()).await.unwrap();
     let signer = life.current_keys().signer().unwrap();
     let object = server.object().unwrap();

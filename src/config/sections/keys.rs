@@ -231,7 +231,6 @@ impl KeySettings {
             self.spec,
         )
         .with_remote(self.signer.services().counted_by(meter))
-        .in_real_time()
     }
 
     /// The publisher for the place that the settings name.

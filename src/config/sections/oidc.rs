@@ -340,8 +340,7 @@ impl OidcKeySettings {
             &self.prefix,
             self.default,
             &self.specs,
-        )
-        .in_real_time();
+        );
         match &self.take_over {
             Some(dir) => set.taking_over(Arc::new(TsidpKeyFile::in_directory(dir))),
             None => set,

@@ -253,9 +253,9 @@ impl WorkloadKeySettings {
                 (store, source)
             }
             WorkloadKeyStorage::Memory => {
-                let (prefix, specs) = (&self.prefix, &self.specs);
-                let set = KeySet::in_memory(name, &policy, prefix, self.default, specs);
-                return Ok(set.in_real_time());
+                let (prefix, default) = (&self.prefix, self.default);
+                let set = KeySet::in_memory(name, &policy, prefix, default, &self.specs);
+                return Ok(set);
             }
             WorkloadKeyStorage::VaultKey(vault) => {
                 let key = WrappingKey::new(vault, &AzureClient::default())?;
@@ -278,8 +278,7 @@ impl WorkloadKeySettings {
             &self.prefix,
             self.default,
             &self.specs,
-        )
-        .in_real_time();
+        );
         Ok(match source {
             Some(source) => set.taking_over(source),
             None => set,

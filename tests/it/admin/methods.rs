@@ -112,7 +112,8 @@ async fn keys_of_a_component_are_listed_rotated_and_removed_beside_the_issuers()
         "wl",
         KeySpec::Es384,
         &[KeySpec::Rs256 { bits: 3072 }],
-    );
+    )
+    .in_told_time();
     let before = Timestamp::now() - Duration::from_secs(10);
     for (_, report) in set.start(before).await.unwrap() {
         assert!(!report.failed(), "{report:?}");
@@ -228,7 +229,8 @@ async fn d18_other_servers_stop_signing_with_a_removed_key_at_their_next_look() 
         policy(),
         "tb",
         tailbone::config::KeySpec::Es256,
-    );
+    )
+    .in_told_time();
     let now = Timestamp::now();
     other.start(now).await.unwrap();
     // The second server's key is in the document beside the first one's. It is pending, since

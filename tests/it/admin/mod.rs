@@ -69,7 +69,7 @@ impl AdminServer {
 
     async fn at(dir: TempDir, mode: Authorization, publisher: Arc<dyn Publisher>) -> Self {
         let store = KeyStore::new(dir.path().join("keys"));
-        let keys = KeyLife::new(store, publisher, policy(), "tb", KeySpec::Es256);
+        let keys = KeyLife::new(store, publisher, policy(), "tb", KeySpec::Es256).in_told_time();
         // Two keys from the same second have no defined order; the first key must be the older one.
         let before = Timestamp::now() - Duration::from_secs(10);
         keys.start(before).await.expect("a first key");

@@ -111,6 +111,7 @@ fn set(folder: &Path, sealing: Arc<dyn Sealing>, spec: KeySpec) -> KeySet {
         spec,
         &[KeySpec::Rs256 { bits: 2048 }],
     )
+    .in_told_time()
 }
 
 fn kid(set: &KeySet, algorithm: Algorithm) -> String {

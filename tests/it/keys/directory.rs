@@ -61,7 +61,8 @@ async fn a_first_key_that_the_start_could_not_make_is_made_later_and_no_other() 
         policy(),
         "tb",
         KeySpec::Es256,
-    );
+    )
+    .in_told_time();
     proxy.always("GET", Fault::status(500));
     life.start(at(0)).await.unwrap();
     life.sync(at(100)).await.unwrap();

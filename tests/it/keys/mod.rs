@@ -44,6 +44,7 @@ fn with_probe(directory: &Path, jwks: &Path, probe: &Probe) -> KeyLife {
         "tb",
         KeySpec::Es256,
     )
+    .in_told_time()
 }
 
 fn names(folder: &Path) -> Vec<String> {

@@ -35,7 +35,7 @@ async fn the_wait_of_a_key_counts_from_when_it_was_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let publisher = Arc::new(publisher_at(proxy.addr));
     let store = KeyStore::new(folder.path());
-    let life = KeyLife::new(store, publisher, policy(), "tb", KeySpec::Es256).in_real_time();
+    let life = KeyLife::new(store, publisher, policy(), "tb", KeySpec::Es256);
     life.start(at(0)).await.unwrap();
     let slow = Duration::from_millis(300);
     proxy.once("PUT", Fault::Delay(slow));
@@ -57,7 +57,7 @@ async fn without_waits_a_new_key_signs_when_it_is_made() {
         ..policy()
     };
     let store = KeyStore::new(folder.path().join("keys"));
-    let life = KeyLife::new(store, publisher, no_waits, "tb", KeySpec::Es256).in_real_time();
+    let life = KeyLife::new(store, publisher, no_waits, "tb", KeySpec::Es256);
     life.start(at(0)).await.unwrap();
     let made = life.generate(None, at(1)).await.unwrap();
     let signer = life.current_keys().signer().unwrap();
@@ -80,7 +80,8 @@ async fn d03_a_key_that_could_not_be_published_leaves_nothing_that_signs() {
         policy(),
         "tb",
         KeySpec::Es256,
-    );
+    )
+    .in_told_time();
     // A server's own first key waits until the document can be written.
     proxy.always("PUT", Fault::code(403, "AccessDenied"));
     let report = life.start(at(0)).await.unwrap();
@@ -152,6 +153,7 @@ async fn while_the_bucket_is_down_signing_goes_on_with_what_was_last_published()
             "tb",
             KeySpec::Es256,
         )
+        .in_told_time()
     };
     let life = open(publisher_at(proxy.addr));
     life.start(at(0)).await.unwrap();
@@ -202,7 +204,8 @@ async fn one_stale_read_does_not_stop_a_key() {
         policy(),
         "tb",
         KeySpec::Es256,
-    );
+    )
+    .in_told_time();
     life.start(at(0)).await.unwrap();
     life.sync(at(400)).await.unwrap();
     let kid = life.current_keys().signer().unwrap().kid().clone();

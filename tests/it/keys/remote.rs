@@ -177,6 +177,7 @@ async fn a_set_whose_service_is_away_at_the_start_says_so_and_gets_its_keys_late
         KeySpec::Es256,
         &[KeySpec::Es384],
     )
+    .in_told_time()
     .with_remote(&services.counted_by(&meter));
     vault.trouble("away").await;
     let reports = set.start(at(0)).await.unwrap();
@@ -239,6 +240,7 @@ fn life_with(folder: &Path, service: Arc<dyn KeyService>) -> KeyLife {
         "tb",
         KeySpec::Es256,
     )
+    .in_told_time()
     .with_remote(RemoteServices::new(Some(service), Vec::new(), limits))
 }
 
@@ -402,6 +404,7 @@ async fn added_time_of_a_remote_signature() {
             "tb",
             KeySpec::Es256,
         )
+        .in_told_time()
         .with_remote(RemoteServices::new(
             Some(service.clone()),
             Vec::new(),

@@ -54,6 +54,7 @@ fn replica(directory: &Path, jwks: &Path, rotate_every: Option<u64>) -> KeyLife 
         "tb",
         KeySpec::EdDsa,
     )
+    .in_told_time()
 }
 
 impl Simulation {

@@ -44,6 +44,7 @@ fn with_publisher(store: KeyStore, others: &[KeySpec], publisher: Arc<dyn Publis
         KeySpec::Es256,
         others,
     )
+    .in_told_time()
 }
 
 fn set(folder: &Path, others: &[KeySpec]) -> KeySet {
@@ -412,7 +413,7 @@ async fn a_key_of_tsiam_that_must_not_sign_ends_the_start_with_the_reason() {
 async fn a_set_in_memory_lives_as_any_other_and_writes_nothing() {
     let new = || {
         let others = [KeySpec::EdDsa];
-        KeySet::in_memory("workload", &policy(), "tb", KeySpec::Es256, &others)
+        KeySet::in_memory("workload", &policy(), "tb", KeySpec::Es256, &others).in_told_time()
     };
     let set = new();
     set.start(at(0)).await.unwrap();

@@ -26,4 +26,5 @@ pub fn key_life(folder: &Path) -> KeyLife {
         "tb",
         KeySpec::Es256,
     )
+    .in_told_time()
 }

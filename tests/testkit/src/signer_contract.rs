@@ -90,6 +90,7 @@ fn life(folder: &Path, spec: KeySpec, service: Option<Arc<Counted>>) -> KeyLife 
         "tb",
         spec,
     )
+    .in_told_time()
     .with_remote(RemoteServices::new(
         service.map(|service| service as Arc<dyn KeyService>),
         Vec::new(),

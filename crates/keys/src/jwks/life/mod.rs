@@ -67,7 +67,7 @@ struct Inner {
 /// What one pass keeps for the next.
 #[derive(Debug, Default)]
 struct PassState {
-    /// When the caller asked, whose time is an argument; `None` where time stands still.
+    /// When the caller asked, whose time is an argument; `None` in told time.
     asked: Option<Instant>,
     signer: Option<Arc<Signer>>,
     fingerprint: Option<Fingerprint>,
@@ -109,21 +109,22 @@ impl KeyLife {
                 remote: RemoteServices::default(),
                 current_keys: CurrentKeys::default(),
                 shared,
-                real_time: false,
+                real_time: true,
                 pass_state: Mutex::default(),
             }),
         }
     }
 
-    /// Time goes on while a pass runs, as it does for verifiers: the wait of a key counts from when
-    /// it was read back, and not from the start of the pass that made and published it. Without
-    /// this, time is the argument alone. For a life that nobody else has yet.
+    /// Time is the argument alone, for tests that say what time it is. Otherwise it goes on while a
+    /// pass runs, as it does for verifiers: the wait of a key counts from when it was read back,
+    /// and not from the start of the pass that made and published it. For a life that nobody else
+    /// has yet.
     #[must_use]
-    pub fn in_real_time(mut self) -> Self {
+    pub fn in_told_time(mut self) -> Self {
         let inner = Arc::get_mut(&mut self.inner);
-        debug_assert!(inner.is_some(), "a clone exists, whose time stands still");
+        debug_assert!(inner.is_some(), "a clone exists, whose time goes on");
         if let Some(inner) = inner {
-            inner.real_time = true;
+            inner.real_time = false;
         }
         self
     }

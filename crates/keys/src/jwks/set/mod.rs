@@ -191,15 +191,15 @@ impl KeySet {
         self
     }
 
-    /// As [`KeyLife::in_real_time`], for each life. For a set that nobody else has yet.
+    /// As [`KeyLife::in_told_time`], for each life. For a set that nobody else has yet.
     #[must_use]
-    pub fn in_real_time(mut self) -> Self {
+    pub fn in_told_time(mut self) -> Self {
         let inner = Arc::get_mut(&mut self.inner);
-        debug_assert!(inner.is_some(), "a clone exists, whose time stands still");
+        debug_assert!(inner.is_some(), "a clone exists, whose time goes on");
         if let Some(inner) = inner {
             let lives = std::mem::take(&mut inner.lives).into_iter();
             inner.lives = lives
-                .map(|(algorithm, life)| (algorithm, life.in_real_time()))
+                .map(|(algorithm, life)| (algorithm, life.in_told_time()))
                 .collect();
         }
         self
