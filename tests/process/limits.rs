@@ -88,8 +88,8 @@ fn a_thousand_connections_that_ask_and_do_not_read_fit_into_256_mib() {
         const MEMORY: u64 = 256 << 20;
         let devnet = Devnet::start();
         let folder = TempDir::new().unwrap();
-        // Three quarters of a container with 256 MiB.
-        let limit = "192MiB";
+        // What a container with 256 MiB leaves to Go.
+        let limit = "144MiB";
         let daemon = tailbone(&folder)
             .joining(&devnet)
             .await
