@@ -1125,12 +1125,17 @@ Result
             let checks = examine(settings, &server, false, None).await;
             checks.0.iter().map(|check| check.name).collect::<Vec<_>>()
         };
-        settings.components.insert(Component::Workload);
+        for component in [Component::Workload, Component::Oidc] {
+            settings.components.insert(component);
+        }
         assert_eq!(names(&settings).await, listed);
         // What is switched off is not checked.
-        settings.components.remove(&Component::Workload);
-        listed.retain(|name| !name.starts_with("workload-"));
-        assert_eq!(names(&settings).await, listed);
+        for component in [Component::Workload, Component::Oidc] {
+            settings.components.remove(&component);
+            let prefix = format!("{component}-");
+            listed.retain(|name| !name.starts_with(&prefix));
+            assert_eq!(names(&settings).await, listed);
+        }
     }
 
     fn running(expiry: i64) -> Answer {

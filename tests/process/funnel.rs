@@ -187,12 +187,8 @@ async fn latch(daemon: &Daemon, words: &str) -> String {
 
 /// What `doctor` thinks of Funnel.
 fn funnel_allowed(daemon: &Daemon) -> String {
-    let output = daemon.run(&["doctor", "-o", "json", "--listen", "funnel://:443"]);
-    let checks: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
-    let check = checks
-        .iter()
-        .find(|check| check["name"] == "funnel-allowed");
-    check.unwrap()["verdict"].as_str().unwrap().to_owned()
+    let check = daemon.examined(&["--listen", "funnel://:443"], "funnel-allowed");
+    check["verdict"].as_str().unwrap().to_owned()
 }
 
 /// What listens on TCP ports of this machine, by the process.

@@ -143,6 +143,15 @@ fn an_application_of_tsidp_logs_people_in_and_a_restart_ends_nothing() {
         fs::write(&keys, document.text()).unwrap();
         pyjwt::verify(&keys, ISSUER, token).unwrap();
         assert_eq!(edge.get(&asked).await.status(), 401);
+        // Nobody is at this address, as where a machine is not on the tailnet.
+        let away = "https://127.0.0.1:1";
+        let flags = ["--components", "oidc", "--oidc-issuer", away];
+        let examined = |check: &str| daemon.examined(&flags, check);
+        assert_eq!(examined("oidc-dir")["verdict"], "ok");
+        let store = examined("oidc-store");
+        assert_eq!(store["verdict"], "ok", "{store}");
+        let discovery = examined("oidc-discovery");
+        assert_eq!(discovery["verdict"], "warn", "{discovery}");
 
         assert!(daemon.stop().success());
         let log = daemon.log();
@@ -204,10 +213,23 @@ fn a_postgresql_that_is_away_at_the_start_and_in_between_needs_no_restart() {
             assert!(!refused.header("retry-after").is_empty());
         };
         unavailable(&mut browser).await;
+        let away = "https://127.0.0.1:1";
+        let flags = [
+            "--components",
+            "oidc",
+            "--oidc-issuer",
+            away,
+            "--oidc-store",
+            &store,
+        ];
+        let examined = daemon.examined(&flags, "oidc-store");
+        assert_eq!(examined["verdict"], "fail", "{examined}");
 
         database.resume();
         daemon.logs("tsidp's clients are here").await;
         daemon.ready();
+        let examined = daemon.examined(&flags, "oidc-store");
+        assert_eq!(examined["verdict"], "ok", "{examined}");
         let tokens = redeemed(&edge, &code_of(&browser.get(&asked()).await)).await;
 
         database.stop();

@@ -9,6 +9,7 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use crate::{devnet::Devnet, eventually, patience};
 
@@ -225,6 +226,15 @@ impl Daemon {
         command
             .output()
             .unwrap_or_else(|error| panic!("{arguments:?}: {error}\n{}", self.log()))
+    }
+
+    /// What `doctor` says of one thing; `flags` are those of the server.
+    pub fn examined(&self, flags: &[&str], check: &str) -> Value {
+        let output = self.run(&[&["doctor", "-o", "json"], flags].concat());
+        let checks: Vec<Value> = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {output:?}\n{}", self.log()));
+        let found = checks.into_iter().find(|one| one["name"] == check);
+        found.unwrap_or_else(|| panic!("there is no check {check}"))
     }
 
     /// A path below the folder as the server sees it, which may have mounts of its own.
