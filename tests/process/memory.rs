@@ -138,7 +138,7 @@ fn the_setting_wins_over_the_variable_and_that_over_the_cgroup() {
             Ok(cgroup) => {
                 let said = memory_line(Some(&cgroup), &[]).await;
                 assert!(
-                    said.contains(&format!("bytes={}", 150 * MIB)) && said.contains("cgroup"),
+                    said.contains(&format!("bytes={}", 100 * MIB)) && said.contains("cgroup"),
                     "{said}"
                 );
                 let said = memory_line(Some(&cgroup), &variable).await;
