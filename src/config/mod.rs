@@ -17,6 +17,7 @@ mod file;
 pub mod fuzzing;
 mod listen;
 mod load;
+mod migrate;
 mod otel;
 mod parse;
 mod raw;
@@ -33,6 +34,7 @@ pub use load::{
     PolicySettings, Purpose, RuleSource, Settings, load, load_all, load_client, load_oidc_place,
     load_output, load_policy, load_with_output,
 };
+pub use migrate::{Migration, migrate};
 pub use parse::Binding;
 pub use raw::{Environment, Flags, GivenValue, RawSettings, RawValue};
 pub use read::{EffectiveValue, LoadResult, ValueOrigins};
@@ -57,7 +59,6 @@ pub use sections::{
     tailscale::TailscaleSettings,
     workload::{WorkloadKeySettings, WorkloadKeyStorage, WorkloadSettings},
 };
-pub use tsiam::{Migration, migrate};
 
 /// The types of the layers below that settings are made of.
 pub use tailbone_http::serve::Limits;

@@ -2,7 +2,8 @@
 //!
 //! tsiam finds its file by itself ([`locate`]), and so do we where that component runs and no file
 //! of ours applies. Its values become raw values of our settings ([`read`]), whose origin names
-//! tsiam's key. `tailbone config migrate` prints them as a file of ours ([`migrate`]).
+//! tsiam's key. `tailbone config migrate` prints them as a file of ours
+//! (`migrate.rs`).
 //!
 //! A file is tsiam's if it has one of tsiam's groups ([`GROUPS`]), none of which is a group of
 //! ours. A file with groups of both is a mistake.
@@ -11,7 +12,6 @@
 //! another type and everything that tsiam's own check refuses are mistakes. All of them are
 //! reported, not only the first.
 
-mod migrate;
 mod read;
 
 use std::{
@@ -19,7 +19,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use migrate::{Migration, migrate};
 pub(super) use read::read;
 
 use super::{

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tailbone_values::printable;
 
-use crate::config::{
+use super::{
     load::load_all,
     raw::{Environment, RawSettings, RawValue},
     report::{InvalidSettings, Remark, ValueOrigin},
