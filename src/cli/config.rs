@@ -1,5 +1,5 @@
 //! `tailbone config check` and `tailbone config show`: the settings and their origins. `tailbone
-//! config migrate`: tsiam's settings as ours. They change nothing.
+//! config migrate`: settings of tsiam or tsidp as ours. They change nothing.
 
 use std::{ffi::OsString, path::Path};
 
@@ -50,11 +50,12 @@ pub(super) fn command() -> Command {
         )
         .subcommand(
             Command::new("migrate")
-                .about("Print the settings of tsiam's config file as a config file (TOML)")
+                .about("Print the settings of tsiam or tsidp as a config file (TOML)")
                 .long_about(
-                    "Print the settings of tsiam's config file as a config file (TOML). Reads the \
-                     file that --config names, or else the one that tsiam would find. Prints no \
-                     secret and changes nothing",
+                    "Print the settings of tsiam or tsidp as a config file (TOML). Reads tsiam's \
+                     config file, the one that --config names or else the one that tsiam would \
+                     find, and if there is none, tsidp's variables. Prints no secret and changes \
+                     nothing",
                 ),
         )
 }

@@ -1,4 +1,5 @@
-//! tsiam's config file as one of ours, for `tailbone config migrate`.
+//! tsiam's config file, or tsidp's variables, as a config file of ours, for `tailbone config
+//! migrate`.
 
 use std::path::Path;
 
@@ -6,13 +7,14 @@ use tailbone_values::printable;
 
 use super::{
     load::load_all,
+    parse::boolean,
     raw::{Environment, RawSettings, RawValue},
     report::{InvalidSettings, Remark, ValueOrigin},
     sections::workload,
     table::{self, Row, ValueKind},
 };
 
-/// A file of ours that says what tsiam's says.
+/// A file of ours that says the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Migration {
     /// TOML, with a comment for each thing that has no setting.
@@ -20,46 +22,56 @@ pub struct Migration {
     pub warnings: Vec<Remark>,
 }
 
-/// Makes a file of ours from tsiam's: from `config`, or else from the one that tsiam would find.
-/// Contains no secret.
+/// Makes a file of ours from tsiam's: from `config`, or else from the one that tsiam would find. If
+/// there is none, from the variables of tsidp. Contains no secret.
 pub fn migrate(
     environment: &Environment,
     config: Option<&Path>,
 ) -> Result<Migration, InvalidSettings> {
-    let Some(raw) = RawSettings::of_tsiam(environment, config) else {
+    let given = RawSettings::of_tsiam(environment, config)
+        .or_else(|| RawSettings::of_tsidp(environment).filter(|_| config.is_none()));
+    let Some(raw) = given else {
         return Err(InvalidSettings {
             mistakes: vec![Remark {
                 origin: ValueOrigin::Flag("--config".into()),
                 value: None,
                 sentence: "names no config file of tsiam, and there is none where tsiam looks: \
                            TSIAM_CONFIG, and config.yaml or config.yml in the working directory, \
-                           ~/.tsiam and /etc/tsiam"
+                           ~/.tsiam and /etc/tsiam; nor is a variable of tsidp set"
                     .into(),
             }],
             warnings: Vec::new(),
         });
     };
     let (_, origins, warnings) = load_all(&raw)?;
-    let path = origins.file.unwrap_or_default();
-    Ok(Migration {
-        text: toml(&raw, &path, &warnings),
-        warnings,
-    })
+    let text = match origins.file {
+        Some(path) => {
+            let source = format!("tsiam's {}", printable(&path.to_string_lossy()));
+            let dir = path.parent().unwrap_or(Path::new(""));
+            toml(&raw, &source, "tsiam's key", dir, &warnings)
+        }
+        None => {
+            let dir = environment.text("TS_STATE_DIR").unwrap_or_default();
+            let (source, names) = ("tsidp's variables", "tsidp's variable");
+            toml(&raw, source, names, Path::new(dir), &warnings)
+        }
+    };
+    Ok(Migration { text, warnings })
 }
 
-fn toml(raw: &RawSettings, path: &Path, warnings: &[Remark]) -> String {
+/// `names` says what stands behind each value; secrets are expected in files of `dir`.
+fn toml(raw: &RawSettings, source: &str, names: &str, dir: &Path, warnings: &[Remark]) -> String {
     let mut text = format!(
-        "# Settings of tailbone, made from tsiam's {} by tailbone config migrate.\n\
-         # Behind each value is tsiam's key.\n",
-        printable(&path.to_string_lossy())
+        "# Settings of tailbone, made from {source} by tailbone config migrate.\n\
+         # Behind each value is {names}.\n"
     );
     for warning in warnings {
         text += &format!("# {warning}\n");
     }
     let mut group = "";
     for row in table::ALL {
-        let Some(given) = raw.in_file(row) else {
-            if row == &&workload::CAP_MAP {
+        let Some(given) = raw.given(row) else {
+            if row == &&workload::CAP_MAP && raw.path.is_some() {
                 text += &cap_map();
             }
             continue;
@@ -71,13 +83,14 @@ fn toml(raw: &RawSettings, path: &Path, warnings: &[Remark]) -> String {
         } else if group.is_empty() {
             text.push('\n');
         }
-        let ValueOrigin::File { key: Some(key), .. } = &given.origin else {
+        let (ValueOrigin::File { key: Some(key), .. } | ValueOrigin::Variable(key)) = &given.origin
+        else {
             continue;
         };
         let value = match row.kind {
             ValueKind::Secret => {
                 let (name, comment) = secret_file(row);
-                let file = path.parent().unwrap_or(Path::new("")).join(name);
+                let file = dir.join(name);
                 text += comment;
                 quoted(&format!("file:{}", file.display()))
             }
@@ -114,7 +127,11 @@ fn secret_file(row: &Row) -> (&'static str, &'static str) {
 
 fn toml_value(row: &Row, value: &RawValue) -> String {
     match (row.kind, value) {
-        (ValueKind::Bool, RawValue::Text(text)) => text.clone(),
+        (ValueKind::Bool, RawValue::Text(text)) => {
+            // Go has more words for it than TOML.
+            let parsed = boolean(text, &ValueOrigin::Default);
+            parsed.map_or_else(|_| text.clone(), |parsed| parsed.value.to_string())
+        }
         (ValueKind::Words(_), RawValue::Text(text)) => {
             list(text.split([',', ' ']).filter(|word| !word.is_empty()))
         }

@@ -213,9 +213,9 @@ impl RawSettings {
         (raw.path.is_some() || !raw.mistakes.is_empty()).then_some(raw)
     }
 
-    /// What the config file gave.
-    pub(super) fn in_file(&self, row: &Row) -> Option<&GivenValue> {
-        self.file.get(row.key)
+    /// Whether neither a variable nor a file has said anything, not even a mistake.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.variables.is_empty() && self.file.is_empty() && self.mistakes.is_empty()
     }
 
     /// Reads the variables of other programs: OpenTelemetry's (`otel.rs`), tsnet's names of the

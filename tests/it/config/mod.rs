@@ -13,6 +13,7 @@ mod reload;
 mod report;
 mod secrets;
 mod tsiam;
+mod tsidp;
 mod values;
 mod variables;
 
