@@ -8,6 +8,7 @@ pub mod authorize;
 pub mod capability;
 pub mod claims;
 pub mod client;
+pub mod client_files;
 pub mod client_keys;
 pub mod device;
 pub mod discovery;

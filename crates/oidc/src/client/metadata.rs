@@ -202,29 +202,50 @@ impl ClientMetadata {
     /// Reads a registration, with tsidp's defaults for what is absent.
     pub fn register(body: &[u8], offered: Offered<'_>) -> Result<Self, BadMetadata> {
         let value: Value = serde_json::from_slice(body).map_err(|_| BadMetadata::NotJson)?;
+        let metadata = Self {
+            // Not for a client to say about itself.
+            login: None,
+            ..Self::read(value, offered)?
+        };
+        metadata.completed(offered)
+    }
+
+    /// Reads what an administrator says about a client, which is a registration and our own
+    /// members.
+    pub fn described(
+        members: Map<String, Value>,
+        offered: Offered<'_>,
+    ) -> Result<Self, BadMetadata> {
+        Self::read(Value::Object(members), offered)?.completed(offered)
+    }
+
+    fn read(value: Value, offered: Offered<'_>) -> Result<Self, BadMetadata> {
         if let Some(method) = value
             .get("token_endpoint_auth_method")
             .and_then(Value::as_str)
         {
             one_of("token_endpoint_auth_method", method, offered.auth_methods)?;
         }
-        let Object(mut metadata) =
+        let Object(metadata) =
             serde_json::from_value::<Object<Self>>(value).map_err(|_| BadMetadata::NotJson)?;
-        // Not for a client to say about itself.
-        metadata.login = None;
-        metadata.jwks_uri = metadata.jwks_uri.filter(|uri| !uri.is_empty());
-        if metadata.grant_types.is_empty() {
-            metadata.grant_types.push("authorization_code".into());
-        }
-        let redirects = metadata.may_use("authorization_code");
-        if metadata.response_types.is_empty() && redirects {
-            metadata.response_types.push("code".into());
-        }
-        if metadata.application_type.is_empty() {
-            metadata.application_type = "web".into();
-        }
-        metadata.check(offered)?;
         Ok(metadata)
+    }
+
+    /// Adds tsidp's defaults, and checks.
+    fn completed(mut self, offered: Offered<'_>) -> Result<Self, BadMetadata> {
+        self.jwks_uri = self.jwks_uri.filter(|uri| !uri.is_empty());
+        if self.grant_types.is_empty() {
+            self.grant_types.push("authorization_code".into());
+        }
+        let redirects = self.may_use("authorization_code");
+        if self.response_types.is_empty() && redirects {
+            self.response_types.push("code".into());
+        }
+        if self.application_type.is_empty() {
+            self.application_type = "web".into();
+        }
+        self.check(offered)?;
+        Ok(self)
     }
 
     /// Reads the document of a client. It speaks to other servers as well: what the client can do

@@ -11,9 +11,10 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 
 use super::{
-    AccessToken, AddedClient, Answer, Client, Code, DeviceDecision, DevicePoll, DeviceRequest,
-    Digest, EndedSession, Grant, GrantId, GrantsOf, Imported, Issue, Issued, MAX_NAME, Presented,
-    PushedRequest, RefreshToken, RegistrationLimits, Session, SessionId, Store, StoreError, Swept,
+    AccessToken, AddedClient, Answer, ApplyMode, ApplyOptions, Client, ClientChange, Code,
+    DeviceDecision, DevicePoll, DeviceRequest, Digest, EndedSession, Grant, GrantId, GrantsOf,
+    Imported, Issue, Issued, MAX_NAME, Presented, PushedRequest, RefreshToken, RegistrationLimits,
+    Session, SessionId, Store, StoreError, Swept,
     database::{Database, Kind},
     dump,
     operations::{self, Expiring},
@@ -110,6 +111,26 @@ impl<D: Database> Store for D {
         }
         let parameters = (source.to_owned(), clients.to_vec(), now);
         self.run(Kind::Transaction, parameters, operations::import_clients)
+    }
+
+    fn apply_clients<'a>(
+        &'a self,
+        clients: &'a [Client],
+        options: ApplyOptions,
+        now: Timestamp,
+    ) -> Answer<'a, Vec<ClientChange>> {
+        if let Some(error) = clients
+            .iter()
+            .find_map(|client| suitable_client(client).err())
+        {
+            return failed(error);
+        }
+        let kind = match options.mode {
+            ApplyMode::Preview => Kind::Snapshot,
+            ApplyMode::Write => Kind::Bulk,
+        };
+        let parameters = (clients.to_vec(), options, now);
+        self.run(kind, parameters, operations::apply_clients)
     }
 
     fn authorize<'a>(&'a self, grant: &'a Grant, code: Code) -> Answer<'a, ()> {

@@ -124,6 +124,16 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         now: Timestamp,
     ) -> Answer<'a, Imported>;
 
+    /// Makes the clients of files those of this list, all or none of them, and says what changes,
+    /// in the order of ids. A client of this id that somebody else made becomes the file's, with
+    /// its grants. Callers that apply the same list at once change it once.
+    fn apply_clients<'a>(
+        &'a self,
+        clients: &'a [Client],
+        options: ApplyOptions,
+        now: Timestamp,
+    ) -> Answer<'a, Vec<ClientChange>>;
+
     /// Stores a grant whose code is given to the client.
     fn authorize<'a>(&'a self, grant: &'a Grant, code: Code) -> Answer<'a, ()>;
 

@@ -20,11 +20,24 @@ pub enum ClientOrigin {
     Tsidp,
 }
 
+impl ClientOrigin {
+    /// Who may change the client, in a word for people: its file, the client itself, or whoever
+    /// administers.
+    pub fn owner(self) -> &'static str {
+        match self {
+            Self::Admin | Self::Tsidp => "manual",
+            Self::File => "file",
+            Self::Registered => "registered",
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Client {
     pub id: String,
     pub origin: ClientOrigin,
-    /// Who registered it, for limits per caller; `None` if nobody is counted.
+    /// Who registered it, for limits per caller; the name of its file, for one of
+    /// [`ClientOrigin::File`]; `None` for all others.
     pub owner: Option<String>,
     /// Several while a secret is being exchanged; none for a public client.
     pub secrets: Vec<ClientSecret>,
@@ -64,6 +77,53 @@ pub enum AddedClient {
     Exists,
     TooMany,
     TooManyOfOwner,
+}
+
+/// How the clients of files are applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ApplyOptions {
+    pub mode: ApplyMode,
+    pub without_file: WithoutFile,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ApplyMode {
+    /// Only says what would change.
+    Preview,
+    Write,
+}
+
+/// What becomes of a client whose file is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WithoutFile {
+    Keep,
+    Remove,
+}
+
+/// What files do to a client, whose id is that of each record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientChange {
+    Added(Client),
+    Changed {
+        before: Box<Client>,
+        after: Box<Client>,
+    },
+    /// Its file is gone, and it stays as it is.
+    Kept(Client),
+    Removed(Client),
+    Unchanged(Client),
+}
+
+impl ClientChange {
+    pub fn client(&self) -> &Client {
+        match self {
+            Self::Changed { after, .. } => after,
+            Self::Added(client)
+            | Self::Kept(client)
+            | Self::Removed(client)
+            | Self::Unchanged(client) => client,
+        }
+    }
 }
 
 /// What became of clients of another program.

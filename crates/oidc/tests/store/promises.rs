@@ -5,9 +5,10 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use futures_util::future::{LocalBoxFuture, join_all};
 use jiff::{SignedDuration, Timestamp};
 use tailbone_oidc::store::{
-    AccessToken, AddedClient, Client, ClientOrigin, ClientSecret, Code, DeviceDecision, DevicePoll,
-    DeviceRequest, Digest, Grant, GrantId, GrantsOf, Imported, Issue, Issued, MAX_NAME, Presented,
-    PushedRequest, RefreshToken, RegistrationLimits, Session, SessionId, Store, StoreError,
+    AccessToken, AddedClient, ApplyMode, ApplyOptions, Client, ClientChange, ClientOrigin,
+    ClientSecret, Code, DeviceDecision, DevicePoll, DeviceRequest, Digest, Grant, GrantId,
+    GrantsOf, Imported, Issue, Issued, MAX_NAME, Presented, PushedRequest, RefreshToken,
+    RegistrationLimits, Session, SessionId, Store, StoreError, WithoutFile,
 };
 
 pub(crate) type Shared = Arc<dyn Store>;
@@ -115,6 +116,56 @@ async fn is_alive(store: &dyn Store, access_token: &str, now: i64) -> bool {
     let found = store.access_token(Digest::of(access_token), at(now));
     found.await.unwrap().is_some()
 }
+
+/// A client that the file `ID.toml` describes.
+fn of_file(id: &str, name: &str, secret: &str, now: i64) -> Client {
+    let secret = ClientSecret {
+        digest: Digest::of(secret),
+        created_at: at(now),
+        expires_at: None,
+    };
+    Client {
+        owner: Some(format!("{id}.toml")),
+        secrets: vec![secret],
+        metadata: format!(r#"{{"client_name":"{name}"}}"#),
+        created_at: at(now),
+        updated_at: at(now),
+        ..client(id, ClientOrigin::File)
+    }
+}
+
+/// What each client's change is called, in the order in which they are told.
+async fn apply(
+    store: &dyn Store,
+    clients: &[Client],
+    options: (ApplyMode, WithoutFile),
+    now: i64,
+) -> Vec<(String, &'static str)> {
+    let (mode, without_file) = options;
+    let options = ApplyOptions { mode, without_file };
+    let changes = store.apply_clients(clients, options, at(now)).await;
+    let changes = changes.unwrap().into_iter().map(|change| {
+        let word = match change {
+            ClientChange::Added(_) => "added",
+            ClientChange::Changed { .. } => "changed",
+            ClientChange::Kept(_) => "kept",
+            ClientChange::Removed(_) => "removed",
+            ClientChange::Unchanged(_) => "unchanged",
+        };
+        (change.client().id.clone(), word)
+    });
+    changes.collect()
+}
+
+fn words(of: &[(&str, &'static str)]) -> Vec<(String, &'static str)> {
+    of.iter()
+        .map(|(id, word)| ((*id).to_owned(), *word))
+        .collect()
+}
+
+const WRITE: (ApplyMode, WithoutFile) = (ApplyMode::Write, WithoutFile::Keep);
+const PRUNE: (ApplyMode, WithoutFile) = (ApplyMode::Write, WithoutFile::Remove);
+const PREVIEW: (ApplyMode, WithoutFile) = (ApplyMode::Preview, WithoutFile::Remove);
 
 /// Lets `RACERS` tasks begin at once, and gives what they came to.
 pub(crate) async fn race<T, F>(racer: impl Fn(usize) -> F) -> Vec<T>
@@ -245,6 +296,102 @@ promises! {
         let again = store.import_clients("tsidp", &old, at(2)).await.unwrap();
         assert_eq!(again, Imported::Before);
         assert_eq!(store.client("a", at(2)).await.unwrap(), None, "it was removed");
+    }
+
+    async fn clients_of_files_are_as_their_files_say(store) {
+        store.add_client(&client("manual", ClientOrigin::Admin), None).await.unwrap();
+        let (a, b) = (of_file("a", "A", "s", 0), of_file("b", "B", "s", 0));
+        let both_are = |word| words(&[("a", word), ("b", word)]);
+        let given = [b.clone(), a.clone()];
+        assert_eq!(apply(&*store, &given, PREVIEW, 0).await, both_are("added"));
+        assert_eq!(store.clients(None, 9, at(0)).await.unwrap().len(), 1, "only a preview");
+        assert_eq!(apply(&*store, &given, WRITE, 0).await, both_are("added"));
+        assert_eq!(store.client("a", at(0)).await.unwrap(), Some(a.clone()));
+
+        let later = [of_file("a", "A", "s", 5), of_file("b", "B", "s", 5)];
+        assert_eq!(apply(&*store, &later, WRITE, 5).await, both_are("unchanged"));
+        assert_eq!(store.client("a", at(5)).await.unwrap(), Some(a.clone()), "not even its times");
+
+        let mut changed = of_file("a", "New", "s", 6);
+        changed.secrets.push(of_file("a", "", "another", 6).secrets[0]);
+        let given = [changed.clone()];
+        let told = words(&[("a", "changed"), ("b", "kept")]);
+        assert_eq!(apply(&*store, &given, WRITE, 6).await, told);
+        changed.secrets[0].created_at = at(0);
+        let expected = Client { created_at: at(0), version: 2, ..changed };
+        assert_eq!(store.client("a", at(6)).await.unwrap(), Some(expected));
+        assert_eq!(store.client("b", at(6)).await.unwrap(), Some(b));
+
+        let told = words(&[("a", "unchanged"), ("b", "removed")]);
+        assert_eq!(apply(&*store, &given, PREVIEW, 7).await, told);
+        assert_eq!(apply(&*store, &given, PRUNE, 7).await, told);
+        assert!(store.client("b", at(7)).await.unwrap().is_none());
+        assert!(store.client("manual", at(7)).await.unwrap().is_some(), "no file ever had it");
+    }
+
+    async fn a_file_that_cannot_be_stored_changes_no_client(store) {
+        apply(&*store, &[of_file("a", "A", "s", 0)], WRITE, 0).await;
+        let given = [of_file("a", "New", "s", 1), of_file("b", "\0", "s", 1)];
+        let options = ApplyOptions { mode: ApplyMode::Write, without_file: WithoutFile::Remove };
+        let refused = store.apply_clients(&given, options, at(1)).await.unwrap_err();
+        assert!(matches!(refused, StoreError::Unsuitable { .. }), "{refused}");
+        let found = store.clients(None, 9, at(1)).await.unwrap();
+        assert_eq!(found, [of_file("a", "A", "s", 0)]);
+    }
+
+    async fn a_file_takes_a_registered_client_over_with_its_grants(store) {
+        let limits = Some(RegistrationLimits { total: 1, per_owner: 1 });
+        let token = Some(Digest::of("registration"));
+        let own = Client { registration_token: token, ..registered("app", "alice", 100) };
+        assert_eq!(store.add_client(&own, limits).await.unwrap(), AddedClient::Added);
+        let (_, refresh) = logged_in(&*store, "access").await;
+        let told = apply(&*store, &[of_file("app", "App", "s", 2)], WRITE, 2).await;
+        assert_eq!(told, words(&[("app", "changed")]));
+
+        let found = store.client("app", at(999)).await.unwrap().expect("it does not end any more");
+        assert_eq!((found.origin, found.registration_token), (ClientOrigin::File, token));
+        assert!(is_alive(&*store, "access", 3).await);
+        let presented = store.present_refresh(&refresh, GRACE, at(3)).await.unwrap();
+        assert!(matches!(presented, Presented::Valid(_)), "{presented:?}");
+        let another = registered("another", "alice", 100);
+        let added = store.add_client(&another, limits).await.unwrap();
+        assert_eq!(added, AddedClient::Added, "it is counted no more");
+    }
+
+    async fn a_file_does_not_inherit_the_grants_of_a_registration_that_has_ended(store) {
+        let limits = Some(RegistrationLimits { total: 1, per_owner: 1 });
+        store.add_client(&registered("app", "alice", 10), limits).await.unwrap();
+        logged_in(&*store, "access").await;
+        let told = apply(&*store, &[of_file("app", "App", "s", 20)], WRITE, 20).await;
+        assert_eq!(told, words(&[("app", "added")]));
+        assert!(store.client("app", at(20)).await.unwrap().is_some());
+        assert!(!is_alive(&*store, "access", 20).await);
+        let another = registered("another", "alice", 100);
+        let added = store.add_client(&another, limits).await.unwrap();
+        assert_eq!(added, AddedClient::Added, "it is counted no more");
+    }
+
+    async fn a_client_whose_file_is_pruned_loses_its_grants(store) {
+        apply(&*store, &[of_file("app", "App", "s", 0)], WRITE, 0).await;
+        logged_in(&*store, "access").await;
+        apply(&*store, &[], PRUNE, 2).await;
+        assert!(!is_alive(&*store, "access", 3).await);
+        apply(&*store, &[of_file("app", "App", "s", 4)], WRITE, 4).await;
+        assert!(!is_alive(&*store, "access", 5).await, "they were another client's");
+    }
+
+    async fn replicas_that_apply_the_same_files_at_once_change_them_once(store) {
+        let shared = store.clone();
+        let told = race(move |_| {
+            let store = shared.clone();
+            async move {
+                let given = [of_file("a", "A", "s", 0), of_file("b", "B", "s", 0)];
+                apply(&*store, &given, PRUNE, 0).await
+            }
+        });
+        let told = told.await;
+        let of = |word| told.iter().filter(|one| **one == words(&[("a", word), ("b", word)])).count();
+        assert_eq!((of("added"), of("unchanged")), (1, RACERS - 1), "{told:?}");
     }
 
     async fn a_code_is_redeemed_once(store) {

@@ -9,17 +9,10 @@ use crate::store::{
     database::{Connection, Failure, Row},
 };
 
-macro_rules! client_columns {
-    () => {
-        "id, origin, owner, secrets, registration_token, metadata, created_at, updated_at, \
-         expires_at, version"
-    };
-}
-
 /// Under which the registered clients of all owners are counted.
 const ALL_OWNERS: &str = "";
 
-fn read_client(mut row: Row) -> Result<Client, Failure> {
+pub(super) fn read_client(mut row: Row) -> Result<Client, Failure> {
     Ok(Client {
         id: row.text()?,
         origin: origin(&row.text()?)?,
@@ -34,7 +27,7 @@ fn read_client(mut row: Row) -> Result<Client, Failure> {
     })
 }
 
-fn origin_text(origin: ClientOrigin) -> &'static str {
+pub(super) fn origin_text(origin: ClientOrigin) -> &'static str {
     match origin {
         ClientOrigin::Admin => "admin",
         ClientOrigin::File => "file",
@@ -58,7 +51,7 @@ fn origin(text: &str) -> Result<ClientOrigin, Failure> {
 /// A secret's digest, start and end, as it is in the database.
 type SecretRow = (String, i64, Option<i64>);
 
-fn secrets_text(secrets: &[ClientSecret]) -> String {
+pub(super) fn secrets_text(secrets: &[ClientSecret]) -> String {
     let rows: Vec<SecretRow> = secrets
         .iter()
         .map(|secret| {
@@ -121,7 +114,10 @@ pub(crate) fn add_client<'c>(
 }
 
 /// `false` if there is a client of this id. One that is removed gives way to a new incarnation.
-async fn insert_client(link: &mut dyn Connection, client: &Client) -> Result<bool, Failure> {
+pub(super) async fn insert_client(
+    link: &mut dyn Connection,
+    client: &Client,
+) -> Result<bool, Failure> {
     let secrets = secrets_text(&client.secrets);
     let added = link
         .query(
@@ -292,13 +288,22 @@ pub(super) async fn uncount_clients(
 ) -> Result<(), Failure> {
     for mut row in removed {
         if origin(&row.text()?)? == ClientOrigin::Registered {
-            uncount_client(link, ALL_OWNERS).await?;
-            if let Some(owner) = row.opt_text()? {
-                uncount_client(link, &owner).await?;
-            }
+            let owner = row.opt_text()?;
+            uncount_registration(link, owner.as_deref()).await?;
         }
     }
     Ok(())
+}
+
+pub(super) async fn uncount_registration(
+    link: &mut dyn Connection,
+    owner: Option<&str>,
+) -> Result<(), Failure> {
+    uncount_client(link, ALL_OWNERS).await?;
+    match owner {
+        Some(owner) => uncount_client(link, owner).await,
+        None => Ok(()),
+    }
 }
 
 pub(crate) fn import_clients<'c>(

@@ -49,8 +49,16 @@ macro_rules! grant_columns {
     };
 }
 
+macro_rules! client_columns {
+    () => {
+        "id, origin, owner, secrets, registration_token, metadata, created_at, updated_at, \
+         expires_at, version"
+    };
+}
+
 // Behind the macros, which they use.
 mod assertions;
+mod client_files;
 mod clients;
 mod devices;
 mod grants;
@@ -60,6 +68,7 @@ mod sweep;
 mod tokens;
 
 pub(crate) use assertions::*;
+pub(crate) use client_files::*;
 pub(crate) use clients::*;
 pub(crate) use devices::*;
 pub(crate) use grants::*;
