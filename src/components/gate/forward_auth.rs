@@ -353,7 +353,10 @@ impl<'a> Convention<'a> {
                 method(single_header(headers, "x-original-method")?)?,
             ),
         };
-        let target = target.map(|target| origin_form(&target).to_owned());
+        let target = match &target {
+            None => None,
+            Some(target) => Some(origin_form(target)?.to_owned()),
+        };
         let path = match &target {
             None => None,
             Some(target) => {
@@ -410,9 +413,10 @@ fn consistent_target(
 ) -> Result<Option<String>, MalformedRequest> {
     let mut agreed: Option<&str> = None;
     for name in names {
-        let Some(target) = single_header(headers, name)?.map(origin_form) else {
+        let Some(target) = single_header(headers, name)? else {
             continue;
         };
+        let target = origin_form(target)?;
         match agreed {
             Some(before) if before != target => return Err(MalformedRequest::AmbiguousHeader),
             _ => agreed = Some(target),
@@ -421,15 +425,21 @@ fn consistent_target(
     Ok(agreed.map(str::to_owned))
 }
 
-/// The target without scheme and host.
-fn origin_form(target: &str) -> &str {
+/// The target without scheme and host. In `http://wiki?a/b` the query begins where the host ends,
+/// so what follows the slash is no path; and a client that writes such a thing into its `Host`
+/// would hide the path that follows. Proxies put the two together as they came, so neither is read.
+fn origin_form(target: &str) -> Result<&str, MalformedRequest> {
     let rest = target
         .strip_prefix("http://")
         .or_else(|| target.strip_prefix("https://"));
-    match rest {
-        None => target,
-        Some(rest) => rest.find('/').and_then(|at| rest.get(at..)).unwrap_or("/"),
+    let Some(rest) = rest else {
+        return Ok(target);
+    };
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    if host.contains(['?', '#', '\\']) {
+        return Err(MalformedRequest::BadHeader);
     }
+    Ok(if path.is_empty() { "/" } else { path })
 }
 
 fn method(text: Option<&str>) -> Result<Option<Method>, MalformedRequest> {
@@ -662,6 +672,22 @@ mod tests {
             target(&[("x-original-uri", "/public"), ("original-uri", "/admin")]),
             Err(MalformedRequest::AmbiguousHeader)
         );
+    }
+
+    #[test]
+    fn a_query_behind_the_host_hides_no_path() {
+        assert_eq!(origin_form("/x?y"), Ok("/x?y"));
+        assert_eq!(origin_form("https://a.b"), Ok("/"));
+        assert_eq!(origin_form("https://a.b/x?y/z#w"), Ok("/x?y/z#w"));
+        for bad in [
+            "https://a.b?/public",
+            "https://a.b?x/admin",
+            "http://a.b#/public",
+            "http://a.b\\public/x",
+            "https://a.b?x",
+        ] {
+            assert_eq!(origin_form(bad), Err(MalformedRequest::BadHeader), "{bad}");
+        }
     }
 
     #[test]
