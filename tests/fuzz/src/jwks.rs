@@ -99,6 +99,11 @@ fn may_verify(jwk: &Value, algorithm: Algorithm) -> bool {
     let member = |name: &str| jwk.get(name).and_then(Value::as_str);
     let bytes = |name: &str| URL_SAFE_NO_PAD.decode(member(name).unwrap_or_default());
     let length = |name: &str| bytes(name).map_or(0, |bytes| bytes.len());
+    // Zeros in front of a number do not count, however many there are.
+    let significant = |name: &str| {
+        let bytes = bytes(name).unwrap_or_default();
+        bytes.len() - bytes.iter().take_while(|byte| **byte == 0).count()
+    };
     let shape = match algorithm {
         Algorithm::ES256 => {
             member("kty") == Some("EC")
@@ -114,7 +119,7 @@ fn may_verify(jwk: &Value, algorithm: Algorithm) -> bool {
             member("kty") == Some("OKP") && member("crv") == Some("Ed25519") && length("x") == 32
         }
         Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => false,
-        _ => member("kty") == Some("RSA") && (256..=1024 + 8).contains(&length("n")),
+        _ => member("kty") == Some("RSA") && (256..=1024).contains(&significant("n")),
     };
     let name = format!("{algorithm:?}");
     let named = member("alg")

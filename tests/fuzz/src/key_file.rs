@@ -105,7 +105,10 @@ fn quotes_nothing(members: &Members, shown: &str) {
         let elsewhere = members.iter().any(|(other, value)| {
             !PRIVATE.contains(&other.as_str()) && value.to_string().contains(secret)
         });
-        if secret.len() >= 12 && !elsewhere {
+        // A private part has 43 letters and more, and no blanks. The words of a message have less,
+        // and a private part that is one of them is no secret.
+        let is_word = secret.len() < 24 || secret.contains(' ');
+        if !is_word && !elsewhere {
             assert!(!shown.contains(secret), "{name} is shown: {shown}");
         }
     }

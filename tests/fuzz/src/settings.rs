@@ -34,7 +34,12 @@ pub(super) fn run(data: &[u8]) {
     if items.iter().any(|(_, value)| opens(value)) {
         return;
     }
-    load(extension, text);
+    let tells = |value: &RawValue| match value {
+        RawValue::Text(text) => text.contains(SECRET),
+        RawValue::List(list) => list.iter().any(|text| text.contains(SECRET)),
+    };
+    let told = (items.iter()).any(|(key, value)| key.contains(SECRET) || tells(value));
+    load(extension, text, told);
 }
 
 /// A line of the file may contain a secret, so messages do not quote it.
@@ -59,14 +64,16 @@ fn same_in_every_format(items: &[(String, RawValue)]) {
         .copied()
         .chain(texts.map(String::as_str))
         .collect();
-    // YAML cannot express some of these, and the TOML parser has a private key for dates.
+    // YAML cannot express some of these: it folds lines at U+2028 and U+2029 too, and its keys have
+    // at most 1024 characters. The TOML parser has a private key for dates.
     let odd = |text: &&str| {
-        text.starts_with('$')
-            || text
-                .chars()
-                .any(|c| c.is_control() || c == '\u{feff}' || c > '\u{fffd}')
+        let is_odd = |c: char| {
+            c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}') || c > '\u{fffd}'
+        };
+        text.starts_with('$') || text.chars().any(is_odd)
     };
-    if keys.len() != items.len() || all.iter().any(odd) {
+    let is_long = |key: &&str| Json::from(*key).to_string().len() > 1000;
+    if keys.len() != items.len() || all.iter().any(odd) || keys.iter().any(is_long) {
         return;
     }
     let mut json = Map::new();
@@ -91,7 +98,8 @@ fn same_in_every_format(items: &[(String, RawValue)]) {
     }
 }
 
-fn load(extension: &str, text: &str) {
+/// `told`: the file itself contains the secret.
+fn load(extension: &str, text: &str, told: bool) {
     let environment: Environment = [("TB_SERVER_TAILSCALE_AUTHKEY", SECRET)]
         .into_iter()
         .collect();
@@ -107,7 +115,7 @@ fn load(extension: &str, text: &str) {
     match loaded(text, extension) {
         Ok((settings, origins, warnings)) => {
             let shown = format!("{settings:?} {origins:?} {warnings:?}");
-            assert!(text.contains(SECRET) || !shown.contains(SECRET));
+            assert!(told || !shown.contains(SECRET));
             for warning in warnings {
                 super::assert_one_line(&warning.to_string());
             }
@@ -119,7 +127,7 @@ fn load(extension: &str, text: &str) {
         Err(mistakes) => {
             assert!(!mistakes.mistakes.is_empty());
             let shown = format!("{mistakes} {mistakes:?}");
-            assert!(text.contains(SECRET) || !shown.contains(SECRET));
+            assert!(told || !shown.contains(SECRET));
             for told in mistakes.mistakes.iter().chain(&mistakes.warnings) {
                 super::assert_one_line(&told.to_string());
             }

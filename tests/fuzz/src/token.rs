@@ -152,7 +152,9 @@ fn agrees(token: &ParsedToken, text: &str, pointer: &str) {
     assert_eq!(token.claims.audiences(), audiences);
     let shown = format!("{token:?}");
     let signature = text.rsplit('.').next().unwrap();
-    assert!(signature.len() < 32 || !shown.contains(signature));
+    // Whoever wrote the token may have put the same text into the key's name.
+    let elsewhere = token.kid().is_some_and(|kid| kid.contains(signature));
+    assert!(signature.len() < 32 || elsewhere || !shown.contains(signature));
 }
 
 /// Whether an object has no duplicate member at its first level.
