@@ -5,8 +5,9 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use axum::{Json, Router, extract::Query, http::HeaderMap, routing::get};
+use axum::{Router, extract::Query, http::HeaderMap, routing::get};
 use serde_json::json;
+use tailbone::http::json::Json;
 use tempfile::TempDir;
 use testkit::devnet::Devnet;
 

@@ -12,12 +12,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{
-    Json,
-    response::{IntoResponse, Response},
-};
+use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
+
+use super::json::Json;
 
 /// What went wrong, and on which side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,7 @@
 //! probe leaves no line in the log.
 
 use axum::{
-    Json, Router,
+    Router,
     extract::{RawQuery, State},
     response::{IntoResponse, Response},
     routing::get,
@@ -19,7 +19,7 @@ use http::{HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::Error;
+use super::{Error, json::Json};
 use tailbone_telemetry::readiness::{Latch, Readiness, all};
 
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");

@@ -4,8 +4,8 @@
 //! router ([`layers`]), the one place where an error becomes a status ([`error`]), request rates
 //! ([`rate_limit`]) and the accounts that they need ([`accounts`]), health endpoints for probes
 //! ([`health`]), the refusal of requests that a web page must not make ([`host`], [`origin`],
-//! [`grpc`]), forms ([`form`]), documents that everybody may keep ([`public_document`]), and
-//! requests to one other server ([`client`]).
+//! [`grpc`]), forms ([`form`]), answers in JSON ([`json`]), documents that everybody may keep
+//! ([`public_document`]), and requests to one other server ([`client`]).
 //!
 //! Components bring their routes, and say which [`error::Kind`] each of their errors is.
 //!
@@ -32,6 +32,7 @@ pub mod form;
 pub mod grpc;
 pub mod health;
 pub mod host;
+pub mod json;
 pub mod layers;
 pub mod node_certificate;
 pub mod origin;

@@ -8,7 +8,7 @@ use std::{
 use ::http::{HeaderMap, HeaderValue, header};
 use arc_swap::ArcSwap;
 use axum::{
-    Json, Router,
+    Router,
     body::Body,
     extract::State,
     response::{IntoResponse, Response},
@@ -23,7 +23,7 @@ use super::IssuerClaims;
 use crate::{
     audit,
     config::{Settings, TokenSettings},
-    http::{Error, error::Kind, health, layers, origin, public_document},
+    http::{Error, error::Kind, health, json::Json, layers, origin, public_document},
     identity::{Caller, Refusal},
     jwks::life::KeyLife,
     keys::{NoSigner, SignError, SigningQueue, remote::RemoteFailure},

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Instant};
 
 use ::http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
 use axum::{
-    Json, Router,
+    Router,
     body::Body,
     extract::{Request, State},
     response::{IntoResponse, Response},
@@ -22,7 +22,7 @@ use url::form_urlencoded;
 use super::{ExchangeError, Granted, RefusedExchange, SharedState, policy};
 use crate::{
     audit,
-    http::{form::is_form, tcp::Remote},
+    http::{form::is_form, json::Json, tcp::Remote},
     identity::Connection,
     jwks::verify::ParsedToken,
     telemetry::audit::Decision,

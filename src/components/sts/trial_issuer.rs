@@ -12,7 +12,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    Json, Router,
+    Router,
     extract::{Query, State},
     response::{IntoResponse, Response},
     routing::get,
@@ -23,7 +23,7 @@ use serde_json::json;
 
 use crate::{
     config::KeySpec,
-    http::{self, error::Kind},
+    http::{self, error::Kind, json::Json},
     keys::{InvalidKeyId, JwkError, PrivateJwk, SignError, Signer},
 };
 

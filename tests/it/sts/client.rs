@@ -154,7 +154,8 @@ struct GitHub {
 
 impl GitHub {
     async fn start(token: String) -> Self {
-        use axum::{Json, Router, extract::Query, routing::get};
+        use axum::{Router, extract::Query, routing::get};
+        use tailbone::http::json::Json;
         let handler =
             async move |Query(query): Query<std::collections::BTreeMap<String, String>>,
                         headers: HeaderMap| {

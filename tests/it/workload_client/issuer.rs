@@ -9,7 +9,7 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
+    Router,
     extract::{Query, State},
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tailbone::{
     config::Limits,
     http::{
+        json::Json,
         serve::{Server, serve},
         tcp::{PlainListener, Remote},
     },

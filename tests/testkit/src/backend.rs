@@ -20,6 +20,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tailbone_http::{
     certificate::CertificateFiles,
+    json::Json,
     serve::{Limits, Server, serve},
     tcp::Remote,
     tls::TlsListener,
@@ -144,7 +145,7 @@ async fn echo(request: Request) -> Response {
         .trailers()
         .is_some_and(|trailers| !trailers.is_empty());
     let body = collected.to_bytes();
-    axum::Json(json!({
+    Json(json!({
         "method": parts.method.as_str(),
         "target": parts.uri.to_string(),
         "version": format!("{:?}", parts.version),

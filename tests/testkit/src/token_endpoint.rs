@@ -8,7 +8,7 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
+    Router,
     body::Bytes,
     extract::State,
     response::{IntoResponse, Response},
@@ -18,6 +18,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, Method, StatusCode, header};
 use serde_json::json;
 use tailbone_http::{
+    json::Json,
     serve::{Limits, Server, serve},
     tcp::{PlainListener, Remote},
 };

@@ -216,6 +216,23 @@ mod tests {
         assert_eq!(document, Document::parse(foreign.as_bytes()).unwrap());
     }
 
+    /// Each is printed as it came, and is read again as the same number.
+    #[test]
+    fn numbers_of_others_survive_a_rewrite() {
+        let numbers =
+            "[4.143139993007743e-10,4.5814680009972443e-20,7.972877146661437e-10,0.1,-0.0]";
+        let foreign = format!(r#"{{"keys":[],"x-odd":{numbers}}}"#);
+        let read = Document::parse(foreign.as_bytes()).unwrap();
+        let exact = |text: &str| text.parse::<f64>().unwrap();
+        let wanted: Vec<f64> = numbers
+            .trim_matches(['[', ']'])
+            .split(',')
+            .map(exact)
+            .collect();
+        assert_eq!(read.other_members["x-odd"], serde_json::json!(wanted));
+        assert_eq!(Document::parse(&read.to_bytes()), Ok(read));
+    }
+
     #[test]
     fn d08_a_taken_id_is_refused_not_overwritten() {
         let mut document = Document::parse(

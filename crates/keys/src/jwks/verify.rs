@@ -345,6 +345,22 @@ mod tests {
         assert!(token(r#"{"alg":"RS256","alg":"none"}"#, "{}").is_err());
     }
 
+    /// To serde_json's optional features such an object is not what it looks like.
+    #[test]
+    fn an_object_is_what_stands_in_the_token() {
+        for name in ["RawValue", "Number"] {
+            let odd = format!(r#"{{"$serde_json::private::{name}":"1"}}"#);
+            let payload = format!(r#"{{"sub":{odd},"aud":"a"}}"#);
+            let claims = token(r#"{"alg":"RS256"}"#, &payload).unwrap().claims;
+            assert_eq!(claims.text("sub"), None);
+            assert_eq!(
+                serde_json::to_string(claims.all()["sub"].as_object().unwrap()).unwrap(),
+                odd
+            );
+            assert!(serde_json::from_str::<Value>(&odd).unwrap().is_object());
+        }
+    }
+
     #[test]
     fn symmetric_and_missing_algorithms_verify_nothing() {
         for alg in ["none", "HS256", "ES512"] {

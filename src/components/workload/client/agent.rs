@@ -29,6 +29,7 @@ use tokio::sync::watch;
 
 use super::issuer::{IssuedToken, Issuer, TokenError, unverified_claims};
 use crate::{
+    http::json::Json,
     keys::disk::{self, DiskError, Probe},
     telemetry,
 };
@@ -329,7 +330,7 @@ async fn health(State(agent): State<Agent>) -> impl IntoResponse {
         AgentHealth::Down => ::http::StatusCode::SERVICE_UNAVAILABLE,
         AgentHealth::Failing | AgentHealth::Ok => ::http::StatusCode::OK,
     };
-    (code, axum::Json(status))
+    (code, Json(status))
 }
 
 fn retry_after(error: &RenewalError) -> Option<Duration> {

@@ -12,7 +12,7 @@ use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 use ::http::{HeaderMap, Uri, Version, header};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::{
-    Json, Router,
+    Router,
     extract::{self, Query, State},
     response::{IntoResponse, Response},
     routing::get,
@@ -30,6 +30,7 @@ use crate::{
         Error,
         error::Kind,
         host::{HostRule, requested_host},
+        json::Json,
         origin,
     },
     keys::disk::{self, DiskError, Probe},
