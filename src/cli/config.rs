@@ -78,6 +78,9 @@ pub(super) fn run(
                 capability: String::new(),
             };
             super::policy::rules::<LoginScope>("oidc.groups.file", &groups)?;
+            if let Some(folder) = &settings.oidc.clients {
+                super::oidc::apply::read(folder, environment)?;
+            }
             console.say("The settings are fine");
             Ok(())
         }

@@ -5,6 +5,7 @@
 //! | 0     | done; also if the reader of our output went away                                |
 //! | 1     | failed                                                                          |
 //! | 2     | the command line was not understood, or a question was not answered with yes    |
+//! | 3     | a dry run found something that would change                                     |
 //! | 10–20 | the node did not join the tailnet; the table is in [`crate::tailnet::join`]     |
 //! | 64    | a setting is wrong (`EX_USAGE` of sysexits.h)                                   |
 
@@ -15,6 +16,7 @@ use crate::{config::InvalidSettings, telemetry};
 pub const DONE: u8 = 0;
 pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
+pub const WOULD_CHANGE: u8 = 3;
 pub const SETTINGS: u8 = 64;
 
 /// Why a command failed.
@@ -46,6 +48,15 @@ impl Failure {
         }
     }
 
+    /// What there is to say was said already.
+    pub fn told(code: u8) -> Self {
+        Self {
+            code,
+            error: None,
+            advice: String::new(),
+        }
+    }
+
     /// Adds what the person can do about it: a sentence without its final dot.
     #[must_use]
     pub fn advise(self, advice: impl Into<String>) -> Self {
@@ -59,11 +70,7 @@ impl Failure {
     /// failure.
     pub fn output(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
-            return Self {
-                code: DONE,
-                error: None,
-                advice: String::new(),
-            };
+            return Self::told(DONE);
         }
         Self::failed(error)
     }

@@ -1,10 +1,12 @@
 //! `tailbone oidc …`: the state of the OpenID provider, without a server of our own: it is copied,
-//! moved between SQLite and PostgreSQL, and tidied.
+//! moved between SQLite and PostgreSQL, and tidied; clients of files are applied to it.
 //!
 //! Invariants
 //! - `backup` and `dump` only read, so they may run beside the server that has the file.
 //! - Nothing is overwritten: a file that exists stays, and a store that has something is not
 //!   loaded.
+
+pub(super) mod apply;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -47,7 +49,7 @@ pub(super) fn command() -> Command {
             .help(help)
     };
     Command::new("oidc")
-        .about("Copy, move and tidy the state of the OpenID provider")
+        .about("Copy, move and tidy the state of the OpenID provider; apply files of clients")
         .args(args::of(FlagScope::Oidc).map(|arg| arg.global(true)))
         .subcommand(
             Command::new("backup")
@@ -70,6 +72,7 @@ pub(super) fn command() -> Command {
         .subcommand(
             Command::new("sweep").about("Delete what has expired, as servers do by themselves"),
         )
+        .subcommand(apply::command())
 }
 
 pub(super) fn run(
@@ -82,6 +85,10 @@ pub(super) fn run(
     };
     let raw = args::raw(matches, &[FlagScope::Root, FlagScope::Oidc], environment);
     let ((place, format), _) = console.accept(config::load_oidc_place(&raw))?;
+    if name == "apply" {
+        let applied = ask::runtime()?.block_on(apply::run(matches, &place, environment))?;
+        return applied.print(console, format);
+    }
     let path = matches.try_get_one::<PathBuf>("path").ok().flatten();
     let done = ask::runtime()?.block_on(async {
         match (name, path) {

@@ -4,14 +4,16 @@
 //! `raw.rs` finds what was given for it (`file.rs` reads files, `tsiam/` those of tsiam, `otel.rs`
 //! and `tsidp.rs` the variables of OpenTelemetry and of tsidp), and the section's reader makes a
 //! checked value of it with the methods of `read.rs` (`parse.rs` parses one text). `load.rs` puts
-//! the sections together, `listen.rs` says where each component listens, `reload.rs` applies what
-//! may change while the server runs, and `report.rs` says what is wrong.
+//! the sections together, `client_files.rs` reads the folder of clients, `listen.rs` says where
+//! each component listens, `reload.rs` applies what may change while the server runs, and
+//! `report.rs` says what is wrong.
 //!
 //! Every mistake is reported at once with its origin, and no message contains a secret. The command
 //! line takes its flags from the table; how they are parsed is its own business.
 
 pub mod duration;
 
+mod client_files;
 mod file;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -29,6 +31,7 @@ pub mod table;
 mod tsiam;
 mod tsidp;
 
+pub use client_files::{BadClientFiles, ClientFolder};
 pub use listen::{Listen, TailnetTls};
 pub use load::{
     PolicySettings, Purpose, RuleSource, Settings, load, load_all, load_client, load_oidc_place,

@@ -12,14 +12,16 @@
 //!
 //! `routes.rs` has the endpoints, `device.rs`, `logout.rs`, `par.rs` and `registration.rs` those of
 //! one subject each, `notices.rs` tells applications of logouts, `keys.rs` has the published keys,
-//! `answers.rs` how the endpoints answer, `pages.rs` and `denied.rs` the pages, `callers.rs` what
-//! the tailnet says, [`access`] who may log in where, [`groups`] who is in which group, `counts.rs`
-//! the metrics, [`state`] where the state is and whether it answers. Done elsewhere: the steps of a
-//! login and what tokens say ([`tailbone_oidc`]), the life of the keys ([`crate::jwks`]).
+//! `client_files.rs` applies the clients of files, `answers.rs` how the endpoints answer,
+//! `pages.rs` and `denied.rs` the pages, `callers.rs` what the tailnet says, [`access`] who may log
+//! in where, [`groups`] who is in which group, `counts.rs` the metrics, [`state`] where the state
+//! is and whether it answers. Done elsewhere: the steps of a login and what tokens say
+//! ([`tailbone_oidc`]), the life of the keys ([`crate::jwks`]).
 
 pub mod access;
 mod answers;
 mod callers;
+mod client_files;
 mod clients;
 mod counts;
 mod denied;
@@ -46,7 +48,7 @@ use tailbone_oidc::{
     documents::DocumentHosts,
     fetch::GuardedClient,
     provider::{Foreign, Provider, ProviderSettings, WorkloadIssuer},
-    store::tsidp,
+    store::{Store, tsidp},
     token::Offers,
 };
 
@@ -57,6 +59,7 @@ pub use routes::{Oidc, internet_router, router};
 
 use self::{
     access::{LoginAccess, LoginRuleFile},
+    client_files::ClientFiles,
     groups::{Groups, TailnetGroups},
     state::{Import, State, Upkeep},
 };
@@ -146,7 +149,9 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
         }),
         None => None,
     };
-    state.begin(import);
+    let files = settings.clients.as_ref().map(ClientFiles::new);
+    let clients = files.as_ref().map(ClientFiles::read).transpose()?;
+    state.begin(import, clients);
     tracing::info!(target: "oidc", issuer, store = state.store.place(), "people can log in to applications");
     let oidc = Arc::new(Oidc {
         provider,
@@ -172,6 +177,8 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
         .lifecycle(Live {
             access,
             groups,
+            store: state.store.clone(),
+            files,
             upkeep: state.upkeep(),
         });
     if configured.is_some() {
@@ -187,6 +194,8 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
 struct Live {
     access: Arc<LoginAccess>,
     groups: Arc<Groups>,
+    store: Arc<dyn Store>,
+    files: Option<ClientFiles>,
     upkeep: Upkeep,
 }
 
@@ -211,6 +220,9 @@ impl Lifecycle for Live {
                 Ok(_) => tracing::info!(target: "oidc", "policy reloaded"),
                 Err(error) => log_load_error(&error),
             }
+        }
+        if let Some(files) = &self.files {
+            files.reload(&self.store);
         }
     }
 }

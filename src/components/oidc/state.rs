@@ -22,6 +22,7 @@ use tailbone_oidc::store::{
     CallKind, Client, Postgres, PostgresSettings, Sqlite, Store, StoreError, Watched, Watcher,
 };
 
+use super::client_files::FileClients;
 use crate::{
     config::{OidcPostgres, OidcSettings, OidcStore},
     part::PartError,
@@ -35,7 +36,7 @@ pub const DATABASE: &str = "oidc.db";
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Pause before PostgreSQL is asked again at the start, and before clients are copied again.
-const AGAIN: Duration = Duration::from_secs(2);
+pub(super) const AGAIN: Duration = Duration::from_secs(2);
 
 /// How often expired rows are looked for, and how many of each kind are deleted at once.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
@@ -67,6 +68,7 @@ impl State {
             Arc::new(Health {
                 phase: Mutex::new(phase),
                 imports: AtomicBool::new(false),
+                files: AtomicBool::new(false),
                 meter: meter.clone(),
             })
         };
@@ -92,15 +94,16 @@ impl State {
         })
     }
 
-    /// Reaches the database for the first time, then copies clients, in a task that tries again
-    /// until both are done.
-    pub(super) fn begin(&self, import: Option<Import>) {
+    /// Reaches the database for the first time, then copies clients and applies those of files, in
+    /// a task that tries again until all is done.
+    pub(super) fn begin(&self, import: Option<Import>, files: Option<FileClients>) {
         let (store, health) = (self.store.clone(), self.health.clone());
         let postgres = self.postgres.clone();
-        if postgres.is_none() && import.is_none() {
+        if postgres.is_none() && import.is_none() && files.is_none() {
             return;
         }
         health.imports.store(import.is_some(), Ordering::Release);
+        health.files.store(files.is_some(), Ordering::Release);
         tokio::spawn(async move {
             if let Some(postgres) = postgres {
                 reach(&postgres, store.place()).await;
@@ -109,6 +112,10 @@ impl State {
             if let Some(import) = import {
                 copy(&*store, &import).await;
                 health.imports.store(false, Ordering::Release);
+            }
+            if let Some(files) = files {
+                files.apply(&*store).await;
+                health.files.store(false, Ordering::Release);
             }
         });
     }
@@ -192,6 +199,8 @@ struct Health {
     phase: Mutex<Phase>,
     /// Clients of tsidp are still to be copied.
     imports: AtomicBool,
+    /// Clients of files are still to be applied for the first time.
+    files: AtomicBool,
     meter: Meter,
 }
 
@@ -227,6 +236,9 @@ impl Health {
     fn import_latch(&self) -> LatchState {
         if self.imports.load(Ordering::Acquire) {
             return LatchState::Held("the clients of tsidp are being copied".to_owned());
+        }
+        if self.files.load(Ordering::Acquire) {
+            return LatchState::Held("the clients of files are not applied yet".to_owned());
         }
         LatchState::Released
     }
@@ -356,6 +368,7 @@ mod tests {
         Health {
             phase: Mutex::new(phase),
             imports: AtomicBool::new(false),
+            files: AtomicBool::new(false),
             meter: Meter::default(),
         }
     }

@@ -27,6 +27,7 @@ use super::{
 };
 use crate::config::{
     RuleSource,
+    client_files::ClientFolder,
     listen::Listen,
     parse::text,
     read::SettingsReader,
@@ -91,6 +92,15 @@ rows! {
         .flag("oidc-store-connections", FlagScope::Oidc)
         .default("8")
         .help("Connections to PostgreSQL at most");
+    CLIENTS_DIR = row("oidc.clientsDir", ValueKind::Text)
+        .flag("oidc-clients-dir", FlagScope::Start)
+        .flag("oidc-clients-dir", FlagScope::Oidc)
+        .default("")
+        .example("/etc/tailbone/clients")
+        .help(
+            "Folder with a file (YAML, TOML or JSON) for each client, applied at the start and on \
+             reload; docs/how-to/clients-as-code.md says what stands there",
+        );
     CAPABILITY = row("oidc.capability", ValueKind::Text)
         .flag("oidc-capability", FlagScope::Start)
         .default(capability::CAPABILITY)
@@ -223,6 +233,8 @@ pub struct OidcSettings {
     /// The directory of the tsidp that is replaced.
     pub take_over: Option<PathBuf>,
     pub store: OidcStore,
+    /// The clients that files describe.
+    pub clients: Option<ClientFolder>,
     pub capability: String,
     pub access: LoginSettings,
     pub token_exchange: bool,
@@ -270,6 +282,7 @@ pub struct OidcPlace {
     /// Where the file of SQLite is.
     pub dir: PathBuf,
     pub store: OidcStore,
+    pub clients: Option<ClientFolder>,
 }
 
 /// Where clients, grants and sessions are.
@@ -356,6 +369,7 @@ impl OidcSettings {
             dir,
             take_over,
             store,
+            clients,
             capability,
             access,
             token_exchange,
@@ -375,6 +389,7 @@ impl OidcSettings {
         reloaded.leave(TAKE_OVER.key, &self.take_over, take_over);
         let rows = "oidc.store, oidc.storePassword, oidc.storeCaFile or oidc.storeConnections";
         reloaded.leave(rows, &self.store, store);
+        reloaded.leave(CLIENTS_DIR.key, &self.clients, clients);
         reloaded.leave(CAPABILITY.key, &self.capability, capability);
         let rows = "oidc.policy, oidc.policyCapability or oidc.requireRule";
         reloaded.leave(rows, &self.access, access);
@@ -410,6 +425,7 @@ impl SettingsReader<'_> {
         let dir = self.path(&DIR);
         let take_over = self.optional_path(&TAKE_OVER);
         let store = self.oidc_store();
+        let clients_dir = self.optional_path(&CLIENTS_DIR);
         let capability = self.read(&CAPABILITY, text);
         let access = self.login_access();
         let token_exchange = self.bool(&TOKEN_EXCHANGE);
@@ -441,12 +457,21 @@ impl SettingsReader<'_> {
         });
         let ca_file = self.optional_path(&FETCH_CA_FILE);
         let keys = self.oidc_keys(issuer, dir.as_deref(), take_over.clone().flatten(), on);
+        let algorithms = keys.iter().flat_map(|keys| &keys.specs);
+        let clients = clients_dir.map(|dir| {
+            dir.map(|dir| ClientFolder {
+                dir,
+                algorithms: algorithms.map(|spec| spec.algorithm()).collect(),
+                token_exchange: token_exchange.unwrap_or_default(),
+            })
+        });
         Some(OidcSettings {
             listen: listen?,
             issuer: name?,
             dir: dir?,
             take_over: take_over?,
             store: store?,
+            clients: clients?,
             capability: capability?,
             access: access?,
             token_exchange: token_exchange?,
@@ -529,9 +554,18 @@ impl SettingsReader<'_> {
     pub(in crate::config) fn oidc_place(&mut self) -> Option<OidcPlace> {
         let dir = self.path(&DIR);
         let store = self.oidc_store();
+        let clients_dir = self.optional_path(&CLIENTS_DIR);
+        let algorithms = self.oidc_algorithms();
+        let token_exchange = self.bool(&TOKEN_EXCHANGE);
+        let (algorithms, token_exchange) = (algorithms?, token_exchange?);
         Some(OidcPlace {
             dir: dir?,
             store: store?,
+            clients: clients_dir?.map(|dir| ClientFolder {
+                dir,
+                algorithms,
+                token_exchange,
+            }),
         })
     }
 
@@ -567,6 +601,12 @@ impl SettingsReader<'_> {
         }))
     }
 
+    fn oidc_algorithms(&mut self) -> Option<Vec<Algorithm>> {
+        self.words(&KEYS_ALGORITHMS, |word| {
+            word.parse::<Algorithm>().map_err(|error| error.to_string())
+        })
+    }
+
     fn oidc_keys(
         &mut self,
         issuer: Option<&KeySettings>,
@@ -574,9 +614,7 @@ impl SettingsReader<'_> {
         take_over: Option<PathBuf>,
         on: bool,
     ) -> Option<OidcKeySettings> {
-        let algorithms = self.words(&KEYS_ALGORITHMS, |word| {
-            word.parse::<Algorithm>().map_err(|error| error.to_string())
-        });
+        let algorithms = self.oidc_algorithms();
         let rotate_every = self.duration(&KEYS_ROTATE_EVERY);
         let bits = self.key_size();
         let (mut algorithms, rotate_every, bits) = (algorithms?, rotate_every?, bits?);

@@ -6,7 +6,7 @@ pub(super) fn dcr(identity: Identity) -> Identity {
     identity.cap(CAPABILITY, json!({"allow_dcr": true}))
 }
 
-fn admin(identity: Identity) -> Identity {
+pub(super) fn admin(identity: Identity) -> Identity {
     identity.cap(CAPABILITY, json!({"allow_admin_ui": true}))
 }
 

@@ -12,7 +12,7 @@ use tailbone_values::Secret;
 use super::*;
 
 /// Exit code, standard output, standard error.
-fn run(arguments: &[&str]) -> (u8, String, String) {
+pub(super) fn run(arguments: &[&str]) -> (u8, String, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let mut all = vec!["tailbone", "oidc"];
     all.extend(arguments);
@@ -68,7 +68,7 @@ fn fill(store: &dyn Store, runtime: &tokio::runtime::Runtime) {
     }
 }
 
-fn text(path: &Path) -> &str {
+pub(super) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 

@@ -6,6 +6,7 @@ mod application;
 mod assertions;
 mod claims;
 mod client_documents;
+mod client_files;
 mod clients;
 mod commands;
 mod core_parameters;
@@ -230,6 +231,11 @@ impl OidcServer {
     /// With the secret of all clients, if the client has one.
     async fn add_client(&self, id: &str, metadata: &ClientMetadata) {
         let now = Timestamp::now();
+        // Where the test does not say otherwise.
+        let metadata = ClientMetadata {
+            login: metadata.login.or(Some(Login::Confirm)),
+            ..metadata.clone()
+        };
         let secret = ClientSecret {
             digest: Digest::of(SECRET),
             created_at: now,
@@ -237,7 +243,7 @@ impl OidcServer {
         };
         let client = Client {
             id: id.into(),
-            origin: ClientOrigin::File,
+            origin: ClientOrigin::Admin,
             owner: None,
             secrets: Some(secret)
                 .into_iter()

@@ -98,6 +98,8 @@ pub struct ListedClient {
     pub redirect_uris: Vec<String>,
     pub created_at: String,
     pub redirect_uri: &'static str,
+    /// Ours: `file`, `manual` or `registered`.
+    pub owner: &'static str,
 }
 
 /// Go's zero time, which clients of tsidp's pages carry.
@@ -212,6 +214,7 @@ impl Provider {
     ) -> Result<ClientView, BearerError> {
         for _ in 0..TRIES {
             let (client, _) = self.managed(id, token, now).await?;
+            changeable(&client)?;
             let metadata = self.read_registration(body)?;
             check_replacement(body, &client, now)?;
             self.check_sector(&metadata).await?;
@@ -322,6 +325,9 @@ impl Provider {
 
     /// Removes a client with all that it was given; `false` if there is none.
     pub async fn remove_client(&self, id: &str, now: Timestamp) -> Result<bool, OidcError> {
+        if let Some(client) = self.store.client(id, now).await.map_err(store_failed)? {
+            changeable(&client)?;
+        }
         let grants = GrantsOf::Client(id.to_owned());
         let revoked = self.store.revoke_grants(&grants).await;
         revoked.map_err(store_failed)?;
@@ -330,6 +336,21 @@ impl Provider {
             .await
             .map_err(store_failed)
     }
+}
+
+/// Whether anything but its file may change a client.
+pub(super) fn changeable(client: &Client) -> Result<(), OidcError> {
+    if client.origin != ClientOrigin::File {
+        return Ok(());
+    }
+    let file = client.owner.as_deref().unwrap_or_default();
+    let file = crate::describable(file);
+    let words = format!("this client is changed by its file alone: {file}");
+    Err(OidcError::new(
+        StatusCode::FORBIDDEN,
+        "access_denied",
+        words,
+    ))
 }
 
 /// What of a client's secrets an answer tells.
@@ -379,6 +400,7 @@ fn listed(client: Client, created_at: String) -> ListedClient {
         redirect_uris: metadata.redirect_uris,
         created_at,
         redirect_uri: "",
+        owner: client.origin.owner(),
     }
 }
 
