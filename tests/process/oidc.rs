@@ -5,90 +5,38 @@
 use std::fs;
 
 use ::http::{Request, header};
-use aws_lc_rs::{
-    encoding::AsDer as _,
-    rsa::{KeyPair, KeySize},
-};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http_body_util::Full;
-use rsa::{pkcs1::EncodeRsaPrivateKey as _, pkcs8::DecodePrivateKey as _};
 use serde_json::{Value, json};
 use testkit::{
     daemon::Daemon,
-    http::{Answer, Connection, request},
+    http::{Answer, Connection},
     pyjwt,
-    tailnet::users_node,
 };
 use tokio::net::UnixStream;
 
 use super::{
     alone,
     funnel::Edge,
-    workload::{ISSUER, https, part},
+    oidc_server::{
+        APP, ID, KID, SECRET, browser_of, posted, provider, start, start_unready, write_tsidp_files,
+    },
+    workload::{ISSUER, part},
 };
 
-pub(super) const APP: &str = "https://app.example.com/callback";
-pub(super) const ID: &str = "0123456789abcdef0123456789abcdef";
-pub(super) const SECRET: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
-
-/// The id of tsidp's key: a number above 2^53, as most of them are.
-const KID: u64 = 17_293_822_569_102_704_641;
-
-/// tsidp's file of its key.
-fn key_file() -> String {
-    let pair = KeyPair::generate(KeySize::Rsa2048).unwrap();
-    let key = rsa::PrivateKey::from_pkcs8_der(pair.as_der().unwrap().as_ref()).unwrap();
-    let text = STANDARD.encode(key.to_pkcs1_der().unwrap().as_bytes());
-    let (dashes, label) = ("-----", "RSA PRIVATE KEY");
-    let key = format!("{dashes}BEGIN {label}{dashes}\n{text}\n{dashes}END {label}{dashes}\n");
-    json!({"kid": KID, "key": key}).to_string()
-}
-
-/// An application of tsidp, as its file has it, and tsidp's key.
-pub(super) fn tsidp(edge: &Edge) {
-    let dir = edge.folder().join("tsidp");
-    fs::create_dir(&dir).unwrap();
-    let client = json!({
-        "client_id": ID, "client_secret": SECRET, "client_name": "Wiki",
-        "redirect_uris": [APP], "created_at": "0001-01-01T00:00:00Z", "redirect_uri": "",
-    });
-    let file = json!({ ID: client }).to_string();
-    fs::write(dir.join("oidc-funnel-clients.json"), file).unwrap();
-    fs::write(dir.join("oidc-key.json"), key_file()).unwrap();
-}
-
-/// The server, with the applications of tsidp.
-pub(super) async fn start(edge: &Edge) -> Daemon {
-    let flags = [
-        "--components",
-        "oidc,metrics",
-        "--oidc-listen",
-        "tailnet+tls://:443,funnel://:443",
-        "--oidc-take-over",
-        "tsidp",
-    ];
-    let mut daemon = edge.start_with(&flags).await;
-    daemon.logs("certificate of the node's name in use").await;
-    daemon
-}
-
-fn posted(pairs: &[(&str, &str)]) -> Request<Full<Bytes>> {
-    let mut form = url::form_urlencoded::Serializer::new(String::new());
-    form.extend_pairs(pairs);
-    let (mut parts, _) = request("POST", "/token").into_parts();
-    let kind = "application/x-www-form-urlencoded".parse().unwrap();
-    parts.headers.insert(header::CONTENT_TYPE, kind);
+/// With the application's secret.
+fn redeeming(pairs: &[(&str, &str)]) -> Request<Full<Bytes>> {
+    let mut request = posted("/token", pairs);
     let basic = format!("Basic {}", STANDARD.encode(format!("{ID}:{SECRET}")));
-    parts
-        .headers
-        .insert(header::AUTHORIZATION, basic.parse().unwrap());
-    Request::from_parts(parts, Full::from(form.finish()))
+    let headers = request.headers_mut();
+    headers.insert(header::AUTHORIZATION, basic.parse().unwrap());
+    request
 }
 
 /// What the application's back end is answered.
 async fn through_funnel(edge: &Edge, pairs: &[(&str, &str)]) -> Value {
-    let answer: Answer = edge.connection(9, 443).await.send(posted(pairs)).await;
+    let answer: Answer = edge.connection(9, 443).await.send(redeeming(pairs)).await;
     assert_eq!(answer.status(), 200, "{answer:?}");
     answer.json()
 }
@@ -118,12 +66,8 @@ async fn redeemed(edge: &Edge, code: &str) -> Value {
 #[test]
 fn an_application_of_tsidp_logs_people_in_and_a_restart_ends_nothing() {
     alone(async {
-        let edge = Edge::with_authority();
-        tsidp(&edge);
-        let mut daemon = start(&edge).await;
-        daemon.ready();
-        let alice = users_node(&edge.devnet, edge.folder(), "alice").await;
-        let mut browser = https(&edge, &alice).await;
+        let (edge, mut daemon) = provider().await;
+        let (_alice, mut browser) = browser_of(&edge, "alice").await;
         let asked = asked();
         let login = browser.get(&asked).await;
         let code = &code_of(&login);
@@ -158,7 +102,7 @@ fn an_application_of_tsidp_logs_people_in_and_a_restart_ends_nothing() {
         for secret in [SECRET, code, token] {
             assert!(!log.contains(secret), "a secret is in the log");
         }
-        let _daemon = start(&edge).await;
+        let _daemon = start(&edge, &[]).await;
         let refresh = tokens["refresh_token"].as_str().unwrap();
         let refreshed = [("grant_type", "refresh_token"), ("refresh_token", refresh)];
         let again = through_funnel(&edge, &refreshed).await;
@@ -188,24 +132,12 @@ fn a_postgresql_that_is_away_at_the_start_and_in_between_needs_no_restart() {
         let store = database.url(&database.database());
         database.stop();
         let edge = Edge::with_authority();
-        tsidp(&edge);
-        let flags = [
-            "--components",
-            "oidc,metrics",
-            "--oidc-listen",
-            "tailnet+tls://:443,funnel://:443",
-            "--oidc-take-over",
-            "tsidp",
-            "--oidc-store",
-            &store,
-        ];
-        let mut daemon = edge.start_with(&flags).await;
-        daemon.logs("certificate of the node's name in use").await;
+        write_tsidp_files(&edge);
+        let mut daemon = start_unready(&edge, &["--oidc-store", &store]).await;
         daemon.logs("the store cannot be used yet").await;
         let (status, latch) = readiness(&daemon).await;
         assert_eq!((status, &latch["ready"]), (503, &json!(false)), "{latch}");
-        let alice = users_node(&edge.devnet, edge.folder(), "alice").await;
-        let mut browser = https(&edge, &alice).await;
+        let (_alice, mut browser) = browser_of(&edge, "alice").await;
         let unavailable = async |browser: &mut Connection| {
             let refused = browser.get(&asked()).await;
             assert_eq!(refused.status(), 503, "{refused:?}");

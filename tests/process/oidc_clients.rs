@@ -3,9 +3,7 @@
 
 use std::{fs, net::SocketAddr, sync::Arc};
 
-use ::http::{Request, header};
-use bytes::Bytes;
-use http_body_util::Full;
+use ::http::header;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tailbone::tailnet::{EmbeddedNode, Node as _};
@@ -13,18 +11,17 @@ use tailbone_oidc::capability::CAPABILITY;
 use testkit::{
     connect_proxy::ConnectProxy,
     eventually,
-    http::{Connection, dial, request},
+    http::{Connection, dial},
     oidc_clients::{McpServer, Registration},
     openbao::OpenBao,
-    tailnet::users_node,
 };
 use tokio::{io::copy_bidirectional, net::TcpListener};
 
 use super::{
     alone,
-    funnel::{Edge, NAME},
-    oidc::{APP, ID, SECRET, start, tsidp},
-    workload::{ISSUER, https},
+    funnel::NAME,
+    oidc_server::{APP, ID, SECRET, browser_of, path_of, posted, provider},
+    workload::ISSUER,
 };
 
 /// What every application must have learned of the person.
@@ -48,11 +45,8 @@ fn check(learned: &Value, library: &str) {
 #[test]
 fn libraries_of_three_languages_and_openbao_log_a_person_in() {
     alone(async {
-        let edge = Edge::with_authority();
-        tsidp(&edge);
-        let mut daemon = start(&edge).await;
-        daemon.ready();
-        let alice = users_node(&edge.devnet, edge.folder(), "alice").await;
+        let (edge, mut daemon) = provider().await;
+        let (_alice, mut browser) = browser_of(&edge, "alice").await;
         // Once the internet reaches the server, applications do.
         assert_eq!(edge.get("/.well-known/jwks.json").await.status(), 200);
         let proxy = ConnectProxy::start(&[NAME], edge.devnet.ready.funnel["443"]).await;
@@ -64,7 +58,6 @@ fn libraries_of_three_languages_and_openbao_log_a_person_in() {
             redirect_uri: APP,
             proxy: &proxy,
         };
-        let mut browser = https(&edge, &alice).await;
         for library in ["Authlib", "openid-client", "go-oidc"] {
             let application = match library {
                 "Authlib" => registered.authlib(),
@@ -72,9 +65,7 @@ fn libraries_of_three_languages_and_openbao_log_a_person_in() {
                 _ => registered.go_oidc(),
             };
             let address = application.authorize();
-            let path = address
-                .strip_prefix(ISSUER)
-                .unwrap_or_else(|| panic!("{address}"));
+            let path = path_of(&address);
             let login = browser.get(path).await;
             assert_eq!(login.status(), 302, "{library}: {login:?}");
             check(&application.learned(login.header("location")), library);
@@ -108,9 +99,7 @@ async fn log_in_to_openbao(registered: &Registration<'_>, browser: &mut Connecti
     let asked = json!({"role": "people", "redirect_uri": APP});
     let asked = bao.ok(Method::POST, "auth/oidc/oidc/auth_url", asked).await;
     let address = asked["data"]["auth_url"].as_str().unwrap();
-    let path = address
-        .strip_prefix(ISSUER)
-        .unwrap_or_else(|| panic!("{address}"));
+    let path = path_of(address);
     let login = browser.get(path).await;
     assert_eq!(login.status(), 302, "{login:?}");
     let (_, answer) = login.header("location").split_once('?').unwrap();
@@ -137,15 +126,6 @@ async fn way_of(node: Arc<EmbeddedNode>) -> SocketAddr {
     addr
 }
 
-fn posted(path: &str, pairs: &[(&str, &str)]) -> Request<Full<Bytes>> {
-    let mut form = url::form_urlencoded::Serializer::new(String::new());
-    form.extend_pairs(pairs);
-    let (mut parts, _) = request("POST", path).into_parts();
-    let kind = "application/x-www-form-urlencoded".parse().unwrap();
-    parts.headers.insert(header::CONTENT_TYPE, kind);
-    Request::from_parts(parts, Full::from(form.finish()))
-}
-
 /// The person reads the page of a login and confirms it. Where the browser goes then.
 async fn confirmed(browser: &mut Connection, path: &str) -> String {
     let page = browser.get(path).await;
@@ -170,12 +150,8 @@ async fn confirmed(browser: &mut Connection, path: &str) -> String {
 #[test]
 fn mcp_clients_register_themselves_and_use_a_server_as_the_person() {
     alone(async {
-        let edge = Edge::with_authority();
-        tsidp(&edge);
-        let mut daemon = start(&edge).await;
-        daemon.ready();
-        let alice = Arc::new(users_node(&edge.devnet, edge.folder(), "alice").await);
-        let mut browser = https(&edge, &alice).await;
+        let (edge, mut daemon) = provider().await;
+        let (alice, mut browser) = browser_of(&edge, "alice").await;
         let nodes = edge.devnet.nodes().await;
         let provider = nodes.iter().find(|node| node["host"] == "public").unwrap();
         let grant = json!({"allow_dcr": true, "users": ["*"], "resources": ["*"]});
@@ -196,9 +172,7 @@ fn mcp_clients_register_themselves_and_use_a_server_as_the_person() {
         for client in [McpServer::python_client, McpServer::javascript_client] {
             let client = client(&server);
             let address = client.authorize();
-            let path = address
-                .strip_prefix(ISSUER)
-                .unwrap_or_else(|| panic!("{address}"));
+            let path = path_of(&address);
             assert!(path.contains("&resource="), "{path}");
             let back = confirmed(&mut browser, path).await;
             assert!(back.starts_with("http://127.0.0.1:8976/callback?code="));

@@ -12,6 +12,7 @@
 )]
 
 pub mod backend;
+pub mod browser;
 pub mod certificates;
 pub mod cloud_sdks;
 pub mod connect_proxy;
@@ -28,6 +29,7 @@ pub mod keys;
 pub mod line_program;
 pub mod moto;
 pub mod node_contract;
+pub mod oidc_apps;
 pub mod oidc_clients;
 pub mod openbao;
 pub mod proxies;

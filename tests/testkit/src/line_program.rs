@@ -22,8 +22,12 @@ pub struct LineProgram {
 impl LineProgram {
     /// The program finds its way to the server by this proxy.
     pub fn start(command: &mut Command, proxy: &ConnectProxy) -> Self {
+        Self::run(command.env("HTTPS_PROXY", proxy.url()))
+    }
+
+    /// A program that finds its way by itself.
+    pub fn run(command: &mut Command) -> Self {
         let mut child = command
-            .env("HTTPS_PROXY", proxy.url())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

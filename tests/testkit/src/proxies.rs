@@ -171,7 +171,13 @@ impl Proxy {
         Self::start("envoy", command, dir, setup.listen).await
     }
 
-    async fn start(name: &str, mut command: Command, dir: &Path, addr: SocketAddr) -> Self {
+    /// Any program that listens at this address, with its log in this folder.
+    pub(crate) async fn start(
+        name: &str,
+        mut command: Command,
+        dir: &Path,
+        addr: SocketAddr,
+    ) -> Self {
         // Debian installs servers outside of a plain user's path.
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
