@@ -76,6 +76,9 @@ fn status(json: &[u8]) {
     let Ok(told) = serde_json::from_slice::<Value>(json) else {
         return;
     };
+    if !told.is_object() || told["state"].is_object() {
+        return; // As below: the Go side does not write that.
+    }
     let now = Timestamp::from_second(1_800_000_000).unwrap();
     for has_key in [false, true] {
         let state = classify(&status, has_key, now);
@@ -99,6 +102,10 @@ fn whois(json: &[u8]) {
         return;
     };
     let (node, user) = (&told["node"], &told["user"]);
+    // A derived reader also takes a list for a struct, and an object for a word.
+    if ![&told, node, user].into_iter().all(Value::is_object) {
+        return;
+    }
     let tags = node["tags"].as_array().map_or(0, Vec::len);
     let login = user["login"].as_str().unwrap_or_default();
     let ours = told["same_tailnet"] == true;
