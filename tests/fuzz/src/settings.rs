@@ -119,10 +119,12 @@ fn load(extension: &str, text: &str, told: bool) {
             for warning in warnings {
                 super::assert_one_line(&warning.to_string());
             }
-            let again = loaded(&written(&origins), "json");
-            let (_, again, _) =
-                again.unwrap_or_else(|mistakes| panic!("what is shown is refused: {mistakes}"));
-            assert_eq!(values(&again), values(&origins));
+            match loaded(&written(&origins), "json") {
+                Ok((_, again, _)) => assert_eq!(values(&again), values(&origins)),
+                // Another setting may need the secret.
+                Err(_) if origins.entries.iter().any(is_hidden) => {}
+                Err(mistakes) => panic!("what is shown is refused: {mistakes}"),
+            }
         }
         Err(mistakes) => {
             assert!(!mistakes.mistakes.is_empty());
@@ -136,7 +138,12 @@ fn load(extension: &str, text: &str, told: bool) {
 }
 
 fn from_file(entry: &&EffectiveValue) -> bool {
-    matches!(entry.origin, ValueOrigin::File { .. }) && entry.value != "(hidden)"
+    matches!(entry.origin, ValueOrigin::File { .. }) && !is_hidden(entry)
+}
+
+/// A secret of the file is not shown.
+fn is_hidden(entry: &EffectiveValue) -> bool {
+    matches!(entry.origin, ValueOrigin::File { .. }) && entry.value == "(hidden)"
 }
 
 /// The effective settings of a file, as a file like the output of `tailbone config show`.
