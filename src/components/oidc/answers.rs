@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use ::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
 use axum::{
     body::Body,
     response::{IntoResponse, Response},
@@ -12,7 +12,8 @@ use tailbone_oidc::{OidcError, describable, provider::BearerError};
 
 use super::{
     counts::{self, Outcome},
-    pages,
+    pages::{self, Place},
+    requests::request_id,
 };
 use crate::config::OidcErrorFormat as ErrorFormat;
 
@@ -48,30 +49,17 @@ pub(super) fn error(format: ErrorFormat, request: &HeaderMap, error: &OidcError)
 }
 
 /// The same for a person, where nothing may be sent to the client.
-pub(super) fn error_page(format: ErrorFormat, request: &HeaderMap, error: &OidcError) -> Response {
-    page_or_error(format, request, error, pages::error)
-}
-
-/// The same for a person who wanted to sign out.
-pub(super) fn sign_out_error(
+pub(super) fn error_page(
     format: ErrorFormat,
-    request: &HeaderMap,
+    request: &Parts,
+    place: Place,
     error: &OidcError,
 ) -> Response {
-    page_or_error(format, request, error, pages::sign_out_error)
-}
-
-fn page_or_error(
-    format: ErrorFormat,
-    request: &HeaderMap,
-    error: &OidcError,
-    page: fn(&OidcError) -> Response,
-) -> Response {
-    if !accepts(request, "text/html") {
-        return self::error(format, request, error);
+    if !accepts(&request.headers, "text/html") {
+        return self::error(format, &request.headers, error);
     }
     log(error);
-    let mut response = page(error);
+    let mut response = pages::error(place, error, request_id(request));
     add_headers(&mut response, error);
     response
 }

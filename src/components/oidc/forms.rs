@@ -47,9 +47,10 @@ pub(super) fn form_token(request: &Parts) -> Result<String, OidcError> {
     }
 }
 
-/// Gives the browser the token of the page.
+/// Gives the browser the token of the page. A link of another site brings it along, so that the
+/// page of that link has the same one; the form of another site does not.
 pub(super) fn set_form_token(response: &mut Response, token: &str) {
-    set_cookie(response, FORM_COOKIE, token, "SameSite=Strict");
+    set_cookie(response, FORM_COOKIE, token, "SameSite=Lax");
 }
 
 /// Whether no page of another origin sent the request (tsidp's rule, that of Go's

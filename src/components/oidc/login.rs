@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use tailbone_oidc::{
     OidcError, Params,
     authorize::Answer,
+    discovery::AUTHORIZE_PATH,
     provider::{
         AuthorizeRequest, Authorized, Browser, Caller, Confirmation, NewSession, Question,
         SESSION_LIFETIME,
@@ -19,22 +20,45 @@ use super::{
     answers,
     callers::KnownCaller,
     counts::{self, Outcome},
-    denied,
-    forms::{decision, form_token, is_own_form, own_path, set_form_token},
-    pages::{self, QuestionForm},
-    requests::{SESSION_COOKIE, cookie, form, identified, params_of, set_cookie},
+    forms::{decision, form_token, is_own_form, is_same_origin, own_path, set_form_token},
+    pages::{self, Place, QuestionForm},
+    requests::{
+        SESSION_COOKIE, cookie, form, identified, is_navigation, params_of, request_id, set_cookie,
+    },
     routes::Oidc,
 };
 use crate::{audit, config::OidcErrorFormat as ErrorFormat, telemetry::audit::Decision};
 
 pub(super) const CONFIRM_PATH: &str = "/authorize/confirm";
 
+/// The longest query that every browser and proxy takes.
+const MAX_QUERY: usize = 4096;
+
 pub(super) async fn authorize(oidc: &Oidc, request: &Parts, body: Body) -> Response {
     let shown = match params_of(request, body).await {
-        Ok(params) => authorized(oidc, request, &params, None).await,
+        Ok(params) => match as_own(oidc, request, &params) {
+            Some(response) => Ok(response),
+            None => authorized(oidc, request, &params, None).await,
+        },
         Err(error) => Err(error),
     };
-    shown.unwrap_or_else(|error| answers::error_page(oidc.errors, &request.headers, &error))
+    shown.unwrap_or_else(|error| answers::error_page(oidc.errors, request, Place::Login, &error))
+}
+
+/// Browsers send no cookie with the form of another site, so that a session seems to be missing.
+/// Sent once more, as a link or as a form of ours, the request brings it along.
+fn as_own(oidc: &Oidc, request: &Parts, params: &Params) -> Option<Response> {
+    let cookie = cookie(&request.headers, SESSION_COOKIE);
+    let foreign = request.method == Method::POST && !is_same_origin(oidc, request);
+    if !foreign || cookie.is_some() || !is_navigation(request) {
+        return None;
+    }
+    let path = own_path(&oidc.provider.settings.issuer, AUTHORIZE_PATH);
+    let query = params.encode();
+    if query.len() > MAX_QUERY {
+        return Some(pages::posted_form(&path, &params.pairs()));
+    }
+    Some(redirect(request, &format!("{path}?{query}")))
 }
 
 /// The person's answer to the page. It counts if the page was shown to this very browser, which has
@@ -50,7 +74,7 @@ pub(super) async fn confirm(oidc: &Oidc, request: &Parts, body: Body) -> Respons
         authorized(oidc, request, &params, confirmation).await
     };
     let shown = shown.await;
-    shown.unwrap_or_else(|error| answers::error_page(oidc.errors, &request.headers, &error))
+    shown.unwrap_or_else(|error| answers::error_page(oidc.errors, request, Place::Login, &error))
 }
 
 async fn authorized(
@@ -60,16 +84,12 @@ async fn authorized(
     confirmation: Option<Confirmation>,
 ) -> Result<Response, OidcError> {
     let KnownCaller { caller, .. } = identified(oidc, request).await?;
-    let navigates = request
-        .headers
-        .get("sec-fetch-mode")
-        .is_some_and(|mode| mode == "navigate");
     let wanted = AuthorizeRequest {
         params,
         caller: &caller,
         browser: Browser {
             cookie: cookie(&request.headers, SESSION_COOKIE),
-            navigates,
+            navigates: is_navigation(request),
         },
         confirmation,
     };
@@ -80,18 +100,19 @@ async fn authorized(
             let (login, client_id) = (&denied.login, &denied.client_id);
             let rule = &denied.denial.rule;
             audit!(Decision::Refused, "login", caller = %login, client_id = %client_id, rule = %rule);
-            Ok(denied::page(&denied))
+            Ok(pages::denied(&denied, request_id(request)))
+        }
+        Authorized::Machine(machine) => {
+            let client_id = &machine.client_id;
+            audit!(Decision::Refused, "login", caller = name_of(&caller), client_id = %client_id);
+            Ok(pages::machine(&machine, request_id(request)))
         }
         Authorized::Answer {
             answer,
             granted,
             session,
         } => {
-            let login = match &caller {
-                Caller::Person(identity) => identity.login.as_str(),
-                Caller::Machine { node, .. } => node,
-                Caller::Unknown => "",
-            };
+            let login = name_of(&caller);
             let client_id = params.get("client_id");
             if granted {
                 audit!(Decision::Allowed, "login", caller = login, client_id);
@@ -112,6 +133,15 @@ async fn authorized(
             }
             Ok(response)
         }
+    }
+}
+
+/// As the audit names them.
+fn name_of(caller: &Caller) -> &str {
+    match caller {
+        Caller::Person(identity) => &identity.login,
+        Caller::Machine { node, .. } => node,
+        Caller::Unknown => "",
     }
 }
 

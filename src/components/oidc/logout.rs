@@ -17,7 +17,7 @@ use super::{
     answers,
     forms::{decision, form_token, is_own_form, is_same_origin, own_path, set_form_token},
     login::redirect,
-    pages::{self, QuestionForm},
+    pages::{self, Place, QuestionForm},
     requests::{SESSION_COOKIE, caller_for_secrets, cookie, form, params_of, set_cookie},
     routes::Oidc,
 };
@@ -48,7 +48,7 @@ pub(super) async fn end_session(
         signed_out(oidc, request, &params, false, internet).await
     };
     let shown = shown.await;
-    shown.unwrap_or_else(|error| answers::sign_out_error(oidc.errors, &request.headers, &error))
+    shown.unwrap_or_else(|error| answers::error_page(oidc.errors, request, Place::SignOut, &error))
 }
 
 /// The person's answer to the page. One that comes from elsewhere shows the page again.
@@ -68,7 +68,7 @@ pub(super) async fn confirm(oidc: &Oidc, request: &Parts, body: Body, internet: 
         }
     };
     let shown = shown.await;
-    shown.unwrap_or_else(|error| answers::sign_out_error(oidc.errors, &request.headers, &error))
+    shown.unwrap_or_else(|error| answers::error_page(oidc.errors, request, Place::SignOut, &error))
 }
 
 async fn signed_out(

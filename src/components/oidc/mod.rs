@@ -12,11 +12,11 @@
 //!
 //! `routes.rs` has the endpoints, `device.rs`, `logout.rs`, `par.rs` and `registration.rs` those of
 //! one subject each, `notices.rs` tells applications of logouts, `keys.rs` has the published keys,
-//! `client_files.rs` applies the clients of files, `answers.rs` how the endpoints answer,
-//! `pages.rs` and `denied.rs` the pages, `callers.rs` what the tailnet says, [`access`] who may log
-//! in where, [`groups`] who is in which group, `counts.rs` the metrics, [`state`] where the state
-//! is and whether it answers. Done elsewhere: the steps of a login and what tokens say
-//! ([`tailbone_oidc`]), the life of the keys ([`crate::jwks`]).
+//! `client_files.rs` applies the clients of files, `answers.rs` how the endpoints answer, `pages/`
+//! the pages, `callers.rs` what the tailnet says, [`access`] who may log in where, [`groups`] who
+//! is in which group, `counts.rs` the metrics, [`state`] where the state is and whether it answers.
+//! Done elsewhere: the steps of a login and what tokens say ([`tailbone_oidc`]), the life of the
+//! keys ([`crate::jwks`]).
 
 pub mod access;
 mod answers;
@@ -24,7 +24,6 @@ mod callers;
 mod client_files;
 mod clients;
 mod counts;
-mod denied;
 mod device;
 mod forms;
 pub mod groups;

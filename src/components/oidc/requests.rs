@@ -12,7 +12,7 @@ use super::{
     forms::is_same_origin,
     routes::Oidc,
 };
-use crate::http::form::is_form;
+use crate::http::{form::is_form, layers::RequestId};
 
 /// The browser's session. The name keeps it to this host and to TLS.
 pub(super) const SESSION_COOKIE: &str = "__Host-oidc-session";
@@ -104,6 +104,18 @@ pub(super) fn authorization(headers: &HeaderMap) -> Option<&str> {
 pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = authorization(headers)?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then_some(token)
+}
+
+/// The id that log and audit know the request by.
+pub(super) fn request_id(request: &Parts) -> &str {
+    let id = request.extensions.get::<RequestId>();
+    id.map_or("", |RequestId(id)| id)
+}
+
+/// Whether a browser shows the answer as a page.
+pub(super) fn is_navigation(request: &Parts) -> bool {
+    let mode = request.headers.get("sec-fetch-mode");
+    mode.is_some_and(|mode| mode == "navigate")
 }
 
 /// The value of a cookie.

@@ -45,6 +45,7 @@ use super::{
     keys::ServedKeys,
     login::{self, CONFIRM_PATH},
     logout::{self, SIGN_OUT_PATH},
+    pages::Place,
     par, registration, tokens,
 };
 use crate::{config::OidcErrorFormat as ErrorFormat, telemetry::meter::Meter};
@@ -142,9 +143,13 @@ async fn answer(oidc: &Oidc, reader: Reader, request: Parts, body: Body) -> Resp
             answers::share(response, "GET, OPTIONS", "*")
         }
         AUTHORIZE_PATH | CONFIRM_PATH | DEVICE_PATH if internet => {
+            let place = match request.uri.path() {
+                DEVICE_PATH => Place::Device,
+                _ => Place::Login,
+            };
             let words = "not allowed over funnel";
             let refused = OidcError::new(StatusCode::UNAUTHORIZED, "access_denied", words);
-            answers::error_page(oidc.errors, &request.headers, &refused)
+            answers::error_page(oidc.errors, &request, place, &refused)
         }
         AUTHORIZE_PATH => login::authorize(oidc, &request, body).await,
         CONFIRM_PATH => login::confirm(oidc, &request, body).await,

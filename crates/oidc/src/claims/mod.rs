@@ -94,6 +94,9 @@ pub const SUPPORTED: [&str; 26] = [
     "sid",
 ];
 
+/// Claims that tell something about the token, and nothing about the person.
+const OF_THE_TOKEN: [&str; 6] = ["aud", "exp", "iat", "iss", "jti", "nbf"];
+
 /// The scope, and its claim.
 const GROUPS: &str = "groups";
 
@@ -306,6 +309,30 @@ impl Provider<'_> {
         // A rule that stays out of UserInfo locks nobody out of it.
         claims.insert("sub".into(), granted.identity.subject().into());
         Ok(claims)
+    }
+
+    /// What the ID token and UserInfo tell about the person, for a page that asks the person first.
+    pub fn told(
+        &self,
+        granted: Granted<'_>,
+        rules: &Rules,
+    ) -> Result<Map<String, Value>, ProtectedClaim> {
+        let token = IdToken {
+            now: 0,
+            id: "",
+            nonce: None,
+            auth_time: None,
+            acr: None,
+            session: None,
+            access_token: None,
+        };
+        let mut told = self.id_token(granted, rules, token)?;
+        told.extend(self.userinfo(granted, rules)?);
+        told.retain(|name, _| {
+            let name = name.as_str();
+            !OF_THE_TOKEN.contains(&name) && !OURS.contains(&name)
+        });
+        Ok(told)
     }
 
     /// The claims of an active access token (RFC 7662).

@@ -3,6 +3,7 @@
 use http::StatusCode;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use super::{
@@ -70,6 +71,9 @@ pub enum Authorized {
     Ask(Box<Question>),
     /// The person is told, and goes back to the client from that page.
     Denied(Box<DeniedLogin>),
+    /// The caller is a machine. Whoever looks at its browser is told, and goes back to the client
+    /// from that page.
+    Machine(Box<MachineLogin>),
     Answer {
         answer: Answer,
         /// The client gets a code, and no error.
@@ -100,6 +104,10 @@ pub struct Question {
     pub redirect_uri: String,
     pub login: String,
     pub name: String,
+    /// What the client will be told about the person.
+    pub told: Map<String, Value>,
+    /// What the client wants tokens for.
+    pub resources: Vec<String>,
     /// The host that describes the client, where no administrator and no registration does.
     pub described_by: Option<String>,
     /// Its answers go to the person's own device, where any program can be it.
@@ -115,6 +123,15 @@ pub struct DeniedLogin {
     pub client_id: String,
     pub login: String,
     pub denial: Denial,
+    /// What the client is told.
+    pub answer: Answer,
+}
+
+/// What the page says at the browser of a tagged machine, which has no user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineLogin {
+    pub client: ClientMetadata,
+    pub client_id: String,
     /// What the client is told.
     pub answer: Answer,
 }
@@ -198,7 +215,16 @@ impl Provider {
             Caller::Person(identity) => identity,
             Caller::Machine { .. } => {
                 let sentence = "tagged devices have no user who could log in";
-                return Ok(refuse(&reply_to, Refused::new("access_denied", sentence)));
+                let prompt = resolved.params.get("prompt").unwrap_or_default();
+                if !request.browser.navigates || prompt.split(' ').any(|word| word == "none") {
+                    return Ok(refuse(&reply_to, Refused::new("access_denied", sentence)));
+                }
+                let issuer = &self.settings.issuer;
+                return Ok(Authorized::Machine(Box::new(MachineLogin {
+                    client: metadata,
+                    client_id: client.id,
+                    answer: reply_to.error(issuer, "access_denied", sentence),
+                })));
             }
             Caller::Unknown => {
                 let words = "failed to authenticate user with WhoIs";
@@ -316,6 +342,11 @@ impl Provider {
                     redirect_uri: addressed.reply_to.redirect_uri.clone(),
                     login: identity.login.clone(),
                     name: identity.name.clone(),
+                    told: self.told(Granted {
+                        resources: &wanted.resources,
+                        ..asks
+                    }),
+                    resources: wanted.resources.clone(),
                     described_by: described_by(&addressed.client.id),
                     on_own_device: is_loopback_only(&addressed.metadata.redirect_uris),
                     expected: wanted

@@ -9,6 +9,7 @@
 use http::StatusCode;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::{
     Admission, Caller, Confirmation, Denial, Provider, no_random, rules_of, store_failed, written,
@@ -16,7 +17,7 @@ use super::{
 use crate::{
     OidcError, Params,
     authorize::{self, Refused},
-    claims::Identity,
+    claims::{ClaimsRequest, Granted, Identity},
     client::ClientMetadata,
     device::{self, DEVICE_CODE_GRANT, DeviceAnswer},
     discovery::{DEVICE_PATH, url_of},
@@ -41,6 +42,8 @@ pub struct DeviceQuestion {
     pub client: ClientMetadata,
     /// As the device shows it.
     pub user_code: String,
+    /// What the client will be told about the person.
+    pub told: Map<String, Value>,
     /// What the device wants tokens for.
     pub resources: Vec<String>,
 }
@@ -110,7 +113,15 @@ impl Provider {
             return Ok(None);
         };
         let details: DeviceDetails = serde_json::from_str(&device.details).map_err(written)?;
+        let told = self.told(Granted {
+            client_id: &device.client_id,
+            identity: person,
+            scopes: &details.scopes,
+            resources: &details.resources,
+            wishes: &ClaimsRequest::default(),
+        });
         Ok(Some(DeviceQuestion {
+            told,
             client_id: device.client_id,
             client,
             user_code: device::tidied_user_code(user_code).unwrap_or_default(),

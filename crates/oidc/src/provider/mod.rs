@@ -28,6 +28,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::{Map, Value};
 use tailbone_keys::{
     Algorithm, SigningQueue,
     jwks::{Document, KeySet},
@@ -36,8 +37,8 @@ use tailbone_keys::{
 pub use access::{Admission, Denial};
 pub use authentication::WorkloadIssuer;
 pub use authorization::{
-    AuthorizeRequest, Authorized, Browser, Confirmation, DeniedLogin, NewSession, Question,
-    SESSION_LIFETIME,
+    AuthorizeRequest, Authorized, Browser, Confirmation, DeniedLogin, MachineLogin, NewSession,
+    Question, SESSION_LIFETIME,
 };
 pub use device::{Decided, DeviceQuestion};
 pub use foreign::Foreign;
@@ -49,7 +50,7 @@ use crate::{
     OidcError,
     authorize::{ReadRules, UnknownScopes},
     capability::Rules,
-    claims::{self, Identity, Mapping, Style},
+    claims::{self, Granted, Identity, Mapping, Style},
     client::{ClientMetadata, Login},
     device::Tries,
     store::{Client, ClientOrigin, NoRandom, Store, StoreError},
@@ -171,6 +172,17 @@ impl Provider {
             style: self.settings.style,
             mapping: &self.settings.mapping,
         }
+    }
+
+    /// What a client will be told about the person. Rules that fail a token leave out what they
+    /// would add.
+    fn told(&self, granted: Granted<'_>) -> Map<String, Value> {
+        let claims = self.claims();
+        let rules = Rules::parse(&granted.identity.grants).unwrap_or_default();
+        claims
+            .told(granted, &rules)
+            .or_else(|_| claims.told(granted, &Rules::default()))
+            .unwrap_or_default()
     }
 
     fn read_rules(&self) -> ReadRules {

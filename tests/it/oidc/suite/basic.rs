@@ -423,7 +423,10 @@ async fn oidcc_ensure_post_request_succeeds(mode: Mode) {
     let shown = module
         .browser
         .send(with(posted, "sec-fetch-site", "cross-site"));
-    let shown = shown.await;
+    // The form of another site comes without cookies, and is sent on to fetch them.
+    let to = shown.await.header("location").to_owned();
+    assert!(to.starts_with("/authorize?"), "{to}");
+    let shown = module.browser.get(&to).await;
     let fields = module.confirm(shown).await;
     module.finish(&fields, &[]).await;
 }
