@@ -17,6 +17,7 @@ use serde::{
     de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor},
 };
 use serde_json::{Map, Value};
+use tailbone_identity::policy::Selector;
 use tailbone_keys::Algorithm;
 use tailbone_oidc::{
     client::Offered,
@@ -48,6 +49,34 @@ pub struct ClientFolder {
 /// Everything that is wrong with the files, a line each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadClientFiles(pub Vec<String>);
+
+/// A word of `access`: whom a client admits.
+#[derive(Debug, PartialEq, Eq)]
+pub enum AccessWord<'a> {
+    /// A group of the file of rules.
+    Group(&'a str),
+    /// A login, `*@domain` or `*`.
+    Login(Selector),
+}
+
+impl<'a> AccessWord<'a> {
+    /// The error says what is wrong with the word.
+    pub fn parse(word: &'a str) -> Result<Self, String> {
+        match word.strip_prefix("group:") {
+            Some("") => return Err(format!("{word:?} names no group")),
+            Some(group) => return Ok(Self::Group(group)),
+            None => {}
+        }
+        match Selector::parse(word)? {
+            Selector::Anyone | Selector::Funnel | Selector::Tag(_) => {
+                Err(format!("{word:?} names no person"))
+            }
+            login @ (Selector::Domain(_) | Selector::Everybody | Selector::User(_)) => {
+                Ok(Self::Login(login))
+            }
+        }
+    }
+}
 
 impl fmt::Display for BadClientFiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -144,6 +173,20 @@ impl ClientFolder {
         now: Timestamp,
     ) -> Result<Client, (Option<usize>, String)> {
         let members = members(text, format)?;
+        let words = members.get("access").and_then(Value::as_array);
+        if words.is_some_and(Vec::is_empty) {
+            let line = line_of(text, format, "access", 1);
+            let sentence = "access: an empty list names nobody: leave it out to admit whom the \
+                            rules admit";
+            return Err((line, sentence.to_owned()));
+        }
+        let words = words.into_iter().flatten().filter_map(Value::as_str);
+        for word in words {
+            if let Err(why) = AccessWord::parse(word) {
+                let line = line_of(text, format, "access", 1);
+                return Err((line, format!("access: {}", printable(&why))));
+            }
+        }
         let algorithms: Vec<&str> = self.algorithms.iter().map(|one| one.as_str()).collect();
         let offers = Offers {
             token_exchange: self.token_exchange,
@@ -406,6 +449,31 @@ mod tests {
     fn a_mistake_has_its_file_and_line_and_no_value() {
         let public = "token_endpoint_auth_method";
         for (name, text, said) in [
+            (
+                "a.yaml",
+                "scope: a\naccess: [alice@example.com, tag:ci]",
+                "a.yaml, line 2: access: \"tag:ci\" names no person",
+            ),
+            (
+                "a.yaml",
+                "access: [all]",
+                "a.yaml, line 1: access: \"all\" is not a word of rules",
+            ),
+            (
+                "a.yaml",
+                "access: ['group:']",
+                "a.yaml, line 1: access: \"group:\" names no group",
+            ),
+            (
+                "a.yaml",
+                "access: []",
+                "a.yaml, line 1: access: an empty list names nobody",
+            ),
+            (
+                "a.yaml",
+                "access: alice@example.com",
+                "a.yaml, line 1: access has a value of the wrong kind",
+            ),
             (
                 "a.toml",
                 "redirect_uris = []\nclient_secret = 'hunter2hunter2'\n",

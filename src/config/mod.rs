@@ -31,7 +31,7 @@ pub mod table;
 mod tsiam;
 mod tsidp;
 
-pub use client_files::{BadClientFiles, ClientFolder};
+pub use client_files::{AccessWord, BadClientFiles, ClientFolder};
 pub use listen::{Listen, TailnetTls};
 pub use load::{
     PolicySettings, Purpose, RuleSource, Settings, load, load_all, load_client, load_oidc_place,

@@ -1,6 +1,6 @@
 //! Clients that files describe: what a file says, and what a change of files changes, in words.
 //!
-//! A file has the members of a registration (RFC 7591) and some of ours: `client_id`,
+//! A file has the members of a registration (RFC 7591) and some of ours: `access`, `client_id`,
 //! `client_secret` and `login`. How the files are found and written is for the program; the store
 //! applies them ([`crate::store::Store::apply_clients`]).
 //!

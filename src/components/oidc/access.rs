@@ -30,7 +30,8 @@ use tailbone_values::Object;
 use toml::de::DeTable;
 
 use crate::{
-    identity::{AudiencePattern, Caller},
+    config::AccessWord,
+    identity::{AudiencePattern, Caller, Visitor},
     policy::{Effect, Grant, Match, RuleFile, RuleId, RuleList, RuleReader, Scope, Verdict, Who},
 };
 
@@ -159,6 +160,49 @@ impl LoginAccess {
 
     pub fn decide(&self, who: Who<'_>, login: &LoginTarget) -> Verdict {
         decide(&self.rules.rules(), self.require_rule, who, login)
+    }
+
+    /// The decision where the client's own entry says who may log in: nobody else may, whatever the
+    /// rules allow; and where no rule decides, those may.
+    pub fn decide_with(
+        &self,
+        visitor: &Visitor,
+        login: &LoginTarget,
+        access: &[String],
+    ) -> Verdict {
+        if access.is_empty() {
+            return self.decide(Who::Known(visitor), login);
+        }
+        let rules = self.rules.rules();
+        let verdict = rules.decide(Who::Known(visitor), login);
+        let named = match visitor.caller() {
+            Ok(caller @ Caller::User(_)) => {
+                let of_group = |name: &str| rules.groups_of(caller).any(|group| group == name);
+                access.iter().any(|word| match AccessWord::parse(word) {
+                    Ok(AccessWord::Group(name)) => of_group(name),
+                    Ok(AccessWord::Login(selector)) => selector.matches(caller),
+                    // Of another version, perhaps: nobody is let in by it.
+                    Err(_) => false,
+                })
+            }
+            _ => false,
+        };
+        let of_client = |effect, why: &'static str| Verdict {
+            effect,
+            rule: RuleId::Local {
+                name: "access".to_owned(),
+                line: 0,
+            },
+            why: why.into(),
+        };
+        let undecided = verdict.rule == RuleId::End;
+        if !named && (undecided || verdict.effect == Effect::Allow) {
+            of_client(Effect::Deny, "the client admits others only")
+        } else if named && undecided {
+            of_client(Effect::Allow, "the client admits the person")
+        } else {
+            verdict
+        }
     }
 
     pub fn contact(&self) -> Option<String> {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     identity::{self, Connection, Directory, Refusal, Visitor},
-    policy::{Effect, Who},
+    policy::Effect,
     telemetry::error_chain,
 };
 
@@ -149,6 +149,7 @@ impl Network for TailnetPeople {
         identity: &'a claims::Identity,
         client_id: &'a str,
         registered: bool,
+        access: &'a [String],
     ) -> BoxFuture<'a, Result<Admission, Gone>> {
         Box::pin(async move {
             let visitor = self.visitor(identity).await?;
@@ -156,7 +157,7 @@ impl Network for TailnetPeople {
                 client_id: client_id.to_owned(),
                 registered,
             };
-            let verdict = self.access.decide(Who::Known(&visitor), &login);
+            let verdict = self.access.decide_with(&visitor, &login, access);
             if verdict.effect == Effect::Allow {
                 return Ok(Admission::Allowed);
             }

@@ -375,3 +375,50 @@ fn mistakes_in_the_file_end_the_check() {
     }
     assert_eq!(policy(&["check"]).0, 0);
 }
+
+#[tokio::test]
+async fn a_clients_own_entry_admits_whom_it_names_and_nobody_else() {
+    let open = OidcServer::open().await;
+    let ruled = OidcServer::with_rules(rules(RULES)).await;
+    for (server, client, words) in [
+        (&open, "own", &["alice@example.com"][..]),
+        (&open, "unreadable", &["tag:ci"]),
+        (&ruled, "wiki", &["group:staff", "mallory@example.com"]),
+        (&ruled, "silo", &["*@example.com", "group:none"]),
+        (&ruled, "sillier", &["bob@example.com"]),
+    ] {
+        let change = |metadata: &mut ClientMetadata| {
+            metadata.login = Some(Login::Silent);
+            metadata.access = words.iter().map(|&word| word.to_owned()).collect();
+        };
+        let method = AuthMethod::ClientSecretBasic;
+        server.add_with(client, method, change).await;
+    }
+    for (server, client, login, admitted) in [
+        (&open, "own", "alice", true),
+        (&open, "own", "bob", false),
+        (&open, "silent", "bob", true),
+        (&open, "unreadable", "alice", false),
+        // No rule decides about it.
+        (&ruled, "wiki", "alice", true),
+        (&ruled, "wiki", "bob", false),
+        // A rule denies.
+        (&ruled, "wiki", "mallory", false),
+        (&ruled, "silo", "bob", true),
+        // A rule allows.
+        (&ruled, "sillier", "alice", false),
+        (&ruled, "sillier", "bob", true),
+    ] {
+        let mut person = server.person(login, |identity| identity).await;
+        let path = asking(client, &[]);
+        if admitted {
+            code(&mut person, &path).await;
+        } else {
+            assert_eq!(
+                error_of(&mut person, &path).await,
+                refused(),
+                "{login} {client}"
+            );
+        }
+    }
+}

@@ -132,6 +132,10 @@ pub struct ClientMetadata {
     /// Ours, and of no registration: whether a login shows a page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub login: Option<Login>,
+    /// Ours, and of no registration: who may log in, in words that the network understands. Empty:
+    /// whoever its rules admit.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_null")]
+    pub access: Vec<String>,
 }
 
 /// `null` counts as absent, as Go writes an empty list.
@@ -205,6 +209,7 @@ impl ClientMetadata {
         let metadata = Self {
             // Not for a client to say about itself.
             login: None,
+            access: Vec::new(),
             ..Self::read(value, offered)?
         };
         metadata.completed(offered)
@@ -280,6 +285,7 @@ impl ClientMetadata {
             ("request_uris", &self.request_uris),
             ("post_logout_redirect_uris", &self.post_logout_redirect_uris),
             ("contacts", &self.contacts),
+            ("access", &self.access),
             ("workload_subjects", &self.workload_subjects),
             ("grant_types", &self.grant_types),
             ("response_types", &self.response_types),

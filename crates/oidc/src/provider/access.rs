@@ -7,6 +7,7 @@ use super::{Gone, Provider};
 use crate::{
     OidcError,
     claims::Identity,
+    client::ClientMetadata,
     store::{Client, ClientOrigin},
 };
 
@@ -29,6 +30,19 @@ pub struct Denial {
     pub contact: Option<String>,
 }
 
+/// What the entry of the client says of who may log in. A document that describes a client has no
+/// entry, and no say.
+fn access_of(client: &Client) -> Result<Vec<String>, OidcError> {
+    if client.metadata.is_empty() {
+        return Ok(Vec::new());
+    }
+    let read = ClientMetadata::from_stored(&client.metadata);
+    read.map(|metadata| metadata.access).map_err(|error| {
+        tracing::error!(target: "oidc", client_id = client.id, error = %error, "the entry of the client cannot be read");
+        OidcError::unavailable()
+    })
+}
+
 impl Provider {
     /// Asked at the login, at each refresh and at an exchange, since rules and people change in
     /// between.
@@ -41,7 +55,11 @@ impl Provider {
             ClientOrigin::Registered => true,
             ClientOrigin::Admin | ClientOrigin::File | ClientOrigin::Tsidp => false,
         };
-        let asked = self.network.admits(identity, &client.id, registered).await;
+        let access = access_of(client)?;
+        let asked = self
+            .network
+            .admits(identity, &client.id, registered, &access)
+            .await;
         let admission = match asked {
             Ok(admission) => admission,
             Err(gone @ Gone::Unavailable(_)) => {

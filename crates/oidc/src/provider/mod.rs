@@ -152,6 +152,7 @@ pub trait Network: std::fmt::Debug + Send + Sync {
         identity: &'a Identity,
         client_id: &'a str,
         registered: bool,
+        access: &'a [String],
     ) -> BoxFuture<'a, Result<Admission, Gone>>;
 }
 

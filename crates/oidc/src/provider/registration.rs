@@ -213,9 +213,13 @@ impl Provider {
         now: Timestamp,
     ) -> Result<ClientView, BearerError> {
         for _ in 0..TRIES {
-            let (client, _) = self.managed(id, token, now).await?;
+            let (client, before) = self.managed(id, token, now).await?;
             changeable(&client)?;
-            let metadata = self.read_registration(body)?;
+            let metadata = ClientMetadata {
+                // Whoever was kept out by an administrator stays out.
+                access: before.access,
+                ..self.read_registration(body)?
+            };
             check_replacement(body, &client, now)?;
             self.check_sector(&metadata).await?;
             let mut secret = None;
