@@ -202,6 +202,15 @@ impl RawSettings {
         raw
     }
 
+    /// The same with the text of a file in place of one on a disk, for tests/fuzz.
+    pub(super) fn of_text(text: &str, found: &ConfigFile, environment: &Environment) -> Self {
+        let mut raw = Self::default();
+        raw.take_variables(environment);
+        raw.take_text(found, text, environment);
+        raw.take_aliases(environment);
+        raw
+    }
+
     /// What tsiam's file alone says: `config`, or else the one that tsiam would find. `None`: there
     /// is none.
     pub(super) fn of_tsiam(environment: &Environment, config: Option<&Path>) -> Option<Self> {
@@ -366,18 +375,21 @@ impl RawSettings {
     }
 
     fn take_file(&mut self, found: &ConfigFile, environment: &Environment) {
-        let text = match file::text_of(&found.path) {
-            Ok(text) => text,
-            Err(mistake) => return self.mistakes.push(mistake),
-        };
-        let items = match file::entries(found, &text) {
+        match file::text_of(&found.path) {
+            Ok(text) => self.take_text(found, &text, environment),
+            Err(mistake) => self.mistakes.push(mistake),
+        }
+    }
+
+    fn take_text(&mut self, found: &ConfigFile, text: &str, environment: &Environment) {
+        let items = match file::entries(found, text) {
             Ok(items) => items,
             Err(mistake) => return self.mistakes.push(mistake),
         };
         self.path = Some(found.path.clone());
         match tsiam::owner(&items) {
             Ok(Owner::Tsiam) if found.format != FileFormat::Toml => {
-                return self.take_tsiam_text(&found.path, &text);
+                return self.take_tsiam_text(&found.path, text);
             }
             Ok(_) => {}
             Err(sentence) => return self.mistakes.push(file::broken(&found.path, sentence)),

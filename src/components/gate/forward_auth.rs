@@ -509,8 +509,12 @@ fn forwarded_for(element: &str) -> Option<&str> {
     })
 }
 
-/// Parses an address with or without port and brackets.
+/// Parses an address with or without port and brackets. One with a zone (`fe80::1%2`) is refused:
+/// a zone names a network interface of the machine that wrote it, and no node of a tailnet has one.
 fn parse_address(text: &str) -> Option<IpAddr> {
+    if text.contains('%') {
+        return None;
+    }
     let bare = text
         .strip_prefix('[')
         .and_then(|text| text.strip_suffix(']'))
@@ -652,7 +656,9 @@ mod tests {
             one(&["100.64.0.1, 100.64.0.2"]),
             Err(MalformedRequest::ClientAddressInvalid)
         );
-        assert_eq!(one(&["unix:"]), Err(MalformedRequest::ClientAddressInvalid));
+        for nobody in ["unix:", "fd7a::1%19", "[fd7a::1%19]", "[fd7a::1%19]:80"] {
+            assert_eq!(one(&[nobody]), Err(MalformedRequest::ClientAddressInvalid));
+        }
     }
 
     #[test]

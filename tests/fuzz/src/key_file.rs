@@ -5,27 +5,22 @@ use std::{collections::BTreeMap, sync::LazyLock};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::{Map, Value};
-use tailbone::{
-    config::KeySpec,
-    keys::{KeyId, PrivateJwk},
-};
+use tailbone::keys::{KeyId, PrivateJwk};
 
 const PRIVATE: [&str; 6] = ["d", "p", "q", "dp", "dq", "qi"];
 
 type Members = Map<String, Value>;
 
+/// Keys for this alone. They are always the same: what a fuzzer tries next depends on them.
 static FILES: LazyLock<BTreeMap<&str, Members>> = LazyLock::new(|| {
     [
-        ("ec", KeySpec::Es256),
-        ("ec384", KeySpec::Es384),
-        ("ec521", KeySpec::Es512),
-        ("ed", KeySpec::EdDsa),
-        ("rsa", KeySpec::Rs256 { bits: 2048 }),
+        ("ec", include_str!("../keys/ec.jwk")),
+        ("ec384", include_str!("../keys/ec384.jwk")),
+        ("ec521", include_str!("../keys/ec521.jwk")),
+        ("ed", include_str!("../keys/ed.jwk")),
+        ("rsa", include_str!("../keys/rsa.jwk")),
     ]
-    .map(|(kind, spec)| {
-        let key = PrivateJwk::generate("tb-1".parse().unwrap(), spec).unwrap();
-        (kind, serde_json::from_slice(&key.to_file()).unwrap())
-    })
+    .map(|(kind, file)| (kind, serde_json::from_str(file).unwrap()))
     .into()
 });
 

@@ -1,11 +1,11 @@
 //! Settings files. Input: `json`, `toml` or `yaml` in the first line, then the file.
 
-use std::{collections::BTreeSet, fmt::Write as _, io::Write as _, time::Duration};
+use std::{collections::BTreeSet, fmt::Write as _, time::Duration};
 
 use serde_json::{Map, Value as Json};
 use tailbone::config::{
-    self, EffectiveValue, Environment, Flags, Purpose, RawSettings, RawValue, ValueOrigin,
-    ValueOrigins, duration, fuzzing,
+    self, EffectiveValue, Environment, Purpose, RawValue, ValueOrigin, ValueOrigins, duration,
+    fuzzing,
 };
 
 /// A secret in the environment, which no mistake in a file may reveal.
@@ -104,12 +104,7 @@ fn load(extension: &str, text: &str, told: bool) {
         .into_iter()
         .collect();
     let loaded = |text: &str, extension: &str| {
-        let mut file = tempfile::Builder::new()
-            .suffix(&format!(".{extension}"))
-            .tempfile_in("/dev/shm")
-            .unwrap();
-        file.write_all(text.as_bytes()).unwrap();
-        let raw = RawSettings::collect(Flags::default(), &environment, Some(file.path()));
+        let raw = fuzzing::collected(text, extension, &environment);
         config::load(&raw, Purpose::Start)
     };
     match loaded(text, extension) {

@@ -4,10 +4,7 @@
 
 use std::{fmt, sync::LazyLock};
 
-use aws_lc_rs::{
-    rand::SystemRandom,
-    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
-};
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{
     Deserialize, Deserializer,
@@ -22,17 +19,15 @@ use tailbone::jwks::{
 const KID: &str = "k1";
 
 struct Issuer {
-    key: EcdsaKeyPair,
+    key: Ed25519KeyPair,
     set: KeySet,
 }
 
 static ISSUER: LazyLock<Issuer> = LazyLock::new(|| {
-    let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
-    let (x, y) = key.public_key().as_ref()[1..].split_at(32);
-    let part = |bytes| URL_SAFE_NO_PAD.encode(bytes);
-    let document = json!({"keys": [
-        {"kty": "EC", "crv": "P-256", "kid": KID, "x": part(x), "y": part(y)},
-    ]});
+    // Always the same key and so the same signatures: what a fuzzer tries next depends on them.
+    let key = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
+    let x = URL_SAFE_NO_PAD.encode(key.public_key());
+    let document = json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": KID, "x": x}]});
     Issuer {
         key,
         set: KeySet::parse(document.to_string().as_bytes()).unwrap(),
@@ -63,17 +58,14 @@ fn signed(header: &str, payload: &str, change: &str) {
         URL_SAFE_NO_PAD.encode(header),
         URL_SAFE_NO_PAD.encode(payload)
     );
-    let signature = ISSUER
-        .key
-        .sign(&SystemRandom::new(), message.as_bytes())
-        .unwrap();
+    let signature = ISSUER.key.sign(message.as_bytes());
     let text = format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature));
 
     let told: Option<Value> = serde_json::from_str(header).ok();
     let told = told.filter(|_| distinct(header) && distinct(payload));
     let member = |name: &str| told.as_ref().and_then(|header| header.get(name));
     let known_key = member("kid").is_none_or(|kid| kid == KID);
-    let good = member("alg").is_some_and(|alg| alg == "ES256")
+    let good = member("alg").is_some_and(|alg| alg == "EdDSA" || alg == "Ed25519")
         && member("crit").is_none()
         && known_key
         && serde_json::from_str::<Value>(payload).is_ok_and(|payload| payload.is_object());
