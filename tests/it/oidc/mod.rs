@@ -20,6 +20,7 @@ mod logout;
 mod notices;
 mod pages;
 mod programs;
+mod recorded;
 mod registration;
 mod replicas;
 mod requests;
