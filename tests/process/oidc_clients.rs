@@ -1,7 +1,11 @@
 //! Applications whose libraries are not ours log a person in with the real program. The browser is
 //! on the tailnet; the application's back end is not, and reaches the provider through Funnel.
 
-use std::{fs, net::SocketAddr, sync::Arc};
+use std::{
+    fs,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
 
 use ::http::header;
 use reqwest::Method;
@@ -9,8 +13,10 @@ use serde_json::{Value, json};
 use tailbone::tailnet::{EmbeddedNode, Node as _};
 use tailbone_oidc::capability::CAPABILITY;
 use testkit::{
+    backend::Backend,
     connect_proxy::ConnectProxy,
     eventually,
+    files::certificate_file,
     http::{Connection, dial},
     oidc_clients::{McpServer, Registration},
     openbao::OpenBao,
@@ -19,8 +25,10 @@ use tokio::{io::copy_bidirectional, net::TcpListener};
 
 use super::{
     alone,
-    funnel::NAME,
-    oidc_server::{APP, ID, SECRET, browser_of, path_of, posted, provider},
+    funnel::{Edge, NAME},
+    oidc_server::{
+        APP, ID, SECRET, browser_of, path_of, posted, provider, start, write_tsidp_files,
+    },
     workload::ISSUER,
 };
 
@@ -145,12 +153,44 @@ async fn confirmed(browser: &mut Connection, path: &str) -> String {
     answer.header("location").to_owned()
 }
 
-/// Each client registers itself, as a grant allows, and asks for a token for the MCP server. The
-/// server asks the provider about the token by its node's identity.
+/// What describes an MCP client, at an address of this machine. The server ends when dropped.
+async fn client_document() -> (Backend, String) {
+    let at = Arc::new(OnceLock::new());
+    let told = at.clone();
+    let document = move || async move {
+        let document = json!({
+            "client_id": told.get(),
+            "client_name": "An MCP client",
+            "redirect_uris": ["http://127.0.0.1:8976/callback"],
+            "token_endpoint_auth_method": "none",
+        });
+        let kind = [(header::CONTENT_TYPE, "application/json")];
+        (kind, document.to_string())
+    };
+    let app = axum::Router::new().route("/client.json", axum::routing::get(document));
+    let server = Backend::serve_tls("first", app).await;
+    let address = format!("https://localhost:{}/client.json", server.addr.port());
+    at.set(address.clone()).unwrap();
+    (server, address)
+}
+
+/// Each client registers itself, as a grant allows, or is described by a document, and asks for a
+/// token for the MCP server. The server asks the provider about the token by its node's identity.
 #[test]
-fn mcp_clients_register_themselves_and_use_a_server_as_the_person() {
+fn mcp_clients_use_a_server_as_the_person_by_registration_and_by_document() {
     alone(async {
-        let (edge, mut daemon) = provider().await;
+        let edge = Edge::with_authority();
+        write_tsidp_files(&edge);
+        let trusted = certificate_file("first.crt");
+        let reading_documents = [
+            "--oidc-client-documents",
+            "localhost",
+            "--oidc-private-hosts",
+            "localhost",
+            "--oidc-ca-file",
+            trusted.to_str().unwrap(),
+        ];
+        let mut daemon = start(&edge, &reading_documents).await;
         let (alice, mut browser) = browser_of(&edge, "alice").await;
         let nodes = edge.devnet.nodes().await;
         let provider = nodes.iter().find(|node| node["host"] == "public").unwrap();
@@ -169,8 +209,17 @@ fn mcp_clients_register_themselves_and_use_a_server_as_the_person() {
         let proxy = ConnectProxy::start(&[NAME], way_of(alice.clone()).await).await;
         let ca_file = &edge.devnet.ready.acme.as_ref().unwrap().root_file;
         let server = McpServer::start(ISSUER, ca_file, &proxy);
-        for client in [McpServer::python_client, McpServer::javascript_client] {
-            let client = client(&server);
+        let (_documents, document) = client_document().await;
+        let python = McpServer::python_client;
+        let javascript = McpServer::javascript_client;
+        let document = Some(document.as_str());
+        for (client, document) in [
+            (python as fn(&_, _) -> _, None),
+            (python, document),
+            (javascript, None),
+            (javascript, document),
+        ] {
+            let client = client(&server, document);
             let address = client.authorize();
             let path = path_of(&address);
             assert!(path.contains("&resource="), "{path}");
@@ -180,6 +229,9 @@ fn mcp_clients_register_themselves_and_use_a_server_as_the_person() {
             let claims = &learned["claims"];
             assert_eq!(claims["username"], "alice@example.com", "{learned}");
             assert_eq!(claims["client_id"], learned["client_id"]);
+            if let Some(document) = document {
+                assert_eq!(claims["client_id"], document);
+            }
             assert_eq!(claims["aud"], json!([learned["client_id"], server.url]));
             assert_eq!(learned["refreshable"], true);
         }

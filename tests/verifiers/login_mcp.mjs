@@ -1,9 +1,10 @@
 // Logs a person in as an MCP client does, with the package @modelcontextprotocol/sdk.
 //
-//     node login_mcp.mjs PACKAGE SERVER CA_FILE
+//     node login_mcp.mjs PACKAGE SERVER CA_FILE [DOCUMENT]
 //
-// PACKAGE is the folder of the package, SERVER the address of an MCP server. The client registers
-// itself at the authorization server that it finds there. Prints the address to which the client
+// PACKAGE is the folder of the package, SERVER the address of an MCP server. DOCUMENT is the address
+// of what describes the client; without it the client registers itself at the authorization server
+// that it finds there. Prints the address to which the client
 // sends the browser, reads the address at which the browser comes back, and prints what a tool of
 // the server said, each as one line. HTTPS_PROXY is the way to the authorization server.
 
@@ -12,7 +13,7 @@ import { pathToFileURL } from "node:url";
 
 import { fetchThroughProxy } from "./fetch.mjs";
 
-const [folder, server, caFile] = process.argv.slice(2);
+const [folder, server, caFile, document] = process.argv.slice(2);
 const part = (name) => import(pathToFileURL(`${folder}/dist/esm/client/${name}.js`));
 const { Client } = await part("index");
 const { StreamableHTTPClientTransport } = await part("streamableHttp");
@@ -22,6 +23,7 @@ const kept = {};
 let address;
 const login = {
   redirectUrl: "http://127.0.0.1:8976/callback",
+  clientMetadataUrl: document,
   clientMetadata: {
     client_name: "An MCP client",
     redirect_uris: ["http://127.0.0.1:8976/callback"],

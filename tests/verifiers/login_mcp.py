@@ -1,11 +1,12 @@
 """Logs a person in as an MCP client does, with the package mcp.
 
-    login_mcp.py SERVER CA_FILE
+    login_mcp.py SERVER CA_FILE [DOCUMENT]
 
-SERVER is the address of an MCP server. The client registers itself at the authorization server that
-it finds there. Prints the address to which the client sends the browser, reads the address at which
-the browser comes back, and prints what a tool of the server said, each as one line. HTTPS_PROXY is
-the way to the authorization server.
+SERVER is the address of an MCP server. DOCUMENT is the address of what describes the client;
+without it the client registers itself at the authorization server that it finds there. Prints the
+address to which the client sends the browser, reads the address at which the browser comes back,
+and prints what a tool of the server said, each as one line. HTTPS_PROXY is the way to the
+authorization server.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from mcp.client.auth import AuthorizationCodeResult, OAuthClientProvider
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.auth import OAuthClientMetadata
 
-server, ca_file = sys.argv[1:]
+server, ca_file, *document = sys.argv[1:]
 
 
 class Memory:
@@ -64,6 +65,7 @@ async def main():
         storage=memory,
         redirect_handler=send_browser,
         callback_handler=browser_back,
+        client_metadata_url=document[0] if document else None,
     )
     trust = ssl.create_default_context(cafile=ca_file)
     async with (

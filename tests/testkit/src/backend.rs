@@ -64,12 +64,16 @@ impl Backend {
 
     /// As [`Self::start`] with TLS, as `localhost`, with a certificate of the kit.
     pub async fn start_tls(certificate: &str) -> Self {
+        Self::serve_tls(certificate, Router::new().fallback(answer)).await
+    }
+
+    /// The same with answers of the test's.
+    pub async fn serve_tls(certificate: &str, app: Router) -> Self {
         let file = |kind: &str| certificate_file(&format!("{certificate}.{kind}"));
         let files = CertificateFiles::open(file("crt"), file("key")).unwrap();
         let listener = TlsListener::bind("127.0.0.1:0".parse().unwrap(), Arc::new(files));
         let listener = listener.await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let app = Router::new().fallback(answer);
         let server = serve(
             "backend",
             listener,

@@ -92,24 +92,25 @@ impl<'a> McpServer<'a> {
         }
     }
 
-    /// A client of the same package. It registers itself at the provider.
-    pub fn python_client(&self) -> Application {
+    /// A client of the same package. The provider finds what it is at this address; without one it
+    /// registers itself.
+    pub fn python_client(&self, document: Option<&str>) -> Application {
         let mut command = Command::new(venv("bin/python"));
         command.arg(tree("tests/verifiers/login_mcp.py"));
-        self.client(command)
+        self.client(command, document)
     }
 
-    /// A client made with @modelcontextprotocol/sdk of npm. It registers itself too.
-    pub fn javascript_client(&self) -> Application {
+    /// A client made with @modelcontextprotocol/sdk of npm.
+    pub fn javascript_client(&self, document: Option<&str>) -> Application {
         let mut command = Command::new("node");
         command
             .arg(tree("tests/verifiers/login_mcp.mjs"))
             .arg(files::cache("npm/node_modules/@modelcontextprotocol/sdk"));
-        self.client(command)
+        self.client(command, document)
     }
 
-    fn client(&self, mut command: Command) -> Application {
-        command.arg(&self.url).arg(self.ca_file);
+    fn client(&self, mut command: Command, document: Option<&str>) -> Application {
+        command.arg(&self.url).arg(self.ca_file).args(document);
         Application(LineProgram::start(&mut command, self.proxy))
     }
 }
