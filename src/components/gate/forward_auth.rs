@@ -656,8 +656,13 @@ mod tests {
             one(&["100.64.0.1, 100.64.0.2"]),
             Err(MalformedRequest::ClientAddressInvalid)
         );
-        for nobody in ["unix:", "fd7a::1%19", "[fd7a::1%19]", "[fd7a::1%19]:80"] {
-            assert_eq!(one(&[nobody]), Err(MalformedRequest::ClientAddressInvalid));
+        for nobody in [
+            &["unix:"],
+            &["fd7a::1%19"],
+            &["[fd7a::1%19]"],
+            &["[fd7a::1%19]:80"],
+        ] {
+            assert_eq!(one(nobody), Err(MalformedRequest::ClientAddressInvalid));
         }
     }
 
