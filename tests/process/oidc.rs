@@ -8,6 +8,7 @@ use ::http::{Request, header};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http_body_util::Full;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use testkit::{
     daemon::Daemon,
@@ -109,6 +110,51 @@ fn an_application_of_tsidp_logs_people_in_and_a_restart_ends_nothing() {
         let later = part(again["id_token"].as_str().unwrap(), 1);
         assert_eq!(later["sub"], claims["sub"]);
         assert_eq!(later["auth_time"], claims["auth_time"]);
+    });
+}
+
+#[test]
+fn clients_of_files_are_there_at_the_start_and_follow_their_files_on_reload() {
+    alone(async {
+        let edge = Edge::with_authority();
+        let dir = edge.folder().join("clients");
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("secret"), SECRET).unwrap();
+        let describe = |redirect: &str| {
+            let text = format!(
+                "redirect_uris = ['{redirect}']\nclient_secret = 'file:secret'\nlogin = 'silent'\n"
+            );
+            fs::write(dir.join(format!("{ID}.toml")), text).unwrap();
+        };
+        describe(APP);
+        let flags = [
+            "--components",
+            "oidc,metrics",
+            "--oidc-listen",
+            "tailnet+tls://:443,funnel://:443",
+            "--oidc-clients-dir",
+            "clients",
+        ];
+        let mut daemon = edge.start_with(&flags).await;
+        daemon.logs("certificate of the node's name in use").await;
+        daemon.logs("the clients of files are applied").await;
+        daemon.ready();
+        let (_alice, mut browser) = browser_of(&edge, "alice").await;
+        let login = browser.get(&asked()).await;
+        redeemed(&edge, &code_of(&login)).await;
+
+        fs::write(dir.join("another.toml"), "\nredirect_uri = 'x'\n").unwrap();
+        describe("https://elsewhere.example.com/callback");
+        daemon.signal(Signal::HUP);
+        daemon.logs("another.toml, line 2").await;
+        assert_eq!(browser.get(&asked()).await.status(), 302);
+        fs::remove_file(dir.join("another.toml")).unwrap();
+        daemon.signal(Signal::HUP);
+        daemon
+            .logs_times("the clients of files are applied", 2)
+            .await;
+        assert_eq!(browser.get(&asked()).await.status(), 400);
+        assert!(!daemon.log().contains(SECRET));
     });
 }
 
