@@ -16,12 +16,13 @@
 //! Done elsewhere: opening listeners and calling the lifecycle (`server`), the kinds of listeners
 //! ([`crate::config::Listen`]).
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ::http::Extensions;
 use axum::Router;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
+use tailbone_oidc::provider::Provider;
 
 use crate::{
     config::{Listen, Settings},
@@ -67,6 +68,24 @@ pub struct ServerState {
     pub membership: Membership,
     pub readiness: Readiness,
     pub listeners: Listeners,
+    pub provider: ProviderPlace,
+}
+
+/// Where the component `oidc` leaves the OpenID provider for the admin API, which is served before
+/// there are components. Clones share one place.
+#[derive(Debug, Clone, Default)]
+pub struct ProviderPlace(Arc<OnceLock<Provider>>);
+
+impl ProviderPlace {
+    /// The first one stays: a server has one provider, for as long as it runs.
+    pub fn put(&self, provider: Provider) {
+        let _ = self.0.set(provider);
+    }
+
+    /// `None` if the component is off, or is not built yet.
+    pub fn get(&self) -> Option<&Provider> {
+        self.0.get()
+    }
 }
 
 /// Why a component could not be built.

@@ -706,7 +706,7 @@ fn age(created: i64, now: Timestamp) -> String {
 }
 
 /// RFC 3339 as Go writes it: `Z` for UTC.
-fn local_time(seconds: i64, zone: &TimeZone) -> String {
+pub(super) fn local_time(seconds: i64, zone: &TimeZone) -> String {
     match Timestamp::from_second(seconds) {
         Ok(time) => {
             let time = time.to_zoned(zone.clone());

@@ -1,5 +1,6 @@
-//! `tailbone oidc …`: the state of the OpenID provider, without a server of our own: it is copied,
-//! moved between SQLite and PostgreSQL, and tidied; clients of files are applied to it.
+//! `tailbone oidc …`: the OpenID provider. Its state, without a server of our own: it is copied,
+//! moved between SQLite and PostgreSQL, and tidied; clients of files are applied to it. And what a
+//! running server has: clients, sessions and grants (`oidc/clients.rs`, `oidc/logins.rs`).
 //!
 //! Invariants
 //! - `backup` and `dump` only read, so they may run beside the server that has the file.
@@ -7,6 +8,9 @@
 //!   loaded.
 
 pub(super) mod apply;
+mod call;
+mod clients;
+mod logins;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -49,8 +53,13 @@ pub(super) fn command() -> Command {
             .help(help)
     };
     Command::new("oidc")
-        .about("Copy, move and tidy the state of the OpenID provider; apply files of clients")
+        .about(
+            "Administer the OpenID provider; copy, move and tidy its state; apply files of clients",
+        )
         .args(args::of(FlagScope::Oidc).map(|arg| arg.global(true)))
+        .subcommand(clients::command())
+        .subcommand(logins::session_command())
+        .subcommand(logins::grant_command())
         .subcommand(
             Command::new("backup")
                 .about("Copy the file of SQLite, also while a server uses it")
@@ -83,6 +92,12 @@ pub(super) fn run(
     let Some((name, matches)) = matches.subcommand() else {
         return super::help(Some("oidc"), console);
     };
+    match name {
+        "client" => return clients::run(matches, environment, console),
+        "session" => return logins::run_session(matches, environment, console),
+        "grant" => return logins::run_grant(matches, environment, console),
+        _ => {}
+    }
     let raw = args::raw(matches, &[FlagScope::Root, FlagScope::Oidc], environment);
     let ((place, format), _) = console.accept(config::load_oidc_place(&raw))?;
     if name == "apply" {

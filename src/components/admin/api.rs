@@ -22,6 +22,8 @@ use super::{
     impact::{consequences, impact},
     key_errors::{KeyOperation, key_error, list_error},
     new_key::{named_set, requested_spec, requested_spec_in},
+    oidc_api,
+    oidc_proto::oidc_admin_server::OidcAdminServer,
     proto::{
         self, GenerateNewKeysRequest, GenerateNewKeysResponse, Key, ListKeysRequest,
         ListKeysResponse, RecentLogRequest, RecentLogResponse, RemoveKeyRequest, RemoveKeyResponse,
@@ -85,15 +87,22 @@ pub fn router(admin: AdminApi) -> Result<Router, tonic_reflection::server::Error
     let service = AdminServiceServer::new(admin.clone())
         .max_decoding_message_size(MAX_REQUEST_BYTES)
         .max_encoding_message_size(MAX_RESPONSE_BYTES);
+    let oidc = OidcAdminServer::new(admin.clone())
+        .max_decoding_message_size(oidc_api::MAX_REQUEST_BYTES)
+        .max_encoding_message_size(MAX_RESPONSE_BYTES);
     let (reporter, health) = tonic_health::server::health_reporter();
     // This does not wait: nobody else uses the new reporter's table.
-    tokio::spawn(async move { reporter.set_serving::<AdminServiceServer<AdminApi>>().await });
+    tokio::spawn(async move {
+        reporter.set_serving::<AdminServiceServer<AdminApi>>().await;
+        reporter.set_serving::<OidcAdminServer<AdminApi>>().await;
+    });
     let descriptors = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let routes = Routes::new(service)
+        .add_service(oidc)
         .add_service(health)
         .add_service(descriptors().build_v1()?)
         // Used by grpcurl and older tools.
@@ -105,10 +114,41 @@ pub fn router(admin: AdminApi) -> Result<Router, tonic_reflection::server::Error
 
 /// A call that is allowed.
 #[derive(Debug, Clone)]
-struct Admission {
+pub(super) struct Admission {
     method: &'static str,
     requester: Requester,
     rule: AccessRule,
+}
+
+/// What a call was about, for its audit line.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct About {
+    pub(super) kid: Option<String>,
+    pub(super) client_id: Option<String>,
+    pub(super) secret: Option<String>,
+    pub(super) session: Option<String>,
+    pub(super) grant: Option<String>,
+    pub(super) user: Option<String>,
+}
+
+impl About {
+    fn key(kid: Option<String>) -> Self {
+        Self {
+            kid,
+            ..Self::default()
+        }
+    }
+
+    fn or(self, other: Self) -> Self {
+        Self {
+            kid: self.kid.or(other.kid),
+            client_id: self.client_id.or(other.client_id),
+            secret: self.secret.or(other.secret),
+            session: self.session.or(other.session),
+            grant: self.grant.or(other.grant),
+            user: self.user.or(other.user),
+        }
+    }
 }
 
 async fn check_access(
@@ -475,17 +515,26 @@ impl AdminApi {
         })
     }
 
-    /// Runs a call to its end, even if its client disconnects, and writes its audit line.
-    async fn run_to_completion<T: Send + 'static>(
+    /// Runs a call to its end, even if its client disconnects, and writes its audit line: what the
+    /// request was about, and what its answer says besides.
+    pub(super) async fn run_to_completion<T: Send + 'static>(
         &self,
         admission: Admission,
-        kid: Option<String>,
-        kid_of: impl FnOnce(&T) -> Option<String> + Send + 'static,
+        about: About,
+        about_answer: impl FnOnce(&T) -> About + Send + 'static,
         call: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<Response<T>, Status> {
         let completed = async move {
             let outcome = call.await;
-            let kid = kid.or_else(|| outcome.as_ref().ok().and_then(kid_of));
+            let answered = outcome.as_ref().map(about_answer);
+            let About {
+                kid,
+                client_id,
+                secret,
+                session,
+                grant,
+                user,
+            } = about.or(answered.unwrap_or_default());
             let Admission {
                 method,
                 requester,
@@ -498,6 +547,11 @@ impl AdminApi {
                 caller = %requester,
                 rule = rule.as_str(),
                 kid,
+                client_id,
+                secret,
+                session,
+                grant,
+                user,
                 outcome = outcome.as_ref().err().map_or("done", |error| error.code)
             );
             if let Err(error) = &outcome {
@@ -541,8 +595,13 @@ impl AdminService for AdminApi {
                 key: Some(admin.generate(size, &algorithm, &set).await?),
             })
         };
-        self.run_to_completion(admission, None, |answer| key_id(answer.key.as_ref()), call)
-            .await
+        self.run_to_completion(
+            admission,
+            About::default(),
+            |answer| about_key(answer.key.as_ref()),
+            call,
+        )
+        .await
     }
 
     async fn list_keys(
@@ -551,11 +610,16 @@ impl AdminService for AdminApi {
     ) -> Result<Response<ListKeysResponse>, Status> {
         let (admission, ListKeysRequest {}) = admission_of(request)?;
         let admin = self.clone();
-        self.run_to_completion(admission, None, |_| None, async move {
-            Ok(ListKeysResponse {
-                keys: admin.list().await?,
-            })
-        })
+        self.run_to_completion(
+            admission,
+            About::default(),
+            |_| About::default(),
+            async move {
+                Ok(ListKeysResponse {
+                    keys: admin.list().await?,
+                })
+            },
+        )
         .await
     }
 
@@ -571,7 +635,7 @@ impl AdminService for AdminApi {
                 keys: admin.remove(&key_id, force).await?,
             })
         };
-        self.run_to_completion(admission, Some(kid), |_| None, call)
+        self.run_to_completion(admission, About::key(Some(kid)), |_| About::default(), call)
             .await
     }
 
@@ -589,8 +653,13 @@ impl AdminService for AdminApi {
         ) = admission_of(request)?;
         let admin = self.clone();
         let call = async move { admin.rotate(size, &algorithm, &set).await };
-        self.run_to_completion(admission, None, |answer| key_id(answer.key.as_ref()), call)
-            .await
+        self.run_to_completion(
+            admission,
+            About::default(),
+            |answer| about_key(answer.key.as_ref()),
+            call,
+        )
+        .await
     }
 
     async fn status(
@@ -598,9 +667,14 @@ impl AdminService for AdminApi {
         request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
         let (admission, StatusRequest {}) = admission_of(request)?;
-        let answer = Self::status(self);
-        self.run_to_completion(admission, None, |_| None, async move { Ok(answer) })
-            .await
+        let answer = AdminApi::status(self);
+        self.run_to_completion(
+            admission,
+            About::default(),
+            |_| About::default(),
+            async move { Ok(answer) },
+        )
+        .await
     }
 
     async fn who_is(
@@ -609,9 +683,12 @@ impl AdminService for AdminApi {
     ) -> Result<Response<WhoIsResponse>, Status> {
         let (admission, WhoIsRequest { address }) = admission_of(request)?;
         let admin = self.clone();
-        self.run_to_completion(admission, None, |_| None, async move {
-            admin.look_up_caller(&address).await
-        })
+        self.run_to_completion(
+            admission,
+            About::default(),
+            |_| About::default(),
+            async move { admin.look_up_caller(&address).await },
+        )
         .await
     }
 
@@ -621,25 +698,30 @@ impl AdminService for AdminApi {
     ) -> Result<Response<RecentLogResponse>, Status> {
         let (admission, RecentLogRequest {}) = admission_of(request)?;
         let local = matches!(admission.requester, Requester::Local { .. });
-        self.run_to_completion(admission, None, |_| None, async move {
-            if !local {
-                // The log names every caller, which a grant to list keys does not cover.
-                return Err(Error::new(
-                    Kind::Forbidden,
-                    "local_only",
-                    "the log is only shown on the local admin socket",
-                ));
-            }
-            Ok(RecentLogResponse {
-                lines: telemetry::log::recent(),
-            })
-        })
+        self.run_to_completion(
+            admission,
+            About::default(),
+            |_| About::default(),
+            async move {
+                if !local {
+                    // The log names every caller, which a grant to list keys does not cover.
+                    return Err(Error::new(
+                        Kind::Forbidden,
+                        "local_only",
+                        "the log is only shown on the local admin socket",
+                    ));
+                }
+                Ok(RecentLogResponse {
+                    lines: telemetry::log::recent(),
+                })
+            },
+        )
         .await
     }
 }
 
 /// The admission that the access check has added. If it is missing, so is the check.
-fn admission_of<T>(request: Request<T>) -> Result<(Admission, T), Status> {
+pub(super) fn admission_of<T>(request: Request<T>) -> Result<(Admission, T), Status> {
     let (_, mut extensions, message) = request.into_parts();
     match extensions.remove::<Admission>() {
         Some(admission) => Ok((admission, message)),
@@ -672,8 +754,8 @@ fn method_name(path: &str) -> &'static str {
         .unwrap_or_default()
 }
 
-fn key_id(key: Option<&Key>) -> Option<String> {
-    key.map(|key| key.key_id.clone())
+fn about_key(key: Option<&Key>) -> About {
+    About::key(key.map(|key| key.key_id.clone()))
 }
 
 fn wire_certificate(certificate: &dyn CertificateSource, now: Timestamp) -> proto::Certificate {

@@ -37,6 +37,8 @@ pub enum Access {
 pub enum Right {
     Generate,
     List,
+    OidcEdit,
+    OidcView,
     Remove,
     Rotate,
 }
@@ -62,6 +64,50 @@ pub const METHODS: &[(&str, Access)] = &[
     ("/proto.AdminService/WhoIs", Access::Right(Right::List)),
     // The method also requires the local socket.
     ("/proto.AdminService/RecentLog", Access::Right(Right::List)),
+    (
+        "/tailbone.oidc.v1.OidcAdmin/ListClients",
+        Access::Right(Right::OidcView),
+    ),
+    (
+        "/tailbone.oidc.v1.OidcAdmin/GetClient",
+        Access::Right(Right::OidcView),
+    ),
+    (
+        "/tailbone.oidc.v1.OidcAdmin/CreateClient",
+        Access::Right(Right::OidcEdit),
+    ),
+    (
+        "/tailbone.oidc.v1.OidcAdmin/UpdateClient",
+        Access::Right(Right::OidcEdit),
+    ),
+    (
+        "/tailbone.oidc.v1.OidcAdmin/RemoveClient",
+        Access::Right(Right::OidcEdit),
+    ),
+    (
+        "/tailbone.oidc.v1.OidcAdmin/AddClientSecret",
+        Access::Right(Right::OidcEdit),
+    ),
+    (
+        "/tailbone.oidc.v1.OidcAdmin/RemoveClientSecret",
+        Access::Right(Right::OidcEdit),
+    ),
+    (
+        "/tailbone.oidc.v1.OidcAdmin/ListSessions",
+        Access::Right(Right::OidcView),
+    ),
+    (
+        "/tailbone.oidc.v1.OidcAdmin/EndSessions",
+        Access::Right(Right::OidcEdit),
+    ),
+    (
+        "/tailbone.oidc.v1.OidcAdmin/ListGrants",
+        Access::Right(Right::OidcView),
+    ),
+    (
+        "/tailbone.oidc.v1.OidcAdmin/RevokeGrants",
+        Access::Right(Right::OidcEdit),
+    ),
     ("/grpc.health.v1.Health/Check", Access::Anyone),
     ("/grpc.health.v1.Health/Watch", Access::Anyone),
     // The schema is public, in the repository.
@@ -75,7 +121,7 @@ pub const METHODS: &[(&str, Access)] = &[
     ),
 ];
 
-/// The methods that `proto/admin.proto` declares.
+/// The methods that `proto/admin.proto` and `proto/oidc.proto` declare.
 pub const DECLARED_METHODS: &[&str] = include!(concat!(env!("OUT_DIR"), "/admin_methods.rs"));
 
 /// The sender of a request.
@@ -223,6 +269,8 @@ impl Right {
         match self {
             Self::Generate => "generate",
             Self::List => "list",
+            Self::OidcEdit => "oidc-edit",
+            Self::OidcView => "oidc-view",
             Self::Remove => "remove",
             Self::Rotate => "rotate",
         }

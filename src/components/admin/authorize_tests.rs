@@ -7,7 +7,14 @@ use serde_json::{Value, json};
 use super::*;
 use crate::tailnet::{WhoIs, WhoIsNode, WhoIsUser};
 
-const RIGHTS: [Right; 4] = [Right::Generate, Right::List, Right::Remove, Right::Rotate];
+const RIGHTS: [Right; 6] = [
+    Right::Generate,
+    Right::List,
+    Right::OidcEdit,
+    Right::OidcView,
+    Right::Remove,
+    Right::Rotate,
+];
 const OWN_UID: u32 = 1000;
 
 const OWNER: i64 = 7;
@@ -121,6 +128,16 @@ fn table() -> Vec<AccessCase> {
             "rotate",
             machine(&[json!({"methods": ["rotate"]})]),
             only(Right::Rotate),
+        ),
+        (
+            "seeing the OpenID provider's clients",
+            user(&[json!({"methods": ["oidc-view"]})]),
+            only(Right::OidcView),
+        ),
+        (
+            "changing them",
+            machine(&[json!({"methods": ["oidc-edit"]})]),
+            only(Right::OidcEdit),
         ),
         (
             "a star",
@@ -282,7 +299,7 @@ fn every_declared_method_is_in_the_table_once() {
             "{path} changes or tells something, so it needs a right"
         );
     }
-    assert_eq!(DECLARED_METHODS.len(), 7);
+    assert_eq!(DECLARED_METHODS.len(), 18);
     assert_eq!(access("/proto.AdminService/FormatDisk"), None);
     assert_eq!(access("/proto.AdminService/ListKeys/"), None);
 }

@@ -19,6 +19,7 @@ use tonic::{
 };
 
 use super::{
+    oidc_proto::oidc_admin_client::OidcAdminClient,
     proto::{
         GenerateNewKeysRequest, GenerateNewKeysResponse, Key, ListKeysRequest, RecentLogRequest,
         RemoveKeyRequest, RotateKeysRequest, RotateKeysResponse, StatusRequest, StatusResponse,
@@ -122,8 +123,18 @@ impl AdminClient {
         Ok(answer.lines)
     }
 
-    /// Connects and calls, both within the timeout. The request's own deadline is not used, because
-    /// tonic would report it as `Cancelled`.
+    /// A call about the OpenID provider.
+    pub async fn oidc<T>(
+        &self,
+        call: impl AsyncFnOnce(OidcAdminClient<Channel>) -> Result<Response<T>, Status>,
+    ) -> Result<T, CallError> {
+        let attempt = async {
+            let api = OidcAdminClient::new(self.server.connect().await?);
+            Ok(call(api).await?.into_inner())
+        };
+        self.in_time(attempt, "tailbone oidc").await
+    }
+
     async fn call<T>(
         &self,
         call: impl AsyncFnOnce(AdminServiceClient<Channel>) -> Result<Response<T>, Status>,
@@ -132,12 +143,23 @@ impl AdminClient {
             let api = AdminServiceClient::new(self.server.connect().await?);
             Ok(call(api).await?.into_inner())
         };
+        self.in_time(attempt, "tailbone keys list").await
+    }
+
+    /// Connects and calls, both within the timeout. The request's own deadline is not used, because
+    /// tonic would report it as `Cancelled`. `check`: the command that shows whether a change was
+    /// made.
+    async fn in_time<T>(
+        &self,
+        attempt: impl Future<Output = Result<T, CallError>>,
+        check: &str,
+    ) -> Result<T, CallError> {
         tokio::time::timeout(self.timeout, attempt).await.unwrap_or_else(|_| {
             Err(CallError {
                 unreachable: false,
                 code: Code::DeadlineExceeded,
                 message: format!(
-                    "no answer from {} within {}; a change may have been made anyway: check with `tailbone keys list`",
+                    "no answer from {} within {}; a change may have been made anyway: check with `{check}`",
                     self.server,
                     crate::config::duration::format(self.timeout)
                 ),

@@ -10,6 +10,8 @@
 //! | `/proto.AdminService/Status` | `list` | node, signing key, problems with the document |
 //! | `/proto.AdminService/WhoIs` | `list` | the identity behind a tailnet address, as we see it |
 //! | `/proto.AdminService/RecentLog` | `list` | the last log lines; only on the local socket |
+//! | `/tailbone.oidc.v1.OidcAdmin/*` that read | `oidc-view` | clients, sessions, grants |
+//! | the others of `/tailbone.oidc.v1.OidcAdmin/*` | `oidc-edit` | changes them |
 //! | `/grpc.health.v1.Health/*` | | open to everybody |
 //! | `/grpc.reflection.*` | | open to everybody |
 //!
@@ -17,13 +19,14 @@
 //!
 //! Invariants
 //! - A method only runs if `authorize` allows it, and each call is one audit line with requester,
-//!   method, kid, decision and rule.
+//!   method, what it was about, decision and rule.
 //! - Only gRPC calls of programs are considered: no request of a web page reaches a method.
 //! - A call that has begun is completed and audited, even if the caller disconnects.
 //! - The names and numbers in `proto/admin.proto` are a wire format; clients of the Go program use
 //!   the first three methods.
 //!
-//! Done elsewhere: operations on keys ([`crate::jwks::life`]), identification
+//! Done elsewhere: operations on keys ([`crate::jwks::life`]) and on the OpenID provider
+//! ([`tailbone_oidc::provider::Provider`]), identification
 //! ([`crate::identity`]), status codes of errors ([`crate::http::error`]), serving
 //! ([`crate::http::serve`]).
 
@@ -33,6 +36,7 @@ mod client;
 mod impact;
 mod key_errors;
 mod new_key;
+mod oidc_api;
 mod socket;
 
 /// Code generated from `proto/admin.proto`.
@@ -47,6 +51,17 @@ pub mod proto {
 
     pub const DESCRIPTORS: &[u8] =
         include_bytes!(concat!(env!("OUT_DIR"), "/admin_descriptors.bin"));
+}
+
+/// Code generated from `proto/oidc.proto`.
+#[allow(
+    missing_debug_implementations,
+    unreachable_pub,
+    clippy::all,
+    clippy::pedantic
+)]
+pub mod oidc_proto {
+    tonic::include_proto!("tailbone.oidc.v1");
 }
 
 pub use api::{AdminApi, key_of, part, router, wire_key};

@@ -141,6 +141,7 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
                 keys,
             }),
     };
+    context.state.provider.put(provider.clone());
     let import = match &settings.take_over {
         Some(dir) => tsidp::read_clients(dir, Timestamp::now())?.map(|clients| Import {
             source: dir.display().to_string(),

@@ -13,7 +13,7 @@ rows! {
     NO_CONFIRMATION = row("no-confirmation", ValueKind::Bool)
         .short("yes", 'y', FlagScope::Remove)
         .default("false")
-        .help("Do not ask before a key is removed");
+        .help("Do not ask before something is removed");
 }
 
 /// How results are printed.

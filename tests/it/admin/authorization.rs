@@ -239,7 +239,7 @@ async fn mode_open_lets_every_known_caller_in() {
 
 /// The log lines of one test, whose server runs on the test's thread.
 #[derive(Debug, Clone, Default)]
-struct Lines(Arc<Mutex<Vec<String>>>);
+pub(crate) struct Lines(Arc<Mutex<Vec<String>>>);
 
 impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Lines {
     fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
@@ -256,7 +256,11 @@ impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Lines {
 }
 
 impl Lines {
-    fn of(&self, target: &str) -> Vec<String> {
+    pub(crate) fn all(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+
+    pub(crate) fn of(&self, target: &str) -> Vec<String> {
         let lines = self.0.lock().unwrap();
         let wanted = lines
             .iter()
@@ -337,7 +341,7 @@ async fn d05_each_call_is_one_audit_line_and_no_line_holds_a_secret() {
         }
     }
     assert!(!private.is_empty());
-    for line in lines.0.lock().unwrap().iter() {
+    for line in lines.all() {
         assert!(
             !private.iter().any(|secret| line.contains(secret)),
             "{line}"

@@ -1,7 +1,7 @@
 //! The admin API from its callers' point of view: over a fake tailnet and on the local socket, with
 //! our client and with one that only knows the Go program's messages.
 
-mod authorization;
+pub(crate) mod authorization;
 mod cli;
 mod concurrent_changes;
 mod housekeeping;
@@ -40,8 +40,8 @@ use tempfile::TempDir;
 use testkit::{http::dial, keys::policy, soon, world::World};
 use tonic::transport::{Channel, Endpoint};
 
-const ADMIN_CAPABILITY: &str = "tailbone.dev/cap/admin";
-const PORT: u16 = 50051;
+pub(crate) const ADMIN_CAPABILITY: &str = "tailbone.dev/cap/admin";
+pub(crate) const PORT: u16 = 50051;
 const CACHE_TIME: Duration = Duration::from_secs(300);
 const SKEW: Duration = Duration::from_secs(60);
 
@@ -157,7 +157,7 @@ fn published(keys_dir: &Path) -> Vec<String> {
 }
 
 /// A channel over a single stream. It lives as long as it is used.
-async fn over<S>(stream: S) -> Channel
+pub(crate) async fn over<S>(stream: S) -> Channel
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {

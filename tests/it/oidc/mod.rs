@@ -2,6 +2,7 @@
 //! on the way.
 
 mod access;
+mod administration;
 mod application;
 mod assertions;
 mod claims;

@@ -253,6 +253,44 @@ impl ClientMetadata {
         Ok(self)
     }
 
+    /// Reads what an administrator says about a client. A member that nothing knows is a mistake,
+    /// and what is absent stays so, as with clients of tsidp's `/clients/`.
+    pub fn administered(
+        members: &Map<String, Value>,
+        offered: Offered<'_>,
+    ) -> Result<Self, BadMetadata> {
+        let known = Self::members();
+        if let Some(name) = members.keys().find(|name| !known.contains(&name.as_str())) {
+            let name = crate::describable(name);
+            return other(format!("there is no member {name} of a client's metadata"));
+        }
+        for (name, value) in members {
+            let alone = Map::from_iter([(name.clone(), value.clone())]);
+            let unknown = |read: &Self| read.token_endpoint_auth_method == AuthMethod::Unknown;
+            match serde_json::from_value::<Self>(alone.into()) {
+                Ok(read) if !unknown(&read) => {}
+                Ok(_) => {
+                    let methods = offered.auth_methods.join(", ");
+                    return other(format!("{name} is one of {methods}"));
+                }
+                Err(_) => return other(format!("{name} has a value of the wrong kind")),
+            }
+        }
+        let read = serde_json::from_value::<Self>(members.clone().into());
+        let mut metadata = read.map_err(|_| BadMetadata::NotJson)?;
+        metadata.jwks_uri = metadata.jwks_uri.filter(|uri| !uri.is_empty());
+        metadata.clone().completed(offered)?;
+        Ok(metadata)
+    }
+
+    /// The names of all members.
+    pub fn members() -> &'static [&'static str] {
+        let mut names: &[&str] = &[];
+        // It fails, after it was told the names.
+        let _ = Self::deserialize(Members(&mut names));
+        names
+    }
+
     /// Reads the document of a client. It speaks to other servers as well: what the client can do
     /// elsewhere is left out.
     pub fn from_document(
@@ -445,6 +483,32 @@ impl ClientMetadata {
     }
 }
 
+/// A deserializer that has no value, and is told the names of the fields.
+struct Members<'a>(&'a mut &'static [&'static str]);
+
+impl<'de> Deserializer<'de> for Members<'_> {
+    type Error = serde::de::value::Error;
+
+    fn deserialize_struct<V: serde::de::Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        _: V,
+    ) -> Result<V::Value, Self::Error> {
+        *self.0 = fields;
+        Err(serde::de::Error::custom("there is no value"))
+    }
+
+    fn deserialize_any<V: serde::de::Visitor<'de>>(self, _: V) -> Result<V::Value, Self::Error> {
+        Err(serde::de::Error::custom("there is no value"))
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option
+        unit unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
+}
+
 fn other<T>(sentence: String) -> Result<T, BadMetadata> {
     Err(BadMetadata::Other(sentence))
 }
@@ -524,6 +588,50 @@ mod tests {
     fn a_registration_does_not_choose_whether_its_login_is_silent() {
         let body = json!({"redirect_uris": ["https://a/cb"], "login": "silent"});
         assert_eq!(register(body).unwrap().login, None);
+    }
+
+    #[test]
+    fn what_an_administrator_says_is_kept_as_it_is_or_refused_by_name() {
+        let read =
+            |members: Value| ClientMetadata::administered(members.as_object().unwrap(), OFFERED);
+        let metadata = read(json!({"redirect_uris": ["https://a/cb"], "login": "silent"})).unwrap();
+        assert_eq!(metadata.login, Some(Login::Silent));
+        assert_eq!(metadata.grant_types, [""; 0]);
+        for (members, words) in [
+            (
+                json!({"redirect_uris": ["https://a/cb"], "redirect_url": "x"}),
+                "there is no member redirect_url",
+            ),
+            (
+                json!({"redirect_uris": "https://a/cb"}),
+                "redirect_uris has a value of the wrong kind",
+            ),
+            (
+                json!({"redirect_uris": ["https://a/cb"], "login": "loud"}),
+                "login has a value of the wrong kind",
+            ),
+            (
+                json!({"redirect_uris": ["https://a/cb"], "token_endpoint_auth_method": "mtls"}),
+                "token_endpoint_auth_method is one of client_secret_basic, ",
+            ),
+            (json!({"client_name": "App"}), "redirect_uris is required"),
+            (
+                json!({"redirect_uris": ["javascript:1"]}),
+                "redirect URI number 1 ",
+            ),
+        ] {
+            let refused = read(members.clone()).unwrap_err().to_string();
+            assert!(refused.starts_with(words), "{members}: {refused}");
+        }
+    }
+
+    #[test]
+    fn every_member_is_known_by_its_name() {
+        let members = ClientMetadata::members();
+        for name in ["client_name", "redirect_uris", "jwks", "login"] {
+            assert!(members.contains(&name), "{members:?}");
+        }
+        assert!(!members.contains(&"client_id"));
     }
 
     #[test]

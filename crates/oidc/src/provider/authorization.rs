@@ -139,9 +139,11 @@ pub struct MachineLogin {
 /// What is kept with a session.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-struct SessionDetails {
+pub(super) struct SessionDetails {
     /// Clients whose login the person has confirmed in it, the last one at the end.
     confirmed: Vec<String>,
+    /// The person's login at that time, for administrators. Nothing is decided by it.
+    pub(super) login: String,
 }
 
 impl SessionDetails {
@@ -365,7 +367,7 @@ impl Provider {
         let (session, new_session) = if confirmed || request.browser.navigates || session.is_some()
         {
             let confirmed = confirmed.then_some(addressed.client.id.as_str());
-            self.keep_session(session, &subject, auth_time, confirmed, now)
+            self.keep_session(session, identity, auth_time, confirmed, now)
                 .await?
         } else {
             (None, None)
@@ -406,7 +408,7 @@ impl Provider {
     async fn keep_session(
         &self,
         session: Option<(Session, SessionDetails)>,
-        subject: &str,
+        identity: &Identity,
         auth_time: i64,
         confirmed: Option<&str>,
         now: Timestamp,
@@ -423,6 +425,7 @@ impl Provider {
         if unchanged {
             return Ok((old.map(|old| old.id), None));
         }
+        details.login.clone_from(&identity.login);
         let cookie = random_token().map_err(no_random)?;
         let session = Session {
             id: match &old {
@@ -430,7 +433,7 @@ impl Provider {
                 None => SessionId::random().map_err(no_random)?,
             },
             cookie: Digest::of(&cookie),
-            subject: subject.to_owned(),
+            subject: identity.subject(),
             authenticated_at: after(Timestamp::UNIX_EPOCH, auth_time),
             created_at: old.as_ref().map_or(now, |old| old.created_at),
             expires_at: after(now, SESSION_LIFETIME),

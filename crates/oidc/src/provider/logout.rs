@@ -106,20 +106,22 @@ impl Provider {
         wanted.return_to(&metadata)
     }
 
-    /// Ends a session with all that was granted in it, and lets its clients know.
+    /// Ends a session with all that was granted in it, and lets its clients know; `false` if it
+    /// had ended.
     pub(super) async fn end_session(
         &self,
         session: SessionId,
         now: Timestamp,
-    ) -> Result<(), OidcError> {
+    ) -> Result<bool, OidcError> {
         let revoked = self.store.revoke_grants(&GrantsOf::Session(session)).await;
         revoked.map_err(store_failed)?;
         let ended = self.store.end_session(session, now).await;
-        if let Some(ended) = ended.map_err(store_failed)? {
-            tracing::info!(target: "oidc", subject = ended.session.subject, "a session has ended");
-            self.session_ends.ended(self, ended);
-        }
-        Ok(())
+        let Some(ended) = ended.map_err(store_failed)? else {
+            return Ok(false);
+        };
+        tracing::info!(target: "oidc", subject = ended.session.subject, "a session has ended");
+        self.session_ends.ended(self, ended);
+        Ok(true)
     }
 
     /// What a client is told about the end of a session; `None` if it wants to hear nothing.

@@ -11,6 +11,7 @@
 
 mod access;
 mod access_token;
+mod administration;
 mod authentication;
 mod authorization;
 mod clients;
@@ -35,6 +36,10 @@ use tailbone_keys::{
 };
 
 pub use access::{Admission, Denial};
+pub use administration::{
+    ClientEntry, ClientPage, GrantEntry, Listed, MadeClient, MadeSecret, NewClient, SessionEntry,
+    secret_name,
+};
 pub use authentication::WorkloadIssuer;
 pub use authorization::{
     AuthorizeRequest, Authorized, Browser, Confirmation, DeniedLogin, MachineLogin, NewSession,

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use super::{BearerError, Caller, Provider, after, no_random, store_failed, written};
 use crate::{
     OidcError,
-    client::{ClientMetadata, Offered},
+    client::{BadMetadata, ClientMetadata, Offered},
     discovery,
     store::{
         AddedClient, Client, ClientOrigin, ClientSecret, Digest, GrantsOf, RegistrationLimits,
@@ -37,7 +37,7 @@ const UNUSED: i64 = 90 * 24 * 3600;
 const LISTED: u32 = 10_000;
 
 /// How often a registration is read again, because somebody else has changed it.
-const TRIES: usize = 3;
+pub(super) const TRIES: usize = 3;
 
 /// What only this server says of a client (RFC 7592, section 2.2).
 const OURS: [&str; 4] = [
@@ -119,6 +119,14 @@ impl Provider {
     }
 
     fn read_registration(&self, body: &[u8]) -> Result<ClientMetadata, OidcError> {
+        self.read_metadata(|offered| ClientMetadata::register(body, offered))
+    }
+
+    /// Reads metadata, with what they may choose from.
+    pub(super) fn read_metadata(
+        &self,
+        read: impl FnOnce(Offered<'_>) -> Result<ClientMetadata, BadMetadata>,
+    ) -> Result<ClientMetadata, OidcError> {
         let algorithms: Vec<&str> = self.keys.algorithms().map(|one| one.as_str()).collect();
         let mut grant_types = self.settings.offers.grant_types();
         grant_types.push(REFRESH_TOKEN);
@@ -127,7 +135,7 @@ impl Provider {
             grant_types: &grant_types,
             id_token_algorithms: &algorithms,
         };
-        ClientMetadata::register(body, offered)
+        read(offered)
             .map_err(|error| OidcError::bad(error.code(), crate::describable(&error.to_string())))
     }
 
@@ -145,11 +153,7 @@ impl Provider {
         } else {
             None
         };
-        let secrets = secret.as_ref().map(|secret| ClientSecret {
-            digest: Digest::of(secret),
-            created_at: now,
-            expires_at: None,
-        });
+        let secrets = secret.as_ref().map(|secret| stored(secret, None, now));
         let by_itself = registrar == Registrar::Client;
         let registration_token = by_itself.then(new_secret).transpose()?;
         let client = Client {
@@ -222,19 +226,8 @@ impl Provider {
             };
             check_replacement(body, &client, now)?;
             self.check_sector(&metadata).await?;
-            let mut secret = None;
             let mut secrets = client.secrets.clone();
-            if !metadata.token_endpoint_auth_method.has_secret() {
-                secrets.clear();
-            } else if secrets.is_empty() {
-                let made = new_secret()?;
-                secrets.push(ClientSecret {
-                    digest: Digest::of(&made),
-                    created_at: now,
-                    expires_at: None,
-                });
-                secret = Some(made);
-            }
+            let secret = fit_secrets(&mut secrets, &metadata, now)?;
             let changed = Client {
                 secrets,
                 metadata: metadata.to_stored().map_err(written)?,
@@ -408,8 +401,34 @@ fn listed(client: Client, created_at: String) -> ListedClient {
     }
 }
 
+/// Makes the secrets of a client those that its metadata needs: none, or at least one. Gives the
+/// one that was made for this.
+pub(super) fn fit_secrets(
+    secrets: &mut Vec<ClientSecret>,
+    metadata: &ClientMetadata,
+    now: Timestamp,
+) -> Result<Option<Zeroizing<String>>, OidcError> {
+    if !metadata.token_endpoint_auth_method.has_secret() {
+        secrets.clear();
+    } else if secrets.is_empty() {
+        let made = new_secret()?;
+        secrets.push(stored(&made, None, now));
+        return Ok(Some(made));
+    }
+    Ok(None)
+}
+
+/// A secret as it is kept.
+pub(super) fn stored(secret: &str, expires_at: Option<Timestamp>, now: Timestamp) -> ClientSecret {
+    ClientSecret {
+        digest: Digest::of(secret),
+        created_at: now,
+        expires_at,
+    }
+}
+
 /// As tsidp's: 64 hexadecimal digits.
-fn new_secret() -> Result<Zeroizing<String>, OidcError> {
+pub(super) fn new_secret() -> Result<Zeroizing<String>, OidcError> {
     let (one, other) = (
         random_token().map_err(no_random)?,
         random_token().map_err(no_random)?,

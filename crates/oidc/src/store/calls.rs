@@ -11,10 +11,10 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 
 use super::{
-    AccessToken, AddedClient, Answer, ApplyMode, ApplyOptions, Client, ClientChange, Code,
-    DeviceDecision, DevicePoll, DeviceRequest, Digest, EndedSession, Grant, GrantId, GrantsOf,
-    Imported, Issue, Issued, MAX_NAME, Presented, PushedRequest, RefreshToken, RegistrationLimits,
-    Session, SessionId, Store, StoreError, Swept,
+    AccessToken, AddedClient, Answer, ApplyMode, ApplyOptions, Client, ClientChange, ClientQuery,
+    Code, DeviceDecision, DevicePoll, DeviceRequest, Digest, EndedSession, Grant, GrantId,
+    GrantName, GrantsOf, Imported, Issue, Issued, MAX_NAME, Presented, PushedRequest, RefreshToken,
+    RegistrationLimits, Session, SessionId, SessionsOf, Store, StoreError, Swept,
     database::{Database, Kind},
     dump,
     operations::{self, Expiring},
@@ -66,6 +66,20 @@ impl<D: Database> Store for D {
         }
         let parameters = (after.map(str::to_owned), limit, now);
         self.run(Kind::Read, parameters, operations::clients)
+    }
+
+    fn find_clients<'a>(
+        &'a self,
+        query: &'a ClientQuery,
+        now: Timestamp,
+    ) -> Answer<'a, Vec<Client>> {
+        let ids = query.after.iter();
+        let suitable = ids.map(|after| name(after, "a client id"));
+        let mut suitable = suitable.chain([name(&query.text, "what clients are searched by")]);
+        if let Some(error) = suitable.find_map(Result::err) {
+            return failed(error);
+        }
+        self.run(Kind::Read, (query.clone(), now), operations::find_clients)
     }
 
     fn replace_client<'a>(&'a self, client: &'a Client, now: Timestamp) -> Answer<'a, bool> {
@@ -267,6 +281,10 @@ impl<D: Database> Store for D {
         self.run(Kind::Read, (of.clone(), limit, now), operations::grants)
     }
 
+    fn grant_named(&self, name: GrantName, now: Timestamp) -> Answer<'_, Option<Grant>> {
+        self.run(Kind::Read, (name, now), operations::grant_named)
+    }
+
     fn revoke_grants<'a>(&'a self, of: &'a GrantsOf) -> Answer<'a, u64> {
         if !is_suitable_common(of) {
             return known(0);
@@ -307,7 +325,22 @@ impl<D: Database> Store for D {
         if !is_name(subject) {
             return known(Vec::new());
         }
-        let parameters = (subject.to_owned(), limit, now);
+        let parameters = (SessionsOf::Subject(subject.to_owned()), limit, now);
+        self.run(Kind::Read, parameters, operations::sessions)
+    }
+
+    fn find_sessions<'a>(
+        &'a self,
+        of: &'a SessionsOf,
+        limit: u32,
+        now: Timestamp,
+    ) -> Answer<'a, Vec<Session>> {
+        if let SessionsOf::Client(name) | SessionsOf::Details(name) | SessionsOf::Subject(name) = of
+            && !is_name(name)
+        {
+            return known(Vec::new());
+        }
+        let parameters = (of.clone(), limit, now);
         self.run(Kind::Read, parameters, operations::sessions)
     }
 

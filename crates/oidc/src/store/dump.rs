@@ -50,6 +50,7 @@ const TABLES: &[Table] = &[
             ("secrets", Text),
             ("registration_token", Bytes),
             ("metadata", Text),
+            ("search", Text),
             ("created_at", Int),
             ("updated_at", Int),
             ("expires_at", Int),

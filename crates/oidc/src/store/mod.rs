@@ -39,7 +39,7 @@ use jiff::Timestamp;
 
 pub use postgres::{Postgres, PostgresError, PostgresSettings};
 pub use records::*;
-pub use secret::{Digest, GrantId, NoRandom, RefreshToken, SessionId, random_token};
+pub use secret::{Digest, GrantId, GrantName, NoRandom, RefreshToken, SessionId, random_token};
 pub use sqlite::{OpenError, Sqlite};
 pub use watched::{CallKind, Watched, Watcher};
 
@@ -97,6 +97,13 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         &'a self,
         after: Option<&'a str>,
         limit: u32,
+        now: Timestamp,
+    ) -> Answer<'a, Vec<Client>>;
+
+    /// At most `query.limit` of the clients that a query finds, in the order of their ids.
+    fn find_clients<'a>(
+        &'a self,
+        query: &'a ClientQuery,
         now: Timestamp,
     ) -> Answer<'a, Vec<Client>>;
 
@@ -205,6 +212,9 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     fn grants<'a>(&'a self, of: &'a GrantsOf, limit: u32, now: Timestamp)
     -> Answer<'a, Vec<Grant>>;
 
+    /// The grant of this name, while it lives.
+    fn grant_named(&self, name: GrantName, now: Timestamp) -> Answer<'_, Option<Grant>>;
+
     /// Ends them all and says how many there were.
     fn revoke_grants<'a>(&'a self, of: &'a GrantsOf) -> Answer<'a, u64>;
 
@@ -217,6 +227,14 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     fn sessions<'a>(
         &'a self,
         subject: &'a str,
+        limit: u32,
+        now: Timestamp,
+    ) -> Answer<'a, Vec<Session>>;
+
+    /// The same of whichever sessions: the newest first, or of all those that end last.
+    fn find_sessions<'a>(
+        &'a self,
+        of: &'a SessionsOf,
         limit: u32,
         now: Timestamp,
     ) -> Answer<'a, Vec<Session>>;

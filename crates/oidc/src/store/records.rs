@@ -61,6 +61,17 @@ pub struct ClientSecret {
     pub expires_at: Option<Timestamp>,
 }
 
+/// Which clients an administrator looks for, a page at a time in the order of their ids.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ClientQuery {
+    /// What the id, the name or a redirect URI has in it, whatever the case; empty: any.
+    pub text: String,
+    pub origin: Option<ClientOrigin>,
+    /// The last id of the page before.
+    pub after: Option<String>,
+    pub limit: u32,
+}
+
 /// How many registered clients there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RegistrationLimits {
@@ -201,6 +212,17 @@ pub enum Presented<T> {
 pub enum GrantsOf {
     Client(String),
     Session(SessionId),
+    Subject(String),
+}
+
+/// Sessions that have something in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SessionsOf {
+    All,
+    /// Those in which a client was granted something that lives.
+    Client(String),
+    /// Those whose details have this text in them.
+    Details(String),
     Subject(String),
 }
 

@@ -125,6 +125,41 @@ id! {
     SessionId
 }
 
+/// Names a grant to administrators: the first half of its id. Who knows the name alone can present
+/// nothing in the place of the grant's refresh token, which would end the grant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GrantName([u8; RANDOM / 2]);
+
+impl GrantName {
+    /// Reads what [`Self::text`] gave.
+    pub fn parse(text: &str) -> Option<Self> {
+        unhex(text).map(Self)
+    }
+
+    /// 16 lowercase hexadecimal digits.
+    pub fn text(&self) -> String {
+        hex(&self.0)
+    }
+
+    /// The first and the last id that begin with it.
+    pub(crate) fn ids(&self) -> (GrantId, GrantId) {
+        let with = |rest: u8| {
+            let mut id = [rest; RANDOM];
+            id[..RANDOM / 2].copy_from_slice(&self.0);
+            GrantId(id)
+        };
+        (with(0), with(u8::MAX))
+    }
+}
+
+impl GrantId {
+    pub fn name(&self) -> GrantName {
+        let mut name = [0; RANDOM / 2];
+        name.copy_from_slice(&self.0[..RANDOM / 2]);
+        GrantName(name)
+    }
+}
+
 impl fmt::Debug for GrantId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Digest(digest) = Digest::of_bytes(&self.0);

@@ -8,6 +8,8 @@ CREATE TABLE oidc_clients (
     secrets TEXT NOT NULL,
     registration_token BYTES,
     metadata TEXT NOT NULL,
+    -- What administrators find the client by, in small letters.
+    search TEXT NOT NULL,
     created_at BIGINT NOT NULL,
     updated_at BIGINT NOT NULL,
     expires_at BIGINT,

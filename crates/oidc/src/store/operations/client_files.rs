@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::{
     Link, Outcome,
     clients::{
-        insert_client, origin_text, read_client, secrets_text, uncount_clients,
+        insert_client, origin_text, read_client, search_text, secrets_text, uncount_clients,
         uncount_registration,
     },
 };
@@ -196,11 +196,12 @@ async fn replace(
     after: &Client,
 ) -> Result<bool, Failure> {
     let secrets = secrets_text(&after.secrets);
+    let search = search_text(&after.id, &after.metadata);
     let replaced = link
         .query(
             "UPDATE oidc_clients SET origin = $1, owner = $2, secrets = $3, \
              metadata = $4, updated_at = $5, expires_at = NULL, \
-             version = $6 WHERE id = $7 AND version = $8 AND removed_at IS NULL RETURNING id",
+             version = $6, search = $9 WHERE id = $7 AND version = $8 AND removed_at IS NULL RETURNING id",
             &[
                 origin_text(after.origin).into(),
                 after.owner.as_deref().into(),
@@ -210,6 +211,7 @@ async fn replace(
                 after.version.into(),
                 (&after.id).into(),
                 before.version.into(),
+                (&search).into(),
             ],
         )
         .await?;

@@ -3,9 +3,10 @@
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
 
-use super::{Link, Outcome};
+use super::{Link, Outcome, with};
 use crate::store::{
-    AddedClient, Client, ClientOrigin, ClientSecret, Digest, Imported, RegistrationLimits,
+    AddedClient, Client, ClientOrigin, ClientQuery, ClientSecret, Digest, Imported,
+    RegistrationLimits,
     database::{Connection, Failure, Row},
 };
 
@@ -119,16 +120,17 @@ pub(super) async fn insert_client(
     client: &Client,
 ) -> Result<bool, Failure> {
     let secrets = secrets_text(&client.secrets);
+    let search = search_text(&client.id, &client.metadata);
     let added = link
         .query(
             "INSERT INTO oidc_clients (id, origin, owner, secrets, registration_token, metadata, \
-             created_at, updated_at, expires_at, version, incarnation) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 1) \
+             created_at, updated_at, expires_at, version, search, incarnation) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 1) \
              ON CONFLICT (id) DO UPDATE SET origin = excluded.origin, owner = excluded.owner, \
              secrets = excluded.secrets, registration_token = excluded.registration_token, \
              metadata = excluded.metadata, created_at = excluded.created_at, \
              updated_at = excluded.updated_at, expires_at = excluded.expires_at, \
-             version = excluded.version, incarnation = oidc_clients.incarnation + 1, \
+             version = excluded.version, search = excluded.search, incarnation = oidc_clients.incarnation + 1, \
              removed_at = NULL WHERE oidc_clients.removed_at IS NOT NULL RETURNING id",
             &[
                 (&client.id).into(),
@@ -141,6 +143,7 @@ pub(super) async fn insert_client(
                 client.updated_at.into(),
                 client.expires_at.into(),
                 client.version.into(),
+                (&search).into(),
             ],
         )
         .await?;
@@ -217,16 +220,64 @@ pub(crate) fn clients<'c>(
     .boxed()
 }
 
+pub(crate) fn find_clients<'c>(
+    link: Link<'c>,
+    (query, now): &'c (ClientQuery, Timestamp),
+) -> Outcome<'c, Vec<Client>> {
+    async move {
+        let pattern = with(&query.text.to_lowercase());
+        let found = link
+            .query(
+                concat!(
+                    "SELECT ",
+                    client_columns!(),
+                    " FROM oidc_clients WHERE id > $1 AND removed_at IS NULL \
+                     AND (expires_at IS NULL OR expires_at > $2) AND search LIKE $3 ESCAPE '!' \
+                     AND ($4 IS NULL OR origin = $4) ORDER BY id LIMIT $5"
+                ),
+                &[
+                    query.after.as_deref().unwrap_or_default().into(),
+                    (*now).into(),
+                    (&pattern).into(),
+                    query.origin.map(origin_text).into(),
+                    query.limit.into(),
+                ],
+            )
+            .await?;
+        found.into_iter().map(read_client).collect()
+    }
+    .boxed()
+}
+
+/// The longest text that a client is found by, in bytes.
+const MAX_SEARCH: usize = 4096;
+
+/// A line each for the id, the name and the redirect URIs, in small letters.
+pub(super) fn search_text(id: &str, metadata: &str) -> String {
+    let metadata: serde_json::Value = serde_json::from_str(metadata).unwrap_or_default();
+    let uris = metadata["redirect_uris"].as_array();
+    let words = [metadata["client_name"].as_str()].into_iter();
+    let words = words.chain(uris.into_iter().flatten().map(serde_json::Value::as_str));
+    let mut text = id.to_lowercase();
+    for word in words.flatten() {
+        text.push('\n');
+        text.extend(word.to_lowercase().chars().filter(|c| !c.is_control()));
+    }
+    text.truncate(text.floor_char_boundary(MAX_SEARCH));
+    text
+}
+
 pub(crate) fn replace_client<'c>(
     link: Link<'c>,
     (client, now): &'c (Client, Timestamp),
 ) -> Outcome<'c, bool> {
     async move {
         let secrets = secrets_text(&client.secrets);
+        let search = search_text(&client.id, &client.metadata);
         let replaced = link
             .query(
                 "UPDATE oidc_clients SET secrets = $1, registration_token = $2, metadata = $3, \
-                 updated_at = $4, expires_at = $5, version = version + 1 \
+                 updated_at = $4, expires_at = $5, search = $8, version = version + 1 \
                  WHERE id = $6 AND version = $7 AND removed_at IS NULL \
                  AND (expires_at IS NULL OR expires_at > $4) RETURNING id",
                 &[
@@ -237,6 +288,7 @@ pub(crate) fn replace_client<'c>(
                     client.expires_at.into(),
                     (&client.id).into(),
                     client.version.into(),
+                    (&search).into(),
                 ],
             )
             .await?;

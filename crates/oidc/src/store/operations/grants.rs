@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::{Link, Outcome, tokens::insert_access_token};
 use crate::store::{
-    Code, Digest, Grant, GrantId, GrantsOf, Issue, Issued, Presented, RefreshToken,
+    Code, Digest, Grant, GrantId, GrantName, GrantsOf, Issue, Issued, Presented, RefreshToken,
     database::{Connection, Failure, Row, Value},
     secret::Proof,
 };
@@ -274,6 +274,34 @@ pub(crate) fn grants<'c>(
             .into_iter()
             .map(|mut row| read_grant(&mut row))
             .collect()
+    }
+    .boxed()
+}
+
+pub(crate) fn grant_named<'c>(
+    link: Link<'c>,
+    (name, now): &'c (GrantName, Timestamp),
+) -> Outcome<'c, Option<Grant>> {
+    async move {
+        let (first, last) = name.ids();
+        let found = link
+            .query(
+                concat!(
+                    "SELECT ",
+                    grant_columns!(),
+                    " FROM oidc_grants WHERE id >= $1 AND id <= $2 AND expires_at > $3 \
+                     AND redeemed_at IS NOT NULL AND",
+                    client_lives!("oidc_grants", "$3"),
+                    "LIMIT 2"
+                ),
+                &[(&first).into(), (&last).into(), (*now).into()],
+            )
+            .await?;
+        // Two of one name cannot be told apart, and do not happen.
+        match <[_; 1]>::try_from(found) {
+            Ok([mut row]) => read_grant(&mut row).map(Some),
+            Err(_) => Ok(None),
+        }
     }
     .boxed()
 }

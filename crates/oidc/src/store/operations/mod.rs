@@ -77,6 +77,19 @@ pub(crate) use sessions::*;
 pub(crate) use sweep::*;
 pub(crate) use tokens::*;
 
+/// The pattern (`LIKE … ESCAPE '!'`) of all that has a text in it.
+fn with(text: &str) -> String {
+    let mut pattern = String::from("%");
+    for c in text.chars() {
+        if matches!(c, '!' | '%' | '_') {
+            pattern.push('!');
+        }
+        pattern.push(c);
+    }
+    pattern.push('%');
+    pattern
+}
+
 pub(crate) fn check<'c>(link: Link<'c>, (): &'c ()) -> Outcome<'c, ()> {
     async move {
         link.query("SELECT version FROM oidc_schema", &[]).await?;

@@ -3,9 +3,9 @@
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
 
-use super::{Link, Outcome};
+use super::{Link, Outcome, with};
 use crate::store::{
-    Digest, EndedSession, Session, SessionId,
+    Digest, EndedSession, Session, SessionId, SessionsOf,
     database::{Failure, Row},
 };
 
@@ -71,22 +71,50 @@ pub(crate) fn session<'c>(
     .boxed()
 }
 
+/// The statement that finds sessions with a condition on what they have in common, which is `$3`.
+macro_rules! find_sessions {
+    ($common:literal, $order:literal) => {
+        concat!(
+            "SELECT ",
+            session_columns!(),
+            " FROM oidc_sessions WHERE ",
+            $common,
+            "expires_at > $1 ORDER BY ",
+            $order,
+            " DESC LIMIT $2"
+        )
+    };
+}
+
 pub(crate) fn sessions<'c>(
     link: Link<'c>,
-    (subject, limit, now): &'c (String, u32, Timestamp),
+    (of, limit, now): &'c (SessionsOf, u32, Timestamp),
 ) -> Outcome<'c, Vec<Session>> {
     async move {
-        let found = link
-            .query(
-                concat!(
-                    "SELECT ",
-                    session_columns!(),
-                    " FROM oidc_sessions WHERE subject = $1 AND expires_at > $2 \
-                     ORDER BY created_at DESC LIMIT $3"
-                ),
-                &[subject.into(), (*now).into(), (*limit).into()],
-            )
-            .await?;
+        let mut parameters = vec![(*now).into(), (*limit).into()];
+        let pattern;
+        let statement = match of {
+            // There is an index for this order of all sessions.
+            SessionsOf::All => find_sessions!("", "expires_at"),
+            SessionsOf::Client(id) => {
+                parameters.push(id.into());
+                find_sessions!(
+                    "id IN (SELECT session FROM oidc_grants WHERE client_id = $3 \
+                     AND session IS NOT NULL AND expires_at > $1) AND ",
+                    "created_at"
+                )
+            }
+            SessionsOf::Details(text) => {
+                pattern = with(text);
+                parameters.push((&pattern).into());
+                find_sessions!("details LIKE $3 ESCAPE '!' AND ", "expires_at")
+            }
+            SessionsOf::Subject(subject) => {
+                parameters.push(subject.into());
+                find_sessions!("subject = $3 AND ", "created_at")
+            }
+        };
+        let found = link.query(statement, &parameters).await?;
         found.into_iter().map(read_session).collect()
     }
     .boxed()
