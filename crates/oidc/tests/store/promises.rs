@@ -6,9 +6,9 @@ use futures_util::future::{LocalBoxFuture, join_all};
 use jiff::{SignedDuration, Timestamp};
 use tailbone_oidc::store::{
     AccessToken, AddedClient, ApplyMode, ApplyOptions, Client, ClientChange, ClientOrigin,
-    ClientSecret, Code, DeviceDecision, DevicePoll, DeviceRequest, Digest, Grant, GrantId,
-    GrantsOf, Imported, Issue, Issued, MAX_NAME, Presented, PushedRequest, RefreshToken,
-    RegistrationLimits, Session, SessionId, Store, StoreError, WithoutFile,
+    ClientQuery, ClientSecret, Code, DeviceDecision, DevicePoll, DeviceRequest, Digest, Grant,
+    GrantId, GrantsOf, Imported, Issue, Issued, MAX_NAME, Presented, PushedRequest, RefreshToken,
+    RegistrationLimits, Session, SessionId, SessionsOf, Store, StoreError, WithoutFile,
 };
 
 pub(crate) type Shared = Arc<dyn Store>;
@@ -705,6 +705,81 @@ promises! {
         assert_eq!(store.end_session(session.id, at(70)).await.unwrap(), None);
         assert_eq!(by("new", 71).await, None);
         assert!(!store.renew_session(&session, at(71)).await.unwrap());
+    }
+
+    async fn administrators_find_clients_by_what_they_say_a_page_at_a_time(store) {
+        for (id, name) in [("b", "50% Wiki"), ("c", "Grafana"), ("a", "wiki_2")] {
+            let metadata = format!(
+                r#"{{"client_name":"{name}","redirect_uris":["https://{id}.example.com/x"]}}"#
+            );
+            let client = Client { metadata, ..client(id, ClientOrigin::Admin) };
+            assert_eq!(store.add_client(&client, None).await.unwrap(), AddedClient::Added);
+        }
+        let found = async |query: ClientQuery| -> Vec<String> {
+            let found = store.find_clients(&query, at(1)).await.unwrap();
+            found.into_iter().map(|client| client.id).collect()
+        };
+        let with = |text: &str| ClientQuery {
+            text: text.to_owned(),
+            limit: 2,
+            ..ClientQuery::default()
+        };
+        assert_eq!(found(with("")).await, ["a", "b"]);
+        assert_eq!(found(ClientQuery { after: Some("b".to_owned()), ..with("") }).await, ["c"]);
+        assert_eq!(found(with("WIKI")).await, ["a", "b"]);
+        assert_eq!(found(with("0%")).await, ["b"], "a sign of patterns means itself");
+        assert_eq!(found(with("i_2")).await, ["a"]);
+        assert_eq!(found(with("c.example")).await, ["c"]);
+        let of_files = ClientQuery { origin: Some(ClientOrigin::File), ..with("") };
+        assert!(found(of_files).await.is_empty());
+        let mut renamed = store.client("c", at(1)).await.unwrap().unwrap();
+        renamed.metadata = r#"{"client_name":"Wiki three"}"#.to_owned();
+        assert!(store.replace_client(&renamed, at(2)).await.unwrap());
+        assert!(found(with("grafana")).await.is_empty());
+        assert_eq!(found(with("three")).await, ["c"]);
+        assert!(store.remove_client("c", at(3)).await.unwrap());
+        assert!(found(with("three")).await.is_empty());
+    }
+
+    async fn administrators_find_sessions_and_a_grant_by_its_name(store) {
+        let session_of = |number: i64, subject: &str| Session {
+            id: SessionId::random().unwrap(),
+            cookie: Digest::of(&format!("cookie {number}")),
+            subject: subject.to_owned(),
+            authenticated_at: at(0),
+            created_at: at(number),
+            expires_at: at(100 + number),
+            details: format!(r#"{{"login":"{subject}@example.com"}}"#),
+        };
+        let sessions = [session_of(0, "alice"), session_of(1, "bob"), session_of(2, "alice")];
+        for session in &sessions {
+            store.add_session(session).await.unwrap();
+        }
+        let found = async |of: SessionsOf, now: i64| {
+            store.find_sessions(&of, 2, at(now)).await.unwrap()
+        };
+        let newest_of_alice = [sessions[2].clone(), sessions[0].clone()];
+        let last_two = [sessions[2].clone(), sessions[1].clone()];
+        assert_eq!(found(SessionsOf::All, 9).await, last_two);
+        assert_eq!(found(SessionsOf::All, 101).await, [sessions[2].clone()]);
+        assert_eq!(found(SessionsOf::Subject("alice".to_owned()), 9).await, newest_of_alice);
+        let bobs = SessionsOf::Details("bob@".to_owned());
+        assert_eq!(found(bobs, 9).await, [sessions[1].clone()]);
+        assert!(found(SessionsOf::Client("app".to_owned()), 9).await.is_empty());
+
+        let granted = Grant { session: Some(sessions[1].id), ..grant("app", "bob") };
+        store.authorize(&granted, code("a code")).await.unwrap();
+        let of_app = SessionsOf::Client("app".to_owned());
+        assert_eq!(found(of_app, 9).await, [sessions[1].clone()]);
+        let named = async |now: i64| {
+            store.grant_named(granted.id.name(), at(now)).await.unwrap()
+        };
+        assert_eq!(named(1).await, None, "its code has not been redeemed");
+        store.redeem_code(code("a code").digest, &both("t"), at(1)).await.unwrap();
+        assert_eq!(named(2).await.as_ref(), Some(&granted));
+        let other = GrantId::random().unwrap().name();
+        assert_eq!(store.grant_named(other, at(2)).await.unwrap(), None);
+        assert_eq!(named(3000).await, None, "it has expired");
     }
 
     async fn a_pushed_request_is_taken_once(store) {
