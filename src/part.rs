@@ -22,7 +22,8 @@ use ::http::Extensions;
 use axum::Router;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use tailbone_oidc::provider::Provider;
+use parking_lot::Mutex;
+use tailbone_oidc::{provider::Provider, store::LiveRows};
 
 use crate::{
     config::{Listen, Settings},
@@ -69,6 +70,7 @@ pub struct ServerState {
     pub readiness: Readiness,
     pub listeners: Listeners,
     pub provider: ProviderPlace,
+    pub provider_report: ProviderReport,
 }
 
 /// Where the component `oidc` leaves the OpenID provider for the admin API, which is served before
@@ -85,6 +87,49 @@ impl ProviderPlace {
     /// `None` if the component is off, or is not built yet.
     pub fn get(&self) -> Option<&Provider> {
         self.0.get()
+    }
+}
+
+/// What the component `oidc` tells the admin API about its state; nothing while it is off. Clones
+/// share one report.
+#[derive(Debug, Clone, Default)]
+pub struct ProviderReport(Arc<Mutex<Option<ProviderFigures>>>);
+
+/// The state of the OpenID provider, as last looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ProviderFigures {
+    pub issuer: String,
+    /// Names the database, without a secret.
+    pub store: String,
+    /// What lived when it was last counted.
+    pub live: Option<(LiveRows, Timestamp)>,
+    /// How many expired rows the last sweep deleted, and when it ended.
+    pub swept: Option<(u64, Timestamp)>,
+}
+
+impl ProviderReport {
+    pub fn begin(&self, issuer: &str, store: &str) {
+        *self.0.lock() = Some(ProviderFigures {
+            issuer: issuer.to_owned(),
+            store: store.to_owned(),
+            ..ProviderFigures::default()
+        });
+    }
+
+    pub fn counted(&self, live: LiveRows, now: Timestamp) {
+        if let Some(figures) = &mut *self.0.lock() {
+            figures.live = Some((live, now));
+        }
+    }
+
+    pub fn swept(&self, rows: u64, now: Timestamp) {
+        if let Some(figures) = &mut *self.0.lock() {
+            figures.swept = Some((rows, now));
+        }
+    }
+
+    pub fn get(&self) -> Option<ProviderFigures> {
+        self.0.lock().clone()
     }
 }
 

@@ -82,7 +82,25 @@ pub(super) struct Status {
     jwks: Jwks,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     key_sets: Vec<KeySet>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    oidc: Option<Provider>,
     listeners: Vec<Listener>,
+}
+
+/// The OpenID provider.
+#[derive(Debug, Serialize)]
+struct Provider {
+    issuer: String,
+    store: String,
+    store_trouble: Option<String>,
+    /// The counts are as of then.
+    counted_at: Option<String>,
+    clients: u64,
+    grants: u64,
+    access_tokens: u64,
+    sessions: u64,
+    swept_at: Option<String>,
+    swept_rows: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -232,6 +250,18 @@ impl From<StatusResponse> for Status {
                     },
                 })
                 .collect(),
+            oidc: status.oidc.map(|oidc| Provider {
+                issuer: oidc.issuer,
+                store: oidc.store,
+                store_trouble: some(oidc.store_trouble),
+                counted_at: moment(oidc.counted_at),
+                clients: oidc.clients,
+                grants: oidc.grants,
+                access_tokens: oidc.access_tokens,
+                sessions: oidc.sessions,
+                swept_at: moment(oidc.swept_at),
+                swept_rows: oidc.swept_rows,
+            }),
             listeners: status
                 .listeners
                 .into_iter()
@@ -271,6 +301,7 @@ impl Output for Status {
         self.add_readiness(&mut list);
         self.add_node(&mut list);
         self.add_services(&mut list);
+        self.add_provider(&mut list);
         self.add_next_steps(&mut list);
         list.finish()
     }
@@ -387,6 +418,34 @@ impl Status {
                 ("Problem", set.jwks.trouble.clone().unwrap_or_default()),
             ]);
         }
+    }
+
+    fn add_provider(&self, list: &mut List) {
+        let Some(provider) = &self.oidc else {
+            return;
+        };
+        let counts = match &provider.counted_at {
+            Some(time) => format!(
+                "{} clients, {} grants, {} access tokens, {} sessions, at {time}",
+                provider.clients, provider.grants, provider.access_tokens, provider.sessions
+            ),
+            None => "not counted yet".to_owned(),
+        };
+        let swept = match &provider.swept_at {
+            Some(time) => format!("{} expired rows deleted, at {time}", provider.swept_rows),
+            None => "none yet".to_owned(),
+        };
+        list.heading("OpenID provider");
+        list.facts(&[
+            ("Issuer", provider.issuer.clone()),
+            ("Store", provider.store.clone()),
+            (
+                "Problem",
+                provider.store_trouble.clone().unwrap_or_default(),
+            ),
+            ("Has", counts),
+            ("Last sweep", swept),
+        ]);
     }
 
     fn add_next_steps(&self, list: &mut List) {
@@ -613,6 +672,48 @@ Next
         assert!(next("[fd7a:115c:a1e0::3]:80").ends_with("http://tailbone.example.ts.net/issue"));
         assert_eq!(next("127.0.0.1:80"), "Nothing needs to be done.");
         assert_eq!(next("/run/issuer.sock"), "Nothing needs to be done.");
+    }
+
+    #[test]
+    fn an_openid_provider_is_shown_with_its_store_and_what_is_in_it() {
+        let mut status = StatusResponse {
+            oidc: Some(proto::OidcProvider {
+                issuer: "https://idp.example.ts.net".into(),
+                store: "sqlite:oidc/oidc.db".into(),
+                ..proto::OidcProvider::default()
+            }),
+            ..ready()
+        };
+        let shown = |status: &StatusResponse| {
+            let text = text(status.clone(), Layout::PIPE);
+            let (_, section) = text.split_once("\nOpenID provider\n").unwrap();
+            section.split_once("\n\n").unwrap().0.to_owned()
+        };
+        assert_eq!(
+            shown(&status),
+            "  Issuer      https://idp.example.ts.net
+  Store       sqlite:oidc/oidc.db
+  Has         not counted yet
+  Last sweep  none yet"
+        );
+        let provider = status.oidc.as_mut().unwrap();
+        provider.store_trouble = "it does not answer".into();
+        (provider.counted_at, provider.swept_at) = (1_740_172_800, 1_740_172_801);
+        (provider.clients, provider.grants) = (3, 20);
+        (provider.access_tokens, provider.sessions) = (7, 5);
+        provider.swept_rows = 12;
+        assert_eq!(
+            shown(&status),
+            "  Issuer      https://idp.example.ts.net
+  Store       sqlite:oidc/oidc.db
+  Problem     it does not answer
+  Has         3 clients, 20 grants, 7 access tokens, 5 sessions, at 2025-02-21T21:20:00Z
+  Last sweep  12 expired rows deleted, at 2025-02-21T21:20:01Z"
+        );
+        let json = serde_json::to_value(Status::from(status)).unwrap();
+        assert_eq!(json["oidc"]["grants"], 20);
+        let without = serde_json::to_value(Status::from(ready())).unwrap();
+        assert_eq!(without.get("oidc"), None);
     }
 
     #[test]

@@ -33,6 +33,7 @@ use tailbone::{
         readiness::{LatchState, Readiness},
     },
 };
+use tailbone_oidc::store::LiveRows;
 use tempfile::TempDir;
 use testkit::{
     keys::{key_life, policy},
@@ -173,6 +174,8 @@ async fn metrics_tell_what_was_counted_and_what_is() {
     meter.oidc_requested("authorize", "refused", "access_denied");
     let took = Some(Duration::from_millis(2));
     meter.oidc_store_called("write", "done", took);
+    meter.oidc_rows_counted("grant", 5);
+    meter.oidc_rows_counted("grant", 3);
     meter.oidc_rows_swept(7);
     meter.logout_told("told");
 
@@ -194,6 +197,7 @@ async fn metrics_tell_what_was_counted_and_what_is() {
         r#"tailbone_oidc_requests_total{endpoint="authorize",result="refused",reason="access_denied"} 1"#,
         r#"tailbone_oidc_store_calls_total{call="write",result="done"} 1"#,
         r#"tailbone_oidc_store_call_seconds_bucket{le="0.0025",call="write"} 1"#,
+        r#"tailbone_oidc_rows{kind="grant"} 3"#,
         "tailbone_oidc_rows_swept_total 7",
         r#"tailbone_oidc_logout_notices_total{result="told"} 1"#,
         "tailbone_signing_seconds_count 1",
@@ -403,6 +407,25 @@ async fn status_and_whois_at_the_local_socket() {
     assert_eq!(status.join_state, "running");
     assert_eq!(status.keys.len(), 1);
     assert!(status.jwks_read_at > 0 && status.node_key_expiry == 0);
+    assert_eq!(status.oidc, None, "there is no provider");
+    let store = own.readiness.switch("oidc-store", "it does not answer");
+    own.provider_report.begin("https://idp.example", "sqlite:x");
+    let provider = client.status().await.unwrap().oidc.unwrap();
+    assert_eq!(provider.store, "sqlite:x");
+    assert_eq!(provider.store_trouble, "it does not answer");
+    assert_eq!((provider.counted_at, provider.swept_at), (0, 0));
+    store.release();
+    let live = LiveRows {
+        grants: 4,
+        ..LiveRows::default()
+    };
+    let moment = |seconds| Timestamp::from_second(seconds).unwrap();
+    own.provider_report.counted(live, moment(1_800_000_000));
+    own.provider_report.swept(9, moment(1_800_000_001));
+    let provider = client.status().await.unwrap().oidc.unwrap();
+    assert_eq!(provider.store_trouble, "");
+    assert_eq!((provider.grants, provider.counted_at), (4, 1_800_000_000));
+    assert_eq!((provider.swept_rows, provider.swept_at), (9, 1_800_000_001));
 
     let alice = world.peer("alice");
     let known = client.who_is(alice.ip().to_string()).await.unwrap();

@@ -36,6 +36,7 @@ struct Counts {
     oidc_requests: Family<OidcRequestLabels, Counter>,
     oidc_store_calls: Family<StoreCallLabels, Counter>,
     oidc_store_seconds: Family<StoreLabel, Histogram, fn() -> Histogram>,
+    oidc_rows: Family<KindLabel, Gauge>,
     oidc_rows_swept: Counter,
 }
 
@@ -107,6 +108,11 @@ struct StoreLabel {
     call: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
 /// From 0.1 ms (EdDSA, idle machine) to the longest wait that the overload limit allows.
 const SIGNING: [f64; 12] = [
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5,
@@ -142,6 +148,7 @@ impl Default for Meter {
             oidc_requests: Family::default(),
             oidc_store_calls: Family::default(),
             oidc_store_seconds: Family::new_with_constructor(|| Histogram::new(STORE)),
+            oidc_rows: Family::default(),
             oidc_rows_swept: Counter::default(),
         }))
     }
@@ -316,6 +323,12 @@ impl Meter {
         }
     }
 
+    /// Rows of this kind that live in the store of the OpenID provider, as last counted.
+    pub fn oidc_rows_counted(&self, kind: &'static str, rows: u64) {
+        let gauge = self.0.oidc_rows.get_or_create(&KindLabel { kind });
+        gauge.set(i64::try_from(rows).unwrap_or(i64::MAX));
+    }
+
     /// Expired rows that were deleted.
     pub fn oidc_rows_swept(&self, rows: u64) {
         self.0.oidc_rows_swept.inc_by(rows);
@@ -407,6 +420,11 @@ impl Meter {
             "oidc_store_call_seconds",
             "Time of those calls, waiting for the database included",
             self.0.oidc_store_seconds.clone(),
+        );
+        registry.register(
+            "oidc_rows",
+            "Rows in the store of the OpenID provider that have not expired, as last counted, by kind",
+            self.0.oidc_rows.clone(),
         );
         registry.register(
             "oidc_rows_swept",

@@ -42,7 +42,7 @@ use crate::{
         life::{GeneratedKey, KeyLife, LifeError},
     },
     keys::KeyView,
-    part::{self, AcceptedHosts, Context, Part, PartError, ServerState},
+    part::{self, AcceptedHosts, Context, Part, PartError, ProviderFigures, ServerState},
     tailnet::{self, join::JoinState},
     telemetry::{self, audit::Decision as Audited, readiness},
     version,
@@ -372,7 +372,10 @@ impl AdminApi {
         let join = self.state.membership.state(now);
         let latches = self.state.readiness.check(now);
         let snapshot = self.keys.current_keys().snapshot();
+        let oidc = self.state.provider_report.get();
+        let oidc = oidc.map(|figures| wire_provider(figures, &latches));
         StatusResponse {
+            oidc,
             version: version::VERSION.to_owned(),
             commit: version::COMMIT.to_owned(),
             node_state: format!("{:?}", node.state),
@@ -756,6 +759,25 @@ fn method_name(path: &str) -> &'static str {
 
 fn about_key(key: Option<&Key>) -> About {
     About::key(key.map(|key| key.key_id.clone()))
+}
+
+fn wire_provider(figures: ProviderFigures, latches: &[readiness::Latch]) -> proto::OidcProvider {
+    let (live, counted_at) = figures.live.unzip();
+    let (swept_rows, swept_at) = figures.swept.unzip();
+    let live = live.unwrap_or_default();
+    let store = latches.iter().find(|latch| latch.name == "oidc-store");
+    proto::OidcProvider {
+        issuer: figures.issuer,
+        store: figures.store,
+        store_trouble: store.map(|latch| latch.reason.clone()).unwrap_or_default(),
+        counted_at: seconds(counted_at),
+        clients: live.clients,
+        grants: live.grants,
+        access_tokens: live.access_tokens,
+        sessions: live.sessions,
+        swept_at: seconds(swept_at),
+        swept_rows: swept_rows.unwrap_or_default(),
+    }
 }
 
 fn wire_certificate(certificate: &dyn CertificateSource, now: Timestamp) -> proto::Certificate {

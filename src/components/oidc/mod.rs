@@ -152,6 +152,8 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
     let files = settings.clients.as_ref().map(ClientFiles::new);
     let clients = files.as_ref().map(ClientFiles::read).transpose()?;
     state.begin(import, clients);
+    let report = context.state.provider_report.clone();
+    report.begin(&issuer, state.store.place());
     tracing::info!(target: "oidc", issuer, store = state.store.place(), "people can log in to applications");
     let oidc = Arc::new(Oidc {
         provider,
@@ -179,7 +181,7 @@ pub fn part(settings: &Settings, context: &Context) -> Result<Part, PartError> {
             groups,
             store: state.store.clone(),
             files,
-            upkeep: state.upkeep(),
+            upkeep: state.upkeep(report),
         });
     if configured.is_some() {
         return Ok(part);

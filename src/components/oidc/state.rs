@@ -1,5 +1,5 @@
-//! The provider's state while the server runs: which database has it, whether that answers, and
-//! the sweep of what has expired.
+//! The provider's state while the server runs: which database has it, whether that answers, how
+//! much there is, and the sweep of what has expired.
 //!
 //! Invariants
 //! - A database that is away is no reason to end, nor to refuse to start. Each request tries it
@@ -19,13 +19,14 @@ use std::{
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use tailbone_oidc::store::{
-    CallKind, Client, Postgres, PostgresSettings, Sqlite, Store, StoreError, Watched, Watcher,
+    CallKind, Client, LiveRows, Postgres, PostgresSettings, Sqlite, Store, StoreError, Watched,
+    Watcher,
 };
 
 use super::client_files::FileClients;
 use crate::{
     config::{OidcPostgres, OidcSettings, OidcStore},
-    part::PartError,
+    part::{PartError, ProviderReport},
     telemetry::{meter::Meter, readiness::LatchState},
 };
 
@@ -38,13 +39,14 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause before PostgreSQL is asked again at the start, and before clients are copied again.
 pub(super) const AGAIN: Duration = Duration::from_secs(2);
 
-/// How often expired rows are looked for, and how many of each kind are deleted at once.
+/// How often rows are counted and expired ones looked for, and how many of each kind are deleted at
+/// once.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 const SWEEP_ROWS: u32 = 500;
 const SWEEP_PAUSE: Duration = Duration::from_millis(100);
 
 /// The store that the settings name, watched.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct State {
     pub(super) store: Arc<dyn Store>,
     health: Arc<Health>,
@@ -129,10 +131,11 @@ impl State {
         ]
     }
 
-    pub(super) fn upkeep(self) -> Upkeep {
+    pub(super) fn upkeep(self, report: ProviderReport) -> Upkeep {
         Upkeep {
             state: self,
-            swept: Mutex::new(Instant::now()),
+            report,
+            swept: Arc::new(Mutex::new(None)),
         }
     }
 }
@@ -313,51 +316,105 @@ impl Watcher for Health {
     }
 }
 
-/// Asks whether the store answers, and deletes what has expired, a little at a time.
+/// Asks whether the store answers, counts what lives there, and deletes what has expired, a little
+/// at a time.
+#[derive(Clone)]
 pub(super) struct Upkeep {
     state: State,
-    swept: Mutex<Instant>,
+    report: ProviderReport,
+    /// When counting and sweeping last began with a store that answered.
+    swept: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Upkeep {
     /// Comes every few seconds.
     pub(super) fn tick(&self) {
-        let (store, health) = (self.state.store.clone(), self.state.health.clone());
-        if health.is_starting() {
+        if self.state.health.is_starting() {
             return;
         }
-        let mut swept = self.swept.lock();
-        let sweep = swept.elapsed() >= SWEEP_EVERY;
-        if sweep {
-            *swept = Instant::now();
+        let upkeep = self.clone();
+        tokio::spawn(async move { upkeep.keep().await });
+    }
+
+    async fn keep(&self) {
+        if self.state.store.check().await.is_err() {
+            return;
         }
-        tokio::spawn(async move {
-            if store.check().await.is_ok() {
-                health.checked();
+        self.state.health.checked();
+        if self.is_sweep_due() {
+            // Counted first: the sweep takes long if much has expired.
+            self.count_all().await;
+            self.sweep_all().await;
+        }
+    }
+
+    /// If so, it is not due again for a while.
+    fn is_sweep_due(&self) -> bool {
+        let mut swept = self.swept.lock();
+        let due = swept.is_none_or(|swept| swept.elapsed() >= SWEEP_EVERY);
+        if due {
+            *swept = Some(Instant::now());
+        }
+        due
+    }
+
+    async fn count_all(&self) {
+        let now = Timestamp::now();
+        match self.state.store.count_live(now).await {
+            Ok(rows) => {
+                self.report.counted(rows, now);
+                for (kind, rows) in kinds(&rows) {
+                    self.state.health.meter.oidc_rows_counted(kind, rows);
+                }
             }
-            if sweep {
-                sweep_all(&*store, &health.meter).await;
+            Err(error) => {
+                tracing::debug!(target: "oidc", error = %error, "rows could not be counted");
             }
-        });
+        }
+    }
+
+    async fn sweep_all(&self) {
+        let mut rows = 0;
+        loop {
+            match self.state.store.sweep(SWEEP_ROWS, Timestamp::now()).await {
+                Ok(swept) => {
+                    rows += swept.rows;
+                    self.state.health.meter.oidc_rows_swept(swept.rows);
+                    if !swept.more {
+                        self.report.swept(rows, Timestamp::now());
+                        return;
+                    }
+                    tokio::time::sleep(SWEEP_PAUSE).await;
+                }
+                Err(error) => {
+                    tracing::debug!(target: "oidc", error = %error, "expired rows could not be deleted");
+                    return;
+                }
+            }
+        }
     }
 }
 
-async fn sweep_all(store: &dyn Store, meter: &Meter) {
-    loop {
-        match store.sweep(SWEEP_ROWS, Timestamp::now()).await {
-            Ok(swept) => {
-                meter.oidc_rows_swept(swept.rows);
-                if !swept.more {
-                    return;
-                }
-                tokio::time::sleep(SWEEP_PAUSE).await;
-            }
-            Err(error) => {
-                tracing::debug!(target: "oidc", error = %error, "expired rows could not be deleted");
-                return;
-            }
-        }
-    }
+/// The kinds of rows, in the words of the metric.
+fn kinds(rows: &LiveRows) -> [(&'static str, u64); 7] {
+    let LiveRows {
+        access_tokens,
+        assertions,
+        clients,
+        devices,
+        grants,
+        pushed_requests,
+        sessions,
+    } = *rows;
+    [
+        ("access-token", access_tokens),
+        ("assertion", assertions),
+        ("client", clients),
+        ("device", devices),
+        ("grant", grants),
+        ("pushed-request", pushed_requests),
+        ("session", sessions),
+    ]
 }
 
 #[cfg(test)]
@@ -415,5 +472,40 @@ mod tests {
         let unsuitable = StoreError::Unsuitable { what: "a name" };
         health.ended(CallKind::Read, Instant::now(), Some(&unsuitable));
         assert_eq!(health.latch(), LatchState::Released);
+    }
+
+    #[tokio::test]
+    async fn the_first_tick_counts_and_sweeps_and_the_next_one_does_neither() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Sqlite::open(&folder.path().join(DATABASE)).unwrap();
+        let report = ProviderReport::default();
+        report.begin("https://idp.example.ts.net", Store::place(&database));
+        let state = State {
+            store: Arc::new(database),
+            health: Arc::new(health(Phase::Answers)),
+            postgres: None,
+        };
+        let (store, upkeep) = (state.store.clone(), state.upkeep(report.clone()));
+        let now = Timestamp::now();
+        let use_one = async |name: &str, seconds: i64| {
+            let until = now + jiff::SignedDuration::from_secs(seconds);
+            let digest = tailbone_oidc::store::Digest::of(name);
+            assert!(store.use_assertion(digest, until, now).await.unwrap());
+        };
+        use_one("alive", 60).await;
+        upkeep.keep().await;
+        let first = report.get().unwrap();
+        let (rows, _) = first.live.unwrap();
+        assert_eq!(
+            rows,
+            LiveRows {
+                assertions: 1,
+                ..LiveRows::default()
+            }
+        );
+        assert_eq!(first.swept.unwrap().0, 0);
+        use_one("alive too", 60).await;
+        upkeep.keep().await;
+        assert_eq!(report.get().unwrap(), first);
     }
 }

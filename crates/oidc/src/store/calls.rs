@@ -13,8 +13,8 @@ use parking_lot::Mutex;
 use super::{
     AccessToken, AddedClient, Answer, ApplyMode, ApplyOptions, Client, ClientChange, ClientQuery,
     Code, DeviceDecision, DevicePoll, DeviceRequest, Digest, EndedSession, Grant, GrantId,
-    GrantName, GrantsOf, Imported, Issue, Issued, MAX_NAME, Presented, PushedRequest, RefreshToken,
-    RegistrationLimits, Session, SessionId, SessionsOf, Store, StoreError, Swept,
+    GrantName, GrantsOf, Imported, Issue, Issued, LiveRows, MAX_NAME, Presented, PushedRequest,
+    RefreshToken, RegistrationLimits, Session, SessionId, SessionsOf, Store, StoreError, Swept,
     database::{Database, Kind},
     dump,
     operations::{self, Expiring},
@@ -440,6 +440,10 @@ impl<D: Database> Store for D {
             Ok(all)
         }
         .boxed()
+    }
+
+    fn count_live(&self, now: Timestamp) -> Answer<'_, LiveRows> {
+        self.run(Kind::Snapshot, now, operations::count_live)
     }
 
     fn back_up<'a>(&'a self, to: &'a Path) -> Answer<'a, ()> {

@@ -292,6 +292,10 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// be called again, after a pause, while there is more.
     fn sweep(&self, limit: u32, now: Timestamp) -> Answer<'_, Swept>;
 
+    /// Counts what lives, by index, while others read and write. It takes the longer the more
+    /// there is.
+    fn count_live(&self, now: Timestamp) -> Answer<'_, LiveRows>;
+
     /// Writes a copy that can be opened as a store, while others read and write.
     fn back_up<'a>(&'a self, to: &'a Path) -> Answer<'a, ()>;
 

@@ -296,6 +296,19 @@ pub enum DevicePoll {
     Unknown,
 }
 
+/// How many rows of each kind have not expired. A grant of a client that was removed counts until
+/// the sweep has deleted it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LiveRows {
+    pub access_tokens: u64,
+    pub assertions: u64,
+    pub clients: u64,
+    pub devices: u64,
+    pub grants: u64,
+    pub pushed_requests: u64,
+    pub sessions: u64,
+}
+
 /// What one call of [`super::Store::sweep`] deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Swept {

@@ -7,8 +7,9 @@ use jiff::{SignedDuration, Timestamp};
 use tailbone_oidc::store::{
     AccessToken, AddedClient, ApplyMode, ApplyOptions, Client, ClientChange, ClientOrigin,
     ClientQuery, ClientSecret, Code, DeviceDecision, DevicePoll, DeviceRequest, Digest, Grant,
-    GrantId, GrantsOf, Imported, Issue, Issued, MAX_NAME, Presented, PushedRequest, RefreshToken,
-    RegistrationLimits, Session, SessionId, SessionsOf, Store, StoreError, WithoutFile,
+    GrantId, GrantsOf, Imported, Issue, Issued, LiveRows, MAX_NAME, Presented, PushedRequest,
+    RefreshToken, RegistrationLimits, Session, SessionId, SessionsOf, Store, StoreError,
+    WithoutFile,
 };
 
 pub(crate) type Shared = Arc<dyn Store>;
@@ -922,6 +923,13 @@ promises! {
             store.use_assertion(digest, at(100), at(0)).await.unwrap();
         }
         let (_, refresh) = logged_in(&*store, "alive").await;
+        let all = LiveRows {
+            access_tokens: 1, assertions: 7, clients: 7, devices: 7, grants: 8,
+            pushed_requests: 7, sessions: 7,
+        };
+        assert_eq!(store.count_live(at(99)).await.unwrap(), all);
+        let alive = LiveRows { access_tokens: 1, grants: 1, ..LiveRows::default() };
+        assert_eq!(store.count_live(at(100)).await.unwrap(), alive, "before they are swept");
         let young = store.sweep(100, at(99)).await.unwrap();
         assert_eq!((young.rows, young.more), (0, false));
         let some = store.sweep(5, at(100)).await.unwrap();
@@ -930,6 +938,7 @@ promises! {
         assert_eq!((rest.rows, rest.more), (12, false));
         let none = store.sweep(5, at(100)).await.unwrap();
         assert_eq!((none.rows, none.more), (0, false));
+        assert_eq!(store.count_live(at(100)).await.unwrap(), alive, "nor after");
         assert!(is_alive(&*store, "alive", 101).await);
         // The access token ends first, then the grant.
         assert_eq!(store.sweep(5, at(300)).await.unwrap().rows, 1);
