@@ -43,9 +43,10 @@ fn link() {
     }
 }
 
-/// The admin API from `proto/admin.proto` and `proto/oidc.proto`, without a protoc: server and client, descriptors for
-/// reflection, and the path of each method, against which `src/components/admin/authorize.rs` is
-/// checked. SPIFFE's Workload API is none of our own and has none of these.
+/// The admin API from `proto/admin.proto` and `proto/oidc.proto`, without a protoc: server and
+/// client, descriptors for reflection, and the path of each method, against which
+/// `src/components/admin/authorize.rs` is checked. SPIFFE's Workload API is none of our own and has
+/// none of these.
 fn grpc() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     let out = PathBuf::from(env::var("OUT_DIR")?);
